@@ -1,0 +1,1 @@
+"""What senses: encoders, heads, calibration. Knows nothing of policies, tenants or HTTP."""

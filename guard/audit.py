@@ -1,0 +1,100 @@
+"""The audit log: one JSON line for each finished request, appended and never rewritten.
+
+It holds who asked under which policy and what the guards did; no prompt, no answer, no key.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from guard.errors import GuardError
+from guard.verdict import Verdict
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+class AuditLog:
+    """An append-only file of JSON lines; may be written by many threads and processes at once.
+
+    Each line goes to the file in one write, so that a crash loses no finished request and no line
+    is mixed with another. Raises GuardError where the file cannot be opened.
+    """
+
+    def __init__(self, path: Path, now: Callable[[], datetime] = _now) -> None:
+        self.path = path
+        self._now = now
+        self._lock = threading.Lock()
+        self._file: int | None = self._open()
+
+    def append(self, verdict: Verdict, *, tenant: str) -> None:
+        """Write the line of one finished request. Raises OSError (a full disk, a closed log)."""
+        time = self._now().isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        entry = {"time": time, "tenant": tenant} | _finite(verdict.as_dict())
+        line = json.dumps(entry, separators=(",", ":"), allow_nan=False) + "\n"
+        with self._lock:
+            if self._file is None:
+                raise OSError(f"audit log {self.path} is closed")
+            _write_all(self._file, line.encode())
+
+    def reopen(self) -> None:
+        """Go on in the file that now stands at the path: for log rotation. Raises GuardError."""
+        with self._lock:
+            fresh = self._open()
+            if self._file is not None:
+                os.close(self._file)
+            self._file = fresh
+
+    def close(self) -> None:
+        """Close the file; closing twice does no harm."""
+        with self._lock:
+            if self._file is not None:
+                os.close(self._file)
+            self._file = None
+
+    def __enter__(self) -> AuditLog:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _open(self) -> int:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o640)
+            size = os.fstat(file).st_size
+            if size and os.pread(file, 1, size - 1) != b"\n":
+                _write_all(file, b"\n")  # a machine that died here left half a line
+        except OSError as error:
+            raise GuardError(f"audit log {self.path} cannot be opened: {error.strerror}") from error
+        return file
+
+
+def _write_all(file: int, content: bytes) -> None:
+    while content:
+        content = content[os.write(file, content) :]
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: a score that is none becomes null rather than a lost line."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value

@@ -1,0 +1,173 @@
+"""`guard check`: is a configuration right, and what does it mean."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from guard.artifact import Artifact
+from guard.config import Config, GuardConfig, load_config
+from guard.config_checks import NO_POLICY
+from guard.errors import ConfigError, ModelError
+from guard.models import resolve_source
+
+app = typer.Typer()
+
+
+@app.command(epilog="Example: guard check config.toml")
+def check(
+    config: Annotated[Path, typer.Argument(help="The configuration file.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Check a configuration as a whole and print what it means."""
+    try:
+        meaning = describe(load_config(config))
+    except ConfigError as error:
+        if as_json:
+            print(json.dumps({"ok": False, "problems": error.problems}, indent=2))
+        raise
+    if as_json:
+        print(json.dumps({"ok": True} | meaning, indent=2))
+        return
+    console = Console()
+    for table in _tables(meaning):
+        console.print(table)
+    console.print(f"{config} holds.", markup=False, highlight=False, soft_wrap=True)
+
+
+def describe(config: Config) -> dict[str, Any]:
+    """What a configuration means, JSON-ready: server, models, policies with their guards, keys.
+
+    Raises ArtifactError where an artifact went away since the configuration was read.
+    """
+    return {
+        "server": config.server.model_dump(mode="json"),
+        "models": [
+            model.model_dump(mode="json") | {"resolved": _resolved(model.source)}
+            for model in config.models
+        ],
+        "policies": {name: _policy(config, name) for name in config.policy_names},
+        "keys": [
+            {
+                "key": key.hash[:15],
+                "tenant": key.tenant,
+                "default_policy": key.default_policy or config.server.default_policy,
+                "policies": _allowed(config, index),
+                "requests_per_minute": key.requests_per_minute,
+            }
+            for index, key in enumerate(config.keys)
+        ],
+    }
+
+
+def _resolved(source: str) -> str:
+    try:
+        return resolve_source(source)
+    except ModelError as error:
+        return f"not found: {error}"
+
+
+def _policy(config: Config, name: str) -> dict[str, Any]:
+    policy = config.policy(name)
+    return {
+        "action": policy.action,
+        "on_error": policy.on_error,
+        "guards": [_guard(guard) for guard in config.guards_of(name)],
+        "asked_for_by": _askers(config, name),
+    }
+
+
+def _guard(guard: GuardConfig) -> dict[str, Any]:
+    artifact = Artifact.load(guard.artifact)
+    meta = artifact.meta
+    return {
+        "name": guard.name,
+        "concept": meta.concept,
+        "method": meta.method,
+        "artifact": artifact.short_digest,
+        "fits_model": meta.model.model_dump(mode="json"),
+        **{
+            key: _setting(getattr(guard, key), meta.settings.get(key))
+            for key in ("threshold", "strength", "recheck")
+        },
+    }
+
+
+def _setting(configured: float | None, fitted: Any) -> dict[str, Any]:
+    if configured is None:
+        return {"value": fitted, "from": "artifact"}
+    return {"value": configured, "from": "config"}
+
+
+def _allowed(config: Config, index: int) -> list[str]:
+    key = config.keys[index]
+    default = key.default_policy or config.server.default_policy
+    return [name for name in config.policy_names if name in {default, *key.policies}]
+
+
+def _askers(config: Config, policy: str) -> list[str]:
+    if not config.keys:
+        return ["anyone"]
+    return [
+        f"{key.tenant} ({key.hash[:15]})"
+        for index, key in enumerate(config.keys)
+        if policy in _allowed(config, index)
+    ]
+
+
+def _tables(meaning: dict[str, Any]) -> list[Table]:
+    server = _table("Server", "setting", "value")
+    for name, value in meaning["server"].items():
+        _row(server, name, value)
+    models = _table("Models", "name", "engine", "source", "loaded from", "dtype", "device")
+    columns = ("name", "engine", "source", "resolved", "dtype", "device")
+    for model in meaning["models"]:
+        _row(models, *(model[column] for column in columns))
+    tables = [server, models]
+    for name, policy in meaning["policies"].items():
+        askers = ", ".join(policy["asked_for_by"]) or "no key"
+        title = f"Policy {name}: {policy['action']}, on error {policy['on_error']}, for {askers}"
+        if name == NO_POLICY:
+            title = f"Policy {name}: no guards, for {askers}"
+        table = _table(
+            title, "guard", "concept", "method", "threshold", "strength", "recheck", "fits model"
+        )
+        for guard in policy["guards"]:
+            fits = guard["fits_model"]
+            settings = (_origin(guard[key]) for key in ("threshold", "strength", "recheck"))
+            fitted_on = f"{fits['name']} ({fits['fingerprint'][:12]})"
+            _row(table, guard["name"], guard["concept"], guard["method"], *settings, fitted_on)
+        tables.append(table)
+    keys = _table("Keys", "key", "tenant", "default policy", "may ask for", "requests a minute")
+    for key in meaning["keys"]:
+        allowed = ", ".join(key["policies"])
+        rate = key["requests_per_minute"] or "unlimited"
+        _row(keys, key["key"], key["tenant"], key["default_policy"], allowed, rate)
+    if not meaning["keys"]:
+        _row(keys, "none", "anyone", meaning["server"]["default_policy"], "any", "unlimited")
+    return [*tables, keys]
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=Text(title), title_justify="left")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _row(table: Table, *cells: object) -> None:
+    table.add_row(*(Text("-" if cell is None else str(cell)) for cell in cells))
+
+
+def _origin(setting: dict[str, Any]) -> str:
+    value = setting["value"]
+    if value is None:
+        return "-"
+    shown = f"{value:.4g}" if type(value) is float else str(value)
+    return f"{shown} ({setting['from']})"

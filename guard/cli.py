@@ -1,0 +1,147 @@
+"""The command `guard`: finds its subcommands, and turns every error into a line and a status.
+
+A subcommand is a `typer.Typer`, named by an entry point of the group `guard.commands`; it is
+imported when it is asked for. Exit status: 0 done, 1 a check or an operation failed, 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, MutableMapping
+from importlib.metadata import EntryPoint, entry_points
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+import guard
+from guard.errors import ConfigError, GuardError
+
+GROUP = "guard.commands"
+
+OWN_COMMANDS = {
+    "check": "guard.check_cli:app",
+    "inspect": "guard.inspect_cli:app",
+    "models": "guard.models_cli:app",
+}
+
+
+class Commands(MutableMapping[str, Any]):
+    """Command by name, imported at first use."""
+
+    def __init__(self) -> None:
+        self._points = {
+            name: EntryPoint(name, value, GROUP) for name, value in OWN_COMMANDS.items()
+        }
+        self._points |= {point.name: point for point in entry_points(group=GROUP)}
+        self._loaded: dict[str, Any] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._loaded:
+            self._loaded[name] = _command(self._points[name])
+        return self._loaded[name]
+
+    def __setitem__(self, name: str, command: Any) -> None:
+        self._loaded[name] = command
+
+    def __delitem__(self, name: str) -> None:
+        del self._points[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted({*self._points, *self._loaded}))
+
+    def __len__(self) -> int:
+        return len({*self._points, *self._loaded})
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._points or name in self._loaded
+
+
+class CommandGroup(TyperGroup):
+    """The group behind `guard`: late imports, and no traceback unless GUARD_DEBUG is set."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self.commands = Commands()
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except GuardError as error:
+            lines = error.problems if isinstance(error, ConfigError) else (error.message,)
+            for line in lines:
+                say_error(line)
+            raise typer.Exit(1) from error
+        except (typer.Exit, typer.Abort, typer.TyperException, BrokenPipeError):
+            raise
+        except Exception as error:
+            if os.environ.get("GUARD_DEBUG"):
+                raise
+            say_error(f"{type(error).__name__}: {error} (set GUARD_DEBUG=1 to see where)")
+            raise typer.Exit(1) from error
+
+
+def say_error(message: str) -> None:
+    """Print `error: message` to stderr as one line, without control characters."""
+    line = " ".join(message.split())
+    print("error:", "".join(c if c.isprintable() else "?" for c in line), file=sys.stderr)
+
+
+def _command(point: EntryPoint) -> Any:
+    try:
+        loaded = point.load()
+    except ImportError as error:
+        loaded = _unavailable(point.name, error)
+    command = typer.main.get_command(loaded)
+    command.name = point.name
+    return command
+
+
+def _unavailable(name: str, error: ImportError) -> typer.Typer:
+    # One extra that is not installed must not take the other commands down.
+    stand_in = typer.Typer(add_completion=False)
+    needed = error.name or str(error)
+
+    @stand_in.command(
+        help=f"(not available: needs {needed})",
+        context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    )
+    def say() -> None:
+        raise GuardError(f"`guard {name}` needs {needed}: install the extra that has it")
+
+    return stand_in
+
+
+app = typer.Typer(
+    cls=CommandGroup,
+    name="guard",
+    help="Keep a model from producing what it must not, while it runs.",
+    epilog="Example: guard check config.toml",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"inference-guard {guard.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Entry point of the command `guard`."""
+    app(prog_name="guard")

@@ -1,0 +1,206 @@
+"""The configuration file: its sections as types, and reading it with all problems at once."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from guard.config_checks import NO_POLICY, Problem, cross_check, schema_problem
+from guard.errors import ConfigError, UnknownPolicy
+from guard.toml_lines import key_lines, line_of
+
+MAX_CONFIG_BYTES = 2**20
+
+Action = Literal["steer", "block", "flag", "observe"]
+OnError = Literal["closed", "open"]
+
+# Names travel in headers, URLs and metric labels.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$")]
+# Types are strict, but TOML has arrays and strings where these want tuples and paths.
+Names = Annotated[tuple[Name, ...], Field(strict=False)]
+FilePath = Annotated[Path, Field(strict=False)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class ServerConfig(_Section):
+    """`[server]`. Sizes are in bytes, times in seconds; `audit_log` None keeps no log."""
+
+    host: str = Field(default="127.0.0.1", min_length=1)
+    port: int = Field(default=8000, ge=0, le=65535)
+    default_policy: Name = NO_POLICY
+    queue_limit: int = Field(default=64, ge=1, le=100_000)
+    max_batch: int = Field(default=16, ge=1, le=1024)
+    max_body_bytes: int = Field(default=1_048_576, ge=1, le=2**30)
+    max_tokens_limit: int = Field(default=2048, ge=1)
+    audit_log: FilePath | None = None
+    request_timeout_s: float = Field(default=300.0, gt=0)
+
+
+class ModelConfig(_Section):
+    """One of `[[models]]`; `max_context` None takes the model's own."""
+
+    name: Name
+    source: str = Field(min_length=1)
+    engine: Literal["transformers"] = "transformers"
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
+    device: str = Field(default="auto", min_length=1)
+    max_context: int | None = Field(default=None, ge=1)
+
+
+class GuardConfig(_Section):
+    """One of `[[guards]]`; threshold, strength and recheck None are as fitted."""
+
+    name: Name
+    artifact: FilePath
+    threshold: float | None = None
+    strength: float | None = Field(default=None, gt=0, le=10)
+    recheck: bool | None = None
+
+
+class PolicyConfig(_Section):
+    """One `[policies.NAME]`."""
+
+    guards: Names = ()
+    action: Action = "steer"
+    on_error: OnError = "closed"
+
+
+class KeyConfig(_Section):
+    """One of `[[keys]]`: `hash` is the SHA-256 of an API key, which itself stands nowhere.
+
+    The key may ask for its default policy and for `policies`, nothing else. `default_policy` None
+    is the server's.
+    """
+
+    hash: str = Field(pattern=r"^sha256:[0-9a-f]{64}$")
+    tenant: Name
+    default_policy: Name | None = None
+    policies: Names = ()
+    requests_per_minute: int | None = Field(default=None, ge=1, le=1_000_000)
+
+
+class Config(_Section):
+    """A configuration that holds. Relative paths were taken from the file's own folder."""
+
+    server: ServerConfig = ServerConfig()
+    models: Annotated[tuple[ModelConfig, ...], Field(strict=False)] = ()
+    guards: Annotated[tuple[GuardConfig, ...], Field(strict=False)] = ()
+    policies: dict[Name, PolicyConfig] = {}
+    keys: Annotated[tuple[KeyConfig, ...], Field(strict=False)] = ()
+
+    @property
+    def policy_names(self) -> tuple[str, ...]:
+        """Every policy that can be asked for: "none", then the configured ones."""
+        return (NO_POLICY, *self.policies)
+
+    def policy(self, name: str) -> PolicyConfig:
+        """The policy of that name; "none" has no guards. Raises UnknownPolicy."""
+        if name == NO_POLICY:
+            return PolicyConfig()
+        try:
+            return self.policies[name]
+        except KeyError:
+            known = ", ".join(self.policy_names)
+            raise UnknownPolicy(f"no policy {name!r}: there is {known}", param="policy") from None
+
+    def guards_of(self, policy: str) -> tuple[GuardConfig, ...]:
+        """The guards of a policy, in its order. Raises UnknownPolicy."""
+        by_name = {guard.name: guard for guard in self.guards}
+        return tuple(by_name[name] for name in self.policy(policy).guards)
+
+
+def load_config(path: Path | str) -> Config:
+    """Read a configuration file and check it as a whole, artifacts included.
+
+    Raises ConfigError with every problem as "line N: section.key: what is wrong and what to do";
+    indices count from 0.
+    """
+    path = Path(path)
+    text = _read(path)
+    try:
+        data = tomllib.loads(text)
+        lines = key_lines(text)
+    except RecursionError:
+        raise ConfigError(["line 1: syntax: arrays are nested too deeply"]) from None
+    except ValueError as error:
+        raise ConfigError([_syntax_problem(str(error), text)]) from None
+    folder = path.absolute().parent
+    found: list[Problem] = []
+    config: Config | None = None
+    try:
+        config = Config.model_validate(data)
+    except ValidationError as error:
+        found = [schema_problem(fault, _section_type(fault["loc"])) for fault in error.errors()]
+    found += cross_check(data, folder)
+    if config is None or found:
+        placed = sorted({(line_of(lines, place), _dotted(place), what) for place, what in found})
+        raise ConfigError([f"line {line}: {place}: {what}" for line, place, what in placed])
+    return _absolute(config, folder)
+
+
+def _read(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_CONFIG_BYTES + 1)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ConfigError([f"{path}: cannot be read: {reason}: check the path"]) from None
+    if len(content) > MAX_CONFIG_BYTES:
+        raise ConfigError([f"{path}: is larger than {MAX_CONFIG_BYTES} bytes: not a configuration"])
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ConfigError([f"line {line}: encoding: not UTF-8: save the file as UTF-8"]) from None
+
+
+def _syntax_problem(message: str, text: str) -> str:
+    where = re.search(r" \(at (?:line (\d+), column \d+|end of document)\)$", message)
+    line = text.count("\n") + 1 if where else 1
+    if where and where[1]:
+        line = int(where[1])
+    what = message[: where.start()] if where else message
+    return f"line {line}: syntax: {what[:1].lower()}{what[1:]}: not TOML"
+
+
+def _section_type(place: tuple[str | int, ...]) -> type[BaseModel]:
+    """The model that holds the key at the end of `place`."""
+    if len(place) < 2:
+        return Config
+    annotation = Config.model_fields[str(place[0])].annotation
+    sections = (annotation, *get_args(annotation))
+    return next((kind for kind in sections if _is_section(kind)), Config)
+
+
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, _Section)
+
+
+def _dotted(place: tuple[str | int, ...]) -> str:
+    text = ""
+    for part in place:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}"
+    return text.lstrip(".")
+
+
+def _absolute(config: Config, folder: Path) -> Config:
+    guards = tuple(
+        guard.model_copy(update={"artifact": folder / guard.artifact}) for guard in config.guards
+    )
+    models = tuple(
+        model.model_copy(update={"source": str(folder / model.source)})
+        if model.source.startswith(("./", "../"))
+        else model
+        for model in config.models
+    )
+    server = config.server
+    if server.audit_log is not None:
+        server = server.model_copy(update={"audit_log": folder / server.audit_log})
+    return config.model_copy(update={"guards": guards, "models": models, "server": server})

@@ -1,0 +1,139 @@
+"""What is wrong with a configuration: faults of one key, and faults between sections.
+
+The checks between sections run on the parsed TOML itself, so that they find theirs also where
+some keys do not hold; whatever has the wrong type is passed over here, the schema has said it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic_core import ErrorDetails
+
+from guard.artifact import Artifact
+from guard.errors import ArtifactError
+from guard.toml_lines import KeyPath
+
+NO_POLICY = "none"
+
+Problem = tuple[KeyPath, str]
+
+_PATTERNS = {
+    "hash": 'should be "sha256:" and the 64 hex digits of the key\'s SHA-256, never the key itself',
+    "": "should be a name of letters, digits and . _ : / -, at most 128 long",
+}
+
+
+def schema_problem(fault: ErrorDetails, section: type[BaseModel]) -> Problem:
+    """One pydantic fault as a problem; `section` is the model whose key is at fault."""
+    place = tuple(part for part in fault["loc"] if part != "[key]")
+    key = str(place[-1]) if place else ""
+    if fault["type"] == "extra_forbidden":
+        return place, f"unknown key: {_suggest(key, section.model_fields)}"
+    if fault["type"] == "missing":
+        return place, "is missing: add it"
+    if fault["type"] == "string_pattern_mismatch":
+        what = _PATTERNS.get(key, _PATTERNS[""])
+    else:
+        message = fault["msg"].removeprefix("Input ")
+        what = message[0].lower() + message[1:]
+    # A key put where its hash belongs must not end up in a terminal or a log.
+    return place, what if key == "hash" else f"{what}, is {_short(fault['input'])}"
+
+
+def cross_check(data: Mapping[str, Any], folder: Path) -> Iterator[Problem]:
+    """Faults between sections of the parsed TOML; paths of artifacts are relative to `folder`."""
+    models = list(_tables(data, "models"))
+    guards = list(_tables(data, "guards"))
+    keys = list(_tables(data, "keys"))
+    policies = {k: v for k, v in _table(data, "policies").items() if isinstance(v, dict)}
+    yield from _duplicates("models", models, "name")
+    yield from _duplicates("guards", guards, "name")
+    yield from _duplicates("keys", keys, "hash")
+    if NO_POLICY in policies:
+        yield (
+            ("policies", NO_POLICY),
+            f'"{NO_POLICY}" is reserved for the policy without guards: choose another name',
+        )
+    guard_names = [guard["name"] for _, guard in guards if isinstance(guard.get("name"), str)]
+    for name, policy in policies.items():
+        place = ("policies", name, "guards")
+        yield from _unknown("guard", _strings(policy, place), guard_names)
+        yield from _repeated(_strings(policy, place))
+    known = [NO_POLICY, *policies]
+    server = _table(data, "server")
+    yield from _unknown("policy", _strings(server, ("server", "default_policy")), known)
+    for index, key in keys:
+        for name in ("default_policy", "policies"):
+            yield from _unknown("policy", _strings(key, ("keys", index, name)), known)
+    for index, guard in guards:
+        if isinstance(path := guard.get("artifact"), str):
+            try:
+                Artifact.load(folder / path)
+            except ArtifactError as error:
+                yield ("guards", index, "artifact"), str(error)
+
+
+def _table(data: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = data.get(name)
+    return value if isinstance(value, dict) else {}
+
+
+def _tables(data: Mapping[str, Any], name: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    value = data.get(name)
+    for index, item in enumerate(value if isinstance(value, list) else []):
+        if isinstance(item, dict):
+            yield index, item
+
+
+def _strings(section: Mapping[str, Any], place: KeyPath) -> list[tuple[KeyPath, str]]:
+    """The string, or the strings of the array, at the end of `place`, each with its place."""
+    value = section.get(str(place[-1]))
+    if isinstance(value, str):
+        return [(place, value)]
+    items = value if isinstance(value, list) else []
+    return [((*place, index), item) for index, item in enumerate(items) if isinstance(item, str)]
+
+
+def _duplicates(
+    section: str, items: list[tuple[int, Mapping[str, Any]]], key: str
+) -> Iterator[Problem]:
+    seen: dict[str, int] = {}
+    for index, item in items:
+        value = item.get(key)
+        if not isinstance(value, str):
+            continue
+        first = seen.setdefault(value, index)
+        if first != index:
+            yield (section, index, key), f"is the same as in {section}[{first}]: change one"
+
+
+def _repeated(strings: list[tuple[KeyPath, str]]) -> Iterator[Problem]:
+    seen = set()
+    for place, text in strings:
+        if text in seen:
+            yield place, f"{text!r} stands here twice: remove one"
+        seen.add(text)
+
+
+def _unknown(kind: str, strings: list[tuple[KeyPath, str]], known: list[str]) -> Iterator[Problem]:
+    for place, text in strings:
+        if text not in known:
+            yield place, f"no {kind} {_short(text)}: {_suggest(text, known)}"
+
+
+def _suggest(name: str, known: Iterable[str]) -> str:
+    names = list(dict.fromkeys(known))
+    close = difflib.get_close_matches(name, names, n=1)
+    if close:
+        return f'did you mean "{close[0]}"?'
+    return f"there is {', '.join(names)}" if names else "none is configured"
+
+
+def _short(value: object) -> str:
+    text = f'"{value}"' if isinstance(value, str) else repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,135 @@
+"""Every error the product raises on purpose.
+
+    GuardError
+    ├── ConfigError            the configuration file does not hold (all problems at once)
+    ├── ArtifactError          an artifact cannot be read, is damaged, or holds impossible values
+    │   └── FingerprintError   a sound artifact that was fitted on another model
+    ├── ModelError             a model source cannot be found or is of an unknown architecture
+    ├── DataError              a forget, retain or pair file does not hold
+    ├── RequestError           the request is at fault: HTTP 4xx
+    │   ├── UnknownModel
+    │   ├── UnknownPolicy
+    │   ├── PolicyForbidden    the key may not ask for this policy
+    │   ├── Unauthorized       no key, or an unknown one
+    │   ├── ContextExceeded    prompt and max_tokens do not fit the model's context
+    │   ├── ContentBlocked     a guard whose action is "block" fired on the prompt
+    │   └── TooManyRequests    the queue is full or the key's rate is used up
+    └── GuardFailed            a guard could not be applied and its policy fails closed: HTTP 500
+        └── ServiceStopped     the engine is shutting down or has died: HTTP 503
+
+Each class carries what OpenAI's error envelope needs: `status`, `type`, `code`, `param`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from guard.verdict import Verdict
+
+
+class GuardError(Exception):
+    """Base of all: `str(error)` is one line that says what to change."""
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    code: ClassVar[str | None] = None
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+
+class ConfigError(GuardError):
+    """The configuration does not hold; `problems` has one line for each fault."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = tuple(problems)
+
+
+class ArtifactError(GuardError):
+    """An artifact cannot be used."""
+
+
+class FingerprintError(ArtifactError):
+    """An artifact was fitted on another model than the one served."""
+
+
+class ModelError(GuardError):
+    """A model cannot be found, read or hooked."""
+
+
+class DataError(GuardError):
+    """A data file does not hold."""
+
+
+class RequestError(GuardError):
+    """The request is at fault."""
+
+    status = 400
+    type = "invalid_request_error"
+
+
+class UnknownModel(RequestError):
+    status = 404
+    code = "model_not_found"
+
+
+class UnknownPolicy(RequestError):
+    code = "unknown_policy"
+
+
+class PolicyForbidden(RequestError):
+    status = 403
+    type = "permission_error"
+    code = "policy_forbidden"
+
+
+class Unauthorized(RequestError):
+    status = 401
+    type = "authentication_error"
+    code = "invalid_api_key"
+
+
+class ContextExceeded(RequestError):
+    code = "context_length_exceeded"
+
+
+class ContentBlocked(RequestError):
+    """`verdict` says which guard fired."""
+
+    code = "content_filter"
+
+    def __init__(self, message: str, *, verdict: Verdict) -> None:
+        super().__init__(message)
+        self.verdict = verdict
+
+
+class TooManyRequests(RequestError):
+    """`retry_after` is in seconds and becomes the `Retry-After` header."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+
+    def __init__(self, message: str, *, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class GuardFailed(GuardError):
+    """A guard could not be applied and the policy says `on_error = "closed"`."""
+
+    code = "guard_failed"
+
+    def __init__(self, message: str, *, verdict: Verdict | None = None) -> None:
+        super().__init__(message)
+        self.verdict = verdict
+
+
+class ServiceStopped(GuardFailed):
+    status = 503
+    code = "service_unavailable"

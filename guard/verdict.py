@@ -1,0 +1,44 @@
+"""What happened to one request: the same numbers in the response, the audit log and the metrics."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Outcome = Literal["pass", "steered", "blocked", "flagged", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class GuardVerdict:
+    """One guard on one request.
+
+    `score` is the largest gate value seen at the places where the guard looked, `threshold` the
+    one it was compared with, `position` where it fired: 0 for the prompt, n for the n-th generated
+    token, None where it did not fire. `error` says why the guard could not be applied.
+    """
+
+    guard: str
+    concept: str
+    method: str
+    score: float | None
+    threshold: float
+    fired: bool
+    action: str
+    position: int | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """All guards on one request; `elapsed_ms` is wall time from admission to the last token."""
+
+    request_id: str
+    model: str
+    policy: str
+    outcome: Outcome
+    guards: tuple[GuardVerdict, ...]
+    elapsed_ms: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready form: the `guard` object of a response and the body of an audit line."""
+        return asdict(self)

@@ -1,0 +1,1 @@
+"""What speaks HTTP: an OpenAI-compatible app over services that run models."""

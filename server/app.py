@@ -1,0 +1,74 @@
+"""The HTTP application: OpenAI's text endpoints, and what an operator needs beside them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from guard import __version__
+from guard.config import Config
+from guard.keys import KeyRing
+from server.chat import chat_router
+from server.completions import completions_router
+from server.errors import install_error_handlers
+from server.gateway import Gateway
+from server.listings import listings_router
+from server.metrics import Metrics
+from server.middleware import ExchangeMiddleware
+from server.openapi import describe_bodies
+from server.probes import probes_router
+from server.service import Service
+
+logger = logging.getLogger(__name__)
+
+
+def create_app(
+    config: Config,
+    services: Mapping[str, Service],
+    *,
+    keys: KeyRing | None = None,
+    metrics: Metrics | None = None,
+) -> FastAPI:
+    """The ASGI app that serves `services`, by model name, under `config`.
+
+    `keys` None leaves the server open. `metrics` is the object that the services' `record`
+    callable counts verdicts in, so that `/metrics` shows them. The services are closed when the
+    app's lifespan ends.
+    """
+    metrics = metrics or Metrics()
+    metrics.watch(services)
+    gateway = Gateway(config, services, keys, metrics)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        close_services(services)
+
+    app = FastAPI(
+        title="inference-guard",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,  # these pages load scripts from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.add_middleware(ExchangeMiddleware, metrics=metrics)
+    install_error_handlers(app)
+    app.include_router(chat_router(gateway))
+    app.include_router(completions_router(gateway))
+    app.include_router(listings_router(gateway))
+    app.include_router(probes_router(services, metrics))
+    describe_bodies(app)
+    return app
+
+
+def close_services(services: Mapping[str, Service]) -> None:
+    """Close every service; one that fails to does not keep the others open."""
+    for name, service in services.items():
+        try:
+            service.close()
+        except Exception:
+            logger.exception("closing the model %s failed", name)

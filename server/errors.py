@@ -1,0 +1,146 @@
+"""OpenAI's error envelope for everything that can go wrong between a socket and a service."""
+
+from __future__ import annotations
+
+import math
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from guard.errors import (
+    ContentBlocked,
+    GuardError,
+    GuardFailed,
+    RequestError,
+    TooManyRequests,
+    Unauthorized,
+)
+from guard.verdict import Verdict
+from server.exchange import exchange_of
+from server.replies import JSONReply
+
+
+class InvalidJSON(RequestError):
+    """The body is not one JSON object in UTF-8."""
+
+    code = "invalid_json"
+
+
+class InvalidParameter(RequestError):
+    code = "invalid_parameter"
+
+
+class MissingParameter(RequestError):
+    code = "missing_required_parameter"
+
+
+class UnknownParameter(RequestError):
+    code = "unknown_parameter"
+
+
+class UnsupportedParameter(RequestError):
+    """OpenAI's schema has it, this server does not, and the value given is not its default."""
+
+    code = "unsupported_parameter"
+
+
+class BodyTooLarge(RequestError):
+    status = 413
+    code = "request_too_large"
+
+
+class UnsupportedMedia(RequestError):
+    status = 415
+    code = "unsupported_media_type"
+
+
+class ClientGone(RequestError):
+    """The client hung up; nobody reads the answer, but the metrics count it as 499."""
+
+    status = 499
+    code = "client_closed_request"
+
+
+class RequestTimeout(GuardError):
+    """`server.request_timeout_s` is over."""
+
+    status = 504
+    code = "request_timeout"
+
+
+class UnknownRoute(RequestError):
+    status = 404
+    code = "unknown_url"
+
+
+class MethodNotAllowed(RequestError):
+    status = 405
+    code = "method_not_allowed"
+
+
+def verdict_of(error: GuardError) -> Verdict | None:
+    """The verdict that an error carries, if the row got far enough to have one."""
+    return error.verdict if isinstance(error, ContentBlocked | GuardFailed) else None
+
+
+def envelope(error: GuardError) -> dict[str, Any]:
+    """`{"error": {message, type, param, code}}`, with the verdict as `guard` beside it."""
+    body: dict[str, Any] = {
+        "error": {
+            "message": error.message,
+            "type": error.type,
+            "param": error.param,
+            "code": error.code,
+        }
+    }
+    if verdict := verdict_of(error):
+        body["guard"] = verdict.as_dict()
+    return body
+
+
+def internal_error() -> GuardError:
+    """What a client is told of a fault nobody foresaw: nothing but where to look."""
+    return GuardError("The server failed on this request; its log has the reason.")
+
+
+def error_response(error: GuardError) -> Response:
+    """The HTTP answer for `error`, with the headers that its status calls for."""
+    headers: dict[str, str] = {}
+    if isinstance(error, TooManyRequests):
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
+    if isinstance(error, Unauthorized):
+        headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, BodyTooLarge):
+        headers["Connection"] = "close"  # the rest of the body is not going to be read
+    return JSONReply(envelope(error), status_code=error.status, headers=headers)
+
+
+async def _on_guard_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, GuardError)
+    if verdict := verdict_of(error):
+        exchange_of(request).outcome = verdict.outcome
+    return error_response(error)
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    where = f"{request.method} {request.url.path[:200]}"
+    refusal: RequestError
+    if error.status_code == HTTPStatus.NOT_FOUND:
+        refusal = UnknownRoute(f"Unknown URL ({where}).")
+    elif error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        refusal = MethodNotAllowed(f"This URL does not take that method ({where}).")
+    else:
+        return JSONReply(envelope(RequestError(str(error.detail))), status_code=error.status_code)
+    response = error_response(refusal)
+    response.headers.update(error.headers or {})
+    return response
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Have `app` answer GuardErrors and unknown routes in OpenAI's envelope."""
+    app.add_exception_handler(GuardError, _on_guard_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)

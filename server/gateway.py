@@ -1,0 +1,162 @@
+"""The way of a request from HTTP to rows and back, shared by all text endpoints."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Generic, TypeVar
+
+from fastapi import Request
+from starlette.responses import Response
+
+from guard.config import Config, KeyConfig
+from guard.errors import RequestError, UnknownModel
+from guard.keys import KeyRing
+from server.auth import authenticate, choose_policy
+from server.body import read_object
+from server.errors import InvalidParameter, RequestTimeout
+from server.exchange import exchange_of
+from server.generation import Generation, Usage, collect, until_disconnect, worst_outcome
+from server.metrics import Metrics
+from server.replies import JSONReply
+from server.schemas import TextRequest, parse_request
+from server.service import GenerationRequest, SamplingParams, Service
+from server.streams import EventStream, Reply
+
+R = TypeVar("R", bound=TextRequest)
+
+
+@dataclass(frozen=True, slots=True)
+class Admission(Generic[R]):
+    """A request whose key, body, model and policy hold."""
+
+    body: R
+    service: Service
+    policy: str
+    tenant: str
+    request_id: str
+    deadline: float
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """What every endpoint needs; `keys` is None on an open server."""
+
+    config: Config
+    services: Mapping[str, Service]
+    keys: KeyRing | None
+    metrics: Metrics
+
+    def caller(self, request: Request) -> KeyConfig | None:
+        """See `authenticate`."""
+        return authenticate(self.keys, request.headers)
+
+    def service(self, model: str) -> Service:
+        """The service of `model`; UnknownModel where none is served under that name."""
+        try:
+            return self.services[model]
+        except KeyError:
+            raise UnknownModel(f"There is no model {model[:80]!r}.", param="model") from None
+
+    async def admit(self, request: Request, schema: type[R]) -> Admission[R]:
+        """Check everything that can be checked before tokenising, the cheapest first."""
+        limits = self.config.server
+        deadline = asyncio.get_running_loop().time() + limits.request_timeout_s
+        key = self.caller(request)
+        if self.keys is not None and key is not None:
+            self.keys.take(key)
+        timer = asyncio.timeout_at(deadline)
+        try:
+            async with timer:
+                raw = await read_object(request, limits.max_body_bytes)
+        except TimeoutError:
+            raise RequestTimeout("The request body came too slowly.") from None
+        body = parse_request(schema, raw)
+        service = self.service(body.model)
+        exchange = exchange_of(request)
+        in_body = body.guard.policy if body.guard else None
+        exchange.policy = choose_policy(self.config, key, request.headers, in_body)
+        return Admission(
+            body=body,
+            service=service,
+            policy=exchange.policy,
+            tenant=key.tenant if key else "",
+            request_id=exchange.request_id,
+            deadline=deadline,
+        )
+
+    def generation(
+        self,
+        admission: Admission[R],
+        prompts: Sequence[tuple[int, ...]],
+        *,
+        max_tokens: int | None,
+        top_logprobs: int | None,
+    ) -> Generation:
+        """`body.n` rows for each prompt; `max_tokens` None is as many as the server allows.
+
+        Raises RequestError for an empty prompt and for more rows or tokens than can be had.
+        """
+        body, limits = admission.body, self.config.server
+        if not all(prompts):
+            raise InvalidParameter("The prompt is empty.", param="prompt")
+        if len(prompts) * body.n > limits.queue_limit:
+            raise RequestError(
+                f"This asks for more than {limits.queue_limit} answers at once; send fewer.",
+                param="n",
+            )
+        if max_tokens is not None and max_tokens > limits.max_tokens_limit:
+            raise InvalidParameter(
+                f"'max_tokens' is {max_tokens}; this server gives at most "
+                f"{limits.max_tokens_limit}.",
+                param="max_tokens",
+            )
+        rows = []
+        for prompt in prompts:
+            room = max(1, admission.service.info.max_context - len(prompt))
+            sampling = SamplingParams(
+                max_tokens=max_tokens or min(limits.max_tokens_limit, room),
+                temperature=body.temperature,
+                top_p=body.top_p,
+                seed=body.seed,
+                stop=tuple(body.stop),
+                top_logprobs=top_logprobs,
+            )
+            rows += [(prompt, _nth_choice(sampling, choice)) for choice in range(body.n)]
+        one = len(rows) == 1
+        requests = [
+            GenerationRequest(
+                request_id=admission.request_id if one else f"{admission.request_id}/{index}",
+                prompt=prompt,
+                policy=admission.policy,
+                sampling=sampling,
+                tenant=admission.tenant,
+            )
+            for index, (prompt, sampling) in enumerate(rows)
+        ]
+        return Generation(admission.service, requests, body.n, admission.deadline)
+
+    async def answer(
+        self, request: Request, body: TextRequest, generation: Generation, reply: Reply
+    ) -> Response:
+        """Run `generation` and answer with it as `reply` puts it, streamed or whole."""
+        count = partial(self._count, generation.service.info.name)
+        if body.stream:
+            return EventStream(generation, reply, include_usage=body.include_usage, on_usage=count)
+        rows = await until_disconnect(request.receive, collect(generation))
+        usage = Usage.of([row.finished for row in rows], generation.copies)
+        count(usage)
+        exchange_of(request).outcome = worst_outcome([row.finished.verdict for row in rows])
+        return JSONReply(reply.whole(rows, usage))
+
+    def _count(self, model: str, usage: Usage) -> None:
+        self.metrics.count_tokens(model, usage.prompt, usage.completion)
+
+
+def _nth_choice(sampling: SamplingParams, choice: int) -> SamplingParams:
+    """Choices of one seeded prompt differ from each other, and each from run to run does not."""
+    if sampling.seed is None or choice == 0:
+        return sampling
+    return replace(sampling, seed=(sampling.seed + choice + 2**63) % 2**64 - 2**63)

@@ -1,0 +1,153 @@
+"""Running the rows of one HTTP request: merged, timed, and cancelled when nobody listens."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, cast
+
+from starlette.types import Receive
+
+from guard.verdict import Outcome, Verdict
+from server.errors import ClientGone, RequestTimeout
+from server.service import Finished, GenerationRequest, Service, TextDelta, TokenLogprob
+
+Event = TextDelta | Finished
+T = TypeVar("T")
+
+_SEVERITY: tuple[Outcome, ...] = ("pass", "flagged", "steered", "blocked", "error")
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """Rows that are admitted but not yet submitted; `copies` rows in a row share a prompt."""
+
+    service: Service
+    requests: Sequence[GenerationRequest]
+    copies: int
+    deadline: float
+    """On the event loop's clock."""
+
+    @asynccontextmanager
+    async def events(self) -> AsyncIterator[AsyncIterator[tuple[int, Event]]]:
+        """Submit the rows and give their events, each with its row's index, as they come.
+
+        Raises what `Service.submit` and the rows raise, the first error ending all rows, and
+        RequestTimeout at the deadline. Leaving the context, however, cancels what still runs.
+        """
+        rows = cast("list[AsyncGenerator[Event]]", self.service.submit(self.requests))
+        merged: asyncio.Queue[tuple[int, Event | Exception]] = asyncio.Queue()
+        pumps = [asyncio.create_task(_pump(i, row, merged)) for i, row in enumerate(rows)]
+        timer = asyncio.timeout_at(self.deadline)
+        try:
+            async with timer:
+                yield _drain(merged, len(rows))
+        except TimeoutError:
+            if not timer.expired():
+                raise
+            raise RequestTimeout("The answer took longer than this server allows.") from None
+        finally:
+            for pump in pumps:
+                pump.cancel()
+            await asyncio.gather(*pumps, return_exceptions=True)
+            for row in rows:
+                await row.aclose()
+
+
+async def _pump(index: int, row: AsyncIterator[Event], merged: asyncio.Queue[Any]) -> None:
+    try:
+        async for event in row:
+            merged.put_nowait((index, event))
+            if isinstance(event, Finished):
+                return
+        raise RuntimeError("a row ended without its last event")
+    except Exception as error:
+        merged.put_nowait((index, error))
+
+
+async def _drain(
+    merged: asyncio.Queue[tuple[int, Event | Exception]], running: int
+) -> AsyncGenerator[tuple[int, Event]]:
+    while running:
+        index, event = await merged.get()
+        if isinstance(event, Exception):
+            raise event
+        running -= isinstance(event, Finished)
+        yield index, event
+
+
+@dataclass(slots=True)
+class Row:
+    """A finished row, put together."""
+
+    finished: Finished
+    text: str = ""
+    tokens: list[TokenLogprob] = field(default_factory=list)
+
+
+async def collect(generation: Generation) -> list[Row]:
+    """All rows of `generation`, in order, when the last has finished."""
+    texts: list[list[str]] = [[] for _ in generation.requests]
+    tokens: list[list[TokenLogprob]] = [[] for _ in generation.requests]
+    finished: dict[int, Finished] = {}
+    async with generation.events() as events:
+        async for index, event in events:
+            if isinstance(event, Finished):
+                finished[index] = event
+            else:
+                texts[index].append(event.text)
+                tokens[index].extend(event.tokens)
+    return [Row(finished[i], "".join(texts[i]), tokens[i]) for i in range(len(texts))]
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one HTTP request; a prompt shared by several choices counts once."""
+
+    prompt: int
+    completion: int
+
+    @classmethod
+    def of(cls, finished: Sequence[Finished], copies: int) -> Usage:
+        """`finished` in the order of the rows."""
+        return cls(
+            prompt=sum(row.prompt_tokens for row in finished[::copies]),
+            completion=sum(row.completion_tokens for row in finished),
+        )
+
+    def as_dict(self) -> dict[str, int]:
+        return {
+            "prompt_tokens": self.prompt,
+            "completion_tokens": self.completion,
+            "total_tokens": self.prompt + self.completion,
+        }
+
+
+def worst_outcome(verdicts: Sequence[Verdict]) -> Outcome:
+    """What `X-Guard-Verdict` says of several rows: the gravest."""
+    return max((verdict.outcome for verdict in verdicts), key=_SEVERITY.index)
+
+
+async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, or ClientGone and `work` cancelled where the client hangs up first.
+
+    The request's body must have been read: what is received after it is the hang-up.
+    """
+    task = asyncio.create_task(work)
+    watcher = asyncio.create_task(_disconnected(receive))
+    try:
+        await asyncio.wait((task, watcher), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientGone("The client hung up before its answer was ready.")
+        return task.result()
+    finally:
+        watcher.cancel()
+        task.cancel()
+        await asyncio.gather(task, watcher, return_exceptions=True)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

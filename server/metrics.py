@@ -1,0 +1,103 @@
+"""Prometheus metrics: what an operator watches, each verdict counted from the audited object."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from guard.verdict import Verdict
+from server.service import Service
+
+_SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
+
+
+class Metrics:
+    """One registry of its own for each app; all methods may be called from any thread."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._requests = Counter(
+            "inference_guard_requests",
+            "HTTP requests by route and status; 499 is a client that hung up first.",
+            ["path", "status"],
+            registry=self.registry,
+        )
+        self._seconds = Histogram(
+            "inference_guard_request_seconds",
+            "Wall time of HTTP requests, streams to their end.",
+            ["path"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self._tokens = Counter(
+            "inference_guard_tokens",
+            "Tokens of answered requests as told in their usage, by kind (prompt, completion).",
+            ["model", "kind"],
+            registry=self.registry,
+        )
+        self._verdicts = Counter(
+            "inference_guard_verdicts",
+            "Verdicts by policy and outcome.",
+            ["model", "policy", "outcome"],
+            registry=self.registry,
+        )
+        self._fired = Counter(
+            "inference_guard_fired",
+            "Times that a guard fired, by what it did.",
+            ["guard", "action"],
+            registry=self.registry,
+        )
+        self._failed = Counter(
+            "inference_guard_guard_failures",
+            "Times that a guard could not be applied.",
+            ["guard"],
+            registry=self.registry,
+        )
+        self._audit_failures = Counter(
+            "inference_guard_audit_failures",
+            "Verdicts that could not be written to the audit log.",
+            registry=self.registry,
+        )
+        self._queued = Gauge(
+            "inference_guard_queued_rows",
+            "Rows waiting for a place in the batch.",
+            ["model"],
+            registry=self.registry,
+        )
+        self._ready = Gauge(
+            "inference_guard_ready",
+            "1 while the model takes requests.",
+            ["model"],
+            registry=self.registry,
+        )
+
+    def watch(self, services: Mapping[str, Service]) -> None:
+        """Ask each service for its queue and readiness whenever the metrics are read."""
+        for name, service in services.items():
+            self._queued.labels(name).set_function(service.queued)
+            self._ready.labels(name).set_function(service.ready)
+
+    def observe_request(self, path: str, status: int, seconds: float) -> None:
+        """Count one HTTP exchange; `path` is the route's template, never the raw URL."""
+        self._requests.labels(path, str(int(status))).inc()
+        self._seconds.labels(path).observe(seconds)
+
+    def count_tokens(self, model: str, prompt: int, completion: int) -> None:
+        self._tokens.labels(model, "prompt").inc(prompt)
+        self._tokens.labels(model, "completion").inc(completion)
+
+    def count_verdict(self, verdict: Verdict) -> None:
+        self._verdicts.labels(verdict.model, verdict.policy, verdict.outcome).inc()
+        for guard in verdict.guards:
+            if guard.fired:
+                self._fired.labels(guard.guard, guard.action).inc()
+            if guard.error is not None:
+                self._failed.labels(guard.guard).inc()
+
+    def count_audit_failure(self) -> None:
+        self._audit_failures.inc()
+
+    def render(self) -> bytes:
+        """The exposition text that Prometheus scrapes."""
+        return generate_latest(self.registry)

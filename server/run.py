@@ -1,0 +1,43 @@
+"""From a configuration to a running server."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
+
+import uvicorn
+
+from guard.audit import AuditLog
+from guard.config import Config
+from guard.keys import KeyRing
+from server.app import create_app
+from server.build import build_services
+from server.graceful import GRACE_S, GracefulServer
+from server.metrics import Metrics
+from server.recorder import Recorder
+
+
+def run_server(
+    config: Config, listener: socket.socket, announce: Callable[[list[str]], None]
+) -> None:
+    """Build what `config` says, serve it on `listener` until a signal, and close everything.
+
+    `announce` is called with the models' names once requests are taken.
+    """
+    metrics = Metrics()
+    path = config.server.audit_log
+    with AuditLog(path) if path else nullcontext() as audit:
+        services = build_services(config, Recorder(metrics, audit))
+        keys = KeyRing(config.keys) if config.keys else None
+        settings = uvicorn.Config(
+            create_app(config, services, keys=keys, metrics=metrics),
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            # Past the grace, answers have been ended; what hangs then is a client that never reads.
+            timeout_graceful_shutdown=int(GRACE_S) + 5,
+        )
+        server = GracefulServer(settings, services, on_ready=lambda: announce(list(services)))
+        with suppress(KeyboardInterrupt):
+            server.run(sockets=[listener])

@@ -1,0 +1,241 @@
+"""Request bodies of OpenAI's text endpoints: each parameter is honoured or refused by name."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
+
+from annotated_types import MaxLen, MinLen
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationError,
+    model_validator,
+)
+
+from server.errors import (
+    InvalidParameter,
+    MissingParameter,
+    UnknownParameter,
+    UnsupportedParameter,
+)
+
+Prompt = str | tuple[int, ...]
+S = TypeVar("S", bound="TextRequest")
+
+_TOKEN_ID_LIMIT = 2**31
+
+
+class Part(BaseModel):
+    """A base for bodies and their parts: no coercion, no unknown names, no NaN."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class TextPart(Part):
+    type: Literal["text"]
+    text: str
+
+
+def _as_parts(content: Any) -> Any:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+class Message(Part):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Annotated[
+        list[TextPart],
+        BeforeValidator(_as_parts, json_schema_input_type=str | list[TextPart]),
+        MinLen(1),
+    ]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_absent(cls, message: Any) -> Any:
+        """Clients send answers back with the fields that they did not fill."""
+        if not isinstance(message, dict):
+            return message
+        optional = {"name", "refusal", "annotations", "audio", "function_call", "tool_calls"}
+        return {k: v for k, v in message.items() if k not in optional or v not in (None, [])}
+
+    def as_template(self) -> dict[str, str]:
+        """The message as chat templates take it; `developer` is OpenAI's newer `system`."""
+        role = "system" if self.role == "developer" else self.role
+        return {"role": role, "content": "\n".join(part.text for part in self.content)}
+
+
+class StreamOptions(Part):
+    include_usage: bool = False
+    include_obfuscation: Literal[False] = False
+
+
+class GuardOptions(Part):
+    policy: str
+
+
+def _as_list(stop: Any) -> Any:
+    return [stop] if isinstance(stop, str) else stop
+
+
+class TextRequest(Part):
+    """What chat and plain completions have in common."""
+
+    no_ops: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "frequency_penalty": (0,),
+        "logit_bias": ({},),
+        "presence_penalty": (0,),
+    }
+    """Parameters of OpenAI's schema that only their default values may be given to."""
+
+    model: str
+    max_tokens: int | None = Field(None, ge=1)
+    temperature: float = Field(1.0, ge=0, le=2)
+    top_p: float = Field(1.0, gt=0, le=1)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    stop: Annotated[
+        list[Annotated[str, MinLen(1)]],
+        BeforeValidator(_as_list, json_schema_input_type=str | list[str]),
+        MaxLen(4),
+    ] = []
+    n: int = Field(1, ge=1, le=16)
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+    guard: GuardOptions | None = None
+
+    @property
+    def include_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    @model_validator(mode="after")
+    def _stream_options_need_a_stream(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise InvalidParameter(
+                "'stream_options' is only allowed when 'stream' is true.", param="stream_options"
+            )
+        return self
+
+
+class ChatRequest(TextRequest):
+    no_ops: ClassVar[dict[str, tuple[Any, ...]]] = TextRequest.no_ops | {
+        "audio": (),
+        "function_call": ("none",),
+        "functions": ([],),
+        "modalities": (["text"],),
+        "moderation": (),
+        "parallel_tool_calls": (True,),
+        "prediction": (),
+        "prompt_cache_key": (),
+        "prompt_cache_options": (),
+        "prompt_cache_retention": (),
+        "reasoning_effort": (),
+        "response_format": ({"type": "text"},),
+        "service_tier": ("auto", "default"),
+        "store": (False,),
+        "tool_choice": ("none", "auto"),
+        "tools": ([],),
+        "verbosity": ("medium",),
+        "web_search_options": (),
+    }
+
+    messages: list[Message] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool = False
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    metadata: dict[str, str] | None = None
+    safety_identifier: str | None = None
+
+    @model_validator(mode="after")
+    def _parameters_agree(self) -> Self:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise InvalidParameter(
+                "'top_logprobs' is only allowed when 'logprobs' is true.", param="top_logprobs"
+            )
+        if None not in (self.max_tokens, self.max_completion_tokens) and (
+            self.max_tokens != self.max_completion_tokens
+        ):
+            raise InvalidParameter(
+                "'max_tokens' and 'max_completion_tokens' differ; give one of them.",
+                param="max_tokens",
+            )
+        return self
+
+
+def _as_prompts(prompt: Any) -> tuple[Prompt, ...]:
+    """One prompt or several, each a text or token ids, as a tuple of prompts."""
+    if isinstance(prompt, str):
+        return (prompt,)
+    if isinstance(prompt, list) and prompt:
+        if all(isinstance(each, str) for each in prompt):
+            return tuple(prompt)
+        if _is_token_ids(prompt):
+            return (tuple(prompt),)
+        if all(isinstance(each, list) and each and _is_token_ids(each) for each in prompt):
+            return tuple(tuple(each) for each in prompt)
+    raise ValueError("give a string, a list of strings, token ids, or a list of token id lists")
+
+
+def _is_token_ids(ids: list[Any]) -> bool:
+    return all(type(token) is int and 0 <= token < _TOKEN_ID_LIMIT for token in ids)
+
+
+class CompletionRequest(TextRequest):
+    no_ops: ClassVar[dict[str, tuple[Any, ...]]] = TextRequest.no_ops | {
+        "best_of": (1,),
+        "echo": (False,),
+        "suffix": (),
+    }
+
+    prompt: Annotated[
+        tuple[Prompt, ...],
+        PlainValidator(
+            _as_prompts, json_schema_input_type=str | list[str] | list[int] | list[list[int]]
+        ),
+    ]
+    logprobs: int | None = Field(None, ge=0, le=5)
+
+
+def parse_request(schema: type[S], body: dict[str, Any]) -> S:
+    """`body` as `schema`; null stands for absent, as in OpenAI's own schema.
+
+    Raises UnknownParameter, UnsupportedParameter, MissingParameter or InvalidParameter, each with
+    the parameter's name as `param`.
+    """
+    for name in body.keys() - schema.model_fields.keys() - schema.no_ops.keys():
+        raise UnknownParameter(f"Unknown parameter: '{name[:80]}'.", param=name[:80])
+    given = {name: value for name, value in body.items() if value is not None}
+    for name, defaults in schema.no_ops.items():
+        value = given.pop(name, None)
+        if value is not None and not any(_same(value, default) for default in defaults):
+            raise UnsupportedParameter(
+                f"'{name}' is not supported by this server; leave it out.", param=name
+            )
+    try:
+        return schema.model_validate(given)
+    except ValidationError as error:
+        raise _first_problem(error) from None
+
+
+def _same(value: Any, default: Any) -> bool:
+    """Equality that, as JSON does, tells false from 0."""
+    return isinstance(value, bool) is isinstance(default, bool) and bool(value == default)
+
+
+def _first_problem(
+    error: ValidationError,
+) -> InvalidParameter | MissingParameter | UnknownParameter:
+    problem = error.errors(include_url=False, include_input=False)[0]
+    param = _path(problem["loc"])
+    if problem["type"] == "missing":
+        return MissingParameter(f"Missing required parameter: '{param}'.", param=param)
+    if problem["type"] == "extra_forbidden":
+        return UnknownParameter(f"Unknown or unsupported parameter: '{param}'.", param=param)
+    return InvalidParameter(f"Invalid '{param}': {problem['msg']}.", param=param)
+
+
+def _path(location: tuple[int | str, ...]) -> str:
+    """`("messages", 0, "role")` as `messages[0].role`."""
+    path = "".join(f"[{key}]" if isinstance(key, int) else f".{key[:80]}" for key in location)
+    return path.removeprefix(".")

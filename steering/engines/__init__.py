@@ -1,0 +1,1 @@
+"""Adapters to the engines: the only files here that import transformers, diffusers or vllm."""

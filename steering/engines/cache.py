@@ -1,0 +1,109 @@
+"""A key-value cache with one slot a row, so that requests can join and leave a running batch.
+
+transformers' own caches hold one sequence length for all rows; here each row writes at its own
+position, and joining or leaving copies at most one row.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+_GROWTH = 256
+
+
+class SlotCache(Cache):
+    """Rows `0..n-1` are live. Before each forward say where it writes: `prefill` or `decode`."""
+
+    def __init__(self, layers: int, capacity: int) -> None:
+        self.capacity = capacity
+        self.length = _GROWTH
+        self.rows: Tensor
+        self.positions: Tensor
+        self.read: tuple[int, int] | None = None
+        """(rows, tokens) that a decode step attends to; None while prefilling."""
+        super().__init__(layers=[_SlotLayer(self) for _ in range(layers)])
+
+    def prefill(self, rows: Tensor, positions: Tensor) -> None:
+        """Next: `positions [n, tokens]` of `rows [n]`; -1 marks padding, which is thrown away."""
+        self.rows = rows[:, None].expand_as(positions)
+        self._reserve(int(positions.max()) + 1)
+        # the last column is never read: padding is written there
+        self.positions = torch.where(positions < 0, self.length - 1, positions)
+        self.read = None
+
+    def decode(self, positions: Tensor, tokens: int) -> None:
+        """Next: one token for each of the first `len(positions)` rows, reading `tokens` columns."""
+        self._reserve(tokens)
+        self.rows = torch.arange(len(positions), device=positions.device)[:, None]
+        self.positions = positions[:, None]
+        self.read = (len(positions), tokens)
+
+    def move(self, source: int, target: int) -> None:
+        """Let row `source` live in slot `target`."""
+        for layer in self.layers:
+            if layer.is_initialized:
+                layer.keys[target] = layer.keys[source]
+                layer.values[target] = layer.values[source]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return 0 if self.read is None else self.read[1] - 1
+
+    def _reserve(self, tokens: int) -> None:
+        if tokens < self.length:
+            return
+        grown = (tokens // _GROWTH + 1) * _GROWTH
+        for layer in self.layers:
+            if layer.is_initialized:
+                layer.grow(grown)
+        self.length = grown
+
+
+class _SlotLayer(CacheLayerMixin):
+    is_sliding = False
+    is_compileable = False
+
+    def __init__(self, owner: SlotCache) -> None:
+        super().__init__()
+        self._owner = owner
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.keys = self._empty(key_states, self._owner.length)
+        self.values = self._empty(value_states, self._owner.length)
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        owner = self._owner
+        self.keys[owner.rows, :, owner.positions] = key_states.transpose(1, 2)
+        self.values[owner.rows, :, owner.positions] = value_states.transpose(1, 2)
+        if owner.read is None:
+            return key_states, value_states
+        rows, tokens = owner.read
+        return self.keys[:rows, :, :tokens], self.values[:rows, :, :tokens]
+
+    def grow(self, length: int) -> None:
+        for name in ("keys", "values"):
+            old = getattr(self, name)
+            new = self._empty(old, length)
+            new[:, :, : old.shape[2]] = old
+            setattr(self, name, new)
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.get_seq_length() + query_length, 0
+
+    def get_seq_length(self) -> int:
+        return self._owner.get_seq_length()
+
+    def get_max_length(self) -> int:
+        return -1
+
+    def _empty(self, like: Tensor, length: int) -> Tensor:
+        # zeros, not empty: columns that a row has not reached are masked, and 0 * NaN is NaN
+        return like.new_zeros(self._owner.capacity, like.shape[1], length, like.shape[3])

@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+import guard
+
+PUBLIC = (
+    "artifact audit cache check_cli cli config config_checks errors inspect_cli keys models "
+    "models_cli store toml_lines verdict"
+)
+
+
+def test_importing_the_core_loads_no_engine() -> None:
+    program = f"""
+import importlib, sys
+import guard
+for name in {PUBLIC.split()!r}:
+    importlib.import_module("guard." + name)
+heavy = {{"torch", "transformers", "fastapi", "server", "steering"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60, cwd=Path.cwd())
+
+
+def test_attached_is_fetched_when_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in = types.ModuleType("guard.attach")
+    stand_in.attached = object()  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "guard.attach", stand_in)
+    assert guard.attached is stand_in.attached
+
+
+def test_other_names_are_attribute_errors() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        guard.nothing  # noqa: B018

@@ -1,0 +1,179 @@
+"""A service whose rows follow a script that the prompt picks by its words."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from guard.errors import ContentBlocked, GuardError, GuardFailed, ServiceStopped
+from guard.verdict import GuardVerdict, Outcome, Verdict
+from server.service import (
+    Finished,
+    FinishReason,
+    GenerationRequest,
+    ModelInfo,
+    TextDelta,
+    TokenLogprob,
+)
+
+Record = Callable[[GenerationRequest, Verdict], None]
+
+
+@dataclass(frozen=True)
+class Script:
+    """What a row says, how slowly, and how it ends: `error` after all words, if there is one."""
+
+    words: tuple[str, ...] = ("Hello", " there", "!")
+    delay_s: float = 0.0
+    reason: FinishReason = "stop"
+    outcome: Outcome = "pass"
+    score: float = 0.1
+    error: Callable[[Verdict], Exception] | None = None
+
+
+SCRIPTS: Mapping[str, Script] = {
+    "blocked": Script(
+        words=(), outcome="blocked", error=lambda v: ContentBlocked("a guard fired", verdict=v)
+    ),
+    "failing": Script(
+        words=(), outcome="error", error=lambda v: GuardFailed("NaN in a guard", verdict=v)
+    ),
+    "midway": Script(
+        words=("Well", ","), outcome="error", error=lambda v: GuardFailed("NaN", verdict=v)
+    ),
+    "crash": Script(words=(), error=lambda v: RuntimeError("secret detail")),
+    "crash midway": Script(words=("a",), error=lambda v: RuntimeError("secret detail")),
+    "slow": Script(words=("a",) * 1000, delay_s=0.02),
+    "stuck": Script(delay_s=3600),
+    "cut": Script(reason="content_filter", outcome="steered", score=0.9),
+    "nan": Script(score=math.nan),
+    "silent": Script(words=()),
+}
+
+
+@dataclass
+class FakeService:
+    """Token ids are the prompt's UTF-8 bytes; the last line of a prompt names its script."""
+
+    info: ModelInfo = field(
+        default_factory=lambda: ModelInfo(
+            name="fake", engine="fake", created=1, max_context=4096, policies=("none", "strict")
+        )
+    )
+    record: Record = lambda request, verdict: None
+    refusal: GuardError | None = None
+    """What `submit` raises, if anything."""
+    submitted: list[GenerationRequest] = field(default_factory=list)
+    cancelled: list[str] = field(default_factory=list)
+    stopped: asyncio.Event = field(default_factory=asyncio.Event)
+    closed: int = 0
+
+    def encode_chat(self, messages: Sequence[dict[str, Any]]) -> tuple[int, ...]:
+        return self.encode("\n".join(message["content"] for message in messages))
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        return tuple(text.encode())
+
+    def submit(self, requests: Sequence[GenerationRequest]) -> list[AsyncIterator[Event]]:
+        if self.refusal is not None:
+            raise self.refusal
+        self.submitted.extend(requests)
+        return [FakeRow(self, request) for request in requests]
+
+    def ready(self) -> bool:
+        return not self.closed
+
+    def queued(self) -> int:
+        return 3
+
+    def close(self) -> None:
+        self.closed += 1
+        self.stopped.set()
+
+
+Event = TextDelta | Finished
+
+
+class FakeRow(AsyncGenerator[Event]):
+    """Not a generator function: closing one of those before its first step runs none of it."""
+
+    def __init__(self, service: FakeService, request: GenerationRequest) -> None:
+        self.service = service
+        self.request = request
+        line = bytes(each % 256 for each in request.prompt).decode(errors="replace")
+        self.script = SCRIPTS.get(line.rpartition("\n")[2], Script())
+        self.said = 0
+        self.over = False
+
+    async def __anext__(self) -> Event:
+        if self.over:
+            raise StopAsyncIteration
+        words = self.script.words[: self.request.sampling.max_tokens]
+        if self.script.delay_s:
+            await self._pause()
+        if self.said < len(words):
+            word = words[self.said]
+            self.said += 1
+            return TextDelta(word, self._logprobs(word))
+        verdict = self._verdict(self.script.outcome)
+        self._end(verdict)
+        if self.script.error is not None:
+            raise self.script.error(verdict)
+        cut_short = len(words) < len(self.script.words)
+        return Finished(
+            "length" if cut_short else self.script.reason,
+            len(self.request.prompt),
+            len(words),
+            verdict,
+        )
+
+    async def _pause(self) -> None:
+        try:
+            async with asyncio.timeout(self.script.delay_s):
+                await self.service.stopped.wait()
+        except TimeoutError:
+            return
+        verdict = self._verdict("error")
+        self._end(verdict)
+        raise ServiceStopped("shutting down", verdict=verdict)
+
+    def _end(self, verdict: Verdict) -> None:
+        self.over = True
+        self.service.record(self.request, verdict)
+
+    def _verdict(self, outcome: Outcome) -> Verdict:
+        guard = GuardVerdict(
+            guard="books",
+            concept="character/x",
+            method="steer",
+            score=self.script.score,
+            threshold=0.5,
+            fired=outcome in ("steered", "blocked"),
+            action="steer",
+            error="NaN" if outcome == "error" else None,
+        )
+        return Verdict(
+            self.request.request_id, self.service.info.name, self.request.policy, outcome,
+            (guard,), 1.5,
+        )  # fmt: skip
+
+    def _logprobs(self, word: str) -> tuple[TokenLogprob, ...]:
+        top = self.request.sampling.top_logprobs
+        if top is None:
+            return ()
+        others = [(7, word, -0.5), (8, "\ufffd", -2.0), (9, "x", -math.inf)][:top]
+        return (TokenLogprob(7, word, -0.5, tuple(others)),)
+
+    async def aclose(self) -> None:
+        if not self.over:
+            self._end(self._verdict("pass"))
+            self.service.cancelled.append(self.request.request_id)
+
+    async def asend(self, value: Any) -> Event:
+        return await self.__anext__()
+
+    async def athrow(self, *args: Any) -> Event:
+        raise NotImplementedError
