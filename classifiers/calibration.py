@@ -1,0 +1,35 @@
+"""Thresholds with a stated false-positive rate, from scores on held-out negatives.
+
+Split conformal prediction (Vovk et al. 2005; Angelopoulos and Bates 2021, section 1): with `n`
+exchangeable held-out scores, the ceil((n + 1)(1 - α))-th smallest is exceeded by a fresh negative
+with probability at most α.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def prompts_needed(rate: float) -> int:
+    """How many held-out negatives the rate needs: with fewer, no finite threshold keeps it."""
+    if not 0.0 < rate < 1.0:
+        raise ValueError(f"a false-positive rate lies between 0 and 1, not {rate}")
+    return math.ceil(round(1.0 / rate - 1.0, 9))
+
+
+def threshold_for(scores: Sequence[float], rate: float) -> float:
+    """The threshold that fresh negatives exceed with probability at most `rate`.
+
+    Raises ValueError where `scores` are too few for the rate, saying how many it needs.
+    """
+    needed = prompts_needed(rate)
+    if len(scores) < needed:
+        raise ValueError(
+            f"a false-positive rate of {rate:.2%} needs {needed} held-out retain prompts, "
+            f"there are {len(scores)}"
+        )
+    rank = math.ceil(round((len(scores) + 1) * (1.0 - rate), 9))
+    return float(np.sort(np.asarray(scores, dtype=np.float64))[rank - 1])
