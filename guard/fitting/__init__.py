@@ -1,0 +1,1 @@
+"""Fitting: from prompts and a model to an artifact with its report."""

@@ -1,0 +1,136 @@
+"""One row of a running batch: its text so far, and the stream that its client reads."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from tokenizers.decoders import DecodeStream
+
+from guard.errors import ContentBlocked, GuardError, GuardFailed
+from guard.plan import Plan
+from guard.verdict import Verdict
+from server.service import FinishReason, Finished, GenerationRequest, TextDelta, TokenLogprob
+from steering.engines.transformers import RowToken
+
+
+class TokenText:
+    """Text of a growing token sequence, held back where it may be the start of a stop string."""
+
+    def __init__(self, tokenizer: Any, stop: tuple[str, ...]) -> None:
+        self.tokenizer = tokenizer
+        self._stop = stop
+        self._decoder = DecodeStream(skip_special_tokens=True)
+        self._held = ""
+
+    def push(self, token: int) -> tuple[str, bool]:
+        """New text that is safe to send, and whether a stop string was met."""
+        self._held += self._decoder.step(self.tokenizer._tokenizer, token) or ""
+        met = [at for at in (self._held.find(stop) for stop in self._stop) if at >= 0]
+        if met:
+            return self._held[: min(met)], True
+        keep = max((self._open(stop) for stop in self._stop), default=0)
+        cut = len(self._held) - keep
+        sent, self._held = self._held[:cut], self._held[cut:]
+        return sent, False
+
+    def rest(self) -> str:
+        """What is still held back when the row ends."""
+        return self._held
+
+    def _open(self, stop: str) -> int:
+        sizes = range(min(len(stop) - 1, len(self._held)), 0, -1)
+        return next((size for size in sizes if self._held.endswith(stop[:size])), 0)
+
+
+class Row:
+    """A request on its way; written by the engine's thread, read by the event loop."""
+
+    def __init__(
+        self,
+        request: GenerationRequest,
+        plan: Plan,
+        loop: asyncio.AbstractEventLoop,
+        text: TokenText,
+        hang_up: Callable[[], None],
+    ) -> None:
+        self.request, self.plan, self.text = request, plan, text
+        self.arrived = time.monotonic()
+        self.generated = 0
+        self.reason: FinishReason | None = None
+        self.error: GuardError | type[ContentBlocked] | None = None
+        self.cancelled = False
+        self._loop = loop
+        self._events: asyncio.Queue[TextDelta | Finished | GuardError] = asyncio.Queue()
+        self.stream: AsyncIterator[TextDelta | Finished] = _Stream(self, hang_up)
+
+    def push(self, token: RowToken, *, ends: bool) -> None:
+        """Take a generated token: send its text, and end the row where it is the last."""
+        self.generated += 1
+        stopped = False
+        if ends:
+            self.reason, text = "stop", self.text.rest()
+        else:
+            text, stopped = self.text.push(token.token)
+            if stopped:
+                self.reason = "stop"
+            elif self.generated >= self.request.sampling.max_tokens:
+                self.reason, text = "length", text + self.text.rest()
+        wanted = token.logprob is not None and not ends
+        tokens = (self._logprob(token),) if wanted else ()
+        if text or tokens:
+            self._send(TextDelta(text, tokens))
+
+    def finish(self, verdict: Verdict) -> None:
+        """Send the last event: the verdict, or the error that ended the row."""
+        error = self.error
+        if error is ContentBlocked:
+            self._send(ContentBlocked("a guard of this policy blocks the prompt", verdict=verdict))
+        elif isinstance(error, GuardFailed):
+            error.verdict = verdict
+            self._send(error)
+        else:
+            reason = self.reason or "stop"
+            prompt = len(self.request.prompt)
+            self._send(Finished(reason, prompt, self.generated, verdict))
+
+    def _logprob(self, token: RowToken) -> TokenLogprob:
+        def text(ids: int) -> str:
+            return str(self.text.tokenizer.decode([ids]))
+
+        top = tuple((ids, text(ids), value) for ids, value in token.top)
+        return TokenLogprob(token.token, text(token.token), token.logprob or 0.0, top)
+
+    def _send(self, event: TextDelta | Finished | GuardError) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+
+    async def next_event(self) -> TextDelta | Finished | GuardError:
+        return await self._events.get()
+
+
+class _Stream:
+    """A row's events. A class, since closing an unstarted async generator runs none of it."""
+
+    def __init__(self, row: Row, hang_up: Callable[[], None]) -> None:
+        self._row, self._hang_up, self._over = row, hang_up, False
+
+    def __aiter__(self) -> _Stream:
+        return self
+
+    async def __anext__(self) -> TextDelta | Finished:
+        if self._over:
+            raise StopAsyncIteration
+        event = await self._row.next_event()
+        self._over = not isinstance(event, TextDelta)
+        if isinstance(event, GuardError):
+            raise event
+        return event
+
+    async def aclose(self) -> None:
+        """Cancel the row unless it has ended."""
+        if not self._over:
+            self._over = self._row.cancelled = True
+            self._hang_up()
