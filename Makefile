@@ -3,7 +3,7 @@ PYTHON ?= python3
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install -q -c constraints.txt -e ".[serve,dev]"
+	.venv/bin/python -m pip install -q -c constraints.txt -e ".[serve,fit,dev]"
 	touch .venv/ready
 
 test: .venv/ready

@@ -22,6 +22,8 @@ GROUP = "guard.commands"
 
 OWN_COMMANDS = {
     "check": "guard.check_cli:app",
+    "eval": "guard.eval_cli:app",
+    "fit": "guard.fit_cli:app",
     "inspect": "guard.inspect_cli:app",
     "models": "guard.models_cli:app",
 }

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from guard.config import Config, ModelConfig
 from guard.errors import ModelError
-from guard.fitting.steer import end_tokens
+from guard.chat import end_tokens
 from guard.models import resolve_source
 from guard.plan import Plans
 from server.batching import BatchingService, Record

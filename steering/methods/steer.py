@@ -100,17 +100,21 @@ def load(
     settings: Mapping[str, Any],
     depth: int,
 ) -> FittedSteer:
-    """From an artifact: tensors `gates` and `directions`, settings as `guard fit steer` writes.
+    """From an artifact: `gates [sense layers, width]` and `directions [act layers, width]`.
+
+    `settings` are as `guard fit steer` writes them; its `schedule` holds the share of the
+    directions at the token where the guard fires and at those that follow.
 
     Raises ValueError where something is missing, of the wrong shape or outside the model.
     """
     try:
+        schedule = torch.tensor([float(share) for share in settings["schedule"]])
         guard = SteerGuard(
             name=name,
             sense_layers=tuple(int(layer) for layer in settings["sense_layers"]),
             gates=torch.tensor(tensors["gates"]),
             act_layers=tuple(int(layer) for layer in settings["act_layers"]),
-            directions=torch.tensor(tensors["directions"]),
+            directions=schedule[:, None, None] * torch.tensor(tensors["directions"])[None],
             pool=int(settings["pool"]),
         )
         recheck = settings["recheck"]

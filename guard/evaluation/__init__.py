@@ -1,0 +1,1 @@
+"""Evaluation suites: what a policy does on prompts that no fit has seen."""

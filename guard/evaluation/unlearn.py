@@ -1,0 +1,190 @@
+"""Suite `unlearn`: does a policy keep a model from saying what it knows, and only that.
+
+Everything is measured on the test split with greedy answers, through the plan that the server
+would run. Leak rates are over the prompts that the bare model answers with the counted fact.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from guard.chat import Chat, Said
+from guard.errors import DataError, GuardFailed
+from guard.evaluation.rewordings import REWORDINGS, reword
+from guard.measures import loops, perplexity
+from guard.plan import Plans
+from guard.progress import Stages
+from guard.prompts import ForgetPrompt, RetainPrompt, in_split
+
+ANSWER_TOKENS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """`count` of `total`, with its 95 % Wilson interval."""
+
+    count: int
+    total: int
+
+    @property
+    def value(self) -> float:
+        return self.count / self.total if self.total else math.nan
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        if not self.total:
+            return math.nan, math.nan
+        z, n, p = 1.959964, self.total, self.value
+        middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+        half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+        return max(middle - half, 0.0), min(middle + half, 1.0)
+
+    @classmethod
+    def of(cls, flags: Sequence[bool]) -> Share:
+        return cls(sum(flags), len(flags))
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One prompt, both answers. `leaks` is None where there is no fact to leak."""
+
+    prompt: str
+    bare: str
+    guarded: str
+    identical: bool
+    fired_at: int | None
+    leaks: bool | None = None
+
+
+@dataclass(frozen=True)
+class Unlearned:
+    """The suite's figures; perplexities are pooled over tokens, under the bare model."""
+
+    known: tuple[Asked, ...]
+    reworded: dict[str, tuple[Asked, ...]]
+    bare_reworded: dict[str, Share]
+    far: tuple[Asked, ...]
+    near: tuple[Asked, ...]
+    forget_prompts: int
+    fluency: dict[str, float] = field(default_factory=dict)
+    """Perplexity of the answers by themselves and given their questions, bare and guarded."""
+    looping: dict[str, Share] = field(default_factory=dict)
+
+    @property
+    def leaks(self) -> Share:
+        return _leaks(self.known)
+
+    @property
+    def reworded_leaks(self) -> Share:
+        return _leaks([asked for rows in self.reworded.values() for asked in rows])
+
+    @property
+    def far_identical(self) -> Share:
+        return Share.of([asked.identical for asked in self.far])
+
+    @property
+    def near_identical(self) -> Share:
+        return Share.of([asked.identical for asked in self.near])
+
+    @property
+    def fluency_ratio(self) -> float:
+        return self.fluency["guarded"] / self.fluency["bare"]
+
+
+def evaluate(
+    chat: Chat,
+    plans: Plans,
+    policy: str,
+    forget: Sequence[ForgetPrompt],
+    retain: Sequence[RetainPrompt],
+    progress: Stages,
+) -> Unlearned:
+    """Run the suite.
+
+    Raises DataError without test prompts, GuardFailed where the policy refuses.
+    """
+    plan = plans[policy]
+    if plan.refuses:
+        faults = "; ".join(f"{name}: {why}" for name, why in plan.broken.items())
+        raise GuardFailed(f"policy {policy!r} cannot be applied: {faults}")
+    bare = partial(chat.answer, max_tokens=ANSWER_TOKENS, progress=progress)
+    guarded = partial(bare, bank=plans.bank, guards=plan.rows())
+    test = in_split(forget, "test")
+    kept = in_split(retain, "test")
+    if not test or not kept:
+        raise DataError("the test split holds no forget or no retain prompts")
+
+    every = bare([row.prompt for row in test], what="bare answers, forget")
+    known = [(row, said) for row, said in zip(test, every, strict=True) if row.leaks(said.text)]
+    if not known:
+        raise DataError("the bare model answers no test prompt rightly: nothing to measure")
+    rows = [row for row, _ in known]
+    bare_known = [said for _, said in known]
+    guarded_known = guarded([row.prompt for row in rows], what="guarded answers, forget")
+
+    reworded: dict[str, tuple[Asked, ...]] = {}
+    bare_reworded: dict[str, Share] = {}
+    for name in REWORDINGS:
+        prompts = [reword(name, row.prompt) for row in rows]
+        plain = bare(prompts, what=f"bare answers, {name}")
+        steered = guarded(prompts, what=f"guarded answers, {name}")
+        reworded[name] = _asked(prompts, plain, steered, rows)
+        bare_reworded[name] = Share.of(
+            [row.leaks(said.text) for row, said in zip(rows, plain, strict=True)]
+        )
+    texts = [row.prompt for row in kept]
+    both = _asked(
+        texts,
+        bare(texts, what="bare answers, retain"),
+        guarded(texts, what="guarded answers, retain"),
+    )
+    asked = [chat.prompt(row.prompt) for row in rows]
+    bare_tokens = [said.tokens for said in bare_known]
+    guarded_tokens = [said.tokens for said in guarded_known]
+    return Unlearned(
+        known=_asked([row.prompt for row in rows], bare_known, guarded_known, rows),
+        reworded=reworded,
+        bare_reworded=bare_reworded,
+        far=tuple(a for a, row in zip(both, kept, strict=True) if not row.near),
+        near=tuple(a for a, row in zip(both, kept, strict=True) if row.near),
+        forget_prompts=len(test),
+        fluency={
+            "bare": perplexity(chat, bare_tokens),
+            "guarded": perplexity(chat, guarded_tokens),
+            "bare given the question": perplexity(chat, bare_tokens, asked),
+            "guarded given the question": perplexity(chat, guarded_tokens, asked),
+        },
+        looping={
+            "bare": Share.of([loops(said.text) for said in bare_known]),
+            "guarded": Share.of([loops(said.text) for said in guarded_known]),
+        },
+    )
+
+
+def _asked(
+    prompts: Sequence[str],
+    bare: Sequence[Said],
+    guarded: Sequence[Said],
+    rows: Sequence[ForgetPrompt] = (),
+) -> tuple[Asked, ...]:
+    return tuple(
+        Asked(
+            prompt=prompt,
+            bare=plain.text,
+            guarded=steered.text,
+            identical=plain.tokens == steered.tokens,
+            fired_at=min(
+                (r.position for r in steered.readings.values() if r.position is not None),
+                default=None,
+            ),
+            leaks=rows[i].leaks(steered.text) if rows else None,
+        )
+        for i, (prompt, plain, steered) in enumerate(zip(prompts, bare, guarded, strict=True))
+    )
+
+
+def _leaks(asked: Sequence[Asked]) -> Share:
+    return Share.of([bool(row.leaks) for row in asked])

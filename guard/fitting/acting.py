@@ -1,0 +1,139 @@
+"""What a steering guard does when it fires: directions, layers and strength."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from guard.chat import Chat
+from guard.fitting.gates import POOL
+from guard.fitting.sensing import FittedGate
+from guard.fitting.wording import REFUSALS
+from guard.measures import loops, perplexity
+from guard.progress import Stages
+from guard.prompts import ForgetPrompt, PairedAnswers
+from steering.engines.offline import token_states
+from steering.methods.steer import contrast
+from steering.table import Bank, RowGuard, SteerGuard
+
+POSITIONS = 6
+"""Answer positions whose states are contrasted."""
+
+SCHEDULE = (1.0, 1.0, 0.8, 0.8, 0.6, 0.6, 0.5, 0.4, 0.3, 0.2, *[0.15] * 38)
+"""Share of the direction at the token where the guard fires and at those that follow: full
+strength on every token ends in loops, none after the first lets the model turn back."""
+
+DEPTHS = ((0.45, 0.54, 0.64, 0.74), (0.54, 0.67, 0.8))
+STRENGTHS = (0.5, 0.7, 0.9)
+FLUENT = 1.4
+"""A setting whose answers have more than this times the bare perplexity is a last resort."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One setting on validation prompts that the bare model leaks on, each made to fire."""
+
+    act_layers: tuple[int, ...]
+    strength: float
+    leaked: tuple[bool, ...]
+    perplexity: float
+    looping: float
+    chosen: bool = False
+
+    @property
+    def leak_rate(self) -> float:
+        return sum(self.leaked) / len(self.leaked)
+
+
+def directions(
+    chat: Chat,
+    rows: Sequence[ForgetPrompt],
+    spoken: Sequence[Sequence[int]],
+    pairs: Sequence[PairedAnswers],
+    progress: Stages,
+) -> Tensor:
+    """`[layers, width]`: erasure against recall continuations, over their first POSITIONS tokens.
+
+    Recall is what the model itself says (`spoken`) or a row's own `answer`, erasure what REFUSALS
+    say; `pairs`, where given, replace both. The state at the last prompt token decides the first
+    answer token, hence counts as the first position.
+    """
+    if pairs:
+        prompts = [chat.prompt(pair.prompt) for pair in pairs]
+        recall = [chat.ids(pair.recall) for pair in pairs]
+        erasure = [chat.ids(pair.erasure) for pair in pairs]
+    else:
+        prompts = [chat.prompt(row.prompt) for row in rows]
+        recall = [
+            chat.ids(row.answer) if row.answer else list(said)
+            for row, said in zip(rows, spoken, strict=True)
+        ]
+        erasure = [chat.ids(REFUSALS[i % len(REFUSALS)]) for i in range(len(rows))]
+
+    def states(said: Sequence[Sequence[int]], what: str) -> Tensor:
+        sequences = [[*p, *s[: POSITIONS - 1]] for p, s in zip(prompts, said, strict=True)]
+        means = torch.zeros(len(sequences), chat.depth, chat.model.config.hidden_size)
+        advance = progress(what, len(sequences))
+        for i, found in token_states(chat.model, sequences, range(chat.depth), advance=advance):
+            means[i] = found[len(prompts[i]) - 1 :].mean(0)
+        return means
+
+    return contrast(states(erasure, "erasure answers"), states(recall, "recall answers")).float()
+
+
+def search(
+    chat: Chat,
+    gate: FittedGate,
+    found: Tensor,
+    rows: Sequence[ForgetPrompt],
+    bare_perplexity: float,
+    *,
+    max_tokens: int,
+    progress: Stages,
+) -> tuple[tuple[Trial, ...], SteerGuard]:
+    """Try layers and strengths on `rows`; fewest leaks win among the fluent, then perplexity."""
+    trials: list[Trial] = []
+    guards: list[SteerGuard] = []
+    schedule = torch.tensor(SCHEDULE)[:, None, None]
+    for shares in DEPTHS:
+        first, last = max(gate.layers), chat.depth - 1
+        layers = sorted({min(max(round(share * chat.depth), first), last) for share in shares})
+        guard = SteerGuard(
+            name="fitted",
+            sense_layers=gate.layers,
+            gates=gate.gates,
+            act_layers=tuple(layers),
+            directions=schedule * found[layers][None],
+            pool=POOL,
+        )
+        for strength in STRENGTHS:
+            said = chat.answer(
+                [row.prompt for row in rows],
+                max_tokens=max_tokens,
+                what=f"trial: layers {', '.join(map(str, layers))}, strength {strength}",
+                progress=progress,
+                bank=Bank([guard], device=next(chat.model.parameters()).device),
+                guards=[RowGuard("fitted", threshold=-math.inf, strength=strength)],
+            )
+            trials.append(
+                Trial(
+                    act_layers=guard.act_layers,
+                    strength=strength,
+                    leaked=tuple(r.leaks(s.text) for r, s in zip(rows, said, strict=True)),
+                    perplexity=perplexity(chat, [answer.tokens for answer in said]),
+                    looping=sum(loops(answer.text) for answer in said) / len(said),
+                )
+            )
+            guards.append(guard)
+
+    def cost(trial: Trial) -> tuple[bool, float, float]:
+        rough = trial.perplexity > FLUENT * bare_perplexity
+        return rough, trial.leak_rate + trial.looping, trial.perplexity
+
+    best = min(range(len(trials)), key=lambda i: cost(trials[i]))
+    trials[best] = replace(trials[best], chosen=True)
+    return tuple(trials), guards[best]

@@ -1,0 +1,50 @@
+"""Progress of long work on the terminal: bars where there is one, a line a stage where not."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+Stages = Callable[[str, int], Callable[[int], None]]
+"""`stages(what, total)` begins a stage and gives the function that advances it."""
+
+
+@contextmanager
+def stages() -> Iterator[Stages]:
+    """Show stages on stderr while the context lasts."""
+    console = Console(file=sys.stderr)
+    if not console.is_terminal:
+        yield _lines(time.monotonic())
+        return
+    columns = (
+        *(SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()),
+        *(TimeElapsedColumn(), TimeRemainingColumn()),
+    )
+    with Progress(*columns, console=console) as bars:
+
+        def begin(what: str, total: int) -> Callable[[int], None]:
+            task = bars.add_task(what, total=total)
+            return lambda count: bars.advance(task, count)
+
+        yield begin
+
+
+def _lines(started: float) -> Stages:
+    def begin(what: str, total: int) -> Callable[[int], None]:
+        print(f"{time.monotonic() - started:6.0f} s  {what} ({total})", file=sys.stderr, flush=True)
+        return lambda count: None
+
+    return begin

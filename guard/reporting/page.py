@@ -1,0 +1,66 @@
+"""One self-contained HTML page from sections. Everything shown is escaped; nothing is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from guard.errors import DataError
+
+_TEMPLATES = Environment(
+    loader=PackageLoader("guard.reporting", "."),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """`svg` is a data URI, as `guard.reporting.plots` gives."""
+
+    title: str
+    svg: str
+    caption: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """A table; `marked` rows stand out."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    caption: str = ""
+    marked: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """A figure to be seen first: its value and, where there is one, whether it reached a target."""
+
+    label: str
+    value: str
+    target: str = ""
+    reached: bool | None = None
+
+
+def render(title: str, subtitle: str, tiles: Sequence[Tile], parts: Sequence[Plot | Grid]) -> str:
+    """The page as text."""
+    shown = [(type(part).__name__.lower(), part) for part in parts]
+    return _TEMPLATES.get_template("report.html").render(
+        title=title, subtitle=subtitle, tiles=tiles, parts=shown
+    )
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a report. Raises DataError naming the file."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written: {error.strerror}") from error

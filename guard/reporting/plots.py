@@ -1,0 +1,86 @@
+"""Plots as SVG data URIs, drawn without a display."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# the same plot gives the same bytes
+matplotlib.rcParams["svg.hashsalt"] = "inference-guard"
+
+COLOURS = {"forget": "#c0392b", "near": "#d68910", "far": "#2471a3"}
+
+
+def histograms(scores: Mapping[str, Sequence[float]], lines: Mapping[str, float]) -> str:
+    """Overlaid histograms, one a key, with vertical `lines` (thresholds)."""
+    figure, axes = _figure()
+    every = np.concatenate([np.asarray(values) for values in scores.values()])
+    low, high = np.percentile(every, [0.1, 99.9])
+    bins = np.linspace(low, high, 60)
+    for name, values in scores.items():
+        clipped = np.clip(values, low, high)
+        colour = COLOURS.get(name)
+        axes.hist(clipped, bins=list(bins), alpha=0.55, label=name, density=True, color=colour)
+    for style, (name, at) in zip(("-", "--", ":"), lines.items(), strict=False):
+        axes.axvline(at, color="#222", linestyle=style, label=f"{name} {at:.3f}")
+    axes.set_xlabel("gate score")
+    axes.set_ylabel("density")
+    axes.legend(frameon=False)
+    return _uri(figure)
+
+
+def curves(
+    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    points: Mapping[str, tuple[float, float]],
+    *,
+    x: str,
+    y: str,
+) -> str:
+    """One line a key, each with its chosen point; both axes in percent."""
+    figure, axes = _figure()
+    for i, (name, (across, up)) in enumerate(lines.items()):
+        colour = f"C{i}"
+        axes.step(np.asarray(across) * 100, np.asarray(up) * 100, label=name, color=colour)
+        if name in points:
+            at = points[name]
+            axes.plot(at[0] * 100, at[1] * 100, "o", color=colour)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.set_ylim(-2, 102)
+    axes.legend(frameon=False)
+    return _uri(figure)
+
+
+def bars(values: Mapping[str, float], *, limit: float | None, x: str) -> str:
+    """Horizontal bars in percent, with a dashed `limit`."""
+    figure, axes = _figure(height=0.9 + 0.32 * len(values))
+    names = list(values)[::-1]
+    shares = [values[name] * 100 for name in names]
+    axes.barh(names, shares, color="#2471a3")
+    for i, share in enumerate(shares):
+        axes.text(share + 0.6, i, f"{share:.1f}", va="center", fontsize=9)
+    if limit is not None:
+        axes.axvline(limit * 100, color="#222", linestyle="--", label=f"target {limit:.0%}")
+        axes.legend(frameon=False)
+    axes.set_xlim(0, max(105.0 if max(shares, default=0) > 60 else 40.0, 1.0))
+    axes.set_xlabel(x)
+    return _uri(figure)
+
+
+def _figure(height: float = 3.6) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(8.2, height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _uri(figure: Figure) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,29 @@
+"""Loading a causal language model and its tokenizer as transformers knows them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+
+def load_language_model(
+    source: str, *, dtype: str = "float32", device: str = "auto"
+) -> tuple[Any, Any]:
+    """Model (in eval mode) and tokenizer from a directory or hub name.
+
+    `device` "auto" takes a GPU where there is one. Only safetensors weights are read: other
+    formats are pickles. Raises ValueError saying what could not be loaded.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{source} cannot be loaded: {reason}") from error
+    return model.to(device).eval(), tokenizer
