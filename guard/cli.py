@@ -22,6 +22,7 @@ GROUP = "guard.commands"
 
 OWN_COMMANDS = {
     "check": "guard.check_cli:app",
+    "demo": "guard.demo_cli:app",
     "eval": "guard.eval_cli:app",
     "fit": "guard.fit_cli:app",
     "inspect": "guard.inspect_cli:app",

@@ -37,14 +37,18 @@ class HiddenSeam:
             handle.remove()
         self._handles.clear()
 
+    def watch(self, table: Table | None) -> None:
+        """Let the next forwards consult `table`, None for nothing."""
+        self._table = table
+
     @contextmanager
     def reading(self, table: Table) -> Iterator[None]:
         """Let the forwards inside consult `table`, on which `begin` has been called."""
-        self._table = table
+        self.watch(table)
         try:
             yield
         finally:
-            self._table = None
+            self.watch(None)
 
     def _hook(self, layer: int) -> Any:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:

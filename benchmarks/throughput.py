@@ -1,0 +1,130 @@
+"""Tokens per second of guarded beside bare traffic, in one run: `make bench`.
+
+The same prompts run bare and guarded by turns, at batch 1 and 16, with 1 and with 64 guards
+loaded, through the engine that the server runs. Each row carries one guard (with 64 loaded, each
+row another one), re-checking every generated token, which is the dearest setting. All prompts are
+retain prompts: nothing fires, so both sides generate the same tokens and only the guard's own cost
+is measured. Medians over the rounds; the order within a round is drawn anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from guard.artifact import Artifact
+from guard.chat import Chat
+from guard.prompts import RetainPrompt, in_split, read_rows
+from steering.engines.sampling import RowSampling
+from steering.engines.transformers import RowStart, TransformersEngine
+from steering.methods import load_guard
+from steering.table import Bank, RowGuard, SteerGuard
+
+TOPIC = Path("examples/harry-potter")
+TOKENS = 48
+
+
+def main() -> None:
+    """Run all settings and print a table, or JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    chat = Chat.load(arguments.model)
+    rows = in_split(read_rows(TOPIC / "retain.jsonl", RetainPrompt), "test")
+    prompts = [chat.prompt(row.prompt) for row in rows if not row.near][:16]
+    results = [
+        measure(chat, prompts[:batch], guards, arguments.rounds)
+        for batch in (1, 16)
+        for guards in (1, 64)
+    ]
+    if arguments.json:
+        print(json.dumps(results, indent=2))
+        return
+    table = Table("batch", "guards", "bare tok/s", "guarded tok/s", "guarded / bare", "quartiles")
+    for result in results:
+        low, high = result["quartiles"]
+        table.add_row(
+            str(result["batch"]),
+            str(result["guards"]),
+            f"{result['bare']:.1f}",
+            f"{result['guarded']:.1f}",
+            f"{result['ratio']:.3f}",
+            f"{low:.3f} to {high:.3f}",
+        )
+    Console().print(table)
+
+
+def measure(chat: Chat, prompts: Sequence[list[int]], guards: int, rounds: int) -> dict[str, Any]:
+    """One setting: median tokens per second of both sides and of their ratio a round."""
+    bank = Bank([_copy(chat, i) for i in range(guards)])
+    engine = TransformersEngine(chat.model, bank, capacity=len(prompts))
+    sides: dict[str, list[tuple[RowGuard, ...]]] = {
+        "bare": [() for _ in prompts],
+        "guarded": [
+            # a threshold that nothing reaches: the guard looks at every token and stays silent
+            (RowGuard(f"guard-{i % guards}", threshold=1e9, strength=1.0, recheck=1e9),)
+            for i in range(len(prompts))
+        ],
+    }
+    speeds: dict[str, list[float]] = {"bare": [], "guarded": []}
+    draw = random.Random(0)
+    for turn in range(rounds + 1):
+        for side in draw.sample(sorted(sides), 2):
+            speed = _run(engine, prompts, sides[side])
+            if turn:  # the first round warms up
+                speeds[side].append(speed)
+    engine.close()
+    ratios = [g / b for g, b in zip(speeds["guarded"], speeds["bare"], strict=True)]
+    low, _, high = statistics.quantiles(ratios, n=4)
+    return {
+        "batch": len(prompts),
+        "guards": guards,
+        "bare": statistics.median(speeds["bare"]),
+        "guarded": statistics.median(speeds["guarded"]),
+        "ratio": statistics.median(ratios),
+        "quartiles": [low, high],
+    }
+
+
+def _run(
+    engine: TransformersEngine,
+    prompts: Sequence[list[int]],
+    guards: Sequence[tuple[RowGuard, ...]],
+) -> float:
+    starts = [
+        RowStart(prompt, own, RowSampling()) for prompt, own in zip(prompts, guards, strict=True)
+    ]
+    engine.reset()
+    began = time.perf_counter()
+    engine.prefill(starts)
+    for _ in range(TOKENS - 1):
+        engine.decode()
+    return TOKENS * len(prompts) / (time.perf_counter() - began)
+
+
+def _copy(chat: Chat, number: int) -> SteerGuard:
+    """The fitted guard under another name, its gate turned a little: no two are the same."""
+    artifact = Artifact.load(TOPIC / "steer.safetensors")
+    name = f"guard-{number}"
+    settings = artifact.meta.settings
+    fitted = load_guard("steer", name, artifact.tensors, settings, chat.depth).tensors
+    noise = torch.Generator().manual_seed(number)
+    shift = torch.randn(fitted.gates.shape, generator=noise) * fitted.gates.std() * 0.01
+    return replace(fitted, gates=fitted.gates + shift)
+
+
+if __name__ == "__main__":
+    main()
