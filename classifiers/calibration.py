@@ -31,5 +31,7 @@ def threshold_for(scores: Sequence[float], rate: float) -> float:
             f"a false-positive rate of {rate:.2%} needs {needed} held-out retain prompts, "
             f"there are {len(scores)}"
         )
+    if not all(map(math.isfinite, scores)):
+        raise ValueError("a held-out score is not a number: the model's activations are at fault")
     rank = math.ceil(round((len(scores) + 1) * (1.0 - rate), 9))
     return float(np.sort(np.asarray(scores, dtype=np.float64))[rank - 1])

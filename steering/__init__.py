@@ -1,1 +1,1 @@
-"""What touches a forward pass: the maths of each method, the stacked table, the seams, the engines."""
+"""What touches a forward pass: the maths of each method, the table, the seams, the engines."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 
 import torch
 from torch import Tensor
@@ -39,17 +40,30 @@ class SteerGuard:
     pool: int = 1
 
     def __post_init__(self) -> None:
-        width = self.gates.shape[-1]
-        if tuple(self.gates.shape) != (len(self.sense_layers), width):
-            raise ValueError(f"guard {self.name}: gates must be [sense layers, width]")
-        if self.directions.ndim != 3 or not len(self.directions):
-            raise ValueError(f"guard {self.name}: directions must be [steps, act layers, width]")
-        if tuple(self.directions.shape[1:]) != (len(self.act_layers), width):
-            raise ValueError(f"guard {self.name}: directions must be [steps, act layers, width]")
+        problem = self._problem()
+        if problem:
+            raise ValueError(f"guard {self.name}: {problem}")
+
+    def _problem(self) -> str | None:
+        for layers in (self.sense_layers, self.act_layers):
+            if not layers or len(set(layers)) != len(layers):
+                return "it needs layers to sense and to act on, each once"
+        if self.gates.ndim != 2 or len(self.gates) != len(self.sense_layers):
+            return "gates must be [sense layers, width]"
+        shape = (len(self.act_layers), self.width)
+        if self.directions.ndim != 3 or tuple(self.directions.shape[1:]) != shape:
+            return "directions must be [steps, act layers, width]"
+        if not len(self.directions):
+            return "directions must have at least one step"
         if min(self.act_layers) < max(self.sense_layers):
-            raise ValueError(f"guard {self.name}: it would act before it has sensed")
+            return "it would act before it has sensed"
         if self.pool < 1:
-            raise ValueError(f"guard {self.name}: pool must be at least 1")
+            return "pool must be at least 1"
+        return None
+
+    @property
+    def width(self) -> int:
+        return self.gates.shape[-1]
 
 
 @dataclass(frozen=True)
@@ -69,7 +83,10 @@ class RowGuard:
 
 @dataclass(frozen=True)
 class Reading:
-    """What one guard saw on one row; `position` is 0 for the prompt, n for generated token n."""
+    """What one guard saw on one row; `position` is 0 for the prompt, n for generated token n.
+
+    `threshold` is the one that decided: where the guard fired, else the last one looked at.
+    """
 
     score: float
     threshold: float
@@ -88,6 +105,8 @@ class Bank:
         self.index = {guard.name: i for i, guard in enumerate(guards)}
         if len(self.index) != len(guards):
             raise ValueError("two guards of a bank have the same name")
+        if len({guard.width for guard in guards}) > 1:
+            raise ValueError("the guards of a bank must be of one width, that of the model")
         self.device = torch.device(device)
         self.steps = max((len(guard.directions) for guard in guards), default=0)
         self.pool = max((guard.pool for guard in guards), default=1)
@@ -178,8 +197,7 @@ class Table:
         put(self._acts, [guard.acts for guard in guards])
         put(self._threshold, [guard.threshold for guard in guards])
         put(self._strength, [guard.strength for guard in guards])
-        never = float("inf")
-        put(self._recheck, [never if g.recheck is None else g.recheck for g in guards])
+        put(self._recheck, [inf if g.recheck is None else g.recheck for g in guards])
         self._guarded[row] = bool(guards)
         self._rechecks[row] = any(guard.recheck is not None for guard in guards)
 
@@ -204,11 +222,12 @@ class Table:
         carried, valid = self._carried[row].tolist(), self._valid[row].tolist()
         score = self._pooled(self._top[row]).tolist()
         threshold, fired = self._threshold[row].tolist(), self._fired[row].tolist()
-        recheck = self._recheck[row].tolist()
+        recheck, generated = self._recheck[row].tolist(), int(self._generated[row])
+        decided = [generated if at < 0 else at for at in fired]
         return {
             name: Reading(
                 score=score[i],
-                threshold=recheck[i] if fired[i] > 0 else threshold[i],
+                threshold=recheck[i] if decided[i] and recheck[i] < inf else threshold[i],
                 position=None if fired[i] < 0 else fired[i],
                 valid=valid[i],
             )
@@ -269,7 +288,7 @@ class Table:
 
     def _decide(self, gates: Tensor) -> None:
         rows = self._rows
-        invalid = gates.isnan()
+        invalid = ~gates.isfinite()
         if self._mask is not None:
             outside = ~self._mask[..., None]
             invalid = invalid & ~outside

@@ -25,7 +25,8 @@ class SlotCache(Cache):
         self.positions: Tensor
         self.read: tuple[int, int] | None = None
         """(rows, tokens) that a decode step attends to; None while prefilling."""
-        super().__init__(layers=[_SlotLayer(self) for _ in range(layers)])
+        self._slots = [_SlotLayer(self) for _ in range(layers)]
+        super().__init__(layers=list(self._slots))
 
     def prefill(self, rows: Tensor, positions: Tensor) -> None:
         """Next: `positions [n, tokens]` of `rows [n]`; -1 marks padding, which is thrown away."""
@@ -44,7 +45,7 @@ class SlotCache(Cache):
 
     def move(self, source: int, target: int) -> None:
         """Let row `source` live in slot `target`."""
-        for layer in self.layers:
+        for layer in self._slots:
             if layer.is_initialized:
                 layer.keys[target] = layer.keys[source]
                 layer.values[target] = layer.values[source]
@@ -56,18 +57,20 @@ class SlotCache(Cache):
         if tokens < self.length:
             return
         grown = (tokens // _GROWTH + 1) * _GROWTH
-        for layer in self.layers:
+        for layer in self._slots:
             if layer.is_initialized:
                 layer.grow(grown)
         self.length = grown
 
 
-class _SlotLayer(CacheLayerMixin):
+class _SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     is_sliding = False
     is_compileable = False
+    keys: Tensor
+    values: Tensor
 
     def __init__(self, owner: SlotCache) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._owner = owner
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -81,6 +84,10 @@ class _SlotLayer(CacheLayerMixin):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         owner = self._owner
+        if owner.read is None:
+            # what the slot's last row has left: masked, but a NaN would come through the mask
+            self.keys[owner.rows[:, 0]] = 0.0
+            self.values[owner.rows[:, 0]] = 0.0
         self.keys[owner.rows, :, owner.positions] = key_states.transpose(1, 2)
         self.values[owner.rows, :, owner.positions] = value_states.transpose(1, 2)
         if owner.read is None:
@@ -92,7 +99,8 @@ class _SlotLayer(CacheLayerMixin):
         for name in ("keys", "values"):
             old = getattr(self, name)
             new = self._empty(old, length)
-            new[:, :, : old.shape[2]] = old
+            # without the last column, where padding went
+            new[:, :, : old.shape[2] - 1] = old[:, :, :-1]
             setattr(self, name, new)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:

@@ -4,8 +4,12 @@ Most architectures keep them as a `ModuleList` named `layers` under the decoder 
 `get_decoder()` returns; `_PATHS` holds those that name it otherwise. A layer is whatever returns
 the residual stream `[rows, tokens, width]`, as a tensor or as the first entry of a tuple.
 
-Tested: Llama (with SmolLM2's true weights), and Mistral, Qwen2, Qwen3, Gemma, Gemma 2, Gemma 3 and
-Phi-3 (with small random weights: hooks, batching and silence, not quality).
+Tested: Llama (with SmolLM2's true weights), and Mistral, Qwen2, Qwen3, Gemma, Gemma 2, Gemma 3,
+Phi, Phi-3, GPT-2 and GPT-J (with small random weights: hooks, batching and silence, not quality).
+
+Refused, since rows of different lengths in one batch would silently get wrong answers: layers that
+are no attention, or attention other than full and sliding; ALiBi biases that are built from a
+two-dimensional mask; encoder-decoders.
 """
 
 from __future__ import annotations
@@ -14,13 +18,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
-TESTED = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi", "phi3")
+TESTED = (
+    *("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text"),
+    *("phi", "phi3", "gpt2", "gptj"),
+)
 
-_PATHS = {"gpt2": "h", "gptj": "h", "gpt_neo": "h", "bloom": "h", "falcon": "h", "mpt": "blocks"}
+_PATHS = {"gpt2": "h", "gptj": "h", "falcon": "h", "mpt": "blocks"}
+_ATTENTION = {"full_attention", "sliding_attention"}
 
 
 class UnknownArchitecture(ValueError):
-    """The model's decoder layers cannot be found."""
+    """The model's decoder layers cannot be found, or attend in a way that is not supported."""
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
@@ -36,7 +44,22 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
             f"cannot find the decoder layers of a {kind!r} model; tested architectures are "
             f"{', '.join(TESTED)}"
         )
+    if reason := _unsupported(config):
+        raise UnknownArchitecture(
+            f"a {kind!r} model {reason}; tested architectures are {', '.join(TESTED)}"
+        )
     return found
+
+
+def _unsupported(config: Any) -> str | None:
+    others = set(getattr(config, "layer_types", None) or ()) - _ATTENTION
+    if others:
+        return f"has layers of {', '.join(sorted(others))}, which are not supported"
+    if getattr(config, "alibi", False):
+        return "with ALiBi positions is not supported"
+    if getattr(config, "is_encoder_decoder", False):
+        return "has an encoder, which is not supported"
+    return None
 
 
 def hidden_of(output: Any) -> Tensor:

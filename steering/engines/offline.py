@@ -1,8 +1,9 @@
-"""Many prompts at once, without a server: greedy answers and token states, for fitting and evals."""
+"""Many prompts at once without a server, for fitting and evals: greedy answers, token states."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,10 +104,8 @@ def token_states(
             longest = len(sequences[chosen[-1]])
             # right padding: under causal attention nothing real sees it
             ids = [list(sequences[i]) + [0] * (longest - len(sequences[i])) for i in chosen]
-            try:
+            with suppress(_Enough):
                 model(input_ids=torch.tensor(ids, device=device), use_cache=False)
-            except _Enough:
-                pass
             stacked = torch.stack([states[layer] for layer in layers], dim=2).float().cpu()
             for row, i in enumerate(chosen):
                 yield i, stacked[row, : len(sequences[i])]

@@ -43,7 +43,7 @@ def sample(logits: Tensor, temperature: Tensor, top_p: Tensor, draw: Tensor) -> 
     if not bool((temperature > 0).any()):
         return greedy
     scaled = logits.float() / temperature.clamp(min=1e-5)[:, None]
-    probability, order = scaled.softmax(-1).sort(-1, descending=True)
+    probability, order = scaled.softmax(-1).sort(dim=-1, descending=True, stable=True)
     mass = probability.cumsum(-1)
     # the first token is always kept; the others while what came before is short of top_p
     kept = torch.where(mass - probability < top_p[:, None], probability, 0.0)

@@ -94,10 +94,15 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def prefill(self, starts: Sequence[RowStart]) -> list[RowToken]:
-        """Add rows behind the live ones and generate the first token of each."""
+        """Add rows behind the live ones and generate the first token of each.
+
+        Raises ValueError where they do not fit, or a prompt is empty: no row has changed then.
+        """
         first, count = self.rows, len(starts)
         if first + count > self.capacity:
             raise ValueError(f"{first + count} rows do not fit a capacity of {self.capacity}")
+        if not all(len(start.prompt) for start in starts):
+            raise ValueError("a prompt has no tokens: there is nothing to go on from")
         lengths = torch.tensor([len(start.prompt) for start in starts], device=self._device)
         width = int(lengths.max())
         # left padding: the last token of every row is in the last column
@@ -138,7 +143,7 @@ class TransformersEngine:
     def drop(self, rows: Sequence[int]) -> list[tuple[int, int]]:
         """Remove rows; returns the moves (source, target) that closed the holes, in order."""
         moves = []
-        for row in sorted(rows, reverse=True):
+        for row in sorted(set(rows), reverse=True):
             last = self.rows - 1
             if row != last:
                 self._move(last, row)
@@ -212,14 +217,15 @@ class TransformersEngine:
         tokens = token.tolist()
         asked = self._top_logprobs[rows]
         if all(count is None for count in asked):
-            return [RowToken(t, fired=f, invalid=i) for t, f, i in zip(tokens, fired, invalid)]
+            told = zip(tokens, fired, invalid, strict=True)
+            return [RowToken(t, fired=f, invalid=i) for t, f, i in told]
         logprobs = logits.log_softmax(-1)
         chosen = logprobs.gather(-1, token[:, None])[:, 0].tolist()
         most = max(max(count for count in asked if count is not None), 1)
         values, ids = (part.tolist() for part in logprobs.topk(most, dim=-1))
         result = []
         for row, count in enumerate(asked):
-            top = tuple(zip(ids[row][: count or 0], values[row][: count or 0]))
+            top = tuple(zip(ids[row], values[row], strict=True))[: count or 0]
             logprob = None if count is None else chosen[row]
             result.append(RowToken(tokens[row], logprob, top, fired[row], invalid[row]))
         return result

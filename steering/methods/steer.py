@@ -10,6 +10,7 @@ Shapes: `H` are activations `[n, width]`, one row a token; all results are float
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -48,7 +49,8 @@ def null_space(retain_gram: Tensor, null_share: float) -> Tensor:
     width = retain_gram.shape[0]
     keep = round(width * (1.0 - null_share))
     # eigenvalues ascend: the last `keep` span what the retain set uses
-    return torch.linalg.eigh(retain_gram.double()).eigenvectors[:, width - keep :]
+    vectors: Tensor = torch.linalg.eigh(retain_gram.double()).eigenvectors
+    return vectors[:, width - keep :]
 
 
 def project(h: Tensor, basis: Tensor) -> Tensor:
@@ -66,7 +68,8 @@ def hard_gate(forget: Tensor, basis: Tensor, ridge: float) -> Tensor:
     x = project(forget, basis)
     ones = torch.ones(len(x), dtype=x.dtype)
     kernel = x @ x.T + ridge * torch.eye(len(x), dtype=x.dtype)
-    return x.T @ torch.linalg.solve(kernel, ones)
+    weights: Tensor = torch.linalg.solve(kernel, ones)
+    return x.T @ weights
 
 
 def soft_gate(forget: Tensor, retain_gram: Tensor, ridge: float, forget_weight: float) -> Tensor:
@@ -81,7 +84,8 @@ def soft_gate(forget: Tensor, retain_gram: Tensor, ridge: float, forget_weight: 
     width = f.shape[1]
     gamma = ridge * retain_gram.diagonal().mean()
     system = retain_gram + forget_weight * gram(f) + gamma * torch.eye(width, dtype=f.dtype)
-    return torch.linalg.solve(system, forget_weight * f.sum(0))
+    gate: Tensor = torch.linalg.solve(system, forget_weight * f.sum(0))
+    return gate
 
 
 @dataclass(frozen=True)
@@ -129,4 +133,7 @@ def load(
     outside = [i for i in (*guard.sense_layers, *guard.act_layers) if not 0 <= i < depth]
     if outside:
         raise ValueError(f"layers {outside} do not exist in a model of {depth} layers")
+    figures = (fitted.threshold, fitted.strength, fitted.recheck or 0.0, *schedule.tolist())
+    if not all(map(math.isfinite, figures)):  # nothing is larger than NaN: it would never fire
+        raise ValueError("threshold, strength, recheck and schedule must be finite numbers")
     return fitted
