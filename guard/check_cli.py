@@ -17,7 +17,7 @@ from guard.config_checks import NO_POLICY
 from guard.errors import ConfigError, ModelError
 from guard.models import resolve_source
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command(epilog="Example: guard check config.toml")

@@ -21,7 +21,7 @@ from guard.config_checks import NO_POLICY
 from guard.errors import GuardError
 from guard.models import RECIPES, add_model, added_model
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 QUESTIONS = (
     "Who wrote the Harry Potter books?",

@@ -19,7 +19,7 @@ from guard.errors import DataError, UnknownModel
 from guard.progress import stages
 from guard.prompts import ForgetPrompt, RetainPrompt, read_rows
 
-app = typer.Typer(help="Measure what a policy does.", no_args_is_help=True)
+app = typer.Typer(add_completion=False, help="Measure what a policy does.", no_args_is_help=True)
 
 
 @app.callback()

@@ -15,7 +15,7 @@ from guard.errors import DataError
 from guard.progress import stages
 from guard.prompts import ForgetPrompt, PairedAnswers, RetainPrompt, read_rows
 
-app = typer.Typer(help="Fit a guard.", no_args_is_help=True)
+app = typer.Typer(add_completion=False, help="Fit a guard.", no_args_is_help=True)
 
 
 @app.callback()

@@ -15,7 +15,7 @@ from rich.text import Text
 from guard.artifact import Artifact
 from guard.store import ArtifactStore
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command(epilog="Example: guard inspect guards/harry-potter.safetensors")

@@ -15,7 +15,7 @@ from rich.text import Text
 from guard.errors import ModelError
 from guard.models import RECIPES, STEPS, add_model, added_model, added_models
 
-app = typer.Typer(help="Add, list and show models.", no_args_is_help=True)
+app = typer.Typer(add_completion=False, help="Add, list and show models.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(help="A name that `guard models list` shows.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
