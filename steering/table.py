@@ -29,7 +29,8 @@ class SteerGuard:
     A token's gate is `Σ_l gates[l] · h_l` over the decoder layers `sense_layers`, `gates` being
     `[sense layers, width]`. `directions [steps, act layers, width]` are added after `act_layers`:
     the first at the token where the guard fires, the next ones at the tokens that follow, nothing
-    after the last.
+    after the last. Where the row rechecks, a topical token starts them again once `rest` of them
+    have been added (None: all).
     """
 
     name: str
@@ -38,6 +39,7 @@ class SteerGuard:
     act_layers: tuple[int, ...]
     directions: Tensor
     pool: int = 1
+    rest: int | None = None
 
     def __post_init__(self) -> None:
         problem = self._problem()
@@ -57,6 +59,8 @@ class SteerGuard:
             return "directions must have at least one step"
         if min(self.act_layers) < max(self.sense_layers):
             return "it would act before it has sensed"
+        if self.rest is not None and self.rest < 1:
+            return "rest must be at least 1"
         if self.pool < 1:
             return "pool must be at least 1"
         return None
@@ -116,6 +120,8 @@ class Bank:
         self.pool_weights = weights.to(self.device)
         lengths = [len(guard.directions) for guard in guards]
         self.lengths = torch.tensor(lengths, dtype=torch.long, device=self.device)
+        rests = [len(guard.directions) if guard.rest is None else guard.rest for guard in guards]
+        self.rests = torch.tensor(rests, dtype=torch.long, device=self.device)
         self.gates: dict[int, Tensor] = {}
         """Layer → `[guards, width]`; guards that do not sense there have zeros."""
         self.directions: dict[int, Tensor] = {}
@@ -300,9 +306,9 @@ class Table:
         limit = self._threshold[rows] if self._prompt else self._recheck[rows]
         looks = carried & (limit < torch.inf)
         first = looks & (score > limit) & (self._fired[rows] < 0)
-        # a topic that turns up again once the directions are used up starts them again
-        used_up = generated - self._start[rows] >= self.bank.lengths
-        again = looks & (self._fired[rows] >= 0) & used_up & (gates[:, -1] > limit)
+        # a topic that turns up again in the answer starts the directions again
+        rested = generated - self._start[rows] >= self.bank.rests
+        again = looks & (self._fired[rows] >= 0) & rested & (gates[:, -1] > limit)
         self._top[rows] = torch.where(looks[..., None], top, self._top[rows])
         self._valid[rows] &= ~(invalid.any(1) & looks)
         self._fired[rows] = torch.where(first, generated, self._fired[rows])

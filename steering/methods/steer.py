@@ -120,6 +120,7 @@ def load(
             act_layers=tuple(int(layer) for layer in settings["act_layers"]),
             directions=schedule[:, None, None] * torch.tensor(tensors["directions"])[None],
             pool=int(settings["pool"]),
+            rest=int(settings["rest"]),
         )
         recheck = settings["recheck"]
         fitted = FittedSteer(

@@ -40,6 +40,7 @@ def _config(folder: Path, model: Any, **policy: Any) -> Config:
             "sense_layers": [0, 1],
             "act_layers": [2],
             "pool": 2,
+            "rest": 2,
             "schedule": [1.0, 1.0, 0.5],
             "threshold": 0.0,
             "recheck": None,

@@ -24,6 +24,7 @@ def sound() -> tuple[dict[str, Any], dict[str, Any]]:
         "act_layers": [3],
         "schedule": [1.0, 0.5],
         "pool": 3,
+        "rest": 2,
         "threshold": 0.25,
         "strength": 1.5,
         "recheck": 0.75,
