@@ -55,7 +55,7 @@ def demo(
         if as_json:
             print(json.dumps(answers, indent=2, ensure_ascii=False))
         else:
-            console.print(_side_by_side(answers))
+            console.print(side_by_side(answers))
         _say_what_next(console, url if keep else None, config)
         if keep:
             _wait()
@@ -114,7 +114,8 @@ def _ask(url: str, settings: Config, console: Console) -> Iterator[dict[str, Any
         yield row
 
 
-def _side_by_side(answers: list[dict[str, Any]]) -> Table:
+def side_by_side(answers: list[dict[str, Any]]) -> Table:
+    """The answers of each policy beside each other, with their verdicts."""
     policies = [name for name in answers[0] if name != "question"]
     table = Table(show_lines=True, title="the same questions, with and without a guard")
     table.add_column("question", ratio=2)

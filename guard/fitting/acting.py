@@ -27,6 +27,10 @@ SCHEDULE = (1.0, 1.0, 0.8, 0.8, 0.6, 0.6, 0.5, 0.4, 0.3, 0.2, *[0.15] * 38)
 """Share of the direction at the token where the guard fires and at those that follow: full
 strength on every token ends in loops, none after the first lets the model turn back."""
 
+REST = 6
+"""Tokens after which a topical token in the answer starts the schedule again: an answer that
+apologises and then goes on all the same is turned once more."""
+
 DEPTHS = ((0.45, 0.54, 0.64, 0.74), (0.54, 0.67, 0.8))
 STRENGTHS = (0.5, 0.7, 0.9)
 FLUENT = 1.4
@@ -92,6 +96,7 @@ def search(
     rows: Sequence[ForgetPrompt],
     bare_perplexity: float,
     *,
+    recheck: float | None,
     max_tokens: int,
     progress: Stages,
 ) -> tuple[tuple[Trial, ...], SteerGuard]:
@@ -109,6 +114,7 @@ def search(
             act_layers=tuple(layers),
             directions=schedule * found[layers][None],
             pool=POOL,
+            rest=REST,
         )
         for strength in STRENGTHS:
             said = chat.answer(
@@ -117,7 +123,7 @@ def search(
                 what=f"trial: layers {', '.join(map(str, layers))}, strength {strength}",
                 progress=progress,
                 bank=Bank([guard], device=next(chat.model.parameters()).device),
-                guards=[RowGuard("fitted", threshold=-math.inf, strength=strength)],
+                guards=[RowGuard("fitted", -math.inf, strength, True, recheck)],
             )
             trials.append(
                 Trial(

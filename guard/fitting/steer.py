@@ -85,7 +85,14 @@ def fit_steer(
     tried = _sample(leaked, SEARCHED, rng)
     bare_perplexity = perplexity(chat, [said.tokens for said in bare])
     trials, guard = search(
-        chat, gate, found, tried, bare_perplexity, max_tokens=ANSWER_TOKENS, progress=progress
+        chat,
+        gate,
+        found,
+        tried,
+        bare_perplexity,
+        recheck=again,
+        max_tokens=ANSWER_TOKENS,
+        progress=progress,
     )
     chosen = next(trial for trial in trials if trial.chosen)
     guarded_answer = partial(
@@ -148,6 +155,7 @@ def to_artifact(fit: SteerFit, chat: Chat, *, concept: str, description: str = "
                 "sense_layers": list(fit.guard.sense_layers),
                 "act_layers": list(fit.guard.act_layers),
                 "pool": fit.guard.pool,
+                "rest": fit.guard.rest,
                 "schedule": list(SCHEDULE),
                 "threshold": fit.gate.threshold,
                 "recheck": fit.recheck,
