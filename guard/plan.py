@@ -9,6 +9,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -151,17 +152,20 @@ def _load(
         try:
             artifact = Artifact.load(setting.artifact)
             artifact.require_model(served, served=name)
-            loaded[setting.name] = _guard(setting, artifact, len(decoder_layers(model)))
+            loaded[setting.name] = _guard(setting, artifact, model)
         except GuardError as error:
             broken[setting.name] = error.message
             logger.warning("guard %s cannot be applied to %s: %s", setting.name, name, error)
     return loaded, broken
 
 
-def _guard(setting: GuardConfig, artifact: Artifact, depth: int) -> LoadedGuard:
+def _guard(setting: GuardConfig, artifact: Artifact, model: Any) -> LoadedGuard:
     meta = artifact.meta
+    depth, width = len(decoder_layers(model)), model.config.hidden_size
     try:
         fitted = load_guard(meta.method, setting.name, artifact.tensors, meta.settings, depth)
+        if fitted.tensors.width != width:
+            raise ValueError(f"its width is {fitted.tensors.width}, the model's {width}")
     except ValueError as error:
         raise ArtifactError(f"{setting.artifact}: {error}: fit the guard again") from error
     recheck = fitted.recheck if setting.recheck in (None, True) else None
@@ -199,5 +203,9 @@ def _resolve(
         action=policy.action,
         on_error=policy.on_error,
         guards=tuple(loaded[guard] for guard in policy.guards if guard in loaded),
-        broken={guard: broken[guard] for guard in policy.guards if guard in broken},
+        broken={
+            guard: broken.get(guard, f"there is no guard {guard!r} in the configuration")
+            for guard in policy.guards
+            if guard not in loaded
+        },
     )

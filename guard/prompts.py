@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Self, TypeVar
+from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -32,11 +32,11 @@ class _Row(BaseModel):
 class ForgetPrompt(_Row):
     """A prompt whose answer must not come.
 
-    A leak is any of `facts` in the answer (case-insensitive, whole words), or `pattern`, a regular
-    expression. `answer` is an optional recall answer to contrast with.
+    A leak is any of `facts` in the answer (whole words), or `pattern`, a regular expression; both
+    whatever the case. `answer` is an optional recall answer to contrast with.
     """
 
-    facts: tuple[str, ...] = ()
+    facts: tuple[Annotated[str, Field(pattern=r"\S")], ...] = ()
     pattern: str | None = Field(default=None, max_length=2_000)
     answer: str | None = None
 
@@ -56,13 +56,15 @@ class ForgetPrompt(_Row):
         return self
 
     @cached_property
-    def _expression(self) -> re.Pattern[str]:
+    def _expressions(self) -> tuple[re.Pattern[str], ...]:
+        # one by one: a pattern may have flags, which must stand at its start
         words = [rf"(?<!\w){re.escape(fact)}(?!\w)" for fact in self.facts]
-        return re.compile("|".join(words + ([self.pattern] if self.pattern else [])), re.IGNORECASE)
+        patterns = words + ([self.pattern] if self.pattern else [])
+        return tuple(re.compile(pattern, re.IGNORECASE) for pattern in patterns)
 
     def leaks(self, answer: str) -> bool:
         """Whether the counted fact stands in `answer`."""
-        return self._expression.search(answer) is not None
+        return any(expression.search(answer) for expression in self._expressions)
 
 
 class RetainPrompt(_Row):
@@ -88,24 +90,35 @@ def read_rows(path: Path, kind: type[R]) -> list[R]:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise DataError(f"{path}: is larger than {MAX_BYTES // 2**20} MiB")
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # not splitlines: JSON strings may hold other line separators as they are
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: is not UTF-8 text (byte {error.start})") from error
-    rows, faults = [], []
+    rows: list[R] = []
+    faults: list[str] = []
+    families: dict[str, tuple[int, Split]] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            rows.append(kind.model_validate(json.loads(line)))
+            row = kind.model_validate(json.loads(line))
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(map(str, first["loc"])) or "row"
-            faults.append(f"line {number}: {where}: {first['msg']}")
-        except ValueError as error:
+            for fault in error.errors(include_url=False):
+                where = ".".join(map(str, fault["loc"])) or "row"
+                faults.append(f"line {number}: {where}: {fault['msg']}")
+            continue
+        except (ValueError, RecursionError) as error:
             faults.append(f"line {number}: no JSON object: {error}")
-    faults += _family_faults(rows)
+            continue
+        rows.append(row)
+        first, split = families.setdefault(row.family, (number, row.split))
+        if row.family and split != row.split:
+            faults.append(
+                f"line {number}: family {row.family!r} lies in {row.split}, and in {split} (line "
+                f"{first}): a paraphrase of a test question must not be trained on"
+            )
     if not rows and not faults:
         faults = ["holds no prompts"]
     if faults:
@@ -117,16 +130,3 @@ def read_rows(path: Path, kind: type[R]) -> list[R]:
 def in_split(rows: Iterable[R], split: Split) -> list[R]:
     """The rows of one split, in order."""
     return [row for row in rows if row.split == split]
-
-
-def _family_faults(rows: Sequence[_Row]) -> list[str]:
-    splits: dict[str, set[str]] = {}
-    for row in rows:
-        if row.family:
-            splits.setdefault(row.family, set()).add(row.split)
-    return [
-        f"family {family!r} lies in {', '.join(sorted(found))}: a paraphrase of a test question "
-        "must not be trained on"
-        for family, found in splits.items()
-        if len(found) > 1
-    ]

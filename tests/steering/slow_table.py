@@ -28,6 +28,11 @@ class SlowGuard:
         best = sorted([*self.seen, *[0.0] * pool], reverse=True)[:pool]
         return sum(best) / pool
 
+    @property
+    def rest(self) -> int:
+        """After how many of its directions a guard may start them again."""
+        return len(self.guard.directions) if self.guard.rest is None else self.guard.rest
+
     def look(self, gates: list[float], generated: int) -> None:
         limit = self.row.threshold if generated == 0 else self.row.recheck
         if limit is None:
@@ -37,7 +42,7 @@ class SlowGuard:
             self.threshold = limit
             if self.score > limit:
                 self.fired = self.start = generated
-        elif generated - self.start >= len(self.guard.directions) and gates[-1] > limit:
+        elif generated - self.start >= self.rest and gates[-1] > limit:
             self.start = generated
 
     def due(self, layer: int, generated: int) -> Tensor | None:

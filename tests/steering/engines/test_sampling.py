@@ -84,6 +84,11 @@ def test_tokens_of_equal_probability_are_drawn_in_order_of_their_ids() -> None:
         assert int(sample(logits, torch.ones(1), torch.ones(1), middle)) == token
 
 
+def test_intervals_are_closed_below_and_open_above() -> None:
+    half = torch.tensor([0.5, 0.0], dtype=torch.float64)
+    assert sample(torch.zeros(2, 2), torch.ones(2), torch.ones(2), half).tolist() == [1, 0]
+
+
 @given(seed=st.integers(-(2**63), 2**63 - 1), step=st.integers(0, 2**31))
 def test_uniform_is_in_the_unit_interval_and_reproducible(seed: int, step: int) -> None:
     seeds, steps = torch.tensor([seed, 3, seed]), torch.tensor([step, 7, step])
@@ -91,6 +96,11 @@ def test_uniform_is_in_the_unit_interval_and_reproducible(seed: int, step: int) 
     assert drawn.dtype == torch.float64
     assert ((drawn >= 0) & (drawn < 1)).all()
     assert drawn[0] == drawn[2] == uniform(seeds[:1], steps[:1])[0]
+
+
+def test_the_largest_number_of_uniform_is_below_one() -> None:
+    """The pair comes from running the generator backwards from all ones."""
+    assert float(uniform(torch.tensor([2065556130]), torch.tensor([1]))) == 1.0 - 2.0**-32
 
 
 @pytest.mark.parametrize("over", ["seeds", "steps", "high bits of seeds"])

@@ -37,7 +37,7 @@ def test_sound_guard_is_loaded_as_fitted() -> None:
     fitted = load_guard("steer", "potter", tensors, settings, DEPTH)
     guard = fitted.tensors
     assert (guard.name, guard.sense_layers, guard.act_layers) == ("potter", (1, 2), (3,))
-    assert (guard.pool, guard.width) == (3, WIDTH)
+    assert (guard.pool, guard.rest, guard.width) == (3, 2, WIDTH)
     assert torch.equal(guard.gates, torch.tensor(tensors["gates"]))
     d = torch.tensor(tensors["directions"])
     assert torch.equal(guard.directions, torch.stack([d, 0.5 * d]))
@@ -83,6 +83,7 @@ def test_missing_setting_is_named(missing: str) -> None:
         ({"act_layers": [1]}, "act before it has sensed"),
         ({"schedule": []}, "at least one step"),
         ({"pool": 0}, "pool must be at least 1"),
+        ({"rest": 0}, "rest must be at least 1"),
         ({"pool": None}, "a steering guard needs"),
         ({"sense_layers": None}, "a steering guard needs"),
         ({"threshold": "nan"}, "finite"),
