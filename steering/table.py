@@ -289,6 +289,16 @@ class Table:
         steered[:, -1] = torch.where(self._acting, last + delta.to(last.dtype), last)
         return steered
 
+    def check(self, rows: slice, logits: Tensor) -> None:
+        """After a forward: a guarded row whose `logits [rows, vocabulary]` hold NaN is invalid.
+
+        A guard that decides on the prompt alone would not notice that its own push, or the model,
+        has overflowed since.
+        """
+        if any(self._guarded[rows]):
+            spoilt = logits.amax(-1, keepdim=True).isnan()
+            self._valid[rows] &= ~(spoilt & self._carried[rows])
+
     def _pooled(self, top: Tensor) -> Tensor:
         return (top * self.bank.pool_weights).sum(-1)
 

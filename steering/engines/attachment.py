@@ -99,8 +99,11 @@ class Attachment:
         busy = self._table.senses or self._table.acts
         self._seam.watch(self._table if busy else None)
 
-    def _behind(self, _model: nn.Module, _args: Any, _output: Any) -> None:
+    def _behind(self, _model: nn.Module, _args: Any, output: Any) -> None:
         self._seam.watch(None)
+        logits = getattr(output, "logits", None)
+        if isinstance(logits, Tensor):
+            self._table.check(slice(0, self.rows), logits[:, -1])
         self._after(self)
 
     def _begin(self, rows: int, real: Tensor) -> None:

@@ -213,6 +213,7 @@ class TransformersEngine:
         token = sample(logits, self._temperature[rows], self._top_p[rows], draw)
         self._last[rows] = token
         self._step[rows] += 1
+        self._table.check(rows, logits)
         fired, invalid = self._table.flags(rows)
         tokens = token.tolist()
         asked = self._top_logprobs[rows]

@@ -23,6 +23,13 @@ def test_float32_and_bfloat16_copies_agree(model: Any) -> None:
     assert fingerprint(copy.deepcopy(model).bfloat16()) == fingerprint(model)
 
 
+def test_a_file_of_float32_agrees_with_itself_loaded_in_bfloat16() -> None:
+    model = tiny_model()
+    rounded = copy.deepcopy(model).bfloat16()
+    assert not torch.equal(rounded.lm_head.weight.float(), model.lm_head.weight)
+    assert fingerprint(rounded) == fingerprint(model)
+
+
 def test_it_is_a_sha256_and_the_same_each_time(model: Any) -> None:
     first = fingerprint(model)
     assert len(first) == 64 and int(first, 16) >= 0

@@ -280,6 +280,7 @@ def test_a_moved_row_keeps_its_own_age_and_schedule() -> None:
     forward(slice(1, 2), quiet, prompt)
     forward(slice(0, 2), quiet.expand(2, 1, 32))
     table.move(1, 0)
+    assert table.readings(1) == {}
     first = forward(slice(0, 1), loud)
     assert table.readings(0)["guard"].position == 2
     assert torch.equal(first, loud + guard.directions[:1, :1])

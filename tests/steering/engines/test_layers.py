@@ -72,6 +72,16 @@ def test_a_guard_steers_its_row_and_leaves_the_others(kind: str) -> None:
     assert ids(steered)[1] != ids(bare)[1]
 
 
+@pytest.mark.parametrize("kind", ["llama", "mistral", "gemma2"])
+def test_answers_do_not_depend_on_the_attention_kernel(kind: str) -> None:
+    model = tiny_model(kind, attn_implementation="eager")
+    assert model.config._attn_implementation == "eager"
+    engine = TransformersEngine(model, Bank([]), capacity=3)
+    prompts = [prompt(n, seed) for seed, n in enumerate((5, 3 * WINDOW, 12))]
+    rows, _ = serve(engine, [start(p) for p in prompts], joins=[0, 1, 1])
+    assert ids(rows) == [generated(model, p, 8) for p in prompts]
+
+
 def test_some_tested_architecture_slides_its_window() -> None:
     """Else the test above would say nothing of windows: the window must change the answer."""
     wide = tiny_model("mistral", sliding_window=None)

@@ -163,6 +163,25 @@ def test_a_row_that_meets_nan_is_marked_and_its_slot_is_sound_afterwards() -> No
     assert ids(again) == [wanted["other"], wanted["short"]]
 
 
+def test_a_push_that_overflows_is_noticed_though_the_guard_has_stopped_looking() -> None:
+    """Float16 states end at 65504: what the guard has added becomes infinite, then NaN."""
+    model = tiny_model().half()
+    engine = TransformersEngine(model, BANK, capacity=2)
+    quiet = start(PROMPTS[1], [replace(SILENT, recheck=None)])
+    pushed = start(PROMPTS[0], [replace(FIRES, strength=1e6)])
+    rows, readings = serve(engine, [quiet, pushed], tokens=4)
+    assert all(token.invalid for token in rows[1]) and not readings[1]["a"].valid
+    assert not any(token.invalid for token in rows[0]) and readings[0]["a"].valid
+
+
+def test_half_precision_keeps_silent_rows_bit_identical() -> None:
+    engine = TransformersEngine(tiny_model().bfloat16(), BANK, capacity=4)
+    bare = batch(engine, [[], [], [], []])
+    guarded = batch(engine, [[SILENT], [FIRES], [WATCHES], []])
+    assert [said(guarded[row]) for row in (0, 2, 3)] == [said(bare[row]) for row in (0, 2, 3)]
+    assert said(guarded[1]) != said(bare[1])
+
+
 def test_rows_over_capacity_are_refused_and_change_nothing(engine: TransformersEngine) -> None:
     engine.prefill([start(p) for p in PROMPTS[:3]])
     with pytest.raises(ValueError, match="5 rows do not fit a capacity of 4"):
