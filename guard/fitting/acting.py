@@ -23,16 +23,16 @@ from steering.table import Bank, RowGuard, SteerGuard
 POSITIONS = 6
 """Answer positions whose states are contrasted."""
 
-SCHEDULE = (1.0, 1.0, 0.8, 0.8, 0.6, 0.6, 0.5, 0.4, 0.3, 0.2, *[0.15] * 38)
+SCHEDULE = (1.0, 1.0, 0.8, 0.8, 0.6, 0.6, 0.5, 0.4, 0.3, 0.2)
 """Share of the direction at the token where the guard fires and at those that follow: full
-strength on every token ends in loops, none after the first lets the model turn back."""
+strength on every token ends in loops, none after the first lets the model turn back at once."""
 
 REST = 6
 """Tokens after which a topical token in the answer starts the schedule again: an answer that
 apologises and then goes on all the same is turned once more."""
 
-DEPTHS = ((0.45, 0.54, 0.64, 0.74), (0.54, 0.67, 0.8))
-STRENGTHS = (0.5, 0.7, 0.9)
+DEPTHS = ((0.54, 0.67, 0.8), (0.47, 0.54, 0.6, 0.67, 0.74, 0.8))
+STRENGTHS = (0.3, 0.5, 0.7)
 FLUENT = 1.4
 """A setting whose answers have more than this times the bare perplexity is a last resort."""
 
