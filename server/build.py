@@ -5,48 +5,59 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-from guard.config import Config, ModelConfig
-from guard.errors import ModelError
 from guard.chat import end_tokens
+from guard.config import Config, ModelConfig
+from guard.errors import GuardError, ModelError
 from guard.models import resolve_source
 from guard.plan import Plans
 from server.batching import BatchingService, Record
 from server.service import ModelInfo, Service
+from steering.engines.loading import load_language_model
 from steering.engines.transformers import TransformersEngine
 
 
 def build_services(config: Config, record: Record) -> Mapping[str, Service]:
     """One service a configured model, by name. Raises ModelError where one cannot be loaded."""
-    return {model.name: _service(config, model, record) for model in config.models}
+    services: dict[str, Service] = {}
+    try:
+        for model in config.models:
+            services[model.name] = _service(config, model, record)
+    except BaseException:
+        for service in services.values():
+            service.close()
+        raise
+    return services
 
 
 def _service(config: Config, settings: ModelConfig, record: Record) -> Service:
-    source = resolve_source(settings.source)
-    device = settings.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=settings.dtype).to(device)
-    except (OSError, ValueError) as error:
+        return _built(config, settings, record)
+    except GuardError:
+        raise
+    except (ValueError, RuntimeError, AssertionError) as error:
+        # RuntimeError, AssertionError: what torch says of a device that is not there, or full
         raise ModelError(f"model {settings.name}: {error}") from error
+
+
+def _built(config: Config, settings: ModelConfig, record: Record) -> Service:
+    source = resolve_source(settings.source)
+    model, tokenizer = load_language_model(source, dtype=settings.dtype, device=settings.device)
+    if not tokenizer.is_fast:
+        raise ValueError("it has no tokenizer.json: text cannot be streamed without")
     plans = Plans(config, model, name=settings.name)
     own = getattr(model.config, "max_position_embeddings", 2048)
-    info = ModelInfo(
-        name=settings.name,
-        engine=settings.engine,
-        created=int(time.time()),
-        max_context=min(own, settings.max_context or own),
-        policies=plans.usable,
-    )
     return BatchingService(
-        info,
+        ModelInfo(
+            name=settings.name,
+            engine=settings.engine,
+            created=int(time.time()),
+            max_context=min(own, settings.max_context or own),
+            policies=plans.usable,
+        ),
         tokenizer,
         TransformersEngine(model, plans.bank, capacity=config.server.max_batch),
         plans,
+        vocabulary=model.get_input_embeddings().num_embeddings,
         end_tokens=end_tokens(model, tokenizer),
         queue_limit=config.server.queue_limit,
         record=record,

@@ -71,6 +71,12 @@ class RequestTimeout(GuardError):
     code = "request_timeout"
 
 
+class EngineFailed(GuardFailed):
+    """The engine failed on a batch: its rows are lost, the service goes on."""
+
+    code = "engine_failed"
+
+
 class UnknownRoute(RequestError):
     status = 404
     code = "unknown_url"

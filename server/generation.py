@@ -6,13 +6,20 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from starlette.types import Receive
 
 from guard.verdict import Outcome, Verdict
 from server.errors import ClientGone, RequestTimeout
-from server.service import Finished, GenerationRequest, Service, TextDelta, TokenLogprob
+from server.service import (
+    Finished,
+    GenerationRequest,
+    Service,
+    TextDelta,
+    TokenLogprob,
+    TokenStream,
+)
 
 Event = TextDelta | Finished
 T = TypeVar("T")
@@ -37,7 +44,7 @@ class Generation:
         Raises what `Service.submit` and the rows raise, the first error ending all rows, and
         RequestTimeout at the deadline. Leaving the context, however, cancels what still runs.
         """
-        rows = cast("list[AsyncGenerator[Event]]", self.service.submit(self.requests))
+        rows = self.service.submit(self.requests)
         merged: asyncio.Queue[tuple[int, Event | Exception]] = asyncio.Queue()
         pumps = [asyncio.create_task(_pump(i, row, merged)) for i, row in enumerate(rows)]
         timer = asyncio.timeout_at(self.deadline)
@@ -56,7 +63,7 @@ class Generation:
                 await row.aclose()
 
 
-async def _pump(index: int, row: AsyncIterator[Event], merged: asyncio.Queue[Any]) -> None:
+async def _pump(index: int, row: TokenStream, merged: asyncio.Queue[Any]) -> None:
     try:
         async for event in row:
             merged.put_nowait((index, event))

@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from guard.verdict import Verdict
 from server.service import Service
 
+_SCORES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.5, 2.0)
 _SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
 
 
@@ -46,6 +47,13 @@ class Metrics:
             "inference_guard_fired",
             "Times that a guard fired, by what it did.",
             ["guard", "action"],
+            registry=self.registry,
+        )
+        self._scores = Histogram(
+            "inference_guard_score",
+            "Scores that a guard has given, one for each request it looked at.",
+            ["model", "guard"],
+            buckets=_SCORES,
             registry=self.registry,
         )
         self._failed = Counter(
@@ -90,6 +98,8 @@ class Metrics:
     def count_verdict(self, verdict: Verdict) -> None:
         self._verdicts.labels(verdict.model, verdict.policy, verdict.outcome).inc()
         for guard in verdict.guards:
+            if guard.score is not None:
+                self._scores.labels(verdict.model, guard.guard).observe(guard.score)
             if guard.fired:
                 self._fired.labels(guard.guard, guard.action).inc()
             if guard.error is not None:

@@ -1,10 +1,11 @@
-"""One row of a running batch: its text so far, and the stream that its client reads."""
+"""One row of a running batch: its text so far, and the events that its client reads."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from tokenizers.decoders import DecodeStream
@@ -12,12 +13,15 @@ from tokenizers.decoders import DecodeStream
 from guard.errors import ContentBlocked, GuardError, GuardFailed
 from guard.plan import Plan
 from guard.verdict import Verdict
-from server.service import FinishReason, Finished, GenerationRequest, TextDelta, TokenLogprob
+from server.service import Event, Finished, FinishReason, GenerationRequest, TextDelta, TokenLogprob
 from steering.engines.transformers import RowToken
 
 
 class TokenText:
-    """Text of a growing token sequence, held back where it may be the start of a stop string."""
+    """Text of a growing token sequence, held back where it may be the start of a stop string.
+
+    `tokenizer` is a fast one of transformers.
+    """
 
     def __init__(self, tokenizer: Any, stop: tuple[str, ...]) -> None:
         self.tokenizer = tokenizer
@@ -27,7 +31,7 @@ class TokenText:
 
     def push(self, token: int) -> tuple[str, bool]:
         """New text that is safe to send, and whether a stop string was met."""
-        self._held += self._decoder.step(self.tokenizer._tokenizer, token) or ""
+        self._held += self._decoder.step(self.tokenizer.backend_tokenizer, token) or ""
         met = [at for at in (self._held.find(stop) for stop in self._stop) if at >= 0]
         if met:
             return self._held[: min(met)], True
@@ -41,6 +45,7 @@ class TokenText:
         return self._held
 
     def _open(self, stop: str) -> int:
+        """Length of the longest start of `stop` that the text ends with."""
         sizes = range(min(len(stop) - 1, len(self._held)), 0, -1)
         return next((size for size in sizes if self._held.endswith(stop[:size])), 0)
 
@@ -54,22 +59,61 @@ class Row:
         plan: Plan,
         loop: asyncio.AbstractEventLoop,
         text: TokenText,
-        hang_up: Callable[[], None],
+        hang_up: Callable[[Row], None],
     ) -> None:
         self.request, self.plan, self.text = request, plan, text
         self.arrived = time.monotonic()
+        self.begun = False
+        """Whether the prompt was let through."""
         self.generated = 0
         self.reason: FinishReason | None = None
-        self.error: GuardError | type[ContentBlocked] | None = None
-        self.cancelled = False
+        self.error: GuardFailed | None = None
+        self.cancelled = self.ended = False
+        # A guard looks at a generated token in the forward after the one that made it: where it
+        # may block there, each token waits for the next, so that the one it fires on is not sent.
+        self._lags = plan.action == "block" and any(
+            guard.recheck is not None for guard in plan.guards
+        )
+        self._late: RowToken | None = None
         self._loop = loop
-        self._events: asyncio.Queue[TextDelta | Finished | GuardError] = asyncio.Queue()
-        self.stream: AsyncIterator[TextDelta | Finished] = _Stream(self, hang_up)
+        self._events: asyncio.Queue[Event | GuardError] = asyncio.Queue()
+        self.events = _Events(self, hang_up)
+
+    @property
+    def over(self) -> bool:
+        """Whether its last token has been generated."""
+        return self.reason is not None or self.error is not None
 
     def push(self, token: RowToken, *, ends: bool) -> None:
         """Take a generated token: send its text, and end the row where it is the last."""
+        self.begun = True
+        late, self._late = self._late, None
+        if late is not None:
+            self._say(late, ends=False)
+        if self.reason is not None:
+            return
+        last = ends or self.generated + 1 >= self.request.sampling.max_tokens
+        if self._lags and not last:
+            self._late = token
+        else:
+            self._say(token, ends=ends)
+
+    def finish(self, verdict: Verdict) -> None:
+        """Send the last event: the verdict, or the error that ended the row."""
+        if self.error is not None:
+            self.error.verdict = verdict
+            self._send(self.error)
+        elif self.reason == "content_filter" and not self.begun:
+            self._send(ContentBlocked("a guard of this policy blocks the prompt", verdict=verdict))
+        else:
+            prompt = len(self.request.prompt)
+            self._send(Finished(self.reason or "stop", prompt, self.generated, verdict))
+
+    async def next_event(self) -> Event | GuardError:
+        return await self._events.get()
+
+    def _say(self, token: RowToken, *, ends: bool) -> None:
         self.generated += 1
-        stopped = False
         if ends:
             self.reason, text = "stop", self.text.rest()
         else:
@@ -83,19 +127,6 @@ class Row:
         if text or tokens:
             self._send(TextDelta(text, tokens))
 
-    def finish(self, verdict: Verdict) -> None:
-        """Send the last event: the verdict, or the error that ended the row."""
-        error = self.error
-        if error is ContentBlocked:
-            self._send(ContentBlocked("a guard of this policy blocks the prompt", verdict=verdict))
-        elif isinstance(error, GuardFailed):
-            error.verdict = verdict
-            self._send(error)
-        else:
-            reason = self.reason or "stop"
-            prompt = len(self.request.prompt)
-            self._send(Finished(reason, prompt, self.generated, verdict))
-
     def _logprob(self, token: RowToken) -> TokenLogprob:
         def text(ids: int) -> str:
             return str(self.text.tokenizer.decode([ids]))
@@ -103,24 +134,21 @@ class Row:
         top = tuple((ids, text(ids), value) for ids, value in token.top)
         return TokenLogprob(token.token, text(token.token), token.logprob or 0.0, top)
 
-    def _send(self, event: TextDelta | Finished | GuardError) -> None:
-        if not self._loop.is_closed():
+    def _send(self, event: Event | GuardError) -> None:
+        with suppress(RuntimeError):  # the loop is closed: nobody is there to read it
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
-    async def next_event(self) -> TextDelta | Finished | GuardError:
-        return await self._events.get()
 
-
-class _Stream:
+class _Events:
     """A row's events. A class, since closing an unstarted async generator runs none of it."""
 
-    def __init__(self, row: Row, hang_up: Callable[[], None]) -> None:
+    def __init__(self, row: Row, hang_up: Callable[[Row], None]) -> None:
         self._row, self._hang_up, self._over = row, hang_up, False
 
-    def __aiter__(self) -> _Stream:
+    def __aiter__(self) -> _Events:
         return self
 
-    async def __anext__(self) -> TextDelta | Finished:
+    async def __anext__(self) -> Event:
         if self._over:
             raise StopAsyncIteration
         event = await self._row.next_event()
@@ -130,7 +158,6 @@ class _Stream:
         return event
 
     async def aclose(self) -> None:
-        """Cancel the row unless it has ended."""
         if not self._over:
-            self._over = self._row.cancelled = True
-            self._hang_up()
+            self._over = True
+            self._hang_up(self._row)

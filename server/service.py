@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, Self
 
 from guard.verdict import Verdict
 
@@ -74,6 +74,30 @@ class ModelInfo:
     policies: tuple[str, ...] = field(default=())
 
 
+class TokenStream(Protocol):
+    """The events of one row, the last one Finished. Closing it cancels the row."""
+
+    def __aiter__(self) -> TokenStream: ...
+
+    async def __anext__(self) -> TextDelta | Finished: ...
+
+    async def aclose(self) -> None: ...
+
+
+Event = TextDelta | Finished
+
+
+class RowEvents(Protocol):
+    """The events of one row, `Finished` the last of them."""
+
+    def __aiter__(self) -> Self: ...
+
+    async def __anext__(self) -> Event: ...
+
+    async def aclose(self) -> None:
+        """Cancel the row unless it has ended."""
+
+
 class Service(Protocol):
     """One served model. All methods are called from the event loop's thread."""
 
@@ -88,9 +112,7 @@ class Service(Protocol):
     def encode(self, text: str) -> tuple[int, ...]:
         """Token ids of a raw prompt."""
 
-    def submit(
-        self, requests: Sequence[GenerationRequest]
-    ) -> list[AsyncIterator[TextDelta | Finished]]:
+    def submit(self, requests: Sequence[GenerationRequest]) -> Sequence[TokenStream]:
         """Queue the rows of one HTTP request, all or none, and return one event stream for each.
 
         Raises UnknownPolicy, ContextExceeded, TooManyRequests, ServiceStopped at once. The stream
@@ -107,4 +129,4 @@ class Service(Protocol):
         """Rows waiting for a place in the batch."""
 
     def close(self) -> None:
-        """Stop taking requests, end running rows with ServiceStopped, release the model."""
+        """Stop taking requests, end all rows with ServiceStopped, release the model; any times."""

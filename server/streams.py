@@ -12,9 +12,9 @@ from starlette.types import Receive, Scope, Send
 
 from guard.errors import GuardError
 from server.errors import ClientGone, envelope, internal_error
-from server.generation import Event, Generation, Row, Usage, until_disconnect
+from server.generation import Generation, Row, Usage, until_disconnect
 from server.replies import encode
-from server.service import Finished, TextDelta
+from server.service import Event, Finished, TextDelta
 
 logger = logging.getLogger(__name__)
 

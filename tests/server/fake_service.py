@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from guard.errors import ContentBlocked, GuardError, GuardFailed, ServiceStopped
 from guard.verdict import GuardVerdict, Outcome, Verdict
 from server.service import (
+    Event,
     Finished,
     FinishReason,
     GenerationRequest,
@@ -77,7 +78,7 @@ class FakeService:
     def encode(self, text: str) -> tuple[int, ...]:
         return tuple(text.encode())
 
-    def submit(self, requests: Sequence[GenerationRequest]) -> list[AsyncIterator[Event]]:
+    def submit(self, requests: Sequence[GenerationRequest]) -> list[FakeRow]:
         if self.refusal is not None:
             raise self.refusal
         self.submitted.extend(requests)
@@ -94,10 +95,7 @@ class FakeService:
         self.stopped.set()
 
 
-Event = TextDelta | Finished
-
-
-class FakeRow(AsyncGenerator[Event]):
+class FakeRow:
     """Not a generator function: closing one of those before its first step runs none of it."""
 
     def __init__(self, service: FakeService, request: GenerationRequest) -> None:
@@ -107,6 +105,9 @@ class FakeRow(AsyncGenerator[Event]):
         self.script = SCRIPTS.get(line.rpartition("\n")[2], Script())
         self.said = 0
         self.over = False
+
+    def __aiter__(self) -> FakeRow:
+        return self
 
     async def __anext__(self) -> Event:
         if self.over:
@@ -171,9 +172,3 @@ class FakeRow(AsyncGenerator[Event]):
         if not self.over:
             self._end(self._verdict("pass"))
             self.service.cancelled.append(self.request.request_id)
-
-    async def asend(self, value: Any) -> Event:
-        return await self.__anext__()
-
-    async def athrow(self, *args: Any) -> Event:
-        raise NotImplementedError
