@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
+from functools import partial
 
 import uvicorn
 
 from guard.audit import AuditLog
 from guard.config import Config
+from guard.errors import GuardError
 from guard.keys import KeyRing
 from server.app import create_app
 from server.build import build_services
@@ -17,11 +20,15 @@ from server.graceful import GRACE_S, GracefulServer
 from server.metrics import Metrics
 from server.recorder import Recorder
 
+logger = logging.getLogger(__name__)
+
 
 def run_server(
     config: Config, listener: socket.socket, announce: Callable[[list[str]], None]
 ) -> None:
     """Build what `config` says, serve it on `listener` until a signal, and close everything.
+
+    SIGHUP reopens the audit log, so that it can be rotated.
 
     `announce` is called with the models' names once requests are taken.
     """
@@ -38,6 +45,18 @@ def run_server(
             # Past the grace, answers have been ended; what hangs then is a client that never reads.
             timeout_graceful_shutdown=int(GRACE_S) + 5,
         )
-        server = GracefulServer(settings, services, on_ready=lambda: announce(list(services)))
+        server = GracefulServer(
+            settings,
+            services,
+            on_ready=lambda: announce(list(services)),
+            on_hangup=partial(_rotate, audit) if audit else None,
+        )
         with suppress(KeyboardInterrupt):
             server.run(sockets=[listener])
+
+
+def _rotate(audit: AuditLog) -> None:
+    try:
+        audit.reopen()
+    except GuardError:
+        logger.exception("the audit log goes on in its old file")

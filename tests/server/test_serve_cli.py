@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -69,6 +70,24 @@ def test_it_says_where_it_listens_and_a_stop_keeps_the_audit_line(
         assert process.wait(10) in (0, -stop)
     (line,) = (tmp_path / "audit.jsonl").read_text().splitlines()
     assert json.loads(line)["request_id"] == answer.headers["X-Request-Id"]
+
+
+def test_a_hangup_signal_lets_the_audit_log_be_rotated(tmp_path: Path) -> None:
+    body = {"model": "fake", "messages": [{"role": "user", "content": "hi"}]}
+    log, old = tmp_path / "audit.jsonl", tmp_path / "audit.jsonl.1"
+    with served(tmp_path) as (process, ready):
+        chat = f"{ready['url']}/v1/chat/completions"
+        httpx.post(chat, json=body, timeout=10)
+        log.rename(old)
+        process.send_signal(signal.SIGHUP)
+        end = time.monotonic() + 5
+        while not log.exists():
+            assert time.monotonic() < end, "the log was not reopened"
+            time.sleep(0.01)
+        second = httpx.post(chat, json=body, timeout=10)
+    assert len(old.read_text().splitlines()) == 1
+    (line,) = log.read_text().splitlines()
+    assert json.loads(line)["request_id"] == second.headers["X-Request-Id"]
 
 
 def test_a_port_in_use_is_said_before_any_model_is_loaded(tmp_path: Path) -> None:
