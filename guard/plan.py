@@ -119,7 +119,8 @@ class Plan:
 class Plans:
     """The guards that fit one model, stacked, and every policy resolved against them.
 
-    A guard that does not fit stays out of the bank and breaks the policies that name it.
+    A guard that does not fit stays out of the bank and breaks the policies that name it. Raises
+    ArtifactError where guards that fit one by one cannot be stacked.
     """
 
     def __init__(self, config: Config, model: nn.Module, *, name: str) -> None:

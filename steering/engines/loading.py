@@ -23,8 +23,16 @@ def load_language_model(
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
-        model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, use_safetensors=True, output_loading_info=True
+        )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{source} cannot be loaded: {reason}") from error
+    model, about = loaded
+    if missing := sorted(about["missing_keys"]):
+        # transformers would fill them with random numbers
+        raise ValueError(
+            f"{source} cannot be loaded: {len(missing)} weights are missing, {missing[0]} the first"
+        )
     return model.to(device).eval(), tokenizer

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
@@ -57,3 +58,12 @@ def test_a_damaged_folder_is_refused_in_one_line(folder: Path, name: str) -> Non
 def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="gone cannot be loaded: "):
         load_language_model(str(tmp_path / "gone"), device="cpu")
+
+
+def test_an_incomplete_checkpoint_is_refused(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, path, {"format": "pt"})
+    with pytest.raises(ValueError, match=r"1 weights are missing, model\.layers\.1\.mlp\.up_proj"):
+        load_language_model(str(folder), device="cpu")
