@@ -10,8 +10,8 @@ import pytest
 import guard
 
 PUBLIC = (
-    "artifact audit cache check_cli cli config config_checks errors inspect_cli keys models "
-    "models_cli store toml_lines verdict"
+    "artifact audit cache check_cli cli config config_checks demo_cli errors eval_cli fit_cli "
+    "inspect_cli keys models models_cli progress prompts store toml_lines verdict"
 )
 
 

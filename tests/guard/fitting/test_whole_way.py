@@ -1,0 +1,155 @@
+"""From two files to an artifact, a policy and a report, as a user goes it; the model is tiny.
+
+Random weights know nothing: this shows that the parts fit together, not that a guard is any good.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import PreTrainedTokenizerFast
+from typer.testing import CliRunner, Result
+
+from guard.artifact import Artifact
+from guard.cli import app
+from tests.steering.tiny import LAYERS, VOCABULARY, WIDTH, tiny_model
+
+TEMPLATE = "{% for m in messages %}w1 {{ m['content'] }} {% endfor %}w2"
+CONFIG = """
+[[models]]
+name = "tiny"
+source = "{folder}/model"
+[[guards]]
+name = "topic"
+artifact = "{folder}/topic.safetensors"
+[policies.topic]
+guards = ["topic"]
+"""
+
+
+def _words(*numbers: int) -> str:
+    return " ".join(f"w{3 + number % (VOCABULARY - 3)}" for number in numbers)
+
+
+def _rows(count: int, **more: Any) -> list[dict[str, Any]]:
+    splits = ("train", "validation", "test")
+    start = 7 * len(json.dumps(more))
+    return [
+        {"prompt": _words(start + i, 5 * i, start * i), "split": splits[i % 3], **more}
+        for i in range(count)
+    ]
+
+
+def _write(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with its tokenizer, and the two files. Whatever the model says is a leak."""
+    base = tmp_path_factory.mktemp("way")
+    words = {f"w{i}": i for i in range(VOCABULARY)}
+    inner = Tokenizer(WordLevel(words, unk_token="w0"))
+    inner.pre_tokenizer = WhitespaceSplit()  # type: ignore[assignment]
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner, unk_token="w0", chat_template=TEMPLATE
+    )
+    tokenizer.save_pretrained(base / "model")
+    tiny_model().save_pretrained(base / "model")
+    (base / "data").mkdir()
+    _write(base / "data" / "forget.jsonl", _rows(24, pattern="w"))
+    _write(base / "data" / "retain.jsonl", _rows(30, kind="far") + _rows(30, kind="near"))
+    (base / "config.toml").write_text(CONFIG.format(folder=base))
+    return base
+
+
+def _guard(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def _fit(folder: Path, **more: object) -> Result:
+    options = {
+        "model": folder / "model",
+        "concept": "topic/test",
+        "forget": folder / "data" / "forget.jsonl",
+        "retain": folder / "data" / "retain.jsonl",
+        "out": folder / "topic.safetensors",
+        "fpr": 0.4,
+        "near-fpr": 0.4,
+    } | {name.replace("_", "-"): value for name, value in more.items()}
+    flat = [part for name, value in options.items() for part in (f"--{name}", value)]
+    return _guard("fit", "steer", *flat)
+
+
+def test_fit_then_evaluate(folder: Path) -> None:
+    fitted = _fit(folder)
+    assert fitted.exit_code == 0, fitted.output
+    artifact = Artifact.load(folder / "topic.safetensors")
+    settings = artifact.meta.settings
+    assert artifact.meta.model.layers == LAYERS
+    assert artifact.tensors["gates"].shape == (len(settings["sense_layers"]), WIDTH)  # type: ignore[arg-type]
+    assert artifact.tensors["directions"].shape == (len(settings["act_layers"]), WIDTH)  # type: ignore[arg-type]
+    report = json.loads((folder / "topic.report.json").read_text())
+    assert sum(trial["chosen"] for trial in report["trials"]) == 1
+    assert report["calibration"]["bare_leaks"] == 8
+    page = (folder / "topic.report.html").read_text()
+    assert "Leaks against retain damage" in page and page.count("data:image/svg+xml") == 2
+    assert "http://" not in page and "https://" not in page
+
+    checked = _guard("check", folder / "config.toml")
+    assert checked.exit_code == 0, checked.output
+    measured = _guard(
+        "eval", "unlearn", folder / "data", "--config", folder / "config.toml", "--policy",
+        "topic", "--out", folder, "--json",
+    )  # fmt: skip
+    assert measured.exit_code == 0, measured.output
+    found = json.loads((folder / "topic.unlearn.json").read_text())
+    assert found["known_to_the_bare_model"] == 8
+    assert len(found["rewordings"]) == 10
+    assert "Ten answers" in (folder / "topic.unlearn.html").read_text()
+
+
+def test_the_same_seed_gives_the_same_artifact(folder: Path) -> None:
+    first, second = folder / "one.safetensors", folder / "two.safetensors"
+    assert _fit(folder, out=first).exit_code == _fit(folder, out=second).exit_code == 0
+    assert first.read_bytes() == second.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"out": "guard.bin"}, "ends in .safetensors"),
+        ({"fpr": 0.001}, "needs 1999 far retain prompts"),
+        ({"forget": "gone.jsonl"}, "gone.jsonl: cannot be read"),
+        ({"model": "no-such-model"}, "no added model"),
+    ],
+)
+def test_what_does_not_hold_is_said_in_one_line(
+    folder: Path, change: dict[str, object], said: str
+) -> None:
+    result = _fit(folder, **change)
+    assert result.exit_code == 1
+    (line,) = [line for line in result.output.splitlines() if line.startswith("error:")]
+    assert said in line
+
+
+def test_a_topic_that_the_model_does_not_know_cannot_be_fitted(folder: Path) -> None:
+    path = folder / "unknown.jsonl"
+    _write(path, _rows(24, facts=["Ankh-Morpork"]))
+    result = _fit(folder, forget=path)
+    assert result.exit_code == 1
+    assert "there is nothing to forget" in result.output
+
+
+def test_an_unknown_policy_is_refused_before_the_model_is_loaded(folder: Path) -> None:
+    result = _guard(
+        "eval", "unlearn", folder / "data", "--config", folder / "config.toml", "--policy", "other"
+    )
+    assert result.exit_code == 1
+    assert "no policy 'other'" in result.output
