@@ -21,6 +21,7 @@ from server.graceful import GracefulServer
 from server.metrics import Metrics
 from server.recorder import Recorder
 from tests.server.fake_service import FakeService
+from tests.server.stand import Workshop
 
 Launch = Callable[..., AbstractContextManager["Live"]]
 
@@ -86,6 +87,15 @@ def launched(raw: dict[str, Any] | None = None, *, grace_s: float = 10.0) -> Ite
     services = {"fake": service}
     keys = KeyRing(config.keys) if config.keys else None
     app = create_app(config, services, keys=keys, metrics=metrics)
+    with listening(app, services, grace_s=grace_s) as (url, server):
+        yield Live(url, service, server, verdicts)
+
+
+@contextmanager
+def listening(
+    app: Any, services: Any, *, grace_s: float = 10.0
+) -> Iterator[tuple[str, GracefulServer]]:
+    """`app` on a free loopback port, in a thread of its own: its URL, and the server."""
     listener = socket.create_server(("127.0.0.1", 0))
     ready = threading.Event()
     server = GracefulServer(
@@ -98,7 +108,7 @@ def launched(raw: dict[str, Any] | None = None, *, grace_s: float = 10.0) -> Ite
     thread.start()
     try:
         assert ready.wait(10)
-        yield Live(f"http://127.0.0.1:{listener.getsockname()[1]}", service, server, verdicts)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}", server
     finally:
         server.should_exit = True
         thread.join(10)
@@ -124,3 +134,9 @@ def live(_shared: Live) -> Live:
     _shared.service.cancelled.clear()
     _shared.verdicts.clear()
     return _shared
+
+
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    """A tiny model on disk, with guards for it."""
+    return Workshop(tmp_path_factory.mktemp("workshop"))
