@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -119,6 +120,20 @@ def test_the_same_seed_gives_the_same_artifact(folder: Path) -> None:
     first, second = folder / "one.safetensors", folder / "two.safetensors"
     assert _fit(folder, out=first).exit_code == _fit(folder, out=second).exit_code == 0
     assert first.read_bytes() == second.read_bytes()
+
+
+def test_pairs_of_answers_give_a_direction_of_their_own(folder: Path) -> None:
+    pairs = folder / "pairs.jsonl"
+    _write(
+        pairs,
+        [{"prompt": _words(i), "erasure": _words(50), "recall": _words(9, i)} for i in (1, 2)],
+    )
+    plain, paired = folder / "plain.safetensors", folder / "paired.safetensors"
+    assert _fit(folder, out=plain).exit_code == 0
+    assert _fit(folder, out=paired, pairs=pairs).exit_code == 0
+    one, two = Artifact.load(plain), Artifact.load(paired)
+    assert (one.tensors["gates"] == two.tensors["gates"]).all()
+    assert not np.allclose(one.tensors["directions"][:1], two.tensors["directions"][:1])
 
 
 @pytest.mark.parametrize(
