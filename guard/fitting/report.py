@@ -104,7 +104,7 @@ def _trade_off(fit: SteerFit) -> str:
     retain = np.asarray([*fit.gate.far, *fit.gate.near])
     scores = np.asarray(fit.trial_scores)
     steps = np.unique(np.concatenate([retain, scores]))
-    at = [float(step) for step in steps[retain_damage(retain, steps) <= 0.5]]
+    at = [float(step) for step in steps[retain_damage(retain, steps) <= 0.2]]
     lines, points = {}, {}
     for trial in own:
         name = f"strength {trial.strength:g}"
