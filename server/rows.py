@@ -92,8 +92,7 @@ class Row:
             self._say(late, ends=False)
         if self.reason is not None:
             return
-        last = ends or self.generated + 1 >= self.request.sampling.max_tokens
-        if self._lags and not last:
+        if self._lags and not ends:
             self._late = token
         else:
             self._say(token, ends=ends)

@@ -147,6 +147,7 @@ class Engine(TransformersEngine):
         self.stalled = threading.Event()
         self.faults: list[Exception] = []
         self.reset_fault: Exception | None = None
+        self.steps = 0
         super().__init__(*args, **kwargs)
 
     def prefill(self, starts: Any) -> list[RowToken]:
@@ -173,6 +174,7 @@ class Engine(TransformersEngine):
         return sum(len(module._forward_hooks) for module in self._model.modules())
 
     def _pause(self) -> None:
+        self.steps += 1
         if not self.go.is_set():
             self.stalled.set()
             assert self.go.wait(20)
@@ -238,6 +240,7 @@ class Workshop:
         self._artifact("always", threshold=ALWAYS)
         self._artifact("never", threshold=NEVER)
         self._artifact("late", threshold=NEVER, recheck=self.late.recheck)
+        self._artifact("watchful", threshold=NEVER, recheck=NEVER)
         self._artifact("other", fitted_on="0" * 64)
 
     def _artifact(self, name: str, *, fitted_on: str = "", **settings: Any) -> None:
@@ -251,7 +254,7 @@ class Workshop:
         return target
 
     def write_config(self, folder: Path, **server: Any) -> Path:
-        names = ["always", "never", "late", "other"]
+        names = ["always", "never", "late", "watchful", "other"]
         lines = ["[server]", 'audit_log = "audit.jsonl"']
         lines += [f"{name} = {json.dumps(value)}" for name, value in server.items()]
         lines += ["[[models]]", 'name = "tiny"', f'source = "{self.folder / "model"}"']

@@ -159,6 +159,15 @@ def test_a_guard_that_blocks_an_answer_cuts_it_before_the_token_it_fired_on(
     assert steered.text != bare.text
 
 
+def test_the_last_token_is_looked_at_too(wide: Stand, workshop: Workshop) -> None:
+    late = workshop.late
+    for max_tokens, reason in ((late.at, "content_filter"), (late.at - 1, "length")):
+        request = ask(wide, "block-late", late.prompt, max_tokens=max_tokens)
+        (answer,) = together(wide, request)
+        assert answer.finished.reason == reason
+        assert answer.finished.completion_tokens == len(answer.tokens) == late.at - 1
+
+
 @pytest.mark.parametrize("max_tokens", [1, 2, 3])
 def test_tokens_that_wait_for_their_guard_are_all_sent_in_the_end(
     wide: Stand, max_tokens: int
@@ -166,7 +175,7 @@ def test_tokens_that_wait_for_their_guard_are_all_sent_in_the_end(
     bare, silent = together(
         wide,
         ask(wide, "none", max_tokens=max_tokens),
-        ask(wide, "block-late", max_tokens=max_tokens),
+        ask(wide, "block-watchful", max_tokens=max_tokens),
     )
     assert silent.said == bare.said
     assert silent.finished.completion_tokens == bare.finished.completion_tokens == max_tokens
@@ -315,6 +324,21 @@ def test_a_client_that_hangs_up_frees_its_place_at_once(stand: Stand) -> None:
     assert len(stand.audit()) == CAPACITY + QUEUE + 1
 
 
+def test_a_row_that_nobody_reads_is_not_computed_to_its_end(stand: Stand) -> None:
+    async def hang_up() -> None:
+        (events,) = stand.service.submit([ask(stand, max_tokens=200)])
+        await events.__anext__()
+        stand.engine.go.clear()
+        await until(stand.engine.stalled.is_set)
+        steps = stand.engine.steps
+        await events.aclose()
+        stand.engine.go.set()
+        await until(lambda: stand.engine.rows == 0)
+        assert stand.engine.steps == steps and len(stand.verdicts) == 1
+
+    run(hang_up)
+
+
 @pytest.mark.parametrize("step", ["prefill", "decode"])
 def test_a_step_that_fails_loses_its_batch_and_nothing_else(stand: Stand, step: str) -> None:
     before = together(stand, ask(stand, "steer-never"))[0].said
@@ -451,10 +475,20 @@ def test_a_stop_string_ends_the_row_before_it(wide: Stand) -> None:
     (whole,) = together(wide, ask(wide))
     stop = whole.text[5:8]
     at = whole.text.index(stop)
-    cut, held = together(wide, ask(wide, stop=(stop,)), ask(wide, "block-late", stop=(stop,)))
+    cut, held = together(wide, ask(wide, stop=(stop,)), ask(wide, "block-watchful", stop=(stop,)))
     assert cut.text == held.text == whole.text[:at]
     assert cut.finished.reason == held.finished.reason == "stop"
     assert cut.finished.completion_tokens == held.finished.completion_tokens < 16
+
+
+def test_the_start_of_a_stop_string_at_the_end_is_sent(wide: Stand) -> None:
+    (whole,) = together(wide, ask(wide))
+    cut, held = (
+        ask(wide, policy, stop=(whole.text[-1] + "\n\n",)) for policy in ("none", "block-watchful")
+    )
+    for answer in together(wide, cut, held):
+        assert answer.text == whole.text
+        assert answer.finished.reason == "length"
 
 
 def test_an_end_token_ends_the_row_and_is_not_told(
@@ -464,7 +498,7 @@ def test_an_end_token_ends_the_row_and_is_not_told(
     end = whole.tokens[6].token_id
     first = next(i for i, token in enumerate(whole.tokens) if token.token_id == end)
     monkeypatch.setattr(wide.service, "_end_tokens", frozenset({end}))
-    for answer in together(wide, ask(wide), ask(wide, "block-late")):
+    for answer in together(wide, ask(wide), ask(wide, "block-watchful")):
         assert [token.token_id for token in answer.tokens] == [
             token.token_id for token in whole.tokens[:first]
         ]
