@@ -117,7 +117,9 @@ def _ask(url: str, settings: Config, console: Console) -> Iterator[dict[str, Any
 def side_by_side(answers: list[dict[str, Any]]) -> Table:
     """The answers of each policy beside each other, with their verdicts."""
     policies = [name for name in answers[0] if name != "question"]
-    table = Table(show_lines=True, title="the same questions, with and without a guard")
+    table = Table(
+        expand=True, show_lines=True, title="the same questions, with and without a guard"
+    )
     table.add_column("question", ratio=2)
     for policy in policies:
         table.add_column(f"policy {policy}", ratio=3)
