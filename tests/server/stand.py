@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -139,7 +140,10 @@ def save_nan_artifact(path: Path, model_fingerprint: str) -> None:
 
 
 class Engine(TransformersEngine):
-    """Steps only while `go` is set; a fault put into `faults` is raised by the next step."""
+    """Steps only while `go` is set, each `pace_s` late.
+
+    A fault put into `faults` is raised by the next step.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.go = threading.Event()
@@ -148,6 +152,7 @@ class Engine(TransformersEngine):
         self.faults: list[Exception] = []
         self.reset_fault: Exception | None = None
         self.steps = 0
+        self.pace_s = 0.0
         super().__init__(*args, **kwargs)
 
     def prefill(self, starts: Any) -> list[RowToken]:
@@ -175,6 +180,7 @@ class Engine(TransformersEngine):
 
     def _pause(self) -> None:
         self.steps += 1
+        time.sleep(self.pace_s)
         if not self.go.is_set():
             self.stalled.set()
             assert self.go.wait(20)

@@ -302,6 +302,7 @@ def test_exactly_the_rows_that_do_not_fit_are_turned_away(stand: Stand) -> None:
 def test_a_client_that_hangs_up_frees_its_place_at_once(stand: Stand) -> None:
     async def hang_up() -> None:
         stand.engine.go.clear()
+        stand.engine.pace_s = 0.01
         (first,) = stand.service.submit([ask(stand, text="first", max_tokens=200)])
         await until(stand.engine.stalled.is_set)
         waiting = stand.service.submit([ask(stand) for _ in range(CAPACITY + QUEUE - 1)])
@@ -326,6 +327,7 @@ def test_a_client_that_hangs_up_frees_its_place_at_once(stand: Stand) -> None:
 
 def test_a_row_that_nobody_reads_is_not_computed_to_its_end(stand: Stand) -> None:
     async def hang_up() -> None:
+        stand.engine.pace_s = 0.02  # it must not have ended by itself
         (events,) = stand.service.submit([ask(stand, max_tokens=200)])
         await events.__anext__()
         stand.engine.go.clear()

@@ -284,12 +284,14 @@ def test_a_client_that_hangs_up_while_streaming_frees_its_row(site: Site) -> Non
     before = len(site.stand.audit())
     engine, service = site.stand.engine, site.stand.service
     body = site.body(stream=True, max_tokens=200)
+    engine.pace_s = 0.03  # it must not have ended by itself
     with httpx.stream("POST", f"{site.url}{CHAT}", json=body) as response:
         identity = response.headers["X-Request-Id"]
         next(response.iter_lines())
         engine.stalled.clear()
         engine.go.clear()
         site.wait_until(engine.stalled.is_set)
+    engine.pace_s = 0.0
     steps = engine.steps
     site.wait_until(lambda: all(row.cancelled for row in service._running))
     engine.go.set()
@@ -357,9 +359,7 @@ def test_a_server_that_stops_ends_its_answers_and_keeps_their_audit_lines(
             for thread in threads:
                 thread.start()
             site.wait_until(lambda: len(stand.service._open) == 5)
-            # steps slowly from now on: no answer is over when the grace is
-            step = stand.engine.decode
-            stand.engine.decode = lambda: (time.sleep(0.05), step())[1]  # type: ignore[method-assign]
+            stand.engine.pace_s = 0.05  # no answer is over when the grace is
             stand.engine.go.set()
             site.wait_until(lambda: stand.engine.rows == 2)
             site.server.should_exit = True
