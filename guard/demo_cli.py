@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -149,13 +151,18 @@ def _say_what_next(console: Console, url: str | None, config: Path) -> None:
         line = f"curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'"
         console.print(line, markup=False, highlight=False, soft_wrap=True)
         return
-    for line in (
-        "Next:",
-        f"  guard serve --config {config}       serve it yourself; `guard demo --keep` does too",
-        "  guard fit steer --help              fit a guard for a topic of your own",
-        "  guard eval unlearn --help           measure what a policy does",
-        "  docs/fitting.md, docs/serving.md    the two guides",
-    ):
+    # make runs it from an environment that the user's shell need not know
+    program = "guard" if shutil.which("guard") else os.path.relpath(Path(sys.executable).with_name("guard"))
+    steps = {
+        f"{program} serve --config {config}": "serve it yourself; `demo --keep` does too",
+        f"{program} fit steer --help": "fit a guard for a topic of your own",
+        f"{program} eval unlearn --help": "measure what a policy does",
+        "docs/fitting.md, docs/serving.md": "the two guides",
+    }
+    widest = max(map(len, steps))
+    console.print("Next:")
+    for step, why in steps.items():
+        line = f"  {step:{widest}}   {why}"
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
