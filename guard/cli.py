@@ -20,6 +20,8 @@ from guard.errors import ConfigError, GuardError
 
 GROUP = "guard.commands"
 
+_EXTRAS = "install the extra that has it: inference-guard[serve], [fit] or [demo]"
+
 OWN_COMMANDS = {
     "check": "guard.check_cli:app",
     "demo": "guard.demo_cli:app",
@@ -81,6 +83,9 @@ class CommandGroup(TyperGroup):
         except Exception as error:
             if os.environ.get("GUARD_DEBUG"):
                 raise
+            if isinstance(error, ModuleNotFoundError):
+                say_error(f"this command needs {error.name}: {_EXTRAS}")
+                raise typer.Exit(1) from error
             say_error(f"{type(error).__name__}: {error} (set GUARD_DEBUG=1 to see where)")
             raise typer.Exit(1) from error
 
@@ -111,7 +116,7 @@ def _unavailable(name: str, error: ImportError) -> typer.Typer:
         context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
     )
     def say() -> None:
-        raise GuardError(f"`guard {name}` needs {needed}: install the extra that has it")
+        raise GuardError(f"`guard {name}` needs {needed}: {_EXTRAS}")
 
     return stand_in
 

@@ -221,3 +221,16 @@ heavy = {"torch", "transformers", "fastapi", "server"} & set(sys.modules)
 assert not heavy, heavy
 """
     subprocess.run([sys.executable, "-c", program, str(good)], check=True, timeout=60)
+
+
+def test_a_package_that_is_missing_at_work_is_named(
+    monkeypatch: pytest.MonkeyPatch, good: Path
+) -> None:
+    def load(path: Path) -> None:
+        raise ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib")
+
+    monkeypatch.setattr("guard.check_cli.load_config", load)
+    result = run("check", good)
+    assert result.exit_code == 1
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: this command needs matplotlib: install the extra")
