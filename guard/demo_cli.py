@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -48,6 +49,8 @@ def demo(
     if not settings.models:
         raise GuardError(f"{config} has no model: add one of `[[models]]`")
     console = Console(stderr=as_json)
+    # a terminated demo takes its server with it
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     for model in settings.models:
         if model.source in RECIPES and added_model(model.source) is None:
             with console.status(f"getting the model {model.source}"):
@@ -58,7 +61,7 @@ def demo(
             print(json.dumps(answers, indent=2, ensure_ascii=False))
         else:
             console.print(side_by_side(answers))
-        _say_what_next(console, url if keep else None, config)
+        _say_what_next(console, url if keep else None, config, settings.models[0].name)
         if keep:
             _wait()
 
@@ -144,15 +147,17 @@ def _cell(reply: dict[str, Any]) -> Text:
     return cell
 
 
-def _say_what_next(console: Console, url: str | None, config: Path) -> None:
+def _say_what_next(console: Console, url: str | None, config: Path, model: str) -> None:
     if url:
         console.print(f"The server is up at {url}/v1 (Ctrl-C stops it). Try:", soft_wrap=True)
-        body = '{"model": "smollm2", "messages": [{"role": "user", "content": "Who is Hagrid?"}]}'
+        messages = [{"role": "user", "content": "Who is Hagrid?"}]
+        body = json.dumps({"model": model, "messages": messages})
         line = f"curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'"
         console.print(line, markup=False, highlight=False, soft_wrap=True)
         return
     # make runs it from an environment that the user's shell need not know
-    program = "guard" if shutil.which("guard") else os.path.relpath(Path(sys.executable).with_name("guard"))
+    beside = Path(sys.executable).with_name("guard")
+    program = "guard" if shutil.which("guard") else os.path.relpath(beside)
     steps = {
         f"{program} serve --config {config}": "serve it yourself; `demo --keep` does too",
         f"{program} fit steer --help": "fit a guard for a topic of your own",
