@@ -70,7 +70,7 @@ def steer(
     from guard.reporting.page import write_text
 
     rates = Rates(fpr, near_fpr)
-    rates.check(retain_rows)
+    typer.echo(rates.check(retain_rows), err=True)
     chat = Chat.load(model, device=device)
     started = time.monotonic()
     with stages() as progress:

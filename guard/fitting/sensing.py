@@ -36,16 +36,24 @@ class Rates:
     far: float
     near: float
 
-    def check(self, retain: Sequence[RetainPrompt]) -> None:
-        """Raise DataError where the validation split is too small for the rates."""
+    def check(self, retain: Sequence[RetainPrompt]) -> str:
+        """What the rates need of the validation split and what is there, in one line.
+
+        Raises DataError where it is too small for them.
+        """
         held_out = in_split(retain, "validation")
+        said = []
         for rate, kind in ((self.far, "far"), (self.near, "near")):
+            needed = prompts_needed(rate / 2)
             have = sum(row.near == (kind == "near") for row in held_out)
-            if have < (needed := prompts_needed(rate / 2)):
-                raise DataError(
-                    f"a false-positive rate of {rate:.2%} needs {needed} {kind} retain prompts in "
-                    f"the validation split, there are {have}: add some, or ask for a higher rate"
-                )
+            line = (
+                f"a false-positive rate of {rate:.2%} needs {needed} {kind} retain prompts in "
+                f"the validation split, there are {have}"
+            )
+            if have < needed:
+                raise DataError(f"{line}: add some, or ask for a higher rate")
+            said.append(line)
+        return "; ".join(said)
 
     def threshold(self, scores: Sequence[float], near: Sequence[bool]) -> float:
         """The lowest threshold that keeps half of both rates."""

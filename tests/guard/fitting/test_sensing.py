@@ -19,7 +19,8 @@ def _retain(far: int, near: int) -> list[RetainPrompt]:
 
 
 def test_too_few_held_out_prompts_are_refused_with_the_number_needed() -> None:
-    Rates(0.01, 0.05).check(_retain(199, 39))
+    said = Rates(0.01, 0.05).check(_retain(199, 40))
+    assert "1.00% needs 199 far" in said and "5.00% needs 39 near" in said and "are 40" in said
     with pytest.raises(DataError, match=r"1\.00% needs 199 far .* there are 198"):
         Rates(0.01, 0.05).check(_retain(198, 39))
     with pytest.raises(DataError, match=r"5\.00% needs 39 near .* there are 38"):
