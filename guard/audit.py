@@ -5,11 +5,13 @@ It holds who asked under which policy and what the guards did; no prompt, no ans
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -26,8 +28,9 @@ def _now() -> datetime:
 class AuditLog:
     """An append-only file of JSON lines; may be written by many threads and processes at once.
 
-    Each line goes to the file in one write, so that a crash loses no finished request and no line
-    is mixed with another. Raises GuardError where the file cannot be opened.
+    Each line goes to the file in one write, under a lock that all processes take, so that a crash
+    loses no finished request and no line is mixed with another. Raises GuardError where the file
+    cannot be opened.
     """
 
     def __init__(self, path: Path, now: Callable[[], datetime] = _now) -> None:
@@ -44,7 +47,8 @@ class AuditLog:
         with self._lock:
             if self._file is None:
                 raise OSError(f"audit log {self.path} is closed")
-            _write_all(self._file, line.encode())
+            with _alone(self._file):
+                _write_all(self._file, line.encode())
 
     def reopen(self) -> None:
         """Go on in the file that now stands at the path: for log rotation. Raises GuardError."""
@@ -76,12 +80,23 @@ class AuditLog:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o640)
-            size = os.fstat(file).st_size
-            if size and os.pread(file, 1, size - 1) != b"\n":
-                _write_all(file, b"\n")  # a machine that died here left half a line
+            with _alone(file):
+                size = os.fstat(file).st_size
+                if size and os.pread(file, 1, size - 1) != b"\n":
+                    _write_all(file, b"\n")  # a machine that died here left half a line
         except OSError as error:
             raise GuardError(f"audit log {self.path} cannot be opened: {error.strerror}") from error
         return file
+
+
+@contextmanager
+def _alone(file: int) -> Iterator[None]:
+    """Keep other processes out: half a line that one is writing looks like one left by a crash."""
+    fcntl.flock(file, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def _write_all(file: int, content: bytes) -> None:

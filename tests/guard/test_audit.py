@@ -81,6 +81,7 @@ log = AuditLog(Path(sys.argv[1]))
 for number in range(200):
     verdict = Verdict(f"{sys.argv[2]}-{number}", "m", "p", "pass", (), 1.0)
     log.append(verdict, tenant="x" * 5000)
+    log.reopen()  # looks whether the file ends in half a line, while others write
 """
     workers = [
         subprocess.Popen([sys.executable, "-c", program, str(path), str(worker)])
