@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from inspect import signature
 from typing import Any
 
 import torch
@@ -48,6 +49,7 @@ class Attachment:
             model.register_forward_hook(self._behind),
         ]
         self._generate = model.generate
+        self._own_generate = vars(model).get("generate")
         # beams swap rows behind the model's back: known from the call alone
         model.generate = self._checked_generate
 
@@ -56,7 +58,10 @@ class Attachment:
         self._seam.remove()
         for handle in self._handles:
             handle.remove()
-        self._model.__dict__.pop("generate", None)
+        if self._own_generate is None:
+            del self._model.generate
+        else:
+            self._model.generate = self._own_generate
 
     def readings(self, row: int) -> dict[str, Reading]:
         """What the guards of `row` of the last batch have seen."""
@@ -67,13 +72,15 @@ class Attachment:
         return self._table.flags(slice(0, self.rows))
 
     def _checked_generate(self, *args: Any, **kwargs: Any) -> Any:
-        config = kwargs.get("generation_config") or self._model.generation_config
+        given = signature(self._generate).bind(*args, **kwargs).arguments
+        given |= given.pop("kwargs", {})
+        config = given.get("generation_config") or self._model.generation_config
         for name in ("num_beams", "prompt_lookup_num_tokens"):
-            value = kwargs.get(name, getattr(config, name, None))
+            value = given.get(name, getattr(config, name, None))
             if value not in (None, 1):
                 raise Unfollowed(f"{name}={value} cannot be guarded: use greedy search or sampling")
         for name in ("assistant_model", "past_key_values"):
-            if kwargs.get(name) is not None:
+            if given.get(name) is not None:
                 raise Unfollowed(f"{name} cannot be guarded: leave it out")
         return self._generate(*args, **kwargs)
 

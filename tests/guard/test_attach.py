@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import GenerationConfig
 
 import guard
 from guard.artifact import Artifact, ArtifactMeta, FittedModel
@@ -139,6 +140,25 @@ def test_what_cannot_be_followed_is_refused(tmp_path: Path, unfollowed: dict[str
     refused = pytest.raises(GuardFailed, match="cannot be guarded")
     with refused, guard.attached(model, "silent", config=config):
         _generate(model, **unfollowed)
+
+
+def test_beams_are_refused_where_the_generation_config_is_positional(tmp_path: Path) -> None:
+    model = tiny_model()
+    config = _config(tmp_path, model)
+    refused = pytest.raises(GuardFailed, match="num_beams=2 cannot be guarded")
+    with refused, guard.attached(model, "silent", config=config):
+        model.generate(torch.tensor([prompt(5, 2)]), GenerationConfig(num_beams=2))
+
+
+def test_leaving_an_inner_context_leaves_the_outer_one_standing(tmp_path: Path) -> None:
+    model = tiny_model()
+    config = _config(tmp_path, model)
+    before = _state(model)
+    with pytest.raises(GuardFailed), guard.attached(model, "silent", config=config):
+        with guard.attached(model, "loud", config=config):
+            pass
+        _generate(model, num_beams=2)
+    assert _state(model) == before
 
 
 def test_padding_on_the_right_is_refused(tmp_path: Path) -> None:
