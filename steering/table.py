@@ -159,6 +159,16 @@ class Bank:
         return sorted(self.gates.keys() | self.directions.keys())
 
 
+def without_sink(real: Tensor) -> Tensor:
+    """The tokens to sense, of a prompt's `real [rows, tokens]`: all but each row's first.
+
+    That one is the attention sink: its state is huge and says nothing. A lone token is kept.
+    """
+    first = real.long().cumsum(1) == 1
+    lone = real.sum(1, keepdim=True) == 1
+    return real & (~first | lone)
+
+
 class Table:
     """Per-row state `[capacity, guards]` for a bank. Not thread-safe: one forward at a time."""
 

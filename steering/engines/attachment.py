@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from steering.engines.layers import decoder_layers
 from steering.seams import HiddenSeam
-from steering.table import Bank, Reading, RowGuard, Table
+from steering.table import Bank, Reading, RowGuard, Table, without_sink
 
 
 class Unfollowed(RuntimeError):
@@ -118,10 +118,7 @@ class Attachment:
         for row in range(rows):
             self._table.add(row, self._guards)
         self.rows, self.began = rows, time.monotonic()
-        # a row's first token is the attention sink: its state is huge and says nothing
-        first = real.long().cumsum(1) == 1
-        lone = real.sum(1, keepdim=True) == 1
-        self._table.begin(slice(0, rows), real & (~first | lone))
+        self._table.begin(slice(0, rows), without_sink(real))
 
     @staticmethod
     def _real(mask: Any, rows: int, tokens: int, device: torch.device) -> Tensor:

@@ -18,7 +18,7 @@ from steering.engines.cache import SlotCache
 from steering.engines.layers import decoder_layers
 from steering.engines.sampling import RowSampling, sample, uniform
 from steering.seams import HiddenSeam
-from steering.table import Bank, Reading, RowGuard, Table
+from steering.table import Bank, Reading, RowGuard, Table, without_sink
 
 
 @dataclass(frozen=True)
@@ -114,9 +114,7 @@ class TransformersEngine:
             self._place(first + offset, start)
         rows = slice(first, first + count)
         self._length[rows] = lengths
-        # a row's first token is the attention sink: its state is huge and says nothing
-        sensed = real & ((positions > 0) | (lengths == 1)[:, None])
-        self._table.begin(rows, sensed)
+        self._table.begin(rows, without_sink(real))
         self._cache.prefill(torch.arange(first, first + count, device=self._device), positions)
         visible = (column[:, None] >= column[None])[None] & real[:, None, :]
         visible = visible | torch.eye(width, dtype=torch.bool, device=self._device)[None]
