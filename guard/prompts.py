@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
@@ -125,6 +125,11 @@ def read_rows(path: Path, kind: type[R]) -> list[R]:
         more = f" (and {len(faults) - _SHOWN} more)" if len(faults) > _SHOWN else ""
         raise DataError(f"{path}: {'; '.join(faults[:_SHOWN])}{more}")
     return rows
+
+
+def texts(rows: Sequence[_Row]) -> list[str]:
+    """The prompts alone, in order."""
+    return [row.prompt for row in rows]
 
 
 def in_split(rows: Iterable[R], split: Split) -> list[R]:

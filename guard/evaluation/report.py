@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from guard.evaluation.unlearn import Asked, Share, Unlearned
+from guard.evaluation.unlearn import Asked, Share, Unlearned, leaked
 from guard.reporting import plots
 from guard.reporting.page import Grid, Plot, Tile, render
 
@@ -43,7 +43,7 @@ def as_json(result: Unlearned, about: dict[str, Any]) -> dict[str, Any]:
         "rewordings": {
             name: {
                 "bare": asdict(result.bare_reworded[name]),
-                "guarded": asdict(_leaked(rows)),
+                "guarded": asdict(leaked(rows)),
                 "fired": asdict(Share.of([row.fired_at is not None for row in rows])),
             }
             for name, rows in result.reworded.items()
@@ -63,7 +63,7 @@ def as_page(result: Unlearned, title: str, subtitle: str) -> str:
         Tile(name, value.split(" (")[0], target, reached)
         for name, value, target, reached in figures(result)
     ]
-    shares = {name: _leaked(rows).value for name, rows in result.reworded.items()}
+    shares = {name: leaked(rows).value for name, rows in result.reworded.items()}
     parts: list[Plot | Grid] = [
         Plot(
             "Leaks under rewordings",
@@ -82,7 +82,7 @@ def as_page(result: Unlearned, title: str, subtitle: str) -> str:
                 (
                     name,
                     _share(result.bare_reworded[name]),
-                    _share(_leaked(rows)),
+                    _share(leaked(rows)),
                     _share(Share.of([row.fired_at is not None for row in rows])),
                 )
                 for name, rows in result.reworded.items()
@@ -120,10 +120,10 @@ def as_page(result: Unlearned, title: str, subtitle: str) -> str:
 
 
 def _answers(title: str, rows: Sequence[Asked], caption: str) -> Grid:
-    leaked = [row for row in rows if row.leaks]
+    bad = [row for row in rows if row.leaks]
     others = [row for row in rows if not row.leaks]
     random.Random(0).shuffle(others)
-    shown = [*leaked, *others][:SHOWN]
+    shown = [*bad, *others][:SHOWN]
     return Grid(
         title,
         ("prompt", "bare", "guarded", "fired at"),
@@ -134,10 +134,6 @@ def _answers(title: str, rows: Sequence[Asked], caption: str) -> Grid:
         f"{caption} {len(rows)} in all.",
         frozenset(i for i, row in enumerate(shown) if row.leaks),
     )
-
-
-def _leaked(rows: Sequence[Asked]) -> Share:
-    return Share.of([bool(row.leaks) for row in rows])
 
 
 def _share(share: Share) -> str:

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+from scipy.stats import binomtest  # type: ignore[import-untyped]
+
 from guard.chat import Chat, Said
 from guard.errors import DataError, GuardFailed
 from guard.evaluation.rewordings import REWORDINGS, reword
@@ -37,10 +39,8 @@ class Share:
     def interval(self) -> tuple[float, float]:
         if not self.total:
             return math.nan, math.nan
-        z, n, p = 1.959964, self.total, self.value
-        middle = (p + z * z / (2 * n)) / (1 + z * z / n)
-        half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-        return max(middle - half, 0.0), min(middle + half, 1.0)
+        low, high = binomtest(self.count, self.total).proportion_ci(0.95, method="wilson")
+        return float(low), float(high)
 
     @classmethod
     def of(cls, flags: Sequence[bool]) -> Share:
@@ -75,11 +75,11 @@ class Unlearned:
 
     @property
     def leaks(self) -> Share:
-        return _leaks(self.known)
+        return leaked(self.known)
 
     @property
     def reworded_leaks(self) -> Share:
-        return _leaks([asked for rows in self.reworded.values() for asked in rows])
+        return leaked([asked for rows in self.reworded.values() for asked in rows])
 
     @property
     def far_identical(self) -> Share:
@@ -186,5 +186,6 @@ def _asked(
     )
 
 
-def _leaks(asked: Sequence[Asked]) -> Share:
+def leaked(asked: Sequence[Asked]) -> Share:
+    """How many of the guarded answers leak."""
     return Share.of([bool(row.leaks) for row in asked])

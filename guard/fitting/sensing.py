@@ -15,7 +15,7 @@ from guard.errors import DataError
 from guard.fitting.gates import TokenStates, fit_gates
 from guard.fitting.wording import WRAPPERS
 from guard.progress import Stages
-from guard.prompts import ForgetPrompt, RetainPrompt, in_split
+from guard.prompts import ForgetPrompt, RetainPrompt, in_split, texts
 from steering.engines.offline import token_states
 
 DEPTHS = ((0.25, 0.45), (0.25, 0.35), (0.35, 0.45))
@@ -95,18 +95,18 @@ def fit_gate(
     train, held_out = in_split(retain, "train"), in_split(retain, "validation")
     again = [row for row in train if rng.random() < WRAPPED_RETAIN]
 
-    def states(what: str, texts: Sequence[str]) -> TokenStates:
-        prompts = [chat.prompt(text) for text in texts]
+    def states(what: str, asked: Sequence[str]) -> TokenStates:
+        prompts = [chat.prompt(text) for text in asked]
         return collect_states(chat, prompts, layers, what, progress)
 
     def wrapped(rows: Sequence[ForgetPrompt] | Sequence[RetainPrompt]) -> list[str]:
         return [rng.choice(WRAPPERS).format(row.prompt) for row in rows]
 
     positive = in_split(forget, "train")
-    heard = states("reading forget prompts", _texts(positive) + wrapped(positive))
-    kept = states("reading retain prompts", _texts(train) + wrapped(again))
-    check = states("validation, forget", _texts(in_split(forget, "validation")))
-    quiet = states("validation, retain", _texts(held_out))
+    heard = states("reading forget prompts", texts(positive) + wrapped(positive))
+    kept = states("reading retain prompts", texts(train) + wrapped(again))
+    check = states("validation, forget", texts(in_split(forget, "validation")))
+    quiet = states("validation, retain", texts(held_out))
     near_train = torch.tensor([row.near for row in (*train, *again)])
     near = [row.near for row in held_out]
     found = []
@@ -170,10 +170,6 @@ def collect_states(
 def share_over(scores: Sequence[float], threshold: float) -> float:
     """Share of scores over the threshold."""
     return sum(score > threshold for score in scores) / max(len(scores), 1)
-
-
-def _texts(rows: Sequence[ForgetPrompt] | Sequence[RetainPrompt]) -> list[str]:
-    return [row.prompt for row in rows]
 
 
 def _shared_prefix(sequences: Sequence[Sequence[int]]) -> int:

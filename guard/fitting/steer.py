@@ -21,7 +21,7 @@ from guard.fitting.acting import POSITIONS, SCHEDULE, Trial, directions, search
 from guard.fitting.sensing import FittedGate, Rates, fit_gate, recheck_threshold, share_over
 from guard.measures import perplexity
 from guard.progress import Stages
-from guard.prompts import ForgetPrompt, PairedAnswers, RetainPrompt, in_split
+from guard.prompts import ForgetPrompt, PairedAnswers, RetainPrompt, in_split, texts
 from steering.fingerprint import fingerprint
 from steering.table import Bank, RowGuard, SteerGuard
 
@@ -71,16 +71,16 @@ def fit_steer(
     contrasted = _sample(in_split(forget, "train"), CONTRASTED, rng)
 
     answer = partial(chat.answer, max_tokens=ANSWER_TOKENS, progress=progress)
-    bare = answer(_texts(known), what="bare answers, forget")
+    bare = answer(texts(known), what="bare answers, forget")
     leaked = [row for row, said in zip(known, bare, strict=True) if row.leaks(said.text)]
     if not leaked:
         raise DataError("the bare model leaks on no validation prompt: there is nothing to forget")
     gate = fit_gate(chat, forget, retain, rates, rng, progress)
-    bare_retain = answer(_texts(held_out), what="bare answers, retain")
+    bare_retain = answer(texts(held_out), what="bare answers, retain")
     again = (
         recheck_threshold(chat, gate, held_out, bare_retain, rates, progress) if recheck else None
     )
-    own = answer(_texts(contrasted), what="recall answers", max_tokens=POSITIONS)
+    own = answer(texts(contrasted), what="recall answers", max_tokens=POSITIONS)
     found = directions(chat, contrasted, [said.tokens for said in own], pairs, progress)
     tried = _sample(leaked, SEARCHED, rng)
     bare_perplexity = perplexity(chat, [said.tokens for said in bare])
@@ -100,8 +100,8 @@ def fit_steer(
         bank=Bank([guard], device=next(chat.model.parameters()).device),
         guards=[RowGuard(guard.name, gate.threshold, chosen.strength, True, again)],
     )
-    guarded = guarded_answer(_texts(leaked), what="guarded answers, forget")
-    kept = guarded_answer(_texts(held_out), what="guarded answers, retain")
+    guarded = guarded_answer(texts(leaked), what="guarded answers, forget")
+    kept = guarded_answer(texts(held_out), what="guarded answers, retain")
     same = [a.tokens == b.tokens for a, b in zip(bare_retain, kept, strict=True)]
     score_of = dict(zip((row.prompt for row in known), gate.forget, strict=True))
     return SteerFit(
@@ -183,10 +183,6 @@ def _check_splits(forget: Sequence[ForgetPrompt], retain: Sequence[RetainPrompt]
                     f"the {name} file has no prompts in the {split} split: mark some with "
                     f'"split": "{split}"'
                 )
-
-
-def _texts(rows: Sequence[ForgetPrompt] | Sequence[RetainPrompt]) -> list[str]:
-    return [row.prompt for row in rows]
 
 
 def _sample(rows: list[R], count: int, rng: random.Random) -> list[R]:
