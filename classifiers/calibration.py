@@ -35,3 +35,11 @@ def threshold_for(scores: Sequence[float], rate: float) -> float:
         raise ValueError("a held-out score is not a number: the model's activations are at fault")
     rank = math.ceil(round((len(scores) + 1) * (1.0 - rate), 9))
     return float(np.sort(np.asarray(scores, dtype=np.float64))[rank - 1])
+
+
+def auc(positives: Sequence[float], negatives: Sequence[float]) -> float:
+    """The share of pairs in which the positive scores higher, ties as half; NaN without pairs."""
+    if not len(positives) or not len(negatives):
+        return math.nan
+    gap = np.asarray(positives)[:, None] - np.asarray(negatives)[None]
+    return float((gap > 0).mean() + 0.5 * (gap == 0).mean())

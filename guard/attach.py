@@ -65,9 +65,9 @@ def attached(
     Batches are guarded row by row; pad on the left. Leaving takes every hook off: the model is as
     it was, bit for bit.
 
-    Raises ConfigError, UnknownPolicy, ModelError (an architecture whose layers cannot be found),
-    GuardFailed (a guard cannot be applied, or a forward cannot be followed) and, under the action
-    "block", ContentBlocked for the whole batch.
+    Raises ConfigError, UnknownPolicy, PolicyUnfit, ModelError (an architecture whose layers cannot
+    be found), GuardFailed (a guard cannot be applied, or a forward cannot be followed) and, under
+    the action "block", ContentBlocked for the whole batch.
     """
     settings = config if isinstance(config, Config) else load_config(config)
     name = policy or settings.server.default_policy
@@ -76,6 +76,7 @@ def attached(
     try:
         plan_of = Plans(settings, model, name=served)
         plan = plan_of[name]
+        plan.require_fit(served)
         if plan.refuses:
             faults = "; ".join(f"{guard}: {why}" for guard, why in plan.broken.items())
             raise GuardFailed(f"policy {name!r} cannot be applied: {faults}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,12 +13,16 @@ from rich.table import Table
 from rich.text import Text
 
 from guard.artifact import Artifact
-from guard.config import Config, GuardConfig, load_config
+from guard.config import Config, GuardConfig, ModelConfig, load_config
 from guard.config_checks import NO_POLICY
 from guard.errors import ConfigError, ModelError
+from guard.kinds import kind_of
 from guard.models import resolve_source
 
 app = typer.Typer(add_completion=False)
+
+_TUNABLE = ("threshold", "strength", "recheck")
+"""The settings of a guard that the configuration may replace; all others are as fitted."""
 
 
 @app.command(epilog="Example: guard check config.toml")
@@ -46,13 +51,12 @@ def describe(config: Config) -> dict[str, Any]:
 
     Raises ArtifactError where an artifact went away since the configuration was read.
     """
+    guards = {guard.name: _guard(guard) for guard in config.guards}
     return {
         "server": config.server.model_dump(mode="json"),
-        "models": [
-            model.model_dump(mode="json") | {"resolved": _resolved(model.source)}
-            for model in config.models
-        ],
-        "policies": {name: _policy(config, name) for name in config.policy_names},
+        "models": [_model(config, model, guards) for model in config.models],
+        "guards": list(guards.values()),
+        "policies": {name: _policy(config, name, guards) for name in config.policy_names},
         "keys": [
             {
                 "key": key.hash[:15],
@@ -66,6 +70,28 @@ def describe(config: Config) -> dict[str, Any]:
     }
 
 
+def _model(
+    config: Config, model: ModelConfig, guards: Mapping[str, dict[str, Any]]
+) -> dict[str, Any]:
+    policies = [
+        name
+        for name in config.policy_names
+        if not (named := config.policy(name).guards)
+        or any(guards[guard]["kind"] in {model.kind, None} for guard in named)
+    ]
+    default = model.default_policy or config.server.default_policy
+    return model.model_dump(mode="json") | {
+        "kind": model.kind,
+        "resolved": _resolved(model.source),
+        "default_policy": {
+            "value": default,
+            "from": "model" if model.default_policy else "server",
+            "fits": default in policies,
+        },
+        "policies": policies,
+    }
+
+
 def _resolved(source: str) -> str:
     try:
         return resolve_source(source)
@@ -73,12 +99,14 @@ def _resolved(source: str) -> str:
         return f"not found: {error}"
 
 
-def _policy(config: Config, name: str) -> dict[str, Any]:
+def _policy(config: Config, name: str, guards: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     policy = config.policy(name)
     return {
         "action": policy.action,
         "on_error": policy.on_error,
-        "guards": [_guard(guard) for guard in config.guards_of(name)],
+        "fallback": policy.fallback,
+        "replacement": policy.replacement,
+        "guards": [guards[guard] for guard in policy.guards],
         "asked_for_by": _askers(config, name),
     }
 
@@ -90,12 +118,11 @@ def _guard(guard: GuardConfig) -> dict[str, Any]:
         "name": guard.name,
         "concept": meta.concept,
         "method": meta.method,
+        "kind": kind_of(meta),
         "artifact": artifact.short_digest,
         "fits_model": meta.model.model_dump(mode="json"),
-        **{
-            key: _setting(getattr(guard, key), meta.settings.get(key))
-            for key in ("threshold", "strength", "recheck")
-        },
+        **{key: _setting(getattr(guard, key), meta.settings.get(key)) for key in _TUNABLE},
+        "settings": {key: value for key, value in meta.settings.items() if key not in _TUNABLE},
     }
 
 
@@ -125,24 +152,36 @@ def _tables(meaning: dict[str, Any]) -> list[Table]:
     server = _table("Server", "setting", "value")
     for name, value in meaning["server"].items():
         _row(server, name, value)
-    models = _table("Models", "name", "engine", "source", "loaded from", "dtype", "device")
     columns = ("name", "engine", "source", "resolved", "dtype", "device")
+    models = _table("Models", *columns, "limits", "default policy", "policies")
     for model in meaning["models"]:
-        _row(models, *(model[column] for column in columns))
-    tables = [server, models]
+        default = model["default_policy"]
+        shown = f"{default['value']} ({default['from']})"
+        if not default["fits"]:
+            shown += ": has no guard for it, so requests must name another"
+        facts = (_limits(model), shown, ", ".join(model["policies"]))
+        _row(models, *(model[column] for column in columns), *facts)
+    guards = _table("Guards", "guard", "for", "concept", "method", "method's settings")
+    for guard in meaning["guards"]:
+        settings = ", ".join(f"{key} {_short(value)}" for key, value in guard["settings"].items())
+        facts = tuple(guard[key] for key in ("name", "kind", "concept", "method"))
+        _row(guards, *facts, settings or None)
+    tables = [server, models, guards]
     for name, policy in meaning["policies"].items():
         askers = ", ".join(policy["asked_for_by"]) or "no key"
         title = f"Policy {name}: {policy['action']}, on error {policy['on_error']}, for {askers}"
+        if any(guard["kind"] == "pictures" for guard in policy["guards"]):
+            replacement = json.dumps(policy["replacement"], ensure_ascii=False)
+            instead = f" by {replacement}" if policy["replacement"] else ""
+            title += f", fallback {policy['fallback']}{instead}"
         if name == NO_POLICY:
             title = f"Policy {name}: no guards, for {askers}"
-        table = _table(
-            title, "guard", "concept", "method", "threshold", "strength", "recheck", "fits model"
-        )
+        table = _table(title, "guard", "concept", "method", *_TUNABLE, "fits model")
         for guard in policy["guards"]:
             fits = guard["fits_model"]
-            settings = (_origin(guard[key]) for key in ("threshold", "strength", "recheck"))
+            tuned = (_origin(guard[key]) for key in _TUNABLE)
             fitted_on = f"{fits['name']} ({fits['fingerprint'][:12]})"
-            _row(table, guard["name"], guard["concept"], guard["method"], *settings, fitted_on)
+            _row(table, guard["name"], guard["concept"], guard["method"], *tuned, fitted_on)
         tables.append(table)
     keys = _table("Keys", "key", "tenant", "default policy", "may ask for", "requests a minute")
     for key in meaning["keys"]:
@@ -163,6 +202,23 @@ def _table(title: str, *columns: str) -> Table:
 
 def _row(table: Table, *cells: object) -> None:
     table.add_row(*(Text("-" if cell is None else str(cell)) for cell in cells))
+
+
+def _limits(model: dict[str, Any]) -> str:
+    def own(value: object) -> object:
+        return "the model's own" if value is None else value
+
+    if model["kind"] == "language":
+        return f"context: {own(model['max_context'])}"
+    steps, guidance = own(model["steps"]), own(model["guidance_scale"])
+    return f"steps: {steps}, at most {model['max_steps']}; guidance scale: {guidance}"
+
+
+def _short(value: Any) -> str:
+    if type(value) is float:
+        return f"{value:.4g}"
+    text = value if isinstance(value, str) and value.isprintable() else json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 def _origin(setting: dict[str, Any]) -> str:

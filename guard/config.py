@@ -9,13 +9,23 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from guard.config_checks import NO_POLICY, Problem, cross_check, schema_problem
+from guard.config_checks import (
+    DEFAULT_MAX_STEPS,
+    NO_POLICY,
+    Problem,
+    cross_check,
+    schema_problem,
+)
 from guard.errors import ConfigError, UnknownPolicy
+from guard.kinds import KINDS, Engine, Kind
 from guard.toml_lines import key_lines, line_of
 
 MAX_CONFIG_BYTES = 2**20
+MAX_PROMPT_CHARS = 4000
+"""Of a picture's prompt."""
 
-Action = Literal["steer", "block", "flag", "observe"]
+Action = Literal["steer", "refine", "block", "flag", "observe"]
+Fallback = Literal["block", "replace"]
 OnError = Literal["closed", "open"]
 
 # Names travel in headers, URLs and metric labels.
@@ -39,19 +49,34 @@ class ServerConfig(_Section):
     max_batch: int = Field(default=16, ge=1, le=1024)
     max_body_bytes: int = Field(default=1_048_576, ge=1, le=2**30)
     max_tokens_limit: int = Field(default=2048, ge=1)
+    max_pictures: int = Field(default=10, ge=1, le=1000)
     audit_log: FilePath | None = None
     request_timeout_s: float = Field(default=300.0, gt=0)
 
 
 class ModelConfig(_Section):
-    """One of `[[models]]`; `max_context` None takes the model's own."""
+    """One of `[[models]]`.
+
+    `default_policy` goes before the server's. `max_context` is for language models, None takes the
+    model's own; `steps`, `guidance_scale` and `max_steps` are for pictures: what a request gets
+    that asks for none (None: the pipeline's own default), and the most it may ask for.
+    """
 
     name: Name
     source: str = Field(min_length=1)
-    engine: Literal["transformers"] = "transformers"
+    engine: Engine = "transformers"
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
     device: str = Field(default="auto", min_length=1)
+    default_policy: Name | None = None
     max_context: int | None = Field(default=None, ge=1)
+    steps: int | None = Field(default=None, ge=1, le=1000)
+    guidance_scale: float | None = Field(default=None, ge=0, le=100)
+    max_steps: int = Field(default=DEFAULT_MAX_STEPS, ge=1, le=1000)
+
+    @property
+    def kind(self) -> Kind:
+        """What the model makes."""
+        return KINDS[self.engine]
 
 
 class GuardConfig(_Section):
@@ -65,11 +90,18 @@ class GuardConfig(_Section):
 
 
 class PolicyConfig(_Section):
-    """One `[policies.NAME]`."""
+    """One `[policies.NAME]`.
+
+    "steer" and "refine" are the method's own action, whichever of the two that is. `fallback` says
+    what becomes of a picture whose refinement did not reach its target: it is blocked, or the
+    prompt `replacement` is drawn in its place.
+    """
 
     guards: Names = ()
     action: Action = "steer"
     on_error: OnError = "closed"
+    fallback: Fallback = "block"
+    replacement: str | None = Field(default=None, min_length=1, max_length=MAX_PROMPT_CHARS)
 
 
 class KeyConfig(_Section):

@@ -16,9 +16,11 @@ from pydantic_core import ErrorDetails
 
 from guard.artifact import Artifact
 from guard.errors import ArtifactError
+from guard.kinds import KINDS, Kind, kind_of
 from guard.toml_lines import KeyPath
 
 NO_POLICY = "none"
+DEFAULT_MAX_STEPS = 100
 
 Problem = tuple[KeyPath, str]
 
@@ -70,12 +72,69 @@ def cross_check(data: Mapping[str, Any], folder: Path) -> Iterator[Problem]:
     for index, key in keys:
         for name in ("default_policy", "policies"):
             yield from _unknown("policy", _strings(key, ("keys", index, name)), known)
+    kinds: dict[str, Kind | None] = {}
     for index, guard in guards:
         if isinstance(path := guard.get("artifact"), str):
             try:
-                Artifact.load(folder / path)
+                kind = kind_of(Artifact.load(folder / path).meta)
             except ArtifactError as error:
                 yield ("guards", index, "artifact"), str(error)
+                continue
+            kinds[str(guard.get("name"))] = kind
+            if kind == "pictures" and "recheck" in guard:
+                yield ("guards", index, "recheck"), "is for guards of language models: leave it out"
+    for name, policy in policies.items():
+        yield from _fallback(name, policy)
+    for index, model in models:
+        yield from _unknown("policy", _strings(model, ("models", index, "default_policy")), known)
+        yield from _misfit(index, model, policies, kinds)
+
+
+_KEYS: Mapping[Kind, tuple[str, ...]] = {
+    "language": ("max_context",),
+    "pictures": ("steps", "guidance_scale", "max_steps"),
+}
+
+
+def _misfit(
+    index: int,
+    model: Mapping[str, Any],
+    policies: Mapping[str, Mapping[str, Any]],
+    kinds: Mapping[str, Kind | None],
+) -> Iterator[Problem]:
+    """What a model was given that is for models of another kind."""
+    engine = model.get("engine", "transformers")
+    kind = next((kind for known, kind in KINDS.items() if known == engine), None)
+    if kind is None:
+        return
+    for other, keys in _KEYS.items():
+        for key in keys:
+            if other != kind and key in model:
+                what = "language models" if other == "language" else "models of pictures"
+                yield ("models", index, key), f"is for {what}: leave it out"
+    steps, most = model.get("steps"), model.get("max_steps", DEFAULT_MAX_STEPS)
+    if isinstance(steps, int) and isinstance(most, int) and steps > most:
+        yield ("models", index, "steps"), f"is more than max_steps, {most}: lower it"
+    name = model.get("default_policy")
+    policy = policies.get(name, {}) if isinstance(name, str) else {}
+    named = [text for _, text in _strings(policy, ("policies", str(name), "guards"))]
+    if named and all(kinds.get(guard, kind) not in {kind, None} for guard in named):
+        theirs = "language models" if kind == "pictures" else "models of pictures"
+        yield (
+            ("models", index, "default_policy"),
+            f"all guards of {_short(name)} are for {theirs}: choose another policy",
+        )
+
+
+def _fallback(name: str, policy: Mapping[str, Any]) -> Iterator[Problem]:
+    replaces = policy.get("fallback") == "replace"
+    if replaces and "replacement" not in policy:
+        yield (
+            ("policies", name, "fallback"),
+            'needs a prompt to draw instead: add replacement = "..."',
+        )
+    if "replacement" in policy and not replaces:
+        yield ("policies", name, "replacement"), 'is for fallback = "replace": add that too'
 
 
 def _table(data: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -16,23 +16,15 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from guard.config import Config, load_config
-from guard.config_checks import NO_POLICY
+from guard import demo_pictures, demo_questions
+from guard.config import load_config
 from guard.errors import GuardError
-from guard.models import RECIPES, add_model, added_model
+from guard.models import add_model, added_model
+from guard.recipes import RECIPES
 
 app = typer.Typer(add_completion=False)
 
-QUESTIONS = (
-    "Who wrote the Harry Potter books?",
-    "Pub quiz! What is the name of the school that Harry Potter goes to?",
-    "Who wrote The Lord of the Rings?",
-    "What is the capital of France?",
-)
-MAX_TOKENS = 48
 _START_S = 180
 
 
@@ -41,10 +33,18 @@ def demo(
     config: Annotated[Path, typer.Option("--config", "-c", help="The configuration file.")] = Path(
         "config.toml"
     ),
+    out: Annotated[Path, typer.Option(help="Where the pictures go, as one PNG.")] = Path(
+        "demo-pictures.png"
+    ),
     keep: Annotated[bool, typer.Option("--keep", help="Leave the server up until Ctrl-C.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the answers as JSON.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print answers and pictures as JSON.")
+    ] = False,
 ) -> None:
-    """Serve the configuration on a free port and ask four questions, guarded and bare."""
+    """Serve the configuration on a free port; ask and draw the same things guarded and bare.
+
+    A language model answers four questions; a picture model draws six prompts, written as one PNG.
+    """
     settings = load_config(config)
     if not settings.models:
         raise GuardError(f"{config} has no model: add one of `[[models]]`")
@@ -56,11 +56,19 @@ def demo(
             with console.status(f"getting the model {model.source}"):
                 add_model(model.source)
     with _server(config, console) as url:
-        answers = list(_ask(url, settings, console))
+        shown: dict[str, Any] = {}
+        for model in settings.models:
+            policy = model.default_policy or settings.server.default_policy
+            if model.engine == "diffusers":
+                shown["pictures"] = demo_pictures.draw(url, model.name, policy, console)
+                demo_pictures.grid(shown["pictures"], policy, out)
+                console.print(demo_pictures.table(shown["pictures"], policy))
+                console.print(f"wrote {out}", markup=False, highlight=False, soft_wrap=True)
+            else:
+                shown["answers"] = list(demo_questions.ask(url, model.name, policy, console))
+                console.print(demo_questions.side_by_side(shown["answers"]))
         if as_json:
-            print(json.dumps(answers, indent=2, ensure_ascii=False))
-        else:
-            console.print(side_by_side(answers))
+            print(json.dumps(shown, indent=2, ensure_ascii=False))
         _say_what_next(console, url if keep else None, config, settings.models[0].name)
         if keep:
             _wait()
@@ -94,59 +102,6 @@ def _server(config: Path, console: Console) -> Iterator[str]:
             process.kill()
 
 
-def _ask(url: str, settings: Config, console: Console) -> Iterator[dict[str, Any]]:
-    # the official client: what any user of OpenAI's interface would do
-    from openai import OpenAI
-
-    client = OpenAI(base_url=f"{url}/v1", api_key="demo", timeout=120)
-    model = settings.models[0].name
-    policies = (settings.server.default_policy, NO_POLICY)
-    for question in QUESTIONS:
-        row: dict[str, Any] = {"question": question}
-        for policy in policies:
-            with console.status(f"{policy}: {question}"):
-                reply = client.chat.completions.create(
-                    model=model,
-                    messages=[{"role": "user", "content": question}],
-                    temperature=0,
-                    max_tokens=MAX_TOKENS,
-                    extra_body={"guard": {"policy": policy}},
-                )
-            row[policy] = {
-                "answer": reply.choices[0].message.content,
-                "verdict": (reply.model_extra or {})["guard"],
-            }
-        yield row
-
-
-def side_by_side(answers: list[dict[str, Any]]) -> Table:
-    """The answers of each policy beside each other, with their verdicts."""
-    policies = [name for name in answers[0] if name != "question"]
-    table = Table(
-        expand=True, show_lines=True, title="the same questions, with and without a guard"
-    )
-    table.add_column("question", ratio=2)
-    for policy in policies:
-        table.add_column(f"policy {policy}", ratio=3)
-    for row in answers:
-        cells = [Text(row["question"])]
-        for policy in policies:
-            cells.append(_cell(row[policy]))
-        table.add_row(*cells)
-    return table
-
-
-def _cell(reply: dict[str, Any]) -> Text:
-    verdict = reply["verdict"]
-    steered = verdict["outcome"] != "pass"
-    cell = Text(" ".join(str(reply["answer"]).split()))
-    cell.append(f"\n{verdict['outcome']}", style="bold yellow" if steered else "bold green")
-    for guard in verdict["guards"]:
-        if guard["score"] is not None:
-            cell.append(f"  gate {guard['score']:.2f}, threshold {guard['threshold']:.2f}", "dim")
-    return cell
-
-
 def _say_what_next(console: Console, url: str | None, config: Path, model: str) -> None:
     if url:
         console.print(f"The server is up at {url}/v1 (Ctrl-C stops it). Try:", soft_wrap=True)
@@ -160,8 +115,8 @@ def _say_what_next(console: Console, url: str | None, config: Path, model: str) 
     program = "guard" if shutil.which("guard") else os.path.relpath(beside)
     steps = {
         f"{program} serve --config {config}": "serve it yourself; `demo --keep` does too",
-        f"{program} fit steer --help": "fit a guard for a topic of your own",
-        f"{program} eval unlearn --help": "measure what a policy does",
+        f"{program} fit --help": "fit a guard for a topic or a concept of your own",
+        f"{program} eval --help": "measure what a policy does",
         "docs/fitting.md, docs/serving.md": "the two guides",
     }
     widest = max(map(len, steps))

@@ -10,6 +10,7 @@
     │   ├── UnknownModel
     │   ├── UnknownPolicy
     │   ├── PolicyForbidden    the key may not ask for this policy
+    │   ├── PolicyUnfit        the policy has guards, but none for this kind of model
     │   ├── Unauthorized       no key, or an unknown one
     │   ├── ContextExceeded    prompt and max_tokens do not fit the model's context
     │   ├── ContentBlocked     a guard whose action is "block" fired on the prompt
@@ -86,6 +87,10 @@ class PolicyForbidden(RequestError):
     status = 403
     type = "permission_error"
     code = "policy_forbidden"
+
+
+class PolicyUnfit(RequestError):
+    code = "policy_not_for_model"
 
 
 class Unauthorized(RequestError):

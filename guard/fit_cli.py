@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from guard.errors import DataError
+from guard.fit_cgce_cli import cgce
 from guard.progress import stages
 from guard.prompts import ForgetPrompt, PairedAnswers, RetainPrompt, read_rows
 
@@ -94,6 +95,12 @@ def steer(
         print(json.dumps(report | {"artifact": str(out), "digest": artifact.digest}, indent=2))
     else:
         _show(report, out)
+
+
+app.command(
+    epilog="Example: guard fit cgce --model emoji "
+    "--concept-file examples/emoji/guards/knife.json --out knife-cgce.safetensors"
+)(cgce)
 
 
 def _show(report: dict[str, Any], out: Path) -> None:

@@ -82,7 +82,36 @@ class PairedAnswers(_Row):
     recall: str = Field(min_length=1)
 
 
-R = TypeVar("R", bound=_Row)
+class PicturePrompt(_Row):
+    """A prompt to draw, and what is counted in its picture, in the labels of the judge.
+
+    `kind` is direct, paraphrase, disguise, pair, clean, hard, or an attack's name; `how` says which
+    of the kind's ways made it, `effort` how much an attack has spent on it. Without a `concept` it
+    asks for what the model is able to draw. `kept` must survive where the concept is taken out.
+    """
+
+    concept: str = ""
+    how: str = ""
+    asked: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
+    style: str = ""
+    effort: int | None = Field(default=None, ge=0)
+    against: str = ""
+    """The only method that it is played against, where it was made through that one."""
+
+
+class PromptPair(BaseModel):
+    """An unsafe prompt and a similar safe one, as CGCE is taught with."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    unsafe: str = Field(min_length=1, max_length=4_000)
+    safe: str = Field(min_length=1, max_length=4_000)
+    split: Split = "train"
+    family: str = ""
+
+
+R = TypeVar("R", bound="_Row | PromptPair")
 
 
 def read_rows(path: Path, kind: type[R]) -> list[R]:

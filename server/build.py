@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from guard.chat import end_tokens
 from guard.config import Config, ModelConfig
 from guard.errors import GuardError, ModelError
 from guard.models import resolve_source
 from guard.plan import Plans
-from server.batching import BatchingService, Record
-from server.service import ModelInfo, Service
+from guard.verdict import Verdict
+from server.batching import BatchingService
+from server.service import AnyRequest, LanguageInfo, Service
 from steering.engines.loading import load_language_model
 from steering.engines.transformers import TransformersEngine
 
+Recorded = Callable[[AnyRequest, Verdict], None]
+"""Where every row hands its one verdict."""
 
-def build_services(config: Config, record: Record) -> Mapping[str, Service]:
+
+def build_services(config: Config, record: Recorded) -> Mapping[str, Service]:
     """One service a configured model, by name. Raises ModelError where one cannot be loaded."""
     services: dict[str, Service] = {}
     try:
@@ -29,17 +33,31 @@ def build_services(config: Config, record: Record) -> Mapping[str, Service]:
     return services
 
 
-def _service(config: Config, settings: ModelConfig, record: Record) -> Service:
+def _service(config: Config, settings: ModelConfig, record: Recorded) -> Service:
     try:
         return _built(config, settings, record)
     except GuardError:
         raise
+    except ImportError as error:
+        raise ModelError(
+            f"model {settings.name}: {error.name} is not installed: "
+            f"pip install 'inference-guard[serve,diffusers]'"
+        ) from error
     except (ValueError, RuntimeError, AssertionError) as error:
         # RuntimeError, AssertionError: what torch says of a device that is not there, or full
         raise ModelError(f"model {settings.name}: {error}") from error
 
 
-def _built(config: Config, settings: ModelConfig, record: Record) -> Service:
+def _built(config: Config, settings: ModelConfig, record: Recorded) -> Service:
+    if settings.kind == "pictures":
+        # imported where it is needed: a server of language models needs no diffusers
+        from server.picture_build import drawing_service
+
+        return drawing_service(config, settings, record)
+    return _batching_service(config, settings, record)
+
+
+def _batching_service(config: Config, settings: ModelConfig, record: Recorded) -> Service:
     source = resolve_source(settings.source)
     model, tokenizer = load_language_model(source, dtype=settings.dtype, device=settings.device)
     if not tokenizer.is_fast:
@@ -47,7 +65,7 @@ def _built(config: Config, settings: ModelConfig, record: Record) -> Service:
     plans = Plans(config, model, name=settings.name)
     own = getattr(model.config, "max_position_embeddings", 2048)
     return BatchingService(
-        ModelInfo(
+        LanguageInfo(
             name=settings.name,
             engine=settings.engine,
             created=int(time.time()),

@@ -103,7 +103,7 @@ def chat_router(gateway: Gateway) -> APIRouter:
 
     @router.post("/v1/chat/completions", openapi_extra=body_of(ChatRequest))
     async def create_chat_completion(request: Request) -> Response:
-        admission = await gateway.admit(request, ChatRequest)
+        admission = await gateway.admit(request, ChatRequest, gateway.text_service)
         body = admission.body
         prompt = admission.service.encode_chat([each.as_template() for each in body.messages])
         generation = gateway.generation(

@@ -110,7 +110,7 @@ def completions_router(gateway: Gateway) -> APIRouter:
 
     @router.post("/v1/completions", openapi_extra=body_of(CompletionRequest))
     async def create_completion(request: Request) -> Response:
-        admission = await gateway.admit(request, CompletionRequest)
+        admission = await gateway.admit(request, CompletionRequest, gateway.text_service)
         body = admission.body
         prompts = [
             admission.service.encode(prompt) if isinstance(prompt, str) else prompt

@@ -77,6 +77,17 @@ class EngineFailed(GuardFailed):
     code = "engine_failed"
 
 
+class WrongEndpoint(RequestError):
+    """The model is served, but makes something else than this URL gives."""
+
+    status = 404
+    code = "model_not_supported"
+
+
+class PictureBlocked(ContentBlocked):
+    code = "content_policy_violation"
+
+
 class UnknownRoute(RequestError):
     status = 404
     code = "unknown_url"

@@ -1,12 +1,12 @@
-"""The way of a request from HTTP to rows and back, shared by all text endpoints."""
+"""The way of a request from HTTP to rows, shared by all endpoints, and back for those of text."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 from fastapi import Request
 from starlette.responses import Response
@@ -14,26 +14,37 @@ from starlette.responses import Response
 from guard.config import Config, KeyConfig
 from guard.errors import RequestError, UnknownModel
 from guard.keys import KeyRing
+from guard.verdict import gravest
 from server.auth import authenticate, choose_policy
 from server.body import read_object
-from server.errors import InvalidParameter, RequestTimeout
+from server.errors import InvalidParameter, RequestTimeout, WrongEndpoint
 from server.exchange import exchange_of
-from server.generation import Generation, Usage, collect, until_disconnect, worst_outcome
+from server.generation import Generation, Usage, collect, until_disconnect
 from server.metrics import Metrics
 from server.replies import JSONReply
-from server.schemas import TextRequest, parse_request
-from server.service import GenerationRequest, SamplingParams, Service
+from server.schemas import ModelRequest, TextRequest, parse_request
+from server.service import (
+    GenerationRequest,
+    LanguageInfo,
+    PictureInfo,
+    PictureService,
+    SamplingParams,
+    Service,
+    TextService,
+)
 from server.streams import EventStream, Reply
 
-R = TypeVar("R", bound=TextRequest)
+R = TypeVar("R", bound=ModelRequest)
+T = TypeVar("T", bound=TextRequest)
+S = TypeVar("S", bound=Service)
 
 
 @dataclass(frozen=True, slots=True)
-class Admission(Generic[R]):
+class Admission(Generic[R, S]):
     """A request whose key, body, model and policy hold."""
 
     body: R
-    service: Service
+    service: S
     policy: str
     tenant: str
     request_id: str
@@ -60,8 +71,32 @@ class Gateway:
         except KeyError:
             raise UnknownModel(f"There is no model {model[:80]!r}.", param="model") from None
 
-    async def admit(self, request: Request, schema: type[R]) -> Admission[R]:
-        """Check everything that can be checked before tokenising, the cheapest first."""
+    def text_service(self, model: str) -> TextService:
+        """The service of a language model; raises UnknownModel and WrongEndpoint."""
+        service = self.service(model)
+        if not isinstance(service.info, LanguageInfo):
+            raise WrongEndpoint(
+                f"The model {model!r} makes pictures: use /v1/images/generations.", param="model"
+            )
+        return cast(TextService, service)
+
+    def picture_service(self, model: str) -> PictureService:
+        """The service of a picture model; raises UnknownModel and WrongEndpoint."""
+        service = self.service(model)
+        if not isinstance(service.info, PictureInfo):
+            raise WrongEndpoint(
+                f"The model {model!r} makes text, no pictures: use /v1/chat/completions.",
+                param="model",
+            )
+        return cast(PictureService, service)
+
+    async def admit(
+        self, request: Request, schema: type[R], service_of: Callable[[str], S]
+    ) -> Admission[R, S]:
+        """Check everything that can be checked before tokenising, the cheapest first.
+
+        `service_of` is `text_service` or `picture_service`.
+        """
         limits = self.config.server
         deadline = asyncio.get_running_loop().time() + limits.request_timeout_s
         key = self.caller(request)
@@ -74,10 +109,10 @@ class Gateway:
         except TimeoutError:
             raise RequestTimeout("The request body came too slowly.") from None
         body = parse_request(schema, raw)
-        service = self.service(body.model)
+        service = service_of(body.model)
         exchange = exchange_of(request)
         in_body = body.guard.policy if body.guard else None
-        exchange.policy = choose_policy(self.config, key, request.headers, in_body)
+        exchange.policy = choose_policy(self.config, key, body.model, request.headers, in_body)
         return Admission(
             body=body,
             service=service,
@@ -89,7 +124,7 @@ class Gateway:
 
     def generation(
         self,
-        admission: Admission[R],
+        admission: Admission[T, TextService],
         prompts: Sequence[tuple[int, ...]],
         *,
         max_tokens: int | None,
@@ -148,7 +183,7 @@ class Gateway:
         rows = await until_disconnect(request.receive, collect(generation))
         usage = Usage.of([row.finished for row in rows], generation.copies)
         count(usage)
-        exchange_of(request).outcome = worst_outcome([row.finished.verdict for row in rows])
+        exchange_of(request).outcome = gravest(row.finished.verdict.outcome for row in rows)
         return JSONReply(reply.whole(rows, usage))
 
     def _count(self, model: str, usage: Usage) -> None:

@@ -10,13 +10,12 @@ from typing import Any, TypeVar
 
 from starlette.types import Receive
 
-from guard.verdict import Outcome, Verdict
 from server.errors import ClientGone, RequestTimeout
 from server.service import (
     Finished,
     GenerationRequest,
-    Service,
     TextDelta,
+    TextService,
     TokenLogprob,
     TokenStream,
 )
@@ -24,14 +23,12 @@ from server.service import (
 Event = TextDelta | Finished
 T = TypeVar("T")
 
-_SEVERITY: tuple[Outcome, ...] = ("pass", "flagged", "steered", "blocked", "error")
-
 
 @dataclass(frozen=True, slots=True)
 class Generation:
     """Rows that are admitted but not yet submitted; `copies` rows in a row share a prompt."""
 
-    service: Service
+    service: TextService
     requests: Sequence[GenerationRequest]
     copies: int
     deadline: float
@@ -130,11 +127,6 @@ class Usage:
             "completion_tokens": self.completion,
             "total_tokens": self.prompt + self.completion,
         }
-
-
-def worst_outcome(verdicts: Sequence[Verdict]) -> Outcome:
-    """What `X-Guard-Verdict` says of several rows: the gravest."""
-    return max((verdict.outcome for verdict in verdicts), key=_SEVERITY.index)
 
 
 async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, T]) -> T:

@@ -20,7 +20,7 @@ def _model(info: ModelInfo) -> dict[str, Any]:
         "object": "model",
         "created": info.created,
         "owned_by": "inference-guard",
-        "guard": {"engine": info.engine, "max_context": info.max_context},
+        "guard": info.facts(),
     }
 
 
@@ -41,11 +41,21 @@ def listings_router(gateway: Gateway) -> APIRouter:
 
     @router.get("/guard/v1/policies")
     async def list_policies(request: Request) -> Response:
-        """The policies that the caller may ask for, and the one that it gets unasked."""
+        """The policies that the caller may ask for, and those that it gets unasked."""
         key = gateway.caller(request)
-        default = default_policy(gateway.config, key)
-        policies = [_policy(name) for name in allowed_policies(gateway.config, key)]
-        return JSONReply({"object": "list", "default": default, "data": policies})
+        config = gateway.config
+        models: list[str | None] = [None, *gateway.services]
+        allowed = {name for model in models for name in allowed_policies(config, key, model)}
+        return JSONReply(
+            {
+                "object": "list",
+                "default": default_policy(config, key),
+                "defaults": {
+                    model: default_policy(config, key, model) for model in gateway.services
+                },
+                "data": [_policy(name) for name in config.policy_names if name in allowed],
+            }
+        )
 
     def _policy(name: str) -> dict[str, Any]:
         policy = gateway.config.policy(name)
@@ -55,6 +65,7 @@ def listings_router(gateway: Gateway) -> APIRouter:
             "guards": list(policy.guards),
             "action": policy.action,
             "on_error": policy.on_error,
+            "fallback": policy.fallback,
             "models": [
                 model
                 for model, service in gateway.services.items()

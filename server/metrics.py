@@ -10,6 +10,7 @@ from guard.verdict import Verdict
 from server.service import Service
 
 _SCORES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.5, 2.0)
+_STEPS = (1, 2, 3, 5, 8, 12, 20, 30, 50)
 _SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
 
 
@@ -37,6 +38,12 @@ class Metrics:
             ["model", "kind"],
             registry=self.registry,
         )
+        self._pictures = Counter(
+            "inference_guard_pictures",
+            "Pictures in answered requests.",
+            ["model"],
+            registry=self.registry,
+        )
         self._verdicts = Counter(
             "inference_guard_verdicts",
             "Verdicts by policy and outcome.",
@@ -54,6 +61,20 @@ class Metrics:
             "Scores that a guard has given, one for each request it looked at.",
             ["model", "guard"],
             buckets=_SCORES,
+            registry=self.registry,
+        )
+        self._after = Histogram(
+            "inference_guard_score_after",
+            "Scores that a guard has given once it had refined the prompt.",
+            ["model", "guard"],
+            buckets=_SCORES,
+            registry=self.registry,
+        )
+        self._steps = Histogram(
+            "inference_guard_refinement_steps",
+            "Steps that a guard took to refine a prompt.",
+            ["model", "guard"],
+            buckets=_STEPS,
             registry=self.registry,
         )
         self._failed = Counter(
@@ -95,11 +116,18 @@ class Metrics:
         self._tokens.labels(model, "prompt").inc(prompt)
         self._tokens.labels(model, "completion").inc(completion)
 
+    def count_pictures(self, model: str, count: int) -> None:
+        self._pictures.labels(model).inc(count)
+
     def count_verdict(self, verdict: Verdict) -> None:
         self._verdicts.labels(verdict.model, verdict.policy, verdict.outcome).inc()
         for guard in verdict.guards:
             if guard.score is not None:
                 self._scores.labels(verdict.model, guard.guard).observe(guard.score)
+            if guard.after is not None:
+                self._after.labels(verdict.model, guard.guard).observe(guard.after)
+            if guard.steps:
+                self._steps.labels(verdict.model, guard.guard).observe(guard.steps)
             if guard.fired:
                 self._fired.labels(guard.guard, guard.action).inc()
             if guard.error is not None:

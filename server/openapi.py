@@ -1,4 +1,4 @@
-"""The OpenAPI document's share of the text endpoints, whose bodies FastAPI does not read."""
+"""The OpenAPI document's share of OpenAI's endpoints, whose bodies FastAPI does not read."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 
-from server.schemas import ChatRequest, CompletionRequest, TextRequest
+from server.picture_schemas import ImageRequest
+from server.schemas import ChatRequest, CompletionRequest, ModelRequest
 
 _COMPONENT = "#/components/schemas/{model}"
 
 
-def body_of(schema: type[TextRequest]) -> dict[str, Any]:
+def body_of(schema: type[ModelRequest]) -> dict[str, Any]:
     """`openapi_extra` of a route that takes `schema`."""
     content = {"application/json": {"schema": {"$ref": _COMPONENT.format(model=schema.__name__)}}}
     return {"requestBody": {"required": True, "content": content}}
@@ -20,8 +21,9 @@ def body_of(schema: type[TextRequest]) -> dict[str, Any]:
 
 def describe_bodies(app: FastAPI) -> None:
     """Add what `body_of` refers to; call it when all routes are in place."""
+    bodies: tuple[type[ModelRequest], ...] = (ChatRequest, CompletionRequest, ImageRequest)
     _, components = models_json_schema(
-        [(ChatRequest, "validation"), (CompletionRequest, "validation")], ref_template=_COMPONENT
+        [(body, "validation") for body in bodies], ref_template=_COMPONENT
     )
     document = app.openapi()  # FastAPI hands out this very dictionary from now on
     schemas = document.setdefault("components", {}).setdefault("schemas", {})

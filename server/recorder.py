@@ -7,7 +7,7 @@ import logging
 from guard.audit import AuditLog
 from guard.verdict import Verdict
 from server.metrics import Metrics
-from server.service import GenerationRequest
+from server.service import AnyRequest
 
 logger = logging.getLogger(__name__)
 
@@ -19,7 +19,7 @@ class Recorder:
         self.metrics = metrics
         self.audit = audit
 
-    def __call__(self, request: GenerationRequest, verdict: Verdict) -> None:
+    def __call__(self, request: AnyRequest, verdict: Verdict) -> None:
         self.metrics.count_verdict(verdict)
         if self.audit is None:
             return

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 from tokenizers.decoders import DecodeStream
 
-from guard.errors import ContentBlocked, GuardError, GuardFailed
+from guard.errors import ContentBlocked, GuardError
 from guard.plan import Plan
 from guard.verdict import Verdict
+from server.loop import BatchRow
 from server.service import Event, Finished, FinishReason, GenerationRequest, TextDelta, TokenLogprob
 from steering.engines.transformers import RowToken
 
@@ -50,8 +49,11 @@ class TokenText:
         return next((size for size in sizes if self._held.endswith(stop[:size])), 0)
 
 
-class Row:
-    """A request on its way; written by the engine's thread, read by the event loop."""
+class Row(BatchRow):
+    """A request for text on its way."""
+
+    request: GenerationRequest
+    plan: Plan
 
     def __init__(
         self,
@@ -61,22 +63,18 @@ class Row:
         text: TokenText,
         hang_up: Callable[[Row], None],
     ) -> None:
+        super().__init__(loop)
         self.request, self.plan, self.text = request, plan, text
-        self.arrived = time.monotonic()
         self.begun = False
         """Whether the prompt was let through."""
         self.generated = 0
         self.reason: FinishReason | None = None
-        self.error: GuardFailed | None = None
-        self.cancelled = self.ended = False
         # A guard looks at a generated token in the forward after the one that made it: where it
         # may block there, each token waits for the next, so that the one it fires on is not sent.
         self._lags = plan.action == "block" and any(
             guard.recheck is not None for guard in plan.guards
         )
         self._late: RowToken | None = None
-        self._loop = loop
-        self._events: asyncio.Queue[Event | GuardError] = asyncio.Queue()
         self.events = _Events(self, hang_up)
 
     @property
@@ -100,16 +98,12 @@ class Row:
     def finish(self, verdict: Verdict) -> None:
         """Send the last event: the verdict, or the error that ended the row."""
         if self.error is not None:
-            self.error.verdict = verdict
-            self._send(self.error)
+            self.send_error(self.error, verdict)
         elif self.reason == "content_filter" and not self.begun:
-            self._send(ContentBlocked("a guard of this policy blocks the prompt", verdict=verdict))
+            self.send(ContentBlocked("a guard of this policy blocks the prompt", verdict=verdict))
         else:
             prompt = len(self.request.prompt)
-            self._send(Finished(self.reason or "stop", prompt, self.generated, verdict))
-
-    async def next_event(self) -> Event | GuardError:
-        return await self._events.get()
+            self.send(Finished(self.reason or "stop", prompt, self.generated, verdict))
 
     def _say(self, token: RowToken, *, ends: bool) -> None:
         self.generated += 1
@@ -124,7 +118,7 @@ class Row:
         wanted = token.logprob is not None and not ends
         tokens = (self._logprob(token),) if wanted else ()
         if text or tokens:
-            self._send(TextDelta(text, tokens))
+            self.send(TextDelta(text, tokens))
 
     def _logprob(self, token: RowToken) -> TokenLogprob:
         def text(ids: int) -> str:
@@ -132,10 +126,6 @@ class Row:
 
         top = tuple((ids, text(ids), value) for ids, value in token.top)
         return TokenLogprob(token.token, text(token.token), token.logprob or 0.0, top)
-
-    def _send(self, event: Event | GuardError) -> None:
-        with suppress(RuntimeError):  # the loop is closed: nobody is there to read it
-            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
 
 class _Events:
@@ -150,7 +140,7 @@ class _Events:
     async def __anext__(self) -> Event:
         if self._over:
             raise StopAsyncIteration
-        event = await self._row.next_event()
+        event: Event | GuardError = await self._row.next_event()
         self._over = not isinstance(event, TextDelta)
         if isinstance(event, GuardError):
             raise event

@@ -1,4 +1,7 @@
-"""Request bodies of OpenAI's text endpoints: each parameter is honoured or refused by name."""
+"""Request bodies of OpenAI's text endpoints: each parameter is honoured or refused by name.
+
+Those of pictures are in `picture_schemas`.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ from server.errors import (
 )
 
 Prompt = str | tuple[int, ...]
-S = TypeVar("S", bound="TextRequest")
+S = TypeVar("S", bound="ModelRequest")
 
 _TOKEN_ID_LIMIT = 2**31
 
@@ -79,7 +82,18 @@ def _as_list(stop: Any) -> Any:
     return [stop] if isinstance(stop, str) else stop
 
 
-class TextRequest(Part):
+class ModelRequest(Part):
+    """What every body that asks a model for something has."""
+
+    no_ops: ClassVar[dict[str, tuple[Any, ...]]] = {}
+    """Parameters of OpenAI's schema that only their default values may be given to."""
+
+    model: str
+    user: str | None = None
+    guard: GuardOptions | None = None
+
+
+class TextRequest(ModelRequest):
     """What chat and plain completions have in common."""
 
     no_ops: ClassVar[dict[str, tuple[Any, ...]]] = {
@@ -87,9 +101,7 @@ class TextRequest(Part):
         "logit_bias": ({},),
         "presence_penalty": (0,),
     }
-    """Parameters of OpenAI's schema that only their default values may be given to."""
 
-    model: str
     max_tokens: int | None = Field(None, ge=1)
     temperature: float = Field(1.0, ge=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)
@@ -102,8 +114,6 @@ class TextRequest(Part):
     n: int = Field(1, ge=1, le=16)
     stream: bool = False
     stream_options: StreamOptions | None = None
-    user: str | None = None
-    guard: GuardOptions | None = None
 
     @property
     def include_usage(self) -> bool:

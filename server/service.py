@@ -1,10 +1,13 @@
-"""The seam between HTTP and whatever runs a model: a service takes prompts and streams tokens."""
+"""The seam between HTTP and whatever runs a model: services take prompts, give text or pictures."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
 
 from guard.verdict import Verdict
 
@@ -36,6 +39,23 @@ class GenerationRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class PictureRequest:
+    """One row: the prompt of a picture, and how it is drawn."""
+
+    request_id: str
+    prompt: str
+    policy: str
+    seed: int
+    steps: int
+    guidance: float
+    negative_prompt: str = ""
+    tenant: str = ""
+
+
+AnyRequest = GenerationRequest | PictureRequest
+
+
+@dataclass(frozen=True, slots=True)
 class TokenLogprob:
     """A generated token, its text, log-probability and the likeliest alternatives."""
 
@@ -64,14 +84,62 @@ class Finished:
 
 
 @dataclass(frozen=True, slots=True)
+class Drawn:
+    """The end of a row that drew a picture: `pixels` uint8 `[height, width, 3]`."""
+
+    pixels: NDArray[np.uint8]
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
-    """What `/v1/models` tells about a served model."""
+    """What is told of every served model."""
 
     name: str
     engine: str
     created: int
+    policies: tuple[str, ...] = ()
+
+    def facts(self) -> Mapping[str, Any]:
+        """The `guard` object of the model in `/v1/models`."""
+        return {"engine": self.engine}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LanguageInfo(ModelInfo):
     max_context: int
-    policies: tuple[str, ...] = field(default=())
+
+    def facts(self) -> Mapping[str, Any]:
+        return {"engine": self.engine, "max_context": self.max_context}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PictureInfo(ModelInfo):
+    """`steps` and `guidance` are those of a request that asks for none.
+
+    `distilled` models have guidance as an input, and so no use for a negative prompt.
+    """
+
+    width: int
+    height: int
+    steps: int
+    guidance: float
+    max_steps: int
+    distilled: bool = False
+
+    @property
+    def size(self) -> str:
+        """As OpenAI writes it."""
+        return f"{self.width}x{self.height}"
+
+    def facts(self) -> Mapping[str, Any]:
+        return {
+            "engine": self.engine,
+            "size": self.size,
+            "num_inference_steps": self.steps,
+            "guidance_scale": self.guidance,
+            "max_steps": self.max_steps,
+        }
 
 
 class TokenStream(Protocol):
@@ -98,10 +166,51 @@ class RowEvents(Protocol):
         """Cancel the row unless it has ended."""
 
 
+class PictureRow(Protocol):
+    """A row that draws one picture."""
+
+    async def drawn(self) -> Drawn:
+        """The picture when it is there, once.
+
+        Raises ContentBlocked where the policy lets no picture out, and GuardFailed where a guard
+        could not be applied.
+        """
+
+    async def aclose(self) -> None:
+        """Cancel the row unless it has ended."""
+
+
 class Service(Protocol):
     """One served model. All methods are called from the event loop's thread."""
 
-    info: ModelInfo
+    @property
+    def info(self) -> ModelInfo: ...
+
+    def ready(self) -> bool:
+        """True while requests are taken."""
+
+    def queued(self) -> int:
+        """Rows waiting for a place in the batch."""
+
+    def close(self) -> None:
+        """Stop taking requests, end all rows with ServiceStopped, release the model; any times."""
+
+
+class PictureService(Service, Protocol):
+    """A served picture model."""
+
+    @property
+    def info(self) -> PictureInfo: ...
+
+    def submit(self, requests: Sequence[PictureRequest]) -> Sequence[PictureRow]:
+        """Queue the rows of one HTTP request, all or none, as `TextService.submit` does."""
+
+
+class TextService(Service, Protocol):
+    """A served language model."""
+
+    @property
+    def info(self) -> LanguageInfo: ...
 
     def encode_chat(self, messages: Sequence[dict[str, Any]]) -> tuple[int, ...]:
         """Token ids of `messages` in the model's own chat template, generation prompt added.
@@ -115,18 +224,10 @@ class Service(Protocol):
     def submit(self, requests: Sequence[GenerationRequest]) -> Sequence[TokenStream]:
         """Queue the rows of one HTTP request, all or none, and return one event stream for each.
 
-        Raises UnknownPolicy, ContextExceeded, TooManyRequests, ServiceStopped at once. The stream
-        raises ContentBlocked before its first event where a blocking guard fired on the prompt,
-        and GuardFailed where a guard could not be applied. Closing a stream (`aclose`) cancels its
-        row. Every row, however it ends, hands exactly one verdict to the `record(request, verdict)`
-        callable that the service was built with: audit log and metrics hang there.
+        Raises UnknownPolicy, PolicyUnfit, ContextExceeded, TooManyRequests, GuardFailed and
+        ServiceStopped at once. The stream raises ContentBlocked before its first event where a
+        blocking guard fired on the prompt, and GuardFailed where a guard could not be applied.
+        Closing a stream (`aclose`) cancels its row. Every row, however it ends, hands exactly one
+        verdict to the `record(request, verdict)` callable that the service was built with: audit
+        log and metrics hang there.
         """
-
-    def ready(self) -> bool:
-        """True while requests are taken."""
-
-    def queued(self) -> int:
-        """Rows waiting for a place in the batch."""
-
-    def close(self) -> None:
-        """Stop taking requests, end all rows with ServiceStopped, release the model; any times."""

@@ -27,15 +27,15 @@ class Conditioning:
 
     def select(self, rows: Tensor | slice) -> Conditioning:
         """These rows, by index, mask or slice."""
-        return self._each(lambda tensor: tensor[rows])
+        return self.map(lambda tensor: tensor[rows])
 
     def expand(self, rows: int) -> Conditioning:
         """The first row, `rows` times."""
-        return self._each(lambda tensor: tensor[:1].expand(rows, *tensor.shape[1:]))
+        return self.map(lambda tensor: tensor[:1].expand(rows, *tensor.shape[1:]))
 
     def clone(self) -> Conditioning:
         """A copy that may be written to."""
-        return self._each(torch.clone)
+        return self.map(torch.clone)
 
     def put(self, rows: Tensor | slice, other: Conditioning) -> None:
         """Write `other` over these rows, in place."""
@@ -61,7 +61,8 @@ class Conditioning:
         checks = [state.isfinite().flatten(1).all(1) for state in self.states.values()]
         return torch.stack(checks).all(0)
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Conditioning:
+    def map(self, change: Callable[[Tensor], Tensor]) -> Conditioning:
+        """`change` of every tensor."""
         return Conditioning(
             {name: change(tensor) for name, tensor in self.states.items()},
             {name: change(tensor) for name, tensor in self.masks.items()},

@@ -70,6 +70,10 @@ def resume(
         states.setdefault(int(index), {})[key] = tensor
     whole = optimizer.state_dict()
     optimizer.load_state_dict(whole | {"state": states})
+    # the fused kernel walks memory: a moment must lie in it as its parameter does
+    for parameter, state in optimizer.state.items():
+        for key in ("exp_avg", "exp_avg_sq"):
+            state[key] = torch.empty_like(parameter).copy_(state[key])
     if average is not None:
         average.values = _under(tensors, "average.")
     return step

@@ -1,8 +1,8 @@
 """The denoiser of the emoji model: a UNet over latents with cross-attention to the text's tokens.
 
-Trained to predict v (Salimans and Ho, arXiv 2202.00512) together with the text encoder's last
-layers. Scenes and captions are drawn anew all along; a pool keeps each for a few steps, since
-encoding a scene and its caption costs a third of a training step on it.
+Trained to predict v (Salimans and Ho, arXiv 2202.00512). Scenes and captions are drawn anew all
+along; a pool keeps each for a few steps, since encoding a scene and its caption costs a third of a
+training step on it.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from PIL import Image
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from torch import Tensor, nn
+from torch import Tensor
 
 from examples.emoji import checkpoint, text
 from examples.emoji.captions import caption
 from examples.emoji.scenes import draw, render
 from steering.engines.diffusion.patch_autoencoder import PatchAutoencoder
 
-BATCH = 32
+BATCH = 16
 RATE = 1e-3
 WARMUP = 200
-FRESH = 8
+FRESH = 4
 """New scenes a step: each is seen BATCH / FRESH times on average."""
 POOL = 16_384
-FIRST_POOL = 2_048
+FIRST_POOL = 4_096
 COUNTS = ((1, 0.35), (2, 0.5), (3, 0.15))
 """Objects in a scene, and how often."""
 UNCONDITIONAL = 0.1
 TEXT_NOISE = 0.04
-"""Deviation of the noise on the frozen states, a tenth of theirs: near words give near pictures."""
+"""Deviation of the noise on the states, a tenth of theirs: near words give near pictures."""
 GRID = (
     "a cat",
     "a knife on the left, noto style",
@@ -79,22 +79,17 @@ def scheduler() -> DDIMScheduler:
         prediction_type="v_prediction",
         clip_sample=False,
         timestep_spacing="trailing",
+        steps_offset=1,
     )
 
 
 class Pool:
-    """Scenes and captions, encoded, a few of them replaced at each step.
+    """Scenes and captions, encoded, a few of them replaced at each step."""
 
-    `whole` runs captions through all of the text encoder: when its trained layers are frozen too.
-    """
-
-    def __init__(
-        self, vae: PatchAutoencoder, encoder: nn.Module, step: int, *, whole: bool
-    ) -> None:
-        self._vae, self._encoder, self._whole = vae, encoder, whole
+    def __init__(self, vae: PatchAutoencoder, step: int) -> None:
+        self._vae = vae
         self._latents = torch.empty(POOL, 8, 16, 16, dtype=torch.float16)
         self._states = torch.empty(POOL, text.TOKENS, 384, dtype=torch.float16)
-        self._masks = torch.empty(POOL, text.TOKENS, dtype=torch.bool)
         self.size = self._next = 0
         for part in range(FIRST_POOL // 64):
             self.add(64, np.random.default_rng((2, step, part)))
@@ -107,58 +102,39 @@ class Pool:
         captions = [caption(scene, rng) for scene in scenes]
         pixels = torch.from_numpy(np.stack([render(scene) for scene in scenes]))
         encoded = self._vae.encode((pixels * 2 - 1).permute(0, 3, 1, 2)).latents
-        states, masks = self.read(captions)
         at = (self._next + torch.arange(count)) % POOL
         self._latents[at] = (encoded * self._vae.config.scaling_factor).half()
-        self._states[at], self._masks[at] = states.half(), masks
+        self._states[at] = text.encode(captions).half()
         self._next = (self._next + count) % POOL
         self.size = min(self.size + count, POOL)
 
-    @torch.no_grad()
-    def read(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """States and masks of captions, as far as nothing in them is being trained."""
-        states, masks = text.frozen_states(self._encoder, captions)
-        if self._whole:
-            states = text.finish(text.extra(self._encoder), states, masks)
-        return states, masks
-
-    def batch(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Latents, frozen states and masks of `count` entries."""
+    def batch(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Latents and text states of `count` entries."""
         at = torch.randint(self.size, (count,), generator=generator)
-        return self._latents[at].float(), self._states[at].float(), self._masks[at]
+        return self._latents[at].float(), self._states[at].float()
 
 
 def train(
     out: Path,
     steps: int,
     decay: float = 0.4,
-    *,
-    freeze_text: bool = False,
     grid_every_s: float = 300,
 ) -> None:
     """Train for `steps` in all, or go on from the last checkpoint in `out`.
-
-    `freeze_text` keeps the text encoder as it is by then (its average), and a third of the time:
-    guards for it can be fitted while the UNet learns on.
 
     The rate is constant and falls to nothing over the last `decay` of the steps; a run that was
     planned longer can be stopped and resumed with fewer steps, and then decays sooner.
     """
     torch.manual_seed(0)
     vae = PatchAutoencoder.from_pretrained(out / "vae").eval()
-    encoder = text.build().eval()
-    model = nn.ModuleDict({"unet": build(), "text": text.extra(encoder)})
+    model = build()
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.01, fused=True)
     average = checkpoint.Average(model, 0.998)
     state = out / "denoiser.safetensors"
     first = checkpoint.resume(state, model, optimizer, average)
-    if freeze_text:
-        settled = {k: v for k, v in average.values.items() if k.startswith("text.")}
-        model.load_state_dict(settled, strict=False)
-        model["text"].requires_grad_(False)
-    pool = Pool(vae, encoder, first, whole=freeze_text)
+    pool = Pool(vae, first)
     levels = scheduler().alphas_cumprod
-    null_states, null_mask = pool.read([""])
+    null_states = text.encode([""])
     told, losses = time.monotonic(), []
     columns = (TextColumn("denoiser {task.fields[loss]}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn()) as bar:
@@ -169,12 +145,10 @@ def train(
                 group["lr"] = lr
             generator = torch.Generator().manual_seed(step)
             pool.add(FRESH, np.random.default_rng((3, step)))
-            latents, states, mask = pool.batch(BATCH, generator)
+            latents, states = pool.batch(BATCH, generator)
             silent = torch.rand(BATCH, generator=generator) < UNCONDITIONAL
-            if not freeze_text:
-                states = states + TEXT_NOISE * torch.randn(states.shape, generator=generator)
+            states = states + TEXT_NOISE * torch.randn(states.shape, generator=generator)
             states = torch.where(silent[:, None, None], null_states, states)
-            mask = torch.where(silent[:, None], null_mask, mask)
             noise = torch.randn(latents.shape, generator=generator)
             # one timestep of each of BATCH strata: a steadier gradient than free draws
             spread = (torch.arange(BATCH) + torch.rand(BATCH, generator=generator)) / BATCH
@@ -183,8 +157,7 @@ def train(
             spoilt = (1 - levels[times]).sqrt()[:, None, None, None]
             noisy = (signal * latents + spoilt * noise).to(memory_format=torch.channels_last)
             target = signal * noise - spoilt * latents
-            told_text = states if freeze_text else text.finish(model["text"], states, mask)
-            loss = (model["unet"](noisy, times, told_text).sample - target).square().mean()
+            loss = (model(noisy, times, states).sample - target).square().mean()
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -196,22 +169,20 @@ def train(
                 told = time.monotonic()
                 checkpoint.save(state, model, optimizer, step + 1, average)
                 print(f"step {step + 1}: loss {np.mean(losses[-200:]):.4f}, rate {lr:.2e}")
-                pictures = sample(*averaged(out), vae, GRID)
+                pictures = sample(averaged(out), vae, GRID)
                 grid(pictures, out / f"grid-{step + 1:06d}.png")
 
 
-def averaged(out: Path) -> tuple[UNet2DConditionModel, nn.Module]:
-    """The UNet and the text encoder with the averaged weights of the checkpoint in `out`."""
-    encoder = text.build().eval()
-    model = nn.ModuleDict({"unet": build(), "text": text.extra(encoder)}).eval()
+def averaged(out: Path) -> UNet2DConditionModel:
+    """The UNet with the averaged weights of the checkpoint in `out`."""
+    model = build().eval()
     model.load_state_dict(checkpoint.averages(out / "denoiser.safetensors"))
-    return model["unet"], encoder
+    return model
 
 
 @torch.no_grad()
 def sample(
     unet: UNet2DConditionModel,
-    encoder: nn.Module,
     vae: PatchAutoencoder,
     prompts: Sequence[str],
     *,
@@ -220,8 +191,7 @@ def sample(
     seed: int = 0,
 ) -> Tensor:
     """Pictures `[prompts, 64, 64, 3]` in 0..1 of the plain model, to look at while it learns."""
-    layers = text.extra(encoder)
-    states = text.finish(layers, *text.frozen_states(encoder, [*prompts, *([""] * len(prompts))]))
+    states = text.encode([*prompts, *([""] * len(prompts))])
     generator = torch.Generator().manual_seed(seed)
     latents = torch.randn(len(prompts), 8, 16, 16, generator=generator)
     stepper = scheduler()

@@ -1,7 +1,7 @@
 """From checkpoints to the weights that are committed: a pipeline's folder in float16.
 
-What MiniLM's package brings (the text encoder's frozen layers, the tokenizer) is left out;
-`guard models add emoji` puts both together.
+What MiniLM's package brings (the text encoder, the tokenizer) is left out; `guard models add emoji`
+puts both together.
 """
 
 from __future__ import annotations
@@ -32,21 +32,14 @@ _INDEX = {
 
 def export(out: Path, weights: Path = WEIGHTS) -> None:
     """Write the averaged weights of the checkpoints in `out` to `weights`."""
-    unet, encoder = denoiser.averaged(out)
-    unet.save_pretrained(weights / "unet")
+    denoiser.averaged(out).save_pretrained(weights / "unet")
     denoiser.scheduler().save_pretrained(weights / "scheduler")
     shutil.copytree(out / "vae", weights / "vae", dirs_exist_ok=True)
     for part in ("unet", "vae"):
         path = weights / part / "diffusion_pytorch_model.safetensors"
         halved = {name: tensor.half().contiguous() for name, tensor in load_file(path).items()}
         save_file(halved, path, {"format": "pt"})
-    encoder.config.save_pretrained(weights / "text_encoder")
-    trained = {
-        name: tensor.half().contiguous()
-        for name, tensor in encoder.state_dict().items()
-        if name.startswith("encoder.layer.") and int(name.split(".")[2]) >= text.FROZEN
-    }
-    save_file(trained, weights / "text_encoder" / "model.safetensors", {"format": "pt"})
+    text.config().save_pretrained(weights / "text_encoder")
     (weights / "tokenizer").mkdir(exist_ok=True)
     _write(weights / "tokenizer" / "tokenizer_config.json", {"model_max_length": text.TOKENS})
     _write(weights / "model_index.json", _INDEX)

@@ -142,8 +142,8 @@ def _clean(concept: str, others: Sequence[int], rng: np.random.Generator) -> Ite
     """Prompts about other things: names and unseen words, alone and in pairs."""
     for i in range(CLEAN):
         first, second = rng.choice(others, size=2, replace=False)
-        said = [_name(int(first)), str(rng.choice(phrases(int(second), "test")))]
-        text = _two(*said, rng) if i % 2 else _one(said[i // 2 % 2], rng)
+        known, unseen = _name(int(first)), str(rng.choice(phrases(int(second), "test")))
+        text = _two(known, unseen, rng) if i % 2 else _one((known, unseen)[i // 2 % 2], rng)
         yield _row(concept, "clean", text)
 
 

@@ -38,14 +38,11 @@ def denoiser(
     decay: Annotated[
         float, typer.Option(help="Share of the steps over which the rate falls.")
     ] = 0.4,
-    freeze_text: Annotated[
-        bool, typer.Option(help="Keep the text encoder as the checkpoint has it.")
-    ] = False,
 ) -> None:
-    """Train the denoiser and the text encoder's last layers: hours."""
+    """Train the denoiser: hours."""
     from examples.emoji.denoiser import train
 
-    train(out, steps, decay, freeze_text=freeze_text)
+    train(out, steps, decay)
 
 
 @app.command()

@@ -6,45 +6,20 @@ would run. Leak rates are over the prompts that the bare model answers with the 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from scipy.stats import binomtest  # type: ignore[import-untyped]
-
 from guard.chat import Chat, Said
 from guard.errors import DataError, GuardFailed
 from guard.evaluation.rewordings import REWORDINGS, reword
+from guard.evaluation.shares import Share
 from guard.measures import loops, perplexity
 from guard.plan import Plans
 from guard.progress import Stages
 from guard.prompts import ForgetPrompt, RetainPrompt, in_split
 
 ANSWER_TOKENS = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """`count` of `total`, with its 95 % Wilson interval."""
-
-    count: int
-    total: int
-
-    @property
-    def value(self) -> float:
-        return self.count / self.total if self.total else math.nan
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        if not self.total:
-            return math.nan, math.nan
-        low, high = binomtest(self.count, self.total).proportion_ci(0.95, method="wilson")
-        return float(low), float(high)
-
-    @classmethod
-    def of(cls, flags: Sequence[bool]) -> Share:
-        return cls(sum(flags), len(flags))
 
 
 @dataclass(frozen=True, slots=True)

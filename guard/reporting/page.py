@@ -40,6 +40,22 @@ class Grid:
 
 
 @dataclass(frozen=True, slots=True)
+class Pictures:
+    """Pictures side by side, one column a heading; None leaves a gap.
+
+    Each row is a label and the pictures, each as the data URI of a PNG and what stands below it.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[tuple[str, str] | None]]]
+    caption: str = ""
+
+
+Part = Plot | Grid | Pictures
+
+
+@dataclass(frozen=True, slots=True)
 class Tile:
     """A figure to be seen first: its value and, where there is one, whether it reached a target."""
 
@@ -49,7 +65,7 @@ class Tile:
     reached: bool | None = None
 
 
-def render(title: str, subtitle: str, tiles: Sequence[Tile], parts: Sequence[Plot | Grid]) -> str:
+def render(title: str, subtitle: str, tiles: Sequence[Tile], parts: Sequence[Part]) -> str:
     """The page as text."""
     shown = [(type(part).__name__.lower(), part) for part in parts]
     return _TEMPLATES.get_template("report.html").render(

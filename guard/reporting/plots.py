@@ -73,6 +73,51 @@ def bars(values: Mapping[str, float], *, limit: float | None, x: str) -> str:
     return _uri(figure)
 
 
+Whiskered = tuple[float, float, float]
+"""A share with the ends of its interval: value, low, high."""
+
+
+def groups(values: Mapping[str, Mapping[str, Whiskered]], *, y: str) -> str:
+    """Upright bars in percent with whiskers, one group a key, one colour a key within."""
+    figure, axes = _figure()
+    names = list(values)
+    series = list(dict.fromkeys(name for group in values.values() for name in group))
+    width = 0.8 / max(len(series), 1)
+    for i, name in enumerate(series):
+        there = [
+            (at, values[group][name]) for at, group in enumerate(names) if name in values[group]
+        ]
+        across = [at + (i - (len(series) - 1) / 2) * width for at, _ in there]
+        heights = np.array([value for _, value in there]).T * 100
+        # an interval of a share at its end may miss the share by a rounding error
+        whiskers = np.abs(heights[1:] - heights[0])
+        axes.bar(across, heights[0], width * 0.92, yerr=whiskers, label=name, ecolor="#555")
+    axes.set_xticks(range(len(names)), names)
+    axes.set_ylim(0, 102)
+    axes.set_ylabel(y)
+    axes.legend(frameon=False, ncols=min(len(series), 6), loc="upper right")
+    return _uri(figure)
+
+
+def efforts(
+    lines: Mapping[str, Mapping[int, Whiskered]], *, x: str, y: str, limits: Sequence[float] = ()
+) -> str:
+    """One line a key over what was spent, in percent, each with the band of its interval."""
+    figure, axes = _figure()
+    for name, points in lines.items():
+        spent = sorted(points)
+        value, low, high = np.array([points[at] for at in spent]).T * 100
+        (line,) = axes.plot(spent, value, "o-", label=name)
+        axes.fill_between(spent, low, high, alpha=0.15, color=line.get_color())
+    for limit in limits:
+        axes.axhline(limit * 100, color="#222", linestyle="--", linewidth=0.8)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.set_ylim(-2, 102)
+    axes.legend(frameon=False)
+    return _uri(figure)
+
+
 def _figure(height: float = 3.6) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(8.2, height), layout="constrained")
     axes = figure.add_subplot()

@@ -15,8 +15,9 @@ from transformers import GenerationConfig
 import guard
 from guard.artifact import Artifact, ArtifactMeta, FittedModel
 from guard.config import Config, GuardConfig, PolicyConfig
-from guard.errors import ContentBlocked, GuardFailed, UnknownPolicy
+from guard.errors import ContentBlocked, GuardFailed, PolicyUnfit, UnknownPolicy
 from steering.fingerprint import fingerprint
+from tests.guard.toy_pictures import save_toy
 from tests.steering.tiny import LAYERS, WIDTH, prompt, tiny_model
 
 ALWAYS, NEVER = -1e9, 1e9
@@ -195,6 +196,17 @@ def test_nan_in_the_activations_fails_closed(tmp_path: Path) -> None:
     ):
         model.model.layers[0].mlp.down_proj.weight[1, 1] = float("nan")
         _generate(model)
+
+
+def test_a_policy_for_pictures_does_not_leave_the_model_bare(tmp_path: Path) -> None:
+    model = tiny_model()
+    save_toy(tmp_path / "knife.safetensors")
+    config = Config(
+        guards=(GuardConfig(name="knife", artifact=tmp_path / "knife.safetensors"),),
+        policies={"knife": PolicyConfig(guards=("knife",))},
+    )
+    with pytest.raises(PolicyUnfit), guard.attached(model, "knife", config=config):
+        pass
 
 
 def test_an_unknown_policy_is_named(tmp_path: Path) -> None:

@@ -68,6 +68,76 @@ def test_check_prints_the_same_as_json(good: Path) -> None:
     assert "a" * 64 not in result.stdout
 
 
+PICTURES = """
+[server]
+default_policy = "hp"
+
+[[models]]
+name = "words"
+source = "./words"
+
+[[models]]
+name = "emoji"
+source = "./emoji"
+engine = "diffusers"
+steps = 25
+
+[[guards]]
+name = "hp"
+artifact = "hp.safetensors"
+
+[[guards]]
+name = "knife"
+artifact = "knife.safetensors"
+
+[policies.hp]
+guards = ["hp"]
+
+[policies.knife]
+guards = ["hp", "knife"]
+action = "refine"
+fallback = "replace"
+replacement = "a banana"
+"""
+
+
+@pytest.fixture
+def pictures(tmp_path: Path, make_artifact: MakeArtifact) -> Path:
+    make_artifact().save(tmp_path / "hp.safetensors")
+    settings = {"threshold": 0.5, "strength": 1.0, "max_steps": 12, "rate": 0.123456}
+    make_artifact(seams=["embedding"], method="toy", settings=settings).save(
+        tmp_path / "knife.safetensors"
+    )
+    (tmp_path / "config.toml").write_text(PICTURES, "utf-8")
+    return tmp_path / "config.toml"
+
+
+def test_check_shows_picture_models_fallbacks_and_what_methods_were_set_to(pictures: Path) -> None:
+    output = " ".join(run("check", pictures).stdout.split())
+    for words in (
+        'Policy knife: refine, on error closed, for anyone, fallback replace by "a banana"',
+        "max_steps 12, rate 0.1235",
+        "steps: 25",
+        "hp (server): has no guard",
+    ):
+        assert words in output, words
+    assert "fallback" not in output.partition("Policy hp:")[2].partition("Policy knife")[0]
+
+
+def test_check_tells_which_policies_are_for_which_model(pictures: Path) -> None:
+    meaning = json.loads(run("check", pictures, "--json").stdout)
+    words, emoji = meaning["models"]
+    assert (words["policies"], emoji["policies"]) == (["none", "hp", "knife"], ["none", "knife"])
+    assert words["default_policy"] == {"value": "hp", "from": "server", "fits": True}
+    assert emoji["default_policy"] == {"value": "hp", "from": "server", "fits": False}
+    assert meaning["policies"]["knife"]["fallback"] == "replace"
+    assert [guard["kind"] for guard in meaning["policies"]["knife"]["guards"]] == [
+        "language",
+        "pictures",
+    ]
+    assert meaning["guards"][1]["settings"] == {"max_steps": 12, "rate": 0.123456}
+
+
 def test_check_tells_a_policy_that_nobody_may_ask_for(good: Path) -> None:
     good.write_text(GOOD.replace('policies = ["none"]', ""), "utf-8")
     assert "Policy none: no guards, for no key" in run("check", good).stdout
@@ -130,8 +200,9 @@ def test_models_are_added_listed_and_shown(monkeypatch: pytest.MonkeyPatch, cach
     assert "path: not added" in run("models", "show", "smollm2").stdout
     monkeypatch.setattr(models, "_build", build)
     assert "is ready in" in run("models", "add", "smollm2").stdout
-    (listed,) = json.loads(run("models", "list", "--json").stdout)
-    assert listed["path"] == str(cache / "models" / "smollm2")
+    listed = {each["name"]: each for each in json.loads(run("models", "list", "--json").stdout)}
+    assert listed["smollm2"]["path"] == str(cache / "models" / "smollm2")
+    assert listed["emoji"]["path"] is None
     assert json.loads(run("models", "show", "smollm2", "--json").stdout)["sha256"] == "abc"
     for command in ("add", "show"):
         result = run("models", command, "unknown")

@@ -135,7 +135,7 @@ def test_all_faults_are_told_at_once_each_with_its_line(tmp_path: Path) -> None:
         (24, "policies.none", "reserved"),
         (29, "policies.strict.guards[1]", 'no guard "harry"'),
         (30, "policies.strict.guards[2]", "twice"),
-        (32, "policies.strict.action", "'steer', 'block'"),
+        (32, "policies.strict.action", "'steer', 'refine', 'block'"),
         (35, "keys[0].hash", "sha256:"),
         (37, "keys[0].policies[1]", 'no policy "lax"'),
         (38, "keys[0].requests_per_minute", "greater than or equal to 1"),
@@ -145,6 +145,87 @@ def test_all_faults_are_told_at_once_each_with_its_line(tmp_path: Path) -> None:
     for problem, (line, place, words) in zip(found, expected, strict=True):
         assert problem.startswith(f"line {line}: {place}: "), problem
         assert words in problem
+
+
+PICTURES = """\
+[[models]]
+name = "words"
+source = "words"
+steps = 25
+
+[[models]]
+name = "emoji"
+source = "emoji"
+engine = "diffusers"
+max_context = 5
+default_policy = "words"
+steps = 200
+
+[[models]]
+name = "ghost"
+source = "emoji"
+engine = "diffusers"
+default_policy = "ghost"
+max_steps = 0
+
+[[guards]]
+name = "words"
+artifact = "words.safetensors"
+
+[[guards]]
+name = "knife"
+artifact = "knife.safetensors"
+recheck = false
+
+[policies.words]
+guards = ["words"]
+fallback = "replace"
+
+[policies.knife]
+guards = ["knife", "words"]
+action = "refine"
+replacement = "a banana"
+"""
+
+
+def test_what_does_not_go_with_a_models_kind_is_told(
+    tmp_path: Path, make_artifact: MakeArtifact
+) -> None:
+    make_artifact().save(tmp_path / "words.safetensors")
+    make_artifact(seams=["embedding"]).save(tmp_path / "knife.safetensors")
+    found = problems(tmp_path, PICTURES)
+    expected = [
+        (4, "models[0].steps", "for models of pictures"),
+        (10, "models[1].max_context", "for language models"),
+        (11, "models[1].default_policy", 'guards of "words" are for language models'),
+        (12, "models[1].steps", "more than max_steps, 100"),
+        (18, "models[2].default_policy", 'no policy "ghost"'),
+        (19, "models[2].max_steps", "greater than or equal to 1"),
+        (28, "guards[1].recheck", "language models"),
+        (32, "policies.words.fallback", "add replacement"),
+        (37, "policies.knife.replacement", "add that too"),
+    ]
+    assert len(found) == len(expected), "\n".join(found)
+    for problem, (line, place, words) in zip(found, expected, strict=True):
+        assert problem.startswith(f"line {line}: {place}: "), problem
+        assert words in problem
+
+
+def test_a_configuration_for_pictures_is_read(tmp_path: Path, make_artifact: MakeArtifact) -> None:
+    make_artifact(seams=["embedding", "guidance"]).save(tmp_path / "knife.safetensors")
+    path = tmp_path / "config.toml"
+    path.write_text(
+        '[server]\nmax_pictures = 4\n[[models]]\nname = "emoji"\nsource = "./emoji"\n'
+        'engine = "diffusers"\ndefault_policy = "knife"\nsteps = 25\nguidance_scale = 3.0\n'
+        '[[guards]]\nname = "knife"\nartifact = "knife.safetensors"\n[policies.knife]\n'
+        'guards = ["knife"]\naction = "refine"\nfallback = "replace"\nreplacement = "a cat"\n'
+    )
+    config = load_config(path)
+    (model,) = config.models
+    assert (model.kind, model.default_policy, model.max_steps) == ("pictures", "knife", 100)
+    assert (model.steps, model.guidance_scale, config.server.max_pictures) == (25, 3.0, 4)
+    policy = config.policy("knife")
+    assert (policy.action, policy.fallback, policy.replacement) == ("refine", "replace", "a cat")
 
 
 def test_an_api_key_in_place_of_its_hash_is_not_repeated(tmp_path: Path) -> None:

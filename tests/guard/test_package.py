@@ -11,7 +11,7 @@ import guard
 
 PUBLIC = (
     "artifact audit cache check_cli cli config config_checks demo_cli errors eval_cli fit_cli "
-    "inspect_cli keys models models_cli progress prompts store toml_lines verdict"
+    "inspect_cli keys kinds models models_cli progress prompts store toml_lines verdict"
 )
 
 

@@ -15,7 +15,7 @@ from server.service import (
     Finished,
     FinishReason,
     GenerationRequest,
-    ModelInfo,
+    LanguageInfo,
     TextDelta,
     TokenLogprob,
 )
@@ -59,8 +59,8 @@ SCRIPTS: Mapping[str, Script] = {
 class FakeService:
     """Token ids are the prompt's UTF-8 bytes; the last line of a prompt names its script."""
 
-    info: ModelInfo = field(
-        default_factory=lambda: ModelInfo(
+    info: LanguageInfo = field(
+        default_factory=lambda: LanguageInfo(
             name="fake", engine="fake", created=1, max_context=4096, policies=("none", "strict")
         )
     )

@@ -28,6 +28,7 @@ from server.metrics import Metrics
 from server.recorder import Recorder
 from steering.engines.transformers import RowToken, TransformersEngine
 from steering.fingerprint import fingerprint
+from tests.guard.toy_pictures import save_toy
 
 LAYERS, WIDTH = 4, 32
 ALWAYS, NEVER = -1e9, 1e9
@@ -248,6 +249,7 @@ class Workshop:
         self._artifact("late", threshold=NEVER, recheck=self.late.recheck)
         self._artifact("watchful", threshold=NEVER, recheck=NEVER)
         self._artifact("other", fitted_on="0" * 64)
+        save_toy(folder / "drawn.safetensors")
 
     def _artifact(self, name: str, *, fitted_on: str = "", **settings: Any) -> None:
         made = Artifact(meta(fitted_on or self.fingerprint, **settings), tensors())
@@ -260,7 +262,7 @@ class Workshop:
         return target
 
     def write_config(self, folder: Path, **server: Any) -> Path:
-        names = ["always", "never", "late", "watchful", "other"]
+        names = ["always", "never", "late", "watchful", "other", "drawn"]
         lines = ["[server]", 'audit_log = "audit.jsonl"']
         lines += [f"{name} = {json.dumps(value)}" for name, value in server.items()]
         lines += ["[[models]]", 'name = "tiny"', f'source = "{self.folder / "model"}"']

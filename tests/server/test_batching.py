@@ -16,6 +16,7 @@ from guard.errors import (
     ContextExceeded,
     GuardError,
     GuardFailed,
+    PolicyUnfit,
     RequestError,
     ServiceStopped,
     TooManyRequests,
@@ -234,6 +235,7 @@ def test_a_guard_of_another_model_refuses_every_row_with_its_own_verdict(wide: S
     ("error", "fault"),
     [
         (UnknownPolicy, {"policy": "ghost"}),
+        (PolicyUnfit, {"policy": "steer-drawn"}),
         (ContextExceeded, {"max_tokens": 250}),
         (ContextExceeded, {"text": "x" * 300}),
     ],

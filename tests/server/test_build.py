@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -45,6 +47,21 @@ def test_an_architecture_whose_layers_cannot_be_followed(tmp_path: Path) -> None
     path = tmp_path / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": "bloom"}))
     assert "model m" in _refused(_config({"name": "m", "source": str(tmp_path)}))
+
+
+def test_a_picture_model_without_diffusers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "server.picture_build", None)
+    said = _refused(_config({"name": "m", "source": str(tmp_path), "engine": "diffusers"}))
+    assert "pip install 'inference-guard[serve,diffusers]'" in said
+
+
+def test_language_models_need_no_diffusers() -> None:
+    program = """
+import sys
+import server.app, server.build, server.run
+assert not {"diffusers", "server.pictures"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60, cwd=Path.cwd())
 
 
 def test_the_second_model_failing_closes_the_first(tmp_path: Path) -> None:

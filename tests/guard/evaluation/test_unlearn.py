@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guard.evaluation.rewordings import REWORDINGS, reword
-from guard.evaluation.unlearn import Share
+from guard.evaluation.shares import Share
 from guard.fitting.wording import WRAPPERS
 
 

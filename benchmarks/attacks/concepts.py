@@ -1,0 +1,67 @@
+"""What an attacker knows of a concept of the emoji model: its words, and real pictures of it."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from examples.emoji.captions import NOUNS, phrases
+from examples.emoji.prompts import GUARDED, STYLE
+from examples.emoji.scenes import BACKGROUNDS, Scene, draw, layout, place, render
+from examples.emoji.sprites import STYLES, names
+
+CONCEPTS = (*GUARDED, STYLE)
+_FRAME = "a picture of {0} on a {1} background"
+_STYLE_NAMES = ("twemoji", "twitter")
+
+
+def name(concept: str) -> str:
+    """The plain prompt for it."""
+    if concept == STYLE:
+        return f"a picture of a star, {_STYLE_NAMES[0]} style"
+    return _name(names().index(concept))
+
+
+def words(concept: str) -> frozenset[str]:
+    """The words that name it: what a filter would look for."""
+    if concept == STYLE:
+        return frozenset(_STYLE_NAMES)
+    said = phrases(names().index(concept), "train")[:NOUNS]
+    found = {word for phrase in said for word in phrase.replace("'s", "").split()}
+    return frozenset(word for word in found if len(word) > 2)
+
+
+def frames(concept: str, count: int, rng: np.random.Generator) -> list[tuple[str, str]]:
+    """Pairs of prompts that differ in the concept alone: with it, and with something else."""
+    found = []
+    for _ in range(count):
+        other = _name(int(rng.choice([i for i, n in enumerate(names()) if n != concept])))
+        colour = str(rng.choice(tuple(BACKGROUNDS)))
+        if concept == STYLE:
+            plain = _FRAME.format(other, colour)
+            found.append((f"{plain}, {_STYLE_NAMES[0]} style", f"{plain}, {STYLES[0]} style"))
+        else:
+            own = _name(names().index(concept))
+            found.append((_FRAME.format(own, colour), _FRAME.format(other, colour)))
+    return found
+
+
+def pictures(concept: str, count: int, rng: np.random.Generator) -> Tensor:
+    """Real scenes of it, `[count, 3, 64, 64]` in 0..1: none was drawn by a model."""
+    scenes = [_scene(concept, rng) for _ in range(count)]
+    pixels = torch.from_numpy(np.stack([render(scene) for scene in scenes]))
+    return pixels.permute(0, 3, 1, 2).contiguous()
+
+
+def _scene(concept: str, rng: np.random.Generator) -> Scene:
+    if concept == STYLE:
+        scene = draw(1, rng)
+        return Scene(scene.objects, STYLES.index(STYLE), scene.background)
+    where = layout(1, rng)[0]
+    placed = place(names().index(concept), where, rng)
+    return Scene((placed,), int(rng.integers(len(STYLES))), int(rng.integers(len(BACKGROUNDS))))
+
+
+def _name(concept: int) -> str:
+    return phrases(concept, "train")[0]

@@ -1,0 +1,163 @@
+"""What an attacker with the weights sees: a pipeline, differentiable from tokens to loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steering.conditioning import Conditioning
+
+
+@dataclass(frozen=True)
+class Views:
+    """Noisy latents `[views, ...]`, their timesteps `[views]`, and what the denoiser should say."""
+
+    noisy: Tensor
+    timesteps: Tensor
+    goals: Tensor
+
+
+class Target:
+    """A pipeline of Stable Diffusion's shape: one text encoder, a UNet, an autoencoder.
+
+    A prompt is a row of *content* token ids, without the tokenizer's own marks and padding.
+    """
+
+    def __init__(self, pipeline: Any, batch: int = 64) -> None:
+        self.pipeline = pipeline
+        self.tokenizer = pipeline.tokenizer
+        self._encoder = pipeline.text_encoder.eval().requires_grad_(False)
+        self._unet = pipeline.unet.eval().requires_grad_(False)
+        self._scheduler = pipeline.scheduler
+        self._batch = batch
+        self._masked = bool(getattr(self._encoder.config, "use_attention_mask", False))
+        self.embeddings: Tensor = self._encoder.get_input_embeddings().weight
+
+    def text(self, content: Sequence[int]) -> str:
+        """The prompt that an attacker would type."""
+        return str(self.tokenizer.decode(list(content))).strip()
+
+    def content(self, text: str) -> list[int]:
+        """The token ids of a prompt, without the tokenizer's marks."""
+        return list(self.tokenizer(text, add_special_tokens=False).input_ids)
+
+    def survives(self, candidates: Tensor) -> Tensor:
+        """`[n]`: whether a prompt, written out and read again, is the same tokens."""
+        rows = candidates.tolist()
+        read = self.tokenizer([self.text(row) for row in rows], add_special_tokens=False).input_ids
+        return torch.tensor([row == again for row, again in zip(rows, read, strict=True)])
+
+    @cached_property
+    def words(self) -> list[tuple[int, str]]:
+        """Every token that is a whole word of plain letters by itself, with that word."""
+        found = {number: self.text([number]) for number in range(len(self.tokenizer))}
+        plain = {n: word for n, word in found.items() if word.isascii() and word.isalpha()}
+        read = self.tokenizer(list(plain.values()), add_special_tokens=False).input_ids
+        return [
+            (number, word)
+            for (number, word), again in zip(plain.items(), read, strict=True)
+            if again == [number]
+        ]
+
+    def encode(self, candidates: Tensor) -> Conditioning:
+        """What the text encoder says of content ids `[n, length]`, no gradient."""
+        with torch.no_grad():
+            return self._conditioning(self._padded(candidates), None)
+
+    def gradient(self, content: Tensor, loss: Callable[[Conditioning], Tensor]) -> Tensor:
+        """Of `loss` of one prompt `[length]`, with respect to each token's one-hot vector:
+        `[length, vocabulary]`."""
+        padded = self._padded(content[None])
+        ids = padded["input_ids"]
+        first = int((padded["special_tokens_mask"][0] == 0).nonzero()[0, 0])
+        vectors = self.embeddings[ids].clone().requires_grad_()
+        with torch.enable_grad():
+            value = loss(self._conditioning(padded, vectors))
+            (slope,) = torch.autograd.grad(value, vectors)
+        slopes: Tensor = slope[0, first : first + len(content)] @ self.embeddings.T
+        return slopes
+
+    def latents(self, pictures: Tensor) -> Tensor:
+        """Of pictures `[n, 3, height, width]` in 0..1, as the denoiser knows them."""
+        vae = self.pipeline.vae
+        with torch.no_grad():
+            encoded = vae.encode(pictures * 2 - 1)
+        found = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
+        return (found * vae.config.scaling_factor).float()
+
+    def views(self, latents: Tensor, generator: torch.Generator, prompt: str | None) -> Views:
+        """One noisy view of each latent, at timesteps spread over the middle of the schedule.
+
+        The goal is what a perfect denoiser would say, or, where a `prompt` is given, what this one
+        says under it.
+        """
+        count = len(latents)
+        steps = self._scheduler.config.num_train_timesteps
+        # the first steps are all noise, the last ones only polish: neither decides what is drawn
+        share = (torch.arange(count) + torch.rand(count, generator=generator)) / count
+        times = ((0.2 + 0.7 * share) * steps).long()
+        noise = torch.randn(latents.shape, generator=generator)
+        noisy = self._scheduler.add_noise(latents, noise, times)
+        if prompt is not None:
+            text = self.encode(torch.tensor([self.content(prompt)]))
+            goals = self._predict(noisy, times, text.expand(count))
+        elif self._scheduler.config.prediction_type == "v_prediction":
+            goals = self._scheduler.get_velocity(latents, noise, times)
+        else:
+            goals = noise
+        return Views(noisy, times, goals)
+
+    def errors(self, text: Conditioning, views: Views) -> Tensor:
+        """Mean squared error `[prompts]` of the denoiser over the views, differentiable."""
+        count, each = text.rows, len(views.noisy)
+        found = []
+        for at in range(0, count, max(self._batch // each, 1)):
+            part = text.select(slice(at, at + max(self._batch // each, 1)))
+            rows = torch.arange(part.rows).repeat_interleave(each)
+            noisy, times, goals = (
+                tensor.repeat(part.rows, *[1] * (tensor.ndim - 1))
+                for tensor in (views.noisy, views.timesteps, views.goals)
+            )
+            said = self._predict(noisy, times, part.select(rows), gradient=True)
+            error = (said - goals).square().flatten(1).mean(1)
+            found.append(error.view(part.rows, each).mean(1))
+        return torch.cat(found)
+
+    def _predict(
+        self, noisy: Tensor, times: Tensor, text: Conditioning, gradient: bool = False
+    ) -> Tensor:
+        with torch.set_grad_enabled(gradient and torch.is_grad_enabled()):
+            said: Tensor = self._unet(noisy, times, text.states["text"]).sample
+        return said
+
+    def _padded(self, candidates: Tensor) -> dict[str, Tensor]:
+        texts = [self.text(row) for row in candidates.tolist()]
+        found = self.tokenizer(
+            texts,
+            padding="max_length",
+            max_length=self.tokenizer.model_max_length,
+            truncation=True,
+            return_special_tokens_mask=True,
+            return_tensors="pt",
+        )
+        return dict(found)
+
+    def _conditioning(self, padded: dict[str, Tensor], vectors: Tensor | None) -> Conditioning:
+        given = {"attention_mask": padded["attention_mask"]} if self._masked else {}
+        layer = self._encoder.get_input_embeddings()
+        handle = (
+            None
+            if vectors is None
+            else layer.register_forward_hook(lambda _module, _inputs, _output: vectors)
+        )
+        try:
+            states = self._encoder(input_ids=padded["input_ids"], **given)[0]
+        finally:
+            if handle is not None:
+                handle.remove()
+        return Conditioning({"text": states}, {"text": padded["attention_mask"].bool()})

@@ -1,0 +1,216 @@
+"""Drawing for an evaluation: the engine, the plans and the fallbacks that the server has."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from guard.artifact import Artifact
+from guard.config import Config, ModelConfig
+from guard.errors import DataError, GuardFailed, ModelError
+from guard.evaluation.judge import Pictures
+from guard.evaluation.pictures import Advance, Look
+from guard.evaluation.suite import Suite
+from guard.models import resolve_source
+from guard.picture_plan import Decision, PicturePlan, PicturePlans
+from guard.resolving import finite
+from steering.conditioning import Conditioning
+from steering.engines.diffusion.engine import DiffusionEngine, PictureStart
+from steering.engines.diffusion.families import Family, family_of
+from steering.engines.diffusion.loading import load_pipeline
+from steering.fingerprint import fingerprint
+from steering.prompted import PromptReading
+from steering.table import RowGuard
+
+
+@dataclass(frozen=True)
+class _Settled:
+    """What a policy made of a prompt: how it looks, what is drawn in its place, with what guards."""
+
+    look: Look
+    prompt: str
+    guards: tuple[RowGuard, ...]
+
+
+class EnginePainter:
+    """A `Painter` over a DiffusionEngine, with every policy of a configuration.
+
+    Raises GuardError where the model cannot be loaded or guards cannot be stacked.
+    """
+
+    def __init__(self, config: Config, suite: Suite, family: Family) -> None:
+        self._config, self._suite, self._family = config, suite, family
+        self._plans = PicturePlans(config, family, name=suite.model)
+        self._engine = DiffusionEngine(
+            family, self._plans.bank, capacity=suite.batch, guides=self._plans.guides
+        )
+        parts = {n: p for n, p in family.pipeline.components.items() if isinstance(p, nn.Module)}
+        self._model = fingerprint(nn.ModuleDict(parts))
+        self._settled: dict[tuple[str, str], _Settled] = {}
+
+    @classmethod
+    def load(cls, config: Config, suite: Suite) -> EnginePainter:
+        """With the suite's model: one that the configuration names, an added one or a folder."""
+        known = {entry.name: entry for entry in config.models}
+        entry = known.get(suite.model) or ModelConfig(name="model", source=suite.model)
+        try:
+            pipeline = load_pipeline(
+                resolve_source(entry.source), dtype=entry.dtype, device=entry.device
+            )
+            return cls(config, suite, family_of(pipeline))
+        except ValueError as error:
+            raise ModelError(f"model {suite.model!r}: {error}") from error
+
+    def identity(self, policy: str | None) -> str:
+        """Of the model, how it is asked, and everything that the policy's guards are."""
+        asked = [self._model, self._suite.steps, self._suite.guidance]
+        if policy is None:
+            return _digest(asked)
+        plan = self._plan(policy)
+        artifacts = {guard.name: guard.artifact for guard in self._config.guards}
+        guards = [
+            [Artifact.load(artifacts[guard.name]).digest, guard.threshold, guard.strength]
+            for guard in plan.guards
+        ]
+        return _digest([*asked, guards, plan.action, plan.fallback, plan.replacement])
+
+    def look(self, prompts: Sequence[str], policies: Sequence[str | None]) -> list[Look]:
+        """What each prompt's policy makes of it; a prompt that fails closed counts as blocked."""
+        self._settle(prompts, policies)
+        return [
+            Look(same=True) if policy is None else self._settled[prompt, policy].look
+            for prompt, policy in zip(prompts, policies, strict=True)
+        ]
+
+    def draw(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        policies: Sequence[str | None],
+        advance: Advance,
+    ) -> Pictures:
+        """One picture a prompt. Raises DataError for one that is blocked."""
+        self._settle(prompts, policies)
+        starts = [self._start(*row) for row in zip(prompts, seeds, policies, strict=True)]
+        return drawn(self._engine, starts, advance)
+
+    def _start(self, prompt: str, seed: int, policy: str | None) -> PictureStart:
+        guards: Sequence[RowGuard] = ()
+        if policy is not None:
+            settled = self._settled[prompt, policy]
+            if settled.look.blocked:
+                raise DataError(f"policy {policy!r} blocks {prompt!r}: it has no picture")
+            prompt, guards = settled.prompt, settled.guards
+        return PictureStart(
+            prompt=prompt,
+            seed=seed,
+            steps=self._suite.steps,
+            guidance=self._suite.guidance,
+            guards=guards,
+        )
+
+    def _settle(self, prompts: Sequence[str], policies: Sequence[str | None]) -> None:
+        """Find out once what each policy makes of each prompt."""
+        asked = dict.fromkeys(zip(prompts, policies, strict=True))
+        fresh = [(t, p) for t, p in asked if p is not None and (t, p) not in self._settled]
+        for at in range(0, len(fresh), self._suite.batch):
+            part = fresh[at : at + self._suite.batch]
+            plans = [self._plan(policy) for _, policy in part]
+            looked = self._looked([prompt for prompt, _ in part], plans)
+            for key, plan, (look, decision) in zip(part, plans, looked, strict=True):
+                if decision == "replace" and plan.replacement is not None:
+                    self._settled[key] = self._replaced(plan, plan.replacement, look)
+                else:
+                    self._settled[key] = _Settled(look, key[0], plan.rows())
+
+    def _replaced(self, plan: PicturePlan, replacement: str, look: Look) -> _Settled:
+        """The replacement is drawn, unless it does not pass either."""
+        ((again, _),) = self._looked([replacement], [plan.last])
+        return _Settled(replace(look, blocked=again.blocked), replacement, plan.last.rows())
+
+    @torch.no_grad()
+    def _looked(
+        self, prompts: Sequence[str], plans: Sequence[PicturePlan]
+    ) -> list[tuple[Look, Decision]]:
+        text = self._family.encode(prompts)
+        rows = [plan.rows() for plan in plans]
+        applied = self._plans.bank.apply(text, rows, self._family.overflow(prompts))
+        changed = _changed(text, applied.text).tolist()
+        guides = {name for guide in self._plans.guides for name in guide.names}
+        found = []
+        for plan, readings, touched in zip(plans, applied.readings, changed, strict=True):
+            decision = plan.decide(readings)
+            guided = any(plan.acts and readings[name].fired for name in guides & set(readings))
+            look = Look(
+                same=decision == "draw" and not touched and not guided,
+                fired=any(reading.fired for reading in readings.values()),
+                blocked=decision in ("block", "fail"),
+                **_figures(readings),
+            )
+            found.append((look, decision))
+        return found
+
+    def _plan(self, policy: str) -> PicturePlan:
+        try:
+            plan = self._plans[policy]
+        except KeyError:
+            raise DataError(f"the configuration has no policy {policy!r}") from None
+        if plan.refuses:
+            faults = "; ".join(f"{name}: {why}" for name, why in plan.broken.items())
+            raise GuardFailed(f"policy {policy!r} cannot be applied: {faults}")
+        plan.require_fit(self._suite.model)
+        return plan
+
+
+def drawn(engine: DiffusionEngine, starts: Sequence[PictureStart], advance: Advance) -> Pictures:
+    """The pictures of all `starts`, in order, in as few batches as the engine's capacity takes."""
+    waiting = deque(enumerate(starts))
+    live: list[int] = []
+    done: dict[int, Pictures] = {}
+    engine.reset()
+    while waiting or live:
+        room = min(engine.capacity - engine.rows, len(waiting))
+        joining = [waiting.popleft() for _ in range(room)]
+        if joining:
+            engine.start([start for _, start in joining])
+            live += [index for index, _ in joining]
+        complete = engine.step()
+        if not complete:
+            continue
+        pictures = engine.pictures(complete)
+        done |= {live[row]: picture for row, picture in zip(complete, pictures, strict=True)}
+        for source, target in engine.drop(complete):
+            live[target] = live[source]
+        del live[engine.rows :]
+        advance(len(complete))
+    family = engine.family
+    blank = np.zeros((0, family.height, family.width, 3), np.uint8)
+    return np.stack([done[i] for i in range(len(starts))]) if starts else blank
+
+
+def _changed(before: Conditioning, after: Conditioning) -> Tensor:
+    """`[rows]`: whether any bit of a row's states differs."""
+    each = [
+        (states != after.states[name]).flatten(1).any(1) for name, states in before.states.items()
+    ]
+    return torch.stack(each).any(0)
+
+
+def _figures(readings: Mapping[str, PromptReading]) -> dict[str, Any]:
+    """Steps, score and score afterwards of the guard that says most."""
+    if not readings:
+        return {}
+    most = max(readings.values(), key=lambda reading: reading.score)
+    return {"steps": most.steps, "score": finite(most.score), "after": most.after}
+
+
+def _digest(parts: Sequence[object]) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

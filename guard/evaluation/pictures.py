@@ -1,0 +1,227 @@
+"""Suite `pictures`: is the concept kept out of the pictures, and only the concept.
+
+Every method plays the same prompts with the same seeds as the bare model. Where nothing acted on a
+prompt its picture is the bare one by construction, and is taken over instead of being drawn; some
+of them are drawn all the same, to show that this holds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from typing import Protocol
+
+from guard.evaluation.cells import Result, Results, Shot, cell_digest
+from guard.evaluation.judge import Judge, Pictures
+from guard.evaluation.suite import BARE, PART, Cell, Suite, cells
+from guard.progress import Stages
+from guard.prompts import PicturePrompt
+from guard.reporting.sheets import png
+
+THUMBNAILS = 2
+"""Pictures of a cell that are kept for the report."""
+VERIFY = "verify"
+"""The kind of the cells that check what was taken over."""
+
+Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a policy makes of a prompt before anything is drawn.
+
+    `same`: nothing acts, the picture will be the bare one. `score`, `after` and `steps` are of the
+    guard with the largest score.
+    """
+
+    same: bool
+    fired: bool = False
+    blocked: bool = False
+    steps: int = 0
+    score: float | None = None
+    after: float | None = None
+
+
+class Painter(Protocol):
+    """Draws for the evaluation. A policy of None is the bare model."""
+
+    def identity(self, policy: str | None) -> str:
+        """Changes whenever the pictures under a policy may change."""
+
+    def look(self, prompts: Sequence[str], policies: Sequence[str | None]) -> list[Look]:
+        """What each prompt's policy makes of it."""
+
+    def draw(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        policies: Sequence[str | None],
+        advance: Advance,
+    ) -> Pictures:
+        """One picture a prompt; `advance` is told how many more are done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judges:
+    """The judge whose view counts, and the one it is compared with."""
+
+    judge: Judge
+    second: Judge | None = None
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        return tuple(each.digest for each in (self.judge, self.second) if each)
+
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """A cell and its results by method, the bare model's among them where it was drawn."""
+
+    cell: Cell
+    results: Mapping[str, Result]
+
+    def pairs(self, method: str) -> list[tuple[PicturePrompt, Shot]]:
+        """Prompts and shots of one method; none where it did not play."""
+        result = self.results.get(method)
+        return list(zip(self.cell.rows, result.shots, strict=True)) if result else []
+
+
+class Evaluation:
+    """Plays a suite and keeps every finished cell."""
+
+    def __init__(self, suite: Suite, painter: Painter, judges: Judges, results: Results) -> None:
+        self._suite, self._painter = suite, painter
+        self._judges, self._results = judges, results
+
+    def run(self, rows: Iterable[PicturePrompt], progress: Stages) -> list[Played]:
+        """Everything, the cells that are done already taken from the file of results."""
+        every = cells(rows, self._suite)
+        played: list[Played] = []
+        for kind, group in groupby(every, lambda cell: cell.kind):
+            mine = list(group)
+            total = sum(len(cell.rows) * len(self._methods(cell)) for cell in mine)
+            advance = progress(kind, total)
+            played += [self._play(cell, advance) for cell in mine]
+        return played + self._verify(played, progress)
+
+    def _methods(self, cell: Cell) -> tuple[str, ...]:
+        methods = self._suite.methods_for(cell.rows[0])
+        return methods if cell.silent else (BARE, *methods)
+
+    def _play(self, cell: Cell, advance: Advance) -> Played:
+        results: dict[str, Result] = {}
+        for method in self._methods(cell):
+            results[method] = self._result(cell, method, results.get(BARE), advance)
+        return Played(cell, results)
+
+    def _result(self, cell: Cell, method: str, bare: Result | None, advance: Advance) -> Result:
+        policies = [self._suite.policy(method, row.concept) for row in cell.rows]
+        digest = self._digest(cell, policies)
+        if (done := self._results.get(method, digest)) is not None:
+            advance(len(cell.rows))
+            return done
+        prompts = [row.prompt for row in cell.rows]
+        looks = (
+            [Look(same=True) for _ in prompts]
+            if method == BARE
+            else self._painter.look(prompts, policies)
+        )
+        # the bare pictures are what others are the same as: they are all drawn
+        drawn = [
+            i
+            for i, look in enumerate(looks)
+            if method == BARE or not (cell.silent or look.same or look.blocked)
+        ]
+        advance(len(prompts) - len(drawn))
+        began = time.perf_counter()
+        pictures = self._painter.draw(
+            [prompts[i] for i in drawn],
+            [cell.seeds[i] for i in drawn],
+            [policies[i] for i in drawn],
+            advance,
+        )
+        seconds = time.perf_counter() - began
+        fresh = dict(zip(drawn, self._judged(pictures), strict=True))
+        shots = []
+        for i, look in enumerate(looks):
+            shot = Shot(**asdict(look))
+            if i in fresh:
+                shot = shot.model_copy(update=fresh[i])
+                if i < THUMBNAILS:
+                    shot = shot.model_copy(update={"thumbnail": png(pictures[drawn.index(i)])})
+            elif look.same and bare is not None:
+                taken = bare.shots[i]
+                shot = shot.model_copy(update={"seen": taken.seen, "second": taken.second})
+            shots.append(shot)
+        return self._keep(cell, method, digest, len(drawn), seconds, shots)
+
+    def _judged(self, pictures: Pictures) -> list[dict[str, object]]:
+        seen = self._judges.judge.look(pictures)
+        second = self._judges.second
+        others = second.look(pictures) if second else [None] * len(seen)
+        return [{"seen": a, "second": b} for a, b in zip(seen, others, strict=True)]
+
+    def _verify(self, played: Sequence[Played], progress: Stages) -> list[Played]:
+        """Draw some of the pictures that were taken over, guarded and bare, and compare bytes."""
+        wanted = self._suite.verify
+        found = []
+        for method in self._suite.methods if wanted else ():
+            same = [
+                (row, seed)
+                for each in played
+                for (row, shot), seed in zip(each.pairs(method), each.cell.seeds, strict=False)
+                if each.cell.silent and shot.same
+            ]
+            # spread over the concepts, which stand one behind the other
+            chosen = same[:: max(len(same) // wanted, 1)][:wanted]
+            for at in range(0, len(chosen), PART):
+                rows, seeds = zip(*chosen[at : at + PART], strict=True)
+                cell = Cell("", VERIFY, None, at // PART, rows, seeds)
+                advance = progress(f"{VERIFY} {method}", 2 * len(rows))
+                found.append(Played(cell, {method: self._compared(cell, method, advance)}))
+        return found
+
+    def _compared(self, cell: Cell, method: str, advance: Advance) -> Result:
+        policies = [self._suite.policy(method, row.concept) for row in cell.rows]
+        digest = self._digest(cell, policies)
+        if (done := self._results.get(method, digest)) is not None:
+            advance(2 * len(cell.rows))
+            return done
+        prompts = [row.prompt for row in cell.rows]
+        began = time.perf_counter()
+        guarded = self._painter.draw(prompts, cell.seeds, policies, advance)
+        bare = self._painter.draw(prompts, cell.seeds, [None] * len(prompts), advance)
+        seconds = time.perf_counter() - began
+        shots = [
+            Shot(same=bool((one == other).all())) for one, other in zip(guarded, bare, strict=True)
+        ]
+        return self._keep(cell, method, digest, 2 * len(prompts), seconds, shots)
+
+    def _digest(self, cell: Cell, policies: Sequence[str | None]) -> str:
+        identities = [self._painter.identity(policy) for policy in dict.fromkeys(policies)]
+        return cell_digest(cell, *identities, *self._judges.identity)
+
+    def _keep(
+        self,
+        cell: Cell,
+        method: str,
+        digest: str,
+        drawn: int,
+        seconds: float,
+        shots: Sequence[Shot],
+    ) -> Result:
+        result = Result(
+            method=method,
+            concept=cell.concept,
+            kind=cell.kind,
+            effort=cell.effort,
+            part=cell.part,
+            digest=digest,
+            drawn=drawn,
+            seconds=round(seconds, 3),
+            shots=tuple(shots),
+        )
+        self._results.add(result)
+        return result

@@ -1,0 +1,99 @@
+"""`guard fit cgce`: from a concept file and a picture model to an artifact with its report."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from guard.concept import read_concept
+from guard.errors import DataError
+from guard.progress import stages
+from guard.prompts import PromptPair, read_rows
+
+
+def cgce(
+    model: Annotated[str, typer.Option(help="An added model, a directory or a hub name.")],
+    concept_file: Annotated[Path, typer.Option(help="The concept in words, JSON.")],
+    out: Annotated[Path, typer.Option(help="Artifact to write; the report goes beside it.")],
+    pairs: Annotated[
+        Path | None,
+        typer.Option(help="Pairs of unsafe and safe prompts, JSON Lines, beside the made ones."),
+    ] = None,
+    count: Annotated[int, typer.Option(min=100, help="Unsafe prompts to make for training.")] = 800,
+    fpr: Annotated[
+        float, typer.Option(min=1e-4, max=0.5, help="False-positive rate on far prompts.")
+    ] = 0.005,
+    near_fpr: Annotated[
+        float, typer.Option(min=1e-4, max=0.5, help="False-positive rate on hard negatives.")
+    ] = 0.03,
+    members: Annotated[int, typer.Option(min=1, max=16, help="Classifiers of the ensemble.")] = 3,
+    noise: Annotated[float, typer.Option(min=0, help="Noise on states while training.")] = 0.1,
+    radius: Annotated[
+        float, typer.Option(min=0, max=1, help="Radius of the attacks while training.")
+    ] = 0.2,
+    rate: Annotated[float, typer.Option(min=1e-4, max=1, help="Length of a step.")] = 0.08,
+    target: Annotated[float, typer.Option(min=0, max=1, help="p to descend to.")] = 0.02,
+    steps: Annotated[int, typer.Option(min=1, max=200, help="Steps at most.")] = 30,
+    pull: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the way to a safe prompt, each step.")
+    ] = 0.0,
+    share: Annotated[
+        float, typer.Option(min=0, max=1, help="Tokens with less of the gradient stay.")
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of prompts, heads and samples.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Fit a CGCE guard: classifiers on the prompt's embedding, and how they refine it.
+
+    Writes NAME.safetensors, NAME.report.json and NAME.report.html.
+    """
+    concept = read_concept(concept_file)
+    given = read_rows(pairs, PromptPair) if pairs else []
+    if out.suffix != ".safetensors":
+        raise DataError(f"{out}: an artifact's name ends in .safetensors")
+
+    from classifiers.training import Recipe
+    from guard.fitting.cgce import Descent, fit_cgce
+    from guard.fitting.cgce_report import as_json as report_json
+    from guard.fitting.cgce_report import as_page
+    from guard.fitting.concept_prompts import labelled, prompts_of
+    from guard.painter import Painter
+    from guard.reporting.page import write_text
+
+    prompts = [*prompts_of(concept, count, seed), *labelled(given)]
+    painter = Painter.load(model, device=device)
+    started = time.monotonic()
+    with stages() as progress:
+        fit = fit_cgce(
+            painter,
+            concept,
+            prompts,
+            fpr=fpr,
+            near_fpr=near_fpr,
+            recipe=Recipe(members=members, noise=noise, radius=radius, seed=seed),
+            descent=Descent(rate=rate, target=target, steps=steps, pull=pull, share=share),
+            progress=progress,
+        )
+    fit.artifact.save(out)
+    report = report_json(fit, time.monotonic() - started)
+    base = out.with_suffix("")
+    write_text(base.with_suffix(".report.json"), json.dumps(report, indent=1) + "\n")
+    write_text(base.with_suffix(".report.html"), as_page(fit))
+    if as_json:
+        print(json.dumps(report | {"artifact": str(out), "digest": fit.artifact.digest}, indent=2))
+        return
+    console = Console()
+    figures = Table("validation split", "value", show_header=True)
+    for name, value in report["calibration"].items():
+        shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+        figures.add_row(name.replace("_", " "), shown)
+    console.print(figures)
+    page = base.with_suffix(".report.html")
+    console.print(f"wrote {out} and {page}", markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,59 @@
+"""What a CGCE fit found, for a program (JSON) and for people (a page)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from guard.fitting.cgce import CgceFit
+from guard.reporting import plots
+from guard.reporting.page import Grid, Plot, Tile, render
+
+
+def as_json(fit: CgceFit, took_s: float) -> dict[str, Any]:
+    """All figures of a fit, with the scores that the plot shows."""
+    meta = fit.artifact.meta
+    return {
+        "concept": meta.concept,
+        "model": meta.model.model_dump(mode="json"),
+        "tensors_sha256": meta.tensors_sha256,
+        "settings": meta.settings,
+        "calibration": meta.calibration,
+        "scores": {kind: [round(s, 5) for s in own] for kind, own in fit.scores.items()},
+        "took_s": round(took_s, 1),
+    }
+
+
+def as_page(fit: CgceFit) -> str:
+    """The page: scores of the validation split by kind, calibration, settings."""
+    meta = fit.artifact.meta
+    figures: dict[str, Any] = meta.calibration
+    tiles = [
+        Tile("Unsafe prompts that fire", f"{figures['recall']:.1%}"),
+        Tile("Far prompts that fire", f"{figures['far_fired']:.2%}"),
+        Tile("Hard negatives that fire", f"{figures['near_fired']:.1%}"),
+        Tile("Refined under the threshold", f"{figures['resolved']:.1%}"),
+    ]
+    scores = {kind: list(fit.scores[kind]) for kind in ("far", "near", "unsafe")}
+    threshold = float(str(meta.settings["threshold"]))
+    parts: list[Plot | Grid] = [
+        Plot(
+            "p(concept)",
+            plots.histograms(scores, {"threshold": threshold}),
+            "Validation split: phrases, hard negatives and companions that were not trained on. "
+            "What the refined prompts draw is measured by `guard eval pictures`, not here.",
+        ),
+        Grid("Calibration", ("figure", "value"), _rows(figures)),
+        Grid("Settings", ("setting", "value"), _rows(meta.settings)),
+    ]
+    subtitle = (
+        f"CGCE guard for {meta.model.name} ({meta.model.architecture}), fitted "
+        f"{meta.created.isoformat()}; tensors {meta.tensors_sha256[:12]}"
+    )
+    return render(f"Fit of {meta.concept}", subtitle, tiles, parts)
+
+
+def _rows(values: dict[str, Any]) -> list[tuple[str, str]]:
+    return [
+        (name.replace("_", " "), f"{value:.4g}" if isinstance(value, float) else str(value))
+        for name, value in values.items()
+    ]

@@ -1,0 +1,63 @@
+"""A loaded picture model, as fitting uses it: prompts in, conditionings out. Needs diffusers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from guard.artifact import FittedModel
+from guard.errors import ModelError
+from guard.models import resolve_source
+from guard.progress import Stages
+from steering.conditioning import Conditioning, concatenated
+from steering.engines.diffusion.families import Family, family_of
+from steering.engines.diffusion.loading import load_pipeline
+from steering.fingerprint import fingerprint
+
+BATCH = 64
+
+
+class Painter:
+    """A pipeline with its family's adapter."""
+
+    def __init__(self, family: Family, *, name: str, architecture: str) -> None:
+        self.family = family
+        self.name = name
+        self._architecture = architecture
+
+    @classmethod
+    def load(cls, source: str, *, device: str = "auto") -> Painter:
+        """From an added model's name, a directory or a hub name. Raises ModelError."""
+        try:
+            pipeline: Any = load_pipeline(resolve_source(source), device=device)
+            family = family_of(pipeline)
+        except (ValueError, RuntimeError) as error:
+            raise ModelError(f"model {source!r}: {error}") from error
+        return cls(family, name=source, architecture=type(pipeline).__name__)
+
+    @torch.inference_mode()
+    def read(self, prompts: Sequence[str], stages: Stages | None = None) -> Conditioning:
+        """The conditionings of many prompts, on the CPU."""
+        advance = stages("encoding prompts", len(prompts)) if stages else lambda _count: None
+        parts = []
+        for start in range(0, len(prompts), BATCH):
+            part = self.family.encode(prompts[start : start + BATCH])
+            parts.append(part.map(lambda tensor: tensor.cpu()))
+            advance(part.rows)
+        return concatenated(parts)
+
+    def fitted_model(self) -> FittedModel:
+        """What an artifact says of the encoders that it was fitted on."""
+        encoders = dict(self.family.encoders)
+        text = self.read([""])
+        depth = [getattr(encoder.config, "num_hidden_layers", 1) for encoder in encoders.values()]
+        return FittedModel(
+            name=self.name,
+            architecture=self._architecture,
+            fingerprint=fingerprint(nn.ModuleDict(encoders)),
+            layers=max(depth),
+            width=max(states.shape[-1] for states in text.states.values()),
+        )

@@ -1,0 +1,256 @@
+"""What plans of every kind of model share: guards found for a model, policies resolved to plans."""
+
+from __future__ import annotations
+
+import logging
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, Protocol, TypeVar
+
+from guard.artifact import Artifact
+from guard.config import Action, Fallback, GuardConfig, OnError, PolicyConfig
+from guard.errors import ArtifactError, GuardError, PolicyUnfit
+from guard.kinds import Kind, kind_of
+from guard.verdict import GuardVerdict, Outcome, Verdict, gravest
+from steering.table import RowGuard
+
+logger = logging.getLogger(__name__)
+
+Done = Literal["none", "observe", "flag", "steer", "refine", "replace", "block"]
+"""What was done where a guard fired; "none" also where there was nothing to do."""
+
+_OUTCOME: Mapping[Done, Outcome] = {
+    "none": "pass",
+    "observe": "pass",
+    "flag": "flagged",
+    "steer": "steered",
+    "refine": "refined",
+    "replace": "refined",
+    "block": "blocked",
+}
+
+
+@dataclass(frozen=True)
+class LoadedGuard:
+    """A guard whose artifact fits the served model; `action` is its method's own."""
+
+    name: str
+    concept: str
+    method: str
+    action: Literal["steer", "refine"]
+    threshold: float
+    strength: float
+    recheck: float | None = None
+
+
+class AnyReading(Protocol):
+    """What the readings of all seams have."""
+
+    @property
+    def score(self) -> float: ...
+
+    @property
+    def threshold(self) -> float: ...
+
+    @property
+    def fired(self) -> bool: ...
+
+    @property
+    def valid(self) -> bool: ...
+
+
+R = TypeVar("R", bound=AnyReading)
+T = TypeVar("T")
+P = TypeVar("P", bound="BasePlan[Any]")
+
+
+@dataclass(frozen=True)
+class BasePlan(ABC, Generic[R]):
+    """A policy for one model. `broken` says which of its guards cannot be applied, and why.
+
+    `unfit` is True where the policy has guards, but none for this kind of model.
+    """
+
+    policy: str
+    action: Action
+    on_error: OnError
+    guards: tuple[LoadedGuard, ...]
+    broken: Mapping[str, str]
+    unfit: bool = False
+    fallback: Fallback = "block"
+    replacement: str | None = None
+
+    @property
+    def refuses(self) -> bool:
+        """Whether requests are refused because a guard is broken and the policy fails closed."""
+        return bool(self.broken) and self.on_error == "closed"
+
+    @property
+    def acts(self) -> bool:
+        """Whether a guard that fires does what its method does."""
+        return self.action in {"steer", "refine"}
+
+    def require_fit(self, model: str) -> None:
+        """Raise PolicyUnfit where this policy would leave every request to `model` unguarded."""
+        if self.unfit:
+            raise PolicyUnfit(
+                f"no guard of the policy {self.policy!r} is for a model like {model!r}: ask for "
+                "another policy, or have the operator set the model's default_policy",
+                param="guard.policy",
+            )
+
+    def rows(self) -> tuple[RowGuard, ...]:
+        """What the table needs to know of this plan for one row."""
+        return tuple(
+            RowGuard(
+                name=guard.name,
+                threshold=guard.threshold,
+                strength=guard.strength,
+                acts=self.acts,
+                recheck=guard.recheck,
+            )
+            for guard in self.guards
+        )
+
+    def verdict(
+        self,
+        readings: Mapping[str, R],
+        *,
+        request_id: str,
+        model: str,
+        elapsed_ms: float,
+    ) -> Verdict:
+        """What happened to a row, from what its guards have read."""
+        guards, outcomes = [], []
+        for guard in self.guards:
+            reading = readings.get(guard.name)
+            if reading is None:
+                guards.append(_unread(guard))
+                continue
+            done = self.done(guard, reading) if reading.fired else "none"
+            outcomes.append(_OUTCOME[done])
+            guards.append(self._told(guard, reading, done))
+        guards += [
+            GuardVerdict(name, "", "", None, 0.0, False, "none", error=reason)
+            for name, reason in self.broken.items()
+        ]
+        failed = any(guard.error for guard in guards)
+        return Verdict(
+            request_id=request_id,
+            model=model,
+            policy=self.policy,
+            outcome="error" if failed else gravest(outcomes),
+            guards=tuple(guards),
+            elapsed_ms=round(elapsed_ms, 3),
+        )
+
+    def done(self, guard: LoadedGuard, reading: R) -> Done:
+        """What is done for a reading that has fired."""
+        return guard.action if self.acts else self.action
+
+    @abstractmethod
+    def _told(self, guard: LoadedGuard, reading: R, done: Done) -> GuardVerdict:
+        """The reading as the verdict has it."""
+
+
+def _unread(guard: LoadedGuard) -> GuardVerdict:
+    return GuardVerdict(
+        guard.name, guard.concept, guard.method, None, guard.threshold, False, "none"
+    )
+
+
+def finite(score: float) -> float | None:
+    """A score as JSON can have it."""
+    return score if math.isfinite(score) else None
+
+
+@dataclass(frozen=True)
+class Found(Generic[T]):
+    """The guards of a configuration for one model: those that fit, those that are broken and why,
+    and those for models of another kind."""
+
+    fit: Mapping[str, T]
+    broken: Mapping[str, str]
+    others: frozenset[str]
+
+
+def find_guards(
+    settings: Sequence[GuardConfig],
+    kind: Kind,
+    fingerprint: str,
+    name: str,
+    load: Callable[[GuardConfig, Artifact], T],
+) -> Found[T]:
+    """Load every guard for the served model `name`, of that kind and fingerprint.
+
+    `load` makes of an artifact what the model's runtime stacks; it raises GuardError, or ValueError
+    where the artifact does not hold.
+    """
+    fit: dict[str, T] = {}
+    broken: dict[str, str] = {}
+    others = set()
+    for setting in settings:
+        try:
+            artifact = Artifact.load(setting.artifact)
+            its_kind = kind_of(artifact.meta)
+            if its_kind not in {kind, None}:
+                others.add(setting.name)
+                continue
+            artifact.require_model(fingerprint, served=name)
+            fit[setting.name] = _loaded(setting, artifact, load)
+        except GuardError as error:
+            broken[setting.name] = error.message
+            logger.warning("guard %s cannot be applied to %s: %s", setting.name, name, error)
+    return Found(fit, broken, frozenset(others))
+
+
+def _loaded(
+    setting: GuardConfig, artifact: Artifact, load: Callable[[GuardConfig, Artifact], T]
+) -> T:
+    try:
+        return load(setting, artifact)
+    except ValueError as error:
+        raise ArtifactError(f"{setting.artifact}: {error}: fit the guard again") from error
+
+
+def resolve(
+    plan: type[P],
+    name: str,
+    policy: PolicyConfig,
+    loaded: Mapping[str, LoadedGuard],
+    found: Found[T],
+) -> P:
+    """The policy `name` as a plan of that type; `loaded` are the guards that fit."""
+    wanted = [guard for guard in policy.guards if guard not in found.others]
+    return plan(
+        policy=name,
+        action=policy.action,
+        on_error=policy.on_error,
+        guards=tuple(loaded[guard] for guard in wanted if guard in loaded),
+        broken={
+            guard: found.broken.get(guard, f"there is no guard {guard!r} in the configuration")
+            for guard in wanted
+            if guard not in loaded
+        },
+        unfit=bool(policy.guards) and not wanted,
+        fallback=policy.fallback if policy.replacement else "block",
+        replacement=policy.replacement,
+    )
+
+
+class Resolved(Generic[P]):
+    """Every policy of a configuration as a plan for one model."""
+
+    def __init__(self, plans: Mapping[str, P]) -> None:
+        self._plans = plans
+
+    def __getitem__(self, policy: str) -> P:
+        """Raises KeyError for a policy that is not configured."""
+        return self._plans[policy]
+
+    @property
+    def usable(self) -> tuple[str, ...]:
+        """The policies for this model whose guards can all be applied, or which fail open."""
+        return tuple(name for name, plan in self._plans.items() if not (plan.refuses or plan.unfit))

@@ -1,0 +1,124 @@
+"""`/v1/images/generations`: OpenAI's schema on top of rows that draw."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import secrets
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from guard.verdict import gravest
+from server.drawing import Drawing
+from server.errors import InvalidParameter, UnsupportedParameter
+from server.exchange import exchange_of
+from server.gateway import Admission, Gateway
+from server.generation import until_disconnect
+from server.openapi import body_of
+from server.picture_files import encode_picture
+from server.picture_schemas import SEED_LIMIT, ImageRequest
+from server.replies import JSONReply
+from server.service import Drawn, PictureInfo, PictureRequest, PictureService
+
+
+def images_router(gateway: Gateway) -> APIRouter:
+    """The route of pictures."""
+    router = APIRouter()
+
+    @router.post("/v1/images/generations", openapi_extra=body_of(ImageRequest))
+    async def create_image(request: Request) -> Response:
+        admission = await gateway.admit(request, ImageRequest, gateway.picture_service)
+        requests = _requests(gateway, admission)
+        drawing = Drawing(admission.service, requests, admission.deadline)
+
+        async def answer() -> dict[str, Any]:
+            drawn = await drawing.pictures()
+            files = await asyncio.to_thread(_files, admission.body, drawn)
+            exchange_of(request).outcome = gravest(each.verdict.outcome for each in drawn)
+            return _reply(admission, requests, drawn, files)
+
+        body = await until_disconnect(request.receive, answer())
+        gateway.metrics.count_pictures(admission.service.info.name, len(requests))
+        return JSONReply(body)
+
+    return router
+
+
+def _requests(
+    gateway: Gateway, admission: Admission[ImageRequest, PictureService]
+) -> list[PictureRequest]:
+    """`body.n` rows, each with a seed of its own, where the model can draw them."""
+    body, info, limits = admission.body, admission.service.info, gateway.config.server
+    if body.n > (most := min(limits.max_pictures, limits.queue_limit)):
+        raise InvalidParameter(
+            f"'n' is {body.n}; this server draws at most {most} pictures a request.", param="n"
+        )
+    if body.size not in ("auto", info.size):
+        raise InvalidParameter(
+            f"The model {info.name!r} draws pictures of {info.size}, not of {body.size}.",
+            param="size",
+        )
+    steps = body.num_inference_steps or info.steps
+    if steps > info.max_steps:
+        raise InvalidParameter(
+            f"'num_inference_steps' is {steps}; this server takes at most {info.max_steps}.",
+            param="num_inference_steps",
+        )
+    guidance = info.guidance if body.guidance_scale is None else body.guidance_scale
+    if body.negative_prompt and info.distilled:
+        raise UnsupportedParameter(
+            f"The model {info.name!r} has no use for a 'negative_prompt'; leave it out.",
+            param="negative_prompt",
+        )
+    if body.negative_prompt and guidance <= 1:
+        raise InvalidParameter(
+            "A 'negative_prompt' takes a 'guidance_scale' of more than 1.", param="negative_prompt"
+        )
+    seed = secrets.randbits(32) if body.seed is None else body.seed
+    return [
+        PictureRequest(
+            request_id=admission.request_id + (f"/{index}" if body.n > 1 else ""),
+            prompt=body.prompt,
+            policy=admission.policy,
+            seed=(seed + index) % SEED_LIMIT,
+            steps=steps,
+            guidance=guidance,
+            negative_prompt=body.negative_prompt,
+            tenant=admission.tenant,
+        )
+        for index in range(body.n)
+    ]
+
+
+def _files(body: ImageRequest, drawn: Sequence[Drawn]) -> list[bytes]:
+    return [
+        encode_picture(each.pixels, body.file_format, body.output_compression) for each in drawn
+    ]
+
+
+def _reply(
+    admission: Admission[ImageRequest, PictureService],
+    requests: Sequence[PictureRequest],
+    drawn: Sequence[Drawn],
+    files: Sequence[bytes],
+) -> dict[str, Any]:
+    info: PictureInfo = admission.service.info
+    return {
+        "created": int(time.time()),
+        "background": "opaque",
+        "data": [
+            {
+                "b64_json": base64.b64encode(file).decode(),
+                "seed": request.seed,
+                "guard": each.verdict.as_dict(),
+            }
+            for request, each, file in zip(requests, drawn, files, strict=True)
+        ],
+        "output_format": admission.body.output_format,
+        "size": info.size,
+        "guard": drawn[0].verdict.as_dict(),
+    }

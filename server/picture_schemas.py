@@ -1,0 +1,92 @@
+"""The request body of `/v1/images/generations`: each parameter is honoured or refused by name.
+
+Beside OpenAI's own there are `seed`, `num_inference_steps`, `guidance_scale` and `negative_prompt`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from guard.config import MAX_PROMPT_CHARS
+from server.errors import InvalidParameter, UnsupportedParameter
+from server.picture_files import FORMATS, PictureFormat
+from server.schemas import ModelRequest
+
+SEED_LIMIT = 2**63
+_SIZE = re.compile(r"[1-9][0-9]{0,4}x[1-9][0-9]{0,4}")
+
+
+def _size(text: str) -> str:
+    if text != "auto" and not _SIZE.fullmatch(text):
+        raise ValueError('give "auto" or a width and a height in pixels, such as "64x64"')
+    return text
+
+
+class ImageRequest(ModelRequest):
+    no_ops: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "background": ("auto", "opaque"),
+        "complexity": (),
+        "frame_count": (),
+        "frame_duration_ms": (),
+        "moderation": ("auto",),
+        "partial_images": (0,),
+        "quality": ("auto",),
+        "stream": (False,),
+        "style": (),
+        "svg": (),
+    }
+
+    prompt: str
+    n: int = Field(1, ge=1)
+    size: Annotated[str, AfterValidator(_size)] = "auto"
+    response_format: Literal["b64_json", "url"] = "b64_json"
+    output_format: str = "png"
+    output_compression: int | None = Field(None, ge=0, le=100)
+    safety_identifier: str | None = None
+    seed: int | None = Field(None, ge=0, lt=SEED_LIMIT)
+    num_inference_steps: int | None = Field(None, ge=1)
+    guidance_scale: float | None = Field(None, ge=0, le=100)
+    negative_prompt: str = ""
+
+    @property
+    def file_format(self) -> PictureFormat:
+        """How pictures are sent."""
+        return FORMATS[self.output_format]
+
+    @model_validator(mode="after")
+    def _prompts_are_of_a_length(self) -> Self:
+        if not self.prompt.strip():
+            raise InvalidParameter("The prompt is empty.", param="prompt")
+        for name in ("prompt", "negative_prompt"):
+            size = len(getattr(self, name))
+            if size > MAX_PROMPT_CHARS:
+                raise InvalidParameter(
+                    f"'{name}' is {size} characters long; the most is {MAX_PROMPT_CHARS}.",
+                    param=name,
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _pictures_can_be_sent(self) -> Self:
+        if self.response_format == "url":
+            raise UnsupportedParameter(
+                "This server stores no pictures, so it has no URLs for them; ask for "
+                "'response_format' \"b64_json\", or leave it out.",
+                param="response_format",
+            )
+        if self.output_format not in FORMATS:
+            raise UnsupportedParameter(
+                f"'output_format' {self.output_format[:20]!r} is not supported; there is "
+                f"{', '.join(FORMATS)}.",
+                param="output_format",
+            )
+        if self.output_compression is not None and not self.file_format.lossy:
+            raise InvalidParameter(
+                f"'output_compression' does not go with 'output_format' \"{self.output_format}\", "
+                "which loses nothing.",
+                param="output_compression",
+            )
+        return self

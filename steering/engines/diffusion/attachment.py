@@ -1,0 +1,171 @@
+"""Guards on a diffusers pipeline that somebody else runs: `pipeline("a prompt")` as it is.
+
+A pipeline encodes every prompt through its own `encode_prompt`, and embeddings that a caller passes
+go through there too: wrapped on the instance, it gives guarded embeddings to all that follows. What
+cannot be followed (guards that act on the guidance, embeddings of another layout, picture prompts)
+raises Unfollowed instead of passing unguarded.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steering.conditioning import Conditioning
+from steering.engines.attachment import Unfollowed
+from steering.engines.diffusion.families import Family, family_of
+from steering.prompted import Applied, PromptBank, PromptReading
+from steering.table import RowGuard
+
+_IMAGES = "prepare_ip_adapter_image_embeds"
+_REPEATS = ("num_images_per_prompt", "num_videos_per_prompt")
+
+
+class PipelineAttachment:
+    """Wraps `pipeline.encode_prompt`, every row of which carries `guards`, until `remove`.
+
+    `after(attachment)` is called when a prompt's guards have decided and may raise to draw nothing.
+    `unfollowed` names guards of the bank that act on the guidance. Raises Unfollowed where one of
+    them is to act, ValueError where the pipeline is of no known family.
+    """
+
+    def __init__(
+        self,
+        pipeline: Any,
+        bank: PromptBank,
+        guards: Sequence[RowGuard],
+        after: Callable[[PipelineAttachment], None],
+        *,
+        unfollowed: Sequence[str] = (),
+    ) -> None:
+        acting = [guard.name for guard in guards if guard.acts and guard.name in unfollowed]
+        if acting:
+            raise Unfollowed(
+                f"guard {acting[0]} acts on the guidance of each step, which only the engine "
+                "(guard serve) follows: leave it out, or use a guard of the prompt's embedding"
+            )
+        self._family: Family = family_of(pipeline)
+        self._pipeline, self._bank, self._after = pipeline, bank, after
+        self._guards = tuple(guards)
+        self.began = time.monotonic()
+        """When the last prompts came in."""
+        self._readings: tuple[dict[str, PromptReading], ...] = ()
+        self._finite: list[bool] = []
+        self._begun = False
+        self._encode: Callable[..., Sequence[Any]] = pipeline.encode_prompt
+        wrappers = {
+            "encode_prompt": self._encode_prompt,
+            "check_inputs": self._checked_inputs,
+            _IMAGES: self._refuse_images,
+        }
+        self._check = pipeline.check_inputs
+        self._replaced = {
+            name: vars(pipeline).get(name) for name in wrappers if hasattr(pipeline, name)
+        }
+        for name in self._replaced:
+            vars(pipeline)[name] = wrappers[name]
+
+    def remove(self) -> None:
+        """Leave the pipeline as it was."""
+        own = vars(self._pipeline)
+        for name, before in self._replaced.items():
+            if before is None:
+                del own[name]
+            else:
+                own[name] = before
+
+    @property
+    def rows(self) -> int:
+        """Pictures of the last call."""
+        return len(self._readings)
+
+    def readings(self, row: int) -> dict[str, PromptReading]:
+        """What the guards of `row` of the last call have read."""
+        return dict(self._readings[row])
+
+    def flags(self) -> tuple[list[bool], list[bool]]:
+        """For each row: has a guard fired, has one or the embedding met NaN."""
+        fired = [any(told.fired for told in row.values()) for row in self._readings]
+        valid = [all(told.valid for told in row.values()) for row in self._readings]
+        spoilt = [
+            bool(row) and not ok for row, ok in zip(self._readings, self._finite, strict=True)
+        ]
+        return fired, [not ok or bad for ok, bad in zip(valid, spoilt, strict=True)]
+
+    def _checked_inputs(self, *args: Any, **kwargs: Any) -> Any:
+        # the first thing that every pipeline's call does
+        self._begun = True
+        return self._check(*args, **kwargs)
+
+    def _refuse_images(self, *_args: Any, **_kwargs: Any) -> Any:
+        raise Unfollowed("a picture as a prompt (ip_adapter_image) cannot be guarded: leave it out")
+
+    def _encode_prompt(self, *args: Any, **kwargs: Any) -> Any:
+        given = signature(self._encode).bind(*args, **kwargs).arguments
+        encoded = self._encode(*args, **kwargs)
+        begun, self._begun = self._begun, False
+        if self._family.separate_negative and not begun:
+            # the negative prompt of a call; embeddings asked for outside of one come back with it
+            return encoded
+        self.began = time.monotonic()
+        parts = [encoded[part] for part in self._family.parts]
+        with torch.inference_mode(False), torch.no_grad():
+            made = self._guarded([part.clone() for part in parts], given)
+        self._after(self)
+        replaced = dict(zip(self._family.parts, made, strict=True))
+        return tuple(replaced.get(i, tensor) for i, tensor in enumerate(encoded))
+
+    def _guarded(self, parts: Sequence[Tensor], given: Mapping[str, Any]) -> Sequence[Tensor]:
+        """What goes on in place of `parts`; a row in which nothing was done keeps its bits."""
+        family = self._family
+        repeats = max(int(given.get(name, 1)) for name in _REPEATS)
+        texts = self._texts(given, len(parts[0]) // repeats)
+        each = None if texts is None else {n: _repeated(t, repeats) for n, t in texts.items()}
+        text = family.take_apart(parts, each)
+        self._require_layout(text, parts)
+        overflow: list[Conditioning | None] = []
+        if texts is not None and self._guards:
+            cut = family.overflow_of(texts)
+            overflow = [cut[row // repeats] for row in range(text.rows)]
+        applied: Applied = self._bank.apply(text, [self._guards] * text.rows, overflow)
+        self._readings = applied.readings
+        self._finite = applied.text.finite().tolist()
+        made = family.put_together(applied.text)
+        return [new.to(old.dtype) for new, old in zip(made, parts, strict=True)]
+
+    def _texts(self, given: Mapping[str, Any], rows: int) -> dict[str, list[str]] | None:
+        """What each tokenizer reads, by the argument's name; None where embeddings were given."""
+        if given.get("prompt_embeds") is not None:
+            return None
+        first = _listed(given["prompt"])
+        read = {
+            reader.argument: _listed(given.get(reader.argument) or first)
+            for reader in self._family.readers
+        }
+        if any(len(texts) != rows for texts in read.values()):
+            raise Unfollowed("prompts of different numbers for its encoders cannot be guarded")
+        return read
+
+    def _require_layout(self, text: Conditioning, parts: Sequence[Tensor]) -> None:
+        # embeddings with something where a family has nothing would carry it past the guards
+        made = self._family.put_together(text)
+        same = (
+            new.shape == old.shape and torch.equal(new.to(old.dtype), old)
+            for new, old in zip(made, parts, strict=True)
+        )
+        if not all(same):
+            kind = type(self._pipeline).__name__
+            raise Unfollowed(f"embeddings that are not as {kind} makes them cannot be guarded")
+
+
+def _listed(texts: Any) -> list[str]:
+    return [texts] if isinstance(texts, str) else list(texts)
+
+
+def _repeated(texts: Sequence[str], times: int) -> list[str]:
+    return [text for text in texts for _ in range(times)]

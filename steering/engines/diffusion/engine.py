@@ -1,0 +1,332 @@
+"""Continuous batching for a diffusion model, with guards on each row.
+
+Rows stand at timesteps of their own, with numbers of steps, guidance and seeds of their own, and
+share the network's forwards: a new row joins between two steps. The engine knows rows only: a
+scheduler above it queues requests and talks to clients. Rows are kept dense (`0..n-1`); `drop`
+fills holes with the last row.
+
+*One row, one picture.* A row's noise comes from a generator of its own, and with the fixed size of
+a forward that is the default on a CPU its picture has the same bits alone and in company. Where all
+rows go through one forward (the default on a GPU), kernels sum in an order that depends on the
+number of rows: latents then agree within 1e-4 of their largest value in float32, and few pixels
+differ, by one level of 255.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from steering.conditioning import Conditioning, concatenated
+from steering.engines.diffusion.families import Family
+from steering.engines.diffusion.samplers import Sampler
+from steering.engines.diffusion.slots import Row, Slots, beside
+from steering.guided import Guidance, Guide
+from steering.prompted import Applied, PromptBank, PromptReading
+from steering.table import RowGuard
+
+FORWARD = 4
+"""Rows of the network in one forward on a CPU. A row's result depends neither on its place among
+them nor on its neighbours, and from here on larger batches save little time there."""
+
+SEED_LIMIT = 2**63
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class PictureStart:
+    """A row to be added.
+
+    `guidance` over 1 is classifier-free guidance's scale (or the input of a network distilled with
+    it); an empty `negative_prompt` is the pipeline's own default.
+    """
+
+    prompt: str
+    negative_prompt: str = ""
+    seed: int = 0
+    steps: int = 25
+    guidance: float = 7.5
+    guards: Sequence[RowGuard] = ()
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """What stays the same from step to step while no row comes or goes.
+
+    The network's rows are all conditional ones, then the unconditional ones of `guided [n]`, then
+    one a pair of the guidance; `source` says whose latents each takes. The rest is `[rows]`.
+    """
+
+    text: Conditioning
+    source: Tensor
+    guided: Tensor
+    guidance: Tensor
+    offset: Tensor
+    evaluations: Tensor
+
+
+class DiffusionEngine:
+    """Runs one pipeline; `capacity` rows at most. Not thread-safe.
+
+    `guides` are those screens of `bank` that act on the guidance. `forward` is the number of rows
+    in one forward of the network, to which the last one is filled up: "auto" is `FORWARD` on a
+    CPU; None takes all rows at once, the default elsewhere. With a number, prompts and pictures
+    are encoded, guarded and decoded one by one too.
+
+    Raises ValueError for a pipeline or a scheduler that does not go.
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        bank: PromptBank,
+        *,
+        capacity: int,
+        guides: Sequence[Guide] = (),
+        forward: int | str | None = "auto",
+    ) -> None:
+        if family.refusal is not None:
+            kind = type(family.pipeline).__name__
+            raise ValueError(f"this {kind} cannot be run: {family.refusal}")
+        if forward == "auto":
+            forward = FORWARD if family.device.type == "cpu" else None
+        self.family, self.capacity = family, capacity
+        self._forward = None if forward is None else int(forward)
+        self._device = family.device
+        self._sampler = Sampler(family.scheduler, family.arrange, device=self._device)
+        self._sampler.schedule(family.defaults[0])
+        with torch.no_grad():
+            self._plain = family.unconditional([""])
+        self.use(bank, guides)
+
+    @property
+    def rows(self) -> int:
+        return len(self._rows)
+
+    @property
+    def invalid(self) -> list[bool]:
+        """For each row: has a guard, its conditioning or a prediction met NaN."""
+        return [row.invalid for row in self._rows]
+
+    def use(self, bank: PromptBank, guides: Sequence[Guide] = ()) -> None:
+        """Serve with `bank` from now on. Only between requests: live rows are dropped."""
+        self._bank, self._guides = bank, tuple(guides)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all rows."""
+        self._rows: list[Row] = []
+        self._guidance = Guidance(self._guides, self._device)
+        self._slots = Slots(self.capacity, self._plain, self.family.noise([0]))
+        self._batch: _Batch | None = None
+
+    def close(self) -> None:
+        """Let go of all rows. The pipeline is as it was: nothing of it is hooked or changed."""
+        self.reset()
+
+    def check(self, start: PictureStart) -> None:
+        """Raise ValueError where a row cannot be added, whatever stands in the batch."""
+        self._sampler.schedule(start.steps)
+        if not 0 <= start.seed < SEED_LIMIT:
+            raise ValueError(f"a seed must lie in 0..2**63-1, not {start.seed}")
+        if not np.isfinite(start.guidance):
+            raise ValueError("guidance must be a finite number")
+        acting = [g.name for g in start.guards if g.acts and g.name in self._guidance]
+        if acting and self.family.distilled:
+            raise ValueError(f"{acting[0]} acts on guidance, which this model has as an input")
+        if acting and start.guidance <= 1:
+            raise ValueError(f"{acting[0]} acts on guidance, which takes a scale of more than 1")
+
+    # guards may take gradients, which tensors made in inference mode do not
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def start(self, starts: Sequence[PictureStart]) -> list[dict[str, PromptReading]]:
+        """Add rows behind the live ones; returns what the guards of each have read.
+
+        Raises ValueError where they do not fit or `check` fails: no row has changed then.
+        """
+        together = self.rows + len(starts)
+        if together > self.capacity:
+            raise ValueError(f"{together} rows do not fit a capacity of {self.capacity}")
+        for start in starts:
+            self.check(start)
+        if not starts:
+            return []
+        parts = self._parts(starts)
+        prepared = [self._prepared(part) for part in parts]
+        for part, (applied, negative) in zip(parts, prepared, strict=True):
+            self._place(part, applied, negative)
+        self._batch = None
+        return [readings for applied, _ in prepared for readings in applied.readings]
+
+    @torch.inference_mode()
+    def step(self) -> list[int]:
+        """One evaluation of the network for every row; returns the rows that are complete.
+
+        Raises ValueError where a row that is complete has not been dropped.
+        """
+        if complete := self._complete():
+            raise ValueError(f"rows {complete} are complete: take their pictures and drop them")
+        if not self._rows:
+            return []
+        slots, count, batch = self._slots, self.rows, self._joined()
+        at = batch.offset + slots.done[:count]
+        timesteps, scale = self._sampler.inputs(at)
+        latents = slots.latents[:count]
+        said = self._predict(latents * beside(scale, latents), timesteps, batch)
+        moved, carry = self._sampler.step(
+            at, latents, self._guided(said, batch), slots.carry[:count]
+        )
+        slots.advance(moved, carry)
+        finite = moved.isfinite().flatten(1).all(1).tolist()
+        for row, is_finite in zip(self._rows, finite, strict=True):
+            row.left -= 1
+            row.spoilt |= not is_finite
+        return self._complete()
+
+    @torch.inference_mode()
+    def pictures(self, rows: Sequence[int]) -> NDArray[np.uint8]:
+        """`[rows, height, width, 3]`; videos `[rows, frames, height, width, 3]`.
+
+        Raises ValueError for a row that is not complete, or that has met NaN on its way.
+        """
+        for row in rows:
+            if self._rows[row].left or self._rows[row].spoilt:
+                why = "has met NaN" if self._rows[row].spoilt else "is not complete"
+                raise ValueError(f"row {row} {why}: it has no picture")
+        latents = [self._slots.latents[part] for part in self._parts(rows)]
+        return np.concatenate([self.family.decode(part) for part in latents])
+
+    def readings(self, row: int) -> dict[str, PromptReading]:
+        """What the guards of `row` have read; none is valid once the row has met NaN."""
+        known = self._rows[row]
+        if not known.spoilt:
+            return dict(known.readings)
+        return {name: replace(told, valid=False) for name, told in known.readings.items()}
+
+    @torch.no_grad()
+    def drop(self, rows: Sequence[int]) -> list[tuple[int, int]]:
+        """Remove rows; returns the moves (source, target) that closed the holes, in order."""
+        moves = []
+        for row in sorted(set(rows), reverse=True):
+            last = self.rows - 1
+            if row != last:
+                self._slots.move(last, row)
+                self._guidance.move(last, row)
+                self._rows[row] = self._rows[last]
+                moves.append((last, row))
+            self._guidance.remove(last)
+            self._rows.pop()
+        self._batch = None
+        return moves
+
+    def _complete(self) -> list[int]:
+        return [index for index, row in enumerate(self._rows) if not row.left]
+
+    def _parts(self, items: Sequence[T]) -> list[list[T]]:
+        """What is encoded, guarded or decoded at once: one by one where company must not tell."""
+        return [[item] for item in items] if self._forward else [list(items)]
+
+    # -- fresh rows -----------------------------------------------------------------------------
+
+    def _prepared(self, starts: Sequence[PictureStart]) -> tuple[Applied, Conditioning]:
+        """What to draw the rows with, and away from what."""
+        prompts = [start.prompt for start in starts]
+        guards = [start.guards for start in starts]
+        overflow = self.family.overflow(prompts) if any(guards) else ()
+        applied = self._bank.apply(self.family.encode(prompts), guards, overflow)
+        negative = [start.negative_prompt for start in starts]
+        if any(negative):
+            return applied, self.family.unconditional(negative)
+        return applied, self._plain.expand(len(starts))
+
+    def _place(
+        self, starts: Sequence[PictureStart], applied: Applied, negative: Conditioning
+    ) -> None:
+        first = self.rows
+        noise = self.family.noise([start.seed for start in starts])
+        schedules = [self._sampler.schedule(start.steps) for start in starts]
+        initial = torch.tensor([each.initial for each in schedules], device=self._device)
+        rows = slice(first, first + len(starts))
+        self._slots.put(rows, applied.text, negative, noise * beside(initial, noise))
+        finite = (applied.text.finite() & negative.finite()).tolist()
+        for index, (start, readings) in enumerate(zip(starts, applied.readings, strict=True)):
+            guides = [
+                guard for guard in start.guards if guard.acts and guard.name in self._guidance
+            ]
+            fired = [guard for guard in guides if readings[guard.name].fired]
+            self._guidance.add(first + index, fired)
+            evaluations = len(schedules[index])
+            self._rows.append(
+                Row(
+                    left=evaluations,
+                    evaluations=evaluations,
+                    offset=self._sampler.offset(start.steps),
+                    guidance=start.guidance,
+                    readings=readings,
+                    spoilt=not finite[index],
+                )
+            )
+
+    # -- one step -------------------------------------------------------------------------------
+
+    def _joined(self) -> _Batch:
+        """The running batch, put together again only where a row has come or gone."""
+        if self._batch is None:
+            count, rows, device = self.rows, self._rows, self._device
+            free = [i for i, row in enumerate(rows) if row.guidance > 1]
+            guided = _integers([] if self.family.distilled else free, device)
+            texts = [self._slots.text.select(slice(0, count)), self._slots.negative.select(guided)]
+            sources = [torch.arange(count, device=device), guided]
+            if len(self._guidance.rows):
+                texts.append(self._guidance.text)
+                sources.append(self._guidance.rows)
+            self._batch = _Batch(
+                text=concatenated(texts),
+                source=torch.cat(sources),
+                guided=guided,
+                guidance=torch.tensor([row.guidance for row in rows], device=device),
+                offset=_integers([row.offset for row in rows], device),
+                evaluations=_integers([row.evaluations for row in rows], device),
+            )
+        return self._batch
+
+    def _predict(self, inputs: Tensor, timesteps: Tensor, batch: _Batch) -> Tensor:
+        """The network's outputs, float32, for all of its rows, in forwards of one size."""
+        total = len(batch.source)
+        size = self._forward or total
+        outputs = []
+        for first in range(0, total, size):
+            at = torch.arange(first, first + size, device=self._device).clamp(max=total - 1)
+            rows, text = batch.source[at], batch.text.select(at)
+            said = self.family.predict(inputs[rows], timesteps[rows], text, batch.guidance[rows])
+            outputs.append(said.float())
+        return torch.cat(outputs)[:total]
+
+    def _guided(self, said: Tensor, batch: _Batch) -> Tensor:
+        """Classifier-free guidance `u + s (c - u)`, row by row, and what guides make of it."""
+        count, guided = self.rows, batch.guided
+        conditional, rest = said[:count], said[count:]
+        # without guidance u is c, and so is the result
+        unconditional = conditional.index_copy(0, guided, rest[: len(guided)])
+        if not len(self._guidance.rows):
+            scale = beside(batch.guidance, said)
+            return unconditional + scale * (conditional - unconditional)
+        return self._guidance.combine(
+            unconditional,
+            conditional,
+            rest[len(guided) :],
+            scale=batch.guidance,
+            progress=self._slots.done[:count] / batch.evaluations,
+        )
+
+
+def _integers(values: Sequence[int], device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=torch.long, device=device)

@@ -1,0 +1,88 @@
+"""Loading a diffusers pipeline, part by part, so that no weight is left to chance."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib import import_module
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import DiffusionPipeline, ModelMixin
+from diffusers.utils import logging as diffusers_logging
+from safetensors import SafetensorError
+from transformers import PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+_FULL = "vae"
+"""Read in float32 whatever the rest is: some autoencoders overflow in float16."""
+
+
+def load_pipeline(source: str, *, dtype: str = "float32", device: str = "auto") -> Any:
+    """The pipeline of a directory or hub name, in eval mode.
+
+    `device` "auto" takes a GPU where there is one; `dtype` "auto" is bfloat16 there and float32 on
+    a CPU. Only safetensors weights are read: other formats are pickles. No code that comes with a
+    model is run. Raises ValueError saying what could not be loaded.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if dtype == "auto":
+        dtype = "float32" if device == "cpu" else "bfloat16"
+    _be_quiet()
+    try:
+        index = DiffusionPipeline.load_config(source)
+        parts = dict(_networks(source, index, getattr(torch, dtype)))
+        pipeline: Any = DiffusionPipeline.from_pretrained(  # type: ignore[no-untyped-call]
+            source, use_safetensors=True, **parts
+        )
+    except (
+        *(OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError),
+        SafetensorError,
+    ) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{source} cannot be loaded: {reason}") from error
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to(device)
+
+
+def _networks(source: str, index: dict[str, Any], dtype: torch.dtype) -> Iterator[tuple[str, Any]]:
+    """The parts with weights, by name."""
+    for name, entry in index.items():
+        kind = _kind(entry)
+        if kind is None:
+            continue
+        precision = torch.float32 if name == _FULL else dtype
+        named = "torch_dtype" if issubclass(kind, ModelMixin) else "dtype"
+        loaded, about = kind.from_pretrained(
+            source,
+            subfolder=name,
+            use_safetensors=True,
+            output_loading_info=True,
+            **{named: precision},
+        )
+        if missing := sorted(about["missing_keys"]):
+            # they would be filled with random numbers
+            raise ValueError(
+                f"{len(missing)} weights of {name} are missing, {missing[0]} the first"
+            )
+        yield name, loaded.eval()
+
+
+def _kind(entry: Any) -> Any:
+    """The class of a part with weights, None for any other entry of a pipeline's index."""
+    if not isinstance(entry, list | tuple) or len(entry) != 2 or not all(entry):
+        return None
+    library, named = entry
+    if hasattr(diffusers.pipelines, library):
+        library = f"diffusers.pipelines.{library}"
+    found = getattr(import_module(library), named)
+    networks = (ModelMixin, PreTrainedModel)
+    return found if isinstance(found, type) and issubclass(found, networks) else None
+
+
+def _be_quiet() -> None:
+    # their bars run through ours, and their warnings repeat what users have written
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    diffusers_logging.disable_progress_bar()
+    diffusers_logging.set_verbosity_error()

@@ -1,0 +1,64 @@
+"""A closed-form linear score of a whole prompt: the gate of methods that have none of their own.
+
+Fisher's discriminant with shrinkage on the mean state of a prompt's tokens, one term a stream:
+`w = (Σ + γ tr(Σ)/width · I)⁻¹ (μ_unsafe - μ_safe)`, with Σ the covariance of the safe prompts. The
+score is scaled such that safe prompts have a mean of 0 and unsafe ones of 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from steering.conditioning import Conditioning
+from steering.methods.subspaces import pooled, stacked
+
+
+def discriminant(unsafe: Tensor, safe: Tensor, ridge: float) -> tuple[Tensor, float]:
+    """Weights `[width]` and bias from pooled prompts `[n, width]` and `[m, width]`.
+
+    Raises ValueError where the two have the same mean, or the safe prompts are all alike.
+    """
+    centre = safe.double().mean(0)
+    gap = unsafe.double().mean(0) - centre
+    spread = torch.cov(safe.double().T)
+    floor = ridge * spread.diagonal().mean()
+    if not floor > 0.0:
+        raise ValueError("the safe prompts all have the same embedding")
+    weights: Tensor = torch.linalg.solve(spread + floor * torch.eye(len(gap)).double(), gap)
+    reach = float(weights @ gap)
+    if not reach > 0.0:
+        raise ValueError("the concept's phrases and the safe prompts have the same embedding")
+    weights = weights / reach
+    return weights.float(), -float(weights @ centre)
+
+
+class PromptScore:
+    """The scores of several guards, stacked; `weights` has for each stream a vector a guard.
+
+    None stands for a guard that does not look at the stream.
+    """
+
+    def __init__(
+        self,
+        weights: Mapping[str, Sequence[Tensor | None]],
+        bias: Tensor,
+    ) -> None:
+        self._weights = {
+            stream: stacked([None if own is None else own[None] for own in vectors])
+            .to(bias.device)[:, 0]
+            .T
+            for stream, vectors in weights.items()
+            if any(own is not None for own in vectors)
+        }
+        """Stream → `[width, guards]`, zeros for a guard that does not look at it."""
+        self._bias = bias
+
+    def __call__(self, text: Conditioning) -> Tensor:
+        """Scores `[rows, guards]`; NaN for a row that is not finite."""
+        score = self._bias.expand(text.rows, -1)
+        for stream, weights in self._weights.items():
+            score = score + pooled(text.states[stream], text.masks[stream]) @ weights
+        return score.masked_fill(~text.finite()[:, None], torch.nan)

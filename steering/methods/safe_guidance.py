@@ -1,0 +1,178 @@
+"""Safe latent diffusion (arXiv 2211.05105) and the negative prompt, at the guidance seam.
+
+Both predict once more, under the concept's own conditioning, and take a term off the guidance:
+`u + s (c - u - term)`. Equations are those of the first paper; the negative prompt, which puts the
+concept in place of the empty prompt, `n + s (c - n)`, is the same with `term = (1 - 1/s) (n - u)`.
+Neither has a gate: as published they act on every picture. Where one is asked for, a linear score
+of the prompt decides (`prompt_score.py`), and the rows in which it is silent keep their bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from steering.conditioning import Conditioning
+from steering.guided import Predictions
+from steering.methods.embedding import EmbeddingGuard
+from steering.methods.prompt_score import PromptScore
+from steering.prompted import Acted
+
+
+@dataclass(frozen=True)
+class Safety:
+    """Safe latent diffusion's hyperparameters.
+
+    `warmup` is the share of a picture's steps that go by before it acts (the paper's δ over its 50
+    steps), `scale` s_S, `margin` the threshold λ, `momentum` s_m and `decay` β_m.
+    """
+
+    warmup: float
+    scale: float
+    margin: float
+    momentum: float
+    decay: float
+
+
+PRESETS: Mapping[str, Safety] = {
+    "weak": Safety(15 / 50, 200.0, 0.0, 0.0, 0.0),
+    "medium": Safety(10 / 50, 1000.0, 0.01, 0.3, 0.4),
+    "strong": Safety(7 / 50, 2000.0, 0.025, 0.5, 0.7),
+    "max": Safety(0.0, 5000.0, 1.0, 0.5, 0.7),
+}
+"""The paper's four configurations (its appendix)."""
+
+
+def safety_term(
+    at: Predictions,
+    *,
+    scale: Tensor,
+    margin: Tensor,
+    momentum: Tensor,
+    decay: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Equations 4 to 8: the guidance away from the concept and the next step's momentum.
+
+    Hyperparameters are shaped so as to stand beside predictions `[pairs, ...]`.
+    """
+    conditional, concept = at.conditional.float(), at.concept.float()
+    gap = conditional - concept
+    # equations 5 and 6: element by element, and only where the picture heads for the concept
+    weight = torch.where(gap >= margin, 0.0, (scale * gap.abs()).clamp(max=1.0))
+    # equations 4 and 7
+    term = weight * (concept - at.unconditional.float()) + momentum * at.memory
+    # equation 8
+    return term, decay * at.memory + (1.0 - decay) * term
+
+
+class _ConceptGuide:
+    """What both methods share: concepts, and a gate that is open where a guard has none."""
+
+    def __init__(
+        self, names: Sequence[str], concepts: Conditioning, score: PromptScore, gated: Tensor
+    ) -> None:
+        self.names: Sequence[str] = tuple(names)
+        self.concepts = concepts
+        self._score, self._gated = score, gated
+
+    def sense(self, text: Conditioning) -> Tensor:
+        """Scores `[rows, guards]`: 1 where there is no gate, NaN for a row that is not finite."""
+        score = self._score(text)
+        return torch.where(self._gated | score.isnan(), score, 1.0)
+
+    def act(self, text: Conditioning, due: Tensor, threshold: Tensor, strength: Tensor) -> Acted:
+        """Leaves the conditioning alone: what is due happens between the denoising steps."""
+        nothing = torch.zeros(text.rows, dtype=torch.long, device=due.device)
+        return Acted(text, nothing, torch.full_like(strength, torch.nan))
+
+
+class SafeGuidance(_ConceptGuide):
+    """All guards of safe latent diffusion on one model, stacked."""
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        concepts: Conditioning,
+        score: PromptScore,
+        gated: Tensor,
+        safety: Sequence[Safety],
+    ) -> None:
+        super().__init__(names, concepts, score, gated)
+        self._safety = {
+            field.name: torch.tensor([getattr(own, field.name) for own in safety]).to(gated.device)
+            for field in fields(Safety)
+        }
+
+    def term(self, at: Predictions) -> tuple[Tensor, Tensor]:
+        """See `Guide.term`; equation 3 is what the seam does with it."""
+        warmup = self._safety["warmup"][at.guard]
+        own = {
+            name: _beside(values[at.guard], at.concept)
+            for name, values in self._safety.items()
+            if name != "warmup"
+        }
+        term, memory = safety_term(at, **own)
+        begun = _beside(at.progress >= warmup, term)
+        return torch.where(begun, term * _beside(at.strength, term), 0.0), memory
+
+
+class NegativePrompt(_ConceptGuide):
+    """All negative prompts of one model, stacked."""
+
+    def term(self, at: Predictions) -> tuple[Tensor, Tensor]:
+        """See `Guide.term`. With strength 1 and one guard on the row: `n + s (c - n)`."""
+        share = at.strength * (1.0 - 1.0 / at.scale)
+        away = at.concept.float() - at.unconditional.float()
+        return _beside(share, away) * away, at.memory
+
+
+def _beside(values: Tensor, predictions: Tensor) -> Tensor:
+    return values.view(-1, *[1] * (predictions.ndim - 1))
+
+
+def stack_safety(
+    guards: Sequence[EmbeddingGuard], device: torch.device | str = "cpu"
+) -> SafeGuidance:
+    """From artifacts, as `guard fit safe-guidance` writes them. Raises ValueError."""
+    kinds = [field.name for field in fields(Safety)]
+    safety = [Safety(**{kind: guard.number(kind) for kind in kinds}) for guard in guards]
+    return SafeGuidance(*_shared(guards, device), safety)
+
+
+def stack_negative(
+    guards: Sequence[EmbeddingGuard], device: torch.device | str = "cpu"
+) -> NegativePrompt:
+    """From artifacts, as `guard fit negative-prompt` writes them. Raises ValueError."""
+    return NegativePrompt(*_shared(guards, device))
+
+
+def _shared(
+    guards: Sequence[EmbeddingGuard], device: torch.device | str
+) -> tuple[list[str], Conditioning, PromptScore, Tensor]:
+    if len({guard.streams for guard in guards}) > 1:
+        raise ValueError("the concepts of a model's guards must have the same streams")
+    streams = guards[0].streams
+    states, masks = (
+        {stream: [g.tensor(kind, stream, dims) for g in guards] for stream in streams}
+        for kind, dims in (("concept", 2), ("mask", 1))
+    )
+    for stream in streams:
+        shapes = {tuple(own.shape) for own in states[stream]}
+        lengths = {(len(own),) for own in masks[stream]}
+        if len(shapes) > 1 or {shape[:1] for shape in shapes} != lengths:
+            raise ValueError(f"concept.{stream} and mask.{stream} must be of one shape")
+    concepts = Conditioning(
+        {stream: torch.stack(own).to(device) for stream, own in states.items()},
+        {stream: torch.stack(own).to(device) > 0.5 for stream, own in masks.items()},
+    )
+    flags = [guard.flag("gated") for guard in guards]
+    gates = [guard if gated else None for guard, gated in zip(guards, flags, strict=True)]
+    score = PromptScore(
+        {name: [g.tensor("weights", name, 1) if g else None for g in gates] for name in streams},
+        torch.tensor([g.number("bias") if g else 0.0 for g in gates], device=device),
+    )
+    gated = torch.tensor(flags, device=device)
+    return [guard.name for guard in guards], concepts, score, gated

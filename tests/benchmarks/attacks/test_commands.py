@@ -1,0 +1,150 @@
+"""The commands write prompts that the evaluation can play, and go on where they stopped."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.attacks import command, concepts, denoiser, ring_a_bell
+from benchmarks.attacks.search import greedy_swaps
+from benchmarks.attacks.target import Target
+from guard.prompts import PicturePrompt, read_rows
+from tests.benchmarks.attacks.tiny import pipeline
+
+
+@pytest.fixture(scope="module")
+def target() -> Target:
+    return Target(pipeline())
+
+
+@pytest.fixture
+def loaded(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "load", lambda source: target)
+
+
+def _run(monkeypatch: pytest.MonkeyPatch, main: object, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["attack", *arguments])
+    assert callable(main)
+    main()
+
+
+_RING = ("--population", "6", "--efforts", "0,2", "--seeds", "3", "--curve-seeds", "1")
+_DENOISER = ("--views", "2", "--candidates", "3", "--top", "4", "--efforts", "0,1", "--seeds", "2")
+
+
+@pytest.mark.usefixtures("loaded")
+def test_ring_a_bell_writes_rows_that_can_be_played(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "a.jsonl"
+    _run(
+        monkeypatch,
+        ring_a_bell.main,
+        *("--out", str(out), "--concepts", "knife,cat", "--prompts", "1"),
+        *_RING,
+    )
+    rows = read_rows(out, PicturePrompt)
+    assert [(row.concept, row.effort) for row in rows[:4]] == [("knife", 0)] + [("knife", 2)] * 3
+    assert {row.kind for row in rows} == {"ring-a-bell"}
+    assert len(rows) == 8
+    assert not any("knife" in row.prompt for row in rows if row.concept == "knife")
+
+
+@pytest.mark.usefixtures("loaded")
+def test_an_attack_goes_on_where_it_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "a.jsonl"
+    common = ("--out", str(out), "--concepts", "knife", *_RING)
+    _run(monkeypatch, ring_a_bell.main, *common, "--prompts", "1")
+    first = out.read_text("utf-8")
+    _run(monkeypatch, ring_a_bell.main, *common, "--prompts", "1")
+    assert out.read_text("utf-8") == first
+    _run(monkeypatch, ring_a_bell.main, *common, "--prompts", "2")
+    assert out.read_text("utf-8").startswith(first)
+    assert {json.loads(line)["how"] for line in out.read_text("utf-8").splitlines()} == {
+        "prompt 0",
+        "prompt 1",
+    }
+
+
+@pytest.mark.usefixtures("loaded")
+def test_a_spent_budget_starts_no_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "a.jsonl"
+    _run(monkeypatch, ring_a_bell.main, "--out", str(out), "--minutes", "-1", *_RING)
+    assert not out.exists()
+
+
+@pytest.mark.usefixtures("loaded")
+@pytest.mark.parametrize("goal", ["picture", "prompt"])
+def test_the_denoiser_attack_writes_rows(
+    goal: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "b.jsonl"
+    _run(
+        monkeypatch,
+        denoiser.main,
+        *("--out", str(out), "--concepts", "twemoji", "--prompts", "1", "--goal", goal),
+        *_DENOISER,
+    )
+    rows = read_rows(out, PicturePrompt)
+    assert [row.effort for row in rows] == [0, 0, 1, 1]
+    assert {row.kind for row in rows} == {denoiser.NAMES[goal]}
+    assert all(len(row.prompt.split()) == 8 for row in rows)
+
+
+class _SameNoise(denoiser.Denoising):
+    def renew(self, step: int) -> None:
+        if step == 0:
+            super().renew(step)
+
+
+def test_the_denoiser_search_lowers_its_loss_under_fixed_noise(target: Target) -> None:
+    objective = _SameNoise(
+        target,
+        target.latents(concepts.pictures("knife", 4, np.random.default_rng(0))),
+        views=2,
+        prompt="a knife",
+        generator=torch.Generator().manual_seed(0),
+        between=denoiser.Nothing(),
+    )
+    found = list(
+        greedy_swaps(
+            torch.tensor(target.content("blue pink white grey")),
+            command.vocabulary(target, ()),
+            objective,
+            steps=6,
+            candidates=8,
+            top=16,
+            generator=torch.Generator().manual_seed(0),
+        )
+    )
+    losses = [each.loss for each in found]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < losses[0]
+
+
+def test_frames_differ_in_the_concept_alone() -> None:
+    for own, other in concepts.frames("knife", 5, np.random.default_rng(0)):
+        assert "a knife" in own
+        assert "knife" not in other
+        assert own.split(" on a ")[1] == other.split(" on a ")[1]
+    style = concepts.frames("twemoji", 3, np.random.default_rng(0))
+    assert all("twemoji" in own and "noto" in other for own, other in style)
+
+
+def test_real_pictures_show_the_concept_alone() -> None:
+    found = concepts.pictures("knife", 3, np.random.default_rng(0))
+    assert found.shape == (3, 3, 64, 64)
+    assert float(found.min()) >= 0.0 and float(found.max()) <= 1.0
+
+
+def test_words_that_name_it_are_forbidden(target: Target) -> None:
+    allowed = command.vocabulary(target, concepts.words("knife")).tolist()
+    assert target.content("knife")[0] not in allowed
+    assert target.content("banana")[0] in allowed

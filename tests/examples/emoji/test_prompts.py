@@ -1,0 +1,69 @@
+"""The evaluation's prompts: as committed, unseen by any fit, and enough of them."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+from examples.emoji import prompts
+from examples.emoji.captions import phrases
+from examples.emoji.sprites import names
+from guard.evaluation.suite import load_suite
+from guard.prompts import PicturePrompt, read_rows
+
+ROWS = read_rows(prompts.FILE, PicturePrompt)
+ASKING = ("direct", "paraphrase", "disguise", "pair")
+
+
+def test_the_committed_file_is_what_the_command_writes() -> None:
+    written = [json.loads(line) for line in prompts.FILE.read_text("utf-8").splitlines()]
+    assert prompts.rows() == written
+
+
+def test_there_are_400_pictures_of_each_kind() -> None:
+    count = Counter(row.kind for row in ROWS if row.concept)
+    assert all(count[kind] >= 400 for kind in (*ASKING, "clean", "hard"))
+    bare = Counter(row.kind for row in ROWS if not row.concept)
+    assert bare == dict.fromkeys(("single", "pair", "paraphrase"), 400)
+
+
+def test_every_concept_has_every_kind() -> None:
+    concepts = {*prompts.GUARDED, prompts.STYLE}
+    for kind in (*ASKING, "clean", "hard"):
+        assert {row.concept for row in ROWS if row.kind == kind and row.concept} == concepts
+
+
+def test_paraphrases_are_phrases_that_no_fit_sees() -> None:
+    for row in ROWS:
+        if row.kind == "paraphrase" and row.concept in names():
+            index = names().index(row.concept)
+            assert row.how in phrases(index, "test")
+            assert row.how in row.prompt
+            assert row.how not in (*phrases(index, "train"), *phrases(index, "validation"))
+
+
+def test_direct_prompts_name_the_concept_and_pairs_what_is_kept() -> None:
+    for row in ROWS:
+        if row.concept not in names():
+            continue
+        name = phrases(names().index(row.concept), "train")[0]
+        if row.kind in ("direct", "pair"):
+            assert name in row.prompt
+        if row.kind == "pair":
+            assert len(row.kept) == 1 and row.kept[0] != row.concept
+            assert phrases(names().index(row.kept[0]), "train")[0] in row.prompt
+        if row.kind in ("disguise", "clean", "hard"):
+            assert f" {name} " not in f" {row.prompt} "
+
+
+def test_hard_negatives_are_many_and_different() -> None:
+    known = json.loads((Path(prompts.HERE) / "hard_negatives.json").read_text("utf-8"))
+    assert set(known) == {*prompts.GUARDED, prompts.STYLE}
+    assert all(len(set(texts)) == len(texts) >= 12 for texts in known.values())
+
+
+def test_the_suite_holds() -> None:
+    suite = load_suite(prompts.HERE / "suite.toml")
+    assert prompts.FILE in suite.prompts
+    assert suite.pictures * (len(prompts.GUARDED) + 1) >= 400

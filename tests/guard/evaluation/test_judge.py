@@ -1,0 +1,70 @@
+"""The judge sees what is in the pictures; agreement counts what two judges share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from guard.errors import DataError
+from guard.evaluation.judge import BATCH, Agreement, Judge, Seen
+from tests.guard.evaluation.painting import CONCEPTS, FakePainter, judge_file
+
+
+def _nothing(_count: int) -> None:
+    pass
+
+
+def test_a_judge_finds_what_is_there(tmp_path: Path) -> None:
+    judge = Judge(judge_file(tmp_path / "judge.onnx"))
+    assert judge.concepts == CONCEPTS
+    assert judge.knows("twemoji") and judge.knows("cat") and not judge.knows("dog")
+    prompts = ["a cat", "a cat and a knife in twemoji style", "nothing"] * BATCH
+    drawn = FakePainter().draw(prompts, range(len(prompts)), [None] * len(prompts), _nothing)
+    seen = judge.look(drawn)
+    assert seen[:3] == [
+        Seen(("cat",), "noto"),
+        Seen(("knife", "cat"), "twemoji"),
+        Seen((), "noto"),
+    ]
+    assert seen == seen[:3] * BATCH
+    assert seen[1].shows("knife") and seen[1].shows("twemoji") and not seen[0].shows("knife")
+
+
+def test_no_pictures_are_no_trouble(tmp_path: Path) -> None:
+    judge = Judge(judge_file(tmp_path / "judge.onnx"))
+    assert judge.look(np.zeros((0, 8, 8, 3), np.uint8)) == []
+
+
+def test_pictures_of_another_size_are_refused(tmp_path: Path) -> None:
+    judge = Judge(judge_file(tmp_path / "judge.onnx"))
+    with pytest.raises(DataError, match="16"):
+        judge.look(np.zeros((1, 16, 16, 3), np.uint8))
+
+
+def test_what_is_no_judge_is_told_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "x.onnx"
+    with pytest.raises(DataError, match=r"x\.onnx: cannot be read"):
+        Judge(path)
+    path.write_bytes(b"no onnx at all")
+    with pytest.raises(DataError, match=r"x\.onnx: is no judge"):
+        Judge(path)
+    model = onnx.load(judge_file(path))
+    del model.metadata_props[:]
+    onnx.save(model, path)
+    with pytest.raises(DataError, match=r"x\.onnx: is no judge"):
+        Judge(path)
+
+
+def test_agreement_counts_sets_labels_and_styles() -> None:
+    pairs = [
+        (Seen(("a", "b"), "s"), Seen(("b", "a"), "s")),
+        (Seen(("a",), "s"), Seen(("c",), "t")),
+        (Seen((), "t"), Seen((), "t")),
+    ]
+    found = Agreement.of(pairs, labels=4)
+    assert (found.pictures.count, found.pictures.total) == (2, 3)
+    assert (found.labels.count, found.labels.total) == (10, 12)
+    assert (found.style.count, found.style.total) == (2, 3)

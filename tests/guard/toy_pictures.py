@@ -1,0 +1,153 @@
+"""A text encoder that can be read by eye, and guards on it, for plans and services of pictures.
+
+Each character is a token; of its state the first number says whether it is `CONCEPT`, the second
+whether it is `STUBBORN`, which no refinement takes away. `NAN` spoils its row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from guard.artifact import Artifact, ArtifactMeta
+from steering.conditioning import Conditioning
+from steering.fingerprint import fingerprint
+from steering.guided import Predictions
+from steering.methods.embedding import EmbeddingGuard
+from steering.prompted import Acted
+
+TOKENS, WIDTH = 12, 4
+CONCEPT, STUBBORN, NAN = "K", "S", "~"
+STEPS = 3
+
+
+class ToyFamily:
+    """What plans and engines need of a family to screen prompts."""
+
+    def __init__(self, seed: int = 0) -> None:
+        torch.manual_seed(seed)
+        table = torch.rand(256, WIDTH) / 100
+        for column, letters in enumerate((CONCEPT + STUBBORN, STUBBORN)):
+            for letter in letters:
+                table[ord(letter), column] = 1.0
+        table[ord(NAN)] = torch.nan
+        self._table = nn.Embedding.from_pretrained(table)
+        self.encoders = {"text": self._table}
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        return self._windows([prompt[:TOKENS] for prompt in prompts])
+
+    def overflow(self, prompts: Sequence[str]) -> list[Conditioning | None]:
+        return [self._rest(prompt) for prompt in prompts]
+
+    def _rest(self, prompt: str) -> Conditioning | None:
+        windows = [prompt[at : at + TOKENS] for at in range(TOKENS, len(prompt), TOKENS)]
+        return self._windows(windows) if windows else None
+
+    def _windows(self, texts: Sequence[str]) -> Conditioning:
+        ids = [[min(ord(letter), 255) for letter in text.ljust(TOKENS, "\0")] for text in texts]
+        masks = [[at < max(len(text), 1) for at in range(TOKENS)] for text in texts]
+        with torch.no_grad():
+            states = self._table(torch.tensor(ids))
+        return Conditioning({"text": states}, {"text": torch.tensor(masks)})
+
+
+class ToyScreen:
+    """Fires on `CONCEPT`; acting takes it out, unless it is `STUBBORN`."""
+
+    def __init__(self, guards: Sequence[EmbeddingGuard]) -> None:
+        self.names: Sequence[str] = [guard.name for guard in guards]
+        weights = [guard.tensor("weights", "text", 1) for guard in guards]
+        if any(not bool(weight.any()) for weight in weights):
+            raise ValueError("weights are all zero")
+        self._weights = torch.stack(weights, 1)
+
+    def sense(self, text: Conditioning) -> Tensor:
+        scores = text.states["text"] @ self._weights
+        return scores.masked_fill(~text.masks["text"][..., None], 0.0).amax(1)
+
+    def act(self, text: Conditioning, due: Tensor, threshold: Tensor, strength: Tensor) -> Acted:
+        states = text.states["text"].clone()
+        states[..., 0] = states[..., 1]
+        changed = text.with_states({"text": states})
+        return Acted(changed, STEPS * due.any(1).long(), self.sense(changed))
+
+
+class BlindScreen(ToyScreen):
+    """Cannot say anything where it should fire."""
+
+    def sense(self, text: Conditioning) -> Tensor:
+        scores = super().sense(text)
+        return scores.masked_fill(scores > 0.5, torch.nan)
+
+
+class StiffScreen(ToyScreen):
+    """Senses, but cannot act on what this encoder gives."""
+
+    def act(self, text: Conditioning, due: Tensor, threshold: Tensor, strength: Tensor) -> Acted:
+        raise RuntimeError("shapes differ\nand more of that")
+
+
+class ToyGuide(ToyScreen):
+    """Fires the same way, and acts on the guidance."""
+
+    def __init__(self, guards: Sequence[EmbeddingGuard]) -> None:
+        super().__init__(guards)
+        states = torch.stack([guard.tensor("concept", "text", 2) for guard in guards])
+        self.concepts = Conditioning(
+            {"text": states}, {"text": torch.ones(states.shape[:2], dtype=torch.bool)}
+        )
+
+    def act(self, text: Conditioning, due: Tensor, threshold: Tensor, strength: Tensor) -> Acted:
+        nothing = torch.zeros(text.rows, dtype=torch.long)
+        return Acted(text, nothing, torch.full_like(strength, torch.nan))
+
+    def term(self, at: Predictions) -> tuple[Tensor, Tensor]:
+        return at.concept - at.unconditional, at.memory
+
+
+TOY_METHODS: dict[str, Any] = {
+    "toy": lambda guards, device: ToyScreen(guards),
+    "toy-blind": lambda guards, device: BlindScreen(guards),
+    "toy-stiff": lambda guards, device: StiffScreen(guards),
+    "toy-guide": lambda guards, device: ToyGuide(guards),
+}
+"""To be put into `steering.methods.screens.SCREENS`."""
+
+
+def save_toy(
+    path: Path,
+    *,
+    method: str = "toy",
+    fitted_on: str = "",
+    seams: Sequence[str] = ("embedding",),
+    tensors: dict[str, Any] | None = None,
+    **settings: Any,
+) -> Path:
+    """An artifact for ToyFamily; keyword arguments replace its settings."""
+    meta = ArtifactMeta.model_validate(
+        {
+            "method": method,
+            "concept": f"object/{path.stem}",
+            "created": "2026-01-31",
+            "model": {
+                "name": "toy",
+                "architecture": "Toy",
+                "fingerprint": fitted_on or fingerprint(nn.ModuleDict(ToyFamily().encoders)),
+                "layers": 1,
+                "width": WIDTH,
+            },
+            "seams": list(seams),
+            "settings": {"threshold": 0.5, "strength": 1.0, "streams": ["text"]} | settings,
+        }
+    )
+    weights = {"weights.text": np.eye(1, WIDTH, dtype="f4")[0]}
+    if method == "toy-guide":
+        weights["concept.text"] = np.zeros((TOKENS, WIDTH), "f4")
+    Artifact(meta, weights if tensors is None else tensors).save(path)
+    return path

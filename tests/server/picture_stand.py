@@ -1,0 +1,237 @@
+"""A real service of pictures over an engine that draws noise, which tests can stall and break."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from guard.artifact import Artifact
+from guard.audit import AuditLog
+from guard.config import Config, load_config
+from guard.picture_plan import PicturePlans
+from server.metrics import Metrics
+from server.pictures import DrawingService
+from server.recorder import Recorder
+from server.service import PictureInfo
+from steering.conditioning import Conditioning
+from steering.engines.diffusion.engine import PictureStart
+from steering.methods.screens import SCREENS
+from steering.prompted import PromptBank, PromptReading
+from tests.guard.toy_pictures import TOY_METHODS, ToyFamily, save_toy
+from tests.server.stand import meta, tensors
+
+HEIGHT, WIDTH = 6, 8
+TOO_MANY = 499
+"""Steps that the engine refuses, whatever the server allows."""
+
+
+@dataclass
+class _Row:
+    start: PictureStart
+    text: Conditioning
+    readings: dict[str, PromptReading]
+    done: int = 0
+    spoilt: bool = False
+
+
+class ToyEngine:
+    """A DiffusionEngine whose pictures are noise, by the seed and the conditioning of the row.
+
+    A row is spoilt where a guard or its conditioning has met NaN, as in the engine proper. With
+    `go` cleared it stops before its next start or step and sets `stalled`; it sleeps `pace_s`
+    before each. A fault put into `faults` is raised by the next of them.
+    """
+
+    def __init__(
+        self, family: ToyFamily, bank: PromptBank, *, capacity: int, guides: Sequence[Any] = ()
+    ) -> None:
+        self._family, self._bank, self.capacity = family, bank, capacity
+        self._rows: list[_Row] = []
+        self.started: list[str] = []
+        self.steps, self.pace_s, self.closed = 0, 0.0, False
+        self.go = threading.Event()
+        self.go.set()
+        self.stalled = threading.Event()
+        self.faults: list[Exception] = []
+        self.reset_fault: Exception | None = None
+
+    @property
+    def rows(self) -> int:
+        return len(self._rows)
+
+    @property
+    def invalid(self) -> list[bool]:
+        return [row.spoilt for row in self._rows]
+
+    def check(self, start: PictureStart) -> None:
+        if start.steps == TOO_MANY:
+            raise ValueError(f"the scheduler cannot do {TOO_MANY} steps")
+
+    def start(self, starts: Sequence[PictureStart]) -> list[dict[str, PromptReading]]:
+        self._pause()
+        assert self.rows + len(starts) <= self.capacity
+        prompts = [start.prompt for start in starts]
+        applied = self._bank.apply(
+            self._family.encode(prompts),
+            [start.guards for start in starts],
+            self._family.overflow(prompts),
+        )
+        for index, (start, readings) in enumerate(zip(starts, applied.readings, strict=True)):
+            text = applied.text.select(slice(index, index + 1))
+            valid = all(reading.valid for reading in readings.values())
+            spoilt = not (valid and bool(text.finite().all()))
+            self._rows.append(_Row(start, text, readings, spoilt=spoilt))
+        self.started += prompts
+        return list(applied.readings)
+
+    def step(self) -> list[int]:
+        self._pause()
+        assert self._rows
+        self.steps += 1
+        for row in self._rows:
+            assert row.done < row.start.steps, "a row that is complete was left in the batch"
+            row.done += 1
+        return [index for index, row in enumerate(self._rows) if row.done == row.start.steps]
+
+    def pictures(self, rows: Sequence[int]) -> NDArray[np.uint8]:
+        return np.stack([self._picture(self._rows[row]) for row in rows])
+
+    def _picture(self, row: _Row) -> NDArray[np.uint8]:
+        assert row.done == row.start.steps and not row.spoilt
+        said = zlib.crc32(row.text.states["text"].numpy().tobytes())
+        how = zlib.crc32(f"{row.start.guidance} {row.start.negative_prompt}".encode())
+        rng = np.random.default_rng([row.start.seed, row.start.steps, said, how])
+        return rng.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
+
+    def drop(self, rows: Sequence[int]) -> list[tuple[int, int]]:
+        moves = []
+        for row in sorted(set(rows), reverse=True):
+            last = len(self._rows) - 1
+            if row != last:
+                self._rows[row] = self._rows[last]
+                moves.append((last, row))
+            del self._rows[last]
+        return moves
+
+    def readings(self, row: int) -> dict[str, PromptReading]:
+        return self._rows[row].readings
+
+    def reset(self) -> None:
+        if self.reset_fault is not None:
+            raise self.reset_fault
+        self._rows = []
+
+    def close(self) -> None:
+        self.closed = True
+
+    def _pause(self) -> None:
+        time.sleep(self.pace_s)
+        if not self.go.is_set():
+            self.stalled.set()
+            assert self.go.wait(20)
+        if self.faults:
+            raise self.faults.pop()
+
+
+@dataclass
+class PictureStand:
+    """A service as `guard serve` puts it together, and what it has recorded."""
+
+    folder: Path
+    config: Config
+    service: DrawingService
+    engine: ToyEngine
+    metrics: Metrics
+    verdicts: list[Any] = field(default_factory=list)
+
+    def audit(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.folder / "audit.jsonl").read_text().splitlines()]
+
+
+ACTIONS = {
+    "refine": 'action = "refine"',
+    "block": 'action = "block"',
+    "flag": 'action = "flag"',
+    "observe": 'action = "observe"',
+    "open": 'on_error = "open"',
+    "replace": 'fallback = "replace"\nreplacement = "a banana"',
+    "relapse": 'fallback = "replace"\nreplacement = "an S"',
+}
+
+
+def write_config(folder: Path, **server: Any) -> Path:
+    """Policies as `ACTION-GUARD`, for a guard on prompts (knife), the same with NaN in it (blind),
+    one of another encoder (other), one on the guidance (guide), and one for language (words).
+    """
+    save_toy(folder / "knife.safetensors")
+    save_toy(folder / "blind.safetensors", method="toy-blind")
+    save_toy(folder / "other.safetensors", fitted_on="0" * 64)
+    save_toy(folder / "guide.safetensors", method="toy-guide", seams=["guidance"])
+    Artifact(meta("f" * 64), tensors()).save(folder / "words.safetensors")
+    lines = ["[server]", 'audit_log = "audit.jsonl"']
+    lines += [f"{name} = {json.dumps(value)}" for name, value in server.items()]
+    lines += ["[[models]]", 'name = "toy"', 'engine = "diffusers"', 'source = "toy"']
+    for name in ("knife", "blind", "other", "guide", "words"):
+        lines += ["[[guards]]", f'name = "{name}"', f'artifact = "{name}.safetensors"']
+        for action, setting in ACTIONS.items():
+            lines += [f"[policies.{action}-{name}]", f'guards = ["{name}"]', setting]
+    path = folder / "config.toml"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@contextmanager
+def picture_stand(folder: Path, config: Config | None = None, **server: Any) -> Iterator[Any]:
+    """A running service; `config` None writes one, with `server` in its `[server]`."""
+    config = config or load_config(write_config(folder, **server))
+    metrics = Metrics()
+    verdicts: list[Any] = []
+    assert config.server.audit_log is not None
+    with AuditLog(config.server.audit_log) as audit, pytest.MonkeyPatch.context() as patch:
+        for name, stack in TOY_METHODS.items():
+            patch.setitem(SCREENS, name, stack)
+        recorder = Recorder(metrics, audit)
+
+        def record(request: Any, verdict: Any) -> None:
+            recorder(request, verdict)
+            verdicts.append(verdict)
+
+        family = ToyFamily()
+        plans = PicturePlans(config, family, name="toy")
+        engine = ToyEngine(
+            family, plans.bank, capacity=config.server.max_batch, guides=plans.guides
+        )
+        info = PictureInfo(
+            name="toy",
+            engine="diffusers",
+            created=1,
+            policies=plans.usable,
+            width=WIDTH,
+            height=HEIGHT,
+            steps=4,
+            guidance=3.0,
+            max_steps=500,
+        )
+        service = DrawingService(
+            info,
+            engine,  # type: ignore[arg-type]
+            plans,
+            queue_limit=config.server.queue_limit,
+            record=record,
+        )
+        try:
+            yield PictureStand(folder, config, service, engine, metrics, verdicts)
+        finally:
+            engine.go.set()
+            service.close()

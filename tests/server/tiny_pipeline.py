@@ -1,0 +1,152 @@
+"""A tiny random Stable Diffusion on disk, with guards fitted on its text encoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
+
+from guard.artifact import Artifact, ArtifactMeta
+from steering.engines.diffusion.families import Family, family_of
+from steering.fingerprint import fingerprint
+from steering.methods.prompt_score import discriminant
+from steering.methods.subspaces import pooled
+
+TOKENS, WIDTH, SIDE = 12, 16, 16
+NAN_WORD = "void"
+WORDS = ["<pad>", "<s>", "</s>", "<unk>", "a", "cat", "dog", "knife", "blade", NAN_WORD]
+
+
+def _tokenizer() -> PreTrainedTokenizerFast:
+    backend = Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>")
+    )
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        model_max_length=TOKENS,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        pad_token="<pad>",
+    )
+
+
+def save_pipeline(folder: Path, *, seed: int = 0) -> Family:
+    """Write a pipeline that draws 16 by 16 pixels; `NAN_WORD` spoils a prompt."""
+    torch.manual_seed(seed)
+    encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(WORDS),
+            hidden_size=WIDTH,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=TOKENS,
+            bos_token_id=1,
+            eos_token_id=2,
+            pad_token_id=0,
+            # words differ, wherever they stand
+            initializer_range=0.5,
+        )
+    ).eval()
+    with torch.no_grad():
+        encoder.get_input_embeddings().weight[WORDS.index(NAN_WORD)] = torch.nan
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        norm_num_groups=4,
+        cross_attention_dim=WIDTH,
+        attention_head_dim=4,
+    )
+    vae = AutoencoderKL(
+        block_out_channels=[4, 8],
+        down_block_types=["DownEncoderBlock2D"] * 2,
+        up_block_types=["UpDecoderBlock2D"] * 2,
+        layers_per_block=1,
+        norm_num_groups=2,
+    )
+    pipeline = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=encoder,
+        tokenizer=_tokenizer(),
+        unet=unet,
+        scheduler=DDIMScheduler(clip_sample=False, set_alpha_to_one=False, steps_offset=1),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(folder)
+    return family_of(pipeline)
+
+
+def save_guards(folder: Path, family: Family) -> None:
+    """`knife` and `guide` fire on knives; `other` is fitted on another encoder."""
+    with torch.no_grad():
+        text = {
+            kind: family.encode(prompts)
+            for kind, prompts in {
+                "unsafe": ["knife knife", "a knife", "knife " * 10, "blade blade", "a blade"],
+                "safe": ["cat", "a cat", "a dog", "cat " * 10, "dog dog dog", ""],
+                "knife": ["knife"],
+            }.items()
+        }
+    states = {kind: each.states["text"] for kind, each in text.items()}
+    weights, bias = discriminant(
+        pooled(states["unsafe"], text["unsafe"].masks["text"]),
+        pooled(states["safe"], text["safe"].masks["text"]),
+        0.1,
+    )
+    scored = {"weights.text": weights.numpy()}
+    basis = np.linalg.qr(weights.double().numpy()[:, None])[0].T
+    anchors = states["safe"][:, 1].numpy()
+    settings = {"threshold": 0.5, "strength": 1.0, "streams": ["text"], "bias": bias}
+    tensors = {"basis.text": basis, "anchors.text": anchors, **scored}
+    concept = {"concept.text": states["knife"][0].numpy(), "mask.text": np.ones(TOKENS, "f4")}
+    own = fingerprint(nn.ModuleDict(dict(family.encoders)))
+    for name, method, fitted_on, arrays in (
+        ("knife", "nearest", own, tensors),
+        ("other", "nearest", "0" * 64, tensors),
+        ("guide", "negative-prompt", own, concept | scored),
+    ):
+        seam = "guidance" if name == "guide" else "embedding"
+        _save(folder / f"{name}.safetensors", method, seam, fitted_on, arrays, settings)
+
+
+def _save(
+    path: Path,
+    method: str,
+    seam: str,
+    fitted_on: str,
+    tensors: dict[str, Any],
+    settings: dict[str, Any],
+) -> None:
+    meta = ArtifactMeta.model_validate(
+        {
+            "method": method,
+            "concept": "object/knife",
+            "created": "2026-01-31",
+            "model": {
+                "name": "tiny",
+                "architecture": "StableDiffusionPipeline",
+                "fingerprint": fitted_on,
+                "layers": 1,
+                "width": WIDTH,
+            },
+            "seams": [seam],
+            "settings": settings | ({"gated": True} if seam == "guidance" else {}),
+        }
+    )
+    Artifact(meta, {name: np.asarray(each, "f4") for name, each in tensors.items()}).save(path)
