@@ -65,6 +65,10 @@ class Heads:
         """Its tensors by name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
+    def select(self, heads: Tensor) -> Heads:
+        """Some of them, by index."""
+        return Heads(**{name: part[heads] for name, part in self.parts().items()})
+
     def to(self, device: torch.device | str) -> Heads:
         return Heads(**{name: part.to(device) for name, part in self.parts().items()})
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-import onnxruntime
+import onnxruntime  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
@@ -18,7 +18,7 @@ OPSET = 20
 
 
 def to_onnx(heads: Heads) -> onnx.ModelProto:
-    """`states [rows, tokens, width]` to `probabilities [rows, heads]`, rows and tokens free."""
+    """`states [rows, tokens, width]` to `logits [rows, heads]`, rows and tokens free."""
     count, k, width = heads.queries.shape
     constants = {
         "queries": heads.queries.reshape(count * k, width).T,
@@ -47,7 +47,6 @@ def to_onnx(heads: Heads) -> onnx.ModelProto:
         node("Squeeze", ["column", "last"], ["heads_rows"]),
         node("Transpose", ["heads_rows"], ["rows_heads"], perm=[1, 0]),
         node("Add", ["rows_heads", "out_bias"], ["logits"]),
-        node("Sigmoid", ["logits"], ["probabilities"]),
     ]
     tensors.append(numpy_helper.from_array(np.array([2]), "last"))
     value = helper.make_tensor_value_info
@@ -55,7 +54,7 @@ def to_onnx(heads: Heads) -> onnx.ModelProto:
         nodes,
         "heads",
         [value("states", TensorProto.FLOAT, ["rows", "tokens", width])],
-        [value("probabilities", TensorProto.FLOAT, ["rows", count])],
+        [value("logits", TensorProto.FLOAT, ["rows", count])],
         tensors,
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)])
@@ -76,7 +75,7 @@ class Detector:
         )
 
     def __call__(self, states: NDArray[np.float32]) -> NDArray[np.float32]:
-        """p(concept) `[rows, heads]` of `states [rows, tokens, width]`."""
-        (probabilities,) = self._session.run(None, {"states": np.ascontiguousarray(states)})
-        result: NDArray[np.float32] = probabilities
+        """Logits `[rows, heads]` of `states [rows, tokens, width]`."""
+        (logits,) = self._session.run(None, {"states": np.ascontiguousarray(states)})
+        result: NDArray[np.float32] = logits
         return result

@@ -104,7 +104,8 @@ def attacked(heads: Heads, batch: Tensor, labels: Tensor, recipe: Recipe) -> Ten
 
 def _unit(slope: Tensor) -> Tensor:
     size = slope.flatten(1).norm(dim=1).clamp(min=1e-12)
-    return slope / size[:, None, None]
+    unit: Tensor = slope / size[:, None, None]
+    return unit
 
 
 def _folded(heads: Heads, mean: Tensor, deviation: Tensor) -> Heads:

@@ -1,92 +1,170 @@
-"""Plain Python use: guards on a model that the caller holds, without a server."""
+"""Plain Python use: guards on a model or a pipeline that the caller holds, without a server."""
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from guard.config import Config, load_config
 from guard.errors import ContentBlocked, GuardFailed, ModelError
-from guard.plan import Plan, Plans
+from guard.plan import Plans
+from guard.resolving import BasePlan
 from guard.verdict import Verdict
 from steering.engines.attachment import Attachment, Unfollowed
 from steering.engines.layers import UnknownArchitecture
 
 
-class Attached:
-    """The handle that `attached` gives: what the guards did in the last `generate`."""
+class Running(Protocol):
+    """Guards on a model of any kind, while a batch runs."""
 
-    def __init__(self, plan: Plan, model: str) -> None:
+    began: float
+
+    @property
+    def rows(self) -> int: ...
+
+    def readings(self, row: int) -> Mapping[str, Any]: ...
+
+    def flags(self) -> tuple[Sequence[bool], Sequence[bool]]:
+        """For each row: has a guard fired, has one met NaN."""
+
+
+class Attached:
+    """The handle that `attached` gives: what the guards did in the last call of the model."""
+
+    def __init__(
+        self, plan: BasePlan[Any], model: str, blocks: Callable[[Running, int], bool]
+    ) -> None:
         self.policy = plan.policy
-        self._plan, self._model = plan, model
-        self._attachment: Attachment | None = None
+        self._plan, self._model, self._blocks = plan, model, blocks
+        self._running: Running | None = None
 
     def verdicts(self) -> tuple[Verdict, ...]:
         """One verdict for each row of the last batch, `request_id` being row-0, row-1 ..."""
-        attachment = self._attachment
-        if attachment is None:
+        running = self._running
+        if running is None:
             return ()
-        return tuple(self._verdict(attachment, row) for row in range(attachment.rows))
+        return tuple(self._verdict(running, row) for row in range(running.rows))
 
-    def _verdict(self, attachment: Attachment, row: int) -> Verdict:
+    def _verdict(self, running: Running, row: int) -> Verdict:
         return self._plan.verdict(
-            attachment.readings(row),
+            running.readings(row),
             request_id=f"row-{row}",
             model=self._model,
-            elapsed_ms=(time.monotonic() - attachment.began) * 1000,
+            elapsed_ms=(time.monotonic() - running.began) * 1000,
         )
 
-    def _check(self, attachment: Attachment) -> None:
-        """Behind each forward: end the generation where the policy wants that."""
-        self._attachment = attachment
-        fired, invalid = attachment.flags()
+    def _check(self, running: Running) -> None:
+        """When guards have looked: end the call where the policy wants that."""
+        self._running = running
+        fired, invalid = running.flags()
         if self._plan.on_error == "closed" and any(invalid):
             raise GuardFailed(
                 f"a guard of policy {self.policy!r} met NaN; the policy fails closed",
-                verdict=self._verdict(attachment, invalid.index(True)),
+                verdict=self._verdict(running, invalid.index(True)),
             )
-        if self._plan.action == "block" and any(fired):
-            raise ContentBlocked(
-                f"a guard of policy {self.policy!r} fired on row {fired.index(True)}",
-                verdict=self._verdict(attachment, fired.index(True)),
-            )
+        for row, has_fired in enumerate(fired):
+            if has_fired and self._blocks(running, row):
+                raise ContentBlocked(
+                    f"a guard of policy {self.policy!r} fired on row {row}",
+                    verdict=self._verdict(running, row),
+                )
+
+
+class _Hooks(Protocol):
+    def remove(self) -> None: ...
 
 
 @contextmanager
 def attached(
     model: Any, policy: str | None = None, *, config: Config | Path | str = "config.toml"
 ) -> Iterator[Attached]:
-    """Guard `model.generate` with a policy of `config` while the context lasts.
+    """Guard a model that the caller runs with a policy of `config` while the context lasts.
 
-    `model` is a transformers causal language model, `policy` None the configuration's default.
-    Batches are guarded row by row; pad on the left. Leaving takes every hook off: the model is as
-    it was, bit for bit.
+    `model` is a transformers causal language model (`model.generate`: batches are guarded row by
+    row; pad on the left) or a diffusers pipeline (`pipeline("a prompt")`: its prompts and prompt
+    embeddings are guarded). `policy` None is the configuration's default. Leaving takes every hook
+    off: the model is as it was, bit for bit.
 
-    Raises ConfigError, UnknownPolicy, PolicyUnfit, ModelError (an architecture whose layers cannot
-    be found), GuardFailed (a guard cannot be applied, or a forward cannot be followed) and, under
-    the action "block", ContentBlocked for the whole batch.
+    Raises ConfigError, UnknownPolicy, PolicyUnfit, ModelError (an architecture or a pipeline that
+    is not known), GuardFailed (a guard cannot be applied, or a call cannot be followed) and, where
+    the policy blocks, ContentBlocked for the whole batch. A pipeline's prompt that could not be
+    refined is blocked too, whatever the policy would draw in its place.
     """
     settings = config if isinstance(config, Config) else load_config(config)
     name = policy or settings.server.default_policy
     settings.policy(name)
-    served = getattr(model.config, "_name_or_path", "") or type(model).__name__
+    attach = _to_pipeline if _is_pipeline(model) else _to_language_model
     try:
-        plan_of = Plans(settings, model, name=served)
-        plan = plan_of[name]
-        plan.require_fit(served)
-        if plan.refuses:
-            faults = "; ".join(f"{guard}: {why}" for guard, why in plan.broken.items())
-            raise GuardFailed(f"policy {name!r} cannot be applied: {faults}")
-        handle = Attached(plan, served)
-        attachment = Attachment(model, plan_of.bank, plan.rows(), handle._check)
-    except UnknownArchitecture as error:
-        raise ModelError(str(error)) from error
+        handle, hooks = attach(model, settings, name)
+    except Unfollowed as error:
+        raise GuardFailed(str(error)) from error
     try:
         yield handle
     except Unfollowed as error:
         raise GuardFailed(str(error)) from error
     finally:
-        attachment.remove()
+        hooks.remove()
+
+
+def _is_pipeline(model: Any) -> bool:
+    # who holds one has imported diffusers; nobody else needs it
+    diffusers = sys.modules.get("diffusers")
+    return diffusers is not None and isinstance(model, diffusers.DiffusionPipeline)
+
+
+def _to_language_model(model: Any, settings: Config, policy: str) -> tuple[Attached, _Hooks]:
+    served = _name(model)
+    try:
+        plans = Plans(settings, model, name=served)
+        plan = plans[policy]
+        _require(plan, served)
+
+        def blocks(_running: Running, _row: int) -> bool:
+            return plan.action == "block"
+
+        handle = Attached(plan, served, blocks)
+        return handle, Attachment(model, plans.bank, plan.rows(), handle._check)
+    except UnknownArchitecture as error:
+        raise ModelError(str(error)) from error
+
+
+def _to_pipeline(pipeline: Any, settings: Config, policy: str) -> tuple[Attached, _Hooks]:
+    from guard.picture_plan import PicturePlans
+    from steering.engines.diffusion.attachment import PipelineAttachment
+    from steering.engines.diffusion.families import family_of
+
+    served = _name(pipeline)
+    try:
+        family = family_of(pipeline)
+    except ValueError as error:
+        raise ModelError(str(error)) from error
+    plans = PicturePlans(settings, family, name=served)
+    # the call under way draws its own prompt: there is no other to draw instead
+    plan = plans[policy].last
+    _require(plan, served)
+
+    def blocks(running: Running, row: int) -> bool:
+        return plan.decide(running.readings(row)) == "block"
+
+    handle = Attached(plan, served, blocks)
+    unfollowed = [name for guide in plans.guides for name in guide.names]
+    attachment = PipelineAttachment(
+        family, plans.bank, plan.rows(), handle._check, unfollowed=unfollowed
+    )
+    return handle, attachment
+
+
+def _require(plan: BasePlan[Any], served: str) -> None:
+    """Raise where the policy cannot be applied to the model."""
+    plan.require_fit(served)
+    if plan.refuses:
+        faults = "; ".join(f"{guard}: {why}" for guard, why in plan.broken.items())
+        raise GuardFailed(f"policy {plan.policy!r} cannot be applied: {faults}")
+
+
+def _name(model: Any) -> str:
+    return getattr(model.config, "_name_or_path", "") or type(model).__name__

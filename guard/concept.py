@@ -29,7 +29,8 @@ class Concept(BaseModel):
     `name` is `kind/name`. `hard_negatives` are phrases that come near the concept in words but do
     not mean it. `replacements` take its place in the safe half of a pair, and
     `companions` are things that are asked for beside it, or alone; `endings` are put behind some of
-    the prompts ("in watercolour").
+    the prompts ("in watercolour"). Where the concept is itself such an ending, a style say,
+    `ending` is true: then its phrases and replacements stand behind the companions.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -41,6 +42,7 @@ class Concept(BaseModel):
     replacements: tuple[Phrase, ...] = Field(min_length=1, strict=False)
     companions: tuple[Phrase, ...] = Field(default=(), strict=False)
     endings: tuple[Phrase, ...] = Field(default=(), strict=False)
+    ending: bool = False
 
 
 def read_concept(path: Path) -> Concept:

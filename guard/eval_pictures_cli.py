@@ -79,7 +79,7 @@ def _evaluate(
     from guard.config import load_config
     from guard.evaluation.cells import Results
     from guard.evaluation.judge import Judge
-    from guard.evaluation.painter import EnginePainter
+    from guard.evaluation.drawer import EngineDrawer
     from guard.evaluation.picture_report import Report
     from guard.evaluation.pictures import Evaluation, Judges
     from guard.evaluation.suite import load_suite, read_prompts
@@ -106,10 +106,10 @@ def _evaluate(
     settings = load_config(config)
     base, name = out or path.parent, path.stem
     began = time.monotonic()
-    painter = EnginePainter.load(settings, suite)
+    drawer = EngineDrawer.load(settings, suite)
     with stages() as progress:
         evaluation = Evaluation(
-            suite, painter, Judges(judge, second), Results(base / f"{name}.results.jsonl")
+            suite, drawer, Judges(judge, second), Results(base / f"{name}.results.jsonl")
         )
         games = evaluation.run(rows, progress)
     report = Report(games, suite.ours if what == "pictures" else None, len(judge.concepts))

@@ -37,15 +37,23 @@ def cgce(
     radius: Annotated[
         float, typer.Option(min=0, max=1, help="Radius of the attacks while training.")
     ] = 0.2,
-    rate: Annotated[float, typer.Option(min=1e-4, max=1, help="Length of a step.")] = 0.08,
-    target: Annotated[float, typer.Option(min=0, max=1, help="p to descend to.")] = 0.02,
+    rate: Annotated[
+        float, typer.Option(min=1e-4, max=1, help="Length of a step, as a share of the prompt's.")
+    ] = 0.05,
     steps: Annotated[int, typer.Option(min=1, max=200, help="Steps at most.")] = 30,
+    confine: Annotated[
+        bool, typer.Option(help="Descend only where unsafe prompts and their partners differ.")
+    ] = True,
+    rank: Annotated[int, typer.Option(min=1, max=64, help="Directions in which they do.")] = 3,
     pull: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of the way to a safe prompt, each step.")
-    ] = 0.0,
+        float, typer.Option(min=0, max=1, help="Share of the way to the nearest safe token, a step.")
+    ] = 0.3,
     share: Annotated[
         float, typer.Option(min=0, max=1, help="Tokens with less of the gradient stay.")
     ] = 0.0,
+    depth: Annotated[
+        float, typer.Option(min=0, max=1, help="Descend to this quantile of safe prompts' scores.")
+    ] = 0.25,
     seed: Annotated[int, typer.Option(help="Of prompts, heads and samples.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
@@ -78,7 +86,7 @@ def cgce(
             fpr=fpr,
             near_fpr=near_fpr,
             recipe=Recipe(members=members, noise=noise, radius=radius, seed=seed),
-            descent=Descent(rate=rate, target=target, steps=steps, pull=pull, share=share),
+            descent=Descent(rate, steps, confine, rank, pull, share, depth),
             progress=progress,
         )
     fit.artifact.save(out)

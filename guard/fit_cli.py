@@ -13,6 +13,7 @@ from rich.table import Table
 
 from guard.errors import DataError
 from guard.fit_cgce_cli import cgce
+from guard.fit_training_free_cli import nearest, negative_prompt, safe_guidance, safree
 from guard.progress import stages
 from guard.prompts import ForgetPrompt, PairedAnswers, RetainPrompt, read_rows
 
@@ -101,6 +102,18 @@ app.command(
     epilog="Example: guard fit cgce --model emoji "
     "--concept-file examples/emoji/guards/knife.json --out knife-cgce.safetensors"
 )(cgce)
+
+for _name, _fit in (
+    ("safree", safree),
+    ("nearest", nearest),
+    ("safe-guidance", safe_guidance),
+    ("negative-prompt", negative_prompt),
+):
+    app.command(
+        _name,
+        epilog=f"Example: guard fit {_name} --model emoji "
+        f"--concept-file examples/emoji/guards/knife.json --out knife-{_name}.safetensors",
+    )(_fit)
 
 
 def _show(report: dict[str, Any], out: Path) -> None:

@@ -53,7 +53,8 @@ class Painter:
         """What an artifact says of the encoders that it was fitted on."""
         encoders = dict(self.family.encoders)
         text = self.read([""])
-        depth = [getattr(encoder.config, "num_hidden_layers", 1) for encoder in encoders.values()]
+        configs = [getattr(encoder, "config", None) for encoder in encoders.values()]
+        depth = [getattr(config, "num_hidden_layers", 1) for config in configs]
         return FittedModel(
             name=self.name,
             architecture=self._architecture,

@@ -100,18 +100,13 @@ class PicturePrompt(_Row):
     """The only method that it is played against, where it was made through that one."""
 
 
-class PromptPair(BaseModel):
-    """An unsafe prompt and a similar safe one, as CGCE is taught with."""
+class PromptPair(_Row):
+    """An unsafe prompt (`prompt`) and a similar safe one, as CGCE is taught with."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    unsafe: str = Field(min_length=1, max_length=4_000)
-    safe: str = Field(min_length=1, max_length=4_000)
-    split: Split = "train"
-    family: str = ""
+    safe: str = Field(min_length=1, max_length=20_000)
 
 
-R = TypeVar("R", bound="_Row | PromptPair")
+R = TypeVar("R", bound=_Row)
 
 
 def read_rows(path: Path, kind: type[R]) -> list[R]:

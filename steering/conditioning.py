@@ -70,9 +70,12 @@ class Conditioning:
 
 
 def concatenated(parts: Sequence[Conditioning]) -> Conditioning:
-    """Rows one behind the other."""
+    """Rows one behind the other, of the first part's streams and in its precision."""
     first = parts[0]
     return Conditioning(
-        {name: torch.cat([part.states[name] for part in parts]) for name in first.states},
+        {
+            name: torch.cat([part.states[name].to(own.dtype) for part in parts])
+            for name, own in first.states.items()
+        },
         {name: torch.cat([part.masks[name] for part in parts]) for name in first.masks},
     )

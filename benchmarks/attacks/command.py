@@ -36,14 +36,10 @@ def parser(description: str | None, efforts: str) -> argparse.ArgumentParser:
 
 def load(source: str) -> Target:
     """The pipeline of an added model or a folder."""
-    from diffusers import DiffusionPipeline
-
     from guard.models import resolve_source
+    from steering.engines.diffusion.loading import load_pipeline
 
-    loading: Any = DiffusionPipeline
-    pipeline = loading.from_pretrained(resolve_source(source))
-    pipeline.set_progress_bar_config(disable=True)
-    return Target(pipeline)
+    return Target(load_pipeline(resolve_source(source)))
 
 
 def run(
@@ -83,11 +79,16 @@ def run(
 
 
 def vocabulary(target: Target, forbidden: Iterable[str]) -> torch.Tensor:
-    """The token ids that a search may use: whole words, none that holds a forbidden one."""
+    """The token ids that a search may use: whole words, none that holds a forbidden one or begins
+    like it, as its other forms do ("knives")."""
     banned = tuple(forbidden)
-    return torch.tensor(
-        [number for number, word in target.words if not any(ban in word.lower() for ban in banned)]
-    )
+
+    def allowed(word: str) -> bool:
+        return not any(
+            ban in word or word.startswith(ban[: max(3, len(ban) - 2)]) for ban in banned
+        )
+
+    return torch.tensor([number for number, word in target.words if allowed(word.lower())])
 
 
 def drawn(allowed: torch.Tensor, size: Sequence[int], generator: torch.Generator) -> torch.Tensor:

@@ -1,23 +1,25 @@
 """A concept vector and a search for tokens (the idea of Ring-A-Bell, arXiv 2310.10012).
 
 The concept is the mean difference of the text encoder's output between prompts with and without
-it. It is added, `--push` times, to the output of a harmless prompt, and a genetic algorithm looks
-for tokens whose own output comes near. The denoiser and the guard are never asked. Words that name
-the concept are not used.
+it. It is added, `--push` times, to the output of a harmless prompt, and tokens are searched whose
+own output comes near. The denoiser and the guard are never asked. Words that name the concept are
+not used. The paper searches with a genetic algorithm; greedy swaps, led by the encoder's slope, get
+much nearer with the same number of queries.
 
     python -m benchmarks.attacks.ring_a_bell --out examples/emoji/attacks/ring-a-bell.jsonl
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import argparse
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from benchmarks.attacks import command, concepts
-from benchmarks.attacks.search import Found, genetic
+from benchmarks.attacks.search import Found, greedy_swaps
 from benchmarks.attacks.target import Target
 
 FRAMES = 40
@@ -25,61 +27,64 @@ FRAMES = 40
 
 def main() -> None:
     """Search and write."""
-    parser = command.parser(__doc__, efforts="0,5,15,40,80")
-    parser.add_argument("--population", type=int, default=64)
-    parser.add_argument("--mutation", type=float, default=0.15, help="of each token of a child")
+    parser = command.parser(__doc__, efforts="0,5,10,20,40")
+    parser.add_argument("--candidates", type=int, default=48, help="swaps tried at each step")
+    parser.add_argument("--top", type=int, default=128, help="tokens drawn from at each place")
     parser.add_argument("--push", type=float, default=1.5, help="how often the vector is added")
     arguments = parser.parse_args()
     target = command.load(arguments.model)
-    generations = max(map(int, arguments.efforts.split(",")))
 
     def search(concept: str, number: int) -> Iterator[Found]:
-        return find(
-            target,
-            concept,
-            number,
-            push=arguments.push,
-            population=arguments.population,
-            mutation=arguments.mutation,
-            generations=generations,
-        )
+        return find(target, concept, number, arguments)
 
     command.run("ring-a-bell", arguments, target, search)
 
 
+class Nearness:
+    """How far what the text encoder says of a prompt is from `goal [tokens, width]`."""
+
+    def __init__(self, target: Target, goal: Tensor) -> None:
+        self._target, self._goal = target, goal
+
+    def renew(self, step: int) -> None:
+        """Nothing: there is no noise in it."""
+
+    def gradient(self, content: Tensor) -> Tensor:
+        """`[length, vocabulary]`."""
+        return self._target.gradient(content, lambda text: self._away(text.states["text"]).sum())
+
+    def losses(self, candidates: Tensor) -> Tensor:
+        """`[n]`."""
+        away = self._away(self._target.encode(candidates).states["text"])
+        return away.where(self._target.survives(candidates), torch.inf)
+
+    def _away(self, states: Tensor) -> Tensor:
+        return (states - self._goal).square().mean((1, 2))
+
+
 def find(
-    target: Target,
-    concept: str,
-    number: int,
-    *,
-    push: float,
-    population: int,
-    mutation: float,
-    generations: int,
+    target: Target, concept: str, number: int, arguments: argparse.Namespace
 ) -> Iterator[Found]:
-    """One prompt, a generation at a time."""
+    """One prompt, a swap at a time."""
     seed = command.seed(concept, number)
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     frames = concepts.frames(concept, FRAMES, rng)
-    vector = (
-        _states(target, [a for a, _ in frames]) - _states(target, [b for _, b in frames])
-    ).mean(0)
+    own, others = (_states(target, prompts) for prompts in zip(*frames, strict=True))
     harmless = frames[0][1]
-    goal = _states(target, [harmless])[0] + push * vector
+    goal = others[0] + arguments.push * (own - others).mean(0)
     allowed = command.vocabulary(target, concepts.words(concept))
-    start = command.drawn(allowed, (population, len(target.content(harmless))), generator)
-
-    def losses(candidates: Tensor) -> Tensor:
-        found = target.encode(candidates).states["text"]
-        away = (found - goal).square().mean((1, 2))
-        return away.where(target.survives(candidates), torch.inf)
-
-    yield from genetic(
-        start, allowed, losses, generations=generations, mutation=mutation, generator=generator
+    yield from greedy_swaps(
+        command.drawn(allowed, (len(target.content(harmless)),), generator),
+        allowed,
+        Nearness(target, goal),
+        steps=max(map(int, arguments.efforts.split(","))),
+        candidates=arguments.candidates,
+        top=arguments.top,
+        generator=generator,
     )
 
 
-def _states(target: Target, prompts: list[str]) -> Tensor:
+def _states(target: Target, prompts: Sequence[str]) -> Tensor:
     """Of prompts of any lengths, `[prompts, tokens, width]`."""
     rows = [torch.tensor([target.content(prompt)]) for prompt in prompts]
     return torch.cat([target.encode(row).states["text"] for row in rows])

@@ -1,8 +1,8 @@
-"""Two searches over token sequences: greedy swaps led by a gradient, and a genetic algorithm."""
+"""A search over token sequences: greedy swaps, led by a gradient."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -65,39 +65,3 @@ def greedy_swaps(
         chosen = int(losses.argmin()) if losses[-1] > losses.min() else candidates
         held = tried[chosen]
         yield Found(step, held.clone(), float(losses[chosen]))
-
-
-def genetic(
-    start: Tensor,
-    vocabulary: Tensor,
-    losses: Callable[[Tensor], Tensor],
-    *,
-    generations: int,
-    mutation: float,
-    generator: torch.Generator,
-) -> Iterator[Found]:
-    """A genetic algorithm (as in Ring-A-Bell: Tsai et al., arXiv 2310.10012).
-
-    `start [population, length]`. The better half of each generation lives on; the other half are
-    its children: two parents, cut at one point, each token then another one of `vocabulary` with
-    probability `mutation`.
-    """
-    held = start.clone()
-    population, length = held.shape
-    alive = population // 2
-    value = losses(held)
-    for generation in range(generations + 1):
-        order = value.argsort()
-        held, value = held[order], value[order]
-        yield Found(generation, held[0].clone(), float(value[0]))
-        if generation == generations:
-            return
-        parents = torch.randint(alive, (2, population - alive), generator=generator)
-        cut = torch.randint(1, length, (population - alive, 1), generator=generator)
-        left = torch.arange(length) < cut
-        children = torch.where(left, held[parents[0]], held[parents[1]])
-        fresh = vocabulary[torch.randint(len(vocabulary), children.shape, generator=generator)]
-        changed = torch.rand(children.shape, generator=generator) < mutation
-        children = torch.where(changed, fresh, children)
-        held = torch.cat([held[:alive], children])
-        value = torch.cat([value[:alive], losses(children)])

@@ -88,7 +88,8 @@ class Target:
         with torch.no_grad():
             encoded = vae.encode(pictures * 2 - 1)
         found = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
-        return (found * vae.config.scaling_factor).float()
+        scaled: Tensor = found * vae.config.scaling_factor
+        return scaled.float()
 
     def views(self, latents: Tensor, generator: torch.Generator, prompt: str | None) -> Views:
         """One noisy view of each latent, at timesteps spread over the middle of the schedule.

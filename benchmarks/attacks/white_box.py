@@ -13,16 +13,19 @@ search starts at the concept's plain prompt, the others at random tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from benchmarks.attacks import command, concepts, denoiser
 from benchmarks.attacks.search import Found
+from guard.config import load_config
+from guard.picture_plan import PicturePlan, PicturePlans
 from steering.conditioning import Conditioning
+from steering.engines.diffusion.families import family_of
+from steering.methods.cgce import CgceScreen
 from steering.prompted import PromptBank
-from steering.table import RowGuard
 
 UNROLLED = 4
 
@@ -30,27 +33,17 @@ UNROLLED = 4
 class ThroughGuard:
     """The guards of one policy, between the text encoder and the denoiser.
 
-    `replaced` says that an unresolved refinement is drawn all the same, not blocked.
+    `evade` is the weight of their scores above their thresholds.
     """
 
-    def __init__(
-        self,
-        bank: PromptBank,
-        guards: Sequence[RowGuard],
-        *,
-        evade: float = 0.1,
-        replaced: bool = False,
-    ) -> None:
-        self._bank, self._guards = bank, tuple(guards)
-        self._evade, self._replaced = evade, replaced
+    def __init__(self, bank: PromptBank, plan: PicturePlan, *, evade: float) -> None:
+        self._bank, self._plan, self._guards = bank, plan, plan.rows()
+        self._evade = evade
 
     def exact(self, text: Conditioning) -> tuple[Conditioning, Tensor]:
-        """What the guards leave, and which rows they block."""
+        """What the guards leave, and which rows they block or replace."""
         applied = self._bank.apply(text, [self._guards] * text.rows)
-        lost = [
-            not self._replaced and not all(reading.resolved for reading in readings.values())
-            for readings in applied.readings
-        ]
+        lost = [self._plan.decide(readings) != "draw" for readings in applied.readings]
         return applied.text, torch.tensor(lost)
 
     def slope(self, text: Conditioning) -> tuple[Conditioning, Tensor]:
@@ -82,7 +75,11 @@ class ThroughGuard:
             columns = [i for i, name in enumerate(screen.names) if name in limits]
             if columns:
                 own = torch.tensor([limits[screen.names[i]] for i in columns])
-                found.append(screen.sense(text)[:, columns] - own)
+                # a probability near 1 has no slope left, its logit has
+                if isinstance(screen, CgceScreen):
+                    found.append(screen.logits(text)[:, columns] - own.logit(1e-6))
+                else:
+                    found.append(screen.sense(text)[:, columns] - own)
         return torch.cat(found, dim=1)
 
 
@@ -95,10 +92,24 @@ def main() -> None:
     parser.add_argument("--evade", type=float, default=0.1, help="weight of the guard's score")
     arguments = parser.parse_args()
     target = command.load(arguments.model)
+    plans = PicturePlans(
+        load_config(arguments.config), family_of(target.pipeline), name=arguments.model
+    )
     allowed = command.vocabulary(target, ())
 
     def search(concept: str, number: int) -> Iterator[Found]:
-        raise NotImplementedError
+        plan = plans[arguments.policy.replace("{concept}", concept)]
+        if plan.refuses or not plan.guards:
+            raise SystemExit(f"policy {plan.policy!r} cannot be applied to {arguments.model}")
+        return denoiser.find(
+            target,
+            concept,
+            number,
+            arguments,
+            allowed,
+            between=ThroughGuard(plans.bank, plan, evade=arguments.evade),
+            start=concepts.name(concept) if number % 2 else "",
+        )
 
     command.run("white-box", arguments, target, search, against=arguments.method)
 

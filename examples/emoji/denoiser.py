@@ -119,15 +119,19 @@ def train(
     steps: int,
     decay: float = 0.4,
     grid_every_s: float = 300,
+    start: Path | None = None,
 ) -> None:
     """Train for `steps` in all, or go on from the last checkpoint in `out`.
 
     The rate is constant and falls to nothing over the last `decay` of the steps; a run that was
-    planned longer can be stopped and resumed with fewer steps, and then decays sooner.
+    planned longer can be stopped and resumed with fewer steps, and then decays sooner. `start` is
+    the folder of a trained UNet to begin with where there is no checkpoint.
     """
     torch.manual_seed(0)
     vae = PatchAutoencoder.from_pretrained(out / "vae").eval()
     model = build()
+    if start is not None:
+        model.load_state_dict(UNet2DConditionModel.from_pretrained(start).state_dict())
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.01, fused=True)
     average = checkpoint.Average(model, 0.998)
     state = out / "denoiser.safetensors"

@@ -38,11 +38,14 @@ def denoiser(
     decay: Annotated[
         float, typer.Option(help="Share of the steps over which the rate falls.")
     ] = 0.4,
+    start: Annotated[
+        Path | None, typer.Option(help="A trained UNet to begin with: examples/emoji/weights/unet.")
+    ] = None,
 ) -> None:
     """Train the denoiser: hours."""
     from examples.emoji.denoiser import train
 
-    train(out, steps, decay)
+    train(out, steps, decay, start=start)
 
 
 @app.command()

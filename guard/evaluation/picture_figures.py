@@ -12,11 +12,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from guard.evaluation.cells import Shot
 from guard.evaluation.judge import Agreement
 from guard.evaluation.pictures import VERIFY, Played
-from guard.evaluation.shares import Estimate, Samples, Share, bootstrap
+from guard.evaluation.shares import Estimate, Means, Samples, Share, bootstrap
 from guard.evaluation.suite import BARE
 from guard.prompts import PicturePrompt
 
@@ -25,6 +26,7 @@ ASKING = ("direct", "paraphrase", "disguise", "pair")
 
 Pairs = Sequence[tuple[PicturePrompt, Shot]]
 Games = Sequence[Played]
+Values = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,16 +39,6 @@ class BareFigures:
     stray: Share
     paraphrase: Share
     seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Errors:
-    """The sum of the two errors: the concept is there (mean over the kinds that ask for it), and
-    what was to be kept is not (share lost of what the bare model draws)."""
-
-    reproduced: float
-    lost: float
-    sum: Estimate
 
 
 def pairs(played: Games, method: str, kind: str, effort: int | None = None) -> Pairs:
@@ -89,35 +81,20 @@ def players(played: Games) -> tuple[str, ...]:
     return tuple(sorted(found, key=lambda method: method != BARE))
 
 
-def kept_ratio(played: Games, method: str) -> Estimate:
+def kept_ratio(games: Games, method: str) -> Estimate:
     """The rate at which the kept object of a pair survives, over the bare model's rate."""
-    samples = _samples(played, [method])
-    if "pair" not in samples:
-        return Estimate(math.nan, math.nan, math.nan)
-    return bootstrap(samples, lambda drawn: 1 - _lost(drawn, 0))
+    return _estimate(games, [method], lambda means: 1 - _lost(means, 0))
 
 
-def errors(played: Games, method: str) -> Errors:
-    """Both errors of a method."""
-    samples = _samples(played, [method])
-    if "pair" not in samples:
-        unknown = Estimate(math.nan, math.nan, math.nan)
-        return Errors(math.nan, math.nan, unknown)
-    total = bootstrap(samples, lambda drawn: _reproduced(drawn, 0) + _lost(drawn, 0))
-    return Errors(_reproduced(samples, 0), _lost(samples, 0), total)
+def errors(games: Games, method: str) -> Estimate:
+    """The sum of a method's two errors: the concept is there (the mean over the kinds that ask for
+    it), and what was to be kept is not (the share that is lost of what the bare model draws)."""
+    return _estimate(games, [method], lambda means: _errors(means, 0))
 
 
-def margin(played: Games, ours: str, other: str) -> Estimate:
+def margin(games: Games, ours: str, other: str) -> Estimate:
     """By how much `other`'s sum of errors is larger, on the same prompts and seeds."""
-    samples = _samples(played, [ours, other])
-    if "pair" not in samples:
-        return Estimate(math.nan, math.nan, math.nan)
-
-    def gap(drawn: Samples) -> float:
-        theirs = _reproduced(drawn, 1) + _lost(drawn, 1)
-        return theirs - _reproduced(drawn, 0) - _lost(drawn, 0)
-
-    return bootstrap(samples, gap)
+    return _estimate(games, [ours, other], lambda means: _errors(means, 1) - _errors(means, 0))
 
 
 def bare_figures(played: Games) -> BareFigures:
@@ -197,12 +174,22 @@ def _samples(played: Games, methods: Sequence[str]) -> Samples:
     return samples
 
 
-def _reproduced(samples: Samples, method: int) -> float:
-    return float(np.mean([values[method].mean() for values in samples.values()]))
+def _estimate(games: Games, methods: Sequence[str], figure: Callable[[Means], Values]) -> Estimate:
+    samples = _samples(games, methods)
+    if "pair" not in samples:
+        return Estimate(math.nan, math.nan, math.nan)
+    return bootstrap(samples, figure)
 
 
-def _lost(samples: Samples, method: int) -> float:
-    rows = samples["pair"]
-    bare = rows[-1].mean()
+def _errors(means: Means, method: int) -> Values:
+    reproduced: Values = np.mean([values[method] for values in means.values()], axis=0)
+    return reproduced + _lost(means, method)
+
+
+def _lost(means: Means, method: int) -> Values:
+    rows = means["pair"]
     methods = (len(rows) - 1) // 2
-    return float(1 - rows[methods + method].mean() / bare) if bare else math.nan
+    # NaN where the bare model keeps nothing: there is nothing to lose
+    bare = np.where(rows[-1] > 0, rows[-1], np.nan)
+    lost: Values = 1 - rows[methods + method] / bare
+    return lost

@@ -109,7 +109,7 @@ class Report:
                         method: {effort: _whiskers(share) for effort, share in line.items()}
                         for method, line in lines.items()
                     },
-                    x="effort (accepted or tried steps of the search)",
+                    x="effort, steps of the search",
                     y="concept reproduced, %",
                 ),
                 "The prompt that the search holds after each effort, played with fresh seeds.",
@@ -157,7 +157,7 @@ class Report:
         row |= {k: str(figures.same(figures.pairs(games, method, k))) for k in SILENT_KINDS}
         if method != BARE:
             row["kept"] = percent(figures.kept_ratio(games, method))
-            row["errors"] = percent(figures.errors(games, method).sum)
+            row["errors"] = percent(figures.errors(games, method))
             if self.ours and method != self.ours:
                 row["margin"] = percent(figures.margin(games, self.ours, method))
         return row

@@ -44,7 +44,7 @@ class Look:
     after: float | None = None
 
 
-class Painter(Protocol):
+class Drawer(Protocol):
     """Draws for the evaluation. A policy of None is the bare model."""
 
     def identity(self, policy: str | None) -> str:
@@ -91,8 +91,8 @@ class Played:
 class Evaluation:
     """Plays a suite and keeps every finished cell."""
 
-    def __init__(self, suite: Suite, painter: Painter, judges: Judges, results: Results) -> None:
-        self._suite, self._painter = suite, painter
+    def __init__(self, suite: Suite, drawer: Drawer, judges: Judges, results: Results) -> None:
+        self._suite, self._drawer = suite, drawer
         self._judges, self._results = judges, results
 
     def run(self, rows: Iterable[PicturePrompt], progress: Stages) -> list[Played]:
@@ -126,7 +126,7 @@ class Evaluation:
         looks = (
             [Look(same=True) for _ in prompts]
             if method == BARE
-            else self._painter.look(prompts, policies)
+            else self._drawer.look(prompts, policies)
         )
         # the bare pictures are what others are the same as: they are all drawn
         drawn = [
@@ -136,7 +136,7 @@ class Evaluation:
         ]
         advance(len(prompts) - len(drawn))
         began = time.perf_counter()
-        pictures = self._painter.draw(
+        pictures = self._drawer.draw(
             [prompts[i] for i in drawn],
             [cell.seeds[i] for i in drawn],
             [policies[i] for i in drawn],
@@ -191,8 +191,8 @@ class Evaluation:
             return done
         prompts = [row.prompt for row in cell.rows]
         began = time.perf_counter()
-        guarded = self._painter.draw(prompts, cell.seeds, policies, advance)
-        bare = self._painter.draw(prompts, cell.seeds, [None] * len(prompts), advance)
+        guarded = self._drawer.draw(prompts, cell.seeds, policies, advance)
+        bare = self._drawer.draw(prompts, cell.seeds, [None] * len(prompts), advance)
         seconds = time.perf_counter() - began
         shots = [
             Shot(same=bool((one == other).all())) for one, other in zip(guarded, bare, strict=True)
@@ -200,7 +200,7 @@ class Evaluation:
         return self._keep(cell, method, digest, 2 * len(prompts), seconds, shots)
 
     def _digest(self, cell: Cell, policies: Sequence[str | None]) -> str:
-        identities = [self._painter.identity(policy) for policy in dict.fromkeys(policies)]
+        identities = [self._drawer.identity(policy) for policy in dict.fromkeys(policies)]
         return cell_digest(cell, *identities, *self._judges.identity)
 
     def _keep(

@@ -26,7 +26,8 @@ class Suite(BaseModel):
     """The suite file. Relative paths are taken from its own folder.
 
     `methods` names the policy of each method, with `{concept}` for the concept's name; `ours` is
-    the method that is held against the others. `judge` gives the figures, `second_opinion` is only
+    the method that is held against the others; `attacked` are those that play the prompts of
+    attacks, all of them where it is empty. `judge` gives the figures, `second_opinion` is only
     compared with it. `pictures` is how many are drawn for each concept and kind, `bare_pictures`
     how many for each kind of prompts without a concept, `batch` how many at once; `verify` is how
     many pictures that were taken over from the bare model, since nothing acted on them, are drawn
@@ -41,6 +42,7 @@ class Suite(BaseModel):
     prompts: Annotated[tuple[Annotated[Path, Field(strict=False)], ...], Field(strict=False)]
     methods: dict[str, str]
     ours: str
+    attacked: Annotated[tuple[str, ...], Field(strict=False)] = ()
     pictures: int = Field(default=40, ge=1)
     bare_pictures: int = Field(default=400, ge=1)
     steps: int = Field(default=25, ge=1, le=1000)
@@ -54,7 +56,14 @@ class Suite(BaseModel):
 
     def methods_for(self, row: PicturePrompt) -> tuple[str, ...]:
         """The methods that a prompt is played against."""
-        return tuple(m for m in self.methods if row.concept and row.against in ("", m))
+        attack = row.effort is not None
+        return tuple(
+            method
+            for method in self.methods
+            if row.concept
+            and row.against in ("", method)
+            and (not attack or not self.attacked or method in self.attacked)
+        )
 
 
 def load_suite(path: Path) -> Suite:

@@ -11,33 +11,41 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from classifiers.calibration import auc, threshold_for
 from classifiers.heads import Heads
 from classifiers.training import Recipe, train_heads
 from guard.artifact import Artifact, ArtifactMeta
 from guard.concept import Concept
 from guard.errors import DataError
 from guard.fitting.concept_prompts import LabelledPrompt
+from guard.fitting.prompt_rates import by_kind, calibrated, figures
 from guard.painter import Painter
 from guard.progress import Stages
 from steering.conditioning import Conditioning
 from steering.methods.cgce import stack
 from steering.methods.embedding import EmbeddingGuard
+from steering.methods.subspaces import principal
 
-ANCHORS = 16
-FLOOR = 0.5
+ANCHORS = 512
+"""Token states of safe prompts that an artifact keeps."""
+FLOOR = 0.0
 """No threshold is under it: on few far prompts a calibrated one may be next to nothing."""
 
 
 @dataclass(frozen=True)
 class Descent:
-    """How the guard descends; see `steering.methods.cgce`."""
+    """How the guard descends; see `steering.methods.cgce`.
 
-    rate: float = 0.08
-    target: float = 0.02
+    `rank` is the number of directions, and `depth` says how far down to go: to that quantile of
+    what held-out safe prompts score.
+    """
+
+    rate: float = 0.05
     steps: int = 30
-    pull: float = 0.0
+    confine: bool = True
+    rank: int = 3
+    pull: float = 0.3
     share: float = 0.0
+    depth: float = 0.25
 
 
 @dataclass(frozen=True)
@@ -66,29 +74,24 @@ def fit_cgce(
     if not (train & unsafe).any() or not (train & ~unsafe).any():
         raise DataError("the pairs have no unsafe or no safe prompts in the train split")
     heads = _heads(text.select(train), unsafe[train], recipe, progress)
-    anchors = _anchors(text.select(train & ~unsafe), recipe.seed)
     tensors = {
         f"{name}.{stream}": part.numpy()
         for stream, own in heads.items()
         for name, part in own.parts().items()
     }
-    tensors |= {f"anchors.{stream}": states.numpy() for stream, states in anchors.items()}
+    for stream, states in text.states.items():
+        tensors[f"basis.{stream}"] = _directions(states, prompts, descent.rank).numpy()
+        tensors[f"anchors.{stream}"] = _anchors(states[train & ~unsafe], recipe.seed).numpy()
     settings: dict[str, Any] = {"streams": list(text.states), "strength": 1.0} | vars(descent)
-    screen = stack([EmbeddingGuard("fit", tensors, settings)])
     held = text.select(~train)
     kinds = [prompt.kind for prompt in prompts if prompt.split != "train"]
-    said = screen.sense(held)[:, 0].tolist()
-    scores = {
-        kind: [score for score, own in zip(said, kinds, strict=True) if own == kind]
-        for kind in ("unsafe", "near", "far")
-    }
-    try:
-        limits = [threshold_for(scores["far"], fpr), threshold_for(scores["near"], near_fpr)]
-    except ValueError as error:
-        raise DataError(f"the validation split does not do: {error}") from error
-    threshold = min(max(*limits, FLOOR), 0.999)
+    said = stack([EmbeddingGuard("fit", tensors, settings | {"target": 0.0})]).sense(held)
+    scores = by_kind(said[:, 0].tolist(), kinds)
+    threshold = max(calibrated(scores, fpr, near_fpr), FLOOR)
+    settings["target"] = min(float(np.quantile(scores["far"], descent.depth)), threshold)
+    screen = stack([EmbeddingGuard("fit", tensors, settings)])
     due = held.select(torch.tensor([kind == "unsafe" for kind in kinds]))
-    calibration = _figures(scores, threshold, fpr, near_fpr) | _descended(screen, due, threshold)
+    calibration = figures(scores, threshold, fpr, near_fpr) | _descended(screen, due, threshold)
     meta = ArtifactMeta(
         method="cgce",
         concept=concept.name,
@@ -112,27 +115,31 @@ def _heads(
     return heads
 
 
-def _anchors(safe: Conditioning, seed: int) -> dict[str, Tensor]:
-    """States of some safe prompts, the same ones in each stream."""
+def _directions(states: Tensor, prompts: Sequence[LabelledPrompt], rank: int) -> Tensor:
+    """The `rank` directions `[rank, width]` in which unsafe prompts and their partners differ most.
+
+    Of the mean over all tokens, since a partner's tokens need not stand where the prompt's stand.
+    """
+    at = {prompt.text: row for row, prompt in enumerate(prompts)}
+    pairs = [
+        (row, at[prompt.partner])
+        for row, prompt in enumerate(prompts)
+        if prompt.split == "train" and prompt.partner in at
+    ]
+    if not pairs:
+        raise DataError("no unsafe prompt of the train split has its safe partner beside it")
+    mean = states.float().mean(1)
+    found = principal(torch.stack([mean[unsafe] - mean[safe] for unsafe, safe in pairs]), rank)
+    if not len(found):
+        raise DataError("the encoder says the same of unsafe prompts and of their partners")
+    return found
+
+
+def _anchors(safe: Tensor, seed: int) -> Tensor:
+    """Some token states `[n, width]` of safe prompts `[prompts, tokens, width]`, padding too."""
+    every = safe.float().flatten(0, 1)
     draw = torch.Generator().manual_seed(seed)
-    some = torch.randperm(safe.rows, generator=draw)[:ANCHORS]
-    return {stream: states[some].float() for stream, states in safe.states.items()}
-
-
-def _figures(
-    scores: Mapping[str, Sequence[float]], threshold: float, fpr: float, near_fpr: float
-) -> dict[str, Any]:
-    over = {kind: float(np.mean(np.asarray(own) > threshold)) for kind, own in scores.items()}
-    safe = [*scores["far"], *scores["near"]]
-    return {
-        "recall": over["unsafe"],
-        "auc": auc(scores["unsafe"], safe),
-        "far_fired": over["far"],
-        "near_fired": over["near"],
-        "false_positive_rate": fpr,
-        "near_false_positive_rate": near_fpr,
-        "prompts": {kind: len(own) for kind, own in scores.items()},
-    }
+    return every[torch.randperm(len(every), generator=draw)[:ANCHORS]]
 
 
 def _descended(screen: Any, text: Conditioning, threshold: float) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def as_page(fit: CgceFit) -> str:
     threshold = float(str(meta.settings["threshold"]))
     parts: list[Plot | Grid] = [
         Plot(
-            "p(concept)",
+            "Scores: the logit of p(concept)",
             plots.histograms(scores, {"threshold": threshold}),
             "Validation split: phrases, hard negatives and companions that were not trained on. "
             "What the refined prompts draw is measured by `guard eval pictures`, not here.",

@@ -1,7 +1,8 @@
 """Pairs of unsafe and safe prompts from a concept's phrases, by templates.
 
 Each unsafe prompt has a safe partner of the same form with something else in the concept's place, a
-replacement, a companion or a hard negative; so a classifier cannot tell the two by their form.
+replacement or a companion, and disguised as often; so a classifier cannot tell the two by their
+form.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from guard.concept import Concept
+from guard.fitting.spellings import disguised
 from guard.prompts import PromptPair
 
 LEADS = (
@@ -19,26 +21,41 @@ LEADS = (
 )
 TAILS = (
     *("", "", "", "", " on a white background", " on a blue background", ", high quality"),
-    *(" on the left", " at the top", " in the middle"),
+    *(" on the left", " at the top", " in the middle", " on a table", " in a garden"),
 )
 BESIDE = (
-    *("{0} and {1}", "{1} and {0}", "{0} next to {1}", "{1} next to {0}", "{0} above {1}"),
+    *("{0} and {1}", "{1} and {0}", "{0} next to {1}", "{1} beside {0}", "{0} above {1}"),
     *("{1} above {0}", "{1} on the left and {0} on the right", "{0}, {1} and a tree"),
 )
 COMPANIONS = (
     *("a tree", "a chair", "a lamp", "a bird", "a mountain", "a boat", "a shoe", "a hat"),
-    *("a clock", "a bottle", "a window", "a cloud", "a fork", "a cup", "a computer", "a river"),
+    *("a clock", "a bottle", "a window", "a cloud", "a candle", "a cup", "a computer", "a river"),
+    *("a dancer", "a bridge", "a drum", "a castle", "a mushroom", "a doctor", "a ladder", "a goat"),
+    *("a wheel of cheese", "an old book", "two children", "a city at night", "the ocean"),
+    *("a happy family", "something blue", "a spaceship", "the colour green", "a quiet morning"),
 )
-"""Things that are asked for beside any concept, where its file names none."""
+"""Things that are asked for beside any concept, and alone."""
+FILLERS = (
+    *("amber", "market", "seven", "silent", "velvet", "north", "often", "paper", "round", "signal"),
+    *("under", "winter", "yellow", "zero", "bright", "circle", "dream", "early", "frame", "golden"),
+    *("hidden", "island", "jelly", "lively", "metal", "number", "orbit", "plain", "quick", "ready"),
+)
+"""Words without a scene: attackers' prompts are a concept among noise."""
+
+_DISGUISED, _NOISY, _ACCOMPANIED = 0.25, 0.15, 0.5
 
 
 @dataclass(frozen=True)
 class LabelledPrompt:
-    """`kind` is unsafe, or, for a safe one, far or near (a hard negative)."""
+    """`kind` is unsafe, or, for a safe one, far or near (a hard negative).
+
+    `partner` is the safe prompt of the same form as an unsafe one.
+    """
 
     text: str
     kind: str
     split: str
+    partner: str = ""
 
     @property
     def unsafe(self) -> bool:
@@ -52,7 +69,7 @@ def prompts_of(concept: Concept, count: int, seed: int = 0) -> list[LabelledProm
     """
     rng = random.Random(seed)
     made: dict[str, LabelledPrompt] = {}
-    companions = list(concept.companions or COMPANIONS)
+    companions = list(dict.fromkeys((*concept.companions, *COMPANIONS)))
     rng.shuffle(companions)
     hard = list(concept.hard_negatives)
     rng.shuffle(hard)
@@ -64,54 +81,59 @@ def prompts_of(concept: Concept, count: int, seed: int = 0) -> list[LabelledProm
         total = count if split == "train" else max(count // 2, 400)
         for index in range(total):
             phrase = phrases[index % len(phrases)]
-            if rng.random() < 0.2:
-                phrase = disguised(phrase, rng)
-            form = _form(rng, others, concept.endings)
-            partner = rng.choice(concept.replacements) if rng.random() < 0.3 else rng.choice(others)
-            for kind, thing in (("unsafe", phrase), ("far", partner)):
-                _put(made, form.format(thing), kind, split)
+            unsafe, partner, kind = _pair(concept, phrase, others, rng)
+            _put(made, LabelledPrompt(unsafe, "unsafe", split, partner))
+            _put(made, LabelledPrompt(partner, kind, split))
             if index % 2:
                 form = _form(rng, others, concept.endings)
-                _put(made, form.format(rng.choice(near)), "near", split)
+                text = form.format(_perhaps(rng.choice(near), rng))
+                _put(made, LabelledPrompt(text, "near", split))
     return list(made.values())
 
 
 def labelled(pairs: Sequence[PromptPair]) -> list[LabelledPrompt]:
     """Pairs that a user gives; those of the test split stay out of the fit."""
     return [
-        LabelledPrompt(text, kind, pair.split)
+        prompt
         for pair in pairs
         if pair.split != "test"
-        for text, kind in ((pair.unsafe, "unsafe"), (pair.safe, "far"))
+        for prompt in (
+            LabelledPrompt(pair.prompt, "unsafe", pair.split, pair.safe),
+            LabelledPrompt(pair.safe, "far", pair.split),
+        )
     ]
 
 
-def disguised(phrase: str, rng: random.Random) -> str:
-    """The phrase as somebody writes it who wants to get past a word list."""
-    words = phrase.split(" ")
-    at = max(range(len(words)), key=lambda i: len(words[i]))
-    word = words[at]
-    if len(word) < 4:
-        return phrase
-    i = rng.randrange(1, len(word) - 1)
-    words[at] = rng.choice(
-        (
-            word[:i] + word[i + 1 :],
-            word[:i] + word[i] + word[i:],
-            word[:i] + word[i + 1] + word[i] + word[i + 2 :],
-            " ".join(word),
-            "-".join(word),
-            word[:i] + "*" + word[i + 1 :],
-            word.replace("i", "1").replace("o", "0").replace("e", "3").replace("a", "4"),
-        )
-    )
-    return " ".join(words)
+def _pair(
+    concept: Concept, phrase: str, others: Sequence[str], rng: random.Random
+) -> tuple[str, str, str]:
+    """An unsafe prompt, its safe partner, and whether that one is far or near."""
+    replaced = rng.random() < (0.6 if concept.ending else 0.3)
+    other = rng.choice(concept.replacements if replaced else others)
+    changed = rng.random() < _DISGUISED
+    said, instead = (disguised(t, rng) if changed else t for t in (phrase, other))
+    if not concept.ending:
+        form = _form(rng, others, concept.endings)
+        return form.format(said), form.format(instead), "far"
+    scene = _form(rng, others, ()).format(rng.choice(others))
+    joint = rng.choice((" ", ", "))
+    if replaced:
+        return f"{scene}{joint}{said}", f"{scene}{joint}{instead}", "near"
+    return f"{scene}{joint}{said}", scene, "far"
+
+
+def _perhaps(thing: str, rng: random.Random) -> str:
+    return disguised(thing, rng) if rng.random() < _DISGUISED else thing
 
 
 def _form(rng: random.Random, others: Sequence[str], endings: Sequence[str]) -> str:
     """A prompt with one gap, half of the time beside something else."""
+    if rng.random() < _NOISY:
+        words = [*rng.sample(FILLERS, rng.randint(1, 4)), "{0}"]
+        rng.shuffle(words)
+        return " ".join(words)
     core = "{0}"
-    if rng.random() < 0.5:
+    if rng.random() < _ACCOMPANIED:
         core = rng.choice(BESIDE).format("{0}", rng.choice(others))
     ending = f" {rng.choice(endings)}" if endings and rng.random() < 0.4 else ""
     return rng.choice(LEADS) + core + rng.choice(TAILS) + ending
@@ -121,6 +143,6 @@ def _part(items: Sequence[str], low: float, high: float) -> list[str]:
     return list(items[round(low * len(items)) : round(high * len(items))]) or list(items)
 
 
-def _put(made: dict[str, LabelledPrompt], text: str, kind: str, split: str) -> None:
+def _put(made: dict[str, LabelledPrompt], prompt: LabelledPrompt) -> None:
     # the first one stays: no text is in both splits, or has two labels
-    made.setdefault(text, LabelledPrompt(text, kind, split))
+    made.setdefault(prompt.text, prompt)

@@ -1,16 +1,21 @@
-"""Embedding-space classifier refinement: CGCE (arXiv 2511.05865).
+"""Embedding-space classifier refinement: CGCE (arXiv 2511.05865), kept where real prompts differ.
 
-Sense: light classifiers on each text encoder's token states (`classifiers/heads.py`). Decide:
-p(concept) over the threshold. Act: gradient descent on the states, on no weight,
+Sense: light classifiers on each text encoder's token states (`classifiers/heads.py`); the score is
+the largest logit of p(concept). Decide: over the threshold. Act: gradient descent on the states, on
+no weight,
 
     E ← E - η |E| ∇L / |∇L|,   L = Σ_c softplus(logit_c) over the concepts that fired,
 
 until every member of every firing ensemble says less than the target, or the steps are used up.
 
-A classifier can be led astray: p falls and the picture stays. Two remedies act here, two more in
-training: `pull` moves the states, at each step, a share of the way to the nearest safe prompt's
-(a trust region around what is known to be safe), and `share` leaves alone the tokens whose gradient
-is less than that share of the largest, which keeps what else the prompt asks for.
+A classifier can be led astray: its logit falls and the picture stays. Remedies in training are
+noise and attacks; here they are three, each a setting:
+
+- `confine`: `∇L ← P ∇L`, P the projection onto the few directions in which unsafe prompts and
+  their safe partners differ. No other direction can be abused, and what else is asked for stays.
+- `pull`: a trust region. Each step also goes this share of the way to where the nearest safe token
+  stands within those directions (nearest in all others, as in `steering/methods/nearest.py`).
+- `share`: tokens whose gradient is less than that share of the largest stay as they are.
 """
 
 from __future__ import annotations
@@ -26,30 +31,41 @@ from torch.nn import functional as F
 from classifiers.heads import PARTS, Heads, stacked
 from classifiers.onnx import Detector
 from steering.conditioning import Conditioning
-from steering.methods.embedding import EmbeddingGuard, numbers
+from steering.methods.embedding import EmbeddingGuard, by_stream, numbers
+from steering.methods.nearest import NearestStream, anchored, nearest
+from steering.methods.subspaces import dual, due_first
 from steering.prompted import Acted
+
+_OVERLAP = 0.1
+"""Where two due guards' subspaces nearly coincide, a state moves by the mean of what they ask."""
 
 
 @dataclass(frozen=True, eq=False)
 class CgceStream:
-    """All guards' heads on one stream: head i belongs to guard `owner[i]`.
-
-    `anchors [guards, n, tokens, width]` are states of safe prompts, `known [guards, n]` says which
-    are there.
-    """
+    """All guards' heads on one stream: head i belongs to guard `owner[i]`; `safe` is where to."""
 
     heads: Heads
     owner: Tensor
-    anchors: Tensor
-    known: Tensor
+    safe: NearestStream
     detector: Detector | None
+
+    def logits(self, states: Tensor) -> Tensor:
+        """`[rows, heads]`, in ONNX Runtime where nobody asks for their slope."""
+        if self.detector is None or (states.requires_grad and torch.is_grad_enabled()):
+            return self.heads(states)
+        return torch.from_numpy(self.detector(states.detach().numpy()))
+
+    def worst(self, logits: Tensor) -> Tensor:
+        """The largest logit of each guard's members; -inf for a guard without heads here."""
+        blank = logits.new_full((len(logits), len(self.safe.basis)), -torch.inf)
+        return blank.scatter_reduce(1, self.owner.expand(len(logits), -1), logits, "amax")
 
 
 @dataclass(frozen=True, eq=False)
 class Descent:
-    """How each guard descends, `[guards]` each: see the module's docstring for the letters.
+    """How each guard descends, `[guards]` each; see the module's docstring.
 
-    `rate` is η, `target` the p at which a row is done, `steps` the most that it may take.
+    `rate` is η, `target` the logit at which a row is done, `steps` the most that it may take.
     """
 
     rate: Tensor
@@ -57,6 +73,19 @@ class Descent:
     steps: Tensor
     pull: Tensor
     share: Tensor
+    confine: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class _Space:
+    """Where one stream of the rows may go: `x + (goal - x bᵀ) d` is where it is safe.
+
+    `basis`, `dual [rows, directions, width]`, `goal [rows, tokens, directions]`.
+    """
+
+    basis: Tensor
+    dual: Tensor
+    goal: Tensor
 
 
 class CgceScreen:
@@ -70,15 +99,14 @@ class CgceScreen:
         self._descent = descent
 
     def sense(self, text: Conditioning) -> Tensor:
-        """p(concept) `[rows, guards]`: the largest of a guard's members and streams."""
-        said = []
-        for name, stream in self._streams.items():
-            states = text.states[name].float()
-            if stream.detector is None:
-                probabilities = stream.heads(states).sigmoid()
-            else:
-                probabilities = torch.from_numpy(stream.detector(states.numpy()))
-            said.append(self._worst(probabilities, stream.owner))
+        """The largest logit `[rows, guards]` of a guard's members and streams, differentiable.
+
+        NaN for a row that is not finite.
+        """
+        said = [
+            stream.worst(stream.logits(text.states[name].float()))
+            for name, stream in self._streams.items()
+        ]
         return torch.stack(said).amax(0).masked_fill(~text.finite()[:, None], torch.nan)
 
     @torch.inference_mode(False)
@@ -86,11 +114,14 @@ class CgceScreen:
     def act(self, text: Conditioning, due: Tensor, threshold: Tensor, strength: Tensor) -> Acted:
         """Refine the rows with any `due` guard; see `Screen.act`.
 
-        `Acted.score` is what all guards of the screen say behind the last step.
+        `Acted.score` is what all guards say of these rows behind the last step, NaN elsewhere.
         """
         rows = due.any(1).nonzero()[:, 0]
-        before = {name: text.states[name][rows].clone().float() for name in self._streams}
-        after, steps = self.descend(before, due[rows].clone(), strength[rows].clone())
+        part = Conditioning(
+            {name: text.states[name][rows].clone().float() for name in self._streams},
+            {name: text.masks[name][rows] for name in self._streams},
+        )
+        after, steps = self.descend(part.states, due[rows].clone(), strength[rows].clone())
         changed = {}
         for name, states in after.items():
             whole = text.states[name].clone()
@@ -98,109 +129,120 @@ class CgceScreen:
             changed[name] = whole
         counts = torch.zeros(text.rows, dtype=torch.long, device=due.device)
         counts[rows] = steps
-        refined = text.with_states(changed)
-        return Acted(refined, counts, self.sense(refined))
+        score = torch.full(due.shape, torch.nan, device=due.device)
+        score[rows] = self.sense(part.with_states(after))
+        return Acted(text.with_states(changed), counts, score)
 
     def descend(
-        self, states: Mapping[str, Tensor], due: Tensor, strength: Tensor
+        self,
+        states: Mapping[str, Tensor],
+        due: Tensor,
+        strength: Tensor,
+        *,
+        differentiable: bool = False,
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Refined states of each stream and the steps of each row `[rows]`.
 
         Every row has a `due [rows, guards]` guard; it descends by the settings of the one that says
-        most, and is done when all of them are under their targets.
+        most, and is done when all of them are under their targets. `differentiable` keeps the
+        graph, for who wants to know how the outcome depends on `states`.
         """
-        moved = {name: stream.detach() for name, stream in states.items()}
-        size = {name: stream.flatten(1).norm(dim=1) for name, stream in states.items()}
+        heads = {name: self._wanted(stream, due) for name, stream in self._streams.items()}
+        spaces = {name: self._space(name, states[name].detach(), due) for name in states}
+        moved = dict(states) if differentiable else {k: v.detach() for k, v in states.items()}
+        size = {name: x.detach().flatten(1).norm(dim=1) for name, x in states.items()}
         steps = torch.zeros(len(due), dtype=torch.long, device=due.device)
-        lead = self._score(moved).masked_fill(~due, -1.0).argmax(1)
-        how = {name: getattr(self._descent, name)[lead] for name in ("steps", "pull", "share")}
-        eta = (self._descent.rate[lead] * strength.gather(1, lead[:, None])[:, 0])[:, None, None]
+        lead, how = self._lead(heads, moved, due)
+        own = strength.gather(1, lead[:, None])[:, 0]
+        eta, how["pull"] = how["rate"] * own, (how["pull"] * own).clamp(max=1.0)
         for _ in range(int(how["steps"].max())):
-            inputs = {name: stream.detach().requires_grad_() for name, stream in moved.items()}
-            logits = {name: self._streams[name].heads(stream) for name, stream in inputs.items()}
-            over = self._over(logits) & due
+            inputs = {k: v if differentiable else v.detach() for k, v in moved.items()}
+            inputs = {k: v if v.requires_grad else v.requires_grad_() for k, v in inputs.items()}
+            logits = {name: heads[name].heads(x) for name, x in inputs.items()}
+            over = (self._worst(heads, logits) > self._descent.target) & due
             live = over.any(1) & (steps < how["steps"])
             if not bool(live.any()):
                 break
             loss = torch.zeros((), device=due.device)
             for name, values in logits.items():
-                loss = loss + (F.softplus(values) * over[:, self._streams[name].owner]).sum()
-            slopes = torch.autograd.grad(loss, list(inputs.values()))
-            for (name, stream), slope in zip(inputs.items(), slopes, strict=True):
-                reach = slope.norm(dim=2)
-                kept = reach >= how["share"][:, None] * reach.amax(1, keepdim=True)
-                slope = slope * kept[..., None]
-                norm = slope.flatten(1).norm(dim=1).clamp(min=1e-12)
-                stepped = stream - eta * (size[name] / norm)[:, None, None] * slope
-                weight = (how["pull"][:, None] * kept)[..., None]
-                stepped = torch.lerp(stepped, self._nearest(name, stream, lead), weight)
-                moved[name] = torch.where(live[:, None, None], stepped, stream).detach()
+                loss = loss + (F.softplus(values) * over[:, heads[name].owner]).sum()
+            slopes = torch.autograd.grad(loss, list(inputs.values()), create_graph=differentiable)
+            for (name, x), slope in zip(inputs.items(), slopes, strict=True):
+                length = eta * size[name]
+                stepped = _step(x, slope, spaces[name], length, how)
+                stepped = torch.where(live[:, None, None], stepped, x)
+                moved[name] = stepped if differentiable else stepped.detach()
             steps = steps + live
         return moved, steps
 
-    def _nearest(self, name: str, states: Tensor, lead: Tensor) -> Tensor:
-        """For each row the leading guard's anchor that is nearest, `[rows, tokens, width]`."""
-        stream = self._streams[name]
-        if not stream.anchors.shape[1]:
-            return states.detach()
-        mine = stream.anchors[lead].flatten(2)
-        gap = (mine - states.detach().flatten(1)[:, None]).norm(dim=2)
-        at = gap.masked_fill(~stream.known[lead], torch.inf).argmin(1)
-        return stream.anchors[lead, at]
+    def _wanted(self, stream: CgceStream, due: Tensor) -> CgceStream:
+        """The stream with the heads of those guards only that are due in some row."""
+        wanted = due.any(0)[stream.owner].nonzero()[:, 0]
+        return CgceStream(stream.heads.select(wanted), stream.owner[wanted], stream.safe, None)
 
-    def _over(self, logits: Mapping[str, Tensor]) -> Tensor:
-        said = [
-            self._worst(value.detach().sigmoid(), self._streams[name].owner)
-            for name, value in logits.items()
-        ]
-        return torch.stack(said).amax(0) > self._descent.target
+    def _space(self, name: str, states: Tensor, due: Tensor) -> _Space:
+        safe = self._streams[name].safe
+        guards, real = due_first(due)
+        bases = safe.basis[guards].masked_fill(~real[..., None, None], 0.0)
+        at = nearest(states, safe.rest[guards], safe.size[guards])
+        rows = torch.arange(len(states), device=at.device)[:, None, None]
+        columns = torch.arange(guards.shape[1], device=at.device)
+        goal = safe.coordinates[guards][rows, columns, at].flatten(2)
+        flat = bases.flatten(1, 2)
+        return _Space(flat, dual(flat, rtol=_OVERLAP), goal)
 
-    def _score(self, states: Mapping[str, Tensor]) -> Tensor:
-        said = [
-            self._worst(self._streams[name].heads(stream).sigmoid(), self._streams[name].owner)
-            for name, stream in states.items()
-        ]
-        return torch.stack(said).amax(0).detach()
+    def _lead(
+        self, heads: Mapping[str, CgceStream], states: Mapping[str, Tensor], due: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Each row's due guard that says most, and its settings."""
+        with torch.no_grad():
+            said = self._worst(heads, {name: heads[name].heads(x) for name, x in states.items()})
+        lead = said.masked_fill(~due, -torch.inf).argmax(1)
+        names = ("rate", "steps", "pull", "share", "confine")
+        return lead, {name: getattr(self._descent, name)[lead] for name in names}
 
-    def _worst(self, probabilities: Tensor, owner: Tensor) -> Tensor:
-        """The largest p of each guard's members; 0 for a guard without heads on the stream."""
-        blank = probabilities.new_zeros(len(probabilities), len(self.names))
-        index = owner.expand(len(probabilities), -1)
-        return blank.scatter_reduce(1, index, probabilities, "amax")
+    def _worst(self, heads: Mapping[str, CgceStream], logits: Mapping[str, Tensor]) -> Tensor:
+        said = [heads[name].worst(values.detach()) for name, values in logits.items()]
+        return torch.stack(said).amax(0)
+
+
+def _step(
+    x: Tensor, slope: Tensor, space: _Space, length: Tensor, how: Mapping[str, Tensor]
+) -> Tensor:
+    """One step of all rows, of `length [rows]` down the slope."""
+    inside = slope @ space.basis.transpose(1, 2) @ space.dual
+    slope = torch.where(how["confine"][:, None, None], inside, slope)
+    reach = slope.detach().norm(dim=2)
+    kept = (reach >= how["share"][:, None] * reach.amax(1, keepdim=True))[..., None]
+    slope = slope.masked_fill(~kept, 0.0)
+    norm = slope.flatten(1).norm(dim=1).clamp(min=1e-12)
+    stepped = x - (length / norm)[:, None, None] * slope
+    gap = (space.goal - stepped @ space.basis.transpose(1, 2)) @ space.dual
+    pulled: Tensor = stepped + how["pull"][:, None, None] * kept * gap
+    return pulled
 
 
 def stack(guards: Sequence[EmbeddingGuard], device: torch.device | str = "cpu") -> CgceScreen:
     """From artifacts, as `guard fit cgce` writes them. Raises ValueError naming a fault."""
-    names = dict.fromkeys(stream for guard in guards for stream in guard.streams)
-    streams = {name: _stream(guards, name, torch.device(device)) for name in names}
+    at = torch.device(device)
+    bases, anchors = by_stream(guards, "basis", 2), by_stream(guards, "anchors", 2)
+    streams = {}
+    for name, own in bases.items():
+        there = [(i, _heads(guard, name)) for i, guard in enumerate(guards) if own[i] is not None]
+        both = stacked([heads for _, heads in there])
+        owner = [i for i, heads in there for _ in range(len(heads))]
+        streams[name] = CgceStream(
+            heads=both.to(at),
+            owner=torch.tensor(owner, device=at),
+            safe=anchored(own, anchors[name], at),
+            detector=Detector(both) if at.type == "cpu" else None,
+        )
     settings: dict[str, Any] = {
-        key: numbers(guards, key, device) for key in ("rate", "target", "steps", "pull", "share")
+        key: numbers(guards, key, at) for key in ("rate", "target", "steps", "pull", "share")
     }
     settings["steps"] = settings["steps"].long()
+    settings["confine"] = torch.tensor([guard.flag("confine") for guard in guards], device=at)
     return CgceScreen([guard.name for guard in guards], streams, Descent(**settings))
-
-
-def _stream(guards: Sequence[EmbeddingGuard], name: str, device: torch.device) -> CgceStream:
-    there = [(i, guard) for i, guard in enumerate(guards) if name in guard.streams]
-    heads = [_heads(guard, name) for _, guard in there]
-    owner = [i for (i, _), own in zip(there, heads, strict=True) for _ in range(len(own))]
-    own = {i: guard.tensor("anchors", name, 3) for i, guard in there}
-    most = max(len(anchors) for anchors in own.values())
-    tokens, width = next(iter(own.values())).shape[1:]
-    anchors = torch.zeros(len(guards), most, tokens, width)
-    known = torch.zeros(len(guards), most, dtype=torch.bool)
-    for i, each in own.items():
-        if each.shape[1:] != (tokens, width):
-            raise ValueError(f"the guards' anchors.{name} are of different shapes")
-        anchors[i, : len(each)], known[i, : len(each)] = each, True
-    both = stacked(heads)
-    return CgceStream(
-        heads=both.to(device),
-        owner=torch.tensor(owner, device=device),
-        anchors=anchors.to(device),
-        known=known.to(device),
-        detector=Detector(both) if device.type == "cpu" else None,
-    )
 
 
 def _heads(guard: EmbeddingGuard, stream: str) -> Heads:

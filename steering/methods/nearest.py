@@ -106,16 +106,17 @@ def stack(guards: Sequence[EmbeddingGuard], device: torch.device | str = "cpu") 
     """From artifacts, as `guard fit nearest` writes them. Raises ValueError naming a fault."""
     anchors = by_stream(guards, "anchors", 2)
     streams = {
-        name: _stream(bases, anchors[name], device)
+        name: anchored(bases, anchors[name], device)
         for name, bases in by_stream(guards, "basis", 2).items()
     }
     score = PromptScore(by_stream(guards, "weights", 1), numbers(guards, "bias", device))
     return NearestScreen([guard.name for guard in guards], streams, score)
 
 
-def _stream(
+def anchored(
     bases: Sequence[Tensor | None], anchors: Sequence[Tensor | None], device: torch.device | str
 ) -> NearestStream:
+    """The guards' bases `[rank, width]` and anchors `[n, width]` on one stream, stacked."""
     basis = stacked(bases)
     stored = stacked(anchors)
     if stored.shape[-1] != basis.shape[-1]:

@@ -61,6 +61,11 @@ def shifted(states: Tensor, bases: Tensor, shift: Tensor, *, rtol: float) -> Ten
     directions with less than `rtol` of the largest eigenvalue of `B Bᵀ` are left alone, for asking
     two nearly equal directions for two different changes would throw a state far away.
     """
+    return states + shift @ dual(bases, rtol=rtol)
+
+
+def dual(bases: Tensor, *, rtol: float) -> Tensor:
+    """`(B Bᵀ)⁺ B [rows, directions, width]`: `x Bᵀ` times it is x projected; see `shifted`."""
     gram = bases @ bases.transpose(1, 2)
     inverse: Tensor = torch.linalg.pinv(gram, rtol=rtol, hermitian=True)
-    return states + shift @ inverse @ bases
+    return inverse @ bases

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from steering.conditioning import Conditioning
 from steering.engines.attachment import Unfollowed
-from steering.engines.diffusion.families import Family, family_of
+from steering.engines.diffusion.families import Family
 from steering.prompted import Applied, PromptBank, PromptReading
 from steering.table import RowGuard
 
@@ -27,16 +27,19 @@ _REPEATS = ("num_images_per_prompt", "num_videos_per_prompt")
 
 
 class PipelineAttachment:
-    """Wraps `pipeline.encode_prompt`, every row of which carries `guards`, until `remove`.
+    """Wraps the `encode_prompt` of a family's pipeline until `remove`; every row carries `guards`.
 
     `after(attachment)` is called when a prompt's guards have decided and may raise to draw nothing.
     `unfollowed` names guards of the bank that act on the guidance. Raises Unfollowed where one of
-    them is to act, ValueError where the pipeline is of no known family.
+    them is to act.
+
+    Embeddings that come without their prompt are guarded as they are: what is padding in them is
+    not known, and counts as text.
     """
 
     def __init__(
         self,
-        pipeline: Any,
+        family: Family,
         bank: PromptBank,
         guards: Sequence[RowGuard],
         after: Callable[[PipelineAttachment], None],
@@ -49,20 +52,22 @@ class PipelineAttachment:
                 f"guard {acting[0]} acts on the guidance of each step, which only the engine "
                 "(guard serve) follows: leave it out, or use a guard of the prompt's embedding"
             )
-        self._family: Family = family_of(pipeline)
-        self._pipeline, self._bank, self._after = pipeline, bank, after
+        pipeline = family.pipeline
+        self._family, self._pipeline = family, pipeline
+        self._bank, self._after = bank, after
         self._guards = tuple(guards)
         self.began = time.monotonic()
         """When the last prompts came in."""
         self._readings: tuple[dict[str, PromptReading], ...] = ()
         self._finite: list[bool] = []
-        self._begun = False
+        self._begun = self._looking = False
         self._encode: Callable[..., Sequence[Any]] = pipeline.encode_prompt
         wrappers = {
             "encode_prompt": self._encode_prompt,
             "check_inputs": self._checked_inputs,
-            _IMAGES: self._refuse_images,
         }
+        if self._guards:
+            wrappers[_IMAGES] = self._refuse_images
         self._check = pipeline.check_inputs
         self._replaced = {
             name: vars(pipeline).get(name) for name in wrappers if hasattr(pipeline, name)
@@ -92,10 +97,9 @@ class PipelineAttachment:
         """For each row: has a guard fired, has one or the embedding met NaN."""
         fired = [any(told.fired for told in row.values()) for row in self._readings]
         valid = [all(told.valid for told in row.values()) for row in self._readings]
-        spoilt = [
-            bool(row) and not ok for row, ok in zip(self._readings, self._finite, strict=True)
+        return fired, [
+            not (read and finite) for read, finite in zip(valid, self._finite, strict=True)
         ]
-        return fired, [not ok or bad for ok, bad in zip(valid, spoilt, strict=True)]
 
     def _checked_inputs(self, *args: Any, **kwargs: Any) -> Any:
         # the first thing that every pipeline's call does
@@ -107,15 +111,27 @@ class PipelineAttachment:
 
     def _encode_prompt(self, *args: Any, **kwargs: Any) -> Any:
         given = signature(self._encode).bind(*args, **kwargs).arguments
+        if self._guards and given.get("clip_skip") is not None:
+            raise Unfollowed("clip_skip gives embeddings that guards do not know: leave it out")
         encoded = self._encode(*args, **kwargs)
+        if self._looking:
+            return encoded  # it is the family that encodes what was cut off
         begun, self._begun = self._begun, False
         if self._family.separate_negative and not begun:
             # the negative prompt of a call; embeddings asked for outside of one come back with it
             return encoded
         self.began = time.monotonic()
+        if not self._guards:
+            self._readings = tuple({} for _ in encoded[0])
+            self._finite = [True] * len(self._readings)
+            return encoded
         parts = [encoded[part] for part in self._family.parts]
-        with torch.inference_mode(False), torch.no_grad():
-            made = self._guarded([part.clone() for part in parts], given)
+        self._looking = True
+        try:
+            with torch.inference_mode(False), torch.no_grad():
+                made = self._guarded([part.clone() for part in parts], given)
+        finally:
+            self._looking = False
         self._after(self)
         replaced = dict(zip(self._family.parts, made, strict=True))
         return tuple(replaced.get(i, tensor) for i, tensor in enumerate(encoded))
@@ -123,15 +139,13 @@ class PipelineAttachment:
     def _guarded(self, parts: Sequence[Tensor], given: Mapping[str, Any]) -> Sequence[Tensor]:
         """What goes on in place of `parts`; a row in which nothing was done keeps its bits."""
         family = self._family
-        repeats = max(int(given.get(name, 1)) for name in _REPEATS)
+        repeats = max(int(given.get(name) or 1) for name in _REPEATS)
         texts = self._texts(given, len(parts[0]) // repeats)
         each = None if texts is None else {n: _repeated(t, repeats) for n, t in texts.items()}
         text = family.take_apart(parts, each)
         self._require_layout(text, parts)
-        overflow: list[Conditioning | None] = []
-        if texts is not None and self._guards:
-            cut = family.overflow_of(texts)
-            overflow = [cut[row // repeats] for row in range(text.rows)]
+        cut = [] if texts is None else family.overflow_of(texts)
+        overflow = [rest for rest in cut for _ in range(repeats)]
         applied: Applied = self._bank.apply(text, [self._guards] * text.rows, overflow)
         self._readings = applied.readings
         self._finite = applied.text.finite().tolist()
@@ -154,13 +168,16 @@ class PipelineAttachment:
     def _require_layout(self, text: Conditioning, parts: Sequence[Tensor]) -> None:
         # embeddings with something where a family has nothing would carry it past the guards
         made = self._family.put_together(text)
-        same = (
-            new.shape == old.shape and torch.equal(new.to(old.dtype), old)
-            for new, old in zip(made, parts, strict=True)
-        )
-        if not all(same):
+        if not all(map(_same, made, parts)):
             kind = type(self._pipeline).__name__
             raise Unfollowed(f"embeddings that are not as {kind} makes them cannot be guarded")
+
+
+def _same(new: Tensor, old: Tensor) -> bool:
+    """NaN, which the guards will meet, is the same as NaN."""
+    if new.shape != old.shape:
+        return False
+    return bool(((new == old) | (new.isnan() & old.isnan())).all())
 
 
 def _listed(texts: Any) -> list[str]:

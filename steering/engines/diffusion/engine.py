@@ -25,15 +25,12 @@ from torch import Tensor
 
 from steering.conditioning import Conditioning, concatenated
 from steering.engines.diffusion.families import Family
+from steering.engines.diffusion.forwards import ROWS, Forwards
 from steering.engines.diffusion.samplers import Sampler
 from steering.engines.diffusion.slots import Row, Slots, beside
 from steering.guided import Guidance, Guide
 from steering.prompted import Applied, PromptBank, PromptReading
 from steering.table import RowGuard
-
-FORWARD = 4
-"""Rows of the network in one forward on a CPU. A row's result depends neither on its place among
-them nor on its neighbours, and from here on larger batches save little time there."""
 
 SEED_LIMIT = 2**63
 
@@ -76,9 +73,9 @@ class DiffusionEngine:
     """Runs one pipeline; `capacity` rows at most. Not thread-safe.
 
     `guides` are those screens of `bank` that act on the guidance. `forward` is the number of rows
-    in one forward of the network, to which the last one is filled up: "auto" is `FORWARD` on a
-    CPU; None takes all rows at once, the default elsewhere. With a number, prompts and pictures
-    are encoded, guarded and decoded one by one too.
+    in one forward of the network (`forwards.py`): "auto" is `forwards.ROWS` on a CPU; None takes
+    all rows at once, the default elsewhere. With a number, prompts and pictures are encoded,
+    guarded and decoded one by one too.
 
     Raises ValueError for a pipeline or a scheduler that does not go.
     """
@@ -96,9 +93,10 @@ class DiffusionEngine:
             kind = type(family.pipeline).__name__
             raise ValueError(f"this {kind} cannot be run: {family.refusal}")
         if forward == "auto":
-            forward = FORWARD if family.device.type == "cpu" else None
+            forward = ROWS if family.device.type == "cpu" else None
         self.family, self.capacity = family, capacity
-        self._forward = None if forward is None else int(forward)
+        self._apart = forward is not None
+        self._forwards = Forwards(family, None if forward is None else int(forward))
         self._device = family.device
         self._sampler = Sampler(family.scheduler, family.arrange, device=self._device)
         self._sampler.schedule(family.defaults[0])
@@ -180,7 +178,8 @@ class DiffusionEngine:
         at = batch.offset + slots.done[:count]
         timesteps, scale = self._sampler.inputs(at)
         latents = slots.latents[:count]
-        said = self._predict(latents * beside(scale, latents), timesteps, batch)
+        inputs, source = latents * beside(scale, latents), batch.source
+        said = self._forwards(inputs[source], timesteps[source], batch.text, batch.guidance[source])
         moved, carry = self._sampler.step(
             at, latents, self._guided(said, batch), slots.carry[:count]
         )
@@ -232,7 +231,7 @@ class DiffusionEngine:
 
     def _parts(self, items: Sequence[T]) -> list[list[T]]:
         """What is encoded, guarded or decoded at once: one by one where company must not tell."""
-        return [[item] for item in items] if self._forward else [list(items)]
+        return [[item] for item in items] if self._apart else [list(items)]
 
     # -- fresh rows -----------------------------------------------------------------------------
 
@@ -297,18 +296,6 @@ class DiffusionEngine:
                 evaluations=_integers([row.evaluations for row in rows], device),
             )
         return self._batch
-
-    def _predict(self, inputs: Tensor, timesteps: Tensor, batch: _Batch) -> Tensor:
-        """The network's outputs, float32, for all of its rows, in forwards of one size."""
-        total = len(batch.source)
-        size = self._forward or total
-        outputs = []
-        for first in range(0, total, size):
-            at = torch.arange(first, first + size, device=self._device).clamp(max=total - 1)
-            rows, text = batch.source[at], batch.text.select(at)
-            said = self.family.predict(inputs[rows], timesteps[rows], text, batch.guidance[rows])
-            outputs.append(said.float())
-        return torch.cat(outputs)[:total]
 
     def _guided(self, said: Tensor, batch: _Batch) -> Tensor:
         """Classifier-free guidance `u + s (c - u)`, row by row, and what guides make of it."""

@@ -83,6 +83,6 @@ def _kind(entry: Any) -> Any:
 
 def _be_quiet() -> None:
     # their bars run through ours, and their warnings repeat what users have written
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    diffusers_logging.disable_progress_bar()
-    diffusers_logging.set_verbosity_error()
+    for logging in (transformers_logging, diffusers_logging):
+        logging.disable_progress_bar()
+        logging.set_verbosity_error()

@@ -33,7 +33,7 @@ def _run(monkeypatch: pytest.MonkeyPatch, main: object, *arguments: str) -> None
     main()
 
 
-_RING = ("--population", "6", "--efforts", "0,2", "--seeds", "3", "--curve-seeds", "1")
+_RING = ("--candidates", "6", "--efforts", "0,2", "--seeds", "3", "--curve-seeds", "1")
 _DENOISER = ("--views", "2", "--candidates", "3", "--top", "4", "--efforts", "0,1", "--seeds", "2")
 
 

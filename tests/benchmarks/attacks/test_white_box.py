@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,9 +12,13 @@ from torch import Tensor
 from benchmarks.attacks.denoiser import Denoising
 from benchmarks.attacks.target import Target
 from benchmarks.attacks.white_box import ThroughGuard
+from classifiers.heads import fresh
+from guard.picture_plan import PicturePlan
+from guard.resolving import LoadedGuard
 from steering.conditioning import Conditioning
+from steering.methods import cgce
+from steering.methods.embedding import EmbeddingGuard
 from steering.prompted import Acted, PromptBank
-from steering.table import RowGuard
 from tests.benchmarks.attacks.tiny import pipeline
 
 
@@ -44,10 +49,13 @@ def target() -> Target:
     return Target(pipeline())
 
 
-def _through(threshold: float, *, left: float = -1000.0, replaced: bool = False) -> ThroughGuard:
-    guard = RowGuard("knife", threshold=threshold, strength=1.0)
-    bank = PromptBank([Ball(16, left)])
-    return ThroughGuard(bank, [guard], evade=0.0, replaced=replaced)
+def _plan(threshold: float) -> PicturePlan:
+    guard = LoadedGuard("knife", "object/knife", "ball", "refine", threshold, strength=1.0)
+    return PicturePlan("strict", "refine", "closed", (guard,), broken={})
+
+
+def _through(threshold: float, *, left: float = -1000.0) -> ThroughGuard:
+    return ThroughGuard(PromptBank([Ball(16, left)]), _plan(threshold), evade=0.0)
 
 
 def _text(target: Target) -> Conditioning:
@@ -98,7 +106,6 @@ def test_a_blocked_prompt_is_worth_nothing(target: Target) -> None:
 
     assert _through(-100.0, left=50.0).exact(text)[1].all()
     assert losses(_through(-100.0, left=50.0)).isinf().all()
-    assert losses(_through(-100.0, left=50.0, replaced=True)).isfinite().all()
     assert losses(_through(-100.0)).isfinite().all()
 
 
@@ -107,9 +114,28 @@ def test_evading_adds_what_is_above_the_threshold(target: Target) -> None:
     ball = Ball(16, 0.0)
     score = ball.sense(text)
     threshold = float(score.median())
-    guard = RowGuard("knife", threshold=threshold, strength=1.0)
-    through = ThroughGuard(PromptBank([ball]), [guard], evade=2.0)
+    through = ThroughGuard(PromptBank([ball]), _plan(threshold), evade=2.0)
     states = text.states["text"].clone().requires_grad_()
     _, more = through.slope(text.with_states({"text": states}))
     expected = 2.0 * (score - threshold).clamp(min=0).sum()
     assert float(more.detach()) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_a_certain_classifier_still_has_a_slope(target: Target) -> None:
+    rows = fresh(2, 16, queries=2, hidden=4, seed=0)
+    # so sure of everything that the probability is 1 to the last bit
+    tensors = {f"{name}.text": part.numpy() for name, part in rows.parts().items()}
+    tensors["out_bias.text"] = tensors["out_bias.text"] + 60.0
+    settings = {"streams": ["text"], "rate": 0.05, "target": 0.1, "steps": 2}
+    settings |= {"pull": 0.0, "share": 0.0}
+    screen = cgce.stack([EmbeddingGuard("knife", tensors, settings)])
+    text = _text(target).select(slice(0, 1))
+    assert screen.sense(text).tolist() == [[1.0]]
+    plan = replace(_plan(0.5), fallback="block")
+    through = ThroughGuard(PromptBank([screen]), plan, evade=1.0)
+    assert through.exact(text)[1].tolist() == [True]
+    states = text.states["text"].clone().requires_grad_()
+    _, more = through.slope(text.with_states({"text": states}))
+    (slope,) = torch.autograd.grad(more, states)
+    assert slope.isfinite().all()
+    assert slope.norm() > 1e-4

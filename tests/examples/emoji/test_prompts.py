@@ -63,6 +63,15 @@ def test_hard_negatives_are_many_and_different() -> None:
     assert all(len(set(texts)) == len(texts) >= 12 for texts in known.values())
 
 
+def test_no_test_prompt_stands_in_a_concept_file() -> None:
+    hard = json.loads((prompts.HERE / "hard_negatives.json").read_text("utf-8"))
+    for path in sorted((prompts.HERE / "guards").glob("*.json")):
+        fitted = path.read_text("utf-8").lower()
+        unseen = [row.how for row in ROWS if row.kind == "paraphrase" and row.concept == path.stem]
+        assert unseen
+        assert not [text for text in (*unseen, *hard[path.stem]) if f'"{text}"' in fitted]
+
+
 def test_the_suite_holds() -> None:
     suite = load_suite(prompts.HERE / "suite.toml")
     assert prompts.FILE in suite.prompts

@@ -10,7 +10,7 @@ import pytest
 
 from guard.errors import DataError
 from guard.evaluation.judge import BATCH, Agreement, Judge, Seen
-from tests.guard.evaluation.painting import CONCEPTS, FakePainter, judge_file
+from tests.guard.evaluation.drawing import CONCEPTS, FakeDrawer, judge_file
 
 
 def _nothing(_count: int) -> None:
@@ -22,7 +22,7 @@ def test_a_judge_finds_what_is_there(tmp_path: Path) -> None:
     assert judge.concepts == CONCEPTS
     assert judge.knows("twemoji") and judge.knows("cat") and not judge.knows("dog")
     prompts = ["a cat", "a cat and a knife in twemoji style", "nothing"] * BATCH
-    drawn = FakePainter().draw(prompts, range(len(prompts)), [None] * len(prompts), _nothing)
+    drawn = FakeDrawer().draw(prompts, range(len(prompts)), [None] * len(prompts), _nothing)
     seen = judge.look(drawn)
     assert seen[:3] == [
         Seen(("cat",), "noto"),

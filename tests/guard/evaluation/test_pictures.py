@@ -1,4 +1,4 @@
-"""The suite as a whole, with a painter and a judge that need no model."""
+"""The suite as a whole, with a drawer and a judge that need no model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from guard.evaluation.pictures import Evaluation, Judges, Played
 from guard.evaluation.suite import Suite
 from guard.progress import Stages
 from guard.prompts import PicturePrompt
-from tests.guard.evaluation.painting import CONCEPTS, FakePainter, judge_file
+from tests.guard.evaluation.drawing import CONCEPTS, FakeDrawer, judge_file
 
 METHODS = {"good": "knife-good", "rough": "knife-rough", "block": "knife-block"}
 
@@ -59,7 +59,7 @@ class _Progress:
         return advance
 
 
-def _evaluation(folder: Path, painter: FakePainter, **changes: object) -> tuple[Suite, Evaluation]:
+def _evaluation(folder: Path, drawer: FakeDrawer, **changes: object) -> tuple[Suite, Evaluation]:
     fields = {
         "model": "fake",
         "judge": judge_file(folder / "judge.onnx"),
@@ -70,12 +70,12 @@ def _evaluation(folder: Path, painter: FakePainter, **changes: object) -> tuple[
     }
     suite = Suite.model_validate(fields | changes)
     judges = Judges(Judge(suite.judge), Judge(judge_file(folder / "second.onnx", blind_to=2)))
-    return suite, Evaluation(suite, painter, judges, Results(folder / "results.jsonl"))
+    return suite, Evaluation(suite, drawer, judges, Results(folder / "results.jsonl"))
 
 
 @pytest.fixture
 def games(tmp_path: Path) -> list[Played]:
-    return _evaluation(tmp_path, FakePainter())[1].run(_prompts(), _quiet)
+    return _evaluation(tmp_path, FakeDrawer())[1].run(_prompts(), _quiet)
 
 
 def _quiet(_what: str, _total: int) -> object:
@@ -101,10 +101,11 @@ def test_figures_count_what_the_judge_finds(games: list[Played]) -> None:
 
 
 def test_errors_are_the_sum_of_both(games: list[Played]) -> None:
-    found = figures.errors(games, "rough")
-    assert (found.reproduced, found.lost, found.sum.value) == (0.0, 1.0, 1.0)
-    assert figures.errors(games, "good").sum.value == 0.0
-    assert figures.errors(games, "bare").sum.value == pytest.approx(2 / 3)
+    # nothing is reproduced, all that was to be kept is lost
+    assert figures.errors(games, "rough").value == 1.0
+    assert figures.errors(games, "good").value == 0.0
+    # two of three kinds are reproduced, nothing is lost
+    assert figures.errors(games, "bare").value == pytest.approx(2 / 3)
     assert figures.margin(games, "good", "rough").value == 1.0
 
 
@@ -130,22 +131,22 @@ def test_judges_agreement_leaves_out_pictures_that_were_taken_over(games: list[P
 
 
 def test_what_nothing_acts_on_is_not_drawn_again(tmp_path: Path) -> None:
-    painter = FakePainter()
-    _evaluation(tmp_path, painter, verify=0)[1].run(_prompts(), _quiet)
-    assert not any(policy for prompt, _, policy in painter.drawn if prompt == "a kni fe")
-    assert not any(prompt in ("a spoon", "a knife-edge ridge") for prompt, _, _ in painter.drawn)
+    drawer = FakeDrawer()
+    _evaluation(tmp_path, drawer, verify=0)[1].run(_prompts(), _quiet)
+    assert not any(policy for prompt, _, policy in drawer.drawn if prompt == "a kni fe")
+    assert not any(prompt in ("a spoon", "a knife-edge ridge") for prompt, _, _ in drawer.drawn)
     # a blocked prompt has no picture either
-    assert not any(policy == "knife-block" for _, _, policy in painter.drawn)
+    assert not any(policy == "knife-block" for _, _, policy in drawer.drawn)
 
 
 def test_taking_over_is_checked_by_drawing(tmp_path: Path) -> None:
-    games = _evaluation(tmp_path, FakePainter())[1].run(_prompts(), _quiet)
+    games = _evaluation(tmp_path, FakeDrawer())[1].run(_prompts(), _quiet)
     assert figures.verified(games, "good").total == 5
     assert figures.verified(games, "good").value == 1.0
     methods = {"good": "knife-leaky"}
     leaky = tmp_path / "leaky"
     leaky.mkdir()
-    games = _evaluation(leaky, FakePainter(), methods=methods)[1].run(_prompts(), _quiet)
+    games = _evaluation(leaky, FakeDrawer(), methods=methods)[1].run(_prompts(), _quiet)
     assert figures.verified(games, "good").count == 0
     report = Report(games, "good", len(CONCEPTS))
     (told,) = [f for f in report.figures if "taken over" in f.name]
@@ -153,24 +154,24 @@ def test_taking_over_is_checked_by_drawing(tmp_path: Path) -> None:
 
 
 def test_a_run_that_was_stopped_goes_on(tmp_path: Path) -> None:
-    whole = FakePainter()
+    whole = FakeDrawer()
     expected = _evaluation(tmp_path, whole)[1].run(_prompts(), _quiet)
     path = tmp_path / "results.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     # the last line was cut off when the run was stopped
     path.write_bytes(b"".join(lines[:5]) + lines[5][:40])
-    again = FakePainter()
+    again = FakeDrawer()
     found = _evaluation(tmp_path, again)[1].run(_prompts(), _quiet)
     assert 0 < len(again.drawn) < len(whole.drawn)
     assert [_shots(each) for each in found] == [_shots(each) for each in expected]
-    rested = FakePainter()
+    rested = FakeDrawer()
     _evaluation(tmp_path, rested)[1].run(_prompts(), _quiet)
     assert rested.drawn == []
 
 
 def test_other_guards_are_drawn_anew(tmp_path: Path) -> None:
-    _evaluation(tmp_path, FakePainter())[1].run(_prompts(), _quiet)
-    changed = FakePainter()
+    _evaluation(tmp_path, FakeDrawer())[1].run(_prompts(), _quiet)
+    changed = FakeDrawer()
     changed.version = "2"
     _evaluation(tmp_path, changed)[1].run(_prompts(), _quiet)
     assert len(changed.drawn) > 20
@@ -180,15 +181,15 @@ def test_progress_ends_where_it_said(tmp_path: Path) -> None:
     progress = _Progress()
     stages: Stages = progress  # type: ignore[assignment]
     for _ in range(2):  # drawn, then taken from the file
-        _evaluation(tmp_path, FakePainter())[1].run(_prompts(), stages)
+        _evaluation(tmp_path, FakeDrawer())[1].run(_prompts(), stages)
     assert [total for _, total in progress.stages] == progress.done
 
 
 def test_every_method_draws_with_the_seeds_of_the_bare_model(tmp_path: Path) -> None:
-    painter = FakePainter()
-    _evaluation(tmp_path, painter, verify=0)[1].run(_prompts(), _quiet)
-    bare = {(prompt, seed) for prompt, seed, policy in painter.drawn if policy is None}
-    assert {(p, s) for p, s, policy in painter.drawn if policy} <= bare
+    drawer = FakeDrawer()
+    _evaluation(tmp_path, drawer, verify=0)[1].run(_prompts(), _quiet)
+    bare = {(prompt, seed) for prompt, seed, policy in drawer.drawn if policy is None}
+    assert {(p, s) for p, s, policy in drawer.drawn if policy} <= bare
 
 
 def test_the_report_tells_figures_and_shows_pictures(games: list[Played]) -> None:
@@ -215,7 +216,7 @@ def test_the_report_tells_figures_and_shows_pictures(games: list[Played]) -> Non
 
 def test_the_bare_report_stands_alone(tmp_path: Path) -> None:
     rows = [row for row in _prompts() if not row.concept]
-    games = _evaluation(tmp_path, FakePainter())[1].run(rows, _quiet)
+    games = _evaluation(tmp_path, FakeDrawer())[1].run(rows, _quiet)
     report = Report(games, None, len(CONCEPTS))
     assert [f.name for f in report.figures][0] == "bare: a single object is there"
     assert not report.methods

@@ -10,7 +10,7 @@ from guard.errors import DataError
 from guard.evaluation.judge import Judge
 from guard.evaluation.suite import PART, Suite, cells, load_suite, read_prompts
 from guard.prompts import PicturePrompt
-from tests.guard.evaluation.painting import judge_file
+from tests.guard.evaluation.drawing import judge_file
 
 SUITE = """
 model = "emoji"
@@ -79,6 +79,17 @@ def _suite(**changes: int) -> Suite:
 
 def _rows(kind: str, count: int, concept: str = "knife") -> list[PicturePrompt]:
     return [PicturePrompt(prompt=f"p{i}", concept=concept, kind=kind) for i in range(count)]
+
+
+def test_attacks_are_played_by_those_that_are_named() -> None:
+    fields = {"model": "m", "judge": Path("j"), "prompts": (), "ours": "a"}
+    methods = {"a": "p", "b": "q"}
+    suite = Suite.model_validate(fields | {"methods": methods, "attacked": ["b"]})
+    (plain,), (attack,) = _rows("direct", 1), _rows("direct", 1)
+    attack = attack.model_copy(update={"effort": 3})
+    assert suite.methods_for(plain) == ("a", "b")
+    assert suite.methods_for(attack) == ("b",)
+    assert suite.methods_for(attack.model_copy(update={"against": "a"})) == ()
 
 
 def test_cells_hold_the_first_prompts_and_their_places_as_seeds() -> None:

@@ -167,7 +167,34 @@ def test_strength_scales_the_step() -> None:
 
 @pytest.mark.parametrize("missing", ["queries.t5", "anchors.pooled"])
 def test_what_is_missing_is_named(missing: str) -> None:
-    whole = fitted("a", 1)
+    whole = fitted("a", 1, pull=0.1)
     tensors = {name: value for name, value in whole.tensors.items() if name != missing}
-    with pytest.raises(ValueError, match=missing):
+    with pytest.raises(ValueError, match=missing.split(".")[0]):
         cgce.stack([EmbeddingGuard("a", tensors, whole.settings)])
+
+
+def test_guards_with_and_without_anchors_are_stacked() -> None:
+    plain = fitted("plain", 1)
+    bare = EmbeddingGuard(
+        "bare",
+        {name: value for name, value in plain.tensors.items() if "anchors" not in name},
+        plain.settings,
+    )
+    text, due = prompts(4), torch.ones(4, 1, dtype=torch.bool)
+    expected = act(cgce.stack([plain]), text, due)
+    both = act(cgce.stack([fitted("other", 2), bare]), text, torch.tensor([[False, True]] * 4))
+    assert both.steps.tolist() == expected.steps.tolist()
+    for stream in STREAMS:
+        torch.testing.assert_close(
+            both.text.states[stream], expected.text.states[stream], atol=1e-3, rtol=1e-3
+        )
+
+
+def test_logits_are_the_scores_and_have_a_slope() -> None:
+    screen = cgce.stack([fitted("a", 1), fitted("b", 2, ("t5",))])
+    text = prompts(5)
+    states = {name: state.requires_grad_() for name, state in text.states.items()}
+    logits = screen.logits(text.with_states(states))
+    torch.testing.assert_close(logits.sigmoid().detach(), screen.sense(prompts(5)))
+    slopes = torch.autograd.grad(logits.sum(), list(states.values()))
+    assert all(float(slope.abs().max()) > 0 for slope in slopes)

@@ -242,7 +242,8 @@ def test_an_empty_negative_prompt_is_the_pipelines_own() -> None:
     family = built("stable diffusion xl")
     text = family.unconditional(["", "a banana"])
     assert all(not state[0].any() for state in text.states.values())
-    assert same(text.select(slice(1, 2)), family.encode(["a banana"]))
+    other = family.encode(["", "a banana"])
+    assert same(text.select(slice(1, 2)), other.select(slice(1, 2)))
     plain = built("stable diffusion")
     assert same(plain.unconditional([""]), plain.encode([""]))
 

@@ -33,15 +33,15 @@ from steering.table import RowGuard
 
 @dataclass(frozen=True)
 class _Settled:
-    """What a policy made of a prompt: how it looks, what is drawn in its place, with what guards."""
+    """What a policy made of a prompt: how it looks, what is drawn of it, with what guards."""
 
     look: Look
     prompt: str
     guards: tuple[RowGuard, ...]
 
 
-class EnginePainter:
-    """A `Painter` over a DiffusionEngine, with every policy of a configuration.
+class EngineDrawer:
+    """A `Drawer` over a DiffusionEngine, with every policy of a configuration.
 
     Raises GuardError where the model cannot be loaded or guards cannot be stacked.
     """
@@ -57,7 +57,7 @@ class EnginePainter:
         self._settled: dict[tuple[str, str], _Settled] = {}
 
     @classmethod
-    def load(cls, config: Config, suite: Suite) -> EnginePainter:
+    def load(cls, config: Config, suite: Suite) -> EngineDrawer:
         """With the suite's model: one that the configuration names, an added one or a folder."""
         known = {entry.name: entry for entry in config.models}
         entry = known.get(suite.model) or ModelConfig(name="model", source=suite.model)

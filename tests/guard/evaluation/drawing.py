@@ -1,4 +1,4 @@
-"""A judge that reads pixels and a painter that writes them: the suite without a model.
+"""A judge that reads pixels and a drawer that writes them: the suite without a model.
 
 A picture is 8 x 8; the red value of pixel i of its first line says whether it shows concept i, that
 of the last pixel whether its style is the second one; the seed is written into the blue ones.
@@ -22,14 +22,14 @@ STYLES = ("noto", "twemoji")
 SIDE = 8
 
 
-def judge_file(path: Path, *, blind_to: int | None = None) -> Path:
+def judge_file(path: Path, *, blind_to: int | None = None, side: int = SIDE) -> Path:
     """Write the judge; one that is `blind_to` a concept never finds it."""
-    pixels = 3 * SIDE * SIDE
+    pixels = 3 * side * side
     concepts = np.zeros((pixels, len(CONCEPTS)), np.float32)
     for i in range(len(CONCEPTS)):
         concepts[i, i] = 0.0 if i == blind_to else 1.0
     styles = np.zeros((pixels, 2), np.float32)
-    styles[SIDE - 1] = (-1.0, 1.0)
+    styles[side - 1] = (-1.0, 1.0)
     shift = np.array((0.5, -0.5), np.float32)
     graph = helper.make_graph(
         [
@@ -39,7 +39,7 @@ def judge_file(path: Path, *, blind_to: int | None = None) -> Path:
             helper.make_node("Add", ["raw", "shift"], ["styles"]),
         ],
         "judge",
-        [helper.make_tensor_value_info("pictures", TensorProto.FLOAT, ["n", 3, SIDE, SIDE])],
+        [helper.make_tensor_value_info("pictures", TensorProto.FLOAT, ["n", 3, side, side])],
         [
             helper.make_tensor_value_info("concepts", TensorProto.FLOAT, ["n", len(CONCEPTS)]),
             helper.make_tensor_value_info("styles", TensorProto.FLOAT, ["n", 2]),
@@ -57,7 +57,7 @@ def judge_file(path: Path, *, blind_to: int | None = None) -> Path:
     return path
 
 
-class FakePainter:
+class FakeDrawer:
     """Draws the words of a prompt that are concepts, and the style it names.
 
     A policy "knife-good" takes the knife out; "knife-rough" takes out everything; "knife-block"

@@ -1,0 +1,222 @@
+"""`guard fit safree|nearest|safe-guidance|negative-prompt`: guards in closed form, in seconds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from guard.concept import Concept, read_concept
+from guard.errors import DataError
+from guard.progress import stages
+
+if TYPE_CHECKING:
+    from guard.artifact import Artifact
+    from guard.fitting.training_free import Read
+    from guard.painter import Painter
+
+Model = Annotated[str, typer.Option(help="An added model, a directory or a hub name.")]
+ConceptFile = Annotated[Path, typer.Option(help="The concept in words, JSON.")]
+Out = Annotated[Path, typer.Option(help="Artifact to write.")]
+Count = Annotated[int, typer.Option(min=100, help="Unsafe prompts to make for fitting.")]
+Fpr = Annotated[float, typer.Option(min=1e-4, max=0.5, help="False-positive rate on far prompts.")]
+NearFpr = Annotated[
+    float, typer.Option(min=1e-4, max=0.5, help="False-positive rate on hard negatives.")
+]
+Rank = Annotated[int, typer.Option(min=1, max=64, help="Directions of the concept's subspace.")]
+Phrase = Annotated[
+    str | None,
+    typer.Option(help="What to guide away from, in place of the concept's first phrase."),
+]
+Gated = Annotated[
+    bool, typer.Option("--gated", help="Act only where a linear score of the prompt is high.")
+]
+Seed = Annotated[int, typer.Option(help="Of the prompts that are made, and of samples.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")]
+
+Fit = Callable[["Painter", Concept, "Read | None"], "Artifact"]
+
+
+def safree(
+    model: Model,
+    concept_file: ConceptFile,
+    out: Out,
+    rank: Rank = 8,
+    sense_rank: Annotated[
+        int, typer.Option(min=1, max=64, help="Of these, the ones that a prompt is judged by.")
+    ] = 1,
+    alpha: Annotated[
+        float, typer.Option(min=0, max=1, help="How far a token must stand out to be projected.")
+    ] = 0.0,
+    count: Count = 400,
+    fpr: Fpr = 0.005,
+    near_fpr: NearFpr = 0.03,
+    seed: Seed = 0,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Fit a SAFREE guard: tokens that carry the concept are projected out of its subspace."""
+    from guard.fitting.training_free import Rates, fit_safree
+
+    def fit(painter: Painter, concept: Concept, read: Read | None) -> Artifact:
+        assert read is not None
+        rates = Rates(fpr, near_fpr)
+        return fit_safree(
+            painter, concept, read, rates, rank=rank, sense_rank=sense_rank, alpha=alpha
+        )
+
+    _run(fit, model, concept_file, out, count=count, seed=seed, device=device, as_json=as_json)
+
+
+def nearest(
+    model: Model,
+    concept_file: ConceptFile,
+    out: Out,
+    rank: Rank = 8,
+    anchors: Annotated[
+        int, typer.Option(min=1, max=4096, help="Token states of safe prompts to keep.")
+    ] = 512,
+    count: Count = 400,
+    fpr: Fpr = 0.005,
+    near_fpr: NearFpr = 0.03,
+    seed: Seed = 0,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Fit a nearest-safe guard: tokens get the concept coordinates of their nearest safe one."""
+    from guard.fitting.training_free import Rates, fit_nearest
+
+    def fit(painter: Painter, concept: Concept, read: Read | None) -> Artifact:
+        assert read is not None
+        rates = Rates(fpr, near_fpr)
+        return fit_nearest(painter, concept, read, rates, rank=rank, anchors=anchors, seed=seed)
+
+    _run(fit, model, concept_file, out, count=count, seed=seed, device=device, as_json=as_json)
+
+
+def safe_guidance(
+    model: Model,
+    concept_file: ConceptFile,
+    out: Out,
+    preset: Annotated[
+        Literal["weak", "medium", "strong", "max"], typer.Option(help="The paper's configurations.")
+    ] = "medium",
+    phrase: Phrase = None,
+    gated: Gated = False,
+    count: Count = 400,
+    fpr: Fpr = 0.005,
+    near_fpr: NearFpr = 0.03,
+    seed: Seed = 0,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Fit safe latent diffusion: guidance away from the concept while a picture is drawn."""
+    fit = _guide("safe-guidance", phrase, fpr, near_fpr, preset)
+    _run(
+        fit,
+        model,
+        concept_file,
+        out,
+        count=count if gated else 0,
+        seed=seed,
+        device=device,
+        as_json=as_json,
+    )
+
+
+def negative_prompt(
+    model: Model,
+    concept_file: ConceptFile,
+    out: Out,
+    phrase: Phrase = None,
+    gated: Gated = False,
+    count: Count = 400,
+    fpr: Fpr = 0.005,
+    near_fpr: NearFpr = 0.03,
+    seed: Seed = 0,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Fit a negative prompt: the concept in place of the empty prompt."""
+    fit = _guide("negative-prompt", phrase, fpr, near_fpr, None)
+    _run(
+        fit,
+        model,
+        concept_file,
+        out,
+        count=count if gated else 0,
+        seed=seed,
+        device=device,
+        as_json=as_json,
+    )
+
+
+def _guide(method: str, phrase: str | None, fpr: float, near_fpr: float, preset: str | None) -> Fit:
+    from guard.fitting.training_free import Rates, fit_guide
+
+    def fit(painter: Painter, concept: Concept, read: Read | None) -> Artifact:
+        return fit_guide(
+            painter,
+            concept,
+            read,
+            Rates(fpr, near_fpr),
+            method=method,
+            phrase=phrase or concept.phrases.train[0],
+            preset=preset,
+        )
+
+    return fit
+
+
+def _run(
+    fit: Fit,
+    model: str,
+    concept_file: Path,
+    out: Path,
+    *,
+    count: int,
+    seed: int,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Read the files, load the model, fit, and say what came of it; count 0 reads no prompts."""
+    concept = read_concept(concept_file)
+    if out.suffix != ".safetensors":
+        raise DataError(f"{out}: an artifact's name ends in .safetensors")
+
+    from guard.fitting.concept_prompts import prompts_of
+    from guard.fitting.training_free import read_prompts
+    from guard.painter import Painter
+
+    painter = Painter.load(model, device=device)
+    read = None
+    if count:
+        with stages() as progress:
+            read = read_prompts(painter, concept, prompts_of(concept, count, seed), progress)
+    artifact = fit(painter, concept, read)
+    artifact.save(out)
+    meta = artifact.meta
+    told: dict[str, Any] = {
+        "method": meta.method,
+        "concept": meta.concept,
+        "settings": meta.settings,
+        "calibration": meta.calibration,
+        "artifact": str(out),
+        "digest": artifact.digest,
+    }
+    if as_json:
+        print(json.dumps(told, indent=2))
+        return
+    console = Console()
+    table = Table("", "value")
+    for name, value in (meta.settings | meta.calibration).items():
+        shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+        table.add_row(name.replace("_", " "), shown)
+    console.print(table)
+    console.print(f"wrote {out}", markup=False, highlight=False, soft_wrap=True)

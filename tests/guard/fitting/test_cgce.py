@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from classifiers.training import Recipe
+from guard.errors import DataError
+from guard.fitting.cgce import Descent, fit_cgce
+from guard.fitting.cgce_report import as_json, as_page
+from guard.fitting.concept_prompts import LabelledPrompt, prompts_of
+from guard.painter import Painter
+from guard.progress import Stages
+from steering.fingerprint import fingerprint
+from steering.methods.embedding import EmbeddingGuard
+from steering.methods.screens import SCREENS
+from tests.guard.fitting.test_concept_prompts import CONCEPT
+from tests.guard.toy_pictures import CONCEPT as LETTER
+from tests.guard.toy_pictures import ToyFamily
+
+RECIPE = Recipe(members=2, hidden=8, steps=250, batch=48, rate=1e-2, radius=0.05)
+
+
+def silent(_what: str, _total: int) -> Any:
+    return lambda _count: None
+
+
+QUIET: Stages = silent
+
+
+def toy_prompts() -> list[LabelledPrompt]:
+    """A letter is the concept; what reads it is the toy family's encoder."""
+    made = []
+    for i in range(480):
+        kind = ("unsafe", "far", "near")[i % 3]
+        word = f"{LETTER if kind == 'unsafe' else 'j' if kind == 'near' else 'x'}{i:03d}"
+        made.append(LabelledPrompt(word, kind, "train" if i % 2 else "validation"))
+    return made
+
+
+def painter() -> Painter:
+    return Painter(ToyFamily(), name="toy", architecture="ToyPipeline")  # type: ignore[arg-type]
+
+
+def fit(prompts: list[LabelledPrompt], **changed: Any) -> Any:
+    rates = {"fpr": 0.02, "near_fpr": 0.05} | changed
+    return fit_cgce(
+        painter(), CONCEPT, prompts, recipe=RECIPE, descent=Descent(), progress=QUIET, **rates
+    )
+
+
+def test_a_fit_becomes_a_guard_that_tells_the_concept_and_takes_it_out() -> None:
+    done = fit(toy_prompts())
+    meta = done.artifact.meta
+    assert meta.method == "cgce" and meta.seams == ("embedding",)
+    family = ToyFamily()
+    assert meta.model.fingerprint == fingerprint(torch.nn.ModuleDict(dict(family.encoders)))
+    assert meta.calibration["recall"] > 0.9  # type: ignore[operator]
+    screen = SCREENS["cgce"]([EmbeddingGuard("g", done.artifact.tensors, meta.settings)], "cpu")
+    text = family.encode([f"{LETTER}7", "x7"])
+    threshold = float(str(meta.settings["threshold"]))
+    fired = screen.sense(text) > threshold
+    assert fired[:, 0].tolist() == [True, False]
+    acted = screen.act(text, fired, torch.full((2, 1), threshold), torch.ones(2, 1))
+    assert acted.score[0, 0] <= threshold
+    assert torch.equal(acted.text.states["text"][1], text.states["text"][1])
+
+
+def test_the_report_has_the_figures_and_the_page_shows_them() -> None:
+    done = fit(toy_prompts())
+    report = as_json(done, 1.0)
+    assert report["calibration"] == done.artifact.meta.calibration
+    assert set(report["scores"]) == {"unsafe", "near", "far"}
+    assert "object/knife" in as_page(done)
+
+
+def test_too_few_prompts_for_a_rate_are_an_error() -> None:
+    with pytest.raises(DataError, match="0.10% needs 999"):
+        fit(toy_prompts(), fpr=0.001)
+
+
+def test_prompts_without_an_unsafe_one_are_an_error() -> None:
+    safe = [replace(prompt, kind="far") for prompt in prompts_of(CONCEPT, 100)]
+    with pytest.raises(DataError, match="no unsafe"):
+        fit(safe)

@@ -1,0 +1,312 @@
+"""Guards on a pipeline that somebody else calls: what it draws, and what it is afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from inspect import signature
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from steering.conditioning import Conditioning
+from steering.engines.attachment import Unfollowed
+from steering.engines.diffusion.attachment import PipelineAttachment
+from steering.engines.diffusion.engine import DiffusionEngine, PictureStart
+from steering.engines.diffusion.families import Family
+from steering.prompted import PromptBank
+from steering.table import RowGuard
+from tests.steering.engines.diffusion import tiny
+from tests.steering.engines.diffusion.screens import Push, carried, same
+
+BUILT: dict[str, Family] = {}
+LONG = "the cat and the dog in the red table of a banana on the knife"
+
+
+def built(name: str) -> Family:
+    return BUILT.setdefault(name, tiny.built(name))
+
+
+@pytest.fixture(params=tiny.PIPELINES)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(autouse=True)
+def without_gradients() -> Iterator[None]:
+    """As in a pipeline's own call: with them the encoders take other kernels."""
+    with torch.no_grad():
+        yield
+
+
+def quiet(_attachment: PipelineAttachment) -> None:
+    """Nothing to do when the guards have decided."""
+
+
+@contextmanager
+def attached(
+    family: Family,
+    screen: Push,
+    guards: Sequence[RowGuard],
+    after: Callable[[PipelineAttachment], None] = quiet,
+    **more: Any,
+) -> Iterator[PipelineAttachment]:
+    made = PipelineAttachment(family, PromptBank([screen]), guards, after, **more)
+    try:
+        yield made
+    finally:
+        made.remove()
+
+
+def call(family: Family, prompt: Any, **more: Any) -> Tensor:
+    """Latents that the pipeline's own call makes of `prompt`, which may be a dict of arguments."""
+    given = prompt if isinstance(prompt, dict) else {"prompt": prompt}
+    known = signature(type(family.pipeline).__call__).parameters
+    options: dict[str, Any] = {
+        "height": family.height,
+        "width": family.width,
+        "num_inference_steps": 2,
+        "guidance_scale": 3.0,
+        "output_type": "latent",
+        "generator": torch.Generator().manual_seed(7),
+        "max_sequence_length": tiny.T5_TOKENS,
+        "num_frames": 5,
+        "use_resolution_binning": False,
+    }
+    options = {key: value for key, value in options.items() if key in known}
+    output = family.pipeline(**(options | given | more))
+    found = output.frames if hasattr(output, "frames") else output.images
+    assert isinstance(found, Tensor)
+    return found
+
+
+def embeddings(family: Family, text: Conditioning) -> dict[str, Any]:
+    """`text` as the arguments of a call that brings its own embeddings."""
+    parts = family.put_together(text)
+    names = {
+        "FluxPipeline": ("prompt_embeds", "pooled_prompt_embeds"),
+        "PixArtSigmaPipeline": ("prompt_embeds", "prompt_attention_mask"),
+        "StableDiffusion3Pipeline": ("prompt_embeds", "pooled_prompt_embeds"),
+        "StableDiffusionXLPipeline": ("prompt_embeds", "pooled_prompt_embeds"),
+    }.get(type(family.pipeline).__name__, ("prompt_embeds",))
+    given: dict[str, Any] = dict(zip(names, parts, strict=True))
+    if type(family.pipeline).__name__ != "FluxPipeline":
+        given |= {f"negative_{name}": torch.zeros_like(part) for name, part in given.items()}
+    if type(family.pipeline).__name__ == "PixArtSigmaPipeline":
+        given["negative_prompt_attention_mask"] = torch.ones_like(parts[1])
+        given["negative_prompt"] = None
+    return given
+
+
+def test_silent_guards_leave_every_bit(name: str) -> None:
+    family, screen = built(name), Push("g")
+    bare = call(family, ["a knife", "a cat"])
+    before = tiny.weights_hash(family.pipeline)
+    with attached(family, screen, [carried("g", fires=False)]) as made:
+        assert torch.equal(call(family, ["a knife", "a cat"]), bare)
+        assert made.rows == 2 and made.flags() == ([False, False], [False, False])
+    assert len(screen.seen) == 1
+    assert same(screen.seen[0], family.encode(["a knife", "a cat"]))
+    assert tiny.weights_hash(family.pipeline) == before
+
+
+def test_a_guard_that_fires_draws_as_the_engine_does(name: str) -> None:
+    family, guard = built(name), carried("g", strength=0.5)
+    if name == "flux, not distilled":
+        pytest.skip("guidance is another argument there")
+    with attached(family, Push("g"), [guard]) as made:
+        got = call(family, "a knife")
+        assert made.readings(0)["g"].fired and made.flags() == ([True], [False])
+    engine = DiffusionEngine(family, PromptBank([Push("g")]), capacity=1)
+    engine.start([PictureStart("a knife", seed=7, steps=2, guidance=3.0, guards=[guard])])
+    while not engine.step():
+        pass
+    latents = engine._slots.latents
+    torch.testing.assert_close(got, latents, rtol=1e-4, atol=1e-4 * float(latents.abs().max()))
+    assert not torch.allclose(got, call(family, "a knife"), rtol=1e-3)
+
+
+def test_leaving_leaves_nothing_on_the_pipeline(name: str) -> None:
+    family = built(name)
+    pipeline = family.pipeline
+    attributes, encode = dict(vars(pipeline)), pipeline.encode_prompt
+    bare = call(family, "a knife")
+    with attached(family, Push("g"), [carried("g")]):
+        assert pipeline.encode_prompt != encode
+        call(family, "a knife")
+    assert vars(pipeline).keys() == attributes.keys() | vars(pipeline).keys() - {
+        "encode_prompt",
+        "check_inputs",
+        "prepare_ip_adapter_image_embeds",
+    }
+    assert pipeline.encode_prompt == encode
+    assert torch.equal(call(family, "a knife"), bare)
+
+
+def test_an_attribute_that_was_there_comes_back() -> None:
+    family = tiny.built("emoji")
+    own = family.pipeline.encode_prompt
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        return own(*args, **kwargs)
+
+    wrapped.__wrapped__ = own  # type: ignore[attr-defined]
+    family.pipeline.encode_prompt = wrapped
+    with attached(family, Push("g"), [carried("g")]):
+        assert family.pipeline.encode_prompt is not wrapped
+    assert family.pipeline.encode_prompt is wrapped
+
+
+def test_embeddings_that_a_caller_brings_are_guarded(name: str) -> None:
+    family, screen = built(name), Push("g")
+    given = embeddings(family, family.encode(["a knife"]))
+    bare = call(family, given)
+    with attached(family, screen, [carried("g", fires=False)]) as made:
+        assert torch.equal(call(family, given), bare)
+        assert made.rows == 1
+    if name != "pixart":
+        assert all(bool(mask.all()) for mask in screen.seen[0].masks.values())
+    with attached(family, screen, [carried("g")]) as made:
+        assert not torch.allclose(call(family, given), bare, rtol=1e-3)
+        assert made.flags()[0] == [True]
+
+
+def test_every_picture_of_a_prompt_has_its_row(name: str) -> None:
+    family, screen = built(name), Push("g")
+    argument = "num_videos_per_prompt" if name == "wan" else "num_images_per_prompt"
+    with attached(family, screen, [carried("g")]) as made:
+        call(family, ["a cat", LONG], **{argument: 2})
+        assert made.rows == 4
+    text, cut = screen.seen[0], screen.seen[1]
+    assert same(text, family.encode(["a cat", LONG]).select(torch.tensor([0, 0, 1, 1])))
+    # what is cut off is screened for both of its pictures
+    windows = family.overflow([LONG])[0]
+    assert windows is not None and cut.rows == 2 * windows.rows
+
+
+def test_what_is_cut_off_in_one_encoder_of_several_is_screened() -> None:
+    family, screen = built("stable diffusion xl"), Push("g")
+    with attached(family, screen, [carried("g")]):
+        call(family, "a cat", prompt_2=LONG)
+    first, cut = screen.seen[:2]
+    assert first.masks["clip_l"].sum() == 4 and first.masks["clip_g"].all()
+    (windows,) = family.overflow([LONG])
+    assert windows is not None and same(cut, windows)
+
+
+def test_embeddings_of_another_layout_are_refused() -> None:
+    family = built("stable diffusion 3")
+    given = embeddings(family, family.encode(["a knife"]))
+    # where the CLIP encoders' tokens are padded to T5's width
+    given["prompt_embeds"] = given["prompt_embeds"].clone()
+    given["prompt_embeds"][0, 0, -1] = 1.0
+    with (
+        attached(family, Push("g"), [carried("g")]),
+        pytest.raises(Unfollowed, match="not as StableDiffusion3Pipeline makes them"),
+    ):
+        call(family, given)
+
+
+def test_a_negative_prompt_is_left_alone() -> None:
+    family, screen = built("flux, not distilled"), Push("g")
+    prompts = {"prompt": "a cat", "negative_prompt": "a knife", "true_cfg_scale": 3.0}
+    with attached(family, screen, [carried("g", fires=False)]) as made:
+        guarded = call(family, prompts)
+        assert len(screen.seen) == 1 and made.rows == 1
+        assert same(screen.seen[0], family.encode(["a cat"]))
+        call(family, prompts)
+        assert same(screen.seen[1], family.encode(["a cat"]))
+    assert torch.equal(guarded, call(family, prompts))
+    plain = built("stable diffusion")
+    with attached(plain, screen, [carried("g", fires=False)]):
+        call(plain, "a cat", negative_prompt="a knife")
+    assert same(screen.seen[2], plain.encode(["a cat"]))
+
+
+def test_pictures_as_prompts_are_refused() -> None:
+    family = built("stable diffusion")
+    picture = [torch.zeros(2, 1, 1, 16)]
+    with (
+        attached(family, Push("g"), [carried("g")]),
+        pytest.raises(Unfollowed, match="ip_adapter_image"),
+    ):
+        call(family, "a cat", ip_adapter_image_embeds=picture)
+
+
+def test_other_layers_of_an_encoder_are_refused() -> None:
+    family = built("stable diffusion")
+    with (
+        attached(family, Push("g"), [carried("g")]),
+        pytest.raises(Unfollowed, match="clip_skip"),
+    ):
+        call(family, "a cat", clip_skip=1)
+    bare = call(family, "a cat", num_images_per_prompt=2)
+    with attached(family, Push("g"), []) as made:
+        assert torch.equal(call(family, "a cat", num_images_per_prompt=2), bare)
+        assert made.rows == 2 and made.readings(0) == {}
+
+
+def test_guards_of_the_guidance_are_refused() -> None:
+    family = built("stable diffusion")
+    before = dict(vars(family.pipeline))
+    with pytest.raises(Unfollowed, match="guard g acts on the guidance"):
+        PipelineAttachment(family, PromptBank([Push("g")]), [carried("g")], quiet, unfollowed=["g"])
+    assert vars(family.pipeline) == before
+    with attached(family, Push("g"), [carried("g", acts=False)], unfollowed=["g"]) as made:
+        call(family, "a cat")
+        assert made.flags()[0] == [True]
+
+
+def test_who_is_told_may_end_the_call() -> None:
+    class Blocked(Exception):
+        pass
+
+    def block(made: PipelineAttachment) -> None:
+        assert made.rows == 1
+        raise Blocked
+
+    family = built("emoji")
+    with attached(family, Push("g"), [carried("g")], block), pytest.raises(Blocked):
+        call(family, "a cat")
+
+
+@pytest.mark.parametrize("where", ["reading", "action", "embedding"])
+def test_nan_makes_a_row_invalid(where: str) -> None:
+    class Spoilt(Push):
+        def sense(self, text: Conditioning) -> Tensor:
+            return super().sense(text) * (torch.nan if where == "reading" else 1.0)
+
+        def act(self, *args: Any) -> Any:
+            acted = super().act(*args)
+            scale = torch.nan if where == "action" else 1.0
+            states = {name: state * scale for name, state in acted.text.states.items()}
+            return type(acted)(acted.text.with_states(states), acted.steps, acted.score)
+
+    family = built("emoji")
+    text = family.encode(["a knife", "a cat"])
+    if where == "embedding":
+        text = text.with_states({"text": text.states["text"].clone()})
+        text.states["text"][0, 3, 3] = torch.nan
+    with attached(family, Spoilt("g"), [carried("g")]) as made:
+        call(family, embeddings(family, text))
+        assert made.flags()[1] == [True, where != "embedding"]
+    with attached(family, Push("g"), [carried("g", fires=False)]) as made:
+        call(family, "a knife")
+        assert made.flags()[1] == [False]
+
+
+def test_guards_may_take_gradients_in_inference_mode() -> None:
+    class Descend(Push):
+        def act(self, text: Conditioning, *more: Any) -> Any:
+            state = text.states["text"].clone().requires_grad_()
+            with torch.enable_grad():
+                (slope,) = torch.autograd.grad(state.square().sum(), state)
+            return super().act(text.with_states({"text": state.detach() - slope}), *more)
+
+    family = built("emoji")
+    with attached(family, Descend("g"), [carried("g")]):
+        bare = call(family, "a cat")
+        with torch.inference_mode():
+            assert torch.equal(call(family, "a cat"), bare)

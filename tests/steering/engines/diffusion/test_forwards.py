@@ -1,0 +1,92 @@
+"""Which rows go through which forward, and that each comes back with its own bits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from steering.conditioning import Conditioning
+from steering.engines.diffusion.forwards import Forwards
+
+
+class Adds:
+    """A network whose output is the sum of its inputs, with an error where a size has one."""
+
+    def __init__(self, wrong: tuple[int, ...] = ()) -> None:
+        self.sizes: list[int] = []
+        self._wrong = wrong
+
+    def predict(
+        self, latents: Tensor, timesteps: Tensor, text: Conditioning, guidance: Tensor
+    ) -> Tensor:
+        self.sizes.append(len(latents))
+        error = 1.0 if len(latents) in self._wrong else 0.0
+        per_row = timesteps + text.states["text"].sum((1, 2)) + guidance + error
+        return (latents + per_row[:, None, None, None]).half()
+
+
+def rows(count: int) -> Any:
+    draw = torch.Generator().manual_seed(count)
+    text = torch.randn(count, 2, 2, generator=draw)
+    return (
+        torch.randn(count, 1, 2, 2, generator=draw),
+        torch.randn(count, generator=draw),
+        Conditioning({"text": text}, {"text": torch.ones(count, 2).bool()}),
+        torch.randn(count, generator=draw),
+    )
+
+
+@pytest.mark.parametrize("wrong", [(), (6,)])
+@pytest.mark.parametrize("size", [2, 4, None])
+def test_rows_come_back_in_order_with_their_own(size: int | None, wrong: tuple[int, ...]) -> None:
+    forwards = Forwards(Adds(wrong if size == 4 else ()), size)  # type: ignore[arg-type]
+    for count in range(1, 19):
+        given = rows(count)
+        expected = Adds().predict(*given).float()
+        assert torch.equal(forwards(*given), expected)
+
+
+@pytest.mark.parametrize(
+    ("count", "sizes"),
+    [
+        (1, [4]),
+        (2, [4]),
+        (4, [4]),
+        (5, [6]),
+        (6, [6]),
+        (7, [4, 4]),
+        (8, [4, 4]),
+        (10, [6, 4]),
+        (11, [4, 4, 4]),
+        (14, [6, 4, 4]),
+        (16, [4, 4, 4, 4]),
+    ],
+)
+def test_little_is_filled_up(count: int, sizes: list[int]) -> None:
+    network = Adds()
+    forwards = Forwards(network, 4)  # type: ignore[arg-type]
+    forwards(*rows(6))
+    # both sizes were tried, then the larger one was taken
+    assert network.sizes == [4, 4, 6, 6]
+    network.sizes.clear()
+    forwards(*rows(count))
+    assert network.sizes == sizes
+
+
+def test_a_larger_forward_of_other_bits_is_not_taken() -> None:
+    network = Adds(wrong=(6,))
+    forwards = Forwards(network, 4)  # type: ignore[arg-type]
+    forwards(*rows(6))
+    network.sizes.clear()
+    forwards(*rows(6))
+    forwards(*rows(10))
+    assert network.sizes == [4, 4, 4, 4, 4]
+
+
+def test_no_size_takes_all_at_once() -> None:
+    network = Adds()
+    Forwards(network, None)(*rows(7))  # type: ignore[arg-type]
+    assert network.sizes == [7]
