@@ -167,4 +167,4 @@ def _require(plan: BasePlan[Any], served: str) -> None:
 
 
 def _name(model: Any) -> str:
-    return getattr(model.config, "_name_or_path", "") or type(model).__name__
+    return str(getattr(model.config, "_name_or_path", "") or type(model).__name__)

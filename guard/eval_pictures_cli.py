@@ -78,8 +78,8 @@ def _evaluate(
 ) -> None:
     from guard.config import load_config
     from guard.evaluation.cells import Results
-    from guard.evaluation.judge import Judge
     from guard.evaluation.drawer import EngineDrawer
+    from guard.evaluation.judge import Judge
     from guard.evaluation.picture_report import Report
     from guard.evaluation.pictures import Evaluation, Judges
     from guard.evaluation.suite import load_suite, read_prompts

@@ -46,7 +46,8 @@ def cgce(
     ] = True,
     rank: Annotated[int, typer.Option(min=1, max=64, help="Directions in which they do.")] = 3,
     pull: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of the way to the nearest safe token, a step.")
+        float,
+        typer.Option(min=0, max=1, help="Share of the way to the nearest safe token, a step."),
     ] = 0.3,
     share: Annotated[
         float, typer.Option(min=0, max=1, help="Tokens with less of the gradient stay.")

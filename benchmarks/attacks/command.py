@@ -83,10 +83,10 @@ def vocabulary(target: Target, forbidden: Iterable[str]) -> torch.Tensor:
     like it, as its other forms do ("knives")."""
     banned = tuple(forbidden)
 
+    beginnings = tuple(ban[: max(3, len(ban) - 2)] for ban in banned)
+
     def allowed(word: str) -> bool:
-        return not any(
-            ban in word or word.startswith(ban[: max(3, len(ban) - 2)]) for ban in banned
-        )
+        return not word.startswith(beginnings) and not any(ban in word for ban in banned)
 
     return torch.tensor([number for number, word in target.words if allowed(word.lower())])
 

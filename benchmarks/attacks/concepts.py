@@ -28,8 +28,7 @@ def words(concept: str) -> frozenset[str]:
     if concept == STYLE:
         return frozenset(_STYLE_NAMES)
     said = phrases(names().index(concept), "train")[:NOUNS]
-    found = {word for phrase in said for word in phrase.replace("'s", "").split()}
-    return frozenset(word for word in found if len(word) > 2)
+    return frozenset((*concept.split("-"), *(phrase.split()[-1] for phrase in said)))
 
 
 def frames(concept: str, count: int, rng: np.random.Generator) -> list[tuple[str, str]]:

@@ -1,10 +1,9 @@
 """The search of `denoiser`, made through the guard: its attacker knows the guard's every number.
 
 Candidates are compared by the denoiser's error on what the guard really leaves of them, over fresh
-noise at every step; a prompt that is blocked is worth nothing. For the gradient the refinement is
-unrolled and differentiated through; its result is then put in the exact one's place (a straight
-through estimate: Athalye et al., arXiv 1802.00420), and the guard's score above its threshold is
-added, so that slopes also lead out of its sight. The concept's own words may be used. Every second
+noise at every step; a prompt that is blocked is worth nothing. Slopes go through every step of the
+refinement, and the guard's score above its threshold is added, so that they also lead out of its
+sight. The concept's own words may be used. Every second
 search starts at the concept's plain prompt, the others at random tokens.
 
     python -m benchmarks.attacks.white_box --config config.toml --policy {concept}-cgce \\
@@ -25,9 +24,7 @@ from guard.picture_plan import PicturePlan, PicturePlans
 from steering.conditioning import Conditioning
 from steering.engines.diffusion.families import family_of
 from steering.methods.cgce import CgceScreen
-from steering.prompted import PromptBank
-
-UNROLLED = 4
+from steering.prompted import PromptBank, Screen
 
 
 class ThroughGuard:
@@ -47,40 +44,36 @@ class ThroughGuard:
         return applied.text, torch.tensor(lost)
 
     def slope(self, text: Conditioning) -> tuple[Conditioning, Tensor]:
-        """The exact result, differentiable as that of a few unrolled steps."""
-        fixed = Conditioning({k: v.detach() for k, v in text.states.items()}, text.masks)
-        exact, _ = self.exact(fixed)
-        moved = {k: exact.states[k] - fixed.states[k] for k in fixed.states}
-        seen = self._evade * self._over(text).clamp(min=0).sum()
-        if not any(bool(move.any()) for move in moved.values()):
-            return text, seen
-        current = text
-        for _ in range(UNROLLED):
-            slopes = torch.autograd.grad(
-                self._over(current).sum(), list(current.states.values()), create_graph=True
-            )
-            states = {}
-            for (name, state), slope in zip(current.states.items(), slopes, strict=True):
-                step = moved[name].norm() / UNROLLED
-                states[name] = state - step * slope / slope.norm().clamp(min=1e-12)
-            current = current.with_states(states)
-        passed = {k: v + (exact.states[k] - v).detach() for k, v in current.states.items()}
-        return current.with_states(passed), seen
+        """The same for one prompt, differentiable, and what its guards say above their thresholds.
 
-    def _over(self, text: Conditioning) -> Tensor:
-        """How far the policy's guards score above their thresholds, `[rows, guards]`."""
-        limits = {guard.name: guard.threshold for guard in self._guards}
-        found = []
+        A refinement by gradient is followed step by step; any other action passes the slope on as
+        it is (Athalye et al., arXiv 1802.00420).
+        """
+        carried = {guard.name: guard for guard in self._guards}
+        seen = torch.zeros(())
         for screen in self._bank.screens:
-            columns = [i for i, name in enumerate(screen.names) if name in limits]
-            if columns:
-                own = torch.tensor([limits[screen.names[i]] for i in columns])
-                # a probability near 1 has no slope left, its logit has
-                if isinstance(screen, CgceScreen):
-                    found.append(screen.logits(text)[:, columns] - own.logit(1e-6))
-                else:
-                    found.append(screen.sense(text)[:, columns] - own)
-        return torch.cat(found, dim=1)
+            own = [carried.get(name) for name in screen.names]
+            limits = torch.tensor([[guard.threshold if guard else torch.inf for guard in own]])
+            strength = torch.tensor([[guard.strength if guard else 1.0 for guard in own]])
+            acts = torch.tensor([[guard is not None and guard.acts for guard in own]])
+            over = screen.sense(text) - limits
+            seen = seen + over.clamp(min=0).sum()
+            due = (over.detach() > 0) & acts
+            if bool(due.any()):
+                text = _acted(screen, text, due, limits, strength)
+        return text, self._evade * seen
+
+
+def _acted(
+    screen: Screen, text: Conditioning, due: Tensor, limits: Tensor, strength: Tensor
+) -> Conditioning:
+    if isinstance(screen, CgceScreen):
+        after, _ = screen.descend(dict(text.states), due, strength, differentiable=True)
+        return text.with_states(after)
+    fixed = text.with_states({name: state.detach() for name, state in text.states.items()})
+    exact = screen.act(fixed, due, limits, strength).text
+    moved = {k: v + (exact.states[k] - fixed.states[k]) for k, v in text.states.items()}
+    return text.with_states(moved)
 
 
 def main() -> None:

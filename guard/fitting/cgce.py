@@ -120,16 +120,13 @@ def _directions(states: Tensor, prompts: Sequence[LabelledPrompt], rank: int) ->
 
     Of the mean over all tokens, since a partner's tokens need not stand where the prompt's stand.
     """
-    at = {prompt.text: row for row, prompt in enumerate(prompts)}
-    pairs = [
-        (row, at[prompt.partner])
-        for row, prompt in enumerate(prompts)
-        if prompt.split == "train" and prompt.partner in at
-    ]
+    train = [(row, prompt) for row, prompt in enumerate(prompts) if prompt.split == "train"]
+    safe = {prompt.text: row for row, prompt in train if not prompt.unsafe}
+    pairs = [(row, safe[prompt.partner]) for row, prompt in train if prompt.partner in safe]
     if not pairs:
         raise DataError("no unsafe prompt of the train split has its safe partner beside it")
     mean = states.float().mean(1)
-    found = principal(torch.stack([mean[unsafe] - mean[safe] for unsafe, safe in pairs]), rank)
+    found = principal(torch.stack([mean[row] - mean[partner] for row, partner in pairs]), rank)
     if not len(found):
         raise DataError("the encoder says the same of unsafe prompts and of their partners")
     return found

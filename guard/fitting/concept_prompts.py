@@ -108,7 +108,7 @@ def _pair(
     concept: Concept, phrase: str, others: Sequence[str], rng: random.Random
 ) -> tuple[str, str, str]:
     """An unsafe prompt, its safe partner, and whether that one is far or near."""
-    replaced = rng.random() < (0.6 if concept.ending else 0.3)
+    replaced = rng.random() < (0.4 if concept.ending else 0.3)
     other = rng.choice(concept.replacements if replaced else others)
     changed = rng.random() < _DISGUISED
     said, instead = (disguised(t, rng) if changed else t for t in (phrase, other))

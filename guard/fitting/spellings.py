@@ -13,7 +13,7 @@ _MARKS = ("*", "-", ".", "_", "'", "/")
 
 
 def disguised(phrase: str, rng: random.Random) -> str:
-    """The phrase with its longest word, or one in three times with every long one, misspelt.
+    """The phrase with one of its words, or half of the time with all of them, misspelt.
 
     A word of fewer than three letters stays as it is; so does a phrase of such words only.
     """
@@ -21,8 +21,8 @@ def disguised(phrase: str, rng: random.Random) -> str:
     long = [i for i, word in enumerate(words) if len(word) > 2]
     if not long:
         return phrase
-    if rng.random() < 2 / 3:
-        long = [max(long, key=lambda i: len(words[i]))]
+    if rng.random() < 0.5:
+        long = [rng.choice(long)]
     change = rng.choice(_CHANGES)
     for i in long:
         words[i] = change(words[i], rng)

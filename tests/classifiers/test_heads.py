@@ -53,6 +53,12 @@ def test_heads_of_other_sizes_are_stacked_without_a_change(states: Tensor) -> No
     torch.testing.assert_close(both(states), expected)
 
 
+def test_some_of_the_heads_say_what_they_said_among_all(states: Tensor) -> None:
+    heads = some(5)
+    some_of_them = torch.tensor([3, 1])
+    torch.testing.assert_close(heads.select(some_of_them)(states), heads(states)[:, some_of_them])
+
+
 def test_heads_of_other_widths_are_not_stacked() -> None:
     with pytest.raises(ValueError, match="different widths"):
         stacked([some(1), some(1, width=9)])
@@ -67,8 +73,8 @@ def test_a_part_of_the_wrong_shape_is_named() -> None:
 def test_onnx_says_what_torch_says(states: Tensor) -> None:
     heads = some(64)
     said = Detector(heads)(states.numpy())
-    np.testing.assert_allclose(said, heads(states).sigmoid().numpy(), atol=1e-5)
-    assert said.std() > 0.01
+    np.testing.assert_allclose(said, heads(states).numpy(), atol=1e-4)
+    assert said.std() > 0.1
 
 
 def test_onnx_takes_any_number_of_rows_and_tokens() -> None:

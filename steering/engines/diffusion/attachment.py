@@ -124,6 +124,7 @@ class PipelineAttachment:
         if not self._guards:
             self._readings = tuple({} for _ in encoded[0])
             self._finite = [True] * len(self._readings)
+            self._after(self)
             return encoded
         parts = [encoded[part] for part in self._family.parts]
         self._looking = True

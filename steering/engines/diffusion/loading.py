@@ -32,7 +32,9 @@ def load_pipeline(source: str, *, dtype: str = "float32", device: str = "auto") 
     _be_quiet()
     try:
         index = DiffusionPipeline.load_config(source)
-        parts = dict(_networks(source, index, getattr(torch, dtype)))
+        parts: dict[str, Any] = dict(_networks(source, index, getattr(torch, dtype)))
+        # what was saved without a part is loaded without it
+        parts |= {name: None for name, entry in index.items() if _is_part(entry) and not any(entry)}
         pipeline: Any = DiffusionPipeline.from_pretrained(  # type: ignore[no-untyped-call]
             source, use_safetensors=True, **parts
         )
@@ -71,7 +73,7 @@ def _networks(source: str, index: dict[str, Any], dtype: torch.dtype) -> Iterato
 
 def _kind(entry: Any) -> Any:
     """The class of a part with weights, None for any other entry of a pipeline's index."""
-    if not isinstance(entry, list | tuple) or len(entry) != 2 or not all(entry):
+    if not _is_part(entry) or not all(entry):
         return None
     library, named = entry
     if hasattr(diffusers.pipelines, library):
@@ -79,6 +81,11 @@ def _kind(entry: Any) -> Any:
     found = getattr(import_module(library), named)
     networks = (ModelMixin, PreTrainedModel)
     return found if isinstance(found, type) and issubclass(found, networks) else None
+
+
+def _is_part(entry: Any) -> bool:
+    """Whether an entry is a part's library and class, both None where there is no such part."""
+    return isinstance(entry, list | tuple) and len(entry) == 2
 
 
 def _be_quiet() -> None:

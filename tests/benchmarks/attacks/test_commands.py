@@ -144,7 +144,16 @@ def test_real_pictures_show_the_concept_alone() -> None:
     assert float(found.min()) >= 0.0 and float(found.max()) <= 1.0
 
 
+_BANS = ("pictures", "cars")
+
+
 def test_words_that_name_it_are_forbidden(target: Target) -> None:
+    assert concepts.words("santa-claus") >= {"santa", "claus", "christmas"}
     allowed = command.vocabulary(target, concepts.words("knife")).tolist()
     assert target.content("knife")[0] not in allowed
     assert target.content("banana")[0] in allowed
+    named = dict(target.words)
+    left = {ban: {named[t] for t in command.vocabulary(target, [ban]).tolist()} for ban in _BANS}
+    # the word and its other forms, not what merely begins with the same letter
+    assert not left["pictures"] & {"picture"} and "pizza" in left["pictures"]
+    assert not left["cars"] & {"car"} and "cat" in left["cars"]

@@ -2,46 +2,61 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.attacks import command, white_box
 from benchmarks.attacks.denoiser import Denoising
 from benchmarks.attacks.target import Target
 from benchmarks.attacks.white_box import ThroughGuard
 from classifiers.heads import fresh
 from guard.picture_plan import PicturePlan
+from guard.prompts import PicturePrompt, read_rows
 from guard.resolving import LoadedGuard
 from steering.conditioning import Conditioning
 from steering.methods import cgce
+from steering.methods.cgce import CgceScreen
 from steering.methods.embedding import EmbeddingGuard
-from steering.prompted import Acted, PromptBank
+from steering.prompted import Acted, PromptBank, Screen
 from tests.benchmarks.attacks.tiny import pipeline
+from tests.server.tiny_pipeline import save_guards, save_pipeline
 
 
 class Ball:
-    """Scores the mean state along a direction, bent by another; pulls it back."""
+    """Scores the mean state along a direction; pulls it back."""
 
     names: Sequence[str] = ("knife",)
 
     def __init__(self, width: int, left: float) -> None:
-        draw = torch.Generator().manual_seed(5)
-        self.direction, self.other = torch.randn(2, width, generator=draw)
+        self.direction = torch.randn(width, generator=torch.Generator().manual_seed(5))
         self.left = left
 
     def sense(self, text: Conditioning) -> Tensor:
-        mean = text.states["text"].mean(1)
-        along, across = mean @ self.direction, mean @ self.other
-        return (along + 0.5 * across**2)[:, None]
+        return (text.states["text"].mean(1) @ self.direction)[:, None]
 
     def act(self, text: Conditioning, due: Tensor, threshold: Tensor, strength: Tensor) -> Acted:
         moved = text.states["text"] - 0.3 * self.direction
         states = torch.where(due[:, :, None], moved, text.states["text"])
         after = torch.full_like(threshold, self.left)
         return Acted(text.with_states({"text": states}), due.any(1).long(), after)
+
+
+def _cgce(**settings: Any) -> CgceScreen:
+    rng = np.random.default_rng(0)
+    heads = fresh(2, 16, queries=2, hidden=4, seed=0)
+    tensors = {f"{name}.text": part.numpy() for name, part in heads.parts().items()}
+    tensors["basis.text"] = np.linalg.qr(rng.standard_normal((16, 3)))[0].T.astype("f4")
+    tensors["anchors.text"] = rng.standard_normal((5, 16)).astype("f4")
+    values = {"streams": ["text"], "rate": 0.05, "target": -9.0, "steps": 4, "confine": False}
+    guard = EmbeddingGuard("knife", tensors, values | {"pull": 0.1, "share": 0.0} | settings)
+    return cgce.stack([guard])
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +78,12 @@ def _text(target: Target) -> Conditioning:
     return target.encode(rows)
 
 
-def test_the_slope_is_taken_at_the_exact_result(target: Target) -> None:
-    text, through = _text(target), _through(-100.0)
-    exact, lost = through.exact(text)
+@pytest.mark.parametrize("screen", [Ball(16, -1000.0), _cgce(), _cgce(confine=True)])
+def test_the_slope_is_taken_at_the_exact_result(screen: Screen, target: Target) -> None:
+    text = _text(target).select(slice(0, 1))
+    through = ThroughGuard(PromptBank([screen]), _plan(-100.0), evade=0.0)
+    exact, _ = through.exact(text)
     assert not torch.equal(exact.states["text"], text.states["text"])
-    assert not lost.any()
     states = text.states["text"].clone().requires_grad_()
     passed, _ = through.slope(text.with_states({"text": states}))
     assert torch.allclose(passed.states["text"], exact.states["text"], atol=1e-5)
@@ -75,16 +91,31 @@ def test_the_slope_is_taken_at_the_exact_result(target: Target) -> None:
 
 def test_the_slope_goes_through_the_refinement(target: Target) -> None:
     text = _text(target).select(slice(0, 1))
+    through = ThroughGuard(PromptBank([_cgce()]), _plan(-100.0), evade=0.0)
     weights = torch.randn(text.states["text"].shape, generator=torch.Generator().manual_seed(1))
-    slopes = {}
-    for threshold in (-100.0, 100.0):
-        states = text.states["text"].clone().requires_grad_()
-        passed, _ = _through(threshold).slope(text.with_states({"text": states}))
-        (slopes[threshold],) = torch.autograd.grad((passed.states["text"] * weights).sum(), states)
-    # where nothing fires it is the identity's; where it does, the bend of the score shows in it
-    assert torch.equal(slopes[100.0], weights)
-    assert slopes[-100.0].isfinite().all()
-    assert not torch.allclose(slopes[-100.0], weights, atol=1e-6)
+    states = text.states["text"].clone().requires_grad_()
+
+    def outcome(states: Tensor) -> Tensor:
+        passed, _ = through.slope(text.with_states({"text": states}))
+        return (passed.states["text"] * weights).sum()
+
+    (slope,) = torch.autograd.grad(outcome(states), states)
+    towards = torch.randn(states.shape, generator=torch.Generator().manual_seed(2))
+    small = 1e-2
+    after, before = (outcome((states + s * towards).detach()) for s in (small, -small))
+    found = float((slope * towards).sum())
+    assert found == pytest.approx(float(after - before) / (2 * small), rel=0.05)
+    # it is not the identity's
+    assert found != pytest.approx(float((weights * towards).sum()), rel=0.01)
+
+
+def test_where_nothing_fires_nothing_stands_between(target: Target) -> None:
+    text = _text(target).select(slice(0, 1))
+    states = text.states["text"].clone().requires_grad_()
+    through = ThroughGuard(PromptBank([_cgce()]), _plan(100.0), evade=1.0)
+    passed, more = through.slope(text.with_states({"text": states}))
+    assert passed.states["text"] is states
+    assert float(more.detach()) == 0.0
 
 
 def test_a_blocked_prompt_is_worth_nothing(target: Target) -> None:
@@ -110,32 +141,39 @@ def test_a_blocked_prompt_is_worth_nothing(target: Target) -> None:
 
 
 def test_evading_adds_what_is_above_the_threshold(target: Target) -> None:
-    text = _text(target)
-    ball = Ball(16, 0.0)
-    score = ball.sense(text)
-    threshold = float(score.median())
-    through = ThroughGuard(PromptBank([ball]), _plan(threshold), evade=2.0)
-    states = text.states["text"].clone().requires_grad_()
-    _, more = through.slope(text.with_states({"text": states}))
-    expected = 2.0 * (score - threshold).clamp(min=0).sum()
-    assert float(more.detach()) == pytest.approx(float(expected), rel=1e-5)
-
-
-def test_a_certain_classifier_still_has_a_slope(target: Target) -> None:
-    rows = fresh(2, 16, queries=2, hidden=4, seed=0)
-    # so sure of everything that the probability is 1 to the last bit
-    tensors = {f"{name}.text": part.numpy() for name, part in rows.parts().items()}
-    tensors["out_bias.text"] = tensors["out_bias.text"] + 60.0
-    settings = {"streams": ["text"], "rate": 0.05, "target": 0.1, "steps": 2}
-    settings |= {"pull": 0.0, "share": 0.0}
-    screen = cgce.stack([EmbeddingGuard("knife", tensors, settings)])
     text = _text(target).select(slice(0, 1))
-    assert screen.sense(text).tolist() == [[1.0]]
-    plan = replace(_plan(0.5), fallback="block")
-    through = ThroughGuard(PromptBank([screen]), plan, evade=1.0)
-    assert through.exact(text)[1].tolist() == [True]
+    ball = Ball(16, 0.0)
+    score = float(ball.sense(text))
+    through = ThroughGuard(PromptBank([ball]), _plan(score - 0.5), evade=2.0)
     states = text.states["text"].clone().requires_grad_()
     _, more = through.slope(text.with_states({"text": states}))
+    assert float(more.detach()) == pytest.approx(1.0, rel=1e-4)
     (slope,) = torch.autograd.grad(more, states)
-    assert slope.isfinite().all()
-    assert slope.norm() > 1e-4
+    assert slope.norm() > 0
+
+
+def test_the_command_writes_prompts_against_its_method(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family = save_pipeline(tmp_path / "pipeline")
+    save_guards(tmp_path, family)
+    lines = ["[[guards]]", 'name = "knife"', 'artifact = "knife.safetensors"']
+    lines += ["[policies.knife-nearest]", 'guards = ["knife"]']
+    (tmp_path / "config.toml").write_text("\n".join(lines), "utf-8")
+    monkeypatch.setattr(command, "load", lambda source: Target(family.pipeline))
+    out = tmp_path / "white-box.jsonl"
+    arguments = ["--out", str(out), "--config", str(tmp_path / "config.toml")]
+    arguments += ["--policy", "{concept}-nearest", "--method", "nearest", "--concepts", "knife"]
+    arguments += ["--prompts", "2", "--efforts", "0,2", "--views", "2", "--candidates", "3"]
+    arguments += ["--length", "4", "--seeds", "2", "--curve-seeds", "1"]
+    monkeypatch.setattr(sys, "argv", ["white_box", *arguments])
+    white_box.main()
+    rows = read_rows(out, PicturePrompt)
+    assert [(row.how, row.effort) for row in rows[:3]] == [
+        ("prompt 0", 0),
+        ("prompt 0", 2),
+        ("prompt 0", 2),
+    ]
+    assert {(row.kind, row.against) for row in rows} == {("white-box", "nearest")}
+    # every second search starts at the plain prompt
+    assert next(row for row in rows if row.how == "prompt 1").prompt.startswith("a knife")

@@ -36,7 +36,8 @@ def toy_prompts() -> list[LabelledPrompt]:
     for i in range(480):
         kind = ("unsafe", "far", "near")[i % 3]
         word = f"{LETTER if kind == 'unsafe' else 'j' if kind == 'near' else 'x'}{i:03d}"
-        made.append(LabelledPrompt(word, kind, "train" if i % 2 else "validation"))
+        partner = f"x{i + 1:03d}" if kind == "unsafe" else ""
+        made.append(LabelledPrompt(word, kind, "train" if i // 3 % 2 else "validation", partner))
     return made
 
 
@@ -79,6 +80,18 @@ def test_the_report_has_the_figures_and_the_page_shows_them() -> None:
 def test_too_few_prompts_for_a_rate_are_an_error() -> None:
     with pytest.raises(DataError, match="0.10% needs 999"):
         fit(toy_prompts(), fpr=0.001)
+
+
+def test_unsafe_prompts_without_partners_are_an_error() -> None:
+    with pytest.raises(DataError, match="safe partner"):
+        fit([replace(prompt, partner="") for prompt in toy_prompts()])
+
+
+def test_it_descends_to_what_safe_prompts_score() -> None:
+    done = fit(toy_prompts())
+    target = float(str(done.artifact.meta.settings["target"]))
+    under = sum(score < target for score in done.scores["far"]) / len(done.scores["far"])
+    assert under == pytest.approx(0.25, abs=0.02)
 
 
 def test_prompts_without_an_unsafe_one_are_an_error() -> None:

@@ -1,12 +1,11 @@
 from __future__ import annotations
 
-import random
 from pathlib import Path
 
 import pytest
 
 from guard.concept import Concept, Phrases, read_concept
-from guard.fitting.concept_prompts import disguised, labelled, prompts_of
+from guard.fitting.concept_prompts import labelled, prompts_of
 from guard.prompts import PromptPair
 
 EXAMPLES = sorted((Path(__file__).parents[3] / "examples" / "emoji" / "guards").glob("*.json"))
@@ -28,14 +27,18 @@ def test_every_split_has_every_kind_and_no_text_twice() -> None:
 
 
 def test_phrases_and_things_are_in_one_split_only() -> None:
-    words: dict[str, set[str]] = {"train": set(), "validation": set()}
-    for prompt in prompts_of(CONCEPT, 300):
-        words[prompt.split] |= {
+    known = {f"{kind}{i}" for kind in ("HARD", "THING") for i in range(9)} | {"KNIFE", "DAGGER"}
+    words = {
+        split: {
             word
+            for prompt in prompts_of(CONCEPT, 300)
+            if prompt.split == split
             for word in prompt.text.replace(",", " ").split()
-            if word.startswith(("HARD", "THING")) or word in {"KNIFE", "DAGGER"}
         }
-    assert words["train"] and words["validation"]
+        & known
+        for split in ("train", "validation")
+    }
+    assert words["train"] | words["validation"] == known
     assert not words["train"] & words["validation"]
 
 
@@ -50,10 +53,29 @@ def test_a_seed_repeats_the_prompts() -> None:
     assert prompts_of(CONCEPT, 100, seed=3) != prompts_of(CONCEPT, 100, seed=4)
 
 
-def test_disguises_change_the_word_and_short_ones_stay() -> None:
-    rng = random.Random(0)
-    assert all(disguised("a pistol", rng) != "a pistol" for _ in range(50))
-    assert disguised("a car", rng) == "a car"
+def test_a_partner_is_a_safe_prompt_of_the_same_form() -> None:
+    made = {prompt.text: prompt for prompt in prompts_of(CONCEPT, 200)}
+    unsafe = [prompt for prompt in made.values() if prompt.unsafe]
+    assert not any(made[prompt.partner].unsafe for prompt in unsafe)
+    # of the same form: all but the concept's place is alike
+    plain = next(p for p in unsafe if p.text == "a picture of a KNIFE")
+    assert plain.partner.startswith("a picture of ")
+
+
+def test_what_stands_behind_a_thing_is_compared_with_the_same_thing() -> None:
+    style = Concept(
+        name="style/comic",
+        phrases=Phrases(train=("in COMIC style",), validation=("as a STRIP",)),
+        hard_negatives=tuple(f"HARD{i}" for i in range(9)),
+        replacements=("in OIL",),
+        companions=tuple(f"THING{i}" for i in range(9)),
+        ending=True,
+    )
+    pairs = [prompt for prompt in prompts_of(style, 100) if prompt.text.endswith("in COMIC style")]
+    assert pairs
+    for prompt in pairs:
+        scene = prompt.text.removesuffix("in COMIC style").rstrip(" ,")
+        assert prompt.partner.startswith(scene)
 
 
 def test_pairs_of_the_test_split_stay_out() -> None:

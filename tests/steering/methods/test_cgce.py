@@ -12,17 +12,27 @@ from steering.conditioning import Conditioning
 from steering.methods import cgce
 from steering.methods.cgce import CgceScreen
 from steering.methods.embedding import EmbeddingGuard
-from tests.steering.methods.stand import STREAMS, TOKENS, WIDTHS, bits_are_kept, guard, prompts
+from steering.prompted import Acted
+from tests.steering.methods.stand import (
+    STREAMS,
+    WIDTHS,
+    basis,
+    bits_are_kept,
+    guard,
+    prompts,
+)
 
 SETTINGS: dict[str, Any] = {
     "rate": 0.05,
-    "target": 0.4,
+    "target": -0.4,
     "steps": 150,
     "pull": 0.0,
     "share": 0.0,
+    "confine": False,
     "strength": 1.0,
-    "threshold": 0.5,
+    "threshold": 0.0,
 }
+RANK = {"clip": 2, "t5": 3, "pooled": 1}
 
 
 def fitted(
@@ -31,10 +41,11 @@ def fitted(
     rng = np.random.default_rng(seed)
     tensors = {}
     for stream in streams:
-        width, tokens = WIDTHS[stream], TOKENS[stream]
+        width = WIDTHS[stream]
         heads = fresh(2, width, queries=2, hidden=6, seed=seed)
         tensors |= {f"{part}.{stream}": value.numpy() for part, value in heads.parts().items()}
-        tensors[f"anchors.{stream}"] = rng.standard_normal((3, tokens, width))
+        tensors[f"basis.{stream}"] = basis(RANK[stream], width, rng)
+        tensors[f"anchors.{stream}"] = rng.standard_normal((9, width))
     return guard(name, tensors, SETTINGS | changed, streams)
 
 
@@ -44,11 +55,15 @@ def heads_of(own: EmbeddingGuard, stream: str) -> Heads:
 
 
 def due_of(screen: CgceScreen, text: Conditioning) -> Tensor:
-    return screen.sense(text) > 0.5
+    return screen.sense(text) > 0.0
 
 
-def act(screen: CgceScreen, text: Conditioning, due: Tensor) -> Any:
-    return screen.act(text, due, torch.full(due.shape, 0.5), torch.ones(due.shape))
+def act(screen: CgceScreen, text: Conditioning, due: Tensor) -> Acted:
+    return screen.act(text, due, torch.zeros(due.shape), torch.ones(due.shape))
+
+
+def moves(text: Conditioning, acted: Acted, stream: str) -> Tensor:
+    return acted.text.states[stream] - text.states[stream]
 
 
 def test_the_score_is_the_largest_of_all_members_and_streams() -> None:
@@ -56,8 +71,18 @@ def test_the_score_is_the_largest_of_all_members_and_streams() -> None:
     text = prompts(6)
     scores = cgce.stack(guards).sense(text)
     for column, own in enumerate(guards):
-        said = [heads_of(own, stream)(text.states[stream]).sigmoid() for stream in own.streams]
+        said = [heads_of(own, stream)(text.states[stream]) for stream in own.streams]
         torch.testing.assert_close(scores[:, column], torch.cat(said, 1).amax(1))
+
+
+def test_the_score_is_the_same_with_a_slope() -> None:
+    screen, text = cgce.stack([fitted("a", 1), fitted("b", 2, ("t5",))]), prompts(6)
+    states = {name: state.clone().requires_grad_() for name, state in text.states.items()}
+    scores = screen.sense(text.with_states(states))
+    torch.testing.assert_close(scores.detach(), screen.sense(text))
+    slopes = torch.autograd.grad(scores[0].sum(), list(states.values()))
+    assert sum(float(slope[0].norm()) for slope in slopes) > 0
+    assert all(slope[1:].norm() == 0 for slope in slopes)
 
 
 def test_a_row_that_is_not_finite_has_no_score() -> None:
@@ -73,9 +98,10 @@ def test_refinement_brings_due_guards_under_their_targets() -> None:
     acted = act(screen, text, due)
     assert due.sum() > 10
     # two random heads may have no state that both call safe
-    assert (acted.score[due] <= 0.4 + 1e-5).float().mean() > 0.9
+    assert (acted.score[due] <= -0.4 + 1e-4).float().mean() > 0.9
     assert (acted.score < screen.sense(text))[due].all()
     assert (acted.steps[due.any(1)] > 0).all()
+    assert acted.score[~due.any(1)].isnan().all()
 
 
 def test_rows_that_are_not_due_keep_their_bits() -> None:
@@ -114,34 +140,106 @@ def test_one_step_is_the_equation() -> None:
     (slope,) = torch.autograd.grad(loss, states)
     expected = states - 0.05 * states.norm() * slope / slope.norm()
     due = torch.ones(1, 1, dtype=torch.bool)
-    screen = cgce.stack([fitted("a", 1, ("t5",), steps=1, target=0.0)])
+    screen = cgce.stack([fitted("a", 1, ("t5",), steps=1, target=-99.0)])
     torch.testing.assert_close(act(screen, text, due).text.states["t5"], expected.detach())
 
 
+def test_a_confined_step_is_the_projected_slope_of_the_joint_directions() -> None:
+    guards = [
+        fitted(name, seed, ("t5",), steps=1, target=-99.0, confine=True)
+        for name, seed in (("a", 1), ("b", 2))
+    ]
+    text = prompts(1, seed=3)
+    states = text.states["t5"].clone().requires_grad_()
+    loss = sum(torch.nn.functional.softplus(heads_of(own, "t5")(states)).sum() for own in guards)
+    (slope,) = torch.autograd.grad(loss, states)  # type: ignore[arg-type]
+    rows = np.concatenate([own.tensors["basis.t5"] for own in guards])
+    onto = torch.tensor(rows.T @ np.linalg.pinv(rows @ rows.T, rcond=0.1) @ rows)
+    inside = slope @ onto
+    expected = 0.05 * states.detach().norm() * inside / inside.norm()
+    moved = moves(text, act(cgce.stack(guards), text, torch.ones(1, 2, dtype=torch.bool)), "t5")
+    torch.testing.assert_close(-moved, expected, atol=1e-4, rtol=1e-3)
+
+
+def test_a_guard_that_is_not_due_gives_neither_slope_nor_directions() -> None:
+    own, other = fitted("a", 1, confine=True, pull=0.2), fitted("b", 2, confine=True, pull=0.9)
+    text = prompts(3)
+    alone = act(cgce.stack([own]), text, torch.ones(3, 1, dtype=torch.bool))
+    beside = act(cgce.stack([other, own]), text, torch.tensor([[False, True]] * 3))
+    assert alone.steps.tolist() == beside.steps.tolist()
+    for stream in STREAMS:
+        torch.testing.assert_close(
+            beside.text.states[stream], alone.text.states[stream], atol=1e-3, rtol=1e-3
+        )
+
+
+def test_rows_that_are_done_keep_their_bits_while_others_go_on() -> None:
+    screen = cgce.stack([fitted("a", 1, confine=True)])
+    text = prompts(12)
+    due = due_of(screen, text)
+    steps = act(screen, text, due).steps
+    first, last = int(steps[due[:, 0]].min()), int(steps.max())
+    assert first < last
+    short = act(cgce.stack([fitted("a", 1, confine=True, steps=first)]), text, due)
+    done = steps == first
+    for stream in STREAMS:
+        whole = act(screen, text, due).text.states[stream]
+        assert torch.equal(whole[done], short.text.states[stream][done])
+
+
 def test_the_steps_are_bounded_and_what_is_left_is_told() -> None:
-    screen = cgce.stack([fitted("a", 1, steps=2, rate=1e-5, target=0.0)])
+    screen = cgce.stack([fitted("a", 1, steps=2, rate=1e-5, target=-99.0)])
     text = prompts(4)
     due = torch.ones(4, 1, dtype=torch.bool)
     acted = act(screen, text, due)
     assert acted.steps.tolist() == [2] * 4
-    assert (acted.score > 0).all()
+    torch.testing.assert_close(acted.score, screen.sense(text), atol=1e-2, rtol=1e-2)
 
 
 def test_tokens_with_little_of_the_gradient_stay() -> None:
-    screen = cgce.stack([fitted("a", 1, ("t5",), share=1.0, steps=1, target=0.0)])
+    screen = cgce.stack([fitted("a", 1, ("t5",), share=1.0, steps=1, target=-99.0, pull=0.5)])
     text = prompts(1)
     changed = act(screen, text, torch.ones(1, 1, dtype=torch.bool)).text.states["t5"]
     moved = (changed != text.states["t5"]).any(2)
     assert moved.sum() == 1
 
 
-def test_the_pull_leads_to_the_nearest_anchor() -> None:
-    own = fitted("a", 1, ("t5",), pull=1.0, steps=1, target=0.0)
-    text = prompts(1)
-    anchors = torch.tensor(own.tensors["anchors.t5"])
-    gaps = (anchors - text.states["t5"]).flatten(1).norm(dim=1)
-    changed = act(cgce.stack([own]), text, torch.ones(1, 1, dtype=torch.bool)).text.states["t5"]
-    torch.testing.assert_close(changed[0], anchors[int(gaps.argmin())])
+def test_the_pull_leads_to_the_nearest_safe_token_within_the_directions() -> None:
+    own = fitted("a", 1, ("t5",), pull=1.0, rate=1e-9, steps=1, target=-99.0)
+    text = prompts(2)
+    changed = act(cgce.stack([own]), text, torch.ones(2, 1, dtype=torch.bool)).text.states["t5"]
+    u, anchors = (torch.tensor(own.tensors[f"{kind}.t5"]) for kind in ("basis", "anchors"))
+    outside = torch.eye(WIDTHS["t5"]) - u.T @ u
+    for before, after in zip(text.states["t5"].flatten(0, 1), changed.flatten(0, 1), strict=True):
+        nearest = anchors[int(((anchors - before) @ outside).norm(dim=1).argmin())]
+        torch.testing.assert_close(after @ u.T, nearest @ u.T, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(after @ outside, before @ outside, atol=1e-4, rtol=1e-4)
+
+
+def test_a_share_of_the_pull_is_a_share_of_the_way() -> None:
+    text, due = prompts(2), torch.ones(2, 1, dtype=torch.bool)
+    whole, part = (
+        moves(
+            text,
+            act(cgce.stack([fitted("a", 1, pull=p, rate=1e-9, steps=1, target=-99.0)]), text, due),
+            "t5",
+        )
+        for p in (1.0, 0.25)
+    )
+    torch.testing.assert_close(part, 0.25 * whole, atol=1e-4, rtol=1e-3)
+
+
+def test_the_graph_is_kept_for_who_asks_and_gives_the_same_states() -> None:
+    screen = cgce.stack([fitted("a", 1, confine=True, pull=0.2, steps=3, target=-99.0)])
+    text, due = prompts(2), torch.ones(2, 1, dtype=torch.bool)
+    states = {name: state.clone().requires_grad_() for name, state in text.states.items()}
+    after, steps = screen.descend(states, due, torch.ones(2, 1), differentiable=True)
+    acted = act(screen, text, due)
+    assert steps.tolist() == [3, 3]
+    for stream in STREAMS:
+        torch.testing.assert_close(after[stream].detach(), acted.text.states[stream])
+    (slope,) = torch.autograd.grad(after["t5"][0].sum(), [states["t5"]])
+    assert slope[0].norm() > 0 and slope[1].norm() == 0
 
 
 def test_it_refines_under_inference_mode_too() -> None:
@@ -151,50 +249,22 @@ def test_it_refines_under_inference_mode_too() -> None:
         due = due_of(screen, text)
         assert due.any()
         acted = act(screen, text, due)
-    assert (acted.score[due] <= 0.4 + 1e-5).all()
+    assert (acted.score[due] <= -0.4 + 1e-4).all()
 
 
-def test_strength_scales_the_step() -> None:
-    screen = cgce.stack([fitted("a", 1, steps=1, target=0.0)])
+@pytest.mark.parametrize("confine", [False, True])
+def test_strength_scales_the_step(confine: bool) -> None:
+    screen = cgce.stack([fitted("a", 1, steps=1, target=-99.0, confine=confine)])
     text, due = prompts(1), torch.ones(1, 1, dtype=torch.bool)
-    half = screen.act(text, due, 0.5 * torch.ones(1, 1), 0.5 * torch.ones(1, 1))
+    half = screen.act(text, due, torch.zeros(1, 1), 0.5 * torch.ones(1, 1))
     for stream in STREAMS:
-        whole = act(screen, text, due).text.states[stream] - text.states[stream]
-        torch.testing.assert_close(
-            2 * (half.text.states[stream] - text.states[stream]), whole, atol=1e-5, rtol=1e-4
-        )
+        whole = moves(text, act(screen, text, due), stream)
+        torch.testing.assert_close(2 * moves(text, half, stream), whole, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("missing", ["queries.t5", "anchors.pooled"])
+@pytest.mark.parametrize("missing", ["queries.t5", "anchors.pooled", "basis.clip"])
 def test_what_is_missing_is_named(missing: str) -> None:
     whole = fitted("a", 1, pull=0.1)
     tensors = {name: value for name, value in whole.tensors.items() if name != missing}
-    with pytest.raises(ValueError, match=missing.split(".")[0]):
+    with pytest.raises(ValueError, match=missing):
         cgce.stack([EmbeddingGuard("a", tensors, whole.settings)])
-
-
-def test_guards_with_and_without_anchors_are_stacked() -> None:
-    plain = fitted("plain", 1)
-    bare = EmbeddingGuard(
-        "bare",
-        {name: value for name, value in plain.tensors.items() if "anchors" not in name},
-        plain.settings,
-    )
-    text, due = prompts(4), torch.ones(4, 1, dtype=torch.bool)
-    expected = act(cgce.stack([plain]), text, due)
-    both = act(cgce.stack([fitted("other", 2), bare]), text, torch.tensor([[False, True]] * 4))
-    assert both.steps.tolist() == expected.steps.tolist()
-    for stream in STREAMS:
-        torch.testing.assert_close(
-            both.text.states[stream], expected.text.states[stream], atol=1e-3, rtol=1e-3
-        )
-
-
-def test_logits_are_the_scores_and_have_a_slope() -> None:
-    screen = cgce.stack([fitted("a", 1), fitted("b", 2, ("t5",))])
-    text = prompts(5)
-    states = {name: state.requires_grad_() for name, state in text.states.items()}
-    logits = screen.logits(text.with_states(states))
-    torch.testing.assert_close(logits.sigmoid().detach(), screen.sense(prompts(5)))
-    slopes = torch.autograd.grad(logits.sum(), list(states.values()))
-    assert all(float(slope.abs().max()) > 0 for slope in slopes)

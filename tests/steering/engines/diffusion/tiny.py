@@ -154,7 +154,7 @@ def emoji() -> Any:
         timestep_spacing="trailing",
     )
     return _plain(
-        BertModel(config, add_pooling_layer=False).eval(),
+        BertModel(config).eval(),
         tokenizer(CLIP_TOKENS),
         _unet(8, 8, 32, only_cross_attention=(True, False)),
         PatchAutoencoder(width=16, blocks=1).eval(),
