@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import guard
-from guard.demo_cli import QUESTIONS
+from guard.demo_questions import QUESTIONS
 
 ROOT = Path(__file__).parent.parent
 
@@ -37,7 +37,7 @@ def demo() -> Iterator[list[dict[str, Any]]]:
         check=True,
         timeout=600,
     )
-    yield json.loads(done.stdout)
+    yield json.loads(done.stdout)["answers"]
 
 
 def test_the_demo_guards_the_topic_and_nothing_else(demo: list[dict[str, Any]]) -> None:

@@ -160,7 +160,7 @@ def test_the_threshold_keeps_the_rates_on_held_out_prompts(method: str, read: Re
     }
     assert over["far"] <= RATES.far and over["near"] <= RATES.near
     assert over["unsafe"] == pytest.approx(cast(float, artifact.meta.calibration["recall"]))
-    assert over["unsafe"] > 0.8
+    assert over["unsafe"] > 0.6
 
 
 def test_the_subspace_holds_the_phrases_and_begins_with_what_they_share(read: Read) -> None:

@@ -174,13 +174,13 @@ def test_a_guard_that_is_not_due_gives_neither_slope_nor_directions() -> None:
 
 
 def test_rows_that_are_done_keep_their_bits_while_others_go_on() -> None:
-    screen = cgce.stack([fitted("a", 1, confine=True)])
+    screen = cgce.stack([fitted("a", 1)])
     text = prompts(12)
     due = due_of(screen, text)
     steps = act(screen, text, due).steps
     first, last = int(steps[due[:, 0]].min()), int(steps.max())
     assert first < last
-    short = act(cgce.stack([fitted("a", 1, confine=True, steps=first)]), text, due)
+    short = act(cgce.stack([fitted("a", 1, steps=first)]), text, due)
     done = steps == first
     for stream in STREAMS:
         whole = act(screen, text, due).text.states[stream]
