@@ -33,7 +33,7 @@ class Recipe:
     rate: float = 3e-3
     decay: float = 0.02
     noise: float = 0.1
-    radius: float = 0.2
+    radius: float = 0.03
     attacks: int = 2
     seed: int = 0
 

@@ -36,7 +36,7 @@ def cgce(
     noise: Annotated[float, typer.Option(min=0, help="Noise on states while training.")] = 0.1,
     radius: Annotated[
         float, typer.Option(min=0, max=1, help="Radius of the attacks while training.")
-    ] = 0.2,
+    ] = 0.03,
     rate: Annotated[
         float, typer.Option(min=1e-4, max=1, help="Length of a step, as a share of the prompt's.")
     ] = 0.05,
