@@ -211,6 +211,10 @@ def export(model: Judge, path: Path) -> None:
     )
     written = onnx.load(path)
     del written.metadata_props[:]
+    for node in written.graph.node:
+        # the exporter writes where in whose source each node came from
+        del node.metadata_props[:]
+        node.doc_string = ""
     for key, value in (("concepts", names()), ("styles", STYLES)):
         written.metadata_props.add(key=key, value=json.dumps(value))
     onnx.save(written, path)
