@@ -28,13 +28,13 @@ class Recipe:
     members: int = 3
     queries: int = 2
     hidden: int = 32
-    steps: int = 400
+    steps: int = 250
     batch: int = 96
     rate: float = 3e-3
     decay: float = 0.02
-    noise: float = 0.1
-    radius: float = 0.03
-    attacks: int = 2
+    noise: float = 0.5
+    radius: float = 0.1
+    attacks: int = 1
     seed: int = 0
 
 

@@ -33,10 +33,10 @@ def cgce(
         float, typer.Option(min=1e-4, max=0.5, help="False-positive rate on hard negatives.")
     ] = 0.03,
     members: Annotated[int, typer.Option(min=1, max=16, help="Classifiers of the ensemble.")] = 3,
-    noise: Annotated[float, typer.Option(min=0, help="Noise on states while training.")] = 0.1,
+    noise: Annotated[float, typer.Option(min=0, help="Noise on states while training.")] = 0.5,
     radius: Annotated[
         float, typer.Option(min=0, max=1, help="Radius of the attacks while training.")
-    ] = 0.03,
+    ] = 0.1,
     rate: Annotated[
         float, typer.Option(min=1e-4, max=1, help="Length of a step, as a share of the prompt's.")
     ] = 0.05,
@@ -47,14 +47,14 @@ def cgce(
     rank: Annotated[int, typer.Option(min=1, max=64, help="Directions in which they do.")] = 3,
     pull: Annotated[
         float,
-        typer.Option(min=0, max=1, help="Share of the way to the nearest safe token, a step."),
-    ] = 0.3,
+        typer.Option(min=0, max=1, help="Share of the way to the nearest safe token, first step."),
+    ] = 0.5,
     share: Annotated[
         float, typer.Option(min=0, max=1, help="Tokens with less of the gradient stay.")
     ] = 0.0,
     depth: Annotated[
         float, typer.Option(min=0, max=1, help="Descend to this quantile of safe prompts' scores.")
-    ] = 0.25,
+    ] = 0.5,
     seed: Annotated[int, typer.Option(help="Of prompts, heads and samples.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,

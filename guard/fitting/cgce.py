@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from classifiers.heads import Heads
 from classifiers.training import Recipe, train_heads
 from guard.artifact import Artifact, ArtifactMeta
 from guard.concept import Concept
@@ -21,7 +20,7 @@ from guard.fitting.prompt_rates import by_kind, calibrated, figures
 from guard.painter import Painter
 from guard.progress import Stages
 from steering.conditioning import Conditioning
-from steering.methods.cgce import stack
+from steering.methods.cgce import CgceScreen, stack
 from steering.methods.embedding import EmbeddingGuard
 from steering.methods.subspaces import principal
 
@@ -43,9 +42,9 @@ class Descent:
     steps: int = 30
     confine: bool = True
     rank: int = 3
-    pull: float = 0.3
+    pull: float = 0.5
     share: float = 0.0
-    depth: float = 0.25
+    depth: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -73,25 +72,26 @@ def fit_cgce(
     unsafe = torch.tensor([prompt.unsafe for prompt in prompts])
     if not (train & unsafe).any() or not (train & ~unsafe).any():
         raise DataError("the pairs have no unsafe or no safe prompts in the train split")
-    heads = _heads(text.select(train), unsafe[train], recipe, progress)
-    tensors = {
-        f"{name}.{stream}": part.numpy()
-        for stream, own in heads.items()
-        for name, part in own.parts().items()
-    }
-    for stream, states in text.states.items():
-        tensors[f"basis.{stream}"] = _directions(states, prompts, descent.rank).numpy()
-        tensors[f"anchors.{stream}"] = _anchors(states[train & ~unsafe], recipe.seed).numpy()
     settings: dict[str, Any] = {"streams": list(text.states), "strength": 1.0} | vars(descent)
+    space = _space(text, prompts, descent.rank, recipe.seed)
+
+    def trained(rows: Tensor, what: str) -> dict[str, Any]:
+        return _heads(text.select(rows), unsafe[rows], recipe, what, progress) | space
+
+    def screen(tensors: dict[str, Any], target: float) -> CgceScreen:
+        return stack([EmbeddingGuard("fit", tensors, settings | {"target": target})])
+
+    tensors = trained(train, "to be calibrated")
     held = text.select(~train)
     kinds = [prompt.kind for prompt in prompts if prompt.split != "train"]
-    said = stack([EmbeddingGuard("fit", tensors, settings | {"target": 0.0})]).sense(held)
-    scores = by_kind(said[:, 0].tolist(), kinds)
+    scores = by_kind(screen(tensors, 0.0).sense(held)[:, 0].tolist(), kinds)
     threshold = max(calibrated(scores, fpr, near_fpr), FLOOR)
     settings["target"] = min(float(np.quantile(scores["far"], descent.depth)), threshold)
-    screen = stack([EmbeddingGuard("fit", tensors, settings)])
     due = held.select(torch.tensor([kind == "unsafe" for kind in kinds]))
-    calibration = figures(scores, threshold, fpr, near_fpr) | _descended(screen, due, threshold)
+    calibration = figures(scores, threshold, fpr, near_fpr)
+    calibration |= _descended(screen(tensors, settings["target"]), due, threshold)
+    # what is shipped has seen both splits: held-out phrases teach it more than they could prove
+    tensors = trained(torch.ones_like(train), "on both splits")
     meta = ArtifactMeta(
         method="cgce",
         concept=concept.name,
@@ -106,13 +106,26 @@ def fit_cgce(
 
 
 def _heads(
-    text: Conditioning, unsafe: Tensor, recipe: Recipe, progress: Stages
-) -> dict[str, Heads]:
-    heads = {}
+    text: Conditioning, unsafe: Tensor, recipe: Recipe, what: str, progress: Stages
+) -> dict[str, Any]:
+    tensors: dict[str, Any] = {}
     for stream, states in text.states.items():
-        advance = progress(f"training heads on {stream}", recipe.steps)
-        heads[stream] = train_heads(states.clone(), unsafe, recipe, advance)
-    return heads
+        advance = progress(f"training heads on {stream}, {what}", recipe.steps)
+        heads = train_heads(states.clone(), unsafe, recipe, advance)
+        tensors |= {f"{name}.{stream}": part.numpy() for name, part in heads.parts().items()}
+    return tensors
+
+
+def _space(
+    text: Conditioning, prompts: Sequence[LabelledPrompt], rank: int, seed: int
+) -> dict[str, Any]:
+    """For each stream, where the guard may go: directions and safe tokens."""
+    safe = torch.tensor([p.split == "train" and not p.unsafe for p in prompts])
+    tensors: dict[str, Any] = {}
+    for stream, states in text.states.items():
+        tensors[f"basis.{stream}"] = _directions(states, prompts, rank).numpy()
+        tensors[f"anchors.{stream}"] = _anchors(states[safe], seed).numpy()
+    return tensors
 
 
 def _directions(states: Tensor, prompts: Sequence[LabelledPrompt], rank: int) -> Tensor:
@@ -139,7 +152,7 @@ def _anchors(safe: Tensor, seed: int) -> Tensor:
     return every[torch.randperm(len(every), generator=draw)[:ANCHORS]]
 
 
-def _descended(screen: Any, text: Conditioning, threshold: float) -> dict[str, Any]:
+def _descended(screen: CgceScreen, text: Conditioning, threshold: float) -> dict[str, Any]:
     """Steps and how far the states move, on the validation split's unsafe prompts that fire."""
     fired = screen.sense(text)[:, 0] > threshold
     text = text.select(fired)

@@ -1,8 +1,8 @@
 """Embedding-space classifier refinement: CGCE (arXiv 2511.05865), kept where real prompts differ.
 
 Sense: light classifiers on each text encoder's token states (`classifiers/heads.py`); the score is
-the largest logit of p(concept). Decide: over the threshold. Act: gradient descent on the states, on
-no weight,
+the logit of p(concept), the mean of an encoder's ensemble, the largest of all encoders. Decide:
+over the threshold. Act: gradient descent on the states, on no weight,
 
     E ← E - η |E| ∇L / |∇L|,   L = Σ_c softplus(logit_c) over the concepts that fired,
 
@@ -14,7 +14,8 @@ noise and attacks; here they are three, each a setting:
 - `confine`: `∇L ← P ∇L`, P the projection onto the few directions in which unsafe prompts and
   their safe partners differ. No other direction can be abused, and what else is asked for stays.
 - `pull`: a trust region. Each step also goes this share of the way to where the nearest safe token
-  stands within those directions (nearest in all others, as in `steering/methods/nearest.py`).
+  stands within those directions (nearest in all others, as in `steering/methods/nearest.py`); the
+  share fades from step to step.
 - `share`: tokens whose gradient is less than that share of the largest stay as they are.
 """
 
@@ -36,6 +37,9 @@ from steering.methods.nearest import NearestStream, anchored, nearest
 from steering.methods.subspaces import dual, due_first
 from steering.prompted import Acted
 
+_FADE = 0.8
+"""Of the pull is left from one step to the next: the slope has the last word, or a row whose safe
+tokens score above the target would go to and fro."""
 _OVERLAP = 0.1
 """Where two due guards' subspaces nearly coincide, a state moves by the mean of what they ask."""
 
@@ -55,10 +59,11 @@ class CgceStream:
             return self.heads(states)
         return torch.from_numpy(self.detector(states.detach().numpy()))
 
-    def worst(self, logits: Tensor) -> Tensor:
-        """The largest logit of each guard's members; -inf for a guard without heads here."""
+    def of_guards(self, logits: Tensor, how: str) -> Tensor:
+        """Each guard's members as one, by "mean" or "amax"; -inf for a guard without any here."""
         blank = logits.new_full((len(logits), len(self.safe.basis)), -torch.inf)
-        return blank.scatter_reduce(1, self.owner.expand(len(logits), -1), logits, "amax")
+        index = self.owner.expand(len(logits), -1)
+        return blank.scatter_reduce(1, index, logits, how, include_self=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,12 +104,9 @@ class CgceScreen:
         self._descent = descent
 
     def sense(self, text: Conditioning) -> Tensor:
-        """The largest logit `[rows, guards]` of a guard's members and streams, differentiable.
-
-        NaN for a row that is not finite.
-        """
+        """The logit of p(concept) `[rows, guards]`, differentiable; NaN for a row not finite."""
         said = [
-            stream.worst(stream.logits(text.states[name].float()))
+            stream.of_guards(stream.logits(text.states[name].float()), "mean")
             for name, stream in self._streams.items()
         ]
         return torch.stack(said).amax(0).masked_fill(~text.finite()[:, None], torch.nan)
@@ -155,7 +157,7 @@ class CgceScreen:
         lead, how = self._lead(heads, moved, due)
         own = strength.gather(1, lead[:, None])[:, 0]
         eta, how["pull"] = how["rate"] * own, (how["pull"] * own).clamp(max=1.0)
-        for _ in range(int(how["steps"].max())):
+        for turn in range(int(how["steps"].max())):
             inputs = {k: v if differentiable else v.detach() for k, v in moved.items()}
             inputs = {k: v if v.requires_grad else v.requires_grad_() for k, v in inputs.items()}
             logits = {name: heads[name].heads(x) for name, x in inputs.items()}
@@ -169,7 +171,8 @@ class CgceScreen:
             slopes = torch.autograd.grad(loss, list(inputs.values()), create_graph=differentiable)
             for (name, x), slope in zip(inputs.items(), slopes, strict=True):
                 length = eta * size[name]
-                stepped = _step(x, slope, spaces[name], length, how)
+                pull = how["pull"] * _FADE**turn
+                stepped = _step(x, slope, spaces[name], length, how | {"pull": pull})
                 stepped = torch.where(live[:, None, None], stepped, x)
                 moved[name] = stepped if differentiable else stepped.detach()
             steps = steps + live
@@ -202,7 +205,7 @@ class CgceScreen:
         return lead, {name: getattr(self._descent, name)[lead] for name in names}
 
     def _worst(self, heads: Mapping[str, CgceStream], logits: Mapping[str, Tensor]) -> Tensor:
-        said = [heads[name].worst(values.detach()) for name, values in logits.items()]
+        said = [heads[name].of_guards(v.detach(), "amax") for name, v in logits.items()]
         return torch.stack(said).amax(0)
 
 

@@ -91,7 +91,7 @@ def test_it_descends_to_what_safe_prompts_score() -> None:
     done = fit(toy_prompts())
     target = float(str(done.artifact.meta.settings["target"]))
     under = sum(score < target for score in done.scores["far"]) / len(done.scores["far"])
-    assert under == pytest.approx(0.25, abs=0.02)
+    assert under == pytest.approx(0.5, abs=0.02)
 
 
 def test_prompts_without_an_unsafe_one_are_an_error() -> None:

@@ -66,13 +66,13 @@ def moves(text: Conditioning, acted: Acted, stream: str) -> Tensor:
     return acted.text.states[stream] - text.states[stream]
 
 
-def test_the_score_is_the_largest_of_all_members_and_streams() -> None:
+def test_the_score_is_the_mean_of_a_streams_members_and_the_largest_of_all_streams() -> None:
     guards = [fitted("a", 1), fitted("b", 2, ("t5",))]
     text = prompts(6)
     scores = cgce.stack(guards).sense(text)
     for column, own in enumerate(guards):
-        said = [heads_of(own, stream)(text.states[stream]) for stream in own.streams]
-        torch.testing.assert_close(scores[:, column], torch.cat(said, 1).amax(1))
+        said = [heads_of(own, stream)(text.states[stream]).mean(1) for stream in own.streams]
+        torch.testing.assert_close(scores[:, column], torch.stack(said, 1).amax(1))
 
 
 def test_the_score_is_the_same_with_a_slope() -> None:
@@ -227,6 +227,17 @@ def test_a_share_of_the_pull_is_a_share_of_the_way() -> None:
         for p in (1.0, 0.25)
     )
     torch.testing.assert_close(part, 0.25 * whole, atol=1e-4, rtol=1e-3)
+
+
+def test_the_pull_fades() -> None:
+    text, due = prompts(1), torch.ones(1, 1, dtype=torch.bool)
+
+    def moved(pull: float, steps: int) -> Tensor:
+        own = fitted("a", 1, pull=pull, rate=1e-9, steps=steps, target=-99.0)
+        return moves(text, act(cgce.stack([own]), text, due), "t5")
+
+    left = (1 - 0.5) * (1 - 0.5 * 0.8) * (1 - 0.5 * 0.8**2)
+    torch.testing.assert_close(moved(0.5, 3), (1 - left) * moved(1.0, 1), atol=1e-4, rtol=1e-3)
 
 
 def test_the_graph_is_kept_for_who_asks_and_gives_the_same_states() -> None:

@@ -10,9 +10,10 @@ import pytest
 from steering.methods.embedding import EmbeddingGuard
 from steering.methods.safe_guidance import PRESETS
 from steering.methods.screens import SCREENS
-from tests.steering.methods import test_nearest, test_safe_guidance, test_safree
+from tests.steering.methods import test_cgce, test_nearest, test_safe_guidance, test_safree
 
 SOUND = {
+    "cgce": test_cgce.fitted("c", 0),
     "nearest": test_nearest.GUARDS[0],
     "negative-prompt": test_safe_guidance.make("n", 0, {}, gated=True),
     "safe-guidance": test_safe_guidance.make("s", 0, asdict(PRESETS["strong"])),
@@ -34,6 +35,7 @@ def without(values: Any, key: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("method", "key"),
     [
+        ("cgce", "hidden.clip"),
         ("nearest", "anchors.t5"),
         ("nearest", "weights.clip"),
         ("negative-prompt", "concept.pooled"),
@@ -52,6 +54,8 @@ def test_a_missing_tensor_is_named(method: str, key: str) -> None:
 @pytest.mark.parametrize(
     ("method", "key"),
     [
+        ("cgce", "confine"),
+        ("cgce", "target"),
         ("nearest", "bias"),
         ("negative-prompt", "gated"),
         ("safe-guidance", "warmup"),
@@ -71,6 +75,7 @@ def test_a_missing_setting_is_named(method: str, key: str) -> None:
         ("safree", "alpha", float("nan"), "alpha must be a finite number"),
         ("safree", "slope", "steep", "slope must be a finite number"),
         ("nearest", "streams", [], "streams must be a list of names"),
+        ("cgce", "confine", 0, "confine must be true or false"),
         ("negative-prompt", "gated", 1, "gated must be true or false"),
     ],
 )
