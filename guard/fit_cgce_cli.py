@@ -9,12 +9,12 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from guard.concept import read_concept
 from guard.errors import DataError
 from guard.progress import stages
 from guard.prompts import PromptPair, read_rows
+from guard.reporting import values
 
 
 def cgce(
@@ -87,7 +87,15 @@ def cgce(
             fpr=fpr,
             near_fpr=near_fpr,
             recipe=Recipe(members=members, noise=noise, radius=radius, seed=seed),
-            descent=Descent(rate, steps, confine, rank, pull, share, depth),
+            descent=Descent(
+                rate=rate,
+                steps=steps,
+                confine=confine,
+                rank=rank,
+                pull=pull,
+                share=share,
+                depth=depth,
+            ),
             progress=progress,
         )
     fit.artifact.save(out)
@@ -99,10 +107,6 @@ def cgce(
         print(json.dumps(report | {"artifact": str(out), "digest": fit.artifact.digest}, indent=2))
         return
     console = Console()
-    figures = Table("validation split", "value", show_header=True)
-    for name, value in report["calibration"].items():
-        shown = f"{value:.4g}" if isinstance(value, float) else str(value)
-        figures.add_row(name.replace("_", " "), shown)
-    console.print(figures)
+    console.print(values.table("validation split", report["calibration"]))
     page = base.with_suffix(".report.html")
     console.print(f"wrote {out} and {page}", markup=False, highlight=False, soft_wrap=True)

@@ -16,6 +16,7 @@ from guard.fit_cgce_cli import cgce
 from guard.fit_training_free_cli import nearest, negative_prompt, safe_guidance, safree
 from guard.progress import stages
 from guard.prompts import ForgetPrompt, PairedAnswers, RetainPrompt, read_rows
+from guard.reporting import values
 
 app = typer.Typer(add_completion=False, help="Fit a guard.", no_args_is_help=True)
 
@@ -128,11 +129,7 @@ def _show(report: dict[str, Any], out: Path) -> None:
             f"{trial['looping']:.1%}",
             "chosen" if trial["chosen"] else "",
         )
-    figures = Table("validation split", "value", show_header=True)
-    for name, value in report["calibration"].items():
-        shown = f"{value:.4g}" if isinstance(value, float) else str(value)
-        figures.add_row(name.replace("_", " "), shown)
     console.print(trials)
-    console.print(figures)
+    console.print(values.table("validation split", report["calibration"]))
     page = out.with_suffix("").with_suffix(".report.html")
     console.print(f"wrote {out} and {page}", markup=False, highlight=False, soft_wrap=True)

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from guard.concept import Concept, read_concept
 from guard.errors import DataError
 from guard.progress import stages
+from guard.reporting import values
 
 if TYPE_CHECKING:
     from guard.artifact import Artifact
@@ -214,9 +214,5 @@ def _run(
         print(json.dumps(told, indent=2))
         return
     console = Console()
-    table = Table("", "value")
-    for name, value in (meta.settings | meta.calibration).items():
-        shown = f"{value:.4g}" if isinstance(value, float) else str(value)
-        table.add_row(name.replace("_", " "), shown)
-    console.print(table)
+    console.print(values.table("", meta.settings | meta.calibration))
     console.print(f"wrote {out}", markup=False, highlight=False, soft_wrap=True)

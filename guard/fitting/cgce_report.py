@@ -7,6 +7,7 @@ from typing import Any
 from guard.fitting.cgce import CgceFit
 from guard.reporting import plots
 from guard.reporting.page import Grid, Plot, Tile, render
+from guard.reporting.values import rows
 
 
 def as_json(fit: CgceFit, took_s: float) -> dict[str, Any]:
@@ -39,21 +40,15 @@ def as_page(fit: CgceFit) -> str:
         Plot(
             "Scores: the logit of p(concept)",
             plots.histograms(scores, {"threshold": threshold}),
-            "Validation split: phrases, hard negatives and companions that were not trained on. "
-            "What the refined prompts draw is measured by `guard eval pictures`, not here.",
+            "Validation split, and heads that were not trained on its phrases, hard negatives and "
+            "companions: they gave the threshold. The heads in the artifact have then seen both "
+            "splits. What refined prompts draw is measured by `guard eval pictures`, not here.",
         ),
-        Grid("Calibration", ("figure", "value"), _rows(figures)),
-        Grid("Settings", ("setting", "value"), _rows(meta.settings)),
+        Grid("Calibration", ("figure", "value"), rows(figures)),
+        Grid("Settings", ("setting", "value"), rows(meta.settings)),
     ]
     subtitle = (
         f"CGCE guard for {meta.model.name} ({meta.model.architecture}), fitted "
         f"{meta.created.isoformat()}; tensors {meta.tensors_sha256[:12]}"
     )
     return render(f"Fit of {meta.concept}", subtitle, tiles, parts)
-
-
-def _rows(values: dict[str, Any]) -> list[tuple[str, str]]:
-    return [
-        (name.replace("_", " "), f"{value:.4g}" if isinstance(value, float) else str(value))
-        for name, value in values.items()
-    ]

@@ -12,6 +12,7 @@ from guard.fitting.acting import Trial
 from guard.fitting.steer import SteerFit
 from guard.reporting import plots
 from guard.reporting.page import Grid, Plot, Tile, render
+from guard.reporting.values import rows
 
 
 def as_json(fit: SteerFit, meta: ArtifactMeta, took_s: float) -> dict[str, Any]:
@@ -88,8 +89,8 @@ def as_page(fit: SteerFit, meta: ArtifactMeta) -> str:
             f"{calibration['bare_perplexity']:.2f}.",
             frozenset(i for i, trial in enumerate(fit.trials) if trial.chosen),
         ),
-        Grid("Calibration", ("figure", "value"), _rows(calibration)),
-        Grid("Settings", ("setting", "value"), _rows(meta.settings)),
+        Grid("Calibration", ("figure", "value"), rows(calibration)),
+        Grid("Settings", ("setting", "value"), rows(meta.settings)),
     ]
     subtitle = (
         f"Steering guard for {meta.model.name} ({meta.model.architecture}), fitted "
@@ -125,13 +126,6 @@ def leak_rates(trial: Trial, scores: Any, thresholds: Sequence[float]) -> list[f
     """Leak rate of a trial's prompts if only those over the threshold had fired."""
     leaked = np.asarray(trial.leaked)
     return [float(np.where(scores > at, leaked, True).mean()) for at in thresholds]
-
-
-def _rows(values: dict[str, Any]) -> list[tuple[str, str]]:
-    return [
-        (name.replace("_", " "), f"{value:.4g}" if isinstance(value, float) else str(value))
-        for name, value in values.items()
-    ]
 
 
 def _percent(share: float) -> str:

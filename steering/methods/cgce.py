@@ -33,8 +33,8 @@ from classifiers.heads import PARTS, Heads, stacked
 from classifiers.onnx import Detector
 from steering.conditioning import Conditioning
 from steering.methods.embedding import EmbeddingGuard, by_stream, numbers
-from steering.methods.nearest import NearestStream, anchored, nearest
-from steering.methods.subspaces import dual, due_first
+from steering.methods.nearest import NearestStream, anchored, goals
+from steering.methods.subspaces import dual
 from steering.prompted import Acted
 
 _FADE = 0.8
@@ -184,15 +184,9 @@ class CgceScreen:
         return CgceStream(stream.heads.select(wanted), stream.owner[wanted], stream.safe, None)
 
     def _space(self, name: str, states: Tensor, due: Tensor) -> _Space:
-        safe = self._streams[name].safe
-        guards, real = due_first(due)
-        bases = safe.basis[guards].masked_fill(~real[..., None, None], 0.0)
-        at = nearest(states, safe.rest[guards], safe.size[guards])
-        rows = torch.arange(len(states), device=at.device)[:, None, None]
-        columns = torch.arange(guards.shape[1], device=at.device)
-        goal = safe.coordinates[guards][rows, columns, at].flatten(2)
+        bases, goal = goals(self._streams[name].safe, states, due)
         flat = bases.flatten(1, 2)
-        return _Space(flat, dual(flat, rtol=_OVERLAP), goal)
+        return _Space(flat, dual(flat, rtol=_OVERLAP), goal.flatten(2))
 
     def _lead(
         self, heads: Mapping[str, CgceStream], states: Mapping[str, Tensor], due: Tensor

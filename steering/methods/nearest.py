@@ -60,6 +60,20 @@ def nearest(x: Tensor, rest: Tensor, size: Tensor) -> Tensor:
     return distance.argmin(-1)
 
 
+def goals(stream: NearestStream, x: Tensor, due: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the tokens `x [rows, tokens, width]` are to stand for the guards `due [rows, guards]`.
+
+    The due guards' bases `[rows, most, rank, width]`, zeros as filling, and the coordinates in them
+    that each token's nearest anchor has, `[rows, tokens, most, rank]`.
+    """
+    guards, real = due_first(due)
+    bases = stream.basis[guards].masked_fill(~real[..., None, None], 0.0)
+    at = nearest(x, stream.rest[guards], stream.size[guards])
+    rows = torch.arange(len(x), device=at.device)[:, None, None]
+    columns = torch.arange(guards.shape[1], device=at.device)
+    return bases, stream.coordinates[guards][rows, columns, at]
+
+
 class NearestScreen:
     """All nearest-safe guards of one model, stacked."""
 
@@ -86,11 +100,7 @@ class NearestScreen:
         for name, stream in self._streams.items():
             mine, mask = text.states[name][rows], text.masks[name][rows]
             x = mine.float()
-            bases = stream.basis[guards].masked_fill(~real[..., None, None], 0.0)
-            at = nearest(x, stream.rest[guards], stream.size[guards])
-            there = torch.arange(len(rows), device=at.device)[:, None, None]
-            column = torch.arange(guards.shape[1], device=at.device)
-            target = stream.coordinates[guards][there, column, at]
+            bases, target = goals(stream, x, due[rows])
             shift = target - torch.einsum("rtw,rgkw->rtgk", x, bases)
             shift = shift * by[:, None, :, None]
             moved = shifted(x, bases.flatten(1, 2), shift.flatten(2), rtol=_OVERLAP)

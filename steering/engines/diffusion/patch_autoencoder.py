@@ -36,8 +36,6 @@ class PatchAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffus
     take it. `block_out_channels` is there for them alone: they read the scale off its length.
     """
 
-    _supports_gradient_checkpointing = False
-
     @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
         self,
