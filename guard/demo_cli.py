@@ -18,7 +18,7 @@ import typer
 from rich.console import Console
 
 from guard import demo_pictures, demo_questions
-from guard.config import load_config
+from guard.config import ModelConfig, load_config
 from guard.errors import GuardError
 from guard.models import add_model, added_model
 from guard.recipes import RECIPES
@@ -69,7 +69,7 @@ def demo(
                 console.print(demo_questions.side_by_side(shown["answers"]))
         if as_json:
             print(json.dumps(shown, indent=2, ensure_ascii=False))
-        _say_what_next(console, url if keep else None, config, settings.models[0].name)
+        _say_what_next(console, url if keep else None, config, settings.models[0])
         if keep:
             _wait()
 
@@ -102,12 +102,20 @@ def _server(config: Path, console: Console) -> Iterator[str]:
             process.kill()
 
 
-def _say_what_next(console: Console, url: str | None, config: Path, model: str) -> None:
+def _request(model: ModelConfig) -> tuple[str, dict[str, Any]]:
+    """A path of the server and a body that the model answers."""
+    if model.engine == "diffusers":
+        return "images/generations", {"model": model.name, "prompt": demo_pictures.PROMPTS[0]}
+    question = {"role": "user", "content": demo_questions.QUESTIONS[0]}
+    return "chat/completions", {"model": model.name, "messages": [question]}
+
+
+def _say_what_next(console: Console, url: str | None, config: Path, model: ModelConfig) -> None:
     if url:
         console.print(f"The server is up at {url}/v1 (Ctrl-C stops it). Try:", soft_wrap=True)
-        messages = [{"role": "user", "content": "Who is Hagrid?"}]
-        body = json.dumps({"model": model, "messages": messages})
-        line = f"curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'"
+        path, body = _request(model)
+        told = json.dumps(body)
+        line = f"curl {url}/v1/{path} -H 'Content-Type: application/json' -d '{told}'"
         console.print(line, markup=False, highlight=False, soft_wrap=True)
         return
     # make runs it from an environment that the user's shell need not know
