@@ -125,13 +125,14 @@ def train(
 
     The rate is constant and falls to nothing over the last `decay` of the steps; a run that was
     planned longer can be stopped and resumed with fewer steps, and then decays sooner. `start` is
-    the folder of a trained UNet to begin with where there is no checkpoint.
+    a folder of exported weights: their autoencoder is taken, and their UNet to begin with where
+    there is no checkpoint.
     """
     torch.manual_seed(0)
-    vae = PatchAutoencoder.from_pretrained(out / "vae").eval()
+    vae = PatchAutoencoder.from_pretrained((start or out) / "vae").eval()
     model = build()
     if start is not None:
-        model.load_state_dict(UNet2DConditionModel.from_pretrained(start).state_dict())
+        model.load_state_dict(UNet2DConditionModel.from_pretrained(start / "unet").state_dict())
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.01, fused=True)
     average = checkpoint.Average(model, 0.998)
     state = out / "denoiser.safetensors"

@@ -34,7 +34,8 @@ def export(out: Path, weights: Path = WEIGHTS) -> None:
     """Write the averaged weights of the checkpoints in `out` to `weights`."""
     denoiser.averaged(out).save_pretrained(weights / "unet")
     denoiser.scheduler().save_pretrained(weights / "scheduler")
-    shutil.copytree(out / "vae", weights / "vae", dirs_exist_ok=True)
+    if (out / "vae").is_dir():  # else the exported one was gone on with
+        shutil.copytree(out / "vae", weights / "vae", dirs_exist_ok=True)
     for part in ("unet", "vae"):
         path = weights / part / "diffusion_pytorch_model.safetensors"
         halved = {name: tensor.half().contiguous() for name, tensor in load_file(path).items()}

@@ -14,7 +14,7 @@ OUT = Path(".cache/emoji")
 
 
 @app.command()
-def autoencoder(out: Out = OUT, steps: int = 1700) -> None:
+def autoencoder(out: Out = OUT, steps: int = 2500) -> None:
     """Train the autoencoder: 8 minutes on two cores."""
     from examples.emoji.autoencoder import train
 
@@ -39,12 +39,13 @@ def denoiser(
         float, typer.Option(help="Share of the steps over which the rate falls.")
     ] = 0.4,
     start: Annotated[
-        Path | None, typer.Option(help="A trained UNet to begin with: examples/emoji/weights/unet.")
+        Path | None, typer.Option(help="Exported weights to go on from: examples/emoji/weights.")
     ] = None,
 ) -> None:
     """Train the denoiser: hours."""
     from examples.emoji.denoiser import train
 
+    out.mkdir(parents=True, exist_ok=True)
     train(out, steps, decay, start=start)
 
 
