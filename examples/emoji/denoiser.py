@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
@@ -23,13 +24,13 @@ from examples.emoji.captions import caption
 from examples.emoji.scenes import draw, render
 from steering.engines.diffusion.patch_autoencoder import PatchAutoencoder
 
-BATCH = 16
+BATCH = 32
 RATE = 1e-3
 WARMUP = 200
 FRESH = 4
 """New scenes a step: each is seen BATCH / FRESH times on average."""
-POOL = 16_384
-FIRST_POOL = 4_096
+POOL = 32_768
+FIRST_POOL = 8_192
 COUNTS = ((1, 0.35), (2, 0.5), (3, 0.15))
 """Objects in a scene, and how often."""
 UNCONDITIONAL = 0.1
@@ -120,19 +121,23 @@ def train(
     decay: float = 0.4,
     grid_every_s: float = 300,
     start: Path | None = None,
+    bf16: bool = False,
 ) -> None:
     """Train for `steps` in all, or go on from the last checkpoint in `out`.
 
     The rate is constant and falls to nothing over the last `decay` of the steps; a run that was
     planned longer can be stopped and resumed with fewer steps, and then decays sooner. `start` is
     a folder of exported weights: their autoencoder is taken, and their UNet to begin with where
-    there is no checkpoint.
+    there is no checkpoint. `bf16` computes in bfloat16 and keeps the weights in float32: faster on
+    processors that multiply it natively, slower on others.
     """
     torch.manual_seed(0)
     vae = PatchAutoencoder.from_pretrained((start or out) / "vae").eval()
     model = build()
     if start is not None:
         model.load_state_dict(UNet2DConditionModel.from_pretrained(start / "unet").state_dict())
+    # the fused kernel's backward is slow on a CPU at these sizes
+    model.set_attn_processor(AttnProcessor())
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.01, fused=True)
     average = checkpoint.Average(model, 0.998)
     state = out / "denoiser.safetensors"
@@ -162,7 +167,9 @@ def train(
             spoilt = (1 - levels[times]).sqrt()[:, None, None, None]
             noisy = (signal * latents + spoilt * noise).to(memory_format=torch.channels_last)
             target = signal * noise - spoilt * latents
-            loss = (model(noisy, times, states).sample - target).square().mean()
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                predicted = model(noisy, times, states).sample
+            loss = (predicted.float() - target).square().mean()
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

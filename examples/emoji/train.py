@@ -41,12 +41,15 @@ def denoiser(
     start: Annotated[
         Path | None, typer.Option(help="Exported weights to go on from: examples/emoji/weights.")
     ] = None,
+    bf16: Annotated[
+        bool, typer.Option(help="Compute in bfloat16, where the processor has it (avx512_bf16).")
+    ] = False,
 ) -> None:
     """Train the denoiser: hours."""
     from examples.emoji.denoiser import train
 
     out.mkdir(parents=True, exist_ok=True)
-    train(out, steps, decay, start=start)
+    train(out, steps, decay, start=start, bf16=bf16)
 
 
 @app.command()
