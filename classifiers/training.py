@@ -25,7 +25,7 @@ class Recipe:
     the number of gradient steps of an attack within `radius`; 0 trains on clean states alone.
     """
 
-    members: int = 3
+    members: int = 1
     queries: int = 2
     hidden: int = 32
     steps: int = 250

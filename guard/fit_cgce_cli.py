@@ -25,14 +25,22 @@ def cgce(
         Path | None,
         typer.Option(help="Pairs of unsafe and safe prompts, JSON Lines, beside the made ones."),
     ] = None,
-    count: Annotated[int, typer.Option(min=100, help="Unsafe prompts to make for training.")] = 800,
+    count: Annotated[int, typer.Option(min=100, help="Unsafe prompts to make.")] = 1200,
     fpr: Annotated[
         float, typer.Option(min=1e-4, max=0.5, help="False-positive rate on far prompts.")
     ] = 0.005,
     near_fpr: Annotated[
         float, typer.Option(min=1e-4, max=0.5, help="False-positive rate on hard negatives.")
     ] = 0.03,
-    members: Annotated[int, typer.Option(min=1, max=16, help="Classifiers of the ensemble.")] = 3,
+    folds: Annotated[
+        int,
+        typer.Option(
+            min=2,
+            max=16,
+            help="Classifiers of the ensemble; each is taught all but its share of the prompts, "
+            "and calibrated on that.",
+        ),
+    ] = 4,
     noise: Annotated[float, typer.Option(min=0, help="Noise on states while training.")] = 0.5,
     radius: Annotated[
         float, typer.Option(min=0, max=1, help="Radius of the attacks while training.")
@@ -54,7 +62,7 @@ def cgce(
     ] = 0.0,
     depth: Annotated[
         float, typer.Option(min=0, max=1, help="Descend to this quantile of safe prompts' scores.")
-    ] = 0.5,
+    ] = 0.1,
     seed: Annotated[int, typer.Option(help="Of prompts, heads and samples.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
@@ -72,11 +80,11 @@ def cgce(
     from guard.fitting.cgce import Descent, fit_cgce
     from guard.fitting.cgce_report import as_json as report_json
     from guard.fitting.cgce_report import as_page
-    from guard.fitting.concept_prompts import labelled, prompts_of
+    from guard.fitting.concept_prompts import folds_of, labelled
     from guard.painter import Painter
     from guard.reporting.page import write_text
 
-    prompts = [*prompts_of(concept, count, seed), *labelled(given)]
+    prompts = [*folds_of(concept, count, folds, seed), *labelled(given, folds)]
     painter = Painter.load(model, device=device)
     started = time.monotonic()
     with stages() as progress:
@@ -86,7 +94,7 @@ def cgce(
             prompts,
             fpr=fpr,
             near_fpr=near_fpr,
-            recipe=Recipe(members=members, noise=noise, radius=radius, seed=seed),
+            recipe=Recipe(noise=noise, radius=radius, seed=seed),
             descent=Descent(
                 rate=rate,
                 steps=steps,
@@ -107,6 +115,6 @@ def cgce(
         print(json.dumps(report | {"artifact": str(out), "digest": fit.artifact.digest}, indent=2))
         return
     console = Console()
-    console.print(values.table("validation split", report["calibration"]))
+    console.print(values.table("held-out prompts", report["calibration"]))
     page = base.with_suffix(".report.html")
     console.print(f"wrote {out} and {page}", markup=False, highlight=False, soft_wrap=True)

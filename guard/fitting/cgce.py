@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from typing import Any
 
@@ -26,6 +26,8 @@ from steering.methods.subspaces import principal
 
 ANCHORS = 512
 """Token states of safe prompts that an artifact keeps."""
+REFINED = 400
+"""About how many unsafe prompts are refined to report how far that goes."""
 FLOOR = 0.0
 """No threshold is under it: on few far prompts a calibrated one may be next to nothing."""
 
@@ -44,12 +46,12 @@ class Descent:
     rank: int = 3
     pull: float = 0.5
     share: float = 0.0
-    depth: float = 0.5
+    depth: float = 0.1
 
 
 @dataclass(frozen=True)
 class CgceFit:
-    """A fitted guard with what it was judged by: scores of the validation split by kind."""
+    """A fitted guard with what gave its threshold: held-out scores by kind."""
 
     artifact: Artifact
     scores: Mapping[str, Sequence[float]]
@@ -66,32 +68,39 @@ def fit_cgce(
     descent: Descent,
     progress: Stages,
 ) -> CgceFit:
-    """Raises DataError where the prompts do not do for the rates that are asked for."""
+    """Heads for each split of `prompts` but "train", taught all but that split and scored on it.
+
+    The scores of all held-out splits give the threshold; all heads together are the guard's
+    ensemble (cross-conformal prediction, Vovk 2015). Raises DataError where the prompts do not do
+    for the rates that are asked for.
+    """
+    splits = sorted({prompt.split for prompt in prompts} - {"train"})
     text = painter.read([prompt.text for prompt in prompts], progress)
-    train = torch.tensor([prompt.split == "train" for prompt in prompts])
     unsafe = torch.tensor([prompt.unsafe for prompt in prompts])
-    if not (train & unsafe).any() or not (train & ~unsafe).any():
-        raise DataError("the pairs have no unsafe or no safe prompts in the train split")
     settings: dict[str, Any] = {"streams": list(text.states), "strength": 1.0} | vars(descent)
     space = _space(text, prompts, descent.rank, recipe.seed)
 
-    def trained(rows: Tensor, what: str) -> dict[str, Any]:
-        return _heads(text.select(rows), unsafe[rows], recipe, what, progress) | space
+    def screen(heads: dict[str, Any], target: float = 0.0) -> CgceScreen:
+        return stack([EmbeddingGuard("fit", heads | space, settings | {"target": target})])
 
-    def screen(tensors: dict[str, Any], target: float) -> CgceScreen:
-        return stack([EmbeddingGuard("fit", tensors, settings | {"target": target})])
-
-    tensors = trained(train, "to be calibrated")
-    held = text.select(~train)
-    kinds = [prompt.kind for prompt in prompts if prompt.split != "train"]
-    scores = by_kind(screen(tensors, 0.0).sense(held)[:, 0].tolist(), kinds)
+    taught, kinds, held_out = [], [], []
+    for number, split in enumerate(splits):
+        out = torch.tensor([prompt.split == split for prompt in prompts])
+        if not unsafe[~out].any() or unsafe[~out].all():
+            raise DataError(f"there are no unsafe or no safe prompts beside those of {split}")
+        own = replace(recipe, seed=recipe.seed + number)
+        what = f"{number + 1} of {len(splits)}"
+        taught.append(_heads(text.select(~out), unsafe[~out], own, what, progress))
+        held_out += screen(taught[-1]).sense(text.select(out))[:, 0].tolist()
+        kinds += [prompt.kind for prompt in prompts if prompt.split == split]
+    scores = by_kind(held_out, kinds)
     threshold = max(calibrated(scores, fpr, near_fpr), FLOOR)
     settings["target"] = min(float(np.quantile(scores["far"], descent.depth)), threshold)
-    due = held.select(torch.tensor([kind == "unsafe" for kind in kinds]))
+    heads = {name: np.concatenate([part[name] for part in taught]) for name in taught[0]}
+    asked = unsafe.nonzero()[:, 0]
+    due = text.select(asked[:: max(1, len(asked) // REFINED)])
     calibration = figures(scores, threshold, fpr, near_fpr)
-    calibration |= _descended(screen(tensors, settings["target"]), due, threshold)
-    # what is shipped has seen both splits: held-out phrases teach it more than they could prove
-    tensors = trained(torch.ones_like(train), "on both splits")
+    calibration |= _descended(screen(heads, settings["target"]), due, threshold)
     meta = ArtifactMeta(
         method="cgce",
         concept=concept.name,
@@ -102,7 +111,7 @@ def fit_cgce(
         settings=settings | {"threshold": threshold},
         calibration=calibration,
     )
-    return CgceFit(Artifact(meta, tensors), scores)
+    return CgceFit(Artifact(meta, heads | space), scores)
 
 
 def _heads(
@@ -110,7 +119,7 @@ def _heads(
 ) -> dict[str, Any]:
     tensors: dict[str, Any] = {}
     for stream, states in text.states.items():
-        advance = progress(f"training heads on {stream}, {what}", recipe.steps)
+        advance = progress(f"training heads on {stream}: {what}", recipe.steps)
         heads = train_heads(states.clone(), unsafe, recipe, advance)
         tensors |= {f"{name}.{stream}": part.numpy() for name, part in heads.parts().items()}
     return tensors
@@ -120,7 +129,7 @@ def _space(
     text: Conditioning, prompts: Sequence[LabelledPrompt], rank: int, seed: int
 ) -> dict[str, Any]:
     """For each stream, where the guard may go: directions and safe tokens."""
-    safe = torch.tensor([p.split == "train" and not p.unsafe for p in prompts])
+    safe = torch.tensor([not prompt.unsafe for prompt in prompts])
     tensors: dict[str, Any] = {}
     for stream, states in text.states.items():
         tensors[f"basis.{stream}"] = _directions(states, prompts, rank).numpy()
@@ -133,11 +142,10 @@ def _directions(states: Tensor, prompts: Sequence[LabelledPrompt], rank: int) ->
 
     Of the mean over all tokens, since a partner's tokens need not stand where the prompt's stand.
     """
-    train = [(row, prompt) for row, prompt in enumerate(prompts) if prompt.split == "train"]
-    safe = {prompt.text: row for row, prompt in train if not prompt.unsafe}
-    pairs = [(row, safe[prompt.partner]) for row, prompt in train if prompt.partner in safe]
+    safe = {prompt.text: row for row, prompt in enumerate(prompts) if not prompt.unsafe}
+    pairs = [(row, safe[p.partner]) for row, p in enumerate(prompts) if p.partner in safe]
     if not pairs:
-        raise DataError("no unsafe prompt of the train split has its safe partner beside it")
+        raise DataError("no unsafe prompt has its safe partner beside it")
     mean = states.float().mean(1)
     found = principal(torch.stack([mean[row] - mean[partner] for row, partner in pairs]), rank)
     if not len(found):
@@ -153,7 +161,7 @@ def _anchors(safe: Tensor, seed: int) -> Tensor:
 
 
 def _descended(screen: CgceScreen, text: Conditioning, threshold: float) -> dict[str, Any]:
-    """Steps and how far the states move, on the validation split's unsafe prompts that fire."""
+    """Steps and how far the states move, on unsafe prompts `text` that fire."""
     fired = screen.sense(text)[:, 0] > threshold
     text = text.select(fired)
     if not text.rows:

@@ -25,7 +25,7 @@ def as_json(fit: CgceFit, took_s: float) -> dict[str, Any]:
 
 
 def as_page(fit: CgceFit) -> str:
-    """The page: scores of the validation split by kind, calibration, settings."""
+    """The page: held-out scores by kind, calibration, settings."""
     meta = fit.artifact.meta
     figures: dict[str, Any] = meta.calibration
     tiles = [
@@ -40,9 +40,9 @@ def as_page(fit: CgceFit) -> str:
         Plot(
             "Scores: the logit of p(concept)",
             plots.histograms(scores, {"threshold": threshold}),
-            "Validation split, and heads that were not trained on its phrases, hard negatives and "
-            "companions: they gave the threshold. The heads in the artifact have then seen both "
-            "splits. What refined prompts draw is measured by `guard eval pictures`, not here.",
+            "Of every prompt by the one head that was not taught its phrase, hard negative or "
+            "companion: these scores gave the threshold. The guard's score is the mean of all its "
+            "heads. What refined prompts draw is measured by `guard eval pictures`, not here.",
         ),
         Grid("Calibration", ("figure", "value"), rows(figures)),
         Grid("Settings", ("setting", "value"), rows(meta.settings)),

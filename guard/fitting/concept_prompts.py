@@ -49,7 +49,8 @@ _DISGUISED, _NOISY, _ACCOMPANIED = 0.25, 0.15, 0.5
 class LabelledPrompt:
     """`kind` is unsafe, or, for a safe one, far or near (a hard negative).
 
-    `partner` is the safe prompt of the same form as an unsafe one.
+    `partner` is the safe prompt of the same form as an unsafe one. `split` is "train" for what is
+    always taught; anything else is held out of some of the teaching.
     """
 
     text: str
@@ -69,39 +70,90 @@ def prompts_of(concept: Concept, count: int, seed: int = 0) -> list[LabelledProm
     """
     rng = random.Random(seed)
     made: dict[str, LabelledPrompt] = {}
+    companions, hard = _shuffled(concept, rng)
+    shares = {"train": (0.0, 0.67), "validation": (0.67, 1.0)}
+    for split, (low, high) in shares.items():
+        phrases = getattr(concept.phrases, split) or concept.phrases.train
+        things = _Things(phrases, _part(companions, low, high), _part(hard, low, high))
+        total = count if split == "train" else max(count // 2, 400)
+        _make(made, concept, things, split, total, rng)
+    return list(made.values())
+
+
+def folds_of(concept: Concept, count: int, folds: int, seed: int = 0) -> list[LabelledPrompt]:
+    """The same for fitting in turns: splits `fold 0` ... in place of train and validation.
+
+    Hard negatives, companions and phrases are dealt out to the folds; only the first phrase, the
+    concept's name, is in all of them.
+    """
+    rng = random.Random(seed)
+    made: dict[str, LabelledPrompt] = {}
+    companions, hard = _shuffled(concept, rng)
+    name, *others = (*concept.phrases.train, *concept.phrases.validation)
+    rng.shuffle(others)
+    for fold in range(folds):
+        phrases = [name, *others[fold::folds]]
+        things = _Things(phrases, companions[fold::folds], hard[fold::folds] or hard)
+        _make(made, concept, things, f"fold {fold}", count // folds, rng)
+    return list(made.values())
+
+
+def labelled(pairs: Sequence[PromptPair], folds: int) -> list[LabelledPrompt]:
+    """Pairs that a user gives: those of the validation split are dealt out to the folds.
+
+    Those of the test split stay out of the fit.
+    """
+    given = [pair for pair in pairs if pair.split != "test"]
+    splits = [
+        "train" if pair.split == "train" else f"fold {index % folds}"
+        for index, pair in enumerate(given)
+    ]
+    return [
+        prompt
+        for pair, split in zip(given, splits, strict=True)
+        for prompt in (
+            LabelledPrompt(pair.prompt, "unsafe", split, pair.safe),
+            LabelledPrompt(pair.safe, "far", split),
+        )
+    ]
+
+
+@dataclass(frozen=True)
+class _Things:
+    """What the prompts of one split speak of."""
+
+    phrases: Sequence[str]
+    others: Sequence[str]
+    near: Sequence[str]
+
+
+def _make(
+    made: dict[str, LabelledPrompt],
+    concept: Concept,
+    things: _Things,
+    split: str,
+    count: int,
+    rng: random.Random,
+) -> None:
+    """Put `count` unsafe prompts, their partners and half as many hard negatives into `made`."""
+    for index in range(count):
+        phrase = things.phrases[index % len(things.phrases)]
+        unsafe, partner, kind = _pair(concept, phrase, things.others, rng)
+        _put(made, LabelledPrompt(unsafe, "unsafe", split, partner))
+        _put(made, LabelledPrompt(partner, kind, split))
+        if index % 2:
+            form = _form(rng, things.others, concept.endings)
+            text = form.format(_perhaps(rng.choice(things.near), rng))
+            _put(made, LabelledPrompt(text, "near", split))
+
+
+def _shuffled(concept: Concept, rng: random.Random) -> tuple[list[str], list[str]]:
+    """Companions and hard negatives."""
     companions = list(dict.fromkeys((*concept.companions, *COMPANIONS)))
     rng.shuffle(companions)
     hard = list(concept.hard_negatives)
     rng.shuffle(hard)
-    shares = {"train": (0.0, 0.67), "validation": (0.67, 1.0)}
-    for split, (low, high) in shares.items():
-        phrases = getattr(concept.phrases, split) or concept.phrases.train
-        others = _part(companions, low, high)
-        near = _part(hard, low, high)
-        total = count if split == "train" else max(count // 2, 400)
-        for index in range(total):
-            phrase = phrases[index % len(phrases)]
-            unsafe, partner, kind = _pair(concept, phrase, others, rng)
-            _put(made, LabelledPrompt(unsafe, "unsafe", split, partner))
-            _put(made, LabelledPrompt(partner, kind, split))
-            if index % 2:
-                form = _form(rng, others, concept.endings)
-                text = form.format(_perhaps(rng.choice(near), rng))
-                _put(made, LabelledPrompt(text, "near", split))
-    return list(made.values())
-
-
-def labelled(pairs: Sequence[PromptPair]) -> list[LabelledPrompt]:
-    """Pairs that a user gives; those of the test split stay out of the fit."""
-    return [
-        prompt
-        for pair in pairs
-        if pair.split != "test"
-        for prompt in (
-            LabelledPrompt(pair.prompt, "unsafe", pair.split, pair.safe),
-            LabelledPrompt(pair.safe, "far", pair.split),
-        )
-    ]
+    return companions, hard
 
 
 def _pair(

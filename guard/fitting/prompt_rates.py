@@ -1,4 +1,4 @@
-"""Thresholds of prompt guards on a held-out split, and what they come to there."""
+"""Thresholds of prompt guards on held-out prompts, and what they come to there."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def calibrated(scores: Scores, fpr: float, near_fpr: float) -> float:
     try:
         return max(threshold_for(scores["far"], fpr), threshold_for(scores["near"], near_fpr))
     except ValueError as error:
-        raise DataError(f"the validation split does not do: {error}") from error
+        raise DataError(f"the held-out prompts do not do: {error}") from error
 
 
 def figures(scores: Scores, threshold: float, fpr: float, near_fpr: float) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from classifiers.training import Recipe
 from guard.errors import DataError
 from guard.fitting.cgce import Descent, fit_cgce
 from guard.fitting.cgce_report import as_json, as_page
-from guard.fitting.concept_prompts import LabelledPrompt, prompts_of
+from guard.fitting.concept_prompts import LabelledPrompt, folds_of
 from guard.painter import Painter
 from guard.progress import Stages
 from steering.fingerprint import fingerprint
@@ -20,7 +20,7 @@ from tests.guard.fitting.test_concept_prompts import CONCEPT
 from tests.guard.toy_pictures import CONCEPT as LETTER
 from tests.guard.toy_pictures import ToyFamily
 
-RECIPE = Recipe(members=2, hidden=8, steps=250, batch=48, rate=1e-2, radius=0.05)
+RECIPE = Recipe(hidden=8, steps=250, batch=48, rate=1e-2, radius=0.05)
 
 
 def silent(_what: str, _total: int) -> Any:
@@ -37,7 +37,7 @@ def toy_prompts() -> list[LabelledPrompt]:
         kind = ("unsafe", "far", "near")[i % 3]
         word = f"{LETTER if kind == 'unsafe' else 'j' if kind == 'near' else 'x'}{i:03d}"
         partner = f"x{i + 1:03d}" if kind == "unsafe" else ""
-        made.append(LabelledPrompt(word, kind, "train" if i // 3 % 2 else "validation", partner))
+        made.append(LabelledPrompt(word, kind, f"fold {i // 3 % 2}", partner))
     return made
 
 
@@ -91,10 +91,20 @@ def test_it_descends_to_what_safe_prompts_score() -> None:
     done = fit(toy_prompts())
     target = float(str(done.artifact.meta.settings["target"]))
     under = sum(score < target for score in done.scores["far"]) / len(done.scores["far"])
-    assert under == pytest.approx(0.5, abs=0.02)
+    assert under == pytest.approx(Descent().depth, abs=0.02)
+
+
+def test_every_split_but_train_is_scored_by_a_head_that_was_not_taught_it() -> None:
+    prompts = toy_prompts()
+    done = fit(prompts)
+    assert done.artifact.tensors["queries.text"].shape[0] == 2
+    assert sum(map(len, done.scores.values())) == len(prompts)
+    # what is always taught is scored by nobody
+    first = [replace(p, split="train") if p.split == "fold 0" else p for p in prompts]
+    assert sum(map(len, fit(first).scores.values())) == len(prompts) // 2
 
 
 def test_prompts_without_an_unsafe_one_are_an_error() -> None:
-    safe = [replace(prompt, kind="far") for prompt in prompts_of(CONCEPT, 100)]
+    safe = [replace(prompt, kind="far") for prompt in folds_of(CONCEPT, 100, 2)]
     with pytest.raises(DataError, match="no unsafe"):
         fit(safe)

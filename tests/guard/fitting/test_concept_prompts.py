@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from guard.concept import Concept, Phrases, read_concept
-from guard.fitting.concept_prompts import labelled, prompts_of
+from guard.fitting.concept_prompts import folds_of, labelled, prompts_of
 from guard.prompts import PromptPair
 
 EXAMPLES = sorted((Path(__file__).parents[3] / "examples" / "emoji" / "guards").glob("*.json"))
@@ -83,7 +83,32 @@ def test_pairs_of_the_test_split_stay_out() -> None:
         PromptPair(prompt="a knife", safe="a spoon"),
         PromptPair(prompt="a dagger", safe="a fork", split="test"),
     ]
-    assert [prompt.text for prompt in labelled(pairs)] == ["a knife", "a spoon"]
+    assert [prompt.text for prompt in labelled(pairs, 2)] == ["a knife", "a spoon"]
+
+
+def test_folds_share_the_name_alone() -> None:
+    phrases = Phrases(train=("a NAME", "a KNIFE"), validation=("a DAGGER", "a SABRE"))
+    made = folds_of(CONCEPT.model_copy(update={"phrases": phrases}), 400, 3)
+    things = {f"{kind}{i}" for kind in ("HARD", "THING") for i in range(9)}
+    known = things | {"NAME", "KNIFE", "DAGGER", "SABRE"}
+    words: dict[str, set[str]] = {}
+    for prompt in made:
+        here = known & set(prompt.text.replace(",", " ").split())
+        words.setdefault(prompt.split, set()).update(here)
+    first, second, third = (words[f"fold {fold}"] for fold in range(3))
+    assert first | second | third == known
+    assert first & second == first & third == second & third == {"NAME"}
+
+
+def test_given_pairs_are_taught_or_dealt_out_to_the_folds() -> None:
+    pairs = [
+        PromptPair(prompt=f"knife {i}", safe=f"spoon {i}", split=split)
+        for i, split in enumerate(("train", "validation", "validation", "validation"))
+    ]
+    splits = {prompt.text: prompt.split for prompt in labelled(pairs, 2)}
+    assert splits["knife 0"] == splits["spoon 0"] == "train"
+    assert splits["knife 1"] == splits["spoon 1"] == splits["spoon 3"] == "fold 1"
+    assert splits["knife 2"] == "fold 0"
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
