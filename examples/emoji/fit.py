@@ -1,0 +1,64 @@
+"""`python -m examples.emoji.fit`: the baselines that the example's configuration names.
+
+The same as `guard fit METHOD` with its defaults for each concept file, with the model loaded once
+and each concept's prompts read once. They are large for what they are and made in minutes, so only
+the guards of CGCE are committed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from guard.concept import Concept, read_concept
+from guard.fitting.concept_prompts import prompts_of
+from guard.fitting.training_free import (
+    Rates,
+    fit_guide,
+    fit_nearest,
+    fit_safree,
+    read_prompts,
+)
+from guard.painter import Painter
+from guard.progress import Stages, stages
+
+HERE = Path(__file__).parent
+BASELINES = HERE / "fitted" / "baselines"
+PROMPTS = 400
+RATES = Rates(0.005, 0.03)
+
+
+def main(
+    model: Annotated[
+        str, typer.Option(help="An added model, a directory or a hub name.")
+    ] = "emoji",
+    out: Annotated[Path, typer.Option(help="Folder of the artifacts.")] = BASELINES,
+) -> None:
+    """Fit the baselines of every concept."""
+    painter = Painter.load(model, device="auto")
+    with stages() as progress:
+        for path in sorted((HERE / "guards").glob("*.json")):
+            _fit(painter, read_concept(path), path.stem, out, progress)
+
+
+def _fit(painter: Painter, concept: Concept, name: str, out: Path, progress: Stages) -> None:
+    read = read_prompts(painter, concept, prompts_of(concept, PROMPTS), progress)
+    said = concept.phrases.train[0]
+    made = {
+        "safree": fit_safree(painter, concept, read, RATES, rank=8, sense_rank=1, alpha=0.0),
+        "nearest": fit_nearest(painter, concept, read, RATES, rank=8, anchors=512, seed=0),
+        "safe-guidance": fit_guide(
+            painter, concept, None, RATES, method="safe-guidance", phrase=said, preset="medium"
+        ),
+        "negative-prompt": fit_guide(
+            painter, concept, None, RATES, method="negative-prompt", phrase=said, preset=None
+        ),
+    }
+    for method, artifact in made.items():
+        artifact.save(out / f"{name}-{method}.safetensors")
+
+
+if __name__ == "__main__":
+    typer.run(main)
