@@ -203,7 +203,7 @@ def test_without_a_gate_no_prompts_are_needed_and_every_row_fires(method: str) -
 
 
 def test_rates_that_the_prompts_do_not_do_for_are_refused(read: Read) -> None:
-    with pytest.raises(DataError, match="validation split does not do: .* needs 9999"):
+    with pytest.raises(DataError, match="held-out prompts do not do: .* needs 9999"):
         fit_nearest(painter(), CONCEPT, read, Rates(1e-4, 0.03), rank=1, anchors=5, seed=0)
 
 
