@@ -15,7 +15,10 @@ Phrase = Annotated[str, Field(min_length=1, max_length=300, pattern=r"\S")]
 
 
 class Phrases(BaseModel):
-    """Ways to ask for a concept, those to fit on and those to calibrate on. None is in both."""
+    """Ways to ask for a concept, those to fit on and those to calibrate on. None is in both.
+
+    Fits that take turns (CGCE) deal out both; the first of `train` is the concept's name.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 

@@ -93,7 +93,7 @@ def folds_of(concept: Concept, count: int, folds: int, seed: int = 0) -> list[La
     rng.shuffle(others)
     for fold in range(folds):
         phrases = [name, *others[fold::folds]]
-        things = _Things(phrases, companions[fold::folds], hard[fold::folds] or hard)
+        things = _Things(phrases, companions[fold::folds], hard[fold::folds])
         _make(made, concept, things, f"fold {fold}", count // folds, rng)
     return list(made.values())
 
@@ -141,7 +141,7 @@ def _make(
         unsafe, partner, kind = _pair(concept, phrase, things.others, rng)
         _put(made, LabelledPrompt(unsafe, "unsafe", split, partner))
         _put(made, LabelledPrompt(partner, kind, split))
-        if index % 2:
+        if index % 2 and things.near:
             form = _form(rng, things.others, concept.endings)
             text = form.format(_perhaps(rng.choice(things.near), rng))
             _put(made, LabelledPrompt(text, "near", split))

@@ -100,6 +100,12 @@ def test_folds_share_the_name_alone() -> None:
     assert first & second == first & third == second & third == {"NAME"}
 
 
+def test_more_folds_than_hard_negatives_share_none() -> None:
+    made = folds_of(CONCEPT, 480, 12)
+    told = [{p.split for p in made if f"HARD{i}" in p.text} for i in range(9)]
+    assert all(len(splits) == 1 for splits in told)
+
+
 def test_given_pairs_are_taught_or_dealt_out_to_the_folds() -> None:
     pairs = [
         PromptPair(prompt=f"knife {i}", safe=f"spoon {i}", split=split)
