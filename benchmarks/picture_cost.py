@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,6 +22,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.rounds import ratios, told
 from guard.artifact import Artifact
 from guard.models import resolve_source
 from steering.engines.diffusion.engine import DiffusionEngine, PictureStart
@@ -126,18 +126,8 @@ def measure(family: Family, artifact: Artifact, arguments: argparse.Namespace) -
     taken["refinement"] = [whole - looking for whole, looking in pairs]
     about = {"prompt": arguments.prompt, "steps_taken": steps, "concepts": CONCEPTS}
     return about | {
-        name: _told(taken[name], taken["picture"])
+        name: told(taken[name], ratios(taken[name], taken["picture"]))
         for name in ("picture", "detection", "refinement")
-    }
-
-
-def _told(seconds: list[float], pictures: list[float]) -> dict[str, Any]:
-    ratios = [own / whole for own, whole in zip(seconds, pictures, strict=True)]
-    low, _, high = statistics.quantiles(ratios, n=4)
-    return {
-        "seconds": statistics.median(seconds),
-        "ratio": statistics.median(ratios),
-        "quartiles": [low, high],
     }
 
 

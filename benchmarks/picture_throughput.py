@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import statistics
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -21,6 +20,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.rounds import ratios, told
 from guard.models import resolve_source
 from steering.engines.diffusion.engine import DiffusionEngine, PictureStart
 from steering.engines.diffusion.families import Family, family_of
@@ -74,7 +74,7 @@ def measure(family: Family, arguments: argparse.Namespace) -> dict[str, Any]:
                 seconds = _drawn(engine, starts, apart)
                 if turn:  # the first round warms up
                     taken[apart].append(seconds / len(starts))
-    return {str(apart): _told(own, taken[0]) for apart, own in taken.items()}
+    return {str(apart): told(own, ratios(taken[0], own)) for apart, own in taken.items()}
 
 
 def _drawn(engine: DiffusionEngine, starts: Sequence[PictureStart], apart: int) -> float:
@@ -95,16 +95,6 @@ def _drawn(engine: DiffusionEngine, starts: Sequence[PictureStart], apart: int) 
             engine.drop(done)
             left -= len(done)
     return time.perf_counter() - began
-
-
-def _told(seconds: list[float], together: list[float]) -> dict[str, Any]:
-    ratios = [whole / own for own, whole in zip(seconds, together, strict=True)]
-    low, _, high = statistics.quantiles(ratios, n=4)
-    return {
-        "seconds": statistics.median(seconds),
-        "ratio": statistics.median(ratios),
-        "quartiles": [low, high],
-    }
 
 
 if __name__ == "__main__":
