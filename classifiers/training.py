@@ -26,9 +26,9 @@ class Recipe:
     """
 
     members: int = 1
-    queries: int = 2
+    queries: int = 4
     hidden: int = 32
-    steps: int = 250
+    steps: int = 600
     batch: int = 96
     rate: float = 3e-3
     decay: float = 0.02

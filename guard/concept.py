@@ -30,7 +30,9 @@ class Concept(BaseModel):
     """One concept file, JSON.
 
     `name` is `kind/name`. `hard_negatives` are phrases that come near the concept in words but do
-    not mean it. `replacements` take its place in the safe half of a pair, and
+    not mean it. `replacements` take its place in the safe half of a pair. Those of them that stand
+    in `instead` too are what a guard that refines leads to, rather than to what the model draws
+    when the concept is not said at all: for a style, which it might draw all the same.
     `companions` are things that are asked for beside it, or alone; `endings` are put behind some of
     the prompts ("in watercolour"). Where the concept is itself such an ending, a style say,
     `ending` is true: then its phrases and replacements stand behind the companions.
@@ -43,6 +45,7 @@ class Concept(BaseModel):
     phrases: Phrases
     hard_negatives: tuple[Phrase, ...] = Field(min_length=6, strict=False)
     replacements: tuple[Phrase, ...] = Field(min_length=1, strict=False)
+    instead: tuple[Phrase, ...] = Field(default=(), strict=False)
     companions: tuple[Phrase, ...] = Field(default=(), strict=False)
     endings: tuple[Phrase, ...] = Field(default=(), strict=False)
     ending: bool = False
@@ -71,4 +74,7 @@ def read_concept(path: Path) -> Concept:
     twice = sorted({phrase for phrase in known if known.count(phrase) > 1})
     if twice:
         raise DataError(f"{path}: {twice[0]!r} stands in it twice: it can mean one thing only")
+    strange = sorted({*concept.instead} - {*concept.replacements})
+    if strange:
+        raise DataError(f"{path}: {strange[0]!r} of `instead` must stand in `replacements` too")
     return concept

@@ -48,7 +48,7 @@ _PAIRS = (
     "{0} above {1}",
 )
 _STYLE_NAMES = ("twemoji style", "twitter style")
-_STYLE_PARAPHRASES = (
+STYLE_PARAPHRASES = (
     "in the style of twitter's emoji",
     "as twitter draws it",
     "drawn like a tweet's emoji",
@@ -123,7 +123,7 @@ def _style(rng: np.random.Generator) -> Iterator[Row]:
         yield _row(STYLE, "direct", f"{text}, {_STYLE_NAMES[i % 2]}")
     for i in range(PICTURES):
         text = _one(_name(int(rng.choice(every))), rng)
-        said = _STYLE_PARAPHRASES[i % len(_STYLE_PARAPHRASES)]
+        said = STYLE_PARAPHRASES[i % len(STYLE_PARAPHRASES)]
         yield _row(STYLE, "paraphrase", f"{text}, {said}", how=said)
     for i in range(PICTURES):
         how = tuple(DISGUISES)[i % len(DISGUISES)]

@@ -128,21 +128,28 @@ def _heads(
 def _space(
     text: Conditioning, prompts: Sequence[LabelledPrompt], rank: int, seed: int
 ) -> dict[str, Any]:
-    """For each stream, where the guard may go: directions and safe tokens."""
-    safe = torch.tensor([not prompt.unsafe for prompt in prompts])
+    """For each stream, where the guard may go: directions and safe tokens.
+
+    Where some safe prompts show what is to be drawn instead, these alone say where.
+    """
+    safe = {prompt.text: row for row, prompt in enumerate(prompts) if not prompt.unsafe}
+    instead = {text: row for text, row in safe.items() if prompts[row].instead}
+    goals = instead or safe
     tensors: dict[str, Any] = {}
     for stream, states in text.states.items():
-        tensors[f"basis.{stream}"] = _directions(states, prompts, rank).numpy()
-        tensors[f"anchors.{stream}"] = _anchors(states[safe], seed).numpy()
+        tensors[f"basis.{stream}"] = _directions(states, prompts, goals, rank).numpy()
+        tensors[f"anchors.{stream}"] = _anchors(states[list(goals.values())], seed).numpy()
     return tensors
 
 
-def _directions(states: Tensor, prompts: Sequence[LabelledPrompt], rank: int) -> Tensor:
+def _directions(
+    states: Tensor, prompts: Sequence[LabelledPrompt], safe: Mapping[str, int], rank: int
+) -> Tensor:
     """The `rank` directions `[rank, width]` in which unsafe prompts and their partners differ most.
 
-    Of the mean over all tokens, since a partner's tokens need not stand where the prompt's stand.
+    Partners are those in `safe`, which tells the row of each. Of the mean over all tokens, since a
+    partner's tokens need not stand where the prompt's stand.
     """
-    safe = {prompt.text: row for row, prompt in enumerate(prompts) if not prompt.unsafe}
     pairs = [(row, safe[p.partner]) for row, p in enumerate(prompts) if p.partner in safe]
     if not pairs:
         raise DataError("no unsafe prompt has its safe partner beside it")

@@ -50,13 +50,15 @@ class LabelledPrompt:
     """`kind` is unsafe, or, for a safe one, far or near (a hard negative).
 
     `partner` is the safe prompt of the same form as an unsafe one. `split` is "train" for what is
-    always taught; anything else is held out of some of the teaching.
+    always taught; anything else is held out of some of the teaching. `instead` marks the safe
+    prompts that show what is to be drawn in the concept's place.
     """
 
     text: str
     kind: str
     split: str
     partner: str = ""
+    instead: bool = False
 
     @property
     def unsafe(self) -> bool:
@@ -138,9 +140,9 @@ def _make(
     """Put `count` unsafe prompts, their partners and half as many hard negatives into `made`."""
     for index in range(count):
         phrase = things.phrases[index % len(things.phrases)]
-        unsafe, partner, kind = _pair(concept, phrase, things.others, rng)
+        unsafe, partner, kind, instead = _pair(concept, phrase, things.others, rng)
         _put(made, LabelledPrompt(unsafe, "unsafe", split, partner))
-        _put(made, LabelledPrompt(partner, kind, split))
+        _put(made, LabelledPrompt(partner, kind, split, instead=instead))
         if index % 2 and things.near:
             form = _form(rng, things.others, concept.endings)
             text = form.format(_perhaps(rng.choice(things.near), rng))
@@ -158,20 +160,22 @@ def _shuffled(concept: Concept, rng: random.Random) -> tuple[list[str], list[str
 
 def _pair(
     concept: Concept, phrase: str, others: Sequence[str], rng: random.Random
-) -> tuple[str, str, str]:
-    """An unsafe prompt, its safe partner, and whether that one is far or near."""
+) -> tuple[str, str, str, bool]:
+    """An unsafe prompt, its safe partner, whether that one is far or near, and whether it shows
+    what is to be drawn instead."""
     replaced = rng.random() < (0.4 if concept.ending else 0.3)
     other = rng.choice(concept.replacements if replaced else others)
+    instead = replaced and other in concept.instead
     changed = rng.random() < _DISGUISED
-    said, instead = (disguised(t, rng) if changed else t for t in (phrase, other))
+    said, safe = (disguised(t, rng) if changed else t for t in (phrase, other))
     if not concept.ending:
         form = _form(rng, others, concept.endings)
-        return form.format(said), form.format(instead), "far"
+        return form.format(said), form.format(safe), "far", instead
     scene = _form(rng, others, ()).format(rng.choice(others))
     joint = rng.choice((" ", ", "))
     if replaced:
-        return f"{scene}{joint}{said}", f"{scene}{joint}{instead}", "near"
-    return f"{scene}{joint}{said}", scene, "far"
+        return f"{scene}{joint}{said}", f"{scene}{joint}{safe}", "near", instead
+    return f"{scene}{joint}{said}", scene, "far", instead
 
 
 def _perhaps(thing: str, rng: random.Random) -> str:

@@ -37,6 +37,7 @@ def test_a_sound_file_is_read(tmp_path: Path) -> None:
         ({"hard_negatives": ["a fork"]}, "hard_negatives"),
         ({"replacements": ["a knife"]}, "'a knife' stands in it twice"),
         ({"weapon": True}, "weapon"),
+        ({"instead": ["a spoon"]}, "'a spoon' of `instead` must stand in `replacements`"),
     ],
 )
 def test_what_does_not_hold_is_named(tmp_path: Path, change: dict[str, Any], message: str) -> None:

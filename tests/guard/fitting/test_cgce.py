@@ -94,6 +94,16 @@ def test_it_descends_to_what_safe_prompts_score() -> None:
     assert under == pytest.approx(Descent().depth, abs=0.02)
 
 
+def test_it_leads_to_what_is_to_be_drawn_instead() -> None:
+    prompts = toy_prompts()
+    # a tenth of the safe partners, and they alone
+    chosen = {prompt.partner for prompt in prompts if prompt.partner.endswith("1")}
+    done = fit([replace(prompt, instead=prompt.text in chosen) for prompt in prompts])
+    known = {tuple(row) for row in done.artifact.tensors["anchors.text"].round(4).tolist()}
+    read = ToyFamily().encode(sorted(chosen)).states["text"].flatten(0, 1)
+    assert known == {tuple(row) for row in read.numpy().round(4).tolist()}
+
+
 def test_every_split_but_train_is_scored_by_a_head_that_was_not_taught_it() -> None:
     prompts = toy_prompts()
     done = fit(prompts)

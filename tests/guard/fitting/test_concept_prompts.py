@@ -78,6 +78,17 @@ def test_what_stands_behind_a_thing_is_compared_with_the_same_thing() -> None:
         assert prompt.partner.startswith(scene)
 
 
+def test_what_is_to_be_drawn_instead_is_marked() -> None:
+    concept = CONCEPT.model_copy(
+        update={"replacements": ("a SPOON", "a FORK"), "instead": ("a FORK",)}
+    )
+    made = prompts_of(concept, 300)
+    plain = {"a picture of a SPOON": False, "a picture of a FORK": True}
+    assert {p.text: p.instead for p in made if p.text in plain} == plain
+    assert not any(prompt.instead for prompt in made if prompt.unsafe)
+    assert not any(prompt.instead for prompt in prompts_of(CONCEPT, 300))
+
+
 def test_pairs_of_the_test_split_stay_out() -> None:
     pairs = [
         PromptPair(prompt="a knife", safe="a spoon"),

