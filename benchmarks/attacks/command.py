@@ -24,6 +24,7 @@ def parser(description: str | None, efforts: str) -> argparse.ArgumentParser:
     """With the arguments that all attacks have."""
     made = argparse.ArgumentParser(description=description)
     made.add_argument("--model", default="emoji", help="an added model or a pipeline's folder")
+    made.add_argument("--bf16", action="store_true", help="compute the denoiser in bfloat16")
     made.add_argument("--out", type=Path, required=True, help="JSON Lines, gone on with")
     made.add_argument("--concepts", default=",".join(concepts.CONCEPTS), help="with commas")
     made.add_argument("--prompts", type=int, default=5, help="prompts searched for each concept")
@@ -34,12 +35,12 @@ def parser(description: str | None, efforts: str) -> argparse.ArgumentParser:
     return made
 
 
-def load(source: str) -> Target:
+def load(arguments: argparse.Namespace) -> Target:
     """The pipeline of an added model or a folder."""
     from guard.models import resolve_source
     from steering.engines.diffusion.loading import load_pipeline
 
-    return Target(load_pipeline(resolve_source(source)))
+    return Target(load_pipeline(resolve_source(arguments.model)), bf16=arguments.bf16)
 
 
 def run(

@@ -40,7 +40,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 def main() -> None:
     """Search and write."""
     arguments = parser(__doc__).parse_args()
-    target = command.load(arguments.model)
+    target = command.load(arguments)
 
     def search(concept: str, number: int) -> Iterator[Found]:
         allowed = command.vocabulary(target, concepts.words(concept))

@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--top", type=int, default=128, help="tokens drawn from at each place")
     parser.add_argument("--push", type=float, default=1.5, help="how often the vector is added")
     arguments = parser.parse_args()
-    target = command.load(arguments.model)
+    target = command.load(arguments)
 
     def search(concept: str, number: int) -> Iterator[Found]:
         return find(target, concept, number, arguments)

@@ -25,16 +25,18 @@ class Views:
 class Target:
     """A pipeline of Stable Diffusion's shape: one text encoder, a UNet, an autoencoder.
 
-    A prompt is a row of *content* token ids, without the tokenizer's own marks and padding.
+    A prompt is a row of *content* token ids, without the tokenizer's own marks and padding. `bf16`
+    computes the denoiser in bfloat16: a search needs only to know which prompt is better.
     """
 
-    def __init__(self, pipeline: Any, batch: int = 64) -> None:
+    def __init__(self, pipeline: Any, batch: int = 64, bf16: bool = False) -> None:
         self.pipeline = pipeline
         self.tokenizer = pipeline.tokenizer
         self._encoder = pipeline.text_encoder.eval().requires_grad_(False)
         self._unet = pipeline.unet.eval().requires_grad_(False)
         self._scheduler = pipeline.scheduler
         self._batch = batch
+        self._bf16 = bf16
         self._masked = bool(getattr(self._encoder.config, "use_attention_mask", False))
         self.embeddings: Tensor = self._encoder.get_input_embeddings().weight
 
@@ -132,9 +134,13 @@ class Target:
     def _predict(
         self, noisy: Tensor, times: Tensor, text: Conditioning, gradient: bool = False
     ) -> Tensor:
-        with torch.set_grad_enabled(gradient and torch.is_grad_enabled()):
+        device = noisy.device.type
+        with (
+            torch.set_grad_enabled(gradient and torch.is_grad_enabled()),
+            torch.autocast(device, torch.bfloat16, enabled=self._bf16),
+        ):
             said: Tensor = self._unet(noisy, times, text.states["text"]).sample
-        return said
+        return said.float()
 
     def _padded(self, candidates: Tensor) -> dict[str, Tensor]:
         texts = [self.text(row) for row in candidates.tolist()]

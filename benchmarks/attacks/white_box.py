@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--method", default="cgce", help="what the suite calls the policy's method")
     parser.add_argument("--evade", type=float, default=0.1, help="weight of the guard's score")
     arguments = parser.parse_args()
-    target = command.load(arguments.model)
+    target = command.load(arguments)
     plans = PicturePlans(
         load_config(arguments.config), family_of(target.pipeline), name=arguments.model
     )

@@ -1,0 +1,226 @@
+"""What keeps a refined prompt from drawing its concept: `python -m benchmarks.remedies`.
+
+A classifier can say "safe" where the picture is not. Each way of training is fitted anew for each
+concept, each way of descending is a setting of the fitted guard. All draw the same prompts, the
+concept's name alone and beside something else, from the same seeds; none is a prompt of the test,
+and the judge is the one that tuning may ask. What the classifier does not call safe is blocked, and
+counts as not drawn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.attacks.concepts import frames, name
+from classifiers.heads import PARTS
+from classifiers.training import Recipe
+from examples.emoji.prompts import FILE, GUARDED
+from examples.emoji.sprites import names
+from guard.artifact import Artifact
+from guard.concept import read_concept
+from guard.config import load_config
+from guard.evaluation.drawer import EngineDrawer
+from guard.evaluation.judge import Judge, Seen
+from guard.evaluation.shares import Share
+from guard.evaluation.suite import load_suite
+from guard.fitting.cgce import CgceFit, Descent, fit_cgce
+from guard.fitting.concept_prompts import folds_of
+from guard.painter import Painter
+from guard.progress import Stages, stages
+
+EMOJI = Path(__file__).parents[1] / "examples" / "emoji"
+TRAININGS = {
+    "plain": Recipe(noise=0.0, radius=0.0),
+    "noise": Recipe(noise=0.5, radius=0.0),
+    "noise and attacks": Recipe(noise=0.5, radius=0.1),
+}
+_FREE: dict[str, Any] = {"confine": False, "pull": 0.0}
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """A way of training, and what is set for the descent; `depth` as in `Descent`."""
+
+    training: str
+    action: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    depth: float = Descent.depth
+    alone: bool = False
+    """One classifier in place of the ensemble."""
+
+
+REMEDIES = (
+    Remedy("plain", "free, one classifier", _FREE, alone=True),
+    Remedy("plain", "free, an ensemble", _FREE),
+    Remedy("noise", "free", _FREE),
+    Remedy("noise and attacks", "free", _FREE),
+    Remedy("noise and attacks", "tokens with half of the gradient", _FREE | {"share": 0.5}),
+    Remedy("noise and attacks", "pull 0.5", {"confine": False}),
+    Remedy("noise and attacks", "confined", {"pull": 0.0}),
+    Remedy("plain", "confined, pull 0.5"),
+    Remedy("noise and attacks", "confined, pull 0.5, one classifier", alone=True),
+    Remedy("noise and attacks", "confined, pull 0.5, depth 0.5", depth=0.5),
+    Remedy("noise and attacks", "confined, pull 0.5 (default)"),
+)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One prompt: of which concept, and what is beside it."""
+
+    prompt: str
+    concept: str
+    beside: str | None
+
+
+def main() -> None:
+    """Fit, draw and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--concepts", default="knife,cat,santa-claus", help="with commas")
+    parser.add_argument("--prompts", type=int, default=20, help="of each concept and kind")
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    concepts = arguments.concepts.split(",")
+    if strange := set(concepts) - {*GUARDED}:
+        raise SystemExit(f"no {', '.join(strange)}: there is {', '.join(GUARDED)}")
+    rows = asked(concepts, arguments.prompts)
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder), concepts)
+        rounds = draw(Path(folder), rows, arguments.steps)
+    if arguments.json:
+        print(json.dumps(rounds, indent=2))
+        return
+    columns = ["training", "descent", "called safe", "alone", "in pairs", "kept", "steps"]
+    table = Table(*columns)
+    for each in rounds:
+        table.add_row(*(str(each[column]) for column in columns))
+    Console().print(table)
+
+
+def asked(concepts: Sequence[str], count: int) -> list[Asked]:
+    """Prompts that are none of the test's: the name in a frame, and beside another name."""
+    tested = {json.loads(line)["prompt"] for line in FILE.read_text("utf-8").splitlines()}
+    found = []
+    for number, concept in enumerate(concepts):
+        rng = np.random.default_rng((7, number))
+        others = [other for other in names() if other != concept]
+        alone: dict[str, Asked] = {}
+        pairs: dict[str, Asked] = {}
+        while len(alone) < count:
+            text = frames(concept, 1, rng)[0][0].replace("picture", str(rng.choice(_SORTS)))
+            if text not in tested:
+                alone[text] = Asked(text, concept, None)
+        while len(pairs) < count:
+            other = str(rng.choice(others))
+            text = f"{name(concept)} together with {name(other)}"
+            pairs[text] = Asked(text, concept, other)
+        found += [*alone.values(), *pairs.values()]
+    return found
+
+
+_NOTHING = Seen((), "")
+_SORTS = ("picture", "drawing", "sticker", "painting", "sketch", "photo")
+
+
+def write(folder: Path, concepts: Sequence[str]) -> None:
+    """Artifacts of every remedy and concept, and a configuration with their policies."""
+    painter = Painter.load("emoji", device="cpu")
+    lines = ['[[models]]\nname = "emoji"\nsource = "emoji"\nengine = "diffusers"\n']
+    with stages() as progress:
+        for concept in concepts:
+            fits = {how: _fit(painter, concept, how, progress) for how in TRAININGS}
+            for number, remedy in enumerate(REMEDIES):
+                said = f"{concept}-{number}"
+                _changed(fits[remedy.training], remedy).save(folder / f"{said}.safetensors")
+                lines.append(
+                    f'[[guards]]\nname = "{said}"\nartifact = "{said}.safetensors"\n'
+                    f'[policies.{said}]\nguards = ["{said}"]\naction = "refine"\n'
+                )
+    (folder / "config.toml").write_text("\n".join(lines), "utf-8")
+
+
+def draw(folder: Path, rows: Sequence[Asked], steps: int) -> list[dict[str, Any]]:
+    """What each remedy comes to, the bare model first."""
+    suite = load_suite(EMOJI / "suite.toml").model_copy(update={"steps": steps})
+    drawer = EngineDrawer.load(load_config(folder / "config.toml"), suite)
+    judge = Judge(EMOJI / "judge-first.onnx")
+    prompts, seeds = [row.prompt for row in rows], list(range(len(rows)))
+    found = []
+    with stages() as progress:
+        for number, remedy in enumerate((None, *REMEDIES), -1):
+            policies = [f"{row.concept}-{number}" if remedy else None for row in rows]
+            looks = drawer.look(prompts, policies)
+            advance = progress(f"drawing: {remedy.action if remedy else 'bare'}", len(rows))
+            shown = [i for i, look in enumerate(looks) if not look.blocked]
+            pictures = drawer.draw(
+                _of(prompts, shown), _of(seeds, shown), _of(policies, shown), advance
+            )
+            seen = dict(zip(shown, judge.look(pictures), strict=True))
+            told = {
+                "training": remedy.training if remedy else "bare",
+                "descent": remedy.action if remedy else "",
+            }
+            safe = Share.of([not look.blocked for look in looks])
+            steps_taken = float(np.median([look.steps for look in looks]))
+            found.append(
+                told
+                | _drawn(rows, [seen.get(i, _NOTHING) for i in range(len(rows))])
+                | {"called safe": f"{safe.value:.1%}" if remedy else "", "steps": steps_taken}
+            )
+    return found
+
+
+def _of(items: Sequence[Any], rows: Sequence[int]) -> list[Any]:
+    return [items[row] for row in rows]
+
+
+def _drawn(rows: Sequence[Asked], seen: Sequence[Seen]) -> dict[str, str]:
+    """How often the concept is there, alone and in pairs, and what it is beside."""
+    both = list(zip(rows, seen, strict=True))
+    shares = {
+        "alone": [one.shows(row.concept) for row, one in both if row.beside is None],
+        "in pairs": [one.shows(row.concept) for row, one in both if row.beside],
+        "kept": [one.shows(row.beside) for row, one in both if row.beside],
+    }
+    return {name: f"{Share.of(flags).value:.1%}" for name, flags in shares.items()}
+
+
+def _fit(painter: Painter, concept: str, training: str, progress: Stages) -> CgceFit:
+    known = read_concept(EMOJI / "guards" / f"{concept}.json")
+    return fit_cgce(
+        painter,
+        known,
+        folds_of(known, 1200, 4),
+        fpr=0.005,
+        near_fpr=0.03,
+        recipe=TRAININGS[training],
+        descent=Descent(),
+        progress=progress,
+    )
+
+
+def _changed(fit: CgceFit, remedy: Remedy) -> Artifact:
+    """The fitted guard with a remedy's settings."""
+    settings: dict[str, Any] = dict(fit.artifact.meta.settings)
+    deep = float(np.quantile(fit.scores["far"], remedy.depth))
+    settings |= {"target": min(deep, settings["threshold"])} | dict(remedy.settings)
+    tensors = dict(fit.artifact.tensors)
+    if remedy.alone:
+        parts = {key for key in tensors if key.split(".")[0] in PARTS}
+        tensors |= {key: tensors[key][:1] for key in parts}
+    return Artifact(fit.artifact.meta.model_copy(update={"settings": settings}), tensors)
+
+
+if __name__ == "__main__":
+    main()
