@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,18 @@ _TEMPLATES = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
+
+
+_FIGURE = re.compile(r"(-?[\d.]+%) \((.+)\)")
+
+
+def _lines(cell: str) -> list[str]:
+    """A figure, and below it what stands in its brackets; other cells are one line."""
+    figure = _FIGURE.fullmatch(cell)
+    return [figure[1], *figure[2].split("; ")] if figure else [cell]
+
+
+_TEMPLATES.filters["lines"] = _lines
 
 
 @dataclass(frozen=True, slots=True)

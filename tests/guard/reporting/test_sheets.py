@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from guard.reporting import plots
-from guard.reporting.page import Pictures, render
+from guard.reporting.page import Grid, Pictures, render
 from guard.reporting.sheets import png, uri
 
 
@@ -35,3 +35,11 @@ def test_a_grid_of_pictures_escapes_its_labels_and_leaves_gaps() -> None:
     page = render("title", "", [], [grid])
     assert "<td>&lt;b&gt;</td>" in page and "cat &amp; dog" in page
     assert page.count("<img") == 1
+
+
+def test_a_figure_stands_over_what_is_in_its_brackets() -> None:
+    row = ("a (b)", "3.0% (3/100; 1.0% to 8.5%)", "-16.7% (-34.3% to -3.4%)")
+    page = render("title", "", [], [Grid("Table", ("", "", ""), [row])])
+    assert "<td>a (b)</td>" in page
+    assert "<td>3.0%<small>3/100</small><small>1.0% to 8.5%</small></td>" in page
+    assert "<td>-16.7%<small>-34.3% to -3.4%</small></td>" in page
