@@ -34,9 +34,6 @@ FIRST_POOL = 8_192
 COUNTS = ((1, 0.35), (2, 0.5), (3, 0.15))
 """Objects in a scene, and how often."""
 UNCONDITIONAL = 0.1
-TILT = 0.4
-"""Timesteps are drawn as u ** TILT of their range: four fifths of what the text takes off the loss
-it takes off above timestep 600, and the rest of the range is soon learnt."""
 TEXT_NOISE = 0.04
 """Deviation of the noise on the states, a tenth of theirs: near words give near pictures."""
 GRID = (
@@ -125,14 +122,17 @@ def train(
     grid_every_s: float = 300,
     start: Path | None = None,
     bf16: bool = False,
+    tilt: float = 1.0,
 ) -> None:
     """Train for `steps` in all, or go on from the last checkpoint in `out`.
 
     The rate is constant and falls to nothing over the last `decay` of the steps; a run that was
     planned longer can be stopped and resumed with fewer steps, and then decays sooner. `start` is
     a folder of exported weights: their autoencoder is taken, and their UNet to begin with where
-    there is no checkpoint. `bf16` computes in bfloat16 and keeps the weights in float32: faster on
-    processors that multiply it natively, slower on others.
+    there is no checkpoint. Timesteps are drawn as u ** tilt of their range: under 1 for more of the
+    noisy ones, where the text tells most, over 1 for a finish on details. `bf16` computes in
+    bfloat16 and keeps the weights in float32: faster on processors that multiply it natively,
+    slower on others.
     """
     torch.manual_seed(0)
     vae = PatchAutoencoder.from_pretrained((start or out) / "vae").eval()
@@ -165,7 +165,7 @@ def train(
             noise = torch.randn(latents.shape, generator=generator)
             # one timestep of each of BATCH strata: a steadier gradient than free draws
             spread = (torch.arange(BATCH) + torch.rand(BATCH, generator=generator)) / BATCH
-            times = (spread**TILT * len(levels)).long().clamp(max=len(levels) - 1)
+            times = (spread**tilt * len(levels)).long().clamp(max=len(levels) - 1)
             signal = levels[times].sqrt()[:, None, None, None]
             spoilt = (1 - levels[times]).sqrt()[:, None, None, None]
             noisy = (signal * latents + spoilt * noise).to(memory_format=torch.channels_last)

@@ -44,12 +44,15 @@ def denoiser(
     bf16: Annotated[
         bool, typer.Option(help="Compute in bfloat16, where the processor has it (avx512_bf16).")
     ] = False,
+    tilt: Annotated[
+        float, typer.Option(help="Under 1: more noisy timesteps, what is drawn; over 1: details.")
+    ] = 1.0,
 ) -> None:
     """Train the denoiser: hours."""
     from examples.emoji.denoiser import train
 
     out.mkdir(parents=True, exist_ok=True)
-    train(out, steps, decay, start=start, bf16=bf16)
+    train(out, steps, decay, start=start, bf16=bf16, tilt=tilt)
 
 
 @app.command()
