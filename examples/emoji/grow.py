@@ -72,6 +72,8 @@ NOT_SAFE = {
     "pizza": ("slice",),
 }
 """Words that WordNet sets apart from the concept and a picture would not."""
+SHOWN = ("car", "rose")
+"""Concepts whose compounds show them, or a part of them: "a car tyre", "a rose garden"."""
 THINGS = {"artifact", "animal", "food", "object", "plant"}
 SHADES = THINGS | {"body", "person", "communication"}
 """Files of the words that are looked at: companions are things, hard negatives also people."""
@@ -107,7 +109,9 @@ def grown(nouns: Nouns, common: Sequence[str], states: Tensor, concept: str) -> 
     safe = [
         word
         for word in clear
-        if not _words(word) & kept_out and not {word, word.split()[-1]} & heads
+        if not _words(word) & kept_out
+        and not {word, word.split()[-1]} & heads
+        and not (concept in SHOWN and _words(word) & heads)
     ]
     near = [*_compounds(safe, STEMS[concept], rng), *_nearest(safe, common, states, own)]
     others = [
@@ -223,10 +227,12 @@ def main() -> None:
     """Grow every concept file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dict", type=Path, required=True, help="WordNet's folder of data.noun")
-    nouns = Nouns(parser.parse_args().dict)
+    parser.add_argument("--concepts", default=",".join(KINDS), help="with commas")
+    arguments = parser.parse_args()
+    nouns = Nouns(arguments.dict)
     common = _common(nouns)
     states = _means(common)
-    for concept in KINDS:
+    for concept in arguments.concepts.split(","):
         known = grown(nouns, common, states, concept)
         path = HERE / "guards" / f"{concept}.json"
         path.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n", "utf-8")
