@@ -10,9 +10,8 @@ def test_no_prompt_is_one_of_the_test_and_both_kinds_are_there() -> None:
     rows = asked(["knife", "cat"], 12)
     tested = {json.loads(line)["prompt"] for line in FILE.read_text("utf-8").splitlines()}
     assert not {row.prompt for row in rows} & tested
-    assert [
-        sum(row.beside is None for row in rows if row.concept == c) for c in ("knife", "cat")
-    ] == [*(12, 12)]
+    for concept in ("knife", "cat"):
+        assert sum(row.beside is None for row in rows if row.concept == concept) == 12
     assert len(rows) == len({row.prompt for row in rows}) == 48
     assert all(row.beside != row.concept for row in rows)
 
