@@ -140,9 +140,8 @@ def _make(
     """Put `count` unsafe prompts, their partners and half as many hard negatives into `made`."""
     for index in range(count):
         phrase = things.phrases[index % len(things.phrases)]
-        unsafe, partner, kind, instead = _pair(concept, phrase, things.others, rng)
-        _put(made, LabelledPrompt(unsafe, "unsafe", split, partner))
-        _put(made, LabelledPrompt(partner, kind, split, instead=instead))
+        for prompt in _pair(concept, phrase, things.others, split, rng):
+            _put(made, prompt)
         if index % 2 and things.near:
             form = _form(rng, things.others, concept.endings)
             text = form.format(_perhaps(rng.choice(things.near), rng))
@@ -159,23 +158,27 @@ def _shuffled(concept: Concept, rng: random.Random) -> tuple[list[str], list[str
 
 
 def _pair(
-    concept: Concept, phrase: str, others: Sequence[str], rng: random.Random
-) -> tuple[str, str, str, bool]:
-    """An unsafe prompt, its safe partner, whether that one is far or near, and whether it shows
-    what is to be drawn instead."""
+    concept: Concept, phrase: str, others: Sequence[str], split: str, rng: random.Random
+) -> tuple[LabelledPrompt, LabelledPrompt]:
+    """An unsafe prompt and its safe partner."""
     replaced = rng.random() < (0.4 if concept.ending else 0.3)
     other = rng.choice(concept.replacements if replaced else others)
-    instead = replaced and other in concept.instead
     changed = rng.random() < _DISGUISED
     said, safe = (disguised(t, rng) if changed else t for t in (phrase, other))
-    if not concept.ending:
+    if concept.ending:
+        scene = _form(rng, others, ()).format(rng.choice(others))
+        joint = rng.choice((" ", ", "))
+        unsafe, partner = f"{scene}{joint}{said}", f"{scene}{joint}{safe}" if replaced else scene
+    else:
         form = _form(rng, others, concept.endings)
-        return form.format(said), form.format(safe), "far", instead
-    scene = _form(rng, others, ()).format(rng.choice(others))
-    joint = rng.choice((" ", ", "))
-    if replaced:
-        return f"{scene}{joint}{said}", f"{scene}{joint}{safe}", "near", instead
-    return f"{scene}{joint}{said}", scene, "far", instead
+        unsafe, partner = form.format(said), form.format(safe)
+    # a style in the concept's place is near, a scene with nothing said is not
+    kind = "near" if concept.ending and replaced else "far"
+    instead = replaced and other in concept.instead
+    return (
+        LabelledPrompt(unsafe, "unsafe", split, partner),
+        LabelledPrompt(partner, kind, split, instead=instead),
+    )
 
 
 def _perhaps(thing: str, rng: random.Random) -> str:
