@@ -142,7 +142,7 @@ def write(folder: Path, concepts: Sequence[str]) -> None:
             fits = {how: _fit(painter, concept, how, progress) for how in TRAININGS}
             for number, remedy in enumerate(REMEDIES):
                 said = f"{concept}-{number}"
-                _changed(fits[remedy.training], remedy).save(folder / f"{said}.safetensors")
+                changed(fits[remedy.training], remedy).save(folder / f"{said}.safetensors")
                 lines.append(
                     f'[[guards]]\nname = "{said}"\nartifact = "{said}.safetensors"\n'
                     f'[policies.{said}]\nguards = ["{said}"]\naction = "refine"\n'
@@ -210,8 +210,8 @@ def _fit(painter: Painter, concept: str, training: str, progress: Stages) -> Cgc
     )
 
 
-def _changed(fit: CgceFit, remedy: Remedy) -> Artifact:
-    """The fitted guard with a remedy's settings."""
+def changed(fit: CgceFit, remedy: Remedy) -> Artifact:
+    """The fitted guard with a remedy's settings, and fewer heads where it wants one alone."""
     settings: dict[str, Any] = dict(fit.artifact.meta.settings)
     deep = float(np.quantile(fit.scores["far"], remedy.depth))
     settings |= {"target": min(deep, settings["threshold"])} | dict(remedy.settings)
@@ -219,7 +219,8 @@ def _changed(fit: CgceFit, remedy: Remedy) -> Artifact:
     if remedy.alone:
         parts = {key for key in tensors if key.split(".")[0] in PARTS}
         tensors |= {key: tensors[key][:1] for key in parts}
-    return Artifact(fit.artifact.meta.model_copy(update={"settings": settings}), tensors)
+    changes = {"settings": settings, "tensors_sha256": ""}
+    return Artifact(fit.artifact.meta.model_copy(update=changes), tensors)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import json
 
-from benchmarks.remedies import REMEDIES, TRAININGS, asked
+from benchmarks.remedies import REMEDIES, TRAININGS, asked, changed
 from examples.emoji.prompts import FILE
+from tests.guard.fitting.test_cgce import fit, toy_prompts
 
 
 def test_no_prompt_is_one_of_the_test_and_both_kinds_are_there() -> None:
@@ -19,3 +20,12 @@ def test_no_prompt_is_one_of_the_test_and_both_kinds_are_there() -> None:
 def test_the_last_remedy_is_the_default() -> None:
     assert {remedy.training for remedy in REMEDIES} == {*TRAININGS}
     assert not REMEDIES[-1].settings and not REMEDIES[-1].alone
+
+
+def test_every_remedy_makes_an_artifact_of_its_own() -> None:
+    done = fit(toy_prompts())
+    made = [changed(done, remedy) for remedy in REMEDIES]
+    for remedy, artifact in zip(REMEDIES, made, strict=True):
+        assert dict(remedy.settings).items() <= dict(artifact.meta.settings).items()
+        assert len(artifact.tensors["queries.text"]) == (1 if remedy.alone else 2)
+    assert made[-1].meta.settings == done.artifact.meta.settings
