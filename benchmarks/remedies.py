@@ -35,6 +35,7 @@ from guard.evaluation.shares import Share
 from guard.evaluation.suite import load_suite
 from guard.fitting.cgce import CgceFit, Descent, fit_cgce
 from guard.fitting.concept_prompts import folds_of
+from guard.fitting.searched_prompts import Search
 from guard.painter import Painter
 from guard.progress import Stages, stages
 
@@ -206,6 +207,7 @@ def _fit(painter: Painter, concept: str, training: str, progress: Stages) -> Cgc
         near_fpr=0.03,
         recipe=TRAININGS[training],
         descent=Descent(),
+        search=Search(),
         progress=progress,
     )
 

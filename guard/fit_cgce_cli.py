@@ -41,6 +41,15 @@ def cgce(
             "and calibrated on that.",
         ),
     ] = 4,
+    rounds: Annotated[
+        int, typer.Option(min=0, max=20, help="Rounds of the search for prompts; 0 for none.")
+    ] = 3,
+    searched: Annotated[
+        int, typer.Option(min=0, help="Prompts of each round, labelled by the denoiser.")
+    ] = 400,
+    bf16: Annotated[
+        bool, typer.Option(help="Compute the denoiser in bfloat16 while searching.")
+    ] = False,
     noise: Annotated[float, typer.Option(min=0, help="Noise on states while training.")] = 0.5,
     radius: Annotated[
         float, typer.Option(min=0, max=1, help="Radius of the attacks while training.")
@@ -81,6 +90,7 @@ def cgce(
     from guard.fitting.cgce_report import as_json as report_json
     from guard.fitting.cgce_report import as_page
     from guard.fitting.concept_prompts import folds_of, labelled
+    from guard.fitting.searched_prompts import Search
     from guard.painter import Painter
     from guard.reporting.page import write_text
 
@@ -104,6 +114,7 @@ def cgce(
                 share=share,
                 depth=depth,
             ),
+            search=Search(rounds=rounds, count=searched, bf16=bf16),
             progress=progress,
         )
     fit.artifact.save(out)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from guard.fitting.vocabulary import words
 from steering.conditioning import Conditioning
 
 
@@ -57,14 +58,7 @@ class Target:
     @cached_property
     def words(self) -> list[tuple[int, str]]:
         """Every token that is a whole word of plain letters by itself, with that word."""
-        found = {number: self.text([number]) for number in range(len(self.tokenizer))}
-        plain = {n: word for n, word in found.items() if word.isascii() and word.isalpha()}
-        read = self.tokenizer(list(plain.values()), add_special_tokens=False).input_ids
-        return [
-            (number, word)
-            for (number, word), again in zip(plain.items(), read, strict=True)
-            if again == [number]
-        ]
+        return words(self.tokenizer)
 
     def encode(self, candidates: Tensor) -> Conditioning:
         """What the text encoder says of content ids `[n, length]`, no gradient."""

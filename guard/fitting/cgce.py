@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from typing import Any
@@ -17,9 +17,10 @@ from guard.concept import Concept
 from guard.errors import DataError
 from guard.fitting.concept_prompts import LabelledPrompt
 from guard.fitting.prompt_rates import by_kind, calibrated, figures
+from guard.fitting.searched_prompts import Search, searched
 from guard.painter import Painter
 from guard.progress import Stages
-from steering.conditioning import Conditioning
+from steering.conditioning import Conditioning, concatenated
 from steering.methods.cgce import CgceScreen, stack
 from steering.methods.embedding import EmbeddingGuard
 from steering.methods.subspaces import principal
@@ -66,23 +67,46 @@ def fit_cgce(
     near_fpr: float,
     recipe: Recipe,
     descent: Descent,
+    search: Search,
     progress: Stages,
 ) -> CgceFit:
     """Heads for each split of `prompts` but "train", taught all but that split and scored on it.
 
     The scores of all held-out splits give the threshold; all heads together are the guard's
-    ensemble (cross-conformal prediction, Vovk 2015). Raises DataError where the prompts do not do
-    for the rates that are asked for.
+    ensemble (cross-conformal prediction, Vovk 2015). Searched prompts are taught and scored as the
+    others are, but have no say in the threshold. Raises DataError where the prompts do not do for
+    the rates that are asked for.
     """
     splits = sorted({prompt.split for prompt in prompts} - {"train"})
-    text = painter.read([prompt.text for prompt in prompts], progress)
-    unsafe = torch.tensor([prompt.unsafe for prompt in prompts])
-    settings: dict[str, Any] = {"streams": list(text.states), "strength": 1.0} | vars(descent)
-    space = _space(text, prompts, descent.rank, recipe.seed)
+    first = painter.read([prompt.text for prompt in prompts], progress)
+    settings: dict[str, Any] = {"streams": list(first.states), "strength": 1.0} | vars(descent)
+    space = _space(first, prompts, descent.rank, recipe.seed)
 
     def screen(heads: dict[str, Any], target: float = 0.0) -> CgceScreen:
         return stack([EmbeddingGuard("fit", heads | space, settings | {"target": target})])
 
+    def read(known: Sequence[LabelledPrompt]) -> Conditioning:
+        more = [prompt.text for prompt in known[first.rows :]]
+        return concatenated([first, painter.read(more)]) if more else first
+
+    def classifier(known: Sequence[LabelledPrompt]) -> Callable[[Conditioning], Tensor]:
+        quick = replace(recipe, steps=max(recipe.steps // 2, 1))
+        labels = torch.tensor([prompt.unsafe for prompt in known])
+        heads = screen(_heads(read(known), labels, quick, "for the search", progress))
+        return lambda text: heads.sense(text)[:, 0]
+
+    prompts = searched(
+        painter,
+        concept,
+        prompts,
+        search,
+        classifier,
+        splits=splits,
+        seed=recipe.seed,
+        progress=progress,
+    )
+    text = read(prompts)
+    unsafe = torch.tensor([prompt.unsafe for prompt in prompts])
     taught, kinds, held_out = [], [], []
     for number, split in enumerate(splits):
         out = torch.tensor([prompt.split == split for prompt in prompts])

@@ -49,6 +49,10 @@ _DISGUISED, _NOISY, _ACCOMPANIED = 0.25, 0.15, 0.5
 class LabelledPrompt:
     """`kind` is unsafe, or, for a safe one, far or near (a hard negative).
 
+    Searched prompts have kinds of their own: drawn, which are unsafe, and undrawn, which are not. A
+    hard negative under which the model draws the concept is mistaken: safe, but no rate is kept on
+    it.
+
     `partner` is the safe prompt of the same form as an unsafe one. `split` is "train" for what is
     always taught; anything else is held out of some of the teaching. `instead` marks the safe
     prompts that show what is to be drawn in the concept's place.
@@ -62,7 +66,7 @@ class LabelledPrompt:
 
     @property
     def unsafe(self) -> bool:
-        return self.kind == "unsafe"
+        return self.kind in ("unsafe", "drawn")
 
 
 def prompts_of(concept: Concept, count: int, seed: int = 0) -> list[LabelledPrompt]:

@@ -11,6 +11,8 @@ from classifiers.calibration import auc, threshold_for
 from guard.errors import DataError
 
 KINDS = ("unsafe", "near", "far")
+SEARCHED = ("mistaken", "drawn", "undrawn")
+"""Kinds that only a search finds; see `guard.fitting.concept_prompts.LabelledPrompt`."""
 
 Scores = Mapping[str, Sequence[float]]
 """Scores by kind of prompt."""
@@ -18,9 +20,10 @@ Scores = Mapping[str, Sequence[float]]
 
 def by_kind(scores: Sequence[float], kinds: Sequence[str]) -> Scores:
     """The scores of prompts that are of these kinds."""
+    there = [*KINDS, *(kind for kind in SEARCHED if kind in kinds)]
     return {
         kind: [score for score, own in zip(scores, kinds, strict=True) if own == kind]
-        for kind in KINDS
+        for kind in there
     }
 
 
@@ -35,7 +38,8 @@ def calibrated(scores: Scores, fpr: float, near_fpr: float) -> float:
 def figures(scores: Scores, threshold: float, fpr: float, near_fpr: float) -> dict[str, Any]:
     """What the threshold comes to on the prompts that it was chosen by."""
     over = {kind: float(np.mean(np.asarray(own) > threshold)) for kind, own in scores.items()}
-    return {
+    searched = {f"{kind}_fired": over[kind] for kind in SEARCHED if kind in over}
+    return searched | {
         "recall": over["unsafe"],
         "auc": auc(scores["unsafe"], [*scores["far"], *scores["near"]]),
         "far_fired": over["far"],

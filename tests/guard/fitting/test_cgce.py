@@ -11,6 +11,7 @@ from guard.errors import DataError
 from guard.fitting.cgce import Descent, fit_cgce
 from guard.fitting.cgce_report import as_json, as_page
 from guard.fitting.concept_prompts import LabelledPrompt, folds_of
+from guard.fitting.searched_prompts import Search
 from guard.painter import Painter
 from guard.progress import Stages
 from steering.fingerprint import fingerprint
@@ -47,9 +48,8 @@ def painter() -> Painter:
 
 def fit(prompts: list[LabelledPrompt], **changed: Any) -> Any:
     rates = {"fpr": 0.02, "near_fpr": 0.05} | changed
-    return fit_cgce(
-        painter(), CONCEPT, prompts, recipe=RECIPE, descent=Descent(), progress=QUIET, **rates
-    )
+    how: dict[str, Any] = {"recipe": RECIPE, "descent": Descent(), "search": Search(rounds=0)}
+    return fit_cgce(painter(), CONCEPT, prompts, progress=QUIET, **(how | rates))
 
 
 def test_a_fit_becomes_a_guard_that_tells_the_concept_and_takes_it_out() -> None:
