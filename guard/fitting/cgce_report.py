@@ -34,7 +34,11 @@ def as_page(fit: CgceFit) -> str:
         Tile("Hard negatives that fire", f"{figures['near_fired']:.1%}"),
         Tile("Refined under the threshold", f"{figures['resolved']:.1%}"),
     ]
-    scores = {kind: list(fit.scores[kind]) for kind in ("far", "near", "unsafe")}
+    if "drawn_fired" in figures:
+        share = f"{figures['drawn_fired']:.1%}"
+        tiles.insert(1, Tile("Searched prompts that draw it and fire", share))
+    order = ("far", "undrawn", "near", "mistaken", "drawn", "unsafe")
+    scores = {kind: list(fit.scores[kind]) for kind in order if kind in fit.scores}
     threshold = float(str(meta.settings["threshold"]))
     parts: list[Plot | Grid] = [
         Plot(
@@ -42,7 +46,9 @@ def as_page(fit: CgceFit) -> str:
             plots.histograms(scores, {"threshold": threshold}),
             "Of every prompt by the one head that was not taught its phrase, hard negative or "
             "companion: these scores gave the threshold. The guard's score is the mean of all its "
-            "heads. What refined prompts draw is measured by `guard eval pictures`, not here.",
+            "heads. Drawn and undrawn prompts are searched ones, labelled by the denoiser; mistaken "
+            "ones are hard negatives under which it draws the concept. What refined prompts "
+            "draw is measured by `guard eval pictures`, not here.",
         ),
         Grid("Calibration", ("figure", "value"), rows(figures)),
         Grid("Settings", ("setting", "value"), rows(meta.settings)),

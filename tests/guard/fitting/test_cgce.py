@@ -8,6 +8,7 @@ import torch
 
 from classifiers.training import Recipe
 from guard.errors import DataError
+from guard.fitting import cgce
 from guard.fitting.cgce import Descent, fit_cgce
 from guard.fitting.cgce_report import as_json, as_page
 from guard.fitting.concept_prompts import LabelledPrompt, folds_of
@@ -19,8 +20,10 @@ from steering.methods.embedding import EmbeddingGuard
 from steering.methods.screens import SCREENS
 from tests.guard.fitting.test_concept_prompts import CONCEPT
 from tests.guard.toy_pictures import CONCEPT as LETTER
-from tests.guard.toy_pictures import ToyFamily
+from tests.guard.toy_pictures import STUBBORN, ToyFamily
 
+CAPITAL = STUBBORN
+"""Another letter: what only a search finds."""
 RECIPE = Recipe(hidden=8, steps=250, batch=48, rate=1e-2, radius=0.05)
 
 
@@ -75,6 +78,38 @@ def test_the_report_has_the_figures_and_the_page_shows_them() -> None:
     assert report["calibration"] == done.artifact.meta.calibration
     assert set(report["scores"]) == {"unsafe", "near", "far"}
     assert "object/knife" in as_page(done)
+
+
+def test_searched_prompts_are_taught_and_told_but_have_no_say_in_the_threshold(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    prompts = toy_prompts()
+    more = [
+        LabelledPrompt(
+            f"{CAPITAL if i % 2 else 'y'}{i:03d}",
+            "drawn" if i % 2 else "undrawn",
+            f"fold {i // 2 % 2}",
+        )
+        for i in range(240)
+    ]
+    plain = fit(prompts)
+    monkeypatch.setattr(cgce, "searched", lambda *_args, **_how: [*prompts, *more])
+    done = fit(prompts)
+    figures = done.artifact.meta.calibration
+    assert figures["prompts"]["drawn"] == 120
+    assert figures["drawn_fired"] > 0.9 > 0.1 > figures["undrawn_fired"]
+    # the letter was not taught to the other, which does not fire on it
+    screens = [
+        SCREENS["cgce"](
+            [EmbeddingGuard("g", each.artifact.tensors, each.artifact.meta.settings)], "cpu"
+        )
+        for each in (plain, done)
+    ]
+    text = ToyFamily().encode([f"{CAPITAL}9"])
+    limits = [float(str(each.artifact.meta.settings["threshold"])) for each in (plain, done)]
+    fired = [bool(s.sense(text)[0, 0] > t) for s, t in zip(screens, limits, strict=True)]
+    assert fired == [False, True]
+    assert "Searched prompts that draw it" in as_page(done)
 
 
 def test_too_few_prompts_for_a_rate_are_an_error() -> None:
