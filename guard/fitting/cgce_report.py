@@ -46,9 +46,9 @@ def as_page(fit: CgceFit) -> str:
             plots.histograms(scores, {"threshold": threshold}),
             "Of every prompt by the one head that was not taught its phrase, hard negative or "
             "companion: these scores gave the threshold. The guard's score is the mean of all its "
-            "heads. Drawn and undrawn prompts are searched ones, labelled by the denoiser; mistaken "
-            "ones are hard negatives under which it draws the concept. What refined prompts "
-            "draw is measured by `guard eval pictures`, not here.",
+            "heads. Drawn and undrawn prompts are searched ones, labelled by the denoiser; "
+            "mistaken ones are hard negatives under which it draws the concept. What refined "
+            "prompts draw is measured by `guard eval pictures`, not here.",
         ),
         Grid("Calibration", ("figure", "value"), rows(figures)),
         Grid("Settings", ("setting", "value"), rows(meta.settings)),

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from guard.concept import Concept
+from guard.errors import DataError
 from guard.fitting.concept_prompts import LabelledPrompt
 from guard.fitting.likeness import Likeness
 from guard.fitting.vocabulary import words
@@ -68,13 +69,16 @@ def searched(
 
     The given ones, from templates, say what the concept is, and begin the classifier's teaching.
     Those hard negatives among them under which the model draws the concept become `mistaken`.
+    Raises DataError where the tokenizer has no words to search among.
     """
     if not search.rounds or not search.count:
         return list(prompts)
+    every = [word for _, word in words(painter.family.readers[0].tokenizer)]
+    if not every:
+        raise DataError("the model's tokenizer has no whole words to search among: use --rounds 0")
     rng = random.Random(seed)
     likeness = _likeness(painter, concept, prompts, seed, search.bf16)
     known = _mistaken(painter, prompts, likeness, progress)
-    every = [word for _, word in words(painter.family.readers[0].tokenizer)]
     with torch.autocast(painter.family.device.type, torch.bfloat16, enabled=search.bf16):
         near = _nearest(painter, concept, every, progress)
     found: dict[str, LabelledPrompt] = {}
@@ -118,9 +122,10 @@ def _likeness(
     seed: int,
     bf16: bool,
 ) -> Likeness:
-    """From prompts that name the concept, and the safe partners of these."""
-    name = concept.phrases.train[0]
-    pairs = [(p.text, p.partner) for p in prompts if p.unsafe and p.partner and name in p.text]
+    """From prompts that name the concept, if there are any, and the safe partners of these."""
+    every = [(p.text, p.partner) for p in prompts if p.unsafe and p.partner]
+    pairs = [pair for pair in every if concept.phrases.train[0] in pair[0]] or every
+    # the shortest say least besides
     pairs = sorted(pairs, key=lambda pair: len(pair[0]))[:_NAMED]
     named, safe = zip(*pairs, strict=True)
     read = painter.read

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from guard.fitting import likeness
 from guard.fitting.likeness import Likeness
+from guard.painter import Painter
 from steering.conditioning import Conditioning
+from tests.steering.engines.diffusion import tiny
 
 WIDTH = 6
 
@@ -78,3 +80,15 @@ def test_a_concept_that_moves_nothing_is_no_error() -> None:
     same = vectors(4, 1)
     found = Likeness(Linear(), text(same), text(same), seed=0)  # type: ignore[arg-type]
     assert bool(found(text(vectors(2, 5))).isfinite().all())
+
+
+@pytest.mark.parametrize("name", tiny.PIPELINES)
+def test_any_family_can_be_asked(name: str) -> None:
+    family = tiny.built(name)
+    painter = Painter(family, name=name, architecture="")
+    named = painter.read(["a knife", "a knife on the table"])
+    safe = painter.read(["a cat", "a cat on the table"])
+    found = Likeness(family, named, safe, seed=0)
+    both = torch.cat([found(named), found(safe)])
+    assert both[:2].mean().item() == pytest.approx(1, abs=1e-3)
+    assert both[2:].mean().item() == pytest.approx(0, abs=1e-3)

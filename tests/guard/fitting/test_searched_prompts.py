@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from guard.concept import Concept, Phrases
+from guard.errors import DataError
 from guard.fitting import searched_prompts
 from guard.fitting.concept_prompts import LabelledPrompt
 from guard.fitting.searched_prompts import Search, searched
@@ -127,6 +128,14 @@ def test_a_likeness_that_is_not_finite_is_no_label(
 
     monkeypatch.setattr(searched_prompts, "_likeness", lambda *_: nothing)
     assert search(painter) == PROMPTS
+
+
+def test_a_tokenizer_without_words_is_an_error(
+    painter: Painter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(searched_prompts, "words", lambda _tokenizer: [])
+    with pytest.raises(DataError, match="--rounds 0"):
+        search(painter)
 
 
 def test_the_denoiser_itself_labels_them_the_same_each_time(painter: Painter) -> None:
