@@ -57,7 +57,7 @@ class Likeness:
         """`[rows]`, float32; `tick` is told of rows that are done."""
         found = []
         for part in _parts(text, _BATCH // VIEWS):
-            found.append((self._said(part) - self._safe) @ self._direction)
+            found.append((self._predicted(part) - self._safe) @ self._direction)
             tick(part.rows)
         return torch.cat(found)
 
@@ -89,8 +89,8 @@ def _views(family: Family, named: Conditioning, seed: int) -> tuple[Tensor, Tens
     stops = [1 + round(i * (0.7 * last - 1) / (VIEWS - 1)) for i in range(VIEWS)]
     text = named.select(torch.arange(VIEWS) % named.rows)
     # a network that was distilled with guidance has no unconditional row beside it
-    plain = text if family.distilled else family.unconditional([""]).map(torch.Tensor.cpu)
-    both = concatenated([text, text if family.distilled else plain.expand(VIEWS)])
+    plain = text if family.distilled else family.unconditional([""]).expand(VIEWS)
+    both = concatenated([text, plain.map(torch.Tensor.cpu)])
     sample = schedule.initial * family.noise(range(seed, seed + VIEWS))
     carry = torch.zeros_like(sample)
     kept: list[Tensor] = [sample] * VIEWS
