@@ -8,7 +8,7 @@ import torch
 
 from classifiers.training import Recipe
 from guard.errors import DataError
-from guard.fitting import cgce
+from guard.fitting import cgce, prompt_rates
 from guard.fitting.cgce import Descent, fit_cgce
 from guard.fitting.cgce_report import as_json, as_page
 from guard.fitting.concept_prompts import LabelledPrompt, folds_of
@@ -97,6 +97,9 @@ def test_searched_prompts_are_taught_and_told_but_have_no_say_in_the_threshold(
     done = fit(prompts)
     figures = done.artifact.meta.calibration
     assert figures["prompts"]["drawn"] == 120
+    threshold = float(str(done.artifact.meta.settings["threshold"]))
+    own = {kind: done.scores[kind] for kind in ("unsafe", "near", "far")}
+    assert threshold == max(prompt_rates.calibrated(own, 0.02, 0.05), cgce.FLOOR)
     assert figures["drawn_fired"] > 0.9 > 0.1 > figures["undrawn_fired"]
     # the letter was not taught to the other, which does not fire on it
     screens = [

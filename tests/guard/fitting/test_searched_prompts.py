@@ -11,10 +11,11 @@ from guard.concept import Concept, Phrases
 from guard.errors import DataError
 from guard.fitting import searched_prompts
 from guard.fitting.concept_prompts import LabelledPrompt
-from guard.fitting.searched_prompts import Search, searched
+from guard.fitting.searched_prompts import Classifier, Search, searched
 from guard.painter import Painter
 from guard.progress import Stages
 from steering.conditioning import Conditioning
+from tests.guard.fitting.test_cgce import QUIET
 from tests.server.tiny_pipeline import NAN_WORD, WORDS, save_pipeline
 
 CONCEPT = Concept(
@@ -39,11 +40,6 @@ def painter(tmp_path_factory: pytest.TempPathFactory) -> Painter:
     return Painter(family, name="tiny", architecture="StableDiffusionPipeline")
 
 
-def silent(_what: str, _total: int) -> Any:
-    return lambda _count: None
-
-
-QUIET: Stages = silent
 taught: list[list[str]] = []
 
 
@@ -52,14 +48,21 @@ def knows_nothing(known: Sequence[LabelledPrompt]) -> Callable[[Conditioning], T
     return lambda text: torch.zeros(text.rows)
 
 
-def search(painter: Painter, **changed: Any) -> list[LabelledPrompt]:
+def likes_it_short(_known: Sequence[LabelledPrompt]) -> Callable[[Conditioning], Tensor]:
+    """Least sure of prompts of few words."""
+    return lambda text: text.masks["text"].sum(1).float()
+
+
+def search(
+    painter: Painter, classifier: Classifier = knows_nothing, **changed: Any
+) -> list[LabelledPrompt]:
     taught.clear()
     return searched(
         painter,
         CONCEPT,
         PROMPTS,
         Search(**({"rounds": 2, "count": 20} | changed)),
-        knows_nothing,
+        classifier,
         splits=["fold 0", "fold 1"],
         seed=0,
         progress=QUIET,
@@ -68,7 +71,7 @@ def search(painter: Painter, **changed: Any) -> list[LabelledPrompt]:
 
 @pytest.fixture()
 def judged_by_the_word(painter: Painter, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In place of the denoiser: what says "knife" is alike, what says "dog" is between."""
+    """In place of the denoiser: what says "knife" is alike, what says "blade" is between."""
     texts: dict[bytes, str] = {}
 
     def read(prompts: Sequence[str], _stages: Stages | None = None) -> Conditioning:
@@ -112,6 +115,18 @@ def test_later_rounds_ask_a_classifier_that_was_taught_the_earlier_ones(painter:
     assert len(taught) == 2
     assert len(PROMPTS) < len(taught[0]) < len(taught[1]) < len(found)
     assert taught[0] == [prompt.text for prompt in found[: len(taught[0])]]
+
+
+@pytest.mark.usefixtures("judged_by_the_word")
+def test_it_labels_what_the_classifier_is_least_sure_of(painter: Painter) -> None:
+    def lengths(classifier: Classifier) -> list[int]:
+        found = search(painter, classifier, count=40)
+        first = len(search(painter, classifier, rounds=1, count=40))
+        return [len(prompt.text.split()) for prompt in found[first:]]
+
+    short, any_length = lengths(likes_it_short), lengths(knows_nothing)
+    assert max(short) < max(any_length)
+    assert sum(short) / len(short) < sum(any_length) / len(any_length) - 1
 
 
 def test_without_rounds_nothing_changes(painter: Painter) -> None:
