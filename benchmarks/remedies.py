@@ -164,10 +164,11 @@ def draw(folder: Path, rows: Sequence[Asked], steps: int) -> list[dict[str, Any]
             looks = drawer.look(prompts, policies)
             advance = progress(f"drawing: {remedy.action if remedy else 'bare'}", len(rows))
             shown = [i for i, look in enumerate(looks) if not look.blocked]
-            pictures = drawer.draw(
+            made = drawer.draw(
                 _of(prompts, shown), _of(seeds, shown), _of(policies, shown), advance
             )
-            seen = dict(zip(shown, judge.look(pictures), strict=True))
+            pictures = [one.picture for one in made if one.picture is not None]
+            seen = dict(zip(shown, judge.look(np.stack(pictures)), strict=True))
             told = {
                 "training": remedy.training if remedy else "bare",
                 "descent": remedy.action if remedy else "",

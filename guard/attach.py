@@ -153,7 +153,12 @@ def _to_pipeline(pipeline: Any, settings: Config, policy: str) -> tuple[Attached
     handle = Attached(plan, served, blocks)
     unfollowed = [name for guide in plans.guides for name in guide.names]
     attachment = PipelineAttachment(
-        family, plans.bank, plan.rows(), handle._check, unfollowed=unfollowed
+        family,
+        plans.bank,
+        plan.rows(),
+        handle._check,
+        unfollowed=unfollowed,
+        finished=plans.finished,
     )
     return handle, attachment
 

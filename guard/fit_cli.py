@@ -13,6 +13,7 @@ from rich.table import Table
 
 from guard.errors import DataError
 from guard.fit_cgce_cli import cgce
+from guard.fit_probe_cli import probe
 from guard.fit_training_free_cli import nearest, negative_prompt, safe_guidance, safree
 from guard.progress import stages
 from guard.prompts import ForgetPrompt, PairedAnswers, RetainPrompt, read_rows
@@ -103,6 +104,10 @@ app.command(
     epilog="Example: guard fit cgce --model emoji "
     "--concept-file examples/emoji/guards/knife.json --out knife-cgce.safetensors"
 )(cgce)
+app.command(
+    epilog="Example: guard fit probe --model emoji --steps 8 --guidance 3 "
+    "--concept-file examples/emoji/guards/knife.json --out knife-probe.safetensors"
+)(probe)
 
 for _name, _fit in (
     ("safree", safree),

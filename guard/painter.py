@@ -1,23 +1,29 @@
-"""A loaded picture model, as fitting uses it: prompts in, conditionings out. Needs diffusers."""
+"""A loaded picture model, as fitting uses it: prompts in, conditionings or pictures out.
+
+Needs diffusers.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from guard.artifact import FittedModel
 from guard.errors import ModelError
 from guard.models import resolve_source
 from guard.progress import Stages
 from steering.conditioning import Conditioning, concatenated
+from steering.engines.diffusion.engine import DiffusionEngine, PictureStart
 from steering.engines.diffusion.families import Family, family_of
 from steering.engines.diffusion.loading import load_pipeline
 from steering.fingerprint import fingerprint
+from steering.prompted import PromptBank
 
 BATCH = 64
+_PICTURES = 16
 
 
 class Painter:
@@ -48,6 +54,48 @@ class Painter:
             parts.append(part.map(lambda tensor: tensor.cpu()))
             advance(part.rows)
         return concatenated(parts)
+
+    @torch.no_grad()
+    def draw(
+        self,
+        prompts: Sequence[str],
+        *,
+        steps: int,
+        guidance: float,
+        seed: int = 0,
+        tick: Callable[[int], None] = lambda _rows: None,
+    ) -> Tensor:
+        """What the denoiser sees in a picture of each prompt: see `DiffusionEngine.seen`.
+
+        `[prompts, places, width]`, on the CPU; the first has the seed `seed`, the next the one
+        behind it. `tick` is told of pictures that are done.
+        """
+        engine = DiffusionEngine(self.family, PromptBank(), capacity=_PICTURES, forward=None)
+        found = []
+        for start in range(0, len(prompts), _PICTURES):
+            part = prompts[start : start + _PICTURES]
+            engine.start(
+                [
+                    PictureStart(prompt, seed=seed + start + i, steps=steps, guidance=guidance)
+                    for i, prompt in enumerate(part)
+                ]
+            )
+            while not (done := engine.step()):
+                pass
+            found.append(engine.seen(done).cpu())
+            engine.reset()
+            tick(len(part))
+        return torch.cat(found)
+
+    def fitted_denoiser(self, width: int) -> FittedModel:
+        """What an artifact says of the denoiser that it was fitted on."""
+        return FittedModel(
+            name=self.name,
+            architecture=self._architecture,
+            fingerprint=fingerprint(self.family.denoiser),
+            layers=1,
+            width=width,
+        )
 
     def fitted_model(self) -> FittedModel:
         """What an artifact says of the encoders that it was fitted on."""

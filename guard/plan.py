@@ -50,10 +50,13 @@ class Plans(Resolved[Plan]):
     def __init__(self, config: Config, model: nn.Module, *, name: str) -> None:
         self.model = name
 
+        served = fingerprint(model)
+
         def load(setting: GuardConfig, artifact: Artifact) -> tuple[LoadedGuard, SteerGuard]:
+            artifact.require_model(served, served=name)
             return _guard(setting, artifact, model)
 
-        found = find_guards(config.guards, "language", fingerprint(model), name, load)
+        found = find_guards(config.guards, "language", name, load)
         device = next(model.parameters()).device
         self.bank = _bank([tensors for _, tensors in found.fit.values()], device)
         loaded = {guard: fitted for guard, (fitted, _) in found.fit.items()}

@@ -34,12 +34,15 @@ _OUTCOME: Mapping[Done, Outcome] = {
 
 @dataclass(frozen=True)
 class LoadedGuard:
-    """A guard whose artifact fits the served model; `action` is its method's own."""
+    """A guard whose artifact fits the served model; `action` is its method's own.
+
+    One that blocks only looks: where it fires, the policy's fallback decides.
+    """
 
     name: str
     concept: str
     method: str
-    action: Literal["steer", "refine"]
+    action: Literal["steer", "refine", "block"]
     threshold: float
     strength: float
     recheck: float | None = None
@@ -179,14 +182,13 @@ class Found(Generic[T]):
 def find_guards(
     settings: Sequence[GuardConfig],
     kind: Kind,
-    fingerprint: str,
     name: str,
     load: Callable[[GuardConfig, Artifact], T],
 ) -> Found[T]:
-    """Load every guard for the served model `name`, of that kind and fingerprint.
+    """Load every guard for the served model `name`, of that kind.
 
-    `load` makes of an artifact what the model's runtime stacks; it raises GuardError, or ValueError
-    where the artifact does not hold.
+    `load` makes of an artifact what the model's runtime stacks; it raises GuardError where the
+    model is another one than it was fitted on, or ValueError where the artifact does not hold.
     """
     fit: dict[str, T] = {}
     broken: dict[str, str] = {}
@@ -198,7 +200,6 @@ def find_guards(
             if its_kind not in {kind, None}:
                 others.add(setting.name)
                 continue
-            artifact.require_model(fingerprint, served=name)
             fit[setting.name] = _loaded(setting, artifact, load)
         except GuardError as error:
             broken[setting.name] = error.message

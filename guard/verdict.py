@@ -22,10 +22,10 @@ class GuardVerdict:
     """One guard on one request.
 
     `score` is the largest value seen at the places where the guard looked, `threshold` the one it
-    was compared with, `position` where it fired: 0 for the prompt, n for the n-th generated token,
-    None where it did not fire. `action` is what was done. A guard that refines a prompt says how
-    many `steps` that took, and what its score is `after` them. `error` says why the guard could not
-    be applied.
+    was compared with, `position` where it fired: 0 for the prompt, n for the n-th generated token
+    or what n steps have drawn, None where it did not fire. `action` is what was done. A guard that
+    refines a prompt says how many `steps` that took, and what its score is `after` them. `error`
+    says why the guard could not be applied.
     """
 
     guard: str

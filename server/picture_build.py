@@ -28,7 +28,11 @@ def drawing_service(
         raise ValueError("it makes videos, and this server sends pictures only")
     plans = PicturePlans(config, family, name=settings.name)
     engine = DiffusionEngine(
-        family, plans.bank, capacity=config.server.max_batch, guides=plans.guides
+        family,
+        plans.bank,
+        capacity=config.server.max_batch,
+        guides=plans.guides,
+        finished=plans.finished,
     )
     steps, guidance = family.defaults
     return DrawingService(

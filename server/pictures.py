@@ -1,9 +1,10 @@
 """A served picture model: requests join one running batch between two denoising steps.
 
 One thread owns the engine. A prompt is screened when it joins: rows that are blocked leave before
-any step, a prompt that could not be refined is blocked or replaced, and the rest are drawn. A row
-whose numbers are no longer numbers leaves too. Pictures go out as pixels; files are made of them
-elsewhere.
+any step, a prompt that could not be refined is blocked or replaced, and the rest are drawn. What is
+drawn is screened again where the policy has guards that look at pictures: it may be blocked, or the
+replacement drawn, which is screened in its turn. A row whose numbers are no longer numbers leaves
+too. Pictures go out as pixels; files are made of them elsewhere.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Canvas(BatchRow):
     ) -> None:
         super().__init__(loop)
         self.request, self.plan, self._hang_up = request, plan, hang_up
-        self.blocked = False
+        self.blocked = self.replaced = False
         self.pixels: NDArray[np.uint8] | None = None
 
     @property
@@ -49,20 +50,41 @@ class Canvas(BatchRow):
         return self.blocked or self.pixels is not None or self.error is not None
 
     def settle(self, decision: Decision) -> None:
-        """Take in what was decided about the prompt that is to be drawn."""
+        """Take in what was decided about the prompt or the picture."""
         if decision == "fail":
             self.error = guard_failed()
-        self.blocked = decision == "block"
+        self.blocked = decision in ("block", "replace")
+
+    def decide(self, readings: Mapping[str, PromptReading]) -> Decision:
+        """What its guards' readings come to.
+
+        What is told of a replacement is why it was drawn; one that does not pass either is told of
+        in its own readings.
+        """
+        if not self.replaced:
+            self.readings = {**self.readings, **readings}
+            return self.plan.decide(readings)
+        decision = self.plan.last.decide(readings)
+        if decision == "draw":
+            self.readings = {**readings, **self.readings}
+        else:
+            self.plan, self.readings = self.plan.last, readings
+        return decision
 
     def finish(self, verdict: Verdict) -> None:
         """Send the picture, or what ended the row without one; nothing where nobody waits."""
         if self.error is not None:
             self.send_error(self.error, verdict)
         elif self.blocked:
-            why = "could not refine the prompt, and blocks it" if self.plan.acts else "blocks it"
-            self.send(PictureBlocked(f"A guard of this policy {why}.", verdict=verdict))
+            self.send(PictureBlocked(f"A guard of this policy {self._why}.", verdict=verdict))
         elif self.pixels is not None:
             self.send(Drawn(self.pixels, verdict))
+
+    @property
+    def _why(self) -> str:
+        if any(told.fired and told.position for told in self.readings.values()):
+            return "finds its concept in the picture, and blocks it"
+        return "could not refine the prompt, and blocks it" if self.plan.acts else "blocks it"
 
     async def drawn(self) -> Drawn:
         event = await self.next_event()
@@ -119,18 +141,14 @@ class DrawingService(EngineLoop[Canvas, DiffusionEngine]):
     # -- the engine's thread --------------------------------------------------------------------
 
     def _join(self, joining: list[Canvas]) -> None:
-        decisions: dict[Canvas, Decision] = {}
-        fresh = {row: start for row in joining if (start := self._checked(row))}
-        for row, seen in self._start(fresh):
-            row.readings = seen
-            decisions[row] = row.plan.decide(seen)
+        self._draw({row: start for row in joining if (start := self._checked(row))})
+
+    def _draw(self, fresh: Mapping[Canvas, PictureStart]) -> None:
+        """Start these rows, once more where what their guards read on the prompt takes that."""
+        decisions = self._start(fresh)
         again = {row: start for row in decisions if (start := _again(row, decisions[row]))}
-        if again:
-            self._drop([index for index, row in enumerate(self._running) if row in again])
-            for row, seen in self._start(again):
-                decisions[row] = row.plan.last.decide(seen)
-                if decisions[row] != "draw":
-                    row.plan, row.readings = row.plan.last, seen
+        self._drop([index for index, row in enumerate(self._running) if row in again])
+        decisions |= self._start(again)
         for row, decision in decisions.items():
             row.settle(decision)
         self._spoil()
@@ -146,22 +164,34 @@ class DrawingService(EngineLoop[Canvas, DiffusionEngine]):
             return None
         return start
 
-    def _start(
-        self, starts: Mapping[Canvas, PictureStart]
-    ) -> list[tuple[Canvas, Mapping[str, PromptReading]]]:
-        """Add these rows to the engine, and give what their guards have read."""
+    def _start(self, starts: Mapping[Canvas, PictureStart]) -> dict[Canvas, Decision]:
+        """Add these rows to the engine, and decide by what their guards read on the prompt."""
+        if not starts:
+            return {}
         readings = self._engine.start(list(starts.values()))
         self._running.extend(starts)
-        return list(zip(starts, readings, strict=True))
+        return {row: row.decide(seen) for row, seen in zip(starts, readings, strict=True)}
 
     def _advance(self) -> None:
         done = self._engine.step()
         self._spoil()
-        whole = [index for index in done if not self._running[index].over]
+        drawn = {i: row for i in done if not (row := self._running[i]).over}
+        late = {row: self._screened(i) for i, row in drawn.items() if row.plan.screens}
+        again = {row: start for row, said in late.items() if (start := _replacement(row, said))}
+        for row, decision in late.items():
+            if row not in again:
+                row.settle(decision)
+        whole = [i for i, row in drawn.items() if not row.over and row not in again]
         if whole:
             for index, pixels in zip(whole, self._engine.pictures(whole), strict=True):
                 self._running[index].pixels = pixels
         self._leave([index for index, row in enumerate(self._running) if row.over])
+        self._drop([index for index, row in enumerate(self._running) if row in again])
+        self._draw(again)
+
+    def _screened(self, index: int) -> Decision:
+        """What becomes of a row that is drawn, now that its guards have seen the picture."""
+        return self._running[index].decide(self._engine.readings(index))
 
     def _spoil(self) -> None:
         """Let no row go on that has met NaN."""
@@ -186,11 +216,23 @@ def _start(row: Canvas, prompt: str, without: Container[str] = ()) -> PictureSta
 
 
 def _again(row: Canvas, decision: Decision) -> PictureStart | None:
-    """How a row is to be started again, where what was decided takes that.
+    """How a row is to be started again, where what was decided of its prompt takes that.
 
     Guards that met NaN, and whose policy fails open, are left out.
     """
-    spoilt = {name for name, reading in row.readings.items() if not reading.valid}
-    if decision == "replace" and row.plan.replacement is not None:
-        return _start(row, row.plan.replacement, spoilt)
-    return _start(row, row.request.prompt, spoilt) if decision == "draw" and spoilt else None
+    spoilt = _spoilt(row)
+    if decision == "draw" and spoilt and not row.replaced:
+        return _start(row, row.request.prompt, spoilt)
+    return _replacement(row, decision)
+
+
+def _replacement(row: Canvas, decision: Decision) -> PictureStart | None:
+    """How the policy's replacement starts, where that is to be drawn."""
+    if decision != "replace" or row.plan.replacement is None:
+        return None
+    row.replaced = True
+    return _start(row, row.plan.replacement, _spoilt(row))
+
+
+def _spoilt(row: Canvas) -> set[str]:
+    return {name for name, reading in row.readings.items() if not reading.valid}

@@ -52,7 +52,9 @@ class PromptReading:
     """What one guard saw and did on one row.
 
     `after` is its score behind the action, None where it did not act. `resolved` False means that
-    it fired, acted, and still finds the concept: the policy's fallback decides then.
+    it fired and the concept is still there, after it has acted or because it only looks: the
+    policy's fallback decides then. `position` is where it looked: 0 for the prompt, n for what n
+    evaluations of the network have drawn.
     """
 
     score: float
@@ -62,6 +64,7 @@ class PromptReading:
     steps: int = 0
     after: float | None = None
     resolved: bool = True
+    position: int = 0
 
 
 @dataclass(frozen=True)

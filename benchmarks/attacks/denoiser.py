@@ -23,6 +23,8 @@ from benchmarks.attacks.search import Found, greedy_swaps
 from benchmarks.attacks.target import Target, Views
 from steering.conditioning import Conditioning
 
+_DRAWN = 4
+"""Candidates of a step that are drawn where a guard looks at pictures."""
 NAMES = {"picture": "unlearn-diff-atk", "prompt": "p4d"}
 
 
@@ -58,6 +60,10 @@ class Between(Protocol):
     def slope(self, text: Conditioning) -> tuple[Conditioning, Tensor]:
         """The same in a form that a gradient goes through, and a scalar to add to the loss."""
 
+    def looked(self, text: Conditioning) -> Tensor | None:
+        """What is to be added to the loss of prompts `[rows]` that `exact` has given, now that they
+        are drawn; None where nobody looks at pictures."""
+
 
 class Nothing:
     """The bare model."""
@@ -67,6 +73,9 @@ class Nothing:
 
     def slope(self, text: Conditioning) -> tuple[Conditioning, Tensor]:
         return text, torch.zeros(())
+
+    def looked(self, text: Conditioning) -> Tensor | None:
+        return None
 
 
 class Denoising:
@@ -106,7 +115,14 @@ class Denoising:
         with torch.no_grad():
             text, lost = self._between.exact(self._target.encode(candidates))
             found = self._target.errors(text, self._views)
-        return found.where(self._target.survives(candidates) & ~lost, torch.inf)
+            found = found.where(self._target.survives(candidates) & ~lost, torch.inf)
+            # drawing is dear: the best of them, and the one that is there
+            best = found[:-1].topk(min(_DRAWN, len(found) - 1), largest=False).indices
+            best = torch.cat([best, torch.tensor([len(found) - 1])])
+            seen = self._between.looked(text.select(best))
+        if seen is None:
+            return found
+        return torch.full_like(found, torch.inf).index_copy(0, best, found[best] + seen)
 
 
 def find(

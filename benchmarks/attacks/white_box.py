@@ -3,7 +3,9 @@
 Candidates are compared by the denoiser's error on what the guard really leaves of them, over fresh
 noise at every step; a prompt that is blocked is worth nothing. Slopes go through every step of the
 refinement, and the guard's score above its threshold is added, so that they also lead out of its
-sight. The concept's own words may be used. Every second
+sight. Where guards look at pictures, the best candidates of a step are drawn through the guard, and
+what these guards say above their thresholds is added to their losses; slopes go through what the
+first step takes the picture for. The concept's own words may be used. Every second
 search starts at the concept's plain prompt, the others at random tokens.
 
     python -m benchmarks.attacks.white_box --config config.toml --policy {concept}-cgce \\
@@ -18,13 +20,20 @@ import torch
 from torch import Tensor
 
 from benchmarks.attacks import command, concepts, denoiser
+from benchmarks.attacks.drawing import Drawing
 from benchmarks.attacks.search import Found
 from guard.config import load_config
 from guard.picture_plan import PicturePlan, PicturePlans
 from steering.conditioning import Conditioning
-from steering.engines.diffusion.families import family_of
+from steering.engines.diffusion.families import Family, family_of
+from steering.engines.diffusion.glimpse import Glimpse
 from steering.methods.cgce import CgceScreen
-from steering.prompted import PromptBank, Screen
+from steering.prompted import Screen
+
+STEPS, GUIDANCE = 8, 3.0
+"""As the suite draws."""
+SEEDS = 2
+"""Pictures of a candidate that are drawn."""
 
 
 class ThroughGuard:
@@ -33,9 +42,16 @@ class ThroughGuard:
     `evade` is the weight of their scores above their thresholds.
     """
 
-    def __init__(self, bank: PromptBank, plan: PicturePlan, *, evade: float) -> None:
-        self._bank, self._plan, self._guards = bank, plan, plan.rows()
+    def __init__(
+        self, plans: PicturePlans, plan: PicturePlan, family: Family, *, evade: float, seed: int
+    ) -> None:
+        self._bank, self._finished = plans.bank, plans.finished
+        self._plan, self._guards = plan, plan.prompt_rows()
+        self._late = [guard for guard in plan.rows() if guard.name in plans.finished]
         self._evade = evade
+        self._drawing = Drawing(family, steps=STEPS, guidance=GUIDANCE) if self._late else None
+        self._glimpse = Glimpse(family)
+        self._seeds = iter(range(1000 * seed, 2**31, SEEDS))
 
     def exact(self, text: Conditioning) -> tuple[Conditioning, Tensor]:
         """What the guards leave, and which rows they block or replace."""
@@ -61,7 +77,34 @@ class ThroughGuard:
             due = (over.detach() > 0) & acts
             if bool(due.any()):
                 text = _acted(screen, text, due, limits, strength)
+        if self._drawing is not None:
+            guess = self._drawing.first_guess(text, self._drawn())
+            seen = seen + self._over(guess).clamp(min=0).mean()
         return text, self._evade * seen
+
+    def looked(self, text: Conditioning) -> Tensor | None:
+        """Drawn through the guard: what its guards of pictures say above their thresholds."""
+        if self._drawing is None:
+            return None
+        over = self._over(self._drawing.finished(text, self._drawn()))
+        return self._evade * over.clamp(min=0).view(text.rows, SEEDS).mean(1)
+
+    def _drawn(self) -> range:
+        """Fresh seeds: what is found must hold for others too."""
+        first = next(self._seeds)
+        return range(first, first + SEEDS)
+
+    def _over(self, latents: Tensor) -> Tensor:
+        """`[rows]`: the most that a guard of pictures says above its threshold."""
+        limits = {guard.name: guard.threshold for guard in self._late}
+        states = self._glimpse(latents)
+        found = [
+            screen.sense(states)[:, column] - limits[name]
+            for screen in self._finished.screens
+            for column, name in enumerate(screen.names)
+            if name in limits
+        ]
+        return torch.stack(found).amax(0)
 
 
 def _acted(
@@ -85,9 +128,8 @@ def main() -> None:
     parser.add_argument("--evade", type=float, default=0.1, help="weight of the guard's score")
     arguments = parser.parse_args()
     target = command.load(arguments)
-    plans = PicturePlans(
-        load_config(arguments.config), family_of(target.pipeline), name=arguments.model
-    )
+    family = family_of(target.pipeline)
+    plans = PicturePlans(load_config(arguments.config), family, name=arguments.model)
     allowed = command.vocabulary(target, ())
 
     def search(concept: str, number: int) -> Iterator[Found]:
@@ -100,7 +142,9 @@ def main() -> None:
             number,
             arguments,
             allowed,
-            between=ThroughGuard(plans.bank, plan, evade=arguments.evade),
+            between=ThroughGuard(
+                plans, plan, family, evade=arguments.evade, seed=command.seed(concept, number)
+            ),
             start=concepts.name(concept) if number % 2 else "",
         )
 

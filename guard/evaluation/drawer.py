@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from guard.artifact import Artifact
 from guard.config import Config, ModelConfig
 from guard.errors import DataError, GuardFailed, ModelError
-from guard.evaluation.judge import Pictures
-from guard.evaluation.pictures import Advance, Look
+from guard.evaluation.pictures import Advance, Drawn, Look
 from guard.evaluation.suite import Suite
 from guard.models import resolve_source
 from guard.picture_plan import Decision, PicturePlan, PicturePlans
@@ -28,16 +28,21 @@ from steering.engines.diffusion.families import Family, family_of
 from steering.engines.diffusion.loading import load_pipeline
 from steering.fingerprint import fingerprint
 from steering.prompted import PromptReading
-from steering.table import RowGuard
+
+_BARE = PicturePlan("", "observe", "closed", (), {})
+"""Of the bare model: no guards."""
 
 
 @dataclass(frozen=True)
 class _Settled:
-    """What a policy made of a prompt: how it looks, what is drawn of it, with what guards."""
+    """What a policy made of a prompt: how it looks, what is drawn of it, with what guards.
+
+    `plan` is what decides of the picture.
+    """
 
     look: Look
     prompt: str
-    guards: tuple[RowGuard, ...]
+    plan: PicturePlan
 
 
 class EngineDrawer:
@@ -50,7 +55,11 @@ class EngineDrawer:
         self._config, self._suite, self._family = config, suite, family
         self._plans = PicturePlans(config, family, name=suite.model)
         self._engine = DiffusionEngine(
-            family, self._plans.bank, capacity=suite.batch, guides=self._plans.guides
+            family,
+            self._plans.bank,
+            capacity=suite.batch,
+            guides=self._plans.guides,
+            finished=self._plans.finished,
         )
         parts = {n: p for n, p in family.pipeline.components.items() if isinstance(p, nn.Module)}
         self._model = fingerprint(nn.ModuleDict(parts))
@@ -96,25 +105,49 @@ class EngineDrawer:
         seeds: Sequence[int],
         policies: Sequence[str | None],
         advance: Advance,
-    ) -> Pictures:
-        """One picture a prompt. Raises DataError for one that is blocked."""
-        self._settle(prompts, policies)
-        starts = [self._start(*row) for row in zip(prompts, seeds, policies, strict=True)]
-        return drawn(self._engine, starts, advance)
+    ) -> list[Drawn]:
+        """What comes of each prompt. Raises DataError for one that its look says is blocked.
 
-    def _start(self, prompt: str, seed: int, policy: str | None) -> PictureStart:
-        guards: Sequence[RowGuard] = ()
-        if policy is not None:
-            settled = self._settled[prompt, policy]
-            if settled.look.blocked:
-                raise DataError(f"policy {policy!r} blocks {prompt!r}: it has no picture")
-            prompt, guards = settled.prompt, settled.guards
+        Where a guard finds the concept in a picture, the policy's replacement is drawn.
+        """
+        self._settle(prompts, policies)
+        asked = [
+            self._asked(prompt, policy) for prompt, policy in zip(prompts, policies, strict=True)
+        ]
+        starts = [self._start(one, seed) for one, seed in zip(asked, seeds, strict=True)]
+        found = drawn(self._engine, starts, advance)
+        made = [_came(one, each) for one, each in zip(asked, found, strict=True)]
+        late = {i: again for i, one in enumerate(asked) if (again := self._late(one, found[i]))}
+        starts = [self._start(again, seeds[i]) for i, again in late.items()]
+        replaced = drawn(self._engine, starts, lambda _count: None)
+        for (i, again), each in zip(late.items(), replaced, strict=True):
+            look = replace(made[i].look, blocked=False)
+            made[i] = _came(replace(again, look=look), each)
+        return made
+
+    def _asked(self, prompt: str, policy: str | None) -> _Settled:
+        if policy is None:
+            return _Settled(Look(same=True), prompt, _BARE)
+        settled = self._settled[prompt, policy]
+        if settled.look.blocked:
+            raise DataError(f"policy {policy!r} blocks {prompt!r}: it has no picture")
+        return settled
+
+    def _late(self, asked: _Settled, found: Finished) -> _Settled | None:
+        """What is drawn where the picture decides for the policy's replacement."""
+        plan = asked.plan
+        if plan.decide(found.readings) != "replace" or plan.replacement is None:
+            return None
+        again = self._replaced(plan, plan.replacement, asked.look)
+        return None if again.look.blocked else again
+
+    def _start(self, asked: _Settled, seed: int) -> PictureStart:
         return PictureStart(
-            prompt=prompt,
+            prompt=asked.prompt,
             seed=seed,
             steps=self._suite.steps,
             guidance=self._suite.guidance,
-            guards=guards,
+            guards=asked.plan.rows(),
         )
 
     def _settle(self, prompts: Sequence[str], policies: Sequence[str | None]) -> None:
@@ -129,19 +162,19 @@ class EngineDrawer:
                 if decision == "replace" and plan.replacement is not None:
                     self._settled[key] = self._replaced(plan, plan.replacement, look)
                 else:
-                    self._settled[key] = _Settled(look, key[0], plan.rows())
+                    self._settled[key] = _Settled(look, key[0], plan)
 
     def _replaced(self, plan: PicturePlan, replacement: str, look: Look) -> _Settled:
         """The replacement is drawn, unless it does not pass either."""
         ((again, _),) = self._looked([replacement], [plan.last])
-        return _Settled(replace(look, blocked=again.blocked), replacement, plan.last.rows())
+        return _Settled(replace(look, blocked=again.blocked), replacement, plan.last)
 
     @torch.no_grad()
     def _looked(
         self, prompts: Sequence[str], plans: Sequence[PicturePlan]
     ) -> list[tuple[Look, Decision]]:
         text = self._family.encode(prompts)
-        rows = [plan.rows() for plan in plans]
+        rows = [plan.prompt_rows() for plan in plans]
         applied = self._plans.bank.apply(text, rows, self._family.overflow(prompts))
         changed = _changed(text, applied.text).tolist()
         guides = {name for guide in self._plans.guides for name in guide.names}
@@ -151,6 +184,7 @@ class EngineDrawer:
             guided = any(plan.acts and readings[name].fired for name in guides & set(readings))
             look = Look(
                 same=decision == "draw" and not touched and not guided,
+                pending=plan.screens and decision not in ("block", "fail"),
                 fired=any(reading.fired for reading in readings.values()),
                 blocked=decision in ("block", "fail"),
                 **_figures(readings),
@@ -170,11 +204,21 @@ class EngineDrawer:
         return plan
 
 
-def drawn(engine: DiffusionEngine, starts: Sequence[PictureStart], advance: Advance) -> Pictures:
+@dataclass(frozen=True, eq=False)
+class Finished:
+    """A picture, and what the guards of its row have read."""
+
+    picture: NDArray[np.uint8]
+    readings: Mapping[str, PromptReading]
+
+
+def drawn(
+    engine: DiffusionEngine, starts: Sequence[PictureStart], advance: Advance
+) -> list[Finished]:
     """The pictures of all `starts`, in order, in as few batches as the engine's capacity takes."""
     waiting = deque(enumerate(starts))
     live: list[int] = []
-    done: dict[int, Pictures] = {}
+    done: dict[int, Finished] = {}
     engine.reset()
     while waiting or live:
         room = min(engine.capacity - engine.rows, len(waiting))
@@ -186,14 +230,27 @@ def drawn(engine: DiffusionEngine, starts: Sequence[PictureStart], advance: Adva
         if not complete:
             continue
         pictures = engine.pictures(complete)
-        done |= {live[row]: picture for row, picture in zip(complete, pictures, strict=True)}
+        for row, picture in zip(complete, pictures, strict=True):
+            done[live[row]] = Finished(picture, engine.readings(row))
         for source, target in engine.drop(complete):
             live[target] = live[source]
         del live[engine.rows :]
         advance(len(complete))
-    family = engine.family
-    blank = np.zeros((0, family.height, family.width, 3), np.uint8)
-    return np.stack([done[i] for i in range(len(starts))]) if starts else blank
+    return [done[i] for i in range(len(starts))]
+
+
+def _came(asked: _Settled, found: Finished) -> Drawn:
+    """How a prompt looks now that its guards have seen the picture, which may be blocked."""
+    decision = asked.plan.decide(found.readings)
+    late = [told for told in found.readings.values() if told.position and told.fired]
+    look = replace(
+        asked.look,
+        same=asked.look.same and decision == "draw",
+        fired=asked.look.fired or bool(late),
+        blocked=decision != "draw",
+        **_figures({**found.readings}),
+    )
+    return Drawn(look, None if look.blocked else found.picture)
 
 
 def _changed(before: Conditioning, after: Conditioning) -> Tensor:

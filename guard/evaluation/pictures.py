@@ -13,8 +13,11 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from guard.evaluation.cells import Result, Results, Shot, cell_digest
-from guard.evaluation.judge import Judge, Pictures
+from guard.evaluation.judge import Judge
 from guard.evaluation.suite import BARE, PART, Cell, Suite, cells
 from guard.progress import Stages
 from guard.prompts import PicturePrompt
@@ -32,16 +35,26 @@ Advance = Callable[[int], None]
 class Look:
     """What a policy makes of a prompt before anything is drawn.
 
-    `same`: nothing acts, the picture will be the bare one. `score`, `after` and `steps` are of the
-    guard with the largest score.
+    `same`: nothing acts, the picture will be the bare one. `pending`: unless a guard that looks at
+    the picture itself finds the concept there. `score`, `after` and `steps` are of the guard with
+    the largest score.
     """
 
     same: bool
+    pending: bool = False
     fired: bool = False
     blocked: bool = False
     steps: int = 0
     score: float | None = None
     after: float | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Drawn:
+    """What came of drawing a prompt: how it looks by now, and the picture where it has one."""
+
+    look: Look
+    picture: NDArray[np.uint8] | None
 
 
 class Drawer(Protocol):
@@ -59,8 +72,9 @@ class Drawer(Protocol):
         seeds: Sequence[int],
         policies: Sequence[str | None],
         advance: Advance,
-    ) -> Pictures:
-        """One picture a prompt; `advance` is told how many more are done."""
+    ) -> list[Drawn]:
+        """What comes of each prompt, none of which is blocked by what it looks like; `advance` is
+        told how many more are done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,32 +146,36 @@ class Evaluation:
         drawn = [
             i
             for i, look in enumerate(looks)
-            if method == BARE or not (cell.silent or look.same or look.blocked)
+            if method == BARE or look.pending or not (cell.silent or look.same or look.blocked)
         ]
         advance(len(prompts) - len(drawn))
         began = time.perf_counter()
-        pictures = self._drawer.draw(
+        made = self._drawer.draw(
             [prompts[i] for i in drawn],
             [cell.seeds[i] for i in drawn],
             [policies[i] for i in drawn],
             advance,
         )
         seconds = time.perf_counter() - began
-        fresh = dict(zip(drawn, self._judged(pictures), strict=True))
+        came = dict(zip(drawn, made, strict=True))
+        pictures = {i: one.picture for i, one in came.items() if one.picture is not None}
+        fresh = dict(zip(pictures, self._judged(list(pictures.values())), strict=True))
         shots = []
-        for i, look in enumerate(looks):
-            shot = Shot(**asdict(look))
+        for i, first in enumerate(looks):
+            look = came[i].look if i in came else first
+            shot = _shot(look)
             if i in fresh:
                 shot = shot.model_copy(update=fresh[i])
                 if i < THUMBNAILS:
-                    shot = shot.model_copy(update={"thumbnail": png(pictures[drawn.index(i)])})
-            elif look.same and bare is not None:
+                    shot = shot.model_copy(update={"thumbnail": png(pictures[i])})
+            elif i not in came and look.same and bare is not None:
                 taken = bare.shots[i]
                 shot = shot.model_copy(update={"seen": taken.seen, "second": taken.second})
             shots.append(shot)
         return self._keep(cell, method, digest, len(drawn), seconds, shots)
 
-    def _judged(self, pictures: Pictures) -> list[dict[str, object]]:
+    def _judged(self, drawn: Sequence[NDArray[np.uint8]]) -> list[dict[str, object]]:
+        pictures = np.stack(drawn) if drawn else np.zeros((0, 1, 1, 3), np.uint8)
         seen = self._judges.judge.look(pictures)
         second = self._judges.second
         others = second.look(pictures) if second else [None] * len(seen)
@@ -195,7 +213,8 @@ class Evaluation:
         bare = self._drawer.draw(prompts, cell.seeds, [None] * len(prompts), advance)
         seconds = time.perf_counter() - began
         shots = [
-            Shot(same=bool((one == other).all())) for one, other in zip(guarded, bare, strict=True)
+            Shot(same=_equal(one.picture, other.picture))
+            for one, other in zip(guarded, bare, strict=True)
         ]
         return self._keep(cell, method, digest, 2 * len(prompts), seconds, shots)
 
@@ -225,3 +244,13 @@ class Evaluation:
         )
         self._results.add(result)
         return result
+
+
+def _shot(look: Look) -> Shot:
+    told = asdict(look)
+    del told["pending"]
+    return Shot(**told)
+
+
+def _equal(one: NDArray[np.uint8] | None, other: NDArray[np.uint8] | None) -> bool:
+    return one is not None and other is not None and np.array_equal(one, other)

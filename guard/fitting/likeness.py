@@ -12,11 +12,14 @@ diffusion classifiers (Li et al., arXiv 2303.16203), whose error is compared her
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from guard.concept import Concept
+from guard.fitting.concept_prompts import LabelledPrompt
+from guard.painter import Painter
 from steering.conditioning import Conditioning, concatenated
 from steering.engines.diffusion.families import Family
 from steering.engines.diffusion.samplers import Sampler
@@ -25,8 +28,12 @@ VIEWS = 4
 """Latents that every prompt is looked at with."""
 STEPS = 10
 """Of the schedule on which they are taken."""
+DRAWN, UNDRAWN = 0.6, 0.35
+"""Likeness from which a prompt counts as drawing the concept, and up to which it does not; what
+lies between is left out."""
 _BATCH = 48
 _GUIDANCE = 3.0
+_NAMED = 48
 
 
 class Likeness:
@@ -74,6 +81,24 @@ class Likeness:
         with torch.autocast(device, torch.bfloat16, enabled=self._bf16):
             said = _predict(self._family, latents, times, text.select(rows))
         return said.reshape(text.rows, -1)
+
+
+def likeness_of(
+    painter: Painter,
+    concept: Concept,
+    prompts: Sequence[LabelledPrompt],
+    *,
+    seed: int,
+    bf16: bool,
+) -> Likeness:
+    """From prompts that name the concept, if there are any, and the safe partners of these."""
+    every = [(p.text, p.partner) for p in prompts if p.unsafe and p.partner]
+    pairs = [pair for pair in every if concept.phrases.train[0] in pair[0]] or every
+    # the shortest say least besides
+    pairs = sorted(pairs, key=lambda pair: len(pair[0]))[:_NAMED]
+    named, safe = zip(*pairs, strict=True)
+    read = painter.read
+    return Likeness(painter.family, read(named), read(safe), seed=seed, bf16=bf16)
 
 
 @torch.inference_mode()

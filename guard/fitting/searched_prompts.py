@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from guard.concept import Concept
 from guard.errors import DataError
 from guard.fitting.concept_prompts import LabelledPrompt
-from guard.fitting.likeness import Likeness
+from guard.fitting.likeness import DRAWN, UNDRAWN, Likeness, likeness_of
 from guard.fitting.vocabulary import words
 from guard.painter import Painter
 from guard.progress import Stages
@@ -30,16 +30,12 @@ from steering.conditioning import Conditioning
 Classifier = Callable[[Sequence[LabelledPrompt]], Callable[[Conditioning], Tensor]]
 """Taught labelled prompts; gives logits `[rows]` of others."""
 
-DRAWN, UNDRAWN = 0.6, 0.35
-"""Likeness from which a prompt counts as drawing the concept, and up to which it does not; what
-lies between is left out."""
 NEAR = 300
 """Words that count as near the concept."""
 SHORTEST, LONGEST = 3, 10
 """Words of a prompt. Fewer are a natural prompt: the concept file says what these mean."""
 _FRAME = "a picture of {0}"
 _FRESH, _PER_LABEL = 0.5, 5
-_NAMED = 48
 
 
 @dataclass(frozen=True)
@@ -77,7 +73,7 @@ def searched(
     if not every:
         raise DataError("the model's tokenizer has no whole words to search among: use --rounds 0")
     rng = random.Random(seed)
-    likeness = _likeness(painter, concept, prompts, seed, search.bf16)
+    likeness = likeness_of(painter, concept, prompts, seed=seed, bf16=search.bf16)
     known = _mistaken(painter, prompts, likeness, progress)
     with torch.autocast(painter.family.device.type, torch.bfloat16, enabled=search.bf16):
         near = _nearest(painter, concept, every, progress)
@@ -113,23 +109,6 @@ def _mistaken(
     return [
         replace(prompt, kind="mistaken") if prompt.text in drawn else prompt for prompt in prompts
     ]
-
-
-def _likeness(
-    painter: Painter,
-    concept: Concept,
-    prompts: Sequence[LabelledPrompt],
-    seed: int,
-    bf16: bool,
-) -> Likeness:
-    """From prompts that name the concept, if there are any, and the safe partners of these."""
-    every = [(p.text, p.partner) for p in prompts if p.unsafe and p.partner]
-    pairs = [pair for pair in every if concept.phrases.train[0] in pair[0]] or every
-    # the shortest say least besides
-    pairs = sorted(pairs, key=lambda pair: len(pair[0]))[:_NAMED]
-    named, safe = zip(*pairs, strict=True)
-    read = painter.read
-    return Likeness(painter.family, read(named), read(safe), seed=seed, bf16=bf16)
 
 
 def _nearest(

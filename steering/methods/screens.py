@@ -1,4 +1,4 @@
-"""The methods of the embedding and guidance seams, by name: a new one is one line here."""
+"""The methods of picture models, by name: a new one is one line here."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from steering.methods import cgce, nearest, safe_guidance, safree
+from steering.finished import PictureScreen
+from steering.methods import cgce, nearest, probe, safe_guidance, safree
 from steering.methods.embedding import EmbeddingGuard
 from steering.prompted import Screen
 
-Stack = Callable[[Sequence[EmbeddingGuard], torch.device | str], Screen]
+Guards = Sequence[EmbeddingGuard]
+Stack = Callable[[Guards, torch.device | str], Screen]
 
 SCREENS: dict[str, Stack] = {
     "cgce": cgce.stack,
@@ -19,7 +21,13 @@ SCREENS: dict[str, Stack] = {
     "safe-guidance": safe_guidance.stack_safety,
     "safree": safree.stack,
 }
-"""Method → what stacks all of its guards on one model, one at least.
+"""Method of the embedding or the guidance seam → what stacks all of its guards on one model.
 
-It raises ValueError where a guard does not hold, or where guards that hold cannot be stacked.
+There is one guard at least. It raises ValueError where a guard does not hold, or where guards that
+hold cannot be stacked.
 """
+
+PICTURE_SCREENS: dict[str, Callable[[Guards, torch.device | str], PictureScreen]] = {
+    "probe": probe.stack,
+}
+"""The same for methods that look at finished pictures."""

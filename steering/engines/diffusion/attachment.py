@@ -1,15 +1,19 @@
 """Guards on a diffusers pipeline that somebody else runs: `pipeline("a prompt")` as it is.
 
 A pipeline encodes every prompt through its own `encode_prompt`, and embeddings that a caller passes
-go through there too: wrapped on the instance, it gives guarded embeddings to all that follows. What
-cannot be followed (guards that act on the guidance, embeddings of another layout, picture prompts)
-raises Unfollowed instead of passing unguarded.
+go through there too: wrapped on the instance, it gives guarded embeddings to all that follows. The
+finished latents are what its scheduler's `step` has returned last when the pipeline frees its
+hooks, which is the last thing that a call does before it gives its pictures away. What cannot be
+followed (guards that act on the guidance, embeddings of another layout, picture prompts) raises
+Unfollowed instead of passing unguarded.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import wraps
 from inspect import signature
 from typing import Any
 
@@ -19,19 +23,22 @@ from torch import Tensor
 from steering.conditioning import Conditioning
 from steering.engines.attachment import Unfollowed
 from steering.engines.diffusion.families import Family
+from steering.engines.diffusion.glimpse import Glimpse
+from steering.finished import PictureBank
 from steering.prompted import Applied, PromptBank, PromptReading
 from steering.table import RowGuard
 
 _IMAGES = "prepare_ip_adapter_image_embeds"
+_END = "maybe_free_model_hooks"
 _REPEATS = ("num_images_per_prompt", "num_videos_per_prompt")
 
 
 class PipelineAttachment:
     """Wraps the `encode_prompt` of a family's pipeline until `remove`; every row carries `guards`.
 
-    `after(attachment)` is called when a prompt's guards have decided and may raise to draw nothing.
-    `unfollowed` names guards of the bank that act on the guidance. Raises Unfollowed where one of
-    them is to act.
+    `after(attachment)` is called when a prompt's guards have decided, and again when those of
+    `finished` have seen what was drawn; it may raise to draw or give nothing. `unfollowed` names
+    guards of the bank that act on the guidance. Raises Unfollowed where one of them is to act.
 
     Embeddings that come without their prompt are guarded as they are: what is padding in them is
     not known, and counts as text.
@@ -45,6 +52,7 @@ class PipelineAttachment:
         after: Callable[[PipelineAttachment], None],
         *,
         unfollowed: Sequence[str] = (),
+        finished: PictureBank | None = None,
     ) -> None:
         acting = [guard.name for guard in guards if guard.acts and guard.name in unfollowed]
         if acting:
@@ -55,7 +63,9 @@ class PipelineAttachment:
         pipeline = family.pipeline
         self._family, self._pipeline = family, pipeline
         self._bank, self._after = bank, after
-        self._guards = tuple(guards)
+        self._finished = finished or PictureBank()
+        self._guards = tuple(guard for guard in guards if guard.name not in self._finished)
+        self._watching = tuple(guard for guard in guards if guard.name in self._finished)
         self.began = time.monotonic()
         """When the last prompts came in."""
         self._readings: tuple[dict[str, PromptReading], ...] = ()
@@ -69,20 +79,30 @@ class PipelineAttachment:
         if self._guards:
             wrappers[_IMAGES] = self._refuse_images
         self._check = pipeline.check_inputs
-        self._replaced = {
-            name: vars(pipeline).get(name) for name in wrappers if hasattr(pipeline, name)
-        }
-        for name in self._replaced:
-            vars(pipeline)[name] = wrappers[name]
+        self._replaced: list[tuple[Any, str, Any]] = []
+        self._latents: Tensor | None = None
+        self._steps = 0
+        if self._watching:
+            self._glimpse = Glimpse(family)
+            self._end: Callable[[], Any] = getattr(pipeline, _END)
+            wrappers[_END] = self._ended
+            self._replace(pipeline.scheduler, "step", self._kept(pipeline.scheduler.step))
+        for name, wrapper in wrappers.items():
+            if hasattr(pipeline, name):
+                self._replace(pipeline, name, wrapper)
+
+    def _replace(self, of: Any, name: str, wrapper: Callable[..., Any]) -> None:
+        self._replaced.append((of, name, vars(of).get(name)))
+        vars(of)[name] = wrapper
 
     def remove(self) -> None:
         """Leave the pipeline as it was."""
-        own = vars(self._pipeline)
-        for name, before in self._replaced.items():
+        for of, name, before in self._replaced:
             if before is None:
-                del own[name]
+                del vars(of)[name]
             else:
-                own[name] = before
+                vars(of)[name] = before
+        self._replaced.clear()
 
     @property
     def rows(self) -> int:
@@ -100,6 +120,34 @@ class PipelineAttachment:
         return fired, [
             not (read and finite) for read, finite in zip(valid, self._finite, strict=True)
         ]
+
+    def _kept(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        """A scheduler's `step` that remembers what it has returned."""
+
+        @wraps(step)  # pipelines look at its signature
+        def stepped(*args: Any, **kwargs: Any) -> Any:
+            made = step(*args, **kwargs)
+            self._latents = made[0] if isinstance(made, tuple) else made.prev_sample
+            self._steps += 1
+            return made
+
+        return stepped
+
+    def _ended(self) -> Any:
+        """The last thing of a call: what it has drawn is looked at before anyone has it."""
+        ended, latents = self._end(), self._latents
+        self._latents = None
+        if latents is None or len(latents) != self.rows:
+            raise Unfollowed("what was drawn cannot be followed: use the pipeline's own scheduler")
+        with torch.no_grad():
+            states = self._glimpse(latents)
+            seen = self._finished.read(states, [self._watching] * self.rows)
+        self._readings = tuple(
+            told | {name: replace(late, position=self._steps) for name, late in more.items()}
+            for told, more in zip(self._readings, seen, strict=True)
+        )
+        self._after(self)
+        return ended
 
     def _checked_inputs(self, *args: Any, **kwargs: Any) -> Any:
         # the first thing that every pipeline's call does
@@ -121,6 +169,7 @@ class PipelineAttachment:
             # the negative prompt of a call; embeddings asked for outside of one come back with it
             return encoded
         self.began = time.monotonic()
+        self._latents, self._steps = None, 0
         if not self._guards:
             self._readings = tuple({} for _ in encoded[0])
             self._finite = [True] * len(self._readings)

@@ -26,8 +26,10 @@ from torch import Tensor
 from steering.conditioning import Conditioning, concatenated
 from steering.engines.diffusion.families import Family
 from steering.engines.diffusion.forwards import ROWS, Forwards
+from steering.engines.diffusion.glimpse import Glimpse
 from steering.engines.diffusion.samplers import Sampler
 from steering.engines.diffusion.slots import Row, Slots, beside
+from steering.finished import PictureBank
 from steering.guided import Guidance, Guide
 from steering.prompted import Applied, PromptBank, PromptReading
 from steering.table import RowGuard
@@ -72,9 +74,10 @@ class _Batch:
 class DiffusionEngine:
     """Runs one pipeline; `capacity` rows at most. Not thread-safe.
 
-    `guides` are those screens of `bank` that act on the guidance. `forward` is the number of rows
-    in one forward of the network (`forwards.py`): "auto" is `forwards.ROWS` on a CPU; None takes
-    all rows at once, the default elsewhere. With a number, prompts and pictures are encoded,
+    `guides` are those screens of `bank` that act on the guidance; the guards of `finished` look at
+    a row's latents when it is complete, before anyone sees its picture. `forward` is the number of
+    rows in one forward of the network (`forwards.py`): "auto" is `forwards.ROWS` on a CPU; None
+    takes all rows at once, the default elsewhere. With a number, prompts and pictures are encoded,
     guarded and decoded one by one too.
 
     Raises ValueError for a pipeline or a scheduler that does not go.
@@ -87,6 +90,7 @@ class DiffusionEngine:
         *,
         capacity: int,
         guides: Sequence[Guide] = (),
+        finished: PictureBank | None = None,
         forward: int | str | None = "auto",
     ) -> None:
         if family.refusal is not None:
@@ -102,7 +106,8 @@ class DiffusionEngine:
         self._sampler.schedule(family.defaults[0])
         with torch.no_grad():
             self._plain = family.unconditional([""])
-        self.use(bank, guides)
+        self._glimpse = Glimpse(family)
+        self.use(bank, guides, finished)
 
     @property
     def rows(self) -> int:
@@ -113,9 +118,15 @@ class DiffusionEngine:
         """For each row: has a guard, its conditioning or a prediction met NaN."""
         return [row.invalid for row in self._rows]
 
-    def use(self, bank: PromptBank, guides: Sequence[Guide] = ()) -> None:
-        """Serve with `bank` from now on. Only between requests: live rows are dropped."""
+    def use(
+        self,
+        bank: PromptBank,
+        guides: Sequence[Guide] = (),
+        finished: PictureBank | None = None,
+    ) -> None:
+        """Serve with these from now on. Only between requests: live rows are dropped."""
         self._bank, self._guides = bank, tuple(guides)
+        self._finished = finished or PictureBank()
         self.reset()
 
     def reset(self) -> None:
@@ -168,7 +179,8 @@ class DiffusionEngine:
     def step(self) -> list[int]:
         """One evaluation of the network for every row; returns the rows that are complete.
 
-        Raises ValueError where a row that is complete has not been dropped.
+        `readings` then has what their guards have seen in the finished latents. Raises ValueError
+        where a row that is complete has not been dropped.
         """
         if complete := self._complete():
             raise ValueError(f"rows {complete} are complete: take their pictures and drop them")
@@ -188,7 +200,9 @@ class DiffusionEngine:
         for row, is_finite in zip(self._rows, finite, strict=True):
             row.left -= 1
             row.spoilt |= not is_finite
-        return self._complete()
+        complete = self._complete()
+        self._look(complete)
+        return complete
 
     @torch.inference_mode()
     def pictures(self, rows: Sequence[int]) -> NDArray[np.uint8]:
@@ -231,14 +245,17 @@ class DiffusionEngine:
 
     def _parts(self, items: Sequence[T]) -> list[list[T]]:
         """What is encoded, guarded or decoded at once: one by one where company must not tell."""
-        return [[item] for item in items] if self._apart else [list(items)]
+        return [[item] for item in items] if self._apart else [list(items)] if items else []
 
     # -- fresh rows -----------------------------------------------------------------------------
 
     def _prepared(self, starts: Sequence[PictureStart]) -> tuple[Applied, Conditioning]:
         """What to draw the rows with, and away from what."""
         prompts = [start.prompt for start in starts]
-        guards = [start.guards for start in starts]
+        guards = [
+            [guard for guard in start.guards if guard.name not in self._finished]
+            for start in starts
+        ]
         overflow = self.family.overflow(prompts) if any(guards) else ()
         applied = self._bank.apply(self.family.encode(prompts), guards, overflow)
         negative = [start.negative_prompt for start in starts]
@@ -270,9 +287,27 @@ class DiffusionEngine:
                     offset=self._sampler.offset(start.steps),
                     guidance=start.guidance,
                     readings=readings,
+                    watching=[guard for guard in start.guards if guard.name in self._finished],
                     spoilt=not finite[index],
                 )
             )
+
+    # -- finished rows --------------------------------------------------------------------------
+
+    def _look(self, complete: Sequence[int]) -> None:
+        """Let the guards of these rows see their finished latents."""
+        watched = [row for row in complete if self._rows[row].watching]
+        for part in self._parts(watched):
+            rows = [self._rows[row] for row in part]
+            seen = self._finished.read(self.seen(part), [row.watching for row in rows])
+            for row, more in zip(rows, seen, strict=True):
+                at = {name: replace(told, position=row.evaluations) for name, told in more.items()}
+                row.readings = {**row.readings, **at}
+
+    @torch.no_grad()
+    def seen(self, rows: Sequence[int]) -> Tensor:
+        """What the denoiser sees in the latents of these rows; see Glimpse."""
+        return self._glimpse(self._slots.latents[list(rows)])
 
     # -- one step -------------------------------------------------------------------------------
 

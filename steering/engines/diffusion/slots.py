@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from steering.conditioning import Conditioning
 from steering.prompted import PromptReading
+from steering.table import RowGuard
 
 
 @dataclass
@@ -17,7 +18,8 @@ class Row:
     """What the host knows of a row.
 
     `left` of its `evaluations` of the network are still to come; `offset` is where its schedule
-    begins. `spoilt`: its conditioning or a prediction was not finite.
+    begins. `watching` are its guards that look at the finished latents. `spoilt`: its conditioning
+    or a prediction was not finite.
     """
 
     left: int
@@ -25,6 +27,7 @@ class Row:
     offset: int
     guidance: float
     readings: Mapping[str, PromptReading]
+    watching: Sequence[RowGuard]
     spoilt: bool
 
     @property

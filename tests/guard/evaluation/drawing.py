@@ -14,8 +14,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from guard.evaluation.judge import Pictures
-from guard.evaluation.pictures import Advance, Look
+from guard.evaluation.pictures import Advance, Drawn, Look
 
 CONCEPTS = ("knife", "cat", "banana", "car")
 STYLES = ("noto", "twemoji")
@@ -89,7 +88,7 @@ class FakeDrawer:
         seeds: Sequence[int],
         policies: Sequence[str | None],
         advance: Advance,
-    ) -> Pictures:
+    ) -> list[Drawn]:
         pictures = np.zeros((len(prompts), SIDE, SIDE, 3), np.uint8)
         for i, (prompt, seed, policy) in enumerate(zip(prompts, seeds, policies, strict=True)):
             self.drawn.append((prompt, seed, policy))
@@ -106,4 +105,5 @@ class FakeDrawer:
             pictures[i, 0, 0, 2] = seed % 256
             pictures[i, 1, 0, 2] = bool(policy and policy.endswith("leaky"))
             advance(1)
-        return pictures
+        looks = self.look(prompts, policies)
+        return [Drawn(look, picture) for look, picture in zip(looks, pictures, strict=True)]

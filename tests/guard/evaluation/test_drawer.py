@@ -113,7 +113,8 @@ def _quiet(_count: int) -> None:
 
 
 def _draw(drawer: EngineDrawer, prompts: Sequence[str], policy: str | None) -> Any:
-    return drawer.draw(prompts, range(len(prompts)), [policy] * len(prompts), _quiet)
+    made = drawer.draw(prompts, range(len(prompts)), [policy] * len(prompts), _quiet)
+    return np.stack([one.picture for one in made if one.picture is not None])
 
 
 def test_what_looks_the_same_is_drawn_the_same(drawer: EngineDrawer) -> None:
@@ -176,11 +177,12 @@ def test_pictures_come_back_in_order_whatever_the_batch(drawer: EngineDrawer) ->
     assert sum(told) == 7
     for i, (prompt, policy) in enumerate(zip(prompts, policies, strict=True)):
         alone = drawer.draw([prompt], [i], [policy], _quiet)
-        assert np.array_equal(alone[0], together[i])
+        assert alone[0].picture is not None
+        assert np.array_equal(alone[0].picture, together[i].picture)
 
 
 def test_nothing_to_draw_is_no_trouble(drawer: EngineDrawer) -> None:
-    assert _draw(drawer, [], None).shape == (0, 16, 16, 3)
+    assert drawer.draw([], [], [], _quiet) == []
     assert drawer.look([], []) == []
 
 

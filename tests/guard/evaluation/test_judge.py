@@ -23,7 +23,7 @@ def test_a_judge_finds_what_is_there(tmp_path: Path) -> None:
     assert judge.knows("twemoji") and judge.knows("cat") and not judge.knows("dog")
     prompts = ["a cat", "a cat and a knife in twemoji style", "nothing"] * BATCH
     drawn = FakeDrawer().draw(prompts, range(len(prompts)), [None] * len(prompts), _nothing)
-    seen = judge.look(drawn)
+    seen = judge.look(np.stack([one.picture for one in drawn if one.picture is not None]))
     assert seen[:3] == [
         Seen(("cat",), "noto"),
         Seen(("knife", "cat"), "twemoji"),

@@ -87,7 +87,7 @@ def judged_by_the_word(painter: Painter, monkeypatch: pytest.MonkeyPatch) -> Non
     known = [(i, word) for i, word in enumerate(WORDS) if word.isalpha() and word != NAN_WORD]
     monkeypatch.setattr(searched_prompts, "words", lambda _tokenizer: known)
     monkeypatch.setattr(painter, "read", read)
-    monkeypatch.setattr(searched_prompts, "_likeness", lambda *_: alike)
+    monkeypatch.setattr(searched_prompts, "likeness_of", lambda *_, **__: alike)
 
 
 @pytest.mark.usefixtures("judged_by_the_word")
@@ -141,7 +141,7 @@ def test_a_likeness_that_is_not_finite_is_no_label(
     def nothing(text: Conditioning, _tick: Any = None) -> Tensor:
         return torch.full((text.rows,), torch.nan)
 
-    monkeypatch.setattr(searched_prompts, "_likeness", lambda *_: nothing)
+    monkeypatch.setattr(searched_prompts, "likeness_of", lambda *_, **__: nothing)
     assert search(painter) == PROMPTS
 
 

@@ -141,6 +141,11 @@ class Family(ABC):
     def cross_attention(self) -> list[tuple[str, nn.Module]]:
         """The modules in which pictures attend to the text, by their name in the denoiser."""
 
+    @property
+    @abstractmethod
+    def middle(self) -> nn.Module:
+        """The block in the middle of the denoiser, whose output says most of what is drawn."""
+
     @abstractmethod
     def _picture(self, latents: Tensor) -> NDArray[np.float32]:
         """In 0..1, `[rows, height, width, 3]`, for videos `[rows, frames, height, width, 3]`."""

@@ -93,6 +93,11 @@ class Wan(Family):
         )[0]
         return said
 
+    @property
+    def middle(self) -> nn.Module:
+        blocks: nn.ModuleList = self.denoiser.blocks
+        return blocks[len(blocks) // 2]
+
     def cross_attention(self) -> list[tuple[str, nn.Module]]:
         blocks = enumerate(self.denoiser.blocks)
         return [(f"blocks.{i}.attn2", block.attn2) for i, block in blocks]

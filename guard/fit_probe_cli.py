@@ -1,0 +1,97 @@
+"""`guard fit probe`: from a concept file and a picture model to a guard that looks at pictures."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from guard.concept import read_concept
+from guard.errors import DataError
+from guard.progress import stages
+from guard.reporting import values
+
+
+def probe(
+    model: Annotated[str, typer.Option(help="An added model, a directory or a hub name.")],
+    concept_file: Annotated[Path, typer.Option(help="The concept in words, JSON.")],
+    out: Annotated[Path, typer.Option(help="Artifact to write.")],
+    count: Annotated[
+        int, typer.Option(min=50, help="Pictures with the concept to draw, and without it.")
+    ] = 300,
+    steps: Annotated[
+        int | None, typer.Option(min=1, max=1000, help="Of each picture; the model's own default.")
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option(min=0, help="Guidance scale; the model's own default.")
+    ] = None,
+    fpr: Annotated[
+        float, typer.Option(min=1e-4, max=0.5, help="False-positive rate on far pictures.")
+    ] = 0.01,
+    near_fpr: Annotated[
+        float, typer.Option(min=1e-4, max=0.5, help="False-positive rate on hard negatives.")
+    ] = 0.03,
+    folds: Annotated[
+        int, typer.Option(min=2, max=16, help="Probes, each taught all but its share.")
+    ] = 4,
+    bf16: Annotated[
+        bool, typer.Option(help="Compute the denoiser in bfloat16 while choosing prompts.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of prompts, pictures and probes.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:
+    """Fit a probe: does the denoiser find the concept in the finished picture.
+
+    The model draws some hundred pictures of its own for it.
+    """
+    concept = read_concept(concept_file)
+    if out.suffix != ".safetensors":
+        raise DataError(f"{out}: an artifact's name ends in .safetensors")
+
+    from classifiers.probes import ProbeRecipe
+    from guard.fitting.concept_prompts import folds_of
+    from guard.fitting.probe import Drawing, fit_probe
+    from guard.painter import Painter
+
+    painter = Painter.load(model, device=device)
+    default_steps, default_guidance = painter.family.defaults
+    started = time.monotonic()
+    with stages() as progress:
+        fit = fit_probe(
+            painter,
+            concept,
+            # about half of the phrases are drawn as what they mean
+            folds_of(concept, 2 * count, folds, seed),
+            Drawing(
+                count=count,
+                steps=default_steps if steps is None else steps,
+                guidance=default_guidance if guidance is None else guidance,
+                bf16=bf16,
+            ),
+            fpr=fpr,
+            near_fpr=near_fpr,
+            recipe=ProbeRecipe(seed=seed),
+            progress=progress,
+        )
+    fit.artifact.save(out)
+    meta = fit.artifact.meta
+    if as_json:
+        told = {
+            "method": meta.method,
+            "concept": meta.concept,
+            "settings": meta.settings,
+            "calibration": meta.calibration,
+            "seconds": round(time.monotonic() - started, 1),
+            "artifact": str(out),
+            "digest": fit.artifact.digest,
+        }
+        print(json.dumps(told, indent=2))
+        return
+    console = Console()
+    console.print(values.table("held-out pictures", meta.calibration))
+    console.print(f"wrote {out}", markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,132 @@
+"""Fitting a probe: the model draws the concept and what is not the concept, and is looked into."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import date
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from classifiers.probes import ProbeRecipe, Probes, train_probe
+from guard.artifact import Artifact, ArtifactMeta
+from guard.concept import Concept
+from guard.errors import DataError
+from guard.fitting.concept_prompts import LabelledPrompt
+from guard.fitting.likeness import DRAWN, UNDRAWN, likeness_of
+from guard.fitting.prompt_rates import by_kind, calibrated, figures
+from guard.painter import Painter
+from guard.progress import Stages
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """The pictures of a fit: about `count` with the concept and `count` without, half as many of
+    hard negatives. `bf16` computes the denoiser in bfloat16 while prompts are chosen.
+    """
+
+    count: int
+    steps: int
+    guidance: float
+    bf16: bool = False
+
+
+@dataclass(frozen=True)
+class ProbeFit:
+    """A fitted guard with what gave its threshold: held-out scores by kind."""
+
+    artifact: Artifact
+    scores: Mapping[str, Sequence[float]]
+
+
+def fit_probe(
+    painter: Painter,
+    concept: Concept,
+    prompts: Sequence[LabelledPrompt],
+    drawing: Drawing,
+    *,
+    fpr: float,
+    near_fpr: float,
+    recipe: ProbeRecipe,
+    progress: Stages,
+) -> ProbeFit:
+    """A probe for each split of `prompts`, taught all pictures but that split's, scored on these.
+
+    The labels are those of the prompts, of which only such are drawn as the denoiser is sure of
+    (`guard.fitting.likeness`): a phrase that it does not know shows no concept, and a hard negative
+    that it takes for the concept does. The scores of all held-out pictures give the threshold; all
+    probes together are the guard (cross-conformal prediction, Vovk 2015). Raises DataError where
+    the prompts do not do for the rates that are asked for.
+    """
+    chosen = _chosen(painter, concept, prompts, drawing, recipe.seed, progress)
+    texts = [prompt.text for prompt in chosen]
+    states = painter.draw(
+        texts,
+        steps=drawing.steps,
+        guidance=drawing.guidance,
+        seed=recipe.seed,
+        tick=progress("drawing pictures", len(texts)),
+    ).clone()
+    unsafe = torch.tensor([prompt.unsafe for prompt in chosen])
+    splits = sorted({prompt.split for prompt in chosen})
+    taught: list[Probes] = []
+    kinds, held_out = [], []
+    for number, split in enumerate(splits):
+        out = torch.tensor([prompt.split == split for prompt in chosen])
+        if not unsafe[~out].any() or unsafe[~out].all():
+            raise DataError(f"there are no pictures with or without the concept beside {split}")
+        own = replace(recipe, seed=recipe.seed + number)
+        advance = progress(f"training probe {number + 1} of {len(splits)}", own.steps)
+        taught.append(train_probe(states[~out], unsafe[~out], own, advance))
+        held_out += taught[-1](states[out])[:, 0].tolist()
+        kinds += [prompt.kind for prompt in chosen if prompt.split == split]
+    scores = by_kind(held_out, kinds)
+    threshold = calibrated(scores, fpr, near_fpr)
+    meta = ArtifactMeta(
+        method="probe",
+        concept=concept.name,
+        description=concept.description,
+        created=date.today(),
+        model=painter.fitted_denoiser(states.shape[2]),
+        seams=("latent",),
+        settings={"threshold": threshold, "steps": drawing.steps, "guidance": drawing.guidance},
+        calibration=figures(scores, threshold, fpr, near_fpr),
+    )
+    return ProbeFit(Artifact(meta, _tensors(taught)), scores)
+
+
+def _chosen(
+    painter: Painter,
+    concept: Concept,
+    prompts: Sequence[LabelledPrompt],
+    drawing: Drawing,
+    seed: int,
+    progress: Stages,
+) -> list[LabelledPrompt]:
+    """The prompts to draw, of each kind as many as are wanted, spread over the splits."""
+    likeness = likeness_of(painter, concept, prompts, seed=seed, bf16=drawing.bf16)
+    advance = progress("choosing prompts", len(prompts))
+    alike = likeness(painter.read([prompt.text for prompt in prompts]), advance).tolist()
+    wanted = {"unsafe": drawing.count, "far": drawing.count, "near": drawing.count // 2}
+    found: list[LabelledPrompt] = []
+    for kind, count in wanted.items():
+        sure = [
+            prompt
+            for prompt, value in zip(prompts, alike, strict=True)
+            if prompt.kind == kind and (value >= DRAWN if prompt.unsafe else value <= UNDRAWN)
+        ]
+        # spread over the splits, which stand one behind the other
+        found += sure[:: max(len(sure) // count, 1)][:count]
+    return found
+
+
+def _tensors(probes: Sequence[Probes]) -> dict[str, Any]:
+    def joined(parts: Sequence[Tensor]) -> Any:
+        return torch.cat(list(parts)).numpy()
+
+    return {
+        "weight.picture": joined([probe.weight for probe in probes]),
+        "bias.picture": joined([probe.bias for probe in probes]),
+    }

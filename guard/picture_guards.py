@@ -1,0 +1,142 @@
+"""The guards of a configuration that fit one picture model, loaded and stacked by their seams.
+
+Needs torch (through steering): imported where a model is, never by `import guard`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, Protocol, TypeVar, cast
+
+import torch
+from torch import nn
+
+from guard.artifact import Artifact, ArtifactMeta
+from guard.config import Config, GuardConfig
+from guard.errors import ArtifactError
+from guard.resolving import LoadedGuard, find_guards
+from steering.conditioning import Conditioning
+from steering.fingerprint import fingerprint
+from steering.finished import PictureBank
+from steering.guided import Guide
+from steering.methods.embedding import EmbeddingGuard
+from steering.methods.screens import PICTURE_SCREENS, SCREENS
+from steering.prompted import PromptBank, Screen
+
+S = TypeVar("S")
+
+
+class Reads(Protocol):
+    """What guards need of a family: see `steering.engines.diffusion.families`."""
+
+    @property
+    def encoders(self) -> Mapping[str, nn.Module]: ...
+
+    @property
+    def denoiser(self) -> nn.Module: ...
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning: ...
+
+
+class PictureGuards:
+    """`bank` has all guards that read the prompt; `guides` are those of its screens that act on the
+    guidance; `finished` has those that look at finished pictures.
+
+    Raises ArtifactError where guards that fit one by one cannot be stacked.
+    """
+
+    def __init__(self, config: Config, family: Reads, *, name: str) -> None:
+        self._name, self._family = name, family
+        self.found = find_guards(config.guards, "pictures", name, self._loaded)
+        fitted = list(self.found.fit.values())
+        device = self._text.states[next(iter(self._text.states))].device
+        screens = _stacked(SCREENS, fitted, device)
+        self.bank = PromptBank(screens)
+        self.guides = tuple(cast(Guide, screen) for screen in screens if _guides(screen))
+        self.finished = PictureBank(_stacked(PICTURE_SCREENS, fitted, device))
+
+    @cached_property
+    def _text(self) -> Conditioning:
+        """What the model's encoders give for some prompt: it must take the guards."""
+        with torch.no_grad():
+            return self._family.encode([""])
+
+    @cached_property
+    def _encoders(self) -> str:
+        return fingerprint(nn.ModuleDict(dict(self._family.encoders)))
+
+    @cached_property
+    def _denoiser(self) -> str:
+        return fingerprint(self._family.denoiser)
+
+    def _loaded(
+        self, setting: GuardConfig, artifact: Artifact
+    ) -> tuple[LoadedGuard, EmbeddingGuard]:
+        meta = artifact.meta
+        guard = EmbeddingGuard(setting.name, artifact.tensors, meta.settings)
+        if meta.method in PICTURE_SCREENS:
+            artifact.require_model(self._denoiser, served=self._name)
+            PICTURE_SCREENS[meta.method]([guard], "cpu")
+            if guard.tensor("weight", "picture", 2).shape[1] != meta.model.width:
+                raise ValueError(f"guard {setting.name}: is not as wide as the model's states")
+            return _of(setting, meta, guard, "block"), guard
+        artifact.require_model(self._encoders, served=self._name)
+        if meta.method not in SCREENS:
+            known = ", ".join([*SCREENS, *PICTURE_SCREENS])
+            raise ValueError(f"unknown method {meta.method!r}: this release has {known}")
+        device = self._text.states[next(iter(self._text.states))].device
+        screen = SCREENS[meta.method]([guard], device)
+        _try(screen, self._text)
+        return _of(setting, meta, guard, "steer" if _guides(screen) else "refine"), guard
+
+
+def _of(
+    setting: GuardConfig, meta: ArtifactMeta, guard: EmbeddingGuard, action: Any
+) -> LoadedGuard:
+    strength = 1.0 if action == "block" else setting.strength
+    return LoadedGuard(
+        name=setting.name,
+        concept=meta.concept,
+        method=meta.method,
+        action=action,
+        threshold=guard.number("threshold") if setting.threshold is None else setting.threshold,
+        strength=guard.number("strength") if strength is None else strength,
+    )
+
+
+def _guides(screen: Screen) -> bool:
+    return hasattr(screen, "term")
+
+
+def _try(screen: Screen, text: Conditioning) -> None:
+    """Raise ValueError where a guard cannot sense or act on what the encoders give."""
+    score = torch.zeros(text.rows, 1, device=next(iter(text.states.values())).device)
+    try:
+        with torch.no_grad():
+            screen.sense(text)
+            screen.act(text, score == 0, score, score + 1)
+    except Exception as error:  # some run on other libraries than torch
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"it does not fit what the model's encoders give ({reason})") from error
+    if _guides(screen):
+        concepts = cast(Guide, screen).concepts.states
+        for name, states in text.states.items():
+            if name not in concepts or concepts[name].shape[1:] != states.shape[1:]:
+                raise ValueError(f"its concept is not of the shape of the model's stream {name!r}")
+
+
+def _stacked(
+    registry: Mapping[str, Any],
+    fitted: Sequence[tuple[LoadedGuard, EmbeddingGuard]],
+    device: torch.device,
+) -> list[Any]:
+    """One screen for each method of `registry` that the guards are of."""
+    methods: dict[str, list[EmbeddingGuard]] = {}
+    for loaded, guard in fitted:
+        if loaded.method in registry:
+            methods.setdefault(loaded.method, []).append(guard)
+    try:
+        return [registry[method](guards, device) for method, guards in methods.items()]
+    except ValueError as error:
+        raise ArtifactError(str(error)) from error

@@ -1,0 +1,71 @@
+"""What guards see of a finished picture, before anyone else does.
+
+They read what the denoiser's middle says of the finished latents under the empty prompt: states
+`[rows, places, width]`. Every loaded guard of one method is stacked into one `PictureScreen`, and a
+`PictureBank` holds one screen a method. Guards here see and do not act: what becomes of a picture
+that shows the concept is for the policy's fallback to decide.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from steering.prompted import PromptReading
+from steering.table import RowGuard
+
+
+class PictureScreen(Protocol):
+    """All loaded guards of one method, stacked; column i is the guard `names[i]`."""
+
+    names: Sequence[str]
+
+    def sense(self, states: Tensor) -> Tensor:
+        """Scores `[rows, guards]` of `states [rows, places, width]`.
+
+        Larger means more of the concept; NaN for a row that is not finite.
+        """
+
+
+class PictureBank:
+    """The picture screens of one model. Immutable; swap the whole bank to change it."""
+
+    def __init__(self, screens: Sequence[PictureScreen] = ()) -> None:
+        self.screens = tuple(screens)
+        self.names = tuple(name for screen in screens for name in screen.names)
+        if len(set(self.names)) != len(self.names):
+            raise ValueError("two guards of a bank have the same name")
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.names
+
+    def read(
+        self, states: Tensor, guards: Sequence[Sequence[RowGuard]]
+    ) -> tuple[dict[str, PromptReading], ...]:
+        """What the guards of each row see in `states [rows, places, width]`.
+
+        `guards[i]` are those that row i carries, all of this bank. A reading that has fired is not
+        resolved. Raises KeyError for an unknown guard.
+        """
+        if unknown := sorted({guard.name for row in guards for guard in row} - {*self.names}):
+            raise KeyError(f"no guard {', '.join(unknown)} in the bank")
+        readings: list[dict[str, PromptReading]] = [{} for _ in guards]
+        for screen in self.screens:
+            said = screen.sense(states).tolist()
+            for row, scores, carried in zip(readings, said, guards, strict=True):
+                found = dict(zip(screen.names, scores, strict=True))
+                row |= {
+                    guard.name: _reading(found[guard.name], guard.threshold)
+                    for guard in carried
+                    if guard.name in found
+                }
+        return tuple(readings)
+
+
+def _reading(score: float, threshold: float) -> PromptReading:
+    valid = math.isfinite(score)
+    fired = valid and score > threshold
+    return PromptReading(score, threshold, fired, valid=valid, resolved=not fired)
