@@ -1,9 +1,10 @@
 """What a picture guard costs beside the picture, in one run: `python -m benchmarks.picture_cost`.
 
 By turns, in an order drawn anew each round: a picture without guards, detection with 64 concepts
-loaded and all of them carried by the request (nothing fires), and the refinement of a request that
-fires, its detection taken off. The 64 are copies of one fitted guard, each turned a little. Medians
-over the rounds, and medians of each round's ratios to its own picture.
+loaded and all of them carried by the request (nothing fires), the refinement of a request that
+fires, its detection taken off, and what 64 probes take to look at one finished picture. The 64 are
+copies of one fitted guard, each turned a little. Medians over the rounds, and medians of each
+round's ratios to its own picture.
 """
 
 from __future__ import annotations
@@ -27,16 +28,19 @@ from guard.artifact import Artifact
 from guard.models import resolve_source
 from steering.engines.diffusion.engine import DiffusionEngine, PictureStart
 from steering.engines.diffusion.families import Family, family_of
+from steering.engines.diffusion.glimpse import Glimpse
 from steering.engines.diffusion.loading import load_pipeline
+from steering.finished import PictureBank
 from steering.methods.embedding import EmbeddingGuard
-from steering.methods.screens import SCREENS
+from steering.methods.screens import PICTURE_SCREENS, SCREENS
 from steering.prompted import PromptBank
 from steering.table import RowGuard
 
 CONCEPTS = 64
 DETECTION, REFINEMENT = 0.01, 0.05
+PARTS = ("picture", "detection", "refinement", "probes")
 _REPEATS = 5
-"""Detections and refinements in a round: each takes milliseconds."""
+"""Of all but pictures in a round: each takes milliseconds."""
 
 
 def main() -> None:
@@ -44,6 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("artifact", type=Path, help="a fitted embedding guard")
     parser.add_argument("prompt", help="a prompt on which it fires")
+    parser.add_argument("--probe", type=Path, help="a fitted probe, to be measured too")
     parser.add_argument("--silent", default="a house on a green background")
     parser.add_argument("--model", default="emoji")
     parser.add_argument("--steps", type=int, default=25)
@@ -53,13 +58,15 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     family = family_of(load_pipeline(resolve_source(arguments.model)))
-    result = measure(family, Artifact.load(arguments.artifact), arguments)
+    probe = Artifact.load(arguments.probe) if arguments.probe else None
+    result = measure(family, Artifact.load(arguments.artifact), arguments, probe)
     if arguments.json:
         print(json.dumps(result, indent=2))
         return
     table = Table("what", "ms", "of a picture", "quartiles", "target")
-    for name, target in (("picture", None), ("detection", DETECTION), ("refinement", REFINEMENT)):
-        part = result[name]
+    targets = {"detection": DETECTION, "refinement": REFINEMENT}
+    for name in (name for name in PARTS if name in result):
+        part, target = result[name], targets.get(name)
         low, high = part["quartiles"]
         table.add_row(
             name,
@@ -72,7 +79,12 @@ def main() -> None:
     Console().print(f"{result['steps_taken']} updates of {result['prompt']!r}")
 
 
-def measure(family: Family, artifact: Artifact, arguments: argparse.Namespace) -> dict[str, Any]:
+def measure(
+    family: Family,
+    artifact: Artifact,
+    arguments: argparse.Namespace,
+    probe: Artifact | None = None,
+) -> dict[str, Any]:
     """Seconds and ratios of each part; raises SystemExit where the guard does not fire."""
     guards = _copies(artifact)
     bank = PromptBank([SCREENS[artifact.meta.method](guards, family.device)])
@@ -111,6 +123,8 @@ def measure(family: Family, artifact: Artifact, arguments: argparse.Namespace) -
         "detection": (lambda: bank.apply(calm, [silent]), _REPEATS, 1),
         "firing": (lambda: bank.apply(unsafe, [firing]), _REPEATS, 1),
     }
+    if probe is not None:
+        parts["probes"] = (_looking(family, probe), _REPEATS, 1)
     taken: dict[str, list[float]] = {name: [] for name in parts}
     draw = random.Random(0)
     with torch.no_grad():
@@ -127,8 +141,18 @@ def measure(family: Family, artifact: Artifact, arguments: argparse.Namespace) -
     about = {"prompt": arguments.prompt, "steps_taken": steps, "concepts": CONCEPTS}
     return about | {
         name: told(taken[name], ratios(taken[name], taken["picture"]))
-        for name in ("picture", "detection", "refinement")
+        for name in PARTS
+        if name in taken
     }
+
+
+def _looking(family: Family, artifact: Artifact) -> Callable[[], object]:
+    """What a complete row takes: its latents through half of the denoiser, and all probes."""
+    guards = _copies(artifact)
+    bank = PictureBank([PICTURE_SCREENS[artifact.meta.method](guards, family.device)])
+    silent = [RowGuard(name, 1e9, 1.0) for name in bank.names]
+    glimpse, latents = Glimpse(family), family.noise([0])
+    return lambda: bank.read(glimpse(latents), [silent])
 
 
 def _copies(artifact: Artifact) -> list[EmbeddingGuard]:

@@ -112,7 +112,8 @@ def _evaluate(
             suite, drawer, Judges(judge, second), Results(base / f"{name}.results.jsonl")
         )
         games = evaluation.run(rows, progress)
-    report = Report(games, suite.ours if what == "pictures" else None, len(judge.concepts))
+    against = suite.ours if what == "pictures" else None
+    report = Report(games, against, len(judge.concepts), suite.parts)
     about = {
         "suite": name,
         "model": suite.model,

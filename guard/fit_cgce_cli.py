@@ -48,7 +48,10 @@ def cgce(
         int, typer.Option(min=0, help="Prompts of each round, labelled by the denoiser.")
     ] = 400,
     bf16: Annotated[
-        bool, typer.Option(help="Compute the denoiser in bfloat16 while searching.")
+        bool,
+        typer.Option(
+            help="Compute the denoiser in bfloat16 while searching: far slower on a CPU without it."
+        ),
     ] = False,
     noise: Annotated[float, typer.Option(min=0, help="Noise on states while training.")] = 0.5,
     radius: Annotated[

@@ -39,7 +39,11 @@ def probe(
         int, typer.Option(min=2, max=16, help="Probes, each taught all but its share.")
     ] = 4,
     bf16: Annotated[
-        bool, typer.Option(help="Compute the denoiser in bfloat16 while choosing prompts.")
+        bool,
+        typer.Option(
+            help="Compute the denoiser in bfloat16 while choosing prompts: far slower on a CPU "
+            "without it."
+        ),
     ] = False,
     seed: Annotated[int, typer.Option(help="Of prompts, pictures and probes.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",

@@ -28,12 +28,46 @@ from steering.conditioning import Conditioning
 from steering.engines.diffusion.families import Family, family_of
 from steering.engines.diffusion.glimpse import Glimpse
 from steering.methods.cgce import CgceScreen
-from steering.prompted import Screen
+from steering.prompted import PromptBank, Screen
 
 STEPS, GUIDANCE = 8, 3.0
 """As the suite draws."""
 SEEDS = 2
 """Pictures of a candidate that are drawn."""
+
+
+class Onlookers:
+    """The guards of a plan that look at pictures, as an attacker knows them: over fresh seeds every
+    time, since what is found must hold for others too."""
+
+    def __init__(self, plans: PicturePlans, plan: PicturePlan, family: Family, seed: int) -> None:
+        self._screens = plans.finished.screens
+        self._limits = {row.name: row.threshold for row in plan.rows()}
+        self._drawing = Drawing(family, steps=STEPS, guidance=GUIDANCE)
+        self._glimpse = Glimpse(family)
+        self._seeds = iter(range(1000 * seed, 2**31, SEEDS))
+
+    def over(self, text: Conditioning) -> Tensor:
+        """`[rows]`: what they say above their thresholds of pictures that are drawn."""
+        return self._over(self._drawing.finished(text, self._drawn())).view(-1, SEEDS).mean(1)
+
+    def guess(self, text: Conditioning) -> Tensor:
+        """The same of what the first step takes the pictures for: differentiable."""
+        return self._over(self._drawing.first_guess(text, self._drawn())).view(-1, SEEDS).mean(1)
+
+    def _drawn(self) -> range:
+        first = next(self._seeds)
+        return range(first, first + SEEDS)
+
+    def _over(self, latents: Tensor) -> Tensor:
+        states = self._glimpse(latents)
+        found = [
+            screen.sense(states)[:, column] - self._limits[name]
+            for screen in self._screens
+            for column, name in enumerate(screen.names)
+            if name in self._limits
+        ]
+        return torch.stack(found).amax(0).clamp(min=0)
 
 
 class ThroughGuard:
@@ -43,15 +77,15 @@ class ThroughGuard:
     """
 
     def __init__(
-        self, plans: PicturePlans, plan: PicturePlan, family: Family, *, evade: float, seed: int
+        self,
+        bank: PromptBank,
+        plan: PicturePlan,
+        *,
+        evade: float,
+        onlookers: Onlookers | None = None,
     ) -> None:
-        self._bank, self._finished = plans.bank, plans.finished
-        self._plan, self._guards = plan, plan.prompt_rows()
-        self._late = [guard for guard in plan.rows() if guard.name in plans.finished]
-        self._evade = evade
-        self._drawing = Drawing(family, steps=STEPS, guidance=GUIDANCE) if self._late else None
-        self._glimpse = Glimpse(family)
-        self._seeds = iter(range(1000 * seed, 2**31, SEEDS))
+        self._bank, self._plan, self._guards = bank, plan, plan.prompt_rows()
+        self._evade, self._onlookers = evade, onlookers
 
     def exact(self, text: Conditioning) -> tuple[Conditioning, Tensor]:
         """What the guards leave, and which rows they block or replace."""
@@ -77,34 +111,13 @@ class ThroughGuard:
             due = (over.detach() > 0) & acts
             if bool(due.any()):
                 text = _acted(screen, text, due, limits, strength)
-        if self._drawing is not None:
-            guess = self._drawing.first_guess(text, self._drawn())
-            seen = seen + self._over(guess).clamp(min=0).mean()
+        if self._onlookers is not None:
+            seen = seen + self._onlookers.guess(text).mean()
         return text, self._evade * seen
 
     def looked(self, text: Conditioning) -> Tensor | None:
         """Drawn through the guard: what its guards of pictures say above their thresholds."""
-        if self._drawing is None:
-            return None
-        over = self._over(self._drawing.finished(text, self._drawn()))
-        return self._evade * over.clamp(min=0).view(text.rows, SEEDS).mean(1)
-
-    def _drawn(self) -> range:
-        """Fresh seeds: what is found must hold for others too."""
-        first = next(self._seeds)
-        return range(first, first + SEEDS)
-
-    def _over(self, latents: Tensor) -> Tensor:
-        """`[rows]`: the most that a guard of pictures says above its threshold."""
-        limits = {guard.name: guard.threshold for guard in self._late}
-        states = self._glimpse(latents)
-        found = [
-            screen.sense(states)[:, column] - limits[name]
-            for screen in self._finished.screens
-            for column, name in enumerate(screen.names)
-            if name in limits
-        ]
-        return torch.stack(found).amax(0)
+        return None if self._onlookers is None else self._evade * self._onlookers.over(text)
 
 
 def _acted(
@@ -136,6 +149,7 @@ def main() -> None:
         plan = plans[arguments.policy.replace("{concept}", concept)]
         if plan.refuses or not plan.guards:
             raise SystemExit(f"policy {plan.policy!r} cannot be applied to {arguments.model}")
+        seed = command.seed(concept, number)
         return denoiser.find(
             target,
             concept,
@@ -143,7 +157,10 @@ def main() -> None:
             arguments,
             allowed,
             between=ThroughGuard(
-                plans, plan, family, evade=arguments.evade, seed=command.seed(concept, number)
+                plans.bank,
+                plan,
+                evade=arguments.evade,
+                onlookers=Onlookers(plans, plan, family, seed) if plan.screens else None,
             ),
             start=concepts.name(concept) if number % 2 else "",
         )

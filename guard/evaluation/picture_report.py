@@ -44,15 +44,21 @@ class Told:
 
 
 class Report:
-    """Everything that is told of a run. `ours` is None where only the bare model has played."""
+    """Everything that is told of a run. `ours` is None where only the bare model has played.
 
-    def __init__(self, games: Games, ours: str | None, labels: int) -> None:
+    `parts` are methods that ours is made of.
+    """
+
+    def __init__(
+        self, games: Games, ours: str | None, labels: int, parts: Sequence[str] = ()
+    ) -> None:
         self.games, self.ours = games, ours
         self.agreement = figures.agreement(games, labels)
         self.methods = tuple(m for m in figures.players(games) if m != BARE)
         self.figures: list[Figure] = targets.bare(games)
         if ours:
-            self.figures = targets.ours(games, ours, self.methods) + self.figures
+            baselines = [method for method in self.methods if method not in parts]
+            self.figures = targets.ours(games, ours, baselines) + self.figures
         if self.agreement.pictures.total:
             self.figures += [
                 Figure("the judges find the same concepts", str(self.agreement.pictures)),

@@ -26,7 +26,8 @@ class Suite(BaseModel):
     """The suite file. Relative paths are taken from its own folder.
 
     `methods` names the policy of each method, with `{concept}` for the concept's name; `ours` is
-    the method that is held against the others; `attacked` are those that play the prompts of
+    the method that is held against the others, of which `parts` are what it is made of and no
+    baselines; `attacked` are those that play the prompts of
     attacks, all of them where it is empty. `judge` gives the figures, `second_opinion` is only
     compared with it. `pictures` is how many are drawn for each concept and kind, `bare_pictures`
     how many for each kind of prompts without a concept, `batch` how many at once; `verify` is how
@@ -42,6 +43,7 @@ class Suite(BaseModel):
     prompts: Annotated[tuple[Annotated[Path, Field(strict=False)], ...], Field(strict=False)]
     methods: dict[str, str]
     ours: str
+    parts: Annotated[tuple[str, ...], Field(strict=False)] = ()
     attacked: Annotated[tuple[str, ...], Field(strict=False)] = ()
     pictures: int = Field(default=40, ge=1)
     bare_pictures: int = Field(default=400, ge=1)

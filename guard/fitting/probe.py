@@ -20,6 +20,9 @@ from guard.fitting.prompt_rates import by_kind, calibrated, figures
 from guard.painter import Painter
 from guard.progress import Stages
 
+_LIKE_OTHERS = 0.9
+"""A picture of the concept that scores less than this share of those without it is left out."""
+
 
 @dataclass(frozen=True)
 class Drawing:
@@ -56,9 +59,11 @@ def fit_probe(
 
     The labels are those of the prompts, of which only such are drawn as the denoiser is sure of
     (`guard.fitting.likeness`): a phrase that it does not know shows no concept, and a hard negative
-    that it takes for the concept does. The scores of all held-out pictures give the threshold; all
-    probes together are the guard (cross-conformal prediction, Vovk 2015). Raises DataError where
-    the prompts do not do for the rates that are asked for.
+    that it takes for the concept does. Pictures of the concept that a first round of probes, taught
+    without them, takes for others are left out of the second (confident learning, Northcutt et al.,
+    arXiv 1911.00068). The scores of all held-out pictures give the threshold; all probes together
+    are the guard (cross-conformal prediction, Vovk 2015). Raises DataError where the prompts do not
+    do for the rates that are asked for.
     """
     chosen = _chosen(painter, concept, prompts, drawing, recipe.seed, progress)
     texts = [prompt.text for prompt in chosen]
@@ -68,21 +73,17 @@ def fit_probe(
         guidance=drawing.guidance,
         seed=recipe.seed,
         tick=progress("drawing pictures", len(texts)),
-    ).clone()
-    unsafe = torch.tensor([prompt.unsafe for prompt in chosen])
+    )
     splits = sorted({prompt.split for prompt in chosen})
-    taught: list[Probes] = []
-    kinds, held_out = [], []
-    for number, split in enumerate(splits):
-        out = torch.tensor([prompt.split == split for prompt in chosen])
-        if not unsafe[~out].any() or unsafe[~out].all():
-            raise DataError(f"there are no pictures with or without the concept beside {split}")
-        own = replace(recipe, seed=recipe.seed + number)
-        advance = progress(f"training probe {number + 1} of {len(splits)}", own.steps)
-        taught.append(train_probe(states[~out], unsafe[~out], own, advance))
-        held_out += taught[-1](states[out])[:, 0].tolist()
-        kinds += [prompt.kind for prompt in chosen if prompt.split == split]
-    scores = by_kind(held_out, kinds)
+    parts = torch.tensor([splits.index(prompt.split) for prompt in chosen])
+    unsafe = torch.tensor([prompt.unsafe for prompt in chosen])
+    every = torch.ones_like(unsafe)
+    _, first = _crossed(states, unsafe, every, parts, recipe, progress)
+    # a prompt that was not drawn as it says is no example of the concept
+    drawn = ~unsafe | (first > first[~unsafe].quantile(_LIKE_OTHERS))
+    taught, held_out = _crossed(states, unsafe, drawn, parts, recipe, progress)
+    kinds = [prompt.kind for prompt in chosen]
+    scores = by_kind(held_out.tolist(), kinds)
     threshold = calibrated(scores, fpr, near_fpr)
     meta = ArtifactMeta(
         method="probe",
@@ -95,6 +96,28 @@ def fit_probe(
         calibration=figures(scores, threshold, fpr, near_fpr),
     )
     return ProbeFit(Artifact(meta, _tensors(taught)), scores)
+
+
+def _crossed(
+    states: Tensor,
+    unsafe: Tensor,
+    used: Tensor,
+    parts: Tensor,
+    recipe: ProbeRecipe,
+    progress: Stages,
+) -> tuple[list[Probes], Tensor]:
+    """A probe for each part, taught what is `used` of the others, and each part's scores by it."""
+    count = int(parts.max()) + 1
+    advance = progress(f"training {count} probes", count * recipe.steps)
+    taught, scores = [], torch.zeros(len(states))
+    for part in range(count):
+        own = used & (parts != part)
+        if not unsafe[own].any() or unsafe[own].all():
+            raise DataError("there are no pictures with the concept, or none without it")
+        seeded = replace(recipe, seed=recipe.seed + part)
+        taught.append(train_probe(states[own], unsafe[own], seeded, advance))
+        scores[parts == part] = taught[-1](states[parts == part])[:, 0]
+    return taught, scores
 
 
 def _chosen(
