@@ -118,6 +118,11 @@ class DiffusionEngine:
         """For each row: has a guard, its conditioning or a prediction met NaN."""
         return [row.invalid for row in self._rows]
 
+    @property
+    def spoilt(self) -> list[bool]:
+        """For each row: has its conditioning or a prediction met NaN, so that it has no picture."""
+        return [row.spoilt for row in self._rows]
+
     def use(
         self,
         bank: PromptBank,
