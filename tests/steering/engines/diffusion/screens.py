@@ -35,7 +35,7 @@ class Push:
 
 
 class Gaze:
-    """Scores a finished picture by the mean of what the denoiser sees in it, in -1..1; guard i adds i."""
+    """Scores a finished picture by the mean of what is seen in it, in -1..1; guard i adds i."""
 
     def __init__(self, *names: str) -> None:
         self.names: Sequence[str] = names
