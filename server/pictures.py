@@ -151,7 +151,7 @@ class DrawingService(EngineLoop[Canvas, DiffusionEngine]):
         decisions |= self._start(again)
         for row, decision in decisions.items():
             row.settle(decision)
-        self._spoil()
+        self._spoil(self._engine.invalid)
         self._leave([index for index, row in enumerate(self._running) if row.over])
 
     def _checked(self, row: Canvas) -> PictureStart | None:
@@ -174,7 +174,8 @@ class DrawingService(EngineLoop[Canvas, DiffusionEngine]):
 
     def _advance(self) -> None:
         done = self._engine.step()
-        self._spoil()
+        # a guard that met NaN in the picture is for its policy to decide
+        self._spoil(self._engine.spoilt)
         drawn = {i: row for i in done if not (row := self._running[i]).over}
         late = {row: self._screened(i) for i, row in drawn.items() if row.plan.screens}
         again = {row: start for row, said in late.items() if (start := _replacement(row, said))}
@@ -193,10 +194,10 @@ class DrawingService(EngineLoop[Canvas, DiffusionEngine]):
         """What becomes of a row that is drawn, now that its guards have seen the picture."""
         return self._running[index].decide(self._engine.readings(index))
 
-    def _spoil(self) -> None:
-        """Let no row go on that has met NaN."""
-        for row, spoilt in zip(self._running, self._engine.invalid, strict=True):
-            if spoilt and not row.over:
+    def _spoil(self, spoilt: Sequence[bool]) -> None:
+        """Let none of these rows go on, which have met NaN."""
+        for row, lost in zip(self._running, spoilt, strict=True):
+            if lost and not row.over:
                 row.error = EngineFailed("the model met NaN on this request: there is no picture")
 
     def _read(self, index: int) -> None:
