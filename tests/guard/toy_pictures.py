@@ -1,7 +1,9 @@
 """A text encoder that can be read by eye, and guards on it, for plans and services of pictures.
 
 Each character is a token; of its state the first number says whether it is `CONCEPT`, the second
-whether it is `STUBBORN`, which no refinement takes away. `NAN` spoils its row.
+whether it is `STUBBORN`, which no refinement takes away. `NAN` spoils its row. The third says
+whether it is `PAINTED`, which no guard of prompts knows and every picture shows; the fourth whether
+it is `BLINDING`: who looks at its picture sees nothing but NaN.
 """
 
 from __future__ import annotations
@@ -23,21 +25,28 @@ from steering.prompted import Acted
 
 TOKENS, WIDTH = 12, 4
 CONCEPT, STUBBORN, NAN = "K", "S", "~"
+PAINTED, BLINDING = "P", "Q"
 STEPS = 3
 
 
 class ToyFamily:
-    """What plans and engines need of a family to screen prompts."""
+    """What plans and engines need of a family to screen prompts and pictures."""
 
     def __init__(self, seed: int = 0) -> None:
         torch.manual_seed(seed)
         table = torch.rand(256, WIDTH) / 100
-        for column, letters in enumerate((CONCEPT + STUBBORN, STUBBORN)):
+        for column, letters in enumerate((CONCEPT + STUBBORN, STUBBORN, PAINTED, BLINDING)):
             for letter in letters:
                 table[ord(letter), column] = 1.0
         table[ord(NAN)] = torch.nan
         self._table = nn.Embedding.from_pretrained(table)
         self.encoders = {"text": self._table}
+        self.denoiser = nn.Linear(WIDTH, WIDTH)
+
+    def glimpse(self, text: Conditioning) -> Tensor:
+        """What is seen in the picture of `text`: a place a token, `[rows, places, width]`."""
+        states = text.states["text"]
+        return states.masked_fill((states[..., 3] > 0.5)[..., None], torch.nan)
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         return self._windows([prompt[:TOKENS] for prompt in prompts])
@@ -118,6 +127,20 @@ TOY_METHODS: dict[str, Any] = {
     "toy-guide": lambda guards, device: ToyGuide(guards),
 }
 """To be put into `steering.methods.screens.SCREENS`."""
+
+
+def save_probe(path: Path, *, fitted_on: str = "", width: int = WIDTH, **settings: Any) -> Path:
+    """A probe for what ToyFamily draws, of two members: fires on `PAINTED`."""
+    weight = np.zeros((2, width), "f4")
+    weight[:, 2] = (20.0, 24.0)
+    return save_toy(
+        path,
+        method="probe",
+        fitted_on=fitted_on or fingerprint(ToyFamily().denoiser),
+        seams=["latent"],
+        tensors={"weight.picture": weight, "bias.picture": np.full(2, -10.0, "f4")},
+        **settings,
+    )
 
 
 def save_toy(

@@ -8,7 +8,7 @@ import time
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,10 @@ from server.recorder import Recorder
 from server.service import PictureInfo
 from steering.conditioning import Conditioning
 from steering.engines.diffusion.engine import PictureStart
+from steering.finished import PictureBank
 from steering.methods.screens import SCREENS
 from steering.prompted import PromptBank, PromptReading
-from tests.guard.toy_pictures import TOY_METHODS, ToyFamily, save_toy
+from tests.guard.toy_pictures import PAINTED, TOY_METHODS, ToyFamily, save_probe, save_toy
 from tests.server.stand import meta, tensors
 
 HEIGHT, WIDTH = 6, 8
@@ -48,15 +49,22 @@ class _Row:
 class ToyEngine:
     """A DiffusionEngine whose pictures are noise, by the seed and the conditioning of the row.
 
-    A row is spoilt where a guard or its conditioning has met NaN, as in the engine proper. With
-    `go` cleared it stops before its next start or step and sets `stalled`; it sleeps `pace_s`
-    before each. A fault put into `faults` is raised by the next of them.
+    A row is spoilt where its conditioning has met NaN, and invalid where a guard has, as in the
+    engine proper. With `go` cleared it stops before its next start or step and sets `stalled`; it
+    sleeps `pace_s` before each. A fault put into `faults` is raised by the next of them.
     """
 
     def __init__(
-        self, family: ToyFamily, bank: PromptBank, *, capacity: int, guides: Sequence[Any] = ()
+        self,
+        family: ToyFamily,
+        bank: PromptBank,
+        *,
+        capacity: int,
+        guides: Sequence[Any] = (),
+        finished: PictureBank | None = None,
     ) -> None:
         self._family, self._bank, self.capacity = family, bank, capacity
+        self._finished = finished or PictureBank()
         self._rows: list[_Row] = []
         self.started: list[str] = []
         self.steps, self.pace_s, self.closed = 0, 0.0, False
@@ -71,8 +79,13 @@ class ToyEngine:
         return len(self._rows)
 
     @property
-    def invalid(self) -> list[bool]:
+    def spoilt(self) -> list[bool]:
         return [row.spoilt for row in self._rows]
+
+    @property
+    def invalid(self) -> list[bool]:
+        valid = [all(told.valid for told in row.readings.values()) for row in self._rows]
+        return [row.spoilt or not read for row, read in zip(self._rows, valid, strict=True)]
 
     def check(self, start: PictureStart) -> None:
         if start.steps == TOO_MANY:
@@ -84,13 +97,12 @@ class ToyEngine:
         prompts = [start.prompt for start in starts]
         applied = self._bank.apply(
             self._family.encode(prompts),
-            [start.guards for start in starts],
+            [[g for g in start.guards if g.name not in self._finished] for start in starts],
             self._family.overflow(prompts),
         )
         for index, (start, readings) in enumerate(zip(starts, applied.readings, strict=True)):
             text = applied.text.select(slice(index, index + 1))
-            valid = all(reading.valid for reading in readings.values())
-            spoilt = not (valid and bool(text.finite().all()))
+            spoilt = not bool(text.finite().all())
             self._rows.append(_Row(start, text, readings, spoilt=spoilt))
         self.started += prompts
         return list(applied.readings)
@@ -102,7 +114,16 @@ class ToyEngine:
         for row in self._rows:
             assert row.done < row.start.steps, "a row that is complete was left in the batch"
             row.done += 1
-        return [index for index, row in enumerate(self._rows) if row.done == row.start.steps]
+        complete = [i for i, row in enumerate(self._rows) if row.done == row.start.steps]
+        for row in complete:
+            self._look(self._rows[row])
+        return complete
+
+    def _look(self, row: _Row) -> None:
+        watching = [guard for guard in row.start.guards if guard.name in self._finished]
+        (seen,) = self._finished.read(self._family.glimpse(row.text), [watching])
+        at = {name: replace(told, position=row.done) for name, told in seen.items()}
+        row.readings = {**row.readings, **at}
 
     def pictures(self, rows: Sequence[int]) -> NDArray[np.uint8]:
         return np.stack([self._picture(self._rows[row]) for row in rows])
@@ -167,25 +188,31 @@ ACTIONS = {
     "open": 'on_error = "open"',
     "replace": 'fallback = "replace"\nreplacement = "a banana"',
     "relapse": 'fallback = "replace"\nreplacement = "an S"',
+    "repaint": f'fallback = "replace"\nreplacement = "a {PAINTED}"',
 }
+BOTH = (["knife", "look"], ["blind", "look"])
 
 
 def write_config(folder: Path, **server: Any) -> Path:
     """Policies as `ACTION-GUARD`, for a guard on prompts (knife), the same with NaN in it (blind),
-    one of another encoder (other), one on the guidance (guide), and one for language (words).
+    one of another encoder (other), one on the guidance (guide), one for language (words), and one
+    on finished pictures (look); `ACTION-knife-look` and `ACTION-blind-look` have two.
     """
     save_toy(folder / "knife.safetensors")
     save_toy(folder / "blind.safetensors", method="toy-blind")
     save_toy(folder / "other.safetensors", fitted_on="0" * 64)
     save_toy(folder / "guide.safetensors", method="toy-guide", seams=["guidance"])
+    save_probe(folder / "look.safetensors")
     Artifact(meta("f" * 64), tensors()).save(folder / "words.safetensors")
     lines = ["[server]", 'audit_log = "audit.jsonl"']
     lines += [f"{name} = {json.dumps(value)}" for name, value in server.items()]
     lines += ["[[models]]", 'name = "toy"', 'engine = "diffusers"', 'source = "toy"']
-    for name in ("knife", "blind", "other", "guide", "words"):
+    for name in ("knife", "blind", "other", "guide", "words", "look"):
         lines += ["[[guards]]", f'name = "{name}"', f'artifact = "{name}.safetensors"']
+    for guards in (["knife"], ["blind"], ["other"], ["guide"], ["words"], ["look"], *BOTH):
         for action, setting in ACTIONS.items():
-            lines += [f"[policies.{action}-{name}]", f'guards = ["{name}"]', setting]
+            policy = "-".join([action, *guards])
+            lines += [f"[policies.{policy}]", f"guards = {json.dumps(guards)}", setting]
     path = folder / "config.toml"
     path.write_text("\n".join(lines) + "\n")
     return path
@@ -210,7 +237,11 @@ def picture_stand(folder: Path, config: Config | None = None, **server: Any) -> 
         family = ToyFamily()
         plans = PicturePlans(config, family, name="toy")
         engine = ToyEngine(
-            family, plans.bank, capacity=config.server.max_batch, guides=plans.guides
+            family,
+            plans.bank,
+            capacity=config.server.max_batch,
+            guides=plans.guides,
+            finished=plans.finished,
         )
         info = PictureInfo(
             name="toy",
