@@ -23,7 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from guard.config import load_config
 from guard.keys import KeyRing
 from server.app import create_app
-from tests.guard.toy_pictures import CONCEPT, NAN, STEPS, STUBBORN, TOKENS
+from tests.guard.toy_pictures import CONCEPT, NAN, PAINTED, STEPS, STUBBORN, TOKENS
 from tests.server.conftest import key, listening
 from tests.server.fake_service import FakeService
 from tests.server.picture_stand import (
@@ -36,7 +36,7 @@ from tests.server.picture_stand import (
 )
 
 IMAGES = "/v1/images/generations"
-KNIFE, STUCK = f"a {CONCEPT}", f"a {STUBBORN}"
+KNIFE, STUCK, SHOWN = f"a {CONCEPT}", f"a {STUBBORN}", f"a {PAINTED}"
 
 
 @dataclass
@@ -202,7 +202,13 @@ def test_pictures_are_the_same_alone_and_among_rows_with_other_guards(site: Site
 
 @pytest.mark.parametrize(
     ("prompt", "policy"),
-    [(KNIFE, "block-knife"), (STUCK, "refine-knife"), (STUCK, "relapse-knife")],
+    [
+        (KNIFE, "block-knife"),
+        (STUCK, "refine-knife"),
+        (STUCK, "relapse-knife"),
+        (SHOWN, "refine-look"),
+        (SHOWN, "repaint-look"),
+    ],
 )
 @pytest.mark.parametrize("n", [1, 3])
 def test_a_blocked_request_is_openais_content_policy_violation(
@@ -214,8 +220,13 @@ def test_a_blocked_request_is_openais_content_policy_violation(
         )
     assert caught.value.code == "content_policy_violation"
     response = caught.value.response
+    assert response.status_code == 400
     assert response.headers["X-Guard-Verdict"] == "blocked"
-    assert response.json()["guard"]["outcome"] == "blocked"
+    told = response.json()["guard"]
+    assert told["outcome"] == "blocked"
+    # where it was found: the prompt, or the picture that its steps have drawn
+    assert (told["guards"][0]["position"] > 0) == (prompt == SHOWN)
+    assert ("in the picture" in response.json()["error"]["message"]) == (prompt == SHOWN)
     assert response.json()["error"]["type"] == "invalid_request_error"
 
 
