@@ -10,7 +10,6 @@ and several members of one, are stacked: one product scores them all.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -42,53 +41,40 @@ class Probes:
 
 @dataclass(frozen=True)
 class ProbeRecipe:
-    """How a probe is trained; `noise` is a share of the states' deviation."""
+    """How a probe is trained: `penalty` is that of the squared weights, `steps` the most of
+    L-BFGS."""
 
-    steps: int = 500
-    batch: int = 128
-    rate: float = 1e-2
-    decay: float = 0.05
-    noise: float = 0.3
-    seed: int = 0
+    penalty: float = 3e-3
+    steps: int = 100
 
 
-def train_probe(
-    states: Tensor,
-    shown: Tensor,
-    recipe: ProbeRecipe,
-    tick: Callable[[int], None] = lambda _steps: None,
-) -> Probes:
+def train_probe(states: Tensor, shown: Tensor, recipe: ProbeRecipe) -> Probes:
     """One probe of `states [n, places, width]` and labels `shown [n]`, by cross-entropy.
 
-    Batches are drawn half with the concept, half without. The states are standardised by a mean and
-    deviation a coordinate, both folded into the probe that comes back. `tick` is told of each step.
+    Both labels weigh the same, however many there are of each. The states are standardised by a
+    mean and deviation a coordinate, both folded into the probe that comes back.
     """
     mean = states.float().mean((0, 1))
     deviation = states.float().std((0, 1)).clamp(min=1e-6)
     ready = (states.float() - mean) / deviation
+    labels = shown.float()
+    share = labels.mean()
+    each = torch.where(shown, 0.5 / share, 0.5 / (1.0 - share))
     weight = torch.zeros(1, states.shape[2], requires_grad=True)
     bias = torch.full((1,), -3.0, requires_grad=True)
-    optimizer = torch.optim.AdamW([weight, bias], lr=recipe.rate, weight_decay=recipe.decay)
-    draw = torch.Generator().manual_seed(recipe.seed)
-    with_it, without = shown.nonzero()[:, 0], (~shown).nonzero()[:, 0]
-    half = recipe.batch // 2
-    labels = torch.cat([torch.ones(half), torch.zeros(half)])
-    for step in range(recipe.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.rate * min(1.0, 2.0 * (1.0 - step / recipe.steps))
-        rows = torch.cat(
-            [
-                among[torch.randint(len(among), (half,), generator=draw)]
-                for among in (with_it, without)
-            ]
-        )
-        batch = ready[rows]
-        batch = batch + recipe.noise * torch.randn(batch.shape, generator=draw)
-        loss = F.binary_cross_entropy_with_logits(Probes(weight, bias)(batch)[:, 0], labels)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch has no types for it
-        optimizer.step()
-        tick(1)
+    optimizer = torch.optim.LBFGS(
+        [weight, bias], max_iter=recipe.steps, line_search_fn="strong_wolfe"
+    )
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        said = Probes(weight, bias)(ready)[:, 0]
+        wrong = F.binary_cross_entropy_with_logits(said, labels, reduction="none")
+        total = (each * wrong).mean() + recipe.penalty * weight.square().sum()
+        total.backward()  # type: ignore[no-untyped-call]  # torch has no types for it
+        return total
+
+    optimizer.step(loss)  # type: ignore[no-untyped-call]
     with torch.no_grad():
         folded = weight / deviation
         return Probes(folded, bias - folded @ mean)

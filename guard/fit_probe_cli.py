@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from guard.concept import read_concept
+from guard.concept import Concept, read_concept
 from guard.errors import DataError
 from guard.progress import stages
 from guard.reporting import values
@@ -22,7 +22,13 @@ def probe(
     out: Annotated[Path, typer.Option(help="Artifact to write.")],
     count: Annotated[
         int, typer.Option(min=50, help="Pictures with the concept to draw, and without it.")
-    ] = 300,
+    ] = 200,
+    phrases: Annotated[
+        int,
+        typer.Option(
+            min=1, help="Of the concept's phrases, so many are drawn; the first is its name."
+        ),
+    ] = 1,
     steps: Annotated[
         int | None, typer.Option(min=1, max=1000, help="Of each picture; the model's own default.")
     ] = None,
@@ -45,7 +51,7 @@ def probe(
             "without it."
         ),
     ] = False,
-    seed: Annotated[int, typer.Option(help="Of prompts, pictures and probes.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of prompts and pictures.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
@@ -69,8 +75,7 @@ def probe(
         fit = fit_probe(
             painter,
             concept,
-            # about half of the phrases are drawn as what they mean
-            folds_of(concept, 2 * count, folds, seed),
+            folds_of(_first(concept, phrases), 3 * count, folds, seed),
             Drawing(
                 count=count,
                 steps=default_steps if steps is None else steps,
@@ -79,7 +84,8 @@ def probe(
             ),
             fpr=fpr,
             near_fpr=near_fpr,
-            recipe=ProbeRecipe(seed=seed),
+            recipe=ProbeRecipe(),
+            seed=seed,
             progress=progress,
         )
     fit.artifact.save(out)
@@ -99,3 +105,11 @@ def probe(
     console = Console()
     console.print(values.table("held-out pictures", meta.calibration))
     console.print(f"wrote {out}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _first(concept: Concept, count: int) -> Concept:
+    """The concept with the first of its phrases only."""
+    few = concept.phrases.model_copy(
+        update={"train": concept.phrases.train[:count], "validation": ()}
+    )
+    return concept.model_copy(update={"phrases": few})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
@@ -20,6 +20,9 @@ from guard.fitting.prompt_rates import by_kind, calibrated, figures
 from guard.painter import Painter
 from guard.progress import Stages
 
+_SPARE = {"unsafe": 2.0, "far": 1.25, "near": 1.25}
+"""Prompts of each kind to choose from, for one that is drawn: among others, a disguised name is
+often not drawn as what it means."""
 _LIKE_OTHERS = 0.9
 """A picture of the concept that scores less than this share of those without it is left out."""
 
@@ -53,35 +56,36 @@ def fit_probe(
     fpr: float,
     near_fpr: float,
     recipe: ProbeRecipe,
+    seed: int,
     progress: Stages,
 ) -> ProbeFit:
     """A probe for each split of `prompts`, taught all pictures but that split's, scored on these.
 
     The labels are those of the prompts, of which only such are drawn as the denoiser is sure of
-    (`guard.fitting.likeness`): a phrase that it does not know shows no concept, and a hard negative
-    that it takes for the concept does. Pictures of the concept that a first round of probes, taught
-    without them, takes for others are left out of the second (confident learning, Northcutt et al.,
-    arXiv 1911.00068). The scores of all held-out pictures give the threshold; all probes together
-    are the guard (cross-conformal prediction, Vovk 2015). Raises DataError where the prompts do not
-    do for the rates that are asked for.
+    (`guard.fitting.likeness`): not every prompt that names the concept shows it, and a hard
+    negative that the denoiser takes for the concept does. Pictures of the concept that a first
+    round of probes, taught without them, takes for others are left out of the second (confident
+    learning, Northcutt et al., arXiv 1911.00068). The scores of all held-out pictures give the
+    threshold; all probes together are the guard (cross-conformal prediction, Vovk 2015). Raises
+    DataError where the prompts do not do for the rates that are asked for.
     """
-    chosen = _chosen(painter, concept, prompts, drawing, recipe.seed, progress)
+    chosen = _chosen(painter, concept, prompts, drawing, seed, progress)
     texts = [prompt.text for prompt in chosen]
     states = painter.draw(
         texts,
         steps=drawing.steps,
         guidance=drawing.guidance,
-        seed=recipe.seed,
+        seed=seed,
         tick=progress("drawing pictures", len(texts)),
     )
     splits = sorted({prompt.split for prompt in chosen})
     parts = torch.tensor([splits.index(prompt.split) for prompt in chosen])
     unsafe = torch.tensor([prompt.unsafe for prompt in chosen])
     every = torch.ones_like(unsafe)
-    _, first = _crossed(states, unsafe, every, parts, recipe, progress)
+    _, first = _crossed(states, unsafe, every, parts, recipe)
     # a prompt that was not drawn as it says is no example of the concept
     drawn = ~unsafe | (first > first[~unsafe].quantile(_LIKE_OTHERS))
-    taught, held_out = _crossed(states, unsafe, drawn, parts, recipe, progress)
+    taught, held_out = _crossed(states, unsafe, drawn, parts, recipe)
     kinds = [prompt.kind for prompt in chosen]
     scores = by_kind(held_out.tolist(), kinds)
     threshold = calibrated(scores, fpr, near_fpr)
@@ -104,18 +108,15 @@ def _crossed(
     used: Tensor,
     parts: Tensor,
     recipe: ProbeRecipe,
-    progress: Stages,
 ) -> tuple[list[Probes], Tensor]:
     """A probe for each part, taught what is `used` of the others, and each part's scores by it."""
     count = int(parts.max()) + 1
-    advance = progress(f"training {count} probes", count * recipe.steps)
     taught, scores = [], torch.zeros(len(states))
     for part in range(count):
         own = used & (parts != part)
         if not unsafe[own].any() or unsafe[own].all():
             raise DataError("there are no pictures with the concept, or none without it")
-        seeded = replace(recipe, seed=recipe.seed + part)
-        taught.append(train_probe(states[own], unsafe[own], seeded, advance))
+        taught.append(train_probe(states[own], unsafe[own], recipe))
         scores[parts == part] = taught[-1](states[parts == part])[:, 0]
     return taught, scores
 
@@ -130,19 +131,28 @@ def _chosen(
 ) -> list[LabelledPrompt]:
     """The prompts to draw, of each kind as many as are wanted, spread over the splits."""
     likeness = likeness_of(painter, concept, prompts, seed=seed, bf16=drawing.bf16)
-    advance = progress("choosing prompts", len(prompts))
-    alike = likeness(painter.read([prompt.text for prompt in prompts]), advance).tolist()
     wanted = {"unsafe": drawing.count, "far": drawing.count, "near": drawing.count // 2}
+    asked = {
+        kind: _spread([p for p in prompts if p.kind == kind], round(_SPARE[kind] * count))
+        for kind, count in wanted.items()
+    }
+    advance = progress("choosing prompts", sum(map(len, asked.values())))
     found: list[LabelledPrompt] = []
-    for kind, count in wanted.items():
+    for kind, candidates in asked.items():
+        alike = likeness(painter.read([prompt.text for prompt in candidates]), advance).tolist()
         sure = [
             prompt
-            for prompt, value in zip(prompts, alike, strict=True)
-            if prompt.kind == kind and (value >= DRAWN if prompt.unsafe else value <= UNDRAWN)
+            for prompt, value in zip(candidates, alike, strict=True)
+            if (value >= DRAWN if prompt.unsafe else value <= UNDRAWN)
         ]
-        # spread over the splits, which stand one behind the other
-        found += sure[:: max(len(sure) // count, 1)][:count]
+        found += _spread(sure, wanted[kind])
     return found
+
+
+def _spread(prompts: Sequence[LabelledPrompt], count: int) -> list[LabelledPrompt]:
+    """`count` at most, from all over the splits, which stand one behind the other."""
+    size = min(count, len(prompts))
+    return [prompts[i * len(prompts) // size] for i in range(size)]
 
 
 def _tensors(probes: Sequence[Probes]) -> dict[str, Any]:
