@@ -152,6 +152,10 @@ class PipelineAttachment:
     def _checked_inputs(self, *args: Any, **kwargs: Any) -> Any:
         # the first thing that every pipeline's call does
         self._begun = True
+        given = signature(self._check).bind(*args, **kwargs).arguments
+        # some denoisers are told the size, by the family when a picture is looked at
+        self._family.height = given.get("height") or self._family.height
+        self._family.width = given.get("width") or self._family.width
         return self._check(*args, **kwargs)
 
     def _refuse_images(self, *_args: Any, **_kwargs: Any) -> Any:
