@@ -150,9 +150,10 @@ def save_toy(
     fitted_on: str = "",
     seams: Sequence[str] = ("embedding",),
     tensors: dict[str, Any] | None = None,
+    width: int = WIDTH,
     **settings: Any,
 ) -> Path:
-    """An artifact for ToyFamily; keyword arguments replace its settings."""
+    """An artifact for ToyFamily, or a model of that width; more arguments replace its settings."""
     meta = ArtifactMeta.model_validate(
         {
             "method": method,
@@ -163,7 +164,7 @@ def save_toy(
                 "architecture": "Toy",
                 "fingerprint": fitted_on or fingerprint(nn.ModuleDict(ToyFamily().encoders)),
                 "layers": 1,
-                "width": WIDTH,
+                "width": width,
             },
             "seams": list(seams),
             "settings": {"threshold": 0.5, "strength": 1.0, "streams": ["text"]} | settings,
