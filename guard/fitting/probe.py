@@ -20,9 +20,9 @@ from guard.fitting.prompt_rates import by_kind, calibrated, figures
 from guard.painter import Painter
 from guard.progress import Stages
 
-_SPARE = {"unsafe": 2.0, "far": 1.25, "near": 1.25}
-"""Prompts of each kind to choose from, for one that is drawn: among others, a disguised name is
-often not drawn as what it means."""
+_SPARE = {"unsafe": 3.0, "near": 1.25}
+"""Prompts to choose from for one that is drawn: among others, a disguised name is often not drawn
+as what it means. Far ones are taken as they come."""
 _LIKE_OTHERS = 0.9
 """A picture of the concept that scores less than this share of those without it is left out."""
 
@@ -132,21 +132,17 @@ def _chosen(
     """The prompts to draw, of each kind as many as are wanted, spread over the splits."""
     likeness = likeness_of(painter, concept, prompts, seed=seed, bf16=drawing.bf16)
     wanted = {"unsafe": drawing.count, "far": drawing.count, "near": drawing.count // 2}
-    asked = {
-        kind: _spread([p for p in prompts if p.kind == kind], round(_SPARE[kind] * count))
-        for kind, count in wanted.items()
-    }
+    of_kind = {kind: [p for p in prompts if p.kind == kind] for kind in wanted}
+    asked = {k: _spread(of_kind[k], round(spare * wanted[k])) for k, spare in _SPARE.items()}
     advance = progress("choosing prompts", sum(map(len, asked.values())))
-    found: list[LabelledPrompt] = []
     for kind, candidates in asked.items():
         alike = likeness(painter.read([prompt.text for prompt in candidates]), advance).tolist()
-        sure = [
+        of_kind[kind] = [
             prompt
             for prompt, value in zip(candidates, alike, strict=True)
             if (value >= DRAWN if prompt.unsafe else value <= UNDRAWN)
         ]
-        found += _spread(sure, wanted[kind])
-    return found
+    return [p for kind, count in wanted.items() for p in _spread(of_kind[kind], count)]
 
 
 def _spread(prompts: Sequence[LabelledPrompt], count: int) -> list[LabelledPrompt]:
