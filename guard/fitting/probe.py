@@ -63,11 +63,11 @@ def fit_probe(
 
     The labels are those of the prompts. Of those with the concept, and of hard negatives, only such
     are drawn as the denoiser is sure of (`guard.fitting.likeness`): not every prompt that names the
-    concept shows it, and a hard negative that the denoiser takes for the concept does. Pictures of the concept that a first
-    round of probes, taught without them, takes for others are left out of the second (confident
-    learning, Northcutt et al., arXiv 1911.00068). The scores of all held-out pictures give the
-    threshold; all probes together are the guard (cross-conformal prediction, Vovk 2015). Raises
-    DataError where the prompts do not do for the rates that are asked for.
+    concept shows it, and a hard negative that the denoiser takes for the concept does. Pictures of
+    the concept that a first round of probes, taught without them, takes for others are left out of
+    the second (confident learning, Northcutt et al., arXiv 1911.00068). The scores of all held-out
+    pictures give the threshold; all probes together are the guard (cross-conformal prediction, Vovk
+    2015). Raises DataError where the prompts do not do for the rates that are asked for.
     """
     chosen = _chosen(painter, concept, prompts, drawing, seed, progress)
     texts = [prompt.text for prompt in chosen]
