@@ -167,7 +167,9 @@ class EngineDrawer:
     def _replaced(self, plan: PicturePlan, replacement: str, look: Look) -> _Settled:
         """The replacement is drawn, unless it does not pass either."""
         ((again, _),) = self._looked([replacement], [plan.last])
-        return _Settled(replace(look, blocked=again.blocked), replacement, plan.last)
+        pending = look.pending and not again.blocked
+        look = replace(look, blocked=again.blocked, pending=pending)
+        return _Settled(look, replacement, plan.last)
 
     @torch.no_grad()
     def _looked(
