@@ -19,6 +19,7 @@ from guard.evaluation.pictures import Advance, Drawn, Look
 CONCEPTS = ("knife", "cat", "banana", "car")
 STYLES = ("noto", "twemoji")
 SIDE = 8
+INSTEAD = "a banana"
 
 
 def judge_file(path: Path, *, blind_to: int | None = None, side: int = SIDE) -> Path:
@@ -62,6 +63,9 @@ class FakeDrawer:
     A policy "knife-good" takes the knife out; "knife-rough" takes out everything; "knife-block"
     blocks. All three act on any prompt that has the letters "knife" in a row, whatever else it
     says. "knife-leaky" claims to leave pictures alone but changes them.
+
+    "knife-seen" looks at pictures, and blocks those with a knife in them; "knife-redrawn" draws
+    `INSTEAD` in their place.
     """
 
     def __init__(self) -> None:
@@ -77,6 +81,8 @@ class FakeDrawer:
         ]
 
     def _look(self, prompt: str, policy: str | None) -> Look:
+        if policy and policy.endswith(("seen", "redrawn")):
+            return Look(same=True, pending=True)
         if policy is None or policy.endswith("leaky") or policy.split("-")[0] not in prompt:
             return Look(same=True, score=0.1)
         blocked = policy.endswith("block")
@@ -105,5 +111,20 @@ class FakeDrawer:
             pictures[i, 0, 0, 2] = seed % 256
             pictures[i, 1, 0, 2] = bool(policy and policy.endswith("leaky"))
             advance(1)
-        looks = self.look(prompts, policies)
-        return [Drawn(look, picture) for look, picture in zip(looks, pictures, strict=True)]
+        return [
+            self._came(Drawn(look, picture), policy, seed)
+            for look, picture, policy, seed in zip(
+                self.look(prompts, policies), pictures, policies, seeds, strict=True
+            )
+        ]
+
+    def _came(self, drawn: Drawn, policy: str | None, seed: int) -> Drawn:
+        """What is left of it where its policy looks at pictures."""
+        if not drawn.look.pending or policy is None or drawn.picture is None:
+            return drawn
+        if not drawn.picture[0, CONCEPTS.index(policy.split("-")[0]), 0]:
+            return drawn
+        if policy.endswith("seen"):
+            return Drawn(Look(False, fired=True, blocked=True, score=7.0), None)
+        (other,) = self.draw([INSTEAD], [seed], [None], lambda _count: None)
+        return Drawn(Look(False, fired=True, score=7.0), other.picture)
