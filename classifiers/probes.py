@@ -44,7 +44,7 @@ class ProbeRecipe:
     """How a probe is trained: `penalty` is that of the squared weights, `steps` the most of
     L-BFGS."""
 
-    penalty: float = 3e-3
+    penalty: float = 1e-2
     steps: int = 100
 
 

@@ -37,10 +37,10 @@ def probe(
     ] = None,
     fpr: Annotated[
         float, typer.Option(min=1e-4, max=0.5, help="False-positive rate on far pictures.")
-    ] = 0.01,
+    ] = 0.02,
     near_fpr: Annotated[
         float, typer.Option(min=1e-4, max=0.5, help="False-positive rate on hard negatives.")
-    ] = 0.03,
+    ] = 0.05,
     folds: Annotated[
         int, typer.Option(min=2, max=16, help="Probes, each taught all but its share.")
     ] = 4,
