@@ -23,7 +23,7 @@ from benchmarks.attacks.search import Found, greedy_swaps
 from benchmarks.attacks.target import Target, Views
 from steering.conditioning import Conditioning
 
-_DRAWN = 4
+_DRAWN = 2
 """Candidates of a step that are drawn where a guard looks at pictures."""
 NAMES = {"picture": "unlearn-diff-atk", "prompt": "p4d"}
 

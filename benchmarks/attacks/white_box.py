@@ -30,8 +30,8 @@ from steering.engines.diffusion.glimpse import Glimpse
 from steering.methods.cgce import CgceScreen
 from steering.prompted import PromptBank, Screen
 
-STEPS, GUIDANCE = 8, 3.0
-"""As the suite draws."""
+STEPS, GUIDANCE = 4, 3.0
+"""Of what is drawn for a search: few steps show already what it will be."""
 SEEDS = 2
 """Pictures of a candidate that are drawn."""
 
