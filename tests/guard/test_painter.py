@@ -1,0 +1,54 @@
+"""A painter's pictures as the denoiser sees them: those that the engine would draw."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from guard.painter import Painter
+from steering.engines.diffusion.engine import DiffusionEngine, PictureStart
+from steering.fingerprint import fingerprint
+from steering.prompted import PromptBank
+from tests.steering.engines.diffusion import tiny
+
+PROMPTS = ["a knife", "a cat", "red dog"] * 6
+"""More than are drawn at once."""
+
+
+@pytest.fixture(scope="module")
+def painter() -> Painter:
+    return Painter(tiny.built("emoji"), name="tiny", architecture="StableDiffusionPipeline")
+
+
+def test_each_prompt_is_drawn_with_the_seed_behind_the_one_before(painter: Painter) -> None:
+    told: list[int] = []
+    states = painter.draw(PROMPTS, steps=3, guidance=2.0, seed=40, tick=told.append)
+    assert len(states) == len(PROMPTS) and sum(told) == len(PROMPTS)
+    engine = DiffusionEngine(painter.family, PromptBank(), capacity=1)
+    # first, within and behind the first batch
+    for index in (0, 1, 15, 16, 17):
+        engine.reset()
+        engine.start([PictureStart(PROMPTS[index], seed=40 + index, steps=3, guidance=2.0)])
+        while not engine.step():
+            pass
+        assert torch.allclose(states[[index]], engine.seen([0]), atol=1e-3)
+    assert not torch.allclose(states[0], states[3], atol=1e-1)
+
+
+def test_steps_and_guidance_are_those_asked_for(painter: Painter) -> None:
+    plain = painter.draw(["a knife"], steps=3, guidance=2.0)
+    others = [painter.draw(["a knife"], steps=s, guidance=g) for s, g in ((4, 2.0), (3, 5.0))]
+    assert all(not torch.allclose(plain, other, atol=1e-3) for other in others)
+
+
+def test_its_states_can_be_taught_from(painter: Painter) -> None:
+    states = painter.draw(PROMPTS[:2], steps=1, guidance=1.0)
+    assert not states.is_inference() and not states.requires_grad
+    assert states.device.type == "cpu"
+
+
+def test_an_artifact_says_which_denoiser_it_is_of(painter: Painter) -> None:
+    fitted = painter.fitted_denoiser(32)
+    assert fitted.fingerprint == fingerprint(painter.family.denoiser)
+    assert fitted.fingerprint != painter.fitted_model().fingerprint
+    assert (fitted.name, fitted.width) == ("tiny", 32)
