@@ -62,6 +62,11 @@ def probe(
     concept = read_concept(concept_file)
     if out.suffix != ".safetensors":
         raise DataError(f"{out}: an artifact's name ends in .safetensors")
+    if concept.ending:
+        raise DataError(
+            f"{concept_file}: {concept.name} is a style, which the model draws where none is asked "
+            "for too: its own pictures cannot teach a probe what is without it"
+        )
 
     from classifiers.probes import ProbeRecipe
     from guard.fitting.concept_prompts import folds_of
