@@ -121,8 +121,7 @@ class EngineDrawer:
         starts = [self._start(again, seeds[i]) for i, again in late.items()]
         replaced = drawn(self._engine, starts, lambda _count: None)
         for (i, again), each in zip(late.items(), replaced, strict=True):
-            look = replace(made[i].look, blocked=False)
-            made[i] = _came(replace(again, look=look), each)
+            made[i] = _came(replace(again, look=made[i].look), each)
         return made
 
     def _asked(self, prompt: str, policy: str | None) -> _Settled:

@@ -78,6 +78,8 @@ def fit_probe(
         seed=seed,
         tick=progress("drawing pictures", len(texts)),
     )
+    if not states.isfinite().all():
+        raise DataError("the model draws pictures that are not finite: another dtype may help")
     splits = sorted({prompt.split for prompt in chosen})
     parts = torch.tensor([splits.index(prompt.split) for prompt in chosen])
     unsafe = torch.tensor([prompt.unsafe for prompt in chosen])

@@ -81,7 +81,7 @@ class PipelineAttachment:
         self._check = pipeline.check_inputs
         self._replaced: list[tuple[Any, str, Any]] = []
         self._latents: Tensor | None = None
-        self._steps = 0
+        self._steps, self._owed = 0, False
         if self._watching:
             self._glimpse = Glimpse(family)
             self._end: Callable[[], Any] = getattr(pipeline, _END)
@@ -135,8 +135,15 @@ class PipelineAttachment:
 
     def _ended(self) -> Any:
         """The last thing of a call: what it has drawn is looked at before anyone has it."""
-        ended, latents = self._end(), self._latents
-        self._latents = None
+        try:
+            if self._owed:
+                self._look()
+        finally:
+            ended = self._end()  # behind the look, which needs the denoiser where it is
+        return ended
+
+    def _look(self) -> None:
+        latents, self._latents, self._owed = self._latents, None, False
         if latents is None or len(latents) != self.rows:
             raise Unfollowed("what was drawn cannot be followed: use the pipeline's own scheduler")
         with torch.no_grad():
@@ -147,7 +154,6 @@ class PipelineAttachment:
             for told, more in zip(self._readings, seen, strict=True)
         )
         self._after(self)
-        return ended
 
     def _checked_inputs(self, *args: Any, **kwargs: Any) -> Any:
         # the first thing that every pipeline's call does
@@ -173,7 +179,7 @@ class PipelineAttachment:
             # the negative prompt of a call; embeddings asked for outside of one come back with it
             return encoded
         self.began = time.monotonic()
-        self._latents, self._steps = None, 0
+        self._latents, self._steps, self._owed = None, 0, True
         if not self._guards:
             self._readings = tuple({} for _ in encoded[0])
             self._finite = [True] * len(self._readings)

@@ -44,5 +44,7 @@ class Glimpse:
             pass
         finally:
             handle.remove()
+        if not found:
+            raise RuntimeError("the denoiser did not come to its middle block")
         states = found[0]
         return states.flatten(2).transpose(1, 2) if states.ndim > 3 else states
