@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import nn
@@ -24,7 +24,8 @@ from steering.methods.embedding import EmbeddingGuard
 from steering.methods.screens import PICTURE_SCREENS, SCREENS
 from steering.prompted import PromptBank, Screen
 
-S = TypeVar("S")
+Own = Literal["steer", "refine", "block"]
+"""What a guard does by itself."""
 
 
 class Reads(Protocol):
@@ -50,17 +51,20 @@ class PictureGuards:
         self._name, self._family = name, family
         self.found = find_guards(config.guards, "pictures", name, self._loaded)
         fitted = list(self.found.fit.values())
-        device = self._text.states[next(iter(self._text.states))].device
-        screens = _stacked(SCREENS, fitted, device)
+        screens = _stacked(SCREENS, fitted, self._device)
         self.bank = PromptBank(screens)
         self.guides = tuple(cast(Guide, screen) for screen in screens if _guides(screen))
-        self.finished = PictureBank(_stacked(PICTURE_SCREENS, fitted, device))
+        self.finished = PictureBank(_stacked(PICTURE_SCREENS, fitted, self._device))
 
     @cached_property
     def _text(self) -> Conditioning:
         """What the model's encoders give for some prompt: it must take the guards."""
         with torch.no_grad():
             return self._family.encode([""])
+
+    @property
+    def _device(self) -> torch.device:
+        return next(iter(self._text.states.values())).device
 
     @cached_property
     def _encoders(self) -> str:
@@ -85,14 +89,13 @@ class PictureGuards:
         if meta.method not in SCREENS:
             known = ", ".join([*SCREENS, *PICTURE_SCREENS])
             raise ValueError(f"unknown method {meta.method!r}: this release has {known}")
-        device = self._text.states[next(iter(self._text.states))].device
-        screen = SCREENS[meta.method]([guard], device)
+        screen = SCREENS[meta.method]([guard], self._device)
         _try(screen, self._text)
         return _of(setting, meta, guard, "steer" if _guides(screen) else "refine"), guard
 
 
 def _of(
-    setting: GuardConfig, meta: ArtifactMeta, guard: EmbeddingGuard, action: Any
+    setting: GuardConfig, meta: ArtifactMeta, guard: EmbeddingGuard, action: Own
 ) -> LoadedGuard:
     strength = 1.0 if action == "block" else setting.strength
     return LoadedGuard(

@@ -74,6 +74,8 @@ class Family(ABC):
     """Which of the tensors that `encode_prompt` returns are the prompt's."""
     separate_negative: ClassVar[bool] = False
     """Whether the pipeline encodes its negative prompt by a second `encode_prompt`."""
+    _blocks: ClassVar[str] = "transformer_blocks"
+    """Where a transformer has its blocks."""
     default_guidance: str = "guidance_scale"
     """The argument of the pipeline's call that is its guidance."""
 
@@ -141,11 +143,6 @@ class Family(ABC):
     def cross_attention(self) -> list[tuple[str, nn.Module]]:
         """The modules in which pictures attend to the text, by their name in the denoiser."""
 
-    @property
-    @abstractmethod
-    def middle(self) -> nn.Module:
-        """The block in the middle of the denoiser, whose output says most of what is drawn."""
-
     @abstractmethod
     def _picture(self, latents: Tensor) -> NDArray[np.float32]:
         """In 0..1, `[rows, height, width, 3]`, for videos `[rows, frames, height, width, 3]`."""
@@ -162,6 +159,12 @@ class Family(ABC):
         names = (name for name in self.pipeline.components if name.startswith("text_encoder"))
         found = {name: getattr(self.pipeline, name) for name in names}
         return {name: encoder for name, encoder in found.items() if encoder is not None}
+
+    @property
+    def middle(self) -> nn.Module:
+        """The block in the middle of the denoiser, whose output says most of what is drawn."""
+        blocks: nn.ModuleList = getattr(self.denoiser, self._blocks)
+        return blocks[len(blocks) // 2]
 
     @property
     def distilled(self) -> bool:

@@ -112,11 +112,6 @@ class Flux(Family):
         )[0]
         return said
 
-    @property
-    def middle(self) -> nn.Module:
-        blocks: nn.ModuleList = self.denoiser.transformer_blocks
-        return blocks[len(blocks) // 2]
-
     def cross_attention(self) -> list[tuple[str, nn.Module]]:
         names = ("transformer_blocks", "single_transformer_blocks")
         return [

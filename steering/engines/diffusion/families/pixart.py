@@ -81,11 +81,6 @@ class PixArt(Family):
         learns_variance = self.denoiser.config.out_channels // 2 == latents.shape[1]
         return said.chunk(2, 1)[0] if learns_variance else said
 
-    @property
-    def middle(self) -> nn.Module:
-        blocks: nn.ModuleList = self.denoiser.transformer_blocks
-        return blocks[len(blocks) // 2]
-
     def cross_attention(self) -> list[tuple[str, nn.Module]]:
         blocks = enumerate(self.denoiser.transformer_blocks)
         return [(f"transformer_blocks.{i}.attn2", block.attn2) for i, block in blocks]

@@ -123,11 +123,6 @@ class StableDiffusion3(Family):
         )[0]
         return said
 
-    @property
-    def middle(self) -> nn.Module:
-        blocks: nn.ModuleList = self.denoiser.transformer_blocks
-        return blocks[len(blocks) // 2]
-
     def cross_attention(self) -> list[tuple[str, nn.Module]]:
         blocks = enumerate(self.denoiser.transformer_blocks)
         return [(f"transformer_blocks.{i}.attn", block.attn) for i, block in blocks]

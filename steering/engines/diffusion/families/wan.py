@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from inspect import signature
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from steering.engines.diffusion.families.base import Family, Reader
 class Wan(Family):
     """Stream `t5`. `frames` None is the pipeline's own default."""
 
+    _blocks: ClassVar[str] = "blocks"
     _needs = ("text_encoder", "tokenizer", "transformer", "vae")
 
     def __init__(
@@ -92,11 +93,6 @@ class Wan(Family):
             return_dict=False,
         )[0]
         return said
-
-    @property
-    def middle(self) -> nn.Module:
-        blocks: nn.ModuleList = self.denoiser.blocks
-        return blocks[len(blocks) // 2]
 
     def cross_attention(self) -> list[tuple[str, nn.Module]]:
         blocks = enumerate(self.denoiser.blocks)
