@@ -214,6 +214,13 @@ def test_the_report_tells_figures_and_shows_pictures(games: list[Played]) -> Non
     assert "http://" not in page.replace("http://www.w3.org", "")
 
 
+def test_what_ours_is_made_of_is_no_baseline(games: list[Played]) -> None:
+    report = Report(games, "good", len(CONCEPTS), parts=["rough"])
+    named = [figure.name for figure in report.figures if "baseline" in figure.name]
+    assert named == ["sum of errors below the best baseline (block)"]
+    assert set(report.methods) == {"good", "rough", "block"}
+
+
 def test_the_bare_report_stands_alone(tmp_path: Path) -> None:
     rows = [row for row in _prompts() if not row.concept]
     games = _evaluation(tmp_path, FakeDrawer())[1].run(rows, _quiet)
