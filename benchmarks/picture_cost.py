@@ -2,9 +2,9 @@
 
 By turns, in an order drawn anew each round: a picture without guards, detection with 64 concepts
 loaded and all of them carried by the request (nothing fires), the refinement of a request that
-fires, its detection taken off, and what 64 probes take to look at one finished picture. The 64 are
-copies of one fitted guard, each turned a little. Medians over the rounds, and medians of each
-round's ratios to its own picture.
+fires, its detection taken off, and what 64 classifiers of latents take to look at one finished
+picture. The 64 are copies of one fitted guard, each turned a little. Medians over the rounds, and
+medians of each round's ratios to its own picture.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from guard.artifact import Artifact
 from guard.models import resolve_source
 from steering.engines.diffusion.engine import DiffusionEngine, PictureStart
 from steering.engines.diffusion.families import Family, family_of
-from steering.engines.diffusion.glimpse import Glimpse
 from steering.engines.diffusion.loading import load_pipeline
 from steering.finished import PictureBank
 from steering.methods.embedding import EmbeddingGuard
@@ -38,7 +37,7 @@ from steering.table import RowGuard
 
 CONCEPTS = 64
 DETECTION, REFINEMENT = 0.01, 0.05
-PARTS = ("picture", "detection", "refinement", "probes")
+PARTS = ("picture", "detection", "refinement", "looking")
 _REPEATS = 5
 """Of all but pictures in a round: each takes milliseconds."""
 
@@ -48,7 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("artifact", type=Path, help="a fitted embedding guard")
     parser.add_argument("prompt", help="a prompt on which it fires")
-    parser.add_argument("--probe", type=Path, help="a fitted probe, to be measured too")
+    parser.add_argument("--latents", type=Path, help="a classifier of latents, to be measured too")
     parser.add_argument("--silent", default="a house on a green background")
     parser.add_argument("--model", default="emoji")
     parser.add_argument("--steps", type=int, default=25)
@@ -58,8 +57,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     family = family_of(load_pipeline(resolve_source(arguments.model)))
-    probe = Artifact.load(arguments.probe) if arguments.probe else None
-    result = measure(family, Artifact.load(arguments.artifact), arguments, probe)
+    latents = Artifact.load(arguments.latents) if arguments.latents else None
+    result = measure(family, Artifact.load(arguments.artifact), arguments, latents)
     if arguments.json:
         print(json.dumps(result, indent=2))
         return
@@ -83,7 +82,7 @@ def measure(
     family: Family,
     artifact: Artifact,
     arguments: argparse.Namespace,
-    probe: Artifact | None = None,
+    latents: Artifact | None = None,
 ) -> dict[str, Any]:
     """Seconds and ratios of each part; raises SystemExit where the guard does not fire."""
     guards = _copies(artifact)
@@ -123,8 +122,8 @@ def measure(
         "detection": (lambda: bank.apply(calm, [silent]), _REPEATS, 1),
         "firing": (lambda: bank.apply(unsafe, [firing]), _REPEATS, 1),
     }
-    if probe is not None:
-        parts["probes"] = (_looking(family, probe), _REPEATS, 1)
+    if latents is not None:
+        parts["looking"] = (_looking(family, latents), _REPEATS, 1)
     taken: dict[str, list[float]] = {name: [] for name in parts}
     draw = random.Random(0)
     with torch.no_grad():
@@ -147,12 +146,12 @@ def measure(
 
 
 def _looking(family: Family, artifact: Artifact) -> Callable[[], object]:
-    """What a complete row takes: its latents through half of the denoiser, and all probes."""
+    """What a complete row takes: its latents through all classifiers."""
     guards = _copies(artifact)
     bank = PictureBank([PICTURE_SCREENS[artifact.meta.method](guards, family.device)])
     silent = [RowGuard(name, 1e9, 1.0) for name in bank.names]
-    glimpse, latents = Glimpse(family), family.noise([0])
-    return lambda: bank.read(glimpse(latents), [silent])
+    latents = family.noise([0])
+    return lambda: bank.read(family.unpacked(latents), [silent])
 
 
 def _copies(artifact: Artifact) -> list[EmbeddingGuard]:

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from guard.errors import DataError
 from guard.fit_cgce_cli import cgce
-from guard.fit_probe_cli import probe
+from guard.fit_latents_cli import latents
 from guard.fit_training_free_cli import nearest, negative_prompt, safe_guidance, safree
 from guard.progress import stages
 from guard.prompts import ForgetPrompt, PairedAnswers, RetainPrompt, read_rows
@@ -105,9 +105,9 @@ app.command(
     "--concept-file examples/emoji/guards/knife.json --out knife-cgce.safetensors"
 )(cgce)
 app.command(
-    epilog="Example: guard fit probe --model emoji --steps 8 --guidance 3 "
-    "--concept-file examples/emoji/guards/knife.json --out knife-probe.safetensors"
-)(probe)
+    epilog="Example: guard fit latents --model emoji --steps 8 --guidance 3 "
+    "--concept-file examples/emoji/guards/knife.json --out knife-latents.safetensors"
+)(latents)
 
 for _name, _fit in (
     ("safree", safree),

@@ -65,10 +65,10 @@ class Painter:
         seed: int = 0,
         tick: Callable[[int], None] = lambda _rows: None,
     ) -> Tensor:
-        """What the denoiser sees in a picture of each prompt: see `DiffusionEngine.seen`.
+        """The finished latents of a picture of each prompt: see `DiffusionEngine.finished`.
 
-        `[prompts, places, width]`, on the CPU; the first has the seed `seed`, the next the one
-        behind it. `tick` is told of pictures that are done.
+        `[prompts, channels, (frames,) height, width]`, on the CPU; the first has the seed `seed`,
+        the next the one behind it. `tick` is told of pictures that are done.
         """
         engine = DiffusionEngine(self.family, PromptBank(), capacity=_PICTURES, forward=None)
         found = []
@@ -82,19 +82,19 @@ class Painter:
             )
             while not (done := engine.step()):
                 pass
-            found.append(engine.seen(done).cpu())
+            found.append(engine.finished(done).cpu())
             engine.reset()
             tick(len(part))
         return torch.cat(found)
 
-    def fitted_denoiser(self, width: int) -> FittedModel:
-        """What an artifact says of the denoiser that it was fitted on."""
+    def fitted_autoencoder(self) -> FittedModel:
+        """What an artifact says of the autoencoder whose latents it was fitted on."""
         return FittedModel(
             name=self.name,
             architecture=self._architecture,
-            fingerprint=fingerprint(self.family.denoiser),
+            fingerprint=fingerprint(self.family.autoencoder),
             layers=1,
-            width=width,
+            width=self.family.channels,
         )
 
     def fitted_model(self) -> FittedModel:

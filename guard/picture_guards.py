@@ -35,7 +35,10 @@ class Reads(Protocol):
     def encoders(self) -> Mapping[str, nn.Module]: ...
 
     @property
-    def denoiser(self) -> nn.Module: ...
+    def autoencoder(self) -> nn.Module: ...
+
+    @property
+    def channels(self) -> int: ...
 
     def encode(self, prompts: Sequence[str]) -> Conditioning: ...
 
@@ -71,8 +74,8 @@ class PictureGuards:
         return fingerprint(nn.ModuleDict(dict(self._family.encoders)))
 
     @cached_property
-    def _denoiser(self) -> str:
-        return fingerprint(self._family.denoiser)
+    def _autoencoder(self) -> str:
+        return fingerprint(self._family.autoencoder)
 
     def _loaded(
         self, setting: GuardConfig, artifact: Artifact
@@ -80,10 +83,13 @@ class PictureGuards:
         meta = artifact.meta
         guard = EmbeddingGuard(setting.name, artifact.tensors, meta.settings)
         if meta.method in PICTURE_SCREENS:
-            artifact.require_model(self._denoiser, served=self._name)
-            PICTURE_SCREENS[meta.method]([guard], "cpu")
-            if guard.tensor("weight", "picture", 2).shape[1] != meta.model.width:
-                raise ValueError(f"guard {setting.name}: is not as wide as the model's states")
+            artifact.require_model(self._autoencoder, served=self._name)
+            channels = PICTURE_SCREENS[meta.method]([guard], "cpu").channels
+            if channels != self._family.channels:
+                raise ValueError(
+                    f"guard {setting.name}: takes latents of {channels} channels, the model's have "
+                    f"{self._family.channels}"
+                )
             return _of(setting, meta, guard, "block"), guard
         artifact.require_model(self._encoders, served=self._name)
         if meta.method not in SCREENS:

@@ -1,9 +1,9 @@
 """What guards see of a finished picture, before anyone else does.
 
-They read what the denoiser's middle says of the finished latents under the empty prompt: states
-`[rows, places, width]`. Every loaded guard of one method is stacked into one `PictureScreen`, and a
-`PictureBank` holds one screen a method. Guards here see and do not act: what becomes of a picture
-that shows the concept is for the policy's fallback to decide.
+They read the finished latents, `[rows, channels, (frames,) height, width]`. Every loaded guard of
+one method is stacked into one `PictureScreen`, and a `PictureBank` holds one screen a method.
+Guards here see and do not act: what becomes of a picture that shows the concept is for the policy's
+fallback to decide.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ class PictureScreen(Protocol):
     """All loaded guards of one method, stacked; column i is the guard `names[i]`."""
 
     names: Sequence[str]
+    channels: int
 
-    def sense(self, states: Tensor) -> Tensor:
-        """Scores `[rows, guards]` of `states [rows, places, width]`.
+    def sense(self, latents: Tensor, columns: Sequence[int]) -> Tensor:
+        """Scores `[rows, columns]` of these guards.
 
         Larger means more of the concept; NaN for a row that is not finite.
         """
@@ -43,9 +44,9 @@ class PictureBank:
         return name in self.names
 
     def read(
-        self, states: Tensor, guards: Sequence[Sequence[RowGuard]]
+        self, latents: Tensor, guards: Sequence[Sequence[RowGuard]]
     ) -> tuple[dict[str, PromptReading], ...]:
-        """What the guards of each row see in `states [rows, places, width]`.
+        """What the guards of each row see in `latents`.
 
         `guards[i]` are those that row i carries, all of this bank. A reading that has fired is not
         resolved. Raises KeyError for an unknown guard.
@@ -53,10 +54,14 @@ class PictureBank:
         if unknown := sorted({guard.name for row in guards for guard in row} - {*self.names}):
             raise KeyError(f"no guard {', '.join(unknown)} in the bank")
         readings: list[dict[str, PromptReading]] = [{} for _ in guards]
+        wanted = {guard.name for row in guards for guard in row}
         for screen in self.screens:
-            said = screen.sense(states).tolist()
+            columns = [i for i, name in enumerate(screen.names) if name in wanted]
+            if not columns:
+                continue
+            said = screen.sense(latents, columns).tolist()
             for row, scores, carried in zip(readings, said, guards, strict=True):
-                found = dict(zip(screen.names, scores, strict=True))
+                found = {screen.names[i]: score for i, score in zip(columns, scores, strict=True)}
                 row |= {
                     guard.name: _reading(found[guard.name], guard.threshold)
                     for guard in carried

@@ -26,7 +26,6 @@ from guard.config import load_config
 from guard.picture_plan import PicturePlan, PicturePlans
 from steering.conditioning import Conditioning
 from steering.engines.diffusion.families import Family, family_of
-from steering.engines.diffusion.glimpse import Glimpse
 from steering.methods.cgce import CgceScreen
 from steering.prompted import PromptBank, Screen
 
@@ -44,7 +43,7 @@ class Onlookers:
         self._screens = plans.finished.screens
         self._limits = {row.name: row.threshold for row in plan.rows()}
         self._drawing = Drawing(family, steps=STEPS, guidance=GUIDANCE)
-        self._glimpse = Glimpse(family)
+        self._family = family
         self._seeds = iter(range(1000 * seed, 2**31, SEEDS))
 
     def over(self, text: Conditioning) -> Tensor:
@@ -60,9 +59,9 @@ class Onlookers:
         return range(first, first + SEEDS)
 
     def _over(self, latents: Tensor) -> Tensor:
-        states = self._glimpse(latents)
+        whole = self._family.unpacked(latents)
         found = [
-            screen.sense(states)[:, column] - self._limits[name]
+            screen.sense(whole, [column])[:, 0] - self._limits[name]
             for screen in self._screens
             for column, name in enumerate(screen.names)
             if name in self._limits

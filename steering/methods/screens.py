@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from steering.finished import PictureScreen
-from steering.methods import cgce, nearest, probe, safe_guidance, safree
+from steering.methods import cgce, latents, nearest, safe_guidance, safree
 from steering.methods.embedding import EmbeddingGuard
 from steering.prompted import Screen
 
@@ -28,6 +28,6 @@ hold cannot be stacked.
 """
 
 PICTURE_SCREENS: dict[str, Callable[[Guards, torch.device | str], PictureScreen]] = {
-    "probe": probe.stack,
+    "latents": latents.stack,
 }
 """The same for methods that look at finished pictures."""

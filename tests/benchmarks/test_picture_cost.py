@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.picture_cost import CONCEPTS, measure
 from guard.artifact import Artifact
+from tests.guard.toy_pictures import save_drawn_latents
 from tests.server.tiny_pipeline import save_guards, save_pipeline
 
 
@@ -27,5 +28,15 @@ def test_every_part_is_measured(tmp_path: Path) -> None:
     assert result["picture"]["ratio"] == 1.0
     assert result["detection"]["seconds"] > 0
     assert result["steps_taken"] >= 1
+    assert "looking" not in result
     with pytest.raises(SystemExit, match="does not fire"):
         measure(family, artifact, _arguments("a cat"))
+
+
+def test_a_look_at_the_finished_picture_is_measured_where_it_is_asked_for(tmp_path: Path) -> None:
+    family = save_pipeline(tmp_path / "pipeline")
+    save_guards(tmp_path, family)
+    save_drawn_latents(tmp_path / "look.safetensors", family)
+    artifact, latents = (Artifact.load(tmp_path / f"{n}.safetensors") for n in ("knife", "look"))
+    result = measure(family, artifact, _arguments("a knife"), latents)
+    assert result["looking"]["seconds"] > 0 and result["looking"]["ratio"] > 0

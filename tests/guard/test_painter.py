@@ -1,4 +1,4 @@
-"""A painter's pictures as the denoiser sees them: those that the engine would draw."""
+"""The latents of a painter's pictures: those that the engine would draw."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def painter() -> Painter:
 
 def test_each_prompt_is_drawn_with_the_seed_behind_the_one_before(painter: Painter) -> None:
     told: list[int] = []
-    states = painter.draw(PROMPTS, steps=3, guidance=2.0, seed=40, tick=told.append)
-    assert len(states) == len(PROMPTS) and sum(told) == len(PROMPTS)
+    latents = painter.draw(PROMPTS, steps=3, guidance=2.0, seed=40, tick=told.append)
+    assert len(latents) == len(PROMPTS) and sum(told) == len(PROMPTS)
     engine = DiffusionEngine(painter.family, PromptBank(), capacity=1)
     # first, within and behind the first batch
     for index in (0, 1, 15, 16, 17):
@@ -31,8 +31,8 @@ def test_each_prompt_is_drawn_with_the_seed_behind_the_one_before(painter: Paint
         engine.start([PictureStart(PROMPTS[index], seed=40 + index, steps=3, guidance=2.0)])
         while not engine.step():
             pass
-        assert torch.allclose(states[[index]], engine.seen([0]), atol=1e-3)
-    assert not torch.allclose(states[0], states[3], atol=1e-1)
+        assert torch.allclose(latents[[index]], engine.finished([0]), atol=1e-3)
+    assert not torch.allclose(latents[0], latents[3], atol=1e-1)
 
 
 def test_steps_and_guidance_are_those_asked_for(painter: Painter) -> None:
@@ -41,14 +41,24 @@ def test_steps_and_guidance_are_those_asked_for(painter: Painter) -> None:
     assert all(not torch.allclose(plain, other, atol=1e-3) for other in others)
 
 
-def test_its_states_can_be_taught_from(painter: Painter) -> None:
-    states = painter.draw(PROMPTS[:2], steps=1, guidance=1.0)
-    assert not states.is_inference() and not states.requires_grad
-    assert states.device.type == "cpu"
+def test_its_latents_can_be_taught_from(painter: Painter) -> None:
+    latents = painter.draw(PROMPTS[:2], steps=1, guidance=1.0)
+    assert not latents.is_inference() and not latents.requires_grad
+    assert latents.device.type == "cpu"
 
 
-def test_an_artifact_says_which_denoiser_it_is_of(painter: Painter) -> None:
-    fitted = painter.fitted_denoiser(32)
-    assert fitted.fingerprint == fingerprint(painter.family.denoiser)
+@pytest.mark.parametrize("name", ["emoji", "flux", "wan"])
+def test_latents_come_in_their_channels_and_places(name: str) -> None:
+    family = tiny.built(name)
+    latents = Painter(family, name="tiny", architecture="").draw(["a cat"], steps=1, guidance=1.0)
+    assert latents.shape == (1, *family.shape)
+
+
+@pytest.mark.parametrize("name", ["emoji", "flux"])
+def test_an_artifact_says_which_autoencoder_it_is_of(name: str) -> None:
+    painter = Painter(tiny.built(name), name="tiny", architecture="Pipeline")
+    fitted = painter.fitted_autoencoder()
+    assert fitted.fingerprint == fingerprint(painter.family.pipeline.vae)
     assert fitted.fingerprint != painter.fitted_model().fingerprint
-    assert (fitted.name, fitted.width) == ("tiny", 32)
+    assert (fitted.name, fitted.architecture) == ("tiny", "Pipeline")
+    assert fitted.width == painter.family.shape[0]

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
+from guard.artifact import Artifact
 from guard.config import Config, GuardConfig, PolicyConfig
 from guard.errors import ArtifactError
 from guard.picture_guards import PictureGuards
@@ -27,7 +27,7 @@ from tests.guard.toy_pictures import (
     TOY_METHODS,
     WIDTH,
     ToyFamily,
-    save_probe,
+    save_latents,
     save_toy,
 )
 
@@ -49,7 +49,7 @@ def _toys(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def config_of(folder: Path, *guards: str, **policy: Any) -> Config:
     """`look` sees pictures, `knife` reads prompts; a policy "p" of those named."""
     known = {
-        "look": save_probe(folder / "look.safetensors"),
+        "look": save_latents(folder / "look.safetensors"),
         "knife": save_toy(folder / "knife.safetensors"),
     }
     return Config(
@@ -62,27 +62,27 @@ def plan_of(folder: Path, *guards: str, **policy: Any) -> PicturePlan:
     return PicturePlans(config_of(folder, *guards, **policy), ToyFamily(), name="toy")["p"]
 
 
-def test_a_probe_is_of_the_bank_of_pictures_and_no_other(tmp_path: Path) -> None:
+def test_a_classifier_is_of_the_bank_of_pictures_and_no_other(tmp_path: Path) -> None:
     guards = PictureGuards(config_of(tmp_path), ToyFamily(), name="toy")
     assert guards.finished.names == ("look",) and guards.bank.names == ("knife",)
     assert guards.guides == () and guards.found.broken == {}
     loaded, _ = guards.found.fit["look"]
-    assert loaded == LoadedGuard("look", "object/look", "probe", "block", 0.5, 1.0)
+    assert loaded == LoadedGuard("look", "object/look", "latents", "block", 0.5, 1.0)
     assert guards.found.fit["knife"][0].action == "refine"
 
 
-def test_probes_are_stacked_and_read_what_is_drawn(tmp_path: Path) -> None:
+def test_classifiers_are_stacked_and_read_what_is_drawn(tmp_path: Path) -> None:
     config = Config(
         guards=tuple(
-            GuardConfig(name=name, artifact=save_probe(tmp_path / f"{name}.safetensors"))
+            GuardConfig(name=name, artifact=save_latents(tmp_path / f"{name}.safetensors"))
             for name in ("one", "two")
         )
     )
     family = ToyFamily()
     bank = PictureGuards(config, family, name="toy").finished
     assert len(bank.screens) == 1 and bank.names == ("one", "two")
-    states = family.glimpse(family.encode([f"a {PAINTED}", "a cat"]))
-    found = bank.read(states, [[RowGuard("one", 0.5, 1.0), RowGuard("two", 99.0, 1.0)]] * 2)
+    latents = family.latents(family.encode([f"a {PAINTED}", "a cat"]))
+    found = bank.read(latents, [[RowGuard("one", 0.5, 1.0), RowGuard("two", 99.0, 1.0)]] * 2)
     fired = [{name: told.fired for name, told in row.items()} for row in found]
     assert fired == [{"one": True, "two": False}, {"one": False, "two": False}]
 
@@ -95,7 +95,7 @@ def test_a_threshold_is_the_configured_one_or_that_of_the_fit(tmp_path: Path) ->
     # there is nothing whose strength could be set
     assert plans["p"].rows()[0] == RowGuard("look", 0.75, 1.0)
     # and nothing that a fit would have to say of it
-    save_probe(tmp_path / "look.safetensors", threshold=0.25, strength="none")
+    save_latents(tmp_path / "look.safetensors", threshold=0.25, strength="none")
     plans = PicturePlans(config, ToyFamily(), name="toy")
     assert plans["p"].rows()[0] == RowGuard("look", 0.25, 1.0)
 
@@ -103,22 +103,25 @@ def test_a_threshold_is_the_configured_one_or_that_of_the_fit(tmp_path: Path) ->
 # -- what does not fit --------------------------------------------------------------------------
 
 FAULTS: dict[str, tuple[dict[str, Any], str]] = {
-    "another denoiser": ({"fitted_on": "0" * 64}, "was fitted on 'toy'.*not on 'toy'"),
-    # it is the denoiser that is looked through, not the encoders
+    "another autoencoder": ({"fitted_on": "0" * 64}, "was fitted on 'toy'.*not on 'toy'"),
+    # it is the autoencoder that gives latents their meaning, not the encoders
     "the encoders": (
         {"fitted_on": fingerprint(torch.nn.ModuleDict(ToyFamily().encoders))},
         "was fitted on 'toy'.*not on 'toy'",
     ),
-    "another width": ({"width": WIDTH + 1}, "not as wide as the model's states: fit the guard"),
+    "other channels": (
+        {"channels": WIDTH + 1},
+        f"guard look: takes latents of {WIDTH + 1} channels, the model's have {WIDTH}",
+    ),
     "no threshold": ({"threshold": "nan"}, "threshold must be a finite number"),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_probe_that_does_not_fit_breaks_its_policies(tmp_path: Path, fault: str) -> None:
+def test_a_classifier_that_does_not_fit_breaks_its_policies(tmp_path: Path, fault: str) -> None:
     changed, reason = FAULTS[fault]
     config = config_of(tmp_path)
-    save_probe(tmp_path / "look.safetensors", **changed)
+    save_latents(tmp_path / "look.safetensors", **changed)
     opened = {"o": PolicyConfig(guards=("look", "knife"), on_error="open")}
     both = config.model_copy(update={"policies": {**config.policies, **opened}})
     plans = PicturePlans(both, ToyFamily(), name="toy")
@@ -129,22 +132,32 @@ def test_a_probe_that_does_not_fit_breaks_its_policies(tmp_path: Path, fault: st
     assert plans["p"].verdict({}, **REPORT).outcome == "error"
 
 
-def test_another_denoiser_leaves_the_guards_of_prompts_alone(tmp_path: Path) -> None:
+def test_another_autoencoder_leaves_the_guards_of_prompts_alone(tmp_path: Path) -> None:
     family = ToyFamily()
-    family.denoiser = torch.nn.Linear(WIDTH, WIDTH)
+    family.autoencoder = torch.nn.Linear(WIDTH, WIDTH)
     config = config_of(tmp_path)
     apart = {name: PolicyConfig(guards=(name,)) for name in ("look", "knife")}
     plans = PicturePlans(config.model_copy(update={"policies": apart}), family, name="toy")
     assert plans["look"].refuses and not plans["knife"].refuses
 
 
+def test_other_encoders_leave_the_guards_of_pictures_alone(tmp_path: Path) -> None:
+    family = ToyFamily(seed=1)
+    family.autoencoder = ToyFamily().autoencoder
+    config = config_of(tmp_path)
+    apart = {name: PolicyConfig(guards=(name,)) for name in ("look", "knife")}
+    plans = PicturePlans(config.model_copy(update={"policies": apart}), family, name="toy")
+    assert not plans["look"].refuses and plans["knife"].refuses
+
+
 def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
     config = config_of(tmp_path)
-    fitted_on = fingerprint(ToyFamily().denoiser)
-    weight = {"weight.picture": np.zeros((2, WIDTH), "f4")}
-    save_toy(tmp_path / "look.safetensors", method="probe", fitted_on=fitted_on, tensors=weight)
+    whole = Artifact.load(tmp_path / "look.safetensors")
+    kept = {name: value for name, value in whole.tensors.items() if name != "bias1.latents"}
+    unsigned = whole.meta.model_copy(update={"tensors_sha256": ""})
+    Artifact(unsigned, kept).save(tmp_path / "look.safetensors")
     broken = PicturePlans(config, ToyFamily(), name="toy")["p"].broken["look"]
-    assert "has no tensor 'bias.picture': fit the guard again" in broken
+    assert "has no tensor 'bias1.latents': fit the guard again" in broken
 
 
 def test_an_unknown_method_is_told_of_all_that_there_are(tmp_path: Path) -> None:
@@ -153,23 +166,23 @@ def test_an_unknown_method_is_told_of_all_that_there_are(tmp_path: Path) -> None
     broken = PicturePlans(config, ToyFamily(), name="toy")["p"].broken["knife"]
     known = broken.split("this release has ")[1]
     assert "unknown method 'magic'" in broken
-    assert {"cgce", "safree", "probe"} <= {name.strip(" :") for name in re.split(r"[,:]", known)}
+    assert {"cgce", "safree", "latents"} <= {name.strip(" :") for name in re.split(r"[,:]", known)}
 
 
-def test_probes_that_cannot_be_stacked_stop_the_start(
+def test_classifiers_that_cannot_be_stacked_stop_the_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from steering.methods import probe
+    from steering.methods import latents
     from steering.methods.screens import PICTURE_SCREENS
 
     def one(guards: Any, device: Any) -> Any:
         if len(guards) > 1:
             raise ValueError("there can only be one")
-        return probe.stack(guards, device)
+        return latents.stack(guards, device)
 
-    monkeypatch.setitem(PICTURE_SCREENS, "probe", one)
+    monkeypatch.setitem(PICTURE_SCREENS, "latents", one)
     guards = tuple(
-        GuardConfig(name=name, artifact=save_probe(tmp_path / f"{name}.safetensors"))
+        GuardConfig(name=name, artifact=save_latents(tmp_path / f"{name}.safetensors"))
         for name in "ab"
     )
     with pytest.raises(ArtifactError, match="only be one"):

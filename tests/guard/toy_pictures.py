@@ -16,12 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from classifiers.latents import LatentClassifiers
 from guard.artifact import Artifact, ArtifactMeta
 from steering.conditioning import Conditioning
+from steering.engines.diffusion.families import Family
 from steering.fingerprint import fingerprint
 from steering.guided import Predictions
 from steering.methods.embedding import EmbeddingGuard
 from steering.prompted import Acted
+from tests.classifiers.nets import drawn_net, tensors_of
 
 TOKENS, WIDTH = 12, 4
 CONCEPT, STUBBORN, NAN = "K", "S", "~"
@@ -41,12 +44,14 @@ class ToyFamily:
         table[ord(NAN)] = torch.nan
         self._table = nn.Embedding.from_pretrained(table)
         self.encoders = {"text": self._table}
-        self.denoiser = nn.Linear(WIDTH, WIDTH)
+        self.autoencoder: nn.Module = nn.Linear(WIDTH, WIDTH)
+        self.channels = WIDTH
 
-    def glimpse(self, text: Conditioning) -> Tensor:
-        """What is seen in the picture of `text`: a place a token, `[rows, places, width]`."""
+    def latents(self, text: Conditioning) -> Tensor:
+        """Those of the picture of `text`: a place a token, `[rows, WIDTH, 1, TOKENS]`."""
         states = text.states["text"]
-        return states.masked_fill((states[..., 3] > 0.5)[..., None], torch.nan)
+        seen = states.masked_fill((states[..., 3] > 0.5)[..., None], torch.nan)
+        return seen.transpose(1, 2)[:, :, None]
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         return self._windows([prompt[:TOKENS] for prompt in prompts])
@@ -129,17 +134,39 @@ TOY_METHODS: dict[str, Any] = {
 """To be put into `steering.methods.screens.SCREENS`."""
 
 
-def save_probe(path: Path, *, fitted_on: str = "", width: int = WIDTH, **settings: Any) -> Path:
-    """A probe for what ToyFamily draws, of two members: fires on `PAINTED`."""
-    weight = np.zeros((2, width), "f4")
-    weight[:, 2] = (20.0, 24.0)
+def save_latents(
+    path: Path, *, fitted_on: str = "", channels: int = WIDTH, **settings: Any
+) -> Path:
+    """A classifier of what ToyFamily draws, of two members: fires on `PAINTED`."""
+    first = torch.zeros(2, 1, channels, 3, 3)
+    first[:, 0, 2, 1, 1] = 4.0
+    second = torch.zeros(2, 1, 1, 3, 3)
+    second[..., 1, :] = 1.0
+    votes = torch.tensor([5.0, 6.0]).view(2, 1, 1, 1, 1)
+    nothing = torch.zeros(2, 1)
+    net = LatentClassifiers((first, second, votes), (nothing, nothing, nothing - 10.0))
+    return _save_net(
+        path, net, fitted_on=fitted_on or fingerprint(ToyFamily().autoencoder), **settings
+    )
+
+
+def save_drawn_latents(
+    path: Path, family: Family, *, channels: int | None = None, **settings: Any
+) -> LatentClassifiers:
+    """Saves, for what `family` draws, a classifier of two members that knows nothing."""
+    net = drawn_net(2, family.channels if channels is None else channels)
+    _save_net(path, net, fitted_on=fingerprint(family.autoencoder), **settings)
+    return net
+
+
+def _save_net(path: Path, net: LatentClassifiers, **changed: Any) -> Path:
     return save_toy(
         path,
-        method="probe",
-        fitted_on=fitted_on or fingerprint(ToyFamily().denoiser),
+        method="latents",
         seams=["latent"],
-        tensors={"weight.picture": weight, "bias.picture": np.full(2, -10.0, "f4")},
-        **settings,
+        tensors=tensors_of(net),
+        width=net.channels,
+        **changed,
     )
 
 

@@ -29,7 +29,7 @@ from steering.engines.diffusion.engine import PictureStart
 from steering.finished import PictureBank
 from steering.methods.screens import SCREENS
 from steering.prompted import PromptBank, PromptReading
-from tests.guard.toy_pictures import PAINTED, TOY_METHODS, ToyFamily, save_probe, save_toy
+from tests.guard.toy_pictures import PAINTED, TOY_METHODS, ToyFamily, save_latents, save_toy
 from tests.server.stand import meta, tensors
 
 HEIGHT, WIDTH = 6, 8
@@ -121,7 +121,7 @@ class ToyEngine:
 
     def _look(self, row: _Row) -> None:
         watching = [guard for guard in row.start.guards if guard.name in self._finished]
-        (seen,) = self._finished.read(self._family.glimpse(row.text), [watching])
+        (seen,) = self._finished.read(self._family.latents(row.text), [watching])
         at = {name: replace(told, position=row.done) for name, told in seen.items()}
         row.readings = {**row.readings, **at}
 
@@ -202,7 +202,7 @@ def write_config(folder: Path, **server: Any) -> Path:
     save_toy(folder / "blind.safetensors", method="toy-blind")
     save_toy(folder / "other.safetensors", fitted_on="0" * 64)
     save_toy(folder / "guide.safetensors", method="toy-guide", seams=["guidance"])
-    save_probe(folder / "look.safetensors")
+    save_latents(folder / "look.safetensors")
     Artifact(meta("f" * 64), tensors()).save(folder / "words.safetensors")
     lines = ["[server]", 'audit_log = "audit.jsonl"']
     lines += [f"{name} = {json.dumps(value)}" for name, value in server.items()]

@@ -14,20 +14,22 @@ from steering.table import RowGuard
 
 
 class Column:
-    """Guard i scores coordinate i, `first` being the first one's, at the first place."""
+    """Guard i scores channel `first + i`, at the first place."""
+
+    channels = 3
 
     def __init__(self, *names: str, first: int = 0) -> None:
         self.names: Sequence[str] = names
         self._first = first
-        self.asked = 0
+        self.asked: list[list[int]] = []
 
-    def sense(self, states: Tensor) -> Tensor:
-        self.asked += 1
-        return states[:, 0, self._first : self._first + len(self.names)]
+    def sense(self, latents: Tensor, columns: Sequence[int]) -> Tensor:
+        self.asked.append(list(columns))
+        return latents[:, [self._first + column for column in columns], 0, 0]
 
 
 def rows(*scores: Sequence[float]) -> Tensor:
-    return torch.tensor(scores)[:, None]
+    return torch.tensor(scores)[..., None, None]
 
 
 def limit(name: str, threshold: float = 0.5, *, acts: bool = True) -> RowGuard:
@@ -36,10 +38,21 @@ def limit(name: str, threshold: float = 0.5, *, acts: bool = True) -> RowGuard:
 
 def test_only_what_a_row_carries_is_read() -> None:
     bank = PictureBank([Column("a", "b"), Column("c", first=2)])
-    states = rows((1.0, 2.0, 3.0), (4.0, 5.0, 6.0), (7.0, 8.0, 9.0))
-    found = bank.read(states, [[limit("a"), limit("c")], [], [limit("b")]])
+    latents = rows((1.0, 2.0, 3.0), (4.0, 5.0, 6.0), (7.0, 8.0, 9.0))
+    found = bank.read(latents, [[limit("a"), limit("c")], [], [limit("b")]])
     scores = [{name: told.score for name, told in row.items()} for row in found]
     assert scores == [{"a": 1.0, "c": 3.0}, {}, {"b": 8.0}]
+
+
+def test_only_guards_that_some_row_carries_are_asked() -> None:
+    screens = [Column("a", "b", "c"), Column("d")]
+    bank, latents = PictureBank(screens), rows((1.0, 2.0, 3.0), (4.0, 5.0, 6.0))
+    found = bank.read(latents, [[limit("c")], [limit("c"), limit("a")]])
+    scores = [{name: told.score for name, told in row.items()} for row in found]
+    assert scores == [{"c": 3.0}, {"c": 6.0, "a": 4.0}]
+    assert [screen.asked for screen in screens] == [[[0, 2]], []]
+    assert bank.read(latents, [[], []]) == ({}, {})
+    assert screens[0].asked == [[0, 2]]
 
 
 def test_a_bank_knows_its_guards() -> None:
@@ -60,7 +73,7 @@ def test_an_unknown_guard_is_named_before_anyone_looks() -> None:
         PictureBank([screen]).read(
             rows((1.0,), (1.0,)), [[limit("a"), limit("phantom")], [limit("ghost")]]
         )
-    assert screen.asked == 0
+    assert screen.asked == []
 
 
 @pytest.mark.parametrize("acts", [True, False])

@@ -23,7 +23,6 @@ from torch import Tensor
 from steering.conditioning import Conditioning
 from steering.engines.attachment import Unfollowed
 from steering.engines.diffusion.families import Family
-from steering.engines.diffusion.glimpse import Glimpse
 from steering.finished import PictureBank
 from steering.prompted import Applied, PromptBank, PromptReading
 from steering.table import RowGuard
@@ -83,7 +82,6 @@ class PipelineAttachment:
         self._latents: Tensor | None = None
         self._steps, self._owed = 0, False
         if self._watching:
-            self._glimpse = Glimpse(family)
             self._end: Callable[[], Any] = getattr(pipeline, _END)
             wrappers[_END] = self._ended
             self._replace(pipeline.scheduler, "step", self._kept(pipeline.scheduler.step))
@@ -139,7 +137,7 @@ class PipelineAttachment:
             if self._owed:
                 self._look()
         finally:
-            ended = self._end()  # behind the look, which needs the denoiser where it is
+            ended = self._end()
         return ended
 
     def _look(self) -> None:
@@ -147,8 +145,8 @@ class PipelineAttachment:
         if latents is None or len(latents) != self.rows:
             raise Unfollowed("what was drawn cannot be followed: use the pipeline's own scheduler")
         with torch.no_grad():
-            states = self._glimpse(latents)
-            seen = self._finished.read(states, [self._watching] * self.rows)
+            whole = self._family.unpacked(latents)
+            seen = self._finished.read(whole, [self._watching] * self.rows)
         self._readings = tuple(
             told | {name: replace(late, position=self._steps) for name, late in more.items()}
             for told, more in zip(self._readings, seen, strict=True)
@@ -159,7 +157,7 @@ class PipelineAttachment:
         # the first thing that every pipeline's call does
         self._begun = True
         given = signature(self._check).bind(*args, **kwargs).arguments
-        # some denoisers are told the size, by the family when a picture is looked at
+        # of packed latents the family has to know the size
         self._family.height = given.get("height") or self._family.height
         self._family.width = given.get("width") or self._family.width
         return self._check(*args, **kwargs)

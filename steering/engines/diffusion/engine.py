@@ -26,7 +26,6 @@ from torch import Tensor
 from steering.conditioning import Conditioning, concatenated
 from steering.engines.diffusion.families import Family
 from steering.engines.diffusion.forwards import ROWS, Forwards
-from steering.engines.diffusion.glimpse import Glimpse
 from steering.engines.diffusion.samplers import Sampler
 from steering.engines.diffusion.slots import Row, Slots, beside
 from steering.finished import PictureBank
@@ -106,7 +105,6 @@ class DiffusionEngine:
         self._sampler.schedule(family.defaults[0])
         with torch.no_grad():
             self._plain = family.unconditional([""])
-        self._glimpse = Glimpse(family)
         self.use(bank, guides, finished)
 
     @property
@@ -304,15 +302,15 @@ class DiffusionEngine:
         watched = [row for row in complete if self._rows[row].watching]
         for part in self._parts(watched):
             rows = [self._rows[row] for row in part]
-            seen = self._finished.read(self.seen(part), [row.watching for row in rows])
+            seen = self._finished.read(self.finished(part), [row.watching for row in rows])
             for row, more in zip(rows, seen, strict=True):
                 at = {name: replace(told, position=row.evaluations) for name, told in more.items()}
                 row.readings = {**row.readings, **at}
 
     @torch.no_grad()
-    def seen(self, rows: Sequence[int]) -> Tensor:
-        """What the denoiser sees in the latents of these rows; see Glimpse."""
-        return self._glimpse(self._slots.latents[list(rows)])
+    def finished(self, rows: Sequence[int]) -> Tensor:
+        """The latents of these rows, `[rows, channels, (frames,) height, width]`."""
+        return self.family.unpacked(self._slots.latents[list(rows)])
 
     # -- one step -------------------------------------------------------------------------------
 

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -21,11 +20,9 @@ from guard.prompts import PicturePrompt, read_rows
 from steering.conditioning import Conditioning
 from steering.engines.diffusion.engine import DiffusionEngine, PictureStart
 from steering.engines.diffusion.families import Family
-from steering.engines.diffusion.glimpse import Glimpse
-from steering.fingerprint import fingerprint
 from steering.prompted import PromptBank
 from tests.benchmarks.attacks.tiny import pipeline
-from tests.guard.toy_pictures import save_toy
+from tests.guard.toy_pictures import save_drawn_latents
 from tests.server.tiny_pipeline import save_pipeline
 
 PROMPTS = ["a knife", "a cat", "a dog"]
@@ -96,26 +93,15 @@ def test_what_cannot_be_typed_stays_worth_nothing(target: Target) -> None:
     assert losses(target, Drawn(more=-1e3), rows)[2].isinf()
 
 
-# -- a probe that an attacker knows -------------------------------------------------------------
+# -- a classifier that an attacker knows ---------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Family, Path]:
-    """A tiny pipeline, and a probe that fires on whatever it draws."""
+    """A tiny pipeline, and a classifier that fires on whatever it draws."""
     folder = tmp_path_factory.mktemp("onlookers")
     family = save_pipeline(folder / "pipeline")
-    with torch.no_grad():
-        width = Glimpse(family)(family.noise([0])).shape[2]
-    weight = np.random.default_rng(0).standard_normal((2, width)).astype("f4")
-    save_toy(
-        folder / "look.safetensors",
-        method="probe",
-        seams=["latent"],
-        fitted_on=fingerprint(family.denoiser),
-        tensors={"weight.picture": weight, "bias.picture": np.zeros(2, "f4")},
-        width=width,
-        threshold=-50.0,
-    )
+    save_drawn_latents(folder / "look.safetensors", family, threshold=-50.0)
     return family, folder
 
 
@@ -202,12 +188,12 @@ def test_through_the_guard_pictures_are_looked_at_only_where_someone_does(
     assert passed.states["text"] is text.states["text"] and not lost.any()
 
 
-def test_the_command_searches_against_a_probe(
+def test_the_command_searches_against_a_classifier(
     made: tuple[Family, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     family, folder = made
     lines = ["[[guards]]", 'name = "look"', f'artifact = "{folder / "look.safetensors"}"']
-    lines += ["[policies.knife-probe]", 'guards = ["look"]']
+    lines += ["[policies.knife-latents]", 'guards = ["look"]']
     (tmp_path / "config.toml").write_text("\n".join(lines), "utf-8")
     monkeypatch.setattr(command, "load", lambda source: Target(family.pipeline))
     drawn: list[int] = []
@@ -217,13 +203,13 @@ def test_the_command_searches_against_a_probe(
     )
     out = tmp_path / "white-box.jsonl"
     arguments = ["--out", str(out), "--config", str(tmp_path / "config.toml")]
-    arguments += ["--policy", "{concept}-probe", "--method", "probe", "--concepts", "knife"]
+    arguments += ["--policy", "{concept}-latents", "--method", "latents", "--concepts", "knife"]
     arguments += ["--prompts", "1", "--efforts", "0,1", "--views", "2", "--candidates", "6"]
     arguments += ["--length", "3", "--seeds", "1", "--curve-seeds", "1"]
     monkeypatch.setattr(sys, "argv", ["white_box", *arguments])
     white_box.main()
     rows = read_rows(out, PicturePrompt)
-    assert {(row.kind, row.against) for row in rows} == {("white-box", "probe")}
+    assert {(row.kind, row.against) for row in rows} == {("white-box", "latents")}
     assert [row.effort for row in rows] == [0, 1]
     # the start alone, then the best of its swaps and itself
     assert drawn == [1, denoiser._DRAWN + 1]

@@ -74,8 +74,6 @@ class Family(ABC):
     """Which of the tensors that `encode_prompt` returns are the prompt's."""
     separate_negative: ClassVar[bool] = False
     """Whether the pipeline encodes its negative prompt by a second `encode_prompt`."""
-    _blocks: ClassVar[str] = "transformer_blocks"
-    """Where a transformer has its blocks."""
     default_guidance: str = "guidance_scale"
     """The argument of the pipeline's call that is its guidance."""
 
@@ -161,10 +159,15 @@ class Family(ABC):
         return {name: encoder for name, encoder in found.items() if encoder is not None}
 
     @property
-    def middle(self) -> nn.Module:
-        """The block in the middle of the denoiser, whose output says most of what is drawn."""
-        blocks: nn.ModuleList = getattr(self.denoiser, self._blocks)
-        return blocks[len(blocks) // 2]
+    def autoencoder(self) -> nn.Module:
+        """What gives the latents their meaning."""
+        found: nn.Module = self.pipeline.vae
+        return found
+
+    @property
+    def channels(self) -> int:
+        """Of unpacked latents."""
+        return self.shape[0]
 
     @property
     def distilled(self) -> bool:
@@ -273,6 +276,10 @@ class Family(ABC):
     def _packed(self, noise: Tensor) -> Tensor:
         """Noise in the form in which the denoiser takes latents."""
         return noise
+
+    def unpacked(self, latents: Tensor) -> Tensor:
+        """The other way round: `[rows, channels, (frames,) height, width]`."""
+        return latents
 
     def _converted(self, text: str, reader: Reader) -> str:
         """With the tokens of textual inversion in place of their names."""

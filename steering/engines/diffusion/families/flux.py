@@ -124,9 +124,14 @@ class Flux(Family):
         packed: Tensor = self.pipeline._pack_latents(noise, len(noise), *self.shape)
         return packed
 
+    def unpacked(self, latents: Tensor) -> Tensor:
+        scale = self.pipeline.vae_scale_factor
+        found: Tensor = self.pipeline._unpack_latents(latents, self.height, self.width, scale)
+        return found
+
     def _picture(self, latents: Tensor) -> NDArray[np.float32]:
-        vae, scale = self.pipeline.vae, self.pipeline.vae_scale_factor
-        latents = self.pipeline._unpack_latents(latents, self.height, self.width, scale)
+        vae = self.pipeline.vae
+        latents = self.unpacked(latents)
         latents = latents.to(vae.dtype) / vae.config.scaling_factor + vae.config.shift_factor
         image = vae.decode(latents, return_dict=False)[0]
         pixels: NDArray[np.float32] = self.pipeline.image_processor.postprocess(

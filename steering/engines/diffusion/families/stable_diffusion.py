@@ -36,11 +36,6 @@ class UNetFamily(Family):
     def _multiple(self) -> int:
         return int(self.pipeline.vae_scale_factor)
 
-    @property
-    def middle(self) -> nn.Module:
-        found: nn.Module = self.denoiser.mid_block
-        return found
-
     def cross_attention(self) -> list[tuple[str, nn.Module]]:
         modules = self.denoiser.named_modules()
         return [(name, m) for name, m in modules if getattr(m, "is_cross_attention", False)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from inspect import signature
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +19,6 @@ from steering.engines.diffusion.families.base import Family, Reader
 class Wan(Family):
     """Stream `t5`. `frames` None is the pipeline's own default."""
 
-    _blocks: ClassVar[str] = "blocks"
     _needs = ("text_encoder", "tokenizer", "transformer", "vae")
 
     def __init__(

@@ -51,6 +51,7 @@ ATTENTION = {
     "stable diffusion xl": 4,
     "wan": 2,
 }
+CHANNELS = {"emoji": 8, "flux": 2, "flux, not distilled": 2}
 PROMPTS = ["a knife on the table", "cat"]
 
 
@@ -236,6 +237,28 @@ def test_noise_is_a_rows_own(name: str) -> None:
     both = family.noise([7, 8])
     assert torch.equal(both[1:], family.noise([8])) and not torch.equal(both[0], both[1])
     assert both.dtype == torch.float32
+
+
+def test_latents_come_unpacked_in_their_channels_and_places(name: str) -> None:
+    family = built(name)
+    noise = family.noise([7, 8])
+    whole = family.unpacked(noise)
+    assert whole.shape == (2, *family.shape)
+    assert family.channels == whole.shape[1] == CHANNELS.get(name, 4)
+    assert torch.equal(family._packed(whole), noise)
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (8, 32), (32, 8)])
+def test_unpacking_is_packing_the_other_way_round(height: int, width: int) -> None:
+    family = family_of(built("flux").pipeline, height=height, width=width)
+    whole = torch.arange(2.0 * 2 * height * width / 4).view(2, *family.shape)
+    packed = family._packed(whole)
+    assert packed.ndim == 3 and torch.equal(family.unpacked(packed), whole)
+
+
+def test_the_autoencoder_is_the_pipelines_own(name: str) -> None:
+    family = built(name)
+    assert family.autoencoder is family.pipeline.vae and isinstance(family.autoencoder, nn.Module)
 
 
 def test_an_empty_negative_prompt_is_the_pipelines_own() -> None:

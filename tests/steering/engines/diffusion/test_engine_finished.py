@@ -13,7 +13,6 @@ from diffusers import HeunDiscreteScheduler
 from torch import Tensor
 
 from steering.engines.diffusion.engine import DiffusionEngine, PictureStart
-from steering.engines.diffusion.glimpse import Glimpse
 from steering.finished import PictureBank
 from steering.prompted import PromptReading
 from steering.table import RowGuard
@@ -67,7 +66,7 @@ def run(
 def score_of(name: str, latents: Tensor) -> float:
     """By a look at the latents alone, with no engine around."""
     with torch.no_grad():
-        return float(Gaze("p").sense(Glimpse(built(name))(latents[None])))
+        return float(Gaze("p").sense(built(name).unpacked(latents[None]), [0]))
 
 
 @pytest.mark.parametrize("fires", [False, True])
@@ -95,6 +94,23 @@ def test_a_score_is_of_the_finished_latents_and_of_nothing_else(name: str) -> No
         assert read[index]["p"].score == expected
         assert read[index]["q"].score == expected + 1
     assert len({told["p"].score for told in read.values()}) == len(STARTS)
+
+
+@pytest.mark.parametrize("name", tiny.PIPELINES)
+def test_what_is_looked_at_are_the_whole_latents_in_their_places(name: str) -> None:
+    gaze = Gaze("p")
+    made = looking(name, finished=PictureBank([gaze]))
+    made.start(
+        [watched(STARTS[0], carried("p")), watched(replace(STARTS[0], seed=8), carried("p"))]
+    )
+    while not (done := made.step()):
+        pass
+    assert done == [0, 1]
+    whole = made.finished(done)
+    assert whole.shape == (2, *built(name).shape)
+    assert torch.equal(torch.cat(gaze.seen), whole)
+    assert torch.equal(made.finished([1, 0]), whole.flip(0))
+    assert torch.equal(built(name)._packed(whole), made._slots.latents[:2])
 
 
 def test_the_same_latents_have_the_same_score_whatever_was_asked_for() -> None:
@@ -137,7 +153,7 @@ def test_those_who_end_together_are_looked_at_as_they_are_drawn(
         assert gaze.seen == []
     assert done == [0, 1, 3]
     # whoever carries no such guard is not looked at, nor who is still on its way
-    assert [len(states) for states in gaze.seen] == sizes
+    assert [len(latents) for latents in gaze.seen] == sizes
 
 
 def test_a_reading_comes_with_the_last_step_and_says_where_it_was_taken() -> None:
@@ -200,8 +216,8 @@ def test_other_guards_can_be_served_with() -> None:
 
 def test_a_guard_that_meets_nan_spares_the_other_rows() -> None:
     class Blind(Gaze):
-        def sense(self, states: Tensor) -> Tensor:
-            scores = super().sense(states)
+        def sense(self, latents: Tensor, columns: Sequence[int]) -> Tensor:
+            scores = super().sense(latents, columns)
             return scores.masked_fill(scores == blind_to, torch.nan)
 
     blind_to = score_of("emoji", bare("emoji", 0)[0])

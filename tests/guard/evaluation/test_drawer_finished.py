@@ -14,11 +14,9 @@ from guard.errors import DataError
 from guard.evaluation.drawer import EngineDrawer
 from guard.evaluation.pictures import Drawn
 from steering.engines.diffusion.families import Family
-from steering.engines.diffusion.glimpse import Glimpse
-from steering.fingerprint import fingerprint
 from steering.methods.screens import PICTURE_SCREENS, SCREENS
 from tests.guard.evaluation.test_drawer import _quiet, _Stubborn, _suite
-from tests.guard.toy_pictures import save_toy
+from tests.guard.toy_pictures import save_drawn_latents
 from tests.server.tiny_pipeline import save_guards, save_pipeline
 
 POLICIES = """
@@ -63,20 +61,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Family]:
     folder = tmp_path_factory.mktemp("looking")
     family = save_pipeline(folder / "pipeline")
     save_guards(folder, family)
-    with torch.no_grad():
-        width = Glimpse(family)(family.noise([0])).shape[2]
-    rng = np.random.default_rng(0)
-    save_toy(
-        folder / "look.safetensors",
-        method="probe",
-        seams=["latent"],
-        fitted_on=fingerprint(family.denoiser),
-        tensors={
-            "weight.picture": rng.standard_normal((2, width)).astype("f4"),
-            "bias.picture": np.zeros(2, "f4"),
-        },
-        width=width,
-    )
+    save_drawn_latents(folder / "look.safetensors", family)
     (folder / "config.toml").write_text(POLICIES, "utf-8")
     return load_config(folder / "config.toml"), family
 
@@ -104,7 +89,7 @@ def same(one: Drawn, other: Drawn) -> bool:
 
 @pytest.fixture(scope="module")
 def apart(made: tuple[Config, Family]) -> tuple[int, float]:
-    """A seed with which "a dog" says more to the probe than "a cat", and a threshold between."""
+    """A seed with which "a dog" says more to the guard than "a cat", and a threshold between."""
     drawer = drawer_of(made)
     for seed in range(20):
         cat, dog = (one.look.score for one in draw(drawer, [CAT, DOG], "watched", [seed] * 2))
@@ -221,11 +206,11 @@ def test_nan_in_what_is_seen_fails_closed_or_open(
     def blind(guards: Any, device: Any) -> Any:
         screen = stack(guards, device)
         sense = screen.sense
-        monkeypatch.setattr(screen, "sense", lambda states: sense(states) * torch.nan)
+        monkeypatch.setattr(screen, "sense", lambda *asked: sense(*asked) * torch.nan)
         return screen
 
-    stack = PICTURE_SCREENS["probe"]
-    monkeypatch.setitem(PICTURE_SCREENS, "probe", blind)
+    stack = PICTURE_SCREENS["latents"]
+    monkeypatch.setitem(PICTURE_SCREENS, "latents", blind)
     drawer = drawer_of(made)
     (closed,) = draw(drawer, [CAT], "look")
     assert closed.picture is None and closed.look.blocked and not closed.look.fired

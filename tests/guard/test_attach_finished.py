@@ -6,19 +6,15 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 import guard
-from classifiers.probes import Probes
 from guard.config import Config, GuardConfig, PolicyConfig
 from guard.errors import ContentBlocked, GuardFailed
-from steering.engines.diffusion.families import Family, family_of
-from steering.engines.diffusion.glimpse import Glimpse
-from steering.fingerprint import fingerprint
-from tests.guard.toy_pictures import save_toy
+from steering.engines.diffusion.families import Family
+from tests.guard.toy_pictures import save_drawn_latents
 from tests.steering.engines.diffusion import tiny
 from tests.steering.engines.diffusion.test_attachment import call
 
@@ -27,37 +23,21 @@ NEVER, ALWAYS = 1e6, -1e6
 
 
 class Case:
-    """A tiny pipeline with a random probe on its denoiser."""
+    """A tiny pipeline with a classifier on its latents that knows nothing."""
 
     def __init__(self, name: str, folder: Path) -> None:
         self.family: Family = tiny.built(name)
         self.pipeline: Any = self.family.pipeline
         self._path = folder / "look.safetensors"
-        # as `guard.attached` sees the pipeline
-        self._glimpse = Glimpse(family_of(self.pipeline))
-        with torch.no_grad():
-            width = self._glimpse(self.family.noise([0])).shape[2]
-        rng = np.random.default_rng(0)
-        self._weight = rng.standard_normal((2, width)).astype("f4")
-        self._bias = rng.standard_normal(2).astype("f4")
 
     def scores(self, latents: Tensor) -> list[float]:
-        """What the probe says of each row, with no pipeline around."""
-        probes = Probes(torch.tensor(self._weight), torch.tensor(self._bias))
-        with torch.no_grad():
-            found: list[float] = probes(self._glimpse(latents)).mean(1).tolist()
+        """What the classifier says of each row, with no pipeline around."""
+        net = save_drawn_latents(self._path, self.family)
+        found: list[float] = net(self.family.unpacked(latents)).mean(1).tolist()
         return found
 
-    def config(self, threshold: float, **policy: Any) -> Config:
-        save_toy(
-            self._path,
-            method="probe",
-            seams=["latent"],
-            fitted_on=fingerprint(self.family.denoiser),
-            tensors={"weight.picture": self._weight, "bias.picture": self._bias},
-            width=self._weight.shape[1],
-            threshold=threshold,
-        )
+    def config(self, threshold: float, *, channels: int | None = None, **policy: Any) -> Config:
+        save_drawn_latents(self._path, self.family, channels=channels, threshold=threshold)
         return Config(
             guards=(GuardConfig(name="look", artifact=self._path),),
             policies={"test": PolicyConfig(guards=("look",), **policy)},
@@ -244,12 +224,33 @@ def test_nan_in_what_is_drawn_fails_closed_or_open(emoji: Case) -> None:
         assert [verdict.outcome for verdict in handle.verdicts()] == ["pass", "error"]
 
 
-def test_a_probe_of_another_denoiser_is_refused(emoji: Case) -> None:
-    settings = emoji.config(NEVER)
+def test_a_classifier_of_another_autoencoder_is_refused(case: Case) -> None:
+    settings = case.config(NEVER)
     with torch.no_grad():
-        next(emoji.family.denoiser.parameters()).add_(1.0)
+        next(case.family.autoencoder.parameters()).add_(1.0)
     with (
         pytest.raises(GuardFailed, match="cannot be applied: look.*fitted on"),
-        guard.attached(emoji.pipeline, "test", config=settings),
+        guard.attached(case.pipeline, "test", config=settings),
+    ):
+        pass
+
+
+def test_another_denoiser_draws_latents_of_the_same_meaning(emoji: Case) -> None:
+    """A fine-tuned model, say."""
+    settings = emoji.config(ALWAYS)
+    with torch.no_grad():
+        next(emoji.family.denoiser.parameters()).add_(1.0)
+    with guard.attached(emoji.pipeline, "test", config=settings), pytest.raises(ContentBlocked):
+        emoji.draw()
+
+
+def test_latents_of_another_number_of_channels_are_refused_before_anything_is_drawn(
+    case: Case,
+) -> None:
+    own = case.family.channels
+    said = f"takes latents of {own + 1} channels, the model's have {own}"
+    with (
+        pytest.raises(GuardFailed, match=f"cannot be applied: look.*{said}"),
+        guard.attached(case.pipeline, "test", config=case.config(NEVER, channels=own + 1)),
     ):
         pass

@@ -1,4 +1,4 @@
-"""`guard fit probe` on a tiny pipeline: from a concept file to an artifact that a policy takes.
+"""`guard fit latents` on a tiny pipeline: from a concept file to an artifact that a policy takes.
 
 Random weights know nothing: this shows that the parts fit together, not that a guard is any good.
 """
@@ -7,20 +7,24 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
 
+from classifiers.latents import LatentRecipe
 from guard.artifact import Artifact
 from guard.cli import app
 from guard.config import Config, GuardConfig, PolicyConfig
-from guard.fitting import probe
+from guard.fitting import latents
 from guard.picture_plan import PicturePlans
 from steering.engines.diffusion.families import Family
+from steering.fingerprint import fingerprint
 from tests.server.tiny_pipeline import save_pipeline
 
-CONCEPT = {
+CONCEPT: dict[str, Any] = {
     "name": "object/knife",
     "phrases": {"train": ["a knife", "a blade"]},
     "hard_negatives": [
@@ -46,13 +50,24 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Family]:
 @pytest.fixture(autouse=True)
 def _sure(monkeypatch: pytest.MonkeyPatch) -> None:
     """A denoiser that knows nothing is sure of nothing: here it counts as sure of everything."""
-    monkeypatch.setattr(probe, "DRAWN", -math.inf)
-    monkeypatch.setattr(probe, "UNDRAWN", math.inf)
+    monkeypatch.setattr(latents, "DRAWN", -math.inf)
+    monkeypatch.setattr(latents, "UNDRAWN", math.inf)
 
 
-def fit(folder: Path, model: Path | str, *options: str, out: str = "g.safetensors") -> Result:
-    (folder / "knife.json").write_text(json.dumps(CONCEPT))
-    arguments = ["fit", "probe", "--model", str(model), "--out", str(folder / out), *options]
+@pytest.fixture(autouse=True)
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("classifiers.latents.LatentRecipe", partial(LatentRecipe, steps=5))
+
+
+def fit(
+    folder: Path,
+    model: Path | str,
+    *options: str,
+    out: str = "g.safetensors",
+    concept: dict[str, Any] = CONCEPT,
+) -> Result:
+    (folder / "knife.json").write_text(json.dumps(concept))
+    arguments = ["fit", "latents", "--model", str(model), "--out", str(folder / out), *options]
     return CliRunner().invoke(app, [*arguments, "--concept-file", str(folder / "knife.json")])
 
 
@@ -64,12 +79,14 @@ def test_an_artifact_is_written_that_a_policy_of_the_model_takes(
     assert done.exit_code == 0, done.output
     artifact, told = Artifact.load(tmp_path / "g.safetensors"), json.loads(done.stdout)
     meta = artifact.meta
-    assert told["method"] == meta.method == "probe" and told["digest"] == artifact.digest
+    assert told["method"] == meta.method == "latents" and told["digest"] == artifact.digest
     assert told["settings"] == meta.settings and meta.settings["steps"] == 1
     assert meta.settings["guidance"] == 1.0
     assert told["calibration"] == meta.calibration
     assert meta.calibration["false_positive_rate"] == 0.5
-    assert len(artifact.tensors["weight.picture"]) == 2
+    assert {len(tensor) for tensor in artifact.tensors.values()} == {2}
+    assert meta.model.fingerprint == fingerprint(family.autoencoder)
+    assert meta.calibration["prompts"] == {"unsafe": 50, "far": 100, "near": 25}
     config = Config(
         guards=(GuardConfig(name="look", artifact=tmp_path / "g.safetensors"),),
         policies={"p": PolicyConfig(guards=("look",))},
@@ -83,6 +100,12 @@ def test_without_json_it_says_what_was_held_out(tmp_path: Path, model: tuple[Pat
     assert done.exit_code == 0, done.output
     assert "held-out pictures" in done.stdout and "recall" in done.stdout
     assert done.stdout.splitlines()[-1] == f"wrote {tmp_path / 'g.safetensors'}"
+
+
+def test_a_style_cannot_be_taught_by_what_is_drawn_without_it(tmp_path: Path) -> None:
+    done = fit(tmp_path, "nowhere", concept=CONCEPT | {"ending": True})
+    assert done.exit_code == 1 and "is a style" in done.stderr
+    assert not (tmp_path / "g.safetensors").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""`guard fit probe`: from a concept file and a picture model to a guard that looks at pictures."""
+"""`guard fit latents`: from a concept file and a picture model to a guard of its pictures."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from guard.progress import stages
 from guard.reporting import values
 
 
-def probe(
+def latents(
     model: Annotated[str, typer.Option(help="An added model, a directory or a hub name.")],
     concept_file: Annotated[Path, typer.Option(help="The concept in words, JSON.")],
     out: Annotated[Path, typer.Option(help="Artifact to write.")],
     count: Annotated[
-        int, typer.Option(min=50, help="Pictures with the concept to draw, and without it.")
+        int,
+        typer.Option(min=50, help="Pictures with the concept to draw; without it, twice as many."),
     ] = 200,
     phrases: Annotated[
         int,
@@ -37,12 +38,12 @@ def probe(
     ] = None,
     fpr: Annotated[
         float, typer.Option(min=1e-4, max=0.5, help="False-positive rate on far pictures.")
-    ] = 0.02,
+    ] = 0.005,
     near_fpr: Annotated[
         float, typer.Option(min=1e-4, max=0.5, help="False-positive rate on hard negatives.")
     ] = 0.05,
     folds: Annotated[
-        int, typer.Option(min=2, max=16, help="Probes, each taught all but its share.")
+        int, typer.Option(min=2, max=16, help="Classifiers, each taught all but its share.")
     ] = 4,
     bf16: Annotated[
         bool,
@@ -55,7 +56,7 @@ def probe(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
-    """Fit a probe: does the denoiser find the concept in the finished picture.
+    """Fit a classifier of finished latents: does the picture show the concept.
 
     The model draws some hundred pictures of its own for it.
     """
@@ -65,22 +66,22 @@ def probe(
     if concept.ending:
         raise DataError(
             f"{concept_file}: {concept.name} is a style, which the model draws where none is asked "
-            "for too: its own pictures cannot teach a probe what is without it"
+            "for too: its own pictures cannot teach what is without it"
         )
 
-    from classifiers.probes import ProbeRecipe
+    from classifiers.latents import LatentRecipe
     from guard.fitting.concept_prompts import folds_of
-    from guard.fitting.probe import Drawing, fit_probe
+    from guard.fitting.latents import Drawing, fit_latents
     from guard.painter import Painter
 
     painter = Painter.load(model, device=device)
     default_steps, default_guidance = painter.family.defaults
     started = time.monotonic()
     with stages() as progress:
-        fit = fit_probe(
+        fit = fit_latents(
             painter,
             concept,
-            folds_of(_first(concept, phrases), 3 * count, folds, seed),
+            folds_of(_first(concept, phrases), 4 * count, folds, seed),
             Drawing(
                 count=count,
                 steps=default_steps if steps is None else steps,
@@ -89,7 +90,7 @@ def probe(
             ),
             fpr=fpr,
             near_fpr=near_fpr,
-            recipe=ProbeRecipe(),
+            recipe=LatentRecipe(),
             seed=seed,
             progress=progress,
         )

@@ -1,0 +1,37 @@
+"""Classifiers of latents whose weights are drawn: they know nothing, and no two are alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+
+from classifiers.latents import LatentClassifiers
+
+
+def drawn_net(
+    members: int, channels: int, *, hidden: Sequence[int] = (3, 5), seed: int = 0
+) -> LatentClassifiers:
+    """With as many layers of 3 x 3 as `hidden` has numbers, and the one that votes."""
+    random = torch.Generator().manual_seed(seed)
+    widths = [channels, *hidden, 1]
+    weights, biases = [], []
+    for index, (inside, out) in enumerate(pairwise(widths)):
+        side = 3 if index < len(hidden) else 1
+        spread = 2.0 / (inside * side**2) ** 0.5
+        weights.append(spread * torch.randn(members, out, inside, side, side, generator=random))
+        biases.append(0.5 * torch.randn(members, out, generator=random))
+    return LatentClassifiers(tuple(weights), tuple(biases))
+
+
+def tensors_of(net: LatentClassifiers) -> dict[str, NDArray[Any]]:
+    """As an artifact has them."""
+    named = {"weight": net.weights, "bias": net.biases}
+    return {
+        f"{kind}{index}.latents": tensor.numpy()
+        for kind, tensors in named.items()
+        for index, tensor in enumerate(tensors)
+    }
