@@ -9,6 +9,7 @@ p(concept), the mean of a guard's members (`classifiers/latents.py`).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -18,35 +19,36 @@ from steering.methods.embedding import EmbeddingGuard
 
 
 class LatentScreen:
-    """All classifiers of one model, stacked: classifier i is a member of guard `owner[i]`."""
+    """All classifiers of one model, stacked: `sizes[i]` members of guard i, one guard behind the
+    other."""
 
     def __init__(
-        self, names: Sequence[str], classifiers: LatentClassifiers, owner: Sequence[int]
+        self, names: Sequence[str], classifiers: LatentClassifiers, sizes: Sequence[int]
     ) -> None:
         self.names: Sequence[str] = tuple(names)
         self.channels = classifiers.channels
-        self._classifiers, self._owner = classifiers, tuple(owner)
+        self._classifiers = classifiers
+        ends = list(accumulate(sizes))
+        self._members = [range(end - size, end) for end, size in zip(ends, sizes, strict=True)]
 
     def sense(self, latents: Tensor, columns: Sequence[int]) -> Tensor:
         """The logit of p(concept) `[rows, columns]`, differentiable; NaN for a row not finite."""
-        used = [member for member, guard in enumerate(self._owner) if guard in columns]
-        among = self._classifiers
-        if len(used) < len(among):
+        among, carried = self._classifiers, [self._members[column] for column in columns]
+        used = [member for own in carried for member in own]
+        if used != list(range(len(among))):
             among = among.select(used)
         said = among(latents.to(among.weights[0]))
-        place = {guard: at for at, guard in enumerate(columns)}
-        owner = torch.tensor([place[self._owner[member]] for member in used], device=said.device)
+        sizes = torch.tensor([len(own) for own in carried], device=said.device)
+        owner = torch.arange(len(columns), device=said.device).repeat_interleave(sizes)
         blank = said.new_zeros(len(said), len(columns))
-        index = owner.expand(len(said), -1)
-        score = blank.scatter_reduce(1, index, said, "mean", include_self=False)
+        score = blank.scatter_reduce(1, owner.expand_as(said), said, "mean", include_self=False)
         return score.masked_fill(~latents.isfinite().flatten(1).all(1, keepdim=True), torch.nan)
 
 
 def stack(guards: Sequence[EmbeddingGuard], device: torch.device | str = "cpu") -> LatentScreen:
     """From artifacts, as `guard fit latents` writes them. Raises ValueError naming a fault."""
     members = [_loaded(guard, device) for guard in guards]
-    owner = [index for index, own in enumerate(members) for _ in range(len(own))]
-    return LatentScreen([guard.name for guard in guards], stacked(members), owner)
+    return LatentScreen([guard.name for guard in guards], stacked(members), list(map(len, members)))
 
 
 def _loaded(guard: EmbeddingGuard, device: torch.device | str) -> LatentClassifiers:
