@@ -33,8 +33,9 @@ from guard.evaluation.drawer import EngineDrawer
 from guard.evaluation.judge import Judge, Seen
 from guard.evaluation.shares import Share
 from guard.evaluation.suite import load_suite
-from guard.fitting.cgce import CgceFit, Descent, fit_cgce
+from guard.fitting.cgce import Descent, fit_cgce
 from guard.fitting.concept_prompts import folds_of
+from guard.fitting.prompt_rates import Calibrated
 from guard.fitting.searched_prompts import Search
 from guard.painter import Painter
 from guard.progress import Stages, stages
@@ -198,7 +199,7 @@ def _drawn(rows: Sequence[Asked], seen: Sequence[Seen]) -> dict[str, str]:
     return {name: f"{Share.of(flags).value:.1%}" for name, flags in shares.items()}
 
 
-def _fit(painter: Painter, concept: str, training: str, progress: Stages) -> CgceFit:
+def _fit(painter: Painter, concept: str, training: str, progress: Stages) -> Calibrated:
     known = read_concept(EMOJI / "guards" / f"{concept}.json")
     return fit_cgce(
         painter,
@@ -213,7 +214,7 @@ def _fit(painter: Painter, concept: str, training: str, progress: Stages) -> Cgc
     )
 
 
-def changed(fit: CgceFit, remedy: Remedy) -> Artifact:
+def changed(fit: Calibrated, remedy: Remedy) -> Artifact:
     """The fitted guard with a remedy's settings, and fewer heads where it wants one alone."""
     settings: dict[str, Any] = dict(fit.artifact.meta.settings)
     deep = float(np.quantile(fit.scores["far"], remedy.depth))

@@ -16,7 +16,7 @@ from guard.artifact import Artifact, ArtifactMeta
 from guard.concept import Concept
 from guard.errors import DataError
 from guard.fitting.concept_prompts import LabelledPrompt
-from guard.fitting.prompt_rates import by_kind, calibrated, figures
+from guard.fitting.prompt_rates import Calibrated, by_kind, calibrated, figures
 from guard.fitting.searched_prompts import Search, searched
 from guard.painter import Painter
 from guard.progress import Stages
@@ -50,14 +50,6 @@ class Descent:
     depth: float = 0.1
 
 
-@dataclass(frozen=True)
-class CgceFit:
-    """A fitted guard with what gave its threshold: held-out scores by kind."""
-
-    artifact: Artifact
-    scores: Mapping[str, Sequence[float]]
-
-
 def fit_cgce(
     painter: Painter,
     concept: Concept,
@@ -69,7 +61,7 @@ def fit_cgce(
     descent: Descent,
     search: Search,
     progress: Stages,
-) -> CgceFit:
+) -> Calibrated:
     """Heads for each split of `prompts` but "train", taught all but that split and scored on it.
 
     The scores of all held-out splits give the threshold; all heads together are the guard's
@@ -135,7 +127,7 @@ def fit_cgce(
         settings=settings | {"threshold": threshold},
         calibration=calibration,
     )
-    return CgceFit(Artifact(meta, heads | space), scores)
+    return Calibrated(Artifact(meta, heads | space), scores)
 
 
 def _heads(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from guard.fitting.cgce import CgceFit
+from guard.fitting.prompt_rates import Calibrated
 from guard.reporting import plots
 from guard.reporting.page import Grid, Plot, Tile, render
 from guard.reporting.values import rows
 
 
-def as_json(fit: CgceFit, took_s: float) -> dict[str, Any]:
+def as_json(fit: Calibrated, took_s: float) -> dict[str, Any]:
     """All figures of a fit, with the scores that the plot shows."""
     meta = fit.artifact.meta
     return {
@@ -24,7 +24,7 @@ def as_json(fit: CgceFit, took_s: float) -> dict[str, Any]:
     }
 
 
-def as_page(fit: CgceFit) -> str:
+def as_page(fit: Calibrated) -> str:
     """The page: held-out scores by kind, calibration, settings."""
     meta = fit.artifact.meta
     figures: dict[str, Any] = meta.calibration

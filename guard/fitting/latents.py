@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import Any
@@ -16,7 +16,7 @@ from guard.concept import Concept
 from guard.errors import DataError
 from guard.fitting.concept_prompts import LabelledPrompt
 from guard.fitting.likeness import DRAWN, UNDRAWN, Likeness, likeness_of
-from guard.fitting.prompt_rates import by_kind, calibrated, figures
+from guard.fitting.prompt_rates import Calibrated, by_kind, calibrated, figures
 from guard.painter import Painter
 from guard.progress import Stages
 
@@ -41,14 +41,6 @@ class Drawing:
         return {"unsafe": self.count, "far": 2 * self.count, "near": self.count // 2}
 
 
-@dataclass(frozen=True)
-class LatentsFit:
-    """A fitted guard with what gave its threshold: held-out scores by kind."""
-
-    artifact: Artifact
-    scores: Mapping[str, Sequence[float]]
-
-
 def fit_latents(
     painter: Painter,
     concept: Concept,
@@ -60,7 +52,7 @@ def fit_latents(
     recipe: LatentRecipe,
     seed: int,
     progress: Stages,
-) -> LatentsFit:
+) -> Calibrated:
     """A classifier for each split of `prompts`, taught all pictures but its own, scored on these.
 
     The labels are those of the prompts, and only such prompts are drawn as the denoiser is sure of
@@ -111,7 +103,7 @@ def fit_latents(
         settings={"threshold": threshold, "steps": drawing.steps, "guidance": drawing.guidance},
         calibration=figures(scores, threshold, fpr, near_fpr),
     )
-    return LatentsFit(Artifact(meta, _tensors(stacked(members))), scores)
+    return Calibrated(Artifact(meta, _tensors(stacked(members))), scores)
 
 
 def _chosen(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from classifiers.calibration import auc, threshold_for
+from guard.artifact import Artifact
 from guard.errors import DataError
 
 KINDS = ("unsafe", "near", "far")
@@ -16,6 +18,14 @@ SEARCHED = ("mistaken", "drawn", "undrawn")
 
 Scores = Mapping[str, Sequence[float]]
 """Scores by kind of prompt."""
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A fitted guard with what gave its threshold: held-out scores by kind."""
+
+    artifact: Artifact
+    scores: Scores
 
 
 def by_kind(scores: Sequence[float], kinds: Sequence[str]) -> Scores:

@@ -15,8 +15,8 @@ from classifiers.latents import LatentClassifiers, LatentRecipe, train_latents
 from guard.errors import DataError
 from guard.fitting import latents
 from guard.fitting.concept_prompts import LabelledPrompt
-from guard.fitting.latents import Drawing, LatentsFit, fit_latents
-from guard.fitting.prompt_rates import calibrated
+from guard.fitting.latents import Drawing, fit_latents
+from guard.fitting.prompt_rates import Calibrated, calibrated
 from guard.painter import Painter
 from steering.fingerprint import fingerprint
 from steering.methods.embedding import EmbeddingGuard
@@ -57,7 +57,7 @@ def latents_of(texts: Sequence[str]) -> Tensor:
     return torch.stack(found)
 
 
-def members(done: LatentsFit) -> LatentClassifiers:
+def members(done: Calibrated) -> LatentClassifiers:
     """The classifiers of an artifact."""
     tensors = done.artifact.tensors
     layers = range(len(tensors) // 2)
@@ -94,7 +94,7 @@ class Studio:
             return 0.5
         return 0.9 if "K" in text else 0.1
 
-    def fit(self, given: Sequence[LabelledPrompt] | None = None, **changed: Any) -> LatentsFit:
+    def fit(self, given: Sequence[LabelledPrompt] | None = None, **changed: Any) -> Calibrated:
         how: dict[str, Any] = {"progress": lambda *_: lambda _count: None, "seed": 3, **RATES}
         how["recipe"] = SHORT
         drawing = Drawing(count=changed.pop("count", 40), steps=8, guidance=3.0)
