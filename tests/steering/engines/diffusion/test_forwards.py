@@ -90,3 +90,32 @@ def test_no_size_takes_all_at_once() -> None:
     network = Adds()
     Forwards(network, None)(*rows(7))  # type: ignore[arg-type]
     assert network.sizes == [7]
+
+
+class Listens:
+    """Remembers which rows came in, and what it was told when all was over."""
+
+    def __init__(self) -> None:
+        self.heard: list[list[int]] = []
+
+    def enter(self, rows: Tensor) -> None:
+        self.heard.append(rows.tolist())
+
+    def leave(self) -> None:
+        self.heard.append([])
+
+
+def test_seams_are_told_which_rows_a_forward_holds() -> None:
+    seam = Listens()
+    Forwards(Adds((6,)), 4, [seam])(*rows(6))  # type: ignore[arg-type, list-item]
+    # the first three find out whether six rows may go together: they may not
+    tried = [[0, 1, 2, 3], [4, 5, 5, 5], [0, 1, 2, 3, 4, 5]]
+    assert seam.heard == [*tried, [0, 1, 2, 3], [4, 5, 5, 5], []]
+
+
+def test_seams_are_told_of_the_end_where_the_network_fails() -> None:
+    seam = Listens()
+    given = rows(2)
+    with pytest.raises(IndexError):
+        Forwards(Adds(), 4, [seam])(given[0], given[1], given[2], torch.zeros(0))  # type: ignore[arg-type, list-item]
+    assert seam.heard[-1] == []
