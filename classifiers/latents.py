@@ -67,15 +67,21 @@ class LatentClassifiers:
 
         Differentiable. Raises ValueError for latents of another number of channels.
         """
+        return self.votes(latents).flatten(2).logsumexp(2)
+
+    def votes(self, latents: Tensor) -> Tensor:
+        """Place by place, `[rows, members, frames, places]`: of what the logits are made.
+
+        Raises as a call does.
+        """
         if latents.ndim not in (4, 5) or latents.shape[1] != self.channels:
             raise ValueError(
                 f"latents of {self.channels} channels are wanted, not {list(latents.shape)}"
             )
         frames = latents.shape[2] if latents.ndim == 5 else 1
         one = latents.transpose(1, 2).flatten(0, 1) if latents.ndim == 5 else latents
-        votes = self._votes(one)
-        apart = votes.view(len(latents), frames, len(self), -1)
-        return apart.transpose(1, 2).flatten(2).logsumexp(2)
+        apart = self._votes(one).view(len(latents), frames, len(self), -1)
+        return apart.transpose(1, 2)
 
     def select(self, members: Sequence[int]) -> LatentClassifiers:
         """Some of them."""

@@ -54,7 +54,9 @@ class PromptReading:
     `after` is its score behind the action, None where it did not act. `resolved` False means that
     it fired and the concept is still there, after it has acted or because it only looks: the
     policy's fallback decides then. `position` is where it looked: 0 for the prompt, n for what n
-    evaluations of the network have drawn.
+    evaluations of the network have drawn. A guard that writes to the latents says over what share
+    of the picture it has (`area`) and how far the likeliest place stood out (`peak`, in deviations
+    of the picture's places).
     """
 
     score: float
@@ -65,6 +67,8 @@ class PromptReading:
     after: float | None = None
     resolved: bool = True
     position: int = 0
+    area: float | None = None
+    peak: float | None = None
 
 
 @dataclass(frozen=True)

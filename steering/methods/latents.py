@@ -33,25 +33,36 @@ class LatentScreen:
 
     def sense(self, latents: Tensor, columns: Sequence[int]) -> Tensor:
         """The logit of p(concept) `[rows, columns]`, differentiable; NaN for a row not finite."""
+        return self.sense_places(latents, columns)[0]
+
+    def sense_places(self, latents: Tensor, columns: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The same, and the votes of which it is made, `[rows, columns, frames, places]`."""
         among, carried = self._classifiers, [self._members[column] for column in columns]
         used = [member for own in carried for member in own]
         if used != list(range(len(among))):
             among = among.select(used)
-        said = among(latents.to(among.weights[0]))
-        sizes = torch.tensor([len(own) for own in carried], device=said.device)
-        owner = torch.arange(len(columns), device=said.device).repeat_interleave(sizes)
-        blank = said.new_zeros(len(said), len(columns))
-        score = blank.scatter_reduce(1, owner.expand_as(said), said, "mean", include_self=False)
-        return score.masked_fill(~latents.isfinite().flatten(1).all(1, keepdim=True), torch.nan)
+        votes = among.votes(latents.to(among.weights[0]))
+        sizes = torch.tensor([len(own) for own in carried], device=votes.device)
+        owner = torch.arange(len(columns), device=votes.device).repeat_interleave(sizes)
+
+        def mean(said: Tensor) -> Tensor:
+            blank = said.new_zeros(len(said), len(columns), *said.shape[2:])
+            index = owner.view(1, -1, *[1] * (said.ndim - 2)).expand_as(said)
+            return blank.scatter_reduce(1, index, said, "mean", include_self=False)
+
+        score = mean(votes.flatten(2).logsumexp(2))
+        spoilt = ~latents.isfinite().flatten(1).all(1, keepdim=True)
+        return score.masked_fill(spoilt, torch.nan), mean(votes)
 
 
 def stack(guards: Sequence[EmbeddingGuard], device: torch.device | str = "cpu") -> LatentScreen:
     """From artifacts, as `guard fit latents` writes them. Raises ValueError naming a fault."""
-    members = [_loaded(guard, device) for guard in guards]
+    members = [loaded(guard, device) for guard in guards]
     return LatentScreen([guard.name for guard in guards], stacked(members), list(map(len, members)))
 
 
-def _loaded(guard: EmbeddingGuard, device: torch.device | str) -> LatentClassifiers:
+def loaded(guard: EmbeddingGuard, device: torch.device | str) -> LatentClassifiers:
+    """The members of one guard. Raises ValueError naming a fault."""
     layers = range(max(1, sum(key.startswith("weight") for key in guard.tensors)))
     weights = [guard.tensor(f"weight{i}", "latents", 5).to(device) for i in layers]
     biases = [guard.tensor(f"bias{i}", "latents", 2).to(device) for i in layers]

@@ -24,10 +24,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from steering.conditioning import Conditioning, concatenated
+from steering.engines.diffusion.erasing import Erasing, Step
+from steering.engines.diffusion.estimates import Estimator
 from steering.engines.diffusion.families import Family
 from steering.engines.diffusion.forwards import ROWS, Forwards
 from steering.engines.diffusion.samplers import Sampler
 from steering.engines.diffusion.slots import Row, Slots, beside
+from steering.erasing import Eraser
 from steering.finished import PictureBank
 from steering.guided import Guidance, Guide
 from steering.prompted import Applied, PromptBank, PromptReading
@@ -59,11 +62,13 @@ class _Batch:
     """What stays the same from step to step while no row comes or goes.
 
     The network's rows are all conditional ones, then the unconditional ones of `guided [n]`, then
-    one a pair of the guidance; `source` says whose latents each takes. The rest is `[rows]`.
+    one a pair of the guidance; `source` says whose latents each takes, `plain` which of them is a
+    row's unconditional one, or its only one. The rest is `[rows]`.
     """
 
     text: Conditioning
     source: Tensor
+    plain: Sequence[int]
     guided: Tensor
     guidance: Tensor
     offset: Tensor
@@ -73,13 +78,14 @@ class _Batch:
 class DiffusionEngine:
     """Runs one pipeline; `capacity` rows at most. Not thread-safe.
 
-    `guides` are those screens of `bank` that act on the guidance; the guards of `finished` look at
-    a row's latents when it is complete, before anyone sees its picture. `forward` is the number of
+    `guides` are those screens of `bank` that act on the guidance; `erasers` look at a row's latents
+    on their way and write there; the guards of `finished` look at them when the row is complete,
+    before anyone sees its picture. `forward` is the number of
     rows in one forward of the network (`forwards.py`): "auto" is `forwards.ROWS` on a CPU; None
     takes all rows at once, the default elsewhere. With a number, prompts and pictures are encoded,
     guarded and decoded one by one too.
 
-    Raises ValueError for a pipeline or a scheduler that does not go.
+    Raises ValueError for a pipeline, a scheduler or an eraser that does not go.
     """
 
     def __init__(
@@ -90,6 +96,7 @@ class DiffusionEngine:
         capacity: int,
         guides: Sequence[Guide] = (),
         finished: PictureBank | None = None,
+        erasers: Sequence[Eraser] = (),
         forward: int | str | None = "auto",
     ) -> None:
         if family.refusal is not None:
@@ -98,14 +105,16 @@ class DiffusionEngine:
         if forward == "auto":
             forward = ROWS if family.device.type == "cpu" else None
         self.family, self.capacity = family, capacity
+        self._rows_of_forward = None if forward is None else int(forward)
         self._apart = forward is not None
-        self._forwards = Forwards(family, None if forward is None else int(forward))
         self._device = family.device
         self._sampler = Sampler(family.scheduler, family.arrange, device=self._device)
         self._sampler.schedule(family.defaults[0])
+        self._estimator = Estimator(family.scheduler, self._sampler)
+        self._erasing = Erasing((), family, self._estimator)
         with torch.no_grad():
             self._plain = family.unconditional([""])
-        self.use(bank, guides, finished)
+        self.use(bank, guides, finished, erasers)
 
     @property
     def rows(self) -> int:
@@ -126,22 +135,31 @@ class DiffusionEngine:
         bank: PromptBank,
         guides: Sequence[Guide] = (),
         finished: PictureBank | None = None,
+        erasers: Sequence[Eraser] = (),
     ) -> None:
-        """Serve with these from now on. Only between requests: live rows are dropped."""
+        """Serve with these from now on. Only between requests: live rows are dropped.
+
+        Raises ValueError for an eraser that does not go with the model.
+        """
         self._bank, self._guides = bank, tuple(guides)
         self._finished = finished or PictureBank()
+        self._erasing.close()
+        self._erasing = Erasing(erasers, self.family, self._estimator)
+        self._forwards = Forwards(self.family, self._rows_of_forward, [self._erasing.seam])
         self.reset()
 
     def reset(self) -> None:
         """Forget all rows."""
         self._rows: list[Row] = []
         self._guidance = Guidance(self._guides, self._device)
+        self._erasing.reset()
         self._slots = Slots(self.capacity, self._plain, self.family.noise([0]))
         self._batch: _Batch | None = None
 
     def close(self) -> None:
-        """Let go of all rows. The pipeline is as it was: nothing of it is hooked or changed."""
+        """Let go of all rows, and of the pipeline: nothing of it is hooked or changed."""
         self.reset()
+        self._erasing.close()
 
     def check(self, start: PictureStart) -> None:
         """Raise ValueError where a row cannot be added, whatever stands in the batch."""
@@ -150,6 +168,7 @@ class DiffusionEngine:
             raise ValueError(f"a seed must lie in 0..2**63-1, not {start.seed}")
         if not np.isfinite(start.guidance):
             raise ValueError("guidance must be a finite number")
+        self._erasing.check(start.guards, start.steps)
         acting = [g.name for g in start.guards if g.acts and g.name in self._guidance]
         if acting and self.family.distilled:
             raise ValueError(f"{acting[0]} acts on guidance, which this model has as an input")
@@ -194,12 +213,12 @@ class DiffusionEngine:
         timesteps, scale = self._sampler.inputs(at)
         latents = slots.latents[:count]
         inputs, source = latents * beside(scale, latents), batch.source
+        self._erasing.look([row.evaluations - row.left for row in self._rows], batch.plain)
         said = self._forwards(inputs[source], timesteps[source], batch.text, batch.guidance[source])
-        moved, carry = self._sampler.step(
-            at, latents, self._guided(said, batch), slots.carry[:count]
-        )
-        slots.advance(moved, carry)
-        finite = moved.isfinite().flatten(1).all(1).tolist()
+        unconditional, guided = self._guided(said, batch)
+        moved, carry = self._sampler.step(at, latents, guided, slots.carry[:count])
+        slots.advance(*self._erasing.write(Step(latents, unconditional, guided, moved, carry)))
+        finite = slots.latents[:count].isfinite().flatten(1).all(1).tolist()
         for row, is_finite in zip(self._rows, finite, strict=True):
             row.left -= 1
             row.spoilt |= not is_finite
@@ -223,9 +242,15 @@ class DiffusionEngine:
     def readings(self, row: int) -> dict[str, PromptReading]:
         """What the guards of `row` have read; none is valid once the row has met NaN."""
         known = self._rows[row]
+        told = {**known.readings, **self._erasing.readings(row)}
         if not known.spoilt:
-            return dict(known.readings)
-        return {name: replace(told, valid=False) for name, told in known.readings.items()}
+            return told
+        return {name: replace(each, valid=False) for name, each in told.items()}
+
+    def masks(self, row: int) -> dict[str, Tensor]:
+        """Where erasers have written on `row`, by guard: `[(frames,) height, width]` in 0..1, on
+        the latents' grid."""
+        return self._erasing.masks(row)
 
     @torch.no_grad()
     def drop(self, rows: Sequence[int]) -> list[tuple[int, int]]:
@@ -236,9 +261,11 @@ class DiffusionEngine:
             if row != last:
                 self._slots.move(last, row)
                 self._guidance.move(last, row)
+                self._erasing.move(last, row)
                 self._rows[row] = self._rows[last]
                 moves.append((last, row))
             self._guidance.remove(last)
+            self._erasing.remove(last)
             self._rows.pop()
         self._batch = None
         return moves
@@ -256,8 +283,7 @@ class DiffusionEngine:
         """What to draw the rows with, and away from what."""
         prompts = [start.prompt for start in starts]
         guards = [
-            [guard for guard in start.guards if guard.name not in self._finished]
-            for start in starts
+            [guard for guard in start.guards if not self._looks_late(guard)] for start in starts
         ]
         overflow = self.family.overflow(prompts) if any(guards) else ()
         applied = self._bank.apply(self.family.encode(prompts), guards, overflow)
@@ -282,6 +308,8 @@ class DiffusionEngine:
             ]
             fired = [guard for guard in guides if readings[guard.name].fired]
             self._guidance.add(first + index, fired)
+            erasing = [guard for guard in start.guards if guard.name in self._erasing]
+            self._erasing.add(first + index, erasing, steps=start.steps, seed=start.seed)
             evaluations = len(schedules[index])
             self._rows.append(
                 Row(
@@ -295,10 +323,16 @@ class DiffusionEngine:
                 )
             )
 
+    def _looks_late(self, guard: RowGuard) -> bool:
+        """Whether it looks at latents, not at the prompt."""
+        return guard.name in self._finished or guard.name in self._erasing
+
     # -- finished rows --------------------------------------------------------------------------
 
     def _look(self, complete: Sequence[int]) -> None:
         """Let the guards of these rows see their finished latents."""
+        for part in self._parts(complete):
+            self._erasing.settle(part, self.finished(part))
         watched = [row for row in complete if self._rows[row].watching]
         for part in self._parts(watched):
             rows = [self._rows[row] for row in part]
@@ -319,7 +353,9 @@ class DiffusionEngine:
         if self._batch is None:
             count, rows, device = self.rows, self._rows, self._device
             free = [i for i, row in enumerate(rows) if row.guidance > 1]
-            guided = _integers([] if self.family.distilled else free, device)
+            free = [] if self.family.distilled else free
+            guided = _integers(free, device)
+            without = {row: count + i for i, row in enumerate(free)}
             texts = [self._slots.text.select(slice(0, count)), self._slots.negative.select(guided)]
             sources = [torch.arange(count, device=device), guided]
             if len(self._guidance.rows):
@@ -328,6 +364,7 @@ class DiffusionEngine:
             self._batch = _Batch(
                 text=concatenated(texts),
                 source=torch.cat(sources),
+                plain=[without.get(row, row) for row in range(count)],
                 guided=guided,
                 guidance=torch.tensor([row.guidance for row in rows], device=device),
                 offset=_integers([row.offset for row in rows], device),
@@ -335,16 +372,16 @@ class DiffusionEngine:
             )
         return self._batch
 
-    def _guided(self, said: Tensor, batch: _Batch) -> Tensor:
-        """Classifier-free guidance `u + s (c - u)`, row by row, and what guides make of it."""
+    def _guided(self, said: Tensor, batch: _Batch) -> tuple[Tensor, Tensor]:
+        """`u`, and classifier-free guidance `u + s (c - u)`, row by row, as guides make it."""
         count, guided = self.rows, batch.guided
         conditional, rest = said[:count], said[count:]
         # without guidance u is c, and so is the result
         unconditional = conditional.index_copy(0, guided, rest[: len(guided)])
         if not len(self._guidance.rows):
             scale = beside(batch.guidance, said)
-            return unconditional + scale * (conditional - unconditional)
-        return self._guidance.combine(
+            return unconditional, unconditional + scale * (conditional - unconditional)
+        return unconditional, self._guidance.combine(
             unconditional,
             conditional,
             rest[len(guided) :],

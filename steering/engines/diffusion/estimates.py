@@ -8,16 +8,70 @@ nothing, must lead to `signal_1 x̂_0 + noise_1 ε̂`.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from steering.engines.diffusion.samplers import Schedule
+from steering.engines.diffusion.samplers import Sampler, Schedule
 
 _CLOSE = 0.05
 """Of the first step: levels are rounded to whole timesteps here and there, while another prediction
 is off by far more."""
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """The tables of one schedule, each `[evaluations]` and float32.
+
+    `sample` and `output` are p and q. `next_signal` and `next_noise` say of what the sample behind
+    an evaluation is made, `history` how much of x̂_0 the sampler's carry then is. `whole` is False
+    where the carry is something else, in the middle of a step of a scheduler of a higher order:
+    nobody else may write the sample there. `level` is the noise's share before an evaluation,
+    `noise / √(signal² + noise²)`.
+    """
+
+    sample: Tensor
+    output: Tensor
+    next_signal: Tensor
+    next_noise: Tensor
+    history: Tensor
+    whole: Tensor
+    level: Tensor
+
+
+class Estimator:
+    """The estimates of a sampler's schedules, by their number of steps."""
+
+    def __init__(self, scheduler: Any, sampler: Sampler) -> None:
+        self._scheduler, self._sampler = scheduler, sampler
+        self._known: dict[int, Estimates] = {}
+
+    def of(self, steps: int) -> Estimates:
+        """Raises ValueError for a scheduler whose pictures cannot be told."""
+        if steps not in self._known:
+            schedule = self._sampler.schedule(steps)
+            self._known[steps] = estimates_of(self._scheduler, schedule)
+        return self._known[steps]
+
+
+def estimates_of(scheduler: Any, schedule: Schedule) -> Estimates:
+    """Raises ValueError as `clean_coefficients` does."""
+    sample, output = clean_coefficients(scheduler, schedule)
+    one, none = torch.ones(1), torch.zeros(1)
+    kept, made = schedule.next_sample, schedule.next_output
+    history = torch.where(made == 0, 0.0, made / output)
+    spread = (history * sample - kept).abs()
+    return Estimates(
+        sample=sample,
+        output=output,
+        next_signal=torch.cat([schedule.signal[1:], one]),
+        next_noise=torch.cat([schedule.noise[1:], none]),
+        history=history,
+        whole=history.isfinite() & (spread <= 1e-3 * kept.abs().clamp(min=1e-3)),
+        level=schedule.noise / (schedule.signal**2 + schedule.noise**2).sqrt(),
+    )
 
 
 def clean_coefficients(scheduler: Any, schedule: Schedule) -> tuple[Tensor, Tensor]:

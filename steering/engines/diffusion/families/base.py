@@ -261,24 +261,26 @@ class Family(ABC):
         """The texts as the pipeline gives them to its tokenizers."""
         return list(texts)
 
-    def noise(self, seeds: Sequence[int]) -> Tensor:
-        """Unit noise `[rows, ...]`, float32, from one generator a row: the pipeline's own draw."""
-        drawn = [
-            torch.randn(self.shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds
-        ]
-        return self._packed(torch.stack(drawn)).to(self.device)
+    def noise(self, seeds: Sequence[int], draw: int = 0) -> Tensor:
+        """Unit noise `[rows, ...]`, float32, from one generator a row.
+
+        Draw 0 is the pipeline's own, the next ones are what its generator gives behind it.
+        """
+        made = [torch.Generator().manual_seed(seed) for seed in seeds]
+        drawn = [[torch.randn(self.shape, generator=g) for _ in range(draw + 1)] for g in made]
+        return self.packed(torch.stack([each[draw] for each in drawn])).to(self.device)
 
     def decode(self, latents: Tensor) -> NDArray[np.uint8]:
         """Pictures `[rows, height, width, 3]`; videos `[rows, frames, height, width, 3]`."""
         # rounded as diffusers does on its way to PIL
         return (self._picture(latents) * 255).round().astype(np.uint8)
 
-    def _packed(self, noise: Tensor) -> Tensor:
-        """Noise in the form in which the denoiser takes latents."""
-        return noise
+    def packed(self, latents: Tensor) -> Tensor:
+        """Latents `[rows, channels, (frames,) height, width]` as the denoiser takes them."""
+        return latents
 
     def unpacked(self, latents: Tensor) -> Tensor:
-        """The other way round: `[rows, channels, (frames,) height, width]`."""
+        """The other way round."""
         return latents
 
     def _converted(self, text: str, reader: Reader) -> str:

@@ -120,8 +120,8 @@ class Flux(Family):
             for i, block in enumerate(getattr(self.denoiser, name))
         ]
 
-    def _packed(self, noise: Tensor) -> Tensor:
-        packed: Tensor = self.pipeline._pack_latents(noise, len(noise), *self.shape)
+    def packed(self, latents: Tensor) -> Tensor:
+        packed: Tensor = self.pipeline._pack_latents(latents, len(latents), *self.shape)
         return packed
 
     def unpacked(self, latents: Tensor) -> Tensor:

@@ -245,14 +245,14 @@ def test_latents_come_unpacked_in_their_channels_and_places(name: str) -> None:
     whole = family.unpacked(noise)
     assert whole.shape == (2, *family.shape)
     assert family.channels == whole.shape[1] == CHANNELS.get(name, 4)
-    assert torch.equal(family._packed(whole), noise)
+    assert torch.equal(family.packed(whole), noise)
 
 
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (8, 32), (32, 8)])
 def test_unpacking_is_packing_the_other_way_round(height: int, width: int) -> None:
     family = family_of(built("flux").pipeline, height=height, width=width)
     whole = torch.arange(2.0 * 2 * height * width / 4).view(2, *family.shape)
-    packed = family._packed(whole)
+    packed = family.packed(whole)
     assert packed.ndim == 3 and torch.equal(family.unpacked(packed), whole)
 
 
