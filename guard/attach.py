@@ -152,6 +152,7 @@ def _to_pipeline(pipeline: Any, settings: Config, policy: str) -> tuple[Attached
 
     handle = Attached(plan, served, blocks)
     unfollowed = [name for guide in plans.guides for name in guide.names]
+    unfollowed += [name for eraser in plans.erasers for name in eraser.names]
     attachment = PipelineAttachment(
         family,
         plans.bank,

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from guard.errors import DataError
 from guard.fit_cgce_cli import cgce
+from guard.fit_irece_cli import irece
 from guard.fit_latents_cli import latents
 from guard.fit_training_free_cli import nearest, negative_prompt, safe_guidance, safree
 from guard.progress import stages
@@ -108,6 +109,10 @@ app.command(
     epilog="Example: guard fit latents --model emoji --steps 8 --guidance 3 "
     "--concept-file examples/emoji/guards/knife.json --out knife-latents.safetensors"
 )(latents)
+app.command(
+    epilog="Example: guard fit irece --model emoji --steps 8 --guidance 3 "
+    "--concept-file examples/emoji/guards/knife.json --out knife-irece.safetensors"
+)(irece)
 
 for _name, _fit in (
     ("safree", safree),

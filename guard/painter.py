@@ -97,6 +97,16 @@ class Painter:
             width=self.family.channels,
         )
 
+    def fitted_pipeline(self) -> FittedModel:
+        """What an artifact says of all networks together, where it depends on what they draw."""
+        return FittedModel(
+            name=self.name,
+            architecture=self._architecture,
+            fingerprint=fingerprint(nn.ModuleDict(self.family.networks)),
+            layers=1,
+            width=self.family.channels,
+        )
+
     def fitted_model(self) -> FittedModel:
         """What an artifact says of the encoders that it was fitted on."""
         encoders = dict(self.family.encoders)

@@ -17,14 +17,15 @@ from guard.config import Config, GuardConfig
 from guard.errors import ArtifactError
 from guard.resolving import LoadedGuard, find_guards
 from steering.conditioning import Conditioning
+from steering.erasing import Eraser
 from steering.fingerprint import fingerprint
-from steering.finished import PictureBank
+from steering.finished import PictureBank, PictureScreen
 from steering.guided import Guide
 from steering.methods.embedding import EmbeddingGuard
-from steering.methods.screens import PICTURE_SCREENS, SCREENS
+from steering.methods.screens import ERASERS, PICTURE_SCREENS, SCREENS
 from steering.prompted import PromptBank, Screen
 
-Own = Literal["steer", "refine", "block"]
+Own = Literal["steer", "refine", "perturb", "block"]
 """What a guard does by itself."""
 
 
@@ -38,6 +39,12 @@ class Reads(Protocol):
     def autoencoder(self) -> nn.Module: ...
 
     @property
+    def networks(self) -> Mapping[str, nn.Module]: ...
+
+    @property
+    def readable(self) -> Mapping[str, nn.Module]: ...
+
+    @property
     def channels(self) -> int: ...
 
     def encode(self, prompts: Sequence[str]) -> Conditioning: ...
@@ -45,7 +52,8 @@ class Reads(Protocol):
 
 class PictureGuards:
     """`bank` has all guards that read the prompt; `guides` are those of its screens that act on the
-    guidance; `finished` has those that look at finished pictures.
+    guidance; `finished` has those that look at finished pictures, `erasers` those that write to the
+    latents on their way.
 
     Raises ArtifactError where guards that fit one by one cannot be stacked.
     """
@@ -58,6 +66,7 @@ class PictureGuards:
         self.bank = PromptBank(screens)
         self.guides = tuple(cast(Guide, screen) for screen in screens if _guides(screen))
         self.finished = PictureBank(_stacked(PICTURE_SCREENS, fitted, self._device))
+        self.erasers: tuple[Eraser, ...] = tuple(_stacked(ERASERS, fitted, self._device))
 
     @cached_property
     def _text(self) -> Conditioning:
@@ -77,6 +86,10 @@ class PictureGuards:
     def _autoencoder(self) -> str:
         return fingerprint(self._family.autoencoder)
 
+    @cached_property
+    def _pipeline(self) -> str:
+        return fingerprint(nn.ModuleDict(dict(self._family.networks)))
+
     def _loaded(
         self, setting: GuardConfig, artifact: Artifact
     ) -> tuple[LoadedGuard, EmbeddingGuard]:
@@ -84,20 +97,38 @@ class PictureGuards:
         guard = EmbeddingGuard(setting.name, artifact.tensors, meta.settings)
         if meta.method in PICTURE_SCREENS:
             artifact.require_model(self._autoencoder, served=self._name)
-            channels = PICTURE_SCREENS[meta.method]([guard], "cpu").channels
-            if channels != self._family.channels:
-                raise ValueError(
-                    f"guard {setting.name}: takes latents of {channels} channels, the model's have "
-                    f"{self._family.channels}"
-                )
+            self._require_channels(PICTURE_SCREENS[meta.method]([guard], "cpu"), setting.name)
             return _of(setting, meta, guard, "block"), guard
+        if meta.method in ERASERS:
+            artifact.require_model(self._pipeline, served=self._name)
+            eraser = ERASERS[meta.method]([guard], "cpu")
+            self._require_channels(eraser, setting.name)
+            self._require_reads(eraser, setting.name)
+            return _of(setting, meta, guard, "perturb"), guard
         artifact.require_model(self._encoders, served=self._name)
         if meta.method not in SCREENS:
-            known = ", ".join([*SCREENS, *PICTURE_SCREENS])
+            known = ", ".join([*SCREENS, *PICTURE_SCREENS, *ERASERS])
             raise ValueError(f"unknown method {meta.method!r}: this release has {known}")
         screen = SCREENS[meta.method]([guard], self._device)
         _try(screen, self._text)
         return _of(setting, meta, guard, "steer" if _guides(screen) else "refine"), guard
+
+    def _require_channels(self, guard: PictureScreen | Eraser, name: str) -> None:
+        if guard.channels != self._family.channels:
+            raise ValueError(
+                f"guard {name}: takes latents of {guard.channels} channels, the model's have "
+                f"{self._family.channels}"
+            )
+
+    def _require_reads(self, guard: Eraser, name: str) -> None:
+        layers = self._family.readable
+        for read in (read for own in guard.reads for read in own):
+            heads = getattr(layers.get(read.layer), "heads", 0)
+            if read.head >= heads:
+                raise ValueError(
+                    f"guard {name}: reads head {read.head} of {read.layer!r}, which the model does "
+                    "not have"
+                )
 
 
 def _of(

@@ -18,6 +18,9 @@ from steering.table import RowGuard
 
 Decision = Literal["draw", "block", "replace", "fail"]
 
+_LATE = {"block", "perturb"}
+"""Own actions of guards that look at latents, not at the prompt."""
+
 
 @dataclass(frozen=True)
 class PicturePlan(BasePlan[PromptReading]):
@@ -30,12 +33,12 @@ class PicturePlan(BasePlan[PromptReading]):
 
     @property
     def screens(self) -> bool:
-        """Whether a guard looks at the finished picture, which may come to nothing then."""
-        return any(guard.action == "block" for guard in self.guards)
+        """Whether a guard looks at the picture itself, and may change or block it then."""
+        return any(guard.action in _LATE for guard in self.guards)
 
     def prompt_rows(self) -> tuple[RowGuard, ...]:
         """The rows of those guards that read the prompt."""
-        late = {guard.name for guard in self.guards if guard.action == "block"}
+        late = {guard.name for guard in self.guards if guard.action in _LATE}
         return tuple(row for row in self.rows() if row.name not in late)
 
     @property
@@ -82,21 +85,24 @@ class PicturePlan(BasePlan[PromptReading]):
             error=None if reading.valid else "the guard met NaN in what it reads",
             steps=reading.steps,
             after=reading.after,
+            area=reading.area,
+            peak=reading.peak,
         )
 
 
 class PicturePlans(Resolved[PicturePlan]):
     """The guards that fit one picture model, stacked, and every policy resolved against them.
 
-    `bank`, `guides` and `finished` are as in PictureGuards. A guard that does not fit stays out and
-    breaks the policies that name it. Raises ArtifactError where guards that fit one by one cannot
-    be stacked.
+    `bank`, `guides`, `finished` and `erasers` are as in PictureGuards. A guard that does not fit
+    stays out and breaks the policies that name it. Raises ArtifactError where guards that fit one
+    by one cannot be stacked.
     """
 
     def __init__(self, config: Config, family: Reads, *, name: str) -> None:
         self.model = name
         guards = PictureGuards(config, family, name=name)
         self.bank, self.guides, self.finished = guards.bank, guards.guides, guards.finished
+        self.erasers = guards.erasers
         found = guards.found
         loaded = {guard: fitted for guard, (fitted, _) in found.fit.items()}
         super().__init__(

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
-Outcome = Literal["pass", "flagged", "steered", "refined", "blocked", "error"]
+Outcome = Literal["pass", "flagged", "steered", "refined", "perturbed", "blocked", "error"]
 """From the least to the gravest."""
 
 _GRAVITY: tuple[Outcome, ...] = get_args(Outcome)
@@ -24,8 +24,10 @@ class GuardVerdict:
     `score` is the largest value seen at the places where the guard looked, `threshold` the one it
     was compared with, `position` where it fired: 0 for the prompt, n for the n-th generated token
     or what n steps have drawn, None where it did not fire. `action` is what was done. A guard that
-    refines a prompt says how many `steps` that took, and what its score is `after` them. `error`
-    says why the guard could not be applied.
+    refines a prompt, or writes to the latents, says how many `steps` that took, and what its score
+    is `after` them; the latter also over what share of the picture it has written (`area`), and how
+    far the likeliest place stood out there (`peak`, in deviations). `error` says why the guard
+    could not be applied.
     """
 
     guard: str
@@ -39,6 +41,8 @@ class GuardVerdict:
     error: str | None = None
     steps: int = 0
     after: float | None = None
+    area: float | None = None
+    peak: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,7 @@ def drawing_service(
         capacity=config.server.max_batch,
         guides=plans.guides,
         finished=plans.finished,
+        erasers=plans.erasers,
     )
     steps, guidance = family.defaults
     return DrawingService(

@@ -60,6 +60,7 @@ class EngineDrawer:
             capacity=suite.batch,
             guides=self._plans.guides,
             finished=self._plans.finished,
+            erasers=self._plans.erasers,
         )
         parts = {n: p for n, p in family.pipeline.components.items() if isinstance(p, nn.Module)}
         self._model = fingerprint(nn.ModuleDict(parts))
@@ -246,7 +247,7 @@ def _came(asked: _Settled, found: Finished) -> Drawn:
     late = [told for told in found.readings.values() if told.position and told.fired]
     look = replace(
         asked.look,
-        same=asked.look.same and decision == "draw",
+        same=asked.look.same and decision == "draw" and not any(told.steps for told in late),
         fired=asked.look.fired or bool(late),
         blocked=decision != "draw",
         **_figures({**found.readings}),

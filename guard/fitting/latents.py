@@ -61,12 +61,7 @@ def fit_latents(
     classifiers together are the guard (cross-conformal prediction, Vovk 2015). Raises DataError
     where the prompts do not do for the rates that are asked for.
     """
-    chosen = _chosen(painter, concept, prompts, drawing, seed, progress)
-    if not chosen:
-        raise DataError(
-            "the denoiser is sure of no prompt: it does not know the concept, or its predictions "
-            "are not finite, where another dtype may help"
-        )
+    chosen = drawable(painter, concept, prompts, drawing, seed, progress)
     texts = [prompt.text for prompt in chosen]
     latents = painter.draw(
         texts,
@@ -103,10 +98,10 @@ def fit_latents(
         settings={"threshold": threshold, "steps": drawing.steps, "guidance": drawing.guidance},
         calibration=figures(scores, threshold, fpr, near_fpr),
     )
-    return Calibrated(Artifact(meta, _tensors(stacked(members))), scores)
+    return Calibrated(Artifact(meta, classifier_tensors(stacked(members))), scores)
 
 
-def _chosen(
+def drawable(
     painter: Painter,
     concept: Concept,
     prompts: Sequence[LabelledPrompt],
@@ -114,7 +109,10 @@ def _chosen(
     seed: int,
     progress: Stages,
 ) -> list[LabelledPrompt]:
-    """The prompts to draw, of each kind as many as are wanted if there are so many, by split."""
+    """The prompts to draw, of each kind as many as are wanted if there are so many, by split.
+
+    Raises DataError where the denoiser is sure of none.
+    """
     likeness = likeness_of(painter, concept, prompts, seed=seed, bf16=drawing.bf16)
     advance = progress("choosing prompts", sum(drawing.wanted.values()))
     order = random.Random(seed).sample(range(len(prompts)), len(prompts))
@@ -130,6 +128,11 @@ def _chosen(
                 break
         advance(max(0, wanted - len(sure)))  # there are no more
         found += sure[:wanted]
+    if not found:
+        raise DataError(
+            "the denoiser is sure of no prompt: it does not know the concept, or its predictions "
+            "are not finite, where another dtype may help"
+        )
     return [prompts[at] for at in sorted(found)]
 
 
@@ -149,6 +152,7 @@ def _parts(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:
     return (items[at : at + size] for at in range(0, len(items), size))
 
 
-def _tensors(members: LatentClassifiers) -> dict[str, Any]:
+def classifier_tensors(members: LatentClassifiers) -> dict[str, Any]:
+    """As an artifact holds them, NumPy arrays by name."""
     weights = {f"weight{i}.latents": weight.numpy() for i, weight in enumerate(members.weights)}
     return weights | {f"bias{i}.latents": bias.numpy() for i, bias in enumerate(members.biases)}

@@ -43,8 +43,8 @@ class IreceEraser:
         device: torch.device | str,
     ) -> None:
         self.names: Sequence[str] = tuple(guard.name for guard in guards)
-        self.reads = tuple(map(tuple, reads))
-        self.looks = tuple(_looks(guard) for guard in guards)
+        self.reads: Sequence[Sequence[Read]] = tuple(map(tuple, reads))
+        self.looks: Sequence[Looks] = tuple(_looks(guard) for guard in guards)
         sizes = [len(own) for own in classifiers]
         self._screen = LatentScreen(self.names, stacked(classifiers), sizes)
         self.channels = self._screen.channels
@@ -56,30 +56,14 @@ class IreceEraser:
         return self._screen.sense_places(estimate, columns)
 
     def find(self, seen: Seen) -> Found:
-        shape = seen.estimate.shape[2:]
-        votes = _on(seen.votes, shape)
-        evidence = _beside(self._votes[seen.guard], votes) * _standing_out(votes)
-        evidence = evidence.index_add(0, seen.owner, _standing_out(seen.attended))
-        evidence = _smoothed(evidence, self._smoothing[seen.guard])
-        flat = evidence.flatten(1)
-        middle, top = flat.median(1).values, flat.amax(1)
-        share = (evidence - _beside(middle, evidence)) / _beside(top - middle, evidence)
-        mask = (share > _beside(self._mask[seen.guard], share)).float()
-        return Found(mask, _standing_out(evidence).flatten(1).amax(1), self._instead(seen, mask))
-
-    def _instead(self, seen: Seen, mask: Tensor) -> Tensor:
+        votes = votes_map(seen.votes, seen.estimate.shape[2:])
+        evidence = beside(self._votes[seen.guard], votes) * votes
+        evidence = evidence.index_add(0, seen.owner, standing_out(seen.attended))
+        evidence = smoothed(evidence, self._smoothing[seen.guard])
+        mask = mask_of(evidence, self._mask[seen.guard])
         kind = self._replacement[seen.guard]
-        estimate, inside = seen.estimate, mask[:, None]
-        axes = tuple(range(2, estimate.ndim))
-        outside = 1 - inside
-        mean = (estimate * outside).sum(axes) / outside.sum(axes).clamp(min=1)
-        wide = (*mean.shape, *[1] * len(axes))
-        made = torch.where(
-            _beside(kind == REPLACEMENTS.index("background"), estimate),
-            mean.view(wide).expand_as(estimate),
-            seen.unconditional,
-        )
-        return made.masked_fill(_beside(kind == REPLACEMENTS.index("zero"), estimate), 0.0)
+        instead = replaced(seen.estimate, seen.unconditional, mask, kind)
+        return Found(mask, standing_out(evidence).flatten(1).amax(1), instead)
 
 
 def stack(guards: Sequence[EmbeddingGuard], device: torch.device | str = "cpu") -> IreceEraser:
@@ -123,37 +107,59 @@ def _replacement(guard: EmbeddingGuard) -> int:
     return REPLACEMENTS.index(named)
 
 
-def _standing_out(maps: Tensor) -> Tensor:
-    """Each map as deviations from its own mean; a flat one is zero."""
+def standing_out(maps: Tensor) -> Tensor:
+    """Each map `[maps, ...]` as deviations from its own mean; a flat one is zero."""
     flat = maps.flatten(1)
     spread = flat.std(1, keepdim=True).clamp(min=1e-6)
     return ((flat - flat.mean(1, keepdim=True)) / spread).view_as(maps)
 
 
-def _on(votes: Tensor, shape: Sequence[int]) -> Tensor:
-    """Votes `[pairs, frames, places]` on a grid of `shape`: (frames,) height, width."""
+def votes_map(votes: Tensor, shape: Sequence[int]) -> Tensor:
+    """Votes `[pairs, frames, places]` as deviations, on a grid `shape`: (frames,) height, width."""
     height, width = shape[-2:]
     rows = round(math.sqrt(votes.shape[-1] * height / width))
     apart = votes.flatten(0, 1).view(-1, 1, rows, votes.shape[-1] // rows)
     fine = F.interpolate(apart, size=(height, width), mode="bilinear", align_corners=False)
-    return fine.view(len(votes), *shape)
+    return standing_out(fine.view(len(votes), *shape))
 
 
-def _smoothed(maps: Tensor, deviation: Tensor) -> Tensor:
-    """By a Gaussian of `deviation [pairs]`, in shares of the picture's shorter side."""
+def smoothed(maps: Tensor, deviation: Tensor) -> Tensor:
+    """By a Gaussian of `deviation [maps]`, in shares of the picture's shorter side."""
     height, width = maps.shape[-2:]
     places = deviation * min(height, width)
     reach = max(1, math.ceil(2 * float(places.max())))
     at = torch.arange(-reach, reach + 1, device=maps.device)
     kernel = torch.exp(-(at**2) / (2 * places.clamp(min=1e-3)[:, None] ** 2))
     kernel = kernel / kernel.sum(1, keepdim=True)
-    one = maps.flatten(1, -3) if maps.ndim > 3 else maps[:, None]
-    one = F.pad(one, (reach, reach, reach, reach), mode="replicate").transpose(0, 1)
-    pairs = len(maps)
-    one = F.conv2d(one, kernel.view(pairs, 1, 1, -1), groups=pairs)
-    one = F.conv2d(one, kernel.view(pairs, 1, -1, 1), groups=pairs)
+    count = len(maps)
+    one = maps.reshape(count, -1, height, width).transpose(0, 1)
+    one = F.pad(one, (reach, reach, reach, reach), mode="replicate")
+    one = F.conv2d(one, kernel.view(count, 1, 1, -1), groups=count)
+    one = F.conv2d(one, kernel.view(count, 1, -1, 1), groups=count)
     return one.transpose(0, 1).reshape(maps.shape)
 
 
-def _beside(values: Tensor, maps: Tensor) -> Tensor:
+def mask_of(evidence: Tensor, share: Tensor) -> Tensor:
+    """1 where `evidence [maps, ...]` rises over `share [maps]` of the way from its median to its
+    peak, 0 elsewhere; nothing of a flat map."""
+    flat = evidence.flatten(1)
+    middle, top = flat.median(1).values, flat.amax(1)
+    rise = evidence - beside(middle, evidence)
+    over = rise > beside(share * (top - middle), evidence)
+    return (over & beside(top > middle, evidence)).float()
+
+
+def replaced(estimate: Tensor, unconditional: Tensor, mask: Tensor, kind: Tensor) -> Tensor:
+    """z̃_0 `[pairs, channels, ...]` for masks `[pairs, ...]`; `kind [pairs]` counts REPLACEMENTS."""
+    axes = tuple(range(2, estimate.ndim))
+    outside = 1 - mask[:, None]
+    mean = (estimate * outside).sum(axes, keepdim=True)
+    mean = mean / outside.sum(axes, keepdim=True).clamp(min=1)
+    is_ = {name: beside(kind == i, estimate) for i, name in enumerate(REPLACEMENTS)}
+    made = torch.where(is_["background"], mean.expand_as(estimate), unconditional)
+    return made.masked_fill(is_["zero"], 0.0)
+
+
+def beside(values: Tensor, maps: Tensor) -> Tensor:
+    """`values [n]` shaped so as to stand beside `maps [n, ...]`."""
     return values.view(-1, *[1] * (maps.ndim - 1))

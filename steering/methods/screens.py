@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from steering.erasing import Eraser
 from steering.finished import PictureScreen
-from steering.methods import cgce, latents, nearest, safe_guidance, safree
+from steering.methods import cgce, irece, latents, nearest, safe_guidance, safree
 from steering.methods.embedding import EmbeddingGuard
 from steering.prompted import Screen
 
@@ -31,3 +32,8 @@ PICTURE_SCREENS: dict[str, Callable[[Guards, torch.device | str], PictureScreen]
     "latents": latents.stack,
 }
 """The same for methods that look at finished pictures."""
+
+ERASERS: dict[str, Callable[[Guards, torch.device | str], Eraser]] = {
+    "irece": irece.stack,
+}
+"""The same for methods that write to the latents of a picture on its way."""

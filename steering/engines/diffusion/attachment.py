@@ -37,7 +37,7 @@ class PipelineAttachment:
 
     `after(attachment)` is called when a prompt's guards have decided, and again when those of
     `finished` have seen what was drawn; it may raise to draw or give nothing. `unfollowed` names
-    guards of the bank that act on the guidance. Raises Unfollowed where one of them is to act.
+    guards that act on each step. Raises Unfollowed where one of them is to act, or looks there too.
 
     Embeddings that come without their prompt are guarded as they are: what is padding in them is
     not known, and counts as text.
@@ -53,11 +53,15 @@ class PipelineAttachment:
         unfollowed: Sequence[str] = (),
         finished: PictureBank | None = None,
     ) -> None:
-        acting = [guard.name for guard in guards if guard.acts and guard.name in unfollowed]
-        if acting:
+        lost = [
+            guard.name
+            for guard in guards
+            if guard.name in unfollowed and (guard.acts or guard.name not in bank.names)
+        ]
+        if lost:
             raise Unfollowed(
-                f"guard {acting[0]} acts on the guidance of each step, which only the engine "
-                "(guard serve) follows: leave it out, or use a guard of the prompt's embedding"
+                f"guard {lost[0]} acts on each step, which only the engine (guard serve) "
+                "follows: leave it out, or use a guard of the prompt's embedding"
             )
         pipeline = family.pipeline
         self._family, self._pipeline = family, pipeline

@@ -11,7 +11,7 @@ its queries and keys by (RoPE) are left out: what is asked is what a place shows
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,18 +46,6 @@ class _Projection:
         return apart
 
 
-def readable(family: Family) -> Mapping[str, nn.Module]:
-    """The layers that can be read, by their name in the denoiser.
-
-    Not those in which text and picture share their projections, as in Flux's single-stream blocks.
-    """
-    return {
-        name: module
-        for name, module in family.cross_attention()
-        if _is_joint(module) or getattr(module, "is_cross_attention", False)
-    }
-
-
 @torch.no_grad()
 def text_keys(family: Family, text: Conditioning, timestep: float) -> dict[str, Tensor]:
     """The keys of one row's tokens at every readable layer, `[tokens, heads, width]`, float32.
@@ -67,7 +55,7 @@ def text_keys(family: Family, text: Conditioning, timestep: float) -> dict[str, 
     """
     found: dict[str, Tensor] = {}
     hooks = []
-    for name, module in readable(family).items():
+    for name, module in family.readable.items():
         projection = _keys(module)
 
         def keep(_m: nn.Module, _i: Any, out: Tensor, n: str = name, p: Any = projection) -> None:
@@ -85,7 +73,7 @@ def text_keys(family: Family, text: Conditioning, timestep: float) -> dict[str, 
     finally:
         for hook in hooks:
             hook.remove()
-    if silent := sorted(set(readable(family)) - set(found)):
+    if silent := sorted(set(family.readable) - set(found)):
         raise ValueError(
             f"the attention processor of {silent[0]} is not known: its keys are hidden"
         )
@@ -101,7 +89,7 @@ class AttentionSeam:
     """
 
     def __init__(self, family: Family, reads: Sequence[Read]) -> None:
-        modules = readable(family)
+        modules = family.readable
         if unknown := sorted({read.layer for read in reads} - set(modules)):
             raise ValueError(f"the model has no layer {unknown[0]!r} whose attention can be read")
         self._shape, self._device = family.shape[1:], family.device

@@ -49,6 +49,13 @@ class Reader:
         pieces = [ids[start : start + room] for start in starts]
         return [self.tokenizer.decode(p, clean_up_tokenization_spaces=False) for p in pieces]
 
+    def words(self, text: str, tokens: int) -> Tensor:
+        """`[1, tokens]`: True at the text's own tokens, False at marks and padding."""
+        ids = self.tokenizer(text, verbose=False).input_ids[:tokens]
+        marks = set(self.tokenizer.all_special_ids)
+        own = [token not in marks for token in ids] + [False] * (tokens - len(ids))
+        return torch.tensor([own])
+
     def mask(self, texts: Sequence[str], tokens: int) -> Tensor:
         """`[texts, tokens]`: True at what is no padding."""
         batch = self.tokenizer(
@@ -165,6 +172,23 @@ class Family(ABC):
         return found
 
     @property
+    def readable(self) -> Mapping[str, nn.Module]:
+        """The layers whose attention can be read: those that project queries of the picture alone
+        and keys of the text alone. Not Flux's single-stream blocks, which project both at once."""
+        return {
+            name: module
+            for name, module in self.cross_attention()
+            if getattr(module, "add_k_proj", None) is not None
+            or getattr(module, "is_cross_attention", False)
+        }
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """Everything with weights that a picture is made by."""
+        denoiser: nn.Module = self.denoiser
+        return {**self.encoders, "denoiser": denoiser, "autoencoder": self.autoencoder}
+
+    @property
     def channels(self) -> int:
         """Of unpacked latents."""
         return self.shape[0]
@@ -238,6 +262,24 @@ class Family(ABC):
         found = list(pieces)
         batches = [found[at : at + _BATCH] for at in range(0, len(found), _BATCH)]
         return concatenated([self.encode(batch) for batch in batches]) if batches else None
+
+    def content(self, prompt: str) -> Tensor:
+        """`[tokens]`, bool: which of the tokens that the denoiser attends to are the prompt's own.
+
+        Neither padding nor a tokenizer's marks.
+        """
+        text = self.encode([prompt])
+        own = {name: torch.zeros_like(mask) for name, mask in text.masks.items()}
+        for reader in self.readers:
+            if own[reader.stream].shape[1] > 1:
+                (said,) = (self._converted(t, reader) for t in self.cleaned([prompt]))
+                words = reader.words(said, own[reader.stream].shape[1])
+                own[reader.stream] = words.to(text.masks[reader.stream].device)
+        marked = text.with_states(
+            {name: own[name][..., None].expand_as(s).to(s) for name, s in text.states.items()}
+        )
+        # put together as the denoiser takes them, a token is marked where any of its streams is
+        return self.put_together(marked)[0][0].abs().amax(-1) > 0
 
     def take_apart(
         self, parts: Sequence[Tensor], texts: Mapping[str, Sequence[str]] | None

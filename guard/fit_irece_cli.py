@@ -1,0 +1,140 @@
+"""`guard fit irece`: from a concept file and a picture model to a guard that acts on latents."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from guard.concept import read_concept
+from guard.errors import DataError
+from guard.progress import stages
+from guard.reporting import values
+
+_TABLES = {
+    "windows": "first look",
+    "places": "where it is (attention alone, votes alone, both)",
+    "breaking": "what is put there, and from when on",
+}
+
+
+def irece(
+    model: Annotated[str, typer.Option(help="An added model, a directory or a hub name.")],
+    concept_file: Annotated[Path, typer.Option(help="The concept in words, JSON.")],
+    out: Annotated[Path, typer.Option(help="Artifact to write.")],
+    count: Annotated[
+        int,
+        typer.Option(min=50, help="Pictures with the concept to draw; without it, twice as many."),
+    ] = 200,
+    steps: Annotated[
+        int | None, typer.Option(min=2, max=1000, help="Of each picture; the model's own default.")
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option(min=0, help="Guidance scale; the model's own default.")
+    ] = None,
+    looks: Annotated[
+        int, typer.Option(min=1, max=100, help="At a picture on its way, at most.")
+    ] = 5,
+    trials: Annotated[
+        int, typer.Option(min=8, max=256, help="Pictures for each way of breaking the concept.")
+    ] = 24,
+    fpr: Annotated[
+        float, typer.Option(min=1e-4, max=0.5, help="False-positive rate on far pictures.")
+    ] = 0.005,
+    near_fpr: Annotated[
+        float, typer.Option(min=1e-4, max=0.5, help="False-positive rate on hard negatives.")
+    ] = 0.05,
+    folds: Annotated[
+        int, typer.Option(min=2, max=16, help="Classifiers, each taught all but its share.")
+    ] = 4,
+    bf16: Annotated[
+        bool,
+        typer.Option(
+            help="Compute the denoiser in bfloat16 while choosing prompts: far slower on a CPU "
+            "without it."
+        ),
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of prompts and pictures.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:
+    """Fit an IRECE guard: find the concept in the latents of a picture on its way, break it there.
+
+    The model draws some hundred pictures of its own for it.
+    """
+    concept = read_concept(concept_file)
+    if out.suffix != ".safetensors":
+        raise DataError(f"{out}: an artifact's name ends in .safetensors")
+    if concept.ending:
+        raise DataError(
+            f"{concept_file}: {concept.name} is a style, which is everywhere in a picture: "
+            "there is no place to break it"
+        )
+
+    from classifiers.latents import LatentRecipe
+    from guard.fitting.concept_prompts import folds_of
+    from guard.fitting.irece import fit_irece
+    from guard.fitting.latents import Drawing
+    from guard.painter import Painter
+
+    painter = Painter.load(model, device=device)
+    default_steps, default_guidance = painter.family.defaults
+    named = concept.phrases.model_copy(
+        update={"train": concept.phrases.train[:1], "validation": ()}
+    )
+    started = time.monotonic()
+    with stages() as progress:
+        fit = fit_irece(
+            painter,
+            concept,
+            folds_of(concept.model_copy(update={"phrases": named}), 4 * count, folds, seed),
+            Drawing(
+                count=count,
+                steps=default_steps if steps is None else steps,
+                guidance=default_guidance if guidance is None else guidance,
+                bf16=bf16,
+            ),
+            looks=looks,
+            trials=trials,
+            fpr=fpr,
+            near_fpr=near_fpr,
+            recipe=LatentRecipe(),
+            seed=seed,
+            progress=progress,
+        )
+    fit.artifact.save(out)
+    meta = fit.artifact.meta
+    if as_json:
+        told = {
+            "method": meta.method,
+            "concept": meta.concept,
+            "settings": meta.settings,
+            "calibration": meta.calibration,
+            "seconds": round(time.monotonic() - started, 1),
+            "artifact": str(out),
+            "digest": fit.artifact.digest,
+        }
+        print(json.dumps(told, indent=2))
+        return
+    console = Console()
+    figures: dict[str, Any] = meta.calibration
+    console.print(
+        values.table("held-out pictures", {k: v for k, v in figures.items() if k not in _TABLES})
+    )
+    for name, title in _TABLES.items():
+        console.print(_tried(title, figures[name]))
+    console.print(values.table("settings", meta.settings))
+    console.print(f"wrote {out}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _tried(title: str, rows: list[dict[str, Any]]) -> Table:
+    """What was tried, a row each."""
+    table = Table(*(name.replace("_", " ") for name in rows[0]), title=title)
+    for row in rows:
+        table.add_row(*(value for _, value in values.rows(row)))
+    return table

@@ -1,0 +1,255 @@
+"""What of IRECE is searched for: where to read attention, how much to mask, what to put there.
+
+The judge is always a classifier that was not taught the picture: a concept is *gone* where that one
+scores the broken picture under the guard's threshold. How much of the picture had to be written
+over for it is the price.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from pydantic import JsonValue
+from torch import Tensor
+
+from classifiers.latents import LatentClassifiers, stacked
+from guard.painter import Painter
+from guard.progress import Stages
+from steering.engines.diffusion.engine import DiffusionEngine, PictureStart
+from steering.erasing import Read
+from steering.methods import irece
+from steering.methods.embedding import EmbeddingGuard
+from steering.prompted import PromptBank
+from steering.table import RowGuard
+
+MOST_READS = 4
+MASKS = (0.5, 0.4, 0.3, 0.2)
+"""From the smallest to the largest."""
+VOTES = (0.0, 1.0, 2.0)
+SMOOTHING = 0.09
+"""In shares of the picture's side: about a quarter of an object in a scene of two or three."""
+ENOUGH = 0.02
+"""What counts as no worse, of shares of pictures in which the concept is gone."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """As the artifact has them; `reads` are numbers of those that were tried."""
+
+    reads: tuple[int, ...]
+    votes: float
+    mask: float
+    smoothing: float = SMOOTHING
+    replacement: str = "background"
+    level: float = 1.0
+    looks: int = 1
+
+    def as_dict(self) -> dict[str, Any]:
+        """Without the reads, which an artifact names."""
+        return {name: value for name, value in asdict(self).items() if name != "reads"}
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Finished latents `[pictures, channels, ...]` that show the concept, each read's map of them
+    `[pictures, reads, ...]`, the classifiers of all folds, and which fold a picture is of."""
+
+    latents: Tensor
+    maps: Tensor
+    members: Sequence[LatentClassifiers]
+    parts: Tensor
+    threshold: float
+
+    @torch.no_grad()
+    def gone(self, latents: Tensor) -> Tensor:
+        """`[pictures]`: whether the member that was not taught a picture no longer finds it."""
+        said = torch.zeros(len(latents))
+        for part, member in enumerate(self.members):
+            own = self.parts == part
+            said[own] = member(latents[own].float())[:, 0]
+        return said <= self.threshold
+
+    @torch.no_grad()
+    def votes(self) -> Tensor:
+        """Maps of the votes of the members that were taught a picture, as the guard has them."""
+        found = torch.zeros(len(self.latents), *self.latents.shape[2:])
+        for part in range(len(self.members)):
+            own, others = self.parts == part, [m for i, m in enumerate(self.members) if i != part]
+            votes = stacked(others).votes(self.latents[own].float()).mean(1)
+            found[own] = irece.votes_map(votes, self.latents.shape[2:])
+        return found
+
+
+def place(held: HeldOut, named: Sequence[tuple[str, int]]) -> tuple[Settings, list[JsonValue]]:
+    """Reads, weight of the votes and mask, and what was tried on the way.
+
+    Reads are added one by one, as long as that helps: the one whose masks make most pictures lose
+    the concept.
+    """
+    tried: list[dict[str, Any]] = []
+    votes = held.votes()
+
+    def trial(reads: Sequence[int], weight: float, mask: float) -> tuple[float, float]:
+        evidence = weight * votes + held.maps[:, list(reads)].sum(1)
+        return _broken(held, evidence, mask)
+
+    def note(reads: Sequence[int], weight: float, mask: float, found: tuple[float, float]) -> None:
+        tried.append(
+            {
+                "reads": [list(named[i]) for i in reads],
+                "votes": weight,
+                "mask": mask,
+                "gone": found[0],
+                "area": found[1],
+            }
+        )
+
+    middle = MASKS[2]
+    chosen: list[int] = []
+    best = (0.0, 1.0)
+    while len(chosen) < min(MOST_READS, len(named)):
+        each = {i: trial([*chosen, i], 0.0, middle) for i in range(len(named)) if i not in chosen}
+        top = max(each, key=lambda i: _worth(each[i]))
+        if chosen and _worth(each[top]) <= _worth(best) + ENOUGH / 2:
+            break
+        chosen.append(top)
+        best = each[top]
+        note(chosen, 0.0, middle, best)
+    note([], 1.0, middle, trial([], 1.0, middle))
+    weights = {weight: trial(chosen, weight, middle) for weight in VOTES}
+    for weight, found in weights.items():
+        note(chosen, weight, middle, found)
+    weight = max(weights, key=lambda each: _worth(weights[each]))
+    masks = {mask: trial(chosen, weight, mask) for mask in MASKS}
+    for mask, found in masks.items():
+        note(chosen, weight, mask, found)
+    most = max(found[0] for found in masks.values())
+    mask = next(each for each in MASKS if masks[each][0] >= most - ENOUGH)
+    return Settings(tuple(chosen), weight, mask), [*tried]
+
+
+def _broken(held: HeldOut, evidence: Tensor, mask: float) -> tuple[float, float]:
+    """In how many pictures the concept is gone when the finished latents are written over, and the
+    share of the picture that takes."""
+    count = len(evidence)
+    smooth = irece.smoothed(evidence, torch.full((count,), SMOOTHING))
+    masks = irece.mask_of(smooth, torch.full((count,), mask))
+    kind = torch.zeros(count, dtype=torch.long)
+    instead = irece.replaced(held.latents, held.latents, masks, kind)
+    written = torch.where(masks[:, None] > 0, instead, held.latents)
+    return float(held.gone(written).float().mean()), float(masks.mean())
+
+
+def _worth(found: tuple[float, float]) -> float:
+    """A picture that has lost the concept counts for as much as the whole area of one."""
+    gone, area = found
+    return gone - area
+
+
+def break_(
+    painter: Painter,
+    held: HeldOut,
+    settings: Settings,
+    reads: Sequence[Read],
+    prompts: Sequence[str],
+    windows: Sequence[tuple[float, int]],
+    *,
+    steps: int,
+    guidance: float,
+    seed: int,
+    progress: Stages,
+) -> tuple[Settings, list[JsonValue]]:
+    """The replacement and the first look, by drawing `prompts` of fold 0 under a guard of the other
+    folds' members, which the member of fold 0 judges.
+
+    `windows` are levels and numbers of looks, the earliest first. Of those that are no
+    worse, the one that changes least outside of its masks is taken.
+    """
+    member, others = held.members[0], held.members[1:]
+    bare, _, _ = _drawn(painter, prompts, None, steps, guidance, seed)
+    variants = [
+        replace(settings, replacement=kind, level=min(1.0, level + 1e-3), looks=looks)
+        for kind in irece.REPLACEMENTS
+        for level, looks in {windows[0], windows[len(windows) // 2], windows[-1]}
+    ]
+    variants.sort(key=lambda each: (irece.REPLACEMENTS.index(each.replacement), -each.looks))
+    advance = progress("breaking the concept", len(variants))
+    tried: list[dict[str, Any]] = []
+    for each in variants:
+        guard = _guard(each, others, reads, held.threshold)
+        latents, masks, steps_taken = _drawn(painter, prompts, guard, steps, guidance, seed)
+        with torch.no_grad():
+            gone = member(latents.float())[:, 0] <= held.threshold
+        outside = (1 - masks)[:, None].expand_as(latents)
+        change = ((latents - bare) ** 2 * outside).sum() / outside.sum().clamp(min=1)
+        tried.append(
+            {
+                "replacement": each.replacement,
+                "level": each.level,
+                "looks": each.looks,
+                "gone": float(gone.float().mean()),
+                "area": float(masks.mean()),
+                "steps": steps_taken,
+                "change_outside": float(change / bare.var()),
+            }
+        )
+        advance(1)
+    most = max(found["gone"] for found in tried)
+    among = [i for i, found in enumerate(tried) if found["gone"] >= most - ENOUGH]
+    return variants[min(among, key=lambda i: tried[i]["change_outside"])], [*tried]
+
+
+def _guard(
+    settings: Settings,
+    members: Sequence[LatentClassifiers],
+    reads: Sequence[Read],
+    threshold: float,
+) -> EmbeddingGuard:
+    from guard.fitting.latents import classifier_tensors
+
+    tensors = classifier_tensors(stacked(members))
+    for i, read in enumerate(reads):
+        tensors |= {
+            f"keys{i}.attention": read.keys.cpu().numpy(),
+            f"others{i}.attention": read.others.cpu().numpy(),
+        }
+    named = [[read.layer, read.head] for read in reads]
+    return EmbeddingGuard(
+        "trial", tensors, {**settings.as_dict(), "reads": named, "threshold": threshold}
+    )
+
+
+@torch.no_grad()
+def _drawn(
+    painter: Painter,
+    prompts: Sequence[str],
+    guard: EmbeddingGuard | None,
+    steps: int,
+    guidance: float,
+    seed: int,
+) -> tuple[Tensor, Tensor, float]:
+    """Finished latents, what was written over `[pictures, ...]`, and the steps that took."""
+    erasers = [irece.stack([guard], painter.family.device)] if guard else []
+    rows = [RowGuard(guard.name, guard.number("threshold"), 1.0)] if guard else []
+    engine = DiffusionEngine(
+        painter.family, PromptBank(), capacity=len(prompts), erasers=erasers, forward=None
+    )
+    try:
+        engine.start(
+            [
+                PictureStart(text, seed=seed + i, steps=steps, guidance=guidance, guards=rows)
+                for i, text in enumerate(prompts)
+            ]
+        )
+        while not (complete := engine.step()):
+            pass
+        latents = engine.finished(complete).cpu()
+        none = torch.zeros_like(latents[0, 0])
+        masks = [engine.masks(row).get("trial", none).cpu() for row in complete]
+        taken = [told.steps for row in complete for told in engine.readings(row).values()]
+    finally:
+        engine.close()
+    return latents, torch.stack(masks), sum(taken) / len(prompts)
