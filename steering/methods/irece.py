@@ -110,7 +110,7 @@ def _replacement(guard: EmbeddingGuard) -> int:
 def standing_out(maps: Tensor) -> Tensor:
     """Each map `[maps, ...]` as deviations from its own mean; a flat one is zero."""
     flat = maps.flatten(1)
-    spread = flat.std(1, keepdim=True).clamp(min=1e-6)
+    spread = flat.std(1, correction=0, keepdim=True).clamp(min=1e-6)
     return ((flat - flat.mean(1, keepdim=True)) / spread).view_as(maps)
 
 

@@ -62,22 +62,31 @@ def text_keys(family: Family, text: Conditioning, timestep: float) -> dict[str, 
             found[n] = p.heads_of(out)[0].float()
 
         hooks.append(projection.module.register_forward_hook(keep))
-    device = family.device
     try:
-        family.predict(
-            family.noise([0]),
-            torch.full((1,), timestep, device=device),
-            text.map(lambda tensor: tensor.to(device)),
-            torch.ones(1, device=device),
-        )
+        _run_once(family, text, timestep)
     finally:
         for hook in hooks:
             hook.remove()
     if silent := sorted(set(family.readable) - set(found)):
-        raise ValueError(
-            f"the attention processor of {silent[0]} is not known: its keys are hidden"
-        )
+        raise ValueError(_hidden(silent[0], "keys"))
     return found
+
+
+def _run_once(family: Family, text: Conditioning, timestep: float) -> None:
+    device = family.device
+    family.predict(
+        family.noise([0]),
+        torch.full((1,), timestep, device=device),
+        text.map(lambda tensor: tensor.to(device)),
+        torch.ones(1, device=device),
+    )
+
+
+def _hidden(layer: str, what: str) -> str:
+    return (
+        f"the attention processor of {layer} hides its {what}: use one of diffusers' own, and fuse "
+        "projections by the model's fuse_qkv_projections()"
+    )
 
 
 class AttentionSeam:
@@ -104,6 +113,7 @@ class AttentionSeam:
             hook = layer.projection.module.register_forward_hook(self._hook(len(self._layers)))
             self._layers.append(layer)
             self._handles.append(hook)
+        self._prove(family)
         self.ask([], [])
 
     def remove(self) -> None:
@@ -145,6 +155,21 @@ class AttentionSeam:
             return torch.zeros(0, *self._shape, device=self._device)
         return torch.stack([_on_grid(score, self._shape) for score in found])
 
+    @torch.no_grad()
+    def _prove(self, family: Family) -> None:
+        """See once that every layer's queries come by."""
+        first = {layer: read for read, (layer, number) in self._place.items() if number == 0}
+        if not first:
+            return
+        self.ask([0] * len(first), [*first.values()])
+        self.enter(torch.zeros(1, dtype=torch.long))
+        _run_once(family, family.unconditional([""]), 0.0)
+        self.leave()
+        hidden = [layer for layer, said in zip(first, self._found, strict=True) if said is None]
+        if hidden:
+            self.remove()
+            raise ValueError(_hidden(self._layers[hidden[0]].name, "queries"))
+
     def _hook(self, layer: int) -> Any:
         def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
             due = [
@@ -169,7 +194,7 @@ class _Layer:
     ) -> None:
         if strange := [read.head for read in reads if read.head >= projection.heads]:
             raise ValueError(f"{name} has {projection.heads} heads, none of number {strange[0]}")
-        self.projection = projection
+        self.projection, self.name = projection, name
         self._heads = torch.tensor([read.head for read in reads], device=device)
         width = reads[0].keys.shape[-1]
         longest = [max(len(getattr(read, name)) for read in reads) for name in ("keys", "others")]

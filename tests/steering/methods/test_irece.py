@@ -1,0 +1,181 @@
+"""IRECE's maths on maps and classifiers that are easy to follow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from classifiers.latents import LatentRecipe, train_latents
+from steering.erasing import Seen
+from steering.methods import irece
+from steering.methods.embedding import EmbeddingGuard
+from steering.methods.irece import REPLACEMENTS, mask_of, replaced, smoothed, standing_out
+
+CHANNELS, SIDE = 4, 16
+SETTINGS: dict[str, Any] = {
+    "threshold": 0.0,
+    "level": 0.8,
+    "looks": 3,
+    "votes": 1.0,
+    "mask": 0.5,
+    "smoothing": 0.05,
+    "replacement": "background",
+    "reads": [["layer", 1]],
+}
+
+
+def with_spot(count: int, seed: int, *, shown: bool = True) -> tuple[Tensor, Tensor]:
+    """Noise with the concept, four places a side of the first two channels; and where it is."""
+    draw = torch.Generator().manual_seed(seed)
+    latents = torch.randn(count, CHANNELS, SIDE, SIDE, generator=draw)
+    where = torch.zeros(count, SIDE, SIDE)
+    for i in range(count):
+        x, y = torch.randint(0, SIDE - 4, (2,), generator=draw).tolist()
+        where[i, y : y + 4, x : x + 4] = 1.0
+    if shown:
+        latents[:, :2] += 5.0 * where[:, None]
+    return latents, where
+
+
+@pytest.fixture(scope="module")
+def tensors() -> dict[str, Any]:
+    """A classifier that has learned the spot, and the keys of one read."""
+    shown, _ = with_spot(80, 1)
+    plain, _ = with_spot(80, 2, shown=False)
+    label = torch.arange(160) < 80
+    made = train_latents(torch.cat([shown, plain]), label, LatentRecipe(steps=60), seed=0)
+    found = {f"weight{i}.latents": w.numpy() for i, w in enumerate(made.weights)}
+    found |= {f"bias{i}.latents": b.numpy() for i, b in enumerate(made.biases)}
+    return found | {
+        "keys0.attention": torch.ones(2, 8).numpy(),
+        "others0.attention": torch.ones(3, 8).numpy(),
+    }
+
+
+def guard(tensors: dict[str, Any], name: str = "p", **changed: Any) -> EmbeddingGuard:
+    return EmbeddingGuard(name, tensors, SETTINGS | changed)
+
+
+def seen(estimate: Tensor, votes: Tensor, attended: Tensor) -> Seen:
+    pairs = len(estimate)
+    return Seen(
+        guard=torch.zeros(pairs, dtype=torch.long),
+        estimate=estimate,
+        unconditional=torch.full_like(estimate, 3.0),
+        votes=votes,
+        attended=attended,
+        owner=torch.arange(pairs),
+    )
+
+
+def test_it_finds_the_place_by_votes_and_attention(tensors: dict[str, Any]) -> None:
+    eraser = irece.stack([guard(tensors)])
+    latents, where = with_spot(20, 3)
+    plain, _ = with_spot(20, 4, shown=False)
+    score, votes = eraser.sense(latents, [0])
+    assert (score > eraser.sense(plain, [0])[0].max()).float().mean() > 0.9
+    attended = where + 0.3 * torch.randn(where.shape, generator=torch.Generator().manual_seed(0))
+    found = eraser.find(seen(latents, votes[:, 0], attended))
+    overlap = (found.mask * where).sum((1, 2)) / torch.maximum(found.mask, where).sum((1, 2))
+    assert overlap.mean() > 0.4
+    assert found.peak.min() > 2
+    # votes alone, attention alone
+    for changed, maps in (({"reads": []}, attended[:0]), ({"votes": 0.0}, attended)):
+        one = irece.stack([guard(tensors, **changed)])
+        owners = seen(latents, votes[:, 0], maps)
+        owners = Seen(**{**vars(owners), "owner": torch.arange(len(maps))})
+        peak = one.find(owners).mask
+        assert ((peak * where).sum((1, 2)) > 0).float().mean() > 0.9
+
+
+def test_each_guard_has_settings_of_its_own(tensors: dict[str, Any]) -> None:
+    wide, narrow = guard(tensors, "wide", mask=0.1), guard(tensors, "narrow", mask=0.9)
+    eraser = irece.stack([wide, narrow])
+    latents, where = with_spot(6, 5)
+    _, votes = eraser.sense(latents, [0, 1])
+    both = seen(latents, votes[:, 0], where)
+    area = {}
+    for column in (0, 1):
+        own = Seen(**{**vars(both), "guard": torch.full((6,), column)})
+        area[column] = eraser.find(own).mask.mean()
+    assert area[0] > 2 * area[1] > 0
+    mixed = Seen(**{**vars(both), "guard": torch.tensor([0, 1, 0, 1, 0, 1])})
+    sizes = eraser.find(mixed).mask.mean((1, 2))
+    assert (sizes[::2] > sizes[1::2]).all()
+
+
+def test_an_estimate_that_is_not_finite_has_no_score(tensors: dict[str, Any]) -> None:
+    latents, _ = with_spot(2, 6)
+    latents[1, 0, 0, 0] = torch.inf
+    score, _ = irece.stack([guard(tensors)]).sense(latents, [0])
+    assert score[0].isfinite() and score[1].isnan()
+
+
+def test_maps_are_compared_as_deviations() -> None:
+    maps = torch.rand(3, 5, 5, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(
+        standing_out(maps), standing_out(100 * maps - 7), rtol=1e-4, atol=1e-4
+    )
+    assert (standing_out(torch.full((1, 5, 5), 3.0)) == 0).all()
+
+
+def test_a_mask_rises_from_the_median_and_a_flat_map_has_none() -> None:
+    ramp = torch.arange(100.0).view(1, 10, 10)
+    share = mask_of(ramp, torch.tensor([0.5])).mean()
+    assert float(share) == pytest.approx(0.25, abs=0.02)
+    assert not mask_of(torch.ones(1, 10, 10), torch.tensor([0.5])).any()
+
+
+@pytest.mark.parametrize("shape", [(9, 9), (3, 9, 9)])
+def test_smoothing_keeps_what_there_is_and_each_has_its_own(shape: tuple[int, ...]) -> None:
+    maps = torch.zeros(2, *shape)
+    maps[..., 4, 4] = 1.0
+    flat = torch.full((2, *shape), 3.0)
+    width = torch.tensor([0.05, 0.2])
+    made = smoothed(maps, width)
+    torch.testing.assert_close(smoothed(flat, width), flat)
+    torch.testing.assert_close(made.sum((-1, -2)), maps.sum((-1, -2)), rtol=0.05, atol=0.05)
+    assert (made[0, ..., 4, 4] > 2 * made[1, ..., 4, 4]).all()
+
+
+def test_each_replacement_is_what_its_name_says() -> None:
+    estimate = torch.arange(32.0).view(1, 2, 4, 4).expand(3, -1, -1, -1).clone()
+    mask = torch.zeros(3, 4, 4)
+    mask[:, :2] = 1.0
+    kind = torch.tensor([REPLACEMENTS.index(n) for n in ("background", "unconditional", "zero")])
+    other = torch.full_like(estimate, 9.0)
+    background, unconditional, zero = replaced(estimate, other, mask, kind)
+    assert (background[0] == estimate[0, 0, 2:].mean()).all()
+    assert (background[1] == estimate[0, 1, 2:].mean()).all()
+    assert (unconditional == 9.0).all() and (zero == 0.0).all()
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"reads": "all"}, "reads must be a list"),
+        ({"reads": [["layer"]]}, "a read must be a layer and a head"),
+        ({"reads": [["layer", -1]]}, "-1 is no head"),
+        ({"reads": [["layer", True]]}, "True is no head"),
+        ({"reads": [["layer", 0], ["layer", 1]]}, "no tensor 'keys1.attention'"),
+        ({"replacement": "a cat"}, "replacement must be one of background"),
+        ({"level": 0.0}, "level must lie in 0..1"),
+        ({"looks": 0}, "looks be 1 to 1000"),
+        ({"looks": 2.5}, "looks be 1 to 1000"),
+        ({"mask": "half"}, "mask must be a finite number"),
+    ],
+)
+def test_an_artifact_that_does_not_hold_is_refused(
+    tensors: dict[str, Any], changed: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        irece.stack([guard(tensors, **changed)])
+
+
+def test_keys_of_two_widths_are_refused(tensors: dict[str, Any]) -> None:
+    uneven = tensors | {"others0.attention": torch.ones(3, 7).numpy()}
+    with pytest.raises(ValueError, match="keys and others of layer differ in width"):
+        irece.stack([guard(uneven)])
