@@ -85,7 +85,7 @@ def measure(
     latents: Artifact | None = None,
 ) -> dict[str, Any]:
     """Seconds and ratios of each part; raises SystemExit where the guard does not fire."""
-    guards = _copies(artifact)
+    guards = copies(artifact)
     bank = PromptBank([SCREENS[artifact.meta.method](guards, family.device)])
     threshold = guards[0].number("threshold")
     strength = guards[0].number("strength")
@@ -147,14 +147,14 @@ def measure(
 
 def _looking(family: Family, artifact: Artifact) -> Callable[[], object]:
     """What a complete row takes: its latents through all classifiers."""
-    guards = _copies(artifact)
+    guards = copies(artifact)
     bank = PictureBank([PICTURE_SCREENS[artifact.meta.method](guards, family.device)])
     silent = [RowGuard(name, 1e9, 1.0) for name in bank.names]
     latents = family.noise([0])
     return lambda: bank.read(family.unpacked(latents), [silent])
 
 
-def _copies(artifact: Artifact) -> list[EmbeddingGuard]:
+def copies(artifact: Artifact) -> list[EmbeddingGuard]:
     """The fitted guard, and others that are nearly like it: no two are the same."""
     copies = []
     for number in range(CONCEPTS):

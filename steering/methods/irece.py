@@ -55,11 +55,15 @@ class IreceEraser:
     def sense(self, estimate: Tensor, columns: Sequence[int]) -> tuple[Tensor, Tensor]:
         return self._screen.sense_places(estimate, columns)
 
-    def find(self, seen: Seen) -> Found:
+    def evidence(self, seen: Seen) -> Tensor:
+        """What speaks for each place, `[pairs, (frames,) height, width]`."""
         votes = votes_map(seen.votes, seen.estimate.shape[2:])
-        evidence = beside(self._votes[seen.guard], votes) * votes
-        evidence = evidence.index_add(0, seen.owner, standing_out(seen.attended))
-        evidence = smoothed(evidence, self._smoothing[seen.guard])
+        weighted = beside(self._votes[seen.guard], votes) * votes
+        both = weighted.index_add(0, seen.owner, standing_out(seen.attended))
+        return smoothed(both, self._smoothing[seen.guard])
+
+    def find(self, seen: Seen) -> Found:
+        evidence = self.evidence(seen)
         mask = mask_of(evidence, self._mask[seen.guard])
         kind = self._replacement[seen.guard]
         instead = replaced(seen.estimate, seen.unconditional, mask, kind)
