@@ -1,4 +1,4 @@
-"""A request's own embeddings over HTTP: who may bring them, which go, and where they are not told."""
+"""A request's own embeddings over HTTP: who may bring them, which go, and what comes of them."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import pytest
 from guard.audit import AuditLog
 from guard.config import load_config
 from guard.keys import KeyRing
+from guard.picture_plan import PicturePlan
 from server.app import create_app
 from server.build import build_services
 from server.metrics import Metrics
@@ -249,20 +250,13 @@ def test_each_picture_of_a_request_has_them(site: Site) -> None:
     assert first["b64_json"] != second["b64_json"]
 
 
-def test_a_replacement_is_drawn_without_them(folder: Path, monkeypatch: Any) -> None:
+def test_a_replacement_is_drawn_without_them(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The operator's own prompt does not hold the client's word."""
     config = CONFIG.replace("[server]", "[server]\nembeddings = true")
     for site in served(folder, config):
         own = {"<x>": b64(site.word("knife"))}
-        plan = site.service._plans["replace-knife"]
         monkeypatch.setattr(
-            type(plan), "decide", lambda self, readings: self.fallback_once(readings)
-        )
-        monkeypatch.setattr(
-            type(plan),
-            "fallback_once",
-            lambda self, readings: "replace" if self.fallback == "replace" else "draw",
-            raising=False,
+            PicturePlan, "decide", lambda plan, _: "replace" if plan.replacement else "draw"
         )
         drawn = site.picture("a <x>", embeddings=own, guard={"policy": "replace-knife"})
         monkeypatch.undo()

@@ -1,4 +1,4 @@
-"""What is bounded in a request's own embeddings: each fault has a message that says what to change."""
+"""What is bounded in a request's own embeddings, and what is told where that does not hold."""
 
 from __future__ import annotations
 

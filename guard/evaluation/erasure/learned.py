@@ -35,9 +35,9 @@ class Inversion:
 
     vectors: int = 1
     start: str | None = "thing"
-    steps: int = 150
+    steps: int = 50
     batch: int = 8
-    rate: float = 0.1
+    rate: float = 0.2
     seed: int = 0
 
 

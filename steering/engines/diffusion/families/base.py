@@ -248,7 +248,7 @@ class Family(ABC):
         return EmbeddingLimits(table.shape[1], LARGEST * largest)
 
     def check_learned(self, prompt: str, learned: Learned) -> None:
-        """Raise EmbeddingError where `encode` would not take a prompt's embeddings, or should not."""
+        """Raise EmbeddingError where a prompt's embeddings are not to be encoded."""
         if not learned:
             return
         if (limits := self.embedding_limits) is None:

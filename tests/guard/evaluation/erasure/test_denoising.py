@@ -48,8 +48,7 @@ def test_a_view_is_what_the_scheduler_would_make() -> None:
             "sample": latents,
         }[kind]
         torch.testing.assert_close(views[kind].truth, goal, atol=1e-3, rtol=1e-3)
-    noise = views["v_prediction"].inputs.new_tensor(0)
-    assert views["epsilon"].truth.std() == pytest.approx(1.0, abs=0.1) and noise == 0
+    assert views["epsilon"].truth.std() == pytest.approx(1.0, abs=0.1)
 
 
 def test_timesteps_are_drawn_evenly() -> None:
@@ -70,12 +69,10 @@ def test_timesteps_are_drawn_evenly() -> None:
         FlowMatchEulerDiscreteScheduler(shift=3.0),
     ],
 )
-def test_other_schedulers_see_a_perfect_prediction_as_perfect(scheduler: Any) -> None:
-    """From a sample and its true output the scheduler's step goes to the same picture's noise."""
+def test_views_for_other_schedulers_follow_from_their_own_levels(scheduler: Any) -> None:
     latents = torch.randn(8, 4, 2, 2, generator=torch.Generator().manual_seed(9))
     views = noising(scheduler).views(latents, torch.Generator().manual_seed(1))
-    flows = "Flow" in type(scheduler).__name__
-    if flows:
+    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
         sigma = (views.timesteps / 1000)[:, None, None, None]
         noise = views.truth + latents
         mixed = (1 - sigma) * latents + sigma * noise

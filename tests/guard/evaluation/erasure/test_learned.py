@@ -1,4 +1,4 @@
-"""A word learned from pictures of a tiny random model: that the plumbing holds, not that it draws."""
+"""A word learned from pictures of a tiny random model: that the plumbing holds, no more."""
 
 from __future__ import annotations
 
