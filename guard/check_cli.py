@@ -63,6 +63,7 @@ def describe(config: Config) -> dict[str, Any]:
                 "tenant": key.tenant,
                 "default_policy": key.default_policy or config.server.default_policy,
                 "policies": _allowed(config, index),
+                "embeddings": key.embeddings,
                 "requests_per_minute": key.requests_per_minute,
             }
             for index, key in enumerate(config.keys)
@@ -183,13 +184,16 @@ def _tables(meaning: dict[str, Any]) -> list[Table]:
             fitted_on = f"{fits['name']} ({fits['fingerprint'][:12]})"
             _row(table, guard["name"], guard["concept"], guard["method"], *tuned, fitted_on)
         tables.append(table)
-    keys = _table("Keys", "key", "tenant", "default policy", "may ask for", "requests a minute")
+    about = ("key", "tenant", "default policy", "may ask for")
+    keys = _table("Keys", *about, "own embeddings", "requests a minute")
     for key in meaning["keys"]:
         allowed = ", ".join(key["policies"])
         rate = key["requests_per_minute"] or "unlimited"
-        _row(keys, key["key"], key["tenant"], key["default_policy"], allowed, rate)
+        brings = _may(key["embeddings"])
+        _row(keys, key["key"], key["tenant"], key["default_policy"], allowed, brings, rate)
     if not meaning["keys"]:
-        _row(keys, "none", "anyone", meaning["server"]["default_policy"], "any", "unlimited")
+        default, brings = meaning["server"]["default_policy"], _may(meaning["server"]["embeddings"])
+        _row(keys, "none", "anyone", default, "any", brings, "unlimited")
     return [*tables, keys]
 
 
@@ -202,6 +206,10 @@ def _table(title: str, *columns: str) -> Table:
 
 def _row(table: Table, *cells: object) -> None:
     table.add_row(*(Text("-" if cell is None else str(cell)) for cell in cells))
+
+
+def _may(allowed: bool) -> str:
+    return "yes" if allowed else "no"
 
 
 def _limits(model: dict[str, Any]) -> str:

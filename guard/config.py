@@ -40,7 +40,10 @@ class _Section(BaseModel):
 
 
 class ServerConfig(_Section):
-    """`[server]`. Sizes are in bytes, times in seconds; `audit_log` None keeps no log."""
+    """`[server]`. Sizes are in bytes, times in seconds; `audit_log` None keeps no log.
+
+    `embeddings` lets the requests of a server without keys bring embeddings of their own.
+    """
 
     host: str = Field(default="127.0.0.1", min_length=1)
     port: int = Field(default=8000, ge=0, le=65535)
@@ -50,6 +53,7 @@ class ServerConfig(_Section):
     max_body_bytes: int = Field(default=1_048_576, ge=1, le=2**30)
     max_tokens_limit: int = Field(default=2048, ge=1)
     max_pictures: int = Field(default=10, ge=1, le=1000)
+    embeddings: bool = False
     audit_log: FilePath | None = None
     request_timeout_s: float = Field(default=300.0, gt=0)
 
@@ -108,13 +112,14 @@ class KeyConfig(_Section):
     """One of `[[keys]]`: `hash` is the SHA-256 of an API key, which itself stands nowhere.
 
     The key may ask for its default policy and for `policies`, nothing else. `default_policy` None
-    is the server's.
+    is the server's. `embeddings` lets it bring embeddings of its own.
     """
 
     hash: str = Field(pattern=r"^sha256:[0-9a-f]{64}$")
     tenant: Name
     default_policy: Name | None = None
     policies: Names = ()
+    embeddings: bool = False
     requests_per_minute: int | None = Field(default=None, ge=1, le=1_000_000)
 
 

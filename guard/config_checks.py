@@ -69,6 +69,11 @@ def cross_check(data: Mapping[str, Any], folder: Path) -> Iterator[Problem]:
     known = [NO_POLICY, *policies]
     server = _table(data, "server")
     yield from _unknown("policy", _strings(server, ("server", "default_policy")), known)
+    if keys and server.get("embeddings") is True:
+        yield (
+            ("server", "embeddings"),
+            "is for a server without keys: set it at each of [[keys]] that may, and not here",
+        )
     for index, key in keys:
         for name in ("default_policy", "policies"):
             yield from _unknown("policy", _strings(key, ("keys", index, name)), known)

@@ -10,6 +10,7 @@
     │   ├── UnknownModel
     │   ├── UnknownPolicy
     │   ├── PolicyForbidden    the key may not ask for this policy
+    │   ├── EmbeddingsForbidden the key may not bring embeddings of its own
     │   ├── PolicyUnfit        the policy has guards, but none for this kind of model
     │   ├── Unauthorized       no key, or an unknown one
     │   ├── ContextExceeded    prompt and max_tokens do not fit the model's context
@@ -87,6 +88,12 @@ class PolicyForbidden(RequestError):
     status = 403
     type = "permission_error"
     code = "policy_forbidden"
+
+
+class EmbeddingsForbidden(RequestError):
+    status = 403
+    type = "permission_error"
+    code = "embeddings_forbidden"
 
 
 class PolicyUnfit(RequestError):

@@ -5,7 +5,13 @@ from __future__ import annotations
 from starlette.datastructures import Headers
 
 from guard.config import Config, KeyConfig
-from guard.errors import PolicyForbidden, RequestError, Unauthorized, UnknownPolicy
+from guard.errors import (
+    EmbeddingsForbidden,
+    PolicyForbidden,
+    RequestError,
+    Unauthorized,
+    UnknownPolicy,
+)
 from guard.keys import KeyRing
 
 POLICY_HEADER = "X-Guard-Policy"
@@ -69,3 +75,15 @@ def choose_policy(
             f"This API key may not ask for the policy {name!r}.", param="guard.policy"
         )
     return name
+
+
+def require_embeddings(config: Config, key: KeyConfig | None) -> None:
+    """Raise EmbeddingsForbidden where a request may not bring embeddings of its own."""
+    if key.embeddings if key else config.server.embeddings:
+        return
+    who, where = ("This API key", "its [[keys]]") if key else ("This server", "[server]")
+    raise EmbeddingsForbidden(
+        f"{who} takes no embeddings: leave them out, or have the operator set 'embeddings = true' "
+        f"in {where}.",
+        param="embeddings",
+    )

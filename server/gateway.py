@@ -46,9 +46,13 @@ class Admission(Generic[R, S]):
     body: R
     service: S
     policy: str
-    tenant: str
+    key: KeyConfig | None
     request_id: str
     deadline: float
+
+    @property
+    def tenant(self) -> str:
+        return self.key.tenant if self.key else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +121,7 @@ class Gateway:
             body=body,
             service=service,
             policy=exchange.policy,
-            tenant=key.tenant if key else "",
+            key=key,
             request_id=exchange.request_id,
             deadline=deadline,
         )

@@ -6,14 +6,16 @@ import asyncio
 import base64
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from guard.verdict import gravest
+from server.auth import require_embeddings
 from server.drawing import Drawing
+from server.embeddings import Vectors, read_vectors
 from server.errors import InvalidParameter, UnsupportedParameter
 from server.exchange import exchange_of
 from server.gateway import Admission, Gateway
@@ -78,6 +80,7 @@ def _requests(
         raise InvalidParameter(
             "A 'negative_prompt' takes a 'guidance_scale' of more than 1.", param="negative_prompt"
         )
+    embeddings = _embeddings(gateway, admission)
     seed = secrets.randbits(32) if body.seed is None else body.seed
     return [
         PictureRequest(
@@ -89,9 +92,26 @@ def _requests(
             guidance=guidance,
             negative_prompt=body.negative_prompt,
             tenant=admission.tenant,
+            embeddings=embeddings,
         )
         for index in range(body.n)
     ]
+
+
+def _embeddings(
+    gateway: Gateway, admission: Admission[ImageRequest, PictureService]
+) -> Mapping[str, Vectors]:
+    """Those that the request brings, where it may and the model takes them."""
+    body = admission.body
+    if not body.embeddings:
+        return {}
+    require_embeddings(gateway.config, admission.key)
+    return read_vectors(
+        body.embeddings,
+        admission.service.info,
+        prompt=body.prompt,
+        negative_prompt=body.negative_prompt,
+    )
 
 
 def _files(body: ImageRequest, drawn: Sequence[Drawn]) -> list[bytes]:

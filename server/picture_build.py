@@ -48,6 +48,7 @@ def drawing_service(
             guidance=guidance if settings.guidance_scale is None else settings.guidance_scale,
             max_steps=settings.max_steps,
             distilled=family.distilled,
+            embeddings=family.embedding_limits,
         ),
         engine,
         plans,

@@ -1,16 +1,19 @@
 """The request body of `/v1/images/generations`: each parameter is honoured or refused by name.
 
-Beside OpenAI's own there are `seed`, `num_inference_steps`, `guidance_scale` and `negative_prompt`.
+Beside OpenAI's own there are `seed`, `num_inference_steps`, `guidance_scale`, `negative_prompt` and
+`embeddings`.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, PlainValidator, model_validator
 
 from guard.config import MAX_PROMPT_CHARS
+from server.embeddings import Numbers, read_numbers
 from server.errors import InvalidParameter, UnsupportedParameter
 from server.picture_files import FORMATS, PictureFormat
 from server.schemas import ModelRequest
@@ -50,6 +53,9 @@ class ImageRequest(ModelRequest):
     num_inference_steps: int | None = Field(None, ge=1)
     guidance_scale: float | None = Field(None, ge=0, le=100)
     negative_prompt: str = ""
+    embeddings: Annotated[
+        Mapping[str, Numbers], PlainValidator(read_numbers, json_schema_input_type=dict[str, str])
+    ] = Field({}, repr=False)
 
     @property
     def file_format(self) -> PictureFormat:

@@ -11,17 +11,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from guard.errors import GuardError, RequestError, UnknownPolicy
 from guard.picture_plan import Decision, PicturePlan, PicturePlans
 from guard.verdict import Verdict
+from server.embeddings import invalid
 from server.errors import EngineFailed, PictureBlocked
 from server.loop import BatchRow, EngineLoop, guard_failed
 from server.service import Drawn, PictureInfo, PictureRequest
 from steering.engines.diffusion.engine import DiffusionEngine, PictureStart
+from steering.learned import EmbeddingError
 from steering.prompted import PromptReading
 
 Record = Callable[[PictureRequest, Verdict], None]
@@ -156,9 +160,12 @@ class DrawingService(EngineLoop[Canvas, DiffusionEngine]):
 
     def _checked(self, row: Canvas) -> PictureStart | None:
         """How the row starts; None where the engine does not take it, which refuses the request."""
-        start = _start(row, row.request.prompt)
+        start = _own(row)
         try:
             self._engine.check(start)
+        except EmbeddingError as error:
+            self._fail(row, invalid(str(error)))
+            return None
         except ValueError as error:
             self._fail(row, RequestError(f"the model cannot draw this: {error}"))
             return None
@@ -204,6 +211,13 @@ class DrawingService(EngineLoop[Canvas, DiffusionEngine]):
         """Nothing: guards read the prompt when it joins, and have been asked there."""
 
 
+def _own(row: Canvas, without: Container[str] = ()) -> PictureStart:
+    """How the row starts with what it has asked for."""
+    request = row.request
+    embeddings = {name: torch.tensor(vectors) for name, vectors in request.embeddings.items()}
+    return replace(_start(row, request.prompt, without), embeddings=embeddings)
+
+
 def _start(row: Canvas, prompt: str, without: Container[str] = ()) -> PictureStart:
     request = row.request
     return PictureStart(
@@ -223,7 +237,7 @@ def _again(row: Canvas, decision: Decision) -> PictureStart | None:
     """
     spoilt = _spoilt(row)
     if decision == "draw" and spoilt and not row.replaced:
-        return _start(row, row.request.prompt, spoilt)
+        return _own(row, spoilt)
     return _replacement(row, decision)
 
 

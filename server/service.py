@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from guard.verdict import Verdict
+from steering.learned import EmbeddingLimits
 
 FinishReason = Literal["stop", "length", "content_filter"]
 
@@ -40,7 +41,10 @@ class GenerationRequest:
 
 @dataclass(frozen=True, slots=True)
 class PictureRequest:
-    """One row: the prompt of a picture, and how it is drawn."""
+    """One row: the prompt of a picture, and how it is drawn.
+
+    `embeddings` are vectors `[vectors, width]` for placeholders in the prompt; no log shows them.
+    """
 
     request_id: str
     prompt: str
@@ -50,6 +54,9 @@ class PictureRequest:
     guidance: float
     negative_prompt: str = ""
     tenant: str = ""
+    embeddings: Mapping[str, NDArray[np.float32]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
 
 AnyRequest = GenerationRequest | PictureRequest
@@ -117,7 +124,8 @@ class LanguageInfo(ModelInfo):
 class PictureInfo(ModelInfo):
     """`steps` and `guidance` are those of a request that asks for none.
 
-    `distilled` models have guidance as an input, and so no use for a negative prompt.
+    `distilled` models have guidance as an input, and so no use for a negative prompt. `embeddings`
+    None: a request can bring none of its own.
     """
 
     width: int
@@ -126,6 +134,7 @@ class PictureInfo(ModelInfo):
     guidance: float
     max_steps: int
     distilled: bool = False
+    embeddings: EmbeddingLimits | None = None
 
     @property
     def size(self) -> str:
@@ -139,6 +148,11 @@ class PictureInfo(ModelInfo):
             "num_inference_steps": self.steps,
             "guidance_scale": self.guidance,
             "max_steps": self.max_steps,
+            "embeddings": self.embeddings
+            and {
+                "width": self.embeddings.width,
+                "largest_norm": self.embeddings.norm,
+            },
         }
 
 

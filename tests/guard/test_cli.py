@@ -138,6 +138,15 @@ def test_check_tells_which_policies_are_for_which_model(pictures: Path) -> None:
     assert meaning["guards"][1]["settings"] == {"max_steps": 12, "rate": 0.123456}
 
 
+@pytest.mark.parametrize("may", [True, False])
+def test_check_tells_which_keys_may_bring_embeddings(good: Path, may: bool) -> None:
+    good.write_text(GOOD + f"embeddings = {str(may).lower()}\n", "utf-8")
+    meaning = json.loads(run("check", good, "--json").stdout)
+    assert meaning["keys"][0]["embeddings"] is may
+    keys = run("check", good).stdout.partition("Keys")[2]
+    assert "own" in keys and ("yes" in keys) is may
+
+
 def test_check_tells_a_policy_that_nobody_may_ask_for(good: Path) -> None:
     good.write_text(GOOD.replace('policies = ["none"]', ""), "utf-8")
     assert "Policy none: no guards, for no key" in run("check", good).stdout

@@ -112,6 +112,23 @@ def test_a_good_file_is_read_with_paths_from_its_own_folder(
         config.server.port = 1
 
 
+def test_who_may_bring_embeddings_is_said_at_the_keys_or_by_a_server_without(
+    tmp_path: Path, make_artifact: MakeArtifact
+) -> None:
+    make_artifact().save(tmp_path / "hp.safetensors")
+    path = tmp_path / "config.toml"
+    path.write_text(GOOD + "embeddings = true\n", "utf-8")
+    config = load_config(path)
+    assert config.keys[0].embeddings and not config.server.embeddings
+    at_the_server = GOOD.replace("[server]", "[server]\nembeddings = true")
+    (told,) = problems(tmp_path, at_the_server)
+    assert told.startswith("line 3: server.embeddings: ") and "[[keys]]" in told
+    path.write_text(at_the_server.partition("[[keys]]")[0], "utf-8")
+    assert load_config(path).server.embeddings
+    path.write_text(GOOD, "utf-8")
+    assert not load_config(path).keys[0].embeddings
+
+
 def test_an_empty_file_is_an_open_server_without_guards(tmp_path: Path) -> None:
     (tmp_path / "config.toml").touch()
     config = load_config(tmp_path / "config.toml")

@@ -131,12 +131,15 @@ def test_the_official_client_draws_a_picture(site: Site) -> None:
 
 def test_what_is_configured_and_what_the_pipeline_says_is_listed(site: Site) -> None:
     facts = httpx.get(f"{site.url}/v1/models/tiny").json()["guard"]
+    limits = site.service._engine.family.embedding_limits
+    assert limits is not None
     assert facts == {
         "engine": "diffusers",
         "size": f"{SIDE}x{SIDE}",
         "num_inference_steps": 4,
         "guidance_scale": 3.0,
         "max_steps": 100,
+        "embeddings": {"width": limits.width, "largest_norm": limits.norm},
     }
     assert site.service.info.policies == (
         *("none", "refine-knife", "block-knife", "open-knife", "guide"),

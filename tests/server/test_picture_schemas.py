@@ -10,7 +10,14 @@ from server.picture_schemas import ImageRequest
 from server.schemas import parse_request
 
 BODY: dict[str, Any] = {"model": "m", "prompt": "a cat"}
-EXTENSIONS = {"guard", "seed", "num_inference_steps", "guidance_scale", "negative_prompt"}
+EXTENSIONS = {
+    "guard",
+    "seed",
+    "num_inference_steps",
+    "guidance_scale",
+    "negative_prompt",
+    "embeddings",
+}
 
 
 def parsed(**more: Any) -> ImageRequest:

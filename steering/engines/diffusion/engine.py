@@ -14,8 +14,8 @@ differ, by one level of 255.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
@@ -46,7 +46,9 @@ class PictureStart:
     """A row to be added.
 
     `guidance` over 1 is classifier-free guidance's scale (or the input of a network distilled with
-    it); an empty `negative_prompt` is the pipeline's own default.
+    it); an empty `negative_prompt` is the pipeline's own default. `embeddings` are vectors of the
+    text encoder's input embeddings, `[vectors, width]`, for placeholders `<name>` in the prompt
+    (`steering/learned.py`).
     """
 
     prompt: str
@@ -55,6 +57,7 @@ class PictureStart:
     steps: int = 25
     guidance: float = 7.5
     guards: Sequence[RowGuard] = ()
+    embeddings: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -169,6 +172,7 @@ class DiffusionEngine:
         if not np.isfinite(start.guidance):
             raise ValueError("guidance must be a finite number")
         self._erasing.check(start.guards, start.steps)
+        self.family.check_learned(start.prompt, start.embeddings)
         acting = [g.name for g in start.guards if g.acts and g.name in self._guidance]
         if acting and self.family.distilled:
             raise ValueError(f"{acting[0]} acts on guidance, which this model has as an input")
@@ -285,8 +289,9 @@ class DiffusionEngine:
         guards = [
             [guard for guard in start.guards if not self._looks_late(guard)] for start in starts
         ]
-        overflow = self.family.overflow(prompts) if any(guards) else ()
-        applied = self._bank.apply(self.family.encode(prompts), guards, overflow)
+        learned = [start.embeddings for start in starts]
+        overflow = self.family.overflow(prompts, learned) if any(guards) else ()
+        applied = self._bank.apply(self.family.encode(prompts, learned), guards, overflow)
         negative = [start.negative_prompt for start in starts]
         if any(negative):
             return applied, self.family.unconditional(negative)

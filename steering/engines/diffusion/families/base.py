@@ -7,7 +7,8 @@ latents. It uses the pipeline's own parts and its own `encode_prompt`; nothing i
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from inspect import signature
@@ -19,9 +20,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from steering.conditioning import Conditioning, concatenated
+from steering.engines.diffusion.stand_ins import Learned, StandIns, Vocabulary
+from steering.learned import LARGEST, EmbeddingError, EmbeddingLimits
 
 _BATCH = 16
 """Windows of one prompt that are encoded at once."""
+_ONE_ENCODER = "learned embeddings are for models with one"
 
 
 @dataclass(frozen=True)
@@ -230,22 +234,94 @@ class Family(ABC):
         """Set the timesteps of `scheduler` as the pipeline does."""
         scheduler.set_timesteps(steps)
 
-    def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """What the text encoders say of the prompts' first windows."""
+    def encode(
+        self, prompts: Sequence[str], learned: Sequence[Learned] | None = None
+    ) -> Conditioning:
+        """What the text encoders say of the prompts' first windows.
+
+        `learned` has, for each prompt, placeholders that it holds with their vectors; the result
+        is differentiable with respect to these. Raises EmbeddingError where they do not go.
+        """
+        with self._stood_in(prompts, learned) as texts:
+            return self._read(texts)
+
+    def _read(self, prompts: Sequence[str]) -> Conditioning:
         encoded = self._encode_prompt(list(prompts))
         texts = {reader.argument: prompts for reader in self.readers}
         return self.take_apart([encoded[part] for part in self.parts], texts)
+
+    @property
+    def embeddings(self) -> Tensor | None:
+        """The input embeddings `[vocabulary, width]` of the text encoder.
+
+        None where there are several encoders: learned embeddings are for one.
+        """
+        encoders = list(self.encoders.values())
+        if len(encoders) != 1:
+            return None
+        found: Tensor = encoders[0].get_input_embeddings().weight  # type: ignore[operator]
+        return found
+
+    @cached_property
+    def embedding_limits(self) -> EmbeddingLimits | None:
+        """What a request's own embeddings must keep to; None where it can bring none."""
+        if (table := self.embeddings) is None:
+            return None
+        norms = table.detach().float().norm(dim=1)
+        largest = float(norms[norms.isfinite()].max())
+        return EmbeddingLimits(table.shape[1], LARGEST * largest)
+
+    def check_learned(self, prompt: str, learned: Learned) -> None:
+        """Raise EmbeddingError where a prompt's embeddings are not to be encoded."""
+        if not learned:
+            return
+        if (limits := self.embedding_limits) is None:
+            raise EmbeddingError(f"it has {len(self.encoders)} text encoders: {_ONE_ENCODER}")
+        limits.check(prompt, {n: v.detach().cpu().float().numpy() for n, v in learned.items()})
+        with self._stood_in([prompt], [learned]):
+            pass
+
+    @cached_property
+    def _vocabulary(self) -> Vocabulary:
+        return Vocabulary(self.readers[0].tokenizer)
+
+    @contextmanager
+    def _stood_in(
+        self, prompts: Sequence[str], learned: Sequence[Learned] | None
+    ) -> Iterator[Sequence[str]]:
+        """The prompts as they are to be read while the context lasts."""
+        if learned is None or not any(learned):
+            yield prompts
+            return
+        if self.embeddings is None:
+            raise EmbeddingError(f"it has {len(self.encoders)} text encoders: {_ONE_ENCODER}")
+        (encoder,), (reader,) = self.encoders.values(), self.readers
+        words = StandIns(
+            self._vocabulary,
+            prompts,
+            learned,
+            lambda text: self._converted(self.cleaned([text])[0], reader),
+        )
+        with words.inside(encoder):
+            yield words.texts
 
     def unconditional(self, negative: Sequence[str]) -> Conditioning:
         """What classifier-free guidance leads away from; an empty text is the pipeline's own."""
         return self.encode(negative)
 
-    def overflow(self, prompts: Sequence[str]) -> list[Conditioning | None]:
+    def overflow(
+        self, prompts: Sequence[str], learned: Sequence[Learned] | None = None
+    ) -> list[Conditioning | None]:
         """What prompts say past the encoders' windows: one row a window, None where all fits.
 
-        With several encoders, whatever any of them cuts off is shown to all.
+        With several encoders, whatever any of them cuts off is shown to all. `learned` is as in
+        `encode`.
         """
-        return [self._windows([prompt]) for prompt in prompts]
+        found = []
+        for prompt, own in zip(prompts, learned or [{}] * len(prompts), strict=True):
+            with self._stood_in([prompt], [own]) as texts:
+                found.append(self._windows(texts))
+        return found
 
     def overflow_of(self, texts: Mapping[str, Sequence[str]]) -> list[Conditioning | None]:
         """The same where each argument of `encode_prompt` has texts of its own."""
@@ -261,7 +337,7 @@ class Family(ABC):
         )
         found = list(pieces)
         batches = [found[at : at + _BATCH] for at in range(0, len(found), _BATCH)]
-        return concatenated([self.encode(batch) for batch in batches]) if batches else None
+        return concatenated([self._read(batch) for batch in batches]) if batches else None
 
     def content(self, prompt: str) -> Tensor:
         """`[tokens]`, bool: which of the tokens that the denoiser attends to are the prompt's own.
