@@ -1,9 +1,11 @@
-"""What watching the latents costs, in one run: `python -m benchmarks.erasing_cost X-irece.safetensors`.
+"""What watching the latents costs, in one run:
+
+    python -m benchmarks.erasing_cost knife-irece.safetensors
 
 By turns, in an order drawn anew each round: pictures without guards, pictures that one IRECE guard
 watches and that stay silent, the same with sixteen guards, and pictures that one guard breaks at
-every look. The sixteen are the fitted one, each turned a little. Medians over the rounds, and medians
-of each round's ratios to its own bare pictures.
+every look. The sixteen are the fitted one, each turned a little. Medians over the rounds, and
+medians of each round's ratios to its own bare pictures.
 """
 
 from __future__ import annotations
