@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from steering.conditioning import Conditioning, concatenated
+from steering.engines.diffusion.beginnings import Beginning, Paths
 from steering.engines.diffusion.families import Family
 from steering.engines.diffusion.forwards import ROWS, Forwards
 from steering.engines.diffusion.samplers import Sampler
@@ -43,7 +44,8 @@ class PictureStart:
     """A row to be added.
 
     `guidance` over 1 is classifier-free guidance's scale (or the input of a network distilled with
-    it); an empty `negative_prompt` is the pipeline's own default.
+    it); an empty `negative_prompt` is the pipeline's own default. `beginning` None is noise of
+    `seed`.
     """
 
     prompt: str
@@ -52,6 +54,7 @@ class PictureStart:
     steps: int = 25
     guidance: float = 7.5
     guards: Sequence[RowGuard] = ()
+    beginning: Beginning | None = None
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,9 @@ class _Batch:
     """What stays the same from step to step while no row comes or goes.
 
     The network's rows are all conditional ones, then the unconditional ones of `guided [n]`, then
-    one a pair of the guidance; `source` says whose latents each takes. The rest is `[rows]`.
+    one a pair of the guidance; `source` says whose latents each takes. The rest is `[rows]`:
+    `ahead` evaluations of a row's `whole` schedule lay behind it when it began, fewer than none
+    where it inverts a picture first.
     """
 
     text: Conditioning
@@ -67,7 +72,8 @@ class _Batch:
     guided: Tensor
     guidance: Tensor
     offset: Tensor
-    evaluations: Tensor
+    ahead: Tensor
+    whole: Tensor
 
 
 class DiffusionEngine:
@@ -103,6 +109,7 @@ class DiffusionEngine:
         self._device = family.device
         self._sampler = Sampler(family.scheduler, family.arrange, device=self._device)
         self._sampler.schedule(family.defaults[0])
+        self._paths = Paths(self._sampler, family)
         with torch.no_grad():
             self._plain = family.unconditional([""])
         self.use(bank, guides, finished)
@@ -145,7 +152,7 @@ class DiffusionEngine:
 
     def check(self, start: PictureStart) -> None:
         """Raise ValueError where a row cannot be added, whatever stands in the batch."""
-        self._sampler.schedule(start.steps)
+        self._paths.check(start.steps, start.beginning)
         if not 0 <= start.seed < SEED_LIMIT:
             raise ValueError(f"a seed must lie in 0..2**63-1, not {start.seed}")
         if not np.isfinite(start.guidance):
@@ -200,9 +207,11 @@ class DiffusionEngine:
         )
         slots.advance(moved, carry)
         finite = moved.isfinite().flatten(1).all(1).tolist()
-        for row, is_finite in zip(self._rows, finite, strict=True):
+        for index, (row, is_finite) in enumerate(zip(self._rows, finite, strict=True)):
             row.left -= 1
             row.spoilt |= not is_finite
+            if row.path.inverting and row.left == row.path.drawing:
+                self._turn(index)
         complete = self._complete()
         self._look(complete)
         return complete
@@ -219,6 +228,10 @@ class DiffusionEngine:
                 raise ValueError(f"row {row} {why}: it has no picture")
         latents = [self._slots.latents[part] for part in self._parts(rows)]
         return np.concatenate([self.family.decode(part) for part in latents])
+
+    def inverting(self, row: int) -> bool:
+        """Whether a row is still on its way from its picture to noise."""
+        return self._rows[row].inverts
 
     def readings(self, row: int) -> dict[str, PromptReading]:
         """What the guards of `row` have read; none is valid once the row has met NaN."""
@@ -271,24 +284,26 @@ class DiffusionEngine:
     ) -> None:
         first = self.rows
         noise = self.family.noise([start.seed for start in starts])
-        schedules = [self._sampler.schedule(start.steps) for start in starts]
-        initial = torch.tensor([each.initial for each in schedules], device=self._device)
+        paths = [self._paths.find(start.steps, start.beginning) for start in starts]
+        begun = [start.beginning for start in starts]
+        samples = self._paths.samples([start.steps for start in starts], begun, noise)
         rows = slice(first, first + len(starts))
-        self._slots.put(rows, applied.text, negative, noise * beside(initial, noise))
-        finite = (applied.text.finite() & negative.finite()).tolist()
+        self._slots.put(rows, applied.text, negative, samples)
+        known = samples.isfinite().flatten(1).all(1)
+        finite = (applied.text.finite() & negative.finite() & known).tolist()
         for index, (start, readings) in enumerate(zip(starts, applied.readings, strict=True)):
             guides = [
                 guard for guard in start.guards if guard.acts and guard.name in self._guidance
             ]
             fired = [guard for guard in guides if readings[guard.name].fired]
-            self._guidance.add(first + index, fired)
-            evaluations = len(schedules[index])
+            path = paths[index]
+            self._guidance.add(first + index, [] if path.inverting else fired)
             self._rows.append(
                 Row(
-                    left=evaluations,
-                    evaluations=evaluations,
-                    offset=self._sampler.offset(start.steps),
+                    left=path.evaluations,
+                    path=path,
                     guidance=start.guidance,
+                    guides=fired,
                     readings=readings,
                     watching=[guard for guard in start.guards if guard.name in self._finished],
                     spoilt=not finite[index],
@@ -304,12 +319,13 @@ class DiffusionEngine:
             rows = [self._rows[row] for row in part]
             seen = self._finished.read(self.finished(part), [row.watching for row in rows])
             for row, more in zip(rows, seen, strict=True):
-                at = {name: replace(told, position=row.evaluations) for name, told in more.items()}
+                drawn = row.path.drawing
+                at = {name: replace(told, position=drawn) for name, told in more.items()}
                 row.readings = {**row.readings, **at}
 
     @torch.no_grad()
     def finished(self, rows: Sequence[int]) -> Tensor:
-        """The latents of these rows, `[rows, channels, (frames,) height, width]`."""
+        """The latents of these rows as they stand, `[rows, channels, (frames,) height, width]`."""
         return self.family.unpacked(self._slots.latents[list(rows)])
 
     # -- one step -------------------------------------------------------------------------------
@@ -318,7 +334,7 @@ class DiffusionEngine:
         """The running batch, put together again only where a row has come or gone."""
         if self._batch is None:
             count, rows, device = self.rows, self._rows, self._device
-            free = [i for i, row in enumerate(rows) if row.guidance > 1]
+            free = [i for i, row in enumerate(rows) if row.scale > 1]
             guided = _integers([] if self.family.distilled else free, device)
             texts = [self._slots.text.select(slice(0, count)), self._slots.negative.select(guided)]
             sources = [torch.arange(count, device=device), guided]
@@ -329,11 +345,17 @@ class DiffusionEngine:
                 text=concatenated(texts),
                 source=torch.cat(sources),
                 guided=guided,
-                guidance=torch.tensor([row.guidance for row in rows], device=device),
-                offset=_integers([row.offset for row in rows], device),
-                evaluations=_integers([row.evaluations for row in rows], device),
+                guidance=torch.tensor([row.scale for row in rows], device=device),
+                offset=_integers([row.path.offset for row in rows], device),
+                ahead=_integers([row.path.skipped - row.path.inverting for row in rows], device),
+                whole=_integers([row.path.whole for row in rows], device),
             )
         return self._batch
+
+    def _turn(self, index: int) -> None:
+        """From now on a row that was inverted is drawn, with the guidance that it was to have."""
+        self._guidance.add(index, self._rows[index].guides)
+        self._batch = None
 
     def _guided(self, said: Tensor, batch: _Batch) -> Tensor:
         """Classifier-free guidance `u + s (c - u)`, row by row, and what guides make of it."""
@@ -349,7 +371,7 @@ class DiffusionEngine:
             conditional,
             rest[len(guided) :],
             scale=batch.guidance,
-            progress=self._slots.done[:count] / batch.evaluations,
+            progress=(self._slots.done[:count] + batch.ahead) / batch.whole,
         )
 
 

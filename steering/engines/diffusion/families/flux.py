@@ -120,7 +120,7 @@ class Flux(Family):
             for i, block in enumerate(getattr(self.denoiser, name))
         ]
 
-    def _packed(self, noise: Tensor) -> Tensor:
+    def packed(self, noise: Tensor) -> Tensor:
         packed: Tensor = self.pipeline._pack_latents(noise, len(noise), *self.shape)
         return packed
 

@@ -110,7 +110,7 @@ def test_what_is_looked_at_are_the_whole_latents_in_their_places(name: str) -> N
     assert whole.shape == (2, *built(name).shape)
     assert torch.equal(torch.cat(gaze.seen), whole)
     assert torch.equal(made.finished([1, 0]), whole.flip(0))
-    assert torch.equal(built(name)._packed(whole), made._slots.latents[:2])
+    assert torch.equal(built(name).packed(whole), made._slots.latents[:2])
 
 
 def test_the_same_latents_have_the_same_score_whatever_was_asked_for() -> None:
