@@ -13,6 +13,7 @@ import asyncio
 from collections.abc import Callable, Container, Mapping, Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from guard.errors import GuardError, RequestError, UnknownPolicy
@@ -20,7 +21,8 @@ from guard.picture_plan import Decision, PicturePlan, PicturePlans
 from guard.verdict import Verdict
 from server.errors import EngineFailed, PictureBlocked
 from server.loop import BatchRow, EngineLoop, guard_failed
-from server.service import Drawn, PictureInfo, PictureRequest
+from server.service import Drawn, PictureInfo, PictureRequest, SourcePicture
+from steering.engines.diffusion.beginnings import Beginning, Edit, Inversion
 from steering.engines.diffusion.engine import DiffusionEngine, PictureStart
 from steering.prompted import PromptReading
 
@@ -43,6 +45,7 @@ class Canvas(BatchRow):
         super().__init__(loop)
         self.request, self.plan, self._hang_up = request, plan, hang_up
         self.blocked = self.replaced = False
+        self.beginning: Beginning | None = None
         self.pixels: NDArray[np.uint8] | None = None
 
     @property
@@ -156,13 +159,24 @@ class DrawingService(EngineLoop[Canvas, DiffusionEngine]):
 
     def _checked(self, row: Canvas) -> PictureStart | None:
         """How the row starts; None where the engine does not take it, which refuses the request."""
-        start = _start(row, row.request.prompt)
         try:
+            row.beginning = self._begun(row.request.source)
+            start = _start(row, row.request.prompt)
             self._engine.check(start)
         except ValueError as error:
             self._fail(row, RequestError(f"the model cannot draw this: {error}"))
             return None
         return start
+
+    def _begun(self, source: SourcePicture | None) -> Beginning | None:
+        """What a row starts from, where that is a picture. Raises ValueError."""
+        if source is None:
+            return None
+        pixels = torch.from_numpy(source.pixels.copy())[None].float() / 255
+        latents = self._engine.family.encode_picture(pixels)[0]
+        if source.strength is None:
+            return Inversion(latents)
+        return Edit(latents, source.strength)
 
     def _start(self, starts: Mapping[Canvas, PictureStart]) -> dict[Canvas, Decision]:
         """Add these rows to the engine, and decide by what their guards read on the prompt."""
@@ -213,6 +227,8 @@ def _start(row: Canvas, prompt: str, without: Container[str] = ()) -> PictureSta
         steps=request.steps,
         guidance=request.guidance,
         guards=[guard for guard in row.plan.rows() if guard.name not in without],
+        # a replacement shows nothing of the picture: that may be what is to be replaced
+        beginning=None if row.replaced else row.beginning,
     )
 
 

@@ -38,9 +38,20 @@ class GenerationRequest:
     tenant: str = ""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class SourcePicture:
+    """A picture to start from: `pixels` uint8 `[height, width, 3]` of the model's size.
+
+    `strength` in (0, 1] is the share of the steps that are taken from it; None inverts it.
+    """
+
+    pixels: NDArray[np.uint8]
+    strength: float | None
+
+
 @dataclass(frozen=True, slots=True)
 class PictureRequest:
-    """One row: the prompt of a picture, and how it is drawn."""
+    """One row: the prompt of a picture, how it is drawn, and from what: None is noise."""
 
     request_id: str
     prompt: str
@@ -50,6 +61,7 @@ class PictureRequest:
     guidance: float
     negative_prompt: str = ""
     tenant: str = ""
+    source: SourcePicture | None = None
 
 
 AnyRequest = GenerationRequest | PictureRequest

@@ -295,7 +295,8 @@ class Family(ABC):
     def _scaled(self, latents: Tensor) -> Tensor:
         """What the autoencoder says of pictures, in the denoiser's scale."""
         config: Any = self.autoencoder.config
-        return (latents - (config.get("shift_factor") or 0.0)) * config.scaling_factor
+        scaled: Tensor = (latents - (config.get("shift_factor") or 0.0)) * config.scaling_factor
+        return scaled
 
     def packed(self, noise: Tensor) -> Tensor:
         """Noise, or latents, in the form in which the denoiser takes them."""

@@ -91,7 +91,7 @@ class StableDiffusionXL(UNetFamily):
         if (known := self._range(latents)) is None:
             return super()._scaled(latents)
         shift, spread = known
-        return (latents - shift) * self.pipeline.vae.config.scaling_factor / spread
+        return (latents - shift) * float(self.pipeline.vae.config.scaling_factor) / spread
 
     def _range(self, latents: Tensor) -> tuple[Tensor, Tensor] | None:
         """Mean and spread of the autoencoder's latents by channel, where it has been told them."""
