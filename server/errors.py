@@ -29,6 +29,12 @@ class InvalidJSON(RequestError):
     code = "invalid_json"
 
 
+class InvalidForm(RequestError):
+    """The body is not one form of multipart/form-data."""
+
+    code = "invalid_form"
+
+
 class InvalidParameter(RequestError):
     code = "invalid_parameter"
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 from fastapi import Request
 from starlette.responses import Response
@@ -37,6 +37,9 @@ from server.streams import EventStream, Reply
 R = TypeVar("R", bound=ModelRequest)
 T = TypeVar("T", bound=TextRequest)
 S = TypeVar("S", bound=Service)
+
+Reader = Callable[[Request, int], Awaitable[dict[str, Any]]]
+"""Reads a body of so many bytes at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +98,15 @@ class Gateway:
         return cast(PictureService, service)
 
     async def admit(
-        self, request: Request, schema: type[R], service_of: Callable[[str], S]
+        self,
+        request: Request,
+        schema: type[R],
+        service_of: Callable[[str], S],
+        read: Reader = read_object,
     ) -> Admission[R, S]:
         """Check everything that can be checked before tokenising, the cheapest first.
 
-        `service_of` is `text_service` or `picture_service`.
+        `service_of` is `text_service` or `picture_service`; `read` makes an object of the body.
         """
         limits = self.config.server
         deadline = asyncio.get_running_loop().time() + limits.request_timeout_s
@@ -109,7 +116,7 @@ class Gateway:
         timer = asyncio.timeout_at(deadline)
         try:
             async with timer:
-                raw = await read_object(request, limits.max_body_bytes)
+                raw = await read(request, limits.max_body_bytes)
         except TimeoutError:
             raise RequestTimeout("The request body came too slowly.") from None
         body = parse_request(schema, raw)

@@ -1,4 +1,4 @@
-"""`/v1/images/generations`: OpenAI's schema on top of rows that draw."""
+"""`/v1/images/generations` and `/v1/images/edits`: OpenAI's schema on top of rows that draw."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import base64
 import secrets
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -18,43 +20,80 @@ from server.drawing import Drawing
 from server.embeddings import Vectors, read_vectors
 from server.errors import InvalidParameter, UnsupportedParameter
 from server.exchange import exchange_of
+from server.forms import read_object_or_form
 from server.gateway import Admission, Gateway
 from server.generation import until_disconnect
 from server.openapi import body_of
 from server.picture_files import encode_picture
-from server.picture_schemas import SEED_LIMIT, ImageRequest
+from server.picture_schemas import SEED_LIMIT, EditRequest, ImageRequest
 from server.replies import JSONReply
-from server.service import Drawn, PictureInfo, PictureRequest, PictureService
+from server.service import (
+    Drawn,
+    PictureInfo,
+    PictureRequest,
+    PictureService,
+    SourcePicture,
+)
+from server.uploads import decode_picture
+
+_EDIT_MEDIA = ("multipart/form-data", "application/json")
+_DECODED_AT_ONCE = 2
+"""Pictures that clients sent: each takes some hundred megabytes at worst while it is decoded."""
 
 
 def images_router(gateway: Gateway) -> APIRouter:
-    """The route of pictures."""
+    """The routes of pictures."""
     router = APIRouter()
+    decoding = asyncio.Semaphore(_DECODED_AT_ONCE)
 
     @router.post("/v1/images/generations", openapi_extra=body_of(ImageRequest))
     async def create_image(request: Request) -> Response:
         admission = await gateway.admit(request, ImageRequest, gateway.picture_service)
+        return await _answer(gateway, request, admission, _requests(gateway, admission))
+
+    @router.post("/v1/images/edits", openapi_extra=body_of(EditRequest, _EDIT_MEDIA))
+    async def edit_image(request: Request) -> Response:
+        admission = await gateway.admit(
+            request, EditRequest, gateway.picture_service, partial(read_object_or_form, EditRequest)
+        )
         requests = _requests(gateway, admission)
-        drawing = Drawing(admission.service, requests, admission.deadline)
-
-        async def answer() -> dict[str, Any]:
-            drawn = await drawing.pictures()
-            files = await asyncio.to_thread(_files, admission.body, drawn)
-            exchange_of(request).outcome = gravest(each.verdict.outcome for each in drawn)
-            return _reply(admission, requests, drawn, files)
-
-        body = await until_disconnect(request.receive, answer())
-        gateway.metrics.count_pictures(admission.service.info.name, len(requests))
-        return JSONReply(body)
+        body, info = admission.body, admission.service.info
+        async with decoding:
+            pixels = await asyncio.to_thread(
+                decode_picture, body.image, width=info.width, height=info.height
+            )
+        source = SourcePicture(pixels, body.share)
+        return await _answer(
+            gateway, request, admission, [replace(each, source=source) for each in requests]
+        )
 
     return router
 
 
-def _requests(
-    gateway: Gateway, admission: Admission[ImageRequest, PictureService]
-) -> list[PictureRequest]:
+async def _answer(
+    gateway: Gateway,
+    request: Request,
+    admission: Admission[Any, PictureService],
+    requests: Sequence[PictureRequest],
+) -> Response:
+    """The pictures that these rows draw, unless the client hangs up before."""
+    drawing = Drawing(admission.service, requests, admission.deadline)
+
+    async def answer() -> dict[str, Any]:
+        drawn = await drawing.pictures()
+        files = await asyncio.to_thread(_files, admission.body, drawn)
+        exchange_of(request).outcome = gravest(each.verdict.outcome for each in drawn)
+        return _reply(admission, requests, drawn, files)
+
+    body = await until_disconnect(request.receive, answer())
+    gateway.metrics.count_pictures(admission.service.info.name, len(requests))
+    return JSONReply(body)
+
+
+def _requests(gateway: Gateway, admission: Admission[Any, PictureService]) -> list[PictureRequest]:
     """`body.n` rows, each with a seed of its own, where the model can draw them."""
-    body, info, limits = admission.body, admission.service.info, gateway.config.server
+    body: ImageRequest = admission.body
+    info, limits = admission.service.info, gateway.config.server
     if body.n > (most := min(limits.max_pictures, limits.queue_limit)):
         raise InvalidParameter(
             f"'n' is {body.n}; this server draws at most {most} pictures a request.", param="n"
@@ -121,7 +160,7 @@ def _files(body: ImageRequest, drawn: Sequence[Drawn]) -> list[bytes]:
 
 
 def _reply(
-    admission: Admission[ImageRequest, PictureService],
+    admission: Admission[Any, PictureService],
     requests: Sequence[PictureRequest],
     drawn: Sequence[Drawn],
     files: Sequence[bytes],

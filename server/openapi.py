@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 
-from server.picture_schemas import ImageRequest
+from server.picture_schemas import EditRequest, ImageRequest
 from server.schemas import ChatRequest, CompletionRequest, ModelRequest
 
 _COMPONENT = "#/components/schemas/{model}"
 
 
-def body_of(schema: type[ModelRequest]) -> dict[str, Any]:
+def body_of(
+    schema: type[ModelRequest], media: Sequence[str] = ("application/json",)
+) -> dict[str, Any]:
     """`openapi_extra` of a route that takes `schema`."""
-    content = {"application/json": {"schema": {"$ref": _COMPONENT.format(model=schema.__name__)}}}
+    body = {"schema": {"$ref": _COMPONENT.format(model=schema.__name__)}}
+    content = dict.fromkeys(media, body)
     return {"requestBody": {"required": True, "content": content}}
 
 
 def describe_bodies(app: FastAPI) -> None:
     """Add what `body_of` refers to; call it when all routes are in place."""
-    bodies: tuple[type[ModelRequest], ...] = (ChatRequest, CompletionRequest, ImageRequest)
+    bodies: tuple[type[ModelRequest], ...] = (
+        *(ChatRequest, CompletionRequest, EditRequest, ImageRequest),
+    )
     _, components = models_json_schema(
         [(body, "validation") for body in bodies], ref_template=_COMPONENT
     )

@@ -1,16 +1,17 @@
-"""The request body of `/v1/images/generations`: each parameter is honoured or refused by name.
+"""The request bodies of `/v1/images/...`: each parameter is honoured or refused by name.
 
 Beside OpenAI's own there are `seed`, `num_inference_steps`, `guidance_scale`, `negative_prompt` and
-`embeddings`.
+`embeddings`, and for edits `strength` and `inversion`.
 """
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, Field, PlainValidator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, model_validator
 
 from guard.config import MAX_PROMPT_CHARS
 from server.embeddings import Numbers, read_numbers
@@ -20,6 +21,12 @@ from server.schemas import ModelRequest
 
 SEED_LIMIT = 2**63
 _SIZE = re.compile(r"[1-9][0-9]{0,4}x[1-9][0-9]{0,4}")
+
+
+_DATA_URL = re.compile(r"data:image/(?:png|jpe?g|webp);base64,", re.IGNORECASE)
+
+STRENGTH = 0.8
+"""Of an edit that asks for none: that of diffusers' `StableDiffusionImg2ImgPipeline`."""
 
 
 def _size(text: str) -> str:
@@ -94,5 +101,49 @@ class ImageRequest(ModelRequest):
                 f"'output_compression' does not go with 'output_format' \"{self.output_format}\", "
                 "which loses nothing.",
                 param="output_compression",
+            )
+        return self
+
+
+def _file(given: Any) -> Any:
+    """The bytes of a picture, which JSON holds as a data URL."""
+    if not isinstance(given, str):
+        return given
+    if (start := _DATA_URL.match(given)) is None:
+        raise InvalidParameter(
+            "'image' is a file of a form, or a data URL with base64 "
+            '("data:image/png;base64,..."); nothing is fetched from elsewhere.',
+            param="image",
+        )
+    try:
+        return base64.b64decode(given[start.end() :], validate=True)
+    except ValueError:
+        raise InvalidParameter("The data URL in 'image' is no base64.", param="image") from None
+
+
+class EditRequest(ImageRequest):
+    no_ops: ClassVar[dict[str, tuple[Any, ...]]] = ImageRequest.no_ops | {
+        "images": (),
+        "input_fidelity": ("low",),
+        "markup": (),
+        "mask": (),
+    }
+
+    image: Annotated[bytes, BeforeValidator(_file, json_schema_input_type=str)]
+    strength: float | None = Field(None, gt=0, le=1)
+    inversion: bool = False
+
+    @property
+    def share(self) -> float | None:
+        """The share of the steps that the picture is drawn anew in; None where it is inverted."""
+        if self.inversion:
+            return None
+        return STRENGTH if self.strength is None else self.strength
+
+    @model_validator(mode="after")
+    def _one_way_of_starting(self) -> Self:
+        if self.inversion and self.strength is not None:
+            raise InvalidParameter(
+                "'strength' says nothing with 'inversion'; give one of them.", param="strength"
             )
         return self

@@ -23,7 +23,8 @@ from guard.verdict import Verdict
 from server.embeddings import invalid
 from server.errors import EngineFailed, PictureBlocked
 from server.loop import BatchRow, EngineLoop, guard_failed
-from server.service import Drawn, PictureInfo, PictureRequest
+from server.service import Drawn, PictureInfo, PictureRequest, SourcePicture
+from steering.engines.diffusion.beginnings import Beginning, Edit, Inversion
 from steering.engines.diffusion.engine import DiffusionEngine, PictureStart
 from steering.learned import EmbeddingError
 from steering.prompted import PromptReading
@@ -47,6 +48,7 @@ class Canvas(BatchRow):
         super().__init__(loop)
         self.request, self.plan, self._hang_up = request, plan, hang_up
         self.blocked = self.replaced = False
+        self.beginning: Beginning | None = None
         self.pixels: NDArray[np.uint8] | None = None
 
     @property
@@ -160,8 +162,9 @@ class DrawingService(EngineLoop[Canvas, DiffusionEngine]):
 
     def _checked(self, row: Canvas) -> PictureStart | None:
         """How the row starts; None where the engine does not take it, which refuses the request."""
-        start = _own(row)
         try:
+            row.beginning = self._begun(row.request.source)
+            start = _own(row)
             self._engine.check(start)
         except EmbeddingError as error:
             self._fail(row, invalid(str(error)))
@@ -170,6 +173,16 @@ class DrawingService(EngineLoop[Canvas, DiffusionEngine]):
             self._fail(row, RequestError(f"the model cannot draw this: {error}"))
             return None
         return start
+
+    def _begun(self, source: SourcePicture | None) -> Beginning | None:
+        """What a row starts from, where that is a picture. Raises ValueError."""
+        if source is None:
+            return None
+        pixels = torch.from_numpy(source.pixels.copy())[None].float() / 255
+        latents = self._engine.family.encode_picture(pixels)[0]
+        if source.strength is None:
+            return Inversion(latents)
+        return Edit(latents, source.strength)
 
     def _start(self, starts: Mapping[Canvas, PictureStart]) -> dict[Canvas, Decision]:
         """Add these rows to the engine, and decide by what their guards read on the prompt."""
@@ -227,6 +240,8 @@ def _start(row: Canvas, prompt: str, without: Container[str] = ()) -> PictureSta
         steps=request.steps,
         guidance=request.guidance,
         guards=[guard for guard in row.plan.rows() if guard.name not in without],
+        # a replacement shows nothing of the picture: that may be what is to be replaced
+        beginning=None if row.replaced else row.beginning,
     )
 
 

@@ -39,9 +39,20 @@ class GenerationRequest:
     tenant: str = ""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class SourcePicture:
+    """A picture to start from: `pixels` uint8 `[height, width, 3]` of the model's size.
+
+    `strength` in (0, 1] is the share of the steps that are taken from it; None inverts it.
+    """
+
+    pixels: NDArray[np.uint8]
+    strength: float | None
+
+
 @dataclass(frozen=True, slots=True)
 class PictureRequest:
-    """One row: the prompt of a picture, and how it is drawn.
+    """One row: the prompt of a picture, how it is drawn, and from what: None is noise.
 
     `embeddings` are vectors `[vectors, width]` for placeholders in the prompt; no log shows them.
     """
@@ -57,6 +68,7 @@ class PictureRequest:
     embeddings: Mapping[str, NDArray[np.float32]] = field(
         default_factory=dict, repr=False, compare=False
     )
+    source: SourcePicture | None = None
 
 
 AnyRequest = GenerationRequest | PictureRequest

@@ -28,7 +28,7 @@ from guard.artifact import Artifact
 from guard.painter import Painter
 from guard.progress import stages
 from steering.engines.diffusion.attention import AttentionSeam
-from steering.engines.diffusion.estimates import Estimator
+from steering.engines.diffusion.estimates import estimates_of
 from steering.engines.diffusion.families import Family
 from steering.engines.diffusion.samplers import Sampler
 from steering.erasing import Seen
@@ -111,9 +111,8 @@ def _looked(
     scenes: list[Scene],
     given: argparse.Namespace,
 ) -> list[Looked]:
-    sampler = Sampler(family.scheduler, family.arrange)
-    schedule = sampler.schedule(given.steps)
-    tables = Estimator(family.scheduler, sampler).of(given.steps)
+    schedule = Sampler(family.scheduler, family.arrange).schedule(given.steps)
+    tables = estimates_of(family.scheduler, schedule)
     seam = AttentionSeam(family, eraser.reads[0])
     at = sorted(eraser.looks[0].among(tables.level.tolist(), tables.whole.tolist()))
     plain = family.unconditional([""])
@@ -158,11 +157,7 @@ def _looked(
 
 
 def _latents(family: Family, scenes: list[Scene]) -> Tensor:
-    """`[scenes, channels, 16, 16]`, as the denoiser takes them."""
-    pictures = torch.tensor(np.stack([render(scene) for scene in scenes])).permute(0, 3, 1, 2)
-    vae = family.pipeline.vae
-    encoded: Tensor = vae.encode(pictures * 2 - 1).latents
-    return encoded * float(vae.config.scaling_factor)
+    return family.encode_picture(torch.tensor(np.stack([render(scene) for scene in scenes])))
 
 
 def _box(concept: str, scene: Scene) -> Tensor:

@@ -29,7 +29,7 @@ from guard.fitting.watching import Watched, watch
 from guard.painter import Painter
 from guard.progress import Stages
 from steering.engines.diffusion.attention import text_keys
-from steering.engines.diffusion.estimates import Estimator
+from steering.engines.diffusion.estimates import estimates_of
 from steering.engines.diffusion.samplers import Sampler
 from steering.erasing import Looks, Read
 
@@ -149,7 +149,8 @@ def fit_irece(
 def _levels(painter: Painter, looks: Looks, steps: int) -> list[float]:
     """The noise's share at each look."""
     family = painter.family
-    tables = Estimator(family.scheduler, Sampler(family.scheduler, family.arrange)).of(steps)
+    schedule = Sampler(family.scheduler, family.arrange).schedule(steps)
+    tables = estimates_of(family.scheduler, schedule)
     levels = tables.level.tolist()
     return [levels[at] for at in sorted(looks.among(levels, tables.whole.tolist()))]
 

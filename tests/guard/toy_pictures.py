@@ -53,6 +53,13 @@ class ToyFamily:
         seen = states.masked_fill((states[..., 3] > 0.5)[..., None], torch.nan)
         return seen.transpose(1, 2)[:, :, None]
 
+    def encode_picture(self, pixels: Tensor) -> Tensor:
+        """Of pictures `[rows, height, width, 3]`: the redder, the more `PAINTED`."""
+        latents = torch.zeros(len(pixels), WIDTH, 1, TOKENS)
+        red = pixels[..., 0] - pixels[..., 1:].amax(-1)
+        latents[:, 2] = red.clamp(min=0).mean((1, 2))[:, None, None]
+        return latents
+
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         return self._windows([prompt[:TOKENS] for prompt in prompts])
 

@@ -25,6 +25,7 @@ from server.pictures import DrawingService
 from server.recorder import Recorder
 from server.service import PictureInfo
 from steering.conditioning import Conditioning
+from steering.engines.diffusion.beginnings import Beginning
 from steering.engines.diffusion.engine import PictureStart
 from steering.finished import PictureBank
 from steering.methods.screens import SCREENS
@@ -63,7 +64,7 @@ class ToyEngine:
         guides: Sequence[Any] = (),
         finished: PictureBank | None = None,
     ) -> None:
-        self._family, self._bank, self.capacity = family, bank, capacity
+        self.family, self._bank, self.capacity = family, bank, capacity
         self._finished = finished or PictureBank()
         self._rows: list[_Row] = []
         self.started: list[str] = []
@@ -96,9 +97,9 @@ class ToyEngine:
         assert self.rows + len(starts) <= self.capacity
         prompts = [start.prompt for start in starts]
         applied = self._bank.apply(
-            self._family.encode(prompts),
+            self.family.encode(prompts),
             [[g for g in start.guards if g.name not in self._finished] for start in starts],
-            self._family.overflow(prompts),
+            self.family.overflow(prompts),
         )
         for index, (start, readings) in enumerate(zip(starts, applied.readings, strict=True)):
             text = applied.text.select(slice(index, index + 1))
@@ -121,7 +122,10 @@ class ToyEngine:
 
     def _look(self, row: _Row) -> None:
         watching = [guard for guard in row.start.guards if guard.name in self._finished]
-        (seen,) = self._finished.read(self._family.latents(row.text), [watching])
+        latents = self.family.latents(row.text)
+        if row.start.beginning is not None:
+            latents = latents + row.start.beginning.latents
+        (seen,) = self._finished.read(latents, [watching])
         at = {name: replace(told, position=row.done) for name, told in seen.items()}
         row.readings = {**row.readings, **at}
 
@@ -132,7 +136,8 @@ class ToyEngine:
         assert row.done == row.start.steps and not row.spoilt
         said = zlib.crc32(row.text.states["text"].numpy().tobytes())
         how = zlib.crc32(f"{row.start.guidance} {row.start.negative_prompt}".encode())
-        rng = np.random.default_rng([row.start.seed, row.start.steps, said, how])
+        begun = zlib.crc32(_told(row.start.beginning))
+        rng = np.random.default_rng([row.start.seed, row.start.steps, said, how, begun])
         return rng.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
 
     def drop(self, rows: Sequence[int]) -> list[tuple[int, int]]:
@@ -163,6 +168,13 @@ class ToyEngine:
             assert self.go.wait(20)
         if self.faults:
             raise self.faults.pop()
+
+
+def _told(beginning: Beginning | None) -> bytes:
+    if beginning is None:
+        return b""
+    how = f"{type(beginning).__name__} {getattr(beginning, 'strength', '')}"
+    return beginning.latents.numpy().tobytes() + how.encode()
 
 
 @dataclass

@@ -3,10 +3,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from openai.types import image_generate_params as official
+from openai.types import image_edit_params, image_generate_params
 
 from guard.errors import RequestError
-from server.picture_schemas import ImageRequest
+from server.picture_schemas import STRENGTH, EditRequest, ImageRequest
 from server.schemas import parse_request
 
 BODY: dict[str, Any] = {"model": "m", "prompt": "a cat"}
@@ -31,8 +31,8 @@ def refusal(**more: Any) -> RequestError:
 
 
 def test_every_parameter_of_the_official_client_is_honoured_or_named() -> None:
-    names = set(official.ImageGenerateParamsBase.__annotations__)
-    names |= set(official.ImageGenerateParamsStreaming.__annotations__)
+    names = set(image_generate_params.ImageGenerateParamsBase.__annotations__)
+    names |= set(image_generate_params.ImageGenerateParamsStreaming.__annotations__)
     known = ImageRequest.model_fields.keys() | ImageRequest.no_ops.keys()
     assert names <= known
     assert known - names == EXTENSIONS
@@ -120,3 +120,71 @@ def test_sound_values_are_taken() -> None:
     )  # fmt: skip
     assert (body.n, body.size, body.seed, body.guidance_scale) == (3, "64x64", 2**63 - 1, 0)
     assert body.file_format.name == "WEBP"
+
+
+# -- edits --------------------------------------------------------------------------------------
+
+PNG = "data:image/png;base64,AAAA"
+
+
+def edit(**more: Any) -> EditRequest:
+    return parse_request(EditRequest, BODY | {"image": PNG} | more)
+
+
+def test_every_parameter_of_edits_is_honoured_or_named_too() -> None:
+    names = set(image_edit_params.ImageEditParamsBase.__annotations__)
+    names |= set(image_edit_params.ImageEditParamsStreaming.__annotations__)
+    known = EditRequest.model_fields.keys() | EditRequest.no_ops.keys()
+    assert names <= known
+    more = {"strength", "inversion", "images", "style", "moderation"}
+    assert known - names == EXTENSIONS | more
+    for name, defaults in EditRequest.no_ops.items():
+        for default in (*defaults, None):
+            edit(**{name: default})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "code"),
+    [
+        ("image", "https://example.org/cat.png", "invalid_parameter"),
+        ("image", "data:image/gif;base64,AAAA", "invalid_parameter"),
+        ("image", "data:image/png;base64,A*A", "invalid_parameter"),
+        ("image", ["a", "b"], "invalid_parameter"),
+        ("image", 5, "invalid_parameter"),
+        ("images", [{"image_url": PNG}], "unsupported_parameter"),
+        ("mask", PNG, "unsupported_parameter"),
+        ("input_fidelity", "high", "unsupported_parameter"),
+        ("strength", 0, "invalid_parameter"),
+        ("strength", 0.0, "invalid_parameter"),
+        ("strength", -0.5, "invalid_parameter"),
+        ("strength", 1.01, "invalid_parameter"),
+        ("strength", float("nan"), "invalid_parameter"),
+        ("strength", "0.5", "invalid_parameter"),
+        ("inversion", 1, "invalid_parameter"),
+        ("prompt", "", "invalid_parameter"),
+        ("prompt", "x" * 4001, "invalid_parameter"),
+    ],
+)
+def test_what_an_edit_cannot_be_is_refused_by_name(name: str, value: Any, code: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        edit(**{name: value})
+    assert (caught.value.param, caught.value.code, caught.value.status) == (name, code, 400)
+
+
+def test_an_edit_without_a_picture_is_told_so() -> None:
+    with pytest.raises(RequestError) as caught:
+        parse_request(EditRequest, BODY)
+    assert (caught.value.param, caught.value.code) == ("image", "missing_required_parameter")
+
+
+def test_strength_and_inversion_are_two_ways() -> None:
+    assert edit().share == STRENGTH and edit(strength=1).share == 1
+    assert edit(inversion=True).share is None and edit(inversion=False, strength=0.3).share == 0.3
+    with pytest.raises(RequestError) as caught:
+        edit(inversion=True, strength=0.5)
+    assert caught.value.param == "strength"
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "jpg", "webp", "PNG"])
+def test_a_data_url_is_a_picture(kind: str) -> None:
+    assert edit(image=f"data:image/{kind};base64,AAEC").image == b"\0\1\2"

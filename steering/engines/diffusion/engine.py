@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from steering.conditioning import Conditioning, concatenated
+from steering.engines.diffusion.beginnings import Beginning, Paths
 from steering.engines.diffusion.erasing import Erasing, Step
-from steering.engines.diffusion.estimates import Estimator
 from steering.engines.diffusion.families import Family
 from steering.engines.diffusion.forwards import ROWS, Forwards
 from steering.engines.diffusion.samplers import Sampler
@@ -48,7 +48,7 @@ class PictureStart:
     `guidance` over 1 is classifier-free guidance's scale (or the input of a network distilled with
     it); an empty `negative_prompt` is the pipeline's own default. `embeddings` are vectors of the
     text encoder's input embeddings, `[vectors, width]`, for placeholders `<name>` in the prompt
-    (`steering/learned.py`).
+    (`steering/learned.py`). `beginning` None is noise of `seed`.
     """
 
     prompt: str
@@ -58,6 +58,7 @@ class PictureStart:
     guidance: float = 7.5
     guards: Sequence[RowGuard] = ()
     embeddings: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
+    beginning: Beginning | None = None
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ class _Batch:
 
     The network's rows are all conditional ones, then the unconditional ones of `guided [n]`, then
     one a pair of the guidance; `source` says whose latents each takes, `plain` which of them is a
-    row's unconditional one, or its only one. The rest is `[rows]`.
+    row's unconditional one, or its only one. The rest is `[rows]`: `ahead` evaluations of a row's
+    `whole` schedule lay behind it when it began, fewer than none where it inverts a picture first.
     """
 
     text: Conditioning
@@ -75,7 +77,8 @@ class _Batch:
     guided: Tensor
     guidance: Tensor
     offset: Tensor
-    evaluations: Tensor
+    ahead: Tensor
+    whole: Tensor
 
 
 class DiffusionEngine:
@@ -113,8 +116,8 @@ class DiffusionEngine:
         self._device = family.device
         self._sampler = Sampler(family.scheduler, family.arrange, device=self._device)
         self._sampler.schedule(family.defaults[0])
-        self._estimator = Estimator(family.scheduler, self._sampler)
-        self._erasing = Erasing((), family, self._estimator)
+        self._paths = Paths(self._sampler, family)
+        self._erasing = Erasing((), family)
         with torch.no_grad():
             self._plain = family.unconditional([""])
         self.use(bank, guides, finished, erasers)
@@ -147,7 +150,7 @@ class DiffusionEngine:
         self._bank, self._guides = bank, tuple(guides)
         self._finished = finished or PictureBank()
         self._erasing.close()
-        self._erasing = Erasing(erasers, self.family, self._estimator)
+        self._erasing = Erasing(erasers, self.family)
         self._forwards = Forwards(self.family, self._rows_of_forward, [self._erasing.seam])
         self.reset()
 
@@ -166,12 +169,12 @@ class DiffusionEngine:
 
     def check(self, start: PictureStart) -> None:
         """Raise ValueError where a row cannot be added, whatever stands in the batch."""
-        self._sampler.schedule(start.steps)
+        self._paths.check(start.steps, start.beginning)
         if not 0 <= start.seed < SEED_LIMIT:
             raise ValueError(f"a seed must lie in 0..2**63-1, not {start.seed}")
         if not np.isfinite(start.guidance):
             raise ValueError("guidance must be a finite number")
-        self._erasing.check(start.guards, start.steps)
+        self._erasing.check(start.guards, self._paths.find(start.steps, start.beginning))
         self.family.check_learned(start.prompt, start.embeddings)
         acting = [g.name for g in start.guards if g.acts and g.name in self._guidance]
         if acting and self.family.distilled:
@@ -217,15 +220,17 @@ class DiffusionEngine:
         timesteps, scale = self._sampler.inputs(at)
         latents = slots.latents[:count]
         inputs, source = latents * beside(scale, latents), batch.source
-        self._erasing.look([row.evaluations - row.left for row in self._rows], batch.plain)
+        self._erasing.look([row.path.drawing - row.left for row in self._rows], batch.plain)
         said = self._forwards(inputs[source], timesteps[source], batch.text, batch.guidance[source])
         unconditional, guided = self._guided(said, batch)
         moved, carry = self._sampler.step(at, latents, guided, slots.carry[:count])
         slots.advance(*self._erasing.write(Step(latents, unconditional, guided, moved, carry)))
         finite = slots.latents[:count].isfinite().flatten(1).all(1).tolist()
-        for row, is_finite in zip(self._rows, finite, strict=True):
+        for index, (row, is_finite) in enumerate(zip(self._rows, finite, strict=True)):
             row.left -= 1
             row.spoilt |= not is_finite
+            if row.path.inverting and row.left == row.path.drawing:
+                self._turn(index)
         complete = self._complete()
         self._look(complete)
         return complete
@@ -242,6 +247,10 @@ class DiffusionEngine:
                 raise ValueError(f"row {row} {why}: it has no picture")
         latents = [self._slots.latents[part] for part in self._parts(rows)]
         return np.concatenate([self.family.decode(part) for part in latents])
+
+    def inverting(self, row: int) -> bool:
+        """Whether a row is still on its way from its picture to noise."""
+        return self._rows[row].inverts
 
     def readings(self, row: int) -> dict[str, PromptReading]:
         """What the guards of `row` have read; none is valid once the row has met NaN."""
@@ -302,26 +311,28 @@ class DiffusionEngine:
     ) -> None:
         first = self.rows
         noise = self.family.noise([start.seed for start in starts])
-        schedules = [self._sampler.schedule(start.steps) for start in starts]
-        initial = torch.tensor([each.initial for each in schedules], device=self._device)
+        paths = [self._paths.find(start.steps, start.beginning) for start in starts]
+        begun = [start.beginning for start in starts]
+        samples = self._paths.samples([start.steps for start in starts], begun, noise)
         rows = slice(first, first + len(starts))
-        self._slots.put(rows, applied.text, negative, noise * beside(initial, noise))
-        finite = (applied.text.finite() & negative.finite()).tolist()
+        self._slots.put(rows, applied.text, negative, samples)
+        known = samples.isfinite().flatten(1).all(1)
+        finite = (applied.text.finite() & negative.finite() & known).tolist()
         for index, (start, readings) in enumerate(zip(starts, applied.readings, strict=True)):
             guides = [
                 guard for guard in start.guards if guard.acts and guard.name in self._guidance
             ]
             fired = [guard for guard in guides if readings[guard.name].fired]
-            self._guidance.add(first + index, fired)
+            path = paths[index]
+            self._guidance.add(first + index, [] if path.inverting else fired)
             erasing = [guard for guard in start.guards if guard.name in self._erasing]
-            self._erasing.add(first + index, erasing, steps=start.steps, seed=start.seed)
-            evaluations = len(schedules[index])
+            self._erasing.add(first + index, erasing, path, start.seed)
             self._rows.append(
                 Row(
-                    left=evaluations,
-                    evaluations=evaluations,
-                    offset=self._sampler.offset(start.steps),
+                    left=path.evaluations,
+                    path=path,
                     guidance=start.guidance,
+                    guides=fired,
                     readings=readings,
                     watching=[guard for guard in start.guards if guard.name in self._finished],
                     spoilt=not finite[index],
@@ -343,12 +354,13 @@ class DiffusionEngine:
             rows = [self._rows[row] for row in part]
             seen = self._finished.read(self.finished(part), [row.watching for row in rows])
             for row, more in zip(rows, seen, strict=True):
-                at = {name: replace(told, position=row.evaluations) for name, told in more.items()}
+                drawn = row.path.drawing
+                at = {name: replace(told, position=drawn) for name, told in more.items()}
                 row.readings = {**row.readings, **at}
 
     @torch.no_grad()
     def finished(self, rows: Sequence[int]) -> Tensor:
-        """The latents of these rows, `[rows, channels, (frames,) height, width]`."""
+        """The latents of these rows as they stand, `[rows, channels, (frames,) height, width]`."""
         return self.family.unpacked(self._slots.latents[list(rows)])
 
     # -- one step -------------------------------------------------------------------------------
@@ -357,7 +369,7 @@ class DiffusionEngine:
         """The running batch, put together again only where a row has come or gone."""
         if self._batch is None:
             count, rows, device = self.rows, self._rows, self._device
-            free = [i for i, row in enumerate(rows) if row.guidance > 1]
+            free = [i for i, row in enumerate(rows) if row.scale > 1]
             free = [] if self.family.distilled else free
             guided = _integers(free, device)
             without = {row: count + i for i, row in enumerate(free)}
@@ -371,11 +383,17 @@ class DiffusionEngine:
                 source=torch.cat(sources),
                 plain=[without.get(row, row) for row in range(count)],
                 guided=guided,
-                guidance=torch.tensor([row.guidance for row in rows], device=device),
-                offset=_integers([row.offset for row in rows], device),
-                evaluations=_integers([row.evaluations for row in rows], device),
+                guidance=torch.tensor([row.scale for row in rows], device=device),
+                offset=_integers([row.path.offset for row in rows], device),
+                ahead=_integers([row.path.skipped - row.path.inverting for row in rows], device),
+                whole=_integers([row.path.whole for row in rows], device),
             )
         return self._batch
+
+    def _turn(self, index: int) -> None:
+        """From now on a row that was inverted is drawn, with the guidance that it was to have."""
+        self._guidance.add(index, self._rows[index].guides)
+        self._batch = None
 
     def _guided(self, said: Tensor, batch: _Batch) -> tuple[Tensor, Tensor]:
         """`u`, and classifier-free guidance `u + s (c - u)`, row by row, as guides make it."""
@@ -391,7 +409,7 @@ class DiffusionEngine:
             conditional,
             rest[len(guided) :],
             scale=batch.guidance,
-            progress=self._slots.done[:count] / batch.evaluations,
+            progress=(self._slots.done[:count] + batch.ahead) / batch.whole,
         )
 
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from steering.engines.diffusion.attention import AttentionSeam
-from steering.engines.diffusion.estimates import Estimator
+from steering.engines.diffusion.beginnings import Path
+from steering.engines.diffusion.estimates import Estimates, estimates_of
 from steering.engines.diffusion.families import Family
 from steering.engines.diffusion.slots import beside
 from steering.erasing import Eraser, Found, Seen
@@ -41,7 +42,7 @@ class _Pair:
     eraser: int
     column: int
     guard: RowGuard
-    steps: int
+    tables: Estimates
     seed: int
     looks: frozenset[int]
     reading: PromptReading | None = None
@@ -93,8 +94,10 @@ class Erasing:
     layer which the model does not have, or another number of channels.
     """
 
-    def __init__(self, erasers: Sequence[Eraser], family: Family, estimator: Estimator) -> None:
-        self._erasers, self._family, self._estimator = tuple(erasers), family, estimator
+    def __init__(self, erasers: Sequence[Eraser], family: Family) -> None:
+        self._erasers, self._family = tuple(erasers), family
+        self._tables: dict[int, Estimates] = {}
+        """By the place of a path in the sampler's tables."""
         self._index = {
             name: (number, column)
             for number, eraser in enumerate(erasers)
@@ -120,19 +123,22 @@ class Erasing:
         """Take the hooks off the network."""
         self.seam.remove()
 
-    def check(self, guards: Sequence[RowGuard], steps: int) -> None:
-        """Raise ValueError where these guards cannot follow a row of so many steps."""
+    def check(self, guards: Sequence[RowGuard], path: Path) -> None:
+        """Raise ValueError where these guards cannot follow a row on its path."""
         for guard in guards:
-            if guard.name in self and not self._looks(guard.name, steps):
-                raise ValueError(f"{guard.name} finds no step of {steps} at which it could look")
+            if guard.name in self and not self._looks(guard.name, self._told(path)):
+                raise ValueError(
+                    f"{guard.name} finds no evaluation of {path.drawing} at which it could look"
+                )
 
-    def add(self, row: int, guards: Sequence[RowGuard], *, steps: int, seed: int) -> None:
+    def add(self, row: int, guards: Sequence[RowGuard], path: Path, seed: int) -> None:
         """Put these guards on a fresh row. Raises KeyError for an unknown one."""
         self.remove(row)
         for guard in guards:
             eraser, column = self._index[guard.name]
-            looks = self._looks(guard.name, steps)
-            self._pairs.append(_Pair(row, eraser, column, guard, steps, seed, looks))
+            tables = self._told(path)
+            looks = self._looks(guard.name, tables)
+            self._pairs.append(_Pair(row, eraser, column, guard, tables, seed, looks))
 
     def move(self, source: int, target: int) -> None:
         """Let the request on row `source` live on row `target` from now on."""
@@ -158,10 +164,10 @@ class Erasing:
     # -- one step ---------------------------------------------------------------------------------
 
     def look(self, done: Sequence[int], plain: Sequence[int]) -> None:
-        """Before the forwards: which pairs look, `done[row]` evaluations being behind each row.
+        """Before the forwards: which pairs look.
 
-        `plain[row]` is the row of the network whose attention is read: the one without the prompt,
-        where there is one.
+        `done[row]` evaluations that draw lie behind a row, and `plain[row]` is the row of the
+        network whose attention is read: the one without the prompt, where there is one.
         """
         self._done = done
         self._due = [pair for pair in self._pairs if done[pair.row] in pair.looks]
@@ -217,7 +223,7 @@ class Erasing:
         carry: Tensor,
     ) -> tuple[Tensor, Tensor]:
         rows = sorted({pair.row for pair in pairs})
-        levels = self._levels({pair.row: pair.steps for pair in pairs}, rows, moved.device)
+        levels = self._levels({pair.row: pair.tables for pair in pairs}, rows, moved.device)
         estimate, plain = (
             self._estimate(levels, step.latents[rows], out[rows])
             for out in (step.guided, step.unconditional)
@@ -291,19 +297,23 @@ class Erasing:
         return self._family.unpacked(sample * latents + output * out)
 
     def _levels(
-        self, steps: Mapping[int, int], rows: Sequence[int], device: torch.device
+        self, tables: Mapping[int, Estimates], rows: Sequence[int], device: torch.device
     ) -> dict[str, Tensor]:
-        """The tables of `estimates.Estimates` at the rows' places, each `[rows]`."""
-        own = [(self._estimator.of(steps[row]), self._done[row]) for row in rows]
+        """The tables at the rows' places, each `[rows]`."""
+        own = [(tables[row], self._done[row]) for row in rows]
         names = ("sample", "output", "next_signal", "next_noise", "history")
         return {
-            name: torch.stack([getattr(tables, name)[at] for tables, at in own]).to(device)
+            name: torch.stack([getattr(told, name)[at] for told, at in own]).to(device)
             for name in names
         }
 
-    def _looks(self, name: str, steps: int) -> frozenset[int]:
+    def _told(self, path: Path) -> Estimates:
+        if path.offset not in self._tables:
+            self._tables[path.offset] = estimates_of(self._family.scheduler, path.schedule)
+        return self._tables[path.offset]
+
+    def _looks(self, name: str, tables: Estimates) -> frozenset[int]:
         eraser, column = self._index[name]
-        tables = self._estimator.of(steps)
         looks = self._erasers[eraser].looks[column]
         return looks.among(tables.level.tolist(), tables.whole.tolist())
 

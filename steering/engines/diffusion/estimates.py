@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steering.engines.diffusion.samplers import Sampler, Schedule
+from steering.engines.diffusion.samplers import Schedule
 
 _CLOSE = 0.05
 """Of the first step: levels are rounded to whole timesteps here and there, while another prediction
@@ -39,21 +39,6 @@ class Estimates:
     history: Tensor
     whole: Tensor
     level: Tensor
-
-
-class Estimator:
-    """The estimates of a sampler's schedules, by their number of steps."""
-
-    def __init__(self, scheduler: Any, sampler: Sampler) -> None:
-        self._scheduler, self._sampler = scheduler, sampler
-        self._known: dict[int, Estimates] = {}
-
-    def of(self, steps: int) -> Estimates:
-        """Raises ValueError for a scheduler whose pictures cannot be told."""
-        if steps not in self._known:
-            schedule = self._sampler.schedule(steps)
-            self._known[steps] = estimates_of(self._scheduler, schedule)
-        return self._known[steps]
 
 
 def estimates_of(scheduler: Any, schedule: Schedule) -> Estimates:

@@ -54,6 +54,15 @@ class Schedule:
     def __len__(self) -> int:
         return len(self.timestep)
 
+    def looks_back(self, at: int) -> bool:
+        """Whether the evaluation `at`, not the first, takes something of the one before it."""
+        return bool(self.next_sample[at - 1] or self.next_output[at - 1])
+
+    def rest(self, first: int) -> Schedule:
+        """From the evaluation `first` on."""
+        tables = {name: table[first:] for name, table in vars(self).items() if name != "initial"}
+        return replace(self, **tables)
+
 
 class Sampler:
     """The schedules of one scheduler, probed when first asked for and kept one behind the other.
@@ -66,17 +75,28 @@ class Sampler:
     ) -> None:
         self._scheduler, self._arrange = scheduler, arrange
         self._device = torch.device(device)
-        self._known: dict[int, tuple[Schedule, int]] = {}
+        self._known: dict[tuple[int, int], tuple[Schedule, int]] = {}
         self._coefficients = torch.zeros(0, 4, device=self._device)
         self._inputs = torch.zeros(0, 2, device=self._device)
 
-    def schedule(self, steps: int) -> Schedule:
-        """Raises ValueError for a scheduler that does not fit, or a number of steps it refuses."""
-        return self._find(steps)[0]
+    def schedule(self, steps: int, skipped: int = 0) -> Schedule:
+        """Of `steps`, the first `skipped` of them left out.
 
-    def offset(self, steps: int) -> int:
-        """Where the schedule of `steps` begins; raises as `schedule` does."""
-        return self._find(steps)[1]
+        Raises ValueError for a scheduler that does not fit, or a number of steps it refuses.
+        """
+        return self._find(steps, skipped)[0]
+
+    def offset(self, steps: int, skipped: int = 0) -> int:
+        """Where that schedule begins; raises as `schedule` does."""
+        return self._find(steps, skipped)[1]
+
+    def append(self, schedule: Schedule) -> int:
+        """Put a schedule behind those that are there; says where it begins."""
+        offset = len(self._inputs)
+        columns = (schedule.sample, schedule.output, schedule.next_sample, schedule.next_output)
+        self._coefficients = self._behind(self._coefficients, columns)
+        self._inputs = self._behind(self._inputs, (schedule.timestep, schedule.input_scale))
+        return offset
 
     def inputs(self, at: Tensor) -> tuple[Tensor, Tensor]:
         """Timesteps and input scales `[rows]` of rows at the places `at [rows]`."""
@@ -91,32 +111,38 @@ class Sampler:
         a, b, c, d = (column.view(shape) for column in self._coefficients[at].unbind(1))
         return a * sample + b * output + carry, c * sample + d * output
 
-    def _find(self, steps: int) -> tuple[Schedule, int]:
-        if steps not in self._known:
-            schedule, offset = probe(self._scheduler, self._arrange, steps), len(self._inputs)
-            columns = (schedule.sample, schedule.output, schedule.next_sample, schedule.next_output)
-            inputs = (schedule.timestep, schedule.input_scale)
-            self._coefficients = self._behind(self._coefficients, columns)
-            self._inputs = self._behind(self._inputs, inputs)
-            self._known[steps] = schedule, offset
-        return self._known[steps]
+    def _find(self, steps: int, skipped: int) -> tuple[Schedule, int]:
+        if skipped > 0:
+            first = _order(self._scheduler) * skipped
+            whole, offset = self._find(steps, 0)
+            if first < len(whole) and not whole.looks_back(first):
+                return whole.rest(first), offset + first
+        if (steps, skipped) not in self._known:
+            schedule = probe(self._scheduler, self._arrange, steps, skipped)
+            self._known[steps, skipped] = schedule, self.append(schedule)
+        return self._known[steps, skipped]
 
     def _behind(self, table: Tensor, columns: tuple[Tensor, ...]) -> Tensor:
         return torch.cat([table, torch.stack(columns, 1).to(self._device)])
 
 
-def probe(scheduler: Any, arrange: Arrange, steps: int) -> Schedule:
-    """The tables of `scheduler` for `steps`. It is left as it was, and so is torch's own draw.
+def probe(scheduler: Any, arrange: Arrange, steps: int, skipped: int = 0) -> Schedule:
+    """The tables of `scheduler` for `steps`, of which the first `skipped` are not gone.
+
+    A scheduler that looks back has nothing to look back on where it begins, as in diffusers' own
+    pipelines that start from a picture. It is left as it was, and so is torch's own draw.
 
     Raises ValueError, naming the scheduler and what to use, where its step is not of the form
     above.
     """
     if steps < 1:
         raise ValueError(f"{steps} steps: at least one is needed")
+    if not 0 <= skipped < steps:
+        raise ValueError(f"{skipped} of {steps} steps cannot be skipped")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        found = _responses(scheduler, arrange, steps)
-        _compare(scheduler, arrange, steps, found)
+        found = _responses(scheduler, arrange, steps, skipped)
+        _compare(scheduler, arrange, steps, skipped, found)
     tables = {name: value.float() for name, value in vars(found).items() if name != "initial"}
     return replace(found, **tables)
 
@@ -130,12 +156,27 @@ def _arranged(scheduler: Any, arrange: Arrange, steps: int) -> Any:
     return copied
 
 
-def _responses(scheduler: Any, arrange: Arrange, steps: int) -> Schedule:
+def _order(scheduler: Any) -> int:
+    """Evaluations a step."""
+    return int(getattr(scheduler, "order", 1))
+
+
+def _begun(running: Any, skipped: int) -> Tensor:
+    """The timesteps from there on; `running` is told where it begins."""
+    first = skipped * _order(running)
+    if skipped and hasattr(running, "set_begin_index"):
+        running.set_begin_index(first)
+    times: Tensor = running.timesteps[first:]
+    return times
+
+
+def _responses(scheduler: Any, arrange: Arrange, steps: int, skipped: int) -> Schedule:
     """Unit impulses: element 2i is the sample of evaluation i, 2i + 1 its output, the last none."""
     running = _arranged(scheduler, arrange, steps)
-    times = running.timesteps
+    # a scheduler that knows where it begins gives all of them the noise of that place
+    signal, noise = _levels(running, running.timesteps)
+    times = _begun(running, skipped)
     count = len(times)
-    signal, noise = _levels(running, times)
     initial = float(getattr(running, "init_noise_sigma", 1.0))
     size = 2 * count + 1
     found = torch.zeros(count, size, dtype=torch.float64)
@@ -156,8 +197,8 @@ def _responses(scheduler: Any, arrange: Arrange, steps: int) -> Schedule:
     return Schedule(
         timestep=times.double().cpu(),
         input_scale=scales,
-        signal=signal,
-        noise=noise,
+        signal=signal[-count:],
+        noise=noise[-count:],
         sample=found[at, 2 * at],
         output=found[at, 2 * at + 1],
         next_sample=torch.cat([found[behind, 2 * behind - 2], zero]),
@@ -166,7 +207,7 @@ def _responses(scheduler: Any, arrange: Arrange, steps: int) -> Schedule:
     )
 
 
-def _compare(scheduler: Any, arrange: Arrange, steps: int, tables: Schedule) -> None:
+def _compare(scheduler: Any, arrange: Arrange, steps: int, skipped: int, tables: Schedule) -> None:
     """A random trajectory, the scheduler's own beside that of the tables."""
     running = _arranged(scheduler, arrange, steps)
     # larger than any range that a prediction might be clipped to
@@ -174,7 +215,7 @@ def _compare(scheduler: Any, arrange: Arrange, steps: int, tables: Schedule) -> 
     theirs = ours = tables.initial * 5 * torch.randn(1, 4, 2, 2, dtype=torch.float64)
     carry = torch.zeros_like(ours)
     largest = 1.0
-    for i, time in enumerate(running.timesteps):
+    for i, time in enumerate(_begun(running, skipped)):
         _scaled(running, theirs, time)
         theirs = _stepped(running, outputs[i], time, theirs).double()
         following = tables.next_sample[i] * ours + tables.next_output[i] * outputs[i]

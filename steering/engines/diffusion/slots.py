@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from steering.conditioning import Conditioning
+from steering.engines.diffusion.beginnings import Path
 from steering.prompted import PromptReading
 from steering.table import RowGuard
 
@@ -17,18 +18,28 @@ from steering.table import RowGuard
 class Row:
     """What the host knows of a row.
 
-    `left` of its `evaluations` of the network are still to come; `offset` is where its schedule
-    begins. `watching` are its guards that look at the finished latents. `spoilt`: its conditioning
-    or a prediction was not finite.
+    `left` of the evaluations of its `path` are still to come. `guides` are its guards that act on
+    the guidance, `watching` those that look at the finished latents. `spoilt`: its conditioning,
+    what it starts from or a prediction was not finite.
     """
 
     left: int
-    evaluations: int
-    offset: int
+    path: Path
     guidance: float
+    guides: Sequence[RowGuard]
     readings: Mapping[str, PromptReading]
     watching: Sequence[RowGuard]
     spoilt: bool
+
+    @property
+    def inverts(self) -> bool:
+        """Whether it is on its way from a picture to noise."""
+        return self.left > self.path.drawing
+
+    @property
+    def scale(self) -> float:
+        """Of the guidance now: inverting goes without."""
+        return 1.0 if self.inverts else self.guidance
 
     @property
     def invalid(self) -> bool:

@@ -393,6 +393,31 @@ class Family(ABC):
         # rounded as diffusers does on its way to PIL
         return (self._picture(latents) * 255).round().astype(np.uint8)
 
+    @torch.no_grad()
+    def encode_picture(self, pixels: Tensor) -> Tensor:
+        """The latents of pictures `[rows, height, width, 3]` in 0..1, in the denoiser's scale.
+
+        `[rows, channels, height, width]`, float32: the other way round to what `decode` does first,
+        and what `unpacked` gives of finished latents. Where the autoencoder gives a distribution it
+        is the mode: nothing is drawn. Raises ValueError for another shape, and for a family that
+        makes videos.
+        """
+        shape = (self.height, self.width, 3)
+        if pixels.ndim != 4 or tuple(pixels.shape[1:]) != shape:
+            raise ValueError(f"pictures must be [rows, {shape}], not {tuple(pixels.shape)}")
+        vae: Any = self.autoencoder
+        signed = pixels.movedim(-1, 1).to(device=self.device, dtype=vae.dtype) * 2 - 1
+        encoded = vae.encode(signed)
+        found = getattr(encoded, "latent_dist", None)
+        latents: Tensor = encoded.latents if found is None else found.mode()
+        return self._scaled(latents).float()
+
+    def _scaled(self, latents: Tensor) -> Tensor:
+        """What the autoencoder says of pictures, in the denoiser's scale."""
+        config: Any = self.autoencoder.config
+        scaled: Tensor = (latents - (config.get("shift_factor") or 0.0)) * config.scaling_factor
+        return scaled
+
     def packed(self, latents: Tensor) -> Tensor:
         """Latents `[rows, channels, (frames,) height, width]` as the denoiser takes them."""
         return latents

@@ -87,14 +87,28 @@ class StableDiffusionXL(UNetFamily):
         )[0]
         return said
 
+    def _scaled(self, latents: Tensor) -> Tensor:
+        if (known := self._range(latents)) is None:
+            return super()._scaled(latents)
+        shift, spread = known
+        return (latents - shift) * float(self.pipeline.vae.config.scaling_factor) / spread
+
+    def _range(self, latents: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Mean and spread of the autoencoder's latents by channel, where it has been told them."""
+        config = self.pipeline.vae.config
+        mean, deviation = config.get("latents_mean"), config.get("latents_std")
+        if mean is None or deviation is None:
+            return None
+        shift, spread = (
+            torch.tensor(each).view(1, -1, 1, 1).to(latents) for each in (mean, deviation)
+        )
+        return shift, spread
+
     def _picture(self, latents: Tensor) -> NDArray[np.float32]:
         vae = self.pipeline.vae
         latents, scale = latents.to(vae.dtype), vae.config.scaling_factor
-        mean, deviation = vae.config.get("latents_mean"), vae.config.get("latents_std")
-        if mean is not None and deviation is not None:
-            shift, spread = (
-                torch.tensor(each).view(1, -1, 1, 1).to(latents) for each in (mean, deviation)
-            )
+        if (known := self._range(latents)) is not None:
+            shift, spread = known
             latents = latents * spread / scale + shift
         else:
             latents = latents / scale

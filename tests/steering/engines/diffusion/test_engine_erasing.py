@@ -12,7 +12,9 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, HeunDiscreteScheduler
 from torch import Tensor
 
+from steering.engines.diffusion.beginnings import Edit, Inversion, Noise
 from steering.engines.diffusion.engine import DiffusionEngine, PictureStart
+from steering.engines.diffusion.estimates import estimates_of
 from steering.engines.diffusion.families import Family
 from steering.erasing import Found, Looks, Read, Seen
 from steering.prompted import PromptReading
@@ -161,7 +163,7 @@ def test_what_the_sampler_looks_back_on_is_the_replacement_too() -> None:
     made.step()
     at = made._sampler.offset(start.steps) + torch.tensor([1])
     # a sample and an output whose picture is the replacement
-    tables = made._estimator.of(start.steps)
+    tables = estimates_of(family.scheduler, made._sampler.schedule(start.steps))
     output = (2.0 - float(tables.sample[1]) * 0.3) / float(tables.output[1])
     _, carry = made._sampler.step(
         at, torch.full((1, 4, 8, 8), 0.3), torch.full((1, 4, 8, 8), output), torch.zeros(1)
@@ -278,10 +280,31 @@ def test_a_scheduler_of_a_higher_order_is_looked_at_between_its_steps() -> None:
 
 def test_a_row_at_which_no_look_can_be_taken_is_refused() -> None:
     made = erasing(built("emoji"), Sponge("p", looks=Looks(1e-9, 3)))
-    with pytest.raises(ValueError, match="p finds no step of 4 at which it could look"):
+    with pytest.raises(ValueError, match="p finds no evaluation of 4 at which it could look"):
         made.check(guarded(STARTS[0], carried("p")))
     made.check(STARTS[0])
     made.close()
+
+
+@pytest.mark.parametrize("name", ["emoji", "stable diffusion"])
+def test_rows_that_start_from_a_picture_are_looked_at_while_they_are_drawn(name: str) -> None:
+    family = built(name)
+    clean = torch.randn(family.shape, generator=torch.Generator().manual_seed(5))
+    start = replace(STARTS[0], steps=6, guards=(carried("p"),))
+    starts = [
+        replace(start, beginning=Edit(clean, 0.5)),
+        replace(start, beginning=Inversion(clean)),
+        replace(start, beginning=Noise(clean), guards=(carried("p", fires=False),)),
+    ]
+    found, read = drawn(erasing(family, sponge(name)), starts)
+    assert [read[i]["p"].steps for i in range(3)] == [3, 6, 0]
+    assert read[1]["p"].position == 1
+    last = erasing(family, sponge(name, looks=LAST))
+    whole, _ = drawn(last, starts[:2])
+    for latents, _ in whole.values():
+        assert torch.allclose(latents[..., :2], torch.tensor(7.0), atol=1e-3)
+    bare_row = replace(starts[2], guards=())
+    assert torch.equal(found[2][0], alone(engine(family), bare_row)[0])
 
 
 def test_readings_go_with_their_row() -> None:

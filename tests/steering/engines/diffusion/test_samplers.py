@@ -150,3 +150,41 @@ def test_probing_leaves_the_scheduler_and_the_random_numbers_alone() -> None:
     assert vars(scheduler).keys() == before.keys()
     assert torch.equal(scheduler.timesteps, before["timesteps"])
     assert scheduler.model_outputs == before["model_outputs"]
+
+
+@pytest.mark.parametrize("skipped", [1, 4, 6])
+@pytest.mark.parametrize("name", FIT)
+def test_a_schedule_may_begin_later_as_in_pipelines_that_start_from_a_picture(
+    name: str, skipped: int
+) -> None:
+    scheduler, draw = FIT[name], torch.Generator().manual_seed(0)
+    own = copy.deepcopy(scheduler)
+    own.set_timesteps(7)
+    first = skipped * own.order
+    picture, noise = torch.randn(2, 1, 2, 4, 4, generator=draw)
+    # as stock pipelines do, the noise before it is told where it begins
+    begun = own.timesteps[first : first + 1]
+    if hasattr(own, "scale_noise"):
+        reference = own.scale_noise(picture, begun, noise)
+    else:
+        reference = own.add_noise(picture, noise, begun)
+    if hasattr(own, "set_begin_index"):
+        own.set_begin_index(first)
+    sampler = Sampler(scheduler, arrange)
+    schedule, offset = sampler.schedule(7, skipped), sampler.offset(7, skipped)
+    assert torch.equal(schedule.timestep, own.timesteps[first:].float())
+    sample = schedule.signal[0] * picture + schedule.noise[0] * noise
+    torch.testing.assert_close(sample, reference, rtol=1e-4, atol=1e-4)
+    carry = torch.zeros_like(sample)
+    for step, time in enumerate(own.timesteps[first:]):
+        output = torch.randn(1, 2, 4, 4, generator=draw)
+        if hasattr(own, "scale_model_input"):
+            own.scale_model_input(reference, time)
+        reference = own.step(output, time, reference, return_dict=False)[0]
+        sample, carry = sampler.step(torch.tensor([offset + step]), sample, output, carry)
+    torch.testing.assert_close(sample, reference, rtol=1e-4, atol=1e-3)
+
+
+def test_more_steps_are_skipped_than_there_are() -> None:
+    with pytest.raises(ValueError, match="7 of 7 steps cannot be skipped"):
+        probe(FIT["ddim"], arrange, 7, 7)

@@ -362,3 +362,51 @@ def test_the_safety_checker_keeps_its_say() -> None:
     family.pipeline.safety_checker, family.pipeline.feature_extractor = Checker(), features
     start = PictureStart("cat", seed=1, steps=2, guidance=1.0)
     assert not drawn(DiffusionEngine(family, PromptBank(), capacity=1), [start]).any()
+
+
+PICTURES = [name for name in tiny.PIPELINES if name != "wan"]
+
+
+def decoded(family: Family, latents: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> torch.Tensor:
+    """What the autoencoder is given to decode."""
+    seen: list[torch.Tensor] = []
+    vae: Any = family.autoencoder
+    decode = vae.decode
+
+    def spied(z: torch.Tensor, *args: Any, **more: Any) -> Any:
+        seen.append(z)
+        return decode(z, *args, **more)
+
+    with torch.no_grad(), monkeypatch.context() as patch:
+        patch.setattr(vae, "decode", spied)
+        family.decode(family.packed(latents))
+    return seen[0]
+
+
+@pytest.mark.parametrize("measured", [False, True])
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_picture_is_encoded_as_it_is_decoded(
+    name: str, measured: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family = tiny.built(name)
+    vae: Any = family.autoencoder
+    if measured:
+        if name != "stable diffusion xl":
+            return
+        vae.register_to_config(latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[1.0, 2.0, 0.5, 3.0])
+    pixels = torch.rand(2, family.height, family.width, 3)
+    latents = family.encode_picture(pixels)
+    assert latents.shape == (2, *family.shape) and latents.dtype == torch.float32
+    with torch.no_grad():
+        encoded = vae.encode(pixels.permute(0, 3, 1, 2) * 2 - 1)
+    told = encoded.latents if name == "emoji" else encoded.latent_dist.mode()
+    torch.testing.assert_close(decoded(family, latents, monkeypatch), told, rtol=1e-4, atol=1e-4)
+    assert torch.equal(latents, family.encode_picture(pixels)), "nothing is drawn"
+
+
+def test_pictures_of_another_size_and_videos_are_refused() -> None:
+    for shape in ((16, 16, 3), (1, 16, 12, 3), (1, 3, 16, 16)):
+        with pytest.raises(ValueError, match="pictures must be"):
+            built("stable diffusion").encode_picture(torch.zeros(shape))
+    with pytest.raises(ValueError, match="makes videos"):
+        built("wan").encode_picture(torch.zeros(1, 32, 32, 3))
