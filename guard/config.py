@@ -24,7 +24,7 @@ MAX_CONFIG_BYTES = 2**20
 MAX_PROMPT_CHARS = 4000
 """Of a picture's prompt."""
 
-Action = Literal["steer", "refine", "block", "flag", "observe"]
+Action = Literal["steer", "refine", "overlay", "block", "flag", "observe"]
 Fallback = Literal["block", "replace"]
 OnError = Literal["closed", "open"]
 
@@ -92,7 +92,7 @@ class GuardConfig(_Section):
 class PolicyConfig(_Section):
     """One `[policies.NAME]`.
 
-    "steer" and "refine" are the method's own action, whichever of the two that is. `fallback` says
+    "steer", "refine" and "overlay" are the method's own action, whichever that is. `fallback` says
     what becomes of a picture whose refinement did not reach its target: it is blocked, or the
     prompt `replacement` is drawn in its place.
     """

@@ -18,7 +18,7 @@ from steering.table import RowGuard
 
 logger = logging.getLogger(__name__)
 
-Done = Literal["none", "observe", "flag", "steer", "refine", "replace", "block"]
+Done = Literal["none", "observe", "flag", "steer", "overlay", "refine", "replace", "block"]
 """What was done where a guard fired; "none" also where there was nothing to do."""
 
 _OUTCOME: Mapping[Done, Outcome] = {
@@ -26,6 +26,7 @@ _OUTCOME: Mapping[Done, Outcome] = {
     "observe": "pass",
     "flag": "flagged",
     "steer": "steered",
+    "overlay": "overlaid",
     "refine": "refined",
     "replace": "refined",
     "block": "blocked",
@@ -42,7 +43,7 @@ class LoadedGuard:
     name: str
     concept: str
     method: str
-    action: Literal["steer", "refine", "block"]
+    action: Literal["steer", "overlay", "refine", "block"]
     threshold: float
     strength: float
     recheck: float | None = None
@@ -93,7 +94,7 @@ class BasePlan(ABC, Generic[R]):
     @property
     def acts(self) -> bool:
         """Whether a guard that fires does what its method does."""
-        return self.action in {"steer", "refine"}
+        return self.action in {"steer", "refine", "overlay"}
 
     def require_fit(self, model: str) -> None:
         """Raise PolicyUnfit where this policy would leave every request to `model` unguarded."""

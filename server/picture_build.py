@@ -33,6 +33,7 @@ def drawing_service(
         capacity=config.server.max_batch,
         guides=plans.guides,
         finished=plans.finished,
+        overlays=plans.overlays,
     )
     steps, guidance = family.defaults
     return DrawingService(

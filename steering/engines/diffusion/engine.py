@@ -26,10 +26,12 @@ from torch import Tensor
 from steering.conditioning import Conditioning, concatenated
 from steering.engines.diffusion.families import Family
 from steering.engines.diffusion.forwards import ROWS, Forwards
+from steering.engines.diffusion.projections import ProjectionSeam
 from steering.engines.diffusion.samplers import Sampler
 from steering.engines.diffusion.slots import Row, Slots, beside
 from steering.finished import PictureBank
 from steering.guided import Guidance, Guide
+from steering.overlaid import OverlayBank
 from steering.prompted import Applied, PromptBank, PromptReading
 from steering.table import RowGuard
 
@@ -74,12 +76,13 @@ class DiffusionEngine:
     """Runs one pipeline; `capacity` rows at most. Not thread-safe.
 
     `guides` are those screens of `bank` that act on the guidance; the guards of `finished` look at
-    a row's latents when it is complete, before anyone sees its picture. `forward` is the number of
+    a row's latents when it is complete, before anyone sees its picture; `overlays` has those guards
+    of `bank` that act on the network's projections. `forward` is the number of
     rows in one forward of the network (`forwards.py`): "auto" is `forwards.ROWS` on a CPU; None
     takes all rows at once, the default elsewhere. With a number, prompts and pictures are encoded,
     guarded and decoded one by one too.
 
-    Raises ValueError for a pipeline or a scheduler that does not go.
+    Raises ValueError for a pipeline, a scheduler or overlays that do not go.
     """
 
     def __init__(
@@ -90,6 +93,7 @@ class DiffusionEngine:
         capacity: int,
         guides: Sequence[Guide] = (),
         finished: PictureBank | None = None,
+        overlays: OverlayBank | None = None,
         forward: int | str | None = "auto",
     ) -> None:
         if family.refusal is not None:
@@ -99,13 +103,16 @@ class DiffusionEngine:
             forward = ROWS if family.device.type == "cpu" else None
         self.family, self.capacity = family, capacity
         self._apart = forward is not None
-        self._forwards = Forwards(family, None if forward is None else int(forward))
+        self._projections = ProjectionSeam(family.denoiser, family.cross_attention())
+        self._forwards = Forwards(
+            family, None if forward is None else int(forward), [self._projections]
+        )
         self._device = family.device
         self._sampler = Sampler(family.scheduler, family.arrange, device=self._device)
         self._sampler.schedule(family.defaults[0])
         with torch.no_grad():
             self._plain = family.unconditional([""])
-        self.use(bank, guides, finished)
+        self.use(bank, guides, finished, overlays=overlays)
 
     @property
     def rows(self) -> int:
@@ -126,8 +133,11 @@ class DiffusionEngine:
         bank: PromptBank,
         guides: Sequence[Guide] = (),
         finished: PictureBank | None = None,
+        *,
+        overlays: OverlayBank | None = None,
     ) -> None:
         """Serve with these from now on. Only between requests: live rows are dropped."""
+        self._projections.install(overlays or OverlayBank())
         self._bank, self._guides = bank, tuple(guides)
         self._finished = finished or PictureBank()
         self.reset()
@@ -140,8 +150,9 @@ class DiffusionEngine:
         self._batch: _Batch | None = None
 
     def close(self) -> None:
-        """Let go of all rows. The pipeline is as it was: nothing of it is hooked or changed."""
+        """Let go of all rows, and of the network: nothing of it is hooked or changed."""
         self.reset()
+        self._projections.remove()
 
     def check(self, start: PictureStart) -> None:
         """Raise ValueError where a row cannot be added, whatever stands in the batch."""
@@ -282,6 +293,11 @@ class DiffusionEngine:
             ]
             fired = [guard for guard in guides if readings[guard.name].fired]
             self._guidance.add(first + index, fired)
+            overlaid = [
+                guard
+                for guard in start.guards
+                if guard.acts and guard.name in self._projections and readings[guard.name].fired
+            ]
             evaluations = len(schedules[index])
             self._rows.append(
                 Row(
@@ -291,6 +307,7 @@ class DiffusionEngine:
                     guidance=start.guidance,
                     readings=readings,
                     watching=[guard for guard in start.guards if guard.name in self._finished],
+                    overlaid=overlaid,
                     spoilt=not finite[index],
                 )
             )
@@ -325,9 +342,11 @@ class DiffusionEngine:
             if len(self._guidance.rows):
                 texts.append(self._guidance.text)
                 sources.append(self._guidance.rows)
+            source = torch.cat(sources)
+            self._projections.carry([row.overlaid for row in rows], source)
             self._batch = _Batch(
                 text=concatenated(texts),
-                source=torch.cat(sources),
+                source=source,
                 guided=guided,
                 guidance=torch.tensor([row.guidance for row in rows], device=device),
                 offset=_integers([row.offset for row in rows], device),

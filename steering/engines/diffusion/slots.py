@@ -18,8 +18,8 @@ class Row:
     """What the host knows of a row.
 
     `left` of its `evaluations` of the network are still to come; `offset` is where its schedule
-    begins. `watching` are its guards that look at the finished latents. `spoilt`: its conditioning
-    or a prediction was not finite.
+    begins. `watching` are its guards that look at the finished latents, `overlaid` those by whose
+    overlays it is drawn. `spoilt`: its conditioning or a prediction was not finite.
     """
 
     left: int
@@ -28,6 +28,7 @@ class Row:
     guidance: float
     readings: Mapping[str, PromptReading]
     watching: Sequence[RowGuard]
+    overlaid: Sequence[RowGuard]
     spoilt: bool
 
     @property
