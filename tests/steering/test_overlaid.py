@@ -84,6 +84,21 @@ def test_a_row_has_the_same_bits_alone_and_in_company() -> None:
             assert torch.equal(added(made, "k", [guards], x[row : row + 1])[0], together[row])
 
 
+@pytest.mark.parametrize(("tokens", "width", "rank"), [(8, 384, 1), (32, 16, 1), (32, 384, 1)])
+def test_one_pair_has_the_bits_of_several(tokens: int, width: int, rank: int) -> None:
+    # of these sizes a CPU sums otherwise where there is one matrix only
+    own = Overlay({"g": ("k",)}, {"g": torch.randn(rank, width)}, {"k": torch.randn(rank, 16)})
+    made = OverlayBank([Stack(a=own)])  # type: ignore[list-item]
+    x, output = torch.randn(3, tokens, width), torch.zeros(3, tokens, 16)
+
+    def of(rows: slice) -> Tensor:
+        pairs = pairs_of(torch.ones(3, 1)[rows])
+        assert pairs is not None
+        return made.added("k", output[rows], made.coordinates("g", x[rows], pairs), pairs)
+
+    assert torch.equal(of(slice(1, 2)), of(slice(3))[1:2])
+
+
 def test_a_negative_zero_stays_one() -> None:
     made, pairs = bank(), pairs_of(bank().strengths(ROWS))
     assert isinstance(pairs, Pairs)
