@@ -160,6 +160,7 @@ def _to_pipeline(pipeline: Any, settings: Config, policy: str) -> tuple[Attached
         handle._check,
         unfollowed=unfollowed,
         finished=plans.finished,
+        overlays=plans.overlays,
     )
     return handle, attachment
 

@@ -24,7 +24,7 @@ MAX_CONFIG_BYTES = 2**20
 MAX_PROMPT_CHARS = 4000
 """Of a picture's prompt."""
 
-Action = Literal["steer", "refine", "perturb", "block", "flag", "observe"]
+Action = Literal["steer", "overlay", "refine", "perturb", "block", "flag", "observe"]
 Fallback = Literal["block", "replace"]
 OnError = Literal["closed", "open"]
 
@@ -96,8 +96,8 @@ class GuardConfig(_Section):
 class PolicyConfig(_Section):
     """One `[policies.NAME]`.
 
-    "steer", "refine" and "perturb" are the method's own action, whichever of these that is.
-    `fallback` says what becomes of a picture out of which the concept could not be taken: it is
+    "steer", "overlay", "refine" and "perturb" are the method's own action, whichever of these that
+    is. `fallback` says what becomes of a picture out of which the concept could not be taken: it is
     blocked, or the prompt `replacement` is drawn in its place.
     """
 

@@ -15,7 +15,7 @@ from guard.errors import DataError
 from guard.fit_cgce_cli import cgce
 from guard.fit_irece_cli import irece
 from guard.fit_latents_cli import latents
-from guard.fit_training_free_cli import nearest, negative_prompt, safe_guidance, safree
+from guard.fit_training_free_cli import nearest, negative_prompt, safe_guidance, safree, uce
 from guard.progress import stages
 from guard.prompts import ForgetPrompt, PairedAnswers, RetainPrompt, read_rows
 from guard.reporting import values
@@ -119,6 +119,7 @@ for _name, _fit in (
     ("nearest", nearest),
     ("safe-guidance", safe_guidance),
     ("negative-prompt", negative_prompt),
+    ("uce", uce),
 ):
     app.command(
         _name,

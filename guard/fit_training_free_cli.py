@@ -1,4 +1,4 @@
-"""`guard fit safree|nearest|safe-guidance|negative-prompt`: guards in closed form, in seconds."""
+"""`guard fit safree|nearest|safe-guidance|negative-prompt|uce`: guards in closed form."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.console import Console
 
 from guard.concept import Concept, read_concept
 from guard.errors import DataError
-from guard.progress import stages
+from guard.progress import Stages, stages
 from guard.reporting import values
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ Seed = Annotated[int, typer.Option(help="Of the prompts that are made, and of sa
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")]
 
-Fit = Callable[["Painter", Concept, "Read | None"], "Artifact"]
+Fit = Callable[["Painter", Concept, "Read | None", Stages], "Artifact"]
 
 
 def safree(
@@ -64,7 +64,7 @@ def safree(
     """Fit a SAFREE guard: tokens that carry the concept are projected out of its subspace."""
     from guard.fitting.training_free import Rates, fit_safree
 
-    def fit(painter: Painter, concept: Concept, read: Read | None) -> Artifact:
+    def fit(painter: Painter, concept: Concept, read: Read | None, _progress: Stages) -> Artifact:
         assert read is not None
         rates = Rates(fpr, near_fpr)
         return fit_safree(
@@ -92,7 +92,7 @@ def nearest(
     """Fit a nearest-safe guard: tokens get the concept coordinates of their nearest safe one."""
     from guard.fitting.training_free import Rates, fit_nearest
 
-    def fit(painter: Painter, concept: Concept, read: Read | None) -> Artifact:
+    def fit(painter: Painter, concept: Concept, read: Read | None, _progress: Stages) -> Artifact:
         assert read is not None
         rates = Rates(fpr, near_fpr)
         return fit_nearest(painter, concept, read, rates, rank=rank, anchors=anchors, seed=seed)
@@ -157,10 +157,57 @@ def negative_prompt(
     )
 
 
+def uce(
+    model: Model,
+    concept_file: ConceptFile,
+    out: Out,
+    instead: Annotated[
+        str | None,
+        typer.Option(
+            help="What to draw in the concept's place; the first of the file's `instead`, or "
+            "nothing, where it is not given."
+        ),
+    ] = None,
+    keep: Annotated[
+        float, typer.Option(min=0, max=100, help="Weight of what is to stay as it is (λ1).")
+    ] = 0.1,
+    ridge: Annotated[
+        float, typer.Option(min=1e-6, max=1e6, help="Weight of the model's own projections (λ2).")
+    ] = 0.1,
+    rank: Annotated[int, typer.Option(min=1, max=256, help="Of the overlay, at most.")] = 64,
+    gated: Gated = False,
+    count: Count = 400,
+    fpr: Fpr = 0.005,
+    near_fpr: NearFpr = 0.03,
+    seed: Seed = 0,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Fit UCE: the concept edited out of the denoiser's text projections, weights untouched."""
+    from guard.fitting.training_free import Rates
+    from guard.fitting.uce import Edit, fit_uce
+
+    def fit(painter: Painter, concept: Concept, read: Read | None, progress: Stages) -> Artifact:
+        said = next(iter(concept.instead), "") if instead is None else instead
+        edit = Edit(said, keep, ridge, rank)
+        return fit_uce(painter, concept, read, Rates(fpr, near_fpr), edit, progress)
+
+    _run(
+        fit,
+        model,
+        concept_file,
+        out,
+        count=count if gated else 0,
+        seed=seed,
+        device=device,
+        as_json=as_json,
+    )
+
+
 def _guide(method: str, phrase: str | None, fpr: float, near_fpr: float, preset: str | None) -> Fit:
     from guard.fitting.training_free import Rates, fit_guide
 
-    def fit(painter: Painter, concept: Concept, read: Read | None) -> Artifact:
+    def fit(painter: Painter, concept: Concept, read: Read | None, _progress: Stages) -> Artifact:
         return fit_guide(
             painter,
             concept,
@@ -196,10 +243,10 @@ def _run(
 
     painter = Painter.load(model, device=device)
     read = None
-    if count:
-        with stages() as progress:
+    with stages() as progress:
+        if count:
             read = read_prompts(painter, concept, prompts_of(concept, count, seed), progress)
-    artifact = fit(painter, concept, read)
+        artifact = fit(painter, concept, read, progress)
     artifact.save(out)
     meta = artifact.meta
     told: dict[str, Any] = {

@@ -5,7 +5,8 @@ Needs diffusers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,11 +20,25 @@ from steering.conditioning import Conditioning, concatenated
 from steering.engines.diffusion.engine import DiffusionEngine, PictureStart
 from steering.engines.diffusion.families import Family, family_of
 from steering.engines.diffusion.loading import load_pipeline
+from steering.engines.diffusion.projections import recorded, text_projections
 from steering.fingerprint import fingerprint
 from steering.prompted import PromptBank
 
 BATCH = 64
 _PICTURES = 16
+
+
+@dataclass(frozen=True)
+class TextStates:
+    """What the denoiser's text projections read of some prompts at one evaluation.
+
+    `states` has for each projection `[prompts, tokens, in]`, the same tensor for those that read
+    the same; `masks` are `Family.text_masks`.
+    """
+
+    evaluation: int
+    states: Mapping[str, Tensor]
+    masks: tuple[Tensor, ...]
 
 
 class Painter:
@@ -86,6 +101,39 @@ class Painter:
             engine.reset()
             tick(len(part))
         return torch.cat(found)
+
+    @torch.no_grad()
+    def text_states(
+        self, prompts: Sequence[str], *, steps: int, evaluations: int
+    ) -> Iterator[TextStates]:
+        """What the text projections read in the first `evaluations` of pictures of `steps` steps.
+
+        Batch by batch, evaluation by evaluation; the pictures begin with the same noise. Raises
+        ValueError for projections that cannot be overlaid.
+        """
+        family = self.family
+        engine = DiffusionEngine(family, PromptBank(), capacity=_PICTURES, forward=None)
+        for start in range(0, len(prompts), _PICTURES):
+            part = list(prompts[start : start + _PICTURES])
+            masks = family.text_masks(family.encode(part))
+            engine.start([PictureStart(prompt, steps=steps, guidance=1.0) for prompt in part])
+            for evaluation in range(evaluations):
+                with recorded(family.cross_attention()) as found:
+                    engine.step()
+                yield TextStates(evaluation, {n: each[0] for n, each in found.items()}, masks)
+            engine.reset()
+
+    def fitted_denoiser(self) -> FittedModel:
+        """What an artifact says of the denoiser inside which it acts."""
+        attention = self.family.cross_attention()
+        layers = text_projections(attention).values()
+        return FittedModel(
+            name=self.name,
+            architecture=self._architecture,
+            fingerprint=fingerprint(self.family.denoiser),
+            layers=len(attention),
+            width=max(layer.in_features for layer in layers),
+        )
 
     def fitted_autoencoder(self) -> FittedModel:
         """What an artifact says of the autoencoder whose latents it was fitted on."""

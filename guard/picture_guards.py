@@ -14,18 +14,20 @@ from torch import nn
 
 from guard.artifact import Artifact, ArtifactMeta
 from guard.config import Config, GuardConfig
-from guard.errors import ArtifactError
+from guard.errors import ArtifactError, FingerprintError, ModelError
 from guard.resolving import LoadedGuard, find_guards
 from steering.conditioning import Conditioning
+from steering.engines.diffusion.projections import overlaid_layers, text_projections
 from steering.erasing import Eraser
 from steering.fingerprint import fingerprint
 from steering.finished import PictureBank, PictureScreen
 from steering.guided import Guide
 from steering.methods.embedding import EmbeddingGuard
 from steering.methods.screens import ERASERS, PICTURE_SCREENS, SCREENS
+from steering.overlaid import OverlayBank, Overlays
 from steering.prompted import PromptBank, Screen
 
-Own = Literal["steer", "refine", "perturb", "block"]
+Own = Literal["steer", "overlay", "refine", "perturb", "block"]
 """What a guard does by itself."""
 
 
@@ -34,6 +36,11 @@ class Reads(Protocol):
 
     @property
     def encoders(self) -> Mapping[str, nn.Module]: ...
+
+    @property
+    def denoiser(self) -> nn.Module: ...
+
+    def cross_attention(self) -> Sequence[tuple[str, nn.Module]]: ...
 
     @property
     def autoencoder(self) -> nn.Module: ...
@@ -52,8 +59,8 @@ class Reads(Protocol):
 
 class PictureGuards:
     """`bank` has all guards that read the prompt; `guides` are those of its screens that act on the
-    guidance; `finished` has those that look at finished pictures, `erasers` those that write to the
-    latents on their way.
+    guidance, `overlays` has those that act on the denoiser's projections; `finished` has those that
+    look at finished pictures, `erasers` those that write to the latents on their way.
 
     Raises ArtifactError where guards that fit one by one cannot be stacked.
     """
@@ -65,6 +72,7 @@ class PictureGuards:
         screens = _stacked(SCREENS, fitted, self._device)
         self.bank = PromptBank(screens)
         self.guides = tuple(cast(Guide, screen) for screen in screens if _guides(screen))
+        self.overlays = _overlaid(screens, self._device)
         self.finished = PictureBank(_stacked(PICTURE_SCREENS, fitted, self._device))
         self.erasers: tuple[Eraser, ...] = tuple(_stacked(ERASERS, fitted, self._device))
 
@@ -81,6 +89,10 @@ class PictureGuards:
     @cached_property
     def _encoders(self) -> str:
         return fingerprint(nn.ModuleDict(dict(self._family.encoders)))
+
+    @cached_property
+    def _denoiser(self) -> str:
+        return fingerprint(self._family.denoiser)
 
     @cached_property
     def _autoencoder(self) -> str:
@@ -105,11 +117,16 @@ class PictureGuards:
             self._require_channels(eraser, setting.name)
             self._require_reads(eraser, setting.name)
             return _of(setting, meta, guard, "perturb"), guard
-        artifact.require_model(self._encoders, served=self._name)
         if meta.method not in SCREENS:
             known = ", ".join([*SCREENS, *PICTURE_SCREENS, *ERASERS])
             raise ValueError(f"unknown method {meta.method!r}: this release has {known}")
         screen = SCREENS[meta.method]([guard], self._device)
+        if _overlays(screen):
+            self._require_denoiser(artifact, guard)
+            overlaid_layers(self._family.cross_attention(), OverlayBank([cast(Overlays, screen)]))
+            _try(screen, self._text)
+            return _of(setting, meta, guard, "overlay"), guard
+        artifact.require_model(self._encoders, served=self._name)
         _try(screen, self._text)
         return _of(setting, meta, guard, "steer" if _guides(screen) else "refine"), guard
 
@@ -130,6 +147,20 @@ class PictureGuards:
                     "not have"
                 )
 
+    def _require_denoiser(self, artifact: Artifact, guard: EmbeddingGuard) -> None:
+        """An edit is of a denoiser's projections, made from what its encoders give."""
+        try:
+            text_projections(self._family.cross_attention())
+        except ValueError as error:
+            raise ModelError(f"guard {guard.name} cannot act on {self._name!r}: {error}") from error
+        artifact.require_model(self._denoiser, served=self._name)
+        fitted = str(guard.settings.get("encoders"))
+        if fitted != self._encoders:
+            raise FingerprintError(
+                f"guard for {artifact.meta.concept!r} was fitted on other text encoders ({fitted}) "
+                f"than those of {self._name!r} ({self._encoders}): fit it on that model"
+            )
+
 
 def _of(
     setting: GuardConfig, meta: ArtifactMeta, guard: EmbeddingGuard, action: Own
@@ -147,6 +178,17 @@ def _of(
 
 def _guides(screen: Screen) -> bool:
     return hasattr(screen, "term")
+
+
+def _overlaid(screens: Sequence[Screen], device: torch.device) -> OverlayBank:
+    try:
+        return OverlayBank([cast(Overlays, own) for own in screens if _overlays(own)], device)
+    except ValueError as error:
+        raise ArtifactError(str(error)) from error
+
+
+def _overlays(screen: Screen) -> bool:
+    return hasattr(screen, "overlays")
 
 
 def _try(screen: Screen, text: Conditioning) -> None:

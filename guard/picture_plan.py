@@ -93,9 +93,9 @@ class PicturePlan(BasePlan[PromptReading]):
 class PicturePlans(Resolved[PicturePlan]):
     """The guards that fit one picture model, stacked, and every policy resolved against them.
 
-    `bank`, `guides`, `finished` and `erasers` are as in PictureGuards. A guard that does not fit
-    stays out and breaks the policies that name it. Raises ArtifactError where guards that fit one
-    by one cannot be stacked.
+    `bank`, `guides`, `overlays`, `finished` and `erasers` are as in PictureGuards. A guard that
+    does not fit stays out and breaks the policies that name it. Raises ArtifactError where guards
+    that fit one by one cannot be stacked.
     """
 
     def __init__(self, config: Config, family: Reads, *, name: str) -> None:
@@ -103,6 +103,7 @@ class PicturePlans(Resolved[PicturePlan]):
         guards = PictureGuards(config, family, name=name)
         self.bank, self.guides, self.finished = guards.bank, guards.guides, guards.finished
         self.erasers = guards.erasers
+        self.overlays = guards.overlays
         found = guards.found
         loaded = {guard: fitted for guard, (fitted, _) in found.fit.items()}
         super().__init__(

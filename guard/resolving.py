@@ -18,7 +18,9 @@ from steering.table import RowGuard
 
 logger = logging.getLogger(__name__)
 
-Done = Literal["none", "observe", "flag", "steer", "refine", "perturb", "replace", "block"]
+Done = Literal[
+    "none", "observe", "flag", "steer", "overlay", "refine", "perturb", "replace", "block"
+]
 """What was done where a guard fired; "none" also where there was nothing to do."""
 
 _OUTCOME: Mapping[Done, Outcome] = {
@@ -26,6 +28,7 @@ _OUTCOME: Mapping[Done, Outcome] = {
     "observe": "pass",
     "flag": "flagged",
     "steer": "steered",
+    "overlay": "overlaid",
     "refine": "refined",
     "perturb": "perturbed",
     "replace": "refined",
@@ -43,7 +46,7 @@ class LoadedGuard:
     name: str
     concept: str
     method: str
-    action: Literal["steer", "refine", "perturb", "block"]
+    action: Literal["steer", "overlay", "refine", "perturb", "block"]
     threshold: float
     strength: float
     recheck: float | None = None
@@ -94,7 +97,7 @@ class BasePlan(ABC, Generic[R]):
     @property
     def acts(self) -> bool:
         """Whether a guard that fires does what its method does."""
-        return self.action in {"steer", "refine", "perturb"}
+        return self.action in {"steer", "overlay", "refine", "perturb"}
 
     def require_fit(self, model: str) -> None:
         """Raise PolicyUnfit where this policy would leave every request to `model` unguarded."""

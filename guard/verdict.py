@@ -6,7 +6,9 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
-Outcome = Literal["pass", "flagged", "steered", "refined", "perturbed", "blocked", "error"]
+Outcome = Literal[
+    "pass", "flagged", "steered", "overlaid", "refined", "perturbed", "blocked", "error"
+]
 """From the least to the gravest."""
 
 _GRAVITY: tuple[Outcome, ...] = get_args(Outcome)

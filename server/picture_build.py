@@ -34,6 +34,7 @@ def drawing_service(
         guides=plans.guides,
         finished=plans.finished,
         erasers=plans.erasers,
+        overlays=plans.overlays,
     )
     steps, guidance = family.defaults
     return DrawingService(

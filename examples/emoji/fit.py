@@ -21,6 +21,7 @@ from guard.fitting.training_free import (
     fit_safree,
     read_prompts,
 )
+from guard.fitting.uce import Edit, fit_uce
 from guard.painter import Painter
 from guard.progress import Stages, stages
 
@@ -46,6 +47,7 @@ def main(
 def _fit(painter: Painter, concept: Concept, name: str, out: Path, progress: Stages) -> None:
     read = read_prompts(painter, concept, prompts_of(concept, PROMPTS), progress)
     said = concept.phrases.train[0]
+    edit = Edit(next(iter(concept.instead), ""))
     made = {
         "safree": fit_safree(painter, concept, read, RATES, rank=8, sense_rank=1, alpha=0.0),
         "nearest": fit_nearest(painter, concept, read, RATES, rank=8, anchors=512, seed=0),
@@ -55,6 +57,7 @@ def _fit(painter: Painter, concept: Concept, name: str, out: Path, progress: Sta
         "negative-prompt": fit_guide(
             painter, concept, None, RATES, method="negative-prompt", phrase=said, preset=None
         ),
+        "uce": fit_uce(painter, concept, None, RATES, edit, progress),
     }
     for method, artifact in made.items():
         artifact.save(out / f"{name}-{method}.safetensors")

@@ -61,6 +61,7 @@ class EngineDrawer:
             guides=self._plans.guides,
             finished=self._plans.finished,
             erasers=self._plans.erasers,
+            overlays=self._plans.overlays,
         )
         parts = {n: p for n, p in family.pipeline.components.items() if isinstance(p, nn.Module)}
         self._model = fingerprint(nn.ModuleDict(parts))
@@ -179,11 +180,12 @@ class EngineDrawer:
         rows = [plan.prompt_rows() for plan in plans]
         applied = self._plans.bank.apply(text, rows, self._family.overflow(prompts))
         changed = _changed(text, applied.text).tolist()
-        guides = {name for guide in self._plans.guides for name in guide.names}
+        inside = {name for guide in self._plans.guides for name in guide.names}
+        inside |= {*self._plans.overlays.names}
         found = []
         for plan, readings, touched in zip(plans, applied.readings, changed, strict=True):
             decision = plan.decide(readings)
-            guided = any(plan.acts and readings[name].fired for name in guides & set(readings))
+            guided = any(plan.acts and readings[name].fired for name in inside & set(readings))
             look = Look(
                 same=decision == "draw" and not touched and not guided,
                 pending=plan.screens and decision not in ("block", "fail"),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from guard.artifact import Artifact, ArtifactMeta
+from guard.artifact import Artifact, ArtifactMeta, FittedModel
 from guard.concept import Concept
 from guard.errors import DataError
 from guard.fitting.concept_prompts import LabelledPrompt
@@ -113,7 +113,8 @@ def fit_safree(
         raise DataError("the concept's prompts lie no nearer to its subspace than safe ones")
     settings["middle"] = (with_it + without) / 2.0
     settings["slope"] = 2.0 * _WEIGHT_LOGIT / (with_it - without)
-    return _gated("safree", "embedding", painter, concept, read, rates, tensors, settings)
+    model = painter.fitted_model()
+    return _gated("safree", "embedding", model, concept, read, rates, tensors, settings)
 
 
 def fit_nearest(
@@ -135,7 +136,8 @@ def fit_nearest(
     weights, bias = linear_score(read)
     tensors = _named("basis", bases) | _named("anchors", stored) | weights
     settings = {"streams": list(bases), "strength": 1.0, "bias": bias}
-    return _gated("nearest", "embedding", painter, concept, read, rates, tensors, settings)
+    model = painter.fitted_model()
+    return _gated("nearest", "embedding", model, concept, read, rates, tensors, settings)
 
 
 def fit_guide(
@@ -153,14 +155,29 @@ def fit_guide(
     tensors = _named("concept", {name: states[0].float() for name, states in own.states.items()})
     tensors |= _named("mask", {name: mask[0].float() for name, mask in own.masks.items()})
     settings: dict[str, Any] = {"streams": list(own.states), "strength": 1.0, "phrase": phrase}
-    settings |= {"gated": read is not None, "bias": 0.0}
     if preset is not None:
         settings |= asdict(PRESETS[preset]) | {"preset": preset}
+    model = painter.fitted_model()
+    return perhaps_gated(method, "guidance", model, concept, read, rates, tensors, settings)
+
+
+def perhaps_gated(
+    method: str,
+    seam: str,
+    model: FittedModel,
+    concept: Concept,
+    read: Read | None,
+    rates: Rates,
+    tensors: Tensors,
+    settings: dict[str, Any],
+) -> Artifact:
+    """The artifact of a method that has no gate of its own: a linear score with a threshold, or,
+    without `read`, none, so that it acts on every picture."""
+    settings = settings | {"gated": read is not None, "bias": 0.0}
     if read is None:
-        return _artifact(method, "guidance", painter, concept, tensors, settings, 0.0, {})
+        return _artifact(method, seam, model, concept, tensors, settings, 0.0, {})
     weights, settings["bias"] = linear_score(read)
-    tensors |= weights
-    return _gated(method, "guidance", painter, concept, read, rates, tensors, settings)
+    return _gated(method, seam, model, concept, read, rates, tensors | weights, settings)
 
 
 def subspaces(read: Read, rank: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -208,7 +225,7 @@ def _named(kind: str, by_stream: Mapping[str, Tensor]) -> Tensors:
 def _gated(
     method: str,
     seam: str,
-    painter: Painter,
+    model: FittedModel,
     concept: Concept,
     read: Read,
     rates: Rates,
@@ -220,13 +237,13 @@ def _gated(
     scores = by_kind(screen.sense(read.held)[:, 0].tolist(), read.kinds)
     threshold = calibrated(scores, rates.far, rates.near)
     calibration = figures(scores, threshold, rates.far, rates.near)
-    return _artifact(method, seam, painter, concept, tensors, settings, threshold, calibration)
+    return _artifact(method, seam, model, concept, tensors, settings, threshold, calibration)
 
 
 def _artifact(
     method: str,
     seam: str,
-    painter: Painter,
+    model: FittedModel,
     concept: Concept,
     tensors: Tensors,
     settings: dict[str, Any],
@@ -238,7 +255,7 @@ def _artifact(
         concept=concept.name,
         description=concept.description,
         created=date.today(),
-        model=painter.fitted_model(),
+        model=model,
         seams=(seam,),
         settings=settings | {"threshold": threshold},
         calibration=calibration,

@@ -1,4 +1,4 @@
-"""A guard of the embedding or guidance seam as its artifact holds it, before it is stacked."""
+"""A guard of a picture model as its artifact holds it, before it is stacked."""
 
 from __future__ import annotations
 
@@ -58,6 +58,14 @@ class EmbeddingGuard:
         if not isinstance(value, bool):
             raise ValueError(f"guard {self.name}: {key} must be true or false, not {value!r}")
         return value
+
+    def names_by(self, key: str) -> dict[str, tuple[str, ...]]:
+        """A setting that has for each of some names a list of others, none of them empty."""
+        value = self._setting(key)
+        held = value.items() if isinstance(value, Mapping) else ()
+        if not held or not all(isinstance(names, list | tuple) and names for _, names in held):
+            raise ValueError(f"guard {self.name}: {key} must have a list of names for each name")
+        return {str(name): tuple(map(str, names)) for name, names in held}
 
     def _setting(self, key: str) -> Any:
         if key not in self.settings:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from steering.conditioning import Conditioning
+from steering.methods.embedding import EmbeddingGuard
 from steering.methods.subspaces import pooled, stacked
 
 
@@ -62,3 +63,36 @@ class PromptScore:
         for stream, weights in self._weights.items():
             score = score + pooled(text.states[stream], text.masks[stream]) @ weights
         return score.masked_fill(~text.finite()[:, None], torch.nan)
+
+
+class PromptGate:
+    """The scores of several guards, stacked, and 1 for those of them that have no gate."""
+
+    def __init__(self, score: PromptScore, gated: Tensor) -> None:
+        self._score, self._gated = score, gated
+
+    def __call__(self, text: Conditioning) -> Tensor:
+        """Scores `[rows, guards]`: 1 where there is no gate, NaN for a row that is not finite."""
+        score = self._score(text)
+        return torch.where(self._gated | score.isnan(), score, 1.0)
+
+
+def stacked_gate(guards: Sequence[EmbeddingGuard], device: torch.device | str) -> PromptGate:
+    """From the settings `gated` and `bias` and the tensors `weights` of artifacts.
+
+    Raises ValueError naming what is missing.
+    """
+    flags = [guard.flag("gated") for guard in guards]
+    gates = [guard if gated else None for guard, gated in zip(guards, flags, strict=True)]
+    streams = dict.fromkeys(name for own in gates if own for name in own.streams)
+    score = PromptScore(
+        {
+            name: [
+                own.tensor("weights", name, 1) if own and name in own.streams else None
+                for own in gates
+            ]
+            for name in streams
+        },
+        torch.tensor([own.number("bias") if own else 0.0 for own in gates], device=device),
+    )
+    return PromptGate(score, torch.tensor(flags, device=device))

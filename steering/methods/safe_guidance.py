@@ -18,7 +18,7 @@ from torch import Tensor
 from steering.conditioning import Conditioning
 from steering.guided import Predictions
 from steering.methods.embedding import EmbeddingGuard
-from steering.methods.prompt_score import PromptScore
+from steering.methods.prompt_score import PromptGate, stacked_gate
 from steering.prompted import Acted
 
 
@@ -71,17 +71,14 @@ def safety_term(
 class _ConceptGuide:
     """What both methods share: concepts, and a gate that is open where a guard has none."""
 
-    def __init__(
-        self, names: Sequence[str], concepts: Conditioning, score: PromptScore, gated: Tensor
-    ) -> None:
+    def __init__(self, names: Sequence[str], concepts: Conditioning, gate: PromptGate) -> None:
         self.names: Sequence[str] = tuple(names)
         self.concepts = concepts
-        self._score, self._gated = score, gated
+        self._gate = gate
 
     def sense(self, text: Conditioning) -> Tensor:
         """Scores `[rows, guards]`: 1 where there is no gate, NaN for a row that is not finite."""
-        score = self._score(text)
-        return torch.where(self._gated | score.isnan(), score, 1.0)
+        return self._gate(text)
 
     def act(self, text: Conditioning, due: Tensor, threshold: Tensor, strength: Tensor) -> Acted:
         """Leaves the conditioning alone: what is due happens between the denoising steps."""
@@ -96,13 +93,13 @@ class SafeGuidance(_ConceptGuide):
         self,
         names: Sequence[str],
         concepts: Conditioning,
-        score: PromptScore,
-        gated: Tensor,
+        gate: PromptGate,
         safety: Sequence[Safety],
     ) -> None:
-        super().__init__(names, concepts, score, gated)
+        super().__init__(names, concepts, gate)
+        device = next(iter(concepts.states.values())).device
         self._safety = {
-            field.name: torch.tensor([getattr(own, field.name) for own in safety]).to(gated.device)
+            field.name: torch.tensor([getattr(own, field.name) for own in safety]).to(device)
             for field in fields(Safety)
         }
 
@@ -151,7 +148,7 @@ def stack_negative(
 
 def _shared(
     guards: Sequence[EmbeddingGuard], device: torch.device | str
-) -> tuple[list[str], Conditioning, PromptScore, Tensor]:
+) -> tuple[list[str], Conditioning, PromptGate]:
     if len({guard.streams for guard in guards}) > 1:
         raise ValueError("the concepts of a model's guards must have the same streams")
     streams = guards[0].streams
@@ -168,11 +165,4 @@ def _shared(
         {stream: torch.stack(own).to(device) for stream, own in states.items()},
         {stream: torch.stack(own).to(device) > 0.5 for stream, own in masks.items()},
     )
-    flags = [guard.flag("gated") for guard in guards]
-    gates = [guard if gated else None for guard, gated in zip(guards, flags, strict=True)]
-    score = PromptScore(
-        {name: [g.tensor("weights", name, 1) if g else None for g in gates] for name in streams},
-        torch.tensor([g.number("bias") if g else 0.0 for g in gates], device=device),
-    )
-    gated = torch.tensor(flags, device=device)
-    return [guard.name for guard in guards], concepts, score, gated
+    return [guard.name for guard in guards], concepts, stacked_gate(guards, device)

@@ -8,7 +8,7 @@ import torch
 
 from steering.erasing import Eraser
 from steering.finished import PictureScreen
-from steering.methods import cgce, irece, latents, nearest, safe_guidance, safree
+from steering.methods import cgce, irece, latents, nearest, safe_guidance, safree, uce
 from steering.methods.embedding import EmbeddingGuard
 from steering.prompted import Screen
 
@@ -21,8 +21,9 @@ SCREENS: dict[str, Stack] = {
     "negative-prompt": safe_guidance.stack_negative,
     "safe-guidance": safe_guidance.stack_safety,
     "safree": safree.stack,
+    "uce": uce.stack,
 }
-"""Method of the embedding or the guidance seam → what stacks all of its guards on one model.
+"""Method of the embedding, the guidance or the projection seam → what stacks all of its guards.
 
 There is one guard at least. It raises ValueError where a guard does not hold, or where guards that
 hold cannot be stacked.

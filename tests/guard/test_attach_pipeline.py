@@ -42,7 +42,7 @@ def pipeline(folder: Path) -> Any:
 
 def config(folder: Path, *guards: str, **policy: Any) -> Config:
     """Every guard of the folder, and a policy "test" of those that are named."""
-    named = ("knife", "other", "guide")
+    named = ("knife", "other", "guide", "overlay")
     return Config(
         guards=tuple(
             GuardConfig(name=name, artifact=folder / f"{name}.safetensors") for name in named
@@ -187,6 +187,65 @@ def test_guards_of_the_guidance_are_refused(pipeline: Any, folder: Path) -> None
     with guard.attached(pipeline, "test", config=watching) as handle:
         draw(pipeline, KNIFE)
         assert handle.verdicts()[0].outcome == "flagged"
+
+
+def test_an_overlay_is_drawn_with_by_the_rows_that_fire(pipeline: Any, folder: Path) -> None:
+    prompts = [KNIFE, CAT]
+    bare, before = draw(pipeline, prompts), weights_hash(pipeline)
+    settings = config(folder, "overlay", action="overlay")
+    with guard.attached(pipeline, "test", config=settings) as handle:
+        guarded = draw(pipeline, prompts, num_images_per_prompt=2)
+        assert [v.outcome for v in handle.verdicts()] == ["overlaid"] * 2 + ["pass"] * 2
+        again = draw(pipeline, prompts)
+        first, second = handle.verdicts()
+        assert (first.outcome, second.outcome) == ("overlaid", "pass")
+        assert first.guards[0].action == "overlay"
+        assert np.array_equal(draw(pipeline, CAT), draw(pipeline, CAT))
+        assert [verdict.outcome for verdict in handle.verdicts()] == ["pass"]
+    assert not np.array_equal(again[0], bare[0]) and np.array_equal(again[1], bare[1])
+    unguarded = draw(pipeline, prompts, num_images_per_prompt=2)
+    moved = [not np.array_equal(*each) for each in zip(guarded, unguarded, strict=True)]
+    assert moved == [True, True, False, False]
+    assert np.array_equal(draw(pipeline, prompts), bare) and weights_hash(pipeline) == before
+    modules = pipeline.unet.modules()
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in modules)
+
+
+def test_an_overlay_that_only_watches_hooks_nothing(pipeline: Any, folder: Path) -> None:
+    bare = draw(pipeline, KNIFE)
+    watching = config(folder, "overlay", action="flag")
+    with guard.attached(pipeline, "test", config=watching) as handle:
+        assert not any(module._forward_hooks for module in pipeline.unet.modules())
+        assert np.array_equal(draw(pipeline, KNIFE), bare)
+        assert handle.verdicts()[0].outcome == "flagged"
+
+
+def test_a_denoiser_that_is_run_on_other_rows_fails_the_guard(pipeline: Any, folder: Path) -> None:
+    settings = config(folder, "overlay", action="overlay")
+    states = torch.zeros(3, 12, 16)
+    with (
+        pytest.raises(GuardFailed, match="other rows than the call's prompts"),
+        guard.attached(pipeline, "test", config=settings),
+    ):
+        draw(pipeline, [KNIFE, CAT])
+        pipeline.unet(torch.zeros(3, 4, 8, 8), 1, encoder_hidden_states=states)
+
+
+def test_adapters_that_come_later_fail_the_guard(pipeline: Any, folder: Path) -> None:
+    (attention,) = [
+        m
+        for n, m in pipeline.unet.named_modules()
+        if n.endswith("mid_block.attentions.0.transformer_blocks.0.attn2")
+    ]
+    settings = config(folder, "overlay", action="overlay")
+    with (
+        pytest.raises(GuardFailed, match="attn2.to_v was not run"),
+        guard.attached(pipeline, "test", config=settings),
+    ):
+        draw(pipeline, KNIFE)
+        attention.to_v = torch.nn.Sequential(attention.to_v, torch.nn.Identity())
+        attention.to_v[0] = torch.nn.Linear(16, 16, bias=False)
+        draw(pipeline, KNIFE)
 
 
 def test_a_guard_for_another_encoder_is_refused(pipeline: Any, folder: Path) -> None:

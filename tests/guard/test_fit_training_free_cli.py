@@ -97,3 +97,21 @@ def test_an_artifact_s_name_is_checked_before_a_model_is_loaded(tmp_path: Path) 
     arguments = ["fit", "nearest", "--model", "nowhere", "--out", str(tmp_path / "g.pt")]
     done = CliRunner().invoke(app, [*arguments, "--concept-file", str(tmp_path / "knife.json")])
     assert done.exit_code == 1 and "ends in .safetensors" in done.stderr
+
+
+def test_uce_is_fitted_with_what_was_asked_for(tmp_path: Path, model: tuple[Path, Family]) -> None:
+    options = ("uce", "--instead", "a dog", "--keep", "0.5", "--ridge", "2", "--rank", "1")
+    artifact, told = fitted(tmp_path, model[0], *options)
+    settings = artifact.meta.settings
+    assert artifact.meta.seams == ("projection",) and told["method"] == "uce"
+    assert (settings["instead"], settings["keep"], settings["ridge"]) == ("a dog", 0.5, 2.0)
+    assert artifact.tensors["reads.0"].shape == (1, 16)
+    assert settings["gated"] is False and told["calibration"] == {}
+
+
+def test_a_gated_uce_has_a_threshold_of_its_own(tmp_path: Path, model: tuple[Path, Family]) -> None:
+    options = ("uce", "--gated", "--count", "100", "--fpr", "0.5", "--near-fpr", "0.5")
+    artifact, _ = fitted(tmp_path, model[0], *options)
+    assert artifact.meta.settings["gated"] is True and artifact.meta.settings["instead"] == ""
+    assert artifact.meta.calibration["false_positive_rate"] == 0.5
+    assert "weights.text" in artifact.tensors

@@ -63,10 +63,10 @@ def test_policy_without_guards_carries_nothing() -> None:
         plans["ghost"]
 
 
-@pytest.mark.parametrize("action", ["steer", "refine", "block", "flag", "observe"])
-def test_both_words_act_with_the_methods_own_action(tmp_path: Path, action: str) -> None:
+@pytest.mark.parametrize("action", ["steer", "refine", "overlay", "block", "flag", "observe"])
+def test_all_words_act_with_the_methods_own_action(tmp_path: Path, action: str) -> None:
     plan = plan_of(tmp_path, action=action)
-    assert plan.rows() == (RowGuard("g", 0.5, 1.0, acts=action in {"steer", "refine"}),)
+    assert plan.rows() == (RowGuard("g", 0.5, 1.0, acts=action in {"steer", "refine", "overlay"}),)
 
 
 def test_configured_values_go_before_fitted_ones(tmp_path: Path) -> None:
@@ -83,6 +83,7 @@ def test_configured_values_go_before_fitted_ones(tmp_path: Path) -> None:
         ("refine", QUIET, "draw", "none", "pass"),
         ("refine", REFINED, "draw", "refine", "refined"),
         ("steer", REFINED, "draw", "refine", "refined"),
+        ("overlay", REFINED, "draw", "refine", "refined"),
         ("refine", STUCK, "block", "block", "blocked"),
         ("refine", CUT_OFF, "draw", "none", "pass"),
         ("block", CUT_OFF, "block", "block", "blocked"),

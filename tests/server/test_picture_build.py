@@ -53,6 +53,9 @@ artifact = "other.safetensors"
 [[guards]]
 name = "guide"
 artifact = "guide.safetensors"
+[[guards]]
+name = "overlay"
+artifact = "overlay.safetensors"
 [policies.refine-knife]
 guards = ["knife"]
 action = "refine"
@@ -66,6 +69,9 @@ on_error = "open"
 guards = ["other"]
 [policies.guide]
 guards = ["guide"]
+[policies.overlay]
+guards = ["overlay"]
+action = "overlay"
 """
 
 
@@ -142,24 +148,27 @@ def test_what_is_configured_and_what_the_pipeline_says_is_listed(site: Site) -> 
         "embeddings": {"width": limits.width, "largest_norm": limits.norm},
     }
     assert site.service.info.policies == (
-        *("none", "refine-knife", "block-knife", "open-knife", "guide"),
+        *("none", "refine-knife", "block-knife", "open-knife", "guide", "overlay"),
     )
 
 
 def test_silent_rows_are_bit_identical_in_any_company_and_guarded_ones_differ(site: Site) -> None:
-    asked = [("a cat", "none"), ("a cat", "refine-knife"), ("a cat", "guide")]
-    asked += [("a knife", policy) for policy in ("none", "refine-knife", "guide")]
+    policies = ("none", "refine-knife", "guide", "overlay")
+    asked = [(prompt, policy) for prompt in ("a cat", "a knife") for policy in policies]
     alone = [site.png(*each) for each in asked]
-    assert alone[0] == alone[1] == alone[2]
-    assert len(set(alone[3:])) == 3
-    with ThreadPoolExecutor(6) as pool:
+    assert len(set(alone[:4])) == 1 and len(set(alone[4:])) == 4
+    with ThreadPoolExecutor(8) as pool:
         crowd = list(pool.map(lambda each: site.png(*each), asked))
     assert crowd == alone
 
 
 @pytest.mark.parametrize(
     ("policy", "outcome", "action"),
-    [(None, "refined", "refine"), ("guide", "steered", "steer")],
+    [
+        (None, "refined", "refine"),
+        ("guide", "steered", "steer"),
+        ("overlay", "overlaid", "overlay"),
+    ],
 )
 def test_the_verdict_says_what_the_method_did(
     site: Site, policy: str | None, outcome: str, action: str

@@ -14,6 +14,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
 from guard.artifact import Artifact, ArtifactMeta
 from steering.engines.diffusion.families import Family, family_of
+from steering.engines.diffusion.projections import text_projections
 from steering.fingerprint import fingerprint
 from steering.methods.prompt_score import discriminant
 from steering.methods.subspaces import pooled
@@ -93,7 +94,7 @@ def save_pipeline(folder: Path, *, seed: int = 0) -> Family:
 
 
 def save_guards(folder: Path, family: Family) -> None:
-    """`knife` and `guide` fire on knives; `other` is fitted on another encoder."""
+    """`knife`, `guide` and `overlay` fire on knives; `other` is fitted on another encoder."""
     with torch.no_grad():
         text = {
             kind: family.encode(prompts)
@@ -123,6 +124,22 @@ def save_guards(folder: Path, family: Family) -> None:
     ):
         seam = "guidance" if name == "guide" else "embedding"
         _save(folder / f"{name}.safetensors", method, seam, fitted_on, arrays, settings)
+    save_overlay(folder / "overlay.safetensors", family, scored, settings | {"encoders": own})
+
+
+def save_overlay(
+    path: Path, family: Family, tensors: dict[str, Any], settings: dict[str, Any], **changed: Any
+) -> None:
+    """One of two random directions, on all projections of `family`'s denoiser."""
+    draw = torch.Generator().manual_seed(5)
+    layers = text_projections(family.cross_attention())
+    overlay = {"reads.0": 0.3 * torch.randn(2, WIDTH, generator=draw).numpy()}
+    for name, layer in layers.items():
+        writes = torch.randn(2, layer.out_features, generator=draw)
+        overlay[f"writes.{name}"] = writes.numpy()
+    more = {"groups": {"0": list(layers)}} | changed
+    fitted_on = fingerprint(family.denoiser)
+    _save(path, "uce", "projection", fitted_on, tensors | overlay, settings | more)
 
 
 def _save(
@@ -146,7 +163,7 @@ def _save(
                 "width": WIDTH,
             },
             "seams": [seam],
-            "settings": settings | ({"gated": True} if seam == "guidance" else {}),
+            "settings": settings | ({} if seam == "embedding" else {"gated": True}),
         }
     )
     Artifact(meta, {name: np.asarray(each, "f4") for name, each in tensors.items()}).save(path)

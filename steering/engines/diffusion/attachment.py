@@ -3,9 +3,10 @@
 A pipeline encodes every prompt through its own `encode_prompt`, and embeddings that a caller passes
 go through there too: wrapped on the instance, it gives guarded embeddings to all that follows. The
 finished latents are what its scheduler's `step` has returned last when the pipeline frees its
-hooks, which is the last thing that a call does before it gives its pictures away. What cannot be
-followed (guards that act on the guidance, embeddings of another layout, picture prompts) raises
-Unfollowed instead of passing unguarded.
+hooks, which is the last thing that a call does before it gives its pictures away. Overlays hook the
+denoiser's projections, whose rows are the call's prompts once, or the negative and the positive
+half of them. What cannot be followed (guards that act on the guidance, embeddings of another
+layout, picture prompts) raises Unfollowed instead of passing unguarded.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from torch import Tensor
 from steering.conditioning import Conditioning
 from steering.engines.attachment import Unfollowed
 from steering.engines.diffusion.families import Family
+from steering.engines.diffusion.projections import ProjectionSeam
 from steering.finished import PictureBank
+from steering.overlaid import OverlayBank
 from steering.prompted import Applied, PromptBank, PromptReading
 from steering.table import RowGuard
 
@@ -37,7 +40,9 @@ class PipelineAttachment:
 
     `after(attachment)` is called when a prompt's guards have decided, and again when those of
     `finished` have seen what was drawn; it may raise to draw or give nothing. `unfollowed` names
-    guards that act on each step. Raises Unfollowed where one of them is to act, or looks there too.
+    guards that act on each step, `overlays` has those that act inside the denoiser. Raises
+    Unfollowed where one of the former is to act, or looks there too, and ValueError for overlays
+    that do not go.
 
     Embeddings that come without their prompt are guarded as they are: what is padding in them is
     not known, and counts as text.
@@ -52,6 +57,7 @@ class PipelineAttachment:
         *,
         unfollowed: Sequence[str] = (),
         finished: PictureBank | None = None,
+        overlays: OverlayBank | None = None,
     ) -> None:
         lost = [
             guard.name
@@ -83,6 +89,13 @@ class PipelineAttachment:
             wrappers[_IMAGES] = self._refuse_images
         self._check = pipeline.check_inputs
         self._replaced: list[tuple[Any, str, Any]] = []
+        self._projections = ProjectionSeam(family.denoiser, family.cross_attention())
+        self._handles: list[Any] = []
+        if overlays and any(guard.acts and guard.name in overlays for guard in guards):
+            self._projections.install(overlays)
+            self._handles.append(
+                family.denoiser.register_forward_pre_hook(self._before, with_kwargs=True)
+            )
         self._latents: Tensor | None = None
         self._steps, self._owed = 0, False
         if self._watching:
@@ -105,6 +118,9 @@ class PipelineAttachment:
             else:
                 vars(of)[name] = before
         self._replaced.clear()
+        self._projections.remove()
+        for handle in self._handles:
+            handle.remove()
 
     @property
     def rows(self) -> int:
@@ -122,6 +138,13 @@ class PipelineAttachment:
         return fired, [
             not (read and finite) for read, finite in zip(valid, self._finite, strict=True)
         ]
+
+    def _before(self, _denoiser: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A forward of the denoiser begins: its rows are the prompts, once or for both halves."""
+        latents = args[0] if args else kwargs.get("hidden_states", kwargs.get("sample"))
+        if not isinstance(latents, Tensor) or not self.rows or len(latents) % self.rows:
+            raise Unfollowed("a forward of other rows than the call's prompts cannot be guarded")
+        self._projections.enter(torch.arange(len(latents), device=latents.device) % self.rows)
 
     def _kept(self, step: Callable[..., Any]) -> Callable[..., Any]:
         """A scheduler's `step` that remembers what it has returned."""
@@ -211,8 +234,22 @@ class PipelineAttachment:
         applied: Applied = self._bank.apply(text, [self._guards] * text.rows, overflow)
         self._readings = applied.readings
         self._finite = applied.text.finite().tolist()
+        self._overlay(applied)
         made = family.put_together(applied.text)
         return [new.to(old.dtype) for new, old in zip(made, parts, strict=True)]
+
+    def _overlay(self, applied: Applied) -> None:
+        """The rows on which guards have fired are drawn with their overlays."""
+        fired = [
+            [
+                guard
+                for guard in self._guards
+                if guard.acts and guard.name in self._projections and told[guard.name].fired
+            ]
+            for told in applied.readings
+        ]
+        every = torch.arange(len(fired), device=self._family.device)
+        self._projections.carry(fired, every)
 
     def _texts(self, given: Mapping[str, Any], rows: int) -> dict[str, list[str]] | None:
         """What each tokenizer reads, by the argument's name; None where embeddings were given."""

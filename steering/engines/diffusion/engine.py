@@ -28,11 +28,13 @@ from steering.engines.diffusion.beginnings import Beginning, Paths
 from steering.engines.diffusion.erasing import Erasing, Step
 from steering.engines.diffusion.families import Family
 from steering.engines.diffusion.forwards import ROWS, Forwards
+from steering.engines.diffusion.projections import ProjectionSeam
 from steering.engines.diffusion.samplers import Sampler
 from steering.engines.diffusion.slots import Row, Slots, beside
 from steering.erasing import Eraser
 from steering.finished import PictureBank
 from steering.guided import Guidance, Guide
+from steering.overlaid import OverlayBank
 from steering.prompted import Applied, PromptBank, PromptReading
 from steering.table import RowGuard
 
@@ -84,14 +86,15 @@ class _Batch:
 class DiffusionEngine:
     """Runs one pipeline; `capacity` rows at most. Not thread-safe.
 
-    `guides` are those screens of `bank` that act on the guidance; `erasers` look at a row's latents
-    on their way and write there; the guards of `finished` look at them when the row is complete,
-    before anyone sees its picture. `forward` is the number of
+    `guides` are those screens of `bank` that act on the guidance, `overlays` has those guards of it
+    that act on the network's projections; `erasers` look at a row's latents on their way and write
+    there; the guards of `finished` look at them when the row is complete, before anyone sees its
+    picture. `forward` is the number of
     rows in one forward of the network (`forwards.py`): "auto" is `forwards.ROWS` on a CPU; None
     takes all rows at once, the default elsewhere. With a number, prompts and pictures are encoded,
     guarded and decoded one by one too.
 
-    Raises ValueError for a pipeline, a scheduler or an eraser that does not go.
+    Raises ValueError for a pipeline, a scheduler, overlays or an eraser that does not go.
     """
 
     def __init__(
@@ -102,6 +105,7 @@ class DiffusionEngine:
         capacity: int,
         guides: Sequence[Guide] = (),
         finished: PictureBank | None = None,
+        overlays: OverlayBank | None = None,
         erasers: Sequence[Eraser] = (),
         forward: int | str | None = "auto",
     ) -> None:
@@ -113,6 +117,7 @@ class DiffusionEngine:
         self.family, self.capacity = family, capacity
         self._rows_of_forward = None if forward is None else int(forward)
         self._apart = forward is not None
+        self._projections = ProjectionSeam(family.denoiser, family.cross_attention())
         self._device = family.device
         self._sampler = Sampler(family.scheduler, family.arrange, device=self._device)
         self._sampler.schedule(family.defaults[0])
@@ -120,7 +125,7 @@ class DiffusionEngine:
         self._erasing = Erasing((), family)
         with torch.no_grad():
             self._plain = family.unconditional([""])
-        self.use(bank, guides, finished, erasers)
+        self.use(bank, guides, finished, overlays=overlays, erasers=erasers)
 
     @property
     def rows(self) -> int:
@@ -141,17 +146,22 @@ class DiffusionEngine:
         bank: PromptBank,
         guides: Sequence[Guide] = (),
         finished: PictureBank | None = None,
+        *,
+        overlays: OverlayBank | None = None,
         erasers: Sequence[Eraser] = (),
     ) -> None:
         """Serve with these from now on. Only between requests: live rows are dropped.
 
-        Raises ValueError for an eraser that does not go with the model.
+        Raises ValueError for overlays or an eraser that does not go with the model.
         """
+        self._projections.install(overlays or OverlayBank())
         self._bank, self._guides = bank, tuple(guides)
         self._finished = finished or PictureBank()
         self._erasing.close()
         self._erasing = Erasing(erasers, self.family)
-        self._forwards = Forwards(self.family, self._rows_of_forward, [self._erasing.seam])
+        self._forwards = Forwards(
+            self.family, self._rows_of_forward, [self._projections, self._erasing.seam]
+        )
         self.reset()
 
     def reset(self) -> None:
@@ -163,9 +173,10 @@ class DiffusionEngine:
         self._batch: _Batch | None = None
 
     def close(self) -> None:
-        """Let go of all rows, and of the pipeline: nothing of it is hooked or changed."""
+        """Let go of all rows, and of the network: nothing of it is hooked or changed."""
         self.reset()
         self._erasing.close()
+        self._projections.remove()
 
     def check(self, start: PictureStart) -> None:
         """Raise ValueError where a row cannot be added, whatever stands in the batch."""
@@ -327,6 +338,11 @@ class DiffusionEngine:
             self._guidance.add(first + index, [] if path.inverting else fired)
             erasing = [guard for guard in start.guards if guard.name in self._erasing]
             self._erasing.add(first + index, erasing, path, start.seed)
+            overlaid = [
+                guard
+                for guard in start.guards
+                if guard.acts and guard.name in self._projections and readings[guard.name].fired
+            ]
             self._rows.append(
                 Row(
                     left=path.evaluations,
@@ -335,6 +351,7 @@ class DiffusionEngine:
                     guides=fired,
                     readings=readings,
                     watching=[guard for guard in start.guards if guard.name in self._finished],
+                    overlaid=overlaid,
                     spoilt=not finite[index],
                 )
             )
@@ -378,9 +395,11 @@ class DiffusionEngine:
             if len(self._guidance.rows):
                 texts.append(self._guidance.text)
                 sources.append(self._guidance.rows)
+            source = torch.cat(sources)
+            self._projections.carry([row.overlaid for row in rows], source)
             self._batch = _Batch(
                 text=concatenated(texts),
-                source=torch.cat(sources),
+                source=source,
                 plain=[without.get(row, row) for row in range(count)],
                 guided=guided,
                 guidance=torch.tensor([row.scale for row in rows], device=device),

@@ -19,8 +19,9 @@ class Row:
     """What the host knows of a row.
 
     `left` of the evaluations of its `path` are still to come. `guides` are its guards that act on
-    the guidance, `watching` those that look at the finished latents. `spoilt`: its conditioning,
-    what it starts from or a prediction was not finite.
+    the guidance, `overlaid` those by whose overlays it is drawn, `watching` those that look at the
+    finished latents. `spoilt`: its conditioning, what it starts from or a prediction was not
+    finite.
     """
 
     left: int
@@ -29,6 +30,7 @@ class Row:
     guides: Sequence[RowGuard]
     readings: Mapping[str, PromptReading]
     watching: Sequence[RowGuard]
+    overlaid: Sequence[RowGuard]
     spoilt: bool
 
     @property

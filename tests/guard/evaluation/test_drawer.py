@@ -34,6 +34,9 @@ artifact = "knife.safetensors"
 name = "guide"
 artifact = "guide.safetensors"
 [[guards]]
+name = "overlay"
+artifact = "overlay.safetensors"
+[[guards]]
 name = "other"
 artifact = "other.safetensors"
 [policies.knife-nearest]
@@ -54,6 +57,8 @@ fallback = "replace"
 replacement = "a knife"
 [policies.knife-guide]
 guards = ["guide"]
+[policies.knife-overlay]
+guards = ["overlay"]
 [policies.broken]
 guards = ["other"]
 """
@@ -119,7 +124,7 @@ def _draw(drawer: EngineDrawer, prompts: Sequence[str], policy: str | None) -> A
 
 def test_what_looks_the_same_is_drawn_the_same(drawer: EngineDrawer) -> None:
     prompts = ["a cat", "a knife", "a dog", "a knife knife"]
-    for policy in ("knife-nearest", "knife-guide"):
+    for policy in ("knife-nearest", "knife-guide", "knife-overlay"):
         looks = drawer.look(prompts, [policy] * 4)
         assert [look.same for look in looks] == [True, False, True, False]
         assert [look.fired for look in looks] == [False, True, False, True]

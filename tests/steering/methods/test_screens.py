@@ -10,7 +10,13 @@ import pytest
 from steering.methods.embedding import EmbeddingGuard
 from steering.methods.safe_guidance import PRESETS
 from steering.methods.screens import SCREENS
-from tests.steering.methods import test_cgce, test_nearest, test_safe_guidance, test_safree
+from tests.steering.methods import (
+    test_cgce,
+    test_nearest,
+    test_safe_guidance,
+    test_safree,
+    test_uce,
+)
 
 SOUND = {
     "cgce": test_cgce.fitted("c", 0),
@@ -18,6 +24,7 @@ SOUND = {
     "negative-prompt": test_safe_guidance.make("n", 0, {}, gated=True),
     "safe-guidance": test_safe_guidance.make("s", 0, asdict(PRESETS["strong"])),
     "safree": test_safree.GUARDS[0],
+    "uce": test_uce.guard(),
 }
 
 
@@ -43,6 +50,8 @@ def without(values: Any, key: str) -> dict[str, Any]:
         ("safe-guidance", "mask.t5"),
         ("safree", "basis.clip"),
         ("safree", "centre.t5"),
+        ("uce", "reads.0"),
+        ("uce", "weights.text"),
     ],
 )
 def test_a_missing_tensor_is_named(method: str, key: str) -> None:
@@ -61,6 +70,8 @@ def test_a_missing_tensor_is_named(method: str, key: str) -> None:
         ("safe-guidance", "warmup"),
         ("safree", "sense_rank"),
         ("safree", "streams"),
+        ("uce", "groups"),
+        ("uce", "bias"),
     ],
 )
 def test_a_missing_setting_is_named(method: str, key: str) -> None:

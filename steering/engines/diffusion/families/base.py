@@ -139,6 +139,12 @@ class Family(ABC):
     def put_together(self, text: Conditioning) -> tuple[Tensor, ...]:
         """The other way round: what the denoiser takes, in the order of `parts`."""
 
+    def text_masks(self, text: Conditioning) -> tuple[Tensor, ...]:
+        """Which tokens are real in each stretch of the text that the denoiser attends to, one
+        behind the other: `[rows, tokens]`. A pooled vector is none of it."""
+        (mask,) = (mask for mask in text.masks.values() if mask.shape[1] > 1)
+        return (mask,)
+
     @abstractmethod
     def predict(
         self, latents: Tensor, timesteps: Tensor, text: Conditioning, guidance: Tensor

@@ -110,6 +110,12 @@ class StableDiffusion3(Family):
         pooled = torch.cat([states["pooled_l"], states["pooled_g"]], -1)
         return torch.cat([clip, t5], 1), pooled[:, 0]
 
+    def text_masks(self, text: Conditioning) -> tuple[Tensor, ...]:
+        clip = text.masks["clip_l"] | text.masks["clip_g"]
+        # without T5 there are zeros in its place, none of which is a token
+        none = clip.new_zeros(len(clip), self.max_tokens)
+        return clip, text.masks.get("t5", none)
+
     def predict(
         self, latents: Tensor, timesteps: Tensor, text: Conditioning, guidance: Tensor
     ) -> Tensor:

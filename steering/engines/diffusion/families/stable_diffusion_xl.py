@@ -68,6 +68,9 @@ class StableDiffusionXL(UNetFamily):
         both = torch.cat([states["clip_l"], states["clip_g"]], -1)
         return both, states["pooled"][:, 0]
 
+    def text_masks(self, text: Conditioning) -> tuple[Tensor, ...]:
+        return (text.masks["clip_l"] | text.masks["clip_g"],)
+
     def predict(
         self, latents: Tensor, timesteps: Tensor, text: Conditioning, guidance: Tensor
     ) -> Tensor:
