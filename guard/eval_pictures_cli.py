@@ -77,6 +77,7 @@ def _evaluate(
     as_json: bool,
 ) -> None:
     from guard.config import load_config
+    from guard.evaluation.brought import beside
     from guard.evaluation.cells import Results
     from guard.evaluation.drawer import EngineDrawer
     from guard.evaluation.judge import Judge
@@ -106,7 +107,9 @@ def _evaluate(
     settings = load_config(config)
     base, name = out or path.parent, path.stem
     began = time.monotonic()
+    tensors = beside(suite.prompts, rows)
     drawer = EngineDrawer.load(settings, suite)
+    drawer.bring(tensors)
     with stages() as progress:
         evaluation = Evaluation(
             suite, drawer, Judges(judge, second), Results(base / f"{name}.results.jsonl")

@@ -134,7 +134,8 @@ def cells(rows: Iterable[PicturePrompt], suite: Suite) -> list[Cell]:
     """The first prompts of each concept, kind and effort, in cells of PART.
 
     Kinds that must stay silent keep all their prompts: looking at one is cheap. A prompt's seed is
-    its place among them, so that the same prompts always have the same seeds.
+    its place among them where it has none of its own, so that the same prompts always have the same
+    seeds.
     """
 
     def place(row: PicturePrompt) -> tuple[str, str, str, int]:
@@ -151,5 +152,5 @@ def cells(rows: Iterable[PicturePrompt], suite: Suite) -> list[Cell]:
 
 def _cell(rows: Sequence[PicturePrompt], at: int) -> Cell:
     own, first = tuple(rows[at : at + PART]), rows[0]
-    seeds = tuple(range(at, at + len(own)))
+    seeds = tuple(at + i if row.seed is None else row.seed for i, row in enumerate(own))
     return Cell(first.concept, first.kind, first.effort, at // PART, own, seeds)
