@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -68,11 +68,19 @@ class Suite(BaseModel):
         )
 
 
+S = TypeVar("S", bound=Suite)
+
+
 def load_suite(path: Path) -> Suite:
     """Raises DataError naming every fault."""
+    return loaded(path, Suite)
+
+
+def loaded(path: Path, kind: type[S]) -> S:
+    """A suite file of `kind`. Raises DataError naming every fault."""
     try:
         data = tomllib.loads(path.read_text("utf-8"))
-        suite = Suite.model_validate(data)
+        suite = kind.model_validate(data)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     except ValidationError as error:
