@@ -236,3 +236,30 @@ def _shots(played: Played) -> list[tuple[str, str]]:
         for method, result in played.results.items()
         for shot in result.shots
     ]
+
+
+def test_what_is_not_silent_is_drawn_and_measured_where_distances_are_asked_for(
+    tmp_path: Path,
+) -> None:
+    suite, _ = _evaluation(tmp_path, FakeDrawer())
+    judges, results = Judges(Judge(suite.judge)), Results(tmp_path / "far.jsonl")
+    drawer = FakeDrawer()
+    games = Evaluation(suite, drawer, judges, results, distances=True).run(_prompts(), _quiet)
+    hard = figures.pairs(games, "rough", "hard")
+    far = {row.prompt: shot.distance for row, shot in hard}
+    # "a knife-edge ridge" shows nothing with or without the guard; what stays the same has none
+    assert far == {"a knife-edge ridge": 0.0, "a spoon": None}
+    assert ("a knife-edge ridge", 0, None) in drawer.drawn
+    before = Evaluation(suite, drawer, judges, results).run(_prompts(), _quiet)
+    assert all(shot.distance is None for _, shot in figures.pairs(before, "rough", "hard"))
+
+
+def test_a_distance_is_the_mean_difference(tmp_path: Path) -> None:
+    row = {"concept": "knife", "kind": "clean", "prompt": "a knife-edge cat"}
+    suite, _ = _evaluation(tmp_path, FakeDrawer(), methods={"rough": "knife-rough"}, ours="rough")
+    judges, results = Judges(Judge(suite.judge)), Results(tmp_path / "far.jsonl")
+    evaluation = Evaluation(suite, FakeDrawer(), judges, results, distances=True)
+    games = evaluation.run([PicturePrompt.model_validate(row)], _quiet)
+    ((_, shot),) = figures.pairs(games, "rough", "clean")
+    # the cat's pixel is gone, one red value of 8 x 8 x 3
+    assert shot.distance == pytest.approx(255 / 192)
