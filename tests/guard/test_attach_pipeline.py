@@ -178,7 +178,7 @@ def test_nan_fails_closed_or_open_as_the_policy_says(pipeline: Any, folder: Path
 def test_guards_of_the_guidance_are_refused(pipeline: Any, folder: Path) -> None:
     before = dict(vars(pipeline))
     with (
-        pytest.raises(GuardFailed, match="guard guide acts on the guidance"),
+        pytest.raises(GuardFailed, match="guard guide acts on each step"),
         guard.attached(pipeline, "test", config=config(folder, "knife", "guide")),
     ):
         pass
