@@ -115,7 +115,8 @@ def fit_irece(
         settings,
         own,
         texts,
-        [(levels[at], len(levels) - at) for at in range(first, len(levels))],
+        # behind the first look the model has to fill in what was broken: the last one is too late
+        [(levels[at], len(levels) - at) for at in range(first, max(first + 1, len(levels) - 1))],
         steps=steps,
         guidance=guidance,
         seed=seed + 100_000,
