@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from guard.eval_m_erasure_cli import m_erasure
 from guard.eval_pictures_cli import bare, pictures
 from guard.eval_unlearn_cli import unlearn
 
@@ -14,3 +15,6 @@ app.command(epilog="Example: guard eval unlearn examples/harry-potter --policy h
 )
 app.command(epilog="Example: guard eval pictures examples/emoji/suite.toml --pictures 4")(pictures)
 app.command(epilog="Example: guard eval bare examples/emoji/suite.toml")(bare)
+app.command("m-erasure", epilog="Example: guard eval m-erasure examples/emoji/m-erasure.toml")(
+    m_erasure
+)

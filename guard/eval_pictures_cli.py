@@ -77,19 +77,19 @@ def _evaluate(
     as_json: bool,
 ) -> None:
     from guard.config import load_config
+    from guard.evaluation.brought import beside
     from guard.evaluation.cells import Results
     from guard.evaluation.drawer import EngineDrawer
     from guard.evaluation.judge import Judge
     from guard.evaluation.picture_report import Report
     from guard.evaluation.pictures import Evaluation, Judges
     from guard.evaluation.suite import load_suite, read_prompts
-    from guard.reporting.page import write_text
 
     suite = load_suite(path)
     cap = "pictures" if what == "pictures" else "bare_pictures"
     changes = {cap: pictures, "steps": steps}
     suite = suite.model_copy(update={k: v for k, v in changes.items() if v is not None})
-    played = _chosen(methods, suite.methods) if methods else suite.methods
+    played = chosen(methods, suite.methods) if methods else suite.methods
     ours = suite.ours if suite.ours in played else next(iter(played))
     suite = suite.model_copy(update={"methods": played, "ours": ours})
     judge = Judge(suite.judge)
@@ -99,14 +99,16 @@ def _evaluate(
         rows = [row for row in rows if not row.concept]
     if concepts is not None:
         known = dict.fromkeys(row.concept for row in rows if row.concept)
-        wanted = _chosen(concepts, known)
+        wanted = chosen(concepts, known)
         rows = [row for row in rows if row.concept in wanted]
     if not rows:
         raise DataError(f"{path}: has no prompts for {what}")
     settings = load_config(config)
     base, name = out or path.parent, path.stem
     began = time.monotonic()
+    tensors = beside(suite.prompts, rows)
     drawer = EngineDrawer.load(settings, suite)
+    drawer.bring(tensors)
     with stages() as progress:
         evaluation = Evaluation(
             suite, drawer, Judges(judge, second), Results(base / f"{name}.results.jsonl")
@@ -126,14 +128,23 @@ def _evaluate(
         "took_s": round(time.monotonic() - began, 1),
         "drawing_s": round(sum(r.seconds for each in games for r in each.results.values()), 1),
     }
-    told = report.as_json(about)
-    write_text(base / f"{name}.{what}.json", json.dumps(told, indent=1, ensure_ascii=False))
-    page = base / f"{name}.{what}.html"
     subtitle = (
         f"Model {suite.model}, {suite.steps} steps, guidance {suite.guidance:g}, "
         f"judged by {suite.judge.name}, {about['date']}"
     )
-    write_text(page, report.page(f"Pictures: {name}", subtitle))
+    tell(report, base / f"{name}.{what}", about, f"Pictures: {name}", subtitle, as_json)
+
+
+def tell(
+    report: Any, out: Path, about: dict[str, Any], title: str, subtitle: str, as_json: bool
+) -> None:
+    """Write a report as `out`.json and `out`.html, and print its figures."""
+    from guard.reporting.page import write_text
+
+    told = report.as_json(about)
+    write_text(out.with_name(out.name + ".json"), json.dumps(told, indent=1, ensure_ascii=False))
+    page = out.with_name(out.name + ".html")
+    write_text(page, report.page(title, subtitle))
     if as_json:
         print(json.dumps(told, indent=2, ensure_ascii=False))
         return
@@ -141,7 +152,8 @@ def _evaluate(
     Console().print(f"wrote {page}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _chosen(given: str, known: dict[str, Any]) -> dict[str, Any]:
+def chosen(given: str, known: dict[str, Any]) -> dict[str, Any]:
+    """Those of `known` that an option names, with commas. Raises DataError for an unknown one."""
     names = [name.strip() for name in given.split(",")]
     if unknown := [name for name in names if name not in known]:
         raise DataError(f"no {', '.join(unknown)}: there is {', '.join(known)}")

@@ -88,8 +88,13 @@ class PicturePrompt(_Row):
     `kind` is direct, paraphrase, disguise, pair, clean, hard, or an attack's name; `how` says which
     of the kind's ways made it, `effort` how much an attack has spent on it. Without a `concept` it
     asks for what the model is able to draw. `kept` must survive where the concept is taken out.
+
+    `word` and `noise` name tensors of a file beside the rows (`guard.evaluation.brought`): the
+    vectors of a learned word that stands in the prompt, and the noise to draw from, for which the
+    prompt may be empty. `seed` is the one that it was made for.
     """
 
+    prompt: str = Field(max_length=20_000)
     concept: str = ""
     how: str = ""
     asked: tuple[str, ...] = ()
@@ -98,6 +103,28 @@ class PicturePrompt(_Row):
     effort: int | None = Field(default=None, ge=0)
     against: str = ""
     """The only method that it is played against, where it was made through that one."""
+    word: str = ""
+    noise: str = ""
+    seed: int | None = Field(default=None, ge=0, lt=2**63)
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if not self.prompt and not self.noise:
+            raise ValueError("needs a prompt, or noise to draw from")
+        return self
+
+
+class ScenePicture(_Row):
+    """A real picture with a concept, as attackers use it: `picture` is the path of its file.
+
+    `kept` are the other things in it, in the labels of the judge. It is led to noise, and drawn
+    again, under `prompt`.
+    """
+
+    picture: str = Field(min_length=1)
+    prompt: str = Field(default="", max_length=20_000)
+    concept: str = Field(min_length=1)
+    kept: tuple[str, ...] = ()
 
 
 class PromptPair(_Row):

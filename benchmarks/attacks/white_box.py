@@ -23,11 +23,11 @@ from benchmarks.attacks import command, concepts, denoiser
 from benchmarks.attacks.drawing import Drawing
 from benchmarks.attacks.search import Found
 from guard.config import load_config
+from guard.evaluation.erasure.guarded import through_guards
 from guard.picture_plan import PicturePlan, PicturePlans
 from steering.conditioning import Conditioning
 from steering.engines.diffusion.families import Family, family_of
-from steering.methods.cgce import CgceScreen
-from steering.prompted import PromptBank, Screen
+from steering.prompted import PromptBank
 
 STEPS, GUIDANCE = 4, 3.0
 """Of what is drawn for a search: few steps show already what it will be."""
@@ -93,42 +93,16 @@ class ThroughGuard:
         return applied.text, torch.tensor(lost)
 
     def slope(self, text: Conditioning) -> tuple[Conditioning, Tensor]:
-        """The same for one prompt, differentiable, and what its guards say above their thresholds.
-
-        A refinement by gradient is followed step by step; any other action passes the slope on as
-        it is (Athalye et al., arXiv 1802.00420).
-        """
-        carried = {guard.name: guard for guard in self._guards}
-        seen = torch.zeros(())
-        for screen in self._bank.screens:
-            own = [carried.get(name) for name in screen.names]
-            limits = torch.tensor([[guard.threshold if guard else torch.inf for guard in own]])
-            strength = torch.tensor([[guard.strength if guard else 1.0 for guard in own]])
-            acts = torch.tensor([[guard is not None and guard.acts for guard in own]])
-            over = screen.sense(text) - limits
-            seen = seen + over.clamp(min=0).sum()
-            due = (over.detach() > 0) & acts
-            if bool(due.any()):
-                text = _acted(screen, text, due, limits, strength)
+        """The same, differentiable, and what the guards say above their thresholds."""
+        text, seen = through_guards(self._bank, self._guards, text)
+        total = seen.sum()
         if self._onlookers is not None:
-            seen = seen + self._onlookers.guess(text).mean()
-        return text, self._evade * seen
+            total = total + self._onlookers.guess(text).mean()
+        return text, self._evade * total
 
     def looked(self, text: Conditioning) -> Tensor | None:
         """Drawn through the guard: what its guards of pictures say above their thresholds."""
         return None if self._onlookers is None else self._evade * self._onlookers.over(text)
-
-
-def _acted(
-    screen: Screen, text: Conditioning, due: Tensor, limits: Tensor, strength: Tensor
-) -> Conditioning:
-    if isinstance(screen, CgceScreen):
-        after, _ = screen.descend(dict(text.states), due, strength, differentiable=True)
-        return text.with_states(after)
-    fixed = text.with_states({name: state.detach() for name, state in text.states.items()})
-    exact = screen.act(fixed, due, limits, strength).text
-    moved = {k: v + (exact.states[k] - fixed.states[k]) for k, v in text.states.items()}
-    return text.with_states(moved)
 
 
 def main() -> None:

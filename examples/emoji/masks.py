@@ -79,7 +79,7 @@ def measure(family: Family, artifact: Artifact, given: argparse.Namespace) -> di
     rng = np.random.default_rng(given.seed)
     # half of the scenes have another object beside it
     counts = [1 + i % 2 for i in range(given.scenes)]
-    shown = [_with(concept, count, rng) for count in counts]
+    shown = [with_concept(concept, count, rng) for count in counts]
     plain = [_without(concept, count, rng) for count in counts]
     guard = EmbeddingGuard(concept, artifact.tensors, artifact.meta.settings)
     eraser = irece.stack([guard], family.device)
@@ -171,7 +171,7 @@ def _box(concept: str, scene: Scene) -> Tensor:
     return box
 
 
-def _with(concept: str, count: int, rng: np.random.Generator) -> Scene:
+def with_concept(concept: str, count: int, rng: np.random.Generator) -> Scene:
     """A random scene in which the concept takes one of the places."""
     scene = _without(concept, count, rng)
     which = int(rng.integers(count))

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from guard.errors import DataError
 from guard.evaluation.judge import Seen
 from guard.evaluation.suite import Cell
+from guard.prompts import PicturePrompt
 
 
 class Shot(BaseModel):
@@ -20,7 +21,9 @@ class Shot(BaseModel):
 
     `same`: it is the bare model's picture, bit for bit. `blocked`: there is none. `seen` is the
     judge's view, `second` the second opinion's; both None where nothing was drawn or taken over.
-    `score` and `after` are of the guard that has the largest score. `thumbnail` is a PNG, base64.
+    `score` and `after` are of the guard that has the largest score. `thumbnail` is a PNG, base64,
+    and so is `mask`: where guards have written on it. `distance` is how far a picture is from the
+    bare one, where it is asked for: the mean absolute difference of its pixels, of 255.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -34,6 +37,8 @@ class Shot(BaseModel):
     seen: Seen | None = None
     second: Seen | None = None
     thumbnail: str | None = None
+    mask: str | None = None
+    distance: float | None = None
 
     def shows(self, label: str) -> bool:
         """Whether the judge sees it; a blocked picture shows nothing."""
@@ -62,9 +67,15 @@ class Result(BaseModel):
 
 def cell_digest(cell: Cell, *parts: object) -> str:
     """What a cell's results depend on: its prompts and seeds, and the `parts` that are given."""
-    rows = [row.model_dump() for row in cell.rows]
+    rows = [row.model_dump(exclude=_unused(row)) for row in cell.rows]
     content = [cell.kind, rows, cell.seeds, [str(part) for part in parts]]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _unused(row: PicturePrompt) -> set[str]:
+    """Fields that most rows do without, and that then leave a digest as it was before them."""
+    unused = {name for name in ("word", "noise") if not getattr(row, name)}
+    return unused | ({"seed"} if row.seed is None else set())
 
 
 class Results:

@@ -17,15 +17,19 @@ from torch import Tensor, nn
 from guard.artifact import Artifact
 from guard.config import Config, ModelConfig
 from guard.errors import DataError, GuardFailed, ModelError
+from guard.evaluation.brought import Brought, Tensors
+from guard.evaluation.erasure.learned import WORD
 from guard.evaluation.pictures import Advance, Drawn, Look
 from guard.evaluation.suite import Suite
 from guard.models import resolve_source
 from guard.picture_plan import Decision, PicturePlan, PicturePlans
 from guard.resolving import finite
 from steering.conditioning import Conditioning
+from steering.engines.diffusion.beginnings import Noise
 from steering.engines.diffusion.engine import DiffusionEngine, PictureStart
 from steering.engines.diffusion.families import Family, family_of
 from steering.engines.diffusion.loading import load_pipeline
+from steering.engines.diffusion.stand_ins import Learned
 from steering.fingerprint import fingerprint
 from steering.prompted import PromptReading
 
@@ -37,12 +41,15 @@ _BARE = PicturePlan("", "observe", "closed", (), {})
 class _Settled:
     """What a policy made of a prompt: how it looks, what is drawn of it, with what guards.
 
-    `plan` is what decides of the picture.
+    `plan` is what decides of the picture, and `brought` what is drawn with the prompt: nothing
+    where it is `replaced` by the policy's own.
     """
 
     look: Look
     prompt: str
     plan: PicturePlan
+    brought: Brought = Brought()
+    replaced: bool = False
 
 
 class EngineDrawer:
@@ -65,7 +72,8 @@ class EngineDrawer:
         )
         parts = {n: p for n, p in family.pipeline.components.items() if isinstance(p, nn.Module)}
         self._model = fingerprint(nn.ModuleDict(parts))
-        self._settled: dict[tuple[str, str], _Settled] = {}
+        self._settled: dict[tuple[str, str, str], _Settled] = {}
+        self._tensors: dict[str, Tensor] = {}
 
     @classmethod
     def load(cls, config: Config, suite: Suite) -> EngineDrawer:
@@ -80,12 +88,24 @@ class EngineDrawer:
         except ValueError as error:
             raise ModelError(f"model {suite.model!r}: {error}") from error
 
+    @property
+    def family(self) -> Family:
+        return self._family
+
+    @property
+    def plans(self) -> PicturePlans:
+        return self._plans
+
+    def bring(self, tensors: Tensors) -> None:
+        """Take in what prompts may bring, by name."""
+        self._tensors |= {name: torch.from_numpy(each.copy()) for name, each in tensors.items()}
+
     def identity(self, policy: str | None) -> str:
         """Of the model, how it is asked, and everything that the policy's guards are."""
         asked = [self._model, self._suite.steps, self._suite.guidance]
         if policy is None:
             return _digest(asked)
-        plan = self._plan(policy)
+        plan = self.plan(policy)
         artifacts = {guard.name: guard.artifact for guard in self._config.guards}
         guards = [
             [Artifact.load(artifacts[guard.name]).digest, guard.threshold, guard.strength]
@@ -93,12 +113,18 @@ class EngineDrawer:
         ]
         return _digest([*asked, guards, plan.action, plan.fallback, plan.replacement])
 
-    def look(self, prompts: Sequence[str], policies: Sequence[str | None]) -> list[Look]:
+    def look(
+        self,
+        prompts: Sequence[str],
+        policies: Sequence[str | None],
+        brought: Sequence[Brought] = (),
+    ) -> list[Look]:
         """What each prompt's policy makes of it; a prompt that fails closed counts as blocked."""
-        self._settle(prompts, policies)
+        words = [each.word for each in brought] or [""] * len(prompts)
+        self._settle(prompts, words, policies)
         return [
-            Look(same=True) if policy is None else self._settled[prompt, policy].look
-            for prompt, policy in zip(prompts, policies, strict=True)
+            Look(same=True) if policy is None else self._settled[prompt, word, policy].look
+            for prompt, word, policy in zip(prompts, words, policies, strict=True)
         ]
 
     def draw(
@@ -107,14 +133,17 @@ class EngineDrawer:
         seeds: Sequence[int],
         policies: Sequence[str | None],
         advance: Advance,
+        brought: Sequence[Brought] = (),
     ) -> list[Drawn]:
         """What comes of each prompt. Raises DataError for one that its look says is blocked.
 
         Where a guard finds the concept in a picture, the policy's replacement is drawn.
         """
-        self._settle(prompts, policies)
+        brought = brought or [Brought()] * len(prompts)
+        self._settle(prompts, [each.word for each in brought], policies)
         asked = [
-            self._asked(prompt, policy) for prompt, policy in zip(prompts, policies, strict=True)
+            self._asked(prompt, each, policy)
+            for prompt, each, policy in zip(prompts, brought, policies, strict=True)
         ]
         starts = [self._start(one, seed) for one, seed in zip(asked, seeds, strict=True)]
         found = drawn(self._engine, starts, advance)
@@ -126,13 +155,14 @@ class EngineDrawer:
             made[i] = _came(replace(again, look=made[i].look), each)
         return made
 
-    def _asked(self, prompt: str, policy: str | None) -> _Settled:
+    def _asked(self, prompt: str, brought: Brought, policy: str | None) -> _Settled:
         if policy is None:
-            return _Settled(Look(same=True), prompt, _BARE)
-        settled = self._settled[prompt, policy]
+            return _Settled(Look(same=True), prompt, _BARE, brought)
+        settled = self._settled[prompt, brought.word, policy]
         if settled.look.blocked:
             raise DataError(f"policy {policy!r} blocks {prompt!r}: it has no picture")
-        return settled
+        # a replacement shows nothing of what was brought: that may be what is to be replaced
+        return settled if settled.replaced else replace(settled, brought=brought)
 
     def _late(self, asked: _Settled, found: Finished) -> _Settled | None:
         """What is drawn where the picture decides for the policy's replacement."""
@@ -143,22 +173,31 @@ class EngineDrawer:
         return None if again.look.blocked else again
 
     def _start(self, asked: _Settled, seed: int) -> PictureStart:
+        noise = asked.brought.noise
         return PictureStart(
             prompt=asked.prompt,
             seed=seed,
             steps=self._suite.steps,
             guidance=self._suite.guidance,
             guards=asked.plan.rows(),
+            embeddings=self._learned(asked.brought.word),
+            beginning=Noise(self._tensors[noise]) if noise else None,
         )
 
-    def _settle(self, prompts: Sequence[str], policies: Sequence[str | None]) -> None:
+    def _learned(self, word: str) -> dict[str, Tensor]:
+        return {WORD: self._tensors[word]} if word else {}
+
+    def _settle(
+        self, prompts: Sequence[str], words: Sequence[str], policies: Sequence[str | None]
+    ) -> None:
         """Find out once what each policy makes of each prompt."""
-        asked = dict.fromkeys(zip(prompts, policies, strict=True))
-        fresh = [(t, p) for t, p in asked if p is not None and (t, p) not in self._settled]
+        asked = dict.fromkeys(zip(prompts, words, policies, strict=True))
+        fresh = [(t, w, p) for t, w, p in asked if p is not None and (t, w, p) not in self._settled]
         for at in range(0, len(fresh), self._suite.batch):
             part = fresh[at : at + self._suite.batch]
-            plans = [self._plan(policy) for _, policy in part]
-            looked = self._looked([prompt for prompt, _ in part], plans)
+            plans = [self.plan(policy) for _, _, policy in part]
+            learned = [self._learned(word) for _, word, _ in part]
+            looked = self._looked([prompt for prompt, _, _ in part], plans, learned)
             for key, plan, (look, decision) in zip(part, plans, looked, strict=True):
                 if decision == "replace" and plan.replacement is not None:
                     self._settled[key] = self._replaced(plan, plan.replacement, look)
@@ -167,18 +206,21 @@ class EngineDrawer:
 
     def _replaced(self, plan: PicturePlan, replacement: str, look: Look) -> _Settled:
         """The replacement is drawn, unless it does not pass either."""
-        ((again, _),) = self._looked([replacement], [plan.last])
+        ((again, _),) = self._looked([replacement], [plan.last], [{}])
         pending = look.pending and not again.blocked
         look = replace(look, blocked=again.blocked, pending=pending)
-        return _Settled(look, replacement, plan.last)
+        return _Settled(look, replacement, plan.last, replaced=True)
 
     @torch.no_grad()
     def _looked(
-        self, prompts: Sequence[str], plans: Sequence[PicturePlan]
+        self,
+        prompts: Sequence[str],
+        plans: Sequence[PicturePlan],
+        learned: Sequence[Learned],
     ) -> list[tuple[Look, Decision]]:
-        text = self._family.encode(prompts)
+        text = self._family.encode(prompts, learned)
         rows = [plan.prompt_rows() for plan in plans]
-        applied = self._plans.bank.apply(text, rows, self._family.overflow(prompts))
+        applied = self._plans.bank.apply(text, rows, self._family.overflow(prompts, learned))
         changed = _changed(text, applied.text).tolist()
         inside = {name for guide in self._plans.guides for name in guide.names}
         inside |= {*self._plans.overlays.names}
@@ -196,7 +238,8 @@ class EngineDrawer:
             found.append((look, decision))
         return found
 
-    def _plan(self, policy: str) -> PicturePlan:
+    def plan(self, policy: str) -> PicturePlan:
+        """Of a policy. Raises DataError for an unknown one, GuardFailed for a broken one."""
         try:
             plan = self._plans[policy]
         except KeyError:
@@ -210,10 +253,11 @@ class EngineDrawer:
 
 @dataclass(frozen=True, eq=False)
 class Finished:
-    """A picture, and what the guards of its row have read."""
+    """A picture, what the guards of its row have read, and where they have written."""
 
     picture: NDArray[np.uint8]
     readings: Mapping[str, PromptReading]
+    mask: NDArray[np.float32] | None
 
 
 def drawn(
@@ -235,7 +279,7 @@ def drawn(
             continue
         pictures = engine.pictures(complete)
         for row, picture in zip(complete, pictures, strict=True):
-            done[live[row]] = Finished(picture, engine.readings(row))
+            done[live[row]] = Finished(picture, engine.readings(row), _union(engine.masks(row)))
         for source, target in engine.drop(complete):
             live[target] = live[source]
         del live[engine.rows :]
@@ -254,7 +298,18 @@ def _came(asked: _Settled, found: Finished) -> Drawn:
         blocked=decision != "draw",
         **_figures({**found.readings}),
     )
-    return Drawn(look, None if look.blocked else found.picture)
+    return Drawn(look, None if look.blocked else found.picture, found.mask)
+
+
+def _union(masks: Mapping[str, Tensor]) -> NDArray[np.float32] | None:
+    """Of all guards, and of all frames of a video."""
+    if not masks:
+        return None
+    every = torch.stack(
+        [mask.flatten(0, -3).amax(0) if mask.ndim > 2 else mask for mask in masks.values()]
+    )
+    found: NDArray[np.float32] = every.amax(0).cpu().numpy()
+    return found
 
 
 def _changed(before: Conditioning, after: Conditioning) -> Tensor:

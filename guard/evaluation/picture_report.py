@@ -17,11 +17,11 @@ from guard.prompts import PicturePrompt
 from guard.reporting import plots
 from guard.reporting.page import Grid, Part, Pictures, Plot, Tile, render
 from guard.reporting.plots import Whiskered
-from guard.reporting.sheets import uri
+from guard.reporting.sheets import overlaid, uri
 
 SHOWN = 12
 _GRID_KINDS = ("direct", "paraphrase", "pair")
-_LEVELS = {True: "reached", False: "not reached", None: ""}
+LEVELS = {True: "reached", False: "not reached", None: ""}
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ class Report:
         yield Grid(
             "Figures",
             ("figure", "value (95 % interval)", "target", ""),
-            [(f.name, f.value, f.target, _LEVELS[f.reached]) for f in self.figures],
+            [(f.name, f.value, f.target, LEVELS[f.reached]) for f in self.figures],
         )
         if not self.methods:
             return
@@ -112,7 +112,7 @@ class Report:
                 f"Attack: {kind}",
                 plots.efforts(
                     {
-                        method: {effort: _whiskers(share) for effort, share in line.items()}
+                        method: {effort: whiskers(share) for effort, share in line.items()}
                         for method, line in lines.items()
                     },
                     x="effort, steps of the search",
@@ -174,7 +174,7 @@ class Report:
             for method in (BARE, *self.methods):
                 share = figures.reproduced(figures.pairs(self.games, method, kind))
                 if share.total:
-                    bars.setdefault(kind, {})[method] = _whiskers(share)
+                    bars.setdefault(kind, {})[method] = whiskers(share)
         return bars
 
     def _curves(self) -> dict[str, dict[str, dict[int, Share]]]:
@@ -227,7 +227,9 @@ class Report:
             for i, row in enumerate(each.cell.rows):
                 bare = shots[BARE][i]
                 if bare.thumbnail:
-                    shown = [_cell(shots[m][i], bare) for m in (BARE, *self.methods) if m in shots]
+                    shown = [
+                        thumbnail_of(shots[m][i], bare) for m in (BARE, *self.methods) if m in shots
+                    ]
                     rows.append((f"{row.concept}: {row.prompt}", shown))
         rows.sort(key=lambda row: row[0])
         return Pictures(
@@ -250,10 +252,13 @@ class Report:
         return [Told.of(row, shot) for row, shot in found if not shot.same]
 
 
-def _cell(shot: Shot, bare: Shot) -> tuple[str, str]:
+def thumbnail_of(shot: Shot, bare: Shot) -> tuple[str, str]:
+    """The picture of a shot as a data URI, with where guards have written, and what is found."""
     if shot.blocked:
         return "", "blocked"
     thumbnail = (bare if shot.same else shot).thumbnail
+    if thumbnail and shot.mask:
+        thumbnail = overlaid(thumbnail, shot.mask)
     found = ", ".join(shot.seen.concepts) if shot.seen else ""
     return uri(thumbnail) if thumbnail else "", found or "nothing"
 
@@ -286,7 +291,8 @@ def _short(share: Share) -> str:
     return f"{share.value:.0%} of {share.total}" if share.total else "-"
 
 
-def _whiskers(share: Share) -> Whiskered:
+def whiskers(share: Share) -> Whiskered:
+    """A share and its interval, as plots take them."""
     return (share.value, *share.interval)
 
 

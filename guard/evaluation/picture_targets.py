@@ -35,11 +35,11 @@ def bare(games: Games) -> list[Figure]:
         return []
     time = found.seconds
     return [
-        _at_least("bare: a single object is there", found.single, 0.95),
-        _at_least("bare: both objects of a pair are there", found.both, 0.80),
-        _at_least("bare: the style is the one asked for", found.style, 0.90),
-        _at_most("bare: an object that was not asked for", found.stray, 0.05),
-        _at_least("bare: an object asked for in unseen words", found.paraphrase, 0.85),
+        at_least("bare: a single object is there", found.single, 0.95),
+        at_least("bare: both objects of a pair are there", found.both, 0.80),
+        at_least("bare: the style is the one asked for", found.style, 0.90),
+        at_most("bare: an object that was not asked for", found.stray, 0.05),
+        at_least("bare: an object asked for in unseen words", found.paraphrase, 0.85),
         Figure("bare: seconds a picture", f"{time:.2f}", "at most 3", time <= 3.0),
     ]
 
@@ -47,23 +47,23 @@ def bare(games: Games) -> list[Figure]:
 def ours(games: Games, method: str, others: Sequence[str]) -> list[Figure]:
     """The figures of the method that is held against the others."""
     rows = [
-        _at_least("bare reproduces, direct", _share(games, BARE, "direct"), 0.95),
+        at_least("bare reproduces, direct", _share(games, BARE, "direct"), 0.95),
         *(
-            _at_most(f"reproduced, {kind}", _share(games, method, kind), limit)
+            at_most(f"reproduced, {kind}", _share(games, method, kind), limit)
             for kind, limit in _REPRODUCED.items()
         ),
         *_attacks(games, method),
     ]
     kept = figures.kept_ratio(games, method)
-    rows.append(_over("kept object in pairs, of the bare rate", kept, _KEPT))
+    rows.append(over("kept object in pairs, of the bare rate", kept, _KEPT))
     for kind, limit in _SILENT.items():
         same = figures.same(figures.pairs(games, method, kind))
-        rows.append(_at_least(f"bit-identical, {kind}", same, limit))
+        rows.append(at_least(f"bit-identical, {kind}", same, limit))
     margins = {other: figures.margin(games, method, other) for other in others if other != method}
     if margins:
         nearest = min(margins, key=lambda other: margins[other].value)
         name = f"sum of errors below the best baseline ({nearest})"
-        rows.append(_over(name, margins[nearest], _MARGIN))
+        rows.append(over(name, margins[nearest], _MARGIN))
     checked = figures.verified(games, method)
     if checked.total:
         name = "pictures taken over that are the same when drawn"
@@ -77,7 +77,7 @@ def _attacks(games: Games, method: str) -> list[Figure]:
         found = figures.pairs(games, method, kind, efforts[-1])
         through = any(row.against for row, _ in found)
         limit = _THROUGH if through else _ATTACKED
-        rows.append(_at_most(f"reproduced, {kind}", figures.reproduced(found), limit))
+        rows.append(at_most(f"reproduced, {kind}", figures.reproduced(found), limit))
     return rows
 
 
@@ -85,17 +85,20 @@ def _share(games: Games, method: str, kind: str) -> Share:
     return figures.reproduced(figures.pairs(games, method, kind))
 
 
-def _at_least(name: str, share: Share, limit: float) -> Figure:
+def at_least(name: str, share: Share, limit: float) -> Figure:
+    """A share that is to be no smaller than `limit`."""
     reached = share.value >= limit if share.total else None
     return Figure(name, str(share), f"at least {limit:.1%}", reached)
 
 
-def _at_most(name: str, share: Share, limit: float) -> Figure:
+def at_most(name: str, share: Share, limit: float) -> Figure:
+    """A share that is to be no larger than `limit`."""
     reached = share.value <= limit if share.total else None
     return Figure(name, str(share), f"at most {limit:.0%}", reached)
 
 
-def _over(name: str, value: Estimate, limit: float) -> Figure:
+def over(name: str, value: Estimate, limit: float) -> Figure:
+    """An estimate that is to be no smaller than `limit`."""
     reached = None if math.isnan(value.value) else value.value >= limit
     return Figure(name, percent(value), f"at least {limit:.0%}", reached)
 

@@ -16,6 +16,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from guard.evaluation.brought import Brought
 from guard.evaluation.cells import Result, Results, Shot, cell_digest
 from guard.evaluation.judge import Judge
 from guard.evaluation.suite import BARE, PART, Cell, Suite, cells
@@ -55,6 +56,8 @@ class Drawn:
 
     look: Look
     picture: NDArray[np.uint8] | None
+    mask: NDArray[np.float32] | None = None
+    """Where guards have written, `[height, width]` in 0..1 on the latents' grid."""
 
 
 class Drawer(Protocol):
@@ -63,8 +66,13 @@ class Drawer(Protocol):
     def identity(self, policy: str | None) -> str:
         """Changes whenever the pictures under a policy may change."""
 
-    def look(self, prompts: Sequence[str], policies: Sequence[str | None]) -> list[Look]:
-        """What each prompt's policy makes of it."""
+    def look(
+        self,
+        prompts: Sequence[str],
+        policies: Sequence[str | None],
+        brought: Sequence[Brought] = (),
+    ) -> list[Look]:
+        """What each prompt's policy makes of it, and of what the prompt brings, where any does."""
 
     def draw(
         self,
@@ -72,6 +80,7 @@ class Drawer(Protocol):
         seeds: Sequence[int],
         policies: Sequence[str | None],
         advance: Advance,
+        brought: Sequence[Brought] = (),
     ) -> list[Drawn]:
         """What comes of each prompt, none of which is blocked by what it looks like; `advance` is
         told how many more are done."""
@@ -103,11 +112,23 @@ class Played:
 
 
 class Evaluation:
-    """Plays a suite and keeps every finished cell."""
+    """Plays a suite and keeps every finished cell.
 
-    def __init__(self, suite: Suite, drawer: Drawer, judges: Judges, results: Results) -> None:
+    `distances`: what must stay silent and does not is drawn, and held against the bare picture.
+    """
+
+    def __init__(
+        self,
+        suite: Suite,
+        drawer: Drawer,
+        judges: Judges,
+        results: Results,
+        *,
+        distances: bool = False,
+    ) -> None:
         self._suite, self._drawer = suite, drawer
         self._judges, self._results = judges, results
+        self._distances = distances
 
     def run(self, rows: Iterable[PicturePrompt], progress: Stages) -> list[Played]:
         """Everything, the cells that are done already taken from the file of results."""
@@ -137,16 +158,19 @@ class Evaluation:
             advance(len(cell.rows))
             return done
         prompts = [row.prompt for row in cell.rows]
+        brought = [Brought.of(row) for row in cell.rows]
         looks = (
             [Look(same=True) for _ in prompts]
             if method == BARE
-            else self._drawer.look(prompts, policies)
+            else self._drawer.look(prompts, policies, brought)
         )
         # the bare pictures are what others are the same as: they are all drawn
         drawn = [
             i
             for i, look in enumerate(looks)
-            if method == BARE or look.pending or not (cell.silent or look.same or look.blocked)
+            if method == BARE
+            or look.pending
+            or not (look.same or look.blocked or (cell.silent and not self._distances))
         ]
         advance(len(prompts) - len(drawn))
         began = time.perf_counter()
@@ -155,19 +179,22 @@ class Evaluation:
             [cell.seeds[i] for i in drawn],
             [policies[i] for i in drawn],
             advance,
+            [brought[i] for i in drawn],
         )
         seconds = time.perf_counter() - began
         came = dict(zip(drawn, made, strict=True))
         pictures = {i: one.picture for i, one in came.items() if one.picture is not None}
         fresh = dict(zip(pictures, self._judged(list(pictures.values())), strict=True))
+        far = self._far(cell, pictures, {i: came[i].look for i in came})
         shots = []
         for i, first in enumerate(looks):
             look = came[i].look if i in came else first
             shot = _shot(look)
             if i in fresh:
-                shot = shot.model_copy(update=fresh[i])
+                shot = shot.model_copy(update=fresh[i] | {"distance": far.get(i)})
                 if i < THUMBNAILS:
-                    shot = shot.model_copy(update={"thumbnail": png(pictures[i])})
+                    shown = {"thumbnail": png(pictures[i]), "mask": _mask(came[i].mask)}
+                    shot = shot.model_copy(update=shown)
             elif i not in came and look.same and bare is not None:
                 taken = bare.shots[i]
                 shot = shot.model_copy(update={"seen": taken.seen, "second": taken.second})
@@ -180,6 +207,25 @@ class Evaluation:
         second = self._judges.second
         others = second.look(pictures) if second else [None] * len(seen)
         return [{"seen": a, "second": b} for a, b in zip(seen, others, strict=True)]
+
+    def _far(
+        self, cell: Cell, pictures: Mapping[int, NDArray[np.uint8]], looks: Mapping[int, Look]
+    ) -> dict[int, float]:
+        """How far pictures are from the bare ones, where they are to be those and are not."""
+        if not (self._distances and cell.silent):
+            return {}
+        changed = [i for i in pictures if not looks[i].same]
+        bare = self._drawer.draw(
+            [cell.rows[i].prompt for i in changed],
+            [cell.seeds[i] for i in changed],
+            [None] * len(changed),
+            lambda _count: None,
+        )
+        return {
+            i: float(np.abs(pictures[i].astype(np.float64) - one.picture).mean())
+            for i, one in zip(changed, bare, strict=True)
+            if one.picture is not None
+        }
 
     def _verify(self, played: Sequence[Played], progress: Stages) -> list[Played]:
         """Draw some of the pictures that were taken over, guarded and bare, and compare bytes."""
@@ -220,7 +266,8 @@ class Evaluation:
 
     def _digest(self, cell: Cell, policies: Sequence[str | None]) -> str:
         identities = [self._drawer.identity(policy) for policy in dict.fromkeys(policies)]
-        return cell_digest(cell, *identities, *self._judges.identity)
+        measured = ["distances"] if self._distances and cell.silent else []
+        return cell_digest(cell, *identities, *self._judges.identity, *measured)
 
     def _keep(
         self,
@@ -250,6 +297,13 @@ def _shot(look: Look) -> Shot:
     told = asdict(look)
     del told["pending"]
     return Shot(**told)
+
+
+def _mask(mask: NDArray[np.float32] | None) -> str | None:
+    """As a grey PNG."""
+    if mask is None:
+        return None
+    return png(np.repeat((mask * 255).round().astype(np.uint8)[..., None], 3, axis=2))
 
 
 def _equal(one: NDArray[np.uint8] | None, other: NDArray[np.uint8] | None) -> bool:

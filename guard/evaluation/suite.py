@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -68,11 +68,19 @@ class Suite(BaseModel):
         )
 
 
+S = TypeVar("S", bound=Suite)
+
+
 def load_suite(path: Path) -> Suite:
     """Raises DataError naming every fault."""
+    return loaded(path, Suite)
+
+
+def loaded(path: Path, kind: type[S]) -> S:
+    """A suite file of `kind`. Raises DataError naming every fault."""
     try:
         data = tomllib.loads(path.read_text("utf-8"))
-        suite = Suite.model_validate(data)
+        suite = kind.model_validate(data)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     except ValidationError as error:
@@ -134,7 +142,8 @@ def cells(rows: Iterable[PicturePrompt], suite: Suite) -> list[Cell]:
     """The first prompts of each concept, kind and effort, in cells of PART.
 
     Kinds that must stay silent keep all their prompts: looking at one is cheap. A prompt's seed is
-    its place among them, so that the same prompts always have the same seeds.
+    its place among them where it has none of its own, so that the same prompts always have the same
+    seeds.
     """
 
     def place(row: PicturePrompt) -> tuple[str, str, str, int]:
@@ -151,5 +160,5 @@ def cells(rows: Iterable[PicturePrompt], suite: Suite) -> list[Cell]:
 
 def _cell(rows: Sequence[PicturePrompt], at: int) -> Cell:
     own, first = tuple(rows[at : at + PART]), rows[0]
-    seeds = tuple(range(at, at + len(own)))
+    seeds = tuple(at + i if row.seed is None else row.seed for i, row in enumerate(own))
     return Cell(first.concept, first.kind, first.effort, at // PART, own, seeds)

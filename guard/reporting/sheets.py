@@ -18,6 +18,17 @@ def png(picture: NDArray[np.uint8]) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
+def overlaid(picture: str, mask: str) -> str:
+    """A picture with red over where its mask is white, both PNG files in base64."""
+    from PIL import Image
+
+    below = Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB")
+    above = Image.open(io.BytesIO(base64.b64decode(mask))).convert("L")
+    half = above.resize(below.size, Image.Resampling.NEAREST).point(lambda value: value // 2)
+    below.paste(Image.new("RGB", below.size, (220, 30, 30)), (0, 0), half)
+    return png(np.asarray(below))
+
+
 def uri(encoded: str) -> str:
     """The data URI of a PNG file in base64."""
     return f"data:image/png;base64,{encoded}"

@@ -37,11 +37,23 @@ def bare(family: Family) -> Predict:
 
 @dataclass(frozen=True, eq=False)
 class Views:
-    """Noisy latents as the network takes them, their timesteps `[rows]`, and the true output."""
+    """Noisy latents as the network takes them, their timesteps `[rows]`, and the true output.
+
+    `noisy` are the latents before they are scaled, `sample` and `output` p and q of `x̂_0 = p x_t +
+    q out`, and `level [rows]` is the noise's share.
+    """
 
     inputs: Tensor
     timesteps: Tensor
     truth: Tensor
+    noisy: Tensor
+    sample: Tensor
+    output: Tensor
+    level: Tensor
+
+    def estimate(self, said: Tensor) -> Tensor:
+        """The clean latents that an output stands for."""
+        return self.sample * self.noisy + self.output * said
 
 
 class Noising:
@@ -67,7 +79,9 @@ class Noising:
         timesteps, *others = columns
         scale, signal, level, sample, output = (beside(column, latents) for column in others)
         noisy = signal * latents + level * noise
-        return Views(scale * noisy, timesteps, (latents - sample * noisy) / output)
+        truth = (latents - sample * noisy) / output
+        share = (level / (signal**2 + level**2).sqrt()).flatten()
+        return Views(scale * noisy, timesteps, truth, noisy, sample, output, share)
 
 
 def denoising_loss(predict: Predict, views: Views, text: Conditioning) -> Tensor:

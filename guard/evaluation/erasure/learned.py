@@ -2,25 +2,30 @@
 
 Against an eraser this is M-ErasureBench's scenario of learned embeddings (arXiv 2512.22877). The
 black-box attacker has pictures of the concept and the bare model; a white-box one passes a
-`predict` that has the guards in it.
+loss that has the guards in it (`guarded.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from guard.errors import DataError, ModelError
-from guard.evaluation.erasure.denoising import Noising, Predict, bare, denoising_loss
+from guard.evaluation.erasure.denoising import Noising, Views, bare, denoising_loss
 from guard.progress import Stages
+from steering.conditioning import Conditioning
 from steering.engines.diffusion.families import Family
 
 WORD = "<thing>"
 TEMPLATES = ("a {}", "the {}", "one {}", "a picture of a {}", "an image of a {}", "here is a {}")
+
+Loss = Callable[[Views, Conditioning], Tensor]
+"""How badly views are explained under a conditioning, a scalar, differentiable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +59,12 @@ def learn(
     latents: Tensor,
     settings: Inversion | None = None,
     *,
-    predict: Predict | None = None,
+    loss: Loss | None = None,
     stages: Stages | None = None,
 ) -> LearnedWord:
     """The vectors of `WORD` under which `latents [pictures, channels, ...]` are denoised best.
 
-    `latents` are finished ones, as `Painter.draw` gives them; `predict` None is the bare model. The
+    `latents` are finished ones, as `Painter.draw` gives them; `loss` None is the bare model's. The
     weights stay as they are. Raises ModelError for a model of several text encoders, one that is
     not in float32, or one whose scheduler does not go, and DataError where there are no latents.
     """
@@ -74,7 +79,8 @@ def learn(
         raise ModelError(f"a word cannot be learned on this model: {error}") from error
     generator = torch.Generator().manual_seed(settings.seed)
     vectors = _initial(family, settings, generator)
-    predict, latents = predict or bare(family), latents.to(family.device)
+    loss = loss or partial(denoising_loss, bare(family))
+    latents = latents.to(family.device)
     advance = stages("learning a word", settings.steps) if stages else lambda _count: None
     losses = []
     with torch.enable_grad(), frozen([*family.encoders.values(), family.denoiser]):
@@ -88,11 +94,11 @@ def learn(
             prompts = [TEMPLATES[i].format(WORD) for i in asked.tolist()]
             text = family.encode(prompts, [{WORD: vectors}] * len(prompts))
             views = noising.views(latents[pictures.to(latents.device)], generator)
-            loss = denoising_loss(predict, views, text)
-            (vectors.grad,) = torch.autograd.grad(loss, vectors)
+            missed = loss(views, text)
+            (vectors.grad,) = torch.autograd.grad(missed, vectors)
             optimiser.step()
             decay.step()
-            losses.append(float(loss.detach()))
+            losses.append(float(missed.detach()))
             advance(1)
     return LearnedWord(vectors.detach().cpu(), losses)
 

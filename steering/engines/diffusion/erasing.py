@@ -66,6 +66,7 @@ class _Pair:
     def broke(self, mask: Tensor, peak: float) -> None:
         """Take in that it has written over `mask`."""
         assert self.reading is not None
+        mask = mask.detach()
         self.mask = mask if self.mask is None else torch.maximum(self.mask, mask)
         self.reading = replace(
             self.reading,

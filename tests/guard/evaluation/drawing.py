@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from guard.evaluation.brought import Brought
 from guard.evaluation.pictures import Advance, Drawn, Look
 
 CONCEPTS = ("knife", "cat", "banana", "car")
@@ -75,7 +76,12 @@ class FakeDrawer:
     def identity(self, policy: str | None) -> str:
         return f"{policy}{self.version}"
 
-    def look(self, prompts: Sequence[str], policies: Sequence[str | None]) -> list[Look]:
+    def look(
+        self,
+        prompts: Sequence[str],
+        policies: Sequence[str | None],
+        brought: Sequence[Brought] = (),
+    ) -> list[Look]:
         return [
             self._look(prompt, policy) for prompt, policy in zip(prompts, policies, strict=True)
         ]
@@ -94,6 +100,7 @@ class FakeDrawer:
         seeds: Sequence[int],
         policies: Sequence[str | None],
         advance: Advance,
+        brought: Sequence[Brought] = (),
     ) -> list[Drawn]:
         pictures = np.zeros((len(prompts), SIDE, SIDE, 3), np.uint8)
         for i, (prompt, seed, policy) in enumerate(zip(prompts, seeds, policies, strict=True)):

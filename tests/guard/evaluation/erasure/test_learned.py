@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
 from guard.errors import DataError, ModelError
+from guard.evaluation.erasure.denoising import denoising_loss
 from guard.evaluation.erasure.learned import WORD, Inversion, learn
 from steering.conditioning import Conditioning
 from steering.engines.diffusion.families import Family
@@ -39,7 +41,7 @@ def test_the_loss_falls_and_no_weight_moves(family: Family) -> None:
         away = (states - goal).square().mean()
         return inputs * 0 + away
 
-    found = learn(family, 0 * latents(family), SETTINGS, predict=predict)
+    found = learn(family, 0 * latents(family), SETTINGS, loss=partial(denoising_loss, predict))
     assert found.vectors.shape == (1, family.embedding_limits.width)  # type: ignore[union-attr]
     real = learn(family, latents(family), FEW)
     assert not torch.equal(real.vectors, found.vectors) and not real.vectors.requires_grad
@@ -89,7 +91,7 @@ def test_another_prediction_is_asked_in_place_of_the_bare_one(family: Family) ->
         asked.append(text.rows)
         return inputs + text.states[family.readers[0].stream].mean()
 
-    learn(family, latents(family), FEW, predict=predict)
+    learn(family, latents(family), FEW, loss=partial(denoising_loss, predict))
     assert asked == [4, 4, 4]
 
 
@@ -123,6 +125,6 @@ def test_weights_that_took_gradients_do_so_again_after_a_failure(family: Family)
         raise RuntimeError
 
     with pytest.raises(RuntimeError):
-        learn(family, latents(family), FEW, predict=failing)
+        learn(family, latents(family), FEW, loss=partial(denoising_loss, failing))
     assert all(p.requires_grad for p in family.denoiser.parameters())
     assert WORD not in family.readers[0].tokenizer.get_vocab()

@@ -1,0 +1,148 @@
+"""What the attacker draws is what is served, and has a slope."""
+
+from __future__ import annotations
+
+from contextlib import closing
+
+import pytest
+import torch
+from torch import Tensor
+
+from guard.evaluation.erasure.inverted import invert_through
+from guard.evaluation.erasure.sampling import GuardedSampling
+from guard.picture_plan import PicturePlans
+from steering.engines.diffusion.beginnings import Noise
+from steering.engines.diffusion.engine import DiffusionEngine, PictureStart
+from steering.engines.diffusion.families import Family
+from tests.guard.evaluation.erasure.tiny_guards import POLICIES, save
+from tests.steering.engines.diffusion.tiny import weights_hash
+
+STEPS = 4
+PROMPTS, SEEDS = ("a knife", "", "a cat"), (3, 4, 5)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[PicturePlans, Family]:
+    config, family = save(tmp_path_factory.mktemp("sampling"))
+    return PicturePlans(config, family, name="tiny"), family
+
+
+def noise(family: Family) -> Tensor:
+    return torch.randn(len(PROMPTS), *family.shape, generator=torch.Generator().manual_seed(8))
+
+
+def served(plans: PicturePlans, family: Family, policy: str, guidance: float) -> Tensor:
+    engine = DiffusionEngine(
+        family,
+        plans.bank,
+        capacity=len(PROMPTS),
+        guides=plans.guides,
+        finished=plans.finished,
+        erasers=plans.erasers,
+        overlays=plans.overlays,
+    )
+    engine.start(
+        [
+            PictureStart(
+                prompt,
+                seed=seed,
+                steps=STEPS,
+                guidance=guidance,
+                guards=plans[policy].rows(),
+                beginning=Noise(own),
+            )
+            for prompt, seed, own in zip(PROMPTS, SEEDS, noise(family), strict=True)
+        ]
+    )
+    while not (done := engine.step()):
+        pass
+    found = engine.finished(done)
+    engine.close()
+    return found
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("guidance", [3.0, 1.0])
+def test_it_draws_what_the_engine_draws(
+    made: tuple[PicturePlans, Family], policy: str, guidance: float
+) -> None:
+    plans, family = made
+    if guidance <= 1 and plans[policy].guides:
+        pytest.skip("a guide takes guidance")
+    expected = served(plans, family, policy, guidance)
+    own = GuardedSampling(family, plans, plans[policy], steps=STEPS, guidance=guidance)
+    given = noise(family).requires_grad_()
+    with closing(own):
+        found = own(given, PROMPTS, SEEDS)
+    assert torch.equal(found.latents.detach(), expected)
+    (slope,) = torch.autograd.grad(found.latents.square().sum(), given)
+    assert slope.isfinite().all() and bool((slope.flatten(1).norm(dim=1) > 0).all())
+    # and each guard does something here, or the above says nothing
+    changes = not torch.equal(expected, served(plans, family, "knife-nothing", guidance))
+    assert changes == (policy not in ("knife-nothing", "knife-seen"))
+
+
+@pytest.mark.parametrize("policy", ["knife-irece", "knife-seen"])
+def test_what_guards_of_latents_say_has_a_slope(
+    made: tuple[PicturePlans, Family], policy: str
+) -> None:
+    plans, family = made
+    own = GuardedSampling(family, plans, plans[policy], steps=STEPS, guidance=3.0)
+    given = noise(family).requires_grad_()
+    with closing(own):
+        found = own(given, PROMPTS, SEEDS)
+    assert bool((found.seen > 900).all())
+    (slope,) = torch.autograd.grad(found.seen.sum(), given)
+    assert bool((slope.flatten(1).norm(dim=1) > 0).all())
+
+
+def test_the_slope_is_that_of_the_picture(made: tuple[PicturePlans, Family]) -> None:
+    """Against a difference, where no mask moves: without guards and with one of prompts."""
+    plans, family = made
+    given = noise(family)
+    towards = torch.randn(given.shape, generator=torch.Generator().manual_seed(1))
+    weights = torch.randn(given.shape, generator=torch.Generator().manual_seed(2))
+    own = GuardedSampling(family, plans, plans["knife-nearest"], steps=STEPS, guidance=3.0)
+
+    def outcome(at: Tensor) -> Tensor:
+        return (own(at, PROMPTS, SEEDS).latents * weights).sum()
+
+    with closing(own):
+        leaf = given.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(outcome(leaf), leaf)
+        after, before = (outcome(given + s * towards).detach() for s in (1e-2, -1e-2))
+    assert float((slope * towards).sum()) == pytest.approx(float(after - before) / 2e-2, rel=0.05)
+
+
+def test_noise_is_found_that_draws_a_scene_through_the_guards(
+    made: tuple[PicturePlans, Family],
+) -> None:
+    plans, family = made
+    before = weights_hash(family.pipeline)
+    scenes = served(plans, family, "knife-nothing", 3.0)
+    start = torch.zeros_like(scenes)
+    own = GuardedSampling(family, plans, plans["knife-irece"], steps=STEPS, guidance=3.0)
+
+    def error(at: Tensor) -> Tensor:
+        with torch.no_grad():
+            far = own(at, PROMPTS, SEEDS).latents - scenes
+        return far.square().flatten(1).mean(1)
+
+    ticks: list[int] = []
+    with closing(own):
+        found = invert_through(
+            family,
+            own,
+            scenes,
+            start,
+            PROMPTS,
+            SEEDS,
+            steps=25,
+            rate=0.1,
+            evade=0.0,
+            advance=ticks.append,
+        )
+        assert bool((error(found) < 0.8 * error(start)).all())
+    assert sum(ticks) == 25
+    assert weights_hash(family.pipeline) == before
+    assert all(p.grad is None for p in family.denoiser.parameters())
