@@ -23,6 +23,7 @@ from guard.concept import Concept
 from guard.errors import DataError
 from guard.fitting import irece_search
 from guard.fitting.concept_prompts import LabelledPrompt
+from guard.fitting.given_pictures import Given, given_estimates
 from guard.fitting.latents import Drawing, classifier_tensors, drawable
 from guard.fitting.prompt_rates import Calibrated, by_kind, calibrated, figures
 from guard.fitting.watching import Watched, watch
@@ -58,8 +59,12 @@ def fit_irece(
     recipe: LatentRecipe,
     seed: int,
     progress: Stages,
+    given: Given | None = None,
 ) -> Calibrated:
     """`looks` at each picture at most; `trials` pictures for each way of breaking the concept.
+
+    Classifiers are taught the pictures `given` too, and the rate on far ones is kept on those
+    without the concept: what comes back through inverted latents is not drawn by the model.
 
     Raises DataError where the prompts do not do for the rates asked for, or the model is not one
     that can be watched.
@@ -98,8 +103,18 @@ def fit_irece(
     splits = sorted({prompt.split for prompt in chosen})
     parts = torch.tensor([splits.index(prompt.split) for prompt in chosen])
     label = torch.tensor([prompt.unsafe for prompt in chosen])
-    presence = _taught(estimates, label, parts, recipe, seed, progress)
     kinds = [prompt.kind for prompt in chosen]
+    real = torch.zeros(0).bool()
+    if given is not None:
+        real = given.shown
+        advance = progress("looking at given pictures", len(real))
+        more = given_estimates(
+            painter, given.latents, Looks(EARLIEST, looks), steps=steps, seed=seed, tick=advance
+        )
+        estimates, label = torch.cat([estimates, more]), torch.cat([label, real])
+        parts = torch.cat([parts, torch.arange(len(real)) % len(splits)])
+    presence = _taught(estimates, label, parts, recipe, seed, progress)
+    kinds += ["given" if shown else "far" for shown in real.tolist()]
     first, window = _window(presence.logits, kinds, fpr, near_fpr)
     scores = by_kind(presence.logits[:, first:].amax(1).tolist(), kinds)
     threshold = calibrated(scores, fpr, near_fpr)
@@ -139,6 +154,7 @@ def fit_irece(
         },
         calibration={
             **figures(scores, threshold, fpr, near_fpr),
+            **_given_fired(presence.logits[len(chosen) :, first:], real, threshold),
             "windows": window,
             "places": placing,
             "breaking": breaking,
@@ -220,6 +236,13 @@ def _window(
         tried.append({"first_look": first, "recall": found["recall"], "auc": found["auc"]})
     best = max(each["recall"] for each in tried)
     return next(i for i, each in enumerate(tried) if each["recall"] >= best - 0.01), [*tried]
+
+
+def _given_fired(logits: Tensor, shown: Tensor, threshold: float) -> dict[str, float]:
+    """Of given pictures with the concept, and of those without it, the shares that fire."""
+    fires = logits.amax(1) > threshold if len(logits) else torch.zeros(0).bool()
+    pairs = {"given_recall": shown, "given_far_fired": ~shown}
+    return {name: float(fires[own].float().mean()) for name, own in pairs.items() if own.any()}
 
 
 def _tensors(members: LatentClassifiers, reads: Sequence[Read]) -> dict[str, Any]:
