@@ -24,7 +24,7 @@ from guard.errors import DataError
 from guard.fitting import irece_search
 from guard.fitting.concept_prompts import LabelledPrompt
 from guard.fitting.given_pictures import Given, given_estimates
-from guard.fitting.latents import Drawing, classifier_tensors, drawable
+from guard.fitting.latents import Drawing, drawable
 from guard.fitting.prompt_rates import Calibrated, by_kind, calibrated, figures
 from guard.fitting.watching import Watched, watch
 from guard.painter import Painter
@@ -92,6 +92,11 @@ def fit_irece(
     # prompts of one kind are drawn together: only of the concept's pictures places are asked for
     unsafe = [i for i, prompt in enumerate(chosen) if prompt.unsafe]
     others = [i for i, prompt in enumerate(chosen) if not prompt.unsafe]
+    if not (unsafe and others):
+        raise DataError(
+            "the prompts do not do: a classifier is taught pictures with the concept and pictures "
+            "without it"
+        )
     shown, plain = (
         watched(unsafe, reads, "drawing the concept"),
         watched(others, [], "drawing else"),
@@ -123,7 +128,8 @@ def fit_irece(
     )
     settings, placing = irece_search.place(held, [(read.layer, read.head) for read in reads])
     own = [reads[i] for i in settings.reads]
-    texts = [chosen[i].text for i in range(len(unsafe)) if parts[i] == 0][:trials]
+    judged = held.shown[0]
+    texts = [chosen[i].text for i in range(len(unsafe)) if parts[i] == judged][:trials]
     settings, breaking = irece_search.break_(
         painter,
         held,
@@ -160,7 +166,9 @@ def fit_irece(
             "breaking": breaking,
         },
     )
-    return Calibrated(Artifact(meta, _tensors(stacked(presence.members), own)), scores)
+    return Calibrated(
+        Artifact(meta, irece_search.guard_tensors(stacked(presence.members), own)), scores
+    )
 
 
 def _levels(painter: Painter, looks: Looks, steps: int) -> list[float]:
@@ -243,9 +251,3 @@ def _given_fired(logits: Tensor, shown: Tensor, threshold: float) -> dict[str, f
     fires = logits.amax(1) > threshold if len(logits) else torch.zeros(0).bool()
     pairs = {"given_recall": shown, "given_far_fired": ~shown}
     return {name: float(fires[own].float().mean()) for name, own in pairs.items() if own.any()}
-
-
-def _tensors(members: LatentClassifiers, reads: Sequence[Read]) -> dict[str, Any]:
-    keys = {f"keys{i}.attention": read.keys.cpu().numpy() for i, read in enumerate(reads)}
-    others = {f"others{i}.attention": read.others.cpu().numpy() for i, read in enumerate(reads)}
-    return classifier_tensors(members) | keys | others
