@@ -27,6 +27,13 @@ def irece(
     model: Annotated[str, typer.Option(help="An added model, a directory or a hub name.")],
     concept_file: Annotated[Path, typer.Option(help="The concept in words, JSON.")],
     out: Annotated[Path, typer.Option(help="Artifact to write.")],
+    pictures: Annotated[
+        Path | None,
+        typer.Option(
+            help="Real pictures to learn from too, with the concept and without it: JSON Lines of "
+            "picture, concept and kept."
+        ),
+    ] = None,
     count: Annotated[
         int,
         typer.Option(min=50, help="Pictures with the concept to draw; without it, twice as many."),
@@ -78,6 +85,7 @@ def irece(
 
     from classifiers.latents import LatentRecipe
     from guard.fitting.concept_prompts import folds_of
+    from guard.fitting.given_pictures import read_given
     from guard.fitting.irece import fit_irece
     from guard.fitting.latents import Drawing
     from guard.painter import Painter
@@ -106,6 +114,7 @@ def irece(
             recipe=LatentRecipe(),
             seed=seed,
             progress=progress,
+            given=read_given(painter, concept, pictures) if pictures else None,
         )
     fit.artifact.save(out)
     meta = fit.artifact.meta

@@ -17,6 +17,7 @@ from guard.config import Config, GuardConfig
 from guard.errors import ArtifactError, FingerprintError, ModelError
 from guard.resolving import LoadedGuard, find_guards
 from steering.conditioning import Conditioning
+from steering.engines.diffusion.attention import require_reads
 from steering.engines.diffusion.projections import overlaid_layers, text_projections
 from steering.erasing import Eraser
 from steering.fingerprint import fingerprint
@@ -138,14 +139,10 @@ class PictureGuards:
             )
 
     def _require_reads(self, guard: Eraser, name: str) -> None:
-        layers = self._family.readable
-        for read in (read for own in guard.reads for read in own):
-            heads = getattr(layers.get(read.layer), "heads", 0)
-            if read.head >= heads:
-                raise ValueError(
-                    f"guard {name}: reads head {read.head} of {read.layer!r}, which the model does "
-                    "not have"
-                )
+        try:
+            require_reads(self._family.readable, [read for own in guard.reads for read in own])
+        except ValueError as error:
+            raise ValueError(f"guard {name}: {error}") from error
 
     def _require_denoiser(self, artifact: Artifact, guard: EmbeddingGuard) -> None:
         """An edit is of a denoiser's projections, made from what its encoders give."""

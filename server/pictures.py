@@ -221,7 +221,13 @@ class DrawingService(EngineLoop[Canvas, DiffusionEngine]):
                 row.error = EngineFailed("the model met NaN on this request: there is no picture")
 
     def _read(self, index: int) -> None:
-        """Nothing: guards read the prompt when it joins, and have been asked there."""
+        """Of a row that nobody waits for any more, what its guards have read on the way so far.
+
+        All else has been asked when the row joined, or when it was complete.
+        """
+        row = self._running[index]
+        if not (row.over or row.replaced):
+            row.readings = {**row.readings, **self._engine.readings(index)}
 
 
 def _own(row: Canvas, without: Container[str] = ()) -> PictureStart:

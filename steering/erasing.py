@@ -35,6 +35,20 @@ class Read:
     others: Tensor
 
 
+def coarser(shape: tuple[int, int], places: int) -> tuple[int, int]:
+    """Height and width of the grid of `places` that is that of `shape` made coarser by a whole
+    factor, the border rounded up.
+
+    Raises ValueError where there is none.
+    """
+    height, width = shape
+    for factor in range(1, max(shape) + 1):
+        rows, columns = -(-height // factor), -(-width // factor)
+        if rows * columns == places:
+            return rows, columns
+    raise ValueError(f"{places} places are no coarser grid of {height} x {width}")
+
+
 @dataclass(frozen=True)
 class Looks:
     """When a guard looks at a row: at most `count` times, evenly, the last time at its last

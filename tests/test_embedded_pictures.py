@@ -138,7 +138,12 @@ def png(name: str) -> bytes:
 
 def edited(url: str, name: str, policy: str, **how: Any) -> Any:
     client = openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0, timeout=300)
-    more = {"seed": 1, "guidance_scale": 1, "guard": {"policy": policy}} | how
+    more = {
+        "seed": 1,
+        "num_inference_steps": STEPS,
+        "guidance_scale": 1,
+        "guard": {"policy": policy},
+    } | how
     return client.images.edit(
         model="emoji", image=("x.png", png(name)), prompt=PROMPT, extra_body=more
     )

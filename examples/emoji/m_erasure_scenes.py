@@ -27,12 +27,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "m-erasure-scenes")
     parser.add_argument("--count", type=int, default=40, help="of each concept")
     parser.add_argument("--concepts", default=",".join(CONCEPTS))
+    parser.add_argument("--seed", type=int, default=SEED, help="another one for fits")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     rows = []
     for concept in given.concepts.split(","):
         # a concept's scenes do not depend on which others are written
-        rng = np.random.default_rng([SEED, CONCEPTS.index(concept)])
+        rng = np.random.default_rng([given.seed, CONCEPTS.index(concept)])
         for i in range(given.count):
             scene = with_concept(concept, 1 + i % 2, rng)
             name = f"{concept}-{i:02d}.png"

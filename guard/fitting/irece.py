@@ -23,7 +23,8 @@ from guard.concept import Concept
 from guard.errors import DataError
 from guard.fitting import irece_search
 from guard.fitting.concept_prompts import LabelledPrompt
-from guard.fitting.latents import Drawing, classifier_tensors, drawable
+from guard.fitting.given_pictures import Given, given_estimates
+from guard.fitting.latents import Drawing, drawable
 from guard.fitting.prompt_rates import Calibrated, by_kind, calibrated, figures
 from guard.fitting.watching import Watched, watch
 from guard.painter import Painter
@@ -58,8 +59,12 @@ def fit_irece(
     recipe: LatentRecipe,
     seed: int,
     progress: Stages,
+    given: Given | None = None,
 ) -> Calibrated:
     """`looks` at each picture at most; `trials` pictures for each way of breaking the concept.
+
+    Classifiers are taught the pictures `given` too, and the rate on far ones is kept on those
+    without the concept: what comes back through inverted latents is not drawn by the model.
 
     Raises DataError where the prompts do not do for the rates asked for, or the model is not one
     that can be watched.
@@ -87,6 +92,11 @@ def fit_irece(
     # prompts of one kind are drawn together: only of the concept's pictures places are asked for
     unsafe = [i for i, prompt in enumerate(chosen) if prompt.unsafe]
     others = [i for i, prompt in enumerate(chosen) if not prompt.unsafe]
+    if not (unsafe and others):
+        raise DataError(
+            "the prompts do not do: a classifier is taught pictures with the concept and pictures "
+            "without it"
+        )
     shown, plain = (
         watched(unsafe, reads, "drawing the concept"),
         watched(others, [], "drawing else"),
@@ -98,8 +108,18 @@ def fit_irece(
     splits = sorted({prompt.split for prompt in chosen})
     parts = torch.tensor([splits.index(prompt.split) for prompt in chosen])
     label = torch.tensor([prompt.unsafe for prompt in chosen])
-    presence = _taught(estimates, label, parts, recipe, seed, progress)
     kinds = [prompt.kind for prompt in chosen]
+    real = torch.zeros(0).bool()
+    if given is not None:
+        real = given.shown
+        advance = progress("looking at given pictures", len(real))
+        more = given_estimates(
+            painter, given.latents, Looks(EARLIEST, looks), steps=steps, seed=seed, tick=advance
+        )
+        estimates, label = torch.cat([estimates, more]), torch.cat([label, real])
+        parts = torch.cat([parts, torch.arange(len(real)) % len(splits)])
+    presence = _taught(estimates, label, parts, recipe, seed, progress)
+    kinds += ["given" if shown else "far" for shown in real.tolist()]
     first, window = _window(presence.logits, kinds, fpr, near_fpr)
     scores = by_kind(presence.logits[:, first:].amax(1).tolist(), kinds)
     threshold = calibrated(scores, fpr, near_fpr)
@@ -108,14 +128,16 @@ def fit_irece(
     )
     settings, placing = irece_search.place(held, [(read.layer, read.head) for read in reads])
     own = [reads[i] for i in settings.reads]
-    texts = [chosen[i].text for i in range(len(unsafe)) if parts[i] == 0][:trials]
+    judged = held.shown[0]
+    texts = [chosen[i].text for i in range(len(unsafe)) if parts[i] == judged][:trials]
     settings, breaking = irece_search.break_(
         painter,
         held,
         settings,
         own,
         texts,
-        [(levels[at], len(levels) - at) for at in range(first, len(levels))],
+        # behind the first look the model has to fill in what was broken: the last one is too late
+        [(levels[at], len(levels) - at) for at in range(first, max(first + 1, len(levels) - 1))],
         steps=steps,
         guidance=guidance,
         seed=seed + 100_000,
@@ -138,12 +160,15 @@ def fit_irece(
         },
         calibration={
             **figures(scores, threshold, fpr, near_fpr),
+            **_given_fired(presence.logits[len(chosen) :, first:], real, threshold),
             "windows": window,
             "places": placing,
             "breaking": breaking,
         },
     )
-    return Calibrated(Artifact(meta, _tensors(stacked(presence.members), own)), scores)
+    return Calibrated(
+        Artifact(meta, irece_search.guard_tensors(stacked(presence.members), own)), scores
+    )
 
 
 def _levels(painter: Painter, looks: Looks, steps: int) -> list[float]:
@@ -221,7 +246,8 @@ def _window(
     return next(i for i, each in enumerate(tried) if each["recall"] >= best - 0.01), [*tried]
 
 
-def _tensors(members: LatentClassifiers, reads: Sequence[Read]) -> dict[str, Any]:
-    keys = {f"keys{i}.attention": read.keys.cpu().numpy() for i, read in enumerate(reads)}
-    others = {f"others{i}.attention": read.others.cpu().numpy() for i, read in enumerate(reads)}
-    return classifier_tensors(members) | keys | others
+def _given_fired(logits: Tensor, shown: Tensor, threshold: float) -> dict[str, float]:
+    """Of given pictures with the concept, and of those without it, the shares that fire."""
+    fires = logits.amax(1) > threshold if len(logits) else torch.zeros(0).bool()
+    pairs = {"given_recall": shown, "given_far_fired": ~shown}
+    return {name: float(fires[own].float().mean()) for name, own in pairs.items() if own.any()}

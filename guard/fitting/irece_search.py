@@ -16,6 +16,8 @@ from pydantic import JsonValue
 from torch import Tensor
 
 from classifiers.latents import LatentClassifiers, stacked
+from guard.fitting.latents import classifier_tensors
+from guard.fitting.watching import AT_ONCE
 from guard.painter import Painter
 from guard.progress import Stages
 from steering.engines.diffusion.engine import DiffusionEngine, PictureStart
@@ -25,6 +27,7 @@ from steering.methods.embedding import EmbeddingGuard
 from steering.prompted import PromptBank
 from steering.table import RowGuard
 
+_TRIAL = "trial"
 MOST_READS = 4
 MASKS = (0.5, 0.4, 0.3, 0.2)
 """From the smallest to the largest."""
@@ -67,20 +70,31 @@ class HeldOut:
     def gone(self, latents: Tensor) -> Tensor:
         """`[pictures]`: whether the member that was not taught a picture no longer finds it."""
         said = torch.zeros(len(latents))
-        for part, member in enumerate(self.members):
+        for part in self.shown:
             own = self.parts == part
-            said[own] = member(latents[own].float())[:, 0]
+            said[own] = self.members[part](latents[own].float())[:, 0]
         return said <= self.threshold
+
+    @property
+    def shown(self) -> list[int]:
+        """The folds that have pictures here, those with the most of them first."""
+        counts = torch.bincount(self.parts, minlength=len(self.members)).tolist()
+        order = sorted(range(len(counts)), key=lambda part: -counts[part])
+        return [part for part in order if counts[part]]
 
     @torch.no_grad()
     def votes(self) -> Tensor:
         """Maps of the votes of the members that were taught a picture, as the guard has them."""
         found = torch.zeros(len(self.latents), *self.latents.shape[2:])
-        for part in range(len(self.members)):
-            own, others = self.parts == part, [m for i, m in enumerate(self.members) if i != part]
-            votes = stacked(others).votes(self.latents[own].float()).mean(1)
+        for part in self.shown:
+            own = self.parts == part
+            votes = stacked(self.others(part)).votes(self.latents[own].float()).mean(1)
             found[own] = irece.votes_map(votes, self.latents.shape[2:])
         return found
+
+    def others(self, part: int) -> list[LatentClassifiers]:
+        """The members that were taught the pictures of `part`."""
+        return [member for i, member in enumerate(self.members) if i != part]
 
 
 def place(held: HeldOut, named: Sequence[tuple[str, int]]) -> tuple[Settings, list[JsonValue]]:
@@ -119,7 +133,8 @@ def place(held: HeldOut, named: Sequence[tuple[str, int]]) -> tuple[Settings, li
         best = each[top]
         note(chosen, 0.0, middle, best)
     note([], 1.0, middle, trial([], 1.0, middle))
-    weights = {weight: trial(chosen, weight, middle) for weight in VOTES}
+    # somebody must say where
+    weights = {weight: trial(chosen, weight, middle) for weight in VOTES if chosen or weight}
     for weight, found in weights.items():
         note(chosen, weight, middle, found)
     weight = max(weights, key=lambda each: _worth(weights[each]))
@@ -162,13 +177,14 @@ def break_(
     seed: int,
     progress: Stages,
 ) -> tuple[Settings, list[JsonValue]]:
-    """The replacement and the first look, by drawing `prompts` of fold 0 under a guard of the other
-    folds' members, which the member of fold 0 judges.
+    """The replacement and the first look, by drawing `prompts` of the first fold of `held.shown`
+    under a guard of the other folds' members, which the member of that fold judges.
 
     `windows` are levels and numbers of looks, the earliest first. Of those that are no
     worse, the one that changes least outside of its masks is taken.
     """
-    member, others = held.members[0], held.members[1:]
+    judge = held.shown[0]
+    member, others = held.members[judge], held.others(judge)
     bare, _, _ = _drawn(painter, prompts, None, steps, guidance, seed)
     variants = [
         replace(settings, replacement=kind, level=min(1.0, level + 1e-3), looks=looks)
@@ -208,18 +224,19 @@ def _guard(
     reads: Sequence[Read],
     threshold: float,
 ) -> EmbeddingGuard:
-    from guard.fitting.latents import classifier_tensors
-
-    tensors = classifier_tensors(stacked(members))
-    for i, read in enumerate(reads):
-        tensors |= {
-            f"keys{i}.attention": read.keys.cpu().numpy(),
-            f"others{i}.attention": read.others.cpu().numpy(),
-        }
     named = [[read.layer, read.head] for read in reads]
     return EmbeddingGuard(
-        "trial", tensors, {**settings.as_dict(), "reads": named, "threshold": threshold}
+        _TRIAL,
+        guard_tensors(stacked(members), reads),
+        {**settings.as_dict(), "reads": named, "threshold": threshold},
     )
+
+
+def guard_tensors(members: LatentClassifiers, reads: Sequence[Read]) -> dict[str, Any]:
+    """As an artifact holds them, NumPy arrays by name."""
+    keys = {f"keys{i}.attention": read.keys.cpu().numpy() for i, read in enumerate(reads)}
+    others = {f"others{i}.attention": read.others.cpu().numpy() for i, read in enumerate(reads)}
+    return classifier_tensors(members) | keys | others
 
 
 @torch.no_grad()
@@ -235,21 +252,23 @@ def _drawn(
     erasers = [irece.stack([guard], painter.family.device)] if guard else []
     rows = [RowGuard(guard.name, guard.number("threshold"), 1.0)] if guard else []
     engine = DiffusionEngine(
-        painter.family, PromptBank(), capacity=len(prompts), erasers=erasers, forward=None
+        painter.family, PromptBank(), capacity=AT_ONCE, erasers=erasers, forward=None
     )
+    starts = [
+        PictureStart(text, seed=seed + i, steps=steps, guidance=guidance, guards=rows)
+        for i, text in enumerate(prompts)
+    ]
+    latents, masks, taken = [], [], 0
     try:
-        engine.start(
-            [
-                PictureStart(text, seed=seed + i, steps=steps, guidance=guidance, guards=rows)
-                for i, text in enumerate(prompts)
-            ]
-        )
-        while not (complete := engine.step()):
-            pass
-        latents = engine.finished(complete).cpu()
-        none = torch.zeros_like(latents[0, 0])
-        masks = [engine.masks(row).get("trial", none).cpu() for row in complete]
-        taken = [told.steps for row in complete for told in engine.readings(row).values()]
+        for first in range(0, len(starts), AT_ONCE):
+            engine.start(starts[first : first + AT_ONCE])
+            while not (complete := engine.step()):
+                pass
+            latents.append(engine.finished(complete).cpu())
+            none = torch.zeros_like(latents[0][0, 0])
+            masks += [engine.masks(row).get(_TRIAL, none).cpu() for row in complete]
+            taken += sum(told.steps for row in complete for told in engine.readings(row).values())
+            engine.reset()
     finally:
         engine.close()
-    return latents, torch.stack(masks), sum(taken) / len(prompts)
+    return torch.cat(latents), torch.stack(masks), taken / len(prompts)

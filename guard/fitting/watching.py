@@ -15,7 +15,8 @@ from steering.methods.irece import standing_out
 from steering.prompted import PromptBank
 from steering.table import RowGuard
 
-_AT_ONCE = 16
+AT_ONCE = 16
+"""Pictures."""
 _NAME = "watch"
 
 
@@ -64,13 +65,13 @@ def watch(
     """Draw a picture of each prompt, as `Painter.draw` does, and keep what is seen at `looks`."""
     recorder = _Recorder(painter.family.channels, looks, reads)
     engine = DiffusionEngine(
-        painter.family, PromptBank(), capacity=_AT_ONCE, erasers=[recorder], forward=None
+        painter.family, PromptBank(), capacity=AT_ONCE, erasers=[recorder], forward=None
     )
     guard = RowGuard(_NAME, threshold=0.0, strength=1.0)
     estimates, maps = [], []
     try:
-        for first in range(0, len(prompts), _AT_ONCE):
-            part = prompts[first : first + _AT_ONCE]
+        for first in range(0, len(prompts), AT_ONCE):
+            part = prompts[first : first + AT_ONCE]
             engine.start(
                 [
                     PictureStart(

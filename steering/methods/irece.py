@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from classifiers.latents import LatentClassifiers, stacked
-from steering.erasing import Found, Looks, Read, Seen
+from steering.erasing import Found, Looks, Read, Seen, coarser
 from steering.methods.embedding import EmbeddingGuard, numbers
 from steering.methods.latents import LatentScreen, loaded
 
@@ -45,6 +45,8 @@ class IreceEraser:
         self.names: Sequence[str] = tuple(guard.name for guard in guards)
         self.reads: Sequence[Sequence[Read]] = tuple(map(tuple, reads))
         self.looks: Sequence[Looks] = tuple(_looks(guard) for guard in guards)
+        for guard, own in zip(guards, self.reads, strict=True):
+            _require_bounds(guard, own)
         sizes = [len(own) for own in classifiers]
         self._screen = LatentScreen(self.names, stacked(classifiers), sizes)
         self.channels = self._screen.channels
@@ -103,6 +105,14 @@ def _looks(guard: EmbeddingGuard) -> Looks:
     return Looks(level, int(count))
 
 
+def _require_bounds(guard: EmbeddingGuard, reads: Sequence[Read]) -> None:
+    for key, least, most in (("votes", 0.0, 1e3), ("mask", 0.0, 1.0), ("smoothing", 0.0, 0.5)):
+        if not least <= guard.number(key) <= most:
+            raise ValueError(f"guard {guard.name}: {key} must lie in {least:g}..{most:g}")
+    if not reads and not guard.number("votes"):
+        raise ValueError(f"guard {guard.name}: without reads and votes it finds no place")
+
+
 def _replacement(guard: EmbeddingGuard) -> int:
     named = guard.settings.get("replacement")
     if named not in REPLACEMENTS:
@@ -121,19 +131,21 @@ def standing_out(maps: Tensor) -> Tensor:
 def votes_map(votes: Tensor, shape: Sequence[int]) -> Tensor:
     """Votes `[pairs, frames, places]` as deviations, on a grid `shape`: (frames,) height, width."""
     height, width = shape[-2:]
-    rows = round(math.sqrt(votes.shape[-1] * height / width))
-    apart = votes.flatten(0, 1).view(-1, 1, rows, votes.shape[-1] // rows)
+    apart = votes.flatten(0, 1).view(-1, 1, *coarser((height, width), votes.shape[-1]))
     fine = F.interpolate(apart, size=(height, width), mode="bilinear", align_corners=False)
     return standing_out(fine.view(len(votes), *shape))
 
 
 def smoothed(maps: Tensor, deviation: Tensor) -> Tensor:
-    """By a Gaussian of `deviation [maps]`, in shares of the picture's shorter side."""
+    """By a Gaussian of `deviation [maps]`, in shares of the picture's shorter side, two of them
+    wide to each side."""
     height, width = maps.shape[-2:]
     places = deviation * min(height, width)
     reach = max(1, math.ceil(2 * float(places.max())))
     at = torch.arange(-reach, reach + 1, device=maps.device)
     kernel = torch.exp(-(at**2) / (2 * places.clamp(min=1e-3)[:, None] ** 2))
+    # no map is smoothed farther because another one is
+    kernel = kernel * (at.abs() <= (2 * places).ceil().clamp(min=1)[:, None])
     kernel = kernel / kernel.sum(1, keepdim=True)
     count = len(maps)
     one = maps.reshape(count, -1, height, width).transpose(0, 1)

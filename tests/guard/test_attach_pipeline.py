@@ -11,6 +11,7 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, StableDiffusionPipeline, UNet2DModel
 
 import guard
+from guard.artifact import Artifact
 from guard.config import Config, GuardConfig, PolicyConfig, ServerConfig
 from guard.errors import (
     ConfigError,
@@ -178,7 +179,7 @@ def test_nan_fails_closed_or_open_as_the_policy_says(pipeline: Any, folder: Path
 def test_guards_of_the_guidance_are_refused(pipeline: Any, folder: Path) -> None:
     before = dict(vars(pipeline))
     with (
-        pytest.raises(GuardFailed, match="guard guide acts on the guidance"),
+        pytest.raises(GuardFailed, match="guard guide acts on each step"),
         guard.attached(pipeline, "test", config=config(folder, "knife", "guide")),
     ):
         pass
@@ -209,6 +210,24 @@ def test_an_overlay_is_drawn_with_by_the_rows_that_fire(pipeline: Any, folder: P
     assert np.array_equal(draw(pipeline, prompts), bare) and weights_hash(pipeline) == before
     modules = pipeline.unet.modules()
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in modules)
+
+
+def test_both_halves_of_guidance_are_drawn_by_the_edited_model(pipeline: Any, folder: Path) -> None:
+    prompts = [KNIFE, CAT]
+    bare = draw(pipeline, prompts)
+    with guard.attached(pipeline, "test", config=config(folder, "overlay", action="overlay")):
+        guarded = draw(pipeline, prompts)
+    tensors = Artifact.load(folder / "overlay.safetensors").tensors
+    layers = dict(pipeline.unet.named_modules())
+    with torch.no_grad():
+        for name, writes in tensors.items():
+            if name.startswith("writes."):
+                edit = torch.from_numpy(writes.T @ tensors["reads.0"])
+                layers[name.removeprefix("writes.")].weight += edit
+    edited = draw(pipeline, prompts)
+    assert np.abs(guarded[0] - edited[0]).max() < 1e-4
+    assert np.abs(guarded[0] - bare[0]).max() > 1e-3, "the edit is not seen"
+    assert np.array_equal(guarded[1], bare[1])
 
 
 def test_an_overlay_that_only_watches_hooks_nothing(pipeline: Any, folder: Path) -> None:

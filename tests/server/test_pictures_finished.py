@@ -11,6 +11,7 @@ import pytest
 from guard.errors import ContentBlocked, GuardFailed
 from server.errors import EngineFailed
 from server.service import Drawn
+from steering.prompted import PromptReading
 from tests.guard.toy_pictures import BLINDING, CONCEPT, NAN, PAINTED, STUBBORN
 from tests.server.picture_stand import PictureStand, picture_stand
 from tests.server.test_pictures import CAPACITY, QUEUE, ask, outcome, run, same, together, until
@@ -221,6 +222,25 @@ def test_a_client_that_goes_while_the_replacement_is_drawn_loses_its_row_only(
     assert [v.request_id for v in stand.verdicts] == [f"replace-look:{SHOWN}", "none:b"]
     # what had been read by then is on record
     assert stand.verdicts[0].guards[0].fired and len(stand.audit()) == 2
+
+
+def test_what_was_read_on_the_way_is_on_record_when_a_client_goes(
+    stand: PictureStand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = PromptReading(9.0, 0.5, True, steps=2, position=3, area=0.25, peak=4.0)
+    monkeypatch.setattr(stand.engine, "readings", lambda _row: {"look": late})
+
+    async def hang_up() -> None:
+        stand.engine.pace_s = 0.005
+        (gone,) = stand.service.submit([ask(policy="refine-look", steps=60)])
+        await until(lambda: stand.engine.steps > 3)
+        await gone.aclose()
+        await until(lambda: stand.engine.rows == 0)
+
+    run(hang_up)
+    (verdict,) = stand.verdicts
+    assert verdict.guards[0].fired and verdict.guards[0].score == 9.0
+    assert stand.audit()[0]["guards"][0]["position"] == 3
 
 
 def test_a_full_batch_replaces_in_place_while_others_wait(stand: PictureStand) -> None:

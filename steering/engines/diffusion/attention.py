@@ -11,7 +11,7 @@ its queries and keys by (RoPE) are left out: what is asked is what a place shows
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from steering.conditioning import Conditioning
 from steering.engines.diffusion.families import Family
-from steering.erasing import Read
+from steering.erasing import Read, coarser
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,11 @@ class _Projection:
     of: int
     norm: Any
     heads: int
+
+    @property
+    def width(self) -> int:
+        """Of one head."""
+        return int(self.module.out_features) // (self.of * self.heads)  # type: ignore[arg-type]
 
     def heads_of(self, output: Tensor) -> Tensor:
         """`[rows, tokens, heads, width]` of what the layer has given, as attention takes them."""
@@ -89,6 +94,24 @@ def _hidden(layer: str, what: str) -> str:
     )
 
 
+def require_reads(modules: Mapping[str, nn.Module], reads: Sequence[Read]) -> None:
+    """Raise ValueError for a read that is none of `modules`, a family's `readable` ones."""
+    for read in reads:
+        if read.layer not in modules:
+            raise ValueError(f"the model has no layer {read.layer!r} whose attention can be read")
+        projection = _queries(modules[read.layer])
+        if read.head >= projection.heads:
+            raise ValueError(
+                f"{read.layer} has {projection.heads} heads, none of number {read.head}"
+            )
+        widths = {read.keys.shape[-1], read.others.shape[-1]}
+        if widths != {projection.width}:
+            raise ValueError(
+                f"{read.layer} has keys of {projection.width} numbers a head, not of "
+                f"{', '.join(map(str, sorted(widths)))}"
+            )
+
+
 class AttentionSeam:
     """Hooks that read the queries of a network's rows: a `RowSeam` of `forwards.py`.
 
@@ -99,22 +122,28 @@ class AttentionSeam:
 
     def __init__(self, family: Family, reads: Sequence[Read]) -> None:
         modules = family.readable
-        if unknown := sorted({read.layer for read in reads} - set(modules)):
-            raise ValueError(f"the model has no layer {unknown[0]!r} whose attention can be read")
+        require_reads(modules, reads)
         self._shape, self._device = family.shape[1:], family.device
         self._layers: list[_Layer] = []
         self._place: dict[int, tuple[int, int]] = {}
         """Of each read: its layer, and its number there."""
         self._handles: list[Any] = []
+        try:
+            self._attach(modules, reads)
+            self._prove(family)
+        except BaseException:
+            self.remove()
+            raise
+        self.ask([], [])
+
+    def _attach(self, modules: Mapping[str, nn.Module], reads: Sequence[Read]) -> None:
         for name in dict.fromkeys(read.layer for read in reads):
             own = [number for number, read in enumerate(reads) if read.layer == name]
             self._place |= {number: (len(self._layers), i) for i, number in enumerate(own)}
-            layer = _Layer(_queries(modules[name]), [reads[i] for i in own], name, family.device)
+            layer = _Layer(_queries(modules[name]), [reads[i] for i in own], name, self._device)
             hook = layer.projection.module.register_forward_hook(self._hook(len(self._layers)))
             self._layers.append(layer)
             self._handles.append(hook)
-        self._prove(family)
-        self.ask([], [])
 
     def remove(self) -> None:
         """Take every hook off again."""
@@ -157,7 +186,7 @@ class AttentionSeam:
 
     @torch.no_grad()
     def _prove(self, family: Family) -> None:
-        """See once that every layer's queries come by."""
+        """See once that every layer's queries come by, and are those of a grid of places."""
         first = {layer: read for read, (layer, number) in self._place.items() if number == 0}
         if not first:
             return
@@ -167,8 +196,8 @@ class AttentionSeam:
         self.leave()
         hidden = [layer for layer, said in zip(first, self._found, strict=True) if said is None]
         if hidden:
-            self.remove()
             raise ValueError(_hidden(self._layers[hidden[0]].name, "queries"))
+        self.scores()
 
     def _hook(self, layer: int) -> Any:
         def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
@@ -192,11 +221,9 @@ class _Layer:
     def __init__(
         self, projection: _Projection, reads: Sequence[Read], name: str, device: torch.device
     ) -> None:
-        if strange := [read.head for read in reads if read.head >= projection.heads]:
-            raise ValueError(f"{name} has {projection.heads} heads, none of number {strange[0]}")
+        width = projection.width
         self.projection, self.name = projection, name
         self._heads = torch.tensor([read.head for read in reads], device=device)
-        width = reads[0].keys.shape[-1]
         longest = [max(len(getattr(read, name)) for read in reads) for name in ("keys", "others")]
         self._split = longest[0]
         self._keys = torch.zeros(len(reads), sum(longest), width, device=device)
@@ -222,8 +249,7 @@ def _on_grid(score: Tensor, shape: tuple[int, ...]) -> Tensor:
     """`[places]` of a layer whose grid is coarser by a whole factor, as one of `shape`."""
     height, width = shape[-2:]
     frames = math.prod(shape[:-2])
-    factor = round(math.sqrt(frames * height * width / len(score)))
-    apart = score.view(frames, 1, height // factor, width // factor)
+    apart = score.view(frames, 1, *coarser((height, width), len(score) // frames))
     fine = F.interpolate(apart, size=(height, width), mode="bilinear", align_corners=False)
     return fine.view(shape)
 

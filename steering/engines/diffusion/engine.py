@@ -157,8 +157,9 @@ class DiffusionEngine:
         self._projections.install(overlays or OverlayBank())
         self._bank, self._guides = bank, tuple(guides)
         self._finished = finished or PictureBank()
+        erasing = Erasing(erasers, self.family, apart=self._apart)
         self._erasing.close()
-        self._erasing = Erasing(erasers, self.family)
+        self._erasing = erasing
         self._forwards = Forwards(
             self.family, self._rows_of_forward, [self._projections, self._erasing.seam]
         )

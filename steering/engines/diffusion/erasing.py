@@ -64,15 +64,17 @@ class _Pair:
         return fires
 
     def broke(self, mask: Tensor, peak: float) -> None:
-        """Take in that it has written over `mask`."""
+        """Take in that it has written over `mask`; a peak that is no number tells of no place."""
         assert self.reading is not None
         mask = mask.detach()
         self.mask = mask if self.mask is None else torch.maximum(self.mask, mask)
+        before, told = self.reading.peak, math.isfinite(peak)
         self.reading = replace(
             self.reading,
+            valid=self.reading.valid and told,
             steps=self.reading.steps + 1,
             area=float(self.mask.mean()),
-            peak=max(peak, self.reading.peak or peak),
+            peak=max(peak, peak if before is None else before) if told else before,
         )
 
     def settle(self, score: float) -> None:
@@ -91,12 +93,19 @@ class Erasing:
     """The erasers of one model and the pairs of its running batch. Not thread-safe.
 
     Rows are added, moved and removed as in `steering.table.Table`. One step of an engine is `look`,
-    the forwards with `seam` among theirs, then `write`. Raises ValueError for a guard that reads a
-    layer which the model does not have, or another number of channels.
+    the forwards with `seam` among theirs, then `write`. `apart`: what is found on a row must not
+    depend on its company, so that each is looked at by itself. Raises ValueError for a guard that
+    reads a layer which the model does not have or that takes another number of channels, and for
+    two of one name.
     """
 
-    def __init__(self, erasers: Sequence[Eraser], family: Family) -> None:
-        self._erasers, self._family = tuple(erasers), family
+    def __init__(self, erasers: Sequence[Eraser], family: Family, *, apart: bool = False) -> None:
+        self._erasers, self._family, self._apart = tuple(erasers), family, apart
+        if strange := [e.channels for e in erasers if e.channels != family.channels]:
+            raise ValueError(
+                f"an eraser takes latents of {strange[0]} channels, the model's have "
+                f"{family.channels}"
+            )
         self._tables: dict[int, Estimates] = {}
         """By the place of a path in the sampler's tables."""
         self._index = {
@@ -104,6 +113,8 @@ class Erasing:
             for number, eraser in enumerate(erasers)
             for column, name in enumerate(eraser.names)
         }
+        if len(self._index) != sum(len(eraser.names) for eraser in erasers):
+            raise ValueError("two guards of a model's erasers have the same name")
         reads = [read for eraser in erasers for own in eraser.reads for read in own]
         self.seam = AttentionSeam(family, reads)
         numbers = iter(range(len(reads)))
@@ -129,7 +140,8 @@ class Erasing:
         for guard in guards:
             if guard.name in self and not self._looks(guard.name, self._told(path)):
                 raise ValueError(
-                    f"{guard.name} finds no evaluation of {path.drawing} at which it could look"
+                    f"{guard.name} finds no evaluation of {path.drawing} at which it could look: "
+                    "ask for more steps"
                 )
 
     def add(self, row: int, guards: Sequence[RowGuard], path: Path, seed: int) -> None:
@@ -172,7 +184,7 @@ class Erasing:
         """
         self._done = done
         self._due = [pair for pair in self._pairs if done[pair.row] in pair.looks]
-        asked = [(plain[p.row], r) for p in self._due for r in self._reads[p.eraser][p.column]]
+        asked = [(plain[pair.row], read) for pair in self._due for read in self._asked(pair)]
         self.seam.ask([row for row, _ in asked], [read for _, read in asked])
 
     def write(self, step: Step) -> tuple[Tensor, Tensor]:
@@ -183,16 +195,18 @@ class Erasing:
         moved, carry = step.moved, step.carry
         if not self._due:
             return moved, carry
-        sizes = [len(self._reads[pair.eraser][pair.column]) for pair in self._due]
-        attended = torch.split(self.seam.scores(), sizes)
-        for number, eraser in enumerate(self._erasers):
-            own = [i for i, pair in enumerate(self._due) if pair.eraser == number]
-            if own:
-                pairs = [self._due[i] for i in own]
-                moved, carry = self._erase(
-                    eraser, pairs, [attended[i] for i in own], step, moved, carry
-                )
+        attended = torch.split(self.seam.scores(), [len(self._asked(pair)) for pair in self._due])
+        together: dict[tuple[int, int], list[int]] = {}
+        for i, pair in enumerate(self._due):
+            together.setdefault((pair.eraser, pair.row if self._apart else 0), []).append(i)
+        for (number, _), own in sorted(together.items()):
+            pairs, maps = [self._due[i] for i in own], [attended[i] for i in own]
+            moved, carry = self._erase(self._erasers[number], pairs, maps, step, moved, carry)
         return moved, carry
+
+    def _asked(self, pair: _Pair) -> Sequence[int]:
+        """The reads that it takes: none where nobody is to know the place."""
+        return self._reads[pair.eraser][pair.column] if pair.guard.acts else ()
 
     def settle(self, rows: Sequence[int], finished: Tensor) -> None:
         """Let what has fired on rows that are complete see `finished [rows, channels, ...]`."""

@@ -28,8 +28,8 @@ class Estimates:
     `sample` and `output` are p and q. `next_signal` and `next_noise` say of what the sample behind
     an evaluation is made, `history` how much of x̂_0 the sampler's carry then is. `whole` is False
     where the carry is something else, in the middle of a step of a scheduler of a higher order:
-    nobody else may write the sample there. `level` is the noise's share before an evaluation,
-    `noise / √(signal² + noise²)`.
+    nobody else may write the sample there; and where no picture can be told. `level` is the
+    noise's share before an evaluation, `noise / √(signal² + noise²)`.
     """
 
     sample: Tensor
@@ -48,13 +48,14 @@ def estimates_of(scheduler: Any, schedule: Schedule) -> Estimates:
     kept, made = schedule.next_sample, schedule.next_output
     history = torch.where(made == 0, 0.0, made / output)
     spread = (history * sample - kept).abs()
+    told = (sample != 0) | (output != 0)
     return Estimates(
         sample=sample,
         output=output,
         next_signal=torch.cat([schedule.signal[1:], one]),
         next_noise=torch.cat([schedule.noise[1:], none]),
         history=history,
-        whole=history.isfinite() & (spread <= 1e-3 * kept.abs().clamp(min=1e-3)),
+        whole=told & history.isfinite() & (spread <= 1e-3 * kept.abs().clamp(min=1e-3)),
         level=schedule.noise / (schedule.signal**2 + schedule.noise**2).sqrt(),
     )
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from classifiers.latents import LatentRecipe, train_latents
+from classifiers.latents import LatentClassifiers, LatentRecipe, train_latents
 from steering.erasing import Seen
 from steering.methods import irece
 from steering.methods.embedding import EmbeddingGuard
@@ -141,6 +141,32 @@ def test_smoothing_keeps_what_there_is_and_each_has_its_own(shape: tuple[int, ..
     assert (made[0, ..., 4, 4] > 2 * made[1, ..., 4, 4]).all()
 
 
+def test_a_guard_smooths_no_farther_in_company() -> None:
+    maps = torch.rand(2, 16, 16, generator=torch.Generator().manual_seed(1))
+    alone = smoothed(maps[:1], torch.tensor([0.06]))
+    beside = smoothed(maps, torch.tensor([0.06, 0.4]))[:1]
+    torch.testing.assert_close(beside, alone)
+
+
+@pytest.mark.parametrize("shape", [(17, 128), (65, 65), (9, 16), (3, 16, 65)])
+def test_votes_stand_where_they_were_cast(shape: tuple[int, ...]) -> None:
+    height, width = shape[-2:]
+    latents = torch.zeros(1, CHANNELS, *shape)
+    latents[..., height // 2 :, width // 2 :] = 1.0
+    nothing = torch.zeros(1, 1)
+    first = torch.zeros(1, 1, CHANNELS, 3, 3)
+    first[..., 1, 1] = 1.0
+    half = torch.zeros(1, 1, 1, 3, 3)
+    half[..., 1, 1] = 1.0
+    weights = first, half, half, half, half[..., 1:2, 1:2]
+    votes = LatentClassifiers(weights, (nothing,) * 5).votes(latents)[:, 0]
+    made = irece.votes_map(votes, shape)[0]
+    there = latents[0, 0].bool()
+    assert made[there].mean() > 0.5 > -0.2 > made[~there].mean()
+    corner = made[..., -1, -1]
+    assert (corner > 0).all() and (made[..., 0, :] < corner[..., None]).all()
+
+
 def test_each_replacement_is_what_its_name_says() -> None:
     estimate = torch.arange(32.0).view(1, 2, 4, 4).expand(3, -1, -1, -1).clone()
     mask = torch.zeros(3, 4, 4)
@@ -166,6 +192,10 @@ def test_each_replacement_is_what_its_name_says() -> None:
         ({"looks": 0}, "looks be 1 to 1000"),
         ({"looks": 2.5}, "looks be 1 to 1000"),
         ({"mask": "half"}, "mask must be a finite number"),
+        ({"mask": 1.5}, "mask must lie in 0..1"),
+        ({"votes": -1.0}, "votes must lie in 0..1000"),
+        ({"smoothing": 1e9}, "smoothing must lie in 0..0.5"),
+        ({"reads": [], "votes": 0.0}, "without reads and votes it finds no place"),
     ],
 )
 def test_an_artifact_that_does_not_hold_is_refused(

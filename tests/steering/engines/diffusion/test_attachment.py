@@ -251,7 +251,7 @@ def test_other_layers_of_an_encoder_are_refused() -> None:
 def test_guards_of_the_guidance_are_refused() -> None:
     family = built("stable diffusion")
     before = dict(vars(family.pipeline))
-    with pytest.raises(Unfollowed, match="guard g acts on the guidance"):
+    with pytest.raises(Unfollowed, match="guard g acts on each step"):
         PipelineAttachment(family, PromptBank([Push("g")]), [carried("g")], quiet, unfollowed=["g"])
     assert vars(family.pipeline) == before
     with attached(family, Push("g"), [carried("g", acts=False)], unfollowed=["g"]) as made:

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from steering.conditioning import Conditioning
 from steering.engines.diffusion.attention import AttentionSeam, text_keys
-from steering.engines.diffusion.families import Family
+from steering.engines.diffusion.families import Family, family_of
 from steering.engines.diffusion.forwards import Forwards
 from steering.erasing import Read
 from tests.steering.engines.diffusion import tiny
@@ -106,6 +106,19 @@ def _same(score: Tensor, values: Tensor) -> bool:
         values.view(1, 1, side, side), size=score.shape, mode="bilinear", align_corners=False
     )
     return torch.allclose(score, fine[0, 0], atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_picture_whose_side_is_no_power_of_two_is_read() -> None:
+    pipeline = tiny.built("stable diffusion").pipeline
+    family = family_of(pipeline, height=18, width=10)
+    assert family.shape[1:] == (9, 5)
+    seam = AttentionSeam(family, reads_of(family, slice(1, 3), slice(3, 6)))
+    seam.ask([0] * 2, [0, len(seam._place) - 1])
+    seam.enter(torch.arange(1))
+    family.predict(*inputs(family, 1))
+    assert seam.scores().shape == (2, 9, 5)
+    seam.remove()
 
 
 @torch.no_grad()

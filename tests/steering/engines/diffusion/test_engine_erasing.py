@@ -17,8 +17,11 @@ from steering.engines.diffusion.engine import DiffusionEngine, PictureStart
 from steering.engines.diffusion.estimates import estimates_of
 from steering.engines.diffusion.families import Family
 from steering.erasing import Found, Looks, Read, Seen
+from steering.methods.embedding import EmbeddingGuard
+from steering.methods.irece import IreceEraser
 from steering.prompted import PromptReading
 from steering.table import RowGuard
+from tests.classifiers.nets import drawn_net
 from tests.steering.engines.diffusion import tiny
 from tests.steering.engines.diffusion.screens import carried
 from tests.steering.engines.diffusion.test_engine import (
@@ -334,3 +337,88 @@ def test_looks_are_spread_over_the_way_and_end_with_the_last(
 ) -> None:
     levels, able = [1.0, 0.9, 0.7, 0.5, 0.1], [True, True, False, True, True]
     assert Looks(level, count).among(levels, able) == expected
+
+
+def drawn_eraser(family: Family, *names: str) -> IreceEraser:
+    """IRECE with classifiers of the size of fitted ones, which know nothing."""
+    layer, module = next(iter(family.readable.items()))
+    width = module.inner_dim // module.heads  # type: ignore[operator]
+    draw = torch.Generator().manual_seed(0)
+    settings: dict[str, Any] = {"level": 1.0, "looks": 9, "votes": 1.0, "mask": 0.4}
+    guards = [
+        EmbeddingGuard(
+            name, {}, settings | {"smoothing": 0.05 + 0.2 * i, "replacement": "background"}
+        )
+        for i, name in enumerate(names)
+    ]
+    reads = [[Read(layer, 0, *torch.randn(2, 3, width, generator=draw))] for _ in names]
+    nets = [drawn_net(4, family.channels, hidden=(24, 32), seed=i) for i in range(len(names))]
+    return IreceEraser(guards, reads, nets, "cpu")
+
+
+@pytest.mark.parametrize("name", ["emoji", "flux", "wan"])
+def test_what_a_classifier_finds_on_a_row_is_not_its_companys_doing(name: str) -> None:
+    family = built(name)
+    eraser = drawn_eraser(family, "a", "b", "c")
+    starts = [
+        guarded(start, *(carried(guard, strength=0.7) for guard in "abc"[: 1 + i % 3]))
+        for i, start in enumerate(STARTS)
+    ]
+    together, read = drawn(engine(family, erasers=[eraser]), starts)
+    for i, start in enumerate(starts):
+        one, told = drawn(engine(family, erasers=[eraser]), [start])
+        assert torch.equal(together[i][0], one[0][0])
+        # to the last bit of what is told of it, of which a mask may hang
+        assert read[i] == told[0] and all(each.area and each.peak for each in read[i].values())
+
+
+def test_who_only_looks_reads_no_attention() -> None:
+    family = tiny.built("emoji")
+    made = engine(family, erasers=[drawn_eraser(family, "a")])
+    asked: list[int] = []
+    own = made._erasing.seam.ask
+
+    def ask(rows: Sequence[int], reads: Sequence[int]) -> None:
+        asked.append(len(rows))
+        own(rows, reads)
+
+    made._erasing.seam.ask = ask  # type: ignore[method-assign]
+    made.start([guarded(STARTS[0], carried("a", acts=False))])
+    while not made.step():
+        pass
+    told = made.readings(0)["a"]
+    assert told.fired and not told.resolved and told.area is None and not any(asked)
+    made.close()
+
+
+def test_a_place_that_is_no_number_makes_the_reading_invalid() -> None:
+    class Lost(Sponge):
+        def find(self, seen: Seen) -> Found:
+            found = super().find(seen)
+            return replace(found, mask=0 * found.mask, peak=found.peak * torch.nan)
+
+    eraser = Lost("p")
+    _, read = drawn(erasing(built("emoji"), eraser), [guarded(STARTS[0], carried("p"))])
+    told = read[0]["p"]
+    assert told.fired and not told.valid and told.peak is None and told.area == 0.0
+
+
+def test_what_does_not_fit_leaves_the_engine_as_it_was() -> None:
+    family = tiny.built("emoji")
+    made = engine(family, erasers=[drawn_eraser(family, "a")])
+    bank = made._bank
+    hooks = sum(len(module._forward_hooks) for module in family.denoiser.modules())
+    with pytest.raises(ValueError, match="takes latents of 3 channels, the model's have 8"):
+        made.use(bank, erasers=[Sponge("p", channels=3)])
+    with pytest.raises(ValueError, match="two guards of a model's erasers"):
+        made.use(bank, erasers=[Sponge("p"), Sponge("p")])
+    layer = next(iter(family.readable))
+    narrow = Read(layer, 0, torch.ones(1, 3), torch.ones(1, 3))
+    with pytest.raises(ValueError, match="keys of .* numbers a head, not of 3"):
+        made.use(bank, erasers=[Sponge("p", reads=[narrow])])
+    assert hooks == sum(len(module._forward_hooks) for module in family.denoiser.modules())
+    made.start([guarded(STARTS[0], carried("a"))])
+    while not made.step():
+        pass
+    assert made.readings(0)["a"].steps
+    made.close()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
 
-from steering.engines.diffusion.estimates import clean_coefficients
+from steering.engines.diffusion.estimates import clean_coefficients, estimates_of
 from steering.engines.diffusion.samplers import Schedule, probe
 from tests.steering.engines.diffusion.test_samplers import FIT, arrange
 
@@ -50,6 +50,14 @@ def test_where_there_is_noise_alone_nothing_is_told() -> None:
     schedule = replace(schedule, signal=schedule.signal * 0)
     p, q = clean_coefficients(scheduler, schedule)
     assert not p.any() and not q.any()
+
+
+def test_noise_of_which_no_picture_can_be_told_is_not_looked_at() -> None:
+    scheduler = DDIMScheduler(clip_sample=False)
+    schedule = probe(scheduler, arrange, 4)
+    blind = replace(schedule, signal=schedule.signal * torch.tensor([0.0, 1, 1, 1]))
+    assert estimates_of(scheduler, schedule).whole.tolist() == [True] * 4
+    assert estimates_of(scheduler, blind).whole.tolist() == [False, True, True, True]
 
 
 def test_another_reading_than_the_schedulers_is_refused() -> None:

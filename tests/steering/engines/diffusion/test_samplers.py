@@ -173,6 +173,9 @@ def test_a_schedule_may_begin_later_as_in_pipelines_that_start_from_a_picture(
     sampler = Sampler(scheduler, arrange)
     schedule, offset = sampler.schedule(7, skipped), sampler.offset(7, skipped)
     assert torch.equal(schedule.timestep, own.timesteps[first:].float())
+    whole = sampler.schedule(7)
+    assert torch.equal(schedule.signal, whole.signal[first:])
+    assert torch.equal(schedule.noise, whole.noise[first:])
     sample = schedule.signal[0] * picture + schedule.noise[0] * noise
     torch.testing.assert_close(sample, reference, rtol=1e-4, atol=1e-4)
     carry = torch.zeros_like(sample)

@@ -1,0 +1,89 @@
+"""Real pictures to learn from: what a guard of the latents would see of them on their way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from guard.concept import Concept
+from guard.errors import DataError
+from guard.evaluation.erasure.scenes import latents_of
+from guard.painter import Painter
+from guard.prompts import ScenePicture, read_rows
+from steering.engines.diffusion.estimates import estimates_of
+from steering.engines.diffusion.samplers import Sampler
+from steering.erasing import Looks
+
+_AT_ONCE = 16
+
+
+@dataclass(frozen=True)
+class Given:
+    """Clean latents `[pictures, channels, height, width]`, and which of them show the concept."""
+
+    latents: Tensor
+    shown: Tensor
+
+
+def read_given(painter: Painter, concept: Concept, path: Path) -> Given:
+    """The pictures of a JSON Lines file, whose paths are relative to it.
+
+    A picture shows the concept where its row names it, by the last part of the concept's name.
+    Raises DataError where none does, or all do.
+    """
+    label = concept.name.rpartition("/")[2]
+    rows = [
+        row.model_copy(update={"picture": str(path.parent / row.picture)})
+        for row in read_rows(path, ScenePicture)
+    ]
+    shown = torch.tensor([label in (row.concept, *row.kept) for row in rows])
+    if not shown.any() or shown.all():
+        raise DataError(
+            f"{path}: pictures with {label!r} and without it are wanted, not of one kind"
+        )
+    return Given(latents_of(painter.family, rows).cpu(), shown)
+
+
+@torch.no_grad()
+def given_estimates(
+    painter: Painter,
+    latents: Tensor,
+    looks: Looks,
+    *,
+    steps: int,
+    seed: int,
+    tick: Callable[[int], None] = lambda _pictures: None,
+) -> Tensor:
+    """What each look sees of pictures under noise, `[pictures, looks, channels, ...]`.
+
+    The network is asked without a prompt. What it makes of a picture that it has not drawn is not
+    quite what it draws: that is what there is to be learned.
+    """
+    family = painter.family
+    schedule = Sampler(family.scheduler, family.arrange).schedule(steps)
+    tables = estimates_of(family.scheduler, schedule)
+    at = sorted(looks.among(tables.level.tolist(), tables.whole.tolist()))
+    plain = family.unconditional([""])
+    draw = torch.Generator().manual_seed(seed)
+    found = []
+    for part in latents.split(_AT_ONCE):  # type: ignore[no-untyped-call]
+        clean, rows = family.packed(part.to(family.device)), len(part)
+        noise = torch.randn(clean.shape, generator=draw).to(clean)
+        each = []
+        for step in at:
+            sample = schedule.signal[step] * clean + schedule.noise[step] * noise
+            said = family.predict(
+                sample * schedule.input_scale[step],
+                schedule.timestep[step].repeat(rows).to(clean.device),
+                plain.expand(rows),
+                torch.ones(rows, device=clean.device),
+            ).float()
+            estimate = tables.sample[step] * sample + tables.output[step] * said
+            each.append(family.unpacked(estimate).cpu())
+        found.append(torch.stack(each, 1))
+        tick(rows)
+    return torch.cat(found)
