@@ -107,6 +107,7 @@ def _policy(config: Config, name: str, guards: Mapping[str, dict[str, Any]]) -> 
         "on_error": policy.on_error,
         "fallback": policy.fallback,
         "replacement": policy.replacement,
+        "debug": policy.debug,
         "guards": [guards[guard] for guard in policy.guards],
         "asked_for_by": _askers(config, name),
     }
@@ -175,6 +176,7 @@ def _tables(meaning: dict[str, Any]) -> list[Table]:
             replacement = json.dumps(policy["replacement"], ensure_ascii=False)
             instead = f" by {replacement}" if policy["replacement"] else ""
             title += f", fallback {policy['fallback']}{instead}"
+            title += ", shows where guards have written" if policy["debug"] else ""
         if name == NO_POLICY:
             title = f"Policy {name}: no guards, for {askers}"
         table = _table(title, "guard", "concept", "method", *_TUNABLE, "fits model")

@@ -98,7 +98,8 @@ class PolicyConfig(_Section):
 
     "steer", "overlay", "refine" and "perturb" are the method's own action, whichever of these that
     is. `fallback` says what becomes of a picture out of which the concept could not be taken: it is
-    blocked, or the prompt `replacement` is drawn in its place.
+    blocked, or the prompt `replacement` is drawn in its place. `debug` lets requests ask where on
+    their pictures the guards have written.
     """
 
     guards: Names = ()
@@ -106,6 +107,7 @@ class PolicyConfig(_Section):
     on_error: OnError = "closed"
     fallback: Fallback = "block"
     replacement: str | None = Field(default=None, min_length=1, max_length=MAX_PROMPT_CHARS)
+    debug: bool = False
 
 
 class KeyConfig(_Section):

@@ -15,6 +15,7 @@ from typing import Any, get_args
 from urllib.parse import urlsplit
 
 from fastapi import Request
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import from_json
 from python_multipart.exceptions import FormParserError
@@ -77,7 +78,7 @@ def _take(found: dict[str, Any], part: _Part, schema: type[ModelRequest]) -> Non
     nested = _NESTED.fullmatch(part.name)
     name, key = nested.groups() if nested else (part.name, "")
     value: Any = bytes(part.data) if part.is_file else _text(part)
-    if isinstance(value, str) and not key and not _is_text(schema.model_fields.get(name)):
+    if isinstance(value, str) and _is_json(schema, name, key):
         with suppress(ValueError):
             value = from_json(value, allow_inf_nan=False)
     place, own = (found.setdefault(name, {}), key) if key else (found, name)
@@ -91,6 +92,16 @@ def _text(part: _Part) -> str:
         return part.data.decode()
     except UnicodeDecodeError:
         raise InvalidParameter(f"'{part.name[:80]}' is not UTF-8.", param=part.name[:80]) from None
+
+
+def _is_json(schema: type[ModelRequest], name: str, key: str) -> bool:
+    """Whether the field `name`, or what it has under `key`, is no text."""
+    field = schema.model_fields.get(name)
+    if not key:
+        return not _is_text(field)
+    kinds = () if field is None else (field.annotation, *get_args(field.annotation))
+    inside = [k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)]
+    return any(key in k.model_fields and not _is_text(k.model_fields[key]) for k in inside)
 
 
 def _is_text(field: FieldInfo | None) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from guard.config_checks import NO_POLICY
 from guard.verdict import gravest
 from server.auth import require_embeddings
 from server.drawing import Drawing
@@ -24,7 +25,7 @@ from server.forms import read_object_or_form
 from server.gateway import Admission, Gateway
 from server.generation import until_disconnect
 from server.openapi import body_of
-from server.picture_files import encode_picture
+from server.picture_files import encode_mask, encode_picture
 from server.picture_schemas import SEED_LIMIT, EditRequest, ImageRequest
 from server.replies import JSONReply
 from server.service import (
@@ -83,7 +84,8 @@ async def _answer(
         drawn = await drawing.pictures()
         files = await asyncio.to_thread(_files, admission.body, drawn)
         exchange_of(request).outcome = gravest(each.verdict.outcome for each in drawn)
-        return _reply(admission, requests, drawn, files)
+        masks = await asyncio.to_thread(_masks, admission, drawn)
+        return _reply(admission, requests, drawn, files, masks)
 
     body = await until_disconnect(request.receive, answer())
     gateway.metrics.count_pictures(admission.service.info.name, len(requests))
@@ -119,6 +121,7 @@ def _requests(gateway: Gateway, admission: Admission[Any, PictureService]) -> li
         raise InvalidParameter(
             "A 'negative_prompt' takes a 'guidance_scale' of more than 1.", param="negative_prompt"
         )
+    debug = _debug(gateway, admission)
     embeddings = _embeddings(gateway, admission)
     seed = secrets.randbits(32) if body.seed is None else body.seed
     return [
@@ -132,9 +135,28 @@ def _requests(gateway: Gateway, admission: Admission[Any, PictureService]) -> li
             negative_prompt=body.negative_prompt,
             tenant=admission.tenant,
             embeddings=embeddings,
+            debug=debug,
         )
         for index in range(body.n)
     ]
+
+
+def _debug(gateway: Gateway, admission: Admission[ImageRequest, PictureService]) -> bool:
+    """Whether the request asks where guards have written, which its policy must allow."""
+    asked = admission.body.guard is not None and admission.body.guard.debug
+    if asked and not gateway.config.policy(admission.policy).debug:
+        name = admission.policy
+        other = (
+            "ask for another policy"
+            if name == NO_POLICY
+            else f"have the operator set 'debug = true' in [policies.{name}]"
+        )
+        raise InvalidParameter(
+            f"The policy {name!r} does not tell where its guards have written: leave "
+            f"'guard.debug' out, or {other}.",
+            param="guard.debug",
+        )
+    return asked
 
 
 def _embeddings(
@@ -159,11 +181,26 @@ def _files(body: ImageRequest, drawn: Sequence[Drawn]) -> list[bytes]:
     ]
 
 
+def _masks(
+    admission: Admission[ImageRequest, PictureService], drawn: Sequence[Drawn]
+) -> list[dict[str, str]]:
+    """For each picture the places over which its guards have written, files in base64."""
+    info = admission.service.info
+    return [
+        {
+            name: base64.b64encode(encode_mask(mask, width=info.width, height=info.height)).decode()
+            for name, mask in each.masks.items()
+        }
+        for each in drawn
+    ]
+
+
 def _reply(
     admission: Admission[Any, PictureService],
     requests: Sequence[PictureRequest],
     drawn: Sequence[Drawn],
     files: Sequence[bytes],
+    masks: Sequence[Mapping[str, str]],
 ) -> dict[str, Any]:
     info: PictureInfo = admission.service.info
     return {
@@ -174,8 +211,9 @@ def _reply(
                 "b64_json": base64.b64encode(file).decode(),
                 "seed": request.seed,
                 "guard": each.verdict.as_dict(),
+                **({"masks": own} if request.debug else {}),
             }
-            for request, each, file in zip(requests, drawn, files, strict=True)
+            for request, each, file, own in zip(requests, drawn, files, masks, strict=True)
         ],
         "output_format": admission.body.output_format,
         "size": info.size,

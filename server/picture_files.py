@@ -30,6 +30,15 @@ _BEST = 100
 """OpenAI's default quality of the lossy ones."""
 
 
+def encode_mask(mask: NDArray[np.uint8], *, width: int, height: int) -> bytes:
+    """`mask` uint8 `[rows, columns]` as a grey PNG of that size, each place as large as it is."""
+    down = np.arange(height) * mask.shape[0] // height
+    right = np.arange(width) * mask.shape[1] // width
+    file = io.BytesIO()
+    Image.fromarray(mask[down[:, None], right]).save(file, "PNG")
+    return file.getvalue()
+
+
 def encode_picture(
     pixels: NDArray[np.uint8], form: PictureFormat, quality: int | None = None
 ) -> bytes:

@@ -17,7 +17,7 @@ from guard.config import MAX_PROMPT_CHARS
 from server.embeddings import Numbers, read_numbers
 from server.errors import InvalidParameter, UnsupportedParameter
 from server.picture_files import FORMATS, PictureFormat
-from server.schemas import ModelRequest
+from server.schemas import GuardOptions, ModelRequest
 
 SEED_LIMIT = 2**63
 _SIZE = re.compile(r"[1-9][0-9]{0,4}x[1-9][0-9]{0,4}")
@@ -35,6 +35,12 @@ def _size(text: str) -> str:
     return text
 
 
+class PictureGuardOptions(GuardOptions):
+    """`debug` asks for the places over which guards have written."""
+
+    debug: bool = False
+
+
 class ImageRequest(ModelRequest):
     no_ops: ClassVar[dict[str, tuple[Any, ...]]] = {
         "background": ("auto", "opaque"),
@@ -49,6 +55,7 @@ class ImageRequest(ModelRequest):
         "svg": (),
     }
 
+    guard: PictureGuardOptions | None = None
     prompt: str
     n: int = Field(1, ge=1)
     size: Annotated[str, AfterValidator(_size)] = "auto"

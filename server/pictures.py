@@ -50,6 +50,7 @@ class Canvas(BatchRow):
         self.blocked = self.replaced = False
         self.beginning: Beginning | None = None
         self.pixels: NDArray[np.uint8] | None = None
+        self.masks: Mapping[str, NDArray[np.uint8]] = {}
 
     @property
     def over(self) -> bool:
@@ -84,7 +85,7 @@ class Canvas(BatchRow):
         elif self.blocked:
             self.send(PictureBlocked(f"A guard of this policy {self._why}.", verdict=verdict))
         elif self.pixels is not None:
-            self.send(Drawn(self.pixels, verdict))
+            self.send(Drawn(self.pixels, verdict, self.masks))
 
     @property
     def _why(self) -> str:
@@ -205,10 +206,16 @@ class DrawingService(EngineLoop[Canvas, DiffusionEngine]):
         whole = [i for i, row in drawn.items() if not row.over and row not in again]
         if whole:
             for index, pixels in zip(whole, self._engine.pictures(whole), strict=True):
-                self._running[index].pixels = pixels
+                row = self._running[index]
+                row.pixels, row.masks = pixels, self._masks(index) if row.request.debug else {}
         self._leave([index for index, row in enumerate(self._running) if row.over])
         self._drop([index for index, row in enumerate(self._running) if row in again])
         self._draw(again)
+
+    def _masks(self, index: int) -> Mapping[str, NDArray[np.uint8]]:
+        """Where the guards of a row have written."""
+        masks = self._engine.masks(index)
+        return {name: (255 * m).round().byte().cpu().numpy() for name, m in masks.items()}
 
     def _screened(self, index: int) -> Decision:
         """What becomes of a row that is drawn, now that its guards have seen the picture."""

@@ -55,6 +55,7 @@ class PictureRequest:
     """One row: the prompt of a picture, how it is drawn, and from what: None is noise.
 
     `embeddings` are vectors `[vectors, width]` for placeholders in the prompt; no log shows them.
+    `debug`: tell where guards have written.
     """
 
     request_id: str
@@ -69,6 +70,7 @@ class PictureRequest:
         default_factory=dict, repr=False, compare=False
     )
     source: SourcePicture | None = None
+    debug: bool = False
 
 
 AnyRequest = GenerationRequest | PictureRequest
@@ -104,10 +106,15 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """The end of a row that drew a picture: `pixels` uint8 `[height, width, 3]`."""
+    """The end of a row that drew a picture: `pixels` uint8 `[height, width, 3]`.
+
+    `masks` has, by guard, where it has written: uint8 `[height, width]` on the latents' grid, 255
+    where all was. Only for a row that asked for it.
+    """
 
     pixels: NDArray[np.uint8]
     verdict: Verdict
+    masks: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -152,7 +152,7 @@ def test_all_faults_are_told_at_once_each_with_its_line(tmp_path: Path) -> None:
         (24, "policies.none", "reserved"),
         (29, "policies.strict.guards[1]", 'no guard "harry"'),
         (30, "policies.strict.guards[2]", "twice"),
-        (32, "policies.strict.action", "'steer', 'refine', 'overlay', 'block'"),
+        (32, "policies.strict.action", "'steer', 'overlay', 'refine', 'perturb', 'block'"),
         (35, "keys[0].hash", "sha256:"),
         (37, "keys[0].policies[1]", 'no policy "lax"'),
         (38, "keys[0].requests_per_minute", "greater than or equal to 1"),

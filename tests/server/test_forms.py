@@ -56,6 +56,12 @@ def test_the_brackets_of_openais_client_are_read() -> None:
         "image": b"x",
         "guard": {"policy": "5"},
     }
+    # what is no text inside is JSON there too
+    assert parsed(("guard[policy]", "5"), ("guard[debug]", "true"))["guard"] == {
+        "policy": "5",
+        "debug": True,
+    }
+    assert parsed(("guard[other]", "5"))["guard"] == {"other": "5"}
 
 
 @pytest.mark.parametrize(

@@ -142,10 +142,47 @@ def save_overlay(
     _save(path, "uce", "projection", fitted_on, tensors | overlay, settings | more)
 
 
+def save_eraser(
+    path: Path, family: Family, *, fitted_on: str = "", channels: int = 0, **changed: Any
+) -> None:
+    """An IRECE guard that finds what is bright in the first channel, and puts nothing there.
+
+    It looks once, at the last evaluation. `changed` are settings, or tensors by their names.
+    """
+    layer, module = next(iter(family.readable.items()))
+    net = torch.zeros(1, 1, channels or family.channels, 3, 3)
+    net[0, 0, 0, 1, 1] = 1.0
+    draw = torch.Generator().manual_seed(6)
+    width = module.inner_dim // module.heads  # type: ignore[operator]
+    keys = torch.randn(2, 2, width, generator=draw)
+    tensors: dict[str, Any] = {
+        **{"weight0.latents": net, "bias0.latents": torch.zeros(1, 1)},
+        **{"weight1.latents": torch.full((1, 1, 1, 1, 1), 4.0), "bias1.latents": torch.zeros(1, 1)},
+        **{"keys0.attention": keys[0], "others0.attention": keys[1]},
+    }
+    settings: dict[str, Any] = {
+        **{"threshold": 0.0, "strength": 1.0, "reads": [[layer, 0]], "votes": 100.0, "mask": 0.0},
+        **{"smoothing": 0.01, "replacement": "zero", "level": 1.0, "looks": 1},
+    }
+    tensors |= {name: changed.pop(name) for name in list(changed) if name in tensors}
+    own = fitted_on or fingerprint(nn.ModuleDict(family.networks))
+    _save(path, "irece", ("attention", "latent"), own, tensors, settings | changed)
+
+
+def save_screen(path: Path, family: Family) -> None:
+    """A classifier of finished latents that finds its concept in all that is bright."""
+    net = torch.zeros(1, 1, family.channels, 3, 3)
+    net[0, 0, 0, 1, 1] = 1.0
+    tensors = {"weight0.latents": net, "bias0.latents": torch.zeros(1, 1)}
+    tensors |= {"weight1.latents": torch.full((1, 1, 1, 1, 1), 4.0)}
+    tensors |= {"bias1.latents": torch.zeros(1, 1)}
+    _save(path, "latents", "latent", fingerprint(family.autoencoder), tensors, {"threshold": 0.0})
+
+
 def _save(
     path: Path,
     method: str,
-    seam: str,
+    seam: str | tuple[str, ...],
     fitted_on: str,
     tensors: dict[str, Any],
     settings: dict[str, Any],
@@ -162,7 +199,7 @@ def _save(
                 "layers": 1,
                 "width": WIDTH,
             },
-            "seams": [seam],
+            "seams": [seam] if isinstance(seam, str) else list(seam),
             "settings": settings | ({} if seam == "embedding" else {"gated": True}),
         }
     )
