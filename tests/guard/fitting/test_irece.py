@@ -217,7 +217,13 @@ def test_a_fold_that_shows_none_judges_none(studio: Studio) -> None:
     kept = [p for p in prompts() if p.kind != "unsafe" or p.split != "fold 0"]
     done = studio.fit(kept, recipe=LEARNING)
     fold = {prompt.text: prompt.split for prompt in prompts()}
-    assert {fold[text] for _, part in studio.broken for text in part} <= {"fold 1", "fold 2"}
+    (judge,) = {fold[text] for _, part in studio.broken for text in part}
+    assert judge in ("fold 1", "fold 2")
+    # the guard on trial is of all members but the judge
+    every = done.artifact.tensors["weight0.latents"]
+    others = [i for i in range(FOLDS) if f"fold {i}" != judge]
+    tried = [guard for guard, _ in studio.broken if guard is not None]
+    assert all((guard.tensors["weight0.latents"] == every[others]).all() for guard in tried)
     assert float(str(done.artifact.meta.calibration["recall"])) > 0.9
 
 
@@ -318,8 +324,10 @@ def test_places_are_read_where_that_helps_and_nowhere_else(studio: Studio) -> No
 
 def test_where_no_layer_can_be_read_the_votes_find_the_place(studio: Studio) -> None:
     held = held_out(studio, torch.zeros(24, 0, SIDE, SIDE))
-    found, _ = irece_search.place(held, [])
-    assert found.reads == () and found.votes > 0
+    # where hardly anything is found it would seem best to look nowhere
+    for threshold in (0.0, 99.0):
+        found, _ = irece_search.place(replace(held, threshold=threshold), [])
+        assert found.reads == () and found.votes > 0
 
 
 def test_members_judge_what_they_were_not_taught(studio: Studio) -> None:
