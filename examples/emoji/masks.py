@@ -95,12 +95,17 @@ def measure(family: Family, artifact: Artifact, given: argparse.Namespace) -> di
         "concept": artifact.meta.concept,
         "scenes": given.scenes,
         "fired": len(fired) / len(shown),
-        "pointing": float(np.mean([bool(box.flatten()[each.top]) for each, box in fired])),
-        "iou": float(np.mean(overlaps)),
-        "covered": float(np.mean([float((e.mask * b).sum() / b.sum()) for e, b in fired])),
+        "pointing": _mean([float(box.flatten()[each.top]) for each, box in fired]),
+        "iou": _mean(overlaps),
+        "covered": _mean([float((each.mask * box).sum() / box.sum()) for each, box in fired]),
         "false_fired": sum(each.first is not None for each in without) / len(without),
         "false_area": float(np.mean([float(each.mask.mean()) for each in without])),
     }
+
+
+def _mean(values: list[float]) -> float | None:
+    """None where no scene fires."""
+    return float(np.mean(values)) if values else None
 
 
 @torch.no_grad()
