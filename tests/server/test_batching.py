@@ -209,7 +209,11 @@ def test_nan_fails_a_closed_row_lets_an_open_one_through_and_spares_the_others(
     assert "NaN" in (closed.end.verdict.guards[0].error or "")
     assert opened.finished.reason == "length"
     assert opened.finished.verdict.outcome == "error"
-    assert bare.said == together(wide, ask(wide), ask(wide), ask(wide))[0].said
+    alike = together(wide, ask(wide), ask(wide), ask(wide))[0]
+    assert bare.text == alike.text
+    # rows leave this batch, and some processors' kernels sum in another order then
+    own, theirs = ([token.logprob for token in row.tokens] for row in (bare, alike))
+    assert own == pytest.approx(theirs, abs=1e-5)
 
 
 def test_a_guard_of_another_model_refuses_every_row_with_its_own_verdict(wide: Stand) -> None:
