@@ -85,8 +85,16 @@ def test_views_for_other_schedulers_follow_from_their_own_levels(scheduler: Any)
 
 
 def test_the_loss_is_the_mean_squared_error_of_what_is_predicted() -> None:
-    truth, none = torch.tensor([[1.0], [3.0]]), torch.zeros(2, 1)
-    views = Views(none, torch.zeros(2), truth, none, none, none, torch.zeros(2))
+    nothing = torch.zeros(2, 1)
+    views = Views(
+        inputs=nothing,
+        timesteps=torch.zeros(2),
+        truth=torch.tensor([[1.0], [3.0]]),
+        noisy=nothing,
+        sample=nothing,
+        output=nothing,
+        level=torch.zeros(2),
+    )
     text = Conditioning({"text": torch.ones(2, 1, 1)}, {"text": torch.ones(2, 1).bool()})
 
     def predict(inputs: Tensor, timesteps: Tensor, text: Conditioning) -> Tensor:
