@@ -18,7 +18,7 @@ from guard.reporting import values
 
 _TABLES = {
     "windows": "first look",
-    "places": "where it is (attention alone, votes alone, both)",
+    "places": "where it is: heads added to the votes, the heads alone, masks",
     "breaking": "what is put there, and from when on",
 }
 
