@@ -365,7 +365,7 @@ class DiffusionEngine:
 
     def _look(self, complete: Sequence[int]) -> None:
         """Let the guards of these rows see their finished latents."""
-        for part in self._parts(complete):
+        for part in self._parts(self._erasing.written(complete)):
             self._erasing.settle(part, self.finished(part))
         watched = [row for row in complete if self._rows[row].watching]
         for part in self._parts(watched):

@@ -208,6 +208,11 @@ class Erasing:
         """The reads that it takes: none where nobody is to know the place."""
         return self._reads[pair.eraser][pair.column] if pair.guard.acts else ()
 
+    def written(self, rows: Sequence[int]) -> list[int]:
+        """Of these rows, those in which a guard has written."""
+        broken = {pair.row for pair in self._pairs if pair.mask is not None}
+        return [row for row in rows if row in broken]
+
     def settle(self, rows: Sequence[int], finished: Tensor) -> None:
         """Let what has fired on rows that are complete see `finished [rows, channels, ...]`."""
         fired = [p for p in self._pairs if p.row in rows and p.mask is not None]
