@@ -154,7 +154,8 @@ class AttentionSeam:
     def ask(self, rows: Sequence[int], reads: Sequence[int]) -> None:
         """In the forwards to come, do the reads `reads[i]` of the network's rows `rows[i]`."""
         self._rows = rows
-        self._found: list[Tensor | None] = [None] * len(rows)
+        self._found: list[tuple[Sequence[int], Tensor]] = []
+        """What a layer has said in a forward, `[n, places]`, and of which that were asked."""
         self._wanted: dict[int, list[tuple[int, int]]] = {}
         """Layer → what was asked of it, by its number in what was asked and that of its read."""
         for i, read in enumerate(reads):
@@ -177,12 +178,15 @@ class AttentionSeam:
         How much more of a place's attention goes to the tokens looked for than to the others, as
         the difference of both log-sum-exps. Raises RuntimeError where a layer was not run.
         """
-        found = [score for score in self._found if score is not None]
-        if len(found) != len(self._found):
+        if len(self._answered()) != len(self._rows):
             raise RuntimeError("a layer whose attention is to be read has not been run")
-        if not found:
-            return torch.zeros(0, *self._shape, device=self._device)
-        return torch.stack([_on_grid(score, self._shape) for score in found])
+        scores = torch.zeros(len(self._rows), *self._shape, device=self._device)
+        for asked, said in self._found:
+            scores[list(asked)] = _on_grid(said, self._shape)
+        return scores
+
+    def _answered(self) -> set[int]:
+        return {i for asked, _ in self._found for i in asked}
 
     @torch.no_grad()
     def _prove(self, family: Family) -> None:
@@ -194,8 +198,8 @@ class AttentionSeam:
         self.enter(torch.zeros(1, dtype=torch.long))
         _run_once(family, family.unconditional([""]), 0.0)
         self.leave()
-        hidden = [layer for layer, said in zip(first, self._found, strict=True) if said is None]
-        if hidden:
+        answered = self._answered()
+        if hidden := [layer for i, layer in enumerate(first) if i not in answered]:
             raise ValueError(_hidden(self._layers[hidden[0]].name, "queries"))
         self.scores()
 
@@ -208,9 +212,7 @@ class AttentionSeam:
             ]
             if due:
                 asked, rows, reads = zip(*due, strict=True)
-                said = self._layers[layer].scores(output, rows, reads)
-                for i, score in zip(asked, said, strict=True):
-                    self._found[i] = score
+                self._found.append((asked, self._layers[layer].scores(output, rows, reads)))
 
         return hook
 
@@ -245,13 +247,14 @@ class _Layer:
         return looked.logsumexp(-1) - told.logsumexp(-1)
 
 
-def _on_grid(score: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """`[places]` of a layer whose grid is coarser by a whole factor, as one of `shape`."""
+def _on_grid(scores: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """`[n, places]` of a layer whose grid is coarser by a whole factor, as `[n, *shape]`."""
     height, width = shape[-2:]
     frames = math.prod(shape[:-2])
-    apart = score.view(frames, 1, *coarser((height, width), len(score) // frames))
+    grid = coarser((height, width), scores.shape[1] // frames)
+    apart = scores.reshape(len(scores) * frames, 1, *grid)
     fine = F.interpolate(apart, size=(height, width), mode="bilinear", align_corners=False)
-    return fine.view(shape)
+    return fine.view(len(scores), *shape)
 
 
 def _is_joint(module: nn.Module) -> bool:
