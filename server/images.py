@@ -35,7 +35,7 @@ from server.service import (
     PictureService,
     SourcePicture,
 )
-from server.uploads import decode_picture
+from server.uploads import uploaded
 
 _EDIT_MEDIA = ("multipart/form-data", "application/json")
 _DECODED_AT_ONCE = 2
@@ -61,7 +61,7 @@ def images_router(gateway: Gateway) -> APIRouter:
         body, info = admission.body, admission.service.info
         async with decoding:
             pixels = await asyncio.to_thread(
-                decode_picture, body.image, width=info.width, height=info.height
+                uploaded, body.image, width=info.width, height=info.height
             )
         source = SourcePicture(pixels, body.share)
         return await _answer(

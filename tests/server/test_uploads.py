@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from guard.errors import RequestError
-from server.uploads import MAX_PIXELS, decode_picture
+from guard.picture_decoding import MAX_PIXELS
+from server.uploads import uploaded
 
 RED, BLUE, GREEN = (255, 0, 0), (0, 0, 255), (0, 255, 0)
 
@@ -35,14 +36,14 @@ def halves(mode: str = "RGB", size: tuple[int, int] = (16, 16)) -> Image.Image:
 
 
 def decoded(file: bytes, width: int = 16, height: int = 16) -> NDArray[np.uint8]:
-    pixels = decode_picture(file, width=width, height=height)
+    pixels = uploaded(file, width=width, height=height)
     assert pixels.dtype == np.uint8 and pixels.shape == (height, width, 3)
     return pixels
 
 
 def refusal(file: bytes) -> str:
     with pytest.raises(RequestError) as caught:
-        decode_picture(file, width=16, height=16)
+        uploaded(file, width=16, height=16)
     assert (caught.value.status, caught.value.param) == (400, "image")
     return caught.value.message
 
@@ -223,9 +224,9 @@ def test_no_other_plugin_of_pillow_is_reached() -> None:
     assert file.startswith(b"\xff\xd8\xff")
     code = (
         "import json, sys\n"
-        "from server.uploads import decode_picture\n"
+        "from server.uploads import uploaded\n"
         f"file = bytes.fromhex('{file.hex()}')\n"
-        "print(decode_picture(file, width=16, height=16).shape)\n"
+        "print(uploaded(file, width=16, height=16).shape)\n"
         "plugins = {n[4:] for n in sys.modules if n.startswith('PIL.') and n.endswith('Plugin')}\n"
         "print(json.dumps(sorted(plugins)))\n"
     )

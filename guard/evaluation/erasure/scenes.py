@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from numpy.typing import NDArray
 from torch import Tensor
 
 from guard.errors import DataError
+from guard.picture_decoding import UnusablePicture, decode_picture
 from guard.prompts import ScenePicture
 from steering.engines.diffusion.families import Family
-
-MAX_PIXELS = 2**24
 
 
 def latents_of(family: Family, scenes: Sequence[ScenePicture]) -> Tensor:
     """The latents of the scenes' pictures, `[scenes, channels, height, width]`.
 
-    The middle of each picture, as much of it as has the model's shape, resized. Raises DataError
-    for a file that is no picture or larger than MAX_PIXELS, or a model that makes videos.
+    Brought to the model's size as pictures over HTTP are. Raises DataError for a file that is no
+    picture or too large, or a model that makes videos.
     """
     size = family.width, family.height
     pixels = np.stack([_pixels(scene.picture, size) for scene in scenes])
@@ -30,13 +30,10 @@ def latents_of(family: Family, scenes: Sequence[ScenePicture]) -> Tensor:
         raise DataError(f"the model does not take pictures: {error}") from error
 
 
-def _pixels(path: str, size: tuple[int, int]) -> np.ndarray:
+def _pixels(path: str, size: tuple[int, int]) -> NDArray[np.uint8]:
     try:
-        # only formats whose decoders are well tried
-        with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise DataError(f"{path}: has more than {MAX_PIXELS} pixels")
-            fitted = ImageOps.fit(image.convert("RGB"), size, Image.Resampling.LANCZOS)
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: is no PNG, JPEG or WebP picture: {error}") from error
-    return np.asarray(fitted, np.uint8)
+        content = Path(path).read_bytes()
+        return decode_picture(content, width=size[0], height=size[1])
+    except (OSError, UnusablePicture) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DataError(f"{path}: cannot be used: {reason}") from error
