@@ -13,6 +13,20 @@ from rich.table import Table
 
 from guard.concept import read_concept
 from guard.errors import DataError
+from guard.fit_options import (
+    AsJson,
+    Bf16,
+    ConceptFile,
+    Device,
+    Folds,
+    Guidance,
+    Model,
+    NearFpr,
+    Out,
+    PictureCount,
+    PictureFpr,
+    PictureSeed,
+)
 from guard.progress import stages
 from guard.reporting import values
 
@@ -24,9 +38,9 @@ _TABLES = {
 
 
 def irece(
-    model: Annotated[str, typer.Option(help="An added model, a directory or a hub name.")],
-    concept_file: Annotated[Path, typer.Option(help="The concept in words, JSON.")],
-    out: Annotated[Path, typer.Option(help="Artifact to write.")],
+    model: Model,
+    concept_file: ConceptFile,
+    out: Out,
     pictures: Annotated[
         Path | None,
         typer.Option(
@@ -34,41 +48,24 @@ def irece(
             "picture, concept and kept."
         ),
     ] = None,
-    count: Annotated[
-        int,
-        typer.Option(min=50, help="Pictures with the concept to draw; without it, twice as many."),
-    ] = 200,
+    count: PictureCount = 200,
     steps: Annotated[
         int | None, typer.Option(min=2, max=1000, help="Of each picture; the model's own default.")
     ] = None,
-    guidance: Annotated[
-        float | None, typer.Option(min=0, help="Guidance scale; the model's own default.")
-    ] = None,
+    guidance: Guidance = None,
     looks: Annotated[
         int, typer.Option(min=1, max=100, help="At a picture on its way, at most.")
     ] = 5,
     trials: Annotated[
         int, typer.Option(min=8, max=256, help="Pictures for each way of breaking the concept.")
     ] = 24,
-    fpr: Annotated[
-        float, typer.Option(min=1e-4, max=0.5, help="False-positive rate on far pictures.")
-    ] = 0.005,
-    near_fpr: Annotated[
-        float, typer.Option(min=1e-4, max=0.5, help="False-positive rate on hard negatives.")
-    ] = 0.05,
-    folds: Annotated[
-        int, typer.Option(min=2, max=16, help="Classifiers, each taught all but its share.")
-    ] = 4,
-    bf16: Annotated[
-        bool,
-        typer.Option(
-            help="Compute the denoiser in bfloat16 while choosing prompts: far slower on a CPU "
-            "without it."
-        ),
-    ] = False,
-    seed: Annotated[int, typer.Option(help="Of prompts and pictures.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+    fpr: PictureFpr = 0.005,
+    near_fpr: NearFpr = 0.05,
+    folds: Folds = 4,
+    bf16: Bf16 = False,
+    seed: PictureSeed = 0,
+    device: Device = "auto",
+    as_json: AsJson = False,
 ) -> None:
     """Fit an IRECE guard: find the concept in the latents of a picture on its way, break it there.
 

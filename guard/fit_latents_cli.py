@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,18 +11,29 @@ from rich.console import Console
 
 from guard.concept import Concept, read_concept
 from guard.errors import DataError
+from guard.fit_options import (
+    AsJson,
+    Bf16,
+    ConceptFile,
+    Device,
+    Folds,
+    Guidance,
+    Model,
+    NearFpr,
+    Out,
+    PictureCount,
+    PictureFpr,
+    PictureSeed,
+)
 from guard.progress import stages
 from guard.reporting import values
 
 
 def latents(
-    model: Annotated[str, typer.Option(help="An added model, a directory or a hub name.")],
-    concept_file: Annotated[Path, typer.Option(help="The concept in words, JSON.")],
-    out: Annotated[Path, typer.Option(help="Artifact to write.")],
-    count: Annotated[
-        int,
-        typer.Option(min=50, help="Pictures with the concept to draw; without it, twice as many."),
-    ] = 200,
+    model: Model,
+    concept_file: ConceptFile,
+    out: Out,
+    count: PictureCount = 200,
     phrases: Annotated[
         int,
         typer.Option(
@@ -33,28 +43,14 @@ def latents(
     steps: Annotated[
         int | None, typer.Option(min=1, max=1000, help="Of each picture; the model's own default.")
     ] = None,
-    guidance: Annotated[
-        float | None, typer.Option(min=0, help="Guidance scale; the model's own default.")
-    ] = None,
-    fpr: Annotated[
-        float, typer.Option(min=1e-4, max=0.5, help="False-positive rate on far pictures.")
-    ] = 0.005,
-    near_fpr: Annotated[
-        float, typer.Option(min=1e-4, max=0.5, help="False-positive rate on hard negatives.")
-    ] = 0.05,
-    folds: Annotated[
-        int, typer.Option(min=2, max=16, help="Classifiers, each taught all but its share.")
-    ] = 4,
-    bf16: Annotated[
-        bool,
-        typer.Option(
-            help="Compute the denoiser in bfloat16 while choosing prompts: far slower on a CPU "
-            "without it."
-        ),
-    ] = False,
-    seed: Annotated[int, typer.Option(help="Of prompts and pictures.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+    guidance: Guidance = None,
+    fpr: PictureFpr = 0.005,
+    near_fpr: NearFpr = 0.05,
+    folds: Folds = 4,
+    bf16: Bf16 = False,
+    seed: PictureSeed = 0,
+    device: Device = "auto",
+    as_json: AsJson = False,
 ) -> None:
     """Fit a classifier of finished latents: does the picture show the concept.
 

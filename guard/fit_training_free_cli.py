@@ -12,6 +12,7 @@ from rich.console import Console
 
 from guard.concept import Concept, read_concept
 from guard.errors import DataError
+from guard.fit_options import AsJson, ConceptFile, Device, Model, NearFpr, Out
 from guard.progress import Stages, stages
 from guard.reporting import values
 
@@ -20,14 +21,8 @@ if TYPE_CHECKING:
     from guard.fitting.training_free import Read
     from guard.painter import Painter
 
-Model = Annotated[str, typer.Option(help="An added model, a directory or a hub name.")]
-ConceptFile = Annotated[Path, typer.Option(help="The concept in words, JSON.")]
-Out = Annotated[Path, typer.Option(help="Artifact to write.")]
 Count = Annotated[int, typer.Option(min=100, help="Unsafe prompts to make for fitting.")]
 Fpr = Annotated[float, typer.Option(min=1e-4, max=0.5, help="False-positive rate on far prompts.")]
-NearFpr = Annotated[
-    float, typer.Option(min=1e-4, max=0.5, help="False-positive rate on hard negatives.")
-]
 Rank = Annotated[int, typer.Option(min=1, max=64, help="Directions of the concept's subspace.")]
 Phrase = Annotated[
     str | None,
@@ -37,8 +32,6 @@ Gated = Annotated[
     bool, typer.Option("--gated", help="Act only where a linear score of the prompt is high.")
 ]
 Seed = Annotated[int, typer.Option(help="Of the prompts that are made, and of samples.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")]
 
 Fit = Callable[["Painter", Concept, "Read | None", Stages], "Artifact"]
 

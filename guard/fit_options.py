@@ -1,0 +1,39 @@
+"""Options that several `guard fit` commands have in common."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Model = Annotated[str, typer.Option(help="An added model, a directory or a hub name.")]
+ConceptFile = Annotated[Path, typer.Option(help="The concept in words, JSON.")]
+Out = Annotated[Path, typer.Option(help="Artifact to write.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")]
+
+# of guards that are taught pictures which the model draws
+PictureCount = Annotated[
+    int, typer.Option(min=50, help="Pictures with the concept to draw; without it, twice as many.")
+]
+Guidance = Annotated[
+    float | None, typer.Option(min=0, help="Guidance scale; the model's own default.")
+]
+PictureFpr = Annotated[
+    float, typer.Option(min=1e-4, max=0.5, help="False-positive rate on far pictures.")
+]
+NearFpr = Annotated[
+    float, typer.Option(min=1e-4, max=0.5, help="False-positive rate on hard negatives.")
+]
+Folds = Annotated[
+    int, typer.Option(min=2, max=16, help="Classifiers, each taught all but its share.")
+]
+Bf16 = Annotated[
+    bool,
+    typer.Option(
+        help="Compute the denoiser in bfloat16 while choosing prompts: far slower on a CPU "
+        "without it."
+    ),
+]
+PictureSeed = Annotated[int, typer.Option(help="Of prompts and pictures.")]
