@@ -25,6 +25,7 @@ from torch import Tensor
 from examples.emoji.scenes import CELL, Placed, Scene, draw, render
 from examples.emoji.sprites import names
 from guard.artifact import Artifact
+from guard.fitting.given_pictures import noised_estimate
 from guard.painter import Painter
 from guard.progress import stages
 from steering.engines.diffusion.attention import AttentionSeam
@@ -130,17 +131,12 @@ def _looked(
         )
         kept: list[Looked | None] = [None] * rows
         for step in at:
-            latents = schedule.signal[step] * clean + schedule.noise[step] * noise
             seam.ask([row for row in range(rows) for _ in range(reads)], [*range(reads)] * rows)
             seam.enter(torch.arange(rows))
-            said = family.predict(
-                latents * schedule.input_scale[step],
-                schedule.timestep[step].repeat(rows),
-                plain.expand(rows),
-                torch.ones(rows),
+            estimate = noised_estimate(
+                family, schedule, tables, step, clean, noise, plain.expand(rows)
             )
             seam.leave()
-            estimate = tables.sample[step] * latents + tables.output[step] * said
             score, votes = eraser.sense(estimate, [0])
             seen = Seen(
                 guard=torch.zeros(rows, dtype=torch.long),

@@ -14,8 +14,10 @@ from guard.errors import DataError
 from guard.evaluation.erasure.scenes import latents_of
 from guard.painter import Painter
 from guard.prompts import ScenePicture, read_rows
-from steering.engines.diffusion.estimates import estimates_of
-from steering.engines.diffusion.samplers import Sampler
+from steering.conditioning import Conditioning
+from steering.engines.diffusion.estimates import Estimates, estimates_of
+from steering.engines.diffusion.families import Family
+from steering.engines.diffusion.samplers import Sampler, Schedule
 from steering.erasing import Looks
 
 _AT_ONCE = 16
@@ -73,17 +75,33 @@ def given_estimates(
     for part in latents.split(_AT_ONCE):  # type: ignore[no-untyped-call]
         clean, rows = family.packed(part.to(family.device)), len(part)
         noise = torch.randn(clean.shape, generator=draw).to(clean)
-        each = []
-        for step in at:
-            sample = schedule.signal[step] * clean + schedule.noise[step] * noise
-            said = family.predict(
-                sample * schedule.input_scale[step],
-                schedule.timestep[step].repeat(rows).to(clean.device),
-                plain.expand(rows),
-                torch.ones(rows, device=clean.device),
-            ).float()
-            estimate = tables.sample[step] * sample + tables.output[step] * said
-            each.append(family.unpacked(estimate).cpu())
+        text = plain.expand(rows)
+        each = [
+            noised_estimate(family, schedule, tables, step, clean, noise, text).cpu() for step in at
+        ]
         found.append(torch.stack(each, 1))
         tick(rows)
     return torch.cat(found)
+
+
+def noised_estimate(
+    family: Family,
+    schedule: Schedule,
+    tables: Estimates,
+    step: int,
+    clean: Tensor,
+    noise: Tensor,
+    text: Conditioning,
+) -> Tensor:
+    """x̂_0 of `clean [rows, ...]` under the noise of an evaluation, `[rows, channels, ...]`.
+
+    `clean` and `noise` are packed, `text` has a row for each.
+    """
+    sample = schedule.signal[step] * clean + schedule.noise[step] * noise
+    said = family.predict(
+        sample * schedule.input_scale[step],
+        schedule.timestep[step].repeat(len(clean)).to(clean.device),
+        text,
+        torch.ones(len(clean), device=clean.device),
+    ).float()
+    return family.unpacked(tables.sample[step] * sample + tables.output[step] * said)
