@@ -110,6 +110,11 @@ class LatentRecipe:
     """How a classifier is trained: AdamW over `steps` batches of half with the concept, half
     without, the pictures moved by up to `shift` places, with noise of a deviation of up to `noise`
     of the latents' own, and labels smoothed by `smoothing`.
+
+    Against who searches for latents that hide the concept, pictures with it are first moved by
+    `hidden` at most to where the classifier finds least of it, in `hiding` steps of projected
+    gradient descent (adversarial training, Madry et al., arXiv 1706.06083): root mean squares of
+    the whole picture, in deviations of the latents. 0 leaves that out.
     """
 
     steps: int = 500
@@ -119,6 +124,8 @@ class LatentRecipe:
     shift: int = 2
     noise: float = 0.3
     smoothing: float = 0.02
+    hidden: float = 0.0
+    hiding: int = 2
 
 
 def train_latents(
@@ -151,7 +158,11 @@ def train_latents(
         drawn = [side[torch.randint(len(side), (half,), generator=random)] for side in sides]
         batch = _one_frame(latents[torch.cat(drawn)].float(), random)
         batch = (batch - mean.view(-1, 1, 1)) / deviation.view(-1, 1, 1)
-        said = LatentClassifiers(tuple(weights), tuple(biases))(_moved(batch, recipe, random))[:, 0]
+        batch = _moved(batch, recipe, random)
+        network = LatentClassifiers(tuple(weights), tuple(biases))
+        if recipe.hidden:
+            batch[:half] = _hidden(network, batch[:half], recipe, random)
+        said = network(batch)[:, 0]
         loss = F.binary_cross_entropy_with_logits(said, labels)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]  # torch has no types for it
@@ -212,3 +223,24 @@ def _moved(batch: Tensor, recipe: LatentRecipe, random: torch.Generator) -> Tens
     moved = wide[:, :, down : down + height, right : right + width]
     spread = recipe.noise * torch.rand(len(batch), 1, 1, 1, generator=random)
     return moved + spread * torch.randn(moved.shape, generator=random)
+
+
+def _hidden(
+    network: LatentClassifiers, batch: Tensor, recipe: LatentRecipe, random: torch.Generator
+) -> Tensor:
+    """The batch, moved to where the network finds least, by up to another length each."""
+    size = math.sqrt(batch[0].numel()) * recipe.hidden
+    most = size * torch.rand(len(batch), 1, 1, 1, generator=random)
+    away = torch.zeros_like(batch)
+    for _ in range(recipe.hiding):
+        away.requires_grad_()
+        (slope,) = torch.autograd.grad(network(batch + away).sum(), away)
+        step = slope / _length(slope).clamp(min=1e-12) * most * (1.5 / recipe.hiding)
+        away = (away - step).detach()
+        away = away * (most / _length(away).clamp(min=1e-12)).clamp(max=1.0)
+    return batch + away
+
+
+def _length(batch: Tensor) -> Tensor:
+    norms: Tensor = torch.linalg.vector_norm(batch.flatten(1), dim=1)
+    return norms.view(-1, 1, 1, 1)

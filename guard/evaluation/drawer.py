@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -207,8 +207,8 @@ class EngineDrawer:
     def _replaced(self, plan: PicturePlan, replacement: str, look: Look) -> _Settled:
         """The replacement is drawn, unless it does not pass either."""
         ((again, _),) = self._looked([replacement], [plan.last], [{}])
-        pending = look.pending and not again.blocked
-        look = replace(look, blocked=again.blocked, pending=pending)
+        late = "" if again.blocked else look.late
+        look = replace(look, blocked=again.blocked, late=late)
         return _Settled(look, replacement, plan.last, replaced=True)
 
     @torch.no_grad()
@@ -230,7 +230,7 @@ class EngineDrawer:
             guided = any(plan.acts and readings[name].fired for name in inside & set(readings))
             look = Look(
                 same=decision == "draw" and not touched and not guided,
-                pending=plan.screens and decision not in ("block", "fail"),
+                late="" if decision in ("block", "fail") else _late(plan),
                 fired=any(reading.fired for reading in readings.values()),
                 blocked=decision in ("block", "fail"),
                 **_figures(readings),
@@ -299,6 +299,17 @@ def _came(asked: _Settled, found: Finished) -> Drawn:
         **_figures({**found.readings}),
     )
     return Drawn(look, None if look.blocked else found.picture, found.mask)
+
+
+def _late(plan: PicturePlan) -> str:
+    """What a plan's guards of pictures are and do, empty where it has none."""
+    if not plan.screens:
+        return ""
+    read = plan.prompt_rows()
+    looking = [asdict(row) for row in plan.rows() if row not in read]
+    # the plan's other guards read its replacement too
+    drawn = [plan.replacement, plan.policy] if plan.replacement else []
+    return _digest([looking, plan.on_error, plan.fallback, *drawn])
 
 
 def _union(masks: Mapping[str, Tensor]) -> NDArray[np.float32] | None:

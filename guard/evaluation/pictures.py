@@ -8,8 +8,9 @@ of them are drawn all the same, to show that this holds.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from typing import Protocol
 
@@ -26,6 +27,8 @@ from guard.reporting.sheets import png
 
 THUMBNAILS = 2
 """Pictures of a cell that are kept for the report."""
+LATELY = 512
+"""Pictures that are remembered, for methods that do the same."""
 VERIFY = "verify"
 """The kind of the cells that check what was taken over."""
 
@@ -36,13 +39,13 @@ Advance = Callable[[int], None]
 class Look:
     """What a policy makes of a prompt before anything is drawn.
 
-    `same`: nothing acts, the picture will be the bare one. `pending`: unless a guard that looks at
-    the picture itself finds the concept there. `score`, `after` and `steps` are of the guard with
-    the largest score.
+    `same`: nothing acts, the picture will be the bare one, unless a guard that looks at the picture
+    itself finds the concept there: `late` says what those guards are and do, empty where there are
+    none. `score`, `after` and `steps` are of the guard with the largest score.
     """
 
     same: bool
-    pending: bool = False
+    late: str = ""
     fired: bool = False
     blocked: bool = False
     steps: int = 0
@@ -129,6 +132,7 @@ class Evaluation:
         self._suite, self._drawer = suite, drawer
         self._judges, self._results = judges, results
         self._distances = distances
+        self._lately: OrderedDict[Hashable, Drawn] = OrderedDict()
 
     def run(self, rows: Iterable[PicturePrompt], progress: Stages) -> list[Played]:
         """Everything, the cells that are done already taken from the file of results."""
@@ -157,41 +161,34 @@ class Evaluation:
         if (done := self._results.get(method, digest)) is not None:
             advance(len(cell.rows))
             return done
-        prompts = [row.prompt for row in cell.rows]
-        brought = [Brought.of(row) for row in cell.rows]
         looks = (
-            [Look(same=True) for _ in prompts]
+            [Look(same=True) for _ in cell.rows]
             if method == BARE
-            else self._drawer.look(prompts, policies, brought)
+            else self._drawer.look(
+                [row.prompt for row in cell.rows], policies, [Brought.of(row) for row in cell.rows]
+            )
         )
         # the bare pictures are what others are the same as: they are all drawn
         drawn = [
             i
             for i, look in enumerate(looks)
             if method == BARE
-            or look.pending
+            or look.late
             or not (look.same or look.blocked or (cell.silent and not self._distances))
         ]
-        advance(len(prompts) - len(drawn))
+        advance(len(cell.rows) - len(drawn))
         began = time.perf_counter()
-        made = self._drawer.draw(
-            [prompts[i] for i in drawn],
-            [cell.seeds[i] for i in drawn],
-            [policies[i] for i in drawn],
-            advance,
-            [brought[i] for i in drawn],
-        )
+        came, fresh = self._drawn(cell, {i: looks[i] for i in drawn}, policies, advance)
         seconds = time.perf_counter() - began
-        came = dict(zip(drawn, made, strict=True))
         pictures = {i: one.picture for i, one in came.items() if one.picture is not None}
-        fresh = dict(zip(pictures, self._judged(list(pictures.values())), strict=True))
+        judged = dict(zip(pictures, self._judged(list(pictures.values())), strict=True))
         far = self._far(cell, pictures, {i: came[i].look for i in came})
         shots = []
         for i, first in enumerate(looks):
             look = came[i].look if i in came else first
             shot = _shot(look)
-            if i in fresh:
-                shot = shot.model_copy(update=fresh[i] | {"distance": far.get(i)})
+            if i in judged:
+                shot = shot.model_copy(update=judged[i] | {"distance": far.get(i)})
                 if i < THUMBNAILS:
                     shown = {"thumbnail": png(pictures[i]), "mask": _mask(came[i].mask)}
                     shot = shot.model_copy(update=shown)
@@ -199,7 +196,43 @@ class Evaluation:
                 taken = bare.shots[i]
                 shot = shot.model_copy(update={"seen": taken.seen, "second": taken.second})
             shots.append(shot)
-        return self._keep(cell, method, digest, len(drawn), seconds, shots)
+        return self._keep(cell, method, digest, fresh, seconds, shots)
+
+    def _drawn(
+        self,
+        cell: Cell,
+        looks: Mapping[int, Look],
+        policies: Sequence[str | None],
+        advance: Advance,
+    ) -> tuple[dict[int, Drawn], int]:
+        """What comes of some rows of a cell, and how many of them were drawn.
+
+        Where no guard acts on a prompt, its picture depends on the guards that look at the picture
+        alone: what another method with the same ones has drawn lately is taken over.
+        """
+        keys: dict[int, Hashable] = {
+            i: (cell.rows[i].prompt, Brought.of(cell.rows[i]), cell.seeds[i], look.late)
+            for i, look in looks.items()
+            if look.same
+        }
+        came = {i: self._lately[key] for i, key in keys.items() if key in self._lately}
+        came = {i: replace(one, look=_together(looks[i], one.look)) for i, one in came.items()}
+        fresh = [i for i in looks if i not in came]
+        advance(len(came))
+        made = self._drawer.draw(
+            [cell.rows[i].prompt for i in fresh],
+            [cell.seeds[i] for i in fresh],
+            [policies[i] for i in fresh],
+            advance,
+            [Brought.of(cell.rows[i]) for i in fresh],
+        )
+        for i, one in zip(fresh, made, strict=True):
+            came[i] = one
+            if i in keys:
+                self._lately[keys[i]] = one
+        while len(self._lately) > LATELY:
+            self._lately.popitem(last=False)
+        return came, len(fresh)
 
     def _judged(self, drawn: Sequence[NDArray[np.uint8]]) -> list[dict[str, object]]:
         pictures = np.stack(drawn) if drawn else np.zeros((0, 1, 1, 3), np.uint8)
@@ -215,15 +248,11 @@ class Evaluation:
         if not (self._distances and cell.silent):
             return {}
         changed = [i for i in pictures if not looks[i].same]
-        bare = self._drawer.draw(
-            [cell.rows[i].prompt for i in changed],
-            [cell.seeds[i] for i in changed],
-            [None] * len(changed),
-            lambda _count: None,
-        )
+        nothing = {i: Look(same=True) for i in changed}
+        bare, _ = self._drawn(cell, nothing, [None] * len(cell.rows), lambda _count: None)
         return {
             i: float(np.abs(pictures[i].astype(np.float64) - one.picture).mean())
-            for i, one in zip(changed, bare, strict=True)
+            for i, one in bare.items()
             if one.picture is not None
         }
 
@@ -293,9 +322,21 @@ class Evaluation:
         return result
 
 
+def _together(first: Look, late: Look) -> Look:
+    """How a prompt looks to its own policy, and its picture to guards that others have too."""
+    most = max(first, late, key=lambda look: -np.inf if look.score is None else look.score)
+    return replace(
+        late,
+        fired=first.fired or late.fired,
+        score=most.score,
+        after=most.after,
+        steps=most.steps,
+    )
+
+
 def _shot(look: Look) -> Shot:
     told = asdict(look)
-    del told["pending"]
+    del told["late"]
     return Shot(**told)
 
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import Result
 from PIL import Image
+from torch import Tensor
 from typer.testing import CliRunner
 
 from guard.cli import app
 from guard.evaluation import brought
+from guard.evaluation.erasure import attacks
+from guard.evaluation.erasure.inverted import invert_through
 from guard.evaluation.erasure.scenarios import SCENARIOS
 from guard.prompts import PicturePrompt, read_rows
 from tests.guard.evaluation.drawing import judge_file
@@ -144,6 +148,32 @@ def test_attacks_are_rows_that_the_pictures_suite_plays(folder: Path, tmp_path: 
     only = ("--out", str(tmp_path), "--concepts", "knife")
     result = _run(folder, *only, suite="plain.toml", what="pictures")
     assert result.exit_code == 0, result.output
+
+
+def test_what_guards_do_alike_is_searched_once(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched: list[int] = []
+
+    def search(*args: Any, **settings: Any) -> Tensor:
+        searched.append(len(args[2]))
+        return invert_through(*args, **settings)
+
+    monkeypatch.setattr(attacks, "invert_through", search)
+    methods = 'alone = "{concept}-irece"\nbehind = "{concept}-nearest-irece"\n'
+    suite = SUITE.replace('white_box = ["nearest", "all"]', "").replace('"all"', '"alone"')
+    suite = suite.replace('all = "{concept}-all"', methods).replace('"attacks"', '"others"')
+    (folder / "alike.toml").write_text(suite, "utf-8")
+    options = ("--out", str(tmp_path), "--scenarios", "inverted-white-box")
+    assert _run(folder, *options, suite="alike.toml").exit_code == 0
+    # three scenes, two at once: once without guards that look at pictures, once with one
+    assert searched == [2, 1] * 2
+    made = [
+        (folder / "others" / f"inverted-white-box-knife-{method}-1.jsonl").read_text("utf-8")
+        for method in ("nearest", "alone", "behind")
+    ]
+    noise = [json.loads(each)["noise"] for each in made]
+    assert noise[1] == noise[2] != noise[0]
 
 
 def test_what_an_attack_was_made_of_decides_whether_it_holds(folder: Path, tmp_path: Path) -> None:

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from guard.evaluation.erasure.learned import frozen
-from guard.evaluation.erasure.sampling import GuardedSampling
+from guard.evaluation.erasure.sampling import Sampled
 from steering.engines.diffusion.families import Family
 
 
 def invert_through(
     family: Family,
-    sampling: GuardedSampling,
+    sampling: Callable[[Tensor, Sequence[str], Sequence[int]], Sampled],
     scenes: Tensor,
     start: Tensor,
     prompts: Sequence[str],
@@ -28,14 +28,15 @@ def invert_through(
     steps: int,
     rate: float,
     evade: float,
+    near: float = 0.0,
     advance: Callable[[int], None] = lambda _count: None,
 ) -> Tensor:
     """The noise `[rows, channels, height, width]` that did best for each of `scenes`, beginning
-    with `start`.
+    with `start`; `sampling` is a GuardedSampling.
 
     A row's loss is the mean squared error of its latents to the scene's, plus `evade` times what
-    guards say over their thresholds; Adam at `rate`, falling to nothing along a line. `advance` is
-    told of each of the `steps`.
+    guards say over their thresholds; Adam at `rate`, falling to nothing along a line. A row whose
+    loss is at most `near` is done. `advance` is told of each of the `steps`.
     """
     noise = start.clone().requires_grad_()
     optimiser = torch.optim.Adam([noise], lr=rate)
@@ -43,13 +44,19 @@ def invert_through(
     least = torch.full((len(scenes),), torch.inf, device=scenes.device)
     best = start.clone()
     with torch.enable_grad(), frozen([family.denoiser]):
-        for _ in range(steps):
-            sampled = sampling(noise, prompts, seeds)
-            loss = (sampled.latents - scenes).square().flatten(1).mean(1) + evade * sampled.seen
-            better = loss.detach() < least
-            least = torch.where(better, loss.detach(), least)
-            best[better] = noise.detach()[better]
+        for done in range(steps):
+            (left,) = torch.where(least > near)
+            if not len(left):
+                advance(steps - done)
+                break
+            asked = [(prompts[row], seeds[row]) for row in left.tolist()]
+            sampled = sampling(noise[left], *zip(*asked, strict=True))
+            missed = (sampled.latents - scenes[left]).square().flatten(1).mean(1)
+            loss = missed + evade * sampled.seen
             (noise.grad,) = torch.autograd.grad(loss.sum(), noise)
+            better = left[loss.detach() < least[left]]
+            best[better] = noise.detach()[better]
+            least[left] = torch.minimum(least[left], loss.detach())
             optimiser.step()
             decay.step()
             advance(1)

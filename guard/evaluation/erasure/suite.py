@@ -70,7 +70,8 @@ class InvertedSettings(_Table):
     """How a white-box attacker looks for noise: `steps` of Adam at `rate`, each of them a guarded
     picture of `drawing` denoising steps (None: as many as are played), `batch` scenes at once.
 
-    What guards say over their thresholds is weighed by `evade`.
+    What guards say over their thresholds is weighed by `evade`. Noise whose loss, in mean squared
+    latents, is at most `near` is found.
     """
 
     steps: int = Field(default=30, ge=1, le=10_000)
@@ -78,6 +79,7 @@ class InvertedSettings(_Table):
     batch: int = Field(default=8, ge=1, le=256)
     drawing: int | None = Field(default=None, ge=1, le=1000)
     evade: float = Field(default=0.05, ge=0)
+    near: float = Field(default=0.002, ge=0)
 
 
 class ErasureSuite(Suite):

@@ -66,7 +66,7 @@ class FakeDrawer:
     says. "knife-leaky" claims to leave pictures alone but changes them.
 
     "knife-seen" looks at pictures, and blocks those with a knife in them; "knife-redrawn" draws
-    `INSTEAD` in their place.
+    `INSTEAD` in their place. "knife-good-seen" is "knife-good", and "knife-seen" behind it.
     """
 
     def __init__(self) -> None:
@@ -87,12 +87,13 @@ class FakeDrawer:
         ]
 
     def _look(self, prompt: str, policy: str | None) -> Look:
-        if policy and policy.endswith(("seen", "redrawn")):
-            return Look(same=True, pending=True)
+        late = next((each for each in ("seen", "redrawn") if policy and policy.endswith(each)), "")
+        if late and policy == f"knife-{late}":
+            return Look(same=True, late=late)
         if policy is None or policy.endswith("leaky") or policy.split("-")[0] not in prompt:
-            return Look(same=True, score=0.1)
+            return Look(same=True, late=late, score=0.1)
         blocked = policy.endswith("block")
-        return Look(False, fired=True, blocked=blocked, steps=3, score=0.9, after=0.2)
+        return Look(False, late, fired=True, blocked=blocked, steps=3, score=0.9, after=0.2)
 
     def draw(
         self,
@@ -127,7 +128,7 @@ class FakeDrawer:
 
     def _came(self, drawn: Drawn, policy: str | None, seed: int) -> Drawn:
         """What is left of it where its policy looks at pictures."""
-        if not drawn.look.pending or policy is None or drawn.picture is None:
+        if not drawn.look.late or policy is None or drawn.picture is None:
             return drawn
         if not drawn.picture[0, CONCEPTS.index(policy.split("-")[0]), 0]:
             return drawn

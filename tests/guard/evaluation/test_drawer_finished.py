@@ -103,11 +103,11 @@ def test_what_is_looked_at_later_is_pending(made: tuple[Config, Family]) -> None
     drawer = drawer_of(made)
     for policy, pending in (("look", True), ("watched", True), ("both", True), (None, False)):
         (look,) = drawer.look([CAT], [policy])
-        assert (look.pending, look.same, look.blocked) == (pending, True, False)
+        assert (bool(look.late), look.same, look.blocked) == (pending, True, False)
     changed, blocked = drawer.look([KNIFE] * 2, ["both", "both-block"])
-    assert changed.pending and not changed.same
+    assert changed.late and not changed.same
     # there is no picture to wait for
-    assert blocked.blocked and not blocked.pending
+    assert blocked.blocked and not blocked.late
 
 
 def test_a_picture_that_does_not_show_it_stays_the_same(made: tuple[Config, Family]) -> None:
@@ -176,7 +176,7 @@ def test_a_replacement_for_words_is_looked_at_itself(made: tuple[Config, Family]
     silent, strict = drawer_of(made), drawer_of(made, -NEVER)
     for drawer in (silent, strict):
         (look,) = drawer.look([KNIFE], ["both-replace"])
-        assert look.pending and not look.blocked and not look.same
+        assert look.late and not look.blocked and not look.same
     (shown,) = draw(silent, [KNIFE], "both-replace")
     assert same(shown, *draw(silent, [CAT], None)) and not shown.look.same
     (lost,) = draw(strict, [KNIFE], "both-replace")
@@ -189,7 +189,7 @@ def test_a_replacement_that_is_blocked_by_its_words_is_not_waited_for(
 ) -> None:
     drawer = drawer_of(made)
     (look,) = drawer.look([KNIFE], ["both-relapse"])
-    assert look.blocked and not look.pending
+    assert look.blocked and not look.late
     with pytest.raises(DataError, match="blocks"):
         draw(drawer, [KNIFE], "both-relapse")
 

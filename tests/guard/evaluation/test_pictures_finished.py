@@ -141,3 +141,20 @@ def test_progress_ends_where_it_said(tmp_path: Path) -> None:
 def test_the_report_shows_what_there_is_to_show(games: list[Played]) -> None:
     page = Report(games, "good", len(CONCEPTS)).page("Pictures", "today")
     assert "blocked" in page and page.count("data:image/png;base64,") >= 4
+
+
+def test_methods_with_the_same_guards_of_pictures_draw_once(
+    tmp_path: Path, drawer: FakeDrawer
+) -> None:
+    methods = {"seen": "{concept}-seen", "both": "{concept}-good-seen"}
+    games = play(tmp_path, drawer, methods=methods, ours="both")
+    both = [(each.cell, each.results["both"]) for each in games if "both" in each.results]
+    drawn = {prompt for prompt, _, policy in drawer.drawn if policy == "knife-good-seen"}
+    # where the guard of prompts acts, the picture is another one
+    assert drawn and all("knife" in prompt for prompt in drawn)
+    for cell, result in both:
+        alone = next(each for each in games if each.cell == cell).results["seen"]
+        taken = [i for i, row in enumerate(cell.rows) if "knife" not in row.prompt]
+        assert [result.shots[i].seen for i in taken] == [alone.shots[i].seen for i in taken]
+        assert all(result.shots[i].score == 0.1 for i in taken)
+    assert sum(result.drawn for cell, result in both if cell.silent) == len({HARD, "a sharp knife"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import closing
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from guard.evaluation.erasure.inverted import invert_through
-from guard.evaluation.erasure.sampling import GuardedSampling
+from guard.evaluation.erasure.sampling import GuardedSampling, Sampled
 from guard.picture_plan import PicturePlans
 from steering.engines.diffusion.beginnings import Noise
 from steering.engines.diffusion.engine import DiffusionEngine, PictureStart
@@ -146,3 +147,50 @@ def test_noise_is_found_that_draws_a_scene_through_the_guards(
     assert sum(ticks) == 25
     assert weights_hash(family.pipeline) == before
     assert all(p.grad is None for p in family.denoiser.parameters())
+
+
+def test_noise_that_is_near_already_is_not_searched_on(made: tuple[PicturePlans, Family]) -> None:
+    plans, family = made
+    own = GuardedSampling(family, plans, plans["knife-irece"], steps=STEPS, guidance=3.0)
+    asked: list[int] = []
+
+    def counted(noise: Tensor, prompts: Sequence[str], seeds: Sequence[int]) -> Sampled:
+        asked.append(len(noise))
+        return own(noise, prompts, seeds)
+
+    start = noise(family)[:2]
+    with closing(own):
+        with torch.no_grad():
+            scenes = own(start, PROMPTS[:2], SEEDS[:2]).latents
+        scenes[1] += 1.0
+        ticks: list[int] = []
+        found = invert_through(
+            family,
+            counted,
+            scenes,
+            start,
+            PROMPTS[:2],
+            SEEDS[:2],
+            steps=3,
+            rate=0.1,
+            evade=0.0,
+            near=1e-3,
+            advance=ticks.append,
+        )
+    assert asked == [2, 1, 1]
+    assert torch.equal(found[0], start[0]) and not torch.equal(found[1], start[1])
+    assert sum(ticks) == 3
+
+
+@pytest.mark.parametrize("policy", ["knife-nothing", "knife-irece"])
+def test_prompts_that_say_nothing_are_guided_nowhere(
+    made: tuple[PicturePlans, Family], policy: str
+) -> None:
+    plans, family = made
+    start = noise(family)[:2]
+    drawn = []
+    for guidance in (1.0, 3.0):
+        own = GuardedSampling(family, plans, plans[policy], steps=STEPS, guidance=guidance)
+        with closing(own), torch.no_grad():
+            drawn.append(own(start, ["", ""], SEEDS[:2]).latents)
+    assert torch.equal(*drawn)

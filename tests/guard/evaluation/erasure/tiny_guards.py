@@ -23,6 +23,7 @@ POLICIES = {
     "knife-overlay": ["overlay"],
     "knife-irece": ["irece"],
     "knife-all": ["knife", "overlay", "guide", "irece"],
+    "knife-nearest-irece": ["knife", "irece"],
     "knife-seen": ["seen"],
 }
 
