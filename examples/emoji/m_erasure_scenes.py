@@ -26,8 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=HERE / "m-erasure-scenes")
     parser.add_argument("--count", type=int, default=40, help="of each concept")
-    # the one that has a guard of IRECE
-    parser.add_argument("--concepts", default="knife", help=f"of {', '.join(CONCEPTS)}")
+    parser.add_argument("--concepts", default=",".join(CONCEPTS), help="some of them")
     parser.add_argument("--seed", type=int, default=SEED, help="another one for fits")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
