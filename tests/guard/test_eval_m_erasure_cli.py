@@ -176,6 +176,14 @@ def test_what_guards_do_alike_is_searched_once(
     assert noise[1] == noise[2] != noise[0]
 
 
+def test_text_prompts_have_a_number_of_their_own(folder: Path, tmp_path: Path) -> None:
+    (folder / "short.toml").write_text(SUITE.replace("pictures = 3", "pictures = 3\ntext = 1"))
+    options = ("--out", str(tmp_path), "--scenarios", "text", "--methods", "nearest", "--json")
+    result = _run(folder, *options, suite="short.toml")
+    # one direct prompt and one paraphrase
+    assert "/2;" in json.loads(result.stdout)["methods"]["bare"]["reproduced"]["text"]
+
+
 def test_what_an_attack_was_made_of_decides_whether_it_holds(folder: Path, tmp_path: Path) -> None:
     options = ("--out", str(tmp_path), "--scenarios", "learned-black-box", "--methods", "nearest")
     assert _run(folder, *options).exit_code == 0

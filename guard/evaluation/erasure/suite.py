@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
+from math import inf
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from guard.errors import DataError
 from guard.evaluation.erasure.learned import WORD
+from guard.evaluation.erasure.scenarios import TEXT
 from guard.evaluation.judge import Judge
 from guard.evaluation.suite import BARE, SILENT_KINDS, Suite, loaded, read_prompts
 from guard.prompts import PicturePrompt, ScenePicture, read_rows
@@ -88,9 +91,11 @@ class ErasureSuite(Suite):
     `scenes` is a JSON Lines file of pictures that show the concepts, and so says which concepts are
     played; `attacks` the folder where attacks are kept. `erased` names for a method, or the bare
     model, the one that is it and IRECE; `white_box` the methods that white-box attackers go
-    through, all where it is empty.
+    through, all where it is empty. `text` is how many text prompts of a concept and kind are
+    played, None for as many as `pictures`.
     """
 
+    text: int | None = Field(default=None, ge=1)
     scenes: Annotated[Path, Field(strict=False)]
     attacks: Annotated[Path, Field(strict=False)] = Path("m-erasure")
     erased: dict[str, str] = Field(default_factory=dict)
@@ -136,6 +141,12 @@ def read_text_prompts(
 ) -> list[PicturePrompt]:
     """Text prompts of the scenes' concepts: those that ask for one, and clean ones."""
     concepts = {scene.concept for scene in scenes}
-    kinds = {"direct", "paraphrase", "pair", *SILENT_KINDS}
-    every = read_prompts(suite, judge)
-    return [row for row in every if row.concept in concepts and row.kind in kinds]
+    counts: Counter[tuple[str, str]] = Counter()
+    kinds = {*TEXT.kinds, *TEXT.beside, *SILENT_KINDS}
+    found = []
+    for row in read_prompts(suite, judge):
+        if row.concept in concepts and row.kind in kinds:
+            counts[row.concept, row.kind] += 1
+            if row.kind in SILENT_KINDS or counts[row.concept, row.kind] <= (suite.text or inf):
+                found.append(row)
+    return found
