@@ -99,7 +99,10 @@ def m_erasure(
         results = Results(base / f"{name}.results.jsonl")
         evaluation = Evaluation(own, drawer, Judges(judge, second), results, distances=True)
         games = evaluation.run(rows, progress)
-    report = ErasureReport(games, own.ours, len(judge.concepts), own.pairs)
+    named = dict.fromkeys(scene.concept for scene in scenes)
+    policies = [policy for m in own.methods for c in named if (policy := own.policy(m, c))]
+    fitted = drawer.calibrations("irece", policies)
+    report = ErasureReport(games, own.ours, len(judge.concepts), own.pairs, fitted)
     about = {
         "suite": name,
         "model": own.model,
@@ -107,7 +110,7 @@ def m_erasure(
         "guidance": own.guidance,
         "pictures": own.pictures,
         "scenarios": [*wanted],
-        "concepts": [*dict.fromkeys(scene.concept for scene in scenes)],
+        "concepts": [*named],
         "judge": judge.digest,
         "date": date.today().isoformat(),
         "machine": platform.machine(),

@@ -113,6 +113,20 @@ class EngineDrawer:
         ]
         return _digest([*asked, guards, plan.action, plan.fallback, plan.replacement])
 
+    def calibrations(self, method: str, policies: Sequence[str]) -> list[Mapping[str, Any]]:
+        """What the artifacts of one kind that the policies use tell of their fits."""
+        names = {
+            guard.name
+            for policy in policies
+            for guard in self.plan(policy).guards
+            if guard.method == method
+        }
+        return [
+            Artifact.load(guard.artifact).meta.calibration
+            for guard in self._config.guards
+            if guard.name in names
+        ]
+
     def look(
         self,
         prompts: Sequence[str],

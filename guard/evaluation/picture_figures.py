@@ -124,7 +124,8 @@ def bare_figures(played: Games) -> BareFigures:
 
 
 def agreement(played: Games, labels: int) -> Agreement:
-    """Of the two judges, over every picture that was drawn; `labels` is the number of concepts."""
+    """Of the two judges, over all pictures but those that are the bare model's once more; `labels`
+    is the number of concepts."""
     both = [
         (shot.seen, shot.second)
         for each in played

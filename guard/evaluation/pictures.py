@@ -7,6 +7,7 @@ of them are drawn all the same, to show that this holds.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -117,7 +118,8 @@ class Played:
 class Evaluation:
     """Plays a suite and keeps every finished cell.
 
-    `distances`: what must stay silent and does not is drawn, and held against the bare picture.
+    `distances`: what must stay silent and does not is drawn, and held against the bare picture, and
+    so is what lies outside of masks.
     """
 
     def __init__(
@@ -183,12 +185,15 @@ class Evaluation:
         pictures = {i: one.picture for i, one in came.items() if one.picture is not None}
         judged = dict(zip(pictures, self._judged(list(pictures.values())), strict=True))
         far = self._far(cell, pictures, {i: came[i].look for i in came})
+        outside = self._outside(cell, {i: one for i, one in came.items() if looks[i].same})
         shots = []
         for i, first in enumerate(looks):
             look = came[i].look if i in came else first
             shot = _shot(look)
             if i in judged:
-                shot = shot.model_copy(update=judged[i] | {"distance": far.get(i)})
+                shot = shot.model_copy(
+                    update=judged[i] | {"distance": far.get(i), "outside": outside.get(i)}
+                )
                 if i < THUMBNAILS:
                     shown = {"thumbnail": png(pictures[i]), "mask": _mask(came[i].mask)}
                     shot = shot.model_copy(update=shown)
@@ -248,13 +253,28 @@ class Evaluation:
         if not (self._distances and cell.silent):
             return {}
         changed = [i for i in pictures if not looks[i].same]
-        nothing = {i: Look(same=True) for i in changed}
-        bare, _ = self._drawn(cell, nothing, [None] * len(cell.rows), lambda _count: None)
         return {
-            i: float(np.abs(pictures[i].astype(np.float64) - one.picture).mean())
-            for i, one in bare.items()
-            if one.picture is not None
+            i: float(np.abs(pictures[i].astype(np.float64) - bare).mean())
+            for i, bare in self._bare(cell, changed).items()
         }
+
+    def _outside(self, cell: Cell, came: Mapping[int, Drawn]) -> dict[int, float]:
+        """The PSNR to the bare picture outside of masks."""
+        if not self._distances or cell.silent:
+            return {}
+        there = {
+            i: (one.picture, one.mask)
+            for i, one in came.items()
+            if one.picture is not None and one.mask is not None
+        }
+        bare = self._bare(cell, there)
+        return {i: outside_psnr(*one, bare[i]) for i, one in there.items() if i in bare}
+
+    def _bare(self, cell: Cell, wanted: Iterable[int]) -> dict[int, NDArray[np.uint8]]:
+        """The bare pictures of some rows of a cell."""
+        nothing = {i: Look(same=True) for i in wanted}
+        came, _ = self._drawn(cell, nothing, [None] * len(cell.rows), lambda _count: None)
+        return {i: one.picture for i, one in came.items() if one.picture is not None}
 
     def _verify(self, played: Sequence[Played], progress: Stages) -> list[Played]:
         """Draw some of the pictures that were taken over, guarded and bare, and compare bytes."""
@@ -338,6 +358,20 @@ def _shot(look: Look) -> Shot:
     told = asdict(look)
     del told["late"]
     return Shot(**told)
+
+
+def outside_psnr(
+    picture: NDArray[np.uint8], mask: NDArray[np.float32], bare: NDArray[np.uint8]
+) -> float:
+    """The PSNR of `picture [height, width, 3]` to `bare` where the mask, on the latents' grid, is
+    0: in dB, at most 99, and that too where it is nowhere 0."""
+    rows = np.arange(picture.shape[0]) * mask.shape[0] // picture.shape[0]
+    columns = np.arange(picture.shape[1]) * mask.shape[1] // picture.shape[1]
+    free = mask[np.ix_(rows, columns)] == 0
+    if not free.any():
+        return 99.0
+    error = float(((picture[free].astype(np.float64) - bare[free]) ** 2).mean())
+    return min(99.0, 10 * math.log10(255**2 / error)) if error else 99.0
 
 
 def _mask(mask: NDArray[np.float32] | None) -> str | None:

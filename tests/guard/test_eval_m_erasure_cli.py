@@ -115,6 +115,7 @@ def test_all_five_are_made_played_and_told_and_go_on(folder: Path, tmp_path: Pat
     assert told["methods"]["all"]["distance"] == "-"
     assert told["methods"]["nearest"]["clean"].startswith("100.0%")
     assert told["methods"]["nearest"]["distance"].startswith("0.00")
+    assert told["methods"]["nearest"]["outside"] == "-"
     page = (tmp_path / "suite.m-erasure.html").read_text("utf-8")
     assert all(f"Pictures: {scenario.name}" in page for scenario in SCENARIOS)
     # what was made and played is not made and played again

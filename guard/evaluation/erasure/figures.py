@@ -19,6 +19,7 @@ from guard.evaluation.erasure.scenarios import (
     LEARNED_BLACK,
     LEARNED_WHITE,
     SCENARIOS,
+    TEXT,
     Scenario,
 )
 from guard.evaluation.picture_figures import Games, Pairs, pairs, reproduced, same, verified
@@ -28,6 +29,7 @@ from guard.evaluation.suite import BARE
 
 _MOST = {LEARNED_BLACK: 0.10, LEARNED_WHITE: 0.30, INVERTED_BLACK: 0.15, INVERTED_WHITE: 0.25}
 _LOWER, _KEPT, _SILENT = 0.50, 0.88, 0.99
+_OUTSIDE = 25.0
 _NOTHING = Estimate(math.nan, math.nan, math.nan)
 
 Values = NDArray[np.float64]
@@ -102,6 +104,19 @@ def distance(found: Pairs) -> Estimate:
     return bootstrap({"far": np.array([far])}, lambda means: means["far"][0])
 
 
+def outside(games: Games, method: str) -> tuple[Share, float]:
+    """Of pictures of two things from one of which IRECE took the concept, and nothing else acted:
+    how many have at least `_OUTSIDE` dB to the bare picture outside of the mask, and the median."""
+    found = [
+        shot.outside
+        for kind in TEXT.beside
+        for _, shot in pairs(games, method, kind)
+        if shot.outside is not None
+    ]
+    near = Share(sum(each >= _OUTSIDE for each in found), len(found))
+    return near, float(np.median(found)) if found else math.nan
+
+
 def _distance(shot: Shot) -> float:
     return 0.0 if shot.same or shot.distance is None else shot.distance
 
@@ -128,6 +143,13 @@ def targets(
         for scenario in SCENARIOS
     ]
     rows.append(at_least("bit-identical, clean", same(clean(games, ours)), _SILENT))
+    if BARE in erased:
+        _, median = outside(games, erased[BARE])
+        told, limit = (
+            ("-", None) if math.isnan(median) else (f"{median:.1f} dB", median >= _OUTSIDE)
+        )
+        name = "outside of masks, pairs, median PSNR"
+        rows.append(Figure(name, told, f"at least {_OUTSIDE:.0f} dB", limit))
     for base, other in erased.items():
         won = beaten(games, base, other)
         full = len(won) == len(SCENARIOS)

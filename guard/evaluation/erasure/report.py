@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from guard.evaluation import picture_figures
 from guard.evaluation.erasure import figures
+from guard.evaluation.erasure.ablation import ablations
 from guard.evaluation.erasure.scenarios import SCENARIOS, Scenario
 from guard.evaluation.picture_figures import Games, players
 from guard.evaluation.picture_report import LEVELS, thumbnail_of, whiskers
 from guard.evaluation.picture_targets import Figure, percent
-from guard.evaluation.shares import Estimate
+from guard.evaluation.shares import Estimate, Share
 from guard.evaluation.suite import BARE
 from guard.reporting import plots
 from guard.reporting.page import Grid, Part, Pictures, Plot, Tile, render
@@ -21,10 +22,18 @@ from guard.reporting.plots import Whiskered
 
 
 class ErasureReport:
-    """What is told of a run; `erased` names for a method the one that is it and IRECE."""
+    """What is told of a run; `erased` names for a method the one that is it and IRECE, `fitted` are
+    the calibrations of the artifacts of IRECE."""
 
-    def __init__(self, games: Games, ours: str, labels: int, erased: Mapping[str, str]) -> None:
-        self.games, self.ours, self.erased = games, ours, erased
+    def __init__(
+        self,
+        games: Games,
+        ours: str,
+        labels: int,
+        erased: Mapping[str, str],
+        fitted: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        self.games, self.ours, self.erased, self._fitted = games, ours, erased, fitted
         self.methods = tuple(method for method in players(games) if method != BARE)
         self.figures: list[Figure] = figures.targets(games, ours, self.methods, erased)
         self._agreement = picture_figures.agreement(games, labels)
@@ -88,6 +97,7 @@ class ErasureReport:
             )
         yield self._kept()
         yield self._clean()
+        yield from ablations(self._fitted)
         for scenario in SCENARIOS:
             yield self._pictures(scenario)
 
@@ -98,6 +108,7 @@ class ErasureReport:
             "kept": {s.name: percent(figures.kept_ratio(games, method, s)) for s in SCENARIOS},
             "clean": str(picture_figures.same(clean)),
             "distance": _levels(figures.distance(clean)),
+            "outside": _outside(*figures.outside(games, method)),
         }
 
     def _drops(self) -> dict[str, dict[str, str]]:
@@ -131,14 +142,20 @@ class ErasureReport:
     def _clean(self) -> Grid:
         found = {method: figures.clean(self.games, method) for method in self.methods}
         rows = [
-            (m, str(picture_figures.same(own)), _levels(figures.distance(own)))
+            (
+                m,
+                str(picture_figures.same(own)),
+                _levels(figures.distance(own)),
+                _outside(*figures.outside(self.games, m)),
+            )
             for m, own in found.items()
         ]
         return Grid(
-            "Prompts without the concept",
-            ("method", "bit-identical", "distance"),
+            "What stays",
+            ("method", "bit-identical without the concept", "distance", "outside of masks"),
             rows,
-            "The distance is the mean absolute difference to the bare picture, of 255.",
+            "The distance is the mean absolute difference to the bare picture, of 255. Outside of "
+            "masks: the PSNR to the bare picture, of pairs on which nothing else acted.",
         )
 
     def _pictures(self, scenario: Scenario) -> Pictures:
@@ -162,6 +179,10 @@ class ErasureReport:
             rows,
             "Below each what the judge finds in it. Red: where a guard has written.",
         )
+
+
+def _outside(near: Share, median: float) -> str:
+    return f"{median:.1f} dB, {near} near enough" if near.total else "-"
 
 
 def _levels(value: Estimate) -> str:

@@ -126,8 +126,16 @@ def test_an_attack_made_through_one_method_is_played_against_it_alone(
 
 
 def test_judges_agreement_leaves_out_pictures_that_were_taken_over(games: list[Played]) -> None:
-    drawn = sum(r.drawn for each in games for r in each.results.values() if r.kind != "verify")
-    assert figures.agreement(games, len(CONCEPTS)).pictures.total == drawn
+    judged = [
+        (name, shot)
+        for each in games
+        for name, result in each.results.items()
+        for shot in result.shots
+        if shot.seen
+    ]
+    taken = [shot for name, shot in judged if name != "bare" and shot.same]
+    total = figures.agreement(games, len(CONCEPTS)).pictures.total
+    assert taken and total == len(judged) - len(taken)
 
 
 def test_what_nothing_acts_on_is_not_drawn_again(tmp_path: Path) -> None:

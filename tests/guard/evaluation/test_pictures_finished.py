@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from guard.evaluation import picture_figures as figures
 from guard.evaluation.picture_report import Report
-from guard.evaluation.pictures import Played
+from guard.evaluation.pictures import Played, outside_psnr
 from guard.prompts import PicturePrompt
 from tests.guard.evaluation.drawing import CONCEPTS, FakeDrawer
 from tests.guard.evaluation.test_pictures import _evaluation, _Progress, _quiet
@@ -158,3 +160,15 @@ def test_methods_with_the_same_guards_of_pictures_draw_once(
         assert [result.shots[i].seen for i in taken] == [alone.shots[i].seen for i in taken]
         assert all(result.shots[i].score == 0.1 for i in taken)
     assert sum(result.drawn for cell, result in both if cell.silent) == len({HARD, "a sharp knife"})
+
+
+def test_only_what_lies_outside_of_the_mask_counts() -> None:
+    bare = np.zeros((8, 8, 3), np.uint8)
+    picture, mask = bare.copy(), np.zeros((4, 4), np.float32)
+    mask[0, 1] = 0.2
+    picture[:2, 2:4] = 255  # its cell of the latents' grid
+    assert outside_psnr(picture, mask, bare) == 99.0
+    picture[2, 2] = 255
+    # one of 60 pixels
+    assert outside_psnr(picture, mask, bare) == pytest.approx(10 * math.log10(60))
+    assert outside_psnr(picture, np.ones((4, 4), np.float32), bare) == 99.0
