@@ -16,10 +16,11 @@ from guard.config import Config, GuardConfig
 from guard.errors import ArtifactError
 from guard.resolving import BasePlan, Done, LoadedGuard, Resolved, find_guards, finite, resolve
 from guard.verdict import GuardVerdict
+from steering.bank import Bank, SteerGuard
 from steering.engines.layers import decoder_layers
 from steering.fingerprint import fingerprint
 from steering.methods import load_guard
-from steering.table import Bank, Reading, SteerGuard
+from steering.rows import Reading
 
 
 @dataclass(frozen=True)
