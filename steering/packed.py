@@ -116,9 +116,13 @@ class PackedTable(GuardedRows):
         self._gates: Tensor | None = None
         self._due: tuple[Tensor, Tensor, Tensor] | None = None
 
-    def sense(self, layer: int, hidden: Tensor) -> None:
-        """Read `hidden [tokens, width]` after `layer`; at the last sensing layer, decide."""
-        gates = hidden[self._sensed].float() @ self.bank.gates[layer].T
+    def sense(self, layer: int, hidden: Tensor, residual: Tensor | None = None) -> None:
+        """Read `hidden [tokens, width]` after `layer`, and what is still to be added to it; at the
+        last sensing layer, decide."""
+        states = hidden[self._sensed].float()
+        if residual is not None:
+            states = states + residual[self._sensed]
+        gates = states @ self.bank.gates[layer].T
         self._gates = gates if self._gates is None else self._gates + gates
         if layer == self.bank.last_sense:
             self._decide(self._gates)

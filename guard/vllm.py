@@ -1,0 +1,162 @@
+"""The vLLM plugin: `GUARD_CONFIG=config.toml vllm serve MODEL`.
+
+Found through the entry point group `vllm.general_plugins`, and called in every process of the
+engine. Without GUARD_CONFIG it does nothing. A request's policy is `guard_policy` of its extra
+arguments (`vllm_xargs` over HTTP, `SamplingParams.extra_args` offline), else the server's default.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+from guard.artifact import Artifact
+from guard.config import Config, load_config
+from guard.errors import ConfigError, GuardFailed, ModelError
+
+CONFIG, POLICY = "GUARD_CONFIG", "guard_policy"
+TESTED = ("0.32",)
+"""Releases of vLLM whose sources were read and that the tests run on."""
+
+
+def register() -> None:
+    """Guard what vLLM serves in this process. Raises GuardError where it must not be served."""
+    path = os.environ.get(CONFIG)
+    if not path:
+        return
+    import vllm
+
+    if not vllm.__version__.startswith(tuple(f"{release}." for release in TESTED)):
+        raise ConfigError(
+            f"vLLM {vllm.__version__} is not supported: install {' or '.join(TESTED)}, or unset "
+            f"{CONFIG} to serve without guards"
+        )
+    config = load_config(path)
+    _front(config)
+    _workers(config)
+
+
+# -- the front end: which policy a request has ------------------------------------------------
+
+
+def policy_of(config: Config, extra: Mapping[str, Any] | None) -> str:
+    """Of a request. Raises ValueError for one that is not configured."""
+    name = (extra or {}).get(POLICY, config.server.default_policy)
+    if not isinstance(name, str) or name not in config.policy_names:
+        told = repr(name)[:80]
+        raise ValueError(f"there is no policy {told}: {', '.join(config.policy_names)}")
+    return name
+
+
+def salts(config: Config) -> dict[str, str]:
+    """For each policy with guards what the states that it makes are the work of."""
+    artifacts = {guard.name: guard for guard in config.guards}
+    found = {}
+    for name in config.policy_names:
+        policy = config.policy(name)
+        if policy.guards:
+            guards = [
+                [Artifact.load(own.artifact).digest, own.threshold, own.strength, own.recheck]
+                for own in (artifacts[guard] for guard in policy.guards)
+            ]
+            found[name] = _digest([policy.action, guards])
+    return found
+
+
+def salted(given: str | None, plan: str | None) -> str | None:
+    """The salt of a request's cached keys: what it has `given`, and its plan.
+
+    Whoever gives a salt cannot make it that of another plan: all that are given are hashed.
+    """
+    return None if given is None and plan is None else _digest([given, plan])
+
+
+def _front(config: Config) -> None:
+    from vllm.exceptions import VLLMValidationError
+    from vllm.v1.engine.input_processor import InputProcessor
+
+    own = InputProcessor.process_inputs
+    if hasattr(own, "guarded"):
+        return
+    plans = salts(config)
+
+    @wraps(own)
+    def process_inputs(self: Any, *args: Any, **kwargs: Any) -> Any:
+        request = own(self, *args, **kwargs)
+        params = request.sampling_params
+        if params is None:
+            return request
+        try:
+            policy = policy_of(config, params.extra_args)
+        except ValueError as error:
+            raise VLLMValidationError(str(error), parameter=POLICY) from error
+        request.cache_salt = salted(request.cache_salt, plans.get(policy))
+        return request
+
+    process_inputs.guarded = True  # type: ignore[attr-defined]
+    InputProcessor.process_inputs = process_inputs
+
+
+# -- the workers: what guards do --------------------------------------------------------------
+
+
+def _workers(config: Config) -> None:
+    from vllm.v1.worker.cpu_model_runner import CPUModelRunner
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    from guard.plan import Plans, Served
+    from steering.engines.vllm.runner import GuardedRunner, decoder_layers, surround
+    from steering.fingerprint import checkpoint_fingerprint
+    from steering.rows import RowGuard
+
+    def loaded(runner: Any) -> GuardedRunner:
+        model = runner.vllm_config.model_config
+        try:
+            layers = decoder_layers(runner.model)
+            served = Served(
+                fingerprint=checkpoint_fingerprint(_checkpoint(model)),
+                depth=len(layers),
+                width=model.get_hidden_size(),
+                device=str(runner.device),
+            )
+        except ValueError as error:
+            raise ModelError(f"{model.model} cannot be guarded: {error}") from error
+        name = served_name(model)
+        plans = Plans(config, served, name=name)
+
+        def rows(extra: Mapping[str, Any]) -> Sequence[RowGuard]:
+            return plans[policy_of(config, extra)].rows()
+
+        for policy in config.policy_names:
+            plan = plans[policy]
+            if plan.refuses:
+                faults = "; ".join(f"{guard}: {why}" for guard, why in plan.broken.items())
+                raise GuardFailed(f"policy {policy!r} cannot be applied to {name}: {faults}")
+        return GuardedRunner(runner, plans.bank, rows)
+
+    surround([GPUModelRunner, CPUModelRunner], loaded)
+
+
+def served_name(model: Any) -> str:
+    """By which name a model of vLLM's configuration is known to users."""
+    name = model.served_model_name
+    return str(name[0] if isinstance(name, list) else name or model.model)
+
+
+def _checkpoint(model: Any) -> Path:
+    folder = Path(model.model)
+    if folder.is_dir():
+        return folder
+    from huggingface_hub import snapshot_download
+
+    # vLLM has it by now
+    return Path(snapshot_download(model.model, revision=model.revision, local_files_only=True))
+
+
+def _digest(parts: Sequence[object]) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -1,0 +1,178 @@
+"""vLLM's model runner with guards: which rows a forward holds, told to the table before it runs.
+
+Written against the V1 runner (`vllm/v1/worker/gpu_model_runner.py`), whose methods it surrounds:
+
+- `load_model`: hooks behind the decoder layers, before anything is compiled;
+- `initialize_kv_cache`: the table, as large as the cache of keys;
+- `_update_states`: requests that have ended or are put off leave their rows;
+- `_prepare_inputs`: the forward's stretches, by request id and token counts;
+- `execute_model`: what runs outside of it (profiling, warming up) is nobody's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from vllm.v1.kv_cache_interface import FullAttentionSpec
+
+from steering.bank import Bank
+from steering.engines.vllm.tap import Tap
+from steering.packed import Packed, PackedTable
+from steering.rows import Reading, RowGuard
+
+Resolve = Callable[[Mapping[str, Any]], Sequence[RowGuard]]
+"""The guards that a request carries, by its extra arguments."""
+
+
+class Unsupported(ValueError):
+    """An engine that guards cannot follow."""
+
+
+def decoder_layers(model: nn.Module) -> Sequence[nn.Module]:
+    """Of a vLLM model, in order. Raises Unsupported."""
+    inner = getattr(model, "model", None)
+    layers = getattr(inner, "layers", None)
+    if not isinstance(layers, nn.ModuleList):
+        raise Unsupported(f"the decoder layers of a {type(model).__name__} are not found")
+    return list(layers)
+
+
+class GuardedRunner:
+    """What guards keep for one model runner."""
+
+    def __init__(self, runner: Any, bank: Bank, resolve: Resolve) -> None:
+        self._runner, self._bank, self._resolve = runner, bank, resolve
+        self._tap = Tap()
+        self._tap.install(decoder_layers(runner.model), bank.layers)
+        self._table: PackedTable | None = None
+        self._row: dict[str, int] = {}
+        self._free: list[int] = []
+
+    def allocate(self) -> None:
+        """The table, beside the cache of keys. Raises Unsupported for a cache of another kind."""
+        config = self._runner.kv_cache_config
+        if len(config.kv_cache_groups) != 1 or not isinstance(
+            config.kv_cache_groups[0].kv_cache_spec, FullAttentionSpec
+        ):
+            raise Unsupported("only models of which all layers attend to all tokens are guarded")
+        capacity = self._runner.max_num_reqs
+        self._block = config.kv_cache_groups[0].kv_cache_spec.block_size
+        self._table = PackedTable(self._bank, capacity, config.num_blocks * self._block)
+        self._free = list(range(capacity))
+
+    def update(self, scheduled: Any) -> None:
+        """Requests that have ended leave their rows, and so do those that were preempted, which
+        come in anew."""
+        for name in (*scheduled.finished_req_ids, *(scheduled.preempted_req_ids or ())):
+            if (row := self._row.pop(name, None)) is not None and self._table is not None:
+                self._table.remove(row)
+                self._free.append(row)
+
+    def begin(self, scheduled: Any, lengths: Any) -> None:
+        """Tell the table what the forward holds."""
+        table, runner = self._table, self._runner
+        if table is None or not len(self._bank):
+            return
+        batch = runner.input_batch
+        names = batch.req_ids
+        prompts = [runner.requests[name].num_prompt_tokens for name in names]
+        rows = [self._enter(name) for name in names]
+        computed = batch.num_computed_tokens_cpu[: len(names)].astype(np.int64)
+        first = computed + 1 - np.asarray(prompts)
+        blocks = batch.block_table[0].block_table.np
+        at = np.arange(len(names)).repeat(lengths)
+        starts = lengths.cumsum() - lengths
+        token = np.arange(len(at)) + (computed - starts).repeat(lengths)
+        decided = {
+            rows[i]: self._places(blocks[i], np.arange(prompts[i]))
+            for i in np.flatnonzero((first <= 0) & (first + lengths > 0))
+        }
+        places = torch.from_numpy(
+            blocks[at, token // self._block].astype(np.int64) * self._block + token % self._block
+        )
+        table.begin(Packed(rows, lengths, first, places.to(self._bank.device), decided))
+        self._tap.table = table
+
+    def end(self) -> None:
+        """The forward is over."""
+        self._tap.table = None
+
+    def readings(self, name: str) -> dict[str, Reading]:
+        """What the guards of a running request have seen."""
+        row = self._row.get(name)
+        return {} if row is None or self._table is None else self._table.readings(row)
+
+    def _enter(self, name: str) -> int:
+        if name not in self._row:
+            assert self._table is not None
+            row = self._row[name] = self._free.pop()
+            params = self._runner.requests[name].sampling_params
+            self._table.add(row, self._resolve((params and params.extra_args) or {}))
+        return self._row[name]
+
+    def _places(self, blocks: Any, tokens: Any) -> torch.Tensor:
+        found = blocks[tokens // self._block].astype(np.int64) * self._block
+        return torch.from_numpy(found + tokens % self._block).to(self._bank.device)
+
+
+def surround(runners: Sequence[type], loaded: Callable[[Any], GuardedRunner | None]) -> None:
+    """Guard what `runners`, classes of V1 model runners, run; `loaded` is asked for each whose
+    model is there. Does nothing the second time."""
+    for kind in runners:
+        for name, around in _AROUND.items():
+            own = vars(kind).get(name)
+            if own is not None and not hasattr(own, "guarded"):
+                setattr(kind, name, around(own, loaded))
+
+
+def _around_load(own: Any, loaded: Any) -> Any:
+    @wraps(own)
+    def load_model(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = own(self, *args, **kwargs)
+        if getattr(self, "guarded", None) is None:
+            self.guarded = loaded(self)
+        return result
+
+    load_model.guarded = True  # type: ignore[attr-defined]
+    return load_model
+
+
+def _surrounding(
+    before: Callable[[GuardedRunner, tuple[Any, ...]], None] | None = None,
+    after: Callable[[GuardedRunner, tuple[Any, ...]], None] | None = None,
+) -> Any:
+    def around(own: Any, _loaded: Any) -> Any:
+        @wraps(own)
+        def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+            guarded: GuardedRunner | None = getattr(self, "guarded", None)
+            if guarded is None:
+                return own(self, *args, **kwargs)
+            if before:
+                before(guarded, args)
+            try:
+                result = own(self, *args, **kwargs)
+            except BaseException:
+                guarded.end()
+                raise
+            if after:
+                after(guarded, args)
+            return result
+
+        method.guarded = True  # type: ignore[attr-defined]
+        return method
+
+    return around
+
+
+_AROUND: Mapping[str, Any] = {
+    "load_model": _around_load,
+    "initialize_kv_cache": _surrounding(after=lambda guarded, _: guarded.allocate()),
+    "_update_states": _surrounding(before=lambda guarded, args: guarded.update(args[0])),
+    "_prepare_inputs": _surrounding(after=lambda guarded, args: guarded.begin(*args[:2])),
+    "execute_model": _surrounding(after=lambda guarded, _: guarded.end()),
+}
