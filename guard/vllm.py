@@ -100,6 +100,53 @@ def _front(config: Config) -> None:
 
     process_inputs.guarded = True  # type: ignore[attr-defined]
     InputProcessor.process_inputs = process_inputs
+    _outputs()
+
+
+def _outputs() -> None:
+    """What was told of a request is `guard` of each completion, and of the output."""
+    from vllm.v1.engine.output_processor import RequestState
+
+    whole, one = RequestState.make_request_output, RequestState._new_completion_output
+
+    @wraps(whole)
+    def make_request_output(
+        self: Any,
+        new_token_ids: Any,
+        pooling_output: Any,
+        finish_reason: Any,
+        stop_reason: Any,
+        kv_transfer_params: Any = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        rest = dict(kv_transfer_params or {})
+        self.guard = rest.pop("guard", None)
+        result = whole(
+            *(self, new_token_ids, pooling_output, finish_reason, stop_reason, rest or None),
+            *args,
+            **kwargs,
+        )
+        if result is not None and pooling_output is None:
+            told = [getattr(each, "guard", None) for each in result.outputs]
+            result.guard = told[0] if len(told) == 1 else told
+            if any(told):
+                # responses over HTTP take it from there
+                result.kv_transfer_params = (result.kv_transfer_params or {}) | {
+                    "guard": result.guard
+                }
+        return result
+
+    @wraps(one)
+    def _new_completion_output(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = one(self, *args, **kwargs)
+        result.guard = self.guard
+        if self.guard and self.guard["stop"]:
+            result.finish_reason = "content_filter"
+        return result
+
+    RequestState.make_request_output = make_request_output
+    RequestState._new_completion_output = _new_completion_output
 
 
 # -- the workers: what guards do --------------------------------------------------------------
@@ -110,9 +157,10 @@ def _workers(config: Config) -> None:
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
     from guard.plan import Plans, Served
+    from steering.engines.vllm import scheduler
     from steering.engines.vllm.runner import GuardedRunner, decoder_layers, surround
     from steering.fingerprint import checkpoint_fingerprint
-    from steering.rows import RowGuard
+    from steering.rows import Reading, RowGuard
 
     def loaded(runner: Any) -> GuardedRunner:
         model = runner.vllm_config.model_config
@@ -129,17 +177,27 @@ def _workers(config: Config) -> None:
         name = served_name(model)
         plans = Plans(config, served, name=name)
 
-        def rows(extra: Mapping[str, Any]) -> Sequence[RowGuard]:
-            return plans[policy_of(config, extra)].rows()
+        class Policies:
+            def rows(self, extra: Mapping[str, Any]) -> Sequence[RowGuard]:
+                return plans[policy_of(config, extra)].rows()
+
+            def told(
+                self, extra: Mapping[str, Any], readings: Mapping[str, Reading]
+            ) -> dict[str, Any]:
+                plan = plans[policy_of(config, extra)]
+                verdict = plan.verdict(readings, request_id="", model=name, elapsed_ms=0.0)
+                closed = verdict.outcome == "error" and plan.on_error == "closed"
+                return verdict.as_dict() | {"stop": verdict.outcome == "blocked" or closed}
 
         for policy in config.policy_names:
             plan = plans[policy]
             if plan.refuses:
                 faults = "; ".join(f"{guard}: {why}" for guard, why in plan.broken.items())
                 raise GuardFailed(f"policy {policy!r} cannot be applied to {name}: {faults}")
-        return GuardedRunner(runner, plans.bank, rows)
+        return GuardedRunner(runner, plans.bank, Policies())
 
     surround([GPUModelRunner, CPUModelRunner], loaded)
+    scheduler.surround()
 
 
 def served_name(model: Any) -> str:

@@ -116,6 +116,14 @@ class PackedTable(GuardedRows):
         self._gates: Tensor | None = None
         self._due: tuple[Tensor, Tensor, Tensor] | None = None
 
+    def decides(self, rows: Sequence[int], last: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Of rows whose stretches end with the steps `last`: whether anything was decided there."""
+        own = np.asarray(rows)
+        found: NDArray[np.bool_] = self._guarded[own] & (
+            (last == 0) | self._rechecks[own] & (last > 0)
+        )
+        return found
+
     def sense(self, layer: int, hidden: Tensor, residual: Tensor | None = None) -> None:
         """Read `hidden [tokens, width]` after `layer`, and what is still to be added to it; at the
         last sensing layer, decide."""

@@ -6,14 +6,15 @@ Written against the V1 runner (`vllm/v1/worker/gpu_model_runner.py`), whose meth
 - `initialize_kv_cache`: the table, as large as the cache of keys;
 - `_update_states`: requests that have ended or are put off leave their rows;
 - `_prepare_inputs`: the forward's stretches, by request id and token counts;
-- `execute_model`: what runs outside of it (profiling, warming up) is nobody's business.
+- `execute_model`: what runs outside of it (profiling, warming up) is nobody's business;
+- `sample_tokens`: its output takes along what was decided.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -25,8 +26,16 @@ from steering.engines.vllm.tap import Tap
 from steering.packed import Packed, PackedTable
 from steering.rows import Reading, RowGuard
 
-Resolve = Callable[[Mapping[str, Any]], Sequence[RowGuard]]
-"""The guards that a request carries, by its extra arguments."""
+
+class Policies(Protocol):
+    """What the plugin knows of policies, by the extra arguments of a request."""
+
+    def rows(self, extra: Mapping[str, Any]) -> Sequence[RowGuard]:
+        """The guards that it carries."""
+
+    def told(self, extra: Mapping[str, Any], readings: Mapping[str, Reading]) -> dict[str, Any]:
+        """What is told of them, as JSON has it, by what they have read; with a `stop` that says
+        whether the request is to end."""
 
 
 class Unsupported(ValueError):
@@ -45,13 +54,15 @@ def decoder_layers(model: nn.Module) -> Sequence[nn.Module]:
 class GuardedRunner:
     """What guards keep for one model runner."""
 
-    def __init__(self, runner: Any, bank: Bank, resolve: Resolve) -> None:
-        self._runner, self._bank, self._resolve = runner, bank, resolve
+    def __init__(self, runner: Any, bank: Bank, policies: Policies) -> None:
+        self._runner, self._bank, self._policies = runner, bank, policies
         self._tap = Tap()
         self._tap.install(decoder_layers(runner.model), bank.layers)
         self._table: PackedTable | None = None
         self._row: dict[str, int] = {}
         self._free: list[int] = []
+        self._decided: list[str] = []
+        """Requests about which the last forward may have decided something."""
 
     def allocate(self) -> None:
         """The table, beside the cache of keys. Raises Unsupported for a cache of another kind."""
@@ -97,22 +108,33 @@ class GuardedRunner:
         )
         table.begin(Packed(rows, lengths, first, places.to(self._bank.device), decided))
         self._tap.table = table
+        self._decided = [names[i] for i in np.flatnonzero(table.decides(rows, first + lengths - 1))]
 
     def end(self) -> None:
         """The forward is over."""
         self._tap.table = None
 
-    def readings(self, name: str) -> dict[str, Reading]:
-        """What the guards of a running request have seen."""
-        row = self._row.get(name)
-        return {} if row is None or self._table is None else self._table.readings(row)
+    def tell(self, output: Any) -> None:
+        """Give the output of a forward what its guards have decided."""
+        told = {name: self._told(name) for name in self._decided if name in self._row}
+        self._decided = []
+        if told:
+            # an output on its way from the device has it inside
+            getattr(output, "_model_runner_output", output).guard = told
+
+    def _told(self, name: str) -> dict[str, Any]:
+        assert self._table is not None
+        return self._policies.told(self._extra(name), self._table.readings(self._row[name]))
+
+    def _extra(self, name: str) -> Mapping[str, Any]:
+        params = self._runner.requests[name].sampling_params
+        return (params and params.extra_args) or {}
 
     def _enter(self, name: str) -> int:
         if name not in self._row:
             assert self._table is not None
             row = self._row[name] = self._free.pop()
-            params = self._runner.requests[name].sampling_params
-            self._table.add(row, self._resolve((params and params.extra_args) or {}))
+            self._table.add(row, self._policies.rows(self._extra(name)))
         return self._row[name]
 
     def _places(self, blocks: Any, tokens: Any) -> torch.Tensor:
@@ -144,7 +166,7 @@ def _around_load(own: Any, loaded: Any) -> Any:
 
 def _surrounding(
     before: Callable[[GuardedRunner, tuple[Any, ...]], None] | None = None,
-    after: Callable[[GuardedRunner, tuple[Any, ...]], None] | None = None,
+    after: Callable[[GuardedRunner, tuple[Any, ...], Any], None] | None = None,
 ) -> Any:
     def around(own: Any, _loaded: Any) -> Any:
         @wraps(own)
@@ -160,7 +182,7 @@ def _surrounding(
                 guarded.end()
                 raise
             if after:
-                after(guarded, args)
+                after(guarded, args, result)
             return result
 
         method.guarded = True  # type: ignore[attr-defined]
@@ -171,8 +193,9 @@ def _surrounding(
 
 _AROUND: Mapping[str, Any] = {
     "load_model": _around_load,
-    "initialize_kv_cache": _surrounding(after=lambda guarded, _: guarded.allocate()),
+    "initialize_kv_cache": _surrounding(after=lambda guarded, _args, _result: guarded.allocate()),
     "_update_states": _surrounding(before=lambda guarded, args: guarded.update(args[0])),
-    "_prepare_inputs": _surrounding(after=lambda guarded, args: guarded.begin(*args[:2])),
-    "execute_model": _surrounding(after=lambda guarded, _: guarded.end()),
+    "_prepare_inputs": _surrounding(after=lambda guarded, args, _result: guarded.begin(*args[:2])),
+    "execute_model": _surrounding(after=lambda guarded, _args, _result: guarded.end()),
+    "sample_tokens": _surrounding(after=lambda guarded, _args, result: guarded.tell(result)),
 }
