@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from steering.bank import Bank
-from steering.rows import GuardedRows, RowGuard
+from steering.rows import GuardedRows, RowGuard, Rows
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,10 @@ class PackedTable(GuardedRows):
         super().remove(row)
         self._acting[row] = 0
         self._undo.pop(row, None)
+
+    def copy(self, source: Rows, target: Rows) -> None:
+        """Places of the cache are copied, and what is kept of them goes along."""
+        self._kept[target] = self._kept[source]
 
     # -- one forward pass -------------------------------------------------------------------------
 

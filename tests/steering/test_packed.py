@@ -192,6 +192,13 @@ def test_what_stands_in_the_cache_is_decided_on_like_the_rest() -> None:
     engine.forward({1: 2}, {})
     assert engine.table.readings(1) == engine.table.readings(0)
     assert engine.table.readings(1)["g"].position == 0
+    # and where the cache has been copied
+    engine.table.remove(1)
+    copied = next(engine.free)[:8]
+    engine.table.copy(engine.places[0][:8], copied)
+    engine.admit(1, again, cached=copied)
+    engine.forward({1: 2}, {})
+    assert engine.table.readings(1)["g"].position == 0
     # told the same with nothing cached at these places, the topic is not seen
     engine.table.remove(1)
     engine.admit(1, again, cached=next(engine.free)[:8])

@@ -42,6 +42,25 @@ class Unsupported(ValueError):
     """An engine that guards cannot follow."""
 
 
+def require_followed(config: Any) -> None:
+    """Raise Unsupported for an engine's configuration that guards were not seen to work under."""
+    parallel, runner = config.parallel_config, config.model_config.runner_type
+    refused = {
+        "speculative decoding": config.speculative_config is not None,
+        "tensor parallelism": parallel.tensor_parallel_size > 1,
+        "pipeline parallelism": parallel.pipeline_parallel_size > 1,
+        "LoRA": config.lora_config is not None,
+        "a KV connector": config.kv_transfer_config is not None,
+        "model runner V2 (VLLM_USE_V2_MODEL_RUNNER=0 takes V1)": config.use_v2_model_runner,
+        f"the runner {runner!r}": runner != "generate",
+        "CUDA graphs (--enforce-eager leaves them out)": (
+            config.device_config.device_type != "cpu" and not config.model_config.enforce_eager
+        ),
+    }
+    if found := [name for name, there in refused.items() if there]:
+        raise Unsupported(f"guards do not go together with {', '.join(found)} yet")
+
+
 def decoder_layers(model: nn.Module) -> Sequence[nn.Module]:
     """Of a vLLM model, in order. Raises Unsupported."""
     inner = getattr(model, "model", None)
@@ -55,6 +74,8 @@ class GuardedRunner:
     """What guards keep for one model runner."""
 
     def __init__(self, runner: Any, bank: Bank, policies: Policies) -> None:
+        """Raises Unsupported."""
+        require_followed(runner.vllm_config)
         self._runner, self._bank, self._policies = runner, bank, policies
         self._tap = Tap()
         self._tap.install(decoder_layers(runner.model), bank.layers)
@@ -83,6 +104,9 @@ class GuardedRunner:
             if (row := self._row.pop(name, None)) is not None and self._table is not None:
                 self._table.remove(row)
                 self._free.append(row)
+        if self._table is not None:
+            for source, target in scheduled.kv_cache_block_copies or ():
+                self._table.copy(self._stretch(source), self._stretch(target))
 
     def begin(self, scheduled: Any, lengths: Any) -> None:
         """Tell the table what the forward holds."""
@@ -136,6 +160,9 @@ class GuardedRunner:
             row = self._row[name] = self._free.pop()
             self._table.add(row, self._policies.rows(self._extra(name)))
         return self._row[name]
+
+    def _stretch(self, block: int) -> slice:
+        return slice(block * self._block, (block + 1) * self._block)
 
     def _places(self, blocks: Any, tokens: Any) -> torch.Tensor:
         found = blocks[tokens // self._block].astype(np.int64) * self._block
