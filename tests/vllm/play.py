@@ -36,6 +36,8 @@ def main() -> None:
 
 def _phase(engine: Any, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
     from vllm import SamplingParams
+    from vllm.exceptions import VLLMValidationError
+    from vllm.sampling_params import RequestOutputKind
     from vllm.v1.core.sched.scheduler import Scheduler
 
     own = Scheduler._preempt_request
@@ -54,19 +56,22 @@ def _phase(engine: Any, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
             request = waiting.pop(i)
             extra = {} if request.get("policy") is None else {"guard_policy": request["policy"]}
             params = SamplingParams(
-                temperature=0.0,
+                # several answers are not to be had greedily
+                temperature=1.0 if "n" in request else 0.0,
+                top_k=1,
                 max_tokens=request["tokens"],
                 ignore_eos=True,
                 detokenize=False,
                 extra_args=extra | request.get("extra", {}) or None,
                 n=request.get("n", 1),
+                output_kind=RequestOutputKind.FINAL_ONLY,
             )
             prompt = {"prompt_token_ids": request["prompt"]}
             if "salt" in request:
                 prompt["cache_salt"] = request["salt"]
             try:
                 engine.add_request(str(i), prompt, params, priority=request.get("priority", 0))
-            except ValueError as error:
+            except VLLMValidationError as error:
                 came[i] = {"error": f"{type(error).__name__}: {error}"}
         for i, request in enumerate(requests):
             if request.get("aborted") == step:
