@@ -82,7 +82,7 @@ class InvertedSettings(_Table):
     batch: int = Field(default=8, ge=1, le=256)
     drawing: int | None = Field(default=None, ge=1, le=1000)
     evade: float = Field(default=0.05, ge=0)
-    near: float = Field(default=0.002, ge=0)
+    near: float = Field(default=0.03, ge=0)
 
 
 class ErasureSuite(Suite):
