@@ -182,6 +182,16 @@ def test_noise_that_is_near_already_is_not_searched_on(made: tuple[PicturePlans,
     assert sum(ticks) == 3
 
 
+def test_guards_lead_where_prompts_say_nothing(made: tuple[PicturePlans, Family]) -> None:
+    plans, family = made
+    start, drawn = noise(family)[:2], []
+    for policy in ("knife-nothing", "knife-guide"):
+        own = GuardedSampling(family, plans, plans[policy], steps=STEPS, guidance=3.0)
+        with closing(own), torch.no_grad():
+            drawn.append(own(start, ["", ""], SEEDS[:2]).latents)
+    assert not torch.equal(*drawn)
+
+
 @pytest.mark.parametrize("policy", ["knife-nothing", "knife-irece"])
 def test_prompts_that_say_nothing_are_guided_nowhere(
     made: tuple[PicturePlans, Family], policy: str
