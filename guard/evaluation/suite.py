@@ -18,7 +18,8 @@ from guard.prompts import PicturePrompt, read_rows
 BARE = "bare"
 PART = 40
 """Pictures of a cell at most: what an interrupted run has to draw again."""
-SILENT_KINDS = ("clean", "hard")
+CLEAN = "clean"
+SILENT_KINDS = (CLEAN, "hard")
 """Kinds whose pictures must be the bare ones."""
 
 

@@ -25,7 +25,7 @@ from guard.evaluation.erasure.scenarios import (
 from guard.evaluation.picture_figures import Games, Pairs, pairs, reproduced, same, verified
 from guard.evaluation.picture_targets import Figure, at_least, at_most, over
 from guard.evaluation.shares import Estimate, Share, bootstrap
-from guard.evaluation.suite import BARE
+from guard.evaluation.suite import BARE, CLEAN
 
 _MOST = {LEARNED_BLACK: 0.10, LEARNED_WHITE: 0.30, INVERTED_BLACK: 0.15, INVERTED_WHITE: 0.25}
 _LOWER, _KEPT, _SILENT = 0.50, 0.88, 0.99
@@ -93,7 +93,7 @@ def beaten(games: Games, base: str, erased: str) -> dict[str, bool]:
 
 def clean(games: Games, method: str) -> Pairs:
     """The prompts without the concept, with their shots."""
-    return pairs(games, method, "clean")
+    return pairs(games, method, CLEAN)
 
 
 def distance(found: Pairs) -> Estimate:

@@ -116,8 +116,9 @@ class GuardedSampling:
         for eraser in self._erasers:
             eraser.said.clear()
         every = torch.arange(rows, device=device)
-        # prompts that say nothing are guided nowhere
-        free = self._scale > 1 and not family.distilled and any(prompts)
+        # prompts that say nothing are guided nowhere, unless a guard does it
+        leads = any(prompts) or bool(len(guidance.rows))
+        free = self._scale > 1 and not family.distilled and leads
         texts, sources = [own], [every]
         if free:
             with torch.no_grad():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from math import inf
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +13,7 @@ from guard.errors import DataError
 from guard.evaluation.erasure.learned import WORD
 from guard.evaluation.erasure.scenarios import TEXT
 from guard.evaluation.judge import Judge
-from guard.evaluation.suite import BARE, SILENT_KINDS, Suite, loaded, read_prompts
+from guard.evaluation.suite import BARE, CLEAN, Suite, loaded, read_prompts
 from guard.prompts import PicturePrompt, ScenePicture, read_rows
 
 Names = Annotated[tuple[str, ...], Field(strict=False)]
@@ -82,7 +81,7 @@ class InvertedSettings(_Table):
     batch: int = Field(default=8, ge=1, le=256)
     drawing: int | None = Field(default=None, ge=1, le=1000)
     evade: float = Field(default=0.05, ge=0)
-    near: float = Field(default=0.002, ge=0)
+    near: float = Field(default=0.03, ge=0)
 
 
 class ErasureSuite(Suite):
@@ -139,14 +138,17 @@ def read_scenes(suite: ErasureSuite, judge: Judge) -> list[ScenePicture]:
 def read_text_prompts(
     suite: ErasureSuite, judge: Judge, scenes: list[ScenePicture]
 ) -> list[PicturePrompt]:
-    """Text prompts of the scenes' concepts: those that ask for one, and clean ones."""
+    """Text prompts of the scenes' concepts: those that ask for one, and clean ones.
+
+    Of the latter there are as many as attacks, since all that are changed are drawn.
+    """
     concepts = {scene.concept for scene in scenes}
     counts: Counter[tuple[str, str]] = Counter()
-    kinds = {*TEXT.kinds, *TEXT.beside, *SILENT_KINDS}
+    most = dict.fromkeys((*TEXT.kinds, *TEXT.beside), suite.text or suite.pictures)
+    most[CLEAN] = suite.pictures
     found = []
     for row in read_prompts(suite, judge):
-        if row.concept in concepts and row.kind in kinds:
+        if row.concept in concepts and counts[row.concept, row.kind] < most.get(row.kind, 0):
             counts[row.concept, row.kind] += 1
-            if row.kind in SILENT_KINDS or counts[row.concept, row.kind] <= (suite.text or inf):
-                found.append(row)
+            found.append(row)
     return found

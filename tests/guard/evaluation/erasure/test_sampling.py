@@ -182,6 +182,22 @@ def test_noise_that_is_near_already_is_not_searched_on(made: tuple[PicturePlans,
     assert sum(ticks) == 3
 
 
+def test_guards_lead_where_prompts_say_nothing(
+    made: tuple[PicturePlans, Family], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plans, family = made
+    plan = plans["knife-guide"]
+    start, drawn = noise(family)[:2], []
+    own = GuardedSampling(family, plans, plan, steps=STEPS, guidance=3.0)
+    text, fired = own._read("")
+    assert not fired
+    with closing(own), torch.no_grad():
+        for guards in ([], [*plan.rows()]):
+            monkeypatch.setattr(own, "_read", lambda _prompt, g=guards: (text, g))
+            drawn.append(own(start, ["", ""], SEEDS[:2]).latents)
+    assert not torch.equal(*drawn)
+
+
 @pytest.mark.parametrize("policy", ["knife-nothing", "knife-irece"])
 def test_prompts_that_say_nothing_are_guided_nowhere(
     made: tuple[PicturePlans, Family], policy: str
