@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 from guard.artifact import Artifact
 from guard.config import Config, load_config
 from guard.errors import ConfigError, GuardFailed, ModelError
+from guard.kinds import kind_of
 
 CONFIG, POLICY = "GUARD_CONFIG", "guard_policy"
 TESTED = ("0.32",)
@@ -32,40 +34,60 @@ def register() -> None:
     import vllm
 
     if not vllm.__version__.startswith(tuple(f"{release}." for release in TESTED)):
-        raise ConfigError(
-            f"vLLM {vllm.__version__} is not supported: install {' or '.join(TESTED)}, or unset "
-            f"{CONFIG} to serve without guards"
-        )
+        told = f"vLLM {vllm.__version__} is not supported: install {' or '.join(TESTED)}"
+        raise ConfigError([f"{told}, or unset {CONFIG} to serve without guards"])
     config = load_config(path)
-    _front(config)
-    _workers(config)
+    policies = Policies.of(config)
+    _front(policies)
+    _workers(config, policies)
 
 
 # -- the front end: which policy a request has ------------------------------------------------
 
 
-def policy_of(config: Config, extra: Mapping[str, Any] | None) -> str:
-    """Of a request. Raises ValueError for one that is not configured."""
-    name = (extra or {}).get(POLICY, config.server.default_policy)
-    if not isinstance(name, str) or name not in config.policy_names:
-        told = repr(name)[:80]
-        raise ValueError(f"there is no policy {told}: {', '.join(config.policy_names)}")
-    return name
+@dataclass(frozen=True)
+class Policies:
+    """What requests may ask for: each policy's salt, None where it has no guards; the default."""
 
+    salts: Mapping[str, str | None]
+    default: str
 
-def salts(config: Config) -> dict[str, str]:
-    """For each policy with guards what the states that it makes are the work of."""
-    artifacts = {guard.name: guard for guard in config.guards}
-    found = {}
-    for name in config.policy_names:
-        policy = config.policy(name)
-        if policy.guards:
-            guards = [
-                [Artifact.load(own.artifact).digest, own.threshold, own.strength, own.recheck]
-                for own in (artifacts[guard] for guard in policy.guards)
+    @classmethod
+    def of(cls, config: Config) -> Policies:
+        """Where the configuration has keys, which vLLM does not know, only what all of them may
+        ask for. Raises ConfigError where the default is none of it, and GuardError for an artifact
+        that cannot be read."""
+        default = config.server.default_policy
+        names = [name for name in config.policy_names if name == default or _askable(config, name)]
+        artifacts = {guard.name: guard for guard in config.guards}
+        salts: dict[str, str | None] = {}
+        for name in names:
+            policy = config.policy(name)
+            read = [
+                (own, Artifact.load(own.artifact))
+                for own in map(artifacts.get, policy.guards)
+                if own
             ]
-            found[name] = _digest([policy.action, guards])
-    return found
+            if policy.guards and all(kind_of(each.meta) == "pictures" for _, each in read):
+                continue
+            guards = [[each.digest, own.threshold, own.strength, own.recheck] for own, each in read]
+            salts[name] = _digest([policy.action, guards]) if guards else None
+        if default not in salts:
+            told = f"the default policy {default!r} has no guard for a language model"
+            raise ConfigError([f"{told}: it would leave every request unguarded"])
+        return cls(salts, default)
+
+    def asked(self, extra: Mapping[str, Any] | None) -> str:
+        """The policy of a request. Raises ValueError for one that it may not have."""
+        name = (extra or {}).get(POLICY, self.default)
+        if not isinstance(name, str) or name not in self.salts:
+            told = repr(name)[:80]
+            raise ValueError(f"there is no policy {told} here, but {', '.join(self.salts)}")
+        return name
+
+
+def _askable(config: Config, policy: str) -> bool:
+    return all(policy in {key.default_policy, *key.policies} for key in config.keys)
 
 
 def salted(given: str | None, plan: str | None) -> str | None:
@@ -76,14 +98,13 @@ def salted(given: str | None, plan: str | None) -> str | None:
     return None if given is None and plan is None else _digest([given, plan])
 
 
-def _front(config: Config) -> None:
+def _front(policies: Policies) -> None:
     from vllm.exceptions import VLLMValidationError
     from vllm.v1.engine.input_processor import InputProcessor
 
     own = InputProcessor.process_inputs
     if hasattr(own, "guarded"):
         return
-    plans = salts(config)
 
     @wraps(own)
     def process_inputs(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -92,10 +113,10 @@ def _front(config: Config) -> None:
         if params is None:
             return request
         try:
-            policy = policy_of(config, params.extra_args)
+            policy = policies.asked(params.extra_args)
         except ValueError as error:
             raise VLLMValidationError(str(error), parameter=POLICY) from error
-        request.cache_salt = salted(request.cache_salt, plans.get(policy))
+        request.cache_salt = salted(request.cache_salt, policies.salts[policy])
         return request
 
     process_inputs.guarded = True  # type: ignore[attr-defined]
@@ -152,7 +173,7 @@ def _outputs() -> None:
 # -- the workers: what guards do --------------------------------------------------------------
 
 
-def _workers(config: Config) -> None:
+def _workers(config: Config, policies: Policies) -> None:
     from vllm.v1.worker.cpu_model_runner import CPUModelRunner
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
@@ -177,24 +198,24 @@ def _workers(config: Config) -> None:
         name = served_name(model)
         plans = Plans(config, served, name=name)
 
-        class Policies:
+        class Resolved:
             def rows(self, extra: Mapping[str, Any]) -> Sequence[RowGuard]:
-                return plans[policy_of(config, extra)].rows()
+                return plans[policies.asked(extra)].rows()
 
             def told(
                 self, extra: Mapping[str, Any], readings: Mapping[str, Reading]
             ) -> dict[str, Any]:
-                plan = plans[policy_of(config, extra)]
+                plan = plans[policies.asked(extra)]
                 verdict = plan.verdict(readings, request_id="", model=name, elapsed_ms=0.0)
                 closed = verdict.outcome == "error" and plan.on_error == "closed"
                 return verdict.as_dict() | {"stop": verdict.outcome == "blocked" or closed}
 
-        for policy in config.policy_names:
+        for policy in policies.salts:
             plan = plans[policy]
             if plan.refuses:
                 faults = "; ".join(f"{guard}: {why}" for guard, why in plan.broken.items())
                 raise GuardFailed(f"policy {policy!r} cannot be applied to {name}: {faults}")
-        return GuardedRunner(runner, plans.bank, Policies())
+        return GuardedRunner(runner, plans.bank, Resolved())
 
     surround([GPUModelRunner, CPUModelRunner], loaded)
     scheduler.surround()

@@ -21,7 +21,7 @@ pytest.importorskip("vllm", reason="vLLM has an environment of its own: make tes
 from guard.artifact import Artifact, ArtifactMeta  # noqa: E402
 from guard.config import load_config  # noqa: E402
 from guard.plan import Plans  # noqa: E402
-from guard.vllm import salted, salts  # noqa: E402
+from guard.vllm import Policies, salted  # noqa: E402
 from steering.bank import Bank, SteerGuard  # noqa: E402
 from steering.engines.transformers import TransformersEngine  # noqa: E402
 from steering.fingerprint import checkpoint_fingerprint, fingerprint  # noqa: E402
@@ -273,10 +273,7 @@ def test_prefixes_are_shared_among_equals_and_never_across_plans(folder: Path) -
 
 def test_nobody_can_ask_for_the_salt_of_another_plan(folder: Path) -> None:
     config = load_config(folder / "config.toml")
-    plans = salts(config)
-    assert set(plans) == set(POLICIES) and len({*plans.values()}) == len(plans)
-    own = salted(None, plans["firm"])
-    assert own is not None and salted(own, None) != own and salted(None, None) is None
+    own = salted(None, Policies.of(config).salts["firm"])
     long = prompt(96, seed=78)
     request = {"prompt": [*long, 5], "tokens": 4}
     poisoner = request | {"policy": "none", "salt": own}
@@ -325,6 +322,20 @@ def test_a_bad_configuration_keeps_the_engine_from_starting(
     (folder / "bad.toml").write_text(text, "utf-8")
     came, told = _played(folder, [[{"prompt": [5], "tokens": 1}]], "bad.toml", {})
     assert came is None and named in told
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}}, "speculative"),
+        ({"enable_lora": True}, "LoRA"),
+    ],
+)
+def test_what_guards_cannot_follow_keeps_the_engine_from_starting(
+    folder: Path, settings: dict[str, Any], named: str
+) -> None:
+    came, told = _played(folder, [[{"prompt": [5], "tokens": 1}]], "config.toml", settings)
+    assert came is None and "guards do not go together with" in told and named in told
 
 
 def test_a_guard_of_another_model_keeps_the_engine_from_starting(folder: Path) -> None:

@@ -47,8 +47,7 @@ def require_followed(config: Any) -> None:
     parallel, runner = config.parallel_config, config.model_config.runner_type
     refused = {
         "speculative decoding": config.speculative_config is not None,
-        "tensor parallelism": parallel.tensor_parallel_size > 1,
-        "pipeline parallelism": parallel.pipeline_parallel_size > 1,
+        "several workers": parallel.world_size > 1 or parallel.data_parallel_size > 1,
         "LoRA": config.lora_config is not None,
         "a KV connector": config.kv_transfer_config is not None,
         "model runner V2 (VLLM_USE_V2_MODEL_RUNNER=0 takes V1)": config.use_v2_model_runner,
@@ -110,27 +109,29 @@ class GuardedRunner:
 
     def begin(self, scheduled: Any, lengths: Any) -> None:
         """Tell the table what the forward holds."""
-        table, runner = self._table, self._runner
+        table = self._table
         if table is None or not len(self._bank):
             return
-        batch = runner.input_batch
+        batch = self._runner.input_batch
         names = batch.req_ids
-        prompts = [runner.requests[name].num_prompt_tokens for name in names]
         rows = [self._enter(name) for name in names]
+        prompts = batch.num_prompt_tokens[: len(names)].astype(np.int64)
         computed = batch.num_computed_tokens_cpu[: len(names)].astype(np.int64)
-        first = computed + 1 - np.asarray(prompts)
-        blocks = batch.block_table[0].block_table.np
+        first = computed + 1 - prompts
+        blocks, size = batch.block_table[0].block_table.np, batch.block_table[0].block_size
+
+        def places(row: Any, token: Any) -> torch.Tensor:
+            found = blocks[row, token // size].astype(np.int64) * size + token % size
+            return torch.from_numpy(found).to(self._bank.device)
+
         at = np.arange(len(names)).repeat(lengths)
         starts = lengths.cumsum() - lengths
         token = np.arange(len(at)) + (computed - starts).repeat(lengths)
         decided = {
-            rows[i]: self._places(blocks[i], np.arange(prompts[i]))
+            rows[i]: places(i, np.arange(prompts[i]))
             for i in np.flatnonzero((first <= 0) & (first + lengths > 0))
         }
-        places = torch.from_numpy(
-            blocks[at, token // self._block].astype(np.int64) * self._block + token % self._block
-        )
-        table.begin(Packed(rows, lengths, first, places.to(self._bank.device), decided))
+        table.begin(Packed(rows, lengths, first, places(at, token), decided))
         self._tap.table = table
         self._decided = [names[i] for i in np.flatnonzero(table.decides(rows, first + lengths - 1))]
 
@@ -163,10 +164,6 @@ class GuardedRunner:
 
     def _stretch(self, block: int) -> slice:
         return slice(block * self._block, (block + 1) * self._block)
-
-    def _places(self, blocks: Any, tokens: Any) -> torch.Tensor:
-        found = blocks[tokens // self._block].astype(np.int64) * self._block
-        return torch.from_numpy(found + tokens % self._block).to(self._bank.device)
 
 
 def surround(runners: Sequence[type], loaded: Callable[[Any], GuardedRunner | None]) -> None:
