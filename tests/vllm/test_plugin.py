@@ -11,113 +11,29 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
-from numpy.typing import NDArray
 
 pytest.importorskip("vllm", reason="vLLM has an environment of its own: make test-vllm")
 
-from guard.artifact import Artifact, ArtifactMeta  # noqa: E402
+from guard.artifact import Artifact  # noqa: E402
 from guard.config import load_config  # noqa: E402
 from guard.plan import Plans  # noqa: E402
 from guard.vllm import Policies, salted  # noqa: E402
-from steering.bank import Bank, SteerGuard  # noqa: E402
 from steering.engines.transformers import TransformersEngine  # noqa: E402
 from steering.fingerprint import checkpoint_fingerprint, fingerprint  # noqa: E402
-from steering.rows import RowGuard  # noqa: E402
 from tests.steering.engines.driver import ids, serve, start  # noqa: E402
-from tests.steering.tiny import LAYERS, prompt, tiny_model  # noqa: E402
+from tests.steering.tiny import prompt  # noqa: E402
+from tests.vllm.checkpoint import CONFIG, model, save  # noqa: E402
 from tests.vllm.play import MARK  # noqa: E402
 
-WIDTH = 128
-POLICIES = {
-    "firm": (["firm"], "steer"),
-    "both": (["firm", "late"], "steer"),
-    "watch": (["firm", "late"], "observe"),
-    "stop": (["firm"], "block"),
-}
-CONFIG = "\n".join(
-    [f'[[guards]]\nname = "{name}"\nartifact = "{name}.safetensors"' for name in ("firm", "late")]
-    + [
-        f'[policies.{name}]\nguards = {json.dumps(guards)}\naction = "{action}"'
-        for name, (guards, action) in POLICIES.items()
-    ]
-)
 Requests = Sequence[Mapping[str, Any]]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint, guards that fire on about half of random prompts, and their configuration."""
     made = tmp_path_factory.mktemp("vllm")
-    model = tiny_model(hidden_size=WIDTH, num_attention_heads=4, num_key_value_heads=2)
-    model.save_pretrained(made / "model")
-    rng = np.random.default_rng(1)
-    for name, act in (("firm", [2, 3]), ("late", [2])):
-        gates = rng.normal(size=(2, WIDTH)).astype("f4")
-        directions = (8 * rng.normal(size=(len(act), WIDTH))).astype("f4")
-        scores = _scores(model, gates)
-        settings = {
-            "sense_layers": [0, 1],
-            "act_layers": act,
-            "schedule": [1.0, 0.5, 0.25],
-            "pool": 3,
-            "rest": 2,
-            # of the prompts a half, and some of the answers
-            "threshold": float(np.median(scores)),
-            "strength": 2.0,
-            "recheck": float(np.quantile(scores, 0.8)) if name == "late" else None,
-        }
-        _artifact(fingerprint(model), settings, gates, directions).save(
-            made / f"{name}.safetensors"
-        )
-    (made / "config.toml").write_text(CONFIG, "utf-8")
+    save(made)
     return made
-
-
-def _scores(model: Any, gates: NDArray[np.float32]) -> list[float]:
-    """What a guard of these gates says of random prompts."""
-    guard = SteerGuard(
-        name="g",
-        sense_layers=(0, 1),
-        gates=torch.from_numpy(gates),
-        act_layers=(2,),
-        directions=torch.zeros(1, 1, WIDTH),
-        pool=3,
-    )
-    engine = TransformersEngine(model, Bank([guard]), capacity=20)
-    watched = [RowGuard("g", threshold=1e9, strength=1.0)]
-    starts = [start(prompt(5 + 3 * i, seed=i), watched) for i in range(20)]
-    _, readings = serve(engine, starts, tokens=1)
-    engine.close()
-    return [own["g"].score for own in readings]
-
-
-def _artifact(
-    fitted_on: str,
-    settings: Mapping[str, Any],
-    gates: NDArray[np.float32],
-    directions: NDArray[np.float32],
-) -> Artifact:
-    model = {
-        "name": "tiny",
-        "architecture": "LlamaForCausalLM",
-        "fingerprint": fitted_on,
-        "layers": LAYERS,
-        "width": WIDTH,
-    }
-    meta = ArtifactMeta.model_validate(
-        {
-            "method": "steer",
-            "concept": "topic/any",
-            "created": "2026-01-31",
-            "model": model,
-            "seams": ["hidden"],
-            "settings": settings,
-        }
-    )
-    return Artifact(meta, {"gates": gates, "directions": directions})
 
 
 def run(
@@ -204,8 +120,7 @@ def mixed(folder: Path, requests: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def test_a_checkpoint_is_told_by_what_transformers_makes_of_it(folder: Path) -> None:
-    model = tiny_model(hidden_size=WIDTH, num_attention_heads=4, num_key_value_heads=2)
-    assert checkpoint_fingerprint(folder / "model") == fingerprint(model)
+    assert checkpoint_fingerprint(folder / "model") == fingerprint(model())
 
 
 def test_bare_rows_are_those_of_vllm_without_the_plugin(
@@ -229,10 +144,9 @@ def test_guarded_rows_are_what_they_are_alone_and_in_transformers(
 ) -> None:
     whole = [(i, own) for i, own in enumerate(requests) if "aborted" not in own]
     single = run(folder, *([alone(own)] for _, own in whole))["phases"]
-    model = tiny_model(hidden_size=WIDTH, num_attention_heads=4, num_key_value_heads=2)
-    config = load_config(folder / "config.toml")
-    plans = Plans(config, model, name="tiny")
-    engine = TransformersEngine(model, plans.bank, capacity=1)
+    served = model()
+    plans = Plans(load_config(folder / "config.toml"), served, name="tiny")
+    engine = TransformersEngine(served, plans.bank, capacity=1)
     fired = 0
     for (i, own), (by_itself,) in zip(whole, single, strict=True):
         together, policy = mixed["phases"][0][i], own["policy"] or "none"
