@@ -62,7 +62,8 @@ def save(made: Path) -> None:
     rng = np.random.default_rng(1)
     for name, act in (("firm", [2, 3]), ("late", [2])):
         gates = rng.normal(size=(2, WIDTH)).astype("f4")
-        directions = (8 * rng.normal(size=(len(act), WIDTH))).astype("f4")
+        # the states of this model are large
+        directions = (100 * rng.normal(size=(len(act), WIDTH))).astype("f4")
         scores = _scores(served, gates)
         settings = {
             "sense_layers": [0, 1],

@@ -147,7 +147,7 @@ def test_guarded_rows_are_what_they_are_alone_and_in_transformers(
     served = model()
     plans = Plans(load_config(folder / "config.toml"), served, name="tiny")
     engine = TransformersEngine(served, plans.bank, capacity=1)
-    fired = 0
+    fired = moved = 0
     for (i, own), (by_itself,) in zip(whole, single, strict=True):
         together, policy = mixed["phases"][0][i], own["policy"] or "none"
         assert together["tokens"] == by_itself["tokens"], own
@@ -165,7 +165,10 @@ def test_guarded_rows_are_what_they_are_alone_and_in_transformers(
             assert told[guard.guard]["position"] == guard.position
             assert told[guard.guard]["score"] == pytest.approx(guard.score, rel=1e-4)
             fired += guard.fired
-    assert fired > 10
+        if expected.outcome == "steered":
+            (plain,), _ = serve(engine, [start(own["prompt"], [])], tokens=own["tokens"])
+            moved += ids([out]) != ids([plain])
+    assert fired > 10 and moved > 5
     engine.close()
 
 

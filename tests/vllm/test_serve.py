@@ -1,4 +1,8 @@
-"""`vllm serve` with the plugin, asked by OpenAI's client."""
+"""vLLM's server with the plugin, asked by OpenAI's client.
+
+`vllm serve` itself looks for a distribution of that name, which the CPU build is not: this is the
+module that it runs.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +22,7 @@ pytest.importorskip("vllm", reason="vLLM has an environment of its own: make tes
 
 from openai import BadRequestError, OpenAI  # noqa: E402
 
+from tests.steering.tiny import prompt  # noqa: E402
 from tests.vllm.checkpoint import save, save_tokenizer  # noqa: E402
 
 
@@ -35,8 +40,9 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenAI]:
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_CPU_CI_ENV": "1",
     }
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(folder / "model")]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
     options = {
+        "--model": str(folder / "model"),
         "--served-model-name": "tiny",
         "--port": str(port),
         "--dtype": "float32",
@@ -69,15 +75,19 @@ def asked(policy: str) -> dict[str, object]:
     return {"vllm_xargs": {"guard_policy": policy}, "ignore_eos": True}
 
 
-def words(count: int) -> str:
-    return " ".join(f"w{3 + i * 7 % 90}" for i in range(count))
+def words(number: int) -> str:
+    return " ".join(f"w{token}" for token in prompt(5 + 3 * number, seed=number))
 
 
 def test_answers_come_with_their_verdict(client: OpenAI) -> None:
     ends = set()
-    for count in range(5, 25):
+    for number in range(20):
         reply = client.completions.create(
-            model="tiny", prompt=words(count), max_tokens=4, temperature=0, extra_body=asked("stop")
+            model="tiny",
+            prompt=words(number),
+            max_tokens=4,
+            temperature=0,
+            extra_body=asked("stop"),
         )
         told = reply.model_extra["kv_transfer_params"]["guard"]  # type: ignore[index]
         (choice,) = reply.choices
@@ -90,19 +100,27 @@ def test_answers_come_with_their_verdict(client: OpenAI) -> None:
 
 
 def test_chat_streams_what_it_says_at_once(client: OpenAI) -> None:
-    def chat(policy: str, count: int) -> tuple[str, str]:
-        messages = [{"role": "user", "content": words(count)}]
+    outcomes = set()
+
+    def chat(policy: str, number: int) -> tuple[str, str]:
+        messages = [{"role": "user", "content": words(number)}]
         about = {"model": "tiny", "messages": messages, "max_tokens": 6, "temperature": 0}
         whole = client.chat.completions.create(**about, extra_body=asked(policy))
         parts = client.chat.completions.create(**about, stream=True, extra_body=asked(policy))
         streamed = [part.choices[0] for part in parts if part.choices]
         text = "".join(part.delta.content or "" for part in streamed)
+        told = (whole.model_extra["kv_transfer_params"] or {}).get("guard", {})  # type: ignore[index]
+        assert told.get("policy", "none") == policy
+        outcomes.add(told.get("outcome"))
         (choice,) = whole.choices
         assert text == (choice.message.content or "")
         assert streamed[-1].finish_reason == choice.finish_reason
         return text, choice.finish_reason
 
-    bare, steered = ([chat(policy, count) for count in range(5, 15)] for policy in ("none", "firm"))
+    bare, steered = (
+        [chat(policy, number) for number in range(8, 18)] for policy in ("none", "firm")
+    )
+    assert outcomes == {None, "pass", "steered"}
     assert bare != steered
     assert any(one == other for one, other in zip(bare, steered, strict=True))
 
