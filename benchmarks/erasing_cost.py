@@ -29,7 +29,7 @@ from steering.engines.diffusion.families import family_of
 from steering.engines.diffusion.loading import load_pipeline
 from steering.methods.screens import ERASERS
 from steering.prompted import PromptBank
-from steering.table import RowGuard
+from steering.rows import RowGuard
 
 WATCHED = {"one guard": 1, "sixteen guards": 16}
 TARGETS = {"one guard": 0.05, "sixteen guards": 0.08}

@@ -33,7 +33,7 @@ from steering.finished import PictureBank
 from steering.methods.embedding import EmbeddingGuard
 from steering.methods.screens import PICTURE_SCREENS, SCREENS
 from steering.prompted import PromptBank
-from steering.table import RowGuard
+from steering.rows import RowGuard
 
 CONCEPTS = 64
 DETECTION, REFINEMENT = 0.01, 0.05

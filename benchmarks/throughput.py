@@ -26,10 +26,11 @@ from rich.table import Table
 from guard.artifact import Artifact
 from guard.chat import Chat
 from guard.prompts import RetainPrompt, in_split, read_rows
+from steering.bank import Bank, SteerGuard
 from steering.engines.sampling import RowSampling
 from steering.engines.transformers import RowStart, TransformersEngine
 from steering.methods import load_guard
-from steering.table import Bank, RowGuard, SteerGuard
+from steering.rows import RowGuard
 
 TOPIC = Path("examples/harry-potter")
 TOKENS = 48

@@ -9,11 +9,12 @@ from typing import Any
 from guard.errors import ModelError
 from guard.models import resolve_source
 from guard.progress import Stages
+from steering.bank import Bank
 from steering.engines.loading import load_language_model
 from steering.engines.offline import answers
 from steering.engines.sampling import RowSampling
 from steering.engines.transformers import RowStart, TransformersEngine
-from steering.table import Bank, Reading, RowGuard
+from steering.rows import Reading, RowGuard
 
 BATCH = 32
 

@@ -14,7 +14,7 @@ from guard.picture_guards import PictureGuards, Reads
 from guard.resolving import BasePlan, Done, LoadedGuard, Resolved, finite, resolve
 from guard.verdict import GuardVerdict
 from steering.prompted import PromptReading
-from steering.table import RowGuard
+from steering.rows import RowGuard
 
 Decision = Literal["draw", "block", "replace", "fail"]
 

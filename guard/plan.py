@@ -16,10 +16,11 @@ from guard.config import Config, GuardConfig
 from guard.errors import ArtifactError
 from guard.resolving import BasePlan, Done, LoadedGuard, Resolved, find_guards, finite, resolve
 from guard.verdict import GuardVerdict
+from steering.bank import Bank, SteerGuard
 from steering.engines.layers import decoder_layers
 from steering.fingerprint import fingerprint
 from steering.methods import load_guard
-from steering.table import Bank, Reading, SteerGuard
+from steering.rows import Reading
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,26 @@ class Plan(BasePlan[Reading]):
         )
 
 
+@dataclass(frozen=True)
+class Served:
+    """What guards must know of a language model, whatever runs it."""
+
+    fingerprint: str
+    depth: int
+    width: int
+    device: str
+
+    @classmethod
+    def of(cls, model: Any) -> Served:
+        """A transformers model. Raises UnknownArchitecture."""
+        return cls(
+            fingerprint=fingerprint(model),
+            depth=len(decoder_layers(model)),
+            width=model.config.hidden_size,
+            device=str(next(model.parameters()).device),
+        )
+
+
 class Plans(Resolved[Plan]):
     """The guards that fit one model, stacked, and every policy resolved against them.
 
@@ -47,18 +68,16 @@ class Plans(Resolved[Plan]):
     ArtifactError where guards that fit one by one cannot be stacked.
     """
 
-    def __init__(self, config: Config, model: nn.Module, *, name: str) -> None:
+    def __init__(self, config: Config, model: nn.Module | Served, *, name: str) -> None:
         self.model = name
-
-        served = fingerprint(model)
+        served = model if isinstance(model, Served) else Served.of(model)
 
         def load(setting: GuardConfig, artifact: Artifact) -> tuple[LoadedGuard, SteerGuard]:
-            artifact.require_model(served, served=name)
-            return _guard(setting, artifact, model)
+            artifact.require_model(served.fingerprint, served=name)
+            return _guard(setting, artifact, served)
 
         found = find_guards(config.guards, "language", name, load)
-        device = next(model.parameters()).device
-        self.bank = _bank([tensors for _, tensors in found.fit.values()], device)
+        self.bank = _bank([tensors for _, tensors in found.fit.values()], served.device)
         loaded = {guard: fitted for guard, (fitted, _) in found.fit.items()}
         super().__init__(
             {
@@ -68,12 +87,13 @@ class Plans(Resolved[Plan]):
         )
 
 
-def _guard(setting: GuardConfig, artifact: Artifact, model: Any) -> tuple[LoadedGuard, SteerGuard]:
+def _guard(
+    setting: GuardConfig, artifact: Artifact, model: Served
+) -> tuple[LoadedGuard, SteerGuard]:
     meta = artifact.meta
-    depth, width = len(decoder_layers(model)), model.config.hidden_size
-    fitted = load_guard(meta.method, setting.name, artifact.tensors, meta.settings, depth)
-    if fitted.tensors.width != width:
-        raise ValueError(f"its width is {fitted.tensors.width}, the model's {width}")
+    fitted = load_guard(meta.method, setting.name, artifact.tensors, meta.settings, model.depth)
+    if fitted.tensors.width != model.width:
+        raise ValueError(f"its width is {fitted.tensors.width}, the model's {model.width}")
     recheck = fitted.recheck if setting.recheck in (None, True) else None
     if setting.recheck and recheck is None:
         raise ArtifactError(
@@ -92,8 +112,8 @@ def _guard(setting: GuardConfig, artifact: Artifact, model: Any) -> tuple[Loaded
     return loaded, fitted.tensors
 
 
-def _bank(guards: Sequence[SteerGuard], device: object) -> Bank:
+def _bank(guards: Sequence[SteerGuard], device: str) -> Bank:
     try:
-        return Bank(guards, device=str(device))
+        return Bank(guards, device=device)
     except ValueError as error:
         raise ArtifactError(str(error)) from error

@@ -14,7 +14,7 @@ from guard.config import Action, Fallback, GuardConfig, OnError, PolicyConfig
 from guard.errors import ArtifactError, GuardError, PolicyUnfit
 from guard.kinds import Kind, kind_of
 from guard.verdict import GuardVerdict, Outcome, Verdict, gravest
-from steering.table import RowGuard
+from steering.rows import RowGuard
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from typing import Protocol
 from torch import Tensor
 
 from steering.prompted import PromptReading
-from steering.table import RowGuard
+from steering.rows import RowGuard
 
 
 class PictureScreen(Protocol):

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from steering.conditioning import Conditioning, concatenated
 from steering.prompted import Screen
-from steering.table import RowGuard
+from steering.rows import RowGuard
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from steering.prompted import Screen
-from steering.table import RowGuard
+from steering.rows import RowGuard
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from steering.conditioning import Conditioning, concatenated
-from steering.table import RowGuard
+from steering.rows import RowGuard
 
 
 @dataclass(frozen=True)

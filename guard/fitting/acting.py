@@ -16,9 +16,10 @@ from guard.fitting.wording import REFUSALS
 from guard.measures import loops, perplexity
 from guard.progress import Stages
 from guard.prompts import ForgetPrompt, PairedAnswers
+from steering.bank import Bank, SteerGuard
 from steering.engines.offline import token_states
 from steering.methods.steer import contrast
-from steering.table import Bank, RowGuard, SteerGuard
+from steering.rows import RowGuard
 
 POSITIONS = 6
 """Answer positions whose states are contrasted."""

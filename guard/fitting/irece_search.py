@@ -25,7 +25,7 @@ from steering.erasing import Read
 from steering.methods import irece
 from steering.methods.embedding import EmbeddingGuard
 from steering.prompted import PromptBank
-from steering.table import RowGuard
+from steering.rows import RowGuard
 
 _TRIAL = "trial"
 MOST_READS = 4

@@ -22,8 +22,9 @@ from guard.fitting.sensing import FittedGate, Rates, fit_gate, recheck_threshold
 from guard.measures import perplexity
 from guard.progress import Stages
 from guard.prompts import ForgetPrompt, PairedAnswers, RetainPrompt, in_split, texts
+from steering.bank import Bank, SteerGuard
 from steering.fingerprint import fingerprint
-from steering.table import Bank, RowGuard, SteerGuard
+from steering.rows import RowGuard
 
 R = TypeVar("R")
 

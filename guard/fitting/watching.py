@@ -13,7 +13,7 @@ from steering.engines.diffusion.engine import DiffusionEngine, PictureStart
 from steering.erasing import Found, Looks, Read, Seen
 from steering.methods.irece import standing_out
 from steering.prompted import PromptBank
-from steering.table import RowGuard
+from steering.rows import RowGuard
 
 AT_ONCE = 16
 """Pictures."""

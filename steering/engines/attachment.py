@@ -15,9 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from steering.bank import Bank
 from steering.engines.layers import decoder_layers
+from steering.rows import Reading, RowGuard
 from steering.seams import HiddenSeam
-from steering.table import Bank, Reading, RowGuard, Table, without_sink
+from steering.table import Table, without_sink
 
 
 class Unfollowed(RuntimeError):

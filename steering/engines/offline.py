@@ -12,7 +12,7 @@ from torch import Tensor
 
 from steering.engines.layers import decoder_layers, hidden_of
 from steering.engines.transformers import RowStart, TransformersEngine
-from steering.table import Reading
+from steering.rows import Reading
 
 Advance = Callable[[int], None]
 

@@ -14,11 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steering.bank import Bank
 from steering.engines.cache import SlotCache
 from steering.engines.layers import decoder_layers
 from steering.engines.sampling import RowSampling, sample, uniform
+from steering.rows import Reading, RowGuard
 from steering.seams import HiddenSeam
-from steering.table import Bank, Reading, RowGuard, Table, without_sink
+from steering.table import Table, without_sink
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from steering.engines.diffusion.families import Family
 from steering.methods.embedding import EmbeddingGuard
 from steering.methods.safe_guidance import stack_negative
 from steering.prompted import PromptBank
-from steering.table import RowGuard
+from steering.rows import RowGuard
 from tests.server.tiny_pipeline import save_pipeline
 
 CONCEPT = {

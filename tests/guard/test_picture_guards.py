@@ -21,7 +21,7 @@ from guard.resolving import LoadedGuard
 from steering.fingerprint import fingerprint
 from steering.methods.screens import SCREENS
 from steering.prompted import PromptReading
-from steering.table import RowGuard
+from steering.rows import RowGuard
 from tests.guard.toy_pictures import (
     PAINTED,
     TOY_METHODS,

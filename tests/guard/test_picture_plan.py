@@ -20,7 +20,7 @@ from guard.plan import Plans
 from guard.verdict import GuardVerdict
 from steering.methods.screens import SCREENS
 from steering.prompted import PromptReading
-from steering.table import RowGuard
+from steering.rows import RowGuard
 from tests.guard.conftest import MakeArtifact
 from tests.guard.toy_pictures import TOKENS, TOY_METHODS, WIDTH, ToyFamily, save_toy
 from tests.steering.tiny import tiny_model

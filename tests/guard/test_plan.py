@@ -20,7 +20,7 @@ from guard.plan import Plan, Plans
 from guard.verdict import GuardVerdict
 from steering.engines.transformers import TransformersEngine
 from steering.fingerprint import fingerprint
-from steering.table import Reading, RowGuard
+from steering.rows import Reading, RowGuard
 from tests.steering.engines.driver import ids, serve, start
 from tests.steering.tiny import LAYERS, WIDTH, prompt, tiny_model
 

@@ -32,7 +32,7 @@ from steering.engines.diffusion.families import Family
 from steering.methods import irece
 from steering.methods.embedding import EmbeddingGuard
 from steering.prompted import PromptBank
-from steering.table import RowGuard
+from steering.rows import RowGuard
 from tests.server.conftest import listening
 from tests.server.tiny_pipeline import SIDE, save_eraser, save_guards, save_pipeline, save_screen
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from steering.table import Reading, RowGuard, SteerGuard
+from steering.bank import SteerGuard
+from steering.rows import Reading, RowGuard
 
 
 @dataclass

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from steering.finished import PictureBank
-from steering.table import RowGuard
+from steering.rows import RowGuard
 
 
 class Column:

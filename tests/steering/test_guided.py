@@ -11,7 +11,7 @@ from torch import Tensor
 from steering.conditioning import Conditioning
 from steering.guided import Guidance, Predictions
 from steering.prompted import Acted
-from steering.table import RowGuard
+from steering.rows import RowGuard
 
 SHAPE = (2, 3, 3)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from steering.overlaid import Overlay, OverlayBank, Pairs, pairs_of
-from steering.table import RowGuard
+from steering.rows import RowGuard
 
 LAYERS = {"k": 5, "v": 7, "other": 6}
 GROUPS = {"text": ("k", "v"), "more": ("other",)}

@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from steering.bank import Bank
+from steering.rows import RowGuard
 from steering.seams import HiddenSeam
-from steering.table import Bank, RowGuard, Table
+from steering.table import Table
 from tests.steering.tiny import WIDTH, random_guard
 
 

@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from steering.table import Bank, RowGuard, SteerGuard, Table
+from steering.bank import Bank, SteerGuard
+from steering.rows import RowGuard
+from steering.table import Table
 from tests.steering.slow_table import SlowRow
 from tests.steering.tiny import random_guard
 

@@ -8,7 +8,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
-from steering.table import SteerGuard
+from steering.bank import SteerGuard
 
 LAYERS, WIDTH, VOCABULARY, WINDOW = 4, 32, 97, 8
 

@@ -14,7 +14,7 @@ from steering.engines.diffusion.families import Family
 from steering.engines.diffusion.projections import ProjectionSeam
 from steering.methods.cgce import CgceScreen
 from steering.prompted import PromptBank, Screen
-from steering.table import RowGuard
+from steering.rows import RowGuard
 
 
 def through_guards(

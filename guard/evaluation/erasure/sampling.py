@@ -26,7 +26,7 @@ from steering.engines.diffusion.slots import beside
 from steering.erasing import Eraser, Found, Seen
 from steering.guided import Guidance
 from steering.methods.irece import IreceEraser, standing_out
-from steering.table import RowGuard
+from steering.rows import RowGuard
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,7 +28,7 @@ from steering.engines.diffusion.projections import ProjectionSeam
 from steering.finished import PictureBank
 from steering.overlaid import OverlayBank
 from steering.prompted import Applied, PromptBank, PromptReading
-from steering.table import RowGuard
+from steering.rows import RowGuard
 
 _IMAGES = "prepare_ip_adapter_image_embeds"
 _END = "maybe_free_model_hooks"

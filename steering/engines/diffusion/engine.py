@@ -36,7 +36,7 @@ from steering.finished import PictureBank
 from steering.guided import Guidance, Guide
 from steering.overlaid import OverlayBank
 from steering.prompted import Applied, PromptBank, PromptReading
-from steering.table import RowGuard
+from steering.rows import RowGuard
 
 SEED_LIMIT = 2**63
 

@@ -16,7 +16,7 @@ from steering.engines.diffusion.families import Family
 from steering.engines.diffusion.slots import beside
 from steering.erasing import Eraser, Found, Seen
 from steering.prompted import PromptReading
-from steering.table import RowGuard
+from steering.rows import RowGuard
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from steering.engines.attachment import Unfollowed
 from steering.overlaid import OverlayBank, Pairs, pairs_of
-from steering.table import RowGuard
+from steering.rows import RowGuard
 
 _CROSS, _JOINT = ("to_k", "to_v"), ("add_k_proj", "add_v_proj")
 

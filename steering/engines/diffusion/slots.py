@@ -11,7 +11,7 @@ from torch import Tensor
 from steering.conditioning import Conditioning
 from steering.engines.diffusion.beginnings import Path
 from steering.prompted import PromptReading
-from steering.table import RowGuard
+from steering.rows import RowGuard
 
 
 @dataclass

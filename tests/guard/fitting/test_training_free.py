@@ -28,7 +28,7 @@ from steering.conditioning import Conditioning
 from steering.methods.embedding import EmbeddingGuard
 from steering.methods.screens import SCREENS
 from steering.prompted import PromptBank, Screen
-from steering.table import RowGuard
+from steering.rows import RowGuard
 
 TOKENS, WIDTH = 24, 32
 MEANT = {"knife", "blade", "dagger", "cleaver"}

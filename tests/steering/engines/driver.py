@@ -11,7 +11,7 @@ from torch import nn
 
 from steering.engines.sampling import RowSampling
 from steering.engines.transformers import RowStart, RowToken, TransformersEngine
-from steering.table import Reading, RowGuard
+from steering.rows import Reading, RowGuard
 
 NO_SAMPLING = RowSampling()
 

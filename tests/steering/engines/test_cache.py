@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from steering.bank import Bank
 from steering.engines.cache import SlotCache
 from steering.engines.transformers import TransformersEngine
-from steering.table import Bank
 from tests.steering.engines.driver import generated, ids, serve, start
 from tests.steering.tiny import prompt, tiny_model
 

@@ -14,6 +14,7 @@ from transformers import (
     RecurrentGemmaConfig,
 )
 
+from steering.bank import Bank
 from steering.engines.layers import (
     TESTED,
     UnknownArchitecture,
@@ -22,7 +23,7 @@ from steering.engines.layers import (
     with_hidden,
 )
 from steering.engines.transformers import TransformersEngine
-from steering.table import Bank, RowGuard
+from steering.rows import RowGuard
 from tests.steering.engines.driver import generated, ids, serve, start
 from tests.steering.tiny import CONFIGS, LAYERS, WIDTH, WINDOW, prompt, random_guard, tiny_model
 

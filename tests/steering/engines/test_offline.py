@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 
+from steering.bank import Bank
 from steering.engines.layers import decoder_layers
 from steering.engines.offline import answers, token_states
 from steering.engines.transformers import TransformersEngine
-from steering.table import Bank, RowGuard
+from steering.rows import RowGuard
 from tests.steering.engines.driver import generated, hooks_on, serve, start
 from tests.steering.tiny import LAYERS, WIDTH, prompt, random_guard, tiny_model
 

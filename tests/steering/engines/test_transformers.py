@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from steering.bank import Bank
 from steering.engines.sampling import RowSampling
 from steering.engines.transformers import RowToken, TransformersEngine
-from steering.table import Bank, RowGuard
+from steering.rows import RowGuard
 from tests.steering.engines.driver import generated, hooks_on, ids, serve, start, weights_hash
 from tests.steering.tiny import VOCABULARY, prompt, random_guard, tiny_model
 

@@ -13,7 +13,7 @@ from steering.conditioning import Conditioning
 from steering.methods import nearest
 from steering.methods.embedding import EmbeddingGuard
 from steering.prompted import PromptBank
-from steering.table import RowGuard
+from steering.rows import RowGuard
 from tests.steering.methods.stand import STREAMS, WIDTHS, basis, bits_are_kept, guard, prompts
 
 Array = NDArray[Any]

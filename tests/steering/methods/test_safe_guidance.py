@@ -16,7 +16,7 @@ from steering.methods import safe_guidance
 from steering.methods.embedding import EmbeddingGuard
 from steering.methods.safe_guidance import PRESETS
 from steering.prompted import PromptBank
-from steering.table import RowGuard
+from steering.rows import RowGuard
 from tests.steering.methods.stand import TOKENS, WIDTHS, bits_are_kept, guard, prompts
 
 SHAPE = (2, 3, 3)

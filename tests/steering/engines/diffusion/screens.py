@@ -9,7 +9,7 @@ from torch import Tensor
 
 from steering.conditioning import Conditioning
 from steering.prompted import Acted
-from steering.table import RowGuard
+from steering.rows import RowGuard
 
 
 class Push:

@@ -17,7 +17,7 @@ from steering.engines.diffusion.attachment import PipelineAttachment
 from steering.engines.diffusion.engine import DiffusionEngine, PictureStart
 from steering.engines.diffusion.families import Family
 from steering.prompted import PromptBank
-from steering.table import RowGuard
+from steering.rows import RowGuard
 from tests.steering.engines.diffusion import tiny
 from tests.steering.engines.diffusion.screens import Push, carried, same
 

@@ -15,7 +15,7 @@ from steering.engines.diffusion.engine import DiffusionEngine, PictureStart
 from steering.engines.diffusion.families import Family, family_of
 from steering.finished import PictureBank
 from steering.prompted import PromptBank
-from steering.table import RowGuard
+from steering.rows import RowGuard
 from tests.steering.engines.diffusion import tiny
 from tests.steering.engines.diffusion.screens import Gaze, Push, carried
 from tests.steering.engines.diffusion.test_attachment import built, call, embeddings, quiet

@@ -19,7 +19,7 @@ from steering.engines.diffusion.engine import DiffusionEngine, PictureStart
 from steering.engines.diffusion.families import Family
 from steering.guided import Guide, Predictions
 from steering.prompted import Acted, PromptBank
-from steering.table import RowGuard
+from steering.rows import RowGuard
 from tests.steering.engines.diffusion import tiny
 from tests.steering.engines.diffusion.screens import Push, carried
 

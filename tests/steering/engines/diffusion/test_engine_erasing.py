@@ -20,7 +20,7 @@ from steering.erasing import Found, Looks, Read, Seen
 from steering.methods.embedding import EmbeddingGuard
 from steering.methods.irece import IreceEraser
 from steering.prompted import PromptReading
-from steering.table import RowGuard
+from steering.rows import RowGuard
 from tests.classifiers.nets import drawn_net
 from tests.steering.engines.diffusion import tiny
 from tests.steering.engines.diffusion.screens import carried

@@ -15,7 +15,7 @@ from torch import Tensor
 from steering.engines.diffusion.engine import DiffusionEngine, PictureStart
 from steering.finished import PictureBank
 from steering.prompted import PromptReading
-from steering.table import RowGuard
+from steering.rows import RowGuard
 from tests.steering.engines.diffusion import tiny
 from tests.steering.engines.diffusion.screens import Gaze, Push, carried
 from tests.steering.engines.diffusion.test_engine import (

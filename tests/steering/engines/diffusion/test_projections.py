@@ -19,7 +19,7 @@ from steering.engines.diffusion.families import Family
 from steering.engines.diffusion.projections import ProjectionSeam, recorded, text_projections
 from steering.overlaid import OverlayBank
 from steering.prompted import PromptBank
-from steering.table import RowGuard
+from steering.rows import RowGuard
 from tests.steering.engines.diffusion import tiny
 from tests.steering.engines.diffusion.overlays import Covers, drawn_overlay, edit
 from tests.steering.engines.diffusion.screens import carried

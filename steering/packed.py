@@ -1,0 +1,230 @@
+"""Guards on requests that are packed end to end, a forward holding any stretch of each: vLLM's way.
+
+A token's *step* is its place in the request, counted from the prompt's last token: that is step 0,
+what stands before it has negative ones, the n-th generated token is step n. A forward may hold a
+part of a prompt, all of it, generated tokens, several drafts of them, or, where a request was
+preempted, everything once more.
+
+What the prompt's statistic is made of is kept beside the cache of keys and values, place by place
+(`Packed.places`): wherever a prompt's keys are there already, its tokens' gates are too, whoever
+computed them, and one decision is taken at step 0 whatever of it was computed when.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from steering.bank import Bank
+from steering.rows import GuardedRows, RowGuard, Rows
+
+
+@dataclass(frozen=True)
+class Packed:
+    """One forward: stretch i holds `lengths[i]` tokens of row `rows[i]`, the first at step
+    `first[i]`.
+
+    `places [tokens]` says where in the cache each token's keys go, `prompts` where those of the
+    whole prompt stand, of each row whose step 0 is in the forward.
+    """
+
+    rows: Sequence[int]
+    lengths: Sequence[int]
+    first: Sequence[int]
+    places: Tensor
+    prompts: Mapping[int, Tensor]
+
+
+class PackedTable(GuardedRows):
+    """Rows of a packed batch; `places` is how many tokens the cache of keys has room for."""
+
+    def __init__(self, bank: Bank, capacity: int, places: int) -> None:
+        super().__init__(bank, capacity)
+        self._kept = torch.zeros(places, len(bank), device=bank.device)
+        """The gates of the prompts' tokens, by their place in the cache."""
+        self._before = torch.full_like(self._start, -1)
+        """Where the schedule of directions started that `_start` has started again."""
+        self._acting = np.zeros(capacity, np.int64)
+        """How many guards of a row act."""
+        self._reached = np.full(capacity, -1)
+        """The last step that was decided."""
+        self._undo: dict[int, _Drafted] = {}
+        self.senses = self.acts = False
+        """Whether the forward under way has any token to sense, any to act on."""
+
+    def add(self, row: int, guards: Sequence[RowGuard]) -> None:
+        """Put a fresh request on `row`. Raises KeyError for a guard that is not in the bank."""
+        super().add(row, guards)
+        self._acting[row] = sum(guard.acts for guard in guards)
+
+    def restart(self, row: int) -> None:
+        """Forget what the guards of `row` have seen."""
+        super().restart(row)
+        self._before[row] = self._reached[row] = -1
+        self._undo.pop(row, None)
+
+    def remove(self, row: int) -> None:
+        """Forget the request on `row`."""
+        super().remove(row)
+        self._acting[row] = 0
+        self._undo.pop(row, None)
+
+    def copy(self, source: Rows, target: Rows) -> None:
+        """Places of the cache are copied, and what is kept of them goes along."""
+        self._kept[target] = self._kept[source]
+
+    # -- one forward pass -------------------------------------------------------------------------
+
+    def begin(self, packed: Packed) -> None:
+        """Start a forward. What it neither `senses` nor `acts` on needs nothing more."""
+        rows, first = np.asarray(packed.rows), np.asarray(packed.first)
+        lengths = np.asarray(packed.lengths)
+        done = self._reached[rows]
+        for i in np.flatnonzero((done >= 0) & (first <= done)):
+            self._rewind(int(rows[i]), int(first[i]))
+        row = rows.repeat(lengths)
+        step = np.arange(len(row)) - (lengths.cumsum() - lengths - first).repeat(lengths)
+        prompt = self._guarded[row] & (step <= 0)
+        answer = self._rechecks[row] & (step > 0)
+        acted = (self._acting[row] > 0) & (step >= 0)
+        self.senses, self.acts = bool((prompt | answer).any()), bool(acted.any())
+        if not (self.senses or self.acts):
+            return
+        device = self.bank.device
+
+        def on_device(values: NDArray[np.int64]) -> Tensor:
+            return torch.from_numpy(values).to(device)
+
+        sensed = np.flatnonzero(prompt | answer)
+        self._sensed = on_device(sensed)
+        self._prompt = on_device(np.flatnonzero(prompt[sensed]))
+        self._places = packed.places[self._sensed[self._prompt]]
+        asked = row[(step == 0) & self._guarded[row]].tolist()
+        self._prompts = {own: packed.prompts[own] for own in asked}
+        # of what a row has generated here: its first token, its second one, ...
+        nth = (step - np.maximum(first, 1).repeat(lengths))[sensed]
+        nth[prompt[sensed]] = -1
+        self._answers = [
+            (row[sensed[at]], step[sensed[at]], on_device(at))
+            for count in range(int(nth.max(initial=-1)) + 1)
+            if len(at := np.flatnonzero(nth == count))
+        ]
+        at = np.flatnonzero(acted)
+        self._acted, self._owners = on_device(at), on_device(row[at])
+        self._steps, self._width = on_device(step[at]), int(self._acting[row].max())
+        self._gates: Tensor | None = None
+        self._due: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def decides(self, rows: Sequence[int], last: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Of rows whose stretches end with the steps `last`: whether anything was decided there."""
+        own = np.asarray(rows)
+        found: NDArray[np.bool_] = self._guarded[own] & (
+            (last == 0) | self._rechecks[own] & (last > 0)
+        )
+        return found
+
+    def sense(self, layer: int, hidden: Tensor, residual: Tensor | None = None) -> None:
+        """Read `hidden [tokens, width]` after `layer`, and what is still to be added to it; at the
+        last sensing layer, decide."""
+        states = hidden[self._sensed].float()
+        if residual is not None:
+            states = states + residual[self._sensed]
+        gates = states @ self.bank.gates[layer].T
+        self._gates = gates if self._gates is None else self._gates + gates
+        if layer == self.bank.last_sense:
+            self._decide(self._gates)
+
+    def act(self, layer: int, hidden: Tensor) -> None:
+        """Add the directions that are due to `hidden [tokens, width]`, in place.
+
+        Tokens with nothing due keep their bits.
+        """
+        if self._due is None:
+            self._due = self._schedule()
+        direction, strength, any_due = self._due
+        delta = (self.bank.directions[layer][direction] * strength[..., None]).sum(1)
+        own = hidden[self._acted]
+        hidden[self._acted] = torch.where(any_due, own + delta.to(own.dtype), own)
+
+    def _decide(self, gates: Tensor) -> None:
+        self._kept[self._places] = gates[self._prompt]
+        if self._prompts:
+            self._decide_prompts()
+        drafts: dict[int, list[tuple[int, tuple[Tensor, ...]]]] = {}
+        for rows, steps, at in self._answers:
+            index = torch.from_numpy(rows).to(gates.device)
+            states = tuple(state[index] for state in self._states())
+            for i, row in enumerate(rows.tolist() if len(self._answers) > 1 else ()):
+                drafts.setdefault(row, []).append((i, states))
+            self._generated[index] = torch.from_numpy(steps).to(gates.device)
+            self._taken_in(index, gates[at][:, None], self._recheck[index], None)
+            self._reached[rows] = steps
+        for row, states_of in drafts.items():
+            self._undo[row] = _Drafted(int(self._reached[row]) + 1 - len(states_of), states_of)
+
+    def _decide_prompts(self) -> None:
+        device = self._kept.device
+        longest = max(len(own) for own in self._prompts.values())
+        places = torch.zeros(len(self._prompts), longest, dtype=torch.long, device=device)
+        real = torch.zeros_like(places, dtype=torch.bool)
+        for i, own in enumerate(self._prompts.values()):
+            places[i, longest - len(own) :] = own
+            # the first token is the attention's sink: its state is huge and says nothing
+            real[i, longest - max(len(own) - 1, 1) :] = True
+        rows = torch.tensor([*self._prompts], device=device)
+        self._taken_in(rows, self._kept[places], self._threshold[rows], real)
+        self._reached[[*self._prompts]] = 0
+
+    def _taken_in(self, rows: Tensor, gates: Tensor, limit: Tensor, real: Tensor | None) -> None:
+        before = self._start[rows]
+        self._look(rows, gates, limit, real)
+        again = self._start[rows] != before
+        self._before[rows] = torch.where(again, before, self._before[rows])
+
+    def _schedule(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Of each token to act on: its directions and their strengths `[tokens, most]`, and whether
+        any is due `[tokens, 1]`."""
+        rows, step = self._owners, self._steps[:, None]
+        # a draft may stand before the token at which the schedule has started again
+        start = torch.where(step >= self._start[rows], self._start[rows], self._before[rows])
+        age = step - start
+        due = self._carried[rows] & self._acts[rows] & (start >= 0) & (age < self.bank.lengths)
+        guard = due.to(torch.uint8).topk(self._width, dim=1).indices
+        live = due.gather(1, guard)
+        direction = guard * self.bank.steps + age.gather(1, guard).where(live, 0)
+        strength = self._strength[rows].gather(1, guard).where(live, 0.0)
+        return direction, strength, live.any(1, keepdim=True)
+
+    # -- going back -------------------------------------------------------------------------------
+
+    def taken(self, row: int, step: int) -> None:
+        """The last token of `row` that was taken is that of `step`: drafts behind it were not."""
+        if self._reached[row] > step:
+            self._rewind(row, step + 1)
+
+    def _rewind(self, row: int, first: int) -> None:
+        """Go back to before step `first`: drafts were not taken, or all is computed once more."""
+        drafted = self._undo.get(row)
+        if first < 1 or drafted is None or first < drafted.first:
+            self.restart(row)
+            return
+        at, states = drafted.states[first - drafted.first]
+        for state, value in zip(self._states(), states, strict=True):
+            state[row] = value[at]
+        self._reached[row] = first - 1
+
+    def _states(self) -> tuple[Tensor, ...]:
+        return self._top, self._valid, self._fired, self._start, self._before, self._generated
+
+
+@dataclass(frozen=True)
+class _Drafted:
+    """What a row was before each of the steps that its last forward has decided, from `first`."""
+
+    first: int
+    states: Sequence[tuple[int, tuple[Tensor, ...]]]

@@ -1,0 +1,126 @@
+"""A small model on disk as vLLM loads it, and guards that fire on about half of random prompts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import PreTrainedTokenizerFast
+
+from guard.artifact import Artifact, ArtifactMeta
+from steering.bank import Bank, SteerGuard
+from steering.engines.transformers import TransformersEngine
+from steering.fingerprint import fingerprint
+from steering.rows import RowGuard
+from tests.steering.engines.driver import serve, start
+from tests.steering.tiny import LAYERS, VOCABULARY, prompt, tiny_model
+
+WIDTH = 128
+POLICIES = {
+    "firm": (["firm"], "steer"),
+    "both": (["firm", "late"], "steer"),
+    "watch": (["firm", "late"], "observe"),
+    "stop": (["firm"], "block"),
+}
+CONFIG = "\n".join(
+    [f'[[guards]]\nname = "{name}"\nartifact = "{name}.safetensors"' for name in ("firm", "late")]
+    + [
+        f'[policies.{name}]\nguards = {json.dumps(guards)}\naction = "{action}"'
+        for name, (guards, action) in POLICIES.items()
+    ]
+)
+
+
+def model() -> Any:
+    """As transformers has it; vLLM's attention on a CPU wants heads of 32."""
+    return tiny_model(hidden_size=WIDTH, num_attention_heads=4, num_key_value_heads=2)
+
+
+def save_tokenizer(folder: Path) -> None:
+    """Words `w0`, `w1`, ..., the model's tokens by number."""
+    inner = Tokenizer(WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w0"))
+    inner.pre_tokenizer = WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner, bos_token="w1", eos_token="w2", pad_token="w0", unk_token="w0"
+    )
+    tokenizer.chat_template = "{% for message in messages %}{{ message.content }} {% endfor %}"
+    tokenizer.save_pretrained(folder)
+
+
+def save(made: Path) -> None:
+    """The folder `model`, the artifacts, and config.toml."""
+    served = model()
+    served.save_pretrained(made / "model")
+    rng = np.random.default_rng(1)
+    for name, act in (("firm", [2, 3]), ("late", [2])):
+        gates = rng.normal(size=(2, WIDTH)).astype("f4")
+        # the states of this model are large
+        directions = (100 * rng.normal(size=(len(act), WIDTH))).astype("f4")
+        scores = _scores(served, gates)
+        settings = {
+            "sense_layers": [0, 1],
+            "act_layers": act,
+            "schedule": [1.0, 0.5, 0.25],
+            "pool": 3,
+            "rest": 2,
+            # of the prompts a half, and some of the answers
+            "threshold": float(np.median(scores)),
+            "strength": 2.0,
+            "recheck": float(np.quantile(scores, 0.8)) if name == "late" else None,
+        }
+        _artifact(fingerprint(served), settings, gates, directions).save(
+            made / f"{name}.safetensors"
+        )
+    (made / "config.toml").write_text(CONFIG, "utf-8")
+
+
+def _scores(served: Any, gates: NDArray[np.float32]) -> list[float]:
+    """What a guard of these gates says of random prompts."""
+    guard = SteerGuard(
+        name="g",
+        sense_layers=(0, 1),
+        gates=torch.from_numpy(gates),
+        act_layers=(2,),
+        directions=torch.zeros(1, 1, WIDTH),
+        pool=3,
+    )
+    engine = TransformersEngine(served, Bank([guard]), capacity=20)
+    watched = [RowGuard("g", threshold=1e9, strength=1.0)]
+    starts = [start(prompt(5 + 3 * i, seed=i), watched) for i in range(20)]
+    _, readings = serve(engine, starts, tokens=1)
+    engine.close()
+    return [own["g"].score for own in readings]
+
+
+def _artifact(
+    fitted_on: str,
+    settings: Mapping[str, Any],
+    gates: NDArray[np.float32],
+    directions: NDArray[np.float32],
+) -> Artifact:
+    model = {
+        "name": "tiny",
+        "architecture": "LlamaForCausalLM",
+        "fingerprint": fitted_on,
+        "layers": LAYERS,
+        "width": WIDTH,
+    }
+    meta = ArtifactMeta.model_validate(
+        {
+            "method": "steer",
+            "concept": "topic/any",
+            "created": "2026-01-31",
+            "model": model,
+            "seams": ["hidden"],
+            "settings": settings,
+        }
+    )
+    return Artifact(meta, {"gates": gates, "directions": directions})

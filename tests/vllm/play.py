@@ -1,0 +1,92 @@
+"""Plays requests on vLLM, in a process of its own: `python -m tests.vllm.play play.json`.
+
+The file has `engine` (arguments of vLLM's engine) and `phases`, each with `requests` (`prompt` in
+token ids, `tokens` at most, `policy`, the step at which it comes `at`, the step after which it is
+aborted). Prints, as JSON behind a mark, of each phase what came of its requests: tokens, finish
+reason, and what was told of their guards, or the error that refused it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+MARK = "== played =="
+
+
+def main() -> None:
+    """Play the file, with the cache of prefixes emptied between phases that ask for it."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    from vllm import EngineArgs, LLMEngine
+
+    play = json.loads(Path(sys.argv[1]).read_text("utf-8"))
+    engine = LLMEngine.from_engine_args(EngineArgs(**play["engine"]))
+    came = []
+    for phase in play["phases"]:
+        if phase.get("reset", True):
+            engine.reset_prefix_cache()
+        came.append(_phase(engine, phase["requests"]))
+    scheduler = engine.engine_core.engine_core.scheduler
+    told = {"phases": came, "preempted": getattr(scheduler, "preempted", 0)}
+    print(MARK + json.dumps(told), flush=True)
+
+
+def _phase(engine: Any, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    from vllm import SamplingParams
+    from vllm.exceptions import VLLMValidationError
+    from vllm.sampling_params import RequestOutputKind
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    own = Scheduler._preempt_request
+    if not hasattr(own, "counted"):
+
+        def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
+            self.preempted = getattr(self, "preempted", 0) + 1
+            return own(self, *args, **kwargs)
+
+        counted.counted = True  # type: ignore[attr-defined]
+        Scheduler._preempt_request = counted
+    came: list[dict[str, Any]] = [{} for _ in requests]
+    step, waiting = 0, dict(enumerate(requests))
+    while waiting or engine.has_unfinished_requests():
+        for i in [i for i, request in waiting.items() if request.get("at", 0) <= step]:
+            request = waiting.pop(i)
+            extra = {} if request.get("policy") is None else {"guard_policy": request["policy"]}
+            params = SamplingParams(
+                # several answers are not to be had greedily
+                temperature=1.0 if "n" in request else 0.0,
+                top_k=1,
+                max_tokens=request["tokens"],
+                ignore_eos=True,
+                detokenize=False,
+                extra_args=extra | request.get("extra", {}) or None,
+                n=request.get("n", 1),
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
+            prompt = {"prompt_token_ids": request["prompt"]}
+            if "salt" in request:
+                prompt["cache_salt"] = request["salt"]
+            try:
+                engine.add_request(str(i), prompt, params, priority=request.get("priority", 0))
+            except VLLMValidationError as error:
+                came[i] = {"error": f"{type(error).__name__}: {error}"}
+        for i, request in enumerate(requests):
+            if request.get("aborted") == step:
+                engine.abort_request([str(i)])
+        for output in engine.step() if engine.has_unfinished_requests() else ():
+            first = output.outputs[0]
+            came[int(output.request_id)] = {
+                "tokens": [list(each.token_ids) for each in output.outputs],
+                "finish": first.finish_reason,
+                "guard": getattr(output, "guard", None),
+                "cached": output.num_cached_tokens,
+            }
+        step += 1
+    return came
+
+
+if __name__ == "__main__":
+    main()

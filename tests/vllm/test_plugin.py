@@ -1,0 +1,268 @@
+"""The plugin in vLLM itself, on a small model of random weights: `make test-vllm`."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm", reason="vLLM has an environment of its own: make test-vllm")
+
+from guard.artifact import Artifact  # noqa: E402
+from guard.config import load_config  # noqa: E402
+from guard.plan import Plans  # noqa: E402
+from guard.vllm import Policies, salted  # noqa: E402
+from steering.engines.transformers import TransformersEngine  # noqa: E402
+from steering.fingerprint import checkpoint_fingerprint, fingerprint  # noqa: E402
+from tests.steering.engines.driver import ids, serve, start  # noqa: E402
+from tests.steering.tiny import prompt  # noqa: E402
+from tests.vllm.checkpoint import CONFIG, model, save  # noqa: E402
+from tests.vllm.play import MARK  # noqa: E402
+
+Requests = Sequence[Mapping[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("vllm")
+    save(made)
+    return made
+
+
+def run(
+    folder: Path, *phases: Requests, config: str | None = "config.toml", **engine: Any
+) -> dict[str, Any]:
+    """Play phases in a process of its own; `config` None is vLLM without the plugin's doing."""
+    played, told = _played(folder, phases, config, engine)
+    assert played is not None, told
+    return played
+
+
+def _played(
+    folder: Path, phases: Sequence[Requests], config: str | None, engine: Mapping[str, Any]
+) -> tuple[dict[str, Any] | None, str]:
+    """What came of them, None where the engine has failed, and what it has printed."""
+    settings = {
+        "model": str(folder / "model"),
+        "skip_tokenizer_init": True,
+        "dtype": "float32",
+        "enforce_eager": True,
+        "max_model_len": 160,
+        "max_num_seqs": 8,
+        "max_num_batched_tokens": 64,
+        "block_size": 32,
+        "num_gpu_blocks_override": 40,
+        "seed": 0,
+    }
+    play = {"engine": settings | {**engine}, "phases": [{"requests": [*each]} for each in phases]}
+    path = folder / f"play-{random.randrange(10**9)}.json"
+    path.write_text(json.dumps(play), "utf-8")
+    environment = dict(os.environ) | {
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_CPU_CI_ENV": "1",
+    }
+    environment.pop("GUARD_CONFIG", None)
+    if config is not None:
+        environment["GUARD_CONFIG"] = str(folder / config)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.vllm.play", str(path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    told = done.stdout[-20_000:] + done.stderr[-20_000:]
+    if MARK not in done.stdout:
+        return None, told
+    return json.loads(done.stdout.split(MARK)[1].splitlines()[0]), told
+
+
+def drawn(count: int, seed: int) -> list[dict[str, Any]]:
+    """Requests of random lengths and policies, many of which begin alike; some are aborted."""
+    rng = random.Random(seed)
+    heads = [prompt(80, seed=i) for i in range(4)]
+    found = []
+    for i in range(count):
+        head = rng.choice(heads)[: rng.choice((0, 32, 66, 80))]
+        own = {
+            "prompt": head + prompt(rng.randint(1, 50), seed=1000 + i),
+            "tokens": rng.randint(2, 24),
+            "policy": rng.choice([None, "none", "firm", "both", "watch"]),
+            "at": i // 3,
+        }
+        if rng.random() < 0.08:
+            own["aborted"] = own["at"] + rng.randint(1, 6)
+        found.append(own)
+    return found
+
+
+def alone(request: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in request.items() if key not in {"at", "aborted"}}
+
+
+@pytest.fixture(scope="module")
+def requests() -> list[dict[str, Any]]:
+    return drawn(60, seed=5)
+
+
+@pytest.fixture(scope="module")
+def mixed(folder: Path, requests: list[dict[str, Any]]) -> dict[str, Any]:
+    """All at once, with a cache of keys that is too small for them."""
+    return run(folder, requests, num_gpu_blocks_override=14)
+
+
+def test_a_checkpoint_is_told_by_what_transformers_makes_of_it(folder: Path) -> None:
+    assert checkpoint_fingerprint(folder / "model") == fingerprint(model())
+
+
+def test_bare_rows_are_those_of_vllm_without_the_plugin(
+    folder: Path, requests: list[dict[str, Any]], mixed: dict[str, Any]
+) -> None:
+    plain = [request | {"policy": None} for request in requests]
+    without = run(folder, plain, config=None, num_gpu_blocks_override=14)
+    assert mixed["preempted"] > 3
+    (came,), (bare,) = mixed["phases"], without["phases"]
+    pairs = [
+        (one["tokens"], other["tokens"])
+        for request, one, other in zip(requests, came, bare, strict=True)
+        if request["policy"] in (None, "none", "watch") and "aborted" not in request
+    ]
+    assert len(pairs) > 20
+    assert all(one == other for one, other in pairs)
+
+
+def test_guarded_rows_are_what_they_are_alone_and_in_transformers(
+    folder: Path, requests: list[dict[str, Any]], mixed: dict[str, Any]
+) -> None:
+    whole = [(i, own) for i, own in enumerate(requests) if "aborted" not in own]
+    single = run(folder, *([alone(own)] for _, own in whole))["phases"]
+    served = model()
+    plans = Plans(load_config(folder / "config.toml"), served, name="tiny")
+    engine = TransformersEngine(served, plans.bank, capacity=1)
+    fired = moved = 0
+    for (i, own), (by_itself,) in zip(whole, single, strict=True):
+        together, policy = mixed["phases"][0][i], own["policy"] or "none"
+        assert together["tokens"] == by_itself["tokens"], own
+        plan = plans[policy]
+        (out,), (readings,) = serve(
+            engine, [start(own["prompt"], plan.rows())], tokens=own["tokens"]
+        )
+        assert together["tokens"] == ids([out]), own
+        if policy == "none":
+            assert together["guard"] is None
+            continue
+        expected = plan.verdict(readings, request_id="", model="", elapsed_ms=0.0)
+        told = {guard["guard"]: guard for guard in together["guard"]["guards"]}
+        for guard in expected.guards:
+            assert told[guard.guard]["position"] == guard.position
+            assert told[guard.guard]["score"] == pytest.approx(guard.score, rel=1e-4)
+            fired += guard.fired
+        if expected.outcome == "steered":
+            (plain,), _ = serve(engine, [start(own["prompt"], [])], tokens=own["tokens"])
+            moved += ids([out]) != ids([plain])
+    assert fired > 10 and moved > 5
+    engine.close()
+
+
+def test_prefixes_are_shared_among_equals_and_never_across_plans(folder: Path) -> None:
+    long = prompt(96, seed=77)
+
+    def asked(policy: str | None, **more: Any) -> dict[str, Any]:
+        return {"prompt": [*long, *prompt(4, seed=3)], "tokens": 6, "policy": policy, **more}
+
+    first = [asked("both"), asked(None)]
+    again = [asked("both", at=20), asked(None, at=20), asked("firm", at=20)]
+    came = run(folder, [*first, *again])["phases"][0]
+    both, bare, both_again, bare_again, firm = came
+    assert both_again["cached"] == bare_again["cached"] == 96
+    assert firm["cached"] == 0
+    assert both_again["tokens"] == both["tokens"] and bare_again["tokens"] == bare["tokens"]
+    assert both_again["guard"]["guards"] == both["guard"]["guards"]
+
+
+def test_nobody_can_ask_for_the_salt_of_another_plan(folder: Path) -> None:
+    config = load_config(folder / "config.toml")
+    own = salted(None, Policies.of(config).salts["firm"])
+    long = prompt(96, seed=78)
+    request = {"prompt": [*long, 5], "tokens": 4}
+    poisoner = request | {"policy": "none", "salt": own}
+    came = run(folder, [poisoner, request | {"policy": "firm", "at": 15}])["phases"][0]
+    assert came[1]["cached"] == 0
+
+
+def test_what_blocks_ends_without_a_token(folder: Path, requests: list[dict[str, Any]]) -> None:
+    asked = [alone(own) | {"policy": "stop"} for own in requests[:12]]
+    came = run(folder, asked)["phases"][0]
+    ends = {one["finish"] for one in came}
+    assert ends == {"content_filter", "length"}
+    for one in came:
+        blocked = one["finish"] == "content_filter"
+        assert one["tokens"][0] == [] if blocked else one["tokens"][0]
+        assert one["guard"]["outcome"] == ("blocked" if blocked else "pass")
+
+
+def test_several_answers_to_one_prompt_are_guarded_alike(folder: Path) -> None:
+    came = run(folder, [{"prompt": prompt(30, 4), "tokens": 5, "policy": "both", "n": 3}])
+    (one,) = came["phases"][0]
+    assert len(one["tokens"]) == 3 and one["tokens"][0] == one["tokens"][1] == one["tokens"][2]
+    assert [each["policy"] for each in one["guard"]] == ["both"] * 3
+
+
+@pytest.mark.parametrize(
+    "hostile", ["ghost", 7, ["none"], {"a": {"b": 1}}, "x" * 2_000_000, "", "none\x00"]
+)
+def test_a_policy_that_is_not_there_is_refused_alone(folder: Path, hostile: object) -> None:
+    bad = {"prompt": [5, 6], "tokens": 2, "extra": {"guard_policy": hostile}}
+    came = run(folder, [bad, {"prompt": [5, 6], "tokens": 2}])["phases"][0]
+    assert "there is no policy" in came[0]["error"] and len(came[0]["error"]) < 400
+    assert len(came[1]["tokens"][0]) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("nonsense = 1", "nonsense"),
+        (CONFIG.replace("late.safetensors", "lost.safetensors"), "lost.safetensors"),
+    ],
+)
+def test_a_bad_configuration_keeps_the_engine_from_starting(
+    folder: Path, text: str, named: str
+) -> None:
+    (folder / "bad.toml").write_text(text, "utf-8")
+    came, told = _played(folder, [[{"prompt": [5], "tokens": 1}]], "bad.toml", {})
+    assert came is None and named in told
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}}, "speculative"),
+        ({"enable_lora": True}, "LoRA"),
+    ],
+)
+def test_what_guards_cannot_follow_keeps_the_engine_from_starting(
+    folder: Path, settings: dict[str, Any], named: str
+) -> None:
+    came, told = _played(folder, [[{"prompt": [5], "tokens": 1}]], "config.toml", settings)
+    assert came is None and "guards do not go together with" in told and named in told
+
+
+def test_a_guard_of_another_model_keeps_the_engine_from_starting(folder: Path) -> None:
+    other = Artifact.load(folder / "firm.safetensors")
+    about = other.meta.model.model_copy(update={"fingerprint": "f" * 64})
+    Artifact(other.meta.model_copy(update={"model": about}), other.tensors).save(
+        folder / "foreign.safetensors"
+    )
+    (folder / "foreign.toml").write_text(
+        CONFIG.replace("firm.safetensors", "foreign.safetensors"), "utf-8"
+    )
+    came, told = _played(folder, [[{"prompt": [5], "tokens": 1}]], "foreign.toml", {})
+    assert came is None and "was fitted on" in told
