@@ -47,8 +47,6 @@ class PackedTable(GuardedRows):
         super().__init__(bank, capacity)
         self._kept = torch.zeros(places, len(bank), device=bank.device)
         """The gates of the prompts' tokens, by their place in the cache."""
-        self._before = torch.full_like(self._start, -1)
-        """Where the schedule of directions started that `_start` has started again."""
         self._acting = np.zeros(capacity, np.int64)
         """How many guards of a row act."""
         self._reached = np.full(capacity, -1)
@@ -65,7 +63,7 @@ class PackedTable(GuardedRows):
     def restart(self, row: int) -> None:
         """Forget what the guards of `row` have seen."""
         super().restart(row)
-        self._before[row] = self._reached[row] = -1
+        self._reached[row] = -1
         self._undo.pop(row, None)
 
     def remove(self, row: int) -> None:
@@ -109,14 +107,17 @@ class PackedTable(GuardedRows):
         # of what a row has generated here: its first token, its second one, ...
         nth = (step - np.maximum(first, 1).repeat(lengths))[sensed]
         nth[prompt[sensed]] = -1
-        self._answers = [
-            (row[sensed[at]], step[sensed[at]], on_device(at))
-            for count in range(int(nth.max(initial=-1)) + 1)
-            if len(at := np.flatnonzero(nth == count))
-        ]
         at = np.flatnonzero(acted)
         self._acted, self._owners = on_device(at), on_device(row[at])
         self._steps, self._width = on_device(step[at]), int(self._acting[row].max())
+        among = np.full(len(row), -1)
+        among[at] = np.arange(len(at))
+        self._answers = [
+            _Answers(row[own], step[own], on_device(place), among[own])
+            for count in range(int(nth.max(initial=-1)) + 1)
+            if len(own := sensed[place := np.flatnonzero(nth == count)])
+        ]
+        self._started: Tensor | None = None
         self._gates: Tensor | None = None
         self._due: tuple[Tensor, Tensor, Tensor] | None = None
 
@@ -155,15 +156,20 @@ class PackedTable(GuardedRows):
         self._kept[self._places] = gates[self._prompt]
         if self._prompts:
             self._decide_prompts()
+        self._started = self._start[self._owners]
         drafts: dict[int, list[tuple[int, tuple[Tensor, ...]]]] = {}
-        for rows, steps, at in self._answers:
-            index = torch.from_numpy(rows).to(gates.device)
-            states = tuple(state[index] for state in self._states())
-            for i, row in enumerate(rows.tolist() if len(self._answers) > 1 else ()):
+        for answers in self._answers:
+            rows = torch.from_numpy(answers.rows).to(gates.device)
+            states = tuple(state[rows] for state in self._states())
+            for i, row in enumerate(answers.rows.tolist() if len(self._answers) > 1 else ()):
                 drafts.setdefault(row, []).append((i, states))
-            self._generated[index] = torch.from_numpy(steps).to(gates.device)
-            self._taken_in(index, gates[at][:, None], self._recheck[index], None)
-            self._reached[rows] = steps
+            self._generated[rows] = torch.from_numpy(answers.steps).to(gates.device)
+            self._look(rows, gates[answers.at][:, None], self._recheck[rows])
+            self._reached[answers.rows] = answers.steps
+            # a schedule may start again at each of several tokens here
+            acts = answers.acted >= 0
+            acted = torch.from_numpy(answers.acted[acts]).to(gates.device)
+            self._started[acted] = self._start[rows[torch.from_numpy(acts).to(gates.device)]]
         for row, states_of in drafts.items():
             self._undo[row] = _Drafted(int(self._reached[row]) + 1 - len(states_of), states_of)
 
@@ -177,21 +183,14 @@ class PackedTable(GuardedRows):
             # the first token is the attention's sink: its state is huge and says nothing
             real[i, longest - max(len(own) - 1, 1) :] = True
         rows = torch.tensor([*self._prompts], device=device)
-        self._taken_in(rows, self._kept[places], self._threshold[rows], real)
+        self._look(rows, self._kept[places], self._threshold[rows], real)
         self._reached[[*self._prompts]] = 0
-
-    def _taken_in(self, rows: Tensor, gates: Tensor, limit: Tensor, real: Tensor | None) -> None:
-        before = self._start[rows]
-        self._look(rows, gates, limit, real)
-        again = self._start[rows] != before
-        self._before[rows] = torch.where(again, before, self._before[rows])
 
     def _schedule(self) -> tuple[Tensor, Tensor, Tensor]:
         """Of each token to act on: its directions and their strengths `[tokens, most]`, and whether
         any is due `[tokens, 1]`."""
         rows, step = self._owners, self._steps[:, None]
-        # a draft may stand before the token at which the schedule has started again
-        start = torch.where(step >= self._start[rows], self._start[rows], self._before[rows])
+        start = self._start[rows] if self._started is None else self._started
         age = step - start
         due = self._carried[rows] & self._acts[rows] & (start >= 0) & (age < self.bank.lengths)
         guard = due.to(torch.uint8).topk(self._width, dim=1).indices
@@ -219,7 +218,18 @@ class PackedTable(GuardedRows):
         self._reached[row] = first - 1
 
     def _states(self) -> tuple[Tensor, ...]:
-        return self._top, self._valid, self._fired, self._start, self._before, self._generated
+        return self._top, self._valid, self._fired, self._start, self._generated
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """Generated tokens of different rows: their rows and steps, their places `at` among the tokens
+    that are sensed, and among those that are acted on (-1: not)."""
+
+    rows: NDArray[np.int64]
+    steps: NDArray[np.int64]
+    at: Tensor
+    acted: NDArray[np.int64]
 
 
 @dataclass(frozen=True)

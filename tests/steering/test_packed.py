@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -139,7 +139,7 @@ def requests(draw: st.DrawFn, bank: list[SteerGuard], seed: int) -> Request:
     return Request(draw(row_guards(bank)), prompt, states)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(data=st.data(), preempts=st.booleans(), drafts=st.booleans())
 def test_whatever_is_packed_is_guarded_as_if_alone(
     data: st.DataObject, preempts: bool, drafts: bool
@@ -204,6 +204,24 @@ def test_what_stands_in_the_cache_is_decided_on_like_the_rest() -> None:
     engine.admit(1, again, cached=next(engine.free)[:8])
     engine.forward({1: 2}, {})
     assert engine.table.readings(1)["g"].position is None
+
+
+def test_schedules_that_start_again_at_several_tokens_of_a_forward() -> None:
+    generator = torch.Generator().manual_seed(3)
+    guard = replace(GUARD, directions=torch.ones(1, 2, WIDTH), rest=None)
+    engine = Engine(Bank([guard]), random.Random(0), generator)
+    always = RowGuard("g", threshold=-1e9, strength=1.0, recheck=-1e9)
+    asked = Request([always], 3, whole(generator, LAYERS, 9, WIDTH))
+    engine.admit(0, asked)
+    engine.forward({0: 3}, {})
+    for _ in range(5):
+        engine.forward({0: 1}, {})
+    engine.preempt(0)
+    engine.forward({0: 8}, {})
+    engine.forward({0: 1}, {})
+    expected, _ = asked.alone(engine.bank)
+    assert same_bits(engine.found[0], expected)
+    assert not torch.equal(expected[2:4, 3:], asked.states[2:4, 3:])
 
 
 def test_a_batch_without_guards_asks_for_nothing() -> None:
