@@ -102,9 +102,17 @@ def _front(policies: Policies) -> None:
     from vllm.exceptions import VLLMValidationError
     from vllm.v1.engine.input_processor import InputProcessor
 
-    own = InputProcessor.process_inputs
+    from steering.engines.vllm.runner import require_followed
+
+    own, made = InputProcessor.process_inputs, InputProcessor.__init__
     if hasattr(own, "guarded"):
         return
+
+    @wraps(made)
+    def __init__(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
+        # here, since a runner that is not hooked would ask nobody
+        require_followed(vllm_config)
+        made(self, vllm_config, *args, **kwargs)
 
     @wraps(own)
     def process_inputs(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -121,6 +129,7 @@ def _front(policies: Policies) -> None:
 
     process_inputs.guarded = True  # type: ignore[attr-defined]
     InputProcessor.process_inputs = process_inputs
+    InputProcessor.__init__ = __init__
     _outputs()
 
 

@@ -255,6 +255,25 @@ def test_what_guards_cannot_follow_keeps_the_engine_from_starting(
     assert came is None and "guards do not go together with" in told and named in told
 
 
+def test_a_runner_that_is_not_hooked_is_refused_by_the_front_end(folder: Path) -> None:
+    # it would ask nobody, and serve without guards
+    code = (
+        "import sys, types; from guard.vllm import register; register()\n"
+        "from vllm.v1.engine.input_processor import InputProcessor\n"
+        "of = types.SimpleNamespace\n"
+        "config = of(parallel_config=of(world_size=1, data_parallel_size=1), lora_config=None,\n"
+        "    model_config=of(runner_type='generate'), kv_transfer_config=None,\n"
+        "    speculative_config=None, device_config=of(device_type='cpu'),\n"
+        "    use_v2_model_runner=True)\n"
+        "InputProcessor(config)\n"
+    )
+    environment = dict(os.environ) | {"GUARD_CONFIG": str(folder / "config.toml")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert "guards do not go together with model runner V2" in done.stderr
+
+
 def test_a_guard_of_another_model_keeps_the_engine_from_starting(folder: Path) -> None:
     other = Artifact.load(folder / "firm.safetensors")
     about = other.meta.model.model_copy(update={"fingerprint": "f" * 64})
