@@ -43,6 +43,7 @@ class ServerConfig(_Section):
     """`[server]`. Sizes are in bytes, times in seconds; `audit_log` None keeps no log.
 
     `embeddings` lets the requests of a server without keys bring embeddings of their own.
+    `admin_hash` is the SHA-256 of the key for live changes, which are off without.
     """
 
     host: str = Field(default="127.0.0.1", min_length=1)
@@ -55,6 +56,7 @@ class ServerConfig(_Section):
     max_pictures: int = Field(default=10, ge=1, le=1000)
     embeddings: bool = False
     audit_log: FilePath | None = None
+    admin_hash: str | None = Field(default=None, pattern=r"^sha256:[0-9a-f]{64}$")
     request_timeout_s: float = Field(default=300.0, gt=0)
 
 

@@ -34,17 +34,18 @@ def schema_problem(fault: ErrorDetails, section: type[BaseModel]) -> Problem:
     """One pydantic fault as a problem; `section` is the model whose key is at fault."""
     place = tuple(part for part in fault["loc"] if part != "[key]")
     key = str(place[-1]) if place else ""
+    secret = key in {"hash", "admin_hash"}
     if fault["type"] == "extra_forbidden":
         return place, f"unknown key: {_suggest(key, section.model_fields)}"
     if fault["type"] == "missing":
         return place, "is missing: add it"
     if fault["type"] == "string_pattern_mismatch":
-        what = _PATTERNS.get(key, _PATTERNS[""])
+        what = _PATTERNS["hash" if secret else ""]
     else:
         message = fault["msg"].removeprefix("Input ")
         what = message[0].lower() + message[1:]
     # A key put where its hash belongs must not end up in a terminal or a log.
-    return place, what if key == "hash" else f"{what}, is {_short(fault['input'])}"
+    return place, what if secret else f"{what}, is {_short(fault['input'])}"
 
 
 def cross_check(data: Mapping[str, Any], folder: Path) -> Iterator[Problem]:

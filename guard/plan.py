@@ -77,7 +77,8 @@ class Plans(Resolved[Plan]):
             return _guard(setting, artifact, served)
 
         found = find_guards(config.guards, "language", name, load)
-        self.bank = _bank([tensors for _, tensors in found.fit.values()], served.device)
+        self.guards = {guard: tensors for guard, (_, tensors) in found.fit.items()}
+        self.bank = _bank([*self.guards.values()], served.device)
         loaded = {guard: fitted for guard, (fitted, _) in found.fit.items()}
         super().__init__(
             {
@@ -108,6 +109,7 @@ def _guard(
         threshold=fitted.threshold if setting.threshold is None else setting.threshold,
         strength=fitted.strength if setting.strength is None else setting.strength,
         recheck=recheck,
+        digest=artifact.digest,
     )
     return loaded, fitted.tensors
 

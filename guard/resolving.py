@@ -40,7 +40,8 @@ _OUTCOME: Mapping[Done, Outcome] = {
 class LoadedGuard:
     """A guard whose artifact fits the served model; `action` is its method's own.
 
-    One that blocks only looks: where it fires, the policy's fallback decides.
+    `digest` is that of the artifact, where somebody asks. One that blocks only looks: where it
+    fires, the policy's fallback decides.
     """
 
     name: str
@@ -50,6 +51,7 @@ class LoadedGuard:
     threshold: float
     strength: float
     recheck: float | None = None
+    digest: str = ""
 
 
 class AnyReading(Protocol):

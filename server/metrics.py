@@ -14,11 +14,81 @@ _STEPS = (1, 2, 3, 5, 8, 12, 20, 30, 50)
 _SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
 
 
+class VerdictMetrics:
+    """What guards have seen and done; all methods may be called from any thread."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._verdicts = Counter(
+            "inference_guard_verdicts",
+            "Verdicts by policy and outcome.",
+            ["model", "policy", "outcome"],
+            registry=registry,
+        )
+        self._fired = Counter(
+            "inference_guard_fired",
+            "Times that a guard fired, by what it did.",
+            ["guard", "action"],
+            registry=registry,
+        )
+        self._scores = Histogram(
+            "inference_guard_score",
+            "Scores that a guard has given, one for each request it looked at.",
+            ["model", "guard"],
+            buckets=_SCORES,
+            registry=registry,
+        )
+        self._after = Histogram(
+            "inference_guard_score_after",
+            "Scores that a guard has given once it had refined the prompt.",
+            ["model", "guard"],
+            buckets=_SCORES,
+            registry=registry,
+        )
+        self._steps = Histogram(
+            "inference_guard_refinement_steps",
+            "Steps that a guard took to refine a prompt.",
+            ["model", "guard"],
+            buckets=_STEPS,
+            registry=registry,
+        )
+        self._failed = Counter(
+            "inference_guard_guard_failures",
+            "Times that a guard could not be applied.",
+            ["guard"],
+            registry=registry,
+        )
+        self._audit_failures = Counter(
+            "inference_guard_audit_failures",
+            "Verdicts that could not be written to the audit log.",
+            registry=registry,
+        )
+
+    def count(self, verdict: Verdict) -> None:
+        """Count one finished request."""
+        self._verdicts.labels(verdict.model, verdict.policy, verdict.outcome).inc()
+        for guard in verdict.guards:
+            if guard.score is not None:
+                self._scores.labels(verdict.model, guard.guard).observe(guard.score)
+            if guard.after is not None:
+                self._after.labels(verdict.model, guard.guard).observe(guard.after)
+            if guard.steps:
+                self._steps.labels(verdict.model, guard.guard).observe(guard.steps)
+            if guard.fired:
+                self._fired.labels(guard.guard, guard.action).inc()
+            if guard.error is not None:
+                self._failed.labels(guard.guard).inc()
+
+    def count_audit_failure(self) -> None:
+        """Count a verdict that is not in the audit log."""
+        self._audit_failures.inc()
+
+
 class Metrics:
     """One registry of its own for each app; all methods may be called from any thread."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self.verdicts = VerdictMetrics(self.registry)
         self._requests = Counter(
             "inference_guard_requests",
             "HTTP requests by route and status; 499 is a client that hung up first.",
@@ -42,50 +112,6 @@ class Metrics:
             "inference_guard_pictures",
             "Pictures in answered requests.",
             ["model"],
-            registry=self.registry,
-        )
-        self._verdicts = Counter(
-            "inference_guard_verdicts",
-            "Verdicts by policy and outcome.",
-            ["model", "policy", "outcome"],
-            registry=self.registry,
-        )
-        self._fired = Counter(
-            "inference_guard_fired",
-            "Times that a guard fired, by what it did.",
-            ["guard", "action"],
-            registry=self.registry,
-        )
-        self._scores = Histogram(
-            "inference_guard_score",
-            "Scores that a guard has given, one for each request it looked at.",
-            ["model", "guard"],
-            buckets=_SCORES,
-            registry=self.registry,
-        )
-        self._after = Histogram(
-            "inference_guard_score_after",
-            "Scores that a guard has given once it had refined the prompt.",
-            ["model", "guard"],
-            buckets=_SCORES,
-            registry=self.registry,
-        )
-        self._steps = Histogram(
-            "inference_guard_refinement_steps",
-            "Steps that a guard took to refine a prompt.",
-            ["model", "guard"],
-            buckets=_STEPS,
-            registry=self.registry,
-        )
-        self._failed = Counter(
-            "inference_guard_guard_failures",
-            "Times that a guard could not be applied.",
-            ["guard"],
-            registry=self.registry,
-        )
-        self._audit_failures = Counter(
-            "inference_guard_audit_failures",
-            "Verdicts that could not be written to the audit log.",
             registry=self.registry,
         )
         self._queued = Gauge(
@@ -118,23 +144,6 @@ class Metrics:
 
     def count_pictures(self, model: str, count: int) -> None:
         self._pictures.labels(model).inc(count)
-
-    def count_verdict(self, verdict: Verdict) -> None:
-        self._verdicts.labels(verdict.model, verdict.policy, verdict.outcome).inc()
-        for guard in verdict.guards:
-            if guard.score is not None:
-                self._scores.labels(verdict.model, guard.guard).observe(guard.score)
-            if guard.after is not None:
-                self._after.labels(verdict.model, guard.guard).observe(guard.after)
-            if guard.steps:
-                self._steps.labels(verdict.model, guard.guard).observe(guard.steps)
-            if guard.fired:
-                self._fired.labels(guard.guard, guard.action).inc()
-            if guard.error is not None:
-                self._failed.labels(guard.guard).inc()
-
-    def count_audit_failure(self) -> None:
-        self._audit_failures.inc()
 
     def render(self) -> bytes:
         """The exposition text that Prometheus scrapes."""

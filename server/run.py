@@ -35,7 +35,7 @@ def run_server(
     metrics = Metrics()
     path = config.server.audit_log
     with AuditLog(path) if path else nullcontext() as audit:
-        services = build_services(config, Recorder(metrics, audit))
+        services = build_services(config, Recorder(metrics.verdicts, audit))
         keys = KeyRing(config.keys) if config.keys else None
         settings = uvicorn.Config(
             create_app(config, services, keys=keys, metrics=metrics),

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from steering.bank import Bank
-from steering.rows import GuardedRows, RowGuard, Rows
+from steering.rows import GuardedRows, Moved, RowGuard, Rows
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,9 @@ class PackedTable(GuardedRows):
 
     def __init__(self, bank: Bank, capacity: int, places: int) -> None:
         super().__init__(bank, capacity)
-        self._kept = torch.zeros(places, len(bank), device=bank.device)
-        """The gates of the prompts' tokens, by their place in the cache."""
+        self._kept = torch.full((places, len(bank)), torch.nan, device=bank.device)
+        """The gates of the prompts' tokens, by their place in the cache; NaN where nobody sensed,
+        so that what is decided without them counts as failed."""
         self._acting = np.zeros(capacity, np.int64)
         """How many guards of a row act."""
         self._reached = np.full(capacity, -1)
@@ -71,6 +72,15 @@ class PackedTable(GuardedRows):
         super().remove(row)
         self._acting[row] = 0
         self._undo.pop(row, None)
+
+    def rebank(self, bank: Bank) -> None:
+        """Go on with another bank. Raises ValueError where it lacks a guard that a row carries."""
+        old = self.bank
+        super().rebank(bank)
+        move = Moved(old, bank)
+        self._kept = move(self._kept, torch.nan)
+        for drafted in self._undo.values():
+            drafted.states = [(at, _moved(move, states)) for at, states in drafted.states]
 
     def copy(self, source: Rows, target: Rows) -> None:
         """Places of the cache are copied, and what is kept of them goes along."""
@@ -128,6 +138,18 @@ class PackedTable(GuardedRows):
             (last == 0) | self._rechecks[own] & (last > 0)
         )
         return found
+
+    def carry(self, gates: Tensor, *, whole: bool) -> None:
+        """Go on with the `gates [sensed tokens, guards]` of the layers that another worker has run;
+        `whole`: those of all that are sensed, so that it is for this one to decide."""
+        self._gates = gates
+        if whole:
+            self._decide(gates)
+
+    @property
+    def gates(self) -> Tensor | None:
+        """What `carry` takes, of the forward that is over; None where nothing was sensed."""
+        return self._gates if self.senses else None
 
     def sense(self, layer: int, hidden: Tensor, residual: Tensor | None = None) -> None:
         """Read `hidden [tokens, width]` after `layer`, and what is still to be added to it; at the
@@ -232,9 +254,14 @@ class _Answers:
     acted: NDArray[np.int64]
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Drafted:
     """What a row was before each of the steps that its last forward has decided, from `first`."""
 
     first: int
     states: Sequence[tuple[int, tuple[Tensor, ...]]]
+
+
+def _moved(move: Moved, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    top, valid, fired, start, generated = states
+    return move(top, 0, pool=True), move(valid, True), move(fired, -1), move(start, -1), generated

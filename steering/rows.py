@@ -55,6 +55,31 @@ class Reading:
         return self.position is not None
 
 
+class Moved:
+    """Puts state `[any, guards, ...]` of one bank in the order of another."""
+
+    def __init__(self, old: Bank, new: Bank) -> None:
+        both = [name for name in new.index if name in old.index]
+        self._from = torch.tensor([old.index[name] for name in both], dtype=torch.long)
+        self._to = torch.tensor([new.index[name] for name in both], dtype=torch.long)
+        self._guards, self._pool = len(new), new.pool
+
+    def __call__(self, state: Tensor, fill: float | bool, *, pool: bool = False) -> Tensor:
+        """`fill` is for guards that are new; `pool`: the last dimension is the bank's pool, of
+        which a guard that both have uses no more than there is."""
+        shape = [len(state), self._guards, *state.shape[2:]]
+        if pool:
+            shape[-1] = self._pool
+        fresh = state.new_full(shape, fill)
+        kept = state[:, self._from]
+        if pool:
+            kept = kept[..., : self._pool]
+            fresh[:, self._to, : kept.shape[-1]] = kept
+        else:
+            fresh[:, self._to] = kept
+        return fresh
+
+
 class GuardedRows:
     """Per-row state `[capacity, guards]` for a bank. Not thread-safe: one forward at a time."""
 
@@ -76,13 +101,16 @@ class GuardedRows:
         # host-side mirrors: whether a forward has anything to do is known without a device sync
         self._guarded = np.zeros(capacity, bool)
         self._rechecks = np.zeros(capacity, bool)
+        self._columns = [np.zeros(0, np.int64) for _ in range(capacity)]
+        """Where the guards of a row stand in the bank, in the order in which it has them."""
 
     def add(self, row: int, guards: Sequence[RowGuard]) -> None:
         """Put a fresh request on `row`. Raises KeyError for a guard that is not in the bank."""
-        at = torch.tensor([self.bank.index[guard.name] for guard in guards], dtype=torch.long)
-        at = at.to(self.bank.device)
+        columns = np.array([self.bank.index[guard.name] for guard in guards], np.int64)
+        at = torch.from_numpy(columns).to(self.bank.device)
         self.remove(row)
         self.restart(row)
+        self._columns[row] = columns
 
         def put(state: Tensor, values: list[float] | list[bool]) -> None:
             state[row, at] = torch.tensor(values, dtype=state.dtype, device=state.device)
@@ -106,24 +134,53 @@ class GuardedRows:
         """Forget the request on `row`."""
         self._carried[row] = False
         self._guarded[row] = self._rechecks[row] = False
+        self._columns[row] = np.zeros(0, np.int64)
 
     def readings(self, row: int) -> dict[str, Reading]:
         """What each carried guard has seen so far, by name."""
-        carried, valid = self._carried[row].tolist(), self._valid[row].tolist()
-        score = self._pooled(self._top[row]).tolist()
-        threshold, fired = self._threshold[row].tolist(), self._fired[row].tolist()
-        recheck, generated = self._recheck[row].tolist(), int(self._generated[row])
-        decided = [generated if at < 0 else at for at in fired]
-        return {
-            name: Reading(
-                score=score[i],
-                threshold=recheck[i] if decided[i] and recheck[i] < inf else threshold[i],
-                position=None if fired[i] < 0 else fired[i],
-                valid=valid[i],
-            )
-            for name, i in self.bank.index.items()
-            if carried[i]
-        }
+        names = [*self.bank.index]
+        (seen,) = self.read([row])
+        return {names[at]: own for at, own in zip(self._columns[row], seen, strict=True)}
+
+    def read(self, rows: Sequence[int]) -> list[list[Reading]]:
+        """What the guards of each of these rows have seen so far, in the order in which the row has
+        them: one trip to the device for all."""
+        columns = [self._columns[row] for row in rows]
+        counts = [len(own) for own in columns]
+        device = self.bank.device
+        row = torch.from_numpy(np.repeat(np.asarray(rows, np.int64), counts)).to(device)
+        at = torch.from_numpy(np.concatenate([*columns, np.zeros(0, np.int64)])).to(device)
+        fired, recheck = self._fired[row, at], self._recheck[row, at]
+        decided = torch.where(fired < 0, self._generated[row], fired)
+        told = [
+            (self._top[row, at] * self.bank.pool_weights[at]).sum(-1),
+            torch.where((decided > 0) & (recheck < inf), recheck, self._threshold[row, at]),
+            fired,
+            self._valid[row, at],
+        ]
+        # a double holds any of them exactly
+        values = iter(torch.stack([each.double() for each in told], 1).tolist())
+        return [[_reading(*next(values)) for _ in range(count)] for count in counts]
+
+    def rebank(self, bank: Bank) -> None:
+        """Go on with another bank: what guards that both have saw stays, by name.
+
+        Raises ValueError where it lacks a guard that a row carries.
+        """
+        names = [*self.bank.index]
+        carried = {at for row in np.flatnonzero(self._guarded) for at in self._columns[row]}
+        if lost := sorted(names[at] for at in carried if names[at] not in bank.index):
+            raise ValueError(f"rows carry guards that are to go: {', '.join(lost)}")
+        move = Moved(self.bank, bank)
+        self._carried, self._acts = move(self._carried, False), move(self._acts, False)
+        self._threshold, self._strength = move(self._threshold, 0), move(self._strength, 0)
+        self._recheck = move(self._recheck, inf)
+        self._top, self._valid = move(self._top, 0, pool=True), move(self._valid, True)
+        self._fired, self._start = move(self._fired, -1), move(self._start, -1)
+        for row in np.flatnonzero(self._guarded):
+            own = [bank.index[names[at]] for at in self._columns[row]]
+            self._columns[row] = np.array(own, np.int64)
+        self.bank = bank
 
     def _pooled(self, top: Tensor) -> Tensor:
         return (top * self.bank.pool_weights).sum(-1)
@@ -158,3 +215,8 @@ class GuardedRows:
         age = generated - self._start[rows]
         live = self._carried[rows] & self._acts[rows] & (self._start[rows] >= 0)
         return live & (age < self.bank.lengths), age
+
+
+def _reading(score: float, threshold: float, fired: float, valid: float) -> Reading:
+    position = None if fired < 0 else int(fired)
+    return Reading(score=score, threshold=threshold, position=position, valid=bool(valid))

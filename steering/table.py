@@ -44,6 +44,7 @@ class Table(GuardedRows):
             state[target] = state[source]
         for mirror in (self._guarded, self._rechecks, self._steering):
             mirror[target] = mirror[source]
+        self._columns[target] = self._columns[source]
         self.remove(source)
 
     def remove(self, row: int) -> None:

@@ -75,7 +75,7 @@ def launched(raw: dict[str, Any] | None = None, *, grace_s: float = 10.0) -> Ite
     """A real server on a free loopback port, in a thread of its own."""
     config = Config.model_validate(raw or settings())
     metrics = Metrics()
-    recorder = Recorder(metrics, None)
+    recorder = Recorder(metrics.verdicts, None)
     service = FakeService()
     verdicts: list[Any] = []
 

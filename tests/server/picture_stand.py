@@ -240,7 +240,7 @@ def picture_stand(folder: Path, config: Config | None = None, **server: Any) -> 
     with AuditLog(config.server.audit_log) as audit, pytest.MonkeyPatch.context() as patch:
         for name, stack in TOY_METHODS.items():
             patch.setitem(SCREENS, name, stack)
-        recorder = Recorder(metrics, audit)
+        recorder = Recorder(metrics.verdicts, audit)
 
         def record(request: Any, verdict: Any) -> None:
             recorder(request, verdict)

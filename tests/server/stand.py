@@ -292,7 +292,7 @@ class Workshop:
         verdicts: list[Any] = []
         assert config.server.audit_log is not None
         with AuditLog(config.server.audit_log) as audit:
-            recorder = Recorder(metrics, audit)
+            recorder = Recorder(metrics.verdicts, audit)
 
             def record(request: Any, verdict: Any) -> None:
                 recorder(request, verdict)

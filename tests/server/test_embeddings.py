@@ -107,7 +107,7 @@ def served(folder: Path, config: str) -> Iterator[Site]:
     metrics = Metrics()
     assert settings.server.audit_log is not None
     with AuditLog(settings.server.audit_log) as audit:
-        services = build_services(settings, Recorder(metrics, audit))
+        services = build_services(settings, Recorder(metrics.verdicts, audit))
         keys = KeyRing(settings.keys) if settings.keys else None
         app = create_app(settings, services, keys=keys, metrics=metrics)
         with listening(app, services) as (url, _):

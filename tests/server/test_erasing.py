@@ -115,7 +115,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     metrics = Metrics()
     assert config.server.audit_log is not None
     with AuditLog(config.server.audit_log) as audit:
-        services = build_services(config, Recorder(metrics, audit))
+        services = build_services(config, Recorder(metrics.verdicts, audit))
         app = create_app(config, services, metrics=metrics)
         with listening(app, services) as (url, _):
             yield Site(url, folder, services["tiny"])

@@ -114,7 +114,7 @@ def site(folder: Path) -> Iterator[Site]:
     verdicts: list[Any] = []
 
     def record(request: Any, verdict: Any) -> None:
-        metrics.count_verdict(verdict)
+        metrics.verdicts.count(verdict)
         verdicts.append(verdict)
 
     services = build_services(config, record)

@@ -76,7 +76,7 @@ def save(made: Path) -> None:
             "strength": 2.0,
             "recheck": float(np.quantile(scores, 0.8)) if name == "late" else None,
         }
-        _artifact(fingerprint(served), settings, gates, directions).save(
+        artifact(fingerprint(served), settings, gates, directions).save(
             made / f"{name}.safetensors"
         )
     (made / "config.toml").write_text(CONFIG, "utf-8")
@@ -100,7 +100,7 @@ def _scores(served: Any, gates: NDArray[np.float32]) -> list[float]:
     return [own["g"].score for own in readings]
 
 
-def _artifact(
+def artifact(
     fitted_on: str,
     settings: Mapping[str, Any],
     gates: NDArray[np.float32],

@@ -17,8 +17,9 @@ pytest.importorskip("vllm", reason="vLLM has an environment of its own: make tes
 
 from guard.artifact import Artifact  # noqa: E402
 from guard.config import load_config  # noqa: E402
-from guard.plan import Plans  # noqa: E402
-from guard.vllm import Policies, salted  # noqa: E402
+from guard.generation import Generation  # noqa: E402
+from guard.plan import Plans, Served  # noqa: E402
+from server.vllm.policies import salted  # noqa: E402
 from steering.engines.transformers import TransformersEngine  # noqa: E402
 from steering.fingerprint import checkpoint_fingerprint, fingerprint  # noqa: E402
 from tests.steering.engines.driver import ids, serve, start  # noqa: E402
@@ -190,7 +191,8 @@ def test_prefixes_are_shared_among_equals_and_never_across_plans(folder: Path) -
 
 def test_nobody_can_ask_for_the_salt_of_another_plan(folder: Path) -> None:
     config = load_config(folder / "config.toml")
-    own = salted(None, Policies.of(config).salts["firm"])
+    served = Served.of(model())
+    own = salted(None, Generation(config, served, str(folder / "model")).entries["firm"].salt)
     long = prompt(96, seed=78)
     request = {"prompt": [*long, 5], "tokens": 4}
     poisoner = request | {"policy": "none", "salt": own}
@@ -244,8 +246,10 @@ def test_a_bad_configuration_keeps_the_engine_from_starting(
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ({"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}}, "speculative"),
-        ({"enable_lora": True}, "LoRA"),
+        (
+            {"kv_transfer_config": {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}},
+            "a KV connector",
+        ),
     ],
 )
 def test_what_guards_cannot_follow_keeps_the_engine_from_starting(
@@ -258,7 +262,7 @@ def test_what_guards_cannot_follow_keeps_the_engine_from_starting(
 def test_a_runner_that_is_not_hooked_is_refused_by_the_front_end(folder: Path) -> None:
     # it would ask nobody, and serve without guards
     code = (
-        "import sys, types; from guard.vllm import register; register()\n"
+        "import sys, types; from server.vllm import register; register()\n"
         "from vllm.v1.engine.input_processor import InputProcessor\n"
         "of = types.SimpleNamespace\n"
         "config = of(parallel_config=of(world_size=1, data_parallel_size=1), lora_config=None,\n"

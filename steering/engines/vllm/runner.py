@@ -13,12 +13,14 @@ Written against the V1 runner (`vllm/v1/worker/gpu_model_runner.py`), whose meth
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import wraps
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from vllm.sequence import IntermediateTensors
 from vllm.v1.kv_cache_interface import FullAttentionSpec
 
 from steering.bank import Bank
@@ -26,16 +28,34 @@ from steering.engines.vllm.tap import Tap
 from steering.packed import Packed, PackedTable
 from steering.rows import Reading, RowGuard
 
+PLAN = "guard_plan"
+"""Of a request's extra arguments, put there by the front end: the key of its `RowPlan`."""
 
-class Policies(Protocol):
-    """What the plugin knows of policies, by the extra arguments of a request."""
+CARRIED = "guard_gates"
+"""Among the tensors that go from one pipeline stage to the next."""
 
-    def rows(self, extra: Mapping[str, Any]) -> Sequence[RowGuard]:
-        """The guards that it carries."""
 
-    def told(self, extra: Mapping[str, Any], readings: Mapping[str, Reading]) -> dict[str, Any]:
-        """What is told of them, as JSON has it, by what they have read; with a `stop` that says
-        whether the request is to end."""
+@dataclass(frozen=True)
+class RowPlan:
+    """What a request carries.
+
+    `blocks`: a guard that fires ends the request; `closed`: so does one that could not read.
+    """
+
+    guards: Sequence[RowGuard]
+    blocks: bool
+    closed: bool
+
+
+@dataclass(frozen=True)
+class Told:
+    """What the guards of a request have seen by the end of a forward.
+
+    `keep` None: the request goes on; else it ends, with that many of the forward's tokens.
+    """
+
+    seen: Sequence[Reading]
+    keep: int | None
 
 
 class Unsupported(ValueError):
@@ -44,11 +64,11 @@ class Unsupported(ValueError):
 
 def require_followed(config: Any) -> None:
     """Raise Unsupported for an engine's configuration that guards were not seen to work under."""
-    parallel, runner = config.parallel_config, config.model_config.runner_type
+    runner = config.model_config.runner_type
     refused = {
-        "speculative decoding": config.speculative_config is not None,
-        "several workers": parallel.world_size > 1 or parallel.data_parallel_size > 1,
-        "LoRA": config.lora_config is not None,
+        "speculative decoding with async scheduling (--no-async-scheduling)": (
+            config.speculative_config is not None and config.scheduler_config.async_scheduling
+        ),
         "a KV connector": config.kv_transfer_config is not None,
         "model runner V2 (VLLM_USE_V2_MODEL_RUNNER=0 takes V1)": config.use_v2_model_runner,
         f"the runner {runner!r}": runner != "generate",
@@ -72,17 +92,36 @@ def decoder_layers(model: nn.Module) -> Sequence[nn.Module]:
 class GuardedRunner:
     """What guards keep for one model runner."""
 
-    def __init__(self, runner: Any, bank: Bank, policies: Policies) -> None:
-        """Raises Unsupported."""
+    def __init__(self, runner: Any, bank: Bank, plans: Mapping[str, RowPlan]) -> None:
+        """`plans` are by the key that requests bring. Raises Unsupported."""
         require_followed(runner.vllm_config)
-        self._runner, self._bank, self._policies = runner, bank, policies
+        self._runner, self._bank, self._plans = runner, bank, plans
         self._tap = Tap()
         self._tap.install(decoder_layers(runner.model), bank.layers)
         self._table: PackedTable | None = None
         self._row: dict[str, int] = {}
         self._free: list[int] = []
-        self._decided: list[str] = []
-        """Requests about which the last forward may have decided something."""
+        self._incoming: Tensor | None = None
+        self._decided: dict[str, int] = {}
+        """Requests about which the last forward may have decided something, and the step of the
+        last token there that is no draft."""
+
+    def swap(self, bank: Bank, plans: Mapping[str, RowPlan]) -> None:
+        """Go on with other guards; those that rows carry must be among them. Raises Unsupported for
+        a layer that what was compiled does not pass through the tap."""
+        if lost := set(bank.layers) - self._tap.layers:
+            if not self._runner.model_config.enforce_eager:
+                told = ", ".join(map(str, sorted(lost)))
+                raise Unsupported(f"layers {told} were compiled without guards: start vLLM anew")
+            self._tap.install(decoder_layers(self._runner.model), sorted(lost))
+        if self._table is not None:
+            self._table.rebank(bank)
+        self._bank, self._plans = bank, plans
+
+    @property
+    def carried(self) -> set[str]:
+        """The keys of the plans that rows have."""
+        return {self._key(name) for name in self._row}
 
     def allocate(self) -> None:
         """The table, beside the cache of keys. Raises Unsupported for a cache of another kind."""
@@ -132,41 +171,73 @@ class GuardedRunner:
             for i in np.flatnonzero((first <= 0) & (first + lengths > 0))
         }
         table.begin(Packed(rows, lengths, first, places(at, token), decided))
+        if self._incoming is not None and table.senses:
+            first_layer = self._runner.model.model.start_layer
+            table.carry(self._incoming, whole=first_layer > self._bank.last_sense)
         self._tap.table = table
-        self._decided = [names[i] for i in np.flatnonzero(table.decides(rows, first + lengths - 1))]
+        last, drafts = first + lengths - 1, scheduled.scheduled_spec_decode_tokens
+        self._decided = {
+            names[i]: int(last[i]) - len(drafts.get(names[i], ()))
+            for i in np.flatnonzero(table.decides(rows, last))
+        }
 
-    def end(self) -> None:
-        """The forward is over."""
-        self._tap.table = None
+    def receive(self, tensors: IntermediateTensors | None) -> None:
+        """Before a forward: take what the last pipeline stage has sensed out of what it sends."""
+        self._incoming = tensors.tensors.pop(CARRIED, None) if tensors is not None else None
+
+    def end(self, result: Any = None) -> None:
+        """The forward is over; where its `result` goes to the next stage, so does what was
+        sensed."""
+        table, self._tap.table = self._tap.table, None
+        gates = table.gates if table is not None else None
+        if gates is not None and isinstance(result, IntermediateTensors):
+            result.tensors[CARRIED] = gates
 
     def tell(self, output: Any) -> None:
-        """Give the output of a forward what its guards have decided."""
-        told = {name: self._told(name) for name in self._decided if name in self._row}
-        self._decided = []
-        if told:
-            # an output on its way from the device has it inside
-            getattr(output, "_model_runner_output", output).guard = told
+        """Give the output of a forward what its guards have decided, by request."""
+        decided, self._decided = self._decided, {}
+        there = [name for name in decided if name in self._row]
+        table = self._table
+        if not there or table is None or output is None:
+            return
+        # an output on its way from the device has it inside
+        output = getattr(output, "_model_runner_output", output)
+        if self._runner.speculative_config is not None:
+            for name in there:
+                if taken := output.sampled_token_ids[output.req_id_to_index[name]]:
+                    table.taken(self._row[name], decided[name] + len(taken) - 1)
+        seen = table.read([self._row[name] for name in there])
+        output.guard = {
+            name: Told(own, self._keep(name, own, decided[name]))
+            for name, own in zip(there, seen, strict=True)
+        }
 
-    def _told(self, name: str) -> dict[str, Any]:
-        assert self._table is not None
-        return self._policies.told(self._extra(name), self._table.readings(self._row[name]))
+    def _keep(self, name: str, seen: Sequence[Reading], step: int) -> int | None:
+        plan = self._plans[self._key(name)]
+        if plan.closed and not all(own.valid for own in seen):
+            return 0
+        fired = [own.position for own in seen if own.position is not None]
+        # the token that follows one at which a guard fired is not let out
+        return max(min(fired) - step, 0) if plan.blocks and fired else None
 
-    def _extra(self, name: str) -> Mapping[str, Any]:
+    def _key(self, name: str) -> str:
         params = self._runner.requests[name].sampling_params
-        return (params and params.extra_args) or {}
+        key: str = params.extra_args[PLAN]
+        return key
 
     def _enter(self, name: str) -> int:
         if name not in self._row:
             assert self._table is not None
             row = self._row[name] = self._free.pop()
-            self._table.add(row, self._policies.rows(self._extra(name)))
+            # a request that no guarded front end has made ends the engine, not unguarded
+            self._table.add(row, self._plans[self._key(name)].guards)
         return self._row[name]
 
     def _stretch(self, block: int) -> slice:
         return slice(block * self._block, (block + 1) * self._block)
 
 
-def surround(runners: Sequence[type], loaded: Callable[[Any], GuardedRunner | None]) -> None:
+def surround_runners(runners: Sequence[type], loaded: Callable[[Any], GuardedRunner]) -> None:
     """Guard what `runners`, classes of V1 model runners, run; `loaded` is asked for each whose
     model is there. Does nothing the second time."""
     for kind in runners:
@@ -220,6 +291,9 @@ _AROUND: Mapping[str, Any] = {
     "initialize_kv_cache": _surrounding(after=lambda guarded, _args, _result: guarded.allocate()),
     "_update_states": _surrounding(before=lambda guarded, args: guarded.update(args[0])),
     "_prepare_inputs": _surrounding(after=lambda guarded, args, _result: guarded.begin(*args[:2])),
-    "execute_model": _surrounding(after=lambda guarded, _args, _result: guarded.end()),
+    "execute_model": _surrounding(
+        before=lambda guarded, args: guarded.receive(args[1] if len(args) > 1 else None),
+        after=lambda guarded, _args, result: guarded.end(result),
+    ),
     "sample_tokens": _surrounding(after=lambda guarded, _args, result: guarded.tell(result)),
 }

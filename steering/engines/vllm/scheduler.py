@@ -1,7 +1,7 @@
-"""vLLM's scheduler with guards: what workers have told of a request goes out with its last output.
+"""vLLM's scheduler with guards: what workers have told of a request goes out with its output.
 
-Runs in the engine's core. What is told is a dictionary a request, in the output of the forward in
-which it was decided; `stop` in it ends the request there, without the token of that forward.
+Runs in the engine's core. A request that guards end has no token of the forward in which they did,
+but for drafts that were taken before.
 """
 
 from __future__ import annotations
@@ -13,8 +13,13 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import FinishReason
 from vllm.v1.request import RequestStatus
 
+from steering.engines.vllm.runner import Told
+
 STOPPED = "guard"
 """The `stop_reason` of a request that a guard has ended."""
+
+TOLD = "guard"
+"""In an output's `kv_transfer_params`, the only open place there: what guards have seen."""
 
 
 def surround() -> None:
@@ -25,32 +30,26 @@ def surround() -> None:
 
     @wraps(own)
     def update_from_output(self: Any, scheduled: Any, output: Any) -> Any:
-        for name, told in (getattr(output, "guard", None) or {}).items():
-            if (request := self.requests.get(name)) is not None:
-                request.guard = told
-        # those that end are forgotten on the way
-        carried = {
-            name: request.guard
-            for name in output.req_ids
-            if hasattr(request := self.requests.get(name), "guard")
-        }
+        told = getattr(output, "guard", None)
         sent = own(self, scheduled, output)
-        for each in sent.values() if carried else ():
-            for out in each.outputs:
-                if (told := carried.get(out.request_id)) is not None:
-                    _pass_on(self, out, told)
+        if told:
+            for each in sent.values():
+                for out in each.outputs:
+                    if (of := told.get(out.request_id)) is not None:
+                        _pass_on(self, out, of)
         return sent
 
     update_from_output.guarded = True  # type: ignore[attr-defined]
     Scheduler.update_from_output = update_from_output
 
 
-def _pass_on(scheduler: Any, out: Any, told: dict[str, Any]) -> None:
-    if told["stop"]:
-        out.new_token_ids = []
-        out.new_logprobs = None
+def _pass_on(scheduler: Any, out: Any, told: Told) -> None:
+    if told.keep is not None:
+        out.new_token_ids = out.new_token_ids[: told.keep]
+        if out.new_logprobs is not None:
+            out.new_logprobs = out.new_logprobs.slice_request(0, len(out.new_token_ids))
         if not out.finished:
             scheduler.finish_requests(out.request_id, RequestStatus.FINISHED_ABORTED)
         out.finish_reason, out.stop_reason = FinishReason.STOP, STOPPED
-    if out.finished:
-        out.kv_transfer_params = (out.kv_transfer_params or {}) | {"guard": told}
+    seen = [[own.score, own.threshold, own.position, own.valid] for own in told.seen]
+    out.kv_transfer_params = (out.kv_transfer_params or {}) | {TOLD: seen}

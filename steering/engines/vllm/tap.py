@@ -26,11 +26,14 @@ class Tap:
 
     def __init__(self) -> None:
         self.table: PackedTable | None = None
+        self.layers: set[int] = set()
+        """Those that are hooked."""
         self._number = len(_taps)
         _taps.append(self)
 
     def install(self, layers: Sequence[nn.Module], hooked: Sequence[int]) -> None:
         """Hook the layers with these indices. Before the model is compiled."""
+        self.layers.update(hooked)
         for index in hooked:
             layers[index].register_forward_hook(self._hook(index))
 

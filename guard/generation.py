@@ -1,0 +1,105 @@
+"""One reading of a configuration for a model that several processes serve together.
+
+A front end decides which policy a request has, and workers what its guards do: both read the same
+configuration, and speak of a policy by the key that both make of it. When the configuration is
+read anew, a new generation follows, and the keys of the last one stay those of its requests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from guard.config import Config
+from guard.errors import GuardFailed
+from guard.plan import Plan, Plans, Served
+from guard.resolving import LoadedGuard
+from steering.bank import SteerGuard
+from steering.rows import RowGuard
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A policy for the served model.
+
+    `key` names it in this generation of the `model` alone. `salt` goes into the hash of what is
+    cached of its requests, None where that of bare requests serves as well. `rows` are its guards
+    by the names that they have in `Generation.guards`.
+    """
+
+    key: str
+    salt: str | None
+    model: str
+    plan: Plan
+    rows: tuple[RowGuard, ...]
+
+    def require_whole(self) -> None:
+        """Raise GuardFailed where a guard is broken and the policy fails closed."""
+        if self.plan.refuses:
+            faults = "; ".join(f"{guard}: {why}" for guard, why in self.plan.broken.items())
+            raise GuardFailed(
+                f"policy {self.plan.policy!r} cannot be applied to {self.model}: {faults}"
+            )
+
+
+class Generation:
+    """What each policy of a configuration is for one model, and the guards that they carry.
+
+    `guards` are by name and artifact, so that those of two generations never mix. `since` says in
+    which generation each of them was loaded: what was cached before knows nothing of it. Raises
+    ArtifactError for guards that cannot be stacked.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        served: Served,
+        name: str,
+        number: int = 0,
+        before: Mapping[str, int] | None = None,
+    ) -> None:
+        """`before` is `since` of the last generation."""
+        plans = Plans(config, served, name=name)
+        fitted = [plans[policy] for policy in config.policy_names]
+        self.served, self.model, self.number = served, name, number
+        self.guards: Mapping[str, SteerGuard] = {
+            _unique(guard): replace(plans.guards[guard.name], name=_unique(guard))
+            for plan in fitted
+            for guard in plan.guards
+        }
+        self.since = {guard: (before or {}).get(guard, number) for guard in self.guards}
+        self.entries: Mapping[str, Entry] = {
+            plan.policy: self._entry(plan) for plan in fitted if not plan.unfit
+        }
+
+    def _entry(self, plan: Plan) -> Entry:
+        rows = zip(plan.rows(), map(_unique, plan.guards), strict=True)
+        guards = [[_unique(own), own.threshold, own.strength, own.recheck] for own in plan.guards]
+        about = [self.model, self.served.fingerprint, self.number, plan.policy, plan.on_error]
+        return Entry(
+            key=digest([*about, plan.action, sorted(plan.broken), guards]),
+            salt=self._salt(plan, guards),
+            model=self.model,
+            plan=plan,
+            rows=tuple(replace(row, name=unique) for row, unique in rows),
+        )
+
+    def _salt(self, plan: Plan, guards: Sequence[object]) -> str | None:
+        if not plan.guards:
+            return None
+        since = [self.since[_unique(own)] for own in plan.guards]
+        if plan.acts:
+            return digest(["steered", guards, since])
+        # states are as nobody's, but of tokens that were not watched there are no gates
+        return digest(["watched", max(since)])
+
+
+def _unique(guard: LoadedGuard) -> str:
+    return f"{guard.name}@{guard.digest}"
+
+
+def digest(parts: Sequence[object]) -> str:
+    """SHA-256 of what JSON makes of them."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -1,0 +1,42 @@
+"""What guards must know of the model that a vLLM engine serves, from the engine's configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from guard.errors import ModelError
+from guard.plan import Served
+from steering.fingerprint import checkpoint_fingerprint
+
+
+def served_by(config: Any, device: str = "cpu") -> Served:
+    """The model of a `VllmConfig`. Raises ModelError where its checkpoint cannot be read."""
+    model = config.model_config
+    try:
+        fingerprint = checkpoint_fingerprint(_checkpoint(model))
+    except ValueError as error:
+        raise ModelError(f"{model.model} cannot be guarded: {error}") from error
+    return Served(
+        fingerprint=fingerprint,
+        depth=model.get_total_num_hidden_layers(),
+        width=model.get_hidden_size(),
+        device=device,
+    )
+
+
+def served_name(config: Any) -> str:
+    """By which name the model of a `VllmConfig` is known to users."""
+    model = config.model_config
+    name = model.served_model_name
+    return str(name[0] if isinstance(name, list) else name or model.model)
+
+
+def _checkpoint(model: Any) -> Path:
+    folder = Path(model.model)
+    if folder.is_dir():
+        return folder
+    from huggingface_hub import snapshot_download
+
+    # vLLM has it by now
+    return Path(snapshot_download(model.model, revision=model.revision, local_files_only=True))

@@ -1,0 +1,109 @@
+"""vLLM's workers: what guards do at the model's layers, generation by generation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vllm.v1.worker.cpu_model_runner import CPUModelRunner
+from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+from vllm.v1.worker.worker_base import WorkerBase
+
+from guard.config import load_config
+from guard.errors import ArtifactError, ModelError
+from guard.generation import Entry, Generation
+from guard.plan import Served
+from server.vllm.served import served_by, served_name
+from steering.bank import Bank, SteerGuard
+from steering.engines.vllm.runner import GuardedRunner, RowPlan, decoder_layers, surround_runners
+
+LOAD = "inference_guard_load"
+"""The method of workers that reads the configuration anew."""
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    entry: Entry
+    guards: Sequence[SteerGuard]
+
+
+class Worker:
+    """The guards of one model runner: those of the newest generation, and those that requests of
+    earlier ones may still carry."""
+
+    def __init__(self, path: Path, runner: Any) -> None:
+        """Raises GuardError."""
+        self._path, self._name = path, served_name(runner.vllm_config)
+        self._served = _served(runner)
+        self._loaded = self._read(0)
+        self.guarded = GuardedRunner(runner, self._bank(self._loaded), _plans(self._loaded))
+
+    def load(self, number: int, expected: Sequence[str], keep: Sequence[str]) -> None:
+        """Take in generation `number`, whose policies have the `expected` keys, and let requests
+        go on that have the keys to `keep`.
+
+        Raises GuardError where the configuration is not what the front end has read, or its guards
+        cannot be stacked beside those that stay, and Unsupported for layers that are not hooked.
+        """
+        fresh = self._read(number)
+        if sorted(fresh) != sorted(expected):
+            raise ArtifactError("the configuration has changed while it was read: load it again")
+        held = {*keep, *self.guarded.carried}
+        loaded = {key: own for key, own in self._loaded.items() if key in held} | fresh
+        self.guarded.swap(self._bank(loaded), _plans(loaded))
+        self._loaded = loaded
+
+    def _read(self, number: int) -> dict[str, _Loaded]:
+        generation = Generation(load_config(self._path), self._served, self._name, number)
+        return {
+            entry.key: _Loaded(entry, [generation.guards[row.name] for row in entry.rows])
+            for entry in generation.entries.values()
+            if not entry.plan.refuses
+        }
+
+    def _bank(self, loaded: Mapping[str, _Loaded]) -> Bank:
+        guards = {guard.name: guard for own in loaded.values() for guard in own.guards}
+        try:
+            return Bank([*guards.values()], device=self._served.device)
+        except ValueError as error:
+            raise ArtifactError(str(error)) from error
+
+
+def _served(runner: Any) -> Served:
+    device = str(runner.device)
+    served = served_by(runner.vllm_config, device)
+    try:
+        depth = len(decoder_layers(runner.model))
+    except ValueError as error:
+        raise ModelError(f"{runner.vllm_config.model_config.model}: {error}") from error
+    if depth != served.depth:
+        raise ModelError(f"vLLM has {depth} decoder layers of {served.depth}: cannot be guarded")
+    return served
+
+
+def _plans(loaded: Mapping[str, _Loaded]) -> Mapping[str, RowPlan]:
+    return {
+        key: RowPlan(
+            own.entry.rows,
+            blocks=own.entry.plan.action == "block",
+            closed=own.entry.plan.on_error == "closed",
+        )
+        for key, own in loaded.items()
+    }
+
+
+def surround(path: Path) -> None:
+    """Guard what vLLM's workers in this process run."""
+
+    def loaded(runner: Any) -> GuardedRunner:
+        runner.guard_worker = Worker(path, runner)
+        guarded: GuardedRunner = runner.guard_worker.guarded
+        return guarded
+
+    def load(self: Any, number: int, expected: Sequence[str], keep: Sequence[str]) -> None:
+        self.model_runner.guard_worker.load(number, expected, keep)
+
+    surround_runners([GPUModelRunner, CPUModelRunner], loaded)
+    setattr(WorkerBase, LOAD, load)
