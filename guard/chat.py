@@ -26,7 +26,7 @@ class Chat:
         self.model = model
         self.tokenizer = tokenizer
         self.name = name
-        self.end_tokens = end_tokens(model, tokenizer)
+        self.end_tokens = end_tokens(model.generation_config, tokenizer)
 
     @classmethod
     def load(cls, source: str, *, device: str = "auto") -> Chat:
@@ -97,8 +97,8 @@ class Said:
         return any(reading.fired for reading in self.readings.values())
 
 
-def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Every token id that ends an answer."""
-    stated = getattr(model.generation_config, "eos_token_id", None)
+def end_tokens(generation: Any, tokenizer: Any) -> frozenset[int]:
+    """Every token id that ends an answer; `generation` is the model's `GenerationConfig`."""
+    stated = getattr(generation, "eos_token_id", None)
     listed = stated if isinstance(stated, list) else [stated]
     return frozenset(t for t in (*listed, tokenizer.eos_token_id) if t is not None)

@@ -7,7 +7,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from guard.config_checks import (
     DEFAULT_MAX_STEPS,
@@ -66,6 +66,7 @@ class ModelConfig(_Section):
     `default_policy` goes before the server's. `max_context` is for language models, None takes the
     model's own; `steps`, `guidance_scale` and `max_steps` are for pictures: what a request gets
     that asks for none (None: the pipeline's own default), and the most it may ask for.
+    `engine_options` are arguments of vLLM's engine, by its names.
     """
 
     name: Name
@@ -78,6 +79,7 @@ class ModelConfig(_Section):
     steps: int | None = Field(default=None, ge=1, le=1000)
     guidance_scale: float | None = Field(default=None, ge=0, le=100)
     max_steps: int = Field(default=DEFAULT_MAX_STEPS, ge=1, le=1000)
+    engine_options: dict[str, bool | int | float | str] = {}
 
     @property
     def kind(self) -> Kind:
@@ -135,6 +137,12 @@ class Config(_Section):
     guards: Annotated[tuple[GuardConfig, ...], Field(strict=False)] = ()
     policies: dict[Name, PolicyConfig] = {}
     keys: Annotated[tuple[KeyConfig, ...], Field(strict=False)] = ()
+    _path: Path | None = PrivateAttr(default=None)
+
+    @property
+    def path(self) -> Path | None:
+        """The file that it was read from, absolute; None where it was made otherwise."""
+        return self._path
 
     @property
     def policy_names(self) -> tuple[str, ...]:
@@ -183,7 +191,9 @@ def load_config(path: Path | str) -> Config:
     if config is None or found:
         placed = sorted({(line_of(lines, place), _dotted(place), what) for place, what in found})
         raise ConfigError([f"line {line}: {place}: {what}" for line, place, what in placed])
-    return _absolute(config, folder)
+    config = _absolute(config, folder)
+    config._path = path.absolute()
+    return config
 
 
 def _read(path: Path) -> str:

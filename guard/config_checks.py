@@ -118,6 +118,8 @@ def _misfit(
             if other != kind and key in model:
                 what = "language models" if other == "language" else "models of pictures"
                 yield ("models", index, key), f"is for {what}: leave it out"
+    if engine != "vllm" and "engine_options" in model:
+        yield ("models", index, "engine_options"), 'is for engine = "vllm": leave it out'
     steps, most = model.get("steps"), model.get("max_steps", DEFAULT_MAX_STEPS)
     if isinstance(steps, int) and isinstance(most, int) and steps > most:
         yield ("models", index, "steps"), f"is more than max_steps, {most}: lower it"

@@ -7,10 +7,14 @@ from typing import Literal
 
 from guard.artifact import ArtifactMeta
 
-Engine = Literal["transformers", "diffusers"]
+Engine = Literal["transformers", "diffusers", "vllm"]
 Kind = Literal["language", "pictures"]
 
-KINDS: Mapping[Engine, Kind] = {"transformers": "language", "diffusers": "pictures"}
+KINDS: Mapping[Engine, Kind] = {
+    "transformers": "language",
+    "diffusers": "pictures",
+    "vllm": "language",
+}
 
 _SEAMS: Mapping[Kind, frozenset[str]] = {
     "language": frozenset({"hidden"}),

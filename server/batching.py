@@ -12,10 +12,11 @@ import secrets
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from guard.errors import ContextExceeded, RequestError, UnknownPolicy
+from guard.errors import UnknownPolicy
 from guard.plan import Plan, Plans
 from guard.verdict import Verdict
 from server.loop import EngineLoop, engine_failed, guard_failed
+from server.prompts import PromptEncoder
 from server.rows import Row, TokenText
 from server.service import GenerationRequest, LanguageInfo, RowEvents
 from steering.engines.sampling import RowSampling
@@ -30,48 +31,33 @@ PREFILL_TOKENS = 4096
 
 
 class BatchingService(EngineLoop[Row, TransformersEngine]):
-    """A TextService over a TransformersEngine. Built on any thread, used from one event loop.
-
-    `vocabulary` is the number of token ids that the model takes.
-    """
+    """A TextService over a TransformersEngine. Built on any thread, used from one event loop."""
 
     def __init__(
         self,
         info: LanguageInfo,
-        tokenizer: Any,
+        encoder: PromptEncoder,
         engine: TransformersEngine,
         plans: Plans,
         *,
-        vocabulary: int,
         end_tokens: frozenset[int],
         queue_limit: int,
         record: Record,
     ) -> None:
         super().__init__(info.name, engine, queue_limit=queue_limit, record=record)
         self.info = info
-        self._tokenizer = tokenizer
+        self._encoder = encoder
         self._plans = plans
-        self._vocabulary = vocabulary
         self._end_tokens = end_tokens
         self._thread.start()
 
     # -- called from the event loop -------------------------------------------------------------
 
     def encode_chat(self, messages: Sequence[dict[str, Any]]) -> tuple[int, ...]:
-        try:
-            text = self._tokenizer.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=True
-            )
-        except Exception as error:  # templates are programs: they raise what they like
-            reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-            raise RequestError(
-                f"the model's chat template does not take these messages: {reason}",
-                param="messages",
-            ) from error
-        return tuple(self._tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+        return self._encoder.chat(messages)
 
     def encode(self, text: str) -> tuple[int, ...]:
-        return tuple(self._tokenizer(text, verbose=False).input_ids)
+        return self._encoder.text(text)
 
     def submit(self, requests: Sequence[GenerationRequest]) -> Sequence[RowEvents]:
         loop = asyncio.get_running_loop()
@@ -80,7 +66,7 @@ class BatchingService(EngineLoop[Row, TransformersEngine]):
                 request,
                 self._admit(request),
                 loop,
-                TokenText(self._tokenizer, request.sampling.stop),
+                TokenText(self._encoder.tokenizer, request.sampling.stop),
                 self._hang_up,
             )
             for request in requests
@@ -95,17 +81,7 @@ class BatchingService(EngineLoop[Row, TransformersEngine]):
         except KeyError:
             raise UnknownPolicy(f"there is no policy {request.policy!r}", param="policy") from None
         plan.require_fit(self.info.name)
-        asked, limit = request.sampling.max_tokens, self.info.max_context
-        if len(request.prompt) + asked > limit:
-            raise ContextExceeded(
-                f"this model's maximum context length is {limit} tokens, but "
-                f"{len(request.prompt)} in the prompt and {asked} in max_tokens were asked for: "
-                "shorten one of them"
-            )
-        if not all(0 <= token < self._vocabulary for token in request.prompt):
-            # past the embedding's end a GPU does not raise: it takes the whole process down
-            last = self._vocabulary - 1
-            raise RequestError(f"token ids must lie in 0..{last}", param="prompt")
+        self._encoder.require_room(request.prompt, request.sampling.max_tokens)
         return plan
 
     # -- the engine's thread --------------------------------------------------------------------

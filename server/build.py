@@ -12,6 +12,7 @@ from guard.models import resolve_source
 from guard.plan import Plans
 from guard.verdict import Verdict
 from server.batching import BatchingService
+from server.prompts import PromptEncoder
 from server.service import AnyRequest, LanguageInfo, Service
 from steering.engines.loading import load_language_model
 from steering.engines.transformers import TransformersEngine
@@ -39,9 +40,10 @@ def _service(config: Config, settings: ModelConfig, record: Recorded) -> Service
     except GuardError:
         raise
     except ImportError as error:
+        extra = "vllm" if settings.engine == "vllm" else "diffusers"
         raise ModelError(
             f"model {settings.name}: {error.name} is not installed: "
-            f"pip install 'inference-guard[serve,diffusers]'"
+            f"pip install 'inference-guard[serve,{extra}]'"
         ) from error
     except (ValueError, RuntimeError, AssertionError) as error:
         # RuntimeError, AssertionError: what torch says of a device that is not there, or full
@@ -54,6 +56,11 @@ def _built(config: Config, settings: ModelConfig, record: Recorded) -> Service:
         from server.picture_build import drawing_service
 
         return drawing_service(config, settings, record)
+    if settings.engine == "vllm":
+        # as is vLLM, whose environment is one of its own
+        from server.vllm.build import vllm_service
+
+        return vllm_service(config, settings, record)
     return _batching_service(config, settings, record)
 
 
@@ -64,19 +71,23 @@ def _batching_service(config: Config, settings: ModelConfig, record: Recorded) -
         raise ValueError("it has no tokenizer.json: text cannot be streamed without")
     plans = Plans(config, model, name=settings.name)
     own = getattr(model.config, "max_position_embeddings", 2048)
+    context = min(own, settings.max_context or own)
     return BatchingService(
         LanguageInfo(
             name=settings.name,
             engine=settings.engine,
             created=int(time.time()),
-            max_context=min(own, settings.max_context or own),
+            max_context=context,
             policies=plans.usable,
         ),
-        tokenizer,
+        PromptEncoder(
+            tokenizer,
+            vocabulary=model.get_input_embeddings().num_embeddings,
+            max_context=context,
+        ),
         TransformersEngine(model, plans.bank, capacity=config.server.max_batch),
         plans,
-        vocabulary=model.get_input_embeddings().num_embeddings,
-        end_tokens=end_tokens(model, tokenizer),
+        end_tokens=end_tokens(model.generation_config, tokenizer),
         queue_limit=config.server.queue_limit,
         record=record,
     )

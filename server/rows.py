@@ -71,7 +71,7 @@ class Row(BatchRow):
         self.reason: FinishReason | None = None
         # A guard looks at a generated token in the forward after the one that made it: where it
         # may block there, each token waits for the next, so that the one it fires on is not sent.
-        self._lags = plan.action == "block" and any(
+        self.lags = plan.action == "block" and any(
             guard.recheck is not None for guard in plan.guards
         )
         self._late: RowToken | None = None
@@ -90,7 +90,7 @@ class Row(BatchRow):
             self._say(late, ends=False)
         if self.reason is not None:
             return
-        if self._lags and not ends:
+        if self.lags and not ends:
             self._late = token
         else:
             self._say(token, ends=ends)

@@ -21,14 +21,15 @@ class Policies:
     """
 
     def __init__(self, path: Path, config: Config, generation: Generation, *, keyed: bool) -> None:
-        """Raises ConfigError where a request that asks for nothing would go unguarded, and
-        GuardFailed for policies that cannot be applied."""
+        """`keyed` False is for a front end that chooses the policy of every request itself. Else
+        raises ConfigError where a request that asks for nothing would go unguarded, and GuardFailed
+        for policies that cannot be applied."""
         self.path, self.generation, self.keyed = path, generation, keyed
         self.earlier: set[str] = set()
         """The keys of earlier generations that requests may still have."""
         self.default = config.server.default_policy
         entries = generation.entries
-        if self.default not in entries:
+        if keyed and self.default not in entries:
             told = f"the default policy {self.default!r} has no guard for a language model"
             raise ConfigError([f"{told}: it would leave every request unguarded"])
         self.entries: Mapping[str, Entry] = {
@@ -36,7 +37,7 @@ class Policies:
             for name, entry in entries.items()
             if not keyed or name == self.default or askable(config, name)
         }
-        for entry in self.entries.values():
+        for entry in self.entries.values() if keyed else ():
             entry.require_whole()
 
     def asked(self, extra: Mapping[str, Any] | None) -> Entry:

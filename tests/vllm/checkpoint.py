@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -124,3 +125,32 @@ def artifact(
         }
     )
     return Artifact(meta, {"gates": gates, "directions": directions})
+
+
+def save_lora(folder: Path) -> Any:
+    """An adapter for the model, as vLLM loads it; gives the model with it merged in."""
+    rank, alpha = 8, 16
+    rng = np.random.default_rng(3)
+    merged, tensors = model(), {}
+    for name, parameter in merged.named_parameters():
+        if not name.endswith(("q_proj.weight", "v_proj.weight")):
+            continue
+        wide, narrow = parameter.shape
+        down = torch.from_numpy(rng.normal(size=(rank, narrow)).astype("f4")) / narrow**0.5
+        up = torch.from_numpy(rng.normal(size=(wide, rank)).astype("f4"))
+        parameter.data += alpha / rank * up @ down
+        module = f"base_model.model.{name.removesuffix('.weight')}"
+        tensors[f"{module}.lora_A.weight"] = down
+        tensors[f"{module}.lora_B.weight"] = up
+    folder.mkdir(exist_ok=True)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    about = {
+        "peft_type": "LORA",
+        "r": rank,
+        "lora_alpha": alpha,
+        "target_modules": ["q_proj", "v_proj"],
+        "bias": "none",
+        "task_type": "CAUSAL_LM",
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(about), "utf-8")
+    return merged

@@ -2,7 +2,8 @@
 
 The file has `engine` (arguments of vLLM's engine) and `phases`, each with `requests` (`prompt` in
 token ids, `tokens` at most, `policy`, the step at which it comes `at`, the step after which it is
-aborted). Prints, as JSON behind a mark, of each phase what came of its requests: tokens, finish
+aborted, a `lora` folder) and, where the configuration changes, `reload`: the step, and the text.
+Prints, as JSON behind a mark, of each phase what came of its requests: tokens, finish
 reason, and what was told of their guards, or the error that refused it.
 """
 
@@ -28,30 +29,30 @@ def main() -> None:
     for phase in play["phases"]:
         if phase.get("reset", True):
             engine.reset_prefix_cache()
-        came.append(_phase(engine, phase["requests"]))
+        came.append(_phase(engine, phase["requests"], phase.get("reload")))
     scheduler = engine.engine_core.engine_core.scheduler
-    told = {"phases": came, "preempted": getattr(scheduler, "preempted", 0)}
+    told = {
+        "phases": came,
+        "preempted": getattr(scheduler, "preempted", 0),
+        "accepted": getattr(scheduler, "accepted", 0),
+    }
     print(MARK + json.dumps(told), flush=True)
 
 
-def _phase(engine: Any, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _phase(
+    engine: Any, requests: list[dict[str, Any]], reload: list[Any] | None
+) -> list[dict[str, Any]]:
     from vllm import SamplingParams
     from vllm.exceptions import VLLMValidationError
     from vllm.sampling_params import RequestOutputKind
     from vllm.v1.core.sched.scheduler import Scheduler
 
-    own = Scheduler._preempt_request
-    if not hasattr(own, "counted"):
-
-        def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
-            self.preempted = getattr(self, "preempted", 0) + 1
-            return own(self, *args, **kwargs)
-
-        counted.counted = True  # type: ignore[attr-defined]
-        Scheduler._preempt_request = counted
+    _count(Scheduler)
     came: list[dict[str, Any]] = [{} for _ in requests]
     step, waiting = 0, dict(enumerate(requests))
     while waiting or engine.has_unfinished_requests():
+        if reload is not None and reload[0] == step:
+            _reload(engine, reload[1], came)
         for i in [i for i, request in waiting.items() if request.get("at", 0) <= step]:
             request = waiting.pop(i)
             extra = {} if request.get("policy") is None else {"guard_policy": request["policy"]}
@@ -64,13 +65,18 @@ def _phase(engine: Any, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 detokenize=False,
                 extra_args=extra | request.get("extra", {}) or None,
                 n=request.get("n", 1),
+                prompt_logprobs=request.get("prompt_logprobs"),
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
             prompt = {"prompt_token_ids": request["prompt"]}
             if "salt" in request:
                 prompt["cache_salt"] = request["salt"]
             try:
-                engine.add_request(str(i), prompt, params, priority=request.get("priority", 0))
+                engine.add_request(
+                    *(str(i), prompt, params),
+                    lora_request=_lora(request),
+                    priority=request.get("priority", 0),
+                )
             except VLLMValidationError as error:
                 came[i] = {"error": f"{type(error).__name__}: {error}"}
         for i, request in enumerate(requests):
@@ -84,8 +90,48 @@ def _phase(engine: Any, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "guard": getattr(output, "guard", None),
                 "cached": output.num_cached_tokens,
             }
+            if output.prompt_logprobs is not None:
+                came[int(output.request_id)]["prompt_logprobs"] = [
+                    own and {token: about.logprob for token, about in own.items()}
+                    for own in output.prompt_logprobs
+                ]
         step += 1
     return came
+
+
+def _count(scheduler: Any) -> None:
+    """Count on it what it does where nobody sees: preemptions, and drafts that it takes."""
+    preempt, stats = scheduler._preempt_request, scheduler.make_spec_decoding_stats
+    if hasattr(preempt, "counted"):
+        return
+
+    def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        self.preempted = getattr(self, "preempted", 0) + 1
+        return preempt(self, *args, **kwargs)
+
+    def taken(self: Any, *args: Any, **kwargs: Any) -> Any:
+        self.accepted = getattr(self, "accepted", 0) + kwargs["num_accepted_tokens"]
+        return stats(self, *args, **kwargs)
+
+    counted.counted = True  # type: ignore[attr-defined]
+    scheduler._preempt_request, scheduler.make_spec_decoding_stats = counted, taken
+
+
+def _lora(request: dict[str, Any]) -> Any:
+    from vllm.lora.request import LoRARequest
+
+    return LoRARequest("tuned", 1, request["lora"]) if "lora" in request else None
+
+
+def _reload(engine: Any, text: str, came: list[dict[str, Any]]) -> None:
+    from guard.errors import GuardError
+    from server.vllm.live import reload_now
+
+    Path(os.environ["GUARD_CONFIG"]).write_text(text, "utf-8")
+    try:
+        reload_now(engine)
+    except GuardError as error:
+        came.append({"reload": str(error)})
 
 
 if __name__ == "__main__":
