@@ -55,6 +55,8 @@ class PackedTable(GuardedRows):
         self._undo: dict[int, _Drafted] = {}
         self.senses = self.acts = False
         """Whether the forward under way has any token to sense, any to act on."""
+        self.decided = False
+        """Whether it has come to the last sensing layer."""
 
     def add(self, row: int, guards: Sequence[RowGuard]) -> None:
         """Put a fresh request on `row`. Raises KeyError for a guard that is not in the bank."""
@@ -101,6 +103,7 @@ class PackedTable(GuardedRows):
         answer = self._rechecks[row] & (step > 0)
         acted = (self._acting[row] > 0) & (step >= 0)
         self.senses, self.acts = bool((prompt | answer).any()), bool(acted.any())
+        self.decided = False
         if not (self.senses or self.acts):
             return
         device = self.bank.device
@@ -174,7 +177,12 @@ class PackedTable(GuardedRows):
         own = hidden[self._acted]
         hidden[self._acted] = torch.where(any_due, own + delta.to(own.dtype), own)
 
+    def spoil(self, rows: Sequence[int]) -> None:
+        """Let what the guards of these rows have seen count as failed."""
+        self._valid[[*rows]] = False
+
     def _decide(self, gates: Tensor) -> None:
+        self.decided = True
         self._kept[self._places] = gates[self._prompt]
         if self._prompts:
             self._decide_prompts()

@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import wraps
 from typing import Any
 
+from vllm.outputs import RequestOutput
 from vllm.v1.engine import FinishReason
 from vllm.v1.engine.output_processor import OutputProcessor, RequestState
 
@@ -70,6 +71,7 @@ def surround(record: Record) -> None:
     """Let vLLM's outputs carry verdicts, and `record` have each of them."""
     began = vars(RequestState)["from_new_request"].__func__
     whole, one = RequestState.make_request_output, RequestState._new_completion_output
+    merged = RequestOutput.add
     aborted, failed = OutputProcessor.abort_requests, OutputProcessor.propagate_error
 
     def from_new_request(cls: Any, /, *args: Any, request: Any, **kwargs: Any) -> Any:
@@ -108,8 +110,7 @@ def surround(record: Record) -> None:
             **kwargs,
         )
         if result is not None and watched is not None:
-            guards = [getattr(each, "guard", None) for each in result.outputs]
-            result.guard = guards[0] if len(guards) == 1 else guards
+            _tell(result)
         return result
 
     @wraps(one)
@@ -123,6 +124,16 @@ def surround(record: Record) -> None:
             if stop_reason == STOPPED:
                 result.finish_reason = "content_filter"
         return result
+
+    @wraps(merged)
+    def add(self: Any, next_output: Any, *args: Any, **kwargs: Any) -> None:
+        # outputs that nobody has fetched yet become one
+        merged(self, next_output, *args, **kwargs)
+        told = {each.index: getattr(each, "guard", None) for each in next_output.outputs}
+        for each in self.outputs:
+            if (verdict := told.get(each.index)) is not None:
+                each.guard = verdict
+        _tell(self)
 
     @wraps(aborted)
     def abort_requests(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -143,5 +154,12 @@ def surround(record: Record) -> None:
     RequestState.from_new_request = classmethod(from_new_request)
     RequestState.make_request_output = make_request_output
     RequestState._new_completion_output = _new_completion_output
+    RequestOutput.add = add
     OutputProcessor.abort_requests = abort_requests
     OutputProcessor.propagate_error = propagate_error
+
+
+def _tell(output: Any) -> None:
+    """The verdict of an output's completion, or those of all of them."""
+    guards = [getattr(each, "guard", None) for each in output.outputs]
+    output.guard = guards[0] if len(guards) == 1 else guards

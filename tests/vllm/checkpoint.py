@@ -39,6 +39,13 @@ CONFIG = "\n".join(
     ]
 )
 
+HALT = """
+[policies.halt]
+guards = ["late"]
+action = "block"
+"""
+"""One that may end an answer within, for who wants it beside."""
+
 
 def model() -> Any:
     """As transformers has it; vLLM's attention on a CPU wants heads of 32."""

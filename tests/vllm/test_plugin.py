@@ -24,7 +24,7 @@ from steering.engines.transformers import TransformersEngine  # noqa: E402
 from steering.fingerprint import checkpoint_fingerprint, fingerprint  # noqa: E402
 from tests.steering.engines.driver import ids, serve, start  # noqa: E402
 from tests.steering.tiny import prompt  # noqa: E402
-from tests.vllm.checkpoint import CONFIG, model, save, save_lora  # noqa: E402
+from tests.vllm.checkpoint import CONFIG, HALT, model, save, save_lora  # noqa: E402
 from tests.vllm.play import MARK  # noqa: E402
 
 Requests = Sequence[Mapping[str, Any]]
@@ -280,13 +280,6 @@ def test_drafts_change_nothing(folder: Path) -> None:
     assert ("content_filter", True) in answers, "a guard should fire within an answer"
 
 
-HALT = """
-[policies.halt]
-guards = ["late"]
-action = "block"
-"""
-
-
 def test_steering_goes_together_with_lora(folder: Path) -> None:
     tuned, merged = folder / "lora", save_lora(folder / "lora")
     asked = [
@@ -421,6 +414,7 @@ def test_a_runner_that_is_not_hooked_is_refused_by_the_front_end(folder: Path) -
         "from vllm.v1.engine.input_processor import InputProcessor\n"
         "of = types.SimpleNamespace\n"
         "config = of(model_config=of(runner_type='generate'), kv_transfer_config=None,\n"
+        "    parallel_config=of(pipeline_parallel_size=1),\n"
         "    speculative_config=None, device_config=of(device_type='cpu'),\n"
         "    use_v2_model_runner=True)\n"
         "InputProcessor(config)\n"

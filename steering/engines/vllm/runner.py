@@ -64,8 +64,13 @@ class Unsupported(ValueError):
 
 def require_followed(config: Any) -> None:
     """Raise Unsupported for an engine's configuration that guards were not seen to work under."""
-    runner = config.model_config.runner_type
+    runner, parallel = config.model_config.runner_type, config.parallel_config
     refused = {
+        # its stages send each other what we cannot add to
+        "pipeline parallelism by an external launcher": (
+            parallel.pipeline_parallel_size > 1
+            and parallel.distributed_executor_backend == "external_launcher"
+        ),
         "speculative decoding with async scheduling (--no-async-scheduling)": (
             config.speculative_config is not None and config.scheduler_config.async_scheduling
         ),
@@ -206,7 +211,11 @@ class GuardedRunner:
             for name in there:
                 if taken := output.sampled_token_ids[output.req_id_to_index[name]]:
                     table.taken(self._row[name], decided[name] + len(taken) - 1)
-        seen = table.read([self._row[name] for name in there])
+        rows = [self._row[name] for name in there]
+        if table.senses and not table.decided:
+            # a forward that went around the layers: nobody knows what it said
+            table.spoil(rows)
+        seen = table.read(rows)
         output.guard = {
             name: Told(own, self._keep(name, own, decided[name]))
             for name, own in zip(there, seen, strict=True)

@@ -1,0 +1,195 @@
+"""`engine = "vllm"` behind `guard serve`, beside the transformers engine with the same model."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm", reason="vLLM has an environment of its own: make test-vllm")
+
+from openai import BadRequestError, OpenAI  # noqa: E402
+
+from guard.keys import hash_key  # noqa: E402
+from tests.steering.tiny import prompt  # noqa: E402
+from tests.vllm.checkpoint import CONFIG, HALT, save, save_tokenizer  # noqa: E402
+
+MODELS = """
+[server]
+audit_log = "audit.jsonl"
+max_batch = 8
+queue_limit = 8
+max_tokens_limit = 300
+[[models]]
+name = "fast"
+source = "./model"
+engine = "vllm"
+engine_options = {{ enforce_eager = true, block_size = 32 }}
+[[models]]
+name = "plain"
+source = "./model"
+[[keys]]
+hash = "{all}"
+tenant = "all"
+policies = ["firm", "both", "watch", "stop", "halt"]
+[[keys]]
+hash = "{one}"
+tenant = "one"
+default_policy = "watch"
+"""
+
+
+@dataclass(frozen=True)
+class Stand:
+    """A running server."""
+
+    folder: Path
+    url: str
+
+    def client(self, key: str = "all") -> OpenAI:
+        return OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0)
+
+    def audited(self) -> list[dict[str, Any]]:
+        """The lines of the audit log."""
+        return [json.loads(line) for line in (self.folder / "audit.jsonl").open(encoding="utf-8")]
+
+
+@pytest.fixture(scope="module")
+def stand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
+    folder = tmp_path_factory.mktemp("service")
+    save(folder)
+    save_tokenizer(folder / "model")
+    models = MODELS.format(all=hash_key("all"), one=hash_key("one"))
+    (folder / "config.toml").write_text(models + CONFIG + HALT, "utf-8")
+    environment = dict(os.environ) | {
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_CPU_CI_ENV": "1",
+    }
+    environment.pop("GUARD_CONFIG", None)
+    command = [sys.executable, "-m", "guard", "serve", "--config", str(folder / "config.toml")]
+    with (folder / "log").open("w") as log:
+        server = subprocess.Popen(
+            [*command, "--port", "0", "--json"], env=environment, stdout=subprocess.PIPE, stderr=log
+        )
+    try:
+        assert server.stdout is not None
+        for line in server.stdout:
+            if line.startswith(b'{"event"'):
+                break
+        else:
+            raise AssertionError((folder / "log").read_text("utf-8")[-5000:])
+        yield Stand(folder, json.loads(line)["url"])
+    finally:
+        server.terminate()
+        server.wait(60)
+
+
+def words(number: int) -> str:
+    return " ".join(f"w{token}" for token in prompt(5 + 3 * number, seed=number))
+
+
+def verdict(told: dict[str, Any]) -> dict[str, Any]:
+    """What must be the same whatever runs the model."""
+    guards = [
+        {key: value for key, value in guard.items() if key != "score"} for guard in told["guards"]
+    ]
+    return {"policy": told["policy"], "outcome": told["outcome"], "guards": guards}
+
+
+def completed(client: OpenAI, model: str, policy: str, number: int, **more: Any) -> Any:
+    about = {"model": model, "prompt": words(number), "max_tokens": 24, "temperature": 0}
+    return client.completions.create(**{**about, **more}, extra_body={"guard": {"policy": policy}})
+
+
+def ended(client: OpenAI, model: str, policy: str, number: int, **more: Any) -> tuple[Any, ...]:
+    """Text, finish reason, usage, verdict and scores; of a refusal what is told of it."""
+    try:
+        reply = completed(client, model, policy, number, **more)
+    except BadRequestError as refused:
+        body: Any = refused.body
+        told = refused.response.json()["guard"]
+        return body["code"], body["message"], verdict(told), []
+    (choice,) = reply.choices
+    told = choice.model_extra["guard"]
+    scores = [guard["score"] for guard in told["guards"]]
+    return choice.text, choice.finish_reason, reply.usage, verdict(told), scores
+
+
+@pytest.mark.parametrize("policy", ["none", "firm", "both", "watch", "stop", "halt"])
+def test_answers_and_verdicts_are_those_of_the_other_engine(stand: Stand, policy: str) -> None:
+    client = stand.client()
+    outcomes = set()
+    for number in range(12):
+        *fast, scores = ended(client, "fast", policy, number)
+        *plain, others = ended(client, "plain", policy, number)
+        assert fast == plain
+        assert scores == pytest.approx(others, rel=1e-4)
+        outcomes.add(fast[-1]["outcome"])
+    acts = {"none": [], "watch": [], "stop": ["blocked"], "halt": ["blocked"]}
+    assert outcomes == {"pass", *acts.get(policy, ["steered"])}
+
+
+def test_streams_say_what_whole_answers_do(stand: Stand) -> None:
+    client = stand.client()
+    for number in (8, 9, 10):
+        (choice,) = completed(client, "fast", "both", number).choices
+        parts = [*completed(client, "fast", "both", number, stream=True)]
+        assert "".join(part.choices[0].text for part in parts) == choice.text
+        assert verdict(parts[-1].model_extra["guard"]) == verdict(choice.model_extra["guard"])
+
+
+def test_stop_strings_seeds_and_logprobs_work(stand: Stand) -> None:
+    client = stand.client()
+    whole = completed(client, "fast", "none", 5).choices[0].text
+    stop = whole.split()[6]
+    for model in ("fast", "plain"):
+        cut = completed(client, model, "none", 5, stop=[stop]).choices[0]
+        assert cut.text == whole[: whole.index(stop)] and cut.finish_reason == "stop"
+    drawn = {
+        completed(client, "fast", "firm", 5, temperature=1.0, seed=seed).choices[0].text
+        for seed in (1, 1, 2)
+    }
+    assert len(drawn) == 2
+    fast, plain = (
+        completed(client, model, "none", 5, logprobs=2, max_tokens=4).choices[0].logprobs
+        for model in ("fast", "plain")
+    )
+    assert fast.tokens == plain.tokens
+    assert fast.token_logprobs == pytest.approx(plain.token_logprobs, abs=1e-3)
+    assert [sorted(own) for own in fast.top_logprobs] == [sorted(own) for own in plain.top_logprobs]
+
+
+def test_keys_have_their_own_policies(stand: Stand) -> None:
+    client = stand.client("one")
+    told = client.completions.create(model="fast", prompt="w5", max_tokens=1)
+    assert told.model_extra["guard"]["policy"] == "watch"  # type: ignore[index]
+    with pytest.raises(Exception, match="firm") as refused:
+        completed(client, "fast", "firm", 1)
+    assert refused.value.status_code == 403  # type: ignore[attr-defined]
+
+
+def test_what_cannot_be_had_is_refused(stand: Stand) -> None:
+    client = stand.client()
+    with pytest.raises(BadRequestError, match="maximum context length"):
+        client.completions.create(model="fast", prompt=[5] * 400, max_tokens=300)
+    with pytest.raises(BadRequestError, match="token ids must lie in"):
+        client.completions.create(model="fast", prompt=[10**6], max_tokens=1)
+
+
+def test_a_client_that_hangs_up_leaves_one_line(stand: Stand) -> None:
+    before = len(stand.audited())
+    stream = completed(stand.client(), "fast", "firm", 6, stream=True, max_tokens=300)
+    next(iter(stream))
+    stream.close()
+    completed(stand.client(), "fast", "none", 6)
+    lines = stand.audited()[before:]
+    assert [line["policy"] for line in lines] == ["firm", "none"]
+    assert lines[0]["tenant"] == "all" and lines[0]["guards"][0]["score"] is not None
