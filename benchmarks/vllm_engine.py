@@ -31,7 +31,7 @@ class Options:
     tokens: int
     eager: bool
     threads: int
-    cache_gib: int
+    cache_mib: int
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,9 @@ class Engine:
 
 
 def _serve(pipe: Any, options: Options) -> None:
+    os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
     os.environ |= {
         "OMP_NUM_THREADS": str(options.threads),
-        "VLLM_CPU_KVCACHE_SPACE": str(options.cache_gib),
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_LOGGING_LEVEL": "WARNING",
@@ -109,6 +109,7 @@ def _serve(pipe: Any, options: Options) -> None:
         enforce_eager=options.eager,
         max_model_len=512,
         max_num_seqs=options.requests,
+        kv_cache_memory_bytes=options.cache_mib * 2**20,
         # every round computes its prompts anew
         enable_prefix_caching=False,
         # it is these that have the time to the first token

@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--cache-gib", type=int, default=1, help="for keys and values")
+    parser.add_argument("--cache-mib", type=int, default=512, help="for keys and values")
     parser.add_argument("--eager", action="store_true", help="without torch.compile")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
@@ -97,7 +97,7 @@ def _measured(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
                 tokens=arguments.tokens,
                 eager=arguments.eager,
                 threads=arguments.threads,
-                cache_gib=arguments.cache_gib,
+                cache_mib=arguments.cache_mib,
             )
         )
 
