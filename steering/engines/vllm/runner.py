@@ -94,6 +94,15 @@ def decoder_layers(model: nn.Module) -> Sequence[nn.Module]:
     return list(layers)
 
 
+def _set_apart(config: Any, layers: Sequence[int]) -> None:
+    """Let what is compiled with these layers hooked be cached apart from what is compiled without:
+    vLLM's own hash does not see the hooks."""
+    more = config.additional_config
+    if not isinstance(more, dict):
+        raise Unsupported("an additional_config that is no dictionary is taken by somebody else")
+    config.additional_config = {**more, "inference_guard": list(layers)}
+
+
 class GuardedRunner:
     """What guards keep for one model runner."""
 
@@ -103,6 +112,7 @@ class GuardedRunner:
         self._runner, self._bank, self._plans = runner, bank, plans
         self._tap = Tap()
         self._tap.install(decoder_layers(runner.model), bank.layers)
+        _set_apart(runner.vllm_config, bank.layers)
         self._table: PackedTable | None = None
         self._row: dict[str, int] = {}
         self._free: list[int] = []
