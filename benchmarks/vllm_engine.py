@@ -89,6 +89,8 @@ class Engine:
 
 
 def _serve(pipe: Any, options: Options) -> None:
+    # vLLM logs to what is the parent's table, or JSON
+    os.dup2(2, 1)
     os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
     os.environ |= {
         "OMP_NUM_THREADS": str(options.threads),
