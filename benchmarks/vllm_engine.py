@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.vllm_own import Own
 from guard.prompts import ForgetPrompt, RetainPrompt, in_split, read_rows
 
 TOPIC = Path("examples/harry-potter")
@@ -40,11 +41,12 @@ class Round:
 
     `first` is the median time to the first token; `fired` counts the requests with a guard that
     has fired, `told` those that came back with a verdict. `cpu` is what the process has computed,
-    in seconds: beside other work on the machine it is steadier than the clock on the wall.
+    in seconds, and `own` what of it the plugin has, as a share.
     """
 
     seconds: float
     cpu: float
+    own: float
     first: float
     told: int
     fired: int
@@ -117,11 +119,15 @@ def _serve(pipe: Any, options: Options) -> None:
         # it is these that have the time to the first token
         disable_log_stats=False,
     )
+    own = Own() if options.config else None
     prompts = _prompts(llm.get_tokenizer(), options.requests)
     pipe.send("ready")
     while True:
         question, policies = pipe.recv()
-        pipe.send(_memory() if question == "memory" else _round(llm, prompts, policies, options))
+        if question == "memory":
+            pipe.send(_memory())
+        else:
+            pipe.send(_round(llm, prompts, policies, options, own))
 
 
 def _prompts(tokenizer: Any, count: int) -> list[dict[str, list[int]]]:
@@ -140,7 +146,13 @@ def _prompts(tokenizer: Any, count: int) -> list[dict[str, list[int]]]:
     return made
 
 
-def _round(llm: Any, prompts: Sequence[Any], policies: Sequence[str], options: Options) -> Round:
+def _round(
+    llm: Any,
+    prompts: Sequence[Any],
+    policies: Sequence[str],
+    options: Options,
+    own: Own | None,
+) -> Round:
     from vllm import SamplingParams
 
     def params(number: int) -> SamplingParams:
@@ -151,6 +163,8 @@ def _round(llm: Any, prompts: Sequence[Any], policies: Sequence[str], options: O
         )
 
     asked = [params(number) for number in range(len(prompts))]
+    if own:
+        own.reset()
     began, computed = time.perf_counter(), time.process_time()
     outputs = llm.generate(prompts, asked, use_tqdm=False)
     seconds, cpu = time.perf_counter() - began, time.process_time() - computed
@@ -158,6 +172,7 @@ def _round(llm: Any, prompts: Sequence[Any], policies: Sequence[str], options: O
     return Round(
         seconds=seconds,
         cpu=cpu,
+        own=own.seconds / cpu if own else 0.0,
         first=statistics.median(each.metrics.first_token_latency for each in outputs),
         told=len(told),
         fired=sum(any(guard["fired"] for guard in each["guards"]) for each in told),

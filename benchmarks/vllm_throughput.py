@@ -7,8 +7,8 @@ guards loaded. Guarded requests carry one guard each (where there are several, e
 Of *silent* ones nothing fires, so that all engines generate the same tokens; of those that *fire*
 it is the half that asks about the topic. *recheck* looks at every generated token, *prompt* only
 at the prompt. Ratios are within a round, whose order is drawn anew; medians over the rounds. They
-are of the clock on the wall and of the processor's time: a machine with other work to do disturbs
-the second less.
+are of the clock on the wall and of the processor's time; *own* is the share of the latter that the
+plugin's functions take in the worker, which holds on a machine with other work to do, too.
 """
 
 from __future__ import annotations
@@ -140,6 +140,7 @@ def compared(engines: Mapping[str, Engine], sides: Sequence[Side], rounds: int) 
             name: {
                 "wall": told([r.seconds for r in own], _ratios(bare, own, "seconds")),
                 "cpu": told([r.cpu for r in own], _ratios(bare, own, "cpu")),
+                "own": statistics.median(r.own for r in own),
                 "first": statistics.median(r.first for r in own),
                 "guarded": own[-1].told,
                 "fired": own[-1].fired,
@@ -159,7 +160,7 @@ def _ratios(bare: Sequence[Round], own: Sequence[Round], clock: str) -> list[flo
 
 def _print(result: Mapping[str, Any]) -> None:
     table = Table("side", "tok/s", "of bare", "quartiles", "of bare, CPU", "quartiles")
-    for heading in ("first token s", "guarded", "fired", "as bare"):
+    for heading in ("own, CPU", "first token s", "guarded", "fired", "as bare"):
         table.add_column(heading)
     for name, side in result["sides"].items():
         clocks = [
@@ -174,6 +175,7 @@ def _print(result: Mapping[str, Any]) -> None:
             name,
             f"{result['tokens'] / side['wall']['seconds']:.1f}",
             *clocks,
+            f"{side['own']:.2%}",
             f"{side['first']:.2f}",
             *(str(side[part]) for part in ("guarded", "fired", "same")),
         )
