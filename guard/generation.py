@@ -47,20 +47,11 @@ class Entry:
 class Generation:
     """What each policy of a configuration is for one model, and the guards that they carry.
 
-    `guards` are by name and artifact, so that those of two generations never mix. `since` says in
-    which generation each of them was loaded: what was cached before knows nothing of it. Raises
+    `guards` are by name and artifact, so that those of two generations never mix. Raises
     ArtifactError for guards that cannot be stacked.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        served: Served,
-        name: str,
-        number: int = 0,
-        before: Mapping[str, int] | None = None,
-    ) -> None:
-        """`before` is `since` of the last generation."""
+    def __init__(self, config: Config, served: Served, name: str, number: int = 0) -> None:
         plans = Plans(config, served, name=name)
         fitted = [plans[policy] for policy in config.policy_names]
         self.served, self.model, self.number = served, name, number
@@ -69,7 +60,6 @@ class Generation:
             for plan in fitted
             for guard in plan.guards
         }
-        self.since = {guard: (before or {}).get(guard, number) for guard in self.guards}
         self.entries: Mapping[str, Entry] = {
             plan.policy: self._entry(plan) for plan in fitted if not plan.unfit
         }
@@ -80,20 +70,20 @@ class Generation:
         about = [self.model, self.served.fingerprint, self.number, plan.policy, plan.on_error]
         return Entry(
             key=digest([*about, plan.action, sorted(plan.broken), guards]),
-            salt=self._salt(plan, guards),
+            salt=_salt(plan, guards),
             model=self.model,
             plan=plan,
             rows=tuple(replace(row, name=unique) for row, unique in rows),
         )
 
-    def _salt(self, plan: Plan, guards: Sequence[object]) -> str | None:
-        if not plan.guards:
-            return None
-        since = [self.since[_unique(own)] for own in plan.guards]
-        if plan.acts:
-            return digest(["steered", guards, since])
-        # states are as nobody's, but of tokens that were not watched there are no gates
-        return digest(["watched", max(since)])
+
+def _salt(plan: Plan, guards: Sequence[object]) -> str | None:
+    if not plan.guards:
+        return None
+    if plan.acts:
+        return digest(["steered", guards])
+    # states are as nobody's, but of tokens that were not watched there are no gates
+    return digest(["watched", [_unique(guard) for guard in plan.guards]])
 
 
 def _unique(guard: LoadedGuard) -> str:

@@ -41,13 +41,17 @@ class Packed:
 
 
 class PackedTable(GuardedRows):
-    """Rows of a packed batch; `places` is how many tokens the cache of keys has room for."""
+    """Rows of a packed batch: `places` is how many tokens the cache of keys has room for, `most`
+    how many guards a row carries at most."""
 
-    def __init__(self, bank: Bank, capacity: int, places: int) -> None:
+    def __init__(self, bank: Bank, capacity: int, places: int, most: int) -> None:
         super().__init__(bank, capacity)
-        self._kept = torch.full((places, len(bank)), torch.nan, device=bank.device)
-        """The gates of the prompts' tokens, by their place in the cache; NaN where nobody sensed,
-        so that what is decided without them counts as failed."""
+        self._kept = torch.full((places, most), torch.nan, device=bank.device)
+        """The gates of the prompts' tokens by their place in the cache, for the guards of their row
+        in its order: who finds a place in the cache carries the same. NaN where nobody sensed, so
+        that what is decided without them counts as failed."""
+        self._at = torch.full((capacity, most), len(bank), device=bank.device)
+        """Where the guards of a row stand in the bank, behind its end for those that it lacks."""
         self._acting = np.zeros(capacity, np.int64)
         """How many guards of a row act."""
         self._reached = np.full(capacity, -1)
@@ -59,8 +63,12 @@ class PackedTable(GuardedRows):
         """Whether it has come to the last sensing layer."""
 
     def add(self, row: int, guards: Sequence[RowGuard]) -> None:
-        """Put a fresh request on `row`. Raises KeyError for a guard that is not in the bank."""
+        """Put a fresh request on `row`. Raises KeyError for a guard that is not in the bank, and
+        ValueError for too many."""
+        if len(guards) > self._at.shape[1]:
+            raise ValueError(f"a row has room for {self._at.shape[1]} guards, not {len(guards)}")
         super().add(row, guards)
+        self._place(row)
         self._acting[row] = sum(guard.acts for guard in guards)
 
     def restart(self, row: int) -> None:
@@ -75,14 +83,31 @@ class PackedTable(GuardedRows):
         self._acting[row] = 0
         self._undo.pop(row, None)
 
+    def widen(self, most: int) -> None:
+        """Make room for so many guards a row, where there is less."""
+        capacity, there = self._at.shape
+        if most > there:
+            wider = self._kept.new_full((len(self._kept), most - there), torch.nan)
+            self._kept = torch.cat([self._kept, wider], 1)
+            self._at = self._at.new_empty(capacity, most)
+            self._place_all()
+
     def rebank(self, bank: Bank) -> None:
         """Go on with another bank. Raises ValueError where it lacks a guard that a row carries."""
-        old = self.bank
+        move = Moved(self.bank, bank)
         super().rebank(bank)
-        move = Moved(old, bank)
-        self._kept = move(self._kept, torch.nan)
+        self._place_all()
         for drafted in self._undo.values():
             drafted.states = [(at, _moved(move, states)) for at, states in drafted.states]
+
+    def _place_all(self) -> None:
+        for row in range(len(self._at)):
+            self._place(row)
+
+    def _place(self, row: int) -> None:
+        own = torch.from_numpy(self._columns[row]).to(self.bank.device)
+        self._at[row] = len(self.bank)
+        self._at[row, : len(own)] = own
 
     def copy(self, source: Rows, target: Rows) -> None:
         """Places of the cache are copied, and what is kept of them goes along."""
@@ -115,6 +140,7 @@ class PackedTable(GuardedRows):
         self._sensed = on_device(sensed)
         self._prompt = on_device(np.flatnonzero(prompt[sensed]))
         self._places = packed.places[self._sensed[self._prompt]]
+        self._askers = on_device(row[sensed][prompt[sensed]])
         asked = row[(step == 0) & self._guarded[row]].tolist()
         self._prompts = {own: packed.prompts[own] for own in asked}
         # of what a row has generated here: its first token, its second one, ...
@@ -183,7 +209,8 @@ class PackedTable(GuardedRows):
 
     def _decide(self, gates: Tensor) -> None:
         self.decided = True
-        self._kept[self._places] = gates[self._prompt]
+        own = self._at[self._askers].clamp(max=len(self.bank) - 1)
+        self._kept[self._places] = gates[self._prompt].gather(1, own)
         if self._prompts:
             self._decide_prompts()
         self._started = self._start[self._owners]
@@ -213,7 +240,10 @@ class PackedTable(GuardedRows):
             # the first token is the attention's sink: its state is huge and says nothing
             real[i, longest - max(len(own) - 1, 1) :] = True
         rows = torch.tensor([*self._prompts], device=device)
-        self._look(rows, self._kept[places], self._threshold[rows], real)
+        kept = self._kept[places]
+        gates = kept.new_full((*places.shape, len(self.bank) + 1), -torch.inf)
+        gates.scatter_(2, self._at[rows][:, None].expand_as(kept), kept)
+        self._look(rows, gates[..., :-1], self._threshold[rows], real)
         self._reached[[*self._prompts]] = 0
 
     def _schedule(self) -> tuple[Tensor, Tensor, Tensor]:

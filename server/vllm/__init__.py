@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 
-CONFIG = "GUARD_CONFIG"
+from guard.vllm_plugin import CONFIG
+
 TESTED = ("0.32",)
 """Releases of vLLM whose sources were read and that the tests run on."""
 

@@ -16,9 +16,9 @@ from guard.config import Config, ModelConfig
 from guard.errors import ModelError
 from guard.models import resolve_source
 from guard.verdict import Verdict
+from guard.vllm_plugin import CONFIG
 from server.prompts import PromptEncoder
 from server.service import AnyRequest, LanguageInfo
-from server.vllm import CONFIG
 from server.vllm.installing import install
 from server.vllm.service import VllmService
 

@@ -12,7 +12,8 @@ from vllm.v1.engine.input_processor import InputProcessor
 
 from guard.config import load_config
 from guard.generation import Generation
-from server.vllm.policies import POLICY, Policies, salted
+from guard.vllm_plugin import POLICY
+from server.vllm.policies import Policies, salted
 from server.vllm.served import served_by, served_name
 from steering.engines.vllm.runner import PLAN, require_followed
 

@@ -8,7 +8,8 @@ import vllm
 
 from guard.config import load_config
 from guard.errors import ConfigError
-from server.vllm import CONFIG, TESTED, front, outputs, replies, workers
+from guard.vllm_plugin import CONFIG
+from server.vllm import TESTED, front, outputs, replies, workers
 from server.vllm.policies import Policies
 from server.vllm.recording import Recording
 from steering.engines.vllm import scheduler

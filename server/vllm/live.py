@@ -67,7 +67,7 @@ def _next(engine: Any) -> tuple[Policies, tuple[int, Sequence[str], Sequence[str
     old: Policies = engine.input_processor.guard
     config, last = load_config(old.path), old.generation
     number = next(_numbers)
-    fresh = Generation(config, last.served, last.model, number, last.since)
+    fresh = Generation(config, last.served, last.model, number)
     policies = Policies(old.path, config, fresh, keyed=old.keyed)
     keep = {*_keys(last.entries.values()), *_carried(engine)}
     whole = [entry for entry in fresh.entries.values() if not entry.plan.refuses]

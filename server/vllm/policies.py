@@ -9,9 +9,7 @@ from typing import Any
 from guard.config import Config
 from guard.errors import ConfigError
 from guard.generation import Entry, Generation, digest
-
-POLICY = "guard_policy"
-"""Of a request's extra arguments: the policy that it asks for."""
+from guard.vllm_plugin import POLICY
 
 
 class Policies:

@@ -21,11 +21,11 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from guard.errors import ServiceStopped, TooManyRequests, UnknownPolicy
 from guard.verdict import Verdict
+from guard.vllm_plugin import POLICY
 from server.loop import engine_failed, guard_failed, stopped
 from server.prompts import PromptEncoder
 from server.rows import Row, TokenText
 from server.service import GenerationRequest, LanguageInfo, RowEvents
-from server.vllm.policies import POLICY
 from steering.engines.transformers import RowToken
 from steering.engines.vllm.scheduler import STOPPED
 

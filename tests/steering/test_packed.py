@@ -61,7 +61,7 @@ class Engine:
     requests: dict[int, Request] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.table = PackedTable(self.bank, CAPACITY, PLACES)
+        self.table = PackedTable(self.bank, CAPACITY, PLACES, len(self.bank))
         self.done: dict[int, int] = {}
         self.places: dict[int, Tensor] = {}
         self.found: dict[int, Tensor] = {}
@@ -261,6 +261,6 @@ def test_states_that_are_not_finite_are_told() -> None:
 
 
 def test_a_guard_of_another_bank_is_unknown() -> None:
-    table = PackedTable(Bank([GUARD]), CAPACITY, PLACES)
+    table = PackedTable(Bank([GUARD]), CAPACITY, PLACES, 1)
     with pytest.raises(KeyError):
         table.add(0, [RowGuard("other", 1.0, 1.0)])

@@ -129,9 +129,13 @@ class GuardedRunner:
                 told = ", ".join(map(str, sorted(lost)))
                 raise Unsupported(f"layers {told} were compiled without guards: start vLLM anew")
             self._tap.install(decoder_layers(self._runner.model), sorted(lost))
-        if self._table is not None:
-            self._table.rebank(bank)
         self._bank, self._plans = bank, plans
+        if self._table is not None:
+            self._table.widen(self._most())
+            self._table.rebank(bank)
+
+    def _most(self) -> int:
+        return max((len(plan.guards) for plan in self._plans.values()), default=0)
 
     @property
     def carried(self) -> set[str]:
@@ -147,7 +151,8 @@ class GuardedRunner:
             raise Unsupported("only models of which all layers attend to all tokens are guarded")
         capacity = self._runner.max_num_reqs
         self._block = config.kv_cache_groups[0].kv_cache_spec.block_size
-        self._table = PackedTable(self._bank, capacity, config.num_blocks * self._block)
+        places = config.num_blocks * self._block
+        self._table = PackedTable(self._bank, capacity, places, self._most())
         self._free = list(range(capacity))
 
     def update(self, scheduled: Any) -> None:
