@@ -2,45 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
+import torch
+from torch import Tensor
+
+from guard.artifact import FittedModel
 from guard.errors import ModelError
 from guard.models import resolve_source
 from guard.progress import Stages
 from steering.bank import Bank
 from steering.engines.loading import load_language_model
-from steering.engines.offline import answers
+from steering.engines.offline import Advance, answers, nothing, token_losses, token_states
 from steering.engines.sampling import RowSampling
 from steering.engines.transformers import RowStart, TransformersEngine
+from steering.fingerprint import fingerprint
 from steering.rows import Reading, RowGuard
 
 BATCH = 32
 
 
-class Chat:
-    """A model with its tokenizer: prompts as the model's own chat template writes them."""
+class Answers(Protocol):
+    """Greedy answers to prompts, in their order."""
 
-    def __init__(self, model: Any, tokenizer: Any, *, name: str) -> None:
-        self.model = model
+    def __call__(
+        self, prompts: Sequence[str], *, max_tokens: int, what: str, progress: Stages
+    ) -> list[Said]: ...
+
+
+class AnyChat(ABC):
+    """What fitting and evaluation ask of a model, whatever engine runs it.
+
+    Prompts are as the model's own chat template writes them.
+    """
+
+    def __init__(self, tokenizer: Any, *, name: str, end_tokens: frozenset[int]) -> None:
         self.tokenizer = tokenizer
         self.name = name
-        self.end_tokens = end_tokens(model.generation_config, tokenizer)
-
-    @classmethod
-    def load(cls, source: str, *, device: str = "auto") -> Chat:
-        """From an added model's name, a directory or a hub name. Raises ModelError."""
-        try:
-            model, tokenizer = load_language_model(resolve_source(source), device=device)
-        except ValueError as error:
-            raise ModelError(f"model {source!r}: {error}") from error
-        return cls(model, tokenizer, name=source)
-
-    @property
-    def depth(self) -> int:
-        """Number of decoder layers."""
-        return int(self.model.config.num_hidden_layers)
+        self.end_tokens = end_tokens
 
     def prompt(self, text: str) -> list[int]:
         """Token ids of one user message, generation prompt added."""
@@ -58,6 +60,27 @@ class Chat:
         """Token ids of `text`, nothing added."""
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)
 
+    @property
+    @abstractmethod
+    def fitted_model(self) -> FittedModel:
+        """How an artifact names the model."""
+
+    @property
+    @abstractmethod
+    def depth(self) -> int:
+        """Number of decoder layers."""
+
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """Of the residual stream."""
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where guards must lie."""
+
+    @abstractmethod
     def answer(
         self,
         prompts: Sequence[str],
@@ -69,6 +92,69 @@ class Chat:
         guards: Sequence[RowGuard] = (),
     ) -> list[Said]:
         """Greedy answers to all prompts, each row carrying `guards` of `bank`."""
+
+    @abstractmethod
+    def states(
+        self, sequences: Sequence[Sequence[int]], layers: Sequence[int], advance: Advance = nothing
+    ) -> Iterator[tuple[int, Tensor]]:
+        """For each sequence of token ids, in any order, its index and the residual stream behind
+        `layers`, `[tokens, len(layers), width]`, float32 on the CPU."""
+
+    @abstractmethod
+    def losses(self, sequences: Sequence[Sequence[int]]) -> Iterator[tuple[int, Tensor]]:
+        """For each sequence of token ids, in any order, its index and `[tokens - 1]`, -log p of
+        every token but the first, on the CPU."""
+
+
+class Chat(AnyChat):
+    """A transformers model."""
+
+    def __init__(self, model: Any, tokenizer: Any, *, name: str) -> None:
+        super().__init__(tokenizer, name=name, end_tokens=end_tokens(model.generation_config, tokenizer))
+        self.model = model
+
+    @classmethod
+    def load(cls, source: str, *, device: str = "auto") -> Chat:
+        """From an added model's name, a directory or a hub name. Raises ModelError."""
+        try:
+            model, tokenizer = load_language_model(resolve_source(source), device=device)
+        except ValueError as error:
+            raise ModelError(f"model {source!r}: {error}") from error
+        return cls(model, tokenizer, name=source)
+
+    @property
+    def fitted_model(self) -> FittedModel:
+        return FittedModel(
+            name=self.name,
+            architecture=self.model.config.model_type,
+            fingerprint=fingerprint(self.model),
+            layers=self.depth,
+            width=self.width,
+        )
+
+    @property
+    def depth(self) -> int:
+        return int(self.model.config.num_hidden_layers)
+
+    @property
+    def width(self) -> int:
+        return int(self.model.config.hidden_size)
+
+    @property
+    def device(self) -> torch.device:
+        found: torch.device = next(self.model.parameters()).device
+        return found
+
+    def answer(
+        self,
+        prompts: Sequence[str],
+        *,
+        max_tokens: int,
+        what: str,
+        progress: Stages,
+        bank: Bank | None = None,
+        guards: Sequence[RowGuard] = (),
+    ) -> list[Said]:
         engine = TransformersEngine(self.model, bank or Bank([]), capacity=BATCH)
         try:
             given = answers(
@@ -81,6 +167,14 @@ class Chat:
         finally:
             engine.close()
         return [Said(self.text(row.tokens), row.tokens, row.readings) for row in given]
+
+    def states(
+        self, sequences: Sequence[Sequence[int]], layers: Sequence[int], advance: Advance = nothing
+    ) -> Iterator[tuple[int, Tensor]]:
+        return token_states(self.model, sequences, layers, advance=advance)
+
+    def losses(self, sequences: Sequence[Sequence[int]]) -> Iterator[tuple[int, Tensor]]:
+        return token_losses(self.model, sequences)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,18 +6,22 @@ import json
 import platform
 import time
 from datetime import date
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from guard.config import load_config
+from guard.config import Config, ModelConfig, load_config
 from guard.config_checks import NO_POLICY
-from guard.errors import DataError, UnknownModel
+from guard.errors import DataError, GuardFailed, UnknownModel
 from guard.progress import stages
 from guard.prompts import ForgetPrompt, RetainPrompt, read_rows
+
+if TYPE_CHECKING:
+    from guard.chat import Answers, AnyChat
 
 
 def unlearn(
@@ -31,6 +35,10 @@ def unlearn(
     model: Annotated[
         str | None, typer.Option(help="A configured model; the first where left out.")
     ] = None,
+    engine: Annotated[
+        Literal["transformers", "vllm"],
+        typer.Option(help="What runs the model; vllm is vLLM with the plugin."),
+    ] = "transformers",
     out: Annotated[
         Path | None, typer.Option(help="Folder for the report; DATA where left out.")
     ] = None,
@@ -52,21 +60,19 @@ def unlearn(
         raise UnknownModel(f"no model {model!r}: {config} has {', '.join(served) or 'none'}")
     entry = served[model] if model else settings.models[0]
 
-    from guard.chat import Chat
     from guard.evaluation import report
     from guard.evaluation.unlearn import evaluate
-    from guard.plan import Plans
     from guard.reporting.page import write_text
 
-    chat = Chat.load(entry.source, device=entry.device)
+    load = _in_vllm if engine == "vllm" else _in_transformers
+    chat, under_policy = load(entry, settings, config, chosen)
     started = time.monotonic()
     with stages() as progress:
-        result = evaluate(
-            chat, Plans(settings, chat.model, name=entry.name), chosen, forget, retain, progress
-        )
+        result = evaluate(chat, under_policy, forget, retain, progress)
     about = {
         "policy": chosen,
         "model": entry.name,
+        "engine": engine,
         "data": data.name,
         "date": date.today().isoformat(),
         "machine": platform.machine(),
@@ -87,3 +93,27 @@ def unlearn(
     console = Console()
     console.print(table)
     console.print(f"wrote {page}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _in_transformers(
+    entry: ModelConfig, settings: Config, _config: Path, policy: str
+) -> tuple[AnyChat, Answers]:
+    from guard.chat import Chat
+    from guard.plan import Plans
+
+    chat = Chat.load(entry.source, device=entry.device)
+    plans = Plans(settings, chat.model, name=entry.name)
+    plan = plans[policy]
+    if plan.refuses:
+        faults = "; ".join(f"{name}: {why}" for name, why in plan.broken.items())
+        raise GuardFailed(f"policy {policy!r} cannot be applied: {faults}")
+    return chat, partial(chat.answer, bank=plans.bank, guards=plan.rows())
+
+
+def _in_vllm(
+    entry: ModelConfig, _settings: Config, config: Path, policy: str
+) -> tuple[AnyChat, Answers]:
+    from guard.chat_vllm import VllmChat
+
+    chat = VllmChat.load(entry.source, config=config)
+    return chat, chat.under(policy)

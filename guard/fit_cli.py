@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -19,6 +19,9 @@ from guard.fit_training_free_cli import nearest, negative_prompt, safe_guidance,
 from guard.progress import stages
 from guard.prompts import ForgetPrompt, PairedAnswers, RetainPrompt, read_rows
 from guard.reporting import values
+
+if TYPE_CHECKING:
+    from guard.chat import AnyChat
 
 app = typer.Typer(add_completion=False, help="Fit a guard.", no_args_is_help=True)
 
@@ -54,7 +57,13 @@ def steer(
     ] = True,
     seed: Annotated[int, typer.Option(help="Of the samples taken while fitting.")] = 0,
     description: Annotated[str, typer.Option(help="A sentence kept in the artifact.")] = "",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
+    engine: Annotated[
+        Literal["transformers", "vllm"],
+        typer.Option(help="What runs the model; vllm needs vLLM installed."),
+    ] = "transformers",
+    device: Annotated[
+        str, typer.Option(help="auto, cpu, cuda, cuda:1 ...; vLLM chooses its own.")
+    ] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Fit a steering guard: direction, gate, layers, strength and thresholds.
@@ -66,8 +75,9 @@ def steer(
     pair_rows = read_rows(pairs, PairedAnswers) if pairs else []
     if out.suffix != ".safetensors":
         raise DataError(f"{out}: an artifact's name ends in .safetensors")
+    if engine == "vllm" and device != "auto":
+        raise DataError(f"--device {device}: vLLM chooses its own, leave it out")
 
-    from guard.chat import Chat
     from guard.fitting.report import as_json as report_json
     from guard.fitting.report import as_page
     from guard.fitting.sensing import Rates
@@ -76,7 +86,7 @@ def steer(
 
     rates = Rates(fpr, near_fpr)
     typer.echo(rates.check(retain_rows), err=True)
-    chat = Chat.load(model, device=device)
+    chat = _load(model, engine, device)
     started = time.monotonic()
     with stages() as progress:
         fit = fit_steer(
@@ -99,6 +109,16 @@ def steer(
         print(json.dumps(report | {"artifact": str(out), "digest": artifact.digest}, indent=2))
     else:
         _show(report, out)
+
+
+def _load(model: str, engine: str, device: str) -> AnyChat:
+    if engine == "vllm":
+        from guard.chat_vllm import VllmChat
+
+        return VllmChat.load(model)
+    from guard.chat import Chat
+
+    return Chat.load(model, device=device)
 
 
 app.command(

@@ -6,13 +6,10 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-import torch
-
-from guard.chat import Chat
+from guard.chat import AnyChat
 
 LOOP_WORDS = 4
 LOOP_TIMES = 4
-_BATCH = 16
 
 
 def loops(text: str) -> bool:
@@ -22,9 +19,8 @@ def loops(text: str) -> bool:
     return max(Counter(runs).values(), default=0) >= LOOP_TIMES
 
 
-@torch.inference_mode()
 def perplexity(
-    chat: Chat, said: Sequence[Sequence[int]], prompts: Sequence[Sequence[int]] | None = None
+    chat: AnyChat, said: Sequence[Sequence[int]], prompts: Sequence[Sequence[int]] | None = None
 ) -> float:
     """Perplexity of answers (token ids) under the bare model, pooled over all their tokens.
 
@@ -34,24 +30,10 @@ def perplexity(
     """
     lead = chat.prompt("Say something.")[-3:]
     leads = [list(prompt) for prompt in prompts] if prompts else [lead] * len(said)
-    rows = [(start, list(own)) for start, own in zip(leads, said, strict=True) if own]
-    rows.sort(key=lambda row: len(row[0]) + len(row[1]))
-    device = next(chat.model.parameters()).device
+    rows = [(start, own) for start, own in zip(leads, said, strict=True) if own]
     total, count = 0.0, 0
-    for at in range(0, len(rows), _BATCH):
-        chosen = rows[at : at + _BATCH]
-        longest = max(len(start) + len(own) for start, own in chosen)
-        ids = torch.zeros(len(chosen), longest, dtype=torch.long)
-        own_tokens = torch.zeros(len(chosen), longest, dtype=torch.bool)
-        for i, (start, own) in enumerate(chosen):
-            end = len(start) + len(own)
-            ids[i, :end] = torch.tensor([*start, *own])
-            own_tokens[i, len(start) : end] = True
-        ids = ids.to(device)
-        logits = chat.model(input_ids=ids, use_cache=False).logits[:, :-1].float()
-        loss = torch.nn.functional.cross_entropy(
-            logits.transpose(1, 2), ids[:, 1:], reduction="none"
-        )
-        total += float(loss.cpu()[own_tokens[:, 1:]].sum())
-        count += int(own_tokens.sum())
+    for i, losses in chat.losses([[*start, *own] for start, own in rows]):
+        own_tokens = len(rows[i][1])
+        total += float(losses[-own_tokens:].sum())
+        count += own_tokens
     return math.exp(total / count) if count else math.nan

@@ -10,12 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from guard.chat import Chat, Said
-from guard.errors import DataError, GuardFailed
+from guard.chat import Answers, AnyChat, Said
+from guard.errors import DataError
 from guard.evaluation.rewordings import REWORDINGS, reword
 from guard.evaluation.shares import Share
 from guard.measures import loops, perplexity
-from guard.plan import Plans
 from guard.progress import Stages
 from guard.prompts import ForgetPrompt, RetainPrompt, in_split
 
@@ -70,23 +69,18 @@ class Unlearned:
 
 
 def evaluate(
-    chat: Chat,
-    plans: Plans,
-    policy: str,
+    chat: AnyChat,
+    under_policy: Answers,
     forget: Sequence[ForgetPrompt],
     retain: Sequence[RetainPrompt],
     progress: Stages,
 ) -> Unlearned:
-    """Run the suite.
+    """Run the suite: bare answers are the chat's own, guarded ones are `under_policy`.
 
-    Raises DataError without test prompts, GuardFailed where the policy refuses.
+    Raises DataError without test prompts.
     """
-    plan = plans[policy]
-    if plan.refuses:
-        faults = "; ".join(f"{name}: {why}" for name, why in plan.broken.items())
-        raise GuardFailed(f"policy {policy!r} cannot be applied: {faults}")
     bare = partial(chat.answer, max_tokens=ANSWER_TOKENS, progress=progress)
-    guarded = partial(bare, bank=plans.bank, guards=plan.rows())
+    guarded = partial(under_policy, max_tokens=ANSWER_TOKENS, progress=progress)
     test = in_split(forget, "test")
     kept = in_split(retain, "test")
     if not test or not kept:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from guard.chat import Chat
+from guard.chat import AnyChat
 from guard.fitting.gates import POOL
 from guard.fitting.sensing import FittedGate
 from guard.fitting.wording import REFUSALS
@@ -17,7 +17,6 @@ from guard.measures import loops, perplexity
 from guard.progress import Stages
 from guard.prompts import ForgetPrompt, PairedAnswers
 from steering.bank import Bank, SteerGuard
-from steering.engines.offline import token_states
 from steering.methods.steer import contrast
 from steering.rows import RowGuard
 
@@ -55,7 +54,7 @@ class Trial:
 
 
 def directions(
-    chat: Chat,
+    chat: AnyChat,
     rows: Sequence[ForgetPrompt],
     spoken: Sequence[Sequence[int]],
     pairs: Sequence[PairedAnswers],
@@ -81,9 +80,9 @@ def directions(
 
     def states(said: Sequence[Sequence[int]], what: str) -> Tensor:
         sequences = [[*p, *s[: POSITIONS - 1]] for p, s in zip(prompts, said, strict=True)]
-        means = torch.zeros(len(sequences), chat.depth, chat.model.config.hidden_size)
+        means = torch.zeros(len(sequences), chat.depth, chat.width)
         advance = progress(what, len(sequences))
-        for i, found in token_states(chat.model, sequences, range(chat.depth), advance=advance):
+        for i, found in chat.states(sequences, range(chat.depth), advance):
             means[i] = found[len(prompts[i]) - 1 :].mean(0)
         return means
 
@@ -91,7 +90,7 @@ def directions(
 
 
 def search(
-    chat: Chat,
+    chat: AnyChat,
     gate: FittedGate,
     found: Tensor,
     rows: Sequence[ForgetPrompt],
@@ -123,7 +122,7 @@ def search(
                 max_tokens=max_tokens,
                 what=f"trial: layers {', '.join(map(str, layers))}, strength {strength}",
                 progress=progress,
-                bank=Bank([guard], device=next(chat.model.parameters()).device),
+                bank=Bank([guard], device=chat.device),
                 guards=[RowGuard("fitted", -math.inf, strength, True, recheck)],
             )
             trials.append(

@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 
 from classifiers.calibration import prompts_needed, threshold_for
-from guard.chat import Chat, Said
+from guard.chat import AnyChat, Said
 from guard.errors import DataError
 from guard.fitting.gates import TokenStates, fit_gates
 from guard.fitting.wording import WRAPPERS
 from guard.progress import Stages
 from guard.prompts import ForgetPrompt, RetainPrompt, in_split, texts
-from steering.engines.offline import token_states
 
 DEPTHS = ((0.25, 0.45), (0.25, 0.35), (0.35, 0.45))
 """Pairs of depths (share of the decoder layers) at which a gate is tried."""
@@ -82,7 +81,7 @@ class FittedGate:
 
 
 def fit_gate(
-    chat: Chat,
+    chat: AnyChat,
     forget: Sequence[ForgetPrompt],
     retain: Sequence[RetainPrompt],
     rates: Rates,
@@ -128,7 +127,7 @@ def fit_gate(
 
 
 def recheck_threshold(
-    chat: Chat,
+    chat: AnyChat,
     gate: FittedGate,
     rows: Sequence[RetainPrompt],
     spoken: Sequence[Said],
@@ -146,7 +145,7 @@ def recheck_threshold(
 
 
 def collect_states(
-    chat: Chat,
+    chat: AnyChat,
     sequences: Sequence[Sequence[int]],
     layers: Sequence[int],
     what: str,
@@ -156,7 +155,7 @@ def collect_states(
     shared = _shared_prefix(sequences)
     parts: dict[int, Tensor] = {}
     advance = progress(what, len(sequences))
-    for i, states in token_states(chat.model, sequences, layers, advance=advance):
+    for i, states in chat.states(sequences, layers, advance):
         parts[i] = states[1:].half()
     lengths = torch.tensor([len(parts[i]) for i in range(len(sequences))])
     return TokenStates(

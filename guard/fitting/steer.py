@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from guard.artifact import Artifact, ArtifactMeta, FittedModel
-from guard.chat import Chat
+from guard.artifact import Artifact, ArtifactMeta
+from guard.chat import AnyChat
 from guard.errors import ArtifactError, DataError
 from guard.fitting.acting import POSITIONS, SCHEDULE, Trial, directions, search
 from guard.fitting.sensing import FittedGate, Rates, fit_gate, recheck_threshold, share_over
@@ -23,7 +23,6 @@ from guard.measures import perplexity
 from guard.progress import Stages
 from guard.prompts import ForgetPrompt, PairedAnswers, RetainPrompt, in_split, texts
 from steering.bank import Bank, SteerGuard
-from steering.fingerprint import fingerprint
 from steering.rows import RowGuard
 
 R = TypeVar("R")
@@ -49,7 +48,7 @@ class SteerFit:
 
 
 def fit_steer(
-    chat: Chat,
+    chat: AnyChat,
     forget: Sequence[ForgetPrompt],
     retain: Sequence[RetainPrompt],
     *,
@@ -98,7 +97,7 @@ def fit_steer(
     chosen = next(trial for trial in trials if trial.chosen)
     guarded_answer = partial(
         answer,
-        bank=Bank([guard], device=next(chat.model.parameters()).device),
+        bank=Bank([guard], device=chat.device),
         guards=[RowGuard(guard.name, gate.threshold, chosen.strength, True, again)],
     )
     guarded = guarded_answer(texts(leaked), what="guarded answers, forget")
@@ -135,22 +134,15 @@ def fit_steer(
     )
 
 
-def to_artifact(fit: SteerFit, chat: Chat, *, concept: str, description: str = "") -> Artifact:
+def to_artifact(fit: SteerFit, chat: AnyChat, *, concept: str, description: str = "") -> Artifact:
     """The guard as it goes to disk. Raises ArtifactError where a name does not hold."""
-    config = chat.model.config
     try:
         meta = ArtifactMeta(
             method="steer",
             concept=concept,
             description=description,
             created=date.today(),
-            model=FittedModel(
-                name=chat.name,
-                architecture=config.model_type,
-                fingerprint=fingerprint(chat.model),
-                layers=chat.depth,
-                width=config.hidden_size,
-            ),
+            model=chat.fitted_model,
             seams=("hidden",),
             settings={
                 "sense_layers": list(fit.guard.sense_layers),

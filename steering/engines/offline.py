@@ -25,8 +25,8 @@ class Answer:
     readings: dict[str, Reading]
 
 
-def _nothing(_count: int) -> None:
-    pass
+def nothing(_count: int) -> None:
+    """Advance, where nobody looks."""
 
 
 def answers(
@@ -35,7 +35,7 @@ def answers(
     *,
     max_tokens: int,
     end_tokens: frozenset[int],
-    advance: Advance = _nothing,
+    advance: Advance = nothing,
 ) -> list[Answer]:
     """Generate for all `starts`, in batches of the engine's capacity, similar lengths together.
 
@@ -77,7 +77,7 @@ def token_states(
     layers: Sequence[int],
     *,
     batch: int = 16,
-    advance: Advance = _nothing,
+    advance: Advance = nothing,
 ) -> Iterator[tuple[int, Tensor]]:
     """For each sequence its index and `[tokens, len(layers), width]`, float32 on the CPU.
 
@@ -113,3 +113,25 @@ def token_states(
     finally:
         for handle in handles:
             handle.remove()
+
+
+@torch.inference_mode()
+def token_losses(
+    model: Any, sequences: Sequence[Sequence[int]], *, batch: int = 16
+) -> Iterator[tuple[int, Tensor]]:
+    """For each sequence its index and `[tokens - 1]`, on the CPU: -log p of every token but the
+    first. Sequences come similar lengths together."""
+    device = next(model.parameters()).device
+    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
+    for at in range(0, len(order), batch):
+        chosen = order[at : at + batch]
+        ids = torch.zeros(len(chosen), len(sequences[chosen[-1]]), dtype=torch.long)
+        for row, i in enumerate(chosen):
+            ids[row, : len(sequences[i])] = torch.tensor(sequences[i])
+        ids = ids.to(device)
+        logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
+        loss = torch.nn.functional.cross_entropy(
+            logits.transpose(1, 2), ids[:, 1:], reduction="none"
+        ).cpu()
+        for row, i in enumerate(chosen):
+            yield i, loss[row, : len(sequences[i]) - 1]
