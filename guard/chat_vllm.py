@@ -75,9 +75,8 @@ class VllmChat(AnyChat):
             raise ModelError(f"model {source!r} in vLLM: {error}") from error
         if engine.plugged != (config is not None):
             raise ModelError(
-                "vLLM loads its plugins once a process, and here it was with another configuration"
-                if engine.plugged
-                else "vLLM has not loaded the plugin: is inference-guard installed beside it?"
+                "vLLM loads its plugins once a process: fit and measure in processes of their own, "
+                "with inference-guard installed beside vLLM"
             )
         return cls(engine, folder, name=source)
 

@@ -23,8 +23,8 @@ from steering.engines.vllm.collect import SEQUENCE, Collector
 from steering.engines.vllm.runner import GuardedRunner, decoder_layers, require_followed
 from steering.rows import Reading, RowGuard
 
-ROWS = 64
-"""Requests in a batch at most."""
+ROWS, TOKENS = 64, 2048
+"""Requests and tokens in a forward at most."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ class VllmEngine:
             enforce_eager=True,
             enable_prefix_caching=False,
             max_num_seqs=ROWS,
+            max_num_batched_tokens=TOKENS,
             seed=0,
         )
         self._engine: Any = self._llm.llm_engine

@@ -6,6 +6,7 @@ Random weights know nothing: this shows that the parts fit together, not that a 
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,12 @@ def test_pairs_of_answers_give_a_direction_of_their_own(folder: Path) -> None:
         ({"fpr": 0.001}, "needs 1999 far retain prompts"),
         ({"forget": "gone.jsonl"}, "gone.jsonl: cannot be read"),
         ({"model": "no-such-model"}, "no added model"),
+        ({"engine": "vllm", "device": "cpu"}, "vLLM chooses its own"),
+        pytest.param(
+            {"engine": "vllm"},
+            "needs vllm: pip install 'inference-guard[vllm,fit]'",
+            marks=pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed"),
+        ),
     ],
 )
 def test_what_does_not_hold_is_said_in_one_line(

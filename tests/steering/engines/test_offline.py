@@ -9,7 +9,7 @@ import torch
 
 from steering.bank import Bank
 from steering.engines.layers import decoder_layers
-from steering.engines.offline import answers, token_states
+from steering.engines.offline import answers, token_losses, token_states
 from steering.engines.transformers import TransformersEngine
 from steering.rows import RowGuard
 from tests.steering.engines.driver import generated, hooks_on, serve, start
@@ -100,3 +100,14 @@ def test_token_states_take_their_hooks_off(model: Any) -> None:
     assert hooks_on(model) == 0
     with torch.inference_mode():
         assert torch.equal(model(torch.tensor([PROMPTS[2]])).logits, before)
+
+
+def test_token_losses_are_each_sequences_own(model: Any) -> None:
+    found = dict(token_losses(model, PROMPTS, batch=3))
+    assert sorted(found) == list(range(len(PROMPTS)))
+    for i, own in enumerate(PROMPTS):
+        with torch.inference_mode():
+            logits = model(torch.tensor([own])).logits[0, :-1].log_softmax(-1)
+        wanted = -logits[torch.arange(len(own) - 1), own[1:]]
+        assert found[i].shape == (len(own) - 1,)
+        assert torch.allclose(found[i], wanted, atol=1e-4)
