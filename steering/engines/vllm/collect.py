@@ -63,7 +63,7 @@ class Collector:
         """The forward is over: its tokens go to their places."""
         if self._stretches and self._seen:
             seen = torch.stack([self._seen[layer] for layer in self._layers], dim=1).float().cpu()
-            stretches = seen.split([length for _, _, length in self._stretches])
+            stretches = torch.split(seen, [length for _, _, length in self._stretches])
             for (i, first, length), states in zip(self._stretches, stretches, strict=True):
                 self._room(i)[first : first + length] = states
         self._stretches, self._seen = [], {}
