@@ -109,8 +109,8 @@ class VllmEngine:
 
     @contextmanager
     def guarding(self, bank: Bank, guards: Sequence[RowGuard]) -> Iterator[None]:
-        """While it lasts every request carries `guards` of `bank`. Raises KeyError for one that
-        is not in the bank."""
+        """While it lasts every request carries `guards` of `bank`; its hooks stay, and then do
+        nothing. Raises KeyError for a guard that is not in the bank."""
         for guard in guards:
             bank.index[guard.name]
         runner = GuardedRunner(self._runner, bank, _Same(guards))
