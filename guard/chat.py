@@ -110,7 +110,9 @@ class Chat(AnyChat):
     """A transformers model."""
 
     def __init__(self, model: Any, tokenizer: Any, *, name: str) -> None:
-        super().__init__(tokenizer, name=name, end_tokens=end_tokens(model.generation_config, tokenizer))
+        super().__init__(
+            tokenizer, name=name, end_tokens=end_tokens(model.generation_config, tokenizer)
+        )
         self.model = model
 
     @classmethod

@@ -20,7 +20,7 @@ from guard.config_checks import NO_POLICY
 from guard.errors import GuardFailed, ModelError
 from guard.models import resolve_source
 from guard.progress import Stages
-from guard.vllm import CONFIG, POLICY
+from guard.vllm_plugin import CONFIG, POLICY
 from steering.bank import Bank
 from steering.engines.offline import Advance, nothing
 from steering.fingerprint import checkpoint_fingerprint

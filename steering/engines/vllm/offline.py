@@ -20,11 +20,20 @@ from vllm.sampling_params import RequestOutputKind
 from steering.bank import Bank
 from steering.engines.offline import Advance, nothing
 from steering.engines.vllm.collect import SEQUENCE, Collector
-from steering.engines.vllm.runner import GuardedRunner, decoder_layers, require_followed
-from steering.rows import Reading, RowGuard
+from steering.engines.vllm.runner import (
+    PLAN,
+    GuardedRunner,
+    RowPlan,
+    decoder_layers,
+    require_followed,
+)
+from steering.rows import RowGuard
 
 ROWS, TOKENS = 64, 2048
 """Requests and tokens in a forward at most."""
+
+_TRIAL = "trial"
+"""The plan that all requests have while they are guarded without the plugin, which has its own."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +122,8 @@ class VllmEngine:
         nothing. Raises KeyError for a guard that is not in the bank."""
         for guard in guards:
             bank.index[guard.name]
-        runner = GuardedRunner(self._runner, bank, _Same(guards))
+        plan = RowPlan(guards, blocks=False, closed=False)
+        runner = GuardedRunner(self._runner, bank, {_TRIAL: plan})
         runner.allocate()
         with self._following(runner):
             yield
@@ -155,7 +165,7 @@ class VllmEngine:
                 params = SamplingParams(
                     temperature=0.0,
                     detokenize=False,
-                    extra_args={**extra, SEQUENCE: i},
+                    extra_args={**extra, PLAN: _TRIAL, SEQUENCE: i},
                     output_kind=RequestOutputKind.FINAL_ONLY,
                     **sampling,
                 )
@@ -204,16 +214,3 @@ class VllmEngine:
         own: tuple[Callable[..., Any], ...] = (_update_states, _prepare_inputs, execute_model)
         for method in own:
             setattr(self._runner, method.__name__, method)
-
-
-class _Same:
-    """Policies by which every request carries the same guards."""
-
-    def __init__(self, guards: Sequence[RowGuard]) -> None:
-        self._guards = guards
-
-    def rows(self, extra: Mapping[str, Any]) -> Sequence[RowGuard]:
-        return self._guards
-
-    def told(self, extra: Mapping[str, Any], readings: Mapping[str, Reading]) -> dict[str, Any]:
-        return {"stop": False}
