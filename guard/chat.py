@@ -195,6 +195,10 @@ class Said:
 
 def end_tokens(generation: Any, tokenizer: Any) -> frozenset[int]:
     """Every token id that ends an answer; `generation` is the model's `GenerationConfig`."""
-    stated = getattr(generation, "eos_token_id", None)
+    return ending(getattr(generation, "eos_token_id", None), tokenizer)
+
+
+def ending(stated: int | list[int] | None, tokenizer: Any) -> frozenset[int]:
+    """The same, where the generation configuration has `stated` some."""
     listed = stated if isinstance(stated, list) else [stated]
     return frozenset(t for t in (*listed, tokenizer.eos_token_id) if t is not None)
