@@ -18,7 +18,7 @@ from vllm.v1.engine.output_processor import OutputProcessor, RequestState
 from guard.generation import Entry
 from guard.verdict import Verdict
 from steering.engines.vllm.runner import PLAN
-from steering.engines.vllm.scheduler import STOPPED, TOLD
+from steering.engines.vllm.scheduler import ENDED, TOLD
 from steering.rows import Reading
 
 Record = Callable[[Verdict], None]
@@ -41,6 +41,8 @@ class Watched:
         self.key = entry.key
         self.seen: Sequence[Sequence[Any]] | None = None
         """Of each guard of its plan: score, threshold, position and whether that is valid."""
+        self.ended = False
+        """Whether its guards have ended it."""
         self.verdict: Verdict | None = None
         self._entry, self._id, self._record = entry, request_id, record
         self._started = time.monotonic()
@@ -99,9 +101,10 @@ def surround(record: Record) -> None:
     ) -> Any:
         watched: Watched | None = getattr(self, "watched", None)
         rest = dict(kv_transfer_params or {})
-        told = rest.pop(TOLD, None)
+        told, ended = rest.pop(TOLD, None), rest.pop(ENDED, False)
         if watched is not None:
             watched.seen = watched.seen if told is None else told
+            watched.ended = watched.ended or ended
             if finish_reason is not None:
                 watched.end(finish_reason)
         result = whole(
@@ -114,14 +117,12 @@ def surround(record: Record) -> None:
         return result
 
     @wraps(one)
-    def _new_completion_output(
-        self: Any, token_ids: Any, finish_reason: Any, stop_reason: Any, *args: Any, **kwargs: Any
-    ) -> Any:
-        result = one(self, token_ids, finish_reason, stop_reason, *args, **kwargs)
+    def _new_completion_output(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = one(self, *args, **kwargs)
         watched: Watched | None = getattr(self, "watched", None)
         if watched is not None and watched.verdict is not None:
             result.guard = watched.verdict.as_dict()
-            if stop_reason == STOPPED:
+            if watched.ended:
                 result.finish_reason = "content_filter"
         return result
 

@@ -27,7 +27,6 @@ from server.prompts import PromptEncoder
 from server.rows import Row, TokenText
 from server.service import GenerationRequest, LanguageInfo, RowEvents
 from steering.engines.transformers import RowToken
-from steering.engines.vllm.scheduler import STOPPED
 
 logger = logging.getLogger(__name__)
 
@@ -156,7 +155,7 @@ class VllmService:
                 chosen = own.logprobs[at] if own.logprobs else None
                 asked = row.request.sampling.top_logprobs or 0
                 row.push(_token(token, chosen, asked), ends=token in self._end_tokens)
-        if own.stop_reason == STOPPED and not row.over:
+        if own.finish_reason == "content_filter" and not row.over:
             row.reason = "content_filter"
 
     def _hang_up(self, row: Row) -> None:

@@ -227,6 +227,25 @@ def test_responses_have_their_verdict(client: OpenAI) -> None:
     assert ended["guards"] == told["guards"]
 
 
+def test_messages_have_their_verdict(stand: Stand) -> None:
+    asking = {
+        "model": "tiny",
+        "messages": [{"role": "user", "content": words(8)}],
+        "max_tokens": 4,
+        "vllm_xargs": {"guard_policy": "firm"},
+    }
+    body = json.dumps(asking).encode()
+    call = Request(f"{stand.url}/v1/messages", body, {"Content-Type": "application/json"})
+    with urlopen(call, timeout=60) as reply:
+        told = json.loads(reply.read())["guard"]
+    body = json.dumps(asking | {"stream": True}).encode()
+    call = Request(f"{stand.url}/v1/messages", body, {"Content-Type": "application/json"})
+    with urlopen(call, timeout=60) as reply:
+        events = [json.loads(line[6:]) for line in reply if line.startswith(b"data: {")]
+    (ended,) = [event for event in events if event["type"] == "message_delta"]
+    assert ended["guard"]["guards"] == told["guards"]
+
+
 def test_each_request_has_one_line_and_is_counted(stand: Stand) -> None:
     before, counted = len(stand.audited()), _counted(stand)
     client = stand.client

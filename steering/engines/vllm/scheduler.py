@@ -18,8 +18,9 @@ from steering.engines.vllm.runner import Told
 STOPPED = "guard"
 """The `stop_reason` of a request that a guard has ended."""
 
-TOLD = "guard"
-"""In an output's `kv_transfer_params`, the only open place there: what guards have seen."""
+TOLD, ENDED = "guard", "guard_ended"
+"""In an output's `kv_transfer_params`, the only open place there: what guards have seen, and
+whether they have ended the request (its stop reason may be a stop string of that name)."""
 
 
 def surround() -> None:
@@ -52,4 +53,5 @@ def _pass_on(scheduler: Any, out: Any, told: Told) -> None:
             scheduler.finish_requests(out.request_id, RequestStatus.FINISHED_ABORTED)
         out.finish_reason, out.stop_reason = FinishReason.STOP, STOPPED
     seen = [[own.score, own.threshold, own.position, own.valid] for own in told.seen]
-    out.kv_transfer_params = (out.kv_transfer_params or {}) | {TOLD: seen}
+    more = {TOLD: seen, ENDED: told.keep is not None}
+    out.kv_transfer_params = (out.kv_transfer_params or {}) | more
