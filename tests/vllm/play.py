@@ -2,7 +2,7 @@
 
 The file has `engine` (arguments of vLLM's engine) and `phases`, each with `requests` (`prompt` in
 token ids, `tokens` at most, `policy`, the step at which it comes `at`, the step after which it is
-aborted, a `lora` folder) and, where the configuration changes, `reload`: the step, and the text.
+aborted, a `lora` folder) and, where the configuration changes, `reload`: the step, and the texts.
 Prints, as JSON behind a mark, of each phase what came of its requests: tokens, finish
 reason, and what was told of their guards, or the error that refused it.
 """
@@ -35,6 +35,7 @@ def main() -> None:
         "phases": came,
         "preempted": getattr(scheduler, "preempted", 0),
         "accepted": getattr(scheduler, "accepted", 0),
+        "kept": _kept(engine) if "GUARD_CONFIG" in os.environ else None,
     }
     print(MARK + json.dumps(told), flush=True)
 
@@ -52,7 +53,8 @@ def _phase(
     step, waiting = 0, dict(enumerate(requests))
     while waiting or engine.has_unfinished_requests():
         if reload is not None and reload[0] == step:
-            _reload(engine, reload[1], came)
+            for text in reload[1]:
+                _reload(engine, text, came)
         for i in [i for i, request in waiting.items() if request.get("at", 0) <= step]:
             request = waiting.pop(i)
             extra = {} if request.get("policy") is None else {"guard_policy": request["policy"]}
@@ -115,6 +117,17 @@ def _count(scheduler: Any) -> None:
 
     counted.counted = True  # type: ignore[attr-defined]
     scheduler._preempt_request, scheduler.make_spec_decoding_stats = counted, taken
+
+
+def _kept(engine: Any) -> list[int] | None:
+    """How many policies front end and worker hold, those of earlier configurations included."""
+    from server.vllm import outputs
+
+    executor = engine.engine_core.engine_core.model_executor
+    if not hasattr(executor, "driver_worker"):
+        return None
+    worker = executor.driver_worker.worker.model_runner.guard_worker
+    return [len(outputs._entries), len(worker._loaded)]
 
 
 def _lora(request: dict[str, Any]) -> Any:

@@ -41,11 +41,11 @@ def run(
     folder: Path,
     *phases: Requests,
     config: str | None = "config.toml",
-    reload: tuple[int, str] | None = None,
+    reload: tuple[int, Sequence[str]] | None = None,
     **engine: Any,
 ) -> dict[str, Any]:
     """Play phases in a process of its own; `config` None is vLLM without the plugin's doing, and
-    `reload` the step of each phase at which the configuration changes to that text."""
+    `reload` the step of each phase at which the configuration changes, and the texts, in turn."""
     played, told = _played(folder, phases, config, engine, reload)
     assert played is not None, told
     return played
@@ -56,7 +56,7 @@ def _played(
     phases: Sequence[Requests],
     config: str | None,
     engine: Mapping[str, Any],
-    reload: tuple[int, str] | None = None,
+    reload: tuple[int, Sequence[str]] | None = None,
 ) -> tuple[dict[str, Any] | None, str]:
     """What came of them, None where the engine has failed, and what it has printed."""
     settings = {
@@ -75,10 +75,9 @@ def _played(
     play = {"engine": settings | {**engine}, "phases": played}
     path = folder / f"play-{random.randrange(10**9)}.json"
     path.write_text(json.dumps(play), "utf-8")
-    environment = dict(os.environ) | {
+    environment = {"VLLM_CPU_CI_ENV": "1", **os.environ} | {
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_CPU_CI_ENV": "1",
     }
     environment.pop("GUARD_CONFIG", None)
     if config is not None:
@@ -358,7 +357,7 @@ def test_a_new_configuration_holds_for_new_requests_alone(folder: Path) -> None:
         for i in range(2)
         for policy in ("fresh", "firm", "watch", "none")
     ]
-    (came,) = run(folder, [*before, *after], config="live.toml", reload=(10, OTHER))["phases"]
+    (came,) = run(folder, [*before, *after], config="live.toml", reload=(10, [OTHER]))["phases"]
     (old,) = run(folder, before)["phases"]
     (new,) = run(folder, [own | {"at": 0} for own in after], config="other.toml")["phases"]
     for one, other in zip(came, [*old, *new], strict=True):
@@ -369,6 +368,40 @@ def test_a_new_configuration_holds_for_new_requests_alone(folder: Path) -> None:
         told, alike = one["guard"]["guards"], other["guard"]["guards"]
         assert [own["position"] for own in told] == [own["position"] for own in alike]
     assert any(one["tokens"] != other["tokens"] for one, other in zip(old, came[6:], strict=False))
+
+
+def test_configurations_that_come_and_go_leave_nothing(folder: Path) -> None:
+    (folder / "live.toml").write_text(CONFIG, "utf-8")
+    texts = [OTHER.replace("0.5", f"{0.5 + i / 100}") for i in range(40)]
+    asked = [
+        {"prompt": prompt(40, seed=i), "tokens": 24, "policy": policy}
+        for i, policy in enumerate(("both", "firm", "watch"))
+    ]
+    came = run(folder, asked, config="live.toml", reload=(6, texts))
+    (old,) = run(folder, asked)["phases"]
+    assert [one["tokens"] for one in came["phases"][0]] == [one["tokens"] for one in old]
+    # two generations of three policies, and those of the requests that ran
+    assert all(count <= 9 for count in came["kept"])
+
+
+def test_what_is_compiled_without_guards_is_not_taken_with_them(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path))
+    # else nothing is compiled in earnest
+    monkeypatch.setenv("VLLM_CPU_CI_ENV", "0")
+    asked = [{"prompt": prompt(30, seed=i), "tokens": 8, "policy": "both"} for i in range(6)]
+    bare = [own | {"policy": None} for own in asked]
+    (eager,) = run(folder, asked)["phases"]
+    (before,) = run(folder, bare, config=None, enforce_eager=False)["phases"]
+    (compiled,) = run(folder, asked, enforce_eager=False)["phases"]
+    (after,) = run(folder, bare, config=None, enforce_eager=False)["phases"]
+    assert [one["tokens"] for one in before] == [one["tokens"] for one in after]
+    for one, other in zip(compiled, eager, strict=True):
+        assert one["tokens"] == other["tokens"]
+        told, alike = one["guard"]["guards"], other["guard"]["guards"]
+        assert [own["position"] for own in told] == [own["position"] for own in alike]
+    assert any(one["guard"]["outcome"] == "steered" for one in compiled)
 
 
 @pytest.mark.parametrize(
@@ -385,7 +418,7 @@ def test_a_new_configuration_that_does_not_hold_changes_nothing(
     asked = [
         {"prompt": prompt(40, seed=i), "tokens": 6, "policy": "both", "at": 8 * i} for i in range(2)
     ]
-    (came,) = run(folder, asked, config="live.toml", reload=(4, text))["phases"]
+    (came,) = run(folder, asked, config="live.toml", reload=(4, [text]))["phases"]
     (plain,) = run(folder, asked)["phases"]
     assert named in came[-1]["reload"]
     assert [own["tokens"] for own in came[:2]] == [own["tokens"] for own in plain]

@@ -187,6 +187,32 @@ def test_an_unknown_policy_is_a_400(client: OpenAI) -> None:
     assert refused.value.status_code == 400
 
 
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        {"guard_policy": "x" * 2_000_000},
+        {"guard_policy": ["none"]},
+        {"guard_policy": 7},
+        {"guard_policy": {"a": {"b": [1]}}},
+        {"guard_policy": None},
+        ["guard_policy"],
+    ],
+)
+def test_hostile_arguments_are_refused_alone(client: OpenAI, hostile: object) -> None:
+    with pytest.raises(BadRequestError) as refused:
+        client.completions.create(
+            model="tiny", prompt="w5", max_tokens=1, extra_body={"vllm_xargs": hostile}
+        )
+    assert len(str(refused.value)) < 5000
+    client.completions.create(model="tiny", prompt="w5", max_tokens=1)
+
+
+def test_nobody_chooses_a_plan_past_the_policies(client: OpenAI) -> None:
+    extra = {"vllm_xargs": {"guard_policy": "firm", "guard_plan": "0" * 64}}
+    reply = client.completions.create(model="tiny", prompt="w5", max_tokens=1, extra_body=extra)
+    assert reply.model_extra["guard"]["policy"] == "firm"  # type: ignore[index]
+
+
 def test_each_choice_has_a_verdict_of_its_own(client: OpenAI) -> None:
     asking = {"model": "tiny", "prompt": [words(3), words(4)], "n": 2, "max_tokens": 3}
     whole = client.completions.create(**asking, extra_body=asked("firm"))
