@@ -79,6 +79,15 @@ class Engine:
         """All of it is to be computed once more, elsewhere."""
         self.done[row], self.places[row] = 0, next(self.free)
 
+    def rebank(self, guards: list[SteerGuard]) -> None:
+        """Another bank with these guards, in another order, and now and then one more."""
+        order = self.random.sample(guards, len(guards))
+        more = [replace(GUARD, name="more", pool=4, sense_layers=(0,), gates=torch.ones(1, WIDTH))]
+        more = [replace(more[0], act_layers=(LAYERS - 1,), directions=torch.ones(1, 1, WIDTH))]
+        self.bank = Bank(order + self.random.choice([[], more]))
+        self.table.widen(len(self.bank))
+        self.table.rebank(self.bank)
+
     def forward(self, lengths: dict[int, int], drafts: dict[int, int]) -> None:
         """`lengths` tokens of each row, and behind them drafts that are not taken."""
         rows = self.random.sample(sorted(lengths), len(lengths))
@@ -114,11 +123,13 @@ class Engine:
         wrong = whole(self.generator, LAYERS, all_ - true, WIDTH)
         return torch.cat([self.requests[row].states[:, done : done + true], wrong], 1)
 
-    def run(self, *, preempts: bool, drafts: bool) -> None:
+    def run(self, *, preempts: bool, drafts: bool, rebanks: list[SteerGuard] | None = None) -> None:
         while live := [row for row, own in self.requests.items() if self.done[row] < own.tokens]:
             chosen = [row for row in live if self.random.random() < 0.7] or live
             if preempts and self.random.random() < 0.15:
                 self.preempt(self.random.choice(chosen))
+            if rebanks and self.random.random() < 0.3:
+                self.rebank(rebanks)
             lengths, guessed = {}, {}
             for row in chosen:
                 request = self.requests[row]
@@ -159,6 +170,49 @@ def test_whatever_is_packed_is_guarded_as_if_alone(
         assert {n: (r.score, r.position, r.valid) for n, r in found.items()} == {
             n: (r.score, r.position, r.valid) for n, r in readings.items()
         }
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data(), preempts=st.booleans(), drafts=st.booleans())
+def test_a_bank_is_swapped_under_rows_that_run(
+    data: st.DataObject, preempts: bool, drafts: bool
+) -> None:
+    guards = data.draw(banks())
+    seed = data.draw(st.integers(0, 2**16))
+    engine = Engine(Bank(guards), random.Random(seed), torch.Generator().manual_seed(seed))
+    before = engine.bank
+    for row in range(data.draw(st.integers(1, CAPACITY))):
+        engine.admit(row, data.draw(requests(guards, seed + row)))
+    engine.run(preempts=preempts, drafts=drafts, rebanks=guards)
+    for row, own in engine.requests.items():
+        states, readings = own.alone(before)
+        # sums of other order
+        torch.testing.assert_close(engine.found[row], states, rtol=1e-4, atol=1e-4, equal_nan=True)
+        engine.table.taken(row, own.tokens - own.prompt)
+        found = engine.table.readings(row)
+        assert {n: (r.position, r.valid) for n, r in found.items()} == {
+            n: (r.position, r.valid) for n, r in readings.items()
+        }
+        for name, reading in readings.items():
+            assert found[name].score == pytest.approx(reading.score, rel=1e-4, nan_ok=True)
+
+
+def test_a_guard_that_a_row_carries_does_not_go() -> None:
+    engine = Engine(Bank([GUARD]), random.Random(0), torch.Generator().manual_seed(3))
+    engine.admit(0, long(engine.generator, 5))
+    with pytest.raises(ValueError, match="carry guards that are to go: g"):
+        engine.table.rebank(Bank([replace(GUARD, name="other")]))
+    engine.table.remove(0)
+    engine.table.rebank(Bank([replace(GUARD, name="other")]))
+
+
+def test_a_row_has_no_room_for_more_guards_than_it_was_made_for() -> None:
+    table = PackedTable(Bank([GUARD, replace(GUARD, name="h")]), CAPACITY, PLACES, 1)
+    both = [RowGuard("g", 1.0, 1.0), RowGuard("h", 1.0, 1.0)]
+    with pytest.raises(ValueError, match="room for 1 guards, not 2"):
+        table.add(0, both)
+    table.widen(2)
+    table.add(0, both)
 
 
 GUARD = SteerGuard(
@@ -203,7 +257,8 @@ def test_what_stands_in_the_cache_is_decided_on_like_the_rest() -> None:
     engine.table.remove(1)
     engine.admit(1, again, cached=next(engine.free)[:8])
     engine.forward({1: 2}, {})
-    assert engine.table.readings(1)["g"].position is None
+    unknown = engine.table.readings(1)["g"]
+    assert unknown.position is None and not unknown.valid
 
 
 def test_schedules_that_start_again_at_several_tokens_of_a_forward() -> None:
