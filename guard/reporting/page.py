@@ -56,7 +56,7 @@ class Grid:
 class Pictures:
     """Pictures side by side, one column a heading; None leaves a gap.
 
-    Each row is a label and the pictures, each as the data URI of a PNG and what stands below it.
+    Each row is a label and the pictures, each as its data URI and what stands below it.
     """
 
     title: str

@@ -95,7 +95,8 @@ def groups(values: Mapping[str, Mapping[str, Whiskered]], *, y: str) -> str:
     axes.set_xticks(range(len(names)), names)
     axes.set_ylim(0, 102)
     axes.set_ylabel(y)
-    axes.legend(frameon=False, ncols=min(len(series), 6), loc="upper right")
+    # above the bars, which may be as high as the axis
+    axes.legend(frameon=False, ncols=min(len(series), 6), loc="lower left", bbox_to_anchor=(0, 1))
     return _uri(figure)
 
 

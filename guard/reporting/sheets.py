@@ -30,5 +30,10 @@ def overlaid(picture: str, mask: str) -> str:
 
 
 def uri(encoded: str) -> str:
-    """The data URI of a PNG file in base64."""
-    return f"data:image/png;base64,{encoded}"
+    """The data URI of a PNG file in base64, as WebP: a page has hundreds of them."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    picture = Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGB")
+    picture.save(buffer, format="WEBP", quality=80)
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"

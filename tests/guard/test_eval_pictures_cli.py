@@ -79,7 +79,7 @@ def test_pictures_writes_its_report_and_goes_on(folder: Path, tmp_path: Path) ->
     assert set(told["methods"]) == {"bare", "nearest", "guide"}
     names = [figure["name"] for figure in told["figures"]]
     assert "bit-identical, clean" in names and "bare: a single object is there" in names
-    assert "data:image/png" in (tmp_path / "tiny.pictures.html").read_text("utf-8")
+    assert "data:image/webp" in (tmp_path / "tiny.pictures.html").read_text("utf-8")
     lines = (tmp_path / "tiny.results.jsonl").read_text("utf-8")
     again = _run(folder, "pictures", "--out", str(tmp_path), "--json")
     assert json.loads(again.stdout)["figures"] == told["figures"]

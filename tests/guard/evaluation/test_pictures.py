@@ -217,7 +217,7 @@ def test_the_report_tells_figures_and_shows_pictures(games: list[Played]) -> Non
     assert told["false_alarms"][0]["prompt"] == "a knife-edge ridge"
     assert told["attacks"]["swap-attack"]["bare"]["5"] == {"count": 4, "total": 4}
     page = report.page("Pictures", "today")
-    assert page.count("data:image/png;base64,") >= 4
+    assert page.count("data:image/webp;base64,") >= 4
     assert "swap-attack" in page and "split word" in page and "blocked" in page
     assert "http://" not in page.replace("http://www.w3.org", "")
 

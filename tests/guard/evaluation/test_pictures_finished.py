@@ -142,7 +142,7 @@ def test_progress_ends_where_it_said(tmp_path: Path) -> None:
 
 def test_the_report_shows_what_there_is_to_show(games: list[Played]) -> None:
     page = Report(games, "good", len(CONCEPTS)).page("Pictures", "today")
-    assert "blocked" in page and page.count("data:image/png;base64,") >= 4
+    assert "blocked" in page and page.count("data:image/webp;base64,") >= 4
 
 
 def test_methods_with_the_same_guards_of_pictures_draw_once(
