@@ -5,14 +5,16 @@ what stands before it has negative ones, the n-th generated token is step n. A f
 part of a prompt, all of it, generated tokens, several drafts of them, or, where a request was
 preempted, everything once more.
 
-What the prompt's statistic is made of is kept beside the cache of keys and values, place by place
-(`Packed.places`): wherever a prompt's keys are there already, its tokens' gates are too, whoever
-computed them, and one decision is taken at step 0 whatever of it was computed when.
+What statistics are made of is kept beside the cache of keys and values, place by place
+(`Packed.places`): wherever a token's keys are there already, its gates are too, whoever computed
+them, as part of a prompt or of an answer. One decision is taken at step 0, whatever of the prompt
+was computed when; and where a request comes back behind it, since all before stands in the cache,
+what was decided is gone through once more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,17 +29,18 @@ from steering.rows import GuardedRows, Moved, RowGuard, Rows
 @dataclass(frozen=True)
 class Packed:
     """One forward: stretch i holds `lengths[i]` tokens of row `rows[i]`, the first at step
-    `first[i]`.
+    `first[i]`, of a request whose prompt has `prompts[i]` tokens.
 
-    `places [tokens]` says where in the cache each token's keys go, `prompts` where those of the
-    whole prompt stand, of each row whose step 0 is in the forward.
+    `places [tokens]` says where in the cache each token's keys go, `before(i, n)` where those of
+    the first n tokens of the request of stretch i stand.
     """
 
     rows: Sequence[int]
     lengths: Sequence[int]
     first: Sequence[int]
+    prompts: Sequence[int]
     places: Tensor
-    prompts: Mapping[int, Tensor]
+    before: Callable[[int, int], Tensor]
 
 
 class PackedTable(GuardedRows):
@@ -47,8 +50,8 @@ class PackedTable(GuardedRows):
     def __init__(self, bank: Bank, capacity: int, places: int, most: int) -> None:
         super().__init__(bank, capacity)
         self._kept = torch.full((places, most), torch.nan, device=bank.device)
-        """The gates of the prompts' tokens by their place in the cache, for the guards of their row
-        in its order: who finds a place in the cache carries the same. NaN where nobody sensed, so
+        """The gates of guarded tokens by their place in the cache, for the guards of their row in
+        its order: who finds a place in the cache carries the same. NaN where nobody sensed, so
         that what is decided without them counts as failed."""
         self._at = torch.full((capacity, most), len(bank), device=bank.device)
         """Where the guards of a row stand in the bank, behind its end for those that it lacks."""
@@ -122,12 +125,14 @@ class PackedTable(GuardedRows):
         done = self._reached[rows]
         for i in np.flatnonzero((done >= 0) & (first <= done)):
             self._rewind(int(rows[i]), int(first[i]))
+        for i in np.flatnonzero(self._guarded[rows] & (self._reached[rows] < 0) & (first > 0)):
+            prompt, step = packed.prompts[int(i)], int(first[i])
+            self._replay(int(rows[i]), packed.before(int(i), prompt + step - 1), prompt)
         row = rows.repeat(lengths)
         step = np.arange(len(row)) - (lengths.cumsum() - lengths - first).repeat(lengths)
-        prompt = self._guarded[row] & (step <= 0)
-        answer = self._rechecks[row] & (step > 0)
+        guarded = self._guarded[row]
         acted = (self._acting[row] > 0) & (step >= 0)
-        self.senses, self.acts = bool((prompt | answer).any()), bool(acted.any())
+        self.senses, self.acts = bool(guarded.any()), bool(acted.any())
         self.decided = False
         if not (self.senses or self.acts):
             return
@@ -136,16 +141,14 @@ class PackedTable(GuardedRows):
         def on_device(values: NDArray[np.int64]) -> Tensor:
             return torch.from_numpy(values).to(device)
 
-        sensed = np.flatnonzero(prompt | answer)
-        self._sensed = on_device(sensed)
-        self._prompt = on_device(np.flatnonzero(prompt[sensed]))
-        self._places = packed.places[self._sensed[self._prompt]]
-        self._askers = on_device(row[sensed][prompt[sensed]])
-        asked = row[(step == 0) & self._guarded[row]].tolist()
-        self._prompts = {own: packed.prompts[own] for own in asked}
+        sensed = np.flatnonzero(guarded)
+        self._sensed, self._askers = on_device(sensed), on_device(row[sensed])
+        self._places = packed.places[self._sensed]
+        ends = np.flatnonzero((first <= 0) & (first + lengths > 0) & self._guarded[rows])
+        self._prompts = {int(rows[i]): packed.before(i, packed.prompts[i]) for i in ends.tolist()}
         # of what a row has generated here: its first token, its second one, ...
         nth = (step - np.maximum(first, 1).repeat(lengths))[sensed]
-        nth[prompt[sensed]] = -1
+        nth[~(self._rechecks[row] & (step > 0))[sensed]] = -1
         at = np.flatnonzero(acted)
         self._acted, self._owners = on_device(at), on_device(row[at])
         self._steps, self._width = on_device(step[at]), int(self._acting[row].max())
@@ -210,9 +213,9 @@ class PackedTable(GuardedRows):
     def _decide(self, gates: Tensor) -> None:
         self.decided = True
         own = self._at[self._askers].clamp(max=len(self.bank) - 1)
-        self._kept[self._places] = gates[self._prompt].gather(1, own)
+        self._kept[self._places] = gates.gather(1, own)
         if self._prompts:
-            self._decide_prompts()
+            self._decide_prompts(self._prompts)
         self._started = self._start[self._owners]
         drafts: dict[int, list[tuple[int, tuple[Tensor, ...]]]] = {}
         for answers in self._answers:
@@ -230,21 +233,38 @@ class PackedTable(GuardedRows):
         for row, states_of in drafts.items():
             self._undo[row] = _Drafted(int(self._reached[row]) + 1 - len(states_of), states_of)
 
-    def _decide_prompts(self) -> None:
+    def _decide_prompts(self, prompts: Mapping[int, Tensor]) -> None:
+        """`prompts`: where those of each row stand."""
         device = self._kept.device
-        longest = max(len(own) for own in self._prompts.values())
-        places = torch.zeros(len(self._prompts), longest, dtype=torch.long, device=device)
+        longest = max(len(own) for own in prompts.values())
+        places = torch.zeros(len(prompts), longest, dtype=torch.long, device=device)
         real = torch.zeros_like(places, dtype=torch.bool)
-        for i, own in enumerate(self._prompts.values()):
+        for i, own in enumerate(prompts.values()):
             places[i, longest - len(own) :] = own
             # the first token is the attention's sink: its state is huge and says nothing
             real[i, longest - max(len(own) - 1, 1) :] = True
-        rows = torch.tensor([*self._prompts], device=device)
+        rows = torch.tensor([*prompts], device=device)
+        self._look(rows, self._at_places(rows, places), self._threshold[rows], real)
+        self._reached[[*prompts]] = 0
+
+    def _at_places(self, rows: Tensor, places: Tensor) -> Tensor:
+        """The gates `[rows, tokens, guards]` kept at `places [rows, tokens]`; least where a row
+        does not carry the guard."""
         kept = self._kept[places]
         gates = kept.new_full((*places.shape, len(self.bank) + 1), -torch.inf)
         gates.scatter_(2, self._at[rows][:, None].expand_as(kept), kept)
-        self._look(rows, gates[..., :-1], self._threshold[rows], real)
-        self._reached[[*self._prompts]] = 0
+        return gates[..., :-1]
+
+    def _replay(self, row: int, places: Tensor, prompt: int) -> None:
+        """Decide once more on all that stands in the cache: a prompt, and tokens behind it."""
+        self._decide_prompts({row: places[:prompt]})
+        at = torch.tensor([row], device=self._kept.device)
+        for step in range(1, len(places) - prompt + 1):
+            self._generated[row] = step
+            if self._rechecks[row]:
+                gates = self._at_places(at, places[None, prompt + step - 1 : prompt + step])
+                self._look(at, gates, self._recheck[at])
+            self._reached[row] = step
 
     def _schedule(self) -> tuple[Tensor, Tensor, Tensor]:
         """Of each token to act on: its directions and their strengths `[tokens, most]`, and whether

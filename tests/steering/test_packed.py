@@ -79,6 +79,16 @@ class Engine:
         """All of it is to be computed once more, elsewhere."""
         self.done[row], self.places[row] = 0, next(self.free)
 
+    def put_off(self, row: int) -> None:
+        """It comes back, on a fresh row or not: from the beginning, or some of it is cached."""
+        if self.random.random() < 0.5:
+            self.preempt(row)
+        else:
+            self.done[row] = self.random.randint(0, self.done[row])
+        if self.random.random() < 0.5:
+            self.table.remove(row)
+            self.table.add(row, self.requests[row].guards)
+
     def rebank(self, guards: list[SteerGuard]) -> None:
         """Another bank with these guards, in another order, and now and then one more."""
         order = self.random.sample(guards, len(guards))
@@ -100,8 +110,9 @@ class Engine:
                 rows,
                 [own[row] for row in rows],
                 [first[row] for row in rows],
+                [self.requests[row].prompt for row in rows],
                 torch.cat([self.places[row][span] for row, span in zip(rows, spans, strict=True)]),
-                {row: self.places[row][: self.requests[row].prompt] for row in rows},
+                lambda i, count: self.places[rows[i]][:count],
             )
         )
         for layer in range(LAYERS):
@@ -126,8 +137,8 @@ class Engine:
     def run(self, *, preempts: bool, drafts: bool, rebanks: list[SteerGuard] | None = None) -> None:
         while live := [row for row, own in self.requests.items() if self.done[row] < own.tokens]:
             chosen = [row for row in live if self.random.random() < 0.7] or live
-            if preempts and self.random.random() < 0.15:
-                self.preempt(self.random.choice(chosen))
+            if preempts and self.random.random() < 0.25:
+                self.put_off(self.random.choice(chosen))
             if rebanks and self.random.random() < 0.3:
                 self.rebank(rebanks)
             lengths, guessed = {}, {}
@@ -261,6 +272,42 @@ def test_what_stands_in_the_cache_is_decided_on_like_the_rest() -> None:
     assert unknown.position is None and not unknown.valid
 
 
+def test_a_request_whose_whole_prompt_is_cached_is_decided_on_again() -> None:
+    """It was put off after its prompt, and comes back with all of it in the cache."""
+    generator = torch.Generator().manual_seed(3)
+    engine = Engine(Bank([GUARD]), random.Random(0), generator)
+    asked = long(generator, 6, answer=4, threshold=-1e9)
+    engine.admit(0, asked)
+    engine.forward({0: 6}, {})
+    engine.forward({0: 1}, {})
+    seen = engine.table.readings(0)
+    engine.table.remove(0)
+    engine.table.add(0, asked.guards)
+    engine.forward({0: 1}, {})
+    assert engine.table.readings(0) == seen and seen["g"].position == 0
+    expected, _ = asked.alone(engine.bank)
+    assert same_bits(engine.found[0][:, :8], expected[:, :8])
+
+
+def test_an_answer_in_the_cache_is_read_as_part_of_the_next_prompt() -> None:
+    generator = torch.Generator().manual_seed(3)
+    engine = Engine(Bank([GUARD]), random.Random(0), generator)
+    first = long(generator, 4, answer=4)
+    first.states[:2] = -1.0
+    # the topic is in the answer alone, at which the guard does not look by itself
+    first.states[:2, 5:7] = 3.0
+    engine.admit(0, first)
+    engine.run(preempts=False, drafts=False)
+    assert engine.table.readings(0)["g"].position is None
+    more = whole(generator, LAYERS, 3, WIDTH)
+    more[:2] = -1.0
+    following = Request(first.guards, 10, torch.cat([first.states, more], 1))
+    engine.admit(1, following, cached=engine.places[0][:8])
+    engine.forward({1: 2}, {})
+    told = engine.table.readings(1)["g"]
+    assert told.valid and told.position == 0
+
+
 def test_schedules_that_start_again_at_several_tokens_of_a_forward() -> None:
     generator = torch.Generator().manual_seed(3)
     guard = replace(GUARD, directions=torch.ones(1, 2, WIDTH), rest=None)
@@ -288,9 +335,9 @@ def test_a_batch_without_guards_asks_for_nothing() -> None:
     engine.admit(1, long(generator, 3))
     engine.forward({0: 1, 1: 3}, {})
     assert engine.table.senses and engine.table.acts
-    # it decides on the prompt alone: generated tokens are not sensed
+    # it decides on the prompt alone, but who asks on may find the answer in the cache
     engine.forward({0: 1, 1: 1}, {})
-    assert not engine.table.senses and engine.table.acts
+    assert engine.table.senses and engine.table.acts
 
 
 def test_one_that_only_observes_changes_no_bits() -> None:

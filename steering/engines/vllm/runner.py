@@ -186,11 +186,11 @@ class GuardedRunner:
         at = np.arange(len(names)).repeat(lengths)
         starts = lengths.cumsum() - lengths
         token = np.arange(len(at)) + (computed - starts).repeat(lengths)
-        decided = {
-            rows[i]: places(i, np.arange(prompts[i]))
-            for i in np.flatnonzero((first <= 0) & (first + lengths > 0))
-        }
-        table.begin(Packed(rows, lengths, first, places(at, token), decided))
+
+        def before(stretch: int, count: int) -> torch.Tensor:
+            return places(stretch, np.arange(count))
+
+        table.begin(Packed(rows, lengths, first, prompts.tolist(), places(at, token), before))
         if self._incoming is not None and table.senses:
             first_layer = self._runner.model.model.start_layer
             table.carry(self._incoming, whole=first_layer > self._bank.last_sense)
