@@ -263,7 +263,7 @@ def test_token_ids_that_the_model_does_not_have_are_refused(wide: Stand) -> None
         (events,) = wide.service.submit([request])
         assert isinstance((await read(events)).end, Finished)
 
-    size = len(wide.service._tokenizer)
+    size = len(wide.service._encoder.tokenizer)
     run(lambda: submit(size - 1))
     for token in (size, 2**31 - 1):
         with pytest.raises(RequestError) as caught:
