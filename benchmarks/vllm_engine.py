@@ -40,8 +40,8 @@ class Round:
     """What came of one round; `answers` are the generated tokens of each request, in their order.
 
     `first` is the median time to the first token; `fired` counts the requests with a guard that
-    has fired, `told` those that came back with a verdict. `cpu` is what the process has computed,
-    in seconds, and `own` what of it the plugin has, as a share.
+    has fired, `told` those that came back with what a guard has seen. `cpu` is what the process has
+    computed, in seconds, and `own` what of it the plugin has, as a share.
     """
 
     seconds: float
@@ -168,7 +168,9 @@ def _round(
     began, computed = time.perf_counter(), time.process_time()
     outputs = llm.generate(prompts, asked, use_tqdm=False)
     seconds, cpu = time.perf_counter() - began, time.process_time() - computed
-    told = [found for each in outputs if (found := getattr(each, "guard", None))]
+    # bare requests have a verdict too, of no guards
+    verdicts = (getattr(each, "guard", None) for each in outputs)
+    told = [found for found in verdicts if found and found["guards"]]
     return Round(
         seconds=seconds,
         cpu=cpu,
