@@ -168,9 +168,7 @@ def _to_pipeline(pipeline: Any, settings: Config, policy: str) -> tuple[Attached
 def _require(plan: BasePlan[Any], served: str) -> None:
     """Raise where the policy cannot be applied to the model."""
     plan.require_fit(served)
-    if plan.refuses:
-        faults = "; ".join(f"{guard}: {why}" for guard, why in plan.broken.items())
-        raise GuardFailed(f"policy {plan.policy!r} cannot be applied: {faults}")
+    plan.require_whole()
 
 
 def _name(model: Any) -> str:

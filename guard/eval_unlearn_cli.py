@@ -16,7 +16,7 @@ from rich.table import Table
 
 from guard.config import Config, ModelConfig, load_config
 from guard.config_checks import NO_POLICY
-from guard.errors import DataError, GuardFailed, UnknownModel
+from guard.errors import DataError, UnknownModel
 from guard.progress import stages
 from guard.prompts import ForgetPrompt, RetainPrompt, read_rows
 
@@ -104,9 +104,7 @@ def _in_transformers(
     chat = Chat.load(entry.source, device=entry.device)
     plans = Plans(settings, chat.model, name=entry.name)
     plan = plans[policy]
-    if plan.refuses:
-        faults = "; ".join(f"{name}: {why}" for name, why in plan.broken.items())
-        raise GuardFailed(f"policy {policy!r} cannot be applied: {faults}")
+    plan.require_whole()
     return chat, partial(chat.answer, bank=plans.bank, guards=plan.rows())
 
 

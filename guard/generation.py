@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from guard.config import Config
-from guard.errors import GuardFailed
 from guard.plan import Plan, Plans, Served
 from guard.resolving import LoadedGuard
 from steering.bank import SteerGuard
@@ -34,14 +33,6 @@ class Entry:
     model: str
     plan: Plan
     rows: tuple[RowGuard, ...]
-
-    def require_whole(self) -> None:
-        """Raise GuardFailed where a guard is broken and the policy fails closed."""
-        if self.plan.refuses:
-            faults = "; ".join(f"{guard}: {why}" for guard, why in self.plan.broken.items())
-            raise GuardFailed(
-                f"policy {self.plan.policy!r} cannot be applied to {self.model}: {faults}"
-            )
 
 
 class Generation:

@@ -11,7 +11,7 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from guard.artifact import Artifact
 from guard.config import Action, Fallback, GuardConfig, OnError, PolicyConfig
-from guard.errors import ArtifactError, GuardError, PolicyUnfit
+from guard.errors import ArtifactError, GuardError, GuardFailed, PolicyUnfit
 from guard.kinds import Kind, kind_of
 from guard.verdict import GuardVerdict, Outcome, Verdict, gravest
 from steering.rows import RowGuard
@@ -100,6 +100,12 @@ class BasePlan(ABC, Generic[R]):
     def acts(self) -> bool:
         """Whether a guard that fires does what its method does."""
         return self.action in {"steer", "overlay", "refine", "perturb"}
+
+    def require_whole(self) -> None:
+        """Raise GuardFailed where a guard is broken and this policy fails closed."""
+        if self.refuses:
+            faults = "; ".join(f"{guard}: {why}" for guard, why in self.broken.items())
+            raise GuardFailed(f"policy {self.policy!r} cannot be applied: {faults}")
 
     def require_fit(self, model: str) -> None:
         """Raise PolicyUnfit where this policy would leave every request to `model` unguarded."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from guard.artifact import Artifact
 from guard.config import Config, ModelConfig
-from guard.errors import DataError, GuardFailed, ModelError
+from guard.errors import DataError, ModelError
 from guard.evaluation.brought import Brought, Tensors
 from guard.evaluation.erasure.learned import WORD
 from guard.evaluation.pictures import Advance, Drawn, Look
@@ -258,9 +258,7 @@ class EngineDrawer:
             plan = self._plans[policy]
         except KeyError:
             raise DataError(f"the configuration has no policy {policy!r}") from None
-        if plan.refuses:
-            faults = "; ".join(f"{name}: {why}" for name, why in plan.broken.items())
-            raise GuardFailed(f"policy {policy!r} cannot be applied: {faults}")
+        plan.require_whole()
         plan.require_fit(self._suite.model)
         return plan
 

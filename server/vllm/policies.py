@@ -36,7 +36,7 @@ class Policies:
             if not keyed or name == self.default or askable(config, name)
         }
         for entry in self.entries.values() if keyed else ():
-            entry.require_whole()
+            entry.plan.require_whole()
 
     def asked(self, extra: Mapping[str, Any] | None) -> Entry:
         """The policy of a request. Raises ValueError for one that it may not have."""

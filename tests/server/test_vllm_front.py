@@ -93,7 +93,7 @@ def test_with_keys_only_what_all_may_ask_for_is_there(folder: Path) -> None:
 
 def test_a_policy_that_cannot_be_applied_keeps_the_engine_from_starting(folder: Path) -> None:
     save(folder, "med", 1, fitted_on="e" * 64)
-    with pytest.raises(GuardFailed, match="'both' cannot be applied to tiny: med: .*fitted on"):
+    with pytest.raises(GuardFailed, match="'both' cannot be applied: med: .*fitted on"):
         policies(folder)
 
 
