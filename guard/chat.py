@@ -111,7 +111,9 @@ class Chat(AnyChat):
 
     def __init__(self, model: Any, tokenizer: Any, *, name: str) -> None:
         super().__init__(
-            tokenizer, name=name, end_tokens=end_tokens(model.generation_config, tokenizer)
+            tokenizer,
+            name=name,
+            end_tokens=end_tokens(model.generation_config.eos_token_id, tokenizer),
         )
         self.model = model
 
@@ -193,12 +195,8 @@ class Said:
         return any(reading.fired for reading in self.readings.values())
 
 
-def end_tokens(generation: Any, tokenizer: Any) -> frozenset[int]:
-    """Every token id that ends an answer; `generation` is the model's `GenerationConfig`."""
-    return ending(getattr(generation, "eos_token_id", None), tokenizer)
-
-
-def ending(stated: int | list[int] | None, tokenizer: Any) -> frozenset[int]:
-    """The same, where the generation configuration has `stated` some."""
+def end_tokens(stated: int | list[int] | None, tokenizer: Any) -> frozenset[int]:
+    """Every token id that ends an answer; `stated` is the generation configuration's
+    `eos_token_id`."""
     listed = stated if isinstance(stated, list) else [stated]
     return frozenset(t for t in (*listed, tokenizer.eos_token_id) if t is not None)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from guard.artifact import FittedModel
-from guard.chat import Answers, AnyChat, Said, ending
+from guard.chat import Answers, AnyChat, Said, end_tokens
 from guard.config_checks import NO_POLICY
 from guard.errors import GuardFailed, ModelError
 from guard.models import resolve_source
@@ -46,7 +46,7 @@ class VllmChat(AnyChat):
 
     def __init__(self, engine: VllmEngine, folder: Path, *, name: str) -> None:
         stated = engine.config.model_config.try_get_generation_config().get("eos_token_id")
-        ends = ending(stated, engine.tokenizer)
+        ends = end_tokens(stated, engine.tokenizer)
         super().__init__(engine.tokenizer, name=name, end_tokens=ends)
         self._engine, self._folder = engine, folder
         self._bare = {POLICY: NO_POLICY} if engine.plugged else {}

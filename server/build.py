@@ -87,7 +87,7 @@ def _batching_service(config: Config, settings: ModelConfig, record: Recorded) -
         ),
         TransformersEngine(model, plans.bank, capacity=config.server.max_batch),
         plans,
-        end_tokens=end_tokens(model.generation_config, tokenizer),
+        end_tokens=end_tokens(model.generation_config.eos_token_id, tokenizer),
         queue_limit=config.server.queue_limit,
         record=record,
     )

@@ -143,10 +143,7 @@ class EngineLoop(ABC, Generic[R, E]):
             if self._stopped:
                 raise ServiceStopped("the server is stopping: try again in a moment")
             if len(self._open) + len(rows) > self._queue_limit + self._engine.capacity:
-                raise TooManyRequests(
-                    f"{len(self._waiting)} requests are waiting already: try again later",
-                    retry_after=1.0 + len(self._waiting) / self._engine.capacity,
-                )
+                raise overfull(len(self._waiting), self._engine.capacity)
             self._waiting.extend(rows)
             self._open.update(rows)
             self._wake.notify()
@@ -255,15 +252,27 @@ class EngineLoop(ABC, Generic[R, E]):
             model=self._name,
             elapsed_ms=(time.monotonic() - row.arrived) * 1000,
         )
-        if row.error is not None:
-            verdict = replace(verdict, outcome="error")
         with self._wake:
             self._open.discard(row)
-        try:
-            self._record(row.request, verdict)
-        except Exception:  # the row ends all the same
-            logger.exception("no record of request %s", row.request.request_id)
-        row.finish(verdict)
+        settle(row, verdict, self._record)
+
+
+def settle(row: BatchRow, verdict: Verdict, record: Callable[[Any, Verdict], None]) -> None:
+    """Give the one verdict of a row that has ended to `record`, then to who reads."""
+    if row.error is not None:
+        verdict = replace(verdict, outcome="error")
+    try:
+        record(row.request, verdict)
+    except Exception:  # the row ends all the same
+        logger.exception("no record of request %s", row.request.request_id)
+    row.finish(verdict)
+
+
+def overfull(waiting: int, capacity: int) -> TooManyRequests:
+    return TooManyRequests(
+        f"{waiting} requests are waiting already: try again later",
+        retry_after=1.0 + waiting / capacity,
+    )
 
 
 def guard_failed() -> GuardFailed:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoTokenizer
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -47,6 +47,7 @@ def vllm_service(
     context = min(own, settings.max_context or own)
     engine = AsyncLLM.from_engine_args(_arguments(config, settings, source, context))
     entries = engine.input_processor.guard.entries
+    stated = engine.model_config.try_get_generation_config()
     # a row that waits for the look at its last token asks for one more
     room = context - 1
     service = _services[settings.name] = VllmService(
@@ -59,8 +60,9 @@ def vllm_service(
         ),
         PromptEncoder(tokenizer, vocabulary=about.vocab_size, max_context=room),
         engine,
-        end_tokens=end_tokens(_generation(source), tokenizer),
-        open_limit=config.server.queue_limit + config.server.max_batch,
+        end_tokens=end_tokens(stated.get("eos_token_id"), tokenizer),
+        capacity=config.server.max_batch,
+        queue_limit=config.server.queue_limit,
         record=record,
     )
     return service
@@ -75,17 +77,13 @@ def _arguments(config: Config, settings: ModelConfig, source: str, context: int)
         "max_num_seqs": config.server.max_batch,
         "disable_log_stats": True,
     }
+    if taken := given.keys() & settings.engine_options.keys():
+        told = f"model {settings.name}: engine_options: {', '.join(sorted(taken))}"
+        raise ModelError(f"{told} is this server's to set: leave it out")
     try:
-        return AsyncEngineArgs(**{**given, **settings.engine_options})
+        return AsyncEngineArgs(**given, **settings.engine_options)
     except TypeError as error:
         raise ModelError(f"model {settings.name}: engine_options: {error}") from error
-
-
-def _generation(source: str) -> Any:
-    try:
-        return GenerationConfig.from_pretrained(source)
-    except OSError:
-        return None
 
 
 def _hand_on(verdict: Verdict) -> None:

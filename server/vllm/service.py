@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import time
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from vllm import SamplingParams as Sampling
@@ -19,10 +21,10 @@ from vllm.inputs import tokens_input
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from guard.errors import ServiceStopped, TooManyRequests, UnknownPolicy
+from guard.errors import ServiceStopped, UnknownPolicy
 from guard.verdict import Verdict
 from guard.vllm_plugin import POLICY
-from server.loop import engine_failed, guard_failed, stopped
+from server.loop import engine_failed, guard_failed, overfull, settle, stopped
 from server.prompts import PromptEncoder
 from server.rows import Row, TokenText
 from server.service import GenerationRequest, LanguageInfo, RowEvents
@@ -41,13 +43,15 @@ class VllmService:
         engine: AsyncLLM,
         *,
         end_tokens: frozenset[int],
-        open_limit: int,
+        capacity: int,
+        queue_limit: int,
         record: Callable[[GenerationRequest, Verdict], None],
     ) -> None:
-        """`open_limit`: rows that run or wait, at most."""
+        """`capacity`: rows that run at once; `queue_limit`: rows that wait, at most."""
         self.info = info
         self._encoder, self._engine = encoder, engine
-        self._end_tokens, self._open_limit, self._record = end_tokens, open_limit, record
+        self._end_tokens, self._record = end_tokens, record
+        self._capacity, self._queue_limit = capacity, queue_limit
         self._open: dict[Row, asyncio.Task[None]] = {}
         self._verdicts: dict[str, Verdict] = {}
         """By vLLM's name of the request, of those that have ended there and not yet here."""
@@ -80,14 +84,12 @@ class VllmService:
                 self._end(row)
         if refused := [row.error for row in rows if row.error]:
             raise refused[0]
-        if len(self._open) + len(rows) > self._open_limit:
-            waiting = self.queued()
-            raise TooManyRequests(
-                f"{waiting} requests are waiting already: try again later",
-                retry_after=1.0 + waiting / self._open_limit,
-            )
+        if len(self._open) + len(rows) > self._queue_limit + self._capacity:
+            raise overfull(self.queued(), self._capacity)
         for row in rows:
-            self._open[row] = loop.create_task(self._run(row))
+            self._open[row] = task = loop.create_task(self._run(row))
+            # one that is cancelled before it begins runs nothing of itself
+            task.add_done_callback(partial(self._left, row))
         return [row.events for row in rows]
 
     def close(self) -> None:
@@ -123,7 +125,8 @@ class VllmService:
                     self._take(row, output)
                     if row.over:
                         break
-            if not row.over:
+            if not row.over or name not in self._verdicts:
+                # without a verdict nobody knows whether it was guarded
                 row.error = engine_failed()
         except asyncio.CancelledError:
             pass  # hung up, or closed; vLLM was told on the way here
@@ -162,22 +165,19 @@ class VllmService:
         if (task := self._open.get(row)) is not None:
             task.cancel()
 
+    def _left(self, row: Row, _task: asyncio.Task[None]) -> None:
+        self._end(row)
+
     def _end(self, row: Row, verdict: Verdict | None = None) -> None:
         self._open.pop(row, None)
         if row.ended:
             return
         row.ended = True
         verdict = verdict or _unread(row, self.info.name)
-        verdict = replace(verdict, request_id=row.request.request_id)
         if verdict.outcome == "error" and row.plan.on_error == "closed" and row.error is None:
             row.error = guard_failed()
-        if row.error is not None:
-            verdict = replace(verdict, outcome="error")
-        try:
-            self._record(row.request, verdict)
-        except Exception:  # the row ends all the same
-            logger.exception("no record of request %s", row.request.request_id)
-        row.finish(verdict)
+        verdict = replace(verdict, request_id=row.request.request_id)
+        settle(row, verdict, self._record)
 
 
 def _token(token: int, chosen: Any, likeliest: int) -> RowToken:
@@ -191,4 +191,5 @@ def _token(token: int, chosen: Any, likeliest: int) -> RowToken:
 
 def _unread(row: Row, model: str) -> Verdict:
     """Of a row that vLLM never had."""
-    return row.plan.verdict({}, request_id="", model=model, elapsed_ms=0.0)
+    elapsed_ms = (time.monotonic() - row.arrived) * 1000
+    return row.plan.verdict({}, request_id="", model=model, elapsed_ms=elapsed_ms)

@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 pytest.importorskip("vllm", reason="vLLM has an environment of its own: make test-vllm")
 
 from openai import BadRequestError, OpenAI  # noqa: E402
+from transformers import PreTrainedTokenizerFast  # noqa: E402
 
+from guard.config import Config, ModelConfig  # noqa: E402
+from guard.errors import GuardFailed, ModelError  # noqa: E402
+from guard.generation import Entry  # noqa: E402
 from guard.keys import hash_key  # noqa: E402
+from guard.plan import Plan  # noqa: E402
+from guard.resolving import LoadedGuard  # noqa: E402
+from guard.verdict import Verdict  # noqa: E402
+from server.prompts import PromptEncoder  # noqa: E402
+from server.service import GenerationRequest, LanguageInfo, SamplingParams  # noqa: E402
+from server.vllm.build import _arguments  # noqa: E402
+from server.vllm.service import VllmService  # noqa: E402
 from tests.steering.tiny import prompt  # noqa: E402
 from tests.vllm.checkpoint import CONFIG, HALT, save, save_tokenizer  # noqa: E402
 
@@ -59,6 +72,89 @@ class Stand:
     def audited(self) -> list[dict[str, Any]]:
         """The lines of the audit log."""
         return [json.loads(line) for line in (self.folder / "audit.jsonl").open(encoding="utf-8")]
+
+
+class Silent:
+    """An engine that gives its tokens, and no verdict."""
+
+    errored = False
+
+    def __init__(self, tokens: Sequence[int]) -> None:
+        plan = Plan("firm", "steer", "closed", (GUARD,), {})
+        entries = {"firm": Entry("key", None, "tiny", plan, ())}
+        self.input_processor = SimpleNamespace(guard=SimpleNamespace(entries=entries))
+        self._tokens = tokens
+
+    async def generate(self, *_: object) -> AsyncIterator[Any]:
+        for at, token in enumerate(self._tokens):
+            await asyncio.sleep(0)
+            ends = "length" if at == len(self._tokens) - 1 else None
+            own = SimpleNamespace(token_ids=[token], logprobs=None, finish_reason=ends)
+            yield SimpleNamespace(outputs=[own])
+
+
+GUARD = LoadedGuard("g", "topic/any", "steer", "steer", 1.0, 1.0)
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> tuple[VllmService, list[Verdict]]:
+    """A service over such an engine, and the verdicts that it has recorded."""
+    save_tokenizer(tmp_path)
+    found: list[Verdict] = []
+    service = VllmService(
+        LanguageInfo(name="tiny", engine="vllm", created=0, max_context=64),
+        PromptEncoder(
+            PreTrainedTokenizerFast.from_pretrained(tmp_path), vocabulary=97, max_context=64
+        ),
+        cast(Any, Silent([5, 6, 7])),
+        end_tokens=frozenset({2}),
+        capacity=1,
+        queue_limit=0,
+        record=lambda _request, verdict: found.append(verdict),
+    )
+    return service, found
+
+
+ASKED = GenerationRequest("r", (5, 6), "firm", SamplingParams(3))
+
+
+def test_a_row_that_is_hung_up_before_it_has_begun_leaves(
+    served: tuple[VllmService, list[Verdict]],
+) -> None:
+    service, found = served
+
+    async def hang_up() -> None:
+        for _ in range(2):
+            (events,) = service.submit([ASKED])
+            await events.aclose()
+            await asyncio.sleep(0.01)
+
+    asyncio.run(hang_up())
+    assert [verdict.outcome for verdict in found] == ["pass", "pass"]
+    assert [verdict.guards[0].score for verdict in found] == [None, None]
+
+
+def test_an_answer_without_a_verdict_is_a_failure(
+    served: tuple[VllmService, list[Verdict]],
+) -> None:
+    service, found = served
+
+    async def read() -> None:
+        (events,) = service.submit([ASKED])
+        with pytest.raises(GuardFailed):
+            async for _ in events:
+                pass
+
+    asyncio.run(read())
+    assert [verdict.outcome for verdict in found] == ["error"]
+
+
+def test_options_that_undo_the_servers_own_are_refused() -> None:
+    model = ModelConfig(
+        name="fast", source="s", engine="vllm", engine_options={"served_model_name": "other"}
+    )
+    with pytest.raises(ModelError, match="served_model_name is this server's to set"):
+        _arguments(Config(), model, "s", 64)
 
 
 @pytest.fixture(scope="module")
