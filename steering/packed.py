@@ -259,12 +259,10 @@ class PackedTable(GuardedRows):
         """Decide once more on all that stands in the cache: a prompt, and tokens behind it."""
         self._decide_prompts({row: places[:prompt]})
         at = torch.tensor([row], device=self._kept.device)
-        for step in range(1, len(places) - prompt + 1):
-            self._generated[row] = step
-            if self._rechecks[row]:
-                gates = self._at_places(at, places[None, prompt + step - 1 : prompt + step])
-                self._look(at, gates, self._recheck[at])
-            self._reached[row] = step
+        for step in range(1, len(places) - prompt + 1) if self._rechecks[row] else ():
+            self._generated[row] = self._reached[row] = step
+            gates = self._at_places(at, places[None, prompt + step - 1 : prompt + step])
+            self._look(at, gates, self._recheck[at])
 
     def _schedule(self) -> tuple[Tensor, Tensor, Tensor]:
         """Of each token to act on: its directions and their strengths `[tokens, most]`, and whether

@@ -95,7 +95,8 @@ def _events(body: bytes, answers: Answers) -> bytes:
     lines = body.split(b"\n")
     for at, line in enumerate(lines):
         if line.startswith(b"data: {") and (event := _object(line[6:])):
-            ended = [i for i, own in enumerate(event.get("choices") or ()) if own["finish_reason"]]
+            choices = event.get("choices") or ()
+            ended = [i for i, own in enumerate(choices) if own.get("finish_reason")]
             if ended or event.get("type") in _LAST:
                 _tell(event.get("response") or event, answers, ended)
                 lines[at] = b"data: " + encode(event)
