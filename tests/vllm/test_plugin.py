@@ -1,13 +1,7 @@
-"""The plugin in vLLM itself, on a small model of random weights: `make test-vllm`."""
+"""Rows of the plugin in vLLM itself, on a small model of random weights: `make test-vllm`."""
 
 from __future__ import annotations
 
-import json
-import os
-import random
-import subprocess
-import sys
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +9,6 @@ import pytest
 
 pytest.importorskip("vllm", reason="vLLM has an environment of its own: make test-vllm")
 
-from guard.artifact import Artifact  # noqa: E402
 from guard.config import load_config  # noqa: E402
 from guard.generation import Generation  # noqa: E402
 from guard.plan import Plans, Served  # noqa: E402
@@ -24,99 +17,8 @@ from steering.engines.transformers import TransformersEngine  # noqa: E402
 from steering.fingerprint import checkpoint_fingerprint, fingerprint  # noqa: E402
 from tests.steering.engines.driver import ids, serve, start  # noqa: E402
 from tests.steering.tiny import prompt  # noqa: E402
-from tests.vllm.checkpoint import CONFIG, HALT, model, save, save_lora  # noqa: E402
-from tests.vllm.play import MARK  # noqa: E402
-
-Requests = Sequence[Mapping[str, Any]]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("vllm")
-    save(made)
-    return made
-
-
-def run(
-    folder: Path,
-    *phases: Requests,
-    config: str | None = "config.toml",
-    reload: tuple[int, Sequence[str]] | None = None,
-    **engine: Any,
-) -> dict[str, Any]:
-    """Play phases in a process of its own; `config` None is vLLM without the plugin's doing, and
-    `reload` the step of each phase at which the configuration changes, and the texts, in turn."""
-    played, told = _played(folder, phases, config, engine, reload)
-    assert played is not None, told
-    return played
-
-
-def _played(
-    folder: Path,
-    phases: Sequence[Requests],
-    config: str | None,
-    engine: Mapping[str, Any],
-    reload: tuple[int, Sequence[str]] | None = None,
-) -> tuple[dict[str, Any] | None, str]:
-    """What came of them, None where the engine has failed, and what it has printed."""
-    settings = {
-        "model": str(folder / "model"),
-        "skip_tokenizer_init": True,
-        "dtype": "float32",
-        "enforce_eager": True,
-        "max_model_len": 160,
-        "max_num_seqs": 8,
-        "max_num_batched_tokens": 64,
-        "block_size": 32,
-        "num_gpu_blocks_override": 40,
-        "seed": 0,
-    }
-    played = [{"requests": [*each], "reload": reload} for each in phases]
-    play = {"engine": settings | {**engine}, "phases": played}
-    path = folder / f"play-{random.randrange(10**9)}.json"
-    path.write_text(json.dumps(play), "utf-8")
-    environment = {"VLLM_CPU_CI_ENV": "1", **os.environ} | {
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    }
-    environment.pop("GUARD_CONFIG", None)
-    if config is not None:
-        environment["GUARD_CONFIG"] = str(folder / config)
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.vllm.play", str(path)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    told = done.stdout[-20_000:] + done.stderr[-20_000:]
-    if MARK not in done.stdout:
-        return None, told
-    return json.loads(done.stdout.split(MARK)[1].splitlines()[0]), told
-
-
-def drawn(count: int, seed: int) -> list[dict[str, Any]]:
-    """Requests of random lengths and policies, many of which begin alike; some are aborted."""
-    rng = random.Random(seed)
-    heads = [prompt(80, seed=i) for i in range(4)]
-    found = []
-    for i in range(count):
-        head = rng.choice(heads)[: rng.choice((0, 32, 66, 80))]
-        own = {
-            "prompt": head + prompt(rng.randint(1, 50), seed=1000 + i),
-            "tokens": rng.randint(2, 24),
-            "policy": rng.choice([None, "none", "firm", "both", "watch"]),
-            "at": i // 3,
-            "priority": rng.randint(0, 3),
-        }
-        if rng.random() < 0.08:
-            own["aborted"] = own["at"] + rng.randint(1, 6)
-        found.append(own)
-    return found
-
-
-def alone(request: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in request.items() if key not in {"at", "aborted"}}
+from tests.vllm.checkpoint import CONFIG, HALT, model, save_lora  # noqa: E402
+from tests.vllm.driver import alone, drawn, run  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -241,21 +143,6 @@ def test_a_policy_that_is_not_there_is_refused_alone(folder: Path, hostile: obje
     assert len(came[1]["tokens"][0]) == 2
 
 
-@pytest.mark.parametrize(
-    ("text", "named"),
-    [
-        ("nonsense = 1", "nonsense"),
-        (CONFIG.replace("late.safetensors", "lost.safetensors"), "lost.safetensors"),
-    ],
-)
-def test_a_bad_configuration_keeps_the_engine_from_starting(
-    folder: Path, text: str, named: str
-) -> None:
-    (folder / "bad.toml").write_text(text, "utf-8")
-    came, told = _played(folder, [[{"prompt": [5], "tokens": 1}]], "bad.toml", {})
-    assert came is None and named in told
-
-
 def test_drafts_change_nothing(folder: Path) -> None:
     # answers that repeat themselves are what drafts are right about
     asked = [
@@ -337,61 +224,6 @@ def test_prompt_logprobs_are_those_of_vllm(folder: Path) -> None:
     assert all(len(own["prompt_logprobs"]) == 90 for own in came)
 
 
-OTHER = """
-[[guards]]
-name = "firm"
-artifact = "firm.safetensors"
-strength = 0.5
-[[guards]]
-name = "late"
-artifact = "late.safetensors"
-[policies.firm]
-guards = ["firm"]
-[policies.fresh]
-guards = ["late", "firm"]
-"""
-
-
-def test_a_new_configuration_holds_for_new_requests_alone(folder: Path) -> None:
-    (folder / "live.toml").write_text(CONFIG, "utf-8")
-    (folder / "other.toml").write_text(OTHER, "utf-8")
-    before = [
-        {"prompt": prompt(40, seed=i), "tokens": 24, "policy": policy}
-        for i in range(2)
-        for policy in ("both", "firm", "watch")
-    ]
-    after = [
-        {"prompt": prompt(40, seed=i), "tokens": 12, "policy": policy, "at": 12}
-        for i in range(2)
-        for policy in ("fresh", "firm", "watch", "none")
-    ]
-    (came,) = run(folder, [*before, *after], config="live.toml", reload=(10, [OTHER]))["phases"]
-    (old,) = run(folder, before)["phases"]
-    (new,) = run(folder, [own | {"at": 0} for own in after], config="other.toml")["phases"]
-    for one, other in zip(came, [*old, *new], strict=True):
-        assert one.get("tokens") == other.get("tokens")
-        if "error" in one:
-            assert "no policy 'watch' here, but none, firm, fresh" in one["error"]
-            continue
-        told, alike = one["guard"]["guards"], other["guard"]["guards"]
-        assert [own["position"] for own in told] == [own["position"] for own in alike]
-    assert any(one["tokens"] != other["tokens"] for one, other in zip(old, came[6:], strict=False))
-
-
-def test_configurations_that_come_and_go_leave_nothing(folder: Path) -> None:
-    (folder / "live.toml").write_text(CONFIG, "utf-8")
-    texts = [OTHER.replace("0.5", f"{0.5 + i / 100}") for i in range(40)]
-    asked = [
-        {"prompt": prompt(40, seed=i), "tokens": 24, "policy": policy}
-        for i, policy in enumerate(("both", "firm", "watch"))
-    ]
-    came = run(folder, asked, config="live.toml", reload=(6, texts))
-    (old,) = run(folder, asked)["phases"]
-    assert [one["tokens"] for one in came["phases"][0]] == [one["tokens"] for one in old]
-    # two generations of three policies, and those of the requests that ran
-    assert all(count <= 9 for count in came["kept"])
-
-
 def test_what_is_compiled_without_guards_is_not_taken_with_them(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -410,71 +242,3 @@ def test_what_is_compiled_without_guards_is_not_taken_with_them(
         told, alike = one["guard"]["guards"], other["guard"]["guards"]
         assert [own["position"] for own in told] == [own["position"] for own in alike]
     assert any(one["guard"]["outcome"] == "steered" for one in compiled)
-
-
-@pytest.mark.parametrize(
-    ("text", "named"),
-    [
-        ("nonsense = 1", "nonsense"),
-        (OTHER.replace("late.safetensors", "lost.safetensors"), "lost.safetensors"),
-    ],
-)
-def test_a_new_configuration_that_does_not_hold_changes_nothing(
-    folder: Path, text: str, named: str
-) -> None:
-    (folder / "live.toml").write_text(CONFIG, "utf-8")
-    asked = [
-        {"prompt": prompt(40, seed=i), "tokens": 6, "policy": "both", "at": 8 * i} for i in range(2)
-    ]
-    (came,) = run(folder, asked, config="live.toml", reload=(4, [text]))["phases"]
-    (plain,) = run(folder, asked)["phases"]
-    assert named in came[-1]["reload"]
-    assert [own["tokens"] for own in came[:2]] == [own["tokens"] for own in plain]
-
-
-@pytest.mark.parametrize(
-    ("settings", "named"),
-    [
-        (
-            {"kv_transfer_config": {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}},
-            "a KV connector",
-        ),
-    ],
-)
-def test_what_guards_cannot_follow_keeps_the_engine_from_starting(
-    folder: Path, settings: dict[str, Any], named: str
-) -> None:
-    came, told = _played(folder, [[{"prompt": [5], "tokens": 1}]], "config.toml", settings)
-    assert came is None and "guards do not go together with" in told and named in told
-
-
-def test_a_runner_that_is_not_hooked_is_refused_by_the_front_end(folder: Path) -> None:
-    # it would ask nobody, and serve without guards
-    code = (
-        "import sys, types; from server.vllm import register; register()\n"
-        "from vllm.v1.engine.input_processor import InputProcessor\n"
-        "of = types.SimpleNamespace\n"
-        "config = of(model_config=of(runner_type='generate'), kv_transfer_config=None,\n"
-        "    parallel_config=of(pipeline_parallel_size=1),\n"
-        "    speculative_config=None, device_config=of(device_type='cpu'),\n"
-        "    use_v2_model_runner=True)\n"
-        "InputProcessor(config)\n"
-    )
-    environment = dict(os.environ) | {"GUARD_CONFIG": str(folder / "config.toml")}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert "guards do not go together with model runner V2" in done.stderr
-
-
-def test_a_guard_of_another_model_keeps_the_engine_from_starting(folder: Path) -> None:
-    other = Artifact.load(folder / "firm.safetensors")
-    about = other.meta.model.model_copy(update={"fingerprint": "f" * 64})
-    Artifact(other.meta.model_copy(update={"model": about}), other.tensors).save(
-        folder / "foreign.safetensors"
-    )
-    (folder / "foreign.toml").write_text(
-        CONFIG.replace("firm.safetensors", "foreign.safetensors"), "utf-8"
-    )
-    came, told = _played(folder, [[{"prompt": [5], "tokens": 1}]], "foreign.toml", {})
-    assert came is None and "was fitted on" in told

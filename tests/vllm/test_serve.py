@@ -29,6 +29,7 @@ from openai import APIError, BadRequestError, OpenAI  # noqa: E402
 from guard.keys import hash_key  # noqa: E402
 from tests.steering.tiny import prompt  # noqa: E402
 from tests.vllm.checkpoint import CONFIG, save, save_tokenizer  # noqa: E402
+from tests.vllm.driver import environment  # noqa: E402
 
 ADMIN = "an admin's key"
 
@@ -73,12 +74,6 @@ def stand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = dict(os.environ) | {
-        "GUARD_CONFIG": str(folder / "config.toml"),
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_CPU_CI_ENV": "1",
-    }
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
     options = {
         "--model": str(folder / "model"),
@@ -91,7 +86,9 @@ def stand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
     command += ["--enforce-eager", *(part for pair in options.items() for part in pair)]
     Stand(folder, "", None).configure()  # type: ignore[arg-type]
     with (folder / "log").open("w") as log:
-        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        server = subprocess.Popen(
+            command, env=environment(folder / "config.toml"), stdout=log, stderr=log
+        )
     made = Stand(folder, f"http://127.0.0.1:{port}", server)
     try:
         _wait(server, f"{made.url}/health", folder / "log")

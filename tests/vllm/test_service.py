@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -33,6 +32,7 @@ from server.vllm.build import _arguments  # noqa: E402
 from server.vllm.service import VllmService  # noqa: E402
 from tests.steering.tiny import prompt  # noqa: E402
 from tests.vllm.checkpoint import CONFIG, HALT, save, save_tokenizer  # noqa: E402
+from tests.vllm.driver import environment  # noqa: E402
 
 MODELS = """
 [server]
@@ -164,16 +164,13 @@ def stand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
     save_tokenizer(folder / "model")
     models = MODELS.format(all=hash_key("all"), one=hash_key("one"))
     (folder / "config.toml").write_text(models + CONFIG + HALT, "utf-8")
-    environment = dict(os.environ) | {
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_CPU_CI_ENV": "1",
-    }
-    environment.pop("GUARD_CONFIG", None)
     command = [sys.executable, "-m", "guard", "serve", "--config", str(folder / "config.toml")]
     with (folder / "log").open("w") as log:
         server = subprocess.Popen(
-            [*command, "--port", "0", "--json"], env=environment, stdout=subprocess.PIPE, stderr=log
+            [*command, "--port", "0", "--json"],
+            env=environment(None),
+            stdout=subprocess.PIPE,
+            stderr=log,
         )
     try:
         assert server.stdout is not None

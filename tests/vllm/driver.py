@@ -1,0 +1,102 @@
+"""Requests for vLLM in a process of its own, and what came of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.steering.tiny import prompt
+from tests.vllm.play import MARK
+
+Requests = Sequence[Mapping[str, Any]]
+
+
+def environment(config: Path | None) -> dict[str, str]:
+    """That of a process with vLLM's CPU build, guarded by a configuration or not."""
+    made = {"VLLM_CPU_CI_ENV": "1", **os.environ} | {
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    }
+    made.pop("GUARD_CONFIG", None)
+    return made if config is None else made | {"GUARD_CONFIG": str(config)}
+
+
+def run(
+    folder: Path,
+    *phases: Requests,
+    config: str | None = "config.toml",
+    reload: tuple[int, Sequence[str]] | None = None,
+    **engine: Any,
+) -> dict[str, Any]:
+    """Play phases in a process of its own; `config` None is vLLM without the plugin's doing, and
+    `reload` the step of each phase at which the configuration changes, and the texts, in turn."""
+    found, told = played(folder, phases, config, engine, reload)
+    assert found is not None, told
+    return found
+
+
+def played(
+    folder: Path,
+    phases: Sequence[Requests],
+    config: str | None,
+    engine: Mapping[str, Any],
+    reload: tuple[int, Sequence[str]] | None = None,
+) -> tuple[dict[str, Any] | None, str]:
+    """What came of them, None where the engine has failed, and what it has printed."""
+    settings = {
+        "model": str(folder / "model"),
+        "skip_tokenizer_init": True,
+        "dtype": "float32",
+        "enforce_eager": True,
+        "max_model_len": 160,
+        "max_num_seqs": 8,
+        "max_num_batched_tokens": 64,
+        "block_size": 32,
+        "num_gpu_blocks_override": 40,
+        "seed": 0,
+    }
+    asked = [{"requests": [*each], "reload": reload} for each in phases]
+    play = {"engine": settings | {**engine}, "phases": asked}
+    path = folder / f"play-{random.randrange(10**9)}.json"
+    path.write_text(json.dumps(play), "utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.vllm.play", str(path)],
+        env=environment(folder / config if config else None),
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    told = done.stdout[-20_000:] + done.stderr[-20_000:]
+    if MARK not in done.stdout:
+        return None, told
+    return json.loads(done.stdout.split(MARK)[1].splitlines()[0]), told
+
+
+def drawn(count: int, seed: int) -> list[dict[str, Any]]:
+    """Requests of random lengths and policies, many of which begin alike; some are aborted."""
+    rng = random.Random(seed)
+    heads = [prompt(80, seed=i) for i in range(4)]
+    found = []
+    for i in range(count):
+        head = rng.choice(heads)[: rng.choice((0, 32, 66, 80))]
+        own = {
+            "prompt": head + prompt(rng.randint(1, 50), seed=1000 + i),
+            "tokens": rng.randint(2, 24),
+            "policy": rng.choice([None, "none", "firm", "both", "watch"]),
+            "at": i // 3,
+            "priority": rng.randint(0, 3),
+        }
+        if rng.random() < 0.08:
+            own["aborted"] = own["at"] + rng.randint(1, 6)
+        found.append(own)
+    return found
+
+
+def alone(request: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in request.items() if key not in {"at", "aborted"}}
