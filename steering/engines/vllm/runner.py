@@ -263,11 +263,11 @@ class GuardedRunner:
 
 def surround_runners(runners: Sequence[type], loaded: Callable[[Any], GuardedRunner]) -> None:
     """Guard what `runners`, classes of V1 model runners, run; `loaded` is asked for each whose
-    model is there. Does nothing the second time."""
+    model is there."""
     for kind in runners:
         for name, around in _AROUND.items():
             own = vars(kind).get(name)
-            if own is not None and not hasattr(own, "guarded"):
+            if own is not None:
                 setattr(kind, name, around(own, loaded))
 
 
@@ -279,7 +279,6 @@ def _around_load(own: Any, loaded: Any) -> Any:
             self.guarded = loaded(self)
         return result
 
-    load_model.guarded = True  # type: ignore[attr-defined]
     return load_model
 
 
@@ -304,7 +303,6 @@ def _surrounding(
                 after(guarded, args, result)
             return result
 
-        method.guarded = True  # type: ignore[attr-defined]
         return method
 
     return around

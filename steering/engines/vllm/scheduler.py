@@ -24,10 +24,8 @@ whether they have ended the request (its stop reason may be a stop string of tha
 
 
 def surround() -> None:
-    """Let the scheduler pass on what guards tell. Does nothing the second time."""
+    """Let the scheduler pass on what guards tell."""
     own = Scheduler.update_from_output
-    if hasattr(own, "guarded"):
-        return
 
     @wraps(own)
     def update_from_output(self: Any, scheduled: Any, output: Any) -> Any:
@@ -40,7 +38,6 @@ def surround() -> None:
                         _pass_on(self, out, of)
         return sent
 
-    update_from_output.guarded = True  # type: ignore[attr-defined]
     Scheduler.update_from_output = update_from_output
 
 
