@@ -1,0 +1,141 @@
+"""Heads taught on embeddings, with scikit-learn, and their logits calibrated."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from classifiers.text.heads import Floats, Kind, TextHead
+
+Calibration = Literal["temperature", "isotonic"]
+Flags = NDArray[np.bool_]
+
+_MEMBERS, _HIDDEN = 8, 16
+"""An mlp is the mean of so many small ones, each from its own start: one alone is a matter of luck.
+Side by side in one hidden layer they are one perceptron again."""
+
+_PROTOTYPES = 24
+_SHARPNESS = 16.0
+_DAMPING = 30.0
+"""The inverse of the ridge penalty; embeddings have length one, so that logits need large ones."""
+
+
+def train(
+    kind: Kind, embeddings: Floats, unsafe: Flags, weights: NDArray[np.float64], seed: int
+) -> TextHead:
+    """A head, not calibrated yet, from `embeddings [n, width]`, `unsafe [n]` and `weights [n]`.
+
+    Both classes weigh the same in the end, however many examples each has. Raises ValueError where
+    there is only one class.
+    """
+    if unsafe.all() or not unsafe.any():
+        raise ValueError("a head needs unsafe and benign texts to learn from")
+    shares = np.where(unsafe, weights / weights[unsafe].sum(), weights / weights[~unsafe].sum())
+    even = shares * len(unsafe) / 2
+    if kind == "logistic":
+        return _logistic(embeddings, unsafe, even)
+    if kind == "mlp":
+        return _mlp(embeddings, unsafe, even, seed)
+    return _prototypes(embeddings, unsafe, even, seed)
+
+
+def calibrated(head: TextHead, logits: Floats, unsafe: Flags, how: Calibration) -> TextHead:
+    """The head with probabilities fitted to held-out `logits [n]`, both classes weighing the same.
+
+    An isotonic table is centred (Oron and Flournoy 2017): each level stands at its mean logit, so
+    that between levels it rises. Raises ValueError where there is only one class.
+    """
+    if unsafe.all() or not unsafe.any():
+        raise ValueError("a head is calibrated on held-out texts of both kinds, unsafe and benign")
+    even = np.where(unsafe, 1 / unsafe.sum(), 1 / (~unsafe).sum())
+    if how == "temperature":
+        return replace(head, temperature=_temperature(logits, unsafe, even), table=None)
+    from sklearn.isotonic import IsotonicRegression  # type: ignore[import-untyped]
+
+    levels = IsotonicRegression(y_min=0, y_max=1).fit(logits, unsafe, even).predict(logits)
+    values = np.unique(levels)
+    at = [float(np.average(logits[levels == v], weights=even[levels == v])) for v in values]
+    # beyond the last levels it goes on to rise, so that no two texts there are the same
+    reach = max(float(np.ptp(logits)), 1.0)
+    points = {at[0] - reach: 0.0, at[-1] + reach: 1.0}
+    points |= dict(zip(at, np.clip(values, 1e-3, 1 - 1e-3).tolist(), strict=True))
+    table = np.array(sorted(points.items()), np.float32).T
+    return replace(head, table=_rising(table), temperature=1.0)
+
+
+def _logistic(embeddings: Floats, unsafe: Flags, weights: NDArray[np.float64]) -> TextHead:
+    from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]
+
+    fitted = LogisticRegression(C=_DAMPING, max_iter=2000).fit(embeddings, unsafe, weights)
+    return TextHead("logistic", _float32(weight=fitted.coef_, bias=fitted.intercept_))
+
+
+def _mlp(embeddings: Floats, unsafe: Flags, weights: NDArray[np.float64], seed: int) -> TextHead:
+    from sklearn.exceptions import ConvergenceWarning  # type: ignore[import-untyped]
+    from sklearn.neural_network import MLPClassifier  # type: ignore[import-untyped]
+
+    members = []
+    with warnings.catch_warnings():
+        # it is meant to stop early
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        for member in range(_MEMBERS):
+            net = MLPClassifier(
+                (_HIDDEN,),
+                alpha=1e-2,
+                learning_rate_init=3e-3,
+                max_iter=60,
+                random_state=seed * _MEMBERS + member,
+            )
+            members.append(net.fit(embeddings, unsafe, sample_weight=weights))
+    return TextHead(
+        "mlp",
+        _float32(
+            hidden=np.concatenate([net.coefs_[0].T for net in members]),
+            hidden_bias=np.concatenate([net.intercepts_[0] for net in members]),
+            out=np.concatenate([net.coefs_[1][:, 0] for net in members]) / _MEMBERS,
+            bias=np.mean([net.intercepts_[1] for net in members], axis=0),
+        ),
+    )
+
+
+def _prototypes(
+    embeddings: Floats, unsafe: Flags, weights: NDArray[np.float64], seed: int
+) -> TextHead:
+    from sklearn.cluster import KMeans  # type: ignore[import-untyped]
+
+    def centres(rows: Flags) -> NDArray[Any]:
+        count = min(_PROTOTYPES, int(rows.sum()))
+        found = KMeans(count, random_state=seed, n_init=4).fit(
+            embeddings[rows], sample_weight=weights[rows]
+        )
+        middle = found.cluster_centers_
+        return np.asarray(middle / np.linalg.norm(middle, axis=1, keepdims=True))
+
+    parts = _float32(unsafe=centres(unsafe), benign=centres(~unsafe))
+    return TextHead("prototype", parts, sharpness=_SHARPNESS)
+
+
+def _temperature(logits: Floats, unsafe: Flags, weights: NDArray[np.float64]) -> float:
+    from scipy.optimize import minimize_scalar  # type: ignore[import-untyped]
+
+    signed = np.where(unsafe, logits, -logits).astype(np.float64)
+
+    def loss(log_temperature: float) -> float:
+        return float((weights * np.logaddexp(0, -signed / np.exp(log_temperature))).sum())
+
+    return float(np.exp(minimize_scalar(loss, bounds=(-5, 5), method="bounded").x))
+
+
+def _rising(table: Floats) -> Floats:
+    """Without points that rounding to float32 has made equal to the one before."""
+    rises = (np.diff(table, axis=1) > 0).all(axis=0)
+    result: Floats = table[:, np.concatenate([[True], rises])]
+    return result
+
+
+def _float32(**parts: NDArray[Any]) -> dict[str, Floats]:
+    return {name: np.ascontiguousarray(values, np.float32) for name, values in parts.items()}

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from classifiers.text.heads import Floats, Kind, TextHead, TextHeads
+
+WIDTH = 6
+TABLE = np.array([[-3, 0, 1], [0.0, 0.2, 1]], np.float32)
+
+
+def head(kind: Kind, seed: int, **more: Any) -> TextHead:
+    draw = np.random.default_rng(seed)
+
+    def normal(*shape: int) -> Floats:
+        return draw.normal(size=shape).astype(np.float32)
+
+    parts: dict[Kind, dict[str, Floats]] = {
+        "logistic": {"weight": normal(1, WIDTH), "bias": normal(1)},
+        "mlp": {
+            "hidden": normal(5, WIDTH),
+            "hidden_bias": normal(5),
+            "out": normal(5),
+            "bias": normal(1),
+        },
+        "prototype": {"unsafe": normal(3, WIDTH), "benign": normal(4, WIDTH)},
+    }
+    return TextHead(kind, parts[kind], **more)
+
+
+def logit(one: TextHead, e: NDArray[np.float64]) -> float:
+    """As the equations say, one embedding at a time."""
+    part = {name: values.astype(np.float64) for name, values in one.parts.items()}
+    if one.kind == "logistic":
+        return float((part["weight"][0] * e).sum() + part["bias"][0])
+    if one.kind == "mlp":
+        rows = zip(part["hidden"], part["hidden_bias"], strict=True)
+        inner = [max(0.0, float(w @ e + c)) for w, c in rows]
+        return float(sum(v * x for v, x in zip(part["out"], inner, strict=True)) + part["bias"][0])
+    near, far = (
+        np.log(sum(np.exp(one.sharpness * float(p @ e)) for p in part[name]))
+        for name in ("unsafe", "benign")
+    )
+    return float(near - far)
+
+
+def some() -> list[TextHead]:
+    return [
+        head("mlp", 0, temperature=2.5),
+        head("prototype", 1, sharpness=3.0, table=TABLE),
+        head("logistic", 2),
+        head("mlp", 3, table=TABLE),
+    ]
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 7))
+def test_stacked_heads_score_as_each_by_its_equation(seed: int, rows: int) -> None:
+    embeddings = np.random.default_rng(seed).normal(size=(rows, WIDTH)).astype(np.float32)
+    heads = some()
+    scores = TextHeads(heads).scores(embeddings)
+    assert scores.shape == (rows, len(heads)) and scores.dtype == np.float32
+    for column, one in enumerate(heads):
+        logits = np.array([logit(one, e) for e in embeddings.astype(np.float64)])
+        if one.table is None:
+            expected = 1 / (1 + np.exp(-logits / one.temperature))
+        else:
+            expected = np.interp(logits, *one.table)
+        np.testing.assert_allclose(scores[:, column], expected, atol=1e-4)
+
+
+@given(st.lists(st.floats(-30, 30), min_size=2, max_size=20, unique=True))
+def test_calibration_changes_no_order(values: list[float]) -> None:
+    logits = np.sort(np.array(values, np.float32))
+    for one in some():
+        assert (np.diff(one.chances(logits)) >= 0).all()
+        assert (one.chances(logits) >= 0).all() and (one.chances(logits) <= 1).all()
+
+
+def test_a_head_is_what_it_was_after_it_was_stored() -> None:
+    embeddings = np.random.default_rng(0).normal(size=(4, WIDTH)).astype(np.float32)
+    for one in some():
+        again = TextHead.from_tensors(one.tensors(), one.settings() | {"threshold": 0.3})
+        scores = [TextHeads([each]).scores(embeddings) for each in (one, again)]
+        np.testing.assert_array_equal(*scores)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "settings", "said"),
+    [
+        ({}, {"kind": "tree"}, "not 'tree'"),
+        ({}, {"calibration": "guess"}, "not 'guess'"),
+        ({"bias": None}, {}, "holds bias, weight, not weight"),
+        ({"more": np.zeros(1)}, {}, "not bias, more, weight"),
+        ({"bias": np.zeros(2)}, {}, "bias of a logistic head must be"),
+        ({"weight": np.zeros((2, 3))}, {}, r"must be \(1, 3\)"),
+        ({"weight": np.zeros(3)}, {}, r"must be \[rows, width\]"),
+        ({"bias": np.array([np.nan])}, {}, "not finite"),
+        ({}, {"temperature": 0}, "above zero"),
+        ({}, {"temperature": "hot"}, "must be a number"),
+    ],
+)
+def test_what_does_not_hold_is_said(
+    tensors: dict[str, Any], settings: dict[str, Any], said: str
+) -> None:
+    one = head("logistic", 0)
+    given_ = {n: v for n, v in (one.tensors() | tensors).items() if v is not None}
+    with pytest.raises(ValueError, match=said):
+        TextHead.from_tensors(given_, one.settings() | settings)
+
+
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ([[0, 0, 1], [0, 0.5, 1]], "must rise"),
+        ([[0, 1, 2], [0, 0.5, 0.5]], "must rise"),
+        ([[0, 1], [0, 2]], "between 0 and 1"),
+        ([[0], [0]], "two finite points"),
+        ([[0, np.inf], [0, 1]], "two finite points"),
+    ],
+)
+def test_a_table_that_does_not_hold_is_said(table: list[list[float]], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        head("logistic", 0, table=np.array(table, np.float32))
+
+
+def test_heads_of_unlike_widths_are_not_stacked() -> None:
+    narrow = TextHead("logistic", {"weight": np.ones((1, 2), "f4"), "bias": np.zeros(1, "f4")})
+    with pytest.raises(ValueError, match=r"not \[2, 6\]"):
+        TextHeads([narrow, head("logistic", 0)])
+    with pytest.raises(ValueError, match=r"must be \[n, 2\]"):
+        TextHeads([narrow]).scores(np.zeros((1, 3), np.float32))

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from classifiers.calibration import auc
+from classifiers.text.heads import Floats, Kind, TextHeads
+from classifiers.text.training import Calibration, calibrated, train
+
+WIDTH = 12
+
+
+def examples(seed: int, benign: int, unsafe: int) -> tuple[Floats, NDArray[np.bool_]]:
+    """Two clouds on the sphere that overlap a little."""
+    draw = np.random.default_rng(seed)
+    flags = np.arange(benign + unsafe) >= benign
+    points = (
+        draw.normal(size=(len(flags), WIDTH))
+        + np.where(flags, 1.5, -1.5)[:, None] * np.eye(WIDTH)[0]
+    )
+    return (points / np.linalg.norm(points, axis=1, keepdims=True)).astype(np.float32), flags
+
+
+@pytest.mark.parametrize("kind", ["logistic", "mlp", "prototype"])
+@pytest.mark.parametrize("how", ["temperature", "isotonic"])
+def test_a_head_learns_and_its_probabilities_hold(kind: Kind, how: Calibration) -> None:
+    embeddings, unsafe = examples(0, 300, 60)
+    head = train(kind, embeddings, unsafe, np.ones(len(unsafe)), seed=0)
+    held, truth = examples(1, 400, 400)
+    head = calibrated(head, TextHeads([head]).logits(held)[:, 0], truth, how)
+    fresh, truth = examples(2, 2000, 2000)
+    scores = TextHeads([head]).scores(fresh)[:, 0]
+    assert auc(scores[truth].tolist(), scores[~truth].tolist()) > 0.93
+    for low in (0.1, 0.3, 0.6, 0.8):
+        own = (scores >= low) & (scores < low + 0.2)
+        if own.sum() > 100:
+            assert abs(float(truth[own].mean()) - float(scores[own].mean())) < 0.2
+    again = train(kind, embeddings, unsafe, np.ones(len(unsafe)), seed=0)
+    for name, values in again.parts.items():
+        np.testing.assert_array_equal(values, head.parts[name])
+
+
+def test_weights_count_as_copies() -> None:
+    embeddings, unsafe = examples(0, 40, 40)
+    twice = np.arange(len(unsafe)) % 3 == 0
+    copies = np.concatenate([np.arange(len(unsafe)), np.flatnonzero(twice)])
+    weighted = train("logistic", embeddings, unsafe, np.where(twice, 2.0, 1.0), seed=0)
+    # as many rows, so that the penalty weighs the same
+    scale = len(copies) / len(unsafe)
+    copied = train("logistic", embeddings[copies], unsafe[copies], np.ones(len(copies)), seed=0)
+    one, other = weighted.parts["weight"][0], copied.parts["weight"][0]
+    assert one @ other / np.linalg.norm(one) / np.linalg.norm(other) > 0.999
+    assert np.linalg.norm(other) < scale * np.linalg.norm(one)
+
+
+def test_an_isotonic_table_keeps_texts_apart() -> None:
+    """Plain isotonic regression gives levels, on which no threshold tells texts apart."""
+    embeddings, unsafe = examples(0, 300, 300)
+    head = train("logistic", embeddings, unsafe, np.ones(len(unsafe)), seed=0)
+    logits = TextHeads([head]).logits(embeddings)[:, 0]
+    head = calibrated(head, logits, unsafe, "isotonic")
+    chances = head.chances(np.sort(logits))
+    assert len(np.unique(chances)) > 0.98 * len(np.unique(logits))
+    assert auc(chances[300:].tolist(), chances[:300].tolist()) > 0
+
+
+@pytest.mark.parametrize("flag", [True, False])
+def test_one_class_alone_teaches_nothing(flag: bool) -> None:
+    embeddings, unsafe = examples(0, 20, 20)
+    one = np.full_like(unsafe, flag)
+    with pytest.raises(ValueError, match="unsafe and benign"):
+        train("logistic", embeddings, one, np.ones(40), seed=0)
+    head = train("logistic", embeddings, unsafe, np.ones(40), seed=0)
+    with pytest.raises(ValueError, match="of both kinds"):
+        calibrated(head, np.zeros(40, np.float32), one, "temperature")
