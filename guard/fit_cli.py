@@ -15,6 +15,7 @@ from guard.errors import DataError
 from guard.fit_cgce_cli import cgce
 from guard.fit_irece_cli import irece
 from guard.fit_latents_cli import latents
+from guard.fit_screen_cli import screen
 from guard.fit_training_free_cli import nearest, negative_prompt, safe_guidance, safree, uce
 from guard.progress import stages
 from guard.prompts import ForgetPrompt, PairedAnswers, RetainPrompt, read_rows
@@ -133,6 +134,10 @@ app.command(
     epilog="Example: guard fit irece --model emoji --steps 8 --guidance 3 "
     "--concept-file examples/emoji/guards/knife.json --out knife-irece.safetensors"
 )(irece)
+app.command(
+    epilog="Example: guard fit screen --data weapons.jsonl --concept text/weapons "
+    "--hold-out pyrit-advbench --out weapons.safetensors"
+)(screen)
 
 for _name, _fit in (
     ("safree", safree),

