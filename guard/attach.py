@@ -167,6 +167,7 @@ def _to_pipeline(pipeline: Any, settings: Config, policy: str) -> tuple[Attached
 
 def _require(plan: BasePlan[Any], served: str) -> None:
     """Raise where the policy cannot be applied to the model."""
+    plan.require_no_texts()
     plan.require_fit(served)
     plan.require_whole()
 

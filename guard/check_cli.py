@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 from rich.console import Console
@@ -13,7 +13,14 @@ from rich.table import Table
 from rich.text import Text
 
 from guard.artifact import Artifact
-from guard.config import Config, GuardConfig, ModelConfig, load_config
+from guard.config import (
+    Config,
+    GuardConfig,
+    ModelConfig,
+    PatternsConfig,
+    TextAction,
+    load_config,
+)
 from guard.config_checks import NO_POLICY
 from guard.errors import ConfigError, ModelError
 from guard.kinds import kind_of
@@ -52,11 +59,14 @@ def describe(config: Config) -> dict[str, Any]:
     Raises ArtifactError where an artifact went away since the configuration was read.
     """
     guards = {guard.name: _guard(guard) for guard in config.guards}
+    guards |= {each.name: _patterns(each) for each in config.patterns}
     return {
         "server": config.server.model_dump(mode="json"),
         "models": [_model(config, model, guards) for model in config.models],
         "guards": list(guards.values()),
         "policies": {name: _policy(config, name, guards) for name in config.policy_names},
+        "proxy": config.proxy.model_dump(mode="json"),
+        "upstreams": [each.model_dump(mode="json") for each in config.upstreams],
         "keys": [
             {
                 "key": key.hash[:15],
@@ -78,7 +88,7 @@ def _model(
         name
         for name in config.policy_names
         if not (named := config.policy(name).guards)
-        or any(guards[guard]["kind"] in {model.kind, None} for guard in named)
+        or any(guards[guard]["kind"] in {model.kind, "text", None} for guard in named)
     ]
     default = model.default_policy or config.server.default_policy
     return model.model_dump(mode="json") | {
@@ -109,6 +119,7 @@ def _policy(config: Config, name: str, guards: Mapping[str, dict[str, Any]]) -> 
         "replacement": policy.replacement,
         "debug": policy.debug,
         "guards": [guards[guard] for guard in policy.guards],
+        "screen": policy.screen.model_dump(mode="json"),
         "asked_for_by": _askers(config, name),
     }
 
@@ -125,6 +136,20 @@ def _guard(guard: GuardConfig) -> dict[str, Any]:
         "fits_model": meta.model.model_dump(mode="json"),
         **{key: _setting(getattr(guard, key), meta.settings.get(key)) for key in _TUNABLE},
         "settings": {key: value for key, value in meta.settings.items() if key not in _TUNABLE},
+    }
+
+
+def _patterns(patterns: PatternsConfig) -> dict[str, Any]:
+    nothing = {"value": None, "from": "artifact"}
+    return {
+        "name": patterns.name,
+        "concept": f"patterns/{patterns.name}",
+        "method": "patterns",
+        "kind": "text",
+        "artifact": None,
+        "fits_model": None,
+        **dict.fromkeys(_TUNABLE, nothing),
+        "settings": {"source": patterns.source},
     }
 
 
@@ -177,15 +202,26 @@ def _tables(meaning: dict[str, Any]) -> list[Table]:
             instead = f" by {replacement}" if policy["replacement"] else ""
             title += f", fallback {policy['fallback']}{instead}"
             title += ", shows where guards have written" if policy["debug"] else ""
+        if any(guard["kind"] == "text" for guard in policy["guards"]):
+            title += f"; {_screening(policy)}"
         if name == NO_POLICY:
             title = f"Policy {name}: no guards, for {askers}"
         table = _table(title, "guard", "concept", "method", *_TUNABLE, "fits model")
         for guard in policy["guards"]:
-            fits = guard["fits_model"]
+            fits = guard["fits_model"] or {"name": "any model that has text"}
             tuned = (_origin(guard[key]) for key in _TUNABLE)
-            fitted_on = f"{fits['name']} ({fits['fingerprint'][:12]})"
+            fitted_on = fits["name"]
+            if "fingerprint" in fits:
+                fitted_on += f" ({fits['fingerprint'][:12]})"
             _row(table, guard["name"], guard["concept"], guard["method"], *tuned, fitted_on)
         tables.append(table)
+    if meaning["upstreams"]:
+        told = ("name", "url", "key_env", "models", "weight", "health", "plugin")
+        reached = _table("Upstreams", *told)
+        for upstream in meaning["upstreams"]:
+            shown = upstream | {"models": ", ".join(upstream["models"]) or "any"}
+            _row(reached, *(shown[key] for key in told))
+        tables.append(reached)
     about = ("key", "tenant", "default policy", "may ask for")
     keys = _table("Keys", *about, "own embeddings", "requests a minute")
     for key in meaning["keys"]:
@@ -208,6 +244,18 @@ def _table(title: str, *columns: str) -> Table:
 
 def _row(table: Table, *cells: object) -> None:
     table.add_row(*(Text("-" if cell is None else str(cell)) for cell in cells))
+
+
+def _screening(policy: dict[str, Any]) -> str:
+    """How a policy screens text, in words."""
+    screen = policy["screen"]
+    own = policy["action"] if policy["action"] in get_args(TextAction) else "block"
+    texts = [guard["name"] for guard in policy["guards"] if guard["kind"] == "text"]
+    done = ", ".join(f"{name}: {screen['actions'].get(name, own)}" for name in texts)
+    told = f"reads {', '.join(screen['look'])} ({done})"
+    told += f", holds {screen['hold_back_chars']} characters of a stream back"
+    passes = ", ".join(screen["unscreened"])
+    return told + (f", lets {passes} pass unread" if passes else "")
 
 
 def _may(allowed: bool) -> str:

@@ -20,7 +20,7 @@ from guard.errors import ConfigError, GuardError
 
 GROUP = "guard.commands"
 
-_EXTRAS = "install the extra that has it: inference-guard[serve], [fit] or [demo]"
+_EXTRAS = "install the extra that has it: inference-guard[serve], [proxy], [fit] or [demo]"
 
 OWN_COMMANDS = {
     "check": "guard.check_cli:app",

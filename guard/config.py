@@ -24,7 +24,24 @@ MAX_CONFIG_BYTES = 2**20
 MAX_PROMPT_CHARS = 4000
 """Of a picture's prompt."""
 
-Action = Literal["steer", "overlay", "refine", "perturb", "block", "flag", "observe"]
+TextAction = Literal["block", "redact", "flag", "observe", "route", "policy"]
+"""What a screen of text does: "route" asks another upstream or model, "policy" has the upstream's
+plugin apply one."""
+Action = Literal[
+    "steer",
+    "overlay",
+    "refine",
+    "perturb",
+    "block",
+    "flag",
+    "observe",
+    "redact",
+    "route",
+    "policy",
+]
+Place = Literal["system", "user", "assistant", "tool", "arguments", "images", "response"]
+"""Where text stands: in messages by role, in tools and calls of them, in prompts of pictures."""
+PLACES: tuple[Place, ...] = get_args(Place)
 Fallback = Literal["block", "replace"]
 OnError = Literal["closed", "open"]
 
@@ -97,6 +114,40 @@ class GuardConfig(_Section):
     recheck: bool | None = None
 
 
+class PatternsConfig(_Section):
+    """One of `[[patterns]]`: a guard that is a list of words and regular expressions.
+
+    `source` is the name of a shipped list, or a TOML file ("lists/names.toml").
+    """
+
+    name: Name
+    source: str = Field(min_length=1)
+
+
+class ScreenConfig(_Section):
+    """`[policies.NAME.screen]`: how the policy's guards of text look, and what they do.
+
+    `actions` goes before the policy's own action, by guard. `turns` of the conversation are read
+    together. `hold_back_chars` of a streamed answer are held until they are read, for
+    `hold_back_ms` at most (None: as long as it takes). `race`: the model is asked while the request
+    is being read. `restore`: what was redacted stands in the answer again. `unscreened` may pass
+    unread: paths ("/v1/files*"), or "pictures", "audio", "files". `upstream` and `model` are for
+    the action "route", `upstream_policy` for "policy".
+    """
+
+    look: Annotated[tuple[Place, ...], Field(strict=False)] = PLACES
+    turns: int = Field(default=1, ge=1, le=32)
+    hold_back_chars: int = Field(default=200, ge=16, le=16_384)
+    hold_back_ms: float | None = Field(default=None, gt=0)
+    race: bool = False
+    restore: bool = False
+    unscreened: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    actions: dict[Name, TextAction] = {}
+    upstream: Name | None = None
+    model: str | None = Field(default=None, min_length=1)
+    upstream_policy: Name | None = None
+
+
 class PolicyConfig(_Section):
     """One `[policies.NAME]`.
 
@@ -112,6 +163,51 @@ class PolicyConfig(_Section):
     fallback: Fallback = "block"
     replacement: str | None = Field(default=None, min_length=1, max_length=MAX_PROMPT_CHARS)
     debug: bool = False
+    screen: ScreenConfig = ScreenConfig()
+
+
+class ProxyConfig(_Section):
+    """`[proxy]`: times in seconds, sizes in bytes.
+
+    `first_byte_timeout_s` is for the head of an answer, `chunk_timeout_s` for the time between two
+    pieces of it, `total_timeout_s` for all of it. `max_requests` are with the upstreams at once and
+    `queue_limit` wait; more are told to come back. After a stop signal answers may go on for
+    `drain_timeout_s`.
+    """
+
+    connect_timeout_s: float = Field(default=5.0, gt=0)
+    first_byte_timeout_s: float = Field(default=120.0, gt=0)
+    chunk_timeout_s: float = Field(default=60.0, gt=0)
+    total_timeout_s: float = Field(default=1800.0, gt=0)
+    drain_timeout_s: int = Field(default=30, ge=0)
+    max_requests: int = Field(default=2048, ge=1, le=100_000)
+    queue_limit: int = Field(default=512, ge=0, le=100_000)
+    max_body_bytes: int = Field(default=32 * 2**20, ge=1, le=2**30)
+    max_response_bytes: int = Field(default=32 * 2**20, ge=1, le=2**30)
+
+
+class UpstreamConfig(_Section):
+    """One of `[[upstreams]]`: an OpenAI-compatible server.
+
+    `key_env` names the environment variable that holds its credential, which goes into the header
+    `key_header` ("authorization": as a bearer token). Requests go to those that have their model in
+    `models` (empty: any), in proportion to `weight`. `health` is a path that is asked every
+    `health_every_s`; without one only failed requests tell. After `failures` in a row it is left
+    alone for `cooldown_s`. `plugin`: its vLLM runs this project's plugin. A request is not sent to
+    one of weight 0 unless a policy routes it there.
+    """
+
+    name: Name
+    url: str = Field(pattern=r"^https?://[^\s/?#@]+(/[^\s?#]*)?$")
+    key_env: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    key_header: Literal["authorization", "x-api-key", "api-key"] = "authorization"
+    models: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    weight: float = Field(default=1.0, ge=0, le=1e6)
+    health: str | None = Field(default=None, pattern=r"^/[^\s]*$")
+    health_every_s: float = Field(default=5.0, gt=0)
+    failures: int = Field(default=5, ge=1, le=1000)
+    cooldown_s: float = Field(default=10.0, gt=0)
+    plugin: bool = False
 
 
 class KeyConfig(_Section):
@@ -135,8 +231,11 @@ class Config(_Section):
     server: ServerConfig = ServerConfig()
     models: Annotated[tuple[ModelConfig, ...], Field(strict=False)] = ()
     guards: Annotated[tuple[GuardConfig, ...], Field(strict=False)] = ()
+    patterns: Annotated[tuple[PatternsConfig, ...], Field(strict=False)] = ()
     policies: dict[Name, PolicyConfig] = {}
     keys: Annotated[tuple[KeyConfig, ...], Field(strict=False)] = ()
+    proxy: ProxyConfig = ProxyConfig()
+    upstreams: Annotated[tuple[UpstreamConfig, ...], Field(strict=False)] = ()
     _path: Path | None = PrivateAttr(default=None)
 
     @property
@@ -160,9 +259,9 @@ class Config(_Section):
             raise UnknownPolicy(f"no policy {name!r}: there is {known}", param="policy") from None
 
     def guards_of(self, policy: str) -> tuple[GuardConfig, ...]:
-        """The guards of a policy, in its order. Raises UnknownPolicy."""
+        """The guards of a policy that are artifacts, in its order. Raises UnknownPolicy."""
         by_name = {guard.name: guard for guard in self.guards}
-        return tuple(by_name[name] for name in self.policy(policy).guards)
+        return tuple(by_name[name] for name in self.policy(policy).guards if name in by_name)
 
 
 def load_config(path: Path | str) -> Config:
@@ -245,6 +344,12 @@ def _absolute(config: Config, folder: Path) -> Config:
     guards = tuple(
         guard.model_copy(update={"artifact": folder / guard.artifact}) for guard in config.guards
     )
+    patterns = tuple(
+        each.model_copy(update={"source": str(folder / each.source)})
+        if each.source.endswith(".toml")
+        else each
+        for each in config.patterns
+    )
     models = tuple(
         model.model_copy(update={"source": str(folder / model.source)})
         if model.source.startswith(("./", "../"))
@@ -254,4 +359,5 @@ def _absolute(config: Config, folder: Path) -> Config:
     server = config.server
     if server.audit_log is not None:
         server = server.model_copy(update={"audit_log": folder / server.audit_log})
-    return config.model_copy(update={"guards": guards, "models": models, "server": server})
+    update = {"guards": guards, "patterns": patterns, "models": models, "server": server}
+    return config.model_copy(update=update)

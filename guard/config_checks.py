@@ -17,6 +17,7 @@ from pydantic_core import ErrorDetails
 from guard.artifact import Artifact
 from guard.errors import ArtifactError
 from guard.kinds import KINDS, Kind, kind_of
+from guard.screen_checks import screen_problems, unreadable
 from guard.toml_lines import KeyPath
 
 NO_POLICY = "none"
@@ -25,6 +26,9 @@ DEFAULT_MAX_STEPS = 100
 Problem = tuple[KeyPath, str]
 
 _PATTERNS = {
+    "url": "should be http://HOST or https://HOST, with a path or without, no user and no query",
+    "health": 'should be a path, such as "/health"',
+    "key_env": "should be the name of an environment variable, never the key itself",
     "hash": 'should be "sha256:" and the 64 hex digits of the key\'s SHA-256, never the key itself',
     "": "should be a name of letters, digits and . _ : / -, at most 128 long",
 }
@@ -34,13 +38,13 @@ def schema_problem(fault: ErrorDetails, section: type[BaseModel]) -> Problem:
     """One pydantic fault as a problem; `section` is the model whose key is at fault."""
     place = tuple(part for part in fault["loc"] if part != "[key]")
     key = str(place[-1]) if place else ""
-    secret = key in {"hash", "admin_hash"}
+    secret = key in {"hash", "admin_hash", "url", "key_env"}
     if fault["type"] == "extra_forbidden":
         return place, f"unknown key: {_suggest(key, section.model_fields)}"
     if fault["type"] == "missing":
         return place, "is missing: add it"
     if fault["type"] == "string_pattern_mismatch":
-        what = _PATTERNS["hash" if secret else ""]
+        what = _PATTERNS.get(key.removeprefix("admin_"), _PATTERNS[""])
     else:
         message = fault["msg"].removeprefix("Input ")
         what = message[0].lower() + message[1:]
@@ -57,12 +61,17 @@ def cross_check(data: Mapping[str, Any], folder: Path) -> Iterator[Problem]:
     yield from _duplicates("models", models, "name")
     yield from _duplicates("guards", guards, "name")
     yield from _duplicates("keys", keys, "hash")
+    lists, upstreams = list(_tables(data, "patterns")), list(_tables(data, "upstreams"))
+    yield from _duplicates("upstreams", upstreams, "name")
+    yield from _duplicates("patterns", lists, "name")
     if NO_POLICY in policies:
         yield (
             ("policies", NO_POLICY),
             f'"{NO_POLICY}" is reserved for the policy without guards: choose another name',
         )
-    guard_names = [guard["name"] for _, guard in guards if isinstance(guard.get("name"), str)]
+    guard_names = [
+        guard["name"] for _, guard in [*guards, *lists] if isinstance(guard.get("name"), str)
+    ]
     for name, policy in policies.items():
         place = ("policies", name, "guards")
         yield from _unknown("guard", _strings(policy, place), guard_names)
@@ -78,7 +87,7 @@ def cross_check(data: Mapping[str, Any], folder: Path) -> Iterator[Problem]:
     for index, key in keys:
         for name in ("default_policy", "policies"):
             yield from _unknown("policy", _strings(key, ("keys", index, name)), known)
-    kinds: dict[str, Kind | None] = {}
+    kinds: dict[str, Kind | None] = {str(each.get("name")): "text" for _, each in lists}
     for index, guard in guards:
         if isinstance(path := guard.get("artifact"), str):
             try:
@@ -86,11 +95,23 @@ def cross_check(data: Mapping[str, Any], folder: Path) -> Iterator[Problem]:
             except ArtifactError as error:
                 yield ("guards", index, "artifact"), str(error)
                 continue
+            if kinds.get(str(guard.get("name"))) == "text":
+                yield ("guards", index, "name"), "is that of one of [[patterns]] too: change one"
             kinds[str(guard.get("name"))] = kind
-            if kind == "pictures" and "recheck" in guard:
+            if kind != "language" and "recheck" in guard:
                 yield ("guards", index, "recheck"), "is for guards of language models: leave it out"
+            if kind == "text" and "strength" in guard:
+                yield ("guards", index, "strength"), "a screen of text has none: leave it out"
+    for index, each in lists:
+        if isinstance(source := each.get("source"), str) and (why := unreadable(source, folder)):
+            yield ("patterns", index, "source"), why
+    names = [each["name"] for _, each in upstreams if isinstance(each.get("name"), str)]
     for name, policy in policies.items():
         yield from _fallback(name, policy)
+        yield from screen_problems(name, policy, kinds, {str(e.get("name")) for _, e in lists})
+        screen = _table(policy, "screen")
+        upstream: KeyPath = ("policies", name, "screen", "upstream")
+        yield from _unknown("upstream", _strings(screen, upstream), names)
     for index, model in models:
         yield from _unknown("policy", _strings(model, ("models", index, "default_policy")), known)
         yield from _misfit(index, model, policies, kinds)
@@ -126,7 +147,7 @@ def _misfit(
     name = model.get("default_policy")
     policy = policies.get(name, {}) if isinstance(name, str) else {}
     named = [text for _, text in _strings(policy, ("policies", str(name), "guards"))]
-    if named and all(kinds.get(guard, kind) not in {kind, None} for guard in named):
+    if named and all(kinds.get(guard, kind) not in {kind, "text", None} for guard in named):
         theirs = "language models" if kind == "pictures" else "models of pictures"
         yield (
             ("models", index, "default_policy"),

@@ -1,4 +1,4 @@
-"""What a model makes, and so which guards are for it: told from metadata, loading nothing."""
+"""What guards are for, and what engines make: told from metadata, loading nothing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Literal
 from guard.artifact import ArtifactMeta
 
 Engine = Literal["transformers", "diffusers", "vllm"]
-Kind = Literal["language", "pictures"]
+Kind = Literal["language", "pictures", "text"]
+"""What a guard is for; "text" is any model's that reads or writes text, seen from outside of it."""
 
 KINDS: Mapping[Engine, Kind] = {
     "transformers": "language",
@@ -19,10 +20,11 @@ KINDS: Mapping[Engine, Kind] = {
 _SEAMS: Mapping[Kind, frozenset[str]] = {
     "language": frozenset({"hidden"}),
     "pictures": frozenset({"embedding", "projection", "attention", "latent", "guidance"}),
+    "text": frozenset({"text"}),
 }
 
 
 def kind_of(meta: ArtifactMeta) -> Kind | None:
-    """The kind of model that a guard is for, by its seams; None where no kind has them."""
+    """The kind of thing that a guard is for, by its seams; None where no kind has them."""
     kinds = [kind for kind, seams in _SEAMS.items() if seams.intersection(meta.seams)]
     return kinds[0] if len(kinds) == 1 else None

@@ -68,7 +68,7 @@ class PictureGuards:
 
     def __init__(self, config: Config, family: Reads, *, name: str) -> None:
         self._name, self._family = name, family
-        self.found = find_guards(config.guards, "pictures", name, self._loaded)
+        self.found = find_guards(config, "pictures", name, self._loaded)
         fitted = list(self.found.fit.values())
         screens = _stacked(SCREENS, fitted, self._device)
         self.bank = PromptBank(screens)

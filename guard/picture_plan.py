@@ -11,8 +11,8 @@ from typing import Literal
 
 from guard.config import Config
 from guard.picture_guards import PictureGuards, Reads
-from guard.resolving import BasePlan, Done, LoadedGuard, Resolved, finite, resolve
-from guard.verdict import GuardVerdict
+from guard.resolving import BasePlan, LoadedGuard, Resolved, finite, resolve
+from guard.verdict import Done, GuardVerdict
 from steering.prompted import PromptReading
 from steering.rows import RowGuard
 

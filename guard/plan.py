@@ -14,8 +14,8 @@ from torch import nn
 from guard.artifact import Artifact
 from guard.config import Config, GuardConfig
 from guard.errors import ArtifactError
-from guard.resolving import BasePlan, Done, LoadedGuard, Resolved, find_guards, finite, resolve
-from guard.verdict import GuardVerdict
+from guard.resolving import BasePlan, LoadedGuard, Resolved, find_guards, finite, resolve
+from guard.verdict import Done, GuardVerdict
 from steering.bank import Bank, SteerGuard
 from steering.engines.layers import decoder_layers
 from steering.fingerprint import fingerprint
@@ -76,7 +76,7 @@ class Plans(Resolved[Plan]):
             artifact.require_model(served.fingerprint, served=name)
             return _guard(setting, artifact, served)
 
-        found = find_guards(config.guards, "language", name, load)
+        found = find_guards(config, "language", name, load)
         self.guards = {guard: tensors for guard, (_, tensors) in found.fit.items()}
         self.bank = _bank([*self.guards.values()], served.device)
         loaded = {guard: fitted for guard, (fitted, _) in found.fit.items()}

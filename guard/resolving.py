@@ -5,35 +5,18 @@ from __future__ import annotations
 import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from guard.artifact import Artifact
-from guard.config import Action, Fallback, GuardConfig, OnError, PolicyConfig
+from guard.config import Action, Config, Fallback, GuardConfig, OnError, PolicyConfig
 from guard.errors import ArtifactError, GuardError, GuardFailed, PolicyUnfit
 from guard.kinds import Kind, kind_of
-from guard.verdict import GuardVerdict, Outcome, Verdict, gravest
+from guard.verdict import OUTCOMES, Done, GuardVerdict, Verdict, gravest
 from steering.rows import RowGuard
 
 logger = logging.getLogger(__name__)
-
-Done = Literal[
-    "none", "observe", "flag", "steer", "overlay", "refine", "perturb", "replace", "block"
-]
-"""What was done where a guard fired; "none" also where there was nothing to do."""
-
-_OUTCOME: Mapping[Done, Outcome] = {
-    "none": "pass",
-    "observe": "pass",
-    "flag": "flagged",
-    "steer": "steered",
-    "overlay": "overlaid",
-    "refine": "refined",
-    "perturb": "perturbed",
-    "replace": "refined",
-    "block": "blocked",
-}
 
 
 @dataclass(frozen=True)
@@ -79,7 +62,8 @@ P = TypeVar("P", bound="BasePlan[Any]")
 class BasePlan(ABC, Generic[R]):
     """A policy for one model. `broken` says which of its guards cannot be applied, and why.
 
-    `unfit` is True where the policy has guards, but none for this kind of model.
+    `unfit` is True where the policy has guards, but none for this kind of model. `texts` are its
+    screens of text, which whoever takes requests runs, not the model's runtime.
     """
 
     policy: str
@@ -90,6 +74,7 @@ class BasePlan(ABC, Generic[R]):
     unfit: bool = False
     fallback: Fallback = "block"
     replacement: str | None = None
+    texts: tuple[str, ...] = ()
 
     @property
     def refuses(self) -> bool:
@@ -106,6 +91,14 @@ class BasePlan(ABC, Generic[R]):
         if self.refuses:
             faults = "; ".join(f"{guard}: {why}" for guard, why in self.broken.items())
             raise GuardFailed(f"policy {self.policy!r} cannot be applied: {faults}")
+
+    def require_no_texts(self) -> None:
+        """Raise GuardFailed where screens of text are in this policy, and nobody runs them."""
+        if self.texts:
+            raise GuardFailed(
+                f"policy {self.policy!r} has screens of text ({', '.join(self.texts)}), which "
+                "`guard serve` and `guard proxy` run, and nothing here does: ask for another policy"
+            )
 
     def require_fit(self, model: str) -> None:
         """Raise PolicyUnfit where this policy would leave every request to `model` unguarded."""
@@ -145,7 +138,7 @@ class BasePlan(ABC, Generic[R]):
                 guards.append(_unread(guard))
                 continue
             done = self.done(guard, reading) if reading.fired else "none"
-            outcomes.append(_OUTCOME[done])
+            outcomes.append(OUTCOMES[done])
             guards.append(self._told(guard, reading, done))
         guards += [
             GuardVerdict(name, "", "", None, 0.0, False, "none", error=reason)
@@ -184,15 +177,16 @@ def finite(score: float) -> float | None:
 @dataclass(frozen=True)
 class Found(Generic[T]):
     """The guards of a configuration for one model: those that fit, those that are broken and why,
-    and those for models of another kind."""
+    those for models of another kind, and those that screen text."""
 
     fit: Mapping[str, T]
     broken: Mapping[str, str]
     others: frozenset[str]
+    texts: frozenset[str]
 
 
 def find_guards(
-    settings: Sequence[GuardConfig],
+    config: Config,
     kind: Kind,
     name: str,
     load: Callable[[GuardConfig, Artifact], T],
@@ -204,11 +198,14 @@ def find_guards(
     """
     fit: dict[str, T] = {}
     broken: dict[str, str] = {}
-    others = set()
-    for setting in settings:
+    others, texts = set(), {each.name for each in config.patterns}
+    for setting in config.guards:
         try:
             artifact = Artifact.load(setting.artifact)
             its_kind = kind_of(artifact.meta)
+            if its_kind == "text":
+                texts.add(setting.name)
+                continue
             if its_kind not in {kind, None}:
                 others.add(setting.name)
                 continue
@@ -216,7 +213,7 @@ def find_guards(
         except GuardError as error:
             broken[setting.name] = error.message
             logger.warning("guard %s cannot be applied to %s: %s", setting.name, name, error)
-    return Found(fit, broken, frozenset(others))
+    return Found(fit, broken, frozenset(others), frozenset(texts))
 
 
 def _loaded(
@@ -236,7 +233,8 @@ def resolve(
     found: Found[T],
 ) -> P:
     """The policy `name` as a plan of that type; `loaded` are the guards that fit."""
-    wanted = [guard for guard in policy.guards if guard not in found.others]
+    texts = tuple(guard for guard in policy.guards if guard in found.texts)
+    wanted = [guard for guard in policy.guards if guard not in found.others | found.texts]
     return plan(
         policy=name,
         action=policy.action,
@@ -247,7 +245,8 @@ def resolve(
             for guard in wanted
             if guard not in loaded
         },
-        unfit=bool(policy.guards) and not wanted,
+        unfit=bool(policy.guards) and not wanted and not texts,
+        texts=texts,
         fallback=policy.fallback if policy.replacement else "block",
         replacement=policy.replacement,
     )

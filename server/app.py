@@ -19,8 +19,10 @@ from server.images import images_router
 from server.listings import listings_router
 from server.metrics import Metrics
 from server.middleware import ExchangeMiddleware
+from server.moderations import moderations_router
 from server.openapi import describe_bodies
 from server.probes import probes_router
+from server.screening.middleware import ScreenMiddleware, Screens
 from server.service import Service
 
 logger = logging.getLogger(__name__)
@@ -32,12 +34,13 @@ def create_app(
     *,
     keys: KeyRing | None = None,
     metrics: Metrics | None = None,
+    screens: Screens | None = None,
 ) -> FastAPI:
     """The ASGI app that serves `services`, by model name, under `config`.
 
     `keys` None leaves the server open. `metrics` is the object that the services' `record`
-    callable counts verdicts in, so that `/metrics` shows them. The services are closed when the
-    app's lifespan ends.
+    callable counts verdicts in, so that `/metrics` shows them. `screens` read the text of requests
+    and answers under policies that want it. The services are closed when the app's lifespan ends.
     """
     metrics = metrics or Metrics()
     metrics.watch(services)
@@ -46,6 +49,8 @@ def create_app(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
+        if screens is not None:
+            screens.screener.close()
         close_services(services)
 
     app = FastAPI(
@@ -56,7 +61,10 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.add_middleware(ExchangeMiddleware, metrics=metrics)
+    if screens is not None:
+        app.add_middleware(ScreenMiddleware, config=config, screens=screens, keys=keys)
+        app.include_router(moderations_router(gateway, screens))
+    app.add_middleware(ExchangeMiddleware, metrics=metrics)  # the outermost
     install_error_handlers(app)
     app.include_router(chat_router(gateway))
     app.include_router(completions_router(gateway))

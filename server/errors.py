@@ -83,6 +83,17 @@ class EngineFailed(GuardFailed):
     code = "engine_failed"
 
 
+class Overloaded(GuardError):
+    """Nobody can take the request now; `retry_after` is in seconds."""
+
+    status = 503
+    code = "service_unavailable"
+
+    def __init__(self, message: str, *, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
 class WrongEndpoint(RequestError):
     """The model is served, but makes something else than this URL gives."""
 
@@ -132,7 +143,7 @@ def internal_error() -> GuardError:
 def error_response(error: GuardError) -> Response:
     """The HTTP answer for `error`, with the headers that its status calls for."""
     headers: dict[str, str] = {}
-    if isinstance(error, TooManyRequests):
+    if isinstance(error, TooManyRequests | Overloaded):
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"

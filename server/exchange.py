@@ -13,15 +13,25 @@ from guard.verdict import Outcome
 
 _SANE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 SCOPE_KEY = "guard.exchange"
+MODEL = "guard.model"
+"""In a scope: the model that a request names, None where nobody has read it."""
+UPSTREAM = "guard.upstream"
+"""In a scope: the upstream that a screen has chosen for a request."""
 
 
 @dataclass(slots=True)
 class Exchange:
-    """`policy` and `outcome` are filled in as they become known."""
+    """`policy` and `outcome` are filled in as they become known.
+
+    `counted`: the request has been counted against the rate of its key. `joined`: what the recorder
+    knows its rows by while screens look at their answer, "" where none do.
+    """
 
     request_id: str
     policy: str | None = None
     outcome: Outcome | None = None
+    counted: bool = False
+    joined: str = ""
 
     def headers(self) -> dict[str, str]:
         """`X-Request-Id` always, `X-Guard-Policy` and `X-Guard-Verdict` where they are known."""
@@ -31,6 +41,13 @@ class Exchange:
         if self.outcome is not None:
             headers["X-Guard-Verdict"] = self.outcome
         return headers
+
+
+@dataclass(frozen=True, slots=True)
+class NamedRoute:
+    """A route as the metrics want it in a scope: by the template of its path."""
+
+    path: str
 
 
 def request_id(offered: str | None) -> str:

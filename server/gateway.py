@@ -52,6 +52,7 @@ class Admission(Generic[R, S]):
     key: KeyConfig | None
     request_id: str
     deadline: float
+    joined: str = ""
 
     @property
     def tenant(self) -> str:
@@ -111,7 +112,8 @@ class Gateway:
         limits = self.config.server
         deadline = asyncio.get_running_loop().time() + limits.request_timeout_s
         key = self.caller(request)
-        if self.keys is not None and key is not None:
+        exchange = exchange_of(request)
+        if self.keys is not None and key is not None and not exchange.counted:
             self.keys.take(key)
         timer = asyncio.timeout_at(deadline)
         try:
@@ -121,7 +123,6 @@ class Gateway:
             raise RequestTimeout("The request body came too slowly.") from None
         body = parse_request(schema, raw)
         service = service_of(body.model)
-        exchange = exchange_of(request)
         in_body = body.guard.policy if body.guard else None
         exchange.policy = choose_policy(self.config, key, body.model, request.headers, in_body)
         return Admission(
@@ -131,6 +132,7 @@ class Gateway:
             key=key,
             request_id=exchange.request_id,
             deadline=deadline,
+            joined=exchange.joined,
         )
 
     def generation(
@@ -179,6 +181,7 @@ class Gateway:
                 policy=admission.policy,
                 sampling=sampling,
                 tenant=admission.tenant,
+                joined=admission.joined,
             )
             for index, (prompt, sampling) in enumerate(rows)
         ]

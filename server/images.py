@@ -134,6 +134,7 @@ def _requests(gateway: Gateway, admission: Admission[Any, PictureService]) -> li
             guidance=guidance,
             negative_prompt=body.negative_prompt,
             tenant=admission.tenant,
+            joined=admission.joined,
             embeddings=embeddings,
             debug=debug,
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import socket
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
@@ -12,15 +11,16 @@ import uvicorn
 
 from guard.audit import AuditLog
 from guard.config import Config
-from guard.errors import GuardError
 from guard.keys import KeyRing
+from guard.text_plan import TextPlans
 from server.app import create_app
 from server.build import build_services
 from server.graceful import GRACE_S, GracefulServer
+from server.log_rotation import rotate
 from server.metrics import Metrics
 from server.recorder import Recorder
-
-logger = logging.getLogger(__name__)
+from server.screening.middleware import Screens
+from server.screening.screener import Screener
 
 
 def run_server(
@@ -35,10 +35,12 @@ def run_server(
     metrics = Metrics()
     path = config.server.audit_log
     with AuditLog(path) if path else nullcontext() as audit:
-        services = build_services(config, Recorder(metrics.verdicts, audit))
+        recorder = Recorder(metrics.verdicts, audit)
+        screens = _screens(config, recorder)
+        services = build_services(config, recorder)
         keys = KeyRing(config.keys) if config.keys else None
         settings = uvicorn.Config(
-            create_app(config, services, keys=keys, metrics=metrics),
+            create_app(config, services, keys=keys, metrics=metrics, screens=screens),
             log_level="warning",
             access_log=False,
             server_header=False,
@@ -49,14 +51,15 @@ def run_server(
             settings,
             services,
             on_ready=lambda: announce(list(services)),
-            on_hangup=partial(_rotate, audit) if audit else None,
+            on_hangup=partial(rotate, audit) if audit else None,
         )
         with suppress(KeyboardInterrupt):
             server.run(sockets=[listener])
 
 
-def _rotate(audit: AuditLog) -> None:
-    try:
-        audit.reopen()
-    except GuardError:
-        logger.exception("the audit log goes on in its old file")
+def _screens(config: Config, recorder: Recorder) -> Screens | None:
+    """What reads text, where the configuration has such guards."""
+    plans = TextPlans(config)
+    if not (plans.active or plans.screens):
+        return None
+    return Screens(plans, Screener(plans.encoder, plans.heads), recorder)

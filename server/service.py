@@ -30,13 +30,17 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """One row: a prompt, already tokenised, and the policy it runs under."""
+    """One row: a prompt, already tokenised, and the policy it runs under.
+
+    `joined`: what the recorder knows it by where others look at its answer too.
+    """
 
     request_id: str
     prompt: tuple[int, ...]
     policy: str
     sampling: SamplingParams
     tenant: str = ""
+    joined: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,7 +59,7 @@ class PictureRequest:
     """One row: the prompt of a picture, how it is drawn, and from what: None is noise.
 
     `embeddings` are vectors `[vectors, width]` for placeholders in the prompt; no log shows them.
-    `debug`: tell where guards have written.
+    `debug`: tell where guards have written. `joined` is as in GenerationRequest.
     """
 
     request_id: str
@@ -66,6 +70,7 @@ class PictureRequest:
     guidance: float
     negative_prompt: str = ""
     tenant: str = ""
+    joined: str = ""
     embeddings: Mapping[str, NDArray[np.float32]] = field(
         default_factory=dict, repr=False, compare=False
     )

@@ -33,8 +33,13 @@ class Policies:
         self.entries: Mapping[str, Entry] = {
             name: entry
             for name, entry in entries.items()
-            if not keyed or name == self.default or askable(config, name)
+            if not keyed
+            or name == self.default
+            # nobody here runs screens of text
+            or (askable(config, name) and not entry.plan.texts)
         }
+        if keyed:
+            entries[self.default].plan.require_no_texts()
         for entry in self.entries.values() if keyed else ():
             entry.plan.require_whole()
 

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from classifiers.text.encoder import TextEncoder
 from guard.errors import ModelError
-from guard.recipes import EMOJI_WEIGHTS, RECIPES, assemble_emoji
+from guard.recipes import EMOJI_WEIGHTS, MINILM_LAYERS, RECIPES, assemble_emoji
+from tests.classifiers.text import tiny_bert
 
 CARRIED = ("tokenizer.json", "vocab.txt", "special_tokens_map.json")
 
@@ -63,6 +65,15 @@ def test_the_committed_weights_are_complete_and_not_too_large() -> None:
     assert sorted(path.name for path in EMOJI_WEIGHTS.iterdir() if path.is_dir()) == sorted(parts)
     committed = [*EMOJI_WEIGHTS.rglob("*.safetensors"), *EMOJI_WEIGHTS.parent.glob("*.onnx")]
     assert sum(path.stat().st_size for path in committed) < 45e6
+
+
+def test_the_sentence_encoder_is_written_as_it_is_served(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    target.mkdir()
+    RECIPES["minilm"].convert(tiny_bert.write(tmp_path / "files"), target)
+    encoder = TextEncoder.load(target)
+    assert encoder.card.layers == MINILM_LAYERS and encoder.card.precision == "int8"
+    assert encoder.encode(["abc"]).embeddings.shape == (1, tiny_bert.WIDTH)
 
 
 def test_every_file_of_a_recipe_is_pinned() -> None:

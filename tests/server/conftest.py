@@ -14,12 +14,16 @@ import openai
 import pytest
 import uvicorn
 
+from guard.audit import AuditLog
 from guard.config import Config
 from guard.keys import KeyRing
+from guard.text_plan import TextPlans
 from server.app import create_app
 from server.graceful import GracefulServer
 from server.metrics import Metrics
 from server.recorder import Recorder
+from server.screening.middleware import Screens
+from server.screening.screener import Screener
 from tests.server.fake_service import FakeService
 from tests.server.stand import Workshop
 
@@ -71,11 +75,17 @@ class Live:
 
 
 @contextmanager
-def launched(raw: dict[str, Any] | None = None, *, grace_s: float = 10.0) -> Iterator[Live]:
+def launched(
+    raw: dict[str, Any] | None = None,
+    *,
+    grace_s: float = 10.0,
+    config: Config | None = None,
+    audit: AuditLog | None = None,
+) -> Iterator[Live]:
     """A real server on a free loopback port, in a thread of its own."""
-    config = Config.model_validate(raw or settings())
+    config = config or Config.model_validate(raw or settings())
     metrics = Metrics()
-    recorder = Recorder(metrics.verdicts, None)
+    recorder = Recorder(metrics.verdicts, audit)
     service = FakeService()
     verdicts: list[Any] = []
 
@@ -86,7 +96,14 @@ def launched(raw: dict[str, Any] | None = None, *, grace_s: float = 10.0) -> Ite
     service.record = record
     services = {"fake": service}
     keys = KeyRing(config.keys) if config.keys else None
-    app = create_app(config, services, keys=keys, metrics=metrics)
+    plans = TextPlans(config)
+    screens = Screens(plans, Screener(plans.encoder, plans.heads), recorder)
+    app = create_app(
+        *(config, services),
+        keys=keys,
+        metrics=metrics,
+        screens=screens if plans.active else None,
+    )
     with listening(app, services, grace_s=grace_s) as (url, server):
         yield Live(url, service, server, verdicts)
 

@@ -108,6 +108,16 @@ def test_a_default_without_a_guard_for_text_is_refused(folder: Path) -> None:
         policies(folder, "drawn", more)
 
 
+def test_screens_of_text_which_nobody_runs_here_cannot_be_asked_for(folder: Path) -> None:
+    more = '[[patterns]]\nname = "secrets"\nsource = "secrets"\n'
+    more += '[policies.read]\nguards = ["hp", "secrets"]\n'
+    assert "read" not in policies(folder, "hp", more).entries
+    with pytest.raises(GuardFailed, match="has screens of text"):
+        policies(folder, "read", more)
+    # a server that runs them before it asks the engine
+    assert "read" in policies(folder, "read", more, keyed=False).entries
+
+
 def test_plans_that_make_other_states_have_other_salts(folder: Path) -> None:
     entries = generation(folder).entries
     assert entries["none"].salt is None

@@ -1,0 +1,1 @@
+"""The sidecar proxy: an app that forwards to OpenAI-compatible upstreams."""

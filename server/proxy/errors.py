@@ -1,0 +1,37 @@
+"""What can go wrong between a proxy and its upstream."""
+
+from __future__ import annotations
+
+from guard.errors import GuardError, RequestError
+
+
+class UpstreamUnreachable(GuardError):
+    """No connection could be had: nothing was sent."""
+
+    status = 502
+    code = "upstream_unreachable"
+
+
+class UpstreamBroken(GuardError):
+    """The upstream did not answer as HTTP wants, or hung up in the middle."""
+
+    status = 502
+    code = "upstream_failed"
+
+
+class UpstreamRefused(GuardError):
+    """The upstream does not take the credential that it was configured with."""
+
+    status = 502
+    code = "upstream_refused_credential"
+
+
+class UpstreamTimeout(GuardError):
+    status = 504
+    code = "upstream_timeout"
+
+
+class BadPath(RequestError):
+    """A path that climbs out of where it begins."""
+
+    code = "invalid_path"

@@ -1,0 +1,36 @@
+"""What an operator watches of the upstreams."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from prometheus_client import CollectorRegistry, Gauge
+
+from server.proxy.upstreams import Upstream, Upstreams
+
+
+def watch_upstreams(upstreams: Upstreams, registry: CollectorRegistry) -> None:
+    """Ask each upstream for its state whenever the metrics are read."""
+    ready = Gauge(
+        "inference_guard_upstream_ready",
+        "1 while the upstream gets requests: well, and its breaker closed.",
+        ["upstream"],
+        registry=registry,
+    )
+    in_flight = Gauge(
+        "inference_guard_upstream_requests",
+        "Requests that are with the upstream.",
+        ["upstream"],
+        registry=registry,
+    )
+    for upstream in upstreams.all:
+        ready.labels(upstream.name).set_function(partial(_ready, upstream))
+        in_flight.labels(upstream.name).set_function(partial(_in_flight, upstream))
+
+
+def _ready(upstream: Upstream) -> float:
+    return float(upstream.ready)
+
+
+def _in_flight(upstream: Upstream) -> float:
+    return float(upstream.in_flight)

@@ -1,0 +1,71 @@
+"""From a configuration to a running proxy."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
+from functools import partial
+
+import uvicorn
+
+from guard.audit import AuditLog
+from guard.config import Config
+from guard.errors import ConfigError
+from guard.keys import KeyRing
+from guard.text_plan import TextPlans
+from server.graceful import GracefulServer
+from server.log_rotation import rotate
+from server.metrics import Metrics
+from server.middleware import ExchangeMiddleware
+from server.proxy.app import ProxyApp
+from server.proxy.forward import Forwarder
+from server.proxy.metrics import watch_upstreams
+from server.proxy.upstreams import Upstreams
+from server.proxy.visit import Desk
+from server.recorder import Recorder
+from server.screening.screener import Screener
+
+
+def run_proxy(
+    config: Config, listener: socket.socket, announce: Callable[[list[str]], None]
+) -> None:
+    """Serve the proxy that `config` says on `listener` until a signal.
+
+    SIGTERM lets running answers end; SIGHUP reopens the audit log. `announce` is called with the
+    upstreams' names once requests are taken. Raises ConfigError where there is no upstream or a
+    credential is not there, GuardFailed where the default policy cannot be applied.
+    """
+    if not config.upstreams:
+        raise ConfigError(["there is no upstream: give --upstream URL, or add [[upstreams]]"])
+    plans = TextPlans(config)
+    plans[config.server.default_policy].require_whole()
+    upstreams = Upstreams(config.upstreams)
+    metrics = Metrics()
+    path = config.server.audit_log
+    with AuditLog(path) if path else nullcontext() as audit:
+        desk = Desk(
+            config,
+            plans,
+            Screener(plans.encoder, plans.heads),
+            Forwarder(upstreams, config.proxy),
+            Recorder(metrics.verdicts, audit).record,
+        )
+        app = ProxyApp(desk, KeyRing(config.keys) if config.keys else None, metrics)
+        watch_upstreams(upstreams, metrics.registry)
+        server = GracefulServer(
+            uvicorn.Config(
+                ExchangeMiddleware(app, metrics),
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                ws="none",
+                lifespan="on",
+                timeout_graceful_shutdown=config.proxy.drain_timeout_s,
+            ),
+            {},
+            on_ready=lambda: announce([each.name for each in upstreams.all]),
+            on_hangup=partial(rotate, audit) if audit else None,
+        )
+        with suppress(KeyboardInterrupt):
+            server.run(sockets=[listener])

@@ -1,0 +1,1 @@
+"""Screens of text around an app that speaks OpenAI's HTTP: our server, or a way to an upstream."""

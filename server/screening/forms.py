@@ -1,0 +1,32 @@
+"""Forms as bodies that can be screened: requests for edits of pictures may be some."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from starlette.datastructures import Headers
+
+from server.errors import InvalidForm
+
+PICTURES = {"image", "mask"}
+"""Fields of a form that are files."""
+
+
+def is_form(headers: Headers) -> bool:
+    """Whether a request says that it carries a form."""
+    media = headers.get("content-type", "").partition(";")[0].strip().lower()
+    return media == "multipart/form-data"
+
+
+async def read_form(headers: Headers, raw: bytes) -> dict[str, Any]:
+    """What the form says, files as bytes. Raises InvalidForm and InvalidParameter."""
+    from server.forms import parse_form
+    from server.picture_schemas import EditRequest
+
+    # many small pieces take the parser long
+    form = await asyncio.to_thread(parse_form, raw, headers.get("content-type", ""), EditRequest)
+    for name, value in form.items():
+        if isinstance(value, bytes) and name not in PICTURES:
+            raise InvalidForm(f"'{name[:80]}' is no file: send it as a field.")
+    return form

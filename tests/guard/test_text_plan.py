@@ -1,0 +1,99 @@
+"""Policies resolved to screens of text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from guard.config import load_config
+from guard.errors import ConfigError, GuardFailed
+from guard.text_plan import TextPlans
+
+LIST = '[[words]]\nlabel = "BAD"\nwords = ["forbidden"]\n'
+BASE = """
+[[patterns]]
+name = "mine"
+source = "mine.toml"
+[[patterns]]
+name = "secrets"
+source = "secrets"
+[policies.p]
+guards = ["mine", "secrets"]
+"""
+
+
+def _plans(folder: Path, text: str) -> TextPlans:
+    (folder / "mine.toml").write_text(LIST)
+    (folder / "config.toml").write_text(text)
+    return TextPlans(load_config(folder / "config.toml"))
+
+
+def _faults(folder: Path, text: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        _plans(folder, text)
+    return [problem.partition(": ")[2] for problem in caught.value.problems]
+
+
+def test_actions_come_from_the_screen_then_the_policy(tmp_path: Path) -> None:
+    text = BASE + 'action = "redact"\n[policies.p.screen]\nactions = { mine = "flag" }\n'
+    plans = _plans(tmp_path, text)
+    plan = plans["p"]
+    assert [(each.name, each.action) for each in plan.screens] == [
+        ("mine", "flag"),
+        ("secrets", "redact"),
+    ]
+    assert plan.changes and plan.active
+    assert not plans["none"].active
+    assert {each.action for each in plans.screens} == {"observe"}
+
+
+def test_an_action_of_models_guards_blocks_where_a_screen_fires(tmp_path: Path) -> None:
+    plan = _plans(tmp_path, BASE + 'action = "steer"\n')["p"]
+    assert {each.action for each in plan.screens} == {"block"}
+
+
+def test_what_may_pass_unread(tmp_path: Path) -> None:
+    screen = '[policies.p.screen]\nunscreened = ["/v1/files*", "/x", "pictures"]\n'
+    plan = _plans(tmp_path, BASE + screen)["p"]
+    assert plan.passes("/v1/files/1") and plan.passes("/x") and plan.passes("pictures")
+    assert not plan.passes("/x/y") and not plan.passes("audio")
+
+
+@pytest.mark.parametrize(
+    ("more", "fault"),
+    [
+        ('action = "route"', "policies.p.action: needs to know where to"),
+        ('action = "policy"', "policies.p.action: needs to know which"),
+        (
+            'action = "redact"\n[policies.p.screen]\nrace = true',
+            'policies.p.screen.race: "redact" changes the request',
+        ),
+        (
+            "[policies.p.screen]\nrestore = true",
+            'policies.p.screen.restore: is for the action "red',
+        ),
+        ('[policies.p.screen]\nactions = { x = "flag" }', "policies.p.screen.actions.x: is no gua"),
+        ('[policies.p.screen]\nupstream = "x"', "policies.p.screen.upstream: no upstream"),
+        ('[[patterns]]\nname = "mine"\nsource = "secrets"', "patterns[2].name: is the same as in"),
+        ('[[patterns]]\nname = "b"\nsource = "b.toml"', "patterns[2].source: "),
+        ('[[upstreams]]\nname = "u"\nurl = "http://u:secret@x"', "upstreams[0].url: should be"),
+    ],
+)
+def test_faults_of_screens(tmp_path: Path, more: str, fault: str) -> None:
+    faults = _faults(tmp_path, BASE + more)
+    assert any(each.startswith(fault) for each in faults), faults
+    assert "secret@" not in str(faults)
+
+
+def test_a_list_that_has_gone_breaks_the_policies_that_name_it(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(LIST)
+    path = tmp_path / "config.toml"
+    path.write_text(BASE + '[policies.open]\nguards = ["mine"]\non_error = "open"\n')
+    config = load_config(path)
+    (tmp_path / "mine.toml").unlink()
+    plans = TextPlans(config)
+    with pytest.raises(GuardFailed, match="cannot be read"):
+        plans["p"].require_whole()
+    plans["open"].require_whole()
+    assert plans["open"].active

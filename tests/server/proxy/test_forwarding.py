@@ -1,0 +1,158 @@
+"""What goes through unchanged, and what does not go through."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from starlette.types import Send
+
+from tests.server.proxy.stand import Got, Proxy, Upstream, chat, proxied, reply, served, spoken
+
+
+async def _echo(got: Got, send: Send) -> None:
+    await reply(
+        send, got.body or b"{}", headers={"x-own": "1", "connection": "x-hop", "x-hop": "1"}
+    )
+
+
+@pytest.fixture
+def upstream() -> Upstream:
+    return Upstream(_echo)
+
+
+@pytest.fixture
+def proxy(tmp_path: Path, upstream: Upstream) -> Iterator[Proxy]:
+    with served(upstream) as port, proxied(tmp_path, "", port) as running:
+        yield running
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/v1/chat/completions"),
+        ("POST", "/v1/embeddings"),
+        ("POST", "/v1/messages"),
+        ("POST", "/v1/audio/transcriptions"),
+        ("GET", "/v1/models"),
+        ("DELETE", "/v1/files/file-1"),
+        ("PUT", "/something/nobody%2Fknows?a=1&a=2"),
+    ],
+)
+def test_every_route_goes_through(proxy: Proxy, upstream: Upstream, method: str, path: str) -> None:
+    body = b'{"b":1, "a" : 2}' if method in {"POST", "PUT"} else b""
+    answer = httpx.request(method, proxy.url + path, content=body)
+    (got,) = upstream.got
+    assert (got.method, got.path, got.body) == (method, path, body)
+    assert answer.content == (body or b"{}")
+    assert answer.headers["x-own"] == "1"
+    assert "x-hop" not in answer.headers
+
+
+def test_headers_pass_in_order_repeated_ones_too(proxy: Proxy, upstream: Upstream) -> None:
+    sent = [("x-a", "1"), ("x-a", "2"), ("openai-beta", "x"), ("connection", "close, x-mine")]
+    httpx.post(f"{proxy.url}/v1/files", headers=[*sent, ("x-mine", "hop")], content=b"abc")
+    (got,) = upstream.got
+    assert [pair for pair in got.headers if pair[0] in {"x-a", "openai-beta"}] == sent[:3]
+    assert got.header("x-mine") is None
+
+
+def test_clients_keys_stay_here_and_the_upstreams_go_there(
+    tmp_path: Path, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("THEIR_KEY", "sk-theirs")
+    mine = hashlib.sha256(b"sk-mine").hexdigest()
+    with served(upstream) as port:
+        text = (
+            f'[[upstreams]]\nname = "u"\nurl = "http://127.0.0.1:{port}/v1"\n'
+            f'key_env = "THEIR_KEY"\n[[keys]]\nhash = "sha256:{mine}"\ntenant = "me"\n'
+        )
+        with proxied(tmp_path, text, port) as proxy:
+            refused = httpx.post(f"{proxy.url}/v1/chat/completions", json={})
+            headers = {"authorization": "Bearer sk-mine", "x-api-key": "sk-mine", "cookie": "a=b"}
+            answer = httpx.post(f"{proxy.url}/v1/chat/completions", json={}, headers=headers)
+    assert refused.status_code == 401
+    assert answer.status_code == 200
+    (got,) = upstream.got
+    assert got.path == "/v1/chat/completions"
+    assert got.header("authorization") == "Bearer sk-theirs"
+    assert "sk-mine" not in str(got.headers)
+    assert got.header("cookie") is None
+    assert "sk-theirs" not in str(answer.headers)
+
+
+def test_an_upstream_that_refuses_its_credential_does_not_show_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("THEIR_KEY", "sk-theirs")
+
+    async def refuse(got: Got, send: Send) -> None:
+        await reply(send, {"error": f"wrong: {got.header('authorization')}"}, status=401)
+
+    with served(Upstream(refuse)) as port:
+        text = (
+            f'[[upstreams]]\nname = "u"\nurl = "http://127.0.0.1:{port}"\nkey_env = "THEIR_KEY"\n'
+        )
+        with proxied(tmp_path, text) as proxy:
+            answer = httpx.post(f"{proxy.url}/v1/chat/completions", json={})
+    assert answer.status_code == 502
+    assert answer.json()["error"]["code"] == "upstream_refused_credential"
+    assert "sk-theirs" not in answer.text
+
+
+def test_a_stream_goes_through_byte_for_byte(tmp_path: Path) -> None:
+    upstream = Upstream(spoken(["a", "b"]))
+    with served(upstream) as port:
+        bare = httpx.post(f"http://127.0.0.1:{port}/v1/chat/completions", json={})
+        with proxied(tmp_path, "", port) as proxy:
+            answer = httpx.post(f"{proxy.url}/v1/chat/completions", json={})
+    assert answer.content == bare.content
+    assert answer.headers["x-guard-policy"] == "none"
+
+
+@pytest.mark.parametrize("path", ["/v1/../admin", "/v1/%2e%2e/admin", "/v1/.%2E/x", "/../x"])
+def test_paths_that_climb_are_refused(proxy: Proxy, upstream: Upstream, path: str) -> None:
+    import socket
+
+    host, port = proxy.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as wire:
+        wire.sendall(f"GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".encode())
+        answer = b""
+        while received := wire.recv(65536):
+            answer += received
+    assert b" 400 " in answer.splitlines()[0]
+    assert not upstream.got
+
+
+def test_each_request_has_an_audit_line(proxy: Proxy) -> None:
+    httpx.post(f"{proxy.url}/v1/chat/completions", json=chat("x"), headers={"x-request-id": "r1"})
+    (line,) = proxy.lines()
+    assert (line["request_id"], line["policy"], line["outcome"]) == ("r1", "none", "pass")
+    metrics = httpx.get(f"{proxy.url}/metrics").text
+    assert 'inference_guard_verdicts_total{model="",outcome="pass",policy="none"} 1.0' in metrics
+    assert 'path="/v1/chat/completions",status="200"' in metrics
+    assert 'inference_guard_upstream_ready{upstream="u0"} 1.0' in metrics
+
+
+def test_who_watches_needs_no_key_and_is_answered_here(proxy: Proxy, upstream: Upstream) -> None:
+    assert httpx.get(f"{proxy.url}/health").json() == {"status": "ok"}
+    ready: dict[str, Any] = httpx.get(f"{proxy.url}/ready").json()
+    assert ready["upstreams"]["u0"]["ready"] is True
+    policies = httpx.get(f"{proxy.url}/guard/v1/policies").json()
+    assert [each["id"] for each in policies["data"]] == ["none"]
+    assert not upstream.got
+
+
+def test_a_large_body_is_passed_on_as_it_comes(proxy: Proxy, upstream: Upstream) -> None:
+    content = bytes(range(256)) * 40_000
+    answer = httpx.post(
+        f"{proxy.url}/v1/files", content=content, headers={"content-type": "application/x"}
+    )
+    assert answer.status_code == 200
+    assert upstream.got[0].body == content
+    assert json.loads(httpx.get(f"{proxy.url}/health").content)["status"] == "ok"

@@ -1,0 +1,297 @@
+"""Ways around the screens, each of which was open once."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from starlette.types import Send
+
+from tests.server.proxy.stand import Got, Upstream, begin, chat, chunk, piece, reply, served
+from tests.server.proxy.test_screening import ask, said, standing, streamed
+
+
+def stream_of(*events: bytes, done: bool = True) -> Upstream:
+    async def answer(got: Got, send: Send) -> None:
+        await begin(send)
+        for event in events:
+            await piece(send, event)
+        await piece(send, b"data: [DONE]\n\n" if done else b"", more=False)
+
+    return Upstream(answer)
+
+
+def sent(event: dict[str, Any]) -> bytes:
+    return f"data: {json.dumps(event)}\n\n".encode()
+
+
+def test_a_race_that_is_lost_before_the_answer_begins_is_a_refusal(tmp_path: Path) -> None:
+    async def slow(got: Got, send: Send) -> None:
+        await asyncio.sleep(3)
+        await reply(send, chat("ok"))
+
+    with standing(tmp_path, Upstream(slow), "block", "race = true") as proxy:
+        answer = ask(proxy, "the forbidden thing")
+        assert answer.status_code == 400
+        assert answer.json()["error"]["code"] == "content_filter"
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"prompt": [2, 3, 4]}),
+        ("/v1/completions", {"prompt": [[2, 3], [4]]}),
+        ("/v1/embeddings", {"input": [2, 3, 4]}),
+        ("/v1/completions", {"prompt_embeds": "AAAA"}),
+    ],
+)
+def test_prompts_as_token_ids_need_leave(tmp_path: Path, path: str, body: Any) -> None:
+    upstream = said("ok")
+    with standing(tmp_path, upstream) as proxy:
+        answer = httpx.post(proxy.url + path, json={"model": "m", **body})
+        assert answer.json()["error"]["code"] == "unscreened_content"
+        assert not upstream.got
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "input_file", "file_id": "file-1"},
+        {"type": "file", "file": {"file_id": "file-1"}},
+        {"type": "document", "source": {"type": "file", "file_id": "file-1"}},
+        {"type": "input_image", "file_id": "file-1"},
+        {"type": "video_url", "video_url": {"url": "https://x/y"}},
+        {"type": "container_upload", "file_id": "file-1"},
+    ],
+)
+def test_content_by_reference_needs_leave(tmp_path: Path, part: Any) -> None:
+    upstream = said("ok")
+    body = {"model": "m", "messages": [{"role": "user", "content": [part]}]}
+    with standing(tmp_path, upstream) as proxy:
+        answer = httpx.post(f"{proxy.url}/v1/chat/completions", json=body)
+        assert answer.json()["error"]["code"] == "unscreened_content"
+        assert not upstream.got
+
+
+def test_speech_needs_leave_and_must_be_sound(tmp_path: Path) -> None:
+    media = "audio/mpeg"
+
+    async def answer(got: Got, send: Send) -> None:
+        await reply(send, b"forbidden thing", media=media)
+
+    body = {"model": "m", "input": "hello"}
+    with standing(tmp_path, Upstream(answer)) as proxy:
+        refused = httpx.post(f"{proxy.url}/v1/audio/speech", json=body)
+        assert refused.json()["error"]["code"] == "unscreened_content"
+    with standing(tmp_path, Upstream(answer), screen='unscreened = ["audio"]') as proxy:
+        assert httpx.post(f"{proxy.url}/v1/audio/speech", json=body).status_code == 200
+        media = "text/plain"
+        assert httpx.post(f"{proxy.url}/v1/audio/speech", json=body).status_code == 502
+
+
+def test_choices_that_share_an_event_are_cut_one_by_one(tmp_path: Path) -> None:
+    def both(first: str, second: str) -> bytes:
+        texts = (first, second)
+        choices = [{"index": i, "delta": {"content": text}} for i, text in enumerate(texts)]
+        return sent({"choices": choices})
+
+    upstream = stream_of(
+        chunk({"content": "the forbidden thing is " + "z" * 300}),
+        both("SECRET UNREAD", "good "),
+        both("SECRET UNREAD", "day"),
+        chunk({}, index=1, end="stop"),
+    )
+    with standing(tmp_path, upstream) as proxy:
+        answer = ask(proxy, "hi", stream=True, n=2)
+        text, _, ended = streamed(answer)
+        assert "SECRET" not in answer.text
+        assert text.endswith("good day")
+        assert ended
+
+
+@pytest.mark.parametrize(
+    "delta",
+    [
+        lambda text: {"tool_calls": [{"index": 0, "custom": {"input": text}}]},
+        lambda text: {"reasoning_details": [{"type": "reasoning.text", "text": text}]},
+        lambda text: {"audio": {"transcript": text}},
+        lambda text: {"something_new": text},
+    ],
+)
+def test_new_fields_of_a_delta_are_read_across_events(tmp_path: Path, delta: Any) -> None:
+    parts = [chunk(delta(text)) for text in ("the forb", "idden th", "ing is")]
+    with standing(tmp_path, stream_of(*parts, chunk({}, end="stop"))) as proxy:
+        answer = ask(proxy, "hi", stream=True)
+        assert "content_filter" in answer.text
+        assert "idden" not in answer.text
+
+
+def test_the_text_that_a_block_begins_with_is_read_with_the_rest(tmp_path: Path) -> None:
+    start = {"type": "content_block_start", "index": 0}
+    delta = {"type": "content_block_delta", "index": 0}
+    events = [
+        {**start, "content_block": {"type": "text", "text": "the forbidden"}},
+        {**delta, "delta": {"type": "text_delta", "text": " thing"}},
+        {"type": "message_stop"},
+    ]
+    with standing(tmp_path, stream_of(*map(sent, events), done=False)) as proxy:
+        body = {"model": "m", "stream": True, "messages": []}
+        answer = httpx.post(f"{proxy.url}/v1/messages", json=body)
+        assert "refusal" in answer.text and "forbidden" not in answer.text
+
+
+def test_log_probabilities_do_not_spell_what_was_cut_out(tmp_path: Path) -> None:
+    spelled = [{"token": "evil@corp.com"}]
+    part = {"type": "output_text", "text": "to evil@corp.com", "logprobs": spelled}
+    body = {"id": "r", "output": [{"type": "message", "content": [part]}]}
+
+    async def answer(got: Got, send: Send) -> None:
+        await reply(send, body)
+
+    with standing(tmp_path, Upstream(answer), "redact") as proxy:
+        told = httpx.post(f"{proxy.url}/v1/responses", json={"model": "m", "input": "hi"})
+        assert "[EMAIL_1]" in told.text and "evil" not in told.text
+    choice = {"index": 0, "delta": {}, "logprobs": {"content": [{"token": "forbidden thing"}]}}
+    with standing(tmp_path, stream_of(sent({"choices": [choice]}))) as proxy:
+        assert "forbidden" not in ask(proxy, "hi", stream=True).text
+
+
+def test_comments_keep_a_connection_open_and_say_nothing(tmp_path: Path) -> None:
+    upstream = stream_of(
+        b"\xef\xbb\xbf" + chunk({"content": "the forb"}),
+        b": forbidden thing\n\n",
+        b"id: forbidden thing\ndata: {}\n\n",
+        chunk({"content": "idden thing"}),
+    )
+    with standing(tmp_path, upstream) as proxy:
+        answer = ask(proxy, "hi", stream=True)
+        assert answer.text.startswith(":\n\n"), "it does not wait behind text that is held"
+        assert "forb" not in answer.text
+
+
+def test_an_empty_finish_reason_ends_nothing(tmp_path: Path) -> None:
+    events = [chunk({"content": text}, end="") for text in ("mail evil@co", "rp.com ok")]
+    with standing(tmp_path, stream_of(*events, chunk({}, end="stop")), "redact") as proxy:
+        text, _, _ = streamed(ask(proxy, "hi", stream=True))
+        assert text == "mail [EMAIL_1] ok"
+
+
+def test_what_stands_in_two_strings_is_refused_where_it_cannot_be_cut_out(tmp_path: Path) -> None:
+    parts = [{"type": "text", "text": "the forbidden"}, {"type": "text", "text": "thing"}]
+    upstream = said("ok")
+    with standing(tmp_path, upstream, "redact") as proxy:
+        for body in (
+            {"messages": [{"role": "user", "content": parts}]},
+            {"system": parts, "messages": []},
+        ):
+            path = "/v1/messages" if "system" in body else "/v1/chat/completions"
+            answer = httpx.post(proxy.url + path, json={"model": "m", **body})
+            assert answer.status_code == 400
+        assert not upstream.got
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"messages": [{"role": "assistant", "content": [
+            {"type": "tool_use", "name": "f", "input": {"user": "joe@home.com"}}]}]},
+        {"messages": [], "metadata": {"id": "joe@home.com"}},
+        {"messages": [], "tools": [{"function": {"parameters": {"joe@home.com": {}}}}]},
+    ],
+)  # fmt: skip
+def test_words_of_the_protocol_are_the_clients_own_where_it_names_things(
+    tmp_path: Path, body: Any
+) -> None:
+    upstream = said("ok")
+    with standing(tmp_path, upstream) as proxy:
+        answer = httpx.post(f"{proxy.url}/v1/chat/completions", json={"model": "m", **body})
+        assert answer.status_code == 400
+        assert not upstream.got
+
+
+def test_a_role_that_is_no_messages_chooses_no_place(tmp_path: Path) -> None:
+    upstream = said("ok")
+    with standing(tmp_path, upstream, screen='look = ["user"]') as proxy:
+        body = {"model": "m", "role": "system", "prompt": "the forbidden thing"}
+        assert httpx.post(f"{proxy.url}/v1/completions", json=body).status_code == 400
+
+
+def test_lists_of_paths_cannot_be_climbed_out_of(tmp_path: Path) -> None:
+    upstream = said("ok")
+    with standing(tmp_path, upstream, screen='unscreened = ["/v1/files*"]') as proxy:
+        for path in ("%2e%2e%2fchat/completions", "..%5cchat", "%252e%252e%252fchat"):
+            answer = httpx.post(f"{proxy.url}/v1/files/{path}", json={})
+            assert answer.json()["error"]["code"] == "invalid_path"
+        assert not upstream.got
+
+
+def test_reads_of_answers_are_audited_too(tmp_path: Path) -> None:
+    with standing(tmp_path, said("the forbidden thing")) as proxy:
+        assert httpx.get(f"{proxy.url}/v1/responses/r1").status_code == 400
+        assert proxy.lines()[0]["outcome"] == "blocked"
+
+
+def test_an_error_page_keeps_its_status_and_when_to_come_back(tmp_path: Path) -> None:
+    async def busy(got: Got, send: Send) -> None:
+        headers = {"retry-after": "7"}
+        await reply(send, b"busy", status=429, media="text/plain", headers=headers)
+
+    with standing(tmp_path, Upstream(busy)) as proxy:
+        answer = ask(proxy, "hi")
+        assert answer.status_code == 429
+        assert answer.headers["retry-after"] == "7"
+        assert "busy" not in answer.text
+
+
+def test_a_client_that_hangs_up_while_it_waits_gives_its_place_back(tmp_path: Path) -> None:
+    async def slow(got: Got, send: Send) -> None:
+        await asyncio.sleep(1.5)
+        await reply(send, chat("ok"))
+
+    limits = "[proxy]\nmax_requests = 1\nqueue_limit = 1\n"
+    from tests.server.proxy.stand import proxied
+
+    body = {"model": "m", "messages": []}
+    with served(Upstream(slow)) as port, proxied(tmp_path, limits, port) as proxy:
+
+        async def three() -> int:
+            url = f"{proxy.url}/v1/chat/completions"
+            async with httpx.AsyncClient(timeout=20) as client:
+                first = asyncio.create_task(client.post(url, json=body))
+                await asyncio.sleep(0.3)
+                with pytest.raises(httpx.ReadTimeout):
+                    await client.post(url, json=body, timeout=0.3)
+                await asyncio.sleep(0.3)
+                third = await client.post(url, json=body)
+                await first
+                return third.status_code
+
+        assert asyncio.run(three()) == 200
+
+
+def test_a_health_check_follows_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("THEIR_KEY", "TOPSECRET")
+    from tests.server.proxy.stand import proxied
+
+    other = said("ok")
+    with served(other) as elsewhere:
+
+        async def moved(got: Got, send: Send) -> None:
+            where = {"location": f"http://127.0.0.1:{elsewhere}/health"}
+            await reply(send, b"", status=302, headers=where)
+
+        with served(Upstream(moved)) as port:
+            text = (
+                f'[[upstreams]]\nname = "u"\nurl = "http://127.0.0.1:{port}"\nhealth = "/health"\n'
+                'health_every_s = 0.05\nkey_env = "THEIR_KEY"\nkey_header = "x-api-key"\n'
+            )
+            with proxied(tmp_path, text) as proxy:
+                for _ in range(100):
+                    if httpx.get(f"{proxy.url}/ready").status_code == 503:
+                        break
+                assert httpx.get(f"{proxy.url}/ready").status_code == 503
+    assert not other.got

@@ -1,0 +1,173 @@
+"""Streams behind the screens, however they are cut."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from guard.config import ScreenConfig, TextAction
+from guard.text_plan import TextPlan, TextScreen
+from server.screening.findings import Findings, Seen
+from server.screening.formats.choices import ChatFormat
+from server.screening.held import Span
+from server.screening.redaction import Placeholders
+from server.screening.stream import StreamGuard
+
+_SECRET = re.compile(r"a[bc]{1,4}a|dd")
+MARK = "[S_1]"
+
+
+def _screen(action: TextAction) -> TextScreen:
+    return TextScreen("s", "c", "patterns", 1.0, action)
+
+
+class _Guarded:
+    """A stream under one policy; `windows` are the texts that were read of it."""
+
+    def __init__(self, action: TextAction, hold_back: int) -> None:
+        self.windows: list[str] = []
+        screen = _screen(action)
+        config = ScreenConfig(hold_back_chars=hold_back)
+        plan = TextPlan("p", "closed", config, (screen,), {})
+        self.findings = Findings(plan)
+
+        async def read(
+            texts: Sequence[str], /, tail: int | None = None, *, patterns: bool = False
+        ) -> list[list[Seen]]:
+            self.windows += texts
+            found = [
+                tuple(Span(m.start(), m.end(), "S") for m in _SECRET.finditer(text))
+                for text in texts
+            ]
+            return [[Seen(screen, float(bool(spans)), spans)] for spans in found]
+
+        self.guard = StreamGuard(
+            ChatFormat(),
+            self.findings,
+            read,
+            lambda inner: {"outcome": self.findings.outcome},
+            _Marks(),
+            reads=True,
+            restoring=False,
+            choices=1,
+            event_limit=100_000,
+        )
+
+    def run(self, chunks: Sequence[bytes]) -> bytes:
+        async def through() -> bytes:
+            out = b""
+            for chunk in chunks:
+                out += await self.guard.feed(chunk)
+                if self.guard.over:
+                    return out
+            return out + await self.guard.end()
+
+        return asyncio.run(through())
+
+
+class _Marks(Placeholders):
+    """Every secret has the same one."""
+
+    def __init__(self) -> None:
+        super().__init__(())
+
+    def of(self, label: str, original: str) -> str:
+        return MARK
+
+
+def _events(deltas: Sequence[str]) -> list[bytes]:
+    choices = [{"index": 0, "delta": {"content": text}, "finish_reason": None} for text in deltas]
+    choices.append({"index": 0, "delta": {}, "finish_reason": "stop"})
+    return [
+        *(b"data: " + json.dumps({"choices": [each]}).encode() + b"\n\n" for each in choices),
+        b"data: [DONE]\n\n",
+    ]
+
+
+def _text(out: bytes) -> str:
+    found = [line[6:] for line in out.decode().split("\n\n") if line and "[DONE]" not in line]
+    events: list[dict[str, Any]] = [json.loads(line) for line in found]
+    return "".join(c["delta"].get("content") or "" for e in events for c in e["choices"])
+
+
+def _cut(text: str, cuts: Sequence[int]) -> list[str]:
+    at = sorted({min(cut, len(text)) for cut in cuts})
+    return [text[a:b] for a, b in zip([0, *at], [*at, len(text)], strict=True)]
+
+
+TEXTS = st.text("abcd ", max_size=150)
+CUTS = st.lists(st.integers(0, 150), max_size=15)
+
+
+@settings(deadline=None)
+@given(TEXTS, CUTS, st.integers(1, 50), st.sampled_from([16, 40, 64]))
+def test_a_redacted_stream_is_the_redacted_text(
+    text: str, cuts: list[int], size: int, hold_back: int
+) -> None:
+    whole = b"".join(_events(_cut(text, cuts)))
+    chunks = [whole[at : at + size] for at in range(0, len(whole), size)]
+    guarded = _Guarded("redact", hold_back)
+    out = guarded.run(chunks)
+    assert _text(out) == _SECRET.sub(MARK, text)
+    assert out.endswith(b"data: [DONE]\n\n")
+    at_once = _Guarded("redact", hold_back)
+    at_once.run([b"".join(_events([text]))])
+    assert guarded.windows == at_once.windows, "what is read does not depend on the chunks"
+
+
+@settings(deadline=None)
+@given(TEXTS, CUTS, st.sampled_from([16, 40, 64]))
+def test_a_blocked_stream_ends_at_the_same_place_before_the_secret(
+    text: str, cuts: list[int], hold_back: int
+) -> None:
+    ended = _Guarded("block", hold_back).run(_events(_cut(text, cuts)))
+    at_once = _Guarded("block", hold_back).run(_events([text]))
+    found = _SECRET.search(text)
+    assert _text(ended) == _text(at_once)
+    assert ended.endswith(b"data: [DONE]\n\n")
+    if found is None:
+        assert _text(ended) == text
+    else:
+        assert b"content_filter" in ended
+        assert text[: found.start()].startswith(_text(ended))
+
+
+@settings(deadline=None)
+@given(TEXTS, CUTS)
+def test_a_silent_stream_leaves_byte_for_byte(text: str, cuts: list[int]) -> None:
+    harmless = _SECRET.sub("", text)
+    while _SECRET.search(harmless):
+        harmless = _SECRET.sub("", harmless)
+    events = _events(_cut(harmless, cuts))
+    out = _Guarded("redact", 40).run(events)
+    told = events[-2].replace(b"}]}", b'}],"guard":{"outcome":"pass"}}')
+    assert _normal(out) == _normal(b"".join([*events[:-2], told, events[-1]]))
+
+
+def _normal(out: bytes) -> list[Any]:
+    lines = out.decode().split("\n\n")
+    return [json.loads(line[6:]) if line[6:7] == "{" else line for line in lines]
+
+
+@settings(deadline=None)
+@given(TEXTS, CUTS, st.sampled_from([16, 40, 64]))
+def test_no_more_is_held_than_the_policy_says(text: str, cuts: list[int], hold_back: int) -> None:
+    guarded = _Guarded("flag", hold_back)
+
+    async def through() -> None:
+        said = 0
+        left = ""
+        for delta, event in zip(_cut(text, cuts), _events(_cut(text, cuts)), strict=False):
+            said += len(delta)
+            out = await guarded.guard.feed(event)
+            left += _text(out)
+            # what is held as a whole event counts with it
+            assert said - len(left) <= hold_back + max(map(len, _cut(text, cuts)), default=0)
+
+    asyncio.run(through())
