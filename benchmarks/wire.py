@@ -1,0 +1,90 @@
+"""A load generator close to the socket: what it takes itself must not hide what is measured."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from dataclasses import dataclass
+
+
+def request(port: int, body: dict[str, object], path: str = "/v1/chat/completions") -> bytes:
+    """The bytes of one POST."""
+    content = json.dumps(body).encode()
+    head = (
+        f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\ncontent-type: application/json\r\n"
+        f"authorization: Bearer sk-bench\r\ncontent-length: {len(content)}\r\n\r\n"
+    )
+    return head.encode() + content
+
+
+@dataclass(slots=True)
+class Connection:
+    """One that is kept alive."""
+
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    @classmethod
+    async def open(cls, port: int) -> Connection:
+        return cls(*await asyncio.open_connection("127.0.0.1", port))
+
+    async def ask(self, raw: bytes) -> int:
+        """Send a request and read its whole answer; its status."""
+        self.writer.write(raw)
+        head = await self.reader.readuntil(b"\r\n\r\n")
+        lowered = head.lower()
+        if (at := lowered.find(b"content-length:")) >= 0:
+            await self.reader.readexactly(int(lowered[at + 15 :].split(b"\r\n", 1)[0]))
+        else:
+            while size := int(await self.reader.readuntil(b"\r\n"), 16):
+                await self.reader.readexactly(size + 2)
+            await self.reader.readexactly(2)
+        return int(head[9:12])
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+async def paced(port: int, raw: bytes, per_second: float, seconds: float) -> list[float]:
+    """Latencies in ms of requests that are sent at fixed times, whatever became of the last.
+
+    A request that has to wait for the load generator counts from when it should have been sent.
+    """
+    free: list[Connection] = []
+    took: list[float] = []
+
+    async def one(due: float) -> None:
+        connection = free.pop() if free else await Connection.open(port)
+        status = await connection.ask(raw)
+        took.append(1000 * (time.perf_counter() - due))
+        assert status == 200, status
+        free.append(connection)
+
+    begun = time.perf_counter()
+    tasks = []
+    for number in range(int(per_second * seconds)):
+        due = begun + number / per_second
+        await asyncio.sleep(max(0.0, due - time.perf_counter()))
+        tasks.append(asyncio.create_task(one(due)))
+    await asyncio.gather(*tasks)
+    for connection in free:
+        connection.close()
+    return took
+
+
+async def saturating(port: int, raw: bytes, connections: int, seconds: float) -> float:
+    """Requests a second where so many connections ask as fast as they are answered."""
+    count = 0
+    until = time.perf_counter() + seconds
+
+    async def one() -> None:
+        nonlocal count
+        connection = await Connection.open(port)
+        while time.perf_counter() < until:
+            assert await connection.ask(raw) == 200
+            count += 1
+        connection.close()
+
+    await asyncio.gather(*(one() for _ in range(connections)))
+    return count / seconds
