@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import cast, get_args
+from typing import Any, cast, get_args
 
 from classifiers.text.encoder import TextEncoder
 from classifiers.text.heads import TextHead, TextHeads
@@ -150,10 +150,10 @@ class TextPlans:
             try:
                 artifact.require_model(self.encoder.fingerprint, served=ENCODER)
                 head = TextHead.from_tensors(artifact.tensors, meta.settings)
+                fitted = _threshold(meta.settings)
             except (GuardError, ValueError) as error:
                 self._fails(setting.name, f"{setting.artifact}: {error}")
                 continue
-            fitted = float(meta.settings["threshold"])  # type: ignore[arg-type]  # JSON
             self._heads[setting.name] = TextScreen(
                 name=setting.name,
                 concept=meta.concept,
@@ -205,6 +205,13 @@ class TextPlans:
             ),
             broken={guard: self._broken[guard] for guard in policy.guards if guard in self._broken},
         )
+
+
+def _threshold(settings: Mapping[str, Any]) -> float:
+    value = settings.get("threshold")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"its threshold must be a number, not {value!r}: fit it again")
+    return float(value)
 
 
 def read_patterns(source: str) -> PatternSet:

@@ -20,7 +20,10 @@ class Seen:
 
     @property
     def fired(self) -> bool:
-        return self.score >= self.screen.threshold
+        """A classifier fires above its threshold, as it was calibrated; patterns where they match."""
+        if self.screen.head is None:
+            return bool(self.spans)
+        return self.score > self.screen.threshold
 
 
 @dataclass(slots=True)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
+from guard.artifact import Artifact, ArtifactMeta
 from guard.config import load_config
 from guard.errors import ConfigError, GuardFailed
 from guard.text_plan import TextPlans
+from server.screening.findings import Seen
 
 LIST = '[[words]]\nlabel = "BAD"\nwords = ["forbidden"]\n'
 BASE = """
@@ -84,6 +88,51 @@ def test_faults_of_screens(tmp_path: Path, more: str, fault: str) -> None:
     faults = _faults(tmp_path, BASE + more)
     assert any(each.startswith(fault) for each in faults), faults
     assert "secret@" not in str(faults)
+
+
+class _Encoder:
+    fingerprint = "f" * 64
+
+
+def _head(folder: Path, settings: dict[str, Any]) -> TextPlans:
+    told = {"kind": "logistic", "calibration": "temperature", "temperature": 1.0} | settings
+    meta = ArtifactMeta.model_validate(
+        {
+            "method": "screen",
+            "concept": "text/x",
+            "created": "2026-01-31",
+            "model": {
+                "name": "minilm",
+                "architecture": "bert",
+                "fingerprint": _Encoder.fingerprint,
+                "layers": 1,
+                "width": 4,
+            },
+            "seams": ["text"],
+            "settings": told,
+        }
+    )
+    tensors = {"weight": np.zeros((1, 4), "f4"), "bias": np.zeros(1, "f4")}
+    Artifact(meta, tensors).save(folder / "head.safetensors")
+    path = folder / "config.toml"
+    path.write_text(
+        '[[guards]]\nname = "h"\nartifact = "head.safetensors"\n[policies.p]\nguards = ["h"]\n'
+    )
+    return TextPlans(load_config(path), _Encoder)  # type: ignore[arg-type]
+
+
+def test_a_classifier_fires_above_its_threshold_and_not_at_it(tmp_path: Path) -> None:
+    (screen,) = _head(tmp_path, {"threshold": 0.5})["p"].screens
+    assert not Seen(screen, 0.5).fired
+    assert Seen(screen, 0.5001).fired
+
+
+@pytest.mark.parametrize("settings", [{}, {"threshold": "high"}, {"threshold": None}])
+def test_a_classifier_without_a_threshold_breaks_its_policies(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    with pytest.raises(GuardFailed, match="threshold must be a number"):
+        _head(tmp_path, settings)["p"].require_whole()
 
 
 def test_a_list_that_has_gone_breaks_the_policies_that_name_it(tmp_path: Path) -> None:
