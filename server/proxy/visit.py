@@ -223,7 +223,7 @@ class Visit:
         that changed it."""
         before = dict(body)
         body.pop("guard", None)
-        if self.desk.delegates:
+        if self.desk.delegates and self.route is not None and self.route.takes_xargs:
             handed = plan.settings.upstream_policy
             late = any(screen.action == "policy" for screen in plan.screens)
             hand_down(body, None if late else handed)

@@ -20,7 +20,7 @@ class Seen:
 
     @property
     def fired(self) -> bool:
-        """A classifier fires above its threshold, as it was calibrated; patterns where they match."""
+        """A classifier fires above its threshold, as it was calibrated, patterns by matching."""
         if self.screen.head is None:
             return bool(self.spans)
         return self.score > self.screen.threshold

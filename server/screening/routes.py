@@ -27,6 +27,7 @@ class Route:
     ("audio") are not read and pass where the policy lets them. `makes`: what is in its answers
     beside text, and always passes. `form`: its requests may be forms.
     `several`: a request may ask for more than one answer, each with an end of its own.
+    `takes_xargs`: vLLM reads its own arguments there, which our plugin does.
     """
 
     name: str
@@ -36,21 +37,24 @@ class Route:
     makes: tuple[str, ...] = ()
     form: bool = False
     several: bool = False
+    takes_xargs: bool = False
 
 
-_CHAT = Route("chat", stream=ChatFormat, several=True)
-_RESPONSES = Route("responses", stream=ResponsesFormat)
+_CHAT = Route("chat", stream=ChatFormat, several=True, takes_xargs=True)
+_COMPLETIONS = Route("completions", stream=CompletionFormat, several=True, takes_xargs=True)
+_RESPONSES = Route("responses", stream=ResponsesFormat, takes_xargs=True)
+_STORED = Route("responses", stream=ResponsesFormat)
 _PICTURES = Route("images", place="images", stream=PicturesFormat, makes=("pictures",), form=True)
 _LISTING = Route("listing")
 
 _ROUTES: tuple[tuple[str, str, Route], ...] = (
     ("POST", "/v1/chat/completions", _CHAT),
-    ("POST", "/v1/completions", Route("completions", stream=CompletionFormat, several=True)),
+    ("POST", "/v1/completions", _COMPLETIONS),
     ("POST", "/v1/responses", _RESPONSES),
-    ("GET", "/v1/responses/{id}", _RESPONSES),
-    ("GET", "/v1/responses/{id}/input_items", _RESPONSES),
+    ("GET", "/v1/responses/{id}", _STORED),
+    ("GET", "/v1/responses/{id}/input_items", _STORED),
     ("DELETE", "/v1/responses/{id}", _LISTING),
-    ("POST", "/v1/responses/{id}/cancel", _RESPONSES),
+    ("POST", "/v1/responses/{id}/cancel", _STORED),
     ("POST", "/v1/messages", Route("messages", stream=MessagesFormat)),
     ("POST", "/v1/messages/count_tokens", _LISTING),
     ("POST", "/v1/images/generations", _PICTURES),

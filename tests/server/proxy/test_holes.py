@@ -295,3 +295,26 @@ def test_a_health_check_follows_nobody(tmp_path: Path, monkeypatch: pytest.Monke
                         break
                 assert httpx.get(f"{proxy.url}/ready").status_code == 503
     assert not other.got
+
+
+def test_an_upstreams_policy_goes_where_it_is_read_and_no_clients_with_it(tmp_path: Path) -> None:
+    from tests.server.proxy.stand import proxied
+
+    upstream = said("ok")
+    with served(upstream) as port:
+        text = (
+            f'[server]\ndefault_policy = "p"\n[[upstreams]]\nname = "u"\n'
+            f'url = "http://127.0.0.1:{port}"\nplugin = true\n'
+            '[[patterns]]\nname = "secrets"\nsource = "secrets"\n'
+            '[policies.p]\nguards = ["secrets"]\naction = "block"\n'
+            '[policies.p.screen]\nupstream_policy = "strict"\n'
+        )
+        with proxied(tmp_path, text) as proxy:
+            asked = {"model": "m", "messages": [], "vllm_xargs": {"guard_policy": "none"}}
+            httpx.post(f"{proxy.url}/v1/chat/completions", json=asked)
+            httpx.get(f"{proxy.url}/v1/responses/r1")
+            httpx.post(f"{proxy.url}/v1/embeddings", json={"model": "m", "input": "hello"})
+    chat_, stored, embedded = upstream.got
+    assert chat_.json["vllm_xargs"] == {"guard_policy": "strict"}
+    assert stored.body == b""
+    assert "vllm_xargs" not in embedded.json
