@@ -2,13 +2,44 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from fastapi import Request
 from pydantic_core import from_json
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
+from starlette.types import Message, Receive
 
-from server.errors import BodyTooLarge, ClientGone, InvalidJSON, UnsupportedMedia
+from server.errors import BodyTooLarge, ClientGone, InvalidJSON, RequestTimeout, UnsupportedMedia
+
+
+def media_type(headers: Headers) -> str:
+    """What a body says that it is, without parameters, in small letters."""
+    return headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+async def read_in_time(request: Request, limit: int, seconds: float) -> bytes:
+    """`read_body`. Raises RequestTimeout where it takes longer."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await read_body(request, limit)
+    except TimeoutError:
+        raise RequestTimeout("The request body came too slowly.") from None
+
+
+def replayed(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that gives a body that has been read, then what `receive` gives behind it."""
+    given = False
+
+    async def replay() -> Message:
+        nonlocal given
+        if not given:
+            given = True
+            return {"type": "http.request", "body": body, "more_body": False}
+        return await receive()
+
+    return replay
 
 
 async def read_body(request: Request, limit: int) -> bytes:
@@ -41,8 +72,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
 
 async def read_object(request: Request, limit: int) -> dict[str, Any]:
     """`parse_object` of `read_body`, for a request that says it carries JSON."""
-    media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media != "application/json":
+    if media_type(request.headers) != "application/json":
         # A browser sends any other type across origins without asking first.
         raise UnsupportedMedia('Send the body with "Content-Type: application/json".')
     return parse_object(await read_body(request, limit))

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from guard.config import load_config
-from server.listening import bind, say_ready, url_of, warn_if_open
+from server.listening import Host, Port, bind, say_ready, url_of, warn_if_open
 
 app = typer.Typer(add_completion=False)
 
@@ -18,13 +18,8 @@ def serve(
     config: Annotated[
         Path, typer.Option("--config", "-c", help="The configuration file.", show_default=True)
     ] = Path("config.toml"),
-    host: Annotated[
-        str | None, typer.Option(help="Address to listen on, in place of the file's.")
-    ] = None,
-    port: Annotated[
-        int | None,
-        typer.Option(min=0, max=65535, help="Port, in place of the file's; 0 takes a free one."),
-    ] = None,
+    host: Host = None,
+    port: Port = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Say that the server is ready in one line of JSON.")
     ] = False,

@@ -21,7 +21,7 @@ from pydantic_core import from_json
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from server.body import parse_object, read_body
+from server.body import media_type, parse_object, read_body
 from server.errors import InvalidForm, InvalidParameter, UnsupportedMedia
 from server.schemas import ModelRequest
 
@@ -36,7 +36,7 @@ async def read_object_or_form(
 ) -> dict[str, Any]:
     """A JSON object, or a form as one, files as bytes; for a request that says which it carries."""
     given = request.headers.get("content-type", "")
-    media = given.partition(";")[0].strip().lower()
+    media = media_type(request.headers)
     if media == "application/json":
         return parse_object(await read_body(request, limit))
     if media != "multipart/form-data":

@@ -7,8 +7,15 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
+from typing import Annotated
 
 import typer
+
+Host = Annotated[str | None, typer.Option(help="Address to listen on, in place of the file's.")]
+Port = Annotated[
+    int | None,
+    typer.Option(min=0, max=65535, help="Port, in place of the file's; 0 takes a free one."),
+]
 
 
 def bind(host: str, port: int) -> socket.socket:

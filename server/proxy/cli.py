@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from guard.config import Config, UpstreamConfig, load_config
 from guard.errors import ConfigError
-from server.listening import bind, say_ready, url_of, warn_if_open
+from server.listening import Host, Port, bind, say_ready, url_of, warn_if_open
 
 app = typer.Typer(add_completion=False)
 
@@ -30,13 +30,8 @@ def proxy(
         str | None,
         typer.Option(help="Environment variable with the credential of --upstream."),
     ] = None,
-    host: Annotated[
-        str | None, typer.Option(help="Address to listen on, in place of the file's.")
-    ] = None,
-    port: Annotated[
-        int | None,
-        typer.Option(min=0, max=65535, help="Port, in place of the file's; 0 takes a free one."),
-    ] = None,
+    host: Host = None,
+    port: Port = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Say that the proxy is ready in one line of JSON.")
     ] = False,

@@ -8,15 +8,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from starlette.requests import Request
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from guard.config import Config, KeyConfig
 from guard.errors import ContentBlocked
 from guard.text_plan import TextPlan, TextPlans
 from guard.verdict import Outcome, Verdict, gravest
 from server.auth import choose_policy
-from server.body import read_body
-from server.errors import ClientGone, InvalidParameter, RequestTimeout
+from server.body import media_type, read_in_time, replayed
+from server.errors import ClientGone, InvalidParameter
 from server.exchange import MODEL, Exchange
 from server.proxy.forward import Forwarder
 from server.replies import JSONReply
@@ -105,7 +105,7 @@ class Visit:
         if is_form(headers) and self.route is not None and self.route.form and desk.plans.active:
             raw = await self._bytes()
             return await read_form(headers, raw), raw
-        media = headers.get("content-type", "").partition(";")[0].strip().lower()
+        media = media_type(headers)
         if media != "application/json" and not media.endswith("+json"):
             if desk.delegates and self.route is not None and self.request.method == "POST":
                 raise UnscreenedContent(
@@ -125,11 +125,8 @@ class Visit:
 
     async def _bytes(self) -> bytes:
         config = self.desk.config
-        try:
-            async with asyncio.timeout(config.server.request_timeout_s):
-                return await read_body(self.request, config.proxy.max_body_bytes)
-        except TimeoutError:
-            raise RequestTimeout("The request body came too slowly.") from None
+        limit, seconds = config.proxy.max_body_bytes, config.server.request_timeout_s
+        return await read_in_time(self.request, limit, seconds)
 
     def _plan(self, body: dict[str, Any] | None) -> TextPlan:
         """The plan of the request's policy. Raises as `choose_policy` does."""
@@ -205,15 +202,7 @@ class Visit:
             return
         ours = not is_form(self.request.headers) and self._ours(body, plan)
         content = encode_json(body) if ours else raw
-        given = False
-
-        async def once() -> Message:
-            nonlocal given
-            if not given:
-                given = True
-                return {"type": "http.request", "body": content, "more_body": False}
-            return await receive()
-
+        once = replayed(content, receive)
         headers = [(k, v) for k, v in scope["headers"] if k != b"content-length"]
         headers.append((b"content-length", str(len(content)).encode()))
         await self.desk.forwarder(dict(scope) | {"headers": headers}, once, send)

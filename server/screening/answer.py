@@ -12,6 +12,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import Message, Send
 
 from guard.errors import ContentBlocked, GuardError
+from server.body import media_type
 from server.errors import envelope, internal_error
 from server.screening.errors import UnreadableAnswer
 from server.screening.findings import Findings, blocks, redactions
@@ -118,7 +119,7 @@ class Answer:
 
     def _begin(self, start: Message) -> None:
         headers = Headers(raw=start["headers"])
-        media = headers.get("content-type", "").partition(";")[0].strip().lower()
+        media = media_type(headers)
         coding = headers.get("content-encoding", "identity").lower()
         self._start = start
         if start["status"] in _NO_BODY:

@@ -7,6 +7,7 @@ from typing import Any
 
 from starlette.datastructures import Headers
 
+from server.body import media_type
 from server.errors import InvalidForm
 
 PICTURES = {"image", "mask"}
@@ -15,8 +16,7 @@ PICTURES = {"image", "mask"}
 
 def is_form(headers: Headers) -> bool:
     """Whether a request says that it carries a form."""
-    media = headers.get("content-type", "").partition(";")[0].strip().lower()
-    return media == "multipart/form-data"
+    return media_type(headers) == "multipart/form-data"
 
 
 async def read_form(headers: Headers, raw: bytes) -> dict[str, Any]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import Request
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from guard.config import Config
 from guard.errors import GuardError
@@ -15,10 +14,10 @@ from guard.keys import KeyRing
 from guard.text_plan import TextPlans
 from guard.verdict import Verdict, gravest
 from server.auth import authenticate, choose_policy
-from server.body import read_body
-from server.errors import RequestTimeout, error_response, verdict_of
+from server.body import media_type, read_in_time, replayed
+from server.errors import error_response, verdict_of
 from server.exchange import NamedRoute, exchange_of
-from server.recorder import Recorder
+from server.recorder import Join, Recorder
 from server.screening.forms import is_form, read_form
 from server.screening.routes import Route, route_of
 from server.screening.screener import Screener
@@ -72,12 +71,12 @@ class ScreenMiddleware:
     ) -> None:
         request = Request(scope, receive)
         form = is_form(request.headers)
-        media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if not form and media != "application/json":
+        if not form and media_type(request.headers) != "application/json":
             await self.app(scope, receive, send)  # which refuses it
             return
         key = authenticate(self.keys, request.headers)
-        raw = await self._body(request)
+        limits = self.config.server
+        raw = await read_in_time(request, limits.max_body_bytes, limits.request_timeout_s)
         twice: str | None = None
         if form:
             body = await read_form(request.headers, raw)
@@ -88,7 +87,7 @@ class ScreenMiddleware:
         model = model if isinstance(model, str) else ""
         plan = self.plans[choose_policy(self.config, key, model, request.headers, _asked(body))]
         if not plan.active:
-            await self.app(scope, _replay(raw, receive), send)
+            await self.app(scope, replayed(raw, receive), send)
             return
         require_once(twice)
         exchange = exchange_of(request)
@@ -109,7 +108,7 @@ class ScreenMiddleware:
             rewritable=not form,
             model=model,
             max_response_bytes=self.config.proxy.max_response_bytes,
-            timeout_s=self.config.server.request_timeout_s,
+            timeout_s=limits.request_timeout_s,
         )
         tenant = key.tenant if key else ""
         exchange.joined = self.recorder.begin()
@@ -124,15 +123,8 @@ class ScreenMiddleware:
         finally:
             self.recorder.end(exchange.joined, _joining(turn))
 
-    async def _body(self, request: Request) -> bytes:
-        try:
-            async with asyncio.timeout(self.config.server.request_timeout_s):
-                return await read_body(request, self.config.server.max_body_bytes)
-        except TimeoutError:
-            raise RequestTimeout("The request body came too slowly.") from None
 
-
-def _joining(turn: Turn) -> Any:
+def _joining(turn: Turn) -> Join:
     """Adds what the screens have seen to the verdict of a row."""
     screens = turn.findings
 
@@ -152,16 +144,3 @@ def _asked(body: dict[str, Any]) -> str | None:
     guard = body.get("guard")
     policy = guard.get("policy") if isinstance(guard, dict) else None
     return policy if isinstance(policy, str) else None
-
-
-def _replay(raw: bytes, receive: Receive) -> Receive:
-    given = False
-
-    async def replay() -> Message:
-        nonlocal given
-        if not given:
-            given = True
-            return {"type": "http.request", "body": raw, "more_body": False}
-        return await receive()
-
-    return replay
