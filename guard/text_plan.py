@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, cast, get_args
 
 from classifiers.text.encoder import TextEncoder
@@ -61,12 +62,17 @@ class TextPlan:
         """Whether the policy has any screen of text."""
         return bool(self.screens or self.broken)
 
-    @property
+    @cached_property
+    def lists(self) -> tuple[TextScreen, ...]:
+        """The screens that are patterns, which need no encoder."""
+        return tuple(screen for screen in self.screens if screen.head is None)
+
+    @cached_property
     def changes(self) -> bool:
         """Whether a screen may change the request."""
         return any(screen.action in CHANGES for screen in self.screens)
 
-    @property
+    @cached_property
     def longest(self) -> int:
         """Characters of the longest match of a pattern."""
         return max((each.patterns.longest for each in self.screens if each.patterns), default=0)
@@ -106,6 +112,8 @@ class TextPlans:
             self._load_heads(artifacts, load_encoder or _added_encoder)
         self._lists = self._patterns(config.patterns)
         self._plans = {name: self._plan(config, name) for name in config.policy_names}
+        self.active = any(plan.active for plan in self._plans.values())
+        """Whether any policy screens text."""
 
     def __getitem__(self, policy: str) -> TextPlan:
         """Raises KeyError for a policy that is not configured."""
@@ -115,11 +123,6 @@ class TextPlans:
     def screens(self) -> Sequence[TextScreen]:
         """All screens that can be applied, as fitted: with the action "observe"."""
         return [*self._heads.values(), *self._lists.values()]
-
-    @property
-    def active(self) -> bool:
-        """Whether any policy screens text."""
-        return any(plan.active for plan in self._plans.values())
 
     def _artifacts(self, settings: Sequence[GuardConfig]) -> list[tuple[GuardConfig, Artifact]]:
         found = []
@@ -192,9 +195,7 @@ class TextPlans:
         known = {**self._heads, **self._lists}
         wanted = [guard for guard in policy.guards if guard in known]
         # what is no action of a screen is one of the policy's guards of models
-        own: Action = "block"
-        for action in _ACTIONS:
-            own = action if policy.action == action else own
+        own = cast(Action, policy.action) if policy.action in _ACTIONS else "block"
         return TextPlan(
             policy=name,
             on_error=policy.on_error,

@@ -76,8 +76,7 @@ class PatternSet:
     """Lists that are looked for together.
 
     `labels`: those that a match can have. `longest`: the most folded characters that a match in
-    plain text can have; a stream must hold back that many, and one, since a whole word ends where
-    the next character is no letter.
+    plain text can have: a stream is read again so far back.
     """
 
     def __init__(self, patterns: Patterns) -> None:

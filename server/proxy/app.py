@@ -12,13 +12,10 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from guard.config import KeyConfig
-from guard.errors import ContentBlocked, GuardError
+from guard.errors import GuardError
 from guard.keys import KeyRing
 from server.auth import allowed_policies, authenticate, default_policy
-from server.errors import (
-    error_response,
-    internal_error,
-)
+from server.errors import internal_error
 from server.exchange import NamedRoute, exchange_of
 from server.metrics import Metrics
 from server.proxy.health import watch_health
@@ -69,9 +66,6 @@ class ProxyApp:
         watched = Watched(send)
         try:
             await self._serve(scope, receive, watched)
-        except ContentBlocked as error:
-            exchange_of(Request(scope)).outcome = error.verdict.outcome
-            await error_response(error)(scope, receive, send)
         except GuardError as error:
             await watched.fail(error, scope, receive)
         except Exception:

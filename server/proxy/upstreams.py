@@ -62,6 +62,8 @@ class Upstreams:
             Upstream(each, _credential(each, environment), Breaker(each.failures, each.cooldown_s))
             for each in configs
         ]
+        self.delegates = any(each.plugin for each in configs)
+        """Whether an upstream runs our plugin."""
         self._draw = draw or random.Random()
 
     def choose(

@@ -37,17 +37,13 @@ READS = {"GET", "HEAD", "OPTIONS"}
 
 @dataclass(frozen=True, slots=True)
 class Desk:
-    """What every visit needs. `delegates`: an upstream runs our plugin."""
+    """What every visit needs."""
 
     config: Config
     plans: TextPlans
     screener: Screener
     forwarder: Forwarder
     record: Recorded
-
-    @property
-    def delegates(self) -> bool:
-        return any(each.config.plugin for each in self.forwarder.upstreams.all)
 
 
 class Visit:
@@ -99,7 +95,11 @@ class Visit:
     async def _read(self) -> tuple[dict[str, Any] | None, bytes | None]:
         """The body, where somebody here has to know it: None where it goes through as it comes."""
         desk, headers = self.desk, self.request.headers
-        wanted = desk.plans.active or desk.delegates or self.request.url.path == MODERATIONS
+        wanted = (
+            desk.plans.active
+            or desk.forwarder.upstreams.delegates
+            or self.request.url.path == MODERATIONS
+        )
         if not wanted or self.request.method in READS:
             return None, None
         if is_form(headers) and self.route is not None and self.route.form and desk.plans.active:
@@ -107,7 +107,11 @@ class Visit:
             return await read_form(headers, raw), raw
         media = media_type(headers)
         if media != "application/json" and not media.endswith("+json"):
-            if desk.delegates and self.route is not None and self.request.method == "POST":
+            if (
+                desk.forwarder.upstreams.delegates
+                and self.route is not None
+                and self.request.method == "POST"
+            ):
                 raise UnscreenedContent(
                     'Send the body with "Content-Type: application/json": the upstream\'s policy '
                     "goes into it."
@@ -212,7 +216,11 @@ class Visit:
         that changed it."""
         before = dict(body)
         body.pop("guard", None)
-        if self.desk.delegates and self.route is not None and self.route.takes_xargs:
+        if (
+            self.desk.forwarder.upstreams.delegates
+            and self.route is not None
+            and self.route.takes_xargs
+        ):
             handed = plan.settings.upstream_policy
             late = any(screen.action == "policy" for screen in plan.screens)
             hand_down(body, None if late else handed)

@@ -12,7 +12,7 @@ from typing import Any
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from guard.errors import ContentBlocked, GuardError, GuardFailed
+from guard.errors import GuardError, GuardFailed
 from guard.text_plan import TextPlan
 from guard.verdict import GuardVerdict, Outcome, Verdict, gravest
 from server.errors import ClientGone, RequestTimeout
@@ -67,11 +67,8 @@ class Turn:
         gone = asyncio.create_task(_hung_up(receive))
         try:
             await self._run(scope, send, gone)
-        except ContentBlocked:
-            raise
-        except GuardError as error:
-            if isinstance(error, GuardFailed):
-                self.findings.fail(error.message)
+        except GuardFailed as error:
+            self.findings.fail(error.message)
             raise
         finally:
             gone.cancel()
@@ -207,17 +204,16 @@ class Turn:
     async def _read(
         self, texts: Sequence[str], /, tail: int | None = None, *, patterns: bool = False
     ) -> Sequence[Sequence[Seen]]:
-        lists = [screen for screen in self.plan.screens if screen.head is None]
         try:
             if patterns:
-                return await self.screener.read(texts, lists)
+                return await self.screener.read(texts, self.plan.lists)
             return await self.screener.read(texts, self.plan.screens, tail)
         except GuardFailed as error:
             if self.plan.on_error == "closed":
                 raise
             self.findings.fail(error.message)
         with suppress(GuardFailed):  # patterns need no encoder
-            return await self.screener.read(texts, lists)
+            return await self.screener.read(texts, self.plan.lists)
         return [[] for _ in texts]
 
     def _told(self, inner: dict[str, Any] | None) -> dict[str, Any]:
