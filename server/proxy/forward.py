@@ -180,11 +180,14 @@ class Forwarder:
                     }
                 )
                 timer.reschedule(min(over, loop.time() + settings.chunk_timeout_s))
+                more = True
                 async for chunk in response.content.iter_any():
+                    more = not response.content.at_eof()
                     timer.reschedule(over)  # a slow client is not the upstream's fault
-                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                    await send({"type": "http.response.body", "body": chunk, "more_body": more})
                     timer.reschedule(min(over, loop.time() + settings.chunk_timeout_s))
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            if more:
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
             # what says of itself that it is overloaded or broken has failed, though it answers
             if response.status in {502, 503, 504}:
                 upstream.breaker.failed()

@@ -59,6 +59,7 @@ def run_proxy(
                 log_level="warning",
                 access_log=False,
                 server_header=False,
+                proxy_headers=False,  # nobody here asks where a request is from
                 ws="none",
                 lifespan="on",
                 timeout_graceful_shutdown=config.proxy.drain_timeout_s,

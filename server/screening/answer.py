@@ -15,13 +15,14 @@ from guard.errors import ContentBlocked, GuardError
 from server.body import media_type
 from server.errors import envelope, internal_error
 from server.screening.errors import UnreadableAnswer
+from server.screening.event_queue import without_tokens
 from server.screening.findings import Findings, blocks, redactions
 from server.screening.formats.base import framed
 from server.screening.request import Screening, joined_text
 from server.screening.rewriting import write_over
 from server.screening.routes import Route
 from server.screening.sse import BrokenStream
-from server.screening.stream import Read, StreamGuard, without_tokens
+from server.screening.stream import Read, StreamGuard
 from server.screening.strict_json import encode_json
 from server.screening.walk import Texts, TooDeep, texts_of
 

@@ -66,6 +66,13 @@ class EventReader:
             yield event
 
 
+def data_of(raw: bytes) -> str:
+    """The data of an event by its bytes, which are whole."""
+    event = _read(raw)
+    assert event is not None and event.data is not None
+    return event.data
+
+
 def _read(raw: bytes) -> SentEvent | None:
     try:
         text = raw.decode()

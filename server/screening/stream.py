@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Awaitable, Callable, Hashable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import zip_longest
 from typing import Any, Protocol
 
+from server.screening.event_queue import EventQueue, Part, Waiting, parsed, without_tokens
 from server.screening.findings import Findings, Seen, apart, blocks, redactions
-from server.screening.formats.base import Group, Slot, StreamFormat, framed
+from server.screening.formats.base import Group, Slot, StreamFormat
 from server.screening.held import HeldText
 from server.screening.redaction import Placeholders
 from server.screening.rewriting import write_over
-from server.screening.sse import DONE, BrokenStream, EventReader, SentEvent
+from server.screening.sse import DONE, EventReader, SentEvent
 from server.screening.walk import Piece, texts_of
 
 LOOKBACK = 500
@@ -22,9 +21,6 @@ LOOKBACK = 500
 
 
 COMMENT = b":\n\n"
-MOST_HELD = 20_000
-"""Events in the queue of a stream."""
-_SPELLING = {"logprobs", "top_logprobs", "token_ids", "prompt_token_ids", "prompt_logprobs"}
 
 
 class Read(Protocol):
@@ -34,30 +30,6 @@ class Read(Protocol):
     def __call__(
         self, texts: Sequence[str], /, tail: int | None = None, *, patterns: bool = False
     ) -> Awaitable[Sequence[Sequence[Seen]]]: ...
-
-
-@dataclass(slots=True)
-class _Part:
-    """A slot's text, by its end in its channel."""
-
-    slot: Slot
-    channel: HeldText
-    end: int
-
-
-@dataclass(slots=True)
-class _Item:
-    """An event in the queue. `groups` empty: it waits for all before it. `whole`: it has texts that
-    add to no channel."""
-
-    raw: bytes
-    name: str = ""
-    event: dict[str, Any] | None = None
-    groups: Sequence[Group] = ()
-    parts: list[_Part] = field(default_factory=list)
-    reach: int = 0
-    written: bool = False
-    whole: bool = False
 
 
 class StreamGuard:
@@ -95,14 +67,12 @@ class StreamGuard:
         # what is longer than is held is found where it goes on
         self._lookback = max(LOOKBACK, findings.plan.longest) if reads else marks
         self._events = EventReader(event_limit)
-        self._queue: list[_Item] = []
+        self._queue = EventQueue(form, verdict)
         self._channels: dict[Hashable, HeldText] = {}
         self._paths: dict[HeldText, str] = {}
         self._of_group: dict[Group, set[Hashable]] = {}
         self._reach: dict[Group, int] = {}
         self._cut: set[Group] = set()
-        self._waiting: set[Group] = set()
-        self._barrier = False
 
     @property
     def holding(self) -> bool:
@@ -139,66 +109,58 @@ class StreamGuard:
             out = await self._settle(list(self._of_group))
             if self.over:
                 return out
-            self._queue.append(_Item(sent.raw))
-            return out + self._release()
-        event = _parsed(sent.data)
-        events = self.form.split(event)
+            self._queue.put(Waiting(sent.raw))
+            return out + self._queue.release()
+        event = parsed(sent.data)
+        self.form.note(event)
         out = b""
-        for each in events:
-            out += await self._take_event(
-                _Item(sent.raw, sent.name, each, written=each is not event)
-            )
+        for each in self.form.split(event):
+            out += await self._take_event(sent, each, split=each is not event)
             if self.over:
                 break
         return out
 
-    async def _take_event(self, item: _Item) -> bytes:
-        event = item.event
-        assert event is not None
-        item.groups = self.form.groups(event)
-        if item.groups and all(group in self._cut for group in item.groups):
+    async def _take_event(self, sent: SentEvent, event: dict[str, Any], *, split: bool) -> bytes:
+        groups = self.form.groups(event)
+        if groups and all(group in self._cut for group in groups):
             return b""
         slots = self.form.slots(event)
-        if await self._read_whole(event, slots, item):
-            return self._end_groups(item.groups or list(self._of_group) or [0])
+        pieces = _whole_texts(event, slots)
+        written = await self._read_whole(event, pieces)
+        if written is None:
+            return self._end_groups(groups or list(self._of_group) or [0])
+        item = Waiting(sent.raw, sent.name, groups=groups, mark=self.form.mark(event))
         touched = self._add(item, slots)
-        if not touched and not item.whole:
+        if not touched and not pieces:
             # tokens of no text that is here
-            item.written = without_tokens(event) or item.written
-        if self.form.carries_verdict(event):
-            item.written = True
-        self._queue.append(item)
-        if len(self._queue) > MOST_HELD:
-            raise BrokenStream(f"more than {MOST_HELD} events come without text")
+            written = without_tokens(event) or written
+        if split or written or self.form.carries_verdict(event):
+            item.event, item.slots = event, slots
+        self._queue.put(item)
         ended = [group for group in self.form.over(event) if group not in self._cut]
         out = await self._settle(ended) if ended else b""
         read, more = await self._advance(touched)
-        if read or ended or not (self._queue and self._queue[-1] is item):
-            return out + more + self._release()
+        if read or ended or not self._queue.ends_with(item):
+            return out + more + self._queue.release()
         # where nothing has been read, nothing but the event itself can leave
-        return out + more + self._release_last()
+        return out + more + self._queue.release_last()
 
-    async def _read_whole(self, event: dict[str, Any], slots: Sequence[Slot], item: _Item) -> bool:
-        """Read the texts of an event that are whole; True where one of them ends the answer."""
-        ours = {(id(slot.holder), slot.key) for slot in slots}
-        pieces = [
-            piece
-            for piece in texts_of(event, "response").pieces
-            if (id(piece.holder), piece.key) not in ours
-        ]
-        item.whole = bool(pieces)
+    async def _read_whole(self, event: dict[str, Any], pieces: Sequence[Piece]) -> bool | None:
+        """Read the texts of an event that are whole: whether one was written over; None where one
+        of them ends the answer."""
+        written = False
         read = await self._read([piece.text for piece in pieces]) if self._reads and pieces else ()
         for piece, seen in zip_longest(pieces, read, fillvalue=()):
             assert isinstance(piece, Piece)
             acting = self.findings.take(seen, piece.path, answer=True)
             if blocks(acting) or (piece.is_key and redactions(acting)):
-                return True  # a name cannot be written over
+                return None  # a name cannot be written over
             if write_over(piece, acting, self._placeholders, restoring=self._restoring):
-                item.written = True
+                written = True
                 without_tokens(event)
-        return False
+        return written
 
-    def _add(self, item: _Item, slots: Sequence[Slot]) -> list[tuple[Group, HeldText]]:
+    def _add(self, item: Waiting, slots: Sequence[Slot]) -> list[tuple[Group, HeldText]]:
         touched = []
         for slot in slots:
             held = self._channels.get(slot.channel)
@@ -212,7 +174,7 @@ class StreamGuard:
                 touched.append((slot.group, held))
             self._reach[slot.group] = self._reach.get(slot.group, 0) + len(slot.text)
             item.reach = self._reach[slot.group]
-            item.parts.append(_Part(slot, held, held.length))
+            item.parts.append(Part(slot.group, held, held.length, slot.text))
         return touched
 
     def _opened(self, slot: Slot) -> HeldText:
@@ -233,9 +195,9 @@ class StreamGuard:
         looked: set[Group] = set()
         for item in list(self._queue):
             waits = [part for part in item.parts if part.end > part.channel.free]
-            if not waits or waits[0].slot.group in looked:
+            if not waits or waits[0].group in looked:
                 continue
-            group = waits[0].slot.group
+            group = waits[0].group
             looked.add(group)
             if group in self._cut or self._reach[group] - item.reach < self._hold_back:
                 continue
@@ -260,7 +222,7 @@ class StreamGuard:
                         out += self._end_groups([group])
                     else:
                         held.let_go()
-        return out + self._release()
+        return out + self._queue.release()
 
     async def _read_due(self, held: HeldText, *, all: bool) -> bool:
         """Read what is due of a channel; True where it ends the answer."""
@@ -277,107 +239,26 @@ class StreamGuard:
             held.seen(window, spans)
         return False
 
-    def _release(self) -> bytes:
-        """The events that may leave, in the order of their groups."""
-        out = bytearray()
-        kept: list[_Item] = []
-        self._waiting, self._barrier = set(), False
-        for item in self._queue:
-            if self._may_leave(item, behind=bool(kept)):
-                out += self._written(item)
-            else:
-                kept.append(item)
-                self._waiting.update(item.groups)
-                self._barrier = self._barrier or not item.groups
-        self._queue = kept
-        return bytes(out)
-
-    def _release_last(self) -> bytes:
-        """As `_release`, where nothing but the last event is new."""
-        item = self._queue.pop()
-        if self._may_leave(item, behind=bool(self._queue)):
-            return self._written(item)
-        self._queue.append(item)
-        self._waiting.update(item.groups)
-        self._barrier = self._barrier or not item.groups
-        return b""
-
-    def _may_leave(self, item: _Item, *, behind: bool) -> bool:
-        first = not self._waiting.intersection(item.groups) if item.groups else not behind
-        free = all(part.end <= part.channel.free for part in item.parts)
-        return first and free and not self._barrier
-
-    def _written(self, item: _Item) -> bytes:
-        event = item.event
-        if event is None:
-            return item.raw
-        self.form.sent(event)
-        for part in item.parts:
-            text = part.channel.take(part.end) if part.end > part.channel.left else ""
-            if text != part.slot.text:
-                part.slot.holder[part.slot.key] = text
-                item.written = True
-                without_tokens(event)
-        if not item.written:
-            return item.raw
-        if self.form.carries_verdict(event):
-            event["guard"] = self._verdict(event.get("guard"))
-        return framed(event, item.name)
-
     def _end_groups(self, groups: Sequence[Group]) -> bytes:
         """End them as a content filter does, with what is free of them."""
-        out = bytearray(self._release())
+        out = bytearray(self._queue.release())
         for group in groups:
             if group in self._cut:
                 continue
-            out += self._free_rest(group)
-            self._queue = [item for item in self._queue if group not in item.groups]
+            out += self._queue.drop(group)
             self._cut.add(group)
             for event in self.form.cut(group, self._verdict(None)):
                 out += event
         if len(self._cut) >= self._choices:
             self.over = True
-            self._queue = []
+            self._queue.clear()
             for event in self.form.close(self._verdict(None)):
                 out += event
         return bytes(out)
 
-    def _free_rest(self, group: Group) -> bytes:
-        """What is free of the first event of a group that is not so as a whole."""
-        for item in self._queue:
-            if group not in item.groups or not item.parts:
-                continue
-            for part in item.parts:
-                free = min(part.end, part.channel.free)
-                text = part.channel.take(free) if free > part.channel.left else ""
-                part.slot.holder[part.slot.key] = text
-            if item.event is None or not any(part.slot.text for part in item.parts):
-                return b""
-            without_tokens(item.event)
-            return framed(item.event, item.name)
-        return b""
 
-
-def without_tokens(value: Any) -> bool:
-    """Take out the tokens of texts that were written over, which spell them; whether there were."""
-    taken = False
-    if isinstance(value, dict):
-        for name, item in value.items():
-            if name in _SPELLING and item is not None:
-                value[name], taken = None, True
-            else:
-                taken = without_tokens(item) or taken
-    elif isinstance(value, list):
-        for item in value:
-            taken = without_tokens(item) or taken
-    return taken
-
-
-def _parsed(data: str) -> dict[str, Any]:
-    try:
-        event = json.loads(data)
-    except (ValueError, RecursionError):
-        raise BrokenStream("an event is no JSON") from None
-    if not isinstance(event, dict):
-        raise BrokenStream("an event is no JSON object")
-    return event
+def _whole_texts(event: dict[str, Any], slots: Sequence[Slot]) -> list[Piece]:
+    """The texts of an event that add to no channel."""
+    ours = {(id(slot.holder), slot.key) for slot in slots}
+    pieces = texts_of(event, "response").pieces
+    return [piece for piece in pieces if (id(piece.holder), piece.key) not in ours]

@@ -47,9 +47,12 @@ def framed(event: Mapping[str, Any], name: str = "") -> bytes:
 class StreamFormat(ABC):
     """What one stream's events are, and what has been seen of them; a new one for each stream."""
 
+    def note(self, event: dict[str, Any]) -> None:  # noqa: B027  # not all need to
+        """An event has come: each is told once, in order, before anything is asked of it."""
+
     @abstractmethod
     def slots(self, event: dict[str, Any]) -> Sequence[Slot]:
-        """Where new text stands in an event."""
+        """Where new text stands in an event; of equal events the same, in the same order."""
 
     @abstractmethod
     def over(self, event: dict[str, Any]) -> Sequence[Group]:
@@ -63,7 +66,11 @@ class StreamFormat(ABC):
         """What an event belongs to; empty: to all, so that it waits for all before it."""
         return [slot.group for slot in self.slots(event)]
 
-    def sent(self, event: dict[str, Any]) -> None:  # noqa: B027  # most need not know
+    def mark(self, event: dict[str, Any]) -> Any:
+        """What `sent` is to be told of an event, which is not kept until then."""
+        return None
+
+    def sent(self, mark: Any) -> None:  # noqa: B027  # most need not know
         """An event has left."""
 
     def carries_verdict(self, event: dict[str, Any]) -> bool:

@@ -36,6 +36,15 @@ class _ChoiceFormat(StreamFormat):
         self._wants_usage = False
         self._deltas = 0
 
+    def note(self, event: dict[str, Any]) -> None:
+        self._last = {
+            name: event[name] for name in ("id", "object", "created", "model") if name in event
+        }
+        self._wants_usage = self._wants_usage or "usage" in event
+        if isinstance(usage := event.get("usage"), dict):
+            self._usage = usage
+        self._deltas += len(_choices(event))
+
     def split(self, event: dict[str, Any]) -> Sequence[dict[str, Any]]:
         choices = _choices(event)
         if len(choices) < 2:
@@ -55,15 +64,6 @@ class _ChoiceFormat(StreamFormat):
 
     def carries_verdict(self, event: dict[str, Any]) -> bool:
         return bool(self.over(event))
-
-    def _remember(self, event: dict[str, Any]) -> None:
-        self._last = {
-            name: event[name] for name in ("id", "object", "created", "model") if name in event
-        }
-        self._wants_usage = self._wants_usage or "usage" in event
-        if isinstance(usage := event.get("usage"), dict):
-            self._usage = usage
-        self._deltas += bool(_choices(event))
 
     def _cut(self, choice: dict[str, Any], verdict: Mapping[str, Any]) -> bytes:
         absent = {"usage": None} if self._wants_usage else {}
@@ -88,7 +88,6 @@ class ChatFormat(_ChoiceFormat):
     """`/v1/chat/completions`."""
 
     def slots(self, event: dict[str, Any]) -> Sequence[Slot]:
-        self._remember(event)
         found = []
         for choice in _choices(event):
             index, delta = _index(choice), choice.get("delta")
@@ -127,7 +126,6 @@ class CompletionFormat(_ChoiceFormat):
     """`/v1/completions`."""
 
     def slots(self, event: dict[str, Any]) -> Sequence[Slot]:
-        self._remember(event)
         return [
             Slot(index, index, choice, "text", f"choices[{index}].text")
             for choice in _choices(event)

@@ -28,6 +28,9 @@ class MessagesFormat(StreamFormat):
         self._open: Any = None
         self._tokens = 0
 
+    def note(self, event: dict[str, Any]) -> None:
+        self._tokens += event.get("type") == "content_block_delta"
+
     def slots(self, event: dict[str, Any]) -> Sequence[Slot]:
         kind, index = event.get("type"), event.get("index")
         delta = event.get("delta")
@@ -41,7 +44,6 @@ class MessagesFormat(StreamFormat):
             return [*own, *other_slots("answer", block, f"content[{index}]", known)]
         if kind != "content_block_delta" or not isinstance(delta, dict):
             return ()
-        self._tokens += 1
         key, quoted = self._DELTAS.get(str(delta.get("type")), ("", False))
         if not isinstance(delta.get(key), str):
             return list(other_slots("answer", delta, f"content[{index}]", ()))
@@ -53,10 +55,14 @@ class MessagesFormat(StreamFormat):
     def groups(self, event: dict[str, Any]) -> Sequence[Group]:
         return ["answer"]
 
-    def sent(self, event: dict[str, Any]) -> None:
-        if event.get("type") == "content_block_start":
-            self._open = event.get("index")
-        elif event.get("type") == "content_block_stop":
+    def mark(self, event: dict[str, Any]) -> tuple[Any, Any]:
+        return event.get("type"), event.get("index")
+
+    def sent(self, mark: tuple[Any, Any]) -> None:
+        kind, index = mark
+        if kind == "content_block_start":
+            self._open = index
+        elif kind == "content_block_stop":
             self._open = None
 
     def carries_verdict(self, event: dict[str, Any]) -> bool:

@@ -18,11 +18,13 @@ class ResponsesFormat(StreamFormat):
         self._response: dict[str, Any] = {}
         self._number = 0
 
-    def slots(self, event: dict[str, Any]) -> Sequence[Slot]:
+    def note(self, event: dict[str, Any]) -> None:
         if isinstance(response := event.get("response"), dict):
             self._response = response
         if isinstance(number := event.get("sequence_number"), int):
             self._number = number
+
+    def slots(self, event: dict[str, Any]) -> Sequence[Slot]:
         kind = event.get("type")
         if not (
             isinstance(kind, str) and kind.endswith(".delta") and texts_under(event, ("delta",))

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from vllm.config import CUDAGraphMode
 from vllm.sequence import IntermediateTensors
 from vllm.v1.kv_cache_interface import FullAttentionSpec
 
@@ -77,8 +78,8 @@ def require_followed(config: Any) -> None:
         "a KV connector": config.kv_transfer_config is not None,
         "model runner V2 (VLLM_USE_V2_MODEL_RUNNER=0 takes V1)": config.use_v2_model_runner,
         f"the runner {runner!r}": runner != "generate",
-        "CUDA graphs (--enforce-eager leaves them out)": (
-            config.device_config.device_type != "cpu" and not config.model_config.enforce_eager
+        "CUDA graphs (-cc.cudagraph_mode=none leaves them out)": (
+            config.compilation_config.cudagraph_mode != CUDAGraphMode.NONE
         ),
     }
     if found := [name for name, there in refused.items() if there]:

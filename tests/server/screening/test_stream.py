@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import tracemalloc
 from collections.abc import Sequence
 from typing import Any
 
@@ -153,6 +154,29 @@ def test_a_silent_stream_leaves_byte_for_byte(text: str, cuts: list[int]) -> Non
 def _normal(out: bytes) -> list[Any]:
     lines = out.decode().split("\n\n")
     return [json.loads(line[6:]) if line[6:7] == "{" else line for line in lines]
+
+
+def test_a_stream_that_waits_holds_little() -> None:
+    """What a parsed event takes would be 60 KiB here."""
+    about = {"id": "chatcmpl-1234567890", "object": "chat.completion.chunk", "created": 1_700_000}
+    choice = {"index": 0, "delta": {"content": "hello "}, "logprobs": None, "finish_reason": None}
+    event = b"data: " + json.dumps({**about, "choices": [choice]}).encode() + b"\n\n"
+
+    async def through(guarded: _Guarded) -> _Guarded:
+        for _ in range(200):
+            await guarded.guard.feed(event)
+        guarded.windows.clear()
+        return guarded
+
+    asyncio.run(through(_Guarded("block", 200)))
+    tracemalloc.start()
+    try:
+        held = [asyncio.run(through(_Guarded("block", 200))) for _ in range(10)]
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert all(each.guard.holding for each in held)
+    assert taken / len(held) < 40 * 1024
 
 
 @settings(deadline=None)
