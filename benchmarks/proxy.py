@@ -1,9 +1,11 @@
 """What a proxy adds: latency at 100 requests a second, and throughput, on one core.
 
-    python -m benchmarks.proxy [--litellm PATH/TO/litellm] [--rounds 5] [--json]
+    python -m benchmarks.proxy [--litellm PATH/TO/litellm] [--nemo PATH/TO/nemoguardrails]
+        [--rounds 5] [--json]
 
 Side by side in front of one stub upstream: nothing, nginx (Debian's package, where it is), this
-proxy without screens and with its pattern screens, and LiteLLM's proxy where its command is given.
+proxy without screens and with its pattern screens, and LiteLLM's proxy and NeMo Guardrails' server
+(without any rail) where their commands are given.
 Each proxy has one core to itself, the stub and the load generator the other. Rounds go through all
 of them in an order that is drawn anew; medians over the rounds. Processor time a request is what
 the proxy's own process has used while it was saturated: it does not depend on what else the machine
@@ -74,11 +76,18 @@ model_list:
 litellm_settings: {{telemetry: false}}
 """
 
+NEMO = """
+models:
+  - {{type: main, engine: openai, model: stub,
+     parameters: {{base_url: "http://127.0.0.1:{stub}/v1", api_key: none}}}}
+"""
+
 
 def main() -> None:
     """Measure, and print a table, or JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--litellm", type=Path)
+    parser.add_argument("--nemo", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--json", action="store_true")
@@ -87,7 +96,7 @@ def main() -> None:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         os.sched_setaffinity(0, {cores[0]})
-        ports = stack.enter_context(_targets(folder, arguments.litellm, cores[-1]))
+        ports = stack.enter_context(_targets(folder, arguments, cores[-1]))
         found = uvloop.run(_measure(ports, arguments.rounds, arguments.seconds))
     if arguments.json:
         print(json.dumps(found, indent=2))
@@ -158,7 +167,7 @@ async def _measure(ports: dict[str, _Target], rounds: int, seconds: float) -> di
 
 
 @contextmanager
-def _targets(folder: Path, litellm: Path | None, core: int) -> Iterator[dict[str, _Target]]:
+def _targets(folder: Path, peers: argparse.Namespace, core: int) -> Iterator[dict[str, _Target]]:
     """Everything running, by name."""
     with ExitStack() as stack:
         stub = free_port()
@@ -179,13 +188,21 @@ def _targets(folder: Path, litellm: Path | None, core: int) -> Iterator[dict[str
             port = free_port()
             process = start(running([*guard, *more, "--port", str(port)], port, core))
             targets[name] = _Target(port, process)
-        if litellm is not None:
+        if peers.litellm is not None:
             port = free_port()
             settings = folder / "litellm.yaml"
             settings.write_text(LITELLM.format(stub=stub))
-            command = [str(litellm), "--config", str(settings), "--port", str(port)]
+            command = [str(peers.litellm), "--config", str(settings), "--port", str(port)]
             process = start(running([*command, "--num_workers", "1"], port, core))
             targets["LiteLLM"] = _Target(port, process)
+        if peers.nemo is not None:
+            port = free_port()
+            settings = folder / "nemo" / "bare" / "config.yml"
+            settings.parent.mkdir(parents=True)
+            settings.write_text(NEMO.format(stub=stub))
+            command = [str(peers.nemo), "server", "--config", str(settings.parents[1])]
+            command += ["--default-config-id", "bare", "--disable-chat-ui", "--port", str(port)]
+            targets["NeMo Guardrails"] = _Target(port, start(running(command, port, core)))
         yield targets
 
 
@@ -203,7 +220,8 @@ def running(command: list[str], port: int, core: int | None = None) -> Iterator[
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         # on loopback for a minute: LiteLLM would want a key of its own
-        env=os.environ | {"OMP_NUM_THREADS": "1", f"{_PERMIT}_MASTER_KEY": "true"},
+        env=os.environ
+        | {"OMP_NUM_THREADS": "1", f"{_PERMIT}_MASTER_KEY": "true", "OPENAI_API_KEY": "none"},
     )
     try:
         until = time.monotonic() + 120

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from steering.bank import Bank
-from steering.rows import GuardedRows, Moved, RowGuard, Rows
+from steering.rows import GuardedRows, Moved, Reading, RowGuard, Rows
 
 
 @dataclass(frozen=True)
@@ -283,6 +283,22 @@ class PackedTable(GuardedRows):
         """The last token of `row` that was taken is that of `step`: drafts behind it were not."""
         if self._reached[row] > step:
             self._rewind(row, step + 1)
+
+    def read_at(self, rows: Sequence[int], steps: Sequence[int]) -> list[list[Reading]]:
+        """As `read`, what the guards of each row had seen by the end of a step of its last
+        forward, behind which there are more."""
+        row, at = self._carried_by(rows)
+        if not len(row):
+            return [[] for _ in rows]
+        back: list[tuple[Tensor, ...]] = []
+        for own, step in zip(rows, steps, strict=True):
+            drafted, column = self._undo[own], torch.from_numpy(self._columns[own])
+            i, (top, valid, fired, _, generated) = drafted.states[step + 1 - drafted.first]
+            column = column.to(self.bank.device)
+            then = generated[i].expand(len(column))
+            back.append((top[i, column], valid[i, column], fired[i, column], then))
+        top, valid, fired, generated = (torch.cat(parts) for parts in zip(*back, strict=True))
+        return self._told(rows, row, at, top, valid, fired, generated)
 
     def _rewind(self, row: int, first: int) -> None:
         """Go back to before step `first`: drafts were not taken, or all is computed once more."""

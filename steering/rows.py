@@ -145,22 +145,40 @@ class GuardedRows:
     def read(self, rows: Sequence[int]) -> list[list[Reading]]:
         """What the guards of each of these rows have seen so far, in the order in which the row has
         them: one trip to the device for all."""
+        row, at = self._carried_by(rows)
+        seen = self._top[row, at], self._valid[row, at], self._fired[row, at], self._generated[row]
+        return self._told(rows, row, at, *seen)
+
+    def _carried_by(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The rows, each as often as it carries guards, and where those stand in the bank."""
         columns = [self._columns[row] for row in rows]
         counts = [len(own) for own in columns]
-        device = self.bank.device
-        row = torch.from_numpy(np.repeat(np.asarray(rows, np.int64), counts)).to(device)
-        at = torch.from_numpy(np.concatenate([*columns, np.zeros(0, np.int64)])).to(device)
-        fired, recheck = self._fired[row, at], self._recheck[row, at]
-        decided = torch.where(fired < 0, self._generated[row], fired)
+        row = torch.from_numpy(np.repeat(np.asarray(rows, np.int64), counts))
+        at = torch.from_numpy(np.concatenate([*columns, np.zeros(0, np.int64)]))
+        return row.to(self.bank.device), at.to(self.bank.device)
+
+    def _told(
+        self,
+        rows: Sequence[int],
+        row: Tensor,
+        at: Tensor,
+        top: Tensor,
+        valid: Tensor,
+        fired: Tensor,
+        generated: Tensor,
+    ) -> list[list[Reading]]:
+        """Readings of what guards `at` of each `row` have seen: state as `_carried_by` has it."""
+        recheck = self._recheck[row, at]
+        decided = torch.where(fired < 0, generated, fired)
         told = [
-            (self._top[row, at] * self.bank.pool_weights[at]).sum(-1),
+            (top * self.bank.pool_weights[at]).sum(-1),
             torch.where((decided > 0) & (recheck < inf), recheck, self._threshold[row, at]),
             fired,
-            self._valid[row, at],
+            valid,
         ]
         # a double holds any of them exactly
         values = iter(torch.stack([each.double() for each in told], 1).tolist())
-        return [[_reading(*next(values)) for _ in range(count)] for count in counts]
+        return [[_reading(*next(values)) for _ in self._columns[row]] for row in rows]
 
     def rebank(self, bank: Bank) -> None:
         """Go on with another bank: what guards that both have saw stays, by name.

@@ -7,8 +7,10 @@ hold too: initials, abbreviations, product names.
 
 from __future__ import annotations
 
+import math
 import re
 import string
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -55,6 +57,14 @@ _MIN_EVIDENCE: Final = 2
 _SMALL: Final = string.ascii_lowercase
 _TURNED: Final = _SMALL[13:] + _SMALL[:13]
 _ROT13: Final = str.maketrans(_SMALL + _SMALL.upper(), _TURNED + _TURNED.upper())
+_PERCENT: Final = (
+    *(8.17, 1.49, 2.78, 4.25, 12.70, 2.23, 2.02, 6.09, 6.97, 0.15, 0.77, 4.03, 2.41),
+    *(6.75, 7.51, 1.93, 0.10, 5.99, 6.33, 9.06, 2.76, 0.98, 2.36, 0.15, 1.97, 0.07),
+)
+"""How often English uses each letter, from a to z (Lewand, Cryptological Mathematics, 2000)."""
+_FEW_LETTERS: Final = 12
+_TURNED_GAIN: Final = 0.25
+"""Nats a letter. English gains 0.77 from being turned back, and loses as much from being turned."""
 
 
 def letters_apart(text: str, *, articles: bool = False, wary: bool = False) -> list[Edit]:
@@ -162,12 +172,31 @@ _ANY_ROT13: Final = _two_of(_ROT13_MARKS)
 _ANY_BACKWARDS: Final = _two_of(_BACKWARD_MARKS)
 
 
+_ANY_FUNCTION_WORD: Final = re2.compile(
+    rf"(?i)\b(?:{'|'.join(sorted(word for word in _FUNCTION_WORDS if len(word) > 1))})\b"
+)
+_GAINS: Final = {
+    letter: math.log(turned / percent)
+    for letter, percent, turned in zip(_SMALL, _PERCENT, _PERCENT[13:] + _PERCENT[:13], strict=True)
+}
+
+
 def rot13(text: str) -> list[Edit]:
-    """Turns back stretches that have no English function word, but in ROT13 have two or more."""
+    """Turns back stretches that have no English function word, but in ROT13 have two or more; and
+    a text that has none at all, where its letters are English ones then."""
+    stretches = _stretches(text, _ROT13_MARKS) if _ANY_ROT13.search(text) else []
+    if not stretches and not _ANY_FUNCTION_WORD.search(text) and _turns_english(text):
+        stretches = [(0, len(text))]
     return [
-        Edit(start, end, _rot13(text[start:end]), range(start, end))
-        for start, end in (_stretches(text, _ROT13_MARKS) if _ANY_ROT13.search(text) else ())
+        Edit(start, end, _rot13(text[start:end]), range(start, end)) for start, end in stretches
     ]
+
+
+def _turns_english(text: str) -> bool:
+    counts = Counter(text.lower())
+    letters = sum(counts[letter] for letter in _GAINS)
+    gain = sum(counts[letter] * each for letter, each in _GAINS.items())
+    return letters >= _FEW_LETTERS and gain > _TURNED_GAIN * letters
 
 
 def backwards(text: str) -> list[Edit]:

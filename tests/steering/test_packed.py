@@ -183,6 +183,30 @@ def test_whatever_is_packed_is_guarded_as_if_alone(
         }
 
 
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_of_drafts_that_were_taken_each_can_be_the_last(data: st.DataObject) -> None:
+    bank = data.draw(banks())
+    seed = data.draw(st.integers(0, 2**16))
+    engine = Engine(Bank(bank), random.Random(seed), torch.Generator().manual_seed(seed))
+    for row in range(data.draw(st.integers(1, CAPACITY))):
+        states = whole(torch.Generator().manual_seed(seed + row), LAYERS, 3 + 4, WIDTH)
+        engine.admit(row, Request(data.draw(row_guards(bank)), 3, states))
+    engine.forward(dict.fromkeys(engine.requests, 3), {})
+    engine.forward(dict.fromkeys(engine.requests, 3), dict.fromkeys(engine.requests, 1))
+    rechecking = [
+        row
+        for row, own in engine.requests.items()
+        if any(guard.recheck is not None for guard in own.guards)
+    ]
+    for step in (1, 2):
+        seen = engine.table.read_at(rechecking, [step] * len(rechecking))
+        for row, found in zip(rechecking, seen, strict=True):
+            own = engine.requests[row]
+            _, then = replace(own, states=own.states[:, : 3 + step]).alone(engine.bank)
+            assert found == [then[guard.name] for guard in own.guards]
+
+
 @settings(max_examples=200, deadline=None)
 @given(data=st.data(), preempts=st.booleans(), drafts=st.booleans())
 def test_a_bank_is_swapped_under_rows_that_run(

@@ -143,7 +143,8 @@ def test_a_policy_that_is_not_there_is_refused_alone(folder: Path, hostile: obje
     assert len(came[1]["tokens"][0]) == 2
 
 
-def test_drafts_change_nothing(folder: Path) -> None:
+@pytest.mark.parametrize("method", ["ngram", "draft_model"])
+def test_drafts_change_nothing(folder: Path, method: str) -> None:
     # answers that repeat themselves are what drafts are right about
     asked = [
         {"prompt": prompt(6, seed=i) * 2, "tokens": 40, "policy": policy}
@@ -151,8 +152,12 @@ def test_drafts_change_nothing(folder: Path) -> None:
         for policy in ("none", "both", "watch", "halt")
     ]
     (folder / "halt.toml").write_text(CONFIG + HALT, "utf-8")
-    settings = {"method": "ngram", "num_speculative_tokens": 3}
-    settings |= {"prompt_lookup_min": 1, "prompt_lookup_max": 3}
+    settings = {"method": method, "num_speculative_tokens": 3}
+    if method == "ngram":
+        settings |= {"prompt_lookup_min": 1, "prompt_lookup_max": 3}
+    else:
+        # it drafts for itself, unguarded: wrong only where a guard steers
+        settings |= {"model": str(folder / "model")}
     (plain,) = run(folder, asked, config="halt.toml")["phases"]
     drafted = run(folder, asked, config="halt.toml", speculative_config=settings)
     assert drafted["accepted"] > 20

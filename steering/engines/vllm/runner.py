@@ -52,11 +52,17 @@ class RowPlan:
 class Told:
     """What the guards of a request have seen by the end of a forward.
 
-    `keep` None: the request goes on; else it ends, with that many of the forward's tokens.
+    `keep` None: the request goes on; else it ends, with that many of the forward's tokens. `cut[i]`
+    is what to tell where the scheduler takes the first i + 1 of several tokens alone.
     """
 
     seen: Sequence[Reading]
     keep: int | None
+    cut: Sequence[Told] = ()
+
+    def of(self, tokens: int) -> Told:
+        """What to tell where so many of the forward's tokens were taken."""
+        return self.cut[tokens - 1] if 0 < tokens <= len(self.cut) else self
 
 
 class Unsupported(ValueError):
@@ -223,19 +229,43 @@ class GuardedRunner:
             return
         # an output on its way from the device has it inside
         output = getattr(output, "_model_runner_output", output)
+        several: dict[str, int] = {}
         if self._runner.speculative_config is not None:
             for name in there:
                 if taken := output.sampled_token_ids[output.req_id_to_index[name]]:
                     table.taken(self._row[name], decided[name] + len(taken) - 1)
+                    several[name] = len(taken)
         rows = [self._row[name] for name in there]
         if table.senses and not table.decided:
             # a forward that went around the layers: nobody knows what it said
             table.spoil(rows)
         seen = table.read(rows)
+        cut = self._cut(table, several, decided) if table.decided else {}
         output.guard = {
-            name: Told(own, self._keep(name, own, decided[name]))
+            name: Told(own, self._keep(name, own, decided[name]), cut.get(name, ()))
             for name, own in zip(there, seen, strict=True)
         }
+
+    def _cut(
+        self, table: PackedTable, several: Mapping[str, int], decided: Mapping[str, int]
+    ) -> dict[str, list[Told]]:
+        """Of requests of which a forward has decided `several` tokens: a stop may stand among
+        them, which the scheduler alone knows."""
+        asked = [
+            (name, decided[name] + i)
+            for name, count in several.items()
+            if self._rechecks(name)
+            for i in range(count - 1)
+        ]
+        seen = table.read_at([self._row[name] for name, _ in asked], [step for _, step in asked])
+        cut: dict[str, list[Told]] = {}
+        for (name, _), own in zip(asked, seen, strict=True):
+            told = Told(own, self._keep(name, own, decided[name]))
+            cut.setdefault(name, []).append(told)
+        return cut
+
+    def _rechecks(self, name: str) -> bool:
+        return any(guard.recheck is not None for guard in self._plans[self._key(name)].guards)
 
     def _keep(self, name: str, seen: Sequence[Reading], step: int) -> int | None:
         plan = self._plans[self._key(name)]

@@ -42,6 +42,8 @@ def surround() -> None:
 
 
 def _pass_on(scheduler: Any, out: Any, told: Told) -> None:
+    # a stop may stand among tokens that were drafted: nothing behind it was said
+    told = told.of(len(out.new_token_ids))
     if told.keep is not None:
         out.new_token_ids = out.new_token_ids[: told.keep]
         if out.new_logprobs is not None:
