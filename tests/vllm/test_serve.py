@@ -1,23 +1,13 @@
-"""vLLM's server with the plugin, asked by OpenAI's client.
-
-`vllm serve` itself looks for a distribution of that name, which the CPU build is not: this is the
-module that it runs.
-"""
+"""vLLM's server with the plugin, asked by OpenAI's client."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
-import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 import pytest
@@ -26,100 +16,19 @@ pytest.importorskip("vllm", reason="vLLM has an environment of its own: make tes
 
 from openai import APIError, BadRequestError, OpenAI  # noqa: E402
 
-from guard.keys import hash_key  # noqa: E402
-from tests.steering.tiny import prompt  # noqa: E402
-from tests.vllm.checkpoint import CONFIG, save, save_tokenizer  # noqa: E402
-from tests.vllm.driver import environment  # noqa: E402
-
-ADMIN = "an admin's key"
-
-
-@dataclass(frozen=True)
-class Stand:
-    """A running server."""
-
-    folder: Path
-    url: str
-    process: subprocess.Popen[bytes]
-
-    @property
-    def client(self) -> OpenAI:
-        return OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0)
-
-    def configure(self, policies: str = CONFIG) -> None:
-        server = f'[server]\naudit_log = "audit.jsonl"\nadmin_hash = "{hash_key(ADMIN)}"\n'
-        (self.folder / "config.toml").write_text(server + policies, "utf-8")
-
-    def audited(self) -> list[dict[str, Any]]:
-        """The lines of the audit log."""
-        return [json.loads(line) for line in (self.folder / "audit.jsonl").open(encoding="utf-8")]
-
-    def reload(self, key: str = ADMIN) -> tuple[int, dict[str, Any]]:
-        """An admin's call: status and body."""
-        call = Request(
-            f"{self.url}/guard/reload", method="POST", headers={"Authorization": f"Bearer {key}"}
-        )
-        try:
-            with urlopen(call, timeout=60) as reply:
-                return reply.status, json.loads(reply.read())
-        except HTTPError as refused:
-            return refused.code, json.loads(refused.read())
+from tests.vllm.checkpoint import CONFIG  # noqa: E402
+from tests.vllm.standing import Stand, asked, serving, words  # noqa: E402
 
 
 @pytest.fixture(scope="module")
 def stand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
-    folder = tmp_path_factory.mktemp("serve")
-    save(folder)
-    save_tokenizer(folder / "model")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
-    options = {
-        "--model": str(folder / "model"),
-        "--served-model-name": "tiny",
-        "--port": str(port),
-        "--dtype": "float32",
-        "--max-model-len": "512",
-        "--max-num-seqs": "8",
-    }
-    command += ["--enforce-eager", *(part for pair in options.items() for part in pair)]
-    Stand(folder, "", None).configure()  # type: ignore[arg-type]
-    with (folder / "log").open("w") as log:
-        server = subprocess.Popen(
-            command, env=environment(folder / "config.toml"), stdout=log, stderr=log
-        )
-    made = Stand(folder, f"http://127.0.0.1:{port}", server)
-    try:
-        _wait(server, f"{made.url}/health", folder / "log")
+    with serving(tmp_path_factory.mktemp("serve")) as made:
         yield made
-    finally:
-        server.terminate()
-        server.wait(60)
 
 
 @pytest.fixture
 def client(stand: Stand) -> OpenAI:
     return stand.client
-
-
-def _wait(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    for _ in range(600):
-        assert server.poll() is None, log.read_text("utf-8")[-5000:]
-        try:
-            urlopen(url, timeout=5).close()
-            return
-        except (URLError, OSError):
-            time.sleep(1)
-    raise AssertionError("vLLM has not come up")
-
-
-def asked(policy: str) -> dict[str, object]:
-    return {"vllm_xargs": {"guard_policy": policy}, "ignore_eos": True}
-
-
-def words(number: int) -> str:
-    return " ".join(f"w{token}" for token in prompt(5 + 3 * number, seed=number))
 
 
 def test_answers_come_with_their_verdict(client: OpenAI) -> None:
