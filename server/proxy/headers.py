@@ -20,7 +20,12 @@ _CLIENTS_OWN = frozenset(
 )
 _NEEDED = frozenset({b"accept-encoding", b"content-type", b"content-length"})
 """What a client may not have taken out: answers are read by it."""
-_OURS = frozenset({b"date", b"server", b"x-guard-policy", b"x-guard-verdict", b"x-request-id"})
+_OURS = frozenset(
+    {
+        *(b"date", b"server", b"x-guard-policy", b"x-guard-verdict", b"x-request-id"),
+        b"set-cookie",  # of a session between us and the upstream: clients' cookies do not pass
+    }
+)
 
 
 def to_upstream(headers: Iterable[tuple[bytes, bytes]]) -> RawHeaders:

@@ -52,6 +52,7 @@ class HeldText:
         self._read = 0
         self._left = 0
         self._over = False
+        self._kept = 0
         self._spans: list[Span] = []
 
     @property
@@ -68,7 +69,7 @@ class HeldText:
     def free(self) -> int:
         """The place up to which text may leave."""
         if self._over and self._read == self.length:
-            return self.length
+            return max(self._left, self.length - self._kept)
         return max(self._left, self._read - self.context)
 
     def add(self, text: str) -> None:
@@ -100,9 +101,14 @@ class HeldText:
         self._spans = kept
         self._read = max(self._read, window.end)
 
-    def let_go(self) -> None:
-        """What has been read may leave, though what comes may be of one piece with it."""
-        self._over = True
+    def let_go(self, keep: int = 0) -> None:
+        """What has been read may leave, though what comes may be of one piece with it; all but the
+        last `keep` characters."""
+        self._over, self._kept = True, keep
+
+    def ending(self, count: int) -> str:
+        """The last characters that have come, of those that are still here."""
+        return self._text[-count:] if count else ""
 
     def hold(self) -> None:
         """Undo `let_go`: more has come."""

@@ -66,6 +66,12 @@ class Placeholders:
             return self.of(span.label, text)
         return json.dumps(original, ensure_ascii=False)[1:-1] if quoted else original
 
+    def begun(self, text: str) -> int:
+        """How many characters at the end of `text` begin one that can be put back."""
+        at = text.rfind("[", max(0, len(text) - self.longest))
+        tail = text[at:] if at >= 0 else ""
+        return len(tail) if any(each.startswith(tail) for each in self._restorable) else 0
+
     def find(self, text: str) -> list[Span]:
         """Where those that can be put back stand; a span's label is the placeholder itself."""
         return [

@@ -89,8 +89,9 @@ class StreamGuard:
         return bytes(out)
 
     async def flush(self) -> bytes:
-        """What is held for longer than the policy wants, once it has been read."""
-        return await self._settle(list(self._of_group))
+        """What is held for longer than the policy wants, once it has been read; but for half a
+        placeholder, which could not be put back then."""
+        return await self._settle(list(self._of_group), whole=False)
 
     async def end(self) -> bytes:
         """What is left when the stream has ended. Raises BrokenStream."""
@@ -211,8 +212,8 @@ class StreamGuard:
                 break
         return read, out
 
-    async def _settle(self, groups: Sequence[Group]) -> bytes:
-        """Read all that has come of `groups`, and let it go."""
+    async def _settle(self, groups: Sequence[Group], *, whole: bool = True) -> bytes:
+        """Read all that has come of `groups`, and let it go; `whole`: no more comes of it."""
         out = b""
         for group in groups:
             for channel in self._of_group.get(group, ()):
@@ -221,8 +222,13 @@ class StreamGuard:
                     if await self._read_due(held, all=True):
                         out += self._end_groups([group])
                     else:
-                        held.let_go()
+                        held.let_go(0 if whole else self._begun(held))
         return out + self._queue.release()
+
+    def _begun(self, held: HeldText) -> int:
+        if not self._restoring:
+            return 0
+        return self._placeholders.begun(held.ending(self._placeholders.longest))
 
     async def _read_due(self, held: HeldText, *, all: bool) -> bool:
         """Read what is due of a channel; True where it ends the answer."""

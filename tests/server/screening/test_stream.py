@@ -31,7 +31,9 @@ def _screen(action: TextAction) -> TextScreen:
 class _Guarded:
     """A stream under one policy; `windows` are the texts that were read of it."""
 
-    def __init__(self, action: TextAction, hold_back: int) -> None:
+    def __init__(
+        self, action: TextAction, hold_back: int, restored: Placeholders | None = None
+    ) -> None:
         self.windows: list[str] = []
         screen = _screen(action)
         config = ScreenConfig(hold_back_chars=hold_back)
@@ -53,9 +55,9 @@ class _Guarded:
             self.findings,
             read,
             lambda inner: {"outcome": self.findings.outcome},
-            _Marks(),
+            restored or _Marks(),
             reads=True,
-            restoring=False,
+            restoring=restored is not None,
             choices=1,
             event_limit=100_000,
         )
@@ -154,6 +156,22 @@ def test_a_silent_stream_leaves_byte_for_byte(text: str, cuts: list[int]) -> Non
 def _normal(out: bytes) -> list[Any]:
     lines = out.decode().split("\n\n")
     return [json.loads(line[6:]) if line[6:7] == "{" else line for line in lines]
+
+
+def test_half_a_placeholder_waits_for_the_rest_whatever_the_time() -> None:
+    marks = Placeholders(())
+    assert marks.of("EMAIL", "a@example.org") == "[EMAIL_1]"
+    marks.seal()
+    guarded = _Guarded("redact", 40, marks)
+    first, second, third, *last = _events(["To ", "[EMA", "IL_1], [but"])
+
+    async def through() -> list[str]:
+        flushed = [await guarded.guard.feed(first + second), await guarded.guard.flush()]
+        flushed += [await guarded.guard.feed(third), await guarded.guard.flush()]
+        flushed += [await guarded.guard.feed(b"".join(last)), await guarded.guard.end()]
+        return [_text(flushed[at] + flushed[at + 1]) for at in (0, 2, 4)]
+
+    assert asyncio.run(through()) == ["To ", "a@example.org, [but", ""]
 
 
 def test_a_stream_that_waits_holds_little() -> None:
