@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 
 from server.screening.held import Span
 
@@ -20,11 +21,16 @@ class Placeholders:
     """
 
     def __init__(self, texts: Iterable[str]) -> None:
-        self._taken = {found for text in texts for found in _PLACEHOLDER.findall(text)}
+        self._texts = [*texts]
         self._by_text: dict[tuple[str, str], str] = {}
         self._originals: dict[str, str] = {}
         self._restorable: dict[str, str] = {}
         self._numbers: dict[str, int] = {}
+
+    @cached_property
+    def _taken(self) -> set[str]:
+        # most requests have nothing cut out of them
+        return {found for text in self._texts for found in _PLACEHOLDER.findall(text)}
 
     @property
     def longest(self) -> int:
