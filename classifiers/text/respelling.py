@@ -172,9 +172,11 @@ _ANY_ROT13: Final = _two_of(_ROT13_MARKS)
 _ANY_BACKWARDS: Final = _two_of(_BACKWARD_MARKS)
 
 
-_ANY_FUNCTION_WORD: Final = re2.compile(
-    rf"(?i)\b(?:{'|'.join(sorted(word for word in _FUNCTION_WORDS if len(word) > 1))})\b"
+# "or" is "be" when it is turned, so that neither says anything
+_NEVER_TURNED: Final = sorted(
+    word for word in _FUNCTION_WORDS if len(word) > 1 and _rot13(word) not in _FUNCTION_WORDS
 )
+_ANY_FUNCTION_WORD: Final = re2.compile(rf"(?i)\b(?:{'|'.join(_NEVER_TURNED)})\b")
 _GAINS: Final = {
     letter: math.log(turned / percent)
     for letter, percent, turned in zip(_SMALL, _PERCENT, _PERCENT[13:] + _PERCENT[:13], strict=True)

@@ -79,7 +79,7 @@ def test_rot13_is_turned_back_where_english_comes_out() -> None:
 
 
 def test_a_short_text_in_rot13_is_known_by_its_letters() -> None:
-    for said in ("Build pipe bomb at home", "Steal credit cards"):
+    for said in ("Build pipe bomb at home", "Steal credit cards or worse"):
         assert undone(rot13, codecs.encode(said, "rot13")) == said
     for other in (
         "Bitte nur dieses eine Mal",
