@@ -66,9 +66,7 @@ def serving(folder: Path, *more: str) -> Iterator[Stand]:
     """A server of the tiny model, with `more` arguments."""
     save(folder)
     save_tokenizer(folder / "model")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
     options = {
         "--model": str(folder / "model"),
@@ -86,14 +84,22 @@ def serving(folder: Path, *more: str) -> Iterator[Stand]:
         )
     made = Stand(folder, f"http://127.0.0.1:{port}", server)
     try:
-        _wait(server, f"{made.url}/health", folder / "log")
+        until_up(server, f"{made.url}/health", folder / "log")
         yield made
     finally:
         server.terminate()
         server.wait(60)
 
 
-def _wait(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
+def free_port() -> int:
+    """One that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def until_up(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    """Wait until something answers there. Raises AssertionError where the server has ended."""
     for _ in range(600):
         assert server.poll() is None, log.read_text("utf-8")[-5000:]
         try:
