@@ -189,6 +189,7 @@ class Visit:
             model=self.model,
             max_response_bytes=config.proxy.max_response_bytes,
             timeout_s=config.server.request_timeout_s,
+            own_errors=False,
         )
         await self.turn.run(scope, receive, send)
 

@@ -37,6 +37,7 @@ class Answer:
 
     `head` is called once before the first byte leaves: what is known of the verdict goes into the
     headers then. `verdict` makes the `guard` object from the one that the app inside has made.
+    `own_errors`: errors of the app inside are this server's own words, which need no reading.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Answer:
         *,
         choices: int,
         limit: int,
+        own_errors: bool,
     ) -> None:
         self.cut = asyncio.Event()
         self.gate = asyncio.Event()
@@ -62,7 +64,7 @@ class Answer:
         self.ended = False
         self._send, self._route, self._screening = send, route, screening
         self._read, self._verdict, self._head, self._blocked = read, verdict, head, blocked
-        self._choices, self._limit = choices, limit
+        self._choices, self._limit, self._own_errors = choices, limit, own_errors
         plan = screening.plan
         self._reads = plan.looks("response") and bool(plan.screens)
         self._restores = plan.settings.restore
@@ -167,7 +169,8 @@ class Answer:
                 await self._whole()
 
     async def _mask(self) -> None:
-        """Tell of an error whose page cannot be read: its status, and when to come back."""
+        """Tell of an error that cannot be read, or must not leave: its status, and when to come
+        back."""
         assert self._start is not None
         status = self._start["status"]
         kept = {b"retry-after"}
@@ -220,8 +223,14 @@ class Answer:
         pieces, placeholders = texts.pieces, self._screening.placeholders
         before = [piece.text for piece in pieces]
         self.findings.unscreened.update(texts.opaque)
-        if self._reads and await self._read_texts(texts):
-            raise self._blocked()
+        failed = self._start is not None and self._start["status"] >= 400
+        reads = self._reads and not (failed and self._own_errors)
+        if reads and await self._read_texts(texts):
+            if not failed:
+                raise self._blocked()
+            # what is wrong with a request is for its client to know
+            await self._mask()
+            return
         if self._restores:
             for piece in pieces:
                 write_over(piece, (), placeholders, restoring=True)

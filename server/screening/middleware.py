@@ -109,6 +109,7 @@ class ScreenMiddleware:
             model=model,
             max_response_bytes=self.config.proxy.max_response_bytes,
             timeout_s=limits.request_timeout_s,
+            own_errors=True,
         )
         tenant = key.tenant if key else ""
         exchange.joined = self.recorder.begin()

@@ -49,6 +49,7 @@ class Turn:
         model: str,
         max_response_bytes: int,
         timeout_s: float,
+        own_errors: bool,
     ) -> None:
         self.inner, self.screener, self.plan, self.route = inner, screener, plan, route
         self.exchange, self.raw, self.altered, self.model = exchange, raw, altered, model
@@ -58,6 +59,7 @@ class Turn:
         """Whether the request was not let to the app inside, or its answer is not wanted."""
         self.inner_guards: tuple[GuardVerdict, ...] = ()
         self._limit, self._timeout_s, self._rewritable = max_response_bytes, timeout_s, rewritable
+        self._own_errors = own_errors
         self._inner_outcome: Outcome = "pass"
         self._begun = time.perf_counter()
         self._answered = False
@@ -106,6 +108,7 @@ class Turn:
             lambda: refusal(self.route.place, self.verdict()),
             choices=_choices(body) if self.route.several else 1,
             limit=self._limit,
+            own_errors=self._own_errors,
         )
         try:
             if self.plan.settings.race and not self.plan.changes:

@@ -247,6 +247,17 @@ def test_an_error_page_keeps_its_status_and_when_to_come_back(tmp_path: Path) ->
         assert "busy" not in answer.text
 
 
+def test_an_error_that_must_not_leave_keeps_its_status(tmp_path: Path) -> None:
+    async def lost(got: Got, send: Send) -> None:
+        await reply(send, {"error": {"message": "no forbidden thing here"}}, status=404)
+
+    with standing(tmp_path, Upstream(lost)) as proxy:
+        answer = ask(proxy, "hi")
+        assert answer.status_code == 404
+        assert "forbidden" not in answer.text
+        assert answer.json()["guard"]["outcome"] == "blocked"
+
+
 def test_a_client_that_hangs_up_while_it_waits_gives_its_place_back(tmp_path: Path) -> None:
     async def slow(got: Got, send: Send) -> None:
         await asyncio.sleep(1.5)

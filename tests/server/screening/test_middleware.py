@@ -78,6 +78,13 @@ def test_a_blocked_request_never_reaches_the_model(tmp_path: Path) -> None:
         assert line["guards"] == answer.json()["guard"]["guards"]
 
 
+def test_what_is_wrong_with_a_request_is_told_whatever_it_reads_like(tmp_path: Path) -> None:
+    with standing(tmp_path) as (live, _):
+        answer = live.chat("hello", model="there")
+        assert answer.status_code == 404
+        assert "there" in answer.json()["error"]["message"]
+
+
 def test_models_guards_and_screens_make_one_verdict(tmp_path: Path) -> None:
     with standing(tmp_path, "flag", ASKING) as (live, audit):
         answer = live.chat("forbidden thing")
