@@ -127,7 +127,8 @@ class PatternsConfig(_Section):
 class ScreenConfig(_Section):
     """`[policies.NAME.screen]`: how the policy's guards of text look, and what they do.
 
-    `actions` goes before the policy's own action, by guard. `turns` of the conversation are read
+    `look` says which texts are read, `looks` the same for single guards in its place. `actions`
+    goes before the policy's own action, by guard. `turns` of the conversation are read
     together. `hold_back_chars` of a streamed answer are held until they are read, for
     `hold_back_ms` at most (None: as long as it takes). `race`: the model is asked while the request
     is being read. `restore`: what was redacted stands in the answer again. `unscreened` may pass
@@ -143,6 +144,7 @@ class ScreenConfig(_Section):
     restore: bool = False
     unscreened: Annotated[tuple[str, ...], Field(strict=False)] = ()
     actions: dict[Name, TextAction] = {}
+    looks: dict[Name, Annotated[tuple[Place, ...], Field(strict=False)]] = {}
     upstream: Name | None = None
     model: str | None = Field(default=None, min_length=1)
     upstream_policy: Name | None = None

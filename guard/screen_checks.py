@@ -49,12 +49,15 @@ def screen_problems(
             f'"{own}" is for screens of text, and not all of its guards are: give it to those '
             "that are in [policies.NAME.screen], actions",
         )
-    for guard in actions:
-        place = ("policies", name, "screen", "actions", guard)
-        if guard not in guards:
-            yield place, "is no guard of this policy: add it there, or leave it out here"
-        elif kinds.get(guard, "text") not in {"text", None}:
-            yield place, "is no screen of text: its policy's action is its own, leave it out here"
+    looks = screen.get("looks")
+    looks = looks if isinstance(looks, dict) else {}
+    for table, own_guards in (("actions", actions), ("looks", looks)):
+        for guard in own_guards:
+            place = ("policies", name, "screen", table, guard)
+            if guard not in guards:
+                yield place, "is no guard of this policy: add it there, or leave it out here"
+            elif kinds.get(guard, "text") not in {"text", None}:
+                yield place, "is no screen of text: leave it out here"
     done = {guard: actions.get(guard, own) for guard in guards if kinds.get(guard) == "text"}
     for guard, action in done.items():
         at: KeyPath = ("policies", name, "screen", "actions", guard)

@@ -15,7 +15,15 @@ from classifiers.text.encoder import TextEncoder
 from classifiers.text.heads import TextHead, TextHeads
 from classifiers.text.patterns import PatternSet, Shipped, shipped
 from guard.artifact import Artifact
-from guard.config import Config, GuardConfig, OnError, PatternsConfig, Place, ScreenConfig
+from guard.config import (
+    PLACES,
+    Config,
+    GuardConfig,
+    OnError,
+    PatternsConfig,
+    Place,
+    ScreenConfig,
+)
 from guard.config import TextAction as Action
 from guard.errors import ArtifactError, GuardError, GuardFailed, ModelError
 from guard.kinds import kind_of
@@ -45,6 +53,7 @@ class TextScreen:
     action: Action
     head: int | None = None
     patterns: PatternSet | None = None
+    look: frozenset[Place] = frozenset(PLACES)
 
 
 @dataclass(frozen=True)
@@ -77,9 +86,18 @@ class TextPlan:
         """Characters of the longest match of a pattern."""
         return max((each.patterns.longest for each in self.screens if each.patterns), default=0)
 
-    def looks(self, place: Place) -> bool:
-        """Whether text at that place is read."""
-        return place in self.settings.look
+    @cached_property
+    def by_look(self) -> Mapping[frozenset[Place], Sequence[TextScreen]]:
+        """The screens by the places where they look."""
+        found: dict[frozenset[Place], list[TextScreen]] = {}
+        for screen in self.screens:
+            found.setdefault(screen.look, []).append(screen)
+        return found
+
+    @cached_property
+    def answering(self) -> tuple[TextScreen, ...]:
+        """The screens that look at answers."""
+        return tuple(screen for screen in self.screens if "response" in screen.look)
 
     def passes(self, what: str) -> bool:
         """Whether `what`, a path or a kind of content, may pass unread."""
@@ -201,7 +219,11 @@ class TextPlans:
             on_error=policy.on_error,
             settings=policy.screen,
             screens=tuple(
-                replace(known[guard], action=policy.screen.actions.get(guard) or own)
+                replace(
+                    known[guard],
+                    action=policy.screen.actions.get(guard) or own,
+                    look=frozenset(policy.screen.looks.get(guard, policy.screen.look)),
+                )
                 for guard in wanted
             ),
             broken={guard: self._broken[guard] for guard in policy.guards if guard in self._broken},

@@ -66,7 +66,7 @@ class Answer:
         self._read, self._verdict, self._head, self._blocked = read, verdict, head, blocked
         self._choices, self._limit, self._own_errors = choices, limit, own_errors
         plan = screening.plan
-        self._reads = plan.looks("response") and bool(plan.screens)
+        self._reads = bool(plan.answering)
         self._restores = plan.settings.restore
         self._start: Message | None = None
         self._body = bytearray()
@@ -251,7 +251,9 @@ class Answer:
     async def _read_texts(self, texts: Texts) -> bool:
         """Cut out of an answer what is to be; True where it must not leave."""
         pieces, placeholders = texts.pieces, self._screening.placeholders
-        single = await self._read([piece.text for piece in pieces], patterns=True)
+        screens = self._screening.plan.answering
+        lists = [screen for screen in screens if screen.head is None]
+        single = await self._read([piece.text for piece in pieces], lists)
         for piece, seen in zip(pieces, single, strict=True):
             acting = self.findings.take(seen, piece.path, answer=True)
             # a name cannot be written over
@@ -259,7 +261,7 @@ class Answer:
                 return True
             write_over(piece, acting, placeholders, restoring=False)
         units = list(texts.units())
-        joined = await self._read(list(map(joined_text, units)))
+        joined = await self._read(list(map(joined_text, units)), screens)
         for unit, seen in zip(units, joined, strict=True):
             if self.findings.take(seen, unit[0].path, answer=True):
                 return True  # nor what stands in several strings

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ from server.screening.errors import UnscreenedContent
 from server.screening.findings import Findings, Seen, blocks, redactions
 from server.screening.redaction import Placeholders
 from server.screening.stream import Read
-from server.screening.walk import Piece, TooDeep, conversation, texts_of
+from server.screening.walk import Piece, Texts, TooDeep, conversation, texts_of
 
 XARGS, XARG = "vllm_xargs", "guard_policy"
 """Where a vLLM with this project's plugin is told the policy of a request."""
@@ -51,29 +51,35 @@ class Screening:
                 )
             self.findings.unscreened.add(what)
         self.placeholders = Placeholders(piece.text for piece in texts.pieces)
-        units = [
-            looked
-            for unit in texts.units()
-            if (looked := [piece for piece in unit if self.plan.looks(piece.place)])
-        ]
-        groups = list(units)
-        if self.plan.settings.turns > 1 and self.plan.looks("user"):
-            turns = conversation(texts, self.plan.settings.turns)
-            groups += [turns] if len({piece.unit for piece in turns}) > 1 else []
         # where something is to be cut out it must be known in which string; what belongs together
         # is then read as one text
-        pieces = [piece for unit in units for piece in unit]
-        single = await read([piece.text for piece in pieces], patterns=True)
-        ended = [self._act(seen, piece) for piece, seen in zip(pieces, single, strict=True)]
+        looks = self.plan.by_look
+        pieces = [piece for piece in texts.pieces if any(piece.place in look for look in looks)]
+        single = await read([piece.text for piece in pieces], self.plan.lists)
+        ended = [
+            self._act([each for each in seen if piece.place in each.screen.look], piece)
+            for piece, seen in zip(pieces, single, strict=True)
+        ]
         self.placeholders.seal()
         if any(ended):
             return False
-        joined = await read(list(map(joined_text, groups)))
-        ended = [
-            self._act(seen, group[0], writable=False)
-            for group, seen in zip(groups, joined, strict=True)
-        ]
+        for look, screens in looks.items():
+            groups = self._together(texts, look)
+            joined = await read(list(map(joined_text, groups)), screens)
+            ended += [
+                self._act(seen, group[0], writable=False)
+                for group, seen in zip(groups, joined, strict=True)
+            ]
         return not any(ended)
+
+    def _together(self, texts: Texts, look: Container[Place]) -> list[list[Piece]]:
+        """What belongs together of what stands where somebody looks, and the last turns."""
+        groups = [[piece for piece in unit if piece.place in look] for unit in texts.units()]
+        if self.plan.settings.turns > 1 and "user" in look:
+            turns = conversation(texts, self.plan.settings.turns)
+            turns = [piece for piece in turns if piece.place in look]
+            groups += [turns] if len({piece.unit for piece in turns}) > 1 else []
+        return [group for group in groups if group]
 
     def _act(self, seen: Sequence[Seen], piece: Piece, *, writable: bool = True) -> bool:
         """Do what the policy wants where something was seen; True where that is to block."""

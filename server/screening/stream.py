@@ -7,6 +7,7 @@ from functools import partial
 from itertools import zip_longest
 from typing import Any, Protocol
 
+from guard.text_plan import TextScreen
 from server.screening.event_queue import EventQueue, Part, Waiting, parsed, without_tokens
 from server.screening.findings import Findings, Seen, apart, blocks, redactions
 from server.screening.formats.base import Group, Slot, StreamFormat
@@ -24,11 +25,10 @@ COMMENT = b":\n\n"
 
 
 class Read(Protocol):
-    """Has the screens of the policy read every text: all of them, classifiers its last `tail`
-    characters, or `patterns` alone."""
+    """Has screens read every text, classifiers its last `tail` characters."""
 
     def __call__(
-        self, texts: Sequence[str], /, tail: int | None = None, *, patterns: bool = False
+        self, texts: Sequence[str], screens: Sequence[TextScreen], /, tail: int | None = None
     ) -> Awaitable[Sequence[Sequence[Seen]]]: ...
 
 
@@ -57,7 +57,7 @@ class StreamGuard:
         self.findings = findings
         self.over = False
         """Nothing more is to leave: the rest of the stream is not wanted."""
-        self._read, self._verdict = read, verdict
+        self._read, self._verdict, self._screens = read, verdict, findings.plan.answering
         self._placeholders, self._reads, self._restoring = placeholders, reads, restoring
         self._choices = choices
         hold_back = findings.plan.settings.hold_back_chars if reads else 0
@@ -150,7 +150,9 @@ class StreamGuard:
         """Read the texts of an event that are whole: whether one was written over; None where one
         of them ends the answer."""
         written = False
-        read = await self._read([piece.text for piece in pieces]) if self._reads and pieces else ()
+        read: Sequence[Sequence[Seen]] = ()
+        if self._reads and pieces:
+            read = await self._read([piece.text for piece in pieces], self._screens)
         for piece, seen in zip_longest(pieces, read, fillvalue=()):
             assert isinstance(piece, Piece)
             acting = self.findings.take(seen, piece.path, answer=True)
@@ -235,7 +237,8 @@ class StreamGuard:
         for window in held.due(all=all):
             acting: list[Seen] = []
             if self._reads:
-                (seen,) = await self._read([window.text], self._hold_back + LOOKBACK)
+                tail = self._hold_back + LOOKBACK
+                (seen,) = await self._read([window.text], self._screens, tail)
                 acting = self.findings.take(seen, self._paths[held], answer=True)
                 if blocks(acting):
                     return True

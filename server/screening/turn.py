@@ -13,7 +13,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from guard.errors import GuardError, GuardFailed
-from guard.text_plan import TextPlan
+from guard.text_plan import TextPlan, TextScreen
 from guard.verdict import GuardVerdict, Outcome, Verdict, gravest
 from server.errors import ClientGone, RequestTimeout
 from server.exchange import MODEL, UPSTREAM, Exchange
@@ -205,18 +205,16 @@ class Turn:
             raise answer.error
 
     async def _read(
-        self, texts: Sequence[str], /, tail: int | None = None, *, patterns: bool = False
+        self, texts: Sequence[str], screens: Sequence[TextScreen], /, tail: int | None = None
     ) -> Sequence[Sequence[Seen]]:
         try:
-            if patterns:
-                return await self.screener.read(texts, self.plan.lists)
-            return await self.screener.read(texts, self.plan.screens, tail)
+            return await self.screener.read(texts, screens, tail)
         except GuardFailed as error:
             if self.plan.on_error == "closed":
                 raise
             self.findings.fail(error.message)
         with suppress(GuardFailed):  # patterns need no encoder
-            return await self.screener.read(texts, self.plan.lists)
+            return await self.screener.read(texts, [each for each in screens if each.head is None])
         return [[] for _ in texts]
 
     def _told(self, inner: dict[str, Any] | None) -> dict[str, Any]:

@@ -78,6 +78,8 @@ def test_what_may_pass_unread(tmp_path: Path) -> None:
             'policies.p.screen.restore: is for the action "red',
         ),
         ('[policies.p.screen]\nactions = { x = "flag" }', "policies.p.screen.actions.x: is no gua"),
+        ('[policies.p.screen]\nlooks = { x = ["user"] }', "policies.p.screen.looks.x: is no guard"),
+        ('[policies.p.screen]\nlooks = { mine = ["moon"] }', "policies.p.screen.looks.mine[0]: "),
         ('[policies.p.screen]\nupstream = "x"', "policies.p.screen.upstream: no upstream"),
         ('[[patterns]]\nname = "mine"\nsource = "secrets"', "patterns[2].name: is the same as in"),
         ('[[patterns]]\nname = "b"\nsource = "b.toml"', "patterns[2].source: "),

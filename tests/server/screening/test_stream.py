@@ -41,7 +41,7 @@ class _Guarded:
         self.findings = Findings(plan)
 
         async def read(
-            texts: Sequence[str], /, tail: int | None = None, *, patterns: bool = False
+            texts: Sequence[str], screens: Sequence[TextScreen], /, tail: int | None = None
         ) -> list[list[Seen]]:
             self.windows += texts
             found = [
