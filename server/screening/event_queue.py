@@ -34,7 +34,7 @@ class Part:
 class Waiting:
     """An event that waits. `event` and its `slots` are kept where it does not leave as it came.
     `groups` empty: it waits for all before it. `reach`: the characters that its group had behind
-    it. `mark`: what the format is to be told of it once it leaves."""
+    it. `mark`: what the format is to be told of it once it leaves, None for nothing."""
 
     raw: bytes
     name: str = ""
@@ -120,7 +120,8 @@ class EventQueue:
         return first and free and not self._barrier
 
     def _leaving(self, item: Waiting) -> bytes:
-        self._form.sent(item.mark)
+        if item.mark is not None:
+            self._form.sent(item.mark)
         texts = [_taken(part, part.end) for part in item.parts]
         if any(text != part.text for part, text in zip(item.parts, texts, strict=True)):
             self._write(item, texts)

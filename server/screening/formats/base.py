@@ -67,7 +67,7 @@ class StreamFormat(ABC):
         return [slot.group for slot in self.slots(event)]
 
     def mark(self, event: dict[str, Any]) -> Any:
-        """What `sent` is to be told of an event, which is not kept until then."""
+        """What `sent` is to be told of an event, which is not kept until then; None for nothing."""
         return None
 
     def sent(self, mark: Any) -> None:  # noqa: B027  # most need not know

@@ -14,8 +14,11 @@ from hypothesis import strategies as st
 
 from guard.config import ScreenConfig, TextAction
 from guard.text_plan import TextPlan, TextScreen
+from server.screening.event_queue import EventQueue, Waiting
 from server.screening.findings import Findings, Seen
 from server.screening.formats.choices import ChatFormat
+from server.screening.formats.messages import MessagesFormat
+from server.screening.formats.responses import ResponsesFormat
 from server.screening.held import Span
 from server.screening.redaction import Placeholders
 from server.screening.stream import StreamGuard
@@ -156,6 +159,13 @@ def test_a_silent_stream_leaves_byte_for_byte(text: str, cuts: list[int]) -> Non
 def _normal(out: bytes) -> list[Any]:
     lines = out.decode().split("\n\n")
     return [json.loads(line[6:]) if line[6:7] == "{" else line for line in lines]
+
+
+def test_the_end_of_a_stream_leaves_whatever_its_format() -> None:
+    for form in (ChatFormat(), MessagesFormat(), ResponsesFormat()):
+        queue = EventQueue(form, lambda inner: {})
+        queue.put(Waiting(b"data: [DONE]\n\n"))
+        assert queue.release() == b"data: [DONE]\n\n"
 
 
 def test_half_a_placeholder_waits_for_the_rest_whatever_the_time() -> None:
