@@ -49,6 +49,7 @@ OnError = Literal["closed", "open"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$")]
 # Types are strict, but TOML has arrays and strings where these want tuples and paths.
 Names = Annotated[tuple[Name, ...], Field(strict=False)]
+Places = Annotated[tuple[Place, ...], Field(strict=False, min_length=1)]
 FilePath = Annotated[Path, Field(strict=False)]
 
 
@@ -136,7 +137,7 @@ class ScreenConfig(_Section):
     the action "route", `upstream_policy` for "policy".
     """
 
-    look: Annotated[tuple[Place, ...], Field(strict=False)] = PLACES
+    look: Places = PLACES
     turns: int = Field(default=1, ge=1, le=32)
     hold_back_chars: int = Field(default=200, ge=16, le=16_384)
     hold_back_ms: float | None = Field(default=None, gt=0)
@@ -144,7 +145,7 @@ class ScreenConfig(_Section):
     restore: bool = False
     unscreened: Annotated[tuple[str, ...], Field(strict=False)] = ()
     actions: dict[Name, TextAction] = {}
-    looks: dict[Name, Annotated[tuple[Place, ...], Field(strict=False)]] = {}
+    looks: dict[Name, Places] = {}
     upstream: Name | None = None
     model: str | None = Field(default=None, min_length=1)
     upstream_policy: Name | None = None

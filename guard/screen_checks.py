@@ -66,6 +66,8 @@ def screen_problems(
             yield at, f"{guard} tells that something is there, not where: only patterns redact"
         if action == "route" and not {"upstream", "model"} & screen.keys():
             yield at, 'needs to know where to: add upstream or model to the policy\'s "screen"'
+        if action in {"route", "policy"} and looks.get(guard, screen.get("look")) == ["response"]:
+            yield at, f'"{action}" comes too late for answers, and {guard} looks at nothing else'
         if action == "policy" and "upstream_policy" not in screen:
             yield at, 'needs to know which: add upstream_policy to the policy\'s "screen"'
     changes = sorted({each for each in done.values() if each in ONLY_TEXT})

@@ -180,14 +180,16 @@ class Forwarder:
                     }
                 )
                 timer.reschedule(min(over, loop.time() + settings.chunk_timeout_s))
-                more = True
+                last = b""
                 async for chunk in response.content.iter_any():
-                    more = not response.content.at_eof()
+                    if response.content.at_eof():
+                        last = chunk
+                        break
                     timer.reschedule(over)  # a slow client is not the upstream's fault
-                    await send({"type": "http.response.body", "body": chunk, "more_body": more})
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
                     timer.reschedule(min(over, loop.time() + settings.chunk_timeout_s))
-            if more:
-                await send({"type": "http.response.body", "body": b"", "more_body": False})
+            # nor is it how long screens read an answer that is all here
+            await send({"type": "http.response.body", "body": last, "more_body": False})
             # what says of itself that it is overloaded or broken has failed, though it answers
             if response.status in {502, 503, 504}:
                 upstream.breaker.failed()

@@ -128,9 +128,11 @@ class Answer:
         if start["status"] in _NO_BODY:
             self._passes = True
             return
-        if coding != "identity":
+        if coding != "identity" and start["status"] >= 400:
+            self._masked = True
+        elif coding != "identity":
             raise UnreadableAnswer(f"The answer is encoded ({coding[:40]}), so it cannot be read.")
-        if media == "text/event-stream" and self._route.stream is not None:
+        elif media == "text/event-stream" and self._route.stream is not None:
             self._stream = StreamGuard(
                 self._route.stream(),
                 self.findings,
@@ -215,15 +217,21 @@ class Answer:
 
     async def _whole(self) -> None:
         """Read an answer that is one JSON value."""
+        assert self._start is not None
+        failed = self._start["status"] >= 400
         try:
             value = json.loads(self._body.decode()) if self._body else None
-        except (ValueError, RecursionError):
+            texts = texts_of(value, "response") if value is not None else Texts()
+        except (ValueError, RecursionError, TooDeep) as error:
+            if failed:
+                await self._mask()
+                return
+            if isinstance(error, TooDeep):
+                raise
             raise UnreadableAnswer("The answer is not valid JSON.") from None
-        texts = texts_of(value, "response") if value is not None else Texts()
         pieces, placeholders = texts.pieces, self._screening.placeholders
         before = [piece.text for piece in pieces]
         self.findings.unscreened.update(texts.opaque)
-        failed = self._start is not None and self._start["status"] >= 400
         reads = self._reads and not (failed and self._own_errors)
         if reads and await self._read_texts(texts):
             if not failed:
@@ -244,7 +252,6 @@ class Answer:
             body = encode_json(value)
         elif written:
             body = encode_json(value)
-        assert self._start is not None
         MutableHeaders(scope=self._start)["content-length"] = str(len(body))
         await self._out(body, more=False)
 

@@ -76,8 +76,7 @@ class Screening:
         """What belongs together of what stands where somebody looks, and the last turns."""
         groups = [[piece for piece in unit if piece.place in look] for unit in texts.units()]
         if self.plan.settings.turns > 1 and "user" in look:
-            turns = conversation(texts, self.plan.settings.turns)
-            turns = [piece for piece in turns if piece.place in look]
+            turns = conversation(texts, self.plan.settings.turns, look)
             groups += [turns] if len({piece.unit for piece in turns}) > 1 else []
         return [group for group in groups if group]
 

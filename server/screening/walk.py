@@ -7,7 +7,7 @@ are values of the protocol (a model's name, an id), and content that is no text,
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -270,11 +270,14 @@ def _ids(value: list[Any]) -> bool:
     return any(isinstance(each, int | float) and not isinstance(each, bool) for each in value)
 
 
-def conversation(texts: Texts, turns: int) -> list[Piece]:
-    """What users and tools have said in the last `turns` messages of theirs."""
+def conversation(texts: Texts, turns: int, look: Container[Place]) -> list[Piece]:
+    """What users and tools have said in the last `turns` messages of theirs, of those that `look`
+    has."""
     said = [
         unit
         for unit in texts.units()
-        if unit[0].place in {"user", "tool"} and unit[0].path.partition("[")[0] in _CONVERSATION
+        if unit[0].place in {"user", "tool"}
+        and unit[0].place in look
+        and unit[0].path.partition("[")[0] in _CONVERSATION
     ]
     return [piece for unit in said[-turns:] for piece in unit]

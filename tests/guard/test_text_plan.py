@@ -79,6 +79,11 @@ def test_what_may_pass_unread(tmp_path: Path) -> None:
         ),
         ('[policies.p.screen]\nactions = { x = "flag" }', "policies.p.screen.actions.x: is no gua"),
         ('[policies.p.screen]\nlooks = { x = ["user"] }', "policies.p.screen.looks.x: is no guard"),
+        ("[policies.p.screen]\nlooks = { mine = [] }", "policies.p.screen.looks.mine: "),
+        (
+            'action = "route"\n[policies.p.screen]\nmodel = "m"\nlook = ["response"]',
+            'policies.p.action: "route" comes too late',
+        ),
         ('[policies.p.screen]\nlooks = { mine = ["moon"] }', "policies.p.screen.looks.mine[0]: "),
         ('[policies.p.screen]\nupstream = "x"', "policies.p.screen.upstream: no upstream"),
         ('[[patterns]]\nname = "mine"\nsource = "secrets"', "patterns[2].name: is the same as in"),

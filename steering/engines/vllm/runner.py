@@ -249,12 +249,12 @@ class GuardedRunner:
     def _cut(
         self, table: PackedTable, several: Mapping[str, int], decided: Mapping[str, int]
     ) -> dict[str, list[Told]]:
-        """Of requests of which a forward has decided `several` tokens: a stop may stand among
-        them, which the scheduler alone knows."""
+        """Of requests of which a forward has decided `several` generated tokens: a stop may stand
+        among them, which the scheduler alone knows."""
         asked = [
             (name, decided[name] + i)
             for name, count in several.items()
-            if self._rechecks(name)
+            if decided[name] > 0 and self._rechecks(name)
             for i in range(count - 1)
         ]
         seen = table.read_at([self._row[name] for name, _ in asked], [step for _, step in asked])

@@ -14,6 +14,7 @@ import httpx
 import pytest
 from starlette.types import Send
 
+from server.screening.screener import Screener
 from tests.server.proxy.stand import (
     Got,
     Proxy,
@@ -390,3 +391,22 @@ def test_screens_that_fail_fail_closed_unless_the_policy_says_so(tmp_path: Path)
             assert answer.status_code == status
             assert len(upstream.got) == number
             assert proxy.lines()[0]["outcome"] == "error"
+
+
+def test_how_long_an_answer_is_read_is_not_the_upstreams_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = Screener.read
+
+    async def slow(self: Screener, texts: list[str], *more: Any) -> Any:
+        if "an answer" in texts:
+            await asyncio.sleep(0.8)
+        return await own(self, texts, *more)
+
+    async def answer(got: Got, send: Send) -> None:
+        await reply(send, chat("an answer"))
+
+    monkeypatch.setattr(Screener, "read", slow)
+    limits = "[proxy]\ntotal_timeout_s = 0.6\n"
+    with served(Upstream(answer)) as port, proxied(tmp_path, SCREENS + limits, port) as proxy:
+        assert ask(proxy).status_code == 200

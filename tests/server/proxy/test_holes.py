@@ -247,6 +247,26 @@ def test_an_error_page_keeps_its_status_and_when_to_come_back(tmp_path: Path) ->
         assert "busy" not in answer.text
 
 
+@pytest.mark.parametrize(
+    ("body", "headers"),
+    [
+        (b"no json", {}),
+        (b"[" * 80 + b"]" * 80, {}),
+        (b"\x1f\x8b", {"content-encoding": "gzip"}),
+    ],
+)
+def test_an_error_that_cannot_be_read_keeps_its_status(
+    tmp_path: Path, body: bytes, headers: dict[str, str]
+) -> None:
+    async def broken(got: Got, send: Send) -> None:
+        await reply(send, body, status=429, headers={"retry-after": "7", **headers})
+
+    with standing(tmp_path, Upstream(broken)) as proxy:
+        answer = ask(proxy, "hi")
+        assert (answer.status_code, answer.headers["retry-after"]) == (429, "7")
+        assert "guard" in answer.json()
+
+
 def test_an_error_that_must_not_leave_keeps_its_status(tmp_path: Path) -> None:
     async def lost(got: Got, send: Send) -> None:
         await reply(send, {"error": {"message": "no forbidden thing here"}}, status=404)

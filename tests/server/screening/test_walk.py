@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from guard.config import PLACES
 from server.screening.walk import TooDeep, conversation, texts_of
 
 
@@ -121,7 +122,8 @@ def test_the_last_turns_of_users_and_tools() -> None:
     said = [("user", "a a"), ("assistant", "b b"), ("tool", "c c"), ("user", "d d")]
     body = {"messages": [{"role": role, "content": text} for role, text in said]}
     texts = texts_of(body, "user")
-    assert [piece.text for piece in conversation(texts, 2)] == ["c c", "d d"]
+    assert [piece.text for piece in conversation(texts, 2, PLACES)] == ["c c", "d d"]
+    assert [piece.text for piece in conversation(texts, 2, {"user"})] == ["a a", "d d"]
 
 
 def test_what_is_nested_too_deeply() -> None:
