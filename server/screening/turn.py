@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from guard.errors import GuardError, GuardFailed
 from guard.text_plan import TextPlan, TextScreen
 from guard.verdict import GuardVerdict, Outcome, Verdict, gravest
+from server.body import replayed
 from server.errors import ClientGone, RequestTimeout
 from server.exchange import MODEL, UPSTREAM, Exchange
 from server.screening.answer import Answer
@@ -171,13 +172,8 @@ class Turn:
             scope[UPSTREAM] = self.screening.upstream
         if isinstance(model := self.screening.body.get("model"), str):
             scope[MODEL] = model
-        given = False
 
-        async def receive() -> Message:
-            nonlocal given
-            if not given:
-                given = True
-                return {"type": "http.request", "body": body, "more_body": False}
+        async def over() -> Message:
             cut = asyncio.create_task(answer.cut.wait())
             try:
                 await asyncio.wait((cut, gone), return_when=asyncio.FIRST_COMPLETED)
@@ -185,7 +181,7 @@ class Turn:
                 cut.cancel()
             return {"type": "http.disconnect"}
 
-        return asyncio.ensure_future(self.inner(scope, receive, answer.send))
+        return asyncio.ensure_future(self.inner(scope, replayed(body, over), answer.send))
 
     async def _finished(self, inside: asyncio.Task[None], answer: Answer) -> None:
         cut = asyncio.create_task(answer.cut.wait())
