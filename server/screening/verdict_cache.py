@@ -25,7 +25,6 @@ class VerdictCache(Generic[V]):
 
     def __init__(self, entries: int) -> None:
         self.entries = entries
-        self.hits = self.misses = 0
         self._values: OrderedDict[bytes, V] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -33,11 +32,8 @@ class VerdictCache(Generic[V]):
         """What is known under a key."""
         with self._lock:
             value = self._values.get(key)
-            if value is None:
-                self.misses += 1
-                return None
-            self.hits += 1
-            self._values.move_to_end(key)
+            if value is not None:
+                self._values.move_to_end(key)
             return value
 
     def put(self, key: bytes, value: V) -> None:
