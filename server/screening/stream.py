@@ -70,7 +70,7 @@ class StreamGuard:
         self._queue = EventQueue(form, verdict)
         self._channels: dict[Hashable, HeldText] = {}
         self._paths: dict[HeldText, str] = {}
-        self._of_group: dict[Group, set[Hashable]] = {}
+        self._of_group: dict[Group, list[Hashable]] = {}
         self._reach: dict[Group, int] = {}
         self._cut: set[Group] = set()
 
@@ -170,7 +170,7 @@ class StreamGuard:
             if held is None:
                 held = self._channels[slot.channel] = self._opened(slot)
                 self._paths[held] = slot.path
-                self._of_group.setdefault(slot.group, set()).add(slot.channel)
+                self._of_group.setdefault(slot.group, []).append(slot.channel)
             if slot.text:
                 held.hold()
                 held.add(slot.text)
