@@ -212,6 +212,8 @@ class Forwarder:
                 f"The upstream {upstream.name} cannot be reached: connecting timed out."
             ) from None
         except (aiohttp.ClientError, ConnectionError, ValueError) as error:
+            if isinstance(error, ValueError) and response is not None:
+                raise  # a mistake of our own, made with the answer
             if body.error is not None:
                 raise body.error from None
             if gone.done():

@@ -410,3 +410,24 @@ def test_how_long_an_answer_is_read_is_not_the_upstreams_fault(
     limits = "[proxy]\ntotal_timeout_s = 0.6\n"
     with served(Upstream(answer)) as port, proxied(tmp_path, SCREENS + limits, port) as proxy:
         assert ask(proxy).status_code == 200
+
+
+def test_a_mistake_of_our_own_is_not_the_upstreams(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = Screener.read
+
+    async def wrong(self: Screener, texts: list[str], *more: Any) -> Any:
+        if "an answer" in texts:
+            raise ValueError("a mistake")
+        return await own(self, texts, *more)
+
+    async def answer(got: Got, send: Send) -> None:
+        await reply(send, chat("an answer"))
+
+    monkeypatch.setattr(Screener, "read", wrong)
+    with served(Upstream(answer)) as port, proxied(tmp_path, SCREENS, port) as proxy:
+        refused = ask(proxy)
+        assert refused.status_code == 500
+        assert "a mistake" not in refused.text
+        assert "upstream" not in refused.text
