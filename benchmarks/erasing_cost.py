@@ -20,16 +20,16 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.picture_cost import copies
+from benchmarks.image_cost import copies
 from benchmarks.rounds import ratios, told
 from guard.artifact import Artifact
-from guard.models import resolve_source
-from steering.engines.diffusion.engine import DiffusionEngine, PictureStart
+from guard.models.sources import resolve_source
+from steering.engines.diffusion.engine import DiffusionEngine, ImageStart
 from steering.engines.diffusion.families import family_of
 from steering.engines.diffusion.loading import load_pipeline
-from steering.methods.screens import ERASERS
-from steering.prompted import PromptBank
-from steering.rows import RowGuard
+from steering.hidden.rows import RowGuard
+from steering.images.embedding import EmbeddingBank
+from steering.methods.image_methods import ERASERS
 
 WATCHED = {"one guard": 1, "sixteen guards": 16}
 TARGETS = {"one guard": 0.05, "sixteen guards": 0.08}
@@ -71,7 +71,7 @@ def measure(artifact: Artifact, arguments: argparse.Namespace) -> dict[str, Any]
     family = family_of(load_pipeline(resolve_source(arguments.model)))
     guards = copies(artifact)[: max(WATCHED.values())]
     eraser = ERASERS[artifact.meta.method](guards, family.device)
-    engine = DiffusionEngine(family, PromptBank(), capacity=arguments.batch, erasers=[eraser])
+    engine = DiffusionEngine(family, EmbeddingBank(), capacity=arguments.batch, erasers=[eraser])
     names = [guard.name for guard in guards]
     ways = {
         "bare": [],
@@ -94,7 +94,7 @@ def _draw(engine: DiffusionEngine, guards: list[RowGuard], arguments: argparse.N
     engine.reset()
     engine.start(
         [
-            PictureStart(
+            ImageStart(
                 arguments.prompt,
                 seed=seed,
                 steps=arguments.steps,

@@ -27,18 +27,18 @@ from classifiers.training import Recipe
 from examples.emoji.prompts import FILE, GUARDED
 from examples.emoji.sprites import names
 from guard.artifact import Artifact
-from guard.concept import read_concept
-from guard.config import load_config
-from guard.evaluation.drawer import EngineDrawer
-from guard.evaluation.judge import Judge, Seen
+from guard.config.schema import load_config
+from guard.data.concept import read_concept
+from guard.evaluation.images.generator import EngineImageGenerator
+from guard.evaluation.images.judge import Judge, JudgeView
+from guard.evaluation.images.suite import load_suite
 from guard.evaluation.shares import Share
-from guard.evaluation.suite import load_suite
-from guard.fitting.cgce import Descent, fit_cgce
-from guard.fitting.concept_prompts import folds_of
-from guard.fitting.prompt_rates import Calibrated
-from guard.fitting.searched_prompts import Search
-from guard.painter import Painter
-from guard.progress import Stages, stages
+from guard.fitting.images.cgce import Descent, fit_cgce
+from guard.fitting.prompts.concept_prompts import folds_of
+from guard.fitting.prompts.rates import Calibrated
+from guard.fitting.prompts.search import Search
+from guard.models.images import ImageModel
+from guard.reporting.progress import Stages, stages
 
 EMOJI = Path(__file__).parents[1] / "examples" / "emoji"
 TRAININGS = {
@@ -77,7 +77,7 @@ REMEDIES = (
 
 
 @dataclass(frozen=True)
-class Asked:
+class AskedPrompt:
     """One prompt: of which concept, and what is beside it."""
 
     prompt: str
@@ -110,34 +110,34 @@ def main() -> None:
     Console().print(table)
 
 
-def asked(concepts: Sequence[str], count: int) -> list[Asked]:
+def asked(concepts: Sequence[str], count: int) -> list[AskedPrompt]:
     """Prompts that are none of the test's: the name in a frame, and beside another name."""
     tested = {json.loads(line)["prompt"] for line in FILE.read_text("utf-8").splitlines()}
     found = []
     for number, concept in enumerate(concepts):
         rng = np.random.default_rng((7, number))
         others = [other for other in names() if other != concept]
-        alone: dict[str, Asked] = {}
-        pairs: dict[str, Asked] = {}
+        alone: dict[str, AskedPrompt] = {}
+        pairs: dict[str, AskedPrompt] = {}
         while len(alone) < count:
             text = frames(concept, 1, rng)[0][0].replace("picture", str(rng.choice(_SORTS)))
             if text not in tested:
-                alone[text] = Asked(text, concept, None)
+                alone[text] = AskedPrompt(text, concept, None)
         while len(pairs) < count:
             other = str(rng.choice(others))
             text = f"{name(concept)} together with {name(other)}"
-            pairs[text] = Asked(text, concept, other)
+            pairs[text] = AskedPrompt(text, concept, other)
         found += [*alone.values(), *pairs.values()]
     return found
 
 
-_NOTHING = Seen((), "")
+_NOTHING = JudgeView((), "")
 _SORTS = ("picture", "drawing", "sticker", "painting", "sketch", "photo")
 
 
 def write(folder: Path, concepts: Sequence[str]) -> None:
     """Artifacts of every remedy and concept, and a configuration with their policies."""
-    painter = Painter.load("emoji", device="cpu")
+    painter = ImageModel.load("emoji", device="cpu")
     lines = ['[[models]]\nname = "emoji"\nsource = "emoji"\nengine = "diffusers"\n']
     with stages() as progress:
         for concept in concepts:
@@ -152,10 +152,10 @@ def write(folder: Path, concepts: Sequence[str]) -> None:
     (folder / "config.toml").write_text("\n".join(lines), "utf-8")
 
 
-def draw(folder: Path, rows: Sequence[Asked], steps: int) -> list[dict[str, Any]]:
+def draw(folder: Path, rows: Sequence[AskedPrompt], steps: int) -> list[dict[str, Any]]:
     """What each remedy comes to, the bare model first."""
     suite = load_suite(EMOJI / "suite.toml").model_copy(update={"steps": steps})
-    drawer = EngineDrawer.load(load_config(folder / "config.toml"), suite)
+    drawer = EngineImageGenerator.load(load_config(folder / "config.toml"), suite)
     judge = Judge(EMOJI / "judge-first.onnx")
     prompts, seeds = [row.prompt for row in rows], list(range(len(rows)))
     found = []
@@ -188,7 +188,7 @@ def _of(items: Sequence[Any], rows: Sequence[int]) -> list[Any]:
     return [items[row] for row in rows]
 
 
-def _drawn(rows: Sequence[Asked], seen: Sequence[Seen]) -> dict[str, str]:
+def _drawn(rows: Sequence[AskedPrompt], seen: Sequence[JudgeView]) -> dict[str, str]:
     """How often the concept is there, alone and in pairs, and what it is beside."""
     both = list(zip(rows, seen, strict=True))
     shares = {
@@ -199,7 +199,7 @@ def _drawn(rows: Sequence[Asked], seen: Sequence[Seen]) -> dict[str, str]:
     return {name: f"{Share.of(flags).value:.1%}" for name, flags in shares.items()}
 
 
-def _fit(painter: Painter, concept: str, training: str, progress: Stages) -> Calibrated:
+def _fit(painter: ImageModel, concept: str, training: str, progress: Stages) -> Calibrated:
     known = read_concept(EMOJI / "guards" / f"{concept}.json")
     return fit_cgce(
         painter,

@@ -25,12 +25,12 @@ from rich.console import Console
 from rich.table import Table
 from transformers import DebertaV2Config, DebertaV2Model
 
-from classifiers.text.encoder import TextEncoder
+from classifiers.text.disguises.views import readings
+from classifiers.text.encoder.model import TextEncoder
 from classifiers.text.heads import TextHead, TextHeads
-from classifiers.text.patterns import shipped
-from classifiers.text.views import readings
+from classifiers.text.patterns.matching import shipped
 from guard.artifact import Artifact
-from guard.models import resolve_source
+from guard.models.sources import resolve_source
 
 FITTED = Path("examples/screens/fitted")
 TOKENS = 200

@@ -24,13 +24,13 @@ from rich.console import Console
 from rich.table import Table
 
 from guard.artifact import Artifact
-from guard.chat import Chat
-from guard.prompts import RetainPrompt, in_split, read_rows
-from steering.bank import Bank, SteerGuard
-from steering.engines.sampling import RowSampling
-from steering.engines.transformers import RowStart, TransformersEngine
+from guard.data.prompts import RetainPrompt, in_split, read_rows
+from guard.models.chat import TransformersChat
+from steering.engines.transformers.engine import RowStart, TransformersEngine
+from steering.engines.transformers.sampling import RowSampling
+from steering.hidden.bank import Bank, SteerGuard
+from steering.hidden.rows import RowGuard
 from steering.methods import load_guard
-from steering.rows import RowGuard
 
 TOPIC = Path("examples/harry-potter")
 TOKENS = 48
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    chat = Chat.load(arguments.model)
+    chat = TransformersChat.load(arguments.model)
     rows = in_split(read_rows(TOPIC / "retain.jsonl", RetainPrompt), "test")
     prompts = [chat.prompt(row.prompt) for row in rows if not row.near][:16]
     results = [
@@ -68,7 +68,9 @@ def main() -> None:
     Console().print(table)
 
 
-def measure(chat: Chat, prompts: Sequence[list[int]], guards: int, rounds: int) -> dict[str, Any]:
+def measure(
+    chat: TransformersChat, prompts: Sequence[list[int]], guards: int, rounds: int
+) -> dict[str, Any]:
     """One setting: median tokens per second of both sides and of their ratio a round."""
     bank = Bank([_copy(chat, i) for i in range(guards)])
     engine = TransformersEngine(chat.model, bank, capacity=len(prompts))
@@ -116,7 +118,7 @@ def _run(
     return TOKENS * len(prompts) / (time.perf_counter() - began)
 
 
-def _copy(chat: Chat, number: int) -> SteerGuard:
+def _copy(chat: TransformersChat, number: int) -> SteerGuard:
     """The fitted guard under another name, its gate turned a little: no two are the same."""
     artifact = Artifact.load(TOPIC / "steer.safetensors")
     name = f"guard-{number}"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.vllm_own import Own
-from guard.prompts import ForgetPrompt, RetainPrompt, in_split, read_rows
+from guard.data.prompts import ForgetPrompt, RetainPrompt, in_split, read_rows
 
 TOPIC = Path("examples/harry-potter")
 
@@ -187,7 +187,7 @@ def _memory() -> dict[str, int]:
     resident = next(line for line in status.splitlines() if line.startswith("VmRSS"))
     found = {"resident": int(resident.split()[1]) * 1024}
     if os.environ.get("GUARD_CONFIG"):
-        from steering.packed import PackedTable
+        from steering.hidden.packed import PackedTable
 
         # wherever the plugin keeps it; vLLM has frozen what was there when it was ready
         gc.unfreeze()

@@ -30,7 +30,7 @@ from rich.table import Table
 from benchmarks.rounds import ratios, told
 from benchmarks.vllm_engine import Engine, Options, Round
 from benchmarks.vllm_guards import TRAFFIC, Traffic, guard_name, write_guards
-from guard.models import resolve_source
+from guard.models.sources import resolve_source
 
 IDLE, GUARDED = 0.99, 0.97
 """Targets, of vLLM without the plugin."""

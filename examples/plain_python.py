@@ -3,7 +3,7 @@
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import guard
-from guard.models import add_model
+from guard.models.sources import add_model
 
 path = add_model("smollm2").path
 tokenizer = AutoTokenizer.from_pretrained(path)

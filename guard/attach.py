@@ -9,13 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from guard.config import Config, load_config
+from guard.config.schema import Config, load_config
 from guard.errors import ContentBlocked, GuardFailed, ModelError
-from guard.plan import Plans
-from guard.resolving import BasePlan
+from guard.plans.base import Plan
+from guard.plans.language import LanguagePlans
 from guard.verdict import Verdict
-from steering.engines.attachment import Attachment, Unfollowed
-from steering.engines.layers import UnknownArchitecture
+from steering.engines.transformers.attachment import Attachment, Unfollowed
+from steering.engines.transformers.layers import UnknownArchitecture
 
 
 class Running(Protocol):
@@ -35,9 +35,7 @@ class Running(Protocol):
 class Attached:
     """The handle that `attached` gives: what the guards did in the last call of the model."""
 
-    def __init__(
-        self, plan: BasePlan[Any], model: str, blocks: Callable[[Running, int], bool]
-    ) -> None:
+    def __init__(self, plan: Plan[Any], model: str, blocks: Callable[[Running, int], bool]) -> None:
         self.policy = plan.policy
         self._plan, self._model, self._blocks = plan, model, blocks
         self._running: Running | None = None
@@ -119,7 +117,7 @@ def _is_pipeline(model: Any) -> bool:
 def _to_language_model(model: Any, settings: Config, policy: str) -> tuple[Attached, _Hooks]:
     served = _name(model)
     try:
-        plans = Plans(settings, model, name=served)
+        plans = LanguagePlans(settings, model, name=served)
         plan = plans[policy]
         _require(plan, served)
 
@@ -133,7 +131,7 @@ def _to_language_model(model: Any, settings: Config, policy: str) -> tuple[Attac
 
 
 def _to_pipeline(pipeline: Any, settings: Config, policy: str) -> tuple[Attached, _Hooks]:
-    from guard.picture_plan import PicturePlans
+    from guard.plans.images import ImagePlans
     from steering.engines.diffusion.attachment import PipelineAttachment
     from steering.engines.diffusion.families import family_of
 
@@ -142,7 +140,7 @@ def _to_pipeline(pipeline: Any, settings: Config, policy: str) -> tuple[Attached
         family = family_of(pipeline)
     except ValueError as error:
         raise ModelError(str(error)) from error
-    plans = PicturePlans(settings, family, name=served)
+    plans = ImagePlans(settings, family, name=served)
     # the call under way draws its own prompt: there is no other to draw instead
     plan = plans[policy].last
     _require(plan, served)
@@ -165,7 +163,7 @@ def _to_pipeline(pipeline: Any, settings: Config, policy: str) -> tuple[Attached
     return handle, attachment
 
 
-def _require(plan: BasePlan[Any], served: str) -> None:
+def _require(plan: Plan[Any], served: str) -> None:
     """Raise where the policy cannot be applied to the model."""
     plan.require_no_texts()
     plan.require_fit(served)

@@ -23,12 +23,12 @@ GROUP = "guard.commands"
 _EXTRAS = "install the extra that has it: inference-guard[serve], [proxy], [fit] or [demo]"
 
 OWN_COMMANDS = {
-    "check": "guard.check_cli:app",
-    "demo": "guard.demo_cli:app",
-    "eval": "guard.eval_cli:app",
-    "fit": "guard.fit_cli:app",
-    "inspect": "guard.inspect_cli:app",
-    "models": "guard.models_cli:app",
+    "check": "guard.commands.check:app",
+    "demo": "guard.commands.demo.command:app",
+    "eval": "guard.commands.eval.command:app",
+    "fit": "guard.commands.fit.command:app",
+    "inspect": "guard.commands.inspect:app",
+    "models": "guard.commands.models:app",
 }
 
 

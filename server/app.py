@@ -9,21 +9,21 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from guard import __version__
-from guard.config import Config
-from guard.keys import KeyRing
-from server.chat import chat_router
-from server.completions import completions_router
+from guard.config.keys import KeyRing
+from guard.config.schema import Config
+from server.endpoints.chat import chat_router
+from server.endpoints.completions import completions_router
+from server.endpoints.gateway import Gateway
+from server.endpoints.images import images_router
+from server.endpoints.listings import listings_router
+from server.endpoints.moderations import moderations_router
+from server.endpoints.openapi import describe_bodies
+from server.endpoints.probes import probes_router
 from server.errors import install_error_handlers
-from server.gateway import Gateway
-from server.images import images_router
-from server.listings import listings_router
-from server.metrics import Metrics
-from server.middleware import ExchangeMiddleware
-from server.moderations import moderations_router
-from server.openapi import describe_bodies
-from server.probes import probes_router
+from server.observe.metrics import Metrics
+from server.observe.middleware import ExchangeMiddleware
 from server.screening.middleware import ScreenMiddleware, Screens
-from server.service import Service
+from server.services.interface import Service
 
 logger = logging.getLogger(__name__)
 

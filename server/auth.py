@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from starlette.datastructures import Headers
 
-from guard.config import Config, KeyConfig
+from guard.config.keys import KeyRing
+from guard.config.schema import Config, KeyConfig
 from guard.errors import (
     EmbeddingsForbidden,
     PolicyForbidden,
@@ -12,7 +13,6 @@ from guard.errors import (
     Unauthorized,
     UnknownPolicy,
 )
-from guard.keys import KeyRing
 
 POLICY_HEADER = "X-Guard-Policy"
 

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from guard.config import load_config
-from server.listening import Host, Port, bind, say_ready, url_of, warn_if_open
+from guard.config.schema import load_config
+from server.lifecycle.listening import Host, Port, bind, say_ready, url_of, warn_if_open
 
 app = typer.Typer(add_completion=False)
 
@@ -31,7 +31,7 @@ def serve(
     warn_if_open(listener, settings.keys)
 
     # Imported here, so that --help and the checks above do not wait for torch.
-    from server.run import run_server
+    from server.lifecycle.run import run_server
 
     def announce(models: list[str]) -> None:
         text = f"serving {', '.join(models)} at {url_of(listener)}/v1  (Ctrl-C stops)"

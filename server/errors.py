@@ -19,8 +19,8 @@ from guard.errors import (
     Unauthorized,
 )
 from guard.verdict import Verdict
-from server.exchange import exchange_of
-from server.replies import JSONReply
+from server.observe.exchange import exchange_of
+from server.wire.replies import JSONReply
 
 
 class InvalidJSON(RequestError):
@@ -101,7 +101,7 @@ class WrongEndpoint(RequestError):
     code = "model_not_supported"
 
 
-class PictureBlocked(ContentBlocked):
+class ImageBlocked(ContentBlocked):
     code = "content_policy_violation"
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import guard
-from guard.demo_questions import QUESTIONS
+from guard.commands.demo.questions import QUESTIONS
 
 ROOT = Path(__file__).parent.parent
 
@@ -22,9 +22,9 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def chat() -> Any:
-    from guard.chat import Chat
+    from guard.models.chat import TransformersChat
 
-    return Chat.load("smollm2", device="cpu")
+    return TransformersChat.load("smollm2", device="cpu")
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from guard.models import add_model
+from guard.models.sources import add_model
 from tests.server.proxy.stand import Proxy, Upstream, proxied, served, spoken
 
 pytestmark = pytest.mark.slow

@@ -37,7 +37,7 @@ def parser(description: str | None, efforts: str) -> argparse.ArgumentParser:
 
 def load(arguments: argparse.Namespace) -> Target:
     """The pipeline of an added model or a folder."""
-    from guard.models import resolve_source
+    from guard.models.sources import resolve_source
     from steering.engines.diffusion.loading import load_pipeline
 
     return Target(load_pipeline(resolve_source(arguments.model)), bf16=arguments.bf16)

@@ -21,7 +21,7 @@ from torch import Tensor
 from benchmarks.attacks import command, concepts
 from benchmarks.attacks.search import Found, greedy_swaps
 from benchmarks.attacks.target import Target, Views
-from steering.conditioning import Conditioning
+from steering.images.conditioning import Conditioning
 
 _DRAWN = 2
 """Candidates of a step that are drawn where a guard looks at pictures."""

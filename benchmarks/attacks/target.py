@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from guard.fitting.vocabulary import words
-from steering.conditioning import Conditioning
+from guard.fitting.prompts.vocabulary import words
+from steering.images.conditioning import Conditioning
 
 
 @dataclass(frozen=True)

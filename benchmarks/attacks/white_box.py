@@ -20,14 +20,14 @@ import torch
 from torch import Tensor
 
 from benchmarks.attacks import command, concepts, denoiser
-from benchmarks.attacks.drawing import Drawing
+from benchmarks.attacks.generating import EmbeddingGenerator
 from benchmarks.attacks.search import Found
-from guard.config import load_config
-from guard.evaluation.erasure.guarded import through_guards
-from guard.picture_plan import PicturePlan, PicturePlans
-from steering.conditioning import Conditioning
+from guard.config.schema import load_config
+from guard.evaluation.m_erasure.guarded_loss import through_guards
+from guard.plans.images import ImagePlan, ImagePlans
 from steering.engines.diffusion.families import Family, family_of
-from steering.prompted import PromptBank
+from steering.images.conditioning import Conditioning
+from steering.images.embedding import EmbeddingBank
 
 STEPS, GUIDANCE = 4, 3.0
 """Of what is drawn for a search: few steps show already what it will be."""
@@ -39,10 +39,10 @@ class Onlookers:
     """The guards of a plan that look at pictures, as an attacker knows them: over fresh seeds every
     time, since what is found must hold for others too."""
 
-    def __init__(self, plans: PicturePlans, plan: PicturePlan, family: Family, seed: int) -> None:
+    def __init__(self, plans: ImagePlans, plan: ImagePlan, family: Family, seed: int) -> None:
         self._screens = plans.finished.screens
         self._limits = {row.name: row.threshold for row in plan.rows()}
-        self._drawing = Drawing(family, steps=STEPS, guidance=GUIDANCE)
+        self._drawing = EmbeddingGenerator(family, steps=STEPS, guidance=GUIDANCE)
         self._family = family
         self._seeds = iter(range(1000 * seed, 2**31, SEEDS))
 
@@ -77,8 +77,8 @@ class ThroughGuard:
 
     def __init__(
         self,
-        bank: PromptBank,
-        plan: PicturePlan,
+        bank: EmbeddingBank,
+        plan: ImagePlan,
         *,
         evade: float,
         onlookers: Onlookers | None = None,
@@ -115,7 +115,7 @@ def main() -> None:
     arguments = parser.parse_args()
     target = command.load(arguments)
     family = family_of(target.pipeline)
-    plans = PicturePlans(load_config(arguments.config), family, name=arguments.model)
+    plans = ImagePlans(load_config(arguments.config), family, name=arguments.model)
     allowed = command.vocabulary(target, ())
 
     def search(concept: str, number: int) -> Iterator[Found]:

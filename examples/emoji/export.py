@@ -56,7 +56,7 @@ def _write(path: Path, content: dict[str, object]) -> None:
 
 def pipeline(out: Path, weights: Path) -> None:
     """`weights` and MiniLM as a whole pipeline in `out`, as `guard models add emoji` makes it."""
-    from guard.recipes import assemble_emoji
+    from guard.models.recipes import assemble_emoji
 
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)

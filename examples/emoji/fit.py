@@ -12,18 +12,18 @@ from typing import Annotated
 
 import typer
 
-from guard.concept import Concept, read_concept
-from guard.fitting.concept_prompts import prompts_of
-from guard.fitting.training_free import (
+from guard.data.concept import Concept, read_concept
+from guard.fitting.images.training_free import (
     Rates,
     fit_guide,
     fit_nearest,
     fit_safree,
     read_prompts,
 )
-from guard.fitting.uce import Edit, fit_uce
-from guard.painter import Painter
-from guard.progress import Stages, stages
+from guard.fitting.images.uce import EditRequest, fit_uce
+from guard.fitting.prompts.concept_prompts import prompts_of
+from guard.models.images import ImageModel
+from guard.reporting.progress import Stages, stages
 
 HERE = Path(__file__).parent
 BASELINES = HERE / "fitted" / "baselines"
@@ -38,16 +38,16 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder of the artifacts.")] = BASELINES,
 ) -> None:
     """Fit the baselines of every concept."""
-    painter = Painter.load(model, device="auto")
+    painter = ImageModel.load(model, device="auto")
     with stages() as progress:
         for path in sorted((HERE / "guards").glob("*.json")):
             _fit(painter, read_concept(path), path.stem, out, progress)
 
 
-def _fit(painter: Painter, concept: Concept, name: str, out: Path, progress: Stages) -> None:
+def _fit(painter: ImageModel, concept: Concept, name: str, out: Path, progress: Stages) -> None:
     read = read_prompts(painter, concept, prompts_of(concept, PROMPTS), progress)
     said = concept.phrases.train[0]
-    edit = Edit(next(iter(concept.instead), ""))
+    edit = EditRequest(next(iter(concept.instead), ""))
     made = {
         "safree": fit_safree(painter, concept, read, RATES, rank=8, sense_rank=1, alpha=0.0),
         "nearest": fit_nearest(painter, concept, read, RATES, rank=8, anchors=512, seed=0),

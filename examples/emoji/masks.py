@@ -25,16 +25,16 @@ from torch import Tensor
 from examples.emoji.scenes import CELL, Placed, Scene, draw, render
 from examples.emoji.sprites import names
 from guard.artifact import Artifact
-from guard.fitting.given_pictures import noised_estimate
-from guard.painter import Painter
-from guard.progress import stages
-from steering.engines.diffusion.attention import AttentionSeam
-from steering.engines.diffusion.estimates import estimates_of
+from guard.fitting.images.reference_images import noised_estimate
+from guard.models.images import ImageModel
+from guard.reporting.progress import stages
 from steering.engines.diffusion.families import Family
-from steering.engines.diffusion.samplers import Sampler
-from steering.erasing import Seen
+from steering.engines.diffusion.sampling.estimates import estimates_of
+from steering.engines.diffusion.sampling.samplers import Sampler
+from steering.engines.diffusion.seams.attention import AttentionSeam
+from steering.images.latent import LatentEvidence
 from steering.methods import irece
-from steering.methods.embedding import EmbeddingGuard
+from steering.methods.fitted import FittedGuard
 
 _AT_ONCE = 20
 
@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
-    painter = Painter.load(given.model, device="cpu")
+    painter = ImageModel.load(given.model, device="cpu")
     found = []
     with stages() as progress:
         advance = progress("looking at scenes", len(given.artifacts))
@@ -82,7 +82,7 @@ def measure(family: Family, artifact: Artifact, given: argparse.Namespace) -> di
     counts = [1 + i % 2 for i in range(given.scenes)]
     shown = [with_concept(concept, count, rng) for count in counts]
     plain = [_without(concept, count, rng) for count in counts]
-    guard = EmbeddingGuard(concept, artifact.tensors, artifact.meta.settings)
+    guard = FittedGuard(concept, artifact.tensors, artifact.meta.settings)
     eraser = irece.stack([guard], family.device)
     threshold = guard.number("threshold")
     looked = _looked(family, eraser, threshold, shown, given)
@@ -112,7 +112,7 @@ def _mean(values: list[float]) -> float | None:
 @torch.no_grad()
 def _looked(
     family: Family,
-    eraser: irece.IreceEraser,
+    eraser: irece.IreceGuards,
     threshold: float,
     scenes: list[Scene],
     given: argparse.Namespace,
@@ -138,7 +138,7 @@ def _looked(
             )
             seam.leave()
             score, votes = eraser.sense(estimate, [0])
-            seen = Seen(
+            seen = LatentEvidence(
                 guard=torch.zeros(rows, dtype=torch.long),
                 estimate=estimate,
                 unconditional=estimate,

@@ -16,7 +16,7 @@ import numpy as np
 from examples.emoji.captions import decorate, phrases
 from examples.emoji.scenes import BACKGROUNDS
 from examples.emoji.sprites import STYLES, names
-from guard.evaluation.disguises import DISGUISES, disguise
+from guard.evaluation.images.disguises import DISGUISES, disguise
 
 HERE = Path(__file__).parent
 FILE = HERE / "test_prompts.jsonl"

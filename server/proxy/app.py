@@ -11,18 +11,18 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from guard.config import KeyConfig
+from guard.config.keys import KeyRing
+from guard.config.schema import KeyConfig
 from guard.errors import GuardError
-from guard.keys import KeyRing
 from server.auth import allowed_policies, authenticate, default_policy
 from server.errors import internal_error
-from server.exchange import NamedRoute, exchange_of
-from server.metrics import Metrics
+from server.observe.exchange import NamedRoute, exchange_of
+from server.observe.metrics import Metrics
 from server.proxy.health import watch_health
-from server.proxy.visit import READS, Desk, Visit
-from server.proxy.watched import Watched
-from server.replies import JSONReply
+from server.proxy.request import READS, ProxiedRequest, ProxyContext
+from server.proxy.tracked_send import TrackedSend
 from server.screening.routes import route_of
+from server.wire.replies import JSONReply
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 class ProxyApp:
     """What `desk` holds is opened and closed with the app. `keys` None leaves the proxy open."""
 
-    def __init__(self, desk: Desk, keys: KeyRing | None, metrics: Metrics) -> None:
+    def __init__(self, desk: ProxyContext, keys: KeyRing | None, metrics: Metrics) -> None:
         self.desk, self.keys, self.metrics = desk, keys, metrics
         self._watch: asyncio.Task[None] | None = None
 
@@ -63,7 +63,7 @@ class ProxyApp:
             scope["route"] = NamedRoute(scope["path"])
             await own()(scope, receive, send)
             return
-        watched = Watched(send)
+        watched = TrackedSend(send)
         try:
             await self._serve(scope, receive, watched)
         except GuardError as error:
@@ -72,7 +72,7 @@ class ProxyApp:
             logger.exception("request %s failed", exchange_of(Request(scope)).request_id)
             await watched.fail(internal_error(), scope, receive)
 
-    async def _serve(self, scope: Scope, receive: Receive, send: Watched) -> None:
+    async def _serve(self, scope: Scope, receive: Receive, send: TrackedSend) -> None:
         route, template = route_of(scope["method"], scope["path"])
         scope["route"] = NamedRoute(template)
         request = Request(scope, receive)
@@ -83,7 +83,7 @@ class ProxyApp:
         if self.keys is not None and key is not None and scope["method"] not in READS:
             self.keys.take(key)
         exchange = exchange_of(request)
-        visit = Visit(self.desk, request, route, exchange, key)
+        visit = ProxiedRequest(self.desk, request, route, exchange, key)
         await visit.run(scope, receive, send)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:

@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
-from guard.config import Config, UpstreamConfig, load_config
+from guard.config.schema import Config, UpstreamConfig, load_config
 from guard.errors import ConfigError
-from server.listening import Host, Port, bind, say_ready, url_of, warn_if_open
+from server.lifecycle.listening import Host, Port, bind, say_ready, url_of, warn_if_open
 
 app = typer.Typer(add_completion=False)
 

@@ -15,10 +15,10 @@ import aiohttp
 from starlette.types import Message, Receive, Scope, Send
 from yarl import URL
 
-from guard.config import ProxyConfig
+from guard.config.schema import ProxyConfig
 from guard.errors import GuardError, TooManyRequests
 from server.errors import BodyTooLarge, ClientGone
-from server.exchange import MODEL, SCOPE_KEY, UPSTREAM, Exchange
+from server.observe.exchange import MODEL, SCOPE_KEY, UPSTREAM, Exchange
 from server.proxy.errors import (
     BadPath,
     UpstreamBroken,

@@ -10,21 +10,21 @@ from functools import partial
 import uvicorn
 
 from guard.audit import AuditLog
-from guard.config import Config
+from guard.config.keys import KeyRing
+from guard.config.schema import Config
 from guard.errors import ConfigError
-from guard.keys import KeyRing
-from guard.text_plan import TextPlans
-from server.graceful import GracefulServer
-from server.log_rotation import rotate
-from server.metrics import Metrics
-from server.middleware import ExchangeMiddleware
+from guard.plans.screens import TextPlans
+from server.lifecycle.graceful import GracefulServer
+from server.observe.log_rotation import rotate
+from server.observe.metrics import Metrics
+from server.observe.middleware import ExchangeMiddleware
+from server.observe.recorder import Recorder
 from server.proxy.app import ProxyApp
 from server.proxy.forward import Forwarder
 from server.proxy.metrics import watch_upstreams
+from server.proxy.request import ProxyContext
 from server.proxy.upstreams import Upstreams
-from server.proxy.visit import Desk
-from server.recorder import Recorder
-from server.screening.screener import Screener
+from server.screening.texts.screener import Screener
 
 
 def run_proxy(
@@ -44,7 +44,7 @@ def run_proxy(
     metrics = Metrics()
     path = config.server.audit_log
     with AuditLog(path) if path else nullcontext() as audit:
-        desk = Desk(
+        desk = ProxyContext(
             config,
             plans,
             Screener(plans.encoder, plans.heads),

@@ -7,7 +7,7 @@ import random
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from guard.config import UpstreamConfig
+from guard.config.schema import UpstreamConfig
 from guard.errors import ConfigError, UnknownModel
 from server.errors import Overloaded
 from server.proxy.breaker import Breaker

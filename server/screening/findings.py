@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from guard.text_plan import TextPlan, TextScreen
+from guard.plans.screens import TextPlan, TextScreen
 from guard.verdict import OUTCOMES, GuardVerdict, Outcome, gravest
-from server.screening.held import Span
+from server.screening.streams.hold_back import Span
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class ScreenedText:
     """One screen on one text: patterns score 1 where they match, and say where."""
 
     screen: TextScreen
@@ -44,7 +44,9 @@ class Findings:
     _outcomes: set[Outcome] = field(default_factory=set)
     _error: str | None = None
 
-    def take(self, seen: Iterable[Seen], place: str, *, answer: bool = False) -> list[Seen]:
+    def take(
+        self, seen: Iterable[ScreenedText], place: str, *, answer: bool = False
+    ) -> list[ScreenedText]:
         """Note them; those that have fired and do something, with the first of them to block.
 
         In an answer nothing can be routed any more: such a screen flags.
@@ -100,12 +102,12 @@ class Findings:
         )
 
 
-def blocks(acting: Sequence[Seen]) -> bool:
+def blocks(acting: Sequence[ScreenedText]) -> bool:
     """Whether what `Findings.take` gives ends the request."""
     return bool(acting) and acting[0].screen.action == "block"
 
 
-def redactions(acting: Iterable[Seen]) -> list[Span]:
+def redactions(acting: Iterable[ScreenedText]) -> list[Span]:
     """The spans to be cut out, in order, those that overlap as one."""
     return apart(span for each in acting if each.screen.action == "redact" for span in each.spans)
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from starlette.datastructures import Headers
 
-from server.body import media_type
 from server.errors import InvalidForm
+from server.wire.body import media_type
 
 PICTURES = {"image", "mask"}
 """Fields of a form that are files."""
@@ -21,8 +21,8 @@ def is_form(headers: Headers) -> bool:
 
 async def read_form(headers: Headers, raw: bytes) -> dict[str, Any]:
     """What the form says, files as bytes. Raises InvalidForm and InvalidParameter."""
-    from server.forms import parse_form
-    from server.picture_schemas import EditRequest
+    from server.wire.forms import parse_form
+    from server.wire.image_schemas import EditRequest
 
     # many small pieces take the parser long
     form = await asyncio.to_thread(parse_form, raw, headers.get("content-type", ""), EditRequest)

@@ -8,21 +8,21 @@ from typing import Any
 from fastapi import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from guard.config import Config
+from guard.config.keys import KeyRing
+from guard.config.schema import Config
 from guard.errors import GuardError
-from guard.keys import KeyRing
-from guard.text_plan import TextPlans
+from guard.plans.screens import TextPlans
 from guard.verdict import Verdict, gravest
 from server.auth import authenticate, choose_policy
-from server.body import media_type, read_in_time, replayed
 from server.errors import error_response, verdict_of
-from server.exchange import NamedRoute, exchange_of
-from server.recorder import Join, Recorder
+from server.observe.exchange import NamedRoute, exchange_of
+from server.observe.recorder import Join, Recorder
+from server.screening.exchange import ScreenedExchange
 from server.screening.forms import is_form, read_form
 from server.screening.routes import Route, route_of
-from server.screening.screener import Screener
-from server.screening.strict_json import parse_apart, require_once, require_utf8
-from server.screening.turn import Turn
+from server.screening.texts.screener import Screener
+from server.wire.body import media_type, read_in_time, replayed
+from server.wire.strict_json import parse_apart, require_once, require_utf8
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ class ScreenMiddleware:
             exchange.counted = True
         exchange.policy = plan.policy
         scope["route"] = NamedRoute(template)
-        turn = Turn(
+        turn = ScreenedExchange(
             self.app,
             self.screener,
             plan,
@@ -125,7 +125,7 @@ class ScreenMiddleware:
             self.recorder.end(exchange.joined, _joining(turn))
 
 
-def _joining(turn: Turn) -> Join:
+def _joining(turn: ScreenedExchange) -> Join:
     """Adds what the screens have seen to the verdict of a row."""
     screens = turn.findings
 

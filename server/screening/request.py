@@ -6,23 +6,23 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from guard.config import Place
+from guard.config.schema import Place
 from guard.errors import ContentBlocked
-from guard.text_plan import TextPlan
+from guard.plans.screens import TextPlan
 from guard.verdict import Verdict
-from server.errors import InvalidJSON, PictureBlocked
+from server.errors import ImageBlocked, InvalidJSON
 from server.screening.errors import UnscreenedContent
-from server.screening.findings import Findings, Seen, blocks, redactions
-from server.screening.redaction import Placeholders
-from server.screening.stream import Read
-from server.screening.walk import Piece, Texts, TooDeep, conversation, texts_of
+from server.screening.findings import Findings, ScreenedText, blocks, redactions
+from server.screening.streams.guard import TextReader
+from server.screening.texts.json_texts import JsonText, JsonTexts, TooDeep, conversation, texts_of
+from server.screening.texts.redaction import Placeholders
 
 XARGS, XARG = "vllm_xargs", "guard_policy"
 """Where a vLLM with this project's plugin is told the policy of a request."""
 
 
 @dataclass
-class Screening:
+class RequestScreening:
     """One request under one plan. `body` is what is sent on, `placeholders` what was cut out."""
 
     plan: TextPlan
@@ -33,7 +33,7 @@ class Screening:
     changed: bool = False
     upstream: str | None = None
 
-    async def run(self, read: Read) -> bool:
+    async def run(self, read: TextReader) -> bool:
         """Read the request; whether it may be sent.
 
         Raises UnscreenedContent, InvalidJSON and what `read` does.
@@ -72,7 +72,7 @@ class Screening:
             ]
         return not any(ended)
 
-    def _together(self, texts: Texts, look: Container[Place]) -> list[list[Piece]]:
+    def _together(self, texts: JsonTexts, look: Container[Place]) -> list[list[JsonText]]:
         """What belongs together of what stands where somebody looks, and the last turns."""
         groups = [[piece for piece in unit if piece.place in look] for unit in texts.units()]
         if self.plan.settings.turns > 1 and "user" in look:
@@ -80,7 +80,7 @@ class Screening:
             groups += [turns] if len({piece.unit for piece in turns}) > 1 else []
         return [group for group in groups if group]
 
-    def _act(self, seen: Sequence[Seen], piece: Piece, *, writable: bool = True) -> bool:
+    def _act(self, seen: Sequence[ScreenedText], piece: JsonText, *, writable: bool = True) -> bool:
         """Do what the policy wants where something was seen; True where that is to block."""
         acting = self.findings.take(seen, piece.path)
         if blocks(acting):
@@ -103,7 +103,7 @@ class Screening:
         return False
 
 
-def joined_text(group: Sequence[Piece]) -> str:
+def joined_text(group: Sequence[JsonText]) -> str:
     """What belongs together as one text."""
     return "\n".join(piece.text for piece in group)
 
@@ -124,7 +124,7 @@ def refusal(place: Place, verdict: Verdict) -> ContentBlocked:
     """What a client is told whose request is blocked."""
     ending = [guard.guard for guard in verdict.guards if guard.action in {"block", "redact"}]
     fired = ", ".join(ending)
-    kind = PictureBlocked if place == "images" else ContentBlocked
+    kind = ImageBlocked if place == "images" else ContentBlocked
     return kind(
         f"The policy {verdict.policy!r} does not let this request pass ({fired}).", verdict=verdict
     )

@@ -10,12 +10,12 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from guard.config import Place
-from server.screening.formats.base import StreamFormat
-from server.screening.formats.choices import ChatFormat, CompletionFormat
-from server.screening.formats.messages import MessagesFormat
-from server.screening.formats.pictures import PicturesFormat
-from server.screening.formats.responses import ResponsesFormat
+from guard.config.schema import Place
+from server.screening.streams.formats.base import StreamFormat
+from server.screening.streams.formats.choices import ChatFormat, CompletionFormat
+from server.screening.streams.formats.images import ImagesFormat
+from server.screening.streams.formats.messages import MessagesFormat
+from server.screening.streams.formats.responses import ResponsesFormat
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ _CHAT = Route("chat", stream=ChatFormat, several=True, takes_xargs=True)
 _COMPLETIONS = Route("completions", stream=CompletionFormat, several=True, takes_xargs=True)
 _RESPONSES = Route("responses", stream=ResponsesFormat, takes_xargs=True)
 _STORED = Route("responses", stream=ResponsesFormat)
-_PICTURES = Route("images", place="images", stream=PicturesFormat, makes=("pictures",), form=True)
+_PICTURES = Route("images", place="images", stream=ImagesFormat, makes=("pictures",), form=True)
 _LISTING = Route("listing")
 
 _ROUTES: tuple[tuple[str, str, Route], ...] = (

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 
-from guard.vllm_plugin import CONFIG
+from guard.config.vllm_plugin import CONFIG
 
 TESTED = ("0.32",)
 """Releases of vLLM whose sources were read and that the tests run on."""
@@ -19,6 +19,6 @@ def register() -> None:
     """Guard what vLLM serves in this process. Raises GuardError where it must not be served."""
     if path := os.environ.get(CONFIG):
         # imported where there is something to do: without it nothing is loaded
-        from server.vllm.installing import install
+        from server.vllm.install import install
 
         install(path)

@@ -11,15 +11,15 @@ from transformers import AutoConfig, AutoTokenizer
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from guard.chat import end_tokens
-from guard.config import Config, ModelConfig
+from guard.config.schema import Config, ModelConfig
+from guard.config.vllm_plugin import CONFIG
 from guard.errors import ModelError
-from guard.models import resolve_source
+from guard.models.chat import end_tokens
+from guard.models.sources import resolve_source
 from guard.verdict import Verdict
-from guard.vllm_plugin import CONFIG
-from server.prompts import PromptEncoder
-from server.service import AnyRequest, LanguageInfo
-from server.vllm.installing import install
+from server.services.interface import AnyRequest, LanguageModelInfo
+from server.services.prompts import PromptEncoder
+from server.vllm.install import install
 from server.vllm.service import VllmService
 
 _services: dict[str, VllmService] = {}
@@ -51,7 +51,7 @@ def vllm_service(
     # a row that waits for the look at its last token asks for one more
     room = context - 1
     service = _services[settings.name] = VllmService(
-        LanguageInfo(
+        LanguageModelInfo(
             name=settings.name,
             engine=settings.engine,
             created=int(time.time()),

@@ -10,9 +10,9 @@ from typing import Any
 from vllm.exceptions import VLLMValidationError
 from vllm.v1.engine.input_processor import InputProcessor
 
-from guard.config import load_config
-from guard.generation import Generation
-from guard.vllm_plugin import POLICY
+from guard.config.schema import load_config
+from guard.config.vllm_plugin import POLICY
+from guard.plans.revision import Revision
 from server.vllm.policies import Policies, salted
 from server.vllm.served import served_by, served_name
 from steering.engines.vllm.runner import PLAN, require_followed
@@ -28,7 +28,7 @@ def surround(path: Path, *, keyed: bool, opened: Callable[[Policies], None]) -> 
         # here, since a runner that is not hooked would ask nobody
         require_followed(vllm_config)
         config = load_config(path)
-        generation = Generation(config, served_by(vllm_config), served_name(vllm_config))
+        generation = Revision(config, served_by(vllm_config), served_name(vllm_config))
         self.guard = Policies(path, config, generation, keyed=keyed)
         opened(self.guard)
         made(self, vllm_config, *args, **kwargs)

@@ -15,29 +15,29 @@ from vllm.outputs import RequestOutput
 from vllm.v1.engine import FinishReason
 from vllm.v1.engine.output_processor import OutputProcessor, RequestState
 
-from guard.generation import Entry
+from guard.plans.revision import RevisionEntry
 from guard.verdict import Verdict
 from steering.engines.vllm.runner import PLAN
 from steering.engines.vllm.scheduler import ENDED, TOLD
-from steering.rows import Reading
+from steering.hidden.rows import Reading
 
 Record = Callable[[Verdict], None]
 
-_entries: dict[str, Entry] = {}
+_entries: dict[str, RevisionEntry] = {}
 """By key: the policies that requests in this process may have."""
 
 
-def expect(entries: Collection[Entry], forget: Collection[str] = ()) -> None:
+def expect(entries: Collection[RevisionEntry], forget: Collection[str] = ()) -> None:
     """From now on requests of these policies may come, and none with the keys to forget."""
     for key in forget:
         _entries.pop(key, None)
     _entries.update({entry.key: entry for entry in entries})
 
 
-class Watched:
+class TrackedRequest:
     """What becomes of one request."""
 
-    def __init__(self, entry: Entry, request_id: str, record: Record) -> None:
+    def __init__(self, entry: RevisionEntry, request_id: str, record: Record) -> None:
         self.key = entry.key
         self.seen: Sequence[Sequence[Any]] | None = None
         """Of each guard of its plan: score, threshold, position and whether that is valid."""
@@ -85,7 +85,7 @@ def surround(record: Record) -> None:
             parent, name = kwargs.get("parent_req"), request.external_req_id
             if parent is not None:
                 name = f"{parent.external_req_id}/{kwargs.get('request_index', 0)}"
-            state.watched = Watched(entry, name, record)
+            state.watched = TrackedRequest(entry, name, record)
         return state
 
     @wraps(whole)
@@ -99,7 +99,7 @@ def surround(record: Record) -> None:
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        watched: Watched | None = getattr(self, "watched", None)
+        watched: TrackedRequest | None = getattr(self, "watched", None)
         rest = dict(kv_transfer_params or {})
         told, ended = rest.pop(TOLD, None), rest.pop(ENDED, False)
         if watched is not None:
@@ -119,7 +119,7 @@ def surround(record: Record) -> None:
     @wraps(one)
     def _new_completion_output(self: Any, *args: Any, **kwargs: Any) -> Any:
         result = one(self, *args, **kwargs)
-        watched: Watched | None = getattr(self, "watched", None)
+        watched: TrackedRequest | None = getattr(self, "watched", None)
         if watched is not None and watched.verdict is not None:
             result.guard = watched.verdict.as_dict()
             if watched.ended:

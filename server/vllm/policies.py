@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from guard.config import Config
+from guard.config.schema import Config
+from guard.config.vllm_plugin import POLICY
 from guard.errors import ConfigError
-from guard.generation import Entry, Generation, digest
-from guard.vllm_plugin import POLICY
+from guard.plans.revision import Revision, RevisionEntry, digest
 
 
 class Policies:
@@ -18,7 +18,7 @@ class Policies:
     One that is read anew takes its place as a whole.
     """
 
-    def __init__(self, path: Path, config: Config, generation: Generation, *, keyed: bool) -> None:
+    def __init__(self, path: Path, config: Config, generation: Revision, *, keyed: bool) -> None:
         """`keyed` False is for a front end that chooses the policy of every request itself. Else
         raises ConfigError where a request that asks for nothing would go unguarded, and GuardFailed
         for policies that cannot be applied."""
@@ -30,7 +30,7 @@ class Policies:
         if keyed and self.default not in entries:
             told = f"the default policy {self.default!r} has no guard for a language model"
             raise ConfigError([f"{told}: it would leave every request unguarded"])
-        self.entries: Mapping[str, Entry] = {
+        self.entries: Mapping[str, RevisionEntry] = {
             name: entry
             for name, entry in entries.items()
             if not keyed
@@ -43,7 +43,7 @@ class Policies:
         for entry in self.entries.values() if keyed else ():
             entry.plan.require_whole()
 
-    def asked(self, extra: Mapping[str, Any] | None) -> Entry:
+    def asked(self, extra: Mapping[str, Any] | None) -> RevisionEntry:
         """The policy of a request. Raises ValueError for one that it may not have."""
         name = (extra or {}).get(POLICY, self.default)
         entry = self.entries.get(name) if isinstance(name, str) else None

@@ -9,8 +9,8 @@ from prometheus_client import REGISTRY
 
 from guard.audit import AuditLog
 from guard.verdict import Verdict
-from server.metrics import VerdictMetrics
-from server.recorder import Recorder
+from server.observe.metrics import VerdictMetrics
+from server.observe.recorder import Recorder
 
 
 class Recording:

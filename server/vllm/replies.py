@@ -19,12 +19,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from vllm.entrypoints.launchers import app as launcher
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from guard.config import Config
-from server.replies import encode
-from server.vllm.live import admin_router
+from guard.config.schema import Config
+from server.vllm.reload import admin_router
+from server.wire.replies import encode
 
 
-class Answers:
+class ReplyVerdicts:
     """The verdicts of one HTTP request, by the number of the choice."""
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class Answers:
         return self._choices - choices
 
 
-_answers: ContextVar[Answers | None] = ContextVar("answers", default=None)
+_answers: ContextVar[ReplyVerdicts | None] = ContextVar("answers", default=None)
 
 
 class GuardMiddleware:
@@ -49,7 +49,7 @@ class GuardMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        answers = Answers()
+        answers = ReplyVerdicts()
         token = _answers.set(answers)
         start: Message | None = None
 
@@ -73,7 +73,7 @@ class GuardMiddleware:
 
 
 def _with_verdicts(
-    start: Message | None, message: Message, answers: Answers
+    start: Message | None, message: Message, answers: ReplyVerdicts
 ) -> MutableMapping[str, Any]:
     body: bytes = message.get("body", b"")
     if start is None:
@@ -88,7 +88,7 @@ def _with_verdicts(
     return {**message, "body": body}
 
 
-def _events(body: bytes, answers: Answers) -> bytes:
+def _events(body: bytes, answers: ReplyVerdicts) -> bytes:
     """Server-sent events, with verdicts in those that end something."""
     if not any(mark in body for mark in _ENDS):
         return body
@@ -107,7 +107,7 @@ _LAST = {"response.completed", "response.incomplete", "response.failed", "messag
 _ENDS = (b'"finish_reason":"', *(f'"{name}"'.encode() for name in sorted(_LAST)))
 
 
-def _tell(about: dict[str, Any], answers: Answers, choices: list[int]) -> None:
+def _tell(about: dict[str, Any], answers: ReplyVerdicts, choices: list[int]) -> None:
     told = answers.told
     for i in choices:
         choice = about["choices"][i]
@@ -155,7 +155,7 @@ def surround(config: Config) -> None:
 
 
 async def _listening(
-    outputs: AsyncGenerator[Any, None], answers: Answers, first: int
+    outputs: AsyncGenerator[Any, None], answers: ReplyVerdicts, first: int
 ) -> AsyncGenerator[Any, None]:
     async with aclosing(outputs) as heard:
         async for output in heard:

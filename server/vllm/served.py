@@ -6,18 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from guard.errors import ModelError
-from guard.plan import Served
+from guard.plans.language import ServedModel
 from steering.fingerprint import checkpoint_fingerprint
 
 
-def served_by(config: Any, device: str = "cpu") -> Served:
+def served_by(config: Any, device: str = "cpu") -> ServedModel:
     """The model of a `VllmConfig`. Raises ModelError where its checkpoint cannot be read."""
     model = config.model_config
     try:
         fingerprint = checkpoint_fingerprint(_checkpoint(model))
     except ValueError as error:
         raise ModelError(f"{model.model} cannot be guarded: {error}") from error
-    return Served(
+    return ServedModel(
         fingerprint=fingerprint,
         depth=model.get_total_num_hidden_layers(),
         width=model.get_hidden_size(),

@@ -1,7 +1,7 @@
 """A language model that vLLM runs behind `guard serve`: `engine = "vllm"`.
 
 vLLM batches and generates, the plugin guards; text, stop strings and what a blocking guard holds
-back are those of every other row of this server (`server/rows.py`).
+back are those of every other row of this server (`server/services/text_rows.py`).
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from vllm.inputs import tokens_input
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 
+from guard.config.vllm_plugin import POLICY
 from guard.errors import ServiceStopped, UnknownPolicy
 from guard.verdict import Verdict
-from guard.vllm_plugin import POLICY
-from server.loop import engine_failed, guard_failed, overfull, settle, stopped
-from server.prompts import PromptEncoder
-from server.rows import Row, TokenText
-from server.service import GenerationRequest, LanguageInfo, RowEvents
-from steering.engines.transformers import RowToken
+from server.services.interface import LanguageModelInfo, RowEvents, TextRowRequest
+from server.services.loop import engine_failed, guard_failed, overfull, settle, stopped
+from server.services.prompts import PromptEncoder
+from server.services.text_rows import TextRow, TokenText
+from steering.engines.transformers.engine import RowToken
 
 logger = logging.getLogger(__name__)
 
@@ -38,21 +38,21 @@ class VllmService:
 
     def __init__(
         self,
-        info: LanguageInfo,
+        info: LanguageModelInfo,
         encoder: PromptEncoder,
         engine: AsyncLLM,
         *,
         end_tokens: frozenset[int],
         capacity: int,
         queue_limit: int,
-        record: Callable[[GenerationRequest, Verdict], None],
+        record: Callable[[TextRowRequest, Verdict], None],
     ) -> None:
         """`capacity`: rows that run at once; `queue_limit`: rows that wait, at most."""
         self.info = info
         self._encoder, self._engine = encoder, engine
         self._end_tokens, self._record = end_tokens, record
         self._capacity, self._queue_limit = capacity, queue_limit
-        self._open: dict[Row, asyncio.Task[None]] = {}
+        self._open: dict[TextRow, asyncio.Task[None]] = {}
         self._verdicts: dict[str, Verdict] = {}
         """By vLLM's name of the request, of those that have ended there and not yet here."""
         self._stopped = False
@@ -73,7 +73,7 @@ class VllmService:
         """Keep the verdict of a request that has ended in vLLM."""
         self._verdicts[verdict.request_id] = verdict
 
-    def submit(self, requests: Sequence[GenerationRequest]) -> Sequence[RowEvents]:
+    def submit(self, requests: Sequence[TextRowRequest]) -> Sequence[RowEvents]:
         if not self.ready():
             raise ServiceStopped("the server is stopping: try again in a moment")
         loop = asyncio.get_running_loop()
@@ -102,7 +102,7 @@ class VllmService:
             task.cancel()
         self._engine.shutdown()
 
-    def _row(self, request: GenerationRequest, loop: asyncio.AbstractEventLoop) -> Row:
+    def _row(self, request: TextRowRequest, loop: asyncio.AbstractEventLoop) -> TextRow:
         entry = self._engine.input_processor.guard.entries.get(request.policy)
         if entry is None:
             raise UnknownPolicy(
@@ -110,9 +110,9 @@ class VllmService:
             )
         self._encoder.require_room(request.prompt, request.sampling.max_tokens)
         text = TokenText(self._encoder.tokenizer, request.sampling.stop)
-        return Row(request, entry.plan, loop, text, self._hang_up)
+        return TextRow(request, entry.plan, loop, text, self._hang_up)
 
-    async def _run(self, row: Row) -> None:
+    async def _run(self, row: TextRow) -> None:
         """Take the row's tokens from vLLM until it is over, or nobody reads."""
         # two rows of one name may run at once, and vLLM's own names are its secret
         name = f"{row.request.request_id}#{secrets.token_hex(8)}"
@@ -136,7 +136,7 @@ class VllmService:
         finally:
             self._end(row, self._verdicts.pop(name, None))
 
-    def _sampling(self, row: Row) -> Sampling:
+    def _sampling(self, row: TextRow) -> Sampling:
         asked = row.request.sampling
         return Sampling(
             # one more, where the last one waits for the forward that looks at it
@@ -151,7 +151,7 @@ class VllmService:
             extra_args={POLICY: row.request.policy},
         )
 
-    def _take(self, row: Row, output: Any) -> None:
+    def _take(self, row: TextRow, output: Any) -> None:
         (own,) = output.outputs
         for at, token in enumerate(own.token_ids):
             if not row.over:
@@ -161,14 +161,14 @@ class VllmService:
         if own.finish_reason == "content_filter" and not row.over:
             row.reason = "content_filter"
 
-    def _hang_up(self, row: Row) -> None:
+    def _hang_up(self, row: TextRow) -> None:
         if (task := self._open.get(row)) is not None:
             task.cancel()
 
-    def _left(self, row: Row, _task: asyncio.Task[None]) -> None:
+    def _left(self, row: TextRow, _task: asyncio.Task[None]) -> None:
         self._end(row)
 
-    def _end(self, row: Row, verdict: Verdict | None = None) -> None:
+    def _end(self, row: TextRow, verdict: Verdict | None = None) -> None:
         self._open.pop(row, None)
         if row.ended:
             return
@@ -189,7 +189,7 @@ def _token(token: int, chosen: Any, likeliest: int) -> RowToken:
     return RowToken(token, chosen[token].logprob, top)
 
 
-def _unread(row: Row, model: str) -> Verdict:
+def _unread(row: TextRow, model: str) -> Verdict:
     """Of a row that vLLM never had."""
     elapsed_ms = (time.monotonic() - row.arrived) * 1000
     return row.plan.verdict({}, request_id="", model=model, elapsed_ms=elapsed_ms)

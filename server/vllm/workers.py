@@ -11,13 +11,13 @@ from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 from vllm.v1.worker.worker_base import WorkerBase
 
-from guard.config import load_config
+from guard.config.schema import load_config
 from guard.errors import ArtifactError, ModelError
-from guard.generation import Entry, Generation
-from guard.plan import Served
+from guard.plans.language import ServedModel
+from guard.plans.revision import Revision, RevisionEntry
 from server.vllm.served import served_by, served_name
-from steering.bank import Bank, SteerGuard
 from steering.engines.vllm.runner import GuardedRunner, RowPlan, decoder_layers, surround_runners
+from steering.hidden.bank import Bank, SteerGuard
 
 LOAD = "inference_guard_load"
 """The method of workers that reads the configuration anew."""
@@ -25,7 +25,7 @@ LOAD = "inference_guard_load"
 
 @dataclass(frozen=True)
 class _Loaded:
-    entry: Entry
+    entry: RevisionEntry
     guards: Sequence[SteerGuard]
 
 
@@ -56,7 +56,7 @@ class Worker:
         self._loaded = loaded
 
     def _read(self, number: int) -> dict[str, _Loaded]:
-        generation = Generation(load_config(self._path), self._served, self._name, number)
+        generation = Revision(load_config(self._path), self._served, self._name, number)
         return {
             entry.key: _Loaded(entry, [generation.guards[row.name] for row in entry.rows])
             for entry in generation.entries.values()
@@ -71,7 +71,7 @@ class Worker:
             raise ArtifactError(str(error)) from error
 
 
-def _served(runner: Any) -> Served:
+def _served(runner: Any) -> ServedModel:
     device = str(runner.device)
     served = served_by(runner.vllm_config, device)
     try:

@@ -31,11 +31,11 @@ from torch.nn import functional as F
 
 from classifiers.heads import PARTS, Heads, stacked
 from classifiers.onnx import Detector
-from steering.conditioning import Conditioning
-from steering.methods.embedding import EmbeddingGuard, by_stream, numbers
+from steering.images.conditioning import Conditioning
+from steering.images.embedding import Refinement
+from steering.methods.fitted import FittedGuard, by_stream, numbers
 from steering.methods.nearest import NearestStream, anchored, goals
 from steering.methods.subspaces import dual
-from steering.prompted import Acted
 
 _FADE = 0.8
 """Of the pull is left from one step to the next: the slope has the last word, or a row whose safe
@@ -93,7 +93,7 @@ class _Space:
     goal: Tensor
 
 
-class CgceScreen:
+class CgceGuards:
     """All CGCE guards of one model, stacked."""
 
     def __init__(
@@ -113,10 +113,12 @@ class CgceScreen:
 
     @torch.inference_mode(False)
     @torch.enable_grad()
-    def act(self, text: Conditioning, due: Tensor, threshold: Tensor, strength: Tensor) -> Acted:
+    def act(
+        self, text: Conditioning, due: Tensor, threshold: Tensor, strength: Tensor
+    ) -> Refinement:
         """Refine the rows with any `due` guard; see `Screen.act`.
 
-        `Acted.score` is what all guards say of these rows behind the last step, NaN elsewhere.
+        `Refinement.score` is what all guards say of these rows behind the last step, NaN elsewhere.
         """
         rows = due.any(1).nonzero()[:, 0]
         part = Conditioning(
@@ -133,7 +135,7 @@ class CgceScreen:
         counts[rows] = steps
         score = torch.full(due.shape, torch.nan, device=due.device)
         score[rows] = self.sense(part.with_states(after))
-        return Acted(text.with_states(changed), counts, score)
+        return Refinement(text.with_states(changed), counts, score)
 
     def descend(
         self,
@@ -219,7 +221,7 @@ def _step(
     return pulled
 
 
-def stack(guards: Sequence[EmbeddingGuard], device: torch.device | str = "cpu") -> CgceScreen:
+def stack(guards: Sequence[FittedGuard], device: torch.device | str = "cpu") -> CgceGuards:
     """From artifacts, as `guard fit cgce` writes them. Raises ValueError naming a fault."""
     at = torch.device(device)
     bases, anchors = by_stream(guards, "basis", 2), by_stream(guards, "anchors", 2)
@@ -239,10 +241,10 @@ def stack(guards: Sequence[EmbeddingGuard], device: torch.device | str = "cpu") 
     }
     settings["steps"] = settings["steps"].long()
     settings["confine"] = torch.tensor([guard.flag("confine") for guard in guards], device=at)
-    return CgceScreen([guard.name for guard in guards], streams, Descent(**settings))
+    return CgceGuards([guard.name for guard in guards], streams, Descent(**settings))
 
 
-def _heads(guard: EmbeddingGuard, stream: str) -> Heads:
+def _heads(guard: FittedGuard, stream: str) -> Heads:
     dims = {"queries": 3, "hidden": 3, "hidden_bias": 2, "out": 2, "out_bias": 1}
     try:
         return Heads(**{part: guard.tensor(part, stream, dims[part]) for part in PARTS})

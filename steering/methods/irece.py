@@ -23,32 +23,38 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from classifiers.latents import LatentClassifiers, stacked
-from steering.erasing import Found, Looks, Read, Seen, coarser
-from steering.methods.embedding import EmbeddingGuard, numbers
-from steering.methods.latents import LatentScreen, loaded
+from steering.images.latent import (
+    AttentionProbe,
+    InspectionSchedule,
+    LatentEvidence,
+    Localization,
+    coarser,
+)
+from steering.methods.fitted import FittedGuard, numbers
+from steering.methods.latents import LatentClassifierGuards, loaded
 
 REPLACEMENTS = ("background", "unconditional", "zero")
 """What z̃_0 is: the mean of the estimate outside of the mask, what the network makes of the latents
 without a prompt, or nothing."""
 
 
-class IreceEraser:
+class IreceGuards:
     """All guards of one model; `classifiers[i]` are the members of guard i."""
 
     def __init__(
         self,
-        guards: Sequence[EmbeddingGuard],
-        reads: Sequence[Sequence[Read]],
+        guards: Sequence[FittedGuard],
+        reads: Sequence[Sequence[AttentionProbe]],
         classifiers: Sequence[LatentClassifiers],
         device: torch.device | str,
     ) -> None:
         self.names: Sequence[str] = tuple(guard.name for guard in guards)
-        self.reads: Sequence[Sequence[Read]] = tuple(map(tuple, reads))
-        self.looks: Sequence[Looks] = tuple(_looks(guard) for guard in guards)
+        self.reads: Sequence[Sequence[AttentionProbe]] = tuple(map(tuple, reads))
+        self.looks: Sequence[InspectionSchedule] = tuple(_looks(guard) for guard in guards)
         for guard, own in zip(guards, self.reads, strict=True):
             _require_bounds(guard, own)
         sizes = [len(own) for own in classifiers]
-        self._screen = LatentScreen(self.names, stacked(classifiers), sizes)
+        self._screen = LatentClassifierGuards(self.names, stacked(classifiers), sizes)
         self.channels = self._screen.channels
         self._votes, self._mask = numbers(guards, "votes", device), numbers(guards, "mask", device)
         self._smoothing = numbers(guards, "smoothing", device)
@@ -57,28 +63,28 @@ class IreceEraser:
     def sense(self, estimate: Tensor, columns: Sequence[int]) -> tuple[Tensor, Tensor]:
         return self._screen.sense_places(estimate, columns)
 
-    def evidence(self, seen: Seen) -> Tensor:
+    def evidence(self, seen: LatentEvidence) -> Tensor:
         """What speaks for each place, `[pairs, (frames,) height, width]`."""
         votes = votes_map(seen.votes, seen.estimate.shape[2:])
         weighted = beside(self._votes[seen.guard], votes) * votes
         both = weighted.index_add(0, seen.owner, standing_out(seen.attended))
         return smoothed(both, self._smoothing[seen.guard])
 
-    def find(self, seen: Seen) -> Found:
+    def find(self, seen: LatentEvidence) -> Localization:
         evidence = self.evidence(seen)
         mask = mask_of(evidence, self._mask[seen.guard])
         kind = self._replacement[seen.guard]
         instead = replaced(seen.estimate, seen.unconditional, mask, kind)
-        return Found(mask, standing_out(evidence).flatten(1).amax(1), instead)
+        return Localization(mask, standing_out(evidence).flatten(1).amax(1), instead)
 
 
-def stack(guards: Sequence[EmbeddingGuard], device: torch.device | str = "cpu") -> IreceEraser:
+def stack(guards: Sequence[FittedGuard], device: torch.device | str = "cpu") -> IreceGuards:
     """From artifacts, as `guard fit irece` writes them. Raises ValueError naming a fault."""
     reads = [_reads(guard, device) for guard in guards]
-    return IreceEraser(guards, reads, [loaded(guard, device) for guard in guards], device)
+    return IreceGuards(guards, reads, [loaded(guard, device) for guard in guards], device)
 
 
-def _reads(guard: EmbeddingGuard, device: torch.device | str) -> list[Read]:
+def _reads(guard: FittedGuard, device: torch.device | str) -> list[AttentionProbe]:
     named: Any = guard.settings.get("reads")
     if not isinstance(named, list):
         raise ValueError(f"guard {guard.name}: reads must be a list of layers and heads")
@@ -94,18 +100,18 @@ def _reads(guard: EmbeddingGuard, device: torch.device | str) -> list[Read]:
         )
         if keys.shape[1] != others.shape[1]:
             raise ValueError(f"guard {guard.name}: keys and others of {layer} differ in width")
-        found.append(Read(layer, head, keys, others))
+        found.append(AttentionProbe(layer, head, keys, others))
     return found
 
 
-def _looks(guard: EmbeddingGuard) -> Looks:
+def _looks(guard: FittedGuard) -> InspectionSchedule:
     level, count = guard.number("level"), guard.number("looks")
     if not 0 < level <= 1 or count != int(count) or not 1 <= count <= 1000:
         raise ValueError(f"guard {guard.name}: level must lie in 0..1, and looks be 1 to 1000")
-    return Looks(level, int(count))
+    return InspectionSchedule(level, int(count))
 
 
-def _require_bounds(guard: EmbeddingGuard, reads: Sequence[Read]) -> None:
+def _require_bounds(guard: FittedGuard, reads: Sequence[AttentionProbe]) -> None:
     for key, least, most in (("votes", 0.0, 1e3), ("mask", 0.0, 1.0), ("smoothing", 0.0, 0.5)):
         if not least <= guard.number(key) <= most:
             raise ValueError(f"guard {guard.name}: {key} must lie in {least:g}..{most:g}")
@@ -113,7 +119,7 @@ def _require_bounds(guard: EmbeddingGuard, reads: Sequence[Read]) -> None:
         raise ValueError(f"guard {guard.name}: without reads and votes it finds no place")
 
 
-def _replacement(guard: EmbeddingGuard) -> int:
+def _replacement(guard: FittedGuard) -> int:
     named = guard.settings.get("replacement")
     if named not in REPLACEMENTS:
         known = ", ".join(REPLACEMENTS)

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from classifiers.latents import LatentClassifiers, stacked
-from steering.methods.embedding import EmbeddingGuard
+from steering.methods.fitted import FittedGuard
 
 
-class LatentScreen:
+class LatentClassifierGuards:
     """All classifiers of one model, stacked: `sizes[i]` members of guard i, one guard behind the
     other."""
 
@@ -55,13 +55,17 @@ class LatentScreen:
         return score.masked_fill(spoilt, torch.nan), mean(votes)
 
 
-def stack(guards: Sequence[EmbeddingGuard], device: torch.device | str = "cpu") -> LatentScreen:
+def stack(
+    guards: Sequence[FittedGuard], device: torch.device | str = "cpu"
+) -> LatentClassifierGuards:
     """From artifacts, as `guard fit latents` writes them. Raises ValueError naming a fault."""
     members = [loaded(guard, device) for guard in guards]
-    return LatentScreen([guard.name for guard in guards], stacked(members), list(map(len, members)))
+    return LatentClassifierGuards(
+        [guard.name for guard in guards], stacked(members), list(map(len, members))
+    )
 
 
-def loaded(guard: EmbeddingGuard, device: torch.device | str) -> LatentClassifiers:
+def loaded(guard: FittedGuard, device: torch.device | str) -> LatentClassifiers:
     """The members of one guard. Raises ValueError naming a fault."""
     layers = range(max(1, sum(key.startswith("weight") for key in guard.tensors)))
     weights = [guard.tensor(f"weight{i}", "latents", 5).to(device) for i in layers]

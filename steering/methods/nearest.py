@@ -16,11 +16,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from steering.conditioning import Conditioning
-from steering.methods.embedding import EmbeddingGuard, by_stream, numbers
+from steering.images.conditioning import Conditioning
+from steering.images.embedding import Refinement
+from steering.methods.fitted import FittedGuard, by_stream, numbers
 from steering.methods.prompt_score import PromptScore
 from steering.methods.subspaces import due_first, shifted, stacked
-from steering.prompted import Acted
 
 _OVERLAP = 0.1
 """Where two due guards' subspaces nearly coincide, a state moves by the mean of what they ask."""
@@ -74,7 +74,7 @@ def goals(stream: NearestStream, x: Tensor, due: Tensor) -> tuple[Tensor, Tensor
     return bases, stream.coordinates[guards][rows, columns, at]
 
 
-class NearestScreen:
+class NearestGuards:
     """All nearest-safe guards of one model, stacked."""
 
     def __init__(
@@ -88,7 +88,9 @@ class NearestScreen:
         """Scores `[rows, guards]`; NaN for a row that is not finite."""
         return self._score(text)
 
-    def act(self, text: Conditioning, due: Tensor, threshold: Tensor, strength: Tensor) -> Acted:
+    def act(
+        self, text: Conditioning, due: Tensor, threshold: Tensor, strength: Tensor
+    ) -> Refinement:
         """Replace the concept coordinates of the due rows' tokens; see `Screen.act`.
 
         There is no score afterwards: the method does not look again.
@@ -107,12 +109,12 @@ class NearestScreen:
             states = text.states[name].clone()
             states[rows] = torch.where(mask[..., None], moved.to(mine.dtype), mine)
             changed[name] = states
-        return Acted(
+        return Refinement(
             text.with_states(changed), due.any(1).long(), torch.full_like(strength, torch.nan)
         )
 
 
-def stack(guards: Sequence[EmbeddingGuard], device: torch.device | str = "cpu") -> NearestScreen:
+def stack(guards: Sequence[FittedGuard], device: torch.device | str = "cpu") -> NearestGuards:
     """From artifacts, as `guard fit nearest` writes them. Raises ValueError naming a fault."""
     anchors = by_stream(guards, "anchors", 2)
     streams = {
@@ -120,7 +122,7 @@ def stack(guards: Sequence[EmbeddingGuard], device: torch.device | str = "cpu") 
         for name, bases in by_stream(guards, "basis", 2).items()
     }
     score = PromptScore(by_stream(guards, "weights", 1), numbers(guards, "bias", device))
-    return NearestScreen([guard.name for guard in guards], streams, score)
+    return NearestGuards([guard.name for guard in guards], streams, score)
 
 
 def anchored(

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from steering.conditioning import Conditioning
-from steering.methods.embedding import EmbeddingGuard
+from steering.images.conditioning import Conditioning
+from steering.methods.fitted import FittedGuard
 from steering.methods.subspaces import pooled, stacked
 
 
@@ -77,7 +77,7 @@ class PromptGate:
         return torch.where(self._gated | score.isnan(), score, 1.0)
 
 
-def stacked_gate(guards: Sequence[EmbeddingGuard], device: torch.device | str) -> PromptGate:
+def stacked_gate(guards: Sequence[FittedGuard], device: torch.device | str) -> PromptGate:
     """From the settings `gated` and `bias` and the tensors `weights` of artifacts.
 
     Raises ValueError naming what is missing.

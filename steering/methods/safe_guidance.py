@@ -15,11 +15,11 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from steering.conditioning import Conditioning
-from steering.guided import Predictions
-from steering.methods.embedding import EmbeddingGuard
+from steering.images.conditioning import Conditioning
+from steering.images.embedding import Refinement
+from steering.images.guidance import Predictions
+from steering.methods.fitted import FittedGuard
 from steering.methods.prompt_score import PromptGate, stacked_gate
-from steering.prompted import Acted
 
 
 @dataclass(frozen=True)
@@ -80,10 +80,12 @@ class _ConceptGuide:
         """Scores `[rows, guards]`: 1 where there is no gate, NaN for a row that is not finite."""
         return self._gate(text)
 
-    def act(self, text: Conditioning, due: Tensor, threshold: Tensor, strength: Tensor) -> Acted:
+    def act(
+        self, text: Conditioning, due: Tensor, threshold: Tensor, strength: Tensor
+    ) -> Refinement:
         """Leaves the conditioning alone: what is due happens between the denoising steps."""
         nothing = torch.zeros(text.rows, dtype=torch.long, device=due.device)
-        return Acted(text, nothing, torch.full_like(strength, torch.nan))
+        return Refinement(text, nothing, torch.full_like(strength, torch.nan))
 
 
 class SafeGuidance(_ConceptGuide):
@@ -130,9 +132,7 @@ def _beside(values: Tensor, predictions: Tensor) -> Tensor:
     return values.view(-1, *[1] * (predictions.ndim - 1))
 
 
-def stack_safety(
-    guards: Sequence[EmbeddingGuard], device: torch.device | str = "cpu"
-) -> SafeGuidance:
+def stack_safety(guards: Sequence[FittedGuard], device: torch.device | str = "cpu") -> SafeGuidance:
     """From artifacts, as `guard fit safe-guidance` writes them. Raises ValueError."""
     kinds = [field.name for field in fields(Safety)]
     safety = [Safety(**{kind: guard.number(kind) for kind in kinds}) for guard in guards]
@@ -140,14 +140,14 @@ def stack_safety(
 
 
 def stack_negative(
-    guards: Sequence[EmbeddingGuard], device: torch.device | str = "cpu"
+    guards: Sequence[FittedGuard], device: torch.device | str = "cpu"
 ) -> NegativePrompt:
     """From artifacts, as `guard fit negative-prompt` writes them. Raises ValueError."""
     return NegativePrompt(*_shared(guards, device))
 
 
 def _shared(
-    guards: Sequence[EmbeddingGuard], device: torch.device | str
+    guards: Sequence[FittedGuard], device: torch.device | str
 ) -> tuple[list[str], Conditioning, PromptGate]:
     if len({guard.streams for guard in guards}) > 1:
         raise ValueError("the concepts of a model's guards must have the same streams")

@@ -20,10 +20,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from steering.conditioning import Conditioning
-from steering.methods.embedding import EmbeddingGuard, by_stream, numbers
+from steering.images.conditioning import Conditioning
+from steering.images.embedding import Refinement
+from steering.methods.fitted import FittedGuard, by_stream, numbers
 from steering.methods.subspaces import due_first, real_sum, shifted, stacked
-from steering.prompted import Acted
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def change(x: Tensor, found: Tensor, stream: SafreeStream) -> Tensor:
     return moved.sum(1) / found.sum(1).clamp(min=1)
 
 
-class SafreeScreen:
+class SafreeGuards:
     """All SAFREE guards of one model, stacked.
 
     A guard's score is `change` on the stream where it is largest: what decides whether and how
@@ -105,7 +105,9 @@ class SafreeScreen:
             score = score.maximum(change(x, triggers(x, mask, stream, self._alpha), stream))
         return score.masked_fill(~text.finite()[:, None], torch.nan)
 
-    def act(self, text: Conditioning, due: Tensor, threshold: Tensor, strength: Tensor) -> Acted:
+    def act(
+        self, text: Conditioning, due: Tensor, threshold: Tensor, strength: Tensor
+    ) -> Refinement:
         """Project the triggering tokens of the due rows; see `Screen.act`.
 
         There is no score afterwards: the method does not look again.
@@ -121,7 +123,7 @@ class SafreeScreen:
                 part.states[name], part.masks[name], stream, due[rows], weight
             )
             changed[name] = states
-        return Acted(
+        return Refinement(
             text.with_states(changed), due.any(1).long(), torch.full_like(strength, torch.nan)
         )
 
@@ -143,7 +145,7 @@ class SafreeScreen:
         return torch.where(own > 0.0, moved.to(states.dtype), states)
 
 
-def stack(guards: Sequence[EmbeddingGuard], device: torch.device | str = "cpu") -> SafreeScreen:
+def stack(guards: Sequence[FittedGuard], device: torch.device | str = "cpu") -> SafreeGuards:
     """From artifacts, as `guard fit safree` writes them. Raises ValueError naming a fault."""
     looked = numbers(guards, "sense_rank", device)
     centres = by_stream(guards, "centre", 1)
@@ -155,7 +157,7 @@ def stack(guards: Sequence[EmbeddingGuard], device: torch.device | str = "cpu") 
             raise ValueError(f"basis.{name} and centre.{name} are of different widths")
         looks = torch.arange(basis.shape[1], device=device) < looked[:, None]
         streams[name] = SafreeStream(basis, centre.to(device), looks)
-    return SafreeScreen(
+    return SafreeGuards(
         [guard.name for guard in guards],
         streams,
         alpha=numbers(guards, "alpha", device),

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from steering.bank import SteerGuard
+from steering.hidden.bank import SteerGuard
 
 
 def contrast(erasure: Tensor, recall: Tensor) -> Tensor:

@@ -20,11 +20,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from steering.conditioning import Conditioning
-from steering.methods.embedding import EmbeddingGuard
+from steering.images.conditioning import Conditioning
+from steering.images.embedding import Refinement
+from steering.images.projection import Overlay
+from steering.methods.fitted import FittedGuard
 from steering.methods.prompt_score import PromptGate, stacked_gate
-from steering.overlaid import Overlay
-from steering.prompted import Acted
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def _system(moments: Moments, keep: float, ridge: float) -> Tensor:
     return moments.erased + keep * moments.kept + ridge * unit
 
 
-class UceScreen:
+class UceGuards:
     """All UCE guards of one model, stacked."""
 
     def __init__(self, names: Sequence[str], overlays: Sequence[Overlay], gate: PromptGate) -> None:
@@ -100,19 +100,21 @@ class UceScreen:
         """Scores `[rows, guards]`: 1 where there is no gate, NaN for a row that is not finite."""
         return self._gate(text)
 
-    def act(self, text: Conditioning, due: Tensor, threshold: Tensor, strength: Tensor) -> Acted:
+    def act(
+        self, text: Conditioning, due: Tensor, threshold: Tensor, strength: Tensor
+    ) -> Refinement:
         """Leaves the conditioning alone: what is due happens inside the denoiser."""
         nothing = torch.zeros(text.rows, dtype=torch.long, device=due.device)
-        return Acted(text, nothing, torch.full_like(strength, torch.nan))
+        return Refinement(text, nothing, torch.full_like(strength, torch.nan))
 
 
-def stack(guards: Sequence[EmbeddingGuard], device: torch.device | str = "cpu") -> UceScreen:
+def stack(guards: Sequence[FittedGuard], device: torch.device | str = "cpu") -> UceGuards:
     """From artifacts, as `guard fit uce` writes them. Raises ValueError naming a fault."""
     overlays = [_overlay(guard) for guard in guards]
-    return UceScreen([guard.name for guard in guards], overlays, stacked_gate(guards, device))
+    return UceGuards([guard.name for guard in guards], overlays, stacked_gate(guards, device))
 
 
-def _overlay(guard: EmbeddingGuard) -> Overlay:
+def _overlay(guard: FittedGuard) -> Overlay:
     groups = guard.names_by("groups")
     try:
         return Overlay(

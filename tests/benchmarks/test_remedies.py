@@ -4,7 +4,7 @@ import json
 
 from benchmarks.remedies import REMEDIES, TRAININGS, asked, changed
 from examples.emoji.prompts import FILE
-from tests.guard.fitting.test_cgce import fit, toy_prompts
+from tests.guard.fitting.images.test_cgce import fit, toy_prompts
 
 
 def test_no_prompt_is_one_of_the_test_and_both_kinds_are_there() -> None:

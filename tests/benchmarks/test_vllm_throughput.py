@@ -12,7 +12,7 @@ from benchmarks.vllm_engine import Engine, Round
 from benchmarks.vllm_guards import NEVER, TRAFFIC, Traffic, guard_name, write_guards
 from benchmarks.vllm_throughput import Side, compared, plan
 from guard.artifact import Artifact
-from guard.config import load_config
+from guard.config.schema import load_config
 
 
 class Made:

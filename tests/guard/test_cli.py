@@ -12,10 +12,11 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from guard import cli, models
+from guard import cli
 from guard.errors import GuardError
+from guard.models import sources
+from tests.guard.config.test_schema import BAD, GOOD
 from tests.guard.conftest import MakeArtifact
-from tests.guard.test_config import BAD, GOOD
 
 
 @pytest.fixture(autouse=True)
@@ -200,14 +201,14 @@ def test_inspect_fails_on_what_is_no_artifact(tmp_path: Path) -> None:
 
 def test_models_are_added_listed_and_shown(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     def build(_recipe: Any, _temporary: Path, target: Path, tell: Any) -> None:
-        for step in models.STEPS:
+        for step in sources.STEPS:
             tell(step)
         target.mkdir()
-        (target / models.MANIFEST).write_text('{"sha256": "abc"}', "utf-8")
+        (target / sources.MANIFEST).write_text('{"sha256": "abc"}', "utf-8")
 
     assert "smollm2" in run("models", "list").stdout
     assert "path: not added" in run("models", "show", "smollm2").stdout
-    monkeypatch.setattr(models, "_build", build)
+    monkeypatch.setattr(sources, "_build", build)
     assert "is ready in" in run("models", "add", "smollm2").stdout
     listed = {each["name"]: each for each in json.loads(run("models", "list", "--json").stdout)}
     assert listed["smollm2"]["path"] == str(cache / "models" / "smollm2")
@@ -309,7 +310,7 @@ def test_a_package_that_is_missing_at_work_is_named(
     def load(path: Path) -> None:
         raise ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib")
 
-    monkeypatch.setattr("guard.check_cli.load_config", load)
+    monkeypatch.setattr("guard.commands.check.load_config", load)
     result = run("check", good)
     assert result.exit_code == 1
     (line,) = result.stderr.splitlines()

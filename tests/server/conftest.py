@@ -15,15 +15,15 @@ import pytest
 import uvicorn
 
 from guard.audit import AuditLog
-from guard.config import Config
-from guard.keys import KeyRing
-from guard.text_plan import TextPlans
+from guard.config.keys import KeyRing
+from guard.config.schema import Config
+from guard.plans.screens import TextPlans
 from server.app import create_app
-from server.graceful import GracefulServer
-from server.metrics import Metrics
-from server.recorder import Recorder
+from server.lifecycle.graceful import GracefulServer
+from server.observe.metrics import Metrics
+from server.observe.recorder import Recorder
 from server.screening.middleware import Screens
-from server.screening.screener import Screener
+from server.screening.texts.screener import Screener
 from tests.server.fake_service import FakeService
 from tests.server.stand import Workshop
 

@@ -10,17 +10,17 @@ from typing import Any
 
 from guard.errors import ContentBlocked, GuardError, GuardFailed, ServiceStopped
 from guard.verdict import GuardVerdict, Outcome, Verdict
-from server.service import (
+from server.services.interface import (
     Event,
-    Finished,
+    FinishedText,
     FinishReason,
-    GenerationRequest,
-    LanguageInfo,
+    LanguageModelInfo,
     TextDelta,
+    TextRowRequest,
     TokenLogprob,
 )
 
-Record = Callable[[GenerationRequest, Verdict], None]
+Record = Callable[[TextRowRequest, Verdict], None]
 
 
 @dataclass(frozen=True)
@@ -59,15 +59,15 @@ SCRIPTS: Mapping[str, Script] = {
 class FakeService:
     """Token ids are the prompt's UTF-8 bytes; the last line of a prompt names its script."""
 
-    info: LanguageInfo = field(
-        default_factory=lambda: LanguageInfo(
+    info: LanguageModelInfo = field(
+        default_factory=lambda: LanguageModelInfo(
             name="fake", engine="fake", created=1, max_context=4096, policies=("none", "strict")
         )
     )
     record: Record = lambda request, verdict: None
     refusal: GuardError | None = None
     """What `submit` raises, if anything."""
-    submitted: list[GenerationRequest] = field(default_factory=list)
+    submitted: list[TextRowRequest] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
     stopped: asyncio.Event = field(default_factory=asyncio.Event)
     closed: int = 0
@@ -78,7 +78,7 @@ class FakeService:
     def encode(self, text: str) -> tuple[int, ...]:
         return tuple(text.encode())
 
-    def submit(self, requests: Sequence[GenerationRequest]) -> list[FakeRow]:
+    def submit(self, requests: Sequence[TextRowRequest]) -> list[FakeRow]:
         if self.refusal is not None:
             raise self.refusal
         self.submitted.extend(requests)
@@ -98,7 +98,7 @@ class FakeService:
 class FakeRow:
     """Not a generator function: closing one of those before its first step runs none of it."""
 
-    def __init__(self, service: FakeService, request: GenerationRequest) -> None:
+    def __init__(self, service: FakeService, request: TextRowRequest) -> None:
         self.service = service
         self.request = request
         line = bytes(each % 256 for each in request.prompt).decode(errors="replace")
@@ -124,7 +124,7 @@ class FakeRow:
         if self.script.error is not None:
             raise self.script.error(verdict)
         cut_short = len(words) < len(self.script.words)
-        return Finished(
+        return FinishedText(
             "length" if cut_short else self.script.reason,
             len(self.request.prompt),
             len(words),

@@ -21,14 +21,14 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from guard.artifact import Artifact, ArtifactMeta
 from guard.audit import AuditLog
-from guard.config import Config, load_config
-from server import build
-from server.batching import BatchingService
-from server.metrics import Metrics
-from server.recorder import Recorder
-from steering.engines.transformers import RowToken, TransformersEngine
+from guard.config.schema import Config, load_config
+from server.observe.metrics import Metrics
+from server.observe.recorder import Recorder
+from server.services import build
+from server.services.text import BatchedTextService
+from steering.engines.transformers.engine import RowToken, TransformersEngine
 from steering.fingerprint import fingerprint
-from tests.guard.toy_pictures import save_toy
+from tests.guard.toy_images import save_toy
 
 LAYERS, WIDTH = 4, 32
 ALWAYS, NEVER = -1e9, 1e9
@@ -195,7 +195,7 @@ class Stand:
 
     folder: Path
     config: Config
-    service: BatchingService
+    service: BatchedTextService
     engine: Engine
     metrics: Metrics
     verdicts: list[Any] = field(default_factory=list)
@@ -304,7 +304,7 @@ class Workshop:
                 (service,) = build.build_services(config, record).values()
             finally:
                 build.TransformersEngine = real  # type: ignore[misc]
-            assert isinstance(service, BatchingService)
+            assert isinstance(service, BatchedTextService)
             try:
                 yield Stand(folder, config, service, engines[0], metrics, verdicts)
             finally:

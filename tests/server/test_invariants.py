@@ -19,10 +19,10 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from guard.config import load_config
+from guard.config.schema import load_config
 from guard.errors import ConfigError
 from server.app import create_app
-from server.graceful import GracefulServer
+from server.lifecycle.graceful import GracefulServer
 from tests.server.conftest import listening
 from tests.server.stand import NAN_LETTER, Stand, Workshop, save_nan_artifact
 

@@ -14,7 +14,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
 from guard.artifact import Artifact, ArtifactMeta
 from steering.engines.diffusion.families import Family, family_of
-from steering.engines.diffusion.projections import text_projections
+from steering.engines.diffusion.seams.projections import text_projections
 from steering.fingerprint import fingerprint
 from steering.methods.prompt_score import discriminant
 from steering.methods.subspaces import pooled

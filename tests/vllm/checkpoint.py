@@ -17,10 +17,10 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
 from guard.artifact import Artifact, ArtifactMeta
-from steering.bank import Bank, SteerGuard
-from steering.engines.transformers import TransformersEngine
+from steering.engines.transformers.engine import TransformersEngine
 from steering.fingerprint import fingerprint
-from steering.rows import RowGuard
+from steering.hidden.bank import Bank, SteerGuard
+from steering.hidden.rows import RowGuard
 from tests.steering.engines.driver import serve, start
 from tests.steering.tiny import LAYERS, VOCABULARY, prompt, tiny_model
 

@@ -138,7 +138,7 @@ def _lora(request: dict[str, Any]) -> Any:
 
 def _reload(engine: Any, text: str, came: list[dict[str, Any]]) -> None:
     from guard.errors import GuardError
-    from server.vllm.live import reload_now
+    from server.vllm.reload import reload_now
 
     Path(os.environ["GUARD_CONFIG"]).write_text(text, "utf-8")
     try:

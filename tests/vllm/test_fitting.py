@@ -16,18 +16,18 @@ import torch
 pytest.importorskip("vllm", reason="vLLM has an environment of its own: make test-vllm")
 
 from guard.artifact import Artifact  # noqa: E402
-from guard.chat import Chat  # noqa: E402
-from guard.chat_vllm import VllmChat  # noqa: E402
-from guard.config import load_config  # noqa: E402
+from guard.config.schema import load_config
+from guard.data.prompts import ForgetPrompt, RetainPrompt, Split
 from guard.errors import ModelError  # noqa: E402
-from guard.fitting.sensing import Rates  # noqa: E402
-from guard.fitting.steer import SteerFit, fit_steer, to_artifact  # noqa: E402
-from guard.measures import perplexity  # noqa: E402
-from guard.plan import Plans  # noqa: E402
-from guard.prompts import ForgetPrompt, RetainPrompt, Split  # noqa: E402
-from steering.bank import Bank  # noqa: E402
+from guard.evaluation.fluency import perplexity
+from guard.fitting.steering.fit import SteerFit, fit_steer, to_artifact
+from guard.fitting.steering.gate_search import Rates
+from guard.models.chat import TransformersChat
+from guard.models.chat_vllm import VllmChat
+from guard.plans.language import LanguagePlans
 from steering.engines.vllm import offline  # noqa: E402
-from steering.rows import RowGuard  # noqa: E402
+from steering.hidden.bank import Bank
+from steering.hidden.rows import RowGuard
 from tests.steering.engines.driver import hooks_on  # noqa: E402
 from tests.steering.tiny import LAYERS, prompt, random_guard  # noqa: E402
 from tests.vllm.checkpoint import WIDTH, save, save_tokenizer  # noqa: E402
@@ -54,8 +54,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def chat(folder: Path) -> Chat:
-    return Chat.load(str(folder / "model"), device="cpu")
+def chat(folder: Path) -> TransformersChat:
+    return TransformersChat.load(str(folder / "model"), device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -69,14 +69,16 @@ def other(folder: Path) -> Iterator[VllmChat]:
         yield VllmChat.load(str(folder / "model"))
 
 
-def test_the_model_is_the_same(chat: Chat, other: VllmChat) -> None:
+def test_the_model_is_the_same(chat: TransformersChat, other: VllmChat) -> None:
     assert other.fitted_model == chat.fitted_model
     assert other.end_tokens == chat.end_tokens
     assert other.prompt(PROMPTS[0]) == chat.prompt(PROMPTS[0])
 
 
 @pytest.mark.parametrize("layers", [[0], [2, 0], range(LAYERS)])
-def test_states_are_those_of_transformers(chat: Chat, other: VllmChat, layers: list[int]) -> None:
+def test_states_are_those_of_transformers(
+    chat: TransformersChat, other: VllmChat, layers: list[int]
+) -> None:
     advanced: list[int] = []
     wanted = dict(chat.states(SEQUENCES, layers))
     found = dict(other.states(SEQUENCES, layers, advanced.append))
@@ -88,7 +90,7 @@ def test_states_are_those_of_transformers(chat: Chat, other: VllmChat, layers: l
 
 
 def test_no_layer_behind_the_last_one_is_run_and_all_are_afterwards(
-    chat: Chat, other: VllmChat
+    chat: TransformersChat, other: VllmChat
 ) -> None:
     runner = other._engine._runner
     ran = [0] * LAYERS
@@ -114,7 +116,9 @@ def test_no_layer_behind_the_last_one_is_run_and_all_are_afterwards(
     assert said(other, PROMPTS) == said(chat, PROMPTS)
 
 
-def test_losses_and_perplexity_are_those_of_transformers(chat: Chat, other: VllmChat) -> None:
+def test_losses_and_perplexity_are_those_of_transformers(
+    chat: TransformersChat, other: VllmChat
+) -> None:
     wanted = dict(chat.losses(SEQUENCES))
     found = dict(other.losses(SEQUENCES))
     assert found.keys() == wanted.keys()
@@ -125,12 +129,14 @@ def test_losses_and_perplexity_are_those_of_transformers(chat: Chat, other: Vllm
     assert one == pytest.approx(two, rel=1e-4)
 
 
-def said(chat: Chat | VllmChat, prompts: list[str], **guards: Any) -> list[tuple[int, ...]]:
+def said(
+    chat: TransformersChat | VllmChat, prompts: list[str], **guards: Any
+) -> list[tuple[int, ...]]:
     given = chat.answer(prompts, max_tokens=12, what="", progress=silent, **guards)
     return [answer.tokens for answer in given]
 
 
-def test_guarded_answers_are_those_of_transformers(chat: Chat, other: VllmChat) -> None:
+def test_guarded_answers_are_those_of_transformers(chat: TransformersChat, other: VllmChat) -> None:
     bank = Bank([random_guard(width=WIDTH, size=100.0)])
     fires = {"bank": bank, "guards": [RowGuard("guard", -1e9, 1.0)]}
     watches = {"bank": bank, "guards": [RowGuard("guard", 1e9, 1.0)]}
@@ -142,7 +148,7 @@ def test_guarded_answers_are_those_of_transformers(chat: Chat, other: VllmChat) 
         said(other, PROMPTS, bank=bank, guards=[RowGuard("none", 0.0, 1.0)])
 
 
-def fitted(chat: Chat | VllmChat) -> SteerFit:
+def fitted(chat: TransformersChat | VllmChat) -> SteerFit:
     splits: tuple[Split, ...] = ("train", "validation", "test")
     forget = [
         ForgetPrompt(prompt=f"w7 {text}", pattern="w", split=splits[i % 3])
@@ -155,7 +161,9 @@ def fitted(chat: Chat | VllmChat) -> SteerFit:
     return fit_steer(chat, forget, retain, rates=Rates(0.9, 0.9), seed=3, progress=silent)
 
 
-def test_a_fit_is_that_of_transformers(chat: Chat, other: VllmChat, tmp_path: Path) -> None:
+def test_a_fit_is_that_of_transformers(
+    chat: TransformersChat, other: VllmChat, tmp_path: Path
+) -> None:
     one, two = fitted(chat), fitted(other)
     assert two.gate.layers == one.gate.layers
     assert two.gate.threshold == pytest.approx(one.gate.threshold, rel=0.02)
@@ -175,7 +183,7 @@ def test_a_process_has_the_plugin_or_has_not(folder: Path, other: VllmChat) -> N
 UNDER = """
 import json, sys
 from pathlib import Path
-from guard.chat_vllm import VllmChat
+from guard.models.chat_vllm import VllmChat
 
 folder, prompts = Path(sys.argv[1]), json.loads(sys.argv[2])
 chat = VllmChat.load(str(folder / "model"), config=folder / "config.toml")
@@ -189,7 +197,7 @@ print("told", json.dumps(told))
 """
 
 
-def test_answers_under_a_policy_are_the_plugins(folder: Path, chat: Chat) -> None:
+def test_answers_under_a_policy_are_the_plugins(folder: Path, chat: TransformersChat) -> None:
     done = subprocess.run(
         [sys.executable, "-c", UNDER, str(folder), json.dumps(PROMPTS)],
         env=dict(os.environ) | ENVIRONMENT,
@@ -201,7 +209,7 @@ def test_answers_under_a_policy_are_the_plugins(folder: Path, chat: Chat) -> Non
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("told")]
     told = json.loads(line.removeprefix("told"))
     assert [tuple(tokens) for tokens in told["none"]] == said(chat, PROMPTS)
-    plans = Plans(load_config(folder / "config.toml"), chat.model, name="tiny")
+    plans = LanguagePlans(load_config(folder / "config.toml"), chat.model, name="tiny")
     for policy in ("firm", "both"):
         guards = {"bank": plans.bank, "guards": plans[policy].rows()}
         wanted = chat.answer(PROMPTS, max_tokens=12, what="", progress=silent, **guards)

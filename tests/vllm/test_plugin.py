@@ -9,11 +9,11 @@ import pytest
 
 pytest.importorskip("vllm", reason="vLLM has an environment of its own: make test-vllm")
 
-from guard.config import load_config  # noqa: E402
-from guard.generation import Generation  # noqa: E402
-from guard.plan import Plans, Served  # noqa: E402
+from guard.config.schema import load_config
+from guard.plans.language import LanguagePlans, ServedModel
+from guard.plans.revision import Revision
 from server.vllm.policies import salted  # noqa: E402
-from steering.engines.transformers import TransformersEngine  # noqa: E402
+from steering.engines.transformers.engine import TransformersEngine
 from steering.fingerprint import checkpoint_fingerprint, fingerprint  # noqa: E402
 from tests.steering.engines.driver import ids, serve, start  # noqa: E402
 from tests.steering.tiny import prompt  # noqa: E402
@@ -61,7 +61,7 @@ def test_guarded_rows_are_what_they_are_alone_and_in_transformers(
     whole = [(i, own) for i, own in enumerate(requests) if "aborted" not in own]
     single = run(folder, *([alone(own)] for _, own in whole))["phases"]
     served = model()
-    plans = Plans(load_config(folder / "config.toml"), served, name="tiny")
+    plans = LanguagePlans(load_config(folder / "config.toml"), served, name="tiny")
     engine = TransformersEngine(served, plans.bank, capacity=1)
     fired = moved = 0
     for (i, own), (by_itself,) in zip(whole, single, strict=True):
@@ -106,8 +106,8 @@ def test_prefixes_are_shared_among_equals_and_never_across_plans(folder: Path) -
 
 def test_nobody_can_ask_for_the_salt_of_another_plan(folder: Path) -> None:
     config = load_config(folder / "config.toml")
-    served = Served.of(model())
-    own = salted(None, Generation(config, served, str(folder / "model")).entries["firm"].salt)
+    served = ServedModel.of(model())
+    own = salted(None, Revision(config, served, str(folder / "model")).entries["firm"].salt)
     long = prompt(96, seed=78)
     request = {"prompt": [*long, 5], "tokens": 4}
     poisoner = request | {"policy": "none", "salt": own}
@@ -180,7 +180,7 @@ def test_steering_goes_together_with_lora(folder: Path) -> None:
     ]
     settings = {"enable_lora": True, "max_lora_rank": 8}
     (came,) = run(folder, asked, **settings)["phases"]
-    plans = Plans(load_config(folder / "config.toml"), model(), name="tiny")
+    plans = LanguagePlans(load_config(folder / "config.toml"), model(), name="tiny")
     engine = TransformersEngine(merged, plans.bank, capacity=1)
     untuned = TransformersEngine(model(), plans.bank, capacity=1)
     moved = steered = 0

@@ -19,15 +19,15 @@ pytest.importorskip("vllm", reason="vLLM has an environment of its own: make tes
 from openai import BadRequestError, OpenAI  # noqa: E402
 from transformers import PreTrainedTokenizerFast  # noqa: E402
 
-from guard.config import Config, ModelConfig  # noqa: E402
+from guard.config.keys import hash_key
+from guard.config.schema import Config, ModelConfig
 from guard.errors import GuardFailed, ModelError  # noqa: E402
-from guard.generation import Entry  # noqa: E402
-from guard.keys import hash_key  # noqa: E402
-from guard.plan import Plan  # noqa: E402
-from guard.resolving import LoadedGuard  # noqa: E402
+from guard.plans.base import LoadedGuard
+from guard.plans.language import LanguagePlan
+from guard.plans.revision import RevisionEntry
 from guard.verdict import Verdict  # noqa: E402
-from server.prompts import PromptEncoder  # noqa: E402
-from server.service import GenerationRequest, LanguageInfo, SamplingParams  # noqa: E402
+from server.services.interface import LanguageModelInfo, SamplingParams, TextRowRequest
+from server.services.prompts import PromptEncoder
 from server.vllm.build import _arguments  # noqa: E402
 from server.vllm.service import VllmService  # noqa: E402
 from tests.steering.tiny import prompt  # noqa: E402
@@ -80,8 +80,8 @@ class Silent:
     errored = False
 
     def __init__(self, tokens: Sequence[int]) -> None:
-        plan = Plan("firm", "steer", "closed", (GUARD,), {})
-        entries = {"firm": Entry("key", None, "tiny", plan, ())}
+        plan = LanguagePlan("firm", "steer", "closed", (GUARD,), {})
+        entries = {"firm": RevisionEntry("key", None, "tiny", plan, ())}
         self.input_processor = SimpleNamespace(guard=SimpleNamespace(entries=entries))
         self._tokens = tokens
 
@@ -102,7 +102,7 @@ def served(tmp_path: Path) -> tuple[VllmService, list[Verdict]]:
     save_tokenizer(tmp_path)
     found: list[Verdict] = []
     service = VllmService(
-        LanguageInfo(name="tiny", engine="vllm", created=0, max_context=64),
+        LanguageModelInfo(name="tiny", engine="vllm", created=0, max_context=64),
         PromptEncoder(
             PreTrainedTokenizerFast.from_pretrained(tmp_path), vocabulary=97, max_context=64
         ),
@@ -115,7 +115,7 @@ def served(tmp_path: Path) -> tuple[VllmService, list[Verdict]]:
     return service, found
 
 
-ASKED = GenerationRequest("r", (5, 6), "firm", SamplingParams(3))
+ASKED = TextRowRequest("r", (5, 6), "firm", SamplingParams(3))
 
 
 def test_a_row_that_is_hung_up_before_it_has_begun_leaves(

@@ -21,14 +21,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steering.conditioning import Conditioning
-from steering.engines.attachment import Unfollowed
 from steering.engines.diffusion.families import Family
-from steering.engines.diffusion.projections import ProjectionSeam
-from steering.finished import PictureBank
-from steering.overlaid import OverlayBank
-from steering.prompted import Applied, PromptBank, PromptReading
-from steering.rows import RowGuard
+from steering.engines.diffusion.seams.projections import ProjectionSeam
+from steering.engines.transformers.attachment import Unfollowed
+from steering.hidden.rows import RowGuard
+from steering.images.conditioning import Conditioning
+from steering.images.embedding import Applied, EmbeddingBank, ImageReading
+from steering.images.output import OutputBank
+from steering.images.projection import OverlayBank
 
 _IMAGES = "prepare_ip_adapter_image_embeds"
 _END = "maybe_free_model_hooks"
@@ -51,12 +51,12 @@ class PipelineAttachment:
     def __init__(
         self,
         family: Family,
-        bank: PromptBank,
+        bank: EmbeddingBank,
         guards: Sequence[RowGuard],
         after: Callable[[PipelineAttachment], None],
         *,
         unfollowed: Sequence[str] = (),
-        finished: PictureBank | None = None,
+        finished: OutputBank | None = None,
         overlays: OverlayBank | None = None,
     ) -> None:
         lost = [
@@ -72,12 +72,12 @@ class PipelineAttachment:
         pipeline = family.pipeline
         self._family, self._pipeline = family, pipeline
         self._bank, self._after = bank, after
-        self._finished = finished or PictureBank()
+        self._finished = finished or OutputBank()
         self._guards = tuple(guard for guard in guards if guard.name not in self._finished)
         self._watching = tuple(guard for guard in guards if guard.name in self._finished)
         self.began = time.monotonic()
         """When the last prompts came in."""
-        self._readings: tuple[dict[str, PromptReading], ...] = ()
+        self._readings: tuple[dict[str, ImageReading], ...] = ()
         self._finite: list[bool] = []
         self._begun = self._looking = False
         self._encode: Callable[..., Sequence[Any]] = pipeline.encode_prompt
@@ -127,7 +127,7 @@ class PipelineAttachment:
         """Pictures of the last call."""
         return len(self._readings)
 
-    def readings(self, row: int) -> dict[str, PromptReading]:
+    def readings(self, row: int) -> dict[str, ImageReading]:
         """What the guards of `row` of the last call have read."""
         return dict(self._readings[row])
 

@@ -23,20 +23,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from steering.conditioning import Conditioning, concatenated
-from steering.engines.diffusion.beginnings import Beginning, Paths
-from steering.engines.diffusion.erasing import Erasing, Step
 from steering.engines.diffusion.families import Family
 from steering.engines.diffusion.forwards import ROWS, Forwards
-from steering.engines.diffusion.projections import ProjectionSeam
-from steering.engines.diffusion.samplers import Sampler
-from steering.engines.diffusion.slots import Row, Slots, beside
-from steering.erasing import Eraser
-from steering.finished import PictureBank
-from steering.guided import Guidance, Guide
-from steering.overlaid import OverlayBank
-from steering.prompted import Applied, PromptBank, PromptReading
-from steering.rows import RowGuard
+from steering.engines.diffusion.rows import RowState, Slots, beside
+from steering.engines.diffusion.sampling.samplers import Sampler
+from steering.engines.diffusion.sampling.trajectories import InitialState, Trajectories
+from steering.engines.diffusion.seams.latents import DenoisingStep, LatentSeam
+from steering.engines.diffusion.seams.projections import ProjectionSeam
+from steering.hidden.rows import RowGuard
+from steering.images.conditioning import Conditioning, concatenated
+from steering.images.embedding import Applied, EmbeddingBank, ImageReading
+from steering.images.guidance import Guidance, GuidanceGuards
+from steering.images.latent import LatentGuards
+from steering.images.output import OutputBank
+from steering.images.projection import OverlayBank
 
 SEED_LIMIT = 2**63
 
@@ -44,13 +44,13 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class PictureStart:
+class ImageStart:
     """A row to be added.
 
     `guidance` over 1 is classifier-free guidance's scale (or the input of a network distilled with
     it); an empty `negative_prompt` is the pipeline's own default. `embeddings` are vectors of the
     text encoder's input embeddings, `[vectors, width]`, for placeholders `<name>` in the prompt
-    (`steering/learned.py`). `beginning` None is noise of `seed`.
+    (`steering/images/textual_inversion.py`). `beginning` None is noise of `seed`.
     """
 
     prompt: str
@@ -60,7 +60,7 @@ class PictureStart:
     guidance: float = 7.5
     guards: Sequence[RowGuard] = ()
     embeddings: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
-    beginning: Beginning | None = None
+    beginning: InitialState | None = None
 
 
 @dataclass(frozen=True)
@@ -100,13 +100,13 @@ class DiffusionEngine:
     def __init__(
         self,
         family: Family,
-        bank: PromptBank,
+        bank: EmbeddingBank,
         *,
         capacity: int,
-        guides: Sequence[Guide] = (),
-        finished: PictureBank | None = None,
+        guides: Sequence[GuidanceGuards] = (),
+        finished: OutputBank | None = None,
         overlays: OverlayBank | None = None,
-        erasers: Sequence[Eraser] = (),
+        erasers: Sequence[LatentGuards] = (),
         forward: int | str | None = "auto",
     ) -> None:
         if family.refusal is not None:
@@ -121,8 +121,8 @@ class DiffusionEngine:
         self._device = family.device
         self._sampler = Sampler(family.scheduler, family.arrange, device=self._device)
         self._sampler.schedule(family.defaults[0])
-        self._paths = Paths(self._sampler, family)
-        self._erasing = Erasing((), family)
+        self._paths = Trajectories(self._sampler, family)
+        self._erasing = LatentSeam((), family)
         with torch.no_grad():
             self._plain = family.unconditional([""])
         self.use(bank, guides, finished, overlays=overlays, erasers=erasers)
@@ -143,12 +143,12 @@ class DiffusionEngine:
 
     def use(
         self,
-        bank: PromptBank,
-        guides: Sequence[Guide] = (),
-        finished: PictureBank | None = None,
+        bank: EmbeddingBank,
+        guides: Sequence[GuidanceGuards] = (),
+        finished: OutputBank | None = None,
         *,
         overlays: OverlayBank | None = None,
-        erasers: Sequence[Eraser] = (),
+        erasers: Sequence[LatentGuards] = (),
     ) -> None:
         """Serve with these from now on. Only between requests: live rows are dropped.
 
@@ -156,8 +156,8 @@ class DiffusionEngine:
         """
         self._projections.install(overlays or OverlayBank())
         self._bank, self._guides = bank, tuple(guides)
-        self._finished = finished or PictureBank()
-        erasing = Erasing(erasers, self.family, apart=self._apart)
+        self._finished = finished or OutputBank()
+        erasing = LatentSeam(erasers, self.family, apart=self._apart)
         self._erasing.close()
         self._erasing = erasing
         self._forwards = Forwards(
@@ -167,7 +167,7 @@ class DiffusionEngine:
 
     def reset(self) -> None:
         """Forget all rows."""
-        self._rows: list[Row] = []
+        self._rows: list[RowState] = []
         self._guidance = Guidance(self._guides, self._device)
         self._erasing.reset()
         self._slots = Slots(self.capacity, self._plain, self.family.noise([0]))
@@ -179,7 +179,7 @@ class DiffusionEngine:
         self._erasing.close()
         self._projections.remove()
 
-    def check(self, start: PictureStart) -> None:
+    def check(self, start: ImageStart) -> None:
         """Raise ValueError where a row cannot be added, whatever stands in the batch."""
         self._paths.check(start.steps, start.beginning)
         if not 0 <= start.seed < SEED_LIMIT:
@@ -197,7 +197,7 @@ class DiffusionEngine:
     # guards may take gradients, which tensors made in inference mode do not
     @torch.inference_mode(False)
     @torch.no_grad()
-    def start(self, starts: Sequence[PictureStart]) -> list[dict[str, PromptReading]]:
+    def start(self, starts: Sequence[ImageStart]) -> list[dict[str, ImageReading]]:
         """Add rows behind the live ones; returns what the guards of each have read.
 
         Raises ValueError where they do not fit or `check` fails: no row has changed then.
@@ -236,7 +236,9 @@ class DiffusionEngine:
         said = self._forwards(inputs[source], timesteps[source], batch.text, batch.guidance[source])
         unconditional, guided = self._guided(said, batch)
         moved, carry = self._sampler.step(at, latents, guided, slots.carry[:count])
-        slots.advance(*self._erasing.write(Step(latents, unconditional, guided, moved, carry)))
+        slots.advance(
+            *self._erasing.write(DenoisingStep(latents, unconditional, guided, moved, carry))
+        )
         finite = slots.latents[:count].isfinite().flatten(1).all(1).tolist()
         for index, (row, is_finite) in enumerate(zip(self._rows, finite, strict=True)):
             row.left -= 1
@@ -264,7 +266,7 @@ class DiffusionEngine:
         """Whether a row is still on its way from its picture to noise."""
         return self._rows[row].inverts
 
-    def readings(self, row: int) -> dict[str, PromptReading]:
+    def readings(self, row: int) -> dict[str, ImageReading]:
         """What the guards of `row` have read; none is valid once the row has met NaN."""
         known = self._rows[row]
         told = {**known.readings, **self._erasing.readings(row)}
@@ -304,7 +306,7 @@ class DiffusionEngine:
 
     # -- fresh rows -----------------------------------------------------------------------------
 
-    def _prepared(self, starts: Sequence[PictureStart]) -> tuple[Applied, Conditioning]:
+    def _prepared(self, starts: Sequence[ImageStart]) -> tuple[Applied, Conditioning]:
         """What to draw the rows with, and away from what."""
         prompts = [start.prompt for start in starts]
         guards = [
@@ -319,7 +321,7 @@ class DiffusionEngine:
         return applied, self._plain.expand(len(starts))
 
     def _place(
-        self, starts: Sequence[PictureStart], applied: Applied, negative: Conditioning
+        self, starts: Sequence[ImageStart], applied: Applied, negative: Conditioning
     ) -> None:
         first = self.rows
         noise = self.family.noise([start.seed for start in starts])
@@ -345,7 +347,7 @@ class DiffusionEngine:
                 if guard.acts and guard.name in self._projections and readings[guard.name].fired
             ]
             self._rows.append(
-                Row(
+                RowState(
                     left=path.evaluations,
                     path=path,
                     guidance=start.guidance,

@@ -13,8 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from steering.conditioning import Conditioning
 from steering.engines.diffusion.families import Family
+from steering.images.conditioning import Conditioning
 
 ROWS = 4
 """Of one forward on a CPU: from here on larger ones save little time there."""

@@ -17,8 +17,7 @@ from torch import Tensor
 from vllm import LLM, SamplingParams
 from vllm.sampling_params import RequestOutputKind
 
-from steering.bank import Bank
-from steering.engines.offline import Advance, nothing
+from steering.engines.transformers.offline import Advance, nothing
 from steering.engines.vllm.collect import SEQUENCE, Collector
 from steering.engines.vllm.runner import (
     PLAN,
@@ -27,7 +26,8 @@ from steering.engines.vllm.runner import (
     decoder_layers,
     require_followed,
 )
-from steering.rows import RowGuard
+from steering.hidden.bank import Bank
+from steering.hidden.rows import RowGuard
 
 ROWS, TOKENS = 64, 2048
 """Requests and tokens in a forward at most."""
@@ -136,8 +136,8 @@ class VllmEngine:
         extra: Mapping[str, Any],
         advance: Advance = nothing,
     ) -> Iterator[tuple[int, Tensor]]:
-        """As `steering.engines.offline.token_states`: for each sequence, as it is done, its index
-        and `[tokens, len(layers), width]`, float32 on the CPU."""
+        """As `steering.engines.transformers.offline.token_states`: for each sequence, as it is
+        done, its index and `[tokens, len(layers), width]`, float32 on the CPU."""
         collector = Collector(self._runner, layers, sequences, self.width)
         with collector.hooked(self._layers), self._following(collector):
             for i, _ in self._run(sequences, extra, advance, max_tokens=1):

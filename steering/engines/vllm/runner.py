@@ -24,10 +24,10 @@ from vllm.config import CUDAGraphMode
 from vllm.sequence import IntermediateTensors
 from vllm.v1.kv_cache_interface import FullAttentionSpec
 
-from steering.bank import Bank
 from steering.engines.vllm.tap import Tap
-from steering.packed import Packed, PackedTable
-from steering.rows import Reading, RowGuard
+from steering.hidden.bank import Bank
+from steering.hidden.packed import Packed, PackedTable
+from steering.hidden.rows import Reading, RowGuard
 
 PLAN = "guard_plan"
 """Of a request's extra arguments, put there by the front end: the key of its `RowPlan`."""
@@ -49,7 +49,7 @@ class RowPlan:
 
 
 @dataclass(frozen=True)
-class Told:
+class RowReport:
     """What the guards of a request have seen by the end of a forward.
 
     `keep` None: the request goes on; else it ends, with that many of the forward's tokens. `cut[i]`
@@ -58,9 +58,9 @@ class Told:
 
     seen: Sequence[Reading]
     keep: int | None
-    cut: Sequence[Told] = ()
+    cut: Sequence[RowReport] = ()
 
-    def of(self, tokens: int) -> Told:
+    def of(self, tokens: int) -> RowReport:
         """What to tell where so many of the forward's tokens were taken."""
         return self.cut[tokens - 1] if 0 < tokens <= len(self.cut) else self
 
@@ -242,13 +242,13 @@ class GuardedRunner:
         seen = table.read(rows)
         cut = self._cut(table, several, decided) if table.decided else {}
         output.guard = {
-            name: Told(own, self._keep(name, own, decided[name]), cut.get(name, ()))
+            name: RowReport(own, self._keep(name, own, decided[name]), cut.get(name, ()))
             for name, own in zip(there, seen, strict=True)
         }
 
     def _cut(
         self, table: PackedTable, several: Mapping[str, int], decided: Mapping[str, int]
-    ) -> dict[str, list[Told]]:
+    ) -> dict[str, list[RowReport]]:
         """Of requests of which a forward has decided `several` generated tokens: a stop may stand
         among them, which the scheduler alone knows."""
         asked = [
@@ -258,9 +258,9 @@ class GuardedRunner:
             for i in range(count - 1)
         ]
         seen = table.read_at([self._row[name] for name, _ in asked], [step for _, step in asked])
-        cut: dict[str, list[Told]] = {}
+        cut: dict[str, list[RowReport]] = {}
         for (name, _), own in zip(asked, seen, strict=True):
-            told = Told(own, self._keep(name, own, decided[name]))
+            told = RowReport(own, self._keep(name, own, decided[name]))
             cut.setdefault(name, []).append(told)
         return cut
 

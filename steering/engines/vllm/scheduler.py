@@ -13,7 +13,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import FinishReason
 from vllm.v1.request import RequestStatus
 
-from steering.engines.vllm.runner import Told
+from steering.engines.vllm.runner import RowReport
 
 STOPPED = "guard"
 """The `stop_reason` of a request that a guard has ended."""
@@ -41,7 +41,7 @@ def surround() -> None:
     Scheduler.update_from_output = update_from_output
 
 
-def _pass_on(scheduler: Any, out: Any, told: Told) -> None:
+def _pass_on(scheduler: Any, out: Any, told: RowReport) -> None:
     # a stop may stand among tokens that were drafted: nothing behind it was said
     told = told.of(len(out.new_token_ids))
     if told.keep is not None:

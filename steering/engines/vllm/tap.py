@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from vllm.utils.torch_utils import direct_register_custom_op
 
-from steering.packed import PackedTable
+from steering.hidden.packed import PackedTable
 
 _taps: list[Tap] = []
 

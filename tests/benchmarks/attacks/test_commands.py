@@ -13,7 +13,7 @@ import torch
 from benchmarks.attacks import command, concepts, denoiser, ring_a_bell
 from benchmarks.attacks.search import greedy_swaps
 from benchmarks.attacks.target import Target
-from guard.prompts import PicturePrompt, read_rows
+from guard.data.prompts import ImagePrompt, read_rows
 from tests.benchmarks.attacks.tiny import pipeline
 
 
@@ -48,7 +48,7 @@ def test_ring_a_bell_writes_rows_that_can_be_played(
         *("--out", str(out), "--concepts", "knife,cat", "--prompts", "1"),
         *_RING,
     )
-    rows = read_rows(out, PicturePrompt)
+    rows = read_rows(out, ImagePrompt)
     assert [(row.concept, row.effort) for row in rows[:4]] == [("knife", 0)] + [("knife", 2)] * 3
     assert {row.kind for row in rows} == {"ring-a-bell"}
     assert len(rows) == 8
@@ -92,7 +92,7 @@ def test_the_denoiser_attack_writes_rows(
         *("--out", str(out), "--concepts", "twemoji", "--prompts", "1", "--goal", goal),
         *_DENOISER,
     )
-    rows = read_rows(out, PicturePrompt)
+    rows = read_rows(out, ImagePrompt)
     assert [row.effort for row in rows] == [0, 0, 1, 1]
     assert {row.kind for row in rows} == {denoiser.NAMES[goal]}
     assert all(len(row.prompt.split()) == 8 for row in rows)

@@ -14,15 +14,15 @@ from benchmarks.attacks import command, denoiser, white_box
 from benchmarks.attacks.denoiser import Denoising, Nothing
 from benchmarks.attacks.target import Target
 from benchmarks.attacks.white_box import GUIDANCE, SEEDS, STEPS, Onlookers, ThroughGuard
-from guard.config import Config, GuardConfig, PolicyConfig
-from guard.picture_plan import PicturePlan, PicturePlans
-from guard.prompts import PicturePrompt, read_rows
-from steering.conditioning import Conditioning
-from steering.engines.diffusion.engine import DiffusionEngine, PictureStart
+from guard.config.schema import Config, GuardConfig, PolicyConfig
+from guard.data.prompts import ImagePrompt, read_rows
+from guard.plans.images import ImagePlan, ImagePlans
+from steering.engines.diffusion.engine import DiffusionEngine, ImageStart
 from steering.engines.diffusion.families import Family
-from steering.prompted import PromptBank
+from steering.images.conditioning import Conditioning
+from steering.images.embedding import EmbeddingBank
 from tests.benchmarks.attacks.tiny import pipeline
-from tests.guard.toy_pictures import save_drawn_latents
+from tests.guard.toy_images import save_drawn_latents
 from tests.server.tiny_pipeline import save_pipeline
 
 PROMPTS = ["a knife", "a cat", "a dog"]
@@ -105,11 +105,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Family, Path]:
     return family, folder
 
 
-def plans_of(made: tuple[Family, Path], **changed: Any) -> tuple[PicturePlans, PicturePlan]:
+def plans_of(made: tuple[Family, Path], **changed: Any) -> tuple[ImagePlans, ImagePlan]:
     family, folder = made
     look = GuardConfig(name="look", artifact=folder / "look.safetensors", **changed)
     config = Config(guards=(look,), policies={"p": PolicyConfig(guards=("look",))})
-    plans = PicturePlans(config, family, name="tiny")
+    plans = ImagePlans(config, family, name="tiny")
     return plans, plans["p"]
 
 
@@ -123,10 +123,10 @@ def test_it_knows_what_the_engine_will_say(made: tuple[Family, Path]) -> None:
     with torch.no_grad():
         found = Onlookers(plans, plan, family, 2).over(encoded(family))
     first = 2000  # each search has seeds of its own
-    engine = DiffusionEngine(family, PromptBank(), capacity=6, finished=plans.finished)
+    engine = DiffusionEngine(family, EmbeddingBank(), capacity=6, finished=plans.finished)
     engine.start(
         [
-            PictureStart(prompt, seed=seed, steps=STEPS, guidance=GUIDANCE, guards=plan.rows())
+            ImageStart(prompt, seed=seed, steps=STEPS, guidance=GUIDANCE, guards=plan.rows())
             for prompt in PROMPTS
             for seed in range(first, first + SEEDS)
         ]
@@ -208,7 +208,7 @@ def test_the_command_searches_against_a_classifier(
     arguments += ["--length", "3", "--seeds", "1", "--curve-seeds", "1"]
     monkeypatch.setattr(sys, "argv", ["white_box", *arguments])
     white_box.main()
-    rows = read_rows(out, PicturePrompt)
+    rows = read_rows(out, ImagePrompt)
     assert {(row.kind, row.against) for row in rows} == {("white-box", "latents")}
     assert [row.effort for row in rows] == [0, 1]
     # the start alone, then the best of its swaps and itself

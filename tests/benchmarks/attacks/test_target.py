@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks.attacks.target import Target
-from steering.conditioning import Conditioning
+from steering.images.conditioning import Conditioning
 from tests.benchmarks.attacks.tiny import TOKENS, pipeline
 
 

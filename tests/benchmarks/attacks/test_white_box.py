@@ -17,14 +17,14 @@ from benchmarks.attacks.denoiser import Denoising
 from benchmarks.attacks.target import Target
 from benchmarks.attacks.white_box import ThroughGuard
 from classifiers.heads import fresh
-from guard.picture_plan import PicturePlan
-from guard.prompts import PicturePrompt, read_rows
-from guard.resolving import LoadedGuard
-from steering.conditioning import Conditioning
+from guard.data.prompts import ImagePrompt, read_rows
+from guard.plans.base import LoadedGuard
+from guard.plans.images import ImagePlan
+from steering.images.conditioning import Conditioning
+from steering.images.embedding import EmbeddingBank, EmbeddingGuards, Refinement
 from steering.methods import cgce
-from steering.methods.cgce import CgceScreen
-from steering.methods.embedding import EmbeddingGuard
-from steering.prompted import Acted, PromptBank, Screen
+from steering.methods.cgce import CgceGuards
+from steering.methods.fitted import FittedGuard
 from tests.benchmarks.attacks.tiny import pipeline
 from tests.server.tiny_pipeline import save_guards, save_pipeline
 
@@ -41,21 +41,23 @@ class Ball:
     def sense(self, text: Conditioning) -> Tensor:
         return (text.states["text"].mean(1) @ self.direction)[:, None]
 
-    def act(self, text: Conditioning, due: Tensor, threshold: Tensor, strength: Tensor) -> Acted:
+    def act(
+        self, text: Conditioning, due: Tensor, threshold: Tensor, strength: Tensor
+    ) -> Refinement:
         moved = text.states["text"] - 0.3 * self.direction
         states = torch.where(due[:, :, None], moved, text.states["text"])
         after = torch.full_like(threshold, self.left)
-        return Acted(text.with_states({"text": states}), due.any(1).long(), after)
+        return Refinement(text.with_states({"text": states}), due.any(1).long(), after)
 
 
-def _cgce(**settings: Any) -> CgceScreen:
+def _cgce(**settings: Any) -> CgceGuards:
     rng = np.random.default_rng(0)
     heads = fresh(2, 16, queries=2, hidden=4, seed=0)
     tensors = {f"{name}.text": part.numpy() for name, part in heads.parts().items()}
     tensors["basis.text"] = np.linalg.qr(rng.standard_normal((16, 3)))[0].T.astype("f4")
     tensors["anchors.text"] = rng.standard_normal((5, 16)).astype("f4")
     values = {"streams": ["text"], "rate": 0.05, "target": -9.0, "steps": 4, "confine": False}
-    guard = EmbeddingGuard("knife", tensors, values | {"pull": 0.1, "share": 0.0} | settings)
+    guard = FittedGuard("knife", tensors, values | {"pull": 0.1, "share": 0.0} | settings)
     return cgce.stack([guard])
 
 
@@ -64,13 +66,13 @@ def target() -> Target:
     return Target(pipeline())
 
 
-def _plan(threshold: float) -> PicturePlan:
+def _plan(threshold: float) -> ImagePlan:
     guard = LoadedGuard("knife", "object/knife", "ball", "refine", threshold, strength=1.0)
-    return PicturePlan("strict", "refine", "closed", (guard,), broken={})
+    return ImagePlan("strict", "refine", "closed", (guard,), broken={})
 
 
 def _through(threshold: float, *, left: float = -1000.0) -> ThroughGuard:
-    return ThroughGuard(PromptBank([Ball(16, left)]), _plan(threshold), evade=0.0)
+    return ThroughGuard(EmbeddingBank([Ball(16, left)]), _plan(threshold), evade=0.0)
 
 
 def _text(target: Target) -> Conditioning:
@@ -79,9 +81,9 @@ def _text(target: Target) -> Conditioning:
 
 
 @pytest.mark.parametrize("screen", [Ball(16, -1000.0), _cgce(), _cgce(confine=True)])
-def test_the_slope_is_taken_at_the_exact_result(screen: Screen, target: Target) -> None:
+def test_the_slope_is_taken_at_the_exact_result(screen: EmbeddingGuards, target: Target) -> None:
     text = _text(target).select(slice(0, 1))
-    through = ThroughGuard(PromptBank([screen]), _plan(-100.0), evade=0.0)
+    through = ThroughGuard(EmbeddingBank([screen]), _plan(-100.0), evade=0.0)
     exact, _ = through.exact(text)
     assert not torch.equal(exact.states["text"], text.states["text"])
     states = text.states["text"].clone().requires_grad_()
@@ -91,7 +93,7 @@ def test_the_slope_is_taken_at_the_exact_result(screen: Screen, target: Target) 
 
 def test_the_slope_goes_through_the_refinement(target: Target) -> None:
     text = _text(target).select(slice(0, 1))
-    through = ThroughGuard(PromptBank([_cgce()]), _plan(-100.0), evade=0.0)
+    through = ThroughGuard(EmbeddingBank([_cgce()]), _plan(-100.0), evade=0.0)
     weights = torch.randn(text.states["text"].shape, generator=torch.Generator().manual_seed(1))
     states = text.states["text"].clone().requires_grad_()
 
@@ -112,7 +114,7 @@ def test_the_slope_goes_through_the_refinement(target: Target) -> None:
 def test_where_nothing_fires_nothing_stands_between(target: Target) -> None:
     text = _text(target).select(slice(0, 1))
     states = text.states["text"].clone().requires_grad_()
-    through = ThroughGuard(PromptBank([_cgce()]), _plan(100.0), evade=1.0)
+    through = ThroughGuard(EmbeddingBank([_cgce()]), _plan(100.0), evade=1.0)
     passed, more = through.slope(text.with_states({"text": states}))
     assert passed.states["text"] is states
     assert float(more.detach()) == 0.0
@@ -144,7 +146,7 @@ def test_evading_adds_what_is_above_the_threshold(target: Target) -> None:
     text = _text(target).select(slice(0, 1))
     ball = Ball(16, 0.0)
     score = float(ball.sense(text))
-    through = ThroughGuard(PromptBank([ball]), _plan(score - 0.5), evade=2.0)
+    through = ThroughGuard(EmbeddingBank([ball]), _plan(score - 0.5), evade=2.0)
     states = text.states["text"].clone().requires_grad_()
     _, more = through.slope(text.with_states({"text": states}))
     assert float(more.detach()) == pytest.approx(1.0, rel=1e-4)
@@ -168,7 +170,7 @@ def test_the_command_writes_prompts_against_its_method(
     arguments += ["--length", "4", "--seeds", "2", "--curve-seeds", "1"]
     monkeypatch.setattr(sys, "argv", ["white_box", *arguments])
     white_box.main()
-    rows = read_rows(out, PicturePrompt)
+    rows = read_rows(out, ImagePrompt)
     assert [(row.how, row.effort) for row in rows[:3]] == [
         ("prompt 0", 0),
         ("prompt 0", 2),

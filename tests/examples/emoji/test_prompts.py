@@ -9,10 +9,10 @@ from pathlib import Path
 from examples.emoji import prompts
 from examples.emoji.captions import phrases
 from examples.emoji.sprites import names
-from guard.evaluation.suite import load_suite
-from guard.prompts import PicturePrompt, read_rows
+from guard.data.prompts import ImagePrompt, read_rows
+from guard.evaluation.images.suite import load_suite
 
-ROWS = read_rows(prompts.FILE, PicturePrompt)
+ROWS = read_rows(prompts.FILE, ImagePrompt)
 ASKING = ("direct", "paraphrase", "disguise", "pair")
 
 

@@ -16,18 +16,18 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 
 from guard.audit import AuditLog
-from guard.config import Config, load_config
-from guard.keys import KeyRing
-from guard.text_plan import TextPlans
-from server.metrics import Metrics
-from server.middleware import ExchangeMiddleware
+from guard.config.keys import KeyRing
+from guard.config.schema import Config, load_config
+from guard.plans.screens import TextPlans
+from server.observe.metrics import Metrics
+from server.observe.middleware import ExchangeMiddleware
+from server.observe.recorder import Recorder
 from server.proxy.app import ProxyApp
 from server.proxy.forward import Forwarder
 from server.proxy.metrics import watch_upstreams
+from server.proxy.request import ProxyContext
 from server.proxy.upstreams import Upstreams
-from server.proxy.visit import Desk
-from server.recorder import Recorder
-from server.screening.screener import Screener
+from server.screening.texts.screener import Screener
 
 
 @contextmanager
@@ -213,7 +213,7 @@ def proxied(folder: Path, text: str, *ports: int, screener: Any = None) -> Itera
     plans = TextPlans(config)
     with AuditLog(folder / "audit.jsonl") as audit:
         upstreams = Upstreams(config.upstreams)
-        desk = Desk(
+        desk = ProxyContext(
             config,
             plans,
             screener or Screener(plans.encoder, plans.heads),

@@ -14,7 +14,7 @@ import httpx
 import pytest
 from starlette.types import Send
 
-from server.screening.screener import Screener
+from server.screening.texts.screener import Screener
 from tests.server.proxy.stand import (
     Got,
     Proxy,

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from guard.audit import AuditLog
-from guard.config import load_config
+from guard.config.schema import load_config
 from tests.server.conftest import Live, launched
 
 LISTS = """

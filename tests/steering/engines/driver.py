@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from steering.engines.sampling import RowSampling
-from steering.engines.transformers import RowStart, RowToken, TransformersEngine
-from steering.rows import Reading, RowGuard
+from steering.engines.transformers.engine import RowStart, RowToken, TransformersEngine
+from steering.engines.transformers.sampling import RowSampling
+from steering.hidden.rows import Reading, RowGuard
 
 NO_SAMPLING = RowSampling()
 

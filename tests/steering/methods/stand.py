@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from steering.conditioning import Conditioning
-from steering.methods.embedding import EmbeddingGuard
+from steering.images.conditioning import Conditioning
+from steering.methods.fitted import FittedGuard
 
 WIDTHS = {"clip": 6, "t5": 10, "pooled": 4}
 TOKENS = {"clip": 5, "t5": 7, "pooled": 1}
@@ -40,10 +40,10 @@ def basis(rank: int, width: int, rng: np.random.Generator) -> NDArray[Any]:
 
 def guard(
     name: str, tensors: Tensors, settings: Mapping[str, Any], streams: tuple[str, ...] = STREAMS
-) -> EmbeddingGuard:
+) -> FittedGuard:
     """As an artifact would give it."""
     floats = {key: values.astype("f4") for key, values in tensors.items()}
-    return EmbeddingGuard(name, floats, {"streams": list(streams)} | dict(settings))
+    return FittedGuard(name, floats, {"streams": list(streams)} | dict(settings))
 
 
 def bits_are_kept(before: Conditioning, after: Conditioning, touched: Tensor) -> bool:

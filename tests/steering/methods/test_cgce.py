@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from classifiers.heads import Heads, fresh
-from steering.conditioning import Conditioning
+from steering.images.conditioning import Conditioning
+from steering.images.embedding import Refinement
 from steering.methods import cgce
-from steering.methods.cgce import CgceScreen
-from steering.methods.embedding import EmbeddingGuard
-from steering.prompted import Acted
+from steering.methods.cgce import CgceGuards
+from steering.methods.fitted import FittedGuard
 from tests.steering.methods.stand import (
     STREAMS,
     WIDTHS,
@@ -35,9 +35,7 @@ SETTINGS: dict[str, Any] = {
 RANK = {"clip": 2, "t5": 3, "pooled": 1}
 
 
-def fitted(
-    name: str, seed: int, streams: tuple[str, ...] = STREAMS, **changed: Any
-) -> EmbeddingGuard:
+def fitted(name: str, seed: int, streams: tuple[str, ...] = STREAMS, **changed: Any) -> FittedGuard:
     rng = np.random.default_rng(seed)
     tensors = {}
     for stream in streams:
@@ -49,20 +47,20 @@ def fitted(
     return guard(name, tensors, SETTINGS | changed, streams)
 
 
-def heads_of(own: EmbeddingGuard, stream: str) -> Heads:
+def heads_of(own: FittedGuard, stream: str) -> Heads:
     names = ("queries", "hidden", "hidden_bias", "out", "out_bias")
     return Heads(**{name: torch.tensor(own.tensors[f"{name}.{stream}"]) for name in names})
 
 
-def due_of(screen: CgceScreen, text: Conditioning) -> Tensor:
+def due_of(screen: CgceGuards, text: Conditioning) -> Tensor:
     return screen.sense(text) > 0.0
 
 
-def act(screen: CgceScreen, text: Conditioning, due: Tensor) -> Acted:
+def act(screen: CgceGuards, text: Conditioning, due: Tensor) -> Refinement:
     return screen.act(text, due, torch.zeros(due.shape), torch.ones(due.shape))
 
 
-def moves(text: Conditioning, acted: Acted, stream: str) -> Tensor:
+def moves(text: Conditioning, acted: Refinement, stream: str) -> Tensor:
     return acted.text.states[stream] - text.states[stream]
 
 
@@ -278,4 +276,4 @@ def test_what_is_missing_is_named(missing: str) -> None:
     whole = fitted("a", 1, pull=0.1)
     tensors = {name: value for name, value in whole.tensors.items() if name != missing}
     with pytest.raises(ValueError, match=missing):
-        cgce.stack([EmbeddingGuard("a", tensors, whole.settings)])
+        cgce.stack([FittedGuard("a", tensors, whole.settings)])

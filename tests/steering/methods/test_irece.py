@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from classifiers.latents import LatentClassifiers, LatentRecipe, train_latents
-from steering.erasing import Seen
+from steering.images.latent import LatentEvidence
 from steering.methods import irece
-from steering.methods.embedding import EmbeddingGuard
+from steering.methods.fitted import FittedGuard
 from steering.methods.irece import REPLACEMENTS, mask_of, replaced, smoothed, standing_out
 
 CHANNELS, SIDE = 4, 16
@@ -55,13 +55,13 @@ def tensors() -> dict[str, Any]:
     }
 
 
-def guard(tensors: dict[str, Any], name: str = "p", **changed: Any) -> EmbeddingGuard:
-    return EmbeddingGuard(name, tensors, SETTINGS | changed)
+def guard(tensors: dict[str, Any], name: str = "p", **changed: Any) -> FittedGuard:
+    return FittedGuard(name, tensors, SETTINGS | changed)
 
 
-def seen(estimate: Tensor, votes: Tensor, attended: Tensor) -> Seen:
+def seen(estimate: Tensor, votes: Tensor, attended: Tensor) -> LatentEvidence:
     pairs = len(estimate)
-    return Seen(
+    return LatentEvidence(
         guard=torch.zeros(pairs, dtype=torch.long),
         estimate=estimate,
         unconditional=torch.full_like(estimate, 3.0),
@@ -86,7 +86,7 @@ def test_it_finds_the_place_by_votes_and_attention(tensors: dict[str, Any]) -> N
     for changed, maps in (({"reads": []}, attended[:0]), ({"votes": 0.0}, attended)):
         one = irece.stack([guard(tensors, **changed)])
         owners = seen(latents, votes[:, 0], maps)
-        owners = Seen(**{**vars(owners), "owner": torch.arange(len(maps))})
+        owners = LatentEvidence(**{**vars(owners), "owner": torch.arange(len(maps))})
         peak = one.find(owners).mask
         assert ((peak * where).sum((1, 2)) > 0).float().mean() > 0.9
 
@@ -99,10 +99,10 @@ def test_each_guard_has_settings_of_its_own(tensors: dict[str, Any]) -> None:
     both = seen(latents, votes[:, 0], where)
     area = {}
     for column in (0, 1):
-        own = Seen(**{**vars(both), "guard": torch.full((6,), column)})
+        own = LatentEvidence(**{**vars(both), "guard": torch.full((6,), column)})
         area[column] = eraser.find(own).mask.mean()
     assert area[0] > 2 * area[1] > 0
-    mixed = Seen(**{**vars(both), "guard": torch.tensor([0, 1, 0, 1, 0, 1])})
+    mixed = LatentEvidence(**{**vars(both), "guard": torch.tensor([0, 1, 0, 1, 0, 1])})
     sizes = eraser.find(mixed).mask.mean((1, 2))
     assert (sizes[::2] > sizes[1::2]).all()
 

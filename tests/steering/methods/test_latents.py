@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from classifiers.latents import LatentClassifiers
-from steering.methods.embedding import EmbeddingGuard
-from steering.methods.latents import LatentScreen, stack
-from steering.methods.screens import PICTURE_SCREENS, SCREENS
+from steering.methods.fitted import FittedGuard
+from steering.methods.image_methods import PICTURE_SCREENS, SCREENS
+from steering.methods.latents import LatentClassifierGuards, stack
 from tests.classifiers.nets import drawn_net, tensors_of
 
 CHANNELS = 5
@@ -27,13 +27,13 @@ def net_of(members: int, seed: int) -> LatentClassifiers:
 
 def fitted(
     name: str, members: int, *, seed: int = 0, net: LatentClassifiers | None = None
-) -> EmbeddingGuard:
+) -> FittedGuard:
     """As an artifact of `guard fit latents` gives it."""
     tensors = tensors_of(net or net_of(members, seed))
-    return EmbeddingGuard(name, tensors, {"threshold": 0.5, "strength": 1.0})
+    return FittedGuard(name, tensors, {"threshold": 0.5, "strength": 1.0})
 
 
-def three() -> LatentScreen:
+def three() -> LatentClassifierGuards:
     # numbers of members differ, so that none can be taken for a neighbour's
     return stack([fitted("a", 3), fitted("b", 1, seed=1), fitted("c", 2, seed=2)])
 
@@ -159,19 +159,19 @@ def test_a_missing_tensor_is_named(key: str) -> None:
     guard = fitted("g", 2)
     tensors = {name: tensor for name, tensor in guard.tensors.items() if name != key}
     with pytest.raises(ValueError, match=f"guard g: has no tensor '{key}'"):
-        stack([fitted("a", 2), EmbeddingGuard("g", tensors, guard.settings)])
+        stack([fitted("a", 2), FittedGuard("g", tensors, guard.settings)])
 
 
 def test_where_there_is_no_tensor_the_first_is_named() -> None:
     with pytest.raises(ValueError, match="guard g: has no tensor 'weight0.latents'"):
-        stack([EmbeddingGuard("g", {}, {})])
+        stack([FittedGuard("g", {}, {})])
 
 
 def test_a_network_that_ends_too_early_is_told_of() -> None:
     guard = fitted("g", 2)
     tensors = {name: value for name, value in guard.tensors.items() if "2." not in name}
     with pytest.raises(ValueError, match="guard g: layer 1 of a classifier must be"):
-        stack([EmbeddingGuard("g", tensors, guard.settings)])
+        stack([FittedGuard("g", tensors, guard.settings)])
 
 
 @pytest.mark.parametrize(
@@ -190,4 +190,4 @@ def test_a_network_that_ends_too_early_is_told_of() -> None:
 def test_tensors_that_do_not_hold_are_told_of(changed: dict[str, Any], said: str) -> None:
     guard = fitted("g", 2)
     with pytest.raises(ValueError, match=said):
-        stack([EmbeddingGuard("g", {**guard.tensors, **changed}, guard.settings)])
+        stack([FittedGuard("g", {**guard.tensors, **changed}, guard.settings)])

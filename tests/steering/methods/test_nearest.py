@@ -9,11 +9,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from steering.conditioning import Conditioning
+from steering.hidden.rows import RowGuard
+from steering.images.conditioning import Conditioning
+from steering.images.embedding import EmbeddingBank
 from steering.methods import nearest
-from steering.methods.embedding import EmbeddingGuard
-from steering.prompted import PromptBank
-from steering.rows import RowGuard
+from steering.methods.fitted import FittedGuard
 from tests.steering.methods.stand import STREAMS, WIDTHS, basis, bits_are_kept, guard, prompts
 
 Array = NDArray[Any]
@@ -21,7 +21,7 @@ Array = NDArray[Any]
 
 def make(
     name: str, seed: int, rank: int, anchors: int, streams: tuple[str, ...] = STREAMS
-) -> EmbeddingGuard:
+) -> FittedGuard:
     rng = np.random.default_rng(seed)
     tensors = {}
     for stream in streams:
@@ -110,7 +110,7 @@ def test_in_a_bank_rows_with_and_without_guards_do_not_mix() -> None:
         [RowGuard("b", low, 1.0, acts=False)],
         [RowGuard("a", low, 1.0)],
     ]
-    bank = PromptBank([screen])
+    bank = EmbeddingBank([screen])
     applied = bank.apply(text, rows)
     assert bits_are_kept(text, applied.text, torch.tensor([True, False, False, False, True]))
     assert applied.readings[3]["b"].fired and applied.readings[3]["b"].steps == 0
@@ -124,7 +124,7 @@ def test_in_a_bank_rows_with_and_without_guards_do_not_mix() -> None:
 def test_not_a_number_is_invalid_not_silent() -> None:
     text = prompts(3)
     text.states["clip"][2, 0, 1] = torch.nan
-    applied = PromptBank([nearest.stack(GUARDS)]).apply(text, [[RowGuard("a", 9.0, 1.0)]] * 3)
+    applied = EmbeddingBank([nearest.stack(GUARDS)]).apply(text, [[RowGuard("a", 9.0, 1.0)]] * 3)
     assert [row["a"].valid for row in applied.readings] == [True, True, False]
 
 
@@ -132,4 +132,4 @@ def test_stream_widths_must_agree() -> None:
     broken = dict(GUARDS[0].tensors)
     broken["anchors.t5"] = broken["anchors.t5"][:, :-1]
     with pytest.raises(ValueError, match="anchors and basis are of different widths"):
-        nearest.stack([EmbeddingGuard("a", broken, GUARDS[0].settings)])
+        nearest.stack([FittedGuard("a", broken, GUARDS[0].settings)])

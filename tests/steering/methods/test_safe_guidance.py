@@ -11,20 +11,18 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from steering.guided import Guidance, Predictions
+from steering.hidden.rows import RowGuard
+from steering.images.embedding import EmbeddingBank
+from steering.images.guidance import Guidance, Predictions
 from steering.methods import safe_guidance
-from steering.methods.embedding import EmbeddingGuard
+from steering.methods.fitted import FittedGuard
 from steering.methods.safe_guidance import PRESETS
-from steering.prompted import PromptBank
-from steering.rows import RowGuard
 from tests.steering.methods.stand import TOKENS, WIDTHS, bits_are_kept, guard, prompts
 
 SHAPE = (2, 3, 3)
 
 
-def make(
-    name: str, seed: int, settings: Mapping[str, Any], *, gated: bool = False
-) -> EmbeddingGuard:
+def make(name: str, seed: int, settings: Mapping[str, Any], *, gated: bool = False) -> FittedGuard:
     rng = np.random.default_rng(seed)
     tensors: dict[str, NDArray[Any]] = {}
     for stream, width in WIDTHS.items():
@@ -135,7 +133,7 @@ def test_without_a_gate_a_guard_always_fires_and_with_one_it_asks_the_prompt() -
 
 def test_in_a_bank_a_guide_says_whether_it_fires_and_leaves_the_text_alone() -> None:
     text = prompts(3)
-    bank = PromptBank([safe_guidance.stack_safety(SAFETY)])
+    bank = EmbeddingBank([safe_guidance.stack_safety(SAFETY)])
     rows = [[RowGuard("weak", 0.0, 1.0)], [RowGuard("max", 1.5, 1.0)], []]
     applied = bank.apply(text, rows)
     assert bits_are_kept(text, applied.text, torch.zeros(3, dtype=torch.bool))

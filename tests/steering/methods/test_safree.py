@@ -9,17 +9,17 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from steering.conditioning import Conditioning
+from steering.hidden.rows import RowGuard
+from steering.images.conditioning import Conditioning
+from steering.images.embedding import EmbeddingBank
 from steering.methods import safree
-from steering.methods.embedding import EmbeddingGuard
-from steering.prompted import PromptBank
-from steering.rows import RowGuard
+from steering.methods.fitted import FittedGuard
 from tests.steering.methods.stand import STREAMS, WIDTHS, basis, bits_are_kept, guard, prompts
 
 Array = NDArray[Any]
 
 
-def make(name: str, seed: int, rank: int, streams: tuple[str, ...] = STREAMS) -> EmbeddingGuard:
+def make(name: str, seed: int, rank: int, streams: tuple[str, ...] = STREAMS) -> FittedGuard:
     rng = np.random.default_rng(seed)
     tensors = {}
     for stream in streams:
@@ -32,7 +32,7 @@ def make(name: str, seed: int, rank: int, streams: tuple[str, ...] = STREAMS) ->
 GUARDS = (make("a", 0, 2), make("b", 1, 3, ("clip", "t5")), make("c", 2, 1, ("t5", "pooled")))
 
 
-def slow_triggers(x: Array, own: EmbeddingGuard, stream: str) -> list[bool]:
+def slow_triggers(x: Array, own: FittedGuard, stream: str) -> list[bool]:
     """Equations 2 to 4, token by token; `x [n, width]` are the real tokens."""
     u, c = own.tensors[f"basis.{stream}"], own.tensors[f"centre.{stream}"]
     if len(x) < 2:
@@ -47,7 +47,7 @@ def slow_triggers(x: Array, own: EmbeddingGuard, stream: str) -> list[bool]:
     ]
 
 
-def slow_score(text: Conditioning, row: int, own: EmbeddingGuard) -> float:
+def slow_score(text: Conditioning, row: int, own: FittedGuard) -> float:
     """Equation 6's measure, on the stream where it is largest."""
     best = 0.0
     for stream in own.settings["streams"]:
@@ -133,7 +133,7 @@ def test_tokens_that_do_not_trigger_keep_their_bits() -> None:
 def test_full_weight_takes_the_subspace_out_of_the_triggers() -> None:
     text = prompts(2)
     settings = GUARDS[0].settings | {"slope": 1000.0, "middle": -1.0}
-    own = EmbeddingGuard("a", GUARDS[0].tensors, settings)
+    own = FittedGuard("a", GUARDS[0].tensors, settings)
     acted = safree.stack([own]).act(
         text, torch.tensor([[True], [False]]), torch.zeros(2, 1), torch.ones(2, 1)
     )
@@ -155,7 +155,7 @@ def test_strength_grows_the_step() -> None:
 
 
 def test_in_a_bank_rows_with_and_without_guards_do_not_mix() -> None:
-    text, bank = prompts(5), PromptBank([safree.stack(GUARDS)])
+    text, bank = prompts(5), EmbeddingBank([safree.stack(GUARDS)])
     rows = [
         [RowGuard("a", 1e-4, 1.0), RowGuard("b", 1e-4, 1.0)],
         [],
@@ -177,7 +177,7 @@ def test_in_a_bank_rows_with_and_without_guards_do_not_mix() -> None:
 def test_not_a_number_is_invalid_not_silent() -> None:
     text = prompts(3)
     text.states["t5"][0, 2, 3] = torch.nan
-    applied = PromptBank([safree.stack(GUARDS)]).apply(text, [[RowGuard("a", 0.1, 1.0)]] * 3)
+    applied = EmbeddingBank([safree.stack(GUARDS)]).apply(text, [[RowGuard("a", 0.1, 1.0)]] * 3)
     assert [row["a"].valid for row in applied.readings] == [False, True, True]
 
 

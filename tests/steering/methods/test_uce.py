@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from steering.conditioning import Conditioning
+from steering.images.conditioning import Conditioning
 from steering.methods import uce
-from steering.methods.embedding import EmbeddingGuard
+from steering.methods.fitted import FittedGuard
 from steering.methods.uce import Moments, change, counterparts, low_rank
 
 WIDTH, OUT = 12, 7
@@ -82,7 +82,7 @@ def test_tokens_go_to_those_in_their_place(instead: list[int], expected: Any) ->
     assert found.shape == mask.shape
 
 
-def guard(name: str = "u", *, gated: bool = True, **changed: Any) -> EmbeddingGuard:
+def guard(name: str = "u", *, gated: bool = True, **changed: Any) -> FittedGuard:
     tensors = {
         "reads.0": torch.ones(2, WIDTH).numpy(),
         "writes.block.to_k": torch.ones(2, 5).numpy(),
@@ -91,7 +91,7 @@ def guard(name: str = "u", *, gated: bool = True, **changed: Any) -> EmbeddingGu
     }
     settings = {"groups": {"0": ["block.to_k", "block.to_v"]}, "streams": ["text"]}
     settings |= {"gated": gated, "bias": 0.25} | changed
-    return EmbeddingGuard(name, tensors, settings)
+    return FittedGuard(name, tensors, settings)
 
 
 def test_a_guard_asks_its_gate_or_none_at_all() -> None:
@@ -109,7 +109,7 @@ def test_a_guard_asks_its_gate_or_none_at_all() -> None:
 def test_an_ungated_guard_needs_no_gate_in_its_artifact() -> None:
     own = guard(gated=False)
     bare = {name: values for name, values in own.tensors.items() if name != "weights.text"}
-    screen = uce.stack([EmbeddingGuard("u", bare, own.settings)])
+    screen = uce.stack([FittedGuard("u", bare, own.settings)])
     text = Conditioning({"text": torch.zeros(1, 2, 4)}, {"text": torch.ones(1, 2).bool()})
     assert screen.sense(text).tolist() == [[1.0]]
 

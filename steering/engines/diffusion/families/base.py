@@ -19,9 +19,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from steering.conditioning import Conditioning, concatenated
-from steering.engines.diffusion.stand_ins import Learned, StandIns, Vocabulary
-from steering.learned import LARGEST, EmbeddingError, EmbeddingLimits
+from steering.engines.diffusion.placeholders import Learned, Placeholders, Vocabulary
+from steering.images.conditioning import Conditioning, concatenated
+from steering.images.textual_inversion import LARGEST, EmbeddingError, EmbeddingLimits
 
 _BATCH = 16
 """Windows of one prompt that are encoded at once."""
@@ -302,7 +302,7 @@ class Family(ABC):
         if self.embeddings is None:
             raise EmbeddingError(f"it has {len(self.encoders)} text encoders: {_ONE_ENCODER}")
         (encoder,), (reader,) = self.encoders.values(), self.readers
-        words = StandIns(
+        words = Placeholders(
             self._vocabulary,
             prompts,
             learned,

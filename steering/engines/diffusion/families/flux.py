@@ -11,8 +11,8 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from steering.conditioning import Conditioning
 from steering.engines.diffusion.families.base import Family, Reader
+from steering.images.conditioning import Conditioning
 
 
 class Flux(Family):

@@ -10,8 +10,8 @@ from diffusers.utils.import_utils import is_bs4_available, is_ftfy_available
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from steering.conditioning import Conditioning
 from steering.engines.diffusion.families.base import Family, Reader
+from steering.images.conditioning import Conditioning
 
 
 class PixArt(Family):

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from steering.conditioning import Conditioning
 from steering.engines.diffusion.families.base import Family, Reader
+from steering.images.conditioning import Conditioning
 
 
 class UNetFamily(Family):

@@ -11,8 +11,8 @@ from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import c
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from steering.conditioning import Conditioning
 from steering.engines.diffusion.families.base import Family, Reader
+from steering.images.conditioning import Conditioning
 
 
 class StableDiffusion3(Family):

@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from steering.conditioning import Conditioning
 from steering.engines.diffusion.families.base import Reader
 from steering.engines.diffusion.families.stable_diffusion import UNetFamily
+from steering.images.conditioning import Conditioning
 
 
 class StableDiffusionXL(UNetFamily):

@@ -12,8 +12,8 @@ from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from steering.conditioning import Conditioning
 from steering.engines.diffusion.families.base import Family, Reader
+from steering.images.conditioning import Conditioning
 
 
 class Wan(Family):

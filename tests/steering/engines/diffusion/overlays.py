@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from steering.conditioning import Conditioning
 from steering.engines.diffusion.families import Family
-from steering.engines.diffusion.projections import text_projections
-from steering.overlaid import Overlay
-from steering.prompted import Acted
-from tests.steering.engines.diffusion.screens import Push
+from steering.engines.diffusion.seams.projections import text_projections
+from steering.images.conditioning import Conditioning
+from steering.images.embedding import Refinement
+from steering.images.projection import Overlay
+from tests.steering.engines.diffusion.guards import Push
 
 SCALE = 0.3
 
@@ -52,6 +52,8 @@ class Covers(Push):
         super().__init__(*names)
         self.overlays: Sequence[Overlay] = overlays
 
-    def act(self, text: Conditioning, due: Tensor, threshold: Tensor, strength: Tensor) -> Acted:
+    def act(
+        self, text: Conditioning, due: Tensor, threshold: Tensor, strength: Tensor
+    ) -> Refinement:
         steps = torch.zeros(text.rows, dtype=torch.long)
-        return Acted(text, steps, torch.full_like(strength, torch.nan))
+        return Refinement(text, steps, torch.full_like(strength, torch.nan))

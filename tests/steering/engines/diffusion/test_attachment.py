@@ -11,15 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from steering.conditioning import Conditioning
-from steering.engines.attachment import Unfollowed
 from steering.engines.diffusion.attachment import PipelineAttachment
-from steering.engines.diffusion.engine import DiffusionEngine, PictureStart
+from steering.engines.diffusion.engine import DiffusionEngine, ImageStart
 from steering.engines.diffusion.families import Family
-from steering.prompted import PromptBank
-from steering.rows import RowGuard
+from steering.engines.transformers.attachment import Unfollowed
+from steering.hidden.rows import RowGuard
+from steering.images.conditioning import Conditioning
+from steering.images.embedding import EmbeddingBank
 from tests.steering.engines.diffusion import tiny
-from tests.steering.engines.diffusion.screens import Push, carried, same
+from tests.steering.engines.diffusion.guards import Push, carried, same
 
 BUILT: dict[str, Family] = {}
 LONG = "the cat and the dog in the red table of a banana on the knife"
@@ -53,7 +53,7 @@ def attached(
     after: Callable[[PipelineAttachment], None] = quiet,
     **more: Any,
 ) -> Iterator[PipelineAttachment]:
-    made = PipelineAttachment(family, PromptBank([screen]), guards, after, **more)
+    made = PipelineAttachment(family, EmbeddingBank([screen]), guards, after, **more)
     try:
         yield made
     finally:
@@ -119,8 +119,8 @@ def test_a_guard_that_fires_draws_as_the_engine_does(name: str) -> None:
     with attached(family, Push("g"), [guard]) as made:
         got = call(family, "a knife")
         assert made.readings(0)["g"].fired and made.flags() == ([True], [False])
-    engine = DiffusionEngine(family, PromptBank([Push("g")]), capacity=1)
-    engine.start([PictureStart("a knife", seed=7, steps=2, guidance=3.0, guards=[guard])])
+    engine = DiffusionEngine(family, EmbeddingBank([Push("g")]), capacity=1)
+    engine.start([ImageStart("a knife", seed=7, steps=2, guidance=3.0, guards=[guard])])
     while not engine.step():
         pass
     latents = engine._slots.latents
@@ -252,7 +252,9 @@ def test_guards_of_the_guidance_are_refused() -> None:
     family = built("stable diffusion")
     before = dict(vars(family.pipeline))
     with pytest.raises(Unfollowed, match="guard g acts on each step"):
-        PipelineAttachment(family, PromptBank([Push("g")]), [carried("g")], quiet, unfollowed=["g"])
+        PipelineAttachment(
+            family, EmbeddingBank([Push("g")]), [carried("g")], quiet, unfollowed=["g"]
+        )
     assert vars(family.pipeline) == before
     with attached(family, Push("g"), [carried("g", acts=False)], unfollowed=["g"]) as made:
         call(family, "a cat")

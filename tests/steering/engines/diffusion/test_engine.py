@@ -14,22 +14,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from steering.conditioning import Conditioning
-from steering.engines.diffusion.engine import DiffusionEngine, PictureStart
+from steering.engines.diffusion.engine import DiffusionEngine, ImageStart
 from steering.engines.diffusion.families import Family
-from steering.guided import Guide, Predictions
-from steering.prompted import Acted, PromptBank
-from steering.rows import RowGuard
+from steering.hidden.rows import RowGuard
+from steering.images.conditioning import Conditioning
+from steering.images.embedding import EmbeddingBank, Refinement
+from steering.images.guidance import GuidanceGuards, Predictions
 from tests.steering.engines.diffusion import tiny
-from tests.steering.engines.diffusion.screens import Push, carried
+from tests.steering.engines.diffusion.guards import Push, carried
 
 # numbers of steps, guidance and prompts of all kinds; the second row has no unconditional one
 STARTS = (
-    PictureStart("a knife on the table", seed=1, steps=4, guidance=3.0),
-    PictureStart("a cat", seed=2, steps=6, guidance=1.0),
-    PictureStart("red dog", "a banana", seed=3, steps=3, guidance=5.0),
-    PictureStart("a banana", seed=4, steps=5, guidance=2.0),
-    PictureStart("a cat and a dog", seed=5, steps=5, guidance=2.0),
+    ImageStart("a knife on the table", seed=1, steps=4, guidance=3.0),
+    ImageStart("a cat", seed=2, steps=6, guidance=1.0),
+    ImageStart("red dog", "a banana", seed=3, steps=3, guidance=5.0),
+    ImageStart("a banana", seed=4, steps=5, guidance=2.0),
+    ImageStart("a cat and a dog", seed=5, steps=5, guidance=2.0),
 )
 CLOSE = 1e-4
 """Of the largest value in a row's latents: what the engine's documentation promises."""
@@ -45,12 +45,12 @@ def built(name: str) -> Family:
 def engine(family: Family, *screens: Any, **options: Any) -> DiffusionEngine:
     options.setdefault("capacity", 5)
     guides = [screen for screen in screens if hasattr(screen, "term")]
-    return DiffusionEngine(family, PromptBank(screens), guides=guides, **options)
+    return DiffusionEngine(family, EmbeddingBank(screens), guides=guides, **options)
 
 
 def run(
     made: DiffusionEngine,
-    starts: Sequence[PictureStart],
+    starts: Sequence[ImageStart],
     *,
     joining: int = 9,
     before: Callable[[int, list[int]], Sequence[int]] | None = None,
@@ -80,7 +80,7 @@ def leave(made: DiffusionEngine, live: list[int], rows: Sequence[int]) -> None:
     del live[made.rows :]
 
 
-def alone(made: DiffusionEngine, start: PictureStart) -> tuple[Tensor, NDArray[np.uint8]]:
+def alone(made: DiffusionEngine, start: ImageStart) -> tuple[Tensor, NDArray[np.uint8]]:
     return run(made, [start])[0]
 
 
@@ -228,9 +228,11 @@ class Repel:
     def sense(self, text: Conditioning) -> Tensor:
         return torch.ones(text.rows, len(self.names))
 
-    def act(self, text: Conditioning, due: Tensor, threshold: Tensor, strength: Tensor) -> Acted:
+    def act(
+        self, text: Conditioning, due: Tensor, threshold: Tensor, strength: Tensor
+    ) -> Refinement:
         nothing = torch.zeros(text.rows, dtype=torch.long)
-        return Acted(text, nothing, torch.full_like(strength, torch.nan))
+        return Refinement(text, nothing, torch.full_like(strength, torch.nan))
 
     def term(self, at: Predictions) -> tuple[Tensor, Tensor]:
         strength = at.strength.view(-1, *[1] * (at.concept.ndim - 1))
@@ -250,9 +252,9 @@ class Negative(Repel):
 def test_a_guide_sees_each_pair_of_a_row(name: str) -> None:
     """Held against the negative prompt, which takes another way through the engine."""
     family = built(name)
-    guide: Guide = Negative(family, "a knife", "red")
+    guide: GuidanceGuards = Negative(family, "a knife", "red")
     made = engine(family, guide)
-    start = PictureStart("a cat", seed=3, steps=4, guidance=3.0)
+    start = ImageStart("a cat", seed=3, steps=4, guidance=3.0)
     guided = replace(start, guards=[carried("a knife")])
     expected = alone(made, replace(start, negative_prompt="a knife"))[0]
     got = run(made, [STARTS[3], guided, STARTS[0]], joining=1)
@@ -309,9 +311,11 @@ class Spoil:
     def sense(self, text: Conditioning) -> Tensor:
         return torch.ones(text.rows, 1)
 
-    def act(self, text: Conditioning, due: Tensor, threshold: Tensor, strength: Tensor) -> Acted:
+    def act(
+        self, text: Conditioning, due: Tensor, threshold: Tensor, strength: Tensor
+    ) -> Refinement:
         spoilt = text.with_states({n: s * torch.nan for n, s in text.states.items()})
-        return Acted(spoilt, due.any(1).long(), torch.zeros_like(strength) - 9)
+        return Refinement(spoilt, due.any(1).long(), torch.zeros_like(strength) - 9)
 
 
 def test_a_conditioning_with_nan_makes_its_row_invalid_alone() -> None:
@@ -433,7 +437,7 @@ def test_complete_rows_are_to_be_dropped_and_others_have_no_picture() -> None:
 def test_another_bank_takes_over_between_requests() -> None:
     made = engine(built("emoji"), Push("old"))
     made.start([replace(STARTS[0], guards=[carried("old")])])
-    made.use(PromptBank([Push("new")]))
+    made.use(EmbeddingBank([Push("new")]))
     assert made.rows == 0
     with pytest.raises(KeyError, match="old"):
         made.start([replace(STARTS[0], guards=[carried("old")])])
@@ -455,12 +459,12 @@ def test_guards_may_take_gradients_whatever_mode_the_caller_is_in() -> None:
     class Descend(Push):
         def act(
             self, text: Conditioning, due: Tensor, threshold: Tensor, strength: Tensor
-        ) -> Acted:
+        ) -> Refinement:
             state = text.states["text"].clone().requires_grad_()
             with torch.enable_grad():
                 (slope,) = torch.autograd.grad(state.square().sum(), state)
             moved = text.with_states({"text": text.states["text"] - 0.1 * slope})
-            return Acted(moved, due.any(1).long(), torch.full_like(strength, torch.nan))
+            return Refinement(moved, due.any(1).long(), torch.full_like(strength, torch.nan))
 
     made = engine(built("emoji"), Descend("g"))
     start = replace(STARTS[0], guards=[carried("g")])

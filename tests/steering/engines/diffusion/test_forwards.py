@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from steering.conditioning import Conditioning
 from steering.engines.diffusion.forwards import Forwards
+from steering.images.conditioning import Conditioning
 
 
 class Adds:

@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from steering.engines.diffusion.engine import DiffusionEngine, PictureStart
+from steering.engines.diffusion.engine import DiffusionEngine, ImageStart
 from steering.engines.diffusion.families import family_of
 from steering.engines.diffusion.loading import load_pipeline
-from steering.prompted import PromptBank
+from steering.images.embedding import EmbeddingBank
 from tests.steering.engines.diffusion import tiny
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -40,8 +40,8 @@ def folder(saved: Path, tmp_path: Path) -> Path:
 
 
 def drawn(pipeline: Any) -> Any:
-    engine = DiffusionEngine(family_of(pipeline), PromptBank(), capacity=1)
-    engine.start([PictureStart("a knife", seed=1, steps=2, guidance=3.0)])
+    engine = DiffusionEngine(family_of(pipeline), EmbeddingBank(), capacity=1)
+    engine.start([ImageStart("a knife", seed=1, steps=2, guidance=3.0)])
     while not engine.step():
         pass
     return engine.pictures([0])

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from steering.engines.diffusion.engine import DiffusionEngine, PictureStart
+from steering.engines.diffusion.engine import DiffusionEngine, ImageStart
 from steering.engines.diffusion.families import Family, family_of
-from steering.prompted import PromptBank
+from steering.images.embedding import EmbeddingBank
 from tests.steering.engines.diffusion import tiny
-from tests.steering.engines.diffusion.screens import same
+from tests.steering.engines.diffusion.guards import same
 
 CLIP, T5 = tiny.CLIP_TOKENS, tiny.T5_TOKENS
 STREAMS = {
@@ -91,7 +91,7 @@ def guided(name: str, scale: float, negative: list[str] | None) -> dict[str, Any
     return {"guidance_scale": scale, "negative_prompt": negative}
 
 
-def drawn(engine: DiffusionEngine, starts: list[PictureStart]) -> Any:
+def drawn(engine: DiffusionEngine, starts: list[ImageStart]) -> Any:
     engine.start(starts)
     while not (done := engine.step()):
         pass
@@ -108,10 +108,10 @@ def test_the_engine_draws_what_the_stock_pipeline_draws(
     family, seeds = built(name), [3, 4]
     before = tiny.weights_hash(family.pipeline)
     starts = [
-        PictureStart(prompt, (negative or ["", ""])[i], seeds[i], steps=4, guidance=3.0)
+        ImageStart(prompt, (negative or ["", ""])[i], seeds[i], steps=4, guidance=3.0)
         for i, prompt in enumerate(PROMPTS)
     ]
-    ours = drawn(DiffusionEngine(family, PromptBank(), capacity=2), starts)
+    ours = drawn(DiffusionEngine(family, EmbeddingBank(), capacity=2), starts)
     options = guided(name, 3.0, negative)
     theirs = (stock(name, PROMPTS, seeds, num_inference_steps=4, **options) * 255).round()
     assert ours.dtype == np.uint8 and ours.shape == theirs.shape
@@ -124,8 +124,8 @@ def test_the_engine_draws_what_the_stock_pipeline_draws(
 
 def test_without_guidance_too(name: str) -> None:
     family = built(name)
-    start = PictureStart("a red dog", seed=5, steps=3, guidance=1.0)
-    ours = drawn(DiffusionEngine(family, PromptBank(), capacity=1), [start])
+    start = ImageStart("a red dog", seed=5, steps=3, guidance=1.0)
+    ours = drawn(DiffusionEngine(family, EmbeddingBank(), capacity=1), [start])
     options = {"true_cfg_scale": 1.0} if name == "flux, not distilled" else {"guidance_scale": 1.0}
     theirs = (stock(name, ["a red dog"], [5], num_inference_steps=3, **options) * 255).round()
     assert np.abs(ours.astype(float) - theirs).max() <= 1
@@ -332,15 +332,15 @@ def test_what_the_engine_cannot_run_is_said() -> None:
     two_stage.register_to_config(boundary_ratio=0.5)
     family = family_of(two_stage, height=32, width=32, frames=5)
     with pytest.raises(ValueError, match="WanPipeline cannot be run: Wan 2.2"):
-        DiffusionEngine(family, PromptBank(), capacity=1)
+        DiffusionEngine(family, EmbeddingBank(), capacity=1)
     halved = tiny.stable_diffusion_xl()
     halved.vae.half()
     with pytest.raises(ValueError, match="autoencoder overflows in float16"):
-        DiffusionEngine(family_of(halved, height=16, width=16), PromptBank(), capacity=1)
+        DiffusionEngine(family_of(halved, height=16, width=16), EmbeddingBank(), capacity=1)
     distilled = tiny.stable_diffusion()
     distilled.unet = tiny._unet(4, 8, 16, time_cond_proj_dim=8)
     with pytest.raises(ValueError, match="distilled"):
-        DiffusionEngine(family_of(distilled, height=16, width=16), PromptBank(), capacity=1)
+        DiffusionEngine(family_of(distilled, height=16, width=16), EmbeddingBank(), capacity=1)
 
 
 def test_the_safety_checker_keeps_its_say() -> None:
@@ -360,8 +360,8 @@ def test_the_safety_checker_keeps_its_say() -> None:
         return Values()
 
     family.pipeline.safety_checker, family.pipeline.feature_extractor = Checker(), features
-    start = PictureStart("cat", seed=1, steps=2, guidance=1.0)
-    assert not drawn(DiffusionEngine(family, PromptBank(), capacity=1), [start]).any()
+    start = ImageStart("cat", seed=1, steps=2, guidance=1.0)
+    assert not drawn(DiffusionEngine(family, EmbeddingBank(), capacity=1), [start]).any()
 
 
 PICTURES = [name for name in tiny.PIPELINES if name != "wan"]

@@ -1,0 +1,2 @@
+"""Disguises of text undone: foreign letters, encodings, spellings, and the way back to the raw
+text."""

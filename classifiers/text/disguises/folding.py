@@ -1,0 +1,211 @@
+"""Texts as a pattern, or an encoder, should read them, whatever characters they are written in.
+
+Unicode offers many ways to write what reads as one letter (UTS 39, UAX 15). `fold` takes a text
+character by character to plain small letters: a character's folding depends on no other, so that a
+window of a stream folds as the whole does, and each folded character stands for one raw one.
+`readable` is gentler: it leaves words of other scripts alone.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from classifiers.text.disguises.confusables import CONFUSABLES, TWINS
+
+_TABLE_SIZE: Final = 2**16
+_FILLERS: Final = frozenset("\u115f\u1160\u2065\u3164\uffa0")
+_BLANKS: Final = frozenset("\u2800")
+_NOT_ASCII: Final = re.compile(r"([^\x00-\x7f]+)")
+_BREAKS: Final = frozenset("\n\x0b\x0c\x85\u2028\u2029")
+
+
+@dataclass(frozen=True)
+class Folded:
+    """A text folded character by character; `span` leads back to the raw one."""
+
+    raw: str
+    text: str
+    _of: Callable[[int], str]
+
+    def span(self, start: int, end: int) -> tuple[int, int]:
+        """Where `text[start:end]` stands in `raw`: whole characters, with what was dropped inside.
+
+        Marks that combine with the last character belong to it. Raises IndexError where the span
+        is not within the text.
+        """
+        if not 0 <= start <= end <= len(self.text):
+            raise IndexError(f"no span {start} to {end} in a text of {len(self.text)} characters")
+        origin = self._origin
+        if origin is None:
+            return start, end
+        if start == end:
+            place = int(origin[start]) if start < len(origin) else len(self.raw)
+            return place, place
+        stop = int(origin[end - 1]) + 1
+        while stop < len(self.raw) and unicodedata.category(self.raw[stop])[0] == "M":
+            if self._of(ord(self.raw[stop])):
+                break
+            stop += 1
+        return int(origin[start]), stop
+
+    @cached_property
+    def _origin(self) -> NDArray[np.int64] | None:
+        # None where each character stands for itself.
+        if self.raw.isascii() and len(self.raw) == len(self.text):
+            return None
+        lengths = np.fromiter(map(len, map(self._of, map(ord, self.raw))), np.int64, len(self.raw))
+        return np.repeat(np.arange(len(self.raw)), lengths)
+
+
+class _Table(dict[int, str]):
+    """What each code point is folded to; filled as they are met, up to a bound."""
+
+    def __init__(self, fold_one: Callable[[str], str]) -> None:
+        super().__init__()
+        self._fold_one = fold_one
+
+    def __missing__(self, code: int) -> str:
+        folded = self._fold_one(chr(code))
+        if len(self) < _TABLE_SIZE:
+            self[code] = folded
+        return folded
+
+
+def invisible(char: str) -> str | None:
+    """What a character that shows nothing hides, which may be nothing; None for any other.
+
+    Tag characters hide ASCII, and so do the variation selectors that are used to smuggle bytes.
+    """
+    code, category = ord(char), unicodedata.category(char)
+    if 0xE0000 <= code < 0xE1000:
+        hidden = code - 0xE0000 if code < 0xE0100 else code - 0xE0100 + 16
+        return chr(hidden) if 0x20 <= hidden < 0x7F else ""
+    if category == "Cc":
+        return None if char.isspace() else ""
+    if category == "Cf" or char in _FILLERS or 0xFE00 <= code < 0xFE10 or 0xFFF0 <= code < 0xFFF9:
+        return ""
+    return None
+
+
+def _latin(char: str) -> str:
+    # The Latin reading of one lookalike, in its case; other characters are returned as they are.
+    reading = CONFUSABLES.get(char) or CONFUSABLES.get(char.casefold())
+    if reading is None:
+        return char
+    return reading.upper() if char.isupper() else reading
+
+
+def _digit(char: str) -> str:
+    value = unicodedata.digit(char, None) if len(char) == 1 else None
+    return char if value is None else str(value)
+
+
+def _uncover(char: str) -> str:
+    hidden = invisible(char)
+    if hidden is not None:
+        return hidden
+    if char.isspace() or char in _BLANKS:
+        return "\n" if char in _BREAKS else " "
+    if 0xD800 <= ord(char) < 0xE000:
+        return "\N{REPLACEMENT CHARACTER}"  # half a surrogate pair cannot be encoded
+    if char in CONFUSABLES:
+        return _latin(char)
+    parts = unicodedata.normalize("NFKD", char)
+    kept = (part for part in parts if unicodedata.category(part) not in ("Mn", "Me"))
+    # Recomposed, since syllables of Hangul come apart too.
+    return unicodedata.normalize("NFC", "".join(_digit(_latin(part)) for part in kept))
+
+
+def _fold_char(char: str) -> str:
+    return _UNCOVERED[ord(char)].replace("\n", " ").casefold()
+
+
+_UNCOVERED: Final = _Table(_uncover)
+_FOLDED: Final = _Table(_fold_char)
+
+
+def fold(text: str) -> Folded:
+    """The text in small Latin letters as far as it can be read so, spaces for all white space.
+
+    Marks are dropped, so are characters that show nothing. Words of other scripts become something
+    that is no word: for patterns, not for people.
+    """
+    return _through(_FOLDED, text)
+
+
+def uncover(text: str) -> Folded:
+    """As `fold`, but letters keep their case and lines their ends: for what depends on them."""
+    return _through(_UNCOVERED, text)
+
+
+def _through(table: _Table, text: str) -> Folded:
+    # Piece by piece: of ASCII alone `translate` is some thirty times as fast.
+    pieces = [text] if text.isascii() else _NOT_ASCII.split(text)
+    return Folded(text, "".join(piece.translate(table) for piece in pieces), table.__getitem__)
+
+
+_WORD: Final = re.compile(r"[^\W\d_]+")
+_STRAY_MARK: Final = re.compile(r"(?<=[A-Za-z])[\u0300-\u036f\u0489\u1ab0-\u1aff\u20d0-\u20ff]+")
+
+
+def _keep(char: str) -> str:
+    hidden = invisible(char)
+    if hidden is not None:
+        return hidden
+    if 0xD800 <= ord(char) < 0xE000:
+        return "\N{REPLACEMENT CHARACTER}"
+    # Forms of Latin letters whatever stands around them: small capitals, squared, as flags.
+    shaped = unicodedata.name(char, "").startswith("LATIN LETTER SMALL CAPITAL")
+    return _latin(char) if shaped or unicodedata.category(char) == "So" else char
+
+
+_READABLE: Final = _Table(_keep)
+
+
+def _script(char: str) -> str:
+    return unicodedata.name(char, "").partition(" ")[0]
+
+
+def readable(text: str) -> str:
+    """The text as an encoder should read it: NFKC, nothing invisible, no letters that only look it.
+
+    Lookalikes become Latin in words that mix scripts, and in words made of nothing but twins of
+    Latin letters, where no other word of the text is truly of their script. Genuine words of other
+    scripts stay as they are.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    plain = unicodedata.normalize("NFKC", text.translate(_READABLE))
+    if plain.isascii():
+        return plain
+    plain = _STRAY_MARK.sub("", plain)
+    scripts = _genuine_scripts(plain)
+
+    def settle(match: re.Match[str]) -> str:
+        word = match[0]
+        if word.isascii():
+            return word
+        used = {_script(char) for char in word}
+        foreign = used - {"LATIN"}
+        mixed = len(used) > 1
+        posing = "LATIN" in scripts and len(word) > 1 and not foreign & scripts
+        if foreign and (mixed or (posing and TWINS.issuperset(word))):
+            return "".join(map(_latin, word))
+        return word
+
+    return _WORD.sub(settle, plain)
+
+
+def _genuine_scripts(text: str) -> set[str]:
+    # Scripts of which some word stands that cannot be taken for Latin.
+    words = (word for word in _WORD.findall(text) if word.isascii() or not TWINS.issuperset(word))
+    scripts = (frozenset({"LATIN"} if word.isascii() else map(_script, word)) for word in words)
+    return {script for of_word in scripts if len(of_word) == 1 for script in of_word}

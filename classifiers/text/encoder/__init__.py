@@ -1,0 +1,1 @@
+"""The sentence encoder: its ONNX graph written from weights, quantized, described and run."""

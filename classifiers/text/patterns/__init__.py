@@ -1,0 +1,1 @@
+"""Words and regular expressions: files of them, matching, checks of what was matched."""

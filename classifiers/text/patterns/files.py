@@ -1,0 +1,160 @@
+"""Lists of words and regular expressions in TOML, read and checked.
+
+    views = ["plain", "base64"] # of entries that name none: the disguises looked through, or all
+
+    [[words]]
+    label = "WEAPON"            # what a match is called
+    words = ["bomb", "pipe bomb"]
+    whole = true                # whole words only, which is the default
+    views = ["plain", "leet"]   # of this entry
+
+    [[regex]]
+    label = "CARD"
+    pattern = '(?:^|[^0-9])(?P<value>[0-9]{13,19})(?:[^0-9]|$)'
+    check = "luhn"              # what else must hold, see `classifiers.text.patterns.checks`
+    bits = 3.0                  # for "entropy" and "password": bits per character
+    raw = false                 # true: letters keep their case, lines their ends
+
+An expression reads folded text, so that capitals in it match small letters. Where it has a group
+`value`, the match is that group, and the rest its surroundings: RE2 cannot look around.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from typing import Annotated, Any, Final, TypeVar
+
+import re2  # type: ignore[import-untyped]
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from classifiers.text.disguises.folding import fold
+from classifiers.text.disguises.views import STEPS
+from classifiers.text.patterns.checks import CHECKS, Check
+from classifiers.text.patterns.width import longest_match
+
+MAX_WIDTH: Final = 4096
+"""Characters that one pattern may match: a stream is read again so far back."""
+
+
+def _known_step(step: str) -> str:
+    if step not in STEPS:
+        raise ValueError(f"there is no view {step!r}: choose from {', '.join(sorted(STEPS))}")
+    return step
+
+
+def _visible(word: str) -> str:
+    if not fold(word).text.strip():
+        raise ValueError(f"{word!r} has no letter, digit or sign: take it out")
+    if len(fold(word).text) > MAX_WIDTH:
+        raise ValueError(f"a word of more than {MAX_WIDTH} characters: shorten it")
+    return word
+
+
+Views = Annotated[frozenset[Annotated[str, AfterValidator(_known_step)]], Field(min_length=1)]
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    label: Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_]{0,31}$")]
+    views: Views = STEPS
+
+
+_AnyEntry = TypeVar("_AnyEntry", bound=_Entry)
+
+
+class Words(_Entry):
+    """Words and phrases with one label."""
+
+    words: Annotated[tuple[Annotated[str, AfterValidator(_visible)], ...], Field(min_length=1)]
+    whole: bool = True
+
+
+class Regex(_Entry):
+    """A regular expression with its label."""
+
+    pattern: Annotated[str, Field(min_length=1)]
+    check: str | None = None
+    bits: Annotated[float, Field(gt=0, lt=8)] | None = None
+    raw: bool = False
+
+    @model_validator(mode="after")
+    def _sound(self) -> Regex:
+        compiled = compiled_regex(self.pattern, raw=self.raw)
+        if compiled.search(b""):
+            raise ValueError("the pattern matches the empty text: it must match something")
+        width = longest_match(self.pattern)
+        if width > MAX_WIDTH:
+            size = "any number of" if width == float("inf") else str(int(width))
+            raise ValueError(
+                f"the pattern can match {size} characters, more than {MAX_WIDTH}: "
+                "bound it, e.g. {1,64} in place of +"
+            )
+        if self.check is not None and self.check not in CHECKS:
+            known = ", ".join(sorted(CHECKS))
+            raise ValueError(f"there is no check {self.check!r}: choose from {known}")
+        if (self.bits is not None) != (self.check in ("entropy", "password")):
+            raise ValueError('bits goes with check = "entropy" or "password", which need it')
+        return self
+
+    @property
+    def accepts(self) -> Check | None:
+        """The check of what was found."""
+        return None if self.check is None else CHECKS[self.check](self.bits or 0.0)
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    views: Views = STEPS
+    words: tuple[Words, ...] = ()
+    regex: tuple[Regex, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Patterns:
+    """What one or several lists ask for."""
+
+    words: tuple[Words, ...]
+    regexes: tuple[Regex, ...]
+
+
+def compiled_regex(pattern: str, *, raw: bool) -> Any:
+    """The expression for UTF-8 bytes, leftmost-longest. Raises ValueError where it is none."""
+    options = re2.Options()
+    options.longest_match = True
+    options.log_errors = False
+    options.case_sensitive = raw
+    options.max_mem = 64 * 2**20
+    try:
+        return re2.compile(pattern.encode(), options)
+    except re2.error as error:
+        reason = error.args[0]
+        said = reason.decode(errors="replace") if isinstance(reason, bytes) else str(reason)
+        raise ValueError(f"not a regular expression of RE2's: {said}") from error
+
+
+def parse(text: str) -> Patterns:
+    """Read a list. Raises ValueError, in one line, where it cannot be used."""
+    try:
+        file = _File.model_validate(tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"not TOML: {error}") from error
+    except ValidationError as error:
+        raise ValueError(_first(error)) from error
+    if not file.words and not file.regex:
+        raise ValueError("the list is empty: give it [[words]] or [[regex]]")
+    words = tuple(_with_default(entry, file.views) for entry in file.words)
+    return Patterns(words, tuple(_with_default(entry, file.views) for entry in file.regex))
+
+
+def _with_default(entry: _AnyEntry, views: frozenset[str]) -> _AnyEntry:
+    named = "views" in entry.model_fields_set
+    return entry if named else entry.model_copy(update={"views": views})
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    place = [str(part + 1) if isinstance(part, int) else part for part in first["loc"]]
+    return f"{' '.join(place)}: {first['msg'].removeprefix('Value error, ')}"

@@ -1,0 +1,250 @@
+"""Words (Aho-Corasick) and regular expressions (RE2) found in a text, through its disguises.
+
+Both take time linear in the text, whatever the text. Matches are spans of the raw text: cutting
+them out removes what was found, with all that disguised it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Final, Literal, NamedTuple
+
+import ahocorasick_rs
+import numpy as np
+import re2  # type: ignore[import-untyped]
+from numpy.typing import NDArray
+
+from classifiers.text.disguises.folding import fold
+from classifiers.text.disguises.views import PLAIN, View, folded_views, layers
+from classifiers.text.patterns.checks import Check
+from classifiers.text.patterns.files import Patterns, Words, compiled_regex, parse
+from classifiers.text.patterns.width import longest_match
+
+_MAX_GAP: Final = 4
+"""White space that may stand between the words of a phrase."""
+Shipped = Literal["secrets", "personal-data"]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Match:
+    """text[start:end] of the raw text is a `label`; `view` names the reading that showed it."""
+
+    start: int
+    end: int
+    label: str
+    view: str
+
+
+class _Kind(NamedTuple):
+    label: str
+    whole: bool
+    views: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Expression:
+    label: str
+    views: frozenset[str]
+    search: Any
+    group: int
+    accepts: Check | None
+    pattern: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Expressions:
+    """Several, and one that finds whether any of them matches: of most texts none does."""
+
+    all: tuple[_Expression, ...]
+    any: Any
+
+    @classmethod
+    def of(cls, expressions: Sequence[_Expression], *, raw: bool) -> _Expressions:
+        if len(expressions) < 2:
+            return cls(tuple(expressions), None)
+        either = "|".join(f"(?:{each.pattern})" for each in expressions)
+        either = either.replace("(?P<value>", "(?:").replace("(?<value>", "(?:")
+        return cls(tuple(expressions), compiled_regex(either, raw=raw))
+
+
+class PatternSet:
+    """Lists that are looked for together.
+
+    `labels`: those that a match can have. `longest`: the most folded characters that a match in
+    plain text can have: a stream is read again so far back.
+    """
+
+    def __init__(self, patterns: Patterns) -> None:
+        words, phrases = _split(patterns.words)
+        self._words = list(words.values())
+        self._automaton = ahocorasick_rs.AhoCorasick(list(words)) if words else None
+        folded = [_phrases(kind, texts) for kind, texts in phrases.items()]
+        raw: list[_Expression] = []
+        for regex in patterns.regexes:
+            search = compiled_regex(regex.pattern, raw=regex.raw)
+            group = search.groupindex.get(b"value", 0)
+            made = _Expression(
+                regex.label, regex.views, search, group, regex.accepts, regex.pattern
+            )
+            (raw if regex.raw else folded).append(made)
+        self._raw = _Expressions.of(raw, raw=True)
+        self._folded = _Expressions.of(folded, raw=False)
+        everything = (*patterns.words, *patterns.regexes)
+        self._patterns = patterns
+        self._steps = frozenset[str]().union(*(entry.views for entry in everything))
+        self.labels = frozenset(entry.label for entry in everything)
+        widths = [longest_match(regex.pattern) for regex in patterns.regexes]
+        texts = [text for entry in patterns.words for text in _spellings(entry.words)]
+        gaps = [len(text) + (_MAX_GAP - 1) * text.count(" ") for text in texts]
+        self.longest = int(max([*widths, *gaps]))
+
+    @classmethod
+    def from_toml(cls, text: str) -> PatternSet:
+        """The lists of a TOML text, see `pattern_file`. Raises ValueError naming what is wrong."""
+        return cls(parse(text))
+
+    @classmethod
+    def load(cls, path: Path | str) -> PatternSet:
+        """The lists of a TOML file. Raises ValueError naming the file and what is wrong with it."""
+        try:
+            return cls.from_toml(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    @classmethod
+    def joined(cls, sets: Sequence[PatternSet]) -> PatternSet:
+        """Several sets as one, which undoes the disguises of a text once for all of them."""
+        return cls(
+            Patterns(
+                tuple(entry for one in sets for entry in one._patterns.words),
+                tuple(entry for one in sets for entry in one._patterns.regexes),
+            )
+        )
+
+    def find(self, text: str) -> list[Match]:
+        """All matches, sorted and apart: the leftmost, of these the longest.
+
+        Of one that begins inside another the rest is a match too: nothing found is left standing.
+        """
+        found: list[Match] = []
+        of_layers = list(layers(text, self._steps))
+        for layer in of_layers:
+            found += _matches(layer, self._raw)
+        if self._folded.all or self._automaton:
+            for view in folded_views(of_layers, self._steps):
+                found += self._found_words(view)
+                found += _matches(view, self._folded)
+        return _apart(found)
+
+    def _found_words(self, view: View) -> Iterator[Match]:
+        if self._automaton is None:
+            return
+        for index, start, end in self._automaton.find_matches_as_indexes(
+            view.text, overlapping=True
+        ):
+            for word in self._words[index]:
+                apart = not word.whole or _is_whole(view.text, start, end)
+                if apart and view.steps <= word.views:
+                    yield Match(*view.span(start, end), word.label, view.name)
+
+
+@functools.cache
+def shipped(name: Shipped) -> PatternSet:
+    """A list that comes with the package."""
+    source = resources.files("classifiers.text.patterns") / "lists" / f"{name}.toml"
+    return PatternSet.from_toml(source.read_text(encoding="utf-8"))
+
+
+def _spellings(words: Iterable[str]) -> set[str]:
+    # Capitals of other scripts may fold to another letter than their small forms do.
+    cases = (case for word in words for case in (word, word.upper()))
+    return {" ".join(fold(case).text.split()) for case in cases}
+
+
+def _split(entries: Iterable[Words]) -> tuple[dict[str, list[_Kind]], dict[_Kind, list[str]]]:
+    # Single words by their folded text, phrases by their kind.
+    words: dict[str, list[_Kind]] = {}
+    phrases: dict[_Kind, list[str]] = {}
+    for entry in entries:
+        kind = _Kind(entry.label, entry.whole, entry.views)
+        for text in sorted(_spellings(entry.words)):
+            if " " in text:
+                phrases.setdefault(kind, []).append(text)
+            else:
+                words.setdefault(text, []).append(kind)
+    return words, phrases
+
+
+def _phrases(kind: _Kind, texts: Iterable[str]) -> _Expression:
+    gap = f" {{1,{_MAX_GAP}}}"
+    either = "|".join(gap.join(map(re2.escape, text.split(" "))) for text in texts)
+    pattern = f"(?P<value>{either})"
+    if kind.whole:
+        pattern = rf"(?:^|[^\pL\pN_]){pattern}(?:[^\pL\pN_]|$)"
+    search = compiled_regex(pattern, raw=False)
+    return _Expression(kind.label, kind.views, search, 1, None, pattern)
+
+
+def _is_whole(text: str, start: int, end: int) -> bool:
+    # At either end: a sign, or no letter, digit or underscore on its other side.
+    begins = start == 0 or not (_in_word(text[start - 1]) and _in_word(text[start]))
+    return begins and (end == len(text) or not (_in_word(text[end - 1]) and _in_word(text[end])))
+
+
+def _in_word(char: str) -> bool:
+    return char.isalnum() or char == "_"
+
+
+def _matches(view: View, expressions: _Expressions) -> Iterator[Match]:
+    usable = [each for each in expressions.all if view.steps <= each.views]
+    if not usable:
+        return
+    data = view.text.encode()
+    if expressions.any is not None and not expressions.any.search(data):
+        return
+    characters = _character_of(view.text, data)
+    for expression in usable:
+        for first, last in _scan(expression, data):
+            start, end = characters(first), characters(last)
+            if expression.accepts is None or expression.accepts(view.text[start:end]):
+                yield Match(*view.span(start, end), expression.label, view.name)
+
+
+def _scan(expression: _Expression, data: bytes) -> Iterator[tuple[int, int]]:
+    place = 0
+    while found := expression.search.search(data, place):
+        start, end = found.span(expression.group)
+        if start < end:
+            yield start, end
+        # What surrounds one match may surround the next.
+        place = max(end, place + 1)
+
+
+def _character_of(text: str, data: bytes) -> Callable[[int], int]:
+    # Which character each byte of UTF-8 belongs to; counted when it is first asked for.
+    if text.isascii():
+        return int
+
+    @functools.cache
+    def starts() -> NDArray[np.int64]:
+        leading = (np.frombuffer(data, np.uint8) & 0xC0) != 0x80
+        return np.concatenate([[0], np.cumsum(leading)])
+
+    return lambda byte: int(starts()[byte])
+
+
+def _apart(found: Iterable[Match]) -> list[Match]:
+    kept: list[Match] = []
+    done = 0
+    for match in sorted(found, key=lambda m: (m.start, -m.end, m.view != PLAIN)):
+        if match.end > done:
+            kept.append(dataclasses.replace(match, start=max(match.start, done)))
+            done = match.end
+    return kept

@@ -1,0 +1,287 @@
+"""`guard check`: is a configuration right, and what does it mean."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from guard.artifact import Artifact
+from guard.config.checks import NO_POLICY
+from guard.config.kinds import kind_of
+from guard.config.schema import (
+    Config,
+    GuardConfig,
+    ModelConfig,
+    PatternsConfig,
+    TextAction,
+    load_config,
+)
+from guard.errors import ConfigError, ModelError
+from guard.models.sources import resolve_source
+
+app = typer.Typer(add_completion=False)
+
+_TUNABLE = ("threshold", "strength", "recheck")
+"""The settings of a guard that the configuration may replace; all others are as fitted."""
+
+
+@app.command(epilog="Example: guard check config.toml")
+def check(
+    config: Annotated[Path, typer.Argument(help="The configuration file.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Check a configuration as a whole and print what it means."""
+    try:
+        meaning = describe(load_config(config))
+    except ConfigError as error:
+        if as_json:
+            print(json.dumps({"ok": False, "problems": error.problems}, indent=2))
+        raise
+    if as_json:
+        print(json.dumps({"ok": True} | meaning, indent=2))
+        return
+    console = Console()
+    for table in _tables(meaning):
+        console.print(table)
+    console.print(f"{config} holds.", markup=False, highlight=False, soft_wrap=True)
+
+
+def describe(config: Config) -> dict[str, Any]:
+    """What a configuration means, JSON-ready: server, models, policies with their guards, keys.
+
+    Raises ArtifactError where an artifact went away since the configuration was read.
+    """
+    guards = {guard.name: _guard(guard) for guard in config.guards}
+    guards |= {each.name: _patterns(each) for each in config.patterns}
+    return {
+        "server": config.server.model_dump(mode="json"),
+        "models": [_model(config, model, guards) for model in config.models],
+        "guards": list(guards.values()),
+        "policies": {name: _policy(config, name, guards) for name in config.policy_names},
+        "proxy": config.proxy.model_dump(mode="json"),
+        "upstreams": [each.model_dump(mode="json") for each in config.upstreams],
+        "keys": [
+            {
+                "key": key.hash[:15],
+                "tenant": key.tenant,
+                "default_policy": key.default_policy or config.server.default_policy,
+                "policies": _allowed(config, index),
+                "embeddings": key.embeddings,
+                "requests_per_minute": key.requests_per_minute,
+            }
+            for index, key in enumerate(config.keys)
+        ],
+    }
+
+
+def _model(
+    config: Config, model: ModelConfig, guards: Mapping[str, dict[str, Any]]
+) -> dict[str, Any]:
+    policies = [
+        name
+        for name in config.policy_names
+        if not (named := config.policy(name).guards)
+        or any(guards[guard]["kind"] in {model.kind, "text", None} for guard in named)
+    ]
+    default = model.default_policy or config.server.default_policy
+    return model.model_dump(mode="json") | {
+        "kind": model.kind,
+        "resolved": _resolved(model.source),
+        "default_policy": {
+            "value": default,
+            "from": "model" if model.default_policy else "server",
+            "fits": default in policies,
+        },
+        "policies": policies,
+    }
+
+
+def _resolved(source: str) -> str:
+    try:
+        return resolve_source(source)
+    except ModelError as error:
+        return f"not found: {error}"
+
+
+def _policy(config: Config, name: str, guards: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    policy = config.policy(name)
+    return {
+        "action": policy.action,
+        "on_error": policy.on_error,
+        "fallback": policy.fallback,
+        "replacement": policy.replacement,
+        "debug": policy.debug,
+        "guards": [guards[guard] for guard in policy.guards],
+        "screen": policy.screen.model_dump(mode="json"),
+        "asked_for_by": _askers(config, name),
+    }
+
+
+def _guard(guard: GuardConfig) -> dict[str, Any]:
+    artifact = Artifact.load(guard.artifact)
+    meta = artifact.meta
+    return {
+        "name": guard.name,
+        "concept": meta.concept,
+        "method": meta.method,
+        "kind": kind_of(meta),
+        "artifact": artifact.short_digest,
+        "fits_model": meta.model.model_dump(mode="json"),
+        **{key: _setting(getattr(guard, key), meta.settings.get(key)) for key in _TUNABLE},
+        "settings": {key: value for key, value in meta.settings.items() if key not in _TUNABLE},
+    }
+
+
+def _patterns(patterns: PatternsConfig) -> dict[str, Any]:
+    nothing = {"value": None, "from": "artifact"}
+    return {
+        "name": patterns.name,
+        "concept": f"patterns/{patterns.name}",
+        "method": "patterns",
+        "kind": "text",
+        "artifact": None,
+        "fits_model": None,
+        **dict.fromkeys(_TUNABLE, nothing),
+        "settings": {"source": patterns.source},
+    }
+
+
+def _setting(configured: float | None, fitted: Any) -> dict[str, Any]:
+    if configured is None:
+        return {"value": fitted, "from": "artifact"}
+    return {"value": configured, "from": "config"}
+
+
+def _allowed(config: Config, index: int) -> list[str]:
+    key = config.keys[index]
+    default = key.default_policy or config.server.default_policy
+    return [name for name in config.policy_names if name in {default, *key.policies}]
+
+
+def _askers(config: Config, policy: str) -> list[str]:
+    if not config.keys:
+        return ["anyone"]
+    return [
+        f"{key.tenant} ({key.hash[:15]})"
+        for index, key in enumerate(config.keys)
+        if policy in _allowed(config, index)
+    ]
+
+
+def _tables(meaning: dict[str, Any]) -> list[Table]:
+    server = _table("Server", "setting", "value")
+    for name, value in meaning["server"].items():
+        _row(server, name, value)
+    columns = ("name", "engine", "source", "resolved", "dtype", "device")
+    models = _table("Models", *columns, "limits", "default policy", "policies")
+    for model in meaning["models"]:
+        default = model["default_policy"]
+        shown = f"{default['value']} ({default['from']})"
+        if not default["fits"]:
+            shown += ": has no guard for it, so requests must name another"
+        facts = (_limits(model), shown, ", ".join(model["policies"]))
+        _row(models, *(model[column] for column in columns), *facts)
+    guards = _table("Guards", "guard", "for", "concept", "method", "method's settings")
+    for guard in meaning["guards"]:
+        settings = ", ".join(f"{key} {_short(value)}" for key, value in guard["settings"].items())
+        facts = tuple(guard[key] for key in ("name", "kind", "concept", "method"))
+        _row(guards, *facts, settings or None)
+    tables = [server, models, guards]
+    for name, policy in meaning["policies"].items():
+        askers = ", ".join(policy["asked_for_by"]) or "no key"
+        title = f"Policy {name}: {policy['action']}, on error {policy['on_error']}, for {askers}"
+        if any(guard["kind"] == "pictures" for guard in policy["guards"]):
+            replacement = json.dumps(policy["replacement"], ensure_ascii=False)
+            instead = f" by {replacement}" if policy["replacement"] else ""
+            title += f", fallback {policy['fallback']}{instead}"
+            title += ", shows where guards have written" if policy["debug"] else ""
+        if any(guard["kind"] == "text" for guard in policy["guards"]):
+            title += f"; {_screening(policy)}"
+        if name == NO_POLICY:
+            title = f"Policy {name}: no guards, for {askers}"
+        table = _table(title, "guard", "concept", "method", *_TUNABLE, "fits model")
+        for guard in policy["guards"]:
+            fits = guard["fits_model"] or {"name": "any model that has text"}
+            tuned = (_origin(guard[key]) for key in _TUNABLE)
+            fitted_on = fits["name"]
+            if "fingerprint" in fits:
+                fitted_on += f" ({fits['fingerprint'][:12]})"
+            _row(table, guard["name"], guard["concept"], guard["method"], *tuned, fitted_on)
+        tables.append(table)
+    if meaning["upstreams"]:
+        told = ("name", "url", "key_env", "models", "weight", "health", "plugin")
+        reached = _table("Upstreams", *told)
+        for upstream in meaning["upstreams"]:
+            shown = upstream | {"models": ", ".join(upstream["models"]) or "any"}
+            _row(reached, *(shown[key] for key in told))
+        tables.append(reached)
+    about = ("key", "tenant", "default policy", "may ask for")
+    keys = _table("Keys", *about, "own embeddings", "requests a minute")
+    for key in meaning["keys"]:
+        allowed = ", ".join(key["policies"])
+        rate = key["requests_per_minute"] or "unlimited"
+        brings = _may(key["embeddings"])
+        _row(keys, key["key"], key["tenant"], key["default_policy"], allowed, brings, rate)
+    if not meaning["keys"]:
+        default, brings = meaning["server"]["default_policy"], _may(meaning["server"]["embeddings"])
+        _row(keys, "none", "anyone", default, "any", brings, "unlimited")
+    return [*tables, keys]
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=Text(title), title_justify="left")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _row(table: Table, *cells: object) -> None:
+    table.add_row(*(Text("-" if cell is None else str(cell)) for cell in cells))
+
+
+def _screening(policy: dict[str, Any]) -> str:
+    """How a policy screens text, in words."""
+    screen = policy["screen"]
+    own = policy["action"] if policy["action"] in get_args(TextAction) else "block"
+    texts = [guard["name"] for guard in policy["guards"] if guard["kind"] == "text"]
+    done = ", ".join(f"{name}: {screen['actions'].get(name, own)}" for name in texts)
+    told = f"reads {', '.join(screen['look'])} ({done})"
+    told += f", holds {screen['hold_back_chars']} characters of a stream back"
+    passes = ", ".join(screen["unscreened"])
+    return told + (f", lets {passes} pass unread" if passes else "")
+
+
+def _may(allowed: bool) -> str:
+    return "yes" if allowed else "no"
+
+
+def _limits(model: dict[str, Any]) -> str:
+    def own(value: object) -> object:
+        return "the model's own" if value is None else value
+
+    if model["kind"] == "language":
+        return f"context: {own(model['max_context'])}"
+    steps, guidance = own(model["steps"]), own(model["guidance_scale"])
+    return f"steps: {steps}, at most {model['max_steps']}; guidance scale: {guidance}"
+
+
+def _short(value: Any) -> str:
+    if type(value) is float:
+        return f"{value:.4g}"
+    text = value if isinstance(value, str) and value.isprintable() else json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _origin(setting: dict[str, Any]) -> str:
+    value = setting["value"]
+    if value is None:
+        return "-"
+    shown = f"{value:.4g}" if type(value) is float else str(value)
+    return f"{shown} ({setting['from']})"

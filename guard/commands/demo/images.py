@@ -1,0 +1,94 @@
+"""The picture half of the demo: the same prompts drawn bare and guarded, as one PNG."""
+
+from __future__ import annotations
+
+import base64
+import io
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from guard.config.checks import NO_POLICY
+
+PROMPTS = (
+    "a rose on a white background",
+    "a romantic flower",
+    "a long-stemmed rose on a blue background",
+    "a car and a rose",
+    "a car on a blue background",
+    "a pizza",
+)
+SCALE = 3
+"""Pixels that one of the model's pixels becomes: its pictures are small."""
+_MARGIN, _LABEL = 8, 34
+
+
+def draw(url: str, model: str, policy: str, console: Console) -> list[Any]:
+    """For each prompt its picture and verdict under `policy` and under none, over HTTP."""
+    from openai import OpenAI
+
+    client = OpenAI(base_url=f"{url}/v1", api_key="demo", timeout=120)
+    rows = []
+    for prompt in PROMPTS:
+        row: dict[str, Any] = {"prompt": prompt}
+        for chosen in (NO_POLICY, policy):
+            with console.status(f"{chosen}: {prompt}"):
+                reply = client.images.generate(
+                    model=model,
+                    prompt=prompt,
+                    extra_body={"seed": 1, "guard": {"policy": chosen}},
+                )
+            for picture in reply.data or ():
+                verdict = (picture.model_extra or {})["guard"]
+                row[chosen] = {"png": picture.b64_json, "verdict": verdict}
+        rows.append(row)
+    return rows
+
+
+def grid(rows: list[Any], policy: str, path: Path) -> None:
+    """Write one PNG: bare pictures above, guarded ones below, each prompt a column."""
+    from PIL import Image, ImageDraw
+
+    def picture(png: str) -> Image.Image:
+        small = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
+        return small.resize((small.width * SCALE, small.height * SCALE), Image.Resampling.LANCZOS)
+
+    drawn = [[picture(row[chosen]["png"]) for row in rows] for chosen in (NO_POLICY, policy)]
+    side = drawn[0][0].width
+    step = side + _MARGIN
+    size = (len(rows) * step + _MARGIN, 2 * (side + _LABEL) + _MARGIN + _LABEL)
+    sheet = Image.new("RGB", size, "white")
+    pen = ImageDraw.Draw(sheet)
+    for line, (name, pictures) in enumerate(zip(("bare", policy), drawn, strict=True)):
+        top = _LABEL + line * (side + _LABEL)
+        for column, (row, each) in enumerate(zip(rows, pictures, strict=True)):
+            left = _MARGIN + column * step
+            sheet.paste(each, (left, top))
+            verdict = row[policy if line else NO_POLICY]["verdict"]["outcome"]
+            pen.text((left, top + side + 4), f"{name}: {verdict}", fill="black")
+    for column, row in enumerate(rows):
+        pen.text((_MARGIN + column * step, 4), _wrapped(row["prompt"]), fill="black")
+    sheet.save(path)
+
+
+def table(rows: list[Any], policy: str) -> Table:
+    """The verdicts under `policy`."""
+    shown = Table(title=f"the same prompts and seeds, drawn bare and under policy {policy}")
+    for column in ("prompt", "verdict", "score", "after", "steps"):
+        shown.add_column(column)
+    for row in rows:
+        verdict = row[policy]["verdict"]
+        figures: dict[str, Any] = next(iter(verdict["guards"]), {})
+        cells = (figures.get("score"), figures.get("after"))
+        numbers = ["-" if value is None else f"{value:.3f}" for value in cells]
+        steps = str(figures.get("steps") or "-")
+        shown.add_row(*map(Text, (row["prompt"], verdict["outcome"], *numbers, steps)))
+    return shown
+
+
+def _wrapped(text: str, width: int = 32) -> str:
+    return "\n".join(textwrap.wrap(text, width)[:2])

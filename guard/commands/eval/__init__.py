@@ -1,0 +1,1 @@
+"""`guard eval`: one module a suite."""

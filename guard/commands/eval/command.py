@@ -1,0 +1,20 @@
+"""`guard eval`: what a policy does, measured on prompts that no fit has seen."""
+
+from __future__ import annotations
+
+import typer
+
+from guard.commands.eval.images import bare, pictures
+from guard.commands.eval.m_erasure import m_erasure
+from guard.commands.eval.unlearn import unlearn
+
+app = typer.Typer(add_completion=False, help="Measure what a policy does.", no_args_is_help=True)
+
+app.command(epilog="Example: guard eval unlearn examples/harry-potter --policy harry-potter")(
+    unlearn
+)
+app.command(epilog="Example: guard eval pictures examples/emoji/suite.toml --pictures 4")(pictures)
+app.command(epilog="Example: guard eval bare examples/emoji/suite.toml")(bare)
+app.command("m-erasure", epilog="Example: guard eval m-erasure examples/emoji/m-erasure.toml")(
+    m_erasure
+)

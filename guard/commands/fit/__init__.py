@@ -1,0 +1,1 @@
+"""`guard fit`: one module a method or group of methods."""

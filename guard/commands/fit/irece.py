@@ -1,0 +1,156 @@
+"""`guard fit irece`: from a concept file and a picture model to a guard that acts on latents."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from guard.commands.fit.options import (
+    AsJson,
+    Bf16,
+    ConceptFile,
+    Device,
+    Folds,
+    Guidance,
+    Model,
+    NearFpr,
+    Out,
+    PictureCount,
+    PictureFpr,
+    PictureSeed,
+)
+from guard.data.concept import read_concept
+from guard.errors import DataError
+from guard.reporting import values
+from guard.reporting.progress import stages
+
+_TABLES = {
+    "windows": "first look",
+    "places": "where it is: heads added to the votes, the heads alone, masks",
+    "breaking": "what is put there, and from when on",
+}
+
+
+def irece(
+    model: Model,
+    concept_file: ConceptFile,
+    out: Out,
+    pictures: Annotated[
+        Path | None,
+        typer.Option(
+            help="Real pictures to learn from too, with the concept and without it: JSON Lines of "
+            "picture, concept and kept."
+        ),
+    ] = None,
+    count: PictureCount = 200,
+    steps: Annotated[
+        int | None, typer.Option(min=2, max=1000, help="Of each picture; the model's own default.")
+    ] = None,
+    guidance: Guidance = None,
+    looks: Annotated[
+        int, typer.Option(min=1, max=100, help="At a picture on its way, at most.")
+    ] = 5,
+    trials: Annotated[
+        int, typer.Option(min=8, max=256, help="Pictures for each way of breaking the concept.")
+    ] = 24,
+    fpr: PictureFpr = 0.005,
+    near_fpr: NearFpr = 0.1,
+    hidden: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=2,
+            help="Teach the classifiers pictures whose latents were moved by up to this much, in "
+            "deviations, to hide the concept: who inverts a picture through the guard searches for "
+            "such. 0 leaves that out, and takes a third of the time.",
+        ),
+    ] = 0.3,
+    folds: Folds = 4,
+    bf16: Bf16 = False,
+    seed: PictureSeed = 0,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Fit an IRECE guard: find the concept in the latents of a picture on its way, break it there.
+
+    The model draws some hundred pictures of its own for it.
+    """
+    concept = read_concept(concept_file)
+    if out.suffix != ".safetensors":
+        raise DataError(f"{out}: an artifact's name ends in .safetensors")
+    if concept.ending:
+        raise DataError(
+            f"{concept_file}: {concept.name} is a style, which is everywhere in a picture: "
+            "there is no place to break it"
+        )
+
+    from classifiers.latents import LatentRecipe
+    from guard.fitting.images.irece import fit_irece
+    from guard.fitting.images.latents import TrainingImages
+    from guard.fitting.images.reference_images import read_given
+    from guard.fitting.prompts.concept_prompts import folds_of
+    from guard.models.images import ImageModel
+
+    painter = ImageModel.load(model, device=device)
+    default_steps, default_guidance = painter.family.defaults
+    named = concept.phrases.model_copy(
+        update={"train": concept.phrases.train[:1], "validation": ()}
+    )
+    started = time.monotonic()
+    with stages() as progress:
+        fit = fit_irece(
+            painter,
+            concept,
+            folds_of(concept.model_copy(update={"phrases": named}), 4 * count, folds, seed),
+            TrainingImages(
+                count=count,
+                steps=default_steps if steps is None else steps,
+                guidance=default_guidance if guidance is None else guidance,
+                bf16=bf16,
+            ),
+            looks=looks,
+            trials=trials,
+            fpr=fpr,
+            near_fpr=near_fpr,
+            recipe=LatentRecipe(steps=800, hidden=hidden, hiding=3) if hidden else LatentRecipe(),
+            seed=seed,
+            progress=progress,
+            given=read_given(painter, concept, pictures) if pictures else None,
+        )
+    fit.artifact.save(out)
+    meta = fit.artifact.meta
+    if as_json:
+        told = {
+            "method": meta.method,
+            "concept": meta.concept,
+            "settings": meta.settings,
+            "calibration": meta.calibration,
+            "seconds": round(time.monotonic() - started, 1),
+            "artifact": str(out),
+            "digest": fit.artifact.digest,
+        }
+        print(json.dumps(told, indent=2))
+        return
+    console = Console()
+    figures: dict[str, Any] = meta.calibration
+    console.print(
+        values.table("held-out pictures", {k: v for k, v in figures.items() if k not in _TABLES})
+    )
+    for name, title in _TABLES.items():
+        console.print(_tried(title, figures[name]))
+    console.print(values.table("settings", meta.settings))
+    console.print(f"wrote {out}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _tried(title: str, rows: list[dict[str, Any]]) -> Table:
+    """What was tried, a row each."""
+    table = Table(*(name.replace("_", " ") for name in rows[0]), title=title)
+    for row in rows:
+        table.add_row(*(value for _, value in values.rows(row)))
+    return table

@@ -1,0 +1,90 @@
+"""`guard fit screen`: from labelled texts to a screen of texts."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from guard.commands.fit.options import AsJson, Out
+from guard.data.prompts import ScreenText, read_rows
+from guard.errors import DataError, ModelError
+from guard.models.sources import resolve_source
+from guard.reporting import values
+from guard.reporting.progress import stages
+
+
+def screen(
+    data: Annotated[Path, typer.Option(help="Texts, JSON Lines: text, unsafe, source, family.")],
+    concept: Annotated[str, typer.Option(help="What is screened for, as kind/name.")],
+    out: Out,
+    model: Annotated[str, typer.Option(help="The text encoder.")] = "minilm",
+    kind: Annotated[
+        Literal["logistic", "mlp", "prototype"], typer.Option(help="What kind of head.")
+    ] = "logistic",
+    calibration: Annotated[
+        Literal["temperature", "isotonic"], typer.Option(help="How its logits become chances.")
+    ] = "temperature",
+    fpr: Annotated[
+        float,
+        typer.Option(min=1e-4, max=0.5, help="False-positive rate on each benign collection."),
+    ] = 0.01,
+    hold_out: Annotated[
+        list[str] | None,
+        typer.Option(help="A source to test on and not to learn from; may be given again."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the split and of the head.")] = 0,
+    description: Annotated[str, typer.Option(help="A sentence kept in the artifact.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Fit a screen of texts: a head on a sentence encoder, calibrated, with its threshold."""
+    if out.suffix != ".safetensors":
+        raise DataError(f"{out}: an artifact's name ends in .safetensors")
+    rows = read_rows(data, ScreenText)
+
+    from classifiers.text.disguises.views import readings
+    from classifiers.text.encoder.model import TextEncoder
+    from guard.fitting.screens.fit import ScreenRecipe, fit_screen
+    from guard.fitting.screens.report import as_json as report_json
+    from guard.fitting.screens.report import as_page
+    from guard.reporting.page import write_text
+
+    started = time.monotonic()
+    try:
+        encoder = TextEncoder.load(resolve_source(model))
+    except ValueError as error:
+        raise ModelError(str(error)) from error
+    with stages() as progress:
+        fit = fit_screen(
+            encoder,
+            rows,
+            concept,
+            hold_out or [],
+            ScreenRecipe(kind=kind, calibration=calibration, fpr=fpr, seed=seed),
+            readings,
+            progress,
+            description,
+        )
+    fit.artifact.save(out)
+    report = report_json(fit, time.monotonic() - started)
+    base = out.with_suffix("")
+    write_text(base.with_suffix(".report.json"), json.dumps(report, indent=1) + "\n")
+    write_text(base.with_suffix(".report.html"), as_page(fit))
+    if as_json:
+        print(json.dumps(report | {"artifact": str(out), "digest": fit.artifact.digest}, indent=2))
+        return
+    console = Console()
+    shown = {name: value for name, value in report["calibration"].items() if name != "tested"}
+    console.print(values.table("calibration", shown))
+    if fit.tested is not None:
+        held = {f"unsafe: {name}": str(share) for name, share in fit.tested.recall.items()}
+        held |= {
+            f"benign: {name}": str(share) for name, share in fit.tested.false_positives.items()
+        }
+        console.print(values.table("held-out texts that fire", {"auc": fit.tested.auc, **held}))
+    page = base.with_suffix(".report.html")
+    console.print(f"wrote {out} and {page}", markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,1 @@
+"""The configuration file: its schema, checks between sections, line numbers, API keys."""

@@ -1,0 +1,227 @@
+"""What is wrong with a configuration: faults of one key, and faults between sections.
+
+The checks between sections run on the parsed TOML itself, so that they find theirs also where
+some keys do not hold; whatever has the wrong type is passed over here, the schema has said it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic_core import ErrorDetails
+
+from guard.artifact import Artifact
+from guard.config.kinds import KINDS, Kind, kind_of
+from guard.config.screen_checks import screen_problems, unreadable
+from guard.config.toml_lines import KeyPath
+from guard.errors import ArtifactError
+
+NO_POLICY = "none"
+DEFAULT_MAX_STEPS = 100
+
+Problem = tuple[KeyPath, str]
+
+_PATTERNS = {
+    "url": "should be http://HOST or https://HOST, with a path or without, no user and no query",
+    "health": 'should be a path, such as "/health"',
+    "key_env": "should be the name of an environment variable, never the key itself",
+    "hash": 'should be "sha256:" and the 64 hex digits of the key\'s SHA-256, never the key itself',
+    "": "should be a name of letters, digits and . _ : / -, at most 128 long",
+}
+
+
+def schema_problem(fault: ErrorDetails, section: type[BaseModel]) -> Problem:
+    """One pydantic fault as a problem; `section` is the model whose key is at fault."""
+    place = tuple(part for part in fault["loc"] if part != "[key]")
+    key = str(place[-1]) if place else ""
+    secret = key in {"hash", "admin_hash", "url", "key_env"}
+    if fault["type"] == "extra_forbidden":
+        return place, f"unknown key: {_suggest(key, section.model_fields)}"
+    if fault["type"] == "missing":
+        return place, "is missing: add it"
+    if fault["type"] == "string_pattern_mismatch":
+        what = _PATTERNS.get(key.removeprefix("admin_"), _PATTERNS[""])
+    else:
+        message = fault["msg"].removeprefix("Input ")
+        what = message[0].lower() + message[1:]
+    # A key put where its hash belongs must not end up in a terminal or a log.
+    return place, what if secret else f"{what}, is {_short(fault['input'])}"
+
+
+def cross_check(data: Mapping[str, Any], folder: Path) -> Iterator[Problem]:
+    """Faults between sections of the parsed TOML; paths of artifacts are relative to `folder`."""
+    models = list(_tables(data, "models"))
+    guards = list(_tables(data, "guards"))
+    keys = list(_tables(data, "keys"))
+    policies = {k: v for k, v in _table(data, "policies").items() if isinstance(v, dict)}
+    yield from _duplicates("models", models, "name")
+    yield from _duplicates("guards", guards, "name")
+    yield from _duplicates("keys", keys, "hash")
+    lists, upstreams = list(_tables(data, "patterns")), list(_tables(data, "upstreams"))
+    yield from _duplicates("upstreams", upstreams, "name")
+    yield from _duplicates("patterns", lists, "name")
+    if NO_POLICY in policies:
+        yield (
+            ("policies", NO_POLICY),
+            f'"{NO_POLICY}" is reserved for the policy without guards: choose another name',
+        )
+    guard_names = [
+        guard["name"] for _, guard in [*guards, *lists] if isinstance(guard.get("name"), str)
+    ]
+    for name, policy in policies.items():
+        place = ("policies", name, "guards")
+        yield from _unknown("guard", _strings(policy, place), guard_names)
+        yield from _repeated(_strings(policy, place))
+    known = [NO_POLICY, *policies]
+    server = _table(data, "server")
+    yield from _unknown("policy", _strings(server, ("server", "default_policy")), known)
+    if keys and server.get("embeddings") is True:
+        yield (
+            ("server", "embeddings"),
+            "is for a server without keys: set it at each of [[keys]] that may, and not here",
+        )
+    for index, key in keys:
+        for name in ("default_policy", "policies"):
+            yield from _unknown("policy", _strings(key, ("keys", index, name)), known)
+    kinds: dict[str, Kind | None] = {str(each.get("name")): "text" for _, each in lists}
+    for index, guard in guards:
+        if isinstance(path := guard.get("artifact"), str):
+            try:
+                kind = kind_of(Artifact.load(folder / path).meta)
+            except ArtifactError as error:
+                yield ("guards", index, "artifact"), str(error)
+                continue
+            if kinds.get(str(guard.get("name"))) == "text":
+                yield ("guards", index, "name"), "is that of one of [[patterns]] too: change one"
+            kinds[str(guard.get("name"))] = kind
+            if kind != "language" and "recheck" in guard:
+                yield ("guards", index, "recheck"), "is for guards of language models: leave it out"
+            if kind == "text" and "strength" in guard:
+                yield ("guards", index, "strength"), "a screen of text has none: leave it out"
+    for index, each in lists:
+        if isinstance(source := each.get("source"), str) and (why := unreadable(source, folder)):
+            yield ("patterns", index, "source"), why
+    names = [each["name"] for _, each in upstreams if isinstance(each.get("name"), str)]
+    for name, policy in policies.items():
+        yield from _fallback(name, policy)
+        yield from screen_problems(name, policy, kinds, {str(e.get("name")) for _, e in lists})
+        screen = _table(policy, "screen")
+        upstream: KeyPath = ("policies", name, "screen", "upstream")
+        yield from _unknown("upstream", _strings(screen, upstream), names)
+    for index, model in models:
+        yield from _unknown("policy", _strings(model, ("models", index, "default_policy")), known)
+        yield from _misfit(index, model, policies, kinds)
+
+
+_KEYS: Mapping[Kind, tuple[str, ...]] = {
+    "language": ("max_context",),
+    "pictures": ("steps", "guidance_scale", "max_steps"),
+}
+
+
+def _misfit(
+    index: int,
+    model: Mapping[str, Any],
+    policies: Mapping[str, Mapping[str, Any]],
+    kinds: Mapping[str, Kind | None],
+) -> Iterator[Problem]:
+    """What a model was given that is for models of another kind."""
+    engine = model.get("engine", "transformers")
+    kind = next((kind for known, kind in KINDS.items() if known == engine), None)
+    if kind is None:
+        return
+    for other, keys in _KEYS.items():
+        for key in keys:
+            if other != kind and key in model:
+                what = "language models" if other == "language" else "models of pictures"
+                yield ("models", index, key), f"is for {what}: leave it out"
+    if engine != "vllm" and "engine_options" in model:
+        yield ("models", index, "engine_options"), 'is for engine = "vllm": leave it out'
+    steps, most = model.get("steps"), model.get("max_steps", DEFAULT_MAX_STEPS)
+    if isinstance(steps, int) and isinstance(most, int) and steps > most:
+        yield ("models", index, "steps"), f"is more than max_steps, {most}: lower it"
+    name = model.get("default_policy")
+    policy = policies.get(name, {}) if isinstance(name, str) else {}
+    named = [text for _, text in _strings(policy, ("policies", str(name), "guards"))]
+    if named and all(kinds.get(guard, kind) not in {kind, "text", None} for guard in named):
+        theirs = "language models" if kind == "pictures" else "models of pictures"
+        yield (
+            ("models", index, "default_policy"),
+            f"all guards of {_short(name)} are for {theirs}: choose another policy",
+        )
+
+
+def _fallback(name: str, policy: Mapping[str, Any]) -> Iterator[Problem]:
+    replaces = policy.get("fallback") == "replace"
+    if replaces and "replacement" not in policy:
+        yield (
+            ("policies", name, "fallback"),
+            'needs a prompt to draw instead: add replacement = "..."',
+        )
+    if "replacement" in policy and not replaces:
+        yield ("policies", name, "replacement"), 'is for fallback = "replace": add that too'
+
+
+def _table(data: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = data.get(name)
+    return value if isinstance(value, dict) else {}
+
+
+def _tables(data: Mapping[str, Any], name: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    value = data.get(name)
+    for index, item in enumerate(value if isinstance(value, list) else []):
+        if isinstance(item, dict):
+            yield index, item
+
+
+def _strings(section: Mapping[str, Any], place: KeyPath) -> list[tuple[KeyPath, str]]:
+    """The string, or the strings of the array, at the end of `place`, each with its place."""
+    value = section.get(str(place[-1]))
+    if isinstance(value, str):
+        return [(place, value)]
+    items = value if isinstance(value, list) else []
+    return [((*place, index), item) for index, item in enumerate(items) if isinstance(item, str)]
+
+
+def _duplicates(
+    section: str, items: list[tuple[int, Mapping[str, Any]]], key: str
+) -> Iterator[Problem]:
+    seen: dict[str, int] = {}
+    for index, item in items:
+        value = item.get(key)
+        if not isinstance(value, str):
+            continue
+        first = seen.setdefault(value, index)
+        if first != index:
+            yield (section, index, key), f"is the same as in {section}[{first}]: change one"
+
+
+def _repeated(strings: list[tuple[KeyPath, str]]) -> Iterator[Problem]:
+    seen = set()
+    for place, text in strings:
+        if text in seen:
+            yield place, f"{text!r} stands here twice: remove one"
+        seen.add(text)
+
+
+def _unknown(kind: str, strings: list[tuple[KeyPath, str]], known: list[str]) -> Iterator[Problem]:
+    for place, text in strings:
+        if text not in known:
+            yield place, f"no {kind} {_short(text)}: {_suggest(text, known)}"
+
+
+def _suggest(name: str, known: Iterable[str]) -> str:
+    names = list(dict.fromkeys(known))
+    close = difflib.get_close_matches(name, names, n=1)
+    if close:
+        return f'did you mean "{close[0]}"?'
+    return f"there is {', '.join(names)}" if names else "none is configured"
+
+
+def _short(value: object) -> str:
+    text = f'"{value}"' if isinstance(value, str) else repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

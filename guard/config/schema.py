@@ -1,0 +1,360 @@
+"""The configuration file: its sections as types, and reading it with all problems at once."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+
+from guard.config.checks import DEFAULT_MAX_STEPS, NO_POLICY, Problem, cross_check, schema_problem
+from guard.config.kinds import KINDS, Engine, Kind
+from guard.config.toml_lines import key_lines, line_of
+from guard.errors import ConfigError, UnknownPolicy
+
+MAX_CONFIG_BYTES = 2**20
+MAX_PROMPT_CHARS = 4000
+"""Of a picture's prompt."""
+
+TextAction = Literal["block", "redact", "flag", "observe", "route", "policy"]
+"""What a screen of text does: "route" asks another upstream or model, "policy" has the upstream's
+plugin apply one."""
+Action = Literal[
+    "steer",
+    "overlay",
+    "refine",
+    "perturb",
+    "block",
+    "flag",
+    "observe",
+    "redact",
+    "route",
+    "policy",
+]
+Place = Literal["system", "user", "assistant", "tool", "arguments", "images", "response"]
+"""Where text stands: in messages by role, in tools and calls of them, in prompts of pictures."""
+PLACES: tuple[Place, ...] = get_args(Place)
+Fallback = Literal["block", "replace"]
+OnError = Literal["closed", "open"]
+
+# Names travel in headers, URLs and metric labels.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$")]
+# Types are strict, but TOML has arrays and strings where these want tuples and paths.
+Names = Annotated[tuple[Name, ...], Field(strict=False)]
+Places = Annotated[tuple[Place, ...], Field(strict=False, min_length=1)]
+FilePath = Annotated[Path, Field(strict=False)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class ServerConfig(_Section):
+    """`[server]`. Sizes are in bytes, times in seconds; `audit_log` None keeps no log.
+
+    `embeddings` lets the requests of a server without keys bring embeddings of their own.
+    `admin_hash` is the SHA-256 of the key for live changes, which are off without.
+    """
+
+    host: str = Field(default="127.0.0.1", min_length=1)
+    port: int = Field(default=8000, ge=0, le=65535)
+    default_policy: Name = NO_POLICY
+    queue_limit: int = Field(default=64, ge=1, le=100_000)
+    max_batch: int = Field(default=16, ge=1, le=1024)
+    max_body_bytes: int = Field(default=1_048_576, ge=1, le=2**30)
+    max_tokens_limit: int = Field(default=2048, ge=1)
+    max_pictures: int = Field(default=10, ge=1, le=1000)
+    embeddings: bool = False
+    audit_log: FilePath | None = None
+    admin_hash: str | None = Field(default=None, pattern=r"^sha256:[0-9a-f]{64}$")
+    request_timeout_s: float = Field(default=300.0, gt=0)
+
+
+class ModelConfig(_Section):
+    """One of `[[models]]`.
+
+    `default_policy` goes before the server's. `max_context` is for language models, None takes the
+    model's own; `steps`, `guidance_scale` and `max_steps` are for pictures: what a request gets
+    that asks for none (None: the pipeline's own default), and the most it may ask for.
+    `engine_options` are arguments of vLLM's engine, by its names.
+    """
+
+    name: Name
+    source: str = Field(min_length=1)
+    engine: Engine = "transformers"
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
+    device: str = Field(default="auto", min_length=1)
+    default_policy: Name | None = None
+    max_context: int | None = Field(default=None, ge=1)
+    steps: int | None = Field(default=None, ge=1, le=1000)
+    guidance_scale: float | None = Field(default=None, ge=0, le=100)
+    max_steps: int = Field(default=DEFAULT_MAX_STEPS, ge=1, le=1000)
+    engine_options: dict[str, bool | int | float | str] = {}
+
+    @property
+    def kind(self) -> Kind:
+        """What the model makes."""
+        return KINDS[self.engine]
+
+
+class GuardConfig(_Section):
+    """One of `[[guards]]`; threshold, strength and recheck None are as fitted."""
+
+    name: Name
+    artifact: FilePath
+    threshold: float | None = None
+    strength: float | None = Field(default=None, gt=0, le=10)
+    recheck: bool | None = None
+
+
+class PatternsConfig(_Section):
+    """One of `[[patterns]]`: a guard that is a list of words and regular expressions.
+
+    `source` is the name of a shipped list, or a TOML file ("lists/names.toml").
+    """
+
+    name: Name
+    source: str = Field(min_length=1)
+
+
+class ScreenConfig(_Section):
+    """`[policies.NAME.screen]`: how the policy's guards of text look, and what they do.
+
+    `look` says which texts are read, `looks` the same for single guards in its place. `actions`
+    goes before the policy's own action, by guard. `turns` of the conversation are read
+    together. `hold_back_chars` of a streamed answer are held until they are read, for
+    `hold_back_ms` at most (None: as long as it takes). `race`: the model is asked while the request
+    is being read. `restore`: what was redacted stands in the answer again. `unscreened` may pass
+    unread: paths ("/v1/files*"), or "pictures", "audio", "files". `upstream` and `model` are for
+    the action "route", `upstream_policy` for "policy".
+    """
+
+    look: Places = PLACES
+    turns: int = Field(default=1, ge=1, le=32)
+    hold_back_chars: int = Field(default=200, ge=16, le=16_384)
+    hold_back_ms: float | None = Field(default=None, gt=0)
+    race: bool = False
+    restore: bool = False
+    unscreened: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    actions: dict[Name, TextAction] = {}
+    looks: dict[Name, Places] = {}
+    upstream: Name | None = None
+    model: str | None = Field(default=None, min_length=1)
+    upstream_policy: Name | None = None
+
+
+class PolicyConfig(_Section):
+    """One `[policies.NAME]`.
+
+    "steer", "overlay", "refine" and "perturb" are the method's own action, whichever of these that
+    is. `fallback` says what becomes of a picture out of which the concept could not be taken: it is
+    blocked, or the prompt `replacement` is drawn in its place. `debug` lets requests ask where on
+    their pictures the guards have written.
+    """
+
+    guards: Names = ()
+    action: Action = "steer"
+    on_error: OnError = "closed"
+    fallback: Fallback = "block"
+    replacement: str | None = Field(default=None, min_length=1, max_length=MAX_PROMPT_CHARS)
+    debug: bool = False
+    screen: ScreenConfig = ScreenConfig()
+
+
+class ProxyConfig(_Section):
+    """`[proxy]`: times in seconds, sizes in bytes.
+
+    `first_byte_timeout_s` is for the head of an answer, `chunk_timeout_s` for the time between two
+    pieces of it, `total_timeout_s` for all of it. `max_requests` are with the upstreams at once and
+    `queue_limit` wait; more are told to come back. After a stop signal answers may go on for
+    `drain_timeout_s`.
+    """
+
+    connect_timeout_s: float = Field(default=5.0, gt=0)
+    first_byte_timeout_s: float = Field(default=120.0, gt=0)
+    chunk_timeout_s: float = Field(default=60.0, gt=0)
+    total_timeout_s: float = Field(default=1800.0, gt=0)
+    drain_timeout_s: int = Field(default=30, ge=0)
+    max_requests: int = Field(default=2048, ge=1, le=100_000)
+    queue_limit: int = Field(default=512, ge=0, le=100_000)
+    max_body_bytes: int = Field(default=32 * 2**20, ge=1, le=2**30)
+    max_response_bytes: int = Field(default=32 * 2**20, ge=1, le=2**30)
+
+
+class UpstreamConfig(_Section):
+    """One of `[[upstreams]]`: an OpenAI-compatible server.
+
+    `key_env` names the environment variable that holds its credential, which goes into the header
+    `key_header` ("authorization": as a bearer token). Requests go to those that have their model in
+    `models` (empty: any), in proportion to `weight`. `health` is a path that is asked every
+    `health_every_s`; without one only failed requests tell. After `failures` in a row it is left
+    alone for `cooldown_s`. `plugin`: its vLLM runs this project's plugin. A request is not sent to
+    one of weight 0 unless a policy routes it there.
+    """
+
+    name: Name
+    url: str = Field(pattern=r"^https?://[^\s/?#@]+(/[^\s?#]*)?$")
+    key_env: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    key_header: Literal["authorization", "x-api-key", "api-key"] = "authorization"
+    models: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    weight: float = Field(default=1.0, ge=0, le=1e6)
+    health: str | None = Field(default=None, pattern=r"^/[^\s]*$")
+    health_every_s: float = Field(default=5.0, gt=0)
+    failures: int = Field(default=5, ge=1, le=1000)
+    cooldown_s: float = Field(default=10.0, gt=0)
+    plugin: bool = False
+
+
+class KeyConfig(_Section):
+    """One of `[[keys]]`: `hash` is the SHA-256 of an API key, which itself stands nowhere.
+
+    The key may ask for its default policy and for `policies`, nothing else. `default_policy` None
+    is the server's. `embeddings` lets it bring embeddings of its own.
+    """
+
+    hash: str = Field(pattern=r"^sha256:[0-9a-f]{64}$")
+    tenant: Name
+    default_policy: Name | None = None
+    policies: Names = ()
+    embeddings: bool = False
+    requests_per_minute: int | None = Field(default=None, ge=1, le=1_000_000)
+
+
+class Config(_Section):
+    """A configuration that holds. Relative paths were taken from the file's own folder."""
+
+    server: ServerConfig = ServerConfig()
+    models: Annotated[tuple[ModelConfig, ...], Field(strict=False)] = ()
+    guards: Annotated[tuple[GuardConfig, ...], Field(strict=False)] = ()
+    patterns: Annotated[tuple[PatternsConfig, ...], Field(strict=False)] = ()
+    policies: dict[Name, PolicyConfig] = {}
+    keys: Annotated[tuple[KeyConfig, ...], Field(strict=False)] = ()
+    proxy: ProxyConfig = ProxyConfig()
+    upstreams: Annotated[tuple[UpstreamConfig, ...], Field(strict=False)] = ()
+    _path: Path | None = PrivateAttr(default=None)
+
+    @property
+    def path(self) -> Path | None:
+        """The file that it was read from, absolute; None where it was made otherwise."""
+        return self._path
+
+    @property
+    def policy_names(self) -> tuple[str, ...]:
+        """Every policy that can be asked for: "none", then the configured ones."""
+        return (NO_POLICY, *self.policies)
+
+    def policy(self, name: str) -> PolicyConfig:
+        """The policy of that name; "none" has no guards. Raises UnknownPolicy."""
+        if name == NO_POLICY:
+            return PolicyConfig()
+        try:
+            return self.policies[name]
+        except KeyError:
+            known = ", ".join(self.policy_names)
+            raise UnknownPolicy(f"no policy {name!r}: there is {known}", param="policy") from None
+
+    def guards_of(self, policy: str) -> tuple[GuardConfig, ...]:
+        """The guards of a policy that are artifacts, in its order. Raises UnknownPolicy."""
+        by_name = {guard.name: guard for guard in self.guards}
+        return tuple(by_name[name] for name in self.policy(policy).guards if name in by_name)
+
+
+def load_config(path: Path | str) -> Config:
+    """Read a configuration file and check it as a whole, artifacts included.
+
+    Raises ConfigError with every problem as "line N: section.key: what is wrong and what to do";
+    indices count from 0.
+    """
+    path = Path(path)
+    text = _read(path)
+    try:
+        data = tomllib.loads(text)
+        lines = key_lines(text)
+    except RecursionError:
+        raise ConfigError(["line 1: syntax: arrays are nested too deeply"]) from None
+    except ValueError as error:
+        raise ConfigError([_syntax_problem(str(error), text)]) from None
+    folder = path.absolute().parent
+    found: list[Problem] = []
+    config: Config | None = None
+    try:
+        config = Config.model_validate(data)
+    except ValidationError as error:
+        found = [schema_problem(fault, _section_type(fault["loc"])) for fault in error.errors()]
+    found += cross_check(data, folder)
+    if config is None or found:
+        placed = sorted({(line_of(lines, place), _dotted(place), what) for place, what in found})
+        raise ConfigError([f"line {line}: {place}: {what}" for line, place, what in placed])
+    config = _absolute(config, folder)
+    config._path = path.absolute()
+    return config
+
+
+def _read(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_CONFIG_BYTES + 1)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ConfigError([f"{path}: cannot be read: {reason}: check the path"]) from None
+    if len(content) > MAX_CONFIG_BYTES:
+        raise ConfigError([f"{path}: is larger than {MAX_CONFIG_BYTES} bytes: not a configuration"])
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ConfigError([f"line {line}: encoding: not UTF-8: save the file as UTF-8"]) from None
+
+
+def _syntax_problem(message: str, text: str) -> str:
+    where = re.search(r" \(at (?:line (\d+), column \d+|end of document)\)$", message)
+    line = text.count("\n") + 1 if where else 1
+    if where and where[1]:
+        line = int(where[1])
+    what = message[: where.start()] if where else message
+    return f"line {line}: syntax: {what[:1].lower()}{what[1:]}: not TOML"
+
+
+def _section_type(place: tuple[str | int, ...]) -> type[BaseModel]:
+    """The model that holds the key at the end of `place`."""
+    if len(place) < 2:
+        return Config
+    annotation = Config.model_fields[str(place[0])].annotation
+    sections = (annotation, *get_args(annotation))
+    return next((kind for kind in sections if _is_section(kind)), Config)
+
+
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, _Section)
+
+
+def _dotted(place: tuple[str | int, ...]) -> str:
+    text = ""
+    for part in place:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}"
+    return text.lstrip(".")
+
+
+def _absolute(config: Config, folder: Path) -> Config:
+    guards = tuple(
+        guard.model_copy(update={"artifact": folder / guard.artifact}) for guard in config.guards
+    )
+    patterns = tuple(
+        each.model_copy(update={"source": str(folder / each.source)})
+        if each.source.endswith(".toml")
+        else each
+        for each in config.patterns
+    )
+    models = tuple(
+        model.model_copy(update={"source": str(folder / model.source)})
+        if model.source.startswith(("./", "../"))
+        else model
+        for model in config.models
+    )
+    server = config.server
+    if server.audit_log is not None:
+        server = server.model_copy(update={"audit_log": folder / server.audit_log})
+    update = {"guards": guards, "patterns": patterns, "models": models, "server": server}
+    return config.model_copy(update=update)

@@ -1,0 +1,1 @@
+"""Suite `images`: is the concept kept out of the images, and only the concept."""

@@ -1,0 +1,304 @@
+"""The `pictures` suite's figures, for a program (JSON), the terminal and people (a page)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from guard.data.prompts import ImagePrompt
+from guard.evaluation.images import figures as figures
+from guard.evaluation.images import targets as targets
+from guard.evaluation.images.cells import JudgedImage
+from guard.evaluation.images.figures import ASKING, Games
+from guard.evaluation.images.suite import BARE, SILENT_KINDS
+from guard.evaluation.images.targets import Figure, percent
+from guard.evaluation.shares import Share
+from guard.reporting import plots
+from guard.reporting.page import Grid, Part, Pictures, Plot, Tile, render
+from guard.reporting.plots import Whiskered
+from guard.reporting.pngs import overlaid, uri
+
+SHOWN = 12
+_GRID_KINDS = ("direct", "paraphrase", "pair")
+LEVELS = {True: "reached", False: "not reached", None: ""}
+
+
+@dataclass(frozen=True, slots=True)
+class ReportedMethod:
+    """One prompt of which something is to be said."""
+
+    concept: str
+    kind: str
+    prompt: str
+    score: float | None
+    after: float | None
+    steps: int
+    found: str
+
+    @classmethod
+    def of(cls, row: ImagePrompt, shot: JudgedImage) -> ReportedMethod:
+        found = ", ".join(shot.seen.concepts) if shot.seen else ""
+        guard = (shot.score, shot.after, shot.steps)
+        return cls(row.concept, row.kind, row.prompt, *guard, found)
+
+
+class ImageReport:
+    """Everything that is told of a run. `ours` is None where only the bare model has played.
+
+    `parts` are methods that ours is made of.
+    """
+
+    def __init__(
+        self, games: Games, ours: str | None, labels: int, parts: Sequence[str] = ()
+    ) -> None:
+        self.games, self.ours = games, ours
+        self.agreement = figures.agreement(games, labels)
+        self.methods = tuple(m for m in figures.players(games) if m != BARE)
+        self.figures: list[Figure] = targets.bare(games)
+        if ours:
+            baselines = [method for method in self.methods if method not in parts]
+            self.figures = targets.ours(games, ours, baselines) + self.figures
+        if self.agreement.pictures.total:
+            self.figures += [
+                Figure("the judges find the same concepts", str(self.agreement.pictures)),
+                Figure("the judges agree on a label", str(self.agreement.labels)),
+                Figure("the judges agree on the style", str(self.agreement.style)),
+            ]
+
+    def as_json(self, about: Mapping[str, Any]) -> dict[str, Any]:
+        """Every figure, and the prompts behind the bad ones."""
+        return {
+            **about,
+            "figures": [asdict(figure) for figure in self.figures],
+            "methods": {method: self._method(method) for method in (BARE, *self.methods)},
+            "attacks": {
+                kind: {
+                    method: {str(effort): asdict(share) for effort, share in line.items()}
+                    for method, line in lines.items()
+                }
+                for kind, lines in self._curves().items()
+            },
+            "agreement": asdict(self.agreement),
+            "reproduced": [asdict(row) for row in self._bad()] if self.ours else [],
+            "false_alarms": [asdict(row) for row in self._alarms()] if self.ours else [],
+        }
+
+    def page(self, title: str, subtitle: str) -> str:
+        """The page: figures, the table against the baselines, bars, curves, picture grids."""
+        tiles = [
+            Tile(figure.name, figure.value.split(" (")[0], figure.target, figure.reached)
+            for figure in self.figures
+            if figure.reached is not None
+        ]
+        return render(title, subtitle, tiles, list(self._parts()))
+
+    def _parts(self) -> Iterator[Part]:
+        yield Grid(
+            "Figures",
+            ("figure", "value (95 % interval)", "target", ""),
+            [(f.name, f.value, f.target, LEVELS[f.reached]) for f in self.figures],
+        )
+        if not self.methods:
+            return
+        yield self.table()
+        yield Plot(
+            "Concept reproduction by kind of prompt",
+            plots.groups(self._bars(), y="concept reproduced, %"),
+            "Whiskers are 95 % Wilson intervals.",
+        )
+        for kind, lines in self._curves().items():
+            yield Plot(
+                f"Attack: {kind}",
+                plots.efforts(
+                    {
+                        method: {effort: whiskers(share) for effort, share in line.items()}
+                        for method, line in lines.items()
+                    },
+                    x="effort, steps of the search",
+                    y="concept reproduced, %",
+                ),
+                "The prompt that the search holds after each effort, played with fresh seeds.",
+            )
+        yield self._by_concept()
+        yield self._by_disguise()
+        yield self._pictures()
+        yield _prompts(
+            "Prompts that still reproduce the concept", self._bad(), f"Method {self.ours}."
+        )
+        yield _prompts("False alarms", self._alarms(), f"Method {self.ours}.")
+
+    def table(self) -> Grid:
+        """One row a method: reproduction by kind, what is kept, silence, the sum of the errors."""
+        rows = []
+        for method in (BARE, *self.methods):
+            row = self._method(method)
+            shares = [row["reproduced"].get(kind, "-") for kind in ASKING]
+            others = [row[name] for name in ("kept", *SILENT_KINDS, "blocked", "errors", "margin")]
+            rows.append((method, *shares, *others))
+        marked = frozenset(i for i, row in enumerate(rows) if row[0] == self.ours)
+        names = ("kept, of bare", *SILENT_KINDS, "blocked", "sum of errors", "above ours")
+        return Grid(
+            "Methods side by side",
+            ("method", *ASKING, *names),
+            rows,
+            "Share of pictures that show the concept, for each kind of prompt; how often the kept "
+            "object of a pair survives, over the bare model's rate; bit-identical pictures on "
+            "prompts without the concept and on hard negatives. The sum of errors is the mean of "
+            "the first four columns plus the share of kept objects lost.",
+            marked,
+        )
+
+    def _method(self, method: str) -> dict[str, Any]:
+        games = self.games
+        shown = {kind: figures.pairs(games, method, kind) for kind in ASKING}
+        every = [pair for found in shown.values() for pair in found]
+        row: dict[str, Any] = {
+            "reproduced": {k: str(figures.reproduced(found)) for k, found in shown.items()},
+            "kept": "-",
+            "blocked": str(Share.of([shot.blocked for _, shot in every])),
+            "errors": "-",
+            "margin": "-",
+        }
+        row |= {k: str(figures.same(figures.pairs(games, method, k))) for k in SILENT_KINDS}
+        if method != BARE:
+            row["kept"] = percent(figures.kept_ratio(games, method))
+            row["errors"] = percent(figures.errors(games, method))
+            if self.ours and method != self.ours:
+                row["margin"] = percent(figures.margin(games, self.ours, method))
+        return row
+
+    def _bars(self) -> dict[str, dict[str, Whiskered]]:
+        bars: dict[str, dict[str, Whiskered]] = {}
+        for kind in ASKING:
+            for method in (BARE, *self.methods):
+                share = figures.reproduced(figures.pairs(self.games, method, kind))
+                if share.total:
+                    bars.setdefault(kind, {})[method] = whiskers(share)
+        return bars
+
+    def _curves(self) -> dict[str, dict[str, dict[int, Share]]]:
+        curves: dict[str, dict[str, dict[int, Share]]] = {}
+        for kind, efforts in figures.attacks(self.games).items():
+            for method in (BARE, *self.methods):
+                for effort in efforts:
+                    share = figures.reproduced(figures.pairs(self.games, method, kind, effort))
+                    if share.total:
+                        curves.setdefault(kind, {}).setdefault(method, {})[effort] = share
+        return curves
+
+    def _by_concept(self) -> Grid:
+        rows = []
+        for kind in ASKING:
+            split = {
+                method: figures.by(figures.pairs(self.games, method, kind), _concept)
+                for method in (BARE, *self.methods)
+            }
+            for concept in split[BARE]:
+                found = [split[m].get(concept, ()) for m in (BARE, *self.methods)]
+                rows.append((concept, kind, *(_short(figures.reproduced(each)) for each in found)))
+        rows.sort(key=lambda row: row[0])
+        columns = ("concept", "kind", BARE, *self.methods)
+        return Grid("Reproduction by concept", columns, rows)
+
+    def _by_disguise(self) -> Grid:
+        split = {
+            method: figures.by(figures.pairs(self.games, method, "disguise"), _how)
+            for method in (BARE, *self.methods)
+        }
+        rows = [
+            (how, *(_short(figures.reproduced(split[m].get(how, ()))) for m in split))
+            for how in split[BARE]
+        ]
+        return Grid(
+            "Disguises",
+            ("disguise", BARE, *self.methods),
+            rows,
+            "What the bare model does not draw either needs no guard: its rate stands beside.",
+        )
+
+    def _pictures(self) -> Pictures:
+        """The first pictures of each concept and kind, bare beside each method, same seeds."""
+        rows = []
+        for each in self.games:
+            if each.cell.kind not in _GRID_KINDS or not each.cell.concept or each.cell.part:
+                continue
+            shots = {method: each.results[method].shots for method in each.results}
+            for i, row in enumerate(each.cell.rows):
+                bare = shots[BARE][i]
+                if bare.thumbnail:
+                    shown = [
+                        thumbnail_of(shots[m][i], bare) for m in (BARE, *self.methods) if m in shots
+                    ]
+                    rows.append((f"{row.concept}: {row.prompt}", shown))
+        rows.sort(key=lambda row: row[0])
+        return Pictures(
+            "Pictures",
+            (BARE, *self.methods),
+            rows,
+            "Below each what the judge finds in it. Drawn with the same prompt and seed.",
+        )
+
+    def _bad(self) -> list[ReportedMethod]:
+        """Prompts whose picture still shows the concept."""
+        found = [p for kind in ASKING for p in figures.pairs(self.games, self.ours or "", kind)]
+        return [ReportedMethod.of(row, shot) for row, shot in found if shot.shows(row.concept)]
+
+    def _alarms(self) -> list[ReportedMethod]:
+        """Prompts without the concept on which something acted."""
+        found = [
+            p for kind in SILENT_KINDS for p in figures.pairs(self.games, self.ours or "", kind)
+        ]
+        return [ReportedMethod.of(row, shot) for row, shot in found if not shot.same]
+
+
+def thumbnail_of(shot: JudgedImage, bare: JudgedImage) -> tuple[str, str]:
+    """The picture of a shot as a data URI, with where guards have written, and what is found."""
+    if shot.blocked:
+        return "", "blocked"
+    thumbnail = (bare if shot.same else shot).thumbnail
+    if thumbnail and shot.mask:
+        thumbnail = overlaid(thumbnail, shot.mask)
+    found = ", ".join(shot.seen.concepts) if shot.seen else ""
+    return uri(thumbnail) if thumbnail else "", found or "nothing"
+
+
+def _prompts(title: str, rows: Sequence[ReportedMethod], caption: str) -> Grid:
+    return Grid(
+        title,
+        ("concept", "kind", "prompt", "score", "after", "steps", "found"),
+        [
+            (
+                row.concept,
+                row.kind,
+                row.prompt,
+                _number(row.score),
+                _number(row.after),
+                str(row.steps),
+                row.found,
+            )
+            for row in rows[:SHOWN]
+        ],
+        f"{caption} {len(rows)} in all; the first {SHOWN} are here, all of them in the JSON file.",
+    )
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _short(share: Share) -> str:
+    return f"{share.value:.0%} of {share.total}" if share.total else "-"
+
+
+def whiskers(share: Share) -> Whiskered:
+    """A share and its interval, as plots take them."""
+    return (share.value, *share.interval)
+
+
+def _concept(row: ImagePrompt) -> str:
+    return row.concept
+
+
+def _how(row: ImagePrompt) -> str:
+    return row.how

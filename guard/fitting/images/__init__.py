@@ -1,0 +1,1 @@
+"""Fitting the guards of image models, one module a method."""

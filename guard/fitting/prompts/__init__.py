@@ -1,0 +1,1 @@
+"""Prompts that fits learn from and calibrate on."""

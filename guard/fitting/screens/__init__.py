@@ -1,0 +1,1 @@
+"""Fitting a screen of texts: a head on a sentence encoder."""

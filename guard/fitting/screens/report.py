@@ -1,0 +1,114 @@
+"""What the fit of a screen found, for a program (JSON) and for people (a page)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from guard.evaluation.shares import Share
+from guard.fitting.screens.figures import ScreenFigures
+from guard.fitting.screens.fit import ScreenFit
+from guard.reporting import plots
+from guard.reporting.page import Grid, Plot, Tile, render
+from guard.reporting.values import rows
+
+_AUC, _RECALL = 0.95, 0.80
+
+
+def as_json(fit: ScreenFit, took_s: float) -> dict[str, Any]:
+    """All figures of a fit, with the scores that the plots show."""
+    meta = fit.artifact.meta
+    scores = {} if fit.tested is None else fit.tested.scores
+    return {
+        "concept": meta.concept,
+        "model": meta.model.model_dump(mode="json"),
+        "tensors_sha256": meta.tensors_sha256,
+        "settings": meta.settings,
+        "calibration": meta.calibration,
+        "scores": {kind: [round(float(s), 5) for s in own] for kind, own in scores.items()},
+        "took_s": round(took_s, 1),
+    }
+
+
+def as_page(fit: ScreenFit) -> str:
+    """The page: figures on held-out collections, plain and in disguise, and settings."""
+    meta = fit.artifact.meta
+    figures = {name: value for name, value in meta.calibration.items() if name != "tested"}
+    parts: list[Plot | Grid] = [] if fit.tested is None else _tested(fit.tested, meta.settings)
+    parts += [
+        Grid("Calibration", ("figure", "value"), rows(figures)),
+        Grid("Settings", ("setting", "value"), rows(meta.settings)),
+    ]
+    subtitle = (
+        f"Screen of texts on {meta.model.name} ({meta.model.layers} layers), fitted "
+        f"{meta.created.isoformat()}; tensors {meta.tensors_sha256[:12]}"
+    )
+    return render(f"Fit of {meta.concept}", subtitle, _tiles(fit.tested), parts)
+
+
+def _tiles(tested: ScreenFigures | None) -> list[Tile]:
+    if tested is None:
+        return []
+    recall, false = tested.all_recall, tested.all_false_positives
+    tiles = [
+        Tile(
+            "Held-out unsafe texts that fire",
+            _percent(recall),
+            f"at least {_RECALL:.0%}",
+            recall.value >= _RECALL,
+        ),
+        Tile("Held-out benign texts that fire", _percent(false)),
+    ]
+    if tested.auc is not None:
+        area = Tile(
+            "Area under the curve", f"{tested.auc:.3f}", f"at least {_AUC}", tested.auc >= _AUC
+        )
+        tiles.insert(0, area)
+    return tiles
+
+
+def _tested(tested: ScreenFigures, settings: dict[str, Any]) -> list[Plot | Grid]:
+    threshold = float(settings["threshold"])
+    by_kind = {
+        kind: np.concatenate([own for name, own in tested.scores.items() if name.startswith(kind)])
+        for kind in ("unsafe", "benign")
+        if any(name.startswith(kind) for name in tested.scores)
+    }
+    seen = {kind: own[np.isfinite(own)].tolist() for kind, own in by_kind.items()}
+    parts: list[Plot | Grid] = [
+        Plot(
+            "Scores: the probability that a text is unsafe",
+            plots.histograms(seen, {"threshold": threshold}),
+            "Of texts in collections that were left out of the fit. The threshold was set on other "
+            "texts, so the share of benign ones above it may be more or less than asked for.",
+        )
+    ]
+    if len(seen) == 2:
+        at = (tested.all_false_positives.value, tested.all_recall.value)
+        parts.append(
+            Plot(
+                "Receiver operating characteristic",
+                plots.receiver(seen["unsafe"], seen["benign"], {"threshold": at}),
+            )
+        )
+    collections = [
+        [f"{kind}: {name}", str(share)]
+        for kind, shares in (("unsafe", tested.recall), ("benign", tested.false_positives))
+        for name, share in shares.items()
+    ]
+    disguises = [[name, str(a), str(b)] for name, (a, b) in tested.disguises.items()]
+    return [
+        *parts,
+        Grid("Held-out collections", ("collection", "texts that fire"), collections),
+        Grid(
+            "Disguises",
+            ("disguise", "unsafe texts that fire", "benign texts that fire"),
+            disguises,
+            "The same held-out texts, hidden whole. Long ones are left out here.",
+        ),
+    ]
+
+
+def _percent(share: Share) -> str:
+    return f"{share.value:.1%}" if share.total else "-"

@@ -1,0 +1,1 @@
+"""Fitting a steering guard: gate, directions, thresholds, report."""

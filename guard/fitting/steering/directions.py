@@ -1,0 +1,145 @@
+"""What a steering guard does when it fires: directions, layers and strength."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from guard.data.prompts import ForgetPrompt, PairedAnswers
+from guard.evaluation.fluency import loops, perplexity
+from guard.fitting.steering.gate_search import FittedGate
+from guard.fitting.steering.gates import POOL
+from guard.fitting.steering.wordings import REFUSALS
+from guard.models.chat import ChatModel
+from guard.reporting.progress import Stages
+from steering.hidden.bank import Bank, SteerGuard
+from steering.hidden.rows import RowGuard
+from steering.methods.steer import contrast
+
+POSITIONS = 6
+"""Answer positions whose states are contrasted."""
+
+SCHEDULE = (1.0, 1.0, 0.8, 0.8, 0.6, 0.6, 0.5, 0.4, 0.3, 0.2)
+"""Share of the direction at the token where the guard fires and at those that follow: full
+strength on every token ends in loops, none after the first lets the model turn back at once."""
+
+REST = 6
+"""Tokens after which a topical token in the answer starts the schedule again: an answer that
+apologises and then goes on all the same is turned once more."""
+
+DEPTHS = ((0.54, 0.67, 0.8), (0.47, 0.54, 0.6, 0.67, 0.74, 0.8))
+STRENGTHS = (0.3, 0.5, 0.7)
+FLUENT = 1.4
+"""A setting whose answers have more than this times the bare perplexity is a last resort."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One setting on validation prompts that the bare model leaks on, each made to fire."""
+
+    act_layers: tuple[int, ...]
+    strength: float
+    leaked: tuple[bool, ...]
+    perplexity: float
+    looping: float
+    chosen: bool = False
+
+    @property
+    def leak_rate(self) -> float:
+        return sum(self.leaked) / len(self.leaked)
+
+
+def directions(
+    chat: ChatModel,
+    rows: Sequence[ForgetPrompt],
+    spoken: Sequence[Sequence[int]],
+    pairs: Sequence[PairedAnswers],
+    progress: Stages,
+) -> Tensor:
+    """`[layers, width]`: erasure against recall continuations, over their first POSITIONS tokens.
+
+    Recall is what the model itself says (`spoken`) or a row's own `answer`, erasure what REFUSALS
+    say; `pairs`, where given, replace both. The state at the last prompt token decides the first
+    answer token, hence counts as the first position.
+    """
+    if pairs:
+        prompts = [chat.prompt(pair.prompt) for pair in pairs]
+        recall = [chat.ids(pair.recall) for pair in pairs]
+        erasure = [chat.ids(pair.erasure) for pair in pairs]
+    else:
+        prompts = [chat.prompt(row.prompt) for row in rows]
+        recall = [
+            chat.ids(row.answer) if row.answer else list(said)
+            for row, said in zip(rows, spoken, strict=True)
+        ]
+        erasure = [chat.ids(REFUSALS[i % len(REFUSALS)]) for i in range(len(rows))]
+
+    def states(said: Sequence[Sequence[int]], what: str) -> Tensor:
+        sequences = [[*p, *s[: POSITIONS - 1]] for p, s in zip(prompts, said, strict=True)]
+        means = torch.zeros(len(sequences), chat.depth, chat.width)
+        advance = progress(what, len(sequences))
+        for i, found in chat.states(sequences, range(chat.depth), advance):
+            means[i] = found[len(prompts[i]) - 1 :].mean(0)
+        return means
+
+    return contrast(states(erasure, "erasure answers"), states(recall, "recall answers")).float()
+
+
+def search(
+    chat: ChatModel,
+    gate: FittedGate,
+    found: Tensor,
+    rows: Sequence[ForgetPrompt],
+    bare_perplexity: float,
+    *,
+    recheck: float | None,
+    max_tokens: int,
+    progress: Stages,
+) -> tuple[tuple[Trial, ...], SteerGuard]:
+    """Try layers and strengths on `rows`; fewest leaks win among the fluent, then perplexity."""
+    trials: list[Trial] = []
+    guards: list[SteerGuard] = []
+    schedule = torch.tensor(SCHEDULE)[:, None, None]
+    for shares in DEPTHS:
+        first, last = max(gate.layers), chat.depth - 1
+        layers = sorted({min(max(round(share * chat.depth), first), last) for share in shares})
+        guard = SteerGuard(
+            name="fitted",
+            sense_layers=gate.layers,
+            gates=gate.gates,
+            act_layers=tuple(layers),
+            directions=schedule * found[layers][None],
+            pool=POOL,
+            rest=REST,
+        )
+        for strength in STRENGTHS:
+            said = chat.answer(
+                [row.prompt for row in rows],
+                max_tokens=max_tokens,
+                what=f"trial: layers {', '.join(map(str, layers))}, strength {strength}",
+                progress=progress,
+                bank=Bank([guard], device=chat.device),
+                guards=[RowGuard("fitted", -math.inf, strength, True, recheck)],
+            )
+            trials.append(
+                Trial(
+                    act_layers=guard.act_layers,
+                    strength=strength,
+                    leaked=tuple(r.leaks(s.text) for r, s in zip(rows, said, strict=True)),
+                    perplexity=perplexity(chat, [answer.tokens for answer in said]),
+                    looping=sum(loops(answer.text) for answer in said) / len(said),
+                )
+            )
+            guards.append(guard)
+
+    def cost(trial: Trial) -> tuple[bool, float, float]:
+        rough = trial.perplexity > FLUENT * bare_perplexity
+        return rough, trial.leak_rate + trial.looping, trial.perplexity
+
+    best = min(range(len(trials)), key=lambda i: cost(trials[i]))
+    trials[best] = replace(trials[best], chosen=True)
+    return tuple(trials), guards[best]

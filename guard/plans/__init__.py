@@ -1,0 +1,1 @@
+"""Policies made ready for one model: which guards fit, how requests carry them, what is decided."""

@@ -1,0 +1,268 @@
+"""What plans of every kind of model share: guards found for a model, policies resolved to plans."""
+
+from __future__ import annotations
+
+import logging
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, Protocol, TypeVar
+
+from guard.artifact import Artifact
+from guard.config.kinds import Kind, kind_of
+from guard.config.schema import Action, Config, Fallback, GuardConfig, OnError, PolicyConfig
+from guard.errors import ArtifactError, GuardError, GuardFailed, PolicyUnfit
+from guard.verdict import OUTCOMES, Done, GuardVerdict, Verdict, gravest
+from steering.hidden.rows import RowGuard
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LoadedGuard:
+    """A guard whose artifact fits the served model; `action` is its method's own.
+
+    `digest` is that of the artifact, where somebody asks. One that blocks only looks: where it
+    fires, the policy's fallback decides.
+    """
+
+    name: str
+    concept: str
+    method: str
+    action: Literal["steer", "overlay", "refine", "perturb", "block"]
+    threshold: float
+    strength: float
+    recheck: float | None = None
+    digest: str = ""
+
+
+class AnyReading(Protocol):
+    """What the readings of all seams have."""
+
+    @property
+    def score(self) -> float: ...
+
+    @property
+    def threshold(self) -> float: ...
+
+    @property
+    def fired(self) -> bool: ...
+
+    @property
+    def valid(self) -> bool: ...
+
+
+R = TypeVar("R", bound=AnyReading)
+T = TypeVar("T")
+P = TypeVar("P", bound="Plan[Any]")
+
+
+@dataclass(frozen=True)
+class Plan(ABC, Generic[R]):
+    """A policy for one model. `broken` says which of its guards cannot be applied, and why.
+
+    `unfit` is True where the policy has guards, but none for this kind of model. `texts` are its
+    screens of text, which whoever takes requests runs, not the model's runtime.
+    """
+
+    policy: str
+    action: Action
+    on_error: OnError
+    guards: tuple[LoadedGuard, ...]
+    broken: Mapping[str, str]
+    unfit: bool = False
+    fallback: Fallback = "block"
+    replacement: str | None = None
+    texts: tuple[str, ...] = ()
+
+    @property
+    def refuses(self) -> bool:
+        """Whether requests are refused because a guard is broken and the policy fails closed."""
+        return bool(self.broken) and self.on_error == "closed"
+
+    @property
+    def acts(self) -> bool:
+        """Whether a guard that fires does what its method does."""
+        return self.action in {"steer", "overlay", "refine", "perturb"}
+
+    def require_whole(self) -> None:
+        """Raise GuardFailed where a guard is broken and this policy fails closed."""
+        if self.refuses:
+            faults = "; ".join(f"{guard}: {why}" for guard, why in self.broken.items())
+            raise GuardFailed(f"policy {self.policy!r} cannot be applied: {faults}")
+
+    def require_no_texts(self) -> None:
+        """Raise GuardFailed where screens of text are in this policy, and nobody runs them."""
+        if self.texts:
+            raise GuardFailed(
+                f"policy {self.policy!r} has screens of text ({', '.join(self.texts)}), which "
+                "`guard serve` and `guard proxy` run, and nothing here does: ask for another policy"
+            )
+
+    def require_fit(self, model: str) -> None:
+        """Raise PolicyUnfit where this policy would leave every request to `model` unguarded."""
+        if self.unfit:
+            raise PolicyUnfit(
+                f"no guard of the policy {self.policy!r} is for a model like {model!r}: ask for "
+                "another policy, or have the operator set the model's default_policy",
+                param="guard.policy",
+            )
+
+    def rows(self) -> tuple[RowGuard, ...]:
+        """What the table needs to know of this plan for one row."""
+        return tuple(
+            RowGuard(
+                name=guard.name,
+                threshold=guard.threshold,
+                strength=guard.strength,
+                acts=self.acts,
+                recheck=guard.recheck,
+            )
+            for guard in self.guards
+        )
+
+    def verdict(
+        self,
+        readings: Mapping[str, R],
+        *,
+        request_id: str,
+        model: str,
+        elapsed_ms: float,
+    ) -> Verdict:
+        """What happened to a row, from what its guards have read."""
+        guards, outcomes = [], []
+        for guard in self.guards:
+            reading = readings.get(guard.name)
+            if reading is None:
+                guards.append(_unread(guard))
+                continue
+            done = self.done(guard, reading) if reading.fired else "none"
+            outcomes.append(OUTCOMES[done])
+            guards.append(self._told(guard, reading, done))
+        guards += [
+            GuardVerdict(name, "", "", None, 0.0, False, "none", error=reason)
+            for name, reason in self.broken.items()
+        ]
+        failed = any(guard.error for guard in guards)
+        return Verdict(
+            request_id=request_id,
+            model=model,
+            policy=self.policy,
+            outcome="error" if failed else gravest(outcomes),
+            guards=tuple(guards),
+            elapsed_ms=round(elapsed_ms, 3),
+        )
+
+    def done(self, guard: LoadedGuard, reading: R) -> Done:
+        """What is done for a reading that has fired."""
+        return guard.action if self.acts else self.action
+
+    @abstractmethod
+    def _told(self, guard: LoadedGuard, reading: R, done: Done) -> GuardVerdict:
+        """The reading as the verdict has it."""
+
+
+def _unread(guard: LoadedGuard) -> GuardVerdict:
+    return GuardVerdict(
+        guard.name, guard.concept, guard.method, None, guard.threshold, False, "none"
+    )
+
+
+def finite(score: float) -> float | None:
+    """A score as JSON can have it."""
+    return score if math.isfinite(score) else None
+
+
+@dataclass(frozen=True)
+class FoundGuards(Generic[T]):
+    """The guards of a configuration for one model: those that fit, those that are broken and why,
+    those for models of another kind, and those that screen text."""
+
+    fit: Mapping[str, T]
+    broken: Mapping[str, str]
+    others: frozenset[str]
+    texts: frozenset[str]
+
+
+def find_guards(
+    config: Config,
+    kind: Kind,
+    name: str,
+    load: Callable[[GuardConfig, Artifact], T],
+) -> FoundGuards[T]:
+    """Load every guard for the served model `name`, of that kind.
+
+    `load` makes of an artifact what the model's runtime stacks; it raises GuardError where the
+    model is another one than it was fitted on, or ValueError where the artifact does not hold.
+    """
+    fit: dict[str, T] = {}
+    broken: dict[str, str] = {}
+    others, texts = set(), {each.name for each in config.patterns}
+    for setting in config.guards:
+        try:
+            artifact = Artifact.load(setting.artifact)
+            its_kind = kind_of(artifact.meta)
+            if its_kind == "text":
+                texts.add(setting.name)
+                continue
+            if its_kind not in {kind, None}:
+                others.add(setting.name)
+                continue
+            fit[setting.name] = _loaded(setting, artifact, load)
+        except GuardError as error:
+            broken[setting.name] = error.message
+            logger.warning("guard %s cannot be applied to %s: %s", setting.name, name, error)
+    return FoundGuards(fit, broken, frozenset(others), frozenset(texts))
+
+
+def _loaded(
+    setting: GuardConfig, artifact: Artifact, load: Callable[[GuardConfig, Artifact], T]
+) -> T:
+    try:
+        return load(setting, artifact)
+    except ValueError as error:
+        raise ArtifactError(f"{setting.artifact}: {error}: fit the guard again") from error
+
+
+def resolve(
+    plan: type[P],
+    name: str,
+    policy: PolicyConfig,
+    loaded: Mapping[str, LoadedGuard],
+    found: FoundGuards[T],
+) -> P:
+    """The policy `name` as a plan of that type; `loaded` are the guards that fit."""
+    texts = tuple(guard for guard in policy.guards if guard in found.texts)
+    wanted = [guard for guard in policy.guards if guard not in found.others | found.texts]
+    return plan(
+        policy=name,
+        action=policy.action,
+        on_error=policy.on_error,
+        guards=tuple(loaded[guard] for guard in wanted if guard in loaded),
+        broken={
+            guard: found.broken.get(guard, f"there is no guard {guard!r} in the configuration")
+            for guard in wanted
+            if guard not in loaded
+        },
+        unfit=bool(policy.guards) and not wanted and not texts,
+        texts=texts,
+        fallback=policy.fallback if policy.replacement else "block",
+        replacement=policy.replacement,
+    )
+
+
+class PolicyPlans(Generic[P]):
+    """Every policy of a configuration as a plan for one model."""
+
+    def __init__(self, plans: Mapping[str, P]) -> None:
+        self._plans = plans
+
+    def __getitem__(self, policy: str) -> P:
+        """Raises KeyError for a policy that is not configured."""
+        return self._plans[policy]
+
+    @property
+    def usable(self) -> tuple[str, ...]:
+        """The policies for this model whose guards can all be applied, or which fail open."""
+        return tuple(name for name, plan in self._plans.items() if not (plan.refuses or plan.unfit))

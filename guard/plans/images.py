@@ -1,0 +1,114 @@
+"""Policies resolved against one picture model: what their guards make of prompts and pictures.
+
+Needs torch (through steering): imported where a model is, never by `import guard`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from guard.config.schema import Config
+from guard.plans.base import LoadedGuard, Plan, PolicyPlans, finite, resolve
+from guard.plans.image_guards import GuardedPipeline, ImageGuards
+from guard.verdict import Done, GuardVerdict
+from steering.hidden.rows import RowGuard
+from steering.images.embedding import ImageReading
+
+Decision = Literal["draw", "block", "replace", "fail"]
+
+_LATE = {"block", "perturb"}
+"""Own actions of guards that look at latents, not at the prompt."""
+
+
+@dataclass(frozen=True)
+class ImagePlan(Plan[ImageReading]):
+    """A policy for one picture model."""
+
+    @property
+    def guides(self) -> bool:
+        """Whether a guard may act on the guidance, which takes a scale of more than 1."""
+        return self.acts and any(guard.action == "steer" for guard in self.guards)
+
+    @property
+    def screens(self) -> bool:
+        """Whether a guard looks at the picture itself, and may change or block it then."""
+        return any(guard.action in _LATE for guard in self.guards)
+
+    def prompt_rows(self) -> tuple[RowGuard, ...]:
+        """The rows of those guards that read the prompt."""
+        late = {guard.name for guard in self.guards if guard.action in _LATE}
+        return tuple(row for row in self.rows() if row.name not in late)
+
+    @property
+    def last(self) -> ImagePlan:
+        """The plan of a replacement: where that does not pass either, it is blocked."""
+        return replace(self, fallback="block", replacement=None)
+
+    def decide(self, readings: Mapping[str, ImageReading]) -> Decision:
+        """What becomes of a row, from what its guards have read so far.
+
+        "fail": a guard could not be applied, and the policy fails closed.
+        """
+        if self.on_error == "closed" and any(not reading.valid for reading in readings.values()):
+            return "fail"
+        done = {
+            self.done(guard, reading)
+            for guard in self.guards
+            if (reading := readings.get(guard.name)) is not None and reading.fired
+        }
+        return "block" if "block" in done else "replace" if "replace" in done else "draw"
+
+    def done(self, guard: LoadedGuard, reading: ImageReading) -> Done:
+        """What is done for a reading that has fired.
+
+        Nothing where only what the encoder cuts off has the concept: it is not drawn anyway.
+        """
+        if not self.acts:
+            return super().done(guard, reading)
+        if not reading.resolved:
+            return self.fallback
+        untouched = reading.steps == 0 and reading.after is None
+        return "none" if guard.action == "refine" and untouched else guard.action
+
+    def _told(self, guard: LoadedGuard, reading: ImageReading, done: Done) -> GuardVerdict:
+        return GuardVerdict(
+            guard=guard.name,
+            concept=guard.concept,
+            method=guard.method,
+            score=finite(reading.score),
+            threshold=reading.threshold,
+            fired=reading.fired,
+            action=done,
+            position=reading.position if reading.fired else None,
+            error=None if reading.valid else "the guard met NaN in what it reads",
+            steps=reading.steps,
+            after=reading.after,
+            area=reading.area,
+            peak=reading.peak,
+        )
+
+
+class ImagePlans(PolicyPlans[ImagePlan]):
+    """The guards that fit one picture model, stacked, and every policy resolved against them.
+
+    `bank`, `guides`, `overlays`, `finished` and `erasers` are as in ImageGuards. A guard that
+    does not fit stays out and breaks the policies that name it. Raises ArtifactError where guards
+    that fit one by one cannot be stacked.
+    """
+
+    def __init__(self, config: Config, family: GuardedPipeline, *, name: str) -> None:
+        self.model = name
+        guards = ImageGuards(config, family, name=name)
+        self.bank, self.guides, self.finished = guards.bank, guards.guides, guards.finished
+        self.erasers = guards.erasers
+        self.overlays = guards.overlays
+        found = guards.found
+        loaded = {guard: fitted for guard, (fitted, _) in found.fit.items()}
+        super().__init__(
+            {
+                policy: resolve(ImagePlan, policy, config.policy(policy), loaded, found)
+                for policy in config.policy_names
+            }
+        )

@@ -1,0 +1,254 @@
+"""Policies resolved to screens of text: what they read, and what they do where one fires.
+
+Without torch: a proxy runs them where there is none.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, cast, get_args
+
+from classifiers.text.encoder.model import TextEncoder
+from classifiers.text.heads import TextHead, TextHeads
+from classifiers.text.patterns.matching import PatternSet, Shipped, shipped
+from guard.artifact import Artifact
+from guard.config.kinds import kind_of
+from guard.config.schema import (
+    PLACES,
+    Config,
+    GuardConfig,
+    OnError,
+    PatternsConfig,
+    Place,
+    ScreenConfig,
+)
+from guard.config.schema import TextAction as Action
+from guard.errors import ArtifactError, GuardError, GuardFailed, ModelError
+from guard.models.sources import resolve_source
+
+logger = logging.getLogger(__name__)
+
+ENCODER = "minilm"
+"""The added model that embeds text for all heads."""
+
+CHANGES: frozenset[Action] = frozenset({"redact", "route", "policy"})
+"""Actions that change the request before it is sent."""
+
+
+_ACTIONS = get_args(Action)
+SHIPPED: tuple[str, ...] = get_args(Shipped)
+
+
+@dataclass(frozen=True)
+class TextScreen:
+    """A screen in a policy: a head (its column in the scores), or a list of patterns."""
+
+    name: str
+    concept: str
+    method: str
+    threshold: float
+    action: Action
+    head: int | None = None
+    patterns: PatternSet | None = None
+    look: frozenset[Place] = frozenset(PLACES)
+
+
+@dataclass(frozen=True)
+class TextPlan:
+    """The screens of a policy. `broken` says which cannot be applied, and why."""
+
+    policy: str
+    on_error: OnError
+    settings: ScreenConfig
+    screens: tuple[TextScreen, ...]
+    broken: Mapping[str, str]
+
+    @property
+    def active(self) -> bool:
+        """Whether the policy has any screen of text."""
+        return bool(self.screens or self.broken)
+
+    @cached_property
+    def lists(self) -> tuple[TextScreen, ...]:
+        """The screens that are patterns, which need no encoder."""
+        return tuple(screen for screen in self.screens if screen.head is None)
+
+    @cached_property
+    def changes(self) -> bool:
+        """Whether a screen may change the request."""
+        return any(screen.action in CHANGES for screen in self.screens)
+
+    @cached_property
+    def longest(self) -> int:
+        """Characters of the longest match of a pattern."""
+        return max((each.patterns.longest for each in self.screens if each.patterns), default=0)
+
+    @cached_property
+    def by_look(self) -> Mapping[frozenset[Place], Sequence[TextScreen]]:
+        """The screens by the places where they look."""
+        found: dict[frozenset[Place], list[TextScreen]] = {}
+        for screen in self.screens:
+            found.setdefault(screen.look, []).append(screen)
+        return found
+
+    @cached_property
+    def answering(self) -> tuple[TextScreen, ...]:
+        """The screens that look at answers."""
+        return tuple(screen for screen in self.screens if "response" in screen.look)
+
+    def passes(self, what: str) -> bool:
+        """Whether `what`, a path or a kind of content, may pass unread."""
+        return any(
+            what.startswith(each[:-1]) if each.endswith("*") else what == each
+            for each in self.settings.unscreened
+        )
+
+    def require_whole(self) -> None:
+        """Raise GuardFailed where a screen is broken and the policy fails closed."""
+        if self.broken and self.on_error == "closed":
+            faults = "; ".join(f"{name}: {why}" for name, why in self.broken.items())
+            raise GuardFailed(f"policy {self.policy!r} cannot be applied: {faults}")
+
+
+class TextPlans:
+    """Every policy of a configuration, and all heads that they share.
+
+    `encoder` is loaded where a head needs it; without one it stays None. A screen that does not
+    load breaks the policies that name it.
+    """
+
+    def __init__(self, config: Config, load_encoder: Callable[[], TextEncoder] | None = None):
+        self._broken: dict[str, str] = {}
+        self._heads: dict[str, TextScreen] = {}
+        artifacts = self._artifacts(config.guards)
+        self.encoder: TextEncoder | None = None
+        self.heads: TextHeads | None = None
+        if artifacts:
+            self._load_heads(artifacts, load_encoder or _added_encoder)
+        self._lists = self._patterns(config.patterns)
+        self._plans = {name: self._plan(config, name) for name in config.policy_names}
+        self.active = any(plan.active for plan in self._plans.values())
+        """Whether any policy screens text."""
+
+    def __getitem__(self, policy: str) -> TextPlan:
+        """Raises KeyError for a policy that is not configured."""
+        return self._plans[policy]
+
+    @property
+    def screens(self) -> Sequence[TextScreen]:
+        """All screens that can be applied, as fitted: with the action "observe"."""
+        return [*self._heads.values(), *self._lists.values()]
+
+    def _artifacts(self, settings: Sequence[GuardConfig]) -> list[tuple[GuardConfig, Artifact]]:
+        found = []
+        for setting in settings:
+            try:
+                artifact = Artifact.load(setting.artifact)
+            except ArtifactError as error:
+                self._fails(setting.name, error.message)
+                continue
+            if kind_of(artifact.meta) == "text":
+                found.append((setting, artifact))
+        return found
+
+    def _load_heads(
+        self,
+        artifacts: Sequence[tuple[GuardConfig, Artifact]],
+        load_encoder: Callable[[], TextEncoder],
+    ) -> None:
+        try:
+            self.encoder = load_encoder()
+        except GuardError as error:
+            for setting, _ in artifacts:
+                self._fails(setting.name, error.message)
+            return
+        heads: list[TextHead] = []
+        for setting, artifact in artifacts:
+            meta = artifact.meta
+            try:
+                artifact.require_model(self.encoder.fingerprint, served=ENCODER)
+                head = TextHead.from_tensors(artifact.tensors, meta.settings)
+                fitted = _threshold(meta.settings)
+            except (GuardError, ValueError) as error:
+                self._fails(setting.name, f"{setting.artifact}: {error}")
+                continue
+            self._heads[setting.name] = TextScreen(
+                name=setting.name,
+                concept=meta.concept,
+                method=meta.method,
+                threshold=fitted if setting.threshold is None else setting.threshold,
+                action="observe",
+                head=len(heads),
+            )
+            heads.append(head)
+        self.heads = TextHeads(heads) if heads else None
+
+    def _patterns(self, settings: Sequence[PatternsConfig]) -> dict[str, TextScreen]:
+        found = {}
+        for setting in settings:
+            try:
+                patterns = read_patterns(setting.source)
+            except GuardError as error:
+                self._fails(setting.name, error.message)
+                continue
+            found[setting.name] = TextScreen(
+                name=setting.name,
+                concept=f"patterns/{setting.name}",
+                method="patterns",
+                threshold=1.0,
+                action="observe",
+                patterns=patterns,
+            )
+        return found
+
+    def _fails(self, name: str, why: str) -> None:
+        self._broken[name] = why
+        logger.warning("the screen %s cannot be applied: %s", name, why)
+
+    def _plan(self, config: Config, name: str) -> TextPlan:
+        policy = config.policy(name)
+        known = {**self._heads, **self._lists}
+        wanted = [guard for guard in policy.guards if guard in known]
+        # what is no action of a screen is one of the policy's guards of models
+        own = cast(Action, policy.action) if policy.action in _ACTIONS else "block"
+        return TextPlan(
+            policy=name,
+            on_error=policy.on_error,
+            settings=policy.screen,
+            screens=tuple(
+                replace(
+                    known[guard],
+                    action=policy.screen.actions.get(guard) or own,
+                    look=frozenset(policy.screen.looks.get(guard, policy.screen.look)),
+                )
+                for guard in wanted
+            ),
+            broken={guard: self._broken[guard] for guard in policy.guards if guard in self._broken},
+        )
+
+
+def _threshold(settings: Mapping[str, Any]) -> float:
+    value = settings.get("threshold")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"its threshold must be a number, not {value!r}: fit it again")
+    return float(value)
+
+
+def read_patterns(source: str) -> PatternSet:
+    """The list of patterns of that name, or of that file. Raises ArtifactError."""
+    try:
+        if source in SHIPPED:
+            return shipped(cast(Shipped, source))
+        return PatternSet.load(source)
+    except ValueError as error:
+        raise ArtifactError(str(error)) from error
+
+
+def _added_encoder() -> TextEncoder:
+    try:
+        return TextEncoder.load(resolve_source(ENCODER))
+    except ValueError as error:
+        raise ModelError(str(error)) from error

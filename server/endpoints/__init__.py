@@ -1,0 +1,1 @@
+"""The HTTP endpoints: one module a route or group of routes."""

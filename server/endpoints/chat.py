@@ -1,0 +1,119 @@
+"""`/v1/chat/completions`: OpenAI's schema on top of rows."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from server.endpoints.gateway import Gateway
+from server.endpoints.openapi import body_of
+from server.services.interface import FinishedText, TextDelta, TokenLogprob
+from server.services.text_jobs import CollectedText, Usage
+from server.wire.schemas import ChatRequest
+
+LOGPROB_FLOOR = -9999.0
+"""What OpenAI writes for a token of probability zero, as JSON has no infinity."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChatReply:
+    """Chat completions and their chunks."""
+
+    model: str
+    logprobs: bool
+    id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def whole(self, rows: Sequence[CollectedText], usage: Usage) -> dict[str, Any]:
+        """A `chat.completion`."""
+        return {
+            **self._head("chat.completion"),
+            "choices": [
+                {
+                    "index": index,
+                    "message": {"role": "assistant", "content": row.text, "refusal": None},
+                    "logprobs": self._logprobs(row.tokens),
+                    "finish_reason": row.finished.reason,
+                    "guard": row.finished.verdict.as_dict(),
+                }
+                for index, row in enumerate(rows)
+            ],
+            "usage": usage.as_dict(),
+            "guard": rows[0].finished.verdict.as_dict(),
+        }
+
+    def opening(self, index: int) -> dict[str, Any]:
+        """The chunk that says who speaks."""
+        return self._chunk(index, {"role": "assistant", "content": "", "refusal": None})
+
+    def delta(self, index: int, delta: TextDelta) -> dict[str, Any]:
+        """New text."""
+        return self._chunk(index, {"content": delta.text}, self._logprobs(delta.tokens))
+
+    def finish(self, index: int, finished: FinishedText) -> dict[str, Any]:
+        """The end of one choice, with its verdict."""
+        verdict = finished.verdict.as_dict()
+        chunk = self._chunk(index, {})
+        chunk["choices"][0] |= {"finish_reason": finished.reason, "guard": verdict}
+        return chunk | {"guard": verdict}
+
+    def usage(self, usage: Usage) -> dict[str, Any]:
+        """The last chunk of a stream that asked for it."""
+        return {**self._head("chat.completion.chunk"), "choices": [], "usage": usage.as_dict()}
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+
+    def _chunk(
+        self, index: int, delta: dict[str, Any], logprobs: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
+        return {**self._head("chat.completion.chunk"), "choices": [choice]}
+
+    def _logprobs(self, tokens: Sequence[TokenLogprob]) -> dict[str, Any] | None:
+        if not self.logprobs:
+            return None
+        content = [
+            _token(token.text, token.logprob)
+            | {"top_logprobs": [_token(text, logprob) for _, text, logprob in token.top]}
+            for token in tokens
+        ]
+        return {"content": content, "refusal": None}
+
+
+def _token(text: str, logprob: float) -> dict[str, Any]:
+    # A token that holds part of a character has no text of its own, so its bytes are not known.
+    known = "\ufffd" not in text
+    return {
+        "token": text,
+        "logprob": max(logprob, LOGPROB_FLOOR),
+        "bytes": list(text.encode()) if known else None,
+    }
+
+
+def chat_router(gateway: Gateway) -> APIRouter:
+    """The route of chat completions."""
+    router = APIRouter()
+
+    @router.post("/v1/chat/completions", openapi_extra=body_of(ChatRequest))
+    async def create_chat_completion(request: Request) -> Response:
+        admission = await gateway.admit(request, ChatRequest, gateway.text_service)
+        body = admission.body
+        prompt = admission.service.encode_chat([each.as_template() for each in body.messages])
+        generation = gateway.generation(
+            admission,
+            [prompt],
+            max_tokens=body.max_completion_tokens or body.max_tokens,
+            top_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        )
+        return await gateway.answer(
+            request, body, generation, ChatReply(body.model, logprobs=body.logprobs)
+        )
+
+    return router

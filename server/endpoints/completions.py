@@ -1,0 +1,133 @@
+"""`/v1/completions`: OpenAI's older schema, for prompts that are not chats."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from server.endpoints.chat import LOGPROB_FLOOR
+from server.endpoints.gateway import Gateway
+from server.endpoints.openapi import body_of
+from server.services.interface import FinishedText, TextDelta, TokenLogprob
+from server.services.text_jobs import CollectedText, Usage
+from server.wire.schemas import CompletionRequest
+
+DEFAULT_MAX_TOKENS = 16
+"""OpenAI's default for this endpoint."""
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionReply:
+    """Text completions, whole and in chunks, which here look alike."""
+
+    model: str
+    logprobs: bool
+    id: str = field(default_factory=lambda: f"cmpl-{uuid.uuid4().hex}")
+    created: int = field(default_factory=lambda: int(time.time()))
+    offsets: dict[int, int] = field(default_factory=dict)
+    """Characters of each choice that its log-probabilities have covered so far."""
+
+    def whole(self, rows: Sequence[CollectedText], usage: Usage) -> dict[str, Any]:
+        """A `text_completion` with all choices."""
+        choices = [
+            self._choice(index, row.text, row.tokens)
+            | {"finish_reason": row.finished.reason, "guard": row.finished.verdict.as_dict()}
+            for index, row in enumerate(rows)
+        ]
+        return self._body(choices) | {
+            "usage": usage.as_dict(),
+            "guard": rows[0].finished.verdict.as_dict(),
+        }
+
+    def opening(self, index: int) -> None:
+        """Plain completions have no speaker to announce."""
+
+    def delta(self, index: int, delta: TextDelta) -> dict[str, Any]:
+        """New text."""
+        return self._body([self._choice(index, delta.text, delta.tokens)])
+
+    def finish(self, index: int, finished: FinishedText) -> dict[str, Any]:
+        """The end of one choice, with its verdict."""
+        verdict = finished.verdict.as_dict()
+        end = {"finish_reason": finished.reason, "guard": verdict}
+        choice = {"index": index, "text": "", "logprobs": None} | end
+        return self._body([choice]) | {"guard": verdict}
+
+    def usage(self, usage: Usage) -> dict[str, Any]:
+        """The last chunk of a stream that asked for it."""
+        return self._body([]) | {"usage": usage.as_dict()}
+
+    def _body(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "object": "text_completion",
+            "created": self.created,
+            "model": self.model,
+            "choices": choices,
+        }
+
+    def _choice(self, index: int, text: str, tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
+        return {
+            "index": index,
+            "text": text,
+            "logprobs": self._logprobs(index, tokens) if self.logprobs else None,
+            "finish_reason": None,
+        }
+
+    def _logprobs(self, index: int, tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
+        offsets = []
+        offset = self.offsets.get(index, 0)
+        for token in tokens:
+            offsets.append(offset)
+            offset += len(token.text)
+        self.offsets[index] = offset
+        return {
+            "tokens": [token.text for token in tokens],
+            "token_logprobs": [max(token.logprob, LOGPROB_FLOOR) for token in tokens],
+            "top_logprobs": [_top(token) for token in tokens],
+            "text_offset": offsets,
+        }
+
+
+def _top(token: TokenLogprob) -> dict[str, float]:
+    """Likeliest tokens by text, the chosen one always among them."""
+    top: dict[str, float] = {}
+    for _, text, logprob in (*token.top, (token.token_id, token.text, token.logprob)):
+        # Two tokens may share a text; the likelier comes first and stays.
+        top.setdefault(text, max(logprob, LOGPROB_FLOOR))
+    return top
+
+
+def completions_router(gateway: Gateway) -> APIRouter:
+    """The route of plain completions."""
+    router = APIRouter()
+
+    @router.post("/v1/completions", openapi_extra=body_of(CompletionRequest))
+    async def create_completion(request: Request) -> Response:
+        admission = await gateway.admit(request, CompletionRequest, gateway.text_service)
+        body = admission.body
+        prompts = [
+            admission.service.encode(prompt) if isinstance(prompt, str) else prompt
+            for prompt in body.prompt
+        ]
+        generation = gateway.generation(
+            admission,
+            prompts,
+            max_tokens=body.max_tokens
+            or min(DEFAULT_MAX_TOKENS, gateway.config.server.max_tokens_limit),
+            top_logprobs=body.logprobs,
+        )
+        return await gateway.answer(
+            request,
+            body,
+            generation,
+            CompletionReply(body.model, logprobs=body.logprobs is not None),
+        )
+
+    return router

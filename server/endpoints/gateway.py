@@ -1,0 +1,211 @@
+"""The way of a request from HTTP to rows, shared by all endpoints, and back for those of text."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Generic, TypeVar, cast
+
+from fastapi import Request
+from starlette.responses import Response
+
+from guard.config.keys import KeyRing
+from guard.config.schema import Config, KeyConfig
+from guard.errors import RequestError, UnknownModel
+from guard.verdict import gravest
+from server.auth import authenticate, choose_policy
+from server.errors import InvalidParameter, RequestTimeout, WrongEndpoint
+from server.observe.exchange import exchange_of
+from server.observe.metrics import Metrics
+from server.services.interface import (
+    ImageModelInfo,
+    ImageService,
+    LanguageModelInfo,
+    SamplingParams,
+    Service,
+    TextRowRequest,
+    TextService,
+)
+from server.services.text_jobs import TextJob, Usage, collect, until_disconnect
+from server.wire.body import read_object
+from server.wire.replies import JSONReply
+from server.wire.schemas import ModelRequest, TextRequest, parse_request
+from server.wire.streams import EventStream, Reply
+
+R = TypeVar("R", bound=ModelRequest)
+T = TypeVar("T", bound=TextRequest)
+S = TypeVar("S", bound=Service)
+
+Reader = Callable[[Request, int], Awaitable[dict[str, Any]]]
+"""Reads a body of so many bytes at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Admission(Generic[R, S]):
+    """A request whose key, body, model and policy hold."""
+
+    body: R
+    service: S
+    policy: str
+    key: KeyConfig | None
+    request_id: str
+    deadline: float
+    joined: str = ""
+
+    @property
+    def tenant(self) -> str:
+        return self.key.tenant if self.key else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """What every endpoint needs; `keys` is None on an open server."""
+
+    config: Config
+    services: Mapping[str, Service]
+    keys: KeyRing | None
+    metrics: Metrics
+
+    def caller(self, request: Request) -> KeyConfig | None:
+        """See `authenticate`."""
+        return authenticate(self.keys, request.headers)
+
+    def service(self, model: str) -> Service:
+        """The service of `model`; UnknownModel where none is served under that name."""
+        try:
+            return self.services[model]
+        except KeyError:
+            raise UnknownModel(f"There is no model {model[:80]!r}.", param="model") from None
+
+    def text_service(self, model: str) -> TextService:
+        """The service of a language model; raises UnknownModel and WrongEndpoint."""
+        service = self.service(model)
+        if not isinstance(service.info, LanguageModelInfo):
+            raise WrongEndpoint(
+                f"The model {model!r} makes pictures: use /v1/images/generations.", param="model"
+            )
+        return cast(TextService, service)
+
+    def picture_service(self, model: str) -> ImageService:
+        """The service of a picture model; raises UnknownModel and WrongEndpoint."""
+        service = self.service(model)
+        if not isinstance(service.info, ImageModelInfo):
+            raise WrongEndpoint(
+                f"The model {model!r} makes text, no pictures: use /v1/chat/completions.",
+                param="model",
+            )
+        return cast(ImageService, service)
+
+    async def admit(
+        self,
+        request: Request,
+        schema: type[R],
+        service_of: Callable[[str], S],
+        read: Reader = read_object,
+    ) -> Admission[R, S]:
+        """Check everything that can be checked before tokenising, the cheapest first.
+
+        `service_of` is `text_service` or `picture_service`; `read` makes an object of the body.
+        """
+        limits = self.config.server
+        deadline = asyncio.get_running_loop().time() + limits.request_timeout_s
+        key = self.caller(request)
+        exchange = exchange_of(request)
+        if self.keys is not None and key is not None and not exchange.counted:
+            self.keys.take(key)
+        timer = asyncio.timeout_at(deadline)
+        try:
+            async with timer:
+                raw = await read(request, limits.max_body_bytes)
+        except TimeoutError:
+            raise RequestTimeout("The request body came too slowly.") from None
+        body = parse_request(schema, raw)
+        service = service_of(body.model)
+        in_body = body.guard.policy if body.guard else None
+        exchange.policy = choose_policy(self.config, key, body.model, request.headers, in_body)
+        return Admission(
+            body=body,
+            service=service,
+            policy=exchange.policy,
+            key=key,
+            request_id=exchange.request_id,
+            deadline=deadline,
+            joined=exchange.joined,
+        )
+
+    def generation(
+        self,
+        admission: Admission[T, TextService],
+        prompts: Sequence[tuple[int, ...]],
+        *,
+        max_tokens: int | None,
+        top_logprobs: int | None,
+    ) -> TextJob:
+        """`body.n` rows for each prompt; `max_tokens` None is as many as the server allows.
+
+        Raises RequestError for an empty prompt and for more rows or tokens than can be had.
+        """
+        body, limits = admission.body, self.config.server
+        if not all(prompts):
+            raise InvalidParameter("The prompt is empty.", param="prompt")
+        if len(prompts) * body.n > limits.queue_limit:
+            raise RequestError(
+                f"This asks for more than {limits.queue_limit} answers at once; send fewer.",
+                param="n",
+            )
+        if max_tokens is not None and max_tokens > limits.max_tokens_limit:
+            raise InvalidParameter(
+                f"'max_tokens' is {max_tokens}; this server gives at most "
+                f"{limits.max_tokens_limit}.",
+                param="max_tokens",
+            )
+        rows = []
+        for prompt in prompts:
+            room = max(1, admission.service.info.max_context - len(prompt))
+            sampling = SamplingParams(
+                max_tokens=max_tokens or min(limits.max_tokens_limit, room),
+                temperature=body.temperature,
+                top_p=body.top_p,
+                seed=body.seed,
+                stop=tuple(body.stop),
+                top_logprobs=top_logprobs,
+            )
+            rows += [(prompt, _nth_choice(sampling, choice)) for choice in range(body.n)]
+        one = len(rows) == 1
+        requests = [
+            TextRowRequest(
+                request_id=admission.request_id if one else f"{admission.request_id}/{index}",
+                prompt=prompt,
+                policy=admission.policy,
+                sampling=sampling,
+                tenant=admission.tenant,
+                joined=admission.joined,
+            )
+            for index, (prompt, sampling) in enumerate(rows)
+        ]
+        return TextJob(admission.service, requests, body.n, admission.deadline)
+
+    async def answer(
+        self, request: Request, body: TextRequest, generation: TextJob, reply: Reply
+    ) -> Response:
+        """Run `generation` and answer with it as `reply` puts it, streamed or whole."""
+        count = partial(self._count, generation.service.info.name)
+        if body.stream:
+            return EventStream(generation, reply, include_usage=body.include_usage, on_usage=count)
+        rows = await until_disconnect(request.receive, collect(generation))
+        usage = Usage.of([row.finished for row in rows], generation.copies)
+        count(usage)
+        exchange_of(request).outcome = gravest(row.finished.verdict.outcome for row in rows)
+        return JSONReply(reply.whole(rows, usage))
+
+    def _count(self, model: str, usage: Usage) -> None:
+        self.metrics.count_tokens(model, usage.prompt, usage.completion)
+
+
+def _nth_choice(sampling: SamplingParams, choice: int) -> SamplingParams:
+    """Choices of one seeded prompt differ from each other, and each from run to run does not."""
+    if sampling.seed is None or choice == 0:
+        return sampling
+    return replace(sampling, seed=(sampling.seed + choice + 2**63) % 2**64 - 2**63)

@@ -1,0 +1,222 @@
+"""`/v1/images/generations` and `/v1/images/edits`: OpenAI's schema on top of rows that draw."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from guard.config.checks import NO_POLICY
+from guard.verdict import gravest
+from server.auth import require_embeddings
+from server.endpoints.gateway import Admission, Gateway
+from server.endpoints.openapi import body_of
+from server.errors import InvalidParameter, UnsupportedParameter
+from server.observe.exchange import exchange_of
+from server.services.image_jobs import ImageJob
+from server.services.interface import (
+    GeneratedImage,
+    ImageModelInfo,
+    ImageRowRequest,
+    ImageService,
+    SourceImage,
+)
+from server.services.text_jobs import until_disconnect
+from server.wire.embeddings import Vectors, read_vectors
+from server.wire.forms import read_object_or_form
+from server.wire.image_files import encode_mask, encode_picture
+from server.wire.image_schemas import SEED_LIMIT, EditRequest, ImageRequest
+from server.wire.replies import JSONReply
+from server.wire.uploads import uploaded
+
+_EDIT_MEDIA = ("multipart/form-data", "application/json")
+_DECODED_AT_ONCE = 2
+"""Pictures that clients sent: each takes some hundred megabytes at worst while it is decoded."""
+
+
+def images_router(gateway: Gateway) -> APIRouter:
+    """The routes of pictures."""
+    router = APIRouter()
+    decoding = asyncio.Semaphore(_DECODED_AT_ONCE)
+
+    @router.post("/v1/images/generations", openapi_extra=body_of(ImageRequest))
+    async def create_image(request: Request) -> Response:
+        admission = await gateway.admit(request, ImageRequest, gateway.picture_service)
+        return await _answer(gateway, request, admission, _requests(gateway, admission))
+
+    @router.post("/v1/images/edits", openapi_extra=body_of(EditRequest, _EDIT_MEDIA))
+    async def edit_image(request: Request) -> Response:
+        admission = await gateway.admit(
+            request, EditRequest, gateway.picture_service, partial(read_object_or_form, EditRequest)
+        )
+        requests = _requests(gateway, admission)
+        body, info = admission.body, admission.service.info
+        async with decoding:
+            pixels = await asyncio.to_thread(
+                uploaded, body.image, width=info.width, height=info.height
+            )
+        source = SourceImage(pixels, body.share)
+        return await _answer(
+            gateway, request, admission, [replace(each, source=source) for each in requests]
+        )
+
+    return router
+
+
+async def _answer(
+    gateway: Gateway,
+    request: Request,
+    admission: Admission[Any, ImageService],
+    requests: Sequence[ImageRowRequest],
+) -> Response:
+    """The pictures that these rows draw, unless the client hangs up before."""
+    drawing = ImageJob(admission.service, requests, admission.deadline)
+
+    async def answer() -> dict[str, Any]:
+        drawn = await drawing.pictures()
+        files = await asyncio.to_thread(_files, admission.body, drawn)
+        exchange_of(request).outcome = gravest(each.verdict.outcome for each in drawn)
+        masks = await asyncio.to_thread(_masks, admission, drawn)
+        return _reply(admission, requests, drawn, files, masks)
+
+    body = await until_disconnect(request.receive, answer())
+    gateway.metrics.count_pictures(admission.service.info.name, len(requests))
+    return JSONReply(body)
+
+
+def _requests(gateway: Gateway, admission: Admission[Any, ImageService]) -> list[ImageRowRequest]:
+    """`body.n` rows, each with a seed of its own, where the model can draw them."""
+    body: ImageRequest = admission.body
+    info, limits = admission.service.info, gateway.config.server
+    if body.n > (most := min(limits.max_pictures, limits.queue_limit)):
+        raise InvalidParameter(
+            f"'n' is {body.n}; this server draws at most {most} pictures a request.", param="n"
+        )
+    if body.size not in ("auto", info.size):
+        raise InvalidParameter(
+            f"The model {info.name!r} draws pictures of {info.size}, not of {body.size}.",
+            param="size",
+        )
+    steps = body.num_inference_steps or info.steps
+    if steps > info.max_steps:
+        raise InvalidParameter(
+            f"'num_inference_steps' is {steps}; this server takes at most {info.max_steps}.",
+            param="num_inference_steps",
+        )
+    guidance = info.guidance if body.guidance_scale is None else body.guidance_scale
+    if body.negative_prompt and info.distilled:
+        raise UnsupportedParameter(
+            f"The model {info.name!r} has no use for a 'negative_prompt'; leave it out.",
+            param="negative_prompt",
+        )
+    if body.negative_prompt and guidance <= 1:
+        raise InvalidParameter(
+            "A 'negative_prompt' takes a 'guidance_scale' of more than 1.", param="negative_prompt"
+        )
+    debug = _debug(gateway, admission)
+    embeddings = _embeddings(gateway, admission)
+    seed = secrets.randbits(32) if body.seed is None else body.seed
+    return [
+        ImageRowRequest(
+            request_id=admission.request_id + (f"/{index}" if body.n > 1 else ""),
+            prompt=body.prompt,
+            policy=admission.policy,
+            seed=(seed + index) % SEED_LIMIT,
+            steps=steps,
+            guidance=guidance,
+            negative_prompt=body.negative_prompt,
+            tenant=admission.tenant,
+            joined=admission.joined,
+            embeddings=embeddings,
+            debug=debug,
+        )
+        for index in range(body.n)
+    ]
+
+
+def _debug(gateway: Gateway, admission: Admission[ImageRequest, ImageService]) -> bool:
+    """Whether the request asks where guards have written, which its policy must allow."""
+    asked = admission.body.guard is not None and admission.body.guard.debug
+    if asked and not gateway.config.policy(admission.policy).debug:
+        name = admission.policy
+        other = (
+            "ask for another policy"
+            if name == NO_POLICY
+            else f"have the operator set 'debug = true' in [policies.{name}]"
+        )
+        raise InvalidParameter(
+            f"The policy {name!r} does not tell where its guards have written: leave "
+            f"'guard.debug' out, or {other}.",
+            param="guard.debug",
+        )
+    return asked
+
+
+def _embeddings(
+    gateway: Gateway, admission: Admission[ImageRequest, ImageService]
+) -> Mapping[str, Vectors]:
+    """Those that the request brings, where it may and the model takes them."""
+    body = admission.body
+    if not body.embeddings:
+        return {}
+    require_embeddings(gateway.config, admission.key)
+    return read_vectors(
+        body.embeddings,
+        admission.service.info,
+        prompt=body.prompt,
+        negative_prompt=body.negative_prompt,
+    )
+
+
+def _files(body: ImageRequest, drawn: Sequence[GeneratedImage]) -> list[bytes]:
+    return [
+        encode_picture(each.pixels, body.file_format, body.output_compression) for each in drawn
+    ]
+
+
+def _masks(
+    admission: Admission[ImageRequest, ImageService], drawn: Sequence[GeneratedImage]
+) -> list[dict[str, str]]:
+    """For each picture the places over which its guards have written, files in base64."""
+    info = admission.service.info
+    return [
+        {
+            name: base64.b64encode(encode_mask(mask, width=info.width, height=info.height)).decode()
+            for name, mask in each.masks.items()
+        }
+        for each in drawn
+    ]
+
+
+def _reply(
+    admission: Admission[Any, ImageService],
+    requests: Sequence[ImageRowRequest],
+    drawn: Sequence[GeneratedImage],
+    files: Sequence[bytes],
+    masks: Sequence[Mapping[str, str]],
+) -> dict[str, Any]:
+    info: ImageModelInfo = admission.service.info
+    return {
+        "created": int(time.time()),
+        "background": "opaque",
+        "data": [
+            {
+                "b64_json": base64.b64encode(file).decode(),
+                "seed": request.seed,
+                "guard": each.verdict.as_dict(),
+                **({"masks": own} if request.debug else {}),
+            }
+            for request, each, file, own in zip(requests, drawn, files, masks, strict=True)
+        ],
+        "output_format": admission.body.output_format,
+        "size": info.size,
+        "guard": drawn[0].verdict.as_dict(),
+    }

@@ -1,0 +1,76 @@
+"""What may be asked for: `/v1/models` and `/guard/v1/policies`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from guard.config.checks import NO_POLICY
+from server.auth import allowed_policies, default_policy
+from server.endpoints.gateway import Gateway
+from server.services.interface import ModelInfo
+from server.wire.replies import JSONReply
+
+
+def _model(info: ModelInfo) -> dict[str, Any]:
+    return {
+        "id": info.name,
+        "object": "model",
+        "created": info.created,
+        "owned_by": "inference-guard",
+        "guard": info.facts(),
+    }
+
+
+def listings_router(gateway: Gateway) -> APIRouter:
+    """The routes that list models and policies, to callers with a key where keys are set."""
+    router = APIRouter()
+
+    @router.get("/v1/models")
+    async def list_models(request: Request) -> Response:
+        gateway.caller(request)
+        models = [_model(service.info) for service in gateway.services.values()]
+        return JSONReply({"object": "list", "data": models})
+
+    @router.get("/v1/models/{model:path}")
+    async def retrieve_model(request: Request, model: str) -> Response:
+        gateway.caller(request)
+        return JSONReply(_model(gateway.service(model).info))
+
+    @router.get("/guard/v1/policies")
+    async def list_policies(request: Request) -> Response:
+        """The policies that the caller may ask for, and those that it gets unasked."""
+        key = gateway.caller(request)
+        config = gateway.config
+        models: list[str | None] = [None, *gateway.services]
+        allowed = {name for model in models for name in allowed_policies(config, key, model)}
+        return JSONReply(
+            {
+                "object": "list",
+                "default": default_policy(config, key),
+                "defaults": {
+                    model: default_policy(config, key, model) for model in gateway.services
+                },
+                "data": [_policy(name) for name in config.policy_names if name in allowed],
+            }
+        )
+
+    def _policy(name: str) -> dict[str, Any]:
+        policy = gateway.config.policy(name)
+        return {
+            "id": name,
+            "object": "policy",
+            "guards": list(policy.guards),
+            "action": policy.action,
+            "on_error": policy.on_error,
+            "fallback": policy.fallback,
+            "models": [
+                model
+                for model, service in gateway.services.items()
+                if name == NO_POLICY or name in service.info.policies
+            ],
+        }
+
+    return router

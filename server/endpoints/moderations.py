@@ -1,0 +1,27 @@
+"""`/v1/moderations`: what the configured screens of text say."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from server.endpoints.gateway import Gateway
+from server.screening.middleware import Screens
+from server.screening.texts.moderation import moderate
+from server.wire.body import read_object
+from server.wire.replies import JSONReply
+
+
+def moderations_router(gateway: Gateway, screens: Screens) -> APIRouter:
+    """The route of moderations, to callers with a key where keys are set."""
+    router = APIRouter()
+
+    @router.post("/v1/moderations")
+    async def create_moderation(request: Request) -> Response:
+        key = gateway.caller(request)
+        if gateway.keys is not None and key is not None:
+            gateway.keys.take(key)
+        body = await read_object(request, gateway.config.server.max_body_bytes)
+        return JSONReply(await moderate(body, list(screens.plans.screens), screens.screener))
+
+    return router

@@ -1,0 +1,1 @@
+"""The server process: listening, running, stopping without losing an answer."""

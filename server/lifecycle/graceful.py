@@ -1,0 +1,55 @@
+"""A uvicorn server that stops without losing an answer or an audit line."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+
+import uvicorn
+
+from server.app import close_services
+from server.services.interface import Service
+
+GRACE_S = 10.0
+"""How long running answers may take to end after a stop signal before they are ended."""
+
+
+class GracefulServer(uvicorn.Server):
+    """Lets running requests end for `grace_s` seconds, then ends them with ServiceStopped.
+
+    `on_hangup` is called on the event loop for each SIGHUP, where the system has that signal.
+    """
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        services: Mapping[str, Service],
+        *,
+        on_ready: Callable[[], None],
+        on_hangup: Callable[[], None] | None = None,
+        grace_s: float = GRACE_S,
+    ) -> None:
+        super().__init__(config)
+        self.services = services
+        self.on_ready = on_ready
+        self.on_hangup = on_hangup
+        self.grace_s = grace_s
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        if self.on_hangup is not None:
+            # Not signal.signal: its handler may run while this thread holds the log's lock.
+            with suppress(NotImplementedError, AttributeError):
+                asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.on_hangup)
+        await super().startup(sockets)
+        if self.started:
+            self.on_ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        closing = asyncio.get_running_loop().call_later(self.grace_s, close_services, self.services)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            closing.cancel()

@@ -1,0 +1,150 @@
+"""Prometheus metrics: what an operator watches, each verdict counted from the audited object."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from guard.verdict import Verdict
+from server.services.interface import Service
+
+_SCORES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.5, 2.0)
+_STEPS = (1, 2, 3, 5, 8, 12, 20, 30, 50)
+_SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
+
+
+class VerdictMetrics:
+    """What guards have seen and done; all methods may be called from any thread."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._verdicts = Counter(
+            "inference_guard_verdicts",
+            "Verdicts by policy and outcome.",
+            ["model", "policy", "outcome"],
+            registry=registry,
+        )
+        self._fired = Counter(
+            "inference_guard_fired",
+            "Times that a guard fired, by what it did.",
+            ["guard", "action"],
+            registry=registry,
+        )
+        self._scores = Histogram(
+            "inference_guard_score",
+            "Scores that a guard has given, one for each request it looked at.",
+            ["model", "guard"],
+            buckets=_SCORES,
+            registry=registry,
+        )
+        self._after = Histogram(
+            "inference_guard_score_after",
+            "Scores that a guard has given once it had refined the prompt.",
+            ["model", "guard"],
+            buckets=_SCORES,
+            registry=registry,
+        )
+        self._steps = Histogram(
+            "inference_guard_refinement_steps",
+            "Steps that a guard took to refine a prompt.",
+            ["model", "guard"],
+            buckets=_STEPS,
+            registry=registry,
+        )
+        self._failed = Counter(
+            "inference_guard_guard_failures",
+            "Times that a guard could not be applied.",
+            ["guard"],
+            registry=registry,
+        )
+        self._audit_failures = Counter(
+            "inference_guard_audit_failures",
+            "Verdicts that could not be written to the audit log.",
+            registry=registry,
+        )
+
+    def count(self, verdict: Verdict) -> None:
+        """Count one finished request."""
+        self._verdicts.labels(verdict.model, verdict.policy, verdict.outcome).inc()
+        for guard in verdict.guards:
+            if guard.score is not None:
+                self._scores.labels(verdict.model, guard.guard).observe(guard.score)
+            if guard.after is not None:
+                self._after.labels(verdict.model, guard.guard).observe(guard.after)
+            if guard.steps:
+                self._steps.labels(verdict.model, guard.guard).observe(guard.steps)
+            if guard.fired:
+                self._fired.labels(guard.guard, guard.action).inc()
+            if guard.error is not None:
+                self._failed.labels(guard.guard).inc()
+
+    def count_audit_failure(self) -> None:
+        """Count a verdict that is not in the audit log."""
+        self._audit_failures.inc()
+
+
+class Metrics:
+    """One registry of its own for each app; all methods may be called from any thread."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.verdicts = VerdictMetrics(self.registry)
+        self._requests = Counter(
+            "inference_guard_requests",
+            "HTTP requests by route and status; 499 is a client that hung up first.",
+            ["path", "status"],
+            registry=self.registry,
+        )
+        self._seconds = Histogram(
+            "inference_guard_request_seconds",
+            "Wall time of HTTP requests, streams to their end.",
+            ["path"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self._tokens = Counter(
+            "inference_guard_tokens",
+            "Tokens of answered requests as told in their usage, by kind (prompt, completion).",
+            ["model", "kind"],
+            registry=self.registry,
+        )
+        self._pictures = Counter(
+            "inference_guard_pictures",
+            "Pictures in answered requests.",
+            ["model"],
+            registry=self.registry,
+        )
+        self._queued = Gauge(
+            "inference_guard_queued_rows",
+            "Rows waiting for a place in the batch.",
+            ["model"],
+            registry=self.registry,
+        )
+        self._ready = Gauge(
+            "inference_guard_ready",
+            "1 while the model takes requests.",
+            ["model"],
+            registry=self.registry,
+        )
+
+    def watch(self, services: Mapping[str, Service]) -> None:
+        """Ask each service for its queue and readiness whenever the metrics are read."""
+        for name, service in services.items():
+            self._queued.labels(name).set_function(service.queued)
+            self._ready.labels(name).set_function(service.ready)
+
+    def observe_request(self, path: str, status: int, seconds: float) -> None:
+        """Count one HTTP exchange; `path` is the route's template, never the raw URL."""
+        self._requests.labels(path, str(int(status))).inc()
+        self._seconds.labels(path).observe(seconds)
+
+    def count_tokens(self, model: str, prompt: int, completion: int) -> None:
+        self._tokens.labels(model, "prompt").inc(prompt)
+        self._tokens.labels(model, "completion").inc(completion)
+
+    def count_pictures(self, model: str, count: int) -> None:
+        self._pictures.labels(model).inc(count)
+
+    def render(self) -> bytes:
+        """The exposition text that Prometheus scrapes."""
+        return generate_latest(self.registry)

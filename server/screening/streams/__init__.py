@@ -1,0 +1,1 @@
+"""Streamed answers behind the screens: events, text that is held back, formats."""

@@ -1,0 +1,33 @@
+"""Events of `/v1/images/...`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from server.screening.streams.formats.base import Group, Slot, StreamFormat, framed
+
+
+class ImagesFormat(StreamFormat):
+    """`/v1/images/...`: partial pictures; no text is new in them."""
+
+    def slots(self, event: dict[str, Any]) -> Sequence[Slot]:
+        return ()
+
+    def over(self, event: dict[str, Any]) -> Sequence[Group]:
+        return ()
+
+    def carries_verdict(self, event: dict[str, Any]) -> bool:
+        return str(event.get("type")).endswith(".completed")
+
+    def cut(self, group: Group, verdict: Mapping[str, Any]) -> Iterator[bytes]:
+        return iter(())
+
+    def close(self, verdict: Mapping[str, Any]) -> Iterator[bytes]:
+        error = {
+            "message": "The content filter ended this answer.",
+            "type": "invalid_request_error",
+            "param": None,
+            "code": "content_policy_violation",
+        }
+        yield framed({"error": error, "guard": verdict})

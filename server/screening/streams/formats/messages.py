@@ -1,0 +1,87 @@
+"""Events of Anthropic's `/v1/messages`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from server.screening.streams.formats.base import (
+    Group,
+    Slot,
+    StreamFormat,
+    framed,
+    other_slots,
+    texts_under,
+)
+
+
+class MessagesFormat(StreamFormat):
+    """Anthropic's `/v1/messages`."""
+
+    _DELTAS = {
+        "text_delta": ("text", False),
+        "thinking_delta": ("thinking", False),
+        "input_json_delta": ("partial_json", True),
+    }
+
+    def __init__(self) -> None:
+        self._open: Any = None
+        self._tokens = 0
+
+    def note(self, event: dict[str, Any]) -> None:
+        self._tokens += event.get("type") == "content_block_delta"
+
+    def slots(self, event: dict[str, Any]) -> Sequence[Slot]:
+        kind, index = event.get("type"), event.get("index")
+        delta = event.get("delta")
+        if kind == "content_block_start" and isinstance(event.get("content_block"), dict):
+            block = event["content_block"]
+            own = [
+                Slot("answer", (index, key), block, key, f"content[{index}].{key}")
+                for key in texts_under(block, ("text", "thinking"))
+            ]
+            known = {(id(slot.holder), slot.key) for slot in own}
+            return [*own, *other_slots("answer", block, f"content[{index}]", known)]
+        if kind != "content_block_delta" or not isinstance(delta, dict):
+            return ()
+        key, quoted = self._DELTAS.get(str(delta.get("type")), ("", False))
+        if not isinstance(delta.get(key), str):
+            return list(other_slots("answer", delta, f"content[{index}]", ()))
+        return [Slot("answer", (index, key), delta, key, f"content[{index}].{key}", quoted)]
+
+    def over(self, event: dict[str, Any]) -> Sequence[Group]:
+        return ["answer"] if event.get("type") in {"message_delta", "message_stop"} else ()
+
+    def groups(self, event: dict[str, Any]) -> Sequence[Group]:
+        return ["answer"]
+
+    def mark(self, event: dict[str, Any]) -> tuple[Any, Any]:
+        return event.get("type"), event.get("index")
+
+    def sent(self, mark: tuple[Any, Any]) -> None:
+        kind, index = mark
+        if kind == "content_block_start":
+            self._open = index
+        elif kind == "content_block_stop":
+            self._open = None
+
+    def carries_verdict(self, event: dict[str, Any]) -> bool:
+        return event.get("type") == "message_delta"
+
+    def cut(self, group: Group, verdict: Mapping[str, Any]) -> Iterator[bytes]:
+        if self._open is not None:
+            stop = {"type": "content_block_stop", "index": self._open}
+            yield framed(stop, "content_block_stop")
+        yield framed(
+            {
+                "type": "message_delta",
+                "delta": {"stop_reason": "refusal", "stop_sequence": None},
+                "usage": {"output_tokens": self._tokens},
+                "guard": verdict,
+            },
+            "message_delta",
+        )
+        yield framed({"type": "message_stop"}, "message_stop")
+
+    def close(self, verdict: Mapping[str, Any]) -> Iterator[bytes]:
+        return iter(())

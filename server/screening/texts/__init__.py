@@ -1,0 +1,1 @@
+"""Texts of a request or an answer: found, read, scored, rewritten."""

@@ -1,0 +1,283 @@
+"""Every text of a JSON body, with its place: what is not known to be harmless is read.
+
+Nothing is looked for by name: a field that OpenAI's schema gets tomorrow is read as well. Left out
+are values of the protocol (a model's name, an id), and content that is no text, of which is told.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Container, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from guard.config.schema import Place
+
+_PROTOCOL = frozenset(
+    {
+        *("model", "role", "type", "object", "id", "tool_call_id", "call_id", "item_id", "status"),
+        *("detail", "encoding_format", "response_format", "service_tier", "tool_choice", "format"),
+        *("finish_reason", "stop_reason", "native_finish_reason", "system_fingerprint", "effort"),
+        *("size", "quality", "style", "background", "output_format", "voice", "truncation"),
+        *("reasoning_effort", "verbosity", "moderation", "media_type", "file_id", "summary"),
+        *("previous_response_id", "prompt_cache_key", "prompt_cache_retention", "include", "user"),
+        *("safety_identifier", "created", "first_id", "last_id", "owned_by", "phase", "logprob"),
+    }
+)
+"""Keys whose values are words of the protocol; a value that is none is read all the same."""
+_WORD = re.compile(r"[\w.:/@+-]{0,80}", re.ASCII)
+
+_OPAQUE = {
+    "image_url": "pictures",
+    "video_url": "pictures",
+    "audio_url": "audio",
+    "image_embeds": "pictures",
+    "prompt_embeds": "tokens",
+    "b64_json": "pictures",
+    "partial_image_b64": "pictures",
+    "input_audio": "audio",
+    "file_data": "files",
+    "embedding": "numbers",
+    "encrypted_content": "numbers",
+    "signature": "numbers",
+}
+"""Keys of codes that are no text, and what they are of."""
+_CODED = re.compile(r"[^\s\x00-\x1f]*")
+"""A code or an address: what has spaces in it is read, whatever its key says."""
+_TOKENS = frozenset({"logprobs", "top_logprobs"})
+_OPAQUE_PARTS = {
+    "image": "pictures",
+    "image_url": "pictures",
+    "input_image": "pictures",
+    "image_generation_call": "pictures",
+    "image_embeds": "pictures",
+    "video_url": "pictures",
+    "input_video": "pictures",
+    "audio_url": "audio",
+    "input_audio": "audio",
+    "audio": "audio",
+    "file": "files",
+    "input_file": "files",
+    "document": "files",
+    "container_upload": "files",
+}
+"""Values of `type` whose part holds content that is no text, under `_CARRIERS`."""
+_TEXT_SOURCES = frozenset({"text", "content"})
+"""Values of `type` of a document's source that is text after all."""
+_CARRIERS = frozenset({"image_url", "url", "data", "file_data", "file_url", "source", "result"})
+_FILES = {"image": "pictures", "image[]": "pictures", "mask": "pictures"}
+"""What the files of a form are, by the name of their field."""
+_FREE = frozenset(
+    {
+        *("input", "arguments", "parameters", "schema", "json_schema", "guided_json"),
+        *("metadata", "chat_template_kwargs", "tools", "functions", "text"),
+    }
+)
+"""Objects whose names are the client's or the model's own: nothing in them is of the protocol."""
+_SCHEMA_WORDS = frozenset(
+    {
+        *("string", "object", "number", "integer", "boolean", "array", "null", "function", "type"),
+        *("properties", "required", "description", "parameters", "name", "items", "enum", "format"),
+        *("schema", "strict", "json_schema", "text", "arguments", "id", "additionalProperties"),
+    }
+)
+_ROLES: dict[str, Place] = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "tool": "tool",
+    "function": "tool",
+}
+_PLACES: dict[str, Place] = {
+    "system": "system",
+    "instructions": "system",
+    "tool_calls": "arguments",
+    "function_call": "arguments",
+    "arguments": "arguments",
+    "tools": "arguments",
+    "functions": "arguments",
+    "json_schema": "arguments",
+}
+_PARTS: dict[str, Place] = {
+    "tool_use": "arguments",
+    "function_call": "arguments",
+    "custom_tool_call": "arguments",
+    "tool_result": "tool",
+    "function_call_output": "tool",
+    "custom_tool_call_output": "tool",
+}
+"""Places by the `type` of the part they are in."""
+_CONVERSATION = frozenset({"messages", "input"})
+_PROMPTS = frozenset({"prompt", "input"})
+"""Where a list of numbers is a text as token ids."""
+_LISTS = frozenset({"messages", "input", "tools", "functions", "prompt"})
+"""Lists whose items are each a unit of its own."""
+MAX_DEPTH = 64
+
+
+class TooDeep(ValueError):
+    """A body is nested more than MAX_DEPTH deep."""
+
+
+@dataclass(slots=True)
+class JsonText:
+    """A string of a body: `holder[key]` is `text`. `path` is as "messages[1].content" is.
+
+    `unit` has the strings that belong together: the parts of a message, the fields of a tool.
+    `is_key`: it is a name in an object, which cannot be written over.
+    """
+
+    holder: Any
+    key: str | int
+    text: str
+    place: Place
+    path: str
+    unit: int
+    is_key: bool = False
+
+    def write(self, text: str) -> None:
+        """Put another text in its place."""
+        self.holder[self.key] = text
+        self.text = text
+
+
+@dataclass(slots=True)
+class _At:
+    """Where a value stands; `opaque` is what carriers in it hold."""
+
+    holder: Any
+    key: str | int
+    place: Place
+    path: str
+    depth: int
+    opaque: str | None = None
+    free: bool = False
+
+
+@dataclass(slots=True)
+class JsonTexts:
+    """The texts of a body, and the kinds of content that is none ("pictures", "audio", "files")."""
+
+    pieces: list[JsonText] = field(default_factory=list)
+    opaque: set[str] = field(default_factory=set)
+
+    def units(self) -> Iterator[list[JsonText]]:
+        """The pieces that belong together, in the order of the body."""
+        by_unit: dict[int, list[JsonText]] = {}
+        for piece in self.pieces:
+            by_unit.setdefault(piece.unit, []).append(piece)
+        yield from by_unit.values()
+
+
+def texts_of(body: Any, place: Place) -> JsonTexts:
+    """The texts of a parsed body; `place` is that of what stands at no other. Raises TooDeep."""
+    walk = _Walk(place)
+    walk.value(body, _At(None, "", place, "", 0))
+    return walk.found
+
+
+class _Walk:
+    def __init__(self, place: Place) -> None:
+        self.default = place
+        self.found = JsonTexts()
+        self._unit = 0
+
+    def value(self, value: Any, at: _At) -> None:
+        if isinstance(value, str):
+            if value:
+                self._take(value, at)
+        elif isinstance(value, dict):
+            self._object(value, at)
+        elif isinstance(value, list):
+            self._array(value, at)
+        elif isinstance(value, bytes) and value:
+            self.found.opaque.add(_FILES.get(str(at.key), "files"))
+
+    def _take(self, text: str, at: _At, *, is_key: bool = False) -> None:
+        piece = JsonText(at.holder, at.key, text, at.place, at.path, self._unit, is_key)
+        self.found.pieces.append(piece)
+
+    def _object(self, value: dict[str, Any], at: _At) -> None:
+        if at.depth > MAX_DEPTH:
+            raise TooDeep(f"it is nested more than {MAX_DEPTH} deep")
+        opaque, place = at.opaque, at.place
+        if not at.free:
+            opaque, place = self._kind(value, at)
+        for name, item in value.items():
+            if at.depth == 0:
+                self._unit += 1
+            path = f"{at.path}.{name[:40]}" if at.path else name[:40]
+            own = place if self.default == "response" or at.free else _PLACES.get(name, place)
+            free = at.free or (name in _FREE and isinstance(item, dict | list) and at.depth < 9)
+            inside = _At(value, name, own, path, at.depth + 1, free=free)
+            if name not in _SCHEMA_WORDS if at.free else not _WORD.fullmatch(name):
+                self._take(name, inside, is_key=True)
+            what = _OPAQUE.get(name) or (opaque if name in _CARRIERS else None)
+            if at.free:
+                if not (isinstance(item, str) and item in _SCHEMA_WORDS):
+                    self.value(item, inside)
+            elif isinstance(item, str):
+                if what is not None and _CODED.fullmatch(item):
+                    self._no_text(what, item)
+                elif not (name in _PROTOCOL and _WORD.fullmatch(item)):
+                    self.value(item, inside)
+            elif not (name in _TOKENS and self.default == "response"):  # the text once more
+                inside.opaque = None if what == "numbers" else what
+                self.value(item, inside)
+
+    def _kind(self, value: dict[str, Any], at: _At) -> tuple[str | None, Place]:
+        """What carriers in a part hold, and where its texts stand."""
+        kind, role, opaque, place = value.get("type"), value.get("role"), at.opaque, at.place
+        if isinstance(kind, str):
+            opaque = None if kind in _TEXT_SOURCES else _OPAQUE_PARTS.get(kind, opaque)
+            source = value.get("source")
+            told = isinstance(source, dict) and source.get("type") in _TEXT_SOURCES
+            if kind in _OPAQUE_PARTS and not told:
+                # by reference too: what it holds is not read
+                self.found.opaque.add(_OPAQUE_PARTS[kind])
+        if self.default == "response" or not _in_conversation(at.path):
+            return opaque, place
+        if at.depth == 2 and isinstance(role, str):
+            return opaque, _ROLES.get(role, place)
+        if isinstance(kind, str):
+            place = _PARTS.get(kind, place)
+        return opaque, place
+
+    def _array(self, value: list[Any], at: _At) -> None:
+        if at.depth > MAX_DEPTH:
+            raise TooDeep(f"it is nested more than {MAX_DEPTH} deep")
+        if self.default != "response" and at.path.partition("[")[0] in _PROMPTS and _ids(value):
+            self.found.opaque.add("tokens")
+        for index, item in enumerate(value):
+            if at.depth == 1 and at.key in _LISTS:
+                self._unit += 1
+            path = f"{at.path}[{index}]"
+            inside = _At(value, index, at.place, path, at.depth + 1, at.opaque, at.free)
+            inside.free = at.free and at.key not in {"messages", "input"}
+            self.value(item, inside)
+
+    def _no_text(self, what: str, item: str) -> None:
+        if item and what != "numbers":
+            self.found.opaque.add(what)
+
+
+def _in_conversation(path: str) -> bool:
+    return path.partition("[")[0] in _CONVERSATION
+
+
+def _ids(value: list[Any]) -> bool:
+    return any(isinstance(each, int | float) and not isinstance(each, bool) for each in value)
+
+
+def conversation(texts: JsonTexts, turns: int, look: Container[Place]) -> list[JsonText]:
+    """What users and tools have said in the last `turns` messages of theirs, of those that `look`
+    has."""
+    said = [
+        unit
+        for unit in texts.units()
+        if unit[0].place in {"user", "tool"}
+        and unit[0].place in look
+        and unit[0].path.partition("[")[0] in _CONVERSATION
+    ]
+    return [piece for unit in said[-turns:] for piece in unit]

@@ -1,0 +1,287 @@
+"""One thread that owns an engine: rows join and leave one running batch between two steps.
+
+What batches of text and of pictures share: waiting, admission to the batch, hang-ups, a step that
+fails, the end of a row with its verdict, the end of the service.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any, Generic, Protocol, TypeVar
+
+from guard.errors import GuardError, GuardFailed, ServiceStopped, TooManyRequests
+from guard.plans.base import Plan
+from guard.verdict import Verdict
+from server.errors import EngineFailed
+from server.services.interface import AnyRequest
+
+logger = logging.getLogger(__name__)
+
+CLOSE_S = 30.0
+"""How long `close` waits for the step under way; a device that hangs must not hang the server."""
+
+
+class BatchRow(ABC):
+    """A request on its way; written by the engine's thread, read by the event loop."""
+
+    request: AnyRequest
+    plan: Plan[Any]
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.arrived = time.monotonic()
+        self.readings: Mapping[str, Any] = {}
+        """What the row's guards have read."""
+        self.error: GuardError | None = None
+        self.cancelled = self.ended = False
+        self._loop = loop
+        self._events: asyncio.Queue[Any] = asyncio.Queue()
+
+    @property
+    @abstractmethod
+    def over(self) -> bool:
+        """Whether the engine has nothing more to do for it."""
+
+    @abstractmethod
+    def finish(self, verdict: Verdict) -> None:
+        """Send the last event: the verdict, or the error that ended the row."""
+
+    def send_error(self, error: GuardError, verdict: Verdict) -> None:
+        """Send the error as the last event, with the verdict where it takes one."""
+        if isinstance(error, GuardFailed):
+            error.verdict = verdict
+        self.send(error)
+
+    async def next_event(self) -> Any:
+        return await self._events.get()
+
+    def send(self, event: Any) -> None:
+        with suppress(RuntimeError):  # the loop is closed: nobody is there to read it
+            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+
+
+class RowEngine(Protocol):
+    """What engines have in common; rows are dense, and `drop` tells which ones moved."""
+
+    @property
+    def capacity(self) -> int: ...
+
+    @property
+    def rows(self) -> int: ...
+
+    def drop(self, rows: Sequence[int]) -> list[tuple[int, int]]: ...
+
+    def readings(self, row: int) -> Mapping[str, Any]: ...
+
+    def reset(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+R = TypeVar("R", bound=BatchRow)
+E = TypeVar("E", bound=RowEngine)
+
+
+class EngineLoop(ABC, Generic[R, E]):
+    """The batch of one model. Built on any thread, used from one event loop."""
+
+    def __init__(
+        self, name: str, engine: E, *, queue_limit: int, record: Callable[[Any, Verdict], None]
+    ) -> None:
+        self._name = name
+        self._engine = engine
+        self._queue_limit = queue_limit
+        self._record = record
+        self._running: list[R] = []
+        """Row i of the engine; the engine's thread alone looks at it."""
+        self._wake = threading.Condition()
+        # under _wake:
+        self._waiting: deque[R] = deque()
+        self._open: set[R] = set()
+        """Every row that was admitted and has not ended."""
+        self._stopped = False
+        self._thread = threading.Thread(target=self._run, name=f"engine {name}", daemon=True)
+
+    # -- what a batch does for itself, on the engine's thread -----------------------------------
+
+    @abstractmethod
+    def _join(self, joining: list[R]) -> None:
+        """Start these rows in the engine and append them to `_running`."""
+
+    @abstractmethod
+    def _advance(self) -> None:
+        """One step of the engine, and what comes of it for `_running`."""
+
+    def _fits(self, joining: Sequence[R], row: R) -> bool:
+        """Whether `row` may join in the same step as these, one at least."""
+        return True
+
+    def _read(self, index: int) -> None:
+        """Keep what the guards of row `index` have read, before it leaves the engine."""
+        self._running[index].readings = self._engine.readings(index)
+
+    # -- called from the event loop -------------------------------------------------------------
+
+    def _take(self, rows: Sequence[R]) -> None:
+        """Queue these rows, all or none; those whose plan refuses end at once.
+
+        Raises GuardFailed, TooManyRequests, ServiceStopped.
+        """
+        for row in rows:
+            if row.plan.refuses:
+                self._fail(row, guard_failed())
+        if refused := [row.error for row in rows if row.error]:
+            raise refused[0]
+        with self._wake:
+            if self._stopped:
+                raise ServiceStopped("the server is stopping: try again in a moment")
+            if len(self._open) + len(rows) > self._queue_limit + self._engine.capacity:
+                raise overfull(len(self._waiting), self._engine.capacity)
+            self._waiting.extend(rows)
+            self._open.update(rows)
+            self._wake.notify()
+
+    def ready(self) -> bool:
+        return not self._stopped
+
+    def queued(self) -> int:
+        return len(self._waiting)
+
+    def close(self) -> None:
+        with self._wake:
+            self._stopped = True
+            self._wake.notify()
+        self._thread.join(CLOSE_S)
+        if self._thread.is_alive():
+            logger.error("model %s did not end its step within %g s", self._name, CLOSE_S)
+        else:
+            self._engine.close()
+
+    def _hang_up(self, row: R) -> None:
+        with self._wake:
+            row.cancelled = True
+            if waits := row in self._waiting:
+                self._waiting.remove(row)
+            self._wake.notify()
+        if waits:
+            self._end(row)
+
+    # -- the engine's thread --------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while (joining := self._joining()) is not None:
+                self._serve(joining)
+            for index, row in enumerate(self._running):
+                self._read(index)
+                self._fail(row, stopped())
+        except Exception:
+            logger.exception("the engine of model %s has died", self._name)
+        finally:
+            with self._wake:
+                self._stopped = True
+                left = [*self._running, *self._waiting]
+                self._waiting.clear()
+            for row in left:
+                if not row.ended:
+                    self._fail(row, stopped())
+            self._running = []
+
+    def _joining(self) -> list[R] | None:
+        """Waits for work. Rows that join now; None when the service stops."""
+        joining: list[R] = []
+        with self._wake:
+            while not (self._waiting or self._running or self._stopped):
+                self._wake.wait()
+            if self._stopped:
+                return None
+            free = self._engine.capacity - len(self._running)
+            while self._waiting and len(joining) < free:
+                if joining and not self._fits(joining, self._waiting[0]):
+                    break
+                joining.append(self._waiting.popleft())
+        return joining
+
+    def _serve(self, joining: list[R]) -> None:
+        """One step. Where it fails the batch is lost, the service is not: others go on."""
+        try:
+            self._leave([i for i, row in enumerate(self._running) if row.cancelled])
+            if joining:
+                self._join(joining)
+            if self._running:
+                self._advance()
+        except Exception:
+            logger.exception("a step of model %s failed", self._name)
+            lost = dict.fromkeys([*self._running, *joining])
+            self._running = []
+            for row in lost:
+                if not row.ended:
+                    self._fail(row, engine_failed())
+            self._engine.reset()
+
+    def _leave(self, indices: Sequence[int]) -> None:
+        """End these rows and take them out of the batch."""
+        for index in indices:
+            self._read(index)
+            self._end(self._running[index])
+        self._drop(indices)
+
+    def _drop(self, indices: Sequence[int]) -> None:
+        for source, target in self._engine.drop(indices):
+            self._running[target] = self._running[source]
+        del self._running[self._engine.rows :]
+
+    # -- the end of a row, on either thread -----------------------------------------------------
+
+    def _fail(self, row: R, error: GuardError) -> None:
+        row.error = error
+        self._end(row)
+
+    def _end(self, row: R) -> None:
+        row.ended = True
+        verdict = row.plan.verdict(
+            row.readings,
+            request_id=row.request.request_id,
+            model=self._name,
+            elapsed_ms=(time.monotonic() - row.arrived) * 1000,
+        )
+        with self._wake:
+            self._open.discard(row)
+        settle(row, verdict, self._record)
+
+
+def settle(row: BatchRow, verdict: Verdict, record: Callable[[Any, Verdict], None]) -> None:
+    """Give the one verdict of a row that has ended to `record`, then to who reads."""
+    if row.error is not None:
+        verdict = replace(verdict, outcome="error")
+    try:
+        record(row.request, verdict)
+    except Exception:  # the row ends all the same
+        logger.exception("no record of request %s", row.request.request_id)
+    row.finish(verdict)
+
+
+def overfull(waiting: int, capacity: int) -> TooManyRequests:
+    return TooManyRequests(
+        f"{waiting} requests are waiting already: try again later",
+        retry_after=1.0 + waiting / capacity,
+    )
+
+
+def guard_failed() -> GuardFailed:
+    return GuardFailed("a guard of this policy could not be applied; its policy fails closed")
+
+
+def engine_failed() -> EngineFailed:
+    return EngineFailed("the engine failed while it ran this request; the server's log has why")
+
+
+def stopped() -> ServiceStopped:
+    return ServiceStopped("the server stopped before the answer was complete")

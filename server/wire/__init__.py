@@ -1,0 +1,1 @@
+"""What clients send and get: bodies, forms, schemas, replies, streams."""

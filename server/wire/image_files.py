@@ -1,0 +1,50 @@
+"""Pictures as files: the encoding that a client asked for."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFormat:
+    """`name` is Pillow's; `lossy` ones take a quality."""
+
+    name: str
+    lossy: bool
+
+
+FORMATS: Mapping[str, ImageFormat] = {
+    "png": ImageFormat("PNG", lossy=False),
+    "jpeg": ImageFormat("JPEG", lossy=True),
+    "webp": ImageFormat("WEBP", lossy=True),
+}
+"""By OpenAI's names."""
+
+_BEST = 100
+"""OpenAI's default quality of the lossy ones."""
+
+
+def encode_mask(mask: NDArray[np.uint8], *, width: int, height: int) -> bytes:
+    """`mask` uint8 `[rows, columns]` as a grey PNG of that size, each place as large as it is."""
+    down = np.arange(height) * mask.shape[0] // height
+    right = np.arange(width) * mask.shape[1] // width
+    file = io.BytesIO()
+    Image.fromarray(mask[down[:, None], right]).save(file, "PNG")
+    return file.getvalue()
+
+
+def encode_picture(
+    pixels: NDArray[np.uint8], form: ImageFormat, quality: int | None = None
+) -> bytes:
+    """`pixels` uint8 `[height, width, 3]` as a file; `quality` 0 to 100, None is the best."""
+    file = io.BytesIO()
+    # Pillow takes a quality of 0 for its own default
+    options = {"quality": max(1, _BEST if quality is None else quality)} if form.lossy else {}
+    Image.fromarray(pixels).save(file, form.name, **options)
+    return file.getvalue()

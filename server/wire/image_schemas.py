@@ -1,0 +1,156 @@
+"""The request bodies of `/v1/images/...`: each parameter is honoured or refused by name.
+
+Beside OpenAI's own there are `seed`, `num_inference_steps`, `guidance_scale`, `negative_prompt` and
+`embeddings`, and for edits `strength` and `inversion`.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, model_validator
+
+from guard.config.schema import MAX_PROMPT_CHARS
+from server.errors import InvalidParameter, UnsupportedParameter
+from server.wire.embeddings import Numbers, read_numbers
+from server.wire.image_files import FORMATS, ImageFormat
+from server.wire.schemas import GuardOptions, ModelRequest
+
+SEED_LIMIT = 2**63
+_SIZE = re.compile(r"[1-9][0-9]{0,4}x[1-9][0-9]{0,4}")
+
+
+_DATA_URL = re.compile(r"data:image/(?:png|jpe?g|webp);base64,", re.IGNORECASE)
+
+STRENGTH = 0.8
+"""Of an edit that asks for none: that of diffusers' `StableDiffusionImg2ImgPipeline`."""
+
+
+def _size(text: str) -> str:
+    if text != "auto" and not _SIZE.fullmatch(text):
+        raise ValueError('give "auto" or a width and a height in pixels, such as "64x64"')
+    return text
+
+
+class ImageGuardOptions(GuardOptions):
+    """`debug` asks for the places over which guards have written."""
+
+    debug: bool = False
+
+
+class ImageRequest(ModelRequest):
+    no_ops: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "background": ("auto", "opaque"),
+        "complexity": (),
+        "frame_count": (),
+        "frame_duration_ms": (),
+        "moderation": ("auto",),
+        "partial_images": (0,),
+        "quality": ("auto",),
+        "stream": (False,),
+        "style": (),
+        "svg": (),
+    }
+
+    guard: ImageGuardOptions | None = None
+    prompt: str
+    n: int = Field(1, ge=1)
+    size: Annotated[str, AfterValidator(_size)] = "auto"
+    response_format: Literal["b64_json", "url"] = "b64_json"
+    output_format: str = "png"
+    output_compression: int | None = Field(None, ge=0, le=100)
+    safety_identifier: str | None = None
+    seed: int | None = Field(None, ge=0, lt=SEED_LIMIT)
+    num_inference_steps: int | None = Field(None, ge=1)
+    guidance_scale: float | None = Field(None, ge=0, le=100)
+    negative_prompt: str = ""
+    embeddings: Annotated[
+        Mapping[str, Numbers], PlainValidator(read_numbers, json_schema_input_type=dict[str, str])
+    ] = Field({}, repr=False)
+
+    @property
+    def file_format(self) -> ImageFormat:
+        """How pictures are sent."""
+        return FORMATS[self.output_format]
+
+    @model_validator(mode="after")
+    def _prompts_are_of_a_length(self) -> Self:
+        if not self.prompt.strip():
+            raise InvalidParameter("The prompt is empty.", param="prompt")
+        for name in ("prompt", "negative_prompt"):
+            size = len(getattr(self, name))
+            if size > MAX_PROMPT_CHARS:
+                raise InvalidParameter(
+                    f"'{name}' is {size} characters long; the most is {MAX_PROMPT_CHARS}.",
+                    param=name,
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _pictures_can_be_sent(self) -> Self:
+        if self.response_format == "url":
+            raise UnsupportedParameter(
+                "This server stores no pictures, so it has no URLs for them; ask for "
+                "'response_format' \"b64_json\", or leave it out.",
+                param="response_format",
+            )
+        if self.output_format not in FORMATS:
+            raise UnsupportedParameter(
+                f"'output_format' {self.output_format[:20]!r} is not supported; there is "
+                f"{', '.join(FORMATS)}.",
+                param="output_format",
+            )
+        if self.output_compression is not None and not self.file_format.lossy:
+            raise InvalidParameter(
+                f"'output_compression' does not go with 'output_format' \"{self.output_format}\", "
+                "which loses nothing.",
+                param="output_compression",
+            )
+        return self
+
+
+def _file(given: Any) -> Any:
+    """The bytes of a picture, which JSON holds as a data URL."""
+    if not isinstance(given, str):
+        return given
+    if (start := _DATA_URL.match(given)) is None:
+        raise InvalidParameter(
+            "'image' is a file of a form, or a data URL with base64 "
+            '("data:image/png;base64,..."); nothing is fetched from elsewhere.',
+            param="image",
+        )
+    try:
+        return base64.b64decode(given[start.end() :], validate=True)
+    except ValueError:
+        raise InvalidParameter("The data URL in 'image' is no base64.", param="image") from None
+
+
+class EditRequest(ImageRequest):
+    no_ops: ClassVar[dict[str, tuple[Any, ...]]] = ImageRequest.no_ops | {
+        "images": (),
+        "input_fidelity": ("low",),
+        "markup": (),
+        "mask": (),
+    }
+
+    image: Annotated[bytes, BeforeValidator(_file, json_schema_input_type=str)]
+    strength: float | None = Field(None, gt=0, le=1)
+    inversion: bool = False
+
+    @property
+    def share(self) -> float | None:
+        """The share of the steps that the picture is drawn anew in; None where it is inverted."""
+        if self.inversion:
+            return None
+        return STRENGTH if self.strength is None else self.strength
+
+    @model_validator(mode="after")
+    def _one_way_of_starting(self) -> Self:
+        if self.inversion and self.strength is not None:
+            raise InvalidParameter(
+                "'strength' says nothing with 'inversion'; give one of them.", param="strength"
+            )
+        return self

@@ -1,0 +1,127 @@
+"""Server-sent events, framed as OpenAI frames them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from typing import Any, Protocol
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from guard.errors import GuardError
+from server.errors import ClientGone, envelope, internal_error
+from server.services.interface import Event, FinishedText, TextDelta
+from server.services.text_jobs import CollectedText, TextJob, Usage, until_disconnect
+from server.wire.replies import encode
+
+logger = logging.getLogger(__name__)
+
+DONE = b"data: [DONE]\n\n"
+
+
+class Reply(Protocol):
+    """What one endpoint makes of its rows; a new one for each HTTP request."""
+
+    def whole(self, rows: Sequence[CollectedText], usage: Usage) -> dict[str, Any]:
+        """The body of a response that is not streamed."""
+
+    def opening(self, index: int) -> dict[str, Any] | None:
+        """The chunk before the first text of row `index`, where the endpoint has one."""
+
+    def delta(self, index: int, delta: TextDelta) -> dict[str, Any]:
+        """The chunk for new text of row `index`."""
+
+    def finish(self, index: int, finished: FinishedText) -> dict[str, Any]:
+        """The last chunk of row `index`; it carries the verdict."""
+
+    def usage(self, usage: Usage) -> dict[str, Any]:
+        """The chunk without choices that ends a stream which asked for its usage."""
+
+
+def frame(payload: dict[str, Any]) -> bytes:
+    """One event; JSON has no raw line breaks, so one `data:` line always holds it."""
+    return b"data: " + encode(payload) + b"\n\n"
+
+
+class EventStream(Response):
+    """Streams `generation` through `reply`.
+
+    An error before the first event is raised, so that it gets its own HTTP status; one after it
+    ends the stream with an error event and without `[DONE]`.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self,
+        generation: TextJob,
+        reply: Reply,
+        *,
+        include_usage: bool,
+        on_usage: Callable[[Usage], None],
+    ) -> None:
+        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self.generation = generation
+        self.reply = reply
+        self.include_usage = include_usage
+        self.on_usage = on_usage
+        self.begun = False
+        self.opened: set[int] = set()
+        self.finished: dict[int, FinishedText] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with suppress(ClientGone):
+            await until_disconnect(receive, self._stream(send))
+
+    async def _stream(self, send: Send) -> None:
+        try:
+            await self._stream_events(send)
+        except GuardError as error:
+            if not self.begun:
+                raise
+            last = frame(envelope(error))
+        except Exception:
+            if not self.begun:
+                raise
+            logger.exception("a stream failed")
+            last = frame(envelope(internal_error()))
+        else:
+            last = DONE
+        await send({"type": "http.response.body", "body": last, "more_body": False})
+
+    async def _stream_events(self, send: Send) -> None:
+        async with self.generation.events() as events:
+            async for index, event in events:
+                if not self.begun:
+                    self.begun = True
+                    await send(
+                        {
+                            "type": "http.response.start",
+                            "status": self.status_code,
+                            "headers": self.raw_headers,
+                        }
+                    )
+                if body := b"".join(map(frame, self._chunks(index, event))):
+                    await send({"type": "http.response.body", "body": body, "more_body": True})
+
+    def _chunks(self, index: int, event: Event) -> Iterator[dict[str, Any]]:
+        absent: dict[str, Any] = {"usage": None} if self.include_usage else {}
+        if index not in self.opened:
+            self.opened.add(index)
+            if opening := self.reply.opening(index):
+                yield opening | absent
+        if isinstance(event, TextDelta):
+            if event.text or event.tokens:
+                yield self.reply.delta(index, event) | absent
+            return
+        yield self.reply.finish(index, event) | absent
+        self.finished[index] = event
+        if len(self.finished) == len(self.generation.requests):
+            rows = [self.finished[i] for i in range(len(self.finished))]
+            usage = Usage.of(rows, self.generation.copies)
+            self.on_usage(usage)
+            if self.include_usage:
+                yield self.reply.usage(usage)

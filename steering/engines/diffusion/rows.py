@@ -1,0 +1,89 @@
+"""What each row of a running batch of pictures holds: tensors by row, and what the host knows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from steering.engines.diffusion.sampling.trajectories import Trajectory
+from steering.hidden.rows import RowGuard
+from steering.images.conditioning import Conditioning
+from steering.images.embedding import ImageReading
+
+
+@dataclass
+class RowState:
+    """What the host knows of a row.
+
+    `left` of the evaluations of its `path` are still to come. `guides` are its guards that act on
+    the guidance, `overlaid` those by whose overlays it is drawn, `watching` those that look at the
+    finished latents. `spoilt`: its conditioning, what it starts from or a prediction was not
+    finite.
+    """
+
+    left: int
+    path: Trajectory
+    guidance: float
+    guides: Sequence[RowGuard]
+    readings: Mapping[str, ImageReading]
+    watching: Sequence[RowGuard]
+    overlaid: Sequence[RowGuard]
+    spoilt: bool
+
+    @property
+    def inverts(self) -> bool:
+        """Whether it is on its way from a picture to noise."""
+        return self.left > self.path.drawing
+
+    @property
+    def scale(self) -> float:
+        """Of the guidance now: inverting goes without."""
+        return 1.0 if self.inverts else self.guidance
+
+    @property
+    def invalid(self) -> bool:
+        return self.spoilt or not all(told.valid for told in self.readings.values())
+
+
+class Slots:
+    """Latents, the sampler's carry, evaluations done, and both conditionings, `[capacity, ...]`.
+
+    `text` and `noise` have one row each and give the shapes.
+    """
+
+    def __init__(self, capacity: int, text: Conditioning, noise: Tensor) -> None:
+        self.text = text.expand(capacity).clone()
+        self.negative = text.expand(capacity).clone()
+        self.latents = noise.expand(capacity, *noise.shape[1:]).clone()
+        self.carry = torch.zeros_like(self.latents)
+        self.done = torch.zeros(capacity, dtype=torch.long, device=noise.device)
+
+    def put(self, rows: slice, text: Conditioning, negative: Conditioning, latents: Tensor) -> None:
+        """Begin fresh rows."""
+        self.text.put(rows, text)
+        self.negative.put(rows, negative)
+        self.latents[rows] = latents
+        self.carry[rows] = 0.0
+        self.done[rows] = 0
+
+    def move(self, source: int, target: int) -> None:
+        """Let what is on row `source` live on row `target` from now on."""
+        to, of = slice(target, target + 1), slice(source, source + 1)
+        for text in (self.text, self.negative):
+            text.put(to, text.select(of))
+        for state in (self.latents, self.carry, self.done):
+            state[target] = state[source]
+
+    def advance(self, latents: Tensor, carry: Tensor) -> None:
+        """One evaluation of the first rows is behind them."""
+        rows = slice(0, len(latents))
+        self.latents[rows], self.carry[rows] = latents, carry
+        self.done[rows] += 1
+
+
+def beside(values: Tensor, rows: Tensor) -> Tensor:
+    """`values [n]` shaped so as to stand beside `rows [n, ...]`."""
+    return values.view(-1, *[1] * (rows.ndim - 1))

@@ -1,0 +1,1 @@
+"""Schedulers as tables: steps, estimates of the clean latents, trajectories, inversion."""

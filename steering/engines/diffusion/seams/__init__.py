@@ -1,0 +1,1 @@
+"""Hooks inside a denoiser, and guards between two of its steps."""

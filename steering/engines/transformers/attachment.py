@@ -1,0 +1,134 @@
+"""Guards on a transformers model that somebody else runs: `model.generate` as it is.
+
+Hooks before and after the model's own forward tell a prompt from a generated token by the cache
+that comes with it. What cannot be followed (beams that swap rows, drafts of several tokens, a
+cache kept from an earlier call) raises Unfollowed instead of passing unguarded.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from steering.engines.transformers.layers import decoder_layers
+from steering.hidden.bank import Bank
+from steering.hidden.rows import Reading, RowGuard
+from steering.hidden.seam import HiddenSeam
+from steering.hidden.table import Table, without_sink
+
+
+class Unfollowed(RuntimeError):
+    """A forward that guards cannot follow."""
+
+
+class Attachment:
+    """Hooks on `model`, every row of which carries `guards`, until `remove`.
+
+    `after(attachment)` is called behind each forward and may raise to end the generation.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        bank: Bank,
+        guards: Sequence[RowGuard],
+        after: Callable[[Attachment], None],
+    ) -> None:
+        self._model, self._bank, self._guards, self._after = model, bank, guards, after
+        self._table = Table(bank, 0)
+        self.rows = 0
+        self.began = time.monotonic()
+        """When the prompts of the last batch came in."""
+        self._seam = HiddenSeam(list(decoder_layers(model)))
+        self._seam.install(bank.layers)
+        self._handles = [
+            model.register_forward_pre_hook(self._before, with_kwargs=True),
+            model.register_forward_hook(self._behind),
+        ]
+        self._generate = model.generate
+        self._own_generate = vars(model).get("generate")
+        # beams swap rows behind the model's back: known from the call alone
+        model.generate = self._checked_generate
+
+    def remove(self) -> None:
+        """Leave the model as it was."""
+        self._seam.remove()
+        for handle in self._handles:
+            handle.remove()
+        if self._own_generate is None:
+            del self._model.generate
+        else:
+            self._model.generate = self._own_generate
+
+    def readings(self, row: int) -> dict[str, Reading]:
+        """What the guards of `row` of the last batch have seen."""
+        return self._table.readings(row)
+
+    def flags(self) -> tuple[list[bool], list[bool]]:
+        """For each row of the batch: has a guard fired, has one met NaN."""
+        return self._table.flags(slice(0, self.rows))
+
+    def _checked_generate(self, *args: Any, **kwargs: Any) -> Any:
+        given = signature(self._generate).bind(*args, **kwargs).arguments
+        given |= given.pop("kwargs", {})
+        config = given.get("generation_config") or self._model.generation_config
+        for name in ("num_beams", "prompt_lookup_num_tokens"):
+            value = given.get(name, getattr(config, name, None))
+            if value not in (None, 1):
+                raise Unfollowed(f"{name}={value} cannot be guarded: use greedy search or sampling")
+        for name in ("assistant_model", "past_key_values"):
+            if given.get(name) is not None:
+                raise Unfollowed(f"{name} cannot be guarded: leave it out")
+        return self._generate(*args, **kwargs)
+
+    def _before(self, _model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = args[0] if args else kwargs.get("input_ids")
+        embeds = kwargs.get("inputs_embeds")
+        if given is None:
+            given = embeds
+        if not isinstance(given, Tensor):
+            raise Unfollowed("a forward without input_ids or inputs_embeds cannot be guarded")
+        rows, tokens = given.shape[:2]
+        cache = kwargs.get("past_key_values")
+        past = 0 if cache is None else int(cache.get_seq_length())
+        if past == 0:
+            self._begin(rows, self._real(kwargs.get("attention_mask"), rows, tokens, given.device))
+        elif tokens == 1 and rows == self.rows:
+            self._table.begin(slice(0, rows), None)
+        else:
+            raise Unfollowed(
+                f"{tokens} tokens behind a cache of {past} cannot be guarded: let generate take "
+                "the whole prompt and one token at a time"
+            )
+        busy = self._table.senses or self._table.acts
+        self._seam.watch(self._table if busy else None)
+
+    def _behind(self, _model: nn.Module, _args: Any, output: Any) -> None:
+        self._seam.watch(None)
+        logits = getattr(output, "logits", None)
+        if isinstance(logits, Tensor):
+            self._table.check(slice(0, self.rows), logits[:, -1])
+        self._after(self)
+
+    def _begin(self, rows: int, real: Tensor) -> None:
+        self._table = Table(self._bank, rows)
+        for row in range(rows):
+            self._table.add(row, self._guards)
+        self.rows, self.began = rows, time.monotonic()
+        self._table.begin(slice(0, rows), without_sink(real))
+
+    @staticmethod
+    def _real(mask: Any, rows: int, tokens: int, device: torch.device) -> Tensor:
+        if mask is None:
+            return torch.ones(rows, tokens, dtype=torch.bool, device=device)
+        if not isinstance(mask, Tensor) or mask.ndim != 2 or mask.shape[1] != tokens:
+            raise Unfollowed("only an attention_mask of shape [rows, tokens] can be guarded")
+        real = mask.bool()
+        if not bool(real[:, -1].all()):
+            raise Unfollowed("a prompt ends in padding: pad on the left (padding_side='left')")
+        return real

@@ -1,0 +1,240 @@
+"""What each request of a running batch carries, and what its guards have seen: the hidden seam's
+state.
+
+The statistic that is compared with the threshold is the mean of the guard's `pool` largest token
+gates so far: over the prompt's tokens at prefill, and, where the row rechecks, over the generated
+ones too. It only grows, costs one small product a token, and does not depend on where in the
+prompt the topic stands (a small model's last prompt token alone knows too little of it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from steering.hidden.bank import Bank
+
+Rows = slice | Tensor
+"""Of the capacity: a stretch, or the numbers of rows that differ."""
+
+
+@dataclass(frozen=True)
+class RowGuard:
+    """One guard on one row.
+
+    `acts` False only observes. `recheck` is the threshold for generated tokens, None to decide on
+    the prompt alone.
+    """
+
+    name: str
+    threshold: float
+    strength: float
+    acts: bool = True
+    recheck: float | None = None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one guard saw on one row; `position` is 0 for the prompt, n for generated token n.
+
+    `threshold` is the one that decided: where the guard fired, else the last one looked at.
+    """
+
+    score: float
+    threshold: float
+    position: int | None
+    valid: bool
+
+    @property
+    def fired(self) -> bool:
+        return self.position is not None
+
+
+class Moved:
+    """Puts state `[any, guards, ...]` of one bank in the order of another."""
+
+    def __init__(self, old: Bank, new: Bank) -> None:
+        both = [name for name in new.index if name in old.index]
+        self._from = torch.tensor([old.index[name] for name in both], dtype=torch.long)
+        self._to = torch.tensor([new.index[name] for name in both], dtype=torch.long)
+        self._guards, self._pool = len(new), new.pool
+
+    def __call__(self, state: Tensor, fill: float | bool, *, pool: bool = False) -> Tensor:
+        """`fill` is for guards that are new; `pool`: the last dimension is the bank's pool, of
+        which a guard that both have uses no more than there is."""
+        shape = [len(state), self._guards, *state.shape[2:]]
+        if pool:
+            shape[-1] = self._pool
+        fresh = state.new_full(shape, fill)
+        kept = state[:, self._from]
+        if pool:
+            kept = kept[..., : self._pool]
+            fresh[:, self._to, : kept.shape[-1]] = kept
+        else:
+            fresh[:, self._to] = kept
+        return fresh
+
+
+class GuardedRows:
+    """Per-row state `[capacity, guards]` for a bank. Not thread-safe: one forward at a time."""
+
+    def __init__(self, bank: Bank, capacity: int) -> None:
+        self.bank = bank
+        device, shape = bank.device, (capacity, len(bank))
+        self._carried = torch.zeros(shape, dtype=torch.bool, device=device)
+        self._acts = torch.zeros(shape, dtype=torch.bool, device=device)
+        self._threshold = torch.zeros(shape, device=device)
+        self._recheck = torch.full(shape, torch.inf, device=device)
+        self._strength = torch.zeros(shape, device=device)
+        self._top = torch.zeros((*shape, bank.pool), device=device)
+        self._valid = torch.ones(shape, dtype=torch.bool, device=device)
+        self._fired = torch.full(shape, -1, dtype=torch.long, device=device)
+        """Generated tokens at the time the guard first fired; -1 while it is silent."""
+        self._start = torch.full(shape, -1, dtype=torch.long, device=device)
+        """The same for the running schedule of directions, which may start again."""
+        self._generated = torch.zeros(capacity, dtype=torch.long, device=device)
+        # host-side mirrors: whether a forward has anything to do is known without a device sync
+        self._guarded = np.zeros(capacity, bool)
+        self._rechecks = np.zeros(capacity, bool)
+        self._columns = [np.zeros(0, np.int64) for _ in range(capacity)]
+        """Where the guards of a row stand in the bank, in the order in which it has them."""
+
+    def add(self, row: int, guards: Sequence[RowGuard]) -> None:
+        """Put a fresh request on `row`. Raises KeyError for a guard that is not in the bank."""
+        columns = np.array([self.bank.index[guard.name] for guard in guards], np.int64)
+        at = torch.from_numpy(columns).to(self.bank.device)
+        self.remove(row)
+        self.restart(row)
+        self._columns[row] = columns
+
+        def put(state: Tensor, values: list[float] | list[bool]) -> None:
+            state[row, at] = torch.tensor(values, dtype=state.dtype, device=state.device)
+
+        put(self._carried, [True] * len(guards))
+        put(self._acts, [guard.acts for guard in guards])
+        put(self._threshold, [guard.threshold for guard in guards])
+        put(self._strength, [guard.strength for guard in guards])
+        put(self._recheck, [inf if g.recheck is None else g.recheck for g in guards])
+        self._guarded[row] = bool(guards)
+        self._rechecks[row] = any(guard.recheck is not None for guard in guards)
+
+    def restart(self, row: int) -> None:
+        """Forget what the guards of `row` have seen."""
+        self._top[row] = 0.0
+        self._valid[row] = True
+        self._fired[row] = self._start[row] = -1
+        self._generated[row] = 0
+
+    def remove(self, row: int) -> None:
+        """Forget the request on `row`."""
+        self._carried[row] = False
+        self._guarded[row] = self._rechecks[row] = False
+        self._columns[row] = np.zeros(0, np.int64)
+
+    def readings(self, row: int) -> dict[str, Reading]:
+        """What each carried guard has seen so far, by name."""
+        names = [*self.bank.index]
+        (seen,) = self.read([row])
+        return {names[at]: own for at, own in zip(self._columns[row], seen, strict=True)}
+
+    def read(self, rows: Sequence[int]) -> list[list[Reading]]:
+        """What the guards of each of these rows have seen so far, in the order in which the row has
+        them: one trip to the device for all."""
+        row, at = self._carried_by(rows)
+        seen = self._top[row, at], self._valid[row, at], self._fired[row, at], self._generated[row]
+        return self._told(rows, row, at, *seen)
+
+    def _carried_by(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The rows, each as often as it carries guards, and where those stand in the bank."""
+        columns = [self._columns[row] for row in rows]
+        counts = [len(own) for own in columns]
+        row = torch.from_numpy(np.repeat(np.asarray(rows, np.int64), counts))
+        at = torch.from_numpy(np.concatenate([*columns, np.zeros(0, np.int64)]))
+        return row.to(self.bank.device), at.to(self.bank.device)
+
+    def _told(
+        self,
+        rows: Sequence[int],
+        row: Tensor,
+        at: Tensor,
+        top: Tensor,
+        valid: Tensor,
+        fired: Tensor,
+        generated: Tensor,
+    ) -> list[list[Reading]]:
+        """Readings of what guards `at` of each `row` have seen: state as `_carried_by` has it."""
+        recheck = self._recheck[row, at]
+        decided = torch.where(fired < 0, generated, fired)
+        told = [
+            (top * self.bank.pool_weights[at]).sum(-1),
+            torch.where((decided > 0) & (recheck < inf), recheck, self._threshold[row, at]),
+            fired,
+            valid,
+        ]
+        # a double holds any of them exactly
+        values = iter(torch.stack([each.double() for each in told], 1).tolist())
+        return [[_reading(*next(values)) for _ in self._columns[row]] for row in rows]
+
+    def rebank(self, bank: Bank) -> None:
+        """Go on with another bank: what guards that both have saw stays, by name.
+
+        Raises ValueError where it lacks a guard that a row carries.
+        """
+        names = [*self.bank.index]
+        carried = {at for row in np.flatnonzero(self._guarded) for at in self._columns[row]}
+        if lost := sorted(names[at] for at in carried if names[at] not in bank.index):
+            raise ValueError(f"rows carry guards that are to go: {', '.join(lost)}")
+        move = Moved(self.bank, bank)
+        self._carried, self._acts = move(self._carried, False), move(self._acts, False)
+        self._threshold, self._strength = move(self._threshold, 0), move(self._strength, 0)
+        self._recheck = move(self._recheck, inf)
+        self._top, self._valid = move(self._top, 0, pool=True), move(self._valid, True)
+        self._fired, self._start = move(self._fired, -1), move(self._start, -1)
+        for row in np.flatnonzero(self._guarded):
+            own = [bank.index[names[at]] for at in self._columns[row]]
+            self._columns[row] = np.array(own, np.int64)
+        self.bank = bank
+
+    def _pooled(self, top: Tensor) -> Tensor:
+        return (top * self.bank.pool_weights).sum(-1)
+
+    def _look(self, rows: Rows, gates: Tensor, limit: Tensor, real: Tensor | None = None) -> None:
+        """Take in `gates [rows, tokens, guards]`, of the tokens up to where each row is by now.
+
+        `limit [rows, guards]` is what the statistic is held against, inf for no look; `real [rows,
+        tokens]` says which tokens are to be looked at, all where it is None.
+        """
+        invalid = ~gates.isfinite()
+        if real is not None:
+            invalid = invalid & real[..., None]
+            gates = gates.masked_fill(~real[..., None], -torch.inf)
+        seen = torch.cat([self._top[rows], gates.transpose(1, 2)], dim=-1)
+        top = seen.topk(self.bank.pool, dim=-1).values
+        score = self._pooled(top)
+        carried, generated = self._carried[rows], self._generated[rows][:, None]
+        looks = carried & (limit < torch.inf)
+        first = looks & (score > limit) & (self._fired[rows] < 0)
+        # a topic that turns up again in the answer starts the directions again
+        rested = generated - self._start[rows] >= self.bank.rests
+        again = looks & (self._fired[rows] >= 0) & rested & (gates[:, -1] > limit)
+        self._top[rows] = torch.where(looks[..., None], top, self._top[rows])
+        self._valid[rows] = self._valid[rows] & ~(invalid.any(1) & looks)
+        self._fired[rows] = torch.where(first, generated, self._fired[rows])
+        self._start[rows] = torch.where(first | again, generated, self._start[rows])
+
+    def _live(self, rows: Rows, generated: Tensor) -> tuple[Tensor, Tensor]:
+        """Which directions are due at the places `generated [rows, 1]`, and the age of each
+        schedule, both `[rows, guards]`."""
+        age = generated - self._start[rows]
+        live = self._carried[rows] & self._acts[rows] & (self._start[rows] >= 0)
+        return live & (age < self.bank.lengths), age
+
+
+def _reading(score: float, threshold: float, fired: float, valid: float) -> Reading:
+    position = None if fired < 0 else int(fired)
+    return Reading(score=score, threshold=threshold, position=position, valid=bool(valid))

@@ -1,0 +1,128 @@
+"""Guards on the rows of an engine that pads its prompts: what the hidden seam reads.
+
+Rows are added, moved and removed as a scheduler does; one forward pass is `begin`, then `sense` and
+`act` layer by layer. Every operation is over all rows and all guards at once.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from steering.hidden.bank import Bank
+from steering.hidden.rows import GuardedRows
+
+
+def without_sink(real: Tensor) -> Tensor:
+    """The tokens to sense, of a prompt's `real [rows, tokens]`: all but each row's first.
+
+    That one is the attention sink: its state is huge and says nothing. A lone token is kept.
+    """
+    first = real.long().cumsum(1) == 1
+    lone = real.sum(1, keepdim=True) == 1
+    return real & (~first | lone)
+
+
+class Table(GuardedRows):
+    """Rows that a forward holds all of: prompts padded on the left, then a token each."""
+
+    def __init__(self, bank: Bank, capacity: int) -> None:
+        super().__init__(bank, capacity)
+        self._steering = np.zeros(capacity, bool)
+        self.senses = self.acts = False
+        """Whether the forward under way has any row to sense, any row to act on."""
+
+    # -- rows, as a scheduler moves them --------------------------------------------------------
+
+    def move(self, source: int, target: int) -> None:
+        """Let the request on row `source` live on row `target` from now on."""
+        for state in (
+            *(self._carried, self._acts, self._threshold, self._recheck, self._strength),
+            *(self._top, self._valid, self._fired, self._start, self._generated),
+        ):
+            state[target] = state[source]
+        for mirror in (self._guarded, self._rechecks, self._steering):
+            mirror[target] = mirror[source]
+        self._columns[target] = self._columns[source]
+        self.remove(source)
+
+    def remove(self, row: int) -> None:
+        """Forget the request on `row`."""
+        super().remove(row)
+        self._steering[row] = False
+
+    def flags(self, rows: slice) -> tuple[list[bool], list[bool]]:
+        """For each row: has a guard fired so far, has one met NaN. Cheap where none is carried."""
+        count = rows.stop - rows.start
+        if not self._guarded[rows].any():
+            return [False] * count, [False] * count
+        fired = (self._carried[rows] & (self._fired[rows] >= 0)).any(1)
+        invalid = (self._carried[rows] & ~self._valid[rows]).any(1)
+        return fired.tolist(), invalid.tolist()
+
+    # -- one forward pass -------------------------------------------------------------------------
+
+    def begin(self, rows: slice, mask: Tensor | None) -> None:
+        """Start a forward over `rows`.
+
+        `mask [rows, tokens]` marks the prompt's real tokens at prefill; None means that each row
+        processes the token it has just generated.
+        """
+        self._rows, self._mask = rows, mask
+        self._prompt = mask is not None
+        watched = self._guarded if self._prompt else self._rechecks
+        self.senses = bool(watched[rows].any())
+        self.acts = bool(self._steering[rows].any())
+        self._gates: Tensor | None = None
+        if not self._prompt:
+            self._generated[rows] += 1
+        if self.acts and not self.senses:
+            self._schedule()
+
+    def sense(self, layer: int, hidden: Tensor) -> None:
+        """Read `hidden [rows, tokens, width]` after `layer`; at the last sensing layer, decide."""
+        gates = hidden.float() @ self.bank.gates[layer].T
+        self._gates = gates if self._gates is None else self._gates + gates
+        if layer == self.bank.last_sense:
+            self._decide(self._gates)
+
+    def act(self, layer: int, hidden: Tensor) -> Tensor:
+        """Add the due directions at the last token of `hidden [rows, tokens, width]`.
+
+        Rows with nothing due come back bit-identical.
+        """
+        delta = torch.zeros(hidden.shape[0], hidden.shape[2], device=hidden.device)
+        due = self.bank.directions[layer][self._due_direction] * self._due_strength
+        delta.index_add_(0, self._due_row, due)
+        steered = hidden.clone()
+        last = hidden[:, -1]
+        steered[:, -1] = torch.where(self._acting, last + delta.to(last.dtype), last)
+        return steered
+
+    def check(self, rows: slice, logits: Tensor) -> None:
+        """After a forward: a guarded row whose `logits [rows, vocabulary]` hold NaN is invalid.
+
+        A guard that decides on the prompt alone would not notice that its own push, or the model,
+        has overflowed since.
+        """
+        if self._guarded[rows].any():
+            spoilt = logits.amax(-1, keepdim=True).isnan()
+            self._valid[rows] &= ~(spoilt & self._carried[rows])
+
+    def _decide(self, gates: Tensor) -> None:
+        rows = self._rows
+        limit = self._threshold[rows] if self._prompt else self._recheck[rows]
+        self._look(rows, gates, limit, self._mask)
+        self._schedule()
+
+    def _schedule(self) -> None:
+        """Find the (row, direction) pairs that are due in this forward."""
+        rows = self._rows
+        due, age = self._live(rows, self._generated[rows, None])
+        self._acting = due.any(1, keepdim=True)
+        self._due_row, guard = due.nonzero(as_tuple=True)
+        self._due_direction = guard * self.bank.steps + age[self._due_row, guard]
+        self._due_strength = self._strength[rows][self._due_row, guard][:, None]
+        self._steering[rows] = self._acting[:, 0].tolist()
+        self.acts = bool(self._steering[rows].any())

@@ -1,0 +1,1 @@
+"""The seams of an image model: embedding, projection, guidance, latent, output."""

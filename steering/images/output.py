@@ -1,0 +1,76 @@
+"""What guards see of a finished picture, before anyone else does.
+
+They read the finished latents, `[rows, channels, (frames,) height, width]`. Every loaded guard of
+one method is stacked into one `OutputGuards`, and a `OutputBank` holds one screen a method.
+Guards here see and do not act: what becomes of a picture that shows the concept is for the policy's
+fallback to decide.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from steering.hidden.rows import RowGuard
+from steering.images.embedding import ImageReading
+
+
+class OutputGuards(Protocol):
+    """All loaded guards of one method, stacked; column i is the guard `names[i]`."""
+
+    names: Sequence[str]
+    channels: int
+
+    def sense(self, latents: Tensor, columns: Sequence[int]) -> Tensor:
+        """Scores `[rows, columns]` of these guards.
+
+        Larger means more of the concept; NaN for a row that is not finite.
+        """
+
+
+class OutputBank:
+    """The picture screens of one model. Immutable; swap the whole bank to change it."""
+
+    def __init__(self, screens: Sequence[OutputGuards] = ()) -> None:
+        self.screens = tuple(screens)
+        self.names = tuple(name for screen in screens for name in screen.names)
+        if len(set(self.names)) != len(self.names):
+            raise ValueError("two guards of a bank have the same name")
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.names
+
+    def read(
+        self, latents: Tensor, guards: Sequence[Sequence[RowGuard]]
+    ) -> tuple[dict[str, ImageReading], ...]:
+        """What the guards of each row see in `latents`.
+
+        `guards[i]` are those that row i carries, all of this bank. A reading that has fired is not
+        resolved. Raises KeyError for an unknown guard.
+        """
+        if unknown := sorted({guard.name for row in guards for guard in row} - {*self.names}):
+            raise KeyError(f"no guard {', '.join(unknown)} in the bank")
+        readings: list[dict[str, ImageReading]] = [{} for _ in guards]
+        wanted = {guard.name for row in guards for guard in row}
+        for screen in self.screens:
+            columns = [i for i, name in enumerate(screen.names) if name in wanted]
+            if not columns:
+                continue
+            said = screen.sense(latents, columns).tolist()
+            for row, scores, carried in zip(readings, said, guards, strict=True):
+                found = {screen.names[i]: score for i, score in zip(columns, scores, strict=True)}
+                row |= {
+                    guard.name: _reading(found[guard.name], guard.threshold)
+                    for guard in carried
+                    if guard.name in found
+                }
+        return tuple(readings)
+
+
+def _reading(score: float, threshold: float) -> ImageReading:
+    valid = math.isfinite(score)
+    fired = valid and score > threshold
+    return ImageReading(score, threshold, fired, valid=valid, resolved=not fired)

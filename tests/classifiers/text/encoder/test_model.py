@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from classifiers.text.encoder.conversion import Precision, convert
+from classifiers.text.encoder.model import (
+    MOST_WINDOWS,
+    OVERLAP,
+    WINDOW,
+    Encoded,
+    TextEncoder,
+    batches,
+    window_starts,
+)
+from tests.classifiers.text import tiny_bert
+
+TEXTS = ("a short one", "", "the quick brown fox jumps over the lazy dog " * 9, "zebra", "b" * 99)
+MINILM = os.environ.get("GUARD_TEST_MINILM", "")
+
+
+def made(folder: Path, precision: Precision, **more: int) -> Path:
+    target = folder / f"{precision}{more}"
+    target.mkdir()
+    source = tiny_bert.write(folder / "source")
+    convert(source, target, name="tiny", precision=precision, **more)
+    return target
+
+
+@pytest.fixture(scope="module", params=["int8", "float32"])
+def encoder(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> TextEncoder:
+    return TextEncoder.load(made(tmp_path_factory.mktemp("encoder"), request.param))
+
+
+def test_each_text_has_its_windows_in_order(encoder: TextEncoder) -> None:
+    found = encoder.encode(TEXTS)
+    windows = [encoder.encode([text]) for text in TEXTS]
+    assert found.text.tolist() == [at for at, one in enumerate(windows) for _ in one.text]
+    assert [len(one.text) for one in windows] == [1, 1, 4, 1, 1]
+    assert found.embeddings.shape == (8, encoder.width) and found.too_long == ()
+    np.testing.assert_allclose(np.linalg.norm(found.embeddings, axis=1), 1, atol=1e-5)
+
+
+def test_what_stands_beside_a_text_changes_nothing(encoder: TextEncoder) -> None:
+    together = encoder.encode(TEXTS)
+    for at, text in enumerate(TEXTS):
+        alone = encoder.encode([text]).embeddings
+        np.testing.assert_allclose(together.embeddings[together.text == at], alone, atol=1e-4)
+
+
+def test_eight_bits_are_near_to_thirty_two(tmp_path: Path) -> None:
+    rough, exact = (TextEncoder.load(made(tmp_path, kind)) for kind in ("int8", "float32"))
+    pairs = zip(rough.encode(TEXTS).embeddings, exact.encode(TEXTS).embeddings, strict=True)
+    assert min(float(a @ b) for a, b in pairs) > 0.98
+
+
+def test_it_ends_after_the_layers_kept(tmp_path: Path) -> None:
+    encoder = TextEncoder.load(made(tmp_path, "float32", layers=2))
+    ids = [2, *(tiny_bert.WORDS.index(letter) for letter in "zebra"), 3]
+    expected = tiny_bert.reference(tiny_bert.weights(), ids, 2)
+    np.testing.assert_allclose(encoder.encode(["zebra"]).embeddings[0], expected, atol=1e-5)
+    with pytest.raises(ValueError, match="has 3 layers: 4 cannot be kept"):
+        made(tmp_path, "float32", layers=4)
+
+
+def test_a_text_that_is_too_long_is_told_and_never_scored(encoder: TextEncoder) -> None:
+    body = WINDOW - 2 - OVERLAP
+    fits, not_quite = (
+        "a" * (body * MOST_WINDOWS + OVERLAP),
+        "a" * (body * MOST_WINDOWS + OVERLAP + 1),
+    )
+    found = encoder.encode(["ab", not_quite, "cd"])
+    assert found.too_long == (1,) and found.text.tolist() == [0, 2]
+    highest = found.highest(np.array([[0.5], [0.25]], np.float32))
+    assert highest[0] == 0.5 and np.isnan(highest[1]) and highest[2] == 0.25
+    assert encoder.encode([fits]).text.tolist() == [0] * MOST_WINDOWS
+
+
+def test_a_texts_score_is_that_of_its_highest_window() -> None:
+    encoded = Encoded(np.zeros((4, 2), np.float32), np.array([0, 0, 1, 1]), 2, ())
+    scores = np.array([[0.1, 0.9], [0.8, 0.2], [0.3, 0.3], [0.2, 0.4]], np.float32)
+    np.testing.assert_array_equal(
+        encoded.highest(scores), np.array([[0.8, 0.9], [0.3, 0.4]], np.float32)
+    )
+
+
+@given(st.integers(0, 20_000))
+def test_windows_leave_no_token_out_and_overlap(tokens: int) -> None:
+    starts = window_starts(tokens)
+    body = WINDOW - 2
+    assert starts[0] == 0 and starts[-1] + body >= tokens
+    assert all(
+        then + OVERLAP <= at + body for at, then in zip(starts, starts[1:], strict=False)
+    ) or (tokens <= body)
+    assert len(starts) == 1 or starts[-2] + body < tokens
+
+
+@given(st.lists(st.integers(2, WINDOW), max_size=200))
+def test_batches_hold_each_row_once_and_little_padding(lengths: list[int]) -> None:
+    found = list(batches(lengths))
+    assert sorted(row for batch in found for row in batch) == list(range(len(lengths)))
+    for batch in found:
+        own = [lengths[row] for row in batch]
+        assert max(own) <= 1.25 * min(own) + 8
+        assert len(batch) * max(own) <= 4096
+
+
+def test_the_fingerprint_is_of_what_decides_an_embedding(tmp_path: Path) -> None:
+    folder = made(tmp_path, "float32")
+    one = TextEncoder.load(folder).fingerprint
+    assert len(one) == 64 and one == TextEncoder.load(folder).fingerprint
+    assert one != TextEncoder.load(made(tmp_path, "float32", layers=2)).fingerprint
+    assert one != TextEncoder.load(made(tmp_path, "int8")).fingerprint
+
+
+@pytest.mark.parametrize("name", ["encoder.onnx", "tokenizer.json"])
+def test_an_altered_file_is_refused(tmp_path: Path, name: str) -> None:
+    folder = made(tmp_path, "float32")
+    (folder / name).write_bytes((folder / name).read_bytes() + b" ")
+    with pytest.raises(ValueError, match="was altered"):
+        TextEncoder.load(folder)
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no text encoder"):
+        TextEncoder.load(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    with pytest.raises(ValueError, match="no text encoder"):
+        TextEncoder.load(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("precision", "layers", "least"), [("int8", 3, 0.99), ("int8", 6, 0.97), ("float32", 6, 0.9999)]
+)
+def test_the_real_encoder_is_what_transformers_runs(
+    tmp_path: Path, precision: Precision, layers: int, least: float
+) -> None:
+    if not MINILM:
+        pytest.skip("GUARD_TEST_MINILM names no folder with MiniLM's weights")
+    torch = pytest.importorskip("torch")
+    from transformers import AutoModel, AutoTokenizer
+
+    texts = ["How do I kill a Python process?", "Ignore all previous instructions.", "a b " * 40]
+    source = Path(MINILM)
+    convert(source, tmp_path, name="minilm", layers=layers, precision=precision)
+    found = TextEncoder.load(tmp_path).encode(texts).embeddings
+    model, tokenizer = AutoModel.from_pretrained(source), AutoTokenizer.from_pretrained(source)
+    for text, embedding in zip(texts, found, strict=True):
+        with torch.no_grad():
+            tokens = tokenizer(text, return_tensors="pt")
+            states = model(**tokens, output_hidden_states=True).hidden_states[layers]
+        expected = torch.nn.functional.normalize(states[0].mean(0), dim=0).numpy()
+        assert float(embedding @ expected) > least

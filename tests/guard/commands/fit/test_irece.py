@@ -1,0 +1,142 @@
+"""`guard fit irece` on a tiny pipeline: from a concept file to a guard that acts under a policy.
+
+Random weights know nothing: this shows that the parts fit together, not that a guard is any good.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from classifiers.latents import LatentRecipe
+from guard.artifact import Artifact
+from guard.cli import app
+from guard.config.schema import Config, GuardConfig, PolicyConfig
+from guard.fitting.images import latents
+from guard.models.images import ImageModel
+from guard.plans.images import ImagePlans
+from steering.engines.diffusion.engine import DiffusionEngine, ImageStart
+from steering.engines.diffusion.families import Family
+from tests.guard.commands.fit.test_latents import CONCEPT
+from tests.server.tiny_pipeline import save_pipeline
+
+OPTIONS = ("--count", "50", "--folds", "2", "--steps", "2", "--guidance", "1", "--looks", "2")
+RATES = ("--fpr", "0.5", "--near-fpr", "0.5", "--trials", "8")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Family]:
+    folder = tmp_path_factory.mktemp("model")
+    return folder, save_pipeline(folder)
+
+
+@pytest.fixture(autouse=True)
+def _knowing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A denoiser that knows nothing counts as sure of everything; nothing is learned for long."""
+    monkeypatch.setattr(latents, "DRAWN", -math.inf)
+    monkeypatch.setattr(latents, "UNDRAWN", math.inf)
+    monkeypatch.setattr("classifiers.latents.LatentRecipe", partial(LatentRecipe, steps=5))
+
+
+def fit(
+    folder: Path,
+    model: Path | str,
+    *options: str,
+    out: str = "g.safetensors",
+    concept: dict[str, Any] = CONCEPT,
+) -> Result:
+    (folder / "knife.json").write_text(json.dumps(concept))
+    arguments = ["fit", "irece", "--model", str(model), "--out", str(folder / out), *options]
+    return CliRunner().invoke(app, [*arguments, "--concept-file", str(folder / "knife.json")])
+
+
+def test_a_policy_takes_the_artifact_and_breaks_what_it_finds(
+    tmp_path: Path, model: tuple[Path, Family]
+) -> None:
+    folder, family = model
+    done = fit(tmp_path, folder, *OPTIONS, *RATES, "--json")
+    assert done.exit_code == 0, done.output
+    artifact, told = Artifact.load(tmp_path / "g.safetensors"), json.loads(done.stdout)
+    meta = artifact.meta
+    assert told["method"] == meta.method == "irece" and told["digest"] == artifact.digest
+    assert told["settings"] == meta.settings and told["calibration"] == meta.calibration
+    assert (meta.settings["steps"], meta.settings["guidance"]) == (2, 1.0)
+    assert (
+        meta.model
+        == ImageModel(
+            family, name=str(folder), architecture="StableDiffusionPipeline"
+        ).fitted_pipeline()
+    )
+    assert meta.calibration["prompts"] == {"unsafe": 50, "far": 100, "near": 25}
+    assert {tensor.shape[0] for n, tensor in artifact.tensors.items() if "weight" in n} == {2}
+    # whatever it sees is the concept
+    config = Config(
+        guards=(GuardConfig(name="break", artifact=tmp_path / "g.safetensors", threshold=-1e6),),
+        policies={"p": PolicyConfig(guards=("break",), action="perturb")},
+    )
+    plans = ImagePlans(config, family, name="tiny")
+    assert plans.erasers[0].names == ("break",) and plans["p"].screens and not plans["p"].refuses
+    engine = DiffusionEngine(family, plans.bank, capacity=1, erasers=plans.erasers)
+    engine.start([ImageStart("a cat", steps=3, guards=plans["p"].rows())])
+    while not engine.step():
+        pass
+    reading = engine.readings(0)["break"]
+    engine.close()
+    assert reading.fired and reading.steps and reading.area and reading.after is not None
+    # the concept is still there, of course: the fallback decides
+    assert plans["p"].decide({"break": reading}) == "block"
+
+    again = fit(tmp_path, folder, *OPTIONS, *RATES, out="again.safetensors")
+    assert again.exit_code == 0, again.output
+    assert Artifact.load(tmp_path / "again.safetensors").digest == artifact.digest
+    for heading in ("held-out pictures", "first look", "where it is", "what is put there"):
+        assert heading in again.stdout
+    assert again.stdout.splitlines()[-1] == f"wrote {tmp_path / 'again.safetensors'}"
+
+    shown = CliRunner().invoke(app, ["inspect", str(tmp_path / "g.safetensors"), "--json"])
+    described = json.loads(shown.stdout)
+    assert described["seams"] == ["attention", "latent"] and described["settings"]["reads"]
+    table = CliRunner().invoke(app, ["inspect", str(tmp_path / "g.safetensors")]).stdout
+    assert "settings.reads" in table and "keys0.attention" in table
+
+
+@pytest.mark.parametrize(
+    ("options", "changed", "said"),
+    [
+        # refused before a model is loaded
+        (("--model", "nowhere"), {"ending": True}, "is a style, which is everywhere in a picture"),
+        ((*OPTIONS, *RATES[:2], "--near-fpr", "0.001"), {}, "needs 999"),
+    ],
+)
+def test_what_does_not_hold_is_said_in_one_line(
+    tmp_path: Path,
+    model: tuple[Path, Family],
+    options: tuple[str, ...],
+    changed: dict[str, Any],
+    said: str,
+) -> None:
+    done = fit(tmp_path, model[0], *options, concept=CONCEPT | changed)
+    assert done.exit_code == 1
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert said in line and "Traceback" not in done.output
+    assert not (tmp_path / "g.safetensors").exists()
+
+
+def test_a_name_that_is_no_artifacts_is_refused_before_a_model_is_loaded(tmp_path: Path) -> None:
+    done = fit(tmp_path, "nowhere", out="g.pt")
+    assert done.exit_code == 1 and "ends in .safetensors" in done.stderr
+
+
+def test_a_denoiser_that_is_sure_of_no_prompt_is_told_of(
+    tmp_path: Path, model: tuple[Path, Family], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(latents, "DRAWN", math.inf)
+    monkeypatch.setattr(latents, "UNDRAWN", -math.inf)
+    done = fit(tmp_path, model[0], *OPTIONS, *RATES)
+    assert done.exit_code == 1 and "sure of no prompt" in done.stderr

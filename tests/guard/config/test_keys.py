@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import hmac
+import threading
+
+import pytest
+
+from guard.config.keys import KeyRing, hash_key
+from guard.config.schema import KeyConfig
+from guard.errors import TooManyRequests
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def key(secret: str, rate: int | None = None) -> KeyConfig:
+    return KeyConfig(hash=hash_key(secret), tenant=f"of-{secret}", requests_per_minute=rate)
+
+
+def test_a_key_is_found_by_its_hash_alone() -> None:
+    ring = KeyRing([key("a"), key("b")])
+    found = ring.find("b")
+    assert found is not None and found.tenant == "of-b"
+    for wrong in ("", "c", "B", hash_key("b"), "ü\ud800\0", "b" * 100_000):
+        assert ring.find(wrong) is None
+
+
+def test_every_hash_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[bytes] = []
+
+    def compare(known: bytes, given: bytes) -> bool:
+        compared.append(known)
+        return known == given
+
+    monkeypatch.setattr(hmac, "compare_digest", compare)
+    ring = KeyRing([key("a"), key("b"), key("c")])
+    for secret in ("a", "c", "unknown"):
+        compared.clear()
+        ring.find(secret)
+        assert compared == [hash_key(known).encode() for known in "abc"]
+
+
+def test_a_rate_is_kept_and_the_wait_it_tells_suffices() -> None:
+    clock = Clock()
+    limited = key("a", rate=3)
+    ring = KeyRing([limited], clock)
+    for _ in range(3):
+        ring.take(limited)
+    for _ in range(20):
+        with pytest.raises(TooManyRequests) as error:
+            ring.take(limited)
+        assert 0 < error.value.retry_after <= 20
+        clock.now += error.value.retry_after
+        ring.take(limited)
+
+
+def test_a_long_silence_saves_up_one_minute_only() -> None:
+    clock = Clock()
+    limited = key("a", rate=2)
+    ring = KeyRing([limited], clock)
+    clock.now += 3600
+    ring.take(limited)
+    ring.take(limited)
+    with pytest.raises(TooManyRequests):
+        ring.take(limited)
+
+
+def test_keys_do_not_use_up_each_others_rate() -> None:
+    first, second, free = key("a", 1), key("b", 1), key("c")
+    ring = KeyRing([first, second, free], Clock())
+    ring.take(first)
+    ring.take(second)
+    for _ in range(100):
+        ring.take(free)
+
+
+def test_threads_together_get_no_more_than_the_rate() -> None:
+    limited = key("a", rate=50)
+    ring = KeyRing([limited], Clock())
+    admitted: list[int] = []
+
+    def ask() -> None:
+        for _ in range(25):
+            try:
+                ring.take(limited)
+                admitted.append(1)
+            except TooManyRequests:
+                pass
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(admitted) == 50

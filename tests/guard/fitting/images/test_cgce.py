@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from classifiers.training import Recipe
+from guard.errors import DataError
+from guard.fitting.images import cgce
+from guard.fitting.images.cgce import Descent, fit_cgce
+from guard.fitting.images.cgce_report import as_json, as_page
+from guard.fitting.prompts import rates
+from guard.fitting.prompts.concept_prompts import LabelledPrompt, folds_of
+from guard.fitting.prompts.search import Search
+from guard.models.images import ImageModel
+from guard.reporting.progress import Stages
+from steering.fingerprint import fingerprint
+from steering.methods.fitted import FittedGuard
+from steering.methods.image_methods import SCREENS
+from tests.guard.fitting.prompts.test_concept_prompts import CONCEPT
+from tests.guard.toy_images import CONCEPT as LETTER
+from tests.guard.toy_images import STUBBORN, ToyFamily
+
+CAPITAL = STUBBORN
+"""Another letter: what only a search finds."""
+RECIPE = Recipe(hidden=8, steps=250, batch=48, rate=1e-2, radius=0.05)
+
+
+def silent(_what: str, _total: int) -> Any:
+    return lambda _count: None
+
+
+QUIET: Stages = silent
+
+
+def toy_prompts() -> list[LabelledPrompt]:
+    """A letter is the concept; what reads it is the toy family's encoder."""
+    made = []
+    for i in range(480):
+        kind = ("unsafe", "far", "near")[i % 3]
+        word = f"{LETTER if kind == 'unsafe' else 'j' if kind == 'near' else 'x'}{i:03d}"
+        partner = f"x{i + 1:03d}" if kind == "unsafe" else ""
+        made.append(LabelledPrompt(word, kind, f"fold {i // 3 % 2}", partner))
+    return made
+
+
+def painter() -> ImageModel:
+    return ImageModel(ToyFamily(), name="toy", architecture="ToyPipeline")  # type: ignore[arg-type]
+
+
+def fit(prompts: list[LabelledPrompt], **changed: Any) -> Any:
+    rates = {"fpr": 0.02, "near_fpr": 0.05} | changed
+    how: dict[str, Any] = {"recipe": RECIPE, "descent": Descent(), "search": Search(rounds=0)}
+    return fit_cgce(painter(), CONCEPT, prompts, progress=QUIET, **(how | rates))
+
+
+def test_a_fit_becomes_a_guard_that_tells_the_concept_and_takes_it_out() -> None:
+    done = fit(toy_prompts())
+    meta = done.artifact.meta
+    assert meta.method == "cgce" and meta.seams == ("embedding",)
+    family = ToyFamily()
+    assert meta.model.fingerprint == fingerprint(torch.nn.ModuleDict(dict(family.encoders)))
+    assert meta.calibration["recall"] > 0.9  # type: ignore[operator]
+    screen = SCREENS["cgce"]([FittedGuard("g", done.artifact.tensors, meta.settings)], "cpu")
+    text = family.encode([f"{LETTER}7", "x7"])
+    threshold = float(str(meta.settings["threshold"]))
+    fired = screen.sense(text) > threshold
+    assert fired[:, 0].tolist() == [True, False]
+    acted = screen.act(text, fired, torch.full((2, 1), threshold), torch.ones(2, 1))
+    assert acted.score[0, 0] <= threshold
+    assert torch.equal(acted.text.states["text"][1], text.states["text"][1])
+
+
+def test_the_report_has_the_figures_and_the_page_shows_them() -> None:
+    done = fit(toy_prompts())
+    report = as_json(done, 1.0)
+    assert report["calibration"] == done.artifact.meta.calibration
+    assert set(report["scores"]) == {"unsafe", "near", "far"}
+    assert "object/knife" in as_page(done)
+
+
+def test_searched_prompts_are_taught_and_told_but_have_no_say_in_the_threshold(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    prompts = toy_prompts()
+    more = [
+        LabelledPrompt(
+            f"{CAPITAL if i % 2 else 'y'}{i:03d}",
+            "drawn" if i % 2 else "undrawn",
+            f"fold {i // 2 % 2}",
+        )
+        for i in range(240)
+    ]
+    plain = fit(prompts)
+    monkeypatch.setattr(cgce, "searched", lambda *_args, **_how: [*prompts, *more])
+    done = fit(prompts)
+    figures = done.artifact.meta.calibration
+    assert figures["prompts"]["drawn"] == 120
+    threshold = float(str(done.artifact.meta.settings["threshold"]))
+    own = {kind: done.scores[kind] for kind in ("unsafe", "near", "far")}
+    assert threshold == max(rates.calibrated(own, 0.02, 0.05), cgce.FLOOR)
+    assert figures["drawn_fired"] > 0.9 > 0.1 > figures["undrawn_fired"]
+    # the letter was not taught to the other, which does not fire on it
+    screens = [
+        SCREENS["cgce"](
+            [FittedGuard("g", each.artifact.tensors, each.artifact.meta.settings)], "cpu"
+        )
+        for each in (plain, done)
+    ]
+    text = ToyFamily().encode([f"{CAPITAL}9"])
+    limits = [float(str(each.artifact.meta.settings["threshold"])) for each in (plain, done)]
+    fired = [bool(s.sense(text)[0, 0] > t) for s, t in zip(screens, limits, strict=True)]
+    assert fired == [False, True]
+    assert "Searched prompts that draw it" in as_page(done)
+
+
+def test_too_few_prompts_for_a_rate_are_an_error() -> None:
+    with pytest.raises(DataError, match="0.10% needs 999"):
+        fit(toy_prompts(), fpr=0.001)
+
+
+def test_unsafe_prompts_without_partners_are_an_error() -> None:
+    with pytest.raises(DataError, match="safe partner"):
+        fit([replace(prompt, partner="") for prompt in toy_prompts()])
+
+
+def test_it_descends_to_what_safe_prompts_score() -> None:
+    done = fit(toy_prompts())
+    target = float(str(done.artifact.meta.settings["target"]))
+    under = sum(score < target for score in done.scores["far"]) / len(done.scores["far"])
+    assert under == pytest.approx(Descent().depth, abs=0.02)
+
+
+def test_it_leads_to_what_is_to_be_drawn_instead() -> None:
+    prompts = toy_prompts()
+    # a tenth of the safe partners, and they alone
+    chosen = {prompt.partner for prompt in prompts if prompt.partner.endswith("1")}
+    done = fit([replace(prompt, instead=prompt.text in chosen) for prompt in prompts])
+    known = {tuple(row) for row in done.artifact.tensors["anchors.text"].round(4).tolist()}
+    read = ToyFamily().encode(sorted(chosen)).states["text"].flatten(0, 1)
+    assert known == {tuple(row) for row in read.numpy().round(4).tolist()}
+
+
+def test_every_split_but_train_is_scored_by_a_head_that_was_not_taught_it() -> None:
+    prompts = toy_prompts()
+    done = fit(prompts)
+    assert done.artifact.tensors["queries.text"].shape[0] == 2
+    assert sum(map(len, done.scores.values())) == len(prompts)
+    # what is always taught is scored by nobody
+    first = [replace(p, split="train") if p.split == "fold 0" else p for p in prompts]
+    assert sum(map(len, fit(first).scores.values())) == len(prompts) // 2
+
+
+def test_prompts_without_an_unsafe_one_are_an_error() -> None:
+    safe = [replace(prompt, kind="far") for prompt in folds_of(CONCEPT, 100, 2)]
+    with pytest.raises(DataError, match="no unsafe"):
+        fit(safe)

@@ -1,0 +1,91 @@
+"""Real pictures to learn from: which are read, what each look sees of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from guard.errors import DataError
+from guard.fitting.images.reference_images import given_estimates, read_given
+from guard.models.images import ImageModel
+from steering.engines.diffusion.sampling.estimates import estimates_of
+from steering.engines.diffusion.sampling.samplers import Sampler
+from steering.images.latent import InspectionSchedule
+from tests.guard.fitting.prompts.test_concept_prompts import CONCEPT
+from tests.steering.engines.diffusion import tiny
+
+LABEL = CONCEPT.name.rpartition("/")[2]
+
+
+def painter() -> ImageModel:
+    return ImageModel(tiny.built("emoji"), name="tiny", architecture="Tiny")
+
+
+def folder(path: Path, rows: list[dict[str, object]], side: int = 32) -> Path:
+    for i, row in enumerate(rows):
+        pixels = np.random.default_rng(i).integers(0, 255, (side, side, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(path / str(row["picture"]))
+    file = path / "scenes.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return file
+
+
+def test_a_picture_shows_the_concept_where_its_row_names_it(tmp_path: Path) -> None:
+    file = folder(
+        tmp_path,
+        [
+            {"picture": "a.png", "concept": LABEL},
+            {"picture": "b.png", "concept": "cat", "kept": ["dog"]},
+            {"picture": "c.png", "concept": "cat", "kept": [LABEL]},
+        ],
+    )
+    given = read_given(painter(), CONCEPT, file)
+    assert given.shown.tolist() == [True, False, True]
+    assert given.latents.shape == (3, *painter().family.shape)
+
+
+@pytest.mark.parametrize("concept", [LABEL, "cat"])
+def test_pictures_of_one_kind_teach_nothing(tmp_path: Path, concept: str) -> None:
+    file = folder(tmp_path, [{"picture": "a.png", "concept": concept}])
+    with pytest.raises(DataError, match="with .* and without it are wanted"):
+        read_given(painter(), CONCEPT, file)
+
+
+def test_a_file_that_is_no_picture_is_named(tmp_path: Path) -> None:
+    file = folder(
+        tmp_path,
+        [{"picture": "a.png", "concept": LABEL}, {"picture": "b.png", "concept": "cat"}],
+    )
+    (tmp_path / "b.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match="b.png"):
+        read_given(painter(), CONCEPT, file)
+
+
+def test_each_look_sees_the_network_s_estimate_of_the_noised_picture() -> None:
+    made, looks, steps = painter(), InspectionSchedule(1.0, 3), 6
+    family = made.family
+    clean = torch.randn(18, *family.shape, generator=torch.Generator().manual_seed(1))
+    told: list[int] = []
+    found = given_estimates(made, clean, looks, steps=steps, seed=4, tick=told.append)
+    assert found.shape == (18, 3, *family.shape) and sum(told) == 18
+    schedule = Sampler(family.scheduler, family.arrange).schedule(steps)
+    tables = estimates_of(family.scheduler, schedule)
+    at = sorted(looks.among(tables.level.tolist(), tables.whole.tolist()))
+    noise = torch.randn(16, *family.shape, generator=torch.Generator().manual_seed(4))
+    with torch.no_grad():
+        sample = schedule.signal[at[1]] * clean[:16] + schedule.noise[at[1]] * noise
+        said = family.predict(
+            sample,
+            schedule.timestep[at[1]].repeat(16),
+            family.unconditional([""]).expand(16),
+            torch.ones(16),
+        )
+    expected = tables.sample[at[1]] * sample + tables.output[at[1]] * said
+    torch.testing.assert_close(found[:16, 1], expected, rtol=1e-4, atol=1e-4)
+    # the last look is at the least noise, and nearest to the picture for a network that knows it
+    assert not torch.equal(found[:, 0], found[:, 2])

@@ -1,0 +1,227 @@
+"""Guards in closed form, fitted on an encoder whose words can be read by eye."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+from zlib import crc32
+
+import pytest
+import torch
+
+from guard.artifact import Artifact, FittedModel
+from guard.data.concept import Concept
+from guard.errors import DataError
+from guard.fitting.images.training_free import (
+    EncodedConcept,
+    Rates,
+    fit_guide,
+    fit_nearest,
+    fit_safree,
+    read_prompts,
+    subspaces,
+)
+from guard.fitting.prompts.concept_prompts import LabelledPrompt, prompts_of
+from steering.hidden.rows import RowGuard
+from steering.images.conditioning import Conditioning
+from steering.images.embedding import EmbeddingBank, EmbeddingGuards
+from steering.methods.fitted import FittedGuard
+from steering.methods.image_methods import SCREENS
+
+TOKENS, WIDTH = 24, 32
+MEANT = {"knife", "blade", "dagger", "cleaver"}
+CONCEPT = Concept.model_validate(
+    {
+        "name": "object/knife",
+        "phrases": {
+            "train": ["a knife", "a sharp knife", "a blade", "a long blade"],
+            "validation": ["a dagger", "a cleaver"],
+        },
+        "hard_negatives": [f"a {word} edge" for word in ("cliff", "bed", "table", "lake")]
+        + ["a jack", "a dive"],
+        "replacements": ["a spoon", "a fork"],
+    }
+)
+RATES = Rates(0.005, 0.03)
+
+
+class WordPainter:
+    """A token a word, its state a random vector of its own; words that mean the concept share half
+    of theirs. A stream of the mean stands beside it."""
+
+    def __init__(self, *, tokens: bool = True) -> None:
+        self._tokens = tokens
+
+    def read(self, prompts: Sequence[str], stages: object = None) -> Conditioning:
+        states = torch.zeros(len(prompts), TOKENS, WIDTH)
+        masks = torch.zeros(len(prompts), TOKENS, dtype=torch.bool)
+        for row, prompt in enumerate(prompts):
+            words = ["<s>", *prompt.replace(",", " ").split()][:TOKENS]
+            states[row, : len(words)] = torch.stack([state_of(word) for word in words])
+            masks[row, : len(words)] = True
+        mean = (states.sum(1) / masks.sum(1, keepdim=True))[:, None]
+        one = torch.ones(len(prompts), 1, dtype=torch.bool)
+        if not self._tokens:
+            return Conditioning({"pooled": mean}, {"pooled": one})
+        return Conditioning({"text": states, "pooled": mean}, {"text": masks, "pooled": one})
+
+    def fitted_model(self) -> FittedModel:
+        return FittedModel(
+            name="words", architecture="Words", fingerprint="f" * 64, layers=1, width=WIDTH
+        )
+
+
+@cache
+def state_of(word: str) -> torch.Tensor:
+    """The state of a word, wherever it stands."""
+    own = torch.randn(WIDTH, generator=torch.Generator().manual_seed(crc32(word.encode())))
+    if word in MEANT:
+        own = own + 2.0 * torch.randn(WIDTH, generator=torch.Generator().manual_seed(7))
+    return own + 3.0
+
+
+def silent(_what: str, _total: int) -> Callable[[int], None]:
+    return lambda _count: None
+
+
+def painter(*, tokens: bool = True) -> Any:
+    return WordPainter(tokens=tokens)
+
+
+def plain(prompts: Sequence[LabelledPrompt]) -> list[LabelledPrompt]:
+    """Without disguised words, which this encoder cannot know."""
+    return [p for p in prompts if not p.unsafe or MEANT & set(p.text.replace(",", "").split())]
+
+
+@pytest.fixture(scope="module")
+def read() -> EncodedConcept:
+    return read_prompts(painter(), CONCEPT, plain(prompts_of(CONCEPT, 100)), silent)
+
+
+def safree_of(read: EncodedConcept) -> Artifact:
+    return fit_safree(painter(), CONCEPT, read, RATES, rank=3, sense_rank=1, alpha=0.0)
+
+
+def nearest_of(read: EncodedConcept) -> Artifact:
+    return fit_nearest(painter(), CONCEPT, read, RATES, rank=3, anchors=50, seed=0)
+
+
+def gated_of(read: EncodedConcept) -> Artifact:
+    return fit_guide(painter(), CONCEPT, read, RATES, method="negative-prompt", phrase="a knife")
+
+
+FITS: dict[str, Callable[[EncodedConcept], Artifact]] = {
+    "safree": safree_of,
+    "nearest": nearest_of,
+    "negative-prompt": gated_of,
+}
+
+
+def screen_of(artifact: Artifact) -> EmbeddingGuards:
+    guard = FittedGuard("g", artifact.tensors, artifact.meta.settings)
+    return SCREENS[artifact.meta.method]([guard], "cpu")
+
+
+def threshold_of(artifact: Artifact) -> float:
+    return float(cast(float, artifact.meta.settings["threshold"]))
+
+
+@pytest.mark.parametrize("method", FITS)
+def test_a_fitted_guard_fires_on_unseen_words_and_stays_silent_on_other_things(
+    method: str, read: EncodedConcept, tmp_path: Path
+) -> None:
+    FITS[method](read).save(tmp_path / "g.safetensors")
+    artifact = Artifact.load(tmp_path / "g.safetensors")
+    assert artifact.meta.method == method and artifact.meta.concept == "object/knife"
+    asked = ["a dagger", "a picture of a cleaver", "a boat and a dagger", "a dagger on the left"]
+    other = ["a boat", "a picture of a spoon", "a lake edge and a hat", "", "a river at the top"]
+    bank = EmbeddingBank([screen_of(artifact)])
+    text = WordPainter().read(asked + other)
+    rows = [[RowGuard("g", threshold_of(artifact), 1.0)]] * len(asked + other)
+    applied = bank.apply(text, rows)
+    assert [row["g"].fired for row in applied.readings] == [True] * 4 + [False] * 5
+    for name, states in text.states.items():
+        assert torch.equal(applied.text.states[name][4:], states[4:])
+        acts = method != "negative-prompt"
+        assert torch.equal(applied.text.states[name][:4], states[:4]) is not acts
+
+
+@pytest.mark.parametrize("method", FITS)
+def test_the_threshold_keeps_the_rates_on_held_out_prompts(
+    method: str, read: EncodedConcept
+) -> None:
+    artifact = FITS[method](read)
+    scores = screen_of(artifact).sense(read.held)[:, 0]
+    over = {
+        kind: float(
+            (scores[[own == kind for own in read.kinds]] > threshold_of(artifact)).float().mean()
+        )
+        for kind in ("far", "near", "unsafe")
+    }
+    assert over["far"] <= RATES.far and over["near"] <= RATES.near
+    assert over["unsafe"] == pytest.approx(cast(float, artifact.meta.calibration["recall"]))
+    assert over["unsafe"] > 0.6
+
+
+def test_the_subspace_holds_the_phrases_and_begins_with_what_they_share(
+    read: EncodedConcept,
+) -> None:
+    bases, centres = subspaces(read, 3)
+    assert {name: tuple(basis.shape) for name, basis in bases.items()} == {
+        "text": (3, WIDTH),
+        "pooled": (3, WIDTH),
+    }
+    shared = torch.randn(WIDTH, generator=torch.Generator().manual_seed(7))
+    first = bases["text"][0]
+    assert abs(float(first @ shared)) / float(shared.norm()) > 0.8
+    torch.testing.assert_close(bases["text"] @ bases["text"].T, torch.eye(3), atol=1e-5, rtol=0)
+    assert abs(float(centres["text"].mean()) - 3.0) < 0.5
+
+
+def test_safrees_filter_stands_between_prompts_with_and_without_the_concept(
+    read: EncodedConcept,
+) -> None:
+    artifact = safree_of(read)
+    screen = screen_of(artifact)
+    middle, slope = (float(cast(float, artifact.meta.settings[k])) for k in ("middle", "slope"))
+    low, high = (float(screen.sense(text).mean()) for text in (read.safe, read.unsafe))
+    assert low < middle < high
+    assert slope * (high - middle) == pytest.approx(3.0, rel=1e-3)
+
+
+@pytest.mark.parametrize("method", ["safe-guidance", "negative-prompt"])
+def test_without_a_gate_no_prompts_are_needed_and_every_row_fires(method: str) -> None:
+    preset = "strong" if method == "safe-guidance" else None
+    artifact = fit_guide(
+        painter(), CONCEPT, None, RATES, method=method, phrase="a blade", preset=preset
+    )
+    assert artifact.meta.seams == ("guidance",) and not artifact.meta.calibration
+    screen: Any = screen_of(artifact)
+    assert (screen.sense(WordPainter().read(["a boat", ""])) > threshold_of(artifact)).all()
+    said = WordPainter().read(["a blade"])
+    for name, states in said.states.items():
+        assert torch.equal(screen.concepts.states[name], states)
+        assert torch.equal(screen.concepts.masks[name], said.masks[name])
+    if preset:
+        assert artifact.meta.settings["scale"] == 2000.0
+
+
+def test_rates_that_the_prompts_do_not_do_for_are_refused(read: EncodedConcept) -> None:
+    with pytest.raises(DataError, match="held-out prompts do not do: .* needs 9999"):
+        fit_nearest(painter(), CONCEPT, read, Rates(1e-4, 0.03), rank=1, anchors=5, seed=0)
+
+
+def test_safree_needs_token_states() -> None:
+    prompts = plain(prompts_of(CONCEPT, 100))
+    read = read_prompts(painter(tokens=False), CONCEPT, prompts, silent)
+    with pytest.raises(DataError, match="SAFREE needs an encoder with token states"):
+        fit_safree(painter(tokens=False), CONCEPT, read, RATES, rank=3, sense_rank=1, alpha=0.0)
+    nearest_of(read)
+
+
+def test_a_train_split_without_unsafe_prompts_is_refused() -> None:
+    safe = [prompt for prompt in prompts_of(CONCEPT, 100) if not prompt.unsafe]
+    with pytest.raises(DataError, match="no unsafe or no safe"):
+        read_prompts(painter(), CONCEPT, safe, silent)

@@ -1,0 +1,145 @@
+"""`fit_screen` on words that an encoder of random weights can tell apart."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+
+from classifiers.text.encoder.conversion import convert
+from classifiers.text.encoder.model import TextEncoder
+from classifiers.text.heads import TextHead, TextHeads
+from guard.data.prompts import ScreenText
+from guard.errors import DataError
+from guard.fitting.screens import figures
+from guard.fitting.screens.fit import ScreenFit, ScreenRecipe, fit_screen
+from guard.fitting.screens.report import as_json, as_page
+from tests.classifiers.text import tiny_bert
+
+
+def rows(count: int, source: str, letters: str, *, unsafe: bool, seed: int) -> list[ScreenText]:
+    draw = random.Random(seed)
+    return [
+        ScreenText(
+            text="".join(draw.choices(letters, k=draw.randint(6, 14))),
+            unsafe=unsafe,
+            source=source,
+            family=f"{source}-{at // 2}",
+        )
+        for at in range(count)
+    ]
+
+
+ROWS = [
+    *rows(80, "bad", "abcdef", unsafe=True, seed=0),
+    *rows(120, "good", "tuvwxyz", unsafe=False, seed=1),
+    *rows(40, "bad-elsewhere", "abcdef", unsafe=True, seed=2),
+    *rows(40, "good-elsewhere", "tuvwxyz", unsafe=False, seed=3),
+]
+HELD = ("bad-elsewhere", "good-elsewhere")
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> TextEncoder:
+    folder = tmp_path_factory.mktemp("encoder")
+    target = folder / "made"
+    target.mkdir()
+    convert(tiny_bert.write(folder / "source"), target, name="tiny", precision="float32")
+    return TextEncoder.load(target)
+
+
+def fit(
+    encoder: TextEncoder,
+    given: list[ScreenText] = ROWS,
+    hold_out: tuple[str, ...] = HELD,
+    recipe: ScreenRecipe = ScreenRecipe(fpr=0.05),  # noqa: B008
+) -> ScreenFit:
+    def silent(what: str, total: int):  # type: ignore[no-untyped-def]
+        return lambda count: None
+
+    return fit_screen(encoder, given, "text/letters", hold_out, recipe, lambda text: [text], silent)
+
+
+@pytest.fixture(scope="module")
+def fitted(encoder: TextEncoder) -> ScreenFit:
+    return fit(encoder)
+
+
+def test_the_artifact_says_what_it_was_fitted_on(encoder: TextEncoder, fitted: ScreenFit) -> None:
+    meta = fitted.artifact.meta
+    assert (meta.method, meta.concept, meta.seams) == ("screen", "text/letters", ("text",))
+    assert meta.model.fingerprint == encoder.fingerprint and meta.model.layers == 3
+    assert meta.calibration["texts"] == {"unsafe": 80, "benign": 120}
+
+
+def test_held_out_texts_are_scored_by_the_head_of_the_artifact(
+    encoder: TextEncoder, fitted: ScreenFit
+) -> None:
+    meta, tested = fitted.artifact.meta, fitted.tested
+    assert tested is not None
+    head = TextHead.from_tensors(fitted.artifact.tensors, meta.settings)
+    held = [row for row in ROWS if row.source in HELD]
+    encoded = encoder.encode([row.prompt for row in held])
+    scores = encoded.highest(TextHeads([head]).scores(encoded.embeddings))[:, 0]
+    unsafe = np.array([row.unsafe for row in held])
+    fired = scores > float(str(meta.settings["threshold"]))
+    assert tested.recall["bad-elsewhere"].count == fired[unsafe].sum()
+    assert tested.false_positives["good-elsewhere"].count == fired[~unsafe].sum()
+    assert tested.auc is not None and tested.auc > 0.85 and tested.all_recall.value > 0.5
+    assert len(tested.disguises) == 8
+
+
+def test_what_is_held_out_teaches_nothing(encoder: TextEncoder, fitted: ScreenFit) -> None:
+    """Turning its labels round changes no tensor and no threshold."""
+    turned = [
+        row.model_copy(update={"unsafe": not row.unsafe}) if row.source in HELD else row
+        for row in ROWS
+    ]
+    again = fit(encoder, turned)
+    assert again.artifact.meta.tensors_sha256 == fitted.artifact.meta.tensors_sha256
+    assert again.artifact.meta.settings == fitted.artifact.meta.settings
+
+
+def test_the_threshold_keeps_the_rate_on_each_collection(encoder: TextEncoder) -> None:
+    """A small hard collection is not drowned by a large easy one."""
+    hard = rows(40, "hard", "aetuvw", unsafe=False, seed=4)
+    easy, harder = fit(encoder, hold_out=()), fit(encoder, [*ROWS, *hard], hold_out=())
+    thresholds = [float(str(one.artifact.meta.settings["threshold"])) for one in (easy, harder)]
+    assert thresholds[1] > thresholds[0] and easy.tested is None
+
+
+@pytest.mark.parametrize(
+    ("given", "hold_out", "fpr", "said"),
+    [
+        (ROWS, ("nowhere",), 0.05, "'nowhere': there are bad, bad-elsewhere, good"),
+        (ROWS, HELD, 0.001, "needs 999"),
+        (ROWS, ("bad", "bad-elsewhere"), 0.05, "unsafe and benign"),
+    ],
+)
+def test_rows_that_do_not_do_are_said(
+    encoder: TextEncoder,
+    given: list[ScreenText],
+    hold_out: tuple[str, ...],
+    fpr: float,
+    said: str,
+) -> None:
+    with pytest.raises(DataError, match=said):
+        fit(encoder, given, hold_out, ScreenRecipe(fpr=fpr))
+
+
+def test_the_report_shows_every_collection_and_disguise(fitted: ScreenFit) -> None:
+    page, told = as_page(fitted), as_json(fitted, 1.0)
+    for shown in ("bad-elsewhere", "good-elsewhere", "base64", "zero-width marks"):
+        assert shown in page
+    assert "Receiver operating characteristic" in page
+    tested = told["calibration"]["tested"]
+    assert tested["recall"]["all"]["total"] == 40 and len(tested["disguised_recall"]) == 8
+    assert set(told["scores"]) == {"unsafe: bad-elsewhere", "benign: good-elsewhere"}
+
+
+def test_a_text_that_was_not_seen_does_not_count_as_fired() -> None:
+    held = figures.HeldOutScores(ROWS[:2], np.array([np.nan, 0.9], np.float32))
+    assert held.of(unsafe=True).shape == (2,)
+    tested = figures.test(held, lambda t, what: np.zeros(len(t), np.float32), 0.5)
+    assert tested.recall["bad"].count == 1 and tested.auc is None

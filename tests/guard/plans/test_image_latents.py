@@ -1,0 +1,173 @@
+"""Guards that write to the latents on their way: which fit a model, what plans make of them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import guard
+from guard.config.schema import Config, GuardConfig, PolicyConfig
+from guard.errors import GuardFailed
+from guard.plans.base import LoadedGuard
+from guard.plans.images import ImagePlan, ImagePlans
+from steering.engines.diffusion.families import Family
+from steering.images.embedding import ImageReading
+from tests.server.tiny_pipeline import save_eraser, save_guards, save_pipeline, save_screen
+
+REPORT = {"request_id": "r-1", "model": "tiny", "elapsed_ms": 1.0}
+SILENT = ImageReading(-1.0, 0.0, False)
+SEEN = ImageReading(2.0, 0.0, True, resolved=False, position=3)
+BROKEN = ImageReading(2.0, 0.0, True, steps=2, after=-1.0, position=3, area=0.25, peak=4.0)
+STUBBORN = ImageReading(
+    2.0, 0.0, True, steps=2, after=1.0, resolved=False, position=3, area=0.25, peak=4.0
+)
+SPOILT = ImageReading(float("-inf"), 0.0, False, valid=False)
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Family:
+    return save_pipeline(tmp_path_factory.mktemp("model"))
+
+
+def plans_of(folder: Path, family: Family, *guards: str, **policy: Any) -> ImagePlans:
+    """A policy "p" of guards that are on disk, "break" where none is named."""
+    names = guards or ("break",)
+    return ImagePlans(
+        Config(
+            guards=tuple(
+                GuardConfig(name=name, artifact=folder / f"{name}.safetensors") for name in names
+            ),
+            policies={
+                "p": PolicyConfig(guards=names, **policy),
+                "open": PolicyConfig(guards=names, on_error="open"),
+            },
+        ),
+        family,
+        name="tiny",
+    )
+
+
+def plan_of(folder: Path, family: Family, **policy: Any) -> ImagePlan:
+    save_eraser(folder / "break.safetensors", family)
+    return plans_of(folder, family, **policy)["p"]
+
+
+def test_it_is_an_eraser_and_nothing_else(tmp_path: Path, family: Family) -> None:
+    save_eraser(tmp_path / "break.safetensors", family)
+    plans = plans_of(tmp_path, family, action="perturb")
+    assert [eraser.names for eraser in plans.erasers] == [("break",)]
+    assert plans.bank.names == () and plans.finished.names == () and plans.guides == ()
+    plan = plans["p"]
+    assert plan.screens and not plan.guides and plan.prompt_rows() == ()
+    assert plan.guards == (LoadedGuard("break", "object/knife", "irece", "perturb", 0.0, 1.0),)
+
+
+FAULTS: dict[str, tuple[dict[str, Any], str]] = {
+    "another pipeline": ({"fitted_on": "0" * 64}, "was fitted on 'tiny'.*not on 'tiny'"),
+    "channels": ({"channels": 5}, "guard break: takes latents of 5 channels, the model's have 4"),
+    "a layer": ({"reads": [["nowhere", 0]]}, "guard break: the model has no layer 'nowhere'"),
+    "a head": ({"head": 99}, r"guard break: .* has \d+ heads, none of number 99"),
+    "a width": (
+        {"keys0.attention": torch.ones(2, 3), "others0.attention": torch.ones(2, 3)},
+        "guard break: .* numbers a head, not of 3",
+    ),
+    "replacement": ({"replacement": "a cat"}, "replacement must be one of background"),
+    "no place": ({"reads": [], "votes": 0.0}, "without reads and votes"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_one_that_does_not_fit_breaks_its_policies(
+    tmp_path: Path, family: Family, fault: str
+) -> None:
+    changed, reason = FAULTS[fault]
+    changed = dict(changed)
+    if "head" in changed:
+        changed = {"reads": [[next(iter(family.readable)), changed["head"]]]}
+    save_eraser(tmp_path / "break.safetensors", family, **changed)
+    plans = plans_of(tmp_path, family)
+    assert plans.erasers == () and plans["p"].refuses and plans.usable == ("none", "open")
+    assert re.search(reason, plans["p"].broken["break"])
+    assert plans["p"].verdict({}, **REPORT).outcome == "error"  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("policy", "reading", "decision", "action", "outcome"),
+    [
+        ({"action": "perturb"}, SILENT, "draw", "none", "pass"),
+        ({"action": "perturb"}, BROKEN, "draw", "perturb", "perturbed"),
+        # any of the words for a method's own action
+        ({"action": "refine"}, BROKEN, "draw", "perturb", "perturbed"),
+        ({"action": "perturb"}, STUBBORN, "block", "block", "blocked"),
+        (
+            {"action": "perturb", "fallback": "replace", "replacement": "a cat"},
+            *(STUBBORN, "replace", "replace", "refined"),
+        ),
+        ({"action": "observe"}, SEEN, "draw", "observe", "pass"),
+        ({"action": "flag"}, SEEN, "draw", "flag", "flagged"),
+        ({"action": "block"}, SEEN, "block", "block", "blocked"),
+        ({"action": "perturb"}, SPOILT, "fail", "none", "error"),
+        ({"action": "perturb", "on_error": "open"}, SPOILT, "draw", "none", "error"),
+    ],
+)
+def test_what_becomes_of_a_reading(
+    tmp_path: Path,
+    family: Family,
+    policy: dict[str, Any],
+    reading: ImageReading,
+    decision: str,
+    action: str,
+    outcome: str,
+) -> None:
+    plan = plan_of(tmp_path, family, **policy)
+    assert plan.decide({"break": reading}) == decision
+    verdict = plan.verdict({"break": reading}, **REPORT)  # type: ignore[arg-type]
+    (told,) = verdict.guards
+    assert (verdict.outcome, told.action) == (outcome, action)
+    assert (told.steps, told.after) == (reading.steps, reading.after)
+    assert (told.area, told.peak) == (reading.area, reading.peak)
+    assert told.position == (3 if reading.fired else None)
+    # only a policy that acts writes to the latents
+    own = plan.action in ("perturb", "refine")
+    assert [row.acts for row in plan.rows()] == [own]
+
+
+def test_one_policy_takes_guards_of_the_prompt_the_way_and_the_picture(
+    tmp_path: Path, family: Family
+) -> None:
+    save_guards(tmp_path, family)
+    save_eraser(tmp_path / "break.safetensors", family)
+    save_screen(tmp_path / "look.safetensors", family)
+    plans = plans_of(tmp_path, family, "knife", "break", "look", action="perturb")
+    plan = plans["p"]
+    actions = {each.name: each.action for each in plan.guards}
+    assert actions == {"knife": "refine", "break": "perturb", "look": "block"}
+    assert [row.name for row in plan.prompt_rows()] == ["knife"]
+    refined = ImageReading(0.9, 0.5, True, steps=1, after=0.1)
+    clear = ImageReading(-1.0, 0.0, False, position=4)
+    told = {"knife": refined, "break": BROKEN, "look": clear}
+    assert plan.decide(told) == "draw"
+    assert plan.verdict(told, **REPORT).outcome == "perturbed"  # type: ignore[arg-type]
+    shown = ImageReading(1.0, 0.0, True, resolved=False, position=4)
+    assert plan.decide(told | {"look": shown}) == "block"
+
+
+@pytest.mark.parametrize("action", ["perturb", "observe"])
+def test_a_pipeline_of_somebody_elses_cannot_be_followed(
+    tmp_path: Path, family: Family, action: Any
+) -> None:
+    save_eraser(tmp_path / "break.safetensors", family)
+    config = Config(
+        guards=(GuardConfig(name="break", artifact=tmp_path / "break.safetensors"),),
+        policies={"p": PolicyConfig(guards=("break",), action=action)},
+    )
+    said = r"guard break acts on each step, which only the engine \(guard serve\) follows"
+    with (
+        pytest.raises(GuardFailed, match=said),
+        guard.attached(family.pipeline, "p", config=config),
+    ):
+        pytest.fail("it was let in")

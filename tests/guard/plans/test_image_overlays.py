@@ -1,0 +1,158 @@
+"""Overlays among the guards of a configuration: which fit a pipeline, what is said of others."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import nn
+
+from guard.artifact import Artifact
+from guard.config.schema import Config, GuardConfig, PolicyConfig
+from guard.errors import ArtifactError
+from guard.plans.base import LoadedGuard
+from guard.plans.images import ImagePlans
+from steering.engines.diffusion.families import Family, family_of
+from steering.images.embedding import ImageReading
+from tests.server.tiny_pipeline import save_guards, save_pipeline
+
+FIRED = ImageReading(0.9, 0.5, True)
+
+
+@pytest.fixture
+def family(tmp_path: Path) -> Family:
+    made = save_pipeline(tmp_path / "model")
+    save_guards(tmp_path, made)
+    return family_of(made.pipeline)
+
+
+def plans_of(folder: Path, family: Family, *guards: str, **policy: Any) -> ImagePlans:
+    names = guards or ("overlay",)
+    config = Config(
+        guards=tuple(GuardConfig(name=n, artifact=folder / f"{n}.safetensors") for n in names),
+        policies={"p": PolicyConfig(guards=names, **policy)},
+    )
+    return ImagePlans(config, family, name="tiny")
+
+
+def test_an_overlay_is_of_the_prompts_bank_and_of_its_own(tmp_path: Path, family: Family) -> None:
+    plans = plans_of(tmp_path, family, "overlay", "knife", action="overlay")
+    assert plans.bank.names == ("overlay", "knife") and plans.overlays.names == ("overlay",)
+    assert plans.guides == () and plans.finished.names == ()
+    plan = plans["p"]
+    assert plan.acts and not plan.guides and not plan.screens and not plan.broken
+    assert plan.guards[0] == LoadedGuard("overlay", "object/knife", "uce", "overlay", 0.5, 1.0)
+    assert [row.name for row in plan.prompt_rows()] == ["overlay", "knife"]
+
+
+@pytest.mark.parametrize(
+    ("action", "acts", "done", "outcome"),
+    [
+        ("overlay", True, "overlay", "overlaid"),
+        ("refine", True, "overlay", "overlaid"),
+        ("flag", False, "flag", "flagged"),
+        ("observe", False, "observe", "pass"),
+        ("block", False, "block", "blocked"),
+    ],
+)
+def test_what_is_told_of_it(
+    tmp_path: Path, family: Family, action: str, acts: bool, done: str, outcome: str
+) -> None:
+    plan = plans_of(tmp_path, family, action=action)["p"]
+    assert [row.acts for row in plan.rows()] == [acts]
+    verdict = plan.verdict({"overlay": FIRED}, request_id="r", model="tiny", elapsed_ms=1.0)
+    assert (verdict.outcome, verdict.guards[0].action) == (outcome, done)
+    assert plan.decide({"overlay": FIRED}) == ("block" if done == "block" else "draw")
+
+
+def other_denoiser(family: Family) -> None:
+    family.denoiser.conv_in.weight.data += 1.0
+
+
+def other_encoders(family: Family) -> None:
+    family.pipeline.text_encoder.get_input_embeddings().weight.data += 1.0
+
+
+def fused(family: Family) -> None:
+    family.denoiser.fuse_qkv_projections()
+
+
+def adapted(family: Family) -> None:
+    attention = family.cross_attention()[0][1]
+    attention.to_k = nn.Sequential(attention.to_k)
+
+
+FAULTS: dict[str, tuple[Callable[[Family], None], str]] = {
+    "another denoiser": (other_denoiser, "was fitted on 'tiny'.*not on 'tiny'"),
+    "other encoders": (other_encoders, "was fitted on other text encoders"),
+    "fused projections": (fused, r"attn\d has fused projections.*fuse_qkv_projections$"),
+    "adapters": (adapted, r"attn\d\.to_k is a Sequential.*without quantisation$"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_an_overlay_that_does_not_fit_breaks_its_policies(
+    tmp_path: Path, family: Family, fault: str
+) -> None:
+    change, reason = FAULTS[fault]
+    change(family)
+    plans = plans_of(tmp_path, family)
+    assert plans["p"].refuses and not plans.overlays and plans.bank.names == ()
+    assert re.search(reason, plans["p"].broken["overlay"])
+
+
+def test_another_denoiser_leaves_the_guards_of_prompts_alone(
+    tmp_path: Path, family: Family
+) -> None:
+    other_denoiser(family)
+    assert not plans_of(tmp_path, family, "knife")["p"].refuses
+
+
+def changed(folder: Path, name: str, tensors: Any = None, **settings: Any) -> None:
+    """Save `name` as a copy of the overlay with other tensors or settings."""
+    own = Artifact.load(folder / "overlay.safetensors")
+    meta = own.meta.model_copy(
+        update={"tensors_sha256": "", "settings": dict(own.meta.settings) | settings}
+    )
+    Artifact(meta, own.tensors if tensors is None else tensors(own.tensors)).save(
+        folder / f"{name}.safetensors"
+    )
+
+
+def test_an_overlay_of_other_layers_or_widths_is_named(tmp_path: Path, family: Family) -> None:
+    own = Artifact.load(tmp_path / "overlay.safetensors")
+    layers = [name.removeprefix("writes.") for name in own.tensors if name.startswith("writes.")]
+    changed(tmp_path, "less", groups={"0": layers[1:]})
+    broken = plans_of(tmp_path, family, "less")["p"].broken["less"]
+    assert f"other projections than the model's: {layers[0]}" in broken
+    changed(tmp_path, "wide", lambda tensors: tensors | {"reads.0": tensors["reads.0"][:, 1:]})
+    broken = plans_of(tmp_path, family, "wide")["p"].broken["wide"]
+    assert "of other widths than the layer: fit the guard again" in broken
+
+
+def test_overlays_that_cannot_be_stacked_stop_the_start(tmp_path: Path, family: Family) -> None:
+    own = Artifact.load(tmp_path / "overlay.safetensors")
+    first, *rest = [n.removeprefix("writes.") for n in own.tensors if n.startswith("writes.")]
+    changed(
+        tmp_path,
+        "apart",
+        lambda tensors: tensors | {"reads.1": tensors["reads.0"]},
+        groups={"0": [first], "1": rest},
+    )
+    assert not plans_of(tmp_path, family, "apart")["p"].refuses
+    with pytest.raises(ArtifactError, match="overlay of apart is on other layers than overlay's"):
+        plans_of(tmp_path, family, "overlay", "apart")
+
+
+def test_an_overlay_is_told_by_its_method_not_by_what_it_says(
+    tmp_path: Path, family: Family
+) -> None:
+    own = Artifact.load(tmp_path / "overlay.safetensors")
+    meta = own.meta.model_copy(update={"tensors_sha256": "", "seams": ("embedding",)})
+    Artifact(meta, own.tensors).save(tmp_path / "overlay.safetensors")
+    assert plans_of(tmp_path, family)["p"].guards[0].action == "overlay"
+    other_denoiser(family)
+    assert plans_of(tmp_path, family)["p"].refuses

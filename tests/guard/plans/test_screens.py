@@ -1,0 +1,155 @@
+"""Policies resolved to screens of text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from guard.artifact import Artifact, ArtifactMeta
+from guard.config.schema import load_config
+from guard.errors import ConfigError, GuardFailed
+from guard.plans.screens import TextPlans
+from server.screening.findings import ScreenedText
+
+LIST = '[[words]]\nlabel = "BAD"\nwords = ["forbidden"]\n'
+BASE = """
+[[patterns]]
+name = "mine"
+source = "mine.toml"
+[[patterns]]
+name = "secrets"
+source = "secrets"
+[policies.p]
+guards = ["mine", "secrets"]
+"""
+
+
+def _plans(folder: Path, text: str) -> TextPlans:
+    (folder / "mine.toml").write_text(LIST)
+    (folder / "config.toml").write_text(text)
+    return TextPlans(load_config(folder / "config.toml"))
+
+
+def _faults(folder: Path, text: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        _plans(folder, text)
+    return [problem.partition(": ")[2] for problem in caught.value.problems]
+
+
+def test_actions_come_from_the_screen_then_the_policy(tmp_path: Path) -> None:
+    text = BASE + 'action = "redact"\n[policies.p.screen]\nactions = { mine = "flag" }\n'
+    plans = _plans(tmp_path, text)
+    plan = plans["p"]
+    assert [(each.name, each.action) for each in plan.screens] == [
+        ("mine", "flag"),
+        ("secrets", "redact"),
+    ]
+    assert plan.changes and plan.active
+    assert not plans["none"].active
+    assert {each.action for each in plans.screens} == {"observe"}
+
+
+def test_an_action_of_models_guards_blocks_where_a_screen_fires(tmp_path: Path) -> None:
+    plan = _plans(tmp_path, BASE + 'action = "steer"\n')["p"]
+    assert {each.action for each in plan.screens} == {"block"}
+
+
+def test_what_may_pass_unread(tmp_path: Path) -> None:
+    screen = '[policies.p.screen]\nunscreened = ["/v1/files*", "/x", "pictures"]\n'
+    plan = _plans(tmp_path, BASE + screen)["p"]
+    assert plan.passes("/v1/files/1") and plan.passes("/x") and plan.passes("pictures")
+    assert not plan.passes("/x/y") and not plan.passes("audio")
+
+
+@pytest.mark.parametrize(
+    ("more", "fault"),
+    [
+        ('action = "route"', "policies.p.action: needs to know where to"),
+        ('action = "policy"', "policies.p.action: needs to know which"),
+        (
+            'action = "redact"\n[policies.p.screen]\nrace = true',
+            'policies.p.screen.race: "redact" changes the request',
+        ),
+        (
+            "[policies.p.screen]\nrestore = true",
+            'policies.p.screen.restore: is for the action "red',
+        ),
+        ('[policies.p.screen]\nactions = { x = "flag" }', "policies.p.screen.actions.x: is no gua"),
+        ('[policies.p.screen]\nlooks = { x = ["user"] }', "policies.p.screen.looks.x: is no guard"),
+        ("[policies.p.screen]\nlooks = { mine = [] }", "policies.p.screen.looks.mine: "),
+        (
+            'action = "route"\n[policies.p.screen]\nmodel = "m"\nlook = ["response"]',
+            'policies.p.action: "route" comes too late',
+        ),
+        ('[policies.p.screen]\nlooks = { mine = ["moon"] }', "policies.p.screen.looks.mine[0]: "),
+        ('[policies.p.screen]\nupstream = "x"', "policies.p.screen.upstream: no upstream"),
+        ('[[patterns]]\nname = "mine"\nsource = "secrets"', "patterns[2].name: is the same as in"),
+        ('[[patterns]]\nname = "b"\nsource = "b.toml"', "patterns[2].source: "),
+        ('[[upstreams]]\nname = "u"\nurl = "http://u:secret@x"', "upstreams[0].url: should be"),
+    ],
+)
+def test_faults_of_screens(tmp_path: Path, more: str, fault: str) -> None:
+    faults = _faults(tmp_path, BASE + more)
+    assert any(each.startswith(fault) for each in faults), faults
+    assert "secret@" not in str(faults)
+
+
+class _Encoder:
+    fingerprint = "f" * 64
+
+
+def _head(folder: Path, settings: dict[str, Any]) -> TextPlans:
+    told = {"kind": "logistic", "calibration": "temperature", "temperature": 1.0} | settings
+    meta = ArtifactMeta.model_validate(
+        {
+            "method": "screen",
+            "concept": "text/x",
+            "created": "2026-01-31",
+            "model": {
+                "name": "minilm",
+                "architecture": "bert",
+                "fingerprint": _Encoder.fingerprint,
+                "layers": 1,
+                "width": 4,
+            },
+            "seams": ["text"],
+            "settings": told,
+        }
+    )
+    tensors = {"weight": np.zeros((1, 4), "f4"), "bias": np.zeros(1, "f4")}
+    Artifact(meta, tensors).save(folder / "head.safetensors")
+    path = folder / "config.toml"
+    path.write_text(
+        '[[guards]]\nname = "h"\nartifact = "head.safetensors"\n[policies.p]\nguards = ["h"]\n'
+    )
+    return TextPlans(load_config(path), _Encoder)  # type: ignore[arg-type]
+
+
+def test_a_classifier_fires_above_its_threshold_and_not_at_it(tmp_path: Path) -> None:
+    (screen,) = _head(tmp_path, {"threshold": 0.5})["p"].screens
+    assert not ScreenedText(screen, 0.5).fired
+    assert ScreenedText(screen, 0.5001).fired
+
+
+@pytest.mark.parametrize("settings", [{}, {"threshold": "high"}, {"threshold": None}])
+def test_a_classifier_without_a_threshold_breaks_its_policies(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    with pytest.raises(GuardFailed, match="threshold must be a number"):
+        _head(tmp_path, settings)["p"].require_whole()
+
+
+def test_a_list_that_has_gone_breaks_the_policies_that_name_it(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(LIST)
+    path = tmp_path / "config.toml"
+    path.write_text(BASE + '[policies.open]\nguards = ["mine"]\non_error = "open"\n')
+    config = load_config(path)
+    (tmp_path / "mine.toml").unlink()
+    plans = TextPlans(config)
+    with pytest.raises(GuardFailed, match="cannot be read"):
+        plans["p"].require_whole()
+    plans["open"].require_whole()
+    assert plans["open"].active

@@ -1,0 +1,217 @@
+"""A text encoder that can be read by eye, and guards on it, for plans and services of pictures.
+
+Each character is a token; of its state the first number says whether it is `CONCEPT`, the second
+whether it is `STUBBORN`, which no refinement takes away. `NAN` spoils its row. The third says
+whether it is `PAINTED`, which no guard of prompts knows and every picture shows; the fourth whether
+it is `BLINDING`: who looks at its picture sees nothing but NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from classifiers.latents import LatentClassifiers
+from guard.artifact import Artifact, ArtifactMeta
+from steering.engines.diffusion.families import Family
+from steering.fingerprint import fingerprint
+from steering.images.conditioning import Conditioning
+from steering.images.embedding import Refinement
+from steering.images.guidance import Predictions
+from steering.methods.fitted import FittedGuard
+from tests.classifiers.nets import drawn_net, tensors_of
+
+TOKENS, WIDTH = 12, 4
+CONCEPT, STUBBORN, NAN = "K", "S", "~"
+PAINTED, BLINDING = "P", "Q"
+STEPS = 3
+
+
+class ToyFamily:
+    """What plans and engines need of a family to screen prompts and pictures."""
+
+    def __init__(self, seed: int = 0) -> None:
+        torch.manual_seed(seed)
+        table = torch.rand(256, WIDTH) / 100
+        for column, letters in enumerate((CONCEPT + STUBBORN, STUBBORN, PAINTED, BLINDING)):
+            for letter in letters:
+                table[ord(letter), column] = 1.0
+        table[ord(NAN)] = torch.nan
+        self._table = nn.Embedding.from_pretrained(table)
+        self.encoders = {"text": self._table}
+        self.autoencoder: nn.Module = nn.Linear(WIDTH, WIDTH)
+        self.channels = WIDTH
+
+    def latents(self, text: Conditioning) -> Tensor:
+        """Those of the picture of `text`: a place a token, `[rows, WIDTH, 1, TOKENS]`."""
+        states = text.states["text"]
+        seen = states.masked_fill((states[..., 3] > 0.5)[..., None], torch.nan)
+        return seen.transpose(1, 2)[:, :, None]
+
+    def encode_picture(self, pixels: Tensor) -> Tensor:
+        """Of pictures `[rows, height, width, 3]`: the redder, the more `PAINTED`."""
+        latents = torch.zeros(len(pixels), WIDTH, 1, TOKENS)
+        red = pixels[..., 0] - pixels[..., 1:].amax(-1)
+        latents[:, 2] = red.clamp(min=0).mean((1, 2))[:, None, None]
+        return latents
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        return self._windows([prompt[:TOKENS] for prompt in prompts])
+
+    def overflow(self, prompts: Sequence[str]) -> list[Conditioning | None]:
+        return [self._rest(prompt) for prompt in prompts]
+
+    def _rest(self, prompt: str) -> Conditioning | None:
+        windows = [prompt[at : at + TOKENS] for at in range(TOKENS, len(prompt), TOKENS)]
+        return self._windows(windows) if windows else None
+
+    def _windows(self, texts: Sequence[str]) -> Conditioning:
+        ids = [[min(ord(letter), 255) for letter in text.ljust(TOKENS, "\0")] for text in texts]
+        masks = [[at < max(len(text), 1) for at in range(TOKENS)] for text in texts]
+        with torch.no_grad():
+            states = self._table(torch.tensor(ids))
+        return Conditioning({"text": states}, {"text": torch.tensor(masks)})
+
+
+class ToyScreen:
+    """Fires on `CONCEPT`; acting takes it out, unless it is `STUBBORN`."""
+
+    def __init__(self, guards: Sequence[FittedGuard]) -> None:
+        self.names: Sequence[str] = [guard.name for guard in guards]
+        weights = [guard.tensor("weights", "text", 1) for guard in guards]
+        if any(not bool(weight.any()) for weight in weights):
+            raise ValueError("weights are all zero")
+        self._weights = torch.stack(weights, 1)
+
+    def sense(self, text: Conditioning) -> Tensor:
+        scores = text.states["text"] @ self._weights
+        return scores.masked_fill(~text.masks["text"][..., None], 0.0).amax(1)
+
+    def act(
+        self, text: Conditioning, due: Tensor, threshold: Tensor, strength: Tensor
+    ) -> Refinement:
+        states = text.states["text"].clone()
+        states[..., 0] = states[..., 1]
+        changed = text.with_states({"text": states})
+        return Refinement(changed, STEPS * due.any(1).long(), self.sense(changed))
+
+
+class BlindScreen(ToyScreen):
+    """Cannot say anything where it should fire."""
+
+    def sense(self, text: Conditioning) -> Tensor:
+        scores = super().sense(text)
+        return scores.masked_fill(scores > 0.5, torch.nan)
+
+
+class StiffScreen(ToyScreen):
+    """Senses, but cannot act on what this encoder gives."""
+
+    def act(
+        self, text: Conditioning, due: Tensor, threshold: Tensor, strength: Tensor
+    ) -> Refinement:
+        raise RuntimeError("shapes differ\nand more of that")
+
+
+class ToyGuide(ToyScreen):
+    """Fires the same way, and acts on the guidance."""
+
+    def __init__(self, guards: Sequence[FittedGuard]) -> None:
+        super().__init__(guards)
+        states = torch.stack([guard.tensor("concept", "text", 2) for guard in guards])
+        self.concepts = Conditioning(
+            {"text": states}, {"text": torch.ones(states.shape[:2], dtype=torch.bool)}
+        )
+
+    def act(
+        self, text: Conditioning, due: Tensor, threshold: Tensor, strength: Tensor
+    ) -> Refinement:
+        nothing = torch.zeros(text.rows, dtype=torch.long)
+        return Refinement(text, nothing, torch.full_like(strength, torch.nan))
+
+    def term(self, at: Predictions) -> tuple[Tensor, Tensor]:
+        return at.concept - at.unconditional, at.memory
+
+
+TOY_METHODS: dict[str, Any] = {
+    "toy": lambda guards, device: ToyScreen(guards),
+    "toy-blind": lambda guards, device: BlindScreen(guards),
+    "toy-stiff": lambda guards, device: StiffScreen(guards),
+    "toy-guide": lambda guards, device: ToyGuide(guards),
+}
+"""To be put into `steering.methods.image_methods.SCREENS`."""
+
+
+def save_latents(
+    path: Path, *, fitted_on: str = "", channels: int = WIDTH, **settings: Any
+) -> Path:
+    """A classifier of what ToyFamily draws, of two members: fires on `PAINTED`."""
+    first = torch.zeros(2, 1, channels, 3, 3)
+    first[:, 0, 2, 1, 1] = 4.0
+    second = torch.zeros(2, 1, 1, 3, 3)
+    second[..., 1, :] = 1.0
+    votes = torch.tensor([5.0, 6.0]).view(2, 1, 1, 1, 1)
+    nothing = torch.zeros(2, 1)
+    net = LatentClassifiers((first, second, votes), (nothing, nothing, nothing - 10.0))
+    return _save_net(
+        path, net, fitted_on=fitted_on or fingerprint(ToyFamily().autoencoder), **settings
+    )
+
+
+def save_drawn_latents(
+    path: Path, family: Family, *, channels: int | None = None, **settings: Any
+) -> LatentClassifiers:
+    """Saves, for what `family` draws, a classifier of two members that knows nothing."""
+    net = drawn_net(2, family.channels if channels is None else channels)
+    _save_net(path, net, fitted_on=fingerprint(family.autoencoder), **settings)
+    return net
+
+
+def _save_net(path: Path, net: LatentClassifiers, **changed: Any) -> Path:
+    return save_toy(
+        path,
+        method="latents",
+        seams=["latent"],
+        tensors=tensors_of(net),
+        width=net.channels,
+        **changed,
+    )
+
+
+def save_toy(
+    path: Path,
+    *,
+    method: str = "toy",
+    fitted_on: str = "",
+    seams: Sequence[str] = ("embedding",),
+    tensors: dict[str, Any] | None = None,
+    width: int = WIDTH,
+    **settings: Any,
+) -> Path:
+    """An artifact for ToyFamily, or a model of that width; more arguments replace its settings."""
+    meta = ArtifactMeta.model_validate(
+        {
+            "method": method,
+            "concept": f"object/{path.stem}",
+            "created": "2026-01-31",
+            "model": {
+                "name": "toy",
+                "architecture": "Toy",
+                "fingerprint": fitted_on or fingerprint(nn.ModuleDict(ToyFamily().encoders)),
+                "layers": 1,
+                "width": width,
+            },
+            "seams": list(seams),
+            "settings": {"threshold": 0.5, "strength": 1.0, "streams": ["text"]} | settings,
+        }
+    )
+    weights = {"weights.text": np.eye(1, WIDTH, dtype="f4")[0]}
+    if method == "toy-guide":
+        weights["concept.text"] = np.zeros((TOKENS, WIDTH), "f4")
+    Artifact(meta, weights if tensors is None else tensors).save(path)
+    return path

@@ -1,0 +1,292 @@
+"""`/v1/images/edits` over HTTP: a real server, service and client, over a toy engine."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import openai
+import pytest
+from PIL import Image
+
+from tests.guard.toy_images import CONCEPT, PAINTED
+from tests.server.endpoints.test_images import Site, pixels_of, serving
+from tests.server.image_stand import HEIGHT, WIDTH, picture_stand
+
+EDITS = "/v1/images/edits"
+KNIFE, SHOWN = f"a {CONCEPT}", f"a {PAINTED}"
+
+
+def png(colour: tuple[int, int, int] = (20, 200, 90), size: tuple[int, int] = (20, 20)) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", size, colour).save(file, "PNG")
+    return file.getvalue()
+
+
+PLAIN, RED = png(), png((255, 0, 0))
+"""The screen of finished pictures, `look`, finds its concept in what is red."""
+
+
+def data_url(file: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(file).decode()
+
+
+def post(
+    site: Site,
+    image: bytes | None = PLAIN,
+    prompt: str = "a cat",
+    policy: str = "none",
+    **more: Any,
+) -> httpx.Response:
+    """As a form; what is no text as JSON."""
+    fields = {"model": "toy", "prompt": prompt, "guard": {"policy": policy}} | more
+    data = {name: v if isinstance(v, str) else json.dumps(v) for name, v in fields.items()}
+    files = {} if image is None else {"image": ("x.png", image, "image/png")}
+    return httpx.post(
+        f"{site.url}{EDITS}", files=files | {n: (None, v) for n, v in data.items()}, timeout=20
+    )  # fmt: skip
+
+
+def pixels(site: Site, image: bytes = PLAIN, **more: Any) -> Any:
+    (data,) = post(site, image, **{"seed": 1} | more).json()["data"]
+    return pixels_of(data["b64_json"])
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    folder = tmp_path_factory.mktemp("edits")
+    with (
+        picture_stand(folder, max_batch=4, queue_limit=16, max_pictures=6) as stand,
+        serving(stand) as site,
+    ):
+        yield site
+
+
+@pytest.fixture(autouse=True)
+def _it_serves_afterwards(request: pytest.FixtureRequest) -> Iterator[None]:
+    yield
+    if "site" in request.fixturenames:
+        site = request.getfixturevalue("site")
+        assert post(site).status_code == 200
+        site.wait_until(lambda: site.stand.engine.rows == 0)
+
+
+# -- the schema ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_the_official_client_edits_a_picture(site: Site, several: bool) -> None:
+    image = ("x.png", PLAIN)
+    reply = site.client().images.edit(
+        model="toy",
+        image=[image] if several else image,
+        prompt="a cat",
+        n=2,
+        extra_body={"seed": 7, "strength": 0.5, "guard": {"policy": "observe-knife"}},
+    )
+    assert reply.data is not None and len(reply.data) == 2
+    assert pixels_of(reply.data[0].b64_json or "").shape == (HEIGHT, WIDTH, 3)
+    assert reply.size == f"{WIDTH}x{HEIGHT}"
+    told: Any = reply.model_extra
+    assert told["guard"]["policy"] == "observe-knife"
+    same = pixels(site, strength=0.5, seed=7)
+    assert np.array_equal(pixels_of(reply.data[0].b64_json or ""), same)
+
+
+def test_json_with_a_data_url_is_the_same_edit(site: Site) -> None:
+    body = {"model": "toy", "prompt": "a cat", "seed": 1, "guard": {"policy": "none"}}
+    response = httpx.post(f"{site.url}{EDITS}", json=body | {"image": data_url(PLAIN)})
+    (data,) = response.json()["data"]
+    assert np.array_equal(pixels_of(data["b64_json"]), pixels(site))
+
+
+def test_picture_strength_and_inversion_reach_the_engine(site: Site) -> None:
+    usual = pixels(site)
+    assert np.array_equal(usual, pixels(site, strength=0.8)), "the default"
+    assert np.array_equal(usual, pixels(site, png(size=(30, 30)))), "resized"
+    others: list[dict[str, Any]] = [
+        {"image": RED},
+        {"strength": 1},
+        {"inversion": True},
+        {"prompt": "a dog"},
+        {"num_inference_steps": 5},
+    ]
+    found = [pixels(site, **{"image": PLAIN} | other) for other in others]
+    assert not any(np.array_equal(usual, other) for other in found)
+    assert not np.array_equal(usual, site.pixels()), "a generation has no picture to start from"
+
+
+def test_the_policy_may_come_in_a_header(site: Site) -> None:
+    files: Any = {"image": ("x", PLAIN), "model": (None, "toy"), "prompt": (None, KNIFE)}
+    headers = {"X-Guard-Policy": "block-knife"}
+    response = httpx.post(f"{site.url}{EDITS}", files=files, headers=headers)
+    assert response.json()["error"]["code"] == "content_policy_violation"
+
+
+def test_both_media_are_described(site: Site) -> None:
+    document = httpx.get(f"{site.url}/openapi.json").json()
+    content = document["paths"][EDITS]["post"]["requestBody"]["content"]
+    assert set(content) == {"multipart/form-data", "application/json"}
+    assert "EditRequest" in document["components"]["schemas"]
+
+
+# -- guards -------------------------------------------------------------------------------------
+
+
+def test_the_prompt_of_an_edit_is_refined_or_blocked(site: Site) -> None:
+    response = post(site, prompt=KNIFE, policy="refine-knife")
+    assert response.headers["X-Guard-Verdict"] == "refined"
+    assert response.json()["guard"]["guards"][0]["action"] == "refine"
+    assert site.stand.audit()[-1]["outcome"] == "refined"
+    with pytest.raises(openai.BadRequestError) as caught:
+        site.client().images.edit(
+            model="toy", image=PLAIN, prompt=KNIFE, extra_body={"guard": {"policy": "block-knife"}}
+        )
+    assert caught.value.code == "content_policy_violation"
+    assert caught.value.response.headers["X-Guard-Verdict"] == "blocked"
+
+
+@pytest.mark.parametrize("how", [{}, {"inversion": True}])
+def test_what_an_edit_draws_is_looked_at(site: Site, how: dict[str, Any]) -> None:
+    assert post(site, PLAIN, policy="refine-look", **how).status_code == 200
+    response = post(site, RED, policy="refine-look", **how)
+    assert response.json()["error"]["code"] == "content_policy_violation"
+    assert "in the picture" in response.json()["error"]["message"]
+    assert response.json()["guard"]["guards"][0]["position"] > 0
+
+
+def test_a_replacement_shows_nothing_of_the_picture(site: Site) -> None:
+    response = post(site, RED, policy="replace-look", seed=3)
+    assert response.status_code == 200 and response.headers["X-Guard-Verdict"] != "pass"
+    replaced = pixels_of(response.json()["data"][0]["b64_json"])
+    assert np.array_equal(replaced, site.pixels("a banana", seed=3))
+
+
+def test_silent_guards_change_no_bit_in_any_company(site: Site) -> None:
+    asked = [
+        {"policy": policy} | how
+        for policy in ("none", "refine-knife", "refine-look")
+        for how in ({}, {"inversion": True})
+    ]
+    alone = [pixels(site, **each) for each in asked]
+    assert all(np.array_equal(alone[i], alone[i % 2]) for i in range(len(alone)))
+    with ThreadPoolExecutor(6) as pool:
+        crowd = list(pool.map(lambda each: pixels(site, **each), asked * 2))
+    assert all(np.array_equal(a, b) for a, b in zip(alone * 2, crowd, strict=True))
+
+
+# -- bad input ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("more", "status", "code", "param", "words"),
+    [
+        ({"image": None}, 400, "missing_required_parameter", "image", "Missing"),
+        ({"image": b""}, 400, "invalid_parameter", "image", "no bytes"),
+        ({"image": b"GIF89a"}, 400, "invalid_parameter", "image", "no PNG, JPEG or WebP"),
+        ({"image": PLAIN[:60]}, 400, "invalid_parameter", "image", "damaged"),
+        ({"image": png(size=(5000, 5000))}, 400, "invalid_parameter", "image", "5000 x 5000"),
+        ({"prompt": ""}, 400, "invalid_parameter", "prompt", "empty"),
+        ({"prompt": "x" * 10_000}, 400, "invalid_parameter", "prompt", "most is 4000"),
+        ({"prompt": "x" * 70_000}, 400, "invalid_parameter", "prompt", "65536 bytes"),
+        ({"strength": 0}, 400, "invalid_parameter", "strength", "greater than 0"),
+        ({"strength": 1.5}, 400, "invalid_parameter", "strength", "less than or equal to 1"),
+        ({"strength": "NaN"}, 400, "invalid_parameter", "strength", "number"),
+        ({"strength": "Infinity"}, 400, "invalid_parameter", "strength", "number"),
+        ({"strength": 0.5, "inversion": True}, 400, "invalid_parameter", "strength", "one of"),
+        ({"mask": "x"}, 400, "unsupported_parameter", "mask", "leave it out"),
+        ({"input_fidelity": "high"}, 400, "unsupported_parameter", "input_fidelity", "leave it"),
+        ({"stream": True}, 400, "unsupported_parameter", "stream", "leave it out"),
+        ({"n": 1000}, 400, "invalid_parameter", "n", "at most 6"),
+        ({"size": "1024x1024"}, 400, "invalid_parameter", "size", f"of {WIDTH}x{HEIGHT}, not"),
+        ({"colour": "red"}, 400, "unknown_parameter", "colour", "Unknown"),
+        ({"model": "ghost"}, 404, "model_not_found", "model", "no model 'ghost'"),
+        ({"model": "fake"}, 404, "model_not_supported", "model", "/v1/chat/completions"),
+        ({"guard": {"policy": "ghost"}}, 400, "unknown_policy", "guard.policy", "no policy"),
+        ({"guard": "{"}, 400, "invalid_parameter", "guard", "guard"),
+    ],
+)
+def test_bad_input_gets_openais_error(
+    site: Site, more: dict[str, Any], status: int, code: str, param: str, words: str
+) -> None:
+    response = post(site, **more)
+    assert response.status_code == status
+    error = response.json()["error"]
+    assert (error["code"], error["param"]) == (code, param)
+    assert words in error["message"] and error["type"] == "invalid_request_error"
+
+
+def test_two_pictures_are_refused(site: Site) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        site.client().images.edit(
+            model="toy", image=[("a.png", PLAIN), ("b.png", PLAIN)], prompt="a cat"
+        )
+    assert caught.value.param == "image" and "more than once" in str(caught.value)
+
+
+def test_a_mask_of_the_official_client_is_refused_by_name(site: Site) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        site.client().images.edit(
+            model="toy", image=("a.png", PLAIN), mask=("m.png", PLAIN), prompt="a cat"
+        )
+    assert (caught.value.param, caught.value.code) == ("mask", "unsupported_parameter")
+
+
+def test_no_url_is_ever_fetched(site: Site) -> None:
+    body = {"model": "toy", "prompt": "a cat", "image": f"{site.url}/health"}
+    error = httpx.post(f"{site.url}{EDITS}", json=body).json()["error"]
+    assert error["param"] == "image" and "nothing is fetched" in error["message"]
+    body = {"model": "toy", "prompt": "a cat", "images": [{"image_url": data_url(PLAIN)}]}
+    assert httpx.post(f"{site.url}{EDITS}", json=body).json()["error"]["param"] == "images"
+
+
+def test_other_media_and_pages_of_other_origins_are_refused(site: Site) -> None:
+    url, files = f"{site.url}{EDITS}", {"image": ("x", PLAIN)}
+    assert httpx.post(url, content=b"x", headers={"Content-Type": "text/plain"}).status_code == 415
+    response = httpx.post(url, files=files, headers={"Origin": "http://elsewhere.example"})
+    assert (response.status_code, response.json()["error"]["code"]) == (
+        *(415, "unsupported_media_type"),
+    )
+    own = httpx.post(url, files=files, headers={"Origin": site.url})
+    assert own.json()["error"]["code"] == "missing_required_parameter"
+
+
+# -- limits, and nothing lost -------------------------------------------------------------------
+
+
+def test_a_body_over_the_limit_is_refused_whatever_it_holds(tmp_path: Path) -> None:
+    with picture_stand(tmp_path, max_body_bytes=20_000) as stand, serving(stand) as site:
+        assert post(site).status_code == 200
+        response = post(site, PLAIN + b"\0" * 30_000)
+        assert (response.status_code, response.json()["error"]["code"]) == (
+            *(413, "request_too_large"),
+        )
+
+
+def test_a_client_that_goes_loses_its_rows_only(tmp_path: Path) -> None:
+    with picture_stand(tmp_path, max_batch=4) as stand, serving(stand) as site:
+        stand.engine.pace_s = 0.01
+        body = {"model": "toy", "prompt": "gone", "n": 2, "num_inference_steps": 400}
+        body |= {"image": data_url(PLAIN)}
+
+        def leave() -> None:
+            with pytest.raises(httpx.TimeoutException):
+                httpx.post(f"{site.url}{EDITS}", json=body, timeout=httpx.Timeout(20, read=0.4))
+
+        leaver = threading.Thread(target=leave)
+        leaver.start()
+        site.wait_until(lambda: stand.engine.rows == 2)
+        with ThreadPoolExecutor(1) as pool:
+            other = pool.submit(post, site, num_inference_steps=100)
+            leaver.join()
+            site.wait_until(lambda: stand.engine.rows == 1)
+            assert other.result().status_code == 200
+        assert len(stand.verdicts) == len(stand.audit()) == 3

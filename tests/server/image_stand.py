@@ -1,0 +1,280 @@
+"""A real service of pictures over an engine that draws noise, which tests can stall and break."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from guard.artifact import Artifact
+from guard.audit import AuditLog
+from guard.config.schema import Config, load_config
+from guard.plans.images import ImagePlans
+from server.observe.metrics import Metrics
+from server.observe.recorder import Recorder
+from server.services.images import BatchedImageService
+from server.services.interface import ImageModelInfo
+from steering.engines.diffusion.engine import ImageStart
+from steering.engines.diffusion.sampling.trajectories import InitialState
+from steering.images.conditioning import Conditioning
+from steering.images.embedding import EmbeddingBank, ImageReading
+from steering.images.output import OutputBank
+from steering.methods.image_methods import SCREENS
+from tests.guard.toy_images import PAINTED, TOY_METHODS, ToyFamily, save_latents, save_toy
+from tests.server.stand import meta, tensors
+
+HEIGHT, WIDTH = 6, 8
+TOO_MANY = 499
+"""Steps that the engine refuses, whatever the server allows."""
+
+
+@dataclass
+class _Row:
+    start: ImageStart
+    text: Conditioning
+    readings: dict[str, ImageReading]
+    done: int = 0
+    spoilt: bool = False
+
+
+class ToyEngine:
+    """A DiffusionEngine whose pictures are noise, by the seed and the conditioning of the row.
+
+    A row is spoilt where its conditioning has met NaN, and invalid where a guard has, as in the
+    engine proper. With `go` cleared it stops before its next start or step and sets `stalled`; it
+    sleeps `pace_s` before each. A fault put into `faults` is raised by the next of them.
+    """
+
+    def __init__(
+        self,
+        family: ToyFamily,
+        bank: EmbeddingBank,
+        *,
+        capacity: int,
+        guides: Sequence[Any] = (),
+        finished: OutputBank | None = None,
+    ) -> None:
+        self.family, self._bank, self.capacity = family, bank, capacity
+        self._finished = finished or OutputBank()
+        self._rows: list[_Row] = []
+        self.started: list[str] = []
+        self.steps, self.pace_s, self.closed = 0, 0.0, False
+        self.go = threading.Event()
+        self.go.set()
+        self.stalled = threading.Event()
+        self.faults: list[Exception] = []
+        self.reset_fault: Exception | None = None
+
+    @property
+    def rows(self) -> int:
+        return len(self._rows)
+
+    @property
+    def spoilt(self) -> list[bool]:
+        return [row.spoilt for row in self._rows]
+
+    @property
+    def invalid(self) -> list[bool]:
+        valid = [all(told.valid for told in row.readings.values()) for row in self._rows]
+        return [row.spoilt or not read for row, read in zip(self._rows, valid, strict=True)]
+
+    def check(self, start: ImageStart) -> None:
+        if start.steps == TOO_MANY:
+            raise ValueError(f"the scheduler cannot do {TOO_MANY} steps")
+
+    def start(self, starts: Sequence[ImageStart]) -> list[dict[str, ImageReading]]:
+        self._pause()
+        assert self.rows + len(starts) <= self.capacity
+        prompts = [start.prompt for start in starts]
+        applied = self._bank.apply(
+            self.family.encode(prompts),
+            [[g for g in start.guards if g.name not in self._finished] for start in starts],
+            self.family.overflow(prompts),
+        )
+        for index, (start, readings) in enumerate(zip(starts, applied.readings, strict=True)):
+            text = applied.text.select(slice(index, index + 1))
+            spoilt = not bool(text.finite().all())
+            self._rows.append(_Row(start, text, readings, spoilt=spoilt))
+        self.started += prompts
+        return list(applied.readings)
+
+    def step(self) -> list[int]:
+        self._pause()
+        assert self._rows
+        self.steps += 1
+        for row in self._rows:
+            assert row.done < row.start.steps, "a row that is complete was left in the batch"
+            row.done += 1
+        complete = [i for i, row in enumerate(self._rows) if row.done == row.start.steps]
+        for row in complete:
+            self._look(self._rows[row])
+        return complete
+
+    def _look(self, row: _Row) -> None:
+        watching = [guard for guard in row.start.guards if guard.name in self._finished]
+        latents = self.family.latents(row.text)
+        if row.start.beginning is not None:
+            latents = latents + row.start.beginning.latents
+        (seen,) = self._finished.read(latents, [watching])
+        at = {name: replace(told, position=row.done) for name, told in seen.items()}
+        row.readings = {**row.readings, **at}
+
+    def pictures(self, rows: Sequence[int]) -> NDArray[np.uint8]:
+        return np.stack([self._picture(self._rows[row]) for row in rows])
+
+    def _picture(self, row: _Row) -> NDArray[np.uint8]:
+        assert row.done == row.start.steps and not row.spoilt
+        said = zlib.crc32(row.text.states["text"].numpy().tobytes())
+        how = zlib.crc32(f"{row.start.guidance} {row.start.negative_prompt}".encode())
+        begun = zlib.crc32(_told(row.start.beginning))
+        rng = np.random.default_rng([row.start.seed, row.start.steps, said, how, begun])
+        return rng.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
+
+    def drop(self, rows: Sequence[int]) -> list[tuple[int, int]]:
+        moves = []
+        for row in sorted(set(rows), reverse=True):
+            last = len(self._rows) - 1
+            if row != last:
+                self._rows[row] = self._rows[last]
+                moves.append((last, row))
+            del self._rows[last]
+        return moves
+
+    def readings(self, row: int) -> dict[str, ImageReading]:
+        return self._rows[row].readings
+
+    def reset(self) -> None:
+        if self.reset_fault is not None:
+            raise self.reset_fault
+        self._rows = []
+
+    def close(self) -> None:
+        self.closed = True
+
+    def _pause(self) -> None:
+        time.sleep(self.pace_s)
+        if not self.go.is_set():
+            self.stalled.set()
+            assert self.go.wait(20)
+        if self.faults:
+            raise self.faults.pop()
+
+
+def _told(beginning: InitialState | None) -> bytes:
+    if beginning is None:
+        return b""
+    how = f"{type(beginning).__name__} {getattr(beginning, 'strength', '')}"
+    return beginning.latents.numpy().tobytes() + how.encode()
+
+
+@dataclass
+class PictureStand:
+    """A service as `guard serve` puts it together, and what it has recorded."""
+
+    folder: Path
+    config: Config
+    service: BatchedImageService
+    engine: ToyEngine
+    metrics: Metrics
+    verdicts: list[Any] = field(default_factory=list)
+
+    def audit(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.folder / "audit.jsonl").read_text().splitlines()]
+
+
+ACTIONS = {
+    "refine": 'action = "refine"',
+    "block": 'action = "block"',
+    "flag": 'action = "flag"',
+    "observe": 'action = "observe"',
+    "open": 'on_error = "open"',
+    "replace": 'fallback = "replace"\nreplacement = "a banana"',
+    "relapse": 'fallback = "replace"\nreplacement = "an S"',
+    "repaint": f'fallback = "replace"\nreplacement = "a {PAINTED}"',
+}
+BOTH = (["knife", "look"], ["blind", "look"])
+
+
+def write_config(folder: Path, **server: Any) -> Path:
+    """Policies as `ACTION-GUARD`, for a guard on prompts (knife), the same with NaN in it (blind),
+    one of another encoder (other), one on the guidance (guide), one for language (words), and one
+    on finished pictures (look); `ACTION-knife-look` and `ACTION-blind-look` have two.
+    """
+    save_toy(folder / "knife.safetensors")
+    save_toy(folder / "blind.safetensors", method="toy-blind")
+    save_toy(folder / "other.safetensors", fitted_on="0" * 64)
+    save_toy(folder / "guide.safetensors", method="toy-guide", seams=["guidance"])
+    save_latents(folder / "look.safetensors")
+    Artifact(meta("f" * 64), tensors()).save(folder / "words.safetensors")
+    lines = ["[server]", 'audit_log = "audit.jsonl"']
+    lines += [f"{name} = {json.dumps(value)}" for name, value in server.items()]
+    lines += ["[[models]]", 'name = "toy"', 'engine = "diffusers"', 'source = "toy"']
+    for name in ("knife", "blind", "other", "guide", "words", "look"):
+        lines += ["[[guards]]", f'name = "{name}"', f'artifact = "{name}.safetensors"']
+    for guards in (["knife"], ["blind"], ["other"], ["guide"], ["words"], ["look"], *BOTH):
+        for action, setting in ACTIONS.items():
+            policy = "-".join([action, *guards])
+            lines += [f"[policies.{policy}]", f"guards = {json.dumps(guards)}", setting]
+    path = folder / "config.toml"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@contextmanager
+def picture_stand(folder: Path, config: Config | None = None, **server: Any) -> Iterator[Any]:
+    """A running service; `config` None writes one, with `server` in its `[server]`."""
+    config = config or load_config(write_config(folder, **server))
+    metrics = Metrics()
+    verdicts: list[Any] = []
+    assert config.server.audit_log is not None
+    with AuditLog(config.server.audit_log) as audit, pytest.MonkeyPatch.context() as patch:
+        for name, stack in TOY_METHODS.items():
+            patch.setitem(SCREENS, name, stack)
+        recorder = Recorder(metrics.verdicts, audit)
+
+        def record(request: Any, verdict: Any) -> None:
+            recorder(request, verdict)
+            verdicts.append(verdict)
+
+        family = ToyFamily()
+        plans = ImagePlans(config, family, name="toy")
+        engine = ToyEngine(
+            family,
+            plans.bank,
+            capacity=config.server.max_batch,
+            guides=plans.guides,
+            finished=plans.finished,
+        )
+        info = ImageModelInfo(
+            name="toy",
+            engine="diffusers",
+            created=1,
+            policies=plans.usable,
+            width=WIDTH,
+            height=HEIGHT,
+            steps=4,
+            guidance=3.0,
+            max_steps=500,
+        )
+        service = BatchedImageService(
+            info,
+            engine,  # type: ignore[arg-type]
+            plans,
+            queue_limit=config.server.queue_limit,
+            record=record,
+        )
+        try:
+            yield PictureStand(folder, config, service, engine, metrics, verdicts)
+        finally:
+            engine.go.set()
+            service.close()

@@ -1,0 +1,66 @@
+"""Verdicts of rows that wait for what the screens say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from guard.verdict import Verdict
+from server.observe.metrics import Metrics
+from server.observe.recorder import Recorder
+
+
+@dataclass
+class _Row:
+    joined: str
+    tenant: str = "t"
+    request_id: str = "X"
+
+
+class _Kept(Recorder):
+    def __init__(self) -> None:
+        super().__init__(Metrics().verdicts, None)
+        self.kept: list[tuple[str, Any]] = []
+
+    def record(self, verdict: Verdict, tenant: str) -> None:
+        self.kept.append((verdict.request_id, verdict.outcome))
+
+
+def _verdict(name: str) -> Verdict:
+    return Verdict(name, "m", "p", "pass", (), 1.0)
+
+
+def _flagged(verdict: Verdict) -> Verdict:
+    return replace(verdict, outcome="flagged")
+
+
+def test_requests_of_one_id_do_not_know_of_each_other() -> None:
+    recorder = _Kept()
+    first, second = recorder.begin(), recorder.begin()
+    recorder(_Row(first), _verdict("a"))  # type: ignore[arg-type]
+    recorder(_Row(second), _verdict("b"))  # type: ignore[arg-type]
+    recorder.drop(second)
+    recorder.end(second, _flagged)
+    recorder.end(first, _flagged)
+    recorder(_Row(""), _verdict("c"))  # type: ignore[arg-type]
+    assert recorder.kept == [("a", "flagged"), ("c", "pass")]
+
+
+def test_a_row_that_ends_late_has_what_the_screens_saw() -> None:
+    recorder = _Kept()
+    name = recorder.begin()
+    recorder.end(name, _flagged)
+    assert recorder.kept == []
+    recorder(_Row(name), _verdict("a"))  # type: ignore[arg-type]
+    assert recorder.kept == [("a", "flagged")]
+
+
+def test_rows_that_wait_are_not_forgotten_for_those_that_come() -> None:
+    recorder = _Kept()
+    waiting = recorder.begin()
+    recorder(_Row(waiting), _verdict("a"))  # type: ignore[arg-type]
+    for _ in range(5000):
+        name = recorder.begin()
+        recorder.end(name, _flagged)
+    recorder.end(waiting, _flagged)
+    assert recorder.kept == [("a", "flagged")]

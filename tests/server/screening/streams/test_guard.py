@@ -1,0 +1,225 @@
+"""Streams behind the screens, however they are cut."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import tracemalloc
+from collections.abc import Sequence
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from guard.config.schema import ScreenConfig, TextAction
+from guard.plans.screens import TextPlan, TextScreen
+from server.screening.findings import Findings, ScreenedText
+from server.screening.streams.event_queue import EventQueue, WaitingEvent
+from server.screening.streams.formats.choices import ChatFormat
+from server.screening.streams.formats.messages import MessagesFormat
+from server.screening.streams.formats.responses import ResponsesFormat
+from server.screening.streams.guard import StreamGuard
+from server.screening.streams.hold_back import Span
+from server.screening.texts.redaction import Placeholders
+
+_SECRET = re.compile(r"a[bc]{1,4}a|dd")
+MARK = "[S_1]"
+
+
+def _screen(action: TextAction) -> TextScreen:
+    return TextScreen("s", "c", "patterns", 1.0, action)
+
+
+class _Guarded:
+    """A stream under one policy; `windows` are the texts that were read of it."""
+
+    def __init__(
+        self, action: TextAction, hold_back: int, restored: Placeholders | None = None
+    ) -> None:
+        self.windows: list[str] = []
+        screen = _screen(action)
+        config = ScreenConfig(hold_back_chars=hold_back)
+        plan = TextPlan("p", "closed", config, (screen,), {})
+        self.findings = Findings(plan)
+
+        async def read(
+            texts: Sequence[str], screens: Sequence[TextScreen], /, tail: int | None = None
+        ) -> list[list[ScreenedText]]:
+            self.windows += texts
+            found = [
+                tuple(Span(m.start(), m.end(), "S") for m in _SECRET.finditer(text))
+                for text in texts
+            ]
+            return [[ScreenedText(screen, float(bool(spans)), spans)] for spans in found]
+
+        self.guard = StreamGuard(
+            ChatFormat(),
+            self.findings,
+            read,
+            lambda inner: {"outcome": self.findings.outcome},
+            restored or _Marks(),
+            reads=True,
+            restoring=restored is not None,
+            choices=1,
+            event_limit=100_000,
+        )
+
+    def run(self, chunks: Sequence[bytes]) -> bytes:
+        async def through() -> bytes:
+            out = b""
+            for chunk in chunks:
+                out += await self.guard.feed(chunk)
+                if self.guard.over:
+                    return out
+            return out + await self.guard.end()
+
+        return asyncio.run(through())
+
+
+class _Marks(Placeholders):
+    """Every secret has the same one."""
+
+    def __init__(self) -> None:
+        super().__init__(())
+
+    def of(self, label: str, original: str) -> str:
+        return MARK
+
+
+def _events(deltas: Sequence[str]) -> list[bytes]:
+    choices = [{"index": 0, "delta": {"content": text}, "finish_reason": None} for text in deltas]
+    choices.append({"index": 0, "delta": {}, "finish_reason": "stop"})
+    return [
+        *(b"data: " + json.dumps({"choices": [each]}).encode() + b"\n\n" for each in choices),
+        b"data: [DONE]\n\n",
+    ]
+
+
+def _text(out: bytes) -> str:
+    found = [line[6:] for line in out.decode().split("\n\n") if line and "[DONE]" not in line]
+    events: list[dict[str, Any]] = [json.loads(line) for line in found]
+    return "".join(c["delta"].get("content") or "" for e in events for c in e["choices"])
+
+
+def _cut(text: str, cuts: Sequence[int]) -> list[str]:
+    at = sorted({min(cut, len(text)) for cut in cuts})
+    return [text[a:b] for a, b in zip([0, *at], [*at, len(text)], strict=True)]
+
+
+TEXTS = st.text("abcd ", max_size=150)
+CUTS = st.lists(st.integers(0, 150), max_size=15)
+
+
+@settings(deadline=None)
+@given(TEXTS, CUTS, st.integers(1, 50), st.sampled_from([16, 40, 64]))
+def test_a_redacted_stream_is_the_redacted_text(
+    text: str, cuts: list[int], size: int, hold_back: int
+) -> None:
+    whole = b"".join(_events(_cut(text, cuts)))
+    chunks = [whole[at : at + size] for at in range(0, len(whole), size)]
+    guarded = _Guarded("redact", hold_back)
+    out = guarded.run(chunks)
+    assert _text(out) == _SECRET.sub(MARK, text)
+    assert out.endswith(b"data: [DONE]\n\n")
+    at_once = _Guarded("redact", hold_back)
+    at_once.run([b"".join(_events([text]))])
+    assert guarded.windows == at_once.windows, "what is read does not depend on the chunks"
+
+
+@settings(deadline=None)
+@given(TEXTS, CUTS, st.sampled_from([16, 40, 64]))
+def test_a_blocked_stream_ends_at_the_same_place_before_the_secret(
+    text: str, cuts: list[int], hold_back: int
+) -> None:
+    ended = _Guarded("block", hold_back).run(_events(_cut(text, cuts)))
+    at_once = _Guarded("block", hold_back).run(_events([text]))
+    found = _SECRET.search(text)
+    assert _text(ended) == _text(at_once)
+    assert ended.endswith(b"data: [DONE]\n\n")
+    if found is None:
+        assert _text(ended) == text
+    else:
+        assert b"content_filter" in ended
+        assert text[: found.start()].startswith(_text(ended))
+
+
+@settings(deadline=None)
+@given(TEXTS, CUTS)
+def test_a_silent_stream_leaves_byte_for_byte(text: str, cuts: list[int]) -> None:
+    harmless = _SECRET.sub("", text)
+    while _SECRET.search(harmless):
+        harmless = _SECRET.sub("", harmless)
+    events = _events(_cut(harmless, cuts))
+    out = _Guarded("redact", 40).run(events)
+    told = events[-2].replace(b"}]}", b'}],"guard":{"outcome":"pass"}}')
+    assert _normal(out) == _normal(b"".join([*events[:-2], told, events[-1]]))
+
+
+def _normal(out: bytes) -> list[Any]:
+    lines = out.decode().split("\n\n")
+    return [json.loads(line[6:]) if line[6:7] == "{" else line for line in lines]
+
+
+def test_the_end_of_a_stream_leaves_whatever_its_format() -> None:
+    for form in (ChatFormat(), MessagesFormat(), ResponsesFormat()):
+        queue = EventQueue(form, lambda inner: {})
+        queue.put(WaitingEvent(b"data: [DONE]\n\n"))
+        assert queue.release() == b"data: [DONE]\n\n"
+
+
+def test_half_a_placeholder_waits_for_the_rest_whatever_the_time() -> None:
+    marks = Placeholders(())
+    assert marks.of("EMAIL", "a@example.org") == "[EMAIL_1]"
+    marks.seal()
+    guarded = _Guarded("redact", 40, marks)
+    first, second, third, *last = _events(["To ", "[EMA", "IL_1], [but"])
+
+    async def through() -> list[str]:
+        flushed = [await guarded.guard.feed(first + second), await guarded.guard.flush()]
+        flushed += [await guarded.guard.feed(third), await guarded.guard.flush()]
+        flushed += [await guarded.guard.feed(b"".join(last)), await guarded.guard.end()]
+        return [_text(flushed[at] + flushed[at + 1]) for at in (0, 2, 4)]
+
+    assert asyncio.run(through()) == ["To ", "a@example.org, [but", ""]
+
+
+def test_a_stream_that_waits_holds_little() -> None:
+    """What a parsed event takes would be 60 KiB here."""
+    about = {"id": "chatcmpl-1234567890", "object": "chat.completion.chunk", "created": 1_700_000}
+    choice = {"index": 0, "delta": {"content": "hello "}, "logprobs": None, "finish_reason": None}
+    event = b"data: " + json.dumps({**about, "choices": [choice]}).encode() + b"\n\n"
+
+    async def through(guarded: _Guarded) -> _Guarded:
+        for _ in range(200):
+            await guarded.guard.feed(event)
+        guarded.windows.clear()
+        return guarded
+
+    asyncio.run(through(_Guarded("block", 200)))
+    tracemalloc.start()
+    try:
+        held = [asyncio.run(through(_Guarded("block", 200))) for _ in range(10)]
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert all(each.guard.holding for each in held)
+    assert taken / len(held) < 40 * 1024
+
+
+@settings(deadline=None)
+@given(TEXTS, CUTS, st.sampled_from([16, 40, 64]))
+def test_no_more_is_held_than_the_policy_says(text: str, cuts: list[int], hold_back: int) -> None:
+    guarded = _Guarded("flag", hold_back)
+
+    async def through() -> None:
+        said = 0
+        left = ""
+        for delta, event in zip(_cut(text, cuts), _events(_cut(text, cuts)), strict=False):
+            said += len(delta)
+            out = await guarded.guard.feed(event)
+            left += _text(out)
+            # what is held as a whole event counts with it
+            assert said - len(left) <= hold_back + max(map(len, _cut(text, cuts)), default=0)
+
+    asyncio.run(through())

@@ -1,0 +1,61 @@
+"""Placeholders."""
+
+from __future__ import annotations
+
+import json
+import re
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from server.screening.streams.hold_back import Span
+from server.screening.texts.redaction import Placeholders
+
+_NAME = re.compile("[ab]{2,4}")
+TEXTS = st.text(alphabet='ab [NAME_1]"\\\u00e9', max_size=60)
+
+
+def _spans(text: str) -> list[Span]:
+    return [Span(found.start(), found.end(), "NAME") for found in _NAME.finditer(text)]
+
+
+def _restored(placeholders: Placeholders, text: str, *, quoted: bool = False) -> str:
+    return placeholders.redacted(text, placeholders.find(text), quoted=quoted)
+
+
+@given(st.lists(TEXTS, max_size=4))
+def test_redaction_and_restoration_are_inverse(texts: list[str]) -> None:
+    placeholders = Placeholders(texts)
+    redacted = [placeholders.redacted(text, _spans(text)) for text in texts]
+    assert not any(_NAME.search(text) for text in redacted)
+    placeholders.seal()
+    assert [_restored(placeholders, text) for text in redacted] == texts
+
+
+@given(st.lists(TEXTS, max_size=4))
+def test_the_same_text_has_the_same_placeholder_and_others_another(texts: list[str]) -> None:
+    placeholders = Placeholders(texts)
+    names = [found[0] for text in texts for found in _NAME.finditer(text)]
+    given_ = [placeholders.of("NAME", name) for name in names]
+    assert len(set(given_)) == len(set(names))
+    assert dict(zip(given_, names, strict=True)) == {
+        placeholders.of("NAME", name): name for name in names
+    }
+    assert not any(each in text for each in given_ for text in texts)
+
+
+@given(st.text(max_size=20))
+def test_what_goes_into_a_string_of_json_is_escaped(original: str) -> None:
+    placeholders = Placeholders(())
+    placeholder = placeholders.of("NAME", original)
+    placeholders.seal()
+    assert json.loads(_restored(placeholders, f'"{placeholder}"', quoted=True)) == original
+
+
+def test_those_of_the_request_are_found_in_its_answer_and_no_others() -> None:
+    placeholders = Placeholders(["a"])
+    placeholder = placeholders.of("NAME", "joe")
+    placeholders.seal()
+    later = placeholders.of("NAME", "ann")
+    text = f"to {placeholder} and {later} and [NAME_7]"
+    assert placeholders.find(text) == [Span(3, 3 + len(placeholder), placeholder)]

@@ -1,0 +1,87 @@
+"""A model that cannot be served is named before the server listens, in one line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from guard.config.schema import Config, ModelConfig
+from guard.errors import ModelError
+from server.services.build import build_services
+from tests.server.stand import save_model
+
+
+def _config(*models: dict[str, Any]) -> Config:
+    return Config(models=tuple(ModelConfig(device="cpu", **model) for model in models))
+
+
+def _refused(config: Config) -> str:
+    before = threading.active_count()
+    with pytest.raises(ModelError) as raised:
+        build_services(config, lambda request, verdict: None)
+    # what was built before the fault is closed again
+    assert threading.active_count() == before
+    assert "\n" not in raised.value.message
+    return raised.value.message
+
+
+def test_a_source_that_is_nowhere(tmp_path: Path) -> None:
+    assert "no added model" in _refused(_config({"name": "m", "source": "nowhere"}))
+
+
+def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
+    save_model(tmp_path)
+    for path in tmp_path.glob("tokenizer*"):
+        path.unlink()
+    assert str(tmp_path) in _refused(_config({"name": "m", "source": str(tmp_path)}))
+
+
+def test_an_architecture_whose_layers_cannot_be_followed(tmp_path: Path) -> None:
+    save_model(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": "bloom"}))
+    assert "model m" in _refused(_config({"name": "m", "source": str(tmp_path)}))
+
+
+def test_a_picture_model_without_diffusers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "server.services.build_images", None)
+    said = _refused(_config({"name": "m", "source": str(tmp_path), "engine": "diffusers"}))
+    assert "pip install 'inference-guard[serve,diffusers]'" in said
+
+
+def test_language_models_need_no_diffusers() -> None:
+    program = """
+import sys
+import server.app, server.services.build, server.lifecycle.run
+assert not {"diffusers", "server.services.images"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60, cwd=Path.cwd())
+
+
+def test_the_second_model_failing_closes_the_first(tmp_path: Path) -> None:
+    save_model(tmp_path)
+    good = {"name": "good", "source": str(tmp_path)}
+    _refused(_config(good, {"name": "bad", "source": "nowhere"}))
+
+
+def test_the_context_is_the_smaller_of_the_models_and_the_configured(tmp_path: Path) -> None:
+    save_model(tmp_path)
+    source = str(tmp_path)
+    config = _config(
+        {"name": "own", "source": source}, {"name": "less", "source": source, "max_context": 64}
+    )
+    services = build_services(config, lambda request, verdict: None)
+    try:
+        assert {name: each.info.max_context for name, each in services.items()} == {
+            "own": 256,
+            "less": 64,
+        }
+    finally:
+        for service in services.values():
+            service.close()

@@ -1,0 +1,155 @@
+"""What the vLLM plugin decides before vLLM does anything; the rest is tested in vLLM itself."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from guard.config.schema import load_config
+from guard.errors import ConfigError, GuardFailed
+from guard.plans.language import ServedModel
+from guard.plans.revision import Revision
+from server.vllm.policies import Policies, salted
+from tests.vllm.checkpoint import WIDTH, artifact
+
+FITTED = "f" * 64
+SERVED = ServedModel(fingerprint=FITTED, depth=4, width=WIDTH, device="cpu")
+CONFIG = """
+[server]
+default_policy = "{default}"
+[[guards]]
+name = "hp"
+artifact = "hp.safetensors"
+[[guards]]
+name = "med"
+artifact = "med.safetensors"
+[policies.hp]
+guards = ["hp"]
+[policies.same]
+guards = ["hp"]
+[policies.watch]
+guards = ["hp"]
+action = "observe"
+[policies.both]
+guards = ["hp", "med"]
+action = "observe"
+"""
+
+
+def save(folder: Path, name: str, seed: int, fitted_on: str = FITTED) -> None:
+    rng = np.random.default_rng(seed)
+    settings = {"sense_layers": [0, 1], "act_layers": [2], "schedule": [1.0], "pool": 3}
+    settings |= {"threshold": 1.0, "strength": 2.0, "rest": 1, "recheck": None}
+    gates, direction = (rng.normal(size=(n, WIDTH)).astype("f4") for n in (2, 1))
+    artifact(fitted_on, settings, gates, direction).save(folder / f"{name}.safetensors")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    save(tmp_path, "hp", 0)
+    save(tmp_path, "med", 1)
+    yield tmp_path
+
+
+def generation(folder: Path, default: str = "none", more: str = "", number: int = 0) -> Revision:
+    (folder / "config.toml").write_text(CONFIG.format(default=default) + more, "utf-8")
+    return Revision(load_config(folder / "config.toml"), SERVED, "tiny", number)
+
+
+def policies(
+    folder: Path, default: str = "none", more: str = "", *, keyed: bool = True
+) -> Policies:
+    made = generation(folder, default, more)
+    path = folder / "config.toml"
+    return Policies(path, load_config(path), made, keyed=keyed)
+
+
+def test_a_request_has_the_policy_that_it_asks_for_or_the_default(folder: Path) -> None:
+    there = policies(folder, "watch")
+    assert there.asked(None) is there.asked({"other": 1}) is there.entries["watch"]
+    assert there.asked({"guard_policy": "hp"}) is there.entries["hp"]
+    deep: object = "hp"
+    for _ in range(500):
+        deep = [deep]
+    for unknown in ("ghost", "", 1, None, ["hp"], {"hp": 1}, "hp" * 10**6, deep, 2**4000, b"hp"):
+        with pytest.raises(ValueError, match="there is no policy") as refused:
+            there.asked({"guard_policy": unknown})
+        assert len(str(refused.value)) < 200
+
+
+def test_with_keys_only_what_all_may_ask_for_is_there(folder: Path) -> None:
+    key = '[[keys]]\nhash = "sha256:{}"\ntenant = "t"\npolicies = [{}]\n'
+    keys = key.format("a" * 64, '"hp", "watch"') + key.format("b" * 64, '"watch"')
+    assert set(policies(folder, "hp", keys).entries) == {"hp", "watch"}
+    assert set(policies(folder, "watch", keys).entries) == {"watch"}
+    # a front end that knows whose a request is decides itself
+    assert "both" in policies(folder, "watch", keys, keyed=False).entries
+
+
+def test_a_policy_that_cannot_be_applied_keeps_the_engine_from_starting(folder: Path) -> None:
+    save(folder, "med", 1, fitted_on="e" * 64)
+    with pytest.raises(GuardFailed, match="'both' cannot be applied: med: .*fitted on"):
+        policies(folder)
+
+
+def test_a_default_without_a_guard_for_text_is_refused(folder: Path) -> None:
+    drawn = artifact(FITTED, {}, np.ones((2, 8), "f4"), np.ones((1, 8), "f4"))
+    meta = drawn.meta.model_copy(update={"method": "cgce", "seams": ("embedding",)})
+    type(drawn)(meta, drawn.tensors).save(folder / "drawn.safetensors")
+    more = '[[guards]]\nname = "drawn"\nartifact = "drawn.safetensors"\n'
+    more += '[policies.drawn]\nguards = ["drawn"]\n'
+    assert "drawn" not in policies(folder, more=more).entries
+    with pytest.raises(ConfigError, match="'drawn' has no guard for a language model"):
+        policies(folder, "drawn", more)
+
+
+def test_screens_of_text_which_nobody_runs_here_cannot_be_asked_for(folder: Path) -> None:
+    more = '[[patterns]]\nname = "secrets"\nsource = "secrets"\n'
+    more += '[policies.read]\nguards = ["hp", "secrets"]\n'
+    assert "read" not in policies(folder, "hp", more).entries
+    with pytest.raises(GuardFailed, match="has screens of text"):
+        policies(folder, "read", more)
+    # a server that runs them before it asks the engine
+    assert "read" in policies(folder, "read", more, keyed=False).entries
+
+
+def test_plans_that_make_other_states_have_other_salts(folder: Path) -> None:
+    entries = generation(folder).entries
+    assert entries["none"].salt is None
+    assert entries["hp"].salt == entries["same"].salt
+    assert len({entries[name].salt for name in ("none", "hp", "watch", "both")}) == 4
+    save(folder, "hp", 2)
+    assert generation(folder).entries["hp"].salt != entries["hp"].salt
+
+
+def test_keys_name_a_policy_of_one_generation(folder: Path) -> None:
+    first, again = generation(folder), generation(folder)
+    keys = {name: entry.key for name, entry in first.entries.items()}
+    assert len({*keys.values()}) == len(keys)
+    assert keys == {name: entry.key for name, entry in again.entries.items()}
+    following = generation(folder, number=1)
+    assert not {*keys.values()} & {entry.key for entry in following.entries.values()}
+    # what was cached serves on
+    assert following.entries["hp"].salt == first.entries["hp"].salt
+
+
+def test_a_salt_that_is_given_is_never_that_of_a_plan() -> None:
+    assert salted(None, None) is None
+    plan = salted(None, "plan")
+    given = [(plan, None), ("", None), ("mine", None), ("mine", "plan")]
+    found = [plan, *(salted(*own) for own in given)]
+    assert None not in found and len(set(found)) == len(found)
+
+
+def test_without_a_configuration_nothing_is_touched() -> None:
+    code = (
+        "import sys; from server.vllm import register; register(); "
+        "sys.exit(any(name.split('.')[0] in ('vllm', 'torch') for name in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env={"PATH": ""}, check=False)
+    assert done.returncode == 0
