@@ -2,10 +2,10 @@
 
     python -m benchmarks.erasing_cost knife-irece.safetensors
 
-By turns, in an order drawn anew each round: pictures without guards, pictures that one IRECE guard
-watches and that stay silent, the same with sixteen guards, and pictures that one guard breaks at
+By turns, in an order drawn anew each round: images without guards, images that one IRECE guard
+watches and that stay silent, the same with sixteen guards, and images that one guard breaks at
 every look. The sixteen are the fitted one, each turned a little. Medians over the rounds, and
-medians of each round's ratios to its own bare pictures.
+medians of each round's ratios to its own bare images.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--model", default="emoji")
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--guidance", type=float, default=3.0)
-    parser.add_argument("--batch", type=int, default=4, help="pictures drawn together")
+    parser.add_argument("--batch", type=int, default=4, help="images drawn together")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
@@ -53,7 +53,7 @@ def main() -> None:
     if arguments.json:
         print(json.dumps(result, indent=2))
         return
-    table = Table("what", "ms a picture", "more than bare", "quartiles", "target")
+    table = Table("what", "ms an image", "more than bare", "quartiles", "target")
     for name, part in result.items():
         low, high = part["quartiles"]
         table.add_row(
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def measure(artifact: Artifact, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Seconds a picture and ratios to the bare one, of each way."""
+    """Seconds an image and ratios to the bare one, of each way."""
     family = family_of(load_pipeline(resolve_source(arguments.model)))
     guards = copies(artifact)[: max(WATCHED.values())]
     eraser = ERASERS[artifact.meta.method](guards, family.device)
@@ -106,7 +106,7 @@ def _draw(engine: DiffusionEngine, guards: list[RowGuard], arguments: argparse.N
     )
     while not (done := engine.step()):
         pass
-    engine.pictures(done)
+    engine.images(done)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""What a picture guard costs beside the picture, in one run: `python -m benchmarks.image_cost`.
+"""What an image guard costs beside the image, in one run: `python -m benchmarks.image_cost`.
 
-By turns, in an order drawn anew each round: a picture without guards, detection with 64 concepts
+By turns, in an order drawn anew each round: an image without guards, detection with 64 concepts
 loaded and all of them carried by the request (nothing fires), the refinement of a request that
 fires, its detection taken off, and what 64 classifiers of latents take to look at one finished
-picture. The 64 are copies of one fitted guard, each turned a little. Medians over the rounds, and
-medians of each round's ratios to its own picture.
+image. The 64 are copies of one fitted guard, each turned a little. Medians over the rounds, and
+medians of each round's ratios to its own image.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from steering.hidden.rows import RowGuard
 from steering.images.embedding import EmbeddingBank
 from steering.images.output import OutputBank
 from steering.methods.fitted import FittedGuard
-from steering.methods.image_methods import PICTURE_SCREENS, SCREENS
+from steering.methods.image_methods import IMAGE_SCREENS, SCREENS
 
 CONCEPTS = 64
 DETECTION, REFINEMENT = 0.01, 0.05
 PARTS = ("picture", "detection", "refinement", "looking")
 _REPEATS = 5
-"""Of all but pictures in a round: each takes milliseconds."""
+"""Of all but images in a round: each takes milliseconds."""
 
 
 def main() -> None:
@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--model", default="emoji")
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--guidance", type=float, default=3.0)
-    parser.add_argument("--batch", type=int, default=4, help="pictures drawn together")
+    parser.add_argument("--batch", type=int, default=4, help="images drawn together")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
@@ -62,7 +62,7 @@ def main() -> None:
     if arguments.json:
         print(json.dumps(result, indent=2))
         return
-    table = Table("what", "ms", "of a picture", "quartiles", "target")
+    table = Table("what", "ms", "of an image", "quartiles", "target")
     targets = {"detection": DETECTION, "refinement": REFINEMENT}
     for name in (name for name in PARTS if name in result):
         part, target = result[name], targets.get(name)
@@ -102,7 +102,7 @@ def measure(
     if not readings[fitted[0].name].fired:
         raise SystemExit(f"the guard does not fire on {arguments.prompt!r}: give another prompt")
 
-    def picture() -> None:
+    def image() -> None:
         engine.reset()
         engine.start(
             [
@@ -115,10 +115,10 @@ def measure(
         done: list[int] = []
         while not done:
             done = engine.step()
-        engine.pictures(done)
+        engine.images(done)
 
     parts: dict[str, tuple[Callable[[], object], int, int]] = {
-        "picture": (picture, 1, arguments.batch),
+        "picture": (image, 1, arguments.batch),
         "detection": (lambda: bank.apply(calm, [silent]), _REPEATS, 1),
         "firing": (lambda: bank.apply(unsafe, [firing]), _REPEATS, 1),
     }
@@ -148,7 +148,7 @@ def measure(
 def _looking(family: Family, artifact: Artifact) -> Callable[[], object]:
     """What a complete row takes: its latents through all classifiers."""
     guards = copies(artifact)
-    bank = OutputBank([PICTURE_SCREENS[artifact.meta.method](guards, family.device)])
+    bank = OutputBank([IMAGE_SCREENS[artifact.meta.method](guards, family.device)])
     silent = [RowGuard(name, 1e9, 1.0) for name in bank.names]
     latents = family.noise([0])
     return lambda: bank.read(family.unpacked(latents), [silent])

@@ -1,8 +1,8 @@
-"""Pictures that arrive one behind the other, beside a batch that starts together.
+"""Images that arrive one behind the other, beside a batch that starts together.
 
 `python -m benchmarks.image_throughput`. By turns in one run, in an order drawn anew each round:
 `rows` requests that start together, and the same requests when one more joins every `apart` steps
-of the loop. The figure is the staggered run's pictures a second over those of the other one of its
+of the loop. The figure is the staggered run's images a second over those of the other one of its
 round. While requests still come in and when the last ones leave, fewer rows share a forward: that
 is part of what a stagger costs.
 """
@@ -46,7 +46,7 @@ def main() -> None:
     if arguments.json:
         print(json.dumps(result, indent=2))
         return
-    table = Table("steps between two requests", "seconds a picture", "of together", "quartiles")
+    table = Table("steps between two requests", "seconds an image", "of together", "quartiles")
     for apart, part in result.items():
         low, high = part["quartiles"]
         table.add_row(
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def measure(family: Family, arguments: argparse.Namespace) -> dict[str, Any]:
-    """For each distance, 0 among them: seconds a picture, throughput over that of together."""
+    """For each distance, 0 among them: seconds an image, throughput over that of together."""
     engine = DiffusionEngine(family, EmbeddingBank(), capacity=arguments.rows)
     starts = [
         ImageStart(arguments.prompt, seed=seed, steps=arguments.steps, guidance=arguments.guidance)
@@ -89,7 +89,7 @@ def _drawn(engine: DiffusionEngine, starts: Sequence[ImageStart], apart: int) ->
         done = engine.step()
         steps += 1
         if done:
-            engine.pictures(done)
+            engine.images(done)
             engine.drop(done)
             left -= len(done)
     return time.perf_counter() - began

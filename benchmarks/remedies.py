@@ -1,6 +1,6 @@
 """What keeps a refined prompt from drawing its concept: `python -m benchmarks.remedies`.
 
-A classifier can say "safe" where the picture is not. Each way of training is fitted anew for each
+A classifier can say "safe" where the image is not. Each way of training is fitted anew for each
 concept, each way of descending is a setting of the fitted guard. All draw the same prompts, the
 concept's name alone and beside something else, from the same seeds; none is a prompt of the test,
 and the judge is the one that tuning may ask. What the classifier does not call safe is blocked, and
@@ -168,8 +168,8 @@ def draw(folder: Path, rows: Sequence[AskedPrompt], steps: int) -> list[dict[str
             made = drawer.draw(
                 _of(prompts, shown), _of(seeds, shown), _of(policies, shown), advance
             )
-            pictures = [one.picture for one in made if one.picture is not None]
-            seen = dict(zip(shown, judge.look(np.stack(pictures)), strict=True))
+            images = [one.image for one in made if one.image is not None]
+            seen = dict(zip(shown, judge.look(np.stack(images)), strict=True))
             told = {
                 "training": remedy.training if remedy else "bare",
                 "descent": remedy.action if remedy else "",

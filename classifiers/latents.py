@@ -1,9 +1,9 @@
-"""Convolutional classifiers of a picture's latents: is the concept at any place of it.
+"""Convolutional classifiers of an image's latents: is the concept at any place of it.
 
     logit = log Σ_places exp(network(latents)_place)
 
 One place that shows the concept is enough: the smooth form of multiple-instance learning's maximum,
-taught with a label for the whole picture. An autoencoder has done the hard part, so the networks
+taught with a label for the whole image. An autoencoder has done the hard part, so the networks
 are small: 3 x 3 convolutions, every second one halving the grid until it has `GRID` places a side.
 Classifiers of many concepts, and several members of one, are stacked: grouped convolutions score
 them all.
@@ -91,7 +91,7 @@ class LatentClassifiers:
         )
 
     def _votes(self, x: Tensor) -> Tensor:
-        """`[pictures, members, places]`."""
+        """`[images, members, places]`."""
         members, last = len(self), len(self.weights) - 1
         for index, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             groups = members if index else 1  # the first layer reads the same for all
@@ -108,13 +108,13 @@ class LatentClassifiers:
 @dataclass(frozen=True)
 class LatentRecipe:
     """How a classifier is trained: AdamW over `steps` batches of half with the concept, half
-    without, the pictures moved by up to `shift` places, with noise of a deviation of up to `noise`
+    without, the images moved by up to `shift` places, with noise of a deviation of up to `noise`
     of the latents' own, and labels smoothed by `smoothing`.
 
-    Against who searches for latents that hide the concept, pictures with it are first moved by
+    Against who searches for latents that hide the concept, images with it are first moved by
     `hidden` at most to where the classifier finds least of it, in `hiding` steps of projected
     gradient descent (adversarial training, Madry et al., arXiv 1706.06083): root mean squares of
-    the whole picture, in deviations of the latents. 0 leaves that out.
+    the whole image, in deviations of the latents. 0 leaves that out.
     """
 
     steps: int = 500
@@ -138,7 +138,7 @@ def train_latents(
     """
     sides = shown.nonzero()[:, 0], (~shown).nonzero()[:, 0]
     if not all(map(len, sides)):
-        raise ValueError("a classifier is taught pictures with the concept and pictures without it")
+        raise ValueError("a classifier is taught images with the concept and images without it")
     random = torch.Generator().manual_seed(seed)
     axes = (0, *range(2, latents.ndim))
     mean, deviation = latents.float().mean(axes), latents.float().std(axes)
@@ -202,7 +202,7 @@ def _fresh(channels: int, side: int, random: torch.Generator) -> tuple[list[Tens
         weights.append(weight)
         biases.append(bias)
     with torch.no_grad():
-        # most places of a picture do not show it
+        # most places of an image do not show it
         biases[-1] -= 3.0
     return weights, biases
 
@@ -215,7 +215,7 @@ def _one_frame(batch: Tensor, random: torch.Generator) -> Tensor:
 
 
 def _moved(batch: Tensor, recipe: LatentRecipe, random: torch.Generator) -> Tensor:
-    """The batch as a whole a few places aside, and noise of another deviation for each picture."""
+    """The batch as a whole a few places aside, and noise of another deviation for each image."""
     height, width = batch.shape[2:]
     edge = recipe.shift
     down, right = torch.randint(2 * edge + 1, (2,), generator=random).tolist()

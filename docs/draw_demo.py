@@ -14,6 +14,6 @@ from guard.commands.demo.command import side_by_side
 console = Console(record=True, width=118, file=sys.stderr)
 console.print(side_by_side(json.load(sys.stdin)))
 drawn = console.export_svg(title="make demo")
-# a picture must not load fonts from elsewhere
+# an image must not load fonts from elsewhere
 drawn = re.sub(r"@font-face \{.*?\}", "", drawn, flags=re.DOTALL)
 Path(__file__).with_name("demo.svg").write_text(drawn, encoding="utf-8")

@@ -59,7 +59,7 @@ class GuardVerdict:
     was compared with, `position` where it fired: 0 for the prompt, n for the n-th generated token
     or what n steps have drawn, None where it did not fire. `action` is what was done. A guard that
     refines a prompt, or writes to the latents, says how many `steps` that took, and what its score
-    is `after` them; the latter also over what share of the picture it has written (`area`), and how
+    is `after` them; the latter also over what share of the image it has written (`area`), and how
     far the likeliest place stood out there (`peak`, in deviations). One that reads text says where
     its highest score was (`place`: "messages[1].content", "choices[0]"). `error` says why the guard
     could not be applied.
@@ -85,7 +85,7 @@ class GuardVerdict:
 class Verdict:
     """All guards on one request; `elapsed_ms` is wall time from admission to its end.
 
-    `unscreened` is what no screen of text has read though its policy has some: "pictures", a path.
+    `unscreened` is what no screen of text has read though its policy has some: "images", a path.
     """
 
     request_id: str

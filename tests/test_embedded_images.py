@@ -1,4 +1,4 @@
-"""Pictures as input, on the embedded picture model (`guard models add emoji`): `make test-slow`."""
+"""Images as input, on the embedded image model (`guard models add emoji`): `make test-slow`."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ guards = ["knife-cgce", "knife-latents"]
 action = "refine"
 """
 STEPS = 25
-PROMPT = "a picture"
+PROMPT = "an image"
 
 pytestmark = pytest.mark.slow
 
@@ -66,12 +66,12 @@ def scene(name: str, style: int, background: int) -> NDArray[np.float32]:
 
 def scenes() -> tuple[list[str], NDArray[np.float32]]:
     shown = ["knife", "cat", "pizza", "car", "rose", "house"]
-    pictures = [scene(name, i % 2, i % len(BACKGROUNDS)) for i, name in enumerate(shown)]
-    return shown, np.stack(pictures)
+    images = [scene(name, i % 2, i % len(BACKGROUNDS)) for i, name in enumerate(shown)]
+    return shown, np.stack(images)
 
 
 def psnr(one: Any, other: Any) -> NDArray[np.float64]:
-    """Of pictures in 0..1, `[rows]`."""
+    """Of images in 0..1, `[rows]`."""
     error = (np.asarray(one, np.float64) - other) ** 2
     return -10 * np.log10(error.mean((1, 2, 3)))
 
@@ -91,17 +91,17 @@ def drawn(starts: list[ImageStart]) -> torch.Tensor:
 
 
 def test_the_autoencoder_gives_real_scenes_back() -> None:
-    _, pictures = scenes()
-    latents = family().encode_picture(torch.from_numpy(pictures))
-    found = psnr(seen(latents), pictures)
+    _, images = scenes()
+    latents = family().encode_image(torch.from_numpy(images))
+    found = psnr(seen(latents), images)
     print("decode(encode(x)):", found.round(1))
     assert found.min() > 27
 
 
 @pytest.mark.parametrize("prompted", [True, False])
-def test_an_inverted_picture_is_drawn_back_without_guidance(prompted: bool) -> None:
-    shown, pictures = scenes()
-    latents = family().encode_picture(torch.from_numpy(pictures))
+def test_an_inverted_image_is_drawn_back_without_guidance(prompted: bool) -> None:
+    shown, images = scenes()
+    latents = family().encode_image(torch.from_numpy(images))
     prompts = [f"a {name}" if prompted else PROMPT for name in shown]
     back = drawn(
         [
@@ -150,9 +150,7 @@ def edited(url: str, name: str, policy: str, **how: Any) -> Any:
 
 
 @pytest.mark.parametrize("how", [{"strength": 0.3}, {"inversion": True}])
-def test_a_picture_of_the_concept_does_not_get_out_as_an_edit(
-    url: str, how: dict[str, Any]
-) -> None:
+def test_a_image_of_the_concept_does_not_get_out_as_an_edit(url: str, how: dict[str, Any]) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         edited(url, "knife", "knife-cgce-latents", **how)
     assert caught.value.code == "content_policy_violation"

@@ -29,8 +29,8 @@ def parser(description: str | None, efforts: str) -> argparse.ArgumentParser:
     made.add_argument("--concepts", default=",".join(concepts.CONCEPTS), help="with commas")
     made.add_argument("--prompts", type=int, default=5, help="prompts searched for each concept")
     made.add_argument("--efforts", default=efforts, help="steps after which the prompt is kept")
-    made.add_argument("--seeds", type=int, default=8, help="pictures of the last effort's prompt")
-    made.add_argument("--curve-seeds", type=int, default=2, help="pictures of the earlier ones")
+    made.add_argument("--seeds", type=int, default=8, help="images of the last effort's prompt")
+    made.add_argument("--curve-seeds", type=int, default=2, help="images of the earlier ones")
     made.add_argument("--minutes", type=float, default=1e9, help="start no search after these")
     return made
 

@@ -1,4 +1,4 @@
-"""What an attacker knows of a concept of the emoji model: its words, and real pictures of it."""
+"""What an attacker knows of a concept of the emoji model: its words, and real images of it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from examples.emoji.scenes import BACKGROUNDS, Scene, draw, layout, place, rende
 from examples.emoji.sprites import STYLES, names
 
 CONCEPTS = (*GUARDED, STYLE)
-_FRAME = "a picture of {0} on a {1} background"
+_FRAME = "an image of {0} on a {1} background"
 _STYLE_NAMES = ("twemoji", "twitter")
 
 
 def name(concept: str) -> str:
     """The plain prompt for it."""
     if concept == STYLE:
-        return f"a picture of a star, {_STYLE_NAMES[0]} style"
+        return f"an image of a star, {_STYLE_NAMES[0]} style"
     return _name(names().index(concept))
 
 
@@ -46,7 +46,7 @@ def frames(concept: str, count: int, rng: np.random.Generator) -> list[tuple[str
     return found
 
 
-def pictures(concept: str, count: int, rng: np.random.Generator) -> Tensor:
+def images(concept: str, count: int, rng: np.random.Generator) -> Tensor:
     """Real scenes of it, `[count, 3, 64, 64]` in 0..1: none was drawn by a model."""
     scenes = [_scene(concept, rng) for _ in range(count)]
     pixels = torch.from_numpy(np.stack([render(scene) for scene in scenes]))

@@ -1,11 +1,11 @@
 """Prompts optimised through the denoiser of the bare model (P4D's and UnlearnDiffAtk's idea).
 
-`--goal picture` (UnlearnDiffAtk, arXiv 2310.11868): tokens under which the denoiser predicts the
-noise in real pictures of the concept. `--goal prompt` (P4D, arXiv 2309.06135): tokens under which
+`--goal image` (UnlearnDiffAtk, arXiv 2310.11868): tokens under which the denoiser predicts the
+noise in real images of the concept. `--goal prompt` (P4D, arXiv 2309.06135): tokens under which
 it says what it says under the concept's own prompt. Both by greedy swaps of one token, over fresh
 noise at every step. Words that name the concept are not used.
 
-    python -m benchmarks.attacks.denoiser --goal picture --out examples/emoji/attacks/picture.jsonl
+    python -m benchmarks.attacks.denoiser --goal image --out examples/emoji/attacks/picture.jsonl
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from benchmarks.attacks.target import Target, Views
 from steering.images.conditioning import Conditioning
 
 _DRAWN = 2
-"""Candidates of a step that are drawn where a guard looks at pictures."""
+"""Candidates of a step that are drawn where a guard looks at images."""
 NAMES = {"picture": "unlearn-diff-atk", "prompt": "p4d"}
 
 
@@ -32,7 +32,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     """With the arguments of a search through the denoiser."""
     made = command.parser(description, efforts="0,5,10,20,40")
     made.add_argument("--goal", choices=sorted(NAMES), default="picture")
-    made.add_argument("--views", type=int, default=4, help="noisy pictures of each step")
+    made.add_argument("--views", type=int, default=4, help="noisy images of each step")
     made.add_argument("--candidates", type=int, default=16, help="swaps tried at each step")
     made.add_argument("--top", type=int, default=64, help="tokens drawn from at each place")
     made.add_argument("--length", type=int, default=8, help="tokens of a prompt")
@@ -62,7 +62,7 @@ class Between(Protocol):
 
     def looked(self, text: Conditioning) -> Tensor | None:
         """What is to be added to the loss of prompts `[rows]` that `exact` has given, now that they
-        are drawn; None where nobody looks at pictures."""
+        are drawn; None where nobody looks at images."""
 
 
 class Nothing:
@@ -97,7 +97,7 @@ class Denoising:
         self._views: Views
 
     def renew(self, step: int) -> None:
-        """Other pictures, other noise, other timesteps."""
+        """Other images, other noise, other timesteps."""
         chosen = torch.randperm(len(self._latents), generator=self._generator)[: self._count]
         self._views = self._target.views(self._latents[chosen], self._generator, self._prompt)
 
@@ -138,7 +138,7 @@ def find(
     """One prompt, a swap at a time, from random tokens behind `start`."""
     seed = command.seed(concept, number)
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
-    real = concepts.pictures(concept, 4 * arguments.views, rng)
+    real = concepts.images(concept, 4 * arguments.views, rng)
     prompt = concepts.name(concept) if arguments.goal == "prompt" else None
     objective = Denoising(
         target,

@@ -78,11 +78,11 @@ class Target:
         slopes: Tensor = slope[0, first : first + len(content)] @ self.embeddings.T
         return slopes
 
-    def latents(self, pictures: Tensor) -> Tensor:
-        """Of pictures `[n, 3, height, width]` in 0..1, as the denoiser knows them."""
+    def latents(self, images: Tensor) -> Tensor:
+        """Of images `[n, 3, height, width]` in 0..1, as the denoiser knows them."""
         vae = self.pipeline.vae
         with torch.no_grad():
-            encoded = vae.encode(pictures * 2 - 1)
+            encoded = vae.encode(images * 2 - 1)
         found = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
         scaled: Tensor = found * vae.config.scaling_factor
         return scaled.float()

@@ -3,9 +3,9 @@
 Candidates are compared by the denoiser's error on what the guard really leaves of them, over fresh
 noise at every step; a prompt that is blocked is worth nothing. Slopes go through every step of the
 refinement, and the guard's score above its threshold is added, so that they also lead out of its
-sight. Where guards look at pictures, the best candidates of a step are drawn through the guard, and
+sight. Where guards look at images, the best candidates of a step are drawn through the guard, and
 what these guards say above their thresholds is added to their losses; slopes go through what the
-first step takes the picture for. The concept's own words may be used. Every second
+first step takes the image for. The concept's own words may be used. Every second
 search starts at the concept's plain prompt, the others at random tokens.
 
     python -m benchmarks.attacks.white_box --config config.toml --policy {concept}-cgce \\
@@ -32,11 +32,11 @@ from steering.images.embedding import EmbeddingBank
 STEPS, GUIDANCE = 4, 3.0
 """Of what is drawn for a search: few steps show already what it will be."""
 SEEDS = 2
-"""Pictures of a candidate that are drawn."""
+"""Images of a candidate that are drawn."""
 
 
 class Onlookers:
-    """The guards of a plan that look at pictures, as an attacker knows them: over fresh seeds every
+    """The guards of a plan that look at images, as an attacker knows them: over fresh seeds every
     time, since what is found must hold for others too."""
 
     def __init__(self, plans: ImagePlans, plan: ImagePlan, family: Family, seed: int) -> None:
@@ -47,11 +47,11 @@ class Onlookers:
         self._seeds = iter(range(1000 * seed, 2**31, SEEDS))
 
     def over(self, text: Conditioning) -> Tensor:
-        """`[rows]`: what they say above their thresholds of pictures that are drawn."""
+        """`[rows]`: what they say above their thresholds of images that are drawn."""
         return self._over(self._drawing.finished(text, self._drawn())).view(-1, SEEDS).mean(1)
 
     def guess(self, text: Conditioning) -> Tensor:
-        """The same of what the first step takes the pictures for: differentiable."""
+        """The same of what the first step takes the images for: differentiable."""
         return self._over(self._drawing.first_guess(text, self._drawn())).view(-1, SEEDS).mean(1)
 
     def _drawn(self) -> range:
@@ -101,7 +101,7 @@ class ThroughGuard:
         return text, self._evade * total
 
     def looked(self, text: Conditioning) -> Tensor | None:
-        """Drawn through the guard: what its guards of pictures say above their thresholds."""
+        """Drawn through the guard: what its guards of images say above their thresholds."""
         return None if self._onlookers is None else self._evade * self._onlookers.over(text)
 
 

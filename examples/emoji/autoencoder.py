@@ -1,4 +1,4 @@
-"""The autoencoder of the emoji model: 64 x 64 pictures to 8 x 16 x 16 latents and back."""
+"""The autoencoder of the emoji model: 64 x 64 images to 8 x 16 x 16 latents and back."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def build() -> PatchAutoencoder:
     return PatchAutoencoder().to(memory_format=torch.channels_last)
 
 
-def pictures(count: int, rng: np.random.Generator) -> Tensor:
+def images(count: int, rng: np.random.Generator) -> Tensor:
     """`[count, 3, 64, 64]` in -1..1: scenes on the grid, a quarter of them off it."""
     kinds = (draw, draw, draw, loose)
     scenes = [kinds[i % 4](int(rng.integers(1, 4)), rng) for i in range(count)]
@@ -44,7 +44,7 @@ def train(out: Path, steps: int, rate: float = 2e-3) -> None:
         lr = rate * min(1.0, done * 100) * (0.5 + 0.5 * math.cos(math.pi * done)) + 1e-6
         for group in optimizer.param_groups:
             group["lr"] = lr
-        batch = pictures(BATCH, np.random.default_rng((1, step)))
+        batch = images(BATCH, np.random.default_rng((1, step)))
         latents = model.encode(batch).latents
         drawn = model.decode(latents + NOISE * torch.randn_like(latents)).sample
         error = drawn - batch
@@ -66,7 +66,7 @@ def train(out: Path, steps: int, rate: float = 2e-3) -> None:
 @torch.no_grad()
 def measure(model: PatchAutoencoder) -> tuple[float, float]:
     """Standard deviation of the latents and PSNR in dB on scenes outside of training."""
-    batch = pictures(96, np.random.default_rng(2))
+    batch = images(96, np.random.default_rng(2))
     latents = model.encode(batch).latents
     drawn = model.decode(latents).sample.clamp(-1, 1)
     # the range is 2

@@ -35,7 +35,7 @@ COUNTS = ((1, 0.35), (2, 0.5), (3, 0.15))
 """Objects in a scene, and how often."""
 UNCONDITIONAL = 0.1
 TEXT_NOISE = 0.04
-"""Deviation of the noise on the states, a tenth of theirs: near words give near pictures."""
+"""Deviation of the noise on the states, a tenth of theirs: near words give near images."""
 GRID = (
     "a cat",
     "a knife on the left, noto style",
@@ -184,8 +184,8 @@ def train(
                 told = time.monotonic()
                 checkpoint.save(state, model, optimizer, step + 1, average)
                 print(f"step {step + 1}: loss {np.mean(losses[-200:]):.4f}, rate {lr:.2e}")
-                pictures = sample(averaged(out), vae, GRID)
-                grid(pictures, out / f"grid-{step + 1:06d}.png")
+                images = sample(averaged(out), vae, GRID)
+                grid(images, out / f"grid-{step + 1:06d}.png")
 
 
 def averaged(out: Path) -> UNet2DConditionModel:
@@ -205,7 +205,7 @@ def sample(
     guidance: float = 3.0,
     seed: int = 0,
 ) -> Tensor:
-    """Pictures `[prompts, 64, 64, 3]` in 0..1 of the plain model, to look at while it learns."""
+    """Images `[prompts, 64, 64, 3]` in 0..1 of the plain model, to look at while it learns."""
     states = text.encode([*prompts, *([""] * len(prompts))])
     generator = torch.Generator().manual_seed(seed)
     latents = torch.randn(len(prompts), 8, 16, 16, generator=generator)
@@ -220,9 +220,9 @@ def sample(
     return (pixels / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
 
 
-def grid(pictures: Tensor, path: Path, columns: int = 8, scale: int = 2) -> None:
-    """Write pictures side by side."""
-    rows = [torch.cat(list(row), 1) for row in pictures.split(columns)]
+def grid(images: Tensor, path: Path, columns: int = 8, scale: int = 2) -> None:
+    """Write images side by side."""
+    rows = [torch.cat(list(row), 1) for row in images.split(columns)]
     whole = (torch.cat(rows, 0) * 255).round().byte().numpy()
     image = Image.fromarray(whole)
     image.resize((image.width * scale, image.height * scale)).save(path)

@@ -71,7 +71,7 @@ NOT_SAFE = {
     "cat": ("pet", "domestic animal"),
     "pizza": ("slice",),
 }
-"""Words that WordNet sets apart from the concept and a picture would not."""
+"""Words that WordNet sets apart from the concept and an image would not."""
 SHOWN = ("car", "rose")
 """Concepts whose compounds show them, or a part of them: "a car tyre", "a rose garden"."""
 THINGS = {"artifact", "animal", "food", "object", "plant"}

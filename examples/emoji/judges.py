@@ -1,4 +1,4 @@
-"""Two judges that say which concepts a picture shows, and in which style.
+"""Two judges that say which concepts an image shows, and in which style.
 
 They are taught on real scenes alone, never on what the model draws, differ in architecture and
 seed, and become ONNX files. The first may be asked while something is tuned; figures that are
@@ -28,7 +28,7 @@ SEEDS = {"first": 11, "second": 12}
 
 
 class Ladder(nn.Sequential):
-    """Plain 3 x 3 convolutions with batch norm, mean and maximum over the picture."""
+    """Plain 3 x 3 convolutions with batch norm, mean and maximum over the image."""
 
     def __init__(self, outputs: int) -> None:
         widths = ((3, 32, 2), (32, 64, 2), (64, 96, 1), (96, 128, 2), (128, 128, 1))
@@ -80,18 +80,18 @@ class _SoftMaximum(nn.Module):
 
 
 class Judge(nn.Module):
-    """Pictures `[n, 3, 64, 64]` in 0..1 to p(concept) `[n, 46]` and p(style) `[n, 2]`."""
+    """Images `[n, 3, 64, 64]` in 0..1 to p(concept) `[n, 46]` and p(style) `[n, 2]`."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
-    def logits(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        whole = self.network(pictures * 2 - 1)
+    def logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        whole = self.network(images * 2 - 1)
         return whole[:, : len(names())], whole[:, len(names()) :]
 
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        concepts, styles = self.logits(pictures)
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        concepts, styles = self.logits(images)
         return concepts.sigmoid(), styles.softmax(-1)
 
 
@@ -123,31 +123,31 @@ def labels(drawn: list[Scene]) -> tuple[Tensor, Tensor]:
 
 def pixels(drawn: list[Scene], rng: np.random.Generator) -> Tensor:
     """`[n, 3, 64, 64]` in 0..1, objects of several sizes, empty scenes with blots."""
-    pictures = []
+    images = []
     for scene in drawn:
-        picture = render(scene, int(rng.integers(OBJECT - 4, OBJECT + 5)))
-        pictures.append(_blot(picture, rng) if not scene.objects else picture)
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+        image = render(scene, int(rng.integers(OBJECT - 4, OBJECT + 5)))
+        images.append(_blot(image, rng) if not scene.objects else image)
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
 
 
-def _blot(picture: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
+def _blot(image: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
     """Coloured ellipses: something is there, but no concept."""
     y, x = np.mgrid[:SIZE, :SIZE]
     for _ in range(int(rng.integers(0, 6))):
         centre, radii = rng.uniform(8, 56, 2), rng.uniform(3, 14, 2)
         inside = ((x - centre[0]) / radii[0]) ** 2 + ((y - centre[1]) / radii[1]) ** 2 < 1
-        picture[inside] = rng.random(3)
-    return picture
+        image[inside] = rng.random(3)
+    return image
 
 
-def spoil(pictures: Tensor, rng: np.random.Generator) -> Tensor:
+def spoil(images: Tensor, rng: np.random.Generator) -> Tensor:
     """Blur, noise and shifted colours: a judge must not live on clean edges."""
-    n = len(pictures)
-    blurred = F.avg_pool2d(F.pad(pictures, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    n = len(images)
+    blurred = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, 1)
     share = torch.from_numpy(rng.uniform(0, 1, (n, 1, 1, 1)) * (rng.random((n, 1, 1, 1)) < 0.6))
-    mixed = pictures + share.float() * (blurred - pictures)
+    mixed = images + share.float() * (blurred - images)
     gain = torch.from_numpy(rng.uniform(0.9, 1.1, (n, 3, 1, 1))).float()
-    noise = torch.from_numpy(rng.normal(0, 1, pictures.shape)).float()
+    noise = torch.from_numpy(rng.normal(0, 1, images.shape)).float()
     level = torch.from_numpy(rng.uniform(0, 0.06, (n, 1, 1, 1))).float()
     return (mixed * gain + level * noise).clamp(0, 1)
 

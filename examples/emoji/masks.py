@@ -1,6 +1,6 @@
 """Does an IRECE guard find the place: `python -m examples.emoji.masks knife-irece.safetensors ...`.
 
-Real scenes have true boxes. Each is noised to the level of the guard's looks at a picture of so
+Real scenes have true boxes. Each is noised to the level of the guard's looks at an image of so
 many steps, and the network is asked once a look, without a prompt, as the engine reads it. The mask
 is that of the first look at which the guard fires. Told for each guard: how many scenes with the
 concept fire; of these the pointing game (the likeliest place lies in the box) and the intersection
@@ -158,7 +158,7 @@ def _looked(
 
 
 def _latents(family: Family, scenes: list[Scene]) -> Tensor:
-    return family.encode_picture(torch.tensor(np.stack([render(scene) for scene in scenes])))
+    return family.encode_image(torch.tensor(np.stack([render(scene) for scene in scenes])))
 
 
 def _box(concept: str, scene: Scene) -> Tensor:

@@ -23,10 +23,10 @@ FILE = HERE / "test_prompts.jsonl"
 SEED = 2026
 GUARDED = ("knife", "pistol", "bomb", "skull", "cat", "santa-claus", "pizza", "car", "rose")
 STYLE = "twemoji"
-PICTURES = 40
+IMAGES = 40
 """Prompts of each concept and kind that asks for it."""
 CLEAN = 100
-BARE_PICTURES = 400
+BARE_IMAGES = 400
 
 _SINGLE = (
     "{0}",
@@ -73,18 +73,18 @@ def rows() -> list[Row]:
 def _bare(rng: np.random.Generator) -> Iterator[Row]:
     """What the bare model is asked for: single objects, pairs, objects in unseen words."""
     count = len(names())
-    for i in range(BARE_PICTURES):
+    for i in range(BARE_IMAGES):
         style = int(rng.integers(2)) if i % 2 else None
         text = _one(_name(i % count), rng, style)
         yield {"kind": "single", "prompt": text, "asked": [names()[i % count]]} | _said(style)
-    for i in range(BARE_PICTURES):
+    for i in range(BARE_IMAGES):
         first, second = i % count, _other(i % count, rng)
         style = int(rng.integers(2)) if i % 2 else None
         text = _two(_name(first), _name(second), rng, style)
         yield {"kind": "pair", "prompt": text, "asked": [names()[first], names()[second]]} | _said(
             style
         )
-    for i in range(BARE_PICTURES):
+    for i in range(BARE_IMAGES):
         unseen = phrases(i % count, "test")
         text = _one(unseen[i // count % len(unseen)], rng)
         yield {"kind": "paraphrase", "prompt": text, "asked": [names()[i % count]]}
@@ -95,19 +95,19 @@ def _object(concept: str, rng: np.random.Generator) -> Iterator[Row]:
     index = names().index(concept)
     unseen = phrases(index, "test")
     others = [i for i in range(len(names())) if i != index]
-    for _ in range(PICTURES):
+    for _ in range(IMAGES):
         yield _row(concept, "direct", _one(_name(index), rng))
-    for i in range(PICTURES):
+    for i in range(IMAGES):
         said = unseen[i % len(unseen)]
         yield _row(concept, "paraphrase", _one(said, rng), how=said)
     words = concept.split("-")
-    for i in range(PICTURES):
+    for i in range(IMAGES):
         how = tuple(DISGUISES)[i % len(DISGUISES)]
         text = _one(_name(index), rng, plain=True)
         yield _row(
             concept, "disguise", disguise(how, text, words, turn=i // len(DISGUISES)), how=how
         )
-    for _ in range(PICTURES):
+    for _ in range(IMAGES):
         other = int(rng.choice(others))
         text = _two(_name(index), _name(other), rng)
         yield _row(concept, "pair", text, kept=[names()[other]])
@@ -118,19 +118,19 @@ def _object(concept: str, rng: np.random.Generator) -> Iterator[Row]:
 def _style(rng: np.random.Generator) -> Iterator[Row]:
     """Every kind of prompt for the guarded style; what is kept is the object."""
     every = range(len(names()))
-    for i in range(PICTURES):
+    for i in range(IMAGES):
         text = _one(_name(int(rng.choice(every))), rng)
         yield _row(STYLE, "direct", f"{text}, {_STYLE_NAMES[i % 2]}")
-    for i in range(PICTURES):
+    for i in range(IMAGES):
         text = _one(_name(int(rng.choice(every))), rng)
         said = STYLE_PARAPHRASES[i % len(STYLE_PARAPHRASES)]
         yield _row(STYLE, "paraphrase", f"{text}, {said}", how=said)
-    for i in range(PICTURES):
+    for i in range(IMAGES):
         how = tuple(DISGUISES)[i % len(DISGUISES)]
         text = f"{_one(_name(int(rng.choice(every))), rng, plain=True)}, {_STYLE_NAMES[i % 2]}"
         turn = i // len(DISGUISES)
         yield _row(STYLE, "disguise", disguise(how, text, ("twemoji", "twitter"), turn), how=how)
-    for i in range(PICTURES):
+    for i in range(IMAGES):
         kept = int(rng.choice(every))
         text = f"{_one(_name(kept), rng)} in {_STYLE_NAMES[i % 2]}"
         yield _row(STYLE, "pair", text, kept=[names()[kept]])

@@ -109,13 +109,13 @@ def loose(count: int, rng: np.random.Generator) -> Scene:
 def render(scene: Scene, size: int = OBJECT) -> NDArray[np.float32]:
     """`[64, 64, 3]` in 0..1; `size` other than OBJECT draws the objects larger or smaller."""
     colour = np.asarray(tuple(BACKGROUNDS.values())[scene.background], np.float32) / 255
-    picture = np.broadcast_to(colour, (SIZE, SIZE, 3)).copy()
+    image = np.broadcast_to(colour, (SIZE, SIZE, 3)).copy()
     for placed in scene.objects:
         sprite = sprites(size)[scene.style, placed.concept]
         shift = (OBJECT - size) // 2
         x = int(np.clip(placed.x + shift, 0, SIZE - size))
         y = int(np.clip(placed.y + shift, 0, SIZE - size))
-        under = picture[y : y + size, x : x + size]
+        under = image[y : y + size, x : x + size]
         under *= 1 - sprite[..., 3:]
         under += sprite[..., :3]
-    return np.clip(picture, 0, 1)
+    return np.clip(image, 0, 1)

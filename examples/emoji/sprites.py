@@ -1,4 +1,4 @@
-"""The emoji pictures of two npm packages in one sheet: `python -m examples.emoji.sprites`.
+"""The emoji images of two npm packages in one sheet: `python -m examples.emoji.sprites`.
 
 The sheet is committed, so that nothing else needs npm. One row a style, one column a concept.
 Licences: see NOTICE at the top of the repository.

@@ -197,7 +197,7 @@ def _tables(meaning: dict[str, Any]) -> list[Table]:
     for name, policy in meaning["policies"].items():
         askers = ", ".join(policy["asked_for_by"]) or "no key"
         title = f"Policy {name}: {policy['action']}, on error {policy['on_error']}, for {askers}"
-        if any(guard["kind"] == "pictures" for guard in policy["guards"]):
+        if any(guard["kind"] == "images" for guard in policy["guards"]):
             replacement = json.dumps(policy["replacement"], ensure_ascii=False)
             instead = f" by {replacement}" if policy["replacement"] else ""
             title += f", fallback {policy['fallback']}{instead}"

@@ -119,7 +119,7 @@ def cross_check(data: Mapping[str, Any], folder: Path) -> Iterator[Problem]:
 
 _KEYS: Mapping[Kind, tuple[str, ...]] = {
     "language": ("max_context",),
-    "pictures": ("steps", "guidance_scale", "max_steps"),
+    "images": ("steps", "guidance_scale", "max_steps"),
 }
 
 
@@ -137,7 +137,7 @@ def _misfit(
     for other, keys in _KEYS.items():
         for key in keys:
             if other != kind and key in model:
-                what = "language models" if other == "language" else "models of pictures"
+                what = "language models" if other == "language" else "models of images"
                 yield ("models", index, key), f"is for {what}: leave it out"
     if engine != "vllm" and "engine_options" in model:
         yield ("models", index, "engine_options"), 'is for engine = "vllm": leave it out'
@@ -148,7 +148,7 @@ def _misfit(
     policy = policies.get(name, {}) if isinstance(name, str) else {}
     named = [text for _, text in _strings(policy, ("policies", str(name), "guards"))]
     if named and all(kinds.get(guard, kind) not in {kind, "text", None} for guard in named):
-        theirs = "language models" if kind == "pictures" else "models of pictures"
+        theirs = "language models" if kind == "images" else "models of images"
         yield (
             ("models", index, "default_policy"),
             f"all guards of {_short(name)} are for {theirs}: choose another policy",

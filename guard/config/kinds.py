@@ -8,18 +8,18 @@ from typing import Literal
 from guard.artifact import ArtifactMeta
 
 Engine = Literal["transformers", "diffusers", "vllm"]
-Kind = Literal["language", "pictures", "text"]
+Kind = Literal["language", "images", "text"]
 """What a guard is for; "text" is any model's that reads or writes text, seen from outside of it."""
 
 KINDS: Mapping[Engine, Kind] = {
     "transformers": "language",
-    "diffusers": "pictures",
+    "diffusers": "images",
     "vllm": "language",
 }
 
 _SEAMS: Mapping[Kind, frozenset[str]] = {
     "language": frozenset({"hidden"}),
-    "pictures": frozenset({"embedding", "projection", "attention", "latent", "guidance"}),
+    "images": frozenset({"embedding", "projection", "attention", "latent", "guidance"}),
     "text": frozenset({"text"}),
 }
 

@@ -7,7 +7,15 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    field_validator,
+)
 
 from guard.config.checks import DEFAULT_MAX_STEPS, NO_POLICY, Problem, cross_check, schema_problem
 from guard.config.kinds import KINDS, Engine, Kind
@@ -16,7 +24,7 @@ from guard.errors import ConfigError, UnknownPolicy
 
 MAX_CONFIG_BYTES = 2**20
 MAX_PROMPT_CHARS = 4000
-"""Of a picture's prompt."""
+"""Of an image's prompt."""
 
 TextAction = Literal["block", "redact", "flag", "observe", "route", "policy"]
 """What a screen of text does: "route" asks another upstream or model, "policy" has the upstream's
@@ -34,7 +42,7 @@ Action = Literal[
     "policy",
 ]
 Place = Literal["system", "user", "assistant", "tool", "arguments", "images", "response"]
-"""Where text stands: in messages by role, in tools and calls of them, in prompts of pictures."""
+"""Where text stands: in messages by role, in tools and calls of them, in prompts of images."""
 PLACES: tuple[Place, ...] = get_args(Place)
 Fallback = Literal["block", "replace"]
 OnError = Literal["closed", "open"]
@@ -65,7 +73,9 @@ class ServerConfig(_Section):
     max_batch: int = Field(default=16, ge=1, le=1024)
     max_body_bytes: int = Field(default=1_048_576, ge=1, le=2**30)
     max_tokens_limit: int = Field(default=2048, ge=1)
-    max_pictures: int = Field(default=10, ge=1, le=1000)
+    max_images: int = Field(
+        default=10, ge=1, le=1000, validation_alias=AliasChoices("max_images", "max_pictures")
+    )
     embeddings: bool = False
     audit_log: FilePath | None = None
     admin_hash: str | None = Field(default=None, pattern=r"^sha256:[0-9a-f]{64}$")
@@ -76,7 +86,7 @@ class ModelConfig(_Section):
     """One of `[[models]]`.
 
     `default_policy` goes before the server's. `max_context` is for language models, None takes the
-    model's own; `steps`, `guidance_scale` and `max_steps` are for pictures: what a request gets
+    model's own; `steps`, `guidance_scale` and `max_steps` are for images: what a request gets
     that asks for none (None: the pipeline's own default), and the most it may ask for.
     `engine_options` are arguments of vLLM's engine, by its names.
     """
@@ -127,7 +137,7 @@ class ScreenConfig(_Section):
     together. `hold_back_chars` of a streamed answer are held until they are read, for
     `hold_back_ms` at most (None: as long as it takes). `race`: the model is asked while the request
     is being read. `restore`: what was redacted stands in the answer again. `unscreened` may pass
-    unread: paths ("/v1/files*"), or "pictures", "audio", "files". `upstream` and `model` are for
+    unread: paths ("/v1/files*"), or "images", "audio", "files". `upstream` and `model` are for
     the action "route", `upstream_policy` for "policy".
     """
 
@@ -144,14 +154,20 @@ class ScreenConfig(_Section):
     model: str | None = Field(default=None, min_length=1)
     upstream_policy: Name | None = None
 
+    @field_validator("unscreened")
+    @classmethod
+    def _named_as_in_verdicts(cls, passing: tuple[str, ...]) -> tuple[str, ...]:
+        # a verdict says "pictures", the name that this kind of content had first
+        return tuple("pictures" if name == "images" else name for name in passing)
+
 
 class PolicyConfig(_Section):
     """One `[policies.NAME]`.
 
     "steer", "overlay", "refine" and "perturb" are the method's own action, whichever of these that
-    is. `fallback` says what becomes of a picture out of which the concept could not be taken: it is
+    is. `fallback` says what becomes of an image out of which the concept could not be taken: it is
     blocked, or the prompt `replacement` is drawn in its place. `debug` lets requests ask where on
-    their pictures the guards have written.
+    their images the guards have written.
     """
 
     guards: Names = ()

@@ -1,4 +1,4 @@
-"""Pictures that others give: PNG, JPEG and WebP, bounded, brought to the model's size.
+"""Images that others give: PNG, JPEG and WebP, bounded, brought to the model's size.
 
 Sizes are read off the header before a pixel is decoded. Each format's decoder is called by itself,
 so that no other plugin of Pillow is reached, whatever a file says of itself.
@@ -36,17 +36,17 @@ class UnusableImage(ValueError):
     """Says why, as in "it is animated"."""
 
 
-def decode_picture(file: bytes, *, width: int, height: int) -> NDArray[np.uint8]:
-    """`[height, width, 3]`: the middle of the picture, as much of it as has that shape, resized.
+def decode_image(file: bytes, *, width: int, height: int) -> NDArray[np.uint8]:
+    """`[height, width, 3]`: the middle of the image, as much of it as has that shape, resized.
 
     It is turned as its Exif data say, and what is transparent lies on white. Raises
-    UnusableImage for anything that is not one whole picture of MAX_PIXELS at most.
+    UnusableImage for anything that is not one whole image of MAX_PIXELS at most.
     """
     try:
         image = _opened(file)
         _check_size(*image.size)
         if getattr(image, "n_frames", 1) > 1:
-            raise UnusableImage("it is animated; send one still picture")
+            raise UnusableImage("it is animated; send one still image")
         turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
         plain = _on_white(image)
         turned = plain if turn is None else plain.transpose(turn)
@@ -59,7 +59,7 @@ def decode_picture(file: bytes, *, width: int, height: int) -> NDArray[np.uint8]
 
 
 def _opened(file: bytes) -> ImageFile.ImageFile:
-    """The picture, of which nothing but the header has been read."""
+    """The image, of which nothing but the header has been read."""
     if not file:
         raise UnusableImage("it has no bytes")
     stream = io.BytesIO(file)
@@ -68,7 +68,7 @@ def _opened(file: bytes) -> ImageFile.ImageFile:
     if file.startswith(b"\xff\xd8\xff"):
         return JpegImageFile(stream)
     if file[:4] == b"RIFF" and file[8:12] == b"WEBP":
-        # its decoder makes room for the whole picture when it opens one
+        # its decoder makes room for the whole image when it opens one
         _check_size(*_webp_size(file))
         return WebPImageFile(stream)
     raise UnusableImage("it is no PNG, JPEG or WebP file")

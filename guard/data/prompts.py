@@ -9,7 +9,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from guard.errors import DataError
 
@@ -83,7 +91,7 @@ class PairedAnswers(_Row):
 
 
 class ImagePrompt(_Row):
-    """A prompt to draw, and what is counted in its picture, in the labels of the judge.
+    """A prompt to draw, and what is counted in its image, in the labels of the judge.
 
     `kind` is direct, paraphrase, disguise, pair, clean, hard, or an attack's name; `how` says which
     of the kind's ways made it, `effort` how much an attack has spent on it. Without a `concept` it
@@ -116,13 +124,13 @@ class ImagePrompt(_Row):
 
 
 class SceneImage(_Row):
-    """A real picture with a concept, as attackers use it: `picture` is the path of its file.
+    """A real image with a concept, as attackers use it: `image` is the path of its file.
 
     `kept` are the other things in it, in the labels of the judge. It is led to noise, and drawn
     again, under `prompt`.
     """
 
-    picture: str = Field(min_length=1)
+    image: str = Field(min_length=1, validation_alias=AliasChoices("image", "picture"))
     prompt: str = Field(default="", max_length=20_000)
     concept: str = Field(min_length=1)
     kept: tuple[str, ...] = ()

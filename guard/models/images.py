@@ -1,4 +1,4 @@
-"""A loaded picture model, as fitting uses it: prompts in, conditionings or pictures out.
+"""A loaded image model, as fitting uses it: prompts in, conditionings or images out.
 
 Needs diffusers.
 """
@@ -25,7 +25,7 @@ from steering.images.conditioning import Conditioning, concatenated
 from steering.images.embedding import EmbeddingBank
 
 BATCH = 64
-_PICTURES = 16
+_IMAGES = 16
 
 
 @dataclass(frozen=True)
@@ -80,15 +80,15 @@ class ImageModel:
         seed: int = 0,
         tick: Callable[[int], None] = lambda _rows: None,
     ) -> Tensor:
-        """The finished latents of a picture of each prompt: see `DiffusionEngine.finished`.
+        """The finished latents of an image of each prompt: see `DiffusionEngine.finished`.
 
         `[prompts, channels, (frames,) height, width]`, on the CPU; the first has the seed `seed`,
-        the next the one behind it. `tick` is told of pictures that are done.
+        the next the one behind it. `tick` is told of images that are done.
         """
-        engine = DiffusionEngine(self.family, EmbeddingBank(), capacity=_PICTURES, forward=None)
+        engine = DiffusionEngine(self.family, EmbeddingBank(), capacity=_IMAGES, forward=None)
         found = []
-        for start in range(0, len(prompts), _PICTURES):
-            part = prompts[start : start + _PICTURES]
+        for start in range(0, len(prompts), _IMAGES):
+            part = prompts[start : start + _IMAGES]
             engine.start(
                 [
                     ImageStart(prompt, seed=seed + start + i, steps=steps, guidance=guidance)
@@ -106,15 +106,15 @@ class ImageModel:
     def text_states(
         self, prompts: Sequence[str], *, steps: int, evaluations: int
     ) -> Iterator[TextStates]:
-        """What the text projections read in the first `evaluations` of pictures of `steps` steps.
+        """What the text projections read in the first `evaluations` of images of `steps` steps.
 
-        Batch by batch, evaluation by evaluation; the pictures begin with the same noise. Raises
+        Batch by batch, evaluation by evaluation; the images begin with the same noise. Raises
         ValueError for projections that cannot be overlaid.
         """
         family = self.family
-        engine = DiffusionEngine(family, EmbeddingBank(), capacity=_PICTURES, forward=None)
-        for start in range(0, len(prompts), _PICTURES):
-            part = list(prompts[start : start + _PICTURES])
+        engine = DiffusionEngine(family, EmbeddingBank(), capacity=_IMAGES, forward=None)
+        for start in range(0, len(prompts), _IMAGES):
+            part = list(prompts[start : start + _IMAGES])
             masks = family.text_masks(family.encode(part))
             engine.start([ImageStart(prompt, steps=steps, guidance=1.0) for prompt in part])
             for evaluation in range(evaluations):

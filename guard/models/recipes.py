@@ -133,7 +133,7 @@ RECIPES: Mapping[str, Recipe] = {
             ),
         },
         description="text to 64-pixel scenes of emoji: MiniLM, a latent UNet, a patch autoencoder",
-        licence="Apache-2.0; drawn from Noto (Apache-2.0) and Twemoji (CC-BY-4.0) pictures",
+        licence="Apache-2.0; drawn from Noto (Apache-2.0) and Twemoji (CC-BY-4.0) images",
         convert=assemble_emoji,
     ),
     "minilm": Recipe(

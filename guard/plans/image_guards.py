@@ -1,4 +1,4 @@
-"""The guards of a configuration that fit one picture model, loaded and stacked by their seams.
+"""The guards of a configuration that fit one image model, loaded and stacked by their seams.
 
 Needs torch (through steering): imported where a model is, never by `import guard`.
 """
@@ -26,7 +26,7 @@ from steering.images.latent import LatentGuards
 from steering.images.output import OutputBank, OutputGuards
 from steering.images.projection import OverlayBank, OverlayGuards
 from steering.methods.fitted import FittedGuard
-from steering.methods.image_methods import ERASERS, PICTURE_SCREENS, SCREENS
+from steering.methods.image_methods import ERASERS, IMAGE_SCREENS, SCREENS
 
 MethodAction = Literal["steer", "overlay", "refine", "perturb", "block"]
 """What a guard does by itself."""
@@ -61,20 +61,20 @@ class GuardedPipeline(Protocol):
 class ImageGuards:
     """`bank` has all guards that read the prompt; `guides` are those of its screens that act on the
     guidance, `overlays` has those that act on the denoiser's projections; `finished` has those that
-    look at finished pictures, `erasers` those that write to the latents on their way.
+    look at finished images, `erasers` those that write to the latents on their way.
 
     Raises ArtifactError where guards that fit one by one cannot be stacked.
     """
 
     def __init__(self, config: Config, family: GuardedPipeline, *, name: str) -> None:
         self._name, self._family = name, family
-        self.found = find_guards(config, "pictures", name, self._loaded)
+        self.found = find_guards(config, "images", name, self._loaded)
         fitted = list(self.found.fit.values())
         screens = _stacked(SCREENS, fitted, self._device)
         self.bank = EmbeddingBank(screens)
         self.guides = tuple(cast(GuidanceGuards, screen) for screen in screens if _guides(screen))
         self.overlays = _overlaid(screens, self._device)
-        self.finished = OutputBank(_stacked(PICTURE_SCREENS, fitted, self._device))
+        self.finished = OutputBank(_stacked(IMAGE_SCREENS, fitted, self._device))
         self.erasers: tuple[LatentGuards, ...] = tuple(_stacked(ERASERS, fitted, self._device))
 
     @cached_property
@@ -106,9 +106,9 @@ class ImageGuards:
     def _loaded(self, setting: GuardConfig, artifact: Artifact) -> tuple[LoadedGuard, FittedGuard]:
         meta = artifact.meta
         guard = FittedGuard(setting.name, artifact.tensors, meta.settings)
-        if meta.method in PICTURE_SCREENS:
+        if meta.method in IMAGE_SCREENS:
             artifact.require_model(self._autoencoder, served=self._name)
-            self._require_channels(PICTURE_SCREENS[meta.method]([guard], "cpu"), setting.name)
+            self._require_channels(IMAGE_SCREENS[meta.method]([guard], "cpu"), setting.name)
             return _of(setting, meta, guard, "block"), guard
         if meta.method in ERASERS:
             artifact.require_model(self._pipeline, served=self._name)
@@ -117,7 +117,7 @@ class ImageGuards:
             self._require_reads(eraser, setting.name)
             return _of(setting, meta, guard, "perturb"), guard
         if meta.method not in SCREENS:
-            known = ", ".join([*SCREENS, *PICTURE_SCREENS, *ERASERS])
+            known = ", ".join([*SCREENS, *IMAGE_SCREENS, *ERASERS])
             raise ValueError(f"unknown method {meta.method!r}: this release has {known}")
         screen = SCREENS[meta.method]([guard], self._device)
         if _overlays(screen):

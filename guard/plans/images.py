@@ -1,4 +1,4 @@
-"""Policies resolved against one picture model: what their guards make of prompts and pictures.
+"""Policies resolved against one image model: what their guards make of prompts and images.
 
 Needs torch (through steering): imported where a model is, never by `import guard`.
 """
@@ -24,7 +24,7 @@ _LATE = {"block", "perturb"}
 
 @dataclass(frozen=True)
 class ImagePlan(Plan[ImageReading]):
-    """A policy for one picture model."""
+    """A policy for one image model."""
 
     @property
     def guides(self) -> bool:
@@ -33,7 +33,7 @@ class ImagePlan(Plan[ImageReading]):
 
     @property
     def screens(self) -> bool:
-        """Whether a guard looks at the picture itself, and may change or block it then."""
+        """Whether a guard looks at the image itself, and may change or block it then."""
         return any(guard.action in _LATE for guard in self.guards)
 
     def prompt_rows(self) -> tuple[RowGuard, ...]:
@@ -91,7 +91,7 @@ class ImagePlan(Plan[ImageReading]):
 
 
 class ImagePlans(PolicyPlans[ImagePlan]):
-    """The guards that fit one picture model, stacked, and every policy resolved against them.
+    """The guards that fit one image model, stacked, and every policy resolved against them.
 
     `bank`, `guides`, `overlays`, `finished` and `erasers` are as in ImageGuards. A guard that
     does not fit stays out and breaks the policies that name it. Raises ArtifactError where guards

@@ -53,10 +53,10 @@ class Grid:
 
 
 @dataclass(frozen=True, slots=True)
-class Pictures:
-    """Pictures side by side, one column a heading; None leaves a gap.
+class Images:
+    """Images side by side, one column a heading; None leaves a gap.
 
-    Each row is a label and the pictures, each as its data URI and what stands below it.
+    Each row is a label and the images, each as its data URI and what stands below it.
     """
 
     title: str
@@ -65,7 +65,7 @@ class Pictures:
     caption: str = ""
 
 
-Part = Plot | Grid | Pictures
+Part = Plot | Grid | Images
 
 
 @dataclass(frozen=True, slots=True)

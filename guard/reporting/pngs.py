@@ -1,4 +1,4 @@
-"""Pictures in a report: PNG files as base64, small ones enlarged by the page that shows them."""
+"""Images in a report: PNG files as base64, small ones enlarged by the page that shows them."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def png(picture: NDArray[np.uint8]) -> str:
-    """A picture `[height, width, 3]` as a PNG file in base64."""
+def png(image: NDArray[np.uint8]) -> str:
+    """An image `[height, width, 3]` as a PNG file in base64."""
     from PIL import Image
 
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, format="PNG", optimize=True)
+    Image.fromarray(image).save(buffer, format="PNG", optimize=True)
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def overlaid(picture: str, mask: str) -> str:
-    """A picture with red over where its mask is white, both PNG files in base64."""
+def overlaid(image: str, mask: str) -> str:
+    """An image with red over where its mask is white, both PNG files in base64."""
     from PIL import Image
 
-    below = Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB")
+    below = Image.open(io.BytesIO(base64.b64decode(image))).convert("RGB")
     above = Image.open(io.BytesIO(base64.b64decode(mask))).convert("L")
     half = above.resize(below.size, Image.Resampling.NEAREST).point(lambda value: value // 2)
     below.paste(Image.new("RGB", below.size, (220, 30, 30)), (0, 0), half)
@@ -34,6 +34,6 @@ def uri(encoded: str) -> str:
     from PIL import Image
 
     buffer = io.BytesIO()
-    picture = Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGB")
-    picture.save(buffer, format="WEBP", quality=80)
+    image = Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGB")
+    image.save(buffer, format="WEBP", quality=80)
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"

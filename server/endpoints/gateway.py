@@ -84,16 +84,16 @@ class Gateway:
         service = self.service(model)
         if not isinstance(service.info, LanguageModelInfo):
             raise WrongEndpoint(
-                f"The model {model!r} makes pictures: use /v1/images/generations.", param="model"
+                f"The model {model!r} makes images: use /v1/images/generations.", param="model"
             )
         return cast(TextService, service)
 
-    def picture_service(self, model: str) -> ImageService:
-        """The service of a picture model; raises UnknownModel and WrongEndpoint."""
+    def image_service(self, model: str) -> ImageService:
+        """The service of an image model; raises UnknownModel and WrongEndpoint."""
         service = self.service(model)
         if not isinstance(service.info, ImageModelInfo):
             raise WrongEndpoint(
-                f"The model {model!r} makes text, no pictures: use /v1/chat/completions.",
+                f"The model {model!r} makes text, no images: use /v1/chat/completions.",
                 param="model",
             )
         return cast(ImageService, service)
@@ -107,7 +107,7 @@ class Gateway:
     ) -> Admission[R, S]:
         """Check everything that can be checked before tokenising, the cheapest first.
 
-        `service_of` is `text_service` or `picture_service`; `read` makes an object of the body.
+        `service_of` is `text_service` or `image_service`; `read` makes an object of the body.
         """
         limits = self.config.server
         deadline = asyncio.get_running_loop().time() + limits.request_timeout_s

@@ -32,30 +32,30 @@ from server.services.interface import (
 from server.services.text_jobs import until_disconnect
 from server.wire.embeddings import Vectors, read_vectors
 from server.wire.forms import read_object_or_form
-from server.wire.image_files import encode_mask, encode_picture
+from server.wire.image_files import encode_image, encode_mask
 from server.wire.image_schemas import SEED_LIMIT, EditRequest, ImageRequest
 from server.wire.replies import JSONReply
 from server.wire.uploads import uploaded
 
 _EDIT_MEDIA = ("multipart/form-data", "application/json")
 _DECODED_AT_ONCE = 2
-"""Pictures that clients sent: each takes some hundred megabytes at worst while it is decoded."""
+"""Images that clients sent: each takes some hundred megabytes at worst while it is decoded."""
 
 
 def images_router(gateway: Gateway) -> APIRouter:
-    """The routes of pictures."""
+    """The routes of images."""
     router = APIRouter()
     decoding = asyncio.Semaphore(_DECODED_AT_ONCE)
 
     @router.post("/v1/images/generations", openapi_extra=body_of(ImageRequest))
     async def create_image(request: Request) -> Response:
-        admission = await gateway.admit(request, ImageRequest, gateway.picture_service)
+        admission = await gateway.admit(request, ImageRequest, gateway.image_service)
         return await _answer(gateway, request, admission, _requests(gateway, admission))
 
     @router.post("/v1/images/edits", openapi_extra=body_of(EditRequest, _EDIT_MEDIA))
     async def edit_image(request: Request) -> Response:
         admission = await gateway.admit(
-            request, EditRequest, gateway.picture_service, partial(read_object_or_form, EditRequest)
+            request, EditRequest, gateway.image_service, partial(read_object_or_form, EditRequest)
         )
         requests = _requests(gateway, admission)
         body, info = admission.body, admission.service.info
@@ -77,18 +77,18 @@ async def _answer(
     admission: Admission[Any, ImageService],
     requests: Sequence[ImageRowRequest],
 ) -> Response:
-    """The pictures that these rows draw, unless the client hangs up before."""
+    """The images that these rows draw, unless the client hangs up before."""
     drawing = ImageJob(admission.service, requests, admission.deadline)
 
     async def answer() -> dict[str, Any]:
-        drawn = await drawing.pictures()
+        drawn = await drawing.images()
         files = await asyncio.to_thread(_files, admission.body, drawn)
         exchange_of(request).outcome = gravest(each.verdict.outcome for each in drawn)
         masks = await asyncio.to_thread(_masks, admission, drawn)
         return _reply(admission, requests, drawn, files, masks)
 
     body = await until_disconnect(request.receive, answer())
-    gateway.metrics.count_pictures(admission.service.info.name, len(requests))
+    gateway.metrics.count_images(admission.service.info.name, len(requests))
     return JSONReply(body)
 
 
@@ -96,13 +96,13 @@ def _requests(gateway: Gateway, admission: Admission[Any, ImageService]) -> list
     """`body.n` rows, each with a seed of its own, where the model can draw them."""
     body: ImageRequest = admission.body
     info, limits = admission.service.info, gateway.config.server
-    if body.n > (most := min(limits.max_pictures, limits.queue_limit)):
+    if body.n > (most := min(limits.max_images, limits.queue_limit)):
         raise InvalidParameter(
-            f"'n' is {body.n}; this server draws at most {most} pictures a request.", param="n"
+            f"'n' is {body.n}; this server draws at most {most} images a request.", param="n"
         )
     if body.size not in ("auto", info.size):
         raise InvalidParameter(
-            f"The model {info.name!r} draws pictures of {info.size}, not of {body.size}.",
+            f"The model {info.name!r} draws images of {info.size}, not of {body.size}.",
             param="size",
         )
     steps = body.num_inference_steps or info.steps
@@ -177,15 +177,13 @@ def _embeddings(
 
 
 def _files(body: ImageRequest, drawn: Sequence[GeneratedImage]) -> list[bytes]:
-    return [
-        encode_picture(each.pixels, body.file_format, body.output_compression) for each in drawn
-    ]
+    return [encode_image(each.pixels, body.file_format, body.output_compression) for each in drawn]
 
 
 def _masks(
     admission: Admission[ImageRequest, ImageService], drawn: Sequence[GeneratedImage]
 ) -> list[dict[str, str]]:
-    """For each picture the places over which its guards have written, files in base64."""
+    """For each image the places over which its guards have written, files in base64."""
     info = admission.service.info
     return [
         {

@@ -108,9 +108,9 @@ class Metrics:
             ["model", "kind"],
             registry=self.registry,
         )
-        self._pictures = Counter(
+        self._images = Counter(
             "inference_guard_pictures",
-            "Pictures in answered requests.",
+            "Images in answered requests.",
             ["model"],
             registry=self.registry,
         )
@@ -142,8 +142,8 @@ class Metrics:
         self._tokens.labels(model, "prompt").inc(prompt)
         self._tokens.labels(model, "completion").inc(completion)
 
-    def count_pictures(self, model: str, count: int) -> None:
-        self._pictures.labels(model).inc(count)
+    def count_images(self, model: str, count: int) -> None:
+        self._images.labels(model).inc(count)
 
     def render(self) -> bytes:
         """The exposition text that Prometheus scrapes."""

@@ -1,4 +1,4 @@
-"""Forms as bodies that can be screened: requests for edits of pictures may be some."""
+"""Forms as bodies that can be screened: requests for edits of images may be some."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from starlette.datastructures import Headers
 from server.errors import InvalidForm
 from server.wire.body import media_type
 
-PICTURES = {"image", "mask"}
+IMAGES = {"image", "mask"}
 """Fields of a form that are files."""
 
 
@@ -27,6 +27,6 @@ async def read_form(headers: Headers, raw: bytes) -> dict[str, Any]:
     # many small pieces take the parser long
     form = await asyncio.to_thread(parse_form, raw, headers.get("content-type", ""), EditRequest)
     for name, value in form.items():
-        if isinstance(value, bytes) and name not in PICTURES:
+        if isinstance(value, bytes) and name not in IMAGES:
             raise InvalidForm(f"'{name[:80]}' is no file: send it as a field.")
     return form

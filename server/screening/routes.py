@@ -44,7 +44,7 @@ _CHAT = Route("chat", stream=ChatFormat, several=True, takes_xargs=True)
 _COMPLETIONS = Route("completions", stream=CompletionFormat, several=True, takes_xargs=True)
 _RESPONSES = Route("responses", stream=ResponsesFormat, takes_xargs=True)
 _STORED = Route("responses", stream=ResponsesFormat)
-_PICTURES = Route("images", place="images", stream=ImagesFormat, makes=("pictures",), form=True)
+_IMAGES = Route("images", place="images", stream=ImagesFormat, makes=("pictures",), form=True)
 _LISTING = Route("listing")
 
 _ROUTES: tuple[tuple[str, str, Route], ...] = (
@@ -57,8 +57,8 @@ _ROUTES: tuple[tuple[str, str, Route], ...] = (
     ("POST", "/v1/responses/{id}/cancel", _STORED),
     ("POST", "/v1/messages", Route("messages", stream=MessagesFormat)),
     ("POST", "/v1/messages/count_tokens", _LISTING),
-    ("POST", "/v1/images/generations", _PICTURES),
-    ("POST", "/v1/images/edits", _PICTURES),
+    ("POST", "/v1/images/generations", _IMAGES),
+    ("POST", "/v1/images/edits", _IMAGES),
     ("POST", "/v1/embeddings", Route("embeddings")),
     ("POST", "/v1/audio/speech", Route("speech", answer="audio")),
     ("GET", "/v1/models", _LISTING),

@@ -51,7 +51,7 @@ def _service(config: Config, settings: ModelConfig, record: Recorded) -> Service
 
 
 def _built(config: Config, settings: ModelConfig, record: Recorded) -> Service:
-    if settings.kind == "pictures":
+    if settings.kind == "images":
         # imported where it is needed: a server of language models needs no diffusers
         from server.services.build_images import drawing_service
 

@@ -1,4 +1,4 @@
-"""From the settings of a picture model to its running service. Needs diffusers."""
+"""From the settings of an image model to its running service. Needs diffusers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def drawing_service(
     )
     family = family_of(pipeline)
     if hasattr(family, "frames"):
-        raise ValueError("it makes videos, and this server sends pictures only")
+        raise ValueError("it makes videos, and this server sends images only")
     plans = ImagePlans(config, family, name=settings.name)
     engine = DiffusionEngine(
         family,

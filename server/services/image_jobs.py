@@ -1,4 +1,4 @@
-"""Running the rows of one request for pictures: timed, and cancelled when nobody waits for them."""
+"""Running the rows of one request for images: timed, and cancelled when nobody waits for them."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class ImageJob:
     deadline: float
     """On the event loop's clock."""
 
-    async def pictures(self) -> list[GeneratedImage]:
-        """All pictures, in order; the first row that fails ends the others.
+    async def images(self) -> list[GeneratedImage]:
+        """All images, in order; the first row that fails ends the others.
 
         Raises what `ImageService.submit` and the rows raise, and RequestTimeout at the deadline.
         However it ends, rows that still run are cancelled.
@@ -35,7 +35,7 @@ class ImageJob:
                     raise error
             return [task.result() for task in tasks]
         except TimeoutError:
-            raise RequestTimeout("The pictures took longer than this server allows.") from None
+            raise RequestTimeout("The images took longer than this server allows.") from None
         finally:
             for task in tasks:
                 task.cancel()

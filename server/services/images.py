@@ -1,10 +1,10 @@
-"""A served picture model: requests join one running batch between two denoising steps.
+"""A served image model: requests join one running batch between two denoising steps.
 
 One thread owns the engine. A prompt is screened when it joins: rows that are blocked leave before
 any step, a prompt that could not be refined is blocked or replaced, and the rest are drawn. What is
-drawn is screened again where the policy has guards that look at pictures: it may be blocked, or the
+drawn is screened again where the policy has guards that look at images: it may be blocked, or the
 replacement drawn, which is screened in its turn. A row whose numbers are no longer numbers leaves
-too. Pictures go out as pixels; files are made of them elsewhere.
+too. Images go out as pixels; files are made of them elsewhere.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Record = Callable[[ImageRowRequest, Verdict], None]
 
 
 class ImageRow(BatchRow):
-    """A request for one picture on its way."""
+    """A request for one image on its way."""
 
     request: ImageRowRequest
     plan: ImagePlan
@@ -61,7 +61,7 @@ class ImageRow(BatchRow):
         return self.blocked or self.pixels is not None or self.error is not None
 
     def settle(self, decision: Decision) -> None:
-        """Take in what was decided about the prompt or the picture."""
+        """Take in what was decided about the prompt or the image."""
         if decision == "fail":
             self.error = guard_failed()
         self.blocked = decision in ("block", "replace")
@@ -83,7 +83,7 @@ class ImageRow(BatchRow):
         return decision
 
     def finish(self, verdict: Verdict) -> None:
-        """Send the picture, or what ended the row without one; nothing where nobody waits."""
+        """Send the image, or what ended the row without one; nothing where nobody waits."""
         if self.error is not None:
             self.send_error(self.error, verdict)
         elif self.blocked:
@@ -94,7 +94,7 @@ class ImageRow(BatchRow):
     @property
     def _why(self) -> str:
         if any(told.fired and told.position for told in self.readings.values()):
-            return "finds its concept in the picture, and blocks it"
+            return "finds its concept in the image, and blocks it"
         return "could not refine the prompt, and blocks it" if self.plan.acts else "blocks it"
 
     async def drawn(self) -> GeneratedImage:
@@ -110,7 +110,7 @@ class ImageRow(BatchRow):
 
 
 class BatchedImageService(EngineLoop[ImageRow, DiffusionEngine]):
-    """A PictureService over a DiffusionEngine. Built on any thread, used from one event loop."""
+    """An ImageService over a DiffusionEngine. Built on any thread, used from one event loop."""
 
     def __init__(
         self,
@@ -182,11 +182,11 @@ class BatchedImageService(EngineLoop[ImageRow, DiffusionEngine]):
         return start
 
     def _begun(self, source: SourceImage | None) -> InitialState | None:
-        """What a row starts from, where that is a picture. Raises ValueError."""
+        """What a row starts from, where that is an image. Raises ValueError."""
         if source is None:
             return None
         pixels = torch.from_numpy(source.pixels.copy())[None].float() / 255
-        latents = self._engine.family.encode_picture(pixels)[0]
+        latents = self._engine.family.encode_image(pixels)[0]
         if source.strength is None:
             return InvertedImage(latents)
         return EditedImage(latents, source.strength)
@@ -201,7 +201,7 @@ class BatchedImageService(EngineLoop[ImageRow, DiffusionEngine]):
 
     def _advance(self) -> None:
         done = self._engine.step()
-        # a guard that met NaN in the picture is for its policy to decide
+        # a guard that met NaN in the image is for its policy to decide
         self._spoil(self._engine.spoilt)
         drawn = {i: row for i in done if not (row := self._running[i]).over}
         late = {row: self._screened(i) for i, row in drawn.items() if row.plan.screens}
@@ -211,7 +211,7 @@ class BatchedImageService(EngineLoop[ImageRow, DiffusionEngine]):
                 row.settle(decision)
         whole = [i for i, row in drawn.items() if not row.over and row not in again]
         if whole:
-            for index, pixels in zip(whole, self._engine.pictures(whole), strict=True):
+            for index, pixels in zip(whole, self._engine.images(whole), strict=True):
                 row = self._running[index]
                 row.pixels, row.masks = pixels, self._masks(index) if row.request.debug else {}
         self._leave([index for index, row in enumerate(self._running) if row.over])
@@ -224,14 +224,14 @@ class BatchedImageService(EngineLoop[ImageRow, DiffusionEngine]):
         return {name: (255 * m).round().byte().cpu().numpy() for name, m in masks.items()}
 
     def _screened(self, index: int) -> Decision:
-        """What becomes of a row that is drawn, now that its guards have seen the picture."""
+        """What becomes of a row that is drawn, now that its guards have seen the image."""
         return self._running[index].decide(self._engine.readings(index))
 
     def _spoil(self, spoilt: Sequence[bool]) -> None:
         """Let none of these rows go on, which have met NaN."""
         for row, lost in zip(self._running, spoilt, strict=True):
             if lost and not row.over:
-                row.error = EngineFailed("the model met NaN on this request: there is no picture")
+                row.error = EngineFailed("the model met NaN on this request: there is no image")
 
     def _read(self, index: int) -> None:
         """Of a row that nobody waits for any more, what its guards have read on the way so far.
@@ -259,7 +259,7 @@ def _start(row: ImageRow, prompt: str, without: Container[str] = ()) -> ImageSta
         steps=request.steps,
         guidance=request.guidance,
         guards=[guard for guard in row.plan.rows() if guard.name not in without],
-        # a replacement shows nothing of the picture: that may be what is to be replaced
+        # a replacement shows nothing of the image: that may be what is to be replaced
         beginning=None if row.replaced else row.beginning,
     )
 

@@ -1,4 +1,4 @@
-"""The seam between HTTP and whatever runs a model: services take prompts, give text or pictures."""
+"""The seam between HTTP and whatever runs a model: services take prompts, give text or images."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class TextRowRequest:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SourceImage:
-    """A picture to start from: `pixels` uint8 `[height, width, 3]` of the model's size.
+    """An image to start from: `pixels` uint8 `[height, width, 3]` of the model's size.
 
     `strength` in (0, 1] is the share of the steps that are taken from it; None inverts it.
     """
@@ -56,7 +56,7 @@ class SourceImage:
 
 @dataclass(frozen=True, slots=True)
 class ImageRowRequest:
-    """One row: the prompt of a picture, how it is drawn, and from what: None is noise.
+    """One row: the prompt of an image, how it is drawn, and from what: None is noise.
 
     `embeddings` are vectors `[vectors, width]` for placeholders in the prompt; no log shows them.
     `debug`: tell where guards have written. `joined` is as in TextRowRequest.
@@ -111,7 +111,7 @@ class FinishedText:
 
 @dataclass(frozen=True, slots=True)
 class GeneratedImage:
-    """The end of a row that drew a picture: `pixels` uint8 `[height, width, 3]`.
+    """The end of a row that drew an image: `pixels` uint8 `[height, width, 3]`.
 
     `masks` has, by guard, where it has written: uint8 `[height, width]` on the latents' grid, 255
     where all was. Only for a row that asked for it.
@@ -205,12 +205,12 @@ class RowEvents(Protocol):
 
 
 class ImageRowHandle(Protocol):
-    """A row that draws one picture."""
+    """A row that draws one image."""
 
     async def drawn(self) -> GeneratedImage:
-        """The picture when it is there, once.
+        """The image when it is there, once.
 
-        Raises ContentBlocked where the policy lets no picture out, and GuardFailed where a guard
+        Raises ContentBlocked where the policy lets no image out, and GuardFailed where a guard
         could not be applied.
         """
 
@@ -235,7 +235,7 @@ class Service(Protocol):
 
 
 class ImageService(Service, Protocol):
-    """A served picture model."""
+    """A served image model."""
 
     @property
     def info(self) -> ImageModelInfo: ...

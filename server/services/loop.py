@@ -1,6 +1,6 @@
 """One thread that owns an engine: rows join and leave one running batch between two steps.
 
-What batches of text and of pictures share: waiting, admission to the batch, hang-ups, a step that
+What batches of text and of images share: waiting, admission to the batch, hang-ups, a step that
 fails, the end of a row with its verdict, the end of the service.
 """
 

@@ -1,4 +1,4 @@
-"""Pictures as files: the encoding that a client asked for."""
+"""Images as files: the encoding that a client asked for."""
 
 from __future__ import annotations
 
@@ -39,9 +39,7 @@ def encode_mask(mask: NDArray[np.uint8], *, width: int, height: int) -> bytes:
     return file.getvalue()
 
 
-def encode_picture(
-    pixels: NDArray[np.uint8], form: ImageFormat, quality: int | None = None
-) -> bytes:
+def encode_image(pixels: NDArray[np.uint8], form: ImageFormat, quality: int | None = None) -> bytes:
     """`pixels` uint8 `[height, width, 3]` as a file; `quality` 0 to 100, None is the best."""
     file = io.BytesIO()
     # Pillow takes a quality of 0 for its own default

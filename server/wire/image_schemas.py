@@ -73,7 +73,7 @@ class ImageRequest(ModelRequest):
 
     @property
     def file_format(self) -> ImageFormat:
-        """How pictures are sent."""
+        """How images are sent."""
         return FORMATS[self.output_format]
 
     @model_validator(mode="after")
@@ -90,10 +90,10 @@ class ImageRequest(ModelRequest):
         return self
 
     @model_validator(mode="after")
-    def _pictures_can_be_sent(self) -> Self:
+    def _images_can_be_sent(self) -> Self:
         if self.response_format == "url":
             raise UnsupportedParameter(
-                "This server stores no pictures, so it has no URLs for them; ask for "
+                "This server stores no images, so it has no URLs for them; ask for "
                 "'response_format' \"b64_json\", or leave it out.",
                 param="response_format",
             )
@@ -113,7 +113,7 @@ class ImageRequest(ModelRequest):
 
 
 def _file(given: Any) -> Any:
-    """The bytes of a picture, which JSON holds as a data URL."""
+    """The bytes of an image, which JSON holds as a data URL."""
     if not isinstance(given, str):
         return given
     if (start := _DATA_URL.match(given)) is None:
@@ -142,7 +142,7 @@ class EditRequest(ImageRequest):
 
     @property
     def share(self) -> float | None:
-        """The share of the steps that the picture is drawn anew in; None where it is inverted."""
+        """The share of the steps that the image is drawn anew in; None where it is inverted."""
         if self.inversion:
             return None
         return STRENGTH if self.strength is None else self.strength

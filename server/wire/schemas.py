@@ -1,6 +1,6 @@
 """Request bodies of OpenAI's text endpoints: each parameter is honoured or refused by name.
 
-Those of pictures are in `picture_schemas`.
+Those of images are in `image_schemas`.
 """
 
 from __future__ import annotations

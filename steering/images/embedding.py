@@ -1,4 +1,4 @@
-"""The embedding seam: what guards do to a prompt's conditioning before a picture is drawn.
+"""The embedding seam: what guards do to a prompt's conditioning before an image is drawn.
 
 Every loaded guard of one method is stacked into one `EmbeddingGuards`, and a `EmbeddingBank` holds
 one screen a method. Both look at all rows and all guards at once; a row that carries none of a
@@ -57,8 +57,8 @@ class ImageReading:
     it fired and the concept is still there, after it has acted or because it only looks: the
     policy's fallback decides then. `position` is where it looked: 0 for the prompt, n for what n
     evaluations of the network have drawn. A guard that writes to the latents says over what share
-    of the picture it has (`area`) and how far the likeliest place stood out (`peak`, in deviations
-    of the picture's places).
+    of the image it has (`area`) and how far the likeliest place stood out (`peak`, in deviations
+    of the image's places).
     """
 
     score: float

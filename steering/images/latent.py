@@ -1,7 +1,7 @@
-"""The attention and latent seams: guards that find a concept in a picture on its way and break it
+"""The attention and latent seams: guards that find a concept in an image on its way and break it
 there.
 
-They look a few times on the way. What they see is the *estimate* of the finished picture that each
+They look a few times on the way. What they see is the *estimate* of the finished image that each
 evaluation of the network gives, `[rows, channels, (frames,) height, width]`, and how much its
 places attend to the guard's tokens (`Attended`). Where one fires, the sample behind the evaluation
 becomes
@@ -90,7 +90,7 @@ class LatentEvidence:
 @dataclass(frozen=True)
 class Localization:
     """Where the pairs have found it: `mask [pairs, (frames,) height, width]` in 0..1, how far the
-    likeliest place stands out from the picture's others (`peak [pairs]`, in deviations), and what
+    likeliest place stands out from the image's others (`peak [pairs]`, in deviations), and what
     to put there, `replacement [pairs, channels, ...]`."""
 
     mask: Tensor

@@ -1,8 +1,8 @@
-"""What guards see of a finished picture, before anyone else does.
+"""What guards see of a finished image, before anyone else does.
 
 They read the finished latents, `[rows, channels, (frames,) height, width]`. Every loaded guard of
 one method is stacked into one `OutputGuards`, and a `OutputBank` holds one screen a method.
-Guards here see and do not act: what becomes of a picture that shows the concept is for the policy's
+Guards here see and do not act: what becomes of an image that shows the concept is for the policy's
 fallback to decide.
 """
 
@@ -32,7 +32,7 @@ class OutputGuards(Protocol):
 
 
 class OutputBank:
-    """The picture screens of one model. Immutable; swap the whole bank to change it."""
+    """The image screens of one model. Immutable; swap the whole bank to change it."""
 
     def __init__(self, screens: Sequence[OutputGuards] = ()) -> None:
         self.screens = tuple(screens)

@@ -8,7 +8,7 @@ over the threshold. Act: gradient descent on the states, on no weight,
 
 until every member of every firing ensemble says less than the target, or the steps are used up.
 
-A classifier can be led astray: its logit falls and the picture stays. Remedies in training are
+A classifier can be led astray: its logit falls and the image stays. Remedies in training are
 noise and attacks; here they are three, each a setting:
 
 - `confine`: `∇L ← P ∇L`, P the projection onto the few directions in which unsafe prompts and

@@ -1,4 +1,4 @@
-"""A guard of a picture model as its artifact holds it, before it is stacked."""
+"""A guard of an image model as its artifact holds it, before it is stacked."""
 
 from __future__ import annotations
 

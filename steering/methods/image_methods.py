@@ -1,4 +1,4 @@
-"""The methods of picture models, by name: a new one is one line here."""
+"""The methods of image models, by name: a new one is one line here."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ There is one guard at least. It raises ValueError where a guard does not hold, o
 hold cannot be stacked.
 """
 
-PICTURE_SCREENS: dict[str, Callable[[Guards, torch.device | str], OutputGuards]] = {
+IMAGE_SCREENS: dict[str, Callable[[Guards, torch.device | str], OutputGuards]] = {
     "latents": latents.stack,
 }
-"""The same for methods that look at finished pictures."""
+"""The same for methods that look at finished images."""
 
 ERASERS: dict[str, Callable[[Guards, torch.device | str], LatentGuards]] = {
     "irece": irece.stack,
 }
-"""The same for methods that write to the latents of a picture on its way."""
+"""The same for methods that write to the latents of an image on its way."""

@@ -7,7 +7,7 @@ places attend to, head by head, and the classifiers' own votes. The sum is smoot
 what rises over `mask` of the way from its median to its peak.
 
 The paper asks attention for both. It was found to tell the place, but not whether the concept is
-there: with the prompt's own tokens to be told from, attention to "a knife" is as high on a picture
+there: with the prompt's own tokens to be told from, attention to "a knife" is as high on an image
 without one, whose object it fits best. So attention is told from the tokens of the empty prompt,
 which are the same for every row, and the classifiers decide.
 """
@@ -143,7 +143,7 @@ def votes_map(votes: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def smoothed(maps: Tensor, deviation: Tensor) -> Tensor:
-    """By a Gaussian of `deviation [maps]`, in shares of the picture's shorter side, two of them
+    """By a Gaussian of `deviation [maps]`, in shares of the image's shorter side, two of them
     wide to each side."""
     height, width = maps.shape[-2:]
     places = deviation * min(height, width)

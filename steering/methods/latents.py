@@ -1,7 +1,7 @@
-"""Classifiers of finished latents: does the picture show the concept, whatever the prompt said.
+"""Classifiers of finished latents: does the image show the concept, whatever the prompt said.
 
 What a prompt says does not decide alone what is drawn: prompts can be searched for that no
-classifier of embeddings knows. A finished picture cannot be disguised that way. What the request
+classifier of embeddings knows. A finished image cannot be disguised that way. What the request
 asked for (steps, guidance, negative prompt) has no say in it. The score is the logit of
 p(concept), the mean of a guard's members (`classifiers/latents.py`).
 """

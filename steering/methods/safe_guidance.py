@@ -3,7 +3,7 @@
 Both predict once more, under the concept's own conditioning, and take a term off the guidance:
 `u + s (c - u - term)`. Equations are those of the first paper; the negative prompt, which puts the
 concept in place of the empty prompt, `n + s (c - n)`, is the same with `term = (1 - 1/s) (n - u)`.
-Neither has a gate: as published they act on every picture. Where one is asked for, a linear score
+Neither has a gate: as published they act on every image. Where one is asked for, a linear score
 of the prompt decides (`prompt_score.py`), and the rows in which it is silent keep their bits.
 """
 
@@ -26,7 +26,7 @@ from steering.methods.prompt_score import PromptGate, stacked_gate
 class Safety:
     """Safe latent diffusion's hyperparameters.
 
-    `warmup` is the share of a picture's steps that go by before it acts (the paper's δ over its 50
+    `warmup` is the share of an image's steps that go by before it acts (the paper's δ over its 50
     steps), `scale` s_S, `margin` the threshold λ, `momentum` s_m and `decay` β_m.
     """
 
@@ -60,7 +60,7 @@ def safety_term(
     """
     conditional, concept = at.conditional.float(), at.concept.float()
     gap = conditional - concept
-    # equations 5 and 6: element by element, and only where the picture heads for the concept
+    # equations 5 and 6: element by element, and only where the image heads for the concept
     weight = torch.where(gap >= margin, 0.0, (scale * gap.abs()).clamp(max=1.0))
     # equations 4 and 7
     term = weight * (concept - at.unconditional.float()) + momentum * at.memory

@@ -42,7 +42,7 @@ def slow_network(net: LatentClassifiers, member: int) -> nn.Sequential:
 
 
 def slow_logit(network: nn.Sequential, frames: Tensor) -> float:
-    """Of one picture or video, `frames [frames, channels, height, width]`."""
+    """Of one image or video, `frames [frames, channels, height, width]`."""
     with torch.no_grad():
         votes = [float(vote) for frame in frames for vote in network(frame[None]).flatten()]
     return math.log(sum(map(math.exp, votes)))
@@ -81,7 +81,7 @@ def test_logits_are_those_of_each_network_by_itself(
     assert found.shape == (4, 3) and len(net) == 3 and net.channels == 6
     for member in range(3):
         network = slow_network(net, member)
-        expected = [slow_logit(network, picture[None]) for picture in latents]
+        expected = [slow_logit(network, image[None]) for image in latents]
         assert found[:, member].tolist() == pytest.approx(expected, abs=1e-4)
 
 
@@ -95,7 +95,7 @@ def test_of_a_video_every_place_of_every_frame_has_a_vote() -> None:
         assert found[:, member].tolist() == pytest.approx(expected, abs=1e-4)
 
 
-def test_a_video_of_one_frame_is_a_picture() -> None:
+def test_a_video_of_one_frame_is_a_image() -> None:
     net, latents = drawn_net(2, 6), draw(3, 6, 8, 8)
     assert torch.allclose(net(latents[:, :, None]), net(latents), atol=1e-5)
 
@@ -228,7 +228,7 @@ def test_what_shows_at_a_single_place_is_found_wherever_it_is() -> None:
     net = train_latents(*planted(200), RECIPE, seed=0)
     assert len(net) == 1 and net.channels == CHANNELS
     latents, shown = planted(2 * 64, seed=5)
-    assert len({int(picture[0].argmax()) for picture in latents[shown]}) == 64
+    assert len({int(image[0].argmax()) for image in latents[shown]}) == 64
     assert share_right(net, latents, shown) > 0.95
 
 
@@ -238,9 +238,9 @@ def test_larger_latents_are_taught_too() -> None:
 
 
 def test_a_video_is_taught_by_its_frames() -> None:
-    pictures, shown = planted(120)
+    images, shown = planted(120)
     videos = draw(120, CHANNELS, 3, 8, 8, seed=2)
-    videos += (pictures * (pictures > 6.0))[:, :, None]
+    videos += (images * (images > 6.0))[:, :, None]
     net = train_latents(videos, shown, RECIPE, seed=0)
     once = videos.clone()
     once[:, :, 1:] = draw(120, CHANNELS, 2, 8, 8, seed=3)
@@ -252,7 +252,7 @@ def test_a_video_is_taught_by_its_frames() -> None:
 
 @pytest.mark.parametrize("frames", [(), (2,)])
 def test_standardising_is_folded_into_the_network(frames: tuple[int, ...]) -> None:
-    """Other units and another origin of every channel are the same pictures: each step of the
+    """Other units and another origin of every channel are the same images: each step of the
     training is the same, and so is what the folded network says, up to the border."""
     latents, shown = planted(60)
     latents = latents[:, :, None].expand(-1, -1, *frames, -1, -1) if frames else latents
@@ -304,8 +304,8 @@ def test_the_seed_alone_decides_and_no_slopes_are_left() -> None:
 
 
 @pytest.mark.parametrize("label", [True, False])
-def test_pictures_of_both_kinds_are_needed(label: bool) -> None:
-    with pytest.raises(ValueError, match="with the concept and pictures without it"):
+def test_images_of_both_kinds_are_needed(label: bool) -> None:
+    with pytest.raises(ValueError, match="with the concept and images without it"):
         train_latents(draw(10, CHANNELS, 8, 8), torch.full((10,), label), RECIPE, seed=0)
 
 
@@ -334,7 +334,7 @@ def test_the_grid_is_halved_until_it_is_small_enough(
 # -- what a batch is made of --------------------------------------------------------------------
 
 
-def test_pictures_of_a_batch_are_moved_together_by_a_few_places_at_most() -> None:
+def test_images_of_a_batch_are_moved_together_by_a_few_places_at_most() -> None:
     batch = draw(3, 2, 9, 9)
     recipe, random = LatentRecipe(shift=2, noise=0.0), torch.Generator().manual_seed(0)
     found = set()
@@ -351,7 +351,7 @@ def test_pictures_of_a_batch_are_moved_together_by_a_few_places_at_most() -> Non
     assert len(found) == 25
 
 
-def test_each_picture_has_noise_of_its_own_up_to_a_deviation() -> None:
+def test_each_image_has_noise_of_its_own_up_to_a_deviation() -> None:
     recipe, random = LatentRecipe(shift=0, noise=0.5), torch.Generator().manual_seed(0)
     batch = draw(64, 4, 16, 16)
     deviations = (module._moved(batch, recipe, random) - batch).flatten(1).std(1)

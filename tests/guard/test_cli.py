@@ -69,7 +69,7 @@ def test_check_prints_the_same_as_json(good: Path) -> None:
     assert "a" * 64 not in result.stdout
 
 
-PICTURES = """
+IMAGES = """
 [server]
 default_policy = "hp"
 
@@ -103,18 +103,18 @@ replacement = "a banana"
 
 
 @pytest.fixture
-def pictures(tmp_path: Path, make_artifact: MakeArtifact) -> Path:
+def images(tmp_path: Path, make_artifact: MakeArtifact) -> Path:
     make_artifact().save(tmp_path / "hp.safetensors")
     settings = {"threshold": 0.5, "strength": 1.0, "max_steps": 12, "rate": 0.123456}
     make_artifact(seams=["embedding"], method="toy", settings=settings).save(
         tmp_path / "knife.safetensors"
     )
-    (tmp_path / "config.toml").write_text(PICTURES, "utf-8")
+    (tmp_path / "config.toml").write_text(IMAGES, "utf-8")
     return tmp_path / "config.toml"
 
 
-def test_check_shows_picture_models_fallbacks_and_what_methods_were_set_to(pictures: Path) -> None:
-    output = " ".join(run("check", pictures).stdout.split())
+def test_check_shows_image_models_fallbacks_and_what_methods_were_set_to(images: Path) -> None:
+    output = " ".join(run("check", images).stdout.split())
     for words in (
         'Policy knife: refine, on error closed, for anyone, fallback replace by "a banana"',
         "max_steps 12, rate 0.1235",
@@ -125,8 +125,8 @@ def test_check_shows_picture_models_fallbacks_and_what_methods_were_set_to(pictu
     assert "fallback" not in output.partition("Policy hp:")[2].partition("Policy knife")[0]
 
 
-def test_check_tells_which_policies_are_for_which_model(pictures: Path) -> None:
-    meaning = json.loads(run("check", pictures, "--json").stdout)
+def test_check_tells_which_policies_are_for_which_model(images: Path) -> None:
+    meaning = json.loads(run("check", images, "--json").stdout)
     words, emoji = meaning["models"]
     assert (words["policies"], emoji["policies"]) == (["none", "hp", "knife"], ["none", "knife"])
     assert words["default_policy"] == {"value": "hp", "from": "server", "fits": True}
@@ -134,7 +134,7 @@ def test_check_tells_which_policies_are_for_which_model(pictures: Path) -> None:
     assert meaning["policies"]["knife"]["fallback"] == "replace"
     assert [guard["kind"] for guard in meaning["policies"]["knife"]["guards"]] == [
         "language",
-        "pictures",
+        "images",
     ]
     assert meaning["guards"][1]["settings"] == {"max_steps": 12, "rate": 0.123456}
 

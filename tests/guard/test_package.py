@@ -10,8 +10,10 @@ import pytest
 import guard
 
 PUBLIC = (
-    "artifact audit cache check_cli cli config config_checks demo_cli errors eval_cli fit_cli "
-    "inspect_cli keys kinds models models_cli progress prompts store toml_lines verdict"
+    "artifact audit cli errors verdict commands.check commands.demo.command commands.eval.command "
+    "commands.fit.command commands.inspect commands.models config.checks config.keys config.kinds "
+    "config.schema config.toml_lines data.prompts models.cache models.sources models.store "
+    "reporting.progress"
 )
 
 

@@ -1,9 +1,9 @@
-"""A text encoder that can be read by eye, and guards on it, for plans and services of pictures.
+"""A text encoder that can be read by eye, and guards on it, for plans and services of images.
 
 Each character is a token; of its state the first number says whether it is `CONCEPT`, the second
 whether it is `STUBBORN`, which no refinement takes away. `NAN` spoils its row. The third says
-whether it is `PAINTED`, which no guard of prompts knows and every picture shows; the fourth whether
-it is `BLINDING`: who looks at its picture sees nothing but NaN.
+whether it is `PAINTED`, which no guard of prompts knows and every image shows; the fourth whether
+it is `BLINDING`: who looks at its image sees nothing but NaN.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ STEPS = 3
 
 
 class ToyFamily:
-    """What plans and engines need of a family to screen prompts and pictures."""
+    """What plans and engines need of a family to screen prompts and images."""
 
     def __init__(self, seed: int = 0) -> None:
         torch.manual_seed(seed)
@@ -48,13 +48,13 @@ class ToyFamily:
         self.channels = WIDTH
 
     def latents(self, text: Conditioning) -> Tensor:
-        """Those of the picture of `text`: a place a token, `[rows, WIDTH, 1, TOKENS]`."""
+        """Those of the image of `text`: a place a token, `[rows, WIDTH, 1, TOKENS]`."""
         states = text.states["text"]
         seen = states.masked_fill((states[..., 3] > 0.5)[..., None], torch.nan)
         return seen.transpose(1, 2)[:, :, None]
 
-    def encode_picture(self, pixels: Tensor) -> Tensor:
-        """Of pictures `[rows, height, width, 3]`: the redder, the more `PAINTED`."""
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """Of images `[rows, height, width, 3]`: the redder, the more `PAINTED`."""
         latents = torch.zeros(len(pixels), WIDTH, 1, TOKENS)
         red = pixels[..., 0] - pixels[..., 1:].amax(-1)
         latents[:, 2] = red.clamp(min=0).mean((1, 2))[:, None, None]

@@ -1,4 +1,4 @@
-"""A real service of pictures over an engine that draws noise, which tests can stall and break."""
+"""A real service of images over an engine that draws noise, which tests can stall and break."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class _Row:
 
 
 class ToyEngine:
-    """A DiffusionEngine whose pictures are noise, by the seed and the conditioning of the row.
+    """A DiffusionEngine whose images are noise, by the seed and the conditioning of the row.
 
     A row is spoilt where its conditioning has met NaN, and invalid where a guard has, as in the
     engine proper. With `go` cleared it stops before its next start or step and sets `stalled`; it
@@ -129,10 +129,10 @@ class ToyEngine:
         at = {name: replace(told, position=row.done) for name, told in seen.items()}
         row.readings = {**row.readings, **at}
 
-    def pictures(self, rows: Sequence[int]) -> NDArray[np.uint8]:
-        return np.stack([self._picture(self._rows[row]) for row in rows])
+    def images(self, rows: Sequence[int]) -> NDArray[np.uint8]:
+        return np.stack([self._image(self._rows[row]) for row in rows])
 
-    def _picture(self, row: _Row) -> NDArray[np.uint8]:
+    def _image(self, row: _Row) -> NDArray[np.uint8]:
         assert row.done == row.start.steps and not row.spoilt
         said = zlib.crc32(row.text.states["text"].numpy().tobytes())
         how = zlib.crc32(f"{row.start.guidance} {row.start.negative_prompt}".encode())
@@ -178,7 +178,7 @@ def _told(beginning: InitialState | None) -> bytes:
 
 
 @dataclass
-class PictureStand:
+class ImageStand:
     """A service as `guard serve` puts it together, and what it has recorded."""
 
     folder: Path
@@ -208,7 +208,7 @@ BOTH = (["knife", "look"], ["blind", "look"])
 def write_config(folder: Path, **server: Any) -> Path:
     """Policies as `ACTION-GUARD`, for a guard on prompts (knife), the same with NaN in it (blind),
     one of another encoder (other), one on the guidance (guide), one for language (words), and one
-    on finished pictures (look); `ACTION-knife-look` and `ACTION-blind-look` have two.
+    on finished images (look); `ACTION-knife-look` and `ACTION-blind-look` have two.
     """
     save_toy(folder / "knife.safetensors")
     save_toy(folder / "blind.safetensors", method="toy-blind")
@@ -231,7 +231,7 @@ def write_config(folder: Path, **server: Any) -> Path:
 
 
 @contextmanager
-def picture_stand(folder: Path, config: Config | None = None, **server: Any) -> Iterator[Any]:
+def image_stand(folder: Path, config: Config | None = None, **server: Any) -> Iterator[Any]:
     """A running service; `config` None writes one, with `server` in its `[server]`."""
     config = config or load_config(write_config(folder, **server))
     metrics = Metrics()
@@ -274,7 +274,7 @@ def picture_stand(folder: Path, config: Config | None = None, **server: Any) -> 
             record=record,
         )
         try:
-            yield PictureStand(folder, config, service, engine, metrics, verdicts)
+            yield ImageStand(folder, config, service, engine, metrics, verdicts)
         finally:
             engine.go.set()
             service.close()

@@ -33,17 +33,17 @@ def demo(
     config: Annotated[Path, typer.Option("--config", "-c", help="The configuration file.")] = Path(
         "config.toml"
     ),
-    out: Annotated[Path, typer.Option(help="Where the pictures go, as one PNG.")] = Path(
+    out: Annotated[Path, typer.Option(help="Where the images go, as one PNG.")] = Path(
         "demo-pictures.png"
     ),
     keep: Annotated[bool, typer.Option("--keep", help="Leave the server up until Ctrl-C.")] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print answers and pictures as JSON.")
+        bool, typer.Option("--json", help="Print answers and images as JSON.")
     ] = False,
 ) -> None:
     """Serve the configuration on a free port; ask and draw the same things guarded and bare.
 
-    A language model answers four questions; a picture model draws six prompts, written as one PNG.
+    A language model answers four questions; an image model draws six prompts, written as one PNG.
     """
     settings = load_config(config)
     if not settings.models:

@@ -1,4 +1,4 @@
-"""The picture half of the demo: the same prompts drawn bare and guarded, as one PNG."""
+"""The image half of the demo: the same prompts drawn bare and guarded, as one PNG."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ PROMPTS = (
     "a pizza",
 )
 SCALE = 3
-"""Pixels that one of the model's pixels becomes: its pictures are small."""
+"""Pixels that one of the model's pixels becomes: its images are small."""
 _MARGIN, _LABEL = 8, 34
 
 
 def draw(url: str, model: str, policy: str, console: Console) -> list[Any]:
-    """For each prompt its picture and verdict under `policy` and under none, over HTTP."""
+    """For each prompt its image and verdict under `policy` and under none, over HTTP."""
     from openai import OpenAI
 
     client = OpenAI(base_url=f"{url}/v1", api_key="demo", timeout=120)
@@ -42,30 +42,30 @@ def draw(url: str, model: str, policy: str, console: Console) -> list[Any]:
                     prompt=prompt,
                     extra_body={"seed": 1, "guard": {"policy": chosen}},
                 )
-            for picture in reply.data or ():
-                verdict = (picture.model_extra or {})["guard"]
-                row[chosen] = {"png": picture.b64_json, "verdict": verdict}
+            for image in reply.data or ():
+                verdict = (image.model_extra or {})["guard"]
+                row[chosen] = {"png": image.b64_json, "verdict": verdict}
         rows.append(row)
     return rows
 
 
 def grid(rows: list[Any], policy: str, path: Path) -> None:
-    """Write one PNG: bare pictures above, guarded ones below, each prompt a column."""
+    """Write one PNG: bare images above, guarded ones below, each prompt a column."""
     from PIL import Image, ImageDraw
 
-    def picture(png: str) -> Image.Image:
+    def image(png: str) -> Image.Image:
         small = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
         return small.resize((small.width * SCALE, small.height * SCALE), Image.Resampling.LANCZOS)
 
-    drawn = [[picture(row[chosen]["png"]) for row in rows] for chosen in (NO_POLICY, policy)]
+    drawn = [[image(row[chosen]["png"]) for row in rows] for chosen in (NO_POLICY, policy)]
     side = drawn[0][0].width
     step = side + _MARGIN
     size = (len(rows) * step + _MARGIN, 2 * (side + _LABEL) + _MARGIN + _LABEL)
     sheet = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(sheet)
-    for line, (name, pictures) in enumerate(zip(("bare", policy), drawn, strict=True)):
+    for line, (name, images) in enumerate(zip(("bare", policy), drawn, strict=True)):
         top = _LABEL + line * (side + _LABEL)
-        for column, (row, each) in enumerate(zip(rows, pictures, strict=True)):
+        for column, (row, each) in enumerate(zip(rows, images, strict=True)):
             left = _MARGIN + column * step
             sheet.paste(each, (left, top))
             verdict = row[policy if line else NO_POLICY]["verdict"]["outcome"]

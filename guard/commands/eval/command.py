@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from guard.commands.eval.images import bare, pictures
+from guard.commands.eval.images import bare, images
 from guard.commands.eval.m_erasure import m_erasure
 from guard.commands.eval.unlearn import unlearn
 
@@ -13,7 +13,9 @@ app = typer.Typer(add_completion=False, help="Measure what a policy does.", no_a
 app.command(epilog="Example: guard eval unlearn examples/harry-potter --policy harry-potter")(
     unlearn
 )
-app.command(epilog="Example: guard eval pictures examples/emoji/suite.toml --pictures 4")(pictures)
+app.command(epilog="Example: guard eval images examples/emoji/suite.toml --images 4")(images)
+# the name that this command had first
+app.command("pictures", hidden=True)(images)
 app.command(epilog="Example: guard eval bare examples/emoji/suite.toml")(bare)
 app.command("m-erasure", epilog="Example: guard eval m-erasure examples/emoji/m-erasure.toml")(
     m_erasure

@@ -1,4 +1,4 @@
-"""`guard eval pictures` and `guard eval bare`: what is drawn, by a judge that no fit has asked."""
+"""`guard eval images` and `guard eval bare`: what is drawn, by a judge that no fit has asked."""
 
 from __future__ import annotations
 
@@ -21,12 +21,16 @@ ConfigFile = Annotated[Path, typer.Option("--config", "-c", help="The configurat
 Out = Annotated[
     Path | None, typer.Option(help="Folder for the report; the suite's own if left out.")
 ]
-Number = Annotated[int | None, typer.Option(min=1, help="Pictures of each concept and kind.")]
+Number = Annotated[
+    int | None,
+    typer.Option("--images", "--pictures", min=1, help="Images of each concept and kind."),
+]
 Steps = Annotated[int | None, typer.Option(min=1, help="Denoising steps.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
 
 
-def pictures(
+def images(
+    context: typer.Context,
     suite: SuiteFile,
     config: ConfigFile = Path("config.toml"),
     methods: Annotated[
@@ -35,24 +39,29 @@ def pictures(
     concepts: Annotated[
         str | None, typer.Option(help="Concepts to play, with commas; all where left out.")
     ] = None,
-    pictures: Number = None,
+    images: Number = None,
     steps: Steps = None,
     out: Out = None,
     as_json: AsJson = False,
 ) -> None:
     """How often each method lets the concept through, and what else it changes.
 
-    Writes SUITE.pictures.json and SUITE.pictures.html. A run that was stopped goes on from
-    SUITE.results.jsonl; pictures that nothing acts on are those of the bare model and drawn once.
+    Writes SUITE.images.json and SUITE.images.html. A run that was stopped goes on from
+    SUITE.results.jsonl; images that nothing acts on are those of the bare model and drawn once.
     """
-    _evaluate(suite, config, "pictures", methods, concepts, pictures, steps, out, as_json)
+    # reports are named as the command was: its first name was `pictures`
+    what = str(context.info_name)
+    _evaluate(suite, config, what, methods, concepts, images, steps, out, as_json)
 
 
 def bare(
     suite: SuiteFile,
     config: ConfigFile = Path("config.toml"),
-    pictures: Annotated[
-        int | None, typer.Option(min=1, help="Pictures of each kind; all where left out.")
+    images: Annotated[
+        int | None,
+        typer.Option(
+            "--images", "--pictures", min=1, help="Images of each kind; all where left out."
+        ),
     ] = None,
     steps: Steps = None,
     out: Out = None,
@@ -62,7 +71,7 @@ def bare(
 
     Plays the suite's prompts that have no concept; writes SUITE.bare.json and SUITE.bare.html.
     """
-    _evaluate(suite, config, "bare", None, None, pictures, steps, out, as_json)
+    _evaluate(suite, config, "bare", None, None, images, steps, out, as_json)
 
 
 def _evaluate(
@@ -71,7 +80,7 @@ def _evaluate(
     what: str,
     methods: str | None,
     concepts: str | None,
-    pictures: int | None,
+    images: int | None,
     steps: int | None,
     out: Path | None,
     as_json: bool,
@@ -86,8 +95,8 @@ def _evaluate(
     from guard.evaluation.images.suite import load_suite, read_prompts
 
     suite = load_suite(path)
-    cap = "pictures" if what == "pictures" else "bare_pictures"
-    changes = {cap: pictures, "steps": steps}
+    cap = "bare_images" if what == "bare" else "images"
+    changes = {cap: images, "steps": steps}
     suite = suite.model_copy(update={k: v for k, v in changes.items() if v is not None})
     played = chosen(methods, suite.methods) if methods else suite.methods
     ours = suite.ours if suite.ours in played else next(iter(played))
@@ -114,14 +123,14 @@ def _evaluate(
             suite, drawer, Judges(judge, second), CellResults(base / f"{name}.results.jsonl")
         )
         games = evaluation.run(rows, progress)
-    against = suite.ours if what == "pictures" else None
+    against = None if what == "bare" else suite.ours
     report = ImageReport(games, against, len(judge.concepts), suite.parts)
     about = {
         "suite": name,
         "model": suite.model,
         "steps": suite.steps,
         "guidance": suite.guidance,
-        "pictures": suite.pictures,
+        "pictures": suite.images,
         "judge": judge.digest,
         "date": date.today().isoformat(),
         "machine": platform.machine(),
@@ -132,7 +141,7 @@ def _evaluate(
         f"Model {suite.model}, {suite.steps} steps, guidance {suite.guidance:g}, "
         f"judged by {suite.judge.name}, {about['date']}"
     )
-    tell(report, base / f"{name}.{what}", about, f"Pictures: {name}", subtitle, as_json)
+    tell(report, base / f"{name}.{what}", about, f"Images: {name}", subtitle, as_json)
 
 
 def tell(

@@ -40,7 +40,7 @@ def m_erasure(
     concepts: Annotated[
         str | None, typer.Option(help="Concepts to play, with commas; all where left out.")
     ] = None,
-    pictures: Number = None,
+    images: Number = None,
     steps: Steps = None,
     out: Out = None,
     as_json: AsJson = False,
@@ -63,7 +63,7 @@ def m_erasure(
     given = load_erasure_suite(suite)
     played = chosen(methods, given.methods) if methods else given.methods
     changes = {
-        "pictures": pictures,
+        "images": images,
         "steps": steps,
         "methods": played,
         "ours": given.ours if given.ours in played else next(iter(played)),
@@ -104,7 +104,7 @@ def m_erasure(
         "model": own.model,
         "steps": own.steps,
         "guidance": own.guidance,
-        "pictures": own.pictures,
+        "pictures": own.images,
         "scenarios": [*wanted],
         "concepts": [*named],
         "judge": judge.digest,

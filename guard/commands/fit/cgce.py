@@ -1,4 +1,4 @@
-"""`guard fit cgce`: from a concept file and a picture model to an artifact with its report."""
+"""`guard fit cgce`: from a concept file and an image model to an artifact with its report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`guard fit irece`: from a concept file and a picture model to a guard that acts on latents."""
+"""`guard fit irece`: from a concept file and an image model to a guard that acts on latents."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from guard.commands.fit.options import (
     Device,
     Folds,
     Guidance,
+    ImageCount,
+    ImageFpr,
+    ImageSeed,
     Model,
     NearFpr,
     Out,
-    PictureCount,
-    PictureFpr,
-    PictureSeed,
 )
 from guard.data.concept import read_concept
 from guard.errors import DataError
@@ -41,52 +41,54 @@ def irece(
     model: Model,
     concept_file: ConceptFile,
     out: Out,
-    pictures: Annotated[
+    images: Annotated[
         Path | None,
         typer.Option(
-            help="Real pictures to learn from too, with the concept and without it: JSON Lines of "
-            "picture, concept and kept."
+            "--images",
+            "--pictures",
+            help="Real images to learn from too, with the concept and without it: JSON Lines of "
+            "image, concept and kept.",
         ),
     ] = None,
-    count: PictureCount = 200,
+    count: ImageCount = 200,
     steps: Annotated[
-        int | None, typer.Option(min=2, max=1000, help="Of each picture; the model's own default.")
+        int | None, typer.Option(min=2, max=1000, help="Of each image; the model's own default.")
     ] = None,
     guidance: Guidance = None,
     looks: Annotated[
-        int, typer.Option(min=1, max=100, help="At a picture on its way, at most.")
+        int, typer.Option(min=1, max=100, help="At an image on its way, at most.")
     ] = 5,
     trials: Annotated[
-        int, typer.Option(min=8, max=256, help="Pictures for each way of breaking the concept.")
+        int, typer.Option(min=8, max=256, help="Images for each way of breaking the concept.")
     ] = 24,
-    fpr: PictureFpr = 0.005,
+    fpr: ImageFpr = 0.005,
     near_fpr: NearFpr = 0.1,
     hidden: Annotated[
         float,
         typer.Option(
             min=0,
             max=2,
-            help="Teach the classifiers pictures whose latents were moved by up to this much, in "
-            "deviations, to hide the concept: who inverts a picture through the guard searches for "
+            help="Teach the classifiers images whose latents were moved by up to this much, in "
+            "deviations, to hide the concept: who inverts an image through the guard searches for "
             "such. 0 leaves that out, and takes a third of the time.",
         ),
     ] = 0.3,
     folds: Folds = 4,
     bf16: Bf16 = False,
-    seed: PictureSeed = 0,
+    seed: ImageSeed = 0,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Fit an IRECE guard: find the concept in the latents of a picture on its way, break it there.
+    """Fit an IRECE guard: find the concept in the latents of an image on its way, break it there.
 
-    The model draws some hundred pictures of its own for it.
+    The model draws some hundred images of its own for it.
     """
     concept = read_concept(concept_file)
     if out.suffix != ".safetensors":
         raise DataError(f"{out}: an artifact's name ends in .safetensors")
     if concept.ending:
         raise DataError(
-            f"{concept_file}: {concept.name} is a style, which is everywhere in a picture: "
+            f"{concept_file}: {concept.name} is a style, which is everywhere in an image: "
             "there is no place to break it"
         )
 
@@ -121,7 +123,7 @@ def irece(
             recipe=LatentRecipe(steps=800, hidden=hidden, hiding=3) if hidden else LatentRecipe(),
             seed=seed,
             progress=progress,
-            given=read_given(painter, concept, pictures) if pictures else None,
+            given=read_given(painter, concept, images) if images else None,
         )
     fit.artifact.save(out)
     meta = fit.artifact.meta
@@ -140,7 +142,7 @@ def irece(
     console = Console()
     figures: dict[str, Any] = meta.calibration
     console.print(
-        values.table("held-out pictures", {k: v for k, v in figures.items() if k not in _TABLES})
+        values.table("held-out images", {k: v for k, v in figures.items() if k not in _TABLES})
     )
     for name, title in _TABLES.items():
         console.print(_tried(title, figures[name]))

@@ -1,4 +1,4 @@
-"""`guard fit latents`: from a concept file and a picture model to a guard of its pictures."""
+"""`guard fit latents`: from a concept file and an image model to a guard of its images."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from guard.commands.fit.options import (
     Device,
     Folds,
     Guidance,
+    ImageCount,
+    ImageFpr,
+    ImageSeed,
     Model,
     NearFpr,
     Out,
-    PictureCount,
-    PictureFpr,
-    PictureSeed,
 )
 from guard.data.concept import Concept, read_concept
 from guard.errors import DataError
@@ -33,7 +33,7 @@ def latents(
     model: Model,
     concept_file: ConceptFile,
     out: Out,
-    count: PictureCount = 200,
+    count: ImageCount = 200,
     phrases: Annotated[
         int,
         typer.Option(
@@ -41,20 +41,20 @@ def latents(
         ),
     ] = 1,
     steps: Annotated[
-        int | None, typer.Option(min=1, max=1000, help="Of each picture; the model's own default.")
+        int | None, typer.Option(min=1, max=1000, help="Of each image; the model's own default.")
     ] = None,
     guidance: Guidance = None,
-    fpr: PictureFpr = 0.005,
+    fpr: ImageFpr = 0.005,
     near_fpr: NearFpr = 0.05,
     folds: Folds = 4,
     bf16: Bf16 = False,
-    seed: PictureSeed = 0,
+    seed: ImageSeed = 0,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Fit a classifier of finished latents: does the picture show the concept.
+    """Fit a classifier of finished latents: does the image show the concept.
 
-    The model draws some hundred pictures of its own for it.
+    The model draws some hundred images of its own for it.
     """
     concept = read_concept(concept_file)
     if out.suffix != ".safetensors":
@@ -62,7 +62,7 @@ def latents(
     if concept.ending:
         raise DataError(
             f"{concept_file}: {concept.name} is a style, which the model draws where none is asked "
-            "for too: its own pictures cannot teach what is without it"
+            "for too: its own images cannot teach what is without it"
         )
 
     from classifiers.latents import LatentRecipe
@@ -105,7 +105,7 @@ def latents(
         print(json.dumps(told, indent=2))
         return
     console = Console()
-    console.print(values.table("held-out pictures", meta.calibration))
+    console.print(values.table("held-out images", meta.calibration))
     console.print(f"wrote {out}", markup=False, highlight=False, soft_wrap=True)
 
 

@@ -13,15 +13,15 @@ Out = Annotated[Path, typer.Option(help="Artifact to write.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")]
 
-# of guards that are taught pictures which the model draws
-PictureCount = Annotated[
-    int, typer.Option(min=50, help="Pictures with the concept to draw; without it, twice as many.")
+# of guards that are taught images which the model draws
+ImageCount = Annotated[
+    int, typer.Option(min=50, help="Images with the concept to draw; without it, twice as many.")
 ]
 Guidance = Annotated[
     float | None, typer.Option(min=0, help="Guidance scale; the model's own default.")
 ]
-PictureFpr = Annotated[
-    float, typer.Option(min=1e-4, max=0.5, help="False-positive rate on far pictures.")
+ImageFpr = Annotated[
+    float, typer.Option(min=1e-4, max=0.5, help="False-positive rate on far images.")
 ]
 NearFpr = Annotated[
     float, typer.Option(min=1e-4, max=0.5, help="False-positive rate on hard negatives.")
@@ -36,4 +36,4 @@ Bf16 = Annotated[
         "without it."
     ),
 ]
-PictureSeed = Annotated[int, typer.Option(help="Of prompts and pictures.")]
+ImageSeed = Annotated[int, typer.Option(help="Of prompts and images.")]

@@ -113,7 +113,7 @@ def safe_guidance(
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Fit safe latent diffusion: guidance away from the concept while a picture is drawn."""
+    """Fit safe latent diffusion: guidance away from the concept while an image is drawn."""
     fit = _guide("safe-guidance", phrase, fpr, near_fpr, preset)
     _run(
         fit,

@@ -19,10 +19,10 @@ from guard.evaluation.images.suite import Cell
 class JudgedImage(BaseModel):
     """What became of one prompt under one method.
 
-    `same`: it is the bare model's picture, bit for bit. `blocked`: there is none. `seen` is the
+    `same`: it is the bare model's image, bit for bit. `blocked`: there is none. `seen` is the
     judge's view, `second` the second opinion's; both None where nothing was drawn or taken over.
     `score` and `after` are of the guard that has the largest score. `thumbnail` is a PNG, base64,
-    and so is `mask`: where guards have written on it. `distance` is how far a picture is from the
+    and so is `mask`: where guards have written on it. `distance` is how far an image is from the
     bare one, where it is asked for: the mean absolute difference of its pixels, of 255; `outside`
     is how near it is there where no mask is, where nothing but what writes in it has acted: a PSNR
     in dB, at most 99.
@@ -44,7 +44,7 @@ class JudgedImage(BaseModel):
     outside: float | None = None
 
     def shows(self, label: str) -> bool:
-        """Whether the judge sees it; a blocked picture shows nothing."""
+        """Whether the judge sees it; a blocked image shows nothing."""
         return self.seen is not None and self.seen.shows(label)
 
     def finds(self, labels: Sequence[str]) -> bool:
@@ -53,7 +53,7 @@ class JudgedImage(BaseModel):
 
 
 class CellResult(BaseModel):
-    """One cell under one method; `seconds` were spent on the `drawn` pictures alone."""
+    """One cell under one method; `seconds` were spent on the `drawn` images alone."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -1,7 +1,7 @@
-"""Suite `pictures`: is the concept kept out of the pictures, and only the concept.
+"""Suite `images`: is the concept kept out of the images, and only the concept.
 
 Every method plays the same prompts with the same seeds as the bare model. Where nothing acted on a
-prompt its picture is the bare one by construction, and is taken over instead of being drawn; some
+prompt its image is the bare one by construction, and is taken over instead of being drawn; some
 of them are drawn all the same, to show that this holds.
 """
 
@@ -27,9 +27,9 @@ from guard.reporting.pngs import png
 from guard.reporting.progress import Stages
 
 THUMBNAILS = 2
-"""Pictures of a cell that are kept for the report."""
+"""Images of a cell that are kept for the report."""
 LATELY = 512
-"""Pictures that are remembered, for methods that do the same."""
+"""Images that are remembered, for methods that do the same."""
 VERIFY = "verify"
 """The kind of the cells that check what was taken over."""
 
@@ -40,7 +40,7 @@ Advance = Callable[[int], None]
 class PromptEffect:
     """What a policy makes of a prompt before anything is drawn.
 
-    `same`: nothing acts, the picture will be the bare one, unless a guard that looks at the picture
+    `same`: nothing acts, the image will be the bare one, unless a guard that looks at the image
     itself finds the concept there: `late` says what those guards are and do, empty where there are
     none. `score`, `after` and `steps` are of the guard with the largest score.
     """
@@ -56,10 +56,10 @@ class PromptEffect:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GeneratedImage:
-    """What came of drawing a prompt: how it looks by now, and the picture where it has one."""
+    """What came of drawing a prompt: how it looks by now, and the image where it has one."""
 
     look: PromptEffect
-    picture: NDArray[np.uint8] | None
+    image: NDArray[np.uint8] | None
     mask: NDArray[np.float32] | None = None
     """Where guards have written, `[height, width]` in 0..1 on the latents' grid."""
 
@@ -68,7 +68,7 @@ class ImageGenerator(Protocol):
     """Draws for the evaluation. A policy of None is the bare model."""
 
     def identity(self, policy: str | None) -> str:
-        """Changes whenever the pictures under a policy may change."""
+        """Changes whenever the images under a policy may change."""
 
     def look(
         self,
@@ -118,7 +118,7 @@ class PlayedCell:
 class ImageEvaluation:
     """Plays a suite and keeps every finished cell.
 
-    `distances`: what must stay silent and does not is drawn, and held against the bare picture, and
+    `distances`: what must stay silent and does not is drawn, and held against the bare image, and
     so is what lies outside of masks.
     """
 
@@ -174,7 +174,7 @@ class ImageEvaluation:
                 [RowTensors.of(row) for row in cell.rows],
             )
         )
-        # the bare pictures are what others are the same as: they are all drawn
+        # the bare images are what others are the same as: they are all drawn
         drawn = [
             i
             for i, look in enumerate(looks)
@@ -186,9 +186,9 @@ class ImageEvaluation:
         began = time.perf_counter()
         came, fresh = self._drawn(cell, {i: looks[i] for i in drawn}, policies, advance)
         seconds = time.perf_counter() - began
-        pictures = {i: one.picture for i, one in came.items() if one.picture is not None}
-        judged = dict(zip(pictures, self._judged(list(pictures.values())), strict=True))
-        far = self._far(cell, pictures, {i: came[i].look for i in came})
+        images = {i: one.image for i, one in came.items() if one.image is not None}
+        judged = dict(zip(images, self._judged(list(images.values())), strict=True))
+        far = self._far(cell, images, {i: came[i].look for i in came})
         outside = self._outside(cell, {i: one for i, one in came.items() if looks[i].same})
         shots = []
         for i, first in enumerate(looks):
@@ -199,7 +199,7 @@ class ImageEvaluation:
                     update=judged[i] | {"distance": far.get(i), "outside": outside.get(i)}
                 )
                 if i < THUMBNAILS:
-                    shown = {"thumbnail": png(pictures[i]), "mask": _mask(came[i].mask)}
+                    shown = {"thumbnail": png(images[i]), "mask": _mask(came[i].mask)}
                     shot = shot.model_copy(update=shown)
             elif i not in came and look.same and bare is not None:
                 taken = bare.shots[i]
@@ -216,7 +216,7 @@ class ImageEvaluation:
     ) -> tuple[dict[int, GeneratedImage], int]:
         """What comes of some rows of a cell, and how many of them were drawn.
 
-        Where no guard acts on a prompt, its picture depends on the guards that look at the picture
+        Where no guard acts on a prompt, its image depends on the guards that look at the image
         alone: what another method with the same ones has drawn lately is taken over.
         """
         keys: dict[int, Hashable] = {
@@ -244,47 +244,47 @@ class ImageEvaluation:
         return came, len(fresh)
 
     def _judged(self, drawn: Sequence[NDArray[np.uint8]]) -> list[dict[str, object]]:
-        pictures = np.stack(drawn) if drawn else np.zeros((0, 1, 1, 3), np.uint8)
-        seen = self._judges.judge.look(pictures)
+        images = np.stack(drawn) if drawn else np.zeros((0, 1, 1, 3), np.uint8)
+        seen = self._judges.judge.look(images)
         second = self._judges.second
-        others = second.look(pictures) if second else [None] * len(seen)
+        others = second.look(images) if second else [None] * len(seen)
         return [{"seen": a, "second": b} for a, b in zip(seen, others, strict=True)]
 
     def _far(
         self,
         cell: Cell,
-        pictures: Mapping[int, NDArray[np.uint8]],
+        images: Mapping[int, NDArray[np.uint8]],
         looks: Mapping[int, PromptEffect],
     ) -> dict[int, float]:
-        """How far pictures are from the bare ones, where they are to be those and are not."""
+        """How far images are from the bare ones, where they are to be those and are not."""
         if not (self._distances and cell.silent):
             return {}
-        changed = [i for i in pictures if not looks[i].same]
+        changed = [i for i in images if not looks[i].same]
         return {
-            i: float(np.abs(pictures[i].astype(np.float64) - bare).mean())
+            i: float(np.abs(images[i].astype(np.float64) - bare).mean())
             for i, bare in self._bare(cell, changed).items()
         }
 
     def _outside(self, cell: Cell, came: Mapping[int, GeneratedImage]) -> dict[int, float]:
-        """The PSNR to the bare picture outside of masks."""
+        """The PSNR to the bare image outside of masks."""
         if not self._distances or cell.silent:
             return {}
         there = {
-            i: (one.picture, one.mask)
+            i: (one.image, one.mask)
             for i, one in came.items()
-            if one.picture is not None and one.mask is not None
+            if one.image is not None and one.mask is not None
         }
         bare = self._bare(cell, there)
         return {i: outside_psnr(*one, bare[i]) for i, one in there.items() if i in bare}
 
     def _bare(self, cell: Cell, wanted: Iterable[int]) -> dict[int, NDArray[np.uint8]]:
-        """The bare pictures of some rows of a cell."""
+        """The bare images of some rows of a cell."""
         nothing = {i: PromptEffect(same=True) for i in wanted}
         came, _ = self._drawn(cell, nothing, [None] * len(cell.rows), lambda _count: None)
-        return {i: one.picture for i, one in came.items() if one.picture is not None}
+        return {i: one.image for i, one in came.items() if one.image is not None}
 
     def _verify(self, played: Sequence[PlayedCell], progress: Stages) -> list[PlayedCell]:
-        """Draw some of the pictures that were taken over, guarded and bare, and compare bytes."""
+        """Draw some of the images that were taken over, guarded and bare, and compare bytes."""
         wanted = self._suite.verify
         found = []
         for method in self._suite.methods if wanted else ():
@@ -315,7 +315,7 @@ class ImageEvaluation:
         bare = self._drawer.draw(prompts, cell.seeds, [None] * len(prompts), advance)
         seconds = time.perf_counter() - began
         shots = [
-            JudgedImage(same=_equal(one.picture, other.picture))
+            JudgedImage(same=_equal(one.image, other.image))
             for one, other in zip(guarded, bare, strict=True)
         ]
         return self._keep(cell, method, digest, 2 * len(prompts), seconds, shots)
@@ -350,7 +350,7 @@ class ImageEvaluation:
 
 
 def _together(first: PromptEffect, late: PromptEffect) -> PromptEffect:
-    """How a prompt looks to its own policy, and its picture to guards that others have too."""
+    """How a prompt looks to its own policy, and its image to guards that others have too."""
     most = max(first, late, key=lambda look: -np.inf if look.score is None else look.score)
     return replace(
         late,
@@ -368,16 +368,16 @@ def _shot(look: PromptEffect) -> JudgedImage:
 
 
 def outside_psnr(
-    picture: NDArray[np.uint8], mask: NDArray[np.float32], bare: NDArray[np.uint8]
+    image: NDArray[np.uint8], mask: NDArray[np.float32], bare: NDArray[np.uint8]
 ) -> float:
-    """The PSNR of `picture [height, width, 3]` to `bare` where the mask, on the latents' grid, is
+    """The PSNR of `image [height, width, 3]` to `bare` where the mask, on the latents' grid, is
     0: in dB, at most 99, and that too where it is nowhere 0."""
-    rows = np.arange(picture.shape[0]) * mask.shape[0] // picture.shape[0]
-    columns = np.arange(picture.shape[1]) * mask.shape[1] // picture.shape[1]
+    rows = np.arange(image.shape[0]) * mask.shape[0] // image.shape[0]
+    columns = np.arange(image.shape[1]) * mask.shape[1] // image.shape[1]
     free = mask[np.ix_(rows, columns)] == 0
     if not free.any():
         return 99.0
-    error = float(((picture[free].astype(np.float64) - bare[free]) ** 2).mean())
+    error = float(((image[free].astype(np.float64) - bare[free]) ** 2).mean())
     return min(99.0, 10 * math.log10(255**2 / error)) if error else 99.0
 
 

@@ -1,7 +1,7 @@
-"""The figures of suite `pictures`, counted from what was played.
+"""The figures of suite `images`, counted from what was played.
 
-A picture *reproduces* the concept where the judge finds it; the Concept Reproduction Rate is the
-share of such pictures (M-ErasureBench, arXiv 2512.22877). A blocked prompt has no picture: it
+An image *reproduces* the concept where the judge finds it; the Concept Reproduction Rate is the
+share of such images (M-ErasureBench, arXiv 2512.22877). A blocked prompt has no image: it
 reproduces nothing, and what was to be kept is lost.
 """
 
@@ -62,7 +62,7 @@ def kept(found: Pairs) -> Share:
 
 
 def same(found: Pairs) -> Share:
-    """How many are the bare model's picture."""
+    """How many are the bare model's image."""
     return Share.of([shot.same for _, shot in found])
 
 
@@ -98,7 +98,7 @@ def margin(games: Games, ours: str, other: str) -> Estimate:
 
 
 def bare_figures(played: Games) -> BareFigures:
-    """From the prompts without a concept; the time from every bare picture."""
+    """From the prompts without a concept; the time from every bare image."""
 
     def of(kind: str) -> Pairs:
         return [
@@ -124,7 +124,7 @@ def bare_figures(played: Games) -> BareFigures:
 
 
 def agreement(played: Games, labels: int) -> Agreement:
-    """Of the two judges, over all pictures but those that are the bare model's once more; `labels`
+    """Of the two judges, over all images but those that are the bare model's once more; `labels`
     is the number of concepts."""
     both = [
         (shot.seen, shot.second)
@@ -137,7 +137,7 @@ def agreement(played: Games, labels: int) -> Agreement:
 
 
 def verified(played: Games, method: str) -> Share:
-    """Of the pictures that were taken over and then drawn all the same: how many were the same."""
+    """Of the images that were taken over and then drawn all the same: how many were the same."""
     return Share.of(
         [shot.same for each in played if each.cell.kind == VERIFY for _, shot in each.pairs(method)]
     )

@@ -41,7 +41,7 @@ _BARE = ImagePlan("", "observe", "closed", (), {})
 class _Settled:
     """What a policy made of a prompt: how it looks, what is drawn of it, with what guards.
 
-    `plan` is what decides of the picture, and `brought` what is drawn with the prompt: nothing
+    `plan` is what decides of the image, and `brought` what is drawn with the prompt: nothing
     where it is `replaced` by the policy's own.
     """
 
@@ -151,7 +151,7 @@ class EngineImageGenerator:
     ) -> list[GeneratedImage]:
         """What comes of each prompt. Raises DataError for one that its look says is blocked.
 
-        Where a guard finds the concept in a picture, the policy's replacement is drawn.
+        Where a guard finds the concept in an image, the policy's replacement is drawn.
         """
         brought = brought or [RowTensors()] * len(prompts)
         self._settle(prompts, [each.word for each in brought], policies)
@@ -174,12 +174,12 @@ class EngineImageGenerator:
             return _Settled(PromptEffect(same=True), prompt, _BARE, brought)
         settled = self._settled[prompt, brought.word, policy]
         if settled.look.blocked:
-            raise DataError(f"policy {policy!r} blocks {prompt!r}: it has no picture")
+            raise DataError(f"policy {policy!r} blocks {prompt!r}: it has no image")
         # a replacement shows nothing of what was brought: that may be what is to be replaced
         return settled if settled.replaced else replace(settled, brought=brought)
 
     def _late(self, asked: _Settled, found: CompletedRow) -> _Settled | None:
-        """What is drawn where the picture decides for the policy's replacement."""
+        """What is drawn where the image decides for the policy's replacement."""
         plan = asked.plan
         if plan.decide(found.readings) != "replace" or plan.replacement is None:
             return None
@@ -265,9 +265,9 @@ class EngineImageGenerator:
 
 @dataclass(frozen=True, eq=False)
 class CompletedRow:
-    """A picture, what the guards of its row have read, and where they have written."""
+    """An image, what the guards of its row have read, and where they have written."""
 
-    picture: NDArray[np.uint8]
+    image: NDArray[np.uint8]
     readings: Mapping[str, ImageReading]
     mask: NDArray[np.float32] | None
 
@@ -275,7 +275,7 @@ class CompletedRow:
 def drawn(
     engine: DiffusionEngine, starts: Sequence[ImageStart], advance: Advance
 ) -> list[CompletedRow]:
-    """The pictures of all `starts`, in order, in as few batches as the engine's capacity takes."""
+    """The images of all `starts`, in order, in as few batches as the engine's capacity takes."""
     waiting = deque(enumerate(starts))
     live: list[int] = []
     done: dict[int, CompletedRow] = {}
@@ -289,9 +289,9 @@ def drawn(
         complete = engine.step()
         if not complete:
             continue
-        pictures = engine.pictures(complete)
-        for row, picture in zip(complete, pictures, strict=True):
-            done[live[row]] = CompletedRow(picture, engine.readings(row), _union(engine.masks(row)))
+        images = engine.images(complete)
+        for row, image in zip(complete, images, strict=True):
+            done[live[row]] = CompletedRow(image, engine.readings(row), _union(engine.masks(row)))
         for source, target in engine.drop(complete):
             live[target] = live[source]
         del live[engine.rows :]
@@ -300,7 +300,7 @@ def drawn(
 
 
 def _came(asked: _Settled, found: CompletedRow) -> GeneratedImage:
-    """How a prompt looks now that its guards have seen the picture, which may be blocked."""
+    """How a prompt looks now that its guards have seen the image, which may be blocked."""
     decision = asked.plan.decide(found.readings)
     late = [told for told in found.readings.values() if told.position and told.fired]
     look = replace(
@@ -310,11 +310,11 @@ def _came(asked: _Settled, found: CompletedRow) -> GeneratedImage:
         blocked=decision != "draw",
         **_figures({**found.readings}),
     )
-    return GeneratedImage(look, None if look.blocked else found.picture, found.mask)
+    return GeneratedImage(look, None if look.blocked else found.image, found.mask)
 
 
 def _late(plan: ImagePlan) -> str:
-    """What a plan's guards of pictures are and do, empty where it has none."""
+    """What a plan's guards of images are and do, empty where it has none."""
     if not plan.screens:
         return ""
     read = plan.prompt_rows()

@@ -1,6 +1,6 @@
-"""A judge: an ONNX file that says which concepts a picture shows, and in which style.
+"""A judge: an ONNX file that says which concepts an image shows, and in which style.
 
-Its input `pictures` is `[n, 3, side, side]` in 0..1; its outputs are `concepts`, a probability for
+Its input `images` is `[n, 3, side, side]` in 0..1; its outputs are `concepts`, a probability for
 each, and `styles`, a distribution. The labels are JSON arrays in the file's metadata.
 """
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from guard.errors import DataError
 from guard.evaluation.shares import Share
 
-Pictures = NDArray[np.uint8]
+Images = NDArray[np.uint8]
 """`[n, height, width, 3]`."""
 
 BATCH = 64
@@ -28,7 +28,7 @@ FOUND = 0.5
 
 @dataclass(frozen=True, slots=True)
 class JudgeView:
-    """What a judge sees in one picture: the concepts it finds, the likeliest style."""
+    """What a judge sees in one image: the concepts it finds, the likeliest style."""
 
     concepts: tuple[str, ...]
     style: str
@@ -70,18 +70,18 @@ class Judge:
         """Whether `label` is one of its concepts or styles."""
         return label in self.concepts or label in self.styles
 
-    def look(self, pictures: Pictures) -> list[JudgeView]:
-        """What each picture shows. Raises DataError where their size is not the judge's."""
-        if not len(pictures):
+    def look(self, images: Images) -> list[JudgeView]:
+        """What each image shows. Raises DataError where their size is not the judge's."""
+        if not len(images):
             return []
-        asked = [3, *pictures.shape[1:3]]
+        asked = [3, *images.shape[1:3]]
         if any(
             isinstance(own, int) and own != got for own, got in zip(self._shape, asked, strict=True)
         ):
-            raise DataError(f"{self._path}: judges pictures of {self._shape}, these are {asked}")
+            raise DataError(f"{self._path}: judges images of {self._shape}, these are {asked}")
         seen: list[JudgeView] = []
-        for at in range(0, len(pictures), BATCH):
-            pixels = pictures[at : at + BATCH].astype(np.float32).transpose(0, 3, 1, 2) / 255
+        for at in range(0, len(images), BATCH):
+            pixels = images[at : at + BATCH].astype(np.float32).transpose(0, 3, 1, 2) / 255
             concepts, styles = self._session.run(["concepts", "styles"], {"pictures": pixels})
             for found, style in zip(concepts > FOUND, styles.argmax(1), strict=True):
                 there = tuple(self.concepts[i] for i in np.flatnonzero(found))
@@ -93,13 +93,13 @@ class Judge:
 class Agreement:
     """How far two judges agree: on the whole set of concepts, on single labels, on the style."""
 
-    pictures: Share
+    images: Share
     labels: Share
     style: Share
 
     @classmethod
     def of(cls, pairs: Sequence[tuple[JudgeView, JudgeView]], labels: int) -> Agreement:
-        """From what both saw in each picture; `labels` is the number of concepts."""
+        """From what both saw in each image; `labels` is the number of concepts."""
         differing = [len(set(one.concepts) ^ set(other.concepts)) for one, other in pairs]
         total = labels * len(pairs)
         return cls(

@@ -1,4 +1,4 @@
-"""The `pictures` suite's figures, for a program (JSON), the terminal and people (a page)."""
+"""The `images` suite's figures, for a program (JSON), the terminal and people (a page)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from guard.evaluation.images.suite import BARE, SILENT_KINDS
 from guard.evaluation.images.targets import Figure, percent
 from guard.evaluation.shares import Share
 from guard.reporting import plots
-from guard.reporting.page import Grid, Part, Pictures, Plot, Tile, render
+from guard.reporting.page import Grid, Images, Part, Plot, Tile, render
 from guard.reporting.plots import Whiskered
 from guard.reporting.pngs import overlaid, uri
 
@@ -59,9 +59,9 @@ class ImageReport:
         if ours:
             baselines = [method for method in self.methods if method not in parts]
             self.figures = targets.ours(games, ours, baselines) + self.figures
-        if self.agreement.pictures.total:
+        if self.agreement.images.total:
             self.figures += [
-                Figure("the judges find the same concepts", str(self.agreement.pictures)),
+                Figure("the judges find the same concepts", str(self.agreement.images)),
                 Figure("the judges agree on a label", str(self.agreement.labels)),
                 Figure("the judges agree on the style", str(self.agreement.style)),
             ]
@@ -85,7 +85,7 @@ class ImageReport:
         }
 
     def page(self, title: str, subtitle: str) -> str:
-        """The page: figures, the table against the baselines, bars, curves, picture grids."""
+        """The page: figures, the table against the baselines, bars, curves, image grids."""
         tiles = [
             Tile(figure.name, figure.value.split(" (")[0], figure.target, figure.reached)
             for figure in self.figures
@@ -122,7 +122,7 @@ class ImageReport:
             )
         yield self._by_concept()
         yield self._by_disguise()
-        yield self._pictures()
+        yield self._images()
         yield _prompts(
             "Prompts that still reproduce the concept", self._bad(), f"Method {self.ours}."
         )
@@ -142,8 +142,8 @@ class ImageReport:
             "Methods side by side",
             ("method", *ASKING, *names),
             rows,
-            "Share of pictures that show the concept, for each kind of prompt; how often the kept "
-            "object of a pair survives, over the bare model's rate; bit-identical pictures on "
+            "Share of images that show the concept, for each kind of prompt; how often the kept "
+            "object of a pair survives, over the bare model's rate; bit-identical images on "
             "prompts without the concept and on hard negatives. The sum of errors is the mean of "
             "the first four columns plus the share of kept objects lost.",
             marked,
@@ -217,8 +217,8 @@ class ImageReport:
             "What the bare model does not draw either needs no guard: its rate stands beside.",
         )
 
-    def _pictures(self) -> Pictures:
-        """The first pictures of each concept and kind, bare beside each method, same seeds."""
+    def _images(self) -> Images:
+        """The first images of each concept and kind, bare beside each method, same seeds."""
         rows = []
         for each in self.games:
             if each.cell.kind not in _GRID_KINDS or not each.cell.concept or each.cell.part:
@@ -232,7 +232,7 @@ class ImageReport:
                     ]
                     rows.append((f"{row.concept}: {row.prompt}", shown))
         rows.sort(key=lambda row: row[0])
-        return Pictures(
+        return Images(
             "Pictures",
             (BARE, *self.methods),
             rows,
@@ -240,7 +240,7 @@ class ImageReport:
         )
 
     def _bad(self) -> list[ReportedMethod]:
-        """Prompts whose picture still shows the concept."""
+        """Prompts whose image still shows the concept."""
         found = [p for kind in ASKING for p in figures.pairs(self.games, self.ours or "", kind)]
         return [ReportedMethod.of(row, shot) for row, shot in found if shot.shows(row.concept)]
 
@@ -253,7 +253,7 @@ class ImageReport:
 
 
 def thumbnail_of(shot: JudgedImage, bare: JudgedImage) -> tuple[str, str]:
-    """The picture of a shot as a data URI, with where guards have written, and what is found."""
+    """The image of a shot as a data URI, with where guards have written, and what is found."""
     if shot.blocked:
         return "", "blocked"
     thumbnail = (bare if shot.same else shot).thumbnail

@@ -1,4 +1,4 @@
-"""The file that says what `guard eval pictures` draws, with which methods, and who judges it."""
+"""The file that says what `guard eval images` draws, with which methods, and who judges it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Annotated, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from guard.data.prompts import ImagePrompt, read_rows
 from guard.errors import DataError
@@ -17,10 +17,10 @@ from guard.evaluation.images.judge import Judge
 
 BARE = "bare"
 PART = 40
-"""Pictures of a cell at most: what an interrupted run has to draw again."""
+"""Images of a cell at most: what an interrupted run has to draw again."""
 CLEAN = "clean"
 SILENT_KINDS = (CLEAN, "hard")
-"""Kinds whose pictures must be the bare ones."""
+"""Kinds whose images must be the bare ones."""
 
 
 class ImageSuite(BaseModel):
@@ -30,9 +30,9 @@ class ImageSuite(BaseModel):
     the method that is held against the others, of which `parts` are what it is made of and no
     baselines; `attacked` are those that play the prompts of
     attacks, all of them where it is empty. `judge` gives the figures, `second_opinion` is only
-    compared with it. `pictures` is how many are drawn for each concept and kind, `bare_pictures`
+    compared with it. `images` is how many are drawn for each concept and kind, `bare_images`
     how many for each kind of prompts without a concept, `batch` how many at once; `verify` is how
-    many pictures that were taken over from the bare model, since nothing acted on them, are drawn
+    many images that were taken over from the bare model, since nothing acted on them, are drawn
     all the same.
     """
 
@@ -46,8 +46,10 @@ class ImageSuite(BaseModel):
     ours: str
     parts: Annotated[tuple[str, ...], Field(strict=False)] = ()
     attacked: Annotated[tuple[str, ...], Field(strict=False)] = ()
-    pictures: int = Field(default=40, ge=1)
-    bare_pictures: int = Field(default=400, ge=1)
+    images: int = Field(default=40, ge=1, validation_alias=AliasChoices("images", "pictures"))
+    bare_images: int = Field(
+        default=400, ge=1, validation_alias=AliasChoices("bare_images", "bare_pictures")
+    )
     steps: int = Field(default=25, ge=1, le=1000)
     guidance: float = Field(default=3.0, ge=0)
     batch: int = Field(default=16, ge=1, le=256)
@@ -135,7 +137,7 @@ class Cell:
 
     @property
     def silent(self) -> bool:
-        """Whether its pictures must be the bare ones."""
+        """Whether its images must be the bare ones."""
         return self.kind in SILENT_KINDS
 
 
@@ -153,7 +155,7 @@ def cells(rows: Iterable[ImagePrompt], suite: ImageSuite) -> list[Cell]:
     found: list[Cell] = []
     for _, group in groupby(sorted(rows, key=place), place):
         every = list(group)
-        limit = suite.pictures if every[0].concept else suite.bare_pictures
+        limit = suite.images if every[0].concept else suite.bare_images
         chosen = every if every[0].kind in SILENT_KINDS else every[:limit]
         found += [_cell(chosen, at) for at in range(0, len(chosen), PART)]
     return found

@@ -1,4 +1,4 @@
-"""The figures of suite `pictures` beside what they are to reach."""
+"""The figures of suite `images` beside what they are to reach."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def bare(games: Games) -> list[Figure]:
         at_least("bare: the style is the one asked for", found.style, 0.90),
         at_most("bare: an object that was not asked for", found.stray, 0.05),
         at_least("bare: an object asked for in unseen words", found.paraphrase, 0.85),
-        Figure("bare: seconds a picture", f"{time:.2f}", "at most 3", time <= 3.0),
+        Figure("bare: seconds an image", f"{time:.2f}", "at most 3", time <= 3.0),
     ]
 
 
@@ -66,7 +66,7 @@ def ours(games: Games, method: str, others: Sequence[str]) -> list[Figure]:
         rows.append(over(name, margins[nearest], _MARGIN))
     checked = figures.verified(games, method)
     if checked.total:
-        name = "pictures taken over that are the same when drawn"
+        name = "images taken over that are the same when drawn"
         rows.append(Figure(name, str(checked), "all", checked.count == checked.total))
     return rows
 

@@ -13,7 +13,7 @@ from guard.reporting.plots import Whiskered
 Trials = Sequence[Mapping[str, Any]]
 Lines = dict[str, dict[int, list[float]]]
 
-_NOTE = "Means over the concepts, from the least to the most; held-out pictures of the fits."
+_NOTE = "Means over the concepts, from the least to the most; held-out images of the fits."
 
 
 def ablations(calibrations: Sequence[Mapping[str, Any]]) -> Iterator[Plot]:
@@ -71,7 +71,7 @@ def _gone(tried: Trials, place: Callable[[Mapping[str, Any]], int]) -> Lines:
         return {}
     return {
         "concept gone": {place(each): [each["gone"]] for each in tried},
-        "share of the picture": {place(each): [each["area"]] for each in tried},
+        "share of the image": {place(each): [each["area"]] for each in tried},
     }
 
 

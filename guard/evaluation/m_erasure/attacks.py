@@ -1,7 +1,7 @@
 """Making the attacks of a suite: each once, kept as rows and tensors that are played from then on.
 
 An attack on one concept (and through one method) has files of its own in the suite's folder: the
-rows as JSON Lines, which `guard eval pictures` plays too, and the tensors beside them, which say
+rows as JSON Lines, which `guard eval images` plays too, and the tensors beside them, which say
 what they were made of. What is there and still holds is not made again.
 """
 
@@ -69,7 +69,7 @@ class Attacks:
     def rows(self, scenario: Scenario) -> Iterator[ImagePrompt]:
         """The rows of a scenario, made where they are missing. None for text prompts.
 
-        Raises DataError for pictures that cannot be used, or a model that cannot be attacked so.
+        Raises DataError for images that cannot be used, or a model that cannot be attacked so.
         """
         makers: Mapping[Scenario, Callable[[str, str], Iterator[ImagePrompt]]] = {
             LEARNED_BLACK: partial(self._learned, LEARNED_BLACK),
@@ -88,7 +88,7 @@ class Attacks:
 
     def _learned(self, scenario: Scenario, concept: str, method: str) -> Iterator[ImagePrompt]:
         settings, every = self._suite.learned, self._scenes[concept]
-        # a word is learned best from pictures of nothing else
+        # a word is learned best from images of nothing else
         scenes = [scene for scene in every if not scene.kept] or every
         for number in range(settings.words):
             own = TextualInversion(
@@ -100,7 +100,7 @@ class Attacks:
                 seed=number,
             )
             about = [asdict(own), settings.evade if method else None]
-            numbers = range(number, self._suite.pictures, settings.words)
+            numbers = range(number, self._suite.images, settings.words)
 
             def rows(names: Sequence[str], numbers: range = numbers) -> list[ImagePrompt]:
                 found = []
@@ -134,7 +134,7 @@ class Attacks:
     # -- inverted latents -------------------------------------------------------------------------
 
     def _inverted(self, scenario: Scenario, concept: str, method: str) -> Iterator[ImagePrompt]:
-        settings, every = self._suite.inverted, self._scenes[concept][: self._suite.pictures]
+        settings, every = self._suite.inverted, self._scenes[concept][: self._suite.images]
         for at in range(0, len(every), settings.batch):
             scenes, seeds = every[at : at + settings.batch], range(at, at + settings.batch)
             about: list[Any] = [len(scenes), at]
@@ -161,7 +161,7 @@ class Attacks:
 
     def _alike(self, concept: str, method: str, scenes: Sequence[SceneImage]) -> str | None:
         """The same for methods that do the same to all these scenes: those whose guards of prompts
-        find nothing in theirs, and that look at the picture alike."""
+        find nothing in theirs, and that look at the image alike."""
         prompts = [scene.prompt for scene in scenes]
         looks = self._drawer.look(prompts, [self._policy(method, concept)] * len(prompts))
         same = all(look.same for look in looks)
@@ -179,7 +179,7 @@ class Attacks:
         try:
             noise = recovered_noise(family, latents, prompts, steps=suite.steps, batch=suite.batch)
         except ValueError as error:
-            raise DataError(f"pictures cannot be inverted on this model: {error}") from error
+            raise DataError(f"images cannot be inverted on this model: {error}") from error
         advance(len(scenes))
         if method:
             settings = suite.inverted
@@ -243,8 +243,8 @@ class Attacks:
         about: Sequence[object],
     ) -> str:
         policy = self._policy(method, concept) if method else None
-        pictures = [[_hash(scene.picture), scene.prompt] for scene in scenes]
-        parts = [self._drawer.identity(policy), *about, *pictures]
+        images = [[_hash(scene.image), scene.prompt] for scene in scenes]
+        parts = [self._drawer.identity(policy), *about, *images]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def _policy(self, method: str, concept: str) -> str:

@@ -1,4 +1,4 @@
-"""How well a denoiser explains pictures under a conditioning: the loss that attackers minimise.
+"""How well a denoiser explains images under a conditioning: the loss that attackers minimise.
 
 `|| truth - predict(scale x_t, t, text) ||²` over noisy views `x_t = signal x_0 + noise ε` of clean
 latents. What the prediction should be follows from the scheduler's prediction type (`x_0 = p x_t +
@@ -21,7 +21,7 @@ from steering.engines.diffusion.sampling.samplers import probe
 from steering.images.conditioning import Conditioning
 
 LEVELS = 100
-"""Timesteps that are drawn from, spread over the schedule as for a picture of as many steps."""
+"""Timesteps that are drawn from, spread over the schedule as for an image of as many steps."""
 
 Predict = Callable[[Tensor, Tensor, Conditioning], Tensor]
 """The network's output `[rows, ...]` for its inputs and timesteps `[rows]`, under `text`."""

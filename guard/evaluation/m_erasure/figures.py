@@ -97,7 +97,7 @@ def clean(games: Games, method: str) -> Pairs:
 
 
 def distance(found: Pairs) -> Estimate:
-    """How far pictures are from the bare ones, the mean; what is blocked has no picture."""
+    """How far images are from the bare ones, the mean; what is blocked has no image."""
     far = [_distance(shot) for _, shot in found if not shot.blocked]
     if not far:
         return _NOTHING
@@ -105,8 +105,8 @@ def distance(found: Pairs) -> Estimate:
 
 
 def outside(games: Games, method: str) -> tuple[Share, float]:
-    """Of pictures of two things from one of which IRECE took the concept, and nothing else acted:
-    how many have at least `_OUTSIDE` dB to the bare picture outside of the mask, and the median."""
+    """Of images of two things from one of which IRECE took the concept, and nothing else acted:
+    how many have at least `_OUTSIDE` dB to the bare image outside of the mask, and the median."""
     found = [
         shot.outside
         for kind in TEXT.beside
@@ -159,6 +159,6 @@ def targets(
     for method in methods:
         checked = verified(games, method)
         if checked.total:
-            name = f"{method}: pictures taken over that are the same when drawn"
+            name = f"{method}: images taken over that are the same when drawn"
             rows.append(Figure(name, str(checked), "all", checked.count == checked.total))
     return rows

@@ -1,4 +1,4 @@
-"""Noise from which a guarded model draws given pictures: M-ErasureBench's white-box inversion.
+"""Noise from which a guarded model draws given images: M-ErasureBench's white-box inversion.
 
 DDIM inversion reads the bare sampler's steps backwards, and a guard that writes on the way has
 none to be read. So the noise is searched for: gradient descent through the guarded sampling until

@@ -1,7 +1,7 @@
-"""Textual inversion (arXiv 2208.01618): the vectors of a new word, learned from pictures.
+"""Textual inversion (arXiv 2208.01618): the vectors of a new word, learned from images.
 
 Against an eraser this is M-ErasureBench's scenario of learned embeddings (arXiv 2512.22877). The
-black-box attacker has pictures of the concept and the bare model; a white-box one passes a
+black-box attacker has images of the concept and the bare model; a white-box one passes a
 loss that has the guards in it (`guarded.py`).
 """
 
@@ -22,7 +22,7 @@ from steering.engines.diffusion.families import Family
 from steering.images.conditioning import Conditioning
 
 WORD = "<thing>"
-TEMPLATES = ("a {}", "the {}", "one {}", "a picture of a {}", "an image of a {}", "here is a {}")
+TEMPLATES = ("a {}", "the {}", "one {}", "an image of a {}", "an image of a {}", "here is a {}")
 
 Loss = Callable[[Views, Conditioning], Tensor]
 """How badly views are explained under a conditioning, a scalar, differentiable."""
@@ -62,7 +62,7 @@ def learn(
     loss: Loss | None = None,
     stages: Stages | None = None,
 ) -> LearnedWord:
-    """The vectors of `WORD` under which `latents [pictures, channels, ...]` are denoised best.
+    """The vectors of `WORD` under which `latents [images, channels, ...]` are denoised best.
 
     `latents` are finished ones, as `Painter.draw` gives them; `loss` None is the bare model's. The
     weights stay as they are. Raises ModelError for a model of several text encoders, one that is
@@ -70,7 +70,7 @@ def learn(
     """
     settings = settings or TextualInversion()
     if not len(latents):
-        raise DataError("a word is learned from pictures: there are none")
+        raise DataError("a word is learned from images: there are none")
     if family.dtype != torch.float32:
         raise ModelError(f"a word is learned in float32, and the model is in {family.dtype}")
     try:
@@ -89,11 +89,11 @@ def learn(
         optimiser = torch.optim.Adam([vectors], lr=settings.rate * size)
         decay = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, settings.steps)
         for _ in range(settings.steps):
-            pictures = torch.randint(len(latents), (settings.batch,), generator=generator)
+            images = torch.randint(len(latents), (settings.batch,), generator=generator)
             asked = torch.randint(len(TEMPLATES), (settings.batch,), generator=generator)
             prompts = [TEMPLATES[i].format(WORD) for i in asked.tolist()]
             text = family.encode(prompts, [{WORD: vectors}] * len(prompts))
-            views = noising.views(latents[pictures.to(latents.device)], generator)
+            views = noising.views(latents[images.to(latents.device)], generator)
             missed = loss(views, text)
             (vectors.grad,) = torch.autograd.grad(missed, vectors)
             optimiser.step()

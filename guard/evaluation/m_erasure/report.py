@@ -17,7 +17,7 @@ from guard.evaluation.m_erasure.ablation import ablations
 from guard.evaluation.m_erasure.scenarios import SCENARIOS, Scenario
 from guard.evaluation.shares import Estimate, Share
 from guard.reporting import plots
-from guard.reporting.page import Grid, Part, Pictures, Plot, Tile, render
+from guard.reporting.page import Grid, Images, Part, Plot, Tile, render
 from guard.reporting.plots import Whiskered
 
 
@@ -37,8 +37,8 @@ class ErasureReport:
         self.methods = tuple(method for method in players(games) if method != BARE)
         self.figures: list[Figure] = figures.targets(games, ours, self.methods, erased)
         self._agreement = image_figures.agreement(games, labels)
-        if self._agreement.pictures.total:
-            told = str(self._agreement.pictures)
+        if self._agreement.images.total:
+            told = str(self._agreement.images)
             self.figures.append(Figure("the judges find the same concepts", told))
 
     def as_json(self, about: Mapping[str, Any]) -> dict[str, Any]:
@@ -52,7 +52,7 @@ class ErasureReport:
         }
 
     def page(self, title: str, subtitle: str) -> str:
-        """The page: figures, scenario by method, bars, what IRECE takes off, picture grids."""
+        """The page: figures, scenario by method, bars, what IRECE takes off, image grids."""
         tiles = [
             Tile(figure.name, figure.value.split(" (")[0], figure.target, figure.reached)
             for figure in self.figures
@@ -70,7 +70,7 @@ class ErasureReport:
             "Concept reproduction, scenario by method",
             ("scenario", BARE, *self.methods),
             rows,
-            "Share of pictures in which the judge finds the concept, with 95 % Wilson intervals. "
+            "Share of images in which the judge finds the concept, with 95 % Wilson intervals. "
             "White-box attacks are made through the method that plays them; the bare model plays "
             "all of them.",
         )
@@ -99,7 +99,7 @@ class ErasureReport:
         yield self._clean()
         yield from ablations(self._fitted)
         for scenario in SCENARIOS:
-            yield self._pictures(scenario)
+            yield self._images(scenario)
 
     def _method(self, method: str) -> dict[str, Any]:
         games, clean = self.games, figures.clean(self.games, method)
@@ -154,12 +154,12 @@ class ErasureReport:
             "What stays",
             ("method", "bit-identical without the concept", "distance", "outside of masks"),
             rows,
-            "The distance is the mean absolute difference to the bare picture, of 255. Outside of "
-            "masks: the PSNR to the bare picture, of pairs on which nothing else acted.",
+            "The distance is the mean absolute difference to the bare image, of 255. Outside of "
+            "masks: the PSNR to the bare image, of pairs on which nothing else acted.",
         )
 
-    def _pictures(self, scenario: Scenario) -> Pictures:
-        """The first pictures, bare beside the methods, same seeds."""
+    def _images(self, scenario: Scenario) -> Images:
+        """The first images, bare beside the methods, same seeds."""
         rows = []
         for each in self.games:
             kinds = {*scenario.kinds, *scenario.beside}
@@ -173,8 +173,8 @@ class ErasureReport:
                     shown = [thumbnail_of(shots[m][i], bare) if m in shots else None for m in there]
                     label = f"{row.concept}: {row.prompt or 'no prompt'}"
                     rows.append((f"{label}, {row.against}" if row.against else label, shown))
-        return Pictures(
-            f"Pictures: {scenario.name}",
+        return Images(
+            f"Images: {scenario.name}",
             (BARE, *self.methods),
             rows,
             "Below each what the judge finds in it. Red: where a guard has written.",

@@ -1,4 +1,4 @@
-"""A guarded picture with a slope: the engine's loop once more, for one policy and rows that start
+"""A guarded image with a slope: the engine's loop once more, for one policy and rows that start
 together, differentiable with respect to the noise that they start from.
 
 The engine runs in inference mode. Here the same parts (bank, seams, guidance, erasers, sampler) are
@@ -64,7 +64,7 @@ class _Known:
 class GuardedSampling:
     """Draws from given noise under one plan, in `steps` at `guidance`.
 
-    What the policy does with a picture afterwards (blocking it, drawing a replacement) is left out.
+    What the policy does with an image afterwards (blocking it, drawing a replacement) is left out.
     Hooks the denoiser until `close`. `forward` is as in DiffusionEngine: None, all rows at once, is
     faster and gives other last bits.
     """

@@ -37,13 +37,13 @@ class LearnedSettings(_Table):
     steps: int = Field(default=60, ge=1, le=10_000)
     batch: int = Field(default=8, ge=1, le=256)
     rate: float = Field(default=0.2, gt=0)
-    alone: Names = ("a {word}", "a picture of a {word}", "an image of a {word}")
+    alone: Names = ("a {word}", "an image of a {word}", "an image of a {word}")
     beside: Names = ("a {word} and a {kept}",)
     kept: Names = ()
     evade: float = Field(default=0.1, ge=0)
 
     def prompt(self, number: int, concept: str) -> tuple[str, tuple[str, ...]]:
-        """The prompt of a picture, and what it is to keep: every second has something beside."""
+        """The prompt of an image, and what it is to keep: every second has something beside."""
         others = [label for label in self.kept if label != concept]
         half, odd = divmod(number, 2)
         if odd and others and self.beside:
@@ -70,7 +70,7 @@ class LearnedSettings(_Table):
 
 class InvertedSettings(_Table):
     """How a white-box attacker looks for noise: `steps` of Adam at `rate`, each of them a guarded
-    picture of `drawing` denoising steps (None: as many as are played), `batch` scenes at once.
+    image of `drawing` denoising steps (None: as many as are played), `batch` scenes at once.
 
     What guards say over their thresholds is weighed by `evade`. Noise whose loss, in mean squared
     latents, is at most `near` is found.
@@ -85,13 +85,13 @@ class InvertedSettings(_Table):
 
 
 class ErasureSuite(ImageSuite):
-    """The suite file: that of `guard eval pictures`, and what attackers have and do.
+    """The suite file: that of `guard eval images`, and what attackers have and do.
 
-    `scenes` is a JSON Lines file of pictures that show the concepts, and so says which concepts are
+    `scenes` is a JSON Lines file of images that show the concepts, and so says which concepts are
     played; `attacks` the folder where attacks are kept. `erased` names for a method, or the bare
     model, the one that is it and IRECE; `white_box` the methods that white-box attackers go
     through, all where it is empty. `text` is how many text prompts of a concept and kind are
-    played, None for as many as `pictures`.
+    played, None for as many as `images`.
     """
 
     text: int | None = Field(default=None, ge=1)
@@ -126,13 +126,13 @@ def load_erasure_suite(path: Path) -> ErasureSuite:
 
 
 def read_scenes(suite: ErasureSuite, judge: Judge) -> list[SceneImage]:
-    """The scenes, with the paths of their pictures whole. Raises DataError naming a fault."""
+    """The scenes, with the paths of their images whole. Raises DataError naming a fault."""
     rows = read_rows(suite.scenes, SceneImage)
     labels = {label for row in rows for label in (row.concept, *row.kept)} | {*suite.learned.kept}
     if unknown := sorted(label for label in labels if not judge.knows(label)):
         raise DataError(f"the judge {suite.judge.name} knows no {', '.join(unknown)}")
     folder = suite.scenes.parent
-    return [row.model_copy(update={"picture": str(folder / row.picture)}) for row in rows]
+    return [row.model_copy(update={"image": str(folder / row.image)}) for row in rows]
 
 
 def read_text_prompts(
@@ -144,8 +144,8 @@ def read_text_prompts(
     """
     concepts = {scene.concept for scene in scenes}
     counts: Counter[tuple[str, str]] = Counter()
-    most = dict.fromkeys((*TEXT.kinds, *TEXT.beside), suite.text or suite.pictures)
-    most[CLEAN] = suite.pictures
+    most = dict.fromkeys((*TEXT.kinds, *TEXT.beside), suite.text or suite.images)
+    most[CLEAN] = suite.images
     found = []
     for row in read_prompts(suite, judge):
         if row.concept in concepts and counts[row.concept, row.kind] < most.get(row.kind, 0):

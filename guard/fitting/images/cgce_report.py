@@ -48,7 +48,7 @@ def as_page(fit: Calibrated) -> str:
             "companion: these scores gave the threshold. The guard's score is the mean of all its "
             "heads. Drawn and undrawn prompts are searched ones, labelled by the denoiser; "
             "mistaken ones are hard negatives under which it draws the concept. What refined "
-            "prompts draw is measured by `guard eval pictures`, not here.",
+            "prompts draw is measured by `guard eval images`, not here.",
         ),
         Grid("Calibration", ("figure", "value"), rows(figures)),
         Grid("Settings", ("setting", "value"), rows(meta.settings)),

@@ -1,7 +1,7 @@
 """Fitting IRECE: from a concept and the model alone to a guard that finds it and breaks it.
 
 The model draws the concept and what is not the concept, as for a classifier of finished latents
-(`guard.fitting.images.latents`), and is watched on its way. Everything is chosen on pictures that
+(`guard.fitting.images.latents`), and is watched on its way. Everything is chosen on images that
 the classifier which judges them was not taught.
 """
 
@@ -35,12 +35,12 @@ from steering.engines.diffusion.seams.attention import text_keys
 from steering.images.latent import AttentionProbe, InspectionSchedule
 
 EARLIEST = 0.95
-"""The noise's share before which no look is tried: there is no picture yet."""
+"""The noise's share before which no look is tried: there is no image yet."""
 
 
 @dataclass(frozen=True)
 class _Presence:
-    """Classifiers of the estimates, one a fold, and the held-out logits `[pictures, looks]`."""
+    """Classifiers of the estimates, one a fold, and the held-out logits `[images, looks]`."""
 
     members: list[LatentClassifiers]
     logits: Tensor
@@ -61,9 +61,9 @@ def fit_irece(
     progress: Stages,
     given: ReferenceImages | None = None,
 ) -> Calibrated:
-    """`looks` at each picture at most; `trials` pictures for each way of breaking the concept.
+    """`looks` at each image at most; `trials` images for each way of breaking the concept.
 
-    Classifiers are taught the pictures `given` too, and the rate on far ones is kept on those
+    Classifiers are taught the images `given` too, and the rate on far ones is kept on those
     without the concept: what comes back through inverted latents is not drawn by the model.
 
     Raises DataError where the prompts do not do for the rates asked for, or the model is not one
@@ -75,7 +75,7 @@ def fit_irece(
         levels = _levels(painter, InspectionSchedule(EARLIEST, looks), steps)
         reads = _reads(painter, concept)
     except ValueError as error:
-        raise DataError(f"the model's pictures cannot be followed: {error}") from error
+        raise DataError(f"the model's images cannot be followed: {error}") from error
 
     def watched(
         part: Sequence[int], reads: Sequence[AttentionProbe], said: str
@@ -91,12 +91,12 @@ def fit_irece(
             tick=progress(said, len(part)),
         )
 
-    # prompts of one kind are drawn together: only of the concept's pictures places are asked for
+    # prompts of one kind are drawn together: only of the concept's images places are asked for
     unsafe = [i for i, prompt in enumerate(chosen) if prompt.unsafe]
     others = [i for i, prompt in enumerate(chosen) if not prompt.unsafe]
     if not (unsafe and others):
         raise DataError(
-            "the prompts do not do: a classifier is taught pictures with the concept and pictures "
+            "the prompts do not do: a classifier is taught images with the concept and images "
             "without it"
         )
     shown, plain = (
@@ -106,7 +106,7 @@ def fit_irece(
     chosen = [chosen[i] for i in (*unsafe, *others)]
     estimates = torch.cat([shown.estimates, plain.estimates])
     if not estimates.isfinite().all():
-        raise DataError("the model draws pictures that are not finite: another dtype may help")
+        raise DataError("the model draws images that are not finite: another dtype may help")
     splits = sorted({prompt.split for prompt in chosen})
     parts = torch.tensor([splits.index(prompt.split) for prompt in chosen])
     label = torch.tensor([prompt.unsafe for prompt in chosen])
@@ -114,7 +114,7 @@ def fit_irece(
     real = torch.zeros(0).bool()
     if given is not None:
         real = given.shown
-        advance = progress("looking at given pictures", len(real))
+        advance = progress("looking at given images", len(real))
         more = given_estimates(
             painter,
             given.latents,
@@ -216,7 +216,7 @@ def _taught(
     seed: int,
     progress: Stages,
 ) -> _Presence:
-    """One classifier a fold, taught the estimates of all looks at the others' pictures."""
+    """One classifier a fold, taught the estimates of all looks at the others' images."""
     count, looks = estimates.shape[:2]
     every = estimates.flatten(0, 1)
     folds = int(parts.max()) + 1
@@ -257,7 +257,7 @@ def _window(
 
 
 def _given_fired(logits: Tensor, shown: Tensor, threshold: float) -> dict[str, float]:
-    """Of given pictures with the concept, and of those without it, the shares that fire."""
+    """Of given images with the concept, and of those without it, the shares that fire."""
     fires = logits.amax(1) > threshold if len(logits) else torch.zeros(0).bool()
     pairs = {"given_recall": shown, "given_far_fired": ~shown}
     return {name: float(fires[own].float().mean()) for name, own in pairs.items() if own.any()}

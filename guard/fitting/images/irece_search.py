@@ -1,7 +1,7 @@
 """What of IRECE is searched for: where to read attention, how much to mask, what to put there.
 
-The judge is always a classifier that was not taught the picture: a concept is *gone* where that one
-scores the broken picture under the guard's threshold. How much of the picture had to be written
+The judge is always a classifier that was not taught the image: a concept is *gone* where that one
+scores the broken image under the guard's threshold. How much of the image had to be written
 over for it is the price.
 """
 
@@ -32,14 +32,14 @@ MOST_READS = 4
 MASKS = (0.5, 0.4, 0.3, 0.2)
 """From the smallest to the largest."""
 VOTES = 2.0
-"""Weight of the classifiers' votes beside one read. Not searched for: most pictures of a fit show
+"""Weight of the classifiers' votes beside one read. Not searched for: most images of a fit show
 one object, where a head for any object does as well as one for the concept. On scenes with true
 boxes and two objects, heads that were chosen without the votes often took the other one.
 """
 SMOOTHING = 0.09
-"""In shares of the picture's side: about a quarter of an object in a scene of two or three."""
+"""In shares of the image's side: about a quarter of an object in a scene of two or three."""
 ENOUGH = 0.02
-"""What counts as no worse, of shares of pictures in which the concept is gone."""
+"""What counts as no worse, of shares of images in which the concept is gone."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ class Settings:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Finished latents `[pictures, channels, ...]` that show the concept, each read's map of them
-    `[pictures, reads, ...]`, the classifiers of all folds, and which fold a picture is of."""
+    """Finished latents `[images, channels, ...]` that show the concept, each read's map of them
+    `[images, reads, ...]`, the classifiers of all folds, and which fold an image is of."""
 
     latents: Tensor
     maps: Tensor
@@ -72,7 +72,7 @@ class HeldOut:
 
     @torch.no_grad()
     def gone(self, latents: Tensor) -> Tensor:
-        """`[pictures]`: whether the member that was not taught a picture no longer finds it."""
+        """`[images]`: whether the member that was not taught an image no longer finds it."""
         said = torch.zeros(len(latents))
         for part in self.shown:
             own = self.parts == part
@@ -81,14 +81,14 @@ class HeldOut:
 
     @property
     def shown(self) -> list[int]:
-        """The folds that have pictures here, those with the most of them first."""
+        """The folds that have images here, those with the most of them first."""
         counts = torch.bincount(self.parts, minlength=len(self.members)).tolist()
         order = sorted(range(len(counts)), key=lambda part: -counts[part])
         return [part for part in order if counts[part]]
 
     @torch.no_grad()
     def votes(self) -> Tensor:
-        """Maps of the votes of the members that were taught a picture, as the guard has them."""
+        """Maps of the votes of the members that were taught an image, as the guard has them."""
         found = torch.zeros(len(self.latents), *self.latents.shape[2:])
         for part in self.shown:
             own = self.parts == part
@@ -97,7 +97,7 @@ class HeldOut:
         return found
 
     def others(self, part: int) -> list[LatentClassifiers]:
-        """The members that were taught the pictures of `part`."""
+        """The members that were taught the images of `part`."""
         return [member for i, member in enumerate(self.members) if i != part]
 
 
@@ -105,7 +105,7 @@ def place(held: HeldOut, named: Sequence[tuple[str, int]]) -> tuple[Settings, li
     """Reads and mask, and what was tried on the way.
 
     Reads are added to the votes one by one, as long as that helps: the one with which masks make
-    most pictures lose the concept, and write over least.
+    most images lose the concept, and write over least.
     """
     tried: list[dict[str, Any]] = []
     votes = held.votes()
@@ -148,8 +148,8 @@ def place(held: HeldOut, named: Sequence[tuple[str, int]]) -> tuple[Settings, li
 
 
 def _broken(held: HeldOut, evidence: Tensor, mask: float) -> tuple[float, float]:
-    """In how many pictures the concept is gone when the finished latents are written over, and the
-    share of the picture that takes."""
+    """In how many images the concept is gone when the finished latents are written over, and the
+    share of the image that takes."""
     count = len(evidence)
     smooth = irece.smoothed(evidence, torch.full((count,), SMOOTHING))
     masks = irece.mask_of(smooth, torch.full((count,), mask))
@@ -160,7 +160,7 @@ def _broken(held: HeldOut, evidence: Tensor, mask: float) -> tuple[float, float]
 
 
 def _worth(found: tuple[float, float]) -> float:
-    """A picture that has lost the concept counts for as much as the whole area of one."""
+    """An image that has lost the concept counts for as much as the whole area of one."""
     gone, area = found
     return gone - area
 
@@ -249,7 +249,7 @@ def _drawn(
     guidance: float,
     seed: int,
 ) -> tuple[Tensor, Tensor, float]:
-    """Finished latents, what was written over `[pictures, ...]`, and the steps that took."""
+    """Finished latents, what was written over `[images, ...]`, and the steps that took."""
     erasers = [irece.stack([guard], painter.family.device)] if guard else []
     rows = [RowGuard(guard.name, guard.number("threshold"), 1.0)] if guard else []
     engine = DiffusionEngine(

@@ -26,7 +26,7 @@ _AT_ONCE = 48
 
 @dataclass(frozen=True)
 class TrainingImages:
-    """The pictures of a fit: at most `count` with the concept, twice as many without it, and half
+    """The images of a fit: at most `count` with the concept, twice as many without it, and half
     as many of hard negatives. `bf16` computes the denoiser in bfloat16 while prompts are chosen.
     """
 
@@ -53,11 +53,11 @@ def fit_latents(
     seed: int,
     progress: Stages,
 ) -> Calibrated:
-    """A classifier for each split of `prompts`, taught all pictures but its own, scored on these.
+    """A classifier for each split of `prompts`, taught all images but its own, scored on these.
 
     The labels are those of the prompts, and only such prompts are drawn as the denoiser is sure of
     (`guard.fitting.prompts.likeness`): not every prompt that names the concept shows it, and one
-    that the denoiser takes for the concept does. The scores of all held-out pictures give the
+    that the denoiser takes for the concept does. The scores of all held-out images give the
     threshold; all classifiers together are the guard (cross-conformal prediction, Vovk 2015).
     Raises DataError where the prompts do not do for the rates that are asked for.
     """
@@ -68,10 +68,10 @@ def fit_latents(
         steps=drawing.steps,
         guidance=drawing.guidance,
         seed=seed,
-        tick=progress("drawing pictures", len(texts)),
+        tick=progress("drawing images", len(texts)),
     )
     if not latents.isfinite().all():
-        raise DataError("the model draws pictures that are not finite: another dtype may help")
+        raise DataError("the model draws images that are not finite: another dtype may help")
     splits = sorted({prompt.split for prompt in chosen})
     parts = torch.tensor([splits.index(prompt.split) for prompt in chosen])
     unsafe = torch.tensor([prompt.unsafe for prompt in chosen])

@@ -1,4 +1,4 @@
-"""Pictures on their way: the estimates that a guard of latents sees, what places attend to."""
+"""Images on their way: the estimates that a guard of latents sees, what places attend to."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from steering.images.latent import AttentionProbe, InspectionSchedule, LatentEvi
 from steering.methods.irece import standing_out
 
 AT_ONCE = 16
-"""Pictures."""
+"""Images."""
 _NAME = "watch"
 
 
 @dataclass(frozen=True)
 class RecordedTrajectory:
-    """`estimates [pictures, looks, channels, (frames,) height, width]`, the last of which is the
-    finished picture, and the mean over the looks of each read's map, as deviations:
-    `maps [pictures, reads, (frames,) height, width]`. On the CPU."""
+    """`estimates [images, looks, channels, (frames,) height, width]`, the last of which is the
+    finished image, and the mean over the looks of each read's map, as deviations:
+    `maps [images, reads, (frames,) height, width]`. On the CPU."""
 
     estimates: Tensor
     maps: Tensor
@@ -64,7 +64,7 @@ def watch(
     seed: int,
     tick: Callable[[int], None] = lambda _rows: None,
 ) -> RecordedTrajectory:
-    """Draw a picture of each prompt, as `ImageModel.draw` does, and keep what is seen at
+    """Draw an image of each prompt, as `ImageModel.draw` does, and keep what is seen at
     `looks`."""
     recorder = _Recorder(painter.family.channels, looks, reads)
     engine = DiffusionEngine(

@@ -1,4 +1,4 @@
-"""Real pictures to learn from: what a guard of the latents would see of them on their way."""
+"""Real images to learn from: what a guard of the latents would see of them on their way."""
 
 from __future__ import annotations
 
@@ -25,28 +25,26 @@ _AT_ONCE = 16
 
 @dataclass(frozen=True)
 class ReferenceImages:
-    """Clean latents `[pictures, channels, height, width]`, and which of them show the concept."""
+    """Clean latents `[images, channels, height, width]`, and which of them show the concept."""
 
     latents: Tensor
     shown: Tensor
 
 
 def read_given(painter: ImageModel, concept: Concept, path: Path) -> ReferenceImages:
-    """The pictures of a JSON Lines file, whose paths are relative to it.
+    """The images of a JSON Lines file, whose paths are relative to it.
 
-    A picture shows the concept where its row names it, by the last part of the concept's name.
+    An image shows the concept where its row names it, by the last part of the concept's name.
     Raises DataError where none does, or all do.
     """
     label = concept.name.rpartition("/")[2]
     rows = [
-        row.model_copy(update={"picture": str(path.parent / row.picture)})
+        row.model_copy(update={"image": str(path.parent / row.image)})
         for row in read_rows(path, SceneImage)
     ]
     shown = torch.tensor([label in (row.concept, *row.kept) for row in rows])
     if not shown.any() or shown.all():
-        raise DataError(
-            f"{path}: pictures with {label!r} and without it are wanted, not of one kind"
-        )
+        raise DataError(f"{path}: images with {label!r} and without it are wanted, not of one kind")
     return ReferenceImages(latents_of(painter.family, rows).cpu(), shown)
 
 
@@ -58,11 +56,11 @@ def given_estimates(
     *,
     steps: int,
     seed: int,
-    tick: Callable[[int], None] = lambda _pictures: None,
+    tick: Callable[[int], None] = lambda _images: None,
 ) -> Tensor:
-    """What each look sees of pictures under noise, `[pictures, looks, channels, ...]`.
+    """What each look sees of images under noise, `[images, looks, channels, ...]`.
 
-    The network is asked without a prompt. What it makes of a picture that it has not drawn is not
+    The network is asked without a prompt. What it makes of an image that it has not drawn is not
     quite what it draws: that is what there is to be learned.
     """
     family = painter.family

@@ -172,7 +172,7 @@ def perhaps_gated(
     settings: dict[str, Any],
 ) -> Artifact:
     """The artifact of a method that has no gate of its own: a linear score with a threshold, or,
-    without `read`, none, so that it acts on every picture."""
+    without `read`, none, so that it acts on every image."""
     settings = settings | {"gated": read is not None, "bias": 0.0}
     if read is None:
         return _artifact(method, seam, model, concept, tensors, settings, 0.0, {})

@@ -1,7 +1,7 @@
 """Fitting UCE: a closed-form edit of the denoiser's text projections, kept as a low-rank overlay.
 
-The states are those that the projections read themselves. Where they depend on the picture and the
-step too (text and picture attend to both), they are taken at each step of drawing it.
+The states are those that the projections read themselves. Where they depend on the image and the
+step too (text and image attend to both), they are taken at each step of drawing it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # it loads diffusers, which nothing here needs
     from guard.models.images import ImageModel, TextStates
 
 STEPS = 4
-"""Of a picture on whose way states are taken that depend on the step."""
+"""Of an image on whose way states are taken that depend on the step."""
 
 Groups = Mapping[str, Sequence[str]]
 """Layers that read the same states, by the group's name."""

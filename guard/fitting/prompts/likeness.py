@@ -1,6 +1,6 @@
-"""How much of a concept a prompt makes the denoiser draw, without drawing the picture.
+"""How much of a concept a prompt makes the denoiser draw, without drawing the image.
 
-The latents of a few pictures of the concept are kept on their way through the schedule. What the
+The latents of a few images of the concept are kept on their way through the schedule. What the
 denoiser says of them under a prompt is compared with what it says under prompts that name the
 concept and under their safe partners,
 
@@ -105,7 +105,7 @@ def likeness_of(
 def _views(family: Family, named: Conditioning, seed: int) -> tuple[Tensor, Tensor]:
     """Latents `[VIEWS, ...]`, scaled as the network takes them, and their timesteps.
 
-    Each is of another picture, and further on the way: the first ones are nearly noise, the last
+    Each is of another image, and further on the way: the first ones are nearly noise, the last
     ones polish; what is drawn is decided between.
     """
     sampler = Sampler(family.scheduler, family.arrange, device=family.device)

@@ -157,7 +157,7 @@ class _At:
 
 @dataclass(slots=True)
 class JsonTexts:
-    """The texts of a body, and the kinds of content that is none ("pictures", "audio", "files")."""
+    """The texts of a body, and the kinds of content that is none ("images", "audio", "files")."""
 
     pieces: list[JsonText] = field(default_factory=list)
     opaque: set[str] = field(default_factory=set)

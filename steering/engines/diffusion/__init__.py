@@ -1,1 +1,1 @@
-"""The diffusers engine: families of pipelines, samplers, one running batch of pictures."""
+"""The diffusers engine: families of pipelines, samplers, one running batch of images."""

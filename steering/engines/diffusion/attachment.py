@@ -3,10 +3,10 @@
 A pipeline encodes every prompt through its own `encode_prompt`, and embeddings that a caller passes
 go through there too: wrapped on the instance, it gives guarded embeddings to all that follows. The
 finished latents are what its scheduler's `step` has returned last when the pipeline frees its
-hooks, which is the last thing that a call does before it gives its pictures away. Overlays hook the
+hooks, which is the last thing that a call does before it gives its images away. Overlays hook the
 denoiser's projections, whose rows are the call's prompts once, or the negative and the positive
 half of them. What cannot be followed (guards that act on the guidance, embeddings of another
-layout, picture prompts) raises Unfollowed instead of passing unguarded.
+layout, image prompts) raises Unfollowed instead of passing unguarded.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ class PipelineAttachment:
 
     @property
     def rows(self) -> int:
-        """Pictures of the last call."""
+        """Images of the last call."""
         return len(self._readings)
 
     def readings(self, row: int) -> dict[str, ImageReading]:
@@ -190,7 +190,7 @@ class PipelineAttachment:
         return self._check(*args, **kwargs)
 
     def _refuse_images(self, *_args: Any, **_kwargs: Any) -> Any:
-        raise Unfollowed("a picture as a prompt (ip_adapter_image) cannot be guarded: leave it out")
+        raise Unfollowed("an image as a prompt (ip_adapter_image) cannot be guarded: leave it out")
 
     def _encode_prompt(self, *args: Any, **kwargs: Any) -> Any:
         given = signature(self._encode).bind(*args, **kwargs).arguments

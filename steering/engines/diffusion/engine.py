@@ -5,8 +5,8 @@ share the network's forwards: a new row joins between two steps. The engine know
 scheduler above it queues requests and talks to clients. Rows are kept dense (`0..n-1`); `drop`
 fills holes with the last row.
 
-*One row, one picture.* A row's noise comes from a generator of its own, and with the fixed size of
-a forward that is the default on a CPU its picture has the same bits alone and in company. Where all
+*One row, one image.* A row's noise comes from a generator of its own, and with the fixed size of
+a forward that is the default on a CPU its image has the same bits alone and in company. Where all
 rows go through one forward (the default on a GPU), kernels sum in an order that depends on the
 number of rows: latents then agree within 1e-4 of their largest value in float32, and few pixels
 differ, by one level of 255.
@@ -70,7 +70,7 @@ class _Batch:
     The network's rows are all conditional ones, then the unconditional ones of `guided [n]`, then
     one a pair of the guidance; `source` says whose latents each takes, `plain` which of them is a
     row's unconditional one, or its only one. The rest is `[rows]`: `ahead` evaluations of a row's
-    `whole` schedule lay behind it when it began, fewer than none where it inverts a picture first.
+    `whole` schedule lay behind it when it began, fewer than none where it inverts an image first.
     """
 
     text: Conditioning
@@ -89,9 +89,9 @@ class DiffusionEngine:
     `guides` are those screens of `bank` that act on the guidance, `overlays` has those guards of it
     that act on the network's projections; `erasers` look at a row's latents on their way and write
     there; the guards of `finished` look at them when the row is complete, before anyone sees its
-    picture. `forward` is the number of
+    image. `forward` is the number of
     rows in one forward of the network (`forwards.py`): "auto" is `forwards.ROWS` on a CPU; None
-    takes all rows at once, the default elsewhere. With a number, prompts and pictures are encoded,
+    takes all rows at once, the default elsewhere. With a number, prompts and images are encoded,
     guarded and decoded one by one too.
 
     Raises ValueError for a pipeline, a scheduler, overlays or an eraser that does not go.
@@ -138,7 +138,7 @@ class DiffusionEngine:
 
     @property
     def spoilt(self) -> list[bool]:
-        """For each row: has its conditioning or a prediction met NaN, so that it has no picture."""
+        """For each row: has its conditioning or a prediction met NaN, so that it has no image."""
         return [row.spoilt for row in self._rows]
 
     def use(
@@ -224,7 +224,7 @@ class DiffusionEngine:
         where a row that is complete has not been dropped.
         """
         if complete := self._complete():
-            raise ValueError(f"rows {complete} are complete: take their pictures and drop them")
+            raise ValueError(f"rows {complete} are complete: take their images and drop them")
         if not self._rows:
             return []
         slots, count, batch = self._slots, self.rows, self._joined()
@@ -250,7 +250,7 @@ class DiffusionEngine:
         return complete
 
     @torch.inference_mode()
-    def pictures(self, rows: Sequence[int]) -> NDArray[np.uint8]:
+    def images(self, rows: Sequence[int]) -> NDArray[np.uint8]:
         """`[rows, height, width, 3]`; videos `[rows, frames, height, width, 3]`.
 
         Raises ValueError for a row that is not complete, or that has met NaN on its way.
@@ -258,12 +258,12 @@ class DiffusionEngine:
         for row in rows:
             if self._rows[row].left or self._rows[row].spoilt:
                 why = "has met NaN" if self._rows[row].spoilt else "is not complete"
-                raise ValueError(f"row {row} {why}: it has no picture")
+                raise ValueError(f"row {row} {why}: it has no image")
         latents = [self._slots.latents[part] for part in self._parts(rows)]
         return np.concatenate([self.family.decode(part) for part in latents])
 
     def inverting(self, row: int) -> bool:
-        """Whether a row is still on its way from its picture to noise."""
+        """Whether a row is still on its way from its image to noise."""
         return self._rows[row].inverts
 
     def readings(self, row: int) -> dict[str, ImageReading]:

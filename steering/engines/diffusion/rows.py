@@ -1,4 +1,4 @@
-"""What each row of a running batch of pictures holds: tensors by row, and what the host knows."""
+"""What each row of a running batch of images holds: tensors by row, and what the host knows."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class RowState:
 
     @property
     def inverts(self) -> bool:
-        """Whether it is on its way from a picture to noise."""
+        """Whether it is on its way from an image to noise."""
         return self.left > self.path.drawing
 
     @property

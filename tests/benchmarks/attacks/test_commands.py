@@ -107,7 +107,7 @@ class _SameNoise(denoiser.Denoising):
 def test_the_denoiser_search_lowers_its_loss_under_fixed_noise(target: Target) -> None:
     objective = _SameNoise(
         target,
-        target.latents(concepts.pictures("knife", 4, np.random.default_rng(0))),
+        target.latents(concepts.images("knife", 4, np.random.default_rng(0))),
         views=2,
         prompt="a knife",
         generator=torch.Generator().manual_seed(0),
@@ -138,8 +138,8 @@ def test_frames_differ_in_the_concept_alone() -> None:
     assert all("twemoji" in own and "noto" in other for own, other in style)
 
 
-def test_real_pictures_show_the_concept_alone() -> None:
-    found = concepts.pictures("knife", 3, np.random.default_rng(0))
+def test_real_images_show_the_concept_alone() -> None:
+    found = concepts.images("knife", 3, np.random.default_rng(0))
     assert found.shape == (3, 3, 64, 64)
     assert float(found.min()) >= 0.0 and float(found.max()) <= 1.0
 

@@ -55,7 +55,7 @@ def test_it_draws_what_the_engine_draws(name: str, steps: int, guidance: float) 
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_of_one_step_the_first_guess_is_the_picture(name: str) -> None:
+def test_of_one_step_the_first_guess_is_the_image(name: str) -> None:
     family = built(name)
     drawing = EmbeddingGenerator(family, steps=1, guidance=GUIDANCE)
     with torch.no_grad():

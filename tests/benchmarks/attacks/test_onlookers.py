@@ -1,4 +1,4 @@
-"""An attacker who knows that pictures are looked at: what it draws, and what it makes of that."""
+"""An attacker who knows that images are looked at: what it draws, and what it makes of that."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_it_knows_what_the_engine_will_say(made: tuple[Family, Path]) -> None:
     assert bool((expected > 0).all()) and torch.allclose(found, expected, rtol=1e-3)
 
 
-def test_every_look_is_at_other_pictures(made: tuple[Family, Path]) -> None:
+def test_every_look_is_at_other_images(made: tuple[Family, Path]) -> None:
     family, (plans, plan) = made[0], plans_of(made)
     looking, text = Onlookers(plans, plan, family, 0), encoded(family)
     with torch.no_grad():
@@ -172,7 +172,7 @@ def test_slopes_lead_out_of_its_sight(made: tuple[Family, Path]) -> None:
         assert Onlookers(plans, plan, family, 0).guess(away) < guess
 
 
-def test_through_the_guard_pictures_are_looked_at_only_where_someone_does(
+def test_through_the_guard_images_are_looked_at_only_where_someone_does(
     made: tuple[Family, Path],
 ) -> None:
     family, (plans, plan) = made[0], plans_of(made)

@@ -28,6 +28,6 @@ def test_latents_are_those_that_the_family_decodes() -> None:
     family = built("emoji")
     target = Target(family.pipeline)
     size = (2, 3, family.height, family.width)
-    pictures = torch.rand(size, generator=torch.Generator().manual_seed(0))
-    latents = target.latents(pictures)
+    images = torch.rand(size, generator=torch.Generator().manual_seed(0))
+    latents = target.latents(images)
     assert tuple(latents.shape) == (2, *family.shape)

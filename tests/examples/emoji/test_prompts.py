@@ -21,7 +21,7 @@ def test_the_committed_file_is_what_the_command_writes() -> None:
     assert prompts.rows() == written
 
 
-def test_there_are_400_pictures_of_each_kind() -> None:
+def test_there_are_400_images_of_each_kind() -> None:
     count = Counter(row.kind for row in ROWS if row.concept)
     assert all(count[kind] >= 400 for kind in (*ASKING, "clean", "hard"))
     bare = Counter(row.kind for row in ROWS if not row.concept)
@@ -75,4 +75,4 @@ def test_no_test_prompt_stands_in_a_concept_file() -> None:
 def test_the_suite_holds() -> None:
     suite = load_suite(prompts.HERE / "suite.toml")
     assert prompts.FILE in suite.prompts
-    assert suite.pictures * (len(prompts.GUARDED) + 1) >= 400
+    assert suite.images * (len(prompts.GUARDED) + 1) >= 400

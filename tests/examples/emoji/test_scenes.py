@@ -28,7 +28,7 @@ def test_a_seed_repeats_a_scene_and_its_caption() -> None:
     assert caption(once, rng(1)) == caption(again, rng(1))
 
 
-def test_objects_stand_on_the_grid_inside_the_picture_and_do_not_overlap() -> None:
+def test_objects_stand_on_the_grid_inside_the_image_and_do_not_overlap() -> None:
     for seed in range(200):
         objects = draw(2 + seed % 2, rng(seed)).objects
         assert all(placed.x % CELL == placed.y % CELL == 0 for placed in objects)
@@ -39,13 +39,13 @@ def test_objects_stand_on_the_grid_inside_the_picture_and_do_not_overlap() -> No
         assert covered.max() == 1
 
 
-def test_loose_scenes_stay_inside_the_picture_too() -> None:
+def test_loose_scenes_stay_inside_the_image_too() -> None:
     for seed in range(100):
         for placed in loose(3, rng(seed)).objects:
             assert min(placed.box) >= 0 and max(placed.box) <= SIZE
 
 
-def test_a_picture_differs_from_its_background_in_the_boxes_alone() -> None:
+def test_a_image_differs_from_its_background_in_the_boxes_alone() -> None:
     scene = draw(2, rng(3))
     changed = (render(scene) != render(Scene((), scene.style, scene.background))).any(-1)
     for left, top, right, bottom in (placed.box for placed in scene.objects):
@@ -62,7 +62,7 @@ def test_a_caption_names_every_object_with_a_training_phrase() -> None:
             assert any(phrase in said for phrase in phrases(placed.concept, "train"))
 
 
-def test_the_sheet_has_a_picture_of_every_concept_in_both_styles() -> None:
+def test_the_sheet_has_a_image_of_every_concept_in_both_styles() -> None:
     drawn = sprites(OBJECT)
     assert drawn.shape == (len(STYLES), len(names()), OBJECT, OBJECT, 4)
     assert (drawn[..., 3].mean((2, 3)) > 0.1).all()

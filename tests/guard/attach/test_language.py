@@ -198,7 +198,7 @@ def test_nan_in_the_activations_fails_closed(tmp_path: Path) -> None:
         _generate(model)
 
 
-def test_a_policy_for_pictures_does_not_leave_the_model_bare(tmp_path: Path) -> None:
+def test_a_policy_for_images_does_not_leave_the_model_bare(tmp_path: Path) -> None:
     model = tiny_model()
     save_toy(tmp_path / "knife.safetensors")
     config = Config(

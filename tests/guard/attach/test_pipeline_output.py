@@ -102,7 +102,7 @@ def test_a_silent_guard_leaves_every_bit(case: Case) -> None:
 
 
 @pytest.mark.parametrize("name", ["stable diffusion", "flux", "wan"])
-def test_several_pictures_of_several_prompts_are_kept_apart(name: str, tmp_path: Path) -> None:
+def test_several_images_of_several_prompts_are_kept_apart(name: str, tmp_path: Path) -> None:
     case = Case(name, tmp_path)
     argument = "num_videos_per_prompt" if name == "wan" else "num_images_per_prompt"
     bare = case.draw(PROMPTS, **{argument: 2})

@@ -122,7 +122,7 @@ def test_who_may_bring_embeddings_is_said_at_the_keys_or_by_a_server_without(
     assert config.keys[0].embeddings and not config.server.embeddings
     at_the_server = GOOD.replace("[server]", "[server]\nembeddings = true")
     (told,) = problems(tmp_path, at_the_server)
-    assert told.startswith("line 3: server.wire.embeddings: ") and "[[keys]]" in told
+    assert told.startswith("line 3: server.embeddings: ") and "[[keys]]" in told
     path.write_text(at_the_server.partition("[[keys]]")[0], "utf-8")
     assert load_config(path).server.embeddings
     path.write_text(GOOD, "utf-8")
@@ -164,7 +164,7 @@ def test_all_faults_are_told_at_once_each_with_its_line(tmp_path: Path) -> None:
         assert words in problem
 
 
-PICTURES = """\
+IMAGES = """\
 [[models]]
 name = "words"
 source = "words"
@@ -210,9 +210,9 @@ def test_what_does_not_go_with_a_models_kind_is_told(
 ) -> None:
     make_artifact().save(tmp_path / "words.safetensors")
     make_artifact(seams=["embedding"]).save(tmp_path / "knife.safetensors")
-    found = problems(tmp_path, PICTURES)
+    found = problems(tmp_path, IMAGES)
     expected = [
-        (4, "models[0].steps", "for models of pictures"),
+        (4, "models[0].steps", "for models of images"),
         (10, "models[1].max_context", "for language models"),
         (11, "models[1].default_policy", 'guards of "words" are for language models'),
         (12, "models[1].steps", "more than max_steps, 100"),
@@ -228,7 +228,7 @@ def test_what_does_not_go_with_a_models_kind_is_told(
         assert words in problem
 
 
-def test_a_configuration_for_pictures_is_read(tmp_path: Path, make_artifact: MakeArtifact) -> None:
+def test_a_configuration_for_images_is_read(tmp_path: Path, make_artifact: MakeArtifact) -> None:
     make_artifact(seams=["embedding", "guidance"]).save(tmp_path / "knife.safetensors")
     path = tmp_path / "config.toml"
     path.write_text(
@@ -239,8 +239,8 @@ def test_a_configuration_for_pictures_is_read(tmp_path: Path, make_artifact: Mak
     )
     config = load_config(path)
     (model,) = config.models
-    assert (model.kind, model.default_policy, model.max_steps) == ("pictures", "knife", 100)
-    assert (model.steps, model.guidance_scale, config.server.max_pictures) == (25, 3.0, 4)
+    assert (model.kind, model.default_policy, model.max_steps) == ("images", "knife", 100)
+    assert (model.steps, model.guidance_scale, config.server.max_images) == (25, 3.0, 4)
     policy = config.policy("knife")
     assert (policy.action, policy.fallback, policy.replacement) == ("refine", "replace", "a cat")
 

@@ -1,4 +1,4 @@
-"""The latents of a painter's pictures: those that the engine would draw."""
+"""The latents of a painter's images: those that the engine would draw."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Guards of finished pictures among those of a configuration: which fit, and what plans make of
+"""Guards of finished images among those of a configuration: which fit, and what plans make of
 them."""
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def _toys(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def config_of(folder: Path, *guards: str, **policy: Any) -> Config:
-    """`look` sees pictures, `knife` reads prompts; a policy "p" of those named."""
+    """`look` sees images, `knife` reads prompts; a policy "p" of those named."""
     known = {
         "look": save_latents(folder / "look.safetensors"),
         "knife": save_toy(folder / "knife.safetensors"),
@@ -55,7 +55,7 @@ def plan_of(folder: Path, *guards: str, **policy: Any) -> ImagePlan:
     return ImagePlans(config_of(folder, *guards, **policy), ToyFamily(), name="toy")["p"]
 
 
-def test_a_classifier_is_of_the_bank_of_pictures_and_no_other(tmp_path: Path) -> None:
+def test_a_classifier_is_of_the_bank_of_images_and_no_other(tmp_path: Path) -> None:
     guards = ImageGuards(config_of(tmp_path), ToyFamily(), name="toy")
     assert guards.finished.names == ("look",) and guards.bank.names == ("knife",)
     assert guards.guides == () and guards.found.broken == {}
@@ -134,7 +134,7 @@ def test_another_autoencoder_leaves_the_guards_of_prompts_alone(tmp_path: Path) 
     assert plans["look"].refuses and not plans["knife"].refuses
 
 
-def test_other_encoders_leave_the_guards_of_pictures_alone(tmp_path: Path) -> None:
+def test_other_encoders_leave_the_guards_of_images_alone(tmp_path: Path) -> None:
     family = ToyFamily(seed=1)
     family.autoencoder = ToyFamily().autoencoder
     config = config_of(tmp_path)
@@ -166,14 +166,14 @@ def test_classifiers_that_cannot_be_stacked_stop_the_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from steering.methods import latents
-    from steering.methods.image_methods import PICTURE_SCREENS
+    from steering.methods.image_methods import IMAGE_SCREENS
 
     def one(guards: Any, device: Any) -> Any:
         if len(guards) > 1:
             raise ValueError("there can only be one")
         return latents.stack(guards, device)
 
-    monkeypatch.setitem(PICTURE_SCREENS, "latents", one)
+    monkeypatch.setitem(IMAGE_SCREENS, "latents", one)
     guards = tuple(
         GuardConfig(name=name, artifact=save_latents(tmp_path / f"{name}.safetensors"))
         for name in "ab"
@@ -217,7 +217,7 @@ REPLACES = {"fallback": "replace", "replacement": "a banana"}
         ({"on_error": "open"}, SPOILT, "draw", "none", "error"),
     ],
 )
-def test_the_fallback_decides_of_a_picture(
+def test_the_fallback_decides_of_a_image(
     tmp_path: Path,
     policy: dict[str, Any],
     reading: ImageReading,
@@ -234,7 +234,7 @@ def test_the_fallback_decides_of_a_picture(
     assert plan.last.decide({"look": reading}) == ("block" if decision == "replace" else decision)
 
 
-def test_the_gravest_of_prompt_and_picture_is_told(tmp_path: Path) -> None:
+def test_the_gravest_of_prompt_and_image_is_told(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, **REPLACES)
     for knife, look, decision, outcome in (
         (QUIET, CLEAR, "draw", "pass"),

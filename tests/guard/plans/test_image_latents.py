@@ -136,7 +136,7 @@ def test_what_becomes_of_a_reading(
     assert [row.acts for row in plan.rows()] == [own]
 
 
-def test_one_policy_takes_guards_of_the_prompt_the_way_and_the_picture(
+def test_one_policy_takes_guards_of_the_prompt_the_way_and_the_image(
     tmp_path: Path, family: Family
 ) -> None:
     save_guards(tmp_path, family)

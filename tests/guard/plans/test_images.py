@@ -1,4 +1,4 @@
-"""Policies resolved against a picture model: what rows carry, what is decided, what is told."""
+"""Policies resolved against an image model: what rows carry, what is decided, what is told."""
 
 from __future__ import annotations
 
@@ -277,7 +277,7 @@ def test_a_policy_applies_to_a_model_with_the_guards_of_its_kind(
         plans["words"].require_fit("toy")
 
 
-def test_a_policy_for_pictures_does_not_leave_a_language_model_bare(
+def test_a_policy_for_images_does_not_leave_a_language_model_bare(
     tmp_path: Path, make_artifact: MakeArtifact
 ) -> None:
     path = tmp_path / "words.safetensors"

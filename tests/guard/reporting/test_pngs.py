@@ -1,4 +1,4 @@
-"""What a report embeds: pictures pixel by pixel, plots that are the same each time."""
+"""What a report embeds: images pixel by pixel, plots that are the same each time."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import numpy as np
 from PIL import Image
 
 from guard.reporting import plots
-from guard.reporting.page import Grid, Pictures, render
+from guard.reporting.page import Grid, Images, render
 from guard.reporting.pngs import png, uri
 
 
-def test_a_picture_keeps_its_pixels() -> None:
-    picture = np.random.default_rng(0).integers(0, 256, (9, 7, 3), np.uint8)
-    read = Image.open(io.BytesIO(base64.b64decode(png(picture))))
-    assert np.array_equal(np.asarray(read), picture)
+def test_a_image_keeps_its_pixels() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (9, 7, 3), np.uint8)
+    read = Image.open(io.BytesIO(base64.b64decode(png(image))))
+    assert np.array_equal(np.asarray(read), image)
 
 
 def test_plots_are_the_same_each_time_and_need_every_group() -> None:
@@ -29,9 +29,9 @@ def test_plots_are_the_same_each_time_and_need_every_group() -> None:
     assert drawn.startswith("data:image/svg+xml;base64,")
 
 
-def test_a_grid_of_pictures_escapes_its_labels_and_leaves_gaps() -> None:
-    picture = uri(png(np.zeros((2, 2, 3), np.uint8)))
-    grid = Pictures("Pictures", ("bare", "ours"), [("<b>", [(picture, "cat & dog"), None])])
+def test_a_grid_of_images_escapes_its_labels_and_leaves_gaps() -> None:
+    image = uri(png(np.zeros((2, 2, 3), np.uint8)))
+    grid = Images("Pictures", ("bare", "ours"), [("<b>", [(image, "cat & dog"), None])])
     page = render("title", "", [], [grid])
     assert "<td>&lt;b&gt;</td>" in page and "cat &amp; dog" in page
     assert page.count("<img") == 1

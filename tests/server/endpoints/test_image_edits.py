@@ -19,7 +19,7 @@ from PIL import Image
 
 from tests.guard.toy_images import CONCEPT, PAINTED
 from tests.server.endpoints.test_images import Site, pixels_of, serving
-from tests.server.image_stand import HEIGHT, WIDTH, picture_stand
+from tests.server.image_stand import HEIGHT, WIDTH, image_stand
 
 EDITS = "/v1/images/edits"
 KNIFE, SHOWN = f"a {CONCEPT}", f"a {PAINTED}"
@@ -32,7 +32,7 @@ def png(colour: tuple[int, int, int] = (20, 200, 90), size: tuple[int, int] = (2
 
 
 PLAIN, RED = png(), png((255, 0, 0))
-"""The screen of finished pictures, `look`, finds its concept in what is red."""
+"""The screen of finished images, `look`, finds its concept in what is red."""
 
 
 def data_url(file: bytes) -> str:
@@ -64,7 +64,7 @@ def pixels(site: Site, image: bytes = PLAIN, **more: Any) -> Any:
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("edits")
     with (
-        picture_stand(folder, max_batch=4, queue_limit=16, max_pictures=6) as stand,
+        image_stand(folder, max_batch=4, queue_limit=16, max_images=6) as stand,
         serving(stand) as site,
     ):
         yield site
@@ -83,7 +83,7 @@ def _it_serves_afterwards(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("several", [False, True])
-def test_the_official_client_edits_a_picture(site: Site, several: bool) -> None:
+def test_the_official_client_edits_a_image(site: Site, several: bool) -> None:
     image = ("x.png", PLAIN)
     reply = site.client().images.edit(
         model="toy",
@@ -108,7 +108,7 @@ def test_json_with_a_data_url_is_the_same_edit(site: Site) -> None:
     assert np.array_equal(pixels_of(data["b64_json"]), pixels(site))
 
 
-def test_picture_strength_and_inversion_reach_the_engine(site: Site) -> None:
+def test_image_strength_and_inversion_reach_the_engine(site: Site) -> None:
     usual = pixels(site)
     assert np.array_equal(usual, pixels(site, strength=0.8)), "the default"
     assert np.array_equal(usual, pixels(site, png(size=(30, 30)))), "resized"
@@ -121,7 +121,7 @@ def test_picture_strength_and_inversion_reach_the_engine(site: Site) -> None:
     ]
     found = [pixels(site, **{"image": PLAIN} | other) for other in others]
     assert not any(np.array_equal(usual, other) for other in found)
-    assert not np.array_equal(usual, site.pixels()), "a generation has no picture to start from"
+    assert not np.array_equal(usual, site.pixels()), "a generation has no image to start from"
 
 
 def test_the_policy_may_come_in_a_header(site: Site) -> None:
@@ -159,11 +159,11 @@ def test_what_an_edit_draws_is_looked_at(site: Site, how: dict[str, Any]) -> Non
     assert post(site, PLAIN, policy="refine-look", **how).status_code == 200
     response = post(site, RED, policy="refine-look", **how)
     assert response.json()["error"]["code"] == "content_policy_violation"
-    assert "in the picture" in response.json()["error"]["message"]
+    assert "in the image" in response.json()["error"]["message"]
     assert response.json()["guard"]["guards"][0]["position"] > 0
 
 
-def test_a_replacement_shows_nothing_of_the_picture(site: Site) -> None:
+def test_a_replacement_shows_nothing_of_the_image(site: Site) -> None:
     response = post(site, RED, policy="replace-look", seed=3)
     assert response.status_code == 200 and response.headers["X-Guard-Verdict"] != "pass"
     replaced = pixels_of(response.json()["data"][0]["b64_json"])
@@ -224,7 +224,7 @@ def test_bad_input_gets_openais_error(
     assert words in error["message"] and error["type"] == "invalid_request_error"
 
 
-def test_two_pictures_are_refused(site: Site) -> None:
+def test_two_images_are_refused(site: Site) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         site.client().images.edit(
             model="toy", image=[("a.png", PLAIN), ("b.png", PLAIN)], prompt="a cat"
@@ -263,7 +263,7 @@ def test_other_media_and_pages_of_other_origins_are_refused(site: Site) -> None:
 
 
 def test_a_body_over_the_limit_is_refused_whatever_it_holds(tmp_path: Path) -> None:
-    with picture_stand(tmp_path, max_body_bytes=20_000) as stand, serving(stand) as site:
+    with image_stand(tmp_path, max_body_bytes=20_000) as stand, serving(stand) as site:
         assert post(site).status_code == 200
         response = post(site, PLAIN + b"\0" * 30_000)
         assert (response.status_code, response.json()["error"]["code"]) == (
@@ -272,7 +272,7 @@ def test_a_body_over_the_limit_is_refused_whatever_it_holds(tmp_path: Path) -> N
 
 
 def test_a_client_that_goes_loses_its_rows_only(tmp_path: Path) -> None:
-    with picture_stand(tmp_path, max_batch=4) as stand, serving(stand) as site:
+    with image_stand(tmp_path, max_batch=4) as stand, serving(stand) as site:
         stand.engine.pace_s = 0.01
         body = {"model": "toy", "prompt": "gone", "n": 2, "num_inference_steps": 400}
         body |= {"image": data_url(PLAIN)}

@@ -54,7 +54,7 @@ POLICIES = {
 
 
 def score_of(folder: Path, family: Family) -> float:
-    """What the guard says of the bare picture."""
+    """What the guard says of the bare image."""
     artifact = Artifact.load(folder / "break.safetensors")
     own = irece.stack([FittedGuard("g", artifact.tensors, artifact.meta.settings)])
     engine = DiffusionEngine(family, EmbeddingBank(), capacity=1, erasers=[own])
@@ -164,7 +164,7 @@ def test_what_cannot_be_broken_is_blocked(site: Site, policy: str) -> None:
     response = site.post(policy)
     error = response.json()["error"]
     assert (response.status_code, error["code"]) == (400, "content_policy_violation")
-    assert "in the picture" in error["message"]
+    assert "in the image" in error["message"]
     (told,) = response.json()["guard"]["guards"]
     assert told["fired"] and told["action"] == "block"
     # under "block" nothing is written
@@ -274,11 +274,11 @@ def test_masks_are_in_no_log_and_no_audit_line(
     assert "masks" not in kept and entry["masks"]["break"] not in kept
 
 
-def test_a_mask_is_as_large_as_its_picture_and_keeps_its_places() -> None:
+def test_a_mask_is_as_large_as_its_image_and_keeps_its_places() -> None:
     mask = np.array([[0, 128, 255], [255, 0, 0]], np.uint8)
     made = np.asarray(Image.open(io.BytesIO(encode_mask(mask, width=9, height=4))))
     assert made.tolist() == np.repeat(np.repeat(mask, 2, 0), 3, 1).tolist()
-    # sizes that do not divide, and a mask that is finer than its picture
+    # sizes that do not divide, and a mask that is finer than its image
     for height, width in ((5, 7), (1, 1)):
         made = np.asarray(Image.open(io.BytesIO(encode_mask(mask, width=width, height=height))))
         assert made.shape == (height, width) and made[0, 0] == 0

@@ -30,8 +30,8 @@ from tests.server.image_stand import (
     HEIGHT,
     TOO_MANY,
     WIDTH,
-    PictureStand,
-    picture_stand,
+    ImageStand,
+    image_stand,
     write_config,
 )
 
@@ -41,10 +41,10 @@ KNIFE, STUCK, SHOWN = f"a {CONCEPT}", f"a {STUBBORN}", f"a {PAINTED}"
 
 @dataclass
 class Site:
-    """A server over HTTP with a picture model `toy` and a language model `fake`."""
+    """A server over HTTP with an image model `toy` and a language model `fake`."""
 
     url: str
-    stand: PictureStand
+    stand: ImageStand
 
     def client(self) -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key="any", max_retries=0, timeout=20)
@@ -77,7 +77,7 @@ def pixels_of(b64: str) -> Any:
 
 
 @contextmanager
-def serving(stand: PictureStand) -> Iterator[Site]:
+def serving(stand: ImageStand) -> Iterator[Site]:
     services: dict[str, Any] = {"toy": stand.service, "fake": FakeService()}
     keys = KeyRing(stand.config.keys) if stand.config.keys else None
     app = create_app(stand.config, services, keys=keys, metrics=stand.metrics)
@@ -93,7 +93,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """One for all tests that leave it as they found it."""
     folder = tmp_path_factory.mktemp("pictures")
     with (
-        picture_stand(folder, max_batch=4, queue_limit=16, max_pictures=6) as stand,
+        image_stand(folder, max_batch=4, queue_limit=16, max_images=6) as stand,
         serving(stand) as site,
     ):
         yield site
@@ -112,13 +112,13 @@ def _it_serves_afterwards(request: pytest.FixtureRequest) -> Iterator[None]:
 # -- the schema ---------------------------------------------------------------------------------
 
 
-def test_the_official_client_draws_a_picture_in_three_lines(site: Site) -> None:
+def test_the_official_client_draws_a_image_in_three_lines(site: Site) -> None:
     client = site.client()
     reply = client.images.generate(
         model="toy", prompt="a cat", extra_body={"guard": {"policy": "none"}}
     )
-    picture = pixels_of(reply.data[0].b64_json or "") if reply.data else None
-    assert picture is not None and picture.shape == (HEIGHT, WIDTH, 3)
+    image = pixels_of(reply.data[0].b64_json or "") if reply.data else None
+    assert image is not None and image.shape == (HEIGHT, WIDTH, 3)
     assert (reply.output_format, reply.size) == ("png", f"{WIDTH}x{HEIGHT}")
     assert reply.created > 1_700_000_000
 
@@ -154,24 +154,24 @@ def test_the_verdict_is_the_same_in_body_headers_audit_log_and_metrics(site: Sit
         assert more(f"inference_guard_{name}_sum", "knife", "toy") == pytest.approx(value)
 
 
-def test_n_pictures_have_seeds_rows_and_verdicts_of_their_own(site: Site) -> None:
+def test_n_images_have_seeds_rows_and_verdicts_of_their_own(site: Site) -> None:
     body = site.post(n=3, seed=2**63 - 2).json()
     assert [data["seed"] for data in body["data"]] == [2**63 - 2, 2**63 - 1, 0]
     ids = [data["guard"]["request_id"] for data in body["data"]]
     assert [each.rpartition("/")[2] for each in ids] == ["0", "1", "2"]
-    pictures = [pixels_of(data["b64_json"]) for data in body["data"]]
-    assert np.array_equal(pictures[2], site.pixels(seed=0))
-    assert not np.array_equal(pictures[0], pictures[1])
+    images = [pixels_of(data["b64_json"]) for data in body["data"]]
+    assert np.array_equal(images[2], site.pixels(seed=0))
+    assert not np.array_equal(images[0], images[1])
 
 
-def test_a_picture_without_a_seed_can_be_drawn_again_with_the_one_told(site: Site) -> None:
+def test_a_image_without_a_seed_can_be_drawn_again_with_the_one_told(site: Site) -> None:
     first, second = (site.post().json()["data"][0] for _ in range(2))
     assert first["seed"] != second["seed"]
     assert np.array_equal(pixels_of(first["b64_json"]), site.pixels(seed=first["seed"]))
 
 
 @pytest.mark.parametrize("form", ["png", "jpeg", "webp"])
-def test_pictures_come_in_the_format_asked_for(site: Site, form: str) -> None:
+def test_images_come_in_the_format_asked_for(site: Site, form: str) -> None:
     body = site.post(output_format=form).json()
     image = Image.open(io.BytesIO(base64.b64decode(body["data"][0]["b64_json"])))
     assert image.format == form.upper() and body["output_format"] == form
@@ -185,7 +185,7 @@ def test_extensions_reach_the_engine_and_defaults_are_the_models(site: Site) -> 
         assert not np.array_equal(usual, site.pixels(**changed))
 
 
-def test_pictures_are_the_same_alone_and_among_rows_with_other_guards(site: Site) -> None:
+def test_images_are_the_same_alone_and_among_rows_with_other_guards(site: Site) -> None:
     policies = ["none", "refine-knife", "flag-knife", "replace-knife"]
     prompts = ["a cat", KNIFE, STUCK]
     asked = [(prompt, policy) for prompt in prompts for policy in policies if prompt != STUCK]
@@ -224,9 +224,9 @@ def test_a_blocked_request_is_openais_content_policy_violation(
     assert response.headers["X-Guard-Verdict"] == "blocked"
     told = response.json()["guard"]
     assert told["outcome"] == "blocked"
-    # where it was found: the prompt, or the picture that its steps have drawn
+    # where it was found: the prompt, or the image that its steps have drawn
     assert (told["guards"][0]["position"] > 0) == (prompt == SHOWN)
-    assert ("in the picture" in response.json()["error"]["message"]) == (prompt == SHOWN)
+    assert ("in the image" in response.json()["error"]["message"]) == (prompt == SHOWN)
     assert response.json()["error"]["type"] == "invalid_request_error"
 
 
@@ -298,7 +298,7 @@ def test_a_concept_past_the_encoders_length_is_found(site: Site) -> None:
     assert response.json()["error"]["code"] == "content_policy_violation"
 
 
-def test_a_chat_with_a_picture_model_is_refused(site: Site) -> None:
+def test_a_chat_with_a_image_model_is_refused(site: Site) -> None:
     for path, body in (
         ("chat/completions", {"messages": [{"role": "user", "content": "hi"}]}),
         ("completions", {"prompt": "hi"}),
@@ -309,7 +309,7 @@ def test_a_chat_with_a_picture_model_is_refused(site: Site) -> None:
         assert IMAGES in error["message"]
 
 
-def test_a_picture_model_is_listed_with_what_it_draws(site: Site) -> None:
+def test_a_image_model_is_listed_with_what_it_draws(site: Site) -> None:
     facts = httpx.get(f"{site.url}/v1/models/toy").json()["guard"]
     assert (facts["engine"], facts["size"]) == ("diffusers", f"{WIDTH}x{HEIGHT}")
     listed = httpx.get(f"{site.url}/guard/v1/policies").json()
@@ -322,7 +322,7 @@ def test_a_picture_model_is_listed_with_what_it_draws(site: Site) -> None:
 
 
 def test_a_client_that_goes_in_the_middle_of_a_batch_loses_its_rows_only(tmp_path: Path) -> None:
-    with picture_stand(tmp_path, max_batch=4) as stand, serving(stand) as site:
+    with image_stand(tmp_path, max_batch=4) as stand, serving(stand) as site:
         stand.engine.pace_s = 0.01
         body = {"model": "toy", "prompt": "gone", "n": 2, "num_inference_steps": 400}
 
@@ -346,7 +346,7 @@ def test_a_client_that_goes_in_the_middle_of_a_batch_loses_its_rows_only(tmp_pat
 
 def test_a_request_that_takes_too_long_is_a_timeout_and_its_row_leaves(tmp_path: Path) -> None:
     with (
-        picture_stand(tmp_path, request_timeout_s=0.3) as stand,
+        image_stand(tmp_path, request_timeout_s=0.3) as stand,
         serving(stand) as site,
     ):
         stand.engine.pace_s = 0.01
@@ -358,7 +358,7 @@ def test_a_request_that_takes_too_long_is_a_timeout_and_its_row_leaves(tmp_path:
 
 def test_a_full_queue_says_when_to_try_again(tmp_path: Path) -> None:
     with (
-        picture_stand(tmp_path, max_batch=1, queue_limit=2) as stand,
+        image_stand(tmp_path, max_batch=1, queue_limit=2) as stand,
         serving(stand) as site,
         ThreadPoolExecutor(2) as pool,
     ):
@@ -388,7 +388,7 @@ def test_the_models_own_default_policy_goes_before_the_servers_and_behind_the_ke
             f"{name} = {value!r}\n" for name, value in entry.items() if value
         )
     path.write_text(text)
-    with picture_stand(tmp_path, load_config(path)) as stand, serving(stand) as site:
+    with image_stand(tmp_path, load_config(path)) as stand, serving(stand) as site:
 
         def drawn(secret: str, model: str = "toy", **more: Any) -> httpx.Response:
             headers = {"Authorization": f"Bearer {secret}"}

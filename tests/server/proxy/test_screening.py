@@ -308,14 +308,14 @@ def test_what_nobody_reads_is_refused_unless_it_is_listed(
         assert proxy.lines(2)[1]["unscreened"] == [path]
 
 
-def test_pictures_in_a_request_need_leave(tmp_path: Path) -> None:
+def test_images_in_a_request_need_leave(tmp_path: Path) -> None:
     parts = [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]
     upstream = said("ok")
     body = {"model": "m", "messages": [{"role": "user", "content": parts}]}
     with standing(tmp_path, upstream) as proxy:
         answer = httpx.post(f"{proxy.url}/v1/chat/completions", json=body)
         assert answer.json()["error"]["code"] == "unscreened_content"
-    with standing(tmp_path, upstream, screen='unscreened = ["pictures"]') as proxy:
+    with standing(tmp_path, upstream, screen='unscreened = ["images"]') as proxy:
         told = httpx.post(f"{proxy.url}/v1/chat/completions", json=body).json()
         assert told["guard"]["unscreened"] == ["pictures"]
 

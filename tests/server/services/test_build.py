@@ -49,7 +49,7 @@ def test_an_architecture_whose_layers_cannot_be_followed(tmp_path: Path) -> None
     assert "model m" in _refused(_config({"name": "m", "source": str(tmp_path)}))
 
 
-def test_a_picture_model_without_diffusers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_image_model_without_diffusers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "server.services.build_images", None)
     said = _refused(_config({"name": "m", "source": str(tmp_path), "engine": "diffusers"}))
     assert "pip install 'inference-guard[serve,diffusers]'" in said

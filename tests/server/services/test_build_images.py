@@ -1,4 +1,4 @@
-"""From a pipeline on disk to pictures over HTTP, with the engine and the guards proper."""
+"""From a pipeline on disk to images over HTTP, with the engine and the guards proper."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def site(folder: Path) -> Iterator[Site]:
         yield Site(url, service, verdicts)
 
 
-def test_the_official_client_draws_a_picture(site: Site) -> None:
+def test_the_official_client_draws_a_image(site: Site) -> None:
     client = openai.OpenAI(base_url=f"{site.url}/v1", api_key="any", max_retries=0, timeout=20)
     reply = client.images.generate(
         model="tiny", prompt="a cat", extra_body={"guard": {"policy": "none"}}
@@ -181,7 +181,7 @@ def test_the_verdict_says_what_the_method_did(
     assert guard["score"] > guard["threshold"] == 0.5
 
 
-def test_a_blocked_prompt_gets_no_picture(site: Site) -> None:
+def test_a_blocked_prompt_gets_no_image(site: Site) -> None:
     response = site.post("a knife", "block-knife", n=3)
     assert response.status_code == 400
     assert response.json()["error"]["code"] == "content_policy_violation"
@@ -206,7 +206,7 @@ def test_any_text_is_screened_and_drawn(site: Site, prompt: str) -> None:
     ("policy", "code"),
     [("refine-knife", "guard_failed"), ("open-knife", "engine_failed"), ("none", "engine_failed")],
 )
-def test_nan_in_an_embedding_is_an_error_and_no_picture(site: Site, policy: str, code: str) -> None:
+def test_nan_in_an_embedding_is_an_error_and_no_image(site: Site, policy: str, code: str) -> None:
     with ThreadPoolExecutor(2) as pool:
         other = pool.submit(site.png, "a cat", "none")
         response = site.post(f"a {NAN_WORD}", policy)

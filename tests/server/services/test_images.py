@@ -1,4 +1,4 @@
-"""The service of pictures: screening, replacement, ends of every kind, and nothing lost."""
+"""The service of images: screening, replacement, ends of every kind, and nothing lost."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from server.errors import EngineFailed
 from server.services.images import ImageRow
 from server.services.interface import GeneratedImage, ImageRowRequest
 from tests.guard.toy_images import CONCEPT, NAN, STEPS, STUBBORN, TOKENS
-from tests.server.image_stand import HEIGHT, TOO_MANY, WIDTH, PictureStand, picture_stand
+from tests.server.image_stand import HEIGHT, TOO_MANY, WIDTH, ImageStand, image_stand
 
 CAPACITY, QUEUE = 4, 3
 
 
 @pytest.fixture
-def stand(tmp_path: Path) -> Iterator[PictureStand]:
-    with picture_stand(tmp_path, max_batch=CAPACITY, queue_limit=QUEUE) as stand:
+def stand(tmp_path: Path) -> Iterator[ImageStand]:
+    with image_stand(tmp_path, max_batch=CAPACITY, queue_limit=QUEUE) as stand:
         yield stand
 
 
@@ -48,11 +48,11 @@ async def outcome(row: ImageRow) -> GeneratedImage | GuardError:
         return error
 
 
-async def batch(stand: PictureStand, requests: list[ImageRowRequest]) -> list[Any]:
+async def batch(stand: ImageStand, requests: list[ImageRowRequest]) -> list[Any]:
     return await asyncio.gather(*map(outcome, stand.service.submit(requests)))
 
 
-def together(stand: PictureStand, *requests: ImageRowRequest) -> list[Any]:
+def together(stand: ImageStand, *requests: ImageRowRequest) -> list[Any]:
     return run(lambda: batch(stand, list(requests)))
 
 
@@ -77,7 +77,7 @@ def same(one: GeneratedImage, other: GeneratedImage) -> bool:
 
 
 def test_silent_rows_are_those_of_the_bare_model_and_refined_ones_are_not(
-    stand: PictureStand,
+    stand: ImageStand,
 ) -> None:
     knife = f"a {CONCEPT}"
     bare, silent = together(stand, ask(), ask(policy="refine-knife"))
@@ -94,7 +94,7 @@ def test_silent_rows_are_those_of_the_bare_model_and_refined_ones_are_not(
     assert (guard.steps, guard.score, guard.after) == (STEPS, 1.0, pytest.approx(0.0, abs=0.1))
 
 
-def test_a_blocked_prompt_takes_no_step(stand: PictureStand) -> None:
+def test_a_blocked_prompt_takes_no_step(stand: ImageStand) -> None:
     blocked, other = together(stand, ask(f"a {CONCEPT}", "block-knife"), ask(steps=3))
     assert isinstance(blocked, ContentBlocked) and blocked.code == "content_policy_violation"
     assert blocked.verdict.outcome == "blocked" and blocked.verdict.guards[0].action == "block"
@@ -104,7 +104,7 @@ def test_a_blocked_prompt_takes_no_step(stand: PictureStand) -> None:
     assert stand.engine.steps == steps
 
 
-def test_what_the_encoder_cuts_off_is_screened(stand: PictureStand) -> None:
+def test_what_the_encoder_cuts_off_is_screened(stand: ImageStand) -> None:
     hidden = "x" * (3 * TOKENS) + CONCEPT
     blocked, refined, bare = together(
         stand, ask(hidden, "block-knife"), ask(hidden, "refine-knife"), ask(hidden)
@@ -115,7 +115,7 @@ def test_what_the_encoder_cuts_off_is_screened(stand: PictureStand) -> None:
     assert refined.verdict.guards[0].fired and refined.verdict.guards[0].action == "none"
 
 
-def test_a_prompt_that_cannot_be_refined_is_blocked(stand: PictureStand) -> None:
+def test_a_prompt_that_cannot_be_refined_is_blocked(stand: ImageStand) -> None:
     (blocked,) = together(stand, ask(f"a {STUBBORN}", "refine-knife"))
     assert isinstance(blocked, ContentBlocked) and "could not refine" in blocked.message
     (guard,) = blocked.verdict.guards
@@ -123,7 +123,7 @@ def test_a_prompt_that_cannot_be_refined_is_blocked(stand: PictureStand) -> None
     assert stand.engine.steps == 0
 
 
-def test_or_replaced_where_the_policy_says_so(stand: PictureStand) -> None:
+def test_or_replaced_where_the_policy_says_so(stand: ImageStand) -> None:
     stuck = f"a {STUBBORN}"
     first, replaced, last, banana = together(
         stand, ask(), ask(stuck, "replace-knife"), ask(steps=2), ask("a banana")
@@ -136,7 +136,7 @@ def test_or_replaced_where_the_policy_says_so(stand: PictureStand) -> None:
     assert len(stand.verdicts) == 4
 
 
-def test_a_replacement_is_screened_itself(stand: PictureStand) -> None:
+def test_a_replacement_is_screened_itself(stand: ImageStand) -> None:
     (blocked,) = together(stand, ask(f"a {STUBBORN}", "relapse-knife"))
     assert isinstance(blocked, ContentBlocked) and blocked.verdict.guards[0].action == "block"
     assert stand.engine.started == [f"a {STUBBORN}", "an S"] and stand.engine.steps == 0
@@ -144,7 +144,7 @@ def test_a_replacement_is_screened_itself(stand: PictureStand) -> None:
 
 
 def test_nan_in_an_embedding_fails_its_row_under_any_policy_and_spares_the_others(
-    stand: PictureStand,
+    stand: ImageStand,
 ) -> None:
     bare, closed, opened, unguarded = together(
         stand,
@@ -161,7 +161,7 @@ def test_nan_in_an_embedding_fails_its_row_under_any_policy_and_spares_the_other
 
 
 def test_a_guard_that_meets_nan_fails_closed_and_is_left_out_where_the_policy_is_open(
-    stand: PictureStand,
+    stand: ImageStand,
 ) -> None:
     knife = f"a {CONCEPT}"
     bare, closed, opened, silent = together(
@@ -178,7 +178,7 @@ def test_a_guard_that_meets_nan_fails_closed_and_is_left_out_where_the_policy_is
     assert len(stand.verdicts) == 4
 
 
-def test_what_turns_to_nan_on_the_way_ends_its_row_at_once(stand: PictureStand) -> None:
+def test_what_turns_to_nan_on_the_way_ends_its_row_at_once(stand: ImageStand) -> None:
     async def spoil() -> None:
         stand.engine.pace_s = 0.005
         sound, spoilt = stand.service.submit([ask(steps=40), ask(policy="refine-knife", steps=400)])
@@ -192,7 +192,7 @@ def test_what_turns_to_nan_on_the_way_ends_its_row_at_once(stand: PictureStand) 
     run(spoil)
 
 
-def test_a_row_that_the_engine_does_not_take_is_refused_alone(stand: PictureStand) -> None:
+def test_a_row_that_the_engine_does_not_take_is_refused_alone(stand: ImageStand) -> None:
     drawn, refused = together(stand, ask(), ask(steps=TOO_MANY))
     assert isinstance(drawn, GeneratedImage)
     assert isinstance(refused, RequestError) and refused.status == 400
@@ -201,7 +201,7 @@ def test_a_row_that_the_engine_does_not_take_is_refused_alone(stand: PictureStan
 
 
 def test_a_guard_of_another_encoder_refuses_every_row_with_its_own_verdict(
-    stand: PictureStand,
+    stand: ImageStand,
 ) -> None:
     with pytest.raises(GuardFailed) as caught:
         together(stand, ask(policy="refine-other"), ask(policy="refine-other"))
@@ -215,7 +215,7 @@ def test_a_guard_of_another_encoder_refuses_every_row_with_its_own_verdict(
 # -- admission ----------------------------------------------------------------------------------
 
 
-def test_requests_that_cannot_run_are_refused_without_a_verdict(stand: PictureStand) -> None:
+def test_requests_that_cannot_run_are_refused_without_a_verdict(stand: ImageStand) -> None:
     with pytest.raises(UnknownPolicy):
         together(stand, ask(), ask(policy="ghost"))
     with pytest.raises(RequestError, match="acts on the guidance") as caught:
@@ -225,13 +225,13 @@ def test_requests_that_cannot_run_are_refused_without_a_verdict(stand: PictureSt
     assert len(stand.verdicts) == 2 and stand.service.queued() == 0
 
 
-def test_a_policy_for_language_models_is_refused_here(stand: PictureStand) -> None:
+def test_a_policy_for_language_models_is_refused_here(stand: ImageStand) -> None:
     with pytest.raises(PolicyUnfit, match="default_policy"):
         together(stand, ask(policy="refine-words"))
     assert stand.verdicts == [] and "refine-words" not in stand.service.info.policies
 
 
-def test_exactly_the_rows_that_do_not_fit_are_turned_away(stand: PictureStand) -> None:
+def test_exactly_the_rows_that_do_not_fit_are_turned_away(stand: ImageStand) -> None:
     async def overflow() -> None:
         stand.engine.go.clear()
         taken = [*stand.service.submit([ask()])]
@@ -258,7 +258,7 @@ def test_exactly_the_rows_that_do_not_fit_are_turned_away(stand: PictureStand) -
 
 
 def test_a_request_joins_between_two_steps_and_leaves_before_the_others(
-    stand: PictureStand,
+    stand: ImageStand,
 ) -> None:
     async def stagger() -> None:
         stand.engine.pace_s = 0.005
@@ -274,7 +274,7 @@ def test_a_request_joins_between_two_steps_and_leaves_before_the_others(
 
 
 def test_a_client_that_hangs_up_loses_its_row_at_the_next_step_and_no_other(
-    stand: PictureStand,
+    stand: ImageStand,
 ) -> None:
     async def hang_up() -> None:
         stand.engine.pace_s = 0.005
@@ -303,7 +303,7 @@ def test_a_client_that_hangs_up_loses_its_row_at_the_next_step_and_no_other(
     assert len(stand.audit()) == 4
 
 
-def test_a_picture_is_the_same_in_whatever_company(stand: PictureStand) -> None:
+def test_a_image_is_the_same_in_whatever_company(stand: ImageStand) -> None:
     (alone,) = together(stand, ask(seed=3))
     company = together(
         stand,
@@ -321,7 +321,7 @@ def test_a_picture_is_the_same_in_whatever_company(stand: PictureStand) -> None:
 
 @pytest.mark.parametrize("step", ["start", "step", "pictures"])
 def test_a_step_that_fails_loses_its_batch_and_nothing_else(
-    stand: PictureStand, step: str, monkeypatch: pytest.MonkeyPatch
+    stand: ImageStand, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def fail() -> None:
         stand.engine.go.clear()
@@ -361,7 +361,7 @@ def test_a_step_that_fails_loses_its_batch_and_nothing_else(
     assert stand.service.ready()
 
 
-def test_an_engine_that_cannot_start_again_stops_the_service(stand: PictureStand) -> None:
+def test_an_engine_that_cannot_start_again_stops_the_service(stand: ImageStand) -> None:
     async def die() -> None:
         stand.engine.go.clear()
         (running,) = stand.service.submit([ask()])
@@ -380,7 +380,7 @@ def test_an_engine_that_cannot_start_again_stops_the_service(stand: PictureStand
     assert [verdict.outcome for verdict in stand.verdicts] == ["error", "error"]
 
 
-def test_closing_ends_every_row_with_its_verdict(stand: PictureStand) -> None:
+def test_closing_ends_every_row_with_its_verdict(stand: ImageStand) -> None:
     async def close() -> None:
         stand.engine.pace_s = 0.005
         running = stand.service.submit([ask(policy="refine-knife", steps=400)] * CAPACITY)
@@ -407,7 +407,7 @@ def test_closing_ends_every_row_with_its_verdict(stand: PictureStand) -> None:
 
 
 def test_a_record_that_cannot_be_kept_does_not_stop_the_engine(
-    stand: PictureStand, monkeypatch: pytest.MonkeyPatch
+    stand: ImageStand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_args: Any) -> None:
         raise RuntimeError("nowhere to put it")

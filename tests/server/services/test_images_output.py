@@ -1,4 +1,4 @@
-"""What becomes of pictures that a guard finds its concept in once they are drawn."""
+"""What becomes of images that a guard finds its concept in once they are drawn."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from server.errors import EngineFailed
 from server.services.interface import GeneratedImage
 from steering.images.embedding import ImageReading
 from tests.guard.toy_images import BLINDING, CONCEPT, NAN, PAINTED, STUBBORN
-from tests.server.image_stand import PictureStand, picture_stand
+from tests.server.image_stand import ImageStand, image_stand
 from tests.server.services.test_images import (
     CAPACITY,
     QUEUE,
@@ -29,8 +29,8 @@ SHOWN, BLURRED = f"a {PAINTED}", f"a {BLINDING}"
 
 
 @pytest.fixture
-def stand(tmp_path: Path) -> Iterator[PictureStand]:
-    with picture_stand(tmp_path, max_batch=CAPACITY, queue_limit=QUEUE) as stand:
+def stand(tmp_path: Path) -> Iterator[ImageStand]:
+    with image_stand(tmp_path, max_batch=CAPACITY, queue_limit=QUEUE) as stand:
         yield stand
 
 
@@ -45,13 +45,11 @@ def told_of(end: GeneratedImage | ContentBlocked, guard: str = "look") -> dict[s
 
 
 @pytest.mark.parametrize("action", ["refine", "block", "open"])
-def test_a_picture_that_shows_it_is_blocked_when_it_is_drawn(
-    stand: PictureStand, action: str
-) -> None:
+def test_a_image_that_shows_it_is_blocked_when_it_is_drawn(stand: ImageStand, action: str) -> None:
     (blocked,) = together(stand, ask(SHOWN, f"{action}-look", steps=5))
     assert isinstance(blocked, ContentBlocked) and blocked.code == "content_policy_violation"
     assert blocked.message == (
-        "A guard of this policy finds its concept in the picture, and blocks it."
+        "A guard of this policy finds its concept in the image, and blocks it."
     )
     told = told_of(blocked)
     assert (told["action"], told["fired"], told["position"]) == ("block", True, 5)
@@ -59,20 +57,20 @@ def test_a_picture_that_shows_it_is_blocked_when_it_is_drawn(
     assert [verdict.outcome for verdict in stand.verdicts] == ["blocked"]
 
 
-def test_nobody_gets_to_see_it(stand: PictureStand, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_gets_to_see_it(stand: ImageStand, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: list[int] = []
-    pictures = stand.engine.pictures
+    images = stand.engine.images
 
     def counted(rows: list[int]) -> object:
         decoded.extend(rows)
-        return pictures(rows)
+        return images(rows)
 
     monkeypatch.setattr(stand.engine, "pictures", counted)
     together(stand, ask(SHOWN, "refine-look"))
     assert decoded == []
 
 
-def test_a_picture_that_does_not_show_it_is_the_bare_one(stand: PictureStand) -> None:
+def test_a_image_that_does_not_show_it_is_the_bare_one(stand: ImageStand) -> None:
     bare, silent = together(stand, ask(), ask(policy="refine-look"))
     assert same(bare, silent)
     told = told_of(silent)
@@ -81,7 +79,7 @@ def test_a_picture_that_does_not_show_it_is_the_bare_one(stand: PictureStand) ->
 
 
 @pytest.mark.parametrize(("action", "outcome"), [("observe", "pass"), ("flag", "flagged")])
-def test_policies_that_only_tell_show_it(stand: PictureStand, action: str, outcome: str) -> None:
+def test_policies_that_only_tell_show_it(stand: ImageStand, action: str, outcome: str) -> None:
     bare, shown = together(stand, ask(SHOWN), ask(SHOWN, f"{action}-look"))
     assert isinstance(shown, GeneratedImage) and same(bare, shown)
     assert shown.verdict.outcome == outcome
@@ -89,7 +87,7 @@ def test_policies_that_only_tell_show_it(stand: PictureStand, action: str, outco
     assert (told["fired"], told["action"], told["position"]) == (True, action, 4)
 
 
-def test_others_of_the_batch_go_on_undisturbed(stand: PictureStand) -> None:
+def test_others_of_the_batch_go_on_undisturbed(stand: ImageStand) -> None:
     alone = [together(stand, ask(seed=3, steps=9))[0], together(stand, ask("b", steps=4))[0]]
     blocked, longer, beside, replaced = together(
         stand,
@@ -104,16 +102,16 @@ def test_others_of_the_batch_go_on_undisturbed(stand: PictureStand) -> None:
 
 
 def test_a_prompt_that_was_refined_may_show_something_else_all_the_same(
-    stand: PictureStand,
+    stand: ImageStand,
 ) -> None:
     both = f"a {CONCEPT}{PAINTED}"
     (blocked,) = together(stand, ask(both, "refine-knife-look"))
-    assert isinstance(blocked, ContentBlocked) and "in the picture" in blocked.message
+    assert isinstance(blocked, ContentBlocked) and "in the image" in blocked.message
     assert told_of(blocked, "knife")["action"] == "refine"
     assert told_of(blocked)["action"] == "block" and blocked.verdict.outcome == "blocked"
 
 
-def test_a_prompt_that_is_blocked_is_not_drawn_to_be_looked_at(stand: PictureStand) -> None:
+def test_a_prompt_that_is_blocked_is_not_drawn_to_be_looked_at(stand: ImageStand) -> None:
     (blocked,) = together(stand, ask(f"a {STUBBORN}{PAINTED}", "refine-knife-look"))
     assert isinstance(blocked, ContentBlocked) and "could not refine" in blocked.message
     assert stand.engine.steps == 0
@@ -123,13 +121,13 @@ def test_a_prompt_that_is_blocked_is_not_drawn_to_be_looked_at(stand: PictureSta
 # -- replaced -----------------------------------------------------------------------------------
 
 
-def test_a_replacement_is_drawn_with_the_seed_of_what_it_replaces(stand: PictureStand) -> None:
+def test_a_replacement_is_drawn_with_the_seed_of_what_it_replaces(stand: ImageStand) -> None:
     banana, replaced = together(
         stand, ask("a banana", seed=11), ask(SHOWN, "replace-look", seed=11)
     )
     assert isinstance(replaced, GeneratedImage) and same(replaced, banana)
     assert stand.engine.started == ["a banana", SHOWN, "a banana"]
-    # told is why it was drawn, not what its own picture scored
+    # told is why it was drawn, not what its own image scored
     told = told_of(replaced)
     assert (told["action"], told["fired"], told["position"]) == ("replace", True, 4)
     assert isinstance(told["score"], float) and told["score"] > 5
@@ -138,31 +136,31 @@ def test_a_replacement_is_drawn_with_the_seed_of_what_it_replaces(stand: Picture
 
 
 @pytest.mark.parametrize("prompt", [SHOWN, f"a {STUBBORN}"])
-def test_a_replacement_that_shows_it_too_is_blocked(stand: PictureStand, prompt: str) -> None:
-    """Wherever the first prompt was caught, by its picture or by its words."""
+def test_a_replacement_that_shows_it_too_is_blocked(stand: ImageStand, prompt: str) -> None:
+    """Wherever the first prompt was caught, by its image or by its words."""
     (blocked,) = together(stand, ask(prompt, "repaint-knife-look"))
-    assert isinstance(blocked, ContentBlocked) and "in the picture" in blocked.message
+    assert isinstance(blocked, ContentBlocked) and "in the image" in blocked.message
     assert stand.engine.started == [prompt, SHOWN]
     assert (told_of(blocked)["action"], told_of(blocked)["position"]) == ("block", 4)
     assert [verdict.outcome for verdict in stand.verdicts] == ["blocked"]
 
 
-def test_a_replacement_whose_words_are_refused_is_blocked(stand: PictureStand) -> None:
+def test_a_replacement_whose_words_are_refused_is_blocked(stand: ImageStand) -> None:
     (blocked,) = together(stand, ask(SHOWN, "relapse-knife-look"))
     assert isinstance(blocked, ContentBlocked) and "could not refine" in blocked.message
     assert stand.engine.started == [SHOWN, f"an {STUBBORN}"] and stand.engine.steps == 4
-    # its own readings: the first picture's would blame the wrong guard
+    # its own readings: the first image's would blame the wrong guard
     assert told_of(blocked, "knife")["action"] == "block" and told_of(blocked)["score"] is None
 
 
-def test_a_replacement_of_words_is_looked_at_and_shown(stand: PictureStand) -> None:
+def test_a_replacement_of_words_is_looked_at_and_shown(stand: ImageStand) -> None:
     banana, replaced = together(stand, ask("a banana"), ask(f"a {STUBBORN}", "replace-knife-look"))
     assert isinstance(replaced, GeneratedImage) and same(replaced, banana)
     assert told_of(replaced, "knife")["action"] == "replace"
     assert told_of(replaced)["fired"] is False and isinstance(told_of(replaced)["score"], float)
 
 
-def test_several_are_replaced_at_once_beside_one_that_goes_on(stand: PictureStand) -> None:
+def test_several_are_replaced_at_once_beside_one_that_goes_on(stand: ImageStand) -> None:
     seeds = range(3)
     longer = together(stand, ask(steps=12))[0]
     bananas = together(stand, *(ask("a banana", seed=seed) for seed in seeds))
@@ -176,22 +174,22 @@ def test_several_are_replaced_at_once_beside_one_that_goes_on(stand: PictureStan
 # -- what is not a number -----------------------------------------------------------------------
 
 
-def test_a_guard_that_meets_nan_in_the_picture_fails_closed(stand: PictureStand) -> None:
+def test_a_guard_that_meets_nan_in_the_image_fails_closed(stand: ImageStand) -> None:
     bare, closed = together(stand, ask(BLURRED), ask(BLURRED, "refine-look"))
-    assert isinstance(bare, GeneratedImage)  # the picture itself is sound
+    assert isinstance(bare, GeneratedImage)  # the image itself is sound
     assert isinstance(closed, GuardFailed) and closed.code == "guard_failed"
     assert closed.verdict is not None and closed.verdict.outcome == "error"
     assert "NaN" in (closed.verdict.guards[0].error or "")
 
 
-def test_or_lets_the_picture_through_where_the_policy_is_open(stand: PictureStand) -> None:
+def test_or_lets_the_image_through_where_the_policy_is_open(stand: ImageStand) -> None:
     bare, opened = together(stand, ask(BLURRED), ask(BLURRED, "open-look"))
     assert isinstance(opened, GeneratedImage) and same(opened, bare)
     assert opened.verdict.outcome == "error" and "NaN" in str(told_of(opened)["error"])
 
 
-def test_a_guard_of_prompts_that_met_nan_is_left_out_once_and_the_picture_looked_at(
-    stand: PictureStand,
+def test_a_guard_of_prompts_that_met_nan_is_left_out_once_and_the_image_looked_at(
+    stand: ImageStand,
 ) -> None:
     knife, both = f"a {CONCEPT}", f"a {CONCEPT}{PAINTED}"
     bare, drawn, blocked = together(
@@ -205,7 +203,7 @@ def test_a_guard_of_prompts_that_met_nan_is_left_out_once_and_the_picture_looked
     assert stand.engine.steps == 4
 
 
-def test_an_embedding_of_nan_is_the_engines_error_whoever_looks(stand: PictureStand) -> None:
+def test_an_embedding_of_nan_is_the_engines_error_whoever_looks(stand: ImageStand) -> None:
     (lost,) = together(stand, ask(f"a {NAN}", "open-look"))
     assert isinstance(lost, EngineFailed) and stand.engine.steps == 0
 
@@ -214,7 +212,7 @@ def test_an_embedding_of_nan_is_the_engines_error_whoever_looks(stand: PictureSt
 
 
 def test_a_client_that_goes_while_the_replacement_is_drawn_loses_its_row_only(
-    stand: PictureStand,
+    stand: ImageStand,
 ) -> None:
     async def hang_up() -> None:
         stand.engine.pace_s = 0.005
@@ -234,7 +232,7 @@ def test_a_client_that_goes_while_the_replacement_is_drawn_loses_its_row_only(
 
 
 def test_what_was_read_on_the_way_is_on_record_when_a_client_goes(
-    stand: PictureStand, monkeypatch: pytest.MonkeyPatch
+    stand: ImageStand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     late = ImageReading(9.0, 0.5, True, steps=2, position=3, area=0.25, peak=4.0)
     monkeypatch.setattr(stand.engine, "readings", lambda _row: {"look": late})
@@ -252,7 +250,7 @@ def test_what_was_read_on_the_way_is_on_record_when_a_client_goes(
     assert stand.audit()[0]["guards"][0]["position"] == 3
 
 
-def test_a_full_batch_replaces_in_place_while_others_wait(stand: PictureStand) -> None:
+def test_a_full_batch_replaces_in_place_while_others_wait(stand: ImageStand) -> None:
     async def crowd() -> None:
         rows = stand.service.submit(
             [ask(SHOWN, "replace-look", seed=seed) for seed in range(CAPACITY + QUEUE)]

@@ -77,7 +77,7 @@ class Site:
             f"{self.url}/v1/images/generations", json=body, headers=headers, timeout=30
         )
 
-    def picture(self, prompt: str, **more: Any) -> str:
+    def image(self, prompt: str, **more: Any) -> str:
         (data,) = self.post(prompt, **more).json()["data"]
         return str(data["b64_json"])
 
@@ -133,7 +133,7 @@ def test_a_key_that_may_draws_with_the_official_client(site: Site) -> None:
         extra_body={"seed": 1, "embeddings": {"<x>": b64(site.word("knife"))}},
     )
     assert reply.data is not None
-    usual = site.picture("a cat"), site.picture("a <x>"), site.picture("a knife")
+    usual = site.image("a cat"), site.image("a <x>"), site.image("a knife")
     assert reply.data[0].b64_json not in usual[:2]
 
 
@@ -170,9 +170,9 @@ def test_a_words_own_vector_draws_what_the_word_draws(site: Site) -> None:
             break
         time.sleep(0.05)
     assert engine.rows == 0
-    again = site.picture("a <other-name>", embeddings={"<other-name>": b64(words)})
+    again = site.image("a <other-name>", embeddings={"<other-name>": b64(words)})
     assert drawn.json()["data"][0]["b64_json"] == again
-    assert again != site.picture("a <x>", embeddings={"<x>": b64(words[::-1])})
+    assert again != site.image("a <x>", embeddings={"<x>": b64(words[::-1])})
 
 
 @pytest.mark.parametrize(
@@ -250,10 +250,10 @@ def test_guards_see_what_the_words_say_and_say_it(site: Site) -> None:
     assert site.post(past, guard=asked["guard"], embeddings=cat).status_code == 200
 
 
-def test_each_picture_of_a_request_has_them(site: Site) -> None:
+def test_each_image_of_a_request_has_them(site: Site) -> None:
     own = {"<x>": b64(site.word("knife"))}
     first, second = site.post("a <x>", n=2, embeddings=own).json()["data"]
-    assert second["b64_json"] == site.picture("a <x>", embeddings=own, seed=2)
+    assert second["b64_json"] == site.image("a <x>", embeddings=own, seed=2)
     assert first["b64_json"] != second["b64_json"]
 
 
@@ -265,9 +265,9 @@ def test_a_replacement_is_drawn_without_them(folder: Path, monkeypatch: pytest.M
         monkeypatch.setattr(
             ImagePlan, "decide", lambda plan, _: "replace" if plan.replacement else "draw"
         )
-        drawn = site.picture("a <x>", embeddings=own, guard={"policy": "replace-knife"})
+        drawn = site.image("a <x>", embeddings=own, guard={"policy": "replace-knife"})
         monkeypatch.undo()
-        assert drawn == site.picture("a cat")
+        assert drawn == site.image("a cat")
 
 
 def test_values_are_in_no_log_and_no_audit_line(

@@ -171,7 +171,7 @@ def test_what_an_edit_cannot_be_is_refused_by_name(name: str, value: Any, code: 
     assert (caught.value.param, caught.value.code, caught.value.status) == (name, code, 400)
 
 
-def test_an_edit_without_a_picture_is_told_so() -> None:
+def test_an_edit_without_a_image_is_told_so() -> None:
     with pytest.raises(RequestError) as caught:
         parse_request(EditRequest, BODY)
     assert (caught.value.param, caught.value.code) == ("image", "missing_required_parameter")
@@ -186,5 +186,5 @@ def test_strength_and_inversion_are_two_ways() -> None:
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg", "jpg", "webp", "PNG"])
-def test_a_data_url_is_a_picture(kind: str) -> None:
+def test_a_data_url_is_a_image(kind: str) -> None:
     assert edit(image=f"data:image/{kind};base64,AAEC").image == b"\0\1\2"

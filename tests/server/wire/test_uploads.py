@@ -1,4 +1,4 @@
-"""Pictures from outside: what is taken, how it comes out, and what is refused."""
+"""Images from outside: what is taken, how it comes out, and what is refused."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def png(width: int, height: int, data: bytes, *, bits: int = 8, kind: int = 2) -
 
 
 @pytest.mark.parametrize(("form", "options"), [("PNG", {}), ("WEBP", {"lossless": True})])
-def test_a_picture_of_the_models_size_is_taken_as_it_is(form: str, options: Any) -> None:
+def test_a_image_of_the_models_size_is_taken_as_it_is(form: str, options: Any) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
     assert np.array_equal(decoded(saved(Image.fromarray(noise), form, **options)), noise)
 
@@ -119,7 +119,7 @@ def test_what_is_transparent_lies_on_white() -> None:
 @pytest.mark.parametrize(
     ("orientation", "red"), [(1, (8, 2)), (3, (8, 13)), (6, (2, 8)), (8, (13, 8))]
 )
-def test_a_picture_is_turned_as_its_exif_data_say(
+def test_a_image_is_turned_as_its_exif_data_say(
     form: str, orientation: int, red: tuple[int, int]
 ) -> None:
     exif = Image.Exif()
@@ -149,7 +149,7 @@ def test_another_shape_loses_its_margins_and_another_size_is_resized() -> None:
     assert tall.shape == (16, 8, 3)
 
 
-def test_one_pixel_is_a_picture() -> None:
+def test_one_pixel_is_a_image() -> None:
     assert (decoded(saved(Image.new("RGB", (1, 1), RED))) == RED).all()
 
 
@@ -219,7 +219,7 @@ def test_animations_are_refused(form: str) -> None:
 
 
 def test_no_other_plugin_of_pillow_is_reached() -> None:
-    """Also not by a JPEG that says it holds several pictures, which Pillow hands to another."""
+    """Also not by a JPEG that says it holds several images, which Pillow hands to another."""
     file = saved(halves(), "MPO", save_all=True, append_images=[halves()])
     assert file.startswith(b"\xff\xd8\xff")
     code = (
@@ -233,7 +233,7 @@ def test_no_other_plugin_of_pillow_is_reached() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     shape, plugins = done.stdout.splitlines()
     assert shape == "(16, 16, 3)"
-    # TiffImagePlugin reads Exif data: an index of numbers, no picture
+    # TiffImagePlugin reads Exif data: an index of numbers, no image
     assert set(json.loads(plugins)) <= {
         *("PngImagePlugin", "JpegImagePlugin", "WebPImagePlugin", "TiffImagePlugin"),
     }

@@ -1,4 +1,4 @@
-"""Guards that look at finished pictures: who is read, and what a reading says."""
+"""Guards that look at finished images: who is read, and what a reading says."""
 
 from __future__ import annotations
 

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from classifiers.latents import LatentClassifiers
 from steering.methods.fitted import FittedGuard
-from steering.methods.image_methods import PICTURE_SCREENS, SCREENS
+from steering.methods.image_methods import IMAGE_SCREENS, SCREENS
 from steering.methods.latents import LatentClassifierGuards, stack
 from tests.classifiers.nets import drawn_net, tensors_of
 
 CHANNELS = 5
 SHAPES = [(8, 8), (3, 8, 6)]
-"""Of a picture, and of a video."""
+"""Of an image, and of a video."""
 
 
 def net_of(members: int, seed: int) -> LatentClassifiers:
@@ -43,8 +43,8 @@ def drawn(rows: int = 4, *, shape: Sequence[int] = (8, 8), seed: int = 0) -> Ten
     return torch.randn(rows, CHANNELS, *shape, generator=random)
 
 
-def test_the_method_looks_at_pictures_and_not_at_prompts() -> None:
-    assert PICTURE_SCREENS["latents"] is stack and "latents" not in SCREENS
+def test_the_method_looks_at_images_and_not_at_prompts() -> None:
+    assert IMAGE_SCREENS["latents"] is stack and "latents" not in SCREENS
 
 
 @pytest.mark.parametrize("shape", SHAPES)

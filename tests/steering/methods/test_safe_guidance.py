@@ -60,7 +60,7 @@ def slow_safety(u: Any, c: Any, s: Any, nu: Any, step: int, steps: int, own: Any
 
 
 @pytest.mark.parametrize("steps", [50, 10])
-def test_safe_guidance_follows_the_equations_over_a_whole_picture(steps: int) -> None:
+def test_safe_guidance_follows_the_equations_over_a_whole_image(steps: int) -> None:
     guide = safe_guidance.stack_safety(SAFETY)
     guidance = Guidance([guide])
     carried = [["medium"], [], ["weak", "max"], ["strong"]]

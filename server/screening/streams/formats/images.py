@@ -9,7 +9,7 @@ from server.screening.streams.formats.base import Group, Slot, StreamFormat, fra
 
 
 class ImagesFormat(StreamFormat):
-    """`/v1/images/...`: partial pictures; no text is new in them."""
+    """`/v1/images/...`: partial images; no text is new in them."""
 
     def slots(self, event: dict[str, Any]) -> Sequence[Slot]:
         return ()

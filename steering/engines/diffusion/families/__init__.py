@@ -39,7 +39,7 @@ def family_of(
     """The adapter of a loaded pipeline; sizes None are the pipeline's own defaults.
 
     Raises ValueError for a class that is not known, a part that is missing, a size that does not
-    go, or `frames` of a pipeline that makes pictures.
+    go, or `frames` of a pipeline that makes images.
     """
     kind = type(pipeline).__name__
     if kind not in FAMILIES:
@@ -48,5 +48,5 @@ def family_of(
     if issubclass(family, Wan):
         return family(pipeline, height=height, width=width, frames=frames)
     if frames is not None:
-        raise ValueError(f"{kind} makes pictures, not {frames} frames")
+        raise ValueError(f"{kind} makes images, not {frames} frames")
     return family(pipeline, height=height, width=width)

@@ -77,7 +77,7 @@ class Reader:
 class Family(ABC):
     """A loaded text-to-image or text-to-video pipeline. Not thread-safe.
 
-    Pictures are `height` by `width`, None for the pipeline's own default. Raises ValueError where
+    Images are `height` by `width`, None for the pipeline's own default. Raises ValueError where
     the pipeline lacks a part, or cannot draw that size.
     """
 
@@ -156,10 +156,10 @@ class Family(ABC):
 
     @abstractmethod
     def cross_attention(self) -> list[tuple[str, nn.Module]]:
-        """The modules in which pictures attend to the text, by their name in the denoiser."""
+        """The modules in which images attend to the text, by their name in the denoiser."""
 
     @abstractmethod
-    def _picture(self, latents: Tensor) -> NDArray[np.float32]:
+    def _image(self, latents: Tensor) -> NDArray[np.float32]:
         """In 0..1, `[rows, height, width, 3]`, for videos `[rows, frames, height, width, 3]`."""
 
     # -- what they share ------------------------------------------------------------------------
@@ -183,7 +183,7 @@ class Family(ABC):
 
     @property
     def readable(self) -> Mapping[str, nn.Module]:
-        """The layers whose attention can be read: those that project queries of the picture alone
+        """The layers whose attention can be read: those that project queries of the image alone
         and keys of the text alone. Not Flux's single-stream blocks, which project both at once."""
         return {
             name: module
@@ -194,7 +194,7 @@ class Family(ABC):
 
     @property
     def networks(self) -> dict[str, nn.Module]:
-        """Everything with weights that a picture is made by."""
+        """Everything with weights that an image is made by."""
         denoiser: nn.Module = self.denoiser
         return {**self.encoders, "denoiser": denoiser, "autoencoder": self.autoencoder}
 
@@ -395,13 +395,13 @@ class Family(ABC):
         return self.packed(torch.stack([each[draw] for each in drawn])).to(self.device)
 
     def decode(self, latents: Tensor) -> NDArray[np.uint8]:
-        """Pictures `[rows, height, width, 3]`; videos `[rows, frames, height, width, 3]`."""
+        """Images `[rows, height, width, 3]`; videos `[rows, frames, height, width, 3]`."""
         # rounded as diffusers does on its way to PIL
-        return (self._picture(latents) * 255).round().astype(np.uint8)
+        return (self._image(latents) * 255).round().astype(np.uint8)
 
     @torch.no_grad()
-    def encode_picture(self, pixels: Tensor) -> Tensor:
-        """The latents of pictures `[rows, height, width, 3]` in 0..1, in the denoiser's scale.
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """The latents of images `[rows, height, width, 3]` in 0..1, in the denoiser's scale.
 
         `[rows, channels, height, width]`, float32: the other way round to what `decode` does first,
         and what `unpacked` gives of finished latents. Where the autoencoder gives a distribution it
@@ -410,7 +410,7 @@ class Family(ABC):
         """
         shape = (self.height, self.width, 3)
         if pixels.ndim != 4 or tuple(pixels.shape[1:]) != shape:
-            raise ValueError(f"pictures must be [rows, {shape}], not {tuple(pixels.shape)}")
+            raise ValueError(f"images must be [rows, {shape}], not {tuple(pixels.shape)}")
         vae: Any = self.autoencoder
         signed = pixels.movedim(-1, 1).to(device=self.device, dtype=vae.dtype) * 2 - 1
         encoded = vae.encode(signed)
@@ -419,7 +419,7 @@ class Family(ABC):
         return self._scaled(latents).float()
 
     def _scaled(self, latents: Tensor) -> Tensor:
-        """What the autoencoder says of pictures, in the denoiser's scale."""
+        """What the autoencoder says of images, in the denoiser's scale."""
         config: Any = self.autoencoder.config
         scaled: Tensor = (latents - (config.get("shift_factor") or 0.0)) * config.scaling_factor
         return scaled

@@ -129,7 +129,7 @@ class Flux(Family):
         found: Tensor = self.pipeline._unpack_latents(latents, self.height, self.width, scale)
         return found
 
-    def _picture(self, latents: Tensor) -> NDArray[np.float32]:
+    def _image(self, latents: Tensor) -> NDArray[np.float32]:
         vae = self.pipeline.vae
         latents = self.unpacked(latents)
         latents = latents.to(vae.dtype) / vae.config.scaling_factor + vae.config.shift_factor

@@ -85,7 +85,7 @@ class PixArt(Family):
         blocks = enumerate(self.denoiser.transformer_blocks)
         return [(f"transformer_blocks.{i}.attn2", block.attn2) for i, block in blocks]
 
-    def _picture(self, latents: Tensor) -> NDArray[np.float32]:
+    def _image(self, latents: Tensor) -> NDArray[np.float32]:
         vae = self.pipeline.vae
         latents = latents.to(vae.dtype) / vae.config.scaling_factor
         image = vae.decode(latents, return_dict=False)[0]

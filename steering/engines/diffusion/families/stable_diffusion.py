@@ -75,7 +75,7 @@ class StableDiffusion(UNetFamily):
         )[0]
         return said
 
-    def _picture(self, latents: Tensor) -> NDArray[np.float32]:
+    def _image(self, latents: Tensor) -> NDArray[np.float32]:
         vae = self.pipeline.vae
         latents = latents.to(vae.dtype) / vae.config.scaling_factor
         image = vae.decode(latents, return_dict=False)[0]

@@ -107,7 +107,7 @@ class StableDiffusionXL(UNetFamily):
         )
         return shift, spread
 
-    def _picture(self, latents: Tensor) -> NDArray[np.float32]:
+    def _image(self, latents: Tensor) -> NDArray[np.float32]:
         vae = self.pipeline.vae
         latents, scale = latents.to(vae.dtype), vae.config.scaling_factor
         if (known := self._range(latents)) is not None:

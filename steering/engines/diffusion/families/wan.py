@@ -97,10 +97,10 @@ class Wan(Family):
         blocks = enumerate(self.denoiser.blocks)
         return [(f"blocks.{i}.attn2", block.attn2) for i, block in blocks]
 
-    def encode_picture(self, pixels: Tensor) -> Tensor:
-        raise ValueError("Wan makes videos: it cannot start from a picture")
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        raise ValueError("Wan makes videos: it cannot start from an image")
 
-    def _picture(self, latents: Tensor) -> NDArray[np.float32]:
+    def _image(self, latents: Tensor) -> NDArray[np.float32]:
         vae = self.pipeline.vae
         latents = latents.to(vae.dtype)
         mean, spread = (

@@ -1,4 +1,4 @@
-"""What a step's prediction says of the finished picture: `x̂_0 = p_i x_i + q_i out_i`.
+"""What a step's prediction says of the finished image: `x̂_0 = p_i x_i + q_i out_i`.
 
 What `out` stands for is the scheduler's `prediction_type`; signal and noise are those of the
 schedule, so that all schedulers are read alike, sigma-scaled ones too (their noise is sigma, their
@@ -28,7 +28,7 @@ class Estimates:
     `sample` and `output` are p and q. `next_signal` and `next_noise` say of what the sample behind
     an evaluation is made, `history` how much of x̂_0 the sampler's carry then is. `whole` is False
     where the carry is something else, in the middle of a step of a scheduler of a higher order:
-    nobody else may write the sample there; and where no picture can be told. `level` is the
+    nobody else may write the sample there; and where no image can be told. `level` is the
     noise's share before an evaluation, `noise / √(signal² + noise²)`.
     """
 
@@ -63,7 +63,7 @@ def estimates_of(scheduler: Any, schedule: Schedule) -> Estimates:
 def clean_coefficients(scheduler: Any, schedule: Schedule) -> tuple[Tensor, Tensor]:
     """`p` and `q` of every evaluation, `[evaluations]`, float32.
 
-    Both are zero where a sample is noise alone and its picture cannot be told. Raises ValueError
+    Both are zero where a sample is noise alone and its image cannot be told. Raises ValueError
     for a prediction type that is not known, or which the scheduler does not step by.
     """
     signal, noise = schedule.signal.double(), schedule.noise.double()
@@ -78,7 +78,7 @@ def clean_coefficients(scheduler: Any, schedule: Schedule) -> tuple[Tensor, Tens
     }
     named = type(scheduler).__name__
     if kind not in read:
-        raise ValueError(f"{named} predicts {kind}, of which no picture can be read")
+        raise ValueError(f"{named} predicts {kind}, of which no image can be read")
     sample, output = read[kind]
     told = sample.isfinite() & output.isfinite()
     sample, output = sample.where(told, 0), output.where(told, 0)
@@ -88,5 +88,5 @@ def clean_coefficients(scheduler: Any, schedule: Schedule) -> tuple[Tensor, Tens
         expected = torch.stack([sample[0] * share + ratio, output[0] * share])
         first = torch.stack([schedule.sample[0], schedule.output[0]]).double()
         if bool((expected - first).abs().max() > _CLOSE * first[1].abs()):
-            raise ValueError(f"{named} does not step by {kind}: its pictures cannot be read")
+            raise ValueError(f"{named} does not step by {kind}: its images cannot be read")
     return sample.float(), output.float()

@@ -1,10 +1,10 @@
-"""The way back from a picture to the noise that a deterministic sampler draws it from.
+"""The way back from an image to the noise that a deterministic sampler draws it from.
 
 DDIM inversion (arXiv 2010.02502, section 4.3) reads the sampler's steps backwards. A step without
 looking back is `x_{i+1} = a_i x_i + b_i out(x_i, t_i)`, so `x_i = (x_{i+1} - b_i out(x_i, t_i)) /
 a_i`, in which the output is at the sample that is sought. It is asked for twice: at `x_{i+1}`, and
 at the sample that this gives (one round of the fixed point iteration of AIDI, ICCV 2023). Asked
-once, which is the usual form, coarse schedules lead back to another picture. Both are of the form
+once, which is the usual form, coarse schedules lead back to another image. Both are of the form
 of `Sampler.step`: the first evaluation leaves `x_{i+1} / a_i` to the second as its carry.
 """
 
@@ -58,7 +58,7 @@ def inverse(schedule: Schedule) -> Schedule:
     cannot be read backwards.
     """
     if bool((schedule.sample.abs() < _LEAST).any()):
-        raise ValueError(f"{len(schedule)} steps are too few to invert a picture: ask for more")
+        raise ValueError(f"{len(schedule)} steps are too few to invert an image: ask for more")
     order = torch.arange(len(schedule)).flip(0)
     kept = 1 / schedule.sample[order]
     change = -schedule.output[order] * kept

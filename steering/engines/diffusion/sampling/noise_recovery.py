@@ -1,4 +1,4 @@
-"""The noise that a model draws given pictures from."""
+"""The noise that a model draws given images from."""
 
 from __future__ import annotations
 

@@ -130,7 +130,7 @@ def probe(scheduler: Any, arrange: Arrange, steps: int, skipped: int = 0) -> Sch
     """The tables of `scheduler` for `steps`, of which the first `skipped` are not gone.
 
     A scheduler that looks back has nothing to look back on where it begins, as in diffusers' own
-    pipelines that start from a picture. It is left as it was, and so is torch's own draw.
+    pipelines that start from an image. It is left as it was, and so is torch's own draw.
 
     Raises ValueError, naming the scheduler and what to use, where its step is not of the form
     above.

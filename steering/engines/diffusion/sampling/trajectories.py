@@ -1,6 +1,6 @@
-"""What a row starts from: noise of its own seed, or a picture, or noise that it was given.
+"""What a row starts from: noise of its own seed, or an image, or noise that it was given.
 
-Latents are those of one row, `[channels, (frames,) height, width]`, as `Family.encode_picture`
+Latents are those of one row, `[channels, (frames,) height, width]`, as `Family.encode_image`
 gives them and `Family.unpacked` shows them.
 """
 
@@ -19,7 +19,7 @@ from steering.engines.diffusion.sampling.samplers import Sampler, Schedule
 
 @dataclass(frozen=True, eq=False)
 class EditedImage:
-    """A picture under noise of the row's seed, denoised from there on (SDEdit, arXiv 2108.01073).
+    """An image under noise of the row's seed, denoised from there on (SDEdit, arXiv 2108.01073).
 
     `strength` in (0, 1] is the share of the steps that are taken, rounded down to whole ones as
     diffusers' `StableDiffusionImg2ImgPipeline` does, but one at least.
@@ -31,9 +31,9 @@ class EditedImage:
 
 @dataclass(frozen=True, eq=False)
 class InvertedImage:
-    """A picture that is led to noise first, and drawn from that (DDIM inversion, arXiv 2010.02502).
+    """An image that is led to noise first, and drawn from that (DDIM inversion, arXiv 2010.02502).
 
-    The row inverts its picture without guidance and under its own conditioning, as its guards left
+    The row inverts its image without guidance and under its own conditioning, as its guards left
     that, in twice as many evaluations as steps, and draws what comes out with its guidance. A
     scheduler that looks back is taken as one of first order both ways. The seed says nothing.
     """

@@ -1,10 +1,10 @@
-"""The attention seam: how much the places of a picture attend to given tokens, whatever is asked.
+"""The attention seam: how much the places of an image attend to given tokens, whatever is asked.
 
-A cross-attention layer has projected the picture's places to queries already. They are read where
+A cross-attention layer has projected the image's places to queries already. They are read where
 the layer makes them and multiplied with the keys of a few tokens that were projected once: one
 `[places, width] x [width, tokens]` product of one head. The layer's own attention runs as it does,
 by whatever kernel: its map is neither built nor needed. In joint attention (SD3, Flux) the queries
-are those of the picture's own tokens and the keys those of the text. Positions that a layer turns
+are those of the image's own tokens and the keys those of the text. Positions that a layer turns
 its queries and keys by (RoPE) are left out: what is asked is what a place shows, not where it is.
 """
 

@@ -78,7 +78,7 @@ class _Pair:
         )
 
     def settle(self, score: float) -> None:
-        """Take in what it sees of the finished picture."""
+        """Take in what it sees of the finished image."""
         assert self.reading is not None
         finite = math.isfinite(score)
         self.reading = replace(

@@ -1,6 +1,6 @@
 """Where a denoiser projects what the text says, and the hooks that overlay those projections.
 
-In cross-attention these are `to_k` and `to_v`; where text and picture attend to both (Stable
+In cross-attention these are `to_k` and `to_v`; where text and image attend to both (Stable
 Diffusion 3, Flux's double blocks) `add_k_proj` and `add_v_proj`. Flux's single blocks have one
 sequence for both and no projection of the text's own: nothing is overlaid there.
 """

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from classifiers.text.disguises.folding import fold, readable
 from classifiers.text.disguises.views import STEPS, layers, readings, views
-from tests.classifiers.text.disguises import DISGUISES
+from tests.classifiers.text.disguised_texts import DISGUISES
 
 PROSE = (
     "It was a bright cold day in April, and the clocks were striking thirteen.",

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from classifiers.text.patterns.matching import Match, PatternSet, Shipped, shipped
-from tests.classifiers.text.disguises import DISGUISES, OF_LETTERS_ONLY
+from tests.classifiers.text.disguised_texts import DISGUISES, OF_LETTERS_ONLY
 
 WORDS = PatternSet.from_toml(
     """

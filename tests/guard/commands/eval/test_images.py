@@ -1,4 +1,4 @@
-"""`guard eval pictures` as it is typed: a tiny model, real guards, a judge, and the report."""
+"""`guard eval images` as it is typed: a tiny model, real guards, a judge, and the report."""
 
 from __future__ import annotations
 
@@ -70,30 +70,37 @@ def _run(folder: Path, *arguments: str) -> Result:
     return result
 
 
-def test_pictures_writes_its_report_and_goes_on(folder: Path, tmp_path: Path) -> None:
-    result = _run(folder, "pictures", "--out", str(tmp_path))
+def test_images_writes_its_report_and_goes_on(folder: Path, tmp_path: Path) -> None:
+    result = _run(folder, "images", "--out", str(tmp_path))
     assert result.exit_code == 0, result.output
     assert "reproduced, direct" in result.stdout
-    told = json.loads((tmp_path / "tiny.pictures.json").read_text("utf-8"))
+    told = json.loads((tmp_path / "tiny.images.json").read_text("utf-8"))
     assert told["steps"] == 2
     assert set(told["methods"]) == {"bare", "nearest", "guide"}
     names = [figure["name"] for figure in told["figures"]]
     assert "bit-identical, clean" in names and "bare: a single object is there" in names
-    assert "data:image/webp" in (tmp_path / "tiny.pictures.html").read_text("utf-8")
+    assert "data:image/webp" in (tmp_path / "tiny.images.html").read_text("utf-8")
     lines = (tmp_path / "tiny.results.jsonl").read_text("utf-8")
-    again = _run(folder, "pictures", "--out", str(tmp_path), "--json")
+    again = _run(folder, "images", "--out", str(tmp_path), "--json")
     assert json.loads(again.stdout)["figures"] == told["figures"]
     assert (tmp_path / "tiny.results.jsonl").read_text("utf-8") == lines
 
 
 def test_a_short_run_plays_a_part(folder: Path, tmp_path: Path) -> None:
-    options = ("--methods", "guide", "--concepts", "knife", "--pictures", "2", "--steps", "1")
-    result = _run(folder, "pictures", "--out", str(tmp_path), *options, "--json")
+    options = ("--methods", "guide", "--concepts", "knife", "--images", "2", "--steps", "1")
+    result = _run(folder, "images", "--out", str(tmp_path), *options, "--json")
     assert result.exit_code == 0, result.output
     told = json.loads(result.stdout)
     assert (told["steps"], told["pictures"]) == (1, 2)
     assert set(told["methods"]) == {"bare", "guide"}
     assert "/2;" in told["methods"]["bare"]["reproduced"]["direct"]
+
+
+def test_the_first_name_of_the_command_still_goes(folder: Path, tmp_path: Path) -> None:
+    options = ("--methods", "guide", "--concepts", "knife", "--pictures", "2", "--steps", "1")
+    result = _run(folder, "pictures", "--out", str(tmp_path), *options)
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "tiny.pictures.json").exists() and (tmp_path / "tiny.pictures.html").exists()
 
 
 def test_bare_plays_what_has_no_concept(folder: Path, tmp_path: Path) -> None:
@@ -111,6 +118,6 @@ def test_bare_plays_what_has_no_concept(folder: Path, tmp_path: Path) -> None:
 def test_what_is_not_there_is_named(
     folder: Path, tmp_path: Path, options: tuple[str, ...], named: str
 ) -> None:
-    result = _run(folder, "pictures", "--out", str(tmp_path), *options)
+    result = _run(folder, "images", "--out", str(tmp_path), *options)
     assert result.exit_code == 1
     assert named in result.stderr

@@ -30,7 +30,7 @@ second_opinion = "second.onnx"
 prompts = ["prompts.jsonl"]
 scenes = "scenes/scenes.jsonl"
 attacks = "attacks"
-pictures = 3
+images = 3
 steps = 4
 batch = 4
 verify = 1
@@ -117,7 +117,7 @@ def test_all_five_are_made_played_and_told_and_go_on(folder: Path, tmp_path: Pat
     assert told["methods"]["nearest"]["distance"].startswith("0.00")
     assert told["methods"]["nearest"]["outside"] == "-"
     page = (tmp_path / "suite.m-erasure.html").read_text("utf-8")
-    assert all(f"Pictures: {scenario.name}" in page for scenario in SCENARIOS)
+    assert all(f"Images: {scenario.name}" in page for scenario in SCENARIOS)
     # what was made and played is not made and played again
     files = {path: path.read_bytes() for path in (folder / "attacks").glob("*.safetensors")}
     times = {path: path.stat().st_mtime_ns for path in files}
@@ -128,7 +128,7 @@ def test_all_five_are_made_played_and_told_and_go_on(folder: Path, tmp_path: Pat
     assert (tmp_path / "suite.results.jsonl").read_text("utf-8") == lines
 
 
-def test_attacks_are_rows_that_the_pictures_suite_plays(folder: Path, tmp_path: Path) -> None:
+def test_attacks_are_rows_that_the_images_suite_plays(folder: Path, tmp_path: Path) -> None:
     options = ("--scenarios", "learned-black-box,inverted-black-box")
     assert _run(folder, "--out", str(tmp_path), *options).exit_code == 0
     assert {"learned-black-box-knife-0", "learned-black-box-knife-1"} <= _names(folder, "jsonl")
@@ -147,7 +147,7 @@ def test_attacks_are_rows_that_the_pictures_suite_plays(folder: Path, tmp_path: 
         plain.replace('"prompts.jsonl"', '"prompts.jsonl", "attacks/*-black-box-*.jsonl"'), "utf-8"
     )
     only = ("--out", str(tmp_path), "--concepts", "knife")
-    result = _run(folder, *only, suite="plain.toml", what="pictures")
+    result = _run(folder, *only, suite="plain.toml", what="images")
     assert result.exit_code == 0, result.output
 
 
@@ -167,7 +167,7 @@ def test_what_guards_do_alike_is_searched_once(
     (folder / "alike.toml").write_text(suite, "utf-8")
     options = ("--out", str(tmp_path), "--scenarios", "inverted-white-box")
     assert _run(folder, *options, suite="alike.toml").exit_code == 0
-    # three scenes, two at once: once without guards that look at pictures, once with one
+    # three scenes, two at once: once without guards that look at images, once with one
     assert searched == [2, 1] * 2
     made = [
         (folder / "others" / f"inverted-white-box-knife-{method}-1.jsonl").read_text("utf-8")
@@ -178,7 +178,7 @@ def test_what_guards_do_alike_is_searched_once(
 
 
 def test_text_prompts_have_a_number_of_their_own(folder: Path, tmp_path: Path) -> None:
-    (folder / "short.toml").write_text(SUITE.replace("pictures = 3", "pictures = 3\ntext = 1"))
+    (folder / "short.toml").write_text(SUITE.replace("images = 3", "images = 3\ntext = 1"))
     options = ("--out", str(tmp_path), "--scenarios", "text", "--methods", "nearest", "--json")
     result = _run(folder, *options, suite="short.toml")
     # one direct prompt and one paraphrase
@@ -220,8 +220,8 @@ def test_unknown_names_are_refused(folder: Path) -> None:
         assert result.exit_code == 1 and "no nonsense" in result.stderr
 
 
-def test_a_file_that_is_no_picture_is_named(folder: Path, tmp_path: Path) -> None:
-    (folder / "scenes" / "bad.png").write_bytes(b"no picture")
+def test_a_file_that_is_no_image_is_named(folder: Path, tmp_path: Path) -> None:
+    (folder / "scenes" / "bad.png").write_bytes(b"no image")
     row = {"picture": "bad.png", "concept": "knife"}
     (folder / "scenes" / "bad.jsonl").write_text(json.dumps(row), "utf-8")
     (folder / "bad.toml").write_text(SUITE.replace("scenes.jsonl", "bad.jsonl"), "utf-8")

@@ -98,7 +98,7 @@ def test_an_artifact_is_written_that_a_policy_of_the_model_takes(
 def test_without_json_it_says_what_was_held_out(tmp_path: Path, model: tuple[Path, Family]) -> None:
     done = fit(tmp_path, model[0], *OPTIONS, *RATES)
     assert done.exit_code == 0, done.output
-    assert "held-out pictures" in done.stdout and "recall" in done.stdout
+    assert "held-out images" in done.stdout and "recall" in done.stdout
     assert done.stdout.splitlines()[-1] == f"wrote {tmp_path / 'g.safetensors'}"
 
 

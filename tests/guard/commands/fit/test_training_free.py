@@ -57,7 +57,7 @@ def test_a_negative_prompt_guard_draws_what_the_request_s_own_negative_prompt_wo
         engine.start(starts)
         while len(engine.step()) < len(starts):
             pass
-        return engine.pictures(range(len(starts)))
+        return engine.images(range(len(starts)))
 
     def row(**fields: object) -> ImageStart:
         return ImageStart(**({"prompt": "a cat", "seed": 3, "steps": 3, "guidance": 4.0} | fields))  # type: ignore[arg-type]

@@ -1,6 +1,6 @@
 """A judge that reads pixels and a drawer that writes them: the suite without a model.
 
-A picture is 8 x 8; the red value of pixel i of its first line says whether it shows concept i, that
+An image is 8 x 8; the red value of pixel i of its first line says whether it shows concept i, that
 of the last pixel whether its style is the second one; the seed is written into the blue ones.
 """
 
@@ -63,9 +63,9 @@ class FakeDrawer:
 
     A policy "knife-good" takes the knife out; "knife-rough" takes out everything; "knife-block"
     blocks. All three act on any prompt that has the letters "knife" in a row, whatever else it
-    says. "knife-leaky" claims to leave pictures alone but changes them.
+    says. "knife-leaky" claims to leave images alone but changes them.
 
-    "knife-seen" looks at pictures, and blocks those with a knife in them; "knife-redrawn" draws
+    "knife-seen" looks at images, and blocks those with a knife in them; "knife-redrawn" draws
     `INSTEAD` in their place. "knife-good-seen" is "knife-good", and "knife-seen" behind it.
     """
 
@@ -103,7 +103,7 @@ class FakeDrawer:
         advance: Advance,
         brought: Sequence[RowTensors] = (),
     ) -> list[GeneratedImage]:
-        pictures = np.zeros((len(prompts), SIDE, SIDE, 3), np.uint8)
+        images = np.zeros((len(prompts), SIDE, SIDE, 3), np.uint8)
         for i, (prompt, seed, policy) in enumerate(zip(prompts, seeds, policies, strict=True)):
             self.drawn.append((prompt, seed, policy))
             shown = [concept in prompt.split() for concept in CONCEPTS]
@@ -114,25 +114,25 @@ class FakeDrawer:
                     there and not rough and concept != erased
                     for there, concept in zip(shown, CONCEPTS, strict=True)
                 ]
-            pictures[i, 0, : len(CONCEPTS), 0] = np.array(shown) * 255
-            pictures[i, 0, SIDE - 1, 0] = 255 * ("twemoji" in prompt)
-            pictures[i, 0, 0, 2] = seed % 256
-            pictures[i, 1, 0, 2] = bool(policy and policy.endswith("leaky"))
+            images[i, 0, : len(CONCEPTS), 0] = np.array(shown) * 255
+            images[i, 0, SIDE - 1, 0] = 255 * ("twemoji" in prompt)
+            images[i, 0, 0, 2] = seed % 256
+            images[i, 1, 0, 2] = bool(policy and policy.endswith("leaky"))
             advance(1)
         return [
-            self._came(GeneratedImage(look, picture), policy, seed)
-            for look, picture, policy, seed in zip(
-                self.look(prompts, policies), pictures, policies, seeds, strict=True
+            self._came(GeneratedImage(look, image), policy, seed)
+            for look, image, policy, seed in zip(
+                self.look(prompts, policies), images, policies, seeds, strict=True
             )
         ]
 
     def _came(self, drawn: GeneratedImage, policy: str | None, seed: int) -> GeneratedImage:
-        """What is left of it where its policy looks at pictures."""
-        if not drawn.look.late or policy is None or drawn.picture is None:
+        """What is left of it where its policy looks at images."""
+        if not drawn.look.late or policy is None or drawn.image is None:
             return drawn
-        if not drawn.picture[0, CONCEPTS.index(policy.split("-")[0]), 0]:
+        if not drawn.image[0, CONCEPTS.index(policy.split("-")[0]), 0]:
             return drawn
         if policy.endswith("seen"):
             return GeneratedImage(PromptEffect(False, fired=True, blocked=True, score=7.0), None)
         (other,) = self.draw([INSTEAD], [seed], [None], lambda _count: None)
-        return GeneratedImage(PromptEffect(False, fired=True, score=7.0), other.picture)
+        return GeneratedImage(PromptEffect(False, fired=True, score=7.0), other.image)

@@ -127,7 +127,7 @@ def test_an_attack_made_through_one_method_is_played_against_it_alone(
     assert figures.attacks(games) == {"swap-attack": (0, 5), "white-box": (5,)}
 
 
-def test_judges_agreement_leaves_out_pictures_that_were_taken_over(games: list[PlayedCell]) -> None:
+def test_judges_agreement_leaves_out_images_that_were_taken_over(games: list[PlayedCell]) -> None:
     judged = [
         (name, shot)
         for each in games
@@ -136,7 +136,7 @@ def test_judges_agreement_leaves_out_pictures_that_were_taken_over(games: list[P
         if shot.seen
     ]
     taken = [shot for name, shot in judged if name != "bare" and shot.same]
-    total = figures.agreement(games, len(CONCEPTS)).pictures.total
+    total = figures.agreement(games, len(CONCEPTS)).images.total
     assert taken and total == len(judged) - len(taken)
 
 
@@ -145,7 +145,7 @@ def test_what_nothing_acts_on_is_not_drawn_again(tmp_path: Path) -> None:
     _evaluation(tmp_path, drawer, verify=0)[1].run(_prompts(), _quiet)
     assert not any(policy for prompt, _, policy in drawer.drawn if prompt == "a kni fe")
     assert not any(prompt in ("a spoon", "a knife-edge ridge") for prompt, _, _ in drawer.drawn)
-    # a blocked prompt has no picture either
+    # a blocked prompt has no image either
     assert not any(policy == "knife-block" for _, _, policy in drawer.drawn)
 
 
@@ -202,7 +202,7 @@ def test_every_method_draws_with_the_seeds_of_the_bare_model(tmp_path: Path) -> 
     assert {(p, s) for p, s, policy in drawer.drawn if policy} <= bare
 
 
-def test_the_report_tells_figures_and_shows_pictures(games: list[PlayedCell]) -> None:
+def test_the_report_tells_figures_and_shows_images(games: list[PlayedCell]) -> None:
     report = ImageReport(games, "good", len(CONCEPTS))
     reached = {figure.name: figure.reached for figure in report.figures}
     assert reached["bare reproduces, direct"] is True

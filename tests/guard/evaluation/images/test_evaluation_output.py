@@ -1,4 +1,4 @@
-"""The suite with policies that look at pictures: nothing is known before it is drawn."""
+"""The suite with policies that look at images: nothing is known before it is drawn."""
 
 from __future__ import annotations
 
@@ -71,14 +71,14 @@ def test_what_must_stay_silent_is_drawn_to_see_whether_it_does(drawer: FakeDrawe
     assert not drawn["good"] & silent
 
 
-def test_a_blocked_picture_shows_nothing_and_is_not_the_same(games: list[PlayedCell]) -> None:
+def test_a_blocked_image_shows_nothing_and_is_not_the_same(games: list[PlayedCell]) -> None:
     direct = shots(games, "seen", "direct")
     assert direct["blocked"] == direct["fired"] == [True] * 6
     assert direct["seen"] == direct["thumbnail"] == [None] * 6
     assert direct["same"] == [False] * 6 and direct["score"] == [7.0] * 6
     found = figures.reproduced(figures.pairs(games, "seen", "direct"))
     assert (found.count, found.total) == (0, 6)
-    # nothing of a pair is kept where there is no picture
+    # nothing of a pair is kept where there is no image
     assert figures.kept_ratio(games, "seen").value == 0.0
 
 
@@ -92,7 +92,7 @@ def test_a_false_alarm_counts_against_silence(games: list[PlayedCell]) -> None:
     assert figures.same(figures.pairs(games, "good", "hard")).count == 1
 
 
-def test_a_replaced_picture_is_judged_on_the_replacement(games: list[PlayedCell]) -> None:
+def test_a_replaced_image_is_judged_on_the_replacement(games: list[PlayedCell]) -> None:
     direct = shots(games, "redrawn", "direct")
     assert [seen.concepts for seen in direct["seen"]] == [("banana",)] * 6  # type: ignore[attr-defined]
     assert direct["blocked"] == direct["same"] == [False] * 6 and direct["fired"] == [True] * 6
@@ -103,21 +103,19 @@ def test_a_replaced_picture_is_judged_on_the_replacement(games: list[PlayedCell]
     assert figures.kept_ratio(games, "redrawn").value == 0.0
 
 
-def test_what_is_the_same_is_judged_by_its_own_picture(games: list[PlayedCell]) -> None:
+def test_what_is_the_same_is_judged_by_its_own_image(games: list[PlayedCell]) -> None:
     clean = shots(games, "seen", "clean")
     assert clean["same"] == [True, True, True, False]
     seen = [each and each.concepts for each in clean["seen"]]  # type: ignore[attr-defined]
     assert seen == [("cat",), ("car",), ("cat",), None]
 
 
-def test_every_picture_that_was_drawn_is_counted(
-    games: list[PlayedCell], drawer: FakeDrawer
-) -> None:
+def test_every_image_that_was_drawn_is_counted(games: list[PlayedCell], drawer: FakeDrawer) -> None:
     counted = sum(each.results["seen"].drawn for each in games)
     assert counted == sum(policy == "knife-seen" for _, _, policy in drawer.drawn) == 16
 
 
-def test_bits_are_compared_and_nothing_is_equal_to_no_picture(tmp_path: Path) -> None:
+def test_bits_are_compared_and_nothing_is_equal_to_no_image(tmp_path: Path) -> None:
     class Wavering(FakeDrawer):
         """Blocks everything the second time."""
 
@@ -147,14 +145,14 @@ def test_the_report_shows_what_there_is_to_show(games: list[PlayedCell]) -> None
     assert "blocked" in page and page.count("data:image/webp;base64,") >= 4
 
 
-def test_methods_with_the_same_guards_of_pictures_draw_once(
+def test_methods_with_the_same_guards_of_images_draw_once(
     tmp_path: Path, drawer: FakeDrawer
 ) -> None:
     methods = {"seen": "{concept}-seen", "both": "{concept}-good-seen"}
     games = play(tmp_path, drawer, methods=methods, ours="both")
     both = [(each.cell, each.results["both"]) for each in games if "both" in each.results]
     drawn = {prompt for prompt, _, policy in drawer.drawn if policy == "knife-good-seen"}
-    # where the guard of prompts acts, the picture is another one
+    # where the guard of prompts acts, the image is another one
     assert drawn and all("knife" in prompt for prompt in drawn)
     for cell, result in both:
         alone = next(each for each in games if each.cell == cell).results["seen"]
@@ -166,11 +164,11 @@ def test_methods_with_the_same_guards_of_pictures_draw_once(
 
 def test_only_what_lies_outside_of_the_mask_counts() -> None:
     bare = np.zeros((8, 8, 3), np.uint8)
-    picture, mask = bare.copy(), np.zeros((4, 4), np.float32)
+    image, mask = bare.copy(), np.zeros((4, 4), np.float32)
     mask[0, 1] = 0.2
-    picture[:2, 2:4] = 255  # its cell of the latents' grid
-    assert outside_psnr(picture, mask, bare) == 99.0
-    picture[2, 2] = 255
+    image[:2, 2:4] = 255  # its cell of the latents' grid
+    assert outside_psnr(image, mask, bare) == 99.0
+    image[2, 2] = 255
     # one of 60 pixels
-    assert outside_psnr(picture, mask, bare) == pytest.approx(10 * math.log10(60))
-    assert outside_psnr(picture, np.ones((4, 4), np.float32), bare) == 99.0
+    assert outside_psnr(image, mask, bare) == pytest.approx(10 * math.log10(60))
+    assert outside_psnr(image, np.ones((4, 4), np.float32), bare) == 99.0

@@ -121,7 +121,7 @@ def _quiet(_count: int) -> None:
 
 def _draw(drawer: EngineImageGenerator, prompts: Sequence[str], policy: str | None) -> Any:
     made = drawer.draw(prompts, range(len(prompts)), [policy] * len(prompts), _quiet)
-    return np.stack([one.picture for one in made if one.picture is not None])
+    return np.stack([one.image for one in made if one.image is not None])
 
 
 def test_what_looks_the_same_is_drawn_the_same(drawer: EngineImageGenerator) -> None:
@@ -145,7 +145,7 @@ def test_watching_changes_nothing(drawer: EngineImageGenerator) -> None:
     )
 
 
-def test_what_is_blocked_has_no_picture(drawer: EngineImageGenerator) -> None:
+def test_what_is_blocked_has_no_image(drawer: EngineImageGenerator) -> None:
     looks = drawer.look(["a knife", "a cat"], ["knife-block"] * 2)
     assert [look.blocked for look in looks] == [True, False]
     assert [look.same for look in looks] == [False, True]
@@ -176,7 +176,7 @@ def test_unless_that_does_not_pass_either(stubborn: EngineImageGenerator) -> Non
     assert look.blocked
 
 
-def test_pictures_come_back_in_order_whatever_the_batch(drawer: EngineImageGenerator) -> None:
+def test_images_come_back_in_order_whatever_the_batch(drawer: EngineImageGenerator) -> None:
     prompts = ["a cat", "a dog", "a knife", "a blade", "a", "dog dog", "cat"]
     policies = [None, "knife-nearest", "knife-nearest", None, None, "knife-guide", None]
     told: list[int] = []
@@ -184,8 +184,8 @@ def test_pictures_come_back_in_order_whatever_the_batch(drawer: EngineImageGener
     assert sum(told) == 7
     for i, (prompt, policy) in enumerate(zip(prompts, policies, strict=True)):
         alone = drawer.draw([prompt], [i], [policy], _quiet)
-        assert alone[0].picture is not None
-        assert np.array_equal(alone[0].picture, together[i].picture)
+        assert alone[0].image is not None
+        assert np.array_equal(alone[0].image, together[i].image)
 
 
 def test_nothing_to_draw_is_no_trouble(drawer: EngineImageGenerator) -> None:
@@ -193,7 +193,7 @@ def test_nothing_to_draw_is_no_trouble(drawer: EngineImageGenerator) -> None:
     assert drawer.look([], []) == []
 
 
-def test_identity_changes_with_whatever_changes_pictures(
+def test_identity_changes_with_whatever_changes_images(
     made: tuple[Config, Family, Path], drawer: EngineImageGenerator
 ) -> None:
     config, family, _ = made

@@ -1,4 +1,4 @@
-"""Policies that look at pictures in the drawer: what a prompt looks like before and afterwards."""
+"""Policies that look at images in the drawer: what a prompt looks like before and afterwards."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from guard.errors import DataError
 from guard.evaluation.images.evaluation import GeneratedImage
 from guard.evaluation.images.generator import EngineImageGenerator
 from steering.engines.diffusion.families import Family
-from steering.methods.image_methods import PICTURE_SCREENS, SCREENS
+from steering.methods.image_methods import IMAGE_SCREENS, SCREENS
 from tests.guard.evaluation.images.test_generator import _quiet, _Stubborn, _suite
 from tests.guard.toy_images import save_drawn_latents
 from tests.server.tiny_pipeline import save_guards, save_pipeline
@@ -84,7 +84,7 @@ def draw(
 
 
 def same(one: GeneratedImage, other: GeneratedImage) -> bool:
-    return bool(np.array_equal(one.picture, other.picture)) and one.picture is not None
+    return bool(np.array_equal(one.image, other.image)) and one.image is not None
 
 
 @pytest.fixture(scope="module")
@@ -106,17 +106,17 @@ def test_what_is_looked_at_later_is_pending(made: tuple[Config, Family]) -> None
         assert (bool(look.late), look.same, look.blocked) == (pending, True, False)
     changed, blocked = drawer.look([KNIFE] * 2, ["both", "both-block"])
     assert changed.late and not changed.same
-    # there is no picture to wait for
+    # there is no image to wait for
     assert blocked.blocked and not blocked.late
 
 
-def test_a_picture_that_does_not_show_it_stays_the_same(made: tuple[Config, Family]) -> None:
+def test_a_image_that_does_not_show_it_stays_the_same(made: tuple[Config, Family]) -> None:
     drawer, prompts = drawer_of(made), [CAT, DOG, CAT, DOG]
     bare = draw(drawer, prompts, None)
     looked = draw(drawer, prompts, "look")
     assert all(map(same, looked, bare))
     assert all(one.look.same and not one.look.fired for one in looked)
-    # its score is that of the picture, which nobody knew before
+    # its score is that of the image, which nobody knew before
     assert len({one.look.score for one in looked}) == 4
     assert all(one.look.score is None for one in bare)
 
@@ -127,7 +127,7 @@ def test_one_that_shows_it_comes_to_nothing(
     seed, limit = apart
     drawer = drawer_of(made, limit)
     kept, lost, other = draw(drawer, [CAT, DOG, CAT], "look", [seed] * 3)
-    assert lost.picture is None
+    assert lost.image is None
     assert (lost.look.blocked, lost.look.fired, lost.look.same) == (True, True, False)
     assert lost.look.score is not None and lost.look.score > limit
     (bare,) = draw(drawer, [CAT], None, [seed])
@@ -156,12 +156,12 @@ def test_the_replacement_is_drawn_with_the_same_seed(
     assert same(replaced, cat) and same(again, cat) and same(kept, cat)
     assert (replaced.look.fired, replaced.look.same, replaced.look.blocked) == (True, False, False)
     assert kept.look.same
-    assert sum(told) == 3, "progress counts prompts, not pictures"
+    assert sum(told) == 3, "progress counts prompts, not images"
 
 
 def test_unless_it_shows_it_too(made: tuple[Config, Family]) -> None:
     (lost,) = draw(drawer_of(made, -NEVER), [DOG], "replace")
-    assert lost.picture is None and lost.look.blocked and lost.look.fired
+    assert lost.image is None and lost.look.blocked and lost.look.fired
 
 
 @pytest.fixture
@@ -180,7 +180,7 @@ def test_a_replacement_for_words_is_looked_at_itself(made: tuple[Config, Family]
     (shown,) = draw(silent, [KNIFE], "both-replace")
     assert same(shown, *draw(silent, [CAT], None)) and not shown.look.same
     (lost,) = draw(strict, [KNIFE], "both-replace")
-    assert lost.picture is None and lost.look.blocked
+    assert lost.image is None and lost.look.blocked
 
 
 @pytest.mark.usefixtures("stubborn")
@@ -195,9 +195,9 @@ def test_a_replacement_that_is_blocked_by_its_words_is_not_waited_for(
 
 
 @pytest.mark.usefixtures("stubborn")
-def test_nor_drawn_where_it_is_for_a_picture(made: tuple[Config, Family]) -> None:
+def test_nor_drawn_where_it_is_for_a_image(made: tuple[Config, Family]) -> None:
     (lost,) = draw(drawer_of(made, -NEVER), [DOG], "both-relapse")
-    assert lost.picture is None and lost.look.blocked and lost.look.fired
+    assert lost.image is None and lost.look.blocked and lost.look.fired
 
 
 def test_nan_in_what_is_seen_fails_closed_or_open(
@@ -209,11 +209,11 @@ def test_nan_in_what_is_seen_fails_closed_or_open(
         monkeypatch.setattr(screen, "sense", lambda *asked: sense(*asked) * torch.nan)
         return screen
 
-    stack = PICTURE_SCREENS["latents"]
-    monkeypatch.setitem(PICTURE_SCREENS, "latents", blind)
+    stack = IMAGE_SCREENS["latents"]
+    monkeypatch.setitem(IMAGE_SCREENS, "latents", blind)
     drawer = drawer_of(made)
     (closed,) = draw(drawer, [CAT], "look")
-    assert closed.picture is None and closed.look.blocked and not closed.look.fired
+    assert closed.image is None and closed.look.blocked and not closed.look.fired
     (opened,) = draw(drawer, [CAT], "open")
     assert same(opened, *draw(drawer, [CAT], None)) and opened.look.score is None
 

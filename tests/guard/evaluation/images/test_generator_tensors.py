@@ -39,7 +39,7 @@ def made(
     return drawer, family, names
 
 
-def _picture(
+def _image(
     drawer: EngineImageGenerator,
     prompt: str,
     policy: str | None,
@@ -47,7 +47,7 @@ def _picture(
     seed: int = 0,
 ) -> Any:
     (one,) = drawer.draw([prompt], [seed], [policy], lambda _count: None, [brought])
-    return one.picture
+    return one.image
 
 
 def test_a_learned_word_is_read_as_its_vectors(made: Any) -> None:
@@ -55,23 +55,23 @@ def test_a_learned_word_is_read_as_its_vectors(made: Any) -> None:
     for word in ("knife", "cat"):
         given = RowTensors(word=names[word])
         for policy in (None, "knife-nearest"):
-            own = _picture(drawer, WORD, policy, given)
-            assert np.array_equal(own, _picture(drawer, f"a {word}", policy, RowTensors())), word
+            own = _image(drawer, WORD, policy, given)
+            assert np.array_equal(own, _image(drawer, f"a {word}", policy, RowTensors())), word
     both = [RowTensors(word=names[word]) for word in ("knife", "cat")]
     looks = drawer.look([WORD] * 2, ["knife-nearest"] * 2, both)
     assert [look.fired for look in looks] == [True, False]
 
 
-def test_noise_is_where_a_picture_begins(made: Any) -> None:
+def test_noise_is_where_a_image_begins(made: Any) -> None:
     drawer, _, names = made
     first, second = (RowTensors(noise=names[f"noise {i}"]) for i in range(2))
-    found = [_picture(drawer, "", None, each) for each in (first, second)]
+    found = [_image(drawer, "", None, each) for each in (first, second)]
     assert not np.array_equal(*found)
     # the seed says nothing then
-    assert np.array_equal(found[0], _picture(drawer, "", None, first, seed=7))
-    assert np.array_equal(found[0], _picture(drawer, "", "knife-nearest", first))
-    guarded = _picture(drawer, "a knife", "knife-nearest", first)
-    assert not np.array_equal(guarded, _picture(drawer, "a knife", None, first))
+    assert np.array_equal(found[0], _image(drawer, "", None, first, seed=7))
+    assert np.array_equal(found[0], _image(drawer, "", "knife-nearest", first))
+    guarded = _image(drawer, "a knife", "knife-nearest", first)
+    assert not np.array_equal(guarded, _image(drawer, "a knife", None, first))
 
 
 def test_where_a_guard_has_written_is_told(made: Any) -> None:
@@ -84,7 +84,7 @@ def test_where_a_guard_has_written_is_told(made: Any) -> None:
     assert 0 < mask.mean() < 1
 
 
-def test_a_mask_is_laid_over_its_picture() -> None:
+def test_a_mask_is_laid_over_its_image() -> None:
     import base64
     import io
 

@@ -1,4 +1,4 @@
-"""The judge sees what is in the pictures; agreement counts what two judges share."""
+"""The judge sees what is in the images; agreement counts what two judges share."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_a_judge_finds_what_is_there(tmp_path: Path) -> None:
     assert judge.knows("twemoji") and judge.knows("cat") and not judge.knows("dog")
     prompts = ["a cat", "a cat and a knife in twemoji style", "nothing"] * BATCH
     drawn = FakeDrawer().draw(prompts, range(len(prompts)), [None] * len(prompts), _nothing)
-    seen = judge.look(np.stack([one.picture for one in drawn if one.picture is not None]))
+    seen = judge.look(np.stack([one.image for one in drawn if one.image is not None]))
     assert seen[:3] == [
         JudgeView(("cat",), "noto"),
         JudgeView(("knife", "cat"), "twemoji"),
@@ -33,12 +33,12 @@ def test_a_judge_finds_what_is_there(tmp_path: Path) -> None:
     assert seen[1].shows("knife") and seen[1].shows("twemoji") and not seen[0].shows("knife")
 
 
-def test_no_pictures_are_no_trouble(tmp_path: Path) -> None:
+def test_no_images_are_no_trouble(tmp_path: Path) -> None:
     judge = Judge(judge_file(tmp_path / "judge.onnx"))
     assert judge.look(np.zeros((0, 8, 8, 3), np.uint8)) == []
 
 
-def test_pictures_of_another_size_are_refused(tmp_path: Path) -> None:
+def test_images_of_another_size_are_refused(tmp_path: Path) -> None:
     judge = Judge(judge_file(tmp_path / "judge.onnx"))
     with pytest.raises(DataError, match="16"):
         judge.look(np.zeros((1, 16, 16, 3), np.uint8))
@@ -65,6 +65,6 @@ def test_agreement_counts_sets_labels_and_styles() -> None:
         (JudgeView((), "t"), JudgeView((), "t")),
     ]
     found = Agreement.of(pairs, labels=4)
-    assert (found.pictures.count, found.pictures.total) == (2, 3)
+    assert (found.images.count, found.images.total) == (2, 3)
     assert (found.labels.count, found.labels.total) == (10, 12)
     assert (found.style.count, found.style.total) == (2, 3)

@@ -93,7 +93,7 @@ def test_attacks_are_played_by_those_that_are_named() -> None:
 
 
 def test_cells_hold_the_first_prompts_and_their_places_as_seeds() -> None:
-    found = cells(_rows("direct", 100), _suite(pictures=50))
+    found = cells(_rows("direct", 100), _suite(images=50))
     assert [len(cell.rows) for cell in found] == [PART, 50 - PART]
     assert [cell.part for cell in found] == [0, 1]
     seeds = [seed for cell in found for seed in cell.seeds]
@@ -103,12 +103,12 @@ def test_cells_hold_the_first_prompts_and_their_places_as_seeds() -> None:
 
 def test_silent_kinds_and_bare_prompts_have_their_own_limits() -> None:
     rows = [*_rows("clean", 90), *_rows("single", 30, concept="")]
-    found = cells(rows, _suite(pictures=2, bare_pictures=20))
+    found = cells(rows, _suite(images=2, bare_images=20))
     assert sum(len(cell.rows) for cell in found if cell.silent) == 90
     assert sum(len(cell.rows) for cell in found if cell.kind == "single") == 20
 
 
-def test_fewer_pictures_are_a_part_of_more() -> None:
-    few, many = (cells(_rows("direct", 40), _suite(pictures=n)) for n in (3, 40))
+def test_fewer_images_are_a_part_of_more() -> None:
+    few, many = (cells(_rows("direct", 40), _suite(images=n)) for n in (3, 40))
     assert many[0].rows[:3] == few[0].rows
     assert many[0].seeds[:3] == few[0].seeds

@@ -42,7 +42,7 @@ def test_each_choice_has_a_curve_over_all_concepts(monkeypatch: pytest.MonkeyPat
     titles = [plot.title for plot in ablations([calibration(0.8), calibration(1.0)])]
     assert len(titles) == len(set(titles)) == 5
     assert drawn["first look"]["recall"] == {0: (0.9, 0.8, 1.0), 1: (0.9, 0.8, 1.0)}
-    assert drawn["heads"]["share of the picture"] == {
+    assert drawn["heads"]["share of the image"] == {
         0: (0.0, 0.0, 0.0),
         1: pytest.approx((0.1, 0.1, 0.1)),
         # the mask of that size is tried again behind the heads

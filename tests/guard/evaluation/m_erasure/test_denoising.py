@@ -59,7 +59,7 @@ def test_timesteps_are_drawn_evenly() -> None:
     counts = torch.histc(found, 10, 0, 1000)
     assert int(counts.min()) == int(counts.max()) == 200, "one a stratum, each time"
     assert len(found.unique()) == LEVELS
-    assert found[:, 0].std() > 200, "no picture has a stratum of its own"
+    assert found[:, 0].std() > 200, "no image has a stratum of its own"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A word learned from pictures of a tiny random model: that the plumbing holds, no more."""
+"""A word learned from images of a tiny random model: that the plumbing holds, no more."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_the_loss_falls_and_no_weight_moves(family: Family) -> None:
 
 
 def test_the_denoisers_own_slope_makes_its_loss_fall() -> None:
-    """On one picture, over and over, under a model that was taught what it should say."""
+    """On one image, over and over, under a model that was taught what it should say."""
     family = tiny.built("emoji")
     (sample,) = latents(family, 1)
     first = learn(family, sample[None], replace(SETTINGS, steps=60, rate=0.3, batch=8))
@@ -107,7 +107,7 @@ def test_progress_is_told(family: Family) -> None:
 
 
 def test_what_cannot_be_learned_on_is_refused(family: Family) -> None:
-    with pytest.raises(DataError, match="pictures"):
+    with pytest.raises(DataError, match="images"):
         learn(family, latents(family)[:0], FEW)
     with pytest.raises(DataError, match="no token"):
         learn(family, latents(family), replace(FEW, start=""))

@@ -97,7 +97,7 @@ def test_what_guards_of_latents_say_has_a_slope(
     assert bool((slope.flatten(1).norm(dim=1) > 0).all())
 
 
-def test_the_slope_is_that_of_the_picture(made: tuple[ImagePlans, Family]) -> None:
+def test_the_slope_is_that_of_the_image(made: tuple[ImagePlans, Family]) -> None:
     """Against a difference, where no mask moves: without guards and with one of prompts."""
     plans, family = made
     given = noise(family)

@@ -1,4 +1,4 @@
-"""Fitting on a painter whose pictures are easy to read: a K is a spot somewhere, or there is none.
+"""Fitting on a painter whose images are easy to read: a K is a spot somewhere, or there is none.
 
 What is watched and drawn is made up; the choices are the fit's own. The way through an engine is
 in `test_fit_irece_cli.py`.
@@ -61,7 +61,7 @@ def spot_of(text: str) -> Tensor:
     return where
 
 
-def picture_of(text: str, share: float = 1.0) -> Tensor:
+def image_of(text: str, share: float = 1.0) -> Tensor:
     """Noise, and so much of a spot where there is a K."""
     draw = torch.Generator().manual_seed(number_of(text))
     own = torch.randn(CHANNELS, SIDE, SIDE, generator=draw)
@@ -110,7 +110,7 @@ class Studio:
         self.watched.append((list(texts), len(reads)))
         tick(len(texts))
         shares = [self.early] * (EVALUATIONS - 2) + [0.9, 1.0]
-        estimates = [torch.stack([picture_of(text, share) for share in shares]) for text in texts]
+        estimates = [torch.stack([image_of(text, share) for share in shares]) for text in texts]
         maps = []
         for text in texts:
             draw = torch.Generator().manual_seed(number_of(text) + 1)
@@ -126,9 +126,9 @@ class Studio:
         self.broken.append((guard, list(texts)))
         masks = torch.stack([spot_of(text) for text in texts])
         if guard is None:
-            return torch.stack([picture_of(t) for t in texts]), 0 * masks, 0.0
+            return torch.stack([image_of(t) for t in texts]), 0 * masks, 0.0
         left = self.fades[guard.settings["replacement"]]
-        made = torch.stack([picture_of(t, left) for t in texts])
+        made = torch.stack([image_of(t, left) for t in texts])
         # what looks early changes more of the rest
         made += 0.01 * guard.number("looks") * (1 - masks[:, None])
         return made, masks, guard.number("looks")
@@ -160,7 +160,7 @@ def test_a_fit_becomes_a_guard_that_finds_the_place(studio: Studio) -> None:
     assert {layer for layer, _ in named} == {"spot"}
     eraser = ERASERS["irece"]([FittedGuard("g", tensors, meta.settings)], "cpu")
     said, votes = eraser.sense(
-        torch.stack([picture_of(text) for text in ("K9001", "x9002", "j9003")]), [0]
+        torch.stack([image_of(text) for text in ("K9001", "x9002", "j9003")]), [0]
     )
     assert (said[:, 0] > float(str(threshold))).tolist() == [True, False, False]
     assert [(r.layer, r.head) for r in eraser.reads[0]] == [tuple(each) for each in named]
@@ -182,7 +182,7 @@ def test_it_looks_from_when_there_is_something_to_be_seen(studio: Studio) -> Non
     assert early[0]["recall"] >= max(each["recall"] for each in early) - 0.01
 
 
-def test_only_the_concepts_pictures_are_asked_for_places(studio: Studio) -> None:
+def test_only_the_concepts_images_are_asked_for_places(studio: Studio) -> None:
     studio.fit()
     (shown, reads), (plain, none) = studio.watched
     assert reads == len(HEADS) and none == 0
@@ -235,24 +235,24 @@ def test_the_same_seed_gives_the_same_artifact(studio: Studio) -> None:
 
 
 @pytest.mark.parametrize("missing", ["unsafe", "safe", "a split"])
-def test_pictures_of_both_kinds_are_needed(studio: Studio, missing: str) -> None:
+def test_images_of_both_kinds_are_needed(studio: Studio, missing: str) -> None:
     kept: dict[str, Callable[[LabelledPrompt], bool]] = {
         "unsafe": lambda prompt: not prompt.unsafe,
         "safe": lambda prompt: prompt.unsafe,
         "a split": lambda prompt: prompt.split == "fold 0",
     }
-    with pytest.raises(DataError, match="the prompts do not do: .* with the concept and pictures"):
+    with pytest.raises(DataError, match="the prompts do not do: .* with the concept and images"):
         studio.fit(list(filter(kept[missing], prompts())))
 
 
 @pytest.mark.parametrize("rates", [{"fpr": 0.001}, {"near_fpr": 0.001}])
-def test_too_few_pictures_for_a_rate_are_an_error(studio: Studio, rates: dict[str, Any]) -> None:
+def test_too_few_images_for_a_rate_are_an_error(studio: Studio, rates: dict[str, Any]) -> None:
     with pytest.raises(DataError, match="0.10% needs 999"):
         studio.fit(**rates)
     assert studio.broken == []
 
 
-def test_pictures_that_are_not_finite_teach_nothing(
+def test_images_that_are_not_finite_teach_nothing(
     studio: Studio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def spoilt(*given: Any, **how: Any) -> RecordedTrajectory:
@@ -294,11 +294,11 @@ def test_progress_ends_where_it_said(studio: Studio) -> None:
 
 
 def held_out(studio: Studio, maps: Tensor | None = None) -> irece_search.HeldOut:
-    """Pictures of two folds, and classifiers that know the concept."""
+    """Images of two folds, and classifiers that know the concept."""
     texts = [f"K{3 * i:04d}" for i in range(24)] + [f"x{3 * i + 1:04d}" for i in range(24)]
-    pictures = torch.stack([picture_of(text) for text in texts])
+    images = torch.stack([image_of(text) for text in texts])
     label = torch.tensor(["K" in text for text in texts])
-    members = [latents.train_latents(pictures, label, LEARNING, seed=seed) for seed in range(2)]
+    members = [latents.train_latents(images, label, LEARNING, seed=seed) for seed in range(2)]
     seen = studio._watch(
         studio.painter,
         texts[:24],
@@ -307,7 +307,7 @@ def held_out(studio: Studio, maps: Tensor | None = None) -> irece_search.HeldOut
         tick=lambda _: None,
     )
     own = seen.maps if maps is None else maps
-    return irece_search.HeldOut(pictures[:24], own, members, torch.arange(24) % 2, 0.0)
+    return irece_search.HeldOut(images[:24], own, members, torch.arange(24) % 2, 0.0)
 
 
 def test_places_are_read_where_that_helps_and_nowhere_else(studio: Studio) -> None:
@@ -319,7 +319,7 @@ def test_places_are_read_where_that_helps_and_nowhere_else(studio: Studio) -> No
     assert votes["reads"] == [] and [tuple(r) for r in with_reads["reads"]] == [
         HEADS[i] for i in found.reads
     ]
-    # it is gone from most pictures, and less is written over for it than by the votes alone
+    # it is gone from most images, and less is written over for it than by the votes alone
     assert with_reads["gone"] > 0.8 and with_reads["area"] < votes["area"]
     assert all(each["votes"] == irece_search.VOTES for each in every if not each["reads"])
 

@@ -20,7 +20,7 @@ from guard.fitting.prompts.rates import Calibrated, calibrated
 from guard.models.images import ImageModel
 from steering.fingerprint import fingerprint
 from steering.methods.fitted import FittedGuard
-from steering.methods.image_methods import PICTURE_SCREENS
+from steering.methods.image_methods import IMAGE_SCREENS
 from tests.guard.fitting.prompts.test_concept_prompts import CONCEPT
 from tests.guard.toy_images import WIDTH, ToyFamily
 
@@ -129,12 +129,12 @@ def test_a_fit_becomes_a_guard_that_sees_the_concept(studio: Studio) -> None:
     assert {len(tensor) for tensor in tensors.values()} == {SPLITS}
     assert meta.settings["steps"] == 8 and meta.settings["guidance"] == 3.0
     assert float(str(meta.calibration["recall"])) > 0.9
-    screen = PICTURE_SCREENS["latents"]([FittedGuard("g", tensors, meta.settings)], "cpu")
+    screen = IMAGE_SCREENS["latents"]([FittedGuard("g", tensors, meta.settings)], "cpu")
     said = screen.sense(latents_of(["K9001", "x9002", "j9003"]), [0])[:, 0]
     assert (said > float(str(meta.settings["threshold"]))).tolist() == [True, False, False]
 
 
-def test_pictures_are_drawn_as_they_were_asked_for(studio: Studio) -> None:
+def test_images_are_drawn_as_they_were_asked_for(studio: Studio) -> None:
     studio.fit()
     assert studio.asked == [{"steps": 8, "guidance": 3.0, "seed": 3}]
     assert len(set(studio.drawn)) == len(studio.drawn)
@@ -204,19 +204,19 @@ def test_a_split_is_scored_by_the_classifier_that_was_not_taught_it(
 ) -> None:
     taught: list[tuple[Tensor, Tensor]] = []
 
-    def spied(pictures: Tensor, shown: Tensor, *args: Any, **how: Any) -> LatentClassifiers:
-        taught.append((pictures, shown))
-        return train_latents(pictures, shown, *args, **how)
+    def spied(images: Tensor, shown: Tensor, *args: Any, **how: Any) -> LatentClassifiers:
+        taught.append((images, shown))
+        return train_latents(images, shown, *args, **how)
 
     monkeypatch.setattr(latents, "train_latents", spied)
     done = studio.fit()
     known = {prompt.text: prompt for prompt in prompts()}
     parts = [known[text].split for text in studio.drawn]
-    for part, (pictures, shown) in enumerate(taught):
+    for part, (images, shown) in enumerate(taught):
         others = [
             text for text, split in zip(studio.drawn, parts, strict=True) if split != f"fold {part}"
         ]
-        assert torch.equal(pictures, latents_of(others))
+        assert torch.equal(images, latents_of(others))
         assert shown.tolist() == [known[text].unsafe for text in others]
     own, expected = members(done), dict[str, list[float]](unsafe=[], near=[], far=[])
     for text, split in zip(studio.drawn, parts, strict=True):
@@ -242,18 +242,18 @@ def test_the_threshold_keeps_the_rates_on_what_was_held_out(studio: Studio) -> N
 
 
 @pytest.mark.parametrize("missing", ["unsafe", "safe", "a split"])
-def test_pictures_of_both_kinds_are_needed_in_every_turn(studio: Studio, missing: str) -> None:
+def test_images_of_both_kinds_are_needed_in_every_turn(studio: Studio, missing: str) -> None:
     kept: dict[str, Callable[[LabelledPrompt], bool]] = {
         "unsafe": lambda prompt: not prompt.unsafe,
         "safe": lambda prompt: prompt.unsafe,
         "a split": lambda prompt: prompt.split == "fold 0",
     }
-    with pytest.raises(DataError, match="the prompts do not do: .* with the concept and pictures"):
+    with pytest.raises(DataError, match="the prompts do not do: .* with the concept and images"):
         studio.fit(list(filter(kept[missing], prompts())))
 
 
 def test_concepts_that_the_denoiser_does_not_know_cannot_be_fitted(studio: Studio) -> None:
-    with pytest.raises(DataError, match="the prompts do not do: .* with the concept and pictures"):
+    with pytest.raises(DataError, match="the prompts do not do: .* with the concept and images"):
         studio.fit(changed(unsafe=UNSURE))
 
 
@@ -264,13 +264,13 @@ def test_a_denoiser_that_is_sure_of_nothing_is_told_of(studio: Studio) -> None:
 
 
 @pytest.mark.parametrize("rates", [{"fpr": 0.001}, {"near_fpr": 0.001}])
-def test_too_few_pictures_for_a_rate_are_an_error(studio: Studio, rates: dict[str, Any]) -> None:
+def test_too_few_images_for_a_rate_are_an_error(studio: Studio, rates: dict[str, Any]) -> None:
     with pytest.raises(DataError, match="0.10% needs 999"):
         studio.fit(**rates)
 
 
 @pytest.mark.parametrize("fault", [torch.nan, torch.inf])
-def test_pictures_that_are_not_finite_teach_nothing(
+def test_images_that_are_not_finite_teach_nothing(
     studio: Studio, monkeypatch: pytest.MonkeyPatch, fault: float
 ) -> None:
     def overflown(texts: Sequence[str], **_how: Any) -> Tensor:
@@ -283,7 +283,7 @@ def test_pictures_that_are_not_finite_teach_nothing(
         studio.fit()
 
 
-def test_half_precision_pictures_are_taught_and_scored_in_single(
+def test_half_precision_images_are_taught_and_scored_in_single(
     studio: Studio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(studio.painter, "draw", lambda texts, **_how: latents_of(texts).half())
@@ -316,6 +316,6 @@ def test_progress_ends_where_it_said(studio: Studio, count: int, letters: dict[s
             studio.fit(changed(**letters), count=count, progress=stages)
     else:
         studio.fit(changed(**letters), count=count, progress=stages)
-    assert list(told) == ["choosing prompts", "drawing pictures", "training classifiers"]
+    assert list(told) == ["choosing prompts", "drawing images", "training classifiers"]
     assert told["choosing prompts"][0] == count + 2 * count + count // 2
     assert all(total == sum(done) and min(done) >= 0 for total, *done in told.values())

@@ -1,4 +1,4 @@
-"""Pictures that are watched on their way, beside those that are only drawn."""
+"""Images that are watched on their way, beside those that are only drawn."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_they_are_those_that_the_painter_draws(name: str, monkeypatch: pytest.Mo
     shape = painter.family.shape
     assert seen.estimates.shape == (3, 3, *shape) and seen.maps.shape == (3, 2, *shape[1:])
     torch.testing.assert_close(seen.estimates[:, -1], drawn, rtol=1e-3, atol=1e-3)
-    # the looks before are of another picture, and every picture has maps of its own
+    # the looks before are of another image, and every image has maps of its own
     assert not torch.allclose(seen.estimates[:, 0], drawn, rtol=1e-2, atol=1e-2)
     assert seen.maps.flatten(2).std(2).min() > 0
     assert not torch.allclose(seen.maps[0], seen.maps[1], atol=1e-3)

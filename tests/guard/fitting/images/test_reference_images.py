@@ -1,4 +1,4 @@
-"""Real pictures to learn from: which are read, what each look sees of them."""
+"""Real images to learn from: which are read, what each look sees of them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def folder(path: Path, rows: list[dict[str, object]], side: int = 32) -> Path:
     return file
 
 
-def test_a_picture_shows_the_concept_where_its_row_names_it(tmp_path: Path) -> None:
+def test_a_image_shows_the_concept_where_its_row_names_it(tmp_path: Path) -> None:
     file = folder(
         tmp_path,
         [
@@ -50,23 +50,23 @@ def test_a_picture_shows_the_concept_where_its_row_names_it(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("concept", [LABEL, "cat"])
-def test_pictures_of_one_kind_teach_nothing(tmp_path: Path, concept: str) -> None:
+def test_images_of_one_kind_teach_nothing(tmp_path: Path, concept: str) -> None:
     file = folder(tmp_path, [{"picture": "a.png", "concept": concept}])
     with pytest.raises(DataError, match="with .* and without it are wanted"):
         read_given(painter(), CONCEPT, file)
 
 
-def test_a_file_that_is_no_picture_is_named(tmp_path: Path) -> None:
+def test_a_file_that_is_no_image_is_named(tmp_path: Path) -> None:
     file = folder(
         tmp_path,
         [{"picture": "a.png", "concept": LABEL}, {"picture": "b.png", "concept": "cat"}],
     )
-    (tmp_path / "b.png").write_bytes(b"no picture")
+    (tmp_path / "b.png").write_bytes(b"no image")
     with pytest.raises(DataError, match="b.png"):
         read_given(painter(), CONCEPT, file)
 
 
-def test_each_look_sees_the_network_s_estimate_of_the_noised_picture() -> None:
+def test_each_look_sees_the_network_s_estimate_of_the_noised_image() -> None:
     made, looks, steps = painter(), InspectionSchedule(1.0, 3), 6
     family = made.family
     clean = torch.randn(18, *family.shape, generator=torch.Generator().manual_seed(1))
@@ -87,5 +87,5 @@ def test_each_look_sees_the_network_s_estimate_of_the_noised_picture() -> None:
         )
     expected = tables.sample[at[1]] * sample + tables.output[at[1]] * said
     torch.testing.assert_close(found[:16, 1], expected, rtol=1e-4, atol=1e-4)
-    # the last look is at the least noise, and nearest to the picture for a network that knows it
+    # the last look is at the least noise, and nearest to the image for a network that knows it
     assert not torch.equal(found[:, 0], found[:, 2])

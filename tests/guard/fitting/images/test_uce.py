@@ -117,7 +117,7 @@ def test_every_family_that_attends_to_the_text_alone_has_one_group(name: str, gr
     ("name", "groups"),
     [("stable diffusion 3", 2), ("stable diffusion 3 without t5", 2), ("flux", 1)],
 )
-def test_where_text_and_picture_attend_to_both_every_block_has_its_own(
+def test_where_text_and_image_attend_to_both_every_block_has_its_own(
     name: str, groups: int
 ) -> None:
     artifact = fitted(built(name), EditRequest("a banana"))

@@ -17,7 +17,7 @@ WIDTH = 6
 
 
 class Linear:
-    """A denoiser that says a fixed map of the text's mean, the same everywhere in a picture."""
+    """A denoiser that says a fixed map of the text's mean, the same everywhere in an image."""
 
     distilled = False
     device = torch.device("cpu")
@@ -69,7 +69,7 @@ def test_all_rows_are_looked_at_in_the_same_views_and_told_of() -> None:
     assert sum(told) == 31
     alone = torch.cat([found(text(row[None])) for row in asked])
     assert torch.allclose(together, alone, atol=1e-5)
-    # one view is of one picture at one timestep, none at the ends of the schedule
+    # one view is of one image at one timestep, none at the ends of the schedule
     latents, times = family.seen[-1]
     assert len(latents) == likeness.VIEWS
     assert len(set(times.tolist())) == likeness.VIEWS

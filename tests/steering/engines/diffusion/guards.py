@@ -37,7 +37,7 @@ class Push:
 
 
 class Gaze:
-    """Scores a finished picture by the mean of its first channel, in -1..1; guard i adds i."""
+    """Scores a finished image by the mean of its first channel, in -1..1; guard i adds i."""
 
     channels = 4
 

@@ -173,7 +173,7 @@ def test_embeddings_that_a_caller_brings_are_guarded(name: str) -> None:
         assert made.flags()[0] == [True]
 
 
-def test_every_picture_of_a_prompt_has_its_row(name: str) -> None:
+def test_every_image_of_a_prompt_has_its_row(name: str) -> None:
     family, screen = built(name), Push("g")
     argument = "num_videos_per_prompt" if name == "wan" else "num_images_per_prompt"
     with attached(family, screen, [carried("g")]) as made:
@@ -181,7 +181,7 @@ def test_every_picture_of_a_prompt_has_its_row(name: str) -> None:
         assert made.rows == 4
     text, cut = screen.seen[0], screen.seen[1]
     assert same(text, family.encode(["a cat", LONG]).select(torch.tensor([0, 0, 1, 1])))
-    # what is cut off is screened for both of its pictures
+    # what is cut off is screened for both of its images
     windows = family.overflow([LONG])[0]
     assert windows is not None and cut.rows == 2 * windows.rows
 
@@ -225,14 +225,14 @@ def test_a_negative_prompt_is_left_alone() -> None:
     assert same(screen.seen[2], plain.encode(["a cat"]))
 
 
-def test_pictures_as_prompts_are_refused() -> None:
+def test_images_as_prompts_are_refused() -> None:
     family = built("stable diffusion")
-    picture = [torch.zeros(2, 1, 1, 16)]
+    image = [torch.zeros(2, 1, 1, 16)]
     with (
         attached(family, Push("g"), [carried("g")]),
         pytest.raises(Unfollowed, match="ip_adapter_image"),
     ):
-        call(family, "a cat", ip_adapter_image_embeds=picture)
+        call(family, "a cat", ip_adapter_image_embeds=image)
 
 
 def test_other_layers_of_an_encoder_are_refused() -> None:

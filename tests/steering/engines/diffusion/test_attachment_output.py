@@ -1,4 +1,4 @@
-"""Guards of prompts and of pictures on one pipeline: who is asked when, and who is told."""
+"""Guards of prompts and of images on one pipeline: who is asked when, and who is told."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def attached(
     after: Callable[[PipelineAttachment], None] = quiet,
     gaze: Gaze | None = None,
 ) -> Iterator[PipelineAttachment]:
-    """A guard of prompts "g", and two of pictures, "p" and "q"."""
+    """A guard of prompts "g", and two of images, "p" and "q"."""
     finished = OutputBank([gaze or Gaze("p", "q")])
     bank = EmbeddingBank([Push("g")])
     made = PipelineAttachment(family, bank, guards, after, finished=finished)
@@ -101,7 +101,7 @@ def test_a_negative_prompt_has_no_rows_of_its_own() -> None:
         assert made.rows == 2 and made.readings(0) != made.readings(1)
 
 
-def test_those_who_look_at_pictures_do_not_mind_how_they_were_asked_for() -> None:
+def test_those_who_look_at_images_do_not_mind_how_they_were_asked_for() -> None:
     """What guards of prompts cannot follow is drawn like anything else."""
     family = built("stable diffusion 3")
     given = embeddings(family, family.encode(["a knife"]))
@@ -118,9 +118,7 @@ def test_those_who_look_at_pictures_do_not_mind_how_they_were_asked_for() -> Non
 
 @pytest.mark.parametrize("name", ["flux", "stable diffusion", "stable diffusion xl", "wan"])
 @pytest.mark.parametrize(("height", "width"), [(32, 16), (8, 32), (16, 16)])
-def test_pictures_of_any_size_are_looked_at_in_that_size(
-    name: str, height: int, width: int
-) -> None:
+def test_images_of_any_size_are_looked_at_in_that_size(name: str, height: int, width: int) -> None:
     if name == "wan":
         height, width = 2 * height, 2 * width
     family, size = tiny.built(name), {"height": height, "width": width}
@@ -136,7 +134,7 @@ def test_pictures_of_any_size_are_looked_at_in_that_size(
     assert torch.equal(seen, other.unpacked(latents))
 
 
-def test_without_guards_of_pictures_nobody_looks() -> None:
+def test_without_guards_of_images_nobody_looks() -> None:
     family, gaze = built("emoji"), Gaze("p")
     step = family.scheduler.step
     with attached(family, carried("g"), gaze=gaze) as made:
@@ -145,7 +143,7 @@ def test_without_guards_of_pictures_nobody_looks() -> None:
         assert set(made.readings(0)) == {"g"} and gaze.seen == []
 
 
-def test_nan_in_a_picture_makes_its_row_invalid() -> None:
+def test_nan_in_a_image_makes_its_row_invalid() -> None:
     class Blind(Gaze):
         def sense(self, latents: Tensor, columns: Sequence[int]) -> Tensor:
             scores = super().sense(latents, columns)

@@ -1,4 +1,4 @@
-"""Rows that come, stand at timesteps of their own, and go: each draws its own picture."""
+"""Rows that come, stand at timesteps of their own, and go: each draws its own image."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def run(
     joining: int = 9,
     before: Callable[[int, list[int]], Sequence[int]] | None = None,
 ) -> Drawn:
-    """Draw `starts`, `joining` of them coming before each step; latents and picture by index.
+    """Draw `starts`, `joining` of them coming before each step; latents and image by index.
 
     `before(step, live)` may name live rows' indices to be dropped before that step.
     """
@@ -68,7 +68,7 @@ def run(
         leave(made, live, [live.index(index) for index in lost])
         done = made.step()
         for row in done:
-            drawn[live[row]] = made._slots.latents[row].clone(), made.pictures([row])[0]
+            drawn[live[row]] = made._slots.latents[row].clone(), made.images([row])[0]
         leave(made, live, done)
         step += 1
     return drawn
@@ -92,9 +92,9 @@ def bare(name: str, index: int) -> tuple[Tensor, NDArray[np.uint8]]:
 
 def assert_bare(got: Drawn, name: str = "emoji") -> None:
     """Bit for bit what each row draws alone and unguarded."""
-    for index, (latents, picture) in got.items():
+    for index, (latents, image) in got.items():
         assert torch.equal(latents, bare(name, index)[0]), index
-        assert np.array_equal(picture, bare(name, index)[1]), index
+        assert np.array_equal(image, bare(name, index)[1]), index
 
 
 @pytest.mark.parametrize("name", tiny.PIPELINES)
@@ -114,14 +114,14 @@ def test_however_rows_come_together_they_draw_the_same_bits(joining: int) -> Non
 @pytest.mark.parametrize("name", ["emoji", "stable diffusion 3", "wan"])
 def test_in_one_forward_rows_keep_within_the_stated_tolerance(name: str) -> None:
     got = run(engine(built(name), forward=None), STARTS, joining=2)
-    for index, (latents, picture) in got.items():
-        expected, expected_picture = bare(name, index)
+    for index, (latents, image) in got.items():
+        expected, expected_image = bare(name, index)
         assert (latents - expected).abs().max() <= CLOSE * expected.abs().max()
-        away = np.abs(picture.astype(int) - expected_picture)
+        away = np.abs(image.astype(int) - expected_image)
         assert away.max() <= 1 and (away > 0).mean() < 0.01
 
 
-def test_seeds_prompts_and_guidance_make_the_picture() -> None:
+def test_seeds_prompts_and_guidance_make_the_image() -> None:
     made = engine(built("emoji"))
     start = STARTS[0]
     changes: list[dict[str, Any]] = [
@@ -161,7 +161,7 @@ def test_a_place_that_was_left_is_taken_by_a_fresh_row() -> None:
     while live:
         done = made.step()
         for row in done:
-            got[live[row]] = made._slots.latents[row].clone(), made.pictures([row])[0]
+            got[live[row]] = made._slots.latents[row].clone(), made.images([row])[0]
         leave(made, live, done)
     assert sorted(got) == [1, 3]
     assert_bare(got)
@@ -331,9 +331,9 @@ def test_a_conditioning_with_nan_makes_its_row_invalid_alone() -> None:
         for row in done:
             if made.invalid[row]:
                 with pytest.raises(ValueError, match=f"row {row} has met NaN"):
-                    made.pictures([row])
+                    made.images([row])
                 continue
-            got[live[row]] = made._slots.latents[row].clone(), made.pictures([row])[0]
+            got[live[row]] = made._slots.latents[row].clone(), made.images([row])[0]
         leave(made, live, done)
     # index 2 here is STARTS[3]
     assert sorted(got) == [0, 2]
@@ -366,7 +366,7 @@ def test_a_prediction_with_nan_makes_its_row_invalid_alone(
         invalid.append({live[row] for row in range(made.rows) if made.invalid[row]})
         for row in done:
             if not made.invalid[row]:
-                got[live[row]] = made.pictures([row])[0]
+                got[live[row]] = made.images([row])[0]
         if 1 in invalid[-1]:
             assert not made.readings(live.index(1))["loud"].valid
         leave(made, live, done)
@@ -375,7 +375,7 @@ def test_a_prediction_with_nan_makes_its_row_invalid_alone(
     assert all(np.array_equal(got[index], expected[index][1]) for index in got)
 
 
-def test_a_guard_that_reads_nan_makes_a_row_invalid_but_not_its_picture() -> None:
+def test_a_guard_that_reads_nan_makes_a_row_invalid_but_not_its_image() -> None:
     class Blind(Push):
         def sense(self, text: Conditioning) -> Tensor:
             return super().sense(text) * torch.nan
@@ -386,7 +386,7 @@ def test_a_guard_that_reads_nan_makes_a_row_invalid_but_not_its_picture() -> Non
     while not made.step():
         pass
     # whether it may go out is the policy's to say
-    assert np.array_equal(made.pictures([0])[0], bare("emoji", 0)[1])
+    assert np.array_equal(made.images([0])[0], bare("emoji", 0)[1])
 
 
 @pytest.mark.parametrize(
@@ -422,12 +422,12 @@ def test_rows_past_the_capacity_are_refused() -> None:
     assert made.rows == 0 and made.start([]) == [] and made.step() == []
 
 
-def test_complete_rows_are_to_be_dropped_and_others_have_no_picture() -> None:
+def test_complete_rows_are_to_be_dropped_and_others_have_no_image() -> None:
     made = engine(built("emoji"))
     made.start([replace(STARTS[0], steps=1), STARTS[1]])
     assert made.step() == [0]
     with pytest.raises(ValueError, match="row 1 is not complete"):
-        made.pictures([0, 1])
+        made.images([0, 1])
     with pytest.raises(ValueError, match=r"rows \[0\] are complete"):
         made.step()
     made.drop([0])

@@ -41,7 +41,7 @@ LAST = InspectionSchedule(1.0, 1)
 
 
 class Sponge:
-    """Puts `value` over the left half of the picture, or what `mask` says; scores as told."""
+    """Puts `value` over the left half of the image, or what `mask` says; scores as told."""
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ def drawn(
         live += fresh
         done = made.step()
         for row in done:
-            found[live[row]] = made._slots.latents[row].clone(), made.pictures([row])[0]
+            found[live[row]] = made._slots.latents[row].clone(), made.images([row])[0]
             read[live[row]] = made.readings(row)
         leave(made, live, done)
     made.close()
@@ -165,7 +165,7 @@ def test_what_the_sampler_looks_back_on_is_the_replacement_too() -> None:
     made.step()
     made.step()
     at = made._sampler.offset(start.steps) + torch.tensor([1])
-    # a sample and an output whose picture is the replacement
+    # a sample and an output whose image is the replacement
     tables = estimates_of(family.scheduler, made._sampler.schedule(start.steps))
     output = (2.0 - float(tables.sample[1]) * 0.3) / float(tables.output[1])
     _, carry = made._sampler.step(
@@ -183,15 +183,15 @@ def test_what_is_erased_is_the_same_alone_and_in_company(name: str) -> None:
     assert len(together) == len(starts)
     for index, start in enumerate(starts):
         one = erasing(built(name), sponge(name))
-        latents, picture = alone(one, start)
+        latents, image = alone(one, start)
         one.close()
         assert torch.equal(together[index][0], latents) and np.array_equal(
-            together[index][1], picture
+            together[index][1], image
         )
         assert read[index]["p"].steps == start.steps
 
 
-def test_the_estimate_of_the_last_evaluation_is_the_finished_picture() -> None:
+def test_the_estimate_of_the_last_evaluation_is_the_finished_image() -> None:
     eraser = sponge("emoji", looks=LAST)
     found, _ = drawn(
         erasing(built("emoji"), eraser), [guarded(STARTS[0], carried("p", fires=False))]
@@ -290,7 +290,7 @@ def test_a_row_at_which_no_look_can_be_taken_is_refused() -> None:
 
 
 @pytest.mark.parametrize("name", ["emoji", "stable diffusion"])
-def test_rows_that_start_from_a_picture_are_looked_at_while_they_are_drawn(name: str) -> None:
+def test_rows_that_start_from_a_image_are_looked_at_while_they_are_drawn(name: str) -> None:
     family = built(name)
     clean = torch.randn(family.shape, generator=torch.Generator().manual_seed(5))
     start = replace(STARTS[0], steps=6, guards=(carried("p"),))

@@ -1,4 +1,4 @@
-"""Guards that look at finished pictures in the engine: who is looked at, when, and by what."""
+"""Guards that look at finished images in the engine: who is looked at, when, and by what."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ FAMILIES = ["emoji", "flux", "pixart", "stable diffusion 3", "wan"]
 
 
 def looking(name: str, *screens: Any, **options: Any) -> DiffusionEngine:
-    """With two guards of pictures, "p" and "q"."""
+    """With two guards of images, "p" and "q"."""
     options.setdefault("finished", OutputBank([Gaze("p", "q")]))
     return engine(built(name), *screens, **options)
 
@@ -57,7 +57,7 @@ def run(
         live += fresh
         done = made.step()
         for row in done:
-            drawn[live[row]] = made._slots.latents[row].clone(), made.pictures([row])[0]
+            drawn[live[row]] = made._slots.latents[row].clone(), made.images([row])[0]
             read[live[row]] = made.readings(row)
         leave(made, live, done)
     return drawn, read
@@ -80,8 +80,8 @@ def test_a_guard_that_looks_changes_no_bit_alone_and_in_company(name: str, fires
     assert_bare(drawn, name)
     fired = [bool(read[index]) and read[index]["p"].fired for index in range(len(STARTS))]
     assert fired == [fires and index % 2 == 1 for index in range(len(STARTS))]
-    latents, picture = alone(made, starts[1])
-    assert torch.equal(latents, bare(name, 1)[0]) and np.array_equal(picture, bare(name, 1)[1])
+    latents, image = alone(made, starts[1])
+    assert torch.equal(latents, bare(name, 1)[0]) and np.array_equal(image, bare(name, 1)[1])
 
 
 @pytest.mark.parametrize("name", tiny.PIPELINES)
@@ -181,7 +181,7 @@ def test_positions_count_evaluations_of_the_network() -> None:
     assert evaluations == 5 and made.readings(0)["p"].position == 5
 
 
-def test_guards_of_prompts_and_of_pictures_stand_side_by_side() -> None:
+def test_guards_of_prompts_and_of_images_stand_side_by_side() -> None:
     made = looking("emoji", Push("g"))
     start = watched(STARTS[0], carried("p"), carried("g", strength=0.5), carried("q", fires=False))
     ((first,),) = [made.start([start])]
@@ -192,9 +192,9 @@ def test_guards_of_prompts_and_of_pictures_stand_side_by_side() -> None:
     assert {name: each.position for name, each in told.items()} == {"g": 0, "p": 4, "q": 4}
     assert {name: each.fired for name, each in told.items()} == {"g": True, "p": True, "q": False}
     assert told["g"] == first["g"]
-    # the prompt's guard has acted: it is that picture which is looked at
+    # the prompt's guard has acted: it is that image which is looked at
     assert told["p"].score == score_of("emoji", made._slots.latents[0])
-    assert not np.array_equal(made.pictures([0])[0], bare("emoji", 0)[1])
+    assert not np.array_equal(made.images([0])[0], bare("emoji", 0)[1])
 
 
 def test_a_guard_that_nobody_has_is_unknown() -> None:
@@ -227,9 +227,9 @@ def test_a_guard_that_meets_nan_spares_the_other_rows() -> None:
     while not made.step():
         pass
     assert made.invalid == [True, False]
-    # the picture itself is sound: whether it is shown is for the policy to say
+    # the image itself is sound: whether it is shown is for the policy to say
     assert made.spoilt == [False, False]
-    assert np.array_equal(made.pictures([0])[0], bare("emoji", 0)[1])
+    assert np.array_equal(made.images([0])[0], bare("emoji", 0)[1])
     told, other = made.readings(0)["p"], made.readings(1)["p"]
     assert (told.valid, told.fired, told.position) == (False, False, 4)
     assert other.valid and other.fired

@@ -44,7 +44,7 @@ def drawn(pipeline: Any) -> Any:
     engine.start([ImageStart("a knife", seed=1, steps=2, guidance=3.0)])
     while not engine.step():
         pass
-    return engine.pictures([0])
+    return engine.images([0])
 
 
 def dtypes(pipeline: Any) -> dict[str, set[torch.dtype]]:

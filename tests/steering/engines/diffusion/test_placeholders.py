@@ -151,7 +151,7 @@ def test_the_limit_is_told_from_the_vocabulary(family: Family) -> None:
 # -- in the engine ------------------------------------------------------------------------------
 
 
-def pictures(engine: DiffusionEngine, starts: list[ImageStart]) -> Tensor:
+def images(engine: DiffusionEngine, starts: list[ImageStart]) -> Tensor:
     engine.reset()
     engine.start(starts)
     while not (done := engine.step()):
@@ -169,7 +169,7 @@ def test_the_engine_draws_what_the_words_would_draw(forward: int | None) -> None
         ImageStart("a <x>", seed=1, steps=3, embeddings={"<x>": of(family, "dog")}),
         usual[2],
     ]
-    assert torch.equal(pictures(engine, starts), pictures(engine, usual))
+    assert torch.equal(images(engine, starts), images(engine, usual))
 
 
 def test_guards_see_the_vectors_in_the_window_and_past_it() -> None:

@@ -319,7 +319,7 @@ def built(name: str) -> Family:
 
 
 def _loosen(pipeline: Any) -> None:
-    """Weights that are zero or one at first would hide what does not reach the picture."""
+    """Weights that are zero or one at first would hide what does not reach the image."""
     for component in pipeline.components.values():
         if isinstance(component, nn.Module):
             for parameter in component.parameters():

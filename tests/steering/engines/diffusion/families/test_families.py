@@ -1,4 +1,4 @@
-"""Every family: its streams, its masks, what it cuts off, and the stock pipeline's own pictures."""
+"""Every family: its streams, its masks, what it cuts off, and the stock pipeline's own images."""
 
 from __future__ import annotations
 
@@ -96,9 +96,9 @@ def drawn(engine: DiffusionEngine, starts: list[ImageStart]) -> Any:
     while not (done := engine.step()):
         pass
     assert done == list(range(len(starts)))
-    pictures = engine.pictures(done)
+    images = engine.images(done)
     engine.drop(done)
-    return pictures
+    return images
 
 
 @pytest.mark.parametrize("negative", [None, ["a banana", "red"]])
@@ -311,7 +311,7 @@ def test_sizes_that_do_not_go_are_refused(name: str) -> None:
         with pytest.raises(ValueError, match="frames must be one more than a multiple of 4"):
             family_of(pipeline, height=32, width=32, frames=6)
     else:
-        with pytest.raises(ValueError, match="makes pictures"):
+        with pytest.raises(ValueError, match="makes images"):
             family_of(pipeline, frames=5)
 
 
@@ -350,9 +350,9 @@ def test_the_safety_checker_keeps_its_say() -> None:
         def forward(self, images: torch.Tensor, clip_input: torch.Tensor) -> Any:
             return torch.zeros_like(images), [True] * len(images)
 
-    def features(pictures: Any, return_tensors: str) -> Any:
+    def features(images: Any, return_tensors: str) -> Any:
         class Values(dict[str, torch.Tensor]):
-            pixel_values = torch.zeros(len(pictures), 3, 4, 4)
+            pixel_values = torch.zeros(len(images), 3, 4, 4)
 
             def to(self, _device: Any) -> Any:
                 return self
@@ -364,7 +364,7 @@ def test_the_safety_checker_keeps_its_say() -> None:
     assert not drawn(DiffusionEngine(family, EmbeddingBank(), capacity=1), [start]).any()
 
 
-PICTURES = [name for name in tiny.PIPELINES if name != "wan"]
+IMAGES = [name for name in tiny.PIPELINES if name != "wan"]
 
 
 def decoded(family: Family, latents: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> torch.Tensor:
@@ -384,8 +384,8 @@ def decoded(family: Family, latents: torch.Tensor, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("measured", [False, True])
-@pytest.mark.parametrize("name", PICTURES)
-def test_a_picture_is_encoded_as_it_is_decoded(
+@pytest.mark.parametrize("name", IMAGES)
+def test_a_image_is_encoded_as_it_is_decoded(
     name: str, measured: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     family = tiny.built(name)
@@ -395,18 +395,18 @@ def test_a_picture_is_encoded_as_it_is_decoded(
             return
         vae.register_to_config(latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[1.0, 2.0, 0.5, 3.0])
     pixels = torch.rand(2, family.height, family.width, 3)
-    latents = family.encode_picture(pixels)
+    latents = family.encode_image(pixels)
     assert latents.shape == (2, *family.shape) and latents.dtype == torch.float32
     with torch.no_grad():
         encoded = vae.encode(pixels.permute(0, 3, 1, 2) * 2 - 1)
     told = encoded.latents if name == "emoji" else encoded.latent_dist.mode()
     torch.testing.assert_close(decoded(family, latents, monkeypatch), told, rtol=1e-4, atol=1e-4)
-    assert torch.equal(latents, family.encode_picture(pixels)), "nothing is drawn"
+    assert torch.equal(latents, family.encode_image(pixels)), "nothing is drawn"
 
 
-def test_pictures_of_another_size_and_videos_are_refused() -> None:
+def test_images_of_another_size_and_videos_are_refused() -> None:
     for shape in ((16, 16, 3), (1, 16, 12, 3), (1, 3, 16, 16)):
-        with pytest.raises(ValueError, match="pictures must be"):
-            built("stable diffusion").encode_picture(torch.zeros(shape))
+        with pytest.raises(ValueError, match="images must be"):
+            built("stable diffusion").encode_image(torch.zeros(shape))
     with pytest.raises(ValueError, match="makes videos"):
-        built("wan").encode_picture(torch.zeros(1, 32, 32, 3))
+        built("wan").encode_image(torch.zeros(1, 32, 32, 3))

@@ -1,4 +1,4 @@
-"""What a step's prediction says of the finished picture, beside what was put into the sample."""
+"""What a step's prediction says of the finished image, beside what was put into the sample."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def true_output(
 
 @pytest.mark.parametrize("steps", [1, 7, 20])
 @pytest.mark.parametrize("name", FIT)
-def test_a_perfect_prediction_gives_the_picture_back(name: str, steps: int) -> None:
+def test_a_perfect_prediction_gives_the_image_back(name: str, steps: int) -> None:
     scheduler = FIT[name]
     schedule = probe(scheduler, arrange, steps)
     kind = scheduler.config.get("prediction_type", "flow_prediction")
@@ -38,7 +38,7 @@ def test_a_perfect_prediction_gives_the_picture_back(name: str, steps: int) -> N
     torch.testing.assert_close(p * sample + q * output, clean, rtol=2e-3, atol=2e-3)
 
 
-def test_a_network_that_predicts_the_picture_is_taken_at_its_word() -> None:
+def test_a_network_that_predicts_the_image_is_taken_at_its_word() -> None:
     scheduler = DDIMScheduler(clip_sample=False, prediction_type="sample")
     p, q = clean_coefficients(scheduler, probe(scheduler, arrange, 5))
     assert not p.any() and (q == 1).all()
@@ -52,7 +52,7 @@ def test_where_there_is_noise_alone_nothing_is_told() -> None:
     assert not p.any() and not q.any()
 
 
-def test_noise_of_which_no_picture_can_be_told_is_not_looked_at() -> None:
+def test_noise_of_which_no_image_can_be_told_is_not_looked_at() -> None:
     scheduler = DDIMScheduler(clip_sample=False)
     schedule = probe(scheduler, arrange, 4)
     blind = replace(schedule, signal=schedule.signal * torch.tensor([0.0, 1, 1, 1]))

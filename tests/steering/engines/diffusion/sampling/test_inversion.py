@@ -29,12 +29,12 @@ def gone(schedule: Schedule, sample: Tensor, slope: float) -> Tensor:
 @pytest.mark.parametrize("name", FIT)
 def test_what_was_inverted_is_drawn_back(name: str) -> None:
     schedule = first_order(FIT[name], probe(FIT[name], arrange, 20))
-    picture = torch.randn(100, generator=torch.Generator().manual_seed(0))
-    noise = gone(inverse(schedule), picture, 0.1)
+    image = torch.randn(100, generator=torch.Generator().manual_seed(0))
+    noise = gone(inverse(schedule), image, 0.1)
     assert len(inverse(schedule)) == 2 * len(schedule) == 40
-    away = (gone(schedule, noise, 0.1) - picture).abs().max()
+    away = (gone(schedule, noise, 0.1) - image).abs().max()
     assert away < 0.1
-    assert (gone(schedule, noise, 0.2) - picture).abs().max() > 10 * away, "the network matters"
+    assert (gone(schedule, noise, 0.2) - image).abs().max() > 10 * away, "the network matters"
 
 
 @pytest.mark.parametrize("name", ["dpm++ 2m", "heun"])

@@ -154,20 +154,20 @@ def test_probing_leaves_the_scheduler_and_the_random_numbers_alone() -> None:
 
 @pytest.mark.parametrize("skipped", [1, 4, 6])
 @pytest.mark.parametrize("name", FIT)
-def test_a_schedule_may_begin_later_as_in_pipelines_that_start_from_a_picture(
+def test_a_schedule_may_begin_later_as_in_pipelines_that_start_from_a_image(
     name: str, skipped: int
 ) -> None:
     scheduler, draw = FIT[name], torch.Generator().manual_seed(0)
     own = copy.deepcopy(scheduler)
     own.set_timesteps(7)
     first = skipped * own.order
-    picture, noise = torch.randn(2, 1, 2, 4, 4, generator=draw)
+    image, noise = torch.randn(2, 1, 2, 4, 4, generator=draw)
     # as stock pipelines do, the noise before it is told where it begins
     begun = own.timesteps[first : first + 1]
     if hasattr(own, "scale_noise"):
-        reference = own.scale_noise(picture, begun, noise)
+        reference = own.scale_noise(image, begun, noise)
     else:
-        reference = own.add_noise(picture, noise, begun)
+        reference = own.add_noise(image, noise, begun)
     if hasattr(own, "set_begin_index"):
         own.set_begin_index(first)
     sampler = Sampler(scheduler, arrange)
@@ -176,7 +176,7 @@ def test_a_schedule_may_begin_later_as_in_pipelines_that_start_from_a_picture(
     whole = sampler.schedule(7)
     assert torch.equal(schedule.signal, whole.signal[first:])
     assert torch.equal(schedule.noise, whole.noise[first:])
-    sample = schedule.signal[0] * picture + schedule.noise[0] * noise
+    sample = schedule.signal[0] * image + schedule.noise[0] * noise
     torch.testing.assert_close(sample, reference, rtol=1e-4, atol=1e-4)
     carry = torch.zeros_like(sample)
     for step, time in enumerate(own.timesteps[first:]):

@@ -1,4 +1,4 @@
-"""Rows that start from a picture or from given noise, alone and beside others."""
+"""Rows that start from an image or from given noise, alone and beside others."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from tests.steering.engines.diffusion.test_engine import (
     run,
 )
 
-PICTURES = [name for name in tiny.PIPELINES if name != "wan"]
+IMAGES = [name for name in tiny.PIPELINES if name != "wan"]
 
 
 def clean(family: Family, seed: int = 0) -> Tensor:
@@ -60,9 +60,9 @@ def of(start: ImageStart, beginning: InitialState, **more: Any) -> ImageStart:
 def test_an_edit_is_that_of_the_stock_pipeline(name: str, stock: Any, strength: float) -> None:
     family = built(name)
     latents = given = clean(family)
-    if name == "emoji":  # the stock one takes latents for a picture unless they have 4 channels
+    if name == "emoji":  # the stock one takes latents for an image unless they have 4 channels
         pixels = torch.rand(1, family.height, family.width, 3)
-        latents, given = family.encode_picture(pixels)[0], pixels[0].permute(2, 0, 1) * 2 - 1
+        latents, given = family.encode_image(pixels)[0], pixels[0].permute(2, 0, 1) * 2 - 1
     # strengths and steps whose product is a whole number: stock pipelines round differently
     start = ImageStart("a cat", seed=3, steps=10, guidance=3.0)
     ours = alone(engine(family), of(start, EditedImage(latents, strength)))[0]
@@ -111,7 +111,7 @@ def test_heun_starts_where_it_looks_back_on_nothing() -> None:
     assert count == 5, "two evaluations a step, one at the last"
 
 
-def test_seed_strength_and_picture_make_the_edit() -> None:
+def test_seed_strength_and_image_make_the_edit() -> None:
     family = built("emoji")
     made, latents = engine(family), clean(family)
     start = of(STARTS[0], EditedImage(latents, 0.5))
@@ -125,7 +125,7 @@ def test_seed_strength_and_picture_make_the_edit() -> None:
     assert all(not torch.equal(same, alone(made, other)[0]) for other in others)
 
 
-@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize("name", IMAGES)
 def test_given_noise_of_the_seed_is_the_seed(name: str) -> None:
     family = built(name)
     drawn = torch.randn(family.shape, generator=torch.Generator().manual_seed(STARTS[0].seed))
@@ -137,7 +137,7 @@ def test_given_noise_of_the_seed_is_the_seed(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "steps"), [("emoji", 20), ("flux", 20), ("stable diffusion 3", 20), ("pixart", 50)]
 )
-def test_the_inverse_of_a_picture_is_drawn_back(name: str, steps: int) -> None:
+def test_the_inverse_of_a_image_is_drawn_back(name: str, steps: int) -> None:
     family = built(name)
     latents = clean(family)
     start = ImageStart("a cat", steps=steps, guidance=1.0, beginning=InvertedImage(latents))
@@ -147,16 +147,16 @@ def test_the_inverse_of_a_picture_is_drawn_back(name: str, steps: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["emoji", "flux", "stable diffusion 3"])
-def test_rows_from_pictures_and_rows_of_text_leave_each_other_alone(name: str) -> None:
+def test_rows_from_images_and_rows_of_text_leave_each_other_alone(name: str) -> None:
     family = built(name)
     made, latents = engine(family), clean(family)
-    from_pictures = {
+    from_images = {
         1: of(STARTS[1], EditedImage(latents, 0.6)),
         2: of(STARTS[2], InvertedImage(latents)),
         4: of(STARTS[4], GivenNoise(latents)),
     }
-    expected = {index: alone(made, start)[0] for index, start in from_pictures.items()}
-    got = run(made, [from_pictures.get(i, start) for i, start in enumerate(STARTS)], joining=1)
+    expected = {index: alone(made, start)[0] for index, start in from_images.items()}
+    got = run(made, [from_images.get(i, start) for i, start in enumerate(STARTS)], joining=1)
     for index, latents in expected.items():
         assert torch.equal(got.pop(index)[0], latents)
     assert_bare(got, name)
@@ -225,7 +225,7 @@ def test_a_schedule_too_coarse_to_be_read_backwards_is_refused() -> None:
         made.check(start)
 
 
-def test_a_picture_that_is_not_finite_spoils_its_row_alone() -> None:
+def test_a_image_that_is_not_finite_spoils_its_row_alone() -> None:
     made, family = engine(built("emoji")), built("emoji")
     starts = [of(STARTS[0], EditedImage(clean(family) * torch.nan, 0.5)), *STARTS[1:3]]
     made.start(starts)

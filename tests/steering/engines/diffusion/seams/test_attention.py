@@ -111,7 +111,7 @@ def _same(score: Tensor, values: Tensor) -> bool:
 
 
 @torch.no_grad()
-def test_a_picture_whose_side_is_no_power_of_two_is_read() -> None:
+def test_a_image_whose_side_is_no_power_of_two_is_read() -> None:
     pipeline = tiny.built("stable diffusion").pipeline
     family = family_of(pipeline, height=18, width=10)
     assert family.shape[1:] == (9, 5)
@@ -124,7 +124,7 @@ def test_a_picture_whose_side_is_no_power_of_two_is_read() -> None:
 
 
 @torch.no_grad()
-def test_joint_attention_is_read_without_the_pictures_own_keys() -> None:
+def test_joint_attention_is_read_without_the_images_own_keys() -> None:
     family = tiny.built("stable diffusion 3")
     looked, others = slice(1, 3), slice(3, 6)
     reads = reads_of(family, looked, others)
@@ -134,7 +134,7 @@ def test_joint_attention_is_read_without_the_pictures_own_keys() -> None:
     latents, times, text, guidance = inputs(family, 1)
     with whole_maps() as maps:
         family.predict(latents, times, text, guidance)
-    # the text stands behind the picture, whose queries come first
+    # the text stands behind the image, whose queries come first
     places = (family.shape[1] // 2) * (family.shape[2] // 2)
     first = maps[0][0, :, :places, places:]
     for read, score in list(zip(reads, seam.scores(), strict=True))[:2]:

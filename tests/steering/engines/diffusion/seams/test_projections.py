@@ -72,11 +72,11 @@ def test_an_overlaid_row_is_what_edited_weights_draw(name: str) -> None:
     edit(edited, drawn_overlay(family, 0), 0.5)
     expected = run(DiffusionEngine(edited, EmbeddingBank(), capacity=2), starts_bare(starts))
     bare = run(DiffusionEngine(family, EmbeddingBank(), capacity=2), starts_bare(starts))
-    for row, (latents, picture) in got.items():
+    for row, (latents, image) in got.items():
         whole, pixels = expected[row]
         close = 2e-4 * whole.abs().max()
         assert (latents - whole).abs().max() <= close
-        assert np.abs(picture.astype(int) - pixels).max() <= 1
+        assert np.abs(image.astype(int) - pixels).max() <= 1
         assert (bare[row][0] - whole).abs().max() > 10 * close, "the edit is not seen"
     assert tiny.weights_hash(family.pipeline) == before and hooks(family) == 0
 
@@ -124,9 +124,9 @@ def run_bare(name: str, index: int) -> Any:
 
 
 def assert_same(got: Drawn, expected: Drawn) -> None:
-    for index, (latents, picture) in got.items():
+    for index, (latents, image) in got.items():
         assert torch.equal(latents, expected[index][0]), index
-        assert np.array_equal(picture, expected[index][1]), index
+        assert np.array_equal(image, expected[index][1]), index
 
 
 def test_rows_that_are_dropped_take_their_overlays_with_them() -> None:
@@ -277,7 +277,7 @@ def test_overlays_of_another_model_are_refused() -> None:
     assert hooks(built("emoji")) == hooks(built("stable diffusion xl")) == 0
 
 
-def test_a_forward_past_a_hook_is_no_picture() -> None:
+def test_a_forward_past_a_hook_is_no_image() -> None:
     family = tiny.built("stable diffusion")
     with overlaid(family) as made:
         path, module = family.cross_attention()[0]
