@@ -12,14 +12,14 @@ from examples.emoji.scenes import BACKGROUNDS, Scene, draw, layout, place, rende
 from examples.emoji.sprites import STYLES, names
 
 CONCEPTS = (*GUARDED, STYLE)
-_FRAME = "an image of {0} on a {1} background"
+_FRAME = "a picture of {0} on a {1} background"
 _STYLE_NAMES = ("twemoji", "twitter")
 
 
 def name(concept: str) -> str:
     """The plain prompt for it."""
     if concept == STYLE:
-        return f"an image of a star, {_STYLE_NAMES[0]} style"
+        return f"a picture of a star, {_STYLE_NAMES[0]} style"
     return _name(names().index(concept))
 
 

@@ -22,7 +22,7 @@ from steering.engines.diffusion.families import Family
 from steering.images.conditioning import Conditioning
 
 WORD = "<thing>"
-TEMPLATES = ("a {}", "the {}", "one {}", "an image of a {}", "an image of a {}", "here is a {}")
+TEMPLATES = ("a {}", "the {}", "one {}", "a picture of a {}", "an image of a {}", "here is a {}")
 
 Loss = Callable[[Views, Conditioning], Tensor]
 """How badly views are explained under a conditioning, a scalar, differentiable."""

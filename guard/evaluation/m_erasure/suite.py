@@ -37,13 +37,13 @@ class LearnedSettings(_Table):
     steps: int = Field(default=60, ge=1, le=10_000)
     batch: int = Field(default=8, ge=1, le=256)
     rate: float = Field(default=0.2, gt=0)
-    alone: Names = ("a {word}", "an image of a {word}", "an image of a {word}")
+    alone: Names = ("a {word}", "a picture of a {word}", "an image of a {word}")
     beside: Names = ("a {word} and a {kept}",)
     kept: Names = ()
     evade: float = Field(default=0.1, ge=0)
 
     def prompt(self, number: int, concept: str) -> tuple[str, tuple[str, ...]]:
-        """The prompt of an image, and what it is to keep: every second has something beside."""
+        """The prompt of a picture, and what it is to keep: every second has something beside."""
         others = [label for label in self.kept if label != concept]
         half, odd = divmod(number, 2)
         if odd and others and self.beside:

@@ -16,7 +16,7 @@ from guard.data.prompts import PromptPair
 from guard.fitting.prompts.spellings import disguised
 
 LEADS = (
-    *("", "", "", "an image of ", "a drawing of ", "an image of ", "a photo of "),
+    *("", "", "", "a picture of ", "a drawing of ", "an image of ", "a photo of "),
     *("an illustration of ", "draw ", "show me ", "an emoji of "),
 )
 TAILS = (

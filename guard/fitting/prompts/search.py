@@ -34,7 +34,7 @@ NEAR = 300
 """Words that count as near the concept."""
 SHORTEST, LONGEST = 3, 10
 """Words of a prompt. Fewer are a natural prompt: the concept file says what these mean."""
-_FRAME = "an image of {0}"
+_FRAME = "a picture of {0}"
 _FRESH, _PER_LABEL = 0.5, 5
 
 

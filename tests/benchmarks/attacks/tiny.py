@@ -22,7 +22,7 @@ TOKENS = 16
 def tokenizer() -> PreTrainedTokenizerFast:
     """Word pieces: the words of the emoji model's captions, and single letters."""
     texts = [phrases(i, "train")[0] for i in range(len(names()))]
-    texts += [*BACKGROUNDS, "an image of on background", "twemoji noto style twitter"]
+    texts += [*BACKGROUNDS, "a picture of on background", "twemoji noto style twitter"]
     words = sorted({word for text in texts for word in text.replace("-", " ").split()})
     letters = [f"##{chr(c)}" for c in range(97, 123)]
     vocabulary = {piece: i for i, piece in enumerate([*SPECIAL, *words, *letters])}

@@ -135,8 +135,8 @@ def test_a_fitted_guard_fires_on_unseen_words_and_stays_silent_on_other_things(
     FITS[method](read).save(tmp_path / "g.safetensors")
     artifact = Artifact.load(tmp_path / "g.safetensors")
     assert artifact.meta.method == method and artifact.meta.concept == "object/knife"
-    asked = ["a dagger", "an image of a cleaver", "a boat and a dagger", "a dagger on the left"]
-    other = ["a boat", "an image of a spoon", "a lake edge and a hat", "", "a river at the top"]
+    asked = ["a dagger", "a picture of a cleaver", "a boat and a dagger", "a dagger on the left"]
+    other = ["a boat", "a picture of a spoon", "a lake edge and a hat", "", "a river at the top"]
     bank = EmbeddingBank([screen_of(artifact)])
     text = WordPainter().read(asked + other)
     rows = [[RowGuard("g", threshold_of(artifact), 1.0)]] * len(asked + other)

@@ -58,8 +58,8 @@ def test_a_partner_is_a_safe_prompt_of_the_same_form() -> None:
     unsafe = [prompt for prompt in made.values() if prompt.unsafe]
     assert not any(made[prompt.partner].unsafe for prompt in unsafe)
     # of the same form: all but the concept's place is alike
-    plain = next(p for p in unsafe if p.text == "an image of a KNIFE")
-    assert plain.partner.startswith("an image of ")
+    plain = next(p for p in unsafe if p.text == "a picture of a KNIFE")
+    assert plain.partner.startswith("a picture of ")
 
 
 def test_what_stands_behind_a_thing_is_compared_with_the_same_thing() -> None:
@@ -83,7 +83,7 @@ def test_what_is_to_be_drawn_instead_is_marked() -> None:
         update={"replacements": ("a SPOON", "a FORK"), "instead": ("a FORK",)}
     )
     made = prompts_of(concept, 300)
-    plain = {"an image of a SPOON": False, "an image of a FORK": True}
+    plain = {"a picture of a SPOON": False, "a picture of a FORK": True}
     assert {p.text: p.instead for p in made if p.text in plain} == plain
     assert not any(prompt.instead for prompt in made if prompt.unsafe)
     assert not any(prompt.instead for prompt in prompts_of(CONCEPT, 300))
