@@ -28,8 +28,8 @@ from steering.engines.diffusion.engine import DiffusionEngine, ImageStart
 from steering.engines.diffusion.families import family_of
 from steering.engines.diffusion.loading import load_pipeline
 from steering.hidden.rows import RowGuard
-from steering.images.embedding import EmbeddingBank
-from steering.methods.image_methods import ERASERS
+from steering.images.stacks import ImageStacks
+from steering.methods import METHODS
 
 WATCHED = {"one guard": 1, "sixteen guards": 16}
 TARGETS = {"one guard": 0.05, "sixteen guards": 0.08}
@@ -70,8 +70,8 @@ def measure(artifact: Artifact, arguments: argparse.Namespace) -> dict[str, Any]
     """Seconds an image and ratios to the bare one, of each way."""
     family = family_of(load_pipeline(resolve_source(arguments.model)))
     guards = copies(artifact)[: max(WATCHED.values())]
-    eraser = ERASERS[artifact.meta.method](guards, family.device)
-    engine = DiffusionEngine(family, EmbeddingBank(), capacity=arguments.batch, erasers=[eraser])
+    eraser = METHODS[artifact.meta.method].stacked(guards, family.device)
+    engine = DiffusionEngine(family, ImageStacks(latents=(eraser,)), capacity=arguments.batch)
     names = [guard.name for guard in guards]
     ways = {
         "bare": [],

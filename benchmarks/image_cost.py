@@ -32,8 +32,8 @@ from steering.engines.diffusion.loading import load_pipeline
 from steering.hidden.rows import RowGuard
 from steering.images.embedding import EmbeddingBank
 from steering.images.output import OutputBank
+from steering.methods import METHODS
 from steering.methods.fitted import FittedGuard
-from steering.methods.image_methods import IMAGE_SCREENS, SCREENS
 
 CONCEPTS = 64
 DETECTION, REFINEMENT = 0.01, 0.05
@@ -86,14 +86,14 @@ def measure(
 ) -> dict[str, Any]:
     """Seconds and ratios of each part; raises SystemExit where the guard does not fire."""
     guards = copies(artifact)
-    bank = EmbeddingBank([SCREENS[artifact.meta.method](guards, family.device)])
+    bank = EmbeddingBank([METHODS[artifact.meta.method].stacked(guards, family.device)])
     threshold = guards[0].number("threshold")
     strength = guards[0].number("strength")
     fitted = [RowGuard(name, threshold, strength) for name in bank.names]
     # a threshold that nothing reaches: all of them look, none acts
     silent = [replace(guard, threshold=1e9) for guard in fitted]
     firing = [fitted[0], *silent[1:]]
-    engine = DiffusionEngine(family, EmbeddingBank(), capacity=arguments.batch)
+    engine = DiffusionEngine(family, capacity=arguments.batch)
     with torch.no_grad():
         calm, unsafe = family.encode([arguments.silent]), family.encode([arguments.prompt])
     with torch.no_grad():
@@ -148,7 +148,7 @@ def measure(
 def _looking(family: Family, artifact: Artifact) -> Callable[[], object]:
     """What a complete row takes: its latents through all classifiers."""
     guards = copies(artifact)
-    bank = OutputBank([IMAGE_SCREENS[artifact.meta.method](guards, family.device)])
+    bank = OutputBank([METHODS[artifact.meta.method].stacked(guards, family.device)])
     silent = [RowGuard(name, 1e9, 1.0) for name in bank.names]
     latents = family.noise([0])
     return lambda: bank.read(family.unpacked(latents), [silent])

@@ -25,7 +25,6 @@ from guard.models.sources import resolve_source
 from steering.engines.diffusion.engine import DiffusionEngine, ImageStart
 from steering.engines.diffusion.families import Family, family_of
 from steering.engines.diffusion.loading import load_pipeline
-from steering.images.embedding import EmbeddingBank
 
 TARGET = 0.9
 
@@ -58,7 +57,7 @@ def main() -> None:
 
 def measure(family: Family, arguments: argparse.Namespace) -> dict[str, Any]:
     """For each distance, 0 among them: seconds an image, throughput over that of together."""
-    engine = DiffusionEngine(family, EmbeddingBank(), capacity=arguments.rows)
+    engine = DiffusionEngine(family, capacity=arguments.rows)
     starts = [
         ImageStart(arguments.prompt, seed=seed, steps=arguments.steps, guidance=arguments.guidance)
         for seed in range(arguments.rows)

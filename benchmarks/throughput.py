@@ -28,9 +28,9 @@ from guard.data.prompts import RetainPrompt, in_split, read_rows
 from guard.models.chat import TransformersChat
 from steering.engines.transformers.engine import RowStart, TransformersEngine
 from steering.engines.transformers.sampling import RowSampling
-from steering.hidden.bank import Bank, SteerGuard
 from steering.hidden.rows import RowGuard
-from steering.methods import load_guard
+from steering.methods.fitted import FittedGuard
+from steering.methods.steer import SteerGuard, bank_of, loaded
 
 TOPIC = Path("examples/harry-potter")
 TOKENS = 48
@@ -72,7 +72,7 @@ def measure(
     chat: TransformersChat, prompts: Sequence[list[int]], guards: int, rounds: int
 ) -> dict[str, Any]:
     """One setting: median tokens per second of both sides and of their ratio a round."""
-    bank = Bank([_copy(chat, i) for i in range(guards)])
+    bank = bank_of([_copy(chat, i) for i in range(guards)])
     engine = TransformersEngine(chat.model, bank, capacity=len(prompts))
     sides: dict[str, list[tuple[RowGuard, ...]]] = {
         "bare": [() for _ in prompts],
@@ -123,7 +123,7 @@ def _copy(chat: TransformersChat, number: int) -> SteerGuard:
     artifact = Artifact.load(TOPIC / "steer.safetensors")
     name = f"guard-{number}"
     settings = artifact.meta.settings
-    fitted = load_guard("steer", name, artifact.tensors, settings, chat.depth).tensors
+    fitted = loaded(FittedGuard(name, artifact.tensors, settings))
     noise = torch.Generator().manual_seed(number)
     shift = torch.randn(fitted.gates.shape, generator=noise) * fitted.gates.std() * 0.01
     return replace(fitted, gates=fitted.gates + shift)

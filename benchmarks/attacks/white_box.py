@@ -23,7 +23,7 @@ from benchmarks.attacks import command, concepts, denoiser
 from benchmarks.attacks.generating import EmbeddingGenerator
 from benchmarks.attacks.search import Found
 from guard.config.schema import load_config
-from guard.evaluation.m_erasure.guarded_loss import through_guards
+from guard.evaluation.m_erasure.guarded_loss import gradients_of, through_guards
 from guard.plans.images import ImagePlan, ImagePlans
 from steering.engines.diffusion.families import Family, family_of
 from steering.images.conditioning import Conditioning
@@ -40,7 +40,7 @@ class Onlookers:
     time, since what is found must hold for others too."""
 
     def __init__(self, plans: ImagePlans, plan: ImagePlan, family: Family, seed: int) -> None:
-        self._screens = plans.finished.screens
+        self._screens = plans.stacks.output.stacks
         self._limits = {row.name: row.threshold for row in plan.rows()}
         self._drawing = EmbeddingGenerator(family, steps=STEPS, guidance=GUIDANCE)
         self._family = family
@@ -94,7 +94,7 @@ class ThroughGuard:
 
     def slope(self, text: Conditioning) -> tuple[Conditioning, Tensor]:
         """The same, differentiable, and what the guards say above their thresholds."""
-        text, seen = through_guards(self._bank, self._guards, text)
+        text, seen = through_guards(self._bank, self._guards, text, gradients_of(self._plan))
         total = seen.sum()
         if self._onlookers is not None:
             total = total + self._onlookers.guess(text).mean()
@@ -130,7 +130,7 @@ def main() -> None:
             arguments,
             allowed,
             between=ThroughGuard(
-                plans.bank,
+                plans.stacks.prompts,
                 plan,
                 evade=arguments.evade,
                 onlookers=Onlookers(plans, plan, family, seed) if plan.screens else None,

@@ -93,7 +93,7 @@ class Silent:
             yield SimpleNamespace(outputs=[own])
 
 
-GUARD = LoadedGuard("g", "topic/any", "steer", "steer", 1.0, 1.0)
+GUARD = LoadedGuard("g", "topic/any", METHODS["steer"], 1.0, 1.0)
 
 
 @pytest.fixture

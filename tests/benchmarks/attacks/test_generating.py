@@ -11,7 +11,6 @@ from torch import Tensor
 from benchmarks.attacks.generating import EmbeddingGenerator
 from steering.engines.diffusion.engine import DiffusionEngine, ImageStart
 from steering.engines.diffusion.families import Family
-from steering.images.embedding import EmbeddingBank
 from tests.steering.engines.diffusion import tiny
 
 PROMPTS, SEEDS = ["a knife", "a cat on the table"], (4, 9)
@@ -27,7 +26,7 @@ def built(name: str) -> Family:
 
 def engine_s(family: Family, steps: int, guidance: float) -> Tensor:
     """Finished latents of every prompt with every seed, drawn by the engine."""
-    engine = DiffusionEngine(family, EmbeddingBank(), capacity=4)
+    engine = DiffusionEngine(family, capacity=4)
     engine.start(
         [
             ImageStart(prompt, seed=seed, steps=steps, guidance=guidance)

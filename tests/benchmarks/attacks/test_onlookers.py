@@ -20,7 +20,7 @@ from guard.plans.images import ImagePlan, ImagePlans
 from steering.engines.diffusion.engine import DiffusionEngine, ImageStart
 from steering.engines.diffusion.families import Family
 from steering.images.conditioning import Conditioning
-from steering.images.embedding import EmbeddingBank
+from steering.images.stacks import ImageStacks
 from tests.benchmarks.attacks.tiny import pipeline
 from tests.guard.toy_images import save_drawn_latents
 from tests.server.tiny_pipeline import save_pipeline
@@ -123,7 +123,7 @@ def test_it_knows_what_the_engine_will_say(made: tuple[Family, Path]) -> None:
     with torch.no_grad():
         found = Onlookers(plans, plan, family, 2).over(encoded(family))
     first = 2000  # each search has seeds of its own
-    engine = DiffusionEngine(family, EmbeddingBank(), capacity=6, finished=plans.finished)
+    engine = DiffusionEngine(family, ImageStacks(output=plans.finished), capacity=6)
     engine.start(
         [
             ImageStart(prompt, seed=seed, steps=STEPS, guidance=GUIDANCE, guards=plan.rows())

@@ -67,7 +67,7 @@ def target() -> Target:
 
 
 def _plan(threshold: float) -> ImagePlan:
-    guard = LoadedGuard("knife", "object/knife", "ball", "refine", threshold, strength=1.0)
+    guard = LoadedGuard("knife", "object/knife", METHODS["nearest"], threshold, strength=1.0)
     return ImagePlan("strict", "refine", "closed", (guard,), broken={})
 
 

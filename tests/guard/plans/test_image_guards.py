@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from steering.methods.image_methods import SCREENS
 
 from guard.artifact import Artifact
 from guard.config.schema import Config, GuardConfig, PolicyConfig
@@ -21,7 +22,6 @@ from guard.plans.images import ImagePlan, ImagePlans
 from steering.fingerprint import fingerprint
 from steering.hidden.rows import RowGuard
 from steering.images.embedding import ImageReading
-from steering.methods.image_methods import SCREENS
 from tests.guard.toy_images import PAINTED, TOY_METHODS, WIDTH, ToyFamily, save_latents, save_toy
 
 REPORT = {"request_id": "r-1", "model": "toy", "elapsed_ms": 1.0}
@@ -60,7 +60,9 @@ def test_a_classifier_is_of_the_bank_of_images_and_no_other(tmp_path: Path) -> N
     assert guards.finished.names == ("look",) and guards.bank.names == ("knife",)
     assert guards.guides == () and guards.found.broken == {}
     loaded, _ = guards.found.fit["look"]
-    assert loaded == LoadedGuard("look", "object/look", "latents", "block", 0.5, 1.0)
+    assert loaded == LoadedGuard(
+        "look", "object/look", METHODS["latents"], 0.5, 1.0, digest=loaded.digest
+    )
     assert guards.found.fit["knife"][0].action == "refine"
 
 
@@ -165,8 +167,9 @@ def test_an_unknown_method_is_told_of_all_that_there_are(tmp_path: Path) -> None
 def test_classifiers_that_cannot_be_stacked_stop_the_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from steering.methods import latents
     from steering.methods.image_methods import IMAGE_SCREENS
+
+    from steering.methods import latents
 
     def one(guards: Any, device: Any) -> Any:
         if len(guards) > 1:

@@ -15,6 +15,7 @@ from guard.plans.images import ImagePlans
 from steering.engines.diffusion.engine import DiffusionEngine, ImageStart
 from steering.engines.diffusion.families import Family
 from steering.engines.diffusion.sampling.trajectories import GivenNoise
+from steering.images.stacks import ImageStacks
 from tests.guard.evaluation.m_erasure.tiny_guards import POLICIES, save
 from tests.steering.engines.diffusion.tiny import weights_hash
 
@@ -35,12 +36,11 @@ def noise(family: Family) -> Tensor:
 def served(plans: ImagePlans, family: Family, policy: str, guidance: float) -> Tensor:
     engine = DiffusionEngine(
         family,
-        plans.bank,
+        ImageStacks(
+            prompts=plans.bank, guidance=plans.guides, output=plans.finished, latents=plans.erasers
+        ),
         capacity=len(PROMPTS),
-        guides=plans.guides,
-        finished=plans.finished,
-        erasers=plans.erasers,
-        overlays=plans.overlays,
+        __OVERLAYS__=plans.overlays,
     )
     engine.start(
         [

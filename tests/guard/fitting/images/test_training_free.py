@@ -10,6 +10,7 @@ from zlib import crc32
 
 import pytest
 import torch
+from steering.methods.image_methods import SCREENS
 
 from guard.artifact import Artifact, FittedModel
 from guard.data.concept import Concept
@@ -28,7 +29,6 @@ from steering.hidden.rows import RowGuard
 from steering.images.conditioning import Conditioning
 from steering.images.embedding import EmbeddingBank, EmbeddingGuards
 from steering.methods.fitted import FittedGuard
-from steering.methods.image_methods import SCREENS
 
 TOKENS, WIDTH = 24, 32
 MEANT = {"knife", "blade", "dagger", "cleaver"}

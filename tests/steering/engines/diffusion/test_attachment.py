@@ -14,10 +14,11 @@ from torch import Tensor
 from steering.engines.diffusion.attachment import PipelineAttachment
 from steering.engines.diffusion.engine import DiffusionEngine, ImageStart
 from steering.engines.diffusion.families import Family
-from steering.engines.transformers.attachment import Unfollowed
+from steering.engines.errors import Unfollowed
 from steering.hidden.rows import RowGuard
 from steering.images.conditioning import Conditioning
 from steering.images.embedding import EmbeddingBank
+from steering.images.stacks import ImageStacks
 from tests.steering.engines.diffusion import tiny
 from tests.steering.engines.diffusion.guards import Push, carried, same
 
@@ -53,7 +54,9 @@ def attached(
     after: Callable[[PipelineAttachment], None] = quiet,
     **more: Any,
 ) -> Iterator[PipelineAttachment]:
-    made = PipelineAttachment(family, EmbeddingBank([screen]), guards, after, **more)
+    made = PipelineAttachment(
+        family, ImageStacks(prompts=EmbeddingBank([screen])), guards, after, **more
+    )
     try:
         yield made
     finally:
@@ -119,7 +122,7 @@ def test_a_guard_that_fires_draws_as_the_engine_does(name: str) -> None:
     with attached(family, Push("g"), [guard]) as made:
         got = call(family, "a knife")
         assert made.readings(0)["g"].fired and made.flags() == ([True], [False])
-    engine = DiffusionEngine(family, EmbeddingBank([Push("g")]), capacity=1)
+    engine = DiffusionEngine(family, ImageStacks(prompts=EmbeddingBank([Push("g")])), capacity=1)
     engine.start([ImageStart("a knife", seed=7, steps=2, guidance=3.0, guards=[guard])])
     while not engine.step():
         pass
@@ -253,7 +256,11 @@ def test_guards_of_the_guidance_are_refused() -> None:
     before = dict(vars(family.pipeline))
     with pytest.raises(Unfollowed, match="guard g acts on each step"):
         PipelineAttachment(
-            family, EmbeddingBank([Push("g")]), [carried("g")], quiet, unfollowed=["g"]
+            family,
+            ImageStacks(prompts=EmbeddingBank([Push("g")])),
+            [carried("g")],
+            quiet,
+            unfollowed=["g"],
         )
     assert vars(family.pipeline) == before
     with attached(family, Push("g"), [carried("g", acts=False)], unfollowed=["g"]) as made:

@@ -20,6 +20,7 @@ from steering.hidden.rows import RowGuard
 from steering.images.conditioning import Conditioning
 from steering.images.embedding import EmbeddingBank, Refinement
 from steering.images.guidance import GuidanceGuards, Predictions
+from steering.images.stacks import ImageStacks
 from tests.steering.engines.diffusion import tiny
 from tests.steering.engines.diffusion.guards import Push, carried
 
@@ -45,7 +46,9 @@ def built(name: str) -> Family:
 def engine(family: Family, *screens: Any, **options: Any) -> DiffusionEngine:
     options.setdefault("capacity", 5)
     guides = [screen for screen in screens if hasattr(screen, "term")]
-    return DiffusionEngine(family, EmbeddingBank(screens), guides=guides, **options)
+    return DiffusionEngine(
+        family, ImageStacks(prompts=EmbeddingBank(screens), guidance=guides), **options
+    )
 
 
 def run(
@@ -437,7 +440,7 @@ def test_complete_rows_are_to_be_dropped_and_others_have_no_image() -> None:
 def test_another_bank_takes_over_between_requests() -> None:
     made = engine(built("emoji"), Push("old"))
     made.start([replace(STARTS[0], guards=[carried("old")])])
-    made.use(EmbeddingBank([Push("new")]))
+    made.use(ImageStacks(prompts=EmbeddingBank([Push("new")])))
     assert made.rows == 0
     with pytest.raises(KeyError, match="old"):
         made.start([replace(STARTS[0], guards=[carried("old")])])

@@ -19,6 +19,7 @@ from steering.engines.diffusion.sampling.trajectories import EditedImage, GivenN
 from steering.hidden.rows import RowGuard
 from steering.images.embedding import ImageReading
 from steering.images.latent import AttentionProbe, InspectionSchedule, LatentEvidence, Localization
+from steering.images.stacks import ImageStacks
 from steering.methods.fitted import FittedGuard
 from steering.methods.irece import IreceGuards
 from tests.classifiers.nets import drawn_net
@@ -239,7 +240,7 @@ def test_several_guards_of_a_row_write_the_mean_of_what_they_want_there() -> Non
     assert set(made.masks(0)) == {"p", "q"}
     made.reset()
     both = Sponge("p", "q", looks=LAST, value=6.0)
-    made.use(made._bank, erasers=[both])
+    made.use(ImageStacks(prompts=made._bank, latents=(both,)))
     made.start([guarded(STARTS[0], carried("p", strength=0.5), carried("q", strength=0.25))])
     while not (done := made.step()):
         pass
@@ -407,13 +408,21 @@ def test_what_does_not_fit_leaves_the_engine_as_it_was() -> None:
     bank = made._bank
     hooks = sum(len(module._forward_hooks) for module in family.denoiser.modules())
     with pytest.raises(ValueError, match="takes latents of 3 channels, the model's have 8"):
-        made.use(bank, erasers=[Sponge("p", channels=3)])
+        made.use(ImageStacks(prompts=bank, latents=(Sponge("p", channels=3),)))
     with pytest.raises(ValueError, match="two guards of a model's erasers"):
-        made.use(bank, erasers=[Sponge("p"), Sponge("p")])
+        made.use(
+            ImageStacks(
+                prompts=bank,
+                latents=(
+                    Sponge("p"),
+                    Sponge("p"),
+                ),
+            )
+        )
     layer = next(iter(family.readable))
     narrow = AttentionProbe(layer, 0, torch.ones(1, 3), torch.ones(1, 3))
     with pytest.raises(ValueError, match="keys of .* numbers a head, not of 3"):
-        made.use(bank, erasers=[Sponge("p", reads=[narrow])])
+        made.use(ImageStacks(prompts=bank, latents=(Sponge("p", reads=[narrow]),)))
     assert hooks == sum(len(module._forward_hooks) for module in family.denoiser.modules())
     made.start([guarded(STARTS[0], carried("a"))])
     while not made.step():

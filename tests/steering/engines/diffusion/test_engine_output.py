@@ -16,6 +16,7 @@ from steering.engines.diffusion.engine import DiffusionEngine, ImageStart
 from steering.hidden.rows import RowGuard
 from steering.images.embedding import ImageReading
 from steering.images.output import OutputBank
+from steering.images.stacks import ImageStacks
 from tests.steering.engines.diffusion import tiny
 from tests.steering.engines.diffusion.guards import Gaze, Push, carried
 from tests.steering.engines.diffusion.test_engine import (
@@ -206,10 +207,10 @@ def test_a_guard_that_nobody_has_is_unknown() -> None:
 
 def test_other_guards_can_be_served_with() -> None:
     made = looking("emoji")
-    made.use(made._bank, (), OutputBank([Gaze("r")]))
+    made.use(ImageStacks(prompts=made._bank, output=OutputBank([Gaze("r")])))
     _, read = run(made, [watched(STARTS[0], carried("r"))])
     assert set(read[0]) == {"r"}
-    made.use(made._bank)
+    made.use(ImageStacks(prompts=made._bank))
     with pytest.raises(KeyError, match="no guard r"):
         made.start([watched(STARTS[0], carried("r"))])
 

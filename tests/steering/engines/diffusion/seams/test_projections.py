@@ -16,10 +16,11 @@ from torch import nn
 from steering.engines.diffusion.engine import DiffusionEngine, ImageStart
 from steering.engines.diffusion.families import Family
 from steering.engines.diffusion.seams.projections import ProjectionSeam, recorded, text_projections
-from steering.engines.transformers.attachment import Unfollowed
+from steering.engines.errors import Unfollowed
 from steering.hidden.rows import RowGuard
 from steering.images.embedding import EmbeddingBank
 from steering.images.projection import OverlayBank
+from steering.images.stacks import ImageStacks
 from tests.steering.engines.diffusion import tiny
 from tests.steering.engines.diffusion.guards import carried
 from tests.steering.engines.diffusion.overlays import Covers, drawn_overlay, edit
@@ -49,7 +50,7 @@ def overlaid(family: Family, **options: Any) -> Iterator[DiffusionEngine]:
     screen = Covers([drawn_overlay(family, 0), drawn_overlay(family, 1, rank=3)], "a", "b")
     bank = OverlayBank([screen], family.device)
     options = {"capacity": 5, "overlays": bank} | options
-    made = DiffusionEngine(family, EmbeddingBank([screen]), **options)
+    made = DiffusionEngine(family, ImageStacks(prompts=EmbeddingBank([screen])), **options)
     yield made
     made.close()
 
@@ -70,8 +71,8 @@ def test_an_overlaid_row_is_what_edited_weights_draw(name: str) -> None:
     with overlaid(family) as made:
         got = run(made, starts)
     edit(edited, drawn_overlay(family, 0), 0.5)
-    expected = run(DiffusionEngine(edited, EmbeddingBank(), capacity=2), starts_bare(starts))
-    bare = run(DiffusionEngine(family, EmbeddingBank(), capacity=2), starts_bare(starts))
+    expected = run(DiffusionEngine(edited, capacity=2), starts_bare(starts))
+    bare = run(DiffusionEngine(family, capacity=2), starts_bare(starts))
     for row, (latents, image) in got.items():
         whole, pixels = expected[row]
         close = 2e-4 * whole.abs().max()
@@ -92,7 +93,7 @@ def test_several_overlays_of_a_row_add_up() -> None:
         latents = run(made, [start])[0][0]
     edit(edited, drawn_overlay(family, 0), 0.5)
     edit(edited, drawn_overlay(family, 1, rank=3), 0.25)
-    expected = run(DiffusionEngine(edited, EmbeddingBank(), capacity=1), [STARTS[0]])[0][0]
+    expected = run(DiffusionEngine(edited, capacity=1), [STARTS[0]])[0][0]
     assert (latents - expected).abs().max() <= 2e-4 * expected.abs().max()
 
 
@@ -120,7 +121,7 @@ def test_rows_keep_to_themselves_whatever_stands_beside_them(name: str, joining:
 
 
 def run_bare(name: str, index: int) -> Any:
-    return run(DiffusionEngine(built(name), EmbeddingBank(), capacity=1), [STARTS[index]])[0][1]
+    return run(DiffusionEngine(built(name), capacity=1), [STARTS[index]])[0][1]
 
 
 def assert_same(got: Drawn, expected: Drawn) -> None:
@@ -142,7 +143,7 @@ def test_in_one_forward_silent_rows_keep_their_bits() -> None:
     family = built("emoji")
     with overlaid(family, forward=None) as made:
         got = run(made, MIXED)
-    bare = run(DiffusionEngine(family, EmbeddingBank(), capacity=5, forward=None), STARTS)
+    bare = run(DiffusionEngine(family, capacity=5, forward=None), STARTS)
     for index in SILENT:
         assert torch.equal(got[index][0], bare[index][0])
 
@@ -178,9 +179,9 @@ def test_other_overlays_are_used_from_then_on() -> None:
     with overlaid(family) as made:
         first = run(made, [MIXED[0]])[0][1]
         screen = Covers([drawn_overlay(family, 5)], "a")
-        made.use(EmbeddingBank([screen]), overlays=OverlayBank([screen]))
+        made.use(ImageStacks(prompts=EmbeddingBank([screen])), __OVERLAYS__=OverlayBank([screen]))
         assert not np.array_equal(run(made, [MIXED[0]])[0][1], first)
-        made.use(EmbeddingBank([screen]))
+        made.use(ImageStacks(prompts=EmbeddingBank([screen])))
         assert hooks(family) == 0
         assert_bare(run(made, [MIXED[0]]))
 
@@ -200,7 +201,7 @@ def test_the_projections_of_the_text_are_found(name: str) -> None:
 @pytest.mark.parametrize("name", tiny.PIPELINES)
 def test_they_read_what_the_text_encoders_say(name: str) -> None:
     family = built(name)
-    engine = DiffusionEngine(family, EmbeddingBank(), capacity=2, forward=None)
+    engine = DiffusionEngine(family, capacity=2, forward=None)
     engine.start([replace(start, guidance=1.0) for start in STARTS[:2]])
     with recorded(family.cross_attention()) as found:
         engine.step()
