@@ -29,7 +29,7 @@ from steering.engines.diffusion.sampling.trajectories import InitialState
 from steering.images.conditioning import Conditioning
 from steering.images.embedding import EmbeddingBank, ImageReading
 from steering.images.output import OutputBank
-from steering.methods.image_methods import SCREENS
+from steering.methods import METHODS
 from tests.guard.toy_images import PAINTED, TOY_METHODS, ToyFamily, save_latents, save_toy
 from tests.server.stand import meta, tensors
 
@@ -238,8 +238,8 @@ def image_stand(folder: Path, config: Config | None = None, **server: Any) -> It
     verdicts: list[Any] = []
     assert config.server.audit_log is not None
     with AuditLog(config.server.audit_log) as audit, pytest.MonkeyPatch.context() as patch:
-        for name, stack in TOY_METHODS.items():
-            patch.setitem(SCREENS, name, stack)
+        for name, method in TOY_METHODS.items():
+            patch.setitem(METHODS, name, method)
         recorder = Recorder(metrics.verdicts, audit)
 
         def record(request: Any, verdict: Any) -> None:
@@ -248,13 +248,7 @@ def image_stand(folder: Path, config: Config | None = None, **server: Any) -> It
 
         family = ToyFamily()
         plans = ImagePlans(config, family, name="toy")
-        engine = ToyEngine(
-            family,
-            plans.bank,
-            capacity=config.server.max_batch,
-            guides=plans.guides,
-            finished=plans.finished,
-        )
+        engine = ToyEngine(family, plans.stacks, capacity=config.server.max_batch)
         info = ImageModelInfo(
             name="toy",
             engine="diffusers",

@@ -69,24 +69,27 @@ class PipelineAttachment:
         self._replaced: list[tuple[Any, str, Any]] = []
         self._latents: Tensor | None = None
         self._owed = False
-        self._follower = StepFollower(family, stacks, guards)
-        self._encoders: EncoderOverlays | None = None
-        try:
-            self._encoders = EncoderOverlays(family.encoders, stacks)
-        except BaseException:
-            self._follower.remove()
-            raise
+        self._steps = 0
+        self._encoders = EncoderOverlays(family.encoders, stacks)
+        self._follower: StepFollower | None = None
+        if StepFollower.follows(stacks, guards):
+            try:
+                self._follower = StepFollower(family, stacks, guards)
+            except BaseException:
+                self._encoders.remove()
+                raise
         wrappers = {
             "encode_prompt": self._encode_prompt,
             "check_inputs": self._checked_inputs,
         }
         if self._guards:
             wrappers[_IMAGES] = self._refuse_images
-        self._replace(pipeline.scheduler, "step", self._kept(pipeline.scheduler.step))
+        if self._late or self._follower is not None:
+            self._replace(pipeline.scheduler, "step", self._kept(pipeline.scheduler.step))
         if self._late:
             self._end: Callable[[], Any] = getattr(pipeline, _END)
             wrappers[_END] = self._ended
-        if hasattr(pipeline, _LATENTS):
+        if self._follower is not None and hasattr(pipeline, _LATENTS):
             self._prepare: Callable[..., Any] = getattr(pipeline, _LATENTS)
             wrappers[_LATENTS] = self._prepare_latents
         for name, wrapper in wrappers.items():
@@ -105,9 +108,9 @@ class PipelineAttachment:
             else:
                 vars(of)[name] = before
         self._replaced.clear()
-        self._follower.remove()
-        if self._encoders is not None:
-            self._encoders.remove()
+        if self._follower is not None:
+            self._follower.remove()
+        self._encoders.remove()
 
     @property
     def rows(self) -> int:
@@ -116,11 +119,12 @@ class PipelineAttachment:
 
     def readings(self, row: int) -> dict[str, ImageReading]:
         """The readings of the guards of `row` of the last call."""
-        return {**self._readings[row], **self._follower.readings(row)}
+        late = {} if self._follower is None else self._follower.readings(row)
+        return {**self._readings[row], **late}
 
     def masks(self, row: int) -> Mapping[str, Tensor]:
         """Where guards of latents have written on `row` of the last call."""
-        return self._follower.masks(row)
+        return {} if self._follower is None else self._follower.masks(row)
 
     def flags(self) -> tuple[list[bool], list[bool]]:
         """For each row: has a guard fired, has one or the embedding met NaN."""
@@ -133,19 +137,21 @@ class PipelineAttachment:
 
     def _kept(self, step: Callable[..., Any]) -> Callable[..., Any]:
         """A scheduler's `step` that is followed, and whose result is kept."""
-        followed = self._follower.around(step)
+        followed = step if self._follower is None else self._follower.around(step)
 
         @wraps(step)  # pipelines inspect its signature
         def stepped(*args: Any, **kwargs: Any) -> Any:
             made = followed(*args, **kwargs)
             self._latents = made[0] if isinstance(made, tuple) else made.prev_sample
+            self._steps += 1
             return made
 
         return stepped
 
     def _prepare_latents(self, *args: Any, **kwargs: Any) -> Any:
         given = signature(self._prepare).bind(*args, **kwargs).arguments
-        self._follower.seeded(given.get("generator"))
+        if self._follower is not None:
+            self._follower.seeded(given.get("generator"))
         return self._prepare(*args, **kwargs)
 
     def _ended(self) -> Any:
@@ -161,12 +167,13 @@ class PipelineAttachment:
         latents, self._latents, self._owed = self._latents, None, False
         if latents is None or len(latents) != self.rows:
             raise Unfollowed("the image cannot be followed: use the pipeline's own scheduler")
-        self._follower.end(latents)
+        if self._follower is not None:
+            self._follower.end(latents)
         if self._output:
             with torch.no_grad():
                 whole = self._family.unpacked(latents)
                 output = self._stacks.output.read(whole, [self._output] * self.rows)
-            position = self._follower.steps
+            position = self._steps
             self._readings = tuple(
                 row | {name: replace(late, position=position) for name, late in more.items()}
                 for row, more in zip(self._readings, output, strict=True)
@@ -195,14 +202,15 @@ class PipelineAttachment:
         begun, self._begun = self._begun, False
         if self._family.separate_negative and not begun:
             # the negative prompt of a call; embeddings asked for outside of one come back with it
-            self._follower.encoded_negative()
+            if self._follower is not None:
+                self._follower.encoded_negative()
             return encoded
         self.began = time.monotonic()
-        self._latents, self._owed = None, True
+        self._latents, self._steps, self._owed = None, 0, True
         if not self._guards:
             self._readings = tuple({} for _ in encoded[0])
             self._finite = [True] * len(self._readings)
-            self._follower.begin(self._readings)
+            self._begin_steps()
             self._after(self)
             return encoded
         self._encoding = True
@@ -211,10 +219,14 @@ class PipelineAttachment:
                 made = self._guarded(encoded, given, args, kwargs)
         finally:
             self._encoding = False
-        self._follower.begin(self._readings)
+        self._begin_steps()
         self._after(self)
         replaced = dict(zip(self._family.parts, made, strict=True))
         return tuple(replaced.get(i, tensor) for i, tensor in enumerate(encoded))
+
+    def _begin_steps(self) -> None:
+        if self._follower is not None:
+            self._follower.begin(self._readings)
 
     def _guarded(
         self,
@@ -235,7 +247,7 @@ class PipelineAttachment:
         overflow = [rest for rest in cut for _ in range(repeats)]
 
         def encode(due: Sequence[Sequence[RowGuard]]) -> Conditioning:
-            if texts is None or self._encoders is None:
+            if texts is None:
                 raise Unfollowed(
                     "a guard overlays the text encoders, which embeddings without their prompt do "
                     "not go through: pass the prompt"

@@ -8,6 +8,7 @@ what the pipeline and its scheduler have made, bit for bit.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from typing import Any
@@ -39,6 +40,9 @@ class StepFollower:
         self._writing = [
             guard for guard in guards if any(guard.name in s.names for s in stacks.latents)
         ]
+        # probed on a copy: the pipeline's own scheduler is wrapped, and in the middle of a call
+        scheduler = copy.deepcopy(family.scheduler)
+        self._sampler = Sampler(scheduler, family.arrange, device=family.device)
         self._build()
         denoiser = family.denoiser
         self._handles = [
@@ -46,8 +50,17 @@ class StepFollower:
             denoiser.register_forward_hook(self._behind),
         ]
         self._rows = 0
+        self.steps = 0
+        """Steps that lie behind the call."""
         self._inside = False
         """Whether a forward is one of this class, and not the pipeline's."""
+
+    @staticmethod
+    def follows(stacks: ImageStacks, guards: Sequence[RowGuard]) -> bool:
+        """Whether any of these guards acts in a step, or reads the latents behind one."""
+        acts = {*stacks.overlays_of(""), *(n for stack in stacks.guidance for n in stack.names)}
+        reads = {name for stack in stacks.latents for name in stack.names}
+        return any(g.name in reads or (g.acts and g.name in acts) for g in guards)
 
     def _build(self) -> None:
         """The seams, for the size of images that the family has now."""
@@ -55,8 +68,7 @@ class StepFollower:
         self._denoising = Denoising(
             self._family,
             self._stacks,
-            # its tables are made when a call's number of steps is known
-            Sampler(self._family.scheduler, self._family.arrange, device=self._family.device),
+            self._sampler,
             forward=None,
             apart=self._family.device.type == "cpu",
         )
@@ -86,7 +98,6 @@ class StepFollower:
         self._written = torch.zeros(self._rows, dtype=torch.bool)
         self._carry: Tensor | None = None
         self.steps = 0
-        """Steps that lie behind the call."""
 
     def encoded_negative(self) -> None:
         """The pipeline has encoded a negative prompt of its own, for a second forward."""
@@ -124,6 +135,9 @@ class StepFollower:
         latents = args[0] if args else kwargs.get("hidden_states", kwargs.get("sample"))
         if not isinstance(latents, Tensor) or len(latents) not in (self._rows, 2 * self._rows):
             raise Unfollowed("a forward of other rows than the call's prompts cannot be guarded")
+        rows = sum(map(len, self._outputs))
+        if rows + len(latents) > 2 * self._rows:
+            raise Unfollowed("forwards without a step of the attached scheduler cannot be guarded")
         if not self._outputs:
             self._begin_step(len(latents))
         conditional = torch.arange(self._rows, device=latents.device)
@@ -260,7 +274,7 @@ class StepFollower:
         at = self._at(trajectory)
         timesteps, shrink = denoising.sampler.inputs(at)
         wide = shrink.view(-1, *[1] * (sample.ndim - 1))
-        scale = torch.full((self._rows,), self._scale, device=sample.device)
+        scale = self._scale(predicted, model_output)
         extra = self._extra(sample.float() * wide, timesteps, scale)
         guided = denoising.guided(
             Predicted(predicted.unconditional, predicted.conditional, extra),
@@ -273,10 +287,15 @@ class StepFollower:
         rows = touched.view(-1, *[1] * (sample.ndim - 1))
         return torch.where(rows, guided.to(model_output.dtype), model_output)
 
-    @property
-    def _scale(self) -> float:
-        pipeline = self._family.pipeline
-        return float(getattr(pipeline, "guidance_scale", None) or 1.0)
+    def _scale(self, predicted: Predicted, model_output: Tensor) -> Tensor:
+        """The guidance scale of the call, `[rows]`."""
+        known = getattr(self._family.pipeline, "guidance_scale", None)
+        if known:
+            return torch.full((self._rows,), float(known), device=model_output.device)
+        # not every pipeline keeps it: it is how far the output lies along the guidance
+        along = (predicted.conditional - predicted.unconditional).flatten(1)
+        reached = (model_output.float() - predicted.unconditional).flatten(1)
+        return (reached * along).sum(1) / along.square().sum(1).clamp(min=1e-12)
 
     def _extra(self, inputs: Tensor, timesteps: Tensor, scale: Tensor) -> Tensor:
         """Predictions under the extra conditions of guidance guards."""

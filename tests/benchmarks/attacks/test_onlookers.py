@@ -123,7 +123,7 @@ def test_it_knows_what_the_engine_will_say(made: tuple[Family, Path]) -> None:
     with torch.no_grad():
         found = Onlookers(plans, plan, family, 2).over(encoded(family))
     first = 2000  # each search has seeds of its own
-    engine = DiffusionEngine(family, ImageStacks(output=plans.finished), capacity=6)
+    engine = DiffusionEngine(family, ImageStacks(output=plans.stacks.output), capacity=6)
     engine.start(
         [
             ImageStart(prompt, seed=seed, steps=STEPS, guidance=GUIDANCE, guards=plan.rows())
@@ -158,7 +158,9 @@ def test_slopes_lead_out_of_its_sight(made: tuple[Family, Path]) -> None:
     text = encoded(family).select(slice(0, 1))
     states = text.states["text"].clone().requires_grad_()
     given = text.with_states({"text": states})
-    through = ThroughGuard(plans.bank, plan, evade=2.0, onlookers=Onlookers(plans, plan, family, 0))
+    through = ThroughGuard(
+        plans.stacks.prompts, plan, evade=2.0, onlookers=Onlookers(plans, plan, family, 0)
+    )
     passed, more = through.slope(given)
     # the prompt itself is nobody's business
     assert passed.states["text"] is states
@@ -177,14 +179,18 @@ def test_through_the_guard_images_are_looked_at_only_where_someone_does(
 ) -> None:
     family, (plans, plan) = made[0], plans_of(made)
     text = encoded(family)
-    assert ThroughGuard(plans.bank, plan, evade=1.0).looked(text) is None
+    assert ThroughGuard(plans.stacks.prompts, plan, evade=1.0).looked(text) is None
     looking = Onlookers(plans, plan, family, 0)
     with torch.no_grad():
-        weighed = ThroughGuard(plans.bank, plan, evade=0.5, onlookers=looking).looked(text)
+        weighed = ThroughGuard(plans.stacks.prompts, plan, evade=0.5, onlookers=looking).looked(
+            text
+        )
         expected = Onlookers(plans, plan, family, 0).over(text)
     assert weighed is not None and torch.allclose(weighed, 0.5 * expected)
     # what is exact of a prompt is not changed by who looks later
-    passed, lost = ThroughGuard(plans.bank, plan, evade=0.5, onlookers=looking).exact(text)
+    passed, lost = ThroughGuard(plans.stacks.prompts, plan, evade=0.5, onlookers=looking).exact(
+        text
+    )
     assert passed.states["text"] is text.states["text"] and not lost.any()
 
 

@@ -22,7 +22,7 @@ from guard.plans.base import LoadedGuard
 from guard.plans.images import ImagePlan
 from steering.images.conditioning import Conditioning
 from steering.images.embedding import EmbeddingBank, EmbeddingGuards, Refinement
-from steering.methods import cgce
+from steering.methods import METHODS, cgce
 from steering.methods.cgce import CgceGuards
 from steering.methods.fitted import FittedGuard
 from tests.benchmarks.attacks.tiny import pipeline

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from guard.plans.base import LoadedGuard
 from guard.plans.images import ImagePlan, ImagePlans
 from steering.engines.diffusion.families import Family
 from steering.images.embedding import ImageReading
+from steering.methods import METHODS
 from tests.server.tiny_pipeline import save_eraser, save_guards, save_pipeline, save_screen
 
 REPORT = {"request_id": "r-1", "model": "tiny", "elapsed_ms": 1.0}
@@ -59,8 +61,12 @@ def plan_of(folder: Path, family: Family, **policy: Any) -> ImagePlan:
 def test_it_is_an_eraser_and_nothing_else(tmp_path: Path, family: Family) -> None:
     save_eraser(tmp_path / "break.safetensors", family)
     plans = plans_of(tmp_path, family, action="perturb")
-    assert [eraser.names for eraser in plans.erasers] == [("break",)]
-    assert plans.bank.names == () and plans.finished.names == () and plans.guides == ()
+    assert [eraser.names for eraser in plans.stacks.latents] == [("break",)]
+    assert (
+        plans.stacks.prompts.names == ()
+        and plans.stacks.output.names == ()
+        and plans.stacks.guidance == ()
+    )
     plan = plans["p"]
     assert plan.screens and not plan.guides and plan.prompt_rows() == ()
     assert [replace(guard, digest="") for guard in plan.guards] == [
@@ -92,7 +98,7 @@ def test_one_that_does_not_fit_breaks_its_policies(
         changed = {"reads": [[next(iter(family.readable)), changed["head"]]]}
     save_eraser(tmp_path / "break.safetensors", family, **changed)
     plans = plans_of(tmp_path, family)
-    assert plans.erasers == () and plans["p"].refuses and plans.usable == ("none", "open")
+    assert plans.stacks.latents == () and plans["p"].refuses and plans.usable == ("none", "open")
     assert re.search(reason, plans["p"].broken["break"])
     assert plans["p"].verdict({}, **REPORT).outcome == "error"  # type: ignore[arg-type]
 

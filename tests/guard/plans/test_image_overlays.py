@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from guard.plans.base import LoadedGuard
 from guard.plans.images import ImagePlans
 from steering.engines.diffusion.families import Family, family_of
 from steering.images.embedding import ImageReading
+from steering.methods import METHODS
 from tests.server.tiny_pipeline import save_guards, save_pipeline
 
 FIRED = ImageReading(0.9, 0.5, True)
@@ -40,8 +42,10 @@ def plans_of(folder: Path, family: Family, *guards: str, **policy: Any) -> Image
 
 def test_an_overlay_is_of_the_prompts_bank_and_of_its_own(tmp_path: Path, family: Family) -> None:
     plans = plans_of(tmp_path, family, "overlay", "knife", action="overlay")
-    assert plans.bank.names == ("overlay", "knife") and plans.overlays.names == ("overlay",)
-    assert plans.guides == () and plans.finished.names == ()
+    assert plans.stacks.prompts.names == ("overlay", "knife") and [*plans.stacks.overlays] == [
+        "overlay"
+    ]
+    assert plans.stacks.guidance == () and plans.stacks.output.names == ()
     plan = plans["p"]
     assert plan.acts and not plan.guides and not plan.screens and not plan.broken
     assert replace(plan.guards[0], digest="") == LoadedGuard(
@@ -102,7 +106,7 @@ def test_an_overlay_that_does_not_fit_breaks_its_policies(
     change, reason = FAULTS[fault]
     change(family)
     plans = plans_of(tmp_path, family)
-    assert plans["p"].refuses and not plans.overlays and plans.bank.names == ()
+    assert plans["p"].refuses and not plans.stacks.overlays and plans.stacks.prompts.names == ()
     assert re.search(reason, plans["p"].broken["overlay"])
 
 

@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 
 from guard.config.schema import Config, GuardConfig, PolicyConfig
-from guard.errors import ArtifactError, PolicyUnfit
+from guard.errors import PolicyUnfit
 from guard.plans.images import ImagePlan, ImagePlans
 from guard.plans.language import LanguagePlans
 from guard.verdict import GuardVerdict
 from steering.hidden.rows import RowGuard
 from steering.images.embedding import ImageReading
-from steering.methods.image_methods import SCREENS
+from steering.methods import METHODS
 from tests.guard.conftest import MakeArtifact
-from tests.guard.toy_images import TOKENS, TOY_METHODS, WIDTH, ToyFamily, save_toy
+from tests.guard.toy_images import TOKENS, TOY_METHODS, WIDTH, ToyFamily, restack, save_toy
 from tests.steering.tiny import tiny_model
 
 REPORT = {"request_id": "r-1", "model": "toy", "elapsed_ms": 12.34567}
@@ -35,8 +35,8 @@ SPOILT = ImageReading(math.nan, 0.5, False, valid=False)
 
 @pytest.fixture(autouse=True)
 def _toys(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for name, stack in TOY_METHODS.items():
-        monkeypatch.setitem(SCREENS, name, stack)
+    for name, method in TOY_METHODS.items():
+        monkeypatch.setitem(METHODS, name, method)
     yield
 
 
@@ -227,20 +227,22 @@ def test_a_guard_that_does_not_fit_breaks_the_policies_that_name_it(
     assert re.search(REASONS[kind], verdict.guards[1].error or "")
 
 
-def test_guards_that_cannot_be_stacked_stop_the_start(
+def test_guards_that_cannot_be_stacked_live_in_stacks_of_their_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def one(guards: Any, device: Any) -> Any:
         if len(guards) > 1:
             raise ValueError("there can only be one")
-        return TOY_METHODS["toy"](guards, device)
+        return TOY_METHODS["toy"].stacked(guards, device)
 
-    monkeypatch.setitem(SCREENS, "toy", one)
+    restack(monkeypatch, "toy", one)
     guards = tuple(
         GuardConfig(name=name, artifact=save_toy(tmp_path / f"{name}.safetensors")) for name in "ab"
     )
-    with pytest.raises(ArtifactError, match="only be one"):
-        ImagePlans(Config(guards=guards), ToyFamily(), name="toy")
+    policies = {"p": PolicyConfig(guards=("a", "b"))}
+    plans = ImagePlans(Config(guards=guards, policies=policies), ToyFamily(), name="toy")
+    assert [stack.names for stack in plans.stacks.prompts.stacks] == [["a"], ["b"]]
+    assert not plans["p"].refuses and len(plans["p"].rows()) == 2
 
 
 # -- policies for models of both kinds ----------------------------------------------------------

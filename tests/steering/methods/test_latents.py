@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from classifiers.latents import LatentClassifiers
+from steering.methods import METHODS
 from steering.methods.fitted import FittedGuard
-from steering.methods.image_methods import IMAGE_SCREENS, SCREENS
 from steering.methods.latents import LatentClassifierGuards, stack
 from tests.classifiers.nets import drawn_net, tensors_of
 
@@ -44,7 +44,7 @@ def drawn(rows: int = 4, *, shape: Sequence[int] = (8, 8), seed: int = 0) -> Ten
 
 
 def test_the_method_looks_at_images_and_not_at_prompts() -> None:
-    assert IMAGE_SCREENS["latents"] is stack and "latents" not in SCREENS
+    assert METHODS["latents"].seam == "output"
 
 
 @pytest.mark.parametrize("shape", SHAPES)

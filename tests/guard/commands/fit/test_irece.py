@@ -23,7 +23,6 @@ from guard.models.images import ImageModel
 from guard.plans.images import ImagePlans
 from steering.engines.diffusion.engine import DiffusionEngine, ImageStart
 from steering.engines.diffusion.families import Family
-from steering.images.stacks import ImageStacks
 from tests.guard.commands.fit.test_latents import CONCEPT
 from tests.server.tiny_pipeline import save_pipeline
 
@@ -82,10 +81,12 @@ def test_a_policy_takes_the_artifact_and_breaks_what_it_finds(
         policies={"p": PolicyConfig(guards=("break",), action="perturb")},
     )
     plans = ImagePlans(config, family, name="tiny")
-    assert plans.erasers[0].names == ("break",) and plans["p"].screens and not plans["p"].refuses
-    engine = DiffusionEngine(
-        family, ImageStacks(prompts=plans.bank, latents=plans.erasers), capacity=1
+    assert (
+        plans.stacks.latents[0].names == ("break",)
+        and plans["p"].screens
+        and not plans["p"].refuses
     )
+    engine = DiffusionEngine(family, plans.stacks, capacity=1)
     engine.start([ImageStart("a cat", steps=3, guards=plans["p"].rows())])
     while not engine.step():
         pass

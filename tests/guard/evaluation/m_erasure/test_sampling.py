@@ -15,7 +15,6 @@ from guard.plans.images import ImagePlans
 from steering.engines.diffusion.engine import DiffusionEngine, ImageStart
 from steering.engines.diffusion.families import Family
 from steering.engines.diffusion.sampling.trajectories import GivenNoise
-from steering.images.stacks import ImageStacks
 from tests.guard.evaluation.m_erasure.tiny_guards import POLICIES, save
 from tests.steering.engines.diffusion.tiny import weights_hash
 
@@ -34,14 +33,7 @@ def noise(family: Family) -> Tensor:
 
 
 def served(plans: ImagePlans, family: Family, policy: str, guidance: float) -> Tensor:
-    engine = DiffusionEngine(
-        family,
-        ImageStacks(
-            prompts=plans.bank, guidance=plans.guides, output=plans.finished, latents=plans.erasers
-        ),
-        capacity=len(PROMPTS),
-        __OVERLAYS__=plans.overlays,
-    )
+    engine = DiffusionEngine(family, plans.stacks, capacity=len(PROMPTS))
     engine.start(
         [
             ImageStart(

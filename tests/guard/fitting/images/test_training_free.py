@@ -10,7 +10,6 @@ from zlib import crc32
 
 import pytest
 import torch
-from steering.methods.image_methods import SCREENS
 
 from guard.artifact import Artifact, FittedModel
 from guard.data.concept import Concept
@@ -28,6 +27,7 @@ from guard.fitting.prompts.concept_prompts import LabelledPrompt, prompts_of
 from steering.hidden.rows import RowGuard
 from steering.images.conditioning import Conditioning
 from steering.images.embedding import EmbeddingBank, EmbeddingGuards
+from steering.methods import METHODS
 from steering.methods.fitted import FittedGuard
 
 TOKENS, WIDTH = 24, 32
@@ -121,7 +121,7 @@ FITS: dict[str, Callable[[EncodedConcept], Artifact]] = {
 
 def screen_of(artifact: Artifact) -> EmbeddingGuards:
     guard = FittedGuard("g", artifact.tensors, artifact.meta.settings)
-    return SCREENS[artifact.meta.method]([guard], "cpu")
+    return METHODS[artifact.meta.method].stacked([guard], "cpu")
 
 
 def threshold_of(artifact: Artifact) -> float:
