@@ -1,4 +1,4 @@
-"""Streams behind the screens, however they are cut."""
+"""Screened streams, however they are cut into chunks."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import tracemalloc
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +17,7 @@ from guard.config.schema import ScreenConfig, TextAction
 from guard.plans.screens import TextPlan, TextScreen
 from server.screening.findings import Findings, ScreenedText
 from server.screening.streams.event_queue import EventQueue, WaitingEvent
+from server.screening.streams.formats.base import StreamFormat
 from server.screening.streams.formats.choices import ChatFormat
 from server.screening.streams.formats.messages import MessagesFormat
 from server.screening.streams.formats.responses import ResponsesFormat
@@ -35,42 +37,47 @@ class _Guarded:
     """A stream under one policy; `windows` are the texts that were read of it."""
 
     def __init__(
-        self, action: TextAction, hold_back: int, restored: Placeholders | None = None
+        self,
+        action: TextAction,
+        hold_back: int,
+        restored: Placeholders | None = None,
+        *,
+        stream_format: StreamFormat | None = None,
+        trusted_errors: bool = False,
     ) -> None:
         self.windows: list[str] = []
         screen = _screen(action)
-        config = ScreenConfig(hold_back_chars=hold_back)
+        config = ScreenConfig(hold_back_chars=hold_back, restore=restored is not None)
         plan = TextPlan("p", "closed", config, (screen,), {})
+        self.screen = screen
         self.findings = Findings(plan)
-
-        async def read(
-            texts: Sequence[str], screens: Sequence[TextScreen], /, tail: int | None = None
-        ) -> list[list[ScreenedText]]:
-            self.windows += texts
-            found = [
-                tuple(Span(m.start(), m.end(), "S") for m in _SECRET.finditer(text))
-                for text in texts
-            ]
-            return [[ScreenedText(screen, float(bool(spans)), spans)] for spans in found]
-
         self.guard = StreamGuard(
-            ChatFormat(),
+            stream_format or ChatFormat(),
             self.findings,
-            read,
-            lambda inner: {"outcome": self.findings.outcome},
+            self,
             restored or _Marks(),
-            reads=True,
-            restoring=restored is not None,
             choices=1,
-            event_limit=100_000,
+            trusted_errors=trusted_errors,
         )
+
+    async def read(
+        self, texts: Sequence[str], screens: Sequence[TextScreen], tail: int | None = None
+    ) -> list[list[ScreenedText]]:
+        self.windows += texts
+        matches = [
+            tuple(Span(m.start(), m.end(), "S") for m in _SECRET.finditer(text)) for text in texts
+        ]
+        return [[ScreenedText(self.screen, float(bool(spans)), spans)] for spans in matches]
+
+    def guard_object(self, app_guard: object) -> dict[str, Any]:
+        return {"outcome": self.findings.outcome}
 
     def run(self, chunks: Sequence[bytes]) -> bytes:
         async def through() -> bytes:
             out = b""
             for chunk in chunks:
                 out += await self.guard.feed(chunk)
-                if self.guard.over:
+                if self.guard.is_over:
                     return out
             return out + await self.guard.end()
 
@@ -83,7 +90,7 @@ class _Marks(Placeholders):
     def __init__(self) -> None:
         super().__init__(())
 
-    def of(self, label: str, original: str) -> str:
+    def placeholder_for(self, label: str, original: str) -> str:
         return MARK
 
 
@@ -170,7 +177,7 @@ def test_the_end_of_a_stream_leaves_whatever_its_format() -> None:
 
 def test_half_a_placeholder_waits_for_the_rest_whatever_the_time() -> None:
     marks = Placeholders(())
-    assert marks.of("EMAIL", "a@example.org") == "[EMAIL_1]"
+    assert marks.placeholder_for("EMAIL", "a@example.org") == "[EMAIL_1]"
     marks.seal()
     guarded = _Guarded("redact", 40, marks)
     first, second, third, *last = _events(["To ", "[EMA", "IL_1], [but"])
@@ -203,7 +210,7 @@ def test_a_stream_that_waits_holds_little() -> None:
         taken, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert all(each.guard.holding for each in held)
+    assert all(guarded.guard.is_holding for guarded in held)
     assert taken / len(held) < 40 * 1024
 
 
@@ -223,3 +230,39 @@ def test_no_more_is_held_than_the_policy_says(text: str, cuts: list[int], hold_b
             assert said - len(left) <= hold_back + max(map(len, _cut(text, cuts)), default=0)
 
     asyncio.run(through())
+
+
+ERRORS: list[tuple[StreamFormat, dict[str, Any]]] = [
+    (ChatFormat(), {"error": {"message": "no dd here", "code": "overloaded"}}),
+    (MessagesFormat(), {"type": "error", "error": {"type": "x", "message": "no dd here"}}),
+    (ResponsesFormat(), {"type": "error", "message": "no dd here", "sequence_number": 3}),
+]
+
+
+def _errors_of(out: bytes) -> list[dict[str, Any]]:
+    lines = [line[6:] for line in out.decode().split("\n\n") if line]
+    return [json.loads(line) for line in lines if "error" in line]
+
+
+@pytest.mark.parametrize(("stream_format", "event"), ERRORS)
+def test_an_error_event_is_not_cut_as_content(
+    stream_format: StreamFormat, event: dict[str, Any]
+) -> None:
+    raw = b"data: " + json.dumps(event).encode() + b"\n\n"
+    masked = _Guarded("block", 40, stream_format=stream_format).run([raw])
+    (error,) = _errors_of(masked)
+    assert b"dd" not in masked and b"content_filter" not in masked and b"refusal" not in masked
+    assert error.get("type") == event.get("type")
+    assert error.get("error", error)["code"] == "unreadable_answer"
+    assert error.get("sequence_number") == event.get("sequence_number")
+    assert error["guard"]["outcome"] == "blocked"
+    trusted = _Guarded("block", 40, stream_format=stream_format, trusted_errors=True)
+    assert trusted.run([raw]) == raw
+    assert not trusted.windows, "errors of this server are not read"
+
+
+def test_an_event_with_content_and_an_error_is_content() -> None:
+    choice = {"index": 0, "delta": {"content": "ad"}, "finish_reason": "error"}
+    event = {"error": {"message": "dd"}, "choices": [choice]}
+    raw = b"data: " + json.dumps(event).encode() + b"\n\n"
+    assert b"content_filter" in _Guarded("block", 40, trusted_errors=True).run([raw])

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guard.config.schema import PLACES
-from server.screening.texts.json_texts import TooDeep, conversation, texts_of
+from server.screening.texts.json_texts import conversation, texts_of
+from server.wire.strict_json import NestedTooDeeply
 
 
 def _places(body: Any) -> list[tuple[str, str, str]]:
@@ -130,5 +131,5 @@ def test_what_is_nested_too_deeply() -> None:
     body: Any = "x"
     for _ in range(100):
         body = [body]
-    with pytest.raises(TooDeep):
+    with pytest.raises(NestedTooDeeply):
         texts_of({"a": body}, "user")
