@@ -60,10 +60,10 @@ def _upstream_configs(urls: list[str], key_env: str | None) -> tuple[UpstreamCon
             for number, url in enumerate(urls, 1)
         )
     except ValidationError as error:
-        name, given = error.errors()[0]["loc"][0], error.errors()[0]["input"]
+        name, value = error.errors()[0]["loc"][0], error.errors()[0]["input"]
         option = "--upstream" if name == "url" else "--key-env"
         raise ConfigError(
-            [f"{option}: {str(given)[:80]!r} is not valid: give {_EXPECTED[option]}"]
+            [f"{option}: {str(value)[:80]!r} is not valid: give {_EXPECTED[option]}"]
         ) from None
 
 

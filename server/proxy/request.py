@@ -196,7 +196,7 @@ class ProxiedRequest:
         await self.context.forwarder(scope, receive, send)
 
     def _adapt(self, body: RequestBody, plan: TextPlan) -> bool:
-        """Remove our own options from a JSON body, and set the policy for the upstream's plugin;
+        """Remove the `guard` object from a JSON body, and set the policy for the upstream's plugin;
         return whether the body changed. A form is sent on as it came."""
         if body.is_form:
             return False

@@ -1,4 +1,4 @@
-"""What the screens have found in one request and its response, and the verdict that follows."""
+"""The findings of the screens on one request and its response, and the verdict on them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Screens of text in front of our own server: plain ASGI around its app."""
+"""Screens of text in front of `guard serve`: plain ASGI around its app."""
 
 from __future__ import annotations
 

@@ -123,8 +123,9 @@ def joined_text(group: Sequence[JsonText]) -> str:
 
 def set_upstream_policy(body: dict[str, Any], policy: str | None) -> None:
     """Set the policy that a vLLM with our plugin applies; None removes the client's choice."""
-    given = body.get(VLLM_XARGS)
-    xargs = {k: v for k, v in given.items() if k != POLICY_XARG} if isinstance(given, dict) else {}
+    xargs = body.get(VLLM_XARGS)
+    xargs = dict(xargs) if isinstance(xargs, dict) else {}
+    xargs.pop(POLICY_XARG, None)
     if policy is not None:
         xargs[POLICY_XARG] = policy
     if xargs:

@@ -81,7 +81,7 @@ class HoldBackBuffer:
     def due_windows(self, *, all: bool = False) -> Iterator[Window]:
         """The windows to be read now, in order; with `all` also one shorter than a stride.
 
-        Each is to be given to `mark_read` before the next is asked for.
+        Give every window to `mark_read` before asking for the next.
         """
         while (end := (self._read // self.stride + 1) * self.stride) <= self.length:
             yield self._window(end)

@@ -41,17 +41,17 @@ def _result(results: list[ScreenedText]) -> dict[str, Any]:
 
 
 def _texts(body: dict[str, Any]) -> list[str]:
-    given = body.get("input")
-    if given is None:
+    value = body.get("input")
+    if value is None:
         raise MissingParameter("Missing required parameter: 'input'.", param="input")
-    if isinstance(given, str):
-        return [given]
-    if isinstance(given, list) and 0 < len(given) <= MAX_TEXTS:
-        if all(isinstance(item, str) for item in given):
-            return list(given)
-        if all(isinstance(item, dict) for item in given):
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, list) and 0 < len(value) <= MAX_TEXTS:
+        if all(isinstance(item, str) for item in value):
+            return list(value)
+        if all(isinstance(item, dict) for item in value):
             # parts of one input, as OpenAI takes them
-            return ["\n".join(_part_text(part) for part in given)]
+            return ["\n".join(_part_text(part) for part in value)]
     raise InvalidParameter(
         f"'input' is a text, or a list of at most {MAX_TEXTS} texts or parts.", param="input"
     )

@@ -32,7 +32,7 @@ from server.screening.texts.screener import Screener
 
 @contextmanager
 def served(app: Any) -> Iterator[int]:
-    """The app on a free port, in a thread of its own."""
+    """The app on a free port, in a separate thread."""
     settings = uvicorn.Config(
         app, port=0, log_level="critical", lifespan="on", server_header=False, ws="none"
     )

@@ -36,13 +36,13 @@ def raw(proxy: Proxy, content: bytes, *, patience_s: float = 10) -> bytes:
     host, port = proxy.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=patience_s) as wire:
         wire.sendall(content)
-        answer = b""
+        response = b""
         try:
             while received := wire.recv(65536):
-                answer += received
+                response += received
         except (TimeoutError, ConnectionError):
             pass
-    return answer
+    return response
 
 
 def test_a_client_that_hangs_up_takes_its_upstream_request_with_it(tmp_path: Path) -> None:
@@ -58,8 +58,8 @@ def test_a_client_that_hangs_up_takes_its_upstream_request_with_it(tmp_path: Pat
         folder.mkdir()
         with served(upstream) as port, proxied(folder, config, port) as proxy:
             body = {**BODY, "stream": True}
-            with httpx.stream("POST", f"{proxy.url}/v1/chat/completions", json=body) as answer:
-                next(answer.iter_bytes())
+            with httpx.stream("POST", f"{proxy.url}/v1/chat/completions", json=body) as response:
+                next(response.iter_bytes())
             begun = time.monotonic()
             assert upstream.hung_up.wait(5)
             assert time.monotonic() - begun < 1.0
@@ -89,10 +89,10 @@ def _post(head: str, body: bytes = b"") -> bytes:
 
 
 def test_both_lengths_are_no_way_in(tmp_path: Path) -> None:
-    async def answer(request: UpstreamRequest, send: Send) -> None:
+    async def respond(request: UpstreamRequest, send: Send) -> None:
         await send_response(send, chat_completion("ok"))
 
-    upstream = Upstream(answer)
+    upstream = Upstream(respond)
     for config in ("", SCREENS):
         folder = tmp_path / str(len(config))
         folder.mkdir()
@@ -105,12 +105,12 @@ def test_both_lengths_are_no_way_in(tmp_path: Path) -> None:
 
 
 def test_bodies_that_are_too_large_too_deep_or_too_slow(tmp_path: Path) -> None:
-    async def answer(request: UpstreamRequest, send: Send) -> None:
+    async def respond(request: UpstreamRequest, send: Send) -> None:
         await send_response(send, chat_completion("ok"))
 
-    upstream = Upstream(answer)
+    upstream = Upstream(respond)
     limits = "\n[proxy]\nmax_body_bytes = 1000000\n"
-    screens = SCREENS.replace("[server]", "[server]\nrequest_timeout_s = 0.5")
+    screens = screen_config(server="request_timeout_s = 0.5")
     with served(upstream) as port, proxied(tmp_path, screens + limits, port) as proxy:
         large = raw(proxy, _post("content-length: 100000000\r\n", b"{"), patience_s=2)
         assert b" 413 " in large.splitlines()[0]
@@ -125,8 +125,8 @@ def test_bodies_that_are_too_large_too_deep_or_too_slow(tmp_path: Path) -> None:
     (tmp_path / "bare").mkdir()
     with served(upstream) as port, proxied(tmp_path / "bare", limits, port) as proxy:
         chunks = b"100000\r\n" + b"x" * 0x100000 + b"\r\n0\r\n\r\n"
-        answer_ = raw(proxy, _post("transfer-encoding: chunked\r\n", chunks), patience_s=3)
-        assert b" 413 " in answer_.splitlines()[0]
+        response = raw(proxy, _post("transfer-encoding: chunked\r\n", chunks), patience_s=3)
+        assert b" 413 " in response.splitlines()[0]
 
 
 def test_more_than_can_wait_are_told_to_come_back(tmp_path: Path) -> None:
@@ -142,13 +142,15 @@ def test_more_than_can_wait_are_told_to_come_back(tmp_path: Path) -> None:
                 url = f"{proxy.url}/v1/chat/completions"
                 return await asyncio.gather(*(client.post(url, json=BODY) for _ in range(3)))
 
-        answers = asyncio.run(three())
-        assert sorted(each.status_code for each in answers) == [200, 200, 429]
-        refused = next(each for each in answers if each.status_code == 429)
+        responses = asyncio.run(three())
+        assert sorted(response.status_code for response in responses) == [200, 200, 429]
+        refused = next(response for response in responses if response.status_code == 429)
         assert refused.headers["retry-after"] == "1"
 
 
-def test_screens_that_fail_fail_closed_unless_the_policy_says_so(tmp_path: Path) -> None:
+def test_screens_that_fail_fail_closed_unless_the_policy_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def broken(*_: Any) -> Any:
         from guard.errors import GuardFailed
 
@@ -156,13 +158,13 @@ def test_screens_that_fail_fail_closed_unless_the_policy_says_so(tmp_path: Path)
 
     upstream = Upstream(chat_stream(["hello"]))
     for number, (config, status) in enumerate(
-        [(SCREENS, 500), (SCREENS.replace('"block"', '"block"\non_error = "open"'), 200)]
+        [(SCREENS, 500), (screen_config(policy='on_error = "open"'), 200)]
     ):
         folder = tmp_path / str(number)
         folder.mkdir()
         with served(upstream) as port, proxied(folder, config, port) as proxy:
-            proxy.app.context.screener.read = broken  # type: ignore[method-assign]
-            answer = post(proxy, stream=True)
-            assert answer.status_code == status
+            monkeypatch.setattr(proxy.app.context.screener, "read", broken)
+            response = post(proxy, stream=True)
+            assert response.status_code == status
             assert len(upstream.requests) == number
             assert proxy.audit_lines()[0]["outcome"] == "error"

@@ -53,10 +53,10 @@ async def _ok(request: UpstreamRequest, send: Send) -> None:
 def test_a_client_needs_no_more_than_another_base_url(tmp_path: Path) -> None:
     with served(Upstream(_ok)) as port, running("-u", f"http://127.0.0.1:{port}/v1") as (url, _):
         client = OpenAI(base_url=f"{url}/v1", api_key="any")
-        answer = client.chat.completions.create(
+        response = client.chat.completions.create(
             model="m", messages=[{"role": "user", "content": "hello"}]
         )
-        assert answer.choices[0].message.content == "ok"
+        assert response.choices[0].message.content == "ok"
 
 
 def test_sigterm_lets_answers_end_and_takes_no_new_ones() -> None:
@@ -71,18 +71,18 @@ def test_sigterm_lets_answers_end_and_takes_no_new_ones() -> None:
         served(Upstream(slow)) as port,
         running("-u", f"http://127.0.0.1:{port}") as (url, process),
     ):
-        answers: list[str] = []
+        texts: list[str] = []
 
         def ask() -> None:
             body: dict[str, Any] = {**BODY, "stream": True}
-            answers.append(httpx.post(f"{url}/v1/chat/completions", json=body, timeout=20).text)
+            texts.append(httpx.post(f"{url}/v1/chat/completions", json=body, timeout=20).text)
 
         thread = threading.Thread(target=ask)
         thread.start()
         time.sleep(0.4)
         process.send_signal(signal.SIGTERM)
         thread.join(20)
-        assert answers[0].endswith("data: [DONE]\n\n")
+        assert texts[0].endswith("data: [DONE]\n\n")
         assert process.wait(10) in {0, -signal.SIGTERM}
 
 
@@ -121,12 +121,12 @@ def test_the_proxy_runs_where_torch_is_not_installed() -> None:
 def test_a_health_check_takes_an_upstream_out_and_in(tmp_path: Path) -> None:
     well = True
 
-    async def answer(request: UpstreamRequest, send: Send) -> None:
+    async def respond(request: UpstreamRequest, send: Send) -> None:
         await send_response(
             send, chat_completion("ok"), status=200 if well or request.method == "POST" else 500
         )
 
-    with served(Upstream(answer)) as port:
+    with served(Upstream(respond)) as port:
         config = tmp_path / "config.toml"
         config.write_text(
             f'[[upstreams]]\nname = "u"\nurl = "http://127.0.0.1:{port}"\nhealth = "/health"\n'

@@ -1,4 +1,4 @@
-"""Ways around the screens, each of which was open once."""
+"""Ways around the screens that were open once."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def test_a_race_that_is_lost_before_the_answer_begins_is_a_refusal(tmp_path: Pat
         await send_response(send, chat_completion("ok"))
 
     with screened(tmp_path, Upstream(slow), "block", "race = true") as proxy:
-        answer = ask(proxy, "the forbidden thing")
-        assert answer.status_code == 400
-        assert answer.json()["error"]["code"] == "content_filter"
+        response = ask(proxy, "the forbidden thing")
+        assert response.status_code == 400
+        assert response.json()["error"]["code"] == "content_filter"
 
 
 @pytest.mark.parametrize(
@@ -50,8 +50,8 @@ def test_a_race_that_is_lost_before_the_answer_begins_is_a_refusal(tmp_path: Pat
 def test_prompts_as_token_ids_need_leave(tmp_path: Path, path: str, body: Any) -> None:
     upstream = answering("ok")
     with screened(tmp_path, upstream) as proxy:
-        answer = httpx.post(proxy.url + path, json={"model": "m", **body})
-        assert answer.json()["error"]["code"] == "unscreened_content"
+        response = httpx.post(proxy.url + path, json={"model": "m", **body})
+        assert response.json()["error"]["code"] == "unscreened_content"
         assert not upstream.requests
 
 
@@ -70,22 +70,22 @@ def test_content_by_reference_needs_leave(tmp_path: Path, part: Any) -> None:
     upstream = answering("ok")
     body = {"model": "m", "messages": [{"role": "user", "content": [part]}]}
     with screened(tmp_path, upstream) as proxy:
-        answer = httpx.post(f"{proxy.url}/v1/chat/completions", json=body)
-        assert answer.json()["error"]["code"] == "unscreened_content"
+        response = httpx.post(f"{proxy.url}/v1/chat/completions", json=body)
+        assert response.json()["error"]["code"] == "unscreened_content"
         assert not upstream.requests
 
 
 def test_speech_needs_leave_and_must_be_sound(tmp_path: Path) -> None:
     media = "audio/mpeg"
 
-    async def answer(request: UpstreamRequest, send: Send) -> None:
+    async def respond(request: UpstreamRequest, send: Send) -> None:
         await send_response(send, b"forbidden thing", media=media)
 
     body = {"model": "m", "input": "hello"}
-    with screened(tmp_path, Upstream(answer)) as proxy:
+    with screened(tmp_path, Upstream(respond)) as proxy:
         refused = httpx.post(f"{proxy.url}/v1/audio/speech", json=body)
         assert refused.json()["error"]["code"] == "unscreened_content"
-    with screened(tmp_path, Upstream(answer), screen='unscreened = ["audio"]') as proxy:
+    with screened(tmp_path, Upstream(respond), screen='unscreened = ["audio"]') as proxy:
         assert httpx.post(f"{proxy.url}/v1/audio/speech", json=body).status_code == 200
         media = "text/plain"
         assert httpx.post(f"{proxy.url}/v1/audio/speech", json=body).status_code == 502
@@ -104,9 +104,9 @@ def test_choices_that_share_an_event_are_cut_one_by_one(tmp_path: Path) -> None:
         chat_chunk({}, index=1, end="stop"),
     )
     with screened(tmp_path, upstream) as proxy:
-        answer = ask(proxy, "hi", stream=True, n=2)
-        text, _, ended = read_stream(answer)
-        assert "SECRET" not in answer.text
+        response = ask(proxy, "hi", stream=True, n=2)
+        text, _, ended = read_stream(response)
+        assert "SECRET" not in response.text
         assert text.endswith("good day")
         assert ended
 
@@ -123,9 +123,9 @@ def test_choices_that_share_an_event_are_cut_one_by_one(tmp_path: Path) -> None:
 def test_new_fields_of_a_delta_are_read_across_events(tmp_path: Path, delta: Any) -> None:
     parts = [chat_chunk(delta(text)) for text in ("the forb", "idden th", "ing is")]
     with screened(tmp_path, streaming(*parts, chat_chunk({}, end="stop"))) as proxy:
-        answer = ask(proxy, "hi", stream=True)
-        assert "content_filter" in answer.text
-        assert "idden" not in answer.text
+        response = ask(proxy, "hi", stream=True)
+        assert "content_filter" in response.text
+        assert "idden" not in response.text
 
 
 def test_the_text_that_a_block_begins_with_is_read_with_the_rest(tmp_path: Path) -> None:
@@ -138,8 +138,8 @@ def test_the_text_that_a_block_begins_with_is_read_with_the_rest(tmp_path: Path)
     ]
     with screened(tmp_path, streaming(*map(sent, events), done=False)) as proxy:
         body = {"model": "m", "stream": True, "messages": []}
-        answer = httpx.post(f"{proxy.url}/v1/messages", json=body)
-        assert "refusal" in answer.text and "forbidden" not in answer.text
+        response = httpx.post(f"{proxy.url}/v1/messages", json=body)
+        assert "refusal" in response.text and "forbidden" not in response.text
 
 
 def test_log_probabilities_do_not_spell_what_was_cut_out(tmp_path: Path) -> None:
@@ -147,12 +147,12 @@ def test_log_probabilities_do_not_spell_what_was_cut_out(tmp_path: Path) -> None
     part = {"type": "output_text", "text": "to evil@corp.com", "logprobs": spelled}
     body = {"id": "r", "output": [{"type": "message", "content": [part]}]}
 
-    async def answer(request: UpstreamRequest, send: Send) -> None:
+    async def respond(request: UpstreamRequest, send: Send) -> None:
         await send_response(send, body)
 
-    with screened(tmp_path, Upstream(answer), "redact") as proxy:
-        told = httpx.post(f"{proxy.url}/v1/responses", json={"model": "m", "input": "hi"})
-        assert "[EMAIL_1]" in told.text and "evil" not in told.text
+    with screened(tmp_path, Upstream(respond), "redact") as proxy:
+        response = httpx.post(f"{proxy.url}/v1/responses", json={"model": "m", "input": "hi"})
+        assert "[EMAIL_1]" in response.text and "evil" not in response.text
     choice = {"index": 0, "delta": {}, "logprobs": {"content": [{"token": "forbidden thing"}]}}
     with screened(tmp_path, streaming(sent({"choices": [choice]}))) as proxy:
         assert "forbidden" not in ask(proxy, "hi", stream=True).text
@@ -166,9 +166,9 @@ def test_comments_keep_a_connection_open_and_say_nothing(tmp_path: Path) -> None
         chat_chunk({"content": "idden thing"}),
     )
     with screened(tmp_path, upstream) as proxy:
-        answer = ask(proxy, "hi", stream=True)
-        assert answer.text.startswith(":\n\n"), "it does not wait behind text that is held"
-        assert "forb" not in answer.text
+        response = ask(proxy, "hi", stream=True)
+        assert response.text.startswith(":\n\n"), "it does not wait behind text that is held"
+        assert "forb" not in response.text
 
 
 def test_an_empty_finish_reason_ends_nothing(tmp_path: Path) -> None:
@@ -187,8 +187,8 @@ def test_what_stands_in_two_strings_is_refused_where_it_cannot_be_cut_out(tmp_pa
             {"system": parts, "messages": []},
         ):
             path = "/v1/messages" if "system" in body else "/v1/chat/completions"
-            answer = httpx.post(proxy.url + path, json={"model": "m", **body})
-            assert answer.status_code == 400
+            response = httpx.post(proxy.url + path, json={"model": "m", **body})
+            assert response.status_code == 400
         assert not upstream.requests
 
 
@@ -206,8 +206,8 @@ def test_words_of_the_protocol_are_the_clients_own_where_it_names_things(
 ) -> None:
     upstream = answering("ok")
     with screened(tmp_path, upstream) as proxy:
-        answer = httpx.post(f"{proxy.url}/v1/chat/completions", json={"model": "m", **body})
-        assert answer.status_code == 400
+        response = httpx.post(f"{proxy.url}/v1/chat/completions", json={"model": "m", **body})
+        assert response.status_code == 400
         assert not upstream.requests
 
 
@@ -222,8 +222,8 @@ def test_lists_of_paths_cannot_be_climbed_out_of(tmp_path: Path) -> None:
     upstream = answering("ok")
     with screened(tmp_path, upstream, screen='unscreened = ["/v1/files*"]') as proxy:
         for path in ("%2e%2e%2fchat/completions", "..%5cchat", "%252e%252e%252fchat"):
-            answer = httpx.post(f"{proxy.url}/v1/files/{path}", json={})
-            assert answer.json()["error"]["code"] == "invalid_path"
+            response = httpx.post(f"{proxy.url}/v1/files/{path}", json={})
+            assert response.json()["error"]["code"] == "invalid_path"
         assert not upstream.requests
 
 
@@ -239,10 +239,10 @@ def test_an_error_page_keeps_its_status_and_when_to_come_back(tmp_path: Path) ->
         await send_response(send, b"busy", status=429, media="text/plain", headers=headers)
 
     with screened(tmp_path, Upstream(busy)) as proxy:
-        answer = ask(proxy, "hi")
-        assert answer.status_code == 429
-        assert answer.headers["retry-after"] == "7"
-        assert "busy" not in answer.text
+        response = ask(proxy, "hi")
+        assert response.status_code == 429
+        assert response.headers["retry-after"] == "7"
+        assert "busy" not in response.text
 
 
 @pytest.mark.parametrize(
@@ -260,9 +260,9 @@ def test_an_error_that_cannot_be_read_keeps_its_status(
         await send_response(send, body, status=429, headers={"retry-after": "7", **headers})
 
     with screened(tmp_path, Upstream(broken)) as proxy:
-        answer = ask(proxy, "hi")
-        assert (answer.status_code, answer.headers["retry-after"]) == (429, "7")
-        assert "guard" in answer.json()
+        response = ask(proxy, "hi")
+        assert (response.status_code, response.headers["retry-after"]) == (429, "7")
+        assert "guard" in response.json()
 
 
 def test_an_error_that_must_not_leave_keeps_its_status(tmp_path: Path) -> None:
@@ -270,10 +270,10 @@ def test_an_error_that_must_not_leave_keeps_its_status(tmp_path: Path) -> None:
         await send_response(send, {"error": {"message": "no forbidden thing here"}}, status=404)
 
     with screened(tmp_path, Upstream(lost)) as proxy:
-        answer = ask(proxy, "hi")
-        assert answer.status_code == 404
-        assert "forbidden" not in answer.text
-        assert answer.json()["guard"]["outcome"] == "blocked"
+        response = ask(proxy, "hi")
+        assert response.status_code == 404
+        assert "forbidden" not in response.text
+        assert response.json()["guard"]["outcome"] == "blocked"
 
 
 def test_a_client_that_hangs_up_while_it_waits_gives_its_place_back(tmp_path: Path) -> None:
@@ -301,7 +301,7 @@ def test_a_client_that_hangs_up_while_it_waits_gives_its_place_back(tmp_path: Pa
 
 
 def test_a_health_check_follows_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("THEIR_KEY", "TOPSECRET")
+    monkeypatch.setenv("UPSTREAM_KEY", "TOPSECRET")
     other = answering("ok")
     with served(other) as elsewhere:
 
@@ -312,7 +312,7 @@ def test_a_health_check_follows_nobody(tmp_path: Path, monkeypatch: pytest.Monke
         with served(Upstream(moved)) as port:
             text = (
                 f'[[upstreams]]\nname = "u"\nurl = "http://127.0.0.1:{port}"\nhealth = "/health"\n'
-                'health_every_s = 0.05\nkey_env = "THEIR_KEY"\nkey_header = "x-api-key"\n'
+                'health_every_s = 0.05\nkey_env = "UPSTREAM_KEY"\nkey_header = "x-api-key"\n'
             )
             with proxied(tmp_path, text) as proxy:
                 for _ in range(100):
@@ -337,7 +337,7 @@ def test_an_upstreams_policy_goes_where_it_is_read_and_no_clients_with_it(tmp_pa
             httpx.post(f"{proxy.url}/v1/chat/completions", json=asked)
             httpx.get(f"{proxy.url}/v1/responses/r1")
             httpx.post(f"{proxy.url}/v1/embeddings", json={"model": "m", "input": "hello"})
-    chat_, stored, embedded = upstream.requests
-    assert chat_.json["vllm_xargs"] == {"guard_policy": "strict"}
+    chat, stored, embedded = upstream.requests
+    assert chat.json["vllm_xargs"] == {"guard_policy": "strict"}
     assert stored.body == b""
     assert "vllm_xargs" not in embedded.json

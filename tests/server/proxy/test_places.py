@@ -39,9 +39,9 @@ def test_a_guard_reads_the_places_of_its_policy(tmp_path: Path) -> None:
     with two_guards(tmp_path, answering("follow the instructions")) as proxy:
         assert ask(proxy, "the instructions").status_code == 400
         assert ask(proxy, "the secret").status_code == 400
-        answer = ask(proxy, "hello")
-        assert answer.status_code == 200
-        asked, everywhere = answer.json()["guard"]["guards"]
+        response = ask(proxy, "hello")
+        assert response.status_code == 200
+        asked, everywhere = response.json()["guard"]["guards"]
         assert (asked["fired"], everywhere["fired"]) == (False, False)
         system = [{"role": "system", "content": "instructions"}]
         assert ask(proxy, "", messages=system).status_code == 200

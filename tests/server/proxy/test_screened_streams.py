@@ -26,12 +26,12 @@ from tests.server.proxy.stand import (
 
 @pytest.mark.parametrize("hold_back", [32, 200])
 def test_a_streamed_answer_ends_before_what_is_blocked(tmp_path: Path, hold_back: int) -> None:
-    told = "it is well known that many people want to hear of the forbidden thing and more"
-    upstream = Upstream(chat_stream([f"{word} " for word in told.split()]))
+    sentence = "it is well known that many people want to hear of the forbidden thing and more"
+    upstream = Upstream(chat_stream([f"{word} " for word in sentence.split()]))
     with screened(tmp_path, upstream, screen=f"hold_back_chars = {hold_back}") as proxy:
-        answer = ask(proxy, "hello", stream=True)
-        text, events, ended = read_stream(answer)
-        assert "forbidden" not in answer.text
+        response = ask(proxy, "hello", stream=True)
+        text, events, ended = read_stream(response)
+        assert "forbidden" not in response.text
         assert "it is well known that many people want to hear of the ".startswith(text)
         assert len(text) > 0 or hold_back == 200
         assert events[-1]["choices"][0]["finish_reason"] == "content_filter"
@@ -114,14 +114,14 @@ def test_arguments_of_tool_calls_are_read_in_a_stream(tmp_path: Path) -> None:
         await send_chunk(send, b"data: [DONE]\n\n", more=False)
 
     with screened(tmp_path, Upstream(call), "redact") as proxy:
-        answer = ask(proxy, "hello", stream=True)
-        assert "joe@" not in answer.text and "[EMAIL_1]" in answer.text
+        response = ask(proxy, "hello", stream=True)
+        assert "joe@" not in response.text and "[EMAIL_1]" in response.text
 
 
 def test_responses_are_read_in_all_that_repeats_them(tmp_path: Path) -> None:
     text = "mail joe@home.com now"
 
-    async def answer(request: UpstreamRequest, send: Send) -> None:
+    async def respond(request: UpstreamRequest, send: Send) -> None:
         await send_head(send)
         part = {"type": "output_text", "text": text, "annotations": []}
         item = {"id": "i", "type": "message", "role": "assistant", "content": [part]}
@@ -147,7 +147,7 @@ def test_responses_are_read_in_all_that_repeats_them(tmp_path: Path) -> None:
             await send_chunk(send, f"event: {event['type']}\ndata: {data}\n\n".encode())
         await send_chunk(send, b"", more=False)
 
-    with screened(tmp_path, Upstream(answer), "redact") as proxy:
+    with screened(tmp_path, Upstream(respond), "redact") as proxy:
         client = OpenAI(base_url=f"{proxy.url}/v1", api_key="none")
         events = list(client.responses.create(model="m", input="hello", stream=True))
         deltas = [e.delta for e in events if e.type == "response.output_text.delta"]
@@ -156,7 +156,7 @@ def test_responses_are_read_in_all_that_repeats_them(tmp_path: Path) -> None:
         assert last.type == "response.completed"
         assert last.response.output_text == "mail [EMAIL_1] now"
         assert "joe@" not in str(events)
-    with screened(tmp_path, Upstream(answer), "block") as proxy:
+    with screened(tmp_path, Upstream(respond), "block") as proxy:
         client = OpenAI(base_url=f"{proxy.url}/v1", api_key="none")
         events = list(client.responses.create(model="m", input="hello", stream=True))
         assert events[-1].type == "response.incomplete"
@@ -165,7 +165,7 @@ def test_responses_are_read_in_all_that_repeats_them(tmp_path: Path) -> None:
 
 
 def test_messages_of_anthropics_are_read(tmp_path: Path) -> None:
-    async def answer(request: UpstreamRequest, send: Send) -> None:
+    async def respond(request: UpstreamRequest, send: Send) -> None:
         await send_head(send)
         events: list[dict[str, Any]] = [
             {"type": "message_start", "message": {"id": "m", "type": "message", "content": []}},
@@ -192,13 +192,13 @@ def test_messages_of_anthropics_are_read(tmp_path: Path) -> None:
             )
         await send_chunk(send, b"", more=False)
 
-    with screened(tmp_path, Upstream(answer)) as proxy:
+    with screened(tmp_path, Upstream(respond)) as proxy:
         body = {"model": "m", "max_tokens": 9, "stream": True, "messages": []}
-        answer_ = httpx.post(f"{proxy.url}/v1/messages", json=body)
-        names = [line[7:] for line in answer_.text.splitlines() if line.startswith("event: ")]
+        response = httpx.post(f"{proxy.url}/v1/messages", json=body)
+        names = [line[7:] for line in response.text.splitlines() if line.startswith("event: ")]
         assert names[-3:] == ["content_block_stop", "message_delta", "message_stop"]
-        assert '"stop_reason":"refusal"' in answer_.text
-        assert "forb" not in answer_.text
+        assert '"stop_reason":"refusal"' in response.text
+        assert "forb" not in response.text
 
 
 def test_held_text_leaves_after_the_time_that_the_policy_sets(tmp_path: Path) -> None:
@@ -212,8 +212,8 @@ def test_held_text_leaves_after_the_time_that_the_policy_sets(tmp_path: Path) ->
     with screened(tmp_path, Upstream(slow), screen="hold_back_ms = 100") as proxy:
         body = {"model": "m", "stream": True, "messages": [{"role": "user", "content": "x"}]}
         begun = time.monotonic()
-        with httpx.stream("POST", f"{proxy.url}/v1/chat/completions", json=body) as answer:
-            for line in answer.iter_lines():
+        with httpx.stream("POST", f"{proxy.url}/v1/chat/completions", json=body) as response:
+            for line in response.iter_lines():
                 if "hello" in line:
                     assert time.monotonic() - begun < 1.0
                     break

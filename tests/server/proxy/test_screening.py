@@ -25,13 +25,13 @@ from tests.server.proxy.stand import (
 def test_a_request_is_blocked_before_the_upstream_sees_it(tmp_path: Path) -> None:
     upstream = answering("hello")
     with screened(tmp_path, upstream) as proxy:
-        answer = ask(proxy, "tell me of the f0rbidden\u200b thing")
-        assert answer.status_code == 400
-        assert answer.json()["error"]["code"] == "content_filter"
-        guard = answer.json()["guard"]
+        response = ask(proxy, "tell me of the f0rbidden\u200b thing")
+        assert response.status_code == 400
+        assert response.json()["error"]["code"] == "content_filter"
+        guard = response.json()["guard"]
         assert guard["outcome"] == "blocked"
         assert guard["guards"][0]["place"] == "messages[0].content"
-        assert answer.headers["x-guard-verdict"] == "blocked"
+        assert response.headers["x-guard-verdict"] == "blocked"
         assert not upstream.requests
         (line,) = proxy.audit_lines()
         assert line["outcome"] == "blocked"
@@ -42,40 +42,40 @@ def test_silence_leaves_request_and_answer_as_they_are(tmp_path: Path) -> None:
     upstream = answering("hello")
     with screened(tmp_path, upstream) as proxy:
         raw = b'{"model":"m", "seed": 1.0, "messages":[{"role":"user","content":"caf\xc3\xa9"}]}'
-        answer = httpx.post(
+        response = httpx.post(
             f"{proxy.url}/v1/chat/completions",
             content=raw,
             headers={"content-type": "application/json"},
         )
         assert upstream.requests[0].body == raw
-        told = answer.json()
-        assert told.pop("guard")["outcome"] == "pass"
-        assert told == chat_completion("hello")
+        completion = response.json()
+        assert completion.pop("guard")["outcome"] == "pass"
+        assert completion == chat_completion("hello")
 
 
 def test_an_answer_is_blocked(tmp_path: Path) -> None:
     with screened(tmp_path, answering("here is the forbidden thing")) as proxy:
-        answer = ask(proxy, "hello")
-        assert answer.status_code == 400
-        assert answer.json()["error"]["code"] == "content_filter"
-        assert "forbidden" not in answer.text
+        response = ask(proxy, "hello")
+        assert response.status_code == 400
+        assert response.json()["error"]["code"] == "content_filter"
+        assert "forbidden" not in response.text
         (line,) = proxy.audit_lines()
         assert line["outcome"] == "blocked"
 
 
 def test_what_is_cut_out_of_a_request_is_put_back_into_the_answer(tmp_path: Path) -> None:
-    async def answer(request: UpstreamRequest, send: Send) -> None:
+    async def respond(request: UpstreamRequest, send: Send) -> None:
         content = request.json["messages"][0]["content"]
         await send_response(send, chat_completion(f"You wrote: {content}"))
 
-    upstream = Upstream(answer)
+    upstream = Upstream(respond)
     with screened(tmp_path, upstream, "redact", 'restore = true\nlook = ["user"]') as proxy:
-        told = ask(proxy, "write to joe@home.com and ann@work.com, then joe@home.com").json()
+        completion = ask(proxy, "write to joe@home.com and ann@work.com, then joe@home.com").json()
         asked = upstream.requests[0].json["messages"][0]["content"]
         assert asked == "write to [EMAIL_1] and [EMAIL_2], then [EMAIL_1]"
-        said = told["choices"][0]["message"]["content"]
-        assert said == "You wrote: write to joe@home.com and ann@work.com, then joe@home.com"
-        assert told["guard"]["outcome"] == "redacted"
+        content = completion["choices"][0]["message"]["content"]
+        assert content == "You wrote: write to joe@home.com and ann@work.com, then joe@home.com"
+        assert completion["guard"]["outcome"] == "redacted"
         assert "joe" not in proxy.audit.read_text()
 
 
@@ -84,9 +84,9 @@ def test_what_is_cut_out_of_the_answer_itself_stays_out(tmp_path: Path, stream: 
     text = "to [EMAIL_1] and ann@work.com and [EMAIL_2]"
     upstream = Upstream(chat_stream([text])) if stream else answering(text)
     with screened(tmp_path, upstream, "redact", "restore = true") as proxy:
-        answer = ask(proxy, "joe@home.com", stream=stream)
-        assert "to joe@home.com and [EMAIL_2] and [EMAIL_2]" in answer.text
-        assert "ann@" not in answer.text
+        response = ask(proxy, "joe@home.com", stream=stream)
+        assert "to joe@home.com and [EMAIL_2] and [EMAIL_2]" in response.text
+        assert "ann@" not in response.text
 
 
 @pytest.mark.parametrize(("action", "outcome"), [("flag", "flagged"), ("observe", "pass")])
@@ -94,10 +94,10 @@ def test_flagging_and_observing_change_nothing_but_the_verdict(
     tmp_path: Path, action: str, outcome: str
 ) -> None:
     with screened(tmp_path, answering("ok"), action) as proxy:
-        told = ask(proxy, "the forbidden thing").json()
-        assert told["choices"][0]["message"]["content"] == "ok"
-        assert told["guard"]["outcome"] == outcome
-        assert told["guard"]["guards"][0]["fired"] is True
+        completion = ask(proxy, "the forbidden thing").json()
+        assert completion["choices"][0]["message"]["content"] == "ok"
+        assert completion["guard"]["outcome"] == outcome
+        assert completion["guard"]["guards"][0]["fired"] is True
 
 
 def test_a_screen_routes_to_another_model(tmp_path: Path) -> None:
@@ -112,12 +112,14 @@ def test_a_screen_routes_to_another_model(tmp_path: Path) -> None:
 def test_a_screen_has_the_upstreams_plugin_apply_a_policy(tmp_path: Path) -> None:
     upstream = answering("ok")
     with screened(tmp_path, upstream, "policy", 'upstream_policy = "strict"') as proxy:
-        told = ask(proxy, "the forbidden thing", vllm_xargs={"x": 1}).json()
-        assert told["guard"]["outcome"] == "delegated"
+        completion = ask(proxy, "the forbidden thing", vllm_xargs={"x": 1}).json()
+        assert completion["guard"]["outcome"] == "delegated"
         assert upstream.requests[0].json["vllm_xargs"] == {"x": 1, "guard_policy": "strict"}
 
 
-def test_in_a_race_the_answer_waits_for_the_screens(tmp_path: Path) -> None:
+def test_in_a_race_the_answer_waits_for_the_screens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     upstream = answering("ok")
     with screened(tmp_path, upstream, "block", "race = true") as proxy:
         slow = proxy.app.context.screener.read
@@ -126,7 +128,7 @@ def test_in_a_race_the_answer_waits_for_the_screens(tmp_path: Path) -> None:
             await asyncio.sleep(0.3)
             return await slow(*arguments)
 
-        proxy.app.context.screener.read = read  # type: ignore[method-assign]
+        monkeypatch.setattr(proxy.app.context.screener, "read", read)
         blocked = ask(proxy, "the forbidden thing")
         assert blocked.status_code == 400
         assert len(upstream.requests) == 1, "the upstream was asked meanwhile"
@@ -145,9 +147,9 @@ def test_what_nobody_reads_is_refused_unless_it_is_listed(
 ) -> None:
     upstream = answering("ok")
     with screened(tmp_path, upstream) as proxy:
-        answer = httpx.request(method, proxy.url + path, json={"a": "forbidden thing"})
-        assert answer.status_code == 403
-        assert answer.json()["error"]["code"] == "unscreened_route"
+        response = httpx.request(method, proxy.url + path, json={"a": "forbidden thing"})
+        assert response.status_code == 403
+        assert response.json()["error"]["code"] == "unscreened_route"
         assert not upstream.requests
     with screened(tmp_path, upstream, screen=f'unscreened = ["{path[:6]}*"]') as proxy:
         assert httpx.request(method, proxy.url + path, json={}).status_code == 200
@@ -159,11 +161,11 @@ def test_images_in_a_request_need_leave(tmp_path: Path) -> None:
     upstream = answering("ok")
     body = {"model": "m", "messages": [{"role": "user", "content": parts}]}
     with screened(tmp_path, upstream) as proxy:
-        answer = httpx.post(f"{proxy.url}/v1/chat/completions", json=body)
-        assert answer.json()["error"]["code"] == "unscreened_content"
+        response = httpx.post(f"{proxy.url}/v1/chat/completions", json=body)
+        assert response.json()["error"]["code"] == "unscreened_content"
     with screened(tmp_path, upstream, screen='unscreened = ["images"]') as proxy:
-        told = httpx.post(f"{proxy.url}/v1/chat/completions", json=body).json()
-        assert told["guard"]["unscreened"] == ["pictures"]
+        completion = httpx.post(f"{proxy.url}/v1/chat/completions", json=body).json()
+        assert completion["guard"]["unscreened"] == ["pictures"]
 
 
 def test_a_question_that_is_split_over_turns_is_seen(tmp_path: Path) -> None:
@@ -186,12 +188,12 @@ def test_names_that_stand_twice_are_refused_where_text_is_read(tmp_path: Path) -
         raw = (
             b'{"model":"m","messages":[{"content":"forbidden thing","content":"x","role":"user"}]}'
         )
-        answer = httpx.post(
+        response = httpx.post(
             f"{proxy.url}/v1/chat/completions",
             content=raw,
             headers={"content-type": "application/json"},
         )
-        assert answer.status_code == 400
+        assert response.status_code == 400
         assert not upstream.requests
 
 
@@ -199,7 +201,7 @@ def test_moderations_are_answered_here(tmp_path: Path) -> None:
     upstream = answering("ok")
     with screened(tmp_path, upstream) as proxy:
         client = OpenAI(base_url=f"{proxy.url}/v1", api_key="none")
-        told = client.moderations.create(input=["the forbidden thing", "hello"])
-        assert [each.flagged for each in told.results] == [True, False]
-        assert told.results[0].model_extra is not None
+        moderation = client.moderations.create(input=["the forbidden thing", "hello"])
+        assert [result.flagged for result in moderation.results] == [True, False]
+        assert moderation.results[0].model_extra is not None
         assert not upstream.requests

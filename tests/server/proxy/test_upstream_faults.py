@@ -66,9 +66,9 @@ def test_an_upstream_that_is_down(tmp_path: Path, config: str) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     with proxied(tmp_path, config, port) as proxy:
-        answer = post(proxy)
-        assert answer.status_code == 502
-        assert answer.json()["error"]["code"] == "upstream_unreachable"
+        response = post(proxy)
+        assert response.status_code == 502
+        assert response.json()["error"]["code"] == "upstream_unreachable"
         assert proxy.audit_lines()[0]["outcome"] == "error"
 
 
@@ -77,10 +77,10 @@ def test_another_upstream_is_asked_where_one_cannot_be_reached(tmp_path: Path) -
         free.bind(("127.0.0.1", 0))
         down = free.getsockname()[1]
 
-    async def answer(request: UpstreamRequest, send: Send) -> None:
+    async def respond(request: UpstreamRequest, send: Send) -> None:
         await send_response(send, chat_completion("ok"))
 
-    with served(Upstream(answer)) as up, proxied(tmp_path, "", down, up) as proxy:
+    with served(Upstream(respond)) as up, proxied(tmp_path, "", down, up) as proxy:
         assert [post(proxy).status_code for _ in range(12)] == [200] * 12
 
 
@@ -95,9 +95,9 @@ def test_one_that_keeps_failing_is_left_alone(tmp_path: Path) -> None:
     with proxied(tmp_path, text) as proxy:
         codes = [post(proxy).json()["error"]["code"] for _ in range(3)]
         assert codes == ["upstream_unreachable", "upstream_unreachable", "service_unavailable"]
-        answer = post(proxy)
-        assert answer.status_code == 503
-        assert int(answer.headers["retry-after"]) >= 1
+        response = post(proxy)
+        assert response.status_code == 503
+        assert int(response.headers["retry-after"]) >= 1
         assert httpx.get(f"{proxy.url}/ready").status_code == 503
 
 
@@ -109,9 +109,9 @@ def test_an_upstream_that_does_not_answer(tmp_path: Path, config: str) -> None:
     upstream = Upstream(silent)
     config += "\n[proxy]\nfirst_byte_timeout_s = 0.3\n"
     with served(upstream) as port, proxied(tmp_path, config, port) as proxy:
-        answer = post(proxy)
-        assert answer.status_code == 504
-        assert answer.json()["error"]["code"] == "upstream_timeout"
+        response = post(proxy)
+        assert response.status_code == 504
+        assert response.json()["error"]["code"] == "upstream_timeout"
         assert upstream.hung_up.wait(5)
         assert proxy.audit_lines()[0]["outcome"] == "error"
 
@@ -125,11 +125,11 @@ def test_a_stream_that_stops_in_its_middle(tmp_path: Path, config: str) -> None:
 
     config += "\n[proxy]\nchunk_timeout_s = 0.3\n"
     with served(Upstream(stops)) as port, proxied(tmp_path, config, port) as proxy:
-        answer = post(proxy, stream=True)
-        last = json.loads(answer.text.strip().split("\n\n")[-1].removeprefix("data: "))
+        response = post(proxy, stream=True)
+        last = json.loads(response.text.strip().split("\n\n")[-1].removeprefix("data: "))
         assert last["error"]["code"] == "upstream_timeout"
-        assert "[DONE]" not in answer.text
-        assert "well" in answer.text, "what was read of it is not lost"
+        assert "[DONE]" not in response.text
+        assert "well" in response.text, "what was read of it is not lost"
         assert proxy.audit_lines()[0]["outcome"] == "error"
 
 
@@ -141,10 +141,10 @@ def _chunked(content: bytes) -> bytes:
 def test_an_upstream_that_dies_in_the_middle_of_a_stream(tmp_path: Path, config: str) -> None:
     content = HEAD + _chunked(chat_chunk({"content": "well"}))
     with _RawUpstream(content) as port, proxied(tmp_path, config, port) as proxy:
-        answer = post(proxy, stream=True)
-        assert '"upstream_failed"' in answer.text
-        assert "[DONE]" not in answer.text
-        assert "well" in answer.text
+        response = post(proxy, stream=True)
+        assert '"upstream_failed"' in response.text
+        assert "[DONE]" not in response.text
+        assert "well" in response.text
         assert proxy.audit_lines()[0]["outcome"] == "error"
 
 
@@ -168,12 +168,12 @@ def test_one_that_dies_in_the_middle_of_an_event_is_cut(tmp_path: Path) -> None:
 def test_an_answer_that_is_no_http(tmp_path: Path, config: str, content: bytes) -> None:
     with _RawUpstream(content) as port, proxied(tmp_path, config, port) as proxy:
         try:
-            answer = post(proxy)
+            response = post(proxy)
         except httpx.RemoteProtocolError:
             assert config == "" and content.startswith(b"HTTP"), "only half an answer is cut"
         else:
-            assert answer.status_code == 502
-            assert answer.json()["error"]["code"] == "upstream_failed"
+            assert response.status_code == 502
+            assert response.json()["error"]["code"] == "upstream_failed"
         assert proxy.audit_lines()[0]["outcome"] == "error"
 
 
@@ -190,46 +190,46 @@ def test_an_answer_that_is_no_http(tmp_path: Path, config: str, content: bytes) 
 def test_an_answer_that_cannot_be_read_does_not_pass(
     tmp_path: Path, body: bytes, media: str
 ) -> None:
-    async def answer(request: UpstreamRequest, send: Send) -> None:
+    async def respond(request: UpstreamRequest, send: Send) -> None:
         await send_response(send, body, media=media)
 
-    with served(Upstream(answer)) as port, proxied(tmp_path, SCREENS, port) as proxy:
-        told = post(proxy)
-        assert told.status_code == 502
-        assert told.json()["error"]["code"] == "unreadable_answer"
+    with served(Upstream(respond)) as port, proxied(tmp_path, SCREENS, port) as proxy:
+        response = post(proxy)
+        assert response.status_code == 502
+        assert response.json()["error"]["code"] == "unreadable_answer"
         assert proxy.audit_lines()[0]["outcome"] == "error"
 
 
 def test_an_answer_that_is_packed_does_not_pass_unread(tmp_path: Path) -> None:
-    async def answer(request: UpstreamRequest, send: Send) -> None:
+    async def respond(request: UpstreamRequest, send: Send) -> None:
         assert request.header("accept-encoding") == "identity"
         await send_response(send, b"\x1f\x8b", headers={"content-encoding": "gzip"})
 
-    with served(Upstream(answer)) as port, proxied(tmp_path, SCREENS, port) as proxy:
+    with served(Upstream(respond)) as port, proxied(tmp_path, SCREENS, port) as proxy:
         assert post(proxy).json()["error"]["code"] == "unreadable_answer"
 
 
 @pytest.mark.parametrize("broken", [b"data: {half\n\n", b"data: [1]\n\n", b"data: \xff\n\n"])
 def test_a_broken_stream_ends_with_an_error(tmp_path: Path, broken: bytes) -> None:
-    async def answer(request: UpstreamRequest, send: Send) -> None:
+    async def respond(request: UpstreamRequest, send: Send) -> None:
         await send_head(send)
         await send_chunk(send, chat_chunk({"role": "assistant", "content": ""}))
         await send_chunk(send, broken)
         await send_chunk(send, b"data: [DONE]\n\n", more=False)
 
-    with served(Upstream(answer)) as port, proxied(tmp_path, SCREENS, port) as proxy:
-        told = post(proxy, stream=True)
-        assert '"unreadable_answer"' in told.text
-        assert "[DONE]" not in told.text
+    with served(Upstream(respond)) as port, proxied(tmp_path, SCREENS, port) as proxy:
+        response = post(proxy, stream=True)
+        assert '"unreadable_answer"' in response.text
+        assert "[DONE]" not in response.text
         assert proxy.audit_lines()[0]["outcome"] == "error"
 
 
 def test_ten_megabytes_in_one_event_are_too_many(tmp_path: Path) -> None:
-    async def answer(request: UpstreamRequest, send: Send) -> None:
+    async def respond(request: UpstreamRequest, send: Send) -> None:
         await send_head(send)
         await send_chunk(send, b"data: " + b"x" * 10_000_000, more=False)
 
-    with served(Upstream(answer)) as port:
+    with served(Upstream(respond)) as port:
         with proxied(tmp_path, SCREENS, port) as proxy:
             assert "unreadable_answer" in post(proxy, stream=True).text
         (tmp_path / "bare").mkdir()
@@ -240,37 +240,37 @@ def test_ten_megabytes_in_one_event_are_too_many(tmp_path: Path) -> None:
 def test_how_long_an_answer_is_read_is_not_the_upstreams_fault(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = Screener.read
+    read = Screener.read
 
     async def slow(self: Screener, texts: list[str], *more: Any) -> Any:
         if "an answer" in texts:
             await asyncio.sleep(0.8)
-        return await own(self, texts, *more)
+        return await read(self, texts, *more)
 
-    async def answer(request: UpstreamRequest, send: Send) -> None:
+    async def respond(request: UpstreamRequest, send: Send) -> None:
         await send_response(send, chat_completion("an answer"))
 
     monkeypatch.setattr(Screener, "read", slow)
     limits = "[proxy]\ntotal_timeout_s = 0.6\n"
-    with served(Upstream(answer)) as port, proxied(tmp_path, SCREENS + limits, port) as proxy:
+    with served(Upstream(respond)) as port, proxied(tmp_path, SCREENS + limits, port) as proxy:
         assert post(proxy).status_code == 200
 
 
 def test_a_mistake_of_our_own_is_not_the_upstreams(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = Screener.read
+    read = Screener.read
 
     async def wrong(self: Screener, texts: list[str], *more: Any) -> Any:
         if "an answer" in texts:
             raise ValueError("a mistake")
-        return await own(self, texts, *more)
+        return await read(self, texts, *more)
 
-    async def answer(request: UpstreamRequest, send: Send) -> None:
+    async def respond(request: UpstreamRequest, send: Send) -> None:
         await send_response(send, chat_completion("an answer"))
 
     monkeypatch.setattr(Screener, "read", wrong)
-    with served(Upstream(answer)) as port, proxied(tmp_path, SCREENS, port) as proxy:
+    with served(Upstream(respond)) as port, proxied(tmp_path, SCREENS, port) as proxy:
         refused = post(proxy)
         assert refused.status_code == 500
         assert "a mistake" not in refused.text

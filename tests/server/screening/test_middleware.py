@@ -51,27 +51,27 @@ def audit_lines(audit: Path, count: int) -> list[dict[str, Any]]:
 
 def test_a_blocked_request_never_reaches_the_model(tmp_path: Path) -> None:
     with screened(tmp_path) as (live, audit):
-        answer = live.chat("the forbidden thing")
-        assert answer.status_code == 400
-        assert answer.json()["error"]["code"] == "content_filter"
-        assert answer.headers["x-guard-verdict"] == "blocked"
+        response = live.chat("the forbidden thing")
+        assert response.status_code == 400
+        assert response.json()["error"]["code"] == "content_filter"
+        assert response.headers["x-guard-verdict"] == "blocked"
         assert not live.service.submitted
         (line,) = audit_lines(audit, 1)
         assert line["outcome"] == "blocked"
-        assert line["guards"] == answer.json()["guard"]["guards"]
+        assert line["guards"] == response.json()["guard"]["guards"]
 
 
 def test_what_is_wrong_with_a_request_is_told_whatever_it_reads_like(tmp_path: Path) -> None:
     with screened(tmp_path) as (live, _):
-        answer = live.chat("hello", model="there")
-        assert answer.status_code == 404
-        assert "there" in answer.json()["error"]["message"]
+        response = live.chat("hello", model="there")
+        assert response.status_code == 404
+        assert "there" in response.json()["error"]["message"]
 
 
 def test_models_guards_and_screens_make_one_verdict(tmp_path: Path) -> None:
     with screened(tmp_path, "flag", USER_ONLY) as (live, audit):
-        answer = live.chat("forbidden thing")
-        guard = answer.json()["guard"]
+        response = live.chat("forbidden thing")
+        guard = response.json()["guard"]
         assert [verdict["guard"] for verdict in guard["guards"]] == ["books", "list"]
         assert guard["outcome"] == "flagged"
         (line,) = audit_lines(audit, 1)
@@ -91,13 +91,13 @@ def test_each_row_of_a_request_has_a_line_with_what_the_screens_saw(tmp_path: Pa
 @pytest.mark.parametrize("stream", [False, True])
 def test_an_answer_is_blocked(tmp_path: Path, stream: bool) -> None:
     with screened(tmp_path) as (live, audit):
-        answer = live.chat("hi", stream=stream)
-        assert "there" not in answer.text
+        response = live.chat("hi", stream=stream)
+        assert "there" not in response.text
         if stream:
-            assert answer.text.endswith("data: [DONE]\n\n")
-            assert '"finish_reason":"content_filter"' in answer.text
+            assert response.text.endswith("data: [DONE]\n\n")
+            assert '"finish_reason":"content_filter"' in response.text
         else:
-            assert answer.status_code == 400
+            assert response.status_code == 400
         (line,) = audit_lines(audit, 1)
         assert line["outcome"] == "blocked"
 
@@ -116,8 +116,8 @@ def test_an_error_in_a_stream_is_told_whatever_its_words(
 def test_a_client_that_hangs_up_leaves_one_line(tmp_path: Path) -> None:
     with screened(tmp_path, "flag") as (live, audit):
         body = {"model": "fake", "stream": True, "messages": [{"role": "user", "content": "slow"}]}
-        with httpx.stream("POST", f"{live.url}/v1/chat/completions", json=body) as answer:
-            next(answer.iter_bytes())
+        with httpx.stream("POST", f"{live.url}/v1/chat/completions", json=body) as response:
+            next(response.iter_bytes())
         live.wait_until(lambda: bool(live.service.cancelled))
         time.sleep(0.1)
         assert len(audit_lines(audit, 1)) == 1
@@ -125,8 +125,8 @@ def test_a_client_that_hangs_up_leaves_one_line(tmp_path: Path) -> None:
 
 def test_a_blocked_race_leaves_one_line_and_no_row(tmp_path: Path) -> None:
     with screened(tmp_path, "block", "race = true") as (live, audit):
-        answer = live.chat("forbidden thing\nslow")
-        assert answer.status_code == 400
+        response = live.chat("forbidden thing\nslow")
+        assert response.status_code == 400
         time.sleep(0.2)
         (line,) = audit_lines(audit, 1)
         assert line["outcome"] == "blocked"
@@ -136,8 +136,8 @@ def test_a_blocked_race_leaves_one_line_and_no_row(tmp_path: Path) -> None:
 def test_policies_without_screens_are_left_alone(tmp_path: Path) -> None:
     with screened(tmp_path) as (live, _):
         body = {"model": "fake", "messages": [{"role": "user", "content": "forbidden thing"}]}
-        answer = live.post("/v1/chat/completions", json={**body, "guard": {"policy": "none"}})
-        assert answer.json()["choices"][0]["message"]["content"] == "Hello there!"
+        response = live.post("/v1/chat/completions", json={**body, "guard": {"policy": "none"}})
+        assert response.json()["choices"][0]["message"]["content"] == "Hello there!"
         refused = live.post("/v1/chat/completions", json={**body, "guard": {"policy": "nobody"}})
         assert refused.json()["error"]["code"] == "unknown_policy"
         assert live.post("/v1/chat/completions", content=b"{").status_code == 415

@@ -98,14 +98,14 @@ def _events(deltas: Sequence[str]) -> list[bytes]:
     choices = [{"index": 0, "delta": {"content": text}, "finish_reason": None} for text in deltas]
     choices.append({"index": 0, "delta": {}, "finish_reason": "stop"})
     return [
-        *(b"data: " + json.dumps({"choices": [each]}).encode() + b"\n\n" for each in choices),
+        *(b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n" for choice in choices),
         b"data: [DONE]\n\n",
     ]
 
 
 def _text(out: bytes) -> str:
-    found = [line[6:] for line in out.decode().split("\n\n") if line and "[DONE]" not in line]
-    events: list[dict[str, Any]] = [json.loads(line) for line in found]
+    lines = [line[6:] for line in out.decode().split("\n\n") if line and "[DONE]" not in line]
+    events: list[dict[str, Any]] = [json.loads(line) for line in lines]
     return "".join(c["delta"].get("content") or "" for e in events for c in e["choices"])
 
 
@@ -141,14 +141,14 @@ def test_a_blocked_stream_ends_at_the_same_place_before_the_secret(
 ) -> None:
     ended = _Guarded("block", hold_back).run(_events(_cut(text, cuts)))
     at_once = _Guarded("block", hold_back).run(_events([text]))
-    found = _SECRET.search(text)
+    match = _SECRET.search(text)
     assert _text(ended) == _text(at_once)
     assert ended.endswith(b"data: [DONE]\n\n")
-    if found is None:
+    if match is None:
         assert _text(ended) == text
     else:
         assert b"content_filter" in ended
-        assert text[: found.start()].startswith(_text(ended))
+        assert text[: match.start()].startswith(_text(ended))
 
 
 @settings(deadline=None)
@@ -159,8 +159,8 @@ def test_a_silent_stream_leaves_byte_for_byte(text: str, cuts: list[int]) -> Non
         harmless = _SECRET.sub("", harmless)
     events = _events(_cut(harmless, cuts))
     out = _Guarded("redact", 40).run(events)
-    told = events[-2].replace(b"}]}", b'}],"guard":{"outcome":"pass"}}')
-    assert _normal(out) == _normal(b"".join([*events[:-2], told, events[-1]]))
+    last = events[-2].replace(b"}]}", b'}],"guard":{"outcome":"pass"}}')
+    assert _normal(out) == _normal(b"".join([*events[:-2], last, events[-1]]))
 
 
 def _normal(out: bytes) -> list[Any]:
@@ -206,12 +206,12 @@ def test_a_stream_that_waits_holds_little() -> None:
     asyncio.run(through(_Guarded("block", 200)))
     tracemalloc.start()
     try:
-        held = [asyncio.run(through(_Guarded("block", 200))) for _ in range(10)]
+        streams = [asyncio.run(through(_Guarded("block", 200))) for _ in range(10)]
         taken, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert all(guarded.guard.is_holding for guarded in held)
-    assert taken / len(held) < 40 * 1024
+    assert all(guarded.guard.is_holding for guarded in streams)
+    assert taken / len(streams) < 40 * 1024
 
 
 @settings(deadline=None)
@@ -220,14 +220,14 @@ def test_no_more_is_held_than_the_policy_says(text: str, cuts: list[int], hold_b
     guarded = _Guarded("flag", hold_back)
 
     async def through() -> None:
-        said = 0
+        received = 0
         left = ""
         for delta, event in zip(_cut(text, cuts), _events(_cut(text, cuts)), strict=False):
-            said += len(delta)
+            received += len(delta)
             out = await guarded.guard.feed(event)
             left += _text(out)
             # what is held as a whole event counts with it
-            assert said - len(left) <= hold_back + max(map(len, _cut(text, cuts)), default=0)
+            assert received - len(left) <= hold_back + max(map(len, _cut(text, cuts)), default=0)
 
     asyncio.run(through())
 

@@ -16,7 +16,7 @@ TEXTS = st.text(alphabet='ab [NAME_1]"\\\u00e9', max_size=60)
 
 
 def _spans(text: str) -> list[Span]:
-    return [Span(found.start(), found.end(), "NAME") for found in _NAME.finditer(text)]
+    return [Span(match.start(), match.end(), "NAME") for match in _NAME.finditer(text)]
 
 
 def _restored(placeholders: Placeholders, text: str, *, quoted: bool = False) -> str:
@@ -35,7 +35,7 @@ def test_redaction_and_restoration_are_inverse(texts: list[str]) -> None:
 @given(st.lists(TEXTS, max_size=4))
 def test_the_same_text_has_the_same_placeholder_and_others_another(texts: list[str]) -> None:
     placeholders = Placeholders(texts)
-    names = [found[0] for text in texts for found in _NAME.finditer(text)]
+    names = [match[0] for text in texts for match in _NAME.finditer(text)]
     assigned = [placeholders.placeholder_for("NAME", name) for name in names]
     assert len(set(assigned)) == len(set(names))
     assert dict(zip(assigned, names, strict=True)) == {
