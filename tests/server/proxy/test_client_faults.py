@@ -12,6 +12,7 @@ import httpx
 import pytest
 from starlette.types import Send
 
+from guard.errors import GuardFailed
 from tests.server.proxy.screened import BODY, post
 from tests.server.proxy.stand import (
     Proxy,
@@ -152,8 +153,6 @@ def test_screens_that_fail_fail_closed_unless_the_policy_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def broken(*_: Any) -> Any:
-        from guard.errors import GuardFailed
-
         raise GuardFailed("the encoder is gone")
 
     upstream = Upstream(chat_stream(["hello"]))

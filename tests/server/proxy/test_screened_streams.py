@@ -13,7 +13,7 @@ import pytest
 from openai import OpenAI
 from starlette.types import Send
 
-from tests.server.proxy.screened import ask, read_stream, screened
+from tests.server.proxy.screened import ask, read_stream, screened, streaming
 from tests.server.proxy.stand import (
     Upstream,
     UpstreamRequest,
@@ -219,3 +219,13 @@ def test_held_text_leaves_after_the_time_that_the_policy_sets(tmp_path: Path) ->
                     break
             else:
                 raise AssertionError("it never came")
+
+
+def test_an_upstreams_error_in_a_stream_keeps_its_place_and_loses_its_words(tmp_path: Path) -> None:
+    error = b'data: {"error": {"message": "no forbidden thing", "code": "overloaded"}}\n\n'
+    with screened(tmp_path, streaming(chat_chunk({"content": "well"}), error)) as proxy:
+        _, events, done = read_stream(ask(proxy, "hi", stream=True))
+        assert events[0]["choices"][0]["delta"]["content"] == "well"
+        assert events[-1]["error"]["code"] == "unreadable_answer"
+        assert "forbidden" not in str(events) and done
+        assert proxy.audit_lines()[0]["outcome"] == "blocked"

@@ -12,7 +12,7 @@ import pytest
 from openai import OpenAI
 from starlette.types import Send
 
-from tests.server.proxy.screened import answering, ask, screened
+from tests.server.proxy.screened import answering, ask, post_raw, screened
 from tests.server.proxy.stand import (
     Upstream,
     UpstreamRequest,
@@ -42,11 +42,7 @@ def test_silence_leaves_request_and_answer_as_they_are(tmp_path: Path) -> None:
     upstream = answering("hello")
     with screened(tmp_path, upstream) as proxy:
         raw = b'{"model":"m", "seed": 1.0, "messages":[{"role":"user","content":"caf\xc3\xa9"}]}'
-        response = httpx.post(
-            f"{proxy.url}/v1/chat/completions",
-            content=raw,
-            headers={"content-type": "application/json"},
-        )
+        response = post_raw(proxy.url, raw)
         assert upstream.requests[0].body == raw
         completion = response.json()
         assert completion.pop("guard")["outcome"] == "pass"
@@ -188,11 +184,7 @@ def test_names_that_stand_twice_are_refused_where_text_is_read(tmp_path: Path) -
         raw = (
             b'{"model":"m","messages":[{"content":"forbidden thing","content":"x","role":"user"}]}'
         )
-        response = httpx.post(
-            f"{proxy.url}/v1/chat/completions",
-            content=raw,
-            headers={"content-type": "application/json"},
-        )
+        response = post_raw(proxy.url, raw)
         assert response.status_code == 400
         assert not upstream.requests
 

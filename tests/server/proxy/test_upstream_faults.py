@@ -32,25 +32,29 @@ SCREENS = screen_config()
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 
 
-async def _raw_server(content: bytes, *, linger_s: float = 0.0) -> asyncio.Server:
+def _closed_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+async def _raw_server(content: bytes) -> asyncio.Server:
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(content)
         await writer.drain()
-        await asyncio.sleep(linger_s)
         writer.close()
 
     return await asyncio.start_server(handle, "127.0.0.1", 0)
 
 
 class _RawUpstream:
-    """Answers any request with these bytes and hangs up."""
+    """A server that answers any request with these bytes and hangs up."""
 
     def __init__(self, content: bytes) -> None:
         self.content = content
 
     def __enter__(self) -> int:
-
         self.loop = asyncio.new_event_loop()
         self.server = self.loop.run_until_complete(_raw_server(self.content))
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
@@ -62,10 +66,7 @@ class _RawUpstream:
 
 @pytest.mark.parametrize("config", ["", SCREENS])
 def test_an_upstream_that_is_down(tmp_path: Path, config: str) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with proxied(tmp_path, config, port) as proxy:
+    with proxied(tmp_path, config, _closed_port()) as proxy:
         response = post(proxy)
         assert response.status_code == 502
         assert response.json()["error"]["code"] == "upstream_unreachable"
@@ -73,23 +74,16 @@ def test_an_upstream_that_is_down(tmp_path: Path, config: str) -> None:
 
 
 def test_another_upstream_is_asked_where_one_cannot_be_reached(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        down = free.getsockname()[1]
-
     async def respond(request: UpstreamRequest, send: Send) -> None:
         await send_response(send, chat_completion("ok"))
 
-    with served(Upstream(respond)) as up, proxied(tmp_path, "", down, up) as proxy:
+    with served(Upstream(respond)) as up, proxied(tmp_path, "", _closed_port(), up) as proxy:
         assert [post(proxy).status_code for _ in range(12)] == [200] * 12
 
 
 def test_one_that_keeps_failing_is_left_alone(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        down = free.getsockname()[1]
     text = (
-        f'[[upstreams]]\nname = "u"\nurl = "http://127.0.0.1:{down}"\nfailures = 2\n'
+        f'[[upstreams]]\nname = "u"\nurl = "http://127.0.0.1:{_closed_port()}"\nfailures = 2\n'
         "cooldown_s = 30\n"
     )
     with proxied(tmp_path, text) as proxy:
