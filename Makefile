@@ -52,7 +52,7 @@ lint: .venv/ready
 	$(BIN)/lint-imports
 	$(BIN)/python docs/write_cli.py --check
 	$(BIN)/python docs/write_configuration.py --check
-	$(BIN)/mkdocs build --strict --quiet -f docs/site/mkdocs.yml
+	$(BIN)/mkdocs build --strict -f docs/site/mkdocs.yml
 
 format: .venv/ready
 	$(BIN)/ruff format .
