@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import json
 import re
 import shlex
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,10 @@ import typer.main
 
 from guard.cli import app
 from guard.config.schema import load_config
+from guard.data.concept import read_concept
 from guard.errors import ConfigError
 from guard.plans.screens import read_patterns
+from guard.verdict import GuardVerdict, Verdict
 from tests.docs.pages import PAGES, ROOT, Block, blocks, name, spans
 
 PACKAGES = {"guard", "steering", "classifiers", "server", "benchmarks", "examples"}
@@ -57,6 +61,19 @@ def test_toml_holds(block: Block, tmp_path: Path) -> None:
     except ConfigError as error:
         whole = name(block.page) == "README.md"
         assert not [p for p in error.problems if whole or not ELSEWHERE.search(p)]
+
+
+@pytest.mark.parametrize("block", blocks("json"), ids=lambda block: block.place)
+def test_json_holds(block: Block, tmp_path: Path) -> None:
+    value = json.loads(block.code)
+    if "outcome" in value:
+        assert value.keys() == {field.name for field in fields(Verdict)}
+        for guard in value["guards"]:
+            assert guard.keys() == {field.name for field in fields(GuardVerdict)}
+    if "phrases" in value:
+        path = tmp_path / "concept.json"
+        path.write_text(block.code, encoding="utf-8")
+        read_concept(path)
 
 
 def _commands() -> list[tuple[str, str]]:
