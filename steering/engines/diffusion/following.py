@@ -41,8 +41,10 @@ class StepFollower:
             guard for guard in guards if any(guard.name in s.names for s in stacks.latents)
         ]
         # probed on a copy: the pipeline's own scheduler is wrapped, and in the middle of a call
-        scheduler = copy.deepcopy(family.scheduler)
-        self._sampler = Sampler(scheduler, family.arrange, device=family.device)
+        self._scheduler = family.scheduler
+        self._sampler = Sampler(
+            copy.deepcopy(self._scheduler), family.arrange, device=family.device
+        )
         self._build()
         denoiser = family.denoiser
         self._handles = [
@@ -159,6 +161,11 @@ class StepFollower:
         """Before the first forward of a step: of its first step, what the call does at all."""
         if self.steps == 0:
             pipeline = self._family.pipeline
+            if pipeline.scheduler is not self._scheduler:
+                raise Unfollowed(
+                    "the pipeline has another scheduler than when guards were attached: attach "
+                    "them after it is set"
+                )
             self._guided = (
                 size == 2 * self._rows
                 or self._negated
