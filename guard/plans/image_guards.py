@@ -52,10 +52,9 @@ class ImageGuards:
         artifact.require_model(self._fingerprint(method.bound_to), served=self._name)
         self._require_encoders(artifact)
         guard = FittedGuard(setting.name, artifact.tensors, artifact.meta.settings)
+        stack = method.stacked([guard], self._device)
         try:
-            require_fit(
-                method.seam, method.stacked([guard], self._device), self._pipeline, self._text
-            )
+            require_fit(method.seam, stack, self._pipeline, self._text)
         except UnsupportedModel as error:
             raise ModelError(
                 f"guard {setting.name} cannot act on {self._name!r}: {error}"

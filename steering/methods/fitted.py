@@ -32,26 +32,27 @@ class FittedGuard:
             raise ValueError(f"guard {self.name}: streams must be a list of names")
         return tuple(str(stream) for stream in names)
 
-    def array(self, key: str, dims: int) -> Tensor:
-        """The tensor `key`, float32, of that many dimensions."""
+    def array(self, key: str, *dims: int) -> Tensor:
+        """The tensor `key`, float32, of one of these numbers of dimensions."""
         if key not in self.tensors:
             raise ValueError(f"guard {self.name}: has no tensor {key!r}")
         tensor = torch.tensor(self.tensors[key], dtype=torch.float32)
-        if tensor.ndim != dims or not tensor.numel():
-            raise ValueError(f"guard {self.name}: tensor {key!r} must have {dims} dimensions")
+        if tensor.ndim not in dims or not tensor.numel():
+            wanted = " or ".join(map(str, dims))
+            raise ValueError(f"guard {self.name}: tensor {key!r} must have {wanted} dimensions")
         return tensor
 
-    def tensor(self, kind: str, stream: str, dims: int) -> Tensor:
-        """The tensor `kind.stream`, float32, of that many dimensions."""
-        return self.array(f"{kind}.{stream}", dims)
+    def tensor(self, kind: str, stream: str, *dims: int) -> Tensor:
+        """The tensor `kind.stream`, float32, of one of these numbers of dimensions."""
+        return self.array(f"{kind}.{stream}", *dims)
 
     def number(self, key: str) -> float:
         """A setting that is a finite number."""
         return self._number(key, self._setting(key))
 
     def optional_number(self, key: str) -> float | None:
-        """A setting that is a finite number or null."""
-        value = self._setting(key)
+        """A setting that is a finite number; None where it is null or left out."""
+        value = self.settings.get(key)
         return None if value is None else self._number(key, value)
 
     def numbers(self, key: str) -> tuple[float, ...]:
