@@ -15,7 +15,7 @@ from guard.artifact import Artifact
 from guard.config.schema import Config, GuardConfig
 from guard.errors import FingerprintError, ModelError
 from guard.plans.base import LoadedGuard, find_guards
-from steering.engines.diffusion.fit import GuardedPipeline, require_fit
+from steering.engines.diffusion.fit import GuardedPipeline, require_fit, require_supported
 from steering.engines.errors import UnsupportedModel
 from steering.fingerprint import fingerprint
 from steering.images.conditioning import Conditioning
@@ -49,16 +49,18 @@ class ImageGuards:
         method = method_named(artifact.meta.method)
         if method.kind != "images":
             raise ValueError(f"the method {method.name!r} is not for image models")
-        artifact.require_model(self._fingerprint(method.bound_to), served=self._name)
-        self._require_encoders(artifact)
         guard = FittedGuard(setting.name, artifact.tensors, artifact.meta.settings)
         stack = method.stacked([guard], self._device)
         try:
-            require_fit(method.seam, stack, self._pipeline, self._text)
+            require_supported(method.seam, stack, self._pipeline)
         except UnsupportedModel as error:
             raise ModelError(
                 f"guard {setting.name} cannot act on {self._name!r}: {error}"
             ) from error
+        artifact.require_model(self._fingerprint(method.bound_to), served=self._name)
+        self._require_encoders(artifact)
+        try:
+            require_fit(method.seam, stack, self._pipeline, self._text)
         except ValueError as error:
             raise ValueError(f"guard {setting.name}: {error}") from error
         return LoadedGuard.of(setting, artifact, method, guard), MethodGuard(method, guard)

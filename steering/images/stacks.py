@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 
@@ -13,7 +14,8 @@ from steering.images.guidance import GuidanceGuards
 from steering.images.latent import LatentGuards
 from steering.images.output import OutputBank, OutputGuards
 from steering.images.projection import Overlay, OverlayGuards, component_of
-from steering.methods.stacking import MethodGuard, stacks
+from steering.methods import Seam
+from steering.methods.stacking import MethodGuard, stacks_by_method
 
 
 @dataclass(frozen=True)
@@ -36,18 +38,18 @@ class ImageStacks:
     def of(cls, guards: Sequence[MethodGuard], device: torch.device | str = "cpu") -> ImageStacks:
         """Of these guards, stacked by their methods. Raises ValueError where one does not hold."""
 
-        def stacked(*seams: str) -> list[MethodGuard]:
-            return [guard for guard in guards if guard.method.seam in seams]
+        made = stacks_by_method(guards, device)
 
-        guidance = stacks(stacked("guidance"), device)
-        overlaying = stacks(stacked("projection"), device)
-        reading = [*stacks(stacked("embedding"), device), *guidance, *overlaying]
+        def of(*seams: Seam) -> list[Any]:
+            return [stack for method, stack in made if method.seam in seams]
+
         return cls.by_seam(
-            reading=reading,
-            guidance=guidance,
-            overlaying=overlaying,
-            latents=stacks(stacked("latent"), device),
-            output=stacks(stacked("output"), device),
+            # in the order of the configuration: a guard reads what those before it have left
+            reading=of("embedding", "guidance", "projection"),
+            guidance=of("guidance"),
+            overlaying=of("projection"),
+            latents=of("latent"),
+            output=of("output"),
         )
 
     @classmethod

@@ -29,6 +29,13 @@ class MethodGuard:
 
 
 def stacks(guards: Sequence[MethodGuard], device: torch.device | str = "cpu") -> list[Any]:
+    """As `stacks_by_method`, without the methods."""
+    return [stack for _, stack in stacks_by_method(guards, device)]
+
+
+def stacks_by_method(
+    guards: Sequence[MethodGuard], device: torch.device | str = "cpu"
+) -> list[tuple[Method, Any]]:
     """The stacked guards of each method, in the order in which methods come first.
 
     Guards of one method that cannot be stacked with each other (tensors of different shapes that
@@ -38,7 +45,9 @@ def stacks(guards: Sequence[MethodGuard], device: torch.device | str = "cpu") ->
     by_method: dict[str, list[MethodGuard]] = {}
     for guard in guards:
         by_method.setdefault(guard.method.name, []).append(guard)
-    return [stack for group in by_method.values() for stack in _stacks(group, device)]
+    return [
+        (group[0].method, stack) for group in by_method.values() for stack in _stacks(group, device)
+    ]
 
 
 def _stacks(guards: Sequence[MethodGuard], device: torch.device | str) -> list[Any]:

@@ -27,8 +27,8 @@ from server.services.interface import ImageModelInfo
 from steering.engines.diffusion.engine import ImageStart
 from steering.engines.diffusion.sampling.trajectories import InitialState
 from steering.images.conditioning import Conditioning
-from steering.images.embedding import EmbeddingBank, ImageReading
-from steering.images.output import OutputBank
+from steering.images.embedding import ImageReading
+from steering.images.stacks import ImageStacks
 from steering.methods import METHODS
 from tests.guard.toy_images import PAINTED, TOY_METHODS, ToyFamily, save_latents, save_toy
 from tests.server.stand import meta, tensors
@@ -58,14 +58,12 @@ class ToyEngine:
     def __init__(
         self,
         family: ToyFamily,
-        bank: EmbeddingBank,
+        stacks: ImageStacks,
         *,
         capacity: int,
-        guides: Sequence[Any] = (),
-        finished: OutputBank | None = None,
     ) -> None:
-        self.family, self._bank, self.capacity = family, bank, capacity
-        self._finished = finished or OutputBank()
+        self.family, self.capacity = family, capacity
+        self._bank, self._finished = stacks.prompts, stacks.output
         self._rows: list[_Row] = []
         self.started: list[str] = []
         self.steps, self.pace_s, self.closed = 0, 0.0, False

@@ -9,13 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from steering.engines.diffusion.seams.attention import require_reads
-from steering.engines.diffusion.seams.projections import overlaid_layers, require_unfused
+from steering.engines.diffusion.seams.projections import (
+    overlaid_layers,
+    require_plain,
+    require_unfused,
+)
 from steering.images.conditioning import Conditioning
 from steering.images.embedding import EmbeddingGuards
 from steering.images.guidance import GuidanceGuards
 from steering.images.latent import LatentGuards
 from steering.images.output import OutputGuards
-from steering.images.projection import OverlayBank, OverlayGuards
+from steering.images.projection import OverlayBank, OverlayGuards, component_of, path_of
 from steering.images.stacks import ImageStacks
 from steering.methods import Seam
 
@@ -54,6 +58,21 @@ def require_fit(seam: Seam, stack: Any, pipeline: GuardedPipeline, text: Conditi
     _CHECKS[seam](stack, pipeline, text)
 
 
+def require_supported(seam: Seam, stack: Any, pipeline: GuardedPipeline) -> None:
+    """Raise UnsupportedModel where the pipeline, as it was loaded, cannot take guards of that seam:
+    adapters, fused or quantised layers. Their fingerprint would say no more than that it differs.
+    """
+    if seam != "projection":
+        return
+    layers = {layer for overlay in stack.overlays for layer in overlay.writes}
+    denoiser = {layer for layer in layers if not component_of(layer)}
+    if denoiser:
+        require_unfused(pipeline.cross_attention())
+    for layer in sorted(layers):
+        network = pipeline.encoders.get(component_of(layer), pipeline.denoiser)
+        require_plain(layer, network, path_of(layer))
+
+
 def _prompt(stack: EmbeddingGuards, _pipeline: GuardedPipeline, text: Conditioning) -> None:
     """Sense and act once on what the encoders give."""
     score = torch.zeros(text.rows, len(stack.names), device=_device(text))
@@ -81,7 +100,6 @@ def _guidance(stack: GuidanceGuards, pipeline: GuardedPipeline, text: Conditioni
 def _overlays(stack: OverlayGuards, pipeline: GuardedPipeline, text: Conditioning) -> None:
     stacks = ImageStacks.by_seam([stack], overlaying=[stack])
     if denoiser := stacks.overlays_of(""):
-        require_unfused(pipeline.cross_attention())
         overlaid_layers(pipeline.denoiser, OverlayBank(denoiser))
     for component in sorted(stacks.components):
         if component not in pipeline.encoders:

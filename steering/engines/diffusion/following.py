@@ -137,8 +137,8 @@ class StepFollower:
         latents = args[0] if args else kwargs.get("hidden_states", kwargs.get("sample"))
         if not isinstance(latents, Tensor) or len(latents) not in (self._rows, 2 * self._rows):
             raise Unfollowed("a forward of other rows than the call's prompts cannot be guarded")
-        rows = sum(map(len, self._outputs))
-        if rows + len(latents) > 2 * self._rows:
+        covered = sum(map(len, self._outputs))
+        if covered + len(latents) > 2 * self._rows:
             raise Unfollowed("forwards without a step of the attached scheduler cannot be guarded")
         if not self._outputs:
             self._begin_step(len(latents))

@@ -14,7 +14,6 @@ import torch
 
 from guard.artifact import Artifact
 from guard.config.schema import Config, GuardConfig, PolicyConfig
-from guard.errors import ArtifactError
 from guard.plans.base import LoadedGuard
 from guard.plans.image_guards import ImageGuards
 from guard.plans.images import ImagePlan, ImagePlans
@@ -82,8 +81,8 @@ def test_classifiers_are_stacked_and_read_what_is_drawn(tmp_path: Path) -> None:
         )
     )
     family = ToyFamily()
-    bank = ImageGuards(config, family, name="toy").finished
-    assert len(bank.screens) == 1 and bank.names == ("one", "two")
+    bank = ImageGuards(config, family, name="toy").stacks.output
+    assert len(bank.stacks) == 1 and bank.names == ("one", "two")
     latents = family.latents(family.encode([f"a {PAINTED}", "a cat"]))
     found = bank.read(latents, [[RowGuard("one", 0.5, 1.0), RowGuard("two", 99.0, 1.0)]] * 2)
     fired = [{name: told.fired for name, told in row.items()} for row in found]
@@ -188,8 +187,8 @@ def test_classifiers_that_cannot_be_stacked_live_in_stacks_of_their_own(
         GuardConfig(name=name, artifact=save_latents(tmp_path / f"{name}.safetensors"))
         for name in "ab"
     )
-    with pytest.raises(ArtifactError, match="only be one"):
-        ImageGuards(Config(guards=guards), ToyFamily(), name="toy")
+    found = ImageGuards(Config(guards=guards), ToyFamily(), name="toy")
+    assert [stack.names for stack in found.stacks.output.stacks] == [("a",), ("b",)]
 
 
 # -- what plans make of them --------------------------------------------------------------------

@@ -7,18 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import guard
 from guard.config.schema import Config, GuardConfig, PolicyConfig
-from guard.errors import GuardFailed
 from guard.plans.base import LoadedGuard
 from guard.plans.images import ImagePlan, ImagePlans
 from steering.engines.diffusion.families import Family
 from steering.images.embedding import ImageReading
 from steering.methods import METHODS
-from tests.server.tiny_pipeline import save_eraser, save_guards, save_pipeline, save_screen
+from tests.server.tiny_pipeline import SIDE, save_eraser, save_guards, save_pipeline, save_screen
 
 REPORT = {"request_id": "r-1", "model": "tiny", "elapsed_ms": 1.0}
 SILENT = ImageReading(-1.0, 0.0, False)
@@ -164,18 +164,23 @@ def test_one_policy_takes_guards_of_the_prompt_the_way_and_the_image(
     assert plan.decide(told | {"look": shown}) == "block"
 
 
-@pytest.mark.parametrize("action", ["perturb", "observe"])
-def test_a_pipeline_of_somebody_elses_cannot_be_followed(
-    tmp_path: Path, family: Family, action: Any
+@pytest.mark.parametrize(("action", "outcome"), [("perturb", "perturbed"), ("observe", "pass")])
+def test_a_pipeline_of_somebody_elses_is_followed(
+    tmp_path: Path, family: Family, action: Any, outcome: str
 ) -> None:
     save_eraser(tmp_path / "break.safetensors", family)
     config = Config(
-        guards=(GuardConfig(name="break", artifact=tmp_path / "break.safetensors"),),
+        guards=(GuardConfig(name="break", artifact=tmp_path / "break.safetensors", threshold=-99),),
         policies={"p": PolicyConfig(guards=("break",), action=action)},
     )
-    said = r"guard break acts on each step, which only the engine \(guard serve\) follows"
-    with (
-        pytest.raises(GuardFailed, match=said),
-        guard.attached(family.pipeline, "p", config=config),
-    ):
-        pytest.fail("it was let in")
+    call = {"num_inference_steps": 4, "output_type": "np", "height": SIDE, "width": SIDE}
+
+    def generate() -> Any:
+        return family.pipeline("a cat", generator=torch.Generator().manual_seed(1), **call).images
+
+    bare = generate()
+    with guard.attached(family.pipeline, "p", config=config) as handle:
+        guarded = generate()
+        (verdict,) = handle.verdicts()
+    assert verdict.outcome == outcome and verdict.guards[0].fired
+    assert np.array_equal(guarded, bare) == (action == "observe")

@@ -57,7 +57,7 @@ def test_policy_without_guards_carries_nothing() -> None:
     plans = ImagePlans(Config(), ToyFamily(), name="toy")
     plan = plans["none"]
     assert plan.rows() == () and not plan.refuses and not plan.unfit and not plan.guides
-    assert plans.bank.screens == () and plans.guides == ()
+    assert plans.stacks.prompts.stacks == () and plans.stacks.guidance == ()
     assert plan.decide({}) == "draw" and plan.verdict({}, **REPORT).outcome == "pass"
     with pytest.raises(KeyError, match="ghost"):
         plans["ghost"]
@@ -154,8 +154,8 @@ def test_guidance_guards_steer_and_are_given_as_guides(tmp_path: Path) -> None:
         },
     )
     plans = ImagePlans(both, ToyFamily(), name="toy")
-    assert plans.bank.names == ("g", "h")
-    assert [list(guide.names) for guide in plans.guides] == [["h"]]
+    assert plans.stacks.prompts.names == ("g", "h")
+    assert [list(guide.names) for guide in plans.stacks.guidance] == [["h"]]
     assert plans["both"].guides and not plans["watch"].guides
     verdict = plans["both"].verdict({"g": QUIET, "h": CUT_OFF}, **REPORT)
     assert (verdict.outcome, verdict.guards[1].action) == ("steered", "steer")
@@ -218,7 +218,7 @@ def test_a_guard_that_does_not_fit_breaks_the_policies_that_name_it(
         },
     )
     plans = ImagePlans(config, ToyFamily(), name="toy")
-    assert plans.bank.names == ("good",)
+    assert plans.stacks.prompts.names == ("good",)
     assert plans["closed"].refuses and not plans["closed"].unfit
     assert [row.name for row in plans["open"].rows()] == ["good"], "the other guards still act"
     assert plans.usable == ("none", "open", "sound")
@@ -306,7 +306,9 @@ def test_readings_of_a_real_bank_make_the_verdict(tmp_path: Path) -> None:
     plans = ImagePlans(config_of(tmp_path, **refined()), family, name="toy")
     prompts = ["a K", "a cat", "an S", "a cat, far away: K", "~"]
     guards = [plans["p"].rows()] * len(prompts)
-    readings = plans.bank.apply(family.encode(prompts), guards, family.overflow(prompts)).readings
+    readings = plans.stacks.prompts.apply(
+        family.encode(prompts), guards, family.overflow(prompts)
+    ).readings
     decided = [plans["p"].decide(each) for each in readings]
     assert decided == ["draw", "draw", "replace", "draw", "fail"]
     outcomes = [plans["p"].verdict(each, **REPORT).outcome for each in readings]

@@ -59,6 +59,15 @@ def overlaid_layers(network: nn.Module, bank: OverlayBank) -> dict[str, nn.Linea
     return layers
 
 
+def require_plain(name: str, network: nn.Module, path: str) -> None:
+    """Raise UnsupportedModel for a layer that is there, and cannot be overlaid."""
+    try:
+        module = network.get_submodule(path)
+    except AttributeError:
+        return
+    _plain(name, module)
+
+
 def require_unfused(attention: Sequence[tuple[str, nn.Module]]) -> None:
     """Raise ValueError for attention whose projections are fused: its own are not run then."""
     for name, module in attention:

@@ -70,6 +70,7 @@ def test_the_slope_reaches_what_is_guarded(made: tuple[ImagePlans, Family]) -> N
         plans.stacks.prompts,
         plans["knife-nearest"].prompt_rows(),
         given.with_states({"text": states}),
+        gradients_of(plans["knife-nearest"]),
     )
     for outcome in (found.states["text"].square().sum(), seen.sum()):
         (slope,) = torch.autograd.grad(outcome, states, retain_graph=True)
