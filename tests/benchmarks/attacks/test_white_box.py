@@ -66,8 +66,8 @@ def target() -> Target:
     return Target(pipeline())
 
 
-def _plan(threshold: float) -> ImagePlan:
-    guard = LoadedGuard("knife", "object/knife", METHODS["nearest"], threshold, strength=1.0)
+def _plan(threshold: float, method: str = "nearest") -> ImagePlan:
+    guard = LoadedGuard("knife", "object/knife", METHODS[method], threshold, strength=1.0)
     return ImagePlan("strict", "refine", "closed", (guard,), broken={})
 
 
@@ -93,7 +93,7 @@ def test_the_slope_is_taken_at_the_exact_result(screen: EmbeddingGuards, target:
 
 def test_the_slope_goes_through_the_refinement(target: Target) -> None:
     text = _text(target).select(slice(0, 1))
-    through = ThroughGuard(EmbeddingBank([_cgce()]), _plan(-100.0), evade=0.0)
+    through = ThroughGuard(EmbeddingBank([_cgce()]), _plan(-100.0, "cgce"), evade=0.0)
     weights = torch.randn(text.states["text"].shape, generator=torch.Generator().manual_seed(1))
     states = text.states["text"].clone().requires_grad_()
 
@@ -114,7 +114,7 @@ def test_the_slope_goes_through_the_refinement(target: Target) -> None:
 def test_where_nothing_fires_nothing_stands_between(target: Target) -> None:
     text = _text(target).select(slice(0, 1))
     states = text.states["text"].clone().requires_grad_()
-    through = ThroughGuard(EmbeddingBank([_cgce()]), _plan(100.0), evade=1.0)
+    through = ThroughGuard(EmbeddingBank([_cgce()]), _plan(100.0, "cgce"), evade=1.0)
     passed, more = through.slope(text.with_states({"text": states}))
     assert passed.states["text"] is states
     assert float(more.detach()) == 0.0

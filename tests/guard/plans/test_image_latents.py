@@ -164,23 +164,24 @@ def test_one_policy_takes_guards_of_the_prompt_the_way_and_the_image(
     assert plan.decide(told | {"look": shown}) == "block"
 
 
-@pytest.mark.parametrize(("action", "outcome"), [("perturb", "perturbed"), ("observe", "pass")])
-def test_a_pipeline_of_somebody_elses_is_followed(
-    tmp_path: Path, family: Family, action: Any, outcome: str
-) -> None:
+def test_a_pipeline_of_somebody_elses_is_followed(tmp_path: Path, family: Family) -> None:
     save_eraser(tmp_path / "break.safetensors", family)
-    config = Config(
-        guards=(GuardConfig(name="break", artifact=tmp_path / "break.safetensors", threshold=-99),),
-        policies={"p": PolicyConfig(guards=("break",), action=action)},
-    )
     call = {"num_inference_steps": 4, "output_type": "np", "height": SIDE, "width": SIDE}
 
-    def generate() -> Any:
-        return family.pipeline("a cat", generator=torch.Generator().manual_seed(1), **call).images
+    def generate(action: Any, threshold: float) -> tuple[Any, Any]:
+        path = tmp_path / "break.safetensors"
+        config = Config(
+            guards=(GuardConfig(name="break", artifact=path, threshold=threshold),),
+            policies={"p": PolicyConfig(guards=("break",), action=action)},
+        )
+        generator = torch.Generator().manual_seed(1)
+        with guard.attached(family.pipeline, "p", config=config) as handle:
+            images = family.pipeline("a cat", generator=generator, **call).images
+            return images, handle.verdicts()[0]
 
-    bare = generate()
-    with guard.attached(family.pipeline, "p", config=config) as handle:
-        guarded = generate()
-        (verdict,) = handle.verdicts()
-    assert verdict.outcome == outcome and verdict.guards[0].fired
-    assert np.array_equal(guarded, bare) == (action == "observe")
+    bare = family.pipeline("a cat", generator=torch.Generator().manual_seed(1), **call).images
+    images, seen = generate("observe", -99.0)
+    assert np.array_equal(images, bare) and seen.outcome == "pass" and seen.guards[0].fired
+    images, broken = generate("perturb", seen.guards[0].score - 1e-3)
+    assert broken.outcome == "perturbed" and broken.guards[0].area > 0
+    assert not np.array_equal(images, bare)

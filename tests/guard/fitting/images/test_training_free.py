@@ -202,8 +202,8 @@ def test_without_a_gate_no_prompts_are_needed_and_every_row_fires(method: str) -
     assert (screen.sense(WordPainter().read(["a boat", ""])) > threshold_of(artifact)).all()
     said = WordPainter().read(["a blade"])
     for name, states in said.states.items():
-        assert torch.equal(screen.concepts.states[name], states)
-        assert torch.equal(screen.concepts.masks[name], said.masks[name])
+        assert torch.equal(screen.conditions.states[name], states)
+        assert torch.equal(screen.conditions.masks[name], said.masks[name])
     if preset:
         assert artifact.meta.settings["scale"] == 2000.0
 
