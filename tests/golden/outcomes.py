@@ -1,4 +1,7 @@
-"""What is recorded of a response: all that must stay, and nothing that changes from run to run."""
+"""The recorded part of a response: all that must stay, and nothing that changes from run to run.
+
+Left out are identifiers, times, and the wording of error messages.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,9 @@ from PIL import Image
 THUMBNAIL = 16
 """Side of the stored thumbnails, in pixels."""
 
+SAME = "the request's"
+"""Stands for the verdict of a choice or an image that equals the verdict of its request."""
+
 _GUARD_FIELDS = (
     *("guard", "concept", "method", "score", "threshold", "fired", "action", "position"),
     *("error", "steps", "after", "area", "peak", "place"),
@@ -23,7 +29,15 @@ _GUARD_FIELDS = (
 
 
 def outcome_of(response: httpx.Response) -> dict[str, Any]:
-    """What is recorded of any response."""
+    """The recorded part of any response."""
+    outcome = _outcome(response)
+    for part in (*outcome.get("choices", ()), *outcome.get("images", ())):
+        if "verdict" in part and part["verdict"] == outcome.get("verdict"):
+            part["verdict"] = SAME
+    return outcome
+
+
+def _outcome(response: httpx.Response) -> dict[str, Any]:
     outcome: dict[str, Any] = {"status": response.status_code}
     if "x-guard-verdict" in response.headers:
         outcome["header"] = response.headers["x-guard-verdict"]
@@ -75,7 +89,7 @@ def _choice(choice: dict[str, Any]) -> dict[str, Any]:
 
 
 def _stream(text: str) -> dict[str, Any]:
-    """Texts, reasons and verdicts of a stream, however it was cut into events."""
+    """Texts, finish reasons and verdicts of a stream, independent of its cuts into events."""
     choices: dict[int, dict[str, Any]] = {}
     outcome: dict[str, Any] = {"choices": []}
     for line in text.splitlines():

@@ -1,4 +1,4 @@
-"""`python -m tests.golden.record --checkout PATH --out FILE`: what a checkout answers to the requests.
+"""`python -m tests.golden.record --checkout PATH --out FILE`: the outcomes of a checkout.
 
 It drives the checkout through the command line and HTTP alone, so that the same recorder runs
 against checkouts whose modules have other names. The models smollm2, emoji and minilm are added
@@ -67,9 +67,10 @@ def _processor() -> str:
     if not info.exists():
         return platform.processor() or platform.machine()
     first = info.read_text().split("\n\n")[0]
-    fields = dict(
-        (part.strip() for part in line.split(":", 1)) for line in first.splitlines() if ":" in line
-    )
+    fields: dict[str, str] = {}
+    for line in first.splitlines():
+        key, _, value = line.partition(":")
+        fields[key.strip()] = value.strip()
     numbers = (
         f"{key} {fields[key]}" for key in ("cpu family", "model", "stepping") if key in fields
     )
