@@ -30,17 +30,24 @@ class Connection:
         return cls(*await asyncio.open_connection("127.0.0.1", port))
 
     async def ask(self, raw: bytes) -> int:
-        """Send a request and read its whole answer; its status."""
+        """Send a request and read its whole response; the status."""
+        status, _ = await self.respond(raw)
+        return status
+
+    async def respond(self, raw: bytes) -> tuple[int, bytes]:
+        """Send a request; status and body of the response."""
         self.writer.write(raw)
         head = await self.reader.readuntil(b"\r\n\r\n")
         lowered = head.lower()
         if (at := lowered.find(b"content-length:")) >= 0:
-            await self.reader.readexactly(int(lowered[at + 15 :].split(b"\r\n", 1)[0]))
+            body = await self.reader.readexactly(int(lowered[at + 15 :].split(b"\r\n", 1)[0]))
         else:
+            chunks = []
             while size := int(await self.reader.readuntil(b"\r\n"), 16):
-                await self.reader.readexactly(size + 2)
+                chunks.append((await self.reader.readexactly(size + 2))[:-2])
             await self.reader.readexactly(2)
-        return int(head[9:12])
+            body = b"".join(chunks)
+        return int(head[9:12]), body
 
     def close(self) -> None:
         self.writer.close()
