@@ -217,7 +217,7 @@ def test_shapes_that_do_not_belong_together_are_refused(
 
 @pytest.mark.parametrize("shape", [(2, 5, 8, 8), (2, 7, 8, 8), (2, 5, 6, 8, 8), (6, 8, 8), (6,)])
 def test_latents_of_another_number_of_channels_are_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="latents of 6 channels are wanted, not"):
+    with pytest.raises(ValueError, match="latents must have 6 channels, not"):
         drawn_net(2, 6)(torch.zeros(shape))
 
 
@@ -339,7 +339,7 @@ def test_images_of_a_batch_are_moved_together_by_a_few_places_at_most() -> None:
     recipe, random = LatentRecipe(shift=2, noise=0.0), torch.Generator().manual_seed(0)
     found = set()
     for _ in range(200):
-        moved = module._moved(batch, recipe, random)
+        moved = module._augmented(batch, recipe, random)
         inside = moved[:, :, 2:7, 2:7]
         (own,) = [
             (down, right)
@@ -354,7 +354,7 @@ def test_images_of_a_batch_are_moved_together_by_a_few_places_at_most() -> None:
 def test_each_image_has_noise_of_its_own_up_to_a_deviation() -> None:
     recipe, random = LatentRecipe(shift=0, noise=0.5), torch.Generator().manual_seed(0)
     batch = draw(64, 4, 16, 16)
-    deviations = (module._moved(batch, recipe, random) - batch).flatten(1).std(1)
+    deviations = (module._augmented(batch, recipe, random) - batch).flatten(1).std(1)
     assert float(deviations.max()) < 0.55 and float(deviations.max()) > 0.4
     assert float(deviations.min()) < 0.1
 

@@ -77,8 +77,8 @@ def test_stacked_heads_score_as_each_by_its_equation(seed: int, rows: int) -> No
 def test_calibration_changes_no_order(values: list[float]) -> None:
     logits = np.sort(np.array(values, np.float32))
     for one in some():
-        assert (np.diff(one.chances(logits)) >= 0).all()
-        assert (one.chances(logits) >= 0).all() and (one.chances(logits) <= 1).all()
+        assert (np.diff(one.probabilities(logits)) >= 0).all()
+        assert (one.probabilities(logits) >= 0).all() and (one.probabilities(logits) <= 1).all()
 
 
 def test_a_head_is_what_it_was_after_it_was_stored() -> None:

@@ -60,9 +60,9 @@ def test_an_isotonic_table_keeps_texts_apart() -> None:
     head = train("logistic", embeddings, unsafe, np.ones(len(unsafe)), seed=0)
     logits = TextHeads([head]).logits(embeddings)[:, 0]
     head = calibrated(head, logits, unsafe, "isotonic")
-    chances = head.chances(np.sort(logits))
-    assert len(np.unique(chances)) > 0.98 * len(np.unique(logits))
-    assert auc(chances[300:].tolist(), chances[:300].tolist()) > 0
+    probabilities = head.probabilities(np.sort(logits))
+    assert len(np.unique(probabilities)) > 0.98 * len(np.unique(logits))
+    assert auc(probabilities[300:].tolist(), probabilities[:300].tolist()) > 0
 
 
 @pytest.mark.parametrize("flag", [True, False])
