@@ -37,6 +37,7 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *args):
         pass
 
+HTTPServer.request_queue_size = 16
 HTTPServer(("127.0.0.1", int(sys.argv[5])), Handler).serve_forever()
 '''
 

@@ -1,4 +1,4 @@
-"""The commands write prompts that the evaluation can play, and go on where they stopped."""
+"""The commands write prompts for the evaluation, and resume where they stopped."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _DENOISER = ("--views", "2", "--candidates", "3", "--top", "4", "--efforts", "0,
 
 
 @pytest.mark.usefixtures("loaded")
-def test_ring_a_bell_writes_rows_that_can_be_played(
+def test_ring_a_bell_writes_rows_for_the_evaluation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "a.jsonl"
@@ -56,7 +56,7 @@ def test_ring_a_bell_writes_rows_that_can_be_played(
 
 
 @pytest.mark.usefixtures("loaded")
-def test_an_attack_goes_on_where_it_stopped(
+def test_an_attack_resumes_where_it_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "a.jsonl"
@@ -81,9 +81,12 @@ def test_a_spent_budget_starts_no_search(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.usefixtures("loaded")
-@pytest.mark.parametrize("goal", ["picture", "prompt"])
+@pytest.mark.parametrize(
+    ("goal", "kind"),
+    [("image", "unlearn-diff-atk"), ("picture", "unlearn-diff-atk"), ("prompt", "p4d")],
+)
 def test_the_denoiser_attack_writes_rows(
-    goal: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    goal: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "b.jsonl"
     _run(
@@ -94,11 +97,11 @@ def test_the_denoiser_attack_writes_rows(
     )
     rows = read_rows(out, ImagePrompt)
     assert [row.effort for row in rows] == [0, 0, 1, 1]
-    assert {row.kind for row in rows} == {denoiser.NAMES[goal]}
+    assert {row.kind for row in rows} == {kind}
     assert all(len(row.prompt.split()) == 8 for row in rows)
 
 
-class _SameNoise(denoiser.Denoising):
+class _SameNoise(denoiser.DenoisingLoss):
     def renew(self, step: int) -> None:
         if step == 0:
             super().renew(step)
@@ -111,9 +114,9 @@ def test_the_denoiser_search_lowers_its_loss_under_fixed_noise(target: Target) -
         views=2,
         prompt="a knife",
         generator=torch.Generator().manual_seed(0),
-        between=denoiser.Nothing(),
+        defense=denoiser.NoDefense(),
     )
-    found = list(
+    candidates = list(
         greedy_swaps(
             torch.tensor(target.content("blue pink white grey")),
             command.vocabulary(target, ()),
@@ -124,24 +127,24 @@ def test_the_denoiser_search_lowers_its_loss_under_fixed_noise(target: Target) -
             generator=torch.Generator().manual_seed(0),
         )
     )
-    losses = [each.loss for each in found]
+    losses = [candidate.loss for candidate in candidates]
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] < losses[0]
 
 
 def test_frames_differ_in_the_concept_alone() -> None:
-    for own, other in concepts.frames("knife", 5, np.random.default_rng(0)):
-        assert "a knife" in own
+    for prompt, other in concepts.frames("knife", 5, np.random.default_rng(0)):
+        assert "a knife" in prompt
         assert "knife" not in other
-        assert own.split(" on a ")[1] == other.split(" on a ")[1]
+        assert prompt.split(" on a ")[1] == other.split(" on a ")[1]
     style = concepts.frames("twemoji", 3, np.random.default_rng(0))
-    assert all("twemoji" in own and "noto" in other for own, other in style)
+    assert all("twemoji" in prompt and "noto" in other for prompt, other in style)
 
 
 def test_real_images_show_the_concept_alone() -> None:
-    found = concepts.images("knife", 3, np.random.default_rng(0))
-    assert found.shape == (3, 3, 64, 64)
-    assert float(found.min()) >= 0.0 and float(found.max()) <= 1.0
+    images = concepts.images("knife", 3, np.random.default_rng(0))
+    assert images.shape == (3, 3, 64, 64)
+    assert float(images.min()) >= 0.0 and float(images.max()) <= 1.0
 
 
 _BANS = ("pictures", "cars")
@@ -152,8 +155,8 @@ def test_words_that_name_it_are_forbidden(target: Target) -> None:
     allowed = command.vocabulary(target, concepts.words("knife")).tolist()
     assert target.content("knife")[0] not in allowed
     assert target.content("banana")[0] in allowed
-    named = dict(target.words)
-    left = {ban: {named[t] for t in command.vocabulary(target, [ban]).tolist()} for ban in _BANS}
-    # the word and its other forms, not what merely begins with the same letter
+    words = dict(target.words)
+    left = {ban: {words[t] for t in command.vocabulary(target, [ban]).tolist()} for ban in _BANS}
+    # the word and its other forms, not every word with the same first letter
     assert not left["pictures"] & {"picture"} and "pizza" in left["pictures"]
     assert not left["cars"] & {"car"} and "cat" in left["cars"]

@@ -1,4 +1,4 @@
-"""An attacker who knows that images are looked at: what it draws, and what it makes of that."""
+"""The white-box attack on guards that inspect images: its images and its losses."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.attacks import command, denoiser, white_box
-from benchmarks.attacks.denoiser import Denoising, Nothing
+from benchmarks.attacks.denoiser import DenoisingLoss, NoDefense
 from benchmarks.attacks.target import Target
-from benchmarks.attacks.white_box import GUIDANCE, SEEDS, STEPS, Onlookers, ThroughGuard
+from benchmarks.attacks.white_box import GUIDANCE, SEEDS, STEPS, GuardDefense, OutputGuardLoss
 from guard.config.schema import Config, GuardConfig, PolicyConfig
 from guard.data.prompts import ImagePrompt, read_rows
 from guard.plans.images import ImagePlan, ImagePlans
@@ -28,15 +28,15 @@ from tests.server.tiny_pipeline import save_pipeline
 PROMPTS = ["a knife", "a cat", "a dog"]
 
 
-class Drawn(Nothing):
-    """Tells rows by their number; remembers which were drawn."""
+class FakeInspection(NoDefense):
+    """The image loss is an offset and the number of the row; records the inspected rows."""
 
-    def __init__(self, more: float = 10.0) -> None:
-        self.more, self.rows = more, list[Conditioning]()
+    def __init__(self, offset: float = 10.0) -> None:
+        self.offset, self.rows = offset, list[Conditioning]()
 
-    def looked(self, text: Conditioning) -> Tensor:
+    def image_loss(self, text: Conditioning) -> Tensor:
         self.rows.append(text)
-        return self.more + torch.arange(float(text.rows))
+        return self.offset + torch.arange(float(text.rows))
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +44,11 @@ def target() -> Target:
     return Target(pipeline())
 
 
-def losses(target: Target, between: Any, candidates: Tensor) -> Tensor:
+def losses(target: Target, defense: Any, candidates: Tensor) -> Tensor:
     latents = torch.randn(4, 8, 16, 16, generator=torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(0)
-    objective = Denoising(
-        target, latents, views=2, prompt=None, generator=generator, between=between
+    objective = DenoisingLoss(
+        target, latents, views=2, prompt=None, generator=generator, defense=defense
     )
     objective.renew(0)
     return objective.losses(candidates)
@@ -59,15 +59,15 @@ def candidates(target: Target) -> Tensor:
     return torch.tensor([target.content(text)[:2] for text in texts])
 
 
-def test_only_the_best_and_what_is_there_are_drawn_and_chosen_among(target: Target) -> None:
-    rows, looking = candidates(target), Drawn()
-    plain = losses(target, Nothing(), rows)
-    found = losses(target, looking, rows)
-    best = plain[:-1].topk(denoiser._DRAWN, largest=False).indices.tolist()
+def test_only_the_best_and_the_current_sequence_get_images(target: Target) -> None:
+    rows, inspection = candidates(target), FakeInspection()
+    plain = losses(target, NoDefense(), rows)
+    found = losses(target, inspection, rows)
+    best = plain[:-1].topk(denoiser._GENERATED, largest=False).indices.tolist()
     drawn = [*best, len(rows) - 1]
-    (text,) = looking.rows
+    (text,) = inspection.rows
     assert torch.equal(text.states["text"], target.encode(rows).states["text"][drawn])
-    # what the guards say of a row is added to that row
+    # the image loss of a row is added to that row
     assert found[drawn].tolist() == pytest.approx(
         [float(plain[row]) + 10.0 + number for number, row in enumerate(drawn)]
     )
@@ -75,31 +75,31 @@ def test_only_the_best_and_what_is_there_are_drawn_and_chosen_among(target: Targ
     assert others and found[others].isinf().all()
 
 
-def test_where_nobody_looks_every_candidate_keeps_its_error(target: Target) -> None:
-    assert losses(target, Nothing(), candidates(target)).isfinite().all()
+def test_without_inspection_every_candidate_keeps_its_error(target: Target) -> None:
+    assert losses(target, NoDefense(), candidates(target)).isfinite().all()
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_few_candidates_are_all_drawn(target: Target, count: int) -> None:
-    rows, looking = candidates(target)[:count], Drawn()
-    found = losses(target, looking, rows)
-    assert len(found) == count == looking.rows[0].rows and found.isfinite().all()
+def test_few_candidates_all_get_images(target: Target, count: int) -> None:
+    rows, inspection = candidates(target)[:count], FakeInspection()
+    found = losses(target, inspection, rows)
+    assert len(found) == count == inspection.rows[0].rows and found.isfinite().all()
 
 
-def test_what_cannot_be_typed_stays_worth_nothing(target: Target) -> None:
+def test_a_prompt_that_cannot_be_typed_keeps_an_infinite_loss(target: Target) -> None:
     rows = candidates(target)
     piece = target.tokenizer.convert_tokens_to_ids("##q")
     rows[2] = torch.tensor([piece, rows[2, 0]])
-    assert losses(target, Drawn(more=-1e3), rows)[2].isinf()
+    assert losses(target, FakeInspection(offset=-1e3), rows)[2].isinf()
 
 
-# -- a classifier that an attacker knows ---------------------------------------------------------
+# -- a classifier that the attacker knows --------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Family, Path]:
-    """A tiny pipeline, and a classifier that fires on whatever it draws."""
-    folder = tmp_path_factory.mktemp("onlookers")
+    """A tiny pipeline, and a classifier that fires on all of its images."""
+    folder = tmp_path_factory.mktemp("output_guards")
     family = save_pipeline(folder / "pipeline")
     save_drawn_latents(folder / "look.safetensors", family, threshold=-50.0)
     return family, folder
@@ -118,10 +118,10 @@ def encoded(family: Family) -> Conditioning:
         return family.encode(PROMPTS)
 
 
-def test_it_knows_what_the_engine_will_say(made: tuple[Family, Path]) -> None:
+def test_scores_are_those_of_the_engine(made: tuple[Family, Path]) -> None:
     family, (plans, plan) = made[0], plans_of(made)
     with torch.no_grad():
-        found = Onlookers(plans, plan, family, 2).over(encoded(family))
+        found = OutputGuardLoss(plans, plan, family, 2).of_images(encoded(family))
     first = 2000  # each search has seeds of its own
     engine = DiffusionEngine(family, EmbeddingBank(), capacity=6, finished=plans.finished)
     engine.start(
@@ -138,54 +138,59 @@ def test_it_knows_what_the_engine_will_say(made: tuple[Family, Path]) -> None:
     assert bool((expected > 0).all()) and torch.allclose(found, expected, rtol=1e-3)
 
 
-def test_every_look_is_at_other_images(made: tuple[Family, Path]) -> None:
+def test_every_call_uses_other_images(made: tuple[Family, Path]) -> None:
     family, (plans, plan) = made[0], plans_of(made)
-    looking, text = Onlookers(plans, plan, family, 0), encoded(family)
+    inspection, text = OutputGuardLoss(plans, plan, family, 0), encoded(family)
     with torch.no_grad():
-        looks = [looking.over(text), looking.over(text), looking.guess(text)]
-    assert not torch.allclose(looks[0], looks[1], rtol=1e-3)
-    assert looks[2].shape == looks[0].shape
+        losses = [
+            inspection.of_images(text),
+            inspection.of_images(text),
+            inspection.of_first_guess(text),
+        ]
+    assert not torch.allclose(losses[0], losses[1], rtol=1e-3)
+    assert losses[2].shape == losses[0].shape
 
 
-def test_under_its_threshold_it_says_nothing(made: tuple[Family, Path]) -> None:
+def test_scores_under_the_threshold_add_nothing(made: tuple[Family, Path]) -> None:
     family, (plans, plan) = made[0], plans_of(made, threshold=1e6)
     with torch.no_grad():
-        assert not Onlookers(plans, plan, family, 0).over(encoded(family)).any()
+        assert not OutputGuardLoss(plans, plan, family, 0).of_images(encoded(family)).any()
 
 
-def test_slopes_lead_out_of_its_sight(made: tuple[Family, Path]) -> None:
+def test_gradients_lead_to_lower_scores(made: tuple[Family, Path]) -> None:
     family, (plans, plan) = made[0], plans_of(made)
     text = encoded(family).select(slice(0, 1))
     states = text.states["text"].clone().requires_grad_()
     given = text.with_states({"text": states})
-    through = ThroughGuard(plans.bank, plan, evade=2.0, onlookers=Onlookers(plans, plan, family, 0))
-    passed, more = through.slope(given)
-    # the prompt itself is nobody's business
+    loss = OutputGuardLoss(plans, plan, family, 0)
+    defense = GuardDefense(plans.bank, plan, evade=2.0, output_loss=loss)
+    passed, penalty = defense.differentiable(given)
+    # no guard reads the prompt itself
     assert passed.states["text"] is states
     with torch.no_grad():
-        guess = Onlookers(plans, plan, family, 0).guess(text)
-    assert float(more.detach()) == pytest.approx(2.0 * float(guess.mean()), rel=1e-4)
-    (slope,) = torch.autograd.grad(more, states)
+        guess = OutputGuardLoss(plans, plan, family, 0).of_first_guess(text)
+    assert float(penalty.detach()) == pytest.approx(2.0 * float(guess.mean()), rel=1e-4)
+    (slope,) = torch.autograd.grad(penalty, states)
     assert slope.norm() > 0
     with torch.no_grad():
         away = text.with_states({"text": states - 0.05 * slope / slope.norm()})
-        assert Onlookers(plans, plan, family, 0).guess(away) < guess
+        assert OutputGuardLoss(plans, plan, family, 0).of_first_guess(away) < guess
 
 
-def test_through_the_guard_images_are_looked_at_only_where_someone_does(
+def test_only_plans_with_output_guards_have_an_image_loss(
     made: tuple[Family, Path],
 ) -> None:
     family, (plans, plan) = made[0], plans_of(made)
     text = encoded(family)
-    assert ThroughGuard(plans.bank, plan, evade=1.0).looked(text) is None
-    looking = Onlookers(plans, plan, family, 0)
+    assert GuardDefense(plans.bank, plan, evade=1.0).image_loss(text) is None
+    inspection = OutputGuardLoss(plans, plan, family, 0)
     with torch.no_grad():
-        weighed = ThroughGuard(plans.bank, plan, evade=0.5, onlookers=looking).looked(text)
-        expected = Onlookers(plans, plan, family, 0).over(text)
+        weighed = GuardDefense(plans.bank, plan, evade=0.5, output_loss=inspection).image_loss(text)
+        expected = OutputGuardLoss(plans, plan, family, 0).of_images(text)
     assert weighed is not None and torch.allclose(weighed, 0.5 * expected)
-    # what is exact of a prompt is not changed by who looks later
-    passed, lost = ThroughGuard(plans.bank, plan, evade=0.5, onlookers=looking).exact(text)
-    assert passed.states["text"] is text.states["text"] and not lost.any()
+    # the inspection of images does not change the conditioning
+    passed, blocked = GuardDefense(plans.bank, plan, evade=0.5, output_loss=inspection).exact(text)
+    assert passed.states["text"] is text.states["text"] and not blocked.any()
 
 
 def test_the_command_searches_against_a_classifier(
@@ -196,10 +201,12 @@ def test_the_command_searches_against_a_classifier(
     lines += ["[policies.knife-latents]", 'guards = ["look"]']
     (tmp_path / "config.toml").write_text("\n".join(lines), "utf-8")
     monkeypatch.setattr(command, "load", lambda source: Target(family.pipeline))
-    drawn: list[int] = []
-    over = Onlookers.over
+    inspected: list[int] = []
+    of_images = OutputGuardLoss.of_images
     monkeypatch.setattr(
-        Onlookers, "over", lambda self, text: drawn.append(text.rows) or over(self, text)
+        OutputGuardLoss,
+        "of_images",
+        lambda self, text: inspected.append(text.rows) or of_images(self, text),
     )
     out = tmp_path / "white-box.jsonl"
     arguments = ["--out", str(out), "--config", str(tmp_path / "config.toml")]
@@ -212,4 +219,4 @@ def test_the_command_searches_against_a_classifier(
     assert {(row.kind, row.against) for row in rows} == {("white-box", "latents")}
     assert [row.effort for row in rows] == [0, 1]
     # the start alone, then the best of its swaps and itself
-    assert drawn == [1, denoiser._DRAWN + 1]
+    assert inspected == [1, denoiser._GENERATED + 1]
