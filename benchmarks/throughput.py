@@ -120,8 +120,7 @@ def _run(
 
 
 def _copy(chat: TransformersChat, number: int) -> SteerGuard:
-    """The fitted guard under another name, with a little noise on its gates: no two are the
-    same."""
+    """The fitted guard under another name, its gates with a little noise so that they differ."""
     artifact = Artifact.load(TOPIC / "steer.safetensors")
     name = f"guard-{number}"
     settings = artifact.meta.settings
