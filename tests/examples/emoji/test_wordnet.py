@@ -1,3 +1,5 @@
+"""WordNet's nouns are read from its files, and extend a concept by kinds and definitions."""
+
 from __future__ import annotations
 
 from pathlib import Path
