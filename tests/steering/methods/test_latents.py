@@ -135,7 +135,7 @@ def test_slopes_go_through(columns: list[int]) -> None:
 
 
 def test_latents_of_another_number_of_channels_are_refused() -> None:
-    with pytest.raises(ValueError, match="latents of 5 channels, not"):
+    with pytest.raises(ValueError, match="latents must have 5 channels, not"):
         three().sense(drawn()[:, :4], [0])
 
 
