@@ -1,4 +1,4 @@
-"""Classifiers of latents with random weights, no two alike."""
+"""Random latents, and classifiers of latents with random weights, no two alike."""
 
 from __future__ import annotations
 
@@ -8,8 +8,13 @@ from typing import Any
 
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from classifiers.latents import LatentClassifiers
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def random_net(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from benchmarks.attacks import command, concepts, denoiser, ring_a_bell
 from benchmarks.attacks.search import greedy_swaps
 from benchmarks.attacks.target import Target
 from guard.data.prompts import ImagePrompt, read_rows
+from tests.benchmarks.attacks.commands import run
 from tests.benchmarks.attacks.tiny import pipeline
 
 
@@ -27,12 +27,6 @@ def loaded(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "load", lambda source: target)
 
 
-def _run(monkeypatch: pytest.MonkeyPatch, main: object, *arguments: str) -> None:
-    monkeypatch.setattr(sys, "argv", ["attack", *arguments])
-    assert callable(main)
-    main()
-
-
 _RING = ("--candidates", "6", "--efforts", "0,2", "--seeds", "3", "--curve-seeds", "1")
 _DENOISER = ("--views", "2", "--candidates", "3", "--top", "4", "--efforts", "0,1", "--seeds", "2")
 
@@ -42,7 +36,7 @@ def test_ring_a_bell_writes_rows_for_the_evaluation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "a.jsonl"
-    _run(
+    run(
         monkeypatch,
         ring_a_bell.main,
         *("--out", str(out), "--concepts", "knife,cat", "--prompts", "1"),
@@ -61,11 +55,11 @@ def test_an_attack_resumes_where_it_stopped(
 ) -> None:
     out = tmp_path / "a.jsonl"
     common = ("--out", str(out), "--concepts", "knife", *_RING)
-    _run(monkeypatch, ring_a_bell.main, *common, "--prompts", "1")
+    run(monkeypatch, ring_a_bell.main, *common, "--prompts", "1")
     first = out.read_text("utf-8")
-    _run(monkeypatch, ring_a_bell.main, *common, "--prompts", "1")
+    run(monkeypatch, ring_a_bell.main, *common, "--prompts", "1")
     assert out.read_text("utf-8") == first
-    _run(monkeypatch, ring_a_bell.main, *common, "--prompts", "2")
+    run(monkeypatch, ring_a_bell.main, *common, "--prompts", "2")
     assert out.read_text("utf-8").startswith(first)
     assert {json.loads(line)["how"] for line in out.read_text("utf-8").splitlines()} == {
         "prompt 0",
@@ -76,7 +70,7 @@ def test_an_attack_resumes_where_it_stopped(
 @pytest.mark.usefixtures("loaded")
 def test_a_spent_budget_starts_no_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "a.jsonl"
-    _run(monkeypatch, ring_a_bell.main, "--out", str(out), "--minutes", "-1", *_RING)
+    run(monkeypatch, ring_a_bell.main, "--out", str(out), "--minutes", "-1", *_RING)
     assert not out.exists()
 
 
@@ -89,7 +83,7 @@ def test_the_denoiser_attack_writes_rows(
     goal: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "b.jsonl"
-    _run(
+    run(
         monkeypatch,
         denoiser.main,
         *("--out", str(out), "--concepts", "twemoji", "--prompts", "1", "--goal", goal),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.attacks import command, denoiser, white_box
+from benchmarks.attacks import denoiser
 from benchmarks.attacks.denoiser import DenoisingLoss, NoDefense
 from benchmarks.attacks.target import Target
 from benchmarks.attacks.white_box import GUIDANCE, SEEDS, STEPS, GuardDefense, OutputGuardLoss
@@ -21,6 +20,7 @@ from steering.engines.diffusion.engine import DiffusionEngine, ImageStart
 from steering.engines.diffusion.families import Family
 from steering.images.conditioning import Conditioning
 from steering.images.embedding import EmbeddingBank
+from tests.benchmarks.attacks.commands import run_white_box
 from tests.benchmarks.attacks.tiny import pipeline
 from tests.guard.toy_images import save_drawn_latents
 from tests.server.tiny_pipeline import save_pipeline
@@ -197,10 +197,6 @@ def test_the_command_searches_against_a_classifier(
     made: tuple[Family, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     family, folder = made
-    lines = ["[[guards]]", 'name = "look"', f'artifact = "{folder / "look.safetensors"}"']
-    lines += ["[policies.knife-latents]", 'guards = ["look"]']
-    (tmp_path / "config.toml").write_text("\n".join(lines), "utf-8")
-    monkeypatch.setattr(command, "load", lambda source: Target(family.pipeline))
     inspected: list[int] = []
     of_images = OutputGuardLoss.of_images
     monkeypatch.setattr(
@@ -209,12 +205,10 @@ def test_the_command_searches_against_a_classifier(
         lambda self, text: inspected.append(text.rows) or of_images(self, text),
     )
     out = tmp_path / "white-box.jsonl"
-    arguments = ["--out", str(out), "--config", str(tmp_path / "config.toml")]
-    arguments += ["--policy", "{concept}-latents", "--method", "latents", "--concepts", "knife"]
-    arguments += ["--prompts", "1", "--efforts", "0,1", "--views", "2", "--candidates", "6"]
-    arguments += ["--length", "3", "--seeds", "1", "--curve-seeds", "1"]
-    monkeypatch.setattr(sys, "argv", ["white_box", *arguments])
-    white_box.main()
+    options = ("--prompts", "1", "--efforts", "0,1", "--views", "2", "--candidates", "6")
+    options += ("--length", "3", "--seeds", "1", "--curve-seeds", "1")
+    guard = folder / "look.safetensors"
+    run_white_box(monkeypatch, family, out, *options, artifact=guard, method="latents")
     rows = read_rows(out, ImagePrompt)
     assert {(row.kind, row.against) for row in rows} == {("white-box", "latents")}
     assert [row.effort for row in rows] == [0, 1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.attacks import command, white_box
 from benchmarks.attacks.denoiser import DenoisingLoss
 from benchmarks.attacks.target import Target
 from benchmarks.attacks.white_box import GuardDefense
@@ -25,6 +23,7 @@ from steering.images.embedding import EmbeddingBank, EmbeddingGuards, Refinement
 from steering.methods import cgce
 from steering.methods.cgce import CgceGuards
 from steering.methods.fitted import FittedGuard
+from tests.benchmarks.attacks.commands import run_white_box
 from tests.benchmarks.attacks.tiny import pipeline
 from tests.server.tiny_pipeline import save_guards, save_pipeline
 
@@ -159,17 +158,11 @@ def test_the_command_writes_prompts_against_its_method(
 ) -> None:
     family = save_pipeline(tmp_path / "pipeline")
     save_guards(tmp_path, family)
-    lines = ["[[guards]]", 'name = "knife"', 'artifact = "knife.safetensors"']
-    lines += ["[policies.knife-nearest]", 'guards = ["knife"]']
-    (tmp_path / "config.toml").write_text("\n".join(lines), "utf-8")
-    monkeypatch.setattr(command, "load", lambda source: Target(family.pipeline))
     out = tmp_path / "white-box.jsonl"
-    arguments = ["--out", str(out), "--config", str(tmp_path / "config.toml")]
-    arguments += ["--policy", "{concept}-nearest", "--method", "nearest", "--concepts", "knife"]
-    arguments += ["--prompts", "2", "--efforts", "0,2", "--views", "2", "--candidates", "3"]
-    arguments += ["--length", "4", "--seeds", "2", "--curve-seeds", "1"]
-    monkeypatch.setattr(sys, "argv", ["white_box", *arguments])
-    white_box.main()
+    options = ("--prompts", "2", "--efforts", "0,2", "--views", "2", "--candidates", "3")
+    options += ("--length", "4", "--seeds", "2", "--curve-seeds", "1")
+    guard = tmp_path / "knife.safetensors"
+    run_white_box(monkeypatch, family, out, *options, artifact=guard, method="nearest")
     rows = read_rows(out, ImagePrompt)
     assert [(row.how, row.effort) for row in rows[:3]] == [
         ("prompt 0", 0),
