@@ -9,14 +9,13 @@ import pytest
 
 from guard.artifact import Artifact
 from steering.methods import METHODS
-from steering.methods.image_methods import ERASERS, IMAGE_SCREENS, SCREENS
 from tests.golden.checkout import shipped_artifacts
 from tests.golden.expected import read_recording
 from tests.golden.requests import read_requests
 
 ROOT = Path(__file__).parents[2]
 RECORDED: dict[str, dict[str, str]] = read_recording()["artifacts"]
-KNOWN_METHODS = {*METHODS, *SCREENS, *IMAGE_SCREENS, *ERASERS}
+KNOWN_METHODS = {*METHODS}
 TEXT_METHOD = "screen"
 """Of classifiers of text, which run outside of the model."""
 

@@ -27,7 +27,7 @@ from steering.images.embedding import Refinement
 from steering.images.guidance import Predictions
 from steering.methods import METHODS, Method
 from steering.methods.fitted import FittedGuard
-from tests.classifiers.nets import drawn_net, tensors_of
+from tests.classifiers.nets import random_net, tensors_of
 
 TOKENS, WIDTH = 12, 4
 CONCEPT, STUBBORN, NAN = "K", "S", "~"
@@ -192,7 +192,7 @@ def save_drawn_latents(
     path: Path, family: Family, *, channels: int | None = None, **settings: Any
 ) -> LatentClassifiers:
     """Saves, for what `family` draws, a classifier of two members that knows nothing."""
-    net = drawn_net(2, family.channels if channels is None else channels)
+    net = random_net(2, family.channels if channels is None else channels)
     _save_net(path, net, fitted_on=fingerprint(family.autoencoder), **settings)
     return net
 

@@ -21,7 +21,7 @@ from steering.images.embedding import ImageReading
 from steering.images.latent import AttentionProbe, InspectionSchedule, LatentEvidence, Localization
 from steering.methods.fitted import FittedGuard
 from steering.methods.irece import IreceGuards
-from tests.classifiers.nets import drawn_net
+from tests.classifiers.nets import random_net
 from tests.steering.engines.diffusion import tiny
 from tests.steering.engines.diffusion.guards import carried
 from tests.steering.engines.diffusion.test_engine import (
@@ -351,7 +351,7 @@ def drawn_eraser(family: Family, *names: str) -> IreceGuards:
         for i, name in enumerate(names)
     ]
     reads = [[AttentionProbe(layer, 0, *torch.randn(2, 3, width, generator=draw))] for _ in names]
-    nets = [drawn_net(4, family.channels, hidden=(24, 32), seed=i) for i in range(len(names))]
+    nets = [random_net(4, family.channels, hidden=(24, 32), seed=i) for i in range(len(names))]
     return IreceGuards(guards, reads, nets, "cpu")
 
 
