@@ -31,6 +31,7 @@ from steering.engines.transformers.sampling import RowSampling
 from steering.hidden.bank import Bank, SteerGuard
 from steering.hidden.rows import RowGuard
 from steering.methods import load_guard
+from steering.prompt import Prompt
 
 TOPIC = Path("examples/harry-potter")
 TOKENS = 48
@@ -69,7 +70,7 @@ def main() -> None:
 
 
 def measure(
-    chat: TransformersChat, prompts: Sequence[list[int]], guards: int, rounds: int
+    chat: TransformersChat, prompts: Sequence[Prompt], guards: int, rounds: int
 ) -> dict[str, Any]:
     """One setting: median tokens per second of both sides and of their ratio a round."""
     bank = Bank([_copy(chat, i) for i in range(guards)])
@@ -104,7 +105,7 @@ def measure(
 
 def _run(
     engine: TransformersEngine,
-    prompts: Sequence[list[int]],
+    prompts: Sequence[Prompt],
     guards: Sequence[tuple[RowGuard, ...]],
 ) -> float:
     starts = [

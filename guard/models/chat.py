@@ -27,6 +27,7 @@ from steering.engines.transformers.sampling import RowSampling
 from steering.fingerprint import fingerprint
 from steering.hidden.bank import Bank
 from steering.hidden.rows import Reading, RowGuard
+from steering.prompt import Prompt
 
 BATCH = 32
 
@@ -50,13 +51,13 @@ class ChatModel(ABC):
         self.name = name
         self.end_tokens = end_tokens
 
-    def prompt(self, text: str) -> list[int]:
-        """Token ids of one user message, generation prompt added."""
+    def prompt(self, text: str) -> Prompt:
+        """The prompt of one user message, generation prompt added."""
         chat = [{"role": "user", "content": text}]
         rendered = self.tokenizer.apply_chat_template(
             chat, tokenize=False, add_generation_prompt=True
         )
-        return self.ids(rendered)
+        return Prompt(tuple(self.ids(rendered)))
 
     def text(self, tokens: Sequence[int]) -> str:
         """Generated tokens as text, special ones left out."""

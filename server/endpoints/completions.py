@@ -17,6 +17,7 @@ from server.endpoints.openapi import body_of
 from server.services.interface import FinishedText, TextDelta, TokenLogprob
 from server.services.text_jobs import CollectedText, Usage
 from server.wire.schemas import CompletionRequest
+from steering.prompt import Prompt
 
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's default for this endpoint."""
@@ -113,7 +114,7 @@ def completions_router(gateway: Gateway) -> APIRouter:
         admission = await gateway.admit(request, CompletionRequest, gateway.text_service)
         body = admission.body
         prompts = [
-            admission.service.encode(prompt) if isinstance(prompt, str) else prompt
+            admission.service.encode(prompt) if isinstance(prompt, str) else Prompt(prompt)
             for prompt in body.prompt
         ]
         generation = gateway.generation(

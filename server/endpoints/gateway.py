@@ -33,6 +33,7 @@ from server.wire.body import read_object
 from server.wire.replies import JSONReply
 from server.wire.schemas import ModelRequest, TextRequest, parse_request
 from server.wire.streams import EventStream, Reply
+from steering.prompt import Prompt
 
 R = TypeVar("R", bound=ModelRequest)
 T = TypeVar("T", bound=TextRequest)
@@ -138,7 +139,7 @@ class Gateway:
     def generation(
         self,
         admission: Admission[T, TextService],
-        prompts: Sequence[tuple[int, ...]],
+        prompts: Sequence[Prompt],
         *,
         max_tokens: int | None,
         top_logprobs: int | None,

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from guard.verdict import Verdict
 from steering.images.textual_inversion import EmbeddingLimits
+from steering.prompt import Prompt
 
 FinishReason = Literal["stop", "length", "content_filter"]
 
@@ -36,7 +37,7 @@ class TextRowRequest:
     """
 
     request_id: str
-    prompt: tuple[int, ...]
+    prompt: Prompt
     policy: str
     sampling: SamplingParams
     tenant: str = ""
@@ -250,14 +251,14 @@ class TextService(Service, Protocol):
     @property
     def info(self) -> LanguageModelInfo: ...
 
-    def encode_chat(self, messages: Sequence[dict[str, Any]]) -> tuple[int, ...]:
-        """Token ids of `messages` in the model's own chat template, generation prompt added.
+    def encode_chat(self, messages: Sequence[dict[str, Any]]) -> Prompt:
+        """The prompt of `messages` in the model's own chat template, generation prompt added.
 
         Raises RequestError where the template does not take them.
         """
 
-    def encode(self, text: str) -> tuple[int, ...]:
-        """Token ids of a raw prompt."""
+    def encode(self, text: str) -> Prompt:
+        """The prompt of a raw text."""
 
     def submit(self, requests: Sequence[TextRowRequest]) -> Sequence[TokenStream]:
         """Queue the rows of one HTTP request, all or none, and return one event stream for each.

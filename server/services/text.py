@@ -21,6 +21,7 @@ from server.services.prompts import PromptEncoder
 from server.services.text_rows import TextRow, TokenText
 from steering.engines.transformers.engine import RowStart, RowToken, TransformersEngine
 from steering.engines.transformers.sampling import RowSampling
+from steering.prompt import Prompt
 
 logger = logging.getLogger(__name__)
 
@@ -53,10 +54,10 @@ class BatchedTextService(EngineLoop[TextRow, TransformersEngine]):
 
     # -- called from the event loop -------------------------------------------------------------
 
-    def encode_chat(self, messages: Sequence[dict[str, Any]]) -> tuple[int, ...]:
+    def encode_chat(self, messages: Sequence[dict[str, Any]]) -> Prompt:
         return self._encoder.chat(messages)
 
-    def encode(self, text: str) -> tuple[int, ...]:
+    def encode(self, text: str) -> Prompt:
         return self._encoder.text(text)
 
     def submit(self, requests: Sequence[TextRowRequest]) -> Sequence[RowEvents]:
@@ -81,7 +82,7 @@ class BatchedTextService(EngineLoop[TextRow, TransformersEngine]):
         except KeyError:
             raise UnknownPolicy(f"there is no policy {request.policy!r}", param="policy") from None
         plan.require_fit(self.info.name)
-        self._encoder.require_room(request.prompt, request.sampling.max_tokens)
+        self._encoder.check(request.prompt, request.sampling.max_tokens)
         return plan
 
     # -- the engine's thread --------------------------------------------------------------------

@@ -29,6 +29,7 @@ from server.services.loop import engine_failed, guard_failed, overfull, settle, 
 from server.services.prompts import PromptEncoder
 from server.services.text_rows import TextRow, TokenText
 from steering.engines.transformers.engine import RowToken
+from steering.prompt import Prompt
 
 logger = logging.getLogger(__name__)
 
@@ -57,10 +58,10 @@ class VllmService:
         """By vLLM's name of the request, of those that have ended there and not yet here."""
         self._stopped = False
 
-    def encode_chat(self, messages: Sequence[dict[str, Any]]) -> tuple[int, ...]:
+    def encode_chat(self, messages: Sequence[dict[str, Any]]) -> Prompt:
         return self._encoder.chat(messages)
 
-    def encode(self, text: str) -> tuple[int, ...]:
+    def encode(self, text: str) -> Prompt:
         return self._encoder.text(text)
 
     def ready(self) -> bool:
@@ -108,7 +109,7 @@ class VllmService:
             raise UnknownPolicy(
                 f"there is no policy {request.policy!r} for {self.info.name!r}", param="policy"
             )
-        self._encoder.require_room(request.prompt, request.sampling.max_tokens)
+        self._encoder.check(request.prompt, request.sampling.max_tokens)
         text = TokenText(self._encoder.tokenizer, request.sampling.stop)
         return TextRow(request, entry.plan, loop, text, self._hang_up)
 
@@ -118,7 +119,7 @@ class VllmService:
         name = f"{row.request.request_id}#{secrets.token_hex(8)}"
         try:
             asked = self._engine.generate(
-                tokens_input(list(row.request.prompt)), self._sampling(row), name
+                tokens_input(list(row.request.prompt.tokens)), self._sampling(row), name
             )
             async with aclosing(asked) as outputs:
                 async for output in outputs:

@@ -25,7 +25,8 @@ from server.errors import (
     UnsupportedParameter,
 )
 
-Prompt = str | tuple[int, ...]
+RawPrompt = str | tuple[int, ...]
+"""A text, or token ids."""
 S = TypeVar("S", bound="ModelRequest")
 
 _TOKEN_ID_LIMIT = 2**31
@@ -173,7 +174,7 @@ class ChatRequest(TextRequest):
         return self
 
 
-def _as_prompts(prompt: Any) -> tuple[Prompt, ...]:
+def _as_prompts(prompt: Any) -> tuple[RawPrompt, ...]:
     """One prompt or several, each a text or token ids, as a tuple of prompts."""
     if isinstance(prompt, str):
         return (prompt,)
@@ -199,7 +200,7 @@ class CompletionRequest(TextRequest):
     }
 
     prompt: Annotated[
-        tuple[Prompt, ...],
+        tuple[RawPrompt, ...],
         PlainValidator(
             _as_prompts, json_schema_input_type=str | list[str] | list[int] | list[list[int]]
         ),

@@ -19,6 +19,7 @@ from server.services.interface import (
     TextRowRequest,
     TokenLogprob,
 )
+from steering.prompt import Prompt
 
 Record = Callable[[TextRowRequest, Verdict], None]
 
@@ -72,11 +73,11 @@ class FakeService:
     stopped: asyncio.Event = field(default_factory=asyncio.Event)
     closed: int = 0
 
-    def encode_chat(self, messages: Sequence[dict[str, Any]]) -> tuple[int, ...]:
+    def encode_chat(self, messages: Sequence[dict[str, Any]]) -> Prompt:
         return self.encode("\n".join(message["content"] for message in messages))
 
-    def encode(self, text: str) -> tuple[int, ...]:
-        return tuple(text.encode())
+    def encode(self, text: str) -> Prompt:
+        return Prompt(tuple(text.encode()))
 
     def submit(self, requests: Sequence[TextRowRequest]) -> list[FakeRow]:
         if self.refusal is not None:
@@ -101,7 +102,7 @@ class FakeRow:
     def __init__(self, service: FakeService, request: TextRowRequest) -> None:
         self.service = service
         self.request = request
-        line = bytes(each % 256 for each in request.prompt).decode(errors="replace")
+        line = bytes(token % 256 for token in request.prompt.tokens).decode(errors="replace")
         self.script = SCRIPTS.get(line.rpartition("\n")[2], Script())
         self.said = 0
         self.over = False

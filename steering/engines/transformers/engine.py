@@ -21,13 +21,14 @@ from steering.hidden.bank import Bank
 from steering.hidden.rows import Reading, RowGuard
 from steering.hidden.seam import HiddenSeam
 from steering.hidden.table import Table, without_sink
+from steering.prompt import Prompt
 
 
 @dataclass(frozen=True)
 class RowStart:
-    """A row to be added: prompt token ids (not empty), the guards it carries, its sampling."""
+    """A row to be added: its prompt (text, not empty), the guards it carries, its sampling."""
 
-    prompt: Sequence[int]
+    prompt: Prompt
     guards: Sequence[RowGuard]
     sampling: RowSampling
 
@@ -98,17 +99,20 @@ class TransformersEngine:
     def prefill(self, starts: Sequence[RowStart]) -> list[RowToken]:
         """Add rows behind the live ones and generate the first token of each.
 
-        Raises ValueError where they do not fit, or a prompt is empty: no row has changed then.
+        Raises ValueError where they do not fit, and for a prompt that is empty or holds more than
+        text: no row has changed then.
         """
         first, count = self.rows, len(starts)
         if first + count > self.capacity:
             raise ValueError(f"{first + count} rows do not fit a capacity of {self.capacity}")
         if not all(len(start.prompt) for start in starts):
-            raise ValueError("a prompt has no tokens: there is nothing to go on from")
+            raise ValueError("a prompt has no tokens: there is nothing to continue")
+        for start in starts:
+            start.prompt.require_text()
         lengths = torch.tensor([len(start.prompt) for start in starts], device=self._device)
         width = int(lengths.max())
         # left padding: the last token of every row is in the last column
-        ids = [[0] * (width - len(start.prompt)) + list(start.prompt) for start in starts]
+        ids = [[0] * (width - len(start.prompt)) + list(start.prompt.tokens) for start in starts]
         column = torch.arange(width, device=self._device)
         positions = column[None] - (width - lengths)[:, None]
         real = positions >= 0

@@ -28,6 +28,7 @@ from steering.engines.vllm.runner import (
 )
 from steering.hidden.bank import Bank
 from steering.hidden.rows import RowGuard
+from steering.prompt import Prompt
 
 ROWS, TOKENS = 64, 2048
 """Requests and tokens in a forward at most."""
@@ -101,19 +102,23 @@ class VllmEngine:
 
     def answers(
         self,
-        prompts: Sequence[Sequence[int]],
+        prompts: Sequence[Prompt],
         *,
         max_tokens: int,
         end_tokens: frozenset[int],
         extra: Mapping[str, Any],
         advance: Advance = nothing,
     ) -> list[Generated]:
-        """Greedy answers to token ids, in order; `extra` are the extra arguments of each."""
-        asked = {"max_tokens": max_tokens, "stop_token_ids": sorted(end_tokens)}
+        """Greedy answers, in order; `extra` are the extra arguments of each request. Raises
+        ValueError for a prompt that holds more than text."""
+        for prompt in prompts:
+            prompt.require_text()
+        sampling = {"max_tokens": max_tokens, "stop_token_ids": sorted(end_tokens)}
+        sequences = [prompt.tokens for prompt in prompts]
         done = {}
-        for i, output in self._run(prompts, extra, advance, **asked):
-            said = tuple(token for token in output.outputs[0].token_ids if token not in end_tokens)
-            done[i] = Generated(said, getattr(output, "guard", None))
+        for i, output in self._run(sequences, extra, advance, **sampling):
+            tokens = tuple(t for t in output.outputs[0].token_ids if t not in end_tokens)
+            done[i] = Generated(tokens, getattr(output, "guard", None))
         return [done[i] for i in range(len(prompts))]
 
     @contextmanager
@@ -153,13 +158,13 @@ class VllmEngine:
 
     def _run(
         self,
-        prompts: Sequence[Sequence[int]],
+        sequences: Sequence[Sequence[int]],
         extra: Mapping[str, Any],
         advance: Advance,
         **sampling: Any,
     ) -> Iterator[tuple[int, Any]]:
-        """Each prompt's index and output, as it ends."""
-        waiting = {str(next(self._numbers)): i for i in range(len(prompts))}
+        """The index and output of each sequence of token ids, as it ends."""
+        waiting = {str(next(self._numbers)): i for i in range(len(sequences))}
         try:
             for name, i in waiting.items():
                 params = SamplingParams(
@@ -169,7 +174,7 @@ class VllmEngine:
                     output_kind=RequestOutputKind.FINAL_ONLY,
                     **sampling,
                 )
-                self._engine.add_request(name, {"prompt_token_ids": list(prompts[i])}, params)
+                self._engine.add_request(name, {"prompt_token_ids": list(sequences[i])}, params)
             while waiting:
                 for output in self._engine.step():
                     yield waiting.pop(output.request_id), output

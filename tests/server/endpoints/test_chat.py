@@ -68,7 +68,7 @@ def test_content_parts_and_roles_reach_the_template(live: Live) -> None:
             {"role": "user", "content": "c"},
         ],
     )
-    assert bytes(live.service.submitted[0].prompt).decode() == "be kind\na\nb\nc"
+    assert bytes(live.service.submitted[0].prompt.tokens).decode() == "be kind\na\nb\nc"
 
 
 def test_answers_can_be_sent_back_as_the_client_holds_them(live: Live) -> None:

@@ -32,13 +32,13 @@ def test_answer_has_openais_shape_and_the_verdict(live: Live) -> None:
 )
 def test_all_four_kinds_of_prompt(live: Live, prompt: Any, rows: list[bytes]) -> None:
     answer = complete(live, prompt)
-    assert [bytes(request.prompt) for request in live.service.submitted] == rows
+    assert [bytes(request.prompt.tokens) for request in live.service.submitted] == rows
     assert [choice.index for choice in answer.choices] == list(range(len(rows)))
 
 
 def test_choices_of_several_prompts_lie_prompt_by_prompt(live: Live) -> None:
     answer = complete(live, ["a", "bcd"], n=2)
-    assert [bytes(r.prompt) for r in live.service.submitted] == [b"a", b"a", b"bcd", b"bcd"]
+    assert [bytes(r.prompt.tokens) for r in live.service.submitted] == [b"a", b"a", b"bcd", b"bcd"]
     assert answer.usage.prompt_tokens == 4
     assert answer.usage.completion_tokens == 12
 

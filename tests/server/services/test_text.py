@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from guard.errors import (
@@ -31,6 +32,7 @@ from server.services.interface import (
     TokenLogprob,
 )
 from server.services.text_rows import TokenText
+from steering.prompt import Media, Prompt
 from tests.server.stand import NAN_LETTER, Stand, Workshop
 
 CAPACITY, QUEUE = 4, 3
@@ -265,7 +267,7 @@ def test_requests_that_cannot_run_are_refused_without_a_verdict(
 
 def test_token_ids_that_the_model_does_not_have_are_refused(wide: Stand) -> None:
     async def submit(token: int) -> None:
-        request = TextRowRequest("r", (5, token), "none", SamplingParams(1))
+        request = TextRowRequest("r", Prompt((5, token)), "none", SamplingParams(1))
         (events,) = wide.service.submit([request])
         assert isinstance((await read(events)).end, FinishedText)
 
@@ -275,6 +277,24 @@ def test_token_ids_that_the_model_does_not_have_are_refused(wide: Stand) -> None
         with pytest.raises(RequestError) as caught:
             run(lambda token=token: submit(token))
         assert caught.value.param == "prompt"
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        Prompt((5, 6), (Media("image", np.zeros((2, 2, 3), np.uint8), 0, 1),)),
+        Prompt((5, 6), positions=((0, 1), (0, 0), (0, 0))),
+    ],
+)
+def test_a_prompt_of_more_than_text_is_refused(wide: Stand, prompt: Prompt) -> None:
+    before = len(wide.verdicts)
+
+    async def submit() -> None:
+        wide.service.submit([replace(ask(wide), prompt=prompt)])
+
+    with pytest.raises(RequestError, match="leave them out") as caught:
+        run(submit)
+    assert caught.value.param == "prompt" and len(wide.verdicts) == before
 
 
 def test_messages_that_the_template_refuses_are_a_bad_request(wide: Stand) -> None:

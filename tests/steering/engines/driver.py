@@ -12,6 +12,7 @@ from torch import nn
 from steering.engines.transformers.engine import RowStart, RowToken, TransformersEngine
 from steering.engines.transformers.sampling import RowSampling
 from steering.hidden.rows import Reading, RowGuard
+from steering.prompt import Prompt
 
 NO_SAMPLING = RowSampling()
 
@@ -21,7 +22,7 @@ def start(
     guards: Sequence[RowGuard] = (),
     sampling: RowSampling = NO_SAMPLING,
 ) -> RowStart:
-    return RowStart(prompt, guards, sampling)
+    return RowStart(Prompt(tuple(prompt)), guards, sampling)
 
 
 def serve(

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from steering.engines.transformers.engine import RowToken, TransformersEngine
+from steering.engines.transformers.engine import RowStart, RowToken, TransformersEngine
 from steering.engines.transformers.sampling import RowSampling
 from steering.hidden.bank import Bank
 from steering.hidden.rows import RowGuard
+from steering.prompt import Media, Prompt
 from tests.steering.engines.driver import generated, hooks_on, ids, serve, start, weights_hash
 from tests.steering.tiny import VOCABULARY, prompt, random_guard, tiny_model
 
@@ -195,6 +196,22 @@ def test_an_empty_prompt_is_refused_and_changes_nothing(engine: TransformersEngi
     engine.prefill([start(PROMPTS[0])])
     with pytest.raises(ValueError, match="no tokens"):
         engine.prefill([start(PROMPTS[1]), start([])])
+    assert engine.rows == 1
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        Prompt((5, 6), (Media("image", "cached", 0, 1),)),
+        Prompt((5, 6), positions=((0, 1), (0, 0), (0, 0))),
+    ],
+)
+def test_a_prompt_of_more_than_text_is_refused_and_changes_nothing(
+    engine: TransformersEngine, refused: Prompt
+) -> None:
+    engine.prefill([start(PROMPTS[0])])
+    with pytest.raises(ValueError, match="leave them out"):
+        engine.prefill([start(PROMPTS[1]), RowStart(refused, (), RowSampling())])
     assert engine.rows == 1
 
 
