@@ -16,7 +16,7 @@ from guard.verdict import Verdict, gravest
 from server.auth import authenticate, choose_policy
 from server.errors import error_response, verdict_of
 from server.observe.exchange import NamedRoute, exchange_of
-from server.observe.recorder import Join, Recorder
+from server.observe.recorder import Merge, Recorder
 from server.screening.exchange import ScreenedExchange
 from server.screening.forms import is_form, read_form
 from server.screening.routes import Route, route_of
@@ -112,20 +112,20 @@ class ScreenMiddleware:
             own_errors=True,
         )
         tenant = key.tenant if key else ""
-        exchange.joined = self.recorder.begin()
+        exchange.record_id = self.recorder.defer()
         try:
             await turn.run(scope, receive, send)
         except GuardError:
             if turn.refused:
                 # its rows never were, or are not wanted any more
-                self.recorder.drop(exchange.joined)
+                self.recorder.discard(exchange.record_id)
                 self.recorder.record(turn.verdict(), tenant)
             raise
         finally:
-            self.recorder.end(exchange.joined, _joining(turn))
+            self.recorder.release(exchange.record_id, _joining(turn))
 
 
-def _joining(turn: ScreenedExchange) -> Join:
+def _joining(turn: ScreenedExchange) -> Merge:
     """Adds what the screens have seen to the verdict of a row."""
     screens = turn.findings
 

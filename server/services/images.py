@@ -97,7 +97,7 @@ class ImageRow(BatchRow):
             return "finds its concept in the image, and blocks it"
         return "could not refine the prompt, and blocks it" if self.plan.acts else "blocks it"
 
-    async def drawn(self) -> GeneratedImage:
+    async def image(self) -> GeneratedImage:
         event = await self.next_event()
         if isinstance(event, GuardError):
             raise event
@@ -130,10 +130,8 @@ class BatchedImageService(EngineLoop[ImageRow, DiffusionEngine]):
 
     def submit(self, requests: Sequence[ImageRowRequest]) -> Sequence[ImageRow]:
         loop = asyncio.get_running_loop()
-        rows = [
-            ImageRow(request, self._admit(request), loop, self._hang_up) for request in requests
-        ]
-        self._take(rows)
+        rows = [ImageRow(request, self._admit(request), loop, self._cancel) for request in requests]
+        self._enqueue(rows)
         return rows
 
     def _admit(self, request: ImageRowRequest) -> ImagePlan:
@@ -233,7 +231,7 @@ class BatchedImageService(EngineLoop[ImageRow, DiffusionEngine]):
             if lost and not row.over:
                 row.error = EngineFailed("the model met NaN on this request: there is no image")
 
-    def _read(self, index: int) -> None:
+    def _keep_readings(self, index: int) -> None:
         """Of a row that nobody waits for any more, what its guards have read on the way so far.
 
         All else has been asked when the row joined, or when it was complete.

@@ -59,3 +59,16 @@ class PromptEncoder:
         if not all(0 <= token < self._vocabulary for token in prompt.tokens):
             # an id past the embedding's end raises no error on a GPU: it ends the whole process
             raise RequestError(f"token ids must lie in 0..{self._vocabulary - 1}", param="prompt")
+
+
+def require_fast(tokenizer: Any) -> None:
+    """Raise ValueError for a tokenizer of transformers that cannot decode token by token."""
+    if not tokenizer.is_fast:
+        raise ValueError("the model has no tokenizer.json, without which text cannot be streamed")
+
+
+def context_length(config: Any, limit: int | None) -> int:
+    """Tokens of prompt and answer that a model takes by its transformers configuration, at most
+    `limit`."""
+    positions = int(getattr(config, "max_position_embeddings", 2048))
+    return min(positions, limit or positions)

@@ -174,7 +174,7 @@ def test_options_that_undo_the_servers_own_are_refused() -> None:
     model = ModelConfig(
         name="fast", source="s", engine="vllm", engine_options={"served_model_name": "other"}
     )
-    with pytest.raises(ModelError, match="served_model_name is this server's to set"):
+    with pytest.raises(ModelError, match="this server sets served_model_name itself"):
         _arguments(Config(), model, "s", 64)
 
 

@@ -243,7 +243,7 @@ def test_a_mask_of_the_official_client_is_refused_by_name(site: Site) -> None:
 def test_no_url_is_ever_fetched(site: Site) -> None:
     body = {"model": "toy", "prompt": "a cat", "image": f"{site.url}/health"}
     error = httpx.post(f"{site.url}{EDITS}", json=body).json()["error"]
-    assert error["param"] == "image" and "nothing is fetched" in error["message"]
+    assert error["param"] == "image" and "fetches no URLs" in error["message"]
     body = {"model": "toy", "prompt": "a cat", "images": [{"image_url": data_url(PLAIN)}]}
     assert httpx.post(f"{site.url}{EDITS}", json=body).json()["error"]["param"] == "images"
 

@@ -12,7 +12,7 @@ from server.observe.recorder import Recorder
 
 @dataclass
 class _Row:
-    joined: str
+    record_id: str
     tenant: str = "t"
     request_id: str = "X"
 
@@ -36,20 +36,20 @@ def _flagged(verdict: Verdict) -> Verdict:
 
 def test_requests_of_one_id_do_not_know_of_each_other() -> None:
     recorder = _Kept()
-    first, second = recorder.begin(), recorder.begin()
+    first, second = recorder.defer(), recorder.defer()
     recorder(_Row(first), _verdict("a"))  # type: ignore[arg-type]
     recorder(_Row(second), _verdict("b"))  # type: ignore[arg-type]
-    recorder.drop(second)
-    recorder.end(second, _flagged)
-    recorder.end(first, _flagged)
+    recorder.discard(second)
+    recorder.release(second, _flagged)
+    recorder.release(first, _flagged)
     recorder(_Row(""), _verdict("c"))  # type: ignore[arg-type]
     assert recorder.kept == [("a", "flagged"), ("c", "pass")]
 
 
 def test_a_row_that_ends_late_has_what_the_screens_saw() -> None:
     recorder = _Kept()
-    name = recorder.begin()
-    recorder.end(name, _flagged)
+    name = recorder.defer()
+    recorder.release(name, _flagged)
     assert recorder.kept == []
     recorder(_Row(name), _verdict("a"))  # type: ignore[arg-type]
     assert recorder.kept == [("a", "flagged")]
@@ -57,10 +57,10 @@ def test_a_row_that_ends_late_has_what_the_screens_saw() -> None:
 
 def test_rows_that_wait_are_not_forgotten_for_those_that_come() -> None:
     recorder = _Kept()
-    waiting = recorder.begin()
+    waiting = recorder.defer()
     recorder(_Row(waiting), _verdict("a"))  # type: ignore[arg-type]
     for _ in range(5000):
-        name = recorder.begin()
-        recorder.end(name, _flagged)
-    recorder.end(waiting, _flagged)
+        name = recorder.defer()
+        recorder.release(name, _flagged)
+    recorder.release(waiting, _flagged)
     assert recorder.kept == [("a", "flagged")]

@@ -43,7 +43,7 @@ def ask(prompt: str = "a cat", policy: str = "none", **more: Any) -> ImageRowReq
 
 async def outcome(row: ImageRow) -> GeneratedImage | GuardError:
     try:
-        return await row.drawn()
+        return await row.image()
     except GuardError as error:
         return error
 

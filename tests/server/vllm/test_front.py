@@ -71,14 +71,14 @@ def policies(
 
 def test_a_request_has_the_policy_that_it_asks_for_or_the_default(folder: Path) -> None:
     there = policies(folder, "watch")
-    assert there.asked(None) is there.asked({"other": 1}) is there.entries["watch"]
-    assert there.asked({"guard_policy": "hp"}) is there.entries["hp"]
+    assert there.entry_for(None) is there.entry_for({"other": 1}) is there.entries["watch"]
+    assert there.entry_for({"guard_policy": "hp"}) is there.entries["hp"]
     deep: object = "hp"
     for _ in range(500):
         deep = [deep]
     for unknown in ("ghost", "", 1, None, ["hp"], {"hp": 1}, "hp" * 10**6, deep, 2**4000, b"hp"):
         with pytest.raises(ValueError, match="there is no policy") as refused:
-            there.asked({"guard_policy": unknown})
+            there.entry_for({"guard_policy": unknown})
         assert len(str(refused.value)) < 200
 
 

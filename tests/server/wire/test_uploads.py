@@ -17,7 +17,7 @@ from PIL import Image
 
 from guard.data.image_files import MAX_PIXELS
 from guard.errors import RequestError
-from server.wire.uploads import uploaded
+from server.wire.uploads import decode_upload
 
 RED, BLUE, GREEN = (255, 0, 0), (0, 0, 255), (0, 255, 0)
 
@@ -36,14 +36,14 @@ def halves(mode: str = "RGB", size: tuple[int, int] = (16, 16)) -> Image.Image:
 
 
 def decoded(file: bytes, width: int = 16, height: int = 16) -> NDArray[np.uint8]:
-    pixels = uploaded(file, width=width, height=height)
+    pixels = decode_upload(file, width=width, height=height)
     assert pixels.dtype == np.uint8 and pixels.shape == (height, width, 3)
     return pixels
 
 
 def refusal(file: bytes) -> str:
     with pytest.raises(RequestError) as caught:
-        uploaded(file, width=16, height=16)
+        decode_upload(file, width=16, height=16)
     assert (caught.value.status, caught.value.param) == (400, "image")
     return caught.value.message
 
@@ -224,9 +224,9 @@ def test_no_other_plugin_of_pillow_is_reached() -> None:
     assert file.startswith(b"\xff\xd8\xff")
     code = (
         "import json, sys\n"
-        "from server.wire.uploads import uploaded\n"
+        "from server.wire.uploads import decode_upload\n"
         f"file = bytes.fromhex('{file.hex()}')\n"
-        "print(uploaded(file, width=16, height=16).shape)\n"
+        "print(decode_upload(file, width=16, height=16).shape)\n"
         "plugins = {n[4:] for n in sys.modules if n.startswith('PIL.') and n.endswith('Plugin')}\n"
         "print(json.dumps(sorted(plugins)))\n"
     )
