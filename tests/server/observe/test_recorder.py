@@ -34,7 +34,7 @@ def _flagged(verdict: Verdict) -> Verdict:
     return replace(verdict, outcome="flagged")
 
 
-def test_requests_of_one_id_do_not_know_of_each_other() -> None:
+def test_requests_with_the_same_id_are_independent() -> None:
     recorder = _Kept()
     first, second = recorder.defer(), recorder.defer()
     recorder(_Row(first), _verdict("a"))  # type: ignore[arg-type]
@@ -46,7 +46,7 @@ def test_requests_of_one_id_do_not_know_of_each_other() -> None:
     assert recorder.kept == [("a", "flagged"), ("c", "pass")]
 
 
-def test_a_row_that_ends_late_has_what_the_screens_saw() -> None:
+def test_a_row_that_ends_after_release_has_the_screens_findings() -> None:
     recorder = _Kept()
     name = recorder.defer()
     recorder.release(name, _flagged)
@@ -55,7 +55,7 @@ def test_a_row_that_ends_late_has_what_the_screens_saw() -> None:
     assert recorder.kept == [("a", "flagged")]
 
 
-def test_rows_that_wait_are_not_forgotten_for_those_that_come() -> None:
+def test_deferred_rows_are_kept_while_new_requests_come() -> None:
     recorder = _Kept()
     waiting = recorder.defer()
     recorder(_Row(waiting), _verdict("a"))  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ import pytest
 
 from guard.audit import AuditLog
 from guard.config.schema import load_config
-from tests.server.conftest import Live, launched
+from tests.server.live_server import LiveServer, live_server
 
 LISTS = """
 [[words]]
@@ -43,14 +43,14 @@ action = "{action}"
 @contextmanager
 def standing(
     folder: Path, action: str = "block", screen: str = "", server: str = "", more: str = ""
-) -> Iterator[tuple[Live, Path]]:
+) -> Iterator[tuple[LiveServer, Path]]:
     """A server under one policy; answers are "Hello there!" unless the question is a script's."""
     (folder / "list.toml").write_text(LISTS)
     path = folder / "config.toml"
     path.write_text(CONFIG.format(action=action, screen=screen, server=server) + more)
     with (
         AuditLog(folder / "audit.jsonl") as audit,
-        launched(config=load_config(path), audit=audit) as live,
+        live_server(config=load_config(path), audit=audit) as live,
     ):
         yield live, folder / "audit.jsonl"
 

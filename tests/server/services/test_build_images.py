@@ -28,7 +28,7 @@ from server.observe.metrics import Metrics
 from server.services import build_images
 from server.services.build import build_services
 from server.services.images import BatchedImageService
-from tests.server.conftest import listening
+from tests.server.live_server import serve_app
 from tests.server.tiny_pipeline import NAN_WORD, SIDE, TOKENS, save_guards, save_pipeline
 
 IMAGES = "/v1/images/generations"
@@ -119,13 +119,13 @@ def site(folder: Path) -> Iterator[Site]:
 
     services = build_services(config, record)
     app = create_app(config, services, metrics=metrics)
-    with listening(app, services) as (url, _):
+    with serve_app(app, services) as (url, _):
         service = services["tiny"]
         assert isinstance(service, BatchedImageService)
         yield Site(url, service, verdicts)
 
 
-def test_the_official_client_draws_a_image(site: Site) -> None:
+def test_the_official_client_generates_an_image(site: Site) -> None:
     client = openai.OpenAI(base_url=f"{site.url}/v1", api_key="any", max_retries=0, timeout=20)
     reply = client.images.generate(
         model="tiny", prompt="a cat", extra_body={"guard": {"policy": "none"}}
@@ -196,7 +196,7 @@ def test_a_concept_past_the_encoders_length_is_found(site: Site) -> None:
 
 
 @pytest.mark.parametrize("prompt", ["🔪🍌", "قطة فوق كلب", "\u202eefink a", "x" * 4000, "\0"])
-def test_any_text_is_screened_and_drawn(site: Site, prompt: str) -> None:
+def test_any_text_is_guarded_and_generates_an_image(site: Site, prompt: str) -> None:
     response = site.post(prompt, "refine-knife")
     assert response.status_code == 200
     assert response.json()["guard"]["guards"][0]["score"] is not None

@@ -25,7 +25,7 @@ from server.observe.recorder import Recorder
 from server.services.build import build_services
 from server.services.images import BatchedImageService
 from steering.images.textual_inversion import MAX_PLACEHOLDERS, MAX_VECTORS
-from tests.server.conftest import key, listening
+from tests.server.live_server import key, serve_app
 from tests.server.tiny_pipeline import NAN_WORD, WIDTH, WORDS, save_guards, save_pipeline
 
 CONFIG = """
@@ -111,7 +111,7 @@ def served(folder: Path, config: str) -> Iterator[Site]:
         services = build_services(settings, Recorder(metrics.verdicts, audit))
         keys = KeyRing(settings.keys) if settings.keys else None
         app = create_app(settings, services, keys=keys, metrics=metrics)
-        with listening(app, services) as (url, _):
+        with serve_app(app, services) as (url, _):
             service = services["tiny"]
             assert isinstance(service, BatchedImageService)
             yield Site(url, service, folder)
@@ -125,7 +125,7 @@ def site(folder: Path) -> Iterator[Site]:
 # -- who may ------------------------------------------------------------------------------------
 
 
-def test_a_key_that_may_draws_with_the_official_client(site: Site) -> None:
+def test_a_key_with_embeddings_works_with_the_official_client(site: Site) -> None:
     client = openai.OpenAI(base_url=f"{site.url}/v1", api_key="may", max_retries=0, timeout=30)
     reply = client.images.generate(
         model="tiny",
@@ -137,7 +137,7 @@ def test_a_key_that_may_draws_with_the_official_client(site: Site) -> None:
     assert reply.data[0].b64_json not in usual[:2]
 
 
-def test_a_key_that_may_not_is_told_what_to_change(site: Site) -> None:
+def test_a_key_without_embeddings_gets_an_error_that_says_what_to_change(site: Site) -> None:
     response = site.post("a <x>", "not", embeddings={"<x>": b64(site.word("cat"))})
     error = response.json()["error"]
     assert (response.status_code, error["param"]) == (403, "embeddings")
@@ -148,7 +148,7 @@ def test_a_key_that_may_not_is_told_what_to_change(site: Site) -> None:
 
 
 @pytest.mark.parametrize("may", [True, False])
-def test_without_keys_the_server_says_who_may(folder: Path, may: bool) -> None:
+def test_without_keys_the_server_setting_decides(folder: Path, may: bool) -> None:
     config = CONFIG.replace("[server]", "[server]\nembeddings = true") if may else CONFIG
     for site in served(folder, config):
         response = site.post("a <x>", embeddings={"<x>": b64(site.word("cat"))})
@@ -159,7 +159,7 @@ def test_without_keys_the_server_says_who_may(folder: Path, may: bool) -> None:
 # -- which go -----------------------------------------------------------------------------------
 
 
-def test_a_words_own_vector_draws_what_the_word_draws(site: Site) -> None:
+def test_the_vector_of_a_word_generates_the_image_of_the_word(site: Site) -> None:
     """Up to float16; the tiny table's numbers are rounded on the way."""
     words, engine = site.word("cat", "dog"), site.service._engine
     drawn = site.post("a <x>", embeddings={"<x>": b64(words)})
@@ -203,7 +203,7 @@ def test_a_words_own_vector_draws_what_the_word_draws(site: Site) -> None:
         ({"<x>": b64(np.zeros((6, WIDTH)))}, "words to stand in"),
     ],
 )
-def test_what_does_not_go_is_refused(site: Site, embeddings: Any, message: str) -> None:
+def test_unusable_embeddings_are_refused(site: Site, embeddings: Any, message: str) -> None:
     told = site.refusal(embeddings)
     assert message in told and len(told) < 300 and "\x00" not in told
 
@@ -238,7 +238,7 @@ def test_a_model_of_several_encoders_takes_none(
 # -- what comes of them -------------------------------------------------------------------------
 
 
-def test_guards_see_what_the_words_say_and_say_it(site: Site) -> None:
+def test_guards_read_embeddings_and_the_verdict_shows_it(site: Site) -> None:
     knife, cat = ({"<x>": b64(site.word(word))} for word in ("knife", "cat"))
     asked = {"prompt": "a <x>", "guard": {"policy": "block-knife"}}
     blocked = site.post(**asked, embeddings=knife)
@@ -250,14 +250,14 @@ def test_guards_see_what_the_words_say_and_say_it(site: Site) -> None:
     assert site.post(past, guard=asked["guard"], embeddings=cat).status_code == 200
 
 
-def test_each_image_of_a_request_has_them(site: Site) -> None:
+def test_each_image_of_a_request_has_the_embeddings(site: Site) -> None:
     own = {"<x>": b64(site.word("knife"))}
     first, second = site.post("a <x>", n=2, embeddings=own).json()["data"]
     assert second["b64_json"] == site.image("a <x>", embeddings=own, seed=2)
     assert first["b64_json"] != second["b64_json"]
 
 
-def test_a_replacement_is_drawn_without_them(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_replacement_has_no_embeddings(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The operator's own prompt does not hold the client's word."""
     config = CONFIG.replace("[server]", "[server]\nembeddings = true")
     for site in served(folder, config):

@@ -165,7 +165,7 @@ def test_a_row_that_meets_nan_is_marked_and_its_slot_is_sound_afterwards() -> No
     assert ids(again) == [wanted["other"], wanted["short"]]
 
 
-def test_a_push_that_overflows_is_noticed_though_the_guard_has_stopped_looking() -> None:
+def test_an_overflow_by_a_guard_is_found_after_its_last_check() -> None:
     """Float16 states end at 65504: what the guard has added becomes infinite, then NaN."""
     model = tiny_model().half()
     engine = TransformersEngine(model, BANK, capacity=2)
@@ -215,7 +215,7 @@ def test_a_prompt_of_more_than_text_is_refused_and_changes_nothing(
     assert engine.rows == 1
 
 
-def test_drop_tells_its_moves_and_ignores_repeats(engine: TransformersEngine) -> None:
+def test_drop_returns_its_moves_and_ignores_repeats(engine: TransformersEngine) -> None:
     engine.prefill([start(p, [SILENT] * (i % 2)) for i, p in enumerate(PROMPTS)])
     carried = [engine.readings(row) for row in range(4)]
     live = [0, 1, 2, 3]
@@ -247,7 +247,7 @@ def test_reset_forgets_all_rows(engine: TransformersEngine) -> None:
     assert said(batch(engine, [[], [], [], []])[0]) == said(bare[0])
 
 
-def test_close_takes_the_hooks_off(model: Any) -> None:
+def test_close_removes_the_hooks(model: Any) -> None:
     bare = generated(model, PROMPTS[0], 5)
     engine = TransformersEngine(model, BANK, capacity=1)
     assert hooks_on(model) == 3
@@ -281,7 +281,7 @@ def test_logprobs_are_the_models_own(model: Any, engine: TransformersEngine) -> 
         assert b.top == c.top[:3]
 
 
-def test_what_a_row_asked_for_moves_with_it(engine: TransformersEngine) -> None:
+def test_the_settings_of_a_row_move_with_it(engine: TransformersEngine) -> None:
     asked = [RowSampling(top_logprobs=count) for count in (1, None, 4)]
     rows, _ = serve(engine, [start(PROMPTS[0], (), a) for a in asked], tokens=[2, 3, 6])
     assert [{len(token.top) for token in row} for row in rows] == [{1}, {0}, {4}]

@@ -125,14 +125,14 @@ def test_some_tested_architecture_slides_its_window() -> None:
     ],
     ids=["no-model", "bert", "alibi", "encoder", "recurrent"],
 )
-def test_what_cannot_be_served_is_refused_with_a_reason(model: object, match: str) -> None:
+def test_unsupported_models_are_refused_with_a_reason(model: object, match: str) -> None:
     if not isinstance(model, nn.Module):
         model = AutoModelForCausalLM.from_config(model)
     with pytest.raises(UnknownArchitecture, match=match):
         decoder_layers(model)
 
 
-def test_hidden_of_and_with_hidden_keep_what_else_a_layer_returns() -> None:
+def test_hidden_of_and_with_hidden_keep_the_other_outputs_of_a_layer() -> None:
     hidden, other = torch.zeros(1, 2, 3), torch.ones(1, 2, 3)
     rest = object()
     assert hidden_of((hidden, rest)) is hidden and hidden_of(hidden) is hidden

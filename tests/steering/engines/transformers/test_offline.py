@@ -77,7 +77,7 @@ def test_token_states_are_the_models_hidden_states(kind: str, layers: list[int])
         assert torch.allclose(found[i], wanted, atol=1e-4)
 
 
-def test_token_states_leave_the_forward_at_the_last_layer_asked_for() -> None:
+def test_token_states_end_the_forward_at_the_last_needed_layer() -> None:
     model = tiny_model()
     ran = [0] * LAYERS
     for i, layer in enumerate(decoder_layers(model)):
@@ -90,7 +90,7 @@ def test_token_states_leave_the_forward_at_the_last_layer_asked_for() -> None:
     assert ran == [1, 1, 0, 0]
 
 
-def test_token_states_take_their_hooks_off(model: Any) -> None:
+def test_token_states_remove_their_hooks(model: Any) -> None:
     with torch.inference_mode():
         before = model(torch.tensor([PROMPTS[2]])).logits
     list(token_states(model, PROMPTS, [1]))

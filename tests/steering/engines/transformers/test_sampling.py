@@ -69,7 +69,7 @@ def test_greedy_and_sampled_rows_share_a_batch() -> None:
     assert torch.equal(drawn[1::2], draws(count)[1::2]), "a row is drawn as in any other batch"
 
 
-def test_impossible_tokens_are_never_drawn() -> None:
+def test_impossible_tokens_are_never_sampled() -> None:
     logits = torch.tensor([0.0, -torch.inf, 0.0, -torch.inf])
     for draw in (0.0, 0.25, 0.5, 1.0 - 2.0**-32):
         one = torch.tensor([draw], dtype=torch.float64)
@@ -77,7 +77,7 @@ def test_impossible_tokens_are_never_drawn() -> None:
         assert int(drawn) in (0, 2)
 
 
-def test_tokens_of_equal_probability_are_drawn_in_order_of_their_ids() -> None:
+def test_tokens_of_equal_probability_are_ordered_by_their_ids() -> None:
     logits = torch.zeros(1, 64)
     for token in (0, 17, 63):
         middle = torch.tensor([(token + 0.5) / 64], dtype=torch.float64)
