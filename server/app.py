@@ -43,7 +43,7 @@ def create_app(
     under policies with text screens. The services are closed when the app's lifespan ends.
     """
     metrics = metrics or Metrics()
-    metrics.watch(services)
+    metrics.add_services(services)
     gateway = Gateway(config, services, keys, metrics)
 
     @asynccontextmanager

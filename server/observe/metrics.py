@@ -32,14 +32,14 @@ class VerdictMetrics:
         )
         self._scores = Histogram(
             "inference_guard_score",
-            "Scores that a guard has given, one for each request it looked at.",
+            "Scores of a guard, one for each request that it has read.",
             ["model", "guard"],
             buckets=_SCORES,
             registry=registry,
         )
         self._after = Histogram(
             "inference_guard_score_after",
-            "Scores that a guard has given once it had refined the prompt.",
+            "Scores of a guard after it has refined the prompt.",
             ["model", "guard"],
             buckets=_SCORES,
             registry=registry,
@@ -92,7 +92,7 @@ class Metrics:
         self.verdicts = VerdictMetrics(self.registry)
         self._requests = Counter(
             "inference_guard_requests",
-            "HTTP requests by route and status; 499 is a client that hung up first.",
+            "HTTP requests by route and status; 499 is a client that disconnected first.",
             ["path", "status"],
             registry=self.registry,
         )
@@ -105,7 +105,7 @@ class Metrics:
         )
         self._tokens = Counter(
             "inference_guard_tokens",
-            "Tokens of answered requests as told in their usage, by kind (prompt, completion).",
+            "Tokens in the usage of answered requests, by kind (prompt, completion).",
             ["model", "kind"],
             registry=self.registry,
         )
@@ -128,7 +128,7 @@ class Metrics:
             registry=self.registry,
         )
 
-    def watch(self, services: Mapping[str, Service]) -> None:
+    def add_services(self, services: Mapping[str, Service]) -> None:
         """Read queue length and readiness from each service whenever the metrics are rendered."""
         for name, service in services.items():
             self._queued.labels(name).set_function(service.queued)

@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 import openai
+import pytest
 import uvicorn
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -141,3 +142,17 @@ def serve_app(
         server.should_exit = True
         thread.join(10)
         assert not thread.is_alive()
+
+
+def disconnecting_client(
+    url: str, body: dict[str, Any], *, after_s: float = 0.4
+) -> threading.Thread:
+    """A started thread whose client posts `body` and disconnects after `after_s` seconds."""
+
+    def post() -> None:
+        with pytest.raises(httpx.TimeoutException):
+            httpx.post(url, json=body, timeout=httpx.Timeout(20, read=after_s))
+
+    thread = threading.Thread(target=post)
+    thread.start()
+    return thread

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +11,6 @@ from typing import Any
 
 import httpx
 import numpy as np
-import pytest
 from PIL import Image
 
 from guard.config.keys import KeyRing
@@ -63,15 +61,3 @@ def check_error(
     error = response.json()["error"]
     assert (error["code"], error["param"]) == (code, param)
     assert words in error["message"]
-
-
-def disconnecting_client(url: str, body: dict[str, Any]) -> threading.Thread:
-    """A started thread whose client posts `body` and disconnects after 0.4 seconds."""
-
-    def post() -> None:
-        with pytest.raises(httpx.TimeoutException):
-            httpx.post(url, json=body, timeout=httpx.Timeout(20, read=0.4))
-
-    thread = threading.Thread(target=post)
-    thread.start()
-    return thread

@@ -19,10 +19,10 @@ from tests.server.endpoints.image_server import (
     KNIFE,
     ImageServer,
     check_error,
-    disconnecting_client,
     pixels_of,
     serve_toy,
 )
+from tests.server.live_server import disconnecting_client
 from tests.server.toy_image_service import HEIGHT, WIDTH, serve_images
 
 EDITS = "/v1/images/edits"

@@ -9,8 +9,8 @@ from typing import Any
 import httpx
 
 from guard.config.schema import load_config
-from tests.server.endpoints.image_server import IMAGES, disconnecting_client, serve_toy
-from tests.server.live_server import key
+from tests.server.endpoints.image_server import IMAGES, serve_toy
+from tests.server.live_server import disconnecting_client, key
 from tests.server.toy_image_service import serve_images, write_config
 
 

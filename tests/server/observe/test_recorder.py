@@ -1,4 +1,4 @@
-"""Verdicts of rows that wait for what the screens say."""
+"""Verdicts of rows that wait for the text screens."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class _Row:
     request_id: str = "X"
 
 
-class _Kept(Recorder):
+class _KeptVerdicts(Recorder):
     def __init__(self) -> None:
         super().__init__(Metrics().verdicts, None)
         self.kept: list[tuple[str, Any]] = []
@@ -26,8 +26,8 @@ class _Kept(Recorder):
         self.kept.append((verdict.request_id, verdict.outcome))
 
 
-def _verdict(name: str) -> Verdict:
-    return Verdict(name, "m", "p", "pass", (), 1.0)
+def _verdict(record_id: str) -> Verdict:
+    return Verdict(record_id, "m", "p", "pass", (), 1.0)
 
 
 def _flagged(verdict: Verdict) -> Verdict:
@@ -35,7 +35,7 @@ def _flagged(verdict: Verdict) -> Verdict:
 
 
 def test_requests_with_the_same_id_are_independent() -> None:
-    recorder = _Kept()
+    recorder = _KeptVerdicts()
     first, second = recorder.defer(), recorder.defer()
     recorder(_Row(first), _verdict("a"))  # type: ignore[arg-type]
     recorder(_Row(second), _verdict("b"))  # type: ignore[arg-type]
@@ -47,20 +47,20 @@ def test_requests_with_the_same_id_are_independent() -> None:
 
 
 def test_a_row_that_ends_after_release_has_the_screens_findings() -> None:
-    recorder = _Kept()
-    name = recorder.defer()
-    recorder.release(name, _flagged)
+    recorder = _KeptVerdicts()
+    record_id = recorder.defer()
+    recorder.release(record_id, _flagged)
     assert recorder.kept == []
-    recorder(_Row(name), _verdict("a"))  # type: ignore[arg-type]
+    recorder(_Row(record_id), _verdict("a"))  # type: ignore[arg-type]
     assert recorder.kept == [("a", "flagged")]
 
 
 def test_deferred_rows_are_kept_while_new_requests_come() -> None:
-    recorder = _Kept()
+    recorder = _KeptVerdicts()
     waiting = recorder.defer()
     recorder(_Row(waiting), _verdict("a"))  # type: ignore[arg-type]
     for _ in range(5000):
-        name = recorder.defer()
-        recorder.release(name, _flagged)
+        record_id = recorder.defer()
+        recorder.release(record_id, _flagged)
     recorder.release(waiting, _flagged)
     assert recorder.kept == [("a", "flagged")]

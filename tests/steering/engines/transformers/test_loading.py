@@ -1,4 +1,4 @@
-"""Models are read from safetensors, and what cannot be read is said in one line."""
+"""Models are read from safetensors; the error of a damaged one is one line."""
 
 from __future__ import annotations
 
