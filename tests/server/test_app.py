@@ -9,7 +9,7 @@ import httpx
 import openai
 import pytest
 
-from tests.server.live_server import Launch, LiveServer, key, settings
+from tests.server.live_server import Launch, LiveServer, key, live_server, settings
 
 CHAT = "/v1/chat/completions"
 HEADERS = {"Content-Type": "application/json"}
@@ -169,8 +169,6 @@ def test_the_openapi_document_resolves_its_references(live: LiveServer) -> None:
 
 @pytest.fixture(scope="module")
 def keyed() -> Iterator[LiveServer]:
-    from tests.server.live_server import live_server
-
     raw = settings(default_policy="watch")
     raw["keys"] = [
         key("alpha", default_policy="strict", policies=["strict"]),
@@ -208,9 +206,9 @@ def test_a_key_sets_the_default_and_the_allowed_policies(keyed: LiveServer) -> N
     assert policy_of(keyed, "gamma") == "watch"
     assert policy_of(keyed, "gamma", **{"X-Guard-Policy": "watch"}) == "watch"
     assert keyed.service.submitted[0].tenant == "acme"
-    for wanted in ("none", "watch"):
+    for other in ("none", "watch"):
         with pytest.raises(openai.PermissionDeniedError) as caught:
-            policy_of(keyed, "alpha", **{"X-Guard-Policy": wanted})
+            policy_of(keyed, "alpha", **{"X-Guard-Policy": other})
         assert caught.value.code == "policy_forbidden"
     listed = httpx.get(
         f"{keyed.url}/guard/v1/policies", headers={"Authorization": "Bearer alpha"}

@@ -173,26 +173,26 @@ ACTIONS = {
     "relapse": 'fallback = "replace"\nreplacement = "an S"',
     "repaint": f'fallback = "replace"\nreplacement = "a {PAINTED}"',
 }
-BOTH = (["knife", "look"], ["blind", "look"])
+BOTH = (["knife", "output"], ["blind", "output"])
 
 
 def write_config(folder: Path, **server: Any) -> Path:
     """Policies as `ACTION-GUARD`, for a guard on prompts (knife), the same with NaN in it (blind),
     one of another encoder (other), one on the guidance (guide), one for language (words), and one
-    on finished images (look); `ACTION-knife-look` and `ACTION-blind-look` have two.
+    on finished images (output); `ACTION-knife-output` and `ACTION-blind-output` have two.
     """
     save_toy(folder / "knife.safetensors")
     save_toy(folder / "blind.safetensors", method="toy-blind")
     save_toy(folder / "other.safetensors", fitted_on="0" * 64)
     save_toy(folder / "guide.safetensors", method="toy-guide", seams=["guidance"])
-    save_latents(folder / "look.safetensors")
+    save_latents(folder / "output.safetensors")
     Artifact(steer_meta("f" * 64), steer_tensors()).save(folder / "words.safetensors")
     lines = ["[server]", 'audit_log = "audit.jsonl"']
     lines += [f"{name} = {json.dumps(value)}" for name, value in server.items()]
     lines += ["[[models]]", 'name = "toy"', 'engine = "diffusers"', 'source = "toy"']
-    for name in ("knife", "blind", "other", "guide", "words", "look"):
+    for name in ("knife", "blind", "other", "guide", "words", "output"):
         lines += ["[[guards]]", f'name = "{name}"', f'artifact = "{name}.safetensors"']
-    for guards in (["knife"], ["blind"], ["other"], ["guide"], ["words"], ["look"], *BOTH):
+    for guards in (["knife"], ["blind"], ["other"], ["guide"], ["words"], ["output"], *BOTH):
         for action, setting in ACTIONS.items():
             policy = "-".join([action, *guards])
             lines += [f"[policies.{policy}]", f"guards = {json.dumps(guards)}", setting]

@@ -35,7 +35,7 @@ def png(colour: tuple[int, int, int] = (20, 200, 90), size: tuple[int, int] = (2
 
 
 PLAIN, RED = png(), png((255, 0, 0))
-"""The screen of finished images, `look`, finds its concept in what is red."""
+"""The guard `output` fires on red images."""
 
 
 def data_url(file: bytes) -> str:
@@ -134,15 +134,15 @@ def test_the_prompt_of_an_edit_is_refined_or_blocked(server: ImageServer) -> Non
 
 @pytest.mark.parametrize("how", [{}, {"inversion": True}])
 def test_the_image_of_an_edit_is_inspected(server: ImageServer, how: dict[str, Any]) -> None:
-    assert post(server, PLAIN, policy="refine-look", **how).status_code == 200
-    response = post(server, RED, policy="refine-look", **how)
+    assert post(server, PLAIN, policy="refine-output", **how).status_code == 200
+    response = post(server, RED, policy="refine-output", **how)
     assert response.json()["error"]["code"] == "content_policy_violation"
     assert "in the image" in response.json()["error"]["message"]
     assert response.json()["guard"]["guards"][0]["position"] > 0
 
 
 def test_a_replacement_shows_nothing_of_the_image(server: ImageServer) -> None:
-    response = post(server, RED, policy="replace-look", seed=3)
+    response = post(server, RED, policy="replace-output", seed=3)
     assert response.status_code == 200 and response.headers["X-Guard-Verdict"] != "pass"
     replaced = pixels_of(response.json()["data"][0]["b64_json"])
     assert np.array_equal(replaced, server.pixels("a banana", seed=3))
@@ -151,7 +151,7 @@ def test_a_replacement_shows_nothing_of_the_image(server: ImageServer) -> None:
 def test_silent_guards_change_no_bit_in_any_batch(server: ImageServer) -> None:
     requested = [
         {"policy": policy} | how
-        for policy in ("none", "refine-knife", "refine-look")
+        for policy in ("none", "refine-knife", "refine-output")
         for how in ({}, {"inversion": True})
     ]
     alone = [pixels(server, **options) for options in requested]

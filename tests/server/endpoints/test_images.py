@@ -117,8 +117,8 @@ def test_images_are_the_same_alone_and_among_rows_with_other_guards(server: Imag
         (KNIFE, "block-knife"),
         (STUCK, "refine-knife"),
         (STUCK, "relapse-knife"),
-        (SHOWN, "refine-look"),
-        (SHOWN, "repaint-look"),
+        (SHOWN, "refine-output"),
+        (SHOWN, "repaint-output"),
     ],
 )
 @pytest.mark.parametrize("n", [1, 3])

@@ -1,4 +1,4 @@
-"""A model that cannot be served is named before the server listens, in one line."""
+"""A model that cannot be loaded is refused before the server listens, in one line."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def run(ids: list[int], stop: tuple[str, ...]) -> tuple[list[str], bool]:
 
 
 def naive(ids: list[int], stop: tuple[str, ...]) -> tuple[str, bool]:
-    """Decode everything again after each token; cut before the first stop string there is."""
+    """Decode the whole text after each token; cut before its first stop string."""
     for count in range(1, len(ids) + 1):
         text = byte_tokenizer().decode(ids[:count])
         matches = [text.index(end) for end in stop if end in text]

@@ -12,7 +12,7 @@ from tests.server.live_server import Launch, LiveServer, settings
 
 
 def events(response: httpx.Response) -> list[Any]:
-    """The payloads of a stream whose framing is checked on the way."""
+    """The payloads of a stream; checks its framing."""
     assert response.headers["content-type"].startswith("text/event-stream")
     assert response.text.endswith("\n\n")
     lines = response.text.removesuffix("\n\n").split("\n\n")

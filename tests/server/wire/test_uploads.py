@@ -219,7 +219,7 @@ def test_animations_are_refused(form: str) -> None:
 
 
 def test_no_other_plugin_of_pillow_is_reached() -> None:
-    """Also not by a JPEG that says it holds several images, which Pillow hands to another."""
+    """Nor by a JPEG with a multi-picture header, which Pillow opens with another plugin."""
     file = saved(halves(), "MPO", save_all=True, append_images=[halves()])
     assert file.startswith(b"\xff\xd8\xff")
     code = (
