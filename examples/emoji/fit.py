@@ -1,8 +1,8 @@
-"""`python -m examples.emoji.fit`: the baselines that the example's configuration names.
+"""The baselines of the example's configuration: `python -m examples.emoji.fit`.
 
-The same as `guard fit METHOD` with its defaults for each concept file, with the model loaded once
-and each concept's prompts read once. They are large for what they are and made in minutes, so only
-the guards of CGCE are committed.
+The same as `guard fit METHOD` with its defaults for each concept file, but the model is loaded once
+and the prompts of a concept are encoded once. The baselines are large and take minutes, so only the
+guards of CGCE are committed.
 """
 
 from __future__ import annotations
@@ -38,28 +38,28 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder of the artifacts.")] = BASELINES,
 ) -> None:
     """Fit the baselines of every concept."""
-    painter = ImageModel.load(model, device="auto")
+    image_model = ImageModel.load(model, device="auto")
     with stages() as progress:
         for path in sorted((HERE / "guards").glob("*.json")):
-            _fit(painter, read_concept(path), path.stem, out, progress)
+            _fit(image_model, read_concept(path), path.stem, out, progress)
 
 
-def _fit(painter: ImageModel, concept: Concept, name: str, out: Path, progress: Stages) -> None:
-    read = read_prompts(painter, concept, prompts_of(concept, PROMPTS), progress)
-    said = concept.phrases.train[0]
+def _fit(model: ImageModel, concept: Concept, name: str, out: Path, progress: Stages) -> None:
+    encoded = read_prompts(model, concept, prompts_of(concept, PROMPTS), progress)
+    phrase = concept.phrases.train[0]
     edit = EditRequest(next(iter(concept.instead), ""))
-    made = {
-        "safree": fit_safree(painter, concept, read, RATES, rank=8, sense_rank=1, alpha=0.0),
-        "nearest": fit_nearest(painter, concept, read, RATES, rank=8, anchors=512, seed=0),
+    artifacts = {
+        "safree": fit_safree(model, concept, encoded, RATES, rank=8, sense_rank=1, alpha=0.0),
+        "nearest": fit_nearest(model, concept, encoded, RATES, rank=8, anchors=512, seed=0),
         "safe-guidance": fit_guide(
-            painter, concept, None, RATES, method="safe-guidance", phrase=said, preset="medium"
+            model, concept, None, RATES, method="safe-guidance", phrase=phrase, preset="medium"
         ),
         "negative-prompt": fit_guide(
-            painter, concept, None, RATES, method="negative-prompt", phrase=said, preset=None
+            model, concept, None, RATES, method="negative-prompt", phrase=phrase, preset=None
         ),
-        "uce": fit_uce(painter, concept, None, RATES, edit, progress),
+        "uce": fit_uce(model, concept, None, RATES, edit, progress),
     }
-    for method, artifact in made.items():
+    for method, artifact in artifacts.items():
         artifact.save(out / f"{name}-{method}.safetensors")
 
 

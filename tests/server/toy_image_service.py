@@ -22,9 +22,9 @@ from server.services.interface import ImageModelInfo
 from steering.engines.diffusion.engine import ImageStart
 from steering.engines.diffusion.sampling.trajectories import InitialState
 from steering.images.conditioning import Conditioning
-from steering.images.embedding import EmbeddingBank, ImageReading
-from steering.images.output import OutputBank
-from steering.methods.image_methods import SCREENS
+from steering.images.embedding import ImageReading
+from steering.images.stacks import ImageStacks
+from steering.methods import METHODS
 from tests.guard.toy_images import PAINTED, TOY_METHODS, ToyFamily, save_latents, save_toy
 from tests.server.running_service import RunningService, StepControl, recording
 from tests.server.tiny_text_service import steer_meta, steer_tensors
@@ -53,15 +53,13 @@ class ToyEngine(StepControl):
     def __init__(
         self,
         family: ToyFamily,
-        bank: EmbeddingBank,
+        stacks: ImageStacks,
         *,
         capacity: int,
-        guides: Sequence[Any] = (),
-        finished: OutputBank | None = None,
     ) -> None:
         super().__init__()
-        self.family, self._bank, self.capacity = family, bank, capacity
-        self._finished = finished or OutputBank()
+        self.family, self.capacity = family, capacity
+        self._bank, self._finished = stacks.prompts, stacks.output
         self._rows: list[_Row] = []
         self.started: list[str] = []
         self.closed = False
@@ -208,17 +206,11 @@ def serve_images(
     """A running service; `config` None writes one, with `server` in its `[server]`."""
     config = config or load_config(write_config(folder, **server))
     with recording(config) as records, pytest.MonkeyPatch.context() as patch:
-        for name, stack in TOY_METHODS.items():
-            patch.setitem(SCREENS, name, stack)
+        for name, method in TOY_METHODS.items():
+            patch.setitem(METHODS, name, method)
         family = ToyFamily()
         plans = ImagePlans(config, family, name="toy")
-        engine = ToyEngine(
-            family,
-            plans.bank,
-            capacity=config.server.max_batch,
-            guides=plans.guides,
-            finished=plans.finished,
-        )
+        engine = ToyEngine(family, plans.stacks, capacity=config.server.max_batch)
         info = ImageModelInfo(
             name="toy",
             engine="diffusers",

@@ -120,7 +120,9 @@ def irece(
             trials=trials,
             fpr=fpr,
             near_fpr=near_fpr,
-            recipe=LatentRecipe(steps=800, hidden=hidden, hiding=3) if hidden else LatentRecipe(),
+            recipe=LatentRecipe(steps=800, attack_radius=hidden, attack_steps=3)
+            if hidden
+            else LatentRecipe(),
             seed=seed,
             progress=progress,
             given=read_given(painter, concept, images) if images else None,

@@ -167,7 +167,7 @@ def fit_irece(
         },
         calibration={
             **figures(scores, threshold, fpr, near_fpr),
-            "hidden": recipe.hidden,
+            "hidden": recipe.attack_radius,
             **_given_fired(presence.logits[len(chosen) :, first:], real, threshold),
             "windows": window,
             "places": placing,

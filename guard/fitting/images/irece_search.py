@@ -22,8 +22,8 @@ from guard.models.images import ImageModel
 from guard.reporting.progress import Stages
 from steering.engines.diffusion.engine import DiffusionEngine, ImageStart
 from steering.hidden.rows import RowGuard
-from steering.images.embedding import EmbeddingBank
 from steering.images.latent import AttentionProbe
+from steering.images.stacks import ImageStacks
 from steering.methods import irece
 from steering.methods.fitted import FittedGuard
 
@@ -253,7 +253,7 @@ def _drawn(
     erasers = [irece.stack([guard], painter.family.device)] if guard else []
     rows = [RowGuard(guard.name, guard.number("threshold"), 1.0)] if guard else []
     engine = DiffusionEngine(
-        painter.family, EmbeddingBank(), capacity=AT_ONCE, erasers=erasers, forward=None
+        painter.family, ImageStacks(latents=tuple(erasers)), capacity=AT_ONCE, forward=None
     )
     starts = [
         ImageStart(text, seed=seed + i, steps=steps, guidance=guidance, guards=rows)

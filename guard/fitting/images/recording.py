@@ -11,8 +11,8 @@ from torch import Tensor
 from guard.models.images import ImageModel
 from steering.engines.diffusion.engine import DiffusionEngine, ImageStart
 from steering.hidden.rows import RowGuard
-from steering.images.embedding import EmbeddingBank
 from steering.images.latent import AttentionProbe, InspectionSchedule, LatentEvidence, Localization
+from steering.images.stacks import ImageStacks
 from steering.methods.irece import standing_out
 
 AT_ONCE = 16
@@ -68,7 +68,7 @@ def watch(
     `looks`."""
     recorder = _Recorder(painter.family.channels, looks, reads)
     engine = DiffusionEngine(
-        painter.family, EmbeddingBank(), capacity=AT_ONCE, erasers=[recorder], forward=None
+        painter.family, ImageStacks(latents=(recorder,)), capacity=AT_ONCE, forward=None
     )
     guard = RowGuard(_NAME, threshold=0.0, strength=1.0)
     estimates, maps = [], []

@@ -21,8 +21,8 @@ from guard.fitting.prompts.concept_prompts import LabelledPrompt
 from guard.fitting.prompts.rates import by_kind, calibrated, figures
 from guard.reporting.progress import Stages
 from steering.images.conditioning import Conditioning
+from steering.methods import METHODS
 from steering.methods.fitted import FittedGuard
-from steering.methods.image_methods import SCREENS
 from steering.methods.prompt_score import discriminant
 from steering.methods.safe_guidance import PRESETS
 from steering.methods.subspaces import pooled, principal
@@ -107,7 +107,7 @@ def fit_safree(
         "slope": 1.0,
         "middle": 0.0,
     }
-    screen = SCREENS["safree"]([FittedGuard("fit", tensors, settings)], "cpu")
+    screen = METHODS["safree"].stacked([FittedGuard("fit", tensors, settings)], "cpu")
     with_it, without = (float(screen.sense(text).mean()) for text in (read.unsafe, read.safe))
     if not with_it > without:
         raise DataError("the concept's prompts lie no nearer to its subspace than safe ones")
@@ -233,7 +233,7 @@ def _gated(
     settings: dict[str, Any],
 ) -> Artifact:
     """The artifact, with a threshold that keeps the rates on the held-out prompts."""
-    screen = SCREENS[method]([FittedGuard("fit", tensors, settings)], "cpu")
+    screen = METHODS[method].stacked([FittedGuard("fit", tensors, settings)], "cpu")
     scores = by_kind(screen.sense(read.held)[:, 0].tolist(), read.kinds)
     threshold = calibrated(scores, rates.far, rates.near)
     calibration = figures(scores, threshold, rates.far, rates.near)

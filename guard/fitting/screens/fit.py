@@ -81,7 +81,7 @@ def fit_screen(
     except ValueError as error:
         raise DataError(f"the texts of {concept} do not do: {error}") from error
     advance(1)
-    apart = head.chances(logits)
+    apart = head.probabilities(logits)
     threshold = _threshold(rows, apart, usable, recipe.fpr)
     own_unsafe = apart[usable[unsafe[usable]]]
     held_out = np.flatnonzero(fold < 0)

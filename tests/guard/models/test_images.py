@@ -8,7 +8,6 @@ import torch
 from guard.models.images import ImageModel
 from steering.engines.diffusion.engine import DiffusionEngine, ImageStart
 from steering.fingerprint import fingerprint
-from steering.images.embedding import EmbeddingBank
 from tests.steering.engines.diffusion import tiny
 
 PROMPTS = ["a knife", "a cat", "red dog"] * 6
@@ -24,7 +23,7 @@ def test_each_prompt_is_drawn_with_the_seed_behind_the_one_before(painter: Image
     told: list[int] = []
     latents = painter.draw(PROMPTS, steps=3, guidance=2.0, seed=40, tick=told.append)
     assert len(latents) == len(PROMPTS) and sum(told) == len(PROMPTS)
-    engine = DiffusionEngine(painter.family, EmbeddingBank(), capacity=1)
+    engine = DiffusionEngine(painter.family, capacity=1)
     # first, within and behind the first batch
     for index in (0, 1, 15, 16, 17):
         engine.reset()
