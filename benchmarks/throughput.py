@@ -33,6 +33,7 @@ from steering.engines.transformers.sampling import RowSampling
 from steering.hidden.rows import RowGuard
 from steering.methods.fitted import FittedGuard
 from steering.methods.steer import SteerGuard, bank_of, loaded
+from steering.prompt import Prompt
 
 TOPIC = Path("examples/harry-potter")
 TOKENS = 48
@@ -71,7 +72,7 @@ def main() -> None:
 
 
 def measure(
-    chat: TransformersChat, prompts: Sequence[list[int]], guards: int, rounds: int
+    chat: TransformersChat, prompts: Sequence[Prompt], guards: int, rounds: int
 ) -> dict[str, Any]:
     """One setting: median tokens per second of both sides, and of their ratios within a round."""
     bank = bank_of([_copy(chat, i) for i in range(guards)])
@@ -103,7 +104,7 @@ def measure(
 
 def _run(
     engine: TransformersEngine,
-    prompts: Sequence[list[int]],
+    prompts: Sequence[Prompt],
     guards: Sequence[tuple[RowGuard, ...]],
 ) -> float:
     """Tokens per second of one batch."""

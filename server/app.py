@@ -1,4 +1,4 @@
-"""The HTTP application: OpenAI's endpoints, and what an operator needs beside them."""
+"""The HTTP application: OpenAI's endpoints, health, readiness and metrics."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def create_app(
 ) -> FastAPI:
     """The ASGI app that serves `services`, by model name, under `config`.
 
-    `keys` None leaves the server open. `metrics` is the object that the services' `record`
-    callable counts verdicts in, so that `/metrics` shows them. `screens` read the text of requests
-    and answers under policies that want it. The services are closed when the app's lifespan ends.
+    `keys` None leaves the server open. `metrics` must be the object in which the services' `record`
+    callable counts verdicts: `/metrics` shows it. `screens` read the text of requests and answers
+    under policies with text screens. The services are closed when the app's lifespan ends.
     """
     metrics = metrics or Metrics()
-    metrics.watch(services)
+    metrics.add_services(services)
     gateway = Gateway(config, services, keys, metrics)
 
     @asynccontextmanager
@@ -57,7 +57,7 @@ def create_app(
         title="inference-guard",
         version=__version__,
         lifespan=lifespan,
-        docs_url=None,  # these pages load scripts from elsewhere
+        docs_url=None,  # these pages load scripts from other hosts
         redoc_url=None,
         redirect_slashes=False,
     )
@@ -76,7 +76,7 @@ def create_app(
 
 
 def close_services(services: Mapping[str, Service]) -> None:
-    """Close every service; one that fails to does not keep the others open."""
+    """Close every service; an error in one is logged and does not keep the others open."""
     for name, service in services.items():
         try:
             service.close()

@@ -1,4 +1,4 @@
-"""Who asks, and under which policy their rows run."""
+"""Authentication, and the choice of the policy of a request."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ POLICY_HEADER = "X-Guard-Policy"
 
 
 def authenticate(keys: KeyRing | None, headers: Headers) -> KeyConfig | None:
-    """The settings of the caller's key; None on a server without keys, which is open to all.
+    """The settings of the request's API key; None on a server without keys, which is open to all.
 
-    Raises Unauthorized where there is no key or an unknown one.
+    Raises Unauthorized for a missing or unknown key.
     """
     if keys is None:
         return None
@@ -34,56 +34,55 @@ def authenticate(keys: KeyRing | None, headers: Headers) -> KeyConfig | None:
 
 
 def default_policy(config: Config, key: KeyConfig | None, model: str | None = None) -> str:
-    """The policy of a request to `model` that asks for none: the key's, the model's, the server's.
-
-    `model` None is one that has no default of its own.
+    """The policy of a request to `model` that names none: the key's default, else the model's, else
+    the server's. `model` None stands for a model without a default.
     """
-    own = next((each.default_policy for each in config.models if each.name == model), None)
-    return (key.default_policy if key else None) or own or config.server.default_policy
+    of_model = next((entry.default_policy for entry in config.models if entry.name == model), None)
+    return (key.default_policy if key else None) or of_model or config.server.default_policy
 
 
 def allowed_policies(config: Config, key: KeyConfig | None, model: str | None = None) -> list[str]:
-    """Policies that the caller may ask `model` for, in the order of the configuration."""
+    """Policies that a request with `key` to `model` may name, in the configuration's order."""
     if key is None:
         return list(config.policy_names)
-    own = {default_policy(config, key, model), *key.policies}
-    return [name for name in config.policy_names if name in own]
+    allowed = {default_policy(config, key, model), *key.policies}
+    return [name for name in config.policy_names if name in allowed]
 
 
 def choose_policy(
     config: Config, key: KeyConfig | None, model: str, headers: Headers, in_body: str | None
 ) -> str:
-    """The policy of one request: header or body, else the default.
+    """The policy of one request: the one in its header or body, else the default.
 
     Raises RequestError where header and body differ, UnknownPolicy and PolicyForbidden.
     """
-    asked = set(headers.getlist(POLICY_HEADER))
+    names = set(headers.getlist(POLICY_HEADER))
     if in_body is not None:
-        asked.add(in_body)
-    if not asked:
+        names.add(in_body)
+    if not names:
         return default_policy(config, key, model)
-    if len(asked) > 1:
+    if len(names) > 1:
         raise RequestError(
             f"The request names two policies; give {POLICY_HEADER} or 'guard.policy', not both.",
             param="guard.policy",
         )
-    name = asked.pop()
+    name = names.pop()
     if name not in config.policy_names:
         raise UnknownPolicy(f"There is no policy {name[:80]!r}.", param="guard.policy")
     if name not in allowed_policies(config, key, model):
         raise PolicyForbidden(
-            f"This API key may not ask for the policy {name!r}.", param="guard.policy"
+            f"This API key may not use the policy {name!r}.", param="guard.policy"
         )
     return name
 
 
 def require_embeddings(config: Config, key: KeyConfig | None) -> None:
-    """Raise EmbeddingsForbidden where a request may not bring embeddings of its own."""
+    """Raise EmbeddingsForbidden where the request may not bring its own embeddings."""
     if key.embeddings if key else config.server.embeddings:
         return
-    who, where = ("This API key", "its [[keys]]") if key else ("This server", "[server]")
+    subject, section = ("This API key", "its [[keys]]") if key else ("This server", "[server]")
     raise EmbeddingsForbidden(
-        f"{who} takes no embeddings: leave them out, or have the operator set 'embeddings = true' "
-        f"in {where}.",
+        f"{subject} takes no embeddings: leave them out, or have the operator set 'embeddings = "
+        f"true' in {section}.",
         param="embeddings",
     )

@@ -26,11 +26,11 @@ def serve(
 ) -> None:
     """Serve the configured models behind OpenAI's HTTP interface."""
     settings = load_config(config)
-    # Taken before the models are loaded, which takes a while: a port in use is known at once.
+    # Bound before the models are loaded, which takes a while: a port in use fails at once.
     listener = bind(host or settings.server.host, settings.server.port if port is None else port)
     warn_if_open(listener, settings.keys)
 
-    # Imported here, so that --help and the checks above do not wait for torch.
+    # Imported here: --help and the checks above must not wait for torch.
     from server.lifecycle.run import run_server
 
     def announce(models: list[str]) -> None:

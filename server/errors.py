@@ -1,4 +1,4 @@
-"""OpenAI's error envelope for everything that can go wrong between a socket and a service."""
+"""Errors of the HTTP layer, and OpenAI's error envelope for them and for `guard.errors`."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class UnknownParameter(RequestError):
 
 
 class UnsupportedParameter(RequestError):
-    """OpenAI's schema has it, this server does not, and the value given is not its default."""
+    """A parameter of OpenAI's schema that this server accepts with its default value only."""
 
     code = "unsupported_parameter"
 
@@ -64,27 +64,27 @@ class UnsupportedMedia(RequestError):
 
 
 class ClientGone(RequestError):
-    """The client hung up; nobody reads the answer, but the metrics count it as 499."""
+    """The client has disconnected and reads no answer; the metrics count the request as 499."""
 
     status = 499
     code = "client_closed_request"
 
 
 class RequestTimeout(GuardError):
-    """`server.request_timeout_s` is over."""
+    """The request took longer than `server.request_timeout_s`."""
 
     status = 504
     code = "request_timeout"
 
 
 class EngineFailed(GuardFailed):
-    """The engine failed on a batch: its rows are lost, the service goes on."""
+    """The engine failed on a batch: its rows end with this error, the service goes on."""
 
     code = "engine_failed"
 
 
 class Overloaded(GuardError):
-    """Nobody can take the request now; `retry_after` is in seconds."""
+    """No upstream can take the request now; `retry_after` is in seconds."""
 
     status = 503
     code = "service_unavailable"
@@ -95,7 +95,7 @@ class Overloaded(GuardError):
 
 
 class WrongEndpoint(RequestError):
-    """The model is served, but makes something else than this URL gives."""
+    """The model is served, but does not generate what this URL returns."""
 
     status = 404
     code = "model_not_supported"
@@ -116,7 +116,7 @@ class MethodNotAllowed(RequestError):
 
 
 def verdict_of(error: GuardError) -> Verdict | None:
-    """The verdict that an error carries, if the row got far enough to have one."""
+    """The verdict that an error carries, None where its row has none."""
     return error.verdict if isinstance(error, ContentBlocked | GuardFailed) else None
 
 
@@ -136,19 +136,19 @@ def envelope(error: GuardError) -> dict[str, Any]:
 
 
 def internal_error() -> GuardError:
-    """What a client is told of a fault nobody foresaw: nothing but where to look."""
+    """The error for unforeseen faults: no detail reaches the client, the log has it."""
     return GuardError("The server failed on this request; its log has the reason.")
 
 
 def error_response(error: GuardError) -> Response:
-    """The HTTP answer for `error`, with the headers that its status calls for."""
+    """The HTTP response for `error`, with the headers that its status requires."""
     headers: dict[str, str] = {}
     if isinstance(error, TooManyRequests | Overloaded):
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, BodyTooLarge):
-        headers["Connection"] = "close"  # the rest of the body is not going to be read
+        headers["Connection"] = "close"  # the server does not read the rest of the body
     return JSONReply(envelope(error), status_code=error.status, headers=headers)
 
 
@@ -175,6 +175,6 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Have `app` answer GuardErrors and unknown routes in OpenAI's envelope."""
+    """Make `app` answer GuardErrors and unknown routes in OpenAI's envelope."""
     app.add_exception_handler(GuardError, _on_guard_error)
     app.add_exception_handler(HTTPException, _on_http_exception)

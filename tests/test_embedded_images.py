@@ -27,7 +27,7 @@ from steering.engines.diffusion.families import Family, family_of
 from steering.engines.diffusion.loading import load_pipeline
 from steering.engines.diffusion.sampling.noise_recovery import recovered_noise
 from steering.engines.diffusion.sampling.trajectories import GivenNoise, InvertedImage
-from tests.server.conftest import listening
+from tests.server.live_server import serve_app
 
 FITTED = Path(__file__).parent.parent / "examples" / "emoji" / "fitted"
 # of the example's config.toml, without the baselines, which are not fitted yet
@@ -124,7 +124,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     path.write_text(CONFIG)
     config = load_config(path)
     services = build_services(config, lambda request, verdict: None)
-    with listening(create_app(config, services), services) as (url, _):
+    with serve_app(create_app(config, services), services) as (url, _):
         yield url
 
 

@@ -54,7 +54,7 @@ def test_the_demo_guards_the_topic_and_nothing_else(demo: list[dict[str, Any]]) 
 
 def test_plain_python_says_what_the_server_says(chat: Any, demo: list[dict[str, Any]]) -> None:
     for row in demo:
-        ids = torch.tensor([chat.prompt(row["question"])])
+        ids = torch.tensor([chat.prompt(row["question"]).tokens])
         with guard.attached(chat.model, "harry-potter", config=ROOT / "config.toml") as handle:
             output = chat.model.generate(input_ids=ids, max_new_tokens=48, do_sample=False)
         (verdict,) = handle.verdicts()
@@ -70,6 +70,6 @@ def test_the_batching_engine_says_what_generate_says(chat: Any) -> None:
         prompts, max_tokens=24, what="", progress=lambda what, total: lambda count: None
     )
     for prompt, said in zip(prompts, together, strict=True):
-        ids = torch.tensor([chat.prompt(prompt)])
+        ids = torch.tensor([chat.prompt(prompt).tokens])
         alone = chat.model.generate(input_ids=ids, max_new_tokens=24, do_sample=False)
         assert chat.text(alone[0, ids.shape[1] :].tolist()) == said.text

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from guard.models.chat import ChatModel
+from steering.prompt import Prompt
 
 LOOP_WORDS = 4
 LOOP_TIMES = 4
@@ -20,7 +21,7 @@ def loops(text: str) -> bool:
 
 
 def perplexity(
-    chat: ChatModel, said: Sequence[Sequence[int]], prompts: Sequence[Sequence[int]] | None = None
+    chat: ChatModel, said: Sequence[Sequence[int]], prompts: Sequence[Prompt] | None = None
 ) -> float:
     """Perplexity of answers (token ids) under the bare model, pooled over all their tokens.
 
@@ -28,8 +29,8 @@ def perplexity(
     fluent, and an answer that moves away from the question is not punished for that. With them it
     is conditional on the question. NaN where there are no tokens.
     """
-    lead = chat.prompt("Say something.")[-3:]
-    leads = [list(prompt) for prompt in prompts] if prompts else [lead] * len(said)
+    lead = chat.prompt("Say something.").tokens[-3:]
+    leads = [prompt.tokens for prompt in prompts] if prompts else [lead] * len(said)
     rows = [(start, own) for start, own in zip(leads, said, strict=True) if own]
     total, count = 0.0, 0
     for i, losses in chat.losses([[*start, *own] for start, own in rows]):

@@ -27,6 +27,7 @@ from steering.engines.transformers.sampling import RowSampling
 from steering.fingerprint import fingerprint
 from steering.hidden.bank import HiddenBank
 from steering.hidden.rows import Reading, RowGuard
+from steering.prompt import Prompt
 
 BATCH = 32
 
@@ -40,9 +41,9 @@ class Answers(Protocol):
 
 
 class ChatModel(ABC):
-    """What fitting and evaluation ask of a model, whatever engine runs it.
+    """A language model with its tokenizer, for fits and evals, on either engine.
 
-    Prompts are as the model's own chat template writes them.
+    Prompts are single user messages in the model's chat template.
     """
 
     def __init__(self, tokenizer: Any, *, name: str, end_tokens: frozenset[int]) -> None:
@@ -50,26 +51,26 @@ class ChatModel(ABC):
         self.name = name
         self.end_tokens = end_tokens
 
-    def prompt(self, text: str) -> list[int]:
-        """Token ids of one user message, generation prompt added."""
+    def prompt(self, text: str) -> Prompt:
+        """The prompt of one user message in the chat template, with the generation prompt."""
         chat = [{"role": "user", "content": text}]
         rendered = self.tokenizer.apply_chat_template(
             chat, tokenize=False, add_generation_prompt=True
         )
-        return self.ids(rendered)
+        return Prompt(tuple(self.ids(rendered)))
 
     def text(self, tokens: Sequence[int]) -> str:
-        """Generated tokens as text, special ones left out."""
+        """Generated tokens as text, without special tokens."""
         return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
 
     def ids(self, text: str) -> list[int]:
-        """Token ids of `text`, nothing added."""
+        """Token ids of `text`, without special tokens."""
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)
 
     @property
     @abstractmethod
     def fitted_model(self) -> FittedModel:
-        """How an artifact names the model."""
+        """The model's entry in the metadata of artifacts."""
 
     @property
     @abstractmethod
@@ -79,12 +80,12 @@ class ChatModel(ABC):
     @property
     @abstractmethod
     def width(self) -> int:
-        """Of the residual stream."""
+        """Width of the residual stream."""
 
     @property
     @abstractmethod
     def device(self) -> torch.device:
-        """Where guards must lie."""
+        """The device of the model, where the tensors of guards must be."""
 
     @abstractmethod
     def answer(
@@ -97,13 +98,16 @@ class ChatModel(ABC):
         bank: HiddenBank | None = None,
         guards: Sequence[RowGuard] = (),
     ) -> list[GuardedAnswer]:
-        """Greedy answers to all prompts, each row carrying `guards` of `bank`."""
+        """Greedy answers to all prompts, in order; each row carries `guards` of `bank`.
+
+        `what` names the stage for `progress`.
+        """
 
     @abstractmethod
     def states(
         self, sequences: Sequence[Sequence[int]], layers: Sequence[int], advance: Advance = nothing
     ) -> Iterator[tuple[int, Tensor]]:
-        """For each sequence of token ids, in any order, its index and the residual stream behind
+        """For each sequence of token ids, in any order, its index and the residual stream after
         `layers`, `[tokens, len(layers), width]`, float32 on the CPU."""
 
     @abstractmethod
@@ -113,7 +117,7 @@ class ChatModel(ABC):
 
 
 class TransformersChat(ChatModel):
-    """A transformers model."""
+    """A ChatModel on the transformers engine."""
 
     def __init__(self, model: Any, tokenizer: Any, *, name: str) -> None:
         super().__init__(
@@ -125,7 +129,8 @@ class TransformersChat(ChatModel):
 
     @classmethod
     def load(cls, source: str, *, device: str = "auto") -> TransformersChat:
-        """From an added model's name, a directory or a hub name. Raises ModelError."""
+        """Load a model by its name in the store, its directory or its hub name. Raises
+        ModelError."""
         try:
             model, tokenizer = load_language_model(resolve_source(source), device=device)
         except ValueError as error:
@@ -152,8 +157,8 @@ class TransformersChat(ChatModel):
 
     @property
     def device(self) -> torch.device:
-        found: torch.device = next(self.model.parameters()).device
-        return found
+        device: torch.device = next(self.model.parameters()).device
+        return device
 
     def answer(
         self,
@@ -167,7 +172,7 @@ class TransformersChat(ChatModel):
     ) -> list[GuardedAnswer]:
         engine = TransformersEngine(self.model, bank or HiddenBank(), capacity=BATCH)
         try:
-            given = answers(
+            rows = answers(
                 engine,
                 [RowStart(self.prompt(text), guards, RowSampling()) for text in prompts],
                 max_tokens=max_tokens,
@@ -176,7 +181,7 @@ class TransformersChat(ChatModel):
             )
         finally:
             engine.close()
-        return [GuardedAnswer(self.text(row.tokens), row.tokens, row.readings) for row in given]
+        return [GuardedAnswer(self.text(row.tokens), row.tokens, row.readings) for row in rows]
 
     def states(
         self, sequences: Sequence[Sequence[int]], layers: Sequence[int], advance: Advance = nothing
@@ -189,7 +194,7 @@ class TransformersChat(ChatModel):
 
 @dataclass(frozen=True, slots=True)
 class GuardedAnswer:
-    """One answer: its text, its token ids, and what each guard read on the way."""
+    """One answer: its text, its token ids, and the reading of each guard by name."""
 
     text: str
     tokens: tuple[int, ...]
@@ -201,8 +206,8 @@ class GuardedAnswer:
         return any(reading.fired for reading in self.readings.values())
 
 
-def end_tokens(stated: int | list[int] | None, tokenizer: Any) -> frozenset[int]:
-    """Every token id that ends an answer; `stated` is the generation configuration's
+def end_tokens(configured: int | list[int] | None, tokenizer: Any) -> frozenset[int]:
+    """Every token id that ends an answer; `configured` is the generation configuration's
     `eos_token_id`."""
-    listed = stated if isinstance(stated, list) else [stated]
-    return frozenset(t for t in (*listed, tokenizer.eos_token_id) if t is not None)
+    ids = configured if isinstance(configured, list) else [configured]
+    return frozenset(t for t in (*ids, tokenizer.eos_token_id) if t is not None)

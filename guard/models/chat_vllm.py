@@ -1,7 +1,7 @@
-"""A language model in vLLM, as fitting and evaluation use it. Needs vLLM.
+"""A language model in vLLM, for fits and evals. Needs vLLM.
 
-With a configuration the plugin guards it as it guards a server: a request's policy is its own.
-Without one it carries what a fit tries out.
+With a configuration the plugin guards the model as in a server, under the policy of each request.
+Without one, rows carry the guards that a fit tries.
 """
 
 from __future__ import annotations
@@ -30,33 +30,33 @@ if TYPE_CHECKING:
     from steering.engines.vllm.offline import Generated, VllmEngine
 
 _SETTINGS = {
-    # forwards are followed in this process, on the runner that guards know
+    # guards need the model runner in this process, and its V1 class
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_USE_V2_MODEL_RUNNER": "0",
 }
 _DEFAULTS = {
-    # what a command prints is its own
+    # the standard output belongs to the command
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_LOGGING_STREAM": "ext://sys.stderr",
 }
 
 
 class VllmChat(ChatModel):
-    """A model that vLLM runs in this process."""
+    """A ChatModel on vLLM, in this process."""
 
     def __init__(self, engine: VllmEngine, folder: Path, *, name: str) -> None:
-        stated = engine.config.model_config.try_get_generation_config().get("eos_token_id")
-        ends = end_tokens(stated, engine.tokenizer)
+        generation_config = engine.config.model_config.try_get_generation_config()
+        ends = end_tokens(generation_config.get("eos_token_id"), engine.tokenizer)
         super().__init__(engine.tokenizer, name=name, end_tokens=ends)
         self._engine, self._folder = engine, folder
-        self._bare = {POLICY: NO_POLICY} if engine.plugged else {}
+        self._unguarded = {POLICY: NO_POLICY} if engine.has_plugin else {}
 
     @classmethod
     def load(cls, source: str, *, config: Path | None = None) -> VllmChat:
-        """From an added model's name, a directory or a hub name; with a configuration file, under
-        the plugin's guards. Raises ModelError, and what the plugin raises."""
+        """As `TransformersChat.load`; under the plugin where there is a configuration file. Raises
+        ModelError and the errors of the plugin."""
         os.environ.update(_SETTINGS | {key: os.environ.get(key, v) for key, v in _DEFAULTS.items()})
-        # read once, when vLLM loads its plugins
+        # the plugin reads it when vLLM loads it
         os.environ.pop(CONFIG, None)
         if config:
             os.environ[CONFIG] = str(config)
@@ -67,30 +67,30 @@ class VllmChat(ChatModel):
                 f"the engine vllm needs {error.name}: pip install 'inference-guard[vllm,fit]', or "
                 "leave out --engine"
             ) from error
-        found = resolve_source(source)
+        resolved = resolve_source(source)
         try:
-            folder = Path(found) if Path(found).is_dir() else _downloaded(found)
+            folder = Path(resolved) if Path(resolved).is_dir() else _download(resolved)
             engine = VllmEngine(str(folder))
         except (ValueError, OSError) as error:
             raise ModelError(f"model {source!r} in vLLM: {error}") from error
-        if engine.plugged != (config is not None):
+        if engine.has_plugin != (config is not None):
             raise ModelError(
-                "vLLM loads its plugins once a process: fit and measure in processes of their own, "
-                "with inference-guard installed beside vLLM"
+                "vLLM loads its plugins once for each process: run fit and eval in separate "
+                "processes, with inference-guard installed beside vLLM"
             )
         return cls(engine, folder, name=source)
 
     @property
     def fitted_model(self) -> FittedModel:
-        """Raises ModelError where the checkpoint cannot be told."""
+        """Raises ModelError where the checkpoint has no fingerprint."""
         try:
-            told = checkpoint_fingerprint(self._folder)
+            fingerprint = checkpoint_fingerprint(self._folder)
         except ValueError as error:
             raise ModelError(str(error)) from error
         return FittedModel(
             name=self.name,
             architecture=self._engine.config.model_config.hf_text_config.model_type,
-            fingerprint=told,
+            fingerprint=fingerprint,
             layers=self.depth,
             width=self.width,
         )
@@ -117,32 +117,32 @@ class VllmChat(ChatModel):
         bank: HiddenBank | None = None,
         guards: Sequence[RowGuard] = (),
     ) -> list[GuardedAnswer]:
-        """As `ChatModel.answer`, without readings. Raises ValueError for guards beside a
-        plugin's."""
+        """As `ChatModel.answer`, without readings. Raises ValueError for guards under the plugin,
+        which sets the guards itself."""
         advance = progress(what, len(prompts))
         if not guards:
-            given = self._given(prompts, max_tokens, self._bare, advance)
-        elif self._bare or bank is None:
-            raise ValueError("guards need a bank, and an engine without the plugin's")
+            rows = self._generate(prompts, max_tokens, self._unguarded, advance)
+        elif self._unguarded or bank is None:
+            raise ValueError("guards need a bank, and an engine without the plugin")
         else:
             with self._engine.guarding(bank, guards):
-                given = self._given(prompts, max_tokens, self._bare, advance)
-        return [GuardedAnswer(self.text(row.tokens), row.tokens, {}) for row in given]
+                rows = self._generate(prompts, max_tokens, self._unguarded, advance)
+        return [GuardedAnswer(self.text(row.tokens), row.tokens, {}) for row in rows]
 
     def under(self, policy: str) -> Answers:
-        """Answers as the plugin gives them to requests that ask for `policy`. They raise
-        GuardFailed where it tells nothing of a request."""
+        """Answers of requests that name `policy`, under the plugin. They raise GuardFailed where a
+        request has no verdict."""
 
         def answers(
             prompts: Sequence[str], *, max_tokens: int, what: str, progress: Stages
         ) -> list[GuardedAnswer]:
             advance = progress(what, len(prompts))
-            given = self._given(prompts, max_tokens, {POLICY: policy}, advance)
-            if any(row.guard is None for row in given):
-                raise GuardFailed(f"the plugin told nothing of a request under {policy!r}")
+            rows = self._generate(prompts, max_tokens, {POLICY: policy}, advance)
+            if any(row.verdict is None for row in rows):
+                raise GuardFailed(f"the plugin gave no verdict on a request under {policy!r}")
             return [
-                GuardedAnswer(self.text(r.tokens), r.tokens, _readings(r.guard or {}))
-                for r in given
+                GuardedAnswer(self.text(row.tokens), row.tokens, _readings(row.verdict or {}))
+                for row in rows
             ]
 
         return answers
@@ -150,12 +150,12 @@ class VllmChat(ChatModel):
     def states(
         self, sequences: Sequence[Sequence[int]], layers: Sequence[int], advance: Advance = nothing
     ) -> Iterator[tuple[int, Tensor]]:
-        return self._engine.states(sequences, layers, extra=self._bare, advance=advance)
+        return self._engine.states(sequences, layers, extra=self._unguarded, advance=advance)
 
     def losses(self, sequences: Sequence[Sequence[int]]) -> Iterator[tuple[int, Tensor]]:
-        return self._engine.losses(sequences, extra=self._bare)
+        return self._engine.losses(sequences, extra=self._unguarded)
 
-    def _given(
+    def _generate(
         self, prompts: Sequence[str], max_tokens: int, extra: Mapping[str, Any], advance: Advance
     ) -> list[Generated]:
         return self._engine.answers(
@@ -169,17 +169,17 @@ class VllmChat(ChatModel):
 
 def _readings(verdict: Mapping[str, Any]) -> dict[str, Reading]:
     return {
-        each["guard"]: Reading(
-            score=torch.nan if each["score"] is None else each["score"],
-            threshold=each["threshold"],
-            position=each["position"],
-            valid=each["error"] is None,
+        guard["guard"]: Reading(
+            score=torch.nan if guard["score"] is None else guard["score"],
+            threshold=guard["threshold"],
+            position=guard["position"],
+            valid=guard["error"] is None,
         )
-        for each in verdict["guards"]
+        for guard in verdict["guards"]
     }
 
 
-def _downloaded(name: str) -> Path:
+def _download(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     return Path(snapshot_download(name))

@@ -1,8 +1,8 @@
-"""One reading of a configuration for a model that several processes serve together.
+"""A revision of the configuration, for a model that several processes serve together.
 
-A front end decides which policy a request has, and workers what its guards do: both read the same
-configuration, and speak of a policy by the key that both make of it. When the configuration is
-read anew, a new generation follows, and the keys of the last one stay those of its requests.
+The front end chooses the policy of a request, and workers run its guards. Both read the same
+configuration and refer to a policy by a key, which both compute. A reload makes a new revision with
+other keys; running requests keep the keys of theirs.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from steering.methods.stacking import MethodGuard
 class RevisionEntry:
     """A policy for the served model.
 
-    `key` names it in this generation of the `model` alone. `salt` goes into the hash of what is
-    cached of its requests, None where that of bare requests serves as well. `rows` are its guards
-    by the names that they have in `Revision.guards`.
+    `key` identifies the policy in this revision and for this `model`. `salt` is hashed into the
+    prefix cache of its requests; None where they can share the cache of unguarded requests. `rows`
+    are its guards, by their names in `Revision.guards`.
     """
 
     key: str
@@ -36,31 +36,31 @@ class RevisionEntry:
 
 
 class Revision:
-    """What each policy of a configuration is for one model, and the guards that they carry.
+    """All policies of a configuration for one model, and their guards.
 
-    `guards` are by name and artifact, so that those of two generations never mix. Raises
-    ArtifactError for guards that cannot be stacked.
+    Names in `guards` contain the artifact's digest, so that guards of two revisions never mix.
+    Raises ArtifactError for guards that cannot be stacked.
     """
 
     def __init__(self, config: Config, served: ServedModel, name: str, number: int = 0) -> None:
         plans = LanguagePlans(config, served, name=name)
-        fitted = [plans[policy] for policy in config.policy_names]
+        all_plans = [plans[policy] for policy in config.policy_names]
         self.served, self.model, self.number = served, name, number
         self.guards: Mapping[str, MethodGuard] = {
             _unique(guard): plans.guards[guard.name].named(_unique(guard))
-            for plan in fitted
+            for plan in all_plans
             for guard in plan.guards
         }
         self.entries: Mapping[str, RevisionEntry] = {
-            plan.policy: self._entry(plan) for plan in fitted if not plan.unfit
+            plan.policy: self._entry(plan) for plan in all_plans if not plan.unfit
         }
 
     def _entry(self, plan: LanguagePlan) -> RevisionEntry:
         rows = zip(plan.rows(), map(_unique, plan.guards), strict=True)
-        guards = [[_unique(own), own.threshold, own.strength, own.recheck] for own in plan.guards]
-        about = [self.model, self.served.fingerprint, self.number, plan.policy, plan.on_error]
+        guards = [[_unique(g), g.threshold, g.strength, g.recheck] for g in plan.guards]
+        identity = [self.model, self.served.fingerprint, self.number, plan.policy, plan.on_error]
         return RevisionEntry(
-            key=digest([*about, plan.action, sorted(plan.broken), guards]),
+            key=digest([*identity, plan.action, sorted(plan.broken), guards]),
             salt=_salt(plan, guards),
             model=self.model,
             plan=plan,
@@ -73,7 +73,7 @@ def _salt(plan: LanguagePlan, guards: Sequence[object]) -> str | None:
         return None
     if plan.acts:
         return digest(["steered", guards])
-    # states are as nobody's, but of tokens that were not watched there are no gates
+    # the states equal those of unguarded requests, but cached tokens without gates have no scores
     return digest(["watched", [_unique(guard) for guard in plan.guards]])
 
 
@@ -82,5 +82,5 @@ def _unique(guard: LoadedGuard) -> str:
 
 
 def digest(parts: Sequence[object]) -> str:
-    """SHA-256 of what JSON makes of them."""
+    """SHA-256 of the parts' JSON, in hexadecimal."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -1,1 +1,1 @@
-"""The HTTP endpoints: one module a route or group of routes."""
+"""The HTTP endpoints, a module for each route or group of routes."""

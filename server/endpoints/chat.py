@@ -1,4 +1,4 @@
-"""`/v1/chat/completions`: OpenAI's schema on top of rows."""
+"""`/v1/chat/completions`: text rows in OpenAI's schema."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from server.services.text_jobs import CollectedText, Usage
 from server.wire.schemas import ChatRequest
 
 LOGPROB_FLOOR = -9999.0
-"""What OpenAI writes for a token of probability zero, as JSON has no infinity."""
+"""OpenAI's value for a token of probability zero: JSON has no infinity."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChatReply:
-    """Chat completions and their chunks."""
+    """The body of a chat completion, or its chunks; one object for each HTTP request."""
 
     model: str
     logprobs: bool
@@ -31,7 +31,7 @@ class ChatReply:
     created: int = field(default_factory=lambda: int(time.time()))
 
     def whole(self, rows: Sequence[CollectedText], usage: Usage) -> dict[str, Any]:
-        """A `chat.completion`."""
+        """A `chat.completion` with all choices."""
         return {
             **self._head("chat.completion"),
             "choices": [
@@ -49,22 +49,22 @@ class ChatReply:
         }
 
     def opening(self, index: int) -> dict[str, Any]:
-        """The chunk that says who speaks."""
+        """The first chunk of a choice: its role."""
         return self._chunk(index, {"role": "assistant", "content": "", "refusal": None})
 
     def delta(self, index: int, delta: TextDelta) -> dict[str, Any]:
-        """New text."""
+        """A chunk of new text."""
         return self._chunk(index, {"content": delta.text}, self._logprobs(delta.tokens))
 
     def finish(self, index: int, finished: FinishedText) -> dict[str, Any]:
-        """The end of one choice, with its verdict."""
+        """The last chunk of one choice, with its verdict."""
         verdict = finished.verdict.as_dict()
         chunk = self._chunk(index, {})
         chunk["choices"][0] |= {"finish_reason": finished.reason, "guard": verdict}
         return chunk | {"guard": verdict}
 
     def usage(self, usage: Usage) -> dict[str, Any]:
-        """The last chunk of a stream that asked for it."""
+        """The last chunk of a stream with `include_usage`."""
         return {**self._head("chat.completion.chunk"), "choices": [], "usage": usage.as_dict()}
 
     def _head(self, kind: str) -> dict[str, Any]:
@@ -88,7 +88,7 @@ class ChatReply:
 
 
 def _token(text: str, logprob: float) -> dict[str, Any]:
-    # A token that holds part of a character has no text of its own, so its bytes are not known.
+    # A token that is part of a character has no text of its own: its bytes are unknown.
     known = "\ufffd" not in text
     return {
         "token": text,
@@ -105,15 +105,16 @@ def chat_router(gateway: Gateway) -> APIRouter:
     async def create_chat_completion(request: Request) -> Response:
         admission = await gateway.admit(request, ChatRequest, gateway.text_service)
         body = admission.body
-        prompt = admission.service.encode_chat([each.as_template() for each in body.messages])
-        generation = gateway.generation(
+        messages = [message.as_template() for message in body.messages]
+        prompt = admission.service.encode_chat(messages)
+        job = gateway.text_job(
             admission,
             [prompt],
             max_tokens=body.max_completion_tokens or body.max_tokens,
             top_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         )
         return await gateway.answer(
-            request, body, generation, ChatReply(body.model, logprobs=body.logprobs)
+            request, body, job, ChatReply(body.model, logprobs=body.logprobs)
         )
 
     return router

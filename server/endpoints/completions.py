@@ -1,4 +1,4 @@
-"""`/v1/completions`: OpenAI's older schema, for prompts that are not chats."""
+"""`/v1/completions`: OpenAI's older schema, for prompts without a chat template."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from server.endpoints.openapi import body_of
 from server.services.interface import FinishedText, TextDelta, TokenLogprob
 from server.services.text_jobs import CollectedText, Usage
 from server.wire.schemas import CompletionRequest
+from steering.prompt import Prompt
 
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's default for this endpoint."""
@@ -24,14 +25,17 @@ DEFAULT_MAX_TOKENS = 16
 
 @dataclass(frozen=True, slots=True)
 class CompletionReply:
-    """Text completions, whole and in chunks, which here look alike."""
+    """The body of a text completion, or its chunks, which have the same form.
+
+    One object for each HTTP request.
+    """
 
     model: str
     logprobs: bool
     id: str = field(default_factory=lambda: f"cmpl-{uuid.uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
     offsets: dict[int, int] = field(default_factory=dict)
-    """Characters of each choice that its log-probabilities have covered so far."""
+    """Text offset of the next token of each choice, in characters."""
 
     def whole(self, rows: Sequence[CollectedText], usage: Usage) -> dict[str, Any]:
         """A `text_completion` with all choices."""
@@ -46,21 +50,21 @@ class CompletionReply:
         }
 
     def opening(self, index: int) -> None:
-        """Plain completions have no speaker to announce."""
+        """None: plain completions have no role."""
 
     def delta(self, index: int, delta: TextDelta) -> dict[str, Any]:
-        """New text."""
+        """A chunk of new text."""
         return self._body([self._choice(index, delta.text, delta.tokens)])
 
     def finish(self, index: int, finished: FinishedText) -> dict[str, Any]:
-        """The end of one choice, with its verdict."""
+        """The last chunk of one choice, with its verdict."""
         verdict = finished.verdict.as_dict()
         end = {"finish_reason": finished.reason, "guard": verdict}
         choice = {"index": index, "text": "", "logprobs": None} | end
         return self._body([choice]) | {"guard": verdict}
 
     def usage(self, usage: Usage) -> dict[str, Any]:
-        """The last chunk of a stream that asked for it."""
+        """The last chunk of a stream with `include_usage`."""
         return self._body([]) | {"usage": usage.as_dict()}
 
     def _body(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
@@ -96,10 +100,10 @@ class CompletionReply:
 
 
 def _top(token: TokenLogprob) -> dict[str, float]:
-    """Likeliest tokens by text, the chosen one always among them."""
+    """Log-probabilities of the likeliest tokens by text, the generated token always among them."""
     top: dict[str, float] = {}
     for _, text, logprob in (*token.top, (token.token_id, token.text, token.logprob)):
-        # Two tokens may share a text; the likelier comes first and stays.
+        # Two tokens may have the same text: the likelier one comes first and is kept.
         top.setdefault(text, max(logprob, LOGPROB_FLOOR))
     return top
 
@@ -113,10 +117,10 @@ def completions_router(gateway: Gateway) -> APIRouter:
         admission = await gateway.admit(request, CompletionRequest, gateway.text_service)
         body = admission.body
         prompts = [
-            admission.service.encode(prompt) if isinstance(prompt, str) else prompt
+            admission.service.encode(prompt) if isinstance(prompt, str) else Prompt(prompt)
             for prompt in body.prompt
         ]
-        generation = gateway.generation(
+        job = gateway.text_job(
             admission,
             prompts,
             max_tokens=body.max_tokens
@@ -126,7 +130,7 @@ def completions_router(gateway: Gateway) -> APIRouter:
         return await gateway.answer(
             request,
             body,
-            generation,
+            job,
             CompletionReply(body.model, logprobs=body.logprobs is not None),
         )
 

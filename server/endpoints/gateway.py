@@ -1,4 +1,4 @@
-"""The way of a request from HTTP to rows, shared by all endpoints, and back for those of text."""
+"""Admission of requests, shared by all endpoints; jobs and responses of the text endpoints."""
 
 from __future__ import annotations
 
@@ -33,18 +33,20 @@ from server.wire.body import read_object
 from server.wire.replies import JSONReply
 from server.wire.schemas import ModelRequest, TextRequest, parse_request
 from server.wire.streams import EventStream, Reply
+from steering.prompt import Prompt
 
 R = TypeVar("R", bound=ModelRequest)
 T = TypeVar("T", bound=TextRequest)
 S = TypeVar("S", bound=Service)
 
 Reader = Callable[[Request, int], Awaitable[dict[str, Any]]]
-"""Reads a body of so many bytes at most."""
+"""Reads the body of a request, of at most that many bytes, as one object."""
 
 
 @dataclass(frozen=True, slots=True)
 class Admission(Generic[R, S]):
-    """A request whose key, body, model and policy hold."""
+    """A request whose key, body, model and policy are valid. `deadline` is on the event loop's
+    clock; `record_id` is as in TextRowRequest."""
 
     body: R
     service: S
@@ -52,7 +54,7 @@ class Admission(Generic[R, S]):
     key: KeyConfig | None
     request_id: str
     deadline: float
-    joined: str = ""
+    record_id: str = ""
 
     @property
     def tenant(self) -> str:
@@ -61,39 +63,42 @@ class Admission(Generic[R, S]):
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """What every endpoint needs; `keys` is None on an open server."""
+    """The configuration, services, keys and metrics of one server, and the checks on requests.
+
+    `keys` is None on an open server.
+    """
 
     config: Config
     services: Mapping[str, Service]
     keys: KeyRing | None
     metrics: Metrics
 
-    def caller(self, request: Request) -> KeyConfig | None:
+    def authenticate(self, request: Request) -> KeyConfig | None:
         """See `authenticate`."""
         return authenticate(self.keys, request.headers)
 
     def service(self, model: str) -> Service:
-        """The service of `model`; UnknownModel where none is served under that name."""
+        """The service of `model`. Raises UnknownModel."""
         try:
             return self.services[model]
         except KeyError:
             raise UnknownModel(f"There is no model {model[:80]!r}.", param="model") from None
 
     def text_service(self, model: str) -> TextService:
-        """The service of a language model; raises UnknownModel and WrongEndpoint."""
+        """The service of a language model. Raises UnknownModel and WrongEndpoint."""
         service = self.service(model)
         if not isinstance(service.info, LanguageModelInfo):
             raise WrongEndpoint(
-                f"The model {model!r} makes images: use /v1/images/generations.", param="model"
+                f"The model {model!r} generates images: use /v1/images/generations.", param="model"
             )
         return cast(TextService, service)
 
     def image_service(self, model: str) -> ImageService:
-        """The service of an image model; raises UnknownModel and WrongEndpoint."""
+        """The service of an image model. Raises UnknownModel and WrongEndpoint."""
         service = self.service(model)
         if not isinstance(service.info, ImageModelInfo):
             raise WrongEndpoint(
-                f"The model {model!r} makes text, no images: use /v1/chat/completions.",
+                f"The model {model!r} generates text, no images: use /v1/chat/completions.",
                 param="model",
             )
         return cast(ImageService, service)
@@ -105,13 +110,14 @@ class Gateway:
         service_of: Callable[[str], S],
         read: Reader = read_object,
     ) -> Admission[R, S]:
-        """Check everything that can be checked before tokenising, the cheapest first.
+        """Check everything that can be checked before tokenisation, the cheapest checks first.
 
-        `service_of` is `text_service` or `image_service`; `read` makes an object of the body.
+        `service_of` is `text_service` or `image_service`; `read` turns the body into an object.
+        Raises RequestTimeout for a slow body, and the errors of each check.
         """
         limits = self.config.server
         deadline = asyncio.get_running_loop().time() + limits.request_timeout_s
-        key = self.caller(request)
+        key = self.authenticate(request)
         exchange = exchange_of(request)
         if self.keys is not None and key is not None and not exchange.counted:
             self.keys.take(key)
@@ -120,11 +126,11 @@ class Gateway:
             async with timer:
                 raw = await read(request, limits.max_body_bytes)
         except TimeoutError:
-            raise RequestTimeout("The request body came too slowly.") from None
+            raise RequestTimeout("The request body arrived too slowly.") from None
         body = parse_request(schema, raw)
         service = service_of(body.model)
-        in_body = body.guard.policy if body.guard else None
-        exchange.policy = choose_policy(self.config, key, body.model, request.headers, in_body)
+        named = body.guard.policy if body.guard else None
+        exchange.policy = choose_policy(self.config, key, body.model, request.headers, named)
         return Admission(
             body=body,
             service=service,
@@ -132,27 +138,28 @@ class Gateway:
             key=key,
             request_id=exchange.request_id,
             deadline=deadline,
-            joined=exchange.joined,
+            record_id=exchange.record_id,
         )
 
-    def generation(
+    def text_job(
         self,
         admission: Admission[T, TextService],
-        prompts: Sequence[tuple[int, ...]],
+        prompts: Sequence[Prompt],
         *,
         max_tokens: int | None,
         top_logprobs: int | None,
     ) -> TextJob:
-        """`body.n` rows for each prompt; `max_tokens` None is as many as the server allows.
+        """A job of `body.n` rows for each prompt; `max_tokens` None is the most that is possible.
 
-        Raises RequestError for an empty prompt and for more rows or tokens than can be had.
+        Raises RequestError for an empty prompt and for more rows or tokens than the server allows.
         """
         body, limits = admission.body, self.config.server
         if not all(prompts):
             raise InvalidParameter("The prompt is empty.", param="prompt")
         if len(prompts) * body.n > limits.queue_limit:
             raise RequestError(
-                f"This asks for more than {limits.queue_limit} answers at once; send fewer.",
+                f"The request needs {len(prompts) * body.n} rows; this server takes at most "
+                f"{limits.queue_limit} at once: send fewer prompts, or a smaller 'n'.",
                 param="n",
             )
         if max_tokens is not None and max_tokens > limits.max_tokens_limit:
@@ -173,29 +180,29 @@ class Gateway:
                 top_logprobs=top_logprobs,
             )
             rows += [(prompt, _nth_choice(sampling, choice)) for choice in range(body.n)]
-        one = len(rows) == 1
+        single = len(rows) == 1
         requests = [
             TextRowRequest(
-                request_id=admission.request_id if one else f"{admission.request_id}/{index}",
+                request_id=admission.request_id if single else f"{admission.request_id}/{index}",
                 prompt=prompt,
                 policy=admission.policy,
                 sampling=sampling,
                 tenant=admission.tenant,
-                joined=admission.joined,
+                record_id=admission.record_id,
             )
             for index, (prompt, sampling) in enumerate(rows)
         ]
         return TextJob(admission.service, requests, body.n, admission.deadline)
 
     async def answer(
-        self, request: Request, body: TextRequest, generation: TextJob, reply: Reply
+        self, request: Request, body: TextRequest, job: TextJob, reply: Reply
     ) -> Response:
-        """Run `generation` and answer with it as `reply` puts it, streamed or whole."""
-        count = partial(self._count, generation.service.info.name)
+        """Run `job` and return its rows in the format of `reply`, as a stream or as one body."""
+        count = partial(self._count, job.service.info.name)
         if body.stream:
-            return EventStream(generation, reply, include_usage=body.include_usage, on_usage=count)
-        rows = await until_disconnect(request.receive, collect(generation))
-        usage = Usage.of([row.finished for row in rows], generation.copies)
+            return EventStream(job, reply, include_usage=body.include_usage, on_usage=count)
+        rows = await until_disconnect(request.receive, collect(job))
+        usage = Usage.of([row.finished for row in rows], job.copies)
         count(usage)
         exchange_of(request).outcome = gravest(row.finished.verdict.outcome for row in rows)
         return JSONReply(reply.whole(rows, usage))
@@ -205,7 +212,8 @@ class Gateway:
 
 
 def _nth_choice(sampling: SamplingParams, choice: int) -> SamplingParams:
-    """Choices of one seeded prompt differ from each other, and each from run to run does not."""
+    """The sampling of choice number `choice`: its seed differs from those of the other choices and
+    is the same in every run."""
     if sampling.seed is None or choice == 0:
         return sampling
     return replace(sampling, seed=(sampling.seed + choice + 2**63) % 2**64 - 2**63)

@@ -1,4 +1,4 @@
-"""`/v1/images/generations` and `/v1/images/edits`: OpenAI's schema on top of rows that draw."""
+"""`/v1/images/generations` and `/v1/images/edits`: image rows in OpenAI's schema."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ from server.wire.forms import read_object_or_form
 from server.wire.image_files import encode_image, encode_mask
 from server.wire.image_schemas import SEED_LIMIT, EditRequest, ImageRequest
 from server.wire.replies import JSONReply
-from server.wire.uploads import uploaded
+from server.wire.uploads import decode_upload
 
 _EDIT_MEDIA = ("multipart/form-data", "application/json")
 _DECODED_AT_ONCE = 2
-"""Images that clients sent: each takes some hundred megabytes at worst while it is decoded."""
+"""Uploads that are decoded at the same time: at worst, each takes some hundred megabytes."""
 
 
 def images_router(gateway: Gateway) -> APIRouter:
-    """The routes of images."""
+    """The routes that generate and edit images."""
     router = APIRouter()
     decoding = asyncio.Semaphore(_DECODED_AT_ONCE)
 
@@ -61,11 +61,11 @@ def images_router(gateway: Gateway) -> APIRouter:
         body, info = admission.body, admission.service.info
         async with decoding:
             pixels = await asyncio.to_thread(
-                uploaded, body.image, width=info.width, height=info.height
+                decode_upload, body.image, width=info.width, height=info.height
             )
         source = SourceImage(pixels, body.share)
         return await _answer(
-            gateway, request, admission, [replace(each, source=source) for each in requests]
+            gateway, request, admission, [replace(row, source=source) for row in requests]
         )
 
     return router
@@ -77,32 +77,36 @@ async def _answer(
     admission: Admission[Any, ImageService],
     requests: Sequence[ImageRowRequest],
 ) -> Response:
-    """The images that these rows draw, unless the client hangs up before."""
-    drawing = ImageJob(admission.service, requests, admission.deadline)
+    """Run the rows and return their images. Raises ClientGone where the client disconnects."""
+    job = ImageJob(admission.service, requests, admission.deadline)
 
-    async def answer() -> dict[str, Any]:
-        drawn = await drawing.images()
-        files = await asyncio.to_thread(_files, admission.body, drawn)
-        exchange_of(request).outcome = gravest(each.verdict.outcome for each in drawn)
-        masks = await asyncio.to_thread(_masks, admission, drawn)
-        return _reply(admission, requests, drawn, files, masks)
+    async def run() -> dict[str, Any]:
+        images = await job.images()
+        files = await asyncio.to_thread(_files, admission.body, images)
+        exchange_of(request).outcome = gravest(image.verdict.outcome for image in images)
+        masks = await asyncio.to_thread(_masks, admission, images)
+        return _reply(admission, requests, images, files, masks)
 
-    body = await until_disconnect(request.receive, answer())
+    body = await until_disconnect(request.receive, run())
     gateway.metrics.count_images(admission.service.info.name, len(requests))
     return JSONReply(body)
 
 
 def _requests(gateway: Gateway, admission: Admission[Any, ImageService]) -> list[ImageRowRequest]:
-    """`body.n` rows, each with a seed of its own, where the model can draw them."""
+    """The `body.n` rows of a request, each with a seed of its own.
+
+    Raises RequestError where the model or the server cannot run them.
+    """
     body: ImageRequest = admission.body
     info, limits = admission.service.info, gateway.config.server
     if body.n > (most := min(limits.max_images, limits.queue_limit)):
         raise InvalidParameter(
-            f"'n' is {body.n}; this server draws at most {most} images a request.", param="n"
+            f"'n' is {body.n}; this server generates at most {most} images for one request.",
+            param="n",
         )
     if body.size not in ("auto", info.size):
         raise InvalidParameter(
-            f"The model {info.name!r} draws images of {info.size}, not of {body.size}.",
+            f"The model {info.name!r} generates images of {info.size}, not of {body.size}.",
             param="size",
         )
     steps = body.num_inference_steps or info.steps
@@ -134,7 +138,7 @@ def _requests(gateway: Gateway, admission: Admission[Any, ImageService]) -> list
             guidance=guidance,
             negative_prompt=body.negative_prompt,
             tenant=admission.tenant,
-            joined=admission.joined,
+            record_id=admission.record_id,
             embeddings=embeddings,
             debug=debug,
         )
@@ -143,27 +147,27 @@ def _requests(gateway: Gateway, admission: Admission[Any, ImageService]) -> list
 
 
 def _debug(gateway: Gateway, admission: Admission[ImageRequest, ImageService]) -> bool:
-    """Whether the request asks where guards have written, which its policy must allow."""
-    asked = admission.body.guard is not None and admission.body.guard.debug
-    if asked and not gateway.config.policy(admission.policy).debug:
+    """Whether the request wants the masks of its guards. Raises where its policy forbids it."""
+    debug = admission.body.guard is not None and admission.body.guard.debug
+    if debug and not gateway.config.policy(admission.policy).debug:
         name = admission.policy
-        other = (
-            "ask for another policy"
+        remedy = (
+            "name another policy"
             if name == NO_POLICY
             else f"have the operator set 'debug = true' in [policies.{name}]"
         )
         raise InvalidParameter(
-            f"The policy {name!r} does not tell where its guards have written: leave "
-            f"'guard.debug' out, or {other}.",
+            f"The policy {name!r} does not show where its guards change images: leave "
+            f"'guard.debug' out, or {remedy}.",
             param="guard.debug",
         )
-    return asked
+    return debug
 
 
 def _embeddings(
     gateway: Gateway, admission: Admission[ImageRequest, ImageService]
 ) -> Mapping[str, Vectors]:
-    """Those that the request brings, where it may and the model takes them."""
+    """The embeddings of the request. Raises where its key or its model does not take them."""
     body = admission.body
     if not body.embeddings:
         return {}
@@ -176,28 +180,29 @@ def _embeddings(
     )
 
 
-def _files(body: ImageRequest, drawn: Sequence[GeneratedImage]) -> list[bytes]:
-    return [encode_image(each.pixels, body.file_format, body.output_compression) for each in drawn]
+def _files(body: ImageRequest, images: Sequence[GeneratedImage]) -> list[bytes]:
+    form, quality = body.file_format, body.output_compression
+    return [encode_image(image.pixels, form, quality) for image in images]
 
 
 def _masks(
-    admission: Admission[ImageRequest, ImageService], drawn: Sequence[GeneratedImage]
+    admission: Admission[ImageRequest, ImageService], images: Sequence[GeneratedImage]
 ) -> list[dict[str, str]]:
-    """For each image the places over which its guards have written, files in base64."""
+    """For each image the masks of its guards, by name: PNG files in base64."""
     info = admission.service.info
     return [
         {
             name: base64.b64encode(encode_mask(mask, width=info.width, height=info.height)).decode()
-            for name, mask in each.masks.items()
+            for name, mask in image.masks.items()
         }
-        for each in drawn
+        for image in images
     ]
 
 
 def _reply(
     admission: Admission[Any, ImageService],
     requests: Sequence[ImageRowRequest],
-    drawn: Sequence[GeneratedImage],
+    images: Sequence[GeneratedImage],
     files: Sequence[bytes],
     masks: Sequence[Mapping[str, str]],
 ) -> dict[str, Any]:
@@ -209,12 +214,12 @@ def _reply(
             {
                 "b64_json": base64.b64encode(file).decode(),
                 "seed": request.seed,
-                "guard": each.verdict.as_dict(),
-                **({"masks": own} if request.debug else {}),
+                "guard": image.verdict.as_dict(),
+                **({"masks": row_masks} if request.debug else {}),
             }
-            for request, each, file, own in zip(requests, drawn, files, masks, strict=True)
+            for request, image, file, row_masks in zip(requests, images, files, masks, strict=True)
         ],
         "output_format": admission.body.output_format,
         "size": info.size,
-        "guard": drawn[0].verdict.as_dict(),
+        "guard": images[0].verdict.as_dict(),
     }

@@ -1,4 +1,4 @@
-"""What may be asked for: `/v1/models` and `/guard/v1/policies`."""
+"""`/v1/models` and `/guard/v1/policies`: the models and policies that requests can name."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ def _model(info: ModelInfo) -> dict[str, Any]:
 
 
 def listings_router(gateway: Gateway) -> APIRouter:
-    """The routes that list models and policies, to callers with a key where keys are set."""
+    """The routes that list models and policies; a server with keys requires one."""
     router = APIRouter()
 
     @router.get("/v1/models")
     async def list_models(request: Request) -> Response:
-        gateway.caller(request)
+        gateway.authenticate(request)
         models = [_model(service.info) for service in gateway.services.values()]
         return JSONReply({"object": "list", "data": models})
 
     @router.get("/v1/models/{model:path}")
     async def retrieve_model(request: Request, model: str) -> Response:
-        gateway.caller(request)
+        gateway.authenticate(request)
         return JSONReply(_model(gateway.service(model).info))
 
     @router.get("/guard/v1/policies")
     async def list_policies(request: Request) -> Response:
-        """The policies that the caller may ask for, and those that it gets unasked."""
-        key = gateway.caller(request)
+        """The policies that the caller may name, and the default of each model."""
+        key = gateway.authenticate(request)
         config = gateway.config
         models: list[str | None] = [None, *gateway.services]
         allowed = {name for model in models for name in allowed_policies(config, key, model)}

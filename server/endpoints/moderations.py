@@ -1,4 +1,4 @@
-"""`/v1/moderations`: what the configured screens of text say."""
+"""`/v1/moderations`: the findings of the configured text screens."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from server.wire.replies import JSONReply
 
 
 def moderations_router(gateway: Gateway, screens: Screens) -> APIRouter:
-    """The route of moderations, to callers with a key where keys are set."""
+    """The route of moderations; a server with keys requires one."""
     router = APIRouter()
 
     @router.post("/v1/moderations")
     async def create_moderation(request: Request) -> Response:
-        key = gateway.caller(request)
+        key = gateway.authenticate(request)
         if gateway.keys is not None and key is not None:
             gateway.keys.take(key)
         body = await read_object(request, gateway.config.server.max_body_bytes)

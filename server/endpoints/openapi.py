@@ -1,4 +1,4 @@
-"""The OpenAPI document's share of OpenAI's endpoints, whose bodies FastAPI does not read."""
+"""Request bodies in the OpenAPI document, which FastAPI cannot know: it does not read them."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ _COMPONENT = "#/components/schemas/{model}"
 def body_of(
     schema: type[ModelRequest], media: Sequence[str] = ("application/json",)
 ) -> dict[str, Any]:
-    """`openapi_extra` of a route that takes `schema`."""
+    """The `openapi_extra` of a route whose body is a `schema`, in one of the `media` types."""
     body = {"schema": {"$ref": _COMPONENT.format(model=schema.__name__)}}
     content = dict.fromkeys(media, body)
     return {"requestBody": {"required": True, "content": content}}
 
 
 def describe_bodies(app: FastAPI) -> None:
-    """Add what `body_of` refers to; call it when all routes are in place."""
+    """Add the schemas that `body_of` refers to. To be called after all routes were added."""
     bodies: tuple[type[ModelRequest], ...] = (
         *(ChatRequest, CompletionRequest, EditRequest, ImageRequest),
     )
     _, components = models_json_schema(
         [(body, "validation") for body in bodies], ref_template=_COMPONENT
     )
-    document = app.openapi()  # FastAPI hands out this very dictionary from now on
+    document = app.openapi()  # FastAPI caches and returns this dictionary
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
     schemas.update(components["$defs"])

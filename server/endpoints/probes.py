@@ -1,4 +1,4 @@
-"""`/health`, `/ready` and `/metrics`: for load balancers and Prometheus, so without a key."""
+"""`/health`, `/ready` and `/metrics`, without a key: for load balancers and Prometheus."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from server.wire.replies import JSONReply
 
 
 def probes_router(services: Mapping[str, Service], metrics: Metrics) -> APIRouter:
-    """The routes that machines watch."""
+    """The routes of health, readiness and metrics."""
     router = APIRouter()
 
     @router.get("/health")
     async def health() -> Response:
-        """200 while the process answers at all."""
+        """200 while the process answers."""
         return JSONReply({"status": "ok"})
 
     @router.get("/ready")
-    async def ready() -> Response:
+    async def readiness() -> Response:
         """200 while every model takes requests, else 503."""
         models = {
             name: {"ready": service.ready(), "queued": service.queued()}
             for name, service in services.items()
         }
-        every = all(service.ready() for service in services.values())
+        ready = all(service.ready() for service in services.values())
         return JSONReply(
-            {"status": "ready" if every else "unavailable", "models": models},
-            status_code=200 if every else 503,
+            {"status": "ready" if ready else "unavailable", "models": models},
+            status_code=200 if ready else 503,
         )
 
     @router.get("/metrics")

@@ -14,13 +14,15 @@ from server.app import close_services
 from server.services.interface import Service
 
 GRACE_S = 10.0
-"""How long running answers may take to end after a stop signal before they are ended."""
+"""Seconds that running requests have after a stop signal."""
 
 
 class GracefulServer(uvicorn.Server):
-    """Lets running requests end for `grace_s` seconds, then ends them with ServiceStopped.
+    """On a stop signal, waits `grace_s` seconds for running requests, then ends them with
+    ServiceStopped.
 
-    `on_hangup` is called on the event loop for each SIGHUP, where the system has that signal.
+    `on_ready` is called once requests are accepted, `on_hangup` on the event loop for each SIGHUP,
+    where the system has that signal.
     """
 
     def __init__(
@@ -40,7 +42,7 @@ class GracefulServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         if self.on_hangup is not None:
-            # Not signal.signal: its handler may run while this thread holds the log's lock.
+            # Not signal.signal: its handler could run while this thread holds the audit log's lock.
             with suppress(NotImplementedError, AttributeError):
                 asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.on_hangup)
         await super().startup(sockets)

@@ -1,4 +1,4 @@
-"""Taking an address before anything is loaded, and what is said of it."""
+"""Binding the address before models are loaded, and the lines printed about it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Port = Annotated[
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A bound socket, not yet listening; exits with 1 where the address cannot be had."""
+    """A bound socket, not yet listening. Exits with 1 where the address cannot be bound."""
     try:
         family, kind, proto, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -34,27 +34,27 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def url_of(listener: socket.socket) -> str:
-    """Where it listens."""
+    """The URL of the socket's address."""
     address, port = listener.getsockname()[:2]
     return f"http://{f'[{address}]' if ':' in address else address}:{port}"
 
 
 def warn_if_open(listener: socket.socket, keys: Sequence[object]) -> None:
-    """Say that whoever reaches the address may use it, where that is more than this machine."""
+    """Warn on stderr where a server without keys listens beyond this machine."""
     address = listener.getsockname()[0]
     if not keys and not (address.startswith("127.") or address == "::1"):
         url = url_of(listener)
-        typer.echo(f"warning: no [[keys]]: whoever reaches {url} may use it", err=True)
+        typer.echo(f"warning: no [[keys]]: anybody who reaches {url} can use it", err=True)
 
 
 def say_ready(
-    listener: socket.socket, what: dict[str, list[str]], text: str, *, as_json: bool
+    listener: socket.socket, served: dict[str, list[str]], text: str, *, as_json: bool
 ) -> None:
-    """One line that requests are taken: `text`, or JSON with `what` is served."""
+    """Print one line once requests are accepted: `text`, or JSON with the names in `served`."""
     host, port = listener.getsockname()[:2]
     if as_json:
         ready = {"event": "ready", "url": url_of(listener), "host": host, "port": port}
-        typer.echo(json.dumps(ready | what | {"pid": os.getpid()}))
+        typer.echo(json.dumps(ready | served | {"pid": os.getpid()}))
     else:
         typer.echo(text)
     sys.stdout.flush()

@@ -26,11 +26,10 @@ from server.services.build import build_services
 def run_server(
     config: Config, listener: socket.socket, announce: Callable[[list[str]], None]
 ) -> None:
-    """Build what `config` says, serve it on `listener` until a signal, and close everything.
+    """Build the services of `config`, serve them on `listener` until a signal, close everything.
 
-    SIGHUP reopens the audit log, so that it can be rotated.
-
-    `announce` is called with the models' names once requests are taken.
+    SIGHUP reopens the audit log, so that it can be rotated. `announce` is called with the models'
+    names once requests are accepted.
     """
     metrics = Metrics()
     path = config.server.audit_log
@@ -44,7 +43,7 @@ def run_server(
             log_level="warning",
             access_log=False,
             server_header=False,
-            # Past the grace, answers have been ended; what hangs then is a client that never reads.
+            # After the grace period all rows have ended: only clients that do not read still hang.
             timeout_graceful_shutdown=int(GRACE_S) + 5,
         )
         server = GracefulServer(
@@ -58,7 +57,7 @@ def run_server(
 
 
 def _screens(config: Config, recorder: Recorder) -> Screens | None:
-    """What reads text, where the configuration has such guards."""
+    """The text screens, None where no policy has any."""
     plans = TextPlans(config)
     if not (plans.active or plans.screens):
         return None

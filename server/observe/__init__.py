@@ -1,1 +1,1 @@
-"""What operators see: metrics, verdict records, request ids, log rotation."""
+"""Observability: metrics, verdict records, request ids, log rotation."""

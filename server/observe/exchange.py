@@ -1,4 +1,4 @@
-"""What is known of one HTTP exchange while it lasts: the source of its `X-` headers."""
+"""The state of one HTTP exchange, and the `X-` headers that are made of it."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from starlette.requests import HTTPConnection
 
 from guard.verdict import Outcome
 
-_SANE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
+_PLAIN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 SCOPE_KEY = "guard.exchange"
 MODEL = "guard.model"
-"""In a scope: the model that a request names, None where nobody has read it."""
+"""Key of an ASGI scope: the model that the request names, None where the body was not read."""
 UPSTREAM = "guard.upstream"
-"""In a scope: the upstream that a screen has chosen for a request."""
+"""Key of an ASGI scope: the upstream to which a screen has routed the request."""
 
 
 @dataclass(slots=True)
 class Exchange:
-    """`policy` and `outcome` are filled in as they become known.
+    """The state of one HTTP request; `policy` and `outcome` are set once they are known.
 
-    `counted`: the request has been counted against the rate of its key. `joined`: what the recorder
-    knows its rows by while screens look at their answer, "" where none do.
+    `counted`: the request was counted against the rate limit of its key. `record_id`: the id under
+    which the recorder holds the verdicts of its rows while screens read the answer, else "".
     """
 
     request_id: str
     policy: str | None = None
     outcome: Outcome | None = None
     counted: bool = False
-    joined: str = ""
+    record_id: str = ""
 
     def headers(self) -> dict[str, str]:
         """`X-Request-Id` always, `X-Guard-Policy` and `X-Guard-Verdict` where they are known."""
@@ -45,18 +45,19 @@ class Exchange:
 
 @dataclass(frozen=True, slots=True)
 class NamedRoute:
-    """A route as the metrics want it in a scope: by the template of its path."""
+    """The route in an ASGI scope, with the template of its path, which labels the metrics."""
 
     path: str
 
 
 def request_id(offered: str | None) -> str:
-    """The client's own id where it is short and plain enough for a log line, else a new one."""
-    if offered is not None and _SANE_ID.fullmatch(offered):
+    """The client's `X-Request-Id` where it is short and plain enough for a log line, else a new
+    one."""
+    if offered is not None and _PLAIN_ID.fullmatch(offered):
         return offered
     return f"req-{uuid.uuid4().hex}"
 
 
 def exchange_of(connection: HTTPConnection) -> Exchange:
-    """The exchange that the middleware opened for this request."""
+    """The exchange that ExchangeMiddleware has put into the scope of this request."""
     return cast(Exchange, connection.scope[SCOPE_KEY])

@@ -1,4 +1,4 @@
-"""Going on in a new audit log when the old one has been moved away."""
+"""Reopening the audit log after its file was moved away."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ logger = logging.getLogger(__name__)
 
 
 def rotate(audit: AuditLog) -> None:
-    """Reopen the log; where that fails it goes on in its old file."""
+    """Reopen the log. Where that fails, the error is logged and the old file stays open."""
     try:
         audit.reopen()
     except GuardError:
-        logger.exception("the audit log goes on in its old file")
+        logger.exception("the audit log could not be reopened: it goes on in its old file")

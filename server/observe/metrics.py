@@ -1,4 +1,4 @@
-"""Prometheus metrics: what an operator watches, each verdict counted from the audited object."""
+"""Prometheus metrics; verdicts are counted from the same objects that the audit log holds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
 
 
 class VerdictMetrics:
-    """What guards have seen and done; all methods may be called from any thread."""
+    """Metrics of verdicts and guards. All methods may be called from any thread."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._verdicts = Counter(
@@ -32,14 +32,14 @@ class VerdictMetrics:
         )
         self._scores = Histogram(
             "inference_guard_score",
-            "Scores that a guard has given, one for each request it looked at.",
+            "Scores of a guard, one for each request that it has read.",
             ["model", "guard"],
             buckets=_SCORES,
             registry=registry,
         )
         self._after = Histogram(
             "inference_guard_score_after",
-            "Scores that a guard has given once it had refined the prompt.",
+            "Scores of a guard after it has refined the prompt.",
             ["model", "guard"],
             buckets=_SCORES,
             registry=registry,
@@ -64,7 +64,7 @@ class VerdictMetrics:
         )
 
     def count(self, verdict: Verdict) -> None:
-        """Count one finished request."""
+        """Count the verdict of one finished request."""
         self._verdicts.labels(verdict.model, verdict.policy, verdict.outcome).inc()
         for guard in verdict.guards:
             if guard.score is not None:
@@ -79,19 +79,20 @@ class VerdictMetrics:
                 self._failed.labels(guard.guard).inc()
 
     def count_audit_failure(self) -> None:
-        """Count a verdict that is not in the audit log."""
+        """Count a verdict that could not be written to the audit log."""
         self._audit_failures.inc()
 
 
 class Metrics:
-    """One registry of its own for each app; all methods may be called from any thread."""
+    """All metrics of one app, in a registry of its own. All methods may be called from any
+    thread."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.verdicts = VerdictMetrics(self.registry)
         self._requests = Counter(
             "inference_guard_requests",
-            "HTTP requests by route and status; 499 is a client that hung up first.",
+            "HTTP requests by route and status; 499 is a client that disconnected first.",
             ["path", "status"],
             registry=self.registry,
         )
@@ -104,7 +105,7 @@ class Metrics:
         )
         self._tokens = Counter(
             "inference_guard_tokens",
-            "Tokens of answered requests as told in their usage, by kind (prompt, completion).",
+            "Tokens in the usage of answered requests, by kind (prompt, completion).",
             ["model", "kind"],
             registry=self.registry,
         )
@@ -127,14 +128,15 @@ class Metrics:
             registry=self.registry,
         )
 
-    def watch(self, services: Mapping[str, Service]) -> None:
-        """Ask each service for its queue and readiness whenever the metrics are read."""
+    def add_services(self, services: Mapping[str, Service]) -> None:
+        """Read queue length and readiness from each service whenever the metrics are rendered."""
         for name, service in services.items():
             self._queued.labels(name).set_function(service.queued)
             self._ready.labels(name).set_function(service.ready)
 
     def observe_request(self, path: str, status: int, seconds: float) -> None:
-        """Count one HTTP exchange; `path` is the route's template, never the raw URL."""
+        """Count one HTTP exchange of `seconds`; `path` is the route's template, never the raw
+        URL."""
         self._requests.labels(path, str(int(status))).inc()
         self._seconds.labels(path).observe(seconds)
 
@@ -146,5 +148,5 @@ class Metrics:
         self._images.labels(model).inc(count)
 
     def render(self) -> bytes:
-        """The exposition text that Prometheus scrapes."""
+        """All metrics in Prometheus' text format."""
         return generate_latest(self.registry)

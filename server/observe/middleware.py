@@ -1,4 +1,4 @@
-"""The outermost layer of the app: request id, `X-` headers, HTTP metrics, and the last catch."""
+"""The outermost middleware: request id, `X-` headers, HTTP metrics, and unforeseen errors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 class ExchangeMiddleware:
-    """Opens an `Exchange` for each request and closes it in the metrics."""
+    """Puts an `Exchange` into the scope of each request and counts it in the metrics."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self.app = app
@@ -29,7 +29,7 @@ class ExchangeMiddleware:
             return
         exchange = Exchange(request_id(Headers(scope=scope).get("x-request-id")))
         scope[SCOPE_KEY] = exchange
-        begun = time.perf_counter()
+        start = time.perf_counter()
         status: int | None = None
 
         async def send_with_headers(message: Message) -> None:
@@ -43,14 +43,14 @@ class ExchangeMiddleware:
             await self.app(scope, receive, send_with_headers)
         except Exception:
             if status is not None:
-                raise  # too late for an envelope: the server logs it and cuts the connection
+                raise  # the response has started: uvicorn logs the error and cuts the connection
             logger.exception("request %s failed", exchange.request_id)
             status = HTTPStatus.INTERNAL_SERVER_ERROR
             await error_response(internal_error())(scope, receive, send_with_headers)
         finally:
-            # No response at all means that there was nobody left to answer.
+            # No response at all means that the client has disconnected.
             self.metrics.observe_request(
                 path=getattr(scope.get("route"), "path", "unknown"),
                 status=ClientGone.status if status is None else status,
-                seconds=time.perf_counter() - begun,
+                seconds=time.perf_counter() - start,
             )

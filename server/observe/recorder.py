@@ -1,4 +1,4 @@
-"""Where verdicts go: the audit log and the metrics, both from the one object."""
+"""Verdicts into the audit log and the metrics, both from the same object."""
 
 from __future__ import annotations
 
@@ -16,75 +16,79 @@ from server.services.interface import AnyRequest
 
 logger = logging.getLogger(__name__)
 
-Join = Callable[[Verdict], Verdict]
-"""Adds to the verdict of a row what others have seen of its request."""
-_REMEMBERED = 4096
+Merge = Callable[[Verdict], Verdict]
+"""Adds the findings of the text screens to the verdict of a row."""
+_MOST_RECORDS = 4096
 
 
 @dataclass(slots=True)
-class _Joined:
-    """`join` is None while it is not known; `over`: nothing more is recorded of the request."""
+class _Deferred:
+    """The rows of one request whose verdicts wait for the text screens.
+
+    `merge` is None until the screens are done. `discarded`: no row of the request is recorded.
+    """
 
     rows: list[tuple[Verdict, str]] = field(default_factory=list)
-    join: Join | None = None
-    over: bool = False
+    merge: Merge | None = None
+    discarded: bool = False
 
     @property
     def done(self) -> bool:
-        return self.over or self.join is not None
+        return self.discarded or self.merge is not None
 
 
 class Recorder:
-    """The `record` callable that services are built with; may be called from any thread."""
+    """The `record` callable of the services. All methods may be called from any thread."""
 
     def __init__(self, metrics: VerdictMetrics, audit: AuditLog | None) -> None:
         self.metrics = metrics
         self.audit = audit
-        self._joined: OrderedDict[str, _Joined] = OrderedDict()
+        self._deferred: OrderedDict[str, _Deferred] = OrderedDict()
         self._lock = threading.Lock()
 
     def __call__(self, request: AnyRequest, verdict: Verdict) -> None:
         with self._lock:
-            joined = self._joined.get(request.joined) if request.joined else None
-            if joined is not None and joined.over:
+            deferred = self._deferred.get(request.record_id) if request.record_id else None
+            if deferred is not None and deferred.discarded:
                 return
-            if joined is not None and joined.join is None:
-                joined.rows.append((verdict, request.tenant))
+            if deferred is not None and deferred.merge is None:
+                deferred.rows.append((verdict, request.tenant))
                 return
-            join = joined.join if joined is not None else None
-        self.record(join(verdict) if join else verdict, request.tenant)
+            merge = deferred.merge if deferred is not None else None
+        self.record(merge(verdict) if merge else verdict, request.tenant)
 
-    def begin(self) -> str:
-        """The rows of a request wait: others look at its answer too. What they are known by."""
-        name = uuid.uuid4().hex
+    def defer(self) -> str:
+        """Hold the verdicts of a request's rows until `release`; returns its `record_id`."""
+        record_id = uuid.uuid4().hex
         with self._lock:
-            self._joined[name] = _Joined()
-            while len(self._joined) > _REMEMBERED and next(iter(self._joined.values())).done:
-                self._joined.popitem(last=False)
-        return name
+            self._deferred[record_id] = _Deferred()
+            while len(self._deferred) > _MOST_RECORDS and next(iter(self._deferred.values())).done:
+                self._deferred.popitem(last=False)
+        return record_id
 
-    def end(self, name: str, join: Join) -> None:
-        """They have looked: rows that have waited are recorded, those that still run will be."""
+    def release(self, record_id: str, merge: Merge) -> None:
+        """Record the request's rows, each verdict through `merge`: those that have ended now,
+        those that still run when they end."""
         with self._lock:
-            joined = self._joined[name]
-            joined.join, rows, joined.rows = join, joined.rows, []
+            deferred = self._deferred[record_id]
+            deferred.merge, rows, deferred.rows = merge, deferred.rows, []
         for verdict, tenant in rows:
-            self.record(join(verdict), tenant)
+            self.record(merge(verdict), tenant)
 
-    def drop(self, name: str) -> None:
-        """The request has been recorded as a whole: its rows are not."""
+    def discard(self, record_id: str) -> None:
+        """Record none of the request's rows, as after a `record` for the whole request."""
         with self._lock:
-            joined = self._joined[name]
-            joined.over, joined.rows = True, []
+            deferred = self._deferred[record_id]
+            deferred.discarded, deferred.rows = True, []
 
     def record(self, verdict: Verdict, tenant: str) -> None:
-        """Count the verdict of a finished request, and log it."""
+        """Count the verdict of a finished request and append it to the audit log."""
         self.metrics.count(verdict)
         if self.audit is None:
             return
         try:
             self.audit.append(verdict, tenant=tenant)
         except OSError:
-            # A full disk must not stop the engine; the counter is there to be alarmed on.
+            # A full disk must not stop the engine; alarms can watch the counter.
             self.metrics.count_audit_failure()
             logger.exception("no audit line for request %s", verdict.request_id)

@@ -16,7 +16,7 @@ from guard.verdict import Verdict, gravest
 from server.auth import authenticate, choose_policy
 from server.errors import error_response, verdict_of
 from server.observe.exchange import NamedRoute, exchange_of
-from server.observe.recorder import Join, Recorder
+from server.observe.recorder import Merge, Recorder
 from server.screening.context import ScreeningContext
 from server.screening.exchange import ScreenedExchange
 from server.screening.routes import Route, route_of
@@ -104,20 +104,20 @@ class ScreenMiddleware:
         scope["route"] = NamedRoute(template)
         screened = ScreenedExchange(self._context, plan, route, exchange, body, model=model)
         tenant = key.tenant if key else ""
-        exchange.joined = self.recorder.begin()
+        exchange.record_id = self.recorder.defer()
         try:
             await screened.run(scope, receive, send)
         except GuardError:
             if screened.refused:
                 # its rows never were, or are no longer wanted
-                self.recorder.drop(exchange.joined)
+                self.recorder.discard(exchange.record_id)
                 self.recorder.record(screened.verdict(), tenant)
             raise
         finally:
-            self.recorder.end(exchange.joined, _joining(screened))
+            self.recorder.release(exchange.record_id, _joining(screened))
 
 
-def _joining(screened: ScreenedExchange) -> Join:
+def _joining(screened: ScreenedExchange) -> Merge:
     """Adds the findings of the screens to the verdict of a row."""
     findings = screened.findings
 

@@ -1,4 +1,4 @@
-"""From a configuration to running services: models loaded, guards stacked, engines started."""
+"""From a configuration to running services: loads models, stacks guards, starts engines."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from guard.models.sources import resolve_source
 from guard.plans.language import LanguagePlans
 from guard.verdict import Verdict
 from server.services.interface import AnyRequest, LanguageModelInfo, Service
-from server.services.prompts import PromptEncoder
+from server.services.prompts import PromptEncoder, context_length, require_fast
 from server.services.text import BatchedTextService
 from steering.engines.transformers.engine import TransformersEngine
 from steering.engines.transformers.loading import load_language_model
 
-Recorded = Callable[[AnyRequest, Verdict], None]
-"""Where every row hands its one verdict."""
+Record = Callable[[AnyRequest, Verdict], None]
+"""Takes the one verdict of every row."""
 
 
-def build_services(config: Config, record: Recorded) -> Mapping[str, Service]:
-    """One service a configured model, by name. Raises ModelError where one cannot be loaded."""
+def build_services(config: Config, record: Record) -> Mapping[str, Service]:
+    """The service of each configured model, by name. Raises ModelError where loading fails."""
     services: dict[str, Service] = {}
     try:
         for model in config.models:
@@ -34,9 +34,9 @@ def build_services(config: Config, record: Recorded) -> Mapping[str, Service]:
     return services
 
 
-def _service(config: Config, settings: ModelConfig, record: Recorded) -> Service:
+def _service(config: Config, settings: ModelConfig, record: Record) -> Service:
     try:
-        return _built(config, settings, record)
+        return _start(config, settings, record)
     except GuardError:
         raise
     except ImportError as error:
@@ -46,32 +46,30 @@ def _service(config: Config, settings: ModelConfig, record: Recorded) -> Service
             f"pip install 'inference-guard[serve,{extra}]'"
         ) from error
     except (ValueError, RuntimeError, AssertionError) as error:
-        # RuntimeError, AssertionError: what torch says of a device that is not there, or full
+        # torch raises RuntimeError or AssertionError for a device that is missing or out of memory
         raise ModelError(f"model {settings.name}: {error}") from error
 
 
-def _built(config: Config, settings: ModelConfig, record: Recorded) -> Service:
+def _start(config: Config, settings: ModelConfig, record: Record) -> Service:
     if settings.kind == "images":
-        # imported where it is needed: a server of language models needs no diffusers
+        # imported here: a server of language models alone needs no diffusers
         from server.services.build_images import drawing_service
 
         return drawing_service(config, settings, record)
     if settings.engine == "vllm":
-        # as is vLLM, whose environment is one of its own
+        # imported here: vLLM has an environment of its own
         from server.vllm.build import vllm_service
 
         return vllm_service(config, settings, record)
-    return _batching_service(config, settings, record)
+    return _transformers_service(config, settings, record)
 
 
-def _batching_service(config: Config, settings: ModelConfig, record: Recorded) -> Service:
+def _transformers_service(config: Config, settings: ModelConfig, record: Record) -> Service:
     source = resolve_source(settings.source)
     model, tokenizer = load_language_model(source, dtype=settings.dtype, device=settings.device)
-    if not tokenizer.is_fast:
-        raise ValueError("it has no tokenizer.json: text cannot be streamed without")
+    require_fast(tokenizer)
     plans = LanguagePlans(config, model, name=settings.name)
-    own = getattr(model.config, "max_position_embeddings", 2048)
-    context = min(own, settings.max_context or own)
+    context = context_length(model.config, settings.max_context)
     return BatchedTextService(
         LanguageModelInfo(
             name=settings.name,

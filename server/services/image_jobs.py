@@ -1,4 +1,4 @@
-"""Running the rows of one request for images: timed, and cancelled when nobody waits for them."""
+"""The rows of one HTTP request for images: submitted, timed, cancelled when the client is gone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from server.services.interface import GeneratedImage, ImageRowRequest, ImageServ
 
 @dataclass(frozen=True, slots=True)
 class ImageJob:
-    """Rows that are admitted but not yet submitted."""
+    """The image rows of one request, admitted but not yet submitted."""
 
     service: ImageService
     requests: Sequence[ImageRowRequest]
@@ -20,13 +20,13 @@ class ImageJob:
     """On the event loop's clock."""
 
     async def images(self) -> list[GeneratedImage]:
-        """All images, in order; the first row that fails ends the others.
+        """Submit the rows and return all images, in order.
 
-        Raises what `ImageService.submit` and the rows raise, and RequestTimeout at the deadline.
-        However it ends, rows that still run are cancelled.
+        Raises the errors of `ImageService.submit`, the error of the first row that fails, and
+        RequestTimeout at the deadline. Rows that still run then are cancelled.
         """
         rows = self.service.submit(self.requests)
-        tasks = [asyncio.create_task(row.drawn()) for row in rows]
+        tasks = [asyncio.create_task(row.image()) for row in rows]
         try:
             async with asyncio.timeout_at(self.deadline):
                 await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)

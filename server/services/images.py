@@ -46,10 +46,10 @@ class ImageRow(BatchRow):
         request: ImageRowRequest,
         plan: ImagePlan,
         loop: asyncio.AbstractEventLoop,
-        hang_up: Callable[[ImageRow], None],
+        cancel: Callable[[ImageRow], None],
     ) -> None:
         super().__init__(loop)
-        self.request, self.plan, self._hang_up = request, plan, hang_up
+        self.request, self.plan, self._cancel = request, plan, cancel
         self.fallback = Fallback(plan, request.prompt)
         self.blocked = False
         self.initial: InitialState | None = None
@@ -98,7 +98,7 @@ class ImageRow(BatchRow):
             return "finds its concept in the image, and blocks it"
         return "could not refine the prompt, and blocks it" if self.plan.acts else "blocks it"
 
-    async def drawn(self) -> GeneratedImage:
+    async def image(self) -> GeneratedImage:
         event = await self.next_event()
         if isinstance(event, GuardError):
             raise event
@@ -107,7 +107,7 @@ class ImageRow(BatchRow):
 
     async def aclose(self) -> None:
         if not self.ended:
-            self._hang_up(self)
+            self._cancel(self)
 
 
 class BatchedImageService(EngineLoop[ImageRow, DiffusionEngine]):
@@ -131,10 +131,8 @@ class BatchedImageService(EngineLoop[ImageRow, DiffusionEngine]):
 
     def submit(self, requests: Sequence[ImageRowRequest]) -> Sequence[ImageRow]:
         loop = asyncio.get_running_loop()
-        rows = [
-            ImageRow(request, self._admit(request), loop, self._hang_up) for request in requests
-        ]
-        self._take(rows)
+        rows = [ImageRow(request, self._admit(request), loop, self._cancel) for request in requests]
+        self._enqueue(rows)
         return rows
 
     def _admit(self, request: ImageRowRequest) -> ImagePlan:
@@ -229,7 +227,7 @@ class BatchedImageService(EngineLoop[ImageRow, DiffusionEngine]):
             if lost and not row.over:
                 row.error = EngineFailed("the model met NaN on this request: there is no image")
 
-    def _read(self, index: int) -> None:
+    def _keep_readings(self, index: int) -> None:
         """Of a row that nobody waits for any more, the readings of its guards so far.
 
         All others were asked when the row joined, or when it was complete.

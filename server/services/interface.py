@@ -1,4 +1,4 @@
-"""The seam between HTTP and whatever runs a model: services take prompts, give text or images."""
+"""The interface between HTTP and engines: services run rows and return text or images."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 
 from guard.verdict import Verdict
 from steering.images.textual_inversion import EmbeddingLimits
+from steering.prompt import Prompt
 
 FinishReason = Literal["stop", "length", "content_filter"]
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How one row is sampled. `temperature` 0 is greedy; `seed` None draws one at admission."""
+    """How one row is sampled. `temperature` 0 is greedy; `seed` None takes a random one."""
 
     max_tokens: int
     temperature: float = 1.0
@@ -25,29 +26,31 @@ class SamplingParams:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     top_logprobs: int | None = None
-    """None: no logprobs at all; 0: the chosen token's only; n: the n likeliest beside it."""
+    """None: no log-probabilities; 0: those of the chosen tokens; n: of the n likeliest, too."""
 
 
 @dataclass(frozen=True, slots=True)
 class TextRowRequest:
-    """One row: a prompt, already tokenised, and the policy it runs under.
+    """One row of a batch of text: a prompt and the policy that it runs under.
 
-    `joined`: what the recorder knows it by where others look at its answer too.
+    `record_id` is the id under which the recorder holds the row's verdict until text screens have
+    read its answer; "" where none do.
     """
 
     request_id: str
-    prompt: tuple[int, ...]
+    prompt: Prompt
     policy: str
     sampling: SamplingParams
     tenant: str = ""
-    joined: str = ""
+    record_id: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SourceImage:
-    """An image to start from: `pixels` uint8 `[height, width, 3]` of the model's size.
+    """The image that an edit starts from: `pixels` uint8 `[height, width, 3]` of the model's size.
 
-    `strength` in (0, 1] is the share of the steps that are taken from it; None inverts it.
+    `strength` in (0, 1] is the share of the denoising steps that run; None inverts the image and
+    runs all of them.
     """
 
     pixels: NDArray[np.uint8]
@@ -56,10 +59,11 @@ class SourceImage:
 
 @dataclass(frozen=True, slots=True)
 class ImageRowRequest:
-    """One row: the prompt of an image, how it is drawn, and from what: None is noise.
+    """One row of a batch of images: a prompt, the policy and the settings of the sampler.
 
     `embeddings` are vectors `[vectors, width]` for placeholders in the prompt; no log shows them.
-    `debug`: tell where guards have written. `joined` is as in TextRowRequest.
+    `source` None starts from noise. `debug` asks for the masks of the pixels that guards have
+    changed. `record_id` is as in TextRowRequest.
     """
 
     request_id: str
@@ -70,7 +74,7 @@ class ImageRowRequest:
     guidance: float
     negative_prompt: str = ""
     tenant: str = ""
-    joined: str = ""
+    record_id: str = ""
     embeddings: Mapping[str, NDArray[np.float32]] = field(
         default_factory=dict, repr=False, compare=False
     )
@@ -93,7 +97,7 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class TextDelta:
-    """New text of one row; `tokens` is filled where logprobs were asked for."""
+    """New text of one row; `tokens` is filled where the request wants log-probabilities."""
 
     text: str
     tokens: tuple[TokenLogprob, ...] = ()
@@ -111,10 +115,10 @@ class FinishedText:
 
 @dataclass(frozen=True, slots=True)
 class GeneratedImage:
-    """The end of a row that drew an image: `pixels` uint8 `[height, width, 3]`.
+    """The image of a row and its verdict: `pixels` uint8 `[height, width, 3]`.
 
-    `masks` has, by guard, where it has written: uint8 `[height, width]` on the latents' grid, 255
-    where all was. Only for a row that asked for it.
+    `masks` has one mask for each guard, uint8 `[height, width]` on the grid of the latents: 255
+    where the guard has replaced everything, 0 where nothing. Empty unless the row has `debug`.
     """
 
     pixels: NDArray[np.uint8]
@@ -124,7 +128,7 @@ class GeneratedImage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
-    """What is told of every served model."""
+    """The public facts of a served model, whatever it generates."""
 
     name: str
     engine: str
@@ -146,10 +150,10 @@ class LanguageModelInfo(ModelInfo):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageModelInfo(ModelInfo):
-    """`steps` and `guidance` are those of a request that asks for none.
+    """`steps` and `guidance` are the defaults of a request.
 
-    `distilled` models have guidance as an input, and so no use for a negative prompt. `embeddings`
-    None: a request can bring none of its own.
+    `distilled` models take the guidance scale as an input, hence have no use for a negative prompt.
+    `embeddings` None means that requests cannot bring embeddings of their own.
     """
 
     width: int
@@ -162,7 +166,7 @@ class ImageModelInfo(ModelInfo):
 
     @property
     def size(self) -> str:
-        """As OpenAI writes it."""
+        """The image size in OpenAI's notation, "512x512"."""
         return f"{self.width}x{self.height}"
 
     def facts(self) -> Mapping[str, Any]:
@@ -180,42 +184,32 @@ class ImageModelInfo(ModelInfo):
         }
 
 
-class TokenStream(Protocol):
-    """The events of one row, the last one Finished. Closing it cancels the row."""
-
-    def __aiter__(self) -> TokenStream: ...
-
-    async def __anext__(self) -> TextDelta | FinishedText: ...
-
-    async def aclose(self) -> None: ...
-
-
 Event = TextDelta | FinishedText
 
 
 class RowEvents(Protocol):
-    """The events of one row, `FinishedText` the last of them."""
+    """The events of one row of text; `FinishedText` is the last one."""
 
     def __aiter__(self) -> Self: ...
 
     async def __anext__(self) -> Event: ...
 
     async def aclose(self) -> None:
-        """Cancel the row unless it has ended."""
+        """Cancel the row, unless it has ended."""
 
 
 class ImageRowHandle(Protocol):
-    """A row that draws one image."""
+    """A submitted row that generates one image."""
 
-    async def drawn(self) -> GeneratedImage:
-        """The image when it is there, once.
+    async def image(self) -> GeneratedImage:
+        """Wait for the image; to be called once.
 
-        Raises ContentBlocked where the policy lets no image out, and GuardFailed where a guard
-        could not be applied.
+        Raises ContentBlocked where a guard blocks the image, and GuardFailed where a guard could
+        not be applied.
         """
 
     async def aclose(self) -> None:
-        """Cancel the row unless it has ended."""
+        """Cancel the row, unless it has ended."""
 
 
 class Service(Protocol):
@@ -225,13 +219,16 @@ class Service(Protocol):
     def info(self) -> ModelInfo: ...
 
     def ready(self) -> bool:
-        """True while requests are taken."""
+        """True while the service takes requests."""
 
     def queued(self) -> int:
-        """Rows waiting for a place in the batch."""
+        """Number of rows that wait for a place in the batch."""
 
     def close(self) -> None:
-        """Stop taking requests, end all rows with ServiceStopped, release the model; any times."""
+        """Stop taking requests, end all rows with ServiceStopped and release the model.
+
+        May be called several times.
+        """
 
 
 class ImageService(Service, Protocol):
@@ -250,22 +247,22 @@ class TextService(Service, Protocol):
     @property
     def info(self) -> LanguageModelInfo: ...
 
-    def encode_chat(self, messages: Sequence[dict[str, Any]]) -> tuple[int, ...]:
-        """Token ids of `messages` in the model's own chat template, generation prompt added.
+    def encode_chat(self, messages: Sequence[dict[str, Any]]) -> Prompt:
+        """The prompt of `messages` in the model's own chat template, generation prompt added.
 
         Raises RequestError where the template does not take them.
         """
 
-    def encode(self, text: str) -> tuple[int, ...]:
-        """Token ids of a raw prompt."""
+    def encode(self, text: str) -> Prompt:
+        """The prompt of a raw text."""
 
-    def submit(self, requests: Sequence[TextRowRequest]) -> Sequence[TokenStream]:
-        """Queue the rows of one HTTP request, all or none, and return one event stream for each.
+    def submit(self, requests: Sequence[TextRowRequest]) -> Sequence[RowEvents]:
+        """Queue the rows of one HTTP request, all or none; returns the events of each row.
 
-        Raises UnknownPolicy, PolicyUnfit, ContextExceeded, TooManyRequests, GuardFailed and
-        ServiceStopped at once. The stream raises ContentBlocked before its first event where a
-        blocking guard fired on the prompt, and GuardFailed where a guard could not be applied.
-        Closing a stream (`aclose`) cancels its row. Every row, however it ends, hands exactly one
-        verdict to the `record(request, verdict)` callable that the service was built with: audit
-        log and metrics hang there.
+        Raises RequestError (a prompt with media, for an engine that takes text alone),
+        UnknownPolicy, PolicyUnfit, ContextExceeded, TooManyRequests, GuardFailed and ServiceStopped
+        at once. The events raise ContentBlocked before the first one where a blocking guard has
+        fired on the prompt, and GuardFailed where a guard could not be applied. Closing the events
+        (`aclose`) cancels the row. Every row, however it ends, passes exactly one verdict to the
+        `record(request, verdict)` callable of the service: the source of audit log and metrics.
         """

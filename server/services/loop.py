@@ -1,6 +1,6 @@
-"""One thread that owns an engine: rows join and leave one running batch between two steps.
+"""The batch of one model: a thread that owns the engine, and rows that join and leave it.
 
-What batches of text and of images share: waiting, admission to the batch, hang-ups, a step that
+Shared by text and images: the queue, joining the batch between two steps, cancellation, a step that
 fails, the end of a row with its verdict, the end of the service.
 """
 
@@ -30,7 +30,7 @@ CLOSE_S = 30.0
 
 
 class BatchRow(ABC):
-    """A request on its way; written by the engine's thread, read by the event loop."""
+    """The state of one request: written by the engine's thread, read by the event loop."""
 
     request: AnyRequest
     plan: Plan[Any]
@@ -38,7 +38,7 @@ class BatchRow(ABC):
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.arrived = time.monotonic()
         self.readings: Mapping[str, Any] = {}
-        """What the row's guards have read."""
+        """The readings of the row's guards, by the guard's name."""
         self.error: GuardError | None = None
         self.cancelled = self.ended = False
         self._loop = loop
@@ -47,14 +47,14 @@ class BatchRow(ABC):
     @property
     @abstractmethod
     def over(self) -> bool:
-        """Whether the engine has nothing more to do for it."""
+        """Whether the engine has no more work for the row."""
 
     @abstractmethod
     def finish(self, verdict: Verdict) -> None:
-        """Send the last event: the verdict, or the error that ended the row."""
+        """Send the last event, with the verdict or with the error that ended the row."""
 
     def send_error(self, error: GuardError, verdict: Verdict) -> None:
-        """Send the error as the last event, with the verdict where it takes one."""
+        """Send the error as the last event; a GuardFailed carries the verdict."""
         if isinstance(error, GuardFailed):
             error.verdict = verdict
         self.send(error)
@@ -63,12 +63,13 @@ class BatchRow(ABC):
         return await self._events.get()
 
     def send(self, event: Any) -> None:
-        with suppress(RuntimeError):  # the loop is closed: nobody is there to read it
+        with suppress(RuntimeError):  # the event loop is closed: there is no reader
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
 
 class RowEngine(Protocol):
-    """What engines have in common; rows are dense, and `drop` tells which ones moved."""
+    """The part of an engine that the loop uses. Rows are dense; `drop` returns the rows that moved,
+    as (source, target)."""
 
     @property
     def capacity(self) -> int: ...
@@ -90,7 +91,10 @@ E = TypeVar("E", bound=RowEngine)
 
 
 class EngineLoop(ABC, Generic[R, E]):
-    """The batch of one model. Built on any thread, used from one event loop."""
+    """The queue and the running batch of one model. Built on any thread, used from one event loop.
+
+    Subclasses start the rows (`_join`) and run one step (`_advance`).
+    """
 
     def __init__(
         self, name: str, engine: E, *, queue_limit: int, record: Callable[[Any, Verdict], None]
@@ -100,16 +104,16 @@ class EngineLoop(ABC, Generic[R, E]):
         self._queue_limit = queue_limit
         self._record = record
         self._running: list[R] = []
-        """Row i of the engine; the engine's thread alone looks at it."""
+        """Entry i is row i of the engine. Used by the engine's thread alone."""
         self._wake = threading.Condition()
         # under _wake:
         self._waiting: deque[R] = deque()
         self._open: set[R] = set()
-        """Every row that was admitted and has not ended."""
+        """All rows that were admitted and have not ended."""
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name=f"engine {name}", daemon=True)
 
-    # -- what a batch does for itself, on the engine's thread -----------------------------------
+    # -- for subclasses, on the engine's thread --------------------------------------------------
 
     @abstractmethod
     def _join(self, joining: list[R]) -> None:
@@ -117,20 +121,20 @@ class EngineLoop(ABC, Generic[R, E]):
 
     @abstractmethod
     def _advance(self) -> None:
-        """One step of the engine, and what comes of it for `_running`."""
+        """Run one step of the engine and pass its results to the rows of `_running`."""
 
     def _fits(self, joining: Sequence[R], row: R) -> bool:
-        """Whether `row` may join in the same step as these, one at least."""
+        """Whether `row` may join in the same step as `joining`, which is not empty."""
         return True
 
-    def _read(self, index: int) -> None:
-        """Keep what the guards of row `index` have read, before it leaves the engine."""
+    def _keep_readings(self, index: int) -> None:
+        """Copy the readings of row `index` from the engine, which the row is about to leave."""
         self._running[index].readings = self._engine.readings(index)
 
     # -- called from the event loop -------------------------------------------------------------
 
-    def _take(self, rows: Sequence[R]) -> None:
-        """Queue these rows, all or none; those whose plan refuses end at once.
+    def _enqueue(self, rows: Sequence[R]) -> None:
+        """Queue these rows, all or none; rows whose plan refuses requests end at once.
 
         Raises GuardFailed, TooManyRequests, ServiceStopped.
         """
@@ -143,7 +147,7 @@ class EngineLoop(ABC, Generic[R, E]):
             if self._stopped:
                 raise ServiceStopped("the server is stopping: try again in a moment")
             if len(self._open) + len(rows) > self._queue_limit + self._engine.capacity:
-                raise overfull(len(self._waiting), self._engine.capacity)
+                raise queue_full(len(self._waiting), self._engine.capacity)
             self._waiting.extend(rows)
             self._open.update(rows)
             self._wake.notify()
@@ -164,26 +168,26 @@ class EngineLoop(ABC, Generic[R, E]):
         else:
             self._engine.close()
 
-    def _hang_up(self, row: R) -> None:
+    def _cancel(self, row: R) -> None:
         with self._wake:
             row.cancelled = True
-            if waits := row in self._waiting:
+            if queued := row in self._waiting:
                 self._waiting.remove(row)
             self._wake.notify()
-        if waits:
+        if queued:
             self._end(row)
 
     # -- the engine's thread --------------------------------------------------------------------
 
     def _run(self) -> None:
         try:
-            while (joining := self._joining()) is not None:
-                self._serve(joining)
+            while (joining := self._next_rows()) is not None:
+                self._step(joining)
             for index, row in enumerate(self._running):
-                self._read(index)
+                self._keep_readings(index)
                 self._fail(row, stopped())
         except Exception:
-            logger.exception("the engine of model %s has died", self._name)
+            logger.exception("the engine of model %s has stopped", self._name)
         finally:
             with self._wake:
                 self._stopped = True
@@ -194,8 +198,8 @@ class EngineLoop(ABC, Generic[R, E]):
                     self._fail(row, stopped())
             self._running = []
 
-    def _joining(self) -> list[R] | None:
-        """Waits for work. Rows that join now; None when the service stops."""
+    def _next_rows(self) -> list[R] | None:
+        """Wait for work; the rows that join the batch now, None when the service stops."""
         joining: list[R] = []
         with self._wake:
             while not (self._waiting or self._running or self._stopped):
@@ -209,8 +213,8 @@ class EngineLoop(ABC, Generic[R, E]):
                 joining.append(self._waiting.popleft())
         return joining
 
-    def _serve(self, joining: list[R]) -> None:
-        """One step. Where it fails the batch is lost, the service is not: others go on."""
+    def _step(self, joining: list[R]) -> None:
+        """Run one step. An error in it fails the rows of the batch; the service goes on."""
         try:
             self._leave([i for i, row in enumerate(self._running) if row.cancelled])
             if joining:
@@ -227,9 +231,9 @@ class EngineLoop(ABC, Generic[R, E]):
             self._engine.reset()
 
     def _leave(self, indices: Sequence[int]) -> None:
-        """End these rows and take them out of the batch."""
+        """End these rows and remove them from the batch."""
         for index in indices:
-            self._read(index)
+            self._keep_readings(index)
             self._end(self._running[index])
         self._drop(indices)
 
@@ -258,17 +262,17 @@ class EngineLoop(ABC, Generic[R, E]):
 
 
 def settle(row: BatchRow, verdict: Verdict, record: Callable[[Any, Verdict], None]) -> None:
-    """Give the one verdict of a row that has ended to `record`, then to who reads."""
+    """Pass the one verdict of a row that has ended to `record`, then to the row's reader."""
     if row.error is not None:
         verdict = replace(verdict, outcome="error")
     try:
         record(row.request, verdict)
-    except Exception:  # the row ends all the same
+    except Exception:  # the client gets its answer all the same
         logger.exception("no record of request %s", row.request.request_id)
     row.finish(verdict)
 
 
-def overfull(waiting: int, capacity: int) -> TooManyRequests:
+def queue_full(waiting: int, capacity: int) -> TooManyRequests:
     return TooManyRequests(
         f"{waiting} requests are waiting already: try again later",
         retry_after=1.0 + waiting / capacity,

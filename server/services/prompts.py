@@ -1,4 +1,4 @@
-"""Prompts as token ids of a served language model, and what it has room for."""
+"""From messages and texts to prompts of a served language model, and what the model can run."""
 
 from __future__ import annotations
 
@@ -6,17 +6,21 @@ from collections.abc import Sequence
 from typing import Any
 
 from guard.errors import ContextExceeded, RequestError
+from steering.prompt import Prompt
 
 
 class PromptEncoder:
-    """`tokenizer` is a fast one of transformers; `vocabulary` the number of token ids that the
-    model takes, `max_context` how many tokens of prompt and answer."""
+    """Encodes prompts of one model and checks them at admission.
+
+    `tokenizer` is a fast one of transformers, `vocabulary` the number of token ids that the model
+    has, `max_context` the most tokens of prompt and answer together.
+    """
 
     def __init__(self, tokenizer: Any, *, vocabulary: int, max_context: int) -> None:
         self.tokenizer = tokenizer
         self._vocabulary, self._max_context = vocabulary, max_context
 
-    def chat(self, messages: Sequence[dict[str, Any]]) -> tuple[int, ...]:
+    def chat(self, messages: Sequence[dict[str, Any]]) -> Prompt:
         """See `TextService.encode_chat`."""
         try:
             text = self.tokenizer.apply_chat_template(
@@ -28,22 +32,43 @@ class PromptEncoder:
                 f"the model's chat template does not take these messages: {reason}",
                 param="messages",
             ) from error
-        return tuple(self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+        return Prompt(
+            tuple(self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+        )
 
-    def text(self, text: str) -> tuple[int, ...]:
+    def text(self, text: str) -> Prompt:
         """See `TextService.encode`."""
-        return tuple(self.tokenizer(text, verbose=False).input_ids)
+        return Prompt(tuple(self.tokenizer(text, verbose=False).input_ids))
 
-    def require_room(self, prompt: Sequence[int], asked: int) -> None:
-        """Raise ContextExceeded where `prompt` and the tokens asked for are too many, RequestError
-        for token ids that the model does not have."""
+    def check(self, prompt: Prompt, max_tokens: int) -> None:
+        """Refuse a prompt that the model cannot run with an answer of `max_tokens`.
+
+        Raises ContextExceeded where both are too long together, and RequestError for media and
+        positions, which no engine here takes, and for token ids that the model does not have.
+        """
+        try:
+            prompt.require_text()
+        except ValueError as error:
+            raise RequestError(str(error), param="prompt") from None
         limit = self._max_context
-        if len(prompt) + asked > limit:
+        if len(prompt) + max_tokens > limit:
             raise ContextExceeded(
-                f"this model's maximum context length is {limit} tokens, but "
-                f"{len(prompt)} in the prompt and {asked} in max_tokens were asked for: "
-                "shorten one of them"
+                f"this model's maximum context length is {limit} tokens, but the prompt has "
+                f"{len(prompt)} and max_tokens is {max_tokens}: shorten one of them"
             )
-        if not all(0 <= token < self._vocabulary for token in prompt):
-            # past the embedding's end a GPU does not raise: it takes the whole process down
+        if not all(0 <= token < self._vocabulary for token in prompt.tokens):
+            # an id past the embedding's end raises no error on a GPU: it ends the whole process
             raise RequestError(f"token ids must lie in 0..{self._vocabulary - 1}", param="prompt")
+
+
+def require_fast(tokenizer: Any) -> None:
+    """Raise ValueError for a tokenizer of transformers that cannot decode token by token."""
+    if not tokenizer.is_fast:
+        raise ValueError("the model has no tokenizer.json, without which text cannot be streamed")
+
+
+def context_length(config: Any, limit: int | None) -> int:
+    """Tokens of prompt and answer that a model takes by its transformers configuration, at most
+    `limit`."""
+    positions = int(getattr(config, "max_position_embeddings", 2048))
+    return min(positions, limit or positions)

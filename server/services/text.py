@@ -1,7 +1,7 @@
-"""A served language model: requests join and leave one running batch.
+"""A served language model on the transformers engine: requests join and leave one running batch.
 
-One thread owns the engine. It admits waiting rows between two decode steps, hands every new token
-to its request's events, and ends rows at stop strings, limits, hang-ups and guard faults.
+One thread owns the engine. Between two decode steps waiting rows join; every new token is passed to
+its row, and rows end at stop strings, token limits, cancellation and guard failures.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from server.services.prompts import PromptEncoder
 from server.services.text_rows import TextRow, TokenText
 from steering.engines.transformers.engine import RowStart, RowToken, TransformersEngine
 from steering.engines.transformers.sampling import RowSampling
+from steering.prompt import Prompt
 
 logger = logging.getLogger(__name__)
 
 Record = Callable[[TextRowRequest, Verdict], None]
 
 PREFILL_TOKENS = 4096
-"""Prompt tokens that join in one step, padding included: running rows wait no longer than that."""
+"""The most prompt tokens of a prefill, padding included: running rows wait for it."""
 
 
 class BatchedTextService(EngineLoop[TextRow, TransformersEngine]):
@@ -53,10 +54,10 @@ class BatchedTextService(EngineLoop[TextRow, TransformersEngine]):
 
     # -- called from the event loop -------------------------------------------------------------
 
-    def encode_chat(self, messages: Sequence[dict[str, Any]]) -> tuple[int, ...]:
+    def encode_chat(self, messages: Sequence[dict[str, Any]]) -> Prompt:
         return self._encoder.chat(messages)
 
-    def encode(self, text: str) -> tuple[int, ...]:
+    def encode(self, text: str) -> Prompt:
         return self._encoder.text(text)
 
     def submit(self, requests: Sequence[TextRowRequest]) -> Sequence[RowEvents]:
@@ -67,40 +68,40 @@ class BatchedTextService(EngineLoop[TextRow, TransformersEngine]):
                 self._admit(request),
                 loop,
                 TokenText(self._encoder.tokenizer, request.sampling.stop),
-                self._hang_up,
+                self._cancel,
             )
             for request in requests
         ]
-        self._take(rows)
+        self._enqueue(rows)
         return [row.events for row in rows]
 
     def _admit(self, request: TextRowRequest) -> LanguagePlan:
-        """The plan of a request that this model can run."""
+        """The plan of the request's policy. Raises where this model cannot run the request."""
         try:
             plan = self._plans[request.policy]
         except KeyError:
             raise UnknownPolicy(f"there is no policy {request.policy!r}", param="policy") from None
         plan.require_fit(self.info.name)
-        self._encoder.require_room(request.prompt, request.sampling.max_tokens)
+        self._encoder.check(request.prompt, request.sampling.max_tokens)
         return plan
 
     # -- the engine's thread --------------------------------------------------------------------
 
     def _fits(self, joining: Sequence[TextRow], row: TextRow) -> bool:
-        widest = max(len(each.request.prompt) for each in (*joining, row))
-        return widest * (len(joining) + 1) <= PREFILL_TOKENS
+        longest = max(len(other.request.prompt) for other in (*joining, row))
+        return longest * (len(joining) + 1) <= PREFILL_TOKENS
 
     def _join(self, joining: list[TextRow]) -> None:
         first = len(self._running)
         tokens = self._engine.prefill([_start(row) for row in joining])
         self._running.extend(joining)
-        self._hand_out(first, tokens)
+        self._distribute(first, tokens)
 
     def _advance(self) -> None:
-        self._hand_out(0, self._engine.decode())
+        self._distribute(0, self._engine.decode())
 
-    def _hand_out(self, first: int, tokens: Sequence[RowToken]) -> None:
-        """Hand out new tokens, then let the rows leave that have ended."""
+    def _distribute(self, first: int, tokens: Sequence[RowToken]) -> None:
+        """Pass new tokens to the rows from `first` on, then remove the rows that have ended."""
         for row, token in zip(self._running[first:], tokens, strict=True):
             self._deliver(row, token)
         self._leave([i for i, row in enumerate(self._running) if row.over])
@@ -114,7 +115,7 @@ class BatchedTextService(EngineLoop[TextRow, TransformersEngine]):
         else:
             try:
                 row.push(token, ends=token.token in self._end_tokens)
-            except Exception:  # a fault in one row's text is no fault of the batch
+            except Exception:  # an error in one row's text must not fail the batch
                 logger.exception("no text for request %s", row.request.request_id)
                 row.error = engine_failed()
 

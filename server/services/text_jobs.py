@@ -1,4 +1,4 @@
-"""Running the rows of one HTTP request: merged, timed, and cancelled when nobody listens."""
+"""The rows of one HTTP request for text: merged, timed, cancelled when the client is gone."""
 
 from __future__ import annotations
 
@@ -12,21 +12,23 @@ from starlette.types import Receive
 
 from server.errors import ClientGone, RequestTimeout
 from server.services.interface import (
+    Event,
     FinishedText,
-    TextDelta,
+    RowEvents,
     TextRowRequest,
     TextService,
     TokenLogprob,
-    TokenStream,
 )
 
-Event = TextDelta | FinishedText
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class TextJob:
-    """Rows that are admitted but not yet submitted; `copies` rows in a row share a prompt."""
+    """The text rows of one request, admitted but not yet submitted.
+
+    Each prompt has `copies` rows, one behind the other.
+    """
 
     service: TextService
     requests: Sequence[TextRowRequest]
@@ -36,10 +38,10 @@ class TextJob:
 
     @asynccontextmanager
     async def events(self) -> AsyncIterator[AsyncIterator[tuple[int, Event]]]:
-        """Submit the rows and give their events, each with its row's index, as they come.
+        """Submit the rows; the context is an iterator of (row index, event) as they come.
 
-        Raises what `Service.submit` and the rows raise, the first error ending all rows, and
-        RequestTimeout at the deadline. Leaving the context, however, cancels what still runs.
+        Raises the errors of `TextService.submit`, the first error of a row, and RequestTimeout at
+        the deadline. Leaving the context, in whatever way, cancels rows that still run.
         """
         rows = self.service.submit(self.requests)
         merged: asyncio.Queue[tuple[int, Event | Exception]] = asyncio.Queue()
@@ -60,7 +62,7 @@ class TextJob:
                 await row.aclose()
 
 
-async def _pump(index: int, row: TokenStream, merged: asyncio.Queue[Any]) -> None:
+async def _pump(index: int, row: RowEvents, merged: asyncio.Queue[Any]) -> None:
     try:
         async for event in row:
             merged.put_nowait((index, event))
@@ -84,19 +86,19 @@ async def _drain(
 
 @dataclass(slots=True)
 class CollectedText:
-    """A finished row, put together."""
+    """A finished row, its events collected."""
 
     finished: FinishedText
     text: str = ""
     tokens: list[TokenLogprob] = field(default_factory=list)
 
 
-async def collect(generation: TextJob) -> list[CollectedText]:
-    """All rows of `generation`, in order, when the last has finished."""
-    texts: list[list[str]] = [[] for _ in generation.requests]
-    tokens: list[list[TokenLogprob]] = [[] for _ in generation.requests]
+async def collect(job: TextJob) -> list[CollectedText]:
+    """All rows of `job`, in order, when the last one has finished. Raises as `TextJob.events`."""
+    texts: list[list[str]] = [[] for _ in job.requests]
+    tokens: list[list[TokenLogprob]] = [[] for _ in job.requests]
     finished: dict[int, FinishedText] = {}
-    async with generation.events() as events:
+    async with job.events() as events:
         async for index, event in events:
             if isinstance(event, FinishedText):
                 finished[index] = event
@@ -108,7 +110,7 @@ async def collect(generation: TextJob) -> list[CollectedText]:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of one HTTP request; a prompt shared by several choices counts once."""
+    """Number of tokens of one HTTP request; a prompt that several choices share counts once."""
 
     prompt: int
     completion: int
@@ -130,9 +132,9 @@ class Usage:
 
 
 async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, or ClientGone and `work` cancelled where the client hangs up first.
+    """The result of `work`; cancels it and raises ClientGone where the client disconnects first.
 
-    The request's body must have been read: what is received after it is the hang-up.
+    The request's body must have been read: the only message after it is the disconnect.
     """
     task = asyncio.create_task(work)
     watcher = asyncio.create_task(_disconnected(receive))

@@ -1,4 +1,4 @@
-"""One row of a running batch: its text so far, and the events that its client reads."""
+"""The state of one text row: its tokens as text, stop strings, and the events for its client."""
 
 from __future__ import annotations
 
@@ -24,40 +24,41 @@ from steering.engines.transformers.engine import RowToken
 
 
 class TokenText:
-    """Text of a growing token sequence, held back where it may be the start of a stop string.
+    """The text of a growing token sequence, up to a stop string.
 
-    `tokenizer` is a fast one of transformers.
+    Text that may be the start of a stop string is buffered. `tokenizer` is a fast one of
+    transformers.
     """
 
     def __init__(self, tokenizer: Any, stop: tuple[str, ...]) -> None:
         self.tokenizer = tokenizer
         self._stop = stop
         self._decoder = DecodeStream(skip_special_tokens=True)
-        self._held = ""
+        self._buffer = ""
 
     def push(self, token: int) -> tuple[str, bool]:
-        """New text that is safe to send, and whether a stop string was met."""
-        self._held += self._decoder.step(self.tokenizer.backend_tokenizer, token) or ""
-        met = [at for at in (self._held.find(stop) for stop in self._stop) if at >= 0]
-        if met:
-            return self._held[: min(met)], True
-        keep = max((self._open(stop) for stop in self._stop), default=0)
-        cut = len(self._held) - keep
-        sent, self._held = self._held[:cut], self._held[cut:]
-        return sent, False
+        """Add a token; returns new text that is safe to send, and whether a stop string follows."""
+        self._buffer += self._decoder.step(self.tokenizer.backend_tokenizer, token) or ""
+        matches = [at for at in (self._buffer.find(stop) for stop in self._stop) if at >= 0]
+        if matches:
+            return self._buffer[: min(matches)], True
+        keep = max((self._partial_match(stop) for stop in self._stop), default=0)
+        cut = len(self._buffer) - keep
+        text, self._buffer = self._buffer[:cut], self._buffer[cut:]
+        return text, False
 
     def rest(self) -> str:
-        """What is still held back when the row ends."""
-        return self._held
+        """The buffered text when the row ends."""
+        return self._buffer
 
-    def _open(self, stop: str) -> int:
-        """Length of the longest start of `stop` that the text ends with."""
-        sizes = range(min(len(stop) - 1, len(self._held)), 0, -1)
-        return next((size for size in sizes if self._held.endswith(stop[:size])), 0)
+    def _partial_match(self, stop: str) -> int:
+        """Length of the longest prefix of `stop` that the text ends with."""
+        sizes = range(min(len(stop) - 1, len(self._buffer)), 0, -1)
+        return next((size for size in sizes if self._buffer.endswith(stop[:size])), 0)
 
 
 class TextRow(BatchRow):
-    """A request for text on its way."""
+    """The state of one request for text."""
 
     request: TextRowRequest
     plan: LanguagePlan
@@ -68,51 +69,55 @@ class TextRow(BatchRow):
         plan: LanguagePlan,
         loop: asyncio.AbstractEventLoop,
         text: TokenText,
-        hang_up: Callable[[TextRow], None],
+        cancel: Callable[[TextRow], None],
     ) -> None:
         super().__init__(loop)
         self.request, self.plan, self.text = request, plan, text
-        self.begun = False
-        """Whether the prompt was let through."""
+        self.started = False
+        """Whether a token was generated, so that no guard has blocked the prompt."""
         self.generated = 0
+        """Number of tokens."""
         self.reason: FinishReason | None = None
-        # A guard looks at a generated token in the forward after the one that made it: where it
-        # may block there, each token waits for the next, so that the one it fires on is not sent.
+        # A guard reads a generated token in the forward after the one that generated it. Where it
+        # may block then, each token waits for the next one: the token it fires on is not sent.
         self.lags = plan.action == "block" and any(
             guard.recheck is not None for guard in plan.guards
         )
-        self._late: RowToken | None = None
-        self.events = _Events(self, hang_up)
+        self._delayed: RowToken | None = None
+        self.events = _Events(self, cancel)
 
     @property
     def over(self) -> bool:
-        """Whether its last token has been generated."""
+        """Whether the last token has been generated, or an error ends the row."""
         return self.reason is not None or self.error is not None
 
     def push(self, token: RowToken, *, ends: bool) -> None:
-        """Take a generated token: send its text, and end the row where it is the last."""
-        self.begun = True
-        late, self._late = self._late, None
-        if late is not None:
-            self._say(late, ends=False)
+        """Send the text of a generated token, and end the row where it is the last one.
+
+        `ends`: it is an end token, whose text is not sent.
+        """
+        self.started = True
+        delayed, self._delayed = self._delayed, None
+        if delayed is not None:
+            self._send_token(delayed, ends=False)
         if self.reason is not None:
             return
         if self.lags and not ends:
-            self._late = token
+            self._delayed = token
         else:
-            self._say(token, ends=ends)
+            self._send_token(token, ends=ends)
 
     def finish(self, verdict: Verdict) -> None:
-        """Send the last event: the verdict, or the error that ended the row."""
+        """Send the last event, with the verdict or with the error that ended the row."""
         if self.error is not None:
             self.send_error(self.error, verdict)
-        elif self.reason == "content_filter" and not self.begun:
+        elif self.reason == "content_filter" and not self.started:
             self.send(ContentBlocked("a guard of this policy blocks the prompt", verdict=verdict))
         else:
-            prompt = len(self.request.prompt)
-            self.send(FinishedText(self.reason or "stop", prompt, self.generated, verdict))
+            prompt_tokens = len(self.request.prompt)
+            self.send(FinishedText(self.reason or "stop", prompt_tokens, self.generated, verdict))
 
-    def _say(self, token: RowToken, *, ends: bool) -> None:
+    def _send_token(self, token: RowToken, *, ends: bool) -> None:
         self.generated += 1
         if ends:
             self.reason, text = "stop", self.text.rest()
@@ -128,18 +133,18 @@ class TextRow(BatchRow):
             self.send(TextDelta(text, tokens))
 
     def _logprob(self, token: RowToken) -> TokenLogprob:
-        def text(ids: int) -> str:
-            return str(self.text.tokenizer.decode([ids]))
+        def text(token_id: int) -> str:
+            return str(self.text.tokenizer.decode([token_id]))
 
-        top = tuple((ids, text(ids), value) for ids, value in token.top)
+        top = tuple((token_id, text(token_id), logprob) for token_id, logprob in token.top)
         return TokenLogprob(token.token, text(token.token), token.logprob or 0.0, top)
 
 
 class _Events:
-    """A row's events. A class, since closing an unstarted async generator runs none of it."""
+    """The events of a row. No generator: closing one that has not started runs none of its code."""
 
-    def __init__(self, row: TextRow, hang_up: Callable[[TextRow], None]) -> None:
-        self._row, self._hang_up, self._over = row, hang_up, False
+    def __init__(self, row: TextRow, cancel: Callable[[TextRow], None]) -> None:
+        self._row, self._cancel, self._over = row, cancel, False
 
     def __aiter__(self) -> _Events:
         return self
@@ -156,4 +161,4 @@ class _Events:
     async def aclose(self) -> None:
         if not self._over:
             self._over = True
-            self._hang_up(self._row)
+            self._cancel(self._row)

@@ -1,8 +1,9 @@
 """The vLLM plugin: `GUARD_CONFIG=config.toml vllm serve MODEL`.
 
-Found through the entry point group `vllm.general_plugins`, and called in every process of the
-engine. Without GUARD_CONFIG it does nothing. A request's policy is `guard_policy` of its extra
-arguments (`vllm_xargs` over HTTP, `SamplingParams.extra_args` offline), else the server's default.
+vLLM finds it through the entry point group `vllm.general_plugins` and calls it in every process of
+the engine. Without GUARD_CONFIG it does nothing. The policy of a request is `guard_policy` of its
+extra arguments (`vllm_xargs` over HTTP, `SamplingParams.extra_args` offline), else the server's
+default.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ import os
 from guard.config.vllm_plugin import CONFIG
 
 TESTED = ("0.32",)
-"""Releases of vLLM whose sources were read and that the tests run on."""
+"""Releases of vLLM that the tests run on."""
 
 
 def register() -> None:
-    """Guard what vLLM serves in this process. Raises GuardError where it must not be served."""
+    """Guard the models that vLLM serves in this process. Raises GuardError where that fails."""
     if path := os.environ.get(CONFIG):
-        # imported where there is something to do: without it nothing is loaded
+        # imported here: without a configuration nothing is loaded
         from server.vllm.install import install
 
         install(path)

@@ -1,4 +1,4 @@
-"""From a configured model to a running vLLM engine with the plugin."""
+"""From the settings of a model to a running vLLM engine with the plugin."""
 
 from __future__ import annotations
 
@@ -18,37 +18,38 @@ from guard.models.chat import end_tokens
 from guard.models.sources import resolve_source
 from guard.verdict import Verdict
 from server.services.interface import AnyRequest, LanguageModelInfo
-from server.services.prompts import PromptEncoder
+from server.services.prompts import PromptEncoder, context_length, require_fast
 from server.vllm.install import install
 from server.vllm.service import VllmService
 
 _services: dict[str, VllmService] = {}
-"""By the name of the model, of this process."""
+"""The services of this process, by the model's name."""
 
 
 def vllm_service(
     config: Config, settings: ModelConfig, record: Callable[[AnyRequest, Verdict], None]
 ) -> VllmService:
-    """Start an engine. Raises GuardError, ValueError and RuntimeError where it does not start."""
+    """Start an engine and return its service. Raises GuardError, ValueError and RuntimeError."""
     if config.path is None:
-        raise ModelError('engine = "vllm" needs a configuration that was read from a file')
+        raise ModelError('engine = "vllm" needs a configuration file: its workers read it, too')
     if settings.device != "auto":
-        raise ModelError(f"model {settings.name}: vLLM takes its build's device: leave it out")
-    # its processes find the plugin through this, and must not be forked from one that has threads
+        raise ModelError(
+            f"model {settings.name}: vLLM runs on the device that it was built for: leave 'device' "
+            "out"
+        )
+    # vLLM's processes find the plugin by this variable; a fork of a process with threads is unsafe
     os.environ[CONFIG] = str(config.path)
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
-    install(config.path, keyed=False, record=_hand_on)
+    install(config.path, keyed=False, record=_keep_verdict)
     source = resolve_source(settings.source)
     tokenizer = AutoTokenizer.from_pretrained(source)
-    if not tokenizer.is_fast:
-        raise ValueError("it has no tokenizer.json: text cannot be streamed without")
-    about = AutoConfig.from_pretrained(source)
-    own = getattr(about, "max_position_embeddings", 2048)
-    context = min(own, settings.max_context or own)
+    require_fast(tokenizer)
+    model_config = AutoConfig.from_pretrained(source)
+    context = context_length(model_config, settings.max_context)
     engine = AsyncLLM.from_engine_args(_arguments(config, settings, source, context))
     entries = engine.input_processor.guard.entries
-    stated = engine.model_config.try_get_generation_config()
-    # a row that waits for the look at its last token asks for one more
+    generation_config = engine.model_config.try_get_generation_config()
+    # a row whose last token a guard has to read takes one more token from vLLM
     room = context - 1
     service = _services[settings.name] = VllmService(
         LanguageModelInfo(
@@ -58,9 +59,9 @@ def vllm_service(
             max_context=room,
             policies=tuple(name for name, entry in entries.items() if not entry.plan.refuses),
         ),
-        PromptEncoder(tokenizer, vocabulary=about.vocab_size, max_context=room),
+        PromptEncoder(tokenizer, vocabulary=model_config.vocab_size, max_context=room),
         engine,
-        end_tokens=end_tokens(stated.get("eos_token_id"), tokenizer),
+        end_tokens=end_tokens(generation_config.get("eos_token_id"), tokenizer),
         capacity=config.server.max_batch,
         queue_limit=config.server.queue_limit,
         record=record,
@@ -69,7 +70,7 @@ def vllm_service(
 
 
 def _arguments(config: Config, settings: ModelConfig, source: str, context: int) -> AsyncEngineArgs:
-    given: dict[str, Any] = {
+    fixed: dict[str, Any] = {
         "model": source,
         "served_model_name": settings.name,
         "dtype": settings.dtype,
@@ -77,15 +78,17 @@ def _arguments(config: Config, settings: ModelConfig, source: str, context: int)
         "max_num_seqs": config.server.max_batch,
         "disable_log_stats": True,
     }
-    if taken := given.keys() & settings.engine_options.keys():
-        told = f"model {settings.name}: engine_options: {', '.join(sorted(taken))}"
-        raise ModelError(f"{told} is this server's to set: leave it out")
+    if conflicts := fixed.keys() & settings.engine_options.keys():
+        raise ModelError(
+            f"model {settings.name}: engine_options: this server sets "
+            f"{', '.join(sorted(conflicts))} itself: leave it out"
+        )
     try:
-        return AsyncEngineArgs(**given, **settings.engine_options)
+        return AsyncEngineArgs(**fixed, **settings.engine_options)
     except TypeError as error:
         raise ModelError(f"model {settings.name}: engine_options: {error}") from error
 
 
-def _hand_on(verdict: Verdict) -> None:
+def _keep_verdict(verdict: Verdict) -> None:
     if (service := _services.get(verdict.model)) is not None:
-        service.took(verdict)
+        service.keep_verdict(verdict)

@@ -1,4 +1,4 @@
-"""vLLM's front end: which policy a request has, decided before anything is scheduled."""
+"""vLLM's front end: the policy of each request, chosen before the request is scheduled."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ from server.vllm.served import served_by, served_name
 from steering.engines.vllm.runner import PLAN, require_followed
 
 
-def surround(path: Path, *, keyed: bool, opened: Callable[[Policies], None]) -> None:
-    """Let vLLM's front ends ask their `Policies`, which are their `guard`; `opened` hears of
-    each that is there."""
-    own, made = InputProcessor.process_inputs, InputProcessor.__init__
+def patch(path: Path, *, keyed: bool, on_open: Callable[[Policies], None]) -> None:
+    """Give each input processor of vLLM its `Policies`, as attribute `guard`, and make it choose
+    the policy of every request. `on_open` is called with each new `Policies`."""
+    original_process, original_init = InputProcessor.process_inputs, InputProcessor.__init__
 
-    @wraps(made)
+    @wraps(original_init)
     def __init__(self: Any, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
-        # here, since a runner that is not hooked would ask nobody
+        # checked here: a model runner without hooks would run every request unguarded
         require_followed(vllm_config)
         config = load_config(path)
-        generation = Revision(config, served_by(vllm_config), served_name(vllm_config))
-        self.guard = Policies(path, config, generation, keyed=keyed)
-        opened(self.guard)
-        made(self, vllm_config, *args, **kwargs)
+        revision = Revision(config, served_by(vllm_config), served_name(vllm_config))
+        self.guard = Policies(path, config, revision, keyed=keyed)
+        on_open(self.guard)
+        original_init(self, vllm_config, *args, **kwargs)
 
-    @wraps(own)
+    @wraps(original_process)
     def process_inputs(self: Any, *args: Any, **kwargs: Any) -> Any:
-        request = own(self, *args, **kwargs)
+        request = original_process(self, *args, **kwargs)
         params = request.sampling_params
         if params is None:
             return request
         try:
-            entry = self.guard.asked(params.extra_args)
+            entry = self.guard.entry_for(params.extra_args)
         except ValueError as error:
             raise VLLMValidationError(str(error), parameter=POLICY) from error
-        # the request has parameters of its own by now, and no say in its plan
+        # by now the parameters are a copy; a plan that the client has given is overwritten
         params.extra_args = {**(params.extra_args or {}), PLAN: entry.key}
         request.cache_salt = salted(request.cache_salt, entry.salt)
         return request

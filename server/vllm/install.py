@@ -1,4 +1,4 @@
-"""Puts the plugin's parts into vLLM's classes, once a process."""
+"""Patches vLLM's classes with the parts of the plugin, once for each process."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ _installed: list[Path] = []
 
 
 def install(path: Path | str, *, keyed: bool = True, record: outputs.Record | None = None) -> None:
-    """Guard what vLLM serves in this process by the configuration there. Does nothing the second
-    time.
+    """Guard the models that vLLM serves in this process, by the configuration at `path`. The second
+    call does nothing.
 
-    `keyed`: where the configuration has keys, requests may have only what all of them may; a front
-    end that knows whose a request is says False. `record` None takes the configuration's audit log
-    and vLLM's metrics. Raises GuardError.
+    `keyed`: requests may name only policies that every key of the configuration allows; False is
+    for a front end that knows the key of each request. `record` None takes the configuration's
+    audit log and vLLM's metrics. Raises GuardError.
     """
     if _installed:
         return
     if not vllm.__version__.startswith(tuple(f"{release}." for release in TESTED)):
-        told = f"vLLM {vllm.__version__} is not supported: install {' or '.join(TESTED)}"
-        raise ConfigError([f"{told}, or unset {CONFIG} to serve without guards"])
+        problem = f"vLLM {vllm.__version__} is not supported: install {' or '.join(TESTED)}"
+        raise ConfigError([f"{problem}, or unset {CONFIG} to serve without guards"])
     path = Path(path)
     config = load_config(path)
     _installed.append(path)
     recording = Recording(config.server.audit_log)
 
-    def opened(made: Policies) -> None:
+    def on_open(policies: Policies) -> None:
         if record is None:
             recording.open()
-        outputs.expect(made.entries.values())
+        outputs.register(policies.entries.values())
 
-    front.surround(path, keyed=keyed, opened=opened)
-    outputs.surround(record or recording)
-    replies.surround(config)
-    workers.surround(path)
-    scheduler.surround()
+    front.patch(path, keyed=keyed, on_open=on_open)
+    outputs.patch(record or recording)
+    replies.patch(config)
+    workers.patch(path)
+    scheduler.patch()

@@ -1,6 +1,6 @@
-"""vLLM's outputs: what workers tell of a request becomes its verdict, once, however it ends.
+"""vLLM's outputs: the readings of a request's guards become its one verdict, however it ends.
 
-The verdict is `guard` of each completion and of the output; audit log and metrics have it, too.
+The verdict is the attribute `guard` of each completion and of the output; it is recorded, too.
 """
 
 from __future__ import annotations
@@ -18,42 +18,42 @@ from vllm.v1.engine.output_processor import OutputProcessor, RequestState
 from guard.plans.revision import RevisionEntry
 from guard.verdict import Verdict
 from steering.engines.vllm.runner import PLAN
-from steering.engines.vllm.scheduler import ENDED, TOLD
+from steering.engines.vllm.scheduler import ENDED, READINGS
 from steering.hidden.rows import Reading
 
 Record = Callable[[Verdict], None]
 
 _entries: dict[str, RevisionEntry] = {}
-"""By key: the policies that requests in this process may have."""
+"""The policies that requests in this process may have, by their keys."""
 
 
-def expect(entries: Collection[RevisionEntry], forget: Collection[str] = ()) -> None:
-    """From now on requests of these policies may come, and none with the keys to forget."""
+def register(entries: Collection[RevisionEntry], forget: Collection[str] = ()) -> None:
+    """Accept requests of these policies from now on, and none with a key in `forget`."""
     for key in forget:
         _entries.pop(key, None)
     _entries.update({entry.key: entry for entry in entries})
 
 
 class TrackedRequest:
-    """What becomes of one request."""
+    """The state of one request: the last readings of its guards, and its verdict."""
 
     def __init__(self, entry: RevisionEntry, request_id: str, record: Record) -> None:
         self.key = entry.key
-        self.seen: Sequence[Sequence[Any]] | None = None
-        """Of each guard of its plan: score, threshold, position and whether that is valid."""
-        self.ended = False
-        """Whether its guards have ended it."""
+        self.readings: Sequence[Sequence[Any]] | None = None
+        """For each guard of the plan: score, threshold, position and whether they are valid."""
+        self.ended_by_guard = False
         self.verdict: Verdict | None = None
         self._entry, self._id, self._record = entry, request_id, record
         self._started = time.monotonic()
 
     def close(self, *, failed: bool = False) -> None:
-        """Make the verdict, once. `failed`: the engine has, or nobody has told of the guards."""
+        """Make and record the verdict, once. `failed`: the engine failed, or no readings came."""
         if self.verdict is not None:
             return
         plan = self._entry.plan
         names = [guard.name for guard in plan.guards]
-        readings = dict(zip(names, (Reading(*own) for own in self.seen or ()), strict=False))
+        values = (Reading(*fields) for fields in self.readings or ())
+        readings = dict(zip(names, values, strict=False))
         verdict = plan.verdict(
             readings,
             request_id=self._id,
@@ -64,31 +64,33 @@ class TrackedRequest:
         self._record(self.verdict)
 
     def end(self, reason: FinishReason) -> None:
-        """The request has ended in the engine, or because its client is gone."""
-        unread = self.seen is None and bool(self._entry.plan.guards)
+        """Close a request that has ended in the engine, or whose client has disconnected."""
+        unread = self.readings is None and bool(self._entry.plan.guards)
         self.close(failed=reason == FinishReason.ERROR or unread and reason != FinishReason.ABORT)
 
 
-def surround(record: Record) -> None:
-    """Let vLLM's outputs carry verdicts, and `record` have each of them."""
-    began = vars(RequestState)["from_new_request"].__func__
-    whole, one = RequestState.make_request_output, RequestState._new_completion_output
-    merged = RequestOutput.add
-    aborted, failed = OutputProcessor.abort_requests, OutputProcessor.propagate_error
+def patch(record: Record) -> None:
+    """Make vLLM's outputs carry verdicts, each of which is passed to `record`."""
+    original_new = vars(RequestState)["from_new_request"].__func__
+    original_output = RequestState.make_request_output
+    original_completion = RequestState._new_completion_output
+    original_add = RequestOutput.add
+    original_abort = OutputProcessor.abort_requests
+    original_error = OutputProcessor.propagate_error
 
     def from_new_request(cls: Any, /, *args: Any, request: Any, **kwargs: Any) -> Any:
-        state = began(cls, *args, request=request, **kwargs)
+        state = original_new(cls, *args, request=request, **kwargs)
         if (params := request.sampling_params) is not None:
             entry = _entries.get((params.extra_args or {}).get(PLAN, ""))
             if entry is None:
-                raise ValueError("a request that this front end has not made cannot be guarded")
+                raise ValueError("a request from another front end cannot be guarded")
             parent, name = kwargs.get("parent_req"), request.external_req_id
             if parent is not None:
                 name = f"{parent.external_req_id}/{kwargs.get('request_index', 0)}"
-            state.watched = TrackedRequest(entry, name, record)
+            state.tracked = TrackedRequest(entry, name, record)
         return state
 
-    @wraps(whole)
+    @wraps(original_output)
     def make_request_output(
         self: Any,
         new_token_ids: Any,
@@ -99,58 +101,58 @@ def surround(record: Record) -> None:
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        watched: TrackedRequest | None = getattr(self, "watched", None)
+        tracked: TrackedRequest | None = getattr(self, "tracked", None)
         rest = dict(kv_transfer_params or {})
-        told, ended = rest.pop(TOLD, None), rest.pop(ENDED, False)
-        if watched is not None:
-            watched.seen = watched.seen if told is None else told
-            watched.ended = watched.ended or ended
+        readings, ended = rest.pop(READINGS, None), rest.pop(ENDED, False)
+        if tracked is not None:
+            tracked.readings = tracked.readings if readings is None else readings
+            tracked.ended_by_guard = tracked.ended_by_guard or ended
             if finish_reason is not None:
-                watched.end(finish_reason)
-        result = whole(
+                tracked.end(finish_reason)
+        result = original_output(
             *(self, new_token_ids, pooling_output, finish_reason, stop_reason, rest or None),
             *args,
             **kwargs,
         )
-        if result is not None and watched is not None:
-            _tell(result)
+        if result is not None and tracked is not None:
+            _set_verdict(result)
         return result
 
-    @wraps(one)
+    @wraps(original_completion)
     def _new_completion_output(self: Any, *args: Any, **kwargs: Any) -> Any:
-        result = one(self, *args, **kwargs)
-        watched: TrackedRequest | None = getattr(self, "watched", None)
-        if watched is not None and watched.verdict is not None:
-            result.guard = watched.verdict.as_dict()
-            if watched.ended:
+        result = original_completion(self, *args, **kwargs)
+        tracked: TrackedRequest | None = getattr(self, "tracked", None)
+        if tracked is not None and tracked.verdict is not None:
+            result.guard = tracked.verdict.as_dict()
+            if tracked.ended_by_guard:
                 result.finish_reason = "content_filter"
         return result
 
-    @wraps(merged)
+    @wraps(original_add)
     def add(self: Any, next_output: Any, *args: Any, **kwargs: Any) -> None:
-        # outputs that nobody has fetched yet become one
-        merged(self, next_output, *args, **kwargs)
-        told = {each.index: getattr(each, "guard", None) for each in next_output.outputs}
-        for each in self.outputs:
-            if (verdict := told.get(each.index)) is not None:
-                each.guard = verdict
-        _tell(self)
+        # vLLM merges outputs that the caller has not fetched yet
+        original_add(self, next_output, *args, **kwargs)
+        verdicts = {new.index: getattr(new, "guard", None) for new in next_output.outputs}
+        for completion in self.outputs:
+            if (verdict := verdicts.get(completion.index)) is not None:
+                completion.guard = verdict
+        _set_verdict(self)
 
-    @wraps(aborted)
+    @wraps(original_abort)
     def abort_requests(self: Any, *args: Any, **kwargs: Any) -> Any:
         running = dict(self.request_states)
-        gone = aborted(self, *args, **kwargs)
-        for name in gone:
-            if (watched := getattr(running.get(name), "watched", None)) is not None:
-                watched.close()
-        return gone
+        aborted = original_abort(self, *args, **kwargs)
+        for name in aborted:
+            if (tracked := getattr(running.get(name), "tracked", None)) is not None:
+                tracked.close()
+        return aborted
 
-    @wraps(failed)
+    @wraps(original_error)
     def propagate_error(self: Any, *args: Any, **kwargs: Any) -> Any:
         for state in self.request_states.values():
-            if (watched := getattr(state, "watched", None)) is not None:
-                watched.close(failed=True)
-        return failed(self, *args, **kwargs)
+            if (tracked := getattr(state, "tracked", None)) is not None:
+                tracked.close(failed=True)
+        return original_error(self, *args, **kwargs)
 
     RequestState.from_new_request = classmethod(from_new_request)
     RequestState.make_request_output = make_request_output
@@ -160,7 +162,7 @@ def surround(record: Record) -> None:
     OutputProcessor.propagate_error = propagate_error
 
 
-def _tell(output: Any) -> None:
-    """The verdict of an output's completion, or those of all of them."""
-    guards = [getattr(each, "guard", None) for each in output.outputs]
-    output.guard = guards[0] if len(guards) == 1 else guards
+def _set_verdict(output: Any) -> None:
+    """Set the `guard` of an output: the verdict of its completion, or the list of all of them."""
+    verdicts = [getattr(completion, "guard", None) for completion in output.outputs]
+    output.guard = verdicts[0] if len(verdicts) == 1 else verdicts

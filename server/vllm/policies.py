@@ -1,4 +1,4 @@
-"""Which policies requests to a vLLM engine may ask for, and what they get that ask for none."""
+"""The policies that requests to a vLLM engine may name, and their default."""
 
 from __future__ import annotations
 
@@ -13,54 +13,56 @@ from guard.plans.revision import Revision, RevisionEntry, digest
 
 
 class Policies:
-    """What requests to one engine may ask for, and what they get that ask for nothing.
+    """The policies that requests to one engine may name, and their default.
 
-    One that is read anew takes its place as a whole.
+    A reload replaces the object as a whole.
     """
 
-    def __init__(self, path: Path, config: Config, generation: Revision, *, keyed: bool) -> None:
-        """`keyed` False is for a front end that chooses the policy of every request itself. Else
-        raises ConfigError where a request that asks for nothing would go unguarded, and GuardFailed
-        for policies that cannot be applied."""
-        self.path, self.generation, self.keyed = path, generation, keyed
-        self.earlier: set[str] = set()
-        """The keys of earlier generations that requests may still have."""
+    def __init__(self, path: Path, config: Config, revision: Revision, *, keyed: bool) -> None:
+        """`keyed` is as in `install`. Where it is True, raises ConfigError for a default without
+        guards, and GuardFailed for policies that cannot be applied."""
+        self.path, self.revision, self.keyed = path, revision, keyed
+        self.earlier_keys: set[str] = set()
+        """Keys of earlier revisions that running requests may still have."""
         self.default = config.server.default_policy
-        entries = generation.entries
+        entries = revision.entries
         if keyed and self.default not in entries:
-            told = f"the default policy {self.default!r} has no guard for a language model"
-            raise ConfigError([f"{told}: it would leave every request unguarded"])
+            problem = f"the default policy {self.default!r} has no guard for a language model"
+            raise ConfigError([f"{problem}: it would leave every request unguarded"])
         self.entries: Mapping[str, RevisionEntry] = {
             name: entry
             for name, entry in entries.items()
             if not keyed
             or name == self.default
-            # nobody here runs screens of text
-            or (askable(config, name) and not entry.plan.texts)
+            # the plugin does not run text screens
+            or (allowed_by_all_keys(config, name) and not entry.plan.texts)
         }
         if keyed:
             entries[self.default].plan.require_no_texts()
         for entry in self.entries.values() if keyed else ():
             entry.plan.require_whole()
 
-    def asked(self, extra: Mapping[str, Any] | None) -> RevisionEntry:
-        """The policy of a request. Raises ValueError for one that it may not have."""
+    def entry_for(self, extra: Mapping[str, Any] | None) -> RevisionEntry:
+        """The policy of a request with the extra arguments `extra`. Raises ValueError for a policy
+        that it may not name."""
         name = (extra or {}).get(POLICY, self.default)
         entry = self.entries.get(name) if isinstance(name, str) else None
         if entry is None:
-            told = repr(name)[:80] if isinstance(name, str | int | None) else type(name).__name__
-            raise ValueError(f"there is no policy {told} here, but {', '.join(self.entries)}")
+            shown = repr(name)[:80] if isinstance(name, str | int | None) else type(name).__name__
+            raise ValueError(
+                f"there is no policy {shown} here: use one of {', '.join(self.entries)}"
+            )
         return entry
 
 
-def askable(config: Config, policy: str) -> bool:
-    """Whether all keys of the configuration, which vLLM does not know, may ask for a policy."""
+def allowed_by_all_keys(config: Config, policy: str) -> bool:
+    """Whether every key of the configuration allows a policy: vLLM knows no key of a request."""
     return all(policy in {key.default_policy, *key.policies} for key in config.keys)
 
 
-def salted(given: str | None, plan: str | None) -> str | None:
-    """The salt of a request's cached keys: what it has `given`, and its plan.
+def salted(salt: str | None, plan: str | None) -> str | None:
+    """The salt of a request's prefix cache, from the client's own salt and the salt of its plan.
 
-    Whoever gives a salt cannot make it that of another plan: all that are given are hashed.
+    Both are hashed together, so that no client's salt can collide with that of another plan.
     """
-    return None if given is None and plan is None else digest([given, plan])
+    return None if salt is None and plan is None else digest([salt, plan])

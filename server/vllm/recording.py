@@ -1,4 +1,4 @@
-"""Where the verdicts of vLLM's requests go: the configuration's audit log, and vLLM's metrics."""
+"""Verdicts of vLLM's requests into the configuration's audit log and vLLM's metrics."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from server.observe.recorder import Recorder
 
 
 class Recording:
-    """Hands on verdicts; what it needs is opened by the first front end of the process."""
+    """A `Record` of `outputs.patch`; the first front end of the process opens log and metrics."""
 
     def __init__(self, audit_log: Path | None) -> None:
         self._path = audit_log
@@ -28,11 +28,11 @@ class Recording:
 
     def __call__(self, verdict: Verdict) -> None:
         if self._recorder is not None:
-            # vLLM knows no tenants
+            # vLLM has no tenants
             self._recorder.record(verdict, tenant="")
 
 
 @cache
 def _metrics() -> VerdictMetrics:
-    # a registry takes a name once
+    # a second registration of the same names would fail
     return VerdictMetrics(REGISTRY)

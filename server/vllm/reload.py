@@ -1,7 +1,7 @@
-"""The configuration read anew while vLLM runs: by an admin's call, or from the program around it.
+"""Reloading the configuration while vLLM runs, by `POST /guard/reload` or from Python.
 
-New requests have the new policies from the moment on at which all workers have them; those that
-run end under the policy they came with. Where anything fails, all stays as it was.
+New requests get the new policies once all workers have loaded them; running requests end under the
+policy they started with. Where anything fails, nothing changes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from server.wire.replies import JSONReply
 
 
 class ReloadFailed(GuardError):
-    """The new configuration could not be loaded everywhere."""
+    """A worker could not load the new configuration."""
 
     status = 409
     code = "reload_failed"
@@ -35,56 +35,56 @@ class ReloadFailed(GuardError):
 
 _lock = asyncio.Lock()
 _numbers = itertools.count(1)
-"""Of generations; one that failed leaves its number behind in workers that had it."""
+"""Numbers of revisions. A failed reload uses up its number: workers may have loaded it."""
 
 
 async def reload(engine: Any) -> Policies:
-    """Read the configuration of an `AsyncLLM` anew. Raises GuardError and changes nothing where it
-    does not hold, or a worker cannot load it."""
+    """Reload the configuration of an `AsyncLLM`. Raises GuardError and changes nothing where the
+    configuration is invalid or a worker cannot load it."""
     if engine._client_count > 1:
-        raise ReloadFailed("several API servers share this engine: start them anew")
+        raise ReloadFailed("several API servers share this engine: restart them instead")
     async with _lock:
         policies, arguments = _next(engine)
         try:
             await engine.collective_rpc(LOAD, args=arguments)
         except Exception as error:
-            raise ReloadFailed(f"the workers go on as before: {error}") from error
+            raise ReloadFailed(f"the workers keep their configuration: {error}") from error
         return _swap(engine, policies)
 
 
 def reload_now(engine: Any) -> Policies:
-    """The same for an `LLMEngine`, `llm.llm_engine` offline."""
+    """`reload` for an `LLMEngine`, `llm.llm_engine` offline."""
     policies, arguments = _next(engine)
     try:
         engine.collective_rpc(LOAD, args=arguments)
     except Exception as error:
-        raise ReloadFailed(f"the workers go on as before: {error}") from error
+        raise ReloadFailed(f"the workers keep their configuration: {error}") from error
     return _swap(engine, policies)
 
 
 def _next(engine: Any) -> tuple[Policies, tuple[int, Sequence[str], Sequence[str]]]:
-    """What follows, and what workers are told of it."""
+    """The next policies, and the arguments with which workers load them."""
     old: Policies = engine.input_processor.guard
-    config, last = load_config(old.path), old.generation
+    config, last = load_config(old.path), old.revision
     number = next(_numbers)
-    fresh = Revision(config, last.served, last.model, number)
-    policies = Policies(old.path, config, fresh, keyed=old.keyed)
-    keep = {*_keys(last.entries.values()), *_carried(engine)}
-    whole = [entry for entry in fresh.entries.values() if not entry.plan.refuses]
-    return policies, (number, _keys(whole), sorted(keep))
+    revision = Revision(config, last.served, last.model, number)
+    policies = Policies(old.path, config, revision, keyed=old.keyed)
+    keep = {*_keys(last.entries.values()), *_running_keys(engine)}
+    applicable = [entry for entry in revision.entries.values() if not entry.plan.refuses]
+    return policies, (number, _keys(applicable), sorted(keep))
 
 
 def _swap(engine: Any, policies: Policies) -> Policies:
     old: Policies = engine.input_processor.guard
-    policies.earlier = {*_keys(old.entries.values()), *_carried(engine)}
-    outputs.expect(policies.entries.values(), forget=old.earlier - policies.earlier)
+    policies.earlier_keys = {*_keys(old.entries.values()), *_running_keys(engine)}
+    outputs.register(policies.entries.values(), forget=old.earlier_keys - policies.earlier_keys)
     engine.input_processor.guard = policies
     return policies
 
 
-def _carried(engine: Any) -> Iterable[str]:
+def _running_keys(engine: Any) -> Iterable[str]:
     states = engine.output_processor.request_states.values()
-    return {state.watched.key for state in states if hasattr(state, "watched")}
+    return {state.tracked.key for state in states if hasattr(state, "tracked")}
 
 
 def _keys(entries: Iterable[RevisionEntry]) -> list[str]:
@@ -92,21 +92,19 @@ def _keys(entries: Iterable[RevisionEntry]) -> list[str]:
 
 
 def admin_router(config: Config) -> APIRouter:
-    """`POST /guard/reload`, for who has the key whose hash is `server.admin_hash`."""
+    """`POST /guard/reload`, for the admin key, whose hash is `server.admin_hash`."""
     router = APIRouter()
     if config.server.admin_hash is None:
         return router
     ring = KeyRing([KeyConfig(hash=config.server.admin_hash, tenant="admin")])
 
     @router.post("/guard/reload")
-    async def answer(request: Request) -> Response:
+    async def reload_policies(request: Request) -> Response:
         try:
             authenticate(ring, request.headers)
             policies = await reload(request.app.state.engine_client)
         except GuardError as error:
             return error_response(error)
-        return JSONReply(
-            {"generation": policies.generation.number, "policies": [*policies.entries]}
-        )
+        return JSONReply({"generation": policies.revision.number, "policies": [*policies.entries]})
 
     return router

@@ -1,7 +1,7 @@
-"""The verdict in what vLLM's HTTP server answers: `guard` beside what the endpoint says.
+"""Verdicts in the responses of vLLM's HTTP server, as the field `guard`.
 
-Whole bodies have it at their top, each of several choices its own; streams in the event that ends a
-choice, as `guard serve` does.
+JSON bodies have it at their top and in each choice, streams in the event that ends a choice, as in
+`guard serve`.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ class ReplyVerdicts:
     """The verdicts of one HTTP request, by the number of the choice."""
 
     def __init__(self) -> None:
-        self.told: dict[int, dict[str, Any]] = {}
+        self.by_choice: dict[int, dict[str, Any]] = {}
         self._choices = 0
 
-    def expect(self, choices: int) -> int:
-        """Another prompt is asked, for so many choices; the number of the first."""
+    def add_prompt(self, choices: int) -> int:
+        """Count the choices of one more prompt; returns the number of its first choice."""
         self._choices += choices
         return self._choices - choices
 
 
-_answers: ContextVar[ReplyVerdicts | None] = ContextVar("answers", default=None)
+_current: ContextVar[ReplyVerdicts | None] = ContextVar("reply_verdicts", default=None)
 
 
 class GuardMiddleware:
-    """Puts verdicts into JSON bodies and events of requests that have any."""
+    """Adds verdicts to JSON bodies and events of requests that have any."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -49,57 +49,57 @@ class GuardMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        answers = ReplyVerdicts()
-        token = _answers.set(answers)
+        verdicts = ReplyVerdicts()
+        token = _current.set(verdicts)
         start: Message | None = None
 
-        async def pass_on(message: Message) -> None:
+        async def send_with_verdicts(message: Message) -> None:
             nonlocal start
             if message["type"] == "http.response.start" and _is_json(message):
-                # its length may change
+                # sent later: the content length may change
                 start = message
                 return
-            if message["type"] == "http.response.body" and answers.told:
-                message = _with_verdicts(start, message, answers)
+            if message["type"] == "http.response.body" and verdicts.by_choice:
+                message = _with_verdicts(start, message, verdicts)
             if start is not None:
                 opening, start = start, None
                 await send(opening)
             await send(message)
 
         try:
-            await self._app(scope, receive, pass_on)
+            await self._app(scope, receive, send_with_verdicts)
         finally:
-            _answers.reset(token)
+            _current.reset(token)
 
 
 def _with_verdicts(
-    start: Message | None, message: Message, answers: ReplyVerdicts
+    start: Message | None, message: Message, verdicts: ReplyVerdicts
 ) -> MutableMapping[str, Any]:
     body: bytes = message.get("body", b"")
     if start is None:
-        return {**message, "body": _events(body, answers)}
-    if message.get("more_body") or not (whole := _object(body)):
+        return {**message, "body": _events(body, verdicts)}
+    if message.get("more_body") or not (reply := _object(body)):
         return message
-    _tell(whole, answers, list(range(len(whole.get("choices") or ()))))
-    body = encode(whole)
+    _add_verdicts(reply, verdicts, list(range(len(reply.get("choices") or ()))))
+    body = encode(reply)
     length = (b"content-length", str(len(body)).encode())
-    kept = [own for own in start["headers"] if own[0].lower() != b"content-length"]
-    start["headers"] = [*kept, length]
+    others = [header for header in start["headers"] if header[0].lower() != b"content-length"]
+    start["headers"] = [*others, length]
     return {**message, "body": body}
 
 
-def _events(body: bytes, answers: ReplyVerdicts) -> bytes:
-    """Server-sent events, with verdicts in those that end something."""
+def _events(body: bytes, verdicts: ReplyVerdicts) -> bytes:
+    """Server-sent events, with verdicts in those that end a choice or the response."""
     if not any(mark in body for mark in _ENDS):
         return body
     lines = body.split(b"\n")
-    for at, line in enumerate(lines):
+    for number, line in enumerate(lines):
         if line.startswith(b"data: {") and (event := _object(line[6:])):
             choices = event.get("choices") or ()
-            ended = [i for i, own in enumerate(choices) if own.get("finish_reason")]
+            ended = [i for i, choice in enumerate(choices) if choice.get("finish_reason")]
             if ended or event.get("type") in _LAST:
-                _tell(event.get("response") or event, answers, ended)
-                lines[at] = b"data: " + encode(event)
+                _add_verdicts(event.get("response") or event, verdicts, ended)
+                lines[number] = b"data: " + encode(event)
     return b"\n".join(lines)
 
 
@@ -107,14 +107,14 @@ _LAST = {"response.completed", "response.incomplete", "response.failed", "messag
 _ENDS = (b'"finish_reason":"', *(f'"{name}"'.encode() for name in sorted(_LAST)))
 
 
-def _tell(about: dict[str, Any], answers: ReplyVerdicts, choices: list[int]) -> None:
-    told = answers.told
+def _add_verdicts(reply: dict[str, Any], verdicts: ReplyVerdicts, choices: list[int]) -> None:
+    by_choice = verdicts.by_choice
     for i in choices:
-        choice = about["choices"][i]
-        if (own := told.get(choice.get("index", i))) is not None:
-            choice["guard"] = own
-            about.setdefault("guard", own)
-    about.setdefault("guard", told[min(told)])
+        choice = reply["choices"][i]
+        if (verdict := by_choice.get(choice.get("index", i))) is not None:
+            choice["guard"] = verdict
+            reply.setdefault("guard", verdict)
+    reply.setdefault("guard", by_choice[min(by_choice)])
 
 
 def _is_json(start: Message) -> bool:
@@ -126,40 +126,42 @@ def _is_json(start: Message) -> bool:
 
 def _object(body: bytes) -> dict[str, Any] | None:
     try:
-        found = json.loads(body)
+        value = json.loads(body)
     except ValueError:
         return None
-    return found if isinstance(found, dict) else None
+    return value if isinstance(value, dict) else None
 
 
-def surround(config: Config) -> None:
-    """Let vLLM's server tell verdicts, and take an admin's calls."""
-    generate, added = AsyncLLM.generate, launcher.init_entrypoints_middleware
+def patch(config: Config) -> None:
+    """Make vLLM's HTTP server return verdicts, and give it the route `/guard/reload`."""
+    original_generate = AsyncLLM.generate
+    original_middleware = launcher.init_entrypoints_middleware
 
-    @wraps(generate)
-    def asked(self: Any, *args: Any, **kwargs: Any) -> Any:
-        answers = _answers.get()
-        outputs = generate(self, *args, **kwargs)
+    @wraps(original_generate)
+    def generate(self: Any, *args: Any, **kwargs: Any) -> Any:
+        verdicts = _current.get()
+        outputs = original_generate(self, *args, **kwargs)
         params = kwargs.get("sampling_params", args[1] if len(args) > 1 else None)
-        if answers is None or params is None:
+        if verdicts is None or params is None:
             return outputs
-        return _listening(outputs, answers, answers.expect(params.n))
+        return _collecting(outputs, verdicts, verdicts.add_prompt(params.n))
 
     def init_entrypoints_middleware(args: Namespace, app: FastAPI, *rest: Any) -> None:
         app.add_middleware(GuardMiddleware)
         app.include_router(admin_router(config))
-        added(args, app, *rest)
+        original_middleware(args, app, *rest)
 
-    AsyncLLM.generate = asked
+    AsyncLLM.generate = generate
     launcher.init_entrypoints_middleware = init_entrypoints_middleware
 
 
-async def _listening(
-    outputs: AsyncGenerator[Any, None], answers: ReplyVerdicts, first: int
+async def _collecting(
+    outputs: AsyncGenerator[Any, None], verdicts: ReplyVerdicts, first: int
 ) -> AsyncGenerator[Any, None]:
-    async with aclosing(outputs) as heard:
-        async for output in heard:
-            for each in output.outputs:
-                if (told := getattr(each, "guard", None)) is not None:
-                    answers.told[first + each.index] = told
+    """`outputs` as they come; their verdicts are added to `verdicts`, from choice `first` on."""
+    async with aclosing(outputs) as source:
+        async for output in source:
+            for completion in output.outputs:
+                if (verdict := getattr(completion, "guard", None)) is not None:
+                    verdicts.by_choice[first + completion.index] = verdict
             yield output

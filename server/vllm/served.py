@@ -1,4 +1,4 @@
-"""What guards must know of the model that a vLLM engine serves, from the engine's configuration."""
+"""The facts about a vLLM engine's model that guards need, from the engine's configuration."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def served_by(config: Any, device: str = "cpu") -> ServedModel:
 
 
 def served_name(config: Any) -> str:
-    """By which name the model of a `VllmConfig` is known to users."""
+    """The public name of the model of a `VllmConfig`."""
     model = config.model_config
     name = model.served_model_name
     return str(name[0] if isinstance(name, list) else name or model.model)
@@ -38,5 +38,5 @@ def _checkpoint(model: Any) -> Path:
         return folder
     from huggingface_hub import snapshot_download
 
-    # vLLM has it by now
+    # vLLM has downloaded it by now
     return Path(snapshot_download(model.model, revision=model.revision, local_files_only=True))

@@ -1,7 +1,7 @@
 """A language model that vLLM runs behind `guard serve`: `engine = "vllm"`.
 
-vLLM batches and generates, the plugin guards; text, stop strings and what a blocking guard holds
-back are those of every other row of this server (`server/services/text_rows.py`).
+vLLM batches and generates, the plugin guards. Text, stop strings and the delay of a blocking guard
+are the same as with the other engine (`server/services/text_rows.py`).
 """
 
 from __future__ import annotations
@@ -25,16 +25,17 @@ from guard.config.vllm_plugin import POLICY
 from guard.errors import ServiceStopped, UnknownPolicy
 from guard.verdict import Verdict
 from server.services.interface import LanguageModelInfo, RowEvents, TextRowRequest
-from server.services.loop import engine_failed, guard_failed, overfull, settle, stopped
+from server.services.loop import engine_failed, guard_failed, queue_full, settle, stopped
 from server.services.prompts import PromptEncoder
 from server.services.text_rows import TextRow, TokenText
 from steering.engines.transformers.engine import RowToken
+from steering.prompt import Prompt
 
 logger = logging.getLogger(__name__)
 
 
 class VllmService:
-    """A TextService over an `AsyncLLM`; `took` takes the verdicts of its requests."""
+    """A TextService over an `AsyncLLM`; the plugin passes verdicts to `keep_verdict`."""
 
     def __init__(
         self,
@@ -47,30 +48,30 @@ class VllmService:
         queue_limit: int,
         record: Callable[[TextRowRequest, Verdict], None],
     ) -> None:
-        """`capacity`: rows that run at once; `queue_limit`: rows that wait, at most."""
+        """`capacity` is the most rows that run at once, `queue_limit` the most that wait."""
         self.info = info
         self._encoder, self._engine = encoder, engine
         self._end_tokens, self._record = end_tokens, record
         self._capacity, self._queue_limit = capacity, queue_limit
         self._open: dict[TextRow, asyncio.Task[None]] = {}
         self._verdicts: dict[str, Verdict] = {}
-        """By vLLM's name of the request, of those that have ended there and not yet here."""
+        """By vLLM's request id: of requests that have ended in vLLM and not yet here."""
         self._stopped = False
 
-    def encode_chat(self, messages: Sequence[dict[str, Any]]) -> tuple[int, ...]:
+    def encode_chat(self, messages: Sequence[dict[str, Any]]) -> Prompt:
         return self._encoder.chat(messages)
 
-    def encode(self, text: str) -> tuple[int, ...]:
+    def encode(self, text: str) -> Prompt:
         return self._encoder.text(text)
 
     def ready(self) -> bool:
         return not (self._stopped or self._engine.errored)
 
     def queued(self) -> int:
-        return sum(not row.begun for row in self._open)
+        return sum(not row.started for row in self._open)
 
-    def took(self, verdict: Verdict) -> None:
-        """Keep the verdict of a request that has ended in vLLM."""
+    def keep_verdict(self, verdict: Verdict) -> None:
+        """Keep the verdict of a request that has ended in vLLM until its row ends here."""
         self._verdicts[verdict.request_id] = verdict
 
     def submit(self, requests: Sequence[TextRowRequest]) -> Sequence[RowEvents]:
@@ -85,11 +86,11 @@ class VllmService:
         if refused := [row.error for row in rows if row.error]:
             raise refused[0]
         if len(self._open) + len(rows) > self._queue_limit + self._capacity:
-            raise overfull(self.queued(), self._capacity)
+            raise queue_full(self.queued(), self._capacity)
         for row in rows:
             self._open[row] = task = loop.create_task(self._run(row))
-            # one that is cancelled before it begins runs nothing of itself
-            task.add_done_callback(partial(self._left, row))
+            # a task that is cancelled before it starts runs none of its code, not even `finally`
+            task.add_done_callback(partial(self._on_done, row))
         return [row.events for row in rows]
 
     def close(self) -> None:
@@ -108,28 +109,28 @@ class VllmService:
             raise UnknownPolicy(
                 f"there is no policy {request.policy!r} for {self.info.name!r}", param="policy"
             )
-        self._encoder.require_room(request.prompt, request.sampling.max_tokens)
+        self._encoder.check(request.prompt, request.sampling.max_tokens)
         text = TokenText(self._encoder.tokenizer, request.sampling.stop)
-        return TextRow(request, entry.plan, loop, text, self._hang_up)
+        return TextRow(request, entry.plan, loop, text, self._cancel)
 
     async def _run(self, row: TextRow) -> None:
-        """Take the row's tokens from vLLM until it is over, or nobody reads."""
-        # two rows of one name may run at once, and vLLM's own names are its secret
+        """Pass the row's tokens from vLLM to the row until it is over or cancelled."""
+        # rows of one HTTP request may have the same id, and vLLM's internal ids are unpredictable
         name = f"{row.request.request_id}#{secrets.token_hex(8)}"
         try:
-            asked = self._engine.generate(
-                tokens_input(list(row.request.prompt)), self._sampling(row), name
+            generation = self._engine.generate(
+                tokens_input(list(row.request.prompt.tokens)), self._sampling(row), name
             )
-            async with aclosing(asked) as outputs:
+            async with aclosing(generation) as outputs:
                 async for output in outputs:
-                    self._take(row, output)
+                    self._push(row, output)
                     if row.over:
                         break
             if not row.over or name not in self._verdicts:
-                # without a verdict nobody knows whether it was guarded
+                # without a verdict it is unknown whether the row was guarded
                 row.error = engine_failed()
         except asyncio.CancelledError:
-            pass  # hung up, or closed; vLLM was told on the way here
+            pass  # cancelled or closed; closing `generation` has aborted the request in vLLM
         except Exception:
             logger.exception("vLLM failed on request %s", row.request.request_id)
             row.error = engine_failed()
@@ -137,35 +138,35 @@ class VllmService:
             self._end(row, self._verdicts.pop(name, None))
 
     def _sampling(self, row: TextRow) -> Sampling:
-        asked = row.request.sampling
+        sampling = row.request.sampling
         return Sampling(
-            # one more, where the last one waits for the forward that looks at it
-            max_tokens=asked.max_tokens + row.lags,
-            temperature=asked.temperature,
-            top_p=asked.top_p,
-            seed=asked.seed,
-            logprobs=asked.top_logprobs,
+            # one more where the last token waits for the forward in which a guard reads it
+            max_tokens=sampling.max_tokens + row.lags,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            seed=sampling.seed,
+            logprobs=sampling.top_logprobs,
             stop_token_ids=sorted(self._end_tokens),
             detokenize=False,
             output_kind=RequestOutputKind.DELTA,
             extra_args={POLICY: row.request.policy},
         )
 
-    def _take(self, row: TextRow, output: Any) -> None:
-        (own,) = output.outputs
-        for at, token in enumerate(own.token_ids):
+    def _push(self, row: TextRow, output: Any) -> None:
+        (completion,) = output.outputs
+        for index, token in enumerate(completion.token_ids):
             if not row.over:
-                chosen = own.logprobs[at] if own.logprobs else None
-                asked = row.request.sampling.top_logprobs or 0
-                row.push(_token(token, chosen, asked), ends=token in self._end_tokens)
-        if own.finish_reason == "content_filter" and not row.over:
+                logprobs = completion.logprobs[index] if completion.logprobs else None
+                count = row.request.sampling.top_logprobs or 0
+                row.push(_token(token, logprobs, count), ends=token in self._end_tokens)
+        if completion.finish_reason == "content_filter" and not row.over:
             row.reason = "content_filter"
 
-    def _hang_up(self, row: TextRow) -> None:
+    def _cancel(self, row: TextRow) -> None:
         if (task := self._open.get(row)) is not None:
             task.cancel()
 
-    def _left(self, row: TextRow, _task: asyncio.Task[None]) -> None:
+    def _on_done(self, row: TextRow, _task: asyncio.Task[None]) -> None:
         self._end(row)
 
     def _end(self, row: TextRow, verdict: Verdict | None = None) -> None:
@@ -173,23 +174,27 @@ class VllmService:
         if row.ended:
             return
         row.ended = True
-        verdict = verdict or _unread(row, self.info.name)
+        verdict = verdict or _empty_verdict(row, self.info.name)
         if verdict.outcome == "error" and row.plan.on_error == "closed" and row.error is None:
             row.error = guard_failed()
         verdict = replace(verdict, request_id=row.request.request_id)
         settle(row, verdict, self._record)
 
 
-def _token(token: int, chosen: Any, likeliest: int) -> RowToken:
-    """A token with its log-probability and those of so many of the likeliest, as vLLM tells."""
-    if chosen is None:
+def _token(token: int, logprobs: Any, count: int) -> RowToken:
+    """A token with its log-probability and those of the `count` likeliest tokens.
+
+    `logprobs` are vLLM's `Logprob` objects of this position by token id, None where the request
+    wants none.
+    """
+    if logprobs is None:
         return RowToken(token)
-    ranked = sorted(chosen.items(), key=lambda own: own[1].rank)[:likeliest]
-    top = tuple((other, about.logprob) for other, about in ranked)
-    return RowToken(token, chosen[token].logprob, top)
+    ranked = sorted(logprobs.items(), key=lambda item: item[1].rank)[:count]
+    top = tuple((other, entry.logprob) for other, entry in ranked)
+    return RowToken(token, logprobs[token].logprob, top)
 
 
-def _unread(row: TextRow, model: str) -> Verdict:
-    """Of a row that vLLM never had."""
+def _empty_verdict(row: TextRow, model: str) -> Verdict:
+    """The verdict of a row that has not run in vLLM."""
     elapsed_ms = (time.monotonic() - row.arrived) * 1000
     return row.plan.verdict({}, request_id="", model=model, elapsed_ms=elapsed_ms)

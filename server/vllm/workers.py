@@ -1,4 +1,4 @@
-"""vLLM's workers: what guards do at the model's layers, generation by generation."""
+"""vLLM's workers: the guards at the model's layers, for each revision of the configuration."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from steering.hidden.bank import HiddenBank
 from steering.methods.stacking import MethodGuard, stacks
 
 LOAD = "inference_guard_load"
-"""The method of workers that reads the configuration anew."""
+"""Name of the method of workers that reloads the configuration."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class _Loaded:
     guards: Sequence[MethodGuard]
 
 
-class Worker:
-    """The guards of one model runner: those of the newest generation, and those that requests of
-    earlier ones may still carry."""
+class WorkerGuards:
+    """The guards of one model runner: those of the newest revision, and those that requests of
+    earlier revisions may still carry."""
 
     def __init__(self, path: Path, runner: Any) -> None:
         """Raises GuardError."""
@@ -42,30 +42,31 @@ class Worker:
         self.guarded = GuardedRunner(runner, self._bank(self._loaded), _plans(self._loaded))
 
     def load(self, number: int, expected: Sequence[str], keep: Sequence[str]) -> None:
-        """Take in generation `number`, whose policies have the `expected` keys, and let requests
-        go on that have the keys to `keep`.
+        """Load revision `number`, whose policies must have the `expected` keys; policies with a key
+        in `keep` stay.
 
-        Raises GuardError where the configuration is not what the front end has read, or its guards
-        cannot be stacked beside those that stay, and Unsupported for layers that are not hooked.
+        Raises GuardError where the configuration is not the one that the front end has read, or its
+        guards cannot be stacked beside those that stay, and Unsupported for layers without hooks.
         """
-        fresh = self._read(number)
-        if sorted(fresh) != sorted(expected):
-            raise ArtifactError("the configuration has changed while it was read: load it again")
-        held = {*keep, *self.guarded.carried}
-        loaded = {key: own for key, own in self._loaded.items() if key in held} | fresh
+        revision = self._read(number)
+        if sorted(revision) != sorted(expected):
+            raise ArtifactError("the configuration changed while it was read: load it again")
+        needed = {*keep, *self.guarded.carried}
+        kept = {key: policy for key, policy in self._loaded.items() if key in needed}
+        loaded = kept | revision
         self.guarded.swap(self._bank(loaded), _plans(loaded))
         self._loaded = loaded
 
     def _read(self, number: int) -> dict[str, _Loaded]:
-        generation = Revision(load_config(self._path), self._served, self._name, number)
+        revision = Revision(load_config(self._path), self._served, self._name, number)
         return {
-            entry.key: _Loaded(entry, [generation.guards[row.name] for row in entry.rows])
-            for entry in generation.entries.values()
+            entry.key: _Loaded(entry, [revision.guards[row.name] for row in entry.rows])
+            for entry in revision.entries.values()
             if not entry.plan.refuses
         }
 
     def _bank(self, loaded: Mapping[str, _Loaded]) -> HiddenBank:
-        guards = {guard.name: guard for own in loaded.values() for guard in own.guards}
+        guards = {guard.name: guard for policy in loaded.values() for guard in policy.guards}
         device = self._served.device
         return HiddenBank(stacks([*guards.values()], device), device)
 
@@ -78,31 +79,34 @@ def _served(runner: Any) -> ServedModel:
     except ValueError as error:
         raise ModelError(f"{runner.vllm_config.model_config.model}: {error}") from error
     if depth != served.depth:
-        raise ModelError(f"vLLM has {depth} decoder layers of {served.depth}: cannot be guarded")
+        raise ModelError(
+            f"vLLM has {depth} decoder layers, and the checkpoint {served.depth}: this "
+            "architecture cannot be guarded"
+        )
     return served
 
 
 def _plans(loaded: Mapping[str, _Loaded]) -> Mapping[str, RowPlan]:
     return {
         key: RowPlan(
-            own.entry.rows,
-            blocks=own.entry.plan.action == "block",
-            closed=own.entry.plan.on_error == "closed",
+            policy.entry.rows,
+            blocks=policy.entry.plan.action == "block",
+            closed=policy.entry.plan.on_error == "closed",
         )
-        for key, own in loaded.items()
+        for key, policy in loaded.items()
     }
 
 
-def surround(path: Path) -> None:
-    """Guard what vLLM's workers in this process run."""
+def patch(path: Path) -> None:
+    """Guard the models that vLLM's workers in this process run."""
 
-    def loaded(runner: Any) -> GuardedRunner:
-        runner.guard_worker = Worker(path, runner)
+    def guard_runner(runner: Any) -> GuardedRunner:
+        runner.guard_worker = WorkerGuards(path, runner)
         guarded: GuardedRunner = runner.guard_worker.guarded
         return guarded
 
     def load(self: Any, number: int, expected: Sequence[str], keep: Sequence[str]) -> None:
         self.model_runner.guard_worker.load(number, expected, keep)
 
-    surround_runners([GPUModelRunner, CPUModelRunner], loaded)
+    surround_runners([GPUModelRunner, CPUModelRunner], guard_runner)
     setattr(WorkerBase, LOAD, load)

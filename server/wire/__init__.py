@@ -1,1 +1,1 @@
-"""What clients send and get: bodies, forms, schemas, replies, streams."""
+"""The wire formats of HTTP: bodies, forms, schemas, replies, streams."""

@@ -1,4 +1,4 @@
-"""Embeddings that a request brings for words of its prompt: from base64 to vectors, or an error."""
+"""Embeddings in image requests, for placeholders in the prompt: from base64 to vectors."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ Vectors = NDArray[np.float32]
 
 
 def read_numbers(value: Any) -> Mapping[str, Numbers]:
-    """`{"<name>": base64 of little-endian float16}` as names and their numbers, one behind another.
+    """The flat numbers of each name in `{"<name>": base64 of little-endian float16}`.
 
     Raises InvalidParameter.
     """
     if not isinstance(value, dict):
-        raise invalid("give an object of tokens and the base64 of their vectors")
+        raise invalid("give an object of placeholder tokens and the base64 of their vectors")
     try:
         check_names(value)
     except EmbeddingError as error:
@@ -35,9 +35,9 @@ def read_numbers(value: Any) -> Mapping[str, Numbers]:
 def read_vectors(
     numbers: Mapping[str, Numbers], info: ImageModelInfo, *, prompt: str, negative_prompt: str
 ) -> Mapping[str, Vectors]:
-    """`[vectors, width]` of each name, where the model takes them and the prompt holds it.
+    """The vectors `[vectors, width]` of each name, checked against the model and the prompt.
 
-    Raises UnsupportedParameter and InvalidParameter.
+    Raises UnsupportedParameter for a model that takes none, and InvalidParameter.
     """
     limits = info.embeddings
     if limits is None:
@@ -53,7 +53,9 @@ def read_vectors(
                 f"{limits.width} numbers each, the width of this model's text encoder"
             )
         if name in negative_prompt:
-            raise invalid(f"the token {name} is in the 'negative_prompt', which takes none")
+            raise invalid(
+                f"the token {name} is in the 'negative_prompt', which cannot have embeddings"
+            )
     vectors = {n: flat.astype(np.float32).reshape(-1, limits.width) for n, flat in numbers.items()}
     try:
         limits.check(prompt, vectors)
@@ -77,6 +79,6 @@ def _numbers(name: str, text: Any) -> Numbers:
     return np.frombuffer(content, "<f2").astype(np.float16, copy=False)
 
 
-def invalid(what: str) -> InvalidParameter:
-    """What is told of embeddings that do not go."""
-    return InvalidParameter(f"Invalid 'embeddings': {what}.", param="embeddings")
+def invalid(reason: str) -> InvalidParameter:
+    """The error for embeddings that the server cannot use."""
+    return InvalidParameter(f"Invalid 'embeddings': {reason}.", param="embeddings")

@@ -1,7 +1,7 @@
 """The request bodies of `/v1/images/...`: each parameter is honoured or refused by name.
 
-Beside OpenAI's own there are `seed`, `num_inference_steps`, `guidance_scale`, `negative_prompt` and
-`embeddings`, and for edits `strength` and `inversion`.
+Added to OpenAI's parameters are `seed`, `num_inference_steps`, `guidance_scale`, `negative_prompt`
+and `embeddings`, and for edits `strength` and `inversion`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _SIZE = re.compile(r"[1-9][0-9]{0,4}x[1-9][0-9]{0,4}")
 _DATA_URL = re.compile(r"data:image/(?:png|jpe?g|webp);base64,", re.IGNORECASE)
 
 STRENGTH = 0.8
-"""Of an edit that asks for none: that of diffusers' `StableDiffusionImg2ImgPipeline`."""
+"""The default of edits: that of diffusers' `StableDiffusionImg2ImgPipeline`."""
 
 
 def _size(text: str) -> str:
@@ -36,7 +36,7 @@ def _size(text: str) -> str:
 
 
 class ImageGuardOptions(GuardOptions):
-    """`debug` asks for the places over which guards have written."""
+    """`debug` asks for the masks of the pixels that guards have changed."""
 
     debug: bool = False
 
@@ -73,11 +73,11 @@ class ImageRequest(ModelRequest):
 
     @property
     def file_format(self) -> ImageFormat:
-        """How images are sent."""
+        """The file format of the images in the response."""
         return FORMATS[self.output_format]
 
     @model_validator(mode="after")
-    def _prompts_are_of_a_length(self) -> Self:
+    def _prompts_have_a_valid_length(self) -> Self:
         if not self.prompt.strip():
             raise InvalidParameter("The prompt is empty.", param="prompt")
         for name in ("prompt", "negative_prompt"):
@@ -93,39 +93,41 @@ class ImageRequest(ModelRequest):
     def _images_can_be_sent(self) -> Self:
         if self.response_format == "url":
             raise UnsupportedParameter(
-                "This server stores no images, so it has no URLs for them; ask for "
-                "'response_format' \"b64_json\", or leave it out.",
+                "This server stores no images and has no URLs for them; set 'response_format' to "
+                '"b64_json", or leave it out.',
                 param="response_format",
             )
         if self.output_format not in FORMATS:
             raise UnsupportedParameter(
-                f"'output_format' {self.output_format[:20]!r} is not supported; there is "
+                f"'output_format' {self.output_format[:20]!r} is not supported; use one of "
                 f"{', '.join(FORMATS)}.",
                 param="output_format",
             )
         if self.output_compression is not None and not self.file_format.lossy:
             raise InvalidParameter(
-                f"'output_compression' does not go with 'output_format' \"{self.output_format}\", "
-                "which loses nothing.",
+                f"'output_compression' does not go with the lossless 'output_format' "
+                f'"{self.output_format}"; leave it out.',
                 param="output_compression",
             )
         return self
 
 
-def _file(given: Any) -> Any:
-    """The bytes of an image, which JSON holds as a data URL."""
-    if not isinstance(given, str):
-        return given
-    if (start := _DATA_URL.match(given)) is None:
+def _file(value: Any) -> Any:
+    """The bytes of an image file, from a form's file or from a data URL in JSON."""
+    if not isinstance(value, str):
+        return value
+    if (start := _DATA_URL.match(value)) is None:
         raise InvalidParameter(
-            "'image' is a file of a form, or a data URL with base64 "
-            '("data:image/png;base64,..."); nothing is fetched from elsewhere.',
+            "'image' must be a file of a form, or a data URL with base64 "
+            '("data:image/png;base64,..."); the server fetches no URLs.',
             param="image",
         )
     try:
-        return base64.b64decode(given[start.end() :], validate=True)
+        return base64.b64decode(value[start.end() :], validate=True)
     except ValueError:
-        raise InvalidParameter("The data URL in 'image' is no base64.", param="image") from None
+        raise InvalidParameter(
+            "The data URL in 'image' is not valid base64.", param="image"
+        ) from None
 
 
 class EditRequest(ImageRequest):
@@ -142,15 +144,15 @@ class EditRequest(ImageRequest):
 
     @property
     def share(self) -> float | None:
-        """The share of the steps that the image is drawn anew in; None where it is inverted."""
+        """The strength of the edit, None for an inversion: see `SourceImage.strength`."""
         if self.inversion:
             return None
         return STRENGTH if self.strength is None else self.strength
 
     @model_validator(mode="after")
-    def _one_way_of_starting(self) -> Self:
+    def _strength_or_inversion(self) -> Self:
         if self.inversion and self.strength is not None:
             raise InvalidParameter(
-                "'strength' says nothing with 'inversion'; give one of them.", param="strength"
+                "'strength' has no effect with 'inversion'; give one of them.", param="strength"
             )
         return self

@@ -1,4 +1,4 @@
-"""JSON as this server writes it."""
+"""JSON encoding of responses."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from starlette.responses import JSONResponse
 
 
 def encode(value: Any) -> bytes:
-    """Compact UTF-8 JSON; NaN and infinities, which JSON does not have, become null."""
+    """Compact UTF-8 JSON. NaN and infinities, which JSON lacks, become null."""
     return to_json(value, inf_nan_mode="null")
 
 
 class JSONReply(JSONResponse):
-    """A JSON response written with `encode`."""
+    """A JSON response with the encoding of `encode`."""
 
     def render(self, content: Any) -> bytes:
         return encode(content)

@@ -1,6 +1,6 @@
 """Request bodies of OpenAI's text endpoints: each parameter is honoured or refused by name.
 
-Those of images are in `image_schemas`.
+The bodies of the image endpoints are in `image_schemas`.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ from server.errors import (
     UnsupportedParameter,
 )
 
-Prompt = str | tuple[int, ...]
+RawPrompt = str | tuple[int, ...]
+"""A text, or token ids."""
 S = TypeVar("S", bound="ModelRequest")
 
 _TOKEN_ID_LIMIT = 2**31
 
 
 class Part(BaseModel):
-    """A base for bodies and their parts: no coercion, no unknown names, no NaN."""
+    """Base of bodies and their parts: no coercion, no unknown names, no NaN."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -57,14 +58,14 @@ class Message(Part):
     @model_validator(mode="before")
     @classmethod
     def _drop_absent(cls, message: Any) -> Any:
-        """Clients send answers back with the fields that they did not fill."""
+        """Drop empty optional fields: clients send answers back with all of them."""
         if not isinstance(message, dict):
             return message
         optional = {"name", "refusal", "annotations", "audio", "function_call", "tool_calls"}
         return {k: v for k, v in message.items() if k not in optional or v not in (None, [])}
 
     def as_template(self) -> dict[str, str]:
-        """The message as chat templates take it; `developer` is OpenAI's newer `system`."""
+        """The message in the form of chat templates; `developer` is OpenAI's newer `system`."""
         role = "system" if self.role == "developer" else self.role
         return {"role": role, "content": "\n".join(part.text for part in self.content)}
 
@@ -83,10 +84,10 @@ def _as_list(stop: Any) -> Any:
 
 
 class ModelRequest(Part):
-    """What every body that asks a model for something has."""
+    """The fields of every request to a model."""
 
     no_ops: ClassVar[dict[str, tuple[Any, ...]]] = {}
-    """Parameters of OpenAI's schema that only their default values may be given to."""
+    """Parameters of OpenAI's schema that are accepted with these default values only."""
 
     model: str
     user: str | None = None
@@ -94,7 +95,7 @@ class ModelRequest(Part):
 
 
 class TextRequest(ModelRequest):
-    """What chat and plain completions have in common."""
+    """The fields that chat and plain completions share."""
 
     no_ops: ClassVar[dict[str, tuple[Any, ...]]] = {
         "frequency_penalty": (0,),
@@ -173,17 +174,17 @@ class ChatRequest(TextRequest):
         return self
 
 
-def _as_prompts(prompt: Any) -> tuple[Prompt, ...]:
-    """One prompt or several, each a text or token ids, as a tuple of prompts."""
+def _as_prompts(prompt: Any) -> tuple[RawPrompt, ...]:
+    """A tuple of prompts from one prompt or a list of them, each a text or token ids."""
     if isinstance(prompt, str):
         return (prompt,)
     if isinstance(prompt, list) and prompt:
-        if all(isinstance(each, str) for each in prompt):
+        if all(isinstance(item, str) for item in prompt):
             return tuple(prompt)
         if _is_token_ids(prompt):
             return (tuple(prompt),)
-        if all(isinstance(each, list) and each and _is_token_ids(each) for each in prompt):
-            return tuple(tuple(each) for each in prompt)
+        if all(isinstance(item, list) and item and _is_token_ids(item) for item in prompt):
+            return tuple(tuple(item) for item in prompt)
     raise ValueError("give a string, a list of strings, token ids, or a list of token id lists")
 
 
@@ -199,7 +200,7 @@ class CompletionRequest(TextRequest):
     }
 
     prompt: Annotated[
-        tuple[Prompt, ...],
+        tuple[RawPrompt, ...],
         PlainValidator(
             _as_prompts, json_schema_input_type=str | list[str] | list[int] | list[list[int]]
         ),
@@ -208,28 +209,28 @@ class CompletionRequest(TextRequest):
 
 
 def parse_request(schema: type[S], body: dict[str, Any]) -> S:
-    """`body` as `schema`; null stands for absent, as in OpenAI's own schema.
+    """`body` as a `schema`. Null means absent, as in OpenAI's own schema.
 
-    Raises UnknownParameter, UnsupportedParameter, MissingParameter or InvalidParameter, each with
-    the parameter's name as `param`.
+    Raises UnknownParameter, UnsupportedParameter, MissingParameter or InvalidParameter, with the
+    parameter's name as `param`.
     """
     for name in body.keys() - schema.model_fields.keys() - schema.no_ops.keys():
         raise UnknownParameter(f"Unknown parameter: '{name[:80]}'.", param=name[:80])
-    given = {name: value for name, value in body.items() if value is not None}
+    present = {name: value for name, value in body.items() if value is not None}
     for name, defaults in schema.no_ops.items():
-        value = given.pop(name, None)
+        value = present.pop(name, None)
         if value is not None and not any(_same(value, default) for default in defaults):
             raise UnsupportedParameter(
                 f"'{name}' is not supported by this server; leave it out.", param=name
             )
     try:
-        return schema.model_validate(given)
+        return schema.model_validate(present)
     except ValidationError as error:
         raise _first_problem(error) from None
 
 
 def _same(value: Any, default: Any) -> bool:
-    """Equality that, as JSON does, tells false from 0."""
+    """Equality that distinguishes false from 0, as JSON does."""
     return isinstance(value, bool) is isinstance(default, bool) and bool(value == default)
 
 

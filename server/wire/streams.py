@@ -1,4 +1,4 @@
-"""Server-sent events, framed as OpenAI frames them."""
+"""Responses as server-sent events, in OpenAI's framing."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ DONE = b"data: [DONE]\n\n"
 
 
 class Reply(Protocol):
-    """What one endpoint makes of its rows; a new one for each HTTP request."""
+    """The response format of one endpoint; a new object for each HTTP request."""
 
     def whole(self, rows: Sequence[CollectedText], usage: Usage) -> dict[str, Any]:
-        """The body of a response that is not streamed."""
+        """The body of a response without streaming."""
 
     def opening(self, index: int) -> dict[str, Any] | None:
         """The chunk before the first text of row `index`, where the endpoint has one."""
@@ -34,29 +34,29 @@ class Reply(Protocol):
         """The chunk for new text of row `index`."""
 
     def finish(self, index: int, finished: FinishedText) -> dict[str, Any]:
-        """The last chunk of row `index`; it carries the verdict."""
+        """The last chunk of row `index`, with its verdict."""
 
     def usage(self, usage: Usage) -> dict[str, Any]:
-        """The chunk without choices that ends a stream which asked for its usage."""
+        """The chunk without choices that ends a stream with `include_usage`."""
 
 
 def frame(payload: dict[str, Any]) -> bytes:
-    """One event; JSON has no raw line breaks, so one `data:` line always holds it."""
+    """One event. Encoded JSON has no line breaks: one `data:` line always holds it."""
     return b"data: " + encode(payload) + b"\n\n"
 
 
 class EventStream(Response):
-    """Streams `generation` through `reply`.
+    """Streams the events of `job` in the format of `reply`.
 
-    An error before the first event is raised, so that it gets its own HTTP status; one after it
-    ends the stream with an error event and without `[DONE]`.
+    An error before the first event is raised, so that the response gets its HTTP status; a later
+    one ends the stream with an error event and without `[DONE]`. `on_usage` is called at the end.
     """
 
     media_type = "text/event-stream"
 
     def __init__(
         self,
-        generation: TextJob,
+        job: TextJob,
         reply: Reply,
         *,
         include_usage: bool,
@@ -64,12 +64,12 @@ class EventStream(Response):
     ) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
-        self.generation = generation
+        self.job = job
         self.reply = reply
         self.include_usage = include_usage
         self.on_usage = on_usage
-        self.begun = False
-        self.opened: set[int] = set()
+        self.started = False
+        self.open_rows: set[int] = set()
         self.finished: dict[int, FinishedText] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -80,11 +80,11 @@ class EventStream(Response):
         try:
             await self._stream_events(send)
         except GuardError as error:
-            if not self.begun:
+            if not self.started:
                 raise
             last = frame(envelope(error))
         except Exception:
-            if not self.begun:
+            if not self.started:
                 raise
             logger.exception("a stream failed")
             last = frame(envelope(internal_error()))
@@ -93,10 +93,10 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": last, "more_body": False})
 
     async def _stream_events(self, send: Send) -> None:
-        async with self.generation.events() as events:
+        async with self.job.events() as events:
             async for index, event in events:
-                if not self.begun:
-                    self.begun = True
+                if not self.started:
+                    self.started = True
                     await send(
                         {
                             "type": "http.response.start",
@@ -109,8 +109,8 @@ class EventStream(Response):
 
     def _chunks(self, index: int, event: Event) -> Iterator[dict[str, Any]]:
         absent: dict[str, Any] = {"usage": None} if self.include_usage else {}
-        if index not in self.opened:
-            self.opened.add(index)
+        if index not in self.open_rows:
+            self.open_rows.add(index)
             if opening := self.reply.opening(index):
                 yield opening | absent
         if isinstance(event, TextDelta):
@@ -119,9 +119,9 @@ class EventStream(Response):
             return
         yield self.reply.finish(index, event) | absent
         self.finished[index] = event
-        if len(self.finished) == len(self.generation.requests):
+        if len(self.finished) == len(self.job.requests):
             rows = [self.finished[i] for i in range(len(self.finished))]
-            usage = Usage.of(rows, self.generation.copies)
+            usage = Usage.of(rows, self.job.copies)
             self.on_usage(usage)
             if self.include_usage:
                 yield self.reply.usage(usage)

@@ -1,4 +1,4 @@
-"""Images that clients send, and what they are told of those that cannot be used."""
+"""Images that clients upload."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from guard.data.image_files import UnusableImage, decode_image
 from server.errors import InvalidParameter
 
 
-def uploaded(file: bytes, *, width: int, height: int) -> NDArray[np.uint8]:
-    """As `decode_image`; raises InvalidParameter."""
+def decode_upload(file: bytes, *, width: int, height: int) -> NDArray[np.uint8]:
+    """`decode_image` with InvalidParameter in place of UnusableImage."""
     try:
         return decode_image(file, width=width, height=height)
     except UnusableImage as error:

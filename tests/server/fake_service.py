@@ -1,4 +1,4 @@
-"""A service whose rows follow a script that the prompt picks by its words."""
+"""A text service whose rows follow a script, which the last line of the prompt names."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from server.services.interface import (
     TextRowRequest,
     TokenLogprob,
 )
+from steering.prompt import Prompt
 
 Record = Callable[[TextRowRequest, Verdict], None]
 
 
 @dataclass(frozen=True)
 class Script:
-    """What a row says, how slowly, and how it ends: `error` after all words, if there is one."""
+    """The words of a row, the delay before each, and its end: `error`, or `reason`."""
 
     words: tuple[str, ...] = ("Hello", " there", "!")
     delay_s: float = 0.0
@@ -72,11 +73,11 @@ class FakeService:
     stopped: asyncio.Event = field(default_factory=asyncio.Event)
     closed: int = 0
 
-    def encode_chat(self, messages: Sequence[dict[str, Any]]) -> tuple[int, ...]:
+    def encode_chat(self, messages: Sequence[dict[str, Any]]) -> Prompt:
         return self.encode("\n".join(message["content"] for message in messages))
 
-    def encode(self, text: str) -> tuple[int, ...]:
-        return tuple(text.encode())
+    def encode(self, text: str) -> Prompt:
+        return Prompt(tuple(text.encode()))
 
     def submit(self, requests: Sequence[TextRowRequest]) -> list[FakeRow]:
         if self.refusal is not None:
@@ -96,14 +97,14 @@ class FakeService:
 
 
 class FakeRow:
-    """Not a generator function: closing one of those before its first step runs none of it."""
+    """No generator: closing one that has not started runs none of its code."""
 
     def __init__(self, service: FakeService, request: TextRowRequest) -> None:
         self.service = service
         self.request = request
-        line = bytes(each % 256 for each in request.prompt).decode(errors="replace")
+        line = bytes(token % 256 for token in request.prompt.tokens).decode(errors="replace")
         self.script = SCRIPTS.get(line.rpartition("\n")[2], Script())
-        self.said = 0
+        self.sent = 0
         self.over = False
 
     def __aiter__(self) -> FakeRow:
@@ -115,9 +116,9 @@ class FakeRow:
         words = self.script.words[: self.request.sampling.max_tokens]
         if self.script.delay_s:
             await self._pause()
-        if self.said < len(words):
-            word = words[self.said]
-            self.said += 1
+        if self.sent < len(words):
+            word = words[self.sent]
+            self.sent += 1
             return TextDelta(word, self._logprobs(word))
         verdict = self._verdict(self.script.outcome)
         self._end(verdict)

@@ -9,7 +9,7 @@ import httpx
 import openai
 import pytest
 
-from tests.server.conftest import Launch, Live, key, settings
+from tests.server.live_server import Launch, LiveServer, key, live_server, settings
 
 CHAT = "/v1/chat/completions"
 HEADERS = {"Content-Type": "application/json"}
@@ -19,7 +19,7 @@ HEADERS = {"Content-Type": "application/json"}
     "body",
     [b"", b"{", b"[]", b'{"model": NaN}', b'{"model": "\xff"}', b"[" * 100_000, b"\x00" * 64],
 )
-def test_bodies_that_are_not_json_objects_are_bad_requests(live: Live, body: bytes) -> None:
+def test_bodies_that_are_not_json_objects_are_bad_requests(live: LiveServer, body: bytes) -> None:
     for path in (CHAT, "/v1/completions"):
         response = live.post(path, content=body, headers=HEADERS)
         assert response.status_code == 400
@@ -27,12 +27,12 @@ def test_bodies_that_are_not_json_objects_are_bad_requests(live: Live, body: byt
         assert response.headers["X-Request-Id"]
 
 
-def test_another_content_type_is_refused(live: Live) -> None:
+def test_another_content_type_is_refused(live: LiveServer) -> None:
     response = live.post(CHAT, content=b"{}", headers={"Content-Type": "text/plain"})
     assert response.status_code == 415
 
 
-def test_validation_errors_name_their_parameter(live: Live) -> None:
+def test_validation_errors_name_their_parameter(live: LiveServer) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         live.client().chat.completions.create(
             model="fake", messages=[{"role": "user", "content": "x"}], frequency_penalty=1
@@ -41,13 +41,13 @@ def test_validation_errors_name_their_parameter(live: Live) -> None:
     assert caught.value.type == "invalid_request_error"
 
 
-def test_more_tokens_than_the_server_gives_are_refused(live: Live) -> None:
+def test_more_tokens_than_the_server_allows_are_refused(live: LiveServer) -> None:
     response = live.chat(max_tokens=2049)
     assert response.status_code == 400
     assert response.json()["error"]["param"] == "max_tokens"
 
 
-def test_a_body_too_long_is_refused_on_its_announcement(live: Live) -> None:
+def test_a_body_too_long_is_refused_on_its_announcement(live: LiveServer) -> None:
     host, port = live.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=5) as connection:
         connection.sendall(
@@ -60,7 +60,7 @@ def test_a_body_too_long_is_refused_on_its_announcement(live: Live) -> None:
     assert answer.startswith(b"HTTP/1.1 413") and b"request_too_large" in answer
 
 
-def test_a_body_that_turns_out_too_long_is_not_read_to_its_end(live: Live) -> None:
+def test_a_body_that_turns_out_too_long_is_not_read_to_its_end(live: LiveServer) -> None:
     sent = 0
 
     def endless() -> Iterator[bytes]:
@@ -76,7 +76,7 @@ def test_a_body_that_turns_out_too_long_is_not_read_to_its_end(live: Live) -> No
     assert live.chat().status_code == 200
 
 
-def test_unknown_urls_and_methods_have_openais_envelope(live: Live) -> None:
+def test_unknown_urls_and_methods_have_openais_envelope(live: LiveServer) -> None:
     missing = httpx.get(f"{live.url}/v1/nothing")
     assert missing.status_code == 404
     assert missing.json()["error"]["code"] == "unknown_url"
@@ -86,7 +86,7 @@ def test_unknown_urls_and_methods_have_openais_envelope(live: Live) -> None:
     assert httpx.get(f"{live.url}/v1/models/").status_code == 404
 
 
-def test_models_are_listed_and_found(live: Live) -> None:
+def test_models_are_listed_and_found(live: LiveServer) -> None:
     client = live.client()
     assert [model.id for model in client.models.list()] == ["fake"]
     assert client.models.retrieve("fake").owned_by == "inference-guard"
@@ -94,7 +94,7 @@ def test_models_are_listed_and_found(live: Live) -> None:
         client.models.retrieve("some/other")
 
 
-def test_policies_are_listed_with_the_models_that_have_them(live: Live) -> None:
+def test_policies_are_listed_with_the_models_that_have_them(live: LiveServer) -> None:
     listed = httpx.get(f"{live.url}/guard/v1/policies").json()
     assert listed["default"] == "none"
     assert [(policy["id"], policy["models"]) for policy in listed["data"]] == [
@@ -103,18 +103,18 @@ def test_policies_are_listed_with_the_models_that_have_them(live: Live) -> None:
 
 
 @pytest.mark.parametrize("offered", ["abc-1", "a" * 128])
-def test_a_sane_request_id_is_taken_over(live: Live, offered: str) -> None:
+def test_a_plain_request_id_is_kept(live: LiveServer, offered: str) -> None:
     response = httpx.get(f"{live.url}/health", headers={"X-Request-Id": offered})
     assert response.headers["X-Request-Id"] == offered
 
 
 @pytest.mark.parametrize("offered", ["", "a b", "a" * 129, '"};', "é".encode(), "-x"])
-def test_any_other_request_id_is_replaced(live: Live, offered: Any) -> None:
+def test_any_other_request_id_is_replaced(live: LiveServer, offered: Any) -> None:
     response = httpx.get(f"{live.url}/health", headers={"X-Request-Id": offered})
     assert response.headers["X-Request-Id"].startswith("req-")
 
 
-def test_policy_comes_from_header_or_body_but_not_from_both(live: Live) -> None:
+def test_policy_comes_from_header_or_body_but_not_from_both(live: LiveServer) -> None:
     messages = [{"role": "user", "content": "x"}]
     body: dict[str, Any] = {"model": "fake", "messages": messages}
     strict = {"X-Guard-Policy": "strict"}
@@ -159,7 +159,7 @@ def test_health_readiness_and_metrics_agree_with_the_traffic(launch: Launch) -> 
         assert 'inference_guard_ready{model="fake"} 0.0' in httpx.get(f"{live.url}/metrics").text
 
 
-def test_the_openapi_document_resolves_its_references(live: Live) -> None:
+def test_the_openapi_document_resolves_its_references(live: LiveServer) -> None:
     document = httpx.get(f"{live.url}/openapi.json").json()
     assert {"ChatRequest", "CompletionRequest", "Message"} <= document["components"][
         "schemas"
@@ -168,27 +168,25 @@ def test_the_openapi_document_resolves_its_references(live: Live) -> None:
 
 
 @pytest.fixture(scope="module")
-def keyed() -> Iterator[Live]:
-    from tests.server.conftest import launched
-
+def keyed() -> Iterator[LiveServer]:
     raw = settings(default_policy="watch")
     raw["keys"] = [
         key("alpha", default_policy="strict", policies=["strict"]),
         key("beta", policies=["none"], requests_per_minute=2),
         key("gamma"),
     ]
-    with launched(raw) as live:
+    with live_server(raw) as live:
         yield live
 
 
-def policy_of(live: Live, secret: str, **headers: str) -> str:
+def policy_of(live: LiveServer, secret: str, **headers: str) -> str:
     raw = live.client(secret).chat.completions.with_raw_response.create(
         model="fake", messages=[{"role": "user", "content": "x"}], extra_headers=headers
     )
     return raw.headers["X-Guard-Policy"]
 
 
-def test_without_a_known_key_nothing_is_told(keyed: Live) -> None:
+def test_without_a_known_key_everything_is_refused(keyed: LiveServer) -> None:
     for path in ("/v1/models", "/v1/models/fake", "/guard/v1/policies"):
         assert httpx.get(f"{keyed.url}{path}").status_code == 401
     for scheme in ("", "Basic alpha", "Bearer", "Bearer nope", "Bearer é"):
@@ -203,14 +201,14 @@ def test_without_a_known_key_nothing_is_told(keyed: Live) -> None:
         assert httpx.get(f"{keyed.url}{path}").status_code == 200
 
 
-def test_a_key_decides_the_default_and_what_may_be_asked_for(keyed: Live) -> None:
+def test_a_key_sets_the_default_and_the_allowed_policies(keyed: LiveServer) -> None:
     assert policy_of(keyed, "alpha") == "strict"
     assert policy_of(keyed, "gamma") == "watch"
     assert policy_of(keyed, "gamma", **{"X-Guard-Policy": "watch"}) == "watch"
     assert keyed.service.submitted[0].tenant == "acme"
-    for wanted in ("none", "watch"):
+    for other in ("none", "watch"):
         with pytest.raises(openai.PermissionDeniedError) as caught:
-            policy_of(keyed, "alpha", **{"X-Guard-Policy": wanted})
+            policy_of(keyed, "alpha", **{"X-Guard-Policy": other})
         assert caught.value.code == "policy_forbidden"
     listed = httpx.get(
         f"{keyed.url}/guard/v1/policies", headers={"Authorization": "Bearer alpha"}
@@ -219,7 +217,7 @@ def test_a_key_decides_the_default_and_what_may_be_asked_for(keyed: Live) -> Non
     assert [policy["id"] for policy in listed["data"]] == ["strict"]
 
 
-def test_a_key_that_asks_too_often_is_told_when_to_return(keyed: Live) -> None:
+def test_a_key_over_its_rate_gets_retry_after(keyed: LiveServer) -> None:
     assert policy_of(keyed, "beta", **{"X-Guard-Policy": "none"}) == "none"
     assert policy_of(keyed, "beta") == "watch"
     with pytest.raises(openai.RateLimitError) as caught:

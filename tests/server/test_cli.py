@@ -57,7 +57,7 @@ def served(folder: Path) -> Iterator[tuple[subprocess.Popen[str], dict[str, obje
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
-def test_it_says_where_it_listens_and_a_stop_keeps_the_audit_line(
+def test_it_prints_its_url_and_a_stop_keeps_the_audit_line(
     tmp_path: Path, stop: signal.Signals
 ) -> None:
     with served(tmp_path) as (process, ready):
@@ -90,7 +90,7 @@ def test_a_hangup_signal_lets_the_audit_log_be_rotated(tmp_path: Path) -> None:
     assert json.loads(line)["request_id"] == second.headers["X-Request-Id"]
 
 
-def test_a_port_in_use_is_said_before_any_model_is_loaded(tmp_path: Path) -> None:
+def test_a_port_in_use_is_reported_before_any_model_is_loaded(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
     path.write_text(CONFIG.format(folder=tmp_path))
     with socket.create_server(("127.0.0.1", 0)) as taken:

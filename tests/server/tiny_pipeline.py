@@ -43,7 +43,7 @@ def _tokenizer() -> PreTrainedTokenizerFast:
 
 
 def save_pipeline(folder: Path, *, seed: int = 0) -> Family:
-    """Write a pipeline that draws 16 by 16 pixels; `NAN_WORD` spoils a prompt."""
+    """Write a pipeline for images of 16 by 16 pixels; the embedding of `NAN_WORD` is NaN."""
     torch.manual_seed(seed)
     encoder = CLIPTextModel(
         CLIPTextConfig(
@@ -56,7 +56,7 @@ def save_pipeline(folder: Path, *, seed: int = 0) -> Family:
             bos_token_id=1,
             eos_token_id=2,
             pad_token_id=0,
-            # words differ, wherever they stand
+            # large weights: words differ at every position
             initializer_range=0.5,
         )
     ).eval()
@@ -104,7 +104,7 @@ def save_guards(folder: Path, family: Family) -> None:
                 "knife": ["knife"],
             }.items()
         }
-    states = {kind: each.states["text"] for kind, each in text.items()}
+    states = {kind: encoded.states["text"] for kind, encoded in text.items()}
     weights, bias = discriminant(
         pooled(states["unsafe"], text["unsafe"].masks["text"]),
         pooled(states["safe"], text["safe"].masks["text"]),
@@ -116,45 +116,45 @@ def save_guards(folder: Path, family: Family) -> None:
     settings = {"threshold": 0.5, "strength": 1.0, "streams": ["text"], "bias": bias}
     tensors = {"basis.text": basis, "anchors.text": anchors, **scored}
     concept = {"concept.text": states["knife"][0].numpy(), "mask.text": np.ones(TOKENS, "f4")}
-    own = fingerprint(nn.ModuleDict(dict(family.encoders)))
+    encoders = fingerprint(nn.ModuleDict(dict(family.encoders)))
     for name, method, fitted_on, arrays in (
-        ("knife", "nearest", own, tensors),
+        ("knife", "nearest", encoders, tensors),
         ("other", "nearest", "0" * 64, tensors),
-        ("guide", "negative-prompt", own, concept | scored),
+        ("guide", "negative-prompt", encoders, concept | scored),
     ):
         seam = "guidance" if name == "guide" else "embedding"
         _save(folder / f"{name}.safetensors", method, seam, fitted_on, arrays, settings)
-    save_overlay(folder / "overlay.safetensors", family, scored, settings | {"encoders": own})
+    save_overlay(folder / "overlay.safetensors", family, scored, settings | {"encoders": encoders})
 
 
 def save_overlay(
     path: Path, family: Family, tensors: dict[str, Any], settings: dict[str, Any], **changed: Any
 ) -> None:
     """One of two random directions, on all projections of `family`'s denoiser."""
-    draw = torch.Generator().manual_seed(5)
+    generator = torch.Generator().manual_seed(5)
     layers = text_projections(family.cross_attention())
-    overlay = {"reads.0": 0.3 * torch.randn(2, WIDTH, generator=draw).numpy()}
+    overlay = {"reads.0": 0.3 * torch.randn(2, WIDTH, generator=generator).numpy()}
     for name, layer in layers.items():
-        writes = torch.randn(2, layer.out_features, generator=draw)
+        writes = torch.randn(2, layer.out_features, generator=generator)
         overlay[f"writes.{name}"] = writes.numpy()
-    more = {"groups": {"0": list(layers)}} | changed
+    groups = {"groups": {"0": list(layers)}} | changed
     fitted_on = fingerprint(family.denoiser)
-    _save(path, "uce", "projection", fitted_on, tensors | overlay, settings | more)
+    _save(path, "uce", "projection", fitted_on, tensors | overlay, settings | groups)
 
 
 def save_eraser(
     path: Path, family: Family, *, fitted_on: str = "", channels: int = 0, **changed: Any
 ) -> None:
-    """An IRECE guard that finds what is bright in the first channel, and puts nothing there.
+    """An IRECE guard that finds bright areas of the first channel and replaces them with zero.
 
-    It looks once, at the last evaluation. `changed` are settings, or tensors by their names.
+    It inspects once, at the last evaluation. `changed` are settings, or tensors by their names.
     """
     layer, module = next(iter(family.readable.items()))
     net = torch.zeros(1, 1, channels or family.channels, 3, 3)
     net[0, 0, 0, 1, 1] = 1.0
-    draw = torch.Generator().manual_seed(6)
+    generator = torch.Generator().manual_seed(6)
     width = module.inner_dim // module.heads  # type: ignore[operator]
-    keys = torch.randn(2, 2, width, generator=draw)
+    keys = torch.randn(2, 2, width, generator=generator)
     tensors: dict[str, Any] = {
         **{"weight0.latents": net, "bias0.latents": torch.zeros(1, 1)},
         **{"weight1.latents": torch.full((1, 1, 1, 1, 1), 4.0), "bias1.latents": torch.zeros(1, 1)},
@@ -165,12 +165,12 @@ def save_eraser(
         **{"smoothing": 0.01, "replacement": "zero", "level": 1.0, "looks": 1},
     }
     tensors |= {name: changed.pop(name) for name in list(changed) if name in tensors}
-    own = fitted_on or fingerprint(nn.ModuleDict(family.networks))
-    _save(path, "irece", ("attention", "latent"), own, tensors, settings | changed)
+    networks = fitted_on or fingerprint(nn.ModuleDict(family.networks))
+    _save(path, "irece", ("attention", "latent"), networks, tensors, settings | changed)
 
 
 def save_screen(path: Path, family: Family) -> None:
-    """A classifier of finished latents that finds its concept in all that is bright."""
+    """A classifier of output latents that finds its concept in bright areas."""
     net = torch.zeros(1, 1, family.channels, 3, 3)
     net[0, 0, 0, 1, 1] = 1.0
     tensors = {"weight0.latents": net, "bias0.latents": torch.zeros(1, 1)}
@@ -203,4 +203,4 @@ def _save(
             "settings": settings | ({} if seam == "embedding" else {"gated": True}),
         }
     )
-    Artifact(meta, {name: np.asarray(each, "f4") for name, each in tensors.items()}).save(path)
+    Artifact(meta, {name: np.asarray(values, "f4") for name, values in tensors.items()}).save(path)

@@ -28,6 +28,7 @@ from guard.plans.language import LanguagePlans
 from steering.engines.vllm import offline  # noqa: E402
 from steering.hidden.rows import RowGuard
 from steering.methods.steer import bank_of
+from steering.prompt import Prompt
 from tests.steering.engines.driver import hooks_on  # noqa: E402
 from tests.steering.tiny import LAYERS, prompt, random_guard  # noqa: E402
 from tests.vllm.checkpoint import WIDTH, save, save_tokenizer  # noqa: E402
@@ -125,7 +126,8 @@ def test_losses_and_perplexity_are_those_of_transformers(
     for i, losses in found.items():
         assert losses.shape == (len(SEQUENCES[i]) - 1,)
         assert torch.allclose(losses, wanted[i], rtol=1e-3, atol=1e-3)
-    one, two = (perplexity(each, SEQUENCES[:9], SEQUENCES[9:18]) for each in (chat, other))
+    prompts = [Prompt(tuple(tokens)) for tokens in SEQUENCES[9:18]]
+    one, two = (perplexity(model, SEQUENCES[:9], prompts) for model in (chat, other))
     assert one == pytest.approx(two, rel=1e-4)
 
 
@@ -176,7 +178,7 @@ def test_a_fit_is_that_of_transformers(
 
 
 def test_a_process_has_the_plugin_or_has_not(folder: Path, other: VllmChat) -> None:
-    with pytest.raises(ModelError, match="once a process"):
+    with pytest.raises(ModelError, match="once for each process"):
         VllmChat.load(str(folder / "model"), config=folder / "config.toml")
 
 

@@ -46,7 +46,7 @@ def test_a_new_configuration_holds_for_new_requests_alone(folder: Path) -> None:
     for one, other in zip(came, [*old, *new], strict=True):
         assert one.get("tokens") == other.get("tokens")
         if "error" in one:
-            assert "no policy 'watch' here, but none, firm, fresh" in one["error"]
+            assert "no policy 'watch' here: use one of none, firm, fresh" in one["error"]
             continue
         told, alike = one["guard"]["guards"], other["guard"]["guards"]
         assert [own["position"] for own in told] == [own["position"] for own in alike]

@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast  # noqa: E402
 
 from guard.config.keys import hash_key
 from guard.config.schema import Config, ModelConfig
-from guard.errors import GuardFailed, ModelError  # noqa: E402
+from guard.errors import GuardFailed, ModelError, RequestError  # noqa: E402
 from guard.plans.base import LoadedGuard
 from guard.plans.language import LanguagePlan
 from guard.plans.revision import RevisionEntry
@@ -31,6 +31,7 @@ from server.services.prompts import PromptEncoder
 from server.vllm.build import _arguments  # noqa: E402
 from server.vllm.service import VllmService  # noqa: E402
 from steering.methods import METHODS
+from steering.prompt import Media, Prompt
 from tests.steering.tiny import prompt  # noqa: E402
 from tests.vllm.checkpoint import CONFIG, HALT, save, save_tokenizer  # noqa: E402
 from tests.vllm.driver import environment  # noqa: E402
@@ -116,7 +117,7 @@ def served(tmp_path: Path) -> tuple[VllmService, list[Verdict]]:
     return service, found
 
 
-ASKED = TextRowRequest("r", (5, 6), "firm", SamplingParams(3))
+ASKED = TextRowRequest("r", Prompt((5, 6)), "firm", SamplingParams(3))
 
 
 def test_a_row_that_is_hung_up_before_it_has_begun_leaves(
@@ -133,6 +134,26 @@ def test_a_row_that_is_hung_up_before_it_has_begun_leaves(
     asyncio.run(hang_up())
     assert [verdict.outcome for verdict in found] == ["pass", "pass"]
     assert [verdict.guards[0].score for verdict in found] == [None, None]
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        Prompt((5, 6), (Media("image", "cached", 0, 1),)),
+        Prompt((5, 6), positions=((0, 1), (0, 0), (0, 0))),
+    ],
+)
+def test_a_prompt_of_more_than_text_is_refused(
+    served: tuple[VllmService, list[Verdict]], prompt: Prompt
+) -> None:
+    service, found = served
+
+    async def submit() -> None:
+        service.submit([replace(ASKED, prompt=prompt)])
+
+    with pytest.raises(RequestError, match="leave them out") as caught:
+        asyncio.run(submit())
+    assert caught.value.param == "prompt" and found == []
 
 
 def test_an_answer_without_a_verdict_is_a_failure(
@@ -154,7 +175,7 @@ def test_options_that_undo_the_servers_own_are_refused() -> None:
     model = ModelConfig(
         name="fast", source="s", engine="vllm", engine_options={"served_model_name": "other"}
     )
-    with pytest.raises(ModelError, match="served_model_name is this server's to set"):
+    with pytest.raises(ModelError, match="this server sets served_model_name itself"):
         _arguments(Config(), model, "s", 64)
 
 

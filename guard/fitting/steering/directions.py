@@ -66,11 +66,11 @@ def directions(
     answer token, hence counts as the first position.
     """
     if pairs:
-        prompts = [chat.prompt(pair.prompt) for pair in pairs]
+        prompts = [chat.prompt(pair.prompt).tokens for pair in pairs]
         recall = [chat.ids(pair.recall) for pair in pairs]
         erasure = [chat.ids(pair.erasure) for pair in pairs]
     else:
-        prompts = [chat.prompt(row.prompt) for row in rows]
+        prompts = [chat.prompt(row.prompt).tokens for row in rows]
         recall = [
             chat.ids(row.answer) if row.answer else list(said)
             for row, said in zip(rows, spoken, strict=True)

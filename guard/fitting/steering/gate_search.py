@@ -95,7 +95,7 @@ def fit_gate(
     again = [row for row in train if rng.random() < WRAPPED_RETAIN]
 
     def states(what: str, asked: Sequence[str]) -> TokenStates:
-        prompts = [chat.prompt(text) for text in asked]
+        prompts = [chat.prompt(text).tokens for text in asked]
         return collect_states(chat, prompts, layers, what, progress)
 
     def wrapped(rows: Sequence[ForgetPrompt] | Sequence[RetainPrompt]) -> list[str]:
@@ -138,7 +138,9 @@ def recheck_threshold(
 
     Never lower than the prompt's: the score of both together is never the smaller one.
     """
-    sequences = [[*chat.prompt(r.prompt), *s.tokens] for r, s in zip(rows, spoken, strict=True)]
+    sequences = [
+        [*chat.prompt(r.prompt).tokens, *s.tokens] for r, s in zip(rows, spoken, strict=True)
+    ]
     states = collect_states(chat, sequences, gate.layers, "reading retain answers", progress)
     scores = states.pooled(states.score(range(len(gate.layers)), gate.gates)).tolist()
     return max(gate.threshold, rates.threshold(scores, [row.near for row in rows]))

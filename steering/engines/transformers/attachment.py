@@ -1,8 +1,8 @@
-"""Guards on a transformers model that somebody else runs: `model.generate` as it is.
+"""Guards on a caller's transformers model, for `model.generate` as it is.
 
-Hooks before and after the model's own forward tell a prompt from a generated token by the cache
-that comes with it. What cannot be followed (beams that swap rows, drafts of several tokens, a
-cache kept from an earlier call) raises Unfollowed instead of passing unguarded.
+Hooks before and after the model's forward distinguish the prompt from generated tokens by the
+length of the cache. Generation that guards cannot follow (beams that swap rows, drafts of several
+tokens, a cache from an earlier call) raises Unfollowed instead of running unguarded.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from steering.hidden.table import Table, without_sink
 
 
 class Attachment:
-    """Hooks on `model`, every row of which carries `guards`, until `remove`.
+    """Hooks on `model` until `remove`; every row of its batches carries `guards`.
 
-    `after(attachment)` is called behind each forward and may raise to end the generation.
+    `after(attachment)` is called after each forward and may raise to end the generation.
     """
 
     def __init__(
@@ -40,72 +40,71 @@ class Attachment:
         self._table = Table(bank, 0)
         self.rows = 0
         self.began = time.monotonic()
-        """When the prompts of the last batch came in."""
+        """Start of the last batch, on the clock of `time.monotonic`."""
         self._seam = HiddenSeam(list(decoder_layers(model)))
         self._seam.install(bank.layers)
         self._handles = [
             model.register_forward_pre_hook(self._before, with_kwargs=True),
-            model.register_forward_hook(self._behind),
+            model.register_forward_hook(self._check),
         ]
         self._generate = model.generate
-        self._own_generate = vars(model).get("generate")
-        # beams swap rows behind the model's back: known from the call alone
+        self._instance_generate = vars(model).get("generate")
+        # beams swap rows outside the forward: only the arguments of the call show them
         model.generate = self._checked_generate
 
     def remove(self) -> None:
-        """Leave the model as it was."""
+        """Restore the model as it was."""
         self._seam.remove()
         for handle in self._handles:
             handle.remove()
-        if self._own_generate is None:
+        if self._instance_generate is None:
             del self._model.generate
         else:
-            self._model.generate = self._own_generate
+            self._model.generate = self._instance_generate
 
     def readings(self, row: int) -> dict[str, Reading]:
-        """What the guards of `row` of the last batch have seen."""
+        """The readings of the guards of `row` of the last batch, by the guard's name."""
         return self._table.readings(row)
 
     def flags(self) -> tuple[list[bool], list[bool]]:
-        """For each row of the batch: has a guard fired, has one met NaN."""
+        """For each row of the batch: has a guard fired, has a guard met NaN."""
         return self._table.flags(slice(0, self.rows))
 
     def _checked_generate(self, *args: Any, **kwargs: Any) -> Any:
-        given = signature(self._generate).bind(*args, **kwargs).arguments
-        given |= given.pop("kwargs", {})
-        config = given.get("generation_config") or self._model.generation_config
+        arguments = signature(self._generate).bind(*args, **kwargs).arguments
+        arguments |= arguments.pop("kwargs", {})
+        config = arguments.get("generation_config") or self._model.generation_config
         for name in ("num_beams", "prompt_lookup_num_tokens"):
-            value = given.get(name, getattr(config, name, None))
+            value = arguments.get(name, getattr(config, name, None))
             if value not in (None, 1):
                 raise Unfollowed(f"{name}={value} cannot be guarded: use greedy search or sampling")
         for name in ("assistant_model", "past_key_values"):
-            if given.get(name) is not None:
+            if arguments.get(name) is not None:
                 raise Unfollowed(f"{name} cannot be guarded: leave it out")
         return self._generate(*args, **kwargs)
 
     def _before(self, _model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = args[0] if args else kwargs.get("input_ids")
-        embeds = kwargs.get("inputs_embeds")
-        if given is None:
-            given = embeds
-        if not isinstance(given, Tensor):
+        inputs = args[0] if args else kwargs.get("input_ids")
+        if inputs is None:
+            inputs = kwargs.get("inputs_embeds")
+        if not isinstance(inputs, Tensor):
             raise Unfollowed("a forward without input_ids or inputs_embeds cannot be guarded")
-        rows, tokens = given.shape[:2]
+        rows, tokens = inputs.shape[:2]
         cache = kwargs.get("past_key_values")
         past = 0 if cache is None else int(cache.get_seq_length())
         if past == 0:
-            self._begin(rows, self._real(kwargs.get("attention_mask"), rows, tokens, given.device))
+            self._begin(rows, self._real(kwargs.get("attention_mask"), rows, tokens, inputs.device))
         elif tokens == 1 and rows == self.rows:
             self._table.begin(slice(0, rows), None)
         else:
             raise Unfollowed(
-                f"{tokens} tokens behind a cache of {past} cannot be guarded: let generate take "
-                "the whole prompt and one token at a time"
+                f"{tokens} tokens after a cache of {past} cannot be guarded: pass the whole prompt "
+                "to generate, and one token at a time"
             )
         busy = self._table.senses or self._table.acts
         self._seam.watch(self._table if busy else None)
 
-    def _behind(self, _model: nn.Module, _args: Any, output: Any) -> None:
+    def _check(self, _model: nn.Module, _args: Any, output: Any) -> None:
         self._seam.watch(None)
         logits = getattr(output, "logits", None)
         if isinstance(logits, Tensor):

@@ -1,7 +1,7 @@
-"""A key-value cache with one slot a row, so that requests can join and leave a running batch.
+"""A key-value cache with one slot for each row, so that rows can join and leave a running batch.
 
-transformers' own caches hold one sequence length for all rows; here each row writes at its own
-position, and joining or leaving copies at most one row.
+transformers' own caches have one sequence length for all rows. Here each row writes at its own
+position, and a row that joins or leaves copies at most one other row.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ _GROWTH = 256
 
 
 class SlotCache(Cache):
-    """Rows `0..n-1` are live. Before each forward say where it writes: `prefill` or `decode`."""
+    """Rows `0..n-1` are live. Each forward needs a call of `prefill` or `decode` before it, which
+    sets the rows and positions that it writes."""
 
     def __init__(self, layers: int, capacity: int) -> None:
         self.capacity = capacity
@@ -29,22 +30,24 @@ class SlotCache(Cache):
         super().__init__(layers=list(self._slots))
 
     def prefill(self, rows: Tensor, positions: Tensor) -> None:
-        """Next: `positions [n, tokens]` of `rows [n]`; -1 marks padding, which is thrown away."""
+        """The next forward writes `positions [n, tokens]` of `rows [n]`; -1 marks padding, which is
+        discarded."""
         self.rows = rows[:, None].expand_as(positions)
         self._reserve(int(positions.max()) + 1)
-        # the last column is never read: padding is written there
+        # padding is written to the last column, which is never read
         self.positions = torch.where(positions < 0, self.length - 1, positions)
         self.read = None
 
     def decode(self, positions: Tensor, tokens: int) -> None:
-        """Next: one token for each of the first `len(positions)` rows, reading `tokens` columns."""
+        """The next forward writes one token for each of the first `len(positions)` rows and reads
+        `tokens` columns."""
         self._reserve(tokens)
         self.rows = torch.arange(len(positions), device=positions.device)[:, None]
         self.positions = positions[:, None]
         self.read = (len(positions), tokens)
 
     def move(self, source: int, target: int) -> None:
-        """Let row `source` live in slot `target`."""
+        """Copy row `source` into slot `target`."""
         for layer in self._slots:
             if layer.is_initialized:
                 layer.keys[target] = layer.keys[source]
@@ -85,7 +88,7 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
             self.lazy_initialization(key_states, value_states)
         owner = self._owner
         if owner.read is None:
-            # what the slot's last row has left: masked, but a NaN would come through the mask
+            # keys and values of the slot's last row are masked, but NaN passes through a mask
             self.keys[owner.rows[:, 0]] = 0.0
             self.values[owner.rows[:, 0]] = 0.0
         self.keys[owner.rows, :, owner.positions] = key_states.transpose(1, 2)
@@ -99,7 +102,7 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         for name in ("keys", "values"):
             old = getattr(self, name)
             new = self._empty(old, length)
-            # without the last column, where padding went
+            # without the last column, which holds padding
             new[:, :, : old.shape[2] - 1] = old[:, :, :-1]
             setattr(self, name, new)
 
@@ -113,5 +116,5 @@ class _SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         return -1
 
     def _empty(self, like: Tensor, length: int) -> Tensor:
-        # zeros, not empty: columns that a row has not reached are masked, and 0 * NaN is NaN
+        # zeros: columns that a row has not reached are masked, but 0 * NaN is NaN
         return like.new_zeros(self._owner.capacity, like.shape[1], length, like.shape[3])

@@ -1,7 +1,7 @@
 """Continuous batching for a transformers language model, with guards on each row.
 
-The engine knows rows and tokens only: a scheduler above it queues requests, ends them and talks
-to clients. Rows are kept dense (`0..n-1`); `drop` fills holes with the last row.
+The engine handles rows and tokens alone: the service above it queues requests, ends them and sends
+text to clients. Rows are dense (`0..n-1`); `drop` fills each hole with the last row.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from steering.hidden.bank import HiddenBank
 from steering.hidden.rows import Reading, RowGuard
 from steering.hidden.seam import HiddenSeam
 from steering.hidden.table import Table, without_sink
+from steering.prompt import Prompt
 
 
 @dataclass(frozen=True)
 class RowStart:
-    """A row to be added: prompt token ids (not empty), the guards it carries, its sampling."""
+    """A row to be added: its prompt (text, not empty), the guards it carries, its sampling."""
 
-    prompt: Sequence[int]
+    prompt: Prompt
     guards: Sequence[RowGuard]
     sampling: RowSampling
 
@@ -36,7 +37,8 @@ class RowStart:
 class RowToken:
     """One generated token. `logprob` and `top` are filled where the row asked for them.
 
-    `fired` and `invalid` say what the row's guards have seen up to and with this forward.
+    `fired` and `invalid` are over all guards of the row, up to and including this forward: has one
+    fired, has one met NaN.
     """
 
     token: int
@@ -47,7 +49,7 @@ class RowToken:
 
 
 class TransformersEngine:
-    """Runs one causal language model; `capacity` rows at most. Not thread-safe.
+    """Runs one causal language model with up to `capacity` rows. Not thread-safe.
 
     Raises UnknownArchitecture where the decoder layers cannot be found.
     """
@@ -58,22 +60,22 @@ class TransformersEngine:
         self._dtype = next(model.parameters()).dtype
         self.capacity = capacity
         config = model.config
-        kinds = set(getattr(config, "layer_types", None) or ())
-        self._sliding = config.sliding_window if "sliding_attention" in kinds else None
-        self._window = None if kinds else getattr(config, "sliding_window", None)
+        layer_types = set(getattr(config, "layer_types", None) or ())
+        self._sliding = config.sliding_window if "sliding_attention" in layer_types else None
+        self._window = None if layer_types else getattr(config, "sliding_window", None)
         self._layers = config.num_hidden_layers
         self._seam = HiddenSeam(list(decoder_layers(model)))
         self.rows = 0
         self.use(bank)
 
     def use(self, bank: HiddenBank) -> None:
-        """Serve with `bank` from now on. Only between requests: live rows are dropped."""
+        """Run with the guards of `bank` from now on. Drops all live rows."""
         self._bank = bank
         self._seam.install(bank.layers)
         self.reset()
 
     def reset(self) -> None:
-        """Forget all rows."""
+        """Drop all rows and clear the cache."""
         self.rows = 0
         self._table = Table(self._bank, self.capacity)
         self._cache = SlotCache(self._layers, self.capacity)
@@ -87,33 +89,36 @@ class TransformersEngine:
         self._top_logprobs: list[int | None] = [None] * self.capacity
 
     def close(self) -> None:
-        """Take the hooks off the model."""
+        """Remove the hooks from the model."""
         self._seam.remove()
 
     def readings(self, row: int) -> dict[str, Reading]:
-        """What the guards of `row` have seen so far."""
+        """The readings of the row's guards so far, by the guard's name."""
         return self._table.readings(row)
 
     @torch.inference_mode()
     def prefill(self, starts: Sequence[RowStart]) -> list[RowToken]:
         """Add rows behind the live ones and generate the first token of each.
 
-        Raises ValueError where they do not fit, or a prompt is empty: no row has changed then.
+        Raises ValueError where they do not fit, and for a prompt that is empty or holds more than
+        text: no row has changed then.
         """
         first, count = self.rows, len(starts)
         if first + count > self.capacity:
             raise ValueError(f"{first + count} rows do not fit a capacity of {self.capacity}")
         if not all(len(start.prompt) for start in starts):
-            raise ValueError("a prompt has no tokens: there is nothing to go on from")
+            raise ValueError("a prompt has no tokens: there is nothing to continue")
+        for start in starts:
+            start.prompt.require_text()
         lengths = torch.tensor([len(start.prompt) for start in starts], device=self._device)
         width = int(lengths.max())
-        # left padding: the last token of every row is in the last column
-        ids = [[0] * (width - len(start.prompt)) + list(start.prompt) for start in starts]
+        # left padding: the last token of every row stands in the last column
+        ids = [[0] * (width - len(start.prompt)) + list(start.prompt.tokens) for start in starts]
         column = torch.arange(width, device=self._device)
         positions = column[None] - (width - lengths)[:, None]
         real = positions >= 0
         for offset, start in enumerate(starts):
-            self._place(first + offset, start)
+            self._add_row(first + offset, start)
         rows = slice(first, first + count)
         self._length[rows] = lengths
         self._table.begin(rows, without_sink(real))
@@ -141,7 +146,7 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def drop(self, rows: Sequence[int]) -> list[tuple[int, int]]:
-        """Remove rows; returns the moves (source, target) that closed the holes, in order."""
+        """Remove rows; returns the moves (source, target) that fill the holes, in order."""
         moves = []
         for row in sorted(set(rows), reverse=True):
             last = self.rows - 1
@@ -152,7 +157,7 @@ class TransformersEngine:
             self.rows = last
         return moves
 
-    def _place(self, row: int, start: RowStart) -> None:
+    def _add_row(self, row: int, start: RowStart) -> None:
         self._table.add(row, start.guards)
         sampling = start.sampling
         self._temperature[row] = sampling.temperature
@@ -209,23 +214,23 @@ class TransformersEngine:
         return mask.masked_fill_(~visible, blocked)[:, None]
 
     def _next(self, rows: slice, logits: Tensor) -> list[RowToken]:
-        draw = uniform(self._seed[rows], self._step[rows])
-        token = sample(logits, self._temperature[rows], self._top_p[rows], draw)
+        uniforms = uniform(self._seed[rows], self._step[rows])
+        token = sample(logits, self._temperature[rows], self._top_p[rows], uniforms)
         self._last[rows] = token
         self._step[rows] += 1
         self._table.check(rows, logits)
         fired, invalid = self._table.flags(rows)
         tokens = token.tolist()
-        asked = self._top_logprobs[rows]
-        if all(count is None for count in asked):
-            told = zip(tokens, fired, invalid, strict=True)
-            return [RowToken(t, fired=f, invalid=i) for t, f, i in told]
+        counts = self._top_logprobs[rows]
+        if all(count is None for count in counts):
+            flagged = zip(tokens, fired, invalid, strict=True)
+            return [RowToken(t, fired=f, invalid=i) for t, f, i in flagged]
         logprobs = logits.log_softmax(-1)
         chosen = logprobs.gather(-1, token[:, None])[:, 0].tolist()
-        most = max(max(count for count in asked if count is not None), 1)
+        most = max(max(count for count in counts if count is not None), 1)
         values, ids = (part.tolist() for part in logprobs.topk(most, dim=-1))
         result = []
-        for row, count in enumerate(asked):
+        for row, count in enumerate(counts):
             top = tuple(zip(ids[row], values[row], strict=True))[: count or 0]
             logprob = None if count is None else chosen[row]
             result.append(RowToken(tokens[row], logprob, top, fired[row], invalid[row]))

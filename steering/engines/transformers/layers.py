@@ -1,15 +1,15 @@
-"""Where a transformers language model keeps its decoder layers, found by structure.
+"""The decoder layers of a transformers language model, found by structure.
 
-Most architectures keep them as a `ModuleList` named `layers` under the decoder that
-`get_decoder()` returns; `_PATHS` holds those that name it otherwise. A layer is whatever returns
-the residual stream `[rows, tokens, width]`, as a tensor or as the first entry of a tuple.
+Most architectures have them as a `ModuleList` named `layers` in the decoder that `get_decoder()`
+returns; `_PATHS` lists the architectures with another name. A layer returns the residual stream
+`[rows, tokens, width]`, as a tensor or as the first entry of a tuple.
 
-Tested: Llama (with SmolLM2's true weights), and Mistral, Qwen2, Qwen3, Gemma, Gemma 2, Gemma 3,
+Tested: Llama (with the weights of SmolLM2), and Mistral, Qwen2, Qwen3, Gemma, Gemma 2, Gemma 3,
 Phi, Phi-3, GPT-2 and GPT-J (with small random weights: hooks, batching and silence, not quality).
 
-Refused, since rows of different lengths in one batch would silently get wrong answers: layers that
-are no attention, or attention other than full and sliding; ALiBi biases that are built from a
-two-dimensional mask; encoder-decoders.
+Refused, since rows of different lengths in one batch would get wrong answers without an error:
+layers without attention, or with attention other than full and sliding; ALiBi biases that are built
+from a two-dimensional mask; encoder-decoders.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _ATTENTION = {"full_attention", "sliding_attention"}
 
 
 class UnknownArchitecture(ValueError):
-    """The model's decoder layers cannot be found, or attend in a way that is not supported."""
+    """The model's decoder layers were not found, or their attention is not supported."""
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
@@ -37,9 +37,9 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
     kind = getattr(config, "model_type", type(model).__name__)
     getter = getattr(model, "get_decoder", None)
     decoder = getter() if callable(getter) else None
-    found = getattr(decoder, _PATHS.get(kind, "layers"), None)
+    layers = getattr(decoder, _PATHS.get(kind, "layers"), None)
     depth = getattr(config, "num_hidden_layers", None)
-    if not isinstance(found, nn.ModuleList) or len(found) != depth:
+    if not isinstance(layers, nn.ModuleList) or len(layers) != depth:
         raise UnknownArchitecture(
             f"cannot find the decoder layers of a {kind!r} model; tested architectures are "
             f"{', '.join(TESTED)}"
@@ -48,13 +48,13 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
         raise UnknownArchitecture(
             f"a {kind!r} model {reason}; tested architectures are {', '.join(TESTED)}"
         )
-    return found
+    return layers
 
 
 def _unsupported(config: Any) -> str | None:
-    others = set(getattr(config, "layer_types", None) or ()) - _ATTENTION
-    if others:
-        return f"has layers of {', '.join(sorted(others))}, which are not supported"
+    unsupported = set(getattr(config, "layer_types", None) or ()) - _ATTENTION
+    if unsupported:
+        return f"has layers of {', '.join(sorted(unsupported))}, which are not supported"
     if getattr(config, "alibi", False):
         return "with ALiBi positions is not supported"
     if getattr(config, "is_encoder_decoder", False):
@@ -63,12 +63,12 @@ def _unsupported(config: Any) -> str | None:
 
 
 def hidden_of(output: Any) -> Tensor:
-    """The residual stream in what a decoder layer returned."""
+    """The residual stream `[rows, tokens, width]` in the output of a decoder layer."""
     hidden = output[0] if isinstance(output, tuple) else output
     assert isinstance(hidden, Tensor)
     return hidden
 
 
 def with_hidden(output: Any, hidden: Tensor) -> Any:
-    """The layer's output with its residual stream replaced."""
+    """The output of a decoder layer with its residual stream replaced by `hidden`."""
     return (hidden, *output[1:]) if isinstance(output, tuple) else hidden

@@ -1,4 +1,4 @@
-"""Loading a causal language model and its tokenizer as transformers knows them."""
+"""Loading a causal language model and its tokenizer with transformers."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from transformers.utils import logging as transformers_logging
 def load_language_model(
     source: str, *, dtype: str = "float32", device: str = "auto"
 ) -> tuple[Any, Any]:
-    """Model (in eval mode) and tokenizer from a directory or hub name.
+    """The model (in eval mode) and the tokenizer from a directory or a hub name.
 
     `device` "auto" takes a GPU where there is one. Only safetensors weights are read: other
-    formats are pickles. Raises ValueError saying what could not be loaded.
+    formats are pickles. Raises ValueError with the reason where loading fails.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -29,9 +29,9 @@ def load_language_model(
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{source} cannot be loaded: {reason}") from error
-    model, about = loaded
-    if missing := sorted(about["missing_keys"]):
-        # transformers would fill them with random numbers
+    model, loading_info = loaded
+    if missing := sorted(loading_info["missing_keys"]):
+        # transformers fills missing weights with random numbers
         raise ValueError(
             f"{source} cannot be loaded: {len(missing)} weights are missing, {missing[0]} the first"
         )

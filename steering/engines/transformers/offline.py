@@ -1,4 +1,4 @@
-"""Many prompts at once without a server, for fitting and evals: greedy answers, token states."""
+"""Many prompts at once without a server, for fits and evals: greedy answers, states, losses."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ Advance = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Answer:
-    """Generated token ids, end token left out, and what the row's guards read."""
+    """Generated token ids without the end token, and the readings of the row's guards."""
 
     tokens: tuple[int, ...]
     readings: dict[str, Reading]
 
 
 def nothing(_count: int) -> None:
-    """Advance, where nobody looks."""
+    """An `Advance` that does nothing."""
 
 
 def answers(
@@ -37,14 +37,15 @@ def answers(
     end_tokens: frozenset[int],
     advance: Advance = nothing,
 ) -> list[Answer]:
-    """Generate for all `starts`, in batches of the engine's capacity, similar lengths together.
+    """Answers to all `starts`, in their order; prompts of similar length share a batch.
 
-    `advance` is called with the number of rows that have just finished.
+    `advance` is called with the number of rows that have just finished. Raises ValueError as
+    `TransformersEngine.prefill`.
     """
     order = sorted(range(len(starts)), key=lambda i: len(starts[i].prompt))
     done: dict[int, Answer] = {}
-    for at in range(0, len(order), engine.capacity):
-        live = order[at : at + engine.capacity]
+    for first in range(0, len(order), engine.capacity):
+        live = order[first : first + engine.capacity]
         tokens: dict[int, list[int]] = {i: [] for i in live}
         engine.reset()
         step = engine.prefill([starts[i] for i in live])
@@ -66,8 +67,8 @@ def answers(
     return [done[i] for i in range(len(starts))]
 
 
-class _Enough(Exception):
-    """Raised by a hook to leave a forward whose later layers nobody reads."""
+class _StopForward(Exception):
+    """Raised by a hook to skip the layers behind the last one that is needed."""
 
 
 @torch.inference_mode()
@@ -79,32 +80,32 @@ def token_states(
     batch: int = 16,
     advance: Advance = nothing,
 ) -> Iterator[tuple[int, Tensor]]:
-    """For each sequence its index and `[tokens, len(layers), width]`, float32 on the CPU.
+    """For each sequence of token ids, in any order, its index and the residual stream after the
+    given decoder layers, `[tokens, len(layers), width]`, float32 on the CPU.
 
-    The states are those after the given decoder layers; sequences come similar lengths together,
-    and the forward ends at the last layer asked for.
+    Sequences of similar length share a batch, and the forward ends at the last of `layers`.
     """
-    found = decoder_layers(model)
+    modules = decoder_layers(model)
     states: dict[int, Tensor] = {}
 
-    def keep(layer: int) -> Callable[..., None]:
+    def record(layer: int) -> Callable[..., None]:
         def hook(_module: Any, _inputs: Any, output: Any) -> None:
             states[layer] = hidden_of(output)
             if layer == max(layers):
-                raise _Enough
+                raise _StopForward
 
         return hook
 
-    handles = [found[layer].register_forward_hook(keep(layer)) for layer in layers]
+    handles = [modules[layer].register_forward_hook(record(layer)) for layer in layers]
     device = next(model.parameters()).device
     try:
         order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
-        for at in range(0, len(order), batch):
-            chosen = order[at : at + batch]
+        for first in range(0, len(order), batch):
+            chosen = order[first : first + batch]
             longest = len(sequences[chosen[-1]])
-            # right padding: under causal attention nothing real sees it
+            # right padding: under causal attention no token before it attends to it
             ids = [list(sequences[i]) + [0] * (longest - len(sequences[i])) for i in chosen]
-            with suppress(_Enough):
+            with suppress(_StopForward):
                 model(input_ids=torch.tensor(ids, device=device), use_cache=False)
             stacked = torch.stack([states[layer] for layer in layers], dim=2).float().cpu()
             for row, i in enumerate(chosen):
@@ -119,12 +120,12 @@ def token_states(
 def token_losses(
     model: Any, sequences: Sequence[Sequence[int]], *, batch: int = 16
 ) -> Iterator[tuple[int, Tensor]]:
-    """For each sequence its index and `[tokens - 1]`, on the CPU: -log p of every token but the
-    first. Sequences come similar lengths together."""
+    """For each sequence of token ids, in any order, its index and `[tokens - 1]`, float32 on the
+    CPU: -log p of every token but the first. Sequences of similar length share a batch."""
     device = next(model.parameters()).device
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
-    for at in range(0, len(order), batch):
-        chosen = order[at : at + batch]
+    for first in range(0, len(order), batch):
+        chosen = order[first : first + batch]
         ids = torch.zeros(len(chosen), len(sequences[chosen[-1]]), dtype=torch.long)
         for row, i in enumerate(chosen):
             ids[row, : len(sequences[i])] = torch.tensor(sequences[i])

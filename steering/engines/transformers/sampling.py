@@ -1,4 +1,4 @@
-"""Sampling of all rows at once; a row's draw depends on its own seed and step alone."""
+"""Sampling of all rows at once; the token of a row depends on its own seed and step alone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class RowSampling:
-    """`temperature` 0 is greedy. `top_logprobs` None asks for no log-probabilities."""
+    """`temperature` 0 is greedy. `top_logprobs` None stands for no log-probabilities."""
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -22,7 +22,8 @@ def uniform(seeds: Tensor, steps: Tensor) -> Tensor:
     """One number in [0, 1) for each (seed, step), both int64 `[rows]`; float64 `[rows]`.
 
     A counter-based generator (the finaliser of SplitMix64, Steele et al. 2014, on 31-bit halves):
-    no generator object a row, and the batch a row runs in cannot shift its stream.
+    it needs no generator object for each row, and the batch that a row runs in cannot change its
+    numbers.
     """
     mask = 0x7FFFFFFF
     x = (seeds & mask) * 0x9E3779B1 + ((seeds >> 31) & mask) * 0x85EBCA77 + steps * 0xC2B2AE3D
@@ -33,11 +34,11 @@ def uniform(seeds: Tensor, steps: Tensor) -> Tensor:
     return x.double() / 2.0**32
 
 
-def sample(logits: Tensor, temperature: Tensor, top_p: Tensor, draw: Tensor) -> Tensor:
-    """Token ids `[rows]` from `logits [rows, vocabulary]`.
+def sample(logits: Tensor, temperature: Tensor, top_p: Tensor, uniforms: Tensor) -> Tensor:
+    """Token ids `[rows]` from `logits [rows, vocabulary]`; the other arguments are `[rows]`.
 
     Rows with `temperature` 0 take the argmax; the others invert the cumulative distribution of
-    the nucleus `top_p` (Holtzman et al. 2020) at `draw` in [0, 1).
+    the nucleus `top_p` (Holtzman et al. 2020) at `uniforms` in [0, 1).
     """
     greedy = logits.argmax(-1)
     if not bool((temperature > 0).any()):
@@ -45,11 +46,11 @@ def sample(logits: Tensor, temperature: Tensor, top_p: Tensor, draw: Tensor) -> 
     scaled = logits.float() / temperature.clamp(min=1e-5)[:, None]
     probability, order = scaled.softmax(-1).sort(dim=-1, descending=True, stable=True)
     mass = probability.cumsum(-1)
-    # the first token is always kept; the others while what came before is short of top_p
+    # the likeliest token is always kept, each other one while the mass before it is below top_p
     kept = torch.where(mass - probability < top_p[:, None], probability, 0.0)
     kept[:, 0] = probability[:, 0]
     cumulative = kept.double().cumsum(-1)
-    target = draw[:, None] * cumulative[:, -1:]
+    target = uniforms[:, None] * cumulative[:, -1:]
     choice = torch.searchsorted(cumulative, target, right=True).clamp(max=logits.shape[-1] - 1)
-    drawn = order.gather(-1, choice)[:, 0]
-    return torch.where(temperature > 0, drawn, greedy)
+    sampled = order.gather(-1, choice)[:, 0]
+    return torch.where(temperature > 0, sampled, greedy)

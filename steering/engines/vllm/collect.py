@@ -1,7 +1,7 @@
-"""The residual stream behind decoder layers of vLLM, token by token of each sequence.
+"""The residual stream after decoder layers of vLLM, collected for each token of each sequence.
 
-A forward holds stretches of sequences, one behind the other; a long sequence comes in several, and
-one that was put off comes once more. Each stretch goes to its own place.
+A forward holds spans of several sequences, one behind the other. A long sequence comes in several
+spans, and a preempted one comes again. Each span is copied to its place in the sequence's states.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 SEQUENCE = "guard_sequence"
-"""The extra argument of a request that says which sequence it is."""
+"""The extra argument of a request with the index of its sequence."""
 
 
 class Collector:
-    """Follows a V1 model runner's forwards; between them it holds what was not yet taken."""
+    """Observes the forwards of a V1 model runner and keeps the states until they are popped."""
 
     def __init__(
         self, runner: Any, layers: Sequence[int], sequences: Sequence[Sequence[int]], width: int
@@ -26,15 +26,17 @@ class Collector:
         self._runner, self._layers = runner, layers
         self._sequences, self._width = sequences, width
         self._states: dict[int, Tensor] = {}
-        self._stretches: list[tuple[int, int, int]] = []
-        """Of the running forward, in its order: sequence, its first token, number of tokens."""
-        self._seen: dict[int, Tensor] = {}
+        self._spans: list[tuple[int, int, int]] = []
+        """Spans of the running forward, in order: sequence, first token, number of tokens."""
+        self._outputs: dict[int, Tensor] = {}
+        """States `[tokens, width]` of the running forward, by layer."""
 
     @contextmanager
-    def hooked(self, layers: Sequence[nn.Module]) -> Iterator[None]:
-        """Read behind `layers`, the model's own, while it lasts; no later layer is run."""
+    def hooks(self, layers: Sequence[nn.Module]) -> Iterator[None]:
+        """A context with hooks on the model's decoder `layers`; layers behind the last one that is
+        needed are skipped."""
         decoder = self._runner.model.model
-        # how a pipeline's stages share the layers out
+        # the end of the layers that this pipeline stage runs
         last = getattr(decoder, "end_layer", None)
         handles = [layers[i].register_forward_hook(self._hook(i)) for i in set(self._layers)]
         try:
@@ -48,44 +50,45 @@ class Collector:
                 handle.remove()
 
     def update(self, scheduled: Any) -> None:
-        """Nothing is kept of requests."""
+        """Does nothing: the collector keeps no state of requests."""
 
     def begin(self, scheduled: Any, lengths: Any) -> None:
-        """Which tokens of which sequences the forward holds."""
+        """Note the tokens and sequences of the forward that starts."""
         batch = self._runner.input_batch
         computed = batch.num_computed_tokens_cpu
-        self._stretches = [
+        self._spans = [
             (self._sequence(name), int(computed[row]), int(lengths[row]))
             for row, name in enumerate(batch.req_ids)
         ]
 
     def end(self) -> None:
-        """The forward is over: its tokens go to their places."""
-        if self._stretches and self._seen:
-            seen = torch.stack([self._seen[layer] for layer in self._layers], dim=1).float().cpu()
-            stretches = torch.split(seen, [length for _, _, length in self._stretches])
-            for (i, first, length), states in zip(self._stretches, stretches, strict=True):
-                self._room(i)[first : first + length] = states
-        self._stretches, self._seen = [], {}
+        """Copy the states of the finished forward to their sequences."""
+        if self._spans and self._outputs:
+            outputs = [self._outputs[layer] for layer in self._layers]
+            stacked = torch.stack(outputs, dim=1).float().cpu()
+            by_span = torch.split(stacked, [length for _, _, length in self._spans])
+            for (i, first, length), states in zip(self._spans, by_span, strict=True):
+                self._states_of(i)[first : first + length] = states
+        self._spans, self._outputs = [], {}
 
-    def taken(self, sequence: int) -> Tensor:
-        """`[tokens, layers, width]` of a sequence that is done, which is then forgotten."""
+    def pop(self, sequence: int) -> Tensor:
+        """Remove and return the states `[tokens, layers, width]` of a finished sequence."""
         return self._states.pop(sequence)
 
     def _hook(self, layer: int) -> Any:
         def hook(_module: nn.Module, _inputs: Any, output: tuple[Tensor, Tensor]) -> None:
-            if self._stretches:
+            if self._spans:
                 hidden, residual = output
-                tokens = sum(length for _, _, length in self._stretches)
-                # what a device pads the forward with is nobody's
-                self._seen[layer] = (hidden + residual)[:tokens]
+                tokens = sum(length for _, _, length in self._spans)
+                # without the tokens that pad the forward
+                self._outputs[layer] = (hidden + residual)[:tokens]
 
         return hook
 
-    def _room(self, sequence: int) -> Tensor:
+    def _states_of(self, sequence: int) -> Tensor:
         if sequence not in self._states:
             shape = (len(self._sequences[sequence]), len(self._layers), self._width)
-            # a token that no forward held would be seen at once
+            # NaN: a token that no forward has computed would show
             self._states[sequence] = torch.full(shape, torch.nan)
         return self._states[sequence]
 

@@ -1,7 +1,7 @@
 """vLLM in this process, for many prompts at once: answers, token states, losses.
 
-Made for fitting and measuring, not for serving: nothing is compiled, so that hooks can come later
-than the model, and no prefix is cached, so that every token's state is computed.
+For fits and evals, not for serving: nothing is compiled, so that hooks can be installed after the
+model was loaded, and no prefix is cached, so that the state of every token is computed.
 """
 
 from __future__ import annotations
@@ -28,24 +28,25 @@ from steering.engines.vllm.runner import (
 )
 from steering.hidden.bank import HiddenBank
 from steering.hidden.rows import RowGuard
+from steering.prompt import Prompt
 
 ROWS, TOKENS = 64, 2048
-"""Requests and tokens in a forward at most."""
+"""The most requests and tokens in one forward."""
 
 _TRIAL = "trial"
-"""The plan that all requests have while they are guarded without the plugin, which has its own."""
+"""The plan of all requests under `guarding`; the plugin has other plans."""
 
 
 @dataclass(frozen=True)
 class Generated:
-    """Generated token ids, end token left out; what the plugin told of the request, if it is on."""
+    """Generated token ids without the end token, and the plugin's verdict, None without plugin."""
 
     tokens: tuple[int, ...]
-    guard: Mapping[str, Any] | None
+    verdict: Mapping[str, Any] | None
 
 
-class Follower(Protocol):
-    """What is told of each forward: GuardedRunner and Collector are."""
+class ForwardObserver(Protocol):
+    """Gets a call at each stage of a forward. GuardedRunner and Collector are observers."""
 
     def update(self, scheduled: Any) -> None: ...
     def begin(self, scheduled: Any, lengths: Any) -> None: ...
@@ -53,11 +54,11 @@ class Follower(Protocol):
 
 
 class VllmEngine:
-    """A model in vLLM, float32. One call at a time; an iterator is read to its end, or closed,
-    before the next."""
+    """A model in vLLM, float32. One call at a time: an iterator must be exhausted or closed before
+    the next call."""
 
     def __init__(self, folder: str) -> None:
-        """Raises ValueError for a model or an engine that cannot be followed."""
+        """Raises ValueError for a model or an engine that guards cannot follow."""
         self._llm = LLM(
             model=folder,
             dtype="float32",
@@ -72,13 +73,13 @@ class VllmEngine:
         require_followed(self.config)
         self._runner: Any = self._engine.model_executor.driver_worker.worker.model_runner
         self._layers = decoder_layers(self._runner.model)
-        self._follower: Follower | None = None
+        self._observer: ForwardObserver | None = None
         self._numbers = count()
-        self._surround()
+        self._patch_runner()
 
     @property
-    def plugged(self) -> bool:
-        """Whether the plugin guards it."""
+    def has_plugin(self) -> bool:
+        """Whether the plugin guards the model."""
         return getattr(self._runner, "guarded", None) is not None
 
     @property
@@ -92,7 +93,7 @@ class VllmEngine:
 
     @property
     def width(self) -> int:
-        """Of the residual stream."""
+        """Width of the residual stream."""
         return int(self.config.model_config.get_hidden_size())
 
     @property
@@ -101,31 +102,35 @@ class VllmEngine:
 
     def answers(
         self,
-        prompts: Sequence[Sequence[int]],
+        prompts: Sequence[Prompt],
         *,
         max_tokens: int,
         end_tokens: frozenset[int],
         extra: Mapping[str, Any],
         advance: Advance = nothing,
     ) -> list[Generated]:
-        """Greedy answers to token ids, in order; `extra` are the extra arguments of each."""
-        asked = {"max_tokens": max_tokens, "stop_token_ids": sorted(end_tokens)}
+        """Greedy answers, in order; `extra` are the extra arguments of each request. Raises
+        ValueError for a prompt that holds more than text."""
+        for prompt in prompts:
+            prompt.require_text()
+        sampling = {"max_tokens": max_tokens, "stop_token_ids": sorted(end_tokens)}
+        sequences = [prompt.tokens for prompt in prompts]
         done = {}
-        for i, output in self._run(prompts, extra, advance, **asked):
-            said = tuple(token for token in output.outputs[0].token_ids if token not in end_tokens)
-            done[i] = Generated(said, getattr(output, "guard", None))
+        for i, output in self._run(sequences, extra, advance, **sampling):
+            tokens = tuple(t for t in output.outputs[0].token_ids if t not in end_tokens)
+            done[i] = Generated(tokens, getattr(output, "guard", None))
         return [done[i] for i in range(len(prompts))]
 
     @contextmanager
     def guarding(self, bank: HiddenBank, guards: Sequence[RowGuard]) -> Iterator[None]:
-        """While it lasts every request carries `guards` of `bank`; its hooks stay, and then do
-        nothing. Raises KeyError for a guard that is not in the bank."""
+        """A context in which every request carries `guards` of `bank`. The hooks stay afterwards
+        and do nothing. Raises KeyError for a guard that is not in the bank."""
         for guard in guards:
             bank.index[guard.name]
         plan = RowPlan(guards, blocks=False, closed=False)
         runner = GuardedRunner(self._runner, bank, {_TRIAL: plan})
         runner.allocate()
-        with self._following(runner):
+        with self._observed_by(runner):
             yield
 
     def states(
@@ -136,30 +141,30 @@ class VllmEngine:
         extra: Mapping[str, Any],
         advance: Advance = nothing,
     ) -> Iterator[tuple[int, Tensor]]:
-        """As `steering.engines.transformers.offline.token_states`: for each sequence, as it is
-        done, its index and `[tokens, len(layers), width]`, float32 on the CPU."""
+        """As `steering.engines.transformers.offline.token_states`: for each sequence of token ids,
+        in any order, its index and `[tokens, len(layers), width]`, float32 on the CPU."""
         collector = Collector(self._runner, layers, sequences, self.width)
-        with collector.hooked(self._layers), self._following(collector):
+        with collector.hooks(self._layers), self._observed_by(collector):
             for i, _ in self._run(sequences, extra, advance, max_tokens=1):
-                yield i, collector.taken(i)
+                yield i, collector.pop(i)
 
     def losses(
         self, sequences: Sequence[Sequence[int]], *, extra: Mapping[str, Any]
     ) -> Iterator[tuple[int, Tensor]]:
-        """For each sequence its index and `[tokens - 1]`: -log p of every token but the first."""
+        """As `steering.engines.transformers.offline.token_losses`."""
         for i, output in self._run(sequences, extra, nothing, max_tokens=1, prompt_logprobs=0):
-            told = zip(sequences[i][1:], output.prompt_logprobs[1:], strict=True)
-            yield i, torch.tensor([-logprobs[token].logprob for token, logprobs in told])
+            pairs = zip(sequences[i][1:], output.prompt_logprobs[1:], strict=True)
+            yield i, torch.tensor([-logprobs[token].logprob for token, logprobs in pairs])
 
     def _run(
         self,
-        prompts: Sequence[Sequence[int]],
+        sequences: Sequence[Sequence[int]],
         extra: Mapping[str, Any],
         advance: Advance,
         **sampling: Any,
     ) -> Iterator[tuple[int, Any]]:
-        """Each prompt's index and output, as it ends."""
-        waiting = {str(next(self._numbers)): i for i in range(len(prompts))}
+        """The index and output of each sequence of token ids, as it ends."""
+        waiting = {str(next(self._numbers)): i for i in range(len(sequences))}
         try:
             for name, i in waiting.items():
                 params = SamplingParams(
@@ -169,7 +174,7 @@ class VllmEngine:
                     output_kind=RequestOutputKind.FINAL_ONLY,
                     **sampling,
                 )
-                self._engine.add_request(name, {"prompt_token_ids": list(prompts[i])}, params)
+                self._engine.add_request(name, {"prompt_token_ids": list(sequences[i])}, params)
             while waiting:
                 for output in self._engine.step():
                     yield waiting.pop(output.request_id), output
@@ -178,39 +183,39 @@ class VllmEngine:
             self._engine.abort_request(list(waiting))
 
     @contextmanager
-    def _following(self, follower: Follower) -> Iterator[None]:
-        self._follower = follower
+    def _observed_by(self, observer: ForwardObserver) -> Iterator[None]:
+        self._observer = observer
         try:
             yield
         finally:
-            self._follower = None
+            self._observer = None
 
-    def _surround(self) -> None:
-        """Tell the follower, where there is one, what `surround` of the runner's module tells: of
-        this runner only, so that the plugin finds its classes as vLLM made them."""
+    def _patch_runner(self) -> None:
+        """Wrap the methods of this runner that `surround_runners` wraps in its class, to call the
+        observer. The class stays as it is: the plugin patches it."""
         update, prepare, execute = (
             getattr(self._runner, name)
             for name in ("_update_states", "_prepare_inputs", "execute_model")
         )
 
         def _update_states(scheduled: Any, *args: Any, **kwargs: Any) -> Any:
-            if self._follower:
-                self._follower.update(scheduled)
+            if self._observer:
+                self._observer.update(scheduled)
             return update(scheduled, *args, **kwargs)
 
         def _prepare_inputs(scheduled: Any, lengths: Any, *args: Any, **kwargs: Any) -> Any:
             result = prepare(scheduled, lengths, *args, **kwargs)
-            if self._follower:
-                self._follower.begin(scheduled, lengths)
+            if self._observer:
+                self._observer.begin(scheduled, lengths)
             return result
 
         def execute_model(*args: Any, **kwargs: Any) -> Any:
             try:
                 return execute(*args, **kwargs)
             finally:
-                if self._follower:
-                    self._follower.end()
+                if self._observer:
+                    self._observer.end()
 
-        own: tuple[Callable[..., Any], ...] = (_update_states, _prepare_inputs, execute_model)
-        for method in own:
+        wrappers: tuple[Callable[..., Any], ...] = (_update_states, _prepare_inputs, execute_model)
+        for method in wrappers:
             setattr(self._runner, method.__name__, method)

@@ -1,7 +1,7 @@
-"""vLLM's scheduler with guards: what workers have told of a request goes out with its output.
+"""vLLM's scheduler with guards: a request's output carries the readings of its guards.
 
-Runs in the engine's core. A request that guards end has no token of the forward in which they did,
-but for drafts that were taken before.
+Runs in the engine's core. A request that a guard ends gets no token of the forward in which the
+guard fired, except for draft tokens that were accepted before that position.
 """
 
 from __future__ import annotations
@@ -18,39 +18,39 @@ from steering.engines.vllm.runner import RowReport
 STOPPED = "guard"
 """The `stop_reason` of a request that a guard has ended."""
 
-TOLD, ENDED = "guard", "guard_ended"
-"""In an output's `kv_transfer_params`, the only open place there: what guards have seen, and
-whether they have ended the request (its stop reason may be a stop string of that name)."""
+READINGS, ENDED = "guard", "guard_ended"
+"""Keys of an output's `kv_transfer_params`, its only open mapping: the readings of the guards, and
+whether a guard has ended the request (a stop string could be named like STOPPED)."""
 
 
-def surround() -> None:
-    """Let the scheduler pass on what guards tell."""
-    own = Scheduler.update_from_output
+def patch() -> None:
+    """Make the scheduler add the guards' reports to its outputs."""
+    original = Scheduler.update_from_output
 
-    @wraps(own)
+    @wraps(original)
     def update_from_output(self: Any, scheduled: Any, output: Any) -> Any:
-        told = getattr(output, "guard", None)
-        sent = own(self, scheduled, output)
-        if told:
-            for each in sent.values():
-                for out in each.outputs:
-                    if (of := told.get(out.request_id)) is not None:
-                        _pass_on(self, out, of)
-        return sent
+        reports = getattr(output, "guard", None)
+        by_client = original(self, scheduled, output)
+        if reports:
+            for client_outputs in by_client.values():
+                for out in client_outputs.outputs:
+                    if (report := reports.get(out.request_id)) is not None:
+                        _add_report(self, out, report)
+        return by_client
 
     Scheduler.update_from_output = update_from_output
 
 
-def _pass_on(scheduler: Any, out: Any, told: RowReport) -> None:
-    # a stop may stand among tokens that were drafted: nothing behind it was said
-    told = told.of(len(out.new_token_ids))
-    if told.keep is not None:
-        out.new_token_ids = out.new_token_ids[: told.keep]
+def _add_report(scheduler: Any, out: Any, report: RowReport) -> None:
+    # a stop may lie among draft tokens: tokens behind it do not count
+    report = report.of(len(out.new_token_ids))
+    if report.keep is not None:
+        out.new_token_ids = out.new_token_ids[: report.keep]
         if out.new_logprobs is not None:
             out.new_logprobs = out.new_logprobs.slice_request(0, len(out.new_token_ids))
         if not out.finished:
             scheduler.finish_requests(out.request_id, RequestStatus.FINISHED_ABORTED)
         out.finish_reason, out.stop_reason = FinishReason.STOP, STOPPED
-    seen = [[own.score, own.threshold, own.position, own.valid] for own in told.seen]
-    more = {TOLD: seen, ENDED: told.keep is not None}
-    out.kv_transfer_params = (out.kv_transfer_params or {}) | more
+    readings = [[r.score, r.threshold, r.position, r.valid] for r in report.seen]
+    entries = {READINGS: readings, ENDED: report.keep is not None}
+    out.kv_transfer_params = (out.kv_transfer_params or {}) | entries

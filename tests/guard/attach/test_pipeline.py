@@ -52,12 +52,12 @@ def config(folder: Path, *guards: str, **policy: Any) -> Config:
     )
 
 
-def draw(pipeline: Any, prompt: Any, **more: Any) -> Any:
+def draw(pipeline: Any, prompt: Any, guidance_scale: float = 3.0, **more: Any) -> Any:
     given = prompt if isinstance(prompt, dict) else {"prompt": prompt}
     return pipeline(
         **given,
         num_inference_steps=3,
-        guidance_scale=3.0,
+        guidance_scale=guidance_scale,
         generator=torch.Generator().manual_seed(1),
         output_type="np",
         **more,

@@ -5,16 +5,16 @@ import openai
 import pytest
 
 from guard.errors import ContextExceeded, ServiceStopped, TooManyRequests
-from tests.server.conftest import Live
+from tests.server.live_server import LiveServer
 
 
-def ask(live: Live, text: str = "hi", **options: object) -> openai.types.chat.ChatCompletion:
+def ask(live: LiveServer, text: str = "hi", **options: object) -> openai.types.chat.ChatCompletion:
     return live.client().chat.completions.create(  # type: ignore[call-overload,no-any-return]
         model="fake", messages=[{"role": "user", "content": text}], **options
     )
 
 
-def test_answer_has_openais_shape_and_the_verdict_in_body_and_headers(live: Live) -> None:
+def test_answer_has_openais_shape_and_the_verdict_in_body_and_headers(live: LiveServer) -> None:
     raw = live.client().chat.completions.with_raw_response.create(
         model="fake",
         messages=[{"role": "user", "content": "hi"}],
@@ -39,7 +39,7 @@ def test_answer_has_openais_shape_and_the_verdict_in_body_and_headers(live: Live
     assert raw.headers["X-Request-Id"] == guard["request_id"]
 
 
-def test_every_sampling_parameter_reaches_the_service(live: Live) -> None:
+def test_every_sampling_parameter_reaches_the_service(live: LiveServer) -> None:
     ask(live, max_completion_tokens=7, temperature=0.5, top_p=0.25, seed=-3, stop=["a", "b"],
         logprobs=True, top_logprobs=2)  # fmt: skip
     (request,) = live.service.submitted
@@ -51,14 +51,14 @@ def test_every_sampling_parameter_reaches_the_service(live: Live) -> None:
     assert live.service.submitted[1].sampling.stop == ("x",)
 
 
-def test_unset_max_tokens_is_what_the_context_and_the_server_leave(live: Live) -> None:
+def test_unset_max_tokens_is_what_the_context_and_the_server_leave(live: LiveServer) -> None:
     ask(live)
     ask(live, "x" * 4000)
-    asked = [request.sampling.max_tokens for request in live.service.submitted]
-    assert asked == [2048, 96]
+    limits = [request.sampling.max_tokens for request in live.service.submitted]
+    assert limits == [2048, 96]
 
 
-def test_content_parts_and_roles_reach_the_template(live: Live) -> None:
+def test_content_parts_and_roles_reach_the_template(live: LiveServer) -> None:
     live.client().chat.completions.create(
         model="fake",
         messages=[
@@ -68,16 +68,16 @@ def test_content_parts_and_roles_reach_the_template(live: Live) -> None:
             {"role": "user", "content": "c"},
         ],
     )
-    assert bytes(live.service.submitted[0].prompt).decode() == "be kind\na\nb\nc"
+    assert bytes(live.service.submitted[0].prompt.tokens).decode() == "be kind\na\nb\nc"
 
 
-def test_answers_can_be_sent_back_as_the_client_holds_them(live: Live) -> None:
+def test_answers_can_be_sent_back_as_messages(live: LiveServer) -> None:
     message = ask(live).choices[0].message
     again = live.chat(messages=[message.model_dump(), {"role": "user", "content": "more"}])
     assert again.status_code == 200
 
 
-def test_each_of_n_choices_has_its_own_row_seed_and_verdict(live: Live) -> None:
+def test_each_of_n_choices_has_its_own_row_seed_and_verdict(live: LiveServer) -> None:
     answer = ask(live, n=3, seed=5)
     assert [choice.index for choice in answer.choices] == [0, 1, 2]
     ids = [choice.model_extra["guard"]["request_id"] for choice in answer.choices]  # type: ignore[index]
@@ -87,12 +87,12 @@ def test_each_of_n_choices_has_its_own_row_seed_and_verdict(live: Live) -> None:
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (2, 9)
 
 
-def test_seeds_of_choices_stay_in_range(live: Live) -> None:
+def test_seeds_of_choices_stay_in_range(live: LiveServer) -> None:
     ask(live, n=2, seed=2**63 - 1)
     assert live.service.submitted[1].sampling.seed == -(2**63)
 
 
-def test_logprobs_hold_bytes_and_no_infinity(live: Live) -> None:
+def test_logprobs_hold_bytes_and_no_infinity(live: LiveServer) -> None:
     logprobs = ask(live, logprobs=True, top_logprobs=3).choices[0].logprobs
     assert logprobs is not None and logprobs.content is not None
     first = logprobs.content[0]
@@ -104,7 +104,7 @@ def test_logprobs_hold_bytes_and_no_infinity(live: Live) -> None:
     assert bare is not None and bare.content is not None and bare.content[0].top_logprobs == []
 
 
-def test_a_blocked_request_is_a_bad_request_with_its_verdict(live: Live) -> None:
+def test_a_blocked_request_is_a_bad_request_with_its_verdict(live: LiveServer) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         ask(live, "blocked")
     assert caught.value.code == "content_filter"
@@ -114,12 +114,12 @@ def test_a_blocked_request_is_a_bad_request_with_its_verdict(live: Live) -> None
     assert response.json()["guard"]["outcome"] == "blocked"
 
 
-def test_an_output_cut_by_a_guard_ends_with_content_filter(live: Live) -> None:
+def test_an_output_cut_by_a_guard_ends_with_content_filter(live: LiveServer) -> None:
     assert ask(live, "cut").choices[0].finish_reason == "content_filter"
     assert ask(live, max_tokens=1).choices[0].finish_reason == "length"
 
 
-def test_a_failed_guard_is_a_server_error_without_any_text(live: Live) -> None:
+def test_a_failed_guard_is_a_server_error_without_any_text(live: LiveServer) -> None:
     for text in ("failing", "midway"):
         with pytest.raises(openai.InternalServerError) as caught:
             ask(live, text)
@@ -128,7 +128,7 @@ def test_a_failed_guard_is_a_server_error_without_any_text(live: Live) -> None:
         assert caught.value.response.headers["X-Guard-Verdict"] == "error"
 
 
-def test_an_unforeseen_error_tells_nothing_of_itself(live: Live) -> None:
+def test_an_unforeseen_error_shows_no_details(live: LiveServer) -> None:
     for text in ("crash", "crash midway"):
         with pytest.raises(openai.InternalServerError) as caught:
             ask(live, text)
@@ -138,11 +138,11 @@ def test_an_unforeseen_error_tells_nothing_of_itself(live: Live) -> None:
     assert ask(live).choices[0].message.content == "Hello there!"
 
 
-def test_a_score_that_is_not_a_number_is_null(live: Live) -> None:
+def test_a_score_that_is_not_a_number_is_null(live: LiveServer) -> None:
     assert live.chat("nan").json()["guard"]["guards"][0]["score"] is None
 
 
-def test_errors_of_submit_become_openais_exceptions(live: Live) -> None:
+def test_errors_of_submit_become_openais_exceptions(live: LiveServer) -> None:
     live.service.refusal = TooManyRequests("the queue is full", retry_after=1.2)
     with pytest.raises(openai.RateLimitError) as limited:
         ask(live)
@@ -157,7 +157,7 @@ def test_errors_of_submit_become_openais_exceptions(live: Live) -> None:
     assert stopped.value.status_code == 503
 
 
-def test_unknown_model_is_not_found(live: Live) -> None:
+def test_unknown_model_is_not_found(live: LiveServer) -> None:
     with pytest.raises(openai.NotFoundError) as caught:
         live.client().chat.completions.create(
             model="gpt-9", messages=[{"role": "user", "content": "x"}]

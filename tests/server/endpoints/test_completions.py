@@ -4,14 +4,14 @@ from typing import Any
 
 import pytest
 
-from tests.server.conftest import Live
+from tests.server.live_server import LiveServer
 
 
-def complete(live: Live, prompt: Any, **options: Any) -> Any:
+def complete(live: LiveServer, prompt: Any, **options: Any) -> Any:
     return live.client().completions.create(model="fake", prompt=prompt, **options)
 
 
-def test_answer_has_openais_shape_and_the_verdict(live: Live) -> None:
+def test_answer_has_openais_shape_and_the_verdict(live: LiveServer) -> None:
     answer = complete(live, "hi")
     assert answer.object == "text_completion"
     assert answer.choices[0].text == "Hello there!"
@@ -30,20 +30,20 @@ def test_answer_has_openais_shape_and_the_verdict(live: Live) -> None:
         ([[97], [98, 99]], [b"a", b"bc"]),
     ],
 )
-def test_all_four_kinds_of_prompt(live: Live, prompt: Any, rows: list[bytes]) -> None:
+def test_all_four_kinds_of_prompt(live: LiveServer, prompt: Any, rows: list[bytes]) -> None:
     answer = complete(live, prompt)
-    assert [bytes(request.prompt) for request in live.service.submitted] == rows
+    assert [bytes(request.prompt.tokens) for request in live.service.submitted] == rows
     assert [choice.index for choice in answer.choices] == list(range(len(rows)))
 
 
-def test_choices_of_several_prompts_lie_prompt_by_prompt(live: Live) -> None:
+def test_choices_are_ordered_by_prompt(live: LiveServer) -> None:
     answer = complete(live, ["a", "bcd"], n=2)
-    assert [bytes(r.prompt) for r in live.service.submitted] == [b"a", b"a", b"bcd", b"bcd"]
+    assert [bytes(r.prompt.tokens) for r in live.service.submitted] == [b"a", b"a", b"bcd", b"bcd"]
     assert answer.usage.prompt_tokens == 4
     assert answer.usage.completion_tokens == 12
 
 
-def test_logprobs_hold_offsets_and_the_chosen_token(live: Live) -> None:
+def test_logprobs_hold_offsets_and_the_chosen_token(live: LiveServer) -> None:
     logprobs = complete(live, "a", logprobs=2).choices[0].logprobs
     assert logprobs.tokens == ["Hello", " there", "!"]
     assert logprobs.text_offset == [0, 5, 11]
@@ -51,7 +51,7 @@ def test_logprobs_hold_offsets_and_the_chosen_token(live: Live) -> None:
     assert complete(live, "a", logprobs=0).choices[0].logprobs.top_logprobs[0] == {"Hello": -0.5}
 
 
-def test_stream_has_the_text_then_the_verdict(live: Live) -> None:
+def test_stream_has_the_text_then_the_verdict(live: LiveServer) -> None:
     options = {"include_usage": True}
     chunks = list(complete(live, ["x", "y"], stream=True, stream_options=options, logprobs=0))
     texts = {0: "", 1: ""}
@@ -75,12 +75,12 @@ def test_stream_has_the_text_then_the_verdict(live: Live) -> None:
         [["a"]], {"a": 1}, 5, [[[1]]],
     ],
 )  # fmt: skip
-def test_other_prompts_are_refused_by_name(live: Live, prompt: Any) -> None:
+def test_other_prompts_are_refused_by_name(live: LiveServer, prompt: Any) -> None:
     response = live.post("/v1/completions", json={"model": "fake", "prompt": prompt})
     assert response.status_code == 400
     assert response.json()["error"]["param"] == "prompt"
 
 
-def test_more_rows_than_the_queue_could_ever_hold_are_refused(live: Live) -> None:
+def test_more_rows_than_the_queue_limit_are_refused(live: LiveServer) -> None:
     response = live.post("/v1/completions", json={"model": "fake", "prompt": ["a"] * 33, "n": 2})
     assert response.status_code == 400

@@ -33,7 +33,7 @@ from steering.hidden.rows import RowGuard
 from steering.images.stacks import ImageStacks
 from steering.methods import irece
 from steering.methods.fitted import FittedGuard
-from tests.server.conftest import listening
+from tests.server.live_server import serve_app
 from tests.server.tiny_pipeline import SIDE, save_eraser, save_guards, save_pipeline, save_screen
 
 STEPS, SEED, PROMPT = 3, 1, "a cat"
@@ -117,7 +117,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     with AuditLog(config.server.audit_log) as audit:
         services = build_services(config, Recorder(metrics.verdicts, audit))
         app = create_app(config, services, metrics=metrics)
-        with listening(app, services) as (url, _):
+        with serve_app(app, services) as (url, _):
             yield Site(url, folder, services["tiny"])
 
 

@@ -1,4 +1,4 @@
-"""Verdicts of rows that wait for what the screens say."""
+"""Verdicts of rows that wait for the text screens."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from server.observe.recorder import Recorder
 
 @dataclass
 class _Row:
-    joined: str
+    record_id: str
     tenant: str = "t"
     request_id: str = "X"
 
 
-class _Kept(Recorder):
+class _KeptVerdicts(Recorder):
     def __init__(self) -> None:
         super().__init__(Metrics().verdicts, None)
         self.kept: list[tuple[str, Any]] = []
@@ -26,41 +26,41 @@ class _Kept(Recorder):
         self.kept.append((verdict.request_id, verdict.outcome))
 
 
-def _verdict(name: str) -> Verdict:
-    return Verdict(name, "m", "p", "pass", (), 1.0)
+def _verdict(record_id: str) -> Verdict:
+    return Verdict(record_id, "m", "p", "pass", (), 1.0)
 
 
 def _flagged(verdict: Verdict) -> Verdict:
     return replace(verdict, outcome="flagged")
 
 
-def test_requests_of_one_id_do_not_know_of_each_other() -> None:
-    recorder = _Kept()
-    first, second = recorder.begin(), recorder.begin()
+def test_requests_with_the_same_id_are_independent() -> None:
+    recorder = _KeptVerdicts()
+    first, second = recorder.defer(), recorder.defer()
     recorder(_Row(first), _verdict("a"))  # type: ignore[arg-type]
     recorder(_Row(second), _verdict("b"))  # type: ignore[arg-type]
-    recorder.drop(second)
-    recorder.end(second, _flagged)
-    recorder.end(first, _flagged)
+    recorder.discard(second)
+    recorder.release(second, _flagged)
+    recorder.release(first, _flagged)
     recorder(_Row(""), _verdict("c"))  # type: ignore[arg-type]
     assert recorder.kept == [("a", "flagged"), ("c", "pass")]
 
 
-def test_a_row_that_ends_late_has_what_the_screens_saw() -> None:
-    recorder = _Kept()
-    name = recorder.begin()
-    recorder.end(name, _flagged)
+def test_a_row_that_ends_after_release_has_the_screens_findings() -> None:
+    recorder = _KeptVerdicts()
+    record_id = recorder.defer()
+    recorder.release(record_id, _flagged)
     assert recorder.kept == []
-    recorder(_Row(name), _verdict("a"))  # type: ignore[arg-type]
+    recorder(_Row(record_id), _verdict("a"))  # type: ignore[arg-type]
     assert recorder.kept == [("a", "flagged")]
 
 
-def test_rows_that_wait_are_not_forgotten_for_those_that_come() -> None:
-    recorder = _Kept()
-    waiting = recorder.begin()
+def test_deferred_rows_are_kept_while_new_requests_come() -> None:
+    recorder = _KeptVerdicts()
+    waiting = recorder.defer()
     recorder(_Row(waiting), _verdict("a"))  # type: ignore[arg-type]
     for _ in range(5000):
-        name = recorder.begin()
-        recorder.end(name, _flagged)
-    recorder.end(waiting, _flagged)
+        record_id = recorder.defer()
+        recorder.release(record_id, _flagged)
+    recorder.release(waiting, _flagged)
     assert recorder.kept == [("a", "flagged")]

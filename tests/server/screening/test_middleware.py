@@ -15,7 +15,7 @@ import pytest
 
 from guard.audit import AuditLog
 from guard.config.schema import load_config
-from tests.server.conftest import Live, launched
+from tests.server.live_server import LiveServer, live_server
 from tests.server.screen_configs import screen_config, write_list
 
 MODEL = '[[models]]\nname = "fake"\nsource = "fake"\n'
@@ -30,13 +30,13 @@ def screened(
     *,
     words: tuple[str, ...] = ("forbidden thing", "there"),
     keys: str = "",
-) -> Iterator[tuple[Live, Path]]:
+) -> Iterator[tuple[LiveServer, Path]]:
     """A server under one policy, which answers "Hello there!" unless a prompt names a script."""
     path = folder / "config.toml"
     path.write_text(screen_config(action, screen, source=write_list(folder, words)) + MODEL + keys)
     with (
         AuditLog(folder / "audit.jsonl") as audit,
-        launched(config=load_config(path), audit=audit) as live,
+        live_server(config=load_config(path), audit=audit) as live,
     ):
         yield live, folder / "audit.jsonl"
 

@@ -1,4 +1,4 @@
-"""From a pipeline on disk to images over HTTP, with the engine and the guards proper."""
+"""From a pipeline on disk to images over HTTP, with the real engine and real guards."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import base64
 import hashlib
 import io
 import json
-import threading
-import time
 import types
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +15,6 @@ from typing import Any
 
 import httpx
 import numpy as np
-import openai
 import pytest
 from PIL import Image
 
@@ -25,10 +22,12 @@ from guard.config.schema import Config, ModelConfig, load_config
 from guard.errors import ModelError
 from server.app import create_app
 from server.observe.metrics import Metrics
+from server.observe.recorder import Recorder
 from server.services import build_images
 from server.services.build import build_services
 from server.services.images import BatchedImageService
-from tests.server.conftest import listening
+from tests.server.live_server import HttpServer, disconnecting_client, serve_app
+from tests.server.running_service import Records
 from tests.server.tiny_pipeline import NAN_WORD, SIDE, TOKENS, save_guards, save_pipeline
 
 IMAGES = "/v1/images/generations"
@@ -76,18 +75,17 @@ action = "overlay"
 
 
 @dataclass
-class Site:
-    url: str
+class TinyImageServer(HttpServer):
     service: BatchedImageService
     verdicts: list[Any] = field(default_factory=list)
 
-    def post(self, prompt: str, policy: str | None = None, **more: Any) -> httpx.Response:
+    def post(self, prompt: str, policy: str | None = None, **options: Any) -> httpx.Response:
         guard = {} if policy is None else {"guard": {"policy": policy}}
-        body = {"model": "tiny", "prompt": prompt, "seed": 1} | guard | more
+        body = {"model": "tiny", "prompt": prompt, "seed": 1} | guard | options
         return httpx.post(f"{self.url}{IMAGES}", json=body, timeout=20)
 
-    def png(self, prompt: str, policy: str | None = None, **more: Any) -> bytes:
-        (data,) = self.post(prompt, policy, **more).json()["data"]
+    def png(self, prompt: str, policy: str | None = None, **options: Any) -> bytes:
+        (data,) = self.post(prompt, policy, **options).json()["data"]
         return base64.b64decode(data["b64_json"])
 
     def weights(self) -> str:
@@ -108,26 +106,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def site(folder: Path) -> Iterator[Site]:
+def server(folder: Path) -> Iterator[TinyImageServer]:
     config = load_config(folder / "config.toml")
     metrics = Metrics()
-    verdicts: list[Any] = []
-
-    def record(request: Any, verdict: Any) -> None:
-        metrics.verdicts.count(verdict)
-        verdicts.append(verdict)
-
-    services = build_services(config, record)
+    records = Records(Recorder(metrics.verdicts, None), metrics)
+    services = build_services(config, records)
     app = create_app(config, services, metrics=metrics)
-    with listening(app, services) as (url, _):
+    with serve_app(app, services) as (url, _):
         service = services["tiny"]
         assert isinstance(service, BatchedImageService)
-        yield Site(url, service, verdicts)
+        yield TinyImageServer(url, service, records.verdicts)
 
 
-def test_the_official_client_draws_a_image(site: Site) -> None:
-    client = openai.OpenAI(base_url=f"{site.url}/v1", api_key="any", max_retries=0, timeout=20)
-    reply = client.images.generate(
+def test_the_official_client_generates_an_image(server: TinyImageServer) -> None:
+    reply = server.client().images.generate(
         model="tiny", prompt="a cat", extra_body={"guard": {"policy": "none"}}
     )
     assert reply.data is not None and reply.size == f"{SIDE}x{SIDE}"
@@ -135,9 +127,9 @@ def test_the_official_client_draws_a_image(site: Site) -> None:
     assert image.size == (SIDE, SIDE) and len(np.unique(np.asarray(image))) > 10
 
 
-def test_what_is_configured_and_what_the_pipeline_says_is_listed(site: Site) -> None:
-    facts = httpx.get(f"{site.url}/v1/models/tiny").json()["guard"]
-    limits = site.service._engine.family.embedding_limits
+def test_configured_values_and_those_of_the_pipeline_are_listed(server: TinyImageServer) -> None:
+    facts = httpx.get(f"{server.url}/v1/models/tiny").json()["guard"]
+    limits = server.service._engine.family.embedding_limits
     assert limits is not None
     assert facts == {
         "engine": "diffusers",
@@ -147,19 +139,21 @@ def test_what_is_configured_and_what_the_pipeline_says_is_listed(site: Site) -> 
         "max_steps": 100,
         "embeddings": {"width": limits.width, "largest_norm": limits.norm},
     }
-    assert site.service.info.policies == (
+    assert server.service.info.policies == (
         *("none", "refine-knife", "block-knife", "open-knife", "guide", "overlay"),
     )
 
 
-def test_silent_rows_are_bit_identical_in_any_company_and_guarded_ones_differ(site: Site) -> None:
+def test_silent_rows_are_bit_identical_in_any_batch_and_guarded_ones_differ(
+    server: TinyImageServer,
+) -> None:
     policies = ("none", "refine-knife", "guide", "overlay")
-    asked = [(prompt, policy) for prompt in ("a cat", "a knife") for policy in policies]
-    alone = [site.png(*each) for each in asked]
+    requested = [(prompt, policy) for prompt in ("a cat", "a knife") for policy in policies]
+    alone = [server.png(*arguments) for arguments in requested]
     assert len(set(alone[:4])) == 1 and len(set(alone[4:])) == 4
     with ThreadPoolExecutor(8) as pool:
-        crowd = list(pool.map(lambda each: site.png(*each), asked))
-    assert crowd == alone
+        together = list(pool.map(lambda arguments: server.png(*arguments), requested))
+    assert together == alone
 
 
 @pytest.mark.parametrize(
@@ -171,9 +165,9 @@ def test_silent_rows_are_bit_identical_in_any_company_and_guarded_ones_differ(si
     ],
 )
 def test_the_verdict_says_what_the_method_did(
-    site: Site, policy: str | None, outcome: str, action: str
+    server: TinyImageServer, policy: str | None, outcome: str, action: str
 ) -> None:
-    response = site.post("a knife", policy)
+    response = server.post("a knife", policy)
     verdict = response.json()["guard"]
     assert response.headers["X-Guard-Verdict"] == verdict["outcome"] == outcome
     (guard,) = verdict["guards"]
@@ -181,23 +175,25 @@ def test_the_verdict_says_what_the_method_did(
     assert guard["score"] > guard["threshold"] == 0.5
 
 
-def test_a_blocked_prompt_gets_no_image(site: Site) -> None:
-    response = site.post("a knife", "block-knife", n=3)
+def test_a_blocked_prompt_gets_no_image(server: TinyImageServer) -> None:
+    response = server.post("a knife", "block-knife", n=3)
     assert response.status_code == 400
     assert response.json()["error"]["code"] == "content_policy_violation"
 
 
-def test_a_concept_past_the_encoders_length_is_found(site: Site) -> None:
+def test_a_concept_past_the_encoders_length_is_found(server: TinyImageServer) -> None:
     hidden = "cat " * (2 * TOKENS) + "knife " * TOKENS
-    assert site.post("cat " * (4 * TOKENS), "block-knife").status_code == 200
-    response = site.post(hidden, "block-knife")
+    assert server.post("cat " * (4 * TOKENS), "block-knife").status_code == 200
+    response = server.post(hidden, "block-knife")
     assert response.json()["error"]["code"] == "content_policy_violation"
-    assert site.png(hidden, "refine-knife") == site.png(hidden, "none"), "it is not drawn"
+    assert server.png(hidden, "refine-knife") == server.png(hidden, "none"), (
+        "the encoder drops the concept"
+    )
 
 
 @pytest.mark.parametrize("prompt", ["🔪🍌", "قطة فوق كلب", "\u202eefink a", "x" * 4000, "\0"])
-def test_any_text_is_screened_and_drawn(site: Site, prompt: str) -> None:
-    response = site.post(prompt, "refine-knife")
+def test_any_text_is_guarded_and_generates_an_image(server: TinyImageServer, prompt: str) -> None:
+    response = server.post(prompt, "refine-knife")
     assert response.status_code == 200
     assert response.json()["guard"]["guards"][0]["score"] is not None
 
@@ -206,53 +202,46 @@ def test_any_text_is_screened_and_drawn(site: Site, prompt: str) -> None:
     ("policy", "code"),
     [("refine-knife", "guard_failed"), ("open-knife", "engine_failed"), ("none", "engine_failed")],
 )
-def test_nan_in_an_embedding_is_an_error_and_no_image(site: Site, policy: str, code: str) -> None:
+def test_nan_in_an_embedding_is_an_error_and_no_image(
+    server: TinyImageServer, policy: str, code: str
+) -> None:
     with ThreadPoolExecutor(2) as pool:
-        other = pool.submit(site.png, "a cat", "none")
-        response = site.post(f"a {NAN_WORD}", policy)
+        other = pool.submit(server.png, "a cat", "none")
+        response = server.post(f"a {NAN_WORD}", policy)
     assert (response.status_code, response.json()["error"]["code"]) == (500, code)
     assert response.headers["X-Guard-Verdict"] == "error"
-    assert other.result() == site.png("a cat", "none")
+    assert other.result() == server.png("a cat", "none")
 
 
-def test_a_guard_of_another_encoder_fails_closed(site: Site) -> None:
-    response = site.post("a cat", "other")
+def test_a_guard_of_another_encoder_fails_closed(server: TinyImageServer) -> None:
+    response = server.post("a cat", "other")
     assert (response.status_code, response.json()["error"]["code"]) == (500, "guard_failed")
     assert "was fitted on" in response.json()["guard"]["guards"][0]["error"]
 
 
-def test_a_guide_takes_guidance(site: Site) -> None:
-    error = site.post("a cat", "guide", guidance_scale=1).json()["error"]
+def test_a_guidance_guard_needs_guidance(server: TinyImageServer) -> None:
+    error = server.post("a cat", "guide", guidance_scale=1).json()["error"]
     assert error["param"] == "guidance_scale"
-    assert site.post("a knife", "refine-knife", guidance_scale=0).status_code == 200
+    assert server.post("a knife", "refine-knife", guidance_scale=0).status_code == 200
 
 
-def test_a_client_that_goes_leaves_the_others_in_peace(site: Site) -> None:
-    engine, before = site.service._engine, len(site.verdicts)
-    usual = site.png("a dog", num_inference_steps=40)
+def test_a_disconnect_does_not_change_other_rows(server: TinyImageServer) -> None:
+    engine, before = server.service._engine, len(server.verdicts)
+    usual = server.png("a dog", num_inference_steps=40)
 
-    def leave() -> None:
-        with pytest.raises(httpx.TimeoutException):
-            body = {"model": "tiny", "prompt": "a cat", "n": 2, "num_inference_steps": 100}
-            timeout = httpx.Timeout(20, read=0.1)
-            httpx.post(f"{site.url}{IMAGES}", json=body, timeout=timeout)
-
-    leaver = threading.Thread(target=leave)
-    leaver.start()
-    assert site.png("a dog", num_inference_steps=40) == usual
-    leaver.join()
-    end = time.monotonic() + 10
-    while engine.rows:
-        assert time.monotonic() < end
-        time.sleep(0.01)
-    assert len(site.verdicts) == before + 4
+    body = {"model": "tiny", "prompt": "a cat", "n": 2, "num_inference_steps": 100}
+    leaving = disconnecting_client(f"{server.url}{IMAGES}", body, after_s=0.1)
+    assert server.png("a dog", num_inference_steps=40) == usual
+    leaving.join()
+    server.wait_until(lambda: engine.rows == 0)
+    assert len(server.verdicts) == before + 4
 
 
-def test_no_traffic_changes_a_weight(site: Site) -> None:
-    before = site.weights()
+def test_no_traffic_changes_a_weight(server: TinyImageServer) -> None:
+    before = server.weights()
     for policy in ("none", "refine-knife", "guide"):
-        site.png("a knife", policy)
-    assert site.weights() == before
+        server.png("a knife", policy)
+    assert server.weights() == before
 
 
 # -- models that cannot be served ---------------------------------------------------------------
@@ -266,7 +255,7 @@ def refused(source: Path, **settings: Any) -> str:
     return raised.value.message
 
 
-def test_models_that_cannot_draw_are_named_in_one_line(tmp_path: Path, folder: Path) -> None:
+def test_unusable_models_are_refused_in_one_line(tmp_path: Path, folder: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert "not a model" in refused(tmp_path / "empty")
     strange = tmp_path / "strange"
@@ -275,7 +264,7 @@ def test_models_that_cannot_draw_are_named_in_one_line(tmp_path: Path, folder: P
     assert "model m" in refused(strange)
 
 
-def test_a_pipeline_that_makes_videos_is_refused(
+def test_a_pipeline_that_generates_videos_is_refused(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     video = types.SimpleNamespace(frames=9)
@@ -283,17 +272,17 @@ def test_a_pipeline_that_makes_videos_is_refused(
     assert "videos" in refused(folder / "model")
 
 
-def test_defaults_are_the_pipelines_own_where_none_are_configured(folder: Path) -> None:
+def test_without_configured_defaults_those_of_the_pipeline_hold(folder: Path) -> None:
     models = tuple(
         ModelConfig(
-            name=name, source=str(folder / "model"), engine="diffusers", device="cpu", **more
+            name=name, source=str(folder / "model"), engine="diffusers", device="cpu", **limits
         )
-        for name, more in (("own", {}), ("few", {"max_steps": 20}))
+        for name, limits in (("plain", {}), ("few", {"max_steps": 20}))
     )
     services = build_services(Config(models=models), lambda request, verdict: None)
     try:
-        found = {name: (s.info.steps, s.info.guidance) for name, s in services.items()}  # type: ignore[attr-defined]
-        assert found == {"own": (50, 7.5), "few": (20, 7.5)}
+        defaults = {name: (s.info.steps, s.info.guidance) for name, s in services.items()}  # type: ignore[attr-defined]
+        assert defaults == {"plain": (50, 7.5), "few": (20, 7.5)}
     finally:
         for service in services.values():
             service.close()

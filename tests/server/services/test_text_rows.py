@@ -1,4 +1,4 @@
-"""Text of growing token sequences: what is sent, what is held back, where it stops."""
+"""Text of growing token sequences: what is sent, what is buffered, where it stops."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from server.services.text_rows import TokenText
 
 @cache
 def byte_tokenizer() -> Any:
-    """One token a byte, so that characters and stop strings span several tokens."""
+    """One token for each byte, so that characters and stop strings span several tokens."""
     letters = sorted(ByteLevel.alphabet())
     pairs = {"".join(pair): 256 + i for i, pair in enumerate([("a", "b"), ("b", "c")])}
     vocabulary = {letter: i for i, letter in enumerate(letters)} | pairs
@@ -44,12 +44,12 @@ def run(ids: list[int], stop: tuple[str, ...]) -> tuple[list[str], bool]:
 
 
 def naive(ids: list[int], stop: tuple[str, ...]) -> tuple[str, bool]:
-    """Decode everything again after each token; cut before the first stop string there is."""
+    """Decode the whole text after each token; cut before its first stop string."""
     for count in range(1, len(ids) + 1):
         text = byte_tokenizer().decode(ids[:count])
-        met = [text.index(each) for each in stop if each in text]
-        if met:
-            return text[: min(met)], True
+        matches = [text.index(end) for end in stop if end in text]
+        if matches:
+            return text[: min(matches)], True
     return text, False
 
 
@@ -71,7 +71,7 @@ def test_no_part_of_a_stop_string_is_ever_sent() -> None:
     assert stopped and sent == ["o", "n", "e", " ", "", "", ""]
 
 
-def test_what_only_looked_like_a_stop_string_is_sent_after_all() -> None:
+def test_a_broken_off_stop_string_is_sent() -> None:
     sent, stopped = run(ids_of("an ENtity"), ("END",))
     assert not stopped and sent[:7] == ["a", "n", " ", "", "", "ENt", "i"]
 

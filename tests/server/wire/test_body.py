@@ -27,7 +27,7 @@ from server.wire.forms import read_object_or_form
 from server.wire.image_schemas import EditRequest
 from server.wire.replies import JSONReply
 from server.wire.strict_json import MAX_DEPTH, parse_object, parse_value
-from tests.server.conftest import launched
+from tests.server.live_server import live_server
 from tests.server.proxy.screened import answering, post_raw
 from tests.server.proxy.stand import proxied, served
 from tests.server.screen_configs import screen_config, write_list
@@ -51,8 +51,8 @@ class Surfaces:
         self.upstream = answering("ok")
         config = screen_config(source=write_list(folder))
         (folder / "server.toml").write_text(config + MODEL)
-        bare = stack.enter_context(launched())
-        screened = stack.enter_context(launched(config=load_config(folder / "server.toml")))
+        bare = stack.enter_context(live_server())
+        screened = stack.enter_context(live_server(config=load_config(folder / "server.toml")))
         port = stack.enter_context(served(self.upstream))
         proxy = stack.enter_context(proxied(folder, config, port))
         self.targets: dict[str, tuple[str, dict[str, str]]] = {
@@ -162,10 +162,10 @@ def test_a_moderation_is_parsed_once(surfaces: Surfaces, parses: Calls) -> None:
 def test_the_endpoint_gets_what_the_screens_have_rewritten(tmp_path: Path) -> None:
     text = screen_config("redact", 'look = ["user"]', source=write_list(tmp_path))
     (tmp_path / "config.toml").write_text(text + MODEL)
-    with launched(config=load_config(tmp_path / "config.toml")) as live:
+    with live_server(config=load_config(tmp_path / "config.toml")) as live:
         assert live.chat("mail joe@home.com").status_code == 200
         (row,) = live.service.submitted
-        assert bytes(row.prompt) == b"mail [EMAIL_1]"
+        assert bytes(row.prompt.tokens) == b"mail [EMAIL_1]"
 
 
 class Behind:

@@ -1,10 +1,9 @@
-"""A request's own embeddings over HTTP: who may bring them, which go, and what comes of them."""
+"""Embeddings in image requests over HTTP: permission, validation, effect."""
 
 from __future__ import annotations
 
 import base64
 import logging
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 
 import httpx
 import numpy as np
-import openai
 import pytest
 
 from guard.audit import AuditLog
@@ -25,7 +23,7 @@ from server.observe.recorder import Recorder
 from server.services.build import build_services
 from server.services.images import BatchedImageService
 from steering.images.textual_inversion import MAX_PLACEHOLDERS, MAX_VECTORS
-from tests.server.conftest import key, listening
+from tests.server.live_server import HttpServer, key, serve_app
 from tests.server.tiny_pipeline import NAN_WORD, WIDTH, WORDS, save_guards, save_pipeline
 
 CONFIG = """
@@ -53,37 +51,36 @@ replacement = "a cat"
 """
 KEYS = "".join(
     f'[[keys]]\nhash = "{key(secret)["hash"]}"\ntenant = "t"\n'
-    f'policies = ["none", "block-knife"]\nembeddings = {may}\n'
-    for secret, may in (("may", "true"), ("not", "false"))
+    f'policies = ["none", "block-knife"]\nembeddings = {allowed}\n'
+    for secret, allowed in (("may", "true"), ("not", "false"))
 )
 
 
 @dataclass
-class Site:
-    url: str
+class EmbeddingServer(HttpServer):
     service: BatchedImageService
     folder: Path
 
     def word(self, *words: str) -> Any:
-        """The vocabulary's own vectors of `words`, as a client holds them."""
+        """The vocabulary's vectors of `words` in float16, as a client sends them."""
         table = self.service._engine.family.embeddings
         assert table is not None
         return table.detach()[[WORDS.index(word) for word in words]].numpy().astype("<f2")
 
-    def post(self, prompt: str, secret: str = "may", **more: Any) -> httpx.Response:
-        body = {"model": "tiny", "prompt": prompt, "seed": 1} | more
+    def post(self, prompt: str, secret: str = "may", **options: Any) -> httpx.Response:
+        body = {"model": "tiny", "prompt": prompt, "seed": 1} | options
         headers = {"Authorization": f"Bearer {secret}"}
         return httpx.post(
             f"{self.url}/v1/images/generations", json=body, headers=headers, timeout=30
         )
 
-    def image(self, prompt: str, **more: Any) -> str:
-        (data,) = self.post(prompt, **more).json()["data"]
+    def image(self, prompt: str, **options: Any) -> str:
+        (data,) = self.post(prompt, **options).json()["data"]
         return str(data["b64_json"])
 
-    def refusal(self, embeddings: Any, prompt: str = "a <x>", **more: Any) -> str:
-        """The message of a 400 that is about the embeddings, and stays so."""
-        response = self.post(prompt, embeddings=embeddings, **more)
+    def refusal(self, embeddings: Any, prompt: str = "a <x>", **options: Any) -> str:
+        """The message of a 400 about the embeddings."""
+        response = self.post(prompt, embeddings=embeddings, **options)
         error = response.json()["error"]
         assert (response.status_code, error["param"]) == (400, "embeddings"), response.text
         assert error["type"] == "invalid_request_error"
@@ -102,7 +99,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def served(folder: Path, config: str) -> Iterator[Site]:
+def serve(folder: Path, config: str) -> Iterator[EmbeddingServer]:
     (folder / "config.toml").write_text(config)
     settings = load_config(folder / "config.toml")
     metrics = Metrics()
@@ -111,68 +108,65 @@ def served(folder: Path, config: str) -> Iterator[Site]:
         services = build_services(settings, Recorder(metrics.verdicts, audit))
         keys = KeyRing(settings.keys) if settings.keys else None
         app = create_app(settings, services, keys=keys, metrics=metrics)
-        with listening(app, services) as (url, _):
+        with serve_app(app, services) as (url, _):
             service = services["tiny"]
             assert isinstance(service, BatchedImageService)
-            yield Site(url, service, folder)
+            yield EmbeddingServer(url, service, folder)
 
 
 @pytest.fixture(scope="module")
-def site(folder: Path) -> Iterator[Site]:
-    yield from served(folder, CONFIG + KEYS)
+def server(folder: Path) -> Iterator[EmbeddingServer]:
+    yield from serve(folder, CONFIG + KEYS)
 
 
-# -- who may ------------------------------------------------------------------------------------
+# -- permission --------------------------------------------------------------------------------
 
 
-def test_a_key_that_may_draws_with_the_official_client(site: Site) -> None:
-    client = openai.OpenAI(base_url=f"{site.url}/v1", api_key="may", max_retries=0, timeout=30)
-    reply = client.images.generate(
+def test_a_key_with_embeddings_works_with_the_official_client(server: EmbeddingServer) -> None:
+    reply = server.client("may").images.generate(
         model="tiny",
         prompt="a <x>",
-        extra_body={"seed": 1, "embeddings": {"<x>": b64(site.word("knife"))}},
+        extra_body={"seed": 1, "embeddings": {"<x>": b64(server.word("knife"))}},
     )
     assert reply.data is not None
-    usual = site.image("a cat"), site.image("a <x>"), site.image("a knife")
+    usual = server.image("a cat"), server.image("a <x>"), server.image("a knife")
     assert reply.data[0].b64_json not in usual[:2]
 
 
-def test_a_key_that_may_not_is_told_what_to_change(site: Site) -> None:
-    response = site.post("a <x>", "not", embeddings={"<x>": b64(site.word("cat"))})
+def test_a_key_without_embeddings_gets_an_error_that_says_what_to_change(
+    server: EmbeddingServer,
+) -> None:
+    response = server.post("a <x>", "not", embeddings={"<x>": b64(server.word("cat"))})
     error = response.json()["error"]
     assert (response.status_code, error["param"]) == (403, "embeddings")
     assert (error["type"], error["code"]) == ("permission_error", "embeddings_forbidden")
     assert "embeddings = true" in error["message"] and "[[keys]]" in error["message"]
     for nothing in ({}, None):
-        assert site.post("a cat", "not", embeddings=nothing).status_code == 200
+        assert server.post("a cat", "not", embeddings=nothing).status_code == 200
 
 
 @pytest.mark.parametrize("may", [True, False])
-def test_without_keys_the_server_says_who_may(folder: Path, may: bool) -> None:
+def test_without_keys_the_server_setting_decides(folder: Path, may: bool) -> None:
     config = CONFIG.replace("[server]", "[server]\nembeddings = true") if may else CONFIG
-    for site in served(folder, config):
-        response = site.post("a <x>", embeddings={"<x>": b64(site.word("cat"))})
+    for server in serve(folder, config):
+        response = server.post("a <x>", embeddings={"<x>": b64(server.word("cat"))})
         assert response.status_code == (200 if may else 403)
         assert may or "[server]" in response.json()["error"]["message"]
 
 
-# -- which go -----------------------------------------------------------------------------------
+# -- validation --------------------------------------------------------------------------------
 
 
-def test_a_words_own_vector_draws_what_the_word_draws(site: Site) -> None:
-    """Up to float16; the tiny table's numbers are rounded on the way."""
-    words, engine = site.word("cat", "dog"), site.service._engine
-    drawn = site.post("a <x>", embeddings={"<x>": b64(words)})
-    assert drawn.status_code == 200
-    # it leaves the batch behind its answer
-    for _ in range(100):
-        if engine.rows == 0:
-            break
-        time.sleep(0.05)
-    assert engine.rows == 0
-    again = site.image("a <other-name>", embeddings={"<other-name>": b64(words)})
-    assert drawn.json()["data"][0]["b64_json"] == again
-    assert again != site.image("a <x>", embeddings={"<x>": b64(words[::-1])})
+def test_the_vector_of_a_word_generates_the_image_of_the_word(server: EmbeddingServer) -> None:
+    """The vectors are rounded to float16, so two requests with them are compared."""
+    words, engine = server.word("cat", "dog"), server.service._engine
+    reply = server.post("a <x>", embeddings={"<x>": b64(words)})
+    assert reply.status_code == 200
+    # the row leaves the batch after its response
+    server.wait_until(lambda: engine.rows == 0)
+    again = server.image("a <other-name>", embeddings={"<other-name>": b64(words)})
+    assert reply.json()["data"][0]["b64_json"] == again
+    assert again != server.image("a <x>", embeddings={"<x>": b64(words[::-1])})
 
 
 @pytest.mark.parametrize(
@@ -203,88 +197,90 @@ def test_a_words_own_vector_draws_what_the_word_draws(site: Site) -> None:
         ({"<x>": b64(np.zeros((6, WIDTH)))}, "words to stand in"),
     ],
 )
-def test_what_does_not_go_is_refused(site: Site, embeddings: Any, message: str) -> None:
-    told = site.refusal(embeddings)
-    assert message in told and len(told) < 300 and "\x00" not in told
+def test_unusable_embeddings_are_refused(
+    server: EmbeddingServer, embeddings: Any, message: str
+) -> None:
+    error = server.refusal(embeddings)
+    assert message in error and len(error) < 300 and "\x00" not in error
 
 
-def test_the_largest_norm_is_listed_and_holds(site: Site) -> None:
+def test_the_largest_norm_is_listed_and_holds(server: EmbeddingServer) -> None:
     headers = {"Authorization": "Bearer may"}
-    facts = httpx.get(f"{site.url}/v1/models/tiny", headers=headers).json()["guard"]["embeddings"]
-    finite = site.word(*(word for word in WORDS if word != NAN_WORD)).astype("f8")
+    facts = httpx.get(f"{server.url}/v1/models/tiny", headers=headers).json()["guard"]["embeddings"]
+    finite = server.word(*(word for word in WORDS if word != NAN_WORD)).astype("f8")
     assert facts["width"] == WIDTH
     assert facts["largest_norm"] == pytest.approx(
         10 * np.linalg.norm(finite, axis=1).max(), rel=1e-3
     )
     vector = np.zeros(WIDTH)
     vector[0] = facts["largest_norm"]
-    assert site.post("a <x>", embeddings={"<x>": b64(0.99 * vector)}).status_code == 200
-    assert "the most is" in site.refusal({"<x>": b64(1.01 * vector)})
+    assert server.post("a <x>", embeddings={"<x>": b64(0.99 * vector)}).status_code == 200
+    assert "the most is" in server.refusal({"<x>": b64(1.01 * vector)})
 
 
-def test_a_negative_prompt_takes_none(site: Site) -> None:
-    own = {"<x>": b64(site.word("cat"))}
-    assert "negative_prompt" in site.refusal(own, negative_prompt="no <x>")
+def test_a_negative_prompt_takes_no_embeddings(server: EmbeddingServer) -> None:
+    embeddings = {"<x>": b64(server.word("cat"))}
+    assert "negative_prompt" in server.refusal(embeddings, negative_prompt="no <x>")
 
 
-def test_a_model_of_several_encoders_takes_none(
-    site: Site, monkeypatch: pytest.MonkeyPatch
+def test_a_model_of_several_encoders_takes_no_embeddings(
+    server: EmbeddingServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(site.service, "info", replace(site.service.info, embeddings=None))
-    told = site.refusal({"<x>": b64(site.word("cat"))})
-    assert "several text encoders" in told
+    monkeypatch.setattr(server.service, "info", replace(server.service.info, embeddings=None))
+    error = server.refusal({"<x>": b64(server.word("cat"))})
+    assert "several text encoders" in error
 
 
-# -- what comes of them -------------------------------------------------------------------------
+# -- effect ------------------------------------------------------------------------------------
 
 
-def test_guards_see_what_the_words_say_and_say_it(site: Site) -> None:
-    knife, cat = ({"<x>": b64(site.word(word))} for word in ("knife", "cat"))
-    asked = {"prompt": "a <x>", "guard": {"policy": "block-knife"}}
-    blocked = site.post(**asked, embeddings=knife)
+def test_guards_read_embeddings_and_the_verdict_shows_it(server: EmbeddingServer) -> None:
+    knife, cat = ({"<x>": b64(server.word(word))} for word in ("knife", "cat"))
+    blocking = {"prompt": "a <x>", "guard": {"policy": "block-knife"}}
+    blocked = server.post(**blocking, embeddings=knife)
     assert blocked.status_code == 400
     assert blocked.json()["error"]["code"] == "content_policy_violation"
-    assert site.post(**asked, embeddings=cat).status_code == 200
+    assert server.post(**blocking, embeddings=cat).status_code == 200
     past = "cat " * 24 + "<x> " * 12
-    assert site.post(past, guard=asked["guard"], embeddings=knife).status_code == 400
-    assert site.post(past, guard=asked["guard"], embeddings=cat).status_code == 200
+    assert server.post(past, guard=blocking["guard"], embeddings=knife).status_code == 400
+    assert server.post(past, guard=blocking["guard"], embeddings=cat).status_code == 200
 
 
-def test_each_image_of_a_request_has_them(site: Site) -> None:
-    own = {"<x>": b64(site.word("knife"))}
-    first, second = site.post("a <x>", n=2, embeddings=own).json()["data"]
-    assert second["b64_json"] == site.image("a <x>", embeddings=own, seed=2)
+def test_each_image_of_a_request_has_the_embeddings(server: EmbeddingServer) -> None:
+    embeddings = {"<x>": b64(server.word("knife"))}
+    first, second = server.post("a <x>", n=2, embeddings=embeddings).json()["data"]
+    assert second["b64_json"] == server.image("a <x>", embeddings=embeddings, seed=2)
     assert first["b64_json"] != second["b64_json"]
 
 
-def test_a_replacement_is_drawn_without_them(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The operator's own prompt does not hold the client's word."""
+def test_a_replacement_has_no_embeddings(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The replacement prompt is the operator's and has no placeholder."""
     config = CONFIG.replace("[server]", "[server]\nembeddings = true")
-    for site in served(folder, config):
-        own = {"<x>": b64(site.word("knife"))}
+    for server in serve(folder, config):
+        embeddings = {"<x>": b64(server.word("knife"))}
         monkeypatch.setattr(
             ImagePlan, "decide", lambda plan, _: "replace" if plan.replacement else "draw"
         )
-        drawn = site.image("a <x>", embeddings=own, guard={"policy": "replace-knife"})
+        image = server.image("a <x>", embeddings=embeddings, guard={"policy": "replace-knife"})
         monkeypatch.undo()
-        assert drawn == site.image("a cat")
+        assert image == server.image("a cat")
 
 
 def test_values_are_in_no_log_and_no_audit_line(
-    site: Site, caplog: pytest.LogCaptureFixture
+    server: EmbeddingServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    vectors = site.word("knife", "cat")
+    vectors = server.word("knife", "cat")
     text = b64(vectors)
-    site.post("a <x>", embeddings={"<x>": text})
-    site.post("a <x>", embeddings={"<x>": text[:-3]})
-    site.post("a <x>", embeddings={"<x>": text}, guard={"policy": "block-knife"})
-    said = caplog.text + (site.folder / "audit.jsonl").read_text()
-    assert "block-knife" in said
-    assert text[:12] not in said and f"{float(vectors[0, 0]):.3f}" not in said
+    server.post("a <x>", embeddings={"<x>": text})
+    server.post("a <x>", embeddings={"<x>": text[:-3]})
+    server.post("a <x>", embeddings={"<x>": text}, guard={"policy": "block-knife"})
+    logged = caplog.text + (server.folder / "audit.jsonl").read_text()
+    assert "block-knife" in logged
+    assert text[:12] not in logged and f"{float(vectors[0, 0]):.3f}" not in logged
 
 
-def test_the_schema_is_in_the_document(site: Site) -> None:
-    document = httpx.get(f"{site.url}/openapi.json").json()
+def test_the_schema_is_in_the_document(server: EmbeddingServer) -> None:
+    document = httpx.get(f"{server.url}/openapi.json").json()
     properties = document["components"]["schemas"]["ImageRequest"]["properties"]
     assert properties["embeddings"]["additionalProperties"] == {"type": "string"}

@@ -20,13 +20,13 @@ EXTENSIONS = {
 }
 
 
-def parsed(**more: Any) -> ImageRequest:
-    return parse_request(ImageRequest, BODY | more)
+def parsed(**options: Any) -> ImageRequest:
+    return parse_request(ImageRequest, BODY | options)
 
 
-def refusal(**more: Any) -> RequestError:
+def refusal(**options: Any) -> RequestError:
     with pytest.raises(RequestError) as caught:
-        parsed(**more)
+        parsed(**options)
     return caught.value
 
 
@@ -91,28 +91,28 @@ def test_defaults_of_unsupported_parameters_pass_and_all_else_is_refused() -> No
         ("image", "x", "unknown_parameter"),
     ],
 )
-def test_what_cannot_be_honoured_is_refused_by_name(name: str, value: Any, code: str) -> None:
+def test_unsupported_parameters_are_refused_by_name(name: str, value: Any, code: str) -> None:
     error = refusal(**{name: value})
     assert (error.param, error.code, error.status) == (name, code, 400)
 
 
-def test_urls_are_refused_with_what_to_ask_for_instead() -> None:
+def test_urls_are_refused_with_the_alternative() -> None:
     assert "b64_json" in refusal(response_format="url").message
 
 
-def test_a_long_prompt_is_told_its_length_and_the_limit() -> None:
+def test_the_error_of_a_long_prompt_has_its_length_and_the_limit() -> None:
     message = refusal(prompt="ä" * 10_000).message
     assert "10000" in message and "4000" in message
     assert parsed(prompt="x" * 4000).prompt == "x" * 4000
 
 
-def test_what_is_missing_is_named() -> None:
+def test_missing_parameters_are_named() -> None:
     with pytest.raises(RequestError) as caught:
         parse_request(ImageRequest, {"model": "m"})
     assert (caught.value.param, caught.value.code) == ("prompt", "missing_required_parameter")
 
 
-def test_sound_values_are_taken() -> None:
+def test_valid_values_are_accepted() -> None:
     body = parsed(
         n=3, size="64x64", output_format="webp", output_compression=0, seed=2**63 - 1, user="u",
         num_inference_steps=1, guidance_scale=0, negative_prompt="a dog", quality="auto",
@@ -127,8 +127,8 @@ def test_sound_values_are_taken() -> None:
 PNG = "data:image/png;base64,AAAA"
 
 
-def edit(**more: Any) -> EditRequest:
-    return parse_request(EditRequest, BODY | {"image": PNG} | more)
+def edit(**options: Any) -> EditRequest:
+    return parse_request(EditRequest, BODY | {"image": PNG} | options)
 
 
 def test_every_parameter_of_edits_is_honoured_or_named_too() -> None:
@@ -136,8 +136,8 @@ def test_every_parameter_of_edits_is_honoured_or_named_too() -> None:
     names |= set(image_edit_params.ImageEditParamsStreaming.__annotations__)
     known = EditRequest.model_fields.keys() | EditRequest.no_ops.keys()
     assert names <= known
-    more = {"strength", "inversion", "images", "style", "moderation"}
-    assert known - names == EXTENSIONS | more
+    of_edits = {"strength", "inversion", "images", "style", "moderation"}
+    assert known - names == EXTENSIONS | of_edits
     for name, defaults in EditRequest.no_ops.items():
         for default in (*defaults, None):
             edit(**{name: default})
@@ -165,19 +165,19 @@ def test_every_parameter_of_edits_is_honoured_or_named_too() -> None:
         ("prompt", "x" * 4001, "invalid_parameter"),
     ],
 )
-def test_what_an_edit_cannot_be_is_refused_by_name(name: str, value: Any, code: str) -> None:
+def test_wrong_values_of_edits_are_refused_by_name(name: str, value: Any, code: str) -> None:
     with pytest.raises(RequestError) as caught:
         edit(**{name: value})
     assert (caught.value.param, caught.value.code, caught.value.status) == (name, code, 400)
 
 
-def test_an_edit_without_a_image_is_told_so() -> None:
+def test_an_edit_without_an_image_is_refused() -> None:
     with pytest.raises(RequestError) as caught:
         parse_request(EditRequest, BODY)
     assert (caught.value.param, caught.value.code) == ("image", "missing_required_parameter")
 
 
-def test_strength_and_inversion_are_two_ways() -> None:
+def test_strength_and_inversion_exclude_each_other() -> None:
     assert edit().share == STRENGTH and edit(strength=1).share == 1
     assert edit(inversion=True).share is None and edit(inversion=False, strength=0.3).share == 0.3
     with pytest.raises(RequestError) as caught:
@@ -186,5 +186,5 @@ def test_strength_and_inversion_are_two_ways() -> None:
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg", "jpg", "webp", "PNG"])
-def test_a_data_url_is_a_image(kind: str) -> None:
+def test_a_data_url_is_an_image(kind: str) -> None:
     assert edit(image=f"data:image/{kind};base64,AAEC").image == b"\0\1\2"

@@ -23,8 +23,8 @@ JSON = st.recursive(
 )
 
 
-def chat_request(**more: Any) -> ChatRequest:
-    return parse_request(ChatRequest, CHAT | more)
+def chat_request(**options: Any) -> ChatRequest:
+    return parse_request(ChatRequest, CHAT | options)
 
 
 def refusal(schema: type[TextRequest], body: dict[str, Any]) -> RequestError:
@@ -107,7 +107,7 @@ def test_wrong_messages_are_refused_by_place(message: Any, param: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("more", "param"),
+    ("options", "param"),
     [({"top_logprobs": 1}, "top_logprobs"), ({"stream_options": {}}, "stream_options"),
      ({"max_tokens": 1, "max_completion_tokens": 2}, "max_tokens"),
      ({"stream": True, "stream_options": {"include_obfuscation": True}},
@@ -115,8 +115,8 @@ def test_wrong_messages_are_refused_by_place(message: Any, param: str) -> None:
      ({"guard": {}}, "guard.policy"), ({"guard": {"policy": "a", "x": 1}}, "guard.x"),
      ({"stop": [""]}, "stop[0]"), ({"metadata": {"a": 1}}, "metadata.a")],
 )  # fmt: skip
-def test_parameters_that_do_not_go_together_are_refused(more: dict[str, Any], param: str) -> None:
-    assert refusal(ChatRequest, CHAT | more).param == param
+def test_conflicting_parameters_are_refused(options: dict[str, Any], param: str) -> None:
+    assert refusal(ChatRequest, CHAT | options).param == param
 
 
 def test_unknown_parameters_are_refused_even_when_null() -> None:
@@ -135,7 +135,7 @@ def test_null_stands_for_absent() -> None:
     assert chat_request(**nulls) == chat_request()
 
 
-def test_equal_limits_and_whole_numbers_are_taken() -> None:
+def test_equal_limits_and_whole_numbers_are_accepted() -> None:
     assert chat_request(max_tokens=3, max_completion_tokens=3).max_completion_tokens == 3
     assert chat_request(temperature=0).temperature == 0
 
@@ -143,7 +143,7 @@ def test_equal_limits_and_whole_numbers_are_taken() -> None:
 @given(
     st.dictionaries(st.sampled_from([*ChatRequest.model_fields, "tools", "é"]), JSON, max_size=5)
 )
-def test_any_chat_body_is_taken_or_refused_with_a_parameter(body: dict[str, Any]) -> None:
+def test_any_chat_body_is_accepted_or_refused_with_a_parameter(body: dict[str, Any]) -> None:
     try:
         parse_request(ChatRequest, body)
     except RequestError as error:
@@ -151,7 +151,7 @@ def test_any_chat_body_is_taken_or_refused_with_a_parameter(body: dict[str, Any]
 
 
 @given(JSON)
-def test_any_prompt_is_taken_or_refused_by_name(prompt: Any) -> None:
+def test_any_prompt_is_accepted_or_refused_by_name(prompt: Any) -> None:
     try:
         parse_request(CompletionRequest, PLAIN | {"prompt": prompt})
     except RequestError as error:

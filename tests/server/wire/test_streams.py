@@ -8,20 +8,20 @@ import httpx
 import openai
 import pytest
 
-from tests.server.conftest import Launch, Live, settings
+from tests.server.live_server import Launch, LiveServer, settings
 
 
 def events(response: httpx.Response) -> list[Any]:
-    """The payloads of a stream whose framing is checked on the way."""
+    """The payloads of a stream; checks its framing."""
     assert response.headers["content-type"].startswith("text/event-stream")
     assert response.text.endswith("\n\n")
     lines = response.text.removesuffix("\n\n").split("\n\n")
     assert all(line.startswith("data: ") and "\n" not in line for line in lines)
     data = [line.removeprefix("data: ") for line in lines]
-    return [each if each == "[DONE]" else json.loads(each) for each in data]
+    return [line if line == "[DONE]" else json.loads(line) for line in data]
 
 
-def test_frames_come_in_openais_order(live: Live) -> None:
+def test_frames_come_in_openais_order(live: LiveServer) -> None:
     *chunks, done = events(live.chat(stream=True, stream_options={"include_usage": True}))
     assert done == "[DONE]"
     assert len({chunk["id"] for chunk in chunks}) == 1
@@ -43,14 +43,14 @@ def test_frames_come_in_openais_order(live: Live) -> None:
     assert usage["choices"] == [] and usage["usage"]["total_tokens"] == 5
 
 
-def test_usage_is_left_out_unless_asked_for(live: Live) -> None:
+def test_usage_is_sent_only_on_request(live: LiveServer) -> None:
     response = live.chat(stream=True)
     assert all("usage" not in chunk for chunk in events(response)[:-1])
     assert response.headers["X-Guard-Policy"] == "none"
     assert response.headers["X-Request-Id"] == live.verdicts[0].request_id
 
 
-def test_the_official_client_reads_interleaved_choices(live: Live) -> None:
+def test_the_official_client_reads_interleaved_choices(live: LiveServer) -> None:
     texts = {0: "", 1: "", 2: ""}
     verdicts = []
     stream = live.client().chat.completions.create(
@@ -72,13 +72,13 @@ def test_the_official_client_reads_interleaved_choices(live: Live) -> None:
     assert sorted(verdicts) == sorted(verdict.request_id for verdict in live.verdicts)
 
 
-def test_an_answer_without_text_still_has_its_role_and_end(live: Live) -> None:
+def test_an_answer_without_text_still_has_its_role_and_end(live: LiveServer) -> None:
     role, finish, done = events(live.chat("silent", stream=True))
     assert role["choices"][0]["delta"]["role"] == "assistant"
     assert finish["choices"][0]["finish_reason"] == "stop" and done == "[DONE]"
 
 
-def test_an_error_before_the_first_event_has_its_own_status(live: Live) -> None:
+def test_an_error_before_the_first_event_has_its_own_status(live: LiveServer) -> None:
     for text, status in (("blocked", 400), ("failing", 500), ("crash", 500)):
         response = live.chat(text, stream=True)
         assert response.status_code == status
@@ -87,7 +87,7 @@ def test_an_error_before_the_first_event_has_its_own_status(live: Live) -> None:
 
 
 @pytest.mark.parametrize("text", ["midway", "crash midway"])
-def test_an_error_in_mid_stream_is_an_event_and_the_end(live: Live, text: str) -> None:
+def test_an_error_in_mid_stream_is_an_event_and_the_end(live: LiveServer, text: str) -> None:
     response = live.chat(text, stream=True)
     assert response.status_code == 200
     *_, last = events(response)
@@ -101,7 +101,7 @@ def test_an_error_in_mid_stream_is_an_event_and_the_end(live: Live, text: str) -
         )
 
 
-def hang_up_after(live: Live, body: dict[str, Any], *, seconds: float | None) -> None:
+def disconnect_after(live: LiveServer, body: dict[str, Any], *, seconds: float | None) -> None:
     """Send a chat request and close the socket, after the first bytes or after `seconds`."""
     host, port = live.url.removeprefix("http://").split(":")
     payload = json.dumps({"model": "fake", **body}).encode()
@@ -120,17 +120,17 @@ def hang_up_after(live: Live, body: dict[str, Any], *, seconds: float | None) ->
     ("text", "stream", "seconds"),
     [("slow", True, None), ("stuck", True, 0.1), ("slow", False, 0.1), ("stuck", False, 0.1)],
 )
-def test_a_client_that_hangs_up_cancels_all_its_rows(
-    live: Live, text: str, stream: bool, seconds: float | None
+def test_a_disconnect_cancels_all_rows_of_the_request(
+    live: LiveServer, text: str, stream: bool, seconds: float | None
 ) -> None:
     messages = [{"role": "user", "content": text}]
-    hang_up_after(live, {"messages": messages, "stream": stream, "n": 2}, seconds=seconds)
+    disconnect_after(live, {"messages": messages, "stream": stream, "n": 2}, seconds=seconds)
     live.wait_until(lambda: len(live.service.cancelled) == 2)
     assert len(live.verdicts) == 2
     assert live.chat().status_code == 200
 
 
-def test_the_first_failing_row_cancels_its_siblings(live: Live) -> None:
+def test_the_first_failing_row_cancels_its_siblings(live: LiveServer) -> None:
     body = {"model": "fake", "prompt": ["stuck", "blocked"]}
     assert live.post("/v1/completions", json=body).status_code == 400
     assert len(live.service.cancelled) == 1

@@ -1,4 +1,4 @@
-"""Images from outside: what is taken, how it comes out, and what is refused."""
+"""Uploaded images: accepted formats, the decoded pixels, and files that are refused."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from PIL import Image
 
 from guard.data.image_files import MAX_PIXELS
 from guard.errors import RequestError
-from server.wire.uploads import uploaded
+from server.wire.uploads import decode_upload
 
 RED, BLUE, GREEN = (255, 0, 0), (0, 0, 255), (0, 255, 0)
 
@@ -36,14 +36,14 @@ def halves(mode: str = "RGB", size: tuple[int, int] = (16, 16)) -> Image.Image:
 
 
 def decoded(file: bytes, width: int = 16, height: int = 16) -> NDArray[np.uint8]:
-    pixels = uploaded(file, width=width, height=height)
+    pixels = decode_upload(file, width=width, height=height)
     assert pixels.dtype == np.uint8 and pixels.shape == (height, width, 3)
     return pixels
 
 
 def refusal(file: bytes) -> str:
     with pytest.raises(RequestError) as caught:
-        uploaded(file, width=16, height=16)
+        decode_upload(file, width=16, height=16)
     assert (caught.value.status, caught.value.param) == (400, "image")
     return caught.value.message
 
@@ -64,11 +64,11 @@ def png(width: int, height: int, data: bytes, *, bits: int = 8, kind: int = 2) -
     return b"\x89PNG\r\n\x1a\n" + parts
 
 
-# -- what is taken ------------------------------------------------------------------------------
+# -- accepted formats ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("form", "options"), [("PNG", {}), ("WEBP", {"lossless": True})])
-def test_a_image_of_the_models_size_is_taken_as_it_is(form: str, options: Any) -> None:
+def test_an_image_of_the_models_size_is_not_changed(form: str, options: Any) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
     assert np.array_equal(decoded(saved(Image.fromarray(noise), form, **options)), noise)
 
@@ -103,7 +103,7 @@ def test_sixteen_bits_become_eight() -> None:
     assert (pixels == (0xFF, 0x80, 0x01)).all()
 
 
-def test_what_is_transparent_lies_on_white() -> None:
+def test_transparent_pixels_become_white() -> None:
     layer = halves("RGBA")
     layer.putalpha(Image.new("L", (16, 16), 0))
     assert (decoded(saved(layer)) == 255).all()
@@ -119,7 +119,7 @@ def test_what_is_transparent_lies_on_white() -> None:
 @pytest.mark.parametrize(
     ("orientation", "red"), [(1, (8, 2)), (3, (8, 13)), (6, (2, 8)), (8, (13, 8))]
 )
-def test_a_image_is_turned_as_its_exif_data_say(
+def test_an_image_is_rotated_by_its_exif_data(
     form: str, orientation: int, red: tuple[int, int]
 ) -> None:
     exif = Image.Exif()
@@ -140,7 +140,7 @@ def test_every_orientation_is_the_one_that_pillow_makes_of_it(orientation: int) 
     assert np.array_equal(decoded(file), np.asarray(expected))
 
 
-def test_another_shape_loses_its_margins_and_another_size_is_resized() -> None:
+def test_an_image_of_another_shape_is_cropped_and_of_another_size_resized() -> None:
     wide = Image.new("RGB", (96, 32), GREEN)
     wide.paste(halves(size=(32, 32)), (32, 0))
     pixels = decoded(saved(wide))
@@ -149,7 +149,7 @@ def test_another_shape_loses_its_margins_and_another_size_is_resized() -> None:
     assert tall.shape == (16, 8, 3)
 
 
-def test_one_pixel_is_a_image() -> None:
+def test_one_pixel_is_an_image() -> None:
     assert (decoded(saved(Image.new("RGB", (1, 1), RED))) == RED).all()
 
 
@@ -160,7 +160,7 @@ def test_one_pixel_is_a_image() -> None:
     "file",
     [b"GIF89a" + b"\0" * 64, b"BM" + b"\0" * 64, b"II*\0" + b"\0" * 64, b"<svg/>", b"hello", b"\0"],
 )
-def test_what_is_no_png_jpeg_or_webp_is_refused(file: bytes) -> None:
+def test_other_formats_than_png_jpeg_and_webp_are_refused(file: bytes) -> None:
     assert "no PNG, JPEG or WebP" in refusal(file)
 
 
@@ -170,14 +170,14 @@ def test_an_empty_file_is_refused() -> None:
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
-def test_a_file_that_breaks_off_is_refused(form: str, share: float) -> None:
+def test_a_truncated_file_is_refused(form: str, share: float) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     file = saved(Image.fromarray(noise), form)
     assert "damaged" in refusal(file[: int(len(file) * share)])
 
 
 @pytest.mark.parametrize("magic", [b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF\0\0\0\0WEBP"])
-def test_noise_behind_a_sound_beginning_is_refused(magic: bytes) -> None:
+def test_noise_after_a_valid_header_is_refused(magic: bytes) -> None:
     rng = np.random.default_rng(0)
     for size in (0, 3, 30, 300, 3000):
         assert "cannot be used" in refusal(magic + rng.bytes(size))
@@ -219,14 +219,14 @@ def test_animations_are_refused(form: str) -> None:
 
 
 def test_no_other_plugin_of_pillow_is_reached() -> None:
-    """Also not by a JPEG that says it holds several images, which Pillow hands to another."""
+    """Nor by a JPEG with a multi-picture header, which Pillow opens with another plugin."""
     file = saved(halves(), "MPO", save_all=True, append_images=[halves()])
     assert file.startswith(b"\xff\xd8\xff")
     code = (
         "import json, sys\n"
-        "from server.wire.uploads import uploaded\n"
+        "from server.wire.uploads import decode_upload\n"
         f"file = bytes.fromhex('{file.hex()}')\n"
-        "print(uploaded(file, width=16, height=16).shape)\n"
+        "print(decode_upload(file, width=16, height=16).shape)\n"
         "plugins = {n[4:] for n in sys.modules if n.startswith('PIL.') and n.endswith('Plugin')}\n"
         "print(json.dumps(sorted(plugins)))\n"
     )

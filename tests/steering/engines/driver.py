@@ -1,4 +1,4 @@
-"""Rows that join late and leave early, as a scheduler has them; and what to expect of them."""
+"""Rows that join late and leave early, as in a server, and the expected answers."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import nn
 from steering.engines.transformers.engine import RowStart, RowToken, TransformersEngine
 from steering.engines.transformers.sampling import RowSampling
 from steering.hidden.rows import Reading, RowGuard
+from steering.prompt import Prompt
 
 NO_SAMPLING = RowSampling()
 
@@ -21,7 +22,7 @@ def start(
     guards: Sequence[RowGuard] = (),
     sampling: RowSampling = NO_SAMPLING,
 ) -> RowStart:
-    return RowStart(prompt, guards, sampling)
+    return RowStart(Prompt(tuple(prompt)), guards, sampling)
 
 
 def serve(
@@ -33,7 +34,7 @@ def serve(
 ) -> tuple[list[list[RowToken]], list[dict[str, Reading]]]:
     """Row i joins before decode step `joins[i]` and leaves after its number of `tokens`."""
     joins = [0] * len(starts) if joins is None else joins
-    wanted = [tokens] * len(starts) if isinstance(tokens, int) else tokens
+    lengths = [tokens] * len(starts) if isinstance(tokens, int) else tokens
     out: list[list[RowToken]] = [[] for _ in starts]
     readings: list[dict[str, Reading]] = [{} for _ in starts]
     live: list[int] = []
@@ -44,11 +45,11 @@ def serve(
             live += joining
             for i, token in zip(joining, engine.prefill([starts[i] for i in joining]), strict=True):
                 out[i].append(token)
-        _leave(engine, live, out, readings, wanted)
+        _leave(engine, live, out, readings, lengths)
         if live:
             for i, token in zip(live, engine.decode(), strict=True):
                 out[i].append(token)
-            _leave(engine, live, out, readings, wanted)
+            _leave(engine, live, out, readings, lengths)
         step += 1
     return out, readings
 
@@ -58,9 +59,9 @@ def _leave(
     live: list[int],
     out: list[list[RowToken]],
     readings: list[dict[str, Reading]],
-    wanted: Sequence[int],
+    lengths: Sequence[int],
 ) -> None:
-    ended = [row for row, i in enumerate(live) if len(out[i]) >= wanted[i]]
+    ended = [row for row, i in enumerate(live) if len(out[i]) >= lengths[i]]
     for row in ended:
         readings[live[row]] = engine.readings(row)
     for source, target in engine.drop(ended):
@@ -73,11 +74,11 @@ def ids(rows: list[list[RowToken]]) -> list[list[int]]:
 
 
 def generated(model: Any, prompt: Sequence[int], tokens: int) -> list[int]:
-    """What transformers' own greedy search says to this prompt alone."""
-    given = torch.tensor([list(prompt)])
+    """The answer of transformers' greedy search to this prompt alone."""
+    prompt_ids = torch.tensor([list(prompt)])
     answer = model.generate(
-        given,
-        attention_mask=torch.ones_like(given),
+        prompt_ids,
+        attention_mask=torch.ones_like(prompt_ids),
         max_new_tokens=tokens,
         min_new_tokens=tokens,
         do_sample=False,
@@ -96,7 +97,7 @@ def weights_hash(model: nn.Module) -> str:
 
 
 def hooks_on(model: nn.Module) -> int:
-    """How many hooks of ours the model carries: transformers installs some of its own."""
+    """Number of hooks from `steering`: transformers installs other ones."""
     return sum(
         hook.__module__.startswith("steering.")
         for module in model.modules()

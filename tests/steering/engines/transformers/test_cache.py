@@ -1,4 +1,4 @@
-"""Slots: each row writes and reads at its own position; growing and moving lose nothing."""
+"""Slots of the cache: each row writes and reads its own positions, also after growth and moves."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def states(rows: int, tokens: int, seed: int) -> Tensor:
 
 
 def positions(lengths: list[int]) -> Tensor:
-    """Left padding: -1 where there is none of the row's own."""
+    """Positions of left-padded rows; -1 is padding."""
     width = max(lengths)
     return torch.tensor([[t - (width - n) for t in range(width)] for n in lengths]).clamp(min=-1)
 
 
-class Double:
-    """A SlotCache of one layer, and the keys of each row as a plain list beside it."""
+class CheckedCache:
+    """A SlotCache of one layer that is checked against plain lists of each row's keys."""
 
     def __init__(self, capacity: int) -> None:
         self.cache = SlotCache(1, capacity)
@@ -40,8 +40,8 @@ class Double:
         self.seed += 1
         new = states(len(lengths), at.shape[1], self.seed)
         self.cache.prefill(torch.arange(first, first + len(lengths)), at)
-        own, values = self.cache.update(new, -new, 0)
-        assert own is new and torch.equal(values, -new)
+        keys, values = self.cache.update(new, -new, 0)
+        assert keys is new and torch.equal(values, -new)
         for row, length in enumerate(lengths):
             self.keys.append([new[row, :, t] for t in range(at.shape[1] - length, at.shape[1])])
 
@@ -53,9 +53,9 @@ class Double:
         keys, values = self.cache.update(new, -new, 0)
         assert keys.shape == (len(lengths), HEADS, max(lengths) + 1, SIZE)
         assert torch.equal(values, -keys)
-        for row, own in enumerate(self.keys):
-            own.append(new[row, :, 0])
-            assert torch.equal(keys[row, :, : len(own)], torch.stack(own, dim=1))
+        for row, expected in enumerate(self.keys):
+            expected.append(new[row, :, 0])
+            assert torch.equal(keys[row, :, : len(expected)], torch.stack(expected, dim=1))
             assert keys[row].isfinite().all()
 
     def leave(self, row: int) -> None:
@@ -69,26 +69,26 @@ class Double:
 @given(data=st.data())
 @settings(max_examples=30, deadline=None)
 def test_each_row_reads_what_it_wrote(data: st.DataObject) -> None:
-    double = Double(capacity=3)
+    checked = CheckedCache(capacity=3)
     # lengths around the growth of 256 columns
     lengths = st.sampled_from([1, 2, 5, 253, 254, 255, 256, 257, 511])
     for _ in range(data.draw(st.integers(1, 8))):
-        free = 3 - len(double.keys)
-        verbs = ["join"] * (free > 0) + ["step", "step", "leave"] * bool(double.keys)
+        free = 3 - len(checked.keys)
+        verbs = ["join"] * (free > 0) + ["step", "step", "leave"] * bool(checked.keys)
         verb = data.draw(st.sampled_from(verbs))
         if verb == "join":
-            double.join(data.draw(st.lists(lengths, min_size=1, max_size=free)))
+            checked.join(data.draw(st.lists(lengths, min_size=1, max_size=free)))
         elif verb == "step":
-            double.step()
+            checked.step()
         else:
-            double.leave(data.draw(st.integers(0, len(double.keys) - 1)))
+            checked.leave(data.draw(st.integers(0, len(checked.keys) - 1)))
 
 
 def test_a_reused_slot_holds_nothing_of_the_row_before() -> None:
     cache = SlotCache(1, 1)
-    spoilt = torch.full((1, HEADS, 9, SIZE), torch.nan)
+    nan = torch.full((1, HEADS, 9, SIZE), torch.nan)
     cache.prefill(torch.tensor([0]), positions([9]))
-    cache.update(spoilt, spoilt, 0)
+    cache.update(nan, nan, 0)
     cache.prefill(torch.tensor([0]), positions([2]))
     cache.update(states(1, 2, 0), states(1, 2, 1), 0)
     cache.decode(torch.tensor([2]), 9)
@@ -113,5 +113,5 @@ def test_answers_that_grow_the_cache_are_those_of_generate() -> None:
     engine = TransformersEngine(model, HiddenBank(), capacity=3)
     prompts = [prompt(n, seed) for seed, n in enumerate((250, 7, 300))]
     rows, _ = serve(engine, [start(p) for p in prompts], joins=[0, 0, 3], tokens=[12, 16, 6])
-    for row, own, count in zip(ids(rows), prompts, (12, 16, 6), strict=True):
-        assert row == generated(model, own, count)
+    for row, tokens, count in zip(ids(rows), prompts, (12, 16, 6), strict=True):
+        assert row == generated(model, tokens, count)

@@ -1,4 +1,4 @@
-"""The promises of the engine: weights untouched, silence is identity, no cross-talk."""
+"""Invariants of the engine: weights untouched, silence is identity, rows are independent."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from steering.engines.transformers.engine import RowToken, TransformersEngine
+from steering.engines.transformers.engine import RowStart, RowToken, TransformersEngine
 from steering.engines.transformers.sampling import RowSampling
 from steering.hidden.bank import HiddenBank
 from steering.hidden.rows import RowGuard
 from steering.methods.steer import bank_of
+from steering.prompt import Media, Prompt
 from tests.steering.engines.driver import generated, hooks_on, ids, serve, start, weights_hash
 from tests.steering.tiny import VOCABULARY, prompt, random_guard, tiny_model
 
@@ -45,7 +46,7 @@ def batch(engine: TransformersEngine, carried: list[list[RowGuard]]) -> Rows:
     return serve(engine, [start(p, guards, LOGPROBS) for p, guards in rows])[0]
 
 
-def said(row: list[RowToken]) -> list[tuple[Any, ...]]:
+def content(row: list[RowToken]) -> list[tuple[Any, ...]]:
     """Tokens and their log-probabilities, bit for bit."""
     return [(token.token, token.logprob, token.top) for token in row]
 
@@ -70,30 +71,30 @@ def test_rows_that_do_not_act_are_bit_identical_to_bare_ones(
     bare = batch(engine, [[], [], [], []])
     guarded = batch(engine, [quiet, [FIRES], quiet, []])
     for row in (0, 2, 3):
-        assert said(guarded[row]) == said(bare[row])
-    assert said(guarded[1]) != said(bare[1]), "nothing was steered: the test says nothing"
+        assert content(guarded[row]) == content(bare[row])
+    assert content(guarded[1]) != content(bare[1]), "nothing was steered: the test is empty"
 
 
 def test_a_row_does_not_depend_on_what_its_neighbours_carry(engine: TransformersEngine) -> None:
     other = RowGuard("b", threshold=-1.0, strength=10.0, recheck=-1.0)
-    one = batch(engine, [[FIRES], [], [SILENT], []])
-    two = batch(engine, [[FIRES], [other, FIRES], [SILENT], [other]])
-    assert said(one[0]) == said(two[0]) and said(one[2]) == said(two[2])
-    assert said(one[1]) != said(two[1]) and said(one[3]) != said(two[3])
+    first = batch(engine, [[FIRES], [], [SILENT], []])
+    second = batch(engine, [[FIRES], [other, FIRES], [SILENT], [other]])
+    assert content(first[0]) == content(second[0]) and content(first[2]) == content(second[2])
+    assert content(first[1]) != content(second[1]) and content(first[3]) != content(second[3])
 
 
 def test_a_slot_carries_nothing_over_to_the_next_request(engine: TransformersEngine) -> None:
     bare = batch(engine, [[], [], [], []])
     serve(engine, [start(p, [FIRES]) for p in PROMPTS])
     rows, readings = serve(engine, [start(p, (), LOGPROBS) for p in PROMPTS])
-    assert [said(row) for row in rows] == [said(row) for row in bare]
+    assert [content(row) for row in rows] == [content(row) for row in bare]
     assert readings == [{}, {}, {}, {}]
 
 
 def test_recheck_fires_at_the_generated_token_where_the_score_passes(
     engine: TransformersEngine,
 ) -> None:
-    """The scores of a watched row say where a threshold between two of them must fire."""
+    """A threshold between two scores of an observed row must fire at the later one."""
     watch = RowGuard("a", threshold=1e6, strength=10.0, recheck=1e6)
     engine.prefill([start(PROMPTS[2], [watch])])
     scores = [engine.readings(0)["a"].score]
@@ -133,40 +134,40 @@ def test_first_token_of_a_prompt_is_not_sensed_unless_it_is_alone(
     assert engine.readings(0)["a"].score != 0.0
     with torch.inference_mode():
         hidden = model(torch.tensor([PROMPTS[0]]), output_hidden_states=True).hidden_states[1][0]
-    # a gate that likes nothing better than the first token
+    # a gate with its highest score at the first token
     guard = replace(random_guard("a", sense=(0,), act=(0,), pool=1), gates=hidden[:1].clone())
-    own = hidden @ hidden[0]
-    assert own.argmax() == 0
+    gate_scores = hidden @ hidden[0]
+    assert gate_scores.argmax() == 0
     engine.use(bank_of([guard]))
     engine.prefill([start(PROMPTS[1], [SILENT]), start(PROMPTS[0], [SILENT])])
-    wanted = max(float(own[1:].max()), 0.0)
-    assert engine.readings(1)["a"].score == pytest.approx(wanted, abs=1e-3)
+    expected = max(float(gate_scores[1:].max()), 0.0)
+    assert engine.readings(1)["a"].score == pytest.approx(expected, abs=1e-3)
 
 
 def test_a_row_that_meets_nan_is_marked_and_its_slot_is_sound_afterwards() -> None:
     model = tiny_model(seed=3)
     short, long, other = PROMPTS[3], PROMPTS[1], PROMPTS[0]
-    wanted = {n: generated(model, p, 30) for n, p in (("short", short), ("other", other))}
-    unsaid = set(range(3, VOCABULARY)).difference(*PROMPTS, *wanted.values())
-    poison = min(unsaid)
+    expected = {n: generated(model, p, 30) for n, p in (("short", short), ("other", other))}
+    unused = set(range(3, VOCABULARY)).difference(*PROMPTS, *expected.values())
+    poison = min(unused)
     model.get_input_embeddings().weight.data[poison] = float("nan")
     engine = TransformersEngine(model, BANK, capacity=2)
-    # longer than what comes into its slot afterwards, so that its states stay behind it
+    # longer than the next row of its slot, so that its states stay in the cache
     rows, readings = serve(
         engine, [start(other, [SILENT]), start([*long, poison, *long], [SILENT])], tokens=[30, 2]
     )
     assert [token.invalid for token in rows[1]] == [True, True]
     assert not readings[1]["a"].valid
     assert not any(token.invalid for token in rows[0])
-    assert ids(rows)[0] == wanted["other"]
+    assert ids(rows)[0] == expected["other"]
 
     again, _ = serve(engine, [start(other, [SILENT]), start(short, [SILENT])], tokens=30)
     assert not any(token.invalid for row in again for token in row)
-    assert ids(again) == [wanted["other"], wanted["short"]]
+    assert ids(again) == [expected["other"], expected["short"]]
 
 
-def test_a_push_that_overflows_is_noticed_though_the_guard_has_stopped_looking() -> None:
-    """Float16 states end at 65504: what the guard has added becomes infinite, then NaN."""
+def test_an_overflow_by_a_guard_is_found_after_its_last_check() -> None:
+    """Float16 states end at 65504: the guard's addition becomes infinite, then NaN."""
     model = tiny_model().half()
     engine = TransformersEngine(model, BANK, capacity=2)
     quiet = start(PROMPTS[1], [replace(SILENT, recheck=None)])
@@ -180,8 +181,8 @@ def test_half_precision_keeps_silent_rows_bit_identical() -> None:
     engine = TransformersEngine(tiny_model().bfloat16(), BANK, capacity=4)
     bare = batch(engine, [[], [], [], []])
     guarded = batch(engine, [[SILENT], [FIRES], [WATCHES], []])
-    assert [said(guarded[row]) for row in (0, 2, 3)] == [said(bare[row]) for row in (0, 2, 3)]
-    assert said(guarded[1]) != said(bare[1])
+    assert [content(guarded[row]) for row in (0, 2, 3)] == [content(bare[row]) for row in (0, 2, 3)]
+    assert content(guarded[1]) != content(bare[1])
 
 
 def test_rows_over_capacity_are_refused_and_change_nothing(engine: TransformersEngine) -> None:
@@ -199,7 +200,23 @@ def test_an_empty_prompt_is_refused_and_changes_nothing(engine: TransformersEngi
     assert engine.rows == 1
 
 
-def test_drop_tells_its_moves_and_ignores_repeats(engine: TransformersEngine) -> None:
+@pytest.mark.parametrize(
+    "refused",
+    [
+        Prompt((5, 6), (Media("image", "cached", 0, 1),)),
+        Prompt((5, 6), positions=((0, 1), (0, 0), (0, 0))),
+    ],
+)
+def test_a_prompt_of_more_than_text_is_refused_and_changes_nothing(
+    engine: TransformersEngine, refused: Prompt
+) -> None:
+    engine.prefill([start(PROMPTS[0])])
+    with pytest.raises(ValueError, match="leave them out"):
+        engine.prefill([start(PROMPTS[1]), RowStart(refused, (), RowSampling())])
+    assert engine.rows == 1
+
+
+def test_drop_returns_its_moves_and_ignores_repeats(engine: TransformersEngine) -> None:
     engine.prefill([start(p, [SILENT] * (i % 2)) for i, p in enumerate(PROMPTS)])
     carried = [engine.readings(row) for row in range(4)]
     live = [0, 1, 2, 3]
@@ -228,10 +245,10 @@ def test_reset_forgets_all_rows(engine: TransformersEngine) -> None:
     engine.prefill([start(p, [FIRES]) for p in PROMPTS])
     engine.reset()
     assert engine.rows == 0
-    assert said(batch(engine, [[], [], [], []])[0]) == said(bare[0])
+    assert content(batch(engine, [[], [], [], []])[0]) == content(bare[0])
 
 
-def test_close_takes_the_hooks_off(model: Any) -> None:
+def test_close_removes_the_hooks(model: Any) -> None:
     bare = generated(model, PROMPTS[0], 5)
     engine = TransformersEngine(model, BANK, capacity=1)
     assert hooks_on(model) == 3
@@ -242,8 +259,8 @@ def test_close_takes_the_hooks_off(model: Any) -> None:
 
 
 def test_logprobs_are_the_models_own(model: Any, engine: TransformersEngine) -> None:
-    asked = [RowSampling(top_logprobs=count) for count in (None, 0, 3, 20)]
-    rows, _ = serve(engine, [start(PROMPTS[1], (), a) for a in asked], tokens=4)
+    sampling = [RowSampling(top_logprobs=count) for count in (None, 0, 3, 20)]
+    rows, _ = serve(engine, [start(PROMPTS[1], (), a) for a in sampling], tokens=4)
     plain, none, three, twenty = rows
     assert ids(rows)[1:] == ids(rows)[:-1]
     assert all(token.logprob is None and token.top == () for token in plain)
@@ -252,22 +269,27 @@ def test_logprobs_are_the_models_own(model: Any, engine: TransformersEngine) -> 
         [3] * 4,
         [20] * 4,
     ]
-    said = [*PROMPTS[1], *ids(rows)[0]]
+    sequence = [*PROMPTS[1], *ids(rows)[0]]
     with torch.inference_mode():
-        own = model(torch.tensor([said])).logits[0, len(PROMPTS[1]) - 1 : -1].log_softmax(-1)
+        expected = (
+            model(torch.tensor([sequence])).logits[0, len(PROMPTS[1]) - 1 : -1].log_softmax(-1)
+        )
     for step, (a, b, c) in enumerate(zip(none, three, twenty, strict=True)):
         assert (
-            a.logprob == b.logprob == c.logprob == pytest.approx(float(own[step].max()), abs=1e-4)
+            a.logprob
+            == b.logprob
+            == c.logprob
+            == pytest.approx(float(expected[step].max()), abs=1e-4)
         )
-        values, tokens = own[step].topk(20)
+        values, tokens = expected[step].topk(20)
         assert [t for t, _ in c.top] == tokens.tolist()
         assert [v for _, v in c.top] == pytest.approx(values.tolist(), abs=1e-4)
         assert b.top == c.top[:3]
 
 
-def test_what_a_row_asked_for_moves_with_it(engine: TransformersEngine) -> None:
-    asked = [RowSampling(top_logprobs=count) for count in (1, None, 4)]
-    rows, _ = serve(engine, [start(PROMPTS[0], (), a) for a in asked], tokens=[2, 3, 6])
+def test_the_settings_of_a_row_move_with_it(engine: TransformersEngine) -> None:
+    sampling = [RowSampling(top_logprobs=count) for count in (1, None, 4)]
+    rows, _ = serve(engine, [start(PROMPTS[0], (), a) for a in sampling], tokens=[2, 3, 6])
     assert [{len(token.top) for token in row} for row in rows] == [{1}, {0}, {4}]
 
 

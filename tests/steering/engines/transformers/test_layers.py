@@ -1,4 +1,4 @@
-"""Each tested architecture: its layers are found, and batched answers are the model's own."""
+"""Each tested architecture: its layers are found, and batched answers equal those of `generate`."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ def test_layers_are_found_in_order_and_return_the_residual_stream(kind: str) -> 
     model = tiny_model(kind)
     assert model.config.model_type == kind
     layers = decoder_layers(model)
-    seen: list[tuple[int, Tensor]] = []
+    outputs: list[tuple[int, Tensor]] = []
     for i, layer in enumerate(layers):
-        layer.register_forward_hook(lambda _m, _i, out, i=i: seen.append((i, hidden_of(out))))
+        layer.register_forward_hook(lambda _m, _i, out, i=i: outputs.append((i, hidden_of(out))))
     with torch.inference_mode():
-        own = model(torch.tensor([prompt(6, 0)]), output_hidden_states=True).hidden_states
-    assert [i for i, _ in seen] == list(range(LAYERS))
-    for i, hidden in seen[:-1]:
+        expected = model(torch.tensor([prompt(6, 0)]), output_hidden_states=True).hidden_states
+    assert [i for i, _ in outputs] == list(range(LAYERS))
+    for i, hidden in outputs[:-1]:
         assert hidden.shape == (1, 6, WIDTH)
-        assert torch.equal(hidden, own[i + 1])
+        assert torch.equal(hidden, expected[i + 1])
 
 
 @pytest.mark.parametrize("kind", TESTED)
@@ -57,9 +57,11 @@ def test_batched_greedy_answers_are_those_of_generate(kind: str) -> None:
     prompts = [prompt(n, seed) for seed, n in enumerate((5, 3 * WINDOW, 12, 1, 2 * WINDOW))]
     tokens = [14, 4, 12, 9, 10]
     rows, _ = serve(engine, [start(p) for p in prompts], joins=[0, 0, 2, 2, 5], tokens=tokens)
-    wanted = [generated(model, p, n) for p, n in zip(prompts, tokens, strict=True)]
-    assert ids(rows) == wanted
-    assert len({token for row in wanted for token in row}) > 5, "answers too dull to tell"
+    expected = [generated(model, p, n) for p, n in zip(prompts, tokens, strict=True)]
+    assert ids(rows) == expected
+    assert len({token for row in expected for token in row}) > 5, (
+        "too few different tokens for a test"
+    )
 
 
 @pytest.mark.parametrize("kind", TESTED)
@@ -85,7 +87,7 @@ def test_answers_do_not_depend_on_the_attention_kernel(kind: str) -> None:
 
 
 def test_some_tested_architecture_slides_its_window() -> None:
-    """Else the test above would say nothing of windows: the window must change the answer."""
+    """Otherwise the tests above would not cover windows: the window must change an answer."""
     wide = tiny_model("mistral", sliding_window=None)
     narrow = tiny_model("mistral")
     long = prompt(3 * WINDOW, 1)
@@ -126,14 +128,14 @@ def test_some_tested_architecture_slides_its_window() -> None:
     ],
     ids=["no-model", "bert", "alibi", "encoder", "recurrent"],
 )
-def test_what_cannot_be_served_is_refused_with_a_reason(model: object, match: str) -> None:
+def test_unsupported_models_are_refused_with_a_reason(model: object, match: str) -> None:
     if not isinstance(model, nn.Module):
         model = AutoModelForCausalLM.from_config(model)
     with pytest.raises(UnknownArchitecture, match=match):
         decoder_layers(model)
 
 
-def test_hidden_of_and_with_hidden_keep_what_else_a_layer_returns() -> None:
+def test_hidden_of_and_with_hidden_keep_the_other_outputs_of_a_layer() -> None:
     hidden, other = torch.zeros(1, 2, 3), torch.ones(1, 2, 3)
     rest = object()
     assert hidden_of((hidden, rest)) is hidden and hidden_of(hidden) is hidden

@@ -1,4 +1,4 @@
-"""Models are read from safetensors, and what cannot be read is said in one line."""
+"""Models are read from safetensors; the error of a damaged one is one line."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_model_is_loaded_as_it_was_saved(folder: Path) -> None:
     assert len(tokenizer) == VOCABULARY
 
 
-def test_the_dtype_asked_for_is_the_dtype_given(folder: Path) -> None:
+def test_a_model_has_the_requested_dtype(folder: Path) -> None:
     model, _ = load_language_model(str(folder), dtype="bfloat16", device="cpu")
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
 

@@ -1,4 +1,4 @@
-"""Many prompts at once give what each gives alone."""
+"""Answers, states and losses of many prompts at once equal those of each prompt alone."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ def model() -> Any:
 def test_answers_come_in_order_and_stop_at_end_tokens(model: Any) -> None:
     engine = TransformersEngine(model, HiddenBank(), capacity=3)
     full = [generated(model, p, 10) for p in PROMPTS]
-    # tokens that end some answers early, one at once, and leave others whole
+    # tokens that end some answers early, one at its first token, and others never
     ends = frozenset({full[0][0], full[2][4]})
     cut = [next((n for n, t in enumerate(row) if t in ends), 10) for row in full]
     assert 0 in cut and 10 in cut and len(set(cut)) > 2
     finished: list[int] = []
-    found = answers(
+    results = answers(
         engine,
         [start(p) for p in PROMPTS],
         max_tokens=10,
         end_tokens=ends,
         advance=finished.append,
     )
-    assert [list(a.tokens) for a in found] == [row[:n] for row, n in zip(full, cut, strict=True)]
+    assert [list(a.tokens) for a in results] == [row[:n] for row, n in zip(full, cut, strict=True)]
     assert sum(finished) == len(PROMPTS)
     assert engine.rows == 0
 
@@ -47,12 +47,12 @@ def test_answers_come_in_order_and_stop_at_end_tokens(model: Any) -> None:
 def test_answers_carry_the_readings_of_their_own_guards(model: Any) -> None:
     engine = TransformersEngine(model, bank_of([random_guard()]), capacity=3)
     guard = RowGuard("guard", threshold=1e6, strength=1.0)
-    found = answers(
+    results = answers(
         engine, [start(p, [guard]) for p in PROMPTS], max_tokens=3, end_tokens=frozenset()
     )
-    for answer, own in zip(found, PROMPTS, strict=True):
+    for answer, tokens in zip(results, PROMPTS, strict=True):
         engine.reset()
-        _, alone = serve(engine, [start(own, [guard])], tokens=3)
+        _, alone = serve(engine, [start(tokens, [guard])], tokens=3)
         assert answer.readings["guard"].score == pytest.approx(alone[0]["guard"].score, abs=1e-4)
     engine.close()
 
@@ -69,16 +69,16 @@ def test_token_states_are_the_models_hidden_states(kind: str, layers: list[int])
     advanced: list[int] = []
     found = dict(token_states(model, PROMPTS, layers, batch=3, advance=advanced.append))
     assert sorted(found) == list(range(len(PROMPTS))) and sum(advanced) == len(PROMPTS)
-    for i, own in enumerate(PROMPTS):
+    for i, tokens in enumerate(PROMPTS):
         with torch.inference_mode():
-            states = model(torch.tensor([own]), output_hidden_states=True).hidden_states
-        wanted = torch.stack([states[layer + 1][0] for layer in layers], dim=1)
-        assert found[i].shape == (len(own), len(layers), WIDTH)
+            states = model(torch.tensor([tokens]), output_hidden_states=True).hidden_states
+        expected = torch.stack([states[layer + 1][0] for layer in layers], dim=1)
+        assert found[i].shape == (len(tokens), len(layers), WIDTH)
         assert found[i].dtype == torch.float32
-        assert torch.allclose(found[i], wanted, atol=1e-4)
+        assert torch.allclose(found[i], expected, atol=1e-4)
 
 
-def test_token_states_leave_the_forward_at_the_last_layer_asked_for() -> None:
+def test_token_states_end_the_forward_at_the_last_needed_layer() -> None:
     model = tiny_model()
     ran = [0] * LAYERS
     for i, layer in enumerate(decoder_layers(model)):
@@ -91,13 +91,13 @@ def test_token_states_leave_the_forward_at_the_last_layer_asked_for() -> None:
     assert ran == [1, 1, 0, 0]
 
 
-def test_token_states_take_their_hooks_off(model: Any) -> None:
+def test_token_states_remove_their_hooks(model: Any) -> None:
     with torch.inference_mode():
         before = model(torch.tensor([PROMPTS[2]])).logits
     list(token_states(model, PROMPTS, [1]))
-    given_up = token_states(model, PROMPTS, [1], batch=2)
-    next(given_up)
-    given_up.close()
+    abandoned = token_states(model, PROMPTS, [1], batch=2)
+    next(abandoned)
+    abandoned.close()
     assert hooks_on(model) == 0
     with torch.inference_mode():
         assert torch.equal(model(torch.tensor([PROMPTS[2]])).logits, before)
@@ -106,9 +106,9 @@ def test_token_states_take_their_hooks_off(model: Any) -> None:
 def test_token_losses_are_each_sequences_own(model: Any) -> None:
     found = dict(token_losses(model, PROMPTS, batch=3))
     assert sorted(found) == list(range(len(PROMPTS)))
-    for i, own in enumerate(PROMPTS):
+    for i, tokens in enumerate(PROMPTS):
         with torch.inference_mode():
-            logits = model(torch.tensor([own])).logits[0, :-1].log_softmax(-1)
-        wanted = -logits[torch.arange(len(own) - 1), own[1:]]
-        assert found[i].shape == (len(own) - 1,)
-        assert torch.allclose(found[i], wanted, atol=1e-4)
+            logits = model(torch.tensor([tokens])).logits[0, :-1].log_softmax(-1)
+        expected = -logits[torch.arange(len(tokens) - 1), tokens[1:]]
+        assert found[i].shape == (len(tokens) - 1,)
+        assert torch.allclose(found[i], expected, atol=1e-4)

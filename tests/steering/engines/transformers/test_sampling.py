@@ -1,4 +1,4 @@
-"""Draws follow the model's distribution, and depend on their own seed and step alone."""
+"""Samples follow the model's distribution and depend on their own seed and step alone."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch import Tensor
 from steering.engines.transformers.sampling import sample, uniform
 
 LOGITS = torch.tensor([2.0, 0.5, -1.0, 1.0, 0.0, -3.0])
-# the 99.99 % quantiles of chi-square: a sound sampler passes them at nearly any seed
+# the 99.99 % quantiles of chi-square: a correct sampler passes them at nearly any seed
 QUANTILE = {1: 15.1, 2: 18.4, 5: 25.7, 99: 160.1}
 
 
-def draws(
+def samples_of(
     count: int, *, temperature: float = 1.0, top_p: float = 1.0, logits: Tensor = LOGITS
 ) -> Tensor:
-    draw = uniform(torch.arange(count), torch.zeros(count, dtype=torch.long))
+    uniforms = uniform(torch.arange(count), torch.zeros(count, dtype=torch.long))
     rows = logits.expand(count, -1)
-    return sample(rows, torch.full((count,), temperature), torch.full((count,), top_p), draw)
+    return sample(rows, torch.full((count,), temperature), torch.full((count,), top_p), uniforms)
 
 
 def chi_square(counts: Tensor, expected: Tensor) -> float:
@@ -30,7 +30,7 @@ def chi_square(counts: Tensor, expected: Tensor) -> float:
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_frequencies_follow_the_softmax(temperature: float) -> None:
     count = 20_000
-    counts = draws(count, temperature=temperature).bincount(minlength=len(LOGITS))
+    counts = samples_of(count, temperature=temperature).bincount(minlength=len(LOGITS))
     expected = (LOGITS / temperature).softmax(-1) * count
     assert chi_square(counts, expected) < QUANTILE[len(LOGITS) - 1]
 
@@ -42,7 +42,7 @@ def test_nucleus_keeps_the_fewest_tokens_that_reach_top_p() -> None:
     for kept in (2, 3):
         # just above what `kept - 1` tokens reach, hence `kept` of them
         top_p = float(probability[order][: kept - 1].sum()) + 1e-3
-        counts = draws(count, top_p=top_p).bincount(minlength=len(LOGITS))
+        counts = samples_of(count, top_p=top_p).bincount(minlength=len(LOGITS))
         assert set(counts.nonzero()[:, 0].tolist()) == set(order[:kept].tolist())
         inside = probability[order[:kept]]
         expected = inside / inside.sum() * count
@@ -51,33 +51,35 @@ def test_nucleus_keeps_the_fewest_tokens_that_reach_top_p() -> None:
 
 @pytest.mark.parametrize("top_p", [0.0, 1e-9, 0.3])
 def test_a_tiny_nucleus_is_greedy(top_p: float) -> None:
-    assert set(draws(500, top_p=top_p, temperature=2.0).tolist()) == {0}
+    assert set(samples_of(500, top_p=top_p, temperature=2.0).tolist()) == {0}
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1e-300, 1e-40, 1e-6])
 def test_no_temperature_is_greedy(temperature: float) -> None:
-    assert set(draws(500, temperature=temperature).tolist()) == {0}
+    assert set(samples_of(500, temperature=temperature).tolist()) == {0}
 
 
 def test_greedy_and_sampled_rows_share_a_batch() -> None:
     count = 400
     temperature = torch.tensor([0.0, 1.0]).repeat(count // 2)
-    draw = uniform(torch.arange(count), torch.zeros(count, dtype=torch.long))
-    drawn = sample(LOGITS.expand(count, -1), temperature, torch.ones(count), draw)
-    assert set(drawn[::2].tolist()) == {0}
-    assert len(set(drawn[1::2].tolist())) > 3
-    assert torch.equal(drawn[1::2], draws(count)[1::2]), "a row is drawn as in any other batch"
+    uniforms = uniform(torch.arange(count), torch.zeros(count, dtype=torch.long))
+    samples = sample(LOGITS.expand(count, -1), temperature, torch.ones(count), uniforms)
+    assert set(samples[::2].tolist()) == {0}
+    assert len(set(samples[1::2].tolist())) > 3
+    assert torch.equal(samples[1::2], samples_of(count)[1::2]), (
+        "a row is sampled as in any other batch"
+    )
 
 
-def test_impossible_tokens_are_never_drawn() -> None:
+def test_impossible_tokens_are_never_sampled() -> None:
     logits = torch.tensor([0.0, -torch.inf, 0.0, -torch.inf])
-    for draw in (0.0, 0.25, 0.5, 1.0 - 2.0**-32):
-        one = torch.tensor([draw], dtype=torch.float64)
-        drawn = sample(logits[None], torch.ones(1), torch.ones(1), one)
-        assert int(drawn) in (0, 2)
+    for value in (0.0, 0.25, 0.5, 1.0 - 2.0**-32):
+        number = torch.tensor([value], dtype=torch.float64)
+        samples = sample(logits[None], torch.ones(1), torch.ones(1), number)
+        assert int(samples) in (0, 2)
 
 
-def test_tokens_of_equal_probability_are_drawn_in_order_of_their_ids() -> None:
+def test_tokens_of_equal_probability_are_ordered_by_their_ids() -> None:
     logits = torch.zeros(1, 64)
     for token in (0, 17, 63):
         middle = torch.tensor([(token + 0.5) / 64], dtype=torch.float64)
@@ -92,10 +94,10 @@ def test_intervals_are_closed_below_and_open_above() -> None:
 @given(seed=st.integers(-(2**63), 2**63 - 1), step=st.integers(0, 2**31))
 def test_uniform_is_in_the_unit_interval_and_reproducible(seed: int, step: int) -> None:
     seeds, steps = torch.tensor([seed, 3, seed]), torch.tensor([step, 7, step])
-    drawn = uniform(seeds, steps)
-    assert drawn.dtype == torch.float64
-    assert ((drawn >= 0) & (drawn < 1)).all()
-    assert drawn[0] == drawn[2] == uniform(seeds[:1], steps[:1])[0]
+    samples = uniform(seeds, steps)
+    assert samples.dtype == torch.float64
+    assert ((samples >= 0) & (samples < 1)).all()
+    assert samples[0] == samples[2] == uniform(seeds[:1], steps[:1])[0]
 
 
 def test_the_largest_number_of_uniform_is_below_one() -> None:
@@ -113,8 +115,8 @@ def test_uniform_is_uniform(over: str) -> None:
         "steps": (fixed, counter),
         "high bits of seeds": (counter << 40, fixed),
     }[over]
-    drawn = uniform(seeds, steps)
-    counts = (drawn * 100).long().bincount(minlength=100)
+    samples = uniform(seeds, steps)
+    counts = (samples * 100).long().bincount(minlength=100)
     assert chi_square(counts, torch.full((100,), count / 100)) < QUANTILE[99]
-    # neighbours must not hang together either
-    assert abs(float(torch.corrcoef(torch.stack([drawn[:-1], drawn[1:]]))[0, 1])) < 0.02
+    # nor may neighbours be correlated
+    assert abs(float(torch.corrcoef(torch.stack([samples[:-1], samples[1:]]))[0, 1])) < 0.02

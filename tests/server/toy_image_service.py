@@ -1,14 +1,12 @@
-"""A real service of images over an engine that draws noise, which tests can stall and break."""
+"""An image service on an engine that generates noise, which tests can pause and break."""
 
 from __future__ import annotations
 
 import json
-import threading
-import time
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +15,8 @@ import pytest
 from numpy.typing import NDArray
 
 from guard.artifact import Artifact
-from guard.audit import AuditLog
 from guard.config.schema import Config, load_config
 from guard.plans.images import ImagePlans
-from server.observe.metrics import Metrics
-from server.observe.recorder import Recorder
 from server.services.images import BatchedImageService
 from server.services.interface import ImageModelInfo
 from steering.engines.diffusion.engine import ImageStart
@@ -31,11 +26,12 @@ from steering.images.embedding import ImageReading
 from steering.images.stacks import ImageStacks
 from steering.methods import METHODS
 from tests.guard.toy_images import PAINTED, TOY_METHODS, ToyFamily, save_latents, save_toy
-from tests.server.stand import meta, tensors
+from tests.server.running_service import RunningService, StepControl, recording
+from tests.server.tiny_text_service import steer_meta, steer_tensors
 
 HEIGHT, WIDTH = 6, 8
 TOO_MANY = 499
-"""Steps that the engine refuses, whatever the server allows."""
+"""A number of steps that the engine refuses, whatever the server allows."""
 
 
 @dataclass
@@ -47,12 +43,11 @@ class _Row:
     spoilt: bool = False
 
 
-class ToyEngine:
-    """A DiffusionEngine whose images are noise, by the seed and the conditioning of the row.
+class ToyEngine(StepControl):
+    """A DiffusionEngine whose images are noise that depends on the row's seed and conditioning.
 
-    A row is spoilt where its conditioning has met NaN, and invalid where a guard has, as in the
-    engine proper. With `go` cleared it stops before its next start or step and sets `stalled`; it
-    sleeps `pace_s` before each. A fault put into `faults` is raised by the next of them.
+    As in the real engine, a row is spoilt where its conditioning has met NaN, and invalid where one
+    of its guards has. `start` and `step` pause.
     """
 
     def __init__(
@@ -62,16 +57,12 @@ class ToyEngine:
         *,
         capacity: int,
     ) -> None:
+        super().__init__()
         self.family, self.capacity = family, capacity
         self._bank, self._finished = stacks.prompts, stacks.output
         self._rows: list[_Row] = []
         self.started: list[str] = []
-        self.steps, self.pace_s, self.closed = 0, 0.0, False
-        self.go = threading.Event()
-        self.go.set()
-        self.stalled = threading.Event()
-        self.faults: list[Exception] = []
-        self.reset_fault: Exception | None = None
+        self.closed = False
 
     @property
     def rows(self) -> int:
@@ -83,7 +74,7 @@ class ToyEngine:
 
     @property
     def invalid(self) -> list[bool]:
-        valid = [all(told.valid for told in row.readings.values()) for row in self._rows]
+        valid = [all(reading.valid for reading in row.readings.values()) for row in self._rows]
         return [row.spoilt or not read for row, read in zip(self._rows, valid, strict=True)]
 
     def check(self, start: ImageStart) -> None:
@@ -91,7 +82,7 @@ class ToyEngine:
             raise ValueError(f"the scheduler cannot do {TOO_MANY} steps")
 
     def start(self, starts: Sequence[ImageStart]) -> list[dict[str, ImageReading]]:
-        self._pause()
+        self.pause()
         assert self.rows + len(starts) <= self.capacity
         prompts = [start.prompt for start in starts]
         applied = self._bank.apply(
@@ -107,35 +98,36 @@ class ToyEngine:
         return list(applied.readings)
 
     def step(self) -> list[int]:
-        self._pause()
+        self.pause()
         assert self._rows
         self.steps += 1
         for row in self._rows:
-            assert row.done < row.start.steps, "a row that is complete was left in the batch"
+            assert row.done < row.start.steps, "a complete row was not removed from the batch"
             row.done += 1
         complete = [i for i, row in enumerate(self._rows) if row.done == row.start.steps]
         for row in complete:
-            self._look(self._rows[row])
+            self._read_output(self._rows[row])
         return complete
 
-    def _look(self, row: _Row) -> None:
-        watching = [guard for guard in row.start.guards if guard.name in self._finished]
+    def _read_output(self, row: _Row) -> None:
+        guards = [guard for guard in row.start.guards if guard.name in self._finished]
         latents = self.family.latents(row.text)
         if row.start.beginning is not None:
             latents = latents + row.start.beginning.latents
-        (seen,) = self._finished.read(latents, [watching])
-        at = {name: replace(told, position=row.done) for name, told in seen.items()}
-        row.readings = {**row.readings, **at}
+        (readings,) = self._finished.read(latents, [guards])
+        placed = {name: replace(reading, position=row.done) for name, reading in readings.items()}
+        row.readings = {**row.readings, **placed}
 
     def images(self, rows: Sequence[int]) -> NDArray[np.uint8]:
         return np.stack([self._image(self._rows[row]) for row in rows])
 
     def _image(self, row: _Row) -> NDArray[np.uint8]:
         assert row.done == row.start.steps and not row.spoilt
-        said = zlib.crc32(row.text.states["text"].numpy().tobytes())
-        how = zlib.crc32(f"{row.start.guidance} {row.start.negative_prompt}".encode())
-        begun = zlib.crc32(_told(row.start.beginning))
-        rng = np.random.default_rng([row.start.seed, row.start.steps, said, how, begun])
+        start = row.start
+        text = zlib.crc32(row.text.states["text"].numpy().tobytes())
+        guidance = zlib.crc32(f"{start.guidance} {start.negative_prompt}".encode())
+        source = zlib.crc32(_source_bytes(start.beginning))
+        rng = np.random.default_rng([start.seed, start.steps, text, guidance, source])
         return rng.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
 
     def drop(self, rows: Sequence[int]) -> list[tuple[int, int]]:
@@ -152,42 +144,21 @@ class ToyEngine:
         return self._rows[row].readings
 
     def reset(self) -> None:
-        if self.reset_fault is not None:
-            raise self.reset_fault
+        self.check_reset()
         self._rows = []
 
     def close(self) -> None:
         self.closed = True
 
-    def _pause(self) -> None:
-        time.sleep(self.pace_s)
-        if not self.go.is_set():
-            self.stalled.set()
-            assert self.go.wait(20)
-        if self.faults:
-            raise self.faults.pop()
 
-
-def _told(beginning: InitialState | None) -> bytes:
+def _source_bytes(beginning: InitialState | None) -> bytes:
     if beginning is None:
         return b""
-    how = f"{type(beginning).__name__} {getattr(beginning, 'strength', '')}"
-    return beginning.latents.numpy().tobytes() + how.encode()
+    kind = f"{type(beginning).__name__} {getattr(beginning, 'strength', '')}"
+    return beginning.latents.numpy().tobytes() + kind.encode()
 
 
-@dataclass
-class ImageStand:
-    """A service as `guard serve` puts it together, and what it has recorded."""
-
-    folder: Path
-    config: Config
-    service: BatchedImageService
-    engine: ToyEngine
-    metrics: Metrics
-    verdicts: list[Any] = field(default_factory=list)
-
-    def audit(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (self.folder / "audit.jsonl").read_text().splitlines()]
+RunningImages = RunningService[BatchedImageService, ToyEngine]
 
 
 ACTIONS = {
@@ -200,26 +171,26 @@ ACTIONS = {
     "relapse": 'fallback = "replace"\nreplacement = "an S"',
     "repaint": f'fallback = "replace"\nreplacement = "a {PAINTED}"',
 }
-BOTH = (["knife", "look"], ["blind", "look"])
+BOTH = (["knife", "output"], ["blind", "output"])
 
 
 def write_config(folder: Path, **server: Any) -> Path:
     """Policies as `ACTION-GUARD`, for a guard on prompts (knife), the same with NaN in it (blind),
     one of another encoder (other), one on the guidance (guide), one for language (words), and one
-    on finished images (look); `ACTION-knife-look` and `ACTION-blind-look` have two.
+    on finished images (output); `ACTION-knife-output` and `ACTION-blind-output` have two.
     """
     save_toy(folder / "knife.safetensors")
     save_toy(folder / "blind.safetensors", method="toy-blind")
     save_toy(folder / "other.safetensors", fitted_on="0" * 64)
     save_toy(folder / "guide.safetensors", method="toy-guide", seams=["guidance"])
-    save_latents(folder / "look.safetensors")
-    Artifact(meta("f" * 64), tensors()).save(folder / "words.safetensors")
+    save_latents(folder / "output.safetensors")
+    Artifact(steer_meta("f" * 64), steer_tensors()).save(folder / "words.safetensors")
     lines = ["[server]", 'audit_log = "audit.jsonl"']
     lines += [f"{name} = {json.dumps(value)}" for name, value in server.items()]
     lines += ["[[models]]", 'name = "toy"', 'engine = "diffusers"', 'source = "toy"']
-    for name in ("knife", "blind", "other", "guide", "words", "look"):
+    for name in ("knife", "blind", "other", "guide", "words", "output"):
         lines += ["[[guards]]", f'name = "{name}"', f'artifact = "{name}.safetensors"']
-    for guards in (["knife"], ["blind"], ["other"], ["guide"], ["words"], ["look"], *BOTH):
+    for guards in (["knife"], ["blind"], ["other"], ["guide"], ["words"], ["output"], *BOTH):
         for action, setting in ACTIONS.items():
             policy = "-".join([action, *guards])
             lines += [f"[policies.{policy}]", f"guards = {json.dumps(guards)}", setting]
@@ -229,21 +200,14 @@ def write_config(folder: Path, **server: Any) -> Path:
 
 
 @contextmanager
-def image_stand(folder: Path, config: Config | None = None, **server: Any) -> Iterator[Any]:
+def serve_images(
+    folder: Path, config: Config | None = None, **server: Any
+) -> Iterator[RunningImages]:
     """A running service; `config` None writes one, with `server` in its `[server]`."""
     config = config or load_config(write_config(folder, **server))
-    metrics = Metrics()
-    verdicts: list[Any] = []
-    assert config.server.audit_log is not None
-    with AuditLog(config.server.audit_log) as audit, pytest.MonkeyPatch.context() as patch:
+    with recording(config) as records, pytest.MonkeyPatch.context() as patch:
         for name, method in TOY_METHODS.items():
             patch.setitem(METHODS, name, method)
-        recorder = Recorder(metrics.verdicts, audit)
-
-        def record(request: Any, verdict: Any) -> None:
-            recorder(request, verdict)
-            verdicts.append(verdict)
-
         family = ToyFamily()
         plans = ImagePlans(config, family, name="toy")
         engine = ToyEngine(family, plans.stacks, capacity=config.server.max_batch)
@@ -263,10 +227,10 @@ def image_stand(folder: Path, config: Config | None = None, **server: Any) -> It
             engine,  # type: ignore[arg-type]
             plans,
             queue_limit=config.server.queue_limit,
-            record=record,
+            record=records,
         )
         try:
-            yield ImageStand(folder, config, service, engine, metrics, verdicts)
+            yield RunningService(folder, config, service, engine, records)
         finally:
             engine.go.set()
             service.close()
