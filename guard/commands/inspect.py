@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from guard.artifact import Artifact
-from guard.models.store import ArtifactStore
+from guard.artifact_store import ArtifactStore
 
 app = typer.Typer(add_completion=False)
 

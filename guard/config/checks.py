@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
 from guard.artifact import Artifact
+from guard.config.artifact_paths import artifact_path
 from guard.config.kinds import KINDS, Kind, kind_of
 from guard.config.screen_checks import screen_problems, unreadable
 from guard.config.toml_lines import KeyPath
@@ -91,7 +92,7 @@ def cross_check(data: Mapping[str, Any], folder: Path) -> Iterator[Problem]:
     for index, guard in guards:
         if isinstance(path := guard.get("artifact"), str):
             try:
-                kind = kind_of(Artifact.load(folder / path).meta)
+                kind = kind_of(Artifact.load(artifact_path(path, folder)).meta)
             except ArtifactError as error:
                 yield ("guards", index, "artifact"), str(error)
                 continue

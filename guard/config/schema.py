@@ -17,6 +17,7 @@ from pydantic import (
     field_validator,
 )
 
+from guard.config.artifact_paths import artifact_path
 from guard.config.checks import DEFAULT_MAX_STEPS, NO_POLICY, Problem, cross_check, schema_problem
 from guard.config.kinds import KINDS, Engine, Kind
 from guard.config.toml_lines import key_lines, line_of
@@ -110,7 +111,11 @@ class ModelConfig(_Section):
 
 
 class GuardConfig(_Section):
-    """One of `[[guards]]`; threshold, strength and recheck None are as fitted."""
+    """One of `[[guards]]`; threshold, strength and recheck None are as fitted.
+
+    `artifact` is a file, or "sha256:DIGEST" of an artifact in the cache (12 digits or more); a
+    configuration that was read has the file's path.
+    """
 
     name: Name
     artifact: FilePath
@@ -355,7 +360,8 @@ def _dotted(place: tuple[str | int, ...]) -> str:
 
 def _absolute(config: Config, folder: Path) -> Config:
     guards = tuple(
-        guard.model_copy(update={"artifact": folder / guard.artifact}) for guard in config.guards
+        guard.model_copy(update={"artifact": artifact_path(str(guard.artifact), folder)})
+        for guard in config.guards
     )
     patterns = tuple(
         each.model_copy(update={"source": str(folder / each.source)})

@@ -18,7 +18,7 @@ def unreadable(source: str, folder: Path) -> str | None:
     """Why the list of patterns `source`, a shipped name or a file in `folder`, cannot be used."""
     try:
         # imported where it is wanted: it takes libraries that only screens of text need
-        from guard.plans.screens import read_patterns
+        from guard.config.pattern_lists import read_patterns
     except ImportError as error:
         return f"needs {error.name}: pip install 'inference-guard[proxy]'"
     try:

@@ -20,8 +20,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from guard.cache import cache_dir
 from guard.errors import ModelError
-from guard.models.cache import cache_dir
 from guard.models.recipes import RECIPES, Recipe
 
 MANIFEST = "guard-model.json"

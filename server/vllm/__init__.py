@@ -11,9 +11,6 @@ import os
 
 from guard.config.vllm_plugin import CONFIG
 
-TESTED = ("0.32",)
-"""Releases of vLLM whose sources were read and that the tests run on."""
-
 
 def register() -> None:
     """Guard what vLLM serves in this process. Raises GuardError where it must not be served."""

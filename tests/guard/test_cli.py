@@ -232,7 +232,16 @@ def test_a_mistyped_command_is_corrected() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["check", "inspect", "models add", "models list", "models show"]
+    "command",
+    [
+        "artifacts add",
+        "artifacts list",
+        "check",
+        "inspect",
+        "models add",
+        "models list",
+        "models show",
+    ],
 )
 def test_every_help_ends_with_an_example(command: str) -> None:
     result = run(*command.split(), "--help")
