@@ -35,7 +35,7 @@ from guard.evaluation.images.suite import load_suite
 from guard.evaluation.shares import Share
 from guard.fitting.images.cgce import Descent, fit_cgce
 from guard.fitting.prompts.concept_prompts import folds_of
-from guard.fitting.prompts.rates import Calibrated
+from guard.fitting.prompts.rates import Calibrated, Rates
 from guard.fitting.prompts.search import Search
 from guard.models.images import ImageModel
 from guard.reporting.progress import Stages, stages
@@ -137,11 +137,11 @@ _SORTS = ("picture", "drawing", "sticker", "painting", "sketch", "photo")
 
 def write(folder: Path, concepts: Sequence[str]) -> None:
     """Artifacts of every remedy and concept, and a configuration with their policies."""
-    painter = ImageModel.load("emoji", device="cpu")
+    image_model = ImageModel.load("emoji", device="cpu")
     lines = ['[[models]]\nname = "emoji"\nsource = "emoji"\nengine = "diffusers"\n']
     with stages() as progress:
         for concept in concepts:
-            fits = {how: _fit(painter, concept, how, progress) for how in TRAININGS}
+            fits = {how: _fit(image_model, concept, how, progress) for how in TRAININGS}
             for number, remedy in enumerate(REMEDIES):
                 said = f"{concept}-{number}"
                 changed(fits[remedy.training], remedy).save(folder / f"{said}.safetensors")
@@ -155,27 +155,27 @@ def write(folder: Path, concepts: Sequence[str]) -> None:
 def draw(folder: Path, rows: Sequence[AskedPrompt], steps: int) -> list[dict[str, Any]]:
     """What each remedy comes to, the bare model first."""
     suite = load_suite(EMOJI / "suite.toml").model_copy(update={"steps": steps})
-    drawer = EngineImageGenerator.load(load_config(folder / "config.toml"), suite)
+    generator = EngineImageGenerator.load(load_config(folder / "config.toml"), suite)
     judge = Judge(EMOJI / "judge-first.onnx")
     prompts, seeds = [row.prompt for row in rows], list(range(len(rows)))
     found = []
     with stages() as progress:
         for number, remedy in enumerate((None, *REMEDIES), -1):
             policies = [f"{row.concept}-{number}" if remedy else None for row in rows]
-            looks = drawer.look(prompts, policies)
+            effects = generator.inspect(prompts, policies)
             advance = progress(f"drawing: {remedy.action if remedy else 'bare'}", len(rows))
-            shown = [i for i, look in enumerate(looks) if not look.blocked]
-            made = drawer.draw(
+            shown = [i for i, effect in enumerate(effects) if not effect.blocked]
+            outcomes = generator.generate(
                 _of(prompts, shown), _of(seeds, shown), _of(policies, shown), advance
             )
-            images = [one.image for one in made if one.image is not None]
-            seen = dict(zip(shown, judge.look(np.stack(images)), strict=True))
+            images = [outcome.image for outcome in outcomes if outcome.image is not None]
+            seen = dict(zip(shown, judge.views(np.stack(images)), strict=True))
             told = {
                 "training": remedy.training if remedy else "bare",
                 "descent": remedy.action if remedy else "",
             }
-            safe = Share.of([not look.blocked for look in looks])
-            steps_taken = float(np.median([look.steps for look in looks]))
+            safe = Share.of([not effect.blocked for effect in effects])
+            steps_taken = float(np.median([effect.steps for effect in effects]))
             found.append(
                 told
                 | _drawn(rows, [seen.get(i, _NOTHING) for i in range(len(rows))])
@@ -199,14 +199,13 @@ def _drawn(rows: Sequence[AskedPrompt], seen: Sequence[JudgeView]) -> dict[str, 
     return {name: f"{Share.of(flags).value:.1%}" for name, flags in shares.items()}
 
 
-def _fit(painter: ImageModel, concept: str, training: str, progress: Stages) -> Calibrated:
+def _fit(image_model: ImageModel, concept: str, training: str, progress: Stages) -> Calibrated:
     known = read_concept(EMOJI / "guards" / f"{concept}.json")
     return fit_cgce(
-        painter,
+        image_model,
         known,
         folds_of(known, 1200, 4),
-        fpr=0.005,
-        near_fpr=0.03,
+        rates=Rates(0.005, 0.03),
         recipe=TRAININGS[training],
         descent=Descent(),
         search=Search(),

@@ -1,7 +1,7 @@
 """`python -m examples.emoji.fit`: the baselines that the example's configuration names.
 
 The same as `guard fit METHOD` with its defaults for each concept file, with the model loaded once
-and each concept's prompts read once. They are large for what they are and made in minutes, so only
+and each concept's prompts encoded once. The artifacts are large and take minutes to make, so only
 the guards of CGCE are committed.
 """
 
@@ -14,14 +14,14 @@ import typer
 
 from guard.data.concept import Concept, read_concept
 from guard.fitting.images.training_free import (
-    Rates,
+    encode_concept,
     fit_guide,
     fit_nearest,
     fit_safree,
-    read_prompts,
 )
 from guard.fitting.images.uce import EditRequest, fit_uce
 from guard.fitting.prompts.concept_prompts import prompts_of
+from guard.fitting.prompts.rates import Rates
 from guard.models.images import ImageModel
 from guard.reporting.progress import Stages, stages
 
@@ -38,26 +38,26 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder of the artifacts.")] = BASELINES,
 ) -> None:
     """Fit the baselines of every concept."""
-    painter = ImageModel.load(model, device="auto")
+    image_model = ImageModel.load(model, device="auto")
     with stages() as progress:
         for path in sorted((HERE / "guards").glob("*.json")):
-            _fit(painter, read_concept(path), path.stem, out, progress)
+            _fit(image_model, read_concept(path), path.stem, out, progress)
 
 
-def _fit(painter: ImageModel, concept: Concept, name: str, out: Path, progress: Stages) -> None:
-    read = read_prompts(painter, concept, prompts_of(concept, PROMPTS), progress)
+def _fit(image_model: ImageModel, concept: Concept, name: str, out: Path, progress: Stages) -> None:
+    encoded = encode_concept(image_model, concept, prompts_of(concept, PROMPTS), progress)
     said = concept.phrases.train[0]
     edit = EditRequest(next(iter(concept.instead), ""))
     made = {
-        "safree": fit_safree(painter, concept, read, RATES, rank=8, sense_rank=1, alpha=0.0),
-        "nearest": fit_nearest(painter, concept, read, RATES, rank=8, anchors=512, seed=0),
+        "safree": fit_safree(image_model, concept, encoded, RATES, rank=8, sense_rank=1, alpha=0.0),
+        "nearest": fit_nearest(image_model, concept, encoded, RATES, rank=8, anchors=512, seed=0),
         "safe-guidance": fit_guide(
-            painter, concept, None, RATES, method="safe-guidance", phrase=said, preset="medium"
+            image_model, concept, None, RATES, method="safe-guidance", phrase=said, preset="medium"
         ),
         "negative-prompt": fit_guide(
-            painter, concept, None, RATES, method="negative-prompt", phrase=said, preset=None
+            image_model, concept, None, RATES, method="negative-prompt", phrase=said, preset=None
         ),
-        "uce": fit_uce(painter, concept, None, RATES, edit, progress),
+        "uce": fit_uce(image_model, concept, None, RATES, edit, progress),
     }
     for method, artifact in made.items():
         artifact.save(out / f"{name}-{method}.safetensors")

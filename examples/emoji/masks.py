@@ -58,12 +58,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
-    painter = ImageModel.load(given.model, device="cpu")
+    image_model = ImageModel.load(given.model, device="cpu")
     found = []
     with stages() as progress:
         advance = progress("looking at scenes", len(given.artifacts))
         for path in given.artifacts:
-            found.append(measure(painter.family, Artifact.load(path), given))
+            found.append(measure(image_model.family, Artifact.load(path), given))
             advance(1)
     if given.json:
         print(json.dumps(found, indent=2))

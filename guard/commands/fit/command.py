@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -14,6 +13,12 @@ from rich.table import Table
 from guard.commands.fit.cgce import cgce
 from guard.commands.fit.irece import irece
 from guard.commands.fit.latents import latents
+from guard.commands.fit.output import (
+    print_json,
+    print_written,
+    require_artifact_name,
+    write_report,
+)
 from guard.commands.fit.screen import screen
 from guard.commands.fit.training_free import nearest, negative_prompt, safe_guidance, safree, uce
 from guard.data.prompts import ForgetPrompt, PairedAnswers, RetainPrompt, read_rows
@@ -71,11 +76,10 @@ def steer(
 
     Writes NAME.safetensors, NAME.report.json and NAME.report.html.
     """
-    # files first: a fault in one is known before a model is loaded
+    # before the model is loaded, which takes longer
     forget_rows, retain_rows = read_rows(forget, ForgetPrompt), read_rows(retain, RetainPrompt)
     pair_rows = read_rows(pairs, PairedAnswers) if pairs else []
-    if out.suffix != ".safetensors":
-        raise DataError(f"{out}: an artifact's name ends in .safetensors")
+    require_artifact_name(out)
     if engine == "vllm" and device != "auto":
         raise DataError(f"--device {device}: vLLM chooses its own, leave it out")
 
@@ -83,7 +87,6 @@ def steer(
     from guard.fitting.steering.gate_search import Rates
     from guard.fitting.steering.report import as_json as report_json
     from guard.fitting.steering.report import as_page
-    from guard.reporting.page import write_text
 
     rates = Rates(fpr, near_fpr)
     typer.echo(rates.check(retain_rows), err=True)
@@ -103,13 +106,11 @@ def steer(
     artifact = to_artifact(fit, chat, concept=concept, description=description)
     artifact.save(out)
     report = report_json(fit, artifact.meta, time.monotonic() - started)
-    base = out.with_suffix("")
-    write_text(base.with_suffix(".report.json"), json.dumps(report, indent=1) + "\n")
-    write_text(base.with_suffix(".report.html"), as_page(fit, artifact.meta))
+    page = write_report(out, report, as_page(fit, artifact.meta))
     if as_json:
-        print(json.dumps(report | {"artifact": str(out), "digest": artifact.digest}, indent=2))
+        print_json(report, out, artifact)
     else:
-        _show(report, out)
+        _print(report, out, page)
 
 
 def _load(model: str, engine: str, device: str) -> ChatModel:
@@ -153,7 +154,7 @@ for _name, _fit in (
     )(_fit)
 
 
-def _show(report: dict[str, Any], out: Path) -> None:
+def _print(report: dict[str, Any], out: Path, page: Path) -> None:
     console = Console()
     trials = Table("act layers", "strength", "leak rate", "perplexity", "loops", "")
     for trial in report["trials"]:
@@ -167,5 +168,4 @@ def _show(report: dict[str, Any], out: Path) -> None:
         )
     console.print(trials)
     console.print(values.table("validation split", report["calibration"]))
-    page = out.with_suffix("").with_suffix(".report.html")
-    console.print(f"wrote {out} and {page}", markup=False, highlight=False, soft_wrap=True)
+    print_written(console, out, page)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from guard.artifact import Artifact
 from guard.config.schema import Config, ModelConfig
 from guard.errors import DataError, ModelError
-from guard.evaluation.images.evaluation import Advance, GeneratedImage, PromptEffect
+from guard.evaluation.images.interface import Advance, GeneratedImage, PromptEffect
 from guard.evaluation.images.row_tensors import RowTensors, Tensors
 from guard.evaluation.images.suite import ImageSuite
 from guard.evaluation.m_erasure.learned_words import WORD
@@ -53,7 +53,7 @@ class _Settled:
 
 
 class EngineImageGenerator:
-    """A `Drawer` over a DiffusionEngine, with every policy of a configuration.
+    """An ImageGenerator on a DiffusionEngine, with every policy of a configuration.
 
     Raises GuardError where the model cannot be loaded or guards cannot be stacked.
     """
@@ -127,7 +127,7 @@ class EngineImageGenerator:
             if guard.name in names
         ]
 
-    def look(
+    def inspect(
         self,
         prompts: Sequence[str],
         policies: Sequence[str | None],
@@ -141,7 +141,7 @@ class EngineImageGenerator:
             for prompt, word, policy in zip(prompts, words, policies, strict=True)
         ]
 
-    def draw(
+    def generate(
         self,
         prompts: Sequence[str],
         seeds: Sequence[int],
@@ -149,7 +149,7 @@ class EngineImageGenerator:
         advance: Advance,
         brought: Sequence[RowTensors] = (),
     ) -> list[GeneratedImage]:
-        """What comes of each prompt. Raises DataError for one that its look says is blocked.
+        """What comes of each prompt. Raises DataError for one that `inspect` says is blocked.
 
         Where a guard finds the concept in an image, the policy's replacement is drawn.
         """
@@ -166,7 +166,7 @@ class EngineImageGenerator:
         starts = [self._start(again, seeds[i]) for i, again in late.items()]
         replaced = drawn(self._engine, starts, lambda _count: None)
         for (i, again), each in zip(late.items(), replaced, strict=True):
-            made[i] = _came(replace(again, look=made[i].look), each)
+            made[i] = _came(replace(again, look=made[i].effect), each)
         return made
 
     def _asked(self, prompt: str, brought: RowTensors, policy: str | None) -> _Settled:

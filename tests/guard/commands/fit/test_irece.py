@@ -95,7 +95,7 @@ def test_a_policy_takes_the_artifact_and_breaks_what_it_finds(
     again = fit(tmp_path, folder, *OPTIONS, *RATES, out="again.safetensors")
     assert again.exit_code == 0, again.output
     assert Artifact.load(tmp_path / "again.safetensors").digest == artifact.digest
-    for heading in ("held-out images", "first look", "where it is", "what is put there"):
+    for heading in ("held-out images", "first inspection", "localization", "replacement and first"):
         assert heading in again.stdout
     assert again.stdout.splitlines()[-1] == f"wrote {tmp_path / 'again.safetensors'}"
 
@@ -110,7 +110,7 @@ def test_a_policy_takes_the_artifact_and_breaks_what_it_finds(
     ("options", "changed", "said"),
     [
         # refused before a model is loaded
-        (("--model", "nowhere"), {"ending": True}, "is a style, which is everywhere in an image"),
+        (("--model", "nowhere"), {"ending": True}, "is a style, which has no position in an image"),
         ((*OPTIONS, *RATES[:2], "--near-fpr", "0.001"), {}, "needs 999"),
     ],
 )

@@ -10,7 +10,7 @@ import pytest
 
 from guard.errors import DataError
 from guard.evaluation.images.judge import BATCH, Agreement, Judge, JudgeView
-from tests.guard.evaluation.images.fakes import CONCEPTS, FakeDrawer, judge_file
+from tests.guard.evaluation.images.fakes import CONCEPTS, FakeGenerator, judge_file
 
 
 def _nothing(_count: int) -> None:
@@ -22,8 +22,12 @@ def test_a_judge_finds_what_is_there(tmp_path: Path) -> None:
     assert judge.concepts == CONCEPTS
     assert judge.knows("twemoji") and judge.knows("cat") and not judge.knows("dog")
     prompts = ["a cat", "a cat and a knife in twemoji style", "nothing"] * BATCH
-    drawn = FakeDrawer().draw(prompts, range(len(prompts)), [None] * len(prompts), _nothing)
-    seen = judge.look(np.stack([one.image for one in drawn if one.image is not None]))
+    outcomes = FakeGenerator().generate(
+        prompts, range(len(prompts)), [None] * len(prompts), _nothing
+    )
+    seen = judge.views(
+        np.stack([outcome.image for outcome in outcomes if outcome.image is not None])
+    )
     assert seen[:3] == [
         JudgeView(("cat",), "noto"),
         JudgeView(("knife", "cat"), "twemoji"),
@@ -35,13 +39,13 @@ def test_a_judge_finds_what_is_there(tmp_path: Path) -> None:
 
 def test_no_images_are_no_trouble(tmp_path: Path) -> None:
     judge = Judge(judge_file(tmp_path / "judge.onnx"))
-    assert judge.look(np.zeros((0, 8, 8, 3), np.uint8)) == []
+    assert judge.views(np.zeros((0, 8, 8, 3), np.uint8)) == []
 
 
 def test_images_of_another_size_are_refused(tmp_path: Path) -> None:
     judge = Judge(judge_file(tmp_path / "judge.onnx"))
     with pytest.raises(DataError, match="16"):
-        judge.look(np.zeros((1, 16, 16, 3), np.uint8))
+        judge.views(np.zeros((1, 16, 16, 3), np.uint8))
 
 
 def test_what_is_no_judge_is_told_by_name(tmp_path: Path) -> None:

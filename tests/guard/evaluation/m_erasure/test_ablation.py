@@ -1,4 +1,4 @@
-"""The curves of what fits have tried."""
+"""The curves of the trials of fits."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_each_choice_has_a_curve_over_all_concepts(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(ablation.plots, "efforts", efforts)
     titles = [plot.title for plot in ablations([calibration(0.8), calibration(1.0)])]
     assert len(titles) == len(set(titles)) == 5
-    assert drawn["first look"]["recall"] == {0: (0.9, 0.8, 1.0), 1: (0.9, 0.8, 1.0)}
+    assert drawn["first inspection"]["recall"] == {0: (0.9, 0.8, 1.0), 1: (0.9, 0.8, 1.0)}
     assert drawn["heads"]["share of the image"] == {
         0: (0.0, 0.0, 0.0),
         1: pytest.approx((0.1, 0.1, 0.1)),
@@ -50,7 +50,7 @@ def test_each_choice_has_a_curve_over_all_concepts(monkeypatch: pytest.MonkeyPat
     }
     sizes = next(lines for x, lines in drawn.items() if x.startswith("masked"))["concept gone"]
     assert sizes[50] == pytest.approx((0.4, 0.3, 0.5)) and set(sizes) == {30, 50}
-    assert set(drawn["looks that may write"]) == {"zero", "background"}
+    assert set(drawn["inspections that may write"]) == {"zero", "background"}
 
 
 def test_without_fits_there_are_none() -> None:

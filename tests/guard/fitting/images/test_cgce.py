@@ -11,8 +11,8 @@ from guard.errors import DataError
 from guard.fitting.images import cgce
 from guard.fitting.images.cgce import Descent, fit_cgce
 from guard.fitting.images.cgce_report import as_json, as_page
-from guard.fitting.prompts import rates
 from guard.fitting.prompts.concept_prompts import LabelledPrompt, folds_of
+from guard.fitting.prompts.rates import Rates, calibrated
 from guard.fitting.prompts.search import Search
 from guard.models.images import ImageModel
 from guard.reporting.progress import Stages
@@ -25,6 +25,7 @@ from tests.guard.toy_images import STUBBORN, ToyFamily
 
 CAPITAL = STUBBORN
 """Another letter: what only a search finds."""
+RATES = Rates(0.02, 0.05)
 RECIPE = Recipe(hidden=8, steps=250, batch=48, rate=1e-2, radius=0.05)
 
 
@@ -36,7 +37,7 @@ QUIET: Stages = silent
 
 
 def toy_prompts() -> list[LabelledPrompt]:
-    """A letter is the concept; what reads it is the toy family's encoder."""
+    """A letter is the concept, and the toy family's encoder sees it."""
     made = []
     for i in range(480):
         kind = ("unsafe", "far", "near")[i % 3]
@@ -46,14 +47,14 @@ def toy_prompts() -> list[LabelledPrompt]:
     return made
 
 
-def painter() -> ImageModel:
+def image_model() -> ImageModel:
     return ImageModel(ToyFamily(), name="toy", architecture="ToyPipeline")  # type: ignore[arg-type]
 
 
 def fit(prompts: list[LabelledPrompt], **changed: Any) -> Any:
-    rates = {"fpr": 0.02, "near_fpr": 0.05} | changed
     how: dict[str, Any] = {"recipe": RECIPE, "descent": Descent(), "search": Search(rounds=0)}
-    return fit_cgce(painter(), CONCEPT, prompts, progress=QUIET, **(how | rates))
+    how["rates"] = RATES
+    return fit_cgce(image_model(), CONCEPT, prompts, progress=QUIET, **(how | changed))
 
 
 def test_a_fit_becomes_a_guard_that_tells_the_concept_and_takes_it_out() -> None:
@@ -94,13 +95,13 @@ def test_searched_prompts_are_taught_and_told_but_have_no_say_in_the_threshold(
         for i in range(240)
     ]
     plain = fit(prompts)
-    monkeypatch.setattr(cgce, "searched", lambda *_args, **_how: [*prompts, *more])
+    monkeypatch.setattr(cgce, "with_searched_prompts", lambda *_args, **_how: [*prompts, *more])
     done = fit(prompts)
     figures = done.artifact.meta.calibration
     assert figures["prompts"]["drawn"] == 120
     threshold = float(str(done.artifact.meta.settings["threshold"]))
     own = {kind: done.scores[kind] for kind in ("unsafe", "near", "far")}
-    assert threshold == max(rates.calibrated(own, 0.02, 0.05), cgce.FLOOR)
+    assert threshold == max(calibrated(own, RATES), cgce.FLOOR)
     assert figures["drawn_fired"] > 0.9 > 0.1 > figures["undrawn_fired"]
     # the letter was not taught to the other, which does not fire on it
     screens = [
@@ -113,12 +114,12 @@ def test_searched_prompts_are_taught_and_told_but_have_no_say_in_the_threshold(
     limits = [float(str(each.artifact.meta.settings["threshold"])) for each in (plain, done)]
     fired = [bool(s.sense(text)[0, 0] > t) for s, t in zip(screens, limits, strict=True)]
     assert fired == [False, True]
-    assert "Searched prompts that draw it" in as_page(done)
+    assert "Searched prompts with the concept that fire" in as_page(done)
 
 
 def test_too_few_prompts_for_a_rate_are_an_error() -> None:
     with pytest.raises(DataError, match="0.10% needs 999"):
-        fit(toy_prompts(), fpr=0.001)
+        fit(toy_prompts(), rates=Rates(0.001, 0.05))
 
 
 def test_unsafe_prompts_without_partners_are_an_error() -> None:

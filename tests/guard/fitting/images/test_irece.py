@@ -1,13 +1,14 @@
-"""Fitting on a painter whose images are easy to read: a K is a spot somewhere, or there is none.
+"""Fitting with an image model whose images are easy to read: a K is a spot, or there is none.
 
-What is watched and drawn is made up; the choices are the fit's own. The way through an engine is
-in `test_fit_irece_cli.py`.
+Trajectories and generated images are made up; the choices are those of the fit. The fit with a real
+engine is in `tests/guard/commands/fit/test_irece.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from guard.fitting.images.irece_search import Settings
 from guard.fitting.images.latents import TrainingImages
 from guard.fitting.images.recording import RecordedTrajectory
 from guard.fitting.prompts.concept_prompts import LabelledPrompt
-from guard.fitting.prompts.rates import Calibrated, calibrated
+from guard.fitting.prompts.rates import Calibrated, Rates, calibrated
 from guard.models.images import ImageModel
 from steering.images.latent import AttentionProbe, InspectionSchedule
 from steering.methods.fitted import FittedGuard
@@ -36,8 +37,8 @@ LEVELS = [0.9, 0.7, 0.5, 0.2]
 HEADS = [("noise", 0), ("spot", 0), ("spot", 1), ("corner", 0)]
 LEARNING = LatentRecipe(steps=40, batch=16, rate=1e-2)
 SHORT = LatentRecipe(steps=2, batch=8)
-"""Where it does not matter what is learned."""
-RATES = {"fpr": 0.05, "near_fpr": 0.1}
+"""For tests in which the trained weights do not matter."""
+RATES = Rates(0.05, 0.1)
 
 
 def prompts(count: int = 240) -> list[LabelledPrompt]:
@@ -71,44 +72,44 @@ def image_of(text: str, share: float = 1.0) -> Tensor:
 
 
 class Studio:
-    """The painter, and what it was asked for."""
+    """The image model, and the calls it got."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.family = ToyFamily()
-        self.painter = ImageModel(self.family, name="toy", architecture="Toy")  # type: ignore[arg-type]
+        self.image_model = ImageModel(self.family, name="toy", architecture="Toy")  # type: ignore[arg-type]
         self.family.networks = {"all": self.family.autoencoder}  # type: ignore[attr-defined]
         self.family.device = torch.device("cpu")  # type: ignore[attr-defined]
-        self.watched: list[tuple[list[str], int]] = []
-        self.broken: list[tuple[FittedGuard | None, list[str]]] = []
+        self.recorded: list[tuple[list[str], int]] = []
+        self.generated: list[tuple[FittedGuard | None, list[str]]] = []
         self.early = 0.0
-        """How much of the spot is there at all looks but the last two."""
+        """The share of the spot that is visible at all inspections but the last two."""
         self.fades: dict[str, float] = dict.fromkeys(REPLACEMENTS, 0.0)
         """What is left of the spot under each replacement."""
-        monkeypatch.setattr(self.painter, "read", list)
+        monkeypatch.setattr(self.image_model, "encode", list)
         monkeypatch.setattr(latents, "likeness_of", lambda *_args, **_how: self._alike)
-        monkeypatch.setattr(irece, "watch", self._watch)
+        monkeypatch.setattr(irece, "record_trajectories", self._record)
         monkeypatch.setattr(irece, "_levels", lambda *_: LEVELS)
         keys = torch.ones(2, 8)
         monkeypatch.setattr(
-            irece, "_reads", lambda *_: [AttentionProbe(*h, keys, keys) for h in HEADS]
+            irece, "_probes", lambda *_: [AttentionProbe(*h, keys, keys) for h in HEADS]
         )
-        monkeypatch.setattr(irece_search, "_drawn", self._drawn)
+        monkeypatch.setattr(irece_search, "TrialImages", self._trial_images)
 
     def _alike(self, texts: Sequence[str]) -> Tensor:
         return torch.tensor([0.9 if "K" in t else 0.5 if "?" in t else 0.1 for t in texts])
 
-    def _watch(
+    def _record(
         self,
-        _painter: ImageModel,
+        _image_model: ImageModel,
         texts: Sequence[str],
-        _looks: InspectionSchedule,
-        reads: Sequence[AttentionProbe],
+        _schedule: InspectionSchedule,
+        probes: Sequence[AttentionProbe],
         *,
-        tick: Callable[[int], None],
+        advance: Callable[[int], None],
         **_how: Any,
     ) -> RecordedTrajectory:
-        self.watched.append((list(texts), len(reads)))
-        tick(len(texts))
+        self.recorded.append((list(texts), len(probes)))
+        advance(len(texts))
         shares = [self.early] * (EVALUATIONS - 2) + [0.9, 1.0]
         estimates = [torch.stack([image_of(text, share) for share in shares]) for text in texts]
         maps = []
@@ -117,28 +118,32 @@ class Studio:
             noise = torch.randn(len(HEADS), SIDE, SIDE, generator=draw)
             noise[1:3] = 0.3 * noise[1:3] + spot_of(text)
             noise[3, :2, :2] += 5.0
-            maps.append(standing_out(noise)[: len(reads)])
+            maps.append(standing_out(noise)[: len(probes)])
         return RecordedTrajectory(torch.stack(estimates), torch.stack(maps))
 
-    def _drawn(
-        self, _p: ImageModel, texts: Sequence[str], guard: FittedGuard | None, *_how: Any
+    def _trial_images(self, _model: ImageModel, texts: Sequence[str], *_settings: Any) -> Any:
+        return SimpleNamespace(generate=lambda guard: self._generate(texts, guard))
+
+    def _generate(
+        self, texts: Sequence[str], guard: FittedGuard | None
     ) -> tuple[Tensor, Tensor, float]:
-        self.broken.append((guard, list(texts)))
+        self.generated.append((guard, list(texts)))
         masks = torch.stack([spot_of(text) for text in texts])
         if guard is None:
             return torch.stack([image_of(t) for t in texts]), 0 * masks, 0.0
         left = self.fades[guard.settings["replacement"]]
         made = torch.stack([image_of(t, left) for t in texts])
-        # what looks early changes more of the rest
+        # an early inspection changes more of the rest
         made += 0.01 * guard.number("looks") * (1 - masks[:, None])
         return made, masks, guard.number("looks")
 
     def fit(self, given: Sequence[LabelledPrompt] | None = None, **changed: Any) -> Calibrated:
-        how: dict[str, Any] = {"looks": 4, "trials": 8, "seed": 3, "recipe": SHORT, **RATES}
+        how: dict[str, Any] = {"inspections": 4, "trials": 8, "seed": 3, "recipe": SHORT}
+        how["rates"] = RATES
         how["progress"] = lambda *_: lambda _count: None
-        drawing = TrainingImages(count=changed.pop("count", 40), steps=8, guidance=3.0)
+        images = TrainingImages(count=changed.pop("count", 40), steps=8, guidance=3.0)
         rows = prompts() if given is None else given
-        return fit_irece(self.painter, CONCEPT, rows, drawing, **(how | changed))
+        return fit_irece(self.image_model, CONCEPT, rows, images, **(how | changed))
 
 
 @pytest.fixture
@@ -150,11 +155,11 @@ def test_a_fit_becomes_a_guard_that_finds_the_place(studio: Studio) -> None:
     done = studio.fit(recipe=LEARNING)
     meta, tensors = done.artifact.meta, done.artifact.tensors
     assert (meta.method, meta.seams) == ("irece", ("attention", "latent"))
-    assert meta.model == studio.painter.fitted_pipeline()
+    assert meta.model == studio.image_model.fitted_pipeline()
     assert (meta.settings["steps"], meta.settings["guidance"]) == (8, 3.0)
     assert float(str(meta.calibration["recall"])) > 0.9
     threshold = meta.settings["threshold"]
-    assert threshold == calibrated(done.scores, RATES["fpr"], RATES["near_fpr"])
+    assert threshold == calibrated(done.scores, RATES)
     # the heads that look at the spot, not the one that always looks into the corner
     named: Any = meta.settings["reads"]
     assert {layer for layer, _ in named} == {"spot"}
@@ -184,7 +189,7 @@ def test_it_looks_from_when_there_is_something_to_be_seen(studio: Studio) -> Non
 
 def test_only_the_concepts_images_are_asked_for_places(studio: Studio) -> None:
     studio.fit()
-    (shown, reads), (plain, none) = studio.watched
+    (shown, reads), (plain, none) = studio.recorded
     assert reads == len(HEADS) and none == 0
     assert all("K" in text for text in shown) and not any("K" in text for text in plain)
 
@@ -192,10 +197,10 @@ def test_only_the_concepts_images_are_asked_for_places(studio: Studio) -> None:
 def test_a_trial_is_judged_by_who_was_not_taught_it(studio: Studio) -> None:
     studio.fit()
     fold = {prompt.text: prompt.split for prompt in prompts()}
-    texts = {text for _, part in studio.broken for text in part}
+    texts = {text for _, part in studio.generated for text in part}
     assert len({fold[text] for text in texts}) == 1 and len(texts) == 8
-    guards = [guard for guard, _ in studio.broken if guard is not None]
-    assert studio.broken[0][0] is None
+    guards = [guard for guard, _ in studio.generated if guard is not None]
+    assert studio.generated[0][0] is None
     # every replacement, from three looks on at most, by all members but the judge
     assert {guard.settings["replacement"] for guard in guards} == set(REPLACEMENTS)
     assert {len(guard.tensors["weight0.latents"]) for guard in guards} == {FOLDS - 1}
@@ -219,12 +224,12 @@ def test_a_fold_that_shows_none_judges_none(studio: Studio) -> None:
     kept = [p for p in prompts() if p.kind != "unsafe" or p.split != "fold 0"]
     done = studio.fit(kept, recipe=LEARNING)
     fold = {prompt.text: prompt.split for prompt in prompts()}
-    (judge,) = {fold[text] for _, part in studio.broken for text in part}
+    (judge,) = {fold[text] for _, part in studio.generated for text in part}
     assert judge in ("fold 1", "fold 2")
     # the guard on trial is of all members but the judge
     every = done.artifact.tensors["weight0.latents"]
     others = [i for i in range(FOLDS) if f"fold {i}" != judge]
-    tried = [guard for guard, _ in studio.broken if guard is not None]
+    tried = [guard for guard, _ in studio.generated if guard is not None]
     assert all((guard.tensors["weight0.latents"] == every[others]).all() for guard in tried)
     assert float(str(done.artifact.meta.calibration["recall"])) > 0.9
 
@@ -245,23 +250,23 @@ def test_images_of_both_kinds_are_needed(studio: Studio, missing: str) -> None:
         studio.fit(list(filter(kept[missing], prompts())))
 
 
-@pytest.mark.parametrize("rates", [{"fpr": 0.001}, {"near_fpr": 0.001}])
-def test_too_few_images_for_a_rate_are_an_error(studio: Studio, rates: dict[str, Any]) -> None:
+@pytest.mark.parametrize("rates", [Rates(0.001, 0.1), Rates(0.05, 0.001)])
+def test_too_few_images_for_a_rate_are_an_error(studio: Studio, rates: Rates) -> None:
     with pytest.raises(DataError, match="0.10% needs 999"):
-        studio.fit(**rates)
-    assert studio.broken == []
+        studio.fit(rates=rates)
+    assert studio.generated == []
 
 
 def test_images_that_are_not_finite_teach_nothing(
     studio: Studio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def spoilt(*given: Any, **how: Any) -> RecordedTrajectory:
-        seen = studio._watch(*given, **how)
+        seen = studio._record(*given, **how)
         seen.estimates[0, 0, 0, 0, 0] = torch.nan
         return seen
 
-    monkeypatch.setattr(irece, "watch", spoilt)
-    with pytest.raises(DataError, match="not finite: another dtype may help"):
+    monkeypatch.setattr(irece, "record_trajectories", spoilt)
+    with pytest.raises(DataError, match="not finite: try another dtype"):
         studio.fit()
 
 
@@ -271,8 +276,8 @@ def test_a_model_that_cannot_be_followed_is_told_of(
     def refused(*_: Any) -> list[AttentionProbe]:
         raise ValueError("DDIMScheduler predicts riddles")
 
-    monkeypatch.setattr(irece, "_reads", refused)
-    with pytest.raises(DataError, match="cannot be followed: DDIMScheduler predicts riddles"):
+    monkeypatch.setattr(irece, "_probes", refused)
+    with pytest.raises(DataError, match="cannot be recorded: DDIMScheduler predicts riddles"):
         studio.fit()
 
 
@@ -285,7 +290,8 @@ def test_progress_ends_where_it_said(studio: Studio) -> None:
 
     studio.fit(progress=stages)
     assert list(told)[1:] == [
-        *("drawing the concept", "drawing else", "training classifiers", "breaking the concept"),
+        *("generating the concept", "generating other images"),
+        *("training classifiers", "breaking the concept"),
     ]
     assert all(total == sum(done) and min(done) >= 0 for total, *done in told.values())
 
@@ -299,19 +305,19 @@ def held_out(studio: Studio, maps: Tensor | None = None) -> irece_search.HeldOut
     images = torch.stack([image_of(text) for text in texts])
     label = torch.tensor(["K" in text for text in texts])
     members = [latents.train_latents(images, label, LEARNING, seed=seed) for seed in range(2)]
-    seen = studio._watch(
-        studio.painter,
+    seen = studio._record(
+        studio.image_model,
         texts[:24],
         InspectionSchedule(1.0, 1),
         [AttentionProbe(*h, torch.ones(1, 1), torch.ones(1, 1)) for h in HEADS],
-        tick=lambda _: None,
+        advance=lambda _: None,
     )
     own = seen.maps if maps is None else maps
     return irece_search.HeldOut(images[:24], own, members, torch.arange(24) % 2, 0.0)
 
 
 def test_places_are_read_where_that_helps_and_nowhere_else(studio: Studio) -> None:
-    found, tried = irece_search.place(held_out(studio), HEADS)
+    found, tried = irece_search.search_masks(held_out(studio), HEADS)
     assert set(found.reads) <= {1, 2} and found.reads
     assert found.mask in irece_search.MASKS
     every: Any = [each for each in tried if isinstance(each, dict)]
@@ -328,7 +334,7 @@ def test_where_no_layer_can_be_read_the_votes_find_the_place(studio: Studio) -> 
     held = held_out(studio, torch.zeros(24, 0, SIDE, SIDE))
     # where hardly anything is found it would seem best to look nowhere
     for threshold in (0.0, 99.0):
-        found, _ = irece_search.place(replace(held, threshold=threshold), [])
+        found, _ = irece_search.search_masks(replace(held, threshold=threshold), [])
         assert found.reads == () and found.votes > 0
 
 
@@ -338,7 +344,7 @@ def test_members_judge_what_they_were_not_taught(studio: Studio) -> None:
     half = replace(held, members=[held.members[0], blind])
     assert not held.gone(held.latents).any()
     assert half.gone(held.latents).tolist() == [i % 2 == 1 for i in range(24)]
-    assert half.others(0) == [blind] and half.shown == [0, 1]
+    assert half.others(0) == [blind] and half.folds == [0, 1]
 
 
 def test_settings_are_as_an_artifact_has_them() -> None:

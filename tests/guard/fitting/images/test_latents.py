@@ -1,4 +1,4 @@
-"""Fitting a classifier on a painter who draws what it reads: a K somewhere, or none."""
+"""Fitting a classifier on a image_model who draws what it reads: a K somewhere, or none."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from guard.errors import DataError
 from guard.fitting.images import latents
 from guard.fitting.images.latents import TrainingImages, fit_latents
 from guard.fitting.prompts.concept_prompts import LabelledPrompt
-from guard.fitting.prompts.rates import Calibrated, calibrated
+from guard.fitting.prompts.rates import Calibrated, Rates, calibrated
 from guard.models.images import ImageModel
 from steering.fingerprint import fingerprint
 from steering.methods.fitted import FittedGuard
@@ -29,7 +29,7 @@ UNSURE = "?"
 LEARNING = LatentRecipe(steps=40, batch=32, rate=1e-2)
 SHORT = LatentRecipe(steps=2, batch=8)
 """Where it does not matter what is learned."""
-RATES = {"fpr": 0.05, "near_fpr": 0.1}
+RATES = Rates(0.05, 0.1)
 
 
 def prompts(count: int = 360) -> list[LabelledPrompt]:
@@ -68,21 +68,23 @@ def members(done: Calibrated) -> LatentClassifiers:
 
 
 class Studio:
-    """The painter, and what it was asked to draw."""
+    """The image_model, and what it was asked to draw."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.painter = ImageModel(ToyFamily(), name="toy", architecture="Toy")  # type: ignore[arg-type]
+        self.image_model = ImageModel(ToyFamily(), name="toy", architecture="Toy")  # type: ignore[arg-type]
         self.drawn: list[str] = []
         self.asked: list[dict[str, Any]] = []
         self.weighed: list[str] = []
-        monkeypatch.setattr(self.painter, "read", list)
-        monkeypatch.setattr(self.painter, "draw", self._draw)
+        monkeypatch.setattr(self.image_model, "encode", list)
+        monkeypatch.setattr(self.image_model, "generate_latents", self._generate)
         monkeypatch.setattr(latents, "likeness_of", lambda *_args, **_how: self._alike)
 
-    def _draw(self, texts: Sequence[str], *, tick: Callable[[int], None], **how: Any) -> Tensor:
+    def _generate(
+        self, texts: Sequence[str], *, advance: Callable[[int], None], **how: Any
+    ) -> Tensor:
         self.drawn += texts
         self.asked.append(how)
-        tick(len(texts))
+        advance(len(texts))
         return latents_of(texts)
 
     def _alike(self, texts: Sequence[str]) -> Tensor:
@@ -95,11 +97,11 @@ class Studio:
         return 0.9 if "K" in text else 0.1
 
     def fit(self, given: Sequence[LabelledPrompt] | None = None, **changed: Any) -> Calibrated:
-        how: dict[str, Any] = {"progress": lambda *_: lambda _count: None, "seed": 3, **RATES}
-        how["recipe"] = SHORT
-        drawing = TrainingImages(count=changed.pop("count", 40), steps=8, guidance=3.0)
+        how: dict[str, Any] = {"progress": lambda *_: lambda _count: None, "seed": 3}
+        how |= {"recipe": SHORT, "rates": RATES}
+        images = TrainingImages(count=changed.pop("count", 40), steps=8, guidance=3.0)
         rows = prompts() if given is None else given
-        return fit_latents(self.painter, CONCEPT, rows, drawing, **(how | changed))
+        return fit_latents(self.image_model, CONCEPT, rows, images, **(how | changed))
 
 
 @pytest.fixture
@@ -124,7 +126,7 @@ def test_a_fit_becomes_a_guard_that_sees_the_concept(studio: Studio) -> None:
     done = studio.fit(recipe=LEARNING)
     meta, tensors = done.artifact.meta, done.artifact.tensors
     assert (meta.method, meta.seams, meta.concept) == ("latents", ("latent",), CONCEPT.name)
-    assert meta.model.fingerprint == fingerprint(studio.painter.family.autoencoder)
+    assert meta.model.fingerprint == fingerprint(studio.image_model.family.autoencoder)
     assert meta.model.width == WIDTH
     assert {len(tensor) for tensor in tensors.values()} == {SPLITS}
     assert meta.settings["steps"] == 8 and meta.settings["guidance"] == 3.0
@@ -168,7 +170,7 @@ def test_of_too_few_prompts_all_are_drawn(studio: Studio) -> None:
 def test_nobody_asks_about_more_prompts_than_it_takes(
     studio: Studio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(latents, "_AT_ONCE", 16)
+    monkeypatch.setattr(latents, "_BATCH", 16)
     studio.fit(count=40)
     assert Counter(text[0] for text in studio.weighed) == {"K": 48, "x": 80, "j": 32}
     # where some are not sure, more are asked about
@@ -231,13 +233,13 @@ def test_a_split_is_scored_by_the_classifier_that_was_not_taught_it(
 def test_the_threshold_keeps_the_rates_on_what_was_held_out(studio: Studio) -> None:
     done = studio.fit()
     threshold = done.artifact.meta.settings["threshold"]
-    assert threshold == calibrated(done.scores, RATES["fpr"], RATES["near_fpr"])
+    assert threshold == calibrated(done.scores, RATES)
     figures = done.artifact.meta.calibration
-    for kind, rate in (("far", "fpr"), ("near", "near_fpr")):
+    for kind, rate in (("far", RATES.far), ("near", RATES.near)):
         own = done.scores[kind]
         fired = sum(score > float(str(threshold)) for score in own) / len(own)
-        assert figures[f"{kind}_fired"] == pytest.approx(fired) and fired <= RATES[rate]
-    looser = studio.fit(fpr=0.4, near_fpr=0.4).artifact.meta.settings["threshold"]
+        assert figures[f"{kind}_fired"] == pytest.approx(fired) and fired <= rate
+    looser = studio.fit(rates=Rates(0.4, 0.4)).artifact.meta.settings["threshold"]
     assert float(str(looser)) < float(str(threshold))
 
 
@@ -263,10 +265,10 @@ def test_a_denoiser_that_is_sure_of_nothing_is_told_of(studio: Studio) -> None:
     assert studio.drawn == []
 
 
-@pytest.mark.parametrize("rates", [{"fpr": 0.001}, {"near_fpr": 0.001}])
-def test_too_few_images_for_a_rate_are_an_error(studio: Studio, rates: dict[str, Any]) -> None:
+@pytest.mark.parametrize("rates", [Rates(0.001, 0.1), Rates(0.05, 0.001)])
+def test_too_few_images_for_a_rate_are_an_error(studio: Studio, rates: Rates) -> None:
     with pytest.raises(DataError, match="0.10% needs 999"):
-        studio.fit(**rates)
+        studio.fit(rates=rates)
 
 
 @pytest.mark.parametrize("fault", [torch.nan, torch.inf])
@@ -278,15 +280,17 @@ def test_images_that_are_not_finite_teach_nothing(
         found[7, 1, 2, 3] = fault
         return found
 
-    monkeypatch.setattr(studio.painter, "draw", overflown)
-    with pytest.raises(DataError, match="not finite: another dtype may help"):
+    monkeypatch.setattr(studio.image_model, "generate_latents", overflown)
+    with pytest.raises(DataError, match="not finite: try another dtype"):
         studio.fit()
 
 
 def test_half_precision_images_are_taught_and_scored_in_single(
     studio: Studio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(studio.painter, "draw", lambda texts, **_how: latents_of(texts).half())
+    monkeypatch.setattr(
+        studio.image_model, "generate_latents", lambda texts, **_how: latents_of(texts).half()
+    )
     assert float(str(studio.fit(recipe=LEARNING).artifact.meta.calibration["recall"])) > 0.9
 
 
@@ -316,6 +320,6 @@ def test_progress_ends_where_it_said(studio: Studio, count: int, letters: dict[s
             studio.fit(changed(**letters), count=count, progress=stages)
     else:
         studio.fit(changed(**letters), count=count, progress=stages)
-    assert list(told) == ["choosing prompts", "drawing images", "training classifiers"]
+    assert list(told) == ["choosing prompts", "generating images", "training classifiers"]
     assert told["choosing prompts"][0] == count + 2 * count + count // 2
     assert all(total == sum(done) and min(done) >= 0 for total, *done in told.values())

@@ -1,4 +1,4 @@
-"""Real images to learn from: which are read, what each look sees of them."""
+"""Reference images: which are read, and their estimates at each inspection."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from guard.errors import DataError
-from guard.fitting.images.reference_images import given_estimates, read_given
+from guard.fitting.images.reference_images import read_reference_images, reference_estimates
 from guard.models.images import ImageModel
 from steering.engines.diffusion.sampling.estimates import estimates_of
 from steering.engines.diffusion.sampling.samplers import Sampler
@@ -22,7 +22,7 @@ from tests.steering.engines.diffusion import tiny
 LABEL = CONCEPT.name.rpartition("/")[2]
 
 
-def painter() -> ImageModel:
+def image_model() -> ImageModel:
     return ImageModel(tiny.built("emoji"), name="tiny", architecture="Tiny")
 
 
@@ -35,7 +35,7 @@ def folder(path: Path, rows: list[dict[str, object]], side: int = 32) -> Path:
     return file
 
 
-def test_a_image_shows_the_concept_where_its_row_names_it(tmp_path: Path) -> None:
+def test_an_image_shows_the_concept_where_its_row_names_it(tmp_path: Path) -> None:
     file = folder(
         tmp_path,
         [
@@ -44,16 +44,16 @@ def test_a_image_shows_the_concept_where_its_row_names_it(tmp_path: Path) -> Non
             {"picture": "c.png", "concept": "cat", "kept": [LABEL]},
         ],
     )
-    given = read_given(painter(), CONCEPT, file)
+    given = read_reference_images(image_model(), CONCEPT, file)
     assert given.shown.tolist() == [True, False, True]
-    assert given.latents.shape == (3, *painter().family.shape)
+    assert given.latents.shape == (3, *image_model().family.shape)
 
 
 @pytest.mark.parametrize("concept", [LABEL, "cat"])
 def test_images_of_one_kind_teach_nothing(tmp_path: Path, concept: str) -> None:
     file = folder(tmp_path, [{"picture": "a.png", "concept": concept}])
-    with pytest.raises(DataError, match="with .* and without it are wanted"):
-        read_given(painter(), CONCEPT, file)
+    with pytest.raises(DataError, match="needs images with .* and images without it"):
+        read_reference_images(image_model(), CONCEPT, file)
 
 
 def test_a_file_that_is_no_image_is_named(tmp_path: Path) -> None:
@@ -63,15 +63,15 @@ def test_a_file_that_is_no_image_is_named(tmp_path: Path) -> None:
     )
     (tmp_path / "b.png").write_bytes(b"no image")
     with pytest.raises(DataError, match="b.png"):
-        read_given(painter(), CONCEPT, file)
+        read_reference_images(image_model(), CONCEPT, file)
 
 
 def test_each_look_sees_the_network_s_estimate_of_the_noised_image() -> None:
-    made, looks, steps = painter(), InspectionSchedule(1.0, 3), 6
+    made, looks, steps = image_model(), InspectionSchedule(1.0, 3), 6
     family = made.family
     clean = torch.randn(18, *family.shape, generator=torch.Generator().manual_seed(1))
     told: list[int] = []
-    found = given_estimates(made, clean, looks, steps=steps, seed=4, tick=told.append)
+    found = reference_estimates(made, clean, looks, steps=steps, seed=4, advance=told.append)
     assert found.shape == (18, 3, *family.shape) and sum(told) == 18
     schedule = Sampler(family.scheduler, family.arrange).schedule(steps)
     tables = estimates_of(family.scheduler, schedule)

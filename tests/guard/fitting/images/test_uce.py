@@ -13,8 +13,8 @@ from torch import Tensor
 from guard.artifact import Artifact
 from guard.data.concept import Concept
 from guard.errors import DataError, ModelError
-from guard.fitting.images.training_free import Rates
 from guard.fitting.images.uce import EditRequest, fit_uce, kept_prompts
+from guard.fitting.prompts.rates import Rates
 from guard.models.images import ImageModel
 from steering.engines.diffusion.families import Family
 from steering.engines.diffusion.seams.projections import text_projections
@@ -39,8 +39,8 @@ def silent(_what: str, _total: int) -> Callable[[int], None]:
 
 
 def fitted(family: Family, edit: EditRequest) -> Artifact:
-    painter = ImageModel(family, name="tiny", architecture=type(family.pipeline).__name__)
-    return fit_uce(painter, CONCEPT, None, RATES, edit, silent)
+    image_model = ImageModel(family, name="tiny", architecture=type(family.pipeline).__name__)
+    return fit_uce(image_model, CONCEPT, None, RATES, edit, silent)
 
 
 @cache
@@ -143,6 +143,6 @@ def test_an_edit_to_the_concept_itself_is_refused() -> None:
     own = CONCEPT.model_copy(
         update={"phrases": CONCEPT.phrases.model_copy(update={"train": ("a knife",)})}
     )
-    painter = ImageModel(built("emoji"), name="tiny", architecture="Tiny")
+    image_model = ImageModel(built("emoji"), name="tiny", architecture="Tiny")
     with pytest.raises(DataError, match="are the same: give another --instead than 'a knife'"):
-        fit_uce(painter, own, None, RATES, EditRequest("a knife"), silent)
+        fit_uce(image_model, own, None, RATES, EditRequest("a knife"), silent)

@@ -85,9 +85,9 @@ def test_a_concept_that_moves_nothing_is_no_error() -> None:
 @pytest.mark.parametrize("name", tiny.PIPELINES)
 def test_any_family_can_be_asked(name: str) -> None:
     family = tiny.built(name)
-    painter = ImageModel(family, name=name, architecture="")
-    named = painter.read(["a knife", "a knife on the table"])
-    safe = painter.read(["a cat", "a cat on the table"])
+    image_model = ImageModel(family, name=name, architecture="")
+    named = image_model.encode(["a knife", "a knife on the table"])
+    safe = image_model.encode(["a cat", "a cat on the table"])
     found = Likeness(family, named, safe, seed=0)
     both = torch.cat([found(named), found(safe)])
     assert both[:2].mean().item() == pytest.approx(1, abs=1e-3)

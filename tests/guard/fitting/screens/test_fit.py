@@ -76,7 +76,7 @@ def test_the_artifact_says_what_it_was_fitted_on(encoder: TextEncoder, fitted: S
 def test_held_out_texts_are_scored_by_the_head_of_the_artifact(
     encoder: TextEncoder, fitted: ScreenFit
 ) -> None:
-    meta, tested = fitted.artifact.meta, fitted.tested
+    meta, tested = fitted.artifact.meta, fitted.test
     assert tested is not None
     head = TextHead.from_tensors(fitted.artifact.tensors, meta.settings)
     held = [row for row in ROWS if row.source in HELD]
@@ -106,7 +106,7 @@ def test_the_threshold_keeps_the_rate_on_each_collection(encoder: TextEncoder) -
     hard = rows(40, "hard", "aetuvw", unsafe=False, seed=4)
     easy, harder = fit(encoder, hold_out=()), fit(encoder, [*ROWS, *hard], hold_out=())
     thresholds = [float(str(one.artifact.meta.settings["threshold"])) for one in (easy, harder)]
-    assert thresholds[1] > thresholds[0] and easy.tested is None
+    assert thresholds[1] > thresholds[0] and easy.test is None
 
 
 @pytest.mark.parametrize(
@@ -141,5 +141,5 @@ def test_the_report_shows_every_collection_and_disguise(fitted: ScreenFit) -> No
 def test_a_text_that_was_not_seen_does_not_count_as_fired() -> None:
     held = figures.HeldOutScores(ROWS[:2], np.array([np.nan, 0.9], np.float32))
     assert held.of(unsafe=True).shape == (2,)
-    tested = figures.test(held, lambda t, what: np.zeros(len(t), np.float32), 0.5)
+    tested = figures.figures_of(held, lambda t, what: np.zeros(len(t), np.float32), 0.5)
     assert tested.recall["bad"].count == 1 and tested.auc is None
