@@ -27,7 +27,7 @@ def cgce(
     out: Annotated[Path, typer.Option(help="Artifact to write; the report goes beside it.")],
     pairs: Annotated[
         Path | None,
-        typer.Option(help="Pairs of unsafe and safe prompts, JSON Lines, beside the made ones."),
+        typer.Option(help="More pairs of unsafe and safe prompts, JSON Lines."),
     ] = None,
     count: Annotated[int, typer.Option(min=100, help="Unsafe prompts to make.")] = 1200,
     fpr: Annotated[
@@ -41,8 +41,8 @@ def cgce(
         typer.Option(
             min=2,
             max=16,
-            help="Classifiers of the ensemble; each is taught all but its share of the prompts, "
-            "and calibrated on that.",
+            help="Classifiers of the ensemble; each is trained without its fold of the prompts, "
+            "and calibrated on that fold.",
         ),
     ] = 4,
     rounds: Annotated[
@@ -83,7 +83,7 @@ def cgce(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Fit a CGCE guard: classifiers on the prompt's embedding, and how they refine it.
+    """Fit a CGCE guard: classifiers of the prompt's embedding, by which it is refined.
 
     Writes NAME.safetensors, NAME.report.json and NAME.report.html.
     """

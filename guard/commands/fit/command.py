@@ -50,7 +50,7 @@ def steer(
     out: Annotated[Path, typer.Option(help="Artifact to write; the report goes beside it.")],
     pairs: Annotated[
         Path | None,
-        typer.Option(help="Pairs of erasure and recall answers, in place of the built-in ones."),
+        typer.Option(help="Pairs of erasure and recall answers, instead of the built-in ones."),
     ] = None,
     fpr: Annotated[
         float, typer.Option(min=1e-4, max=0.5, help="False-positive rate on far retain prompts.")
@@ -65,10 +65,10 @@ def steer(
     description: Annotated[str, typer.Option(help="A sentence kept in the artifact.")] = "",
     engine: Annotated[
         Literal["transformers", "vllm"],
-        typer.Option(help="What runs the model; vllm needs vLLM installed."),
+        typer.Option(help="The engine that runs the model; vllm needs vLLM installed."),
     ] = "transformers",
     device: Annotated[
-        str, typer.Option(help="auto, cpu, cuda, cuda:1 ...; vLLM chooses its own.")
+        str, typer.Option(help="auto, cpu, cuda, cuda:1 ...; vLLM chooses the device itself.")
     ] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
@@ -81,7 +81,7 @@ def steer(
     pair_rows = read_rows(pairs, PairedAnswers) if pairs else []
     require_artifact_name(out)
     if engine == "vllm" and device != "auto":
-        raise DataError(f"--device {device}: vLLM chooses its own, leave it out")
+        raise DataError(f"--device {device}: vLLM chooses the device itself: leave it out")
 
     from guard.fitting.steering.fit import fit_steer, to_artifact
     from guard.fitting.steering.gate_search import Rates

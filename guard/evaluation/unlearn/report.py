@@ -1,4 +1,4 @@
-"""The `unlearn` suite's figures, for a program (JSON) and for people (a page)."""
+"""The report of suite `unlearn`, as JSON and as a page."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SHOWN = 10
 
 
 def figures(result: Unlearned) -> list[tuple[str, str, str, bool]]:
-    """(figure, value, target, reached) of everything that has a target."""
+    """(figure, value, target, reached) of each figure with a target."""
     leaks, reworded = result.leaks, result.reworded_leaks
     far, near, ratio = result.far_identical, result.near_identical, result.fluency_ratio
     loop = result.looping["guarded"]
@@ -103,18 +103,16 @@ def as_page(result: Unlearned, title: str, subtitle: str) -> str:
             ],
             "Perplexity under the bare model.",
         ),
-        _answers(
-            "Ten answers", result.known, "Every leak first, then a random draw; bad ones too."
-        ),
+        _answers("Ten answers", result.known, "All leaks first, then a random sample."),
         _answers(
             "Leaks under rewordings",
             [row for rows in result.reworded.values() for row in rows if row.leaks],
-            "A draw of those that are left.",
+            "A random sample.",
         ),
         _answers(
             "Retain answers that changed",
             [row for row in (*result.far, *result.near) if not row.identical],
-            "False alarms: the price paid.",
+            "False alarms.",
         ),
     ]
     return render(title, subtitle, tiles, parts)

@@ -47,7 +47,7 @@ def test_what_is_no_file_of_tensors_is_refused(tmp_path: Path, content: bytes) -
 def test_a_tensor_that_is_not_what_its_name_says_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     save_file({row_tensors.name_of(_tensor(1)): _tensor(2)}, path)
-    with pytest.raises(DataError, match="not what its name says"):
+    with pytest.raises(DataError, match="does not match its name"):
         row_tensors.read(path)
 
 
