@@ -285,5 +285,5 @@ def _origin(setting: dict[str, Any]) -> str:
     value = setting["value"]
     if value is None:
         return "-"
-    shown = f"{value:.4g}" if type(value) is float else str(value)
-    return f"{shown} ({setting['from']})"
+    text = f"{value:.4g}" if type(value) is float else str(value)
+    return f"{text} ({setting['from']})"

@@ -204,11 +204,11 @@ def _duplicates(
 
 
 def _repeated(strings: list[tuple[KeyPath, str]]) -> Iterator[Problem]:
-    seen = set()
+    known = set()
     for path, text in strings:
-        if text in seen:
+        if text in known:
             yield path, f"{text!r} is here twice: remove one"
-        seen.add(text)
+        known.add(text)
 
 
 def _unknown(kind: str, strings: list[tuple[KeyPath, str]], known: list[str]) -> Iterator[Problem]:

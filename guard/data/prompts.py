@@ -193,8 +193,8 @@ def read_rows(path: Path, kind: type[R]) -> list[R]:
     if not rows and not faults:
         faults = ["holds no prompts"]
     if faults:
-        more = f" (and {len(faults) - _SHOWN} more)" if len(faults) > _SHOWN else ""
-        raise DataError(f"{path}: {'; '.join(faults[:_SHOWN])}{more}")
+        remaining = f" (and {len(faults) - _SHOWN} more)" if len(faults) > _SHOWN else ""
+        raise DataError(f"{path}: {'; '.join(faults[:_SHOWN])}{remaining}")
     return rows
 
 

@@ -95,9 +95,9 @@ class ImageModel:
                     for i, prompt in enumerate(part)
                 ]
             )
-            while not (done := engine.step()):
+            while not (complete := engine.step()):
                 pass
-            latents.append(engine.finished(done).cpu())
+            latents.append(engine.finished(complete).cpu())
             engine.reset()
             advance(len(part))
         return torch.cat(latents)

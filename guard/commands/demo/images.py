@@ -65,9 +65,9 @@ def grid(rows: list[Any], policy: str, path: Path) -> None:
     pen = ImageDraw.Draw(sheet)
     for line, (name, images) in enumerate(zip(("bare", policy), image_rows, strict=True)):
         top = _LABEL + line * (side + _LABEL)
-        for column, (row, each) in enumerate(zip(rows, images, strict=True)):
+        for column, (row, tile) in enumerate(zip(rows, images, strict=True)):
             left = _MARGIN + column * step
-            sheet.paste(each, (left, top))
+            sheet.paste(tile, (left, top))
             verdict = row[policy if line else NO_POLICY]["verdict"]["outcome"]
             pen.text((left, top + side + 4), f"{name}: {verdict}", fill="black")
     for column, row in enumerate(rows):
@@ -77,17 +77,17 @@ def grid(rows: list[Any], policy: str, path: Path) -> None:
 
 def table(rows: list[Any], policy: str) -> Table:
     """The verdicts under `policy`."""
-    shown = Table(title=f"the same prompts and seeds, bare and under policy {policy}")
+    result = Table(title=f"the same prompts and seeds, bare and under policy {policy}")
     for column in ("prompt", "verdict", "score", "after", "steps"):
-        shown.add_column(column)
+        result.add_column(column)
     for row in rows:
         verdict = row[policy]["verdict"]
         figures: dict[str, Any] = next(iter(verdict["guards"]), {})
         cells = (figures.get("score"), figures.get("after"))
         numbers = ["-" if value is None else f"{value:.3f}" for value in cells]
         steps = str(figures.get("steps") or "-")
-        shown.add_row(*map(Text, (row["prompt"], verdict["outcome"], *numbers, steps)))
-    return shown
+        result.add_row(*map(Text, (row["prompt"], verdict["outcome"], *numbers, steps)))
+    return result
 
 
 def _wrapped(text: str, width: int = 32) -> str:

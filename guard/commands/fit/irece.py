@@ -100,7 +100,6 @@ def irece(
     from guard.models.images import ImageModel
 
     image_model = ImageModel.load(model, device=device)
-    default_steps, default_guidance = image_model.family.defaults
     named = concept.phrases.model_copy(
         update={"train": concept.phrases.train[:1], "validation": ()}
     )
@@ -110,12 +109,7 @@ def irece(
             image_model,
             concept,
             folds_of(concept.model_copy(update={"phrases": named}), 4 * count, folds, seed),
-            TrainingImages(
-                count=count,
-                steps=default_steps if steps is None else steps,
-                guidance=default_guidance if guidance is None else guidance,
-                bf16=bf16,
-            ),
+            TrainingImages.of(image_model, count, steps=steps, guidance=guidance, bf16=bf16),
             inspections=looks,
             trials=trials,
             rates=Rates(fpr, near_fpr),

@@ -69,19 +69,13 @@ def latents(
     from guard.models.images import ImageModel
 
     image_model = ImageModel.load(model, device=device)
-    default_steps, default_guidance = image_model.family.defaults
     started = time.monotonic()
     with stages() as progress:
         fit = fit_latents(
             image_model,
             concept,
             folds_of(_first(concept, phrases), 4 * count, folds, seed),
-            TrainingImages(
-                count=count,
-                steps=default_steps if steps is None else steps,
-                guidance=default_guidance if guidance is None else guidance,
-                bf16=bf16,
-            ),
+            TrainingImages.of(image_model, count, steps=steps, guidance=guidance, bf16=bf16),
             rates=Rates(fpr, near_fpr),
             recipe=LatentRecipe(),
             seed=seed,

@@ -122,14 +122,14 @@ def _answers(title: str, rows: Sequence[AskedQuestion], caption: str) -> Grid:
     bad = [row for row in rows if row.leaks]
     others = [row for row in rows if not row.leaks]
     random.Random(0).shuffle(others)
-    shown = [*bad, *others][:SHOWN]
+    sample = [*bad, *others][:SHOWN]
     return Grid(
         title,
         ("prompt", "bare", "guarded", "fired at"),
         [
             (row.prompt, row.bare, row.guarded, "-" if row.fired_at is None else str(row.fired_at))
-            for row in shown
+            for row in sample
         ],
         f"{caption} {len(rows)} in all.",
-        frozenset(i for i, row in enumerate(shown) if row.leaks),
+        frozenset(i for i, row in enumerate(sample) if row.leaks),
     )

@@ -190,8 +190,8 @@ def _refinement_figures(guards: CgceGuards, text: Conditioning, threshold: float
     text = text.select(fired)
     if not text.rows:
         return {"resolved": 0.0, "median_steps": 0.0, "moved": 0.0}
-    one = torch.ones(text.rows, 1)
-    refined = guards.act(text, one.bool(), threshold * one, one)
+    ones = torch.ones(text.rows, 1)
+    refined = guards.act(text, ones.bool(), threshold * ones, ones)
     gaps = [
         (refined.text.states[name] - states).flatten(1).norm(dim=1) / states.flatten(1).norm(dim=1)
         for name, states in text.states.items()

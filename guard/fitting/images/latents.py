@@ -35,6 +35,25 @@ class TrainingImages:
     guidance: float
     bf16: bool = False
 
+    @classmethod
+    def of(
+        cls,
+        image_model: ImageModel,
+        count: int,
+        *,
+        steps: int | None = None,
+        guidance: float | None = None,
+        bf16: bool = False,
+    ) -> TrainingImages:
+        """With the pipeline's own number of steps and guidance scale in place of None."""
+        default_steps, default_guidance = image_model.family.defaults
+        return cls(
+            count=count,
+            steps=default_steps if steps is None else steps,
+            guidance=default_guidance if guidance is None else guidance,
+            bf16=bf16,
+        )
+
     @property
     def wanted(self) -> dict[str, int]:
         """Images by kind of prompt. Far prompts are the most: the rarest false alarm counts."""
@@ -151,7 +170,7 @@ def _sure(
 
 
 def _parts(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:
-    return (items[at : at + size] for at in range(0, len(items), size))
+    return (items[start : start + size] for start in range(0, len(items), size))
 
 
 def classifier_tensors(members: LatentClassifiers) -> dict[str, Any]:

@@ -111,9 +111,9 @@ class _States:
         self.groups: Groups = groups
         still = all(_same(states, second.states[name]) for name, states in first.states.items())
         self._evaluations = 1 if still else STEPS
-        self._instead = list(self._read([instead]))
+        self._instead = list(self._recordings([instead]))
 
-    def _read(self, prompts: Sequence[str]) -> Iterator[TextStates]:
+    def _recordings(self, prompts: Sequence[str]) -> Iterator[TextStates]:
         evaluations = self._evaluations
         return self._image_model.text_states(prompts, steps=STEPS, evaluations=evaluations)
 
@@ -128,35 +128,35 @@ class _States:
             group: Moments(*torch.zeros(3, width, width, dtype=torch.float64))
             for group, width in widths.items()
         }
-        advance = progress("reading states", len(erased) + len(kept))
+        advance = progress("recording states", len(erased) + len(kept))
         for prompts, is_kept in ((erased, False), (kept, True)):
-            for states in self._read(prompts):
-                self._add(sums, states, is_kept)
-                advance(0 if states.evaluation else len(states.masks[0]))
+            for recording in self._recordings(prompts):
+                self._add(sums, recording, is_kept)
+                advance(0 if recording.evaluation else len(recording.masks[0]))
         return sums
 
-    def _add(self, sums: Mapping[str, Moments], at: TextStates, is_kept: bool) -> None:
-        real = torch.cat(at.masks, 1)
-        instead = self._instead[at.evaluation]
-        places = None if is_kept else _places(at, instead)
+    def _add(self, sums: Mapping[str, Moments], recording: TextStates, is_kept: bool) -> None:
+        real = torch.cat(recording.masks, 1)
+        instead = self._instead[recording.evaluation]
+        positions = None if is_kept else _positions(recording, instead)
         for group, names in self.groups.items():
-            states, moments = at.states[names[0]], sums[group]
+            states, moments = recording.states[names[0]], sums[group]
             chosen = states[real].double()
-            if places is None:
+            if positions is None:
                 moments.kept.add_((chosen.T @ chosen).cpu())
                 continue
             moments.erased.add_((chosen.T @ chosen).cpu())
-            stead = instead.states[names[0]][0][places[real]].double()
+            stead = instead.states[names[0]][0][positions[real]].double()
             moments.moved.add_(((stead - chosen).T @ chosen).cpu())
 
 
-def _places(at: TextStates, instead: TextStates) -> Tensor:
+def _positions(recording: TextStates, instead: TextStates) -> Tensor:
     """The position in `instead` of each token's counterpart, `[prompts, tokens]`."""
-    ends = accumulate(mask.shape[1] for mask in at.masks)
+    ends = accumulate(mask.shape[1] for mask in recording.masks)
     return torch.cat(
         [
             counterparts(mask, other[0]) + end - mask.shape[1]
-            for mask, other, end in zip(at.masks, instead.masks, ends, strict=True)
+            for mask, other, end in zip(recording.masks, instead.masks, ends, strict=True)
         ],
         1,
     )

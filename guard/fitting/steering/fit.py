@@ -109,8 +109,8 @@ def fit_steer(
         guards=[RowGuard(guard.name, gate.threshold, chosen.strength, True, answer_threshold)],
     )
     guarded = guarded_answer(texts(leaked), what="guarded answers, forget")
-    kept = guarded_answer(texts(held_out), what="guarded answers, retain")
-    same = [a.tokens == b.tokens for a, b in zip(bare_retain, kept, strict=True)]
+    guarded_retain = guarded_answer(texts(held_out), what="guarded answers, retain")
+    same = [a.tokens == b.tokens for a, b in zip(bare_retain, guarded_retain, strict=True)]
     score_of = dict(zip((row.prompt for row in known), gate.forget, strict=True))
     return SteerFit(
         guard=guard,

@@ -1,6 +1,6 @@
 """`guard fit irece` on a tiny pipeline: from a concept file to a guard that acts under a policy.
 
-Random weights know nothing: this shows that the parts fit together, not that a guard is any good.
+The weights are random: this shows that the parts work together, not that a guard is any good.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
+from typer.testing import CliRunner
 
-from classifiers.latents import LatentRecipe
 from guard.artifact import Artifact
 from guard.cli import app
 from guard.config.schema import Config, GuardConfig, PolicyConfig
@@ -23,37 +22,19 @@ from guard.models.images import ImageModel
 from guard.plans.images import ImagePlans
 from steering.engines.diffusion.engine import DiffusionEngine, ImageStart
 from steering.engines.diffusion.families import Family
-from tests.guard.commands.fit.test_latents import CONCEPT
-from tests.server.tiny_pipeline import save_pipeline
+from tests.guard.commands.fit import concept_fits
+from tests.guard.commands.fit.concept_fits import CONCEPT
 
 OPTIONS = ("--count", "50", "--folds", "2", "--steps", "2", "--guidance", "1", "--looks", "2")
 RATES = ("--fpr", "0.5", "--near-fpr", "0.5", "--trials", "8")
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Family]:
-    folder = tmp_path_factory.mktemp("model")
-    return folder, save_pipeline(folder)
-
-
 @pytest.fixture(autouse=True)
-def _knowing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A denoiser that knows nothing counts as sure of everything; nothing is learned for long."""
-    monkeypatch.setattr(latents, "DRAWN", -math.inf)
-    monkeypatch.setattr(latents, "UNDRAWN", math.inf)
-    monkeypatch.setattr("classifiers.latents.LatentRecipe", partial(LatentRecipe, steps=5))
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    concept_fits.shorten(monkeypatch)
 
 
-def fit(
-    folder: Path,
-    model: Path | str,
-    *options: str,
-    out: str = "g.safetensors",
-    concept: dict[str, Any] = CONCEPT,
-) -> Result:
-    (folder / "knife.json").write_text(json.dumps(concept))
-    arguments = ["fit", "irece", "--model", str(model), "--out", str(folder / out), *options]
-    return CliRunner().invoke(app, [*arguments, "--concept-file", str(folder / "knife.json")])
+fit = partial(concept_fits.fit, "irece")
 
 
 def test_a_policy_takes_the_artifact_and_breaks_what_it_finds(

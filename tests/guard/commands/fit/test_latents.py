@@ -1,74 +1,34 @@
 """`guard fit latents` on a tiny pipeline: from a concept file to an artifact that a policy takes.
 
-Random weights know nothing: this shows that the parts fit together, not that a guard is any good.
+The weights are random: this shows that the parts work together, not that a guard is any good.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
 
-from classifiers.latents import LatentRecipe
 from guard.artifact import Artifact
-from guard.cli import app
 from guard.config.schema import Config, GuardConfig, PolicyConfig
-from guard.fitting.images import latents
 from guard.plans.images import ImagePlans
 from steering.engines.diffusion.families import Family
 from steering.fingerprint import fingerprint
-from tests.server.tiny_pipeline import save_pipeline
+from tests.guard.commands.fit import concept_fits
+from tests.guard.commands.fit.concept_fits import CONCEPT
 
-CONCEPT: dict[str, Any] = {
-    "name": "object/knife",
-    "phrases": {"train": ["a knife", "a blade"]},
-    "hard_negatives": [
-        "dog cat",
-        "dog a dog",
-        "cat dog",
-        "cat a cat",
-        "a cat a dog",
-        "a dog a cat",
-    ],
-    "replacements": ["dog dog"],
-}
 OPTIONS = ("--count", "50", "--folds", "2", "--steps", "1", "--guidance", "1")
 RATES = ("--fpr", "0.5", "--near-fpr", "0.5")
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Family]:
-    folder = tmp_path_factory.mktemp("model")
-    return folder, save_pipeline(folder)
-
-
-@pytest.fixture(autouse=True)
-def _sure(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A denoiser that knows nothing is sure of nothing: here it counts as sure of everything."""
-    monkeypatch.setattr(latents, "DRAWN", -math.inf)
-    monkeypatch.setattr(latents, "UNDRAWN", math.inf)
-
-
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("classifiers.latents.LatentRecipe", partial(LatentRecipe, steps=5))
+    concept_fits.shorten(monkeypatch)
 
 
-def fit(
-    folder: Path,
-    model: Path | str,
-    *options: str,
-    out: str = "g.safetensors",
-    concept: dict[str, Any] = CONCEPT,
-) -> Result:
-    (folder / "knife.json").write_text(json.dumps(concept))
-    arguments = ["fit", "latents", "--model", str(model), "--out", str(folder / out), *options]
-    return CliRunner().invoke(app, [*arguments, "--concept-file", str(folder / "knife.json")])
+fit = partial(concept_fits.fit, "latents")
 
 
 def test_an_artifact_is_written_that_a_policy_of_the_model_takes(

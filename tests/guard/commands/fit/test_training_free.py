@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pytest
 from numpy.typing import NDArray
 from typer.testing import CliRunner
 
@@ -18,7 +17,6 @@ from steering.hidden.rows import RowGuard
 from steering.images.embedding import EmbeddingBank
 from steering.methods.fitted import FittedGuard
 from steering.methods.safe_guidance import stack_negative
-from tests.server.tiny_pipeline import save_pipeline
 
 CONCEPT = {
     "name": "object/knife",
@@ -26,12 +24,6 @@ CONCEPT = {
     "hard_negatives": ["a cat", "a dog", "cat", "dog", "a cat a dog", "a dog a cat"],
     "replacements": ["dog dog"],
 }
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Family]:
-    folder = tmp_path_factory.mktemp("model")
-    return folder, save_pipeline(folder)
 
 
 def fitted(folder: Path, model: Path, *options: str) -> tuple[Artifact, dict[str, object]]:

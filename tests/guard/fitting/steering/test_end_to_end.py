@@ -144,7 +144,7 @@ def test_pairs_of_answers_give_a_direction_of_their_own(folder: Path) -> None:
         ({"fpr": 0.001}, "needs 1999 far retain prompts"),
         ({"forget": "gone.jsonl"}, "gone.jsonl: cannot be read"),
         ({"model": "no-such-model"}, "no added model"),
-        ({"engine": "vllm", "device": "cpu"}, "vLLM chooses its own"),
+        ({"engine": "vllm", "device": "cpu"}, "vLLM chooses the device itself"),
         pytest.param(
             {"engine": "vllm"},
             "needs vllm: pip install 'inference-guard[vllm,fit]'",
