@@ -121,8 +121,8 @@ def test_who_may_bring_embeddings_is_said_at_the_keys_or_by_a_server_without(
     config = load_config(path)
     assert config.keys[0].embeddings and not config.server.embeddings
     at_the_server = GOOD.replace("[server]", "[server]\nembeddings = true")
-    (told,) = problems(tmp_path, at_the_server)
-    assert told.startswith("line 3: server.embeddings: ") and "[[keys]]" in told
+    (fault,) = problems(tmp_path, at_the_server)
+    assert fault.startswith("line 3: server.embeddings: ") and "[[keys]]" in fault
     path.write_text(at_the_server.partition("[[keys]]")[0], "utf-8")
     assert load_config(path).server.embeddings
     path.write_text(GOOD, "utf-8")
@@ -137,7 +137,7 @@ def test_an_empty_file_is_an_open_server_without_guards(tmp_path: Path) -> None:
 
 def test_all_faults_are_told_at_once_each_with_its_line(tmp_path: Path) -> None:
     (tmp_path / "damaged.safetensors").write_bytes(b"rubbish")
-    found = problems(tmp_path, BAD)
+    faults = problems(tmp_path, BAD)
     expected = [
         (3, "server.port", "integer"),
         (6, "server.prot", 'did you mean "port"?'),
@@ -158,8 +158,8 @@ def test_all_faults_are_told_at_once_each_with_its_line(tmp_path: Path) -> None:
         (38, "keys[0].requests_per_minute", "greater than or equal to 1"),
         (39, "extra", "unknown key"),
     ]
-    assert len(found) == len(expected), "\n".join(found)
-    for problem, (line, place, words) in zip(found, expected, strict=True):
+    assert len(faults) == len(expected), "\n".join(faults)
+    for problem, (line, place, words) in zip(faults, expected, strict=True):
         assert problem.startswith(f"line {line}: {place}: "), problem
         assert words in problem
 
@@ -210,7 +210,7 @@ def test_what_does_not_go_with_a_models_kind_is_told(
 ) -> None:
     make_artifact().save(tmp_path / "words.safetensors")
     make_artifact(seams=["embedding"]).save(tmp_path / "knife.safetensors")
-    found = problems(tmp_path, IMAGES)
+    faults = problems(tmp_path, IMAGES)
     expected = [
         (4, "models[0].steps", "for models of images"),
         (10, "models[1].max_context", "for language models"),
@@ -222,8 +222,8 @@ def test_what_does_not_go_with_a_models_kind_is_told(
         (32, "policies.words.fallback", "add replacement"),
         (37, "policies.knife.replacement", "add that too"),
     ]
-    assert len(found) == len(expected), "\n".join(found)
-    for problem, (line, place, words) in zip(found, expected, strict=True):
+    assert len(faults) == len(expected), "\n".join(faults)
+    for problem, (line, place, words) in zip(faults, expected, strict=True):
         assert problem.startswith(f"line {line}: {place}: "), problem
         assert words in problem
 
@@ -267,15 +267,15 @@ def test_an_api_key_in_place_of_its_hash_is_not_repeated(tmp_path: Path) -> None
     ],
 )
 def test_one_fault_is_told_with_its_line(tmp_path: Path, text: str | bytes, line: int) -> None:
-    found = problems(tmp_path, text)
-    assert len(found) == 1
-    assert found[0].startswith(f"line {line}: ")
+    faults = problems(tmp_path, text)
+    assert len(faults) == 1
+    assert faults[0].startswith(f"line {line}: ")
 
 
 def test_two_keys_with_one_hash_are_refused(tmp_path: Path) -> None:
     entry = f'[[keys]]\nhash = "{HASH}"\ntenant = "t"\n'
-    (found,) = problems(tmp_path, entry * 2)
-    assert found.startswith("line 5: keys[1].hash: is the same as in keys[0]")
+    (fault,) = problems(tmp_path, entry * 2)
+    assert fault.startswith("line 5: keys[1].hash: is the same as in keys[0]")
 
 
 def test_a_file_that_cannot_be_read_is_one_problem(

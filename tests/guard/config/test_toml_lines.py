@@ -98,8 +98,8 @@ def paths_of(value: Any, path: KeyPath = ()) -> list[KeyPath]:
         children = list(value.items())
     elif isinstance(value, list):
         children = list(enumerate(value))
-    found = [(*path, name) for name, _ in children]
-    return found + [deeper for name, child in children for deeper in paths_of(child, (*path, name))]
+    paths = [(*path, name) for name, _ in children]
+    return paths + [deeper for name, child in children for deeper in paths_of(child, (*path, name))]
 
 
 @given(documents(), st.sampled_from(["\n", "\r\n"]))

@@ -21,11 +21,11 @@ def image_model() -> ImageModel:
 
 
 def test_each_prompt_is_drawn_with_the_seed_behind_the_one_before(image_model: ImageModel) -> None:
-    told: list[int] = []
+    counts: list[int] = []
     latents = image_model.generate_latents(
-        PROMPTS, steps=3, guidance=2.0, seed=40, advance=told.append
+        PROMPTS, steps=3, guidance=2.0, seed=40, advance=counts.append
     )
-    assert len(latents) == len(PROMPTS) and sum(told) == len(PROMPTS)
+    assert len(latents) == len(PROMPTS) and sum(counts) == len(PROMPTS)
     engine = DiffusionEngine(image_model.family, EmbeddingBank(), capacity=1)
     # first, within and behind the first batch
     for index in (0, 1, 15, 16, 17):

@@ -41,12 +41,12 @@ def test_a_policy_takes_the_artifact_and_breaks_what_it_finds(
     tmp_path: Path, model: tuple[Path, Family]
 ) -> None:
     folder, family = model
-    done = fit(tmp_path, folder, *OPTIONS, *RATES, "--json")
-    assert done.exit_code == 0, done.output
-    artifact, told = Artifact.load(tmp_path / "g.safetensors"), json.loads(done.stdout)
+    result = fit(tmp_path, folder, *OPTIONS, *RATES, "--json")
+    assert result.exit_code == 0, result.output
+    artifact, report = Artifact.load(tmp_path / "g.safetensors"), json.loads(result.stdout)
     meta = artifact.meta
-    assert told["method"] == meta.method == "irece" and told["digest"] == artifact.digest
-    assert told["settings"] == meta.settings and told["calibration"] == meta.calibration
+    assert report["method"] == meta.method == "irece" and report["digest"] == artifact.digest
+    assert report["settings"] == meta.settings and report["calibration"] == meta.calibration
     assert (meta.settings["steps"], meta.settings["guidance"]) == (2, 1.0)
     assert (
         meta.model
@@ -80,15 +80,15 @@ def test_a_policy_takes_the_artifact_and_breaks_what_it_finds(
         assert heading in again.stdout
     assert again.stdout.splitlines()[-1] == f"wrote {tmp_path / 'again.safetensors'}"
 
-    shown = CliRunner().invoke(app, ["inspect", str(tmp_path / "g.safetensors"), "--json"])
-    described = json.loads(shown.stdout)
+    inspected = CliRunner().invoke(app, ["inspect", str(tmp_path / "g.safetensors"), "--json"])
+    described = json.loads(inspected.stdout)
     assert described["seams"] == ["attention", "latent"] and described["settings"]["reads"]
     table = CliRunner().invoke(app, ["inspect", str(tmp_path / "g.safetensors")]).stdout
     assert "settings.reads" in table and "keys0.attention" in table
 
 
 @pytest.mark.parametrize(
-    ("options", "changed", "said"),
+    ("options", "changed", "message"),
     [
         # refused before a model is loaded
         (("--model", "nowhere"), {"ending": True}, "is a style, which has no position in an image"),
@@ -100,18 +100,18 @@ def test_what_does_not_hold_is_said_in_one_line(
     model: tuple[Path, Family],
     options: tuple[str, ...],
     changed: dict[str, Any],
-    said: str,
+    message: str,
 ) -> None:
-    done = fit(tmp_path, model[0], *options, concept=CONCEPT | changed)
-    assert done.exit_code == 1
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
-    assert said in line and "Traceback" not in done.output
+    result = fit(tmp_path, model[0], *options, concept=CONCEPT | changed)
+    assert result.exit_code == 1
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert message in line and "Traceback" not in result.output
     assert not (tmp_path / "g.safetensors").exists()
 
 
 def test_a_name_that_is_no_artifacts_is_refused_before_a_model_is_loaded(tmp_path: Path) -> None:
-    done = fit(tmp_path, "nowhere", out="g.pt")
-    assert done.exit_code == 1 and "ends in .safetensors" in done.stderr
+    result = fit(tmp_path, "nowhere", out="g.pt")
+    assert result.exit_code == 1 and "ends in .safetensors" in result.stderr
 
 
 def test_a_denoiser_that_is_sure_of_no_prompt_is_told_of(
@@ -119,5 +119,5 @@ def test_a_denoiser_that_is_sure_of_no_prompt_is_told_of(
 ) -> None:
     monkeypatch.setattr(latents, "DRAWN", math.inf)
     monkeypatch.setattr(latents, "UNDRAWN", -math.inf)
-    done = fit(tmp_path, model[0], *OPTIONS, *RATES)
-    assert done.exit_code == 1 and "sure of no prompt" in done.stderr
+    result = fit(tmp_path, model[0], *OPTIONS, *RATES)
+    assert result.exit_code == 1 and "sure of no prompt" in result.stderr

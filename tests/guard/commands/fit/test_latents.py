@@ -35,14 +35,14 @@ def test_an_artifact_is_written_that_a_policy_of_the_model_takes(
     tmp_path: Path, model: tuple[Path, Family]
 ) -> None:
     folder, family = model
-    done = fit(tmp_path, folder, *OPTIONS, *RATES, "--json")
-    assert done.exit_code == 0, done.output
-    artifact, told = Artifact.load(tmp_path / "g.safetensors"), json.loads(done.stdout)
+    result = fit(tmp_path, folder, *OPTIONS, *RATES, "--json")
+    assert result.exit_code == 0, result.output
+    artifact, report = Artifact.load(tmp_path / "g.safetensors"), json.loads(result.stdout)
     meta = artifact.meta
-    assert told["method"] == meta.method == "latents" and told["digest"] == artifact.digest
-    assert told["settings"] == meta.settings and meta.settings["steps"] == 1
+    assert report["method"] == meta.method == "latents" and report["digest"] == artifact.digest
+    assert report["settings"] == meta.settings and meta.settings["steps"] == 1
     assert meta.settings["guidance"] == 1.0
-    assert told["calibration"] == meta.calibration
+    assert report["calibration"] == meta.calibration
     assert meta.calibration["false_positive_rate"] == 0.5
     assert {len(tensor) for tensor in artifact.tensors.values()} == {2}
     assert meta.model.fingerprint == fingerprint(family.autoencoder)
@@ -56,20 +56,20 @@ def test_an_artifact_is_written_that_a_policy_of_the_model_takes(
 
 
 def test_without_json_it_says_what_was_held_out(tmp_path: Path, model: tuple[Path, Family]) -> None:
-    done = fit(tmp_path, model[0], *OPTIONS, *RATES)
-    assert done.exit_code == 0, done.output
-    assert "held-out images" in done.stdout and "recall" in done.stdout
-    assert done.stdout.splitlines()[-1] == f"wrote {tmp_path / 'g.safetensors'}"
+    result = fit(tmp_path, model[0], *OPTIONS, *RATES)
+    assert result.exit_code == 0, result.output
+    assert "held-out images" in result.stdout and "recall" in result.stdout
+    assert result.stdout.splitlines()[-1] == f"wrote {tmp_path / 'g.safetensors'}"
 
 
 def test_a_style_cannot_be_taught_by_what_is_drawn_without_it(tmp_path: Path) -> None:
-    done = fit(tmp_path, "nowhere", concept=CONCEPT | {"ending": True})
-    assert done.exit_code == 1 and "is a style" in done.stderr
+    result = fit(tmp_path, "nowhere", concept=CONCEPT | {"ending": True})
+    assert result.exit_code == 1 and "is a style" in result.stderr
     assert not (tmp_path / "g.safetensors").exists()
 
 
 @pytest.mark.parametrize(
-    ("options", "out", "said"),
+    ("options", "out", "message"),
     [
         # refused before a model is loaded
         (("--count", "50"), "g.pt", "ends in .safetensors"),
@@ -77,10 +77,10 @@ def test_a_style_cannot_be_taught_by_what_is_drawn_without_it(tmp_path: Path) ->
     ],
 )
 def test_what_does_not_hold_is_said_in_one_line(
-    tmp_path: Path, model: tuple[Path, Family], options: tuple[str, ...], out: str, said: str
+    tmp_path: Path, model: tuple[Path, Family], options: tuple[str, ...], out: str, message: str
 ) -> None:
-    done = fit(tmp_path, "nowhere" if out == "g.pt" else model[0], *options, out=out)
-    assert done.exit_code == 1
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
-    assert said in line and "Traceback" not in done.output
+    result = fit(tmp_path, "nowhere" if out == "g.pt" else model[0], *options, out=out)
+    assert result.exit_code == 1
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert message in line and "Traceback" not in result.output
     assert not (tmp_path / out).exists()

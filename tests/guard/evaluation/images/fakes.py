@@ -87,7 +87,9 @@ class FakeGenerator:
         ]
 
     def _effect(self, prompt: str, policy: str | None) -> PromptEffect:
-        late = next((each for each in ("seen", "redrawn") if policy and policy.endswith(each)), "")
+        late = next(
+            (suffix for suffix in ("seen", "redrawn") if policy and policy.endswith(suffix)), ""
+        )
         if late and policy == f"knife-{late}":
             return PromptEffect(same=True, late=late)
         if policy is None or policy.endswith("leaky") or policy.split("-")[0] not in prompt:
@@ -106,15 +108,15 @@ class FakeGenerator:
         images = np.zeros((len(prompts), SIDE, SIDE, 3), np.uint8)
         for i, (prompt, seed, policy) in enumerate(zip(prompts, seeds, policies, strict=True)):
             self.generated.append((prompt, seed, policy))
-            shown = [concept in prompt.split() for concept in CONCEPTS]
+            visible = [concept in prompt.split() for concept in CONCEPTS]
             if policy and not self._effect(prompt, policy).same:
                 erased = policy.split("-")[0]
                 rough = policy.endswith("rough")
-                shown = [
-                    there and not rough and concept != erased
-                    for there, concept in zip(shown, CONCEPTS, strict=True)
+                visible = [
+                    present and not rough and concept != erased
+                    for present, concept in zip(visible, CONCEPTS, strict=True)
                 ]
-            images[i, 0, : len(CONCEPTS), 0] = np.array(shown) * 255
+            images[i, 0, : len(CONCEPTS), 0] = np.array(visible) * 255
             images[i, 0, SIDE - 1, 0] = 255 * ("twemoji" in prompt)
             images[i, 0, 0, 2] = seed % 256
             images[i, 1, 0, 2] = bool(policy and policy.endswith("leaky"))

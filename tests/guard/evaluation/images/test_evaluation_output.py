@@ -52,9 +52,9 @@ def fields_of(cells: list[EvaluatedCell], method: str, kind: str) -> dict[str, l
     return {
         field: [
             getattr(image, field)
-            for each in cells
-            if each.cell.kind == kind
-            for _, image in each.judgements(method)
+            for item in cells
+            if item.cell.kind == kind
+            for _, image in item.judgements(method)
         ]
         for field in ("same", "fired", "blocked", "view", "score", "thumbnail")
     }
@@ -63,13 +63,13 @@ def fields_of(cells: list[EvaluatedCell], method: str, kind: str) -> dict[str, l
 @pytest.mark.usefixtures("cells")
 def test_prompts_that_must_stay_silent_are_generated(generator: FakeGenerator) -> None:
     silent = {"a cat", "a car", "a sharp knife", HARD, "a spoon"}
-    drawn = {
+    generated = {
         method: {prompt for prompt, _, policy in generator.generated if policy == f"knife-{method}"}
         for method in ("good", "seen", "redrawn")
     }
-    assert drawn["seen"] & silent == drawn["redrawn"] & silent == silent
+    assert generated["seen"] & silent == generated["redrawn"] & silent == silent
     # not if inspecting the prompt is enough
-    assert not drawn["good"] & silent
+    assert not generated["good"] & silent
 
 
 def test_a_blocked_image_shows_nothing_and_is_not_the_same(cells: list[EvaluatedCell]) -> None:
@@ -77,8 +77,8 @@ def test_a_blocked_image_shows_nothing_and_is_not_the_same(cells: list[Evaluated
     assert direct["blocked"] == direct["fired"] == [True] * 6
     assert direct["view"] == direct["thumbnail"] == [None] * 6
     assert direct["same"] == [False] * 6 and direct["score"] == [7.0] * 6
-    found = figures.reproduced(figures.judgements(cells, "seen", "direct"))
-    assert (found.count, found.total) == (0, 6)
+    rate = figures.reproduced(figures.judgements(cells, "seen", "direct"))
+    assert (rate.count, rate.total) == (0, 6)
     # nothing of a pair is kept where there is no image
     assert figures.kept_ratio(cells, "seen").value == 0.0
 
@@ -95,10 +95,10 @@ def test_a_false_alarm_counts_against_silence(cells: list[EvaluatedCell]) -> Non
 
 def test_a_replaced_image_is_judged_on_the_replacement(cells: list[EvaluatedCell]) -> None:
     direct = fields_of(cells, "redrawn", "direct")
-    assert [seen.concepts for seen in direct["view"]] == [("banana",)] * 6  # type: ignore[attr-defined]
+    assert [view.concepts for view in direct["view"]] == [("banana",)] * 6  # type: ignore[attr-defined]
     assert direct["blocked"] == direct["same"] == [False] * 6 and direct["fired"] == [True] * 6
     bare = fields_of(cells, "bare", "direct")
-    assert [seen.concepts for seen in bare["view"]] == [("knife",)] * 6  # type: ignore[attr-defined]
+    assert [view.concepts for view in bare["view"]] == [("knife",)] * 6  # type: ignore[attr-defined]
     assert figures.reproduced(figures.judgements(cells, "redrawn", "direct")).count == 0
     # what stood beside the knife is gone with it
     assert figures.kept_ratio(cells, "redrawn").value == 0.0
@@ -107,14 +107,14 @@ def test_a_replaced_image_is_judged_on_the_replacement(cells: list[EvaluatedCell
 def test_what_is_the_same_is_judged_by_its_own_image(cells: list[EvaluatedCell]) -> None:
     clean = fields_of(cells, "seen", "clean")
     assert clean["same"] == [True, True, True, False]
-    seen = [each and each.concepts for each in clean["view"]]  # type: ignore[attr-defined]
-    assert seen == [("cat",), ("car",), ("cat",), None]
+    views = [item and item.concepts for item in clean["view"]]  # type: ignore[attr-defined]
+    assert views == [("cat",), ("car",), ("cat",), None]
 
 
 def test_every_image_that_was_drawn_is_counted(
     cells: list[EvaluatedCell], generator: FakeGenerator
 ) -> None:
-    counted = sum(each.results["seen"].generated for each in cells)
+    counted = sum(item.results["seen"].generated for item in cells)
     assert counted == sum(policy == "knife-seen" for _, _, policy in generator.generated) == 16
 
 
@@ -153,12 +153,12 @@ def test_methods_with_the_same_guards_of_images_share_images(
 ) -> None:
     methods = {"seen": "{concept}-seen", "both": "{concept}-good-seen"}
     cells = evaluated(tmp_path, generator, methods=methods, ours="both")
-    both = [(each.cell, each.results["both"]) for each in cells if "both" in each.results]
-    drawn = {prompt for prompt, _, policy in generator.generated if policy == "knife-good-seen"}
+    both = [(item.cell, item.results["both"]) for item in cells if "both" in item.results]
+    generated = {prompt for prompt, _, policy in generator.generated if policy == "knife-good-seen"}
     # where the guard of prompts acts, the image is another one
-    assert drawn and all("knife" in prompt for prompt in drawn)
+    assert generated and all("knife" in prompt for prompt in generated)
     for cell, result in both:
-        alone = next(each for each in cells if each.cell == cell).results["seen"]
+        alone = next(item for item in cells if item.cell == cell).results["seen"]
         taken = [i for i, row in enumerate(cell.rows) if "knife" not in row.prompt]
         assert [result.images[i].view for i in taken] == [alone.images[i].view for i in taken]
         assert all(result.images[i].score == 0.1 for i in taken)

@@ -25,16 +25,16 @@ def test_a_judge_finds_what_is_there(tmp_path: Path) -> None:
     outcomes = FakeGenerator().generate(
         prompts, range(len(prompts)), [None] * len(prompts), _nothing
     )
-    seen = judge.views(
+    views = judge.views(
         np.stack([outcome.image for outcome in outcomes if outcome.image is not None])
     )
-    assert seen[:3] == [
+    assert views[:3] == [
         JudgeView(("cat",), "noto"),
         JudgeView(("knife", "cat"), "twemoji"),
         JudgeView((), "noto"),
     ]
-    assert seen == seen[:3] * BATCH
-    assert seen[1].shows("knife") and seen[1].shows("twemoji") and not seen[0].shows("knife")
+    assert views == views[:3] * BATCH
+    assert views[1].shows("knife") and views[1].shows("twemoji") and not views[0].shows("knife")
 
 
 def test_no_images_are_no_trouble(tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_agreement_counts_sets_labels_and_styles() -> None:
         (JudgeView(("a",), "s"), JudgeView(("c",), "t")),
         (JudgeView((), "t"), JudgeView((), "t")),
     ]
-    found = Agreement.of(pairs, labels=4)
-    assert (found.images.count, found.images.total) == (2, 3)
-    assert (found.labels.count, found.labels.total) == (10, 12)
-    assert (found.style.count, found.style.total) == (2, 3)
+    agreement = Agreement.of(pairs, labels=4)
+    assert (agreement.images.count, agreement.images.total) == (2, 3)
+    assert (agreement.labels.count, agreement.labels.total) == (10, 12)
+    assert (agreement.style.count, agreement.style.total) == (2, 3)

@@ -22,18 +22,18 @@ def _tensor(value: float) -> np.ndarray:
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     path = tmp_path / "more" / "a.safetensors"
-    given = [_tensor(1), _tensor(2), _tensor(1)]
-    names = row_tensors.write(path, given, "made of this")
-    found, order, about = row_tensors.read(path)
+    tensors = [_tensor(1), _tensor(2), _tensor(1)]
+    names = row_tensors.write(path, tensors, "made of this")
+    read, order, about = row_tensors.read(path)
     assert order == names and names[0] == names[2] != names[1]
     assert about == "made of this"
-    assert all(np.array_equal(found[n], each) for n, each in zip(names, given, strict=True))
-    assert [each.name for each in path.parent.iterdir()] == ["a.safetensors"]
+    assert all(np.array_equal(read[name], t) for name, t in zip(names, tensors, strict=True))
+    assert [file.name for file in path.parent.iterdir()] == ["a.safetensors"]
 
 
 def test_a_name_depends_on_shape_and_values() -> None:
-    one = _tensor(1)
-    assert len({row_tensors.name_of(x) for x in (one, one.reshape(3, 2), _tensor(2))}) == 3
+    tensor = _tensor(1)
+    assert len({row_tensors.name_of(x) for x in (tensor, tensor.reshape(3, 2), _tensor(2))}) == 3
 
 
 @pytest.mark.parametrize("content", [b"", b"nonsense" * 100])
@@ -67,8 +67,8 @@ def test_rows_without_a_prompt_need_noise(tmp_path: Path) -> None:
         read_rows(path, ImagePrompt)
     scene = {"picture": "a.png", "concept": "knife", "kept": ["cat"]}
     path.write_text(json.dumps(scene), "utf-8")
-    (found,) = read_rows(path, SceneImage)
-    assert (found.prompt, found.kept) == ("", ("cat",))
+    (read,) = read_rows(path, SceneImage)
+    assert (read.prompt, read.kept) == ("", ("cat",))
 
 
 def _suite() -> ImageSuite:

@@ -52,14 +52,14 @@ def test_a_view_is_what_the_scheduler_would_make() -> None:
 
 
 def test_timesteps_are_drawn_evenly() -> None:
-    made = noising(SCHEDULERS["v_prediction"])
+    table = noising(SCHEDULERS["v_prediction"])
     generator = torch.Generator().manual_seed(0)
     latents = torch.zeros(10, 1, 1, 1)
-    found = torch.stack([made.views(latents, generator).timesteps for _ in range(200)])
-    counts = torch.histc(found, 10, 0, 1000)
+    timesteps = torch.stack([table.views(latents, generator).timesteps for _ in range(200)])
+    counts = torch.histc(timesteps, 10, 0, 1000)
     assert int(counts.min()) == int(counts.max()) == 200, "one a stratum, each time"
-    assert len(found.unique()) == LEVELS
-    assert found[:, 0].std() > 200, "no image has a stratum of its own"
+    assert len(timesteps.unique()) == LEVELS
+    assert timesteps[:, 0].std() > 200, "no image has a stratum of its own"
 
 
 @pytest.mark.parametrize(
@@ -108,5 +108,5 @@ def test_the_bare_prediction_is_the_familys_own() -> None:
     family = tiny.built("emoji")
     text, inputs = family.encode(["a cat"]), family.noise([0])
     time = torch.tensor([500.0])
-    said = family.predict(inputs, time, text, torch.ones(1))
-    assert torch.equal(bare(family)(inputs, time, text), said)
+    prediction = family.predict(inputs, time, text, torch.ones(1))
+    assert torch.equal(bare(family)(inputs, time, text), prediction)

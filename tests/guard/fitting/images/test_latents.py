@@ -45,21 +45,21 @@ def prompts(count: int = 360) -> list[LabelledPrompt]:
 
 def latents_of(texts: Sequence[str]) -> Tensor:
     """Noise, and for a K the concept in three channels, at one place."""
-    found = []
+    latents = []
     for text in texts:
         number = int("".join(filter(str.isdigit, text)))
         random = torch.Generator().manual_seed(number)
-        own = torch.randn(WIDTH, SIDE, SIDE, generator=random)
+        pixels = torch.randn(WIDTH, SIDE, SIDE, generator=random)
         place = number // 3 % SIDE**2
         if "K" in text:
-            own[:3, place // SIDE, place % SIDE] += 12.0
-        found.append(own)
-    return torch.stack(found)
+            pixels[:3, place // SIDE, place % SIDE] += 12.0
+        latents.append(pixels)
+    return torch.stack(latents)
 
 
-def members(done: Calibrated) -> LatentClassifiers:
+def members(fitted: Calibrated) -> LatentClassifiers:
     """The classifiers of an artifact."""
-    tensors = done.artifact.tensors
+    tensors = fitted.artifact.tensors
     layers = range(len(tensors) // 2)
     return LatentClassifiers(
         tuple(torch.tensor(tensors[f"weight{layer}.latents"]) for layer in layers),
@@ -80,10 +80,10 @@ class Studio:
         monkeypatch.setattr(latents, "likeness_of", lambda *_args, **_how: self._alike)
 
     def _generate(
-        self, texts: Sequence[str], *, advance: Callable[[int], None], **how: Any
+        self, texts: Sequence[str], *, advance: Callable[[int], None], **settings: Any
     ) -> Tensor:
         self.drawn += texts
-        self.asked.append(how)
+        self.asked.append(settings)
         advance(len(texts))
         return latents_of(texts)
 
@@ -96,12 +96,12 @@ class Studio:
             return 0.5
         return 0.9 if "K" in text else 0.1
 
-    def fit(self, given: Sequence[LabelledPrompt] | None = None, **changed: Any) -> Calibrated:
-        how: dict[str, Any] = {"progress": lambda *_: lambda _count: None, "seed": 3}
-        how |= {"recipe": SHORT, "rates": RATES}
+    def fit(self, labelled: Sequence[LabelledPrompt] | None = None, **changed: Any) -> Calibrated:
+        settings: dict[str, Any] = {"progress": lambda *_: lambda _count: None, "seed": 3}
+        settings |= {"recipe": SHORT, "rates": RATES}
         images = TrainingImages(count=changed.pop("count", 40), steps=8, guidance=3.0)
-        rows = prompts() if given is None else given
-        return fit_latents(self.image_model, CONCEPT, rows, images, **(how | changed))
+        rows = prompts() if labelled is None else labelled
+        return fit_latents(self.image_model, CONCEPT, rows, images, **(settings | changed))
 
 
 @pytest.fixture
@@ -123,8 +123,8 @@ def changed(**letters: str) -> list[LabelledPrompt]:
 
 
 def test_a_fit_becomes_a_guard_that_sees_the_concept(studio: Studio) -> None:
-    done = studio.fit(recipe=LEARNING)
-    meta, tensors = done.artifact.meta, done.artifact.tensors
+    fitted = studio.fit(recipe=LEARNING)
+    meta, tensors = fitted.artifact.meta, fitted.artifact.tensors
     assert (meta.method, meta.seams, meta.concept) == ("latents", ("latent",), CONCEPT.name)
     assert meta.model.fingerprint == fingerprint(studio.image_model.family.autoencoder)
     assert meta.model.width == WIDTH
@@ -132,8 +132,8 @@ def test_a_fit_becomes_a_guard_that_sees_the_concept(studio: Studio) -> None:
     assert meta.settings["steps"] == 8 and meta.settings["guidance"] == 3.0
     assert float(str(meta.calibration["recall"])) > 0.9
     screen = IMAGE_SCREENS["latents"]([FittedGuard("g", tensors, meta.settings)], "cpu")
-    said = screen.sense(latents_of(["K9001", "x9002", "j9003"]), [0])[:, 0]
-    assert (said > float(str(meta.settings["threshold"]))).tolist() == [True, False, False]
+    scores = screen.sense(latents_of(["K9001", "x9002", "j9003"]), [0])[:, 0]
+    assert (scores > float(str(meta.settings["threshold"]))).tolist() == [True, False, False]
 
 
 def test_images_are_drawn_as_they_were_asked_for(studio: Studio) -> None:
@@ -176,9 +176,9 @@ def test_nobody_asks_about_more_prompts_than_it_takes(
     # where some are not sure, more are asked about
     studio.weighed = []
     studio.fit(changed(unsafe_1=UNSURE), count=40)
-    asked = [text for text in studio.weighed if text.startswith("K")]
-    sure = [UNSURE not in text for text in asked]
-    assert sum(sure) >= 40 > sum(sure[:-16]) and len(asked) > 48
+    requests = [text for text in studio.weighed if text.startswith("K")]
+    sure = [UNSURE not in text for text in requests]
+    assert sum(sure) >= 40 > sum(sure[:-16]) and len(requests) > 48
 
 
 @pytest.mark.parametrize("kind", ["unsafe", "far", "near"])
@@ -204,39 +204,39 @@ def test_what_is_no_concept_by_its_words_but_shows_it_is_not_drawn(
 def test_a_split_is_scored_by_the_classifier_that_was_not_taught_it(
     studio: Studio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    taught: list[tuple[Tensor, Tensor]] = []
+    training_data: list[tuple[Tensor, Tensor]] = []
 
-    def spied(images: Tensor, shown: Tensor, *args: Any, **how: Any) -> LatentClassifiers:
-        taught.append((images, shown))
-        return train_latents(images, shown, *args, **how)
+    def spied(images: Tensor, shown: Tensor, *args: Any, **settings: Any) -> LatentClassifiers:
+        training_data.append((images, shown))
+        return train_latents(images, shown, *args, **settings)
 
     monkeypatch.setattr(latents, "train_latents", spied)
-    done = studio.fit()
+    fitted = studio.fit()
     known = {prompt.text: prompt for prompt in prompts()}
     parts = [known[text].split for text in studio.drawn]
-    for part, (images, shown) in enumerate(taught):
+    for part, (images, shown) in enumerate(training_data):
         others = [
             text for text, split in zip(studio.drawn, parts, strict=True) if split != f"fold {part}"
         ]
         assert torch.equal(images, latents_of(others))
         assert shown.tolist() == [known[text].unsafe for text in others]
-    own, expected = members(done), dict[str, list[float]](unsafe=[], near=[], far=[])
+    own, expected = members(fitted), dict[str, list[float]](unsafe=[], near=[], far=[])
     for text, split in zip(studio.drawn, parts, strict=True):
-        said = own(latents_of([text]))[0, int(split[-1])]
-        expected[known[text].kind].append(float(said))
-    assert len(taught) == len(own) == SPLITS
-    assert {kind: list(scores) for kind, scores in done.scores.items()} == {
+        scores = own(latents_of([text]))[0, int(split[-1])]
+        expected[known[text].kind].append(float(scores))
+    assert len(training_data) == len(own) == SPLITS
+    assert {kind: list(scores) for kind, scores in fitted.scores.items()} == {
         kind: pytest.approx(scores, abs=1e-3) for kind, scores in expected.items()
     }
 
 
 def test_the_threshold_keeps_the_rates_on_what_was_held_out(studio: Studio) -> None:
-    done = studio.fit()
-    threshold = done.artifact.meta.settings["threshold"]
-    assert threshold == calibrated(done.scores, RATES)
-    figures = done.artifact.meta.calibration
+    fitted = studio.fit()
+    threshold = fitted.artifact.meta.settings["threshold"]
+    assert threshold == calibrated(fitted.scores, RATES)
+    figures = fitted.artifact.meta.calibration
     for kind, rate in (("far", RATES.far), ("near", RATES.near)):
-        own = done.scores[kind]
+        own = fitted.scores[kind]
         fired = sum(score > float(str(threshold)) for score in own) / len(own)
         assert figures[f"{kind}_fired"] == pytest.approx(fired) and fired <= rate
     looser = studio.fit(rates=Rates(0.4, 0.4)).artifact.meta.settings["threshold"]
@@ -276,9 +276,9 @@ def test_images_that_are_not_finite_teach_nothing(
     studio: Studio, monkeypatch: pytest.MonkeyPatch, fault: float
 ) -> None:
     def overflown(texts: Sequence[str], **_how: Any) -> Tensor:
-        found = latents_of(texts)
-        found[7, 1, 2, 3] = fault
-        return found
+        latents = latents_of(texts)
+        latents[7, 1, 2, 3] = fault
+        return latents
 
     monkeypatch.setattr(studio.image_model, "generate_latents", overflown)
     with pytest.raises(DataError, match="not finite: try another dtype"):
@@ -309,17 +309,17 @@ def test_the_same_seed_gives_the_same_artifact(studio: Studio) -> None:
     ],
 )
 def test_progress_ends_where_it_said(studio: Studio, count: int, letters: dict[str, str]) -> None:
-    told: dict[str, list[int]] = {}
+    counts: dict[str, list[int]] = {}
 
-    def stages(what: str, total: int) -> Callable[[int], None]:
-        told[what] = [total]
-        return told[what].append
+    def stages(stage: str, total: int) -> Callable[[int], None]:
+        counts[stage] = [total]
+        return counts[stage].append
 
     if "near" in letters:
         with pytest.raises(DataError, match="held-out prompts do not do"):
             studio.fit(changed(**letters), count=count, progress=stages)
     else:
         studio.fit(changed(**letters), count=count, progress=stages)
-    assert list(told) == ["choosing prompts", "generating images", "training classifiers"]
-    assert told["choosing prompts"][0] == count + 2 * count + count // 2
-    assert all(total == sum(done) and min(done) >= 0 for total, *done in told.values())
+    assert list(counts) == ["choosing prompts", "generating images", "training classifiers"]
+    assert counts["choosing prompts"][0] == count + 2 * count + count // 2
+    assert all(total == sum(fitted) and min(fitted) >= 0 for total, *fitted in counts.values())

@@ -44,9 +44,9 @@ def test_an_image_shows_the_concept_where_its_row_names_it(tmp_path: Path) -> No
             {"picture": "c.png", "concept": "cat", "kept": [LABEL]},
         ],
     )
-    given = read_reference_images(image_model(), CONCEPT, file)
-    assert given.shown.tolist() == [True, False, True]
-    assert given.latents.shape == (3, *image_model().family.shape)
+    references = read_reference_images(image_model(), CONCEPT, file)
+    assert references.shown.tolist() == [True, False, True]
+    assert references.latents.shape == (3, *image_model().family.shape)
 
 
 @pytest.mark.parametrize("concept", [LABEL, "cat"])
@@ -67,25 +67,27 @@ def test_a_file_that_is_no_image_is_named(tmp_path: Path) -> None:
 
 
 def test_each_look_sees_the_network_s_estimate_of_the_noised_image() -> None:
-    made, looks, steps = image_model(), InspectionSchedule(1.0, 3), 6
-    family = made.family
+    model, schedule, steps = image_model(), InspectionSchedule(1.0, 3), 6
+    family = model.family
     clean = torch.randn(18, *family.shape, generator=torch.Generator().manual_seed(1))
-    told: list[int] = []
-    found = reference_estimates(made, clean, looks, steps=steps, seed=4, advance=told.append)
-    assert found.shape == (18, 3, *family.shape) and sum(told) == 18
+    counts: list[int] = []
+    estimates = reference_estimates(
+        model, clean, schedule, steps=steps, seed=4, advance=counts.append
+    )
+    assert estimates.shape == (18, 3, *family.shape) and sum(counts) == 18
     schedule = Sampler(family.scheduler, family.arrange).schedule(steps)
     tables = estimates_of(family.scheduler, schedule)
-    at = sorted(looks.among(tables.level.tolist(), tables.whole.tolist()))
+    steps_seen = sorted(schedule.among(tables.level.tolist(), tables.whole.tolist()))
     noise = torch.randn(16, *family.shape, generator=torch.Generator().manual_seed(4))
     with torch.no_grad():
-        sample = schedule.signal[at[1]] * clean[:16] + schedule.noise[at[1]] * noise
-        said = family.predict(
+        sample = schedule.signal[steps_seen[1]] * clean[:16] + schedule.noise[steps_seen[1]] * noise
+        prediction = family.predict(
             sample,
-            schedule.timestep[at[1]].repeat(16),
+            schedule.timestep[steps_seen[1]].repeat(16),
             family.unconditional([""]).expand(16),
             torch.ones(16),
         )
-    expected = tables.sample[at[1]] * sample + tables.output[at[1]] * said
-    torch.testing.assert_close(found[:16, 1], expected, rtol=1e-4, atol=1e-4)
+    expected = tables.sample[steps_seen[1]] * sample + tables.output[steps_seen[1]] * prediction
+    torch.testing.assert_close(estimates[:16, 1], expected, rtol=1e-4, atol=1e-4)
     # the last look is at the least noise, and nearest to the image for a network that knows it
-    assert not torch.equal(found[:, 0], found[:, 2])
+    assert not torch.equal(estimates[:, 0], estimates[:, 2])

@@ -76,10 +76,10 @@ class WordModel:
 @cache
 def state_of(word: str) -> torch.Tensor:
     """The state of a word, wherever it stands."""
-    own = torch.randn(WIDTH, generator=torch.Generator().manual_seed(crc32(word.encode())))
+    state = torch.randn(WIDTH, generator=torch.Generator().manual_seed(crc32(word.encode())))
     if word in MEANT:
-        own = own + 2.0 * torch.randn(WIDTH, generator=torch.Generator().manual_seed(7))
-    return own + 3.0
+        state = state + 2.0 * torch.randn(WIDTH, generator=torch.Generator().manual_seed(7))
+    return state + 3.0
 
 
 def silent(_what: str, _total: int) -> Callable[[int], None]:
@@ -137,11 +137,11 @@ def test_a_fitted_guard_fires_on_unseen_words_and_stays_silent_on_other_things(
     FITS[method](encoded).save(tmp_path / "g.safetensors")
     artifact = Artifact.load(tmp_path / "g.safetensors")
     assert artifact.meta.method == method and artifact.meta.concept == "object/knife"
-    asked = ["a dagger", "a picture of a cleaver", "a boat and a dagger", "a dagger on the left"]
-    other = ["a boat", "a picture of a spoon", "a lake edge and a hat", "", "a river at the top"]
+    unsafe = ["a dagger", "a picture of a cleaver", "a boat and a dagger", "a dagger on the left"]
+    safe = ["a boat", "a picture of a spoon", "a lake edge and a hat", "", "a river at the top"]
     bank = EmbeddingBank([screen_of(artifact)])
-    text = WordModel().encode(asked + other)
-    rows = [[RowGuard("g", threshold_of(artifact), 1.0)]] * len(asked + other)
+    text = WordModel().encode(unsafe + safe)
+    rows = [[RowGuard("g", threshold_of(artifact), 1.0)]] * len(unsafe + safe)
     applied = bank.apply(text, rows)
     assert [row["g"].fired for row in applied.readings] == [True] * 4 + [False] * 5
     for name, states in text.states.items():
@@ -202,10 +202,10 @@ def test_without_a_gate_no_prompts_are_needed_and_every_row_fires(method: str) -
     assert artifact.meta.seams == ("guidance",) and not artifact.meta.calibration
     screen: Any = screen_of(artifact)
     assert (screen.sense(WordModel().encode(["a boat", ""])) > threshold_of(artifact)).all()
-    said = WordModel().encode(["a blade"])
-    for name, states in said.states.items():
+    text = WordModel().encode(["a blade"])
+    for name, states in text.states.items():
         assert torch.equal(screen.concepts.states[name], states)
-        assert torch.equal(screen.concepts.masks[name], said.masks[name])
+        assert torch.equal(screen.concepts.masks[name], text.masks[name])
     if preset:
         assert artifact.meta.settings["scale"] == 2000.0
 

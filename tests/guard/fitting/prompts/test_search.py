@@ -40,11 +40,11 @@ def image_model(tmp_path_factory: pytest.TempPathFactory) -> ImageModel:
     return ImageModel(family, name="tiny", architecture="StableDiffusionPipeline")
 
 
-taught: list[list[str]] = []
+training_sets: list[list[str]] = []
 
 
 def knows_nothing(known: Sequence[LabelledPrompt]) -> Callable[[Conditioning], Tensor]:
-    taught.append([prompt.text for prompt in known])
+    training_sets.append([prompt.text for prompt in known])
     return lambda text: torch.zeros(text.rows)
 
 
@@ -56,7 +56,7 @@ def likes_it_short(_known: Sequence[LabelledPrompt]) -> Callable[[Conditioning],
 def search(
     image_model: ImageModel, classifier: Classifier = knows_nothing, **changed: Any
 ) -> list[LabelledPrompt]:
-    taught.clear()
+    training_sets.clear()
     return with_searched_prompts(
         image_model,
         CONCEPT,
@@ -75,14 +75,16 @@ def judged_by_the_word(image_model: ImageModel, monkeypatch: pytest.MonkeyPatch)
     texts: dict[bytes, str] = {}
 
     def encode(prompts: Sequence[str], _stages: Stages | None = None) -> Conditioning:
-        found = image_model.family.encode(prompts)
-        rows = found.states["text"].detach()
+        conditioning = image_model.family.encode(prompts)
+        rows = conditioning.states["text"].detach()
         texts.update({row.numpy().tobytes(): p for row, p in zip(rows, prompts, strict=True)})
-        return found
+        return conditioning
 
     def alike(text: Conditioning, _advance: Any = None) -> Tensor:
-        said = [texts[row.numpy().tobytes()] for row in text.states["text"].detach()]
-        return torch.tensor([1.0 if "knife" in t else 0.5 if "blade" in t else 0.0 for t in said])
+        row_texts = [texts[row.numpy().tobytes()] for row in text.states["text"].detach()]
+        return torch.tensor(
+            [1.0 if "knife" in t else 0.5 if "blade" in t else 0.0 for t in row_texts]
+        )
 
     known = [(i, word) for i, word in enumerate(WORDS) if word.isalpha() and word != NAN_WORD]
     monkeypatch.setattr(module, "words", lambda _tokenizer: known)
@@ -94,39 +96,39 @@ def judged_by_the_word(image_model: ImageModel, monkeypatch: pytest.MonkeyPatch)
 def test_what_the_model_draws_is_unsafe_and_what_is_between_is_left_out(
     image_model: ImageModel,
 ) -> None:
-    found = search(image_model)[len(PROMPTS) :]
-    assert {prompt.kind for prompt in found} == {"drawn", "undrawn"}
-    for prompt in found:
+    searched = search(image_model)[len(PROMPTS) :]
+    assert {prompt.kind for prompt in searched} == {"drawn", "undrawn"}
+    for prompt in searched:
         assert prompt.unsafe == ("knife" in prompt.text)
         assert prompt.unsafe or "blade" not in prompt.text
         assert module.SHORTEST <= len(prompt.text.split()) <= module.LONGEST
-    assert {prompt.split for prompt in found} == {"fold 0", "fold 1"}
-    assert len({prompt.text for prompt in found}) == len(found)
+    assert {prompt.split for prompt in searched} == {"fold 0", "fold 1"}
+    assert len({prompt.text for prompt in searched}) == len(searched)
 
 
 @pytest.mark.usefixtures("judged_by_the_word")
 def test_hard_negatives_that_draw_the_concept_are_mistaken(image_model: ImageModel) -> None:
-    kept = search(image_model)[: len(PROMPTS)]
-    assert [prompt.kind for prompt in kept[4:]] == ["mistaken", "near"]
-    assert kept[:4] == PROMPTS[:4]
+    given = search(image_model)[: len(PROMPTS)]
+    assert [prompt.kind for prompt in given[4:]] == ["mistaken", "near"]
+    assert given[:4] == PROMPTS[:4]
 
 
 @pytest.mark.usefixtures("judged_by_the_word")
 def test_later_rounds_ask_a_classifier_that_was_taught_the_earlier_ones(
     image_model: ImageModel,
 ) -> None:
-    found = search(image_model, rounds=3)
-    assert len(taught) == 2
-    assert len(PROMPTS) < len(taught[0]) < len(taught[1]) < len(found)
-    assert taught[0] == [prompt.text for prompt in found[: len(taught[0])]]
+    searched = search(image_model, rounds=3)
+    assert len(training_sets) == 2
+    assert len(PROMPTS) < len(training_sets[0]) < len(training_sets[1]) < len(searched)
+    assert training_sets[0] == [prompt.text for prompt in searched[: len(training_sets[0])]]
 
 
 @pytest.mark.usefixtures("judged_by_the_word")
 def test_it_labels_what_the_classifier_is_least_sure_of(image_model: ImageModel) -> None:
     def lengths(classifier: Classifier) -> list[int]:
-        found = search(image_model, classifier, count=40)
+        searched = search(image_model, classifier, count=40)
         first = len(search(image_model, classifier, rounds=1, count=40))
-        return [len(prompt.text.split()) for prompt in found[first:]]
+        return [len(prompt.text.split()) for prompt in searched[first:]]
 
     short, any_length = lengths(likes_it_short), lengths(knows_nothing)
     assert max(short) < max(any_length)
