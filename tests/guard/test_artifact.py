@@ -51,7 +51,7 @@ def meta(**fields: Any) -> ArtifactMeta:
 
 @given(TENSORS, st.dictionaries(st.text(max_size=5), JSON, max_size=3))
 @settings(max_examples=50, deadline=None)
-def test_what_is_saved_is_loaded(tensors: dict[str, Any], values: dict[str, Any]) -> None:
+def test_a_saved_artifact_can_be_loaded(tensors: dict[str, Any], values: dict[str, Any]) -> None:
     artifact = Artifact(meta(settings=values), tensors)
     with tempfile.TemporaryDirectory() as folder:
         first, second = Path(folder, "a.safetensors"), Path(folder, "b.safetensors")
@@ -195,7 +195,7 @@ def test_a_deeply_nested_header_is_an_error_not_a_crash(tmp_path: Path) -> None:
         Artifact.load(path)
 
 
-def test_other_safetensors_files_are_told_apart(tmp_path: Path) -> None:
+def test_other_safetensors_files_are_recognised(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     path.write_bytes(safetensors.numpy.save({"w": np.ones(2, "f4")}))
     with pytest.raises(ArtifactError, match="no guard"):

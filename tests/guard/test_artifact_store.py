@@ -56,7 +56,7 @@ def test_a_list_is_sorted_by_concept(
     assert [artifact.meta.concept for artifact in store.list()] == ["a", "b"]
 
 
-def test_what_is_not_there_is_said(store: ArtifactStore) -> None:
+def test_a_missing_artifact_is_reported(store: ArtifactStore) -> None:
     assert list(store.list()) == []
     for name in ("nothing", "0" * 64, "../../etc/passwd", ""):
         with pytest.raises(ArtifactError, match="no artifact"):

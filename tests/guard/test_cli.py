@@ -113,7 +113,7 @@ def images(tmp_path: Path, make_artifact: MakeArtifact) -> Path:
     return tmp_path / "config.toml"
 
 
-def test_check_shows_image_models_fallbacks_and_what_methods_were_set_to(images: Path) -> None:
+def test_check_shows_image_models_fallbacks_and_settings_of_methods(images: Path) -> None:
     output = " ".join(run("check", images).stdout.split())
     for words in (
         'Policy knife: refine, on error closed, for anyone, fallback replace by "a banana"',
@@ -125,7 +125,7 @@ def test_check_shows_image_models_fallbacks_and_what_methods_were_set_to(images:
     assert "fallback" not in output.partition("Policy hp:")[2].partition("Policy knife")[0]
 
 
-def test_check_tells_which_policies_are_for_which_model(images: Path) -> None:
+def test_check_shows_which_policies_are_for_which_model(images: Path) -> None:
     meaning = json.loads(run("check", images, "--json").stdout)
     words, emoji = meaning["models"]
     assert (words["policies"], emoji["policies"]) == (["none", "hp", "knife"], ["none", "knife"])
@@ -140,7 +140,7 @@ def test_check_tells_which_policies_are_for_which_model(images: Path) -> None:
 
 
 @pytest.mark.parametrize("may", [True, False])
-def test_check_tells_which_keys_may_bring_embeddings(good: Path, may: bool) -> None:
+def test_check_shows_which_keys_allow_embeddings(good: Path, may: bool) -> None:
     good.write_text(GOOD + f"embeddings = {str(may).lower()}\n", "utf-8")
     meaning = json.loads(run("check", good, "--json").stdout)
     assert meaning["keys"][0]["embeddings"] is may
@@ -148,12 +148,12 @@ def test_check_tells_which_keys_may_bring_embeddings(good: Path, may: bool) -> N
     assert "own" in keys and ("yes" in keys) is may
 
 
-def test_check_tells_a_policy_that_nobody_may_ask_for(good: Path) -> None:
+def test_check_shows_a_policy_that_no_key_may_use(good: Path) -> None:
     good.write_text(GOOD.replace('policies = ["none"]', ""), "utf-8")
     assert "Policy none: no guards, for no key" in run("check", good).stdout
 
 
-def test_check_without_keys_lets_anyone_ask(tmp_path: Path) -> None:
+def test_check_without_keys_shows_anyone(tmp_path: Path) -> None:
     (tmp_path / "config.toml").touch()
     assert "Policy none: no guards, for anyone" in run("check", tmp_path / "config.toml").stdout
 
@@ -171,7 +171,9 @@ def test_check_prints_one_line_for_each_problem_and_fails(tmp_path: Path) -> Non
     assert len(json.loads(result.stdout)["problems"]) == 18
 
 
-def test_inspect_prints_what_an_artifact_holds(tmp_path: Path, make_artifact: MakeArtifact) -> None:
+def test_inspect_prints_the_contents_of_an_artifact(
+    tmp_path: Path, make_artifact: MakeArtifact
+) -> None:
     path = tmp_path / "a.safetensors"
     settings = {"threshold": 0.5, "note": "\x1b[31m [bold]not markup"}
     made = make_artifact(settings=settings)
@@ -190,7 +192,7 @@ def test_inspect_prints_what_an_artifact_holds(tmp_path: Path, make_artifact: Ma
     }
 
 
-def test_inspect_fails_on_what_is_no_artifact(tmp_path: Path) -> None:
+def test_inspect_fails_on_other_files(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"\x80\x04rubbish")
     for name in (tmp_path / "x", "missing.safetensors", "no-such-name", tmp_path):
         result = run("inspect", name)
@@ -275,7 +277,7 @@ def test_commands_of_other_packages_are_found(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("error", [RuntimeError("oops"), OSError(5, "io"), RecursionError("deep")])
-def test_the_unexpected_is_a_line_too(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+def test_an_unexpected_error_is_one_line(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     failing(monkeypatch, error)
     result = run("extra")
     assert result.exit_code == 1
@@ -283,7 +285,7 @@ def test_the_unexpected_is_a_line_too(monkeypatch: pytest.MonkeyPatch, error: Ex
     assert "GUARD_DEBUG" in result.stderr
 
 
-def test_a_command_whose_extra_is_missing_takes_no_other_down(
+def test_a_command_whose_extra_is_missing_breaks_no_other(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with_command(monkeypatch, "serve", "no_such_package.cli:app")
@@ -313,7 +315,7 @@ assert not heavy, heavy
     subprocess.run([sys.executable, "-c", program, str(good)], check=True, timeout=60)
 
 
-def test_a_package_that_is_missing_at_work_is_named(
+def test_a_package_that_is_missing_during_a_command_is_named(
     monkeypatch: pytest.MonkeyPatch, good: Path
 ) -> None:
     def load(path: Path) -> None:

@@ -91,7 +91,7 @@ def problems(folder: Path, text: str | bytes) -> list[str]:
     return list(error.value.problems)
 
 
-def test_a_good_file_is_read_with_paths_from_its_own_folder(
+def test_a_valid_file_is_read_with_paths_relative_to_its_folder(
     tmp_path: Path, make_artifact: MakeArtifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_artifact().save(tmp_path / "hp.safetensors")
@@ -112,7 +112,7 @@ def test_a_good_file_is_read_with_paths_from_its_own_folder(
         config.server.port = 1
 
 
-def test_who_may_bring_embeddings_is_said_at_the_keys_or_by_a_server_without(
+def test_embeddings_are_allowed_by_keys_or_by_a_server_without_keys(
     tmp_path: Path, make_artifact: MakeArtifact
 ) -> None:
     make_artifact().save(tmp_path / "hp.safetensors")
@@ -135,7 +135,7 @@ def test_an_empty_file_is_an_open_server_without_guards(tmp_path: Path) -> None:
     assert (config.server.host, config.server.port, config.keys) == ("127.0.0.1", 8000, ())
 
 
-def test_all_faults_are_told_at_once_each_with_its_line(tmp_path: Path) -> None:
+def test_all_faults_are_reported_at_once_with_their_lines(tmp_path: Path) -> None:
     (tmp_path / "damaged.safetensors").write_bytes(b"rubbish")
     faults = problems(tmp_path, BAD)
     expected = [
@@ -205,7 +205,7 @@ replacement = "a banana"
 """
 
 
-def test_what_does_not_go_with_a_models_kind_is_told(
+def test_settings_for_another_kind_of_model_are_reported(
     tmp_path: Path, make_artifact: MakeArtifact
 ) -> None:
     make_artifact().save(tmp_path / "words.safetensors")
@@ -266,7 +266,9 @@ def test_an_api_key_in_place_of_its_hash_is_not_repeated(tmp_path: Path) -> None
         ("\n[policies.'a b']\n", 2),
     ],
 )
-def test_one_fault_is_told_with_its_line(tmp_path: Path, text: str | bytes, line: int) -> None:
+def test_a_single_fault_is_reported_with_its_line(
+    tmp_path: Path, text: str | bytes, line: int
+) -> None:
     faults = problems(tmp_path, text)
     assert len(faults) == 1
     assert faults[0].startswith(f"line {line}: ")

@@ -38,6 +38,6 @@ def test_the_same_samples_give_the_same_interval() -> None:
     assert bootstrap(samples, _mean) == bootstrap(samples, _mean)
 
 
-def test_a_share_is_told_with_its_interval() -> None:
+def test_a_share_is_printed_with_its_interval() -> None:
     assert str(Share(81, 263)) == "30.8% (81/263; 25.5% to 36.6%)"
     assert str(Share(0, 0)) == "-"

@@ -20,7 +20,7 @@ def image_model() -> ImageModel:
     return ImageModel(tiny.built("emoji"), name="tiny", architecture="StableDiffusionPipeline")
 
 
-def test_each_prompt_is_drawn_with_the_seed_behind_the_one_before(image_model: ImageModel) -> None:
+def test_prompts_have_consecutive_seeds(image_model: ImageModel) -> None:
     counts: list[int] = []
     latents = image_model.generate_latents(
         PROMPTS, steps=3, guidance=2.0, seed=40, advance=counts.append
@@ -37,7 +37,7 @@ def test_each_prompt_is_drawn_with_the_seed_behind_the_one_before(image_model: I
     assert not torch.allclose(latents[0], latents[3], atol=1e-1)
 
 
-def test_steps_and_guidance_are_those_asked_for(image_model: ImageModel) -> None:
+def test_steps_and_guidance_are_those_of_the_call(image_model: ImageModel) -> None:
     plain = image_model.generate_latents(["a knife"], steps=3, guidance=2.0)
     others = [
         image_model.generate_latents(["a knife"], steps=s, guidance=g)
@@ -46,14 +46,14 @@ def test_steps_and_guidance_are_those_asked_for(image_model: ImageModel) -> None
     assert all(not torch.allclose(plain, other, atol=1e-3) for other in others)
 
 
-def test_its_latents_can_be_taught_from(image_model: ImageModel) -> None:
+def test_latents_can_be_trained_on(image_model: ImageModel) -> None:
     latents = image_model.generate_latents(PROMPTS[:2], steps=1, guidance=1.0)
     assert not latents.is_inference() and not latents.requires_grad
     assert latents.device.type == "cpu"
 
 
 @pytest.mark.parametrize("name", ["emoji", "flux", "wan"])
-def test_latents_come_in_their_channels_and_places(name: str) -> None:
+def test_latents_have_the_shape_of_the_family(name: str) -> None:
     family = tiny.built(name)
     latents = ImageModel(family, name="tiny", architecture="").generate_latents(
         ["a cat"], steps=1, guidance=1.0
@@ -62,7 +62,7 @@ def test_latents_come_in_their_channels_and_places(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["emoji", "flux"])
-def test_an_artifact_says_which_autoencoder_it_is_of(name: str) -> None:
+def test_an_artifact_names_its_autoencoder(name: str) -> None:
     image_model = ImageModel(tiny.built(name), name="tiny", architecture="Pipeline")
     fitted = image_model.fitted_autoencoder()
     assert fitted.fingerprint == fingerprint(image_model.family.pipeline.vae)

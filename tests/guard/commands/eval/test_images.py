@@ -88,7 +88,7 @@ def test_images_writes_its_report_and_goes_on(folder: Path, tmp_path: Path) -> N
     assert (tmp_path / "tiny.results.jsonl").read_text("utf-8") == lines
 
 
-def test_a_short_run_plays_a_part(folder: Path, tmp_path: Path) -> None:
+def test_options_narrow_a_run(folder: Path, tmp_path: Path) -> None:
     options = ("--methods", "guide", "--concepts", "knife", "--images", "2", "--steps", "1")
     result = _run(folder, "images", "--out", str(tmp_path), *options, "--json")
     assert result.exit_code == 0, result.output
@@ -105,7 +105,7 @@ def test_the_first_name_of_the_command_still_goes(folder: Path, tmp_path: Path) 
     assert (tmp_path / "tiny.pictures.json").exists() and (tmp_path / "tiny.pictures.html").exists()
 
 
-def test_bare_plays_what_has_no_concept(folder: Path, tmp_path: Path) -> None:
+def test_bare_runs_on_prompts_without_a_concept(folder: Path, tmp_path: Path) -> None:
     result = _run(folder, "bare", "--out", str(tmp_path))
     assert result.exit_code == 0, result.output
     report = json.loads((tmp_path / "tiny.bare.json").read_text("utf-8"))
@@ -117,7 +117,7 @@ def test_bare_plays_what_has_no_concept(folder: Path, tmp_path: Path) -> None:
     ("options", "named"),
     [(("--methods", "lost"), "no lost"), (("--concepts", "cat"), "no cat")],
 )
-def test_what_is_not_there_is_named(
+def test_unknown_names_are_reported(
     folder: Path, tmp_path: Path, options: tuple[str, ...], named: str
 ) -> None:
     result = _run(folder, "images", "--out", str(tmp_path), *options)

@@ -98,7 +98,7 @@ def _names(folder: Path, ending: str) -> set[str]:
     return {path.stem for path in (folder / "attacks").glob(f"*.{ending}")}
 
 
-def test_all_five_are_made_played_and_told_and_go_on(folder: Path, tmp_path: Path) -> None:
+def test_all_five_scenarios_are_made_evaluated_and_continued(folder: Path, tmp_path: Path) -> None:
     result = _run(folder, "--out", str(tmp_path))
     assert result.exit_code == 0, result.output
     report = json.loads((tmp_path / "suite.m-erasure.json").read_text("utf-8"))
@@ -130,7 +130,7 @@ def test_all_five_are_made_played_and_told_and_go_on(folder: Path, tmp_path: Pat
     assert (tmp_path / "suite.results.jsonl").read_text("utf-8") == lines
 
 
-def test_attacks_are_rows_that_the_images_suite_plays(folder: Path, tmp_path: Path) -> None:
+def test_the_images_suite_runs_on_rows_of_attacks(folder: Path, tmp_path: Path) -> None:
     options = ("--scenarios", "learned-black-box,inverted-black-box")
     assert _run(folder, "--out", str(tmp_path), *options).exit_code == 0
     assert {"learned-black-box-knife-0", "learned-black-box-knife-1"} <= _names(folder, "jsonl")
@@ -153,7 +153,7 @@ def test_attacks_are_rows_that_the_images_suite_plays(folder: Path, tmp_path: Pa
     assert result.exit_code == 0, result.output
 
 
-def test_what_guards_do_alike_is_searched_once(
+def test_methods_with_the_same_effect_share_a_search(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     searched: list[int] = []
@@ -179,7 +179,7 @@ def test_what_guards_do_alike_is_searched_once(
     assert noise[1] == noise[2] != noise[0]
 
 
-def test_text_prompts_have_a_number_of_their_own(folder: Path, tmp_path: Path) -> None:
+def test_the_number_of_text_prompts_is_separate(folder: Path, tmp_path: Path) -> None:
     (folder / "short.toml").write_text(SUITE.replace("images = 3", "images = 3\ntext = 1"))
     options = ("--out", str(tmp_path), "--scenarios", "text", "--methods", "nearest", "--json")
     result = _run(folder, *options, suite="short.toml")
@@ -187,7 +187,7 @@ def test_text_prompts_have_a_number_of_their_own(folder: Path, tmp_path: Path) -
     assert "/2;" in json.loads(result.stdout)["methods"]["bare"]["reproduced"]["text"]
 
 
-def test_what_an_attack_was_made_of_decides_whether_it_holds(folder: Path, tmp_path: Path) -> None:
+def test_an_attack_is_made_again_when_its_settings_change(folder: Path, tmp_path: Path) -> None:
     options = ("--out", str(tmp_path), "--scenarios", "learned-black-box", "--methods", "nearest")
     assert _run(folder, *options).exit_code == 0
     path = folder / "attacks" / "learned-black-box-knife-0.safetensors"

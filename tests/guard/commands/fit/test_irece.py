@@ -37,7 +37,7 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
 fit = partial(concept_fits.fit, "irece")
 
 
-def test_a_policy_takes_the_artifact_and_breaks_what_it_finds(
+def test_a_policy_uses_the_artifact_and_breaks_the_concept(
     tmp_path: Path, model: tuple[Path, Family]
 ) -> None:
     folder, family = model
@@ -95,7 +95,7 @@ def test_a_policy_takes_the_artifact_and_breaks_what_it_finds(
         ((*OPTIONS, *RATES[:2], "--near-fpr", "0.001"), {}, "needs 999"),
     ],
 )
-def test_what_does_not_hold_is_said_in_one_line(
+def test_a_fault_is_reported_in_one_line(
     tmp_path: Path,
     model: tuple[Path, Family],
     options: tuple[str, ...],
@@ -114,7 +114,7 @@ def test_a_name_that_is_no_artifacts_is_refused_before_a_model_is_loaded(tmp_pat
     assert result.exit_code == 1 and "ends in .safetensors" in result.stderr
 
 
-def test_a_denoiser_that_is_sure_of_no_prompt_is_told_of(
+def test_a_denoiser_that_is_sure_of_no_prompt_is_reported(
     tmp_path: Path, model: tuple[Path, Family], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(latents, "DRAWN", math.inf)

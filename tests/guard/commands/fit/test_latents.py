@@ -55,14 +55,16 @@ def test_an_artifact_is_written_that_a_policy_of_the_model_takes(
     assert plans.finished.names == ("look",) and plans["p"].screens and not plans["p"].refuses
 
 
-def test_without_json_it_says_what_was_held_out(tmp_path: Path, model: tuple[Path, Family]) -> None:
+def test_without_json_held_out_figures_are_printed(
+    tmp_path: Path, model: tuple[Path, Family]
+) -> None:
     result = fit(tmp_path, model[0], *OPTIONS, *RATES)
     assert result.exit_code == 0, result.output
     assert "held-out images" in result.stdout and "recall" in result.stdout
     assert result.stdout.splitlines()[-1] == f"wrote {tmp_path / 'g.safetensors'}"
 
 
-def test_a_style_cannot_be_taught_by_what_is_drawn_without_it(tmp_path: Path) -> None:
+def test_a_style_is_refused(tmp_path: Path) -> None:
     result = fit(tmp_path, "nowhere", concept=CONCEPT | {"ending": True})
     assert result.exit_code == 1 and "is a style" in result.stderr
     assert not (tmp_path / "g.safetensors").exists()
@@ -76,7 +78,7 @@ def test_a_style_cannot_be_taught_by_what_is_drawn_without_it(tmp_path: Path) ->
         ((*OPTIONS, "--fpr", "0.001"), "g.safetensors", "needs 999"),
     ],
 )
-def test_what_does_not_hold_is_said_in_one_line(
+def test_a_fault_is_reported_in_one_line(
     tmp_path: Path, model: tuple[Path, Family], options: tuple[str, ...], out: str, message: str
 ) -> None:
     result = fit(tmp_path, "nowhere" if out == "g.pt" else model[0], *options, out=out)

@@ -61,7 +61,7 @@ def test_an_artifact_and_its_report_are_written(model: Path, data: Path, tmp_pat
     assert "text/letters" in (tmp_path / "s.report.html").read_text("utf-8")
 
 
-def test_without_json_the_figures_are_shown(model: Path, data: Path, tmp_path: Path) -> None:
+def test_without_json_the_figures_are_printed(model: Path, data: Path, tmp_path: Path) -> None:
     result = fit(model, data, tmp_path / "s.safetensors", "--hold-out", HELD[0])
     assert result.exit_code == 0, result.output
     assert "held-out texts that fire" in result.stdout and "bad-elsewhere" in result.stdout
@@ -75,9 +75,7 @@ def test_without_json_the_figures_are_shown(model: Path, data: Path, tmp_path: P
         ('{"text": "a", "unsafe": true, "source": "x"}', "s.safetensors", "no text encoder"),
     ],
 )
-def test_what_does_not_hold_is_said_in_one_line(
-    tmp_path: Path, row: str, out: str, message: str
-) -> None:
+def test_a_fault_is_reported_in_one_line(tmp_path: Path, row: str, out: str, message: str) -> None:
     data, model = tmp_path / "d.jsonl", tmp_path / "model"
     data.write_text(row, "utf-8")
     model.mkdir()

@@ -35,7 +35,7 @@ def fitted(folder: Path, model: Path, *options: str) -> tuple[Artifact, dict[str
     return Artifact.load(out), json.loads(result.stdout)
 
 
-def test_a_negative_prompt_guard_draws_what_the_request_s_own_negative_prompt_would(
+def test_a_negative_prompt_guard_acts_as_the_negative_prompt_of_a_request(
     tmp_path: Path, model: tuple[Path, Family]
 ) -> None:
     folder, family = model
@@ -62,9 +62,7 @@ def test_a_negative_prompt_guard_draws_what_the_request_s_own_negative_prompt_wo
     assert np.array_equal(beside, bare[1])
 
 
-def test_safe_guidance_keeps_the_preset_asked_for(
-    tmp_path: Path, model: tuple[Path, Family]
-) -> None:
+def test_safe_guidance_has_the_requested_preset(tmp_path: Path, model: tuple[Path, Family]) -> None:
     options = ("safe-guidance", "--preset", "max", "--phrase", "a blade")
     artifact, report = fitted(tmp_path, model[0], *options)
     settings = artifact.meta.settings
@@ -89,7 +87,9 @@ def test_an_artifact_s_name_is_checked_before_a_model_is_loaded(tmp_path: Path) 
     assert result.exit_code == 1 and "ends in .safetensors" in result.stderr
 
 
-def test_uce_is_fitted_with_what_was_asked_for(tmp_path: Path, model: tuple[Path, Family]) -> None:
+def test_uce_is_fitted_with_the_requested_settings(
+    tmp_path: Path, model: tuple[Path, Family]
+) -> None:
     options = ("uce", "--instead", "a dog", "--keep", "0.5", "--ridge", "2", "--rank", "1")
     artifact, report = fitted(tmp_path, model[0], *options)
     settings = artifact.meta.settings
@@ -99,7 +99,7 @@ def test_uce_is_fitted_with_what_was_asked_for(tmp_path: Path, model: tuple[Path
     assert settings["gated"] is False and report["calibration"] == {}
 
 
-def test_a_gated_uce_has_a_threshold_of_its_own(tmp_path: Path, model: tuple[Path, Family]) -> None:
+def test_a_gated_uce_has_a_threshold(tmp_path: Path, model: tuple[Path, Family]) -> None:
     options = ("uce", "--gated", "--count", "100", "--fpr", "0.5", "--near-fpr", "0.5")
     artifact, _ = fitted(tmp_path, model[0], *options)
     assert artifact.meta.settings["gated"] is True and artifact.meta.settings["instead"] == ""

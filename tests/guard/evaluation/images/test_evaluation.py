@@ -204,7 +204,7 @@ def test_images_of_changed_guards_are_generated_again(tmp_path: Path) -> None:
     assert len(changed.generated) > 20
 
 
-def test_progress_ends_where_it_said(tmp_path: Path) -> None:
+def test_progress_reaches_its_totals(tmp_path: Path) -> None:
     progress = _Progress()
     stages: Stages = progress  # type: ignore[assignment]
     for _ in range(2):  # generated, then read from the file

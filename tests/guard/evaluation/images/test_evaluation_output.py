@@ -104,14 +104,14 @@ def test_a_replaced_image_is_judged_on_the_replacement(cells: list[EvaluatedCell
     assert figures.kept_ratio(cells, "redrawn").value == 0.0
 
 
-def test_what_is_the_same_is_judged_by_its_own_image(cells: list[EvaluatedCell]) -> None:
+def test_unchanged_images_are_judged_too(cells: list[EvaluatedCell]) -> None:
     clean = fields_of(cells, "seen", "clean")
     assert clean["same"] == [True, True, True, False]
     views = [item and item.concepts for item in clean["view"]]  # type: ignore[attr-defined]
     assert views == [("cat",), ("car",), ("cat",), None]
 
 
-def test_every_image_that_was_drawn_is_counted(
+def test_every_generated_image_is_counted(
     cells: list[EvaluatedCell], generator: FakeGenerator
 ) -> None:
     counted = sum(item.results["seen"].generated for item in cells)
@@ -136,14 +136,14 @@ def test_bits_are_compared_and_nothing_is_equal_to_no_image(tmp_path: Path) -> N
     assert figures.verified(wavering, "good").value == 1.0
 
 
-def test_progress_ends_where_it_said(tmp_path: Path) -> None:
+def test_progress_reaches_its_totals(tmp_path: Path) -> None:
     progress = _Progress()
     evaluation = _evaluation(tmp_path, FakeGenerator(), methods=METHODS, verify=2)[1]
     evaluation.run(prompts(), progress)  # type: ignore[arg-type]
     assert [total for _, total in progress.stages] == progress.done
 
 
-def test_the_report_shows_what_there_is_to_show(cells: list[EvaluatedCell]) -> None:
+def test_the_report_shows_blocked_images(cells: list[EvaluatedCell]) -> None:
     page = ImageReport(cells, "good", len(CONCEPTS)).page("Pictures", "today")
     assert "blocked" in page and page.count("data:image/webp;base64,") >= 4
 
@@ -167,7 +167,7 @@ def test_methods_with_the_same_guards_of_images_share_images(
     )
 
 
-def test_only_what_lies_outside_of_the_mask_counts() -> None:
+def test_only_pixels_outside_of_the_mask_count() -> None:
     bare = np.zeros((8, 8, 3), np.uint8)
     image, mask = bare.copy(), np.zeros((4, 4), np.float32)
     mask[0, 1] = 0.2

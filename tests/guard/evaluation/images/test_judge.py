@@ -17,7 +17,7 @@ def _nothing(_count: int) -> None:
     pass
 
 
-def test_a_judge_finds_what_is_there(tmp_path: Path) -> None:
+def test_a_judge_recognises_concepts_and_styles(tmp_path: Path) -> None:
     judge = Judge(judge_file(tmp_path / "judge.onnx"))
     assert judge.concepts == CONCEPTS
     assert judge.knows("twemoji") and judge.knows("cat") and not judge.knows("dog")
@@ -48,7 +48,7 @@ def test_images_of_another_size_are_refused(tmp_path: Path) -> None:
         judge.views(np.zeros((1, 16, 16, 3), np.uint8))
 
 
-def test_what_is_no_judge_is_told_by_name(tmp_path: Path) -> None:
+def test_a_file_that_is_no_judge_is_named(tmp_path: Path) -> None:
     path = tmp_path / "x.onnx"
     with pytest.raises(DataError, match=r"x\.onnx: cannot be read"):
         Judge(path)

@@ -81,7 +81,7 @@ def _rows(kind: str, count: int, concept: str = "knife") -> list[ImagePrompt]:
     return [ImagePrompt(prompt=f"p{i}", concept=concept, kind=kind) for i in range(count)]
 
 
-def test_attacks_are_played_by_those_that_are_named() -> None:
+def test_attacks_run_on_the_methods_that_are_named() -> None:
     fields = {"model": "m", "judge": Path("j"), "prompts": (), "ours": "a"}
     methods = {"a": "p", "b": "q"}
     suite = ImageSuite.model_validate(fields | {"methods": methods, "attacked": ["b"]})
@@ -101,7 +101,7 @@ def test_cells_hold_the_first_prompts_and_their_places_as_seeds() -> None:
     assert [row.prompt for cell in suite_cells for row in cell.rows] == [f"p{i}" for i in range(50)]
 
 
-def test_silent_kinds_and_bare_prompts_have_their_own_limits() -> None:
+def test_silent_kinds_and_bare_prompts_have_other_limits() -> None:
     rows = [*_rows("clean", 90), *_rows("single", 30, concept="")]
     suite_cells = cells(rows, _suite(images=2, bare_images=20))
     assert sum(len(cell.rows) for cell in suite_cells if cell.silent) == 90

@@ -30,7 +30,7 @@ def noising(scheduler: Any) -> Noising:
     return Noising(family)
 
 
-def test_a_view_is_what_the_scheduler_would_make() -> None:
+def test_a_view_is_the_schedulers() -> None:
     """Same noise, same timesteps: the inputs and the goals agree for each prediction type."""
     latents = torch.randn(16, 4, 2, 2, generator=torch.Generator().manual_seed(9))
     views = {
@@ -51,7 +51,7 @@ def test_a_view_is_what_the_scheduler_would_make() -> None:
     assert views["epsilon"].truth.std() == pytest.approx(1.0, abs=0.1)
 
 
-def test_timesteps_are_drawn_evenly() -> None:
+def test_timesteps_are_sampled_evenly() -> None:
     table = noising(SCHEDULERS["v_prediction"])
     generator = torch.Generator().manual_seed(0)
     latents = torch.zeros(10, 1, 1, 1)
@@ -69,7 +69,7 @@ def test_timesteps_are_drawn_evenly() -> None:
         FlowMatchEulerDiscreteScheduler(shift=3.0),
     ],
 )
-def test_views_for_other_schedulers_follow_from_their_own_levels(scheduler: Any) -> None:
+def test_views_follow_from_the_levels_of_the_scheduler(scheduler: Any) -> None:
     latents = torch.randn(8, 4, 2, 2, generator=torch.Generator().manual_seed(9))
     views = noising(scheduler).views(latents, torch.Generator().manual_seed(1))
     if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
@@ -84,7 +84,7 @@ def test_views_for_other_schedulers_follow_from_their_own_levels(scheduler: Any)
     assert noise.std() == pytest.approx(1.0, abs=0.1)
 
 
-def test_the_loss_is_the_mean_squared_error_of_what_is_predicted() -> None:
+def test_the_loss_is_the_mean_squared_error_of_the_prediction() -> None:
     nothing = torch.zeros(2, 1)
     views = Views(
         inputs=nothing,
@@ -104,7 +104,7 @@ def test_the_loss_is_the_mean_squared_error_of_what_is_predicted() -> None:
 
 
 @torch.no_grad()
-def test_the_bare_prediction_is_the_familys_own() -> None:
+def test_the_bare_prediction_is_the_familys() -> None:
     family = tiny.built("emoji")
     text, inputs = family.encode(["a cat"]), family.noise([0])
     time = torch.tensor([500.0])

@@ -52,7 +52,7 @@ def test_the_loss_falls_and_no_weight_moves(family: Family) -> None:
     assert all(p.grad is None for p in family.denoiser.parameters())
 
 
-def test_the_denoisers_own_slope_makes_its_loss_fall() -> None:
+def test_the_denoisers_gradient_lowers_its_loss() -> None:
     """On one image, over and over, under a model that was taught what it should say."""
     family = tiny.built("emoji")
     (sample,) = latents(family, 1)
@@ -84,7 +84,7 @@ def test_it_begins_as_a_word_or_as_words_of_the_vocabulary(family: Family) -> No
     assert not torch.equal(sampled, again)
 
 
-def test_another_prediction_is_asked_in_place_of_the_bare_one(family: Family) -> None:
+def test_another_loss_replaces_the_bare_one(family: Family) -> None:
     row_counts: list[int] = []
 
     def predict(inputs: Tensor, timesteps: Tensor, text: Conditioning) -> Tensor:
@@ -95,7 +95,7 @@ def test_another_prediction_is_asked_in_place_of_the_bare_one(family: Family) ->
     assert row_counts == [4, 4, 4]
 
 
-def test_progress_is_told(family: Family) -> None:
+def test_progress_is_reported(family: Family) -> None:
     counts: list[object] = []
 
     def stages(stage: str, total: int) -> Callable[[int], None]:
@@ -106,7 +106,7 @@ def test_progress_is_told(family: Family) -> None:
     assert counts == [3, 1, 1, 1]
 
 
-def test_what_cannot_be_learned_on_is_refused(family: Family) -> None:
+def test_unsupported_models_are_refused(family: Family) -> None:
     with pytest.raises(DataError, match="images"):
         learn(family, latents(family)[:0], FEW)
     with pytest.raises(DataError, match="no token"):

@@ -82,7 +82,7 @@ def test_the_report_has_the_figures_and_the_page_shows_them() -> None:
     assert "object/knife" in as_page(fitted)
 
 
-def test_searched_prompts_are_taught_and_told_but_have_no_say_in_the_threshold(
+def test_searched_prompts_are_trained_on_and_reported_but_do_not_set_the_threshold(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     prompts = toy_prompts()
@@ -127,14 +127,14 @@ def test_unsafe_prompts_without_partners_are_an_error() -> None:
         fit([replace(prompt, partner="") for prompt in toy_prompts()])
 
 
-def test_it_descends_to_what_safe_prompts_score() -> None:
+def test_it_descends_to_the_scores_of_safe_prompts() -> None:
     fitted = fit(toy_prompts())
     target = float(str(fitted.artifact.meta.settings["target"]))
     under = sum(score < target for score in fitted.scores["far"]) / len(fitted.scores["far"])
     assert under == pytest.approx(Descent().depth, abs=0.02)
 
 
-def test_it_leads_to_what_is_to_be_drawn_instead() -> None:
+def test_it_leads_to_the_replacements() -> None:
     prompts = toy_prompts()
     # a tenth of the safe partners, and they alone
     chosen = {prompt.partner for prompt in prompts if prompt.partner.endswith("1")}
@@ -144,7 +144,7 @@ def test_it_leads_to_what_is_to_be_drawn_instead() -> None:
     assert known == {tuple(row) for row in read.numpy().round(4).tolist()}
 
 
-def test_every_split_but_train_is_scored_by_a_head_that_was_not_taught_it() -> None:
+def test_every_split_but_train_is_scored_by_a_head_that_was_not_trained_on_it() -> None:
     prompts = toy_prompts()
     fitted = fit(prompts)
     assert fitted.artifact.tensors["queries.text"].shape[0] == 2

@@ -151,7 +151,7 @@ def studio(monkeypatch: pytest.MonkeyPatch) -> Studio:
     return Studio(monkeypatch)
 
 
-def test_a_fit_becomes_a_guard_that_finds_the_place(studio: Studio) -> None:
+def test_a_fit_becomes_a_guard_that_localizes_the_concept(studio: Studio) -> None:
     fitted = studio.fit(recipe=LEARNING)
     meta, tensors = fitted.artifact.meta, fitted.artifact.tensors
     assert (meta.method, meta.seams) == ("irece", ("attention", "latent"))
@@ -172,7 +172,7 @@ def test_a_fit_becomes_a_guard_that_finds_the_place(studio: Studio) -> None:
     assert tensors["weight0.latents"].shape[0] == FOLDS and votes.shape[:2] == (3, 1)
 
 
-def test_it_looks_from_when_there_is_something_to_be_seen(studio: Studio) -> None:
+def test_the_first_inspection_is_where_the_concept_is_visible(studio: Studio) -> None:
     fitted = studio.fit(recipe=LEARNING)
     windows: Any = fitted.artifact.meta.calibration["windows"]
     assert [window["first_look"] for window in windows] == [0, 1, 2, 3]
@@ -187,14 +187,14 @@ def test_it_looks_from_when_there_is_something_to_be_seen(studio: Studio) -> Non
     assert early[0]["recall"] >= max(window["recall"] for window in early) - 0.01
 
 
-def test_only_the_concepts_images_are_asked_for_places(studio: Studio) -> None:
+def test_attention_is_recorded_for_images_of_the_concept_only(studio: Studio) -> None:
     studio.fit()
     (shown, reads), (plain, none) = studio.recorded
     assert reads == len(HEADS) and none == 0
     assert all("K" in text for text in shown) and not any("K" in text for text in plain)
 
 
-def test_a_trial_is_judged_by_who_was_not_taught_it(studio: Studio) -> None:
+def test_a_trial_is_judged_by_a_classifier_that_was_not_trained_on_it(studio: Studio) -> None:
     studio.fit()
     fold = {prompt.text: prompt.split for prompt in prompts()}
     texts = {text for _, part in studio.generated for text in part}
@@ -207,7 +207,7 @@ def test_a_trial_is_judged_by_who_was_not_taught_it(studio: Studio) -> None:
 
 
 @pytest.mark.parametrize("expected", REPLACEMENTS)
-def test_the_replacement_is_the_one_under_which_it_is_gone(studio: Studio, expected: str) -> None:
+def test_the_replacement_is_the_one_that_removes_the_concept(studio: Studio, expected: str) -> None:
     studio.fades = {name: 0.0 if name == expected else 1.0 for name in REPLACEMENTS}
     fitted = studio.fit(recipe=LEARNING)
     assert fitted.artifact.meta.settings["replacement"] == expected
@@ -220,7 +220,7 @@ def test_the_replacement_is_the_one_under_which_it_is_gone(studio: Studio, expec
     assert fitted.artifact.meta.settings["looks"] == least["looks"]
 
 
-def test_a_fold_that_shows_none_judges_none(studio: Studio) -> None:
+def test_a_fold_without_the_concept_is_no_judge(studio: Studio) -> None:
     labelled = [p for p in prompts() if p.kind != "unsafe" or p.split != "fold 0"]
     fitted = studio.fit(labelled, recipe=LEARNING)
     fold = {prompt.text: prompt.split for prompt in prompts()}
@@ -257,7 +257,7 @@ def test_too_few_images_for_a_rate_are_an_error(studio: Studio, rates: Rates) ->
     assert studio.generated == []
 
 
-def test_images_that_are_not_finite_teach_nothing(
+def test_images_that_are_not_finite_are_refused(
     studio: Studio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def spoilt(*args: Any, **settings: Any) -> RecordedTrajectory:
@@ -270,7 +270,7 @@ def test_images_that_are_not_finite_teach_nothing(
         studio.fit()
 
 
-def test_a_model_that_cannot_be_followed_is_told_of(
+def test_a_model_whose_trajectories_cannot_be_recorded_is_reported(
     studio: Studio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(*_: Any) -> list[AttentionProbe]:
@@ -281,7 +281,7 @@ def test_a_model_that_cannot_be_followed_is_told_of(
         studio.fit()
 
 
-def test_progress_ends_where_it_said(studio: Studio) -> None:
+def test_progress_reaches_its_totals(studio: Studio) -> None:
     stages_told: dict[str, list[int]] = {}
 
     def stages(stage: str, total: int) -> Callable[[int], None]:
@@ -316,7 +316,7 @@ def held_out(studio: Studio, maps: Tensor | None = None) -> irece_search.HeldOut
     return irece_search.HeldOut(images[:24], probe_maps, members, torch.arange(24) % 2, 0.0)
 
 
-def test_places_are_read_where_that_helps_and_nowhere_else(studio: Studio) -> None:
+def test_heads_are_used_only_if_they_help(studio: Studio) -> None:
     settings, trials = irece_search.search_masks(held_out(studio), HEADS)
     assert set(settings.reads) <= {1, 2} and settings.reads
     assert settings.mask in irece_search.MASKS
@@ -330,7 +330,7 @@ def test_places_are_read_where_that_helps_and_nowhere_else(studio: Studio) -> No
     assert all(trial["votes"] == irece_search.VOTES for trial in trials_made if not trial["reads"])
 
 
-def test_where_no_layer_can_be_read_the_votes_find_the_place(studio: Studio) -> None:
+def test_without_readable_layers_the_votes_are_used(studio: Studio) -> None:
     images = held_out(studio, torch.zeros(24, 0, SIDE, SIDE))
     # where hardly anything is found it would seem best to look nowhere
     for threshold in (0.0, 99.0):
@@ -338,7 +338,7 @@ def test_where_no_layer_can_be_read_the_votes_find_the_place(studio: Studio) -> 
         assert settings.reads == () and settings.votes > 0
 
 
-def test_members_judge_what_they_were_not_taught(studio: Studio) -> None:
+def test_classifiers_judge_images_they_were_not_trained_on(studio: Studio) -> None:
     images = held_out(studio)
     blind = replace(
         images.members[1], biases=(*images.members[1].biases[:-1], torch.tensor([[-99.0]]))

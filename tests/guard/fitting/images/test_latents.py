@@ -136,13 +136,13 @@ def test_a_fit_becomes_a_guard_that_sees_the_concept(studio: Studio) -> None:
     assert (scores > float(str(meta.settings["threshold"]))).tolist() == [True, False, False]
 
 
-def test_images_are_drawn_as_they_were_asked_for(studio: Studio) -> None:
+def test_images_are_generated_with_the_settings_of_the_fit(studio: Studio) -> None:
     studio.fit()
     assert studio.asked == [{"steps": 8, "guidance": 3.0, "seed": 3}]
     assert len(set(studio.drawn)) == len(studio.drawn)
 
 
-def test_each_kind_is_drawn_as_often_as_wanted_from_all_splits(studio: Studio) -> None:
+def test_each_kind_is_generated_as_often_as_wanted_from_all_splits(studio: Studio) -> None:
     studio.fit(count=30)
     known = {prompt.text: prompt for prompt in prompts()}
     chosen = [known[text] for text in studio.drawn]
@@ -162,12 +162,12 @@ def test_another_seed_chooses_other_prompts(studio: Studio) -> None:
     assert len(first & set(studio.drawn)) < 0.8 * len(first)
 
 
-def test_of_too_few_prompts_all_are_drawn(studio: Studio) -> None:
+def test_all_prompts_are_used_if_there_are_too_few(studio: Studio) -> None:
     studio.fit(count=100)
     assert Counter(text[0] for text in studio.drawn) == {"K": 100, "x": 120, "j": 50}
 
 
-def test_nobody_asks_about_more_prompts_than_it_takes(
+def test_no_more_likenesses_are_computed_than_needed(
     studio: Studio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(latents, "_BATCH", 16)
@@ -182,7 +182,7 @@ def test_nobody_asks_about_more_prompts_than_it_takes(
 
 
 @pytest.mark.parametrize("kind", ["unsafe", "far", "near"])
-def test_only_what_the_denoiser_is_sure_of_is_drawn(studio: Studio, kind: str) -> None:
+def test_only_prompts_that_the_denoiser_is_sure_of_are_used(studio: Studio, kind: str) -> None:
     doubtful = changed(**{f"{kind}_1": UNSURE})
     studio.fit(doubtful, count=100)
     assert any(UNSURE in text for text in studio.weighed)
@@ -193,7 +193,7 @@ def test_only_what_the_denoiser_is_sure_of_is_drawn(studio: Studio, kind: str) -
 
 
 @pytest.mark.parametrize(("kind", "letter"), [("near", "j"), ("far", "x")])
-def test_what_is_no_concept_by_its_words_but_shows_it_is_not_drawn(
+def test_safe_prompts_whose_image_shows_the_concept_are_left_out(
     studio: Studio, kind: str, letter: str
 ) -> None:
     studio.fit(changed(**{f"{kind}_0": "K"}))
@@ -201,7 +201,7 @@ def test_what_is_no_concept_by_its_words_but_shows_it_is_not_drawn(
     assert not any(text.startswith(letter) and "K" in text for text in studio.drawn)
 
 
-def test_a_split_is_scored_by_the_classifier_that_was_not_taught_it(
+def test_a_split_is_scored_by_the_classifier_that_was_not_trained_on_it(
     studio: Studio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     training_data: list[tuple[Tensor, Tensor]] = []
@@ -230,7 +230,7 @@ def test_a_split_is_scored_by_the_classifier_that_was_not_taught_it(
     }
 
 
-def test_the_threshold_keeps_the_rates_on_what_was_held_out(studio: Studio) -> None:
+def test_the_threshold_keeps_the_rates_on_held_out_images(studio: Studio) -> None:
     fitted = studio.fit()
     threshold = fitted.artifact.meta.settings["threshold"]
     assert threshold == calibrated(fitted.scores, RATES)
@@ -244,7 +244,7 @@ def test_the_threshold_keeps_the_rates_on_what_was_held_out(studio: Studio) -> N
 
 
 @pytest.mark.parametrize("missing", ["unsafe", "safe", "a split"])
-def test_images_of_both_kinds_are_needed_in_every_turn(studio: Studio, missing: str) -> None:
+def test_images_of_both_kinds_are_needed_in_every_fold(studio: Studio, missing: str) -> None:
     kept: dict[str, Callable[[LabelledPrompt], bool]] = {
         "unsafe": lambda prompt: not prompt.unsafe,
         "safe": lambda prompt: prompt.unsafe,
@@ -259,7 +259,7 @@ def test_concepts_that_the_denoiser_does_not_know_cannot_be_fitted(studio: Studi
         studio.fit(changed(unsafe=UNSURE))
 
 
-def test_a_denoiser_that_is_sure_of_nothing_is_told_of(studio: Studio) -> None:
+def test_a_denoiser_that_is_sure_of_nothing_is_reported(studio: Studio) -> None:
     with pytest.raises(DataError, match="the denoiser is sure of no prompt"):
         studio.fit(changed(unsafe=UNSURE, far=UNSURE, near=UNSURE))
     assert studio.drawn == []
@@ -272,7 +272,7 @@ def test_too_few_images_for_a_rate_are_an_error(studio: Studio, rates: Rates) ->
 
 
 @pytest.mark.parametrize("fault", [torch.nan, torch.inf])
-def test_images_that_are_not_finite_teach_nothing(
+def test_images_that_are_not_finite_are_refused(
     studio: Studio, monkeypatch: pytest.MonkeyPatch, fault: float
 ) -> None:
     def overflown(texts: Sequence[str], **_how: Any) -> Tensor:
@@ -285,7 +285,7 @@ def test_images_that_are_not_finite_teach_nothing(
         studio.fit()
 
 
-def test_half_precision_images_are_taught_and_scored_in_single(
+def test_half_precision_images_are_trained_on_and_scored_in_single(
     studio: Studio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
@@ -308,7 +308,7 @@ def test_the_same_seed_gives_the_same_artifact(studio: Studio) -> None:
         (90, {"far_0": UNSURE}),
     ],
 )
-def test_progress_ends_where_it_said(studio: Studio, count: int, letters: dict[str, str]) -> None:
+def test_progress_reaches_its_totals(studio: Studio, count: int, letters: dict[str, str]) -> None:
     counts: dict[str, list[int]] = {}
 
     def stages(stage: str, total: int) -> Callable[[int], None]:

@@ -59,7 +59,7 @@ def test_they_are_those_of_the_images_that_the_model_generates(
     assert not any(module._forward_hooks for module in image_model.family.denoiser.modules())
 
 
-def test_a_map_is_the_mean_of_deviations_over_the_looks() -> None:
+def test_a_map_is_the_mean_of_deviations_over_the_inspections() -> None:
     image_model = image_model_of("emoji")
     reads = probes_of(image_model.family, 2)
     settings = {"steps": 3, "guidance": 2.0, "seed": 1}
@@ -82,7 +82,7 @@ def test_a_map_is_the_mean_of_deviations_over_the_looks() -> None:
     assert recorded.maps.flatten(2).std(2, correction=0).max() < 0.999
 
 
-def test_without_reads_there_are_estimates_alone() -> None:
+def test_without_probes_there_are_only_estimates() -> None:
     image_model = image_model_of("emoji")
     recorded = record_trajectories(
         image_model, PROMPTS, InspectionSchedule(0.95, 9), [], steps=3, guidance=1.0, seed=0
@@ -91,7 +91,7 @@ def test_without_reads_there_are_estimates_alone() -> None:
     assert len(recorded.estimates) == 3
 
 
-def test_the_network_is_let_go_of_whatever_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hooks_are_removed_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     image_model = image_model_of("emoji")
 
     def fails(_rows: int) -> None:

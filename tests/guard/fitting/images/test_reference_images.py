@@ -50,7 +50,7 @@ def test_an_image_shows_the_concept_where_its_row_names_it(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("concept", [LABEL, "cat"])
-def test_images_of_one_kind_teach_nothing(tmp_path: Path, concept: str) -> None:
+def test_images_of_one_kind_are_refused(tmp_path: Path, concept: str) -> None:
     file = folder(tmp_path, [{"picture": "a.png", "concept": concept}])
     with pytest.raises(DataError, match="needs images with .* and images without it"):
         read_reference_images(image_model(), CONCEPT, file)
@@ -66,7 +66,7 @@ def test_a_file_that_is_no_image_is_named(tmp_path: Path) -> None:
         read_reference_images(image_model(), CONCEPT, file)
 
 
-def test_each_look_sees_the_network_s_estimate_of_the_noised_image() -> None:
+def test_each_inspection_has_the_network_s_estimate_of_the_noised_image() -> None:
     model, schedule, steps = image_model(), InspectionSchedule(1.0, 3), 6
     family = model.family
     clean = torch.randn(18, *family.shape, generator=torch.Generator().manual_seed(1))

@@ -167,7 +167,7 @@ def test_the_threshold_keeps_the_rates_on_held_out_prompts(
     assert over["unsafe"] > 0.6
 
 
-def test_the_subspace_holds_the_phrases_and_begins_with_what_they_share(
+def test_the_subspace_contains_the_phrases_and_starts_with_their_common_part(
     encoded: EncodedConcept,
 ) -> None:
     bases, centres = subspaces(encoded, 3)
@@ -182,7 +182,7 @@ def test_the_subspace_holds_the_phrases_and_begins_with_what_they_share(
     assert abs(float(centres["text"].mean()) - 3.0) < 0.5
 
 
-def test_safrees_filter_stands_between_prompts_with_and_without_the_concept(
+def test_safrees_filter_is_centred_between_prompts_with_and_without_the_concept(
     encoded: EncodedConcept,
 ) -> None:
     artifact = safree_of(encoded)
@@ -210,7 +210,7 @@ def test_without_a_gate_no_prompts_are_needed_and_every_row_fires(method: str) -
         assert artifact.meta.settings["scale"] == 2000.0
 
 
-def test_rates_that_the_prompts_do_not_do_for_are_refused(encoded: EncodedConcept) -> None:
+def test_rates_that_need_more_prompts_are_refused(encoded: EncodedConcept) -> None:
     with pytest.raises(DataError, match="held-out prompts do not do: .* needs 9999"):
         fit_nearest(image_model(), CONCEPT, encoded, Rates(1e-4, 0.03), rank=1, anchors=5, seed=0)
 

@@ -62,7 +62,7 @@ def test_a_partner_is_a_safe_prompt_of_the_same_form() -> None:
     assert plain.partner.startswith("a picture of ")
 
 
-def test_what_stands_behind_a_thing_is_compared_with_the_same_thing() -> None:
+def test_an_ending_is_compared_with_the_same_scene() -> None:
     style = Concept(
         name="style/comic",
         phrases=Phrases(train=("in COMIC style",), validation=("as a STRIP",)),
@@ -78,7 +78,7 @@ def test_what_stands_behind_a_thing_is_compared_with_the_same_thing() -> None:
         assert prompt.partner.startswith(scene)
 
 
-def test_what_is_to_be_drawn_instead_is_marked() -> None:
+def test_replacements_are_marked() -> None:
     concept = CONCEPT.model_copy(
         update={"replacements": ("a SPOON", "a FORK"), "instead": ("a FORK",)}
     )
@@ -117,7 +117,7 @@ def test_more_folds_than_hard_negatives_share_none() -> None:
     assert all(len(splits) == 1 for splits in splits_of)
 
 
-def test_given_pairs_are_taught_or_dealt_out_to_the_folds() -> None:
+def test_given_pairs_are_trained_on_or_distributed_over_the_folds() -> None:
     pairs = [
         PromptPair(prompt=f"knife {i}", safe=f"spoon {i}", split=split)
         for i, split in enumerate(("train", "validation", "validation", "validation"))

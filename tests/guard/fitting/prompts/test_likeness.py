@@ -53,7 +53,7 @@ def vectors(count: int, seed: int) -> Tensor:
     return torch.randn(count, WIDTH, generator=torch.Generator().manual_seed(seed))
 
 
-def test_it_is_one_for_the_concept_and_nothing_for_what_is_safe() -> None:
+def test_it_is_1_for_the_concept_and_0_for_safe_prompts() -> None:
     named, safe = vectors(5, 1) + 2, vectors(7, 2)
     likeness_of = Likeness(Linear(), text(named), text(safe), seed=3)  # type: ignore[arg-type]
     one, none = named.mean(0), safe.mean(0)
@@ -61,7 +61,7 @@ def test_it_is_one_for_the_concept_and_nothing_for_what_is_safe() -> None:
     assert likeness_of(text(texts)).tolist() == pytest.approx([1, 0, 0.5, -1], abs=1e-4)
 
 
-def test_all_rows_are_looked_at_in_the_same_views_and_told_of() -> None:
+def test_all_rows_have_the_same_views_and_count_as_progress() -> None:
     family, counts = Linear(), list[int]()
     likeness_of = Likeness(family, text(vectors(4, 1) + 2), text(vectors(4, 2)), seed=3)  # type: ignore[arg-type]
     texts = vectors(31, 4)
@@ -83,7 +83,7 @@ def test_a_concept_that_moves_nothing_is_no_error() -> None:
 
 
 @pytest.mark.parametrize("name", tiny.PIPELINES)
-def test_any_family_can_be_asked(name: str) -> None:
+def test_every_family_is_supported(name: str) -> None:
     family = tiny.built(name)
     image_model = ImageModel(family, name=name, architecture="")
     named = image_model.encode(["a knife", "a knife on the table"])

@@ -93,7 +93,7 @@ def judged_by_the_word(image_model: ImageModel, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.usefixtures("judged_by_the_word")
-def test_what_the_model_draws_is_unsafe_and_what_is_between_is_left_out(
+def test_prompts_that_show_the_concept_are_unsafe_and_uncertain_ones_are_left_out(
     image_model: ImageModel,
 ) -> None:
     searched = search(image_model)[len(PROMPTS) :]
@@ -107,14 +107,14 @@ def test_what_the_model_draws_is_unsafe_and_what_is_between_is_left_out(
 
 
 @pytest.mark.usefixtures("judged_by_the_word")
-def test_hard_negatives_that_draw_the_concept_are_mistaken(image_model: ImageModel) -> None:
+def test_hard_negatives_that_show_the_concept_are_mistaken(image_model: ImageModel) -> None:
     given = search(image_model)[: len(PROMPTS)]
     assert [prompt.kind for prompt in given[4:]] == ["mistaken", "near"]
     assert given[:4] == PROMPTS[:4]
 
 
 @pytest.mark.usefixtures("judged_by_the_word")
-def test_later_rounds_ask_a_classifier_that_was_taught_the_earlier_ones(
+def test_later_rounds_use_a_classifier_trained_on_the_earlier_ones(
     image_model: ImageModel,
 ) -> None:
     searched = search(image_model, rounds=3)

@@ -28,6 +28,6 @@ def test_every_word_changes_and_nothing_is_left_empty(word: str, seed: int) -> N
     assert spelling and spelling != word
 
 
-def test_the_same_draw_gives_the_same_spelling() -> None:
+def test_the_same_seed_gives_the_same_spelling() -> None:
     once, again = (disguised("a sharp knife", random.Random(4)) for _ in range(2))
     assert once == again

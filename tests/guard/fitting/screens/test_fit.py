@@ -66,7 +66,7 @@ def fitted(encoder: TextEncoder) -> ScreenFit:
     return fit(encoder)
 
 
-def test_the_artifact_says_what_it_was_fitted_on(encoder: TextEncoder, fitted: ScreenFit) -> None:
+def test_the_artifact_describes_its_fit(encoder: TextEncoder, fitted: ScreenFit) -> None:
     meta = fitted.artifact.meta
     assert (meta.method, meta.concept, meta.seams) == ("screen", "text/letters", ("text",))
     assert meta.model.fingerprint == encoder.fingerprint and meta.model.layers == 3
@@ -90,7 +90,7 @@ def test_held_out_texts_are_scored_by_the_head_of_the_artifact(
     assert len(tested.disguises) == 8
 
 
-def test_what_is_held_out_teaches_nothing(encoder: TextEncoder, fitted: ScreenFit) -> None:
+def test_held_out_texts_are_not_trained_on(encoder: TextEncoder, fitted: ScreenFit) -> None:
     """Turning its labels round changes no tensor and no threshold."""
     turned = [
         row.model_copy(update={"unsafe": not row.unsafe}) if row.source in HELD else row
@@ -120,7 +120,7 @@ def test_the_threshold_keeps_the_rate_on_each_collection(encoder: TextEncoder) -
         (ROWS, ("bad", "bad-elsewhere"), 0.05, "unsafe and benign"),
     ],
 )
-def test_rows_that_do_not_do_are_said(
+def test_unusable_rows_are_reported(
     encoder: TextEncoder,
     texts: list[ScreenText],
     hold_out: tuple[str, ...],
@@ -141,7 +141,7 @@ def test_the_report_shows_every_collection_and_disguise(fitted: ScreenFit) -> No
     assert set(report["scores"]) == {"unsafe: bad-elsewhere", "benign: good-elsewhere"}
 
 
-def test_a_text_that_was_not_seen_does_not_count_as_fired() -> None:
+def test_a_text_that_is_too_long_does_not_count_as_fired() -> None:
     held = figures.HeldOutScores(ROWS[:2], np.array([np.nan, 0.9], np.float32))
     assert held.of(unsafe=True).shape == (2,)
     tested = figures.figures_of(held, lambda t, stage: np.zeros(len(t), np.float32), 0.5)

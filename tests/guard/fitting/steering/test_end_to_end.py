@@ -123,7 +123,7 @@ def test_the_same_seed_gives_the_same_artifact(folder: Path) -> None:
     assert first.read_bytes() == second.read_bytes()
 
 
-def test_pairs_of_answers_give_a_direction_of_their_own(folder: Path) -> None:
+def test_pairs_of_answers_give_another_direction(folder: Path) -> None:
     pairs = folder / "pairs.jsonl"
     _write(
         pairs,
@@ -152,7 +152,7 @@ def test_pairs_of_answers_give_a_direction_of_their_own(folder: Path) -> None:
         ),
     ],
 )
-def test_what_does_not_hold_is_said_in_one_line(
+def test_a_fault_is_reported_in_one_line(
     folder: Path, change: dict[str, object], said: str
 ) -> None:
     result = _fit(folder, **change)
