@@ -12,7 +12,7 @@ SHIPPED: tuple[str, ...] = get_args(Shipped)
 
 
 def read_patterns(source: str) -> PatternSet:
-    """The list that is shipped under the name `source`, or stands in the file `source`.
+    """The shipped list with the name `source`, or the list in the file `source`.
 
     Raises ArtifactError where there is no such list, or where it has faults.
     """

@@ -45,7 +45,8 @@ def safree(
         int, typer.Option(min=1, max=64, help="Of these, how many the score uses.")
     ] = 1,
     alpha: Annotated[
-        float, typer.Option(min=0, max=1, help="How far a token must stand out to be projected.")
+        float,
+        typer.Option(min=0, max=1, help="How far a token must exceed the others to be projected."),
     ] = 0.0,
     count: Count = 400,
     fpr: Fpr = 0.005,

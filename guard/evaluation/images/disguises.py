@@ -31,7 +31,7 @@ def _drop(word: str, variant: int) -> str:
 
 
 def _double(word: str, variant: int) -> str:
-    """A letter stands twice: "kniife"."""
+    """A letter is doubled: "kniife"."""
     i = variant % len(word)
     return word[:i] + word[i] + word[i:]
 

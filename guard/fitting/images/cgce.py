@@ -168,7 +168,7 @@ def _directions(
     """
     pairs = [(row, safe[p.partner]) for row, p in enumerate(prompts) if p.partner in safe]
     if not pairs:
-        raise DataError("no unsafe prompt has its safe partner beside it")
+        raise DataError("no unsafe prompt has its safe partner among the prompts: add some")
     mean = states.float().mean(1)
     directions = principal(torch.stack([mean[row] - mean[partner] for row, partner in pairs]), rank)
     if not len(directions):

@@ -97,8 +97,8 @@ def fit_irece(
     safe = [i for i, prompt in enumerate(chosen) if not prompt.unsafe]
     if not (unsafe and safe):
         raise DataError(
-            "the prompts do not do: a classifier needs images with the concept and images without "
-            "it: add prompts of the missing kind"
+            "the prompts are not sufficient: a classifier needs images with the concept and images "
+            "without it: add prompts of the missing kind"
         )
     with_concept = record(unsafe, probes, "generating the concept")
     without = record(safe, [], "generating other images")
@@ -230,7 +230,7 @@ def _trained(
         try:
             members.append(train_latents(flat[train], labels, recipe, seed=seed + part))
         except ValueError as error:
-            raise DataError(f"the prompts do not do: {error}") from error
+            raise DataError(f"the prompts are not sufficient: {error}") from error
         with torch.no_grad():
             part_logits = members[-1](flat[held_out.repeat_interleave(inspections)].float())[:, 0]
         logits[held_out] = part_logits.view(-1, inspections)

@@ -100,7 +100,7 @@ def fit_latents(
         try:
             members.append(train_latents(latents[train], unsafe[train], recipe, seed=seed + part))
         except ValueError as error:
-            raise DataError(f"the prompts do not do: {error}") from error
+            raise DataError(f"the prompts are not sufficient: {error}") from error
         with torch.no_grad():
             logits[held_out] = members[-1](latents[held_out].float())[:, 0]
         advance(1)

@@ -52,7 +52,7 @@ def calibrated(scores: Scores, rates: Rates) -> float:
             threshold_for(scores["far"], rates.far), threshold_for(scores["near"], rates.near)
         )
     except ValueError as error:
-        raise DataError(f"the held-out prompts do not do: {error}") from error
+        raise DataError(f"the held-out prompts are not sufficient: {error}") from error
 
 
 def figures(scores: Scores, threshold: float, rates: Rates) -> dict[str, Any]:

@@ -79,12 +79,12 @@ def with_searched_prompts(
         near = _nearest(image_model, concept, vocabulary, progress)
     labelled: dict[str, LabelledPrompt] = {}
     for number in range(search.rounds):
-        drawn = [prompt.text for prompt in labelled.values() if prompt.unsafe]
+        positives = [prompt.text for prompt in labelled.values() if prompt.unsafe]
         if number == 0:
-            texts = _proposed(near, vocabulary, drawn, search.count, rng)
+            texts = _proposed(near, vocabulary, positives, search.count, rng)
         else:
             score = classifier([*known, *labelled.values()])
-            texts = _proposed(near, vocabulary, drawn, _PER_LABEL * search.count, rng)
+            texts = _proposed(near, vocabulary, positives, _PER_LABEL * search.count, rng)
             texts = [text for text in texts if text not in labelled]
             unsure = score(image_model.encode(texts)).abs().argsort()[: search.count]
             texts = [texts[index] for index in unsure.tolist()]
@@ -131,18 +131,18 @@ def _nearest(
 def _proposed(
     near: Sequence[str],
     vocabulary: Sequence[str],
-    drawn: Sequence[str],
+    positives: Sequence[str],
     count: int,
     rng: random.Random,
 ) -> list[str]:
-    """`count` prompts, fewer where some are equal: new ones, or changes of prompts in `drawn`."""
+    """`count` prompts, fewer where some are equal: new ones, or changes of `positives`."""
     proposed: dict[str, None] = {}
     for _ in range(count):
-        is_new = not drawn or rng.random() < _FRESH
+        is_new = not positives or rng.random() < _FRESH
         text = (
             _sampled(near, vocabulary, rng)
             if is_new
-            else _mutated(rng.choice(drawn), near, vocabulary, rng)
+            else _mutated(rng.choice(positives), near, vocabulary, rng)
         )
         proposed[text] = None
     return list(proposed)

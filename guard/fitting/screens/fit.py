@@ -80,7 +80,7 @@ def fit_screen(
         usable = train[np.isfinite(logits[train])]
         head = calibrated(head, logits[usable], unsafe[usable], recipe.calibration)
     except ValueError as error:
-        raise DataError(f"the texts of {concept} do not do: {error}") from error
+        raise DataError(f"the texts of {concept} are not sufficient: {error}") from error
     advance(1)
     scores = head.chances(logits)
     threshold = _threshold(rows, scores, usable, recipe.fpr)

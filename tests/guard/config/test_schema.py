@@ -11,34 +11,7 @@ from pydantic import ValidationError
 from guard.config import schema as module
 from guard.config.schema import PolicyConfig, load_config
 from guard.errors import ConfigError, UnknownPolicy
-from tests.guard.conftest import MakeArtifact
-
-HASH = "sha256:" + "a" * 64
-
-GOOD = f"""
-[server]
-default_policy = "strict"
-audit_log = "logs/audit.jsonl"
-request_timeout_s = 30
-
-[[models]]
-name = "smollm2"
-source = "./models/smollm2"
-
-[[guards]]
-name = "hp"
-artifact = "hp.safetensors"
-threshold = 0.7
-
-[policies.strict]
-guards = ["hp"]
-on_error = "open"
-
-[[keys]]
-hash = "{HASH}"
-tenant = "acme"
-policies = ["none"]
-"""
+from tests.guard.conftest import GOOD, HASH, MakeArtifact
 
 BAD = """\
 # a comment

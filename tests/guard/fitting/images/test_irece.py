@@ -246,7 +246,9 @@ def test_images_of_both_kinds_are_needed(studio: Studio, missing: str) -> None:
         "safe": lambda prompt: prompt.unsafe,
         "a split": lambda prompt: prompt.split == "fold 0",
     }
-    with pytest.raises(DataError, match="the prompts do not do: .* with the concept and images"):
+    with pytest.raises(
+        DataError, match="the prompts are not sufficient: .* with the concept and images"
+    ):
         studio.fit(list(filter(kept_prompts[missing], prompts())))
 
 

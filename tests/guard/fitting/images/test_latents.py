@@ -250,12 +250,16 @@ def test_images_of_both_kinds_are_needed_in_every_fold(studio: Studio, missing: 
         "safe": lambda prompt: prompt.unsafe,
         "a split": lambda prompt: prompt.split == "fold 0",
     }
-    with pytest.raises(DataError, match="the prompts do not do: .* with the concept and images"):
+    with pytest.raises(
+        DataError, match="the prompts are not sufficient: .* with the concept and images"
+    ):
         studio.fit(list(filter(kept[missing], prompts())))
 
 
 def test_concepts_that_the_denoiser_does_not_know_cannot_be_fitted(studio: Studio) -> None:
-    with pytest.raises(DataError, match="the prompts do not do: .* with the concept and images"):
+    with pytest.raises(
+        DataError, match="the prompts are not sufficient: .* with the concept and images"
+    ):
         studio.fit(changed(unsafe=UNSURE))
 
 
@@ -316,7 +320,7 @@ def test_progress_reaches_its_totals(studio: Studio, count: int, letters: dict[s
         return counts[stage].append
 
     if "near" in letters:
-        with pytest.raises(DataError, match="held-out prompts do not do"):
+        with pytest.raises(DataError, match="held-out prompts are not sufficient"):
             studio.fit(changed(**letters), count=count, progress=stages)
     else:
         studio.fit(changed(**letters), count=count, progress=stages)

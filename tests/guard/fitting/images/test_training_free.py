@@ -211,7 +211,7 @@ def test_without_a_gate_no_prompts_are_needed_and_every_row_fires(method: str) -
 
 
 def test_rates_that_need_more_prompts_are_refused(encoded: EncodedConcept) -> None:
-    with pytest.raises(DataError, match="held-out prompts do not do: .* needs 9999"):
+    with pytest.raises(DataError, match="held-out prompts are not sufficient: .* needs 9999"):
         fit_nearest(image_model(), CONCEPT, encoded, Rates(1e-4, 0.03), rank=1, anchors=5, seed=0)
 
 
