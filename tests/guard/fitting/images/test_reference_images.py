@@ -67,27 +67,28 @@ def test_a_file_that_is_no_image_is_named(tmp_path: Path) -> None:
 
 
 def test_each_inspection_has_the_network_s_estimate_of_the_noised_image() -> None:
-    model, schedule, steps = image_model(), InspectionSchedule(1.0, 3), 6
+    model, inspections, steps = image_model(), InspectionSchedule(1.0, 3), 6
     family = model.family
     clean = torch.randn(18, *family.shape, generator=torch.Generator().manual_seed(1))
     counts: list[int] = []
     estimates = reference_estimates(
-        model, clean, schedule, steps=steps, seed=4, advance=counts.append
+        model, clean, inspections, steps=steps, seed=4, advance=counts.append
     )
     assert estimates.shape == (18, 3, *family.shape) and sum(counts) == 18
     schedule = Sampler(family.scheduler, family.arrange).schedule(steps)
     tables = estimates_of(family.scheduler, schedule)
-    steps_seen = sorted(schedule.among(tables.level.tolist(), tables.whole.tolist()))
+    inspected = sorted(inspections.among(tables.level.tolist(), tables.whole.tolist()))
+    step = inspected[1]
     noise = torch.randn(16, *family.shape, generator=torch.Generator().manual_seed(4))
     with torch.no_grad():
-        sample = schedule.signal[steps_seen[1]] * clean[:16] + schedule.noise[steps_seen[1]] * noise
+        sample = schedule.signal[step] * clean[:16] + schedule.noise[step] * noise
         prediction = family.predict(
             sample,
-            schedule.timestep[steps_seen[1]].repeat(16),
+            schedule.timestep[step].repeat(16),
             family.unconditional([""]).expand(16),
             torch.ones(16),
         )
-    expected = tables.sample[steps_seen[1]] * sample + tables.output[steps_seen[1]] * prediction
+    expected = tables.sample[step] * sample + tables.output[step] * prediction
     torch.testing.assert_close(estimates[:16, 1], expected, rtol=1e-4, atol=1e-4)
-    # the last look is at the least noise, and nearest to the image for a network that knows it
+    # the last inspection has the least noise
     assert not torch.equal(estimates[:, 0], estimates[:, 2])
