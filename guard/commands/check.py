@@ -50,7 +50,7 @@ def check(
     console = Console()
     for table in _tables(meaning):
         console.print(table)
-    console.print(f"{config} holds.", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"{config} is valid.", markup=False, highlight=False, soft_wrap=True)
 
 
 def describe(config: Config) -> dict[str, Any]:
@@ -222,8 +222,8 @@ def _tables(meaning: dict[str, Any]) -> list[Table]:
             cells = upstream | {"models": ", ".join(upstream["models"]) or "any"}
             _row(upstreams, *(cells[key] for key in upstream_columns))
         tables.append(upstreams)
-    about = ("key", "tenant", "default policy", "may ask for")
-    keys = _table("Keys", *about, "own embeddings", "requests a minute")
+    key_columns = ("key", "tenant", "default policy", "policies", "embeddings")
+    keys = _table("Keys", *key_columns, "requests per minute")
     for key in meaning["keys"]:
         allowed = ", ".join(key["policies"])
         rate = key["requests_per_minute"] or "unlimited"

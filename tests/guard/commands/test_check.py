@@ -23,7 +23,7 @@ def test_check_prints_what_a_configuration_means(good: Path) -> None:
         "1 (artifact)",
         "False (artifact)",
         "tiny (ffffffffffff)",
-        "holds.",
+        "is valid.",
     ):
         assert words in result.stdout, words
 
