@@ -117,7 +117,7 @@ def test_check_shows_which_keys_allow_embeddings(good: Path, may: bool) -> None:
     meaning = json.loads(run("check", good, "--json").stdout)
     assert meaning["keys"][0]["embeddings"] is may
     keys = run("check", good).stdout.partition("Keys")[2]
-    assert "own" in keys and ("yes" in keys) is may
+    assert "embeddings" in keys and ("yes" in keys) is may
 
 
 def test_check_shows_a_policy_that_no_key_may_use(good: Path) -> None:
