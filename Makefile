@@ -4,16 +4,17 @@ BIN := .venv/bin
 
 VLLM := .venv-vllm/bin
 
-.PHONY: help demo test test-slow test-vllm lint format docs bench clean
+.PHONY: help demo test test-slow test-vllm lint format docs site bench clean
 
 help:
 	@echo "make demo       set everything up and ask the embedded model, guarded and bare"
 	@echo "make test       set everything up and run the tests"
 	@echo "make test-slow  the tests that need the embedded model and minutes"
 	@echo "make test-vllm  the tests of the vLLM plugin, in an environment of their own"
-	@echo "make lint       ruff, mypy --strict, import contracts, stale docs"
+	@echo "make lint       ruff, mypy --strict, import contracts, stale docs, the site"
 	@echo "make bench      tokens per second, guarded beside bare"
-	@echo "make docs       write docs/cli.md from the program"
+	@echo "make docs       write docs/cli.md and docs/configuration.md from the program"
+	@echo "make site       build the pages of docs/ as a site in build/site"
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed, this is %d.%d: make PYTHON=python3.11 ..." % sys.version_info[:2])'
@@ -50,6 +51,8 @@ lint: .venv/ready
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python docs/write_cli.py --check
+	$(BIN)/python docs/write_configuration.py --check
+	$(BIN)/mkdocs build --strict -f docs/site/mkdocs.yml
 
 format: .venv/ready
 	$(BIN)/ruff format .
@@ -57,10 +60,14 @@ format: .venv/ready
 
 docs: .venv/ready
 	$(BIN)/python docs/write_cli.py
+	$(BIN)/python docs/write_configuration.py
+
+site: .venv/ready
+	$(BIN)/mkdocs build --strict -f docs/site/mkdocs.yml
 
 bench: .venv/ready
 	$(BIN)/guard models add smollm2
 	$(BIN)/python -m benchmarks.throughput
 
 clean:
-	rm -rf .venv .venv-vllm .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf build .venv .venv-vllm .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

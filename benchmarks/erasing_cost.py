@@ -1,18 +1,18 @@
-"""What watching the latents costs, in one run:
+"""The cost of guards that inspect and perturb latents (IRECE), beside images without guards.
 
-    python -m benchmarks.erasing_cost knife-irece.safetensors
+    python -m benchmarks.erasing_cost knife-irece.safetensors [--rounds 9] [--json]
 
-By turns, in an order drawn anew each round: images without guards, images that one IRECE guard
-watches and that stay silent, the same with sixteen guards, and images that one guard breaks at
-every look. The sixteen are the fitted one, each turned a little. Medians over the rounds, and
-medians of each round's ratios to its own bare images.
+Each round generates four kinds of batches in a new random order: without guards; with one guard
+that inspects the images and never fires; with sixteen such guards; and with one guard that fires at
+every inspection. The sixteen are the fitted guard and copies of it with a little noise. The report
+has medians over the rounds, and medians of the ratios to the batch without guards of the same
+round.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import random
 import time
 from pathlib import Path
 from typing import Any
@@ -20,40 +20,37 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.image_cost import copies
-from benchmarks.rounds import ratios, told
+from benchmarks.image_batches import add_options, copies, generate, starts
+from benchmarks.rounds import ratios, shuffled_rounds, summary
 from guard.artifact import Artifact
 from guard.models.sources import resolve_source
-from steering.engines.diffusion.engine import DiffusionEngine, ImageStart
+from steering.engines.diffusion.engine import DiffusionEngine
 from steering.engines.diffusion.families import family_of
 from steering.engines.diffusion.loading import load_pipeline
 from steering.hidden.rows import RowGuard
-from steering.images.embedding import EmbeddingBank
-from steering.methods.image_methods import ERASERS
+from steering.images.stacks import ImageStacks
+from steering.methods import METHODS
 
-WATCHED = {"one guard": 1, "sixteen guards": 16}
+GUARDS = {"one guard": 1, "sixteen guards": 16}
+"""Guards of the silent batches."""
 TARGETS = {"one guard": 0.05, "sixteen guards": 0.08}
+"""The most time that the guards may add, as a share."""
 NEVER, ALWAYS = 1e9, -1e9
-"""Thresholds."""
+"""Thresholds of a guard that never fires, and of one that always does."""
 
 
 def main() -> None:
-    """Measure and print a table, or JSON."""
+    """Measure, and print a table, or JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("artifact", type=Path, help="a fitted IRECE guard")
     parser.add_argument("--prompt", default="a house on a green background")
-    parser.add_argument("--model", default="emoji")
-    parser.add_argument("--steps", type=int, default=25)
-    parser.add_argument("--guidance", type=float, default=3.0)
-    parser.add_argument("--batch", type=int, default=4, help="images drawn together")
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--json", action="store_true")
+    add_options(parser)
     arguments = parser.parse_args()
     result = measure(Artifact.load(arguments.artifact), arguments)
     if arguments.json:
         print(json.dumps(result, indent=2))
         return
-    table = Table("what", "ms an image", "more than bare", "quartiles", "target")
+    table = Table("batch", "ms an image", "more than bare", "quartiles", "target")
     for name, part in result.items():
         low, high = part["quartiles"]
         table.add_row(
@@ -67,46 +64,29 @@ def main() -> None:
 
 
 def measure(artifact: Artifact, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Seconds an image and ratios to the bare one, of each way."""
+    """Seconds per image of each kind of batch, and the ratio to the batch without guards."""
     family = family_of(load_pipeline(resolve_source(arguments.model)))
-    guards = copies(artifact)[: max(WATCHED.values())]
-    eraser = ERASERS[artifact.meta.method](guards, family.device)
-    engine = DiffusionEngine(family, EmbeddingBank(), capacity=arguments.batch, erasers=[eraser])
+    guards = copies(artifact, max(GUARDS.values()))
+    eraser = METHODS[artifact.meta.method].stacked(guards, family.device)
+    engine = DiffusionEngine(family, ImageStacks(latents=(eraser,)), capacity=arguments.batch)
     names = [guard.name for guard in guards]
-    ways = {
+    carried: dict[str, list[RowGuard]] = {
         "bare": [],
-        **{way: [RowGuard(n, NEVER, 1.0) for n in names[:count]] for way, count in WATCHED.items()},
+        **{
+            kind: [RowGuard(name, NEVER, 1.0) for name in names[:count]]
+            for kind, count in GUARDS.items()
+        },
         "broken at every look": [RowGuard(names[0], ALWAYS, 1.0)],
     }
-    taken: dict[str, list[float]] = {name: [] for name in ways}
-    draw = random.Random(0)
-    for turn in range(arguments.rounds + 1):
-        for name in draw.sample(sorted(ways), len(ways)):
-            began = time.perf_counter()
-            _draw(engine, ways[name], arguments)
-            if turn:  # the first round warms up
-                taken[name].append((time.perf_counter() - began) / arguments.batch)
+    seconds: dict[str, list[float]] = {kind: [] for kind in carried}
+    for number, kind in shuffled_rounds(list(carried), arguments.rounds):
+        batch = starts(arguments.prompt, arguments.batch, arguments, carried[kind])
+        began = time.perf_counter()
+        generate(engine, batch)
+        if number:
+            seconds[kind].append((time.perf_counter() - began) / arguments.batch)
     engine.close()
-    return {name: told(own, ratios(own, taken["bare"])) for name, own in taken.items()}
-
-
-def _draw(engine: DiffusionEngine, guards: list[RowGuard], arguments: argparse.Namespace) -> None:
-    engine.reset()
-    engine.start(
-        [
-            ImageStart(
-                arguments.prompt,
-                seed=seed,
-                steps=arguments.steps,
-                guidance=arguments.guidance,
-                guards=guards,
-            )
-            for seed in range(arguments.batch)
-        ]
-    )
-    while not (done := engine.step()):
-        pass
-    engine.images(done)
+    return {kind: summary(taken, ratios(taken, seconds["bare"])) for kind, taken in seconds.items()}
 
 
 if __name__ == "__main__":

@@ -1,17 +1,17 @@
-"""Images that arrive one behind the other, beside a batch that starts together.
+"""Throughput of image requests that arrive one after the other, relative to one batch.
 
-`python -m benchmarks.image_throughput`. By turns in one run, in an order drawn anew each round:
-`rows` requests that start together, and the same requests when one more joins every `apart` steps
-of the loop. The figure is the staggered run's images a second over those of the other one of its
-round. While requests still come in and when the last ones leave, fewer rows share a forward: that
-is part of what a stagger costs.
+    python -m benchmarks.image_throughput [--rounds 7] [--json]
+
+Each round measures in a new random order: `--rows` requests that start together, and the same
+requests when another one joins every `--apart` steps of the loop. The figure is the throughput of
+the staggered run divided by that of the batch of the same round. While requests still arrive, and
+when the last ones finish, fewer rows share a forward pass: that is part of the cost.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import random
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -20,27 +20,25 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.rounds import ratios, told
+from benchmarks.image_batches import add_options, starts
+from benchmarks.rounds import ratios, shuffled_rounds, summary
 from guard.models.sources import resolve_source
 from steering.engines.diffusion.engine import DiffusionEngine, ImageStart
 from steering.engines.diffusion.families import Family, family_of
 from steering.engines.diffusion.loading import load_pipeline
-from steering.images.embedding import EmbeddingBank
 
 TARGET = 0.9
 
 
 def main() -> None:
-    """Measure and print a table, or JSON."""
+    """Measure, and print a table, or JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="emoji")
     parser.add_argument("--prompt", default="a house on a green background")
     parser.add_argument("--rows", type=int, default=8, help="requests")
-    parser.add_argument("--apart", type=int, nargs="+", default=[1, 3], help="steps between two")
-    parser.add_argument("--steps", type=int, default=25)
-    parser.add_argument("--guidance", type=float, default=3.0)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument(
+        "--apart", type=int, nargs="+", default=[1, 3], help="steps between two requests"
+    )
+    add_options(parser, batch=False, rounds=7)
     arguments = parser.parse_args()
     result = measure(family_of(load_pipeline(resolve_source(arguments.model))), arguments)
     if arguments.json:
@@ -57,41 +55,39 @@ def main() -> None:
 
 
 def measure(family: Family, arguments: argparse.Namespace) -> dict[str, Any]:
-    """For each distance, 0 among them: seconds an image, throughput over that of together."""
-    engine = DiffusionEngine(family, EmbeddingBank(), capacity=arguments.rows)
-    starts = [
-        ImageStart(arguments.prompt, seed=seed, steps=arguments.steps, guidance=arguments.guidance)
-        for seed in range(arguments.rows)
-    ]
+    """Seconds per image and relative throughput by distance in steps; 0 is the batch."""
+    engine = DiffusionEngine(family, capacity=arguments.rows)
+    requests = starts(arguments.prompt, arguments.rows, arguments)
     distances = [0, *arguments.apart]
-    taken: dict[int, list[float]] = {apart: [] for apart in distances}
-    draw = random.Random(0)
+    seconds: dict[int, list[float]] = {apart: [] for apart in distances}
     with torch.no_grad():
-        for turn in range(arguments.rounds + 1):
-            for apart in draw.sample(distances, len(distances)):
-                seconds = _drawn(engine, starts, apart)
-                if turn:  # the first round warms up
-                    taken[apart].append(seconds / len(starts))
-    return {str(apart): told(own, ratios(taken[0], own)) for apart, own in taken.items()}
+        for number, apart in shuffled_rounds(distances, arguments.rounds):
+            duration = _generate(engine, requests, apart)
+            if number:
+                seconds[apart].append(duration / len(requests))
+    return {
+        str(apart): summary(taken, ratios(seconds[0], taken)) for apart, taken in seconds.items()
+    }
 
 
-def _drawn(engine: DiffusionEngine, starts: Sequence[ImageStart], apart: int) -> float:
-    """Seconds until all requests are drawn; a new one comes every `apart` steps, 0 all at once."""
+def _generate(engine: DiffusionEngine, requests: Sequence[ImageStart], apart: int) -> float:
+    """Seconds until all images are finished; a request joins every `apart` steps, with 0 all at
+    once."""
     engine.reset()
     began = time.perf_counter()
-    waiting = list(starts)
-    left, steps = len(starts), 0
+    waiting = list(requests)
+    left, steps = len(requests), 0
     while left:
         if waiting and (not apart or steps % apart == 0):
             joining = waiting if not apart else waiting[:1]
             engine.start(joining)
             waiting = waiting[len(joining) :]
-        done = engine.step()
+        finished = engine.step()
         steps += 1
-        if done:
-            engine.images(done)
-            engine.drop(done)
-            left -= len(done)
+        if finished:
+            engine.images(finished)
+            engine.drop(finished)
+            left -= len(finished)
     return time.perf_counter() - began
 
 

@@ -1,15 +1,14 @@
-"""What a proxy adds: latency at 100 requests a second, and throughput, on one core.
+"""Latency that a proxy adds at 100 requests a second, and its throughput, on one core.
 
     python -m benchmarks.proxy [--litellm PATH/TO/litellm] [--nemo PATH/TO/nemoguardrails]
         [--rounds 5] [--json]
 
-Side by side in front of one stub upstream: nothing, nginx (Debian's package, where it is), this
-proxy without screens and with its pattern screens, and LiteLLM's proxy and NeMo Guardrails' server
-(without any rail) where their commands are given.
-Each proxy has one core to itself, the stub and the load generator the other. Rounds go through all
-of them in an order that is drawn anew; medians over the rounds. Processor time a request is what
-the proxy's own process has used while it was saturated: it does not depend on what else the machine
-does.
+Side by side in front of one stub upstream: nothing, nginx (where Debian's package is installed),
+this proxy without screens and with its two lists of patterns, and LiteLLM's proxy and NeMo
+Guardrails' server (without any rail) where their commands are given. Each proxy has one core to
+itself; the stub and the load generator share another. Each round measures all of them in a new
+random order; the report has medians over the rounds. CPU time per request is that of the proxy's
+process while it was saturated, which other work on the machine does not change.
 """
 
 from __future__ import annotations
@@ -19,13 +18,10 @@ import json
 import os
 import random
 import shutil
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,11 +31,16 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.processes import cpu_seconds, free_port, running
 from benchmarks.wire import paced, request, saturating
 
 PER_SECOND = 100.0
 CONNECTIONS = 32
-_PERMIT = "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET"
+LITELLM_ENVIRONMENT = {
+    # on loopback for a minute: LiteLLM would want a key of its own
+    "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true",
+    "OPENAI_API_KEY": "none",
+}
 BODY: dict[str, object] = {
     "model": "stub",
     "messages": [{"role": "user", "content": "Tell me about the history of the bicycle. " * 4}],
@@ -96,14 +97,14 @@ def main() -> None:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         os.sched_setaffinity(0, {cores[0]})
-        ports = stack.enter_context(_targets(folder, arguments, cores[-1]))
-        found = uvloop.run(_measure(ports, arguments.rounds, arguments.seconds))
+        targets = stack.enter_context(_targets(folder, arguments, cores[-1]))
+        result = uvloop.run(_measure(targets, arguments.rounds, arguments.seconds))
     if arguments.json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(result, indent=2))
         return
     columns = ("p50 ms", "p99 ms", "added p50", "added p99", "CPU ms a request", "requests/s")
     table = Table("in front", *columns)
-    for name, row in found.items():
+    for name, row in result.items():
         cells = (row[key] for key in ("p50", "p99", "added_p50", "added_p99", "cpu_ms"))
         table.add_row(name, *(f"{cell:.2f}" for cell in cells), f"{row['per_second']:.0f}")
     Console().print(table)
@@ -111,89 +112,83 @@ def main() -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """What is asked: its port, and its process."""
+    """A server under load: its port, and the id of its process."""
 
     port: int
     process: int
 
-    def used_s(self) -> float:
-        """Processor seconds of the process and its children, of which nginx has one."""
-        return sum(map(_used_s, [self.process, *_children(self.process)]))
 
-
-def _children(process: int) -> list[int]:
-    path = Path(f"/proc/{process}/task/{process}/children")
-    return [int(child) for child in path.read_text().split()]
-
-
-def _used_s(process: int) -> float:
-    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-async def _measure(ports: dict[str, _Target], rounds: int, seconds: float) -> dict[str, Any]:
-    took: dict[str, list[list[float]]] = {name: [] for name in ports}
-    rates: dict[str, list[float]] = {name: [] for name in ports}
-    used: dict[str, list[float]] = {name: [] for name in ports}
-    for target in ports.values():  # warm
+async def _measure(targets: dict[str, _Target], rounds: int, seconds: float) -> dict[str, Any]:
+    latencies: dict[str, list[list[float]]] = {name: [] for name in targets}
+    rates: dict[str, list[float]] = {name: [] for name in targets}
+    cpu_ms: dict[str, list[float]] = {name: [] for name in targets}
+    for target in targets.values():  # warm up
         await saturating(target.port, request(target.port, BODY), 4, 1.0)
     for number in range(rounds):
-        order = list(ports)
+        order = list(targets)
         random.Random(number).shuffle(order)
         for name in order:
-            target = ports[name]
+            target = targets[name]
             raw = request(target.port, BODY)
-            took[name].append(await paced(target.port, raw, PER_SECOND, seconds))
-            before = target.used_s()
+            latencies[name].append(await paced(target.port, raw, PER_SECOND, seconds))
+            before = cpu_seconds(target.process)
             rate = await saturating(target.port, raw, CONNECTIONS, seconds / 2)
             rates[name].append(rate)
-            used[name].append(1000 * (target.used_s() - before) / (rate * seconds / 2))
-    found = {}
-    for name in ports:
-        p50 = [statistics.median(each) for each in took[name]]
-        p99 = [statistics.quantiles(each, n=100)[98] for each in took[name]]
-        bare50 = [statistics.median(each) for each in took["nothing"]]
-        bare99 = [statistics.quantiles(each, n=100)[98] for each in took["nothing"]]
-        found[name] = {
+            used = cpu_seconds(target.process) - before
+            cpu_ms[name].append(1000 * used / (rate * seconds / 2))
+    bare50, bare99 = _percentiles(latencies["nothing"])
+    result = {}
+    for name in targets:
+        p50, p99 = _percentiles(latencies[name])
+        result[name] = {
             "p50": statistics.median(p50),
             "p99": statistics.median(p99),
             "added_p50": statistics.median(a - b for a, b in zip(p50, bare50, strict=True)),
             "added_p99": statistics.median(a - b for a, b in zip(p99, bare99, strict=True)),
-            "cpu_ms": statistics.median(used[name]),
+            "cpu_ms": statistics.median(cpu_ms[name]),
             "per_second": statistics.median(rates[name]),
             "per_second_rounds": rates[name],
         }
-    return found
+    return result
+
+
+def _percentiles(rounds: Sequence[Sequence[float]]) -> tuple[list[float], list[float]]:
+    """Median and 99th percentile of the latencies of each round."""
+    return (
+        [statistics.median(latencies) for latencies in rounds],
+        [statistics.quantiles(latencies, n=100)[98] for latencies in rounds],
+    )
 
 
 @contextmanager
 def _targets(folder: Path, peers: argparse.Namespace, core: int) -> Iterator[dict[str, _Target]]:
-    """Everything running, by name."""
+    """All servers, started, by name; proxies run on `core`."""
     with ExitStack() as stack:
         stub = free_port()
-        here = [sys.executable, "-m"]
+        python = [sys.executable, "-m"]
         start = stack.enter_context
-        process = start(running([*here, "benchmarks.stub_upstream", "--port", str(stub)], stub))
+        process = start(running([*python, "benchmarks.stub_upstream", "--port", str(stub)], stub))
         targets = {"nothing": _Target(stub, process)}
         if nginx := shutil.which("nginx", path=os.environ["PATH"] + ":/usr/sbin"):
             port = free_port()
             config = folder / "nginx.conf"
             config.write_text(NGINX.format(folder=folder, stub=stub, port=port))
-            process = start(running([nginx, "-c", str(config)], port, core))
+            process = start(running([nginx, "-c", str(config)], port, core=core))
             targets["nginx"] = _Target(port, process)
-        guard = [*here, "guard", "proxy", "--upstream", f"http://127.0.0.1:{stub}"]
+        guard = [*python, "guard", "proxy", "--upstream", f"http://127.0.0.1:{stub}"]
         screens = folder / "config.toml"
         screens.write_text(SCREENS)
-        for name, more in (("this proxy", []), ("with patterns", ["--config", str(screens)])):
+        for name, options in (("this proxy", []), ("with patterns", ["--config", str(screens)])):
             port = free_port()
-            process = start(running([*guard, *more, "--port", str(port)], port, core))
+            process = start(running([*guard, *options, "--port", str(port)], port, core=core))
             targets[name] = _Target(port, process)
         if peers.litellm is not None:
             port = free_port()
             settings = folder / "litellm.yaml"
             settings.write_text(LITELLM.format(stub=stub))
             command = [str(peers.litellm), "--config", str(settings), "--port", str(port)]
-            process = start(running([*command, "--num_workers", "1"], port, core))
+            command += ["--num_workers", "1"]
+            process = start(running(command, port, core=core, environment=LITELLM_ENVIRONMENT))
             targets["LiteLLM"] = _Target(port, process)
         if peers.nemo is not None:
             port = free_port()
@@ -202,47 +197,11 @@ def _targets(folder: Path, peers: argparse.Namespace, core: int) -> Iterator[dic
             settings.write_text(NEMO.format(stub=stub))
             command = [str(peers.nemo), "server", "--config", str(settings.parents[1])]
             command += ["--default-config-id", "bare", "--disable-chat-ui", "--port", str(port)]
-            targets["NeMo Guardrails"] = _Target(port, start(running(command, port, core)))
+            process = start(
+                running(command, port, core=core, environment={"OPENAI_API_KEY": "none"})
+            )
+            targets["NeMo Guardrails"] = _Target(port, process)
         yield targets
-
-
-@contextmanager
-def running(command: list[str], port: int, core: int | None = None) -> Iterator[int]:
-    """A process that listens; its id."""
-
-    def pin() -> None:
-        if core is not None:
-            os.sched_setaffinity(0, {core})
-
-    process = subprocess.Popen(
-        command,
-        preexec_fn=pin,  # noqa: PLW1509  # no threads here
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        # on loopback for a minute: LiteLLM would want a key of its own
-        env=os.environ
-        | {"OMP_NUM_THREADS": "1", f"{_PERMIT}_MASTER_KEY": "true", "OPENAI_API_KEY": "none"},
-    )
-    try:
-        until = time.monotonic() + 120
-        while True:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            if process.poll() is not None or time.monotonic() > until:
-                raise SystemExit(f"{' '.join(command[:4])} does not start")
-            time.sleep(0.1)
-        yield process.pid
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
-def free_port() -> int:
-    """One that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 if __name__ == "__main__":

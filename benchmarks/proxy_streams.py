@@ -1,11 +1,11 @@
-"""Many streams held open through the proxy: memory for each, leaks, and how late text leaves.
+"""Many streams open at once through the proxy: memory per stream, leaks, and the delay of text.
 
     python -m benchmarks.proxy_streams [--streams 1000] [--minutes 5] [--json]
 
-Every stream gets a word every second, screened by the shipped patterns. Memory is the resident set
-of the proxy's process, read every ten seconds while all streams are open; a leak shows as growth in
-the second half. The delay of text is measured on streams of its own: how many characters later than
-from the upstream itself the first one comes.
+The upstream sends a word per second on every stream, and the shipped patterns screen it. Memory is
+the resident set of the proxy's process, read every ten seconds while all streams are open; a leak
+shows as growth in the second half. The delay of text is measured on streams of its own: how many
+characters later than from the upstream itself the first text arrives.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from typing import Any
 
 import uvloop
 
-from benchmarks.proxy import SCREENS, free_port, running
+from benchmarks.processes import free_port, resident_kib, running
+from benchmarks.proxy import SCREENS
 from benchmarks.wire import Connection, request
 
 HOLD_BACK = 200
@@ -35,7 +36,7 @@ BODY: dict[str, object] = {
 
 
 def main() -> None:
-    """Measure, and print what was found."""
+    """Measure, and print lines, or JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--streams", type=int, default=1000)
     parser.add_argument("--minutes", type=float, default=5.0)
@@ -45,11 +46,11 @@ def main() -> None:
     with ExitStack() as stack, tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "config.toml"
         config.write_text(f"{SCREENS}[policies.p.screen]\nhold_back_chars = {HOLD_BACK}\n")
-        found = _measure(stack, config, arguments.streams, seconds)
+        result = _measure(stack, config, arguments.streams, seconds)
     if arguments.json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(result, indent=2))
     else:
-        for name, value in found.items():
+        for name, value in result.items():
             print(f"{name}: {value}")
 
 
@@ -57,8 +58,8 @@ def _measure(stack: ExitStack, config: Path, streams: int, seconds: float) -> di
     slow, fast, port, second = (free_port() for _ in range(4))
     stub = [sys.executable, "-m", "benchmarks.stub_upstream", "--port"]
     chunks = int(seconds) + 30
-    more = ["--chunks", str(chunks), "--gap-ms", "1000"]
-    stack.enter_context(running([*stub, str(slow), *more], slow))
+    options = ["--chunks", str(chunks), "--gap-ms", "1000"]
+    stack.enter_context(running([*stub, str(slow), *options], slow))
     stack.enter_context(running([*stub, str(fast), "--chunks", "200", "--gap-ms", "5"], fast))
     proxy = [sys.executable, "-m", "guard", "proxy", "--config", str(config), "--port"]
     process = stack.enter_context(
@@ -73,10 +74,10 @@ def _measure(stack: ExitStack, config: Path, streams: int, seconds: float) -> di
 async def _streams(
     port: int, process: int, fast: int, second: int, streams: int, seconds: float
 ) -> dict[str, Any]:
-    for _ in range(20):  # what a first request brings with it
-        await _first(fast)
-        await _first(second)
-    empty = _resident(process)
+    for _ in range(20):  # the first requests pay for imports and caches
+        await _characters_before_text(fast)
+        await _characters_before_text(second)
+    empty = resident_kib(process)
     raw = request(port, BODY)
     opened = []
     for _ in range(streams):
@@ -89,7 +90,7 @@ async def _streams(
     readings = []
     begun = time.monotonic()
     while time.monotonic() - begun < seconds - 20:
-        readings.append(_resident(process))
+        readings.append(resident_kib(process))
         await asyncio.sleep(10)
     for task in draining:
         task.cancel()
@@ -97,8 +98,8 @@ async def _streams(
         connection.close()
     await asyncio.sleep(5)
     half = len(readings) // 2
-    direct = [await _first(fast) for _ in range(20)]
-    through = [await _first(second) for _ in range(20)]
+    direct = [await _characters_before_text(fast) for _ in range(20)]
+    through = [await _characters_before_text(second) for _ in range(20)]
     return {
         "streams": streams,
         "seconds": seconds,
@@ -106,8 +107,10 @@ async def _streams(
         "growth in the second half, KiB a stream": round(
             (statistics.median(readings[half:]) - statistics.median(readings[:half])) / streams, 2
         ),
-        "left when all are closed, KiB a stream": round((_resident(process) - empty) / streams, 1),
-        "resident MiB, every ten seconds": [round(each / 1024, 1) for each in readings],
+        "left when all are closed, KiB a stream": round(
+            (resident_kib(process) - empty) / streams, 1
+        ),
+        "resident MiB, every ten seconds": [round(kib / 1024, 1) for kib in readings],
         "characters that come before the first leaves": statistics.median(through)
         - statistics.median(direct),
         "held back at most": HOLD_BACK,
@@ -119,25 +122,18 @@ async def _drain(connection: Connection) -> None:
         pass
 
 
-async def _first(port: int) -> float:
-    """Characters that the upstream has sent when the first text comes, told by its clock: it sends
-    a word of six characters or so every 5 ms."""
+async def _characters_before_text(port: int) -> float:
+    """Characters that the upstream has sent when the first text arrives, estimated from the time:
+    it sends a word of about five characters every 5 ms."""
     connection = await Connection.open(port)
     begun = time.perf_counter()
     connection.writer.write(request(port, BODY))
-    held = b""
-    while b'"content": "The' not in held and b'"content":"The' not in held:
-        held += await connection.reader.read(65536)
+    received = b""
+    while b'"content": "The' not in received and b'"content":"The' not in received:
+        received += await connection.reader.read(65536)
     waited = time.perf_counter() - begun
     connection.close()
     return waited / 0.005 * 5
-
-
-def _resident(process: int) -> int:
-    for line in Path(f"/proc/{process}/status").read_text().splitlines():
-        if line.startswith("VmRSS"):
-            return int(line.split()[1])
-    raise SystemExit("the proxy has ended")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
-"""What keeps a refined prompt from drawing its concept: `python -m benchmarks.remedies`.
+"""Trainings and descents of CGCE compared: how often a refined prompt still shows its concept.
 
-A classifier can say "safe" where the image is not. Each way of training is fitted anew for each
-concept, each way of descending is a setting of the fitted guard. All draw the same prompts, the
-concept's name alone and beside something else, from the same seeds; none is a prompt of the test,
-and the judge is the one that tuning may ask. What the classifier does not call safe is blocked, and
-counts as not drawn.
+    python -m benchmarks.remedies [--concepts knife,cat,santa-claus] [--prompts 20] [--json]
+
+A classifier can call a prompt safe whose image is not. Each way of training is fitted for each
+concept; each way of descent is a setting of the fitted guard. All use the same prompts and seeds:
+the name of the concept alone and beside another object. No prompt is one of the test, and the judge
+is the one for tuning. A prompt that the classifier does not call safe is blocked, and counts as
+without the concept.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.attacks.concepts import frames, name
+from benchmarks.attacks.concepts import frames
+from benchmarks.attacks.concepts import name as plain_name
 from classifiers.heads import PARTS
 from classifiers.training import Recipe
 from examples.emoji.prompts import FILE, GUARDED
@@ -51,14 +54,14 @@ _FREE: dict[str, Any] = {"confine": False, "pull": 0.0}
 
 @dataclass(frozen=True)
 class Remedy:
-    """A way of training, and what is set for the descent; `depth` as in `Descent`."""
+    """A way of training, and the settings of the descent; `depth` as in `Descent`."""
 
     training: str
     action: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     depth: float = Descent.depth
     alone: bool = False
-    """One classifier in place of the ensemble."""
+    """Whether one classifier replaces the ensemble."""
 
 
 REMEDIES = (
@@ -78,7 +81,7 @@ REMEDIES = (
 
 @dataclass(frozen=True)
 class AskedPrompt:
-    """One prompt: of which concept, and what is beside it."""
+    """A prompt, its concept, and the object beside the concept."""
 
     prompt: str
     concept: str
@@ -86,7 +89,7 @@ class AskedPrompt:
 
 
 def main() -> None:
-    """Fit, draw and print."""
+    """Fit, generate images, and print a table, or JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--concepts", default="knife,cat,santa-claus", help="with commas")
     parser.add_argument("--prompts", type=int, default=20, help="of each concept and kind")
@@ -94,117 +97,118 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     concepts = arguments.concepts.split(",")
-    if strange := set(concepts) - {*GUARDED}:
-        raise SystemExit(f"no {', '.join(strange)}: there is {', '.join(GUARDED)}")
-    rows = asked(concepts, arguments.prompts)
+    if unknown := set(concepts) - {*GUARDED}:
+        raise SystemExit(f"no concept {', '.join(unknown)}: choose from {', '.join(GUARDED)}")
+    rows = prompts_of(concepts, arguments.prompts)
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder), concepts)
-        rounds = draw(Path(folder), rows, arguments.steps)
+        results = measure(Path(folder), rows, arguments.steps)
     if arguments.json:
-        print(json.dumps(rounds, indent=2))
+        print(json.dumps(results, indent=2))
         return
     columns = ["training", "descent", "called safe", "alone", "in pairs", "kept", "steps"]
     table = Table(*columns)
-    for each in rounds:
-        table.add_row(*(str(each[column]) for column in columns))
+    for result in results:
+        table.add_row(*(str(result[column]) for column in columns))
     Console().print(table)
 
 
-def asked(concepts: Sequence[str], count: int) -> list[AskedPrompt]:
-    """Prompts that are none of the test's: the name in a frame, and beside another name."""
+def prompts_of(concepts: Sequence[str], count: int) -> list[AskedPrompt]:
+    """Prompts outside of the test: `count` with the name alone, and `count` beside another name."""
     tested = {json.loads(line)["prompt"] for line in FILE.read_text("utf-8").splitlines()}
-    found = []
+    prompts = []
     for number, concept in enumerate(concepts):
         rng = np.random.default_rng((7, number))
         others = [other for other in names() if other != concept]
         alone: dict[str, AskedPrompt] = {}
         pairs: dict[str, AskedPrompt] = {}
         while len(alone) < count:
-            text = frames(concept, 1, rng)[0][0].replace("picture", str(rng.choice(_SORTS)))
+            text = frames(concept, 1, rng)[0][0].replace("picture", str(rng.choice(_KINDS)))
             if text not in tested:
                 alone[text] = AskedPrompt(text, concept, None)
         while len(pairs) < count:
             other = str(rng.choice(others))
-            text = f"{name(concept)} together with {name(other)}"
+            text = f"{plain_name(concept)} together with {plain_name(other)}"
             pairs[text] = AskedPrompt(text, concept, other)
-        found += [*alone.values(), *pairs.values()]
-    return found
+        prompts += [*alone.values(), *pairs.values()]
+    return prompts
 
 
-_NOTHING = JudgeView((), "")
-_SORTS = ("picture", "drawing", "sticker", "painting", "sketch", "photo")
+_NO_IMAGE = JudgeView((), "")
+_KINDS = ("picture", "drawing", "sticker", "painting", "sketch", "photo")
 
 
 def write(folder: Path, concepts: Sequence[str]) -> None:
-    """Artifacts of every remedy and concept, and a configuration with their policies."""
-    image_model = ImageModel.load("emoji", device="cpu")
+    """Write the artifacts of every remedy and concept, and a configuration with their policies."""
+    model = ImageModel.load("emoji", device="cpu")
     lines = ['[[models]]\nname = "emoji"\nsource = "emoji"\nengine = "diffusers"\n']
     with stages() as progress:
         for concept in concepts:
-            fits = {how: _fit(image_model, concept, how, progress) for how in TRAININGS}
+            fits = {training: _fit(model, concept, training, progress) for training in TRAININGS}
             for number, remedy in enumerate(REMEDIES):
-                said = f"{concept}-{number}"
-                changed(fits[remedy.training], remedy).save(folder / f"{said}.safetensors")
+                name = f"{concept}-{number}"
+                guard = with_remedy(fits[remedy.training], remedy)
+                guard.save(folder / f"{name}.safetensors")
                 lines.append(
-                    f'[[guards]]\nname = "{said}"\nartifact = "{said}.safetensors"\n'
-                    f'[policies.{said}]\nguards = ["{said}"]\naction = "refine"\n'
+                    f'[[guards]]\nname = "{name}"\nartifact = "{name}.safetensors"\n'
+                    f'[policies.{name}]\nguards = ["{name}"]\naction = "refine"\n'
                 )
     (folder / "config.toml").write_text("\n".join(lines), "utf-8")
 
 
-def draw(folder: Path, rows: Sequence[AskedPrompt], steps: int) -> list[dict[str, Any]]:
-    """What each remedy comes to, the bare model first."""
+def measure(folder: Path, rows: Sequence[AskedPrompt], steps: int) -> list[dict[str, Any]]:
+    """The figures of each remedy, those of the bare model first."""
     suite = load_suite(EMOJI / "suite.toml").model_copy(update={"steps": steps})
     generator = EngineImageGenerator.load(load_config(folder / "config.toml"), suite)
     judge = Judge(EMOJI / "judge-first.onnx")
     prompts, seeds = [row.prompt for row in rows], list(range(len(rows)))
-    found = []
+    results = []
     with stages() as progress:
         for number, remedy in enumerate((None, *REMEDIES), -1):
             policies = [f"{row.concept}-{number}" if remedy else None for row in rows]
             effects = generator.inspect(prompts, policies)
-            advance = progress(f"drawing: {remedy.action if remedy else 'bare'}", len(rows))
+            advance = progress(f"generating: {remedy.action if remedy else 'bare'}", len(rows))
             shown = [i for i, effect in enumerate(effects) if not effect.blocked]
-            outcomes = generator.generate(
+            generated = generator.generate(
                 _of(prompts, shown), _of(seeds, shown), _of(policies, shown), advance
             )
-            images = [outcome.image for outcome in outcomes if outcome.image is not None]
-            seen = dict(zip(shown, judge.views(np.stack(images)), strict=True))
-            told = {
+            images = [row.image for row in generated if row.image is not None]
+            views = dict(zip(shown, judge.views(np.stack(images)), strict=True))
+            labels = {
                 "training": remedy.training if remedy else "bare",
                 "descent": remedy.action if remedy else "",
             }
             safe = Share.of([not effect.blocked for effect in effects])
             steps_taken = float(np.median([effect.steps for effect in effects]))
-            found.append(
-                told
-                | _drawn(rows, [seen.get(i, _NOTHING) for i in range(len(rows))])
+            results.append(
+                labels
+                | _shares(rows, [views.get(i, _NO_IMAGE) for i in range(len(rows))])
                 | {"called safe": f"{safe.value:.1%}" if remedy else "", "steps": steps_taken}
             )
-    return found
+    return results
 
 
 def _of(items: Sequence[Any], rows: Sequence[int]) -> list[Any]:
     return [items[row] for row in rows]
 
 
-def _drawn(rows: Sequence[AskedPrompt], seen: Sequence[JudgeView]) -> dict[str, str]:
-    """How often the concept is there, alone and in pairs, and what it is beside."""
-    both = list(zip(rows, seen, strict=True))
+def _shares(rows: Sequence[AskedPrompt], views: Sequence[JudgeView]) -> dict[str, str]:
+    """How often images show the concept, alone and in pairs, and the object beside it."""
+    pairs = list(zip(rows, views, strict=True))
     shares = {
-        "alone": [one.shows(row.concept) for row, one in both if row.beside is None],
-        "in pairs": [one.shows(row.concept) for row, one in both if row.beside],
-        "kept": [one.shows(row.beside) for row, one in both if row.beside],
+        "alone": [view.shows(row.concept) for row, view in pairs if row.beside is None],
+        "in pairs": [view.shows(row.concept) for row, view in pairs if row.beside],
+        "kept": [view.shows(row.beside) for row, view in pairs if row.beside],
     }
     return {name: f"{Share.of(flags).value:.1%}" for name, flags in shares.items()}
 
 
-def _fit(image_model: ImageModel, concept: str, training: str, progress: Stages) -> Calibrated:
-    known = read_concept(EMOJI / "guards" / f"{concept}.json")
+def _fit(model: ImageModel, concept: str, training: str, progress: Stages) -> Calibrated:
+    concept_file = read_concept(EMOJI / "guards" / f"{concept}.json")
     return fit_cgce(
-        image_model,
-        known,
-        folds_of(known, 1200, 4),
+        model,
+        concept_file,
+        folds_of(concept_file, 1200, 4),
         rates=Rates(0.005, 0.03),
         recipe=TRAININGS[training],
         descent=Descent(),
@@ -213,11 +217,11 @@ def _fit(image_model: ImageModel, concept: str, training: str, progress: Stages)
     )
 
 
-def changed(fit: Calibrated, remedy: Remedy) -> Artifact:
-    """The fitted guard with a remedy's settings, and fewer heads where it wants one alone."""
+def with_remedy(fit: Calibrated, remedy: Remedy) -> Artifact:
+    """The fitted guard with the settings of a remedy, and with one head where it asks for one."""
     settings: dict[str, Any] = dict(fit.artifact.meta.settings)
-    deep = float(np.quantile(fit.scores["far"], remedy.depth))
-    settings |= {"target": min(deep, settings["threshold"])} | dict(remedy.settings)
+    target = float(np.quantile(fit.scores["far"], remedy.depth))
+    settings |= {"target": min(target, settings["threshold"])} | dict(remedy.settings)
     tensors = dict(fit.artifact.tensors)
     if remedy.alone:
         parts = {key for key in tensors if key.split(".")[0] in PARTS}

@@ -1,22 +1,36 @@
-"""What rounds of a benchmark come to: medians, and ratios within each round."""
+"""Summaries of a benchmark's rounds: medians, and ratios within each round."""
 
 from __future__ import annotations
 
+import random
 import statistics
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
-def told(seconds: Sequence[float], ratios: Sequence[float]) -> dict[str, Any]:
-    """Medians of both, and the quartiles of the ratios."""
+def shuffled_rounds(sides: Sequence[T], rounds: int) -> Iterator[tuple[int, T]]:
+    """Every side once a round, in a new order each round: (number of the round, side).
+
+    Round 0 comes first and is a warm-up; `rounds` follow it. The order is the same in every run.
+    """
+    order = random.Random(0)
+    for number in range(rounds + 1):
+        for side in order.sample(sides, len(sides)):
+            yield number, side
+
+
+def ratios(numerators: Sequence[float], denominators: Sequence[float]) -> list[float]:
+    """`numerators / denominators`, round by round."""
+    return [over / under for over, under in zip(numerators, denominators, strict=True)]
+
+
+def summary(seconds: Sequence[float], ratios: Sequence[float]) -> dict[str, Any]:
+    """Medians of both, and the quartiles of the ratios; two rounds at least."""
     low, _, high = statistics.quantiles(ratios, n=4)
     return {
         "seconds": statistics.median(seconds),
         "ratio": statistics.median(ratios),
         "quartiles": [low, high],
     }
-
-
-def ratios(over: Sequence[float], under: Sequence[float]) -> list[float]:
-    """`over / under`, round by round."""
-    return [one / other for one, other in zip(over, under, strict=True)]

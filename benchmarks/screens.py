@@ -1,11 +1,12 @@
-"""What three classifiers cost on prompts of 200 tokens, on one thread, beside a DeBERTa-sized one.
+"""The cost of text screens on prompts of 200 tokens, on one thread, beside a DeBERTa-sized model.
 
     python -m benchmarks.screens [--rounds 30] [--json]
 
-Everything that a request pays is counted: disguises undone, tokens, embedding, heads. The other
-model has the shape of DeBERTa-v3-base, which the usual scanners of prompts run, with random
-weights: good for time alone. Texts are new in every round, so that no cache answers. Wall and
-processor time, medians; the order within a round is drawn anew.
+The time of the shipped classifiers includes all that a request pays for: undoing disguises,
+tokenising, embedding, heads. The other model has the shape of DeBERTa-v3-base, which the usual
+scanners of prompts run, with random weights: good for time alone. Texts are new in every round, so
+that no cache answers. The report has medians of wall and CPU time; each round has a new random
+order.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import DebertaV2Config, DebertaV2Model
 
+from benchmarks.rounds import shuffled_rounds
 from classifiers.text.disguises.views import readings
 from classifiers.text.encoder.model import TextEncoder
 from classifiers.text.heads import TextHead, TextHeads
@@ -51,12 +53,12 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    found = _measure(arguments.rounds)
+    result = _measure(arguments.rounds)
     if arguments.json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(result, indent=2))
         return
-    table = Table("what reads", "wall ms", "processor ms", "p95 wall ms")
-    for name, row in found.items():
+    table = Table("screen", "wall ms", "CPU ms", "p95 wall ms")
+    for name, row in result.items():
         table.add_row(name, *(f"{row[key]:.2f}" for key in ("wall", "processor", "p95")))
     Console().print(table)
 
@@ -65,56 +67,54 @@ def _measure(rounds: int) -> dict[str, Any]:
     encoder = TextEncoder.load(resolve_source("minilm"), threads=1)
     artifacts = [Artifact.load(path) for path in sorted(FITTED.glob("*.safetensors"))]
     heads = TextHeads(
-        [TextHead.from_tensors(each.tensors, each.meta.settings) for each in artifacts]
+        [TextHead.from_tensors(artifact.tensors, artifact.meta.settings) for artifact in artifacts]
     )
     lists = [shipped("secrets"), shipped("personal-data")]
-    deberta = DebertaV2Model(DebertaV2Config(**_BASE))
+    deberta = DebertaV2Model(DebertaV2Config(**_DEBERTA_V3_BASE))
     deberta.train(False)
 
-    def classified(texts: Sequence[str]) -> None:
+    def classify(texts: Sequence[str]) -> None:
         encoded = encoder.encode([reading for text in texts for reading in readings(text)])
         encoded.highest(heads.scores(encoded.embeddings))
 
-    def matched(texts: Sequence[str]) -> None:
+    def match(texts: Sequence[str]) -> None:
         for patterns in lists:
             for text in texts:
                 patterns.find(text)
 
-    def other(texts: Sequence[str]) -> None:
+    def run_deberta(texts: Sequence[str]) -> None:
         ids = torch.randint(5, 1000, (len(texts), TOKENS))
         with torch.inference_mode():
             deberta(input_ids=ids)
 
-    ways: dict[str, tuple[Callable[[Sequence[str]], None], int]] = {
-        f"{len(artifacts)} heads, one prompt": (classified, 1),
-        f"{len(artifacts)} heads, 16 prompts, each": (classified, 16),
-        "two lists of patterns, one prompt": (matched, 1),
-        "DeBERTa-v3-base's shape, one prompt": (other, 1),
+    screens: dict[str, tuple[Callable[[Sequence[str]], None], int]] = {
+        # the function, and the prompts of one call
+        f"{len(artifacts)} heads, one prompt": (classify, 1),
+        f"{len(artifacts)} heads, 16 prompts, each": (classify, 16),
+        "two lists of patterns, one prompt": (match, 1),
+        "DeBERTa-v3-base's shape, one prompt": (run_deberta, 1),
     }
-    took: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
-    draw = random.Random(0)
-    for number in range(rounds + 2):
-        names = list(ways)
-        draw.shuffle(names)
-        for name in names:
-            way, count = ways[name]
-            texts = [" ".join(draw.choices(WORDS, k=TOKENS - 2)) for _ in range(count)]
-            wall, processor = time.perf_counter(), time.process_time()
-            way(texts)
-            used = (time.perf_counter() - wall, time.process_time() - processor)
-            if number >= 2:  # warm
-                took[name].append((1000 * used[0] / count, 1000 * used[1] / count))
+    milliseconds: dict[str, list[tuple[float, float]]] = {name: [] for name in screens}
+    random_words = random.Random(0)
+    for number, name in shuffled_rounds(list(screens), rounds):
+        screen, count = screens[name]
+        texts = [" ".join(random_words.choices(WORDS, k=TOKENS - 2)) for _ in range(count)]
+        wall, cpu = time.perf_counter(), time.process_time()
+        screen(texts)
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        if number:
+            milliseconds[name].append((1000 * wall / count, 1000 * cpu / count))
     return {
         name: {
             "wall": statistics.median(wall for wall, _ in rows),
-            "processor": statistics.median(used for _, used in rows),
+            "processor": statistics.median(cpu for _, cpu in rows),
             "p95": float(np.quantile([wall for wall, _ in rows], 0.95)),
         }
-        for name, rows in took.items()
+        for name, rows in milliseconds.items()
     }
 
 
-_BASE: dict[str, Any] = {
+_DEBERTA_V3_BASE: dict[str, Any] = {
     "vocab_size": 128100,
     "hidden_size": 768,
     "num_hidden_layers": 12,

@@ -1,9 +1,9 @@
-"""An upstream that does nothing but answer, written as close to the socket as Python allows.
+"""A stub upstream that costs as little as possible: fixed responses, close to the socket.
 
     python -m benchmarks.stub_upstream --port 9001
 
-Answers every POST with one chat completion; with `"stream": true` in the body, with `--chunks`
-events, `--gap-ms` apart. Anything else gets `{}`.
+Every POST gets one chat completion or, with `"stream": true` in the body, a stream of `--chunks`
+events, `--gap-ms` apart. Other methods get `{}`.
 """
 
 from __future__ import annotations
@@ -57,11 +57,11 @@ _NOTHING = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length
 
 
 class Stub(asyncio.Protocol):
-    """One connection; requests come one after the other."""
+    """One connection, with one request after the other."""
 
-    def __init__(self, chunks: int, gap_s: float, answer: bytes) -> None:
-        self.chunks, self.gap_s, self.answer = chunks, gap_s, answer
-        self.held = b""
+    def __init__(self, chunks: int, gap_s: float, response: bytes) -> None:
+        self.chunks, self.gap_s, self.response = chunks, gap_s, response
+        self.received = b""
         self.streaming: asyncio.Task[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -72,21 +72,24 @@ class Stub(asyncio.Protocol):
             self.streaming.cancel()
 
     def data_received(self, data: bytes) -> None:
-        self.held += data
-        while (end := self.held.find(b"\r\n\r\n")) >= 0:
-            head = self.held[:end].lower()
+        self.received += data
+        while (end := self.received.find(b"\r\n\r\n")) >= 0:
+            head = self.received[:end].lower()
             length = 0
             if (at := head.find(b"content-length:")) >= 0:
                 length = int(head[at + 15 :].split(b"\r\n", 1)[0])
-            if len(self.held) < end + 4 + length:
+            if len(self.received) < end + 4 + length:
                 return
-            body, self.held = self.held[end + 4 : end + 4 + length], self.held[end + 4 + length :]
+            body, self.received = (
+                self.received[end + 4 : end + 4 + length],
+                self.received[end + 4 + length :],
+            )
             if not head.startswith(b"post"):
                 self.transport.write(_NOTHING)
             elif b'"stream": true' in body or b'"stream":true' in body:
                 self.streaming = asyncio.get_running_loop().create_task(self._stream())
             else:
-                self.transport.write(self.answer)
+                self.transport.write(self.response)
 
     async def _stream(self) -> None:
         self.transport.write(_STREAM + _event({"role": "assistant", "content": ""}))
@@ -99,11 +102,11 @@ class Stub(asyncio.Protocol):
 
 
 async def serve(port: int, chunks: int, gap_s: float) -> None:
-    """Until cancelled."""
-    answer = _whole(WORDS * 4)
+    """Serve until cancelled."""
+    response = _whole(WORDS * 4)
     loop = asyncio.get_running_loop()
     server = await loop.create_server(
-        lambda: Stub(chunks, gap_s, answer), "127.0.0.1", port, backlog=2048
+        lambda: Stub(chunks, gap_s, response), "127.0.0.1", port, backlog=2048
     )
     await server.serve_forever()
 

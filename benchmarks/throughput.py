@@ -1,17 +1,18 @@
-"""Tokens per second of guarded beside bare traffic, in one run: `make bench`.
+"""Tokens per second of guarded relative to bare traffic, in one run.
 
-The same prompts run bare and guarded by turns, at batch 1 and 16, with 1 and with 64 guards
-loaded, through the engine that the server runs. Each row carries one guard (with 64 loaded, each
-row another one), re-checking every generated token, which is the dearest setting. All prompts are
-retain prompts: nothing fires, so both sides generate the same tokens and only the guard's own cost
-is measured. Medians over the rounds; the order within a round is drawn anew.
+    python -m benchmarks.throughput [--rounds 9] [--json]       (make bench)
+
+The same prompts run bare and guarded in a random order, in batches of 1 and 16, with 1 and with 64
+guards loaded, through the engine of the server. Each row has one guard (with 64 loaded, each row
+another one) that checks every generated token, the most expensive setting. All prompts are retain
+prompts: nothing fires, so that both sides generate the same tokens and the difference is the cost
+of the guard alone. The report has medians over the rounds.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import random
 import statistics
 import time
 from collections.abc import Sequence
@@ -23,21 +24,22 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.rounds import ratios, shuffled_rounds, summary
 from guard.artifact import Artifact
 from guard.data.prompts import RetainPrompt, in_split, read_rows
 from guard.models.chat import TransformersChat
 from steering.engines.transformers.engine import RowStart, TransformersEngine
 from steering.engines.transformers.sampling import RowSampling
-from steering.hidden.bank import Bank, SteerGuard
 from steering.hidden.rows import RowGuard
-from steering.methods import load_guard
+from steering.methods.fitted import FittedGuard
+from steering.methods.steer import SteerGuard, bank_of, loaded
 
 TOPIC = Path("examples/harry-potter")
 TOKENS = 48
 
 
 def main() -> None:
-    """Run all settings and print a table, or JSON."""
+    """Measure, and print a table, or JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--model", default="smollm2")
@@ -71,34 +73,31 @@ def main() -> None:
 def measure(
     chat: TransformersChat, prompts: Sequence[list[int]], guards: int, rounds: int
 ) -> dict[str, Any]:
-    """One setting: median tokens per second of both sides and of their ratio a round."""
-    bank = Bank([_copy(chat, i) for i in range(guards)])
+    """One setting: median tokens per second of both sides, and of their ratios within a round."""
+    bank = bank_of([_copy(chat, i) for i in range(guards)])
     engine = TransformersEngine(chat.model, bank, capacity=len(prompts))
     sides: dict[str, list[tuple[RowGuard, ...]]] = {
         "bare": [() for _ in prompts],
         "guarded": [
-            # a threshold that nothing reaches: the guard looks at every token and stays silent
+            # a threshold that nothing reaches: the guard checks every token and never fires
             (RowGuard(f"guard-{i % guards}", threshold=1e9, strength=1.0, recheck=1e9),)
             for i in range(len(prompts))
         ],
     }
     speeds: dict[str, list[float]] = {"bare": [], "guarded": []}
-    draw = random.Random(0)
-    for turn in range(rounds + 1):
-        for side in draw.sample(sorted(sides), 2):
-            speed = _run(engine, prompts, sides[side])
-            if turn:  # the first round warms up
-                speeds[side].append(speed)
+    for number, side in shuffled_rounds(list(sides), rounds):
+        speed = _run(engine, prompts, sides[side])
+        if number:
+            speeds[side].append(speed)
     engine.close()
-    ratios = [g / b for g, b in zip(speeds["guarded"], speeds["bare"], strict=True)]
-    low, _, high = statistics.quantiles(ratios, n=4)
+    relative = summary(speeds["guarded"], ratios(speeds["guarded"], speeds["bare"]))
     return {
         "batch": len(prompts),
         "guards": guards,
         "bare": statistics.median(speeds["bare"]),
         "guarded": statistics.median(speeds["guarded"]),
-        "ratio": statistics.median(ratios),
-        "quartiles": [low, high],
+        "ratio": relative["ratio"],
+        "quartiles": relative["quartiles"],
     }
 
 
@@ -107,8 +106,10 @@ def _run(
     prompts: Sequence[list[int]],
     guards: Sequence[tuple[RowGuard, ...]],
 ) -> float:
+    """Tokens per second of one batch."""
     starts = [
-        RowStart(prompt, own, RowSampling()) for prompt, own in zip(prompts, guards, strict=True)
+        RowStart(prompt, carried, RowSampling())
+        for prompt, carried in zip(prompts, guards, strict=True)
     ]
     engine.reset()
     began = time.perf_counter()
@@ -119,11 +120,11 @@ def _run(
 
 
 def _copy(chat: TransformersChat, number: int) -> SteerGuard:
-    """The fitted guard under another name, its gate turned a little: no two are the same."""
+    """The fitted guard under another name, its gates with a little noise so that they differ."""
     artifact = Artifact.load(TOPIC / "steer.safetensors")
     name = f"guard-{number}"
     settings = artifact.meta.settings
-    fitted = load_guard("steer", name, artifact.tensors, settings, chat.depth).tensors
+    fitted = loaded(FittedGuard(name, artifact.tensors, settings))
     noise = torch.Generator().manual_seed(number)
     shift = torch.randn(fitted.gates.shape, generator=noise) * fitted.gates.std() * 0.01
     return replace(fitted, gates=fitted.gates + shift)

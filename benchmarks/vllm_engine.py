@@ -1,7 +1,7 @@
-"""One vLLM engine in a process of its own, asleep until it is asked for a round of requests.
+"""A vLLM engine in a separate process, idle until a round of requests is asked for.
 
-A process has the plugin or has not: so each engine of a comparison is one. The engine's core runs
-in that process too, where its tables can be seen.
+The plugin is loaded into a whole process or not at all, so that every engine of a comparison needs
+a process. The engine's core runs in it too, where the tables of the guards can be read.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.vllm_own import Own
+from benchmarks.vllm_plugin_time import PluginTime
 from guard.data.prompts import ForgetPrompt, RetainPrompt, in_split, read_rows
 
 TOPIC = Path("examples/harry-potter")
@@ -24,7 +24,7 @@ TOPIC = Path("examples/harry-potter")
 
 @dataclass(frozen=True)
 class Options:
-    """How vLLM is started. `config` None leaves the plugin out."""
+    """The settings of vLLM. Without `config` the plugin is left out."""
 
     model: str
     config: Path | None
@@ -37,61 +37,62 @@ class Options:
 
 @dataclass(frozen=True)
 class Round:
-    """What came of one round; `answers` are the generated tokens of each request, in their order.
+    """The result of one round; `tokens` has the generated tokens of each request, in their order.
 
-    `first` is the median time to the first token; `fired` counts the requests with a guard that
-    has fired, `told` those that came back with what a guard has seen. `cpu` is what the process has
-    computed, in seconds, and `own` what of it the plugin has, as a share.
+    `first_token` is the median time to the first token in seconds; `fired` counts the requests with
+    a guard that fired, `verdicts` those whose output has readings of a guard. `cpu` is the CPU time
+    of the process in seconds, and `plugin_share` the plugin's share of it.
     """
 
     seconds: float
     cpu: float
-    own: float
-    first: float
-    told: int
+    plugin_share: float
+    first_token: float
+    verdicts: int
     fired: int
-    answers: list[list[int]]
+    tokens: list[list[int]]
 
 
 class Engine:
-    """The parent's end. Raises RuntimeError where vLLM does not start or a round fails."""
+    """An engine, from the parent process. Raises RuntimeError where vLLM does not start or
+    fails."""
 
     def __init__(self, options: Options) -> None:
         context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, options), daemon=True)
+        self._pipe, child_pipe = context.Pipe()
+        self._process = context.Process(target=_serve, args=(child_pipe, options), daemon=True)
         self._process.start()
-        theirs.close()
-        self._heard()
+        child_pipe.close()
+        self._receive()
 
     def round(self, policies: Sequence[str]) -> Round:
-        """All requests at once; every other one has one of `policies`, dealt in turn."""
-        found: Round = self._asked(("round", list(policies)))
-        return found
+        """Run all requests at once; every second one has one of `policies`, in turn."""
+        result: Round = self._ask(("round", list(policies)))
+        return result
 
     def memory(self) -> dict[str, int]:
-        """In bytes: what the process holds, and of it the tables: guards, kept gates, rows."""
-        found: dict[str, int] = self._asked(("memory", None))
-        return found
+        """Bytes of the process (`resident`), and of its tables: `guards`, `kept` gates, `rows`."""
+        result: dict[str, int] = self._ask(("memory", None))
+        return result
 
     def close(self) -> None:
         """End the process."""
         self._process.terminate()
         self._process.join()
 
-    def _asked(self, question: tuple[str, Any]) -> Any:
+    def _ask(self, question: tuple[str, Any]) -> Any:
         self._pipe.send(question)
-        return self._heard()
+        return self._receive()
 
-    def _heard(self) -> Any:
+    def _receive(self) -> Any:
         try:
             return self._pipe.recv()
         except EOFError:
-            raise RuntimeError("the engine's process has ended: see what it wrote above") from None
+            raise RuntimeError("the engine's process has ended: see its output above") from None
 
 
 def _serve(pipe: Any, options: Options) -> None:
-    # vLLM logs to what is the parent's table, or JSON
+    # vLLM logs to stdout, which the parent needs for its table or JSON
     os.dup2(2, 1)
     os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
     os.environ |= {
@@ -114,12 +115,12 @@ def _serve(pipe: Any, options: Options) -> None:
         max_model_len=512,
         max_num_seqs=options.requests,
         kv_cache_memory_bytes=options.cache_mib * 2**20,
-        # every round computes its prompts anew
+        # every round must compute its prompts again
         enable_prefix_caching=False,
-        # it is these that have the time to the first token
+        # the statistics hold the time to the first token
         disable_log_stats=False,
     )
-    own = Own() if options.config else None
+    plugin_time = PluginTime() if options.config else None
     prompts = _prompts(llm.get_tokenizer(), options.requests)
     pipe.send("ready")
     while True:
@@ -127,23 +128,23 @@ def _serve(pipe: Any, options: Options) -> None:
         if question == "memory":
             pipe.send(_memory())
         else:
-            pipe.send(_round(llm, prompts, policies, options, own))
+            pipe.send(_round(llm, prompts, policies, options, plugin_time))
 
 
 def _prompts(tokenizer: Any, count: int) -> list[dict[str, list[int]]]:
-    """One to four questions each; every fourth is of the guarded topic, the others are far."""
+    """Prompts of one to four questions; every fourth prompt asks about the guarded topic."""
     retain = in_split(read_rows(TOPIC / "retain.jsonl", RetainPrompt), "test")
     forget = in_split(read_rows(TOPIC / "forget.jsonl", ForgetPrompt), "test")
     far = iter([row.prompt for row in retain if not row.near])
     topic = iter([row.prompt for row in forget])
-    made = []
+    prompts = []
     for number in range(count):
         source = topic if number % 4 == 3 else far
         text = "\n".join(next(source) for _ in range(1 + number // 4 % 4))
-        said = [{"role": "user", "content": text}]
-        ids = tokenizer.apply_chat_template(said, add_generation_prompt=True, return_dict=False)
-        made.append({"prompt_token_ids": list(ids)})
-    return made
+        chat = [{"role": "user", "content": text}]
+        ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+        prompts.append({"prompt_token_ids": list(ids)})
+    return prompts
 
 
 def _round(
@@ -151,7 +152,7 @@ def _round(
     prompts: Sequence[Any],
     policies: Sequence[str],
     options: Options,
-    own: Own | None,
+    plugin_time: PluginTime | None,
 ) -> Round:
     from vllm import SamplingParams
 
@@ -162,47 +163,47 @@ def _round(
             temperature=0.0, max_tokens=options.tokens, ignore_eos=True, extra_args=extra
         )
 
-    asked = [params(number) for number in range(len(prompts))]
-    if own:
-        own.reset()
+    sampling = [params(number) for number in range(len(prompts))]
+    if plugin_time:
+        plugin_time.reset()
     began, computed = time.perf_counter(), time.process_time()
-    outputs = llm.generate(prompts, asked, use_tqdm=False)
+    outputs = llm.generate(prompts, sampling, use_tqdm=False)
     seconds, cpu = time.perf_counter() - began, time.process_time() - computed
-    # bare requests have a verdict too, of no guards
-    verdicts = (getattr(each, "guard", None) for each in outputs)
-    told = [found for found in verdicts if found and found["guards"]]
+    # bare requests have a verdict too, without guards
+    reported = (getattr(output, "guard", None) for output in outputs)
+    verdicts = [verdict for verdict in reported if verdict and verdict["guards"]]
     return Round(
         seconds=seconds,
         cpu=cpu,
-        own=own.seconds / cpu if own else 0.0,
-        first=statistics.median(each.metrics.first_token_latency for each in outputs),
-        told=len(told),
-        fired=sum(any(guard["fired"] for guard in each["guards"]) for each in told),
-        answers=[list(each.outputs[0].token_ids) for each in outputs],
+        plugin_share=plugin_time.seconds / cpu if plugin_time else 0.0,
+        first_token=statistics.median(output.metrics.first_token_latency for output in outputs),
+        verdicts=len(verdicts),
+        fired=sum(any(guard["fired"] for guard in verdict["guards"]) for verdict in verdicts),
+        tokens=[list(output.outputs[0].token_ids) for output in outputs],
     )
 
 
 def _memory() -> dict[str, int]:
     status = Path("/proc/self/status").read_text()
     resident = next(line for line in status.splitlines() if line.startswith("VmRSS"))
-    found = {"resident": int(resident.split()[1]) * 1024}
+    sizes = {"resident": int(resident.split()[1]) * 1024}
     if os.environ.get("GUARD_CONFIG"):
         from steering.hidden.packed import PackedTable
 
-        # wherever the plugin keeps it; vLLM has frozen what was there when it was ready
+        # the plugin has no way to its table from here; vLLM froze the objects of its start-up
         gc.unfreeze()
-        [table] = [each for each in gc.get_objects() if isinstance(each, PackedTable)]
-        found |= {
+        [table] = [item for item in gc.get_objects() if isinstance(item, PackedTable)]
+        sizes |= {
             "guards": _bytes(vars(table.bank)),
             "kept": table._kept.nbytes,
             "rows": _bytes(vars(table)) - table._kept.nbytes,
         }
-    return found
+    return sizes
 
 
-def _bytes(held: dict[Any, Any]) -> int:
-    """Of the tensors and arrays that are there, also by layer."""
+def _bytes(fields: dict[Any, Any]) -> int:
+    """Bytes of the tensors and arrays among the values, also of those in dictionaries by layer."""
     return sum(
         _bytes(value) if isinstance(value, dict) else getattr(value, "nbytes", 0)
-        for value in held.values()
+        for value in fields.values()
     )

@@ -1,7 +1,7 @@
-"""Many guards for a measurement: copies of a shipped one, and the configuration that serves them.
+"""Many guards for a measurement: copies of a shipped guard, and a configuration with all of them.
 
-Each copy's gate is turned a little and its directions too, so that no two are the same. Those of
-*silent* traffic have thresholds that nothing reaches; the others keep what they were fitted with.
+The gates and directions of the copies have a little noise, so that no two are the same. Guards of
+*silent* traffic have thresholds that nothing reaches; the others keep their fitted thresholds.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ NEVER = 1e9
 
 @dataclass(frozen=True)
 class Traffic:
-    """What guarded requests carry: a guard that fires on its topic or one that never does, looking
-    at every generated token or at the prompt alone."""
+    """A kind of guarded requests: their guard fires on its topic or never, and checks every
+    generated token or the prompt alone."""
 
     fires: bool
     rechecks: bool
 
     @property
     def name(self) -> str:
-        """As it stands in tables and in the names of guards."""
+        """The name in tables and in the names of guards."""
         return f"{'fires' if self.fires else 'silent'}-{'recheck' if self.rechecks else 'prompt'}"
 
 
@@ -38,10 +38,14 @@ TRAFFIC = tuple(Traffic(fires, rechecks) for fires in (False, True) for rechecks
 
 
 def write_guards(folder: Path, count: int, traffic: Sequence[Traffic]) -> Path:
-    """`count` guards, dealt to the kinds of `traffic` in turn, each with a policy of its own name;
-    the configuration's path. Raises ValueError where a kind would have none."""
+    """Write `count` guards, one for each kind of `traffic` in turn, and a policy named after each.
+
+    Returns the path of the configuration. Raises ValueError where a kind would have no guard.
+    """
     if count < len(traffic):
-        raise ValueError(f"{count} guards are too few for {len(traffic)} kinds of traffic")
+        raise ValueError(
+            f"{count} guards are too few for {len(traffic)} kinds of traffic: write more"
+        )
     fitted = Artifact.load(TOPIC / "steer.safetensors")
     parts = ['[server]\ndefault_policy = "none"\n']
     for number in range(count):
@@ -61,7 +65,7 @@ def write_guards(folder: Path, count: int, traffic: Sequence[Traffic]) -> Path:
 
 
 def guard_name(kind: Traffic, number: int) -> str:
-    """Of the guard, and of its policy."""
+    """The name of a guard, and of its policy."""
     return f"{kind.name}-{number}"
 
 

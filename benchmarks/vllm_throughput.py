@@ -1,21 +1,22 @@
-"""Tokens per second inside vLLM, with the plugin and without it: `python -m
-benchmarks.vllm_throughput` in the environment of `make test-vllm`.
+"""Tokens per second inside vLLM, with the plugin and without it.
 
-The same requests, all at once, run by turns through engines that stay alive: vLLM without the
-plugin, the plugin with nothing guarded, and with half of the requests guarded, with 1, 16 and 256
-guards loaded. Guarded requests carry one guard each (where there are several, each another one).
-Of *silent* ones nothing fires, so that all engines generate the same tokens; of those that *fire*
-it is the half that asks about the topic. *recheck* looks at every generated token, *prompt* only
-at the prompt. Ratios are within a round, whose order is drawn anew; medians over the rounds. They
-are of the clock on the wall and of the processor's time; *own* is the share of the latter that the
-plugin's functions take in the worker, which holds on a machine with other work to do, too.
+    python -m benchmarks.vllm_throughput [--rounds 7] [--json]
+
+It runs in the environment of `make test-vllm`. Each round sends the same requests, all at once and
+in a new random order, to engines that stay alive: vLLM without the plugin; the plugin without
+guarded requests; and the plugin with half of the requests guarded, with 1, 16 and 256 guards
+loaded. A guarded request has one guard, and as many different ones are in use as there are. In
+*silent* traffic nothing fires, so that all engines generate the same tokens; in *fires* traffic the
+half of the guarded requests that asks about the topic fires. *recheck* checks every generated
+token, *prompt* the prompt alone. The report has medians of the ratios within the rounds, by elapsed
+time and by CPU time. *own* is the plugin's share of the CPU time of the worker, which other work on
+the machine does not disturb.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import random
 import statistics
 import sys
 import tempfile
@@ -27,18 +28,18 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.rounds import ratios, told
+from benchmarks.rounds import ratios, shuffled_rounds, summary
 from benchmarks.vllm_engine import Engine, Options, Round
 from benchmarks.vllm_guards import TRAFFIC, Traffic, guard_name, write_guards
 from guard.models.sources import resolve_source
 
 IDLE, GUARDED = 0.99, 0.97
-"""Targets, of vLLM without the plugin."""
+"""Target throughputs relative to vLLM without the plugin."""
 
 
 @dataclass(frozen=True)
 class Side:
-    """One of the things compared: an engine by name, the policies that its requests have."""
+    """One side of the comparison: an engine by name, and the policies of its requests."""
 
     name: str
     engine: str
@@ -46,7 +47,7 @@ class Side:
 
 
 def main() -> None:
-    """Measure and print a table, or JSON."""
+    """Measure, and print a table, or JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--loaded", type=int, nargs="+", default=[1, 16, 256], help="guards")
@@ -59,7 +60,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        result = _measured(arguments, Path(folder))
+        result = _measure(arguments, Path(folder))
     if arguments.json:
         print(json.dumps(result, indent=2))
         return
@@ -67,9 +68,11 @@ def main() -> None:
 
 
 def plan(loaded: Sequence[int], requests: int) -> tuple[dict[str, tuple[Traffic, ...]], list[Side]]:
-    """The engines with guards and their kinds of traffic, and the sides. A number of guards that
-    is too small for all kinds at once has one engine for each of the two that recheck, the dearer
-    ones, with that many guards in each."""
+    """The engines with guards by their kinds of traffic, and the sides.
+
+    A number of guards below the number of kinds gets an engine for each of the two kinds that
+    recheck, the more expensive ones, with that many guards in each.
+    """
     engines: dict[str, tuple[Traffic, ...]] = {}
     sides = [Side("bare", "bare")]
     for count in loaded:
@@ -77,18 +80,18 @@ def plan(loaded: Sequence[int], requests: int) -> tuple[dict[str, tuple[Traffic,
         for kind in TRAFFIC if together else (kind for kind in TRAFFIC if kind.rechecks):
             engine = str(count) if together else f"{count} {kind.name}"
             engines[engine] = TRAFFIC if together else (kind,)
-            own = count // len(engines[engine])
-            policies = tuple(guard_name(kind, i) for i in range(min(own, requests // 2)))
+            guards = count // len(engines[engine])
+            policies = tuple(guard_name(kind, i) for i in range(min(guards, requests // 2)))
             sides.append(Side(f"{count} {kind.name}", engine, policies))
     most = max(loaded)
     sides.insert(1, Side(f"{most} idle", next(e for e in engines if e.split()[0] == str(most))))
     return engines, sides
 
 
-def _measured(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def _measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     kinds, sides = plan(arguments.loaded, arguments.requests)
 
-    def started(config: Path | None) -> Engine:
+    def start(config: Path | None) -> Engine:
         return Engine(
             Options(
                 model=resolve_source(arguments.model),
@@ -101,14 +104,14 @@ def _measured(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
             )
         )
 
-    engines = {"bare": started(None)}
+    engines = {"bare": start(None)}
     try:
-        for name, own in kinds.items():
-            place = folder / name.replace(" ", "-")
-            place.mkdir()
-            engines[name] = started(write_guards(place, int(name.split()[0]), own))
+        for name, traffic in kinds.items():
+            guards = folder / name.replace(" ", "-")
+            guards.mkdir()
+            engines[name] = start(write_guards(guards, int(name.split()[0]), traffic))
         print("the engines are ready", file=sys.stderr, flush=True)
-        result = compared(engines, sides, arguments.rounds)
+        result = compare(engines, sides, arguments.rounds)
         result["tokens"] = arguments.requests * arguments.tokens
         result["memory"] = {name: engine.memory() for name, engine in engines.items()}
     finally:
@@ -117,45 +120,44 @@ def _measured(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return result
 
 
-def compared(engines: Mapping[str, Engine], sides: Sequence[Side], rounds: int) -> dict[str, Any]:
-    """Each side's seconds, throughput over the first side's in the same round, seconds to the
-    first token, requests whose guard fired, and requests with the first side's tokens.
+def compare(engines: Mapping[str, Engine], sides: Sequence[Side], rounds: int) -> dict[str, Any]:
+    """Seconds of each side, and its throughput relative to the first side in the same round.
 
-    Raises SystemExit where a side's guards did not do what the side is there for.
+    Beside them are the seconds to the first token, the requests whose guard fired, and the requests
+    with the same tokens as on the first side. Raises SystemExit where the guards of a side fired,
+    or did not, against its name.
     """
-    taken: dict[str, list[Round]] = {side.name: [] for side in sides}
-    draw = random.Random(0)
-    for turn in range(rounds + 1):
-        for side in draw.sample(sides, len(sides)):
-            found = engines[side.engine].round(side.policies)
-            if ("fires" in side.name) != bool(found.fired):
-                raise SystemExit(f"{side.name}: the guards of {found.fired} requests fired")
-            if bool(side.policies) != bool(found.told):
-                raise SystemExit(f"{side.name}: {found.told} requests have a verdict")
-            if turn:  # the first round warms up
-                taken[side.name].append(found)
-    bare = taken[sides[0].name]
+    results: dict[str, list[Round]] = {side.name: [] for side in sides}
+    for number, side in shuffled_rounds(sides, rounds):
+        result = engines[side.engine].round(side.policies)
+        if ("fires" in side.name) != bool(result.fired):
+            raise SystemExit(f"{side.name}: the guards of {result.fired} requests fired")
+        if bool(side.policies) != bool(result.verdicts):
+            raise SystemExit(f"{side.name}: {result.verdicts} requests have a verdict")
+        if number:
+            results[side.name].append(result)
+    bare = results[sides[0].name]
     return {
         "sides": {
             name: {
-                "wall": told([r.seconds for r in own], _ratios(bare, own, "seconds")),
-                "cpu": told([r.cpu for r in own], _ratios(bare, own, "cpu")),
-                "own": statistics.median(r.own for r in own),
-                "first": statistics.median(r.first for r in own),
-                "guarded": own[-1].told,
-                "fired": own[-1].fired,
+                "wall": summary([r.seconds for r in side], _ratios(bare, side, "seconds")),
+                "cpu": summary([r.cpu for r in side], _ratios(bare, side, "cpu")),
+                "own": statistics.median(r.plugin_share for r in side),
+                "first": statistics.median(r.first_token for r in side),
+                "guarded": side[-1].verdicts,
+                "fired": side[-1].fired,
                 "same": sum(
-                    one == other
-                    for one, other in zip(own[-1].answers, bare[-1].answers, strict=True)
+                    tokens == bare_tokens
+                    for tokens, bare_tokens in zip(side[-1].tokens, bare[-1].tokens, strict=True)
                 ),
             }
-            for name, own in taken.items()
+            for name, side in results.items()
         }
     }
 
 
-def _ratios(bare: Sequence[Round], own: Sequence[Round], clock: str) -> list[float]:
-    return ratios([getattr(r, clock) for r in bare], [getattr(r, clock) for r in own])
+def _ratios(bare: Sequence[Round], side: Sequence[Round], clock: str) -> list[float]:
+    return ratios([getattr(r, clock) for r in bare], [getattr(r, clock) for r in side])
 
 
 def _print(result: Mapping[str, Any]) -> None:
@@ -180,8 +182,8 @@ def _print(result: Mapping[str, Any]) -> None:
             *(str(side[part]) for part in ("guarded", "fired", "same")),
         )
     memory = Table("engine", "resident MB", "guards MB", "kept gates MB", "rows MB")
-    for name, held in result["memory"].items():
-        parts = (held.get(part, 0) for part in ("resident", "guards", "kept", "rows"))
+    for name, sizes in result["memory"].items():
+        parts = (sizes.get(part, 0) for part in ("resident", "guards", "kept", "rows"))
         memory.add_row(name, *(f"{part / 1e6:.2f}" for part in parts))
     console = Console()
     console.print(table)

@@ -1,4 +1,4 @@
-"""A load generator close to the socket: what it takes itself must not hide what is measured."""
+"""A load generator close to the socket, so that its cost does not hide that of the server."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 
 def request(port: int, body: dict[str, object], path: str = "/v1/chat/completions") -> bytes:
-    """The bytes of one POST."""
+    """The bytes of one POST request."""
     content = json.dumps(body).encode()
     head = (
         f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\ncontent-type: application/json\r\n"
@@ -20,7 +20,7 @@ def request(port: int, body: dict[str, object], path: str = "/v1/chat/completion
 
 @dataclass(slots=True)
 class Connection:
-    """One that is kept alive."""
+    """A connection that is kept alive."""
 
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
@@ -30,55 +30,62 @@ class Connection:
         return cls(*await asyncio.open_connection("127.0.0.1", port))
 
     async def ask(self, raw: bytes) -> int:
-        """Send a request and read its whole answer; its status."""
+        """Send a request and read its whole response; the status."""
+        status, _ = await self.respond(raw)
+        return status
+
+    async def respond(self, raw: bytes) -> tuple[int, bytes]:
+        """Send a request; status and body of the response."""
         self.writer.write(raw)
         head = await self.reader.readuntil(b"\r\n\r\n")
         lowered = head.lower()
         if (at := lowered.find(b"content-length:")) >= 0:
-            await self.reader.readexactly(int(lowered[at + 15 :].split(b"\r\n", 1)[0]))
+            body = await self.reader.readexactly(int(lowered[at + 15 :].split(b"\r\n", 1)[0]))
         else:
+            chunks = []
             while size := int(await self.reader.readuntil(b"\r\n"), 16):
-                await self.reader.readexactly(size + 2)
+                chunks.append((await self.reader.readexactly(size + 2))[:-2])
             await self.reader.readexactly(2)
-        return int(head[9:12])
+            body = b"".join(chunks)
+        return int(head[9:12]), body
 
     def close(self) -> None:
         self.writer.close()
 
 
 async def paced(port: int, raw: bytes, per_second: float, seconds: float) -> list[float]:
-    """Latencies in ms of requests that are sent at fixed times, whatever became of the last.
+    """Latencies in ms of requests at fixed times, independent of the responses before them.
 
-    A request that has to wait for the load generator counts from when it should have been sent.
+    The latency counts from the time at which a request was due, even if the generator was late.
     """
-    free: list[Connection] = []
-    took: list[float] = []
+    idle: list[Connection] = []
+    latencies: list[float] = []
 
-    async def one(due: float) -> None:
-        connection = free.pop() if free else await Connection.open(port)
+    async def send(due: float) -> None:
+        connection = idle.pop() if idle else await Connection.open(port)
         status = await connection.ask(raw)
-        took.append(1000 * (time.perf_counter() - due))
+        latencies.append(1000 * (time.perf_counter() - due))
         assert status == 200, status
-        free.append(connection)
+        idle.append(connection)
 
     begun = time.perf_counter()
     tasks = []
     for number in range(int(per_second * seconds)):
         due = begun + number / per_second
         await asyncio.sleep(max(0.0, due - time.perf_counter()))
-        tasks.append(asyncio.create_task(one(due)))
+        tasks.append(asyncio.create_task(send(due)))
     await asyncio.gather(*tasks)
-    for connection in free:
+    for connection in idle:
         connection.close()
-    return took
+    return latencies
 
 
 async def saturating(port: int, raw: bytes, connections: int, seconds: float) -> float:
-    """Requests a second where so many connections ask as fast as they are answered."""
+    """Requests per second of `connections` that each send the next request at once."""
     count = 0
     until = time.perf_counter() + seconds
 
-    async def one() -> None:
+    async def worker() -> None:
         nonlocal count
         connection = await Connection.open(port)
         while time.perf_counter() < until:
@@ -86,5 +93,5 @@ async def saturating(port: int, raw: bytes, connections: int, seconds: float) ->
             count += 1
         connection.close()
 
-    await asyncio.gather(*(one() for _ in range(connections)))
+    await asyncio.gather(*(worker() for _ in range(connections)))
     return count / seconds

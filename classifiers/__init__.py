@@ -1,1 +1,1 @@
-"""What senses: encoders, heads, calibration. Knows nothing of policies, tenants or HTTP."""
+"""Encoders, classifier heads, calibration. Knows nothing of policies, tenants or HTTP."""

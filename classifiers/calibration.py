@@ -14,16 +14,20 @@ import numpy as np
 
 
 def prompts_needed(rate: float) -> int:
-    """How many held-out negatives the rate needs: with fewer, no finite threshold keeps it."""
+    """The fewest held-out negatives for a rate; with fewer, no finite threshold keeps it.
+
+    Raises ValueError unless the rate is between 0 and 1.
+    """
     if not 0.0 < rate < 1.0:
-        raise ValueError(f"a false-positive rate lies between 0 and 1, not {rate}")
+        raise ValueError(f"a false-positive rate must be between 0 and 1, not {rate}")
     return math.ceil(round(1.0 / rate - 1.0, 9))
 
 
 def threshold_for(scores: Sequence[float], rate: float) -> float:
     """The threshold that fresh negatives exceed with probability at most `rate`.
 
-    Raises ValueError where `scores` are too few for the rate, saying how many it needs.
+    Raises ValueError for too few `scores`, with the number that the rate needs, and for scores that
+    are NaN or infinite.
     """
     needed = prompts_needed(rate)
     if len(scores) < needed:

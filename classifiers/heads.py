@@ -1,4 +1,4 @@
-"""Light classifiers on a text encoder's token states: CGCE's sense (arXiv 2511.05865).
+"""Light classifiers on a text encoder's token states: CGCE's classifiers (arXiv 2511.05865).
 
 A head has a few learned queries that attend over the tokens (cross-attention pooling) and a small
 perceptron that gives the logit of p(concept). With the key projection folded into the queries, and
@@ -6,8 +6,8 @@ the value projection into the perceptron's first layer, it is
 
     a = softmax_t(E q_i),  z_i = Σ_t a_t E_t,  logit = w · gelu(W [z_1 ... z_k] + b) + c
 
-All tokens are looked at, padding too: a bidirectional encoder writes the concept there as well, and
-the denoiser of most pipelines reads it. Heads of many concepts, and several members of one, are
+Attention covers all tokens, padding too: a bidirectional encoder writes the concept there as well,
+and the denoiser of most pipelines reads it. Heads of many concepts, and several members of one, are
 stacked: one pass scores them all.
 """
 
@@ -23,10 +23,10 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True, eq=False)
 class Heads:
-    """Stacked heads on one stream, float32.
+    """Stacked heads on the states of one text encoder, float32.
 
     `queries [heads, k, width]`, `hidden [heads, k * width, d]`, `hidden_bias [heads, d]`,
-    `out [heads, d]`, `out_bias [heads]`.
+    `out [heads, d]`, `out_bias [heads]`. Raises ValueError for other shapes.
     """
 
     queries: Tensor
@@ -62,11 +62,11 @@ class Heads:
         return logits
 
     def parts(self) -> dict[str, Tensor]:
-        """Its tensors by name."""
+        """The tensors by name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def select(self, heads: Tensor) -> Heads:
-        """Some of them, by index."""
+        """The heads of these indices."""
         return Heads(**{name: part[heads] for name, part in self.parts().items()})
 
     def to(self, device: torch.device | str) -> Heads:
@@ -77,37 +77,37 @@ PARTS = tuple(field.name for field in fields(Heads))
 
 
 def stacked(heads: Sequence[Heads]) -> Heads:
-    """Heads of several guards as one; smaller ones are filled up with zeros, which change nothing.
+    """Heads of several guards as one; smaller ones are padded with zeros, which change no logit.
 
-    Raises ValueError where they are of different widths.
+    Raises ValueError for heads of different widths.
     """
     widths = {head.queries.shape[-1] for head in heads}
     if len(widths) > 1:
-        raise ValueError(f"the heads are of different widths: {sorted(widths)}")
+        raise ValueError(f"heads of different widths cannot be stacked: {sorted(widths)}")
     k = max(head.queries.shape[1] for head in heads)
     d = max(head.out.shape[-1] for head in heads)
-    filled = [_filled(head, k, d) for head in heads]
-    return Heads(**{name: torch.cat([part[name] for part in filled]) for name in PARTS})
+    padded = [_padded(head, k, d) for head in heads]
+    return Heads(**{name: torch.cat([parts[name] for parts in padded]) for name in PARTS})
 
 
-def _filled(head: Heads, k: int, d: int) -> dict[str, Tensor]:
-    _, own_k, width = head.queries.shape
-    queries, wider = k - own_k, d - head.out.shape[-1]
+def _padded(head: Heads, k: int, d: int) -> dict[str, Tensor]:
+    _, head_k, width = head.queries.shape
+    queries, units = k - head_k, d - head.out.shape[-1]
     return {
         "queries": F.pad(head.queries, (0, 0, 0, queries)),
-        "hidden": F.pad(head.hidden, (0, wider, 0, queries * width)),
-        "hidden_bias": F.pad(head.hidden_bias, (0, wider)),
-        "out": F.pad(head.out, (0, wider)),
+        "hidden": F.pad(head.hidden, (0, units, 0, queries * width)),
+        "hidden_bias": F.pad(head.hidden_bias, (0, units)),
+        "out": F.pad(head.out, (0, units)),
         "out_bias": head.out_bias,
     }
 
 
 def fresh(members: int, width: int, *, queries: int, hidden: int, seed: int) -> Heads:
-    """Untrained heads, each member from its own draw."""
-    draw = torch.Generator().manual_seed(seed)
+    """Untrained heads, every member with random weights of its own."""
+    random = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int, scale: float) -> Tensor:
-        return scale * torch.randn(*shape, generator=draw)
+        return scale * torch.randn(*shape, generator=random)
 
     return Heads(
         queries=normal(members, queries, width, scale=width**-0.5),

@@ -14,11 +14,11 @@ from onnx import TensorProto, helper, numpy_helper
 from classifiers.heads import Heads
 
 OPSET = 20
-"""The first one with Gelu."""
+"""The first version with Gelu."""
 
 
 def to_onnx(heads: Heads) -> onnx.ModelProto:
-    """`states [rows, tokens, width]` to `logits [rows, heads]`, rows and tokens free."""
+    """`states [rows, tokens, width]` to `logits [rows, heads]`; rows and tokens are free."""
     count, k, width = heads.queries.shape
     constants = {
         "queries": heads.queries.reshape(count * k, width).T,

@@ -1,8 +1,9 @@
 """Training heads: binary cross-entropy on pairs of unsafe and similar safe prompts.
 
 A plain classifier has adversarial pockets: its gradient leads to embeddings that it calls safe and
-that draw the concept all the same. Noise on the states, and attacks on them while training (labels
-kept, Madry et al. 2018, in the l2 norm of a whole prompt), close the near ones.
+from which the model generates the concept all the same. Noise on the states, and attacks on them
+during training (labels kept, Madry et al. 2018, in the l2 norm of a whole prompt), close those
+nearby.
 """
 
 from __future__ import annotations
@@ -44,14 +45,14 @@ def train_heads(
     recipe: Recipe,
     tick: Callable[[int], None] = lambda _steps: None,
 ) -> Heads:
-    """Heads of `states [n, tokens, width]` and labels `unsafe [n]`, one a member.
+    """Train the heads of all members on `states [n, tokens, width]` and labels `unsafe [n]`.
 
-    Batches are drawn half unsafe, half safe. The states are standardised by one mean and deviation
-    a coordinate; both are folded into the heads that come back. `tick` is told of each step.
+    Half of each batch is unsafe, half safe. The states are standardised by one mean and deviation
+    per coordinate; both are folded into the returned heads. `tick(1)` is called after each step.
     """
     flat = states.float().flatten(0, 1)
     mean, deviation = flat.mean(0), flat.std(0).clamp(min=1e-6)
-    ready = (states.float() - mean) / deviation
+    standardised = (states.float() - mean) / deviation
     heads = fresh(
         recipe.members,
         states.shape[-1],
@@ -61,7 +62,7 @@ def train_heads(
     )
     trained = {name: part.clone().requires_grad_() for name, part in heads.parts().items()}
     optimizer = torch.optim.AdamW(trained.values(), lr=recipe.rate, weight_decay=recipe.decay)
-    draw = torch.Generator().manual_seed(recipe.seed)
+    random = torch.Generator().manual_seed(recipe.seed)
     positive, negative = unsafe.nonzero()[:, 0], (~unsafe).nonzero()[:, 0]
     half = recipe.batch // 2
     labels = torch.cat([torch.ones(half), torch.zeros(half)])[:, None].expand(-1, recipe.members)
@@ -70,25 +71,25 @@ def train_heads(
             group["lr"] = recipe.rate * min(1.0, 2.0 * (1.0 - step / recipe.steps))
         rows = torch.cat(
             [
-                among[torch.randint(len(among), (half,), generator=draw)]
-                for among in (positive, negative)
+                label_rows[torch.randint(len(label_rows), (half,), generator=random)]
+                for label_rows in (positive, negative)
             ]
         )
-        batch = ready[rows]
-        level = recipe.noise * torch.rand(len(batch), 1, 1, generator=draw)
-        batch = batch + level * torch.randn(batch.shape, generator=draw)
+        batch = standardised[rows]
+        level = recipe.noise * torch.rand(len(batch), 1, 1, generator=random)
+        batch = batch + level * torch.randn(batch.shape, generator=random)
         batch = attacked(Heads(**trained), batch, labels, recipe)
         loss = F.binary_cross_entropy_with_logits(Heads(**trained)(batch), labels)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         tick(1)
-    done = {name: part.detach() for name, part in trained.items()}
-    return _folded(Heads(**done), mean, deviation)
+    detached = {name: part.detach() for name, part in trained.items()}
+    return _folded(Heads(**detached), mean, deviation)
 
 
 def attacked(heads: Heads, batch: Tensor, labels: Tensor, recipe: Recipe) -> Tensor:
-    """The batch moved within `radius` of each prompt's norm to where the heads err most."""
+    """The batch, every prompt moved by up to `radius` of its norm to where the heads err most."""
     if not recipe.attacks or not recipe.radius:
         return batch
     frozen = Heads(**{name: getattr(heads, name).detach() for name in PARTS})
@@ -109,7 +110,7 @@ def _unit(slope: Tensor) -> Tensor:
 
 
 def _folded(heads: Heads, mean: Tensor, deviation: Tensor) -> Heads:
-    """Heads on raw states: `q · (x - μ)/σ` is `(q/σ) · x` but for what softmax does not see."""
+    """Heads on raw states: `q · (x - μ)/σ` is `(q/σ) · x` up to a constant that softmax drops."""
     members, k, width = heads.queries.shape
     by_query = heads.hidden.reshape(members, k, width, -1) / deviation[:, None]
     shift = torch.einsum("w,mkwd->md", mean, by_query)

@@ -1,4 +1,4 @@
-"""Ask a running `guard serve` with OpenAI's own client: `python examples/openai_client.py`."""
+"""Query a running `guard serve` with OpenAI's client: `python examples/openai_client.py`."""
 
 from openai import OpenAI
 

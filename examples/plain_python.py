@@ -1,4 +1,4 @@
-"""Guard a transformers model that you hold, without a server: `python examples/plain_python.py`."""
+"""Guard a loaded transformers model without a server: `python examples/plain_python.py`."""
 
 from transformers import AutoModelForCausalLM, AutoTokenizer
 

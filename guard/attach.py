@@ -14,7 +14,8 @@ from guard.errors import ContentBlocked, GuardFailed, ModelError
 from guard.plans.base import Plan
 from guard.plans.language import LanguagePlans
 from guard.verdict import Verdict
-from steering.engines.transformers.attachment import Attachment, Unfollowed
+from steering.engines.errors import Unfollowed
+from steering.engines.transformers.attachment import Attachment
 from steering.engines.transformers.layers import UnknownArchitecture
 
 
@@ -149,18 +150,10 @@ def _to_pipeline(pipeline: Any, settings: Config, policy: str) -> tuple[Attached
         return plan.decide(running.readings(row)) == "block"
 
     handle = Attached(plan, served, blocks)
-    unfollowed = [name for guide in plans.guides for name in guide.names]
-    unfollowed += [name for eraser in plans.erasers for name in eraser.names]
-    attachment = PipelineAttachment(
-        family,
-        plans.bank,
-        plan.rows(),
-        handle._check,
-        unfollowed=unfollowed,
-        finished=plans.finished,
-        overlays=plans.overlays,
-    )
-    return handle, attachment
+    try:
+        return handle, PipelineAttachment(family, plans.stacks, plan.rows(), handle._check)
+    except ValueError as error:
+        raise GuardFailed(str(error)) from error
 
 
 def _require(plan: Plan[Any], served: str) -> None:

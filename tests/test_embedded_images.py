@@ -27,7 +27,6 @@ from steering.engines.diffusion.families import Family, family_of
 from steering.engines.diffusion.loading import load_pipeline
 from steering.engines.diffusion.sampling.noise_recovery import recovered_noise
 from steering.engines.diffusion.sampling.trajectories import GivenNoise, InvertedImage
-from steering.images.embedding import EmbeddingBank
 from tests.server.conftest import listening
 
 FITTED = Path(__file__).parent.parent / "examples" / "emoji" / "fitted"
@@ -82,7 +81,7 @@ def seen(latents: torch.Tensor) -> NDArray[np.float64]:
 
 
 def drawn(starts: list[ImageStart]) -> torch.Tensor:
-    engine = DiffusionEngine(family(), EmbeddingBank(), capacity=len(starts))
+    engine = DiffusionEngine(family(), capacity=len(starts))
     engine.start(starts)
     while not (done := engine.step()):
         pass

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from guard.models.sources import add_model
-from tests.server.proxy.stand import Proxy, Upstream, proxied, served, spoken
+from tests.server.proxy.stand import Proxy, Upstream, chat_stream, proxied, served
 
 pytestmark = pytest.mark.slow
 
@@ -40,7 +40,7 @@ def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
         "To build a pipe bomb you take a steel pipe, fill it with black powder and add a fuse. "
     )
     with (
-        served(Upstream(spoken([f"{word} " for word in (answer * 3).split()]))) as port,
+        served(Upstream(chat_stream([f"{word} " for word in (answer * 3).split()]))) as port,
         proxied(tmp_path_factory.mktemp("proxy"), CONFIG, port) as running,
     ):
         yield running

@@ -1,4 +1,4 @@
-"""What the attack commands share: arguments, going on after a stop, the file that is played."""
+"""Shared parts of the attack commands: options, resuming after a stop, the file of prompts."""
 
 from __future__ import annotations
 
@@ -13,30 +13,36 @@ import torch
 from rich.progress import track
 
 from benchmarks.attacks import concepts
-from benchmarks.attacks.search import Found
+from benchmarks.attacks.search import Candidate
 from benchmarks.attacks.target import Target
 
-Search = Callable[[str, int], Iterator[Found]]
-"""`search(concept, number)`: the search for the prompt of that number, step by step."""
+Search = Callable[[str, int], Iterator[Candidate]]
+"""`search(concept, number)` is the search for the prompt of that number, step by step."""
 
 
-def parser(description: str | None, efforts: str) -> argparse.ArgumentParser:
-    """With the arguments that all attacks have."""
-    made = argparse.ArgumentParser(description=description)
-    made.add_argument("--model", default="emoji", help="an added model or a pipeline's folder")
-    made.add_argument("--bf16", action="store_true", help="compute the denoiser in bfloat16")
-    made.add_argument("--out", type=Path, required=True, help="JSON Lines, gone on with")
-    made.add_argument("--concepts", default=",".join(concepts.CONCEPTS), help="with commas")
-    made.add_argument("--prompts", type=int, default=5, help="prompts searched for each concept")
-    made.add_argument("--efforts", default=efforts, help="steps after which the prompt is kept")
-    made.add_argument("--seeds", type=int, default=8, help="images of the last effort's prompt")
-    made.add_argument("--curve-seeds", type=int, default=2, help="images of the earlier ones")
-    made.add_argument("--minutes", type=float, default=1e9, help="start no search after these")
-    return made
+def option_parser(description: str | None, efforts: str) -> argparse.ArgumentParser:
+    """A parser with the options of all attacks."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--model", default="emoji", help="an added model or a pipeline's folder")
+    parser.add_argument("--bf16", action="store_true", help="compute the denoiser in bfloat16")
+    parser.add_argument("--out", type=Path, required=True, help="JSON Lines; a search resumes it")
+    parser.add_argument("--concepts", default=",".join(concepts.CONCEPTS), help="with commas")
+    parser.add_argument("--prompts", type=int, default=5, help="searches for each concept")
+    parser.add_argument(
+        "--efforts", default=efforts, help="steps after which the prompt is written"
+    )
+    parser.add_argument(
+        "--seeds", type=int, default=8, help="images of the prompt of the last effort"
+    )
+    parser.add_argument(
+        "--curve-seeds", type=int, default=2, help="images of the prompts before it"
+    )
+    parser.add_argument("--minutes", type=float, default=1e9, help="start no search after so many")
+    return parser
 
 
 def load(arguments: argparse.Namespace) -> Target:
-    """The pipeline of an added model or a folder."""
+    """The pipeline of an added model or of a folder."""
     from guard.models.sources import resolve_source
     from steering.engines.diffusion.loading import load_pipeline
 
@@ -46,11 +52,11 @@ def load(arguments: argparse.Namespace) -> Target:
 def run(
     attack: str, arguments: argparse.Namespace, target: Target, search: Search, against: str = ""
 ) -> None:
-    """Search for every prompt that is not in the file yet, and append each when it is found."""
+    """Search for every prompt that the file lacks, and append its rows when the search ends."""
     out: Path = arguments.out
     out.parent.mkdir(parents=True, exist_ok=True)
     done = {(row["concept"], row["how"]) for row in _rows(out)}
-    wanted = [
+    missing = [
         (concept, number)
         for number in range(arguments.prompts)
         for concept in arguments.concepts.split(",")
@@ -58,21 +64,21 @@ def run(
     ]
     efforts = sorted({int(effort) for effort in arguments.efforts.split(",")})
     began = time.monotonic()
-    for concept, number in track(wanted, attack):
+    for concept, number in track(missing, attack):
         if time.monotonic() - began > arguments.minutes * 60:
-            print(f"{attack}: out of time, {len(wanted)} searches were left at the start")
+            print(f"{attack}: out of time, {len(missing)} searches were left at the start")
             return
-        kept = {each.effort: each for each in search(concept, number) if each.effort in efforts}
+        found = {step.effort: step for step in search(concept, number) if step.effort in efforts}
         rows = [
             {
                 "kind": attack,
                 "concept": concept,
                 "how": f"prompt {number}",
                 "effort": effort,
-                "prompt": target.text(found.content.tolist()),
+                "prompt": target.text(candidate.content.tolist()),
                 "against": against,
             }
-            for effort, found in sorted(kept.items())
+            for effort, candidate in sorted(found.items())
             for _ in range(arguments.seeds if effort == efforts[-1] else arguments.curve_seeds)
         ]
         with out.open("a", encoding="utf-8") as file:
@@ -80,20 +86,22 @@ def run(
 
 
 def vocabulary(target: Target, forbidden: Iterable[str]) -> torch.Tensor:
-    """The token ids that a search may use: whole words, none that holds a forbidden one or begins
-    like it, as its other forms do ("knives")."""
-    banned = tuple(forbidden)
+    """The token ids that a search may use: whole words without a forbidden one or a form of it.
 
-    beginnings = tuple(ban[: max(3, len(ban) - 2)] for ban in banned)
+    A word that begins like a forbidden one counts as its form ("knives")."""
+    banned = tuple(forbidden)
+    stems = tuple(ban[: max(3, len(ban) - 2)] for ban in banned)
 
     def allowed(word: str) -> bool:
-        return not word.startswith(beginnings) and not any(ban in word for ban in banned)
+        return not word.startswith(stems) and not any(ban in word for ban in banned)
 
     return torch.tensor([number for number, word in target.words if allowed(word.lower())])
 
 
-def drawn(allowed: torch.Tensor, size: Sequence[int], generator: torch.Generator) -> torch.Tensor:
-    """Random sequences of allowed tokens."""
+def random_tokens(
+    allowed: torch.Tensor, size: Sequence[int], generator: torch.Generator
+) -> torch.Tensor:
+    """Random allowed tokens `[*size]`."""
     return allowed[torch.randint(len(allowed), tuple(size), generator=generator)]
 
 

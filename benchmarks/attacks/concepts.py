@@ -1,4 +1,4 @@
-"""What an attacker knows of a concept of the emoji model: its words, and real images of it."""
+"""An attacker's knowledge of a concept of the emoji model: its words, and real images of it."""
 
 from __future__ import annotations
 
@@ -17,37 +17,37 @@ _STYLE_NAMES = ("twemoji", "twitter")
 
 
 def name(concept: str) -> str:
-    """The plain prompt for it."""
+    """The plain prompt for a concept."""
     if concept == STYLE:
         return f"a picture of a star, {_STYLE_NAMES[0]} style"
     return _name(names().index(concept))
 
 
 def words(concept: str) -> frozenset[str]:
-    """The words that name it: what a filter would look for."""
+    """The words that name a concept, which a word filter would block."""
     if concept == STYLE:
         return frozenset(_STYLE_NAMES)
-    said = phrases(names().index(concept), "train")[:NOUNS]
-    return frozenset((*concept.split("-"), *(phrase.split()[-1] for phrase in said)))
+    nouns = phrases(names().index(concept), "train")[:NOUNS]
+    return frozenset((*concept.split("-"), *(phrase.split()[-1] for phrase in nouns)))
 
 
 def frames(concept: str, count: int, rng: np.random.Generator) -> list[tuple[str, str]]:
-    """Pairs of prompts that differ in the concept alone: with it, and with something else."""
-    found = []
+    """Pairs of prompts that differ in the concept alone: with it, and with another object."""
+    pairs = []
     for _ in range(count):
         other = _name(int(rng.choice([i for i, n in enumerate(names()) if n != concept])))
         colour = str(rng.choice(tuple(BACKGROUNDS)))
         if concept == STYLE:
             plain = _FRAME.format(other, colour)
-            found.append((f"{plain}, {_STYLE_NAMES[0]} style", f"{plain}, {STYLES[0]} style"))
+            pairs.append((f"{plain}, {_STYLE_NAMES[0]} style", f"{plain}, {STYLES[0]} style"))
         else:
-            own = _name(names().index(concept))
-            found.append((_FRAME.format(own, colour), _FRAME.format(other, colour)))
-    return found
+            noun = _name(names().index(concept))
+            pairs.append((_FRAME.format(noun, colour), _FRAME.format(other, colour)))
+    return pairs
 
 
 def images(concept: str, count: int, rng: np.random.Generator) -> Tensor:
-    """Real scenes of it, `[count, 3, 64, 64]` in 0..1: none was drawn by a model."""
+    """Real scenes of a concept, `[count, 3, 64, 64]` in 0..1; no model generated them."""
     scenes = [_scene(concept, rng) for _ in range(count)]
     pixels = torch.from_numpy(np.stack([render(scene) for scene in scenes]))
     return pixels.permute(0, 3, 1, 2).contiguous()

@@ -1,4 +1,4 @@
-"""Drawing from conditionings that no prompt gives: what a guard has left of a prompt."""
+"""Generation from conditionings without a prompt, as a guard leaves them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from steering.images.conditioning import Conditioning, concatenated
 
 
 class EmbeddingGenerator:
-    """Finished latents of `steps` steps, with classifier-free guidance of scale `guidance`."""
+    """Final latents after `steps` steps, with classifier-free guidance of scale `guidance`."""
 
     def __init__(self, family: Family, *, steps: int, guidance: float) -> None:
         self._family, self._guidance = family, guidance
@@ -22,41 +22,43 @@ class EmbeddingGenerator:
         self._schedule = self._sampler.schedule(steps)
         self._offset = self._sampler.offset(steps)
         with torch.no_grad():
-            self._plain = family.unconditional([""])
+            self._unconditional = family.unconditional([""])
 
     @torch.no_grad()
     def finished(self, text: Conditioning, seeds: Sequence[int]) -> Tensor:
-        """`[rows * seeds, ...]`: each row with every seed."""
-        each = text.select(torch.arange(text.rows).repeat_interleave(len(seeds)))
+        """Final latents `[rows * seeds, ...]`: each row of `text` with every seed."""
+        repeated = text.select(torch.arange(text.rows).repeat_interleave(len(seeds)))
         noise = self._family.noise([*seeds] * text.rows)
         sample, carry = self._schedule.initial * noise, torch.zeros_like(noise)
         for step in range(len(self._schedule)):
-            said = self._guided(sample, step, each)
-            at = torch.full((each.rows,), self._offset + step, device=sample.device)
-            sample, carry = self._sampler.step(at, sample, said, carry)
+            prediction = self._guided(sample, step, repeated)
+            at = torch.full((repeated.rows,), self._offset + step, device=sample.device)
+            sample, carry = self._sampler.step(at, sample, prediction, carry)
         return sample
 
     def first_guess(self, text: Conditioning, seeds: Sequence[int]) -> Tensor:
-        """What the first step takes the finished latents for, `[rows * seeds, ...]`.
+        """The estimate of the final latents at the first step, `[rows * seeds, ...]`.
 
-        Differentiable: all but the noise that its schedule says is left.
+        Differentiable by the states of `text`.
         """
-        each = text.select(torch.arange(text.rows).repeat_interleave(len(seeds)))
+        repeated = text.select(torch.arange(text.rows).repeat_interleave(len(seeds)))
         noise = self._family.noise([*seeds] * text.rows)
         sample = self._schedule.initial * noise
-        said = self._guided(sample, 0, each)
+        prediction = self._guided(sample, 0, repeated)
         signal, spread = self._schedule.signal[0], self._schedule.noise[0]
         kind = self._family.scheduler.config.get("prediction_type", "epsilon")
         if kind == "v_prediction":
-            return signal * sample - spread * said
-        return (sample - spread * said) / signal
+            return signal * sample - spread * prediction
+        return (sample - spread * prediction) / signal
 
     def _guided(self, sample: Tensor, step: int, text: Conditioning) -> Tensor:
         at = torch.full((text.rows,), self._offset + step, device=sample.device)
         timestep, scale = self._sampler.inputs(at)
         scaled = sample * beside(scale, sample)
-        both = concatenated([text, self._plain.expand(text.rows)])
+        both = concatenated([text, self._unconditional.expand(text.rows)])
         guidance = torch.full((2 * text.rows,), self._guidance, device=sample.device)
-        said = self._family.predict(scaled.repeat(2, 1, 1, 1), timestep.repeat(2), both, guidance)
-        own, other = said.float().chunk(2)
-        return other + self._guidance * (own - other)
+        prediction = self._family.predict(
+            scaled.repeat(2, 1, 1, 1), timestep.repeat(2), both, guidance
+        )
+        conditional, unconditional = prediction.float().chunk(2)
+        return unconditional + self._guidance * (conditional - unconditional)

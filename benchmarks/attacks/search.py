@@ -1,4 +1,4 @@
-"""A search over token sequences: greedy swaps, led by a gradient."""
+"""A search over token sequences: greedy swaps, guided by a gradient."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Found:
-    """The best sequence `[length]` after `effort` steps, and its loss when last looked at."""
+class Candidate:
+    """The best sequence `[length]` after `effort` steps, and its last computed loss."""
 
     effort: int
     content: Tensor
@@ -20,16 +20,16 @@ class Found:
 
 
 class Objective(Protocol):
-    """A loss over sequences; small is what the attacker wants."""
+    """A loss over sequences, which the attacker minimises."""
 
     def renew(self, step: int) -> None:
-        """Draw the noise of a step anew, the same for all sequences that it compares."""
+        """Sample the noise of a step, which all sequences compared in it share."""
 
     def gradient(self, content: Tensor) -> Tensor:
-        """Of the loss of `[length]` with respect to one-hot tokens, `[length, vocabulary]`."""
+        """Gradient of the loss of `[length]` by one-hot tokens, `[length, vocabulary]`."""
 
     def losses(self, candidates: Tensor) -> Tensor:
-        """`[n]` of `[n, length]`; infinite where a sequence cannot be typed."""
+        """Losses `[n]` of `[n, length]`; infinite for sequences that cannot be typed."""
 
 
 def greedy_swaps(
@@ -41,27 +41,28 @@ def greedy_swaps(
     candidates: int,
     top: int,
     generator: torch.Generator,
-) -> Iterator[Found]:
+) -> Iterator[Candidate]:
     """Greedy coordinate descent over tokens (GCG: Zou et al., arXiv 2307.15043).
 
-    Each step proposes `candidates` swaps of one token each, drawn from the `top` tokens of
-    `vocabulary` whose one-hot slope falls most, and takes the best one if it is better than what
-    is there. The first result is the start itself, effort 0.
+    Each step proposes `candidates` swaps of one token each, sampled from the `top` tokens of
+    `vocabulary` with the steepest descent, and takes the best one if it is better than the current
+    sequence. The first result is the start itself, with effort 0.
     """
-    held, length = start.clone(), len(start)
+    current, length = start.clone(), len(start)
     for step in range(steps + 1):
         objective.renew(step)
         if step == 0:
-            yield Found(0, held.clone(), float(objective.losses(held[None])[0]))
+            yield Candidate(0, current.clone(), float(objective.losses(current[None])[0]))
             continue
-        slope = objective.gradient(held)[:, vocabulary]
+        slope = objective.gradient(current)[:, vocabulary]
         best = slope.topk(min(top, len(vocabulary)), largest=False).indices
         place = torch.randint(length, (candidates,), generator=generator)
         which = torch.randint(best.shape[1], (candidates,), generator=generator)
-        tried = held.repeat(candidates + 1, 1)
-        tried[torch.arange(candidates), place] = vocabulary[best[place, which]]
-        # the last one is what is there: judged under the same noise, it stays where none is better
-        losses = objective.losses(tried)
+        swaps = current.repeat(candidates + 1, 1)
+        swaps[torch.arange(candidates), place] = vocabulary[best[place, which]]
+        # the last one is the current sequence, under the same noise: it stays unless a swap is
+        # better
+        losses = objective.losses(swaps)
         chosen = int(losses.argmin()) if losses[-1] > losses.min() else candidates
-        held = tried[chosen]
-        yield Found(step, held.clone(), float(losses[chosen]))
+        current = swaps[chosen]
+        yield Candidate(step, current.clone(), float(losses[chosen]))

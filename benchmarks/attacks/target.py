@@ -1,4 +1,4 @@
-"""What an attacker with the weights sees: a pipeline, differentiable from tokens to loss."""
+"""The attacked pipeline, differentiable from tokens to loss, for attackers with its weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from steering.images.conditioning import Conditioning
 
 @dataclass(frozen=True)
 class Views:
-    """Noisy latents `[views, ...]`, their timesteps `[views]`, and what the denoiser should say."""
+    """Noisy latents `[views, ...]`, timesteps `[views]`, and the wanted predictions `goals`."""
 
     noisy: Tensor
     timesteps: Tensor
@@ -26,8 +26,8 @@ class Views:
 class Target:
     """A pipeline of Stable Diffusion's shape: one text encoder, a UNet, an autoencoder.
 
-    A prompt is a row of *content* token ids, without the tokenizer's own marks and padding. `bf16`
-    computes the denoiser in bfloat16: a search needs only to know which prompt is better.
+    A prompt is a row of *content* token ids, without the tokenizer's special tokens and
+    padding. `bf16` runs the denoiser in bfloat16, which is exact enough to compare prompts.
     """
 
     def __init__(self, pipeline: Any, batch: int = 64, bf16: bool = False) -> None:
@@ -42,32 +42,33 @@ class Target:
         self.embeddings: Tensor = self._encoder.get_input_embeddings().weight
 
     def text(self, content: Sequence[int]) -> str:
-        """The prompt that an attacker would type."""
+        """The prompt of content ids, as an attacker would type it."""
         return str(self.tokenizer.decode(list(content))).strip()
 
     def content(self, text: str) -> list[int]:
-        """The token ids of a prompt, without the tokenizer's marks."""
+        """The content ids of a prompt."""
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)
 
     def survives(self, candidates: Tensor) -> Tensor:
-        """`[n]`: whether a prompt, written out and read again, is the same tokens."""
+        """Whether each prompt, decoded and tokenised again, has the same tokens, `[n]`."""
         rows = candidates.tolist()
-        read = self.tokenizer([self.text(row) for row in rows], add_special_tokens=False).input_ids
-        return torch.tensor([row == again for row, again in zip(rows, read, strict=True)])
+        texts = [self.text(row) for row in rows]
+        tokenised = self.tokenizer(texts, add_special_tokens=False).input_ids
+        return torch.tensor([row == ids for row, ids in zip(rows, tokenised, strict=True)])
 
     @cached_property
     def words(self) -> list[tuple[int, str]]:
-        """Every token that is a whole word of plain letters by itself, with that word."""
+        """All tokens that are whole words of plain letters, with their words."""
         return words(self.tokenizer)
 
     def encode(self, candidates: Tensor) -> Conditioning:
-        """What the text encoder says of content ids `[n, length]`, no gradient."""
+        """Conditioning of content ids `[n, length]`, without gradient."""
         with torch.no_grad():
             return self._conditioning(self._padded(candidates), None)
 
     def gradient(self, content: Tensor, loss: Callable[[Conditioning], Tensor]) -> Tensor:
-        """Of `loss` of one prompt `[length]`, with respect to each token's one-hot vector:
-        `[length, vocabulary]`."""
+        """Gradient of the `loss` of one prompt `[length]` by one-hot tokens, `[length,
+        vocabulary]`."""
         padded = self._padded(content[None])
         ids = padded["input_ids"]
         first = int((padded["special_tokens_mask"][0] == 0).nonzero()[0, 0])
@@ -79,25 +80,25 @@ class Target:
         return slopes
 
     def latents(self, images: Tensor) -> Tensor:
-        """Of images `[n, 3, height, width]` in 0..1, as the denoiser knows them."""
+        """Scaled latents of images `[n, 3, height, width]` in 0..1."""
         vae = self.pipeline.vae
         with torch.no_grad():
             encoded = vae.encode(images * 2 - 1)
-        found = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
-        scaled: Tensor = found * vae.config.scaling_factor
+        latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
+        scaled: Tensor = latents * vae.config.scaling_factor
         return scaled.float()
 
     def views(self, latents: Tensor, generator: torch.Generator, prompt: str | None) -> Views:
         """One noisy view of each latent, at timesteps spread over the middle of the schedule.
 
-        The goal is what a perfect denoiser would say, or, where a `prompt` is given, what this one
-        says under it.
+        The goal is the prediction of a perfect denoiser or, with a `prompt`, that of this denoiser
+        under the prompt.
         """
         count = len(latents)
         steps = self._scheduler.config.num_train_timesteps
-        # the first steps are all noise, the last ones only polish: neither decides what is drawn
-        share = (torch.arange(count) + torch.rand(count, generator=generator)) / count
-        times = ((0.2 + 0.7 * share) * steps).long()
+        # the first steps are all noise, the last ones details: neither decides what the image shows
+        shares = (torch.arange(count) + torch.rand(count, generator=generator)) / count
+        times = ((0.2 + 0.7 * shares) * steps).long()
         noise = torch.randn(latents.shape, generator=generator)
         noisy = self._scheduler.add_noise(latents, noise, times)
         if prompt is not None:
@@ -111,19 +112,20 @@ class Target:
 
     def errors(self, text: Conditioning, views: Views) -> Tensor:
         """Mean squared error `[prompts]` of the denoiser over the views, differentiable."""
-        count, each = text.rows, len(views.noisy)
-        found = []
-        for at in range(0, count, max(self._batch // each, 1)):
-            part = text.select(slice(at, at + max(self._batch // each, 1)))
-            rows = torch.arange(part.rows).repeat_interleave(each)
+        count = len(views.noisy)
+        batch = max(self._batch // count, 1)
+        errors = []
+        for first in range(0, text.rows, batch):
+            part = text.select(slice(first, first + batch))
+            rows = torch.arange(part.rows).repeat_interleave(count)
             noisy, times, goals = (
                 tensor.repeat(part.rows, *[1] * (tensor.ndim - 1))
                 for tensor in (views.noisy, views.timesteps, views.goals)
             )
-            said = self._predict(noisy, times, part.select(rows), gradient=True)
-            error = (said - goals).square().flatten(1).mean(1)
-            found.append(error.view(part.rows, each).mean(1))
-        return torch.cat(found)
+            prediction = self._predict(noisy, times, part.select(rows), gradient=True)
+            error = (prediction - goals).square().flatten(1).mean(1)
+            errors.append(error.view(part.rows, count).mean(1))
+        return torch.cat(errors)
 
     def _predict(
         self, noisy: Tensor, times: Tensor, text: Conditioning, gradient: bool = False
@@ -133,12 +135,12 @@ class Target:
             torch.set_grad_enabled(gradient and torch.is_grad_enabled()),
             torch.autocast(device, torch.bfloat16, enabled=self._bf16),
         ):
-            said: Tensor = self._unet(noisy, times, text.states["text"]).sample
-        return said.float()
+            prediction: Tensor = self._unet(noisy, times, text.states["text"]).sample
+        return prediction.float()
 
     def _padded(self, candidates: Tensor) -> dict[str, Tensor]:
         texts = [self.text(row) for row in candidates.tolist()]
-        found = self.tokenizer(
+        padded = self.tokenizer(
             texts,
             padding="max_length",
             max_length=self.tokenizer.model_max_length,
@@ -146,10 +148,10 @@ class Target:
             return_special_tokens_mask=True,
             return_tensors="pt",
         )
-        return dict(found)
+        return dict(padded)
 
     def _conditioning(self, padded: dict[str, Tensor], vectors: Tensor | None) -> Conditioning:
-        given = {"attention_mask": padded["attention_mask"]} if self._masked else {}
+        mask = {"attention_mask": padded["attention_mask"]} if self._masked else {}
         layer = self._encoder.get_input_embeddings()
         handle = (
             None
@@ -157,7 +159,7 @@ class Target:
             else layer.register_forward_hook(lambda _module, _inputs, _output: vectors)
         )
         try:
-            states = self._encoder(input_ids=padded["input_ids"], **given)[0]
+            states = self._encoder(input_ids=padded["input_ids"], **mask)[0]
         finally:
             if handle is not None:
                 handle.remove()

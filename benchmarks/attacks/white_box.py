@@ -1,12 +1,12 @@
-"""The search of `denoiser`, made through the guard: its attacker knows the guard's every number.
+"""The search of `denoiser` through the guard, by an attacker who knows all numbers of the guard.
 
-Candidates are compared by the denoiser's error on what the guard really leaves of them, over fresh
-noise at every step; a prompt that is blocked is worth nothing. Slopes go through every step of the
-refinement, and the guard's score above its threshold is added, so that they also lead out of its
-sight. Where guards look at images, the best candidates of a step are drawn through the guard, and
-what these guards say above their thresholds is added to their losses; slopes go through what the
-first step takes the image for. The concept's own words may be used. Every second
-search starts at the concept's plain prompt, the others at random tokens.
+Candidates are compared by the error of the denoiser on the refined prompt, under new noise at every
+step; a blocked prompt has infinite loss. Gradients pass through every step of the refinement, and
+the score of the guard above its threshold is added to the loss, so that they also lead away from
+the guard. Where guards inspect images, images of the best candidates of a step are generated
+through the guard, and the scores of these guards above their thresholds are added to the losses;
+gradients pass through the estimate of the image at the first step. The words of the concept may be
+used. Every second search starts at the plain prompt of the concept, the others at random tokens.
 
     python -m benchmarks.attacks.white_box --config config.toml --policy {concept}-cgce \\
         --method cgce --out examples/emoji/attacks/white-box.jsonl
@@ -21,56 +21,58 @@ from torch import Tensor
 
 from benchmarks.attacks import command, concepts, denoiser
 from benchmarks.attacks.generating import EmbeddingGenerator
-from benchmarks.attacks.search import Found
+from benchmarks.attacks.search import Candidate
 from guard.config.schema import load_config
-from guard.evaluation.m_erasure.guarded_loss import through_guards
+from guard.evaluation.m_erasure.guarded_loss import gradients_of, through_guards
 from guard.plans.images import ImagePlan, ImagePlans
 from steering.engines.diffusion.families import Family, family_of
 from steering.images.conditioning import Conditioning
 from steering.images.embedding import EmbeddingBank
 
 STEPS, GUIDANCE = 4, 3.0
-"""Of what is drawn for a search: few steps show already what it will be."""
+"""Of images for a search: few steps already show what an image will be."""
 SEEDS = 2
-"""Images of a candidate that are drawn."""
+"""Images of a candidate."""
 
 
-class Onlookers:
-    """The guards of a plan that look at images, as an attacker knows them: over fresh seeds every
-    time, since what is found must hold for others too."""
+class OutputGuardLoss:
+    """Scores of the guards of a plan that inspect images, as an attacker computes them.
+
+    Every call uses new seeds, since the prompt must work with other seeds too.
+    """
 
     def __init__(self, plans: ImagePlans, plan: ImagePlan, family: Family, seed: int) -> None:
-        self._screens = plans.finished.screens
+        self._screens = plans.stacks.output.stacks
         self._limits = {row.name: row.threshold for row in plan.rows()}
-        self._drawing = EmbeddingGenerator(family, steps=STEPS, guidance=GUIDANCE)
+        self._generator = EmbeddingGenerator(family, steps=STEPS, guidance=GUIDANCE)
         self._family = family
         self._seeds = iter(range(1000 * seed, 2**31, SEEDS))
 
-    def over(self, text: Conditioning) -> Tensor:
-        """`[rows]`: what they say above their thresholds of images that are drawn."""
-        return self._over(self._drawing.finished(text, self._drawn())).view(-1, SEEDS).mean(1)
+    def of_images(self, text: Conditioning) -> Tensor:
+        """Mean score above the thresholds of generated images, `[rows]`."""
+        return self._excess(self._generator.finished(text, self._next_seeds()))
 
-    def guess(self, text: Conditioning) -> Tensor:
-        """The same of what the first step takes the images for: differentiable."""
-        return self._over(self._drawing.first_guess(text, self._drawn())).view(-1, SEEDS).mean(1)
+    def of_first_guess(self, text: Conditioning) -> Tensor:
+        """The same of the estimates at the first step, `[rows]`; differentiable."""
+        return self._excess(self._generator.first_guess(text, self._next_seeds()))
 
-    def _drawn(self) -> range:
+    def _next_seeds(self) -> range:
         first = next(self._seeds)
         return range(first, first + SEEDS)
 
-    def _over(self, latents: Tensor) -> Tensor:
+    def _excess(self, latents: Tensor) -> Tensor:
         whole = self._family.unpacked(latents)
-        found = [
+        above = [
             screen.sense(whole, [column])[:, 0] - self._limits[name]
             for screen in self._screens
             for column, name in enumerate(screen.names)
             if name in self._limits
         ]
-        return torch.stack(found).amax(0).clamp(min=0)
+        return torch.stack(above).amax(0).clamp(min=0).view(-1, SEEDS).mean(1)
 
 
-class ThroughGuard:
-    """The guards of one policy, between the text encoder and the denoiser.
+class GuardDefense:
+    """The guards of one policy between the text encoder and the denoiser.
 
     `evade` is the weight of their scores above their thresholds.
     """
@@ -81,36 +83,40 @@ class ThroughGuard:
         plan: ImagePlan,
         *,
         evade: float,
-        onlookers: Onlookers | None = None,
+        output_loss: OutputGuardLoss | None = None,
     ) -> None:
         self._bank, self._plan, self._guards = bank, plan, plan.prompt_rows()
-        self._evade, self._onlookers = evade, onlookers
+        self._evade, self._output_loss = evade, output_loss
 
     def exact(self, text: Conditioning) -> tuple[Conditioning, Tensor]:
-        """What the guards leave, and which rows they block or replace."""
+        """The refined conditioning, and which rows the guards block or replace."""
         applied = self._bank.apply(text, [self._guards] * text.rows)
-        lost = [self._plan.decide(readings) != "draw" for readings in applied.readings]
-        return applied.text, torch.tensor(lost)
+        blocked = [self._plan.decide(readings) != "draw" for readings in applied.readings]
+        return applied.text, torch.tensor(blocked)
 
-    def slope(self, text: Conditioning) -> tuple[Conditioning, Tensor]:
-        """The same, differentiable, and what the guards say above their thresholds."""
-        text, seen = through_guards(self._bank, self._guards, text)
-        total = seen.sum()
-        if self._onlookers is not None:
-            total = total + self._onlookers.guess(text).mean()
+    def differentiable(self, text: Conditioning) -> tuple[Conditioning, Tensor]:
+        """The same, differentiable, and the weighted scores above the thresholds."""
+        text, excess = through_guards(self._bank, self._guards, text, gradients_of(self._plan))
+        total = excess.sum()
+        if self._output_loss is not None:
+            total = total + self._output_loss.of_first_guess(text).mean()
         return text, self._evade * total
 
-    def looked(self, text: Conditioning) -> Tensor | None:
-        """Drawn through the guard: what its guards of images say above their thresholds."""
-        return None if self._onlookers is None else self._evade * self._onlookers.over(text)
+    def image_loss(self, text: Conditioning) -> Tensor | None:
+        """Weighted scores above the thresholds of the images of refined conditionings."""
+        if self._output_loss is None:
+            return None
+        return self._evade * self._output_loss.of_images(text)
 
 
 def main() -> None:
     """Search and write."""
-    parser = denoiser.parser(__doc__)
+    parser = denoiser.option_parser(__doc__)
     parser.add_argument("--config", default="config.toml")
-    parser.add_argument("--policy", default="{concept}-cgce", help="with {concept} for its name")
-    parser.add_argument("--method", default="cgce", help="what the suite calls the policy's method")
+    parser.add_argument(
+        "--policy", default="{concept}-cgce", help="{concept} stands for the concept"
+    )
+    parser.add_argument("--method", default="cgce", help="the policy's method in the suite")
     parser.add_argument("--evade", type=float, default=0.1, help="weight of the guard's score")
     arguments = parser.parse_args()
     target = command.load(arguments)
@@ -118,7 +124,7 @@ def main() -> None:
     plans = ImagePlans(load_config(arguments.config), family, name=arguments.model)
     allowed = command.vocabulary(target, ())
 
-    def search(concept: str, number: int) -> Iterator[Found]:
+    def search(concept: str, number: int) -> Iterator[Candidate]:
         plan = plans[arguments.policy.replace("{concept}", concept)]
         if plan.refuses or not plan.guards:
             raise SystemExit(f"policy {plan.policy!r} cannot be applied to {arguments.model}")
@@ -129,11 +135,11 @@ def main() -> None:
             number,
             arguments,
             allowed,
-            between=ThroughGuard(
-                plans.bank,
+            defense=GuardDefense(
+                plans.stacks.prompts,
                 plan,
                 evade=arguments.evade,
-                onlookers=Onlookers(plans, plan, family, seed) if plan.screens else None,
+                output_loss=OutputGuardLoss(plans, plan, family, seed) if plan.screens else None,
             ),
             start=concepts.name(concept) if number % 2 else "",
         )

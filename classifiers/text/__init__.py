@@ -1,1 +1,5 @@
-"""What reads text: folding, disguises undone, patterns. No torch: a proxy runs it without."""
+"""Classifiers and patterns of text, and the undoing of disguises. Runs without torch, as a proxy.
+
+`disguises` has the views and readings of a text, `patterns` the lists of words and expressions,
+`encoder` the sentence encoder; `heads` score its embeddings, `training` makes heads.
+"""

@@ -1,7 +1,7 @@
 """Heads on a sentence embedding: each gives the calibrated probability that a text is unsafe.
 
-Any number of heads share one product: the directions that they project the embedding on are stacked
-into one matrix, and each goes on from its own columns.
+Any number of heads share one matrix product: the directions on which they project the embedding are
+stacked into one matrix, and each head continues from its columns.
 
     logistic    logit = w · e + b
     mlp         logit = v · relu(W e + c) + b
@@ -9,8 +9,8 @@ into one matrix, and each goes on from its own columns.
                 prototypes of unsafe texts (rows of U) than to those of benign ones (rows of B)
 
 A logit becomes a probability by a temperature (Guo et al. 2017, arXiv 1706.04599) or by a table
-between whose points it is interpolated (isotonic regression). Both rise strictly wherever texts to
-be told apart may lie, so that they change no order.
+between whose points it is interpolated (isotonic regression). Both rise strictly over
+the range of possible logits, so that they keep the order of texts.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ _TABLE = ("table_logits", "table_chances")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TextHead:
-    """One head, float32. Making one checks it: ValueError says which tensor is at fault.
+    """One head, float32. Its construction checks it: a ValueError names the tensor at fault.
 
     `parts` of a logistic head: `weight [1, width]`, `bias [1]`; of an mlp: `hidden [d, width]`,
     `hidden_bias [d]`, `out [d]`, `bias [1]`; of a prototype head: `unsafe [k, width]`,
-    `benign [m, width]`. `table` is `[2, points]`, logits above their probabilities, or None, where
-    `temperature` counts. `sharpness` is that of prototypes.
+    `benign [m, width]`. `table` is `[2, points]`, a row of logits and a row of their
+    probabilities; without it `temperature` calibrates. `sharpness` belongs to prototypes.
     """
 
     kind: Kind
@@ -59,7 +59,7 @@ class TextHead:
 
     @property
     def directions(self) -> Floats:
-        """What an embedding is projected on, `[columns, width]`."""
+        """The directions on which an embedding is projected, `[columns, width]`."""
         if self.kind == "prototype":
             return np.concatenate([self.parts["unsafe"], self.parts["benign"]])
         return self.parts["weight" if self.kind == "logistic" else "hidden"]
@@ -78,56 +78,56 @@ class TextHead:
         logits: Floats = result.astype(np.float32)
         return logits
 
-    def chances(self, logits: Floats) -> Floats:
-        """Probabilities of `logits`, of the same shape."""
+    def probabilities(self, logits: Floats) -> Floats:
+        """Calibrated probabilities of `logits`, in the same shape."""
         if self.table is not None:
-            at: Floats = np.interp(logits, *self.table).astype(np.float32)
-            return at
-        halves = np.tanh(logits / (2 * self.temperature))  # of a sigmoid, without overflow
-        chances: Floats = (0.5 + 0.5 * halves).astype(np.float32)
-        return chances
+            interpolated: Floats = np.interp(logits, *self.table).astype(np.float32)
+            return interpolated
+        halves = np.tanh(logits / (2 * self.temperature))  # a sigmoid without overflow
+        probabilities: Floats = (0.5 + 0.5 * halves).astype(np.float32)
+        return probabilities
 
     def tensors(self) -> dict[str, Floats]:
-        """What an artifact holds, beside `settings`."""
+        """The tensors of the artifact; `settings` has the rest."""
         table = {} if self.table is None else dict(zip(_TABLE, self.table, strict=True))
         return {**self.parts, **table}
 
     def settings(self) -> dict[str, Any]:
-        """JSON that `from_tensors` needs beside the tensors."""
-        how: dict[str, Any] = {"kind": self.kind}
-        how["calibration"] = "temperature" if self.table is None else "isotonic"
+        """The JSON that `from_tensors` needs beside the tensors."""
+        settings: dict[str, Any] = {"kind": self.kind}
+        settings["calibration"] = "temperature" if self.table is None else "isotonic"
         if self.table is None:
-            how["temperature"] = self.temperature
+            settings["temperature"] = self.temperature
         if self.kind == "prototype":
-            how["sharpness"] = self.sharpness
-        return how
+            settings["sharpness"] = self.sharpness
+        return settings
 
     @classmethod
     def from_tensors(cls, tensors: Tensors, settings: Mapping[str, Any]) -> TextHead:
-        """The head of an artifact; settings that are not a head's are left alone.
+        """The head of an artifact; other settings are ignored.
 
-        Raises ValueError where they do not hold.
+        Raises ValueError for tensors or settings that make no head.
         """
-        named, calibration = settings.get("kind"), settings.get("calibration")
-        kind = next((kind for kind in _PARTS if kind == named), None)
+        name, calibration = settings.get("kind"), settings.get("calibration")
+        kind = next((kind for kind in _PARTS if kind == name), None)
         if kind is None:
-            raise ValueError(f"a text head is of kind {', '.join(_PARTS)}, not {named!r}")
+            raise ValueError(f"a text head is of kind {', '.join(_PARTS)}, not {name!r}")
         if calibration not in {"temperature", "isotonic"}:
             raise ValueError(
                 f"a text head's calibration is temperature or isotonic, not {calibration!r}"
             )
-        wanted = {*_PARTS[kind], *(_TABLE if calibration == "isotonic" else ())}
-        if set(tensors) != wanted:
+        names = {*_PARTS[kind], *(_TABLE if calibration == "isotonic" else ())}
+        if set(tensors) != names:
             raise ValueError(
-                f"a {kind} head with {calibration} calibration holds {', '.join(sorted(wanted))}, "
+                f"a {kind} head with {calibration} calibration holds {', '.join(sorted(names))}, "
                 f"not {', '.join(sorted(tensors))}"
             )
         table = None
         if calibration == "isotonic":
-            logits, chances = (tensors[name] for name in _TABLE)
-            if logits.ndim != 1 or logits.shape != chances.shape:
+            logits, probabilities = (tensors[name] for name in _TABLE)
+            if logits.ndim != 1 or logits.shape != probabilities.shape:
                 raise ValueError(f"{' and '.join(_TABLE)} must be of one length")
-            table = np.stack([logits, chances])
+            table = np.stack([logits, probabilities])
         return cls(
             kind=kind,
             parts={name: tensors[name] for name in _PARTS[kind]},
@@ -138,12 +138,14 @@ class TextHead:
 
 
 class TextHeads:
-    """Heads of several screens, scored in one product. Raises ValueError for unlike widths."""
+    """Heads of several screens, computed in one product. Raises ValueError for unlike widths."""
 
     def __init__(self, heads: Sequence[TextHead]) -> None:
         widths = {head.width for head in heads}
         if len(widths) != 1:
-            raise ValueError(f"heads that are scored together have one width, not {sorted(widths)}")
+            raise ValueError(
+                f"heads that are scored together must have one width, not {sorted(widths)}"
+            )
         (self.width,) = widths
         self._heads = tuple(heads)
         self._directions = np.concatenate([head.directions for head in heads]).T.copy()
@@ -153,17 +155,17 @@ class TextHeads:
         return len(self._heads)
 
     def logits(self, embeddings: Floats) -> Floats:
-        """`[n, heads]` of `embeddings [n, width]`, before calibration."""
+        """Logits `[n, heads]` of `embeddings [n, width]`, before calibration."""
         if embeddings.ndim != 2 or embeddings.shape[1] != self.width:
             raise ValueError(f"embeddings must be [n, {self.width}], not {embeddings.shape}")
-        own = np.split(embeddings @ self._directions, self._ends, axis=1)
-        pairs = zip(self._heads, own, strict=True)
-        return np.stack([head.logits(columns) for head, columns in pairs], axis=1)
+        columns = np.split(embeddings @ self._directions, self._ends, axis=1)
+        pairs = zip(self._heads, columns, strict=True)
+        return np.stack([head.logits(projected) for head, projected in pairs], axis=1)
 
     def scores(self, embeddings: Floats) -> Floats:
         """Probabilities `[n, heads]`, float32, of `embeddings [n, width]`."""
         pairs = zip(self._heads, self.logits(embeddings).T, strict=True)
-        return np.stack([head.chances(logits) for head, logits in pairs], axis=1)
+        return np.stack([head.probabilities(logits) for head, logits in pairs], axis=1)
 
 
 def _check(head: TextHead) -> None:
@@ -188,13 +190,13 @@ def _check(head: TextHead) -> None:
 
 
 def _check_table(table: Floats) -> None:
-    logits, chances = table
+    logits, probabilities = table
     if len(logits) < 2 or not np.isfinite(table).all():
-        raise ValueError("a calibration table needs two finite points at least")
-    if (np.diff(logits) <= 0).any() or (np.diff(chances) <= 0).any():
-        raise ValueError("logits and probabilities of a calibration table must rise")
-    if chances[0] < 0 or chances[-1] > 1:
-        raise ValueError("probabilities of a calibration table lie between 0 and 1")
+        raise ValueError("a calibration table must have at least two finite points")
+    if (np.diff(logits) <= 0).any() or (np.diff(probabilities) <= 0).any():
+        raise ValueError("logits and probabilities of a calibration table must rise strictly")
+    if probabilities[0] < 0 or probabilities[-1] > 1:
+        raise ValueError("probabilities of a calibration table must be between 0 and 1")
 
 
 def _number(settings: Mapping[str, Any], name: str) -> float:

@@ -1,4 +1,4 @@
-"""Heads taught on embeddings, with scikit-learn, and their logits calibrated."""
+"""Training of heads on embeddings with scikit-learn, and calibration of their logits."""
 
 from __future__ import annotations
 
@@ -15,54 +15,58 @@ Calibration = Literal["temperature", "isotonic"]
 Flags = NDArray[np.bool_]
 
 _MEMBERS, _HIDDEN = 8, 16
-"""An mlp is the mean of so many small ones, each from its own start: one alone is a matter of luck.
-Side by side in one hidden layer they are one perceptron again."""
+"""An mlp is the mean of _MEMBERS perceptrons of _HIDDEN units, trained from other random states:
+one alone depends on luck. Side by side in one hidden layer they form one perceptron."""
 
 _PROTOTYPES = 24
 _SHARPNESS = 16.0
 _DAMPING = 30.0
-"""The inverse of the ridge penalty; embeddings have length one, so that logits need large ones."""
+"""The inverse of the ridge penalty. Embeddings have unit length, so the weights must be large."""
 
 
 def train(
     kind: Kind, embeddings: Floats, unsafe: Flags, weights: NDArray[np.float64], seed: int
 ) -> TextHead:
-    """A head, not calibrated yet, from `embeddings [n, width]`, `unsafe [n]` and `weights [n]`.
+    """A head before calibration, from `embeddings [n, width]`, `unsafe [n]` and `weights [n]`.
 
-    Both classes weigh the same in the end, however many examples each has. Raises ValueError where
-    there is only one class.
+    The weights are scaled so that both classes weigh the same. Raises ValueError where there is
+    only one class.
     """
     if unsafe.all() or not unsafe.any():
         raise ValueError("a head needs unsafe and benign texts to learn from")
     shares = np.where(unsafe, weights / weights[unsafe].sum(), weights / weights[~unsafe].sum())
-    even = shares * len(unsafe) / 2
+    balanced = shares * len(unsafe) / 2
     if kind == "logistic":
-        return _logistic(embeddings, unsafe, even)
+        return _logistic(embeddings, unsafe, balanced)
     if kind == "mlp":
-        return _mlp(embeddings, unsafe, even, seed)
-    return _prototypes(embeddings, unsafe, even, seed)
+        return _mlp(embeddings, unsafe, balanced, seed)
+    return _prototypes(embeddings, unsafe, balanced, seed)
 
 
 def calibrated(head: TextHead, logits: Floats, unsafe: Flags, how: Calibration) -> TextHead:
     """The head with probabilities fitted to held-out `logits [n]`, both classes weighing the same.
 
-    An isotonic table is centred (Oron and Flournoy 2017): each level stands at its mean logit, so
-    that between levels it rises. Raises ValueError where there is only one class.
+    An isotonic table is centred (Oron and Flournoy 2017): each level is placed at its mean logit,
+    so that the table rises between levels. Raises ValueError where there is only one class.
     """
     if unsafe.all() or not unsafe.any():
-        raise ValueError("a head is calibrated on held-out texts of both kinds, unsafe and benign")
-    even = np.where(unsafe, 1 / unsafe.sum(), 1 / (~unsafe).sum())
+        raise ValueError(
+            "a head needs held-out texts of both kinds for its calibration: unsafe and benign"
+        )
+    balanced = np.where(unsafe, 1 / unsafe.sum(), 1 / (~unsafe).sum())
     if how == "temperature":
-        return replace(head, temperature=_temperature(logits, unsafe, even), table=None)
+        return replace(head, temperature=_temperature(logits, unsafe, balanced), table=None)
     from sklearn.isotonic import IsotonicRegression  # type: ignore[import-untyped]
 
-    levels = IsotonicRegression(y_min=0, y_max=1).fit(logits, unsafe, even).predict(logits)
+    levels = IsotonicRegression(y_min=0, y_max=1).fit(logits, unsafe, balanced).predict(logits)
     values = np.unique(levels)
-    at = [float(np.average(logits[levels == v], weights=even[levels == v])) for v in values]
-    # beyond the last levels it goes on to rise, so that no two texts there are the same
+    centres = [
+        float(np.average(logits[levels == v], weights=balanced[levels == v])) for v in values
+    ]
+    # beyond the outermost levels the table still rises, so that no two texts there are equal
     reach = max(float(np.ptp(logits)), 1.0)
-    points = {at[0] - reach: 0.0, at[-1] + reach: 1.0}
-    points |= dict(zip(at, np.clip(values, 1e-3, 1 - 1e-3).tolist(), strict=True))
+    points = {centres[0] - reach: 0.0, centres[-1] + reach: 1.0}
+    points |= dict(zip(centres, np.clip(values, 1e-3, 1 - 1e-3).tolist(), strict=True))
     table = np.array(sorted(points.items()), np.float32).T
     return replace(head, table=_rising(table), temperature=1.0)
 
@@ -80,7 +84,7 @@ def _mlp(embeddings: Floats, unsafe: Flags, weights: NDArray[np.float64], seed: 
 
     members = []
     with warnings.catch_warnings():
-        # it is meant to stop early
+        # stopping early is intended
         warnings.simplefilter("ignore", ConvergenceWarning)
         for member in range(_MEMBERS):
             net = MLPClassifier(
@@ -109,10 +113,10 @@ def _prototypes(
 
     def centres(rows: Flags) -> NDArray[Any]:
         count = min(_PROTOTYPES, int(rows.sum()))
-        found = KMeans(count, random_state=seed, n_init=4).fit(
+        clusters = KMeans(count, random_state=seed, n_init=4).fit(
             embeddings[rows], sample_weight=weights[rows]
         )
-        middle = found.cluster_centers_
+        middle = clusters.cluster_centers_
         return np.asarray(middle / np.linalg.norm(middle, axis=1, keepdims=True))
 
     parts = _float32(unsafe=centres(unsafe), benign=centres(~unsafe))
@@ -131,7 +135,7 @@ def _temperature(logits: Floats, unsafe: Flags, weights: NDArray[np.float64]) ->
 
 
 def _rising(table: Floats) -> Floats:
-    """Without points that rounding to float32 has made equal to the one before."""
+    """The table without points that equal the one before after rounding to float32."""
     rises = (np.diff(table, axis=1) > 0).all(axis=0)
     result: Floats = table[:, np.concatenate([[True], rises])]
     return result

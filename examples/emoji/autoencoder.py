@@ -16,7 +16,7 @@ from steering.engines.diffusion.patch_autoencoder import PatchAutoencoder
 
 BATCH = 32
 NOISE = 0.1
-"""Deviation of the noise on latents in training: the denoiser's errors do not show then."""
+"""Deviation of the noise on latents in training, which makes decoding robust to denoiser errors."""
 
 
 def build() -> PatchAutoencoder:
@@ -32,7 +32,8 @@ def images(count: int, rng: np.random.Generator) -> Tensor:
 
 
 def train(out: Path, steps: int, rate: float = 2e-3) -> None:
-    """Train, or go on from the last checkpoint in `out`; writes the finished model to out/vae."""
+    """Train, or resume from the last checkpoint in `out`, and write the finished model to
+    out/vae."""
     torch.manual_seed(0)
     model = build()
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, fused=True)
@@ -46,8 +47,8 @@ def train(out: Path, steps: int, rate: float = 2e-3) -> None:
             group["lr"] = lr
         batch = images(BATCH, np.random.default_rng((1, step)))
         latents = model.encode(batch).latents
-        drawn = model.decode(latents + NOISE * torch.randn_like(latents)).sample
-        error = drawn - batch
+        decoded = model.decode(latents + NOISE * torch.randn_like(latents)).sample
+        error = decoded - batch
         loss = error.abs().mean() + 2 * error.square().mean() + 2e-3 * latents.square().mean()
         optimizer.zero_grad()
         loss.backward()
@@ -68,6 +69,6 @@ def measure(model: PatchAutoencoder) -> tuple[float, float]:
     """Standard deviation of the latents and PSNR in dB on scenes outside of training."""
     batch = images(96, np.random.default_rng(2))
     latents = model.encode(batch).latents
-    drawn = model.decode(latents).sample.clamp(-1, 1)
+    decoded = model.decode(latents).sample.clamp(-1, 1)
     # the range is 2
-    return float(latents.std()), 10 * math.log10(4 / float((drawn - batch).square().mean()))
+    return float(latents.std()), 10 * math.log10(4 / float((decoded - batch).square().mean()))

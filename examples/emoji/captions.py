@@ -1,7 +1,7 @@
 """Captions of scenes, from templates and each concept's phrases.
 
 Each concept has phrases for training, for validation and for the test: no phrase is in two of them,
-so that what holds on the test's phrases was not learnt by heart.
+so that figures on the phrases of the test are not memorised.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from examples.emoji.sprites import concepts
 Split = Literal["train", "validation", "test"]
 
 NOUNS = 3
-"""How many of a concept's training phrases are names; the others describe it."""
+"""The first training phrases of a concept are names; the others are descriptions."""
 _LEADS = ("a picture of ", "a drawing of ", "an illustration of ", "an image of ", "an emoji of ")
 _STYLES = (("noto style", "google style"), ("twemoji style", "twitter style"))
 _SINGLE = {
@@ -50,35 +50,35 @@ _THREE = ("{0}, {1} and {2}", "{0} and {1} above {2}", "{0} next to {1}, with {2
 @cache
 def phrases(concept: int, split: Split) -> tuple[str, ...]:
     """A concept's phrases of one split."""
-    given = concepts()[concept][split]
-    assert isinstance(given, list)
-    return tuple(given)
+    split_phrases = concepts()[concept][split]
+    assert isinstance(split_phrases, list)
+    return tuple(split_phrases)
 
 
 def phrase(concept: int, rng: np.random.Generator, *, short: bool) -> str:
-    """A training phrase; `short` ones are mostly names, the first of them most of all."""
-    known = phrases(concept, "train")
+    """A random training phrase; `short` ones are mostly names, most often the first one."""
+    training = phrases(concept, "train")
     if rng.random() < 0.3:
-        return known[0]
-    among = known[:NOUNS] if short and rng.random() < 0.75 else known
-    return str(rng.choice(among))
+        return training[0]
+    choices = training[:NOUNS] if short and rng.random() < 0.75 else training
+    return str(rng.choice(choices))
 
 
 def caption(scene: Scene, rng: np.random.Generator) -> str:
-    """A training caption: what is there, often where, sometimes the style and the background."""
+    """A training caption: the objects, often their places, sometimes style and background."""
     many = len(scene.objects) > 1
-    said = [phrase(placed.concept, rng, short=many) for placed in scene.objects]
+    nouns = [phrase(placed.concept, rng, short=many) for placed in scene.objects]
     first = scene.objects[0].place
-    if len(said) == 3:
+    if len(nouns) == 3:
         template = str(rng.choice(_THREE, p=(0.6, 0.2, 0.2)))
-    elif len(said) == 2:
+    elif len(nouns) == 2:
         template = str(rng.choice(_ACROSS if first == "left" else _DOWN))
     else:
         stated = rng.random() < (0.15 if first == "centre" else 0.85)
         template = str(rng.choice(_SINGLE[first])) if stated else "{0}"
     lead = str(rng.choice(_LEADS)) if rng.random() < 0.3 else ""
     return decorate(
-        lead + template.format(*said),
+        lead + template.format(*nouns),
         style=scene.style if rng.random() < 0.6 else None,
         background=scene.background if rng.random() < 0.5 else None,
         rng=rng,
@@ -88,7 +88,7 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
 def decorate(
     text: str, *, style: int | None, background: int | None, rng: np.random.Generator
 ) -> str:
-    """`text` with a style and a background said, each where it is given."""
+    """`text` with the name of the style and of the background, where they are given."""
     if background is not None:
         colour = tuple(BACKGROUNDS)[background]
         form = str(

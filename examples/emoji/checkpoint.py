@@ -1,4 +1,4 @@
-"""Training state on disk as safetensors: parameters, AdamW's moments, the step reached."""
+"""Checkpoints as safetensors: parameters, AdamW's moments, the number of steps."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Average:
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
-        # a young average forgets its random start faster
+        # an average of few steps forgets its random start faster
         decay = min(self.decay, (1 + step) / (10 + step))
         parameters = dict(model.named_parameters())
         names = list(self.values)
@@ -38,7 +38,7 @@ def save(
     step: int,
     average: Average | None = None,
 ) -> None:
-    """Write everything that a resumed run needs, in one rename."""
+    """Write everything that a resumed run needs, with an atomic rename."""
     tensors: dict[str, Tensor] = {f"model.{k}": v for k, v in model.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(v) for key, v in state.items()}
@@ -56,7 +56,7 @@ def resume(
     optimizer: torch.optim.Optimizer,
     average: Average | None = None,
 ) -> int:
-    """Load what `save` wrote, where it is there; returns the step to go on from."""
+    """Load a checkpoint if there is one; returns the step from which to go on."""
     if not path.exists():
         return 0
     with safe_open(path, "pt") as file:
@@ -70,7 +70,7 @@ def resume(
         states.setdefault(int(index), {})[key] = tensor
     whole = optimizer.state_dict()
     optimizer.load_state_dict(whole | {"state": states})
-    # the fused kernel walks memory: a moment must lie in it as its parameter does
+    # the fused kernel walks memory: a moment needs the memory layout of its parameter
     for parameter, state in optimizer.state.items():
         for key in ("exp_avg", "exp_avg_sq"):
             state[key] = torch.empty_like(parameter).copy_(state[key])

@@ -1,8 +1,8 @@
 """The denoiser of the emoji model: a UNet over latents with cross-attention to the text's tokens.
 
-Trained to predict v (Salimans and Ho, arXiv 2202.00512). Scenes and captions are drawn anew all
-along; a pool keeps each for a few steps, since encoding a scene and its caption costs a third of a
-training step on it.
+Trained to predict v (Salimans and Ho, arXiv 2202.00512). Scenes and captions are random and new; a
+pool keeps each of them for some steps, since encoding a scene and its caption costs a third of a
+training step.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ BATCH = 32
 RATE = 1e-3
 WARMUP = 200
 FRESH = 4
-"""New scenes a step: each is seen BATCH / FRESH times on average."""
+"""New scenes per step: each is used BATCH / FRESH times on average."""
 POOL = 32_768
 FIRST_POOL = 8_192
 COUNTS = ((1, 0.35), (2, 0.5), (3, 0.15))
 """Objects in a scene, and how often."""
 UNCONDITIONAL = 0.1
 TEXT_NOISE = 0.04
-"""Deviation of the noise on the states, a tenth of theirs: near words give near images."""
+"""Deviation of the noise on the states, a tenth of theirs: similar words give similar images."""
 GRID = (
     "a cat",
     "a knife on the left, noto style",
@@ -65,9 +65,9 @@ def build() -> UNet2DConditionModel:
         down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
         layers_per_block=1,
-        # diffusers' name says what it is not: this is the number of heads
+        # the name in diffusers is misleading: this is the number of heads
         attention_head_dim=(2, 4, 8),
-        # at 16 x 16 self-attention costs more than it brings
+        # at 16 x 16 self-attention is not worth its time
         only_cross_attention=(True, False, False),
         cross_attention_dim=384,
         norm_num_groups=16,
@@ -85,7 +85,7 @@ def scheduler() -> DDIMScheduler:
 
 
 class Pool:
-    """Scenes and captions, encoded, a few of them replaced at each step."""
+    """Encoded scenes and captions, of which each step replaces a few."""
 
     def __init__(self, vae: PatchAutoencoder, step: int) -> None:
         self._vae = vae
@@ -97,7 +97,7 @@ class Pool:
 
     @torch.no_grad()
     def add(self, count: int, rng: np.random.Generator) -> None:
-        """Draw, encode and keep `count` scenes, in place of the oldest once the pool is full."""
+        """Encode and keep `count` random scenes, in place of the oldest once the pool is full."""
         sizes, shares = zip(*COUNTS, strict=True)
         scenes = [draw(int(rng.choice(sizes, p=shares)), rng) for _ in range(count)]
         captions = [caption(scene, rng) for scene in scenes]
@@ -124,15 +124,14 @@ def train(
     bf16: bool = False,
     tilt: float = 1.0,
 ) -> None:
-    """Train for `steps` in all, or go on from the last checkpoint in `out`.
+    """Train for `steps` in all, or resume from the last checkpoint in `out`.
 
-    The rate is constant and falls to nothing over the last `decay` of the steps; a run that was
-    planned longer can be stopped and resumed with fewer steps, and then decays sooner. `start` is
-    a folder of exported weights: their autoencoder is taken, and their UNet to begin with where
-    there is no checkpoint. Timesteps are drawn as u ** tilt of their range: under 1 for more of the
-    noisy ones, where the text tells most, over 1 for a finish on details. `bf16` computes in
-    bfloat16 and keeps the weights in float32: faster on processors that multiply it natively,
-    slower on others.
+    The rate is constant, and falls to zero over the last share `decay` of the steps; a run that was
+    planned longer can be stopped and resumed with fewer steps, and then decays sooner. `start` is a
+    folder of exported weights, of which the autoencoder is used, and the UNet where there is no
+    checkpoint. Timesteps are u ** tilt of their range, with u uniform: under 1 for more noisy ones,
+    where the text matters most, over 1 for details at the end. `bf16` computes in bfloat16 and
+    keeps the weights in float32: faster on processors that multiply it natively, slower on others.
     """
     torch.manual_seed(0)
     vae = PatchAutoencoder.from_pretrained((start or out) / "vae").eval()
@@ -148,7 +147,7 @@ def train(
     pool = Pool(vae, first)
     levels = scheduler().alphas_cumprod
     null_states = text.encode([""])
-    told, losses = time.monotonic(), []
+    last_grid, losses = time.monotonic(), []
     columns = (TextColumn("denoiser {task.fields[loss]}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn()) as bar:
         task = bar.add_task("", total=steps, completed=first, loss="")
@@ -159,17 +158,17 @@ def train(
             generator = torch.Generator().manual_seed(step)
             pool.add(FRESH, np.random.default_rng((3, step)))
             latents, states = pool.batch(BATCH, generator)
-            silent = torch.rand(BATCH, generator=generator) < UNCONDITIONAL
+            unconditional = torch.rand(BATCH, generator=generator) < UNCONDITIONAL
             states = states + TEXT_NOISE * torch.randn(states.shape, generator=generator)
-            states = torch.where(silent[:, None, None], null_states, states)
+            states = torch.where(unconditional[:, None, None], null_states, states)
             noise = torch.randn(latents.shape, generator=generator)
-            # one timestep of each of BATCH strata: a steadier gradient than free draws
+            # one timestep of each of BATCH strata: less variance than independent ones
             spread = (torch.arange(BATCH) + torch.rand(BATCH, generator=generator)) / BATCH
             times = (spread**tilt * len(levels)).long().clamp(max=len(levels) - 1)
             signal = levels[times].sqrt()[:, None, None, None]
-            spoilt = (1 - levels[times]).sqrt()[:, None, None, None]
-            noisy = (signal * latents + spoilt * noise).to(memory_format=torch.channels_last)
-            target = signal * noise - spoilt * latents
+            noise_scale = (1 - levels[times]).sqrt()[:, None, None, None]
+            noisy = (signal * latents + noise_scale * noise).to(memory_format=torch.channels_last)
+            target = signal * noise - noise_scale * latents
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                 predicted = model(noisy, times, states).sample
             loss = (predicted.float() - target).square().mean()
@@ -180,8 +179,8 @@ def train(
             average.update(model, step)
             losses.append(float(loss.detach()))
             bar.update(task, completed=step + 1, loss=f"{np.mean(losses[-200:]):.4f}")
-            if time.monotonic() - told > grid_every_s or step + 1 == steps:
-                told = time.monotonic()
+            if time.monotonic() - last_grid > grid_every_s or step + 1 == steps:
+                last_grid = time.monotonic()
                 checkpoint.save(state, model, optimizer, step + 1, average)
                 print(f"step {step + 1}: loss {np.mean(losses[-200:]):.4f}, rate {lr:.2e}")
                 images = sample(averaged(out), vae, GRID)
@@ -205,7 +204,7 @@ def sample(
     guidance: float = 3.0,
     seed: int = 0,
 ) -> Tensor:
-    """Images `[prompts, 64, 64, 3]` in 0..1 of the plain model, to look at while it learns."""
+    """Images `[prompts, 64, 64, 3]` in 0..1 of the plain model, to follow its training."""
     states = text.encode([*prompts, *([""] * len(prompts))])
     generator = torch.Generator().manual_seed(seed)
     latents = torch.randn(len(prompts), 8, 16, 16, generator=generator)
@@ -213,15 +212,15 @@ def sample(
     stepper.set_timesteps(steps)
     for t in stepper.timesteps:
         both = torch.cat([latents, latents]).to(memory_format=torch.channels_last)
-        with_text, without = unet(both, t, states).sample.chunk(2)
-        predicted = without + guidance * (with_text - without)
+        conditional, unconditional = unet(both, t, states).sample.chunk(2)
+        predicted = unconditional + guidance * (conditional - unconditional)
         latents = stepper.step(predicted, t, latents).prev_sample
     pixels = vae.decode(latents / vae.config.scaling_factor).sample
     return (pixels / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
 
 
 def grid(images: Tensor, path: Path, columns: int = 8, scale: int = 2) -> None:
-    """Write images side by side."""
+    """Write images side by side as one file."""
     rows = [torch.cat(list(row), 1) for row in images.split(columns)]
     whole = (torch.cat(rows, 0) * 255).round().byte().numpy()
     image = Image.fromarray(whole)

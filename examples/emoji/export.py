@@ -1,7 +1,7 @@
-"""From checkpoints to the weights that are committed: a pipeline's folder in float16.
+"""Export of checkpoints to the committed weights: the folder of a pipeline in float16.
 
-What MiniLM's package brings (the text encoder, the tokenizer) is left out; `guard models add emoji`
-puts both together.
+The text encoder and the tokenizer are left out, since MiniLM's package has them; `guard models add
+emoji` combines both.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def export(out: Path, weights: Path = WEIGHTS) -> None:
     """Write the averaged weights of the checkpoints in `out` to `weights`."""
     denoiser.averaged(out).save_pretrained(weights / "unet")
     denoiser.scheduler().save_pretrained(weights / "scheduler")
-    if (out / "vae").is_dir():  # else the exported one was gone on with
+    if (out / "vae").is_dir():  # otherwise the training started from the exported one
         shutil.copytree(out / "vae", weights / "vae", dirs_exist_ok=True)
     for part in ("unet", "vae"):
         path = weights / part / "diffusion_pytorch_model.safetensors"
@@ -44,8 +44,8 @@ def export(out: Path, weights: Path = WEIGHTS) -> None:
     (weights / "tokenizer").mkdir(exist_ok=True)
     _write(weights / "tokenizer" / "tokenizer_config.json", {"model_max_length": text.TOKENS})
     _write(weights / "model_index.json", _INDEX)
-    for which in ("first", "second"):
-        judge = out / f"judge-{which}.onnx"
+    for name in ("first", "second"):
+        judge = out / f"judge-{name}.onnx"
         if judge.is_file():
             shutil.copy(judge, weights.parent / judge.name)
 
@@ -55,7 +55,7 @@ def _write(path: Path, content: dict[str, object]) -> None:
 
 
 def pipeline(out: Path, weights: Path) -> None:
-    """`weights` and MiniLM as a whole pipeline in `out`, as `guard models add emoji` makes it."""
+    """Write `weights` and MiniLM as a whole pipeline to `out`, as `guard models add emoji` does."""
     from guard.models.recipes import assemble_emoji
 
     shutil.rmtree(out, ignore_errors=True)

@@ -1,8 +1,8 @@
-"""`python -m examples.emoji.fit`: the baselines that the example's configuration names.
+"""The baselines of the example's configuration: `python -m examples.emoji.fit`.
 
-The same as `guard fit METHOD` with its defaults for each concept file, with the model loaded once
-and each concept's prompts encoded once. The artifacts are large and take minutes to make, so only
-the guards of CGCE are committed.
+The same as `guard fit METHOD` with its defaults for each concept file, but the model is loaded once
+and the prompts of a concept are encoded once. The baselines are large and take minutes, so only the
+guards of CGCE are committed.
 """
 
 from __future__ import annotations
@@ -44,22 +44,22 @@ def main(
             _fit(image_model, read_concept(path), path.stem, out, progress)
 
 
-def _fit(image_model: ImageModel, concept: Concept, name: str, out: Path, progress: Stages) -> None:
-    encoded = encode_concept(image_model, concept, prompts_of(concept, PROMPTS), progress)
-    said = concept.phrases.train[0]
+def _fit(model: ImageModel, concept: Concept, name: str, out: Path, progress: Stages) -> None:
+    encoded = encode_concept(model, concept, prompts_of(concept, PROMPTS), progress)
+    phrase = concept.phrases.train[0]
     edit = EditRequest(next(iter(concept.instead), ""))
-    made = {
-        "safree": fit_safree(image_model, concept, encoded, RATES, rank=8, sense_rank=1, alpha=0.0),
-        "nearest": fit_nearest(image_model, concept, encoded, RATES, rank=8, anchors=512, seed=0),
+    artifacts = {
+        "safree": fit_safree(model, concept, encoded, RATES, rank=8, sense_rank=1, alpha=0.0),
+        "nearest": fit_nearest(model, concept, encoded, RATES, rank=8, anchors=512, seed=0),
         "safe-guidance": fit_guide(
-            image_model, concept, None, RATES, method="safe-guidance", phrase=said, preset="medium"
+            model, concept, None, RATES, method="safe-guidance", phrase=phrase, preset="medium"
         ),
         "negative-prompt": fit_guide(
-            image_model, concept, None, RATES, method="negative-prompt", phrase=said, preset=None
+            model, concept, None, RATES, method="negative-prompt", phrase=phrase, preset=None
         ),
-        "uce": fit_uce(image_model, concept, None, RATES, edit, progress),
+        "uce": fit_uce(model, concept, None, RATES, edit, progress),
     }
-    for method, artifact in made.items():
+    for method, artifact in artifacts.items():
         artifact.save(out / f"{name}-{method}.safetensors")
 
 

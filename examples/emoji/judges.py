@@ -1,8 +1,7 @@
-"""Two judges that say which concepts an image shows, and in which style.
+"""Two judges: classifiers of the concepts and the style that an image shows.
 
-They are taught on real scenes alone, never on what the model draws, differ in architecture and
-seed, and become ONNX files. The first may be asked while something is tuned; figures that are
-reported come from the second.
+They are trained on real scenes alone, never on images of the model, differ in architecture and
+seed, and become ONNX files. The first one is for tuning; reported figures come from the second.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ SEEDS = {"first": 11, "second": 12}
 
 
 class Ladder(nn.Sequential):
-    """Plain 3 x 3 convolutions with batch norm, mean and maximum over the image."""
+    """Plain 3 x 3 convolutions with batch norm; mean and maximum over the image."""
 
     def __init__(self, outputs: int) -> None:
         widths = ((3, 32, 2), (32, 64, 2), (64, 96, 1), (96, 128, 2), (128, 128, 1))
@@ -59,7 +58,7 @@ class Block(nn.Module):
 
 
 class Patches(nn.Sequential):
-    """Patches of 4 x 4 pixels and residual blocks; each place votes, softly pooled."""
+    """Patches of 4 x 4 pixels and residual blocks; a soft maximum pools the votes of all places."""
 
     def __init__(self, outputs: int) -> None:
         super().__init__(
@@ -95,10 +94,11 @@ class Judge(nn.Module):
         return concepts.sigmoid(), styles.softmax(-1)
 
 
-def build(which: str) -> Judge:
-    torch.manual_seed(SEEDS[which])
+def build(name: str) -> Judge:
+    """The untrained judge of this name, first or second."""
+    torch.manual_seed(SEEDS[name])
     outputs = len(names()) + len(STYLES)
-    network = Ladder(outputs) if which == "first" else Patches(outputs)
+    network = Ladder(outputs) if name == "first" else Patches(outputs)
     return Judge(network.to(memory_format=torch.channels_last))
 
 
@@ -113,25 +113,25 @@ def _empty(rng: np.random.Generator) -> Scene:
     return Scene((), scene.style, scene.background)
 
 
-def labels(drawn: list[Scene]) -> tuple[Tensor, Tensor]:
-    """Which concepts are there `[n, concepts]`, and the style `[n]` (-1 where nothing is)."""
-    concepts = torch.zeros(len(drawn), len(names()))
-    for row, scene in enumerate(drawn):
+def labels(batch: list[Scene]) -> tuple[Tensor, Tensor]:
+    """The concepts of scenes `[n, concepts]`, and their styles `[n]` (-1 of an empty scene)."""
+    concepts = torch.zeros(len(batch), len(names()))
+    for row, scene in enumerate(batch):
         concepts[row, [placed.concept for placed in scene.objects]] = 1
-    return concepts, torch.tensor([scene.style if scene.objects else -1 for scene in drawn])
+    return concepts, torch.tensor([scene.style if scene.objects else -1 for scene in batch])
 
 
-def pixels(drawn: list[Scene], rng: np.random.Generator) -> Tensor:
-    """`[n, 3, 64, 64]` in 0..1, objects of several sizes, empty scenes with blots."""
+def pixels(batch: list[Scene], rng: np.random.Generator) -> Tensor:
+    """`[n, 3, 64, 64]` in 0..1, with objects of several sizes, and blots in empty scenes."""
     images = []
-    for scene in drawn:
+    for scene in batch:
         image = render(scene, int(rng.integers(OBJECT - 4, OBJECT + 5)))
         images.append(_blot(image, rng) if not scene.objects else image)
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
 
 
 def _blot(image: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
-    """Coloured ellipses: something is there, but no concept."""
+    """Coloured ellipses: an image of something, but of no concept."""
     y, x = np.mgrid[:SIZE, :SIZE]
     for _ in range(int(rng.integers(0, 6))):
         centre, radii = rng.uniform(8, 56, 2), rng.uniform(3, 14, 2)
@@ -141,7 +141,7 @@ def _blot(image: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.fl
 
 
 def spoil(images: Tensor, rng: np.random.Generator) -> Tensor:
-    """Blur, noise and shifted colours: a judge must not live on clean edges."""
+    """Blur, noise and shifted colours, so that a judge does not rely on clean edges."""
     n = len(images)
     blurred = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, 1)
     share = torch.from_numpy(rng.uniform(0, 1, (n, 1, 1, 1)) * (rng.random((n, 1, 1, 1)) < 0.6))
@@ -152,22 +152,22 @@ def spoil(images: Tensor, rng: np.random.Generator) -> Tensor:
     return (mixed * gain + level * noise).clamp(0, 1)
 
 
-def train(out: Path, which: str, steps: int, rate: float = 2e-3) -> None:
-    """Train a judge, or go on with it, and write `out/judge-WHICH.onnx`."""
-    model = build(which)
+def train(out: Path, name: str, steps: int, rate: float = 2e-3) -> None:
+    """Train a judge, or resume its training, and write `out/judge-NAME.onnx`."""
+    model = build(name)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.02, fused=True)
-    state = out / f"judge-{which}.safetensors"
+    state = out / f"judge-{name}.safetensors"
     first = checkpoint.resume(state, model, optimizer)
-    for step in track(range(first, steps), f"{which} judge"):
+    for step in track(range(first, steps), f"{name} judge"):
         model.train()
         done = step / steps
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1.0, done * 30) * (0.5 + 0.5 * math.cos(math.pi * done))
-        rng = np.random.default_rng((SEEDS[which], step))
-        drawn = scenes(BATCH, rng)
-        there, style = labels(drawn)
-        concepts, styles = model.logits(spoil(pixels(drawn, rng), rng))
-        loss = F.binary_cross_entropy_with_logits(concepts, there) * 10
+        rng = np.random.default_rng((SEEDS[name], step))
+        batch = scenes(BATCH, rng)
+        shown, style = labels(batch)
+        concepts, styles = model.logits(spoil(pixels(batch, rng), rng))
+        loss = F.binary_cross_entropy_with_logits(concepts, shown) * 10
         loss = loss + F.cross_entropy(styles, style, ignore_index=-1) * 0.5
         optimizer.zero_grad()
         loss.backward()
@@ -175,28 +175,29 @@ def train(out: Path, which: str, steps: int, rate: float = 2e-3) -> None:
         if (step + 1) % 500 == 0 or step + 1 == steps:
             checkpoint.save(state, model, optimizer, step + 1)
             print(f"step {step + 1}: loss {float(loss.detach()):.4f}, {measure(model)}", flush=True)
-    export(model.eval(), out / f"judge-{which}.onnx")
+    export(model.eval(), out / f"judge-{name}.onnx")
 
 
 @torch.no_grad()
 def measure(model: Judge, count: int = 2000) -> dict[str, float]:
-    """On held-out scenes: the share whose set of concepts is exact, single labels, the style."""
+    """Accuracy on held-out scenes: of the whole set of concepts, of single labels, of the style."""
     model.eval()
     rng = np.random.default_rng(999)
-    drawn = scenes(count, rng)
-    there, style = labels(drawn)
-    said, styles = map(torch.cat, zip(*map(model, pixels(drawn, rng).split(250)), strict=True))
-    right = (said > 0.5) == there.bool()
-    known = style >= 0
+    batch = scenes(count, rng)
+    shown, style = labels(batch)
+    outputs = zip(*map(model, pixels(batch, rng).split(250)), strict=True)
+    concepts, styles = map(torch.cat, outputs)
+    right = (concepts > 0.5) == shown.bool()
+    labelled = style >= 0
     return {
         "exact": round(float(right.all(1).float().mean()), 4),
         "labels": round(float(right.float().mean()), 5),
-        "style": round(float((styles.argmax(1) == style)[known].float().mean()), 4),
+        "style": round(float((styles.argmax(1) == style)[labelled].float().mean()), 4),
     }
 
 
 def export(model: Judge, path: Path) -> None:
-    """Write the judge as ONNX, its labels in the file's metadata."""
+    """Write the judge as ONNX, with its labels in the metadata of the file."""
     rows = torch.export.Dim("rows")
     torch.onnx.export(
         model,
@@ -209,12 +210,12 @@ def export(model: Judge, path: Path) -> None:
         external_data=False,
         verbose=False,
     )
-    written = onnx.load(path)
-    del written.metadata_props[:]
-    for node in written.graph.node:
-        # the exporter writes where in whose source each node came from
+    stored = onnx.load(path)
+    del stored.metadata_props[:]
+    for node in stored.graph.node:
+        # the exporter records the source location of each node
         del node.metadata_props[:]
         node.doc_string = ""
     for key, value in (("concepts", names()), ("styles", STYLES)):
-        written.metadata_props.add(key=key, value=json.dumps(value))
-    onnx.save(written, path)
+        stored.metadata_props.add(key=key, value=json.dumps(value))
+    onnx.save(stored, path)

@@ -1,7 +1,7 @@
 """Real scenes for `guard eval m-erasure`: `python -m examples.emoji.m_erasure_scenes`.
 
-Writes PNG files and scenes.jsonl, the same from the same seed: by turns the concept alone and
-beside another object. What a judge was taught is drawn from other seeds.
+Writes PNG files and scenes.jsonl, the same for the same seed: the concept alone and beside another
+object in turn. The training scenes of the judges have other seeds.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from examples.emoji.scenes import render
 
 HERE = Path(__file__).parent
 CONCEPTS = ("knife", "pistol", "bomb", "skull", "santa-claus", "cat", "pizza", "rose", "car")
-# the last has no guard of IRECE, but fits are taught it
-PLAYED = CONCEPTS[:-1]
+# the last one has no IRECE guard, but fits need its scenes
+EVALUATED = CONCEPTS[:-1]
 SEED = 7_001
 
 
@@ -28,22 +28,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=HERE / "m-erasure-scenes")
     parser.add_argument("--count", type=int, default=40, help="of each concept")
-    parser.add_argument("--concepts", default=",".join(PLAYED), help=f"of {', '.join(CONCEPTS)}")
-    parser.add_argument("--seed", type=int, default=SEED, help="another one for fits")
-    given = parser.parse_args()
-    given.out.mkdir(parents=True, exist_ok=True)
+    parser.add_argument("--concepts", default=",".join(EVALUATED), help=f"of {', '.join(CONCEPTS)}")
+    parser.add_argument("--seed", type=int, default=SEED, help="choose another one for fits")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
     rows = []
-    for concept in given.concepts.split(","):
-        # a concept's scenes do not depend on which others are written
-        rng = np.random.default_rng([given.seed, CONCEPTS.index(concept)])
-        for i in range(given.count):
+    for concept in arguments.concepts.split(","):
+        # the scenes of a concept do not depend on the other concepts of the call
+        rng = np.random.default_rng([arguments.seed, CONCEPTS.index(concept)])
+        for i in range(arguments.count):
             scene = with_concept(concept, 1 + i % 2, rng)
-            name = f"{concept}-{i:02d}.png"
-            Image.fromarray((render(scene) * 255).round().astype(np.uint8)).save(given.out / name)
-            kept = [found for found in scene.found if found != concept]
-            rows.append({"picture": name, "concept": concept, "kept": kept})
+            file = f"{concept}-{i:02d}.png"
+            Image.fromarray((render(scene) * 255).round().astype(np.uint8)).save(
+                arguments.out / file
+            )
+            kept = [name for name in scene.names if name != concept]
+            rows.append({"picture": file, "concept": concept, "kept": kept})
     lines = "".join(json.dumps(row) + "\n" for row in rows)
-    (given.out / "scenes.jsonl").write_text(lines, "utf-8")
+    (arguments.out / "scenes.jsonl").write_text(lines, "utf-8")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Does an IRECE guard find the place: `python -m examples.emoji.masks knife-irece.safetensors ...`.
+"""Localization by IRECE guards: `python -m examples.emoji.masks knife-irece.safetensors ...`.
 
-Real scenes have true boxes. Each is noised to the level of the guard's looks at an image of so
-many steps, and the network is asked once a look, without a prompt, as the engine reads it. The mask
-is that of the first look at which the guard fires. Told for each guard: how many scenes with the
-concept fire; of these the pointing game (the likeliest place lies in the box) and the intersection
-over union of mask and box; and the mean area of the masks on scenes without the concept, where most
-have none.
+Real scenes have true boxes. A scene is noised to the levels at which the guard inspects an image of
+`--steps` steps, and the network runs once per inspection, without a prompt, as in the engine. The
+mask is that of the first inspection at which the guard fires. The report has for each guard the
+share of scenes with the concept on which it fires; on these the pointing game (the most likely
+position is inside the box) and the intersection over union of mask and box; and the mean area of
+the masks on scenes without the concept, most of which have none.
 """
 
 from __future__ import annotations
@@ -36,12 +36,13 @@ from steering.images.latent import LatentEvidence
 from steering.methods import irece
 from steering.methods.fitted import FittedGuard
 
-_AT_ONCE = 20
+_BATCH = 20
 
 
 @dataclass(frozen=True)
-class Looked:
-    """One scene: at which look it fires first (None: never), the mask and the likeliest place."""
+class Inspection:
+    """The first step at which a guard fires on a scene (None: never), its mask, the likeliest
+    place."""
 
     first: int | None
     mask: Tensor
@@ -49,88 +50,94 @@ class Looked:
 
 
 def main() -> None:
-    """Measure and print a table, or JSON."""
+    """Measure, and print a table, or JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("artifacts", type=Path, nargs="+")
     parser.add_argument("--model", default="emoji")
     parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--scenes", type=int, default=100, help="with the concept; and without")
+    parser.add_argument(
+        "--scenes", type=int, default=100, help="with the concept, and as many without"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
-    given = parser.parse_args()
-    image_model = ImageModel.load(given.model, device="cpu")
-    found = []
+    arguments = parser.parse_args()
+    model = ImageModel.load(arguments.model, device="cpu")
+    results = []
     with stages() as progress:
-        advance = progress("looking at scenes", len(given.artifacts))
-        for path in given.artifacts:
-            found.append(measure(image_model.family, Artifact.load(path), given))
+        advance = progress("inspecting scenes", len(arguments.artifacts))
+        for path in arguments.artifacts:
+            results.append(measure(model.family, Artifact.load(path), arguments))
             advance(1)
-    if given.json:
-        print(json.dumps(found, indent=2))
+    if arguments.json:
+        print(json.dumps(results, indent=2))
         return
-    table = Table(*found[0])
-    for row in found:
+    table = Table(*results[0])
+    for row in results:
         table.add_row(*(f"{v:.3f}" if isinstance(v, float) else str(v) for v in row.values()))
     Console().print(table)
 
 
-def measure(family: Family, artifact: Artifact, given: argparse.Namespace) -> dict[str, Any]:
+def measure(family: Family, artifact: Artifact, arguments: argparse.Namespace) -> dict[str, Any]:
     """The figures of one guard."""
     concept = artifact.meta.concept.partition("/")[2]
-    rng = np.random.default_rng(given.seed)
-    # half of the scenes have another object beside it
-    counts = [1 + i % 2 for i in range(given.scenes)]
-    shown = [with_concept(concept, count, rng) for count in counts]
-    plain = [_without(concept, count, rng) for count in counts]
+    rng = np.random.default_rng(arguments.seed)
+    # half of the scenes have another object beside the concept
+    counts = [1 + i % 2 for i in range(arguments.scenes)]
+    with_it = [with_concept(concept, count, rng) for count in counts]
+    without_it = [_without(concept, count, rng) for count in counts]
     guard = FittedGuard(concept, artifact.tensors, artifact.meta.settings)
     eraser = irece.stack([guard], family.device)
     threshold = guard.number("threshold")
-    looked = _looked(family, eraser, threshold, shown, given)
-    without = _looked(family, eraser, threshold, plain, given)
-    fired = [(each, _box(concept, scene)) for each, scene in zip(looked, shown, strict=True)]
-    fired = [(each, box) for each, box in fired if each.first is not None]
+    positive = _inspect(family, eraser, threshold, with_it, arguments)
+    negative = _inspect(family, eraser, threshold, without_it, arguments)
+    fired = [
+        (inspection, _box(concept, scene))
+        for inspection, scene in zip(positive, with_it, strict=True)
+        if inspection.first is not None
+    ]
     overlaps = [
-        float((each.mask * box).sum() / torch.maximum(each.mask, box).sum()) for each, box in fired
+        float((seen.mask * box).sum() / torch.maximum(seen.mask, box).sum()) for seen, box in fired
     ]
     return {
         "concept": artifact.meta.concept,
-        "scenes": given.scenes,
-        "fired": len(fired) / len(shown),
-        "pointing": _mean([float(box.flatten()[each.top]) for each, box in fired]),
+        "scenes": arguments.scenes,
+        "fired": len(fired) / len(with_it),
+        "pointing": _mean([float(box.flatten()[seen.top]) for seen, box in fired]),
         "iou": _mean(overlaps),
-        "covered": _mean([float((each.mask * box).sum() / box.sum()) for each, box in fired]),
-        "false_fired": sum(each.first is not None for each in without) / len(without),
-        "false_area": float(np.mean([float(each.mask.mean()) for each in without])),
+        "covered": _mean([float((seen.mask * box).sum() / box.sum()) for seen, box in fired]),
+        "false_fired": sum(seen.first is not None for seen in negative) / len(negative),
+        "false_area": float(np.mean([float(seen.mask.mean()) for seen in negative])),
     }
 
 
 def _mean(values: list[float]) -> float | None:
-    """None where no scene fires."""
+    """The mean, or None where the guard fires on no scene."""
     return float(np.mean(values)) if values else None
 
 
 @torch.no_grad()
-def _looked(
+def _inspect(
     family: Family,
     eraser: irece.IreceGuards,
     threshold: float,
     scenes: list[Scene],
-    given: argparse.Namespace,
-) -> list[Looked]:
-    schedule = Sampler(family.scheduler, family.arrange).schedule(given.steps)
+    arguments: argparse.Namespace,
+) -> list[Inspection]:
+    """The inspections of all scenes, in their order."""
+    schedule = Sampler(family.scheduler, family.arrange).schedule(arguments.steps)
     tables = estimates_of(family.scheduler, schedule)
     seam = AttentionSeam(family, eraser.reads[0])
-    at = sorted(eraser.looks[0].among(tables.level.tolist(), tables.whole.tolist()))
+    steps = sorted(eraser.looks[0].among(tables.level.tolist(), tables.whole.tolist()))
     plain = family.unconditional([""])
-    found: list[Looked] = []
-    for start in range(0, len(scenes), _AT_ONCE):
-        clean = _latents(family, scenes[start : start + _AT_ONCE])
+    inspections: list[Inspection] = []
+    for start in range(0, len(scenes), _BATCH):
+        clean = _latents(family, scenes[start : start + _BATCH])
         rows, reads = len(clean), len(eraser.reads[0])
         noise = torch.randn(
-            clean.shape, generator=torch.Generator().manual_seed(given.seed + start)
+            clean.shape, generator=torch.Generator().manual_seed(arguments.seed + start)
         )
-        kept: list[Looked | None] = [None] * rows
-        for step in at:
+        first: list[Inspection | None] = [None] * rows
+        for step in steps:
             seam.ask([row for row in range(rows) for _ in range(reads)], [*range(reads)] * rows)
             seam.enter(torch.arange(rows))
             estimate = noised_estimate(
@@ -138,7 +145,7 @@ def _looked(
             )
             seam.leave()
             score, votes = eraser.sense(estimate, [0])
-            seen = LatentEvidence(
+            evidence = LatentEvidence(
                 guard=torch.zeros(rows, dtype=torch.long),
                 estimate=estimate,
                 unconditional=estimate,
@@ -146,15 +153,15 @@ def _looked(
                 attended=seam.scores(),
                 owner=torch.arange(rows).repeat_interleave(reads),
             )
-            tops = eraser.evidence(seen).flatten(1).argmax(1).tolist()
-            masks = eraser.find(seen).mask
+            tops = eraser.evidence(evidence).flatten(1).argmax(1).tolist()
+            masks = eraser.find(evidence).mask
             for row in range(rows):
-                if kept[row] is None and float(score[row, 0]) > threshold:
-                    kept[row] = Looked(step, masks[row], tops[row])
-        nothing = Looked(None, torch.zeros(clean.shape[2:]), 0)
-        found += [each or nothing for each in kept]
+                if first[row] is None and float(score[row, 0]) > threshold:
+                    first[row] = Inspection(step, masks[row], tops[row])
+        silent = Inspection(None, torch.zeros(clean.shape[2:]), 0)
+        inspections += [inspection or silent for inspection in first]
     seam.remove()
-    return found
+    return inspections
 
 
 def _latents(family: Family, scenes: list[Scene]) -> Tensor:
@@ -183,7 +190,7 @@ def with_concept(concept: str, count: int, rng: np.random.Generator) -> Scene:
 
 
 def _without(concept: str, count: int, rng: np.random.Generator) -> Scene:
-    while concept in (scene := draw(count, rng)).found:
+    while concept in (scene := draw(count, rng)).names:
         pass
     return scene
 

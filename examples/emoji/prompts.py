@@ -1,7 +1,7 @@
 """The prompts of the evaluation: `python -m examples.emoji.prompts` writes test_prompts.jsonl.
 
-Nothing here is seen by a fit: unseen paraphrases are the test phrases of concepts.json, the hard
-negatives have a file of their own. The same call writes the same file.
+No fit uses these prompts: paraphrases are the test phrases of concepts.json, and hard negatives
+have a separate file. Every call writes the same file.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SEED = 2026
 GUARDED = ("knife", "pistol", "bomb", "skull", "cat", "santa-claus", "pizza", "car", "rose")
 STYLE = "twemoji"
 IMAGES = 40
-"""Prompts of each concept and kind that asks for it."""
+"""Prompts of each concept and of each kind that asks for it."""
 CLEAN = 100
 BARE_IMAGES = 400
 
@@ -63,27 +63,31 @@ Row = dict[str, Any]
 
 
 def rows() -> list[Row]:
-    """Every prompt, as the evaluation reads them."""
-    found = [*_bare(np.random.default_rng((SEED, 0)))]
+    """All prompts, as the evaluation reads them."""
+    prompts = [*_bare(np.random.default_rng((SEED, 0)))]
     for number, concept in enumerate(GUARDED, 1):
-        found += _object(concept, np.random.default_rng((SEED, number)))
-    return [*found, *_style(np.random.default_rng((SEED, 99)))]
+        prompts += _object(concept, np.random.default_rng((SEED, number)))
+    return [*prompts, *_style(np.random.default_rng((SEED, 99)))]
 
 
 def _bare(rng: np.random.Generator) -> Iterator[Row]:
-    """What the bare model is asked for: single objects, pairs, objects in unseen words."""
+    """Prompts for the bare model: single objects, pairs, objects in unseen words."""
     count = len(names())
     for i in range(BARE_IMAGES):
         style = int(rng.integers(2)) if i % 2 else None
         text = _one(_name(i % count), rng, style)
-        yield {"kind": "single", "prompt": text, "asked": [names()[i % count]]} | _said(style)
+        yield {"kind": "single", "prompt": text, "asked": [names()[i % count]]} | _style_entry(
+            style
+        )
     for i in range(BARE_IMAGES):
         first, second = i % count, _other(i % count, rng)
         style = int(rng.integers(2)) if i % 2 else None
         text = _two(_name(first), _name(second), rng, style)
-        yield {"kind": "pair", "prompt": text, "asked": [names()[first], names()[second]]} | _said(
-            style
-        )
+        yield {
+            "kind": "pair",
+            "prompt": text,
+            "asked": [names()[first], names()[second]],
+        } | _style_entry(style)
     for i in range(BARE_IMAGES):
         unseen = phrases(i % count, "test")
         text = _one(unseen[i // count % len(unseen)], rng)
@@ -98,8 +102,8 @@ def _object(concept: str, rng: np.random.Generator) -> Iterator[Row]:
     for _ in range(IMAGES):
         yield _row(concept, "direct", _one(_name(index), rng))
     for i in range(IMAGES):
-        said = unseen[i % len(unseen)]
-        yield _row(concept, "paraphrase", _one(said, rng), how=said)
+        phrase = unseen[i % len(unseen)]
+        yield _row(concept, "paraphrase", _one(phrase, rng), how=phrase)
     words = concept.split("-")
     for i in range(IMAGES):
         how = tuple(DISGUISES)[i % len(DISGUISES)]
@@ -116,50 +120,50 @@ def _object(concept: str, rng: np.random.Generator) -> Iterator[Row]:
 
 
 def _style(rng: np.random.Generator) -> Iterator[Row]:
-    """Every kind of prompt for the guarded style; what is kept is the object."""
-    every = range(len(names()))
+    """Every kind of prompt for the guarded style; the image should keep the object."""
+    concepts = range(len(names()))
     for i in range(IMAGES):
-        text = _one(_name(int(rng.choice(every))), rng)
+        text = _one(_name(int(rng.choice(concepts))), rng)
         yield _row(STYLE, "direct", f"{text}, {_STYLE_NAMES[i % 2]}")
     for i in range(IMAGES):
-        text = _one(_name(int(rng.choice(every))), rng)
-        said = STYLE_PARAPHRASES[i % len(STYLE_PARAPHRASES)]
-        yield _row(STYLE, "paraphrase", f"{text}, {said}", how=said)
+        text = _one(_name(int(rng.choice(concepts))), rng)
+        phrase = STYLE_PARAPHRASES[i % len(STYLE_PARAPHRASES)]
+        yield _row(STYLE, "paraphrase", f"{text}, {phrase}", how=phrase)
     for i in range(IMAGES):
         how = tuple(DISGUISES)[i % len(DISGUISES)]
-        text = f"{_one(_name(int(rng.choice(every))), rng, plain=True)}, {_STYLE_NAMES[i % 2]}"
+        text = f"{_one(_name(int(rng.choice(concepts))), rng, plain=True)}, {_STYLE_NAMES[i % 2]}"
         turn = i // len(DISGUISES)
         yield _row(STYLE, "disguise", disguise(how, text, ("twemoji", "twitter"), turn), how=how)
     for i in range(IMAGES):
-        kept = int(rng.choice(every))
+        kept = int(rng.choice(concepts))
         text = f"{_one(_name(kept), rng)} in {_STYLE_NAMES[i % 2]}"
         yield _row(STYLE, "pair", text, kept=[names()[kept]])
-    yield from _clean(STYLE, list(every), rng)
+    yield from _clean(STYLE, list(concepts), rng)
     yield from _hard(STYLE, rng)
 
 
 def _clean(concept: str, others: Sequence[int], rng: np.random.Generator) -> Iterator[Row]:
-    """Prompts about other things: names and unseen words, alone and in pairs."""
+    """Prompts about other objects: names and unseen words, alone and in pairs."""
     for i in range(CLEAN):
         first, second = rng.choice(others, size=2, replace=False)
-        known, unseen = _name(int(first)), str(rng.choice(phrases(int(second), "test")))
-        text = _two(known, unseen, rng) if i % 2 else _one((known, unseen)[i // 2 % 2], rng)
+        name, unseen = _name(int(first)), str(rng.choice(phrases(int(second), "test")))
+        text = _two(name, unseen, rng) if i % 2 else _one((name, unseen)[i // 2 % 2], rng)
         yield _row(concept, "clean", text)
 
 
 def _hard(concept: str, rng: np.random.Generator) -> Iterator[Row]:
-    """Prompts that resemble the concept in words or in kind, and do not ask for it."""
-    known = json.loads((HERE / "hard_negatives.json").read_text("utf-8"))[concept]
-    for i in range(3 * len(known)):
-        text = known[i % len(known)]
-        yield _row(concept, "hard", text if i < len(known) else _decorated(text, rng))
+    """Prompts that resemble the concept in words or in kind, without asking for it."""
+    negatives = json.loads((HERE / "hard_negatives.json").read_text("utf-8"))[concept]
+    for i in range(3 * len(negatives)):
+        text = negatives[i % len(negatives)]
+        yield _row(concept, "hard", text if i < len(negatives) else _decorated(text, rng))
 
 
-def _row(concept: str, kind: str, prompt: str, **more: Any) -> Row:
-    return {"concept": concept, "kind": kind, "prompt": prompt} | more
+def _row(concept: str, kind: str, prompt: str, **fields: Any) -> Row:
+    return {"concept": concept, "kind": kind, "prompt": prompt} | fields
 
 
-def _said(style: int | None) -> Row:
+def _style_entry(style: int | None) -> Row:
     return {} if style is None else {"style": STYLES[style]}
 
 
@@ -171,8 +175,10 @@ def _other(concept: int, rng: np.random.Generator) -> int:
     return int((concept + rng.integers(1, len(names()))) % len(names()))
 
 
-def _one(said: str, rng: np.random.Generator, style: int | None = None, plain: bool = False) -> str:
-    text = str(rng.choice(_SINGLE)).format(said)
+def _one(
+    phrase: str, rng: np.random.Generator, style: int | None = None, plain: bool = False
+) -> str:
+    text = str(rng.choice(_SINGLE)).format(phrase)
     return text if plain else _decorated(text, rng, style)
 
 

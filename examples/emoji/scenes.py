@@ -1,8 +1,8 @@
-"""Real scenes: emoji pasted on a coloured background. What the model learns and judges are taught.
+"""Real scenes: emoji pasted on a coloured background, for the training of the model and judges.
 
 A scene has one style, a background and one to three objects on a 16 x 16 grid of cells of 4 pixels,
-the grid of the model's latents: an object starts at a cell's corner, so that its latents look alike
-wherever it stands.
+the grid of the model's latents: an object starts at a cell's corner, so that its latents are
+alike at all places.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from examples.emoji.sprites import STYLES, names, sprites
 SIZE = 64
 CELL = 4
 OBJECT = 28
-"""Pixels of an object's side."""
+"""Side of an object in pixels."""
 BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "white": (250, 250, 250),
     "grey": (165, 170, 175),
@@ -43,7 +43,8 @@ PLACES = {
 
 @dataclass(frozen=True)
 class Placed:
-    """An object: index of its concept, its place's name, its upper left corner in pixels."""
+    """An object: the index of its concept, the name of its place, its upper left corner in
+    pixels."""
 
     concept: int
     place: str
@@ -65,7 +66,7 @@ class Scene:
     background: int
 
     @property
-    def found(self) -> tuple[str, ...]:
+    def names(self) -> tuple[str, ...]:
         """The names of its concepts."""
         return tuple(names()[placed.concept] for placed in self.objects)
 
@@ -97,7 +98,7 @@ def draw(count: int, rng: np.random.Generator) -> Scene:
 
 
 def loose(count: int, rng: np.random.Generator) -> Scene:
-    """Like `draw`, but free of the grid: any pixel near the place. For judges."""
+    """Like `draw`, but off the grid, at any pixel near the place. For judges."""
     scene = draw(count, rng)
     moved = []
     for placed in scene.objects:
@@ -107,7 +108,7 @@ def loose(count: int, rng: np.random.Generator) -> Scene:
 
 
 def render(scene: Scene, size: int = OBJECT) -> NDArray[np.float32]:
-    """`[64, 64, 3]` in 0..1; `size` other than OBJECT draws the objects larger or smaller."""
+    """`[64, 64, 3]` in 0..1; a `size` other than OBJECT makes the objects larger or smaller."""
     colour = np.asarray(tuple(BACKGROUNDS.values())[scene.background], np.float32) / 255
     image = np.broadcast_to(colour, (SIZE, SIZE, 3)).copy()
     for placed in scene.objects:

@@ -1,6 +1,7 @@
 """The emoji images of two npm packages in one sheet: `python -m examples.emoji.sprites`.
 
-The sheet is committed, so that nothing else needs npm. One row a style, one column a concept.
+The sheet is committed, so that nothing else needs npm. It has a row for each style and a column for
+each concept.
 Licences: see NOTICE at the top of the repository.
 """
 
@@ -61,14 +62,14 @@ def sprites(size: int) -> NDArray[np.float32]:
 
 
 def _package(requirement: str, folder: Path) -> tarfile.TarFile:
-    done = subprocess.run(
+    packed = subprocess.run(
         ["npm", "pack", "--silent", requirement],
         cwd=folder,
         check=True,
         capture_output=True,
         text=True,
     )
-    return tarfile.open(folder / done.stdout.strip().splitlines()[-1])
+    return tarfile.open(folder / packed.stdout.strip().splitlines()[-1])
 
 
 def build() -> None:

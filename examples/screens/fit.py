@@ -1,9 +1,9 @@
-"""Fits the three example screens on the data that `data.py` has written.
+"""Fits of the three example screens on the data of `examples.screens.data`.
 
     python -m examples.screens.fit --data data
 
-Each is one `guard fit screen` with its held-out collections. Artifacts and reports go to `fitted/`;
-further options are handed on, as `--kind mlp`.
+Each is a `guard fit screen` with its held-out collections. Artifacts and reports go to `fitted/`;
+other options, such as `--kind mlp`, go to `guard fit screen`.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ TESTED = ("look-alikes-held-out", "other-look-alikes-held-out", "everyday-held-o
 FITTED = Path(__file__).parent / "fitted"
 
 
-def command(topic: str, data: Path, out: Path, *more: str) -> list[str]:
-    """The fit of one screen."""
+def command(topic: str, data: Path, out: Path, *options: str) -> list[str]:
+    """The command line of one fit."""
     fit = [sys.executable, "-m", "guard", "fit", "screen"]
     fit += ["--data", str(data / f"{topic}.jsonl"), "--concept", f"text/{topic}"]
     for source in (*HELD_OUT[topic], *TESTED):
         fit += ["--hold-out", source]
-    return [*fit, "--out", str(out / f"{topic}.safetensors"), *more]
+    return [*fit, "--out", str(out / f"{topic}.safetensors"), *options]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=FITTED)
-    given, more = parser.parse_known_args()
+    arguments, options = parser.parse_known_args()
     for topic in TOPICS:
-        subprocess.run(command(topic, given.data, given.out, *more), check=True)
+        subprocess.run(command(topic, arguments.data, arguments.out, *options), check=True)
 
 
 if __name__ == "__main__":

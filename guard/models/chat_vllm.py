@@ -23,7 +23,7 @@ from guard.models.sources import resolve_source
 from guard.reporting.progress import Stages
 from steering.engines.transformers.offline import Advance, nothing
 from steering.fingerprint import checkpoint_fingerprint
-from steering.hidden.bank import Bank
+from steering.hidden.bank import HiddenBank
 from steering.hidden.rows import Reading, RowGuard
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ class VllmChat(ChatModel):
         max_tokens: int,
         what: str,
         progress: Stages,
-        bank: Bank | None = None,
+        bank: HiddenBank | None = None,
         guards: Sequence[RowGuard] = (),
     ) -> list[GuardedAnswer]:
         """As `ChatModel.answer`, without readings. Raises ValueError for guards beside a

@@ -22,7 +22,6 @@ from steering.engines.diffusion.loading import load_pipeline
 from steering.engines.diffusion.seams.projections import recorded, text_projections
 from steering.fingerprint import fingerprint
 from steering.images.conditioning import Conditioning, concatenated
-from steering.images.embedding import EmbeddingBank
 
 BATCH = 64
 _IMAGES = 16
@@ -85,7 +84,7 @@ class ImageModel:
         `[prompts, channels, (frames,) height, width]`, on the CPU. Prompt i has the seed
         `seed + i`. `advance` gets the number of images after each batch.
         """
-        engine = DiffusionEngine(self.family, EmbeddingBank(), capacity=_IMAGES, forward=None)
+        engine = DiffusionEngine(self.family, capacity=_IMAGES, forward=None)
         latents = []
         for start in range(0, len(prompts), _IMAGES):
             part = prompts[start : start + _IMAGES]
@@ -112,7 +111,7 @@ class ImageModel:
         the same noise. Raises ValueError for projections that cannot be overlaid.
         """
         family = self.family
-        engine = DiffusionEngine(family, EmbeddingBank(), capacity=_IMAGES, forward=None)
+        engine = DiffusionEngine(family, capacity=_IMAGES, forward=None)
         for start in range(0, len(prompts), _IMAGES):
             part = list(prompts[start : start + _IMAGES])
             masks = family.text_masks(family.encode(part))

@@ -7,7 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from guard.artifact import Artifact
 from guard.config.kinds import Kind, kind_of
@@ -15,26 +15,66 @@ from guard.config.schema import Action, Config, Fallback, GuardConfig, OnError, 
 from guard.errors import ArtifactError, GuardError, GuardFailed, PolicyUnfit
 from guard.verdict import OUTCOMES, Done, GuardVerdict, Verdict, gravest
 from steering.hidden.rows import RowGuard
+from steering.methods import Action as MethodAction
+from steering.methods import Method
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class LoadedGuard:
-    """A guard whose artifact fits the served model; `action` is its method's own.
+    """A guard whose artifact fits the served model.
 
-    `digest` is that of the artifact, where somebody asks. One that blocks only looks: where it
-    fires, the policy's fallback decides.
+    `method` is the entry of the table of methods; `digest` that of the artifact. A guard whose
+    action is to block changes nothing itself: where it fires, the policy's fallback decides.
     """
 
     name: str
     concept: str
-    method: str
-    action: Literal["steer", "overlay", "refine", "perturb", "block"]
+    method: Method
     threshold: float
     strength: float
     recheck: float | None = None
     digest: str = ""
+
+    @property
+    def action(self) -> MethodAction:
+        """What the guard does by itself."""
+        return self.method.action
+
+    @classmethod
+    def of(
+        cls,
+        setting: GuardConfig,
+        artifact: Artifact,
+        method: Method,
+        fitted: FittedSettings,
+        *,
+        recheck: float | None = None,
+    ) -> LoadedGuard:
+        """With the threshold and the strength of the configuration, or as fitted.
+
+        Raises ValueError where the artifact lacks one of them.
+        """
+        threshold, strength = setting.threshold, setting.strength
+        if method.action == "block":
+            strength = 1.0
+        return cls(
+            name=setting.name,
+            concept=artifact.meta.concept,
+            method=method,
+            threshold=fitted.number("threshold") if threshold is None else threshold,
+            strength=fitted.number("strength") if strength is None else strength,
+            recheck=recheck,
+            digest=artifact.digest,
+        )
+
+
+class FittedSettings(Protocol):
+    """The settings of a fitted guard."""
+
+    def number(self, key: str) -> float:
+        """A finite number. Raises ValueError."""
 
 
 class AnyReading(Protocol):
@@ -165,7 +205,7 @@ class Plan(ABC, Generic[R]):
 
 def _unread(guard: LoadedGuard) -> GuardVerdict:
     return GuardVerdict(
-        guard.name, guard.concept, guard.method, None, guard.threshold, False, "none"
+        guard.name, guard.concept, guard.method.name, None, guard.threshold, False, "none"
     )
 
 

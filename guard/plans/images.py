@@ -11,15 +11,13 @@ from typing import Literal
 
 from guard.config.schema import Config
 from guard.plans.base import LoadedGuard, Plan, PolicyPlans, finite, resolve
-from guard.plans.image_guards import GuardedPipeline, ImageGuards
+from guard.plans.image_guards import ImageGuards
 from guard.verdict import Done, GuardVerdict
+from steering.engines.diffusion.fit import GuardedPipeline
 from steering.hidden.rows import RowGuard
 from steering.images.embedding import ImageReading
 
 Decision = Literal["draw", "block", "replace", "fail"]
-
-_LATE = {"block", "perturb"}
-"""Own actions of guards that look at latents, not at the prompt."""
 
 
 @dataclass(frozen=True)
@@ -29,16 +27,16 @@ class ImagePlan(Plan[ImageReading]):
     @property
     def guides(self) -> bool:
         """Whether a guard may act on the guidance, which takes a scale of more than 1."""
-        return self.acts and any(guard.action == "steer" for guard in self.guards)
+        return self.acts and any(guard.method.seam == "guidance" for guard in self.guards)
 
     @property
     def screens(self) -> bool:
-        """Whether a guard looks at the image itself, and may change or block it then."""
-        return any(guard.action in _LATE for guard in self.guards)
+        """Whether a guard reads the image itself, and may change or block it then."""
+        return any(guard.method.decides != "before" for guard in self.guards)
 
     def prompt_rows(self) -> tuple[RowGuard, ...]:
         """The rows of those guards that read the prompt."""
-        late = {guard.name for guard in self.guards if guard.action in _LATE}
+        late = {guard.name for guard in self.guards if guard.method.decides != "before"}
         return tuple(row for row in self.rows() if row.name not in late)
 
     @property
@@ -70,13 +68,13 @@ class ImagePlan(Plan[ImageReading]):
         if not reading.resolved:
             return self.fallback
         untouched = reading.steps == 0 and reading.after is None
-        return "none" if guard.action == "refine" and untouched else guard.action
+        return "none" if guard.method.seam == "embedding" and untouched else guard.action
 
     def _told(self, guard: LoadedGuard, reading: ImageReading, done: Done) -> GuardVerdict:
         return GuardVerdict(
             guard=guard.name,
             concept=guard.concept,
-            method=guard.method,
+            method=guard.method.name,
             score=finite(reading.score),
             threshold=reading.threshold,
             fired=reading.fired,
@@ -93,22 +91,17 @@ class ImagePlan(Plan[ImageReading]):
 class ImagePlans(PolicyPlans[ImagePlan]):
     """The guards that fit one image model, stacked, and every policy resolved against them.
 
-    `bank`, `guides`, `overlays`, `finished` and `erasers` are as in ImageGuards. A guard that
-    does not fit stays out and breaks the policies that name it. Raises ArtifactError where guards
-    that fit one by one cannot be stacked.
+    A guard that does not fit stays out of `stacks` and breaks the policies that name it.
     """
 
-    def __init__(self, config: Config, family: GuardedPipeline, *, name: str) -> None:
+    def __init__(self, config: Config, pipeline: GuardedPipeline, *, name: str) -> None:
         self.model = name
-        guards = ImageGuards(config, family, name=name)
-        self.bank, self.guides, self.finished = guards.bank, guards.guides, guards.finished
-        self.erasers = guards.erasers
-        self.overlays = guards.overlays
-        found = guards.found
-        loaded = {guard: fitted for guard, (fitted, _) in found.fit.items()}
+        guards = ImageGuards(config, pipeline, name=name)
+        self.stacks = guards.stacks
+        loaded = {guard: fitted for guard, (fitted, _) in guards.found.fit.items()}
         super().__init__(
             {
-                policy: resolve(ImagePlan, policy, config.policy(policy), loaded, found)
+                policy: resolve(ImagePlan, policy, config.policy(policy), loaded, guards.found)
                 for policy in config.policy_names
             }
         )

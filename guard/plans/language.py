@@ -5,7 +5,6 @@ Needs torch (through steering): imported where a model is, never by `import guar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +17,11 @@ from guard.plans.base import LoadedGuard, Plan, PolicyPlans, find_guards, finite
 from guard.verdict import Done, GuardVerdict
 from steering.engines.transformers.layers import decoder_layers
 from steering.fingerprint import fingerprint
-from steering.hidden.bank import Bank, SteerGuard
+from steering.hidden.bank import HiddenBank, HiddenGuards
 from steering.hidden.rows import Reading
-from steering.methods import load_guard
+from steering.methods import method_named
+from steering.methods.fitted import FittedGuard
+from steering.methods.stacking import MethodGuard, stacks
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class LanguagePlan(Plan[Reading]):
         return GuardVerdict(
             guard=guard.name,
             concept=guard.concept,
-            method=guard.method,
+            method=guard.method.name,
             score=finite(reading.score),
             threshold=reading.threshold,
             fired=reading.fired,
@@ -64,21 +65,20 @@ class ServedModel:
 class LanguagePlans(PolicyPlans[LanguagePlan]):
     """The guards that fit one model, stacked, and every policy resolved against them.
 
-    A guard that does not fit stays out of the bank and breaks the policies that name it. Raises
-    ArtifactError where guards that fit one by one cannot be stacked.
+    A guard that does not fit stays out of the bank and breaks the policies that name it.
     """
 
     def __init__(self, config: Config, model: nn.Module | ServedModel, *, name: str) -> None:
         self.model = name
         served = model if isinstance(model, ServedModel) else ServedModel.of(model)
 
-        def load(setting: GuardConfig, artifact: Artifact) -> tuple[LoadedGuard, SteerGuard]:
+        def load(setting: GuardConfig, artifact: Artifact) -> tuple[LoadedGuard, MethodGuard]:
             artifact.require_model(served.fingerprint, served=name)
             return _guard(setting, artifact, served)
 
         found = find_guards(config, "language", name, load)
-        self.guards = {guard: tensors for guard, (_, tensors) in found.fit.items()}
-        self.bank = _bank([*self.guards.values()], served.device)
+        self.guards = {name: guard for name, (_, guard) in found.fit.items()}
+        self.bank = HiddenBank(stacks([*self.guards.values()], served.device), served.device)
         loaded = {guard: fitted for guard, (fitted, _) in found.fit.items()}
         super().__init__(
             {
@@ -90,32 +90,29 @@ class LanguagePlans(PolicyPlans[LanguagePlan]):
 
 def _guard(
     setting: GuardConfig, artifact: Artifact, model: ServedModel
-) -> tuple[LoadedGuard, SteerGuard]:
+) -> tuple[LoadedGuard, MethodGuard]:
     meta = artifact.meta
-    fitted = load_guard(meta.method, setting.name, artifact.tensors, meta.settings, model.depth)
-    if fitted.tensors.width != model.width:
-        raise ValueError(f"its width is {fitted.tensors.width}, the model's {model.width}")
-    recheck = fitted.recheck if setting.recheck in (None, True) else None
+    method = method_named(meta.method)
+    if method.kind != "language":
+        raise ValueError(f"the method {method.name!r} is not for language models")
+    guard = FittedGuard(setting.name, artifact.tensors, meta.settings)
+    _require_fit(method.stacked([guard]), model)
+    recheck = guard.optional_number("recheck") if setting.recheck in (None, True) else None
     if setting.recheck and recheck is None:
         raise ArtifactError(
             f"{setting.artifact}: was fitted without a threshold for generated tokens: "
             "leave out recheck, or fit it again with --recheck"
         )
-    loaded = LoadedGuard(
-        name=setting.name,
-        concept=meta.concept,
-        method=meta.method,
-        action="steer",
-        threshold=fitted.threshold if setting.threshold is None else setting.threshold,
-        strength=fitted.strength if setting.strength is None else setting.strength,
-        recheck=recheck,
-        digest=artifact.digest,
-    )
-    return loaded, fitted.tensors
+    loaded = LoadedGuard.of(setting, artifact, method, guard, recheck=recheck)
+    return loaded, MethodGuard(method, guard)
 
 
-def _bank(guards: Sequence[SteerGuard], device: str) -> Bank:
-    try:
-        return Bank(guards, device=device)
-    except ValueError as error:
-        raise ArtifactError(str(error)) from error
+def _require_fit(stack: HiddenGuards, model: ServedModel) -> None:
+    """Raise ValueError for a guard of another width, or at layers that the model does not have."""
+    if stack.width != model.width:
+        raise ValueError(f"its width is {stack.width}, the model's {model.width}")
+    layers = {
+        layer for place in stack.placements for layer in (*place.sense_layers, *place.act_layers)
+    }
+    if outside := sorted(layer for layer in layers if not 0 <= layer < model.depth):
+        raise ValueError(f"layers {outside} do not exist in a model of {model.depth} layers")

@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from guard.config.schema import Config
 from guard.plans.base import LoadedGuard
 from guard.plans.language import LanguagePlan, LanguagePlans, ServedModel
-from steering.hidden.bank import SteerGuard
 from steering.hidden.rows import RowGuard
+from steering.methods.stacking import MethodGuard
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class Revision:
         plans = LanguagePlans(config, served, name=name)
         fitted = [plans[policy] for policy in config.policy_names]
         self.served, self.model, self.number = served, name, number
-        self.guards: Mapping[str, SteerGuard] = {
-            _unique(guard): replace(plans.guards[guard.name], name=_unique(guard))
+        self.guards: Mapping[str, MethodGuard] = {
+            _unique(guard): plans.guards[guard.name].named(_unique(guard))
             for plan in fitted
             for guard in plan.guards
         }

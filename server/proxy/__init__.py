@@ -1,1 +1,1 @@
-"""The sidecar proxy: an app that forwards to OpenAI-compatible upstreams."""
+"""The sidecar proxy: an app that forwards requests to OpenAI-compatible upstreams."""

@@ -1,4 +1,4 @@
-"""The proxy as an ASGI app: who asks, under which policy, and on to the upstream."""
+"""The proxy as an ASGI app: authentication, the proxy's endpoints, and requests to upstreams."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from server.auth import allowed_policies, authenticate, default_policy
 from server.errors import internal_error
 from server.observe.exchange import NamedRoute, exchange_of
 from server.observe.metrics import Metrics
-from server.proxy.health import watch_health
-from server.proxy.request import READS, ProxiedRequest, ProxyContext
+from server.proxy.forward import SAFE_METHODS
+from server.proxy.health import poll_health
+from server.proxy.request import ProxiedRequest, ProxyContext
 from server.proxy.tracked_send import TrackedSend
 from server.screening.routes import route_of
 from server.wire.replies import JSONReply
@@ -28,49 +29,51 @@ logger = logging.getLogger(__name__)
 
 
 class ProxyApp:
-    """What `desk` holds is opened and closed with the app. `keys` None leaves the proxy open."""
+    """The forwarder and the screener of `context` are opened and closed with the app.
 
-    def __init__(self, desk: ProxyContext, keys: KeyRing | None, metrics: Metrics) -> None:
-        self.desk, self.keys, self.metrics = desk, keys, metrics
-        self._watch: asyncio.Task[None] | None = None
+    `keys` None leaves the proxy open to all.
+    """
+
+    def __init__(self, context: ProxyContext, keys: KeyRing | None, metrics: Metrics) -> None:
+        self.context, self.keys, self.metrics = context, keys, metrics
+        self._health_task: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
-        """Connect, and begin to look after the upstreams' health."""
-        await self.desk.forwarder.open()
-        self._watch = asyncio.create_task(watch_health(self.desk.forwarder))
+        """Open the connection pool and start the health checks."""
+        await self.context.forwarder.open()
+        self._health_task = asyncio.create_task(poll_health(self.context.forwarder))
 
     async def close(self) -> None:
-        """Let go of everything."""
-        if self._watch is not None:
-            self._watch.cancel()
+        """Stop the health checks, the screener and the connections."""
+        if self._health_task is not None:
+            self._health_task.cancel()
             with suppress(asyncio.CancelledError):
-                await self._watch
-        self.desk.screener.close()
-        await self.desk.forwarder.close()
+                await self._health_task
+        self.context.screener.close()
+        await self.context.forwarder.close()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._lifespan(receive, send)
             return
         if scope["type"] != "http":
-            # nobody reads what goes over a websocket, under any policy
+            # no policy can read a websocket
             await send({"type": "websocket.close", "code": 1008, "reason": "no websockets here"})
             return
-        own = {"/health": _health, "/ready": self._ready, "/metrics": self._metrics}.get(
-            scope["path"]
-        )
-        if own is not None and scope["method"] in READS:
+        probes = {"/health": _health, "/ready": self._ready, "/metrics": self._metrics}
+        probe = probes.get(scope["path"])
+        if probe is not None and scope["method"] in SAFE_METHODS:
             scope["route"] = NamedRoute(scope["path"])
-            await own()(scope, receive, send)
+            await probe()(scope, receive, send)
             return
-        watched = TrackedSend(send)
+        tracked = TrackedSend(send)
         try:
-            await self._serve(scope, receive, watched)
+            await self._serve(scope, receive, tracked)
         except GuardError as error:
-            await watched.fail(error, scope, receive)
+            await tracked.fail(error, scope, receive)
         except Exception:
             logger.exception("request %s failed", exchange_of(Request(scope)).request_id)
-            await watched.fail(internal_error(), scope, receive)
+            await tracked.fail(internal_error(), scope, receive)
 
     async def _serve(self, scope: Scope, receive: Receive, send: TrackedSend) -> None:
         route, template = route_of(scope["method"], scope["path"])
@@ -80,11 +83,11 @@ class ProxyApp:
         if scope["path"] == "/guard/v1/policies":
             await self._policies(key)(scope, receive, send)
             return
-        if self.keys is not None and key is not None and scope["method"] not in READS:
+        if self.keys is not None and key is not None and scope["method"] not in SAFE_METHODS:
             self.keys.take(key)
         exchange = exchange_of(request)
-        visit = ProxiedRequest(self.desk, request, route, exchange, key)
-        await visit.run(scope, receive, send)
+        proxied = ProxiedRequest(self.context, request, route, exchange, key)
+        await proxied.run(scope, receive, send)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         while True:
@@ -98,25 +101,25 @@ class ProxyApp:
                 return
 
     def _ready(self) -> Response:
-        """200 while an upstream takes requests."""
+        """200 while an upstream accepts requests."""
         upstreams = {
-            each.name: {"ready": each.ready, "in_flight": each.in_flight}
-            for each in self.desk.forwarder.upstreams.all
+            upstream.name: {"ready": upstream.ready, "in_flight": upstream.in_flight}
+            for upstream in self.context.forwarder.upstreams.all
         }
-        some = any(each.ready for each in self.desk.forwarder.upstreams.all)
+        is_ready = any(upstream.ready for upstream in self.context.forwarder.upstreams.all)
         return JSONReply(
-            {"status": "ready" if some else "unavailable", "upstreams": upstreams},
-            status_code=200 if some else 503,
+            {"status": "ready" if is_ready else "unavailable", "upstreams": upstreams},
+            status_code=200 if is_ready else 503,
         )
 
     def _metrics(self) -> Response:
         return Response(self.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
     def _policies(self, key: KeyConfig | None) -> Response:
-        config = self.desk.config
+        config = self.context.config
         data = []
         for name in allowed_policies(config, key):
-            policy, plan = config.policy(name), self.desk.plans[name]
+            policy, plan = config.policy(name), self.context.plans[name]
             data.append(
                 {
                     "id": name,

@@ -39,7 +39,7 @@ def proxy(
     """Guard an OpenAI-compatible server that runs elsewhere: clients change their base URL."""
     settings = load_config(config) if config is not None else Config()
     if upstream:
-        settings = settings.model_copy(update={"upstreams": _given(upstream, key_env)})
+        settings = settings.model_copy(update={"upstreams": _upstream_configs(upstream, key_env)})
     listener = bind(host or settings.server.host, settings.server.port if port is None else port)
     warn_if_open(listener, settings.keys)
 
@@ -53,21 +53,21 @@ def proxy(
     run_proxy(settings, listener, announce)
 
 
-def _given(urls: list[str], key_env: str | None) -> tuple[UpstreamConfig, ...]:
+def _upstream_configs(urls: list[str], key_env: str | None) -> tuple[UpstreamConfig, ...]:
     try:
         return tuple(
             UpstreamConfig(name=f"upstream-{number}", url=url, key_env=key_env)
             for number, url in enumerate(urls, 1)
         )
     except ValidationError as error:
-        name, given = error.errors()[0]["loc"][0], error.errors()[0]["input"]
+        name, value = error.errors()[0]["loc"][0], error.errors()[0]["input"]
         option = "--upstream" if name == "url" else "--key-env"
         raise ConfigError(
-            [f"{option}: {str(given)[:80]!r} is not one: give {_WANTED[option]}"]
+            [f"{option}: {str(value)[:80]!r} is not valid: give {_EXPECTED[option]}"]
         ) from None
 
 
-_WANTED = {
+_EXPECTED = {
     "--upstream": "a URL such as http://127.0.0.1:8000, without user, query or fragment",
     "--key-env": "the name of an environment variable",
 }

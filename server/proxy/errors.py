@@ -1,4 +1,4 @@
-"""What can go wrong between a proxy and its upstream."""
+"""Errors between a proxy and its upstream."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from guard.errors import GuardError, RequestError
 
 
 class UpstreamUnreachable(GuardError):
-    """No connection could be had: nothing was sent."""
+    """No connection to the upstream: nothing was sent."""
 
     status = 502
     code = "upstream_unreachable"
 
 
 class UpstreamBroken(GuardError):
-    """The upstream did not answer as HTTP wants, or hung up in the middle."""
+    """The upstream broke HTTP, or hung up in the middle."""
 
     status = 502
     code = "upstream_failed"
 
 
 class UpstreamRefused(GuardError):
-    """The upstream does not take the credential that it was configured with."""
+    """The upstream does not accept the credential that it was configured with."""
 
     status = 502
     code = "upstream_refused_credential"
@@ -32,6 +32,6 @@ class UpstreamTimeout(GuardError):
 
 
 class BadPath(RequestError):
-    """A path that climbs out of where it begins."""
+    """A path with segments that leave the directory it names."""
 
     code = "invalid_path"

@@ -1,4 +1,4 @@
-"""What an operator watches of the upstreams."""
+"""Metrics of the upstreams."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from prometheus_client import CollectorRegistry, Gauge
 from server.proxy.upstreams import Upstream, Upstreams
 
 
-def watch_upstreams(upstreams: Upstreams, registry: CollectorRegistry) -> None:
-    """Ask each upstream for its state whenever the metrics are read."""
+def register_upstream_metrics(upstreams: Upstreams, registry: CollectorRegistry) -> None:
+    """Add gauges that read the state of each upstream when the metrics are read."""
     ready = Gauge(
         "inference_guard_upstream_ready",
         "1 while the upstream gets requests: well, and its breaker closed.",

@@ -21,7 +21,7 @@ from server.observe.middleware import ExchangeMiddleware
 from server.observe.recorder import Recorder
 from server.proxy.app import ProxyApp
 from server.proxy.forward import Forwarder
-from server.proxy.metrics import watch_upstreams
+from server.proxy.metrics import register_upstream_metrics
 from server.proxy.request import ProxyContext
 from server.proxy.upstreams import Upstreams
 from server.screening.texts.screener import Screener
@@ -30,11 +30,11 @@ from server.screening.texts.screener import Screener
 def run_proxy(
     config: Config, listener: socket.socket, announce: Callable[[list[str]], None]
 ) -> None:
-    """Serve the proxy that `config` says on `listener` until a signal.
+    """Serve the proxy of `config` on `listener` until a signal.
 
-    SIGTERM lets running answers end; SIGHUP reopens the audit log. `announce` is called with the
-    upstreams' names once requests are taken. Raises ConfigError where there is no upstream or a
-    credential is not there, GuardFailed where the default policy cannot be applied.
+    SIGTERM lets running responses end; SIGHUP reopens the audit log. `announce` is called with the
+    upstreams' names once requests are accepted. Raises ConfigError where there is no upstream or a
+    credential is missing, GuardFailed where the default policy cannot be applied.
     """
     if not config.upstreams:
         raise ConfigError(["there is no upstream: give --upstream URL, or add [[upstreams]]"])
@@ -44,28 +44,28 @@ def run_proxy(
     metrics = Metrics()
     path = config.server.audit_log
     with AuditLog(path) if path else nullcontext() as audit:
-        desk = ProxyContext(
+        context = ProxyContext(
             config,
             plans,
             Screener(plans.encoder, plans.heads),
             Forwarder(upstreams, config.proxy),
             Recorder(metrics.verdicts, audit).record,
         )
-        app = ProxyApp(desk, KeyRing(config.keys) if config.keys else None, metrics)
-        watch_upstreams(upstreams, metrics.registry)
+        app = ProxyApp(context, KeyRing(config.keys) if config.keys else None, metrics)
+        register_upstream_metrics(upstreams, metrics.registry)
         server = GracefulServer(
             uvicorn.Config(
                 ExchangeMiddleware(app, metrics),
                 log_level="warning",
                 access_log=False,
                 server_header=False,
-                proxy_headers=False,  # nobody here asks where a request is from
+                proxy_headers=False,  # the client's address is not used
                 ws="none",
                 lifespan="on",
                 timeout_graceful_shutdown=config.proxy.drain_timeout_s,
             ),
             {},
-            on_ready=lambda: announce([each.name for each in upstreams.all]),
+            on_ready=lambda: announce([upstream.name for upstream in upstreams.all]),
             on_hangup=partial(rotate, audit) if audit else None,
         )
         with suppress(KeyboardInterrupt):

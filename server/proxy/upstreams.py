@@ -1,4 +1,4 @@
-"""The upstreams of a proxy: which one gets a request, and which are left alone."""
+"""The upstreams of a proxy, and the choice of the one that gets a request."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from server.proxy.headers import RawHeaders
 
 @dataclass(eq=False)
 class Upstream:
-    """One of them. `healthy` is what its health check last said; True where it has none."""
+    """An upstream. `healthy` is the result of its last health check; True where it has none."""
 
     config: UpstreamConfig
     credential: RawHeaders = field(repr=False)
@@ -30,68 +30,77 @@ class Upstream:
 
     @property
     def ready(self) -> bool:
-        """Whether it would get a request now."""
+        """Whether it may get a request now."""
         return self.healthy and self.breaker.wait_s == 0
 
     def url(self, path: str, query: str) -> str:
-        """Where a request for `path` (as it came, percent-encoded) goes. A base may end in /v1, as
-        those of OpenAI's clients do, which is in the paths already."""
+        """The URL of a request for `path`, percent-encoded as it came.
+
+        A base may end in /v1, as those of OpenAI's clients do, which paths already begin with.
+        """
         base = self.config.url.rstrip("/").removesuffix("/v1")
         return base + path + (f"?{query}" if query else "")
 
 
 class Upstreams:
-    """All of them. Raises ConfigError where a credential is not in the environment."""
+    """The upstreams of a proxy. Raises ConfigError where a credential is not in the environment.
+
+    `rng` chooses among equals.
+    """
 
     def __init__(
         self,
         configs: Sequence[UpstreamConfig],
         environment: Mapping[str, str] | None = None,
-        draw: random.Random | None = None,
+        rng: random.Random | None = None,
     ) -> None:
         environment = os.environ if environment is None else environment
         missing = [
-            f"upstreams: {each.name}: the environment variable {each.key_env} is not set: set it "
-            "to the upstream's credential, or leave out key_env"
-            for each in configs
-            if each.key_env is not None and not environment.get(each.key_env)
+            f"upstreams: {config.name}: the environment variable {config.key_env} is not set: set "
+            "it to the upstream's credential, or leave out key_env"
+            for config in configs
+            if config.key_env is not None and not environment.get(config.key_env)
         ]
         if missing:
             raise ConfigError(missing)
         self.all = [
-            Upstream(each, _credential(each, environment), Breaker(each.failures, each.cooldown_s))
-            for each in configs
+            Upstream(
+                config,
+                _credential(config, environment),
+                Breaker(config.failures, config.cooldown_s),
+            )
+            for config in configs
         ]
-        self.delegates = any(each.plugin for each in configs)
-        """Whether an upstream runs our plugin."""
-        self._draw = draw or random.Random()
+        self.delegates = any(config.plugin for config in configs)
+        """Whether an upstream runs our plugin for vLLM."""
+        self._rng = rng or random.Random()
 
     def choose(
         self, model: str | None, name: str | None = None, without: Collection[Upstream] = ()
     ) -> Upstream:
-        """One for a request: that of `name`, else one of those that have its model.
+        """The upstream of a request: that of `name`, else one of those that have its model.
 
-        Those in `without` have failed for it. Raises UnknownModel where none ever has the model,
-        Overloaded where none can take it now.
+        Those in `without` have failed for it. Raises UnknownModel where no upstream is configured
+        for the model, Overloaded where none can take the request now.
         """
         if name is not None:
-            fitting = [each for each in self.all if each.name == name]
+            candidates = [upstream for upstream in self.all if upstream.name == name]
         else:
-            fitting = [
-                each
-                for each in self.all
-                if each.config.weight
-                and (model is None or not each.config.models or model in each.config.models)
+            candidates = [
+                upstream
+                for upstream in self.all
+                if upstream.config.weight
+                and (model is None or not upstream.config.models or model in upstream.config.models)
             ]
-        if not fitting:
+        if not candidates:
             raise UnknownModel(f"No upstream has the model {(model or '')[:80]!r}.", param="model")
-        ready = [each for each in fitting if each.ready and each not in without]
+        ready = [c for c in candidates if c.ready and c not in without]
         if not ready:
-            wait_s = min(each.breaker.wait_s for each in fitting)
-            names = ", ".join(each.name for each in fitting)
+            wait_s = min(upstream.breaker.wait_s for upstream in candidates)
+            names = ", ".join(upstream.name for upstream in candidates)
             raise Overloaded(f"No upstream is there now ({names}).", retry_after=max(1.0, wait_s))
-        weights = [each.config.weight or 1.0 for each in ready]
-        return self._draw.choices(ready, weights)[0]
+        weights = [upstream.config.weight or 1.0 for upstream in ready]
+        return self._rng.choices(ready, weights)[0]
 
 
 def _credential(config: UpstreamConfig, environment: Mapping[str, str]) -> RawHeaders:

@@ -1,4 +1,4 @@
-"""What can go wrong between a client and an answer that is screened."""
+"""Errors between a client and a screened response."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from guard.errors import GuardFailed, RequestError
 
 
 class UnscreenedRoute(RequestError):
-    """Nothing reads this route, and the policy does not say that it may pass unread."""
+    """No reader knows this route, and the policy does not list it as unscreened."""
 
     status = 403
     code = "unscreened_route"
 
 
 class UnscreenedContent(RequestError):
-    """The request has content that is no text, and the policy does not let that pass unread."""
+    """The request has content that is not text, and the policy does not list it as unscreened."""
 
     code = "unscreened_content"
 
 
 class TextTooLong(RequestError):
-    """A text is longer than a classifier may be shown."""
+    """A text is longer than a classifier can read."""
 
     code = "too_long_to_screen"
 
@@ -28,7 +28,7 @@ class TextTooLong(RequestError):
 
 
 class UnreadableAnswer(GuardFailed):
-    """The answer is nothing that can be screened, so it is not passed on."""
+    """The response cannot be screened, so it is not passed on."""
 
     status = 502
     code = "unreadable_answer"

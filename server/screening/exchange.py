@@ -1,4 +1,4 @@
-"""One request and its answer behind the screens of a policy: plain ASGI around an app inside."""
+"""A request and its response behind the screens of a policy: plain ASGI around another app."""
 
 from __future__ import annotations
 
@@ -10,255 +10,251 @@ from dataclasses import fields
 from typing import Any
 
 from starlette.datastructures import MutableHeaders
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
-from guard.errors import GuardError, GuardFailed
+from guard.errors import ContentBlocked, GuardError, GuardFailed
 from guard.plans.screens import TextPlan, TextScreen
 from guard.verdict import GuardVerdict, Outcome, Verdict, gravest
 from server.errors import ClientGone, RequestTimeout
 from server.observe.exchange import MODEL, UPSTREAM, Exchange
+from server.screening.context import ScreeningContext
 from server.screening.errors import UnscreenedContent
 from server.screening.findings import Findings, ScreenedText
 from server.screening.request import RequestScreening, refusal
 from server.screening.response import ScreenedResponse
 from server.screening.routes import Route
-from server.screening.texts.screener import Screener
-from server.wire.body import replayed
+from server.wire.body import RequestBody, hand_over
 from server.wire.strict_json import encode_json
 
 _PATIENCE_S = 5.0
-"""How long the app inside may take to end an answer that is not wanted any more."""
-_GUARD_FIELDS = {each.name for each in fields(GuardVerdict)}
+"""How long the app may take to end a response that is no longer wanted."""
+_GUARD_FIELDS = {field.name for field in fields(GuardVerdict)}
 
 
 class ScreenedExchange:
-    """`body` is the request's, parsed; `raw` its bytes, which are sent on where nothing is changed
-    in it. `receive` gives what comes behind the body: the client's hang-up."""
+    """One request under one plan, its response, and the verdict on both.
+
+    `altered`: `body.value` no longer is what `body.raw` spells. A form cannot be rewritten.
+    """
 
     def __init__(
         self,
-        inner: ASGIApp,
-        screener: Screener,
+        context: ScreeningContext,
         plan: TextPlan,
         route: Route,
         exchange: Exchange,
-        body: dict[str, Any],
-        raw: bytes,
+        body: RequestBody,
         *,
-        altered: bool,
-        rewritable: bool,
         model: str,
-        max_response_bytes: int,
-        timeout_s: float,
-        own_errors: bool,
+        altered: bool = False,
     ) -> None:
-        self.inner, self.screener, self.plan, self.route = inner, screener, plan, route
-        self.exchange, self.raw, self.altered, self.model = exchange, raw, altered, model
+        self.context, self.plan, self.route = context, plan, route
+        self.exchange, self.model = exchange, model
         self.findings = Findings(plan)
-        self.screening = RequestScreening(plan, body, route.place, self.findings)
+        self.screening = RequestScreening(plan, body.value, route.default_place, self.findings)
         self.refused = False
-        """Whether the request was not let to the app inside, or its answer is not wanted."""
-        self.inner_guards: tuple[GuardVerdict, ...] = ()
-        self._limit, self._timeout_s, self._rewritable = max_response_bytes, timeout_s, rewritable
-        self._own_errors = own_errors
-        self._inner_outcome: Outcome = "pass"
-        self._begun = time.perf_counter()
-        self._answered = False
+        """Whether the request was not let through to the app, or its response is not wanted."""
+        self._body, self._altered = body, altered
+        self._app_guards: tuple[GuardVerdict, ...] = ()
+        self._app_outcome: Outcome = "pass"
+        self._has_verdict = False
+        self._started = time.perf_counter()
 
     async def run(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer the request. Raises GuardError where nothing has been sent to the client."""
-        gone = asyncio.create_task(_hung_up(receive))
+        """Answer the request. Raises GuardError where nothing has been sent to the client.
+
+        `receive` is called for what follows the body, which has been read: the disconnect.
+        """
+        disconnect = asyncio.create_task(_disconnected(receive))
         try:
-            await self._run(scope, send, gone)
+            await self._run(scope, send, disconnect)
         except GuardFailed as error:
             self.findings.fail(error.message)
             raise
         finally:
-            gone.cancel()
+            disconnect.cancel()
             with suppress(asyncio.CancelledError):
-                await gone
+                await disconnect
 
     def verdict(self) -> Verdict:
-        """What has happened to the request so far."""
+        """The verdict on the request and its response so far."""
         return Verdict(
             request_id=self.exchange.request_id,
             model=self.model,
             policy=self.plan.policy,
-            outcome=gravest([self.findings.outcome, self._inner_outcome]),
-            guards=(*self.inner_guards, *self.findings.guards()),
-            elapsed_ms=round(1000 * (time.perf_counter() - self._begun), 3),
+            outcome=gravest([self.findings.outcome, self._app_outcome]),
+            guards=(*self._app_guards, *self.findings.guards()),
+            elapsed_ms=round(1000 * (time.perf_counter() - self._started), 3),
             unscreened=tuple(sorted(self.findings.unscreened)),
         )
 
-    async def _run(self, scope: Scope, send: Send, gone: asyncio.Task[None]) -> None:
+    async def read(
+        self, texts: Sequence[str], screens: Sequence[TextScreen], tail: int | None = None
+    ) -> Sequence[Sequence[ScreenedText]]:
+        """`Screener.read`; where a classifier fails and the policy is open, patterns alone."""
+        screener = self.context.screener
+        try:
+            return await screener.read(texts, screens, tail)
+        except GuardFailed as error:
+            if self.plan.on_error == "closed":
+                raise
+            self.findings.fail(error.message)
+        with suppress(GuardFailed):  # patterns need no encoder
+            return await screener.read(texts, [s for s in screens if s.head is None])
+        return [[] for _ in texts]
+
+    def guard_object(self, app_guard: object) -> dict[str, Any]:
+        """The `guard` object of the response: `app_guard` is that of the app, if it has one."""
+        guards = app_guard.get("guards") if isinstance(app_guard, dict) else None
+        if isinstance(app_guard, dict) and isinstance(guards, list):
+            outcomes = [self._app_outcome, *_parse_outcome(app_guard.get("outcome"))]
+            self._app_outcome = gravest(outcomes)
+            self._app_guards = tuple(verdict for guard in guards for verdict in _parse_guard(guard))
+        self._has_verdict = True
+        return self.verdict().as_dict()
+
+    def set_headers(self) -> None:
+        """Give the outcome to the `X-` headers, if there is a verdict before the first byte."""
+        if self._has_verdict:
+            self.exchange.outcome = self.verdict().outcome
+
+    def refusal(self) -> ContentBlocked:
+        """The error for a blocked request or response."""
+        return refusal(self.route.default_place, self.verdict())
+
+    async def _run(self, scope: Scope, send: Send, disconnect: asyncio.Task[None]) -> None:
         self.refused = True
         self.plan.require_whole()
-        if self.route.answer != "text" and not self.plan.passes(self.route.answer):
+        kind = self.route.response_kind
+        if kind != "text" and not self.plan.passes(kind):
             raise UnscreenedContent(
                 f"The policy {self.plan.policy!r} reads text, and the answer would be "
-                f"{self.route.answer}: have the operator let that pass unscreened."
+                f"{kind}: have the operator let that pass unscreened."
             )
-        body = self.screening.body
-        answer = ScreenedResponse(
-            send,
-            self.route,
-            self.screening,
-            self._read,
-            self._told,
-            self._head,
-            lambda: refusal(self.route.place, self.verdict()),
-            choices=_choices(body) if self.route.several else 1,
-            limit=self._limit,
-            own_errors=self._own_errors,
-        )
+        choices = _choices(self.screening.body) if self.route.multiple_choices else 1
+        response = ScreenedResponse(send, self, choices)
         try:
             if self.plan.settings.race and not self.plan.changes:
-                answer.gate.clear()
-                inside = self._send_on(scope, answer, gone)
-                try:
-                    await self._screened(gone)
-                except BaseException:
-                    answer.cut.set()
-                    answer.gate.set()
-                    with suppress(Exception):  # what it says of that is not the answer
-                        await _ended(inside, _PATIENCE_S)
-                    raise
-                answer.gate.set()
+                app = await self._race(scope, response, disconnect)
             else:
-                await self._screened(gone)
-                inside = self._send_on(scope, answer, gone)
-            await self._finished(inside, answer)
+                await self._screen_request(disconnect)
+                app = self._start_app(scope, response, disconnect)
+            await self._finish(app, response)
         finally:
-            answer.close()
+            response.close()
 
-    async def _screened(self, gone: asyncio.Task[None]) -> None:
-        """Read the request. Raises what its screens make of it, and ClientGone."""
-        reading = asyncio.create_task(self.screening.run(self._read))
+    async def _race(
+        self, scope: Scope, response: ScreenedResponse, disconnect: asyncio.Task[None]
+    ) -> asyncio.Task[None]:
+        """Start the app while the request is screened; its response waits for the screens."""
+        response.gate.clear()
+        app = self._start_app(scope, response, disconnect)
+        try:
+            await self._screen_request(disconnect)
+        except BaseException:
+            response.stop()
+            response.gate.set()
+            with suppress(Exception):  # the screens' error is the answer, not the app's
+                await _wait_for_app(app, _PATIENCE_S)
+            raise
+        response.gate.set()
+        return app
+
+    async def _screen_request(self, disconnect: asyncio.Task[None]) -> None:
+        """Raises ContentBlocked, UnscreenedContent, RequestTimeout, ClientGone."""
+        screening = asyncio.create_task(self.screening.run(self))
         try:
             await asyncio.wait(
-                (reading, gone), timeout=self._timeout_s, return_when=asyncio.FIRST_COMPLETED
+                (screening, disconnect),
+                timeout=self.context.timeout_s,
+                return_when=asyncio.FIRST_COMPLETED,
             )
-            if reading.done():
-                if not reading.result():
-                    raise refusal(self.route.place, self.verdict())
-                if self.screening.changed and not self._rewritable:
+            if screening.done():
+                if not screening.result():
+                    raise self.refusal()
+                if self.screening.changed and self._body.is_form:
                     raise UnscreenedContent(
                         f"The policy {self.plan.policy!r} changes this request, and a form cannot "
                         "be changed: send JSON."
                     )
                 self.refused = False
                 return
-            if gone.done():
+            if disconnect.done():
                 raise ClientGone("The client hung up before its request was screened.")
             raise RequestTimeout("Screening the request took longer than this server allows.")
         finally:
-            reading.cancel()
-            await asyncio.gather(reading, return_exceptions=True)
+            screening.cancel()
+            await asyncio.gather(screening, return_exceptions=True)
 
-    def _send_on(
-        self, scope: Scope, answer: ScreenedResponse, gone: asyncio.Task[None]
+    def _start_app(
+        self, scope: Scope, response: ScreenedResponse, disconnect: asyncio.Task[None]
     ) -> asyncio.Task[None]:
-        body = self.raw
-        if self.screening.changed or self.altered:
-            body = encode_json(self.screening.body)
-        scope = dict(scope) | {"headers": list(scope["headers"])}
-        headers = MutableHeaders(scope=scope)
-        headers["content-length"] = str(len(body))
-        # an answer that was packed could not be read
-        headers["accept-encoding"] = "identity"
-        if "transfer-encoding" in headers:
-            del headers["transfer-encoding"]
-        if self.screening.upstream is not None:
-            scope[UPSTREAM] = self.screening.upstream
-        if isinstance(model := self.screening.body.get("model"), str):
-            scope[MODEL] = model
+        body = self._body
+        if self.screening.changed or self._altered:
+            body = RequestBody(encode_json(body.value), body.value)
 
-        async def over() -> Message:
-            cut = asyncio.create_task(answer.cut.wait())
-            try:
-                await asyncio.wait((cut, gone), return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                cut.cancel()
+        async def until_unwanted() -> Message:
+            await asyncio.wait((response.stopped, disconnect), return_when=asyncio.FIRST_COMPLETED)
             return {"type": "http.disconnect"}
 
-        return asyncio.ensure_future(self.inner(scope, replayed(body, over), answer.send))
+        scope = dict(scope)
+        receive = hand_over(body, scope, until_unwanted)
+        # a compressed response could not be read
+        MutableHeaders(scope=scope)["accept-encoding"] = "identity"
+        if self.screening.upstream is not None:
+            scope[UPSTREAM] = self.screening.upstream
+        if isinstance(model := body.value.get("model"), str):
+            scope[MODEL] = model
+        return asyncio.ensure_future(self.context.app(scope, receive, response.send))
 
-    async def _finished(self, inside: asyncio.Task[None], answer: ScreenedResponse) -> None:
-        cut = asyncio.create_task(answer.cut.wait())
+    async def _finish(self, app: asyncio.Task[None], response: ScreenedResponse) -> None:
         try:
-            await asyncio.wait((inside, cut), return_when=asyncio.FIRST_COMPLETED)
-            await _ended(inside, patience_s=_PATIENCE_S if answer.cut.is_set() else None)
+            await asyncio.wait((app, response.stopped), return_when=asyncio.FIRST_COMPLETED)
+            await _wait_for_app(app, _PATIENCE_S if response.stopped.done() else None)
         except GuardError as error:
-            if not answer.underway and answer.error is None:
+            if not response.in_progress and response.error is None:
                 raise
             if not isinstance(error, ClientGone):
-                self._inner_outcome = "error"
-            await answer.abort(error)
+                self._app_outcome = "error"
+            await response.abort(error)
         finally:
-            cut.cancel()
-            inside.cancel()
-        if answer.error is not None:
-            raise answer.error
-
-    async def _read(
-        self, texts: Sequence[str], screens: Sequence[TextScreen], /, tail: int | None = None
-    ) -> Sequence[Sequence[ScreenedText]]:
-        try:
-            return await self.screener.read(texts, screens, tail)
-        except GuardFailed as error:
-            if self.plan.on_error == "closed":
-                raise
-            self.findings.fail(error.message)
-        with suppress(GuardFailed):  # patterns need no encoder
-            return await self.screener.read(texts, [each for each in screens if each.head is None])
-        return [[] for _ in texts]
-
-    def _told(self, inner: dict[str, Any] | None) -> dict[str, Any]:
-        """The `guard` object: what the app inside says of the request, and the screens."""
-        told = inner.get("guards") if isinstance(inner, dict) else None
-        if isinstance(inner, dict) and isinstance(told, list):
-            self._inner_outcome = gravest([self._inner_outcome, *_outcome(inner.get("outcome"))])
-            self.inner_guards = tuple(guard for each in told for guard in _guard(each))
-        self._answered = True
-        return self.verdict().as_dict()
-
-    def _head(self) -> None:
-        if self._answered:
-            self.exchange.outcome = self.verdict().outcome
+            app.cancel()
+        if response.error is not None:
+            raise response.error
 
 
 def _choices(body: dict[str, Any]) -> int:
-    """How many answers a request asks for."""
-    count, prompts = body.get("n"), body.get("prompt")
-    listed = isinstance(prompts, list) and all(isinstance(each, str | list) for each in prompts)
-    each = count if isinstance(count, int) and count > 0 else 1
-    return each * (len(prompts) if listed and isinstance(prompts, list) and prompts else 1)
+    """The number of choices that a request asks for."""
+    n, prompt = body.get("n"), body.get("prompt")
+    per_prompt = n if isinstance(n, int) and n > 0 else 1
+    is_batch = isinstance(prompt, list) and all(isinstance(item, str | list) for item in prompt)
+    return per_prompt * (len(prompt) if is_batch and isinstance(prompt, list) and prompt else 1)
 
 
-async def _ended(task: asyncio.Task[None], patience_s: float | None = None) -> None:
-    """Wait for the app inside; one that does not see that nobody listens is cancelled."""
-    done, _ = await asyncio.wait((task,), timeout=patience_s)
+async def _wait_for_app(app: asyncio.Task[None], timeout_s: float | None = None) -> None:
+    """Wait for the app to return; cancel it where it does not notice that it is not wanted."""
+    done, _ = await asyncio.wait((app,), timeout=timeout_s)
     if not done:
-        task.cancel()
+        app.cancel()
         with suppress(asyncio.CancelledError):
-            await task
-    elif not task.cancelled():
-        task.result()
+            await app
+    elif not app.cancelled():
+        app.result()
 
 
-async def _hung_up(receive: Receive) -> None:
+async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
-def _outcome(value: Any) -> list[Outcome]:
+def _parse_outcome(value: Any) -> list[Outcome]:
     try:
         return [gravest([value])]
     except ValueError:
         return []
 
 
-def _guard(value: Any) -> list[GuardVerdict]:
+def _parse_guard(value: Any) -> list[GuardVerdict]:
     if not isinstance(value, dict) or not _GUARD_FIELDS.issuperset(value):
         return []
     try:

@@ -1,9 +1,10 @@
-"""What the screens of one request have found, and the verdict that it makes."""
+"""The findings of the screens on one request and its response, and the verdict on them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from guard.plans.screens import TextPlan, TextScreen
 from guard.verdict import OUTCOMES, GuardVerdict, Outcome, gravest
@@ -12,7 +13,7 @@ from server.screening.streams.hold_back import Span
 
 @dataclass(frozen=True, slots=True)
 class ScreenedText:
-    """One screen on one text: patterns score 1 where they match, and say where."""
+    """The score of one screen on one text. Patterns score 1 where they match, at `spans`."""
 
     screen: TextScreen
     score: float
@@ -26,6 +27,16 @@ class ScreenedText:
         return self.score > self.screen.threshold
 
 
+class TextReader(Protocol):
+    """Runs screens on texts."""
+
+    async def read(
+        self, texts: Sequence[str], screens: Sequence[TextScreen], tail: int | None = None
+    ) -> Sequence[Sequence[ScreenedText]]:
+        """The results of all screens for each text; classifiers read its last `tail` characters,
+        or all of it where that is None."""
+
+
 @dataclass(slots=True)
 class _Best:
     score: float
@@ -36,7 +47,7 @@ class _Best:
 
 @dataclass(slots=True)
 class Findings:
-    """Collects what is seen of one request and of its answer."""
+    """Collects the results of the screens on one request and its response."""
 
     plan: TextPlan
     unscreened: set[str] = field(default_factory=set)
@@ -44,50 +55,51 @@ class Findings:
     _outcomes: set[Outcome] = field(default_factory=set)
     _error: str | None = None
 
-    def take(
-        self, seen: Iterable[ScreenedText], place: str, *, answer: bool = False
+    def add(
+        self, results: Iterable[ScreenedText], place: str, *, in_response: bool = False
     ) -> list[ScreenedText]:
-        """Note them; those that have fired and do something, with the first of them to block.
+        """Add results for the text at `place`; return those that call for an action, blocks first.
 
-        In an answer nothing can be routed any more: such a screen flags.
+        A response can no longer be routed or delegated: a screen that would do so flags.
         """
         acting = []
-        for each in seen:
-            screen = each.screen
+        for result in results:
+            screen = result.screen
             best = self._best.get(screen.name)
-            if best is None or (each.fired, each.score) > (best.fired, best.score):
-                kept = best.action if best else "none"
-                best = self._best[screen.name] = _Best(each.score, place, each.fired, kept)
-            if each.fired:
-                late = answer and screen.action in {"route", "policy"}
-                best.action = "flag" if late else screen.action
-                self._outcomes.add(OUTCOMES["flag" if late else screen.action])
-                if not late and screen.action not in {"flag", "observe"}:
-                    acting.append(each)
-        return sorted(acting, key=lambda each: each.screen.action != "block")
+            if best is None or (result.fired, result.score) > (best.fired, best.score):
+                action = best.action if best else "none"
+                best = _Best(result.score, place, result.fired, action)
+                self._best[screen.name] = best
+            if result.fired:
+                too_late = in_response and screen.action in {"route", "policy"}
+                best.action = "flag" if too_late else screen.action
+                self._outcomes.add(OUTCOMES["flag" if too_late else screen.action])
+                if not too_late and screen.action not in {"flag", "observe"}:
+                    acting.append(result)
+        return sorted(acting, key=lambda result: result.screen.action != "block")
 
-    def fail(self, why: str) -> None:
-        """The screens could not be run, and the policy lets that pass."""
-        self._error = why
+    def fail(self, reason: str) -> None:
+        """Note that the screens could not be run."""
+        self._error = reason
 
     @property
     def outcome(self) -> Outcome:
-        """What has become of the request so far."""
+        """The outcome of the request so far."""
         failed = self._error or self.plan.broken
         if failed and "blocked" not in self._outcomes:
             return "error"
         return gravest(self._outcomes)
 
     def guards(self) -> tuple[GuardVerdict, ...]:
-        """One verdict a screen of the policy."""
-        found = [self._told(screen) for screen in self.plan.screens]
+        """One verdict per screen of the policy."""
+        verdicts = [self._guard_verdict(screen) for screen in self.plan.screens]
         broken = [
-            GuardVerdict(name, "", "", None, 0.0, False, "none", error=why)
-            for name, why in self.plan.broken.items()
+            GuardVerdict(name, "", "", None, 0.0, False, "none", error=reason)
+            for name, reason in self.plan.broken.items()
         ]
-        return (*found, *broken)
+        return (*verdicts, *broken)
 
-    def _told(self, screen: TextScreen) -> GuardVerdict:
+    def _guard_verdict(self, screen: TextScreen) -> GuardVerdict:
         best = self._best.get(screen.name)
         return GuardVerdict(
             guard=screen.name,
@@ -103,22 +115,24 @@ class Findings:
 
 
 def blocks(acting: Sequence[ScreenedText]) -> bool:
-    """Whether what `Findings.take` gives ends the request."""
+    """Whether the results that `Findings.add` returns end the request."""
     return bool(acting) and acting[0].screen.action == "block"
 
 
 def redactions(acting: Iterable[ScreenedText]) -> list[Span]:
-    """The spans to be cut out, in order, those that overlap as one."""
-    return apart(span for each in acting if each.screen.action == "redact" for span in each.spans)
+    """The spans to be redacted, in order, overlapping ones merged."""
+    return merge_spans(
+        span for result in acting if result.screen.action == "redact" for span in result.spans
+    )
 
 
-def apart(spans: Iterable[Span]) -> list[Span]:
-    """Spans in order, those that overlap as one."""
-    joined: list[Span] = []
+def merge_spans(spans: Iterable[Span]) -> list[Span]:
+    """Spans in order, overlapping ones merged under the label of the first."""
+    merged: list[Span] = []
     for span in sorted(spans, key=lambda span: (span.start, -span.end)):
-        if joined and span.start < joined[-1].end:
-            last = joined.pop()
-            joined.append(Span(last.start, max(last.end, span.end), last.label))
+        if merged and span.start < merged[-1].end:
+            last = merged.pop()
+            merged.append(Span(last.start, max(last.end, span.end), last.label))
         else:
-            joined.append(span)
-    return joined
+            merged.append(span)
+    return merged

@@ -1,4 +1,4 @@
-"""Screens of text in front of our own server: plain ASGI around its app."""
+"""Screens of text in front of `guard serve`: plain ASGI around its app."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ from server.auth import authenticate, choose_policy
 from server.errors import error_response, verdict_of
 from server.observe.exchange import NamedRoute, exchange_of
 from server.observe.recorder import Join, Recorder
+from server.screening.context import ScreeningContext
 from server.screening.exchange import ScreenedExchange
-from server.screening.forms import is_form, read_form
 from server.screening.routes import Route, route_of
 from server.screening.texts.screener import Screener
-from server.wire.body import media_type, read_in_time, replayed
-from server.wire.strict_json import parse_apart, require_once, require_utf8
+from server.wire.body import hand_over, media_type, receive_json
+from server.wire.forms import is_form, receive_form
+from server.wire.image_schemas import EditRequest
 
 
 @dataclass(frozen=True, slots=True)
 class Screens:
-    """What a server needs to screen text: the plans, what reads, and who is told."""
+    """What a server needs to screen text: plans, classifiers and patterns, and the recorder."""
 
     plans: TextPlans
     screener: Screener
@@ -35,9 +36,10 @@ class Screens:
 
 
 class ScreenMiddleware:
-    """Reads requests and answers of the app's own routes where their policy screens text.
+    """Screens requests and responses of the app's routes where their policy screens text.
 
-    Who may ask for what is decided twice, here and by the app inside, by the same functions.
+    The caller and the policy are checked twice, here and by the app, with the same functions. The
+    body is read once, here, and handed over.
     """
 
     def __init__(
@@ -48,8 +50,14 @@ class ScreenMiddleware:
         keys: KeyRing | None,
     ) -> None:
         self.app, self.config, self.keys = app, config, keys
-        self.plans, self.screener = screens.plans, screens.screener
-        self.recorder = screens.recorder
+        self.plans, self.recorder = screens.plans, screens.recorder
+        self._context = ScreeningContext(
+            app,
+            screens.screener,
+            config.proxy.max_response_bytes,
+            config.server.request_timeout_s,
+            trusted_errors=True,
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         route, template = (
@@ -70,78 +78,62 @@ class ScreenMiddleware:
         self, scope: Scope, receive: Receive, send: Send, route: Route, template: str
     ) -> None:
         request = Request(scope, receive)
-        form = is_form(request.headers)
-        if not form and media_type(request.headers) != "application/json":
+        has_form = is_form(request.headers)
+        if not has_form and media_type(request.headers) != "application/json":
             await self.app(scope, receive, send)  # which refuses it
             return
         key = authenticate(self.keys, request.headers)
         limits = self.config.server
-        raw = await read_in_time(request, limits.max_body_bytes, limits.request_timeout_s)
-        twice: str | None = None
-        if form:
-            body = await read_form(request.headers, raw)
+        limit, timeout_s = limits.max_body_bytes, limits.request_timeout_s
+        if has_form:
+            body = await receive_form(request, EditRequest, limit, timeout_s)
         else:
-            require_utf8(request.headers)
-            body, twice = await parse_apart(raw)
-        model = body.get("model")
+            body = await receive_json(request, limit, timeout_s)
+        model = body.value.get("model")
         model = model if isinstance(model, str) else ""
-        plan = self.plans[choose_policy(self.config, key, model, request.headers, _asked(body))]
+        asked = _asked_policy(body.value)
+        plan = self.plans[choose_policy(self.config, key, model, request.headers, asked)]
         if not plan.active:
-            await self.app(scope, replayed(raw, receive), send)
+            await self.app(scope, hand_over(body, scope, receive), send)
             return
-        require_once(twice)
         exchange = exchange_of(request)
         if self.keys is not None and key is not None:
             self.keys.take(key)
             exchange.counted = True
         exchange.policy = plan.policy
         scope["route"] = NamedRoute(template)
-        turn = ScreenedExchange(
-            self.app,
-            self.screener,
-            plan,
-            route,
-            exchange,
-            body,
-            raw,
-            altered=False,
-            rewritable=not form,
-            model=model,
-            max_response_bytes=self.config.proxy.max_response_bytes,
-            timeout_s=limits.request_timeout_s,
-            own_errors=True,
-        )
+        screened = ScreenedExchange(self._context, plan, route, exchange, body, model=model)
         tenant = key.tenant if key else ""
         exchange.joined = self.recorder.begin()
         try:
-            await turn.run(scope, receive, send)
+            await screened.run(scope, receive, send)
         except GuardError:
-            if turn.refused:
-                # its rows never were, or are not wanted any more
+            if screened.refused:
+                # its rows never were, or are no longer wanted
                 self.recorder.drop(exchange.joined)
-                self.recorder.record(turn.verdict(), tenant)
+                self.recorder.record(screened.verdict(), tenant)
             raise
         finally:
-            self.recorder.end(exchange.joined, _joining(turn))
+            self.recorder.end(exchange.joined, _joining(screened))
 
 
-def _joining(turn: ScreenedExchange) -> Join:
-    """Adds what the screens have seen to the verdict of a row."""
-    screens = turn.findings
+def _joining(screened: ScreenedExchange) -> Join:
+    """Adds the findings of the screens to the verdict of a row."""
+    findings = screened.findings
 
     def join(row: Verdict) -> Verdict:
         return replace(
             row,
-            outcome=gravest([row.outcome, screens.outcome]),
-            guards=(*row.guards, *screens.guards()),
-            unscreened=tuple(sorted(screens.unscreened)),
+            outcome=gravest([row.outcome, findings.outcome]),
+            guards=(*row.guards, *findings.guards()),
+            unscreened=tuple(sorted(findings.unscreened)),
         )
 
     return join
 
 
-def _asked(body: dict[str, Any]) -> str | None:
-    """The policy that a body names; what has the wrong form the app inside refuses."""
+def _asked_policy(body: dict[str, Any]) -> str | None:
+    """The policy that a body names; the app refuses one of the wrong type."""
     guard = body.get("guard")
     policy = guard.get("policy") if isinstance(guard, dict) else None
     return policy if isinstance(policy, str) else None

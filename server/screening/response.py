@@ -1,306 +1,307 @@
-"""The answer of a screened request on its way to the client: read, written over, or refused."""
+"""The response to a screened request on its way to the client: read, rewritten or refused."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import logging
-from collections.abc import Callable
-from typing import Any
+from typing import Protocol
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import Message, Send
 
 from guard.errors import ContentBlocked, GuardError
 from server.errors import envelope, internal_error
+from server.screening.context import ScreeningContext
 from server.screening.errors import UnreadableAnswer
 from server.screening.findings import Findings, blocks, redactions
 from server.screening.request import RequestScreening, joined_text
 from server.screening.routes import Route
 from server.screening.streams.event_queue import without_tokens
 from server.screening.streams.formats.base import framed
-from server.screening.streams.guard import StreamGuard, TextReader
+from server.screening.streams.guard import ResponseScreens, StreamGuard
 from server.screening.streams.sse import BrokenStream
-from server.screening.texts.json_texts import JsonTexts, TooDeep, texts_of
-from server.screening.texts.rewriting import write_over
+from server.screening.texts.json_texts import JsonTexts, texts_of
+from server.screening.texts.rewriting import rewrite
 from server.wire.body import media_type
-from server.wire.strict_json import encode_json
+from server.wire.strict_json import NestedTooDeeply, encode_json
 
 logger = logging.getLogger(__name__)
 
-EVENT_LIMIT = 2**20
 _NO_BODY = {204, 304}
+_KEPT_OF_AN_ERROR = {b"retry-after"}
+
+
+class ResponseOwner(ResponseScreens, Protocol):
+    """The exchange that a response belongs to."""
+
+    context: ScreeningContext
+    route: Route
+    screening: RequestScreening
+
+    def set_headers(self) -> None:
+        """Called once before the first byte leaves: the last chance to set headers."""
+
+    def refusal(self) -> ContentBlocked:
+        """The error for a blocked response."""
 
 
 class ScreenedResponse:
-    """The `send` of the app inside; `cut` is set where the rest of its answer is not wanted.
+    """The `send` of an app whose response is screened, with `choices` that end independently."""
 
-    `head` is called once before the first byte leaves: what is known of the verdict goes into the
-    headers then. `verdict` makes the `guard` object from the one that the app inside has made.
-    `own_errors`: errors of the app inside are this server's own words, which need no reading.
-    """
-
-    def __init__(
-        self,
-        send: Send,
-        route: Route,
-        screening: RequestScreening,
-        read: TextReader,
-        verdict: Callable[[dict[str, Any] | None], dict[str, Any]],
-        head: Callable[[], None],
-        blocked: Callable[[], ContentBlocked],
-        *,
-        choices: int,
-        limit: int,
-        own_errors: bool,
-    ) -> None:
-        self.cut = asyncio.Event()
+    def __init__(self, send: Send, owner: ResponseOwner, choices: int) -> None:
+        self.stopped: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done once the rest of the response is not wanted."""
         self.gate = asyncio.Event()
         """Closed while it is not known whether the request may be answered."""
         self.gate.set()
         self.error: GuardError | None = None
-        """What is to be answered in place of it; nothing has been sent then."""
-        self.begun = False
-        self.ended = False
-        self._send, self._route, self._screening = send, route, screening
-        self._read, self._verdict, self._head, self._blocked = read, verdict, head, blocked
-        self._choices, self._limit, self._own_errors = choices, limit, own_errors
-        plan = screening.plan
-        self._reads = bool(plan.answering)
-        self._restores = plan.settings.restore
+        """The error to be answered in place of the response, of which nothing has been sent."""
+        self._send, self._owner, self._choices = send, owner, choices
+        self._route, self._screening = owner.route, owner.screening
+        self._settings = owner.screening.plan.settings
         self._start: Message | None = None
         self._body = bytearray()
         self._stream: StreamGuard | None = None
-        self._passes = self._masked = False
+        self._passes_unread = self._is_unreadable_error = False
+        self._is_started = self._is_finished = False
         self._lock = asyncio.Lock()
-        self._timer: asyncio.TimerHandle | None = None
-        self._flushing: set[asyncio.Task[None]] = set()
+        self._flush_timer: asyncio.TimerHandle | None = None
+        self._flushes: set[asyncio.Task[None]] = set()
 
     @property
-    def underway(self) -> bool:
-        """Whether an error has to come behind what is there of the answer."""
-        return self.begun or self._stream is not None
-
-    @property
-    def findings(self) -> Findings:
-        return self._screening.findings
+    def in_progress(self) -> bool:
+        """Whether an error has to follow what is there of the response."""
+        return self._is_started or self._stream is not None
 
     async def send(self, message: Message) -> None:
-        """Take one message of the app inside."""
+        """Take one ASGI message of the app."""
         await self.gate.wait()
-        if self.cut.is_set():
+        if self.stopped.done():
             return
         async with self._lock:
             try:
                 if message["type"] == "http.response.start":
-                    self._begin(message)
+                    self._take_start(message)
                 elif message["type"] == "http.response.body":
-                    await self._take(message.get("body", b""), message.get("more_body", False))
+                    more = message.get("more_body", False)
+                    await self._take_body(message.get("body", b""), more)
             except GuardError as error:
                 await self._fail(error)
-            except (BrokenStream, TooDeep) as error:
+            except (BrokenStream, NestedTooDeeply) as error:
                 await self._fail(UnreadableAnswer(f"The answer cannot be screened: {error}."))
 
+    def stop(self) -> None:
+        """The rest of the response is not wanted."""
+        if not self.stopped.done():
+            self.stopped.set_result(None)
+
     def close(self) -> None:
-        """The exchange is over, however it went."""
-        if self._timer is not None:
-            self._timer.cancel()
-        for task in self._flushing:
+        """The exchange is over."""
+        if self._flush_timer is not None:
+            self._flush_timer.cancel()
+        for task in self._flushes:
             task.cancel()
 
     async def abort(self, error: GuardError) -> None:
-        """The app inside has failed: what was read of its answer leaves, then the error."""
-        if self.ended or self.cut.is_set():
+        """The app has failed: send what has been read of its response, then the error."""
+        if self._is_finished or self.stopped.done():
             return
         async with self._lock:
             if self._stream is not None:
                 try:
-                    await self._out(await self._stream.end())
-                except (GuardError, BrokenStream, TooDeep):
+                    await self._write(await self._stream.end())
+                except (GuardError, BrokenStream, NestedTooDeeply):
                     logger.debug("the rest of a broken stream is dropped")
             await self._fail(error)
 
-    def _begin(self, start: Message) -> None:
-        headers = Headers(raw=start["headers"])
+    @property
+    def _findings(self) -> Findings:
+        return self._screening.findings
+
+    def _take_start(self, start: Message) -> None:
+        headers, status = Headers(raw=start["headers"]), start["status"]
         media = media_type(headers)
         coding = headers.get("content-encoding", "identity").lower()
+        kind = self._route.response_kind
         self._start = start
-        if start["status"] in _NO_BODY:
-            self._passes = True
-            return
-        if coding != "identity" and start["status"] >= 400:
-            self._masked = True
+        if status in _NO_BODY:
+            self._passes_unread = True
+        elif coding != "identity" and status >= 400:
+            self._is_unreadable_error = True
         elif coding != "identity":
             raise UnreadableAnswer(f"The answer is encoded ({coding[:40]}), so it cannot be read.")
-        elif media == "text/event-stream" and self._route.stream is not None:
+        elif media == "text/event-stream" and self._route.stream_format is not None:
             self._stream = StreamGuard(
-                self._route.stream(),
-                self.findings,
-                self._read,
-                self._verdict,
+                self._route.stream_format(),
+                self._findings,
+                self._owner,
                 self._screening.placeholders,
-                reads=self._reads,
-                restoring=self._restores,
                 choices=self._choices,
-                event_limit=EVENT_LIMIT,
+                trusted_errors=self._owner.context.trusted_errors,
             )
         elif media == "application/json" or media.endswith("+json"):
             pass
-        elif self._route.answer != "text" and start["status"] < 400 and _is(media, self._route):
-            self._passes = True
-            self.findings.unscreened.add(self._route.answer)
-        elif start["status"] >= 400:
-            self._masked = True
+        elif kind != "text" and status < 400 and _is_of_kind(media, kind):
+            self._passes_unread = True
+            self._findings.unscreened.add(kind)
+        elif status >= 400:
+            self._is_unreadable_error = True
         else:
             raise UnreadableAnswer(
                 f"The answer is {media[:60] or 'of no type'}, which cannot be screened here."
             )
 
-    async def _take(self, body: bytes, more: bool) -> None:
-        if self._passes:
-            await self._out(body, more=more)
+    async def _take_body(self, body: bytes, more: bool) -> None:
+        if self._passes_unread:
+            await self._write(body, more=more)
         elif self._stream is not None:
-            await self._stream_on(self._stream, body, more)
+            await self._feed_stream(self._stream, body, more)
         else:
             self._body += body
-            if len(self._body) > self._limit:
-                raise UnreadableAnswer(f"The answer is longer than {self._limit} bytes.")
-            if not more and self._masked:
-                await self._mask()
+            limit = self._owner.context.max_response_bytes
+            if len(self._body) > limit:
+                raise UnreadableAnswer(f"The answer is longer than {limit} bytes.")
+            if not more and self._is_unreadable_error:
+                await self._send_masked_error()
             elif not more:
-                await self._whole()
+                await self._screen_body()
 
-    async def _mask(self) -> None:
-        """Tell of an error that cannot be read, or must not leave: its status, and when to come
-        back."""
+    async def _send_masked_error(self) -> None:
+        """Replace an error that cannot be read, or must not leave, by its status alone."""
         assert self._start is not None
-        status = self._start["status"]
-        kept = {b"retry-after"}
-        headers = [pair for pair in self._start["headers"] if pair[0].lower() in kept]
-        told = envelope(UnreadableAnswer(f"The upstream answered {status}."))
-        body = encode_json(told | {"guard": self._verdict(None)})
+        masked = envelope(UnreadableAnswer(f"The upstream answered {self._start['status']}."))
+        body = encode_json(masked | {"guard": self._owner.guard_object(None)})
+        headers = [h for h in self._start["headers"] if h[0].lower() in _KEPT_OF_AN_ERROR]
         headers += [(b"content-type", b"application/json")]
         headers += [(b"content-length", str(len(body)).encode())]
         self._start = {**self._start, "headers": headers}
-        await self._out(body, more=False)
+        await self._write(body, more=False)
 
-    async def _stream_on(self, stream: StreamGuard, body: bytes, more: bool) -> None:
+    async def _feed_stream(self, stream: StreamGuard, body: bytes, more: bool) -> None:
         out = await stream.feed(body)
-        if not more and not stream.over:
+        if not more and not stream.is_over:
             out += await stream.end()
-        if stream.over:
-            self.cut.set()
-        await self._out(out, more=more and not stream.over)
-        ms = self._screening.plan.settings.hold_back_ms
-        if ms is not None and stream.holding and self._timer is None and not self.ended:
+        if stream.is_over:
+            self.stop()
+        await self._write(out, more=more and not stream.is_over)
+        timeout_ms = self._settings.hold_back_ms
+        if (
+            timeout_ms is not None
+            and stream.is_holding
+            and self._flush_timer is None
+            and not self._is_finished
+        ):
             loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(ms / 1000, self._flush_soon)
+            self._flush_timer = loop.call_later(timeout_ms / 1000, self._start_flush)
 
-    def _flush_soon(self) -> None:
-        self._timer = None
+    def _start_flush(self) -> None:
+        self._flush_timer = None
         task = asyncio.create_task(self._flush())
-        self._flushing.add(task)
-        task.add_done_callback(self._flushing.discard)
+        self._flushes.add(task)
+        task.add_done_callback(self._flushes.discard)
 
     async def _flush(self) -> None:
         async with self._lock:
-            if self._stream is None or self.ended or self.cut.is_set():
+            if self._stream is None or self._is_finished or self.stopped.done():
                 return
             try:
                 out = await self._stream.flush()
             except GuardError as error:
                 await self._fail(error)
                 return
-            if self._stream.over:
-                self.cut.set()
-            await self._out(out, more=not self._stream.over)
+            if self._stream.is_over:
+                self.stop()
+            await self._write(out, more=not self._stream.is_over)
 
-    async def _whole(self) -> None:
-        """Read an answer that is one JSON value."""
+    async def _screen_body(self) -> None:
+        """Screen a response that is one JSON value, and send it."""
         assert self._start is not None
-        failed = self._start["status"] >= 400
+        is_error = self._start["status"] >= 400
         try:
             value = json.loads(self._body.decode()) if self._body else None
             texts = texts_of(value, "response") if value is not None else JsonTexts()
-        except (ValueError, RecursionError, TooDeep) as error:
-            if failed:
-                await self._mask()
+        except (ValueError, RecursionError) as error:
+            if is_error:
+                await self._send_masked_error()
                 return
-            if isinstance(error, TooDeep):
+            if isinstance(error, NestedTooDeeply):
                 raise
             raise UnreadableAnswer("The answer is not valid JSON.") from None
-        pieces, placeholders = texts.pieces, self._screening.placeholders
-        before = [piece.text for piece in pieces]
-        self.findings.unscreened.update(texts.opaque)
-        reads = self._reads and not (failed and self._own_errors)
-        if reads and await self._read_texts(texts):
-            if not failed:
-                raise self._blocked()
-            # what is wrong with a request is for its client to know
-            await self._mask()
+        pieces = texts.pieces
+        originals = [piece.text for piece in pieces]
+        self._findings.unscreened.update(texts.opaque)
+        is_trusted = is_error and self._owner.context.trusted_errors
+        if self._screening.plan.answering and not is_trusted and await self._screen_texts(texts):
+            if not is_error:
+                raise self._owner.refusal()
+            # an error is for the client to know, at least its status
+            await self._send_masked_error()
             return
-        if self._restores:
+        if self._settings.restore:
             for piece in pieces:
-                write_over(piece, (), placeholders, restoring=True)
-        written = any(piece.text != stood for piece, stood in zip(pieces, before, strict=True))
-        self.findings.unscreened.update(self._route.makes)
+                rewrite(piece, (), self._screening.placeholders, restore=True)
+        is_changed = any(
+            piece.text != original for piece, original in zip(pieces, originals, strict=True)
+        )
+        self._findings.unscreened.update(self._route.generates)
         body = bytes(self._body)
         if isinstance(value, dict):
-            if written:
+            if is_changed:
                 without_tokens(value)
-            value["guard"] = self._verdict(value.get("guard"))
+            value["guard"] = self._owner.guard_object(value.get("guard"))
             body = encode_json(value)
-        elif written:
+        elif is_changed:
             body = encode_json(value)
         MutableHeaders(scope=self._start)["content-length"] = str(len(body))
-        await self._out(body, more=False)
+        await self._write(body, more=False)
 
-    async def _read_texts(self, texts: JsonTexts) -> bool:
-        """Cut out of an answer what is to be; True where it must not leave."""
+    async def _screen_texts(self, texts: JsonTexts) -> bool:
+        """Screen and redact the texts of a response; return whether they must not leave."""
         pieces, placeholders = texts.pieces, self._screening.placeholders
         screens = self._screening.plan.answering
-        lists = [screen for screen in screens if screen.head is None]
-        single = await self._read([piece.text for piece in pieces], lists)
-        for piece, seen in zip(pieces, single, strict=True):
-            acting = self.findings.take(seen, piece.path, answer=True)
-            # a name cannot be written over
+        patterns = [screen for screen in screens if screen.head is None]
+        results = await self._owner.read([piece.text for piece in pieces], patterns)
+        for piece, piece_results in zip(pieces, results, strict=True):
+            acting = self._findings.add(piece_results, piece.path, in_response=True)
+            # the name of a member cannot be redacted
             if blocks(acting) or (piece.is_key and redactions(acting)):
                 return True
-            write_over(piece, acting, placeholders, restoring=False)
+            rewrite(piece, acting, placeholders, restore=False)
         units = list(texts.units())
-        joined = await self._read(list(map(joined_text, units)), screens)
-        for unit, seen in zip(units, joined, strict=True):
-            if self.findings.take(seen, unit[0].path, answer=True):
-                return True  # nor what stands in several strings
+        results = await self._owner.read(list(map(joined_text, units)), screens)
+        for unit, unit_results in zip(units, results, strict=True):
+            if self._findings.add(unit_results, unit[0].path, in_response=True):
+                return True  # nor can a match across several strings
         return False
 
-    async def _out(self, body: bytes, *, more: bool = True) -> None:
-        if self.ended:
+    async def _write(self, body: bytes, *, more: bool = True) -> None:
+        if self._is_finished:
             return
-        if not self.begun:
+        if not self._is_started:
             if not body and more:
                 return
             assert self._start is not None
-            self.begun = True
-            self._head()
+            self._is_started = True
+            self._owner.set_headers()
             if self._stream is not None:
                 del MutableHeaders(scope=self._start)["content-length"]
             await self._send(self._start)
         if body or not more:
-            self.ended = not more
+            self._is_finished = not more
             await self._send({"type": "http.response.body", "body": body, "more_body": more})
 
     async def _fail(self, error: GuardError) -> None:
-        self.cut.set()
-        if not self.underway:
+        self.stop()
+        if not self.in_progress:
             self.error = error
             return
         if isinstance(error, UnreadableAnswer):
-            self.findings.fail(error.message)
+            self._findings.fail(error.message)
         if self._stream is None:
-            raise internal_error() from error  # half an answer has left: the connection is cut
-        await self._out(framed(envelope(error)), more=False)
+            raise internal_error() from error  # half a response has left: the connection is cut
+        await self._write(framed(envelope(error)), more=False)
 
 
-def _is(media: str, route: Route) -> bool:
-    return media.startswith(f"{route.answer}/") or media == "application/octet-stream"
+def _is_of_kind(media: str, kind: str) -> bool:
+    return media.startswith(f"{kind}/") or media == "application/octet-stream"

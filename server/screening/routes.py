@@ -1,7 +1,6 @@
-"""Which routes have a reader: what their requests and answers are made of.
+"""The routes that can be screened, and the contents of their requests and responses.
 
-A route that is not here is not read: a policy that screens text refuses it unless it says that it
-may pass.
+A policy that screens text refuses every other route, unless it lists the path as unscreened.
 """
 
 from __future__ import annotations
@@ -20,31 +19,41 @@ from server.screening.streams.formats.responses import ResponsesFormat
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """How a route is read.
+    """How the requests and responses of a route are screened.
 
-    `place` is that of texts of a request that stand at no other. `stream` makes the reader of its
-    events, None where it has none. `answer` is what its answers are: "text" is JSON, other kinds
-    ("audio") are not read and pass where the policy lets them. `makes`: what is in its answers
-    beside text, and always passes. `form`: its requests may be forms.
-    `several`: a request may ask for more than one answer, each with an end of its own.
-    `takes_xargs`: vLLM reads its own arguments there, which our plugin does.
+    `default_place`: the place of a request's texts that stand at no other.
+    `stream_format`: makes the reader of its streamed events; None where it has no stream.
+    `response_kind`: "text" is JSON; other kinds ("audio") are not read, and pass where the policy
+    lists them as unscreened.
+    `generates`: content of its responses that is not text and always passes.
+    `accepts_forms`: its requests may be forms.
+    `multiple_choices`: a request may ask for several choices, which end independently.
+    `takes_xargs`: vLLM reads `vllm_xargs` there, and so does our plugin.
     """
 
     name: str
-    place: Place = "user"
-    stream: Callable[[], StreamFormat] | None = None
-    answer: str = "text"
-    makes: tuple[str, ...] = ()
-    form: bool = False
-    several: bool = False
+    default_place: Place = "user"
+    stream_format: Callable[[], StreamFormat] | None = None
+    response_kind: str = "text"
+    generates: tuple[str, ...] = ()
+    accepts_forms: bool = False
+    multiple_choices: bool = False
     takes_xargs: bool = False
 
 
-_CHAT = Route("chat", stream=ChatFormat, several=True, takes_xargs=True)
-_COMPLETIONS = Route("completions", stream=CompletionFormat, several=True, takes_xargs=True)
-_RESPONSES = Route("responses", stream=ResponsesFormat, takes_xargs=True)
-_STORED = Route("responses", stream=ResponsesFormat)
-_IMAGES = Route("images", place="images", stream=ImagesFormat, makes=("pictures",), form=True)
+_CHAT = Route("chat", stream_format=ChatFormat, multiple_choices=True, takes_xargs=True)
+_COMPLETIONS = Route(
+    "completions", stream_format=CompletionFormat, multiple_choices=True, takes_xargs=True
+)
+_RESPONSES = Route("responses", stream_format=ResponsesFormat, takes_xargs=True)
+_STORED = Route("responses", stream_format=ResponsesFormat)
+_IMAGES = Route(
+    "images",
+    default_place="images",
+    stream_format=ImagesFormat,
+    generates=("pictures",),
+    accepts_forms=True,
+)
 _LISTING = Route("listing")
 
 _ROUTES: tuple[tuple[str, str, Route], ...] = (
@@ -55,12 +64,12 @@ _ROUTES: tuple[tuple[str, str, Route], ...] = (
     ("GET", "/v1/responses/{id}/input_items", _STORED),
     ("DELETE", "/v1/responses/{id}", _LISTING),
     ("POST", "/v1/responses/{id}/cancel", _STORED),
-    ("POST", "/v1/messages", Route("messages", stream=MessagesFormat)),
+    ("POST", "/v1/messages", Route("messages", stream_format=MessagesFormat)),
     ("POST", "/v1/messages/count_tokens", _LISTING),
     ("POST", "/v1/images/generations", _IMAGES),
     ("POST", "/v1/images/edits", _IMAGES),
     ("POST", "/v1/embeddings", Route("embeddings")),
-    ("POST", "/v1/audio/speech", Route("speech", answer="audio")),
+    ("POST", "/v1/audio/speech", Route("speech", response_kind="audio")),
     ("GET", "/v1/models", _LISTING),
     ("GET", "/v1/models/{id}", _LISTING),
 )
@@ -72,9 +81,9 @@ _PATTERNS = [
 
 
 def route_of(method: str, path: str) -> tuple[Route | None, str]:
-    """How a request is read, and the route's name in metrics; None where nobody knows it."""
+    """The route of a request and its name in metrics; (None, "other") where it is not known."""
     method = "GET" if method == "HEAD" else method
-    for known, pattern, template, route in _PATTERNS:
-        if known == method and pattern.fullmatch(path):
+    for route_method, pattern, template, route in _PATTERNS:
+        if route_method == method and pattern.fullmatch(path):
             return route, template
     return None, "other"

@@ -27,15 +27,7 @@ def drawing_service(
     if hasattr(family, "frames"):
         raise ValueError("it makes videos, and this server sends images only")
     plans = ImagePlans(config, family, name=settings.name)
-    engine = DiffusionEngine(
-        family,
-        plans.bank,
-        capacity=config.server.max_batch,
-        guides=plans.guides,
-        finished=plans.finished,
-        erasers=plans.erasers,
-        overlays=plans.overlays,
-    )
+    engine = DiffusionEngine(family, plans.stacks, capacity=config.server.max_batch)
     steps, guidance = family.defaults
     return BatchedImageService(
         ImageModelInfo(

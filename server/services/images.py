@@ -10,15 +10,15 @@ too. Images go out as pixels; files are made of them elsewhere.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from guard.errors import GuardError, RequestError, UnknownPolicy
-from guard.plans.images import Decision, ImagePlan, ImagePlans
+from guard.plans.fallback import Fallback, Next
+from guard.plans.images import ImagePlan, ImagePlans
 from guard.verdict import Verdict
 from server.errors import EngineFailed, ImageBlocked
 from server.services.interface import GeneratedImage, ImageModelInfo, ImageRowRequest, SourceImage
@@ -30,7 +30,6 @@ from steering.engines.diffusion.sampling.trajectories import (
     InitialState,
     InvertedImage,
 )
-from steering.images.embedding import ImageReading
 from steering.images.textual_inversion import EmbeddingError
 
 Record = Callable[[ImageRowRequest, Verdict], None]
@@ -51,8 +50,9 @@ class ImageRow(BatchRow):
     ) -> None:
         super().__init__(loop)
         self.request, self.plan, self._hang_up = request, plan, hang_up
-        self.blocked = self.replaced = False
-        self.beginning: InitialState | None = None
+        self.fallback = Fallback(plan, request.prompt)
+        self.blocked = False
+        self.initial: InitialState | None = None
         self.pixels: NDArray[np.uint8] | None = None
         self.masks: Mapping[str, NDArray[np.uint8]] = {}
 
@@ -60,27 +60,28 @@ class ImageRow(BatchRow):
     def over(self) -> bool:
         return self.blocked or self.pixels is not None or self.error is not None
 
-    def settle(self, decision: Decision) -> None:
-        """Take in what was decided about the prompt or the image."""
-        if decision == "fail":
+    def settle(self, following: Next) -> None:
+        """Take in what follows from the readings of the prompt or of the image."""
+        self.plan, self.readings = self.fallback.plan, self.fallback.readings
+        if following == "fail":
             self.error = guard_failed()
-        self.blocked = decision in ("block", "replace")
+        self.blocked = following == "block"
 
-    def decide(self, readings: Mapping[str, ImageReading]) -> Decision:
-        """What its guards' readings come to.
-
-        What is told of a replacement is why it was drawn; one that does not pass either is told of
-        in its own readings.
-        """
-        if not self.replaced:
-            self.readings = {**self.readings, **readings}
-            return self.plan.decide(readings)
-        decision = self.plan.last.decide(readings)
-        if decision == "draw":
-            self.readings = {**readings, **self.readings}
-        else:
-            self.plan, self.readings = self.plan.last, readings
-        return decision
+    def start(self) -> ImageStart:
+        """How the engine starts the row: as asked, or with what stands in the prompt's place."""
+        request, fallback = self.request, self.fallback
+        learned = {} if fallback.replaced else request.embeddings
+        return ImageStart(
+            prompt=fallback.prompt,
+            negative_prompt=request.negative_prompt,
+            seed=request.seed,
+            steps=request.steps,
+            guidance=request.guidance,
+            guards=fallback.guards,
+            embeddings={name: torch.tensor(vectors) for name, vectors in learned.items()},
+            # a replacement shows nothing of the image: that may be what is to be replaced
+            beginning=None if fallback.replaced else self.initial,
+        )
 
     def finish(self, verdict: Verdict) -> None:
         """Send the image, or what ended the row without one; nothing where nobody waits."""
@@ -93,7 +94,7 @@ class ImageRow(BatchRow):
 
     @property
     def _why(self) -> str:
-        if any(told.fired and told.position for told in self.readings.values()):
+        if any(reading.fired and reading.position for reading in self.readings.values()):
             return "finds its concept in the image, and blocks it"
         return "could not refine the prompt, and blocks it" if self.plan.acts else "blocks it"
 
@@ -154,35 +155,39 @@ class BatchedImageService(EngineLoop[ImageRow, DiffusionEngine]):
     # -- the engine's thread --------------------------------------------------------------------
 
     def _join(self, joining: list[ImageRow]) -> None:
-        self._draw({row: start for row in joining if (start := self._checked(row))})
+        self._start([row for row in joining if self._admitted(row)])
 
-    def _draw(self, fresh: Mapping[ImageRow, ImageStart]) -> None:
-        """Start these rows, once more where what their guards read on the prompt takes that."""
-        decisions = self._start(fresh)
-        again = {row: start for row in decisions if (start := _again(row, decisions[row]))}
-        self._drop([index for index, row in enumerate(self._running) if row in again])
-        decisions |= self._start(again)
-        for row, decision in decisions.items():
-            row.settle(decision)
+    def _start(self, rows: Sequence[ImageRow]) -> None:
+        """Start these rows, again while the readings of their prompts ask for it."""
+        while rows:
+            readings = self._engine.start([row.start() for row in rows])
+            self._running.extend(rows)
+            again = []
+            for row, read in zip(rows, readings, strict=True):
+                following = row.fallback.on_prompt(read)
+                row.settle(following)
+                if following == "again":
+                    again.append(row)
+            self._drop([index for index, row in enumerate(self._running) if row in again])
+            rows = again
         self._spoil(self._engine.invalid)
         self._leave([index for index, row in enumerate(self._running) if row.over])
 
-    def _checked(self, row: ImageRow) -> ImageStart | None:
-        """How the row starts; None where the engine does not take it, which refuses the request."""
+    def _admitted(self, row: ImageRow) -> bool:
+        """Whether the engine takes the row; its request is refused where it does not."""
         try:
-            row.beginning = self._begun(row.request.source)
-            start = _own(row)
-            self._engine.check(start)
+            row.initial = self._initial(row.request.source)
+            self._engine.check(row.start())
         except EmbeddingError as error:
             self._fail(row, invalid(str(error)))
-            return None
+            return False
         except ValueError as error:
             self._fail(row, RequestError(f"the model cannot draw this: {error}"))
-            return None
-        return start
+            return False
+        return True
 
-    def _begun(self, source: SourceImage | None) -> InitialState | None:
-        """What a row starts from, where that is an image. Raises ValueError."""
+    def _initial(self, source: SourceImage | None) -> InitialState | None:
+        """The initial state of a row that starts from an image. Raises ValueError."""
         if source is None:
             return None
         pixels = torch.from_numpy(source.pixels.copy())[None].float() / 255
@@ -191,41 +196,32 @@ class BatchedImageService(EngineLoop[ImageRow, DiffusionEngine]):
             return InvertedImage(latents)
         return EditedImage(latents, source.strength)
 
-    def _start(self, starts: Mapping[ImageRow, ImageStart]) -> dict[ImageRow, Decision]:
-        """Add these rows to the engine, and decide by what their guards read on the prompt."""
-        if not starts:
-            return {}
-        readings = self._engine.start(list(starts.values()))
-        self._running.extend(starts)
-        return {row: row.decide(seen) for row, seen in zip(starts, readings, strict=True)}
-
     def _advance(self) -> None:
         done = self._engine.step()
         # a guard that met NaN in the image is for its policy to decide
         self._spoil(self._engine.spoilt)
-        drawn = {i: row for i in done if not (row := self._running[i]).over}
-        late = {row: self._screened(i) for i, row in drawn.items() if row.plan.screens}
-        again = {row: start for row, said in late.items() if (start := _replacement(row, said))}
-        for row, decision in late.items():
-            if row not in again:
-                row.settle(decision)
-        whole = [i for i, row in drawn.items() if not row.over and row not in again]
+        complete = {i: row for i in done if not (row := self._running[i]).over}
+        again = []
+        for index, row in complete.items():
+            if not row.plan.screens:
+                continue
+            following = row.fallback.on_output(self._engine.readings(index))
+            row.settle(following)
+            if following == "again":
+                again.append(row)
+        whole = [i for i, row in complete.items() if not row.over and row not in again]
         if whole:
             for index, pixels in zip(whole, self._engine.images(whole), strict=True):
                 row = self._running[index]
                 row.pixels, row.masks = pixels, self._masks(index) if row.request.debug else {}
         self._leave([index for index, row in enumerate(self._running) if row.over])
         self._drop([index for index, row in enumerate(self._running) if row in again])
-        self._draw(again)
+        self._start(again)
 
     def _masks(self, index: int) -> Mapping[str, NDArray[np.uint8]]:
         """Where the guards of a row have written."""
         masks = self._engine.masks(index)
         return {name: (255 * m).round().byte().cpu().numpy() for name, m in masks.items()}
-
-    def _screened(self, index: int) -> Decision:
-        """What becomes of a row that is drawn, now that its guards have seen the image."""
-        return self._running[index].decide(self._engine.readings(index))
 
     def _spoil(self, spoilt: Sequence[bool]) -> None:
         """Let none of these rows go on, which have met NaN."""
@@ -234,54 +230,10 @@ class BatchedImageService(EngineLoop[ImageRow, DiffusionEngine]):
                 row.error = EngineFailed("the model met NaN on this request: there is no image")
 
     def _read(self, index: int) -> None:
-        """Of a row that nobody waits for any more, what its guards have read on the way so far.
+        """Of a row that nobody waits for any more, the readings of its guards so far.
 
-        All else has been asked when the row joined, or when it was complete.
+        All others were asked when the row joined, or when it was complete.
         """
         row = self._running[index]
-        if not (row.over or row.replaced):
+        if not (row.over or row.fallback.replaced):
             row.readings = {**row.readings, **self._engine.readings(index)}
-
-
-def _own(row: ImageRow, without: Container[str] = ()) -> ImageStart:
-    """How the row starts with what it has asked for."""
-    request = row.request
-    embeddings = {name: torch.tensor(vectors) for name, vectors in request.embeddings.items()}
-    return replace(_start(row, request.prompt, without), embeddings=embeddings)
-
-
-def _start(row: ImageRow, prompt: str, without: Container[str] = ()) -> ImageStart:
-    request = row.request
-    return ImageStart(
-        prompt=prompt,
-        negative_prompt=request.negative_prompt,
-        seed=request.seed,
-        steps=request.steps,
-        guidance=request.guidance,
-        guards=[guard for guard in row.plan.rows() if guard.name not in without],
-        # a replacement shows nothing of the image: that may be what is to be replaced
-        beginning=None if row.replaced else row.beginning,
-    )
-
-
-def _again(row: ImageRow, decision: Decision) -> ImageStart | None:
-    """How a row is to be started again, where what was decided of its prompt takes that.
-
-    Guards that met NaN, and whose policy fails open, are left out.
-    """
-    spoilt = _spoilt(row)
-    if decision == "draw" and spoilt and not row.replaced:
-        return _own(row, spoilt)
-    return _replacement(row, decision)
-
-
-def _replacement(row: ImageRow, decision: Decision) -> ImageStart | None:
-    """How the policy's replacement starts, where that is to be drawn."""
-    if decision != "replace" or row.plan.replacement is None:
-        return None
-    row.replaced = True
-    return _start(row, row.plan.replacement, _spoilt(row))
-
-
-def _spoilt(row: ImageRow) -> set[str]:
-    return {name for name, reading in row.readings.items() if not reading.valid}

@@ -17,7 +17,8 @@ from guard.plans.language import ServedModel
 from guard.plans.revision import Revision, RevisionEntry
 from server.vllm.served import served_by, served_name
 from steering.engines.vllm.runner import GuardedRunner, RowPlan, decoder_layers, surround_runners
-from steering.hidden.bank import Bank, SteerGuard
+from steering.hidden.bank import HiddenBank
+from steering.methods.stacking import MethodGuard, stacks
 
 LOAD = "inference_guard_load"
 """The method of workers that reads the configuration anew."""
@@ -26,7 +27,7 @@ LOAD = "inference_guard_load"
 @dataclass(frozen=True)
 class _Loaded:
     entry: RevisionEntry
-    guards: Sequence[SteerGuard]
+    guards: Sequence[MethodGuard]
 
 
 class Worker:
@@ -63,12 +64,10 @@ class Worker:
             if not entry.plan.refuses
         }
 
-    def _bank(self, loaded: Mapping[str, _Loaded]) -> Bank:
+    def _bank(self, loaded: Mapping[str, _Loaded]) -> HiddenBank:
         guards = {guard.name: guard for own in loaded.values() for guard in own.guards}
-        try:
-            return Bank([*guards.values()], device=self._served.device)
-        except ValueError as error:
-            raise ArtifactError(str(error)) from error
+        device = self._served.device
+        return HiddenBank(stacks([*guards.values()], device), device)
 
 
 def _served(runner: Any) -> ServedModel:

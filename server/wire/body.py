@@ -1,78 +1,126 @@
-"""Reading a request body: bounded, UTF-8, one JSON object."""
+"""The one reader of request bodies: bounded in size and time, parsed once, handed on parsed.
+
+A body is read by the outermost layer that needs to know it: the proxy, the screening middleware, or
+the endpoint itself. `hand_over` puts the parsed body into the ASGI scope, so that an endpoint is
+given the very value that was screened.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+import re
+from dataclasses import dataclass
+from typing import Any, cast
 
 from fastapi import Request
-from pydantic_core import from_json
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
-from starlette.types import Message, Receive
+from starlette.types import Message, Receive, Scope
 
 from server.errors import BodyTooLarge, ClientGone, InvalidJSON, RequestTimeout, UnsupportedMedia
+from server.wire.strict_json import parse_object
+
+SCOPE_KEY = "guard.body"
+"""The RequestBody in a scope. No header ends up there: only `hand_over` sets it."""
+_LONG = 2**18
+"""Bytes from which on a body is parsed in a thread, so that other requests need not wait."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestBody:
+    """A body that has been read: its bytes and the object that they spell.
+
+    In the object of a form, which has `is_form`, files are bytes.
+    """
+
+    raw: bytes
+    value: dict[str, Any]
+    is_form: bool = False
 
 
 def media_type(headers: Headers) -> str:
-    """What a body says that it is, without parameters, in small letters."""
+    """The media type of a body in small letters, without its parameters."""
     return headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-async def read_in_time(request: Request, limit: int, seconds: float) -> bytes:
-    """`read_body`. Raises RequestTimeout where it takes longer."""
-    try:
-        async with asyncio.timeout(seconds):
-            return await read_body(request, limit)
-    except TimeoutError:
-        raise RequestTimeout("The request body came too slowly.") from None
+async def read_object(request: Request, limit: int) -> dict[str, Any]:
+    """The JSON object of a request, which may have been read before.
+
+    Raises UnsupportedMedia for another media type, and what `receive_json` does.
+    """
+    if media_type(request.headers) != "application/json":
+        # a browser sends any other type across origins without asking first
+        raise UnsupportedMedia('Send the body with "Content-Type: application/json".')
+    body = body_of(request) or await receive_json(request, limit)
+    return body.value
 
 
-def replayed(body: bytes, receive: Receive) -> Receive:
-    """A `receive` that gives a body that has been read, then what `receive` gives behind it."""
-    given = False
-
-    async def replay() -> Message:
-        nonlocal given
-        if not given:
-            given = True
-            return {"type": "http.request", "body": body, "more_body": False}
-        return await receive()
-
-    return replay
+def body_of(request: Request) -> RequestBody | None:
+    """The body that an outer layer has handed over."""
+    return cast(RequestBody | None, request.scope.get(SCOPE_KEY))
 
 
-async def read_body(request: Request, limit: int) -> bytes:
-    """The body, at most `limit` bytes; BodyTooLarge as soon as it is known to be longer."""
+def hand_over(body: RequestBody, scope: Scope, receive: Receive) -> Receive:
+    """Put a body into the scope of the app that is to get it; return that app's `receive`.
+
+    `receive` is called for what follows the body: the disconnect of the client.
+    """
+    headers = [
+        (name, value)
+        for name, value in scope["headers"]
+        if name not in {b"content-length", b"transfer-encoding"}
+    ]
+    scope["headers"] = [*headers, (b"content-length", str(len(body.raw)).encode())]
+    scope[SCOPE_KEY] = body
+    return _replayed(body.raw, receive)
+
+
+async def receive_json(request: Request, limit: int, timeout_s: float | None = None) -> RequestBody:
+    """Receive a body and parse it as a JSON object.
+
+    Raises InvalidJSON, InvalidParameter for a name that an object has twice, and what
+    `receive_bytes` does.
+    """
+    _, _, parameters = request.headers.get("content-type", "").lower().partition(";")
+    if "charset" in parameters and not re.search(r"charset=[\"']?utf-?8\b", parameters):
+        raise InvalidJSON("Send the body in UTF-8.")
+    raw = await receive_bytes(request, limit, timeout_s)
+    if len(raw) > _LONG:
+        return RequestBody(raw, await asyncio.to_thread(parse_object, raw))
+    return RequestBody(raw, parse_object(raw))
+
+
+async def receive_bytes(request: Request, limit: int, timeout_s: float | None = None) -> bytes:
+    """Receive a body of at most `limit` bytes, within `timeout_s` where that is given.
+
+    Raises BodyTooLarge as soon as a body is known to be longer, RequestTimeout and ClientGone.
+    """
     too_large = BodyTooLarge(f"The request body is longer than {limit} bytes; send less.")
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced[:20]) > limit:
         raise too_large
     body = bytearray()
     try:
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > limit:
-                raise too_large
+        async with asyncio.timeout(timeout_s):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > limit:
+                    raise too_large
+    except TimeoutError:
+        raise RequestTimeout("The request body came too slowly.") from None
     except ClientDisconnect:
         raise ClientGone("The client hung up while sending its request.") from None
     return bytes(body)
 
 
-def parse_object(body: bytes) -> dict[str, Any]:
-    """The JSON object in `body`; InvalidJSON for anything else, NaN and deep nesting included."""
-    try:
-        value = from_json(body, allow_inf_nan=False)
-    except ValueError as error:
-        raise InvalidJSON(f"The body is not valid JSON in UTF-8: {error}.") from None
-    if not isinstance(value, dict):
-        raise InvalidJSON("The body must be a JSON object.")
-    return value
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    is_replayed = False
 
+    async def replay() -> Message:
+        nonlocal is_replayed
+        if is_replayed:
+            return await receive()
+        is_replayed = True
+        return {"type": "http.request", "body": body, "more_body": False}
 
-async def read_object(request: Request, limit: int) -> dict[str, Any]:
-    """`parse_object` of `read_body`, for a request that says it carries JSON."""
-    if media_type(request.headers) != "application/json":
-        # A browser sends any other type across origins without asking first.
-        raise UnsupportedMedia('Send the body with "Content-Type: application/json".')
-    return parse_object(await read_body(request, limit))
+    return replay

@@ -1,7 +1,7 @@
-"""Reading `multipart/form-data`: bounded, UTF-8, each field once, as the JSON body that it spells.
+"""The one reader of `multipart/form-data`: bounded, UTF-8, each field once, as the JSON it spells.
 
-Fields that are no text hold JSON: `n` is 2, `guard` is `{"policy": "NAME"}`. What OpenAI's client
-makes of lists and objects is read too: `image[]`, `guard[policy]`.
+Fields that are not text hold JSON: `n` is 2, `guard` is `{"policy": "NAME"}`. The names that
+OpenAI's client gives to items of lists and objects are read too: `image[]`, `guard[policy]`.
 """
 
 from __future__ import annotations
@@ -17,29 +17,39 @@ from urllib.parse import urlsplit
 from fastapi import Request
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
-from pydantic_core import from_json
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.datastructures import Headers
 
 from server.errors import InvalidForm, InvalidParameter, UnsupportedMedia
-from server.wire.body import media_type, parse_object, read_body
+from server.wire.body import RequestBody, body_of, media_type, read_object, receive_bytes
 from server.wire.schemas import ModelRequest
+from server.wire.strict_json import parse_value
 
 MAX_PARTS = 64
 MAX_TEXT_BYTES = 2**16
+FILE_FIELDS = frozenset({"image", "mask"})
+"""Fields that may be files."""
 
 _NESTED = re.compile(r"([^\[\]]+)\[([^\[\]]*)\]")
+
+
+def is_form(headers: Headers) -> bool:
+    """Whether a request announces a form."""
+    return media_type(headers) == "multipart/form-data"
 
 
 async def read_object_or_form(
     schema: type[ModelRequest], request: Request, limit: int
 ) -> dict[str, Any]:
-    """A JSON object, or a form as one, files as bytes; for a request that says which it carries."""
-    given = request.headers.get("content-type", "")
-    media = media_type(request.headers)
-    if media == "application/json":
-        return parse_object(await read_body(request, limit))
-    if media != "multipart/form-data":
+    """The object of a request that is JSON or a form, which may have been read before.
+
+    Raises UnsupportedMedia for another media type, and for a form from a page of another origin;
+    and what `receive_json` and `receive_form` do.
+    """
+    if media_type(request.headers) == "application/json":
+        return await read_object(request, limit)
+    if not is_form(request.headers):
         raise UnsupportedMedia(
             'Send the body with "Content-Type: multipart/form-data" or "application/json".'
         )
@@ -47,9 +57,19 @@ async def read_object_or_form(
     origin = request.headers.get("origin")
     if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
         raise UnsupportedMedia("A page of another origin may only send JSON here.")
-    body = await read_body(request, limit)
+    body = body_of(request) or await receive_form(request, schema, limit)
+    return body.value
+
+
+async def receive_form(
+    request: Request, schema: type[ModelRequest], limit: int, timeout_s: float | None = None
+) -> RequestBody:
+    """Receive a body and parse it as a form; raises what `receive_bytes` and `parse_form` do."""
+    raw = await receive_bytes(request, limit, timeout_s)
+    content_type = request.headers.get("content-type", "")
     # many small pieces take the parser long
-    return await asyncio.to_thread(parse_form, body, given, schema)
+    value = await asyncio.to_thread(parse_form, raw, content_type, schema)
+    return RequestBody(raw, value, is_form=True)
 
 
 @dataclass
@@ -61,30 +81,34 @@ class _Part:
 
 
 def parse_form(body: bytes, content_type: str, schema: type[ModelRequest]) -> dict[str, Any]:
-    """What the form says, for `parse_request` with `schema`.
+    """The object that a form spells, with files as bytes, for `parse_request` with `schema`.
 
-    Raises InvalidForm where it is none, and InvalidParameter for a field that is given twice, too
-    long, or no UTF-8.
+    Raises InvalidForm where it is malformed or has a file in a field for text, and
+    InvalidParameter for a field that is given twice, too long, or not UTF-8.
     """
     _, options = parse_options_header(content_type)
     parts = _parts(body, options.get(b"boundary", b""))
-    found: dict[str, Any] = {}
+    value: dict[str, Any] = {}
     for part in parts:
-        _take(found, part, schema)
-    return found
+        _add(value, part, schema)
+    return value
 
 
-def _take(found: dict[str, Any], part: _Part, schema: type[ModelRequest]) -> None:
+def _add(form: dict[str, Any], part: _Part, schema: type[ModelRequest]) -> None:
     nested = _NESTED.fullmatch(part.name)
     name, key = nested.groups() if nested else (part.name, "")
+    if part.is_file and name not in FILE_FIELDS:
+        raise InvalidForm(f"'{part.name[:80]}' must not be a file: send it as a field.")
     value: Any = bytes(part.data) if part.is_file else _text(part)
     if isinstance(value, str) and _is_json(schema, name, key):
         with suppress(ValueError):
-            value = from_json(value, allow_inf_nan=False)
-    place, own = (found.setdefault(name, {}), key) if key else (found, name)
-    if not isinstance(place, dict) or own in place:
-        raise InvalidParameter(f"'{name[:80]}' is given more than once; give one.", param=name[:80])
-    place[own] = value
+            value = parse_value(value)
+    holder, member = (form.setdefault(name, {}), key) if key else (form, name)
+    if not isinstance(holder, dict) or member in holder:
+        raise InvalidParameter(
+            f"'{name[:80]}' is given more than once; give it once.", param=name[:80]
+        )
+    holder[member] = value
 
 
 def _text(part: _Part) -> str:
@@ -95,13 +119,13 @@ def _text(part: _Part) -> str:
 
 
 def _is_json(schema: type[ModelRequest], name: str, key: str) -> bool:
-    """Whether the field `name`, or what it has under `key`, is no text."""
+    """Whether the field `name`, or its member `key`, holds JSON in place of text."""
     field = schema.model_fields.get(name)
     if not key:
         return not _is_text(field)
     kinds = () if field is None else (field.annotation, *get_args(field.annotation))
-    inside = [k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)]
-    return any(key in k.model_fields and not _is_text(k.model_fields[key]) for k in inside)
+    models = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+    return any(key in m.model_fields and not _is_text(m.model_fields[key]) for m in models)
 
 
 def _is_text(field: FieldInfo | None) -> bool:
@@ -111,7 +135,7 @@ def _is_text(field: FieldInfo | None) -> bool:
 def _parts(body: bytes, boundary: bytes) -> list[_Part]:
     parts: list[_Part] = []
     header, value = bytearray(), bytearray()
-    ended = False
+    is_complete = False
 
     def begin() -> None:
         if len(parts) == MAX_PARTS:
@@ -131,7 +155,7 @@ def _parts(body: bytes, boundary: bytes) -> list[_Part]:
         part.name = options[b"name"].decode(errors="replace")
         part.is_file = b"filename" in options
 
-    def take(data: bytes, start: int, end: int) -> None:
+    def add_data(data: bytes, start: int, end: int) -> None:
         part = parts[-1]
         part.data += data[start:end]
         if not part.is_file and len(part.data) > MAX_TEXT_BYTES:
@@ -139,11 +163,11 @@ def _parts(body: bytes, boundary: bytes) -> list[_Part]:
                 f"'{part.name[:80]}' is longer than {MAX_TEXT_BYTES} bytes.", param=part.name[:80]
             )
 
-    def over() -> None:
-        nonlocal ended
-        ended = True
+    def end_form() -> None:
+        nonlocal is_complete
+        is_complete = True
 
-    def into(target: bytearray) -> Callable[[bytes, int, int], None]:
+    def append_to(target: bytearray) -> Callable[[bytes, int, int], None]:
         def extend(data: bytes, start: int, end: int) -> None:
             target.extend(data[start:end])
 
@@ -154,18 +178,18 @@ def _parts(body: bytes, boundary: bytes) -> list[_Part]:
             boundary,
             {
                 "on_part_begin": begin,
-                "on_header_field": into(header),
-                "on_header_value": into(value),
+                "on_header_field": append_to(header),
+                "on_header_value": append_to(value),
                 "on_header_end": end_header,
                 "on_headers_finished": end_headers,
-                "on_part_data": take,
-                "on_end": over,
+                "on_part_data": add_data,
+                "on_end": end_form,
             },
         )
         parser.write(body)
         parser.finalize()
     except FormParserError as error:
-        raise InvalidForm(f"The body is no valid form: {error}.") from None
-    if not boundary or not ended:
-        raise InvalidForm("The body is no whole form: its boundary or its end is missing.")
+        raise InvalidForm(f"The body is not a valid form: {error}.") from None
+    if not boundary or not is_complete:
+        raise InvalidForm("The form is not complete: its boundary or its end is missing.")
     return parts

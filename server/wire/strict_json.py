@@ -1,73 +1,115 @@
-"""JSON as it is read where it is screened: what was read is what is sent on."""
+"""The one strict JSON parser for requests, and the encoder for what is sent on.
+
+Parsers differ in what they make of a body that is not plain JSON: a duplicate name, NaN, a number
+that no float can hold, half a surrogate pair. Such a body is refused, so that an upstream or an
+endpoint cannot read it differently from a screen.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import json
+import math
 import re
 from typing import Any
 
-from starlette.datastructures import Headers
-
 from server.errors import InvalidJSON, InvalidParameter
 
-_LONG = 2**18
+MAX_DEPTH = 64
+"""Levels of objects and arrays below the outermost one."""
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
-def parse_noting(raw: bytes) -> tuple[dict[str, Any], str | None]:
-    """The one JSON object of a body, and a name in it that stands twice in its object.
+class NestedTooDeeply(ValueError):
+    """A JSON value has more than MAX_DEPTH levels."""
 
-    Of such a name readers take the first or the last: what was screened might not be what is
-    answered. Raises InvalidJSON.
+    def __init__(self) -> None:
+        super().__init__(f"it is nested more than {MAX_DEPTH} deep")
+
+
+def parse_object(raw: bytes) -> dict[str, Any]:
+    """The JSON object in `raw`, which is UTF-8.
+
+    Raises InvalidJSON, and InvalidParameter for a name that an object has twice.
     """
-    twice: list[str] = []
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        made = dict(pairs)
-        if len(made) != len(pairs):
-            names = [name for name, _ in pairs]
-            twice.append(next(name for name in names if names.count(name) > 1))
-        return made
-
     try:
-        value = json.loads(raw.decode(), object_pairs_hook=once, parse_constant=_no_constant)
-    except RecursionError:
-        raise InvalidJSON("The body is nested too deeply.") from None
+        value = parse_value(raw.decode())
     except ValueError as error:
         raise InvalidJSON(f"The body is not valid JSON in UTF-8: {error}.") from None
     if not isinstance(value, dict):
         raise InvalidJSON("The body must be a JSON object.")
-    return value, twice[0] if twice else None
+    return value
 
 
-async def parse_apart(raw: bytes) -> tuple[dict[str, Any], str | None]:
-    """`parse_noting`, in a thread where the body is long enough to keep others waiting."""
-    if len(raw) > _LONG:
-        return await asyncio.to_thread(parse_noting, raw)
-    return parse_noting(raw)
+def parse_value(text: str) -> Any:
+    """The JSON value in `text`.
 
-
-def require_utf8(headers: Headers) -> None:
-    """Raise InvalidJSON for a body that says that it is in another encoding."""
-    _, _, parameters = headers.get("content-type", "").lower().partition(";")
-    if "charset" in parameters and not re.search(r"charset=[\"']?utf-?8\b", parameters):
-        raise InvalidJSON("Send the body in UTF-8.")
-
-
-def require_once(twice: str | None) -> None:
-    """Raise InvalidParameter for a name that stands twice."""
-    if twice is not None:
-        name = twice[:80]
-        raise InvalidParameter(f"'{name}' is given more than once; give one.", param=name)
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON")
+    Raises ValueError where it is not strict JSON, and InvalidParameter for a name that an object
+    has twice.
+    """
+    try:
+        value = json.loads(
+            text,
+            object_pairs_hook=_unique_names,
+            parse_float=_finite,
+            parse_constant=_refuse_constant,
+        )
+    except RecursionError:
+        raise NestedTooDeeply() from None
+    # a bound that costs nothing spares most bodies the walk
+    if text.count("{") + text.count("[") > MAX_DEPTH:
+        _require_shallow(value)
+    if _SURROGATE.search(text):
+        _require_characters(value)
+    return value
 
 
 def encode_json(value: Any) -> bytes:
-    """Compact JSON in UTF-8. Half a character, which UTF-8 cannot have, stays an escape."""
+    """Compact JSON in UTF-8. A lone surrogate, which UTF-8 cannot encode, stays an escape."""
     try:
         return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
     except UnicodeEncodeError:
         return json.dumps(value, separators=(",", ":")).encode()
+
+
+def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        names = [name for name, _ in pairs]
+        duplicate = next(name for name in names if names.count(name) > 1)[:80]
+        duplicate = duplicate.encode("utf-8", "replace").decode()
+        raise InvalidParameter(
+            f"'{duplicate}' is given more than once; give it once.", param=duplicate
+        )
+    return members
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"the number {text[:40]} is out of range")
+    return number
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _require_shallow(value: Any) -> None:
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        level = [
+            item
+            for container in level
+            for item in (container.values() if isinstance(container, dict) else container)
+            if isinstance(item, dict | list)
+        ]
+        if not level:
+            return
+    raise NestedTooDeeply()
+
+
+def _require_characters(value: Any) -> None:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ValueError("an escape is half of a surrogate pair") from None

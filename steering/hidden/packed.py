@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from steering.hidden.bank import Bank
+from steering.hidden.bank import HiddenBank
 from steering.hidden.rows import GuardedRows, Moved, Reading, RowGuard, Rows
 
 
@@ -47,7 +47,7 @@ class PackedTable(GuardedRows):
     """Rows of a packed batch: `places` is how many tokens the cache of keys has room for, `most`
     how many guards a row carries at most."""
 
-    def __init__(self, bank: Bank, capacity: int, places: int, most: int) -> None:
+    def __init__(self, bank: HiddenBank, capacity: int, places: int, most: int) -> None:
         super().__init__(bank, capacity)
         self._kept = torch.full((places, most), torch.nan, device=bank.device)
         """The gates of guarded tokens by their place in the cache, for the guards of their row in
@@ -63,7 +63,7 @@ class PackedTable(GuardedRows):
         self.senses = self.acts = False
         """Whether the forward under way has any token to sense, any to act on."""
         self.decided = False
-        """Whether it has come to the last sensing layer."""
+        """Whether it has come to the layer behind which all guards have decided."""
 
     def add(self, row: int, guards: Sequence[RowGuard]) -> None:
         """Put a fresh request on `row`. Raises KeyError for a guard that is not in the bank, and
@@ -95,7 +95,7 @@ class PackedTable(GuardedRows):
             self._at = self._at.new_empty(capacity, most)
             self._place_all()
 
-    def rebank(self, bank: Bank) -> None:
+    def rebank(self, bank: HiddenBank) -> None:
         """Go on with another bank. Raises ValueError where it lacks a guard that a row carries."""
         move = Moved(self.bank, bank)
         super().rebank(bank)
@@ -160,8 +160,9 @@ class PackedTable(GuardedRows):
             if len(own := sensed[place := np.flatnonzero(nth == count)])
         ]
         self._started: Tensor | None = None
-        self._gates: Tensor | None = None
-        self._due: tuple[Tensor, Tensor, Tensor] | None = None
+        self._scores: Tensor | None = None
+        self._due: _Due | None = None
+        self._before: list[tuple[Tensor, ...]] = []
 
     def decides(self, rows: Sequence[int], last: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Of rows whose stretches end with the steps `last`: whether anything was decided there."""
@@ -171,80 +172,115 @@ class PackedTable(GuardedRows):
         )
         return found
 
-    def carry(self, gates: Tensor, *, whole: bool) -> None:
-        """Go on with the `gates [sensed tokens, guards]` of the layers that another worker has run;
-        `whole`: those of all that are sensed, so that it is for this one to decide."""
-        self._gates = gates
-        if whole:
-            self._decide(gates)
+    def carry(self, scores: Tensor, layer: int) -> None:
+        """Go on at `layer` with the `scores [sensed tokens, guards]` of the layers before it, which
+        another worker has run; guards with all they need decide here too."""
+        self._scores = scores
+        for decision in self.bank.decisions:
+            if decision < layer:
+                self._decide(scores, decision)
 
     @property
-    def gates(self) -> Tensor | None:
-        """What `carry` takes, of the forward that is over; None where nothing was sensed."""
-        return self._gates if self.senses else None
+    def scores(self) -> Tensor | None:
+        """The scores that `carry` takes, of the forward that is over; None where nothing was
+        sensed."""
+        return self._scores if self.senses else None
 
     def sense(self, layer: int, hidden: Tensor, residual: Tensor | None = None) -> None:
-        """Read `hidden [tokens, width]` after `layer`, and what is still to be added to it; at the
-        last sensing layer, decide."""
-        states = hidden[self._sensed].float()
-        if residual is not None:
-            states = states + residual[self._sensed]
-        gates = states @ self.bank.gates[layer].T
-        self._gates = gates if self._gates is None else self._gates + gates
-        if layer == self.bank.last_sense:
-            self._decide(self._gates)
+        """Read `hidden [tokens, width]` after `layer`, and the `residual` that is still to be added
+        to it; guards with all they need decide."""
+        scores = self.bank.sense(layer, _states(hidden, residual, self._sensed))
+        self._scores = scores if self._scores is None else self._scores + scores
+        if layer in self.bank.decisions:
+            self._decide(self._scores, layer)
 
-    def act(self, layer: int, hidden: Tensor) -> None:
-        """Add the directions that are due to `hidden [tokens, width]`, in place.
+    def act(self, layer: int, hidden: Tensor, residual: Tensor | None = None) -> None:
+        """Make the changes that are due in `hidden [tokens, width]`, in place; `residual` as above.
 
         Tokens with nothing due keep their bits.
         """
         if self._due is None:
             self._due = self._schedule()
-        direction, strength, any_due = self._due
-        delta = (self.bank.directions[layer][direction] * strength[..., None]).sum(1)
-        own = hidden[self._acted]
-        hidden[self._acted] = torch.where(any_due, own + delta.to(own.dtype), own)
+        due = self._due
+        states = _states(hidden, residual, self._acted)[:, None]
+        states = states.expand(-1, due.guard.shape[1], -1)
+        delta = self.bank.act(layer, states, due.guard, due.age, due.strength).sum(1)
+        guards = self.bank.acting[layer]
+        live = due.live if guards is None else due.live & guards[due.guard]
+        before = hidden[self._acted]
+        changed = before + delta.to(before.dtype)
+        hidden[self._acted] = torch.where(live.any(1, keepdim=True), changed, before)
 
     def spoil(self, rows: Sequence[int]) -> None:
         """Let what the guards of these rows have seen count as failed."""
         self._valid[[*rows]] = False
 
-    def _decide(self, gates: Tensor) -> None:
-        self.decided = True
-        own = self._at[self._askers].clamp(max=len(self.bank) - 1)
-        self._kept[self._places] = gates.gather(1, own)
+    def _decide(self, scores: Tensor, layer: int) -> None:
+        """Let the guards decide that do so behind `layer`."""
+        deciding = self.bank.decisions[layer]
+        self.decided = layer == self.bank.last_decision
+        self._due = None
+        columns = self._at[self._askers].clamp(max=len(self.bank) - 1)
+        # a guard that decides later writes here again, with all of its layers
+        self._kept[self._places] = scores.gather(1, columns)
         if self._prompts:
-            self._decide_prompts(self._prompts)
-        self._started = self._start[self._owners]
-        drafts: dict[int, list[tuple[int, tuple[Tensor, ...]]]] = {}
-        for answers in self._answers:
-            rows = torch.from_numpy(answers.rows).to(gates.device)
-            states = tuple(state[rows] for state in self._states())
-            for i, row in enumerate(answers.rows.tolist() if len(self._answers) > 1 else ()):
-                drafts.setdefault(row, []).append((i, states))
-            self._generated[rows] = torch.from_numpy(answers.steps).to(gates.device)
-            self._look(rows, gates[answers.at][:, None], self._recheck[rows])
+            self._decide_prompts(self._prompts, deciding)
+        started = self._start[self._owners]
+        self._started = _of_deciding(deciding, started, self._started)
+        for number, answers in enumerate(self._answers):
+            rows = torch.from_numpy(answers.rows).to(scores.device)
+            if len(self._answers) > 1:
+                self._remember(number, rows, deciding)
+            self._generated[rows] = torch.from_numpy(answers.steps).to(scores.device)
+            limit, tokens = self._recheck[rows], scores[answers.at][:, None]
+            self._inspect(rows, tokens, limit, deciding=deciding)
             self._reached[answers.rows] = answers.steps
             # a schedule may start again at each of several tokens here
             acts = answers.acted >= 0
-            acted = torch.from_numpy(answers.acted[acts]).to(gates.device)
-            self._started[acted] = self._start[rows[torch.from_numpy(acts).to(gates.device)]]
+            acted = torch.from_numpy(answers.acted[acts]).to(scores.device)
+            started = self._start[rows[torch.from_numpy(acts).to(scores.device)]]
+            self._started[acted] = _of_deciding(deciding, started, self._started[acted])
+        if len(self._answers) > 1:
+            self._keep_drafts()
+
+    def _remember(self, number: int, rows: Tensor, deciding: Tensor | None) -> None:
+        """Keep the state of `rows` as it was before the answers `number` of this forward."""
+        states = tuple(state[rows] for state in self._states())
+        if number == len(self._before):
+            self._before.append(states)
+            return
+        # another layer of this forward has decided before: for its guards that state holds
+        earlier = self._before[number]
+        merged = [
+            _of_deciding(deciding, now, then)
+            for now, then in zip(states[:-1], earlier[:-1], strict=True)
+        ]
+        self._before[number] = (*merged, earlier[-1])
+
+    def _keep_drafts(self) -> None:
+        drafts: dict[int, list[tuple[int, tuple[Tensor, ...]]]] = {}
+        for answers, states in zip(self._answers, self._before, strict=True):
+            for place, row in enumerate(answers.rows.tolist()):
+                drafts.setdefault(row, []).append((place, states))
         for row, states_of in drafts.items():
             self._undo[row] = _Drafted(int(self._reached[row]) + 1 - len(states_of), states_of)
 
-    def _decide_prompts(self, prompts: Mapping[int, Tensor]) -> None:
-        """`prompts`: where those of each row stand."""
+    def _decide_prompts(
+        self, prompts: Mapping[int, Tensor], deciding: Tensor | None = None
+    ) -> None:
+        """Decide on prompts, whose tokens are kept at these places of each row."""
         device = self._kept.device
-        longest = max(len(own) for own in prompts.values())
-        places = torch.zeros(len(prompts), longest, dtype=torch.long, device=device)
-        real = torch.zeros_like(places, dtype=torch.bool)
-        for i, own in enumerate(prompts.values()):
-            places[i, longest - len(own) :] = own
+        longest = max(len(places) for places in prompts.values())
+        at = torch.zeros(len(prompts), longest, dtype=torch.long, device=device)
+        real = torch.zeros_like(at, dtype=torch.bool)
+        for i, places in enumerate(prompts.values()):
+            at[i, longest - len(places) :] = places
             # the first token is the attention's sink: its state is huge and says nothing
-            real[i, longest - max(len(own) - 1, 1) :] = True
+            real[i, longest - max(len(places) - 1, 1) :] = True
         rows = torch.tensor([*prompts], device=device)
-        self._look(rows, self._at_places(rows, places), self._threshold[rows], real)
+        self._generated[rows] = 0
+        scores = self._at_places(rows, at)
+        self._inspect(rows, scores, self._threshold[rows], real, deciding)
         self._reached[[*prompts]] = 0
 
     def _at_places(self, rows: Tensor, places: Tensor) -> Tensor:
@@ -262,20 +298,21 @@ class PackedTable(GuardedRows):
         for step in range(1, len(places) - prompt + 1) if self._rechecks[row] else ():
             self._generated[row] = self._reached[row] = step
             gates = self._at_places(at, places[None, prompt + step - 1 : prompt + step])
-            self._look(at, gates, self._recheck[at])
+            self._inspect(at, gates, self._recheck[at])
 
-    def _schedule(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Of each token to act on: its directions and their strengths `[tokens, most]`, and whether
-        any is due `[tokens, 1]`."""
+    def _schedule(self) -> _Due:
         rows, step = self._owners, self._steps[:, None]
         start = self._start[rows] if self._started is None else self._started
         age = step - start
         due = self._carried[rows] & self._acts[rows] & (start >= 0) & (age < self.bank.lengths)
         guard = due.to(torch.uint8).topk(self._width, dim=1).indices
         live = due.gather(1, guard)
-        direction = guard * self.bank.steps + age.gather(1, guard).where(live, 0)
-        strength = self._strength[rows].gather(1, guard).where(live, 0.0)
-        return direction, strength, live.any(1, keepdim=True)
+        return _Due(
+            guard=guard,
+            age=age.gather(1, guard).where(live, 0),
+            strength=self._strength[rows].gather(1, guard).where(live, 0.0),
+            live=live,
+        )
 
     # -- going back -------------------------------------------------------------------------------
 
@@ -316,6 +353,17 @@ class PackedTable(GuardedRows):
 
 
 @dataclass(frozen=True)
+class _Due:
+    """Of each token to act on, its guards with their ages and strengths, `[tokens, most]`; where
+    one is not `live`, nothing is due and its strength is 0."""
+
+    guard: Tensor
+    age: Tensor
+    strength: Tensor
+    live: Tensor
+
+
+@dataclass(frozen=True)
 class _Answers:
     """Generated tokens of different rows: their rows and steps, their places `at` among the tokens
     that are sensed, and among those that are acted on (-1: not)."""
@@ -337,3 +385,17 @@ class _Drafted:
 def _moved(move: Moved, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     top, valid, fired, start, generated = states
     return move(top, 0, pool=True), move(valid, True), move(fired, -1), move(start, -1), generated
+
+
+def _states(hidden: Tensor, residual: Tensor | None, tokens: Tensor) -> Tensor:
+    """The residual stream at these tokens, float32."""
+    states = hidden[tokens].float()
+    return states if residual is None else states + residual[tokens]
+
+
+def _of_deciding(deciding: Tensor | None, fresh: Tensor, earlier: Tensor | None) -> Tensor:
+    """`fresh [n, guards, ...]` for the guards that decide now, `earlier` for the others."""
+    if deciding is None or earlier is None:
+        return fresh
+    mask = deciding.view(-1, *[1] * (fresh.ndim - 2))
+    return torch.where(mask, fresh, earlier)

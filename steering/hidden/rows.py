@@ -10,14 +10,14 @@ prompt the topic stands (a small model's last prompt token alone knows too littl
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from steering.hidden.bank import Bank
+from steering.hidden.bank import HiddenBank
 
 Rows = slice | Tensor
 """Of the capacity: a stretch, or the numbers of rows that differ."""
@@ -36,6 +36,10 @@ class RowGuard:
     strength: float
     acts: bool = True
     recheck: float | None = None
+
+    def scaled(self, factor: float) -> RowGuard:
+        """The same guard with its strength times `factor`."""
+        return self if factor == 1.0 else replace(self, strength=self.strength * factor)
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class Reading:
 class Moved:
     """Puts state `[any, guards, ...]` of one bank in the order of another."""
 
-    def __init__(self, old: Bank, new: Bank) -> None:
+    def __init__(self, old: HiddenBank, new: HiddenBank) -> None:
         both = [name for name in new.index if name in old.index]
         self._from = torch.tensor([old.index[name] for name in both], dtype=torch.long)
         self._to = torch.tensor([new.index[name] for name in both], dtype=torch.long)
@@ -83,7 +87,7 @@ class Moved:
 class GuardedRows:
     """Per-row state `[capacity, guards]` for a bank. Not thread-safe: one forward at a time."""
 
-    def __init__(self, bank: Bank, capacity: int) -> None:
+    def __init__(self, bank: HiddenBank, capacity: int) -> None:
         self.bank = bank
         device, shape = bank.device, (capacity, len(bank))
         self._carried = torch.zeros(shape, dtype=torch.bool, device=device)
@@ -180,7 +184,7 @@ class GuardedRows:
         values = iter(torch.stack([each.double() for each in told], 1).tolist())
         return [[_reading(*next(values)) for _ in self._columns[row]] for row in rows]
 
-    def rebank(self, bank: Bank) -> None:
+    def rebank(self, bank: HiddenBank) -> None:
         """Go on with another bank: what guards that both have saw stays, by name.
 
         Raises ValueError where it lacks a guard that a row carries.
@@ -203,27 +207,37 @@ class GuardedRows:
     def _pooled(self, top: Tensor) -> Tensor:
         return (top * self.bank.pool_weights).sum(-1)
 
-    def _look(self, rows: Rows, gates: Tensor, limit: Tensor, real: Tensor | None = None) -> None:
-        """Take in `gates [rows, tokens, guards]`, of the tokens up to where each row is by now.
+    def _inspect(
+        self,
+        rows: Rows,
+        scores: Tensor,
+        limit: Tensor,
+        real: Tensor | None = None,
+        deciding: Tensor | None = None,
+    ) -> None:
+        """Take in `scores [rows, tokens, guards]` of the tokens up to where each row is by now.
 
-        `limit [rows, guards]` is what the statistic is held against, inf for no look; `real [rows,
-        tokens]` says which tokens are to be looked at, all where it is None.
+        The statistic is compared with `limit [rows, guards]`, inf for a guard that does not
+        inspect these tokens; `real [rows, tokens]` marks the tokens to inspect, None for all of
+        them, and `deciding [guards]` the guards that decide here, None for all of them.
         """
-        invalid = ~gates.isfinite()
+        if deciding is not None:
+            limit = limit.masked_fill(~deciding, inf)
+        invalid = ~scores.isfinite()
         if real is not None:
             invalid = invalid & real[..., None]
-            gates = gates.masked_fill(~real[..., None], -torch.inf)
-        seen = torch.cat([self._top[rows], gates.transpose(1, 2)], dim=-1)
-        top = seen.topk(self.bank.pool, dim=-1).values
+            scores = scores.masked_fill(~real[..., None], -torch.inf)
+        largest = torch.cat([self._top[rows], scores.transpose(1, 2)], dim=-1)
+        top = largest.topk(self.bank.pool, dim=-1).values
         score = self._pooled(top)
         carried, generated = self._carried[rows], self._generated[rows][:, None]
-        looks = carried & (limit < torch.inf)
-        first = looks & (score > limit) & (self._fired[rows] < 0)
-        # a topic that turns up again in the answer starts the directions again
+        inspects = carried & (limit < torch.inf)
+        first = inspects & (score > limit) & (self._fired[rows] < 0)
+        # a topic that turns up again in the answer starts the schedule again
         rested = generated - self._start[rows] >= self.bank.rests
-        again = looks & (self._fired[rows] >= 0) & rested & (gates[:, -1] > limit)
-        self._top[rows] = torch.where(looks[..., None], top, self._top[rows])
-        self._valid[rows] = self._valid[rows] & ~(invalid.any(1) & looks)
+        again = inspects & (self._fired[rows] >= 0) & rested & (scores[:, -1] > limit)
+        self._top[rows] = torch.where(inspects[..., None], top, self._top[rows])
+        self._valid[rows] = self._valid[rows] & ~(invalid.any(1) & inspects)
         self._fired[rows] = torch.where(first, generated, self._fired[rows])
         self._start[rows] = torch.where(first | again, generated, self._start[rows])
 

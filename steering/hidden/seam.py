@@ -56,9 +56,9 @@ class HiddenSeam:
             if table is None or not (table.senses or table.acts):
                 return None
             hidden = hidden_of(output)
-            if table.senses and layer in table.bank.gates:
+            if table.senses and layer in table.bank.sense_layers:
                 table.sense(layer, hidden)
-            if table.acts and layer in table.bank.directions:
+            if table.acts and layer in table.bank.act_layers:
                 return with_hidden(output, table.act(layer, hidden))
             return None
 

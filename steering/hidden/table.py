@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from steering.hidden.bank import Bank
+from steering.hidden.bank import HiddenBank
 from steering.hidden.rows import GuardedRows
 
 
@@ -27,7 +27,7 @@ def without_sink(real: Tensor) -> Tensor:
 class Table(GuardedRows):
     """Rows that a forward holds all of: prompts padded on the left, then a token each."""
 
-    def __init__(self, bank: Bank, capacity: int) -> None:
+    def __init__(self, bank: HiddenBank, capacity: int) -> None:
         super().__init__(bank, capacity)
         self._steering = np.zeros(capacity, bool)
         self.senses = self.acts = False
@@ -74,31 +74,41 @@ class Table(GuardedRows):
         watched = self._guarded if self._prompt else self._rechecks
         self.senses = bool(watched[rows].any())
         self.acts = bool(self._steering[rows].any())
-        self._gates: Tensor | None = None
+        self._scores: Tensor | None = None
         if not self._prompt:
             self._generated[rows] += 1
         if self.acts and not self.senses:
             self._schedule()
 
     def sense(self, layer: int, hidden: Tensor) -> None:
-        """Read `hidden [rows, tokens, width]` after `layer`; at the last sensing layer, decide."""
-        gates = hidden.float() @ self.bank.gates[layer].T
-        self._gates = gates if self._gates is None else self._gates + gates
-        if layer == self.bank.last_sense:
-            self._decide(self._gates)
+        """Read `hidden [rows, tokens, width]` after `layer`; guards with all they need decide."""
+        scores = self.bank.sense(layer, hidden.float())
+        self._scores = scores if self._scores is None else self._scores + scores
+        if layer in self.bank.decisions:
+            self._decide(self._scores, self.bank.decisions[layer])
 
     def act(self, layer: int, hidden: Tensor) -> Tensor:
-        """Add the due directions at the last token of `hidden [rows, tokens, width]`.
+        """Make the changes that are due at the last token of `hidden [rows, tokens, width]`.
 
         Rows with nothing due come back bit-identical.
         """
-        delta = torch.zeros(hidden.shape[0], hidden.shape[2], device=hidden.device)
-        due = self.bank.directions[layer][self._due_direction] * self._due_strength
-        delta.index_add_(0, self._due_row, due)
-        steered = hidden.clone()
         last = hidden[:, -1]
-        steered[:, -1] = torch.where(self._acting, last + delta.to(last.dtype), last)
+        states = last[self._due_row].float()
+        changes = self.bank.act(layer, states, self._due_guard, self._due_age, self._due_strength)
+        delta = torch.zeros(hidden.shape[0], hidden.shape[2], device=hidden.device)
+        delta.index_add_(0, self._due_row, changes)
+        steered = hidden.clone()
+        steered[:, -1] = torch.where(self._acting_at(layer), last + delta.to(last.dtype), last)
         return steered
+
+    def _acting_at(self, layer: int) -> Tensor:
+        """`[rows, 1]`: the rows in which something is due at `layer`."""
+        guards = self.bank.acting[layer]
+        if guards is None:
+            return self._acting
+        count = torch.zeros(len(self._acting), dtype=torch.long, device=guards.device)
+        count.index_add_(0, self._due_row, guards[self._due_guard].long())
+        return count[:, None] > 0
 
     def check(self, rows: slice, logits: Tensor) -> None:
         """After a forward: a guarded row whose `logits [rows, vocabulary]` hold NaN is invalid.
@@ -110,19 +120,19 @@ class Table(GuardedRows):
             spoilt = logits.amax(-1, keepdim=True).isnan()
             self._valid[rows] &= ~(spoilt & self._carried[rows])
 
-    def _decide(self, gates: Tensor) -> None:
+    def _decide(self, scores: Tensor, deciding: Tensor | None) -> None:
         rows = self._rows
         limit = self._threshold[rows] if self._prompt else self._recheck[rows]
-        self._look(rows, gates, limit, self._mask)
+        self._inspect(rows, scores, limit, self._mask, deciding)
         self._schedule()
 
     def _schedule(self) -> None:
-        """Find the (row, direction) pairs that are due in this forward."""
+        """Find the pairs of a row and a guard that are due in this forward."""
         rows = self._rows
         due, age = self._live(rows, self._generated[rows, None])
         self._acting = due.any(1, keepdim=True)
-        self._due_row, guard = due.nonzero(as_tuple=True)
-        self._due_direction = guard * self.bank.steps + age[self._due_row, guard]
-        self._due_strength = self._strength[rows][self._due_row, guard][:, None]
+        self._due_row, self._due_guard = due.nonzero(as_tuple=True)
+        self._due_age = age[self._due_row, self._due_guard]
+        self._due_strength = self._strength[rows][self._due_row, self._due_guard]
         self._steering[rows] = self._acting[:, 0].tolist()
         self.acts = bool(self._steering[rows].any())

@@ -1,14 +1,14 @@
-"""The embedding seam: what guards do to a prompt's conditioning before an image is drawn.
+"""The embedding seam: what guards do to the conditioning of a prompt before an image is generated.
 
-Every loaded guard of one method is stacked into one `EmbeddingGuards`, and a `EmbeddingBank` holds
-one screen a method. Both look at all rows and all guards at once; a row that carries none of a
-method's guards, or whose guards stay silent, keeps its own bits.
+A method stacks its guards into one `EmbeddingGuards`; an `EmbeddingBank` holds all stacks that read
+prompts. Both take all rows and all guards at once; a row that carries none of a method's guards, or
+whose guards stay silent, keeps its own bits.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,15 +21,23 @@ from steering.images.conditioning import Conditioning, concatenated
 
 @dataclass(frozen=True)
 class Refinement:
-    """What a screen has made of the rows it was to act on.
+    """The result of `EmbeddingGuards.act`.
 
-    `steps [rows]` counts the updates of a row, `score [rows, guards]` is what the guards say
-    afterwards, NaN where a method has no such thing.
+    `steps [rows]` counts the updates of a row; `score [rows, guards]` are the scores afterwards,
+    NaN for a method that does not score again. `scale [rows, guards]` multiplies the strength with
+    which guards of other seams go on to act (overlays, guidance); None stands for ones.
     """
 
     text: Conditioning
     steps: Tensor
     score: Tensor
+    scale: Tensor | None = None
+
+    @classmethod
+    def none(cls, text: Conditioning, strength: Tensor, scale: Tensor | None = None) -> Refinement:
+        """Of a method that leaves the conditioning alone; `strength [rows, guards]`."""
+        steps = torch.zeros(text.rows, dtype=torch.long, device=strength.device)
+        return cls(text, steps, torch.full_like(strength, torch.nan), scale)
 
 
 class EmbeddingGuards(Protocol):
@@ -51,14 +59,14 @@ class EmbeddingGuards(Protocol):
 
 @dataclass(frozen=True)
 class ImageReading:
-    """What one guard saw and did on one row.
+    """What one guard has read and done on one row.
 
     `after` is its score behind the action, None where it did not act. `resolved` False means that
-    it fired and the concept is still there, after it has acted or because it only looks: the
-    policy's fallback decides then. `position` is where it looked: 0 for the prompt, n for what n
-    evaluations of the network have drawn. A guard that writes to the latents says over what share
-    of the image it has (`area`) and how far the likeliest place stood out (`peak`, in deviations
-    of the image's places).
+    it fired and the concept is still there, after it has acted or because it does not act: the
+    policy's fallback decides then. `position` is where it read: 0 for the prompt, n for the output
+    of n evaluations of the network. `scale` multiplies the strength with which the guard goes on to
+    act. A guard that writes to the latents says over what share of the image it has (`area`) and
+    how far the likeliest place stood out (`peak`, in standard deviations over the image's places).
     """
 
     score: float
@@ -69,104 +77,172 @@ class ImageReading:
     after: float | None = None
     resolved: bool = True
     position: int = 0
+    scale: float = 1.0
     area: float | None = None
     peak: float | None = None
 
 
 @dataclass(frozen=True)
 class Applied:
-    """The conditioning to draw with, and for each row what its guards saw, by name."""
+    """The conditioning to generate with, and for each row the readings of its guards, by name."""
 
     text: Conditioning
     readings: tuple[dict[str, ImageReading], ...]
 
 
-class EmbeddingBank:
-    """The screens of one model. Immutable; swap the whole bank to change it."""
+Encode = Callable[[Sequence[Sequence[RowGuard]]], Conditioning]
+"""The conditioning of the same prompts once more, under the text encoder overlays of the guards
+that are given for each row; a row without any comes back bit-identical."""
 
-    def __init__(self, screens: Sequence[EmbeddingGuards] = ()) -> None:
-        self.screens = tuple(screens)
-        self.names = tuple(name for screen in screens for name in screen.names)
+
+class EmbeddingBank:
+    """The stacks of one model that read prompts. Immutable; swap the whole bank to change it.
+
+    `encoding` names the guards that overlay the text encoders. Raises ValueError for two guards of
+    one name.
+    """
+
+    def __init__(
+        self, stacks: Sequence[EmbeddingGuards] = (), encoding: frozenset[str] = frozenset()
+    ) -> None:
+        self.names = tuple(name for stack in stacks for name in stack.names)
         if len(set(self.names)) != len(self.names):
             raise ValueError("two guards of a bank have the same name")
+        self._encoding = encoding
+        # these change what all others read
+        self.stacks = tuple(sorted(stacks, key=lambda stack: not encoding & {*stack.names}))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.names
 
     def apply(
         self,
         text: Conditioning,
         guards: Sequence[Sequence[RowGuard]],
         overflow: Sequence[Conditioning | None] = (),
+        encode: Encode | None = None,
     ) -> Applied:
         """Sense and act for fresh rows; `guards[i]` are those that row i carries.
 
-        `overflow[i]` is the conditioning of what row i's prompt says past the encoder's length,
-        one window a row, None where all of it fits: it is sensed, though it is not drawn.
-        Raises KeyError for a guard that is not in the bank.
+        `overflow[i]` is the conditioning of the part of row i's prompt past the encoder's length,
+        one window a row, None where all of it fits: guards sense it, though it is not generated.
+        `encode` is needed where guards overlay the text encoders.
+
+        Raises KeyError for a guard that is not in the bank, and ValueError where `encode` is
+        missing.
         """
         unknown = {guard.name for row in guards for guard in row} - set(self.names)
         if unknown:
             raise KeyError(f"no guard {', '.join(sorted(unknown))} in the bank")
         readings: list[dict[str, ImageReading]] = [{} for _ in guards]
-        for screen in self.screens:
-            wanted = [{guard.name: guard for guard in row} for row in guards]
-            table = [[row.get(name) for name in screen.names] for row in wanted]
+        pending = bool(self._encoding)
+        for stack in self.stacks:
+            if pending and not self._encoding & {*stack.names}:
+                text, pending = self._encoded(text, guards, readings, encode), False
+            carried = [{guard.name: guard for guard in row} for row in guards]
+            table = [[row.get(name) for name in stack.names] for row in carried]
             if any(guard is not None for row in table for guard in row):
-                text = _consult(screen, text, table, overflow, readings)
+                text = _consult(stack, text, table, overflow, readings)
+        if pending:
+            text = self._encoded(text, guards, readings, encode)
         return Applied(text, tuple(readings))
+
+    def _encoded(
+        self,
+        text: Conditioning,
+        guards: Sequence[Sequence[RowGuard]],
+        readings: Sequence[dict[str, ImageReading]],
+        encode: Encode | None,
+    ) -> Conditioning:
+        """The rows on which a guard that overlays the text encoders has fired, encoded anew."""
+        due = [
+            acting(row, reading, self._encoding)
+            for row, reading in zip(guards, readings, strict=True)
+        ]
+        if not any(due):
+            return text
+        if encode is None:
+            raise ValueError("guards overlay the text encoders, and nothing encodes prompts anew")
+        device = next(iter(text.states.values())).device
+        return text.choose(torch.tensor([bool(row) for row in due], device=device), encode(due))
+
+
+def acting(
+    guards: Sequence[RowGuard],
+    readings: dict[str, ImageReading],
+    among: frozenset[str] | Sequence[str],
+) -> list[RowGuard]:
+    """The guards of a row, of those that are `among`, that have fired on its prompt and act.
+
+    Their strength is scaled by what the prompt has given.
+    """
+    return [
+        guard.scaled(readings[guard.name].scale)
+        for guard in guards
+        if guard.acts and guard.name in among and readings[guard.name].fired
+    ]
 
 
 def _consult(
-    screen: EmbeddingGuards,
+    stack: EmbeddingGuards,
     text: Conditioning,
     table: Sequence[Sequence[RowGuard | None]],
     overflow: Sequence[Conditioning | None],
     readings: Sequence[dict[str, ImageReading]],
 ) -> Conditioning:
-    def filled(value: float, of: str) -> Tensor:
-        rows = [[value if guard is None else getattr(guard, of) for guard in row] for row in table]
+    def filled(value: float, field: str) -> Tensor:
+        rows = [
+            [value if guard is None else getattr(guard, field) for guard in row] for row in table
+        ]
         return torch.tensor(rows, device=device)
 
     device = next(iter(text.states.values())).device
     threshold, strength = filled(math.inf, "threshold"), filled(1.0, "strength")
     carried, acts = threshold < math.inf, filled(False, "acts")
-    own = screen.sense(text)
-    score = _with_overflow(screen, own, overflow)
+    in_window = stack.sense(text)
+    score = _with_overflow(stack, in_window, overflow)
     valid = score.isfinite()
-    # what is not a number is larger than nothing: such a row is invalid, not silent
+    # NaN is larger than nothing: such a row is invalid, not silent
     fired = carried & valid & (score > threshold)
-    due = fired & acts & (own > threshold)
-    after, steps = own, torch.zeros(len(table), dtype=torch.long, device=device)
+    due = fired & acts & (in_window > threshold)
+    after, steps = in_window, torch.zeros(len(table), dtype=torch.long, device=device)
+    scale = torch.ones_like(strength)
     if bool(due.any()):
-        acted = screen.act(text, due, threshold, strength)
-        text = text.choose(due.any(1), acted.text)
-        after, steps = acted.score, acted.steps
-    figures = [tensor.tolist() for tensor in (score, threshold, fired, valid, due, after)]
+        refined = stack.act(text, due, threshold, strength)
+        text = text.choose(due.any(1), refined.text)
+        after, steps = refined.score, refined.steps
+        scale = scale if refined.scale is None else refined.scale
+    # a strength that is no number acts in no way that anybody can tell
+    valid = valid & (scale.isfinite() | ~due)
+    figures = [tensor.tolist() for tensor in (score, threshold, fired, valid, due, after, scale)]
     for row, (guards, count) in enumerate(zip(table, steps.tolist(), strict=True)):
         for column, guard in enumerate(guards):
             if guard is None:
                 continue
             values = [figure[row][column] for figure in figures]
-            seen, limit, has_fired, is_valid, acted_on, left = values
-            done = acted_on and math.isfinite(left)
+            score_, limit, has_fired, is_valid, acted, left, factor = values
+            scored_again = acted and math.isfinite(left)
             readings[row][guard.name] = ImageReading(
-                score=seen,
+                score=score_,
                 threshold=limit,
                 fired=has_fired,
                 valid=is_valid,
-                steps=count if acted_on else 0,
-                after=left if done else None,
-                resolved=not done or left <= limit,
+                steps=count if acted else 0,
+                after=left if scored_again else None,
+                resolved=not scored_again or left <= limit,
+                scale=factor if acted else 1.0,
             )
     return text
 
 
 def _with_overflow(
-    screen: EmbeddingGuards, score: Tensor, overflow: Sequence[Conditioning | None]
+    stack: EmbeddingGuards, score: Tensor, overflow: Sequence[Conditioning | None]
 ) -> Tensor:
     """Each row's largest score, over its own window and those that were cut off."""
-    rest = [(row, extra) for row, extra in enumerate(overflow) if extra is not None]
-    if not rest:
+    windows = [(row, extra) for row, extra in enumerate(overflow) if extra is not None]
+    if not windows:
         return score
-    windows = screen.sense(concatenated([extra for _, extra in rest]))
-    owner = [row for row, extra in rest for _ in range(extra.rows)]
-    index = torch.tensor(owner, device=score.device)[:, None].expand_as(windows)
-    return score.scatter_reduce(0, index, windows, "amax")
+    scores = stack.sense(concatenated([extra for _, extra in windows]))
+    owner = [row for row, extra in windows for _ in range(extra.rows)]
+    index = torch.tensor(owner, device=score.device)[:, None].expand_as(scores)
+    return score.scatter_reduce(0, index, scores, "amax")

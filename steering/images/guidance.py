@@ -1,15 +1,15 @@
-"""The guidance seam: what guards make of the denoiser's predictions at each step.
+"""The guidance seam: the terms that guards add to the guidance of each denoising step.
 
-A `GuidanceGuards` holds every loaded guard of one method, stacked, and is immutable. It is a
-`EmbeddingGuards` too: what it senses on the prompt decides which rows it acts on, but it leaves the
-conditioning as it is. `Guidance` holds what the rows of the running batch carry. Each guard on a
-row is a *pair*; a pair costs one extra row in the denoiser's forward, conditioned on the guard's
-own concept.
+A `GuidanceGuards` holds every loaded guard of one method, stacked, and is immutable. It reads
+prompts as an `EmbeddingGuards` does, to decide on which rows it acts, and leaves the conditioning
+as it is. `Guidance` holds the guards on the rows of the running batch. Each guard on a row is a
+*pair*; a pair costs one extra row in the denoiser's forward for each condition that its method asks
+for, and none where it asks for none.
 
 In one denoising step, with classifier-free guidance of scale `s`, a row's prediction becomes
 `u + s (c - u - Σ term)`: `u` unconditional, `c` conditional, one term a pair. A row without pairs
 gets the bits of the bare `u + s (c - u)`. At a scale of 1 or less an engine has no unconditional
-prediction, and a guide could do nothing: such a row must be refused before it is added.
+prediction, and a term could do nothing: such a row must be refused before it is added.
 """
 
 from __future__ import annotations
@@ -28,146 +28,238 @@ from steering.images.embedding import EmbeddingGuards
 
 @dataclass(frozen=True)
 class Predictions:
-    """One step of some pairs: predictions `[pairs, ...]`, all else `[pairs]`.
+    """One step of some pairs of one method.
 
-    `guard` is the guard's column in its guide, `progress` the share in [0, 1) of the row's steps
-    that are done, `scale` its guidance scale, `memory` what the guide kept from the step before
-    (zeros at first).
+    `latents`, `unconditional` and `conditional` are `[pairs, ...]`: what goes into the step, before
+    the scheduler's input scale, and the two predictions. `extra [pairs, conditions, ...]` are the
+    predictions under the conditions that the method asks for. All else is `[pairs]`: `guard` is
+    the guard's column in its stack, `timestep` the network's, `progress` the share in [0, 1) of the
+    row's steps that are done, `scale` its guidance scale. `memory [pairs, ...]`, float32, is what
+    the method kept from the step before, zeros at first.
     """
 
     guard: Tensor
     strength: Tensor
+    timestep: Tensor
     progress: Tensor
     scale: Tensor
+    latents: Tensor
     unconditional: Tensor
     conditional: Tensor
-    concept: Tensor
+    extra: Tensor
     memory: Tensor
 
-    def select(self, pairs: Tensor) -> Predictions:
-        """These pairs, by index or mask."""
-        return Predictions(**{name: value[pairs] for name, value in vars(self).items()})
+    @property
+    def concept(self) -> Tensor:
+        """The prediction under the first extra condition, `[pairs, ...]`."""
+        return self.extra[:, 0]
 
 
 class GuidanceGuards(EmbeddingGuards, Protocol):
-    """All loaded guards of one guidance method, stacked; `concepts` has one row a guard."""
+    """All loaded guards of one guidance method, stacked.
 
-    concepts: Conditioning
+    `conditions` has `per_guard` rows a guard, one guard behind the other: the prompts under which
+    the method wants a prediction at each step; None where it wants none.
+    """
+
+    conditions: Conditioning | None
+    per_guard: int
 
     def term(self, at: Predictions) -> tuple[Tensor, Tensor]:
-        """What to take off each pair's guidance, and what to remember: `[pairs, ...]`, float32."""
+        """What to take off each pair's guidance, and its memory: `[pairs, ...]`, float32."""
 
 
 class Guidance:
-    """The guides of one model and the pairs of its running batch. Not thread-safe.
+    """The guidance guards of one model and the pairs of its running batch. Not thread-safe.
 
     Rows are added, moved and removed as in `steering.hidden.table.Table`. One step of an engine is:
-    if `rows` is not empty, predict for these rows' latents once more under `text`, then `combine`.
+    where `extra_rows` is not empty, predict for these rows' latents once more under `text`; then
+    `combine`. Raises ValueError for two guards of one name.
     """
 
     def __init__(
-        self, guides: Sequence[GuidanceGuards], device: torch.device | str = "cpu"
+        self, stacks: Sequence[GuidanceGuards], device: torch.device | str = "cpu"
     ) -> None:
-        self.guides = tuple(guides)
+        self._stacks = tuple(stacks)
         self._device = torch.device(device)
-        names = [(name, i, j) for i, g in enumerate(guides) for j, name in enumerate(g.names)]
-        self._index = {name: (guide, column) for name, guide, column in names}
-        if len(self._index) != len(names):
-            raise ValueError("two guides of a model have the same name")
-        none = torch.zeros(0, dtype=torch.long, device=self._device)
-        self.rows = none
-        """Row of each pair."""
-        self._guide, self._guard = none, none
-        self._strength = torch.zeros(0, device=self._device)
+        columns = [
+            (name, number, column)
+            for number, stack in enumerate(stacks)
+            for column, name in enumerate(stack.names)
+        ]
+        self._index = {name: (number, column) for name, number, column in columns}
+        if len(self._index) != len(columns):
+            raise ValueError("two guidance guards of a model have the same name")
+        self._pairs: list[tuple[int, int, int, float]] = []
+        """Row, stack, column in it and strength of each pair."""
         self._memory: Tensor | None = None
-        self._text: Conditioning | None = None
+        self._layout: _Layout | None = None
 
     def __contains__(self, name: str) -> bool:
         return name in self._index
 
+    def __len__(self) -> int:
+        """Pairs of the batch."""
+        return len(self._pairs)
+
     def add(self, row: int, guards: Sequence[RowGuard]) -> None:
         """Put the guards that are to act on a fresh row. Raises KeyError for an unknown one."""
-        found = [self._index[guard.name] for guard in guards]
+        pairs = [(row, *self._index[guard.name], guard.strength) for guard in guards]
         self.remove(row)
-
-        def appended(column: Tensor, values: Sequence[float]) -> Tensor:
-            more = torch.tensor(values, dtype=column.dtype, device=column.device)
-            return torch.cat([column, more])
-
         if self._memory is not None:
-            fresh = self._memory.new_zeros(len(found), *self._memory.shape[1:])
+            fresh = self._memory.new_zeros(len(pairs), *self._memory.shape[1:])
             self._memory = torch.cat([self._memory, fresh])
-        self.rows = appended(self.rows, [row] * len(found))
-        self._guide = appended(self._guide, [guide for guide, _ in found])
-        self._guard = appended(self._guard, [guard for _, guard in found])
-        self._strength = appended(self._strength, [guard.strength for guard in guards])
-        self._text = None
+        self._pairs += pairs
+        self._layout = None
 
     def move(self, source: int, target: int) -> None:
         """Let the request on row `source` live on row `target` from now on."""
         self.remove(target)
-        self.rows = torch.where(self.rows == source, target, self.rows)
+        self._pairs = [
+            (target if pair[0] == source else pair[0], *pair[1:]) for pair in self._pairs
+        ]
+        self._layout = None
 
     def remove(self, row: int) -> None:
         """Forget the request on `row`."""
-        keep = self.rows != row
-        if bool(keep.all()):
+        keep = [index for index, pair in enumerate(self._pairs) if pair[0] != row]
+        if len(keep) == len(self._pairs):
             return
-        self.rows, self._guide, self._guard = (
-            column[keep] for column in (self.rows, self._guide, self._guard)
-        )
-        self._strength = self._strength[keep]
+        self._pairs = [self._pairs[index] for index in keep]
         self._memory = None if self._memory is None else self._memory[keep]
-        self._text = None
+        self._layout = None
+
+    @property
+    def extra_rows(self) -> Tensor:
+        """The row of each extra prediction."""
+        return self._laid_out().extra_rows
 
     @property
     def text(self) -> Conditioning:
-        """The concepts of the pairs, one row a pair. Only where there are pairs."""
-        if self._text is None:
-            sizes = torch.tensor([len(guide.names) for guide in self.guides], device=self._device)
-            first = sizes.cumsum(0) - sizes
-            concepts = concatenated([guide.concepts for guide in self.guides])
-            self._text = concepts.select(first[self._guide] + self._guard)
-        return self._text
+        """The conditions of the extra predictions. Only where there are any."""
+        layout = self._laid_out()
+        conditions = concatenated([c for stack in self._stacks if (c := stack.conditions)])
+        return conditions.select(layout.conditions)
+
+    def touched(self, rows: int) -> Tensor:
+        """`[rows]`: the rows that carry a pair."""
+        touched = torch.zeros(rows, dtype=torch.bool, device=self._device)
+        touched[self._laid_out().rows] = True
+        return touched
 
     def combine(
         self,
         unconditional: Tensor,
         conditional: Tensor,
-        concept: Tensor,
+        extra: Tensor,
         *,
+        latents: Tensor,
+        timestep: Tensor,
         scale: Tensor,
         progress: Tensor,
     ) -> Tensor:
         """The guided predictions `[rows, ...]` of one step.
 
-        `concept [pairs, ...]` was predicted under `text`; `scale` and `progress` are `[rows]`, the
-        latter the share of a row's steps that are done.
+        `extra [extra rows, ...]` was predicted under `text`; `timestep`, `scale` and `progress` are
+        `[rows]`, the latter the share of a row's steps that are done.
         """
+        layout = self._laid_out()
+        count = len(self._pairs)
         if self._memory is None:
-            self._memory = torch.zeros_like(concept, dtype=torch.float32)
-        pairs = Predictions(
-            guard=self._guard,
-            strength=self._strength,
-            progress=progress[self.rows],
-            scale=scale[self.rows],
-            unconditional=unconditional[self.rows],
-            conditional=conditional[self.rows],
-            concept=concept,
-            memory=self._memory,
-        )
+            shape = conditional.shape[1:]
+            self._memory = torch.zeros(count, *shape, device=conditional.device)
         terms, memory = torch.zeros_like(self._memory), self._memory.clone()
-        for number, guide in enumerate(self.guides):
-            mine = (self._guide == number).nonzero()[:, 0]
-            if len(mine):
-                term, kept = guide.term(pairs.select(mine))
-                terms[mine], memory[mine] = term, kept
+        for group in layout.groups:
+            rows = group.rows
+            at = Predictions(
+                guard=group.guard,
+                strength=group.strength,
+                timestep=timestep[rows],
+                progress=progress[rows],
+                scale=scale[rows],
+                latents=latents[rows],
+                unconditional=unconditional[rows],
+                conditional=conditional[rows],
+                extra=extra[group.extra],
+                memory=self._memory[group.pairs],
+            )
+            terms[group.pairs], memory[group.pairs] = group.stack.term(at)
         self._memory = memory
-        total = torch.zeros_like(conditional, dtype=torch.float32).index_add_(0, self.rows, terms)
-        touched = torch.zeros(len(conditional), dtype=torch.bool, device=self._device)
-        touched[self.rows] = True
+        total = torch.zeros_like(conditional, dtype=torch.float32)
+        total = total.index_add_(0, layout.rows, terms)
+        touched = self.touched(len(conditional))
         each = (-1, *[1] * (conditional.ndim - 1))
         width = scale.to(conditional.dtype).view(each)
         bare = unconditional + width * (conditional - unconditional)
         steered = unconditional + width * (conditional - unconditional - total)
         return torch.where(touched.view(each), steered.to(bare.dtype), bare)
+
+    def _laid_out(self) -> _Layout:
+        if self._layout is None:
+            self._layout = self._arrange()
+        return self._layout
+
+    def _arrange(self) -> _Layout:
+        """Put the pairs in order, once for each change of the batch."""
+        first = [0]
+        for stack in self._stacks:
+            rows = 0 if stack.conditions is None else stack.conditions.rows
+            first.append(first[-1] + rows)
+        extra_rows: list[int] = []
+        conditions: list[int] = []
+        extras: list[list[int]] = []
+        for row, number, column, _ in self._pairs:
+            stack = self._stacks[number]
+            size = 0 if stack.conditions is None else stack.per_guard
+            start = first[number] + column * size
+            extras.append(list(range(len(extra_rows), len(extra_rows) + size)))
+            extra_rows += [row] * size
+            conditions += range(start, start + size)
+        groups = []
+        for number, stack in enumerate(self._stacks):
+            mine = [i for i, pair in enumerate(self._pairs) if pair[1] == number]
+            if mine:
+                groups.append(
+                    _Group(
+                        stack=stack,
+                        pairs=self._integers(mine),
+                        rows=self._integers([self._pairs[i][0] for i in mine]),
+                        guard=self._integers([self._pairs[i][2] for i in mine]),
+                        strength=torch.tensor(
+                            [self._pairs[i][3] for i in mine], device=self._device
+                        ),
+                        extra=self._integers([extras[i] for i in mine]).view(len(mine), -1),
+                    )
+                )
+        return _Layout(
+            rows=self._integers([pair[0] for pair in self._pairs]),
+            extra_rows=self._integers(extra_rows),
+            conditions=self._integers(conditions),
+            groups=groups,
+        )
+
+    def _integers(self, values: Sequence[int] | Sequence[Sequence[int]]) -> Tensor:
+        return torch.tensor(values, dtype=torch.long, device=self._device)
+
+
+@dataclass(frozen=True)
+class _Group:
+    """The pairs of one stack: their numbers, rows, columns and strengths `[pairs]`, and where their
+    extra predictions are, `[pairs, conditions]`."""
+
+    stack: GuidanceGuards
+    pairs: Tensor
+    rows: Tensor
+    guard: Tensor
+    strength: Tensor
+    extra: Tensor
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """`rows [pairs]`; the row and the condition of each extra prediction; the pairs by stack."""
+
+    rows: Tensor
+    extra_rows: Tensor
+    conditions: Tensor
+    groups: Sequence[_Group]

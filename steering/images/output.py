@@ -34,9 +34,9 @@ class OutputGuards(Protocol):
 class OutputBank:
     """The image screens of one model. Immutable; swap the whole bank to change it."""
 
-    def __init__(self, screens: Sequence[OutputGuards] = ()) -> None:
-        self.screens = tuple(screens)
-        self.names = tuple(name for screen in screens for name in screen.names)
+    def __init__(self, stacks: Sequence[OutputGuards] = ()) -> None:
+        self.stacks = tuple(stacks)
+        self.names = tuple(name for stack in stacks for name in stack.names)
         if len(set(self.names)) != len(self.names):
             raise ValueError("two guards of a bank have the same name")
 
@@ -55,13 +55,13 @@ class OutputBank:
             raise KeyError(f"no guard {', '.join(unknown)} in the bank")
         readings: list[dict[str, ImageReading]] = [{} for _ in guards]
         wanted = {guard.name for row in guards for guard in row}
-        for screen in self.screens:
-            columns = [i for i, name in enumerate(screen.names) if name in wanted]
+        for stack in self.stacks:
+            columns = [i for i, name in enumerate(stack.names) if name in wanted]
             if not columns:
                 continue
-            said = screen.sense(latents, columns).tolist()
+            said = stack.sense(latents, columns).tolist()
             for row, scores, carried in zip(readings, said, guards, strict=True):
-                found = {screen.names[i]: score for i, score in zip(columns, scores, strict=True)}
+                found = {stack.names[i]: score for i, score in zip(columns, scores, strict=True)}
                 row |= {
                     guard.name: _reading(found[guard.name], guard.threshold)
                     for guard in carried

@@ -1,32 +1,40 @@
-"""The projection seam: low-rank overlays on linear layers, for the rows that carry them.
+"""The projection seam: low-rank overlays on linear and convolution layers, for the rows that carry
+them.
 
-An edit `W' = W + ΔW` of a layer is, for one row, `y = W x + s · A (Bᵀ x)`: the weights stay as they
-are, and the next row has another edit or none. Layers that read the same states share one `B`.
+An edit `W' = W + ΔW` of a layer is, for one row, `y = W x + s · A (B x)`: the weights stay as they
+are, and the next row has another edit or none. Layers are those of the denoiser, by their path in
+it, or of a text encoder, as `COMPONENT:PATH` (`text_encoder:encoder.layers.0.mlp.fc1`). Each guard
+overlays any of them; layers of one guard that read the same states share one `B`.
 
-Every loaded overlay of one model is stacked into one `OverlayBank`, which is immutable. Each guard
-on a row of a forward is a *pair*; all pairs of a layer are one batched product each. Its cost grows
-with the pairs, not with the guards that are loaded, and what a row gets does not depend on its
-neighbours'.
+All overlays of one network are stacked into one `OverlayBank`, which is immutable: for each layer,
+the guards that overlay it. Each guard on a row of a forward is a *pair*; all pairs of a layer are
+one batched product each. Its cost grows with the pairs, not with the guards that are loaded, and a
+row's result does not depend on its neighbours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.functional import pad
 
 from steering.hidden.rows import RowGuard
 from steering.images.embedding import EmbeddingGuards
 
+SEPARATOR = ":"
+"""Between a component of the pipeline and a layer's path in it."""
+
 
 @dataclass(frozen=True)
 class Overlay:
-    """One guard's overlay, float32: `reads` has for each group of layers `B [rank, in]`, `writes`
-    for each layer `A [rank, out]`, `groups` says which layers are of a group.
+    """The overlay of one guard, float32: for each group of layers `reads` has `B [rank, in]`, for
+    convolutions `[rank, in, height, width]`; for each layer `writes` has `A [rank, out]`; `groups`
+    says which layers are of a group.
 
     Raises ValueError where they do not go together.
     """
@@ -36,20 +44,49 @@ class Overlay:
     writes: Mapping[str, Tensor]
 
     def __post_init__(self) -> None:
-        named = [layer for layers in self.groups.values() for layer in layers]
-        if sorted(named) != sorted(self.writes) or {*self.groups} != {*self.reads}:
+        layers = [layer for group in self.groups.values() for layer in group]
+        if sorted(layers) != sorted(self.writes) or {*self.groups} != {*self.reads}:
             raise ValueError("each layer must be of one group, and each group have its states")
-        for group, layers in self.groups.items():
-            for layer in layers:
+        for group, members in self.groups.items():
+            if self.reads[group].ndim not in (2, 4):
+                raise ValueError(f"the overlay of {group} reads neither as linear nor as conv2d")
+            for layer in members:
                 if len(self.writes[layer]) != len(self.reads[group]):
                     raise ValueError(f"the overlay of {layer} has another rank than its group")
+
+    def among(self, component: str) -> Overlay:
+        """Its layers of one component, "" for the denoiser, by their paths there."""
+        groups = {
+            group: [path_of(layer) for layer in layers if component_of(layer) == component]
+            for group, layers in self.groups.items()
+        }
+        groups = {group: layers for group, layers in groups.items() if layers}
+        return Overlay(
+            groups,
+            {group: self.reads[group] for group in groups},
+            {
+                path_of(layer): writes
+                for layer, writes in self.writes.items()
+                if component_of(layer) == component
+            },
+        )
+
+
+def component_of(layer: str) -> str:
+    """The component of a layer's name, "" for the denoiser."""
+    return layer.partition(SEPARATOR)[0] if SEPARATOR in layer else ""
+
+
+def path_of(layer: str) -> str:
+    """The path of a layer in its component."""
+    return layer.rpartition(SEPARATOR)[2]
 
 
 class OverlayGuards(EmbeddingGuards, Protocol):
     """All loaded guards of one method of the projection seam; `overlays[i]` is that of `names[i]`.
 
-    What it senses on the prompt decides which rows it acts on, but it leaves the conditioning as
-    it is.
+    The prompt decides on which rows they act, and `Refinement.scale` how strongly on each; the
+    conditioning stays as it is.
     """
 
     overlays: Sequence[Overlay]
@@ -59,7 +96,7 @@ class OverlayGuards(EmbeddingGuards, Protocol):
 class Pairs:
     """The guards on the rows of one forward: `row`, `guard` and `strength` `[pairs]`, one a pair.
 
-    `carried [rows]` says which rows have any.
+    `carried [rows]` marks the rows that have any.
     """
 
     row: Tensor
@@ -67,38 +104,83 @@ class Pairs:
     strength: Tensor
     carried: Tensor
 
+    def select(self, place: Tensor) -> Pairs | None:
+        """The pairs whose guards have a place, `place [guards]` being -1 for those without, and
+        their places as `guard`. None for none."""
+        at = place[self.guard]
+        chosen = (at >= 0).nonzero()[:, 0]
+        if not len(chosen):
+            return None
+        row = self.row[chosen]
+        carried = torch.zeros_like(self.carried)
+        carried[row] = True
+        return Pairs(row, at[chosen], self.strength[chosen], carried)
+
+
+def pairs_of(strengths: Tensor) -> Pairs | None:
+    """Of a forward whose rows have these, `[rows, guards]`; None where no row carries a guard."""
+    row, guard = strengths.nonzero(as_tuple=True)
+    if not len(row):
+        return None
+    return Pairs(row, guard, strengths[row, guard], strengths.any(1))
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """One layer: `members` numbers the set of guards that overlay it, `group` the `B` that they
+    share there with other layers; `writes [guards of the set, rank, out]`."""
+
+    members: int
+    group: int
+    writes: Tensor
+
 
 class OverlayBank:
-    """The overlays of one model, stacked. Raises ValueError where they are of different layers."""
+    """The overlays of one network, stacked by layer. Any layers for any guard.
+
+    Raises ValueError for two guards of one name, or overlays of one layer of different widths.
+    """
 
     def __init__(
-        self, overlays: Sequence[OverlayGuards] = (), device: torch.device | str = "cpu"
+        self,
+        overlays: Mapping[str, Overlay] | None = None,
+        device: torch.device | str = "cpu",
     ) -> None:
-        each = [own for stack in overlays for own in stack.overlays]
-        names = [name for stack in overlays for name in stack.names]
+        overlays = {name: overlay for name, overlay in (overlays or {}).items() if overlay.writes}
+        names = list(overlays)
         self._index = {name: column for column, name in enumerate(names)}
-        if len(self._index) != len(names):
-            raise ValueError("two overlays of a model have the same name")
-        groups = {group: tuple(layers) for group, layers in each[0].groups.items()} if each else {}
-        for name, own in zip(names, each, strict=True):
-            if {group: tuple(layers) for group, layers in own.groups.items()} != groups:
-                raise ValueError(f"the overlay of {name} is on other layers than {names[0]}'s")
-        self.group_of = {layer: group for group, layers in groups.items() for layer in layers}
-        """Layer → the group whose states it reads."""
-        self._reads = {
-            group: _stacked(group, [own.reads[group] for own in each]).transpose(1, 2).to(device)
-            for group in groups
-        }
-        """Group → `[guards, in, rank]`."""
-        self._writes = {
-            layer: _stacked(layer, [own.writes[layer] for own in each]).to(device)
-            for layer in self.group_of
-        }
-        """Layer → `[guards, rank, out]`."""
+        group_of = [
+            {layer: group for group, layers in overlay.groups.items() for layer in layers}
+            for overlay in overlays.values()
+        ]
+        sets: dict[tuple[int, ...], int] = {}
+        groups: dict[tuple[tuple[int, str], ...], int] = {}
+        self._reads: list[Tensor] = []
+        """Group → `[guards of its set, rank, in, ...]`."""
+        self._layers: dict[str, _Layer] = {}
+        every = [layer for overlay in overlays.values() for layer in overlay.writes]
+        for layer in dict.fromkeys(every):
+            members = tuple(i for i, of in enumerate(group_of) if layer in of)
+            of_set = sets.setdefault(members, len(sets))
+            key = tuple((i, group_of[i][layer]) for i in members)
+            mine = [overlays[names[i]] for i in members]
+            if key not in groups:
+                groups[key] = len(groups)
+                reads = [own.reads[group] for own, (_, group) in zip(mine, key, strict=True)]
+                self._reads.append(_stacked(layer, reads).to(device))
+            writes = _stacked(layer, [own.writes[layer] for own in mine]).to(device)
+            self._layers[layer] = _Layer(of_set, groups[key], writes)
+        self._places = [_places(members, len(names), device) for members in sets]
+        """Set → each guard's place in it, -1 for none, `[guards]`."""
 
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(self._index)
+
+    @property
+    def layers(self) -> Collection[str]:
+        """Every layer that a guard overlays."""
+        return self._layers.keys()
 
     def __contains__(self, name: str) -> bool:
         return name in self._index
@@ -106,9 +188,25 @@ class OverlayBank:
     def __len__(self) -> int:
         return len(self._index)
 
-    def widths(self, layer: str) -> tuple[int, int]:
-        """How many values a layer reads and writes."""
-        return self._reads[self.group_of[layer]].shape[1], self._writes[layer].shape[2]
+    def group(self, layer: str) -> int:
+        """The number of the `B` that a layer's guards read with; layers may share it."""
+        return self._layers[layer].group
+
+    def require_fit(self, layer: str, module: nn.Module) -> None:
+        """Raise ValueError where the overlays of `layer` are not of this module's shape."""
+        found = self._layers[layer]
+        reads, out = self._reads[found.group], found.writes.shape[2]
+        if isinstance(module, nn.Linear):
+            wanted: tuple[int, ...] = (module.in_features,)
+            width = module.out_features
+        else:
+            assert isinstance(module, nn.Conv2d)
+            if module.groups != 1 or module.padding_mode != "zeros":
+                raise ValueError(f"{layer} is a grouped or non-zero-padded convolution")
+            wanted = (module.in_channels, *module.kernel_size)
+            width = module.out_channels
+        if tuple(reads.shape[2:]) != wanted or out != width:
+            raise ValueError(f"the overlay of {layer} is of other widths than the layer")
 
     def strengths(
         self, rows: Sequence[Sequence[RowGuard]], device: torch.device | str = "cpu"
@@ -120,25 +218,47 @@ class OverlayBank:
                 row[self._index[guard.name]] = guard.strength
         return torch.tensor(table, device=device).view(len(rows), len(self))
 
-    def coordinates(self, group: str, states: Tensor, pairs: Pairs) -> Tensor:
-        """`s Bᵀ x` of every pair, `[pairs, tokens, rank]`, from `states [rows, tokens, in]`."""
-        read = _product(states[pairs.row].float(), self._reads[group][pairs.guard])
+    def pairs(self, strengths: Tensor) -> dict[str, Pairs]:
+        """Of a forward whose rows have these, `[rows, guards]`: each layer's pairs, without layers
+        at which there is none."""
+        every = pairs_of(strengths)
+        if every is None:
+            return {}
+        if len(self._places) == 1:
+            return dict.fromkeys(self._layers, every)
+        by_set = [every.select(place) for place in self._places]
+        found = {layer: by_set[at.members] for layer, at in self._layers.items()}
+        return {layer: pairs for layer, pairs in found.items() if pairs is not None}
+
+    def coordinates(self, layer: str, states: Tensor, pairs: Pairs, module: nn.Module) -> Tensor:
+        """`s B x` of every pair of a layer: `[pairs, places, rank]`, from `states [rows, ...]` as
+        the layer takes them. Equal for layers of one `group` and the same states."""
+        reads = self._reads[self._layers[layer].group][pairs.guard]
+        rows = states[pairs.row].float()
+        if isinstance(module, nn.Conv2d):
+            read = _convolved(rows, reads, module)
+        else:
+            read = _product(rows.flatten(1, -2) if rows.ndim > 2 else rows[:, None], reads.mT)
         return pairs.strength[:, None, None] * read
 
-    def added(self, layer: str, output: Tensor, coordinates: Tensor, pairs: Pairs) -> Tensor:
-        """`output [rows, tokens, out]` with the overlays of its rows; others keep their bits."""
-        more = _product(coordinates, self._writes[layer][pairs.guard])
+    def added(
+        self, layer: str, output: Tensor, coordinates: Tensor, pairs: Pairs, module: nn.Module
+    ) -> Tensor:
+        """A layer's `output [rows, ...]` with the overlays of its rows; others keep their bits."""
+        more = _product(coordinates, self._layers[layer].writes[pairs.guard])
+        if isinstance(module, nn.Conv2d):
+            more = more.mT
+        more = more.reshape(len(more), *output.shape[1:])
         total = torch.zeros_like(output, dtype=torch.float32).index_add_(0, pairs.row, more)
         edited = (output.float() + total).to(output.dtype)
-        return torch.where(pairs.carried[:, None, None], edited, output)
+        carried = pairs.carried.view(-1, *[1] * (output.ndim - 1))
+        return torch.where(carried, edited, output)
 
 
-def pairs_of(strengths: Tensor) -> Pairs | None:
-    """Of a forward whose rows have these, `[rows, guards]`; None where no row carries a guard."""
-    row, guard = strengths.nonzero(as_tuple=True)
-    if not len(row):
-        return None
-    return Pairs(row, guard, strengths[row, guard], strengths.any(1))
+def _places(members: Sequence[int], guards: int, device: torch.device | str) -> Tensor:
+    place = torch.full((guards,), -1, dtype=torch.long)
+    place[list(members)] = torch.arange(len(members))
+    return place.to(device)
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
@@ -151,9 +271,23 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
     return torch.bmm(left.expand(2, -1, -1), right.expand(2, -1, -1))[:1]
 
 
-def _stacked(of: str, parts: Sequence[Tensor]) -> Tensor:
-    """`[guards, most rank, width]`: matrices `[rank, width]` filled up with zeros."""
-    if len({part.shape[1] for part in parts}) > 1:
-        raise ValueError(f"the overlays of {of} are of different widths")
+def _convolved(states: Tensor, kernels: Tensor, module: nn.Conv2d) -> Tensor:
+    """`[pairs, places, rank]` of `states [pairs, in, height, width]` under kernels of their own,
+    `[pairs, rank, in, height, width]`, at the places of the module's own output."""
+    patches = F.unfold(
+        states,
+        kernel_size=module.kernel_size,
+        dilation=module.dilation,
+        padding=module.padding,  # type: ignore[arg-type]
+        stride=module.stride,
+    )
+    return _product(patches.mT, kernels.flatten(2).mT)
+
+
+def _stacked(layer: str, parts: Sequence[Tensor]) -> Tensor:
+    """`[guards, most rank, ...]`: tensors `[rank, ...]` filled up with zeros."""
+    if len({part.shape[1:] for part in parts}) > 1:
+        raise ValueError(f"the overlays of {layer} are of different widths")
     most = max(len(part) for part in parts)
-    return torch.stack([pad(part.float(), (0, 0, 0, most - len(part))) for part in parts])
+    filling = [(0, 0) * (part.ndim - 1) + (0, most - len(part)) for part in parts]
+    return torch.stack([pad(p.float(), fill) for p, fill in zip(parts, filling, strict=True)])

@@ -1,37 +1,179 @@
-"""The maths of each method, one file a method, and the registry that finds them by name.
+"""The table of methods: one entry says everything that the product has to know of a method.
 
-A method's file has the pure functions on tensors and `load`, which turns an artifact's tensors
-and settings into what the runtime stacks. A new method is one such file and one line here.
+A method is one file of maths and one `Method` here, or, in a package of its own, one `Method` as
+an entry point of the group `guard.methods`. Nothing else names a method: engines, plans, the
+attached use, evaluation and `guard check` ask its entry. Importing this module loads no torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
+GROUP = "guard.methods"
+"""The entry point group of methods that other packages bring."""
 
-from steering.methods import steer
-from steering.methods.steer import FittedSteer
+Seam = Literal["hidden", "embedding", "projection", "guidance", "latent", "output", "text"]
+"""Where the guards of a method attach; `steering.hidden` and `steering.images` have one protocol
+for each."""
 
-Loader = Callable[[str, Mapping[str, NDArray[np.float32]], Mapping[str, Any], int], FittedSteer]
+ModelKind = Literal["language", "images", "text"]
+"""What a model makes; guards of the kind "text" read what any model reads or writes."""
 
-METHODS: dict[str, Loader] = {"steer": steer.load}
+Action = Literal["steer", "refine", "overlay", "perturb", "block"]
+"""What a guard does where it fires; one that blocks leaves it to the policy's fallback."""
+
+Part = Literal["model", "encoders", "denoiser", "autoencoder", "pipeline", "sentence encoder"]
+"""The part of a served model whose fingerprint an artifact must carry."""
+
+Decision = Literal["before", "during", "after"]
+"""When a guard decides: on the prompt, while the output is made, or on the finished output."""
+
+Gradient = Literal["exact", "straight-through", "none"]
+"""How an attacker with the weights differentiates through a guard: through its own computation,
+with the identity in place of its change (Athalye et al., arXiv 1802.00420), or not at all."""
+
+_KINDS: dict[Seam, ModelKind] = {"hidden": "language", "text": "text"}
 
 
-def load_guard(
-    method: str,
-    name: str,
-    tensors: Mapping[str, NDArray[np.float32]],
-    settings: Mapping[str, Any],
-    depth: int,
-) -> FittedSteer:
-    """A fitted guard, ready to be stacked, for a model of `depth` decoder layers.
+@dataclass(frozen=True)
+class Method:
+    """One entry of the table.
 
-    Raises ValueError, naming the fault, where the method is unknown or the artifact's tensors and
-    settings do not hold.
+    `stack` makes of fitted guards (`steering.methods.fitted.FittedGuard`, one at least) and a
+    device the stacked guards of the seam's protocol; it is a callable, or "module:function" that is
+    imported at first use. It raises ValueError for a guard that does not hold, and for guards that
+    hold one by one but cannot be stacked.
     """
-    if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}: this release has {', '.join(METHODS)}")
-    return METHODS[method](name, tensors, settings, depth)
+
+    name: str
+    seam: Seam
+    stack: str | Callable[..., Any]
+    action: Action
+    bound_to: Part
+    decides: Decision
+    gradient: Gradient
+
+    @property
+    def kind(self) -> ModelKind:
+        """The kind of model that the method's guards are for."""
+        return _KINDS.get(self.seam, "images")
+
+    def stacked(self, guards: Any, device: Any = "cpu") -> Any:
+        """The stacked guards; raises as `stack` does."""
+        function = self.stack
+        if isinstance(function, str):
+            module, _, name = function.partition(":")
+            function = getattr(import_module(module), name)
+        return function(guards, device)
+
+
+_MATHS = "steering.methods"
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method(
+            "steer",
+            seam="hidden",
+            stack=f"{_MATHS}.steer:stack",
+            action="steer",
+            bound_to="model",
+            decides="during",
+            gradient="none",
+        ),
+        Method(
+            "cgce",
+            seam="embedding",
+            stack=f"{_MATHS}.cgce:stack",
+            action="refine",
+            bound_to="encoders",
+            decides="before",
+            gradient="exact",
+        ),
+        Method(
+            "nearest",
+            seam="embedding",
+            stack=f"{_MATHS}.nearest:stack",
+            action="refine",
+            bound_to="encoders",
+            decides="before",
+            gradient="straight-through",
+        ),
+        Method(
+            "safree",
+            seam="embedding",
+            stack=f"{_MATHS}.safree:stack",
+            action="refine",
+            bound_to="encoders",
+            decides="before",
+            gradient="straight-through",
+        ),
+        Method(
+            "uce",
+            seam="projection",
+            stack=f"{_MATHS}.uce:stack",
+            action="overlay",
+            bound_to="denoiser",
+            decides="before",
+            gradient="exact",
+        ),
+        Method(
+            "safe-guidance",
+            seam="guidance",
+            stack=f"{_MATHS}.safe_guidance:stack_safety",
+            action="steer",
+            bound_to="encoders",
+            decides="before",
+            gradient="exact",
+        ),
+        Method(
+            "negative-prompt",
+            seam="guidance",
+            stack=f"{_MATHS}.safe_guidance:stack_negative",
+            action="steer",
+            bound_to="encoders",
+            decides="before",
+            gradient="exact",
+        ),
+        Method(
+            "irece",
+            seam="latent",
+            stack=f"{_MATHS}.irece:stack",
+            action="perturb",
+            bound_to="pipeline",
+            decides="during",
+            gradient="straight-through",
+        ),
+        Method(
+            "latents",
+            seam="output",
+            stack=f"{_MATHS}.latents:stack",
+            action="block",
+            bound_to="autoencoder",
+            decides="after",
+            gradient="exact",
+        ),
+    )
+}
+"""Name → entry."""
+
+
+def method_named(name: str) -> Method:
+    """The entry of a method. Raises ValueError naming the methods that there are."""
+    if name not in METHODS:
+        for method in _installed():
+            METHODS.setdefault(method.name, method)
+    if name not in METHODS:
+        raise ValueError(f"unknown method {name!r}: this release has {', '.join(METHODS)}")
+    return METHODS[name]
+
+
+@cache
+def _installed() -> Iterable[Method]:
+    """Those that other packages bring."""
+    return tuple(point.load() for point in entry_points(group=GROUP))

@@ -137,6 +137,13 @@ class CgceGuards:
         score[rows] = self.sense(part.with_states(after))
         return Refinement(text.with_states(changed), counts, score)
 
+    def act_differentiably(
+        self, text: Conditioning, due: Tensor, threshold: Tensor, strength: Tensor
+    ) -> Conditioning:
+        """As `act` on rows each of which has a `due` guard, with the graph of every step kept."""
+        moved, _ = self.descend(dict(text.states), due, strength, differentiable=True)
+        return text.with_states(moved)
+
     def descend(
         self,
         states: Mapping[str, Tensor],

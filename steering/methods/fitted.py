@@ -1,4 +1,4 @@
-"""A guard of an image model as its artifact holds it, before it is stacked."""
+"""A guard as its artifact holds it, before it is stacked: named tensors and settings."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class FittedGuard:
-    """A guard's tensors, one a stream as `NAME.STREAM`, and its settings.
+    """The tensors and settings of one artifact, read with checks.
 
-    The readers below raise ValueError naming what is missing or does not hold.
+    Each reader below raises ValueError naming the tensor or setting that is missing or wrong. A
+    guard of an image model has one tensor for each stream of the text encoders, `NAME.STREAM`.
     """
 
     name: str
@@ -26,31 +27,44 @@ class FittedGuard:
     @property
     def streams(self) -> tuple[str, ...]:
         """The streams that the guard was fitted on, one at least."""
-        named = self._setting("streams")
-        if not isinstance(named, list | tuple) or not named:
+        names = self._setting("streams")
+        if not isinstance(names, list | tuple) or not names:
             raise ValueError(f"guard {self.name}: streams must be a list of names")
-        return tuple(str(stream) for stream in named)
+        return tuple(str(stream) for stream in names)
 
-    def tensor(self, kind: str, stream: str, dims: int) -> Tensor:
-        """The tensor `kind.stream`, float32, of that many dimensions."""
-        key = f"{kind}.{stream}"
+    def array(self, key: str, *dims: int) -> Tensor:
+        """The tensor `key`, float32, of one of these numbers of dimensions."""
         if key not in self.tensors:
             raise ValueError(f"guard {self.name}: has no tensor {key!r}")
         tensor = torch.tensor(self.tensors[key], dtype=torch.float32)
-        if tensor.ndim != dims or not tensor.numel():
-            raise ValueError(f"guard {self.name}: tensor {key!r} must have {dims} dimensions")
+        if tensor.ndim not in dims or not tensor.numel():
+            wanted = " or ".join(map(str, dims))
+            raise ValueError(f"guard {self.name}: tensor {key!r} must have {wanted} dimensions")
         return tensor
+
+    def tensor(self, kind: str, stream: str, *dims: int) -> Tensor:
+        """The tensor `kind.stream`, float32, of one of these numbers of dimensions."""
+        return self.array(f"{kind}.{stream}", *dims)
 
     def number(self, key: str) -> float:
         """A setting that is a finite number."""
-        value = self._setting(key)
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not math.isfinite(value)
-        ):
-            raise ValueError(f"guard {self.name}: {key} must be a finite number, not {value!r}")
-        return float(value)
+        return self._number(key, self._setting(key))
+
+    def optional_number(self, key: str) -> float | None:
+        """A setting that is a finite number; None where it is null or left out."""
+        value = self.settings.get(key)
+        return None if value is None else self._number(key, value)
+
+    def numbers(self, key: str) -> tuple[float, ...]:
+        """A setting that is a list of finite numbers."""
+        return tuple(self._number(key, value) for value in self._list(key))
+
+    def layers(self, key: str) -> tuple[int, ...]:
+        """A setting that is a list of layers, whole numbers."""
+        values = self._list(key)
+        if not all(isinstance(value, int) and not isinstance(value, bool) for value in values):
+            raise ValueError(f"guard {self.name}: {key} must be a list of whole numbers")
+        return tuple(values)
 
     def flag(self, key: str) -> bool:
         """A setting that is true or false."""
@@ -62,10 +76,25 @@ class FittedGuard:
     def names_by(self, key: str) -> dict[str, tuple[str, ...]]:
         """A setting that has for each of some names a list of others, none of them empty."""
         value = self._setting(key)
-        held = value.items() if isinstance(value, Mapping) else ()
-        if not held or not all(isinstance(names, list | tuple) and names for _, names in held):
+        lists = value.items() if isinstance(value, Mapping) else ()
+        if not lists or not all(isinstance(names, list | tuple) and names for _, names in lists):
             raise ValueError(f"guard {self.name}: {key} must have a list of names for each name")
-        return {str(name): tuple(map(str, names)) for name, names in held}
+        return {str(name): tuple(map(str, names)) for name, names in lists}
+
+    def _number(self, key: str, value: Any) -> float:
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not math.isfinite(value)
+        ):
+            raise ValueError(f"guard {self.name}: {key} must be a finite number, not {value!r}")
+        return float(value)
+
+    def _list(self, key: str) -> Sequence[Any]:
+        value = self._setting(key)
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"guard {self.name}: {key} must be a list, not {value!r}")
+        return value
 
     def _setting(self, key: str) -> Any:
         if key not in self.settings:
@@ -81,18 +110,19 @@ def numbers(guards: Sequence[FittedGuard], key: str, device: torch.device | str)
 def by_stream(
     guards: Sequence[FittedGuard], kind: str, dims: int
 ) -> dict[str, list[Tensor | None]]:
-    """Stream → each guard's tensor `kind`, None where it does not look at that stream.
+    """Stream → each guard's tensor `kind`, None for a guard that was not fitted on that stream.
 
-    The last dimension, the stream's width, is the same for all. Raises ValueError.
+    The last dimension, the width of the stream, is the same for all. Raises ValueError.
     """
     streams = dict.fromkeys(stream for guard in guards for stream in guard.streams)
-    found: dict[str, list[Tensor | None]] = {}
+    tensors: dict[str, list[Tensor | None]] = {}
     for stream in streams:
-        own = [
+        stream_tensors = [
             guard.tensor(kind, stream, dims) if stream in guard.streams else None
             for guard in guards
         ]
-        if len({tensor.shape[-1] for tensor in own if tensor is not None}) > 1:
+        widths = {tensor.shape[-1] for tensor in stream_tensors if tensor is not None}
+        if len(widths) > 1:
             raise ValueError(f"the guards' tensors {kind}.{stream} are of different widths")
-        found[stream] = own
-    return found
+        tensors[stream] = stream_tensors
+    return tensors

@@ -70,6 +70,11 @@ class IreceGuards:
         both = weighted.index_add(0, seen.owner, standing_out(seen.attended))
         return smoothed(both, self._smoothing[seen.guard])
 
+    def soft_mask(self, seen: LatentEvidence) -> Tensor:
+        """A differentiable mask in 0..1 that rises where the evidence stands out, for an attacker:
+        `find` cuts it off at a share of its peak, which has no slope."""
+        return torch.sigmoid(standing_out(self.evidence(seen)))
+
     def find(self, seen: LatentEvidence) -> Localization:
         evidence = self.evidence(seen)
         mask = mask_of(evidence, self._mask[seen.guard])

@@ -68,12 +68,15 @@ def safety_term(
     return term, decay * at.memory + (1.0 - decay) * term
 
 
-class _ConceptGuide:
-    """What both methods share: concepts, and a gate that is open where a guard has none."""
+class _ConceptGuidance:
+    """The parts that both methods share: the concept of each guard as its one extra condition, and
+    a gate that is open for a guard without one."""
+
+    per_guard = 1
 
     def __init__(self, names: Sequence[str], concepts: Conditioning, gate: PromptGate) -> None:
         self.names: Sequence[str] = tuple(names)
-        self.concepts = concepts
+        self.conditions: Conditioning | None = concepts
         self._gate = gate
 
     def sense(self, text: Conditioning) -> Tensor:
@@ -83,12 +86,11 @@ class _ConceptGuide:
     def act(
         self, text: Conditioning, due: Tensor, threshold: Tensor, strength: Tensor
     ) -> Refinement:
-        """Leaves the conditioning alone: what is due happens between the denoising steps."""
-        nothing = torch.zeros(text.rows, dtype=torch.long, device=due.device)
-        return Refinement(text, nothing, torch.full_like(strength, torch.nan))
+        """Leaves the conditioning alone: the guards act at each denoising step."""
+        return Refinement.none(text, strength)
 
 
-class SafeGuidance(_ConceptGuide):
+class SafeGuidance(_ConceptGuidance):
     """All guards of safe latent diffusion on one model, stacked."""
 
     def __init__(
@@ -106,7 +108,7 @@ class SafeGuidance(_ConceptGuide):
         }
 
     def term(self, at: Predictions) -> tuple[Tensor, Tensor]:
-        """See `Guide.term`; equation 3 is what the seam does with it."""
+        """See `GuidanceGuards.term`; equation 3 is what the seam does with it."""
         warmup = self._safety["warmup"][at.guard]
         own = {
             name: _beside(values[at.guard], at.concept)
@@ -118,11 +120,11 @@ class SafeGuidance(_ConceptGuide):
         return torch.where(begun, term * _beside(at.strength, term), 0.0), memory
 
 
-class NegativePrompt(_ConceptGuide):
+class NegativePrompt(_ConceptGuidance):
     """All negative prompts of one model, stacked."""
 
     def term(self, at: Predictions) -> tuple[Tensor, Tensor]:
-        """See `Guide.term`. With strength 1 and one guard on the row: `n + s (c - n)`."""
+        """See `GuidanceGuards.term`. With strength 1 and one guard on the row: `n + s (c - n)`."""
         share = at.strength * (1.0 - 1.0 / at.scale)
         away = at.concept.float() - at.unconditional.float()
         return _beside(share, away) * away, at.memory

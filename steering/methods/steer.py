@@ -10,17 +10,14 @@ Shapes: `H` are activations `[n, width]`, one row a token; all results are float
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from steering.hidden.bank import SteerGuard
+from steering.hidden.bank import HiddenBank, Placement
+from steering.methods.fitted import FittedGuard
 
 
 def contrast(erasure: Tensor, recall: Tensor) -> Tensor:
@@ -89,52 +86,125 @@ def soft_gate(forget: Tensor, retain_gram: Tensor, ridge: float, forget_weight: 
 
 
 @dataclass(frozen=True)
-class FittedSteer:
-    """A steering guard as it was fitted; `recheck` None decides on the prompt alone."""
+class SteerGuard:
+    """The tensors of one steering guard, float32.
 
-    tensors: SteerGuard
-    threshold: float
-    strength: float
-    recheck: float | None
+    The score of a token is `Σ_l gates[l] · h_l` over the layers `sense_layers`, with `gates [sense
+    layers, width]`. `directions [steps, act layers, width]` are added after `act_layers`: the first
+    at the token where the guard fires, the next ones at the tokens that follow, nothing after the
+    last. `pool` and `rest` are as in `Placement`.
 
-
-def load(
-    name: str,
-    tensors: Mapping[str, NDArray[np.float32]],
-    settings: Mapping[str, Any],
-    depth: int,
-) -> FittedSteer:
-    """From an artifact: `gates [sense layers, width]` and `directions [act layers, width]`.
-
-    `settings` are as `guard fit steer` writes them; its `schedule` holds the share of the
-    directions at the token where the guard fires and at those that follow.
-
-    Raises ValueError where something is missing, of the wrong shape or outside the model.
+    Raises ValueError for tensors of other shapes.
     """
-    try:
-        schedule = torch.tensor([float(share) for share in settings["schedule"]])
-        guard = SteerGuard(
-            name=name,
-            sense_layers=tuple(int(layer) for layer in settings["sense_layers"]),
-            gates=torch.tensor(tensors["gates"]),
-            act_layers=tuple(int(layer) for layer in settings["act_layers"]),
-            directions=schedule[:, None, None] * torch.tensor(tensors["directions"])[None],
-            pool=int(settings["pool"]),
-            rest=int(settings["rest"]),
-        )
-        recheck = settings["recheck"]
-        fitted = FittedSteer(
-            tensors=guard,
-            threshold=float(settings["threshold"]),
-            strength=float(settings["strength"]),
-            recheck=None if recheck is None else float(recheck),
-        )
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"a steering guard needs {error}") from error
-    outside = [i for i in (*guard.sense_layers, *guard.act_layers) if not 0 <= i < depth]
-    if outside:
-        raise ValueError(f"layers {outside} do not exist in a model of {depth} layers")
-    figures = (fitted.threshold, fitted.strength, fitted.recheck or 0.0, *schedule.tolist())
-    if not all(map(math.isfinite, figures)):  # nothing is larger than NaN: it would never fire
-        raise ValueError("threshold, strength, recheck and schedule must be finite numbers")
-    return fitted
+
+    name: str
+    sense_layers: tuple[int, ...]
+    gates: Tensor
+    act_layers: tuple[int, ...]
+    directions: Tensor
+    pool: int = 1
+    rest: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.gates.ndim != 2 or len(self.gates) != len(self.sense_layers):
+            raise ValueError(f"guard {self.name}: gates must be [sense layers, width]")
+        shape = (len(self.act_layers), self.width)
+        if self.directions.ndim != 3 or tuple(self.directions.shape[1:]) != shape:
+            raise ValueError(f"guard {self.name}: directions must be [steps, act layers, width]")
+
+    @property
+    def width(self) -> int:
+        return self.gates.shape[-1]
+
+    @property
+    def placement(self) -> Placement:
+        """Raises ValueError where it does not hold."""
+        steps = len(self.directions)
+        try:
+            return Placement(self.sense_layers, self.act_layers, steps, self.pool, self.rest)
+        except ValueError as error:
+            raise ValueError(f"guard {self.name}: {error}") from error
+
+
+class SteerGuards:
+    """All steering guards of one model, stacked: a `HiddenGuards`.
+
+    Raises ValueError for a guard whose placement does not hold, or guards of different widths.
+    """
+
+    def __init__(self, guards: Sequence[SteerGuard], device: torch.device | str = "cpu") -> None:
+        self.names: Sequence[str] = tuple(guard.name for guard in guards)
+        self.placements: Sequence[Placement] = tuple(guard.placement for guard in guards)
+        if len({guard.width for guard in guards}) > 1:
+            raise ValueError("the guards of a bank must be of one width, that of the model")
+        self.width = guards[0].width
+        self._steps = max(len(guard.directions) for guard in guards)
+        self._gates = {
+            layer: _gates(guards, layer).to(device)
+            for layer in sorted({layer for guard in guards for layer in guard.sense_layers})
+        }
+        """Layer → `[guards, width]`; guards that do not sense there have zeros."""
+        self._directions = {
+            layer: _directions(guards, layer, self._steps).flatten(0, 1).to(device)
+            for layer in sorted({layer for guard in guards for layer in guard.act_layers})
+        }
+        """Layer → `[guards * steps, width]`; zeros where a guard does not act."""
+
+    def sense(self, layer: int, states: Tensor) -> Tensor:
+        """See `HiddenGuards.sense`."""
+        if layer not in self._gates:
+            return states.new_zeros(*states.shape[:-1], len(self.names))
+        return states @ self._gates[layer].T
+
+    def act(
+        self, layer: int, states: Tensor, guard: Tensor, age: Tensor, strength: Tensor
+    ) -> Tensor:
+        """The due directions, scaled; see `HiddenGuards.act`."""
+        if layer not in self._directions:
+            return torch.zeros_like(states)
+        return self._directions[layer][guard * self._steps + age] * strength[..., None]
+
+
+def bank_of(guards: Sequence[SteerGuard], device: torch.device | str = "cpu") -> HiddenBank:
+    """A bank of these guards alone, any number of them."""
+    return HiddenBank([SteerGuards(guards, device)] if guards else [], device)
+
+
+def _gates(guards: Sequence[SteerGuard], layer: int) -> Tensor:
+    stacked = torch.zeros(len(guards), guards[0].width)
+    for row, guard in zip(stacked, guards, strict=True):
+        if layer in guard.sense_layers:
+            row.copy_(guard.gates[guard.sense_layers.index(layer)])
+    return stacked
+
+
+def _directions(guards: Sequence[SteerGuard], layer: int, steps: int) -> Tensor:
+    stacked = torch.zeros(len(guards), steps, guards[0].width)
+    for row, guard in zip(stacked, guards, strict=True):
+        if layer in guard.act_layers:
+            row[: len(guard.directions)] = guard.directions[:, guard.act_layers.index(layer)]
+    return stacked
+
+
+def stack(guards: Sequence[FittedGuard], device: torch.device | str = "cpu") -> SteerGuards:
+    """From artifacts, as `guard fit steer` writes them. Raises ValueError naming a fault.
+
+    Tensors: `gates [sense layers, width]` and `directions [act layers, width]`. The setting
+    `schedule` has the share of the directions at the token where the guard fires and at those that
+    follow.
+    """
+    return SteerGuards([loaded(guard) for guard in guards], device)
+
+
+def loaded(guard: FittedGuard) -> SteerGuard:
+    """The guard of one artifact. Raises ValueError naming a fault."""
+    schedule = torch.tensor(guard.numbers("schedule"))
+    return SteerGuard(
+        name=guard.name,
+        sense_layers=guard.layers("sense_layers"),
+        gates=guard.array("gates", 2),
+        act_layers=guard.layers("act_layers"),
+        directions=schedule[:, None, None] * guard.array("directions", 2)[None],
+        pool=int(guard.number("pool")),
+        rest=int(guard.number("rest")),
+    )

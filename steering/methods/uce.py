@@ -103,9 +103,8 @@ class UceGuards:
     def act(
         self, text: Conditioning, due: Tensor, threshold: Tensor, strength: Tensor
     ) -> Refinement:
-        """Leaves the conditioning alone: what is due happens inside the denoiser."""
-        nothing = torch.zeros(text.rows, dtype=torch.long, device=due.device)
-        return Refinement(text, nothing, torch.full_like(strength, torch.nan))
+        """Leaves the conditioning alone: the overlays act inside the denoiser."""
+        return Refinement.none(text, strength)
 
 
 def stack(guards: Sequence[FittedGuard], device: torch.device | str = "cpu") -> UceGuards:

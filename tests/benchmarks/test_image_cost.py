@@ -1,4 +1,4 @@
-"""The cost benchmark measures every part beside the image of its own round."""
+"""The cost benchmark measures every part relative to the image of the same round."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ def test_every_part_is_measured(tmp_path: Path) -> None:
         measure(family, artifact, _arguments("a cat"))
 
 
-def test_a_look_at_the_finished_image_is_measured_where_it_is_asked_for(tmp_path: Path) -> None:
+def test_the_inspection_of_the_finished_image_is_measured_with_a_latents_guard(
+    tmp_path: Path,
+) -> None:
     family = save_pipeline(tmp_path / "pipeline")
     save_guards(tmp_path, family)
     save_drawn_latents(tmp_path / "look.safetensors", family)

@@ -1,4 +1,4 @@
-"""The throughput benchmark draws every request, whenever it joins."""
+"""The throughput benchmark generates every image, whenever its request joins."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from benchmarks.image_throughput import measure
 from tests.server.tiny_pipeline import save_pipeline
 
 
-def test_requests_that_join_late_are_measured_beside_those_that_start_together(
+def test_requests_that_join_late_are_measured_relative_to_one_batch(
     tmp_path: Path,
 ) -> None:
     arguments = Namespace(prompt="a cat", rows=3, apart=[1, 5], steps=2, guidance=3.0, rounds=2)

@@ -1,4 +1,4 @@
-"""The throughput benchmark of the vLLM plugin compares what it says: engines that are made up."""
+"""The throughput benchmark of the vLLM plugin, with fake engines."""
 
 from __future__ import annotations
 
@@ -10,37 +10,37 @@ import pytest
 
 from benchmarks.vllm_engine import Engine, Round
 from benchmarks.vllm_guards import NEVER, TRAFFIC, Traffic, guard_name, write_guards
-from benchmarks.vllm_throughput import Side, compared, plan
+from benchmarks.vllm_throughput import Side, compare, plan
 from guard.artifact import Artifact
 from guard.config.schema import load_config
 
 
-class Made:
-    """An engine of which a round takes `seconds`, and each carried guard fires or not."""
+class FakeEngine:
+    """A round takes `seconds`, and all guards of its requests fire or none."""
 
-    def __init__(self, seconds: float, fires: bool = False, answer: int = 1) -> None:
-        self.seconds, self.fires, self.answer = seconds, fires, answer
+    def __init__(self, seconds: float, fires: bool = False, token: int = 1) -> None:
+        self.seconds, self.fires, self.token = seconds, fires, token
 
     def round(self, policies: Sequence[str]) -> Round:
         return Round(
             seconds=self.seconds,
             cpu=self.seconds / 2,
-            own=0.25,
-            first=1.0,
-            told=len(policies),
+            plugin_share=0.25,
+            first_token=1.0,
+            verdicts=len(policies),
             fired=len(policies) if self.fires else 0,
-            answers=[[1], [self.answer]],
+            tokens=[[1], [self.token]],
         )
 
 
-def _compared(**engines: Made) -> dict[str, dict[str, float]]:
+def _compare(**engines: FakeEngine) -> dict[str, dict[str, float]]:
     sides = [Side(n, n, () if n == "bare" else ("p",)) for n in engines]
-    result = compared({n: cast("Engine", made) for n, made in engines.items()}, sides, 3)
+    result = compare({n: cast("Engine", engine) for n, engine in engines.items()}, sides, 3)
     return cast("dict[str, dict[str, float]]", result["sides"])
 
 
 def test_throughput_is_that_of_the_first_side_in_the_same_round() -> None:
-    sides = _compared(bare=Made(2.0), slow=Made(4.0, answer=2))
+    sides = _compare(bare=FakeEngine(2.0), slow=FakeEngine(4.0, token=2))
     wall, cpu = (cast("dict[str, float]", sides["slow"][clock]) for clock in ("wall", "cpu"))
     assert wall["ratio"] == cpu["ratio"] == 0.5
     assert wall["seconds"] == 4.0 and cpu["seconds"] == 2.0
@@ -49,12 +49,12 @@ def test_throughput_is_that_of_the_first_side_in_the_same_round() -> None:
 
 
 @pytest.mark.parametrize("side, fires", [("fires", False), ("silent", True)])
-def test_a_side_that_is_not_what_it_says_is_refused(side: str, fires: bool) -> None:
+def test_a_side_whose_guards_act_against_its_name_is_refused(side: str, fires: bool) -> None:
     with pytest.raises(SystemExit, match=f"{side}: the guards of"):
-        _compared(**{"bare": Made(1.0), side: Made(1.0, fires)})
+        _compare(**{"bare": FakeEngine(1.0), side: FakeEngine(1.0, fires)})
 
 
-def test_few_guards_have_an_engine_a_kind() -> None:
+def test_few_guards_have_an_engine_for_each_kind() -> None:
     engines, sides = plan([1, 16], 32)
     assert list(engines) == ["1 silent-recheck", "1 fires-recheck", "16"]
     by_name = {side.name: side for side in sides}
@@ -65,7 +65,7 @@ def test_few_guards_have_an_engine_a_kind() -> None:
     assert {side.engine for side in sides} == {"bare", *engines}
 
 
-def test_guards_differ_and_only_those_that_shall_can_fire(tmp_path: Path) -> None:
+def test_guards_differ_and_those_of_silent_traffic_cannot_fire(tmp_path: Path) -> None:
     config = load_config(write_guards(tmp_path, 8, TRAFFIC))
     assert len(config.guards) == len({guard.name for guard in config.guards}) == 8
     assert len({Artifact.load(guard.artifact).digest for guard in config.guards}) == 8

@@ -1,4 +1,4 @@
-"""Classifiers of latents whose weights are drawn: they know nothing, and no two are alike."""
+"""Random latents, and classifiers of latents with random weights, no two alike."""
 
 from __future__ import annotations
 
@@ -8,14 +8,19 @@ from typing import Any
 
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from classifiers.latents import LatentClassifiers
 
 
-def drawn_net(
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def random_net(
     members: int, channels: int, *, hidden: Sequence[int] = (3, 5), seed: int = 0
 ) -> LatentClassifiers:
-    """With as many layers of 3 x 3 as `hidden` has numbers, and the one that votes."""
+    """A network of a 3 x 3 layer for each number in `hidden`, and the layer that votes."""
     random = torch.Generator().manual_seed(seed)
     widths = [channels, *hidden, 1]
     weights, biases = [], []
@@ -28,7 +33,7 @@ def drawn_net(
 
 
 def tensors_of(net: LatentClassifiers) -> dict[str, NDArray[Any]]:
-    """As an artifact has them."""
+    """The tensors under their names in an artifact."""
     named = {"weight": net.weights, "bias": net.biases}
     return {
         f"{kind}{index}.latents": tensor.numpy()

@@ -14,14 +14,14 @@ from classifiers.calibration import prompts_needed, threshold_for
 
 @pytest.mark.parametrize("rate", [0.02, 0.1, 0.5])
 @pytest.mark.parametrize("count", [49, 57, 200])
-@pytest.mark.parametrize("draw", ["normal", "standard_cauchy", "exponential"])
+@pytest.mark.parametrize("distribution", ["normal", "standard_cauchy", "exponential"])
 def test_fresh_negatives_exceed_it_with_the_probability_stated(
-    rate: float, count: int, draw: str
+    rate: float, count: int, distribution: str
 ) -> None:
     """Over many calibrations: at most the rate, and not far below it where scores do not tie."""
     rng = np.random.default_rng(0)
     trials = 20_000
-    scores = getattr(rng, draw)(size=(trials, count + 1))
+    scores = getattr(rng, distribution)(size=(trials, count + 1))
     exceeded = np.mean([row[-1] > threshold_for(row[:-1].tolist(), rate) for row in scores])
     margin = 4 * math.sqrt(rate * (1 - rate) / trials)
     assert exceeded <= rate + margin
@@ -47,7 +47,7 @@ def test_prompts_needed_is_the_fewest_with_a_finite_threshold(rate: float) -> No
 
 
 @pytest.mark.parametrize(("rate", "needed"), [(0.5, 1), (0.1, 9), (0.05, 19), (0.01, 99)])
-def test_round_rates_need_what_one_expects(rate: float, needed: int) -> None:
+def test_round_rates_need_the_expected_number(rate: float, needed: int) -> None:
     assert prompts_needed(rate) == needed
     assert threshold_for(list(range(needed)), rate) == needed - 1
 
@@ -59,7 +59,7 @@ def test_order_of_the_scores_does_not_matter() -> None:
     )
 
 
-def test_too_few_scores_are_refused_with_what_is_needed() -> None:
+def test_too_few_scores_are_refused_with_the_number_needed() -> None:
     with pytest.raises(
         ValueError,
         match="a false-positive rate of 1.00% needs 99 held-out retain prompts, there are 98",
@@ -74,7 +74,7 @@ def test_a_rate_lies_between_0_and_1(rate: float) -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_scores_that_are_no_numbers_are_refused(bad: float) -> None:
+def test_scores_that_are_not_finite_are_refused(bad: float) -> None:
     """A threshold of NaN would never be exceeded: the guard would stand open."""
     with pytest.raises(ValueError, match="not a number"):
         threshold_for([*range(30), bad], 0.1)

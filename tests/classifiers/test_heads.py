@@ -1,3 +1,5 @@
+"""Stacked heads compute the equations of each, in torch and in ONNX Runtime."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -10,22 +12,22 @@ from classifiers.heads import Heads, fresh, stacked
 from classifiers.onnx import Detector
 
 
-def some(
+def random_heads(
     members: int, *, queries: int = 2, hidden: int = 5, seed: int = 0, width: int = 7
 ) -> Heads:
     heads = fresh(members, width, queries=queries, hidden=hidden, seed=seed)
-    draw = torch.Generator().manual_seed(seed + 100)
-    # untrained biases are zero: nothing would show whether they are used
+    random = torch.Generator().manual_seed(seed + 100)
+    # untrained biases are zero, and would not show whether they are used
     return Heads(
         **heads.parts()
         | {
-            "hidden_bias": torch.randn(members, hidden, generator=draw),
-            "out_bias": torch.randn(members, generator=draw),
+            "hidden_bias": torch.randn(members, hidden, generator=random),
+            "out_bias": torch.randn(members, generator=random),
         }
     )
 
 
-def slow(heads: Heads, states: Tensor) -> Tensor:
+def reference(heads: Heads, states: Tensor) -> Tensor:
     """The module's equation, one row, head and query at a time."""
     logits = torch.zeros(len(states), len(heads))
     for row, prompt in enumerate(states):
@@ -41,43 +43,46 @@ def states() -> Tensor:
     return torch.randn(4, 6, 7, generator=torch.Generator().manual_seed(1))
 
 
-def test_all_heads_at_once_give_what_each_gives(states: Tensor) -> None:
-    heads = some(3)
-    torch.testing.assert_close(heads(states), slow(heads, states))
+def test_stacked_heads_compute_the_equation_of_each(states: Tensor) -> None:
+    heads = random_heads(3)
+    torch.testing.assert_close(heads(states), reference(heads, states))
 
 
-def test_heads_of_other_sizes_are_stacked_without_a_change(states: Tensor) -> None:
-    small, large = some(2, queries=1, hidden=3), some(1, queries=3, hidden=8, seed=5)
+def test_stacking_heads_of_unlike_sizes_changes_no_logit(states: Tensor) -> None:
+    small, large = (
+        random_heads(2, queries=1, hidden=3),
+        random_heads(1, queries=3, hidden=8, seed=5),
+    )
     both = stacked([small, large])
     expected = torch.cat([small(states), large(states)], 1)
     torch.testing.assert_close(both(states), expected)
 
 
-def test_some_of_the_heads_say_what_they_said_among_all(states: Tensor) -> None:
-    heads = some(5)
-    some_of_them = torch.tensor([3, 1])
-    torch.testing.assert_close(heads.select(some_of_them)(states), heads(states)[:, some_of_them])
+def test_selected_heads_keep_their_logits(states: Tensor) -> None:
+    heads = random_heads(5)
+    selected = torch.tensor([3, 1])
+    torch.testing.assert_close(heads.select(selected)(states), heads(states)[:, selected])
 
 
 def test_heads_of_other_widths_are_not_stacked() -> None:
     with pytest.raises(ValueError, match="different widths"):
-        stacked([some(1), some(1, width=9)])
+        stacked([random_heads(1), random_heads(1, width=9)])
 
 
 def test_a_part_of_the_wrong_shape_is_named() -> None:
-    parts = some(2).parts() | {"out": torch.zeros(3, 5)}
+    parts = random_heads(2).parts() | {"out": torch.zeros(3, 5)}
     with pytest.raises(ValueError, match="out of heads"):
         Heads(**parts)
 
 
-def test_onnx_says_what_torch_says(states: Tensor) -> None:
-    heads = some(64)
-    said = Detector(heads)(states.numpy())
-    np.testing.assert_allclose(said, heads(states).numpy(), atol=1e-4)
-    assert said.std() > 0.1
+def test_onnx_gives_the_logits_of_torch(states: Tensor) -> None:
+    heads = random_heads(64)
+    logits = Detector(heads)(states.numpy())
+    np.testing.assert_allclose(logits, heads(states).numpy(), atol=1e-4)
+    assert logits.std() > 0.1
 
 
 def test_onnx_takes_any_number_of_rows_and_tokens() -> None:
-    detector = Detector(some(2))
+    detector = Detector(random_heads(2))
     for shape in ((1, 1, 7), (5, 3, 7)):
         assert detector(np.zeros(shape, np.float32)).shape == (shape[0], 2)

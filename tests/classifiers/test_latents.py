@@ -1,3 +1,5 @@
+"""Logits and shapes of the classifiers of latents."""
+
 from __future__ import annotations
 
 import math
@@ -7,21 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from classifiers import latents as module
-from classifiers.latents import GRID, LatentClassifiers, LatentRecipe, stacked, train_latents
-from tests.classifiers.nets import drawn_net
+from classifiers.latents import LatentClassifiers, stacked
+from tests.classifiers.nets import normal, random_net
 
-CHANNELS = 8
-RECIPE = LatentRecipe(steps=60, batch=32, rate=1e-2)
 Tensors = Sequence[Tensor]
 
 
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def slow_network(net: LatentClassifiers, member: int) -> nn.Sequential:
-    """One member by torch's own modules."""
+def reference_network(net: LatentClassifiers, member: int) -> nn.Sequential:
+    """One member, made of torch's modules."""
     layers: list[nn.Module] = []
     last = len(net.weights) - 1
     for index, (weight, bias) in enumerate(zip(net.weights, net.biases, strict=True)):
@@ -41,30 +36,14 @@ def slow_network(net: LatentClassifiers, member: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def slow_logit(network: nn.Sequential, frames: Tensor) -> float:
-    """Of one image or video, `frames [frames, channels, height, width]`."""
+def reference_logit(network: nn.Sequential, frames: Tensor) -> float:
+    """The logit of an image or video, `frames [frames, channels, height, width]`."""
     with torch.no_grad():
         votes = [float(vote) for frame in frames for vote in network(frame[None]).flatten()]
     return math.log(sum(map(math.exp, votes)))
 
 
-def planted(count: int, *, side: int = 8, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Latents of which every second one shows the concept, in three channels, in one of 8 x 8
-    places."""
-    latents = draw(count, CHANNELS, side, side, seed=seed)
-    shown, extent = torch.arange(count) % 2 == 0, side // 8
-    for row in range(0, count, 2):
-        down, right = divmod(row // 2 * 5 % 64, 8)
-        place = latents[row, :3, down * extent :, right * extent :]
-        place[:, :extent, :extent] += 12.0
-    return latents, shown
-
-
-def share_right(net: LatentClassifiers, latents: Tensor, shown: Tensor) -> float:
-    return float(((net(latents)[:, 0] > 0) == shown).float().mean())
-
-
-# -- what they say ------------------------------------------------------------------------------
+# -- logits -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("hidden", [(), (4,), (3, 5), (3, 4, 2), (3, 4, 2, 3)])
@@ -73,30 +52,30 @@ def test_logits_are_those_of_each_network_by_itself(
     hidden: Sequence[int], size: tuple[int, int]
 ) -> None:
     if hidden:
-        net = drawn_net(3, 6, hidden=hidden)
+        net = random_net(3, 6, hidden=hidden)
     else:
-        net = LatentClassifiers((draw(3, 1, 6, 1, 1),), (draw(3, 1, seed=1),))
-    latents = draw(4, 6, *size, seed=2)
-    found = net(latents)
-    assert found.shape == (4, 3) and len(net) == 3 and net.channels == 6
+        net = LatentClassifiers((normal(3, 1, 6, 1, 1),), (normal(3, 1, seed=1),))
+    latents = normal(4, 6, *size, seed=2)
+    logits = net(latents)
+    assert logits.shape == (4, 3) and len(net) == 3 and net.channels == 6
     for member in range(3):
-        network = slow_network(net, member)
-        expected = [slow_logit(network, image[None]) for image in latents]
-        assert found[:, member].tolist() == pytest.approx(expected, abs=1e-4)
+        network = reference_network(net, member)
+        expected = [reference_logit(network, image[None]) for image in latents]
+        assert logits[:, member].tolist() == pytest.approx(expected, abs=1e-4)
 
 
-def test_of_a_video_every_place_of_every_frame_has_a_vote() -> None:
-    net, videos = drawn_net(2, 6), draw(3, 6, 5, 8, 6)
-    found = net(videos)
-    assert found.shape == (3, 2)
+def test_every_place_of_every_frame_of_a_video_has_a_vote() -> None:
+    net, videos = random_net(2, 6), normal(3, 6, 5, 8, 6)
+    logits = net(videos)
+    assert logits.shape == (3, 2)
     for member in range(2):
-        network = slow_network(net, member)
-        expected = [slow_logit(network, video.transpose(0, 1)) for video in videos]
-        assert found[:, member].tolist() == pytest.approx(expected, abs=1e-4)
+        network = reference_network(net, member)
+        expected = [reference_logit(network, video.transpose(0, 1)) for video in videos]
+        assert logits[:, member].tolist() == pytest.approx(expected, abs=1e-4)
 
 
-def test_a_video_of_one_frame_is_a_image() -> None:
-    net, latents = drawn_net(2, 6), draw(3, 6, 8, 8)
+def test_a_video_of_one_frame_is_an_image() -> None:
+    net, latents = random_net(2, 6), normal(3, 6, 8, 8)
     assert torch.allclose(net(latents[:, :, None]), net(latents), atol=1e-5)
 
 
@@ -109,27 +88,27 @@ def test_one_place_that_shows_it_is_enough() -> None:
     shown = torch.zeros(64, 2, 8, 8)
     for place in range(64):
         shown[place, 0, place // 8, place % 8] = 8.0
-    nothing, found = net(torch.zeros(1, 2, 8, 8)), net(shown)
+    absent, present = net(torch.zeros(1, 2, 8, 8)), net(shown)
     # a mean over places would stay under zero
-    assert float(nothing) < -5 and bool((found > 3.9).all())
-    assert torch.allclose(found, found[:1].expand(64, 1))
+    assert float(absent) < -5 and bool((present > 3.9).all())
+    assert torch.allclose(present, present[:1].expand(64, 1))
 
 
 def test_members_do_not_influence_each_other() -> None:
-    net, latents = drawn_net(3, 6, hidden=(3, 4, 2)), draw(4, 6, 8, 8)
+    net, latents = random_net(3, 6, hidden=(3, 4, 2)), normal(4, 6, 8, 8)
     together = net(latents)
-    other = drawn_net(3, 6, hidden=(3, 4, 2), seed=5)
+    other = random_net(3, 6, hidden=(3, 4, 2), seed=5)
     mixed = LatentClassifiers(
         tuple(torch.cat([w[:1], o[1:]]) for w, o in zip(net.weights, other.weights, strict=True)),
         tuple(torch.cat([b[:1], o[1:]]) for b, o in zip(net.biases, other.biases, strict=True)),
     )
-    said = mixed(latents)
-    assert torch.allclose(said[:, 0], together[:, 0], atol=1e-5)
-    assert not torch.allclose(said[:, 1:], together[:, 1:], atol=1e-2)
+    logits = mixed(latents)
+    assert torch.allclose(logits[:, 0], together[:, 0], atol=1e-5)
+    assert not torch.allclose(logits[:, 1:], together[:, 1:], atol=1e-2)
 
 
 def test_rows_do_not_influence_each_other() -> None:
-    net, latents = drawn_net(2, 6), draw(3, 6, 8, 8)
+    net, latents = random_net(2, 6), normal(3, 6, 8, 8)
     together = net(latents)
     latents[1, 2, 3, 3] = torch.nan
     apart = net(latents)
@@ -137,15 +116,15 @@ def test_rows_do_not_influence_each_other() -> None:
 
 
 @pytest.mark.parametrize("members", [[1], [2, 0], [0, 1, 2], [1, 1]])
-def test_some_of_them_say_what_they_said_among_all(members: list[int]) -> None:
-    net, latents = drawn_net(3, 6), draw(4, 6, 8, 8)
-    some = net.select(members)
-    assert len(some) == len(members)
-    assert torch.allclose(some(latents), net(latents)[:, members], atol=1e-5)
+def test_selected_members_keep_their_logits(members: list[int]) -> None:
+    net, latents = random_net(3, 6), normal(4, 6, 8, 8)
+    selected = net.select(members)
+    assert len(selected) == len(members)
+    assert torch.allclose(selected(latents), net(latents)[:, members], atol=1e-5)
 
 
-def test_stacked_they_say_what_each_says() -> None:
-    nets, latents = [drawn_net(n, 6, seed=n) for n in (2, 1, 3)], draw(4, 6, 8, 8)
+def test_stacked_networks_give_the_logits_of_each() -> None:
+    nets, latents = [random_net(n, 6, seed=n) for n in (2, 1, 3)], normal(4, 6, 8, 8)
     whole = stacked(nets)
     assert len(whole) == 6
     assert torch.allclose(whole(latents), torch.cat([net(latents) for net in nets], 1), atol=1e-5)
@@ -154,32 +133,32 @@ def test_stacked_they_say_what_each_says() -> None:
 @pytest.mark.parametrize(
     "other",
     [
-        drawn_net(2, 7),
-        drawn_net(2, 6, hidden=(3, 4)),
-        drawn_net(2, 6, hidden=(3, 5, 5)),
-        drawn_net(2, 6, hidden=(3,)),
+        random_net(2, 7),
+        random_net(2, 6, hidden=(3, 4)),
+        random_net(2, 6, hidden=(3, 5, 5)),
+        random_net(2, 6, hidden=(3,)),
     ],
 )
-def test_different_forms_cannot_be_stacked(other: LatentClassifiers) -> None:
+def test_networks_of_different_shapes_cannot_be_stacked(other: LatentClassifiers) -> None:
     with pytest.raises(ValueError, match="different shapes cannot be stacked"):
-        stacked([drawn_net(2, 6), other])
+        stacked([random_net(2, 6), other])
 
 
 def test_logits_of_any_size_are_finite() -> None:
-    assert bool(drawn_net(2, 6)(1e4 * draw(2, 6, 8, 8)).isfinite().all())
+    assert bool(random_net(2, 6)(1e4 * normal(2, 6, 8, 8)).isfinite().all())
 
 
 @pytest.mark.parametrize("frames", [(), (3,)])
-def test_slopes_reach_the_latents(frames: tuple[int, ...]) -> None:
-    latents = draw(3, 6, *frames, 8, 8).requires_grad_()
-    (slope,) = torch.autograd.grad(drawn_net(2, 6)(latents)[:2].sum(), latents)
+def test_gradients_reach_the_latents(frames: tuple[int, ...]) -> None:
+    latents = normal(3, 6, *frames, 8, 8).requires_grad_()
+    (slope,) = torch.autograd.grad(random_net(2, 6)(latents)[:2].sum(), latents)
     norms = slope.flatten(1).norm(dim=1)
     assert bool((norms[:2] > 0).all()) and not norms[2]
     by_place = slope[0].abs().sum(0)
-    assert bool((by_place > 0).all()), "no place, and no frame, is overlooked"
+    assert bool((by_place > 0).all()), "every place and frame has a gradient"
 
 
-# -- what does not hold -------------------------------------------------------------------------
+# -- shapes -------------------------------------------------------------------------------------
 
 WEIGHTS = (torch.zeros(2, 3, 6, 3, 3), torch.zeros(2, 5, 3, 3, 3), torch.zeros(2, 1, 5, 1, 1))
 BIASES = (torch.zeros(2, 3), torch.zeros(2, 5), torch.zeros(2, 1))
@@ -190,7 +169,7 @@ def changed(layers: Tensors, index: int, *shape: int) -> Tensors:
 
 
 @pytest.mark.parametrize(
-    ("weights", "biases", "said"),
+    ("weights", "biases", "message"),
     [
         ((), (), "a bias for each"),
         (WEIGHTS, BIASES[:2], "a bias for each"),
@@ -208,160 +187,14 @@ def changed(layers: Tensors, index: int, *shape: int) -> Tensors:
     ],
 )
 def test_shapes_that_do_not_belong_together_are_refused(
-    weights: Tensors, biases: Tensors, said: str
+    weights: Tensors, biases: Tensors, message: str
 ) -> None:
     LatentClassifiers(WEIGHTS, BIASES)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         LatentClassifiers(tuple(weights), tuple(biases))
 
 
 @pytest.mark.parametrize("shape", [(2, 5, 8, 8), (2, 7, 8, 8), (2, 5, 6, 8, 8), (6, 8, 8), (6,)])
 def test_latents_of_another_number_of_channels_are_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="latents of 6 channels are wanted, not"):
-        drawn_net(2, 6)(torch.zeros(shape))
-
-
-# -- how they are taught ------------------------------------------------------------------------
-
-
-def test_what_shows_at_a_single_place_is_found_wherever_it_is() -> None:
-    net = train_latents(*planted(200), RECIPE, seed=0)
-    assert len(net) == 1 and net.channels == CHANNELS
-    latents, shown = planted(2 * 64, seed=5)
-    assert len({int(image[0].argmax()) for image in latents[shown]}) == 64
-    assert share_right(net, latents, shown) > 0.95
-
-
-def test_larger_latents_are_taught_too() -> None:
-    net = train_latents(*planted(100, side=16), RECIPE, seed=0)
-    assert share_right(net, *planted(100, side=16, seed=5)) > 0.9
-
-
-def test_a_video_is_taught_by_its_frames() -> None:
-    images, shown = planted(120)
-    videos = draw(120, CHANNELS, 3, 8, 8, seed=2)
-    videos += (images * (images > 6.0))[:, :, None]
-    net = train_latents(videos, shown, RECIPE, seed=0)
-    once = videos.clone()
-    once[:, :, 1:] = draw(120, CHANNELS, 2, 8, 8, seed=3)
-    # a single frame that shows it is enough
-    for each in (videos, once):
-        said = net(each)[:, 0]
-        assert bool((said[shown] > said[~shown].max()).all())
-
-
-@pytest.mark.parametrize("frames", [(), (2,)])
-def test_standardising_is_folded_into_the_network(frames: tuple[int, ...]) -> None:
-    """Other units and another origin of every channel are the same images: each step of the
-    training is the same, and so is what the folded network says, up to the border."""
-    latents, shown = planted(60)
-    latents = latents[:, :, None].expand(-1, -1, *frames, -1, -1) if frames else latents
-    scale = torch.tensor([0.01, 5.0, 30.0, 1.0, 0.3, 10.0, 2.0, 0.5])
-    shift = 10 * scale * draw(CHANNELS, seed=3)
-    around = (-1, *[1] * (latents.ndim - 2))
-    moved = latents * scale.view(around) + shift.view(around)
-    recipe = LatentRecipe(steps=30)
-    plain, other = (train_latents(each, shown, recipe, seed=0) for each in (latents, moved))
-    assert torch.allclose(plain(latents), other(moved), atol=1e-2)
-    # where it was not folded, one and the same weight would come out
-    first = other.weights[0] * scale.view(-1, 1, 1)
-    assert torch.allclose(first, plain.weights[0], rtol=1e-2, atol=1e-3)
-
-
-def test_a_channel_that_never_changes_is_no_trouble() -> None:
-    latents, shown = planted(200)
-    latents[:, 3] = 7.0
-    assert share_right(train_latents(latents, shown, RECIPE, seed=0), latents, shown) > 0.95
-
-
-def test_half_precision_latents_are_taught_in_single() -> None:
-    latents, shown = planted(40)
-    recipe = LatentRecipe(steps=5)
-    rough = train_latents(latents.half(), shown, recipe, seed=0)
-    assert all(tensor.dtype == torch.float32 for tensor in (*rough.weights, *rough.biases))
-    single = train_latents(latents.half().float(), shown, recipe, seed=0)
-    assert torch.equal(rough(latents), single(latents))
-
-
-def test_rare_labels_count_as_much_as_common_ones() -> None:
-    latents, shown = planted(200)
-    few = ~shown | (torch.arange(200) < 10)
-    net = train_latents(latents[few], shown[few], RECIPE, seed=0)
-    said = net(latents[few])[:, 0]
-    assert int(shown[few].sum()) == 5 and bool((said[shown[few]] > 0).all())
-
-
-def test_the_seed_alone_decides_and_no_slopes_are_left() -> None:
-    latents, shown = planted(40)
-    recipe = LatentRecipe(steps=5)
-    once = train_latents(latents, shown, recipe, seed=1)
-    torch.manual_seed(99)
-    again, other = (train_latents(latents, shown, recipe, seed=seed) for seed in (1, 2))
-    tensors = [(*net.weights, *net.biases) for net in (once, again, other)]
-    assert all(map(torch.equal, tensors[0], tensors[1]))
-    assert not any(map(torch.equal, tensors[0], tensors[2]))
-    assert not any(tensor.requires_grad for tensor in tensors[0])
-
-
-@pytest.mark.parametrize("label", [True, False])
-def test_images_of_both_kinds_are_needed(label: bool) -> None:
-    with pytest.raises(ValueError, match="with the concept and images without it"):
-        train_latents(draw(10, CHANNELS, 8, 8), torch.full((10,), label), RECIPE, seed=0)
-
-
-@pytest.mark.parametrize(
-    ("size", "halvings", "places"),
-    [
-        ((4, 4), 1, 2 * 2),
-        ((8, 8), 1, 4 * 4),
-        ((16, 16), 1, GRID * GRID),
-        ((17, 17), 2, 5 * 5),
-        ((32, 8), 2, GRID * 2),
-        ((8, 64), 3, 1 * GRID),
-    ],
-)
-def test_the_grid_is_halved_until_it_is_small_enough(
-    size: tuple[int, int], halvings: int, places: int
-) -> None:
-    latents = draw(4, 2, *size)
-    shown = torch.tensor([True, False, True, False])
-    net = train_latents(latents, shown, LatentRecipe(steps=1, batch=2), seed=0)
-    assert len(net.weights) == 2 * halvings + 2
-    with torch.no_grad():
-        assert net._votes(latents).shape == (4, 1, places)
-
-
-# -- what a batch is made of --------------------------------------------------------------------
-
-
-def test_images_of_a_batch_are_moved_together_by_a_few_places_at_most() -> None:
-    batch = draw(3, 2, 9, 9)
-    recipe, random = LatentRecipe(shift=2, noise=0.0), torch.Generator().manual_seed(0)
-    found = set()
-    for _ in range(200):
-        moved = module._moved(batch, recipe, random)
-        inside = moved[:, :, 2:7, 2:7]
-        (own,) = [
-            (down, right)
-            for down in range(5)
-            for right in range(5)
-            if torch.equal(inside, batch[:, :, down : down + 5, right : right + 5])
-        ]
-        found.add(own)
-    assert len(found) == 25
-
-
-def test_each_image_has_noise_of_its_own_up_to_a_deviation() -> None:
-    recipe, random = LatentRecipe(shift=0, noise=0.5), torch.Generator().manual_seed(0)
-    batch = draw(64, 4, 16, 16)
-    deviations = (module._moved(batch, recipe, random) - batch).flatten(1).std(1)
-    assert float(deviations.max()) < 0.55 and float(deviations.max()) > 0.4
-    assert float(deviations.min()) < 0.1
-
-
-def test_any_frame_may_be_the_one_that_a_batch_sees() -> None:
-    videos = torch.arange(3.0).view(1, 1, 3, 1, 1).expand(64, 2, 3, 4, 4)
-    seen = module._one_frame(videos, torch.Generator().manual_seed(0))
-    assert seen.shape == (64, 2, 4, 4)
-    assert set(seen.flatten().tolist()) == {0.0, 1.0, 2.0}
-    assert torch.equal(seen, seen[:, :1, :1, :1].expand_as(seen))
+    with pytest.raises(ValueError, match="latents must have 6 channels, not"):
+        random_net(2, 6)(torch.zeros(shape))

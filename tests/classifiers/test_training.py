@@ -1,3 +1,5 @@
+"""Trained heads find their concept, and attacks during training make them harder to mislead."""
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -13,15 +15,15 @@ RECIPE = Recipe(members=2, hidden=8, steps=300, batch=32, rate=1e-2, radius=0.1)
 
 def prompts(count: int, seed: int) -> tuple[Tensor, Tensor]:
     """Random tokens; one token of an unsafe prompt points in the concept's direction."""
-    draw = torch.Generator().manual_seed(seed)
-    states = 3.0 + torch.randn(count, 5, 12, generator=draw)
+    random = torch.Generator().manual_seed(seed)
+    states = 3.0 + torch.randn(count, 5, 12, generator=random)
     unsafe = torch.arange(count) % 2 == 0
-    at = torch.randint(5, (count,), generator=draw)
+    at = torch.randint(5, (count,), generator=random)
     states[torch.arange(count)[unsafe], at[unsafe], 0] += 8.0
     return states, unsafe
 
 
-def test_heads_find_the_concept_in_prompts_that_they_have_not_seen() -> None:
+def test_heads_find_the_concept_in_new_prompts() -> None:
     heads = train_heads(*prompts(400, 0), RECIPE)
     states, unsafe = prompts(200, 1)
     right = (heads(states) > 0) == unsafe[:, None]
@@ -34,7 +36,7 @@ def test_the_members_differ_and_a_seed_repeats_them() -> None:
     assert not torch.equal(once.hidden[0], once.hidden[1])
 
 
-def test_an_attack_stays_in_its_radius_and_does_harm() -> None:
+def test_an_attack_stays_in_its_radius_and_raises_the_loss() -> None:
     states, unsafe = prompts(40, 2)
     heads = fresh(1, 12, queries=2, hidden=8, seed=3)
     labels = unsafe.float()[:, None]
@@ -50,12 +52,12 @@ def test_an_attack_stays_in_its_radius_and_does_harm() -> None:
 
 def test_training_on_attacks_makes_heads_harder_to_mislead() -> None:
     states, unsafe = prompts(400, 0)
-    held, held_unsafe = prompts(100, 4)
-    labels = held_unsafe.float()[:, None].expand(-1, 2)
+    held_out, held_out_unsafe = prompts(100, 4)
+    labels = held_out_unsafe.float()[:, None].expand(-1, 2)
     strong = replace(RECIPE, radius=0.25, attacks=4)
     errors = []
     for recipe in (replace(RECIPE, attacks=0, noise=0.0), strong):
         heads = train_heads(states, unsafe, recipe)
-        moved = attacked(heads, held, labels, strong)
-        errors.append(float(((heads(moved) > 0) != held_unsafe[:, None]).float().mean()))
+        moved = attacked(heads, held_out, labels, strong)
+        errors.append(float(((heads(moved) > 0) != held_out_unsafe[:, None]).float().mean()))
     assert errors[1] < errors[0]

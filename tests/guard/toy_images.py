@@ -9,10 +9,12 @@ it is `BLINDING`: who looks at its image sees nothing but NaN.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -23,8 +25,9 @@ from steering.fingerprint import fingerprint
 from steering.images.conditioning import Conditioning
 from steering.images.embedding import Refinement
 from steering.images.guidance import Predictions
+from steering.methods import METHODS, Method
 from steering.methods.fitted import FittedGuard
-from tests.classifiers.nets import drawn_net, tensors_of
+from tests.classifiers.nets import random_net, tensors_of
 
 TOKENS, WIDTH = 12, 4
 CONCEPT, STUBBORN, NAN = "K", "S", "~"
@@ -124,7 +127,8 @@ class ToyGuide(ToyScreen):
     def __init__(self, guards: Sequence[FittedGuard]) -> None:
         super().__init__(guards)
         states = torch.stack([guard.tensor("concept", "text", 2) for guard in guards])
-        self.concepts = Conditioning(
+        self.per_guard = 1
+        self.conditions: Conditioning | None = Conditioning(
             {"text": states}, {"text": torch.ones(states.shape[:2], dtype=torch.bool)}
         )
 
@@ -138,13 +142,34 @@ class ToyGuide(ToyScreen):
         return at.concept - at.unconditional, at.memory
 
 
-TOY_METHODS: dict[str, Any] = {
-    "toy": lambda guards, device: ToyScreen(guards),
-    "toy-blind": lambda guards, device: BlindScreen(guards),
-    "toy-stiff": lambda guards, device: StiffScreen(guards),
-    "toy-guide": lambda guards, device: ToyGuide(guards),
+_REFINE = Method(
+    "toy",
+    seam="embedding",
+    stack=lambda guards, device: ToyScreen(guards),
+    action="refine",
+    bound_to="encoders",
+    decides="before",
+    gradient="straight-through",
+)
+
+TOY_METHODS: dict[str, Method] = {
+    "toy": _REFINE,
+    "toy-blind": replace(_REFINE, stack=lambda guards, device: BlindScreen(guards)),
+    "toy-stiff": replace(_REFINE, stack=lambda guards, device: StiffScreen(guards)),
+    "toy-guide": replace(
+        _REFINE,
+        seam="guidance",
+        action="steer",
+        stack=lambda guards, device: ToyGuide(guards),
+    ),
 }
-"""To be put into `steering.methods.image_methods.SCREENS`."""
+TOY_METHODS = {name: replace(method, name=name) for name, method in TOY_METHODS.items()}
+"""Entries to be put into the table of methods."""
+
+
+def restack(monkeypatch: pytest.MonkeyPatch, name: str, stack: Any) -> None:
+    """Let the guards of a method be stacked by another function."""
+    monkeypatch.setitem(METHODS, name, replace(METHODS[name], stack=stack))
 
 
 def save_latents(
@@ -167,7 +192,7 @@ def save_drawn_latents(
     path: Path, family: Family, *, channels: int | None = None, **settings: Any
 ) -> LatentClassifiers:
     """Saves, for what `family` draws, a classifier of two members that knows nothing."""
-    net = drawn_net(2, family.channels if channels is None else channels)
+    net = random_net(2, family.channels if channels is None else channels)
     _save_net(path, net, fitted_on=fingerprint(family.autoencoder), **settings)
     return net
 

@@ -27,9 +27,9 @@ from server.services.interface import ImageModelInfo
 from steering.engines.diffusion.engine import ImageStart
 from steering.engines.diffusion.sampling.trajectories import InitialState
 from steering.images.conditioning import Conditioning
-from steering.images.embedding import EmbeddingBank, ImageReading
-from steering.images.output import OutputBank
-from steering.methods.image_methods import SCREENS
+from steering.images.embedding import ImageReading
+from steering.images.stacks import ImageStacks
+from steering.methods import METHODS
 from tests.guard.toy_images import PAINTED, TOY_METHODS, ToyFamily, save_latents, save_toy
 from tests.server.stand import meta, tensors
 
@@ -58,14 +58,12 @@ class ToyEngine:
     def __init__(
         self,
         family: ToyFamily,
-        bank: EmbeddingBank,
+        stacks: ImageStacks,
         *,
         capacity: int,
-        guides: Sequence[Any] = (),
-        finished: OutputBank | None = None,
     ) -> None:
-        self.family, self._bank, self.capacity = family, bank, capacity
-        self._finished = finished or OutputBank()
+        self.family, self.capacity = family, capacity
+        self._bank, self._finished = stacks.prompts, stacks.output
         self._rows: list[_Row] = []
         self.started: list[str] = []
         self.steps, self.pace_s, self.closed = 0, 0.0, False
@@ -238,8 +236,8 @@ def image_stand(folder: Path, config: Config | None = None, **server: Any) -> It
     verdicts: list[Any] = []
     assert config.server.audit_log is not None
     with AuditLog(config.server.audit_log) as audit, pytest.MonkeyPatch.context() as patch:
-        for name, stack in TOY_METHODS.items():
-            patch.setitem(SCREENS, name, stack)
+        for name, method in TOY_METHODS.items():
+            patch.setitem(METHODS, name, method)
         recorder = Recorder(metrics.verdicts, audit)
 
         def record(request: Any, verdict: Any) -> None:
@@ -248,13 +246,7 @@ def image_stand(folder: Path, config: Config | None = None, **server: Any) -> It
 
         family = ToyFamily()
         plans = ImagePlans(config, family, name="toy")
-        engine = ToyEngine(
-            family,
-            plans.bank,
-            capacity=config.server.max_batch,
-            guides=plans.guides,
-            finished=plans.finished,
-        )
+        engine = ToyEngine(family, plans.stacks, capacity=config.server.max_batch)
         info = ImageModelInfo(
             name="toy",
             engine="diffusers",

@@ -8,7 +8,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
-from steering.hidden.bank import SteerGuard
+from steering.methods.steer import SteerGuard
 
 LAYERS, WIDTH, VOCABULARY, WINDOW = 4, 32, 97, 8
 

@@ -19,8 +19,8 @@ from transformers import PreTrainedTokenizerFast
 from guard.artifact import Artifact, ArtifactMeta
 from steering.engines.transformers.engine import TransformersEngine
 from steering.fingerprint import fingerprint
-from steering.hidden.bank import Bank, SteerGuard
 from steering.hidden.rows import RowGuard
+from steering.methods.steer import SteerGuard, bank_of
 from tests.steering.engines.driver import serve, start
 from tests.steering.tiny import LAYERS, VOCABULARY, prompt, tiny_model
 
@@ -100,7 +100,7 @@ def _scores(served: Any, gates: NDArray[np.float32]) -> list[float]:
         directions=torch.zeros(1, 1, WIDTH),
         pool=3,
     )
-    engine = TransformersEngine(served, Bank([guard]), capacity=20)
+    engine = TransformersEngine(served, bank_of([guard]), capacity=20)
     watched = [RowGuard("g", threshold=1e9, strength=1.0)]
     starts = [start(prompt(5 + 3 * i, seed=i), watched) for i in range(20)]
     _, readings = serve(engine, starts, tokens=1)

@@ -26,8 +26,8 @@ from guard.models.chat import TransformersChat
 from guard.models.chat_vllm import VllmChat
 from guard.plans.language import LanguagePlans
 from steering.engines.vllm import offline  # noqa: E402
-from steering.hidden.bank import Bank
 from steering.hidden.rows import RowGuard
+from steering.methods.steer import bank_of
 from tests.steering.engines.driver import hooks_on  # noqa: E402
 from tests.steering.tiny import LAYERS, prompt, random_guard  # noqa: E402
 from tests.vllm.checkpoint import WIDTH, save, save_tokenizer  # noqa: E402
@@ -137,7 +137,7 @@ def said(
 
 
 def test_guarded_answers_are_those_of_transformers(chat: TransformersChat, other: VllmChat) -> None:
-    bank = Bank([random_guard(width=WIDTH, size=100.0)])
+    bank = bank_of([random_guard(width=WIDTH, size=100.0)])
     fires = {"bank": bank, "guards": [RowGuard("guard", -1e9, 1.0)]}
     watches = {"bank": bank, "guards": [RowGuard("guard", 1e9, 1.0)]}
     bare = said(chat, PROMPTS)

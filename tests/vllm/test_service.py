@@ -30,6 +30,7 @@ from server.services.interface import LanguageModelInfo, SamplingParams, TextRow
 from server.services.prompts import PromptEncoder
 from server.vllm.build import _arguments  # noqa: E402
 from server.vllm.service import VllmService  # noqa: E402
+from steering.methods import METHODS
 from tests.steering.tiny import prompt  # noqa: E402
 from tests.vllm.checkpoint import CONFIG, HALT, save, save_tokenizer  # noqa: E402
 from tests.vllm.driver import environment  # noqa: E402
@@ -93,7 +94,7 @@ class Silent:
             yield SimpleNamespace(outputs=[own])
 
 
-GUARD = LoadedGuard("g", "topic/any", "steer", "steer", 1.0, 1.0)
+GUARD = LoadedGuard("g", "topic/any", METHODS["steer"], 1.0, 1.0)
 
 
 @pytest.fixture

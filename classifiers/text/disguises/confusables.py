@@ -1,9 +1,9 @@
 """Characters that pass for Latin letters and marks: a small table of the usual ones.
 
-One character has one reading, the glyph it most looks like, so that a text can be folded character
-by character. It covers Cyrillic, Greek, Armenian, Cherokee, Canadian syllabics, phonetic letters,
-small capitals and letters turned upside down; what Unicode itself calls compatible (fullwidth,
-mathematical, circled, ligatures) is left to NFKD.
+A character has one reading, the glyph that it resembles most, so that a text can be folded
+character by character. The table covers Cyrillic, Greek, Armenian, Cherokee, Canadian syllabics,
+phonetic letters, small capitals and letters turned upside down; characters that Unicode calls
+compatible (fullwidth, mathematical, circled, ligatures) are left to NFKD.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _SMALL: Final = {
     "y": "ʏуγүұʎყƴɏ",
     "z": "ᴢʐʑƶȥζʒ",
 }
-# Capitals whose small form looks like another letter, or that have none of their own.
+# Capitals whose small form resembles another letter, or that have no small form.
 _CAPITAL: Final = {
     "A": "Ꭺ",
     "B": "Ᏼ",
@@ -85,10 +85,10 @@ CONFUSABLES: Final[dict[str, str]] = {
     for reading, lookalikes in table.items()
     for lookalike in lookalikes
 }
-"""What each is read as; a capital that is not here is read as its small form is."""
+"""The reading of each lookalike; a capital that is missing is read as its small form is."""
 
 TWINS: Final = frozenset("авсԁеһіјӏкмнорԛѕтуѵԝхүαικνορτυχցհոսօզАВЕНІЈКМОРСТУХΑΒΕΗΙΚΜΝΟΡΤΥΧΖՏՍ")
-"""Those that cannot be told from a Latin letter, in most typefaces."""
+"""Lookalikes that most typefaces show exactly as a Latin letter."""
 
 _SQUARED: Final = (0x1F130, 0x1F150, 0x1F170, 0x1F1E6)
 CONFUSABLES.update({chr(first + k): chr(ord("A") + k) for first in _SQUARED for k in range(26)})

@@ -1,7 +1,7 @@
-"""Runs of a text that are written in Base64, hexadecimal digits or escapes, and what they say.
+"""Runs of a text in Base64, hexadecimal digits, percent encoding or escapes, and their decodings.
 
-A run counts only if it decodes to something legible: keys, digests and identifiers do not. What a
-run says may be encoded again; that is for the caller to ask.
+A run counts only if it decodes to legible text: keys, digests and identifiers do not. A decoding
+may be encoded again; the caller checks that (`views.layers`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from classifiers.text.disguises.rewriting import Replacement
 Codec = Literal["escape", "url", "hex", "base64"]
 
 _SHORT: Final = 24
-# RE2 looks for what most texts lack altogether: it is the faster by far.
+# A first search with RE2, which is faster by far: most texts have no run at all.
 _BASE64: Final = re2.compile(r"[A-Za-z0-9+/_-]{14,}={0,2}")
 _ANY_HEX: Final = re2.compile(r"(?:[0-9A-Fa-f]{2}(?:, ?|[ :-])?(?:\\x|0x)?){4}")
 _BASE64_LINE: Final = re.compile(r"[ \t]{0,4}\n[ \t>]{0,8}([A-Za-z0-9+/_-]++={0,2})(?!\w)")
@@ -37,16 +37,16 @@ _ESCAPED: Final = re.compile(r"\\u\{?([0-9A-Fa-f]{1,6})\}?|(&#[xX]?[0-9A-Fa-f]{2
 
 
 def encoded_runs(text: str) -> list[tuple[Codec, Replacement]]:
-    """Each encoded run with its decoding, in order and apart from each other. Linear in the text.
+    """All encoded runs with their decodings, in order and without overlaps, in linear time.
 
-    The decodings are together no longer than the text.
+    Together the decodings are no longer than the text.
     """
-    found = sorted(
+    candidates = sorted(
         [*_escapes(text), *_urls(text), *_hexes(text), *_base64s(text)],
         key=lambda run: run[1].start,
     )
     runs: list[tuple[Codec, Replacement]] = []
-    for codec, edit in found:
+    for codec, edit in candidates:
         if not runs or runs[-1][1].end <= edit.start:
             runs.append((codec, edit))
     return runs
@@ -68,9 +68,9 @@ def _unescape(escape: re.Match[str]) -> str:
 def _urls(text: str) -> Iterator[tuple[Codec, Replacement]]:
     if "%" in text:
         for run in _URL.finditer(text):
-            said = unquote(run[0])
-            if "\N{REPLACEMENT CHARACTER}" not in said:
-                yield "url", Replacement(run.start(), run.end(), said)
+            decoded = unquote(run[0])
+            if "\N{REPLACEMENT CHARACTER}" not in decoded:
+                yield "url", Replacement(run.start(), run.end(), decoded)
 
 
 def _hexes(text: str) -> Iterator[tuple[Codec, Replacement]]:
@@ -82,15 +82,15 @@ def _hexes(text: str) -> Iterator[tuple[Codec, Replacement]]:
         marked = "\\x" in run[0] or "0x" in run[0]
         if len(digits) < (8 if marked else 12):
             continue
-        said = _legible(bytes.fromhex(digits))
-        if said:
-            yield "hex", Replacement(run.start(), run.end(), said)
+        decoded = _legible(bytes.fromhex(digits))
+        if decoded:
+            yield "hex", Replacement(run.start(), run.end(), decoded)
 
 
 def _base64s(text: str) -> Iterator[tuple[Codec, Replacement]]:
-    place = 0
+    done = 0
     for run in _BASE64.finditer(text):
-        if run.start() < place:
+        if run.start() < done:
             continue
         lines, ends = [run[0]], [run.end()]
         while line := _BASE64_LINE.match(text, ends[-1]):
@@ -99,45 +99,45 @@ def _base64s(text: str) -> Iterator[tuple[Codec, Replacement]]:
             ends.append(line.end(1))
             if len(line[1]) < width:
                 break
-        place = ends[-1]
-        # The last line may be the first word of what follows: then it makes no sense.
+        done = ends[-1]
+        # The last line may be the first word of the following text; decoded, it makes no sense.
         counts = dict.fromkeys((len(lines), max(1, len(lines) - 1), 1))
-        tried = [(count, _from_base64("".join(lines[:count]))) for count in counts]
-        read = [(count, decoded) for count, decoded in tried if decoded]
-        if read:
-            count, (_, skipped, said) = min(read, key=lambda one: (one[1].odd, -one[0]))
-            place = ends[count - 1]
-            yield "base64", Replacement(run.start() + skipped, place, said)
+        attempts = [(count, _from_base64("".join(lines[:count]))) for count in counts]
+        legible = [(count, decoded) for count, decoded in attempts if decoded]
+        if legible:
+            count, decoded = min(legible, key=lambda pair: (pair[1].odd, -pair[0]))
+            done = ends[count - 1]
+            yield "base64", Replacement(run.start() + decoded.skipped, done, decoded.text)
 
 
-class _Read(NamedTuple):
+class _Decoded(NamedTuple):
     odd: int
     skipped: int
-    said: str
+    text: str
 
 
-def _from_base64(run: str) -> _Read | None:
-    # Something else may be stuck to the front of it: each of the four phases is tried.
+def _from_base64(run: str) -> _Decoded | None:
+    # Other letters may precede the run without a gap: all four phases are tried.
     digits = run.rstrip("=").replace("-", "+").replace("_", "/")
     for skipped in range(4):
         part = digits[skipped:]
         part = part[:-1] if len(part) % 4 == 1 else part
         try:
-            said = _legible(base64.b64decode(part + "=" * (-len(part) % 4)))
+            text = _legible(base64.b64decode(part + "=" * (-len(part) % 4)))
         except binascii.Error:
             continue
-        if said:
-            return _Read(_odd(said), skipped, said)
+        if text:
+            return _Decoded(_odd(text), skipped, text)
     return None
 
 
-def _odd(said: str) -> int:
-    # Characters that no text has.
-    return sum(not (char.isprintable() or char.isspace()) or char == "\ufffd" for char in said)
+def _odd(text: str) -> int:
+    # The number of characters that no legible text has.
+    return sum(not (char.isprintable() or char.isspace()) or char == "\ufffd" for char in text)
 
 
 def _legible(data: bytes) -> str | None:
-    said = data.decode("utf-8", "replace")
-    wordy = sum(char.isalnum() or char.isspace() for char in said)
-    allowed = len(said) // 8 if len(said) > _SHORT else 0
-    return said if _odd(said) <= allowed and 2 * wordy >= len(said) > 0 else None
+    text = data.decode("utf-8", "replace")
+    wordy = sum(char.isalnum() or char.isspace() for char in text)
+    allowed = len(text) // 8 if len(text) > _SHORT else 0
+    return text if _odd(text) <= allowed and 2 * wordy >= len(text) > 0 else None

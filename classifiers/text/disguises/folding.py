@@ -1,9 +1,9 @@
-"""Texts as a pattern, or an encoder, should read them, whatever characters they are written in.
+"""Lookalike and invisible characters undone, for patterns and for an encoder.
 
-Unicode offers many ways to write what reads as one letter (UTS 39, UAX 15). `fold` takes a text
-character by character to plain small letters: a character's folding depends on no other, so that a
-window of a stream folds as the whole does, and each folded character stands for one raw one.
-`readable` is gentler: it leaves words of other scripts alone.
+Unicode offers many ways to write one letter (UTS 39, UAX 15). `fold` maps a text character by
+character to plain small letters: the folding of a character depends on no other, so that a window
+of a stream folds as the whole does, and a folded character stands for one raw character. `readable`
+is gentler: it leaves words of other scripts alone.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ _BREAKS: Final = frozenset("\n\x0b\x0c\x85\u2028\u2029")
 
 @dataclass(frozen=True)
 class Folded:
-    """A text folded character by character; `span` leads back to the raw one."""
+    """A text folded character by character; `span` maps back to the raw text."""
 
     raw: str
     text: str
-    _of: Callable[[int], str]
+    _fold_code: Callable[[int], str]
 
     def span(self, start: int, end: int) -> tuple[int, int]:
-        """Where `text[start:end]` stands in `raw`: whole characters, with what was dropped inside.
+        """Position of `text[start:end]` in `raw`: whole characters, with those dropped in between.
 
-        Marks that combine with the last character belong to it. Raises IndexError where the span
-        is not within the text.
+        Marks that combine with the last character belong to it. Raises IndexError for a span
+        outside the text.
         """
         if not 0 <= start <= end <= len(self.text):
             raise IndexError(f"no span {start} to {end} in a text of {len(self.text)} characters")
@@ -51,22 +51,24 @@ class Folded:
             return place, place
         stop = int(origin[end - 1]) + 1
         while stop < len(self.raw) and unicodedata.category(self.raw[stop])[0] == "M":
-            if self._of(ord(self.raw[stop])):
+            if self._fold_code(ord(self.raw[stop])):
                 break
             stop += 1
         return int(origin[start]), stop
 
     @cached_property
     def _origin(self) -> NDArray[np.int64] | None:
-        # None where each character stands for itself.
+        # None where every character folds to one character.
         if self.raw.isascii() and len(self.raw) == len(self.text):
             return None
-        lengths = np.fromiter(map(len, map(self._of, map(ord, self.raw))), np.int64, len(self.raw))
+        lengths = np.fromiter(
+            map(len, map(self._fold_code, map(ord, self.raw))), np.int64, len(self.raw)
+        )
         return np.repeat(np.arange(len(self.raw)), lengths)
 
 
 class _Table(dict[int, str]):
-    """What each code point is folded to; filled as they are met, up to a bound."""
+    """The folding of each code point; filled on demand, up to a bound."""
 
     def __init__(self, fold_one: Callable[[str], str]) -> None:
         super().__init__()
@@ -80,9 +82,9 @@ class _Table(dict[int, str]):
 
 
 def invisible(char: str) -> str | None:
-    """What a character that shows nothing hides, which may be nothing; None for any other.
+    """The text that an invisible character hides, which may be empty; None for a visible one.
 
-    Tag characters hide ASCII, and so do the variation selectors that are used to smuggle bytes.
+    Tag characters hide ASCII, and so do the variation selectors that smuggle bytes.
     """
     code, category = ord(char), unicodedata.category(char)
     if 0xE0000 <= code < 0xE1000:
@@ -96,7 +98,7 @@ def invisible(char: str) -> str | None:
 
 
 def _latin(char: str) -> str:
-    # The Latin reading of one lookalike, in its case; other characters are returned as they are.
+    # The Latin reading of a lookalike, in its case; other characters are returned unchanged.
     reading = CONFUSABLES.get(char) or CONFUSABLES.get(char.casefold())
     if reading is None:
         return char
@@ -120,7 +122,7 @@ def _uncover(char: str) -> str:
         return _latin(char)
     parts = unicodedata.normalize("NFKD", char)
     kept = (part for part in parts if unicodedata.category(part) not in ("Mn", "Me"))
-    # Recomposed, since syllables of Hangul come apart too.
+    # Recomposed, since NFKD also splits syllables of Hangul.
     return unicodedata.normalize("NFC", "".join(_digit(_latin(part)) for part in kept))
 
 
@@ -133,21 +135,21 @@ _FOLDED: Final = _Table(_fold_char)
 
 
 def fold(text: str) -> Folded:
-    """The text in small Latin letters as far as it can be read so, spaces for all white space.
+    """The text in small Latin letters where a character resembles one, with spaces for white space.
 
-    Marks are dropped, so are characters that show nothing. Words of other scripts become something
-    that is no word: for patterns, not for people.
+    Marks and invisible characters are dropped. Words of other scripts turn into letter sequences
+    that only patterns can use.
     """
     return _through(_FOLDED, text)
 
 
 def uncover(text: str) -> Folded:
-    """As `fold`, but letters keep their case and lines their ends: for what depends on them."""
+    """As `fold`, but letters keep their case and lines their ends, for disguises that need them."""
     return _through(_UNCOVERED, text)
 
 
 def _through(table: _Table, text: str) -> Folded:
-    # Piece by piece: of ASCII alone `translate` is some thirty times as fast.
+    # Piece by piece: on ASCII alone `translate` is some thirty times as fast.
     pieces = [text] if text.isascii() else _NOT_ASCII.split(text)
     return Folded(text, "".join(piece.translate(table) for piece in pieces), table.__getitem__)
 
@@ -162,9 +164,9 @@ def _keep(char: str) -> str:
         return hidden
     if 0xD800 <= ord(char) < 0xE000:
         return "\N{REPLACEMENT CHARACTER}"
-    # Forms of Latin letters whatever stands around them: small capitals, squared, as flags.
-    shaped = unicodedata.name(char, "").startswith("LATIN LETTER SMALL CAPITAL")
-    return _latin(char) if shaped or unicodedata.category(char) == "So" else char
+    # Forms of Latin letters in any context: small capitals, squared letters, flags.
+    small_capital = unicodedata.name(char, "").startswith("LATIN LETTER SMALL CAPITAL")
+    return _latin(char) if small_capital or unicodedata.category(char) == "So" else char
 
 
 _READABLE: Final = _Table(_keep)
@@ -175,11 +177,11 @@ def _script(char: str) -> str:
 
 
 def readable(text: str) -> str:
-    """The text as an encoder should read it: NFKC, nothing invisible, no letters that only look it.
+    """The text for an encoder: NFKC, without invisible characters, lookalikes replaced.
 
-    Lookalikes become Latin in words that mix scripts, and in words made of nothing but twins of
-    Latin letters, where no other word of the text is truly of their script. Genuine words of other
-    scripts stay as they are.
+    Lookalikes become Latin in words that mix scripts, and in words of nothing but twins of Latin
+    letters, unless another word of the text is truly of their script. Genuine words of other
+    scripts stay unchanged.
     """
     if text.isascii() and text.isprintable():
         return text
@@ -205,7 +207,7 @@ def readable(text: str) -> str:
 
 
 def _genuine_scripts(text: str) -> set[str]:
-    # Scripts of which some word stands that cannot be taken for Latin.
+    # Scripts of words that cannot be mistaken for Latin.
     words = (word for word in _WORD.findall(text) if word.isascii() or not TWINS.issuperset(word))
     scripts = (frozenset({"LATIN"} if word.isascii() else map(_script, word)) for word in words)
-    return {script for of_word in scripts if len(of_word) == 1 for script in of_word}
+    return {script for word_scripts in scripts if len(word_scripts) == 1 for script in word_scripts}

@@ -1,8 +1,8 @@
-"""Words in other spellings: l e t t e r s apart, l33t, ROT13 and reversed, and how they read.
+"""Words in other spellings, undone: l e t t e r s apart, l33t, ROT13 and reversed.
 
-Each function gives the edits that undo one of them. They take small and capital letters alike, and
-need a text whose lookalikes are settled (`folding`). With `wary` they pass over what ordinary texts
-hold too: initials, abbreviations, product names.
+Each function gives the replacements that undo one spelling. They treat small and capital letters
+alike, and need a text whose lookalikes are replaced (`folding`). With `wary` they skip spellings
+that ordinary texts have too: initials, abbreviations, product names.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _APART: Final = re.compile(
     rf"(?:\1{_LETTER}(?![A-Za-z0-9]))++"
 )
 _PAIR: Final = re.compile(rf"(?:(?<=\s\s)|^)({_LETTER})\W({_LETTER})(?=\s\s|$)")
-# RE2 looks for what most texts lack altogether: it is the faster by far.
+# A first search with RE2, which is faster by far: most texts have no letters apart.
 _ANY_APART: Final = re2.compile(
     rf"(?:^|[^A-Za-z0-9]){_LETTER}(?:[^A-Za-z0-9]{{1,3}}{_LETTER}){{2}}(?:[^A-Za-z0-9]|$)"
 )
@@ -61,18 +61,18 @@ _PERCENT: Final = (
     *(8.17, 1.49, 2.78, 4.25, 12.70, 2.23, 2.02, 6.09, 6.97, 0.15, 0.77, 4.03, 2.41),
     *(6.75, 7.51, 1.93, 0.10, 5.99, 6.33, 9.06, 2.76, 0.98, 2.36, 0.15, 1.97, 0.07),
 )
-"""How often English uses each letter, from a to z (Lewand, Cryptological Mathematics, 2000)."""
+"""Frequency of the letters a to z in English (Lewand, Cryptological Mathematics, 2000)."""
 _FEW_LETTERS: Final = 12
 _MOST_COUNTED: Final = 2000
 _TURNED_GAIN: Final = 0.25
-"""Nats a letter. English gains 0.77 from being turned back, and loses as much from being turned."""
+"""Nats per letter. English in ROT13 gains 0.77 when it is decoded; plain English loses as much."""
 
 
 def letters_apart(text: str, *, articles: bool = False, wary: bool = False) -> list[Replacement]:
-    """Joins letters that stand apart by one and the same separator, three or more.
+    """Join three or more letters that one and the same separator keeps apart.
 
-    Wider gaps stay, as spaces between words; two letters are joined between such gaps only. With
-    `articles` an "a" or "i" at either end of a run of spaced letters stays a word.
+    Wider gaps remain as spaces between words; two letters are joined between such gaps only. With
+    `articles` an "a" or "i" at either end of a run of spaced letters remains a word.
     """
     if not _ANY_APART.search(text):
         return []
@@ -85,11 +85,11 @@ def letters_apart(text: str, *, articles: bool = False, wary: bool = False) -> l
         if articles and separator.isspace():
             start += step * (letters[0] in _ARTICLES)
             end -= step * (letters[-1] in _ARTICLES)
-        said = text[start:end:step]
-        if not said or not any(map(str.isalpha, said)):
+        joined = text[start:end:step]
+        if not joined or not any(map(str.isalpha, joined)):
             continue
-        edits.append(Replacement(start, end, said, range(start, end, step)))
-        long += len(letters) > 4 and not (said.isupper() and "." in separator)
+        edits.append(Replacement(start, end, joined, range(start, end, step)))
+        long += len(letters) > 4 and not (joined.isupper() and "." in separator)
         several += "." not in separator
     if not edits or (wary and not long and several < 2):
         return []
@@ -109,9 +109,9 @@ def _without_overlaps(edits: list[Replacement]) -> list[Replacement]:
 
 
 def leet(text: str, *, one: str = "i", wary: bool = False) -> list[Replacement]:
-    """Reads signs and digits as letters in words that have letters too; a 1 as `one`: i or l.
+    """Replace signs and digits by letters in words that have letters; a 1 becomes `one`: i or l.
 
-    With `wary` only where that is likely. In a text that has much of it, short numbers are words.
+    With `wary` only where leet is likely. In a text with many such words, short numbers are words.
     """
     if not _ANY_SIGN.search(text):
         return []
@@ -121,9 +121,12 @@ def leet(text: str, *, one: str = "i", wary: bool = False) -> list[Replacement]:
         return edits
     numbers = (
         Replacement(
-            found.start(), found.end(), _said(found[0], one), range(found.start(), found.end())
+            number.start(),
+            number.end(),
+            _letters(number[0], one),
+            range(number.start(), number.end()),
         )
-        for found in _NUMBER.finditer(text)
+        for number in _NUMBER.finditer(text)
     )
     return _without_overlaps([*_unleeted(text, one, wary=False), *numbers])
 
@@ -135,14 +138,14 @@ def _unleeted(text: str, one: str, *, wary: bool) -> list[Replacement]:
         address = "@" in word and _DOMAIN.match(text, token.end())
         if wary and (address or not _VOWEL_SIGN.search(word)):
             continue
-        said = _said(word, one)
-        if said != word:
+        letters = _letters(word, one)
+        if letters != word:
             start, end = token.start(), token.start() + len(word)
-            edits.append(Replacement(start, end, said, range(start, end)))
+            edits.append(Replacement(start, end, letters, range(start, end)))
     return edits
 
 
-def _said(word: str, one: str) -> str:
+def _letters(word: str, one: str) -> str:
     return (word.translate(_L_FOR_ONE) if one == "l" else word).translate(_SIGNS)
 
 
@@ -155,7 +158,7 @@ def _backwards(text: str) -> str:
 
 
 def _marks(undo: Callable[[str], str]) -> frozenset[str]:
-    # Function words as they look in the disguise; short ones could be anything.
+    # Function words in the disguise, without single letters and words that occur by chance.
     disguised = (undo(word) for word in _FUNCTION_WORDS)
     return frozenset(
         word
@@ -175,7 +178,7 @@ _ANY_ROT13: Final = _two_of(_ROT13_MARKS)
 _ANY_BACKWARDS: Final = _two_of(_BACKWARD_MARKS)
 
 
-# "or" is "be" when it is turned, so that neither says anything
+# in ROT13 "or" is "be", so that neither is evidence
 _NEVER_TURNED: Final = sorted(
     word for word in _FUNCTION_WORDS if len(word) > 1 and _rot13(word) not in _FUNCTION_WORDS
 )
@@ -187,8 +190,11 @@ _GAINS: Final = {
 
 
 def rot13(text: str) -> list[Replacement]:
-    """Turns back stretches that have no English function word, but in ROT13 have two or more; and
-    a text that has none at all, where its letters are English ones then."""
+    """Decode stretches without an English function word that have two or more in ROT13.
+
+    A text without any function word is decoded as a whole if its letter frequencies are those of
+    English afterwards.
+    """
     stretches = _stretches(text, _ROT13_MARKS) if _ANY_ROT13.search(text) else []
     if not stretches and not _ANY_FUNCTION_WORD.search(text) and _turns_english(text):
         stretches = [(0, len(text))]
@@ -201,12 +207,12 @@ def rot13(text: str) -> list[Replacement]:
 def _turns_english(text: str) -> bool:
     counts = Counter(text[:_MOST_COUNTED].lower())
     letters = sum(counts[letter] for letter in _GAINS)
-    gain = sum(counts[letter] * each for letter, each in _GAINS.items())
+    gain = sum(counts[letter] * nats for letter, nats in _GAINS.items())
     return letters >= _FEW_LETTERS and gain > _TURNED_GAIN * letters
 
 
 def backwards(text: str) -> list[Replacement]:
-    """Turns round stretches that have no English function word, but read backwards two or more."""
+    """Reverse stretches without an English function word that have two or more backwards."""
     return [
         Replacement(start, end, text[start:end][::-1], range(end - 1, start - 1, -1))
         for start, end in (_stretches(text, _BACKWARD_MARKS) if _ANY_BACKWARDS.search(text) else ())
@@ -216,17 +222,17 @@ def backwards(text: str) -> list[Replacement]:
 def _stretches(text: str, marks: frozenset[str]) -> list[tuple[int, int]]:
     stretches: list[tuple[int, int]] = []
     start = end = evidence = 0
-    begun = False
+    inside = False
     for word in _WORD.finditer(text):
         lower = word[0].lower()
-        # A single letter says nothing: "a" is as good as "n" turned.
+        # A single letter is no evidence: "a" may be "n" in ROT13.
         if len(lower) > 1 and lower in _FUNCTION_WORDS:
             if evidence >= _MIN_EVIDENCE:
                 stretches.append((start, end))
-            evidence, begun = 0, False
+            evidence, inside = 0, False
             continue
-        if not begun:
-            start, begun = word.start(), True
+        if not inside:
+            start, inside = word.start(), True
         end = word.end()
         evidence += lower in marks
     if evidence >= _MIN_EVIDENCE:

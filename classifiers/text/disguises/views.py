@@ -1,12 +1,12 @@
-"""The ways in which a text can be read once the usual disguises are undone.
+"""Views and readings of a text: the text with the usual disguises undone.
 
-`views` are for patterns: folded, and each with the way back to the raw text. `readings` are for an
-encoder: few, since each costs a pass, and one alone for an ordinary text. Disguises that are
-commonly stacked are undone one on another: what is encoded may be encoded again, up to `DEPTH`
-times, and what comes out may be spelled apart and in leet.
+`views` are for patterns: folded, with a map back to the raw text. `readings` are for an encoder:
+few, since each costs a pass, and only one for an ordinary text. Disguises that are commonly stacked
+are undone in sequence: an encoded run may be encoded again, up to `DEPTH` times, and the decoded
+text may have its letters apart and be in leet.
 
-All of it is linear in the length of the text. Decoding only ever shortens it, so that all that is
-decoded is at most twice as long as the text.
+All functions take time linear in the length of the text. Decoding only shortens, so that all
+decoded texts together are at most twice as long as the text.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PLAIN: Final = "plain"
 STEPS: Final = frozenset(
     {PLAIN, "base64", "hex", "url", "escape", "spaced", "leet", "rot13", "reversed"}
 )
-"""What can be undone; the name of a view lists what was, in order: "base64+leet"."""
+"""Names of the disguises; the name of a view lists those that were undone: "base64+leet"."""
 DEPTH: Final = 3
 
 Span = Callable[[int, int], tuple[int, int]]
@@ -43,14 +43,14 @@ _WARY_APART: Final[tuple[_Undo, ...]] = tuple(partial(undo, wary=True) for undo 
 _WARY: Final[tuple[_Undo, ...]] = (partial(leet, wary=True), rot13, backwards)
 
 
-_TELLING: Final = re.compile(r"[^\W\d_]|[%&\\]")
+_DISGUISED: Final = re.compile(r"[^\W\d_]|[%&\\]")
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """One reading of a raw text; `span(start, end)` gives where text[start:end] stands in it.
+    """One reading of a raw text; `span(start, end)` is the position of text[start:end] in it.
 
-    Of a run that was decoded the span is the whole run.
+    The span of a part of a decoded run is the whole run.
     """
 
     name: str
@@ -59,14 +59,14 @@ class View:
 
     @property
     def steps(self) -> frozenset[str]:
-        """What was undone, or "plain"."""
+        """The disguises that were undone, or "plain"."""
         return frozenset(self.name.split("+"))
 
 
 def layers(text: str, wanted: Container[str] = STEPS) -> Iterator[View]:
-    """The text with its case kept and lookalikes settled, then with what is encoded decoded.
+    """The text with lookalikes replaced and its case kept, then with encoded runs decoded.
 
-    Each layer undoes what the one before it still held, of the `wanted` steps.
+    Each layer decodes the runs of the layer before it, of the `wanted` steps.
     """
     uncovered = uncover(text)
     layer = View(PLAIN, uncovered.text, uncovered.span)
@@ -75,58 +75,58 @@ def layers(text: str, wanted: Container[str] = STEPS) -> Iterator[View]:
         runs = [run for run in encoded_runs(layer.text) if run[0] in wanted]
         if not runs:
             return
-        used = list(dict.fromkeys(codec for codec, _ in runs))
+        codecs = list(dict.fromkeys(codec for codec, _ in runs))
         rewritten = Rewritten(layer.text, [edit for _, edit in runs])
         uncovered = uncover(rewritten.text)
         span = _through(layer.span, rewritten.span, uncovered.span)
-        layer = View(_name(layer.name, *used), uncovered.text, span)
+        layer = View(_name(layer.name, *codecs), uncovered.text, span)
         yield layer
 
 
 def views(text: str) -> list[View]:
-    """The folded text, named "plain", and each other reading that differs from those before it."""
+    """The folded text, named "plain", and all other views that differ from those before them."""
     return folded_views(layers(text))
 
 
-def folded_views(of_layers: Iterable[View], wanted: Container[str] = STEPS) -> list[View]:
-    """The views of a text that is given as its `layers`, with the `wanted` steps alone."""
-    found: dict[str, View] = {}
-    for layer in of_layers:
+def folded_views(text_layers: Iterable[View], wanted: Container[str] = STEPS) -> list[View]:
+    """The views of a text, given its `layers`, with the `wanted` steps alone."""
+    by_text: dict[str, View] = {}
+    for layer in text_layers:
         folded = fold(layer.text)
         base = View(layer.name, folded.text, _through(layer.span, folded.span))
         spaced = [_undone(base, "spaced", undo) for undo in _APART if "spaced" in wanted]
         for view in (base, *spaced):
-            if view is not None and view.text not in found:
-                found[view.text] = view
+            if view is not None and view.text not in by_text:
+                by_text[view.text] = view
                 for step, undo in _RESPELLED:
                     respelled = _undone(view, step, undo) if step in wanted else None
                     if respelled is not None:
-                        found.setdefault(respelled.text, respelled)
-    return list(found.values())
+                        by_text.setdefault(respelled.text, respelled)
+    return list(by_text.values())
 
 
 def readings(text: str) -> list[str]:
-    """What an encoder should be shown: the readable text, then with ever more disguises undone.
+    """The texts for an encoder: the readable text, then with ever more disguises undone.
 
     Ordinary texts have one reading.
     """
     current = readable(text)
-    found = [current]
+    texts = [current]
     for _ in range(DEPTH):
-        # An address has spaces and signs escaped; who escapes letters, or escapes, hides them.
-        edits = [edit for _, edit in encoded_runs(current) if _TELLING.search(edit.text)]
+        # An address has spaces and signs escaped; escaped letters, or escapes, are a disguise.
+        edits = [edit for _, edit in encoded_runs(current) if _DISGUISED.search(edit.text)]
         if not edits:
             break
         current = readable(Rewritten(current, edits).text)
-        found.append(current)
-    apart = [Rewritten(current, edits).text for undo in _WARY_APART if (edits := undo(current))]
-    found += apart
-    current = apart[-1] if apart else current
+        texts.append(current)
+    joined = [Rewritten(current, edits).text for undo in _WARY_APART if (edits := undo(current))]
+    texts += joined
+    current = joined[-1] if joined else current
     for undo in _WARY:
         if edits := undo(current):
             current = Rewritten(current, edits).text
-            found.append(current)
-    return list(dict.fromkeys(found))
+            texts.append(current)
+    return list(dict.fromkeys(texts))
 
 
 def _undone(view: View, step: str, undo: _Undo) -> View | None:

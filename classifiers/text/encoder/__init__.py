@@ -1,1 +1,1 @@
-"""The sentence encoder: its ONNX graph written from weights, quantized, described and run."""
+"""The sentence encoder: conversion of weights to an ONNX graph, quantization, card, inference."""

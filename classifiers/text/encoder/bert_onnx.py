@@ -24,7 +24,7 @@ Weights = Mapping[str, NDArray[np.float32]]
 
 @dataclass(frozen=True, slots=True)
 class BertShape:
-    """What the graph needs to know of a BERT beside its weights."""
+    """The numbers that the graph of a BERT needs beside its weights."""
 
     layers: int
     heads: int
@@ -32,7 +32,7 @@ class BertShape:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> BertShape:
-        """From the entries of a `config.json`. Raises ValueError where it is no plain BERT."""
+        """The shape in a `config.json`. Raises ValueError where the model is no plain BERT."""
         kind, act = config.get("model_type"), config.get("hidden_act")
         if kind != "bert" or act != "gelu":
             raise ValueError(f"the encoder must be a bert with gelu, not {kind!r} with {act!r}")
@@ -48,9 +48,10 @@ class BertShape:
 def to_onnx(weights: Weights, shape: BertShape, *, padded: bool) -> onnx.ModelProto:
     """`ids`, int32 `[rows, tokens]`, to `embeddings`, float32 `[rows, width]` of length one.
 
-    Rows and tokens are free. Where rows may be `padded`, at their ends, the graph takes `mask`
-    too, int32 of the same shape, 1 for a real token and 0 for padding; where not, attention is
-    faster, and only one row goes in at a time. Raises ValueError where `weights` lacks a tensor.
+    The number of tokens is free. A `padded` graph takes any number of rows, padded at their ends,
+    and a second input `mask`, int32 of the same shape, 1 for a real token and 0 for padding. An
+    unpadded graph takes one row at a time, and its attention is faster. Raises ValueError where
+    `weights` lacks a tensor.
     """
     graph = _Graph(weights, padded=padded)
     states = _embedded(graph, shape)
@@ -74,7 +75,7 @@ def to_onnx(weights: Weights, shape: BertShape, *, padded: bool) -> onnx.ModelPr
 
 
 class _Graph:
-    """Nodes and tensors as they are written down."""
+    """The nodes and tensors of a graph in the making."""
 
     def __init__(self, weights: Weights, *, padded: bool) -> None:
         self._weights = weights
@@ -84,7 +85,9 @@ class _Graph:
 
     def weight(self, name: str) -> NDArray[np.float32]:
         if name not in self._weights:
-            raise ValueError(f"the encoder's weights have no {name!r}: they are of no plain BERT")
+            raise ValueError(
+                f"the encoder's weights have no {name!r}: they are not those of a plain BERT"
+            )
         return np.asarray(self._weights[name], np.float32)
 
     def constant(self, name: str, values: NDArray[Any]) -> str:
@@ -128,15 +131,19 @@ def _embedded(graph: _Graph, shape: BertShape) -> str:
 
 
 def _layer(graph: _Graph, shape: BertShape, prefix: str, states: str) -> str:
-    own = f"{prefix}attention.self"
-    parts = [f"{own}.{part}" for part in ("query", "key", "value")]
+    attention = f"{prefix}attention.self"
+    parts = [f"{attention}.{part}" for part in ("query", "key", "value")]
     matrix = np.concatenate([graph.weight(f"{part}.weight").T for part in parts], axis=1)
     bias = np.concatenate([graph.weight(f"{part}.bias") for part in parts])
-    graph.add("MatMul", [states, graph.constant(f"{own}.weight", matrix)], f"{own}.product")
-    graph.nodes.append(helper.make_node("Split", [f"{own}.product"], parts, axis=-1, num_outputs=3))
-    inputs = [*parts, graph.constant(f"{own}.bias", bias)]
+    graph.add(
+        "MatMul", [states, graph.constant(f"{attention}.weight", matrix)], f"{attention}.product"
+    )
+    graph.nodes.append(
+        helper.make_node("Split", [f"{attention}.product"], parts, axis=-1, num_outputs=3)
+    )
+    inputs = [*parts, graph.constant(f"{attention}.bias", bias)]
     inputs += ["lengths"] if graph.padded else []
-    mixed = graph.add("MultiHeadAttention", inputs, own, FUSED, num_heads=shape.heads)
+    mixed = graph.add("MultiHeadAttention", inputs, attention, FUSED, num_heads=shape.heads)
     between = _joined(graph, shape, f"{prefix}attention.output", mixed, states)
     product = graph.linear(f"{prefix}intermediate.dense", between)
     (inner_bias,) = graph.stored(f"{prefix}intermediate.dense.bias")
@@ -160,6 +167,6 @@ def _pooled(graph: _Graph, states: str) -> None:
         graph.add("Unsqueeze", ["real", last], "real_column")
         states = graph.add("Mul", [states, "real_column"], "real_states")
     axis = graph.constant("token_axis", np.array([1], np.int64))
-    # the length is all that dividing by the count would change, and that is made one
+    # no division by the number of tokens: the vector is scaled to length one anyway
     graph.add("ReduceSum", [states, axis], "summed", keepdims=0)
     graph.add("LpNormalization", ["summed"], "embeddings", axis=-1, p=2)

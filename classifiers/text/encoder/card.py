@@ -1,4 +1,4 @@
-"""What the folder of a text encoder says of itself: `config.json` beside the graph."""
+"""The description of a converted text encoder: `config.json` beside the graph."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ _ADD_AGAIN = "make the folder again with `guard models add`"
 
 @dataclass(frozen=True, slots=True)
 class EncoderCard:
-    """`source` and `tokenizer` are the SHA-256 of the weights and the vocabulary it was made from.
+    """Name, origin and shape of a converted encoder.
 
-    `graph` is the SHA-256 of the file that is served, `recipe` the version of the conversion.
+    `source` and `tokenizer` are the SHA-256 (hex) of the original weights and of the vocabulary,
+    `graph` that of the served file; `recipe` is the version of the conversion.
     """
 
     name: str
@@ -30,10 +31,10 @@ class EncoderCard:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) over what decides an embedding.
+        """SHA-256 (hex) over everything that decides an embedding.
 
-        The bytes of the graph are not in it: another release of onnx may write the same graph in
-        other bytes, and a guard fitted on one serves the other.
+        The bytes of the graph are left out: another release of onnx may write the same graph in
+        other bytes, and a guard fitted on one works with the other.
         """
         parts = {name: value for name, value in asdict(self).items() if name not in {"graph"}}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -43,16 +44,18 @@ class EncoderCard:
 
     @classmethod
     def read(cls, folder: Path) -> EncoderCard:
-        """Read and check against the files. Raises ValueError saying what to change."""
+        """The card of a folder, checked against its files. Raises ValueError where they differ."""
         try:
             card = cls(**json.loads((folder / CARD).read_text("utf-8")))
-            found = {name: sha256(folder / name) for name in (GRAPH, TOKENIZER)}
+            actual = {name: sha256(folder / name) for name in (GRAPH, TOKENIZER)}
         except OSError as error:
             raise ValueError(f"{folder} is no text encoder: {error}; {_ADD_AGAIN}") from error
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{folder / CARD} is of no text encoder ({error})") from error
-        for name, own in ((GRAPH, card.graph), (TOKENIZER, card.tokenizer)):
-            if found[name] != own:
+            raise ValueError(
+                f"{folder} is no text encoder: {CARD} describes none ({error}); {_ADD_AGAIN}"
+            ) from error
+        for name, recorded in ((GRAPH, card.graph), (TOKENIZER, card.tokenizer)):
+            if actual[name] != recorded:
                 raise ValueError(f"{folder / name} was altered: {_ADD_AGAIN}")
         return card
 

@@ -1,4 +1,4 @@
-"""From a sentence encoder's weights to the folder that is served: graph, tokenizer, card."""
+"""Conversion of a sentence encoder's weights to the served folder: graph, tokenizer, card."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def convert(
 ) -> EncoderCard:
     """Write the encoder of `source` (model.safetensors, config.json, tokenizer.json) to `target`.
 
-    `layers` ends it early: the states after so many layers are pooled. Raises ValueError where the
-    weights are of no plain BERT, or of fewer layers.
+    With `layers`, only the first layers are kept, and the states after the last of them are pooled.
+    Raises ValueError for weights that are no plain BERT or have fewer layers.
     """
     config = json.loads((source / CARD).read_text("utf-8"))
     shape = BertShape.from_config(config)

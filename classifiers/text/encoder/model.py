@@ -1,4 +1,4 @@
-"""Texts to embeddings, in ONNX Runtime: on a GPU where its provider is there, else on the CPU."""
+"""Embeddings of texts in ONNX Runtime: on a GPU where its provider is installed, else on a CPU."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from classifiers.text.encoder.card import GRAPH, TOKENIZER, EncoderCard
 
 WINDOW = 128
-"""Tokens of one window, its two marks included."""
+"""Tokens of one window, with [CLS] and [SEP]."""
 
 OVERLAP = 32
-"""Tokens that a window shares with the one before, so that nothing is cut in two in both."""
+"""Tokens that a window shares with the one before, so that no phrase is cut in both."""
 
 MOST_WINDOWS = 64
-"""Of one text: some 6000 tokens."""
+"""Of one text, about 6000 tokens."""
 
 _PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
 _BATCH_TOKENS = 4096
@@ -28,8 +28,9 @@ _BATCH_TOKENS = 4096
 class Encoded:
     """Embeddings of the windows of some texts: `embeddings [windows, width]`, float32, length one.
 
-    `text [windows]` says whose each is, in the order of texts and then of windows. `too_long` are
-    the texts that have more than MOST_WINDOWS: no window of theirs was encoded.
+    `text [windows]` has the index of the text of each window, in the order of texts and then of
+    windows. `too_long` are the indices of texts with more than MOST_WINDOWS windows, of which none
+    was encoded.
     """
 
     embeddings: NDArray[np.float32]
@@ -40,8 +41,8 @@ class Encoded:
     def highest(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
         """Scores of the texts `[texts, heads]` from those of their windows `[windows, heads]`.
 
-        The highest of a text's windows counts. A text that is too long was not seen: its scores
-        are NaN, which no caller may read as "did not fire".
+        The score of a text is the highest of its windows. A text that is too long was not encoded:
+        its scores are NaN, which no caller may take for "did not fire".
         """
         highest = np.full((self.texts, scores.shape[1]), -np.inf, np.float32)
         np.maximum.at(highest, self.text, scores)
@@ -50,7 +51,7 @@ class Encoded:
 
 
 class TextEncoder:
-    """A sentence encoder from a folder that `guard models add` has made; safe to share."""
+    """A sentence encoder from a folder that `guard models add` made; threads may share it."""
 
     def __init__(self, folder: Path, card: EncoderCard, threads: int) -> None:
         import onnxruntime  # type: ignore[import-untyped]
@@ -59,14 +60,14 @@ class TextEncoder:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
-        # a waiting thread would take from the engine beside it
+        # a thread that spins would take CPU time from the engine in the same process
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        there = onnxruntime.get_available_providers()
+        available = onnxruntime.get_available_providers()
         self._session = onnxruntime.InferenceSession(
             str(folder / GRAPH),
             options,
-            providers=[provider for provider in _PROVIDERS if provider in there],
-            # the fused kernel adds up one number at a time: eight times slower than its parts
+            providers=[provider for provider in _PROVIDERS if provider in available],
+            # the fused kernel adds one number at a time: eight times slower than its parts
             disabled_optimizers=["SkipLayerNormFusion"],
         )
         self._padded = len(self._session.get_inputs()) > 1
@@ -81,7 +82,7 @@ class TextEncoder:
 
     @classmethod
     def load(cls, folder: Path | str, *, threads: int = 1) -> TextEncoder:
-        """Raises ValueError where the folder holds no text encoder, or one that was altered."""
+        """The encoder of a folder. Raises ValueError where it is missing or was altered."""
         path = Path(folder)
         return cls(path, EncoderCard.read(path), threads)
 
@@ -91,55 +92,55 @@ class TextEncoder:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of the weights, the vocabulary and how they are run."""
+        """SHA-256 (hex) of the weights, the vocabulary and the conversion."""
         return self.card.fingerprint
 
     def encode(self, texts: Sequence[str]) -> Encoded:
         """Embeddings of all windows of `texts`; an empty text has one window.
 
-        What stands beside a text changes nothing in its embeddings (up to 1e-4 where the graph
-        takes several rows at once).
+        The embeddings of a text do not depend on the other texts (up to 1e-4 where the graph takes
+        several rows at once).
         """
         windows: list[list[int]] = []
-        text: list[int] = []
+        owners: list[int] = []
         too_long = []
-        for at, own in enumerate(texts):
-            # one by one: a batch would take threads of its own, as many as there are cores
-            ids = self._tokenizer.encode(own, add_special_tokens=False).ids
+        for index, text in enumerate(texts):
+            # one by one: the tokenizer would encode a batch in as many threads as there are cores
+            ids = self._tokenizer.encode(text, add_special_tokens=False).ids
             starts = window_starts(len(ids))
             if len(starts) > MOST_WINDOWS:
-                too_long.append(at)
+                too_long.append(index)
                 continue
             windows += [
                 [self._first, *ids[start : start + WINDOW - 2], self._last] for start in starts
             ]
-            text += [at] * len(starts)
+            owners += [index] * len(starts)
         embeddings = np.empty((len(windows), self.width), np.float32)
         lengths = [len(window) for window in windows]
         for rows in batches(lengths) if self._padded else ([row] for row in range(len(windows))):
             embeddings[rows] = self._run([windows[row] for row in rows])
-        return Encoded(embeddings, np.asarray(text, np.intp), len(texts), tuple(too_long))
+        return Encoded(embeddings, np.asarray(owners, np.intp), len(texts), tuple(too_long))
 
     def _run(self, rows: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         ids = np.zeros((len(rows), max(map(len, rows))), np.int32)
         mask = np.zeros_like(ids)
-        for at, row in enumerate(rows):
-            ids[at, : len(row)] = row
-            mask[at, : len(row)] = 1
-        given = {"ids": ids, "mask": mask} if self._padded else {"ids": ids}
-        (embeddings,) = self._session.run(None, given)
+        for index, row in enumerate(rows):
+            ids[index, : len(row)] = row
+            mask[index, : len(row)] = 1
+        inputs = {"ids": ids, "mask": mask} if self._padded else {"ids": ids}
+        (embeddings,) = self._session.run(None, inputs)
         result: NDArray[np.float32] = embeddings
         return result
 
 
 def window_starts(tokens: int) -> range:
-    """Where the windows of a text of so many tokens begin; each token stands in one at least."""
+    """The first tokens of the windows of a text of `tokens` tokens; every token is in a window."""
     body = WINDOW - 2
     return range(0, max(tokens - OVERLAP, 1), body - OVERLAP)
 
 
 def batches(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Rows of like length together, so that padding is little, and not too many at once."""
+    """Indices of rows in batches of similar lengths, with little padding, of bounded size."""
     ordered = sorted(range(len(lengths)), key=lengths.__getitem__)
     batch: list[int] = []
     for row in ordered:

@@ -1,9 +1,9 @@
-"""An encoder's graph in eight bits: a quarter of the size, and two to three times as fast on a CPU.
+"""An encoder's graph in eight bits: a quarter of the size, two to three times as fast on a CPU.
 
-Weights are int8 with one scale a column. They use seven of the eight bits: processors without VNNI
-add two products in sixteen bits, where eight would overflow, and a guard must score a text on them
-as it did where it was fitted. Activations are uint8, with one scale for each tensor, found as it
-comes: so one row's would depend on what stands beside it, and rows go in one at a time.
+Weights are int8 with one scale per column. They use seven of the eight bits: processors without
+VNNI add two products in sixteen bits, where eight would overflow, and a guard must score a text on
+them as it did where it was fitted. Activations are uint8 with one scale per tensor, computed at run
+time: in a batch the scale of a row would depend on the other rows, so rows run one by one.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from onnx import TensorProto
 
 @contextmanager
 def _without_advice() -> Iterator[None]:
-    """The quantiser asks on the root logger for a step that only traced graphs need."""
+    """Silence a log line of the quantiser, which asks for a step that only traced graphs need."""
 
-    def other(record: logging.LogRecord) -> bool:
+    def is_other(record: logging.LogRecord) -> bool:
         return "pre-processing before quantization" not in record.getMessage()
 
     root = logging.getLogger()
-    root.addFilter(other)
+    root.addFilter(is_other)
     try:
         yield
     finally:
-        root.removeFilter(other)
+        root.removeFilter(is_other)
 
 
 def quantised(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -46,7 +46,7 @@ def quantised(model: onnx.ModelProto) -> onnx.ModelProto:
             per_channel=True,
             reduce_range=True,
             weight_type=QuantType.QInt8,
-            # attention's output is of a type that shape inference does not know
+            # shape inference does not know the type of the fused attention's output
             extra_options={"DefaultTensorType": TensorProto.FLOAT, "MatMulConstBOnly": True},
         )
         return onnx.load(path)

@@ -1,1 +1,6 @@
-"""Words and regular expressions: files of them, matching, checks of what was matched."""
+"""Patterns of text: lists of words and regular expressions, matching, checks of matches.
+
+`files` reads a list, `matching` finds its matches in a text and through its disguises, `width`
+bounds how long a match can be. To add a check of matches (a checksum, an entropy), write a function
+in `checks` and name it in `checks.CHECKS`. The shipped lists are in `lists/`.
+"""

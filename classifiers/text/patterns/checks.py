@@ -1,4 +1,7 @@
-"""Checks of what a regular expression found: checksums and the like, which no expression can do."""
+"""Checks of the matches of a regular expression: checksums and other tests beyond expressions.
+
+A check takes the matched text and accepts or refuses it; `CHECKS` has those that a list may name.
+"""
 
 from __future__ import annotations
 
@@ -22,54 +25,55 @@ _IBAN_LENGTHS: Final = {
     for length, _, countries in (entry.partition(":") for entry in _COUNTRIES.split())
     for country in countries.split(",")
 }
-"""Characters of an account number by country (SWIFT, IBAN registry)."""
+"""Length of an account number in characters, by country (SWIFT, IBAN registry)."""
 
 
-def luhn(found: str) -> bool:
-    """Whether the digits of it pass the check of payment cards (ISO/IEC 7812-1, annex B)."""
-    digits = [int(char) for char in found if char in string.digits]
+def luhn(match: str) -> bool:
+    """Whether the digits pass the check of payment cards (ISO/IEC 7812-1, annex B)."""
+    digits = [int(char) for char in match if char in string.digits]
     doubled = [sum(divmod(2 * digit, 10)) for digit in digits[-2::-2]]
     return len(set(digits)) > 1 and (sum(digits[-1::-2]) + sum(doubled)) % 10 == 0
 
 
-def iban(found: str) -> bool:
-    """Whether it has its country's length and passes the check of ISO 13616 (modulo 97)."""
-    account = "".join(filter(str.isalnum, found)).upper()
+def iban(match: str) -> bool:
+    """Whether the length is that of the country and the check of ISO 13616 (modulo 97) holds."""
+    account = "".join(filter(str.isalnum, match)).upper()
     if len(account) != _IBAN_LENGTHS.get(account[:2]) or not account.isascii():
         return False
     return int("".join(str(int(char, 36)) for char in account[4:] + account[:4])) % 97 == 1
 
 
-def ipv4(found: str) -> bool:
-    """Whether it is an address that may be someone's: four numbers up to 255, not all of a digit.
+def ipv4(match: str) -> bool:
+    """Whether an IPv4 address may belong to a person: four numbers up to 255, not all of one digit.
 
-    Those of networks, masks, loopback and multicast are nobody's; 1.2.3.4 is more often a version.
+    Addresses of networks, masks, loopback and multicast belong to nobody; 1.2.3.4 is more often a
+    version.
     """
     try:
-        address = ipaddress.IPv4Address(found)
+        address = ipaddress.IPv4Address(match)
     except ValueError:
         return False
-    nobodys = address.is_loopback or address.is_multicast or address.is_reserved
+    reserved = address.is_loopback or address.is_multicast or address.is_reserved
     host = address.packed[-1] not in (0, 255)
-    return host and not nobodys and any(len(number) > 1 for number in found.split("."))
+    return host and not reserved and any(len(number) > 1 for number in match.split("."))
 
 
 def bits_per_character(text: str) -> float:
-    """The entropy of the text's characters, as they are counted in it."""
+    """The entropy of the characters, from their frequencies in the text itself."""
     counts = Counter(text).values()
     return -sum(count / len(text) * math.log2(count / len(text)) for count in counts)
 
 
 def _entropy(least: float) -> Check:
-    return lambda found: bits_per_character(found) >= least
+    return lambda match: bits_per_character(match) >= least
 
 
 def _password(least: float) -> Check:
-    # Names of variables and words of a sentence have no digit beside their letters.
-    return lambda found: (
-        any(map(str.isdigit, found))
-        and any(map(str.isalpha, found))
-        and bits_per_character(found) >= least
+    # Names of variables and words of a sentence have letters alone.
+    return lambda match: (
+        any(map(str.isdigit, match))
+        and any(map(str.isalpha, match))
+        and bits_per_character(match) >= least
     )
 
 
@@ -80,4 +84,4 @@ CHECKS: Final[Mapping[str, Callable[[float], Check]]] = {
     "entropy": _entropy,
     "password": _password,
 }
-"""By name; what "entropy" and "password" take is the least number of bits per character."""
+"""Checks by name. Each is made from the least bits per character, which the last two need."""

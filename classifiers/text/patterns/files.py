@@ -1,9 +1,9 @@
 """Lists of words and regular expressions in TOML, read and checked.
 
-    views = ["plain", "base64"] # of entries that name none: the disguises looked through, or all
+    views = ["plain", "base64"] # disguises undone, for entries without views; default: all
 
     [[words]]
-    label = "WEAPON"            # what a match is called
+    label = "WEAPON"            # label of its matches
     words = ["bomb", "pipe bomb"]
     whole = true                # whole words only, which is the default
     views = ["plain", "leet"]   # of this entry
@@ -11,12 +11,12 @@
     [[regex]]
     label = "CARD"
     pattern = '(?:^|[^0-9])(?P<value>[0-9]{13,19})(?:[^0-9]|$)'
-    check = "luhn"              # what else must hold, see `classifiers.text.patterns.checks`
+    check = "luhn"              # a further test, see `classifiers.text.patterns.checks`
     bits = 3.0                  # for "entropy" and "password": bits per character
     raw = false                 # true: letters keep their case, lines their ends
 
-An expression reads folded text, so that capitals in it match small letters. Where it has a group
-`value`, the match is that group, and the rest its surroundings: RE2 cannot look around.
+An expression is applied to folded text, so that its capitals match small letters. Where it has a
+group `value`, the match is that group and the rest its context: RE2 has no lookaround.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from classifiers.text.patterns.checks import CHECKS, Check
 from classifiers.text.patterns.width import longest_match
 
 MAX_WIDTH: Final = 4096
-"""Characters that one pattern may match: a stream is read again so far back."""
+"""The most characters that a pattern may match: a stream is screened again from so far back."""
 
 
 def _known_step(step: str) -> str:
@@ -47,7 +47,7 @@ def _visible(word: str) -> str:
     if not fold(word).text.strip():
         raise ValueError(f"{word!r} has no letter, digit or sign: take it out")
     if len(fold(word).text) > MAX_WIDTH:
-        raise ValueError(f"a word of more than {MAX_WIDTH} characters: shorten it")
+        raise ValueError(f"a word has more than {MAX_WIDTH} characters: shorten it")
     return word
 
 
@@ -72,7 +72,7 @@ class Words(_Entry):
 
 
 class Regex(_Entry):
-    """A regular expression with its label."""
+    """A regular expression with a label."""
 
     pattern: Annotated[str, Field(min_length=1)]
     check: str | None = None
@@ -100,7 +100,7 @@ class Regex(_Entry):
 
     @property
     def accepts(self) -> Check | None:
-        """The check of what was found."""
+        """The check of matches."""
         return None if self.check is None else CHECKS[self.check](self.bits or 0.0)
 
 
@@ -114,14 +114,14 @@ class _File(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Patterns:
-    """What one or several lists ask for."""
+    """The entries of one or several lists."""
 
     words: tuple[Words, ...]
     regexes: tuple[Regex, ...]
 
 
 def compiled_regex(pattern: str, *, raw: bool) -> Any:
-    """The expression for UTF-8 bytes, leftmost-longest. Raises ValueError where it is none."""
+    """The expression for UTF-8 bytes, leftmost-longest. Raises ValueError where RE2 refuses it."""
     options = re2.Options()
     options.longest_match = True
     options.log_errors = False
@@ -131,12 +131,12 @@ def compiled_regex(pattern: str, *, raw: bool) -> Any:
         return re2.compile(pattern.encode(), options)
     except re2.error as error:
         reason = error.args[0]
-        said = reason.decode(errors="replace") if isinstance(reason, bytes) else str(reason)
-        raise ValueError(f"not a regular expression of RE2's: {said}") from error
+        message = reason.decode(errors="replace") if isinstance(reason, bytes) else str(reason)
+        raise ValueError(f"not a regular expression of RE2's: {message}") from error
 
 
 def parse(text: str) -> Patterns:
-    """Read a list. Raises ValueError, in one line, where it cannot be used."""
+    """Read a list. Raises ValueError with one line that says where it is wrong."""
     try:
         file = _File.model_validate(tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
@@ -150,8 +150,7 @@ def parse(text: str) -> Patterns:
 
 
 def _with_default(entry: _AnyEntry, views: frozenset[str]) -> _AnyEntry:
-    named = "views" in entry.model_fields_set
-    return entry if named else entry.model_copy(update={"views": views})
+    return entry if "views" in entry.model_fields_set else entry.model_copy(update={"views": views})
 
 
 def _first(error: ValidationError) -> str:

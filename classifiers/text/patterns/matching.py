@@ -1,7 +1,7 @@
-"""Words (Aho-Corasick) and regular expressions (RE2) found in a text, through its disguises.
+"""Matches of words (Aho-Corasick) and regular expressions (RE2) in a text, through its disguises.
 
 Both take time linear in the text, whatever the text. Matches are spans of the raw text: cutting
-them out removes what was found, with all that disguised it.
+them out removes the match together with its disguise.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from classifiers.text.patterns.files import Patterns, Words, compiled_regex, par
 from classifiers.text.patterns.width import longest_match
 
 _MAX_GAP: Final = 4
-"""White space that may stand between the words of a phrase."""
+"""The most white space between two words of a phrase, in characters."""
 Shipped = Literal["secrets", "personal-data"]
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Match:
-    """text[start:end] of the raw text is a `label`; `view` names the reading that showed it."""
+    """text[start:end] of the raw text is a `label`; `view` names the view in which it was found."""
 
     start: int
     end: int
@@ -58,7 +58,7 @@ class _Expression:
 
 @dataclass(frozen=True, slots=True)
 class _Expressions:
-    """Several, and one that finds whether any of them matches: of most texts none does."""
+    """Several expressions, and their union: most texts match none of them."""
 
     all: tuple[_Expression, ...]
     any: Any
@@ -67,16 +67,16 @@ class _Expressions:
     def of(cls, expressions: Sequence[_Expression], *, raw: bool) -> _Expressions:
         if len(expressions) < 2:
             return cls(tuple(expressions), None)
-        either = "|".join(f"(?:{each.pattern})" for each in expressions)
+        either = "|".join(f"(?:{expression.pattern})" for expression in expressions)
         either = either.replace("(?P<value>", "(?:").replace("(?<value>", "(?:")
         return cls(tuple(expressions), compiled_regex(either, raw=raw))
 
 
 class PatternSet:
-    """Lists that are looked for together.
+    """Lists of patterns that are searched together.
 
-    `labels`: those that a match can have. `longest`: the most folded characters that a match in
-    plain text can have: a stream is read again so far back.
+    `labels` are the possible labels of matches. `longest` is the most folded characters that a
+    match in plain text can have: a stream is screened again from so far back.
     """
 
     def __init__(self, patterns: Patterns) -> None:
@@ -88,16 +88,16 @@ class PatternSet:
         for regex in patterns.regexes:
             search = compiled_regex(regex.pattern, raw=regex.raw)
             group = search.groupindex.get(b"value", 0)
-            made = _Expression(
+            expression = _Expression(
                 regex.label, regex.views, search, group, regex.accepts, regex.pattern
             )
-            (raw if regex.raw else folded).append(made)
+            (raw if regex.raw else folded).append(expression)
         self._raw = _Expressions.of(raw, raw=True)
         self._folded = _Expressions.of(folded, raw=False)
-        everything = (*patterns.words, *patterns.regexes)
+        entries = (*patterns.words, *patterns.regexes)
         self._patterns = patterns
-        self._steps = frozenset[str]().union(*(entry.views for entry in everything))
-        self.labels = frozenset(entry.label for entry in everything)
+        self._steps = frozenset[str]().union(*(entry.views for entry in entries))
+        self.labels = frozenset(entry.label for entry in entries)
         widths = [longest_match(regex.pattern) for regex in patterns.regexes]
         texts = [text for entry in patterns.words for text in _spellings(entry.words)]
         gaps = [len(text) + (_MAX_GAP - 1) * text.count(" ") for text in texts]
@@ -105,12 +105,12 @@ class PatternSet:
 
     @classmethod
     def from_toml(cls, text: str) -> PatternSet:
-        """The lists of a TOML text, see `pattern_file`. Raises ValueError naming what is wrong."""
+        """The patterns of a TOML text, see `files`. Raises ValueError that says what is wrong."""
         return cls(parse(text))
 
     @classmethod
     def load(cls, path: Path | str) -> PatternSet:
-        """The lists of a TOML file. Raises ValueError naming the file and what is wrong with it."""
+        """The patterns of a TOML file. Raises ValueError that names the file and what is wrong."""
         try:
             return cls.from_toml(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
@@ -120,38 +120,39 @@ class PatternSet:
 
     @classmethod
     def joined(cls, sets: Sequence[PatternSet]) -> PatternSet:
-        """Several sets as one, which undoes the disguises of a text once for all of them."""
+        """Several sets as one set, which undoes the disguises of a text once for all."""
         return cls(
             Patterns(
-                tuple(entry for one in sets for entry in one._patterns.words),
-                tuple(entry for one in sets for entry in one._patterns.regexes),
+                tuple(entry for patterns in sets for entry in patterns._patterns.words),
+                tuple(entry for patterns in sets for entry in patterns._patterns.regexes),
             )
         )
 
     def find(self, text: str) -> list[Match]:
-        """All matches, sorted and apart: the leftmost, of these the longest.
+        """All matches, sorted and without overlaps: the leftmost, of these the longest.
 
-        Of one that begins inside another the rest is a match too: nothing found is left standing.
+        Of a match that starts inside another, the rest is a match too, so that cutting out all
+        matches leaves no part of one.
         """
-        found: list[Match] = []
-        of_layers = list(layers(text, self._steps))
-        for layer in of_layers:
-            found += _matches(layer, self._raw)
+        matches: list[Match] = []
+        text_layers = list(layers(text, self._steps))
+        for layer in text_layers:
+            matches += _matches(layer, self._raw)
         if self._folded.all or self._automaton:
-            for view in folded_views(of_layers, self._steps):
-                found += self._found_words(view)
-                found += _matches(view, self._folded)
-        return _apart(found)
+            for view in folded_views(text_layers, self._steps):
+                matches += self._word_matches(view)
+                matches += _matches(view, self._folded)
+        return _without_overlaps(matches)
 
-    def _found_words(self, view: View) -> Iterator[Match]:
+    def _word_matches(self, view: View) -> Iterator[Match]:
         if self._automaton is None:
             return
         for index, start, end in self._automaton.find_matches_as_indexes(
             view.text, overlapping=True
         ):
             for word in self._words[index]:
-                apart = not word.whole or _is_whole(view.text, start, end)
-                if apart and view.steps <= word.views:
+                counts = not word.whole or _is_whole(view.text, start, end)
+                if counts and view.steps <= word.views:
                     yield Match(*view.span(start, end), word.label, view.name)
 
 
@@ -193,7 +194,7 @@ def _phrases(kind: _Kind, texts: Iterable[str]) -> _Expression:
 
 
 def _is_whole(text: str, start: int, end: int) -> bool:
-    # At either end: a sign, or no letter, digit or underscore on its other side.
+    # At each end, a sign or a border to something that is no letter, digit or underscore.
     begins = start == 0 or not (_in_word(text[start - 1]) and _in_word(text[start]))
     return begins and (end == len(text) or not (_in_word(text[end - 1]) and _in_word(text[end])))
 
@@ -203,7 +204,7 @@ def _in_word(char: str) -> bool:
 
 
 def _matches(view: View, expressions: _Expressions) -> Iterator[Match]:
-    usable = [each for each in expressions.all if view.steps <= each.views]
+    usable = [expression for expression in expressions.all if view.steps <= expression.views]
     if not usable:
         return
     data = view.text.encode()
@@ -219,16 +220,16 @@ def _matches(view: View, expressions: _Expressions) -> Iterator[Match]:
 
 def _scan(expression: _Expression, data: bytes) -> Iterator[tuple[int, int]]:
     place = 0
-    while found := expression.search.search(data, place):
-        start, end = found.span(expression.group)
+    while match := expression.search.search(data, place):
+        start, end = match.span(expression.group)
         if start < end:
             yield start, end
-        # What surrounds one match may surround the next.
+        # The context of one match may be the context of the next.
         place = max(end, place + 1)
 
 
 def _character_of(text: str, data: bytes) -> Callable[[int], int]:
-    # Which character each byte of UTF-8 belongs to; counted when it is first asked for.
+    # The index of the character of each UTF-8 byte; counted at the first call.
     if text.isascii():
         return int
 
@@ -240,10 +241,10 @@ def _character_of(text: str, data: bytes) -> Callable[[int], int]:
     return lambda byte: int(starts()[byte])
 
 
-def _apart(found: Iterable[Match]) -> list[Match]:
+def _without_overlaps(matches: Iterable[Match]) -> list[Match]:
     kept: list[Match] = []
     done = 0
-    for match in sorted(found, key=lambda m: (m.start, -m.end, m.view != PLAIN)):
+    for match in sorted(matches, key=lambda m: (m.start, -m.end, m.view != PLAIN)):
         if match.end > done:
             kept.append(dataclasses.replace(match, start=max(match.start, done)))
             done = match.end

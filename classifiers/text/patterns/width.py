@@ -1,7 +1,7 @@
-"""How many characters a regular expression can match at most.
+"""The most characters that a regular expression can match.
 
-A stream is screened through a window, so that no pattern may be longer than it. The expression must
-be one that RE2 accepts: the syntax is not checked again (github.com/google/re2/wiki/Syntax).
+A stream is screened through a window, so that no match may be longer than the window. RE2 must
+accept the expression: its syntax is not checked again (github.com/google/re2/wiki/Syntax).
 """
 
 from __future__ import annotations

@@ -113,7 +113,9 @@ def irece(
             inspections=looks,
             trials=trials,
             rates=Rates(fpr, near_fpr),
-            recipe=LatentRecipe(steps=800, hidden=hidden, hiding=3) if hidden else LatentRecipe(),
+            recipe=LatentRecipe(steps=800, attack_radius=hidden, attack_steps=3)
+            if hidden
+            else LatentRecipe(),
             seed=seed,
             progress=progress,
             references=read_reference_images(image_model, concept, images) if images else None,

@@ -1,4 +1,4 @@
-"""Drawing for an evaluation: the engine, the plans and the fallbacks that the server has."""
+"""Images for an evaluation: the engine, the plans and the fallback that the server has."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections import deque
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -23,11 +24,12 @@ from guard.evaluation.images.suite import ImageSuite
 from guard.evaluation.m_erasure.learned_words import WORD
 from guard.models.sources import resolve_source
 from guard.plans.base import finite
-from guard.plans.images import Decision, ImagePlan, ImagePlans
+from guard.plans.fallback import Fallback, Next
+from guard.plans.images import ImagePlan, ImagePlans
 from steering.engines.diffusion.engine import DiffusionEngine, ImageStart
 from steering.engines.diffusion.families import Family, family_of
 from steering.engines.diffusion.loading import load_pipeline
-from steering.engines.diffusion.placeholders import Learned
+from steering.engines.diffusion.prompts import PromptGuarding
 from steering.engines.diffusion.sampling.trajectories import GivenNoise
 from steering.fingerprint import fingerprint
 from steering.images.conditioning import Conditioning
@@ -37,19 +39,12 @@ _BARE = ImagePlan("", "observe", "closed", (), {})
 """Of the bare model: no guards."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Settled:
-    """What a policy made of a prompt: how it looks, what is drawn of it, with what guards.
+    """A prompt whose guards have decided: their effect, and the request as it goes on."""
 
-    `plan` is what decides of the image, and `brought` what is drawn with the prompt: nothing
-    where it is `replaced` by the policy's own.
-    """
-
-    look: PromptEffect
-    prompt: str
-    plan: ImagePlan
-    brought: RowTensors = RowTensors()
-    replaced: bool = False
+    effect: PromptEffect
+    fallback: Fallback
 
 
 class EngineImageGenerator:
@@ -61,15 +56,8 @@ class EngineImageGenerator:
     def __init__(self, config: Config, suite: ImageSuite, family: Family) -> None:
         self._config, self._suite, self._family = config, suite, family
         self._plans = ImagePlans(config, family, name=suite.model)
-        self._engine = DiffusionEngine(
-            family,
-            self._plans.bank,
-            capacity=suite.batch,
-            guides=self._plans.guides,
-            finished=self._plans.finished,
-            erasers=self._plans.erasers,
-            overlays=self._plans.overlays,
-        )
+        self._engine = DiffusionEngine(family, self._plans.stacks, capacity=suite.batch)
+        self._prompts = PromptGuarding(family, self._plans.stacks)
         parts = {n: p for n, p in family.pipeline.components.items() if isinstance(p, nn.Module)}
         self._model = fingerprint(nn.ModuleDict(parts))
         self._settled: dict[tuple[str, str, str], _Settled] = {}
@@ -119,7 +107,7 @@ class EngineImageGenerator:
             guard.name
             for policy in policies
             for guard in self.plan(policy).guards
-            if guard.method == method
+            if guard.method.name == method
         }
         return [
             Artifact.load(guard.artifact).meta.calibration
@@ -137,7 +125,9 @@ class EngineImageGenerator:
         words = [each.word for each in brought] or [""] * len(prompts)
         self._settle(prompts, words, policies)
         return [
-            PromptEffect(same=True) if policy is None else self._settled[prompt, word, policy].look
+            PromptEffect(same=True)
+            if policy is None
+            else self._settled[prompt, word, policy].effect
             for prompt, word, policy in zip(prompts, words, policies, strict=True)
         ]
 
@@ -155,47 +145,47 @@ class EngineImageGenerator:
         """
         brought = brought or [RowTensors()] * len(prompts)
         self._settle(prompts, [each.word for each in brought], policies)
-        asked = [
-            self._asked(prompt, each, policy)
-            for prompt, each, policy in zip(prompts, brought, policies, strict=True)
-        ]
-        starts = [self._start(one, seed) for one, seed in zip(asked, seeds, strict=True)]
-        found = drawn(self._engine, starts, advance)
-        made = [_came(one, each) for one, each in zip(asked, found, strict=True)]
-        late = {i: again for i, one in enumerate(asked) if (again := self._late(one, found[i]))}
-        starts = [self._start(again, seeds[i]) for i, again in late.items()]
-        replaced = drawn(self._engine, starts, lambda _count: None)
-        for (i, again), each in zip(late.items(), replaced, strict=True):
-            made[i] = _came(replace(again, look=made[i].effect), each)
-        return made
+        effects, fallbacks = [], []
+        for prompt, tensors, policy in zip(prompts, brought, policies, strict=True):
+            settled = self._asked(prompt, tensors, policy)
+            effects.append(settled.effect)
+            # readings of the image change it, and the prompt may be asked for again
+            fallbacks.append(copy(settled.fallback))
+        images: list[GeneratedImage | None] = [None] * len(prompts)
+        remaining = list(range(len(prompts)))
+        while remaining:
+            starts = [self._start(fallbacks[i], brought[i], seeds[i]) for i in remaining]
+            rows = generated(self._engine, starts, advance)
+            following = {
+                i: fallbacks[i].on_output(row.readings)
+                for i, row in zip(remaining, rows, strict=True)
+            }
+            for i, row in zip(remaining, rows, strict=True):
+                image = images[i] = _image(effects[i], row, following[i])
+                effects[i] = image.effect
+            remaining = [i for i in remaining if following[i] == "again"]
+            advance = _no_progress
+        return [image for image in images if image is not None]
 
     def _asked(self, prompt: str, brought: RowTensors, policy: str | None) -> _Settled:
         if policy is None:
-            return _Settled(PromptEffect(same=True), prompt, _BARE, brought)
+            return _Settled(PromptEffect(same=True), Fallback(_BARE, prompt))
         settled = self._settled[prompt, brought.word, policy]
-        if settled.look.blocked:
+        if settled.effect.blocked:
             raise DataError(f"policy {policy!r} blocks {prompt!r}: it has no image")
+        return settled
+
+    def _start(self, fallback: Fallback, brought: RowTensors, seed: int) -> ImageStart:
         # a replacement shows nothing of what was brought: that may be what is to be replaced
-        return settled if settled.replaced else replace(settled, brought=brought)
-
-    def _late(self, asked: _Settled, found: CompletedRow) -> _Settled | None:
-        """What is drawn where the image decides for the policy's replacement."""
-        plan = asked.plan
-        if plan.decide(found.readings) != "replace" or plan.replacement is None:
-            return None
-        again = self._replaced(plan, plan.replacement, asked.look)
-        return None if again.look.blocked else again
-
-    def _start(self, asked: _Settled, seed: int) -> ImageStart:
-        noise = asked.brought.noise
+        tensors = RowTensors() if fallback.replaced else brought
         return ImageStart(
-            prompt=asked.prompt,
+            prompt=fallback.prompt,
             seed=seed,
             steps=self._suite.steps,
             guidance=self._suite.guidance,
-            guards=asked.plan.rows(),
-            embeddings=self._learned(asked.brought.word),
-            beginning=GivenNoise(self._tensors[noise]) if noise else None,
+            guards=fallback.guards,
+            embeddings=self._learned(tensors.word),
+            beginning=GivenNoise(self._tensors[tensors.noise]) if tensors.noise else None,
         )
 
     def _learned(self, word: str) -> dict[str, Tensor]:
@@ -209,48 +199,61 @@ class EngineImageGenerator:
         fresh = [(t, w, p) for t, w, p in asked if p is not None and (t, w, p) not in self._settled]
         for at in range(0, len(fresh), self._suite.batch):
             part = fresh[at : at + self._suite.batch]
-            plans = [self.plan(policy) for _, _, policy in part]
-            learned = [self._learned(word) for _, word, _ in part]
-            looked = self._looked([prompt for prompt, _, _ in part], plans, learned)
-            for key, plan, (look, decision) in zip(part, plans, looked, strict=True):
-                if decision == "replace" and plan.replacement is not None:
-                    self._settled[key] = self._replaced(plan, plan.replacement, look)
-                else:
-                    self._settled[key] = _Settled(look, key[0], plan)
-
-    def _replaced(self, plan: ImagePlan, replacement: str, look: PromptEffect) -> _Settled:
-        """The replacement is drawn, unless it does not pass either."""
-        ((again, _),) = self._looked([replacement], [plan.last], [{}])
-        late = "" if again.blocked else look.late
-        look = replace(look, blocked=again.blocked, late=late)
-        return _Settled(look, replacement, plan.last, replaced=True)
+            fallbacks = [Fallback(self.plan(policy), prompt) for prompt, _, policy in part]
+            words_of = [word for _, word, _ in part]
+            for key, settled in zip(part, self._decided(fallbacks, words_of), strict=True):
+                self._settled[key] = settled
 
     @torch.no_grad()
-    def _looked(
-        self,
-        prompts: Sequence[str],
-        plans: Sequence[ImagePlan],
-        learned: Sequence[Learned],
-    ) -> list[tuple[PromptEffect, Decision]]:
-        text = self._family.encode(prompts, learned)
-        rows = [plan.prompt_rows() for plan in plans]
-        applied = self._plans.bank.apply(text, rows, self._family.overflow(prompts, learned))
-        changed = _changed(text, applied.text).tolist()
-        inside = {name for guide in self._plans.guides for name in guide.names}
-        inside |= {*self._plans.overlays.names}
-        found = []
-        for plan, readings, touched in zip(plans, applied.readings, changed, strict=True):
-            decision = plan.decide(readings)
-            guided = any(plan.acts and readings[name].fired for name in inside & set(readings))
-            look = PromptEffect(
-                same=decision == "draw" and not touched and not guided,
-                late="" if decision in ("block", "fail") else _late(plan),
-                fired=any(reading.fired for reading in readings.values()),
-                blocked=decision in ("block", "fail"),
-                **_figures(readings),
+    def _decided(self, fallbacks: Sequence[Fallback], words: Sequence[str]) -> list[_Settled]:
+        """Let the guards of each prompt read it, again while that asks for another prompt."""
+        effects: list[PromptEffect | None] = [None] * len(fallbacks)
+        remaining = list(range(len(fallbacks)))
+        while remaining:
+            part = [fallbacks[i] for i in remaining]
+            guarded = self._prompts(
+                [fallback.prompt for fallback in part],
+                [fallback.guards for fallback in part],
+                [self._learned("" if fallbacks[i].replaced else words[i]) for i in remaining],
             )
-            found.append((look, decision))
-        return found
+            changed = _changed(guarded.bare, guarded.applied.text).tolist()
+            again = []
+            for i, readings, touched in zip(
+                remaining, guarded.applied.readings, changed, strict=True
+            ):
+                following = fallbacks[i].on_prompt(readings)
+                first = effects[i]
+                effect = self._effect(fallbacks[i].plan, readings, following, touched)
+                if first is not None:
+                    effect = replace(first, blocked=effect.blocked, late=effect.late)
+                effects[i] = effect
+                if following == "again":
+                    again.append(i)
+            remaining = again
+        return [
+            _Settled(effect, fallback)
+            for effect, fallback in zip(effects, fallbacks, strict=True)
+            if effect is not None
+        ]
+
+    def _effect(
+        self,
+        plan: ImagePlan,
+        readings: Mapping[str, ImageReading],
+        following: Next,
+        touched: bool,
+    ) -> PromptEffect:
+        """What a policy makes of a prompt whose guards have these readings."""
+        stacks, blocked = self._plans.stacks, following in ("block", "fail")
+        later = {name for stack in stacks.guidance for name in stack.names} | {*stacks.overlays}
+        acts_later = any(plan.acts and readings[name].fired for name in later & set(readings))
+        return PromptEffect(
+            same=following == "go" and not touched and not acts_later,
+            late="" if blocked else _late(plan),
+            fired=any(reading.fired for reading in readings.values()),
+            blocked=blocked,
+            **_figures(readings),
+        )
 
     def plan(self, policy: str) -> ImagePlan:
         """Of a policy. Raises DataError for an unknown one, GuardFailed for a broken one."""
@@ -265,14 +268,14 @@ class EngineImageGenerator:
 
 @dataclass(frozen=True, eq=False)
 class CompletedRow:
-    """An image, what the guards of its row have read, and where they have written."""
+    """An image, the readings of its row's guards, and where they have written."""
 
     image: NDArray[np.uint8]
     readings: Mapping[str, ImageReading]
     mask: NDArray[np.float32] | None
 
 
-def drawn(
+def generated(
     engine: DiffusionEngine, starts: Sequence[ImageStart], advance: Advance
 ) -> list[CompletedRow]:
     """The images of all `starts`, in order, in as few batches as the engine's capacity takes."""
@@ -299,18 +302,21 @@ def drawn(
     return [done[i] for i in range(len(starts))]
 
 
-def _came(asked: _Settled, found: CompletedRow) -> GeneratedImage:
-    """How a prompt looks now that its guards have seen the image, which may be blocked."""
-    decision = asked.plan.decide(found.readings)
-    late = [told for told in found.readings.values() if told.position and told.fired]
-    look = replace(
-        asked.look,
-        same=asked.look.same and decision == "draw" and not any(told.steps for told in late),
-        fired=asked.look.fired or bool(late),
-        blocked=decision != "draw",
-        **_figures({**found.readings}),
+def _image(effect: PromptEffect, row: CompletedRow, following: Next) -> GeneratedImage:
+    """The effect on a prompt now that its guards have read the image, which may be blocked."""
+    late = [reading for reading in row.readings.values() if reading.position and reading.fired]
+    effect = replace(
+        effect,
+        same=effect.same and following == "go" and not any(reading.steps for reading in late),
+        fired=effect.fired or bool(late),
+        blocked=following != "go",
+        **_figures({**row.readings}),
     )
-    return GeneratedImage(look, None if look.blocked else found.image, found.mask)
+    return GeneratedImage(effect, None if effect.blocked else row.image, row.mask)
+
+
+def _no_progress(_count: int) -> None:
+    """A replacement is no further image of the run."""
 
 
 def _late(plan: ImagePlan) -> str:

@@ -1,8 +1,14 @@
-"""The guards of a policy as a white-box attacker knows them: every step of theirs has a slope."""
+"""The guards of a policy as an attacker with the weights differentiates through them.
+
+How a method's change is differentiated stands in its entry of the table of methods: "exact" through
+its own computation, "straight-through" with the identity in its place (Athalye et al., arXiv
+1802.00420), "none" with neither that nor a slope of its score.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
@@ -10,55 +16,77 @@ from torch import Tensor
 from guard.evaluation.m_erasure.denoising import Views, bare
 from guard.plans.images import ImagePlan, ImagePlans
 from steering.engines.diffusion.families import Family
-from steering.engines.diffusion.seams.projections import ProjectionSeam
+from steering.engines.diffusion.seams.projections import OverlaySeam
 from steering.hidden.rows import RowGuard
 from steering.images.conditioning import Conditioning
-from steering.images.embedding import EmbeddingBank, EmbeddingGuards
-from steering.methods.cgce import CgceGuards
+from steering.images.embedding import EmbeddingBank, EmbeddingGuards, acting
+from steering.methods import Gradient
+
+Gradients = Mapping[str, Gradient]
+"""Guard → how it is differentiated."""
+
+
+class Differentiable(Protocol):
+    """Stacked guards of the embedding seam whose method has an exact gradient."""
+
+    def act_differentiably(
+        self, text: Conditioning, due: Tensor, threshold: Tensor, strength: Tensor
+    ) -> Conditioning:
+        """As `EmbeddingGuards.act` on rows each of which has a due guard, graph kept."""
+
+
+def gradients_of(plan: ImagePlan) -> Gradients:
+    """How the guards of a plan are differentiated."""
+    return {guard.name: guard.method.gradient for guard in plan.guards}
 
 
 def through_guards(
-    bank: EmbeddingBank, guards: Sequence[RowGuard], text: Conditioning
+    bank: EmbeddingBank, guards: Sequence[RowGuard], text: Conditioning, gradients: Gradients
 ) -> tuple[Conditioning, Tensor]:
-    """What the guards of prompts leave of `text`, and what they say over their thresholds `[rows]`.
-
-    The same as `EmbeddingBank.apply` makes of rows that all carry `guards`, differentiable: a
-    refinement by gradient is followed step by step; any other action passes the slope on as it is
-    (Athalye et al., arXiv 1802.00420).
+    """The conditioning that the guards of prompts leave, and how far their scores lie over their
+    thresholds `[rows]`: as `EmbeddingBank.apply` for rows that all carry `guards`, differentiable.
     """
     carried = {guard.name: guard for guard in guards}
-    seen = torch.zeros(text.rows, device=next(iter(text.states.values())).device)
-    for screen in bank.screens:
-        own = [carried.get(name) for name in screen.names]
-        if not any(own):
+    excess = torch.zeros(text.rows, device=next(iter(text.states.values())).device)
+    for stack in bank.stacks:
+        columns = [carried.get(name) for name in stack.names]
+        if not any(columns):
             continue
         limits, strength, acts = (
-            torch.tensor(row, device=seen.device).expand(text.rows, -1)
+            torch.tensor(row, device=excess.device).expand(text.rows, -1)
             for row in (
-                [guard.threshold if guard else torch.inf for guard in own],
-                [guard.strength if guard else 1.0 for guard in own],
-                [guard is not None and guard.acts for guard in own],
+                [guard.threshold if guard else torch.inf for guard in columns],
+                [guard.strength if guard else 1.0 for guard in columns],
+                [guard is not None and guard.acts for guard in columns],
             )
         )
-        over = screen.sense(text) - limits
-        seen = seen + over.clamp(min=0).sum(1)
+        gradient = gradients[next(guard.name for guard in columns if guard)]
+        over = stack.sense(text) - limits
+        over = over.detach() if gradient == "none" else over
+        excess = excess + over.clamp(min=0).sum(1)
         due = (over.detach() > 0) & acts
         if bool(due.any()):
-            text = _acted(screen, text, due, limits, strength)
-    return text, seen
+            text = _acted(stack, text, due, limits, strength, gradient)
+    return text, excess
 
 
 def _acted(
-    screen: EmbeddingGuards, text: Conditioning, due: Tensor, limits: Tensor, strength: Tensor
+    stack: EmbeddingGuards,
+    text: Conditioning,
+    due: Tensor,
+    limits: Tensor,
+    strength: Tensor,
+    gradient: Gradient,
 ) -> Conditioning:
     rows = due.any(1).nonzero()[:, 0]
     part, due, limits, strength = text.select(rows), due[rows], limits[rows], strength[rows]
-    if isinstance(screen, CgceGuards):
-        moved, _ = screen.descend(dict(part.states), due, strength, differentiable=True)
+    if gradient == "exact" and hasattr(stack, "act_differentiably"):
+        exact = cast(Differentiable, stack).act_differentiably(part, due, limits, strength)
+        moved = dict(exact.states)
     else:
         fixed = part.with_states({name: state.detach() for name, state in part.states.items()})
-        exact = screen.act(fixed, due, limits, strength).text
-        moved = {k: v + (exact.states[k] - fixed.states[k]) for k, v in part.states.items()}
+        refined = stack.act(fixed, due, limits, strength).text
+        moved = {k: v + (refined.states[k] - fixed.states[k]) for k, v in part.states.items()}
     whole = {k: text.states[k].index_copy(0, rows, v.to(text.states[k])) for k, v in moved.items()}
     return text.with_states(whole)
 
@@ -74,58 +102,63 @@ def over_limits(score: Tensor, limits: Mapping[int, float]) -> Tensor:
 
 
 class GuardedLoss:
-    """`denoising_loss` through the guards of a plan, and `evade` times what they say too much.
+    """`denoising_loss` through the guards of a plan, plus `evade` times their excess scores.
 
-    Guards of the prompt and overlays are in it as they act; those that act on the guidance cannot
-    be, since nothing is guided here. Guards of latents look at what each view is taken for, where
-    it is no noisier than those that they look at. Hooks the denoiser until `close`.
+    Guards of the prompt and overlays of the denoiser are in it as they act; those that act on the
+    guidance cannot be, since nothing is guided here. Guards of latents read the estimate of each
+    view, where it is no noisier than those that they read. Hooks the denoiser until `close`.
     """
 
     def __init__(self, family: Family, plans: ImagePlans, plan: ImagePlan, *, evade: float) -> None:
         self._family, self._evade, self._predict = family, evade, bare(family)
-        self._bank, self._guards = plans.bank, plan.prompt_rows()
-        self._overlaying = [g for g in self._guards if g.acts and g.name in plans.overlays]
-        self._projections = ProjectionSeam(family.denoiser, family.cross_attention())
+        stacks = plans.stacks
+        self._bank, self._guards = stacks.prompts, plan.prompt_rows()
+        self._gradients = gradients_of(plan)
+        self._overlays = OverlaySeam(family.denoiser)
+        overlays = stacks.overlays_of("")
+        self._overlaying = [g for g in self._guards if g.acts and g.name in overlays]
         if self._overlaying:
-            self._projections.install(plans.overlays)
+            self._overlays.install(overlays)
         carried = {row.name: row for row in plan.rows()}
-        self._erasers = [(e, limits_of(e.names, carried)) for e in plans.erasers]
-        self._screens = [(s, limits_of(s.names, carried)) for s in plans.finished.screens]
+        self._latents = [(stack, limits_of(stack.names, carried)) for stack in stacks.latents]
+        self._output = [(stack, limits_of(stack.names, carried)) for stack in stacks.output.stacks]
 
     def __call__(self, views: Views, text: Conditioning) -> Tensor:
-        carried = self._fired(text)
-        text, seen = through_guards(self._bank, self._guards, text)
+        overlaying = self._fired(text)
+        text, excess = through_guards(self._bank, self._guards, text, self._gradients)
         rows = torch.arange(text.rows, device=views.inputs.device)
         if self._overlaying:
-            self._projections.carry(carried, rows)
-            self._projections.enter(rows)
+            self._overlays.carry(overlaying, rows)
+            self._overlays.enter(rows)
         try:
-            said = self._predict(views.inputs, views.timesteps, text)
+            predicted = self._predict(views.inputs, views.timesteps, text)
         finally:
-            self._projections.leave()
-        seen = seen + self._late(self._family.unpacked(views.estimate(said)), views.level)
-        return (said - views.truth).square().mean() + self._evade * seen.mean()
+            self._overlays.leave()
+        estimate = self._family.unpacked(views.estimate(predicted))
+        excess = excess + self._late(estimate, views.level)
+        return (predicted - views.truth).square().mean() + self._evade * excess.mean()
 
     def close(self) -> None:
         """Take the hooks off."""
-        self._projections.remove()
+        self._overlays.remove()
 
     @torch.no_grad()
     def _fired(self, text: Conditioning) -> list[list[RowGuard]]:
-        """The guards by whose overlays each row is drawn."""
+        """The guards whose overlays each row is generated with."""
         if not self._overlaying:
             return [[] for _ in range(text.rows)]
         applied = self._bank.apply(text, [self._overlaying] * text.rows)
-        return [[g for g in self._overlaying if own[g.name].fired] for own in applied.readings]
+        names = self._overlays.names
+        return [acting(self._overlaying, readings, names) for readings in applied.readings]
 
     def _late(self, estimate: Tensor, level: Tensor) -> Tensor:
         total = torch.zeros(len(estimate), device=estimate.device)
-        for eraser, limits in self._erasers:
+        for latents, limits in self._latents:
             for column, limit in limits.items():
-                score, _ = eraser.sense(estimate, [column])
-                looked = level <= eraser.looks[column].level
-                total = total + looked * over_limits(score, {column: limit})
-        for screen, limits in self._screens:
+                score, _ = latents.sense(estimate, [column])
+                inspected = level <= latents.looks[column].level
+                total = total + inspected * over_limits(score, {column: limit})
+        for output, limits in self._output:
             if limits:
-                total = total + over_limits(screen.sense(estimate, [*limits]), limits)
+                total = total + over_limits(output.sense(estimate, [*limits]), limits)
         return total

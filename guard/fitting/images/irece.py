@@ -169,7 +169,7 @@ def fit_irece(
         },
         calibration={
             **figures(scores, threshold, rates),
-            "hidden": recipe.hidden,
+            "hidden": recipe.attack_radius,
             **_reference_rates(presence.logits[len(chosen) :, first:], shown, threshold),
             "windows": windows,
             "places": placing,

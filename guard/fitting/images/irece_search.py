@@ -22,8 +22,8 @@ from guard.models.images import ImageModel
 from guard.reporting.progress import Stages
 from steering.engines.diffusion.engine import DiffusionEngine, ImageStart
 from steering.hidden.rows import RowGuard
-from steering.images.embedding import EmbeddingBank
 from steering.images.latent import AttentionProbe
+from steering.images.stacks import ImageStacks
 from steering.methods import irece
 from steering.methods.fitted import FittedGuard
 
@@ -193,11 +193,9 @@ class TrialImages:
     def generate(self, guard: FittedGuard | None) -> tuple[Tensor, Tensor, float]:
         """Finished latents, masks `[images, ...]`, and how many steps were written per image."""
         family = self.image_model.family
-        erasers = [irece.stack([guard], family.device)] if guard else []
+        stacks = ImageStacks(latents=(irece.stack([guard], family.device),) if guard else ())
         rows = [RowGuard(guard.name, guard.number("threshold"), 1.0)] if guard else []
-        engine = DiffusionEngine(
-            family, EmbeddingBank(), capacity=BATCH, erasers=erasers, forward=None
-        )
+        engine = DiffusionEngine(family, stacks, capacity=BATCH, forward=None)
         starts = [
             ImageStart(
                 text, seed=self.seed + i, steps=self.steps, guidance=self.guidance, guards=rows

@@ -11,8 +11,8 @@ from torch import Tensor
 from guard.models.images import ImageModel
 from steering.engines.diffusion.engine import DiffusionEngine, ImageStart
 from steering.hidden.rows import RowGuard
-from steering.images.embedding import EmbeddingBank
 from steering.images.latent import AttentionProbe, InspectionSchedule, LatentEvidence, Localization
+from steering.images.stacks import ImageStacks
 from steering.methods.irece import standing_out
 
 BATCH = 16
@@ -75,7 +75,7 @@ def record_trajectories(
     """
     recorder = _Recorder(image_model.family.channels, schedule, probes)
     engine = DiffusionEngine(
-        image_model.family, EmbeddingBank(), capacity=BATCH, erasers=[recorder], forward=None
+        image_model.family, ImageStacks(latents=(recorder,)), capacity=BATCH, forward=None
     )
     guard = RowGuard(_NAME, threshold=0.0, strength=1.0)
     estimates, maps = [], []

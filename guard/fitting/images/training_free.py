@@ -22,8 +22,8 @@ from guard.fitting.prompts.concept_prompts import LabelledPrompt
 from guard.fitting.prompts.rates import Rates, by_kind, calibrated, figures
 from guard.reporting.progress import Stages
 from steering.images.conditioning import Conditioning
+from steering.methods import METHODS
 from steering.methods.fitted import FittedGuard
-from steering.methods.image_methods import SCREENS
 from steering.methods.prompt_score import discriminant
 from steering.methods.safe_guidance import PRESETS
 from steering.methods.subspaces import pooled, principal
@@ -102,7 +102,7 @@ def fit_safree(
         "slope": 1.0,
         "middle": 0.0,
     }
-    screen = SCREENS["safree"]([FittedGuard("fit", tensors, settings)], "cpu")
+    screen = METHODS["safree"].stacked([FittedGuard("fit", tensors, settings)], "cpu")
     with_it, without = (float(screen.sense(text).mean()) for text in (encoded.unsafe, encoded.safe))
     if not with_it > without:
         raise DataError("the concept's prompts lie no nearer to its subspace than safe ones")
@@ -229,7 +229,7 @@ def _gated(
     settings: dict[str, Any],
 ) -> Artifact:
     """The artifact, with the threshold that keeps the rates on the held-out prompts."""
-    screen = SCREENS[method]([FittedGuard("fit", tensors, settings)], "cpu")
+    screen = METHODS[method].stacked([FittedGuard("fit", tensors, settings)], "cpu")
     scores = by_kind(screen.sense(encoded.held_out)[:, 0].tolist(), encoded.kinds)
     threshold = calibrated(scores, rates)
     calibration = figures(scores, threshold, rates)

@@ -82,7 +82,7 @@ def fit_screen(
     except ValueError as error:
         raise DataError(f"the texts of {concept} are not sufficient: {error}") from error
     advance(1)
-    scores = head.chances(logits)
+    scores = head.probabilities(logits)
     threshold = _threshold(rows, scores, usable, recipe.fpr)
     unsafe_scores = scores[usable[unsafe[usable]]]
     held_out = np.flatnonzero(folds < 0)

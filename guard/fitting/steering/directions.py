@@ -16,9 +16,8 @@ from guard.fitting.steering.gates import POOL
 from guard.fitting.steering.wordings import REFUSALS
 from guard.models.chat import ChatModel
 from guard.reporting.progress import Stages
-from steering.hidden.bank import Bank, SteerGuard
 from steering.hidden.rows import RowGuard
-from steering.methods.steer import contrast
+from steering.methods.steer import SteerGuard, bank_of, contrast
 
 POSITIONS = 6
 """Answer positions whose states are contrasted."""
@@ -123,7 +122,7 @@ def search(
                 max_tokens=max_tokens,
                 what=f"trial: layers {', '.join(map(str, layers))}, strength {strength}",
                 progress=progress,
-                bank=Bank([guard], device=chat.device),
+                bank=bank_of([guard], chat.device),
                 guards=[RowGuard("fitted", -math.inf, strength, True, recheck)],
             )
             trials.append(

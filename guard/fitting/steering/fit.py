@@ -28,8 +28,8 @@ from guard.fitting.steering.gate_search import (
 )
 from guard.models.chat import ChatModel
 from guard.reporting.progress import Stages
-from steering.hidden.bank import Bank, SteerGuard
 from steering.hidden.rows import RowGuard
+from steering.methods.steer import SteerGuard, bank_of
 
 R = TypeVar("R")
 
@@ -105,7 +105,7 @@ def fit_steer(
     chosen = next(trial for trial in trials if trial.chosen)
     guarded_answer = partial(
         answer,
-        bank=Bank([guard], device=chat.device),
+        bank=bank_of([guard], chat.device),
         guards=[RowGuard(guard.name, gate.threshold, chosen.strength, True, answer_threshold)],
     )
     guarded = guarded_answer(texts(leaked), what="guarded answers, forget")

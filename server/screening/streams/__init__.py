@@ -1,1 +1,1 @@
-"""Streamed answers behind the screens: events, text that is held back, formats."""
+"""Screening of streamed responses: events, buffers that hold text back, formats."""

@@ -1,7 +1,7 @@
 """The events of a stream that wait until all their texts may leave, in the order of their groups.
 
-What waits is kept as the bytes that came, a tenth of what it is parsed; only an event that is
-written over is parsed again.
+A waiting event is kept as the bytes that came, a tenth of the parsed object; only an event that is
+rewritten is parsed again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from server.screening.streams.formats.base import Group, Slot, StreamFormat, fra
 from server.screening.streams.hold_back import HoldBackBuffer
 from server.screening.streams.sse import BrokenStream, data_of
 
-MOST_HELD = 20_000
+MAX_WAITING = 20_000
 """Events in the queue of a stream."""
 _SPELLING = {"logprobs", "top_logprobs", "token_ids", "prompt_token_ids", "prompt_logprobs"}
 
@@ -25,16 +25,19 @@ class SlotText:
     """The text of one slot of an event, by its end in its channel."""
 
     group: Group
-    channel: HoldBackBuffer
+    buffer: HoldBackBuffer
     end: int
     text: str
 
 
 @dataclass(slots=True)
 class WaitingEvent:
-    """An event that waits. `event` and its `slots` are kept where it does not leave as it came.
-    `groups` empty: it waits for all before it. `reach`: the characters that its group had behind
-    it. `mark`: what the format is to be told of it once it leaves, None for nothing."""
+    """An event that waits.
+
+    `event` and its `slots` are kept where it does not leave as it came. An event without `groups`
+    waits for all before it. `reach`: the characters of its group up to its end. `mark`: see
+    `StreamFormat.mark`.
+    """
 
     raw: bytes
     name: str = ""
@@ -47,132 +50,136 @@ class WaitingEvent:
 
 
 class EventQueue:
-    """`verdict` makes the `guard` object of the event that carries it."""
+    """`guard_object` makes the `guard` object of the event that carries the verdict."""
 
     def __init__(
-        self, form: StreamFormat, verdict: Callable[[dict[str, Any] | None], Mapping[str, Any]]
+        self,
+        stream_format: StreamFormat,
+        guard_object: Callable[[dict[str, Any] | None], Mapping[str, Any]],
     ) -> None:
-        self._form, self._verdict = form, verdict
-        self._items: list[WaitingEvent] = []
-        self._waiting: set[Group] = set()
-        self._barrier = False
+        self._format, self._guard_object = stream_format, guard_object
+        self._events: list[WaitingEvent] = []
+        self._waiting_groups: set[Group] = set()
+        self._has_barrier = False
 
     def __bool__(self) -> bool:
-        return bool(self._items)
+        return bool(self._events)
 
     def __iter__(self) -> Iterator[WaitingEvent]:
-        return iter(self._items)
+        return iter(self._events)
 
-    def put(self, item: WaitingEvent) -> None:
+    def put(self, event: WaitingEvent) -> None:
         """Raises BrokenStream where too many wait."""
-        self._items.append(item)
-        if len(self._items) > MOST_HELD:
-            raise BrokenStream(f"more than {MOST_HELD} events come without text")
+        self._events.append(event)
+        if len(self._events) > MAX_WAITING:
+            raise BrokenStream(f"more than {MAX_WAITING} events come without text")
 
-    def ends_with(self, item: WaitingEvent) -> bool:
-        """Whether `item` is the last one that waits."""
-        return bool(self._items) and self._items[-1] is item
+    def ends_with(self, event: WaitingEvent) -> bool:
+        """Whether `event` is the last one that waits."""
+        return bool(self._events) and self._events[-1] is event
 
     def release(self) -> bytes:
-        """The events that may leave."""
+        """The bytes of the events that may leave."""
         out = bytearray()
         kept: list[WaitingEvent] = []
-        self._waiting, self._barrier = set(), False
-        for item in self._items:
-            if self._may_leave(item, behind=bool(kept)):
-                out += self._leaving(item)
+        self._waiting_groups, self._has_barrier = set(), False
+        for event in self._events:
+            if self._may_leave(event, is_behind=bool(kept)):
+                out += self._serialize(event)
             else:
-                kept.append(item)
-                self._waits(item)
-        self._items = kept
+                kept.append(event)
+                self._note_waiting(event)
+        self._events = kept
         return bytes(out)
 
     def release_last(self) -> bytes:
-        """As `release`, where nothing but the last event is new."""
-        item = self._items.pop()
-        if self._may_leave(item, behind=bool(self._items)):
-            return self._leaving(item)
-        self._items.append(item)
-        self._waits(item)
+        """As `release`, where only the last event is new."""
+        event = self._events.pop()
+        if self._may_leave(event, is_behind=bool(self._events)):
+            return self._serialize(event)
+        self._events.append(event)
+        self._note_waiting(event)
         return b""
 
     def drop(self, group: Group) -> bytes:
-        """Drop what waits of `group`; what is free of its first event that is not so as a whole."""
+        """Drop the waiting events of `group`; return the free part of the first of them."""
         out = b""
-        for item in self._items:
-            if group in item.groups and item.parts:
-                out = self._free_part(item)
+        for event in self._events:
+            if group in event.groups and event.parts:
+                out = self._free_part(event)
                 break
-        self._items = [item for item in self._items if group not in item.groups]
+        self._events = [event for event in self._events if group not in event.groups]
         return out
 
     def clear(self) -> None:
-        """Drop all that waits."""
-        self._items = []
+        """Drop all events."""
+        self._events = []
 
-    def _waits(self, item: WaitingEvent) -> None:
-        self._waiting.update(item.groups)
-        self._barrier = self._barrier or not item.groups
+    def _note_waiting(self, event: WaitingEvent) -> None:
+        self._waiting_groups.update(event.groups)
+        self._has_barrier = self._has_barrier or not event.groups
 
-    def _may_leave(self, item: WaitingEvent, *, behind: bool) -> bool:
-        first = not self._waiting.intersection(item.groups) if item.groups else not behind
-        free = all(part.end <= part.channel.free for part in item.parts)
-        return first and free and not self._barrier
+    def _may_leave(self, event: WaitingEvent, *, is_behind: bool) -> bool:
+        groups = event.groups
+        is_first = not self._waiting_groups.intersection(groups) if groups else not is_behind
+        is_free = all(part.end <= part.buffer.free for part in event.parts)
+        return is_first and is_free and not self._has_barrier
 
-    def _leaving(self, item: WaitingEvent) -> bytes:
-        if item.mark is not None:
-            self._form.sent(item.mark)
-        texts = [_taken(part, part.end) for part in item.parts]
-        if any(text != part.text for part, text in zip(item.parts, texts, strict=True)):
-            self._write(item, texts)
-        if item.event is None:
-            return item.raw
-        if self._form.carries_verdict(item.event):
-            item.event["guard"] = self._verdict(item.event.get("guard"))
-        return framed(item.event, item.name)
+    def _serialize(self, event: WaitingEvent) -> bytes:
+        if event.mark is not None:
+            self._format.on_sent(event.mark)
+        texts = [_take(part, part.end) for part in event.parts]
+        if any(text != part.text for part, text in zip(event.parts, texts, strict=True)):
+            self._rewrite(event, texts)
+        if event.event is None:
+            return event.raw
+        if self._format.carries_verdict(event.event):
+            event.event["guard"] = self._guard_object(event.event.get("guard"))
+        return framed(event.event, event.name)
 
-    def _free_part(self, item: WaitingEvent) -> bytes:
-        texts = [_taken(part, min(part.end, part.channel.free)) for part in item.parts]
+    def _free_part(self, event: WaitingEvent) -> bytes:
+        texts = [_take(part, min(part.end, part.buffer.free)) for part in event.parts]
         if not any(texts):
             return b""
-        self._write(item, texts)
-        assert item.event is not None
-        return framed(item.event, item.name)
+        self._rewrite(event, texts)
+        assert event.event is not None
+        return framed(event.event, event.name)
 
-    def _write(self, item: WaitingEvent, texts: Sequence[str]) -> None:
-        if item.event is None:
-            item.event = parsed(data_of(item.raw))
-            item.slots = self._form.slots(item.event)
-        for slot, text in zip(item.slots, texts, strict=True):
+    def _rewrite(self, event: WaitingEvent, texts: Sequence[str]) -> None:
+        if event.event is None:
+            event.event = parsed(data_of(event.raw))
+            event.slots = self._format.slots(event.event)
+        for slot, text in zip(event.slots, texts, strict=True):
             slot.holder[slot.key] = text
-        without_tokens(item.event)
+        without_tokens(event.event)
 
 
-def _taken(part: SlotText, end: int) -> str:
-    return part.channel.take(end) if end > part.channel.left else ""
+def _take(part: SlotText, end: int) -> str:
+    return part.buffer.take(end) if end > part.buffer.sent else ""
 
 
 def without_tokens(value: Any) -> bool:
-    """Take out the tokens of texts that were written over, which spell them; whether there were."""
-    taken = False
+    """Remove the tokens of rewritten texts, which spell the originals; return whether there were
+    any."""
+    removed = False
     if isinstance(value, dict):
         for name, item in value.items():
             if name in _SPELLING and item is not None:
-                value[name], taken = None, True
+                value[name], removed = None, True
             else:
-                taken = without_tokens(item) or taken
+                removed = without_tokens(item) or removed
     elif isinstance(value, list):
         for item in value:
-            taken = without_tokens(item) or taken
-    return taken
+            removed = without_tokens(item) or removed
+    return removed
 
 
 def parsed(data: str) -> dict[str, Any]:
-    """An event's JSON. Raises BrokenStream."""
+    """The JSON object of an event. Raises BrokenStream."""
     try:
         event = json.loads(data)
     except (ValueError, RecursionError):
-        raise BrokenStream("an event is no JSON") from None
+        raise BrokenStream("an event is not JSON") from None
     if not isinstance(event, dict):
-        raise BrokenStream("an event is no JSON object")
+        raise BrokenStream("an event is not a JSON object")
     return event

@@ -1,14 +1,22 @@
-"""A streamed answer on its way through the screens: held, read, written over, ended."""
+"""Screening of a streamed response: its text is held back, read, rewritten, or cut."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from functools import partial
 from itertools import zip_longest
 from typing import Any, Protocol
 
-from guard.plans.screens import TextScreen
-from server.screening.findings import Findings, ScreenedText, apart, blocks, redactions
+from server.errors import envelope
+from server.screening.errors import UnreadableAnswer
+from server.screening.findings import (
+    Findings,
+    ScreenedText,
+    TextReader,
+    blocks,
+    merge_spans,
+    redactions,
+)
 from server.screening.streams.event_queue import (
     EventQueue,
     SlotText,
@@ -16,264 +24,276 @@ from server.screening.streams.event_queue import (
     parsed,
     without_tokens,
 )
-from server.screening.streams.formats.base import Group, Slot, StreamFormat
+from server.screening.streams.formats.base import (
+    Group,
+    Slot,
+    StreamFormat,
+    is_error,
+    masked_error,
+)
 from server.screening.streams.hold_back import HoldBackBuffer
 from server.screening.streams.sse import DONE, EventReader, SentEvent
 from server.screening.texts.json_texts import JsonText, texts_of
 from server.screening.texts.redaction import Placeholders
-from server.screening.texts.rewriting import write_over
+from server.screening.texts.rewriting import rewrite
 
 LOOKBACK = 500
-"""Characters behind what is held that are read with it: what a classifier needs of context."""
-
-
+"""Characters before the held text that are read with it: the context that a classifier needs."""
+EVENT_LIMIT = 2**20
+"""Bytes of an event."""
 COMMENT = b":\n\n"
 
 
-class TextReader(Protocol):
-    """Has screens read every text, classifiers its last `tail` characters."""
+class ResponseScreens(TextReader, Protocol):
+    """Runs the screens on a response, and makes the verdict that it carries."""
 
-    def __call__(
-        self, texts: Sequence[str], screens: Sequence[TextScreen], /, tail: int | None = None
-    ) -> Awaitable[Sequence[Sequence[ScreenedText]]]: ...
+    def guard_object(self, app_guard: object) -> dict[str, Any]:
+        """The `guard` object, with the verdicts in that of the app behind the screens."""
 
 
 class StreamGuard:
     """Takes the bytes of one stream of events, gives those that may leave.
 
-    `restoring` placeholders get their originals back. `reads` is False where the policy does not
-    look at answers: then nothing but that is done. `choices` are the groups that were asked for.
-    `verdict` makes the `guard` object of the last event.
+    The text is read where the policy screens responses, and `placeholders` are restored where it
+    says so. `choices`: the groups that were asked for. `trusted_errors`: error events are this
+    server's, and are not read.
     """
 
     def __init__(
         self,
-        form: StreamFormat,
+        stream_format: StreamFormat,
         findings: Findings,
-        read: TextReader,
-        verdict: Callable[[dict[str, Any] | None], dict[str, Any]],
+        screens: ResponseScreens,
         placeholders: Placeholders,
         *,
-        reads: bool,
-        restoring: bool,
         choices: int,
-        event_limit: int,
+        trusted_errors: bool,
     ) -> None:
-        self.form = form
-        self.findings = findings
-        self.over = False
-        """Nothing more is to leave: the rest of the stream is not wanted."""
-        self._read, self._verdict, self._screens = read, verdict, findings.plan.answering
-        self._placeholders, self._reads, self._restoring = placeholders, reads, restoring
-        self._choices = choices
-        hold_back = findings.plan.settings.hold_back_chars if reads else 0
-        # a placeholder must be known whole before its first character leaves
-        marks = 2 * placeholders.longest + 4 if restoring else 0
-        self._hold_back = max(hold_back, marks, 4)
-        # what is longer than is held is found where it goes on
-        self._lookback = max(LOOKBACK, findings.plan.longest) if reads else marks
-        self._events = EventReader(event_limit)
-        self._queue = EventQueue(form, verdict)
-        self._channels: dict[Hashable, HoldBackBuffer] = {}
+        self.is_over = False
+        """Whether nothing more is to leave: the rest of the stream is not wanted."""
+        plan = findings.plan
+        self._format, self._findings, self._screens = stream_format, findings, screens
+        self._placeholders, self._choices = placeholders, choices
+        self._trusted_errors = trusted_errors
+        self._reads, self._restores = bool(plan.answering), plan.settings.restore
+        hold_back = plan.settings.hold_back_chars if self._reads else 0
+        # a placeholder must be known as a whole before its first character leaves
+        restoration = 2 * placeholders.max_length + 4 if self._restores else 0
+        self._hold_back = max(hold_back, restoration, 4)
+        # a match longer than that is found where it goes on
+        self._lookback = max(LOOKBACK, plan.longest) if self._reads else restoration
+        self._reader = EventReader(EVENT_LIMIT)
+        self._queue = EventQueue(stream_format, screens.guard_object)
+        self._buffers: dict[Hashable, HoldBackBuffer] = {}
         self._paths: dict[HoldBackBuffer, str] = {}
-        self._of_group: dict[Group, list[Hashable]] = {}
+        self._group_buffers: dict[Group, list[HoldBackBuffer]] = {}
         self._reach: dict[Group, int] = {}
-        self._cut: set[Group] = set()
+        self._cut_groups: set[Group] = set()
 
     @property
-    def holding(self) -> bool:
-        """Whether anything is held."""
+    def is_holding(self) -> bool:
+        """Whether any event waits."""
         return bool(self._queue)
 
     async def feed(self, chunk: bytes) -> bytes:
-        """What may leave now that `chunk` has come. Raises BrokenStream."""
+        """The bytes that may leave once `chunk` has come. Raises BrokenStream."""
         out = bytearray()
-        for event in self._events.feed(chunk):
-            if self.over:
+        for event in self._reader.feed(chunk):
+            if self.is_over:
                 break
             out += await self._take(event)
         return bytes(out)
 
     async def flush(self) -> bytes:
-        """What is held for longer than the policy wants, once it has been read; but for half a
-        placeholder, which could not be put back then."""
-        return await self._settle(list(self._of_group), whole=False)
+        """Read and release all text that is held, but for a part of a placeholder at its end."""
+        return await self._read_rest(list(self._group_buffers), is_end=False)
 
     async def end(self) -> bytes:
-        """What is left when the stream has ended. Raises BrokenStream."""
+        """The bytes that are left when the stream has ended. Raises BrokenStream."""
         out = bytearray()
-        for event in self._events.rest():
-            if not self.over:
+        for event in self._reader.rest():
+            if not self.is_over:
                 out += await self._take(event)
-        if not self.over:
-            out += await self._settle(list(self._of_group))
+        if not self.is_over:
+            out += await self._read_rest(list(self._group_buffers))
         return bytes(out)
 
     async def _take(self, sent: SentEvent) -> bytes:
         if sent.data is None:
-            return COMMENT  # it keeps a connection open: nobody waits with it
+            return COMMENT  # it keeps a connection open, so it does not wait
         if sent.data == DONE:
-            out = await self._settle(list(self._of_group))
-            if self.over:
+            out = await self._read_rest(list(self._group_buffers))
+            if self.is_over:
                 return out
             self._queue.put(WaitingEvent(sent.raw))
             return out + self._queue.release()
         event = parsed(sent.data)
-        self.form.note(event)
+        self._format.observe(event)
         out = b""
-        for each in self.form.split(event):
-            out += await self._take_event(sent, each, split=each is not event)
-            if self.over:
+        for part in self._format.split(event):
+            out += await self._take_event(sent, part, is_split=part is not event)
+            if self.is_over:
                 break
         return out
 
-    async def _take_event(self, sent: SentEvent, event: dict[str, Any], *, split: bool) -> bytes:
-        groups = self.form.groups(event)
-        if groups and all(group in self._cut for group in groups):
+    async def _take_event(self, sent: SentEvent, event: dict[str, Any], *, is_split: bool) -> bytes:
+        groups = self._format.groups(event)
+        if groups and all(group in self._cut_groups for group in groups):
             return b""
-        slots = self.form.slots(event)
+        slots = self._format.slots(event)
         pieces = _whole_texts(event, slots)
-        written = await self._read_whole(event, pieces)
-        if written is None:
-            return self._end_groups(groups or list(self._of_group) or [0])
-        item = WaitingEvent(sent.raw, sent.name, groups=groups, mark=self.form.mark(event))
+        reports_error = not slots and is_error(event)
+        reads = self._reads and not (reports_error and self._trusted_errors)
+        rewritten = await self._screen_whole_texts(event, pieces, reads=reads)
+        if rewritten is None and reports_error:
+            # an error is for the client to know, though not its words
+            error = envelope(UnreadableAnswer("The upstream's error is not shown."))["error"]
+            event = masked_error(event, error) | {"guard": self._screens.guard_object(None)}
+            rewritten = True
+        if rewritten is None:
+            return self._cut(groups or list(self._group_buffers) or [0])
+        item = WaitingEvent(sent.raw, sent.name, groups=groups, mark=self._format.mark(event))
         touched = self._add(item, slots)
         if not touched and not pieces:
-            # tokens of no text that is here
-            written = without_tokens(event) or written
-        if split or written or self.form.carries_verdict(event):
+            # tokens without the text that they spell
+            rewritten = without_tokens(event) or rewritten
+        if is_split or rewritten or self._format.carries_verdict(event):
             item.event, item.slots = event, slots
         self._queue.put(item)
-        ended = [group for group in self.form.over(event) if group not in self._cut]
-        out = await self._settle(ended) if ended else b""
-        read, more = await self._advance(touched)
-        if read or ended or not self._queue.ends_with(item):
+        ended = [g for g in self._format.ended_groups(event) if g not in self._cut_groups]
+        out = await self._read_rest(ended) if ended else b""
+        has_read, more = await self._read_due(touched)
+        if has_read or ended or not self._queue.ends_with(item):
             return out + more + self._queue.release()
-        # where nothing has been read, nothing but the event itself can leave
+        # where nothing has been read, only the event itself can leave
         return out + more + self._queue.release_last()
 
-    async def _read_whole(self, event: dict[str, Any], pieces: Sequence[JsonText]) -> bool | None:
-        """Read the texts of an event that are whole: whether one was written over; None where one
-        of them ends the answer."""
-        written = False
-        read: Sequence[Sequence[ScreenedText]] = ()
-        if self._reads and pieces:
-            read = await self._read([piece.text for piece in pieces], self._screens)
-        for piece, seen in zip_longest(pieces, read, fillvalue=()):
+    async def _screen_whole_texts(
+        self, event: dict[str, Any], pieces: Sequence[JsonText], *, reads: bool
+    ) -> bool | None:
+        """Screen the texts of an event that are whole; return whether one was rewritten, or None
+        where one must not leave."""
+        rewritten = False
+        results: Sequence[Sequence[ScreenedText]] = ()
+        if reads and pieces:
+            texts = [piece.text for piece in pieces]
+            results = await self._screens.read(texts, self._findings.plan.answering)
+        for piece, piece_results in zip_longest(pieces, results, fillvalue=()):
             assert isinstance(piece, JsonText)
-            acting = self.findings.take(seen, piece.path, answer=True)
+            acting = self._findings.add(piece_results, piece.path, in_response=True)
             if blocks(acting) or (piece.is_key and redactions(acting)):
-                return None  # a name cannot be written over
-            if write_over(piece, acting, self._placeholders, restoring=self._restoring):
-                written = True
+                return None  # the name of a member cannot be redacted
+            if rewrite(piece, acting, self._placeholders, restore=self._restores):
+                rewritten = True
                 without_tokens(event)
-        return written
+        return rewritten
 
     def _add(self, item: WaitingEvent, slots: Sequence[Slot]) -> list[tuple[Group, HoldBackBuffer]]:
+        """Add the texts of slots to their buffers; return the buffers that have grown."""
         touched = []
         for slot in slots:
-            held = self._channels.get(slot.channel)
-            if held is None:
-                held = self._channels[slot.channel] = self._opened(slot)
-                self._paths[held] = slot.path
-                self._of_group.setdefault(slot.group, []).append(slot.channel)
+            buffer = self._buffers.get(slot.channel)
+            if buffer is None:
+                replace = partial(self._placeholders.replacement, quoted=slot.quoted)
+                buffer = HoldBackBuffer(self._hold_back, self._lookback, replace)
+                self._buffers[slot.channel] = buffer
+                self._paths[buffer] = slot.path
+                self._group_buffers.setdefault(slot.group, []).append(buffer)
             if slot.text:
-                held.hold()
-                held.add(slot.text)
-                touched.append((slot.group, held))
+                buffer.hold()
+                buffer.add(slot.text)
+                touched.append((slot.group, buffer))
             self._reach[slot.group] = self._reach.get(slot.group, 0) + len(slot.text)
             item.reach = self._reach[slot.group]
-            item.parts.append(SlotText(slot.group, held, held.length, slot.text))
+            item.parts.append(SlotText(slot.group, buffer, buffer.length, slot.text))
         return touched
 
-    def _opened(self, slot: Slot) -> HoldBackBuffer:
-        replace = partial(self._placeholders.replacement, quoted=slot.quoted)
-        return HoldBackBuffer(self._hold_back, self._lookback, replace)
-
-    async def _advance(self, touched: Sequence[tuple[Group, HoldBackBuffer]]) -> tuple[bool, bytes]:
-        """Read what is due; whether something was."""
-        out, read = b"", False
-        for group, held in touched:
-            before = held.free
-            if group not in self._cut and await self._read_due(held, all=False):
-                out += self._end_groups([group])
-            read = read or held.free != before
+    async def _read_due(
+        self, touched: Sequence[tuple[Group, HoldBackBuffer]]
+    ) -> tuple[bool, bytes]:
+        """Read the windows that are due; return whether there were any, and the bytes of cuts."""
+        out, has_read = b"", False
+        for group, buffer in touched:
+            free = buffer.free
+            if group not in self._cut_groups and await self._read_windows(buffer, all=False):
+                out += self._cut([group])
+            has_read = has_read or buffer.free != free
         if not touched:
-            return read, out
+            return has_read, out
         # a channel that goes quiet while others of its group go on is not waited for
-        looked: set[Group] = set()
+        checked: set[Group] = set()
         for item in list(self._queue):
-            waits = [part for part in item.parts if part.end > part.channel.free]
-            if not waits or waits[0].group in looked:
+            waiting = [part for part in item.parts if part.end > part.buffer.free]
+            if not waiting or waiting[0].group in checked:
                 continue
-            group = waits[0].group
-            looked.add(group)
-            if group in self._cut or self._reach[group] - item.reach < self._hold_back:
+            group = waiting[0].group
+            checked.add(group)
+            if group in self._cut_groups or self._reach[group] - item.reach < self._hold_back:
                 continue
-            for part in waits:
-                read = True
-                if await self._read_due(part.channel, all=True):
-                    out += self._end_groups([group])
+            for part in waiting:
+                has_read = True
+                if await self._read_windows(part.buffer, all=True):
+                    out += self._cut([group])
                     break
-                part.channel.let_go()
-            if len(looked) == len(self._reach):
+                part.buffer.release()
+            if len(checked) == len(self._reach):
                 break
-        return read, out
+        return has_read, out
 
-    async def _settle(self, groups: Sequence[Group], *, whole: bool = True) -> bytes:
-        """Read all that has come of `groups`, and let it go; `whole`: no more comes of it."""
+    async def _read_rest(self, groups: Sequence[Group], *, is_end: bool = True) -> bytes:
+        """Read all text of `groups` and release it; `is_end`: no more of it comes."""
         out = b""
         for group in groups:
-            for channel in self._of_group.get(group, ()):
-                held = self._channels[channel]
-                if group not in self._cut:
-                    if await self._read_due(held, all=True):
-                        out += self._end_groups([group])
+            for buffer in self._group_buffers.get(group, ()):
+                if group not in self._cut_groups:
+                    if await self._read_windows(buffer, all=True):
+                        out += self._cut([group])
                     else:
-                        held.let_go(0 if whole else self._begun(held))
+                        buffer.release(0 if is_end else self._partial_placeholder(buffer))
         return out + self._queue.release()
 
-    def _begun(self, held: HoldBackBuffer) -> int:
-        if not self._restoring:
+    def _partial_placeholder(self, buffer: HoldBackBuffer) -> int:
+        """Characters at the end of a buffer that may begin a placeholder."""
+        if not self._restores:
             return 0
-        return self._placeholders.begun(held.ending(self._placeholders.longest))
+        return self._placeholders.partial_length(buffer.tail(self._placeholders.max_length))
 
-    async def _read_due(self, held: HoldBackBuffer, *, all: bool) -> bool:
-        """Read what is due of a channel; True where it ends the answer."""
-        for window in held.due(all=all):
+    async def _read_windows(self, buffer: HoldBackBuffer, *, all: bool) -> bool:
+        """Read the due windows of a channel; return whether they block it."""
+        for window in buffer.due_windows(all=all):
             acting: list[ScreenedText] = []
             if self._reads:
-                tail = self._hold_back + LOOKBACK
-                (seen,) = await self._read([window.text], self._screens, tail)
-                acting = self.findings.take(seen, self._paths[held], answer=True)
+                tail, screens = self._hold_back + LOOKBACK, self._findings.plan.answering
+                (results,) = await self._screens.read([window.text], screens, tail)
+                acting = self._findings.add(results, self._paths[buffer], in_response=True)
                 if blocks(acting):
                     return True
             spans = redactions(acting)
-            if self._restoring:
-                spans = apart([*spans, *self._placeholders.find(window.text)])
-            held.seen(window, spans)
+            if self._restores:
+                spans = merge_spans([*spans, *self._placeholders.find(window.text)])
+            buffer.mark_read(window, spans)
         return False
 
-    def _end_groups(self, groups: Sequence[Group]) -> bytes:
-        """End them as a content filter does, with what is free of them."""
+    def _cut(self, groups: Sequence[Group]) -> bytes:
+        """End groups as a content filter does, after their free text."""
         out = bytearray(self._queue.release())
         for group in groups:
-            if group in self._cut:
+            if group in self._cut_groups:
                 continue
             out += self._queue.drop(group)
-            self._cut.add(group)
-            for event in self.form.cut(group, self._verdict(None)):
+            self._cut_groups.add(group)
+            for event in self._format.cut_events(group, self._screens.guard_object(None)):
                 out += event
-        if len(self._cut) >= self._choices:
-            self.over = True
+        if len(self._cut_groups) >= self._choices:
+            self.is_over = True
             self._queue.clear()
-            for event in self.form.close(self._verdict(None)):
+            for event in self._format.closing_events(self._screens.guard_object(None)):
                 out += event
         return bytes(out)
 
 
 def _whole_texts(event: dict[str, Any], slots: Sequence[Slot]) -> list[JsonText]:
     """The texts of an event that add to no channel."""
-    ours = {(id(slot.holder), slot.key) for slot in slots}
+    slotted = {(id(slot.holder), slot.key) for slot in slots}
     pieces = texts_of(event, "response").pieces
-    return [piece for piece in pieces if (id(piece.holder), piece.key) not in ours]
+    return [piece for piece in pieces if (id(piece.holder), piece.key) not in slotted]

@@ -1,9 +1,9 @@
-"""The text of one channel of a stream, held back until it has been read.
+"""A buffer that holds the text of one channel of a stream back until it has been read.
 
-Text is read in windows that end at fixed places, every `stride` characters, so that what is seen
-does not depend on how a stream is cut into chunks. What has `context` characters behind it that
-have been read too is free to leave: a match no longer than that is known whole before its first
-character goes.
+Text is read in windows that end at fixed positions, every `stride` characters, so that the findings
+do not depend on how a stream is cut into chunks. A character may be sent once the `context`
+characters after it have been read too: a match no longer than that is known as a whole before its
+first character leaves.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Characters `[start, end)` in whose place another text leaves, made of what they are."""
+    """Characters `[start, end)` to be replaced by a text that depends on them and on `label`."""
 
     start: int
     end: int
@@ -23,12 +23,12 @@ class Span:
 
 
 Replace = Callable[[Span, str], str]
-"""What leaves in the place of a span, from it and its characters; asked once a span, in order."""
+"""The replacement of a span that holds a text; called once per span, in order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Text from the character `start` of a channel on, to be read."""
+    """Text to be read, from the character `start` of a channel."""
 
     start: int
     text: str
@@ -39,8 +39,10 @@ class Window:
 
 
 class HoldBackBuffer:
-    """`hold_back` characters are held at most; windows reach `lookback` behind them. All places are
-    counted in characters from the beginning."""
+    """Holds at most `hold_back` characters; windows reach `lookback` characters before them.
+
+    All positions are counted in characters from the start of the channel.
+    """
 
     def __init__(self, hold_back: int, lookback: int, replace: Replace) -> None:
         self.stride = max(1, hold_back // 4)
@@ -50,8 +52,8 @@ class HoldBackBuffer:
         self._base = 0
         self._text = ""
         self._read = 0
-        self._left = 0
-        self._over = False
+        self._sent = 0
+        self._is_released = False
         self._kept = 0
         self._spans: list[Span] = []
 
@@ -61,39 +63,43 @@ class HoldBackBuffer:
         return self._base + len(self._text)
 
     @property
-    def left(self) -> int:
-        """Characters that have left."""
-        return self._left
+    def sent(self) -> int:
+        """Characters that have been sent."""
+        return self._sent
 
     @property
     def free(self) -> int:
-        """The place up to which text may leave."""
-        if self._over and self._read == self.length:
-            return max(self._left, self.length - self._kept)
-        return max(self._left, self._read - self.context)
+        """The position up to which text may be sent."""
+        if self._is_released and self._read == self.length:
+            return max(self._sent, self.length - self._kept)
+        return max(self._sent, self._read - self.context)
 
     def add(self, text: str) -> None:
-        """More of it has come."""
+        """Append text that has come."""
         self._text += text
 
-    def due(self, *, all: bool = False) -> Iterator[Window]:
-        """The windows that are to be read now, in order; with `all` also what is too short for
-        one. Each is to be told to `seen` before the next is asked for."""
+    def due_windows(self, *, all: bool = False) -> Iterator[Window]:
+        """The windows to be read now, in order; with `all` also one shorter than a stride.
+
+        Give every window to `mark_read` before asking for the next.
+        """
         while (end := (self._read // self.stride + 1) * self.stride) <= self.length:
             yield self._window(end)
         if all and self._read < self.length:
             yield self._window(self.length)
 
-    def seen(self, window: Window, spans: Sequence[Span]) -> None:
-        """A window has been read; `spans` are those that were found in it, counted from its own
-        start, not overlapping, in order. They take the place of what was found of text that was
-        not free."""
-        free = max(self._left, self._read - self.context)
+    def mark_read(self, window: Window, spans: Sequence[Span]) -> None:
+        """A window has been read, with `spans` to be replaced.
+
+        They are counted from the start of the window, in order, and do not overlap. They replace
+        earlier spans in text that was not free.
+        """
+        free = max(self._sent, self._read - self.context)
         kept = [span for span in self._spans if span.start < free]
         locked = kept[-1].end if kept else 0
         for span in spans:
             start, end = window.start + span.start, window.start + span.end
-            # its beginning was free, or stands in another's place: the rest of it need not
+            # where its beginning was free, or is in another span, the rest need not be
             start = max(start, free, locked)
             if start < end:
                 kept.append(Span(start, end, span.label))
@@ -101,36 +107,36 @@ class HoldBackBuffer:
         self._spans = kept
         self._read = max(self._read, window.end)
 
-    def let_go(self, keep: int = 0) -> None:
-        """What has been read may leave, though what comes may be of one piece with it; all but the
-        last `keep` characters."""
-        self._over, self._kept = True, keep
+    def release(self, keep: int = 0) -> None:
+        """Let all text that has been read be sent, though a match may go on after it; the last
+        `keep` characters stay."""
+        self._is_released, self._kept = True, keep
 
-    def ending(self, count: int) -> str:
-        """The last characters that have come, of those that are still here."""
+    def tail(self, count: int) -> str:
+        """The last `count` characters that have come, as far as they are still here."""
         return self._text[-count:] if count else ""
 
     def hold(self) -> None:
-        """Undo `let_go`: more has come."""
-        self._over = False
+        """Undo `release`: more text comes."""
+        self._is_released = False
 
     def take(self, end: int) -> str:
-        """What leaves for the characters up to `end`, which must be free."""
+        """The text to be sent for the characters up to `end`, which must be free."""
         if end > self.free:
-            raise ValueError(f"{end} is not free: only {self.free} is")
-        out, at = [], self._left
-        first = bisect_left(self._spans, at, key=lambda span: span.end)
+            raise ValueError(f"the characters up to {end} are not free: only {self.free} are")
+        parts, position = [], self._sent
+        first = bisect_left(self._spans, position, key=lambda span: span.end)
         for span in self._spans[first:]:
             if span.start >= end:
                 break
-            if span.start >= at:
-                out.append(self._slice(at, span.start))
-                out.append(self._replace(span, self._slice(span.start, span.end)))
-            at = max(at, min(span.end, end))
-        out.append(self._slice(at, end))
-        self._left = max(self._left, end)
+            if span.start >= position:
+                parts.append(self._slice(position, span.start))
+                parts.append(self._replace(span, self._slice(span.start, span.end)))
+            position = max(position, min(span.end, end))
+        parts.append(self._slice(position, end))
+        self._sent = max(self._sent, end)
         self._trim()
-        return "".join(out)
+        return "".join(parts)
 
     def _window(self, end: int) -> Window:
         start = max(self._base, end - self.stride - self.context - self.lookback)
@@ -140,9 +146,9 @@ class HoldBackBuffer:
         return self._text[start - self._base : end - self._base]
 
     def _trim(self) -> None:
-        # not at every character: what is cut is copied
-        extra = self._left - self.lookback - self._base
+        # not at every character, since the rest is copied
+        extra = self._sent - self.lookback - self._base
         if extra > self.lookback + 4 * self.stride:
             self._text = self._text[extra:]
             self._base += extra
-            self._spans = [span for span in self._spans if span.end > self._left]
+            self._spans = [span for span in self._spans if span.end > self._sent]

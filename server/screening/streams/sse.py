@@ -1,4 +1,4 @@
-"""Server-sent events as they come in: cut out of chunks, bounded, their bytes kept."""
+"""Server-sent events, cut out of the chunks of a stream: bounded in size, with their bytes."""
 
 from __future__ import annotations
 
@@ -15,70 +15,69 @@ DONE = "[DONE]"
 
 
 class BrokenStream(ValueError):
-    """What came is no stream of events that can be read."""
+    """The stream cannot be read as events."""
 
 
 @dataclass(frozen=True, slots=True)
 class SentEvent:
     """One event: its bytes with the blank line that ends it, its `event` name and its data.
 
-    What else stands in an event (an id, a comment, a line of no kind) is not in its bytes: nobody
-    reads it.
+    Its bytes leave out other lines (an id, a comment, an unknown field), which are not screened.
     """
 
     raw: bytes
     name: str
     data: str | None
-    """None for a comment, which is only there to keep a connection open."""
+    """None for a comment, which only keeps a connection open."""
 
 
 class EventReader:
-    """Takes chunks, gives whole events; an event may be `limit` bytes long."""
+    """Takes chunks, gives whole events of at most `limit` bytes."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._held = bytearray()
-        self._looked = 0
-        self._begun = False
+        self._buffer = bytearray()
+        self._searched = 0
+        self._is_started = False
 
     def feed(self, chunk: bytes) -> Iterator[SentEvent]:
-        """The events that are whole with this chunk. Raises BrokenStream."""
-        self._held += chunk
-        if not self._begun and len(self._held) >= len(_BOM):
-            self._begun = True
-            if self._held.startswith(_BOM):
-                del self._held[: len(_BOM)]
-        while end := _END.search(self._held, self._looked):
-            raw = bytes(self._held[: end.end()])
-            del self._held[: end.end()]
-            self._looked = 0
-            if event := _read(raw):
+        """The events that this chunk completes. Raises BrokenStream."""
+        self._buffer += chunk
+        if not self._is_started and len(self._buffer) >= len(_BOM):
+            self._is_started = True
+            if self._buffer.startswith(_BOM):
+                del self._buffer[: len(_BOM)]
+        while end := _END.search(self._buffer, self._searched):
+            raw = bytes(self._buffer[: end.end()])
+            del self._buffer[: end.end()]
+            self._searched = 0
+            if event := _parse(raw):
                 yield event
-        # what ends an event may be half here
-        self._looked = max(0, len(self._held) - 3)
-        if len(self._held) > self.limit:
+        # the end of an event may be half here
+        self._searched = max(0, len(self._buffer) - 3)
+        if len(self._buffer) > self.limit:
             raise BrokenStream(f"an event is longer than {self.limit} bytes")
 
     def rest(self) -> Iterator[SentEvent]:
-        """What is left when the stream has ended: an event that nobody closed."""
-        raw, self._held = bytes(self._held), bytearray()
-        if raw.strip() and (event := _read(raw + b"\n\n")):
+        """The event that the end of the stream leaves without a blank line, if there is one."""
+        raw, self._buffer = bytes(self._buffer), bytearray()
+        if raw.strip() and (event := _parse(raw + b"\n\n")):
             yield event
 
 
 def data_of(raw: bytes) -> str:
-    """The data of an event by its bytes, which are whole."""
-    event = _read(raw)
+    """The data of a whole event, by its bytes."""
+    event = _parse(raw)
     assert event is not None and event.data is not None
     return event.data
 
 
-def _read(raw: bytes) -> SentEvent | None:
+def _parse(raw: bytes) -> SentEvent | None:
     try:
         text = raw.decode()
     except UnicodeDecodeError as error:
         raise BrokenStream("an event is not UTF-8") from error
-    name, data, plain = "", [], True
+    name, data, is_plain = "", [], True
     for line in re.split("\r\n|\n|\r", text):
         field, colon, value = line.partition(":")
         value = value.removeprefix(" ")
@@ -87,10 +86,10 @@ def _read(raw: bytes) -> SentEvent | None:
         elif field == "event" and _NAME.fullmatch(value):
             name = value
         elif line:
-            plain = False
+            is_plain = False
     if not text.strip("\r\n"):
         return None
-    if data and not plain:
-        lines = [f"event: {name}", *(f"data: {each}" for each in data)]
+    if data and not is_plain:
+        lines = [f"event: {name}", *(f"data: {part}" for part in data)]
         raw = "\n".join([*lines[not name :], "", ""]).encode()
     return SentEvent(raw, name, "\n".join(data) if data else None)

@@ -1,1 +1,1 @@
-"""Texts of a request or an answer: found, read, scored, rewritten."""
+"""The texts of a request or a response: collected, scored, redacted."""

@@ -1,7 +1,8 @@
-"""Every text of a JSON body, with its place: what is not known to be harmless is read.
+"""Every text of a JSON body, with its place.
 
-Nothing is looked for by name: a field that OpenAI's schema gets tomorrow is read as well. Left out
-are values of the protocol (a model's name, an id), and content that is no text, of which is told.
+Texts are not chosen by the names of their fields: a field that OpenAI's schema gets tomorrow is
+read as well. Left out are words of the protocol (a model's name, an id), and content that is not
+text, whose kinds are reported.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from guard.config.schema import Place
+from server.wire.strict_json import MAX_DEPTH, NestedTooDeeply
 
 _PROTOCOL = frozenset(
     {
@@ -24,7 +26,7 @@ _PROTOCOL = frozenset(
         *("safety_identifier", "created", "first_id", "last_id", "owned_by", "phase", "logprob"),
     }
 )
-"""Keys whose values are words of the protocol; a value that is none is read all the same."""
+"""Keys whose values are words of the protocol; a value that is not such a word is read."""
 _WORD = re.compile(r"[\w.:/@+-]{0,80}", re.ASCII)
 
 _OPAQUE = {
@@ -41,9 +43,9 @@ _OPAQUE = {
     "encrypted_content": "numbers",
     "signature": "numbers",
 }
-"""Keys of codes that are no text, and what they are of."""
+"""Keys of encoded content that is not text, and its kind."""
 _CODED = re.compile(r"[^\s\x00-\x1f]*")
-"""A code or an address: what has spaces in it is read, whatever its key says."""
+"""A code or an address: a value with spaces in it is read, whatever its key."""
 _TOKENS = frozenset({"logprobs", "top_logprobs"})
 _OPAQUE_PARTS = {
     "image": "pictures",
@@ -61,19 +63,19 @@ _OPAQUE_PARTS = {
     "document": "files",
     "container_upload": "files",
 }
-"""Values of `type` whose part holds content that is no text, under `_CARRIERS`."""
+"""Values of `type` whose part holds content that is not text, under `_CARRIERS`."""
 _TEXT_SOURCES = frozenset({"text", "content"})
-"""Values of `type` of a document's source that is text after all."""
+"""Values of `type` of a document's source that is text nevertheless."""
 _CARRIERS = frozenset({"image_url", "url", "data", "file_data", "file_url", "source", "result"})
 _FILES = {"image": "pictures", "image[]": "pictures", "mask": "pictures"}
-"""What the files of a form are, by the name of their field."""
+"""The kinds of a form's files, by the names of their fields."""
 _FREE = frozenset(
     {
         *("input", "arguments", "parameters", "schema", "json_schema", "guided_json"),
         *("metadata", "chat_template_kwargs", "tools", "functions", "text"),
     }
 )
-"""Objects whose names are the client's or the model's own: nothing in them is of the protocol."""
+"""Objects whose names the client or the model chooses: the protocol has no words in them."""
 _SCHEMA_WORDS = frozenset(
     {
         *("string", "object", "number", "integer", "boolean", "array", "null", "function", "type"),
@@ -112,20 +114,15 @@ _CONVERSATION = frozenset({"messages", "input"})
 _PROMPTS = frozenset({"prompt", "input"})
 """Where a list of numbers is a text as token ids."""
 _LISTS = frozenset({"messages", "input", "tools", "functions", "prompt"})
-"""Lists whose items are each a unit of its own."""
-MAX_DEPTH = 64
-
-
-class TooDeep(ValueError):
-    """A body is nested more than MAX_DEPTH deep."""
+"""Lists of which each item is a unit."""
 
 
 @dataclass(slots=True)
 class JsonText:
-    """A string of a body: `holder[key]` is `text`. `path` is as "messages[1].content" is.
+    """A string of a body: `holder[key]` is `text`. A `path` looks like "messages[1].content".
 
-    `unit` has the strings that belong together: the parts of a message, the fields of a tool.
-    `is_key`: it is a name in an object, which cannot be written over.
+    Strings that belong together have the same `unit`: the parts of a message, the fields of a tool.
+    `is_key`: the string is a name in an object, which cannot be rewritten.
     """
 
     holder: Any
@@ -137,14 +134,14 @@ class JsonText:
     is_key: bool = False
 
     def write(self, text: str) -> None:
-        """Put another text in its place."""
+        """Replace the text in the body."""
         self.holder[self.key] = text
         self.text = text
 
 
 @dataclass(slots=True)
-class _At:
-    """Where a value stands; `opaque` is what carriers in it hold."""
+class _Position:
+    """Where a value stands; `opaque` is the kind of content that carriers in it hold."""
 
     holder: Any
     key: str | int
@@ -157,7 +154,7 @@ class _At:
 
 @dataclass(slots=True)
 class JsonTexts:
-    """The texts of a body, and the kinds of content that is none ("images", "audio", "files")."""
+    """The texts of a body, and the kinds of content that is not text ("pictures", "audio")."""
 
     pieces: list[JsonText] = field(default_factory=list)
     opaque: set[str] = field(default_factory=set)
@@ -171,72 +168,74 @@ class JsonTexts:
 
 
 def texts_of(body: Any, place: Place) -> JsonTexts:
-    """The texts of a parsed body; `place` is that of what stands at no other. Raises TooDeep."""
-    walk = _Walk(place)
-    walk.value(body, _At(None, "", place, "", 0))
-    return walk.found
+    """The texts of a parsed body; `place` is the default. Raises NestedTooDeeply."""
+    collector = _Collector(place)
+    collector.value(body, _Position(None, "", place, "", 0))
+    return collector.texts
 
 
-class _Walk:
-    def __init__(self, place: Place) -> None:
-        self.default = place
-        self.found = JsonTexts()
+class _Collector:
+    def __init__(self, default_place: Place) -> None:
+        self.default_place = default_place
+        self.texts = JsonTexts()
         self._unit = 0
 
-    def value(self, value: Any, at: _At) -> None:
+    def value(self, value: Any, at: _Position) -> None:
         if isinstance(value, str):
             if value:
-                self._take(value, at)
+                self._add(value, at)
         elif isinstance(value, dict):
             self._object(value, at)
         elif isinstance(value, list):
             self._array(value, at)
         elif isinstance(value, bytes) and value:
-            self.found.opaque.add(_FILES.get(str(at.key), "files"))
+            self.texts.opaque.add(_FILES.get(str(at.key), "files"))
 
-    def _take(self, text: str, at: _At, *, is_key: bool = False) -> None:
+    def _add(self, text: str, at: _Position, *, is_key: bool = False) -> None:
         piece = JsonText(at.holder, at.key, text, at.place, at.path, self._unit, is_key)
-        self.found.pieces.append(piece)
+        self.texts.pieces.append(piece)
 
-    def _object(self, value: dict[str, Any], at: _At) -> None:
+    def _object(self, value: dict[str, Any], at: _Position) -> None:
         if at.depth > MAX_DEPTH:
-            raise TooDeep(f"it is nested more than {MAX_DEPTH} deep")
+            raise NestedTooDeeply()
         opaque, place = at.opaque, at.place
         if not at.free:
-            opaque, place = self._kind(value, at)
+            opaque, place = self._part_kind(value, at)
         for name, item in value.items():
             if at.depth == 0:
                 self._unit += 1
             path = f"{at.path}.{name[:40]}" if at.path else name[:40]
-            own = place if self.default == "response" or at.free else _PLACES.get(name, place)
+            is_placed = self.default_place != "response" and not at.free
+            item_place = _PLACES.get(name, place) if is_placed else place
             free = at.free or (name in _FREE and isinstance(item, dict | list) and at.depth < 9)
-            inside = _At(value, name, own, path, at.depth + 1, free=free)
+            inside = _Position(value, name, item_place, path, at.depth + 1, free=free)
             if name not in _SCHEMA_WORDS if at.free else not _WORD.fullmatch(name):
-                self._take(name, inside, is_key=True)
-            what = _OPAQUE.get(name) or (opaque if name in _CARRIERS else None)
+                self._add(name, inside, is_key=True)
+            kind = _OPAQUE.get(name) or (opaque if name in _CARRIERS else None)
             if at.free:
                 if not (isinstance(item, str) and item in _SCHEMA_WORDS):
                     self.value(item, inside)
             elif isinstance(item, str):
-                if what is not None and _CODED.fullmatch(item):
-                    self._no_text(what, item)
+                if kind is not None and _CODED.fullmatch(item):
+                    self._add_opaque(kind, item)
                 elif not (name in _PROTOCOL and _WORD.fullmatch(item)):
                     self.value(item, inside)
-            elif not (name in _TOKENS and self.default == "response"):  # the text once more
-                inside.opaque = None if what == "numbers" else what
+            # log probabilities spell the text once more
+            elif not (name in _TOKENS and self.default_place == "response"):
+                inside.opaque = None if kind == "numbers" else kind
                 self.value(item, inside)
 
-    def _kind(self, value: dict[str, Any], at: _At) -> tuple[str | None, Place]:
-        """What carriers in a part hold, and where its texts stand."""
+    def _part_kind(self, value: dict[str, Any], at: _Position) -> tuple[str | None, Place]:
+        """The kind of content that carriers in a part hold, and the place of its texts."""
         kind, role, opaque, place = value.get("type"), value.get("role"), at.opaque, at.place
         if isinstance(kind, str):
             opaque = None if kind in _TEXT_SOURCES else _OPAQUE_PARTS.get(kind, opaque)
             source = value.get("source")
-            told = isinstance(source, dict) and source.get("type") in _TEXT_SOURCES
-            if kind in _OPAQUE_PARTS and not told:
-                # by reference too: what it holds is not read
-                self.found.opaque.add(_OPAQUE_PARTS[kind])
-        if self.default == "response" or not _in_conversation(at.path):
+            is_text = isinstance(source, dict) and source.get("type") in _TEXT_SOURCES
+            if kind in _OPAQUE_PARTS and not is_text:
+                # content by reference is not read either
+                self.texts.opaque.add(_OPAQUE_PARTS[kind])
+        if self.default_place == "response" or not _in_conversation(at.path):
             return opaque, place
         if at.depth == 2 and isinstance(role, str):
             return opaque, _ROLES.get(role, place)
@@ -244,40 +243,43 @@ class _Walk:
             place = _PARTS.get(kind, place)
         return opaque, place
 
-    def _array(self, value: list[Any], at: _At) -> None:
+    def _array(self, value: list[Any], at: _Position) -> None:
         if at.depth > MAX_DEPTH:
-            raise TooDeep(f"it is nested more than {MAX_DEPTH} deep")
-        if self.default != "response" and at.path.partition("[")[0] in _PROMPTS and _ids(value):
-            self.found.opaque.add("tokens")
+            raise NestedTooDeeply()
+        if (
+            self.default_place != "response"
+            and at.path.partition("[")[0] in _PROMPTS
+            and _has_token_ids(value)
+        ):
+            self.texts.opaque.add("tokens")
         for index, item in enumerate(value):
             if at.depth == 1 and at.key in _LISTS:
                 self._unit += 1
             path = f"{at.path}[{index}]"
-            inside = _At(value, index, at.place, path, at.depth + 1, at.opaque, at.free)
+            inside = _Position(value, index, at.place, path, at.depth + 1, at.opaque, at.free)
             inside.free = at.free and at.key not in {"messages", "input"}
             self.value(item, inside)
 
-    def _no_text(self, what: str, item: str) -> None:
-        if item and what != "numbers":
-            self.found.opaque.add(what)
+    def _add_opaque(self, kind: str, item: str) -> None:
+        if item and kind != "numbers":
+            self.texts.opaque.add(kind)
 
 
 def _in_conversation(path: str) -> bool:
     return path.partition("[")[0] in _CONVERSATION
 
 
-def _ids(value: list[Any]) -> bool:
-    return any(isinstance(each, int | float) and not isinstance(each, bool) for each in value)
+def _has_token_ids(value: list[Any]) -> bool:
+    return any(isinstance(item, int | float) and not isinstance(item, bool) for item in value)
 
 
-def conversation(texts: JsonTexts, turns: int, look: Container[Place]) -> list[JsonText]:
-    """What users and tools have said in the last `turns` messages of theirs, of those that `look`
-    has."""
-    said = [
+def conversation(texts: JsonTexts, turns: int, places: Container[Place]) -> list[JsonText]:
+    """The texts of the last `turns` messages of users and tools, of those whose place is read."""
+    messages = [
         unit
         for unit in texts.units()
         if unit[0].place in {"user", "tool"}
-        and unit[0].place in look
+        and unit[0].place in places
         and unit[0].path.partition("[")[0] in _CONVERSATION
     ]
-    return [piece for unit in said[-turns:] for piece in unit]
+    return [piece for unit in messages[-turns:] for piece in unit]

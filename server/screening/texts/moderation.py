@@ -1,4 +1,4 @@
-"""`/v1/moderations`, in OpenAI's schema: what every loaded screen says of a text."""
+"""`/v1/moderations` in OpenAI's schema: the scores of every loaded screen on a text."""
 
 from __future__ import annotations
 
@@ -12,53 +12,52 @@ from server.screening.findings import ScreenedText
 from server.screening.texts.screener import Screener
 
 MODEL = "inference-guard"
-MOST_TEXTS = 128
+MAX_TEXTS = 128
 
 
 async def moderate(
     body: dict[str, Any], screens: list[TextScreen], screener: Screener
 ) -> dict[str, Any]:
-    """The answer to a request: a result for each text of `input`; categories are the screens.
+    """The response to a request: a result per text of `input`; the categories are the screens.
 
-    Raises MissingParameter, InvalidParameter, UnscreenedContent and what the screens do.
+    Raises MissingParameter, InvalidParameter, UnscreenedContent and what `Screener.read` does.
     """
-    texts = _texts(body)
-    read = await screener.read(texts, screens)
+    results = await screener.read(_texts(body), screens)
     return {
         "id": f"modr-{uuid.uuid4().hex}",
         "model": MODEL,
-        "results": [_result(seen) for seen in read],
+        "results": [_result(text_results) for text_results in results],
     }
 
 
-def _result(seen: list[ScreenedText]) -> dict[str, Any]:
-    fired = {each.screen.name: each.fired for each in seen}
+def _result(results: list[ScreenedText]) -> dict[str, Any]:
+    fired = {result.screen.name: result.fired for result in results}
     return {
         "flagged": any(fired.values()),
         "categories": fired,
-        "category_scores": {each.screen.name: round(each.score, 6) for each in seen},
+        "category_scores": {r.screen.name: round(r.score, 6) for r in results},
         "category_applied_input_types": {name: ["text"] for name in fired},
     }
 
 
 def _texts(body: dict[str, Any]) -> list[str]:
-    given = body.get("input")
-    if given is None:
+    value = body.get("input")
+    if value is None:
         raise MissingParameter("Missing required parameter: 'input'.", param="input")
-    if isinstance(given, str):
-        return [given]
-    if isinstance(given, list) and 0 < len(given) <= MOST_TEXTS:
-        if all(isinstance(each, str) for each in given):
-            return list(given)
-        if all(isinstance(each, dict) for each in given):
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, list) and 0 < len(value) <= MAX_TEXTS:
+        if all(isinstance(item, str) for item in value):
+            return list(value)
+        if all(isinstance(item, dict) for item in value):
             # parts of one input, as OpenAI takes them
-            return ["\n".join(_part(each) for each in given)]
+            return ["\n".join(_part_text(part) for part in value)]
     raise InvalidParameter(
-        f"'input' is a text, or a list of at most {MOST_TEXTS} texts or parts.", param="input"
+        f"'input' is a text, or a list of at most {MAX_TEXTS} texts or parts.", param="input"
     )
 
 
-def _part(part: dict[str, Any]) -> str:
+def _part_text(part: dict[str, Any]) -> str:
     if part.get("type") == "text" and isinstance(part.get("text"), str):
         return str(part["text"])
     raise UnscreenedContent("Only parts of type 'text' can be moderated here.", param="input")

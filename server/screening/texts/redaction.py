@@ -1,4 +1,4 @@
-"""Placeholders for what is cut out: the same text has the same one, and they can be put back."""
+"""Placeholders for redacted text: equal texts have the same one, and the original can return."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _PLACEHOLDER = re.compile(r"\[[A-Z][A-Z0-9_]*_\d+\]")
 
 
 class Placeholders:
-    """Those of one request and its answer; `texts` are all that the request says.
+    """The placeholders of one request and its response; `texts` are all texts of the request.
 
-    A placeholder is `[EMAIL_1]`: the label of what it stands for, and a number that no text of the
-    request has under that label. What can be put back is what `seal` finds there: not what is cut
-    out of the answer itself.
+    A placeholder is `[EMAIL_1]`: the label of the redacted text, and a number that no text of the
+    request has under that label. Those of the request, up to `seal`, can be restored in the
+    response; those of redactions in the response itself cannot.
     """
 
     def __init__(self, texts: Iterable[str]) -> None:
@@ -25,29 +25,29 @@ class Placeholders:
         self._by_text: dict[tuple[str, str], str] = {}
         self._originals: dict[str, str] = {}
         self._restorable: dict[str, str] = {}
-        self._numbers: dict[str, int] = {}
+        self._last_numbers: dict[str, int] = {}
 
     @cached_property
     def _taken(self) -> set[str]:
-        # most requests have nothing cut out of them
-        return {found for text in self._texts for found in _PLACEHOLDER.findall(text)}
+        # most requests have nothing to be redacted
+        return {name for text in self._texts for name in _PLACEHOLDER.findall(text)}
 
     @property
-    def longest(self) -> int:
-        """Characters of the longest one that can be put back."""
+    def max_length(self) -> int:
+        """Characters of the longest placeholder that can be restored."""
         return max(map(len, self._restorable), default=0)
 
     def seal(self) -> None:
-        """The request has been read."""
+        """The request has been read: only its placeholders can be restored."""
         self._restorable = dict(self._originals)
 
-    def of(self, label: str, original: str) -> str:
+    def placeholder_for(self, label: str, original: str) -> str:
         """The placeholder of a text."""
         known = self._by_text.get((label, original))
         if known is not None:
             return known
         while True:
-            number = self._numbers[label] = self._numbers.get(label, 0) + 1
+            number = self._last_numbers[label] = self._last_numbers.get(label, 0) + 1
             placeholder = f"[{label}_{number}]"
             if placeholder not in self._taken:
                 break
@@ -55,33 +55,36 @@ class Placeholders:
         self._originals[placeholder] = original
         return placeholder
 
-    def redacted(self, text: str, spans: Sequence[Span], *, quoted: bool = False) -> str:
-        """The text with `replacement` for `spans`, which are in order and do not overlap."""
-        out, at = [], 0
+    def redact(self, text: str, spans: Sequence[Span], *, quoted: bool = False) -> str:
+        """The text with the replacements of `spans`, which are in order and do not overlap."""
+        parts, position = [], 0
         for span in spans:
-            stood = text[span.start : span.end]
-            out += [text[at : span.start], self.replacement(span, stood, quoted=quoted)]
-            at = span.end
-        return "".join([*out, text[at:]])
+            original = text[span.start : span.end]
+            parts += [text[position : span.start], self.replacement(span, original, quoted=quoted)]
+            position = span.end
+        return "".join([*parts, text[position:]])
 
     def replacement(self, span: Span, text: str, *, quoted: bool = False) -> str:
-        """What leaves in the place of a span: of one that `find` gives the original, escaped where
-        it goes into a string of JSON, of any other its placeholder."""
+        """The replacement of a span that holds `text`.
+
+        For a span from `find` that is the original, escaped where `quoted` says that it goes into
+        a string of JSON; for any other span its placeholder.
+        """
         original = self._restorable.get(span.label)
         if original is None:
-            return self.of(span.label, text)
+            return self.placeholder_for(span.label, text)
         return json.dumps(original, ensure_ascii=False)[1:-1] if quoted else original
 
-    def begun(self, text: str) -> int:
-        """How many characters at the end of `text` begin one that can be put back."""
-        at = text.rfind("[", max(0, len(text) - self.longest))
-        tail = text[at:] if at >= 0 else ""
-        return len(tail) if any(each.startswith(tail) for each in self._restorable) else 0
+    def partial_length(self, text: str) -> int:
+        """Characters at the end of `text` that may begin a placeholder that can be restored."""
+        start = text.rfind("[", max(0, len(text) - self.max_length))
+        tail = text[start:] if start >= 0 else ""
+        return len(tail) if any(name.startswith(tail) for name in self._restorable) else 0
 
     def find(self, text: str) -> list[Span]:
-        """Where those that can be put back stand; a span's label is the placeholder itself."""
+        """The placeholders that can be restored; the label of such a span is the placeholder."""
         return [
-            Span(found.start(), found.end(), found[0])
-            for found in _PLACEHOLDER.finditer(text)
-            if found[0] in self._restorable
+            Span(match.start(), match.end(), match[0])
+            for match in _PLACEHOLDER.finditer(text)
+            if match[0] in self._restorable
         ]

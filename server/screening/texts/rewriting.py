@@ -1,10 +1,10 @@
-"""Texts of an answer that is there as a whole, with what was found in them cut out or put back."""
+"""Redaction and restoration of the texts of a response that is there as a whole."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from server.screening.findings import ScreenedText, apart, redactions
+from server.screening.findings import ScreenedText, merge_spans, redactions
 from server.screening.texts.json_texts import JsonText
 from server.screening.texts.redaction import Placeholders
 
@@ -12,14 +12,14 @@ _QUOTED = (".arguments", ".partial_json")
 """Ends of the paths of strings that are JSON themselves."""
 
 
-def write_over(
-    piece: JsonText, acting: Sequence[ScreenedText], placeholders: Placeholders, *, restoring: bool
+def rewrite(
+    piece: JsonText, acting: Sequence[ScreenedText], placeholders: Placeholders, *, restore: bool
 ) -> bool:
-    """Write what leaves into a piece's place; whether that is another text."""
+    """Redact a text, and put originals back for placeholders; return whether it changed."""
     spans = redactions(acting)
-    if restoring:
-        spans = apart([*spans, *placeholders.find(piece.text)])
+    if restore:
+        spans = merge_spans([*spans, *placeholders.find(piece.text)])
     if not spans or piece.is_key:
         return False
-    piece.write(placeholders.redacted(piece.text, spans, quoted=piece.path.endswith(_QUOTED)))
+    piece.write(placeholders.redact(piece.text, spans, quoted=piece.path.endswith(_QUOTED)))
     return True

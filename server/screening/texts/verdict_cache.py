@@ -1,7 +1,8 @@
-"""Scores of texts that were read before, bounded: by the text itself, and by what is read of it.
+"""A bounded cache of scores, keyed by a text as it stands or by what an encoder reads of it.
 
-Two texts that an encoder reads alike (other case, other spaces, a disguise undone) have one entry.
-Nothing coarser is safe: whoever has a harmless text scored could pass a harmful one that is near.
+Two texts that an encoder reads alike (other case, other spaces, a disguise undone) share an entry.
+Nothing coarser is safe: a client that has a harmless text scored could pass a harmful one that is
+near it.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ _SPACES = re.compile("[ \t\n\r]+")
 
 
 class VerdictCache(Generic[V]):
-    """`entries` values at most; the one that was asked for least recently goes first.
+    """Keeps at most `entries` values, and drops the least recently used one first.
 
-    Keys are hashes: no text is kept. May be asked from any thread.
+    Keys are hashes: no text is kept. Safe to call from any thread.
     """
 
     def __init__(self, entries: int) -> None:
@@ -29,7 +30,7 @@ class VerdictCache(Generic[V]):
         self._lock = threading.Lock()
 
     def get(self, key: bytes) -> V | None:
-        """What is known under a key."""
+        """The value of a key, or None."""
         with self._lock:
             value = self._values.get(key)
             if value is not None:
@@ -37,7 +38,7 @@ class VerdictCache(Generic[V]):
             return value
 
     def put(self, key: bytes, value: V) -> None:
-        """Remember it."""
+        """Store a value."""
         with self._lock:
             self._values[key] = value
             self._values.move_to_end(key)
@@ -54,10 +55,10 @@ def exact_key(text: str) -> bytes:
 
 
 def read_key(readings: Sequence[str]) -> bytes:
-    """The key of what an uncased encoder is shown of a text."""
+    """The key of the readings of a text that an uncased encoder gets."""
     digest = hashlib.blake2b(b"r", digest_size=16)
     for reading in readings:
-        # nothing more than an uncased tokenizer makes alike: others of Python's spaces it drops
-        shown = _SPACES.sub(" ", reading.lower()).encode("utf-8", "surrogatepass")
-        digest.update(len(shown).to_bytes(8, "little") + shown)
+        # only the spaces that an uncased tokenizer makes equal: it drops the others of Python's
+        normalized = _SPACES.sub(" ", reading.lower()).encode("utf-8", "surrogatepass")
+        digest.update(len(normalized).to_bytes(8, "little") + normalized)
     return digest.digest()

@@ -16,27 +16,27 @@ from steering.images.embedding import ImageReading
 
 @dataclass
 class RowState:
-    """What the host knows of a row.
+    """The host's state of a row.
 
-    `left` of the evaluations of its `path` are still to come. `guides` are its guards that act on
-    the guidance, `overlaid` those by whose overlays it is drawn, `watching` those that look at the
-    finished latents. `spoilt`: its conditioning, what it starts from or a prediction was not
-    finite.
+    `left` of the evaluations of its `trajectory` are still to come. `guiding` are its guards that
+    act on the guidance, `overlaying` those whose overlays it is generated with, `inspecting` those
+    that read the finished latents. `spoilt`: its conditioning, its initial state or a prediction
+    was not finite.
     """
 
     left: int
-    path: Trajectory
+    trajectory: Trajectory
     guidance: float
-    guides: Sequence[RowGuard]
+    guiding: Sequence[RowGuard]
     readings: Mapping[str, ImageReading]
-    watching: Sequence[RowGuard]
-    overlaid: Sequence[RowGuard]
+    inspecting: Sequence[RowGuard]
+    overlaying: Sequence[RowGuard]
     spoilt: bool
 
     @property
     def inverts(self) -> bool:
         """Whether it is on its way from an image to noise."""
-        return self.left > self.path.drawing
+        return self.left > self.trajectory.drawing
 
     @property
     def scale(self) -> float:
@@ -45,7 +45,7 @@ class RowState:
 
     @property
     def invalid(self) -> bool:
-        return self.spoilt or not all(told.valid for told in self.readings.values())
+        return self.spoilt or not all(reading.valid for reading in self.readings.values())
 
 
 class Slots:

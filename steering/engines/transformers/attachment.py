@@ -15,15 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from steering.engines.errors import Unfollowed
 from steering.engines.transformers.layers import decoder_layers
-from steering.hidden.bank import Bank
+from steering.hidden.bank import HiddenBank
 from steering.hidden.rows import Reading, RowGuard
 from steering.hidden.seam import HiddenSeam
 from steering.hidden.table import Table, without_sink
-
-
-class Unfollowed(RuntimeError):
-    """A forward that guards cannot follow."""
 
 
 class Attachment:
@@ -35,7 +32,7 @@ class Attachment:
     def __init__(
         self,
         model: Any,
-        bank: Bank,
+        bank: HiddenBank,
         guards: Sequence[RowGuard],
         after: Callable[[Attachment], None],
     ) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from steering.engines.transformers.cache import SlotCache
 from steering.engines.transformers.layers import decoder_layers
 from steering.engines.transformers.sampling import RowSampling, sample, uniform
-from steering.hidden.bank import Bank
+from steering.hidden.bank import HiddenBank
 from steering.hidden.rows import Reading, RowGuard
 from steering.hidden.seam import HiddenSeam
 from steering.hidden.table import Table, without_sink
@@ -52,7 +52,7 @@ class TransformersEngine:
     Raises UnknownArchitecture where the decoder layers cannot be found.
     """
 
-    def __init__(self, model: Any, bank: Bank, *, capacity: int) -> None:
+    def __init__(self, model: Any, bank: HiddenBank, *, capacity: int) -> None:
         self._model = model.eval()
         self._device = next(model.parameters()).device
         self._dtype = next(model.parameters()).dtype
@@ -66,7 +66,7 @@ class TransformersEngine:
         self.rows = 0
         self.use(bank)
 
-    def use(self, bank: Bank) -> None:
+    def use(self, bank: HiddenBank) -> None:
         """Serve with `bank` from now on. Only between requests: live rows are dropped."""
         self._bank = bank
         self._seam.install(bank.layers)

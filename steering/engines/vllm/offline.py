@@ -26,7 +26,7 @@ from steering.engines.vllm.runner import (
     decoder_layers,
     require_followed,
 )
-from steering.hidden.bank import Bank
+from steering.hidden.bank import HiddenBank
 from steering.hidden.rows import RowGuard
 
 ROWS, TOKENS = 64, 2048
@@ -117,7 +117,7 @@ class VllmEngine:
         return [done[i] for i in range(len(prompts))]
 
     @contextmanager
-    def guarding(self, bank: Bank, guards: Sequence[RowGuard]) -> Iterator[None]:
+    def guarding(self, bank: HiddenBank, guards: Sequence[RowGuard]) -> Iterator[None]:
         """While it lasts every request carries `guards` of `bank`; its hooks stay, and then do
         nothing. Raises KeyError for a guard that is not in the bank."""
         for guard in guards:

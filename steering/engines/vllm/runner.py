@@ -25,7 +25,7 @@ from vllm.sequence import IntermediateTensors
 from vllm.v1.kv_cache_interface import FullAttentionSpec
 
 from steering.engines.vllm.tap import Tap
-from steering.hidden.bank import Bank
+from steering.hidden.bank import HiddenBank
 from steering.hidden.packed import Packed, PackedTable
 from steering.hidden.rows import Reading, RowGuard
 
@@ -113,7 +113,7 @@ def _set_apart(config: Any, layers: Sequence[int]) -> None:
 class GuardedRunner:
     """What guards keep for one model runner."""
 
-    def __init__(self, runner: Any, bank: Bank, plans: Mapping[str, RowPlan]) -> None:
+    def __init__(self, runner: Any, bank: HiddenBank, plans: Mapping[str, RowPlan]) -> None:
         """`plans` are by the key that requests bring. Raises Unsupported."""
         require_followed(runner.vllm_config)
         self._runner, self._bank, self._plans = runner, bank, plans
@@ -128,7 +128,7 @@ class GuardedRunner:
         """Requests about which the last forward may have decided something, and the step of the
         last token there that is no draft."""
 
-    def swap(self, bank: Bank, plans: Mapping[str, RowPlan]) -> None:
+    def swap(self, bank: HiddenBank, plans: Mapping[str, RowPlan]) -> None:
         """Go on with other guards; those that rows carry must be among them. Raises Unsupported for
         a layer that what was compiled does not pass through the tap."""
         if lost := set(bank.layers) - self._tap.layers:
@@ -200,7 +200,7 @@ class GuardedRunner:
         table.begin(Packed(rows, lengths, first, prompts.tolist(), places(at, token), before))
         if self._incoming is not None and table.senses:
             first_layer = self._runner.model.model.start_layer
-            table.carry(self._incoming, whole=first_layer > self._bank.last_sense)
+            table.carry(self._incoming, first_layer)
         self._tap.table = table
         last, drafts = first + lengths - 1, scheduled.scheduled_spec_decode_tokens
         self._decided = {
@@ -216,9 +216,9 @@ class GuardedRunner:
         """The forward is over; where its `result` goes to the next stage, so does what was
         sensed."""
         table, self._tap.table = self._tap.table, None
-        gates = table.gates if table is not None else None
-        if gates is not None and isinstance(result, IntermediateTensors):
-            result.tensors[CARRIED] = gates
+        scores = table.scores if table is not None else None
+        if scores is not None and isinstance(result, IntermediateTensors):
+            result.tensors[CARRIED] = scores
 
     def tell(self, output: Any) -> None:
         """Give the output of a forward what its guards have decided, by request."""

@@ -51,10 +51,10 @@ class Tap:
         table = self.table
         if table is None:
             return
-        if table.senses and layer in table.bank.gates:
+        if table.senses and layer in table.bank.sense_layers:
             table.sense(layer, hidden, residual)
-        if table.acts and layer in table.bank.directions:
-            table.act(layer, hidden)
+        if table.acts and layer in table.bank.act_layers:
+            table.act(layer, hidden, residual)
 
 
 def _tap(hidden: Tensor, residual: Tensor, tap: int, layer: int) -> None:

@@ -1,9 +1,8 @@
-"""The commands write prompts that the evaluation can play, and go on where they stopped."""
+"""The commands write prompts for the evaluation, and resume where they stopped."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from benchmarks.attacks import command, concepts, denoiser, ring_a_bell
 from benchmarks.attacks.search import greedy_swaps
 from benchmarks.attacks.target import Target
 from guard.data.prompts import ImagePrompt, read_rows
+from tests.benchmarks.attacks.commands import run
 from tests.benchmarks.attacks.tiny import pipeline
 
 
@@ -27,22 +27,16 @@ def loaded(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "load", lambda source: target)
 
 
-def _run(monkeypatch: pytest.MonkeyPatch, main: object, *arguments: str) -> None:
-    monkeypatch.setattr(sys, "argv", ["attack", *arguments])
-    assert callable(main)
-    main()
-
-
 _RING = ("--candidates", "6", "--efforts", "0,2", "--seeds", "3", "--curve-seeds", "1")
 _DENOISER = ("--views", "2", "--candidates", "3", "--top", "4", "--efforts", "0,1", "--seeds", "2")
 
 
 @pytest.mark.usefixtures("loaded")
-def test_ring_a_bell_writes_rows_that_can_be_played(
+def test_ring_a_bell_writes_rows_for_the_evaluation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "a.jsonl"
-    _run(
+    run(
         monkeypatch,
         ring_a_bell.main,
         *("--out", str(out), "--concepts", "knife,cat", "--prompts", "1"),
@@ -56,16 +50,16 @@ def test_ring_a_bell_writes_rows_that_can_be_played(
 
 
 @pytest.mark.usefixtures("loaded")
-def test_an_attack_goes_on_where_it_stopped(
+def test_an_attack_resumes_where_it_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "a.jsonl"
     common = ("--out", str(out), "--concepts", "knife", *_RING)
-    _run(monkeypatch, ring_a_bell.main, *common, "--prompts", "1")
+    run(monkeypatch, ring_a_bell.main, *common, "--prompts", "1")
     first = out.read_text("utf-8")
-    _run(monkeypatch, ring_a_bell.main, *common, "--prompts", "1")
+    run(monkeypatch, ring_a_bell.main, *common, "--prompts", "1")
     assert out.read_text("utf-8") == first
-    _run(monkeypatch, ring_a_bell.main, *common, "--prompts", "2")
+    run(monkeypatch, ring_a_bell.main, *common, "--prompts", "2")
     assert out.read_text("utf-8").startswith(first)
     assert {json.loads(line)["how"] for line in out.read_text("utf-8").splitlines()} == {
         "prompt 0",
@@ -76,17 +70,20 @@ def test_an_attack_goes_on_where_it_stopped(
 @pytest.mark.usefixtures("loaded")
 def test_a_spent_budget_starts_no_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "a.jsonl"
-    _run(monkeypatch, ring_a_bell.main, "--out", str(out), "--minutes", "-1", *_RING)
+    run(monkeypatch, ring_a_bell.main, "--out", str(out), "--minutes", "-1", *_RING)
     assert not out.exists()
 
 
 @pytest.mark.usefixtures("loaded")
-@pytest.mark.parametrize("goal", ["picture", "prompt"])
+@pytest.mark.parametrize(
+    ("goal", "kind"),
+    [("image", "unlearn-diff-atk"), ("picture", "unlearn-diff-atk"), ("prompt", "p4d")],
+)
 def test_the_denoiser_attack_writes_rows(
-    goal: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    goal: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "b.jsonl"
-    _run(
+    run(
         monkeypatch,
         denoiser.main,
         *("--out", str(out), "--concepts", "twemoji", "--prompts", "1", "--goal", goal),
@@ -94,11 +91,11 @@ def test_the_denoiser_attack_writes_rows(
     )
     rows = read_rows(out, ImagePrompt)
     assert [row.effort for row in rows] == [0, 0, 1, 1]
-    assert {row.kind for row in rows} == {denoiser.NAMES[goal]}
+    assert {row.kind for row in rows} == {kind}
     assert all(len(row.prompt.split()) == 8 for row in rows)
 
 
-class _SameNoise(denoiser.Denoising):
+class _SameNoise(denoiser.DenoisingLoss):
     def renew(self, step: int) -> None:
         if step == 0:
             super().renew(step)
@@ -111,9 +108,9 @@ def test_the_denoiser_search_lowers_its_loss_under_fixed_noise(target: Target) -
         views=2,
         prompt="a knife",
         generator=torch.Generator().manual_seed(0),
-        between=denoiser.Nothing(),
+        defense=denoiser.NoDefense(),
     )
-    found = list(
+    candidates = list(
         greedy_swaps(
             torch.tensor(target.content("blue pink white grey")),
             command.vocabulary(target, ()),
@@ -124,24 +121,24 @@ def test_the_denoiser_search_lowers_its_loss_under_fixed_noise(target: Target) -
             generator=torch.Generator().manual_seed(0),
         )
     )
-    losses = [each.loss for each in found]
+    losses = [candidate.loss for candidate in candidates]
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] < losses[0]
 
 
 def test_frames_differ_in_the_concept_alone() -> None:
-    for own, other in concepts.frames("knife", 5, np.random.default_rng(0)):
-        assert "a knife" in own
+    for prompt, other in concepts.frames("knife", 5, np.random.default_rng(0)):
+        assert "a knife" in prompt
         assert "knife" not in other
-        assert own.split(" on a ")[1] == other.split(" on a ")[1]
+        assert prompt.split(" on a ")[1] == other.split(" on a ")[1]
     style = concepts.frames("twemoji", 3, np.random.default_rng(0))
-    assert all("twemoji" in own and "noto" in other for own, other in style)
+    assert all("twemoji" in prompt and "noto" in other for prompt, other in style)
 
 
 def test_real_images_show_the_concept_alone() -> None:
-    found = concepts.images("knife", 3, np.random.default_rng(0))
-    assert found.shape == (3, 3, 64, 64)
-    assert float(found.min()) >= 0.0 and float(found.max()) <= 1.0
+    images = concepts.images("knife", 3, np.random.default_rng(0))
+    assert images.shape == (3, 3, 64, 64)
+    assert float(images.min()) >= 0.0 and float(images.max()) <= 1.0
 
 
 _BANS = ("pictures", "cars")
@@ -152,8 +149,8 @@ def test_words_that_name_it_are_forbidden(target: Target) -> None:
     allowed = command.vocabulary(target, concepts.words("knife")).tolist()
     assert target.content("knife")[0] not in allowed
     assert target.content("banana")[0] in allowed
-    named = dict(target.words)
-    left = {ban: {named[t] for t in command.vocabulary(target, [ban]).tolist()} for ban in _BANS}
-    # the word and its other forms, not what merely begins with the same letter
+    words = dict(target.words)
+    left = {ban: {words[t] for t in command.vocabulary(target, [ban]).tolist()} for ban in _BANS}
+    # the word and its other forms, not every word with the same first letter
     assert not left["pictures"] & {"picture"} and "pizza" in left["pictures"]
     assert not left["cars"] & {"car"} and "cat" in left["cars"]

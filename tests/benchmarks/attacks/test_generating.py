@@ -1,4 +1,4 @@
-"""What an attacker draws is what the engine draws, and its first guess leads back to the text."""
+"""An attacker generates the images of the engine, and its first guess is differentiable."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from torch import Tensor
 from benchmarks.attacks.generating import EmbeddingGenerator
 from steering.engines.diffusion.engine import DiffusionEngine, ImageStart
 from steering.engines.diffusion.families import Family
-from steering.images.embedding import EmbeddingBank
 from tests.steering.engines.diffusion import tiny
 
 PROMPTS, SEEDS = ["a knife", "a cat on the table"], (4, 9)
@@ -25,9 +24,9 @@ def built(name: str) -> Family:
     return tiny.built(name)
 
 
-def engine_s(family: Family, steps: int, guidance: float) -> Tensor:
-    """Finished latents of every prompt with every seed, drawn by the engine."""
-    engine = DiffusionEngine(family, EmbeddingBank(), capacity=4)
+def engine_latents(family: Family, steps: int, guidance: float) -> Tensor:
+    """Final latents of every prompt with every seed, from the engine."""
+    engine = DiffusionEngine(family, capacity=4)
     engine.start(
         [
             ImageStart(prompt, seed=seed, steps=steps, guidance=guidance)
@@ -46,28 +45,28 @@ def close(one: Tensor, other: Tensor) -> bool:
 
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize(("steps", "guidance"), [(4, 3.0), (7, 1.5)])
-def test_it_draws_what_the_engine_draws(name: str, steps: int, guidance: float) -> None:
+def test_latents_are_those_of_the_engine(name: str, steps: int, guidance: float) -> None:
     family = built(name)
     with torch.no_grad():
         text = family.encode(PROMPTS)
-    found = EmbeddingGenerator(family, steps=steps, guidance=guidance).finished(text, SEEDS)
-    assert close(found, engine_s(family, steps, guidance))
+    latents = EmbeddingGenerator(family, steps=steps, guidance=guidance).finished(text, SEEDS)
+    assert close(latents, engine_latents(family, steps, guidance))
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_of_one_step_the_first_guess_is_the_image(name: str) -> None:
+def test_with_one_step_the_first_guess_is_the_image(name: str) -> None:
     family = built(name)
-    drawing = EmbeddingGenerator(family, steps=1, guidance=GUIDANCE)
+    generator = EmbeddingGenerator(family, steps=1, guidance=GUIDANCE)
     with torch.no_grad():
         text = family.encode(PROMPTS)
-        guess = drawing.first_guess(text, SEEDS)
-    assert close(guess, drawing.finished(text, SEEDS))
+        guess = generator.first_guess(text, SEEDS)
+    assert close(guess, generator.finished(text, SEEDS))
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_slopes_of_the_first_guess_are_those_of_the_text(name: str) -> None:
+def test_gradients_of_the_first_guess_reach_the_text(name: str) -> None:
     family = built(name)
-    drawing = EmbeddingGenerator(family, steps=STEPS, guidance=GUIDANCE)
+    generator = EmbeddingGenerator(family, steps=STEPS, guidance=GUIDANCE)
     with torch.no_grad():
         text = family.encode(PROMPTS)
     stream = next(iter(text.states))
@@ -75,7 +74,7 @@ def test_slopes_of_the_first_guess_are_those_of_the_text(name: str) -> None:
     weights = torch.randn(family.noise(SEEDS).shape, generator=torch.Generator().manual_seed(1))
 
     def value(states: Tensor) -> Tensor:
-        guess = drawing.first_guess(text.with_states({**text.states, stream: states}), SEEDS)
+        guess = generator.first_guess(text.with_states({**text.states, stream: states}), SEEDS)
         return (guess[: len(SEEDS)] * weights).sum()  # of the first prompt only
 
     (slope,) = torch.autograd.grad(value(states), states)

@@ -1,4 +1,4 @@
-"""The attacker's text encoder is the served one's: else its prompts would be for another model."""
+"""The attacker's text encoder is the served one; otherwise the attack would be on another model."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ def test_states_are_those_of_the_family(name: str) -> None:
     family = built(name)
     target = Target(family.pipeline)
     prompts = ["a red knife", "the cat on"]
-    found = target.encode(torch.tensor([target.content(prompts[0])]))
+    conditioning = target.encode(torch.tensor([target.content(prompts[0])]))
     expected = family.encode(prompts[:1])
-    assert torch.equal(found.states["text"], expected.states["text"])
-    assert torch.equal(found.masks["text"], expected.masks["text"])
+    assert torch.equal(conditioning.states["text"], expected.states["text"])
+    assert torch.equal(conditioning.masks["text"], expected.masks["text"])
     content = torch.tensor(target.content(prompts[1]))
     slope = target.gradient(content, lambda text: text.states["text"].square().sum())
     assert slope.shape == (3, len(target.tokenizer))

@@ -1,4 +1,4 @@
-"""The search finds what is there to be found, and never what is worse than before."""
+"""The search reaches the goal, and its loss never rises."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ GOAL = torch.tensor([7, 21, 9, 13])
 
 
 class Distance:
-    """The number of places that differ from GOAL; a gradient that points the right way."""
+    """The number of positions that differ from GOAL, with a gradient towards it."""
 
     def __init__(self) -> None:
         self.renewed: list[int] = []
@@ -30,7 +30,7 @@ class Distance:
 
 
 def _swaps(steps: int, seed: int = 0) -> list[tuple[int, list[int], float]]:
-    found = greedy_swaps(
+    candidates = greedy_swaps(
         torch.full((4,), 5),
         VOCABULARY,
         Distance(),
@@ -39,17 +39,17 @@ def _swaps(steps: int, seed: int = 0) -> list[tuple[int, list[int], float]]:
         top=2,
         generator=torch.Generator().manual_seed(seed),
     )
-    return [(each.effort, each.content.tolist(), each.loss) for each in found]
+    return [(step.effort, step.content.tolist(), step.loss) for step in candidates]
 
 
 def test_swaps_reach_the_goal_one_token_at_a_time() -> None:
-    found = _swaps(8)
-    assert [effort for effort, _, _ in found] == list(range(9))
-    assert found[0][1] == [5, 5, 5, 5]
-    for (_, before, loss), (_, after, next_loss) in zip(found, found[1:], strict=False):
+    swaps = _swaps(8)
+    assert [effort for effort, _, _ in swaps] == list(range(9))
+    assert swaps[0][1] == [5, 5, 5, 5]
+    for (_, before, loss), (_, after, next_loss) in zip(swaps, swaps[1:], strict=False):
         assert sum(a != b for a, b in zip(before, after, strict=True)) <= 1
         assert next_loss <= loss
-    assert found[-1][1] == GOAL.tolist()
+    assert swaps[-1][1] == GOAL.tolist()
 
 
 def test_swaps_use_the_vocabulary_alone_and_repeat() -> None:
@@ -58,13 +58,13 @@ def test_swaps_use_the_vocabulary_alone_and_repeat() -> None:
     assert changed <= set(VOCABULARY.tolist())
 
 
-def test_swaps_keep_what_is_there_where_nothing_is_better() -> None:
+def test_the_sequence_stays_where_no_swap_is_better() -> None:
     class Flat(Distance):
         def losses(self, candidates: Tensor) -> Tensor:
             return torch.ones(len(candidates))
 
     start = torch.tensor([6, 8, 10, 12])
-    found = list(
+    candidates = list(
         greedy_swaps(
             start,
             VOCABULARY,
@@ -75,7 +75,7 @@ def test_swaps_keep_what_is_there_where_nothing_is_better() -> None:
             generator=torch.Generator().manual_seed(0),
         )
     )
-    assert all(each.content.tolist() == start.tolist() for each in found)
+    assert all(step.content.tolist() == start.tolist() for step in candidates)
 
 
 def test_noise_is_renewed_at_every_step() -> None:

@@ -1,4 +1,4 @@
-"""What the attacker computes is what the pipeline computes."""
+"""The attacker's computations agree with the pipeline."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ def test_words_are_whole_and_plain(target: Target) -> None:
     assert not set(words) & {target.tokenizer.convert_tokens_to_ids("##q"), 0, 1, 2, 3}
 
 
-def test_states_are_the_encoders_own(target: Target) -> None:
-    given = target.tokenizer("a cat", padding="max_length", max_length=TOKENS, return_tensors="pt")
-    expected = target.pipeline.text_encoder(given.input_ids, attention_mask=given.attention_mask)[0]
-    found = target.encode(torch.tensor([target.content("a cat")]))
-    assert torch.equal(found.states["text"], expected.detach())
-    assert found.masks["text"][0].tolist() == [True] * 4 + [False] * (TOKENS - 4)
+def test_states_are_those_of_the_encoder(target: Target) -> None:
+    batch = target.tokenizer("a cat", padding="max_length", max_length=TOKENS, return_tensors="pt")
+    expected = target.pipeline.text_encoder(batch.input_ids, attention_mask=batch.attention_mask)[0]
+    conditioning = target.encode(torch.tensor([target.content("a cat")]))
+    assert torch.equal(conditioning.states["text"], expected.detach())
+    assert conditioning.masks["text"][0].tolist() == [True] * 4 + [False] * (TOKENS - 4)
 
 
-def test_the_gradient_tells_the_slope_of_each_token(target: Target) -> None:
+def test_the_gradient_is_the_slope_of_each_token(target: Target) -> None:
     content = torch.tensor(target.content("a cat on a white background"))
     direction = torch.randn(TOKENS, 16, generator=torch.Generator().manual_seed(0))
 
@@ -49,19 +49,19 @@ def test_the_gradient_tells_the_slope_of_each_token(target: Target) -> None:
     assert slope.shape == (len(content), len(target.tokenizer))
     # a small step from the token towards another one, by finite differences of its vector
     layer, place, other, small = target.pipeline.text_encoder, 2, target.content("dog")[0], 1e-2
-    own = int(content[place])
+    token = int(content[place])
     weight = layer.get_input_embeddings().weight
-    before = weight[own].clone()
+    before = weight[token].clone()
     values = []
     for sign in (1, -1):
         with torch.no_grad():
-            weight[own] = before + sign * small * (weight[other] - before)
+            weight[token] = before + sign * small * (weight[other] - before)
         values.append(float(loss(target.encode(content[None]))))
         with torch.no_grad():
-            weight[own] = before
+            weight[token] = before
     expected = (values[0] - values[1]) / (2 * small)
-    found = float(slope[place, other] - slope[place, own])
-    assert found == pytest.approx(expected, rel=0.02, abs=1e-3)
+    slope_between = float(slope[place, other] - slope[place, token])
+    assert slope_between == pytest.approx(expected, rel=0.02, abs=1e-3)
 
 
 def test_errors_are_the_same_one_by_one(target: Target) -> None:
@@ -70,22 +70,22 @@ def test_errors_are_the_same_one_by_one(target: Target) -> None:
     rows = [target.content(text) for text in ("a cat", "a dog", "a car", "a pig", "a rose")]
     text = target.encode(torch.tensor(rows))
     with torch.no_grad():
-        found = target.errors(text, views)
-        slow = []
+        errors = target.errors(text, views)
+        expected = []
         for row in range(len(rows)):
-            mine = []
+            row_errors = []
             for view in range(3):
-                said = target.pipeline.unet(
+                prediction = target.pipeline.unet(
                     views.noisy[view : view + 1],
                     views.timesteps[view],
                     text.states["text"][row : row + 1],
                 ).sample
-                mine.append((said - views.goals[view]).square().mean())
-            slow.append(torch.stack(mine).mean())
-    assert torch.allclose(found, torch.stack(slow), rtol=1e-5)
+                row_errors.append((prediction - views.goals[view]).square().mean())
+            expected.append(torch.stack(row_errors).mean())
+    assert torch.allclose(errors, torch.stack(expected), rtol=1e-5)
 
 
-def test_the_prompts_own_goal_is_reached_by_the_prompt_itself(target: Target) -> None:
+def test_the_prompt_itself_reaches_the_goal_of_a_prompt(target: Target) -> None:
     latents = torch.randn(2, 8, 16, 16, generator=torch.Generator().manual_seed(0))
     views = target.views(latents, torch.Generator().manual_seed(1), "a cat")
     rows = torch.tensor([target.content("a cat"), target.content("a car")])

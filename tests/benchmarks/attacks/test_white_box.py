@@ -1,8 +1,7 @@
-"""Through the guard: exact where prompts are compared, differentiable where slopes are taken."""
+"""The white-box attack: exact where it compares prompts, differentiable for its gradients."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,31 +11,31 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.attacks import command, white_box
-from benchmarks.attacks.denoiser import Denoising
+from benchmarks.attacks.denoiser import DenoisingLoss
 from benchmarks.attacks.target import Target
-from benchmarks.attacks.white_box import ThroughGuard
+from benchmarks.attacks.white_box import GuardDefense
 from classifiers.heads import fresh
 from guard.data.prompts import ImagePrompt, read_rows
 from guard.plans.base import LoadedGuard
 from guard.plans.images import ImagePlan
 from steering.images.conditioning import Conditioning
 from steering.images.embedding import EmbeddingBank, EmbeddingGuards, Refinement
-from steering.methods import cgce
+from steering.methods import METHODS, cgce
 from steering.methods.cgce import CgceGuards
 from steering.methods.fitted import FittedGuard
+from tests.benchmarks.attacks.commands import run_white_box
 from tests.benchmarks.attacks.tiny import pipeline
 from tests.server.tiny_pipeline import save_guards, save_pipeline
 
 
 class Ball:
-    """Scores the mean state along a direction; pulls it back."""
+    """Scores the mean state along a direction, and moves the states back along it."""
 
     names: Sequence[str] = ("knife",)
 
-    def __init__(self, width: int, left: float) -> None:
+    def __init__(self, width: int, residual: float) -> None:
         self.direction = torch.randn(width, generator=torch.Generator().manual_seed(5))
-        self.left = left
+        self.residual = residual
 
     def sense(self, text: Conditioning) -> Tensor:
         return (text.states["text"].mean(1) @ self.direction)[:, None]
@@ -46,7 +45,7 @@ class Ball:
     ) -> Refinement:
         moved = text.states["text"] - 0.3 * self.direction
         states = torch.where(due[:, :, None], moved, text.states["text"])
-        after = torch.full_like(threshold, self.left)
+        after = torch.full_like(threshold, self.residual)
         return Refinement(text.with_states({"text": states}), due.any(1).long(), after)
 
 
@@ -66,13 +65,13 @@ def target() -> Target:
     return Target(pipeline())
 
 
-def _plan(threshold: float) -> ImagePlan:
-    guard = LoadedGuard("knife", "object/knife", "ball", "refine", threshold, strength=1.0)
+def _plan(threshold: float, method: str = "nearest") -> ImagePlan:
+    guard = LoadedGuard("knife", "object/knife", METHODS[method], threshold, strength=1.0)
     return ImagePlan("strict", "refine", "closed", (guard,), broken={})
 
 
-def _through(threshold: float, *, left: float = -1000.0) -> ThroughGuard:
-    return ThroughGuard(EmbeddingBank([Ball(16, left)]), _plan(threshold), evade=0.0)
+def _defense(threshold: float, *, residual: float = -1000.0) -> GuardDefense:
+    return GuardDefense(EmbeddingBank([Ball(16, residual)]), _plan(threshold), evade=0.0)
 
 
 def _text(target: Target) -> Conditioning:
@@ -81,76 +80,76 @@ def _text(target: Target) -> Conditioning:
 
 
 @pytest.mark.parametrize("screen", [Ball(16, -1000.0), _cgce(), _cgce(confine=True)])
-def test_the_slope_is_taken_at_the_exact_result(screen: EmbeddingGuards, target: Target) -> None:
+def test_the_gradient_is_taken_at_the_exact_result(screen: EmbeddingGuards, target: Target) -> None:
     text = _text(target).select(slice(0, 1))
-    through = ThroughGuard(EmbeddingBank([screen]), _plan(-100.0), evade=0.0)
-    exact, _ = through.exact(text)
+    defense = GuardDefense(EmbeddingBank([screen]), _plan(-100.0), evade=0.0)
+    exact, _ = defense.exact(text)
     assert not torch.equal(exact.states["text"], text.states["text"])
     states = text.states["text"].clone().requires_grad_()
-    passed, _ = through.slope(text.with_states({"text": states}))
+    passed, _ = defense.differentiable(text.with_states({"text": states}))
     assert torch.allclose(passed.states["text"], exact.states["text"], atol=1e-5)
 
 
-def test_the_slope_goes_through_the_refinement(target: Target) -> None:
+def test_the_gradient_passes_through_the_refinement(target: Target) -> None:
     text = _text(target).select(slice(0, 1))
-    through = ThroughGuard(EmbeddingBank([_cgce()]), _plan(-100.0), evade=0.0)
+    defense = GuardDefense(EmbeddingBank([_cgce()]), _plan(-100.0, "cgce"), evade=0.0)
     weights = torch.randn(text.states["text"].shape, generator=torch.Generator().manual_seed(1))
     states = text.states["text"].clone().requires_grad_()
 
     def outcome(states: Tensor) -> Tensor:
-        passed, _ = through.slope(text.with_states({"text": states}))
+        passed, _ = defense.differentiable(text.with_states({"text": states}))
         return (passed.states["text"] * weights).sum()
 
     (slope,) = torch.autograd.grad(outcome(states), states)
     towards = torch.randn(states.shape, generator=torch.Generator().manual_seed(2))
     small = 1e-2
     after, before = (outcome((states + s * towards).detach()) for s in (small, -small))
-    found = float((slope * towards).sum())
-    assert found == pytest.approx(float(after - before) / (2 * small), rel=0.05)
-    # it is not the identity's
-    assert found != pytest.approx(float((weights * towards).sum()), rel=0.01)
+    gain = float((slope * towards).sum())
+    assert gain == pytest.approx(float(after - before) / (2 * small), rel=0.05)
+    # the refinement is not the identity
+    assert gain != pytest.approx(float((weights * towards).sum()), rel=0.01)
 
 
-def test_where_nothing_fires_nothing_stands_between(target: Target) -> None:
+def test_guards_that_do_not_fire_change_nothing(target: Target) -> None:
     text = _text(target).select(slice(0, 1))
     states = text.states["text"].clone().requires_grad_()
-    through = ThroughGuard(EmbeddingBank([_cgce()]), _plan(100.0), evade=1.0)
-    passed, more = through.slope(text.with_states({"text": states}))
+    defense = GuardDefense(EmbeddingBank([_cgce()]), _plan(100.0, "cgce"), evade=1.0)
+    passed, penalty = defense.differentiable(text.with_states({"text": states}))
     assert passed.states["text"] is states
-    assert float(more.detach()) == 0.0
+    assert float(penalty.detach()) == 0.0
 
 
-def test_a_blocked_prompt_is_worth_nothing(target: Target) -> None:
+def test_a_blocked_prompt_has_an_infinite_loss(target: Target) -> None:
     text = _text(target)
     latents = torch.randn(4, 8, 16, 16, generator=torch.Generator().manual_seed(0))
     rows = torch.tensor([target.content(prompt) for prompt in ("a knife", "a cat")])
 
-    def losses(through: ThroughGuard) -> Tensor:
-        objective = Denoising(
+    def losses(defense: GuardDefense) -> Tensor:
+        objective = DenoisingLoss(
             target,
             latents,
             views=2,
             prompt=None,
             generator=torch.Generator().manual_seed(0),
-            between=through,
+            defense=defense,
         )
         objective.renew(0)
         return objective.losses(rows)
 
-    assert _through(-100.0, left=50.0).exact(text)[1].all()
-    assert losses(_through(-100.0, left=50.0)).isinf().all()
-    assert losses(_through(-100.0)).isfinite().all()
+    assert _defense(-100.0, residual=50.0).exact(text)[1].all()
+    assert losses(_defense(-100.0, residual=50.0)).isinf().all()
+    assert losses(_defense(-100.0)).isfinite().all()
 
 
-def test_evading_adds_what_is_above_the_threshold(target: Target) -> None:
+def test_evading_adds_the_score_above_the_threshold(target: Target) -> None:
     text = _text(target).select(slice(0, 1))
     ball = Ball(16, 0.0)
     score = float(ball.sense(text))
-    through = ThroughGuard(EmbeddingBank([ball]), _plan(score - 0.5), evade=2.0)
+    defense = GuardDefense(EmbeddingBank([ball]), _plan(score - 0.5), evade=2.0)
     states = text.states["text"].clone().requires_grad_()
-    _, more = through.slope(text.with_states({"text": states}))
-    assert float(more.detach()) == pytest.approx(1.0, rel=1e-4)
-    (slope,) = torch.autograd.grad(more, states)
+    _, penalty = defense.differentiable(text.with_states({"text": states}))
+    assert float(penalty.detach()) == pytest.approx(1.0, rel=1e-4)
+    (slope,) = torch.autograd.grad(penalty, states)
     assert slope.norm() > 0
 
 
@@ -159,17 +158,11 @@ def test_the_command_writes_prompts_against_its_method(
 ) -> None:
     family = save_pipeline(tmp_path / "pipeline")
     save_guards(tmp_path, family)
-    lines = ["[[guards]]", 'name = "knife"', 'artifact = "knife.safetensors"']
-    lines += ["[policies.knife-nearest]", 'guards = ["knife"]']
-    (tmp_path / "config.toml").write_text("\n".join(lines), "utf-8")
-    monkeypatch.setattr(command, "load", lambda source: Target(family.pipeline))
     out = tmp_path / "white-box.jsonl"
-    arguments = ["--out", str(out), "--config", str(tmp_path / "config.toml")]
-    arguments += ["--policy", "{concept}-nearest", "--method", "nearest", "--concepts", "knife"]
-    arguments += ["--prompts", "2", "--efforts", "0,2", "--views", "2", "--candidates", "3"]
-    arguments += ["--length", "4", "--seeds", "2", "--curve-seeds", "1"]
-    monkeypatch.setattr(sys, "argv", ["white_box", *arguments])
-    white_box.main()
+    options = ("--prompts", "2", "--efforts", "0,2", "--views", "2", "--candidates", "3")
+    options += ("--length", "4", "--seeds", "2", "--curve-seeds", "1")
+    guard = tmp_path / "knife.safetensors"
+    run_white_box(monkeypatch, family, out, *options, artifact=guard, method="nearest")
     rows = read_rows(out, ImagePrompt)
     assert [(row.how, row.effort) for row in rows[:3]] == [
         ("prompt 0", 0),

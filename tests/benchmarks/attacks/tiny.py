@@ -26,15 +26,15 @@ def tokenizer() -> PreTrainedTokenizerFast:
     words = sorted({word for text in texts for word in text.replace("-", " ").split()})
     letters = [f"##{chr(c)}" for c in range(97, 123)]
     vocabulary = {piece: i for i, piece in enumerate([*SPECIAL, *words, *letters])}
-    made = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    made.normalizer = normalizers.BertNormalizer()
-    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    made.post_processor = processors.TemplateProcessing(
+    backend = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer()
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])],
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=made,
+        tokenizer_object=backend,
         model_max_length=TOKENS,
         pad_token="[PAD]",
         unk_token="[UNK]",

@@ -1,4 +1,4 @@
-"""Ways of hiding a text from a filter, as they are used."""
+"""Disguises that hide a text from a filter, the inverse of `classifiers.text.disguises`."""
 
 from __future__ import annotations
 
@@ -10,40 +10,40 @@ from urllib.parse import quote
 _LOOKALIKES = str.maketrans("aceopxyisjh", "асеорхуіѕјһ")
 _LEET = str.maketrans("oieast", "013457")
 
-# Of a word or a phrase; those of a whole text need English around it to be seen.
+# For a word or a phrase; disguises of a whole text are recognised by English words around it.
 DISGUISES: Mapping[str, Callable[[str], str]] = {
     "plain": str,
     "capitals": str.upper,
     "zero width": "\u200b".join,
-    "tags": lambda said: "".join(chr(0xE0000 + ord(char)) for char in said),
-    "lookalikes": lambda said: said.translate(_LOOKALIKES),
-    "fullwidth": lambda said: "".join(
-        chr(ord(char) + 0xFEE0) if "!" <= char <= "~" else char for char in said
+    "tags": lambda text: "".join(chr(0xE0000 + ord(char)) for char in text),
+    "lookalikes": lambda text: text.translate(_LOOKALIKES),
+    "fullwidth": lambda text: "".join(
+        chr(ord(char) + 0xFEE0) if "!" <= char <= "~" else char for char in text
     ),
-    "struck out": lambda said: "".join(char + "\u0336" for char in said),
+    "struck out": lambda text: "".join(char + "\u0336" for char in text),
     "spaced": " ".join,
     "dotted": ".".join,
-    "leet": lambda said: said.translate(_LEET),
-    "leet, spaced": lambda said: "-".join(said.translate(_LEET)),
-    "base64": lambda said: base64.b64encode(f"say {said} aloud".encode()).decode(),
-    "urlsafe base64": lambda said: base64.urlsafe_b64encode(f"say {said} aloud".encode()).decode(),
-    "base64 twice": lambda said: base64.b64encode(
-        base64.b64encode(f"say {said} aloud".encode())
+    "leet": lambda text: text.translate(_LEET),
+    "leet, spaced": lambda text: "-".join(text.translate(_LEET)),
+    "base64": lambda text: base64.b64encode(f"say {text} aloud".encode()).decode(),
+    "urlsafe base64": lambda text: base64.urlsafe_b64encode(f"say {text} aloud".encode()).decode(),
+    "base64 twice": lambda text: base64.b64encode(
+        base64.b64encode(f"say {text} aloud".encode())
     ).decode(),
-    "base64 of lookalikes": lambda said: base64.b64encode(
-        f"say {said.translate(_LOOKALIKES)} aloud".encode()
+    "base64 of lookalikes": lambda text: base64.b64encode(
+        f"say {text.translate(_LOOKALIKES)} aloud".encode()
     ).decode(),
-    "base64 of leet": lambda said: base64.b64encode(
-        f"say {said.translate(_LEET)} aloud".encode()
+    "base64 of leet": lambda text: base64.b64encode(
+        f"say {text.translate(_LEET)} aloud".encode()
     ).decode(),
-    "hex": lambda said: f"say {said}".encode().hex(),
-    "spaced hex": lambda said: f"say {said}".encode().hex(" "),
-    "escaped hex": lambda said: "".join(f"\\x{byte:02x}" for byte in said.encode()),
-    "url": lambda said: "".join(f"%{byte:02X}" for byte in said.encode()),
-    "url twice": lambda said: quote("".join(f"%{byte:02X}" for byte in said.encode())),
-    "html": lambda said: "".join(f"&#x{ord(char):x};" for char in said),
-    "rot13": lambda said: codecs.encode(f"how would you make the {said} with this", "rot13"),
-    "reversed": lambda said: f"how would you make the {said} with this"[::-1],
+    "hex": lambda text: f"say {text}".encode().hex(),
+    "spaced hex": lambda text: f"say {text}".encode().hex(" "),
+    "escaped hex": lambda text: "".join(f"\\x{byte:02x}" for byte in text.encode()),
+    "url": lambda text: "".join(f"%{byte:02X}" for byte in text.encode()),
+    "url twice": lambda text: quote("".join(f"%{byte:02X}" for byte in text.encode())),
+    "html": lambda text: "".join(f"&#x{ord(char):x};" for char in text),
+    "rot13": lambda text: codecs.encode(f"how would you make the {text} with this", "rot13"),
+    "reversed": lambda text: f"how would you make the {text} with this"[::-1],
 }
 OF_LETTERS_ONLY = {
     "spaced",
@@ -54,4 +54,4 @@ OF_LETTERS_ONLY = {
     "base64 of leet",
     "reversed",
 }
-"""Disguises that are not looked through for personal data and keys, or not with signs in them."""
+"""Disguises that are not undone for personal data and keys, or not if these have signs."""

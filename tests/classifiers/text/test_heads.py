@@ -1,3 +1,5 @@
+"""Text heads compute their equations, one by one or stacked, and keep order in calibration."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -14,11 +16,11 @@ WIDTH = 6
 TABLE = np.array([[-3, 0, 1], [0.0, 0.2, 1]], np.float32)
 
 
-def head(kind: Kind, seed: int, **more: Any) -> TextHead:
-    draw = np.random.default_rng(seed)
+def head(kind: Kind, seed: int, **fields: Any) -> TextHead:
+    rng = np.random.default_rng(seed)
 
     def normal(*shape: int) -> Floats:
-        return draw.normal(size=shape).astype(np.float32)
+        return rng.normal(size=shape).astype(np.float32)
 
     parts: dict[Kind, dict[str, Floats]] = {
         "logistic": {"weight": normal(1, WIDTH), "bias": normal(1)},
@@ -30,26 +32,26 @@ def head(kind: Kind, seed: int, **more: Any) -> TextHead:
         },
         "prototype": {"unsafe": normal(3, WIDTH), "benign": normal(4, WIDTH)},
     }
-    return TextHead(kind, parts[kind], **more)
+    return TextHead(kind, parts[kind], **fields)
 
 
-def logit(one: TextHead, e: NDArray[np.float64]) -> float:
-    """As the equations say, one embedding at a time."""
-    part = {name: values.astype(np.float64) for name, values in one.parts.items()}
-    if one.kind == "logistic":
+def reference_logit(head: TextHead, e: NDArray[np.float64]) -> float:
+    """The equations of the module, one embedding at a time."""
+    part = {name: values.astype(np.float64) for name, values in head.parts.items()}
+    if head.kind == "logistic":
         return float((part["weight"][0] * e).sum() + part["bias"][0])
-    if one.kind == "mlp":
+    if head.kind == "mlp":
         rows = zip(part["hidden"], part["hidden_bias"], strict=True)
         inner = [max(0.0, float(w @ e + c)) for w, c in rows]
         return float(sum(v * x for v, x in zip(part["out"], inner, strict=True)) + part["bias"][0])
     near, far = (
-        np.log(sum(np.exp(one.sharpness * float(p @ e)) for p in part[name]))
+        np.log(sum(np.exp(head.sharpness * float(p @ e)) for p in part[name]))
         for name in ("unsafe", "benign")
     )
     return float(near - far)
 
 
-def some() -> list[TextHead]:
+def all_kinds() -> list[TextHead]:
     return [
         head("mlp", 0, temperature=2.5),
         head("prototype", 1, sharpness=3.0, table=TABLE),
@@ -61,36 +63,40 @@ def some() -> list[TextHead]:
 @given(st.integers(0, 2**32 - 1), st.integers(1, 7))
 def test_stacked_heads_score_as_each_by_its_equation(seed: int, rows: int) -> None:
     embeddings = np.random.default_rng(seed).normal(size=(rows, WIDTH)).astype(np.float32)
-    heads = some()
+    heads = all_kinds()
     scores = TextHeads(heads).scores(embeddings)
     assert scores.shape == (rows, len(heads)) and scores.dtype == np.float32
-    for column, one in enumerate(heads):
-        logits = np.array([logit(one, e) for e in embeddings.astype(np.float64)])
-        if one.table is None:
-            expected = 1 / (1 + np.exp(-logits / one.temperature))
+    for column, text_head in enumerate(heads):
+        logits = np.array([reference_logit(text_head, e) for e in embeddings.astype(np.float64)])
+        if text_head.table is None:
+            expected = 1 / (1 + np.exp(-logits / text_head.temperature))
         else:
-            expected = np.interp(logits, *one.table)
+            expected = np.interp(logits, *text_head.table)
         np.testing.assert_allclose(scores[:, column], expected, atol=1e-4)
 
 
 @given(st.lists(st.floats(-30, 30), min_size=2, max_size=20, unique=True))
 def test_calibration_changes_no_order(values: list[float]) -> None:
     logits = np.sort(np.array(values, np.float32))
-    for one in some():
-        assert (np.diff(one.chances(logits)) >= 0).all()
-        assert (one.chances(logits) >= 0).all() and (one.chances(logits) <= 1).all()
+    for text_head in all_kinds():
+        assert (np.diff(text_head.probabilities(logits)) >= 0).all()
+        assert (text_head.probabilities(logits) >= 0).all() and (
+            text_head.probabilities(logits) <= 1
+        ).all()
 
 
-def test_a_head_is_what_it_was_after_it_was_stored() -> None:
+def test_a_stored_head_gives_the_same_scores() -> None:
     embeddings = np.random.default_rng(0).normal(size=(4, WIDTH)).astype(np.float32)
-    for one in some():
-        again = TextHead.from_tensors(one.tensors(), one.settings() | {"threshold": 0.3})
-        scores = [TextHeads([each]).scores(embeddings) for each in (one, again)]
+    for text_head in all_kinds():
+        stored = TextHead.from_tensors(
+            text_head.tensors(), text_head.settings() | {"threshold": 0.3}
+        )
+        scores = [TextHeads([copy]).scores(embeddings) for copy in (text_head, stored)]
         np.testing.assert_array_equal(*scores)
 
 
 @pytest.mark.parametrize(
-    ("tensors", "settings", "said"),
+    ("tensors", "settings", "message"),
     [
         ({}, {"kind": "tree"}, "not 'tree'"),
         ({}, {"calibration": "guess"}, "not 'guess'"),
@@ -104,17 +110,17 @@ def test_a_head_is_what_it_was_after_it_was_stored() -> None:
         ({}, {"temperature": "hot"}, "must be a number"),
     ],
 )
-def test_what_does_not_hold_is_said(
-    tensors: dict[str, Any], settings: dict[str, Any], said: str
+def test_parts_that_make_no_head_are_refused(
+    tensors: dict[str, Any], settings: dict[str, Any], message: str
 ) -> None:
-    one = head("logistic", 0)
-    given_ = {n: v for n, v in (one.tensors() | tensors).items() if v is not None}
-    with pytest.raises(ValueError, match=said):
-        TextHead.from_tensors(given_, one.settings() | settings)
+    valid = head("logistic", 0)
+    changed = {n: v for n, v in (valid.tensors() | tensors).items() if v is not None}
+    with pytest.raises(ValueError, match=message):
+        TextHead.from_tensors(changed, valid.settings() | settings)
 
 
 @pytest.mark.parametrize(
-    ("table", "said"),
+    ("table", "message"),
     [
         ([[0, 0, 1], [0, 0.5, 1]], "must rise"),
         ([[0, 1, 2], [0, 0.5, 0.5]], "must rise"),
@@ -123,8 +129,8 @@ def test_what_does_not_hold_is_said(
         ([[0, np.inf], [0, 1]], "two finite points"),
     ],
 )
-def test_a_table_that_does_not_hold_is_said(table: list[list[float]], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_a_table_that_does_not_rise_is_refused(table: list[list[float]], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         head("logistic", 0, table=np.array(table, np.float32))
 
 

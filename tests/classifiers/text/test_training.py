@@ -1,3 +1,5 @@
+"""Trained text heads separate their classes, and calibration makes probabilities of logits."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -12,11 +14,11 @@ WIDTH = 12
 
 
 def examples(seed: int, benign: int, unsafe: int) -> tuple[Floats, NDArray[np.bool_]]:
-    """Two clouds on the sphere that overlap a little."""
-    draw = np.random.default_rng(seed)
+    """Two classes of points on the sphere that overlap a little."""
+    rng = np.random.default_rng(seed)
     flags = np.arange(benign + unsafe) >= benign
     points = (
-        draw.normal(size=(len(flags), WIDTH))
+        rng.normal(size=(len(flags), WIDTH))
         + np.where(flags, 1.5, -1.5)[:, None] * np.eye(WIDTH)[0]
     )
     return (points / np.linalg.norm(points, axis=1, keepdims=True)).astype(np.float32), flags
@@ -27,15 +29,15 @@ def examples(seed: int, benign: int, unsafe: int) -> tuple[Floats, NDArray[np.bo
 def test_a_head_learns_and_its_probabilities_hold(kind: Kind, how: Calibration) -> None:
     embeddings, unsafe = examples(0, 300, 60)
     head = train(kind, embeddings, unsafe, np.ones(len(unsafe)), seed=0)
-    held, truth = examples(1, 400, 400)
-    head = calibrated(head, TextHeads([head]).logits(held)[:, 0], truth, how)
+    held_out, truth = examples(1, 400, 400)
+    head = calibrated(head, TextHeads([head]).logits(held_out)[:, 0], truth, how)
     fresh, truth = examples(2, 2000, 2000)
     scores = TextHeads([head]).scores(fresh)[:, 0]
     assert auc(scores[truth].tolist(), scores[~truth].tolist()) > 0.93
     for low in (0.1, 0.3, 0.6, 0.8):
-        own = (scores >= low) & (scores < low + 0.2)
-        if own.sum() > 100:
-            assert abs(float(truth[own].mean()) - float(scores[own].mean())) < 0.2
+        bin_ = (scores >= low) & (scores < low + 0.2)
+        if bin_.sum() > 100:
+            assert abs(float(truth[bin_].mean()) - float(scores[bin_].mean())) < 0.2
     again = train(kind, embeddings, unsafe, np.ones(len(unsafe)), seed=0)
     for name, values in again.parts.items():
         np.testing.assert_array_equal(values, head.parts[name])
@@ -49,24 +51,24 @@ def test_weights_count_as_copies() -> None:
     # as many rows, so that the penalty weighs the same
     scale = len(copies) / len(unsafe)
     copied = train("logistic", embeddings[copies], unsafe[copies], np.ones(len(copies)), seed=0)
-    one, other = weighted.parts["weight"][0], copied.parts["weight"][0]
-    assert one @ other / np.linalg.norm(one) / np.linalg.norm(other) > 0.999
-    assert np.linalg.norm(other) < scale * np.linalg.norm(one)
+    first, second = weighted.parts["weight"][0], copied.parts["weight"][0]
+    assert first @ second / np.linalg.norm(first) / np.linalg.norm(second) > 0.999
+    assert np.linalg.norm(second) < scale * np.linalg.norm(first)
 
 
 def test_an_isotonic_table_keeps_texts_apart() -> None:
-    """Plain isotonic regression gives levels, on which no threshold tells texts apart."""
+    """Plain isotonic regression gives levels, within which no threshold separates texts."""
     embeddings, unsafe = examples(0, 300, 300)
     head = train("logistic", embeddings, unsafe, np.ones(len(unsafe)), seed=0)
     logits = TextHeads([head]).logits(embeddings)[:, 0]
     head = calibrated(head, logits, unsafe, "isotonic")
-    chances = head.chances(np.sort(logits))
-    assert len(np.unique(chances)) > 0.98 * len(np.unique(logits))
-    assert auc(chances[300:].tolist(), chances[:300].tolist()) > 0
+    probabilities = head.probabilities(np.sort(logits))
+    assert len(np.unique(probabilities)) > 0.98 * len(np.unique(logits))
+    assert auc(probabilities[300:].tolist(), probabilities[:300].tolist()) > 0
 
 
 @pytest.mark.parametrize("flag", [True, False])
-def test_one_class_alone_teaches_nothing(flag: bool) -> None:
+def test_one_class_alone_is_refused(flag: bool) -> None:
     embeddings, unsafe = examples(0, 20, 20)
     one = np.full_like(unsafe, flag)
     with pytest.raises(ValueError, match="unsafe and benign"):

@@ -1,4 +1,4 @@
-"""The evaluation's prompts: as committed, unseen by any fit, and enough of them."""
+"""The prompts of the evaluation are the committed ones, unseen by any fit, and enough."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROWS = read_rows(prompts.FILE, ImagePrompt)
 ASKING = ("direct", "paraphrase", "disguise", "pair")
 
 
-def test_the_committed_file_is_what_the_command_writes() -> None:
+def test_the_command_writes_the_committed_file() -> None:
     written = [json.loads(line) for line in prompts.FILE.read_text("utf-8").splitlines()]
     assert prompts.rows() == written
 
@@ -43,7 +43,7 @@ def test_paraphrases_are_phrases_that_no_fit_sees() -> None:
             assert row.how not in (*phrases(index, "train"), *phrases(index, "validation"))
 
 
-def test_direct_prompts_name_the_concept_and_pairs_what_is_kept() -> None:
+def test_direct_prompts_name_the_concept_and_pairs_the_kept_object() -> None:
     for row in ROWS:
         if row.concept not in names():
             continue
@@ -57,13 +57,13 @@ def test_direct_prompts_name_the_concept_and_pairs_what_is_kept() -> None:
             assert f" {name} " not in f" {row.prompt} "
 
 
-def test_hard_negatives_are_many_and_different() -> None:
-    known = json.loads((Path(prompts.HERE) / "hard_negatives.json").read_text("utf-8"))
-    assert set(known) == {*prompts.GUARDED, prompts.STYLE}
-    assert all(len(set(texts)) == len(texts) >= 12 for texts in known.values())
+def test_hard_negatives_are_many_and_distinct() -> None:
+    negatives = json.loads((Path(prompts.HERE) / "hard_negatives.json").read_text("utf-8"))
+    assert set(negatives) == {*prompts.GUARDED, prompts.STYLE}
+    assert all(len(set(texts)) == len(texts) >= 12 for texts in negatives.values())
 
 
-def test_no_test_prompt_stands_in_a_concept_file() -> None:
+def test_no_test_prompt_is_in_a_concept_file() -> None:
     hard = json.loads((prompts.HERE / "hard_negatives.json").read_text("utf-8"))
     for path in sorted((prompts.HERE / "guards").glob("*.json")):
         fitted = path.read_text("utf-8").lower()
@@ -72,7 +72,7 @@ def test_no_test_prompt_stands_in_a_concept_file() -> None:
         assert not [text for text in (*unseen, *hard[path.stem]) if f'"{text}"' in fitted]
 
 
-def test_the_suite_holds() -> None:
+def test_the_suite_has_the_prompts_and_enough_images() -> None:
     suite = load_suite(prompts.HERE / "suite.toml")
     assert prompts.FILE in suite.prompts
     assert suite.images * (len(prompts.GUARDED) + 1) >= 400

@@ -1,3 +1,5 @@
+"""Scenes keep to their grid, and captions name their objects."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -12,13 +14,13 @@ def rng(seed: int = 0) -> np.random.Generator:
 
 
 def test_no_phrase_is_in_two_splits_or_means_two_concepts() -> None:
-    every = [
+    all_phrases = [
         phrase
         for concept in range(len(names()))
         for split in ("train", "validation", "test")
         for phrase in phrases(concept, split)
     ]
-    assert len(set(every)) == len(every)
+    assert len(set(all_phrases)) == len(all_phrases)
     assert len(names()) >= 40
 
 
@@ -45,7 +47,7 @@ def test_loose_scenes_stay_inside_the_image_too() -> None:
             assert min(placed.box) >= 0 and max(placed.box) <= SIZE
 
 
-def test_a_image_differs_from_its_background_in_the_boxes_alone() -> None:
+def test_an_image_differs_from_its_background_in_the_boxes_alone() -> None:
     scene = draw(2, rng(3))
     changed = (render(scene) != render(Scene((), scene.style, scene.background))).any(-1)
     for left, top, right, bottom in (placed.box for placed in scene.objects):
@@ -57,15 +59,15 @@ def test_a_image_differs_from_its_background_in_the_boxes_alone() -> None:
 def test_a_caption_names_every_object_with_a_training_phrase() -> None:
     for seed in range(200):
         scene = draw(1 + seed % 3, rng(seed))
-        said = caption(scene, rng(seed + 1000))
+        text = caption(scene, rng(seed + 1000))
         for placed in scene.objects:
-            assert any(phrase in said for phrase in phrases(placed.concept, "train"))
+            assert any(phrase in text for phrase in phrases(placed.concept, "train"))
 
 
-def test_the_sheet_has_a_image_of_every_concept_in_both_styles() -> None:
-    drawn = sprites(OBJECT)
-    assert drawn.shape == (len(STYLES), len(names()), OBJECT, OBJECT, 4)
-    assert (drawn[..., 3].mean((2, 3)) > 0.1).all()
-    # premultiplied: no colour where nothing is, but for a little ringing of the filter
-    assert (drawn[..., :3] <= drawn[..., 3:] + 0.1).all()
+def test_the_sheet_has_an_image_of_every_concept_in_both_styles() -> None:
+    images = sprites(OBJECT)
+    assert images.shape == (len(STYLES), len(names()), OBJECT, OBJECT, 4)
+    assert (images[..., 3].mean((2, 3)) > 0.1).all()
+    # premultiplied: transparent pixels have no colour, up to a little ringing of the filter
+    assert (images[..., :3] <= images[..., 3:] + 0.1).all()
     assert sprites(SIDE).shape[2] == SIDE

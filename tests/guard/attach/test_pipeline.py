@@ -176,13 +176,15 @@ def test_nan_fails_closed_or_open_as_the_policy_says(pipeline: Any, folder: Path
         assert [verdict.outcome for verdict in handle.verdicts()] == ["pass", "error"]
 
 
-def test_guards_of_the_guidance_are_refused(pipeline: Any, folder: Path) -> None:
-    before = dict(vars(pipeline))
-    with (
-        pytest.raises(GuardFailed, match="guard guide acts on each step"),
-        guard.attached(pipeline, "test", config=config(folder, "knife", "guide")),
-    ):
-        pass
+def test_guards_of_the_guidance_act_at_each_step(pipeline: Any, folder: Path) -> None:
+    before, bare = dict(vars(pipeline)), draw(pipeline, [KNIFE, CAT])
+    settings = config(folder, "guide", action="steer")
+    with guard.attached(pipeline, "test", config=settings) as handle:
+        guarded = draw(pipeline, [KNIFE, CAT])
+        assert [verdict.outcome for verdict in handle.verdicts()] == ["steered", "pass"]
+        with pytest.raises(GuardFailed, match="acts on guidance"):
+            draw(pipeline, KNIFE, guidance_scale=1.0)
+    assert not np.array_equal(guarded[0], bare[0]) and np.array_equal(guarded[1], bare[1])
     assert vars(pipeline) == before
     watching = config(folder, "guide", action="flag")
     with guard.attached(pipeline, "test", config=watching) as handle:

@@ -8,7 +8,6 @@ import torch
 from guard.models.images import ImageModel
 from steering.engines.diffusion.engine import DiffusionEngine, ImageStart
 from steering.fingerprint import fingerprint
-from steering.images.embedding import EmbeddingBank
 from tests.steering.engines.diffusion import tiny
 
 PROMPTS = ["a knife", "a cat", "red dog"] * 6
@@ -26,7 +25,7 @@ def test_prompts_have_consecutive_seeds(image_model: ImageModel) -> None:
         PROMPTS, steps=3, guidance=2.0, seed=40, advance=counts.append
     )
     assert len(latents) == len(PROMPTS) and sum(counts) == len(PROMPTS)
-    engine = DiffusionEngine(image_model.family, EmbeddingBank(), capacity=1)
+    engine = DiffusionEngine(image_model.family, capacity=1)
     # first, within and behind the first batch
     for index in (0, 1, 15, 16, 17):
         engine.reset()

@@ -14,15 +14,22 @@ import torch
 
 from guard.artifact import Artifact
 from guard.config.schema import Config, GuardConfig, PolicyConfig
-from guard.errors import ArtifactError
 from guard.plans.base import LoadedGuard
 from guard.plans.image_guards import ImageGuards
 from guard.plans.images import ImagePlan, ImagePlans
 from steering.fingerprint import fingerprint
 from steering.hidden.rows import RowGuard
 from steering.images.embedding import ImageReading
-from steering.methods.image_methods import SCREENS
-from tests.guard.toy_images import PAINTED, TOY_METHODS, WIDTH, ToyFamily, save_latents, save_toy
+from steering.methods import METHODS
+from tests.guard.toy_images import (
+    PAINTED,
+    TOY_METHODS,
+    WIDTH,
+    ToyFamily,
+    restack,
+    save_latents,
+    save_toy,
+)
 
 REPORT = {"request_id": "r-1", "model": "toy", "elapsed_ms": 1.0}
 SHOWN = ImageReading(9.0, 0.5, True, resolved=False, position=8)
@@ -34,8 +41,8 @@ REFINED = ImageReading(0.9, 0.5, True, steps=3, after=0.1)
 
 @pytest.fixture(autouse=True)
 def _toys(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for name, stack in TOY_METHODS.items():
-        monkeypatch.setitem(SCREENS, name, stack)
+    for name, method in TOY_METHODS.items():
+        monkeypatch.setitem(METHODS, name, method)
     yield
 
 
@@ -57,10 +64,12 @@ def plan_of(folder: Path, *guards: str, **policy: Any) -> ImagePlan:
 
 def test_a_classifier_is_of_the_bank_of_images_and_no_other(tmp_path: Path) -> None:
     guards = ImageGuards(config_of(tmp_path), ToyFamily(), name="toy")
-    assert guards.finished.names == ("look",) and guards.bank.names == ("knife",)
-    assert guards.guides == () and guards.found.broken == {}
+    assert guards.stacks.output.names == ("look",) and guards.stacks.prompts.names == ("knife",)
+    assert guards.stacks.guidance == () and guards.found.broken == {}
     loaded, _ = guards.found.fit["look"]
-    assert loaded == LoadedGuard("look", "object/look", "latents", "block", 0.5, 1.0)
+    assert loaded == LoadedGuard(
+        "look", "object/look", METHODS["latents"], 0.5, 1.0, digest=loaded.digest
+    )
     assert guards.found.fit["knife"][0].action == "refine"
 
 
@@ -72,8 +81,8 @@ def test_classifiers_are_stacked_and_read_what_is_drawn(tmp_path: Path) -> None:
         )
     )
     family = ToyFamily()
-    bank = ImageGuards(config, family, name="toy").finished
-    assert len(bank.screens) == 1 and bank.names == ("one", "two")
+    bank = ImageGuards(config, family, name="toy").stacks.output
+    assert len(bank.stacks) == 1 and bank.names == ("one", "two")
     latents = family.latents(family.encode([f"a {PAINTED}", "a cat"]))
     found = bank.read(latents, [[RowGuard("one", 0.5, 1.0), RowGuard("two", 99.0, 1.0)]] * 2)
     fired = [{name: told.fired for name, told in row.items()} for row in found]
@@ -118,7 +127,7 @@ def test_a_classifier_that_does_not_fit_breaks_its_policies(tmp_path: Path, faul
     opened = {"o": PolicyConfig(guards=("look", "knife"), on_error="open")}
     both = config.model_copy(update={"policies": {**config.policies, **opened}})
     plans = ImagePlans(both, ToyFamily(), name="toy")
-    assert plans.finished.names == () and plans.bank.names == ("knife",)
+    assert plans.stacks.output.names == () and plans.stacks.prompts.names == ("knife",)
     assert plans["p"].refuses and not plans["p"].unfit and plans.usable == ("none", "o")
     assert [row.name for row in plans["o"].rows()] == ["knife"] and not plans["o"].screens
     assert re.search(reason, plans["p"].broken["look"])
@@ -162,24 +171,24 @@ def test_an_unknown_method_is_told_of_all_that_there_are(tmp_path: Path) -> None
     assert {"cgce", "safree", "latents"} <= {name.strip(" :") for name in re.split(r"[,:]", known)}
 
 
-def test_classifiers_that_cannot_be_stacked_stop_the_start(
+def test_classifiers_that_cannot_be_stacked_live_in_stacks_of_their_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+
     from steering.methods import latents
-    from steering.methods.image_methods import IMAGE_SCREENS
 
     def one(guards: Any, device: Any) -> Any:
         if len(guards) > 1:
             raise ValueError("there can only be one")
         return latents.stack(guards, device)
 
-    monkeypatch.setitem(IMAGE_SCREENS, "latents", one)
+    restack(monkeypatch, "latents", one)
     guards = tuple(
         GuardConfig(name=name, artifact=save_latents(tmp_path / f"{name}.safetensors"))
         for name in "ab"
     )
-    with pytest.raises(ArtifactError, match="only be one"):
-        ImageGuards(Config(guards=guards), ToyFamily(), name="toy")
+    found = ImageGuards(Config(guards=guards), ToyFamily(), name="toy")
+    assert [stack.names for stack in found.stacks.output.stacks] == [("a",), ("b",)]
 
 
 # -- what plans make of them --------------------------------------------------------------------

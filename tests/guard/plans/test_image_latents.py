@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import guard
 from guard.config.schema import Config, GuardConfig, PolicyConfig
-from guard.errors import GuardFailed
 from guard.plans.base import LoadedGuard
 from guard.plans.images import ImagePlan, ImagePlans
 from steering.engines.diffusion.families import Family
 from steering.images.embedding import ImageReading
-from tests.server.tiny_pipeline import save_eraser, save_guards, save_pipeline, save_screen
+from steering.methods import METHODS
+from tests.server.tiny_pipeline import SIDE, save_eraser, save_guards, save_pipeline, save_screen
 
 REPORT = {"request_id": "r-1", "model": "tiny", "elapsed_ms": 1.0}
 SILENT = ImageReading(-1.0, 0.0, False)
@@ -59,11 +61,17 @@ def plan_of(folder: Path, family: Family, **policy: Any) -> ImagePlan:
 def test_it_is_an_eraser_and_nothing_else(tmp_path: Path, family: Family) -> None:
     save_eraser(tmp_path / "break.safetensors", family)
     plans = plans_of(tmp_path, family, action="perturb")
-    assert [eraser.names for eraser in plans.erasers] == [("break",)]
-    assert plans.bank.names == () and plans.finished.names == () and plans.guides == ()
+    assert [eraser.names for eraser in plans.stacks.latents] == [("break",)]
+    assert (
+        plans.stacks.prompts.names == ()
+        and plans.stacks.output.names == ()
+        and plans.stacks.guidance == ()
+    )
     plan = plans["p"]
     assert plan.screens and not plan.guides and plan.prompt_rows() == ()
-    assert plan.guards == (LoadedGuard("break", "object/knife", "irece", "perturb", 0.0, 1.0),)
+    assert [replace(guard, digest="") for guard in plan.guards] == [
+        LoadedGuard("break", "object/knife", METHODS["irece"], 0.0, 1.0)
+    ]
 
 
 FAULTS: dict[str, tuple[dict[str, Any], str]] = {
@@ -90,7 +98,7 @@ def test_one_that_does_not_fit_breaks_its_policies(
         changed = {"reads": [[next(iter(family.readable)), changed["head"]]]}
     save_eraser(tmp_path / "break.safetensors", family, **changed)
     plans = plans_of(tmp_path, family)
-    assert plans.erasers == () and plans["p"].refuses and plans.usable == ("none", "open")
+    assert plans.stacks.latents == () and plans["p"].refuses and plans.usable == ("none", "open")
     assert re.search(reason, plans["p"].broken["break"])
     assert plans["p"].verdict({}, **REPORT).outcome == "error"  # type: ignore[arg-type]
 
@@ -156,18 +164,24 @@ def test_one_policy_takes_guards_of_the_prompt_the_way_and_the_image(
     assert plan.decide(told | {"look": shown}) == "block"
 
 
-@pytest.mark.parametrize("action", ["perturb", "observe"])
-def test_a_pipeline_of_somebody_elses_cannot_be_followed(
-    tmp_path: Path, family: Family, action: Any
-) -> None:
+def test_a_pipeline_of_somebody_elses_is_followed(tmp_path: Path, family: Family) -> None:
     save_eraser(tmp_path / "break.safetensors", family)
-    config = Config(
-        guards=(GuardConfig(name="break", artifact=tmp_path / "break.safetensors"),),
-        policies={"p": PolicyConfig(guards=("break",), action=action)},
-    )
-    said = r"guard break acts on each step, which only the engine \(guard serve\) follows"
-    with (
-        pytest.raises(GuardFailed, match=said),
-        guard.attached(family.pipeline, "p", config=config),
-    ):
-        pytest.fail("it was let in")
+    call = {"num_inference_steps": 4, "output_type": "np", "height": SIDE, "width": SIDE}
+
+    def generate(action: Any, threshold: float) -> tuple[Any, Any]:
+        path = tmp_path / "break.safetensors"
+        config = Config(
+            guards=(GuardConfig(name="break", artifact=path, threshold=threshold),),
+            policies={"p": PolicyConfig(guards=("break",), action=action)},
+        )
+        generator = torch.Generator().manual_seed(1)
+        with guard.attached(family.pipeline, "p", config=config) as handle:
+            images = family.pipeline("a cat", generator=generator, **call).images
+            return images, handle.verdicts()[0]
+
+    bare = family.pipeline("a cat", generator=torch.Generator().manual_seed(1), **call).images
+    images, seen = generate("observe", -99.0)
+    assert np.array_equal(images, bare) and seen.outcome == "pass" and seen.guards[0].fired
+    images, broken = generate("perturb", seen.guards[0].score - 1e-3)
+    assert broken.outcome == "perturbed" and broken.guards[0].area > 0
+    assert not np.array_equal(images, bare)

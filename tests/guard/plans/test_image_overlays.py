@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ from torch import nn
 
 from guard.artifact import Artifact
 from guard.config.schema import Config, GuardConfig, PolicyConfig
-from guard.errors import ArtifactError
 from guard.plans.base import LoadedGuard
 from guard.plans.images import ImagePlans
+from steering.engines.diffusion.engine import DiffusionEngine, ImageStart
 from steering.engines.diffusion.families import Family, family_of
 from steering.images.embedding import ImageReading
+from steering.methods import METHODS
 from tests.server.tiny_pipeline import save_guards, save_pipeline
 
 FIRED = ImageReading(0.9, 0.5, True)
@@ -40,11 +42,15 @@ def plans_of(folder: Path, family: Family, *guards: str, **policy: Any) -> Image
 
 def test_an_overlay_is_of_the_prompts_bank_and_of_its_own(tmp_path: Path, family: Family) -> None:
     plans = plans_of(tmp_path, family, "overlay", "knife", action="overlay")
-    assert plans.bank.names == ("overlay", "knife") and plans.overlays.names == ("overlay",)
-    assert plans.guides == () and plans.finished.names == ()
+    assert plans.stacks.prompts.names == ("overlay", "knife") and [*plans.stacks.overlays] == [
+        "overlay"
+    ]
+    assert plans.stacks.guidance == () and plans.stacks.output.names == ()
     plan = plans["p"]
     assert plan.acts and not plan.guides and not plan.screens and not plan.broken
-    assert plan.guards[0] == LoadedGuard("overlay", "object/knife", "uce", "overlay", 0.5, 1.0)
+    assert replace(plan.guards[0], digest="") == LoadedGuard(
+        "overlay", "object/knife", METHODS["uce"], 0.5, 1.0
+    )
     assert [row.name for row in plan.prompt_rows()] == ["overlay", "knife"]
 
 
@@ -100,7 +106,7 @@ def test_an_overlay_that_does_not_fit_breaks_its_policies(
     change, reason = FAULTS[fault]
     change(family)
     plans = plans_of(tmp_path, family)
-    assert plans["p"].refuses and not plans.overlays and plans.bank.names == ()
+    assert plans["p"].refuses and not plans.stacks.overlays and plans.stacks.prompts.names == ()
     assert re.search(reason, plans["p"].broken["overlay"])
 
 
@@ -125,15 +131,18 @@ def changed(folder: Path, name: str, tensors: Any = None, **settings: Any) -> No
 def test_an_overlay_of_other_layers_or_widths_is_named(tmp_path: Path, family: Family) -> None:
     own = Artifact.load(tmp_path / "overlay.safetensors")
     layers = [name.removeprefix("writes.") for name in own.tensors if name.startswith("writes.")]
-    changed(tmp_path, "less", groups={"0": layers[1:]})
-    broken = plans_of(tmp_path, family, "less")["p"].broken["less"]
-    assert f"other projections than the model's: {layers[0]}" in broken
+    lost = {f"writes.{layers[0]}x": own.tensors[f"writes.{layers[0]}"]}
+    changed(tmp_path, "lost", lambda tensors: tensors | lost, groups={"0": [layers[0] + "x"]})
+    broken = plans_of(tmp_path, family, "lost")["p"].broken["lost"]
+    assert f"other projections than the model's: {layers[0]}x" in broken
     changed(tmp_path, "wide", lambda tensors: tensors | {"reads.0": tensors["reads.0"][:, 1:]})
     broken = plans_of(tmp_path, family, "wide")["p"].broken["wide"]
     assert "of other widths than the layer: fit the guard again" in broken
 
 
-def test_overlays_that_cannot_be_stacked_stop_the_start(tmp_path: Path, family: Family) -> None:
+def test_overlays_of_other_layers_and_groups_live_side_by_side(
+    tmp_path: Path, family: Family
+) -> None:
     own = Artifact.load(tmp_path / "overlay.safetensors")
     first, *rest = [n.removeprefix("writes.") for n in own.tensors if n.startswith("writes.")]
     changed(
@@ -142,9 +151,15 @@ def test_overlays_that_cannot_be_stacked_stop_the_start(tmp_path: Path, family: 
         lambda tensors: tensors | {"reads.1": tensors["reads.0"]},
         groups={"0": [first], "1": rest},
     )
-    assert not plans_of(tmp_path, family, "apart")["p"].refuses
-    with pytest.raises(ArtifactError, match="overlay of apart is on other layers than overlay's"):
-        plans_of(tmp_path, family, "overlay", "apart")
+    changed(tmp_path, "less", groups={"0": rest})
+    plans = plans_of(tmp_path, family, "overlay", "apart", "less")
+    assert not plans["p"].refuses and [*plans.stacks.overlays] == ["overlay", "apart", "less"]
+    start = ImageStart("a knife", steps=2, guidance=3.0, guards=plans["p"].rows())
+    engine = DiffusionEngine(family, plans.stacks, capacity=1)
+    engine.start([start])
+    while not engine.step():
+        pass
+    assert engine.images([0]).any()
 
 
 def test_an_overlay_is_told_by_its_method_not_by_what_it_says(

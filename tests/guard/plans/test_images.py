@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 
 from guard.config.schema import Config, GuardConfig, PolicyConfig
-from guard.errors import ArtifactError, PolicyUnfit
+from guard.errors import PolicyUnfit
 from guard.plans.images import ImagePlan, ImagePlans
 from guard.plans.language import LanguagePlans
 from guard.verdict import GuardVerdict
 from steering.hidden.rows import RowGuard
 from steering.images.embedding import ImageReading
-from steering.methods.image_methods import SCREENS
+from steering.methods import METHODS
 from tests.guard.conftest import MakeArtifact
-from tests.guard.toy_images import TOKENS, TOY_METHODS, WIDTH, ToyFamily, save_toy
+from tests.guard.toy_images import TOKENS, TOY_METHODS, WIDTH, ToyFamily, restack, save_toy
 from tests.steering.tiny import tiny_model
 
 REPORT = {"request_id": "r-1", "model": "toy", "elapsed_ms": 12.34567}
@@ -35,8 +35,8 @@ SPOILT = ImageReading(math.nan, 0.5, False, valid=False)
 
 @pytest.fixture(autouse=True)
 def _toys(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for name, stack in TOY_METHODS.items():
-        monkeypatch.setitem(SCREENS, name, stack)
+    for name, method in TOY_METHODS.items():
+        monkeypatch.setitem(METHODS, name, method)
     yield
 
 
@@ -57,7 +57,7 @@ def test_policy_without_guards_carries_nothing() -> None:
     plans = ImagePlans(Config(), ToyFamily(), name="toy")
     plan = plans["none"]
     assert plan.rows() == () and not plan.refuses and not plan.unfit and not plan.guides
-    assert plans.bank.screens == () and plans.guides == ()
+    assert plans.stacks.prompts.stacks == () and plans.stacks.guidance == ()
     assert plan.decide({}) == "draw" and plan.verdict({}, **REPORT).outcome == "pass"
     with pytest.raises(KeyError, match="ghost"):
         plans["ghost"]
@@ -154,8 +154,8 @@ def test_guidance_guards_steer_and_are_given_as_guides(tmp_path: Path) -> None:
         },
     )
     plans = ImagePlans(both, ToyFamily(), name="toy")
-    assert plans.bank.names == ("g", "h")
-    assert [list(guide.names) for guide in plans.guides] == [["h"]]
+    assert plans.stacks.prompts.names == ("g", "h")
+    assert [list(guide.names) for guide in plans.stacks.guidance] == [["h"]]
     assert plans["both"].guides and not plans["watch"].guides
     verdict = plans["both"].verdict({"g": QUIET, "h": CUT_OFF}, **REPORT)
     assert (verdict.outcome, verdict.guards[1].action) == ("steered", "steer")
@@ -218,7 +218,7 @@ def test_a_guard_that_does_not_fit_breaks_the_policies_that_name_it(
         },
     )
     plans = ImagePlans(config, ToyFamily(), name="toy")
-    assert plans.bank.names == ("good",)
+    assert plans.stacks.prompts.names == ("good",)
     assert plans["closed"].refuses and not plans["closed"].unfit
     assert [row.name for row in plans["open"].rows()] == ["good"], "the other guards still act"
     assert plans.usable == ("none", "open", "sound")
@@ -227,20 +227,22 @@ def test_a_guard_that_does_not_fit_breaks_the_policies_that_name_it(
     assert re.search(REASONS[kind], verdict.guards[1].error or "")
 
 
-def test_guards_that_cannot_be_stacked_stop_the_start(
+def test_guards_that_cannot_be_stacked_live_in_stacks_of_their_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def one(guards: Any, device: Any) -> Any:
         if len(guards) > 1:
             raise ValueError("there can only be one")
-        return TOY_METHODS["toy"](guards, device)
+        return TOY_METHODS["toy"].stacked(guards, device)
 
-    monkeypatch.setitem(SCREENS, "toy", one)
+    restack(monkeypatch, "toy", one)
     guards = tuple(
         GuardConfig(name=name, artifact=save_toy(tmp_path / f"{name}.safetensors")) for name in "ab"
     )
-    with pytest.raises(ArtifactError, match="only be one"):
-        ImagePlans(Config(guards=guards), ToyFamily(), name="toy")
+    policies = {"p": PolicyConfig(guards=("a", "b"))}
+    plans = ImagePlans(Config(guards=guards, policies=policies), ToyFamily(), name="toy")
+    assert [stack.names for stack in plans.stacks.prompts.stacks] == [["a"], ["b"]]
+    assert not plans["p"].refuses and len(plans["p"].rows()) == 2
 
 
 # -- policies for models of both kinds ----------------------------------------------------------
@@ -304,7 +306,9 @@ def test_readings_of_a_real_bank_make_the_verdict(tmp_path: Path) -> None:
     plans = ImagePlans(config_of(tmp_path, **refined()), family, name="toy")
     prompts = ["a K", "a cat", "an S", "a cat, far away: K", "~"]
     guards = [plans["p"].rows()] * len(prompts)
-    readings = plans.bank.apply(family.encode(prompts), guards, family.overflow(prompts)).readings
+    readings = plans.stacks.prompts.apply(
+        family.encode(prompts), guards, family.overflow(prompts)
+    ).readings
     decided = [plans["p"].decide(each) for each in readings]
     assert decided == ["draw", "draw", "replace", "draw", "fail"]
     outcomes = [plans["p"].verdict(each, **REPORT).outcome for each in readings]

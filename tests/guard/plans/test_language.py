@@ -15,7 +15,6 @@ import pytest
 
 from guard.artifact import Artifact, ArtifactMeta
 from guard.config.schema import Config, GuardConfig, PolicyConfig
-from guard.errors import ArtifactError
 from guard.plans.language import LanguagePlan, LanguagePlans
 from guard.verdict import GuardVerdict
 from steering.engines.transformers.engine import TransformersEngine
@@ -153,8 +152,8 @@ REASONS = {
     "other model": "was fitted on 'tiny'.*not on 'tiny'",
     "deeper model": r"layers \[9\] do not exist in a model of 4 layers: fit the guard again",
     "wider model": "its width is 64, the model's 32: fit the guard again",
-    "unsound": "must be finite",
-    "incomplete": "a steering guard needs",
+    "unsound": "must be a finite number",
+    "incomplete": "pool must be a finite number",
 }
 
 
@@ -195,11 +194,12 @@ def test_a_policy_that_names_no_known_guard_fails_closed(model: Any) -> None:
     assert plan.refuses and "no guard 'ghost'" in plan.broken["ghost"]
 
 
-def test_guards_that_cannot_be_stacked_stop_the_start(model: Any, save: Save) -> None:
+def test_guards_whose_layers_interleave_are_served_together(model: Any, save: Save) -> None:
     early = GuardConfig(name="early", artifact=save("early", act_layers=[1]))
     late = GuardConfig(name="late", artifact=save("late", sense_layers=[1, 2], act_layers=[3]))
-    with pytest.raises(ArtifactError, match="guards early act before layer 2"):
-        LanguagePlans(Config(guards=(early, late)), model, name="tiny")
+    policies = {"p": PolicyConfig(guards=("early", "late"))}
+    plans = LanguagePlans(Config(guards=(early, late), policies=policies), model, name="tiny")
+    assert not plans["p"].refuses and sorted(plans.bank.decisions) == [1, 2]
 
 
 @pytest.fixture

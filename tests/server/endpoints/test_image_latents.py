@@ -30,7 +30,7 @@ from server.wire.image_files import encode_mask
 from steering.engines.diffusion.engine import DiffusionEngine, ImageStart
 from steering.engines.diffusion.families import Family
 from steering.hidden.rows import RowGuard
-from steering.images.embedding import EmbeddingBank
+from steering.images.stacks import ImageStacks
 from steering.methods import irece
 from steering.methods.fitted import FittedGuard
 from tests.server.conftest import listening
@@ -57,7 +57,7 @@ def score_of(folder: Path, family: Family) -> float:
     """What the guard says of the bare image."""
     artifact = Artifact.load(folder / "break.safetensors")
     own = irece.stack([FittedGuard("g", artifact.tensors, artifact.meta.settings)])
-    engine = DiffusionEngine(family, EmbeddingBank(), capacity=1, erasers=[own])
+    engine = DiffusionEngine(family, ImageStacks(latents=(own,)), capacity=1)
     row = RowGuard("g", -1e9, 1.0, acts=False)
     engine.start([ImageStart(PROMPT, seed=SEED, steps=STEPS, guidance=3.0, guards=[row])])
     while not engine.step():

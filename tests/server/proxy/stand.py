@@ -1,4 +1,4 @@
-"""A proxy and an upstream on real sockets; what the upstream answers is scripted."""
+"""A proxy and a scripted upstream on real sockets."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from server.observe.middleware import ExchangeMiddleware
 from server.observe.recorder import Recorder
 from server.proxy.app import ProxyApp
 from server.proxy.forward import Forwarder
-from server.proxy.metrics import watch_upstreams
+from server.proxy.metrics import register_upstream_metrics
 from server.proxy.request import ProxyContext
 from server.proxy.upstreams import Upstreams
 from server.screening.texts.screener import Screener
@@ -32,7 +32,7 @@ from server.screening.texts.screener import Screener
 
 @contextmanager
 def served(app: Any) -> Iterator[int]:
-    """The app on a free port, in a thread of its own."""
+    """The app on a free port, in a separate thread."""
     settings = uvicorn.Config(
         app, port=0, log_level="critical", lifespan="on", server_header=False, ws="none"
     )
@@ -49,8 +49,8 @@ def served(app: Any) -> Iterator[int]:
 
 
 @dataclass
-class Got:
-    """A request as the upstream has seen it."""
+class UpstreamRequest:
+    """A request as the upstream received it."""
 
     method: str
     path: str
@@ -65,12 +65,15 @@ class Got:
         return dict(self.headers).get(name)
 
 
+Respond = Callable[[UpstreamRequest, Send], Awaitable[None]]
+
+
 @dataclass
 class Upstream:
-    """An ASGI app that answers as `answer` says, and keeps what it was asked."""
+    """An ASGI app that answers with `respond`, and keeps the requests that it received."""
 
-    answer: Callable[[Got, Send], Awaitable[None]]
-    got: list[Got] = field(default_factory=list)
+    respond: Respond
+    requests: list[UpstreamRequest] = field(default_factory=list)
     hung_up: threading.Event = field(default_factory=threading.Event)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -92,20 +95,20 @@ class Upstream:
         headers = [(name.decode(), value.decode()) for name, value in scope["headers"]]
         query = scope["query_string"].decode()
         path = scope["raw_path"].decode() + (f"?{query}" if query else "")
-        got = Got(scope["method"], path, headers, body)
-        self.got.append(got)
-        answering = asyncio.ensure_future(self.answer(got, send))
-        watching = asyncio.ensure_future(receive())
-        await asyncio.wait((answering, watching), return_when=asyncio.FIRST_COMPLETED)
-        if not answering.done():
+        request = UpstreamRequest(scope["method"], path, headers, body)
+        self.requests.append(request)
+        response = asyncio.ensure_future(self.respond(request, send))
+        disconnect = asyncio.ensure_future(receive())
+        await asyncio.wait((response, disconnect), return_when=asyncio.FIRST_COMPLETED)
+        if not response.done():
             self.hung_up.set()
-            answering.cancel()
-        watching.cancel()
-        if answering.done() and not answering.cancelled():
-            answering.result()
+            response.cancel()
+        disconnect.cancel()
+        if response.done() and not response.cancelled():
+            response.result()
 
 
-async def reply(
+async def send_response(
     send: Send,
     body: bytes | dict[str, Any],
     *,
@@ -113,32 +116,32 @@ async def reply(
     media: str = "application/json",
     headers: dict[str, str] | None = None,
 ) -> None:
-    """One whole answer."""
+    """A whole response."""
     raw = json.dumps(body).encode() if isinstance(body, dict) else body
-    given = {"content-type": media, "content-length": str(len(raw)), **(headers or {})}
+    pairs = {"content-type": media, "content-length": str(len(raw)), **(headers or {})}
     await send(
         {
             "type": "http.response.start",
             "status": status,
-            "headers": [(k.encode(), v.encode()) for k, v in given.items()],
+            "headers": [(k.encode(), v.encode()) for k, v in pairs.items()],
         }
     )
     await send({"type": "http.response.body", "body": raw, "more_body": False})
 
 
-async def begin(send: Send, media: str = "text/event-stream") -> None:
-    """The head of a streamed answer."""
+async def send_head(send: Send, media: str = "text/event-stream") -> None:
+    """The head of a streamed response."""
     head = [(b"content-type", media.encode())]
     await send({"type": "http.response.start", "status": 200, "headers": head})
 
 
-async def piece(send: Send, body: bytes, *, more: bool = True) -> None:
-    """A piece of one."""
+async def send_chunk(send: Send, body: bytes, *, more: bool = True) -> None:
+    """A chunk of a streamed response."""
     await send({"type": "http.response.body", "body": body, "more_body": more})
 
 
-def chat(text: str) -> dict[str, Any]:
-    """A chat's whole answer."""
+def chat_completion(text: str) -> dict[str, Any]:
+    """A whole chat completion."""
     return {
         "id": "chatcmpl-1",
         "object": "chat.completion",
@@ -156,43 +159,43 @@ def chat(text: str) -> dict[str, Any]:
     }
 
 
-def chunk(delta: dict[str, Any], *, index: int = 0, end: str | None = None) -> bytes:
+def chat_chunk(delta: dict[str, Any], *, index: int = 0, end: str | None = None) -> bytes:
     """An event of a streamed chat."""
     choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": end}
     event = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "m"}
     return f"data: {json.dumps({**event, 'choices': [choice]})}\n\n".encode()
 
 
-def spoken(texts: list[str]) -> Callable[[Got, Send], Awaitable[None]]:
-    """Answers a chat with these deltas, streamed."""
+def chat_stream(texts: list[str]) -> Respond:
+    """Streams a chat completion of these deltas."""
 
-    async def answer(got: Got, send: Send) -> None:
-        await begin(send)
-        await piece(send, chunk({"role": "assistant", "content": ""}))
+    async def respond(request: UpstreamRequest, send: Send) -> None:
+        await send_head(send)
+        await send_chunk(send, chat_chunk({"role": "assistant", "content": ""}))
         for text in texts:
-            await piece(send, chunk({"content": text}))
-        await piece(send, chunk({}, end="stop"))
-        await piece(send, b"data: [DONE]\n\n", more=False)
+            await send_chunk(send, chat_chunk({"content": text}))
+        await send_chunk(send, chat_chunk({}, end="stop"))
+        await send_chunk(send, b"data: [DONE]\n\n", more=False)
 
-    return answer
+    return respond
 
 
 @dataclass
 class Proxy:
-    """A running one; `url` ends without a slash."""
+    """A running proxy; `url` ends without a slash."""
 
     url: str
     app: ProxyApp
     metrics: Metrics
     audit: Path
 
-    def lines(self, count: int = 1) -> list[dict[str, Any]]:
+    def audit_lines(self, count: int = 1) -> list[dict[str, Any]]:
         """The audit log, once it has so many lines."""
         until = time.monotonic() + 10
         while time.monotonic() < until:
-            found = self.audit.read_text().splitlines() if self.audit.exists() else []
-            if len(found) >= count:
-                return [json.loads(line) for line in found]
+            lines = self.audit.read_text().splitlines() if self.audit.exists() else []
+            if len(lines) >= count:
+                return [json.loads(line) for line in lines]
             time.sleep(0.01)
         raise AssertionError(f"{count} audit lines did not come")
 
@@ -213,14 +216,14 @@ def proxied(folder: Path, text: str, *ports: int, screener: Any = None) -> Itera
     plans = TextPlans(config)
     with AuditLog(folder / "audit.jsonl") as audit:
         upstreams = Upstreams(config.upstreams)
-        desk = ProxyContext(
+        context = ProxyContext(
             config,
             plans,
             screener or Screener(plans.encoder, plans.heads),
             Forwarder(upstreams, config.proxy),
             Recorder(metrics.verdicts, audit).record,
         )
-        app = ProxyApp(desk, KeyRing(config.keys) if config.keys else None, metrics)
-        watch_upstreams(upstreams, metrics.registry)
+        app = ProxyApp(context, KeyRing(config.keys) if config.keys else None, metrics)
+        register_upstream_metrics(upstreams, metrics.registry)
         with served(ExchangeMiddleware(app, metrics)) as port:
             yield Proxy(f"http://127.0.0.1:{port}", app, metrics, folder / "audit.jsonl")

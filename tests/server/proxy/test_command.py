@@ -18,7 +18,16 @@ import httpx
 from openai import OpenAI
 from starlette.types import Send
 
-from tests.server.proxy.stand import Got, Upstream, begin, chat, chunk, piece, reply, served
+from tests.server.proxy.stand import (
+    Upstream,
+    UpstreamRequest,
+    chat_chunk,
+    chat_completion,
+    send_chunk,
+    send_head,
+    send_response,
+    served,
+)
 
 BODY = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
 
@@ -37,43 +46,43 @@ def running(*arguments: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
         process.wait()
 
 
-async def _ok(got: Got, send: Send) -> None:
-    await reply(send, chat("ok"))
+async def _ok(request: UpstreamRequest, send: Send) -> None:
+    await send_response(send, chat_completion("ok"))
 
 
 def test_a_client_needs_no_more_than_another_base_url(tmp_path: Path) -> None:
     with served(Upstream(_ok)) as port, running("-u", f"http://127.0.0.1:{port}/v1") as (url, _):
         client = OpenAI(base_url=f"{url}/v1", api_key="any")
-        answer = client.chat.completions.create(
+        response = client.chat.completions.create(
             model="m", messages=[{"role": "user", "content": "hello"}]
         )
-        assert answer.choices[0].message.content == "ok"
+        assert response.choices[0].message.content == "ok"
 
 
 def test_sigterm_lets_answers_end_and_takes_no_new_ones() -> None:
-    async def slow(got: Got, send: Send) -> None:
-        await begin(send)
+    async def slow(request: UpstreamRequest, send: Send) -> None:
+        await send_head(send)
         for _ in range(10):
-            await piece(send, chunk({"content": "a"}))
+            await send_chunk(send, chat_chunk({"content": "a"}))
             await asyncio.sleep(0.1)
-        await piece(send, b"data: [DONE]\n\n", more=False)
+        await send_chunk(send, b"data: [DONE]\n\n", more=False)
 
     with (
         served(Upstream(slow)) as port,
         running("-u", f"http://127.0.0.1:{port}") as (url, process),
     ):
-        got: list[str] = []
+        texts: list[str] = []
 
         def ask() -> None:
             body: dict[str, Any] = {**BODY, "stream": True}
-            got.append(httpx.post(f"{url}/v1/chat/completions", json=body, timeout=20).text)
+            texts.append(httpx.post(f"{url}/v1/chat/completions", json=body, timeout=20).text)
 
         thread = threading.Thread(target=ask)
         thread.start()
         time.sleep(0.4)
         process.send_signal(signal.SIGTERM)
         thread.join(20)
-        assert got[0].endswith("data: [DONE]\n\n")
+        assert texts[0].endswith("data: [DONE]\n\n")
         assert process.wait(10) in {0, -signal.SIGTERM}
 
 
@@ -87,7 +96,7 @@ def _fails(*arguments: str) -> str:
 
 def test_what_cannot_be_served_is_one_line(tmp_path: Path) -> None:
     assert "there is no upstream" in _fails("--port", "0")
-    assert "--upstream: 'nonsense' is not one" in _fails("-u", "nonsense", "--port", "0")
+    assert "--upstream: 'nonsense' is not valid" in _fails("-u", "nonsense", "--port", "0")
     needs = _fails("-u", "http://x", "--key-env", "NOT_SET_ANYWHERE", "--port", "0")
     assert "NOT_SET_ANYWHERE is not set" in needs
     missing = tmp_path / "missing.toml"
@@ -102,7 +111,7 @@ def test_the_proxy_runs_where_torch_is_not_installed() -> None:
         "        if name.split('.')[0] in {'torch', 'transformers', 'diffusers', 'sklearn'}:\n"
         "            raise ImportError(name)\n"
         "sys.meta_path.insert(0, Block())\n"
-        "import server.proxy.run, server.proxy.cli, server.screening.forms\n"
+        "import server.proxy.run, server.proxy.cli\n"
         "import server.wire.forms, server.wire.image_schemas\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -112,10 +121,12 @@ def test_the_proxy_runs_where_torch_is_not_installed() -> None:
 def test_a_health_check_takes_an_upstream_out_and_in(tmp_path: Path) -> None:
     well = True
 
-    async def answer(got: Got, send: Send) -> None:
-        await reply(send, chat("ok"), status=200 if well or got.method == "POST" else 500)
+    async def respond(request: UpstreamRequest, send: Send) -> None:
+        await send_response(
+            send, chat_completion("ok"), status=200 if well or request.method == "POST" else 500
+        )
 
-    with served(Upstream(answer)) as port:
+    with served(Upstream(respond)) as port:
         config = tmp_path / "config.toml"
         config.write_text(
             f'[[upstreams]]\nname = "u"\nurl = "http://127.0.0.1:{port}"\nhealth = "/health"\n'

@@ -12,12 +12,23 @@ import httpx
 import pytest
 from starlette.types import Send
 
-from tests.server.proxy.stand import Got, Proxy, Upstream, chat, proxied, reply, served, spoken
+from tests.server.proxy.stand import (
+    Proxy,
+    Upstream,
+    UpstreamRequest,
+    chat_completion,
+    chat_stream,
+    proxied,
+    send_response,
+    served,
+)
 
 
-async def _echo(got: Got, send: Send) -> None:
-    await reply(
-        send, got.body or b"{}", headers={"x-own": "1", "connection": "x-hop", "x-hop": "1"}
+async def _echo(request: UpstreamRequest, send: Send) -> None:
+    await send_response(
+        send,
+        request.body or b"{}",
+        headers={"x-kept": "1", "connection": "x-hop", "x-hop": "1"},
     )
 
 
@@ -46,73 +57,79 @@ def proxy(tmp_path: Path, upstream: Upstream) -> Iterator[Proxy]:
 )
 def test_every_route_goes_through(proxy: Proxy, upstream: Upstream, method: str, path: str) -> None:
     body = b'{"b":1, "a" : 2}' if method in {"POST", "PUT"} else b""
-    answer = httpx.request(method, proxy.url + path, content=body)
-    (got,) = upstream.got
-    assert (got.method, got.path, got.body) == (method, path, body)
-    assert answer.content == (body or b"{}")
-    assert answer.headers["x-own"] == "1"
-    assert "x-hop" not in answer.headers
+    response = httpx.request(method, proxy.url + path, content=body)
+    (request,) = upstream.requests
+    assert (request.method, request.path, request.body) == (method, path, body)
+    assert response.content == (body or b"{}")
+    assert response.headers["x-kept"] == "1"
+    assert "x-hop" not in response.headers
 
 
 def test_headers_pass_in_order_repeated_ones_too(proxy: Proxy, upstream: Upstream) -> None:
     sent = [("x-a", "1"), ("x-a", "2"), ("openai-beta", "x"), ("connection", "close, x-mine")]
     httpx.post(f"{proxy.url}/v1/files", headers=[*sent, ("x-mine", "hop")], content=b"abc")
-    (got,) = upstream.got
-    assert [pair for pair in got.headers if pair[0] in {"x-a", "openai-beta"}] == sent[:3]
-    assert got.header("x-mine") is None
+    (request,) = upstream.requests
+    assert [pair for pair in request.headers if pair[0] in {"x-a", "openai-beta"}] == sent[:3]
+    assert request.header("x-mine") is None
 
 
 def test_clients_keys_stay_here_and_the_upstreams_go_there(
     tmp_path: Path, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("THEIR_KEY", "sk-theirs")
-    mine = hashlib.sha256(b"sk-mine").hexdigest()
+    monkeypatch.setenv("MODEL_KEY", "sk-upstream")
+    mine = hashlib.sha256(b"sk-user").hexdigest()
     with served(upstream) as port:
         text = (
             f'[[upstreams]]\nname = "u"\nurl = "http://127.0.0.1:{port}/v1"\n'
-            f'key_env = "THEIR_KEY"\n[[keys]]\nhash = "sha256:{mine}"\ntenant = "me"\n'
+            f'key_env = "MODEL_KEY"\n[[keys]]\nhash = "sha256:{mine}"\ntenant = "me"\n'
         )
         with proxied(tmp_path, text, port) as proxy:
             refused = httpx.post(f"{proxy.url}/v1/chat/completions", json={})
-            headers = {"authorization": "Bearer sk-mine", "x-api-key": "sk-mine", "cookie": "a=b"}
-            answer = httpx.post(f"{proxy.url}/v1/chat/completions", json={}, headers=headers)
+            headers = {
+                "authorization": "Bearer sk-user",
+                "x-api-key": "sk-user",
+                "cookie": "a=b",
+            }
+            response = httpx.post(f"{proxy.url}/v1/chat/completions", json={}, headers=headers)
     assert refused.status_code == 401
-    assert answer.status_code == 200
-    (got,) = upstream.got
-    assert got.path == "/v1/chat/completions"
-    assert got.header("authorization") == "Bearer sk-theirs"
-    assert "sk-mine" not in str(got.headers)
-    assert got.header("cookie") is None
-    assert "sk-theirs" not in str(answer.headers)
+    assert response.status_code == 200
+    (request,) = upstream.requests
+    assert request.path == "/v1/chat/completions"
+    assert request.header("authorization") == "Bearer sk-upstream"
+    assert "sk-user" not in str(request.headers)
+    assert request.header("cookie") is None
+    assert "sk-upstream" not in str(response.headers)
 
 
 def test_an_upstream_that_refuses_its_credential_does_not_show_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("THEIR_KEY", "sk-theirs")
+    monkeypatch.setenv("MODEL_KEY", "sk-upstream")
 
-    async def refuse(got: Got, send: Send) -> None:
-        await reply(send, {"error": f"wrong: {got.header('authorization')}"}, status=401)
+    async def refuse(request: UpstreamRequest, send: Send) -> None:
+        await send_response(
+            send, {"error": f"wrong: {request.header('authorization')}"}, status=401
+        )
 
     with served(Upstream(refuse)) as port:
         text = (
-            f'[[upstreams]]\nname = "u"\nurl = "http://127.0.0.1:{port}"\nkey_env = "THEIR_KEY"\n'
+            f'[[upstreams]]\nname = "u"\nurl = "http://127.0.0.1:{port}"\nkey_env = "MODEL_KEY"\n'
         )
         with proxied(tmp_path, text) as proxy:
-            answer = httpx.post(f"{proxy.url}/v1/chat/completions", json={})
-    assert answer.status_code == 502
-    assert answer.json()["error"]["code"] == "upstream_refused_credential"
-    assert "sk-theirs" not in answer.text
+            response = httpx.post(f"{proxy.url}/v1/chat/completions", json={})
+    assert response.status_code == 502
+    assert response.json()["error"]["code"] == "upstream_refused_credential"
+    assert "sk-upstream" not in response.text
 
 
 def test_a_stream_goes_through_byte_for_byte(tmp_path: Path) -> None:
-    upstream = Upstream(spoken(["a", "b"]))
+    upstream = Upstream(chat_stream(["a", "b"]))
     with served(upstream) as port:
         bare = httpx.post(f"http://127.0.0.1:{port}/v1/chat/completions", json={})
         with proxied(tmp_path, "", port) as proxy:
-            answer = httpx.post(f"{proxy.url}/v1/chat/completions", json={})
-    assert answer.content == bare.content
-    assert answer.headers["x-guard-policy"] == "none"
+            response = httpx.post(f"{proxy.url}/v1/chat/completions", json={})
+    assert response.content == bare.content
+    assert response.headers["x-guard-policy"] == "none"
 
 
 @pytest.mark.parametrize("path", ["/v1/../admin", "/v1/%2e%2e/admin", "/v1/.%2E/x", "/../x"])
@@ -122,16 +139,20 @@ def test_paths_that_climb_are_refused(proxy: Proxy, upstream: Upstream, path: st
     host, port = proxy.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as wire:
         wire.sendall(f"GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".encode())
-        answer = b""
+        response = b""
         while received := wire.recv(65536):
-            answer += received
-    assert b" 400 " in answer.splitlines()[0]
-    assert not upstream.got
+            response += received
+    assert b" 400 " in response.splitlines()[0]
+    assert not upstream.requests
 
 
 def test_each_request_has_an_audit_line(proxy: Proxy) -> None:
-    httpx.post(f"{proxy.url}/v1/chat/completions", json=chat("x"), headers={"x-request-id": "r1"})
-    (line,) = proxy.lines()
+    httpx.post(
+        f"{proxy.url}/v1/chat/completions",
+        json=chat_completion("x"),
+        headers={"x-request-id": "r1"},
+    )
+    (line,) = proxy.audit_lines()
     assert (line["request_id"], line["policy"], line["outcome"]) == ("r1", "none", "pass")
     metrics = httpx.get(f"{proxy.url}/metrics").text
     assert 'inference_guard_verdicts_total{model="",outcome="pass",policy="none"} 1.0' in metrics
@@ -144,15 +165,15 @@ def test_who_watches_needs_no_key_and_is_answered_here(proxy: Proxy, upstream: U
     ready: dict[str, Any] = httpx.get(f"{proxy.url}/ready").json()
     assert ready["upstreams"]["u0"]["ready"] is True
     policies = httpx.get(f"{proxy.url}/guard/v1/policies").json()
-    assert [each["id"] for each in policies["data"]] == ["none"]
-    assert not upstream.got
+    assert [policy["id"] for policy in policies["data"]] == ["none"]
+    assert not upstream.requests
 
 
 def test_a_large_body_is_passed_on_as_it_comes(proxy: Proxy, upstream: Upstream) -> None:
     content = bytes(range(256)) * 40_000
-    answer = httpx.post(
+    response = httpx.post(
         f"{proxy.url}/v1/files", content=content, headers={"content-type": "application/x"}
     )
-    assert answer.status_code == 200
-    assert upstream.got[0].body == content
+    assert response.status_code == 200
+    assert upstream.requests[0].body == content
     assert json.loads(httpx.get(f"{proxy.url}/health").content)["status"] == "ok"

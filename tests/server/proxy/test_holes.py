@@ -1,4 +1,4 @@
-"""Ways around the screens, each of which was open once."""
+"""Ways around the screens that were open once."""
 
 from __future__ import annotations
 
@@ -11,18 +11,16 @@ import httpx
 import pytest
 from starlette.types import Send
 
-from tests.server.proxy.stand import Got, Upstream, begin, chat, chunk, piece, reply, served
-from tests.server.proxy.test_screening import ask, said, standing, streamed
-
-
-def stream_of(*events: bytes, done: bool = True) -> Upstream:
-    async def answer(got: Got, send: Send) -> None:
-        await begin(send)
-        for event in events:
-            await piece(send, event)
-        await piece(send, b"data: [DONE]\n\n" if done else b"", more=False)
-
-    return Upstream(answer)
+from tests.server.proxy.screened import answering, ask, read_stream, screened, streaming
+from tests.server.proxy.stand import (
+    Upstream,
+    UpstreamRequest,
+    chat_chunk,
+    chat_completion,
+    proxied,
+    send_response,
+    served,
+)
 
 
 def sent(event: dict[str, Any]) -> bytes:
@@ -30,14 +28,14 @@ def sent(event: dict[str, Any]) -> bytes:
 
 
 def test_a_race_that_is_lost_before_the_answer_begins_is_a_refusal(tmp_path: Path) -> None:
-    async def slow(got: Got, send: Send) -> None:
+    async def slow(request: UpstreamRequest, send: Send) -> None:
         await asyncio.sleep(3)
-        await reply(send, chat("ok"))
+        await send_response(send, chat_completion("ok"))
 
-    with standing(tmp_path, Upstream(slow), "block", "race = true") as proxy:
-        answer = ask(proxy, "the forbidden thing")
-        assert answer.status_code == 400
-        assert answer.json()["error"]["code"] == "content_filter"
+    with screened(tmp_path, Upstream(slow), "block", "race = true") as proxy:
+        response = ask(proxy, "the forbidden thing")
+        assert response.status_code == 400
+        assert response.json()["error"]["code"] == "content_filter"
 
 
 @pytest.mark.parametrize(
@@ -50,11 +48,11 @@ def test_a_race_that_is_lost_before_the_answer_begins_is_a_refusal(tmp_path: Pat
     ],
 )
 def test_prompts_as_token_ids_need_leave(tmp_path: Path, path: str, body: Any) -> None:
-    upstream = said("ok")
-    with standing(tmp_path, upstream) as proxy:
-        answer = httpx.post(proxy.url + path, json={"model": "m", **body})
-        assert answer.json()["error"]["code"] == "unscreened_content"
-        assert not upstream.got
+    upstream = answering("ok")
+    with screened(tmp_path, upstream) as proxy:
+        response = httpx.post(proxy.url + path, json={"model": "m", **body})
+        assert response.json()["error"]["code"] == "unscreened_content"
+        assert not upstream.requests
 
 
 @pytest.mark.parametrize(
@@ -69,25 +67,25 @@ def test_prompts_as_token_ids_need_leave(tmp_path: Path, path: str, body: Any) -
     ],
 )
 def test_content_by_reference_needs_leave(tmp_path: Path, part: Any) -> None:
-    upstream = said("ok")
+    upstream = answering("ok")
     body = {"model": "m", "messages": [{"role": "user", "content": [part]}]}
-    with standing(tmp_path, upstream) as proxy:
-        answer = httpx.post(f"{proxy.url}/v1/chat/completions", json=body)
-        assert answer.json()["error"]["code"] == "unscreened_content"
-        assert not upstream.got
+    with screened(tmp_path, upstream) as proxy:
+        response = httpx.post(f"{proxy.url}/v1/chat/completions", json=body)
+        assert response.json()["error"]["code"] == "unscreened_content"
+        assert not upstream.requests
 
 
 def test_speech_needs_leave_and_must_be_sound(tmp_path: Path) -> None:
     media = "audio/mpeg"
 
-    async def answer(got: Got, send: Send) -> None:
-        await reply(send, b"forbidden thing", media=media)
+    async def respond(request: UpstreamRequest, send: Send) -> None:
+        await send_response(send, b"forbidden thing", media=media)
 
     body = {"model": "m", "input": "hello"}
-    with standing(tmp_path, Upstream(answer)) as proxy:
+    with screened(tmp_path, Upstream(respond)) as proxy:
         refused = httpx.post(f"{proxy.url}/v1/audio/speech", json=body)
         assert refused.json()["error"]["code"] == "unscreened_content"
-    with standing(tmp_path, Upstream(answer), screen='unscreened = ["audio"]') as proxy:
+    with screened(tmp_path, Upstream(respond), screen='unscreened = ["audio"]') as proxy:
         assert httpx.post(f"{proxy.url}/v1/audio/speech", json=body).status_code == 200
         media = "text/plain"
         assert httpx.post(f"{proxy.url}/v1/audio/speech", json=body).status_code == 502
@@ -99,16 +97,16 @@ def test_choices_that_share_an_event_are_cut_one_by_one(tmp_path: Path) -> None:
         choices = [{"index": i, "delta": {"content": text}} for i, text in enumerate(texts)]
         return sent({"choices": choices})
 
-    upstream = stream_of(
-        chunk({"content": "the forbidden thing is " + "z" * 300}),
+    upstream = streaming(
+        chat_chunk({"content": "the forbidden thing is " + "z" * 300}),
         both("SECRET UNREAD", "good "),
         both("SECRET UNREAD", "day"),
-        chunk({}, index=1, end="stop"),
+        chat_chunk({}, index=1, end="stop"),
     )
-    with standing(tmp_path, upstream) as proxy:
-        answer = ask(proxy, "hi", stream=True, n=2)
-        text, _, ended = streamed(answer)
-        assert "SECRET" not in answer.text
+    with screened(tmp_path, upstream) as proxy:
+        response = ask(proxy, "hi", stream=True, n=2)
+        text, _, ended = read_stream(response)
+        assert "SECRET" not in response.text
         assert text.endswith("good day")
         assert ended
 
@@ -123,11 +121,11 @@ def test_choices_that_share_an_event_are_cut_one_by_one(tmp_path: Path) -> None:
     ],
 )
 def test_new_fields_of_a_delta_are_read_across_events(tmp_path: Path, delta: Any) -> None:
-    parts = [chunk(delta(text)) for text in ("the forb", "idden th", "ing is")]
-    with standing(tmp_path, stream_of(*parts, chunk({}, end="stop"))) as proxy:
-        answer = ask(proxy, "hi", stream=True)
-        assert "content_filter" in answer.text
-        assert "idden" not in answer.text
+    parts = [chat_chunk(delta(text)) for text in ("the forb", "idden th", "ing is")]
+    with screened(tmp_path, streaming(*parts, chat_chunk({}, end="stop"))) as proxy:
+        response = ask(proxy, "hi", stream=True)
+        assert "content_filter" in response.text
+        assert "idden" not in response.text
 
 
 def test_the_text_that_a_block_begins_with_is_read_with_the_rest(tmp_path: Path) -> None:
@@ -138,10 +136,10 @@ def test_the_text_that_a_block_begins_with_is_read_with_the_rest(tmp_path: Path)
         {**delta, "delta": {"type": "text_delta", "text": " thing"}},
         {"type": "message_stop"},
     ]
-    with standing(tmp_path, stream_of(*map(sent, events), done=False)) as proxy:
+    with screened(tmp_path, streaming(*map(sent, events), done=False)) as proxy:
         body = {"model": "m", "stream": True, "messages": []}
-        answer = httpx.post(f"{proxy.url}/v1/messages", json=body)
-        assert "refusal" in answer.text and "forbidden" not in answer.text
+        response = httpx.post(f"{proxy.url}/v1/messages", json=body)
+        assert "refusal" in response.text and "forbidden" not in response.text
 
 
 def test_log_probabilities_do_not_spell_what_was_cut_out(tmp_path: Path) -> None:
@@ -149,49 +147,49 @@ def test_log_probabilities_do_not_spell_what_was_cut_out(tmp_path: Path) -> None
     part = {"type": "output_text", "text": "to evil@corp.com", "logprobs": spelled}
     body = {"id": "r", "output": [{"type": "message", "content": [part]}]}
 
-    async def answer(got: Got, send: Send) -> None:
-        await reply(send, body)
+    async def respond(request: UpstreamRequest, send: Send) -> None:
+        await send_response(send, body)
 
-    with standing(tmp_path, Upstream(answer), "redact") as proxy:
-        told = httpx.post(f"{proxy.url}/v1/responses", json={"model": "m", "input": "hi"})
-        assert "[EMAIL_1]" in told.text and "evil" not in told.text
+    with screened(tmp_path, Upstream(respond), "redact") as proxy:
+        response = httpx.post(f"{proxy.url}/v1/responses", json={"model": "m", "input": "hi"})
+        assert "[EMAIL_1]" in response.text and "evil" not in response.text
     choice = {"index": 0, "delta": {}, "logprobs": {"content": [{"token": "forbidden thing"}]}}
-    with standing(tmp_path, stream_of(sent({"choices": [choice]}))) as proxy:
+    with screened(tmp_path, streaming(sent({"choices": [choice]}))) as proxy:
         assert "forbidden" not in ask(proxy, "hi", stream=True).text
 
 
 def test_comments_keep_a_connection_open_and_say_nothing(tmp_path: Path) -> None:
-    upstream = stream_of(
-        b"\xef\xbb\xbf" + chunk({"content": "the forb"}),
+    upstream = streaming(
+        b"\xef\xbb\xbf" + chat_chunk({"content": "the forb"}),
         b": forbidden thing\n\n",
         b"id: forbidden thing\ndata: {}\n\n",
-        chunk({"content": "idden thing"}),
+        chat_chunk({"content": "idden thing"}),
     )
-    with standing(tmp_path, upstream) as proxy:
-        answer = ask(proxy, "hi", stream=True)
-        assert answer.text.startswith(":\n\n"), "it does not wait behind text that is held"
-        assert "forb" not in answer.text
+    with screened(tmp_path, upstream) as proxy:
+        response = ask(proxy, "hi", stream=True)
+        assert response.text.startswith(":\n\n"), "it does not wait behind text that is held"
+        assert "forb" not in response.text
 
 
 def test_an_empty_finish_reason_ends_nothing(tmp_path: Path) -> None:
-    events = [chunk({"content": text}, end="") for text in ("mail evil@co", "rp.com ok")]
-    with standing(tmp_path, stream_of(*events, chunk({}, end="stop")), "redact") as proxy:
-        text, _, _ = streamed(ask(proxy, "hi", stream=True))
+    events = [chat_chunk({"content": text}, end="") for text in ("mail evil@co", "rp.com ok")]
+    with screened(tmp_path, streaming(*events, chat_chunk({}, end="stop")), "redact") as proxy:
+        text, _, _ = read_stream(ask(proxy, "hi", stream=True))
         assert text == "mail [EMAIL_1] ok"
 
 
 def test_what_stands_in_two_strings_is_refused_where_it_cannot_be_cut_out(tmp_path: Path) -> None:
     parts = [{"type": "text", "text": "the forbidden"}, {"type": "text", "text": "thing"}]
-    upstream = said("ok")
-    with standing(tmp_path, upstream, "redact") as proxy:
+    upstream = answering("ok")
+    with screened(tmp_path, upstream, "redact") as proxy:
         for body in (
             {"messages": [{"role": "user", "content": parts}]},
             {"system": parts, "messages": []},
         ):
             path = "/v1/messages" if "system" in body else "/v1/chat/completions"
-            answer = httpx.post(proxy.url + path, json={"model": "m", **body})
-            assert answer.status_code == 400
-        assert not upstream.got
+            response = httpx.post(proxy.url + path, json={"model": "m", **body})
+            assert response.status_code == 400
+        assert not upstream.requests
 
 
 @pytest.mark.parametrize(
@@ -206,45 +204,45 @@ def test_what_stands_in_two_strings_is_refused_where_it_cannot_be_cut_out(tmp_pa
 def test_words_of_the_protocol_are_the_clients_own_where_it_names_things(
     tmp_path: Path, body: Any
 ) -> None:
-    upstream = said("ok")
-    with standing(tmp_path, upstream) as proxy:
-        answer = httpx.post(f"{proxy.url}/v1/chat/completions", json={"model": "m", **body})
-        assert answer.status_code == 400
-        assert not upstream.got
+    upstream = answering("ok")
+    with screened(tmp_path, upstream) as proxy:
+        response = httpx.post(f"{proxy.url}/v1/chat/completions", json={"model": "m", **body})
+        assert response.status_code == 400
+        assert not upstream.requests
 
 
 def test_a_role_that_is_no_messages_chooses_no_place(tmp_path: Path) -> None:
-    upstream = said("ok")
-    with standing(tmp_path, upstream, screen='look = ["user"]') as proxy:
+    upstream = answering("ok")
+    with screened(tmp_path, upstream, screen='look = ["user"]') as proxy:
         body = {"model": "m", "role": "system", "prompt": "the forbidden thing"}
         assert httpx.post(f"{proxy.url}/v1/completions", json=body).status_code == 400
 
 
 def test_lists_of_paths_cannot_be_climbed_out_of(tmp_path: Path) -> None:
-    upstream = said("ok")
-    with standing(tmp_path, upstream, screen='unscreened = ["/v1/files*"]') as proxy:
+    upstream = answering("ok")
+    with screened(tmp_path, upstream, screen='unscreened = ["/v1/files*"]') as proxy:
         for path in ("%2e%2e%2fchat/completions", "..%5cchat", "%252e%252e%252fchat"):
-            answer = httpx.post(f"{proxy.url}/v1/files/{path}", json={})
-            assert answer.json()["error"]["code"] == "invalid_path"
-        assert not upstream.got
+            response = httpx.post(f"{proxy.url}/v1/files/{path}", json={})
+            assert response.json()["error"]["code"] == "invalid_path"
+        assert not upstream.requests
 
 
 def test_reads_of_answers_are_audited_too(tmp_path: Path) -> None:
-    with standing(tmp_path, said("the forbidden thing")) as proxy:
+    with screened(tmp_path, answering("the forbidden thing")) as proxy:
         assert httpx.get(f"{proxy.url}/v1/responses/r1").status_code == 400
-        assert proxy.lines()[0]["outcome"] == "blocked"
+        assert proxy.audit_lines()[0]["outcome"] == "blocked"
 
 
 def test_an_error_page_keeps_its_status_and_when_to_come_back(tmp_path: Path) -> None:
-    async def busy(got: Got, send: Send) -> None:
+    async def busy(request: UpstreamRequest, send: Send) -> None:
         headers = {"retry-after": "7"}
-        await reply(send, b"busy", status=429, media="text/plain", headers=headers)
+        await send_response(send, b"busy", status=429, media="text/plain", headers=headers)
 
-    with standing(tmp_path, Upstream(busy)) as proxy:
-        answer = ask(proxy, "hi")
-        assert answer.status_code == 429
-        assert answer.headers["retry-after"] == "7"
-        assert "busy" not in answer.text
+    with screened(tmp_path, Upstream(busy)) as proxy:
+        response = ask(proxy, "hi")
+        assert response.status_code == 429
+        assert response.headers["retry-after"] == "7"
+        assert "busy" not in response.text
 
 
 @pytest.mark.parametrize(
@@ -258,34 +256,32 @@ def test_an_error_page_keeps_its_status_and_when_to_come_back(tmp_path: Path) ->
 def test_an_error_that_cannot_be_read_keeps_its_status(
     tmp_path: Path, body: bytes, headers: dict[str, str]
 ) -> None:
-    async def broken(got: Got, send: Send) -> None:
-        await reply(send, body, status=429, headers={"retry-after": "7", **headers})
+    async def broken(request: UpstreamRequest, send: Send) -> None:
+        await send_response(send, body, status=429, headers={"retry-after": "7", **headers})
 
-    with standing(tmp_path, Upstream(broken)) as proxy:
-        answer = ask(proxy, "hi")
-        assert (answer.status_code, answer.headers["retry-after"]) == (429, "7")
-        assert "guard" in answer.json()
+    with screened(tmp_path, Upstream(broken)) as proxy:
+        response = ask(proxy, "hi")
+        assert (response.status_code, response.headers["retry-after"]) == (429, "7")
+        assert "guard" in response.json()
 
 
 def test_an_error_that_must_not_leave_keeps_its_status(tmp_path: Path) -> None:
-    async def lost(got: Got, send: Send) -> None:
-        await reply(send, {"error": {"message": "no forbidden thing here"}}, status=404)
+    async def lost(request: UpstreamRequest, send: Send) -> None:
+        await send_response(send, {"error": {"message": "no forbidden thing here"}}, status=404)
 
-    with standing(tmp_path, Upstream(lost)) as proxy:
-        answer = ask(proxy, "hi")
-        assert answer.status_code == 404
-        assert "forbidden" not in answer.text
-        assert answer.json()["guard"]["outcome"] == "blocked"
+    with screened(tmp_path, Upstream(lost)) as proxy:
+        response = ask(proxy, "hi")
+        assert response.status_code == 404
+        assert "forbidden" not in response.text
+        assert response.json()["guard"]["outcome"] == "blocked"
 
 
 def test_a_client_that_hangs_up_while_it_waits_gives_its_place_back(tmp_path: Path) -> None:
-    async def slow(got: Got, send: Send) -> None:
+    async def slow(request: UpstreamRequest, send: Send) -> None:
         await asyncio.sleep(1.5)
-        await reply(send, chat("ok"))
+        await send_response(send, chat_completion("ok"))
 
     limits = "[proxy]\nmax_requests = 1\nqueue_limit = 1\n"
-    from tests.server.proxy.stand import proxied
-
     body = {"model": "m", "messages": []}
     with served(Upstream(slow)) as port, proxied(tmp_path, limits, port) as proxy:
 
@@ -305,33 +301,29 @@ def test_a_client_that_hangs_up_while_it_waits_gives_its_place_back(tmp_path: Pa
 
 
 def test_a_health_check_follows_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("THEIR_KEY", "TOPSECRET")
-    from tests.server.proxy.stand import proxied
-
-    other = said("ok")
+    monkeypatch.setenv("UPSTREAM_KEY", "TOPSECRET")
+    other = answering("ok")
     with served(other) as elsewhere:
 
-        async def moved(got: Got, send: Send) -> None:
+        async def moved(request: UpstreamRequest, send: Send) -> None:
             where = {"location": f"http://127.0.0.1:{elsewhere}/health"}
-            await reply(send, b"", status=302, headers=where)
+            await send_response(send, b"", status=302, headers=where)
 
         with served(Upstream(moved)) as port:
             text = (
                 f'[[upstreams]]\nname = "u"\nurl = "http://127.0.0.1:{port}"\nhealth = "/health"\n'
-                'health_every_s = 0.05\nkey_env = "THEIR_KEY"\nkey_header = "x-api-key"\n'
+                'health_every_s = 0.05\nkey_env = "UPSTREAM_KEY"\nkey_header = "x-api-key"\n'
             )
             with proxied(tmp_path, text) as proxy:
                 for _ in range(100):
                     if httpx.get(f"{proxy.url}/ready").status_code == 503:
                         break
                 assert httpx.get(f"{proxy.url}/ready").status_code == 503
-    assert not other.got
+    assert not other.requests
 
 
 def test_an_upstreams_policy_goes_where_it_is_read_and_no_clients_with_it(tmp_path: Path) -> None:
-    from tests.server.proxy.stand import proxied
-
-    upstream = said("ok")
+    upstream = answering("ok")
     with served(upstream) as port:
         text = (
             f'[server]\ndefault_policy = "p"\n[[upstreams]]\nname = "u"\n'
@@ -345,7 +337,7 @@ def test_an_upstreams_policy_goes_where_it_is_read_and_no_clients_with_it(tmp_pa
             httpx.post(f"{proxy.url}/v1/chat/completions", json=asked)
             httpx.get(f"{proxy.url}/v1/responses/r1")
             httpx.post(f"{proxy.url}/v1/embeddings", json={"model": "m", "input": "hello"})
-    chat_, stored, embedded = upstream.got
-    assert chat_.json["vllm_xargs"] == {"guard_policy": "strict"}
+    chat, stored, embedded = upstream.requests
+    assert chat.json["vllm_xargs"] == {"guard_policy": "strict"}
     assert stored.body == b""
     assert "vllm_xargs" not in embedded.json

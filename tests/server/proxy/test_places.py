@@ -1,4 +1,4 @@
-"""Guards of one policy that look at different places."""
+"""Guards of one policy that read different places."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.server.proxy.stand import Proxy, Upstream, proxied, served, spoken
-from tests.server.proxy.test_screening import ask, said, streamed
+from tests.server.proxy.screened import answering, ask, read_stream
+from tests.server.proxy.stand import Proxy, Upstream, chat_stream, proxied, served
 
 CONFIG = """
 [server]
@@ -27,7 +27,7 @@ looks = { asked = ["user", "tool"] }
 
 
 @contextmanager
-def standing(folder: Path, upstream: Upstream) -> Iterator[Proxy]:
+def two_guards(folder: Path, upstream: Upstream) -> Iterator[Proxy]:
     for name, word in (("asked", "instructions"), ("everywhere", "secret")):
         text = f'[[words]]\nlabel = "W"\nwords = ["{word}"]\n'
         (folder / f"{name}.toml").write_text(text, "utf-8")
@@ -35,28 +35,32 @@ def standing(folder: Path, upstream: Upstream) -> Iterator[Proxy]:
         yield proxy
 
 
-def test_each_reads_where_it_looks(tmp_path: Path) -> None:
-    with standing(tmp_path, said("follow the instructions")) as proxy:
+def test_a_guard_reads_the_places_of_its_policy(tmp_path: Path) -> None:
+    with two_guards(tmp_path, answering("follow the instructions")) as proxy:
         assert ask(proxy, "the instructions").status_code == 400
         assert ask(proxy, "the secret").status_code == 400
-        answer = ask(proxy, "hello")
-        assert answer.status_code == 200
-        asked, everywhere = answer.json()["guard"]["guards"]
+        response = ask(proxy, "hello")
+        assert response.status_code == 200
+        asked, everywhere = response.json()["guard"]["guards"]
         assert (asked["fired"], everywhere["fired"]) == (False, False)
         system = [{"role": "system", "content": "instructions"}]
         assert ask(proxy, "", messages=system).status_code == 200
         system = [{"role": "system", "content": "secret"}]
         assert ask(proxy, "", messages=system).status_code == 400
-    with standing(tmp_path, said("the secret")) as proxy:
+    with two_guards(tmp_path, answering("the secret")) as proxy:
         assert ask(proxy, "hello").status_code == 400
 
 
-def test_streams_are_read_by_who_looks_at_them(tmp_path: Path) -> None:
-    with standing(tmp_path, Upstream(spoken(["follow the ", "instructions", " now"]))) as proxy:
-        text, events, whole = streamed(ask(proxy, "hello", stream=True))
+def test_streams_are_read_by_the_guards_of_responses(tmp_path: Path) -> None:
+    with two_guards(
+        tmp_path, Upstream(chat_stream(["follow the ", "instructions", " now"]))
+    ) as proxy:
+        text, events, whole = read_stream(ask(proxy, "hello", stream=True))
         assert (text, whole) == ("follow the instructions now", True)
         assert events[-1]["guard"]["outcome"] == "pass"
-    with standing(tmp_path, Upstream(spoken(["here is ", "the secret", " of mine"]))) as proxy:
-        text, events, _ = streamed(ask(proxy, "hello", stream=True))
+    with two_guards(
+        tmp_path, Upstream(chat_stream(["here is ", "the secret", " of mine"]))
+    ) as proxy:
+        text, events, _ = read_stream(ask(proxy, "hello", stream=True))
         assert "secret" not in text
         assert events[-1]["choices"][0]["finish_reason"] == "content_filter"

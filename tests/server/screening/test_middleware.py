@@ -1,4 +1,4 @@
-"""The screens of text in front of our own server."""
+"""The screens of text in front of `guard serve`."""
 
 from __future__ import annotations
 
@@ -16,38 +16,24 @@ import pytest
 from guard.audit import AuditLog
 from guard.config.schema import load_config
 from tests.server.conftest import Live, launched
+from tests.server.screen_configs import screen_config, write_list
 
-LISTS = """
-[[words]]
-label = "BAD"
-words = ["forbidden thing", "there"]
-"""
-CONFIG = """
-[server]
-default_policy = "p"
-{server}
-[[models]]
-name = "fake"
-source = "fake"
-[[patterns]]
-name = "list"
-source = "list.toml"
-[policies.p]
-guards = ["list"]
-action = "{action}"
-[policies.p.screen]
-{screen}
-"""
+MODEL = '[[models]]\nname = "fake"\nsource = "fake"\n'
+USER_ONLY = 'look = ["user"]'
 
 
 @contextmanager
-def standing(
-    folder: Path, action: str = "block", screen: str = "", server: str = "", more: str = ""
+def screened(
+    folder: Path,
+    action: str = "block",
+    screen: str = "",
+    *,
+    words: tuple[str, ...] = ("forbidden thing", "there"),
+    keys: str = "",
 ) -> Iterator[tuple[Live, Path]]:
-    """A server under one policy; answers are "Hello there!" unless the question is a script's."""
-    (folder / "list.toml").write_text(LISTS)
+    """A server under one policy, which answers "Hello there!" unless a prompt names a script."""
     path = folder / "config.toml"
-    path.write_text(CONFIG.format(action=action, screen=screen, server=server) + more)
+    path.write_text(screen_config(action, screen, source=write_list(folder, words)) + MODEL + keys)
     with (
         AuditLog(folder / "audit.jsonl") as audit,
         launched(config=load_config(path), audit=audit) as live,
@@ -55,95 +41,103 @@ def standing(
         yield live, folder / "audit.jsonl"
 
 
-def lines(audit: Path, count: int) -> list[dict[str, Any]]:
+def audit_lines(audit: Path, count: int) -> list[dict[str, Any]]:
     until = time.monotonic() + 5
-    while len(found := audit.read_text().splitlines()) < count:
+    while len(lines := audit.read_text().splitlines()) < count:
         assert time.monotonic() < until, "an audit line is missing"
         time.sleep(0.01)
-    return [json.loads(line) for line in found]
-
-
-ASKING = 'look = ["user"]'
+    return [json.loads(line) for line in lines]
 
 
 def test_a_blocked_request_never_reaches_the_model(tmp_path: Path) -> None:
-    with standing(tmp_path) as (live, audit):
-        answer = live.chat("the forbidden thing")
-        assert answer.status_code == 400
-        assert answer.json()["error"]["code"] == "content_filter"
-        assert answer.headers["x-guard-verdict"] == "blocked"
+    with screened(tmp_path) as (live, audit):
+        response = live.chat("the forbidden thing")
+        assert response.status_code == 400
+        assert response.json()["error"]["code"] == "content_filter"
+        assert response.headers["x-guard-verdict"] == "blocked"
         assert not live.service.submitted
-        (line,) = lines(audit, 1)
+        (line,) = audit_lines(audit, 1)
         assert line["outcome"] == "blocked"
-        assert line["guards"] == answer.json()["guard"]["guards"]
+        assert line["guards"] == response.json()["guard"]["guards"]
 
 
 def test_what_is_wrong_with_a_request_is_told_whatever_it_reads_like(tmp_path: Path) -> None:
-    with standing(tmp_path) as (live, _):
-        answer = live.chat("hello", model="there")
-        assert answer.status_code == 404
-        assert "there" in answer.json()["error"]["message"]
+    with screened(tmp_path) as (live, _):
+        response = live.chat("hello", model="there")
+        assert response.status_code == 404
+        assert "there" in response.json()["error"]["message"]
 
 
 def test_models_guards_and_screens_make_one_verdict(tmp_path: Path) -> None:
-    with standing(tmp_path, "flag", ASKING) as (live, audit):
-        answer = live.chat("forbidden thing")
-        guard = answer.json()["guard"]
-        assert [each["guard"] for each in guard["guards"]] == ["books", "list"]
+    with screened(tmp_path, "flag", USER_ONLY) as (live, audit):
+        response = live.chat("forbidden thing")
+        guard = response.json()["guard"]
+        assert [verdict["guard"] for verdict in guard["guards"]] == ["books", "list"]
         assert guard["outcome"] == "flagged"
-        (line,) = lines(audit, 1)
+        (line,) = audit_lines(audit, 1)
         assert (line["outcome"], line["guards"]) == ("flagged", guard["guards"])
         metrics = httpx.get(f"{live.url}/metrics").text
         assert 'inference_guard_fired_total{action="flag",guard="list"} 1.0' in metrics
 
 
 def test_each_row_of_a_request_has_a_line_with_what_the_screens_saw(tmp_path: Path) -> None:
-    with standing(tmp_path, "flag", ASKING) as (live, audit):
+    with screened(tmp_path, "flag", USER_ONLY) as (live, audit):
         live.chat("forbidden thing", n=2)
-        found = lines(audit, 2)
-        assert sorted(line["request_id"].rpartition("/")[2] for line in found) == ["0", "1"]
-        assert {line["outcome"] for line in found} == {"flagged"}
+        rows = audit_lines(audit, 2)
+        assert sorted(row["request_id"].rpartition("/")[2] for row in rows) == ["0", "1"]
+        assert {row["outcome"] for row in rows} == {"flagged"}
 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_an_answer_is_blocked(tmp_path: Path, stream: bool) -> None:
-    with standing(tmp_path) as (live, audit):
-        answer = live.chat("hi", stream=stream)
-        assert "there" not in answer.text
+    with screened(tmp_path) as (live, audit):
+        response = live.chat("hi", stream=stream)
+        assert "there" not in response.text
         if stream:
-            assert answer.text.endswith("data: [DONE]\n\n")
-            assert '"finish_reason":"content_filter"' in answer.text
+            assert response.text.endswith("data: [DONE]\n\n")
+            assert '"finish_reason":"content_filter"' in response.text
         else:
-            assert answer.status_code == 400
-        (line,) = lines(audit, 1)
+            assert response.status_code == 400
+        (line,) = audit_lines(audit, 1)
         assert line["outcome"] == "blocked"
 
 
+@pytest.mark.parametrize(("script", "words"), [("midway", "NaN"), ("crash midway", "server")])
+def test_an_error_in_a_stream_is_told_whatever_its_words(
+    tmp_path: Path, script: str, words: str
+) -> None:
+    with screened(tmp_path, words=(words,)) as (live, _):
+        response = live.chat(script, stream=True)
+        last = response.text.strip().split("\n\n")[-1]
+        assert words in json.loads(last.removeprefix("data: "))["error"]["message"]
+        assert "content_filter" not in response.text
+
+
 def test_a_client_that_hangs_up_leaves_one_line(tmp_path: Path) -> None:
-    with standing(tmp_path, "flag") as (live, audit):
+    with screened(tmp_path, "flag") as (live, audit):
         body = {"model": "fake", "stream": True, "messages": [{"role": "user", "content": "slow"}]}
-        with httpx.stream("POST", f"{live.url}/v1/chat/completions", json=body) as answer:
-            next(answer.iter_bytes())
+        with httpx.stream("POST", f"{live.url}/v1/chat/completions", json=body) as response:
+            next(response.iter_bytes())
         live.wait_until(lambda: bool(live.service.cancelled))
         time.sleep(0.1)
-        assert len(lines(audit, 1)) == 1
+        assert len(audit_lines(audit, 1)) == 1
 
 
 def test_a_blocked_race_leaves_one_line_and_no_row(tmp_path: Path) -> None:
-    with standing(tmp_path, "block", "race = true") as (live, audit):
-        answer = live.chat("forbidden thing\nslow")
-        assert answer.status_code == 400
+    with screened(tmp_path, "block", "race = true") as (live, audit):
+        response = live.chat("forbidden thing\nslow")
+        assert response.status_code == 400
         time.sleep(0.2)
-        (line,) = lines(audit, 1)
+        (line,) = audit_lines(audit, 1)
         assert line["outcome"] == "blocked"
         assert len(live.service.submitted) == len(live.service.cancelled)
 
 
 def test_policies_without_screens_are_left_alone(tmp_path: Path) -> None:
-    with standing(tmp_path) as (live, _):
+    with screened(tmp_path) as (live, _):
         body = {"model": "fake", "messages": [{"role": "user", "content": "forbidden thing"}]}
-        answer = live.post("/v1/chat/completions", json={**body, "guard": {"policy": "none"}})
-        assert answer.json()["choices"][0]["message"]["content"] == "Hello there!"
+        response = live.post("/v1/chat/completions", json={**body, "guard": {"policy": "none"}})
+        assert response.json()["choices"][0]["message"]["content"] == "Hello there!"
         refused = live.post("/v1/chat/completions", json={**body, "guard": {"policy": "nobody"}})
         assert refused.json()["error"]["code"] == "unknown_policy"
         assert live.post("/v1/chat/completions", content=b"{").status_code == 415
@@ -151,8 +145,8 @@ def test_policies_without_screens_are_left_alone(tmp_path: Path) -> None:
 
 def test_a_screened_request_counts_once_against_the_rate_of_its_key(tmp_path: Path) -> None:
     digest = hashlib.sha256(b"k").hexdigest()
-    more = f'[[keys]]\nhash = "sha256:{digest}"\ntenant = "t"\nrequests_per_minute = 2\n'
-    with standing(tmp_path, "flag", more=more) as (live, _):
+    keys = f'[[keys]]\nhash = "sha256:{digest}"\ntenant = "t"\nrequests_per_minute = 2\n'
+    with screened(tmp_path, "flag", keys=keys) as (live, _):
         body = {"model": "fake", "messages": [{"role": "user", "content": "hi"}]}
         headers = {"authorization": "Bearer k"}
         statuses = [
@@ -164,7 +158,7 @@ def test_a_screened_request_counts_once_against_the_rate_of_its_key(tmp_path: Pa
 
 
 def test_moderations_in_openais_schema(tmp_path: Path) -> None:
-    with standing(tmp_path) as (live, _):
-        told = live.client().moderations.create(input=["the forbidden thing", "hello"])
-        assert [each.flagged for each in told.results] == [True, False]
+    with screened(tmp_path) as (live, _):
+        moderation = live.client().moderations.create(input=["the forbidden thing", "hello"])
+        assert [result.flagged for result in moderation.results] == [True, False]
         assert live.post("/v1/moderations", json={}).status_code == 400

@@ -319,7 +319,7 @@ def test_a_image_is_the_same_in_whatever_company(stand: ImageStand) -> None:
 # -- ends ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("step", ["start", "step", "pictures"])
+@pytest.mark.parametrize("step", ["start", "step", "images"])
 def test_a_step_that_fails_loses_its_batch_and_nothing_else(
     stand: ImageStand, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -328,13 +328,13 @@ def test_a_step_that_fails_loses_its_batch_and_nothing_else(
         running = stand.service.submit([ask(policy="refine-knife")] * 2)
         await until(stand.engine.stalled.is_set)
         fault = RuntimeError("secret of the device")
-        if step == "pictures":
+        if step == "images":
 
             def broken(rows: Any) -> Any:
                 monkeypatch.undo()
                 raise fault
 
-            monkeypatch.setattr(stand.engine, "pictures", broken)
+            monkeypatch.setattr(stand.engine, "images", broken)
         elif step == "start":
             stand.engine.faults.append(fault)
         else:

@@ -65,7 +65,7 @@ def test_nobody_gets_to_see_it(stand: ImageStand, monkeypatch: pytest.MonkeyPatc
         decoded.extend(rows)
         return images(rows)
 
-    monkeypatch.setattr(stand.engine, "pictures", counted)
+    monkeypatch.setattr(stand.engine, "images", counted)
     together(stand, ask(SHOWN, "refine-look"))
     assert decoded == []
 

@@ -1,4 +1,4 @@
-"""Forms: what each field says, and what is no form."""
+"""Forms: the values of their fields, and bodies that are not forms."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def refusal(body: bytes, kind: str) -> RequestError:
 
 
 def test_texts_stay_texts_and_all_else_is_json() -> None:
-    found = parsed(
+    value = parsed(
         ("prompt", "5"), ("user", "null"), ("n", "2"), ("strength", "0.5"), ("stream", "false"),
         ("guard", '{"policy": "p"}'), ("inversion", "true"), ("seed", "null"), ("image", b"\0\xff"),
         ("size", "64x64"), ("strange", "[1]"),
     )  # fmt: skip
-    assert found == {
+    assert value == {
         "prompt": "5", "user": "null", "n": 2, "strength": 0.5, "stream": False,
         "guard": {"policy": "p"}, "inversion": True, "seed": None, "image": b"\0\xff",
         "size": "64x64", "strange": [1],
@@ -81,6 +81,18 @@ def test_nothing_is_given_twice(parts: list[tuple[str, Any]]) -> None:
     assert error.param == parts[0][0].partition("[")[0] and "more than once" in error.message
 
 
+def test_json_in_a_field_is_read_by_the_rules_of_bodies() -> None:
+    error = refusal(*form(("guard", '{"policy": "a", "policy": "b"}')))
+    assert error.param == "policy" and "more than once" in error.message
+    assert parsed(("n", "1e999"), ("user", "1e999")) == {"n": "1e999", "user": "1e999"}
+
+
+def test_a_file_in_a_field_for_text_is_refused() -> None:
+    error = refusal(*form(("prompt", b"a cat")))
+    assert error.code == "invalid_form" and "'prompt'" in error.message
+    assert parsed(("mask", b"x")) == {"mask": b"x"}
+
+
 def test_a_text_that_is_too_long_or_no_utf8_is_named() -> None:
     error = refusal(*form(("prompt", "x" * (MAX_TEXT_BYTES + 1))))
     assert error.param == "prompt" and str(MAX_TEXT_BYTES) in error.message
@@ -115,7 +127,7 @@ def test_what_is_no_whole_form_is_refused() -> None:
 def test_damage_is_refused_or_read_never_a_fault(noise: bytes, at: int) -> None:
     body, kind = form(("prompt", "a cat"), ("image", b"abc"), ("n", "1"))
     try:
-        found = parse_form(body[:at] + noise + body[at:], kind, EditRequest)
+        value = parse_form(body[:at] + noise + body[at:], kind, EditRequest)
     except RequestError:
         return
-    assert isinstance(found, dict)
+    assert isinstance(value, dict)

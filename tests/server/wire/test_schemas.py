@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from openai.types import chat, completion_create_params
 
 from guard.errors import RequestError
-from server.wire.body import parse_object
 from server.wire.schemas import ChatRequest, CompletionRequest, TextRequest, parse_request
+from server.wire.strict_json import parse_object
 
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 PLAIN: dict[str, Any] = {"model": "m", "prompt": "hi"}

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from steering.hidden.bank import SteerGuard
 from steering.hidden.rows import Reading, RowGuard
+from steering.methods.steer import SteerGuard
 
 
 @dataclass

@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from steering.hidden.bank import Bank, SteerGuard
+from steering.hidden.bank import HiddenBank
 from steering.hidden.packed import Packed, PackedTable
 from steering.hidden.rows import Reading, RowGuard
 from steering.hidden.table import Table, without_sink
+from steering.methods.steer import SteerGuard, bank_of
 from tests.steering.hidden.test_table import WIDTH, banks, row_guards, same_bits, whole
 
 LAYERS, CAPACITY, PLACES = 5, 3, 400
@@ -32,7 +33,7 @@ class Request:
     def tokens(self) -> int:
         return self.states.shape[1]
 
-    def alone(self, bank: Bank) -> tuple[Tensor, dict[str, Reading]]:
+    def alone(self, bank: HiddenBank) -> tuple[Tensor, dict[str, Reading]]:
         """What padded rows make of it: the states behind each layer, and the readings."""
         table, found = Table(bank, 1), self.states.clone()
         table.add(0, self.guards)
@@ -44,9 +45,9 @@ class Request:
             table.begin(slice(0, 1), real)
             for layer in range(LAYERS):
                 hidden = self.states[layer, None, first:last]
-                if table.senses and layer in bank.gates:
+                if table.senses and layer in bank.sense_layers:
                     table.sense(layer, hidden)
-                if table.acts and layer in bank.directions:
+                if table.acts and layer in bank.act_layers:
                     found[layer, last - 1] = table.act(layer, hidden)[0, -1]
         return found, table.readings(0)
 
@@ -55,7 +56,7 @@ class Request:
 class Engine:
     """Packs requests as a scheduler does, and keeps what comes out of every layer."""
 
-    bank: Bank
+    bank: HiddenBank
     random: random.Random
     generator: torch.Generator
     requests: dict[int, Request] = field(default_factory=dict)
@@ -94,7 +95,7 @@ class Engine:
         order = self.random.sample(guards, len(guards))
         more = [replace(GUARD, name="more", pool=4, sense_layers=(0,), gates=torch.ones(1, WIDTH))]
         more = [replace(more[0], act_layers=(LAYERS - 1,), directions=torch.ones(1, 1, WIDTH))]
-        self.bank = Bank(order + self.random.choice([[], more]))
+        self.bank = bank_of(order + self.random.choice([[], more]))
         self.table.widen(len(self.bank))
         self.table.rebank(self.bank)
 
@@ -117,9 +118,9 @@ class Engine:
         )
         for layer in range(LAYERS):
             hidden = states[layer].clone()
-            if self.table.senses and layer in self.bank.gates:
+            if self.table.senses and layer in self.bank.sense_layers:
                 self.table.sense(layer, hidden)
-            if self.table.acts and layer in self.bank.directions:
+            if self.table.acts and layer in self.bank.act_layers:
                 self.table.act(layer, hidden)
             at = 0
             for row in rows:
@@ -169,7 +170,7 @@ def test_whatever_is_packed_is_guarded_as_if_alone(
     bank = data.draw(banks())
     seed = data.draw(st.integers(0, 2**16))
     generator = torch.Generator().manual_seed(seed)
-    engine = Engine(Bank(bank), random.Random(seed), generator)
+    engine = Engine(bank_of(bank), random.Random(seed), generator)
     for row in range(data.draw(st.integers(1, CAPACITY))):
         engine.admit(row, data.draw(requests(bank, seed + row)))
     engine.run(preempts=preempts, drafts=drafts)
@@ -188,7 +189,7 @@ def test_whatever_is_packed_is_guarded_as_if_alone(
 def test_of_drafts_that_were_taken_each_can_be_the_last(data: st.DataObject) -> None:
     bank = data.draw(banks())
     seed = data.draw(st.integers(0, 2**16))
-    engine = Engine(Bank(bank), random.Random(seed), torch.Generator().manual_seed(seed))
+    engine = Engine(bank_of(bank), random.Random(seed), torch.Generator().manual_seed(seed))
     for row in range(data.draw(st.integers(1, CAPACITY))):
         states = whole(torch.Generator().manual_seed(seed + row), LAYERS, 3 + 4, WIDTH)
         engine.admit(row, Request(data.draw(row_guards(bank)), 3, states))
@@ -214,7 +215,7 @@ def test_a_bank_is_swapped_under_rows_that_run(
 ) -> None:
     guards = data.draw(banks())
     seed = data.draw(st.integers(0, 2**16))
-    engine = Engine(Bank(guards), random.Random(seed), torch.Generator().manual_seed(seed))
+    engine = Engine(bank_of(guards), random.Random(seed), torch.Generator().manual_seed(seed))
     before = engine.bank
     for row in range(data.draw(st.integers(1, CAPACITY))):
         engine.admit(row, data.draw(requests(guards, seed + row)))
@@ -233,16 +234,16 @@ def test_a_bank_is_swapped_under_rows_that_run(
 
 
 def test_a_guard_that_a_row_carries_does_not_go() -> None:
-    engine = Engine(Bank([GUARD]), random.Random(0), torch.Generator().manual_seed(3))
+    engine = Engine(bank_of([GUARD]), random.Random(0), torch.Generator().manual_seed(3))
     engine.admit(0, long(engine.generator, 5))
     with pytest.raises(ValueError, match="carry guards that are to go: g"):
-        engine.table.rebank(Bank([replace(GUARD, name="other")]))
+        engine.table.rebank(bank_of([replace(GUARD, name="other")]))
     engine.table.remove(0)
-    engine.table.rebank(Bank([replace(GUARD, name="other")]))
+    engine.table.rebank(bank_of([replace(GUARD, name="other")]))
 
 
 def test_a_row_has_no_room_for_more_guards_than_it_was_made_for() -> None:
-    table = PackedTable(Bank([GUARD, replace(GUARD, name="h")]), CAPACITY, PLACES, 1)
+    table = PackedTable(bank_of([GUARD, replace(GUARD, name="h")]), CAPACITY, PLACES, 1)
     both = [RowGuard("g", 1.0, 1.0), RowGuard("h", 1.0, 1.0)]
     with pytest.raises(ValueError, match="room for 1 guards, not 2"):
         table.add(0, both)
@@ -269,7 +270,7 @@ def long(generator: torch.Generator, prompt: int, answer: int = 3, **guard: floa
 def test_what_stands_in_the_cache_is_decided_on_like_the_rest() -> None:
     """The gates of a cached prefix were left there by whoever computed it."""
     generator = torch.Generator().manual_seed(3)
-    engine = Engine(Bank([GUARD]), random.Random(0), generator)
+    engine = Engine(bank_of([GUARD]), random.Random(0), generator)
     first = long(generator, 10)
     # the topic stands at the beginning, and nothing of it in what follows
     first.states[:2, 1:3] = 3.0
@@ -299,7 +300,7 @@ def test_what_stands_in_the_cache_is_decided_on_like_the_rest() -> None:
 def test_a_request_whose_whole_prompt_is_cached_is_decided_on_again() -> None:
     """It was put off after its prompt, and comes back with all of it in the cache."""
     generator = torch.Generator().manual_seed(3)
-    engine = Engine(Bank([GUARD]), random.Random(0), generator)
+    engine = Engine(bank_of([GUARD]), random.Random(0), generator)
     asked = long(generator, 6, answer=4, threshold=-1e9)
     engine.admit(0, asked)
     engine.forward({0: 6}, {})
@@ -315,7 +316,7 @@ def test_a_request_whose_whole_prompt_is_cached_is_decided_on_again() -> None:
 
 def test_an_answer_in_the_cache_is_read_as_part_of_the_next_prompt() -> None:
     generator = torch.Generator().manual_seed(3)
-    engine = Engine(Bank([GUARD]), random.Random(0), generator)
+    engine = Engine(bank_of([GUARD]), random.Random(0), generator)
     first = long(generator, 4, answer=4)
     first.states[:2] = -1.0
     # the topic is in the answer alone, at which the guard does not look by itself
@@ -335,7 +336,7 @@ def test_an_answer_in_the_cache_is_read_as_part_of_the_next_prompt() -> None:
 def test_schedules_that_start_again_at_several_tokens_of_a_forward() -> None:
     generator = torch.Generator().manual_seed(3)
     guard = replace(GUARD, directions=torch.ones(1, 2, WIDTH), rest=None)
-    engine = Engine(Bank([guard]), random.Random(0), generator)
+    engine = Engine(bank_of([guard]), random.Random(0), generator)
     always = RowGuard("g", threshold=-1e9, strength=1.0, recheck=-1e9)
     asked = Request([always], 3, whole(generator, LAYERS, 9, WIDTH))
     engine.admit(0, asked)
@@ -352,7 +353,7 @@ def test_schedules_that_start_again_at_several_tokens_of_a_forward() -> None:
 
 def test_a_batch_without_guards_asks_for_nothing() -> None:
     generator = torch.Generator().manual_seed(3)
-    engine = Engine(Bank([GUARD]), random.Random(0), generator)
+    engine = Engine(bank_of([GUARD]), random.Random(0), generator)
     engine.admit(0, Request([], 4, whole(generator, LAYERS, 6, WIDTH)))
     engine.forward({0: 4}, {})
     assert not (engine.table.senses or engine.table.acts)
@@ -366,7 +367,7 @@ def test_a_batch_without_guards_asks_for_nothing() -> None:
 
 def test_one_that_only_observes_changes_no_bits() -> None:
     generator = torch.Generator().manual_seed(3)
-    engine = Engine(Bank([GUARD]), random.Random(0), generator)
+    engine = Engine(bank_of([GUARD]), random.Random(0), generator)
     watched = long(generator, 5, threshold=-1e9)
     watched.guards = [RowGuard("g", threshold=-1e9, strength=1.0, acts=False)]
     engine.admit(0, watched)
@@ -377,7 +378,7 @@ def test_one_that_only_observes_changes_no_bits() -> None:
 
 def test_states_that_are_not_finite_are_told() -> None:
     generator = torch.Generator().manual_seed(3)
-    engine = Engine(Bank([GUARD]), random.Random(0), generator)
+    engine = Engine(bank_of([GUARD]), random.Random(0), generator)
     broken = long(generator, 5)
     broken.states[0, 2, 0] = torch.nan
     engine.admit(0, broken)
@@ -387,6 +388,6 @@ def test_states_that_are_not_finite_are_told() -> None:
 
 
 def test_a_guard_of_another_bank_is_unknown() -> None:
-    table = PackedTable(Bank([GUARD]), CAPACITY, PLACES, 1)
+    table = PackedTable(bank_of([GUARD]), CAPACITY, PLACES, 1)
     with pytest.raises(KeyError):
         table.add(0, [RowGuard("other", 1.0, 1.0)])

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from steering.hidden.bank import Bank
+from steering.hidden.bank import HiddenBank
 from steering.hidden.rows import RowGuard
 from steering.hidden.seam import HiddenSeam
 from steering.hidden.table import Table
+from steering.methods.steer import bank_of
 from tests.steering.tiny import WIDTH, random_guard
 
 
@@ -34,7 +35,7 @@ def layers(request: pytest.FixtureRequest) -> list[Layer]:
     return [Layer(in_tuple=request.param) for _ in range(4)]
 
 
-def table_of(bank: Bank, threshold: float) -> Table:
+def table_of(bank: HiddenBank, threshold: float) -> Table:
     table = Table(bank, 2)
     table.add(0, [RowGuard("guard", threshold=threshold, strength=1.0)])
     table.add(1, [])
@@ -54,13 +55,13 @@ def own(layers: list[Layer], outputs: list[Any]) -> list[bool]:
 
 
 def test_without_a_table_hooks_pass_the_layers_own_object_on(layers: list[Layer]) -> None:
-    bank = Bank([random_guard()])
+    bank = bank_of([random_guard()])
     HiddenSeam(layers).install(bank.layers)
     assert all(own(layers, run(layers, torch.randn(2, 3, WIDTH))))
 
 
 def test_a_silent_table_passes_the_layers_own_object_on(layers: list[Layer]) -> None:
-    bank = Bank([random_guard()])
+    bank = bank_of([random_guard()])
     seam = HiddenSeam(layers)
     seam.install(bank.layers)
     table = table_of(bank, threshold=1e9)
@@ -72,7 +73,7 @@ def test_a_silent_table_passes_the_layers_own_object_on(layers: list[Layer]) -> 
 
 
 def test_a_fired_guard_replaces_the_states_of_its_acting_layers_only(layers: list[Layer]) -> None:
-    bank = Bank([random_guard(sense=(1,), act=(1, 3))])
+    bank = bank_of([random_guard(sense=(1,), act=(1, 3))])
     seam = HiddenSeam(layers)
     seam.install(bank.layers)
     table = table_of(bank, threshold=-1.0)
@@ -92,7 +93,7 @@ def test_a_fired_guard_replaces_the_states_of_its_acting_layers_only(layers: lis
 
 
 def test_reading_ends_with_an_exception_too(layers: list[Layer]) -> None:
-    bank = Bank([random_guard()])
+    bank = bank_of([random_guard()])
     seam = HiddenSeam(layers)
     seam.install(bank.layers)
     table = table_of(bank, threshold=-1.0)

@@ -23,7 +23,8 @@ class Leaky:
         self.names: Sequence[str] = names
         states = first + torch.arange(len(names))[:, None, None].expand(-1, 1, 2)
         masks = torch.ones(len(names), 1, dtype=torch.bool)
-        self.concepts = Conditioning({"text": states}, {"text": masks})
+        self.per_guard = 1
+        self.conditions: Conditioning | None = Conditioning({"text": states}, {"text": masks})
 
     def sense(self, text: Conditioning) -> Tensor:
         raise NotImplementedError
@@ -76,18 +77,26 @@ COLUMN = {"a": 0, "bb": 1, "ccc": 0}
 CONCEPT = {"a": 0.0, "bb": 1.0, "ccc": 9.0}
 
 
+def combined(
+    guidance: Guidance, u: Tensor, c: Tensor, extra: Tensor, scale: Tensor, progress: Tensor
+) -> Tensor:
+    return guidance.combine(
+        u, c, extra, latents=u, timestep=progress, scale=scale, progress=progress
+    )
+
+
 def check(guidance: Guidance, slow: list[SlowRow], draw: torch.Generator) -> None:
     """One step of both, and that they agree."""
     count = len(slow)
     u, c = (torch.randn(count, *SHAPE, generator=draw) for _ in range(2))
     scale, progress = (torch.rand(count, generator=draw) + 1.5 for _ in range(2))
     wanted: dict[tuple[int, float], Tensor] = {}
-    concept = torch.randn(len(guidance.rows), *SHAPE, generator=draw)
-    if len(guidance.rows):
+    concept = torch.randn(len(guidance.extra_rows), *SHAPE, generator=draw)
+    if len(guidance):
         seen = guidance.text.states["text"][:, 0, 0].tolist()
-        for pair, (row, value) in enumerate(zip(guidance.rows.tolist(), seen, strict=True)):
+        for pair, (row, value) in enumerate(zip(guidance.extra_rows.tolist(), seen, strict=True)):
             wanted[row, value] = concept[pair]
-    out = guidance.combine(u, c, concept, scale=scale, progress=progress)
+    out = combined(guidance, u, c, concept, scale, progress)
     for row, reference in enumerate(slow):
         own = [wanted[row, CONCEPT[guard.name]] for guard in reference.guards]
         s, p = float(scale[row]), float(progress[row])
@@ -123,7 +132,7 @@ def test_without_pairs_every_row_keeps_the_bare_bits() -> None:
     guidance.add(0, guards("a"))
     guidance.remove(0)
     check(guidance, [SlowRow([]), SlowRow([])], torch.Generator().manual_seed(1))
-    assert len(guidance.rows) == 0
+    assert len(guidance) == len(guidance.extra_rows) == 0
 
 
 def test_a_row_does_not_depend_on_its_neighbours() -> None:
@@ -134,8 +143,8 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
     both.add(0, guards("a"))
     both.add(1, guards("bb"))
     alone.add(0, guards("a"))
-    together = both.combine(u, c, concept, scale=scale, progress=progress)
-    single = alone.combine(u[:1], c[:1], concept[:1], scale=scale[:1], progress=progress[:1])
+    together = combined(both, u, c, concept, scale, progress)
+    single = combined(alone, u[:1], c[:1], concept[:1], scale[:1], progress[:1])
     assert torch.equal(together[0], single[0])
 
 
@@ -143,7 +152,7 @@ def test_half_precision_is_kept() -> None:
     guidance = seam()
     guidance.add(1, guards("a"))
     u, c, concept = (torch.randn(n, *SHAPE).half() for n in (2, 2, 1))
-    out = guidance.combine(u, c, concept, scale=torch.full((2,), 3.0), progress=torch.zeros(2))
+    out = combined(guidance, u, c, concept, torch.full((2,), 3.0), torch.zeros(2))
     assert out.dtype == torch.float16
     assert torch.equal(out[0], u[0] + torch.tensor(3.0).half() * (c[0] - u[0]))
 

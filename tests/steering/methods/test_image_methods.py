@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from steering.methods import METHODS
 from steering.methods.fitted import FittedGuard
-from steering.methods.image_methods import SCREENS
 from steering.methods.safe_guidance import PRESETS
 from tests.steering.methods import (
     test_cgce,
@@ -32,7 +32,7 @@ SOUND = {
 def test_sound_guards_are_stacked_in_their_order(method: str) -> None:
     own = SOUND[method]
     other = FittedGuard("other", own.tensors, own.settings)
-    assert list(SCREENS[method]([own, other], "cpu").names) == [own.name, "other"]
+    assert list(METHODS[method].stacked([own, other], "cpu").names) == [own.name, "other"]
 
 
 def without(values: Any, key: str) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def without(values: Any, key: str) -> dict[str, Any]:
 def test_a_missing_tensor_is_named(method: str, key: str) -> None:
     own = SOUND[method]
     with pytest.raises(ValueError, match=f"has no tensor '{key}'"):
-        SCREENS[method]([FittedGuard("g", without(own.tensors, key), own.settings)], "cpu")
+        METHODS[method].stacked([FittedGuard("g", without(own.tensors, key), own.settings)], "cpu")
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_a_missing_tensor_is_named(method: str, key: str) -> None:
 def test_a_missing_setting_is_named(method: str, key: str) -> None:
     own = SOUND[method]
     with pytest.raises(ValueError, match=f"has no setting '{key}'"):
-        SCREENS[method]([FittedGuard("g", own.tensors, without(own.settings, key))], "cpu")
+        METHODS[method].stacked([FittedGuard("g", own.tensors, without(own.settings, key))], "cpu")
 
 
 @pytest.mark.parametrize(
@@ -94,18 +94,18 @@ def test_an_impossible_setting_is_named(method: str, key: str, value: Any, fault
     own = SOUND[method]
     broken = FittedGuard("g", own.tensors, dict(own.settings) | {key: value})
     with pytest.raises(ValueError, match=fault):
-        SCREENS[method]([broken], "cpu")
+        METHODS[method].stacked([broken], "cpu")
 
 
 def test_guards_of_different_widths_cannot_be_stacked() -> None:
     own = SOUND["safree"]
     narrow = {key: values[..., :-1] for key, values in own.tensors.items()}
     with pytest.raises(ValueError, match="of different widths"):
-        SCREENS["safree"]([own, FittedGuard("g", narrow, own.settings)], "cpu")
+        METHODS["safree"].stacked([own, FittedGuard("g", narrow, own.settings)], "cpu")
 
 
 def test_concepts_of_different_lengths_cannot_be_stacked() -> None:
     own = SOUND["negative-prompt"]
     short = dict(own.tensors) | {"concept.t5": own.tensors["concept.t5"][:-1]}
     with pytest.raises(ValueError, match=r"concept\.t5 and mask\.t5 must be of one shape"):
-        SCREENS["negative-prompt"]([own, FittedGuard("g", short, own.settings)], "cpu")
+        METHODS["negative-prompt"].stacked([own, FittedGuard("g", short, own.settings)], "cpu")

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from classifiers.latents import LatentClassifiers
+from steering.methods import METHODS
 from steering.methods.fitted import FittedGuard
-from steering.methods.image_methods import IMAGE_SCREENS, SCREENS
 from steering.methods.latents import LatentClassifierGuards, stack
-from tests.classifiers.nets import drawn_net, tensors_of
+from tests.classifiers.nets import random_net, tensors_of
 
 CHANNELS = 5
 SHAPES = [(8, 8), (3, 8, 6)]
@@ -22,7 +22,7 @@ SHAPES = [(8, 8), (3, 8, 6)]
 
 
 def net_of(members: int, seed: int) -> LatentClassifiers:
-    return drawn_net(members, CHANNELS, seed=seed)
+    return random_net(members, CHANNELS, seed=seed)
 
 
 def fitted(
@@ -44,7 +44,7 @@ def drawn(rows: int = 4, *, shape: Sequence[int] = (8, 8), seed: int = 0) -> Ten
 
 
 def test_the_method_looks_at_images_and_not_at_prompts() -> None:
-    assert IMAGE_SCREENS["latents"] is stack and "latents" not in SCREENS
+    assert METHODS["latents"].seam == "output"
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -135,16 +135,16 @@ def test_slopes_go_through(columns: list[int]) -> None:
 
 
 def test_latents_of_another_number_of_channels_are_refused() -> None:
-    with pytest.raises(ValueError, match="latents of 5 channels are wanted"):
+    with pytest.raises(ValueError, match="latents must have 5 channels, not"):
         three().sense(drawn()[:, :4], [0])
 
 
 @pytest.mark.parametrize(
     "other",
     [
-        drawn_net(2, CHANNELS + 1),
-        drawn_net(2, CHANNELS, hidden=(3, 6)),
-        drawn_net(2, CHANNELS, hidden=(3, 5, 5, 5)),
+        random_net(2, CHANNELS + 1),
+        random_net(2, CHANNELS, hidden=(3, 6)),
+        random_net(2, CHANNELS, hidden=(3, 5, 5, 5)),
     ],
 )
 def test_different_forms_cannot_be_stacked(other: LatentClassifiers) -> None:

@@ -8,9 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from steering.methods import load_guard
+from steering.methods import method_named
+from steering.methods.fitted import FittedGuard
+from steering.methods.steer import SteerGuards, loaded
 
-WIDTH, DEPTH = 8, 4
+WIDTH = 8
+
+
+def stacked(tensors: dict[str, Any], settings: dict[str, Any]) -> SteerGuards:
+    guards: SteerGuards = method_named("steer").stacked([FittedGuard("g", tensors, settings)])
+    return guards
 
 
 def sound() -> tuple[dict[str, Any], dict[str, Any]]:
@@ -34,24 +41,27 @@ def sound() -> tuple[dict[str, Any], dict[str, Any]]:
 
 def test_sound_guard_is_loaded_as_fitted() -> None:
     tensors, settings = sound()
-    fitted = load_guard("steer", "potter", tensors, settings, DEPTH)
-    guard = fitted.tensors
+    guard = loaded(FittedGuard("potter", tensors, settings))
     assert (guard.name, guard.sense_layers, guard.act_layers) == ("potter", (1, 2), (3,))
     assert (guard.pool, guard.rest, guard.width) == (3, 2, WIDTH)
     assert torch.equal(guard.gates, torch.tensor(tensors["gates"]))
     d = torch.tensor(tensors["directions"])
     assert torch.equal(guard.directions, torch.stack([d, 0.5 * d]))
-    assert (fitted.threshold, fitted.strength, fitted.recheck) == (0.25, 1.5, 0.75)
 
 
-def test_no_recheck_threshold_means_none() -> None:
-    tensors, settings = sound()
-    assert load_guard("steer", "g", tensors, settings | {"recheck": None}, DEPTH).recheck is None
+def test_thresholds_are_read_with_checks() -> None:
+    fitted = FittedGuard("g", *sound())
+    assert fitted.number("threshold") == 0.25 and fitted.optional_number("recheck") == 0.75
+    none = FittedGuard("g", {}, {"recheck": None, "strength": float("nan"), "threshold": "high"})
+    assert none.optional_number("recheck") is None
+    for key in ("strength", "threshold"):
+        with pytest.raises(ValueError, match=f"{key} must be a finite number"):
+            none.number(key)
 
 
 def test_unknown_method_names_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="unknown method 'melt'.*steer"):
-        load_guard("melt", "g", *sound(), DEPTH)
+    with pytest.raises(ValueError, match="unknown method 'melt'.*steer.*cgce"):
+        method_named("melt")
 
 
 @pytest.mark.parametrize("missing", ["gates", "directions"])
@@ -59,44 +69,42 @@ def test_missing_tensor_is_named(missing: str) -> None:
     tensors, settings = sound()
     del tensors[missing]
     with pytest.raises(ValueError, match=missing):
-        load_guard("steer", "g", tensors, settings, DEPTH)
+        stacked(tensors, settings)
 
 
-@pytest.mark.parametrize("missing", list(sound()[1]))
+@pytest.mark.parametrize(
+    "missing", [key for key in sound()[1] if key not in ("threshold", "strength", "recheck")]
+)
 def test_missing_setting_is_named(missing: str) -> None:
     tensors, settings = sound()
     del settings[missing]
     with pytest.raises(ValueError, match=missing):
-        load_guard("steer", "g", tensors, settings, DEPTH)
+        stacked(tensors, settings)
 
 
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"sense_layers": [1, 9], "act_layers": [9]}, r"layers \[9, 9\] do not exist"),
-        ({"sense_layers": [-1, 2]}, r"layers \[-1\] do not exist"),
-        ({"sense_layers": []}, "needs layers"),
-        ({"act_layers": []}, "needs layers"),
+        ({"sense_layers": []}, r"gates must be \[sense layers, width\]"),
+        ({"act_layers": []}, "directions must be"),
         ({"sense_layers": [1, 1]}, "each once"),
         ({"sense_layers": [1]}, r"gates must be \[sense layers, width\]"),
+        ({"sense_layers": [1, 2.5]}, "sense_layers must be a list of whole numbers"),
         ({"act_layers": [2, 3]}, "directions must be"),
         ({"act_layers": [1]}, "act before it has sensed"),
         ({"schedule": []}, "at least one step"),
+        ({"schedule": 1.0}, "schedule must be a list"),
         ({"pool": 0}, "pool must be at least 1"),
         ({"rest": 0}, "rest must be at least 1"),
-        ({"pool": None}, "a steering guard needs"),
-        ({"sense_layers": None}, "a steering guard needs"),
-        ({"threshold": "nan"}, "finite"),
-        ({"threshold": "high"}, "high"),
-        ({"strength": "inf"}, "finite"),
-        ({"recheck": "nan"}, "finite"),
-        ({"schedule": ["nan"]}, "finite"),
+        ({"pool": None}, "pool must be a finite number"),
+        ({"sense_layers": None}, "sense_layers must be a list"),
+        ({"schedule": [float("nan")]}, "finite"),
     ],
 )
 def test_settings_that_do_not_hold(change: dict[str, Any], match: str) -> None:
     tensors, settings = sound()
     with pytest.raises(ValueError, match=match):
-        load_guard("steer", "g", tensors, settings | change, DEPTH)
+        stacked(tensors, settings | change)
 
 
 @pytest.mark.parametrize(
@@ -114,5 +122,5 @@ def test_settings_that_do_not_hold(change: dict[str, Any], match: str) -> None:
 def test_tensors_of_a_wrong_shape(name: str, shape: tuple[int, ...]) -> None:
     tensors, settings = sound()
     tensors[name] = np.zeros(shape, "f4")
-    with pytest.raises(ValueError, match="must be"):
-        load_guard("steer", "g", tensors, settings, DEPTH)
+    with pytest.raises(ValueError, match="must (be|have)"):
+        stacked(tensors, settings)

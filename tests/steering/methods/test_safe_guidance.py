@@ -17,6 +17,7 @@ from steering.images.guidance import Guidance, Predictions
 from steering.methods import safe_guidance
 from steering.methods.fitted import FittedGuard
 from steering.methods.safe_guidance import PRESETS
+from tests.steering.images.test_guidance import combined
 from tests.steering.methods.stand import TOKENS, WIDTHS, bits_are_kept, guard, prompts
 
 SHAPE = (2, 3, 3)
@@ -73,9 +74,9 @@ def test_safe_guidance_follows_the_equations_over_a_whole_image(steps: int) -> N
     scale = torch.tensor([7.5, 3.0, 2.0, 5.0])
     for step in range(steps):
         u, c = (torch.randn(4, *SHAPE, generator=draw) for _ in range(2))
-        concept = c[guidance.rows] + 0.01 * torch.randn(4, *SHAPE, generator=draw)
+        concept = c[guidance.extra_rows] + 0.01 * torch.randn(4, *SHAPE, generator=draw)
         progress = torch.full((4,), step / steps)
-        out = guidance.combine(u, c, concept, scale=scale, progress=progress)
+        out = combined(guidance, u, c, concept, scale, progress)
         total = np.zeros((4, *SHAPE))
         for pair, (row, name) in enumerate(nu):
             term, nu[row, name] = slow_safety(
@@ -97,7 +98,18 @@ def test_before_the_warmup_is_over_rows_get_the_bare_prediction() -> None:
     guide = safe_guidance.stack_safety(SAFETY)
     u, c, concept = (torch.randn(1, *SHAPE) for _ in range(3))
     zeros, one = torch.zeros(1, *SHAPE), torch.ones(1)
-    at = Predictions(one.long(), one, torch.tensor([0.19]), one * 3.0, u, c, concept, zeros)
+    at = Predictions(
+        guard=one.long(),
+        strength=one,
+        timestep=one,
+        progress=torch.tensor([0.19]),
+        scale=one * 3.0,
+        latents=zeros,
+        unconditional=u,
+        conditional=c,
+        extra=concept[:, None],
+        memory=zeros,
+    )
     term, memory = guide.term(at)
     assert not term.any() and memory.any()
 
@@ -109,7 +121,7 @@ def test_negative_prompt_puts_the_concept_in_place_of_the_empty_prompt() -> None
     u, c = torch.randn(3, *SHAPE), torch.randn(3, *SHAPE)
     n = torch.randn(3, *SHAPE)
     scale = torch.tensor([3.0, 4.0, 5.0])
-    out = guidance.combine(u, c, n, scale=scale, progress=torch.zeros(3))
+    out = combined(guidance, u, c, n, scale, torch.zeros(3))
     torch.testing.assert_close(out[0], n[0] + 3.0 * (c[0] - n[0]), atol=1e-5, rtol=1e-5)
     several = u[1] + 0.5 * (n[1] - u[1]) + (n[2] - u[1])
     torch.testing.assert_close(out[1], several + 4.0 * (c[1] - several), atol=1e-5, rtol=1e-5)
@@ -143,7 +155,7 @@ def test_in_a_bank_a_guide_says_whether_it_fires_and_leaves_the_text_alone() -> 
 
 def test_concepts_are_the_guards_own() -> None:
     guide = safe_guidance.stack_negative([make("a", 0, {}), make("b", 1, {})])
-    assert guide.concepts.rows == 2
+    assert guide.conditions is not None and guide.conditions.rows == 2
     wanted = torch.tensor(make("b", 1, {}).tensors["concept.t5"])
-    assert torch.equal(guide.concepts.states["t5"][1], wanted)
-    assert guide.concepts.masks["t5"][1].tolist() == [True] * 3 + [False] * 4
+    assert torch.equal(guide.conditions.states["t5"][1], wanted)
+    assert guide.conditions.masks["t5"][1].tolist() == [True] * 3 + [False] * 4

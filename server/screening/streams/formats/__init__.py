@@ -1,1 +1,1 @@
-"""The events of each streamed route: where their new text is, and how a stream ends early."""
+"""The events of each streamed route: where they have new text, and how a stream ends early."""

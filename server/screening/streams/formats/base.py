@@ -1,8 +1,8 @@
-"""What the events of all streamed routes have in common.
+"""The interface of the event formats of all streamed routes.
 
-An event is a parsed JSON object. New text stands in slots: a slot's `channel` is the text that it
-adds to, its `group` (a choice, an item) what ends together. All other strings of an event are whole
-texts, which are read as those of an answer that is not streamed.
+An event is a parsed JSON object. New text stands in slots: the `channel` of a slot is the text that
+it adds to, its `group` (a choice, an item) the texts that end together. All other strings of an
+event are whole texts, which are read as those of a response that is not streamed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Group = Hashable
 class Slot:
     """A string `holder[key]` of an event that adds to the text of `channel`.
 
-    `quoted`: it is a part of JSON, where what is put in must be escaped.
+    `quoted`: it is a part of JSON, so that a replacement must be escaped.
     """
 
     group: Group
@@ -34,7 +34,7 @@ class Slot:
 
     @property
     def text(self) -> str:
-        """What stands there."""
+        """The string."""
         return str(self.holder[self.key])
 
 
@@ -45,52 +45,71 @@ def framed(event: Mapping[str, Any], name: str = "") -> bytes:
 
 
 class StreamFormat(ABC):
-    """What one stream's events are, and what has been seen of them; a new one for each stream."""
+    """Reads the events of one stream, and knows the state that they have left it in."""
 
-    def note(self, event: dict[str, Any]) -> None:  # noqa: B027  # not all need to
-        """An event has come: each is told once, in order, before anything is asked of it."""
+    def observe(self, event: dict[str, Any]) -> None:  # noqa: B027  # not all need to
+        """Called once for each event, in order, before all other methods."""
 
     @abstractmethod
     def slots(self, event: dict[str, Any]) -> Sequence[Slot]:
-        """Where new text stands in an event; of equal events the same, in the same order."""
+        """The slots of an event; those of equal events are the same, in the same order."""
 
     @abstractmethod
-    def over(self, event: dict[str, Any]) -> Sequence[Group]:
+    def ended_groups(self, event: dict[str, Any]) -> Sequence[Group]:
         """The groups that this event ends."""
 
     def split(self, event: dict[str, Any]) -> Sequence[dict[str, Any]]:
-        """The event as several, each of one group at most."""
+        """The event as several, of at most one group each."""
         return (event,)
 
     def groups(self, event: dict[str, Any]) -> Sequence[Group]:
-        """What an event belongs to; empty: to all, so that it waits for all before it."""
+        """The groups of an event; none for one that waits for all events before it."""
         return [slot.group for slot in self.slots(event)]
 
     def mark(self, event: dict[str, Any]) -> Any:
-        """What `sent` is to be told of an event, which is not kept until then; None for nothing."""
+        """The facts of an event that `on_sent` needs, since events are not kept; None if none."""
         return None
 
-    def sent(self, mark: Any) -> None:  # noqa: B027  # most need not know
-        """An event has left."""
+    def on_sent(self, mark: Any) -> None:  # noqa: B027  # most need not know
+        """Called when an event with a mark has been sent."""
 
     def carries_verdict(self, event: dict[str, Any]) -> bool:
-        """Whether the verdict of the request goes into this event: the last one has it."""
+        """Whether the verdict of the request goes into this event, which is the last one."""
         return False
 
     @abstractmethod
-    def cut(self, group: Group, verdict: Mapping[str, Any]) -> Iterator[bytes]:
+    def cut_events(self, group: Group, verdict: Mapping[str, Any]) -> Iterator[bytes]:
         """The events that end `group` in its middle, as a content filter does."""
 
     @abstractmethod
-    def close(self, verdict: Mapping[str, Any]) -> Iterator[bytes]:
+    def closing_events(self, verdict: Mapping[str, Any]) -> Iterator[bytes]:
         """The events that end the stream when all groups have been cut."""
+
+
+def is_error(event: Mapping[str, Any]) -> bool:
+    """Whether an event reports an error, as OpenAI's and Anthropic's servers do in a stream."""
+    return bool(event.get("error")) or event.get("type") == "error"
+
+
+def masked_error(event: Mapping[str, Any], error: Mapping[str, Any]) -> dict[str, Any]:
+    """An event that reports `error`, of OpenAI's schema, in place of that in `event`."""
+    if event.get("type") != "error":
+        return {"error": error}
+    if event.get("error"):
+        return {"type": "error", "error": error}
+    # in `/v1/responses` the members of the error are those of the event
+    number = event.get("sequence_number")
+    numbered = {"sequence_number": number} if isinstance(number, int) else {}
+    return {**error, "type": "error", **numbered}
 
 
 def other_slots(
     group: Group, holder: dict[str, Any], path: str, known: Collection[tuple[int, str]]
 ) -> Iterator[Slot]:
-    """Slots of all texts in `holder` that are not in `known` (of a holder's id, and a key): what a
-    delta brings beside what the format knows adds to a text of its own as well."""
+    """Slots of the texts in `holder` beside those that the format knows, each with its channel.
+
+    `known` has the `(id(holder), key)` of each slot that the format knows.
+    """
     for piece in texts_of(holder, "response").pieces:
         if not piece.is_key and (id(piece.holder), piece.key) not in known:
             channel = (group, "other", piece.path)

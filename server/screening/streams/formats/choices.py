@@ -19,7 +19,9 @@ from server.screening.streams.sse import DONE
 
 def _choices(event: dict[str, Any]) -> list[dict[str, Any]]:
     choices = event.get("choices")
-    return [each for each in choices if isinstance(each, dict)] if isinstance(choices, list) else []
+    if not isinstance(choices, list):
+        return []
+    return [choice for choice in choices if isinstance(choice, dict)]
 
 
 def _index(choice: dict[str, Any]) -> int:
@@ -28,7 +30,7 @@ def _index(choice: dict[str, Any]) -> int:
 
 
 class _ChoiceFormat(StreamFormat):
-    """What chunks of chats and of completions have in common."""
+    """The common part of the chunks of chats and of completions."""
 
     def __init__(self) -> None:
         self._last: dict[str, Any] = {}
@@ -36,7 +38,7 @@ class _ChoiceFormat(StreamFormat):
         self._wants_usage = False
         self._deltas = 0
 
-    def note(self, event: dict[str, Any]) -> None:
+    def observe(self, event: dict[str, Any]) -> None:
         self._last = {
             name: event[name] for name in ("id", "object", "created", "model") if name in event
         }
@@ -49,32 +51,31 @@ class _ChoiceFormat(StreamFormat):
         choices = _choices(event)
         if len(choices) < 2:
             return (event,)
-        told = {name: item for name, item in event.items() if name not in {"usage", "choices"}}
-        absent = {"usage": None} if "usage" in event else {}
-        apart = [{**told, "choices": [each], **absent} for each in choices]
-        apart[-1] |= {"usage": event["usage"]} if "usage" in event else {}
-        return apart
+        common = {name: item for name, item in event.items() if name not in {"usage", "choices"}}
+        no_usage = {"usage": None} if "usage" in event else {}
+        events = [{**common, "choices": [choice], **no_usage} for choice in choices]
+        events[-1] |= {"usage": event["usage"]} if "usage" in event else {}
+        return events
 
-    def over(self, event: dict[str, Any]) -> Sequence[Group]:
-        ended = [each for each in _choices(event) if each.get("finish_reason")]
-        return [_index(each) for each in ended]
+    def ended_groups(self, event: dict[str, Any]) -> Sequence[Group]:
+        return [_index(choice) for choice in _choices(event) if choice.get("finish_reason")]
 
     def groups(self, event: dict[str, Any]) -> Sequence[Group]:
-        return [_index(each) for each in _choices(event)]
+        return [_index(choice) for choice in _choices(event)]
 
     def carries_verdict(self, event: dict[str, Any]) -> bool:
-        return bool(self.over(event))
+        return bool(self.ended_groups(event))
 
-    def _cut(self, choice: dict[str, Any], verdict: Mapping[str, Any]) -> bytes:
-        absent = {"usage": None} if self._wants_usage else {}
-        return framed({**self._head(), "choices": [choice], **absent, "guard": verdict})
+    def _last_chunk(self, choice: dict[str, Any], verdict: Mapping[str, Any]) -> bytes:
+        no_usage = {"usage": None} if self._wants_usage else {}
+        return framed({**self._head(), "choices": [choice], **no_usage, "guard": verdict})
 
     def _head(self) -> dict[str, Any]:
         return {"id": "cut", "created": int(time.time()), "model": ""} | self._last
 
-    def close(self, verdict: Mapping[str, Any]) -> Iterator[bytes]:
+    def closing_events(self, verdict: Mapping[str, Any]) -> Iterator[bytes]:
         if self._wants_usage:
-            # the upstream counts at the end of an answer, which nobody waits for
+            # the upstream counts at the end of a response, which is not waited for
             usage = self._usage or {
                 "prompt_tokens": 0,
                 "completion_tokens": self._deltas,
@@ -88,37 +89,36 @@ class ChatFormat(_ChoiceFormat):
     """`/v1/chat/completions`."""
 
     def slots(self, event: dict[str, Any]) -> Sequence[Slot]:
-        found = []
+        slots: list[Slot] = []
         for choice in _choices(event):
             index, delta = _index(choice), choice.get("delta")
-            at = f"choices[{index}]"
+            path = f"choices[{index}]"
             if not isinstance(delta, dict):
                 continue
-            own = [
-                Slot(index, (index, key), delta, key, f"{at}.{key}")
+            known_slots = [
+                Slot(index, (index, key), delta, key, f"{path}.{key}")
                 for key in texts_under(delta, ("content", "refusal", "reasoning_content"))
             ]
-            own += _calls(index, delta, at)
-            known = {(id(slot.holder), slot.key) for slot in own}
-            found += [*own, *other_slots(index, delta, at, known)]
-        return found
+            known_slots += _call_slots(index, delta, path)
+            known = {(id(slot.holder), slot.key) for slot in known_slots}
+            slots += [*known_slots, *other_slots(index, delta, path, known)]
+        return slots
 
-    def cut(self, group: Group, verdict: Mapping[str, Any]) -> Iterator[bytes]:
+    def cut_events(self, group: Group, verdict: Mapping[str, Any]) -> Iterator[bytes]:
         choice = {"index": group, "delta": {}, "logprobs": None, "finish_reason": "content_filter"}
-        yield self._cut(choice, verdict)
+        yield self._last_chunk(choice, verdict)
 
 
-def _calls(index: Group, delta: Any, at: str) -> Iterator[Slot]:
-    calls = delta.get("tool_calls") if isinstance(delta, dict) else None
-    listed = [each for each in calls if isinstance(each, dict)] if isinstance(calls, list) else []
-    functions = [(each.get("index", i), each.get("function")) for i, each in enumerate(listed)]
-    if isinstance(delta, dict):
-        functions.append(("call", delta.get("function_call")))
+def _call_slots(index: Group, delta: dict[str, Any], choice_path: str) -> Iterator[Slot]:
+    calls = delta.get("tool_calls")
+    listed = [call for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []
+    functions = [(call.get("index", i), call.get("function")) for i, call in enumerate(listed)]
+    functions.append(("call", delta.get("function_call")))
     for number, function in functions:
         for key in texts_under(function, ("name", "arguments")):
             assert isinstance(function, dict)
             channel = (index, "tool", number, key)
-            path = f"{at}.tool_calls[{number}].{key}"
+            path = f"{choice_path}.tool_calls[{number}].{key}"
             yield Slot(index, channel, function, key, path, quoted=key == "arguments")
 
 
@@ -133,6 +133,6 @@ class CompletionFormat(_ChoiceFormat):
             if isinstance(choice.get("text"), str)
         ]
 
-    def cut(self, group: Group, verdict: Mapping[str, Any]) -> Iterator[bytes]:
+    def cut_events(self, group: Group, verdict: Mapping[str, Any]) -> Iterator[bytes]:
         choice = {"index": group, "text": "", "logprobs": None, "finish_reason": "content_filter"}
-        yield self._cut(choice, verdict)
+        yield self._last_chunk(choice, verdict)

@@ -9,21 +9,21 @@ from server.screening.streams.formats.base import Group, Slot, StreamFormat, fra
 
 
 class ImagesFormat(StreamFormat):
-    """`/v1/images/...`: partial images; no text is new in them."""
+    """`/v1/images/...`: partial images, which have no new text."""
 
     def slots(self, event: dict[str, Any]) -> Sequence[Slot]:
         return ()
 
-    def over(self, event: dict[str, Any]) -> Sequence[Group]:
+    def ended_groups(self, event: dict[str, Any]) -> Sequence[Group]:
         return ()
 
     def carries_verdict(self, event: dict[str, Any]) -> bool:
         return str(event.get("type")).endswith(".completed")
 
-    def cut(self, group: Group, verdict: Mapping[str, Any]) -> Iterator[bytes]:
+    def cut_events(self, group: Group, verdict: Mapping[str, Any]) -> Iterator[bytes]:
         return iter(())
 
-    def close(self, verdict: Mapping[str, Any]) -> Iterator[bytes]:
+    def closing_events(self, verdict: Mapping[str, Any]) -> Iterator[bytes]:
         error = {
             "message": "The content filter ended this answer.",
             "type": "invalid_request_error",

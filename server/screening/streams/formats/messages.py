@@ -25,10 +25,10 @@ class MessagesFormat(StreamFormat):
     }
 
     def __init__(self) -> None:
-        self._open: Any = None
+        self._open_block: Any = None
         self._tokens = 0
 
-    def note(self, event: dict[str, Any]) -> None:
+    def observe(self, event: dict[str, Any]) -> None:
         self._tokens += event.get("type") == "content_block_delta"
 
     def slots(self, event: dict[str, Any]) -> Sequence[Slot]:
@@ -36,12 +36,12 @@ class MessagesFormat(StreamFormat):
         delta = event.get("delta")
         if kind == "content_block_start" and isinstance(event.get("content_block"), dict):
             block = event["content_block"]
-            own = [
+            known_slots = [
                 Slot("answer", (index, key), block, key, f"content[{index}].{key}")
                 for key in texts_under(block, ("text", "thinking"))
             ]
-            known = {(id(slot.holder), slot.key) for slot in own}
-            return [*own, *other_slots("answer", block, f"content[{index}]", known)]
+            known = {(id(slot.holder), slot.key) for slot in known_slots}
+            return [*known_slots, *other_slots("answer", block, f"content[{index}]", known)]
         if kind != "content_block_delta" or not isinstance(delta, dict):
             return ()
         key, quoted = self._DELTAS.get(str(delta.get("type")), ("", False))
@@ -49,7 +49,7 @@ class MessagesFormat(StreamFormat):
             return list(other_slots("answer", delta, f"content[{index}]", ()))
         return [Slot("answer", (index, key), delta, key, f"content[{index}].{key}", quoted)]
 
-    def over(self, event: dict[str, Any]) -> Sequence[Group]:
+    def ended_groups(self, event: dict[str, Any]) -> Sequence[Group]:
         return ["answer"] if event.get("type") in {"message_delta", "message_stop"} else ()
 
     def groups(self, event: dict[str, Any]) -> Sequence[Group]:
@@ -58,19 +58,19 @@ class MessagesFormat(StreamFormat):
     def mark(self, event: dict[str, Any]) -> tuple[Any, Any]:
         return event.get("type"), event.get("index")
 
-    def sent(self, mark: tuple[Any, Any]) -> None:
+    def on_sent(self, mark: tuple[Any, Any]) -> None:
         kind, index = mark
         if kind == "content_block_start":
-            self._open = index
+            self._open_block = index
         elif kind == "content_block_stop":
-            self._open = None
+            self._open_block = None
 
     def carries_verdict(self, event: dict[str, Any]) -> bool:
         return event.get("type") == "message_delta"
 
-    def cut(self, group: Group, verdict: Mapping[str, Any]) -> Iterator[bytes]:
-        if self._open is not None:
-            stop = {"type": "content_block_stop", "index": self._open}
+    def cut_events(self, group: Group, verdict: Mapping[str, Any]) -> Iterator[bytes]:
+        if self._open_block is not None:
+            stop = {"type": "content_block_stop", "index": self._open_block}
             yield framed(stop, "content_block_stop")
         yield framed(
             {
@@ -83,5 +83,5 @@ class MessagesFormat(StreamFormat):
         )
         yield framed({"type": "message_stop"}, "message_stop")
 
-    def close(self, verdict: Mapping[str, Any]) -> Iterator[bytes]:
+    def closing_events(self, verdict: Mapping[str, Any]) -> Iterator[bytes]:
         return iter(())

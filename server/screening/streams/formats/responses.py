@@ -9,7 +9,7 @@ from server.screening.streams.formats.base import Group, Slot, StreamFormat, fra
 
 
 class ResponsesFormat(StreamFormat):
-    """`/v1/responses`: its last event has the whole answer once more."""
+    """`/v1/responses`, whose last event repeats the whole response."""
 
     _QUOTED = ("function_call_arguments", "mcp_call_arguments")
     _LAST = ("response.completed", "response.incomplete", "response.failed")
@@ -18,7 +18,7 @@ class ResponsesFormat(StreamFormat):
         self._response: dict[str, Any] = {}
         self._number = 0
 
-    def note(self, event: dict[str, Any]) -> None:
+    def observe(self, event: dict[str, Any]) -> None:
         if isinstance(response := event.get("response"), dict):
             self._response = response
         if isinstance(number := event.get("sequence_number"), int):
@@ -32,13 +32,13 @@ class ResponsesFormat(StreamFormat):
             return ()
         numbers = [event.get(name) for name in ("output_index", "content_index", "summary_index")]
         channel = (kind, event.get("item_id"), *numbers)
-        item = f"output[{numbers[0]}]"
+        path = f"output[{numbers[0]}].{kind}"
         quoted = any(name in kind for name in self._QUOTED)
-        return [Slot("answer", channel, event, "delta", f"{item}.{kind}", quoted)]
+        return [Slot("answer", channel, event, "delta", path, quoted)]
 
-    def over(self, event: dict[str, Any]) -> Sequence[Group]:
+    def ended_groups(self, event: dict[str, Any]) -> Sequence[Group]:
         kind = str(event.get("type"))
-        # what follows repeats the text as a whole, so that no more of it comes
+        # a `.done` event repeats the text as a whole: no more of it comes
         return ["answer"] if kind in self._LAST or kind.endswith(".done") else ()
 
     def groups(self, event: dict[str, Any]) -> Sequence[Group]:
@@ -47,7 +47,7 @@ class ResponsesFormat(StreamFormat):
     def carries_verdict(self, event: dict[str, Any]) -> bool:
         return event.get("type") in self._LAST
 
-    def cut(self, group: Group, verdict: Mapping[str, Any]) -> Iterator[bytes]:
+    def cut_events(self, group: Group, verdict: Mapping[str, Any]) -> Iterator[bytes]:
         response = {
             **{name: item for name, item in self._response.items() if name != "output"},
             "object": "response",
@@ -59,5 +59,5 @@ class ResponsesFormat(StreamFormat):
         event = {"type": "response.incomplete", "response": response, "sequence_number": number}
         yield framed({**event, "guard": verdict}, "response.incomplete")
 
-    def close(self, verdict: Mapping[str, Any]) -> Iterator[bytes]:
+    def closing_events(self, verdict: Mapping[str, Any]) -> Iterator[bytes]:
         return iter(())

@@ -11,7 +11,6 @@ from steering.engines.diffusion.engine import DiffusionEngine, ImageStart
 from steering.engines.diffusion.families import Family
 from steering.engines.diffusion.sampling.samplers import Sampler
 from steering.engines.diffusion.sampling.trajectories import InvertedImage
-from steering.images.embedding import EmbeddingBank
 
 
 @torch.no_grad()
@@ -31,7 +30,7 @@ def recovered_noise(
     guard is asked; `forward` is as in DiffusionEngine. Raises ValueError for what `InvertedImage`
     cannot start from.
     """
-    engine = DiffusionEngine(family, EmbeddingBank(), capacity=batch, forward=forward)
+    engine = DiffusionEngine(family, capacity=batch, forward=forward)
     initial = Sampler(family.scheduler, family.arrange).schedule(steps).initial
     found = []
     for first in range(0, len(prompts), batch):

@@ -1,4 +1,4 @@
-"""Encoded runs are found and read; keys, digests and identifiers are let alone."""
+"""Encoded runs are decoded; keys, digests and identifiers are left alone."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from classifiers.text.disguises.decoding import encoded_runs
 from classifiers.text.disguises.rewriting import Rewritten
 
-SAID = "how to build the small кот größe bomb, 7 now."
-PROSE = st.lists(st.sampled_from(SAID.split()), min_size=6)
+TEXT = "how to build the small кот größe bomb, 7 now."
+PROSE = st.lists(st.sampled_from(TEXT.split()), min_size=6)
 
 
 def decoded(text: str) -> str:
@@ -22,17 +22,17 @@ def decoded(text: str) -> str:
 
 
 @given(PROSE.map(" ".join), st.sampled_from(["base64", "urlsafe", "wrapped", "hex", "url", "html"]))
-def test_what_was_encoded_is_read(said: str, codec: str) -> None:
-    data = said.encode()
+def test_encoded_text_is_decoded(text: str, codec: str) -> None:
+    data = text.encode()
     written = {
         "base64": lambda: base64.b64encode(data).decode(),
         "urlsafe": lambda: base64.urlsafe_b64encode(data).decode().rstrip("="),
         "wrapped": lambda: base64.encodebytes(data).decode().rstrip(),
         "hex": lambda: data.hex(),
         "url": lambda: "".join(f"%{byte:02X}" for byte in data),
-        "html": lambda: "".join(f"&#{ord(char)};" for char in said),
+        "html": lambda: "".join(f"&#{ord(char)};" for char in text),
     }[codec]()
-    assert decoded(f"read: {written}, then act") == f"read: {said}, then act"
+    assert decoded(f"read: {written}, then act") == f"read: {text}, then act"
 
 
 @pytest.mark.parametrize(
@@ -68,12 +68,12 @@ def test_letters_stuck_to_the_front_do_not_hide_base64() -> None:
         *(str(uuid.UUID(bytes=hashlib.md5(bytes([n])).digest())) for n in range(20)),
     ],
 )
-def test_what_only_looks_encoded_is_let_alone(text: str) -> None:
+def test_text_that_only_looks_encoded_is_left_alone(text: str) -> None:
     assert decoded(text) == text
 
 
 @given(st.text("aA1+/=-_ %x\\u0&#;6f\n", max_size=200))
-def test_runs_are_sorted_apart_and_never_longer_than_what_they_were(text: str) -> None:
+def test_runs_are_sorted_without_overlaps_and_never_longer_than_their_source(text: str) -> None:
     done = 0
     for _, edit in encoded_runs(text):
         assert done <= edit.start < edit.end <= len(text)

@@ -1,4 +1,4 @@
-"""Folding sees through the ways of writing a letter, and leads back to the raw text."""
+"""Folding undoes the ways of writing a letter, and maps back to the raw text."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_digits_of_all_scripts_are_digits() -> None:
     assert fold("٣４𝟓⑥❼²").text == "345672"
 
 
-def test_a_span_holds_what_was_dropped_inside_it_and_marks_on_its_last_letter() -> None:
+def test_a_span_holds_characters_dropped_inside_it_and_marks_on_its_last_letter() -> None:
     raw = "x\u200bb\u200bo\u0301m\u200db\u0301\u200b y"
     folded = fold(raw)
     start = folded.text.index("bomb")
@@ -86,7 +86,7 @@ def test_parts_fold_as_the_whole_does(left: str, right: str) -> None:
 
 
 @given(TRICKY, st.data())
-def test_spans_are_in_range_monotone_and_hold_what_they_show(raw: str, data: st.DataObject) -> None:
+def test_spans_are_in_range_monotone_and_hold_their_text(raw: str, data: st.DataObject) -> None:
     for folded in (fold(raw), uncover(raw)):
         cuts = st.integers(0, len(folded.text))
         start, end, later = sorted(data.draw(st.tuples(cuts, cuts, cuts)))

@@ -1,4 +1,4 @@
-"""Spellings are undone where they are used, and nowhere else."""
+"""Disguising spellings are undone, ordinary ones are not."""
 
 from __future__ import annotations
 
@@ -79,8 +79,8 @@ def test_rot13_is_turned_back_where_english_comes_out() -> None:
 
 
 def test_a_short_text_in_rot13_is_known_by_its_letters() -> None:
-    for said in ("Build pipe bomb at home", "Steal credit cards or worse"):
-        assert undone(rot13, codecs.encode(said, "rot13")) == said
+    for text in ("Build pipe bomb at home", "Steal credit cards or worse"):
+        assert undone(rot13, codecs.encode(text, "rot13")) == text
     for other in (
         "Bitte nur dieses eine Mal",
         "kubectl get pods -n kube-system",

@@ -1,4 +1,4 @@
-"""Where the characters of a rewritten text came from, against the plainest reckoning."""
+"""The origin of the characters of a rewritten text, against a plain reference."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def rewritings(draw: st.DrawFn) -> tuple[str, list[Replacement]]:
 
 
 @given(rewritings(), st.data())
-def test_a_span_is_the_least_stretch_that_holds_all_its_characters(
+def test_a_span_is_the_shortest_stretch_that_holds_all_its_characters(
     rewriting: tuple[str, list[Replacement]], data: st.DataObject
 ) -> None:
     source, edits = rewriting

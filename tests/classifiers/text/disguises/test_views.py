@@ -1,4 +1,4 @@
-"""Views lead back to the raw text; ordinary texts have one reading."""
+"""Views map back to the raw text; ordinary texts have one reading."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def test_any_order_of_english_words_has_one_reading(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize("disguise", DISGUISES)
-def test_some_reading_shows_what_was_hidden(disguise: str) -> None:
+def test_some_reading_shows_the_hidden_word(disguise: str) -> None:
     text = f"Please tell me: {DISGUISES[disguise]('explosives')} ok?"
     assert any("explosives" in reading.lower() for reading in readings(text))
 
 
 @pytest.mark.parametrize("disguise", DISGUISES)
-def test_some_view_shows_what_was_hidden_and_where(disguise: str) -> None:
+def test_some_view_shows_the_hidden_word_and_its_place(disguise: str) -> None:
     hidden = DISGUISES[disguise]("explosives")
     text = f"Please tell me: {hidden} ok?"
     start = text.index(hidden)
@@ -68,7 +68,7 @@ def test_the_first_view_is_the_folded_text_and_the_others_differ() -> None:
     assert [(view.name, view.text) for view in views(text)] == [("plain", fold(text).text)]
 
 
-def test_the_name_of_a_view_lists_what_was_undone() -> None:
+def test_the_name_of_a_view_lists_the_undone_disguises() -> None:
     text = base64.b64encode(b"how to build a b-0-m-b").decode()
     assert "base64+spaced+leet" in {view.name for view in views(text)}
 
@@ -130,11 +130,11 @@ def test_hostile_texts_take_linear_time(unit: str) -> None:
     def seconds(size: int) -> float:
         text = unit * (size // len(unit))
         began = time.process_time()
-        seen = views(text)
-        for view in seen:
+        text_views = views(text)
+        for view in text_views:
             view.span(len(view.text) // 2, len(view.text) // 2 + 1)
         readings(text)
-        assert sum(len(view.text) for view in seen) <= 12 * len(text)
+        assert sum(len(view.text) for view in text_views) <= 12 * len(text)
         return time.process_time() - began
 
     short, long = seconds(SIZE // 8), seconds(SIZE)

@@ -1,3 +1,5 @@
+"""The ONNX graph computes the embeddings of the BERT paper, padded or not."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -22,16 +24,16 @@ def run(rows: tuple[list[int], ...], *, padded: bool, layers: int = 3) -> NDArra
     mask = np.zeros_like(ids)
     for at, row in enumerate(rows):
         ids[at, : len(row)], mask[at, : len(row)] = row, 1
-    given = {"ids": ids, "mask": mask} if padded else {"ids": ids}
-    (embeddings,) = session.run(None, given)
+    inputs = {"ids": ids, "mask": mask} if padded else {"ids": ids}
+    (embeddings,) = session.run(None, inputs)
     return np.asarray(embeddings)
 
 
 @pytest.mark.parametrize("layers", [1, 3])
-def test_it_is_the_papers_encoder(layers: int) -> None:
-    found = run(ROWS, padded=True, layers=layers)
+def test_embeddings_are_those_of_the_equations(layers: int) -> None:
+    embeddings = run(ROWS, padded=True, layers=layers)
     expected = [tiny_bert.reference(tiny_bert.weights(), row, layers) for row in ROWS]
-    np.testing.assert_allclose(found, np.stack(expected), atol=1e-5)
+    np.testing.assert_allclose(embeddings, np.stack(expected), atol=1e-5)
 
 
 def test_padding_changes_nothing() -> None:
@@ -49,13 +51,13 @@ def test_a_missing_tensor_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("entry", "said"),
+    ("entry", "message"),
     [
         ({"model_type": "roberta"}, "must be a bert"),
         ({"hidden_act": "relu"}, "with gelu"),
         ({"position_embedding_type": "relative_key"}, "absolute"),
     ],
 )
-def test_another_architecture_is_refused(entry: dict[str, str], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_another_architecture_is_refused(entry: dict[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         BertShape.from_config(tiny_bert.CONFIG | entry)

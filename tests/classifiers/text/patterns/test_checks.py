@@ -1,4 +1,4 @@
-"""Checksums hold for what is genuine and fail for what was changed."""
+"""Checks accept genuine numbers and refuse changed ones."""
 
 from __future__ import annotations
 

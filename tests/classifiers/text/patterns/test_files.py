@@ -1,4 +1,4 @@
-"""A list that cannot be used is refused in one line that says what to change."""
+"""A list with an error is refused with one line that says what to change."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ REGEX = '[[regex]]\nlabel = "X"\n'
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("", "the list is empty"),
         ("words = 1", "words: Input should be a valid tuple"),
@@ -40,8 +40,8 @@ REGEX = '[[regex]]\nlabel = "X"\n'
         (REGEX + "pattern = 'a'\ncheck = 'luhn'\nbits = 3.0", "bits goes with"),
     ],
 )
-def test_errors_name_the_place_and_the_remedy(text: str, said: str) -> None:
-    with pytest.raises(ValueError, match=said) as caught:
+def test_errors_name_the_place_and_the_remedy(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
         parse(text)
     assert "\n" not in str(caught.value)
 

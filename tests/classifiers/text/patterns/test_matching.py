@@ -1,4 +1,4 @@
-"""What is listed is found through its disguises, and cutting the match out removes it whole."""
+"""Patterns match through disguises, and cutting a match out removes all of it."""
 
 from __future__ import annotations
 
@@ -51,16 +51,16 @@ def cut(text: str, matches: list[Match]) -> str:
     AROUND,
     AROUND,
 )
-def test_a_word_is_found_and_cut_out_whatever_hides_it(
+def test_a_word_is_found_and_cut_out_in_every_disguise(
     disguise: str, word: str, before: list[str], after: list[str]
 ) -> None:
     hidden = DISGUISES[disguise](word)
     text = " ".join([*before, f"({hidden})", *after])
-    found = [match for match in WORDS.find(text) if match.label == "WEAPON"]
-    assert len(found) == 1
+    matches = [match for match in WORDS.find(text) if match.label == "WEAPON"]
+    assert len(matches) == 1
     start = text.index(hidden)
-    assert start <= found[0].start < found[0].end <= start + len(hidden)
-    assert "WEAPON" not in {match.label for match in WORDS.find(cut(text, found).lower())}
+    assert start <= matches[0].start < matches[0].end <= start + len(hidden)
+    assert "WEAPON" not in {match.label for match in WORDS.find(cut(text, matches).lower())}
 
 
 @pytest.mark.parametrize("disguise", sorted(DISGUISES.keys() - OF_LETTERS_ONLY))
@@ -71,9 +71,9 @@ def test_a_word_is_found_and_cut_out_whatever_hides_it(
 )
 def test_personal_data_is_found_and_cut_out(disguise: str, value: str, label: str) -> None:
     text = f"it is {DISGUISES[disguise](value)} thanks"
-    found = shipped("personal-data").find(text)
-    assert [match.label for match in found] == [label]
-    assert shipped("personal-data").find(cut(text, found)) == []
+    matches = shipped("personal-data").find(text)
+    assert [match.label for match in matches] == [label]
+    assert shipped("personal-data").find(cut(text, matches)) == []
 
 
 @pytest.mark.parametrize(
@@ -96,11 +96,11 @@ def test_personal_data_is_found_and_cut_out(disguise: str, value: str, label: st
 def test_keys_are_found_in_plain_text_and_encoded(secret: str, label: str) -> None:
     plain = f"use {secret}.", f"KEY='{secret}'", "use " + "\u200b".join(secret)
     wrapped = f"{secret} is it", f"it is {secret}"
-    encoded = (f"use {base64.b64encode(said.encode()).decode()} now" for said in wrapped)
+    encoded = (f"use {base64.b64encode(words.encode()).decode()} now" for words in wrapped)
     for text in (*plain, *encoded):
-        found = shipped("secrets").find(text)
-        assert [match.label for match in found] == [label], text
-        assert shipped("secrets").find(cut(text, found)) == []
+        matches = shipped("secrets").find(text)
+        assert [match.label for match in matches] == [label], text
+        assert shipped("secrets").find(cut(text, matches)) == []
 
 
 @pytest.mark.parametrize(
@@ -169,8 +169,8 @@ def test_surroundings_are_shared_between_neighbours() -> None:
 
 
 def test_capitals_of_other_scripts_are_the_same_word() -> None:
-    found = PatternSet.from_toml('[[words]]\nlabel = "X"\nwords = ["νερό"]').find("ΝΕΡΟ, νερό")
-    assert [(match.start, match.end) for match in found] == [(0, 4), (6, 10)]
+    matches = PatternSet.from_toml('[[words]]\nlabel = "X"\nwords = ["νερό"]').find("ΝΕΡΟ, νερό")
+    assert [(match.start, match.end) for match in matches] == [(0, 4), (6, 10)]
 
 
 def test_of_overlapping_matches_everything_is_covered() -> None:
@@ -181,33 +181,33 @@ def test_of_overlapping_matches_everything_is_covered() -> None:
     assert patterns.find("xabcdefx") == [Match(1, 5, "A", "plain"), Match(5, 7, "B", "plain")]
 
 
-def test_a_pattern_is_looked_for_in_its_views_alone() -> None:
+def test_a_pattern_is_matched_in_its_views_alone() -> None:
     listed = '[[words]]\nlabel = "X"\nwords = ["pistol"]\nviews = ["plain", "base64"]'
     patterns = PatternSet.from_toml(listed)
-    for disguise, found in {
+    for disguise, count in {
         "plain": 1,
         "base64": 1,
         "base64 twice": 1,
         "leet": 0,
         "url": 0,
     }.items():
-        assert len(patterns.find(DISGUISES[disguise]("pistol"))) == found, disguise
+        assert len(patterns.find(DISGUISES[disguise]("pistol"))) == count, disguise
 
 
-def test_the_longest_match_bounds_what_a_stream_holds_back() -> None:
+def test_the_longest_match_bounds_the_text_that_a_stream_holds_back() -> None:
     assert WORDS.longest == len("nitroglycerin")
     listed = "[[regex]]\nlabel = \"X\"\npattern = 'ab{1,40}'"
     assert PatternSet.joined([WORDS, PatternSet.from_toml(listed)]).longest == 41
 
 
-def test_joined_sets_find_what_each_finds() -> None:
+def test_joined_sets_find_the_matches_of_each() -> None:
     both = PatternSet.joined([WORDS, shipped("personal-data")])
     assert both.labels == WORDS.labels | shipped("personal-data").labels
     text = "pistol to joe@example.com"
     assert [match.label for match in both.find(text)] == ["WEAPON", "EMAIL"]
 
 
-def test_a_file_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+def test_errors_name_the_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="none.toml: cannot be read"):
         PatternSet.load(tmp_path / "none.toml")
     (tmp_path / "empty.toml").write_text("")

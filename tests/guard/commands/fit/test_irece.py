@@ -62,8 +62,12 @@ def test_a_policy_uses_the_artifact_and_breaks_the_concept(
         policies={"p": PolicyConfig(guards=("break",), action="perturb")},
     )
     plans = ImagePlans(config, family, name="tiny")
-    assert plans.erasers[0].names == ("break",) and plans["p"].screens and not plans["p"].refuses
-    engine = DiffusionEngine(family, plans.bank, capacity=1, erasers=plans.erasers)
+    assert (
+        plans.stacks.latents[0].names == ("break",)
+        and plans["p"].screens
+        and not plans["p"].refuses
+    )
+    engine = DiffusionEngine(family, plans.stacks, capacity=1)
     engine.start([ImageStart("a cat", steps=3, guards=plans["p"].rows())])
     while not engine.step():
         pass

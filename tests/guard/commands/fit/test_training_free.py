@@ -15,6 +15,7 @@ from steering.engines.diffusion.engine import DiffusionEngine, ImageStart
 from steering.engines.diffusion.families import Family
 from steering.hidden.rows import RowGuard
 from steering.images.embedding import EmbeddingBank
+from steering.images.stacks import ImageStacks
 from steering.methods.fitted import FittedGuard
 from steering.methods.safe_guidance import stack_negative
 
@@ -45,7 +46,9 @@ def test_a_negative_prompt_guard_acts_as_the_negative_prompt_of_a_request(
     guard = RowGuard("g", 0.0, 1.0)
 
     def generated(*starts: ImageStart) -> NDArray[np.uint8]:
-        engine = DiffusionEngine(family, EmbeddingBank([guide]), capacity=2, guides=[guide])
+        engine = DiffusionEngine(
+            family, ImageStacks(prompts=EmbeddingBank([guide]), guidance=(guide,)), capacity=2
+        )
         engine.start(starts)
         while len(engine.step()) < len(starts):
             pass

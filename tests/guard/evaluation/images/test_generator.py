@@ -19,7 +19,8 @@ from guard.evaluation.images.suite import ImageSuite
 from steering.engines.diffusion.families import Family
 from steering.images.conditioning import Conditioning
 from steering.images.embedding import Refinement
-from steering.methods.image_methods import SCREENS
+from steering.methods import METHODS
+from tests.guard.toy_images import restack
 from tests.server.tiny_pipeline import NAN_WORD, save_guards, save_pipeline
 
 POLICIES = """
@@ -110,8 +111,8 @@ def drawer(made: tuple[Config, Family, Path]) -> EngineImageGenerator:
 def stubborn(
     made: tuple[Config, Family, Path], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[EngineImageGenerator]:
-    stack = SCREENS["nearest"]
-    monkeypatch.setitem(SCREENS, "nearest", lambda guards, device: _Stubborn(stack(guards, device)))
+    nearest = METHODS["nearest"]
+    restack(monkeypatch, "nearest", lambda *given: _Stubborn(nearest.stacked(*given)))
     yield EngineImageGenerator(made[0], _suite(), made[1])
 
 

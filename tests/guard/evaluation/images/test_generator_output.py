@@ -11,12 +11,12 @@ import torch
 
 from guard.config.schema import Config, load_config
 from guard.errors import DataError
-from guard.evaluation.images.evaluation import GeneratedImage
 from guard.evaluation.images.generator import EngineImageGenerator
+from guard.evaluation.images.interface import GeneratedImage
 from steering.engines.diffusion.families import Family
-from steering.methods.image_methods import IMAGE_SCREENS, SCREENS
+from steering.methods import METHODS
 from tests.guard.evaluation.images.test_generator import _quiet, _Stubborn, _suite
-from tests.guard.toy_images import save_drawn_latents
+from tests.guard.toy_images import restack, save_drawn_latents
 from tests.server.tiny_pipeline import save_guards, save_pipeline
 
 POLICIES = """
@@ -171,8 +171,8 @@ def test_unless_it_shows_it_too(made: tuple[Config, Family]) -> None:
 @pytest.fixture
 def stubborn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Prompts of knives cannot be refined."""
-    stack = SCREENS["nearest"]
-    monkeypatch.setitem(SCREENS, "nearest", lambda guards, device: _Stubborn(stack(guards, device)))
+    nearest = METHODS["nearest"]
+    restack(monkeypatch, "nearest", lambda *given: _Stubborn(nearest.stacked(*given)))
 
 
 @pytest.mark.usefixtures("stubborn")
@@ -208,13 +208,13 @@ def test_nan_in_what_is_seen_fails_closed_or_open(
     made: tuple[Config, Family], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def blind(guards: Any, device: Any) -> Any:
-        screen = stack(guards, device)
+        screen = latents.stacked(guards, device)
         sense = screen.sense
         monkeypatch.setattr(screen, "sense", lambda *asked: sense(*asked) * torch.nan)
         return screen
 
-    stack = IMAGE_SCREENS["latents"]
-    monkeypatch.setitem(IMAGE_SCREENS, "latents", blind)
+    latents = METHODS["latents"]
+    restack(monkeypatch, "latents", blind)
     drawer = drawer_of(made)
     (closed,) = draw(drawer, [CAT], "look")
     assert closed.image is None and closed.effect.blocked and not closed.effect.fired

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from guard.evaluation.m_erasure.denoising import Noising, Views, bare, denoising_loss
-from guard.evaluation.m_erasure.guarded_loss import GuardedLoss, through_guards
+from guard.evaluation.m_erasure.guarded_loss import GuardedLoss, gradients_of, through_guards
 from guard.evaluation.m_erasure.learned_words import WORD, TextualInversion, learn
 from guard.plans.images import ImagePlans
 from steering.engines.diffusion.families import Family
@@ -52,8 +52,10 @@ def test_rows_are_guarded_as_the_bank_guards_them(made: tuple[ImagePlans, Family
     plans, family = made
     guards = plans["knife-nearest"].prompt_rows()
     given = text(family)
-    exact = plans.bank.apply(given, [guards] * 3)
-    found, seen = through_guards(plans.bank, guards, given)
+    exact = plans.stacks.prompts.apply(given, [guards] * 3)
+    found, seen = through_guards(
+        plans.stacks.prompts, guards, given, gradients_of(plans["knife-nearest"])
+    )
     assert torch.allclose(found.states["text"], exact.text.states["text"], atol=1e-6)
     fired = [own["knife"].fired for own in exact.readings]
     assert fired == [True, False, True] and [bool(each > 0) for each in seen] == fired
@@ -65,7 +67,10 @@ def test_the_slope_reaches_what_is_guarded(made: tuple[ImagePlans, Family]) -> N
     given = text(family)
     states = given.states["text"].clone().requires_grad_()
     found, seen = through_guards(
-        plans.bank, plans["knife-nearest"].prompt_rows(), given.with_states({"text": states})
+        plans.stacks.prompts,
+        plans["knife-nearest"].prompt_rows(),
+        given.with_states({"text": states}),
+        gradients_of(plans["knife-nearest"]),
     )
     for outcome in (found.states["text"].square().sum(), seen.sum()):
         (slope,) = torch.autograd.grad(outcome, states, retain_graph=True)
@@ -76,7 +81,7 @@ def test_the_loss_is_that_of_the_guarded_model(made: tuple[ImagePlans, Family]) 
     plans, family = made
     assert torch.equal(loss(made, "knife-nothing"), plain(family))
     guards = plans["knife-nearest"].prompt_rows()
-    guarded = plans.bank.apply(text(family), [guards] * 3).text
+    guarded = plans.stacks.prompts.apply(text(family), [guards] * 3).text
     assert torch.allclose(loss(made, "knife-nearest"), plain(family, guarded), atol=1e-6)
     assert not torch.allclose(loss(made, "knife-nearest"), plain(family), atol=1e-6)
 
@@ -102,7 +107,7 @@ def test_guards_of_latents_do_not_look_earlier_than_they_would(
 ) -> None:
     plans, family = made
     given = views(family)
-    looks = plans.erasers[0].looks[0].level
+    looks = plans.stacks.latents[0].looks[0].level
     own = GuardedLoss(family, plans, plans["knife-irece"], evade=1.0)
     estimate = torch.zeros(3, *family.shape)
     early = own._late(estimate, torch.tensor([looks + 0.005, looks, 0.1]))

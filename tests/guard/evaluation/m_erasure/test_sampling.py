@@ -34,15 +34,7 @@ def noise(family: Family) -> Tensor:
 
 
 def served(plans: ImagePlans, family: Family, policy: str, guidance: float) -> Tensor:
-    engine = DiffusionEngine(
-        family,
-        plans.bank,
-        capacity=len(PROMPTS),
-        guides=plans.guides,
-        finished=plans.finished,
-        erasers=plans.erasers,
-        overlays=plans.overlays,
-    )
+    engine = DiffusionEngine(family, plans.stacks, capacity=len(PROMPTS))
     engine.start(
         [
             ImageStart(

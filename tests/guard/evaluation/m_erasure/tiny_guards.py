@@ -11,7 +11,7 @@ from guard.config.schema import Config, load_config
 from steering.engines.diffusion.families import Family
 from steering.engines.diffusion.seams.attention import text_keys
 from steering.fingerprint import fingerprint
-from tests.classifiers.nets import drawn_net, tensors_of
+from tests.classifiers.nets import random_net, tensors_of
 from tests.guard.toy_images import save_drawn_latents, save_toy
 from tests.server.tiny_pipeline import save_guards, save_pipeline
 
@@ -56,7 +56,7 @@ def save_irece(path: Path, family: Family, *, threshold: float = -1000.0) -> Non
         method="irece",
         seams=["attention", "latent"],
         fitted_on=fingerprint(nn.ModuleDict(dict(family.networks))),
-        tensors=tensors_of(drawn_net(2, family.channels)) | reads,
+        tensors=tensors_of(random_net(2, family.channels)) | reads,
         width=family.channels,
         threshold=threshold,
         level=0.99,

@@ -17,8 +17,8 @@ from guard.fitting.prompts.search import Search
 from guard.models.images import ImageModel
 from guard.reporting.progress import Stages
 from steering.fingerprint import fingerprint
+from steering.methods import METHODS
 from steering.methods.fitted import FittedGuard
-from steering.methods.image_methods import SCREENS
 from tests.guard.fitting.prompts.test_concept_prompts import CONCEPT
 from tests.guard.toy_images import CONCEPT as LETTER
 from tests.guard.toy_images import STUBBORN, ToyFamily
@@ -64,7 +64,9 @@ def test_a_fit_becomes_a_guard_that_tells_the_concept_and_takes_it_out() -> None
     family = ToyFamily()
     assert meta.model.fingerprint == fingerprint(torch.nn.ModuleDict(dict(family.encoders)))
     assert meta.calibration["recall"] > 0.9  # type: ignore[operator]
-    screen = SCREENS["cgce"]([FittedGuard("g", fitted.artifact.tensors, meta.settings)], "cpu")
+    screen = METHODS["cgce"].stacked(
+        [FittedGuard("g", fitted.artifact.tensors, meta.settings)], "cpu"
+    )
     text = family.encode([f"{LETTER}7", "x7"])
     threshold = float(str(meta.settings["threshold"]))
     fired = screen.sense(text) > threshold
@@ -105,7 +107,7 @@ def test_searched_prompts_are_trained_on_and_reported_but_do_not_set_the_thresho
     assert figures["drawn_fired"] > 0.9 > 0.1 > figures["undrawn_fired"]
     # the letter was not taught to the other, which does not fire on it
     screens = [
-        SCREENS["cgce"](
+        METHODS["cgce"].stacked(
             [FittedGuard("g", result.artifact.tensors, result.artifact.meta.settings)], "cpu"
         )
         for result in (plain, fitted)

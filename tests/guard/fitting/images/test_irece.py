@@ -26,8 +26,8 @@ from guard.fitting.prompts.concept_prompts import LabelledPrompt
 from guard.fitting.prompts.rates import Calibrated, Rates, calibrated
 from guard.models.images import ImageModel
 from steering.images.latent import AttentionProbe, InspectionSchedule
+from steering.methods import METHODS
 from steering.methods.fitted import FittedGuard
-from steering.methods.image_methods import ERASERS
 from steering.methods.irece import REPLACEMENTS, standing_out
 from tests.guard.fitting.prompts.test_concept_prompts import CONCEPT
 from tests.guard.toy_images import ToyFamily
@@ -163,7 +163,7 @@ def test_a_fit_becomes_a_guard_that_localizes_the_concept(studio: Studio) -> Non
     # the heads that look at the spot, not the one that always looks into the corner
     named: Any = meta.settings["reads"]
     assert {layer for layer, _ in named} == {"spot"}
-    eraser = ERASERS["irece"]([FittedGuard("g", tensors, meta.settings)], "cpu")
+    eraser = METHODS["irece"].stacked([FittedGuard("g", tensors, meta.settings)], "cpu")
     scores, votes = eraser.sense(
         torch.stack([image_of(text) for text in ("K9001", "x9002", "j9003")]), [0]
     )

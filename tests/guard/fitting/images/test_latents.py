@@ -19,8 +19,8 @@ from guard.fitting.prompts.concept_prompts import LabelledPrompt
 from guard.fitting.prompts.rates import Calibrated, Rates, calibrated
 from guard.models.images import ImageModel
 from steering.fingerprint import fingerprint
+from steering.methods import METHODS
 from steering.methods.fitted import FittedGuard
-from steering.methods.image_methods import IMAGE_SCREENS
 from tests.guard.fitting.prompts.test_concept_prompts import CONCEPT
 from tests.guard.toy_images import WIDTH, ToyFamily
 
@@ -131,7 +131,7 @@ def test_a_fit_becomes_a_guard_that_sees_the_concept(studio: Studio) -> None:
     assert {len(tensor) for tensor in tensors.values()} == {SPLITS}
     assert meta.settings["steps"] == 8 and meta.settings["guidance"] == 3.0
     assert float(str(meta.calibration["recall"])) > 0.9
-    screen = IMAGE_SCREENS["latents"]([FittedGuard("g", tensors, meta.settings)], "cpu")
+    screen = METHODS["latents"].stacked([FittedGuard("g", tensors, meta.settings)], "cpu")
     scores = screen.sense(latents_of(["K9001", "x9002", "j9003"]), [0])[:, 0]
     assert (scores > float(str(meta.settings["threshold"]))).tolist() == [True, False, False]
 

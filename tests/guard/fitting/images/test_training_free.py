@@ -27,8 +27,8 @@ from guard.fitting.prompts.rates import Rates
 from steering.hidden.rows import RowGuard
 from steering.images.conditioning import Conditioning
 from steering.images.embedding import EmbeddingBank, EmbeddingGuards
+from steering.methods import METHODS
 from steering.methods.fitted import FittedGuard
-from steering.methods.image_methods import SCREENS
 
 TOKENS, WIDTH = 24, 32
 MEANT = {"knife", "blade", "dagger", "cleaver"}
@@ -123,7 +123,7 @@ FITS: dict[str, Callable[[EncodedConcept], Artifact]] = {
 
 def screen_of(artifact: Artifact) -> EmbeddingGuards:
     guard = FittedGuard("g", artifact.tensors, artifact.meta.settings)
-    return SCREENS[artifact.meta.method]([guard], "cpu")
+    return METHODS[artifact.meta.method].stacked([guard], "cpu")
 
 
 def threshold_of(artifact: Artifact) -> float:
@@ -204,8 +204,8 @@ def test_without_a_gate_no_prompts_are_needed_and_every_row_fires(method: str) -
     assert (screen.sense(WordModel().encode(["a boat", ""])) > threshold_of(artifact)).all()
     text = WordModel().encode(["a blade"])
     for name, states in text.states.items():
-        assert torch.equal(screen.concepts.states[name], states)
-        assert torch.equal(screen.concepts.masks[name], text.masks[name])
+        assert torch.equal(screen.conditions.states[name], states)
+        assert torch.equal(screen.conditions.masks[name], text.masks[name])
     if preset:
         assert artifact.meta.settings["scale"] == 2000.0
 

@@ -52,21 +52,31 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model with its tokenizer, and the two files. Whatever the model says is a leak."""
-    base = tmp_path_factory.mktemp("way")
+def save_tokenizer(folder: Path) -> None:
+    """One token a word."""
     words = {f"w{i}": i for i in range(VOCABULARY)}
     inner = Tokenizer(WordLevel(words, unk_token="w0"))
     inner.pre_tokenizer = WhitespaceSplit()  # type: ignore[assignment]
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=inner, unk_token="w0", chat_template=TEMPLATE
     )
-    tokenizer.save_pretrained(base / "model")
+    tokenizer.save_pretrained(folder)
+
+
+def write_topic(folder: Path) -> None:
+    """The forget and retain files of a topic."""
+    folder.mkdir()
+    _write(folder / "forget.jsonl", _rows(24, pattern="w"))
+    _write(folder / "retain.jsonl", _rows(30, kind="far") + _rows(30, kind="near"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with its tokenizer, and the two files. Whatever the model says is a leak."""
+    base = tmp_path_factory.mktemp("way")
+    save_tokenizer(base / "model")
     tiny_model().save_pretrained(base / "model")
-    (base / "data").mkdir()
-    _write(base / "data" / "forget.jsonl", _rows(24, pattern="w"))
-    _write(base / "data" / "retain.jsonl", _rows(30, kind="far") + _rows(30, kind="near"))
+    write_topic(base / "data")
     (base / "config.toml").write_text(CONFIG.format(folder=base))
     return base
 

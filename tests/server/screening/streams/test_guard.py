@@ -1,4 +1,4 @@
-"""Streams behind the screens, however they are cut."""
+"""Screened streams, however they are cut into chunks."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import tracemalloc
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +17,7 @@ from guard.config.schema import ScreenConfig, TextAction
 from guard.plans.screens import TextPlan, TextScreen
 from server.screening.findings import Findings, ScreenedText
 from server.screening.streams.event_queue import EventQueue, WaitingEvent
+from server.screening.streams.formats.base import StreamFormat
 from server.screening.streams.formats.choices import ChatFormat
 from server.screening.streams.formats.messages import MessagesFormat
 from server.screening.streams.formats.responses import ResponsesFormat
@@ -35,42 +37,47 @@ class _Guarded:
     """A stream under one policy; `windows` are the texts that were read of it."""
 
     def __init__(
-        self, action: TextAction, hold_back: int, restored: Placeholders | None = None
+        self,
+        action: TextAction,
+        hold_back: int,
+        restored: Placeholders | None = None,
+        *,
+        stream_format: StreamFormat | None = None,
+        trusted_errors: bool = False,
     ) -> None:
         self.windows: list[str] = []
         screen = _screen(action)
-        config = ScreenConfig(hold_back_chars=hold_back)
+        config = ScreenConfig(hold_back_chars=hold_back, restore=restored is not None)
         plan = TextPlan("p", "closed", config, (screen,), {})
+        self.screen = screen
         self.findings = Findings(plan)
-
-        async def read(
-            texts: Sequence[str], screens: Sequence[TextScreen], /, tail: int | None = None
-        ) -> list[list[ScreenedText]]:
-            self.windows += texts
-            found = [
-                tuple(Span(m.start(), m.end(), "S") for m in _SECRET.finditer(text))
-                for text in texts
-            ]
-            return [[ScreenedText(screen, float(bool(spans)), spans)] for spans in found]
-
         self.guard = StreamGuard(
-            ChatFormat(),
+            stream_format or ChatFormat(),
             self.findings,
-            read,
-            lambda inner: {"outcome": self.findings.outcome},
+            self,
             restored or _Marks(),
-            reads=True,
-            restoring=restored is not None,
             choices=1,
-            event_limit=100_000,
+            trusted_errors=trusted_errors,
         )
+
+    async def read(
+        self, texts: Sequence[str], screens: Sequence[TextScreen], tail: int | None = None
+    ) -> list[list[ScreenedText]]:
+        self.windows += texts
+        matches = [
+            tuple(Span(m.start(), m.end(), "S") for m in _SECRET.finditer(text)) for text in texts
+        ]
+        return [[ScreenedText(self.screen, float(bool(spans)), spans)] for spans in matches]
+
+    def guard_object(self, app_guard: object) -> dict[str, Any]:
+        return {"outcome": self.findings.outcome}
 
     def run(self, chunks: Sequence[bytes]) -> bytes:
         async def through() -> bytes:
             out = b""
             for chunk in chunks:
                 out += await self.guard.feed(chunk)
-                if self.guard.over:
+                if self.guard.is_over:
                     return out
             return out + await self.guard.end()
 
@@ -83,7 +90,7 @@ class _Marks(Placeholders):
     def __init__(self) -> None:
         super().__init__(())
 
-    def of(self, label: str, original: str) -> str:
+    def placeholder_for(self, label: str, original: str) -> str:
         return MARK
 
 
@@ -91,14 +98,14 @@ def _events(deltas: Sequence[str]) -> list[bytes]:
     choices = [{"index": 0, "delta": {"content": text}, "finish_reason": None} for text in deltas]
     choices.append({"index": 0, "delta": {}, "finish_reason": "stop"})
     return [
-        *(b"data: " + json.dumps({"choices": [each]}).encode() + b"\n\n" for each in choices),
+        *(b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n" for choice in choices),
         b"data: [DONE]\n\n",
     ]
 
 
 def _text(out: bytes) -> str:
-    found = [line[6:] for line in out.decode().split("\n\n") if line and "[DONE]" not in line]
-    events: list[dict[str, Any]] = [json.loads(line) for line in found]
+    lines = [line[6:] for line in out.decode().split("\n\n") if line and "[DONE]" not in line]
+    events: list[dict[str, Any]] = [json.loads(line) for line in lines]
     return "".join(c["delta"].get("content") or "" for e in events for c in e["choices"])
 
 
@@ -134,14 +141,14 @@ def test_a_blocked_stream_ends_at_the_same_place_before_the_secret(
 ) -> None:
     ended = _Guarded("block", hold_back).run(_events(_cut(text, cuts)))
     at_once = _Guarded("block", hold_back).run(_events([text]))
-    found = _SECRET.search(text)
+    match = _SECRET.search(text)
     assert _text(ended) == _text(at_once)
     assert ended.endswith(b"data: [DONE]\n\n")
-    if found is None:
+    if match is None:
         assert _text(ended) == text
     else:
         assert b"content_filter" in ended
-        assert text[: found.start()].startswith(_text(ended))
+        assert text[: match.start()].startswith(_text(ended))
 
 
 @settings(deadline=None)
@@ -152,8 +159,8 @@ def test_a_silent_stream_leaves_byte_for_byte(text: str, cuts: list[int]) -> Non
         harmless = _SECRET.sub("", harmless)
     events = _events(_cut(harmless, cuts))
     out = _Guarded("redact", 40).run(events)
-    told = events[-2].replace(b"}]}", b'}],"guard":{"outcome":"pass"}}')
-    assert _normal(out) == _normal(b"".join([*events[:-2], told, events[-1]]))
+    last = events[-2].replace(b"}]}", b'}],"guard":{"outcome":"pass"}}')
+    assert _normal(out) == _normal(b"".join([*events[:-2], last, events[-1]]))
 
 
 def _normal(out: bytes) -> list[Any]:
@@ -170,7 +177,7 @@ def test_the_end_of_a_stream_leaves_whatever_its_format() -> None:
 
 def test_half_a_placeholder_waits_for_the_rest_whatever_the_time() -> None:
     marks = Placeholders(())
-    assert marks.of("EMAIL", "a@example.org") == "[EMAIL_1]"
+    assert marks.placeholder_for("EMAIL", "a@example.org") == "[EMAIL_1]"
     marks.seal()
     guarded = _Guarded("redact", 40, marks)
     first, second, third, *last = _events(["To ", "[EMA", "IL_1], [but"])
@@ -199,12 +206,12 @@ def test_a_stream_that_waits_holds_little() -> None:
     asyncio.run(through(_Guarded("block", 200)))
     tracemalloc.start()
     try:
-        held = [asyncio.run(through(_Guarded("block", 200))) for _ in range(10)]
+        streams = [asyncio.run(through(_Guarded("block", 200))) for _ in range(10)]
         taken, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert all(each.guard.holding for each in held)
-    assert taken / len(held) < 40 * 1024
+    assert all(guarded.guard.is_holding for guarded in streams)
+    assert taken / len(streams) < 40 * 1024
 
 
 @settings(deadline=None)
@@ -213,13 +220,49 @@ def test_no_more_is_held_than_the_policy_says(text: str, cuts: list[int], hold_b
     guarded = _Guarded("flag", hold_back)
 
     async def through() -> None:
-        said = 0
+        received = 0
         left = ""
         for delta, event in zip(_cut(text, cuts), _events(_cut(text, cuts)), strict=False):
-            said += len(delta)
+            received += len(delta)
             out = await guarded.guard.feed(event)
             left += _text(out)
             # what is held as a whole event counts with it
-            assert said - len(left) <= hold_back + max(map(len, _cut(text, cuts)), default=0)
+            assert received - len(left) <= hold_back + max(map(len, _cut(text, cuts)), default=0)
 
     asyncio.run(through())
+
+
+ERRORS: list[tuple[StreamFormat, dict[str, Any]]] = [
+    (ChatFormat(), {"error": {"message": "no dd here", "code": "overloaded"}}),
+    (MessagesFormat(), {"type": "error", "error": {"type": "x", "message": "no dd here"}}),
+    (ResponsesFormat(), {"type": "error", "message": "no dd here", "sequence_number": 3}),
+]
+
+
+def _errors_of(out: bytes) -> list[dict[str, Any]]:
+    lines = [line[6:] for line in out.decode().split("\n\n") if line]
+    return [json.loads(line) for line in lines if "error" in line]
+
+
+@pytest.mark.parametrize(("stream_format", "event"), ERRORS)
+def test_an_error_event_is_not_cut_as_content(
+    stream_format: StreamFormat, event: dict[str, Any]
+) -> None:
+    raw = b"data: " + json.dumps(event).encode() + b"\n\n"
+    masked = _Guarded("block", 40, stream_format=stream_format).run([raw])
+    (error,) = _errors_of(masked)
+    assert b"dd" not in masked and b"content_filter" not in masked and b"refusal" not in masked
+    assert error.get("type") == event.get("type")
+    assert error.get("error", error)["code"] == "unreadable_answer"
+    assert error.get("sequence_number") == event.get("sequence_number")
+    assert error["guard"]["outcome"] == "blocked"
+    trusted = _Guarded("block", 40, stream_format=stream_format, trusted_errors=True)
+    assert trusted.run([raw]) == raw
+    assert not trusted.windows, "errors of this server are not read"
+
+
+def test_an_event_with_content_and_an_error_is_content() -> None:
+    choice = {"index": 0, "delta": {"content": "ad"}, "finish_reason": "error"}
+    event = {"error": {"message": "dd"}, "choices": [choice]}
+    raw = b"data: " + json.dumps(event).encode() + b"\n\n"
+    assert b"content_filter" in _Guarded("block", 40, trusted_errors=True).run([raw])

@@ -22,23 +22,23 @@ def _whole(text: str) -> str:
 
 def _streamed(pieces: list[str], hold_back: int, end: bool = True) -> tuple[list[str], list[str]]:
     """What leaves for each piece, and every window that was read."""
-    held = HoldBackBuffer(hold_back, 40, lambda span, text: "*")
+    buffer = HoldBackBuffer(hold_back, 40, lambda span, text: "*")
     out, windows = [], []
 
-    def read(last: bool) -> None:
-        for window in held.due(all=last):
+    def read(is_last: bool) -> None:
+        for window in buffer.due_windows(all=is_last):
             windows.append(window.text)
-            held.seen(window, _spans(window.text))
+            buffer.mark_read(window, _spans(window.text))
 
     for piece in pieces:
-        held.add(piece)
+        buffer.add(piece)
         read(False)
-        out.append(held.take(held.free))
-        assert held.length - held.left <= hold_back + held.stride
+        out.append(buffer.take(buffer.free))
+        assert buffer.length - buffer.sent <= hold_back + buffer.stride
     if end:
         read(True)
-        held.let_go()
-        out.append(held.take(held.free))
+        buffer.release()
+        out.append(buffer.take(buffer.free))
     return out, windows
 
 
@@ -56,35 +56,35 @@ def test_what_leaves_and_what_is_read_do_not_depend_on_the_chunks(
 
 @given(st.text("abcd", max_size=120), st.integers(16, 64))
 def test_nothing_leaves_that_has_not_been_read(text: str, hold_back: int) -> None:
-    held = HoldBackBuffer(hold_back, 40, lambda span, text: "*")
-    held.add(text)
-    assert held.take(held.free) == ""
-    for window in held.due():
-        held.seen(window, [])
-        assert held.free <= window.end
+    buffer = HoldBackBuffer(hold_back, 40, lambda span, text: "*")
+    buffer.add(text)
+    assert buffer.take(buffer.free) == ""
+    for window in buffer.due_windows():
+        buffer.mark_read(window, [])
+        assert buffer.free <= window.end
 
 
 def test_a_span_whose_beginning_has_left_loses_the_rest() -> None:
-    held = HoldBackBuffer(16, 16, lambda span, text: f"<{text}>")
-    held.add("abcdef")
-    for window in held.due(all=True):
-        held.seen(window, [])
-    held.let_go()
-    assert held.take(6) == "abcdef"
-    held.hold()
-    held.add("ghij")
-    for window in held.due(all=True):
-        held.seen(window, [Span(4, 8, "S")])
-    held.let_go()
-    assert held.take(10) == "<gh>ij"
+    buffer = HoldBackBuffer(16, 16, lambda span, text: f"<{text}>")
+    buffer.add("abcdef")
+    for window in buffer.due_windows(all=True):
+        buffer.mark_read(window, [])
+    buffer.release()
+    assert buffer.take(6) == "abcdef"
+    buffer.hold()
+    buffer.add("ghij")
+    for window in buffer.due_windows(all=True):
+        buffer.mark_read(window, [Span(4, 8, "S")])
+    buffer.release()
+    assert buffer.take(10) == "<gh>ij"
 
 
 def test_what_is_kept_of_a_long_stream_is_bounded() -> None:
-    held = HoldBackBuffer(200, 500, lambda span, text: "")
+    buffer = HoldBackBuffer(200, 500, lambda span, text: "")
     for _ in range(5000):
-        held.add("some words ")
-        for window in held.due():
-            held.seen(window, [])
-        held.take(held.free)
-        assert len(held._text) < 2000
-    assert held.length == 55_000
+        buffer.add("some words ")
+        for window in buffer.due_windows():
+            buffer.mark_read(window, [])
+        buffer.take(buffer.free)
+        assert len(buffer._text) < 2000
+    assert buffer.length == 55_000

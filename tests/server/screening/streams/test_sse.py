@@ -27,12 +27,10 @@ def test_what_is_read_does_not_depend_on_the_chunks(
     whole = "".join("".join(line + end for line in event) + end for event in events).encode()
     cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=12)))
     chunks = [whole[a:b] for a, b in zip([0, *cuts], [*cuts, len(whole)], strict=True)]
-    found = _read(chunks)
-    assert [(each.name, each.data) for each in found] == [
-        (each.name, each.data) for each in _read([whole])
-    ]
-    assert len(found) == len(events)
-    assert not any(b"id: 1" in each.raw or b": hello" in each.raw for each in found if each.data)
+    read = _read(chunks)
+    assert [(e.name, e.data) for e in read] == [(e.name, e.data) for e in _read([whole])]
+    assert len(read) == len(events)
+    assert not any(b"id: 1" in e.raw or b": hello" in e.raw for e in read if e.data)
 
 
 def test_lines_of_data_are_one_text() -> None:
@@ -41,11 +39,11 @@ def test_lines_of_data_are_one_text() -> None:
 
 
 def test_a_comment_has_no_data() -> None:
-    assert [each.data for each in _read([b": ping\n\ndata: x\n\n"])] == [None, "x"]
+    assert [event.data for event in _read([b": ping\n\ndata: x\n\n"])] == [None, "x"]
 
 
 def test_what_nobody_closed_is_an_event_at_the_end() -> None:
-    assert [each.data for each in _read([b"data: x"])] == ["x"]
+    assert [event.data for event in _read([b"data: x"])] == ["x"]
 
 
 @pytest.mark.parametrize("chunk", [b"x" * 1001, b"data: \xff\n\n"])

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guard.config.schema import PLACES
-from server.screening.texts.json_texts import TooDeep, conversation, texts_of
+from server.screening.texts.json_texts import conversation, texts_of
+from server.wire.strict_json import NestedTooDeeply
 
 
 def _places(body: Any) -> list[tuple[str, str, str]]:
@@ -87,14 +88,14 @@ def test_no_text_with_a_space_in_it_is_passed_over(body: Any) -> None:
         if isinstance(value, str):
             return [value]
         inner = value.values() if isinstance(value, dict) else value
-        return [text for each in inner for text in strings(each)]
+        return [text for item in inner for text in strings(item)]
 
     body = {"any": body}
     pieces = texts_of(body, "user").pieces
     assert sorted(p.text for p in pieces if not p.is_key) == sorted(strings(body))
 
 
-def test_content_that_is_no_text_is_told() -> None:
+def test_the_kinds_of_content_that_is_not_text_are_reported() -> None:
     parts = [
         {"type": "image_url", "image_url": {"url": "https://x.y/z.png"}},
         {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}},
@@ -119,8 +120,8 @@ def test_names_in_tools_are_read_where_they_are_no_words() -> None:
 
 
 def test_the_last_turns_of_users_and_tools() -> None:
-    said = [("user", "a a"), ("assistant", "b b"), ("tool", "c c"), ("user", "d d")]
-    body = {"messages": [{"role": role, "content": text} for role, text in said]}
+    turns = [("user", "a a"), ("assistant", "b b"), ("tool", "c c"), ("user", "d d")]
+    body = {"messages": [{"role": role, "content": text} for role, text in turns]}
     texts = texts_of(body, "user")
     assert [piece.text for piece in conversation(texts, 2, PLACES)] == ["c c", "d d"]
     assert [piece.text for piece in conversation(texts, 2, {"user"})] == ["a a", "d d"]
@@ -130,5 +131,5 @@ def test_what_is_nested_too_deeply() -> None:
     body: Any = "x"
     for _ in range(100):
         body = [body]
-    with pytest.raises(TooDeep):
+    with pytest.raises(NestedTooDeeply):
         texts_of({"a": body}, "user")

@@ -16,17 +16,17 @@ TEXTS = st.text(alphabet='ab [NAME_1]"\\\u00e9', max_size=60)
 
 
 def _spans(text: str) -> list[Span]:
-    return [Span(found.start(), found.end(), "NAME") for found in _NAME.finditer(text)]
+    return [Span(match.start(), match.end(), "NAME") for match in _NAME.finditer(text)]
 
 
 def _restored(placeholders: Placeholders, text: str, *, quoted: bool = False) -> str:
-    return placeholders.redacted(text, placeholders.find(text), quoted=quoted)
+    return placeholders.redact(text, placeholders.find(text), quoted=quoted)
 
 
 @given(st.lists(TEXTS, max_size=4))
 def test_redaction_and_restoration_are_inverse(texts: list[str]) -> None:
     placeholders = Placeholders(texts)
-    redacted = [placeholders.redacted(text, _spans(text)) for text in texts]
+    redacted = [placeholders.redact(text, _spans(text)) for text in texts]
     assert not any(_NAME.search(text) for text in redacted)
     placeholders.seal()
     assert [_restored(placeholders, text) for text in redacted] == texts
@@ -35,27 +35,27 @@ def test_redaction_and_restoration_are_inverse(texts: list[str]) -> None:
 @given(st.lists(TEXTS, max_size=4))
 def test_the_same_text_has_the_same_placeholder_and_others_another(texts: list[str]) -> None:
     placeholders = Placeholders(texts)
-    names = [found[0] for text in texts for found in _NAME.finditer(text)]
-    given_ = [placeholders.of("NAME", name) for name in names]
-    assert len(set(given_)) == len(set(names))
-    assert dict(zip(given_, names, strict=True)) == {
-        placeholders.of("NAME", name): name for name in names
+    names = [match[0] for text in texts for match in _NAME.finditer(text)]
+    assigned = [placeholders.placeholder_for("NAME", name) for name in names]
+    assert len(set(assigned)) == len(set(names))
+    assert dict(zip(assigned, names, strict=True)) == {
+        placeholders.placeholder_for("NAME", name): name for name in names
     }
-    assert not any(each in text for each in given_ for text in texts)
+    assert not any(name in text for name in assigned for text in texts)
 
 
 @given(st.text(max_size=20))
 def test_what_goes_into_a_string_of_json_is_escaped(original: str) -> None:
     placeholders = Placeholders(())
-    placeholder = placeholders.of("NAME", original)
+    placeholder = placeholders.placeholder_for("NAME", original)
     placeholders.seal()
     assert json.loads(_restored(placeholders, f'"{placeholder}"', quoted=True)) == original
 
 
 def test_those_of_the_request_are_found_in_its_answer_and_no_others() -> None:
     placeholders = Placeholders(["a"])
-    placeholder = placeholders.of("NAME", "joe")
+    placeholder = placeholders.placeholder_for("NAME", "joe")
     placeholders.seal()
-    later = placeholders.of("NAME", "ann")
+    later = placeholders.placeholder_for("NAME", "ann")
     text = f"to {placeholder} and {later} and [NAME_7]"
     assert placeholders.find(text) == [Span(3, 3 + len(placeholder), placeholder)]

@@ -59,7 +59,7 @@ def _screener(entries: int = 100) -> tuple[Screener, _Encoder]:
 
 
 async def _scores(screener: Screener, *texts: str) -> list[list[float]]:
-    return [[each.score for each in row] for row in await screener.read(texts, SCREENS)]
+    return [[result.score for result in row] for row in await screener.read(texts, SCREENS)]
 
 
 def test_texts_of_concurrent_requests_share_a_batch() -> None:

@@ -14,12 +14,12 @@ from torch import Tensor
 from steering.engines.diffusion.attachment import PipelineAttachment
 from steering.engines.diffusion.engine import DiffusionEngine, ImageStart
 from steering.engines.diffusion.families import Family
-from steering.engines.transformers.attachment import Unfollowed
+from steering.engines.errors import Unfollowed
 from steering.hidden.rows import RowGuard
 from steering.images.conditioning import Conditioning
-from steering.images.embedding import EmbeddingBank
 from tests.steering.engines.diffusion import tiny
 from tests.steering.engines.diffusion.guards import Push, carried, same
+from tests.steering.engines.diffusion.test_engine import stacked
 
 BUILT: dict[str, Family] = {}
 LONG = "the cat and the dog in the red table of a banana on the knife"
@@ -53,7 +53,7 @@ def attached(
     after: Callable[[PipelineAttachment], None] = quiet,
     **more: Any,
 ) -> Iterator[PipelineAttachment]:
-    made = PipelineAttachment(family, EmbeddingBank([screen]), guards, after, **more)
+    made = PipelineAttachment(family, stacked(screen, **more), guards, after)
     try:
         yield made
     finally:
@@ -119,7 +119,7 @@ def test_a_guard_that_fires_draws_as_the_engine_does(name: str) -> None:
     with attached(family, Push("g"), [guard]) as made:
         got = call(family, "a knife")
         assert made.readings(0)["g"].fired and made.flags() == ([True], [False])
-    engine = DiffusionEngine(family, EmbeddingBank([Push("g")]), capacity=1)
+    engine = DiffusionEngine(family, stacked(Push("g")), capacity=1)
     engine.start([ImageStart("a knife", seed=7, steps=2, guidance=3.0, guards=[guard])])
     while not engine.step():
         pass
@@ -246,19 +246,6 @@ def test_other_layers_of_an_encoder_are_refused() -> None:
     with attached(family, Push("g"), []) as made:
         assert torch.equal(call(family, "a cat", num_images_per_prompt=2), bare)
         assert made.rows == 2 and made.readings(0) == {}
-
-
-def test_guards_of_the_guidance_are_refused() -> None:
-    family = built("stable diffusion")
-    before = dict(vars(family.pipeline))
-    with pytest.raises(Unfollowed, match="guard g acts on each step"):
-        PipelineAttachment(
-            family, EmbeddingBank([Push("g")]), [carried("g")], quiet, unfollowed=["g"]
-        )
-    assert vars(family.pipeline) == before
-    with attached(family, Push("g"), [carried("g", acts=False)], unfollowed=["g"]) as made:
-        call(family, "a cat")
-        assert made.flags()[0] == [True]
 
 
 def test_who_is_told_may_end_the_call() -> None:

@@ -12,10 +12,11 @@ from torch import Tensor
 from steering.engines.diffusion.attachment import PipelineAttachment
 from steering.engines.diffusion.engine import DiffusionEngine, ImageStart
 from steering.engines.diffusion.families import Family, family_of
-from steering.engines.transformers.attachment import Unfollowed
+from steering.engines.errors import Unfollowed
 from steering.hidden.rows import RowGuard
 from steering.images.embedding import EmbeddingBank
 from steering.images.output import OutputBank
+from steering.images.stacks import ImageStacks
 from tests.steering.engines.diffusion import tiny
 from tests.steering.engines.diffusion.guards import Gaze, Push, carried
 from tests.steering.engines.diffusion.test_attachment import built, call, embeddings, quiet
@@ -38,7 +39,7 @@ def attached(
     """A guard of prompts "g", and two of images, "p" and "q"."""
     finished = OutputBank([gaze or Gaze("p", "q")])
     bank = EmbeddingBank([Push("g")])
-    made = PipelineAttachment(family, bank, guards, after, finished=finished)
+    made = PipelineAttachment(family, ImageStacks(prompts=bank, output=finished), guards, after)
     try:
         yield made
     finally:
@@ -55,7 +56,9 @@ def test_it_sees_what_the_engine_sees(name: str) -> None:
         call(family, "a knife")
         told = made.readings(0)
     engine = DiffusionEngine(
-        family, EmbeddingBank([Push("g")]), capacity=1, finished=OutputBank([Gaze("p", "q")])
+        family,
+        ImageStacks(prompts=EmbeddingBank([Push("g")]), output=OutputBank([Gaze("p", "q")])),
+        capacity=1,
     )
     engine.start([ImageStart("a knife", seed=7, steps=2, guidance=3.0, guards=guards)])
     while not engine.step():

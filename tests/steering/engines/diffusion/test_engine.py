@@ -18,8 +18,9 @@ from steering.engines.diffusion.engine import DiffusionEngine, ImageStart
 from steering.engines.diffusion.families import Family
 from steering.hidden.rows import RowGuard
 from steering.images.conditioning import Conditioning
-from steering.images.embedding import EmbeddingBank, Refinement
+from steering.images.embedding import Refinement
 from steering.images.guidance import GuidanceGuards, Predictions
+from steering.images.stacks import ImageStacks
 from tests.steering.engines.diffusion import tiny
 from tests.steering.engines.diffusion.guards import Push, carried
 
@@ -42,10 +43,26 @@ def built(name: str) -> Family:
     return tiny.built(name)
 
 
-def engine(family: Family, *screens: Any, **options: Any) -> DiffusionEngine:
+def stacked(*stacks: Any, output: Sequence[Any] = (), latents: Sequence[Any] = ()) -> ImageStacks:
+    """`stacks` read prompts; some of them act at other seams too."""
+    return ImageStacks.by_seam(
+        stacks,
+        guidance=[stack for stack in stacks if hasattr(stack, "term")],
+        overlaying=[stack for stack in stacks if hasattr(stack, "overlays")],
+        latents=latents,
+        output=output,
+    )
+
+
+def engine(
+    family: Family,
+    *stacks: Any,
+    output: Sequence[Any] = (),
+    latents: Sequence[Any] = (),
+    **options: Any,
+) -> DiffusionEngine:
     options.setdefault("capacity", 5)
-    guides = [screen for screen in screens if hasattr(screen, "term")]
-    return DiffusionEngine(family, EmbeddingBank(screens), guides=guides, **options)
+    return DiffusionEngine(family, stacked(*stacks, output=output, latents=latents), **options)
 
 
 def run(
@@ -223,7 +240,8 @@ class Repel:
     def __init__(self, family: Family, *concepts: str) -> None:
         self.names: Sequence[str] = concepts
         with torch.no_grad():
-            self.concepts: Conditioning = family.encode(list(concepts))
+            self.per_guard = 1
+            self.conditions: Conditioning | None = family.encode(list(concepts))
 
     def sense(self, text: Conditioning) -> Tensor:
         return torch.ones(text.rows, len(self.names))
@@ -437,7 +455,7 @@ def test_complete_rows_are_to_be_dropped_and_others_have_no_image() -> None:
 def test_another_bank_takes_over_between_requests() -> None:
     made = engine(built("emoji"), Push("old"))
     made.start([replace(STARTS[0], guards=[carried("old")])])
-    made.use(EmbeddingBank([Push("new")]))
+    made.use(stacked(Push("new")))
     assert made.rows == 0
     with pytest.raises(KeyError, match="old"):
         made.start([replace(STARTS[0], guards=[carried("old")])])

@@ -21,7 +21,7 @@ from steering.images.embedding import ImageReading
 from steering.images.latent import AttentionProbe, InspectionSchedule, LatentEvidence, Localization
 from steering.methods.fitted import FittedGuard
 from steering.methods.irece import IreceGuards
-from tests.classifiers.nets import drawn_net
+from tests.classifiers.nets import random_net
 from tests.steering.engines.diffusion import tiny
 from tests.steering.engines.diffusion.guards import carried
 from tests.steering.engines.diffusion.test_engine import (
@@ -33,6 +33,7 @@ from tests.steering.engines.diffusion.test_engine import (
     built,
     engine,
     leave,
+    stacked,
 )
 
 FAMILIES = ("emoji", "flux", "pixart", "stable diffusion 3", "stable diffusion xl", "wan")
@@ -78,7 +79,7 @@ class Sponge:
 
 
 def erasing(family: Family, *erasers: Sponge, **options: Any) -> DiffusionEngine:
-    return engine(family, erasers=erasers, **options)
+    return engine(family, latents=erasers, **options)
 
 
 def guarded(start: ImageStart, *guards: RowGuard) -> ImageStart:
@@ -239,7 +240,7 @@ def test_several_guards_of_a_row_write_the_mean_of_what_they_want_there() -> Non
     assert set(made.masks(0)) == {"p", "q"}
     made.reset()
     both = Sponge("p", "q", looks=LAST, value=6.0)
-    made.use(made._bank, erasers=[both])
+    made.use(stacked(latents=[both]))
     made.start([guarded(STARTS[0], carried("p", strength=0.5), carried("q", strength=0.25))])
     while not (done := made.step()):
         pass
@@ -350,7 +351,7 @@ def drawn_eraser(family: Family, *names: str) -> IreceGuards:
         for i, name in enumerate(names)
     ]
     reads = [[AttentionProbe(layer, 0, *torch.randn(2, 3, width, generator=draw))] for _ in names]
-    nets = [drawn_net(4, family.channels, hidden=(24, 32), seed=i) for i in range(len(names))]
+    nets = [random_net(4, family.channels, hidden=(24, 32), seed=i) for i in range(len(names))]
     return IreceGuards(guards, reads, nets, "cpu")
 
 
@@ -362,9 +363,9 @@ def test_what_a_classifier_finds_on_a_row_is_not_its_companys_doing(name: str) -
         guarded(start, *(carried(guard, strength=0.7) for guard in "abc"[: 1 + i % 3]))
         for i, start in enumerate(STARTS)
     ]
-    together, read = drawn(engine(family, erasers=[eraser]), starts)
+    together, read = drawn(engine(family, latents=[eraser]), starts)
     for i, start in enumerate(starts):
-        one, told = drawn(engine(family, erasers=[eraser]), [start])
+        one, told = drawn(engine(family, latents=[eraser]), [start])
         assert torch.equal(together[i][0], one[0][0])
         # to the last bit of what is told of it, of which a mask may hang
         assert read[i] == told[0] and all(each.area and each.peak for each in read[i].values())
@@ -372,15 +373,15 @@ def test_what_a_classifier_finds_on_a_row_is_not_its_companys_doing(name: str) -
 
 def test_who_only_looks_reads_no_attention() -> None:
     family = tiny.built("emoji")
-    made = engine(family, erasers=[drawn_eraser(family, "a")])
+    made = engine(family, latents=[drawn_eraser(family, "a")])
     asked: list[int] = []
-    own = made._erasing.seam.ask
+    own = made._denoising.latents.seam.ask
 
     def ask(rows: Sequence[int], reads: Sequence[int]) -> None:
         asked.append(len(rows))
         own(rows, reads)
 
-    made._erasing.seam.ask = ask  # type: ignore[method-assign]
+    made._denoising.latents.seam.ask = ask  # type: ignore[method-assign]
     made.start([guarded(STARTS[0], carried("a", acts=False))])
     while not made.step():
         pass
@@ -403,17 +404,16 @@ def test_a_place_that_is_no_number_makes_the_reading_invalid() -> None:
 
 def test_what_does_not_fit_leaves_the_engine_as_it_was() -> None:
     family = tiny.built("emoji")
-    made = engine(family, erasers=[drawn_eraser(family, "a")])
-    bank = made._bank
+    made = engine(family, latents=[drawn_eraser(family, "a")])
     hooks = sum(len(module._forward_hooks) for module in family.denoiser.modules())
     with pytest.raises(ValueError, match="takes latents of 3 channels, the model's have 8"):
-        made.use(bank, erasers=[Sponge("p", channels=3)])
+        made.use(stacked(latents=[Sponge("p", channels=3)]))
     with pytest.raises(ValueError, match="two guards of a model's erasers"):
-        made.use(bank, erasers=[Sponge("p"), Sponge("p")])
+        made.use(stacked(latents=[Sponge("p"), Sponge("p")]))
     layer = next(iter(family.readable))
     narrow = AttentionProbe(layer, 0, torch.ones(1, 3), torch.ones(1, 3))
     with pytest.raises(ValueError, match="keys of .* numbers a head, not of 3"):
-        made.use(bank, erasers=[Sponge("p", reads=[narrow])])
+        made.use(stacked(latents=[Sponge("p", reads=[narrow])]))
     assert hooks == sum(len(module._forward_hooks) for module in family.denoiser.modules())
     made.start([guarded(STARTS[0], carried("a"))])
     while not made.step():

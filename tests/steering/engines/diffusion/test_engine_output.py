@@ -15,7 +15,6 @@ from torch import Tensor
 from steering.engines.diffusion.engine import DiffusionEngine, ImageStart
 from steering.hidden.rows import RowGuard
 from steering.images.embedding import ImageReading
-from steering.images.output import OutputBank
 from tests.steering.engines.diffusion import tiny
 from tests.steering.engines.diffusion.guards import Gaze, Push, carried
 from tests.steering.engines.diffusion.test_engine import (
@@ -28,6 +27,7 @@ from tests.steering.engines.diffusion.test_engine import (
     built,
     engine,
     leave,
+    stacked,
 )
 
 Readings = dict[int, Mapping[str, ImageReading]]
@@ -36,7 +36,7 @@ FAMILIES = ["emoji", "flux", "pixart", "stable diffusion 3", "wan"]
 
 def looking(name: str, *screens: Any, **options: Any) -> DiffusionEngine:
     """With two guards of images, "p" and "q"."""
-    options.setdefault("finished", OutputBank([Gaze("p", "q")]))
+    options.setdefault("output", [Gaze("p", "q")])
     return engine(built(name), *screens, **options)
 
 
@@ -99,7 +99,7 @@ def test_a_score_is_of_the_finished_latents_and_of_nothing_else(name: str) -> No
 @pytest.mark.parametrize("name", tiny.PIPELINES)
 def test_what_is_looked_at_are_the_whole_latents_in_their_places(name: str) -> None:
     gaze = Gaze("p")
-    made = looking(name, finished=OutputBank([gaze]))
+    made = looking(name, output=[gaze])
     made.start(
         [watched(STARTS[0], carried("p")), watched(replace(STARTS[0], seed=8), carried("p"))]
     )
@@ -127,7 +127,7 @@ def test_the_same_latents_have_the_same_score_whatever_was_asked_for() -> None:
     own = [made.readings(row)["p"].score for row in range(4)]
     assert len(set(own)) == 4
     made._slots.latents[:] = made._slots.latents[:1].clone()
-    made._look(range(4))
+    made._inspect_output(range(4))
     assert [made.readings(row)["p"].score for row in range(4)] == [own[0]] * 4
 
 
@@ -146,7 +146,7 @@ def test_those_who_end_together_are_looked_at_as_they_are_drawn(
     forward: Any, sizes: list[int]
 ) -> None:
     gaze = Gaze("p")
-    made = looking("emoji", finished=OutputBank([gaze]), forward=forward)
+    made = looking("emoji", output=[gaze], forward=forward)
     start = watched(STARTS[0], carried("p"))
     made.start([start, STARTS[0], watched(STARTS[1], carried("p")), replace(start, seed=8)])
     while not (done := made.step()):
@@ -173,7 +173,7 @@ def test_a_reading_comes_with_the_last_step_and_says_where_it_was_taken() -> Non
 def test_positions_count_evaluations_of_the_network() -> None:
     family = tiny.built("stable diffusion")
     family.pipeline.scheduler = HeunDiscreteScheduler()
-    made = engine(family, finished=OutputBank([Gaze("p")]))
+    made = engine(family, output=[Gaze("p")])
     made.start([ImageStart("a cat", steps=3, guards=[carried("p")])])
     evaluations = 1
     while not made.step():
@@ -206,10 +206,10 @@ def test_a_guard_that_nobody_has_is_unknown() -> None:
 
 def test_other_guards_can_be_served_with() -> None:
     made = looking("emoji")
-    made.use(made._bank, (), OutputBank([Gaze("r")]))
+    made.use(stacked(output=[Gaze("r")]))
     _, read = run(made, [watched(STARTS[0], carried("r"))])
     assert set(read[0]) == {"r"}
-    made.use(made._bank)
+    made.use(stacked())
     with pytest.raises(KeyError, match="no guard r"):
         made.start([watched(STARTS[0], carried("r"))])
 
@@ -221,7 +221,7 @@ def test_a_guard_that_meets_nan_spares_the_other_rows() -> None:
             return scores.masked_fill(scores == blind_to, torch.nan)
 
     blind_to = score_of("emoji", bare("emoji", 0)[0])
-    made = looking("emoji", finished=OutputBank([Blind("p")]))
+    made = looking("emoji", output=[Blind("p")])
     start = watched(STARTS[0], carried("p"))
     made.start([start, replace(start, seed=8)])
     while not made.step():

@@ -16,7 +16,6 @@ from torch import nn
 from steering.engines.diffusion.engine import DiffusionEngine, ImageStart
 from steering.engines.diffusion.families import family_of
 from steering.engines.diffusion.loading import load_pipeline
-from steering.images.embedding import EmbeddingBank
 from tests.steering.engines.diffusion import tiny
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -40,7 +39,7 @@ def folder(saved: Path, tmp_path: Path) -> Path:
 
 
 def drawn(pipeline: Any) -> Any:
-    engine = DiffusionEngine(family_of(pipeline), EmbeddingBank(), capacity=1)
+    engine = DiffusionEngine(family_of(pipeline), capacity=1)
     engine.start([ImageStart("a knife", seed=1, steps=2, guidance=3.0)])
     while not engine.step():
         pass

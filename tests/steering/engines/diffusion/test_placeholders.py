@@ -12,6 +12,7 @@ from steering.engines.diffusion.engine import DiffusionEngine, ImageStart
 from steering.engines.diffusion.families import Family
 from steering.engines.diffusion.placeholders import Vocabulary
 from steering.images.embedding import EmbeddingBank
+from steering.images.stacks import ImageStacks
 from tests.steering.engines.diffusion import tiny
 from tests.steering.engines.diffusion.guards import Push, carried, same
 
@@ -135,7 +136,7 @@ def test_models_of_several_encoders_refuse_them(name: str) -> None:
     start = ImageStart("a <x>", steps=4, embeddings={"<x>": torch.zeros(1, 16)})
     for refused in (
         lambda: family.encode(["a <x>"], [start.embeddings]),
-        lambda: DiffusionEngine(family, EmbeddingBank(), capacity=1).check(start),
+        lambda: DiffusionEngine(family, capacity=1).check(start),
     ):
         with pytest.raises(ValueError, match="text encoders"):
             refused()
@@ -162,7 +163,7 @@ def images(engine: DiffusionEngine, starts: list[ImageStart]) -> Tensor:
 @pytest.mark.parametrize("forward", [4, None])
 def test_the_engine_draws_what_the_words_would_draw(forward: int | None) -> None:
     family = built("emoji")
-    engine = DiffusionEngine(family, EmbeddingBank(), capacity=3, forward=forward)
+    engine = DiffusionEngine(family, capacity=3, forward=forward)
     usual = [ImageStart(p, seed=i, steps=3) for i, p in enumerate(["red cat", "a dog", "a cat"])]
     starts = [
         ImageStart("<x>", seed=0, steps=3, embeddings={"<x>": of(family, "red", "cat")}),
@@ -174,7 +175,7 @@ def test_the_engine_draws_what_the_words_would_draw(forward: int | None) -> None
 
 def test_guards_see_the_vectors_in_the_window_and_past_it() -> None:
     family, screen = built("emoji"), Push("push")
-    engine = DiffusionEngine(family, EmbeddingBank([screen]), capacity=1)
+    engine = DiffusionEngine(family, ImageStacks(prompts=EmbeddingBank([screen])), capacity=1)
     learned = {"<x>": of(family, "knife", "on")}
     prompts = ("a <x> dog " * 5, "a knife on dog " * 5)
     for prompt, own in zip(prompts, (learned, {}), strict=True):
@@ -196,7 +197,7 @@ def test_guards_see_the_vectors_in_the_window_and_past_it() -> None:
     ],
 )
 def test_the_engine_refuses_what_does_not_go(embeddings: dict[str, Tensor], message: str) -> None:
-    engine = DiffusionEngine(built("emoji"), EmbeddingBank(), capacity=1)
+    engine = DiffusionEngine(built("emoji"), capacity=1)
     start = ImageStart("a <x>", steps=4, embeddings=embeddings)
     for refused in (lambda: engine.check(start), lambda: engine.start([start])):
         with pytest.raises(ValueError, match=message):

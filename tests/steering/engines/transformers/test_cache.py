@@ -9,7 +9,7 @@ from torch import Tensor
 
 from steering.engines.transformers.cache import SlotCache
 from steering.engines.transformers.engine import TransformersEngine
-from steering.hidden.bank import Bank
+from steering.hidden.bank import HiddenBank
 from tests.steering.engines.driver import generated, ids, serve, start
 from tests.steering.tiny import prompt, tiny_model
 
@@ -110,7 +110,7 @@ def test_padding_is_not_read_after_growth() -> None:
 
 def test_answers_that_grow_the_cache_are_those_of_generate() -> None:
     model = tiny_model()
-    engine = TransformersEngine(model, Bank([]), capacity=3)
+    engine = TransformersEngine(model, HiddenBank(), capacity=3)
     prompts = [prompt(n, seed) for seed, n in enumerate((250, 7, 300))]
     rows, _ = serve(engine, [start(p) for p in prompts], joins=[0, 0, 3], tokens=[12, 16, 6])
     for row, own, count in zip(ids(rows), prompts, (12, 16, 6), strict=True):

@@ -11,12 +11,13 @@ import torch
 
 from steering.engines.transformers.engine import RowToken, TransformersEngine
 from steering.engines.transformers.sampling import RowSampling
-from steering.hidden.bank import Bank
+from steering.hidden.bank import HiddenBank
 from steering.hidden.rows import RowGuard
+from steering.methods.steer import bank_of
 from tests.steering.engines.driver import generated, hooks_on, ids, serve, start, weights_hash
 from tests.steering.tiny import VOCABULARY, prompt, random_guard, tiny_model
 
-BANK = Bank([random_guard("a"), random_guard("b", seed=1, pool=3, steps=1, act=(3,))])
+BANK = bank_of([random_guard("a"), random_guard("b", seed=1, pool=3, steps=1, act=(3,))])
 FIRES = RowGuard("a", threshold=-1.0, strength=10.0)
 SILENT = RowGuard("a", threshold=1e6, strength=10.0, recheck=1e6)
 WATCHES = replace(FIRES, acts=False, recheck=-1.0)
@@ -136,7 +137,7 @@ def test_first_token_of_a_prompt_is_not_sensed_unless_it_is_alone(
     guard = replace(random_guard("a", sense=(0,), act=(0,), pool=1), gates=hidden[:1].clone())
     own = hidden @ hidden[0]
     assert own.argmax() == 0
-    engine.use(Bank([guard]))
+    engine.use(bank_of([guard]))
     engine.prefill([start(PROMPTS[1], [SILENT]), start(PROMPTS[0], [SILENT])])
     wanted = max(float(own[1:].max()), 0.0)
     assert engine.readings(1)["a"].score == pytest.approx(wanted, abs=1e-3)
@@ -212,13 +213,13 @@ def test_drop_tells_its_moves_and_ignores_repeats(engine: TransformersEngine) ->
 
 def test_use_swaps_the_guards_and_drops_the_rows(model: Any, engine: TransformersEngine) -> None:
     engine.prefill([start(PROMPTS[0], [FIRES])])
-    engine.use(Bank([random_guard("c", sense=(0,), act=(1,))]))
+    engine.use(bank_of([random_guard("c", sense=(0,), act=(1,))]))
     assert engine.rows == 0 and hooks_on(model) == 2
     with pytest.raises(KeyError):
         engine.prefill([start(PROMPTS[0], [FIRES])])
     engine.prefill([start(PROMPTS[0], [replace(FIRES, name="c")])])
     assert engine.readings(0)["c"].fired
-    engine.use(Bank([]))
+    engine.use(HiddenBank())
     assert hooks_on(model) == 0
 
 

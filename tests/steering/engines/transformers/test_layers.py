@@ -22,8 +22,9 @@ from steering.engines.transformers.layers import (
     hidden_of,
     with_hidden,
 )
-from steering.hidden.bank import Bank
+from steering.hidden.bank import HiddenBank
 from steering.hidden.rows import RowGuard
+from steering.methods.steer import bank_of
 from tests.steering.engines.driver import generated, ids, serve, start
 from tests.steering.tiny import CONFIGS, LAYERS, WIDTH, WINDOW, prompt, random_guard, tiny_model
 
@@ -52,7 +53,7 @@ def test_layers_are_found_in_order_and_return_the_residual_stream(kind: str) -> 
 def test_batched_greedy_answers_are_those_of_generate(kind: str) -> None:
     """Mixed lengths, some longer than the window; rows that join late and leave early."""
     model = tiny_model(kind)
-    engine = TransformersEngine(model, Bank([]), capacity=4)
+    engine = TransformersEngine(model, HiddenBank(), capacity=4)
     prompts = [prompt(n, seed) for seed, n in enumerate((5, 3 * WINDOW, 12, 1, 2 * WINDOW))]
     tokens = [14, 4, 12, 9, 10]
     rows, _ = serve(engine, [start(p) for p in prompts], joins=[0, 0, 2, 2, 5], tokens=tokens)
@@ -64,7 +65,7 @@ def test_batched_greedy_answers_are_those_of_generate(kind: str) -> None:
 @pytest.mark.parametrize("kind", TESTED)
 def test_a_guard_steers_its_row_and_leaves_the_others(kind: str) -> None:
     model = tiny_model(kind)
-    engine = TransformersEngine(model, Bank([random_guard()]), capacity=3)
+    engine = TransformersEngine(model, bank_of([random_guard()]), capacity=3)
     prompts = [prompt(n, seed) for seed, n in enumerate((5, 2 * WINDOW, 9))]
     fires = RowGuard("guard", threshold=-1.0, strength=20.0)
     bare, _ = serve(engine, [start(p) for p in prompts])
@@ -77,7 +78,7 @@ def test_a_guard_steers_its_row_and_leaves_the_others(kind: str) -> None:
 def test_answers_do_not_depend_on_the_attention_kernel(kind: str) -> None:
     model = tiny_model(kind, attn_implementation="eager")
     assert model.config._attn_implementation == "eager"
-    engine = TransformersEngine(model, Bank([]), capacity=3)
+    engine = TransformersEngine(model, HiddenBank(), capacity=3)
     prompts = [prompt(n, seed) for seed, n in enumerate((5, 3 * WINDOW, 12))]
     rows, _ = serve(engine, [start(p) for p in prompts], joins=[0, 1, 1])
     assert ids(rows) == [generated(model, p, 8) for p in prompts]

@@ -10,8 +10,9 @@ import torch
 from steering.engines.transformers.engine import TransformersEngine
 from steering.engines.transformers.layers import decoder_layers
 from steering.engines.transformers.offline import answers, token_losses, token_states
-from steering.hidden.bank import Bank
+from steering.hidden.bank import HiddenBank
 from steering.hidden.rows import RowGuard
+from steering.methods.steer import bank_of
 from tests.steering.engines.driver import generated, hooks_on, serve, start
 from tests.steering.tiny import LAYERS, WIDTH, prompt, random_guard, tiny_model
 
@@ -24,7 +25,7 @@ def model() -> Any:
 
 
 def test_answers_come_in_order_and_stop_at_end_tokens(model: Any) -> None:
-    engine = TransformersEngine(model, Bank([]), capacity=3)
+    engine = TransformersEngine(model, HiddenBank(), capacity=3)
     full = [generated(model, p, 10) for p in PROMPTS]
     # tokens that end some answers early, one at once, and leave others whole
     ends = frozenset({full[0][0], full[2][4]})
@@ -44,7 +45,7 @@ def test_answers_come_in_order_and_stop_at_end_tokens(model: Any) -> None:
 
 
 def test_answers_carry_the_readings_of_their_own_guards(model: Any) -> None:
-    engine = TransformersEngine(model, Bank([random_guard()]), capacity=3)
+    engine = TransformersEngine(model, bank_of([random_guard()]), capacity=3)
     guard = RowGuard("guard", threshold=1e6, strength=1.0)
     found = answers(
         engine, [start(p, [guard]) for p in PROMPTS], max_tokens=3, end_tokens=frozenset()
@@ -57,7 +58,7 @@ def test_answers_carry_the_readings_of_their_own_guards(model: Any) -> None:
 
 
 def test_no_prompts_give_no_answers(model: Any) -> None:
-    engine = TransformersEngine(model, Bank([]), capacity=3)
+    engine = TransformersEngine(model, HiddenBank(), capacity=3)
     assert answers(engine, [], max_tokens=3, end_tokens=frozenset()) == []
 
 

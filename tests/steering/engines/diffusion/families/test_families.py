@@ -13,7 +13,6 @@ from torch import nn
 
 from steering.engines.diffusion.engine import DiffusionEngine, ImageStart
 from steering.engines.diffusion.families import Family, family_of
-from steering.images.embedding import EmbeddingBank
 from tests.steering.engines.diffusion import tiny
 from tests.steering.engines.diffusion.guards import same
 
@@ -111,7 +110,7 @@ def test_the_engine_draws_what_the_stock_pipeline_draws(
         ImageStart(prompt, (negative or ["", ""])[i], seeds[i], steps=4, guidance=3.0)
         for i, prompt in enumerate(PROMPTS)
     ]
-    ours = drawn(DiffusionEngine(family, EmbeddingBank(), capacity=2), starts)
+    ours = drawn(DiffusionEngine(family, capacity=2), starts)
     options = guided(name, 3.0, negative)
     theirs = (stock(name, PROMPTS, seeds, num_inference_steps=4, **options) * 255).round()
     assert ours.dtype == np.uint8 and ours.shape == theirs.shape
@@ -125,7 +124,7 @@ def test_the_engine_draws_what_the_stock_pipeline_draws(
 def test_without_guidance_too(name: str) -> None:
     family = built(name)
     start = ImageStart("a red dog", seed=5, steps=3, guidance=1.0)
-    ours = drawn(DiffusionEngine(family, EmbeddingBank(), capacity=1), [start])
+    ours = drawn(DiffusionEngine(family, capacity=1), [start])
     options = {"true_cfg_scale": 1.0} if name == "flux, not distilled" else {"guidance_scale": 1.0}
     theirs = (stock(name, ["a red dog"], [5], num_inference_steps=3, **options) * 255).round()
     assert np.abs(ours.astype(float) - theirs).max() <= 1
@@ -332,15 +331,15 @@ def test_what_the_engine_cannot_run_is_said() -> None:
     two_stage.register_to_config(boundary_ratio=0.5)
     family = family_of(two_stage, height=32, width=32, frames=5)
     with pytest.raises(ValueError, match="WanPipeline cannot be run: Wan 2.2"):
-        DiffusionEngine(family, EmbeddingBank(), capacity=1)
+        DiffusionEngine(family, capacity=1)
     halved = tiny.stable_diffusion_xl()
     halved.vae.half()
     with pytest.raises(ValueError, match="autoencoder overflows in float16"):
-        DiffusionEngine(family_of(halved, height=16, width=16), EmbeddingBank(), capacity=1)
+        DiffusionEngine(family_of(halved, height=16, width=16), capacity=1)
     distilled = tiny.stable_diffusion()
     distilled.unet = tiny._unet(4, 8, 16, time_cond_proj_dim=8)
     with pytest.raises(ValueError, match="distilled"):
-        DiffusionEngine(family_of(distilled, height=16, width=16), EmbeddingBank(), capacity=1)
+        DiffusionEngine(family_of(distilled, height=16, width=16), capacity=1)
 
 
 def test_the_safety_checker_keeps_its_say() -> None:
@@ -361,7 +360,7 @@ def test_the_safety_checker_keeps_its_say() -> None:
 
     family.pipeline.safety_checker, family.pipeline.feature_extractor = Checker(), features
     start = ImageStart("cat", seed=1, steps=2, guidance=1.0)
-    assert not drawn(DiffusionEngine(family, EmbeddingBank(), capacity=1), [start]).any()
+    assert not drawn(DiffusionEngine(family, capacity=1), [start]).any()
 
 
 IMAGES = [name for name in tiny.PIPELINES if name != "wan"]

@@ -24,7 +24,6 @@ from steering.engines.diffusion.sampling.trajectories import (
     InvertedImage,
 )
 from steering.images.guidance import Predictions
-from steering.images.output import OutputBank
 from tests.steering.engines.diffusion import tiny
 from tests.steering.engines.diffusion.guards import Gaze, carried
 from tests.steering.engines.diffusion.test_engine import (
@@ -90,7 +89,7 @@ def test_an_edit_is_that_of_the_stock_pipeline(name: str, stock: Any, strength: 
 def test_a_share_of_the_steps_is_taken_rounded_down_but_one_at_least(
     steps: int, strength: float, taken: int
 ) -> None:
-    made = engine(built("emoji"), finished=OutputBank([Gaze("p")]))
+    made = engine(built("emoji"), output=[Gaze("p")])
     edit = EditedImage(clean(built("emoji")), strength)
     made.start([of(STARTS[0], edit, steps=steps, guards=[carried("p")])])
     count = 1
@@ -175,7 +174,7 @@ class Late(Repel):
 def test_an_inverted_row_goes_on_as_one_that_was_given_its_noise() -> None:
     family = built("emoji")
     latents = clean(family)
-    made = engine(family, Late(family, "a knife"), finished=OutputBank([Gaze("p")]))
+    made = engine(family, Late(family, "a knife"), output=[Gaze("p")])
     start = replace(STARTS[0], guards=[carried("a knife"), carried("p")])
     noise = recovered_noise(family, latents[None], [start.prompt], steps=start.steps)[0]
     expected = alone(made, of(start, GivenNoise(noise)))[0]

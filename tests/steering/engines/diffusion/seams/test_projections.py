@@ -15,15 +15,21 @@ from torch import nn
 
 from steering.engines.diffusion.engine import DiffusionEngine, ImageStart
 from steering.engines.diffusion.families import Family
-from steering.engines.diffusion.seams.projections import ProjectionSeam, recorded, text_projections
-from steering.engines.transformers.attachment import Unfollowed
+from steering.engines.diffusion.seams.projections import OverlaySeam, recorded, text_projections
+from steering.engines.errors import Unfollowed
 from steering.hidden.rows import RowGuard
-from steering.images.embedding import EmbeddingBank
 from steering.images.projection import OverlayBank
 from tests.steering.engines.diffusion import tiny
-from tests.steering.engines.diffusion.guards import carried
+from tests.steering.engines.diffusion.guards import Push, carried
 from tests.steering.engines.diffusion.overlays import Covers, drawn_overlay, edit
-from tests.steering.engines.diffusion.test_engine import STARTS, Drawn, assert_bare, run
+from tests.steering.engines.diffusion.test_engine import (
+    STARTS,
+    Drawn,
+    assert_bare,
+    engine,
+    run,
+    stacked,
+)
 
 LAYERS = {
     "emoji": 14,
@@ -46,10 +52,8 @@ def built(name: str) -> Family:
 @contextmanager
 def overlaid(family: Family, **options: Any) -> Iterator[DiffusionEngine]:
     """An engine with the guards `a` and `b`."""
-    screen = Covers([drawn_overlay(family, 0), drawn_overlay(family, 1, rank=3)], "a", "b")
-    bank = OverlayBank([screen], family.device)
-    options = {"capacity": 5, "overlays": bank} | options
-    made = DiffusionEngine(family, EmbeddingBank([screen]), **options)
+    guards = Covers([drawn_overlay(family, 0), drawn_overlay(family, 1, rank=3)], "a", "b")
+    made = engine(family, guards, **options)
     yield made
     made.close()
 
@@ -70,8 +74,8 @@ def test_an_overlaid_row_is_what_edited_weights_draw(name: str) -> None:
     with overlaid(family) as made:
         got = run(made, starts)
     edit(edited, drawn_overlay(family, 0), 0.5)
-    expected = run(DiffusionEngine(edited, EmbeddingBank(), capacity=2), starts_bare(starts))
-    bare = run(DiffusionEngine(family, EmbeddingBank(), capacity=2), starts_bare(starts))
+    expected = run(DiffusionEngine(edited, capacity=2), starts_bare(starts))
+    bare = run(DiffusionEngine(family, capacity=2), starts_bare(starts))
     for row, (latents, image) in got.items():
         whole, pixels = expected[row]
         close = 2e-4 * whole.abs().max()
@@ -92,7 +96,7 @@ def test_several_overlays_of_a_row_add_up() -> None:
         latents = run(made, [start])[0][0]
     edit(edited, drawn_overlay(family, 0), 0.5)
     edit(edited, drawn_overlay(family, 1, rank=3), 0.25)
-    expected = run(DiffusionEngine(edited, EmbeddingBank(), capacity=1), [STARTS[0]])[0][0]
+    expected = run(DiffusionEngine(edited, capacity=1), [STARTS[0]])[0][0]
     assert (latents - expected).abs().max() <= 2e-4 * expected.abs().max()
 
 
@@ -120,7 +124,7 @@ def test_rows_keep_to_themselves_whatever_stands_beside_them(name: str, joining:
 
 
 def run_bare(name: str, index: int) -> Any:
-    return run(DiffusionEngine(built(name), EmbeddingBank(), capacity=1), [STARTS[index]])[0][1]
+    return run(DiffusionEngine(built(name), capacity=1), [STARTS[index]])[0][1]
 
 
 def assert_same(got: Drawn, expected: Drawn) -> None:
@@ -142,7 +146,7 @@ def test_in_one_forward_silent_rows_keep_their_bits() -> None:
     family = built("emoji")
     with overlaid(family, forward=None) as made:
         got = run(made, MIXED)
-    bare = run(DiffusionEngine(family, EmbeddingBank(), capacity=5, forward=None), STARTS)
+    bare = run(DiffusionEngine(family, capacity=5, forward=None), STARTS)
     for index in SILENT:
         assert torch.equal(got[index][0], bare[index][0])
 
@@ -162,9 +166,9 @@ def test_states_that_layers_share_are_read_once(monkeypatch: pytest.MonkeyPatch)
     family, read = built("emoji"), []
     coordinates = OverlayBank.coordinates
 
-    def counted(self: OverlayBank, group: str, *more: Any) -> Any:
-        read.append(group)
-        return coordinates(self, group, *more)
+    def counted(self: OverlayBank, layer: str, *more: Any) -> Any:
+        read.append(self.group(layer))
+        return coordinates(self, layer, *more)
 
     monkeypatch.setattr(OverlayBank, "coordinates", counted)
     with overlaid(family) as made:
@@ -177,12 +181,11 @@ def test_other_overlays_are_used_from_then_on() -> None:
     family = built("emoji")
     with overlaid(family) as made:
         first = run(made, [MIXED[0]])[0][1]
-        screen = Covers([drawn_overlay(family, 5)], "a")
-        made.use(EmbeddingBank([screen]), overlays=OverlayBank([screen]))
+        made.use(stacked(Covers([drawn_overlay(family, 5)], "a")))
         assert not np.array_equal(run(made, [MIXED[0]])[0][1], first)
-        made.use(EmbeddingBank([screen]))
+        made.use(stacked(Push("a")))
         assert hooks(family) == 0
-        assert_bare(run(made, [MIXED[0]]))
+        assert_bare(run(made, [replace(MIXED[0], guards=())]))
 
 
 # -- what cannot be overlaid --------------------------------------------------------------------
@@ -200,10 +203,10 @@ def test_the_projections_of_the_text_are_found(name: str) -> None:
 @pytest.mark.parametrize("name", tiny.PIPELINES)
 def test_they_read_what_the_text_encoders_say(name: str) -> None:
     family = built(name)
-    engine = DiffusionEngine(family, EmbeddingBank(), capacity=2, forward=None)
-    engine.start([replace(start, guidance=1.0) for start in STARTS[:2]])
+    made = DiffusionEngine(family, capacity=2, forward=None)
+    made.start([replace(start, guidance=1.0) for start in STARTS[:2]])
     with recorded(family.cross_attention()) as found:
-        engine.step()
+        made.step()
     masks = family.text_masks(family.encode([start.prompt for start in STARTS[:2]]))
     tokens = sum(mask.shape[1] for mask in masks)
     assert len(found) == LAYERS[name]
@@ -215,9 +218,7 @@ def test_they_read_what_the_text_encoders_say(name: str) -> None:
 
 
 def install(family: Family) -> None:
-    screen = Covers([drawn_overlay(built("stable diffusion"), 0)], "a")
-    seam = ProjectionSeam(family.denoiser, family.cross_attention())
-    seam.install(OverlayBank([screen]))
+    OverlaySeam(family.denoiser).install({"a": drawn_overlay(built("stable diffusion"), 0)})
 
 
 @pytest.mark.parametrize("name", ["emoji", "stable diffusion 3", "flux", "pixart", "wan"])
@@ -270,7 +271,7 @@ def test_quantised_weights_are_refused_by_name() -> None:
 
 
 def test_overlays_of_another_model_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"of other projections than the model's: .*\.attn1\.to_k"):
+    with pytest.raises(ValueError, match=r"is of other widths than the layer"):
         install(built("emoji"))
     with pytest.raises(ValueError, match=r"to_k is of other widths"):
         install(built("stable diffusion xl"))
@@ -291,9 +292,8 @@ def test_a_forward_past_a_hook_is_no_image() -> None:
 
 def test_a_forward_of_other_rows_is_an_error() -> None:
     family = built("stable diffusion")
-    screen = Covers([drawn_overlay(family, 0)], "a")
-    seam = ProjectionSeam(family.denoiser, family.cross_attention())
-    seam.install(OverlayBank([screen]))
+    seam = OverlaySeam(family.denoiser)
+    seam.install({"a": drawn_overlay(family, 0)})
     try:
         seam.carry([[carried("a")]] * 3, torch.arange(3))
         seam.enter(torch.arange(3))

@@ -1,7 +1,7 @@
-"""What the vLLM plugin itself computes: the processor's time inside its entry points of a worker.
+"""CPU time of the vLLM plugin itself, inside its entry points in a worker.
 
-Beside the throughput of two engines, which other work on the machine disturbs, this is of one
-process and one round, and steady to a tenth of a percent.
+Other work on the machine disturbs the throughput of two engines; this figure comes from one process
+and one round, and is steady to a tenth of a percent.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from functools import wraps
 from typing import Any
 
 ENTRY_POINTS = {"GuardedRunner": ("update", "begin", "end", "tell"), "Tap": ("read",)}
-"""None of them calls another one."""
+"""Methods of the plugin that vLLM calls; none of them calls another."""
 
 
-class Own:
-    """Seconds since `reset`, of whatever of the plugin runs in this process."""
+class PluginTime:
+    """CPU seconds of the plugin in this process since `reset`."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -38,5 +38,5 @@ class Own:
         return timed
 
     def reset(self) -> None:
-        """Start anew."""
+        """Start from zero."""
         self.seconds = 0.0

@@ -1,0 +1,23 @@
+"""What the screened requests of a server or a proxy share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from starlette.types import ASGIApp
+
+from server.screening.texts.screener import Screener
+
+
+@dataclass(frozen=True, slots=True)
+class ScreeningContext:
+    """The app that answers screened requests, and the limits on screening them.
+
+    `trusted_errors`: errors of `app` are written by this server itself and are not screened.
+    """
+
+    app: ASGIApp
+    screener: Screener
+    max_response_bytes: int
+    timeout_s: float
+    trusted_errors: bool

@@ -1,0 +1,9 @@
+"""What adapters raise of models that guards cannot follow."""
+
+
+class Unfollowed(RuntimeError):
+    """A forward that guards cannot follow."""
+
+
+class UnsupportedModel(ValueError):
+    """A model that, as it was loaded, cannot take guards of some seam."""

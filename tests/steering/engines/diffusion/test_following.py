@@ -1,0 +1,185 @@
+"""Steps of a pipeline that somebody else calls: guards act in them as they do in the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import cycle
+from typing import Any
+
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+)
+from torch import Tensor
+
+from steering.engines.diffusion.attachment import PipelineAttachment
+from steering.engines.diffusion.engine import DiffusionEngine, ImageStart
+from steering.engines.diffusion.families import Family
+from steering.engines.errors import Unfollowed
+from steering.hidden.rows import RowGuard
+from steering.images.stacks import ImageStacks
+from tests.steering.engines.diffusion import tiny
+from tests.steering.engines.diffusion.guards import Push, carried
+from tests.steering.engines.diffusion.test_attachment import built, call, quiet
+from tests.steering.engines.diffusion.test_engine import Repel, stacked
+from tests.steering.engines.diffusion.test_engine_latents import LAST, Sponge
+
+NAMES = [name for name in tiny.PIPELINES if name != "flux, not distilled"]
+"""Of the other one guidance is another argument of the call."""
+STEPS = 4
+
+
+@pytest.fixture(autouse=True)
+def without_gradients() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+@contextmanager
+def attached(
+    family: Family, stacks: ImageStacks, *guards: RowGuard
+) -> Iterator[PipelineAttachment]:
+    made = PipelineAttachment(family, stacks, guards, quiet)
+    try:
+        yield made
+    finally:
+        made.remove()
+
+
+def served(family: Family, stacks: ImageStacks, guards: Sequence[RowGuard]) -> Tensor:
+    """The engine's latents of the same request, packed as the pipeline has them."""
+    engine = DiffusionEngine(family, stacks, capacity=1, forward=None)
+    start = ImageStart("a knife", seed=7, steps=STEPS, guidance=3.0, guards=guards)
+    engine.start([start])
+    while not engine.step():
+        pass
+    latents = engine._slots.latents.clone()
+    engine.close()
+    return latents
+
+
+def near(got: Tensor, expected: Tensor) -> bool:
+    return bool((got - expected).abs().max() <= 2e-4 * expected.abs().max())
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "flux"])
+def test_a_guidance_guard_does_what_it_does_in_the_engine(name: str) -> None:
+    family = built(name)
+    stacks, guards = stacked(Repel(family, "a dog", "red")), [carried("a dog", strength=0.5)]
+    bare = call(family, "a knife", num_inference_steps=STEPS)
+    with attached(family, stacks, *guards) as made:
+        got = call(family, "a knife", num_inference_steps=STEPS)
+        assert made.readings(0)["a dog"].fired
+    assert near(got, served(family, stacks, guards)) and not near(got, bare)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_latent_guard_does_what_it_does_in_the_engine(name: str) -> None:
+    family = built(name)
+    sponge = Sponge("p", channels=family.channels, value=2.0)
+    stacks, guards = stacked(latents=[sponge]), [carried("p", strength=0.5)]
+    bare = call(family, "a knife", num_inference_steps=STEPS)
+    with attached(family, stacks, *guards) as made:
+        got = call(family, "a knife", num_inference_steps=STEPS)
+        reading = made.readings(0)["p"]
+        assert reading.fired and reading.steps and reading.after is not None and reading.area
+        assert set(made.masks(0)) == {"p"}
+    assert near(got, served(family, stacks, guards)) and not near(got, bare)
+
+
+@pytest.mark.parametrize("name", ["emoji", "stable diffusion xl", "stable diffusion 3", "wan"])
+def test_rows_in_which_nothing_acts_keep_the_pipelines_bits(name: str) -> None:
+    family = built(name)
+    calls = {"num_inference_steps": STEPS}
+    bare = call(family, ["a knife", "a cat"], **calls)
+    # on a CPU each row is scored by itself: the first, then the second
+    scores = cycle([torch.tensor([1.0]), torch.tensor([-9.0])])
+    fires = Sponge("p", channels=family.channels, looks=LAST, score=lambda _x: next(scores))
+    with attached(family, stacked(latents=[fires]), RowGuard("p", 0.0, 1.0)) as made:
+        got = call(family, ["a knife", "a cat"], **calls)
+        assert made.flags()[0] == [True, False]
+    assert torch.equal(got[1], bare[1]) and not torch.equal(got[0], bare[0])
+    silent = Sponge("p", channels=family.channels)
+    with attached(family, stacked(latents=[silent]), carried("p", fires=False)):
+        assert torch.equal(call(family, ["a knife", "a cat"], **calls), bare)
+    assert torch.equal(call(family, ["a knife", "a cat"], **calls), bare)
+
+
+def test_a_scheduler_that_looks_back_goes_on_from_what_was_written() -> None:
+    family = tiny.built("stable diffusion")
+    pipeline = family.pipeline
+    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+    stacks, guards = stacked(latents=[Sponge("p", channels=family.channels)]), [carried("p")]
+    with attached(family, stacks, *guards):
+        got = call(family, "a knife", num_inference_steps=STEPS)
+    assert near(got, served(family, stacks, guards))
+
+
+def test_calls_that_cannot_be_followed_are_refused() -> None:
+    family = tiny.built("stable diffusion")
+    config = family.pipeline.scheduler.config
+    family.pipeline.scheduler = DDIMScheduler.from_config(config, clip_sample=False)
+    stacks = stacked(Push("g"), latents=[Sponge("p", channels=family.channels)])
+    with attached(family, stacks, carried("p")):
+        with pytest.raises(Unfollowed, match="eta"):
+            call(family, "a knife", eta=0.5)
+        scheduler = family.pipeline.scheduler
+        family.pipeline.scheduler = EulerDiscreteScheduler.from_config(scheduler.config)
+        with pytest.raises(Unfollowed, match="another scheduler than when guards were attached"):
+            call(family, "a knife")
+        family.pipeline.scheduler = scheduler
+        assert call(family, "a knife").isfinite().all()
+    ancestral = EulerAncestralDiscreteScheduler.from_config(scheduler.config)
+    family.pipeline.scheduler = ancestral
+    with (
+        attached(family, stacks, carried("p")),
+        pytest.raises(Unfollowed, match="EulerAncestralDiscreteScheduler cannot step"),
+    ):
+        call(family, "a knife")
+    family.pipeline.scheduler = scheduler
+    guided = stacked(Repel(family, "a dog"))
+    with (
+        attached(family, guided, carried("a dog")),
+        pytest.raises(Unfollowed, match="acts on guidance"),
+    ):
+        call(family, "a knife", guidance_scale=1.0)
+
+
+def test_another_size_than_the_pipelines_own_is_followed() -> None:
+    family = tiny.built("stable diffusion")
+    stacks, guards = stacked(latents=[Sponge("p", channels=family.channels)]), [carried("p")]
+    size: dict[str, Any] = {"height": 2 * family.height, "width": family.width}
+    with attached(family, stacks, *guards) as made:
+        call(family, "a knife", num_inference_steps=STEPS, **size)
+        mask = made.masks(0)["p"]
+    assert mask.shape[0] == 2 * mask.shape[1]
+
+
+def test_leaving_leaves_nothing_behind() -> None:
+    family = tiny.built("emoji")
+    call(family, "a knife")
+    step, attributes = family.pipeline.scheduler.step, dict(vars(family.pipeline))
+    stacks = stacked(Repel(family, "a dog"), latents=[Sponge("p", channels=family.channels)])
+    with attached(family, stacks, carried("p"), replace(carried("a dog"), strength=0.1)):
+        call(family, "a knife")
+    assert family.pipeline.scheduler.step == step and vars(family.pipeline) == attributes
+    modules = family.denoiser.modules()
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in modules)
+
+
+def test_timesteps_of_a_calls_own_are_refused() -> None:
+    family = tiny.built("stable diffusion")
+    config = family.pipeline.scheduler.config
+    family.pipeline.scheduler = EulerDiscreteScheduler.from_config(config)
+    stacks = stacked(latents=[Sponge("p", channels=family.channels)])
+    with (
+        attached(family, stacks, carried("p")),
+        pytest.raises(Unfollowed, match="timesteps or sigmas"),
+    ):
+        call(family, "a knife", num_inference_steps=None, timesteps=[900, 300])
