@@ -96,17 +96,20 @@ def measure(family: Family, artifact: Artifact, arguments: argparse.Namespace) -
         if inspection.first is not None
     ]
     overlaps = [
-        float((seen.mask * box).sum() / torch.maximum(seen.mask, box).sum()) for seen, box in fired
+        float((inspection.mask * box).sum() / torch.maximum(inspection.mask, box).sum())
+        for inspection, box in fired
     ]
     return {
         "concept": artifact.meta.concept,
         "scenes": arguments.scenes,
         "fired": len(fired) / len(with_it),
-        "pointing": _mean([float(box.flatten()[seen.top]) for seen, box in fired]),
+        "pointing": _mean([float(box.flatten()[inspection.top]) for inspection, box in fired]),
         "iou": _mean(overlaps),
-        "covered": _mean([float((seen.mask * box).sum() / box.sum()) for seen, box in fired]),
-        "false_fired": sum(seen.first is not None for seen in negative) / len(negative),
-        "false_area": float(np.mean([float(seen.mask.mean()) for seen in negative])),
+        "covered": _mean(
+            [float((inspection.mask * box).sum() / box.sum()) for inspection, box in fired]
+        ),
+        "false_fired": sum(inspection.first is not None for inspection in negative) / len(negative),
+        "false_area": float(np.mean([float(inspection.mask.mean()) for inspection in negative])),
     }
 
 

@@ -55,7 +55,7 @@ class ProxyContext:
             self.screener,
             self.config.proxy.max_response_bytes,
             self.config.server.request_timeout_s,
-            trusted_errors=False,
+            own_app=False,
         )
 
 

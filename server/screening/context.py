@@ -13,11 +13,11 @@ from server.screening.texts.screener import Screener
 class ScreeningContext:
     """The app that answers screened requests, and the limits on screening them.
 
-    `trusted_errors`: errors of `app` are written by this server itself and are not screened.
+    `own_app`: `app` is this server's own: its errors and its `guard` objects are not screened.
     """
 
     app: ASGIApp
     screener: Screener
     max_response_bytes: int
     timeout_s: float
-    trusted_errors: bool
+    own_app: bool

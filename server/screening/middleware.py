@@ -56,7 +56,7 @@ class ScreenMiddleware:
             screens.screener,
             config.proxy.max_response_bytes,
             config.server.request_timeout_s,
-            trusted_errors=True,
+            own_app=True,
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

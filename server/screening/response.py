@@ -138,7 +138,7 @@ class ScreenedResponse:
                 self._owner,
                 self._screening.placeholders,
                 choices=self._choices,
-                trusted_errors=self._owner.context.trusted_errors,
+                own_app=self._owner.context.own_app,
             )
         elif media == "application/json" or media.endswith("+json"):
             pass
@@ -220,7 +220,10 @@ class ScreenedResponse:
         is_error = self._start["status"] >= 400
         try:
             value = json.loads(self._body.decode()) if self._body else None
-            texts = texts_of(value, "response") if value is not None else JsonTexts()
+            texts = JsonTexts()
+            if value is not None:
+                own_app = self._owner.context.own_app
+                texts = texts_of(value, "response", skip_verdicts=own_app)
         except (ValueError, RecursionError) as error:
             if is_error:
                 await self._send_masked_error()
@@ -231,7 +234,7 @@ class ScreenedResponse:
         pieces = texts.pieces
         originals = [piece.text for piece in pieces]
         self._findings.unscreened.update(texts.opaque)
-        is_trusted = is_error and self._owner.context.trusted_errors
+        is_trusted = is_error and self._owner.context.own_app
         if self._screening.plan.answering and not is_trusted and await self._screen_texts(texts):
             if not is_error:
                 raise self._owner.refusal()

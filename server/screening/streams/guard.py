@@ -55,8 +55,8 @@ class StreamGuard:
     """Takes the bytes of one stream of events, gives those that may leave.
 
     The text is read where the policy screens responses, and `placeholders` are restored where it
-    says so. `choices`: the groups that were asked for. `trusted_errors`: error events are this
-    server's, and are not read.
+    says so. `choices`: the groups that were asked for. `own_app`: error events and `guard`
+    objects are this server's own, and are not read.
     """
 
     def __init__(
@@ -67,14 +67,14 @@ class StreamGuard:
         placeholders: Placeholders,
         *,
         choices: int,
-        trusted_errors: bool,
+        own_app: bool,
     ) -> None:
         self.is_over = False
         """Whether nothing more is to leave: the rest of the stream is not wanted."""
         plan = findings.plan
         self._format, self._findings, self._screens = stream_format, findings, screens
         self._placeholders, self._choices = placeholders, choices
-        self._trusted_errors = trusted_errors
+        self._own_app = own_app
         self._reads, self._restores = bool(plan.answering), plan.settings.restore
         hold_back = plan.settings.hold_back_chars if self._reads else 0
         # a placeholder must be known as a whole before its first character leaves
@@ -141,9 +141,9 @@ class StreamGuard:
         if groups and all(group in self._cut_groups for group in groups):
             return b""
         slots = self._format.slots(event)
-        pieces = _whole_texts(event, slots)
+        pieces = self._whole_texts(event, slots)
         reports_error = not slots and is_error(event)
-        reads = self._reads and not (reports_error and self._trusted_errors)
+        reads = self._reads and not (reports_error and self._own_app)
         rewritten = await self._screen_whole_texts(event, pieces, reads=reads)
         if rewritten is None and reports_error:
             # an error is for the client to know, though not its words
@@ -167,6 +167,12 @@ class StreamGuard:
             return out + more + self._queue.release()
         # where nothing has been read, only the event itself can leave
         return out + more + self._queue.release_last()
+
+    def _whole_texts(self, event: dict[str, Any], slots: Sequence[Slot]) -> list[JsonText]:
+        """The texts of an event that add to no channel."""
+        slotted = {(id(slot.holder), slot.key) for slot in slots}
+        pieces = texts_of(event, "response", skip_verdicts=self._own_app).pieces
+        return [piece for piece in pieces if (id(piece.holder), piece.key) not in slotted]
 
     async def _screen_whole_texts(
         self, event: dict[str, Any], pieces: Sequence[JsonText], *, reads: bool
@@ -290,10 +296,3 @@ class StreamGuard:
             for event in self._format.closing_events(self._screens.guard_object(None)):
                 out += event
         return bytes(out)
-
-
-def _whole_texts(event: dict[str, Any], slots: Sequence[Slot]) -> list[JsonText]:
-    """The texts of an event that add to no channel."""
-    slotted = {(id(slot.holder), slot.key) for slot in slots}
-    pieces = texts_of(event, "response").pieces
-    return [piece for piece in pieces if (id(piece.holder), piece.key) not in slotted]

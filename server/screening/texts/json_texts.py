@@ -167,16 +167,19 @@ class JsonTexts:
         yield from by_unit.values()
 
 
-def texts_of(body: Any, place: Place) -> JsonTexts:
-    """The texts of a parsed body; `place` is the default. Raises NestedTooDeeply."""
-    collector = _Collector(place)
+def texts_of(body: Any, place: Place, *, skip_verdicts: bool = False) -> JsonTexts:
+    """The texts of a parsed body; `place` is the default. Raises NestedTooDeeply.
+
+    `skip_verdicts`: the `guard` objects in the body are this server's own, and are not read.
+    """
+    collector = _Collector(place, skip_verdicts)
     collector.value(body, _Position(None, "", place, "", 0))
     return collector.texts
 
 
 class _Collector:
-    def __init__(self, default_place: Place) -> None:
-        self.default_place = default_place
+    def __init__(self, default_place: Place, skip_verdicts: bool) -> None:
+        self.default_place, self.skip_verdicts = default_place, skip_verdicts
         self.texts = JsonTexts()
         self._unit = 0
 
@@ -204,6 +207,8 @@ class _Collector:
         for name, item in value.items():
             if at.depth == 0:
                 self._unit += 1
+            if self.skip_verdicts and name == "guard" and not at.free:
+                continue
             path = f"{at.path}.{name[:40]}" if at.path else name[:40]
             is_placed = self.default_place != "response" and not at.free
             item_place = _PLACES.get(name, place) if is_placed else place

@@ -62,17 +62,17 @@ def candidates(target: Target) -> Tensor:
 def test_only_the_best_and_the_current_sequence_get_images(target: Target) -> None:
     rows, inspection = candidates(target), FakeInspection()
     plain = losses(target, NoDefense(), rows)
-    found = losses(target, inspection, rows)
+    result = losses(target, inspection, rows)
     best = plain[:-1].topk(denoiser._GENERATED, largest=False).indices.tolist()
-    drawn = [*best, len(rows) - 1]
+    inspected = [*best, len(rows) - 1]
     (text,) = inspection.rows
-    assert torch.equal(text.states["text"], target.encode(rows).states["text"][drawn])
+    assert torch.equal(text.states["text"], target.encode(rows).states["text"][inspected])
     # the image loss of a row is added to that row
-    assert found[drawn].tolist() == pytest.approx(
-        [float(plain[row]) + 10.0 + number for number, row in enumerate(drawn)]
+    assert result[inspected].tolist() == pytest.approx(
+        [float(plain[row]) + 10.0 + number for number, row in enumerate(inspected)]
     )
-    others = sorted(set(range(len(rows))) - set(drawn))
-    assert others and found[others].isinf().all()
+    others = sorted(set(range(len(rows))) - set(inspected))
+    assert others and result[others].isinf().all()
 
 
 def test_without_inspection_every_candidate_keeps_its_error(target: Target) -> None:
@@ -82,8 +82,8 @@ def test_without_inspection_every_candidate_keeps_its_error(target: Target) -> N
 @pytest.mark.parametrize("count", [1, 3])
 def test_few_candidates_all_get_images(target: Target, count: int) -> None:
     rows, inspection = candidates(target)[:count], FakeInspection()
-    found = losses(target, inspection, rows)
-    assert len(found) == count == inspection.rows[0].rows and found.isfinite().all()
+    result = losses(target, inspection, rows)
+    assert len(result) == count == inspection.rows[0].rows and result.isfinite().all()
 
 
 def test_a_prompt_that_cannot_be_typed_keeps_an_infinite_loss(target: Target) -> None:
@@ -97,7 +97,7 @@ def test_a_prompt_that_cannot_be_typed_keeps_an_infinite_loss(target: Target) ->
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Family, Path]:
+def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> tuple[Family, Path]:
     """A tiny pipeline, and a classifier that fires on all of its images."""
     folder = tmp_path_factory.mktemp("output_guards")
     family = save_pipeline(folder / "pipeline")
@@ -105,8 +105,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Family, Path]:
     return family, folder
 
 
-def plans_of(made: tuple[Family, Path], **changed: Any) -> tuple[ImagePlans, ImagePlan]:
-    family, folder = made
+def plans_of(tiny_pipeline: tuple[Family, Path], **changed: Any) -> tuple[ImagePlans, ImagePlan]:
+    family, folder = tiny_pipeline
     look = GuardConfig(name="look", artifact=folder / "look.safetensors", **changed)
     config = Config(guards=(look,), policies={"p": PolicyConfig(guards=("look",))})
     plans = ImagePlans(config, family, name="tiny")
@@ -118,10 +118,10 @@ def encoded(family: Family) -> Conditioning:
         return family.encode(PROMPTS)
 
 
-def test_scores_are_those_of_the_engine(made: tuple[Family, Path]) -> None:
-    family, (plans, plan) = made[0], plans_of(made)
+def test_scores_are_those_of_the_engine(tiny_pipeline: tuple[Family, Path]) -> None:
+    family, (plans, plan) = tiny_pipeline[0], plans_of(tiny_pipeline)
     with torch.no_grad():
-        found = OutputGuardLoss(plans, plan, family, 2).of_images(encoded(family))
+        losses = OutputGuardLoss(plans, plan, family, 2).of_images(encoded(family))
     first = 2000  # each search has seeds of its own
     engine = DiffusionEngine(family, ImageStacks(output=plans.stacks.output), capacity=6)
     engine.start(
@@ -135,11 +135,11 @@ def test_scores_are_those_of_the_engine(made: tuple[Family, Path]) -> None:
         pass
     over = [engine.readings(row)["look"].score + 50.0 for row in range(len(PROMPTS) * SEEDS)]
     expected = torch.tensor(over).view(-1, SEEDS).mean(1)
-    assert bool((expected > 0).all()) and torch.allclose(found, expected, rtol=1e-3)
+    assert bool((expected > 0).all()) and torch.allclose(losses, expected, rtol=1e-3)
 
 
-def test_every_call_uses_other_images(made: tuple[Family, Path]) -> None:
-    family, (plans, plan) = made[0], plans_of(made)
+def test_every_call_uses_other_images(tiny_pipeline: tuple[Family, Path]) -> None:
+    family, (plans, plan) = tiny_pipeline[0], plans_of(tiny_pipeline)
     inspection, text = OutputGuardLoss(plans, plan, family, 0), encoded(family)
     with torch.no_grad():
         losses = [
@@ -151,14 +151,14 @@ def test_every_call_uses_other_images(made: tuple[Family, Path]) -> None:
     assert losses[2].shape == losses[0].shape
 
 
-def test_scores_under_the_threshold_add_nothing(made: tuple[Family, Path]) -> None:
-    family, (plans, plan) = made[0], plans_of(made, threshold=1e6)
+def test_scores_under_the_threshold_add_nothing(tiny_pipeline: tuple[Family, Path]) -> None:
+    family, (plans, plan) = tiny_pipeline[0], plans_of(tiny_pipeline, threshold=1e6)
     with torch.no_grad():
         assert not OutputGuardLoss(plans, plan, family, 0).of_images(encoded(family)).any()
 
 
-def test_gradients_lead_to_lower_scores(made: tuple[Family, Path]) -> None:
-    family, (plans, plan) = made[0], plans_of(made)
+def test_gradients_lead_to_lower_scores(tiny_pipeline: tuple[Family, Path]) -> None:
+    family, (plans, plan) = tiny_pipeline[0], plans_of(tiny_pipeline)
     text = encoded(family).select(slice(0, 1))
     states = text.states["text"].clone().requires_grad_()
     given = text.with_states({"text": states})
@@ -178,9 +178,9 @@ def test_gradients_lead_to_lower_scores(made: tuple[Family, Path]) -> None:
 
 
 def test_only_plans_with_output_guards_have_an_image_loss(
-    made: tuple[Family, Path],
+    tiny_pipeline: tuple[Family, Path],
 ) -> None:
-    family, (plans, plan) = made[0], plans_of(made)
+    family, (plans, plan) = tiny_pipeline[0], plans_of(tiny_pipeline)
     text = encoded(family)
     assert GuardDefense(plans.stacks.prompts, plan, evade=1.0).image_loss(text) is None
     inspection = OutputGuardLoss(plans, plan, family, 0)
@@ -198,9 +198,9 @@ def test_only_plans_with_output_guards_have_an_image_loss(
 
 
 def test_the_command_searches_against_a_classifier(
-    made: tuple[Family, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_pipeline: tuple[Family, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    family, folder = made
+    family, folder = tiny_pipeline
     inspected: list[int] = []
     of_images = OutputGuardLoss.of_images
     monkeypatch.setattr(

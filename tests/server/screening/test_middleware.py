@@ -113,6 +113,18 @@ def test_an_error_in_a_stream_is_told_whatever_its_words(
         assert "content_filter" not in response.text
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_verdict_of_this_server_is_not_screened(tmp_path: Path, stream: bool) -> None:
+    """The verdict names the request and the guard "books": words that no model wrote."""
+    with screened(tmp_path, words=("books", "req_", "steer")) as (live, audit):
+        response = live.chat("hi", stream=stream)
+        assert response.status_code == 200
+        assert "books" in response.text, "the verdict is there to be read"
+        assert "content_filter" not in response.text
+        (line,) = audit_lines(audit, 1)
+        assert [each["fired"] for each in line["guards"] if each["guard"] == "list"] == [False]
+
+
 def test_a_client_that_hangs_up_leaves_one_line(tmp_path: Path) -> None:
     with screened(tmp_path, "flag") as (live, audit):
         body = {"model": "fake", "stream": True, "messages": [{"role": "user", "content": "slow"}]}

@@ -43,7 +43,7 @@ class _Guarded:
         restored: Placeholders | None = None,
         *,
         stream_format: StreamFormat | None = None,
-        trusted_errors: bool = False,
+        own_app: bool = False,
     ) -> None:
         self.windows: list[str] = []
         screen = _screen(action)
@@ -57,7 +57,7 @@ class _Guarded:
             self,
             restored or _Marks(),
             choices=1,
-            trusted_errors=trusted_errors,
+            own_app=own_app,
         )
 
     async def read(
@@ -256,7 +256,7 @@ def test_an_error_event_is_not_cut_as_content(
     assert error.get("error", error)["code"] == "unreadable_answer"
     assert error.get("sequence_number") == event.get("sequence_number")
     assert error["guard"]["outcome"] == "blocked"
-    trusted = _Guarded("block", 40, stream_format=stream_format, trusted_errors=True)
+    trusted = _Guarded("block", 40, stream_format=stream_format, own_app=True)
     assert trusted.run([raw]) == raw
     assert not trusted.windows, "errors of this server are not read"
 
@@ -265,4 +265,4 @@ def test_an_event_with_content_and_an_error_is_content() -> None:
     choice = {"index": 0, "delta": {"content": "ad"}, "finish_reason": "error"}
     event = {"error": {"message": "dd"}, "choices": [choice]}
     raw = b"data: " + json.dumps(event).encode() + b"\n\n"
-    assert b"content_filter" in _Guarded("block", 40, trusted_errors=True).run([raw])
+    assert b"content_filter" in _Guarded("block", 40, own_app=True).run([raw])
