@@ -38,7 +38,7 @@ from guard.evaluation.images.suite import load_suite
 from guard.evaluation.shares import Share
 from guard.fitting.images.cgce import Descent, fit_cgce
 from guard.fitting.prompts.concept_prompts import folds_of
-from guard.fitting.prompts.rates import Calibrated
+from guard.fitting.prompts.rates import Calibrated, Rates
 from guard.fitting.prompts.search import Search
 from guard.models.images import ImageModel
 from guard.reporting.progress import Stages, stages
@@ -166,20 +166,20 @@ def measure(folder: Path, rows: Sequence[AskedPrompt], steps: int) -> list[dict[
     with stages() as progress:
         for number, remedy in enumerate((None, *REMEDIES), -1):
             policies = [f"{row.concept}-{number}" if remedy else None for row in rows]
-            looks = generator.look(prompts, policies)
+            effects = generator.inspect(prompts, policies)
             advance = progress(f"generating: {remedy.action if remedy else 'bare'}", len(rows))
-            shown = [i for i, look in enumerate(looks) if not look.blocked]
-            generated = generator.draw(
+            shown = [i for i, effect in enumerate(effects) if not effect.blocked]
+            generated = generator.generate(
                 _of(prompts, shown), _of(seeds, shown), _of(policies, shown), advance
             )
             images = [row.image for row in generated if row.image is not None]
-            views = dict(zip(shown, judge.look(np.stack(images)), strict=True))
+            views = dict(zip(shown, judge.views(np.stack(images)), strict=True))
             labels = {
                 "training": remedy.training if remedy else "bare",
                 "descent": remedy.action if remedy else "",
             }
-            safe = Share.of([not look.blocked for look in looks])
-            steps_taken = float(np.median([look.steps for look in looks]))
+            safe = Share.of([not effect.blocked for effect in effects])
+            steps_taken = float(np.median([effect.steps for effect in effects]))
             results.append(
                 labels
                 | _shares(rows, [views.get(i, _NO_IMAGE) for i in range(len(rows))])
@@ -209,8 +209,7 @@ def _fit(model: ImageModel, concept: str, training: str, progress: Stages) -> Ca
         model,
         concept_file,
         folds_of(concept_file, 1200, 4),
-        fpr=0.005,
-        near_fpr=0.03,
+        rates=Rates(0.005, 0.03),
         recipe=TRAININGS[training],
         descent=Descent(),
         search=Search(),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from guard.commands.demo.command import side_by_side
+from guard.commands.demo.questions import side_by_side
 
 console = Console(record=True, width=118, file=sys.stderr)
 console.print(side_by_side(json.load(sys.stdin)))

@@ -1,7 +1,7 @@
-"""A guard on disk: one safetensors file whose metadata says what it is and what it was fitted on.
+"""A guard on disk: one safetensors file, whose metadata describes the guard and its model.
 
-Nothing in it is executed, everything in it is checked: size, format, hash, dtypes, finite values.
-The same content gives the same bytes.
+Nothing in it is executed, and everything is checked: size, format, hash, dtypes, finite values. The
+same content gives the same bytes.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class _Frozen(BaseModel):
 
 
 class FittedModel(_Frozen):
-    """The model a guard was fitted on; `fingerprint` is what decides whether another one fits."""
+    """The model a guard was fitted on; a guard fits every model with the same `fingerprint`."""
 
     name: Name
     architecture: Name
@@ -60,10 +60,10 @@ class FittedModel(_Frozen):
 
 
 class ArtifactMeta(_Frozen):
-    """What an artifact says of itself.
+    """The metadata of an artifact.
 
-    `settings` are the method's own (layers, strength, threshold ...), `calibration` the figures
-    they were chosen by. `tensors_sha256` is filled in by Artifact where it is left empty.
+    `settings` are those of the method (layers, strength, threshold ...), `calibration` the figures
+    they were chosen by. Artifact computes `tensors_sha256` if it is empty.
     """
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -90,10 +90,10 @@ class ArtifactMeta(_Frozen):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Artifact:
-    """Metadata and tensors of one guard; making one checks it.
+    """Metadata and tensors of one guard, checked on construction.
 
-    `tensors` become float32, C-contiguous, and must be finite. Raises ArtifactError where they are
-    not, or where `meta.tensors_sha256` is given and does not match them.
+    `tensors` become float32, C-contiguous, and must be finite. Raises ArtifactError if they are
+    not, or if `meta.tensors_sha256` is given and does not match them.
     """
 
     meta: ArtifactMeta
@@ -132,7 +132,7 @@ class Artifact:
     def require_model(self, fingerprint: str, *, served: str) -> None:
         """Raise FingerprintError unless this artifact was fitted on the model of `fingerprint`.
 
-        `served` is the name by which that model is known to the user.
+        `served` is the name of that model in the error message.
         """
         fitted = self.meta.model
         if fingerprint != fitted.fingerprint:
@@ -142,7 +142,7 @@ class Artifact:
             )
 
     def save(self, path: Path | str) -> None:
-        """Write one safetensors file, whole or not at all. Raises ArtifactError."""
+        """Write one safetensors file atomically. Raises ArtifactError."""
         target = Path(path)
         content = to_safetensors(self.tensors, {_METADATA_KEY: self.meta.canonical_json()})
         try:
@@ -186,7 +186,7 @@ def _read(path: Path) -> bytes:
 def _header(content: bytes) -> dict[str, Any]:
     size = int.from_bytes(content[:8], "little")
     if size > len(content) - 8 or content[8:9] != b"{":
-        # Sound files may start with these bytes too: they are the low ones of the header's size.
+        # Valid files may start with these bytes too, the low ones of the header's size.
         if content.startswith((b"\x80", b"PK")):
             raise ArtifactError("looks like a pickle or a PyTorch checkpoint, never loaded")
         raise ArtifactError(f"is truncated or not a safetensors file: {_FIT_AGAIN}")
@@ -227,7 +227,7 @@ def _decode(name: str, entry: Mapping[str, Any]) -> NDArray[Any]:
             f"tensor {name!r} has dtype {entry['dtype']}, not one of {', '.join(_DTYPES)}"
         )
     values: NDArray[Any] = np.frombuffer(entry["data"], dtype).reshape(entry["shape"])
-    if entry["dtype"] == "BF16":  # the upper half of a float32, which numpy has no name for
+    if entry["dtype"] == "BF16":  # the upper half of a float32; numpy has no such dtype
         return (values.astype("<u4") << 16).view("<f4")
     return values
 

@@ -1,6 +1,6 @@
 """The audit log: one JSON line for each finished request, appended and never rewritten.
 
-It holds who asked under which policy and what the guards did; no prompt, no answer, no key.
+A line has the tenant, the policy and the guards' verdicts; no prompt, no answer, no key.
 """
 
 from __future__ import annotations
@@ -26,11 +26,10 @@ def _now() -> datetime:
 
 
 class AuditLog:
-    """An append-only file of JSON lines; may be written by many threads and processes at once.
+    """An append-only file of JSON lines, for several threads and processes.
 
-    Each line goes to the file in one write, under a lock that all processes take, so that a crash
-    loses no finished request and no line is mixed with another. Raises GuardError where the file
-    cannot be opened.
+    Each line is written at once, under a lock of all processes, so that a crash loses no finished
+    request and lines are never mixed. Raises GuardError if the file cannot be opened.
     """
 
     def __init__(self, path: Path, now: Callable[[], datetime] = _now) -> None:
@@ -47,19 +46,19 @@ class AuditLog:
         with self._lock:
             if self._file is None:
                 raise OSError(f"audit log {self.path} is closed")
-            with _alone(self._file):
+            with _locked(self._file):
                 _write_all(self._file, line.encode())
 
     def reopen(self) -> None:
-        """Go on in the file that now stands at the path: for log rotation. Raises GuardError."""
+        """Continue in the file that is now at the path, after log rotation. Raises GuardError."""
         with self._lock:
-            fresh = self._open()
+            reopened = self._open()
             if self._file is not None:
                 os.close(self._file)
-            self._file = fresh
+            self._file = reopened
 
     def close(self) -> None:
-        """Close the file; closing twice does no harm."""
+        """Close the file; closing twice is allowed."""
         with self._lock:
             if self._file is not None:
                 os.close(self._file)
@@ -80,18 +79,18 @@ class AuditLog:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o640)
-            with _alone(file):
+            with _locked(file):
                 size = os.fstat(file).st_size
                 if size and os.pread(file, 1, size - 1) != b"\n":
-                    _write_all(file, b"\n")  # a machine that died here left half a line
+                    _write_all(file, b"\n")  # a crash of the machine left an incomplete line
         except OSError as error:
             raise GuardError(f"audit log {self.path} cannot be opened: {error.strerror}") from error
         return file
 
 
 @contextmanager
-def _alone(file: int) -> Iterator[None]:
-    """Keep other processes out: half a line that one is writing looks like one left by a crash."""
+def _locked(file: int) -> Iterator[None]:
+    """Lock the file against other processes, whose incomplete lines would look like a crash's."""
     fcntl.flock(file, fcntl.LOCK_EX)
     try:
         yield
@@ -105,7 +104,7 @@ def _write_all(file: int, content: bytes) -> None:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN: a score that is none becomes null rather than a lost line."""
+    """`value` with null for NaN and infinity, which JSON does not have."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):

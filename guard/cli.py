@@ -1,7 +1,7 @@
 """The command `guard`: finds its subcommands, and turns every error into a line and a status.
 
-A subcommand is a `typer.Typer`, named by an entry point of the group `guard.commands`; it is
-imported when it is asked for. Exit status: 0 done, 1 a check or an operation failed, 2 wrong usage.
+A subcommand is a `typer.Typer`, named by an entry point of the group `guard.commands`, and is
+imported when it is called. Exit status: 0 success, 1 a check or an operation failed, 2 wrong usage.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ GROUP = "guard.commands"
 
 _EXTRAS = "install the extra that has it: inference-guard[serve], [proxy], [fit] or [demo]"
 
-OWN_COMMANDS = {
+BUILT_IN = {
+    "artifacts": "guard.commands.artifacts:app",
     "check": "guard.commands.check:app",
     "demo": "guard.commands.demo.command:app",
     "eval": "guard.commands.eval.command:app",
@@ -33,12 +34,10 @@ OWN_COMMANDS = {
 
 
 class Commands(MutableMapping[str, Any]):
-    """Command by name, imported at first use."""
+    """The commands by name, imported at first use."""
 
     def __init__(self) -> None:
-        self._points = {
-            name: EntryPoint(name, value, GROUP) for name, value in OWN_COMMANDS.items()
-        }
+        self._points = {name: EntryPoint(name, value, GROUP) for name, value in BUILT_IN.items()}
         self._points |= {point.name: point for point in entry_points(group=GROUP)}
         self._loaded: dict[str, Any] = {}
 
@@ -76,7 +75,7 @@ class CommandGroup(TyperGroup):
         except GuardError as error:
             lines = error.problems if isinstance(error, ConfigError) else (error.message,)
             for line in lines:
-                say_error(line)
+                print_error(line)
             raise typer.Exit(1) from error
         except (typer.Exit, typer.Abort, typer.TyperException, BrokenPipeError):
             raise
@@ -84,13 +83,13 @@ class CommandGroup(TyperGroup):
             if os.environ.get("GUARD_DEBUG"):
                 raise
             if isinstance(error, ModuleNotFoundError):
-                say_error(f"this command needs {error.name}: {_EXTRAS}")
+                print_error(f"this command needs {error.name}: {_EXTRAS}")
                 raise typer.Exit(1) from error
-            say_error(f"{type(error).__name__}: {error} (set GUARD_DEBUG=1 to see where)")
+            print_error(f"{type(error).__name__}: {error} (set GUARD_DEBUG=1 to see where)")
             raise typer.Exit(1) from error
 
 
-def say_error(message: str) -> None:
+def print_error(message: str) -> None:
     """Print `error: message` to stderr as one line, without control characters."""
     line = " ".join(message.split())
     print("error:", "".join(c if c.isprintable() else "?" for c in line), file=sys.stderr)
@@ -107,18 +106,18 @@ def _command(point: EntryPoint) -> Any:
 
 
 def _unavailable(name: str, error: ImportError) -> typer.Typer:
-    # One extra that is not installed must not take the other commands down.
-    stand_in = typer.Typer(add_completion=False)
+    # A missing extra must not break the other commands.
+    placeholder = typer.Typer(add_completion=False)
     needed = error.name or str(error)
 
-    @stand_in.command(
+    @placeholder.command(
         help=f"(not available: needs {needed})",
         context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
     )
-    def say() -> None:
+    def fail() -> None:
         raise GuardError(f"`guard {name}` needs {needed}: {_EXTRAS}")
 
-    return stand_in
+    return placeholder
 
 
 app = typer.Typer(
@@ -132,8 +131,8 @@ app = typer.Typer(
 )
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
+def _print_version(requested: bool) -> None:
+    if requested:
         print(f"inference-guard {guard.__version__}")
         raise typer.Exit
 

@@ -1,16 +1,16 @@
-"""Every error the product raises on purpose.
+"""The errors that the product raises on purpose.
 
     GuardError
-    ├── ConfigError            the configuration file does not hold (all problems at once)
-    ├── ArtifactError          an artifact cannot be read, is damaged, or holds impossible values
-    │   └── FingerprintError   a sound artifact that was fitted on another model
+    ├── ConfigError            the configuration file is invalid (all problems at once)
+    ├── ArtifactError          an artifact cannot be read, is damaged, or has impossible values
+    │   └── FingerprintError   a valid artifact that was fitted on another model
     ├── ModelError             a model source cannot be found or is of an unknown architecture
-    ├── DataError              a forget, retain or pair file does not hold
+    ├── DataError              a data file or a suite file is invalid
     ├── RequestError           the request is at fault: HTTP 4xx
     │   ├── UnknownModel
     │   ├── UnknownPolicy
-    │   ├── PolicyForbidden    the key may not ask for this policy
-    │   ├── EmbeddingsForbidden the key may not bring embeddings of its own
+    │   ├── PolicyForbidden    the key may not use this policy
+    │   ├── EmbeddingsForbidden the key's requests may not contain embeddings
     │   ├── PolicyUnfit        the policy has guards, but none for this kind of model
     │   ├── Unauthorized       no key, or an unknown one
     │   ├── ContextExceeded    prompt and max_tokens do not fit the model's context
@@ -19,7 +19,7 @@
     └── GuardFailed            a guard could not be applied and its policy fails closed: HTTP 500
         └── ServiceStopped     the engine is shutting down or has died: HTTP 503
 
-Each class carries what OpenAI's error envelope needs: `status`, `type`, `code`, `param`.
+Each class has the fields of OpenAI's error envelope: `status`, `type`, `code`, `param`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class GuardError(Exception):
-    """Base of all: `str(error)` is one line that says what to change."""
+    """The base class: `str(error)` is one line that says what to change."""
 
     status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"
@@ -45,7 +45,7 @@ class GuardError(Exception):
 
 
 class ConfigError(GuardError):
-    """The configuration does not hold; `problems` has one line for each fault."""
+    """The configuration is invalid; `problems` has one line for each fault."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         super().__init__("; ".join(problems))
@@ -65,7 +65,7 @@ class ModelError(GuardError):
 
 
 class DataError(GuardError):
-    """A data file does not hold."""
+    """A data file is invalid."""
 
 
 class RequestError(GuardError):
@@ -111,7 +111,7 @@ class ContextExceeded(RequestError):
 
 
 class ContentBlocked(RequestError):
-    """`verdict` says which guard fired."""
+    """The prompt was blocked; `verdict` says by which guard."""
 
     code = "content_filter"
 
@@ -121,7 +121,7 @@ class ContentBlocked(RequestError):
 
 
 class TooManyRequests(RequestError):
-    """`retry_after` is in seconds and becomes the `Retry-After` header."""
+    """Over a limit; `retry_after` is in seconds and becomes the `Retry-After` header."""
 
     status = 429
     type = "rate_limit_error"
@@ -133,7 +133,7 @@ class TooManyRequests(RequestError):
 
 
 class GuardFailed(GuardError):
-    """A guard could not be applied and the policy says `on_error = "closed"`."""
+    """A guard could not be applied, and the policy has `on_error = "closed"`."""
 
     code = "guard_failed"
 

@@ -1,4 +1,4 @@
-"""What happened to one request: the same numbers in the response, the audit log and the metrics."""
+"""The verdict on one request: the same in the response, the audit log and the metrics."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ Outcome = Literal[
     "blocked",
     "error",
 ]
-"""From the least to the gravest."""
+"""The outcomes of a request, from the least to the most severe."""
 
 Done = (
     Literal["none", "observe", "flag", "steer", "overlay", "refine", "perturb", "replace", "block"]
     | Literal["redact", "route", "policy"]
 )
-"""What was done where a guard fired; "none" also where there was nothing to do."""
+"""The action that was taken when a guard fired; "none" also if there was nothing to do."""
 
 OUTCOMES: Mapping[Done, Outcome] = {
     "none": "pass",
@@ -41,13 +41,13 @@ OUTCOMES: Mapping[Done, Outcome] = {
     "replace": "refined",
     "block": "blocked",
 }
-"""What a request is said to be after each of them."""
+"""The outcome of a request after each action."""
 
 _GRAVITY: tuple[Outcome, ...] = get_args(Outcome)
 
 
 def gravest(outcomes: Iterable[Outcome]) -> Outcome:
-    """The one that speaks for all of them; "pass" where there is none."""
+    """The most severe outcome; "pass" if there is none."""
     return max(outcomes, key=_GRAVITY.index, default="pass")
 
 
@@ -55,14 +55,13 @@ def gravest(outcomes: Iterable[Outcome]) -> Outcome:
 class GuardVerdict:
     """One guard on one request.
 
-    `score` is the largest value seen at the places where the guard looked, `threshold` the one it
-    was compared with, `position` where it fired: 0 for the prompt, n for the n-th generated token
-    or what n steps have drawn, None where it did not fire. `action` is what was done. A guard that
-    refines a prompt, or writes to the latents, says how many `steps` that took, and what its score
-    is `after` them; the latter also over what share of the image it has written (`area`), and how
-    far the likeliest place stood out there (`peak`, in deviations). One that reads text says where
-    its highest score was (`place`: "messages[1].content", "choices[0]"). `error` says why the guard
-    could not be applied.
+    `score` is the guard's largest score, `threshold` the value it was compared with, and `position`
+    where the guard fired: 0 for the prompt, n for the n-th generated token or the latents after n
+    steps, None if it did not fire. `action` is the action that was taken. `steps` counts the steps
+    of a guard that refines a prompt or writes to latents, and `after` is its score after these; a
+    guard of latents also has the share of the image that it has written (`area`) and the height of
+    the evidence's maximum in deviations (`peak`). `place` is where a screen of text had its highest
+    score ("messages[1].content", "choices[0]"). `error` says why the guard could not be applied.
     """
 
     guard: str
@@ -83,9 +82,9 @@ class GuardVerdict:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """All guards on one request; `elapsed_ms` is wall time from admission to its end.
+    """All guards on one request; `elapsed_ms` is the wall time from its admission to its end.
 
-    `unscreened` is what no screen of text has read though its policy has some: "images", a path.
+    `unscreened` is content that the policy's screens of text have not read: "images", or a path.
     """
 
     request_id: str
@@ -97,13 +96,13 @@ class Verdict:
     unscreened: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready form: the `guard` object of a response and the body of an audit line."""
-        told = {name: getattr(self, name) for name in _VERDICT}
-        told["guards"] = [{name: getattr(each, name) for name in _GUARD} for each in self.guards]
-        told["unscreened"] = list(self.unscreened)
-        return told
+        """The JSON-ready form: the `guard` object of a response and the body of an audit line."""
+        body = {name: getattr(self, name) for name in _VERDICT}
+        body["guards"] = [{name: getattr(guard, name) for name in _GUARD} for guard in self.guards]
+        body["unscreened"] = list(self.unscreened)
+        return body
 
 
-# `asdict` copies deeply, which takes ten times as long; every request is told three times
-_GUARD = tuple(each.name for each in fields(GuardVerdict))
-_VERDICT = tuple(each.name for each in fields(Verdict))
+# `asdict` copies deeply, which takes ten times as long, and every request needs this three times
+_GUARD = tuple(field.name for field in fields(GuardVerdict))
+_VERDICT = tuple(field.name for field in fields(Verdict))

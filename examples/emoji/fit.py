@@ -14,14 +14,14 @@ import typer
 
 from guard.data.concept import Concept, read_concept
 from guard.fitting.images.training_free import (
-    Rates,
+    encode_concept,
     fit_guide,
     fit_nearest,
     fit_safree,
-    read_prompts,
 )
 from guard.fitting.images.uce import EditRequest, fit_uce
 from guard.fitting.prompts.concept_prompts import prompts_of
+from guard.fitting.prompts.rates import Rates
 from guard.models.images import ImageModel
 from guard.reporting.progress import Stages, stages
 
@@ -45,7 +45,7 @@ def main(
 
 
 def _fit(model: ImageModel, concept: Concept, name: str, out: Path, progress: Stages) -> None:
-    encoded = read_prompts(model, concept, prompts_of(concept, PROMPTS), progress)
+    encoded = encode_concept(model, concept, prompts_of(concept, PROMPTS), progress)
     phrase = concept.phrases.train[0]
     edit = EditRequest(next(iter(concept.instead), ""))
     artifacts = {

@@ -109,7 +109,7 @@ def _object(concept: str, rng: np.random.Generator) -> Iterator[Row]:
         how = tuple(DISGUISES)[i % len(DISGUISES)]
         text = _one(_name(index), rng, plain=True)
         yield _row(
-            concept, "disguise", disguise(how, text, words, turn=i // len(DISGUISES)), how=how
+            concept, "disguise", disguise(how, text, words, variant=i // len(DISGUISES)), how=how
         )
     for _ in range(IMAGES):
         other = int(rng.choice(others))

@@ -1,4 +1,4 @@
-"""`guard check`: is a configuration right, and what does it mean."""
+"""`guard check`: checks a configuration and prints what it means."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from guard.models.sources import resolve_source
 app = typer.Typer(add_completion=False)
 
 _TUNABLE = ("threshold", "strength", "recheck")
-"""The settings of a guard that the configuration may replace; all others are as fitted."""
+"""The settings of a guard that the configuration may replace."""
 
 
 @app.command(epilog="Example: guard check config.toml")
@@ -50,23 +50,23 @@ def check(
     console = Console()
     for table in _tables(meaning):
         console.print(table)
-    console.print(f"{config} holds.", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"{config} is valid.", markup=False, highlight=False, soft_wrap=True)
 
 
 def describe(config: Config) -> dict[str, Any]:
-    """What a configuration means, JSON-ready: server, models, policies with their guards, keys.
+    """The meaning of a configuration, JSON-ready: server, models, policies with guards, keys.
 
-    Raises ArtifactError where an artifact went away since the configuration was read.
+    Raises ArtifactError if an artifact was removed since the configuration was read.
     """
     guards = {guard.name: _guard(guard) for guard in config.guards}
-    guards |= {each.name: _patterns(each) for each in config.patterns}
+    guards |= {patterns.name: _patterns(patterns) for patterns in config.patterns}
     return {
         "server": config.server.model_dump(mode="json"),
         "models": [_model(config, model, guards) for model in config.models],
         "guards": list(guards.values()),
         "policies": {name: _policy(config, name, guards) for name in config.policy_names},
         "proxy": config.proxy.model_dump(mode="json"),
-        "upstreams": [each.model_dump(mode="json") for each in config.upstreams],
+        "upstreams": [upstream.model_dump(mode="json") for upstream in config.upstreams],
         "keys": [
             {
                 "key": key.hash[:15],
@@ -120,7 +120,7 @@ def _policy(config: Config, name: str, guards: Mapping[str, dict[str, Any]]) -> 
         "debug": policy.debug,
         "guards": [guards[guard] for guard in policy.guards],
         "screen": policy.screen.model_dump(mode="json"),
-        "asked_for_by": _askers(config, name),
+        "asked_for_by": _tenants(config, name),
     }
 
 
@@ -165,7 +165,7 @@ def _allowed(config: Config, index: int) -> list[str]:
     return [name for name in config.policy_names if name in {default, *key.policies}]
 
 
-def _askers(config: Config, policy: str) -> list[str]:
+def _tenants(config: Config, policy: str) -> list[str]:
     if not config.keys:
         return ["anyone"]
     return [
@@ -183,10 +183,10 @@ def _tables(meaning: dict[str, Any]) -> list[Table]:
     models = _table("Models", *columns, "limits", "default policy", "policies")
     for model in meaning["models"]:
         default = model["default_policy"]
-        shown = f"{default['value']} ({default['from']})"
+        default_policy = f"{default['value']} ({default['from']})"
         if not default["fits"]:
-            shown += ": has no guard for it, so requests must name another"
-        facts = (_limits(model), shown, ", ".join(model["policies"]))
+            default_policy += ": has no guard for it, so requests must name another policy"
+        facts = (_limits(model), default_policy, ", ".join(model["policies"]))
         _row(models, *(model[column] for column in columns), *facts)
     guards = _table("Guards", "guard", "for", "concept", "method", "method's settings")
     for guard in meaning["guards"]:
@@ -195,20 +195,20 @@ def _tables(meaning: dict[str, Any]) -> list[Table]:
         _row(guards, *facts, settings or None)
     tables = [server, models, guards]
     for name, policy in meaning["policies"].items():
-        askers = ", ".join(policy["asked_for_by"]) or "no key"
-        title = f"Policy {name}: {policy['action']}, on error {policy['on_error']}, for {askers}"
+        tenants = ", ".join(policy["asked_for_by"]) or "no key"
+        title = f"Policy {name}: {policy['action']}, on error {policy['on_error']}, for {tenants}"
         if any(guard["kind"] == "images" for guard in policy["guards"]):
             replacement = json.dumps(policy["replacement"], ensure_ascii=False)
             instead = f" by {replacement}" if policy["replacement"] else ""
             title += f", fallback {policy['fallback']}{instead}"
-            title += ", shows where guards have written" if policy["debug"] else ""
+            title += ", returns masks of what guards have written" if policy["debug"] else ""
         if any(guard["kind"] == "text" for guard in policy["guards"]):
             title += f"; {_screening(policy)}"
         if name == NO_POLICY:
-            title = f"Policy {name}: no guards, for {askers}"
+            title = f"Policy {name}: no guards, for {tenants}"
         table = _table(title, "guard", "concept", "method", *_TUNABLE, "fits model")
         for guard in policy["guards"]:
-            fits = guard["fits_model"] or {"name": "any model that has text"}
+            fits = guard["fits_model"] or {"name": "any model with text"}
             tuned = (_origin(guard[key]) for key in _TUNABLE)
             fitted_on = fits["name"]
             if "fingerprint" in fits:
@@ -216,22 +216,24 @@ def _tables(meaning: dict[str, Any]) -> list[Table]:
             _row(table, guard["name"], guard["concept"], guard["method"], *tuned, fitted_on)
         tables.append(table)
     if meaning["upstreams"]:
-        told = ("name", "url", "key_env", "models", "weight", "health", "plugin")
-        reached = _table("Upstreams", *told)
+        upstream_columns = ("name", "url", "key_env", "models", "weight", "health", "plugin")
+        upstreams = _table("Upstreams", *upstream_columns)
         for upstream in meaning["upstreams"]:
-            shown = upstream | {"models": ", ".join(upstream["models"]) or "any"}
-            _row(reached, *(shown[key] for key in told))
-        tables.append(reached)
-    about = ("key", "tenant", "default policy", "may ask for")
-    keys = _table("Keys", *about, "own embeddings", "requests a minute")
+            cells = upstream | {"models": ", ".join(upstream["models"]) or "any"}
+            _row(upstreams, *(cells[key] for key in upstream_columns))
+        tables.append(upstreams)
+    key_columns = ("key", "tenant", "default policy", "policies", "embeddings")
+    keys = _table("Keys", *key_columns, "requests per minute")
     for key in meaning["keys"]:
         allowed = ", ".join(key["policies"])
         rate = key["requests_per_minute"] or "unlimited"
-        brings = _may(key["embeddings"])
-        _row(keys, key["key"], key["tenant"], key["default_policy"], allowed, brings, rate)
+        embeddings = _may(key["embeddings"])
+        _row(keys, key["key"], key["tenant"], key["default_policy"], allowed, embeddings, rate)
     if not meaning["keys"]:
-        default, brings = meaning["server"]["default_policy"], _may(meaning["server"]["embeddings"])
-        _row(keys, "none", "anyone", default, "any", brings, "unlimited")
+        server_settings = meaning["server"]
+        embeddings = _may(server_settings["embeddings"])
+        default = server_settings["default_policy"]
+        _row(keys, "none", "anyone", default, "any", embeddings, "unlimited")
     return [*tables, keys]
 
 
@@ -247,15 +249,15 @@ def _row(table: Table, *cells: object) -> None:
 
 
 def _screening(policy: dict[str, Any]) -> str:
-    """How a policy screens text, in words."""
+    """The screens of text of a policy, in words."""
     screen = policy["screen"]
-    own = policy["action"] if policy["action"] in get_args(TextAction) else "block"
+    default = policy["action"] if policy["action"] in get_args(TextAction) else "block"
     texts = [guard["name"] for guard in policy["guards"] if guard["kind"] == "text"]
-    done = ", ".join(f"{name}: {screen['actions'].get(name, own)}" for name in texts)
-    told = f"reads {', '.join(screen['look'])} ({done})"
-    told += f", holds {screen['hold_back_chars']} characters of a stream back"
-    passes = ", ".join(screen["unscreened"])
-    return told + (f", lets {passes} pass unread" if passes else "")
+    actions = ", ".join(f"{name}: {screen['actions'].get(name, default)}" for name in texts)
+    text = f"reads {', '.join(screen['look'])} ({actions})"
+    text += f", holds {screen['hold_back_chars']} characters of a stream back"
+    unread = ", ".join(screen["unscreened"])
+    return text + (f", lets {unread} pass unread" if unread else "")
 
 
 def _may(allowed: bool) -> str:
@@ -263,12 +265,12 @@ def _may(allowed: bool) -> str:
 
 
 def _limits(model: dict[str, Any]) -> str:
-    def own(value: object) -> object:
-        return "the model's own" if value is None else value
+    def value_or_default(value: object) -> object:
+        return "the model's default" if value is None else value
 
     if model["kind"] == "language":
-        return f"context: {own(model['max_context'])}"
-    steps, guidance = own(model["steps"]), own(model["guidance_scale"])
+        return f"context: {value_or_default(model['max_context'])}"
+    steps, guidance = value_or_default(model["steps"]), value_or_default(model["guidance_scale"])
     return f"steps: {steps}, at most {model['max_steps']}; guidance scale: {guidance}"
 
 
@@ -283,5 +285,5 @@ def _origin(setting: dict[str, Any]) -> str:
     value = setting["value"]
     if value is None:
         return "-"
-    shown = f"{value:.4g}" if type(value) is float else str(value)
-    return f"{shown} ({setting['from']})"
+    text = f"{value:.4g}" if type(value) is float else str(value)
+    return f"{text} ({setting['from']})"

@@ -1,4 +1,4 @@
-"""`guard inspect`: what an artifact holds."""
+"""`guard inspect`: prints the contents of an artifact."""
 
 from __future__ import annotations
 
@@ -13,17 +13,20 @@ from rich.table import Table
 from rich.text import Text
 
 from guard.artifact import Artifact
-from guard.models.store import ArtifactStore
+from guard.artifact_store import ArtifactStore
 
 app = typer.Typer(add_completion=False)
 
 
 @app.command(epilog="Example: guard inspect guards/harry-potter.safetensors")
 def inspect(
-    artifact: Annotated[str, typer.Argument(help="A file, or a digest or concept of the cache.")],
+    artifact: Annotated[
+        str,
+        typer.Argument(help="A file, or a digest or concept that `guard artifacts list` shows."),
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
-    """Check an artifact (format, hash, finite values) and print what it holds."""
+    """Check an artifact (format, hash, finite values) and print its contents."""
     contents = describe(_find(artifact))
     if as_json:
         print(json.dumps(contents, indent=2))

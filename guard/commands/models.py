@@ -1,4 +1,4 @@
-"""`guard models`: make a model ready in the cache, list what is there."""
+"""`guard models`: add models to the cache, list and show them."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def add(
     name: Name,
     as_json: AsJson = False,
 ) -> None:
-    """Download, check and convert a model into the cache; does nothing where it is there."""
+    """Download, check and convert a model into the cache; does nothing if it is there."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     console = Console(file=sys.stderr)
-    shown = console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=not shown) as bar:
+    visible = console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=not visible) as bar:
         task = bar.add_task(name, total=len(STEPS))
         model = add_model(
             name,
@@ -40,7 +40,7 @@ def add(
             ),
         )
     if as_json:
-        print(json.dumps(_shown(name), indent=2))
+        print(json.dumps(_facts(name), indent=2))
     else:
         print(f"{name} is ready in {model.path}")
 
@@ -49,12 +49,12 @@ def add(
 def list_models(as_json: AsJson = False) -> None:
     """List the models that are in the cache or can be added to it."""
     names = sorted({*RECIPES, *(model.name for model in added_models())})
-    shown = [_shown(name) for name in names]
+    models = [_facts(name) for name in names]
     if as_json:
-        print(json.dumps(shown, indent=2))
+        print(json.dumps(models, indent=2))
         return
     table = Table("name", "added", "description", "licence")
-    for model in shown:
+    for model in models:
         cells = (model["name"], model["path"] or "no", model["description"], model["licence"])
         table.add_row(*map(Text, cells))
     Console().print(table)
@@ -65,23 +65,23 @@ def show(
     name: Name,
     as_json: AsJson = False,
 ) -> None:
-    """Show where a model comes from, its hash, and where it stands."""
-    shown = _shown(name)
+    """Show the source of a model, its hash, and its path."""
+    facts = _facts(name)
     if as_json:
-        print(json.dumps(shown, indent=2))
+        print(json.dumps(facts, indent=2))
         return
-    for key, value in shown.items():
+    for key, value in facts.items():
         print(f"{key}: {value or 'not added'}")
 
 
-def _shown(name: str) -> dict[str, Any]:
+def _facts(name: str) -> dict[str, Any]:
     recipe, model = RECIPES.get(name), added_model(name)
     if recipe is None and model is None:
         raise ModelError(f"no model {name!r}: `guard models list` shows what there is")
     manifest = model.manifest if model else {}
-    given = recipe.facts() if recipe else {}
+    recipe_facts = recipe.facts() if recipe else {}
     facts = {
-        key: manifest.get(key) or given.get(key, "")
+        key: manifest.get(key) or recipe_facts.get(key, "")
         for key in ("description", "licence", "requirement", "files", "sha256")
     }
     added = manifest.get("added")

@@ -1,4 +1,4 @@
-"""API keys: whose a key is, and how often it may ask."""
+"""API keys: their settings and rate limits."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ Clock = Callable[[], float]
 
 
 def hash_key(key: str) -> str:
-    """The form in which the configuration holds an API key: `sha256:` and 64 hex digits."""
+    """The hash of an API key, as in the configuration: `sha256:` and 64 hex digits."""
     return "sha256:" + hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 class KeyRing:
-    """The keys of a configuration, each with its rate; may be asked from any thread.
+    """The keys of a configuration with their rate limits; thread-safe.
 
-    `clock` gives seconds that never go back.
+    `clock` returns monotonic seconds.
     """
 
     def __init__(self, keys: Sequence[KeyConfig], clock: Clock = time.monotonic) -> None:
@@ -35,19 +35,19 @@ class KeyRing:
         }
 
     def find(self, key: str) -> KeyConfig | None:
-        """The settings of an API key; None where it is unknown.
+        """The settings of an API key; None if it is unknown.
 
-        Every hash is compared, each in constant time, so that the time taken tells nothing.
+        Every hash is compared, each in constant time, so that timing reveals nothing.
         """
         digest = hash_key(key).encode()
-        found = None
+        match = None
         for known in self._keys:
             if hmac.compare_digest(known.hash.encode(), digest):
-                found = known
-        return found
+                match = known
+        return match
 
     def take(self, key: KeyConfig) -> None:
-        """Count one request against the rate of `key`. Raises TooManyRequests."""
+        """Count one request of `key`. Raises TooManyRequests over its rate."""
         bucket = self._buckets.get(key.hash)
         if bucket is None:
             return
@@ -62,7 +62,7 @@ class KeyRing:
 
 
 class _Bucket:
-    """A token bucket: holds a minute's requests, fills evenly."""
+    """A token bucket that holds a minute's requests and fills evenly."""
 
     def __init__(self, per_minute: int, clock: Clock) -> None:
         self.per_minute = per_minute
@@ -71,13 +71,13 @@ class _Bucket:
         self._filled_at = clock()
 
     def take(self) -> float:
-        """Take one token and return 0, or return the seconds until there is one."""
+        """Take one token and return 0, or return the seconds until the next token."""
         now = self._clock()
         per_second = self.per_minute / 60
         self._tokens += (now - self._filled_at) * per_second
         self._tokens = min(self._tokens, float(self.per_minute))
         self._filled_at = now
-        if self._tokens < 1 - 1e-9:  # the wait just told must suffice, rounding included
+        if self._tokens < 1 - 1e-9:  # the returned wait must suffice in spite of rounding
             return (1 - self._tokens) / per_second
         self._tokens -= 1
         return 0.0

@@ -1,4 +1,4 @@
-"""What guards are for, and what engines make: told from metadata, loading nothing."""
+"""The kinds of guards and engines, from metadata alone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from guard.artifact import ArtifactMeta
 
 Engine = Literal["transformers", "diffusers", "vllm"]
 Kind = Literal["language", "images", "text"]
-"""What a guard is for; "text" is any model's that reads or writes text, seen from outside of it."""
+"""What a guard acts on: language models, image models, or the text of any model from outside."""
 
 KINDS: Mapping[Engine, Kind] = {
     "transformers": "language",
@@ -25,6 +25,6 @@ _SEAMS: Mapping[Kind, frozenset[str]] = {
 
 
 def kind_of(meta: ArtifactMeta) -> Kind | None:
-    """The kind of thing that a guard is for, by its seams; None where no kind has them."""
+    """The kind of a guard, by its seams; None if they are of no kind or of several."""
     kinds = [kind for kind, seams in _SEAMS.items() if seams.intersection(meta.seams)]
     return kinds[0] if len(kinds) == 1 else None

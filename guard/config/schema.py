@@ -17,6 +17,7 @@ from pydantic import (
     field_validator,
 )
 
+from guard.config.artifact_paths import artifact_path
 from guard.config.checks import DEFAULT_MAX_STEPS, NO_POLICY, Problem, cross_check, schema_problem
 from guard.config.kinds import KINDS, Engine, Kind
 from guard.config.toml_lines import key_lines, line_of
@@ -24,11 +25,11 @@ from guard.errors import ConfigError, UnknownPolicy
 
 MAX_CONFIG_BYTES = 2**20
 MAX_PROMPT_CHARS = 4000
-"""Of an image's prompt."""
+"""Limit of an image's prompt."""
 
 TextAction = Literal["block", "redact", "flag", "observe", "route", "policy"]
-"""What a screen of text does: "route" asks another upstream or model, "policy" has the upstream's
-plugin apply one."""
+"""The action of a screen of text: "route" sends the request to another upstream or model, "policy"
+has the upstream's plugin apply a policy."""
 Action = Literal[
     "steer",
     "overlay",
@@ -42,14 +43,14 @@ Action = Literal[
     "policy",
 ]
 Place = Literal["system", "user", "assistant", "tool", "arguments", "images", "response"]
-"""Where text stands: in messages by role, in tools and calls of them, in prompts of images."""
+"""Places of text: messages by role, tools and calls of them, prompts of images, the response."""
 PLACES: tuple[Place, ...] = get_args(Place)
 Fallback = Literal["block", "replace"]
 OnError = Literal["closed", "open"]
 
 # Names travel in headers, URLs and metric labels.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$")]
-# Types are strict, but TOML has arrays and strings where these want tuples and paths.
+# Types are strict, but TOML has arrays and strings in place of tuples and paths.
 Names = Annotated[tuple[Name, ...], Field(strict=False)]
 Places = Annotated[tuple[Place, ...], Field(strict=False, min_length=1)]
 FilePath = Annotated[Path, Field(strict=False)]
@@ -60,10 +61,10 @@ class _Section(BaseModel):
 
 
 class ServerConfig(_Section):
-    """`[server]`. Sizes are in bytes, times in seconds; `audit_log` None keeps no log.
+    """`[server]`. Sizes are in bytes, times in seconds; without `audit_log` there is no log.
 
-    `embeddings` lets the requests of a server without keys bring embeddings of their own.
-    `admin_hash` is the SHA-256 of the key for live changes, which are off without.
+    `embeddings` lets requests to a server without keys contain embeddings. `admin_hash` is the
+    SHA-256 of the key for live changes, which are off without it.
     """
 
     host: str = Field(default="127.0.0.1", min_length=1)
@@ -85,10 +86,9 @@ class ServerConfig(_Section):
 class ModelConfig(_Section):
     """One of `[[models]]`.
 
-    `default_policy` goes before the server's. `max_context` is for language models, None takes the
-    model's own; `steps`, `guidance_scale` and `max_steps` are for images: what a request gets
-    that asks for none (None: the pipeline's own default), and the most it may ask for.
-    `engine_options` are arguments of vLLM's engine, by its names.
+    `default_policy` overrides the server's. `max_context` is for language models; None is the
+    model's limit. `steps` and `guidance_scale` are the defaults of requests for images (None: those
+    of the pipeline), `max_steps` their limit. `engine_options` are arguments of vLLM's engine.
     """
 
     name: Name
@@ -110,7 +110,11 @@ class ModelConfig(_Section):
 
 
 class GuardConfig(_Section):
-    """One of `[[guards]]`; threshold, strength and recheck None are as fitted."""
+    """One of `[[guards]]`; threshold, strength and recheck None keep the fitted values.
+
+    `artifact` is a file, or "sha256:DIGEST" of an artifact in the cache (12 digits or more). In a
+    configuration that was read it is the file's path.
+    """
 
     name: Name
     artifact: FilePath
@@ -130,15 +134,15 @@ class PatternsConfig(_Section):
 
 
 class ScreenConfig(_Section):
-    """`[policies.NAME.screen]`: how the policy's guards of text look, and what they do.
+    """`[policies.NAME.screen]`: what the policy's screens of text read, and how they act.
 
-    `look` says which texts are read, `looks` the same for single guards in its place. `actions`
-    goes before the policy's own action, by guard. `turns` of the conversation are read
-    together. `hold_back_chars` of a streamed answer are held until they are read, for
-    `hold_back_ms` at most (None: as long as it takes). `race`: the model is asked while the request
-    is being read. `restore`: what was redacted stands in the answer again. `unscreened` may pass
-    unread: paths ("/v1/files*"), or "images", "audio", "files". `upstream` and `model` are for
-    the action "route", `upstream_policy` for "policy".
+    `look` are the places of text that are read, `looks` overrides it for single guards. `actions`
+    overrides the policy's action for single guards. `turns` of the conversation are read together.
+    `hold_back_chars` of a streamed answer are held back until they are read, for `hold_back_ms` at
+    most (None: without limit). `race`: the request is sent to the model while it is being read.
+    `restore`: redacted values are restored in the answer. `unscreened` content passes unread: paths
+    ("/v1/files*"), or "images", "audio", "files". `upstream` and `model` are for the action
+    "route", `upstream_policy` for "policy".
     """
 
     look: Places = PLACES
@@ -157,17 +161,17 @@ class ScreenConfig(_Section):
     @field_validator("unscreened")
     @classmethod
     def _named_as_in_verdicts(cls, passing: tuple[str, ...]) -> tuple[str, ...]:
-        # a verdict says "pictures", the name that this kind of content had first
+        # verdicts use "pictures", the first name of this kind of content
         return tuple("pictures" if name == "images" else name for name in passing)
 
 
 class PolicyConfig(_Section):
     """One `[policies.NAME]`.
 
-    "steer", "overlay", "refine" and "perturb" are the method's own action, whichever of these that
-    is. `fallback` says what becomes of an image out of which the concept could not be taken: it is
-    blocked, or the prompt `replacement` is drawn in its place. `debug` lets requests ask where on
-    their images the guards have written.
+    The actions "steer", "overlay", "refine" and "perturb" all mean the action of the guard's
+    method. `fallback` is for images from which the concept could not be removed: they are blocked,
+    or replaced by an image of the prompt `replacement`. `debug` lets requests ask for masks of what
+    guards have written on their images.
     """
 
     guards: Names = ()
@@ -183,9 +187,9 @@ class ProxyConfig(_Section):
     """`[proxy]`: times in seconds, sizes in bytes.
 
     `first_byte_timeout_s` is for the head of an answer, `chunk_timeout_s` for the time between two
-    pieces of it, `total_timeout_s` for all of it. `max_requests` are with the upstreams at once and
-    `queue_limit` wait; more are told to come back. After a stop signal answers may go on for
-    `drain_timeout_s`.
+    chunks, `total_timeout_s` for the whole answer. At most `max_requests` are sent to upstreams at
+    the same time and `queue_limit` wait; further ones are refused. After a stop signal answers may
+    continue for `drain_timeout_s`.
     """
 
     connect_timeout_s: float = Field(default=5.0, gt=0)
@@ -202,12 +206,12 @@ class ProxyConfig(_Section):
 class UpstreamConfig(_Section):
     """One of `[[upstreams]]`: an OpenAI-compatible server.
 
-    `key_env` names the environment variable that holds its credential, which goes into the header
-    `key_header` ("authorization": as a bearer token). Requests go to those that have their model in
-    `models` (empty: any), in proportion to `weight`. `health` is a path that is asked every
-    `health_every_s`; without one only failed requests tell. After `failures` in a row it is left
-    alone for `cooldown_s`. `plugin`: its vLLM runs this project's plugin. A request is not sent to
-    one of weight 0 unless a policy routes it there.
+    `key_env` is the environment variable with its credential, which is sent in the header
+    `key_header` ("authorization": as a bearer token). A request is sent to one of the upstreams
+    with its model in `models` (empty: any), in proportion to `weight`; one of weight 0 gets only
+    requests that a policy routes there. `health` is a path that is requested every
+    `health_every_s`; without it only failed requests count. After `failures` in a row the upstream
+    is not used for `cooldown_s`. `plugin`: it is a vLLM with this project's plugin.
     """
 
     name: Name
@@ -224,10 +228,10 @@ class UpstreamConfig(_Section):
 
 
 class KeyConfig(_Section):
-    """One of `[[keys]]`: `hash` is the SHA-256 of an API key, which itself stands nowhere.
+    """One of `[[keys]]`: `hash` is the SHA-256 of an API key; the key itself is not stored.
 
-    The key may ask for its default policy and for `policies`, nothing else. `default_policy` None
-    is the server's. `embeddings` lets it bring embeddings of its own.
+    Requests with the key may use its default policy and `policies`, no others. `default_policy`
+    None is the server's. `embeddings` lets its requests contain embeddings.
     """
 
     hash: str = Field(pattern=r"^sha256:[0-9a-f]{64}$")
@@ -239,7 +243,7 @@ class KeyConfig(_Section):
 
 
 class Config(_Section):
-    """A configuration that holds. Relative paths were taken from the file's own folder."""
+    """A valid configuration. Relative paths are relative to the file's folder."""
 
     server: ServerConfig = ServerConfig()
     models: Annotated[tuple[ModelConfig, ...], Field(strict=False)] = ()
@@ -253,12 +257,12 @@ class Config(_Section):
 
     @property
     def path(self) -> Path | None:
-        """The file that it was read from, absolute; None where it was made otherwise."""
+        """The absolute path of its file; None if it was not read from a file."""
         return self._path
 
     @property
     def policy_names(self) -> tuple[str, ...]:
-        """Every policy that can be asked for: "none", then the configured ones."""
+        """Every policy that requests may name: "none", then the configured ones."""
         return (NO_POLICY, *self.policies)
 
     def policy(self, name: str) -> PolicyConfig:
@@ -272,16 +276,16 @@ class Config(_Section):
             raise UnknownPolicy(f"no policy {name!r}: there is {known}", param="policy") from None
 
     def guards_of(self, policy: str) -> tuple[GuardConfig, ...]:
-        """The guards of a policy that are artifacts, in its order. Raises UnknownPolicy."""
+        """The guards of a policy that are artifacts, in order. Raises UnknownPolicy."""
         by_name = {guard.name: guard for guard in self.guards}
         return tuple(by_name[name] for name in self.policy(policy).guards if name in by_name)
 
 
 def load_config(path: Path | str) -> Config:
-    """Read a configuration file and check it as a whole, artifacts included.
+    """Read a configuration file and check it as a whole, including the artifacts.
 
     Raises ConfigError with every problem as "line N: section.key: what is wrong and what to do";
-    indices count from 0.
+    indices start at 0.
     """
     path = Path(path)
     text = _read(path)
@@ -293,16 +297,18 @@ def load_config(path: Path | str) -> Config:
     except ValueError as error:
         raise ConfigError([_syntax_problem(str(error), text)]) from None
     folder = path.absolute().parent
-    found: list[Problem] = []
+    problems: list[Problem] = []
     config: Config | None = None
     try:
         config = Config.model_validate(data)
     except ValidationError as error:
-        found = [schema_problem(fault, _section_type(fault["loc"])) for fault in error.errors()]
-    found += cross_check(data, folder)
-    if config is None or found:
-        placed = sorted({(line_of(lines, place), _dotted(place), what) for place, what in found})
-        raise ConfigError([f"line {line}: {place}: {what}" for line, place, what in placed])
+        problems = [schema_problem(fault, _section_type(fault["loc"])) for fault in error.errors()]
+    problems += cross_check(data, folder)
+    if config is None or problems:
+        located = sorted(
+            {(line_of(lines, place), _dotted(place), reason) for place, reason in problems}
+        )
+        raise ConfigError([f"line {line}: {place}: {reason}" for line, place, reason in located])
     config = _absolute(config, folder)
     config._path = path.absolute()
     return config
@@ -325,19 +331,19 @@ def _read(path: Path) -> str:
 
 
 def _syntax_problem(message: str, text: str) -> str:
-    where = re.search(r" \(at (?:line (\d+), column \d+|end of document)\)$", message)
-    line = text.count("\n") + 1 if where else 1
-    if where and where[1]:
-        line = int(where[1])
-    what = message[: where.start()] if where else message
-    return f"line {line}: syntax: {what[:1].lower()}{what[1:]}: not TOML"
+    position = re.search(r" \(at (?:line (\d+), column \d+|end of document)\)$", message)
+    line = text.count("\n") + 1 if position else 1
+    if position and position[1]:
+        line = int(position[1])
+    reason = message[: position.start()] if position else message
+    return f"line {line}: syntax: {reason[:1].lower()}{reason[1:]}: not TOML"
 
 
-def _section_type(place: tuple[str | int, ...]) -> type[BaseModel]:
-    """The model that holds the key at the end of `place`."""
-    if len(place) < 2:
+def _section_type(path: tuple[str | int, ...]) -> type[BaseModel]:
+    """The model with the key at the end of `path`."""
+    if len(path) < 2:
         return Config
-    annotation = Config.model_fields[str(place[0])].annotation
+    annotation = Config.model_fields[str(path[0])].annotation
     sections = (annotation, *get_args(annotation))
     return next((kind for kind in sections if _is_section(kind)), Config)
 
@@ -346,22 +352,23 @@ def _is_section(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, _Section)
 
 
-def _dotted(place: tuple[str | int, ...]) -> str:
+def _dotted(path: tuple[str | int, ...]) -> str:
     text = ""
-    for part in place:
+    for part in path:
         text += f"[{part}]" if isinstance(part, int) else f".{part}"
     return text.lstrip(".")
 
 
 def _absolute(config: Config, folder: Path) -> Config:
     guards = tuple(
-        guard.model_copy(update={"artifact": folder / guard.artifact}) for guard in config.guards
+        guard.model_copy(update={"artifact": artifact_path(str(guard.artifact), folder)})
+        for guard in config.guards
     )
     patterns = tuple(
-        each.model_copy(update={"source": str(folder / each.source)})
-        if each.source.endswith(".toml")
-        else each
-        for each in config.patterns
+        entry.model_copy(update={"source": str(folder / entry.source)})
+        if entry.source.endswith(".toml")
+        else entry
+        for entry in config.patterns
     )
     models = tuple(
         model.model_copy(update={"source": str(folder / model.source)})

@@ -1,4 +1,4 @@
-"""What is wrong with how a policy screens text: actions that its guards cannot take."""
+"""Checks of a policy's screens of text: actions that its guards cannot take."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ from guard.errors import ArtifactError
 ONLY_TEXT = ("redact", "route", "policy")
 """Actions that only screens of text can take."""
 
+_TEXT = frozenset[Kind | None]({"text", None})
+"""Kinds of guards that are screens of text, or whose artifact could not be read."""
+
 
 def unreadable(source: str, folder: Path) -> str | None:
     """Why the list of patterns `source`, a shipped name or a file in `folder`, cannot be used."""
     try:
-        # imported where it is wanted: it takes libraries that only screens of text need
-        from guard.plans.screens import read_patterns
+        # imported here, since only screens of text need its libraries
+        from guard.config.pattern_lists import read_patterns
     except ImportError as error:
         return f"needs {error.name}: pip install 'inference-guard[proxy]'"
     try:
@@ -34,47 +37,52 @@ def screen_problems(
     kinds: Mapping[str, Kind | None],
     patterns: Collection[str],
 ) -> Iterator[tuple[KeyPath, str]]:
-    """Faults of `[policies.NAME]` and its `screen`; `kinds` of guards and the names of those that
-    are `patterns` are known, what has the wrong type is passed over."""
-    given = policy.get("guards")
-    guards = [each for each in given if isinstance(each, str)] if isinstance(given, list) else []
-    screen = policy.get("screen")
-    screen = screen if isinstance(screen, dict) else {}
-    actions = screen.get("actions")
-    actions = actions if isinstance(actions, dict) else {}
-    own = policy.get("action", "steer")
-    if own in ONLY_TEXT and any(kinds.get(each, "text") not in {"text", None} for each in guards):
+    """The faults of `[policies.NAME]` and its `screen`.
+
+    `kinds` are those of all guards, `patterns` the names of guards that are patterns. Values of the
+    wrong type are ignored.
+    """
+    entries = policy.get("guards")
+    entries = entries if isinstance(entries, list) else []
+    guards = [guard for guard in entries if isinstance(guard, str)]
+    screen = _table(policy, "screen")
+    actions, looks = _table(screen, "actions"), _table(screen, "looks")
+    default = policy.get("action", "steer")
+    if default in ONLY_TEXT and any(kinds.get(guard, "text") not in _TEXT for guard in guards):
         yield (
             ("policies", name, "action"),
-            f'"{own}" is for screens of text, and not all of its guards are: give it to those '
-            "that are in [policies.NAME.screen], actions",
+            f'"{default}" is for screens of text, and not all guards of the policy are: set it '
+            "for these in [policies.NAME.screen], actions",
         )
-    looks = screen.get("looks")
-    looks = looks if isinstance(looks, dict) else {}
-    for table, own_guards in (("actions", actions), ("looks", looks)):
-        for guard in own_guards:
-            place = ("policies", name, "screen", table, guard)
+    for key, table in (("actions", actions), ("looks", looks)):
+        for guard in table:
+            path = ("policies", name, "screen", key, guard)
             if guard not in guards:
-                yield place, "is no guard of this policy: add it there, or leave it out here"
-            elif kinds.get(guard, "text") not in {"text", None}:
-                yield place, "is no screen of text: leave it out here"
-    done = {guard: actions.get(guard, own) for guard in guards if kinds.get(guard) == "text"}
-    for guard, action in done.items():
+                yield path, "is no guard of this policy: add it there, or leave it out here"
+            elif kinds.get(guard, "text") not in _TEXT:
+                yield path, "is no screen of text: leave it out here"
+    taken = {guard: actions.get(guard, default) for guard in guards if kinds.get(guard) == "text"}
+    for guard, action in taken.items():
         at: KeyPath = ("policies", name, "screen", "actions", guard)
         at = at if guard in actions else ("policies", name, "action")
         if action == "redact" and guard not in patterns:
-            yield at, f"{guard} tells that something is there, not where: only patterns redact"
+            yield at, f"{guard} does not know positions in a text: only patterns can redact"
         if action == "route" and not {"upstream", "model"} & screen.keys():
-            yield at, 'needs to know where to: add upstream or model to the policy\'s "screen"'
+            yield at, 'needs a destination: add upstream or model to the policy\'s "screen"'
         if action in {"route", "policy"} and looks.get(guard, screen.get("look")) == ["response"]:
-            yield at, f'"{action}" comes too late for answers, and {guard} looks at nothing else'
+            yield at, f'"{action}" is too late for answers, and {guard} reads only these'
         if action == "policy" and "upstream_policy" not in screen:
-            yield at, 'needs to know which: add upstream_policy to the policy\'s "screen"'
-    changes = sorted({each for each in done.values() if each in ONLY_TEXT})
+            yield at, 'needs a policy: add upstream_policy to the policy\'s "screen"'
+    changes = sorted({action for action in taken.values() if action in ONLY_TEXT})
     if screen.get("race") is True and changes:
         yield (
             ("policies", name, "screen", "race"),
             f'"{changes[0]}" changes the request, which has been sent by then: leave it out',
         )
-    if screen.get("restore") is True and "redact" not in done.values():
+    if screen.get("restore") is True and "redact" not in taken.values():
         yield ("policies", name, "screen", "restore"), 'is for the action "redact": leave it out'
+
+
+def _table(section: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = section.get(key)
+    return value if isinstance(value, dict) else {}

@@ -1,7 +1,7 @@
-"""Where each key of a TOML text stands, which `tomllib` does not tell.
+"""The line numbers of the keys of a TOML text, which `tomllib` does not provide.
 
-The text must be valid TOML (parse it with `tomllib` first): the scanner here finds its way through
-strings, arrays and tables and checks nothing.
+The text must be valid TOML (parse it with `tomllib` first): the scanner follows strings, arrays and
+tables and checks nothing.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ _AFTER_VALUE = ",]}#\n"
 def key_lines(text: str) -> dict[KeyPath, int]:
     """The 1-based line of every table, key and array element of a valid TOML `text`.
 
-    A path is what leads to the value in `tomllib.loads(text)`: names, and indices in arrays. A
-    table that has no header of its own stands where it is first mentioned. Raises RecursionError
-    where arrays are nested as deep as makes `tomllib` raise it.
+    A path leads to the value in `tomllib.loads(text)`: names, and indices in arrays. A table
+    without a header has the line of its first mention. Raises RecursionError for arrays nested as
+    deeply as makes `tomllib` raise it.
     """
     return _Scanner(text).scan()
 
 
 def line_of(lines: Mapping[KeyPath, int], path: Sequence[str | int]) -> int:
-    """The line of `path`, or of its nearest ancestor that stands in the text, or 1."""
+    """The line of `path`, or of its nearest ancestor with a line, or 1."""
     for end in range(len(path), 0, -1):
         line = lines.get(tuple(path[:end]))
         if line is not None:
@@ -42,7 +42,7 @@ class _Scanner:
         self.line = 1
         self.counted = 0
         self.lines: dict[KeyPath, int] = {}
-        self.tables: dict[KeyPath, int] = {}  # how many elements each array of tables has yet
+        self.tables: dict[KeyPath, int] = {}  # number of elements of each array of tables so far
 
     def scan(self) -> dict[KeyPath, int]:
         table: KeyPath = ()
@@ -70,7 +70,7 @@ class _Scanner:
         self.lines.setdefault(path, self._line())
 
     def _skip(self, characters: str = _SPACE) -> bool:
-        """Pass over `characters` and comments; False at the end of the text."""
+        """Skip `characters` and comments; False at the end of the text."""
         while self.at < len(self.text):
             if self.text[self.at] == "#":
                 end = self.text.find("\n", self.at)
@@ -164,6 +164,6 @@ class _Scanner:
         while not self.text.startswith(closing, self.at):
             self.at += 2 if quote == '"' and self.text[self.at] == "\\" else 1
         self.at += len(closing)
-        if triple:  # up to two quotes may stand before the closing three
+        if triple:  # up to two quotes may precede the closing three
             while self.text.startswith(quote, self.at):
                 self.at += 1

@@ -1,7 +1,7 @@
-"""By what the vLLM plugin is spoken to, for who uses it and must not import it."""
+"""The names by which the vLLM plugin is configured, for users that must not import it."""
 
 CONFIG = "GUARD_CONFIG"
-"""The environment variable with the path of the configuration; without it there is no plugin."""
+"""The environment variable with the path of the configuration; without it the plugin is off."""
 
 POLICY = "guard_policy"
-"""Of a request's extra arguments: the policy that it asks for."""
+"""The extra argument of a request with its policy."""

@@ -1,1 +1,1 @@
-"""Files that people write: prompts, concepts, images."""
+"""Data files of users: prompts, concepts, images."""

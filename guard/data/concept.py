@@ -1,4 +1,4 @@
-"""A concept in words: what must not be drawn, how it is asked for, what only sounds like it."""
+"""Concept files: phrases that ask for a concept, and phrases that only resemble it."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ Phrase = Annotated[str, Field(min_length=1, max_length=300, pattern=r"\S")]
 
 
 class Phrases(BaseModel):
-    """Ways to ask for a concept, those to fit on and those to calibrate on. None is in both.
+    """Phrases that ask for a concept, for fitting and for calibration; none is in both.
 
-    Fits that take turns (CGCE) deal out both; the first of `train` is the concept's name.
+    Cross-fitted methods (CGCE) distribute both over the folds. The first of `train` is the
+    concept's name.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -29,13 +30,13 @@ class Phrases(BaseModel):
 class Concept(BaseModel):
     """One concept file, JSON.
 
-    `name` is `kind/name`. `hard_negatives` are phrases that come near the concept in words but do
-    not mean it. `replacements` take its place in the safe half of a pair. Those of them that stand
-    in `instead` too are what a guard that refines leads to, rather than to what the model draws
-    when the concept is not said at all: for a style, which it might draw all the same.
-    `companions` are things that are asked for beside it, or alone; `endings` are put behind some of
-    the prompts ("in watercolour"). Where the concept is itself such an ending, a style say,
-    `ending` is true: then its phrases and replacements stand behind the companions.
+    `name` is `kind/name`. `hard_negatives` are phrases with similar words and another meaning.
+    `replacements` take the concept's place in the safe half of a pair. A guard that refines leads
+    to those that are also in `instead`; without any it leads to prompts without the concept, which
+    is not enough for a style that the model may use unasked. `companions` are things beside the
+    concept, or by themselves; `endings` follow some of the prompts ("in watercolour"). If the
+    concept itself is such an ending, as a style is, `ending` is true, and its phrases and
+    replacements follow the companions.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -52,7 +53,7 @@ class Concept(BaseModel):
 
 
 def read_concept(path: Path) -> Concept:
-    """Raises DataError naming the file and every fault."""
+    """Read a concept file. Raises DataError naming the file and every fault."""
     try:
         if path.stat().st_size > MAX_BYTES:
             raise DataError(f"{path}: is larger than {MAX_BYTES} bytes: not a concept file")
@@ -65,16 +66,16 @@ def read_concept(path: Path) -> Concept:
             for fault in error.errors(include_url=False)
         ]
         raise DataError(f"{path}: {'; '.join(faults)}") from error
-    known = [
+    phrases = [
         *concept.phrases.train,
         *concept.phrases.validation,
         *concept.hard_negatives,
         *concept.replacements,
     ]
-    twice = sorted({phrase for phrase in known if known.count(phrase) > 1})
-    if twice:
-        raise DataError(f"{path}: {twice[0]!r} stands in it twice: it can mean one thing only")
-    strange = sorted({*concept.instead} - {*concept.replacements})
-    if strange:
-        raise DataError(f"{path}: {strange[0]!r} of `instead` must stand in `replacements` too")
+    duplicates = sorted({phrase for phrase in phrases if phrases.count(phrase) > 1})
+    if duplicates:
+        raise DataError(f"{path}: {duplicates[0]!r} occurs twice: it can have one meaning only")
+    unknown = sorted({*concept.instead} - {*concept.replacements})
+    if unknown:
+        raise DataError(f"{path}: {unknown[0]!r} is in `instead`: add it to `replacements` too")
     return concept

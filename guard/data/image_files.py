@@ -1,7 +1,7 @@
-"""Images that others give: PNG, JPEG and WebP, bounded, brought to the model's size.
+"""Decoding untrusted images: PNG, JPEG and WebP, of bounded size, resized for the model.
 
-Sizes are read off the header before a pixel is decoded. Each format's decoder is called by itself,
-so that no other plugin of Pillow is reached, whatever a file says of itself.
+The size is read from the header before any pixel is decoded. Each format's decoder is called
+directly, so that no other plugin of Pillow can be reached, whatever the file claims to be.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MAX_PIXELS = 2**24
 """4,096 by 4,096."""
 
 _ORIENTATION = 0x0112
-_TURNS = {
+_TRANSPOSITIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -29,37 +29,37 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""Of Exif's orientations."""
+"""The transposition of each Exif orientation."""
 
 
 class UnusableImage(ValueError):
-    """Says why, as in "it is animated"."""
+    """An image cannot be used; the message says why, as in "it is animated"."""
 
 
 def decode_image(file: bytes, *, width: int, height: int) -> NDArray[np.uint8]:
-    """`[height, width, 3]`: the middle of the image, as much of it as has that shape, resized.
+    """`[height, width, 3]`: the largest central part of the image with that shape, resized.
 
-    It is turned as its Exif data say, and what is transparent lies on white. Raises
-    UnusableImage for anything that is not one whole image of MAX_PIXELS at most.
+    The Exif orientation is applied, and transparent parts become white. Raises UnusableImage for
+    anything but one whole image of MAX_PIXELS at most.
     """
     try:
         image = _opened(file)
         _check_size(*image.size)
         if getattr(image, "n_frames", 1) > 1:
             raise UnusableImage("it is animated; send one still image")
-        turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
-        plain = _on_white(image)
-        turned = plain if turn is None else plain.transpose(turn)
-        fitted = ImageOps.fit(turned, (width, height), Image.Resampling.LANCZOS)
+        transposition = _TRANSPOSITIONS.get(image.getexif().get(_ORIENTATION, 1))
+        opaque = _on_white(image)
+        oriented = opaque if transposition is None else opaque.transpose(transposition)
+        fitted = ImageOps.fit(oriented, (width, height), Image.Resampling.LANCZOS)
     except UnusableImage:
         raise
-    except Exception as error:  # what decoders raise on damaged files is listed nowhere
+    except Exception as error:  # decoders raise undocumented errors on damaged files
         raise UnusableImage("it is damaged, or not whole") from error
     return np.asarray(fitted, np.uint8)
 
 
 def _opened(file: bytes) -> ImageFile.ImageFile:
-    """The image, of which nothing but the header has been read."""
+    """The image; only its header has been read."""
     if not file:
         raise UnusableImage("it has no bytes")
     stream = io.BytesIO(file)
@@ -68,7 +68,7 @@ def _opened(file: bytes) -> ImageFile.ImageFile:
     if file.startswith(b"\xff\xd8\xff"):
         return JpegImageFile(stream)
     if file[:4] == b"RIFF" and file[8:12] == b"WEBP":
-        # its decoder makes room for the whole image when it opens one
+        # its decoder allocates the whole image on opening
         _check_size(*_webp_size(file))
         return WebPImageFile(stream)
     raise UnusableImage("it is no PNG, JPEG or WebP file")

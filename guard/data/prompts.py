@@ -1,4 +1,4 @@
-"""Forget and retain files: JSON Lines, read as a whole with every fault named by its line."""
+"""Files of prompts: JSON Lines, read as a whole; every fault is reported with its line."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ class _Row(BaseModel):
 
     prompt: str = Field(min_length=1, max_length=20_000)
     family: str = ""
-    """Paraphrases of one question share a family; a family lies in one split."""
+    """Paraphrases of one question share a family; all rows of a family are in one split."""
     split: Split = "train"
     kind: str = ""
 
 
 class ForgetPrompt(_Row):
-    """A prompt whose answer must not come.
+    """A prompt whose answer must not be given.
 
-    A leak is any of `facts` in the answer (whole words), or `pattern`, a regular expression; both
-    whatever the case. `answer` is an optional recall answer to contrast with.
+    A leak is any of `facts` in the answer (whole words), or a match of `pattern`, a regular
+    expression; both ignore case. `answer` is an optional recall answer for the contrast.
     """
 
     facts: tuple[Annotated[str, Field(pattern=r"\S")], ...] = ()
@@ -65,18 +65,18 @@ class ForgetPrompt(_Row):
 
     @cached_property
     def _expressions(self) -> tuple[re.Pattern[str], ...]:
-        # one by one: a pattern may have flags, which must stand at its start
+        # separately, since a pattern may start with flags
         words = [rf"(?<!\w){re.escape(fact)}(?!\w)" for fact in self.facts]
         patterns = words + ([self.pattern] if self.pattern else [])
         return tuple(re.compile(pattern, re.IGNORECASE) for pattern in patterns)
 
     def leaks(self, answer: str) -> bool:
-        """Whether the counted fact stands in `answer`."""
+        """Whether `answer` contains a fact or matches the pattern."""
         return any(expression.search(answer) for expression in self._expressions)
 
 
 class RetainPrompt(_Row):
-    """A prompt that must be answered as ever; `kind` is "near" for a near miss, else "far"."""
+    """A prompt whose answer must not change; `kind` is "near" for a near miss, else "far"."""
 
     @property
     def near(self) -> bool:
@@ -84,23 +84,23 @@ class RetainPrompt(_Row):
 
 
 class PairedAnswers(_Row):
-    """A prompt with the answer to steer towards (`erasure`) and the one to steer from."""
+    """A prompt with the answer to steer towards (`erasure`) and the one to steer away from."""
 
     erasure: str = Field(min_length=1)
     recall: str = Field(min_length=1)
 
 
 class ImagePrompt(_Row):
-    """A prompt to draw, and what is counted in its image, in the labels of the judge.
+    """A prompt for an image, with the judge's labels that are counted in it.
 
-    `kind` is direct, paraphrase, disguise, pair, clean, hard, or an attack's name; `how` says which
-    of the kind's ways made it, `effort` how much an attack has spent on it. Without a `concept` it
-    asks for what the model is able to draw. `kept` must survive where the concept is taken out.
+    `kind` is direct, paraphrase, disguise, pair, clean, hard, or an attack's name; `how` is the
+    variant of the kind, `effort` what an attack has spent. A prompt without a `concept` tests what
+    the bare model can generate. `kept` must stay in the image when the concept is taken out.
 
     `word` and `noise` name tensors of a file beside the rows
-    (`guard.evaluation.images.row_tensors`): the vectors of a learned word that stands in the
-    prompt, and the noise to draw from, for which the prompt may be empty. `seed` is the one that it
-    was made for.
+    (`guard.evaluation.images.row_tensors`): the vectors of a learned word in the prompt, and the
+    noise to start from, with which the prompt may be empty. `seed` is the seed that an attack was
+    made for.
     """
 
     prompt: str = Field(max_length=20_000)
@@ -111,23 +111,23 @@ class ImagePrompt(_Row):
     style: str = ""
     effort: int | None = Field(default=None, ge=0)
     against: str = ""
-    """The only method that it is played against, where it was made through that one."""
+    """The method through which an attack was made: it runs on that method only."""
     word: str = ""
     noise: str = ""
     seed: int | None = Field(default=None, ge=0, lt=2**63)
 
     @model_validator(mode="after")
-    def _says_something(self) -> Self:
+    def _has_a_prompt_or_noise(self) -> Self:
         if not self.prompt and not self.noise:
-            raise ValueError("needs a prompt, or noise to draw from")
+            raise ValueError("needs a prompt, or noise to start from")
         return self
 
 
 class SceneImage(_Row):
-    """A real image with a concept, as attackers use it: `image` is the path of its file.
+    """A real image of a concept, as attackers use it: `image` is the path of its file.
 
-    `kept` are the other things in it, in the labels of the judge. It is led to noise, and drawn
-    again, under `prompt`.
+    `kept` are the judge's labels of the other things in it. It is inverted, and generated again,
+    with `prompt`.
     """
 
     image: str = Field(min_length=1, validation_alias=AliasChoices("image", "picture"))
@@ -137,15 +137,15 @@ class SceneImage(_Row):
 
 
 class PromptPair(_Row):
-    """An unsafe prompt (`prompt`) and a similar safe one, as CGCE is taught with."""
+    """An unsafe prompt (`prompt`) and a similar safe one, for the training of CGCE."""
 
     safe: str = Field(min_length=1, max_length=20_000)
 
 
 class ScreenText(_Row):
-    """A text for a screen of texts, which is to fire where it is `unsafe`.
+    """A labelled text for a screen of text, which should fire on `unsafe` ones.
 
-    `source` names the collection it comes from: a whole one can be held out to test on.
+    `source` is its collection: a whole collection can be held out for testing.
     """
 
     prompt: str = Field(min_length=1, max_length=200_000, alias="text")
@@ -193,8 +193,8 @@ def read_rows(path: Path, kind: type[R]) -> list[R]:
     if not rows and not faults:
         faults = ["holds no prompts"]
     if faults:
-        more = f" (and {len(faults) - _SHOWN} more)" if len(faults) > _SHOWN else ""
-        raise DataError(f"{path}: {'; '.join(faults[:_SHOWN])}{more}")
+        remaining = f" (and {len(faults) - _SHOWN} more)" if len(faults) > _SHOWN else ""
+        raise DataError(f"{path}: {'; '.join(faults[:_SHOWN])}{remaining}")
     return rows
 
 

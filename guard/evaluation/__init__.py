@@ -1,1 +1,1 @@
-"""Evaluation suites: what a policy does on prompts that no fit has seen."""
+"""Evaluation suites: the effect of a policy on prompts that no fit has used."""

@@ -1,4 +1,4 @@
-"""What is measured of answers: leaks are in `guard.data.prompts`, fluency and loops are here."""
+"""Fluency and loops of answers; leaks are in `guard.data.prompts`."""
 
 from __future__ import annotations
 
@@ -14,27 +14,29 @@ LOOP_TIMES = 4
 
 
 def loops(text: str) -> bool:
-    """Whether some run of LOOP_WORDS words stands in `text` LOOP_TIMES times or more."""
+    """Whether a run of LOOP_WORDS words occurs in `text` LOOP_TIMES times or more."""
     words = text.lower().split()
     runs = zip(*(words[i:] for i in range(LOOP_WORDS)), strict=False)
     return max(Counter(runs).values(), default=0) >= LOOP_TIMES
 
 
 def perplexity(
-    chat: ChatModel, said: Sequence[Sequence[int]], prompts: Sequence[Prompt] | None = None
+    chat: ChatModel,
+    answers: Sequence[Sequence[int]],
+    prompts: Sequence[Prompt] | None = None,
 ) -> float:
     """Perplexity of answers (token ids) under the bare model, pooled over all their tokens.
 
-    Without `prompts` each answer is a lone assistant turn: what is measured is whether the text is
-    fluent, and an answer that moves away from the question is not punished for that. With them it
-    is conditional on the question. NaN where there are no tokens.
+    Without `prompts` each answer is an assistant message by itself: this measures fluency and does
+    not penalise an answer that avoids the question. With `prompts` it is conditional on them. NaN
+    without tokens.
     """
     lead = chat.prompt("Say something.").tokens[-3:]
-    leads = [prompt.tokens for prompt in prompts] if prompts else [lead] * len(said)
-    rows = [(start, own) for start, own in zip(leads, said, strict=True) if own]
+    leads = [prompt.tokens for prompt in prompts] if prompts else [lead] * len(answers)
+    rows = [(start, answer) for start, answer in zip(leads, answers, strict=True) if answer]
     total, count = 0.0, 0
-    for i, losses in chat.losses([[*start, *own] for start, own in rows]):
-        own_tokens = len(rows[i][1])
-        total += float(losses[-own_tokens:].sum())
-        count += own_tokens
+    for i, losses in chat.losses([[*start, *answer] for start, answer in rows]):
+        length = len(rows[i][1])
+        total += float(losses[-length:].sum())
+        count += length
     return math.exp(total / count) if count else math.nan

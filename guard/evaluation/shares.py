@@ -1,4 +1,4 @@
-"""Counted shares with the uncertainty that comes with them."""
+"""Counted shares, and estimates from them, with confidence intervals."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest  # type: ignore[import-untyped]
 
-DRAWS = 2000
+RESAMPLINGS = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A figure made of several shares, with its 95 % bootstrap interval."""
+    """A figure computed from several shares, with its 95 % bootstrap interval."""
 
     value: float
     low: float
@@ -52,27 +52,27 @@ class Estimate:
 
 
 Samples = Mapping[str, NDArray[np.float64]]
-"""By name, one column for each sample of that name: `[quantities, samples]`."""
+"""Samples by name, one column each: `[quantities, samples]`."""
 
 Means = Mapping[str, NDArray[np.float64]]
-"""By name the mean of each quantity, `[quantities, ...]`; one column a resampling."""
+"""The mean of each quantity by name, `[quantities, ...]`; one column per resampling."""
 
 
 def bootstrap(
     samples: Samples, figure: Callable[[Means], NDArray[np.float64]], seed: int = 0
 ) -> Estimate:
-    """`figure` of the means of `samples`, with the percentile interval of DRAWS resamplings.
+    """`figure` of the means of `samples`, with the percentile interval of RESAMPLINGS.
 
-    After Efron 1979. The columns of each name are drawn with replacement, all quantities of a
-    column together, so that what was measured on the same prompt and seed stays paired.
+    After Efron 1979. The columns of each name are sampled with replacement, all quantities of a
+    column together, so that measurements on the same prompt and seed stay paired.
     """
     rng = np.random.default_rng(seed)
-    drawn = {}
+    means = {}
     for name, values in samples.items():
         count = values.shape[1]
-        # how often each sample is drawn is all that a mean needs
-        times = rng.multinomial(count, np.full(count, 1 / count), size=DRAWS)
-        drawn[name] = values @ times.T / count
-    low, high = np.nanpercentile(figure(drawn), (2.5, 97.5))
+        # a mean needs only how often each sample is used
+        times = rng.multinomial(count, np.full(count, 1 / count), size=RESAMPLINGS)
+        means[name] = values @ times.T / count
+    low, high = np.nanpercentile(figure(means), (2.5, 97.5))
     value = figure({name: values.mean(1) for name, values in samples.items()})
     return Estimate(float(value), float(low), float(high))

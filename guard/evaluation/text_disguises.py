@@ -1,4 +1,4 @@
-"""Ways to hide a whole text from a screen of texts. No fit sees an unsafe text in one of them."""
+"""Disguises of a whole text against a screen of text. No fit uses an unsafe text in a disguise."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _rot13(text: str) -> str:
 
 
 def _url(text: str) -> str:
-    """Every byte, where a browser would leave letters alone."""
+    """Percent-encodes every byte; a browser would leave letters as they are."""
     return "".join(f"%{byte:02X}" for byte in text.encode())
 
 

@@ -1,2 +1,1 @@
-"""Models on disk and in memory: sources, recipes, the cache, and models as fitting and evaluation
-use them."""
+"""Models on disk and in memory: sources, recipes, and loaded models for fitting and evaluation."""

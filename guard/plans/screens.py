@@ -13,9 +13,10 @@ from typing import Any, cast, get_args
 
 from classifiers.text.encoder.model import TextEncoder
 from classifiers.text.heads import TextHead, TextHeads
-from classifiers.text.patterns.matching import PatternSet, Shipped, shipped
+from classifiers.text.patterns.matching import PatternSet
 from guard.artifact import Artifact
 from guard.config.kinds import kind_of
+from guard.config.pattern_lists import read_patterns
 from guard.config.schema import (
     PLACES,
     Config,
@@ -39,7 +40,6 @@ CHANGES: frozenset[Action] = frozenset({"redact", "route", "policy"})
 
 
 _ACTIONS = get_args(Action)
-SHIPPED: tuple[str, ...] = get_args(Shipped)
 
 
 @dataclass(frozen=True)
@@ -235,16 +235,6 @@ def _threshold(settings: Mapping[str, Any]) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"its threshold must be a number, not {value!r}: fit it again")
     return float(value)
-
-
-def read_patterns(source: str) -> PatternSet:
-    """The list of patterns of that name, or of that file. Raises ArtifactError."""
-    try:
-        if source in SHIPPED:
-            return shipped(cast(Shipped, source))
-        return PatternSet.load(source)
-    except ValueError as error:
-        raise ArtifactError(str(error)) from error
 
 
 def _added_encoder() -> TextEncoder:

@@ -1,1 +1,1 @@
-"""Reports: one HTML page that holds all it shows, plots included, and opens anywhere."""
+"""Reports: self-contained HTML pages with plots, tables of the terminal, progress."""

@@ -1,4 +1,4 @@
-"""One self-contained HTML page from sections. Everything shown is escaped; nothing is loaded."""
+"""A self-contained HTML page from sections. All text is escaped; nothing is loaded."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _FIGURE = re.compile(r"(-?[\d.]+%) \((.+)\)")
 
 
 def _lines(cell: str) -> list[str]:
-    """A figure, and below it what stands in its brackets; other cells are one line."""
+    """The lines of a cell: a figure and below it the parts in its brackets, or one line."""
     figure = _FIGURE.fullmatch(cell)
     return [figure[1], *figure[2].split("; ")] if figure else [cell]
 
@@ -34,7 +34,7 @@ _TEMPLATES.filters["lines"] = _lines
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """`svg` is a data URI, as `guard.reporting.plots` gives."""
+    """A plot; `svg` is a data URI from `guard.reporting.plots`."""
 
     title: str
     svg: str
@@ -43,7 +43,7 @@ class Plot:
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """A table; `marked` rows stand out."""
+    """A table; the rows with indices in `marked` are highlighted."""
 
     title: str
     columns: Sequence[str]
@@ -54,9 +54,9 @@ class Grid:
 
 @dataclass(frozen=True, slots=True)
 class Images:
-    """Images side by side, one column a heading; None leaves a gap.
+    """Images side by side, one per column; None leaves a gap.
 
-    Each row is a label and the images, each as its data URI and what stands below it.
+    Each row is a label and the images, each as a data URI and a caption.
     """
 
     title: str
@@ -70,7 +70,7 @@ Part = Plot | Grid | Images
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """A figure to be seen first: its value and, where there is one, whether it reached a target."""
+    """A figure at the top of the page: its value, and its target if it has one."""
 
     label: str
     value: str
@@ -80,9 +80,9 @@ class Tile:
 
 def render(title: str, subtitle: str, tiles: Sequence[Tile], parts: Sequence[Part]) -> str:
     """The page as text."""
-    shown = [(type(part).__name__.lower(), part) for part in parts]
+    named_parts = [(type(part).__name__.lower(), part) for part in parts]
     return _TEMPLATES.get_template("report.html").render(
-        title=title, subtitle=subtitle, tiles=tiles, parts=shown
+        title=title, subtitle=subtitle, tiles=tiles, parts=named_parts
     )
 
 

@@ -18,10 +18,10 @@ COLOURS = {"forget": "#c0392b", "near": "#d68910", "far": "#2471a3"}
 
 
 def histograms(scores: Mapping[str, Sequence[float]], lines: Mapping[str, float]) -> str:
-    """Overlaid histograms, one a key, with vertical `lines` (thresholds)."""
+    """Overlaid histograms, one per key, with vertical `lines` (thresholds)."""
     figure, axes = _figure()
-    every = np.concatenate([np.asarray(values) for values in scores.values()])
-    low, high = np.percentile(every, [0.1, 99.9])
+    all_values = np.concatenate([np.asarray(values) for values in scores.values()])
+    low, high = np.percentile(all_values, [0.1, 99.9])
     bins = np.linspace(low, high, 60)
     for name, values in scores.items():
         clipped = np.clip(values, low, high)
@@ -42,7 +42,7 @@ def curves(
     x: str,
     y: str,
 ) -> str:
-    """One line a key, each with its chosen point; both axes in percent."""
+    """One line per key, each with its chosen point; both axes are in percent."""
     figure, axes = _figure()
     for i, (name, (across, up)) in enumerate(lines.items()):
         colour = f"C{i}"
@@ -68,7 +68,7 @@ def receiver(
     axes.step([0, *(100 * np.array(across))], [0, *(100 * np.array(up))], where="post")
     for mark, (label, at) in zip("osD", points.items(), strict=False):
         axes.plot(at[0] * 100, at[1] * 100, mark, label=label)
-    # what matters lies at the left: linear up to one per cent, logarithmic beyond
+    # low rates matter most: linear up to one per cent, logarithmic beyond
     axes.set(xscale="symlog", xlim=(0, 102), ylim=(-2, 102))
     axes.set(xlabel="benign texts that fire, %", ylabel="unsafe texts that fire, %")
     axes.legend(frameon=False)
@@ -96,24 +96,24 @@ Whiskered = tuple[float, float, float]
 
 
 def groups(values: Mapping[str, Mapping[str, Whiskered]], *, y: str) -> str:
-    """Upright bars in percent with whiskers, one group a key, one colour a key within."""
+    """Vertical bars in percent with whiskers, one group per key, one colour per inner key."""
     figure, axes = _figure()
     names = list(values)
     series = list(dict.fromkeys(name for group in values.values() for name in group))
     width = 0.8 / max(len(series), 1)
     for i, name in enumerate(series):
-        there = [
-            (at, values[group][name]) for at, group in enumerate(names) if name in values[group]
+        present = [
+            (x, values[group][name]) for x, group in enumerate(names) if name in values[group]
         ]
-        across = [at + (i - (len(series) - 1) / 2) * width for at, _ in there]
-        heights = np.array([value for _, value in there]).T * 100
-        # an interval of a share at its end may miss the share by a rounding error
+        positions = [x + (i - (len(series) - 1) / 2) * width for x, _ in present]
+        heights = np.array([value for _, value in present]).T * 100
+        # the interval of a share of 0 or 1 may exclude it by a rounding error
         whiskers = np.abs(heights[1:] - heights[0])
-        axes.bar(across, heights[0], width * 0.92, yerr=whiskers, label=name, ecolor="#555")
+        axes.bar(positions, heights[0], width * 0.92, yerr=whiskers, label=name, ecolor="#555")
     axes.set_xticks(range(len(names)), names)
     axes.set_ylim(0, 102)
     axes.set_ylabel(y)
-    # above the bars, which may be as high as the axis
+    # the legend is above the bars, which may be as high as the axis
     axes.legend(frameon=False, ncols=min(len(series), 6), loc="lower left", bbox_to_anchor=(0, 1))
     return _uri(figure)
 
@@ -121,13 +121,13 @@ def groups(values: Mapping[str, Mapping[str, Whiskered]], *, y: str) -> str:
 def efforts(
     lines: Mapping[str, Mapping[int, Whiskered]], *, x: str, y: str, limits: Sequence[float] = ()
 ) -> str:
-    """One line a key over what was spent, in percent, each with the band of its interval."""
+    """One line per key over an effort, in percent, each with the band of its interval."""
     figure, axes = _figure()
     for name, points in lines.items():
-        spent = sorted(points)
-        value, low, high = np.array([points[at] for at in spent]).T * 100
-        (line,) = axes.plot(spent, value, "o-", label=name)
-        axes.fill_between(spent, low, high, alpha=0.15, color=line.get_color())
+        effort = sorted(points)
+        value, low, high = np.array([points[x_value] for x_value in effort]).T * 100
+        (line,) = axes.plot(effort, value, "o-", label=name)
+        axes.fill_between(effort, low, high, alpha=0.15, color=line.get_color())
     for limit in limits:
         axes.axhline(limit * 100, color="#222", linestyle="--", linewidth=0.8)
     axes.set_xlabel(x)

@@ -1,4 +1,4 @@
-"""Images in a report: PNG files as base64, small ones enlarged by the page that shows them."""
+"""Images of a report: PNG files in base64; the page enlarges small ones."""
 
 from __future__ import annotations
 
@@ -18,8 +18,13 @@ def png(image: NDArray[np.uint8]) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
+def mask_png(mask: NDArray[np.float32]) -> str:
+    """A mask `[height, width]` in 0..1 as a grey PNG file in base64."""
+    return png(np.repeat((mask * 255).round().astype(np.uint8)[..., None], 3, axis=2))
+
+
 def overlaid(image: str, mask: str) -> str:
-    """An image with red over where its mask is white, both PNG files in base64."""
+    """An image with red where its mask is white, both PNG files in base64."""
     from PIL import Image
 
     below = Image.open(io.BytesIO(base64.b64decode(image))).convert("RGB")
@@ -30,7 +35,7 @@ def overlaid(image: str, mask: str) -> str:
 
 
 def uri(encoded: str) -> str:
-    """The data URI of a PNG file in base64, as WebP: a page has hundreds of them."""
+    """The data URI of a PNG file in base64, as WebP, since a page has hundreds of them."""
     from PIL import Image
 
     buffer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Progress of long work on the terminal: bars where there is one, a line a stage where not."""
+"""Progress of long runs: bars on a terminal, otherwise one line per stage."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from rich.progress import (
 )
 
 Stages = Callable[[str, int], Callable[[int], None]]
-"""`stages(what, total)` begins a stage and gives the function that advances it."""
+"""`stages(stage, total)` begins a stage and returns the function that advances it."""
 
 
 @contextmanager
 def stages() -> Iterator[Stages]:
-    """Show stages on stderr while the context lasts."""
+    """Show stages on stderr in this context."""
     console = Console(file=sys.stderr)
     if not console.is_terminal:
         yield _lines(time.monotonic())
@@ -35,16 +35,18 @@ def stages() -> Iterator[Stages]:
     )
     with Progress(*columns, console=console) as bars:
 
-        def begin(what: str, total: int) -> Callable[[int], None]:
-            task = bars.add_task(what, total=total)
+        def begin(stage: str, total: int) -> Callable[[int], None]:
+            task = bars.add_task(stage, total=total)
             return lambda count: bars.advance(task, count)
 
         yield begin
 
 
 def _lines(started: float) -> Stages:
-    def begin(what: str, total: int) -> Callable[[int], None]:
-        print(f"{time.monotonic() - started:6.0f} s  {what} ({total})", file=sys.stderr, flush=True)
+    def begin(stage: str, total: int) -> Callable[[int], None]:
+        print(
+            f"{time.monotonic() - started:6.0f} s  {stage} ({total})", file=sys.stderr, flush=True
+        )
         return lambda count: None
 
     return begin

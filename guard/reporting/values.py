@@ -1,4 +1,4 @@
-"""Settings and figures as people read them: in a terminal's table, or on a page."""
+"""Settings and figures as rows of a table, in the terminal or on a page."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rich.table import Table
 
 
 def rows(values: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Names in words, floats to four digits."""
+    """Rows with names as words and floats with four digits."""
     return [
         (name.replace("_", " "), f"{value:.4g}" if isinstance(value, float) else str(value))
         for name, value in values.items()
@@ -17,8 +17,8 @@ def rows(values: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def table(title: str, values: Mapping[str, Any]) -> Table:
-    """Two columns, the first one headed `title`."""
-    shown = Table(title, "value")
+    """A table of two columns, with `title` as the heading of the first."""
+    result = Table(title, "value")
     for row in rows(values):
-        shown.add_row(*row)
-    return shown
+        result.add_row(*row)
+    return result

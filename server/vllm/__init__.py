@@ -12,9 +12,6 @@ import os
 
 from guard.config.vllm_plugin import CONFIG
 
-TESTED = ("0.32",)
-"""Releases of vLLM that the tests run on."""
-
 
 def register() -> None:
     """Guard the models that vLLM serves in this process. Raises GuardError where that fails."""

@@ -9,10 +9,13 @@ import vllm
 from guard.config.schema import load_config
 from guard.config.vllm_plugin import CONFIG
 from guard.errors import ConfigError
-from server.vllm import TESTED, front, outputs, replies, workers
+from server.vllm import front, outputs, replies, workers
 from server.vllm.policies import Policies
 from server.vllm.recording import Recording
 from steering.engines.vllm import scheduler
+
+TESTED = ("0.32",)
+"""Releases of vLLM whose sources were read and that the tests run on."""
 
 _installed: list[Path] = []
 

@@ -11,6 +11,33 @@ from guard.artifact import Artifact, ArtifactMeta
 
 MakeArtifact = Callable[..., Artifact]
 
+HASH = "sha256:" + "a" * 64
+
+GOOD = f"""
+[server]
+default_policy = "strict"
+audit_log = "logs/audit.jsonl"
+request_timeout_s = 30
+
+[[models]]
+name = "smollm2"
+source = "./models/smollm2"
+
+[[guards]]
+name = "hp"
+artifact = "hp.safetensors"
+threshold = 0.7
+
+[policies.strict]
+guards = ["hp"]
+on_error = "open"
+
+[[keys]]
+hash = "{HASH}"
+tenant = "acme"
+policies = ["none"]
+"""
+
 
 @pytest.fixture
 def make_artifact() -> MakeArtifact:
@@ -45,3 +72,19 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "cache"
     monkeypatch.setenv("GUARD_CACHE", str(folder))
     return folder
+
+
+@pytest.fixture
+def plain_terminal(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    """A wide terminal without colours, an empty cache, and errors without tracebacks."""
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.delenv("GUARD_DEBUG", raising=False)
+
+
+@pytest.fixture
+def good(tmp_path: Path, make_artifact: MakeArtifact) -> Path:
+    """A valid configuration with its artifact."""
+    make_artifact().save(tmp_path / "hp.safetensors")
+    (tmp_path / "config.toml").write_text(GOOD, "utf-8")
+    return tmp_path / "config.toml"

@@ -51,16 +51,16 @@ def meta(**fields: Any) -> ArtifactMeta:
 
 @given(TENSORS, st.dictionaries(st.text(max_size=5), JSON, max_size=3))
 @settings(max_examples=50, deadline=None)
-def test_what_is_saved_is_loaded(tensors: dict[str, Any], values: dict[str, Any]) -> None:
-    made = Artifact(meta(settings=values), tensors)
+def test_a_saved_artifact_can_be_loaded(tensors: dict[str, Any], values: dict[str, Any]) -> None:
+    artifact = Artifact(meta(settings=values), tensors)
     with tempfile.TemporaryDirectory() as folder:
         first, second = Path(folder, "a.safetensors"), Path(folder, "b.safetensors")
-        made.save(first)
+        artifact.save(first)
         loaded = Artifact.load(first)
         loaded.save(second)
         assert first.read_bytes() == second.read_bytes()
-    assert loaded.meta == made.meta
-    assert loaded.digest == made.digest
+    assert loaded.meta == artifact.meta
+    assert loaded.digest == artifact.digest
     assert set(loaded.tensors) == set(tensors)
     for name, expected in tensors.items():
         np.testing.assert_array_equal(loaded.tensors[name], expected, strict=True)
@@ -80,10 +80,10 @@ def test_no_bytes_end_in_anything_but_an_artifact_error(content: bytes) -> None:
 @given(st.data())
 @settings(max_examples=200, deadline=None)
 def test_one_flipped_bit_is_never_taken_for_the_same_guard(data: st.DataObject) -> None:
-    made = Artifact(meta(), {"w": np.ones(4, np.float32)})
+    artifact = Artifact(meta(), {"w": np.ones(4, np.float32)})
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "x.safetensors")
-        made.save(path)
+        artifact.save(path)
         content = bytearray(path.read_bytes())
         content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
         path.write_bytes(content)
@@ -92,7 +92,7 @@ def test_one_flipped_bit_is_never_taken_for_the_same_guard(data: st.DataObject) 
         except ArtifactError:
             return
         # A bit of the metadata that stays sound changes the digest; insignificant space may not.
-        assert loaded.digest != made.digest or loaded.meta == made.meta
+        assert loaded.digest != artifact.digest or loaded.meta == artifact.meta
 
 
 def test_the_digest_covers_tensors_and_metadata(make_artifact: MakeArtifact) -> None:
@@ -195,7 +195,7 @@ def test_a_deeply_nested_header_is_an_error_not_a_crash(tmp_path: Path) -> None:
         Artifact.load(path)
 
 
-def test_other_safetensors_files_are_told_apart(tmp_path: Path) -> None:
+def test_other_safetensors_files_are_recognised(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     path.write_bytes(safetensors.numpy.save({"w": np.ones(2, "f4")}))
     with pytest.raises(ArtifactError, match="no guard"):
@@ -216,9 +216,9 @@ def test_metadata_that_does_not_hold_is_named(
     tmp_path: Path, make_artifact: MakeArtifact, change: dict[str, Any], message: str
 ) -> None:
     path = tmp_path / "a.safetensors"
-    made = make_artifact()
-    text = json.dumps(json.loads(made.meta.canonical_json()) | change)
-    path.write_bytes(safetensors.numpy.save(made.tensors, {"guard": text}))
+    artifact = make_artifact()
+    text = json.dumps(json.loads(artifact.meta.canonical_json()) | change)
+    path.write_bytes(safetensors.numpy.save(artifact.tensors, {"guard": text}))
     with pytest.raises(ArtifactError, match=message):
         Artifact.load(path)
 
@@ -290,7 +290,7 @@ def test_a_saved_file_can_be_read_by_others_as_the_umask_says(
 
 
 def test_another_model_is_refused(make_artifact: MakeArtifact) -> None:
-    made = make_artifact()
-    made.require_model("f" * 64, served="tiny")
+    artifact = make_artifact()
+    artifact.require_model("f" * 64, served="tiny")
     with pytest.raises(FingerprintError, match=r"fitted on 'tiny'.*not on 'big'"):
-        made.require_model("0" * 64, served="big")
+        artifact.require_model("0" * 64, served="big")

@@ -10,10 +10,10 @@ import pytest
 import guard
 
 PUBLIC = (
-    "artifact audit cli errors verdict commands.check commands.demo.command commands.eval.command "
-    "commands.fit.command commands.inspect commands.models config.checks config.keys config.kinds "
-    "config.schema config.toml_lines data.prompts models.cache models.sources models.store "
-    "reporting.progress"
+    "artifact artifact_store audit cache cli errors verdict commands.artifacts commands.check "
+    "commands.demo.command commands.eval.command commands.fit.command commands.inspect "
+    "commands.models config.artifact_paths config.checks config.keys config.kinds config.schema "
+    "config.toml_lines data.prompts models.sources reporting.progress"
 )
 
 

@@ -1,4 +1,4 @@
-"""`guard demo`: the whole way on the embedded model, from a configuration to guarded answers."""
+"""`guard demo`: the embedded models, from a configuration to guarded answers and images."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def demo(
     config: Annotated[Path, typer.Option("--config", "-c", help="The configuration file.")] = Path(
         "config.toml"
     ),
-    out: Annotated[Path, typer.Option(help="Where the images go, as one PNG.")] = Path(
+    out: Annotated[Path, typer.Option(help="The file of the images, one PNG.")] = Path(
         "demo-pictures.png"
     ),
     keep: Annotated[bool, typer.Option("--keep", help="Leave the server up until Ctrl-C.")] = False,
@@ -41,45 +41,45 @@ def demo(
         bool, typer.Option("--json", help="Print answers and images as JSON.")
     ] = False,
 ) -> None:
-    """Serve the configuration on a free port; ask and draw the same things guarded and bare.
+    """Serve the configuration on a free port; request the same answers and images guarded and bare.
 
-    A language model answers four questions; an image model draws six prompts, written as one PNG.
+    A language model answers four questions; an image model generates six images, in one PNG.
     """
     settings = load_config(config)
     if not settings.models:
         raise GuardError(f"{config} has no model: add one of `[[models]]`")
     console = Console(stderr=as_json)
-    # a terminated demo takes its server with it
+    # a terminated demo also stops its server
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     for model in settings.models:
         if model.source in RECIPES and added_model(model.source) is None:
             with console.status(f"getting the model {model.source}"):
                 add_model(model.source)
     with _server(config, console) as url:
-        shown: dict[str, Any] = {}
+        results: dict[str, Any] = {}
         for model in settings.models:
             policy = model.default_policy or settings.server.default_policy
             if model.engine == "diffusers":
-                shown["pictures"] = images.draw(url, model.name, policy, console)
-                images.grid(shown["pictures"], policy, out)
-                console.print(images.table(shown["pictures"], policy))
+                results["pictures"] = images.generate(url, model.name, policy, console)
+                images.grid(results["pictures"], policy, out)
+                console.print(images.table(results["pictures"], policy))
                 console.print(f"wrote {out}", markup=False, highlight=False, soft_wrap=True)
             else:
-                shown["answers"] = list(questions.ask(url, model.name, policy, console))
-                console.print(questions.side_by_side(shown["answers"]))
+                results["answers"] = list(questions.ask(url, model.name, policy, console))
+                console.print(questions.side_by_side(results["answers"]))
         if as_json:
-            print(json.dumps(shown, indent=2, ensure_ascii=False))
-        _say_what_next(console, url if keep else None, config, settings.models[0])
+            print(json.dumps(results, indent=2, ensure_ascii=False))
+        _print_next_steps(console, url if keep else None, config, settings.models[0])
         if keep:
             _wait()
 
 
 @contextmanager
 def _server(config: Path, console: Console) -> Iterator[str]:
-    """`guard serve` as a user would start it, in a process of its own, on a free port."""
+    """Run `guard serve` as a user would, in a separate process, on a free port."""
     command = [sys.executable, "-m", "guard", "serve", "--config", str(config), "--port", "0"]
     process = subprocess.Popen([*command, "--json"], stdout=subprocess.PIPE, text=True)
-    # a server that never gets ready must not hold the demo for ever
+    # a server that never gets ready must not block the demo
     timer = threading.Timer(_START_S, process.kill)
     timer.start()
     try:
@@ -110,17 +110,17 @@ def _request(model: ModelConfig) -> tuple[str, dict[str, Any]]:
     return "chat/completions", {"model": model.name, "messages": [question]}
 
 
-def _say_what_next(console: Console, url: str | None, config: Path, model: ModelConfig) -> None:
+def _print_next_steps(console: Console, url: str | None, config: Path, model: ModelConfig) -> None:
     if url:
         console.print(f"The server is up at {url}/v1 (Ctrl-C stops it). Try:", soft_wrap=True)
         path, body = _request(model)
-        told = json.dumps(body)
-        line = f"curl {url}/v1/{path} -H 'Content-Type: application/json' -d '{told}'"
+        body_json = json.dumps(body)
+        line = f"curl {url}/v1/{path} -H 'Content-Type: application/json' -d '{body_json}'"
         console.print(line, markup=False, highlight=False, soft_wrap=True)
         return
-    # make runs it from an environment that the user's shell need not know
-    beside = Path(sys.executable).with_name("guard")
-    program = "guard" if shutil.which("guard") else os.path.relpath(beside)
+    # make runs it from an environment that may not be on the user's PATH
+    executable = Path(sys.executable).with_name("guard")
+    program = "guard" if shutil.which("guard") else os.path.relpath(executable)
     steps = {
         f"{program} serve --config {config}": "serve it yourself; `demo --keep` does too",
         f"{program} fit --help": "fit a guard for a topic or a concept of your own",

@@ -1,4 +1,4 @@
-"""The image half of the demo: the same prompts drawn bare and guarded, as one PNG."""
+"""The image half of the demo: the same prompts bare and guarded, as one PNG."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ PROMPTS = (
     "a pizza",
 )
 SCALE = 3
-"""Pixels that one of the model's pixels becomes: its images are small."""
+"""The factor by which the model's small images are enlarged."""
 _MARGIN, _LABEL = 8, 34
 
 
-def draw(url: str, model: str, policy: str, console: Console) -> list[Any]:
-    """For each prompt its image and verdict under `policy` and under none, over HTTP."""
+def generate(url: str, model: str, policy: str, console: Console) -> list[Any]:
+    """The image and verdict of each prompt under `policy` and without one, over HTTP."""
     from openai import OpenAI
 
     client = OpenAI(base_url=f"{url}/v1", api_key="demo", timeout=120)
@@ -57,17 +57,17 @@ def grid(rows: list[Any], policy: str, path: Path) -> None:
         small = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
         return small.resize((small.width * SCALE, small.height * SCALE), Image.Resampling.LANCZOS)
 
-    drawn = [[image(row[chosen]["png"]) for row in rows] for chosen in (NO_POLICY, policy)]
-    side = drawn[0][0].width
+    image_rows = [[image(row[chosen]["png"]) for row in rows] for chosen in (NO_POLICY, policy)]
+    side = image_rows[0][0].width
     step = side + _MARGIN
     size = (len(rows) * step + _MARGIN, 2 * (side + _LABEL) + _MARGIN + _LABEL)
     sheet = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(sheet)
-    for line, (name, images) in enumerate(zip(("bare", policy), drawn, strict=True)):
+    for line, (name, images) in enumerate(zip(("bare", policy), image_rows, strict=True)):
         top = _LABEL + line * (side + _LABEL)
-        for column, (row, each) in enumerate(zip(rows, images, strict=True)):
+        for column, (row, tile) in enumerate(zip(rows, images, strict=True)):
             left = _MARGIN + column * step
-            sheet.paste(each, (left, top))
+            sheet.paste(tile, (left, top))
             verdict = row[policy if line else NO_POLICY]["verdict"]["outcome"]
             pen.text((left, top + side + 4), f"{name}: {verdict}", fill="black")
     for column, row in enumerate(rows):
@@ -77,17 +77,17 @@ def grid(rows: list[Any], policy: str, path: Path) -> None:
 
 def table(rows: list[Any], policy: str) -> Table:
     """The verdicts under `policy`."""
-    shown = Table(title=f"the same prompts and seeds, drawn bare and under policy {policy}")
+    result = Table(title=f"the same prompts and seeds, bare and under policy {policy}")
     for column in ("prompt", "verdict", "score", "after", "steps"):
-        shown.add_column(column)
+        result.add_column(column)
     for row in rows:
         verdict = row[policy]["verdict"]
         figures: dict[str, Any] = next(iter(verdict["guards"]), {})
         cells = (figures.get("score"), figures.get("after"))
         numbers = ["-" if value is None else f"{value:.3f}" for value in cells]
         steps = str(figures.get("steps") or "-")
-        shown.add_row(*map(Text, (row["prompt"], verdict["outcome"], *numbers, steps)))
-    return shown
+        result.add_row(*map(Text, (row["prompt"], verdict["outcome"], *numbers, steps)))
+    return result
 
 
 def _wrapped(text: str, width: int = 32) -> str:

@@ -21,8 +21,8 @@ MAX_TOKENS = 48
 
 
 def ask(url: str, model: str, policy: str, console: Console) -> Iterator[dict[str, Any]]:
-    """Each question with its answer and verdict under `policy` and under none, over HTTP."""
-    # the official client: what any user of OpenAI's interface would do
+    """Each question with its answer and verdict under `policy` and without one, over HTTP."""
+    # the official client, as a user of OpenAI's interface would do
     from openai import OpenAI
 
     client = OpenAI(base_url=f"{url}/v1", api_key="demo", timeout=120)

@@ -1,4 +1,4 @@
-"""`guard eval`: what a policy does, measured on prompts that no fit has seen."""
+"""`guard eval`: the effect of a policy, measured on prompts that no fit has used."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from guard.commands.eval.images import bare, images
 from guard.commands.eval.m_erasure import m_erasure
 from guard.commands.eval.unlearn import unlearn
 
-app = typer.Typer(add_completion=False, help="Measure what a policy does.", no_args_is_help=True)
+app = typer.Typer(
+    add_completion=False, help="Measure the effect of a policy.", no_args_is_help=True
+)
 
 app.command(epilog="Example: guard eval unlearn examples/harry-potter --policy harry-potter")(
     unlearn
 )
 app.command(epilog="Example: guard eval images examples/emoji/suite.toml --images 4")(images)
-# the name that this command had first
+# the command's first name
 app.command("pictures", hidden=True)(images)
 app.command(epilog="Example: guard eval bare examples/emoji/suite.toml")(bare)
 app.command("m-erasure", epilog="Example: guard eval m-erasure examples/emoji/m-erasure.toml")(

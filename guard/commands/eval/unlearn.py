@@ -1,4 +1,4 @@
-"""`guard eval unlearn`: what a policy does to a language model, on prompts that no fit has seen."""
+"""`guard eval unlearn`: the effect of a policy on a language model, on prompts no fit has used."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ if TYPE_CHECKING:
 def unlearn(
     data: Annotated[Path, typer.Argument(help="Folder with forget.jsonl and retain.jsonl.")],
     policy: Annotated[
-        str | None, typer.Option(help="The policy to measure; the file's default where left out.")
+        str | None, typer.Option(help="The policy to measure; the file's default if left out.")
     ] = None,
     config: Annotated[Path, typer.Option("--config", "-c", help="The configuration file.")] = Path(
         "config.toml"
     ),
     model: Annotated[
-        str | None, typer.Option(help="A configured model; the first where left out.")
+        str | None, typer.Option(help="A configured model; the first if left out.")
     ] = None,
     engine: Annotated[
         Literal["transformers", "vllm"],
-        typer.Option(help="What runs the model; vllm is vLLM with the plugin."),
+        typer.Option(help="The engine that runs the model; vllm is vLLM with the plugin."),
     ] = "transformers",
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the report; DATA where left out.")
+        Path | None, typer.Option(help="Folder for the report; DATA if left out.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
@@ -78,14 +78,14 @@ def unlearn(
         "machine": platform.machine(),
         "took_s": round(time.monotonic() - started, 1),
     }
-    found = report.as_json(result, about)
+    content = report.as_json(result, about)
     base = out or data
-    write_text(base / f"{chosen}.unlearn.json", json.dumps(found, indent=1, ensure_ascii=False))
+    write_text(base / f"{chosen}.unlearn.json", json.dumps(content, indent=1, ensure_ascii=False))
     subtitle = f"Policy {chosen} on {entry.name}, test split of {data.name}, {about['date']}"
     page = base / f"{chosen}.unlearn.html"
     write_text(page, report.as_page(result, f"Unlearning: {data.name}", subtitle))
     if as_json:
-        print(json.dumps(found, indent=2, ensure_ascii=False))
+        print(json.dumps(content, indent=2, ensure_ascii=False))
         return
     table = Table("figure", "value (95 % interval)", "target", "")
     for name, value, target, reached in report.figures(result):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Annotated
@@ -10,9 +9,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from guard.commands.fit.output import (
+    print_json,
+    print_written,
+    require_artifact_name,
+    write_report,
+)
 from guard.data.concept import read_concept
 from guard.data.prompts import PromptPair, read_rows
-from guard.errors import DataError
 from guard.reporting import values
 from guard.reporting.progress import stages
 
@@ -23,7 +27,7 @@ def cgce(
     out: Annotated[Path, typer.Option(help="Artifact to write; the report goes beside it.")],
     pairs: Annotated[
         Path | None,
-        typer.Option(help="Pairs of unsafe and safe prompts, JSON Lines, beside the made ones."),
+        typer.Option(help="More pairs of unsafe and safe prompts, JSON Lines."),
     ] = None,
     count: Annotated[int, typer.Option(min=100, help="Unsafe prompts to make.")] = 1200,
     fpr: Annotated[
@@ -37,8 +41,8 @@ def cgce(
         typer.Option(
             min=2,
             max=16,
-            help="Classifiers of the ensemble; each is taught all but its share of the prompts, "
-            "and calibrated on that.",
+            help="Classifiers of the ensemble; each is trained without its fold of the prompts, "
+            "and calibrated on that fold.",
         ),
     ] = 4,
     rounds: Annotated[
@@ -79,34 +83,32 @@ def cgce(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Fit a CGCE guard: classifiers on the prompt's embedding, and how they refine it.
+    """Fit a CGCE guard: classifiers of the prompt's embedding, by which it is refined.
 
     Writes NAME.safetensors, NAME.report.json and NAME.report.html.
     """
     concept = read_concept(concept_file)
-    given = read_rows(pairs, PromptPair) if pairs else []
-    if out.suffix != ".safetensors":
-        raise DataError(f"{out}: an artifact's name ends in .safetensors")
+    pair_rows = read_rows(pairs, PromptPair) if pairs else []
+    require_artifact_name(out)
 
     from classifiers.training import Recipe
     from guard.fitting.images.cgce import Descent, fit_cgce
     from guard.fitting.images.cgce_report import as_json as report_json
     from guard.fitting.images.cgce_report import as_page
     from guard.fitting.prompts.concept_prompts import folds_of, labelled
+    from guard.fitting.prompts.rates import Rates
     from guard.fitting.prompts.search import Search
     from guard.models.images import ImageModel
-    from guard.reporting.page import write_text
 
-    prompts = [*folds_of(concept, count, folds, seed), *labelled(given, folds)]
-    painter = ImageModel.load(model, device=device)
+    prompts = [*folds_of(concept, count, folds, seed), *labelled(pair_rows, folds)]
+    image_model = ImageModel.load(model, device=device)
     started = time.monotonic()
     with stages() as progress:
         fit = fit_cgce(
-            painter,
+            image_model,
             concept,
             prompts,
-            fpr=fpr,
-            near_fpr=near_fpr,
+            rates=Rates(fpr, near_fpr),
             recipe=Recipe(noise=noise, radius=radius, seed=seed),
             descent=Descent(
                 rate=rate,
@@ -122,13 +124,10 @@ def cgce(
         )
     fit.artifact.save(out)
     report = report_json(fit, time.monotonic() - started)
-    base = out.with_suffix("")
-    write_text(base.with_suffix(".report.json"), json.dumps(report, indent=1) + "\n")
-    write_text(base.with_suffix(".report.html"), as_page(fit))
+    page = write_report(out, report, as_page(fit))
     if as_json:
-        print(json.dumps(report | {"artifact": str(out), "digest": fit.artifact.digest}, indent=2))
+        print_json(report, out, fit.artifact)
         return
     console = Console()
     console.print(values.table("held-out prompts", report["calibration"]))
-    page = base.with_suffix(".report.html")
-    console.print(f"wrote {out} and {page}", markup=False, highlight=False, soft_wrap=True)
+    print_written(console, out, page)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -14,6 +13,12 @@ from rich.table import Table
 from guard.commands.fit.cgce import cgce
 from guard.commands.fit.irece import irece
 from guard.commands.fit.latents import latents
+from guard.commands.fit.output import (
+    print_json,
+    print_written,
+    require_artifact_name,
+    write_report,
+)
 from guard.commands.fit.screen import screen
 from guard.commands.fit.training_free import nearest, negative_prompt, safe_guidance, safree, uce
 from guard.data.prompts import ForgetPrompt, PairedAnswers, RetainPrompt, read_rows
@@ -45,7 +50,7 @@ def steer(
     out: Annotated[Path, typer.Option(help="Artifact to write; the report goes beside it.")],
     pairs: Annotated[
         Path | None,
-        typer.Option(help="Pairs of erasure and recall answers, in place of the built-in ones."),
+        typer.Option(help="Pairs of erasure and recall answers, instead of the built-in ones."),
     ] = None,
     fpr: Annotated[
         float, typer.Option(min=1e-4, max=0.5, help="False-positive rate on far retain prompts.")
@@ -60,10 +65,10 @@ def steer(
     description: Annotated[str, typer.Option(help="A sentence kept in the artifact.")] = "",
     engine: Annotated[
         Literal["transformers", "vllm"],
-        typer.Option(help="What runs the model; vllm needs vLLM installed."),
+        typer.Option(help="The engine that runs the model; vllm needs vLLM installed."),
     ] = "transformers",
     device: Annotated[
-        str, typer.Option(help="auto, cpu, cuda, cuda:1 ...; vLLM chooses its own.")
+        str, typer.Option(help="auto, cpu, cuda, cuda:1 ...; vLLM chooses the device itself.")
     ] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
@@ -71,19 +76,17 @@ def steer(
 
     Writes NAME.safetensors, NAME.report.json and NAME.report.html.
     """
-    # files first: a fault in one is known before a model is loaded
+    # before the model is loaded, which takes longer
     forget_rows, retain_rows = read_rows(forget, ForgetPrompt), read_rows(retain, RetainPrompt)
     pair_rows = read_rows(pairs, PairedAnswers) if pairs else []
-    if out.suffix != ".safetensors":
-        raise DataError(f"{out}: an artifact's name ends in .safetensors")
+    require_artifact_name(out)
     if engine == "vllm" and device != "auto":
-        raise DataError(f"--device {device}: vLLM chooses its own, leave it out")
+        raise DataError(f"--device {device}: vLLM chooses the device itself: leave it out")
 
     from guard.fitting.steering.fit import fit_steer, to_artifact
     from guard.fitting.steering.gate_search import Rates
     from guard.fitting.steering.report import as_json as report_json
     from guard.fitting.steering.report import as_page
-    from guard.reporting.page import write_text
 
     rates = Rates(fpr, near_fpr)
     typer.echo(rates.check(retain_rows), err=True)
@@ -103,13 +106,11 @@ def steer(
     artifact = to_artifact(fit, chat, concept=concept, description=description)
     artifact.save(out)
     report = report_json(fit, artifact.meta, time.monotonic() - started)
-    base = out.with_suffix("")
-    write_text(base.with_suffix(".report.json"), json.dumps(report, indent=1) + "\n")
-    write_text(base.with_suffix(".report.html"), as_page(fit, artifact.meta))
+    page = write_report(out, report, as_page(fit, artifact.meta))
     if as_json:
-        print(json.dumps(report | {"artifact": str(out), "digest": artifact.digest}, indent=2))
+        print_json(report, out, artifact)
     else:
-        _show(report, out)
+        _print(report, out, page)
 
 
 def _load(model: str, engine: str, device: str) -> ChatModel:
@@ -153,7 +154,7 @@ for _name, _fit in (
     )(_fit)
 
 
-def _show(report: dict[str, Any], out: Path) -> None:
+def _print(report: dict[str, Any], out: Path, page: Path) -> None:
     console = Console()
     trials = Table("act layers", "strength", "leak rate", "perplexity", "loops", "")
     for trial in report["trials"]:
@@ -167,5 +168,4 @@ def _show(report: dict[str, Any], out: Path) -> None:
         )
     console.print(trials)
     console.print(values.table("validation split", report["calibration"]))
-    page = out.with_suffix("").with_suffix(".report.html")
-    console.print(f"wrote {out} and {page}", markup=False, highlight=False, soft_wrap=True)
+    print_written(console, out, page)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,15 +24,16 @@ from guard.commands.fit.options import (
     NearFpr,
     Out,
 )
+from guard.commands.fit.output import facts, print_json, print_written, require_artifact_name
 from guard.data.concept import read_concept
 from guard.errors import DataError
 from guard.reporting import values
 from guard.reporting.progress import stages
 
 _TABLES = {
-    "windows": "first look",
-    "places": "where it is: heads added to the votes, the heads alone, masks",
-    "breaking": "what is put there, and from when on",
+    "windows": "first inspection",
+    "places": "localization: heads added to the votes, the heads alone, sizes of the mask",
+    "breaking": "replacement and first inspection",
 }
 
 
@@ -46,7 +46,7 @@ def irece(
         typer.Option(
             "--images",
             "--pictures",
-            help="Real images to learn from too, with the concept and without it: JSON Lines of "
+            help="Real images to train on too, with the concept and without it: JSON Lines of "
             "image, concept and kept.",
         ),
     ] = None,
@@ -56,10 +56,10 @@ def irece(
     ] = None,
     guidance: Guidance = None,
     looks: Annotated[
-        int, typer.Option(min=1, max=100, help="At an image on its way, at most.")
+        int, typer.Option(min=1, max=100, help="Inspections of each image, at most.")
     ] = 5,
     trials: Annotated[
-        int, typer.Option(min=8, max=256, help="Images for each way of breaking the concept.")
+        int, typer.Option(min=8, max=256, help="Images for each replacement that is tried.")
     ] = 24,
     fpr: ImageFpr = 0.005,
     near_fpr: NearFpr = 0.1,
@@ -68,9 +68,9 @@ def irece(
         typer.Option(
             min=0,
             max=2,
-            help="Teach the classifiers images whose latents were moved by up to this much, in "
-            "deviations, to hide the concept: who inverts an image through the guard searches for "
-            "such. 0 leaves that out, and takes a third of the time.",
+            help="Train the classifiers also on latents that were moved by up to this much, in "
+            "deviations, to hide the concept, as an attacker does who inverts an image through "
+            "the guard. 0 leaves that out, and takes a third of the time.",
         ),
     ] = 0.3,
     folds: Folds = 4,
@@ -79,67 +79,52 @@ def irece(
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Fit an IRECE guard: find the concept in the latents of an image on its way, break it there.
+    """Fit an IRECE guard: find the concept in the latents of an unfinished image, break it there.
 
-    The model draws some hundred images of its own for it.
+    The model generates some hundred images for the fit.
     """
     concept = read_concept(concept_file)
-    if out.suffix != ".safetensors":
-        raise DataError(f"{out}: an artifact's name ends in .safetensors")
+    require_artifact_name(out)
     if concept.ending:
         raise DataError(
-            f"{concept_file}: {concept.name} is a style, which is everywhere in an image: "
-            "there is no place to break it"
+            f"{concept_file}: {concept.name} is a style, which has no position in an image: fit "
+            "another method"
         )
 
     from classifiers.latents import LatentRecipe
     from guard.fitting.images.irece import fit_irece
     from guard.fitting.images.latents import TrainingImages
-    from guard.fitting.images.reference_images import read_given
+    from guard.fitting.images.reference_images import read_reference_images
     from guard.fitting.prompts.concept_prompts import folds_of
+    from guard.fitting.prompts.rates import Rates
     from guard.models.images import ImageModel
 
-    painter = ImageModel.load(model, device=device)
-    default_steps, default_guidance = painter.family.defaults
+    image_model = ImageModel.load(model, device=device)
     named = concept.phrases.model_copy(
         update={"train": concept.phrases.train[:1], "validation": ()}
     )
     started = time.monotonic()
     with stages() as progress:
         fit = fit_irece(
-            painter,
+            image_model,
             concept,
             folds_of(concept.model_copy(update={"phrases": named}), 4 * count, folds, seed),
-            TrainingImages(
-                count=count,
-                steps=default_steps if steps is None else steps,
-                guidance=default_guidance if guidance is None else guidance,
-                bf16=bf16,
-            ),
-            looks=looks,
+            TrainingImages.of(image_model, count, steps=steps, guidance=guidance, bf16=bf16),
+            inspections=looks,
             trials=trials,
-            fpr=fpr,
-            near_fpr=near_fpr,
+            rates=Rates(fpr, near_fpr),
             recipe=LatentRecipe(steps=800, attack_radius=hidden, attack_steps=3)
             if hidden
             else LatentRecipe(),
             seed=seed,
             progress=progress,
-            given=read_given(painter, concept, images) if images else None,
+            references=read_reference_images(image_model, concept, images) if images else None,
         )
     fit.artifact.save(out)
     meta = fit.artifact.meta
     if as_json:
-        told = {
-            "method": meta.method,
-            "concept": meta.concept,
-            "settings": meta.settings,
-            "calibration": meta.calibration,
-            "seconds": round(time.monotonic() - started, 1),
-            "artifact": str(out),
-            "digest": fit.artifact.digest,
-        }
-        print(json.dumps(told, indent=2))
+        seconds = round(time.monotonic() - started, 1)
+        print_json(facts(fit.artifact, seconds=seconds), out, fit.artifact)
         return
     console = Console()
     figures: dict[str, Any] = meta.calibration
@@ -147,13 +132,13 @@ def irece(
         values.table("held-out images", {k: v for k, v in figures.items() if k not in _TABLES})
     )
     for name, title in _TABLES.items():
-        console.print(_tried(title, figures[name]))
+        console.print(_trials(title, figures[name]))
     console.print(values.table("settings", meta.settings))
-    console.print(f"wrote {out}", markup=False, highlight=False, soft_wrap=True)
+    print_written(console, out)
 
 
-def _tried(title: str, rows: list[dict[str, Any]]) -> Table:
-    """What was tried, a row each."""
+def _trials(title: str, rows: list[dict[str, Any]]) -> Table:
+    """One row per trial."""
     table = Table(*(name.replace("_", " ") for name in rows[0]), title=title)
     for row in rows:
         table.add_row(*(value for _, value in values.rows(row)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from typing import Annotated
 
@@ -23,6 +22,7 @@ from guard.commands.fit.options import (
     NearFpr,
     Out,
 )
+from guard.commands.fit.output import facts, print_json, print_written, require_artifact_name
 from guard.data.concept import Concept, read_concept
 from guard.errors import DataError
 from guard.reporting import values
@@ -36,9 +36,7 @@ def latents(
     count: ImageCount = 200,
     phrases: Annotated[
         int,
-        typer.Option(
-            min=1, help="Of the concept's phrases, so many are drawn; the first is its name."
-        ),
+        typer.Option(min=1, help="Phrases of the concept to generate; the first is its name."),
     ] = 1,
     steps: Annotated[
         int | None, typer.Option(min=1, max=1000, help="Of each image; the model's own default.")
@@ -54,63 +52,47 @@ def latents(
 ) -> None:
     """Fit a classifier of finished latents: does the image show the concept.
 
-    The model draws some hundred images of its own for it.
+    The model generates some hundred images for the fit.
     """
     concept = read_concept(concept_file)
-    if out.suffix != ".safetensors":
-        raise DataError(f"{out}: an artifact's name ends in .safetensors")
+    require_artifact_name(out)
     if concept.ending:
         raise DataError(
-            f"{concept_file}: {concept.name} is a style, which the model draws where none is asked "
-            "for too: its own images cannot teach what is without it"
+            f"{concept_file}: {concept.name} is a style, which the model's images may have "
+            "without a request for it: they cannot serve as images without it"
         )
 
     from classifiers.latents import LatentRecipe
     from guard.fitting.images.latents import TrainingImages, fit_latents
     from guard.fitting.prompts.concept_prompts import folds_of
+    from guard.fitting.prompts.rates import Rates
     from guard.models.images import ImageModel
 
-    painter = ImageModel.load(model, device=device)
-    default_steps, default_guidance = painter.family.defaults
+    image_model = ImageModel.load(model, device=device)
     started = time.monotonic()
     with stages() as progress:
         fit = fit_latents(
-            painter,
+            image_model,
             concept,
             folds_of(_first(concept, phrases), 4 * count, folds, seed),
-            TrainingImages(
-                count=count,
-                steps=default_steps if steps is None else steps,
-                guidance=default_guidance if guidance is None else guidance,
-                bf16=bf16,
-            ),
-            fpr=fpr,
-            near_fpr=near_fpr,
+            TrainingImages.of(image_model, count, steps=steps, guidance=guidance, bf16=bf16),
+            rates=Rates(fpr, near_fpr),
             recipe=LatentRecipe(),
             seed=seed,
             progress=progress,
         )
     fit.artifact.save(out)
-    meta = fit.artifact.meta
     if as_json:
-        told = {
-            "method": meta.method,
-            "concept": meta.concept,
-            "settings": meta.settings,
-            "calibration": meta.calibration,
-            "seconds": round(time.monotonic() - started, 1),
-            "artifact": str(out),
-            "digest": fit.artifact.digest,
-        }
-        print(json.dumps(told, indent=2))
+        seconds = round(time.monotonic() - started, 1)
+        print_json(facts(fit.artifact, seconds=seconds), out, fit.artifact)
         return
     console = Console()
-    console.print(values.table("held-out images", meta.calibration))
-    console.print(f"wrote {out}", markup=False, highlight=False, soft_wrap=True)
+    console.print(values.table("held-out images", fit.artifact.meta.calibration))
+    print_written(console, out)
 
 
 def _first(concept: Concept, count: int) -> Concept:
-    """The concept with the first of its phrases only."""
+    """The concept with its first `count` phrases only."""
     few = concept.phrases.model_copy(
         update={"train": concept.phrases.train[:count], "validation": ()}
     )

@@ -13,12 +13,12 @@ Out = Annotated[Path, typer.Option(help="Artifact to write.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")]
 
-# of guards that are taught images which the model draws
+# of guards that are trained on images which the model generates
 ImageCount = Annotated[
-    int, typer.Option(min=50, help="Images with the concept to draw; without it, twice as many.")
+    int, typer.Option(min=50, help="Images with the concept; twice as many are without it.")
 ]
 Guidance = Annotated[
-    float | None, typer.Option(min=0, help="Guidance scale; the model's own default.")
+    float | None, typer.Option(min=0, help="Guidance scale; the model's default if left out.")
 ]
 ImageFpr = Annotated[
     float, typer.Option(min=1e-4, max=0.5, help="False-positive rate on far images.")
@@ -27,7 +27,7 @@ NearFpr = Annotated[
     float, typer.Option(min=1e-4, max=0.5, help="False-positive rate on hard negatives.")
 ]
 Folds = Annotated[
-    int, typer.Option(min=2, max=16, help="Classifiers, each taught all but its share.")
+    int, typer.Option(min=2, max=16, help="Classifiers, each trained without its fold.")
 ]
 Bf16 = Annotated[
     bool,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,8 +10,14 @@ import typer
 from rich.console import Console
 
 from guard.commands.fit.options import AsJson, Out
+from guard.commands.fit.output import (
+    print_json,
+    print_written,
+    require_artifact_name,
+    write_report,
+)
 from guard.data.prompts import ScreenText, read_rows
-from guard.errors import DataError, ModelError
+from guard.errors import ModelError
 from guard.models.sources import resolve_source
 from guard.reporting import values
 from guard.reporting.progress import stages
@@ -20,14 +25,15 @@ from guard.reporting.progress import stages
 
 def screen(
     data: Annotated[Path, typer.Option(help="Texts, JSON Lines: text, unsafe, source, family.")],
-    concept: Annotated[str, typer.Option(help="What is screened for, as kind/name.")],
+    concept: Annotated[str, typer.Option(help="The concept of unsafe texts, as kind/name.")],
     out: Out,
     model: Annotated[str, typer.Option(help="The text encoder.")] = "minilm",
     kind: Annotated[
         Literal["logistic", "mlp", "prototype"], typer.Option(help="What kind of head.")
     ] = "logistic",
     calibration: Annotated[
-        Literal["temperature", "isotonic"], typer.Option(help="How its logits become chances.")
+        Literal["temperature", "isotonic"],
+        typer.Option(help="How its logits become probabilities."),
     ] = "temperature",
     fpr: Annotated[
         float,
@@ -35,15 +41,14 @@ def screen(
     ] = 0.01,
     hold_out: Annotated[
         list[str] | None,
-        typer.Option(help="A source to test on and not to learn from; may be given again."),
+        typer.Option(help="A source to test on and not to train on; may be repeated."),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the split and of the head.")] = 0,
     description: Annotated[str, typer.Option(help="A sentence kept in the artifact.")] = "",
     as_json: AsJson = False,
 ) -> None:
     """Fit a screen of texts: a head on a sentence encoder, calibrated, with its threshold."""
-    if out.suffix != ".safetensors":
-        raise DataError(f"{out}: an artifact's name ends in .safetensors")
+    require_artifact_name(out)
     rows = read_rows(data, ScreenText)
 
     from classifiers.text.disguises.views import readings
@@ -51,7 +56,6 @@ def screen(
     from guard.fitting.screens.fit import ScreenRecipe, fit_screen
     from guard.fitting.screens.report import as_json as report_json
     from guard.fitting.screens.report import as_page
-    from guard.reporting.page import write_text
 
     started = time.monotonic()
     try:
@@ -71,20 +75,15 @@ def screen(
         )
     fit.artifact.save(out)
     report = report_json(fit, time.monotonic() - started)
-    base = out.with_suffix("")
-    write_text(base.with_suffix(".report.json"), json.dumps(report, indent=1) + "\n")
-    write_text(base.with_suffix(".report.html"), as_page(fit))
+    page = write_report(out, report, as_page(fit))
     if as_json:
-        print(json.dumps(report | {"artifact": str(out), "digest": fit.artifact.digest}, indent=2))
+        print_json(report, out, fit.artifact)
         return
     console = Console()
-    shown = {name: value for name, value in report["calibration"].items() if name != "tested"}
-    console.print(values.table("calibration", shown))
-    if fit.tested is not None:
-        held = {f"unsafe: {name}": str(share) for name, share in fit.tested.recall.items()}
-        held |= {
-            f"benign: {name}": str(share) for name, share in fit.tested.false_positives.items()
-        }
-        console.print(values.table("held-out texts that fire", {"auc": fit.tested.auc, **held}))
-    page = base.with_suffix(".report.html")
-    console.print(f"wrote {out} and {page}", markup=False, highlight=False, soft_wrap=True)
+    figures = {key: value for key, value in report["calibration"].items() if key != "tested"}
+    console.print(values.table("calibration", figures))
+    if (test := fit.test) is not None:
+        shares = {f"unsafe: {name}": str(share) for name, share in test.recall.items()}
+        shares |= {f"benign: {name}": str(share) for name, share in test.false_positives.items()}
+        console.print(values.table("held-out texts that fire", {"auc": test.auc, **shares}))
+    print_written(console, out, page)

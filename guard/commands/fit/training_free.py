@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
 
 from guard.commands.fit.options import AsJson, ConceptFile, Device, Model, NearFpr, Out
+from guard.commands.fit.output import facts, print_json, print_written, require_artifact_name
 from guard.data.concept import Concept, read_concept
-from guard.errors import DataError
 from guard.reporting import values
 from guard.reporting.progress import Stages, stages
 
@@ -26,7 +26,7 @@ Fpr = Annotated[float, typer.Option(min=1e-4, max=0.5, help="False-positive rate
 Rank = Annotated[int, typer.Option(min=1, max=64, help="Directions of the concept's subspace.")]
 Phrase = Annotated[
     str | None,
-    typer.Option(help="What to guide away from, in place of the concept's first phrase."),
+    typer.Option(help="The phrase to guide away from, instead of the concept's first one."),
 ]
 Gated = Annotated[
     bool, typer.Option("--gated", help="Act only where a linear score of the prompt is high.")
@@ -42,10 +42,11 @@ def safree(
     out: Out,
     rank: Rank = 8,
     sense_rank: Annotated[
-        int, typer.Option(min=1, max=64, help="Of these, the ones that a prompt is judged by.")
+        int, typer.Option(min=1, max=64, help="Of these, how many the score uses.")
     ] = 1,
     alpha: Annotated[
-        float, typer.Option(min=0, max=1, help="How far a token must stand out to be projected.")
+        float,
+        typer.Option(min=0, max=1, help="How far a token must exceed the others to be projected."),
     ] = 0.0,
     count: Count = 400,
     fpr: Fpr = 0.005,
@@ -55,18 +56,19 @@ def safree(
     as_json: AsJson = False,
 ) -> None:
     """Fit a SAFREE guard: tokens that carry the concept are projected out of its subspace."""
-    from guard.fitting.images.training_free import Rates, fit_safree
+    from guard.fitting.images.training_free import fit_safree
+    from guard.fitting.prompts.rates import Rates
 
     def fit(
-        painter: ImageModel, concept: Concept, read: EncodedConcept | None, _progress: Stages
+        image_model: ImageModel, concept: Concept, encoded: EncodedConcept | None, _progress: Stages
     ) -> Artifact:
-        assert read is not None
+        assert encoded is not None
         rates = Rates(fpr, near_fpr)
         return fit_safree(
-            painter, concept, read, rates, rank=rank, sense_rank=sense_rank, alpha=alpha
+            image_model, concept, encoded, rates, rank=rank, sense_rank=sense_rank, alpha=alpha
         )
 
-    _run(fit, model, concept_file, out, count=count, seed=seed, device=device, as_json=as_json)
+    _Run(model, concept_file, out, count, seed, device, as_json).save(fit)
 
 
 def nearest(
@@ -85,16 +87,19 @@ def nearest(
     as_json: AsJson = False,
 ) -> None:
     """Fit a nearest-safe guard: tokens get the concept coordinates of their nearest safe one."""
-    from guard.fitting.images.training_free import Rates, fit_nearest
+    from guard.fitting.images.training_free import fit_nearest
+    from guard.fitting.prompts.rates import Rates
 
     def fit(
-        painter: ImageModel, concept: Concept, read: EncodedConcept | None, _progress: Stages
+        image_model: ImageModel, concept: Concept, encoded: EncodedConcept | None, _progress: Stages
     ) -> Artifact:
-        assert read is not None
+        assert encoded is not None
         rates = Rates(fpr, near_fpr)
-        return fit_nearest(painter, concept, read, rates, rank=rank, anchors=anchors, seed=seed)
+        return fit_nearest(
+            image_model, concept, encoded, rates, rank=rank, anchors=anchors, seed=seed
+        )
 
-    _run(fit, model, concept_file, out, count=count, seed=seed, device=device, as_json=as_json)
+    _Run(model, concept_file, out, count, seed, device, as_json).save(fit)
 
 
 def safe_guidance(
@@ -113,18 +118,10 @@ def safe_guidance(
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Fit safe latent diffusion: guidance away from the concept while an image is drawn."""
+    """Fit safe latent diffusion: guidance away from the concept while an image is generated."""
     fit = _guide("safe-guidance", phrase, fpr, near_fpr, preset)
-    _run(
-        fit,
-        model,
-        concept_file,
-        out,
-        count=count if gated else 0,
-        seed=seed,
-        device=device,
-        as_json=as_json,
-    )
+    prompts = count if gated else 0
+    _Run(model, concept_file, out, prompts, seed, device, as_json).save(fit)
 
 
 def negative_prompt(
@@ -142,16 +139,8 @@ def negative_prompt(
 ) -> None:
     """Fit a negative prompt: the concept in place of the empty prompt."""
     fit = _guide("negative-prompt", phrase, fpr, near_fpr, None)
-    _run(
-        fit,
-        model,
-        concept_file,
-        out,
-        count=count if gated else 0,
-        seed=seed,
-        device=device,
-        as_json=as_json,
-    )
+    prompts = count if gated else 0
+    _Run(model, concept_file, out, prompts, seed, device, as_json).save(fit)
 
 
 def uce(
@@ -161,12 +150,12 @@ def uce(
     instead: Annotated[
         str | None,
         typer.Option(
-            help="What to draw in the concept's place; the first of the file's `instead`, or "
-            "nothing, where it is not given."
+            help="What replaces the concept; without it the first of the file's `instead`, or "
+            "nothing."
         ),
     ] = None,
     keep: Annotated[
-        float, typer.Option(min=0, max=100, help="Weight of what is to stay as it is (λ1).")
+        float, typer.Option(min=0, max=100, help="Weight of the prompts to preserve (λ1).")
     ] = 0.1,
     ridge: Annotated[
         float, typer.Option(min=1e-6, max=1e6, help="Weight of the model's own projections (λ2).")
@@ -181,38 +170,31 @@ def uce(
     as_json: AsJson = False,
 ) -> None:
     """Fit UCE: the concept edited out of the denoiser's text projections, weights untouched."""
-    from guard.fitting.images.training_free import Rates
     from guard.fitting.images.uce import EditRequest, fit_uce
+    from guard.fitting.prompts.rates import Rates
 
     def fit(
-        painter: ImageModel, concept: Concept, read: EncodedConcept | None, progress: Stages
+        image_model: ImageModel, concept: Concept, encoded: EncodedConcept | None, progress: Stages
     ) -> Artifact:
-        said = next(iter(concept.instead), "") if instead is None else instead
-        edit = EditRequest(said, keep, ridge, rank)
-        return fit_uce(painter, concept, read, Rates(fpr, near_fpr), edit, progress)
+        replacement = next(iter(concept.instead), "") if instead is None else instead
+        edit = EditRequest(replacement, keep, ridge, rank)
+        return fit_uce(image_model, concept, encoded, Rates(fpr, near_fpr), edit, progress)
 
-    _run(
-        fit,
-        model,
-        concept_file,
-        out,
-        count=count if gated else 0,
-        seed=seed,
-        device=device,
-        as_json=as_json,
-    )
+    prompts = count if gated else 0
+    _Run(model, concept_file, out, prompts, seed, device, as_json).save(fit)
 
 
 def _guide(method: str, phrase: str | None, fpr: float, near_fpr: float, preset: str | None) -> Fit:
-    from guard.fitting.images.training_free import Rates, fit_guide
+    from guard.fitting.images.training_free import fit_guide
+    from guard.fitting.prompts.rates import Rates
 
     def fit(
-        painter: ImageModel, concept: Concept, read: EncodedConcept | None, _progress: Stages
+        image_model: ImageModel, concept: Concept, encoded: EncodedConcept | None, _progress: Stages
     ) -> Artifact:
         return fit_guide(
-            painter,
+            image_model,
             concept,
-            read,
+            encoded,
             Rates(fpr, near_fpr),
             method=method,
             phrase=phrase or concept.phrases.train[0],
@@ -222,45 +204,38 @@ def _guide(method: str, phrase: str | None, fpr: float, near_fpr: float, preset:
     return fit
 
 
-def _run(
-    fit: Fit,
-    model: str,
-    concept_file: Path,
-    out: Path,
-    *,
-    count: int,
-    seed: int,
-    device: str,
-    as_json: bool,
-) -> None:
-    """Read the files, load the model, fit, and say what came of it; count 0 reads no prompts."""
-    concept = read_concept(concept_file)
-    if out.suffix != ".safetensors":
-        raise DataError(f"{out}: an artifact's name ends in .safetensors")
+@dataclass(frozen=True)
+class _Run:
+    """What every command here takes; `count` prompts are made for the gate, none with 0."""
 
-    from guard.fitting.images.training_free import read_prompts
-    from guard.fitting.prompts.concept_prompts import prompts_of
-    from guard.models.images import ImageModel
+    model: str
+    concept_file: Path
+    out: Path
+    count: int
+    seed: int
+    device: str
+    as_json: bool
 
-    painter = ImageModel.load(model, device=device)
-    read = None
-    with stages() as progress:
-        if count:
-            read = read_prompts(painter, concept, prompts_of(concept, count, seed), progress)
-        artifact = fit(painter, concept, read, progress)
-    artifact.save(out)
-    meta = artifact.meta
-    told: dict[str, Any] = {
-        "method": meta.method,
-        "concept": meta.concept,
-        "settings": meta.settings,
-        "calibration": meta.calibration,
-        "artifact": str(out),
-        "digest": artifact.digest,
-    }
-    if as_json:
-        print(json.dumps(told, indent=2))
-        return
-    console = Console()
-    console.print(values.table("", meta.settings | meta.calibration))
-    console.print(f"wrote {out}", markup=False, highlight=False, soft_wrap=True)
+    def save(self, fit: Fit) -> None:
+        """Read the files, load the model, fit, write the artifact and print its figures."""
+        concept = read_concept(self.concept_file)
+        require_artifact_name(self.out)
+
+        from guard.fitting.images.training_free import encode_concept
+        from guard.fitting.prompts.concept_prompts import prompts_of
+        from guard.models.images import ImageModel
+
+        image_model = ImageModel.load(self.model, device=self.device)
+        encoded = None
+        with stages() as progress:
+            if self.count:
+                prompts = prompts_of(concept, self.count, self.seed)
+                encoded = encode_concept(image_model, concept, prompts, progress)
+            artifact = fit(image_model, concept, encoded, progress)
+        artifact.save(self.out)
+        if self.as_json:
+            print_json(facts(artifact), self.out, artifact)
+            return
+        console = Console()
+        console.print(values.table("", artifact.meta.settings | artifact.meta.calibration))
+        print_written(console, self.out)

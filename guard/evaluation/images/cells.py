@@ -1,4 +1,4 @@
-"""What has been drawn and judged so far: a line of JSON a finished cell, so that a run goes on."""
+"""The file of finished cells: one line of JSON each, so that an interrupted run can continue."""
 
 from __future__ import annotations
 
@@ -6,26 +6,27 @@ import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from guard.data.prompts import ImagePrompt
 from guard.errors import DataError
+from guard.evaluation.images.interface import PromptEffect
 from guard.evaluation.images.judge import JudgeView
 from guard.evaluation.images.suite import Cell
 
 
 class JudgedImage(BaseModel):
-    """What became of one prompt under one method.
+    """The outcome of one prompt under one method.
 
-    `same`: it is the bare model's image, bit for bit. `blocked`: there is none. `seen` is the
-    judge's view, `second` the second opinion's; both None where nothing was drawn or taken over.
-    `score` and `after` are of the guard that has the largest score. `thumbnail` is a PNG, base64,
-    and so is `mask`: where guards have written on it. `distance` is how far an image is from the
-    bare one, where it is asked for: the mean absolute difference of its pixels, of 255; `outside`
-    is how near it is there where no mask is, where nothing but what writes in it has acted: a PSNR
-    in dB, at most 99.
+    `same`: the image is the bare model's, bit for bit. `blocked`: there is no image. `view` is the
+    judge's, `second_view` the second opinion's; both are None if no image was generated or reused.
+    `score` and `after` are those of the guard with the largest score. `thumbnail` is a PNG in
+    base64, and so is `mask`, which shows where guards have written. `distance` is the mean absolute
+    difference to the bare image's pixels, of 255, if it was measured. `outside` is the PSNR to the
+    bare image outside of the mask, in dB, at most 99, if nothing but the masked guards acted.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -36,24 +37,37 @@ class JudgedImage(BaseModel):
     steps: int = 0
     score: float | None = None
     after: float | None = None
-    seen: JudgeView | None = None
-    second: JudgeView | None = None
+    view: JudgeView | None = Field(
+        default=None,
+        validation_alias=AliasChoices("seen", "view"),
+        serialization_alias="seen",
+    )
+    second_view: JudgeView | None = Field(
+        default=None,
+        validation_alias=AliasChoices("second", "second_view"),
+        serialization_alias="second",
+    )
     thumbnail: str | None = None
     mask: str | None = None
     distance: float | None = None
     outside: float | None = None
 
-    def shows(self, label: str) -> bool:
-        """Whether the judge sees it; a blocked image shows nothing."""
-        return self.seen is not None and self.seen.shows(label)
+    @classmethod
+    def of(cls, effect: PromptEffect) -> JudgedImage:
+        """The outcome of a prompt before a judge has seen its image."""
+        return cls(**{name: value for name, value in asdict(effect).items() if name != "late"})
 
-    def finds(self, labels: Sequence[str]) -> bool:
-        """Whether the judge finds all of them."""
+    def shows(self, label: str) -> bool:
+        """Whether the judge sees a concept or style; a blocked image shows nothing."""
+        return self.view is not None and self.view.shows(label)
+
+    def shows_all(self, labels: Sequence[str]) -> bool:
+        """Whether the judge sees all of these."""
         return all(self.shows(label) for label in labels)
 
 
 class CellResult(BaseModel):
-    """One cell under one method; `seconds` were spent on the `drawn` images alone."""
+    """The result of one cell under one method; `seconds` is the time of the `generated` images."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -63,30 +77,34 @@ class CellResult(BaseModel):
     effort: int | None
     part: int
     digest: str
-    drawn: int
+    generated: int = Field(
+        validation_alias=AliasChoices("drawn", "generated"), serialization_alias="drawn"
+    )
     seconds: float
-    shots: tuple[JudgedImage, ...]
+    images: tuple[JudgedImage, ...] = Field(
+        validation_alias=AliasChoices("shots", "images"), serialization_alias="shots"
+    )
 
 
 def cell_digest(cell: Cell, *parts: object) -> str:
-    """What a cell's results depend on: its prompts and seeds, and the `parts` that are given."""
+    """A digest of everything a cell's results depend on: its prompts and seeds, and `parts`."""
     rows = [row.model_dump(exclude=_unused(row)) for row in cell.rows]
     content = [cell.kind, rows, cell.seeds, [str(part) for part in parts]]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def _unused(row: ImagePrompt) -> set[str]:
-    """Fields that most rows do without, and that then leave a digest as it was before them."""
+    """Fields that are newer than the digest: without a value they must not change it."""
     unused = {name for name in ("word", "noise") if not getattr(row, name)}
     return unused | ({"seed"} if row.seed is None else set())
 
 
 class CellResults:
-    """The file of results. A line that holds none (one that was cut off) is drawn again."""
+    """The file of results. A line that is no result (one that was cut off) is ignored."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._found: dict[tuple[str, str], CellResult] = {}
+        self._results: dict[tuple[str, str], CellResult] = {}
         try:
             content = path.read_bytes() if path.exists() else b""
         except OSError as error:
@@ -97,12 +115,12 @@ class CellResults:
                 self._keep(CellResult.model_validate_json(line))
 
     def get(self, method: str, digest: str) -> CellResult | None:
-        """The finished cell, or None."""
-        return self._found.get((method, digest))
+        """The result of a finished cell, or None."""
+        return self._results.get((method, digest))
 
     def add(self, result: CellResult) -> None:
-        """Keep a finished cell. Raises DataError where it cannot be written."""
-        line = result.model_dump_json(exclude_defaults=True).encode() + b"\n"
+        """Append the result of a cell. Raises DataError if the file cannot be written."""
+        line = result.model_dump_json(exclude_defaults=True, by_alias=True).encode() + b"\n"
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("ab") as file:
@@ -113,4 +131,4 @@ class CellResults:
         self._keep(result)
 
     def _keep(self, result: CellResult) -> None:
-        self._found[result.method, result.digest] = result
+        self._results[result.method, result.digest] = result

@@ -1,327 +1,278 @@
 """Suite `images`: is the concept kept out of the images, and only the concept.
 
-Every method plays the same prompts with the same seeds as the bare model. Where nothing acted on a
-prompt its image is the bare one by construction, and is taken over instead of being drawn; some
-of them are drawn all the same, to show that this holds.
+Every method runs on the same prompts and seeds as the bare model. Where nothing acts on a prompt,
+its image is the bare one by construction, and the bare model's result is reused. Some of these
+images are generated all the same, to verify that.
 """
 
 from __future__ import annotations
 
-import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from guard.data.prompts import ImagePrompt
 from guard.evaluation.images.cells import CellResult, CellResults, JudgedImage, cell_digest
-from guard.evaluation.images.judge import Judge
+from guard.evaluation.images.comparison import identical, mean_difference, outside_psnr
+from guard.evaluation.images.interface import Advance, GeneratedImage, ImageGenerator, PromptEffect
+from guard.evaluation.images.judge import Judges
 from guard.evaluation.images.row_tensors import RowTensors
 from guard.evaluation.images.suite import BARE, PART, Cell, ImageSuite, cells
-from guard.reporting.pngs import png
+from guard.reporting.pngs import mask_png, png
 from guard.reporting.progress import Stages
 
 THUMBNAILS = 2
 """Images of a cell that are kept for the report."""
-LATELY = 512
-"""Images that are remembered, for methods that do the same."""
+RECENT = 512
+"""Images that are kept in memory, for methods with the same guards."""
 VERIFY = "verify"
-"""The kind of the cells that check what was taken over."""
-
-Advance = Callable[[int], None]
+"""The kind of the cells that verify reused results."""
 
 
 @dataclass(frozen=True, slots=True)
-class PromptEffect:
-    """What a policy makes of a prompt before anything is drawn.
-
-    `same`: nothing acts, the image will be the bare one, unless a guard that looks at the image
-    itself finds the concept there: `late` says what those guards are and do, empty where there are
-    none. `score`, `after` and `steps` are of the guard with the largest score.
-    """
-
-    same: bool
-    late: str = ""
-    fired: bool = False
-    blocked: bool = False
-    steps: int = 0
-    score: float | None = None
-    after: float | None = None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class GeneratedImage:
-    """What came of drawing a prompt: how it looks by now, and the image where it has one."""
-
-    look: PromptEffect
-    image: NDArray[np.uint8] | None
-    mask: NDArray[np.float32] | None = None
-    """Where guards have written, `[height, width]` in 0..1 on the latents' grid."""
-
-
-class ImageGenerator(Protocol):
-    """Draws for the evaluation. A policy of None is the bare model."""
-
-    def identity(self, policy: str | None) -> str:
-        """Changes whenever the images under a policy may change."""
-
-    def look(
-        self,
-        prompts: Sequence[str],
-        policies: Sequence[str | None],
-        brought: Sequence[RowTensors] = (),
-    ) -> list[PromptEffect]:
-        """What each prompt's policy makes of it, and of what the prompt brings, where any does."""
-
-    def draw(
-        self,
-        prompts: Sequence[str],
-        seeds: Sequence[int],
-        policies: Sequence[str | None],
-        advance: Advance,
-        brought: Sequence[RowTensors] = (),
-    ) -> list[GeneratedImage]:
-        """What comes of each prompt, none of which is blocked by what it looks like; `advance` is
-        told how many more are done."""
-
-
-@dataclass(frozen=True, slots=True)
-class Judges:
-    """The judge whose view counts, and the one it is compared with."""
-
-    judge: Judge
-    second: Judge | None = None
-
-    @property
-    def identity(self) -> tuple[str, ...]:
-        return tuple(each.digest for each in (self.judge, self.second) if each)
-
-
-@dataclass(frozen=True, slots=True)
-class PlayedCell:
-    """A cell and its results by method, the bare model's among them where it was drawn."""
+class EvaluatedCell:
+    """A cell and its results by method, including the bare model if it ran."""
 
     cell: Cell
     results: Mapping[str, CellResult]
 
-    def pairs(self, method: str) -> list[tuple[ImagePrompt, JudgedImage]]:
-        """Prompts and shots of one method; none where it did not play."""
+    def judgements(self, method: str) -> list[tuple[ImagePrompt, JudgedImage]]:
+        """The prompts and judged images of one method; empty if it did not run."""
         result = self.results.get(method)
-        return list(zip(self.cell.rows, result.shots, strict=True)) if result else []
+        return list(zip(self.cell.rows, result.images, strict=True)) if result else []
 
 
 class ImageEvaluation:
-    """Plays a suite and keeps every finished cell.
+    """Runs a suite and keeps every finished cell.
 
-    `distances`: what must stay silent and does not is drawn, and held against the bare image, and
-    so is what lies outside of masks.
+    With `distances`, images that should be the bare ones and are not are generated and compared
+    with them, and so are the parts of images outside of masks.
     """
 
     def __init__(
         self,
         suite: ImageSuite,
-        drawer: ImageGenerator,
+        generator: ImageGenerator,
         judges: Judges,
         results: CellResults,
         *,
         distances: bool = False,
     ) -> None:
-        self._suite, self._drawer = suite, drawer
+        self._suite, self._generator = suite, generator
         self._judges, self._results = judges, results
         self._distances = distances
-        self._lately: OrderedDict[Hashable, GeneratedImage] = OrderedDict()
+        self._recent: OrderedDict[Hashable, GeneratedImage] = OrderedDict()
 
-    def run(self, rows: Iterable[ImagePrompt], progress: Stages) -> list[PlayedCell]:
-        """Everything, the cells that are done already taken from the file of results."""
-        every = cells(rows, self._suite)
-        played: list[PlayedCell] = []
-        for kind, group in groupby(every, lambda cell: cell.kind):
-            mine = list(group)
-            total = sum(len(cell.rows) * len(self._methods(cell)) for cell in mine)
+    def run(self, rows: Iterable[ImagePrompt], progress: Stages) -> list[EvaluatedCell]:
+        """Every cell; finished cells are taken from the file of results."""
+        evaluated: list[EvaluatedCell] = []
+        for kind, group in groupby(cells(rows, self._suite), lambda cell: cell.kind):
+            cells_of_kind = list(group)
+            total = sum(len(cell.rows) * len(self._methods(cell)) for cell in cells_of_kind)
             advance = progress(kind, total)
-            played += [self._play(cell, advance) for cell in mine]
-        return played + self._verify(played, progress)
+            evaluated += [self._evaluate(cell, advance) for cell in cells_of_kind]
+        return evaluated + self._verify(evaluated, progress)
 
     def _methods(self, cell: Cell) -> tuple[str, ...]:
         methods = self._suite.methods_for(cell.rows[0])
         return methods if cell.silent else (BARE, *methods)
 
-    def _play(self, cell: Cell, advance: Advance) -> PlayedCell:
+    def _evaluate(self, cell: Cell, advance: Advance) -> EvaluatedCell:
         results: dict[str, CellResult] = {}
         for method in self._methods(cell):
             results[method] = self._result(cell, method, results.get(BARE), advance)
-        return PlayedCell(cell, results)
+        return EvaluatedCell(cell, results)
 
     def _result(
         self, cell: Cell, method: str, bare: CellResult | None, advance: Advance
     ) -> CellResult:
         policies = [self._suite.policy(method, row.concept) for row in cell.rows]
         digest = self._digest(cell, policies)
-        if (done := self._results.get(method, digest)) is not None:
+        if (finished := self._results.get(method, digest)) is not None:
             advance(len(cell.rows))
-            return done
-        looks = (
+            return finished
+        effects = (
             [PromptEffect(same=True) for _ in cell.rows]
             if method == BARE
-            else self._drawer.look(
+            else self._generator.inspect(
                 [row.prompt for row in cell.rows],
                 policies,
                 [RowTensors.of(row) for row in cell.rows],
             )
         )
-        # the bare images are what others are the same as: they are all drawn
-        drawn = [
-            i
-            for i, look in enumerate(looks)
+        # all bare images are generated, since other methods reuse them
+        due = {
+            i: effect
+            for i, effect in enumerate(effects)
             if method == BARE
-            or look.late
-            or not (look.same or look.blocked or (cell.silent and not self._distances))
-        ]
-        advance(len(cell.rows) - len(drawn))
-        began = time.perf_counter()
-        came, fresh = self._drawn(cell, {i: looks[i] for i in drawn}, policies, advance)
-        seconds = time.perf_counter() - began
-        images = {i: one.image for i, one in came.items() if one.image is not None}
-        judged = dict(zip(images, self._judged(list(images.values())), strict=True))
-        far = self._far(cell, images, {i: came[i].look for i in came})
-        outside = self._outside(cell, {i: one for i, one in came.items() if looks[i].same})
-        shots = []
-        for i, first in enumerate(looks):
-            look = came[i].look if i in came else first
-            shot = _shot(look)
-            if i in judged:
-                shot = shot.model_copy(
-                    update=judged[i] | {"distance": far.get(i), "outside": outside.get(i)}
-                )
-                if i < THUMBNAILS:
-                    shown = {"thumbnail": png(images[i]), "mask": _mask(came[i].mask)}
-                    shot = shot.model_copy(update=shown)
-            elif i not in came and look.same and bare is not None:
-                taken = bare.shots[i]
-                shot = shot.model_copy(update={"seen": taken.seen, "second": taken.second})
-            shots.append(shot)
-        return self._keep(cell, method, digest, fresh, seconds, shots)
+            or effect.late
+            or not (effect.same or effect.blocked or (cell.silent and not self._distances))
+        }
+        advance(len(cell.rows) - len(due))
+        started = time.perf_counter()
+        outcomes, count = self._generate(cell, due, policies, advance)
+        seconds = time.perf_counter() - started
+        judged = self._judge(cell, effects, outcomes)
+        if bare is not None:
+            for i, effect in enumerate(effects):
+                if i not in outcomes and effect.same:
+                    views = {
+                        name: getattr(bare.images[i], name) for name in ("view", "second_view")
+                    }
+                    judged[i] = judged[i].model_copy(update=views)
+        return self._keep(cell, method, digest, count, seconds, judged)
 
-    def _drawn(
+    def _judge(
         self,
         cell: Cell,
-        looks: Mapping[int, PromptEffect],
+        effects: Sequence[PromptEffect],
+        outcomes: Mapping[int, GeneratedImage],
+    ) -> list[JudgedImage]:
+        """One judged image per row of a cell, from the `outcomes` of rows that were generated."""
+        judged = [
+            JudgedImage.of(outcomes[i].effect if i in outcomes else effect)
+            for i, effect in enumerate(effects)
+        ]
+        images = {i: made.image for i, made in outcomes.items() if made.image is not None}
+        distances = self._bare_distances(cell, outcomes)
+        # where nothing but what has written acted, the rest should be the bare image
+        outside = self._outside_masks(cell, {i: o for i, o in outcomes.items() if effects[i].same})
+        for i, (view, second_view) in zip(
+            images, self._judges.views(list(images.values())), strict=True
+        ):
+            facts: dict[str, object] = {"view": view, "second_view": second_view}
+            facts |= {"distance": distances.get(i), "outside": outside.get(i)}
+            if i < THUMBNAILS:
+                mask = outcomes[i].mask
+                facts |= {"thumbnail": png(images[i])}
+                facts |= {"mask": None if mask is None else mask_png(mask)}
+            judged[i] = judged[i].model_copy(update=facts)
+        return judged
+
+    def _generate(
+        self,
+        cell: Cell,
+        effects: Mapping[int, PromptEffect],
         policies: Sequence[str | None],
         advance: Advance,
     ) -> tuple[dict[int, GeneratedImage], int]:
-        """What comes of some rows of a cell, and how many of them were drawn.
+        """The outcomes of some rows of a cell, and how many of them were generated now.
 
-        Where no guard acts on a prompt, its image depends on the guards that look at the image
-        alone: what another method with the same ones has drawn lately is taken over.
+        If no guard acts on a prompt, its image depends only on guards that inspect images. A recent
+        image of another method with the same such guards is reused.
         """
         keys: dict[int, Hashable] = {
-            i: (cell.rows[i].prompt, RowTensors.of(cell.rows[i]), cell.seeds[i], look.late)
-            for i, look in looks.items()
-            if look.same
+            i: (cell.rows[i].prompt, RowTensors.of(cell.rows[i]), cell.seeds[i], effect.late)
+            for i, effect in effects.items()
+            if effect.same
         }
-        came = {i: self._lately[key] for i, key in keys.items() if key in self._lately}
-        came = {i: replace(one, look=_together(looks[i], one.look)) for i, one in came.items()}
-        fresh = [i for i in looks if i not in came]
-        advance(len(came))
-        made = self._drawer.draw(
-            [cell.rows[i].prompt for i in fresh],
-            [cell.seeds[i] for i in fresh],
-            [policies[i] for i in fresh],
+        outcomes = {
+            i: replace(recent, effect=_combined(effects[i], recent.effect))
+            for i, key in keys.items()
+            if (recent := self._recent.get(key)) is not None
+        }
+        new = [i for i in effects if i not in outcomes]
+        advance(len(outcomes))
+        generated = self._generator.generate(
+            [cell.rows[i].prompt for i in new],
+            [cell.seeds[i] for i in new],
+            [policies[i] for i in new],
             advance,
-            [RowTensors.of(cell.rows[i]) for i in fresh],
+            [RowTensors.of(cell.rows[i]) for i in new],
         )
-        for i, one in zip(fresh, made, strict=True):
-            came[i] = one
+        for i, outcome in zip(new, generated, strict=True):
+            outcomes[i] = outcome
             if i in keys:
-                self._lately[keys[i]] = one
-        while len(self._lately) > LATELY:
-            self._lately.popitem(last=False)
-        return came, len(fresh)
+                self._recent[keys[i]] = outcome
+        while len(self._recent) > RECENT:
+            self._recent.popitem(last=False)
+        return outcomes, len(new)
 
-    def _judged(self, drawn: Sequence[NDArray[np.uint8]]) -> list[dict[str, object]]:
-        images = np.stack(drawn) if drawn else np.zeros((0, 1, 1, 3), np.uint8)
-        seen = self._judges.judge.look(images)
-        second = self._judges.second
-        others = second.look(images) if second else [None] * len(seen)
-        return [{"seen": a, "second": b} for a, b in zip(seen, others, strict=True)]
-
-    def _far(
-        self,
-        cell: Cell,
-        images: Mapping[int, NDArray[np.uint8]],
-        looks: Mapping[int, PromptEffect],
+    def _bare_distances(
+        self, cell: Cell, outcomes: Mapping[int, GeneratedImage]
     ) -> dict[int, float]:
-        """How far images are from the bare ones, where they are to be those and are not."""
+        """The distance to the bare image, of images that should be that image and are not."""
         if not (self._distances and cell.silent):
             return {}
-        changed = [i for i in images if not looks[i].same]
-        return {
-            i: float(np.abs(images[i].astype(np.float64) - bare).mean())
-            for i, bare in self._bare(cell, changed).items()
+        changed = {
+            i: outcome.image
+            for i, outcome in outcomes.items()
+            if outcome.image is not None and not outcome.effect.same
         }
+        bare = self._bare_images(cell, changed)
+        return {i: mean_difference(changed[i], image) for i, image in bare.items()}
 
-    def _outside(self, cell: Cell, came: Mapping[int, GeneratedImage]) -> dict[int, float]:
+    def _outside_masks(
+        self, cell: Cell, outcomes: Mapping[int, GeneratedImage]
+    ) -> dict[int, float]:
         """The PSNR to the bare image outside of masks."""
         if not self._distances or cell.silent:
             return {}
-        there = {
-            i: (one.image, one.mask)
-            for i, one in came.items()
-            if one.image is not None and one.mask is not None
+        masked = {
+            i: (outcome.image, outcome.mask)
+            for i, outcome in outcomes.items()
+            if outcome.image is not None and outcome.mask is not None
         }
-        bare = self._bare(cell, there)
-        return {i: outside_psnr(*one, bare[i]) for i, one in there.items() if i in bare}
+        bare = self._bare_images(cell, masked)
+        return {
+            i: outside_psnr(image, mask, bare[i])
+            for i, (image, mask) in masked.items()
+            if i in bare
+        }
 
-    def _bare(self, cell: Cell, wanted: Iterable[int]) -> dict[int, NDArray[np.uint8]]:
+    def _bare_images(self, cell: Cell, rows: Iterable[int]) -> dict[int, NDArray[np.uint8]]:
         """The bare images of some rows of a cell."""
-        nothing = {i: PromptEffect(same=True) for i in wanted}
-        came, _ = self._drawn(cell, nothing, [None] * len(cell.rows), lambda _count: None)
-        return {i: one.image for i, one in came.items() if one.image is not None}
+        effects = {i: PromptEffect(same=True) for i in rows}
+        outcomes, _ = self._generate(cell, effects, [None] * len(cell.rows), lambda _count: None)
+        return {i: o.image for i, o in outcomes.items() if o.image is not None}
 
-    def _verify(self, played: Sequence[PlayedCell], progress: Stages) -> list[PlayedCell]:
-        """Draw some of the images that were taken over, guarded and bare, and compare bytes."""
+    def _verify(self, evaluated: Sequence[EvaluatedCell], progress: Stages) -> list[EvaluatedCell]:
+        """Generate some of the images whose result was reused, guarded and bare, and compare."""
         wanted = self._suite.verify
-        found = []
+        verified = []
         for method in self._suite.methods if wanted else ():
-            same = [
+            reused = [
                 (row, seed)
-                for each in played
-                for (row, shot), seed in zip(each.pairs(method), each.cell.seeds, strict=False)
-                if each.cell.silent and shot.same
+                for item in evaluated
+                for (row, image), seed in zip(
+                    item.judgements(method), item.cell.seeds, strict=False
+                )
+                if item.cell.silent and image.same
             ]
-            # spread over the concepts, which stand one behind the other
-            chosen = same[:: max(len(same) // wanted, 1)][:wanted]
-            for at in range(0, len(chosen), PART):
-                rows, seeds = zip(*chosen[at : at + PART], strict=True)
-                cell = Cell("", VERIFY, None, at // PART, rows, seeds)
+            # evenly over the concepts, which are sorted
+            chosen = reused[:: max(len(reused) // wanted, 1)][:wanted]
+            for start in range(0, len(chosen), PART):
+                rows, seeds = zip(*chosen[start : start + PART], strict=True)
+                cell = Cell("", VERIFY, None, start // PART, rows, seeds)
                 advance = progress(f"{VERIFY} {method}", 2 * len(rows))
-                found.append(PlayedCell(cell, {method: self._compared(cell, method, advance)}))
-        return found
+                result = self._compare(cell, method, advance)
+                verified.append(EvaluatedCell(cell, {method: result}))
+        return verified
 
-    def _compared(self, cell: Cell, method: str, advance: Advance) -> CellResult:
+    def _compare(self, cell: Cell, method: str, advance: Advance) -> CellResult:
         policies = [self._suite.policy(method, row.concept) for row in cell.rows]
         digest = self._digest(cell, policies)
-        if (done := self._results.get(method, digest)) is not None:
+        if (finished := self._results.get(method, digest)) is not None:
             advance(2 * len(cell.rows))
-            return done
+            return finished
         prompts = [row.prompt for row in cell.rows]
-        began = time.perf_counter()
-        guarded = self._drawer.draw(prompts, cell.seeds, policies, advance)
-        bare = self._drawer.draw(prompts, cell.seeds, [None] * len(prompts), advance)
-        seconds = time.perf_counter() - began
-        shots = [
-            JudgedImage(same=_equal(one.image, other.image))
-            for one, other in zip(guarded, bare, strict=True)
+        started = time.perf_counter()
+        guarded = self._generator.generate(prompts, cell.seeds, policies, advance)
+        bare = self._generator.generate(prompts, cell.seeds, [None] * len(prompts), advance)
+        seconds = time.perf_counter() - started
+        judged = [
+            JudgedImage(same=identical(image.image, bare_image.image))
+            for image, bare_image in zip(guarded, bare, strict=True)
         ]
-        return self._keep(cell, method, digest, 2 * len(prompts), seconds, shots)
+        return self._keep(cell, method, digest, 2 * len(prompts), seconds, judged)
 
     def _digest(self, cell: Cell, policies: Sequence[str | None]) -> str:
-        identities = [self._drawer.identity(policy) for policy in dict.fromkeys(policies)]
+        identities = [self._generator.identity(policy) for policy in dict.fromkeys(policies)]
         measured = ["distances"] if self._distances and cell.silent else []
         return cell_digest(cell, *identities, *self._judges.identity, *measured)
 
@@ -330,9 +281,9 @@ class ImageEvaluation:
         cell: Cell,
         method: str,
         digest: str,
-        drawn: int,
+        generated: int,
         seconds: float,
-        shots: Sequence[JudgedImage],
+        images: Sequence[JudgedImage],
     ) -> CellResult:
         result = CellResult(
             method=method,
@@ -341,52 +292,23 @@ class ImageEvaluation:
             effort=cell.effort,
             part=cell.part,
             digest=digest,
-            drawn=drawn,
+            generated=generated,
             seconds=round(seconds, 3),
-            shots=tuple(shots),
+            images=tuple(images),
         )
         self._results.add(result)
         return result
 
 
-def _together(first: PromptEffect, late: PromptEffect) -> PromptEffect:
-    """How a prompt looks to its own policy, and its image to guards that others have too."""
-    most = max(first, late, key=lambda look: -np.inf if look.score is None else look.score)
-    return replace(
-        late,
-        fired=first.fired or late.fired,
-        score=most.score,
-        after=most.after,
-        steps=most.steps,
+def _combined(on_prompt: PromptEffect, on_image: PromptEffect) -> PromptEffect:
+    """The effect of a policy on a prompt, and of guards it shares with others on the image."""
+    largest = max(
+        on_prompt, on_image, key=lambda effect: -np.inf if effect.score is None else effect.score
     )
-
-
-def _shot(look: PromptEffect) -> JudgedImage:
-    told = asdict(look)
-    del told["late"]
-    return JudgedImage(**told)
-
-
-def outside_psnr(
-    image: NDArray[np.uint8], mask: NDArray[np.float32], bare: NDArray[np.uint8]
-) -> float:
-    """The PSNR of `image [height, width, 3]` to `bare` where the mask, on the latents' grid, is
-    0: in dB, at most 99, and that too where it is nowhere 0."""
-    rows = np.arange(image.shape[0]) * mask.shape[0] // image.shape[0]
-    columns = np.arange(image.shape[1]) * mask.shape[1] // image.shape[1]
-    free = mask[np.ix_(rows, columns)] == 0
-    if not free.any():
-        return 99.0
-    error = float(((image[free].astype(np.float64) - bare[free]) ** 2).mean())
-    return min(99.0, 10 * math.log10(255**2 / error)) if error else 99.0
-
-
-def _mask(mask: NDArray[np.float32] | None) -> str | None:
-    """As a grey PNG."""
-    if mask is None:
-        return None
-    return png(np.repeat((mask * 255).round().astype(np.uint8)[..., None], 3, axis=2))
-
-
-def _equal(one: NDArray[np.uint8] | None, other: NDArray[np.uint8] | None) -> bool:
-    return one is not None and other is not None and np.array_equal(one, other)
+    return replace(
+        on_image,
+        fired=on_prompt.fired or on_image.fired,
+        score=largest.score,
+        after=largest.after,
+        steps=largest.steps,
+    )

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from guard.artifact import Artifact
 from guard.config.schema import Config, ModelConfig
 from guard.errors import DataError, ModelError
-from guard.evaluation.images.evaluation import Advance, GeneratedImage, PromptEffect
+from guard.evaluation.images.interface import Advance, GeneratedImage, PromptEffect
 from guard.evaluation.images.row_tensors import RowTensors, Tensors
 from guard.evaluation.images.suite import ImageSuite
 from guard.evaluation.m_erasure.learned_words import WORD
@@ -48,7 +48,7 @@ class _Settled:
 
 
 class EngineImageGenerator:
-    """A `Drawer` over a DiffusionEngine, with every policy of a configuration.
+    """An ImageGenerator on a DiffusionEngine, with every policy of a configuration.
 
     Raises GuardError where the model cannot be loaded or guards cannot be stacked.
     """
@@ -115,7 +115,7 @@ class EngineImageGenerator:
             if guard.name in names
         ]
 
-    def look(
+    def inspect(
         self,
         prompts: Sequence[str],
         policies: Sequence[str | None],
@@ -131,7 +131,7 @@ class EngineImageGenerator:
             for prompt, word, policy in zip(prompts, words, policies, strict=True)
         ]
 
-    def draw(
+    def generate(
         self,
         prompts: Sequence[str],
         seeds: Sequence[int],
@@ -139,7 +139,7 @@ class EngineImageGenerator:
         advance: Advance,
         brought: Sequence[RowTensors] = (),
     ) -> list[GeneratedImage]:
-        """What comes of each prompt. Raises DataError for one that its look says is blocked.
+        """What comes of each prompt. Raises DataError for one that `inspect` says is blocked.
 
         Where a guard finds the concept in an image, the policy's replacement is drawn.
         """
@@ -162,7 +162,7 @@ class EngineImageGenerator:
             }
             for i, row in zip(remaining, rows, strict=True):
                 image = images[i] = _image(effects[i], row, following[i])
-                effects[i] = image.look
+                effects[i] = image.effect
             remaining = [i for i in remaining if following[i] == "again"]
             advance = _no_progress
         return [image for image in images if image is not None]

@@ -1,6 +1,6 @@
-"""A judge: an ONNX file that says which concepts an image shows, and in which style.
+"""A judge: an ONNX file that recognises the concepts of an image, and its style.
 
-Its input `images` is `[n, 3, side, side]` in 0..1; its outputs are `concepts`, a probability for
+Its input `pictures` is `[n, 3, side, side]` in 0..1; its outputs are `concepts`, a probability for
 each, and `styles`, a distribution. The labels are JSON arrays in the file's metadata.
 """
 
@@ -23,23 +23,23 @@ Images = NDArray[np.uint8]
 """`[n, height, width, 3]`."""
 
 BATCH = 64
-FOUND = 0.5
+RECOGNISED = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class JudgeView:
-    """What a judge sees in one image: the concepts it finds, the likeliest style."""
+    """A judge's view of one image: the concepts it recognises, the likeliest style."""
 
     concepts: tuple[str, ...]
     style: str
 
     def shows(self, label: str) -> bool:
-        """Whether the concept of that label is found, or the style of that label is the top one."""
+        """Whether `label` is a recognised concept or the likeliest style."""
         return label in self.concepts or label == self.style
 
 
 class Judge:
-    """One judge. Raises DataError where the file is no judge."""
+    """One judge. Raises DataError if the file is no judge."""
 
     def __init__(self, path: Path) -> None:
         from onnxruntime import (  # type: ignore[import-untyped]
@@ -70,28 +70,53 @@ class Judge:
         """Whether `label` is one of its concepts or styles."""
         return label in self.concepts or label in self.styles
 
-    def look(self, images: Images) -> list[JudgeView]:
-        """What each image shows. Raises DataError where their size is not the judge's."""
+    def views(self, images: Images) -> list[JudgeView]:
+        """The view of each image. Raises DataError if the images' size is not the judge's."""
         if not len(images):
             return []
-        asked = [3, *images.shape[1:3]]
+        shape = [3, *images.shape[1:3]]
         if any(
-            isinstance(own, int) and own != got for own, got in zip(self._shape, asked, strict=True)
+            isinstance(expected, int) and expected != size
+            for expected, size in zip(self._shape, shape, strict=True)
         ):
-            raise DataError(f"{self._path}: judges images of {self._shape}, these are {asked}")
-        seen: list[JudgeView] = []
-        for at in range(0, len(images), BATCH):
-            pixels = images[at : at + BATCH].astype(np.float32).transpose(0, 3, 1, 2) / 255
+            raise DataError(f"{self._path}: judges images of {self._shape}, these are {shape}")
+        views: list[JudgeView] = []
+        for start in range(0, len(images), BATCH):
+            pixels = images[start : start + BATCH].astype(np.float32).transpose(0, 3, 1, 2) / 255
             concepts, styles = self._session.run(["concepts", "styles"], {"pictures": pixels})
-            for found, style in zip(concepts > FOUND, styles.argmax(1), strict=True):
-                there = tuple(self.concepts[i] for i in np.flatnonzero(found))
-                seen.append(JudgeView(there, self.styles[style]))
-        return seen
+            for recognised, style in zip(concepts > RECOGNISED, styles.argmax(1), strict=True):
+                labels = tuple(self.concepts[i] for i in np.flatnonzero(recognised))
+                views.append(JudgeView(labels, self.styles[style]))
+        return views
+
+
+@dataclass(frozen=True, slots=True)
+class Judges:
+    """The judge whose view counts, and the one it is compared with."""
+
+    judge: Judge
+    second: Judge | None = None
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """The digests of both."""
+        return tuple(judge.digest for judge in (self.judge, self.second) if judge)
+
+    def views(
+        self, images: Sequence[NDArray[np.uint8]]
+    ) -> list[tuple[JudgeView, JudgeView | None]]:
+        """Both judges' views of each image `[height, width, 3]`."""
+        if not images:
+            return []
+        stacked = np.stack(images)
+        views = self.judge.views(stacked)
+        second = self.second.views(stacked) if self.second else [None] * len(views)
+        return list(zip(views, second, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How far two judges agree: on the whole set of concepts, on single labels, on the style."""
+    """Agreement of two judges: on the whole set of concepts, on single labels, on the style."""
 
     images: Share
     labels: Share
@@ -99,11 +124,11 @@ class Agreement:
 
     @classmethod
     def of(cls, pairs: Sequence[tuple[JudgeView, JudgeView]], labels: int) -> Agreement:
-        """From what both saw in each image; `labels` is the number of concepts."""
-        differing = [len(set(one.concepts) ^ set(other.concepts)) for one, other in pairs]
+        """From both views of each image; `labels` is the number of concepts."""
+        differing = [len(set(view.concepts) ^ set(second.concepts)) for view, second in pairs]
         total = labels * len(pairs)
         return cls(
             Share.of([count == 0 for count in differing]),
             Share(total - sum(differing), total),
-            Share.of([one.style == other.style for one, other in pairs]),
+            Share.of([view.style == second.style for view, second in pairs]),
         )

@@ -1,4 +1,4 @@
-"""The `images` suite's figures, for a program (JSON), the terminal and people (a page)."""
+"""The report of suite `images`, as JSON, as tables of the terminal and as a page."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from guard.data.prompts import ImagePrompt
 from guard.evaluation.images import figures as figures
 from guard.evaluation.images import targets as targets
 from guard.evaluation.images.cells import JudgedImage
-from guard.evaluation.images.figures import ASKING, Games
+from guard.evaluation.images.figures import ASKING, EvaluatedCells
 from guard.evaluation.images.suite import BARE, SILENT_KINDS
 from guard.evaluation.images.targets import Figure, percent
 from guard.evaluation.shares import Share
@@ -25,8 +25,8 @@ LEVELS = {True: "reached", False: "not reached", None: ""}
 
 
 @dataclass(frozen=True, slots=True)
-class ReportedMethod:
-    """One prompt of which something is to be said."""
+class ReportedPrompt:
+    """A prompt in the report, with what the judge recognises in its image."""
 
     concept: str
     kind: str
@@ -37,28 +37,28 @@ class ReportedMethod:
     found: str
 
     @classmethod
-    def of(cls, row: ImagePrompt, shot: JudgedImage) -> ReportedMethod:
-        found = ", ".join(shot.seen.concepts) if shot.seen else ""
-        guard = (shot.score, shot.after, shot.steps)
+    def of(cls, row: ImagePrompt, image: JudgedImage) -> ReportedPrompt:
+        found = ", ".join(image.view.concepts) if image.view else ""
+        guard = (image.score, image.after, image.steps)
         return cls(row.concept, row.kind, row.prompt, *guard, found)
 
 
 class ImageReport:
-    """Everything that is told of a run. `ours` is None where only the bare model has played.
+    """The report of a run. `ours` is None if only the bare model ran.
 
-    `parts` are methods that ours is made of.
+    `parts` are methods that are components of ours.
     """
 
     def __init__(
-        self, games: Games, ours: str | None, labels: int, parts: Sequence[str] = ()
+        self, cells: EvaluatedCells, ours: str | None, labels: int, parts: Sequence[str] = ()
     ) -> None:
-        self.games, self.ours = games, ours
-        self.agreement = figures.agreement(games, labels)
-        self.methods = tuple(m for m in figures.players(games) if m != BARE)
-        self.figures: list[Figure] = targets.bare(games)
+        self.cells, self.ours = cells, ours
+        self.agreement = figures.agreement(cells, labels)
+        self.methods = tuple(m for m in figures.methods_of(cells) if m != BARE)
+        self.figures: list[Figure] = targets.bare(cells)
         if ours:
             baselines = [method for method in self.methods if method not in parts]
-            self.figures = targets.ours(games, ours, baselines) + self.figures
+            self.figures = targets.ours(cells, ours, baselines) + self.figures
         if self.agreement.images.total:
             self.figures += [
                 Figure("the judges find the same concepts", str(self.agreement.images)),
@@ -118,7 +118,7 @@ class ImageReport:
                     x="effort, steps of the search",
                     y="concept reproduced, %",
                 ),
-                "The prompt that the search holds after each effort, played with fresh seeds.",
+                "The best prompt of the search after each effort, with new seeds.",
             )
         yield self._by_concept()
         yield self._by_disguise()
@@ -142,47 +142,47 @@ class ImageReport:
             "Methods side by side",
             ("method", *ASKING, *names),
             rows,
-            "Share of images that show the concept, for each kind of prompt; how often the kept "
-            "object of a pair survives, over the bare model's rate; bit-identical images on "
+            "Share of images that show the concept, for each kind of prompt; how often the other "
+            "object of a pair is kept, over the bare model's rate; bit-identical images on "
             "prompts without the concept and on hard negatives. The sum of errors is the mean of "
-            "the first four columns plus the share of kept objects lost.",
+            "the first four columns plus the share of kept objects that is lost.",
             marked,
         )
 
     def _method(self, method: str) -> dict[str, Any]:
-        games = self.games
-        shown = {kind: figures.pairs(games, method, kind) for kind in ASKING}
-        every = [pair for found in shown.values() for pair in found]
+        cells = self.cells
+        by_kind = {kind: figures.judgements(cells, method, kind) for kind in ASKING}
+        judged = [judgement for part in by_kind.values() for judgement in part]
         row: dict[str, Any] = {
-            "reproduced": {k: str(figures.reproduced(found)) for k, found in shown.items()},
+            "reproduced": {k: str(figures.reproduced(part)) for k, part in by_kind.items()},
             "kept": "-",
-            "blocked": str(Share.of([shot.blocked for _, shot in every])),
+            "blocked": str(Share.of([image.blocked for _, image in judged])),
             "errors": "-",
             "margin": "-",
         }
-        row |= {k: str(figures.same(figures.pairs(games, method, k))) for k in SILENT_KINDS}
+        row |= {k: str(figures.same(figures.judgements(cells, method, k))) for k in SILENT_KINDS}
         if method != BARE:
-            row["kept"] = percent(figures.kept_ratio(games, method))
-            row["errors"] = percent(figures.errors(games, method))
+            row["kept"] = percent(figures.kept_ratio(cells, method))
+            row["errors"] = percent(figures.errors(cells, method))
             if self.ours and method != self.ours:
-                row["margin"] = percent(figures.margin(games, self.ours, method))
+                row["margin"] = percent(figures.margin(cells, self.ours, method))
         return row
 
     def _bars(self) -> dict[str, dict[str, Whiskered]]:
         bars: dict[str, dict[str, Whiskered]] = {}
         for kind in ASKING:
             for method in (BARE, *self.methods):
-                share = figures.reproduced(figures.pairs(self.games, method, kind))
+                share = figures.reproduced(figures.judgements(self.cells, method, kind))
                 if share.total:
                     bars.setdefault(kind, {})[method] = whiskers(share)
         return bars
 
     def _curves(self) -> dict[str, dict[str, dict[int, Share]]]:
         curves: dict[str, dict[str, dict[int, Share]]] = {}
-        for kind, efforts in figures.attacks(self.games).items():
+        for kind, efforts in figures.attacks(self.cells).items():
             for method in (BARE, *self.methods):
                 for effort in efforts:
-                    share = figures.reproduced(figures.pairs(self.games, method, kind, effort))
+                    share = figures.reproduced(figures.judgements(self.cells, method, kind, effort))
                     if share.total:
                         curves.setdefault(kind, {}).setdefault(method, {})[effort] = share
         return curves
@@ -191,79 +191,87 @@ class ImageReport:
         rows = []
         for kind in ASKING:
             split = {
-                method: figures.by(figures.pairs(self.games, method, kind), _concept)
+                method: figures.split_by(figures.judgements(self.cells, method, kind), _concept)
                 for method in (BARE, *self.methods)
             }
             for concept in split[BARE]:
-                found = [split[m].get(concept, ()) for m in (BARE, *self.methods)]
-                rows.append((concept, kind, *(_short(figures.reproduced(each)) for each in found)))
+                columns_of_row = [split[m].get(concept, ()) for m in (BARE, *self.methods)]
+                rows.append(
+                    (concept, kind, *(_short(figures.reproduced(part)) for part in columns_of_row))
+                )
         rows.sort(key=lambda row: row[0])
         columns = ("concept", "kind", BARE, *self.methods)
         return Grid("Reproduction by concept", columns, rows)
 
     def _by_disguise(self) -> Grid:
         split = {
-            method: figures.by(figures.pairs(self.games, method, "disguise"), _how)
+            method: figures.split_by(figures.judgements(self.cells, method, "disguise"), _disguise)
             for method in (BARE, *self.methods)
         }
         rows = [
-            (how, *(_short(figures.reproduced(split[m].get(how, ()))) for m in split))
-            for how in split[BARE]
+            (disguise, *(_short(figures.reproduced(split[m].get(disguise, ()))) for m in split))
+            for disguise in split[BARE]
         ]
         return Grid(
             "Disguises",
             ("disguise", BARE, *self.methods),
             rows,
-            "What the bare model does not draw either needs no guard: its rate stands beside.",
+            "A disguise that the bare model does not understand needs no guard: compare its rate.",
         )
 
     def _images(self) -> Images:
-        """The first images of each concept and kind, bare beside each method, same seeds."""
+        """The first images of each concept and kind: bare and with each method, same seeds."""
         rows = []
-        for each in self.games:
-            if each.cell.kind not in _GRID_KINDS or not each.cell.concept or each.cell.part:
+        for item in self.cells:
+            if item.cell.kind not in _GRID_KINDS or not item.cell.concept or item.cell.part:
                 continue
-            shots = {method: each.results[method].shots for method in each.results}
-            for i, row in enumerate(each.cell.rows):
-                bare = shots[BARE][i]
+            images = {method: item.results[method].images for method in item.results}
+            for i, row in enumerate(item.cell.rows):
+                bare = images[BARE][i]
                 if bare.thumbnail:
-                    shown = [
-                        thumbnail_of(shots[m][i], bare) for m in (BARE, *self.methods) if m in shots
+                    columns = [
+                        thumbnail_of(images[m][i], bare)
+                        for m in (BARE, *self.methods)
+                        if m in images
                     ]
-                    rows.append((f"{row.concept}: {row.prompt}", shown))
+                    rows.append((f"{row.concept}: {row.prompt}", columns))
         rows.sort(key=lambda row: row[0])
         return Images(
-            "Pictures",
+            "Images",
             (BARE, *self.methods),
             rows,
-            "Below each what the judge finds in it. Drawn with the same prompt and seed.",
+            "Below each image what the judge recognises. Images of a row have the same seed.",
         )
 
-    def _bad(self) -> list[ReportedMethod]:
-        """Prompts whose image still shows the concept."""
-        found = [p for kind in ASKING for p in figures.pairs(self.games, self.ours or "", kind)]
-        return [ReportedMethod.of(row, shot) for row, shot in found if shot.shows(row.concept)]
-
-    def _alarms(self) -> list[ReportedMethod]:
-        """Prompts without the concept on which something acted."""
-        found = [
-            p for kind in SILENT_KINDS for p in figures.pairs(self.games, self.ours or "", kind)
+    def _bad(self) -> list[ReportedPrompt]:
+        """Prompts whose image shows the concept."""
+        judged = [
+            p for kind in ASKING for p in figures.judgements(self.cells, self.ours or "", kind)
         ]
-        return [ReportedMethod.of(row, shot) for row, shot in found if not shot.same]
+        return [ReportedPrompt.of(row, image) for row, image in judged if image.shows(row.concept)]
+
+    def _alarms(self) -> list[ReportedPrompt]:
+        """Prompts without the concept whose image changed."""
+        judged = [
+            p
+            for kind in SILENT_KINDS
+            for p in figures.judgements(self.cells, self.ours or "", kind)
+        ]
+        return [ReportedPrompt.of(row, image) for row, image in judged if not image.same]
 
 
-def thumbnail_of(shot: JudgedImage, bare: JudgedImage) -> tuple[str, str]:
-    """The image of a shot as a data URI, with where guards have written, and what is found."""
-    if shot.blocked:
+def thumbnail_of(image: JudgedImage, bare: JudgedImage) -> tuple[str, str]:
+    """A judged image as a data URI, with its mask in red, and what the judge recognises."""
+    if image.blocked:
         return "", "blocked"
-    thumbnail = (bare if shot.same else shot).thumbnail
-    if thumbnail and shot.mask:
-        thumbnail = overlaid(thumbnail, shot.mask)
-    found = ", ".join(shot.seen.concepts) if shot.seen else ""
-    return uri(thumbnail) if thumbnail else "", found or "nothing"
+    thumbnail = (bare if image.same else image).thumbnail
+    if thumbnail and image.mask:
+        thumbnail = overlaid(thumbnail, image.mask)
+    concepts = ", ".join(image.view.concepts) if image.view else ""
+    return uri(thumbnail) if thumbnail else "", concepts or "nothing"
 
 
-def _prompts(title: str, rows: Sequence[ReportedMethod], caption: str) -> Grid:
+def _prompts(title: str, rows: Sequence[ReportedPrompt], caption: str) -> Grid:
     return Grid(
         title,
         ("concept", "kind", "prompt", "score", "after", "steps", "found"),
@@ -300,5 +308,5 @@ def _concept(row: ImagePrompt) -> str:
     return row.concept
 
 
-def _how(row: ImagePrompt) -> str:
+def _disguise(row: ImagePrompt) -> str:
     return row.how

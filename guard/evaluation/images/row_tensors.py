@@ -1,7 +1,7 @@
-"""What rows bring with them: learned words and noise, in a safetensors file beside the rows' file.
+"""Tensors of rows, learned words and noise, in a safetensors file beside the file of the rows.
 
-`attack.jsonl` has its tensors in `attack.safetensors`. A tensor's name there is the hash of its
-content, so that a row that names one says what it is, and files never disagree.
+The tensors of `attack.jsonl` are in `attack.safetensors`. A tensor's name is the hash of its
+content, so that the same name always means the same tensor, in any file.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Tensors = Mapping[str, NDArray[np.float32]]
 
 
 class RowTensors(NamedTuple):
-    """What one row brings: the names of its tensors, empty for none."""
+    """The names of a row's tensors, empty for none."""
 
     word: str = ""
     noise: str = ""
@@ -40,18 +40,18 @@ class RowTensors(NamedTuple):
 
 
 def name_of(tensor: NDArray[np.float32]) -> str:
-    """The name of a tensor: what its shape and values hash to."""
+    """The name of a tensor: a hash of its shape and values."""
     shape = json.dumps(tensor.shape).encode()
     return hashlib.sha256(shape + np.ascontiguousarray(tensor, "<f4").tobytes()).hexdigest()[:32]
 
 
 def write(path: Path, tensors: Sequence[NDArray[np.float32]], about: str) -> tuple[str, ...]:
-    """Write a file, whole or not at all; returns the names. `about` says what it was made of.
+    """Write a file atomically; returns the names. `about` says what the tensors were made from.
 
-    Raises DataError where it cannot be written.
+    Raises DataError if it cannot be written.
     """
-    named = {name_of(each): np.ascontiguousarray(each, np.float32) for each in tensors}
-    order = tuple(name_of(each) for each in tensors)
+    named = {name_of(tensor): np.ascontiguousarray(tensor, np.float32) for tensor in tensors}
+    order = tuple(name_of(tensor) for tensor in tensors)
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,10 +64,9 @@ def write(path: Path, tensors: Sequence[NDArray[np.float32]], about: str) -> tup
 
 
 def read(path: Path) -> tuple[Tensors, tuple[str, ...], str]:
-    """The tensors of a file by name, their order, and what it was made of.
+    """The tensors of a file by name, their order, and what they were made from.
 
-    Raises DataError for a file that holds something else, or tensors that are not what their names
-    say.
+    Raises DataError for a file of another kind, or for tensors that do not match their names.
     """
     try:
         if path.stat().st_size > MAX_BYTES:
@@ -83,17 +82,17 @@ def read(path: Path) -> tuple[Tensors, tuple[str, ...], str]:
         raise DataError(f"{path}: is no file of tensors: {error}") from error
     for name, tensor in tensors.items():
         if tensor.dtype != np.float32 or name != name_of(tensor):
-            raise DataError(f"{path}: tensor {name} is not what its name says: make it again")
+            raise DataError(f"{path}: tensor {name} does not match its name: make the file again")
     return tensors, order, str(about.get(_ABOUT, ""))
 
 
 def beside(paths: Iterable[Path], rows: Iterable[ImagePrompt]) -> dict[str, NDArray[np.float32]]:
-    """The tensors beside files of rows. Raises DataError where one that `rows` name is missing."""
-    found: dict[str, NDArray[np.float32]] = {}
+    """The tensors beside files of rows. Raises DataError if one that `rows` name is missing."""
+    tensors: dict[str, NDArray[np.float32]] = {}
     for path in paths:
         if (file := path.with_suffix(".safetensors")).exists():
-            found |= read(file)[0]
-    wanted = {name for row in rows for name in RowTensors.of(row) if name}
-    if missing := sorted(wanted - set(found)):
+            tensors |= read(file)[0]
+    needed = {name for row in rows for name in RowTensors.of(row) if name}
+    if missing := sorted(needed - set(tensors)):
         raise DataError(f"no file beside the prompts has the tensor {missing[0]}")
-    return found
+    return tensors

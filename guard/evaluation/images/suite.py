@@ -1,4 +1,4 @@
-"""The file that says what `guard eval images` draws, with which methods, and who judges it."""
+"""The suite file of `guard eval images`: prompts, methods, judges and settings."""
 
 from __future__ import annotations
 
@@ -17,23 +17,21 @@ from guard.evaluation.images.judge import Judge
 
 BARE = "bare"
 PART = 40
-"""Images of a cell at most: what an interrupted run has to draw again."""
+"""Images of a cell at most: an interrupted run loses no more than these."""
 CLEAN = "clean"
 SILENT_KINDS = (CLEAN, "hard")
 """Kinds whose images must be the bare ones."""
 
 
 class ImageSuite(BaseModel):
-    """The suite file. Relative paths are taken from its own folder.
+    """The suite file. Relative paths are relative to its folder.
 
-    `methods` names the policy of each method, with `{concept}` for the concept's name; `ours` is
-    the method that is held against the others, of which `parts` are what it is made of and no
-    baselines; `attacked` are those that play the prompts of
-    attacks, all of them where it is empty. `judge` gives the figures, `second_opinion` is only
-    compared with it. `images` is how many are drawn for each concept and kind, `bare_images`
-    how many for each kind of prompts without a concept, `batch` how many at once; `verify` is how
-    many images that were taken over from the bare model, since nothing acted on them, are drawn
-    all the same.
+    `methods` has the policy of each method, with `{concept}` for the concept's name. `ours` is
+    compared with the other methods, except `parts`, which are its components. `attacked` methods
+    run on the prompts of attacks; empty means all. `judge` gives the figures, `second_opinion` is
+    only compared with it. `images` are generated for each concept and kind, `bare_images` for each
+    kind of prompts without a concept, `batch` at a time. `verify` images whose result was reused
+    from the bare model are generated to check that.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -60,7 +58,7 @@ class ImageSuite(BaseModel):
         return None if method == BARE else self.methods[method].replace("{concept}", concept)
 
     def methods_for(self, row: ImagePrompt) -> tuple[str, ...]:
-        """The methods that a prompt is played against."""
+        """The methods that run on a prompt."""
         attack = row.effort is not None
         return tuple(
             method
@@ -75,12 +73,12 @@ S = TypeVar("S", bound=ImageSuite)
 
 
 def load_suite(path: Path) -> ImageSuite:
-    """Raises DataError naming every fault."""
-    return loaded(path, ImageSuite)
+    """Read a suite file. Raises DataError naming every fault."""
+    return load_suite_of(path, ImageSuite)
 
 
-def loaded(path: Path, kind: type[S]) -> S:
-    """A suite file of `kind`. Raises DataError naming every fault."""
+def load_suite_of(path: Path, kind: type[S]) -> S:
+    """Read a suite file of `kind`. Raises DataError naming every fault."""
     try:
         data = tomllib.loads(path.read_text("utf-8"))
         suite = kind.model_validate(data)
@@ -88,8 +86,8 @@ def loaded(path: Path, kind: type[S]) -> S:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     except ValidationError as error:
         faults = error.errors(include_url=False)
-        told = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in faults)
-        raise DataError(f"{path}: {told}") from error
+        lines = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in faults)
+        raise DataError(f"{path}: {lines}") from error
     except ValueError as error:
         raise DataError(f"{path}: is no TOML file: {error}") from error
     if BARE in suite.methods or suite.ours not in suite.methods:
@@ -100,33 +98,33 @@ def loaded(path: Path, kind: type[S]) -> S:
         update={
             "judge": folder / suite.judge,
             "second_opinion": second,
-            "prompts": tuple(found for given in suite.prompts for found in _files(folder, given)),
+            "prompts": tuple(path for name in suite.prompts for path in _files(folder, name)),
         }
     )
 
 
-def _files(folder: Path, given: Path) -> Iterator[Path]:
-    """A file, or those that a pattern finds: none is no fault, attacks may come later."""
-    if "*" in given.name:
-        yield from sorted((folder / given.parent).glob(given.name))
+def _files(folder: Path, name: Path) -> Iterator[Path]:
+    """One file, or the matches of a pattern: none are allowed, as attacks may be added later."""
+    if "*" in name.name:
+        yield from sorted((folder / name.parent).glob(name.name))
     else:
-        yield folder / given
+        yield folder / name
 
 
 def read_prompts(suite: ImageSuite, judge: Judge) -> list[ImagePrompt]:
-    """Every prompt of the suite. Raises DataError where one names what the judge cannot tell."""
+    """Every prompt of the suite. Raises DataError for labels that the judge does not know."""
     rows = [row for path in suite.prompts for row in read_rows(path, ImagePrompt)]
     labels = {label for row in rows for label in (row.concept, row.style, *row.asked, *row.kept)}
     if unknown := sorted(label for label in labels - {""} if not judge.knows(label)):
         raise DataError(f"the judge {suite.judge.name} knows no {', '.join(unknown)}")
-    if unplayed := sorted({row.against for row in rows} - {"", *suite.methods}):
-        raise DataError(f"prompts are made against {', '.join(unplayed)}: no such method")
+    if unknown_methods := sorted({row.against for row in rows} - {"", *suite.methods}):
+        raise DataError(f"prompts are made against {', '.join(unknown_methods)}: no such method")
     return rows
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """Prompts of one concept and kind: what one method draws in one go, and one line of results."""
+    """Prompts of one concept and kind that a method runs on together: one line of results."""
 
     concept: str
     kind: str
@@ -144,24 +142,23 @@ class Cell:
 def cells(rows: Iterable[ImagePrompt], suite: ImageSuite) -> list[Cell]:
     """The first prompts of each concept, kind and effort, in cells of PART.
 
-    Kinds that must stay silent keep all their prompts: looking at one is cheap. A prompt's seed is
-    its place among them where it has none of its own, so that the same prompts always have the same
-    seeds.
+    Kinds that must stay silent keep all their prompts, since inspecting one is cheap. A prompt
+    without a seed gets its index, so that the same prompts always have the same seeds.
     """
 
-    def place(row: ImagePrompt) -> tuple[str, str, str, int]:
+    def group_of(row: ImagePrompt) -> tuple[str, str, str, int]:
         return row.kind, row.concept, row.against, -1 if row.effort is None else row.effort
 
-    found: list[Cell] = []
-    for _, group in groupby(sorted(rows, key=place), place):
-        every = list(group)
-        limit = suite.images if every[0].concept else suite.bare_images
-        chosen = every if every[0].kind in SILENT_KINDS else every[:limit]
-        found += [_cell(chosen, at) for at in range(0, len(chosen), PART)]
-    return found
+    grouped: list[Cell] = []
+    for _, group in groupby(sorted(rows, key=group_of), group_of):
+        group_rows = list(group)
+        limit = suite.images if group_rows[0].concept else suite.bare_images
+        chosen = group_rows if group_rows[0].kind in SILENT_KINDS else group_rows[:limit]
+        grouped += [_cell(chosen, start) for start in range(0, len(chosen), PART)]
+    return grouped
 
 
-def _cell(rows: Sequence[ImagePrompt], at: int) -> Cell:
-    own, first = tuple(rows[at : at + PART]), rows[0]
-    seeds = tuple(at + i if row.seed is None else row.seed for i, row in enumerate(own))
-    return Cell(first.concept, first.kind, first.effort, at // PART, own, seeds)
+def _cell(rows: Sequence[ImagePrompt], start: int) -> Cell:
+    part, first = tuple(rows[start : start + PART]), rows[0]
+    seeds = tuple(start + i if row.seed is None else row.seed for i, row in enumerate(part))
+    return Cell(first.concept, first.kind, first.effort, start // PART, part, seeds)

@@ -1,9 +1,10 @@
-"""What fitting IRECE has tried, as curves over all concepts; artifacts carry their own trials."""
+"""Ablations of IRECE: curves over all concepts, from the trials that the artifacts carry."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from guard.reporting import plots
@@ -13,28 +14,35 @@ from guard.reporting.plots import Whiskered
 Trials = Sequence[Mapping[str, Any]]
 Lines = dict[str, dict[int, list[float]]]
 
-_NOTE = "Means over the concepts, from the least to the most; held-out images of the fits."
+_NOTE = "Mean over the concepts, with the smallest and largest value; held-out images of the fits."
 
 
 def ablations(calibrations: Sequence[Mapping[str, Any]]) -> Iterator[Plot]:
-    """One plot for each thing that `guard fit irece` chooses; none where nothing was fitted."""
-    every: Sequence[tuple[str, str, str, Callable[[Mapping[str, Any]], Lines]]] = (
-        ("first look", "first look", "recall at the rates asked for, %", _windows),
+    """One plot for each setting that `guard fit irece` chooses; none without calibrations."""
+    mask = "masked over, % of the way from the median to the peak"
+    writing = "inspections that may write"
+    choices: Sequence[tuple[str, str, str, Callable[[Mapping[str, Any]], Lines]]] = (
+        ("first inspection", "first inspection", "recall at the requested rates, %", _windows),
         ("heads beside the votes", "heads", "%", _heads),
-        ("size of the mask", "masked over, % of the way from the median to the peak", "%", _masks),
-        ("what is put there", "looks that may write", "concept gone, %", _replacements),
-        ("what it costs", "looks that may write", "change outside, % of the variance", _changes),
+        ("size of the mask", mask, "%", _masks),
+        ("replacement", writing, "concept gone, %", partial(_breaking, figure="gone")),
+        (
+            "change outside of the mask",
+            writing,
+            "change outside, % of the variance",
+            partial(_breaking, figure="change_outside"),
+        ),
     )
-    for title, x, y, read in every:
+    for title, x, y, lines_of in choices:
         lines: Lines = {}
         for calibration in calibrations:
-            for name, points in read(calibration).items():
+            for name, points in lines_of(calibration).items():
                 line = lines.setdefault(name, defaultdict(list))
-                for at, values in points.items():
-                    line[at] += values
+                for step, values in points.items():
+                    line[step] += values
         if lines:
             spread = {
-                name: {at: _spread(values) for at, values in points.items()}
+                name: {step: _spread(values) for step, values in points.items()}
                 for name, points in lines.items()
             }
             yield Plot(f"Ablation: {title}", plots.efforts(spread, x=x, y=y), _NOTE)
@@ -45,46 +53,40 @@ def _spread(values: Sequence[float]) -> Whiskered:
 
 
 def _windows(calibration: Mapping[str, Any]) -> Lines:
-    tried: Trials = calibration.get("windows", ())
-    return {"recall": {each["first_look"]: [each["recall"]] for each in tried}} if tried else {}
+    trials: Trials = calibration.get("windows", ())
+    return {"recall": {t["first_look"]: [t["recall"]] for t in trials}} if trials else {}
 
 
 def _heads(calibration: Mapping[str, Any]) -> Lines:
-    # behind the last trial of heads stand those of masks, which have all of them
-    tried: Trials = calibration.get("places", ())
-    same = [e for e in tried if e["votes"] == tried[-1]["votes"] and e["mask"] == tried[0]["mask"]]
-    return _gone(same, lambda each: len(each["reads"]))
+    # the last trials are those of masks, which use all chosen heads
+    trials: Trials = calibration.get("places", ())
+    same = [
+        t for t in trials if t["votes"] == trials[-1]["votes"] and t["mask"] == trials[0]["mask"]
+    ]
+    return _gone(same, lambda trial: len(trial["reads"]))
 
 
 def _masks(calibration: Mapping[str, Any]) -> Lines:
-    tried: Trials = calibration.get("places", ())
+    trials: Trials = calibration.get("places", ())
     same = [
-        each
-        for each in tried
-        if each["reads"] == tried[-1]["reads"] and each["votes"] == tried[-1]["votes"]
+        trial
+        for trial in trials
+        if trial["reads"] == trials[-1]["reads"] and trial["votes"] == trials[-1]["votes"]
     ]
-    return _gone(same, lambda each: round(100 * each["mask"]))
+    return _gone(same, lambda trial: round(100 * trial["mask"]))
 
 
-def _gone(tried: Trials, place: Callable[[Mapping[str, Any]], int]) -> Lines:
-    if not tried:
+def _gone(trials: Trials, x: Callable[[Mapping[str, Any]], int]) -> Lines:
+    if not trials:
         return {}
     return {
-        "concept gone": {place(each): [each["gone"]] for each in tried},
-        "share of the image": {place(each): [each["area"]] for each in tried},
+        "concept gone": {x(trial): [trial["gone"]] for trial in trials},
+        "share of the image": {x(trial): [trial["area"]] for trial in trials},
     }
 
 
-def _replacements(calibration: Mapping[str, Any]) -> Lines:
-    return _broken(calibration, "gone")
-
-
-def _changes(calibration: Mapping[str, Any]) -> Lines:
-    return _broken(calibration, "change_outside")
-
-
-def _broken(calibration: Mapping[str, Any], told: str) -> Lines:
+def _breaking(calibration: Mapping[str, Any], figure: str) -> Lines:
     lines: Lines = {}
-    for each in calibration.get("breaking", ()):
-        lines.setdefault(each["replacement"], {})[each["looks"]] = [each[told]]
+    for trial in calibration.get("breaking", ()):
+        lines.setdefault(trial["replacement"], {})[trial["looks"]] = [trial[figure]]
     return lines

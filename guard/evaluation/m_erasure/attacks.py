@@ -1,8 +1,8 @@
-"""Making the attacks of a suite: each once, kept as rows and tensors that are played from then on.
+"""The attacks of a suite: made once, and kept as rows and tensors for all later runs.
 
-An attack on one concept (and through one method) has files of its own in the suite's folder: the
-rows as JSON Lines, which `guard eval images` plays too, and the tensors beside them, which say
-what they were made of. What is there and still holds is not made again.
+Each attack on a concept (and through a method) has its own files in the suite's folder: the rows as
+JSON Lines, which `guard eval images` can run too, and the tensors beside them, with a digest of
+everything they were made from. An attack whose digest still matches is not made again.
 """
 
 from __future__ import annotations
@@ -11,14 +11,12 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from guard.data.prompts import ImagePrompt, SceneImage
 from guard.errors import DataError
@@ -26,7 +24,7 @@ from guard.evaluation.images import row_tensors
 from guard.evaluation.images.generator import EngineImageGenerator
 from guard.evaluation.m_erasure.guarded_loss import GuardedLoss
 from guard.evaluation.m_erasure.inverted_noise import invert_through
-from guard.evaluation.m_erasure.learned_words import Loss, TextualInversion, learn
+from guard.evaluation.m_erasure.learned_words import TextualInversion, learn
 from guard.evaluation.m_erasure.sampling import GuardedSampling
 from guard.evaluation.m_erasure.scenarios import (
     INVERTED_BLACK,
@@ -43,55 +41,85 @@ from steering.engines.diffusion.sampling.noise_recovery import recovered_noise
 
 Arrays = list[NDArray[np.float32]]
 
+WHITE_BOX = (LEARNED_WHITE, INVERTED_WHITE)
+
+
+@dataclass(frozen=True)
+class _Attack:
+    """One attack on a concept; `method` is "" for a black-box attack.
+
+    `number` tells the attacks of a concept apart, and `scenes` are the images it uses. `settings`
+    are what the attack depends on beside these.
+    """
+
+    scenario: Scenario
+    concept: str
+    method: str
+    number: int
+    scenes: Sequence[SceneImage]
+    settings: Sequence[object]
+
+    @property
+    def file_name(self) -> str:
+        """The name of the attack's files, without a suffix."""
+        parts = (self.scenario.name, self.concept, self.method, str(self.number))
+        return "-".join(part for part in parts if part)
+
+    def row(self, prompt: str, kept: Sequence[str], **tensors: object) -> ImagePrompt:
+        """A row of the attack, with the names of its `word` or `noise`, and its `seed`."""
+        fields = {"kind": self.scenario.name, "concept": self.concept, "against": self.method}
+        return ImagePrompt.model_validate(fields | {"prompt": prompt, "kept": [*kept]} | tensors)
+
 
 class Attacks:
-    """The attacks of one suite on one loaded model; `scenes` are those that may be used.
+    """The attacks of one suite on one loaded model; `scenes` are the images they may use.
 
-    `tensors` has what the rows that were made so far bring.
+    `tensors` are those of all rows that were made so far.
     """
 
     def __init__(
         self,
         suite: ErasureSuite,
-        drawer: EngineImageGenerator,
+        generator: EngineImageGenerator,
         scenes: Sequence[SceneImage],
         progress: Stages,
     ) -> None:
-        self._suite, self._drawer, self._progress = suite, drawer, progress
-        self._family = drawer.family
+        self._suite, self._generator, self._progress = suite, generator, progress
+        self._family = generator.family
         self._scenes = {
             concept: [scene for scene in scenes if scene.concept == concept]
             for concept in dict.fromkeys(scene.concept for scene in scenes)
         }
         self.tensors: dict[str, NDArray[np.float32]] = {}
-        self._through: dict[tuple[str, int, str], Arrays] = {}  # found so far
+        self._noise: dict[tuple[str, int, str], Arrays] = {}
+        """Noise for methods with the same effect, by concept, first seed and effect."""
 
     def rows(self, scenario: Scenario) -> Iterator[ImagePrompt]:
-        """The rows of a scenario, made where they are missing. None for text prompts.
+        """The rows of a scenario, made if they are missing; none for text prompts.
 
         Raises DataError for images that cannot be used, or a model that cannot be attacked so.
         """
-        makers: Mapping[Scenario, Callable[[str, str], Iterator[ImagePrompt]]] = {
-            LEARNED_BLACK: partial(self._learned, LEARNED_BLACK),
-            LEARNED_WHITE: partial(self._learned, LEARNED_WHITE),
-            INVERTED_BLACK: partial(self._inverted, INVERTED_BLACK),
-            INVERTED_WHITE: partial(self._inverted, INVERTED_WHITE),
+        makers: Mapping[Scenario, Callable[[Scenario, str, str], Iterator[ImagePrompt]]] = {
+            LEARNED_BLACK: self._learned_rows,
+            LEARNED_WHITE: self._learned_rows,
+            INVERTED_BLACK: self._inverted_rows,
+            INVERTED_WHITE: self._inverted_rows,
         }
         if scenario not in makers:
             return
-        white = scenario in (LEARNED_WHITE, INVERTED_WHITE)
+        methods = self._suite.attacked_through if scenario in WHITE_BOX else ("",)
         for concept in self._scenes:
-            for method in self._suite.attacked_through if white else ("",):
-                yield from makers[scenario](concept, method)
+            for method in methods:
+                yield from makers[scenario](scenario, concept, method)
 
     # -- learned embeddings -----------------------------------------------------------------------
 
-    def _learned(self, scenario: Scenario, concept: str, method: str) -> Iterator[ImagePrompt]:
-        settings, every = self._suite.learned, self._scenes[concept]
-        # a word is learned best from images of nothing else
-        scenes = [scene for scene in every if not scene.kept] or every
+    def _learned_rows(self, scenario: Scenario, concept: str, method: str) -> Iterator[ImagePrompt]:
+        settings, scenes = self._suite.learned, self._scenes[concept]
+        # a word is learned best from images of the concept alone
+        alone = [scene for scene in scenes if not scene.kept] or scenes
         for number in range(settings.words):
-            own = TextualInversion(
+            inversion = TextualInversion(
                 vectors=settings.vectors,
                 start=settings.start,
                 steps=settings.steps,
@@ -99,170 +127,138 @@ class Attacks:
                 rate=settings.rate,
                 seed=number,
             )
-            about = [asdict(own), settings.evade if method else None]
-            numbers = range(number, self._suite.images, settings.words)
+            depends_on = [asdict(inversion), settings.evade if method else None]
+            attack = _Attack(scenario, concept, method, number, alone, depends_on)
+            (word,) = self._names(attack, partial(self._learn, attack, inversion))
+            yield from self._keep(
+                attack,
+                [
+                    # each word is used in prompts of both kinds
+                    attack.row(*settings.prompt(index // settings.words, concept), word=word)
+                    for index in range(number, self._suite.images, settings.words)
+                ],
+            )
 
-            def rows(names: Sequence[str], numbers: range = numbers) -> list[ImagePrompt]:
-                found = []
-                for at in numbers:
-                    # each word stands in prompts of both kinds
-                    prompt, kept = settings.prompt(at // settings.words, concept)
-                    found.append(_row(scenario, concept, method, prompt, kept, word=names[0]))
-                return found
-
-            make = partial(self._learn, scenes, own, concept, method)
-            yield from self._kept(scenario, concept, method, number, scenes, about, make, rows)
-
-    def _learn(
-        self, scenes: Sequence[SceneImage], own: TextualInversion, concept: str, method: str
-    ) -> Arrays:
-        latents = latents_of(self._family, scenes)
-        if not method:
-            return [self._word(latents, own, None)]
-        plan = self._drawer.plan(self._policy(method, concept))
+    def _learn(self, attack: _Attack, inversion: TextualInversion) -> Arrays:
+        latents = latents_of(self._family, attack.scenes)
+        train = partial(learn, self._family, latents, inversion, stages=self._progress)
+        if not attack.method:
+            return [train().vectors.numpy()]
+        plan = self._generator.plan(self._policy(attack.method, attack.concept))
         evade = self._suite.learned.evade
-        with closing(GuardedLoss(self._family, self._drawer.plans, plan, evade=evade)) as loss:
-            return [self._word(latents, own, loss)]
-
-    def _word(
-        self, latents: Tensor, own: TextualInversion, loss: Loss | None
-    ) -> NDArray[np.float32]:
-        found = learn(self._family, latents, own, loss=loss, stages=self._progress)
-        vectors: NDArray[np.float32] = found.vectors.numpy()
-        return vectors
+        with closing(GuardedLoss(self._family, self._generator.plans, plan, evade=evade)) as loss:
+            return [train(loss=loss).vectors.numpy()]
 
     # -- inverted latents -------------------------------------------------------------------------
 
-    def _inverted(self, scenario: Scenario, concept: str, method: str) -> Iterator[ImagePrompt]:
-        settings, every = self._suite.inverted, self._scenes[concept][: self._suite.images]
-        for at in range(0, len(every), settings.batch):
-            scenes, seeds = every[at : at + settings.batch], range(at, at + settings.batch)
-            about: list[Any] = [len(scenes), at]
+    def _inverted_rows(
+        self, scenario: Scenario, concept: str, method: str
+    ) -> Iterator[ImagePrompt]:
+        settings, scenes = self._suite.inverted, self._scenes[concept][: self._suite.images]
+        for start in range(0, len(scenes), settings.batch):
+            batch = scenes[start : start + settings.batch]
+            seeds = range(start, start + len(batch))
+            depends_on: list[object] = [len(batch), start]
             if method:
-                about += [settings.steps, settings.rate, settings.evade, settings.near]
-                about.append(settings.drawing)
+                depends_on += [settings.steps, settings.rate, settings.evade, settings.near]
+                depends_on.append(settings.drawing)
+            number = start // settings.batch
+            attack = _Attack(scenario, concept, method, number, batch, depends_on)
+            names = self._names(attack, partial(self._invert, attack, seeds))
+            if method and (effect := self._effect(attack)):
+                self._noise[concept, start, effect] = [self.tensors[name] for name in names]
+            yield from self._keep(
+                attack,
+                [
+                    attack.row(scene.prompt, scene.kept, noise=name, seed=seed)
+                    for name, scene, seed in zip(names, batch, seeds, strict=True)
+                ],
+            )
 
-            def rows(
-                names: Sequence[str],
-                scenes: Sequence[SceneImage] = scenes,
-                seeds: range = seeds,
-            ) -> list[ImagePrompt]:
-                return [
-                    _row(scenario, concept, method, s.prompt, s.kept, noise=name, seed=seed)
-                    for name, s, seed in zip(names, scenes, seeds, strict=False)
-                ]
+    def _effect(self, attack: _Attack) -> str | None:
+        """The same string for methods with the same effect on all scenes of an attack.
 
-            make = partial(self._invert, scenes, seeds, concept, method)
-            number = at // settings.batch
-            made = self._kept(scenario, concept, method, number, scenes, about, make, rows)
-            if method and (alike := self._alike(concept, method, scenes)):
-                self._through[concept, at, alike] = [self.tensors[row.noise] for row in made]
-            yield from made
+        These are methods whose guards do not act on the scenes' prompts, and whose guards of images
+        are the same. None for other methods.
+        """
+        prompts = [scene.prompt for scene in attack.scenes]
+        policy = self._policy(attack.method, attack.concept)
+        effects = self._generator.inspect(prompts, [policy] * len(prompts))
+        same = all(effect.same for effect in effects)
+        return f"late {effects[0].late}" if same and effects else None
 
-    def _alike(self, concept: str, method: str, scenes: Sequence[SceneImage]) -> str | None:
-        """The same for methods that do the same to all these scenes: those whose guards of prompts
-        find nothing in theirs, and that look at the image alike."""
-        prompts = [scene.prompt for scene in scenes]
-        looks = self._drawer.look(prompts, [self._policy(method, concept)] * len(prompts))
-        same = all(look.same for look in looks)
-        return f"late {looks[0].late}" if same and looks else None
-
-    def _invert(
-        self, scenes: Sequence[SceneImage], seeds: range, concept: str, method: str
-    ) -> Arrays:
-        suite, family = self._suite, self._family
-        alike = self._alike(concept, method, scenes) if method else None
-        if alike and (made := self._through.get((concept, seeds.start, alike))) is not None:
-            return made
+    def _invert(self, attack: _Attack, seeds: range) -> Arrays:
+        suite, family, scenes = self._suite, self._family, attack.scenes
+        effect = self._effect(attack) if attack.method else None
+        if effect and (noise := self._noise.get((attack.concept, seeds.start, effect))):
+            return noise
         latents, prompts = latents_of(family, scenes), [scene.prompt for scene in scenes]
-        advance = self._progress(f"inverting {concept}", len(scenes))
+        advance = self._progress(f"inverting {attack.concept}", len(scenes))
         try:
-            noise = recovered_noise(family, latents, prompts, steps=suite.steps, batch=suite.batch)
+            inverted = recovered_noise(
+                family, latents, prompts, steps=suite.steps, batch=suite.batch
+            )
         except ValueError as error:
             raise DataError(f"images cannot be inverted on this model: {error}") from error
         advance(len(scenes))
-        if method:
+        if attack.method:
             settings = suite.inverted
             sampling = GuardedSampling(
                 family,
-                self._drawer.plans,
-                self._drawer.plan(self._policy(method, concept)),
+                self._generator.plans,
+                self._generator.plan(self._policy(attack.method, attack.concept)),
                 steps=settings.drawing or suite.steps,
                 guidance=suite.guidance,
                 forward=None,
             )
+            stage = f"inverting {attack.concept} through {attack.method}"
             with closing(sampling):
-                noise = invert_through(
+                inverted = invert_through(
                     family,
                     sampling,
                     latents,
-                    noise,
+                    inverted,
                     prompts,
-                    seeds[: len(scenes)],
-                    steps=settings.steps,
-                    rate=settings.rate,
-                    evade=settings.evade,
-                    near=settings.near,
-                    advance=self._progress(f"inverting {concept} through {method}", settings.steps),
+                    seeds,
+                    settings=settings,
+                    advance=self._progress(stage, settings.steps),
                 )
-        return [each.float().cpu().numpy() for each in noise]
+        return [row.float().cpu().numpy() for row in inverted]
 
-    # -- what is kept -----------------------------------------------------------------------------
+    # -- files ------------------------------------------------------------------------------------
 
-    def _kept(
-        self,
-        scenario: Scenario,
-        concept: str,
-        method: str,
-        number: int,
-        scenes: Sequence[SceneImage],
-        about: Sequence[object],
-        make: Callable[[], Arrays],
-        rows: Callable[[Sequence[str]], list[ImagePrompt]],
-    ) -> list[ImagePrompt]:
-        """The rows of one attack, its tensors from its file or made now."""
-        name = "-".join(part for part in (scenario.name, concept, method, str(number)) if part)
-        path = self._suite.attacks / f"{name}.safetensors"
-        digest = self._digest(concept, method, scenes, about)
-        tensors, order, made_of = row_tensors.read(path) if path.exists() else ({}, (), "")
+    def _names(self, attack: _Attack, make: Callable[[], Arrays]) -> tuple[str, ...]:
+        """The names of an attack's tensors, which come from its file or are made now."""
+        path = self._path(attack)
+        digest = self._digest(attack)
+        tensors, names, made_of = row_tensors.read(path) if path.exists() else ({}, (), "")
         if made_of != digest:
             made = make()
-            order = row_tensors.write(path, made, digest)
-            tensors = dict(zip(order, made, strict=True))
+            names = row_tensors.write(path, made, digest)
+            tensors = dict(zip(names, made, strict=True))
         self.tensors |= tensors
-        found = rows(order)
-        lines = [row.model_dump_json(exclude_defaults=True) for row in found]
-        write_text(path.with_suffix(".jsonl"), "".join(f"{line}\n" for line in lines))
-        return found
+        return names
 
-    def _digest(
-        self,
-        concept: str,
-        method: str,
-        scenes: Sequence[SceneImage],
-        about: Sequence[object],
-    ) -> str:
-        policy = self._policy(method, concept) if method else None
-        images = [[_hash(scene.image), scene.prompt] for scene in scenes]
-        parts = [self._drawer.identity(policy), *about, *images]
+    def _keep(self, attack: _Attack, rows: list[ImagePrompt]) -> list[ImagePrompt]:
+        """Write the rows of an attack beside its tensors; returns them."""
+        lines = [row.model_dump_json(exclude_defaults=True) for row in rows]
+        file = self._path(attack).with_suffix(".jsonl")
+        write_text(file, "".join(f"{line}\n" for line in lines))
+        return rows
+
+    def _path(self, attack: _Attack) -> Path:
+        return self._suite.attacks / f"{attack.file_name}.safetensors"
+
+    def _digest(self, attack: _Attack) -> str:
+        policy = self._policy(attack.method, attack.concept) if attack.method else None
+        images = [[_hash(scene.image), scene.prompt] for scene in attack.scenes]
+        parts = [self._generator.identity(policy), *attack.settings, *images]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def _policy(self, method: str, concept: str) -> str:
         policy = self._suite.policy(method, concept)
         assert policy is not None
         return policy
-
-
-def _row(
-    scenario: Scenario,
-    concept: str,
-    method: str,
-    prompt: str,
-    kept: Sequence[str],
-    **brings: object,
-) -> ImagePrompt:
-    fields = {"kind": scenario.name, "concept": concept, "against": method}
-    return ImagePrompt.model_validate(fields | {"prompt": prompt, "kept": [*kept]} | brings)
 
 
 def _hash(path: str) -> str:

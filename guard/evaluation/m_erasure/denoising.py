@@ -1,9 +1,8 @@
-"""How well a denoiser explains images under a conditioning: the loss that attackers minimise.
+"""The denoising loss of images under a conditioning, which attackers minimise.
 
-`|| truth - predict(scale x_t, t, text) ||²` over noisy views `x_t = signal x_0 + noise ε` of clean
-latents. What the prediction should be follows from the scheduler's prediction type (`x_0 = p x_t +
-q out`, `steering/engines/diffusion/sampling/estimates.py`), so that all schedulers are treated
-alike.
+It is `|| truth - predict(scale x_t, t, text) ||²` over noisy views `x_t = signal x_0 + noise ε` of
+clean latents. The true output follows from the scheduler's prediction type (`x_0 = p x_t + q out`,
+`steering/engines/diffusion/sampling/estimates.py`), so the loss is the same for all schedulers.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ from steering.engines.diffusion.sampling.samplers import probe
 from steering.images.conditioning import Conditioning
 
 LEVELS = 100
-"""Timesteps that are drawn from, spread over the schedule as for an image of as many steps."""
+"""Timesteps to sample from, spread over the schedule as for an image with as many steps."""
 
 Predict = Callable[[Tensor, Tensor, Conditioning], Tensor]
-"""The network's output `[rows, ...]` for its inputs and timesteps `[rows]`, under `text`."""
+"""The network's output `[rows, ...]` for its inputs, timesteps `[rows]` and conditioning."""
 
 
 def bare(family: Family) -> Predict:
-    """The denoiser as it is, without classifier-free guidance, float32."""
+    """The bare denoiser, without classifier-free guidance, in float32."""
 
     def predict(inputs: Tensor, timesteps: Tensor, text: Conditioning) -> Tensor:
         return family.predict(inputs, timesteps, text, torch.ones_like(timesteps)).float()
@@ -38,10 +37,10 @@ def bare(family: Family) -> Predict:
 
 @dataclass(frozen=True, eq=False)
 class Views:
-    """Noisy latents as the network takes them, their timesteps `[rows]`, and the true output.
+    """The network's inputs for noisy latents, their timesteps `[rows]`, and the true output.
 
-    `noisy` are the latents before they are scaled, `sample` and `output` p and q of `x̂_0 = p x_t +
-    q out`, and `level [rows]` is the noise's share.
+    `noisy` are the latents before scaling, `sample` and `output` are p and q of `x̂_0 = p x_t + q
+    out`, and `level [rows]` is the noise level.
     """
 
     inputs: Tensor
@@ -52,31 +51,33 @@ class Views:
     output: Tensor
     level: Tensor
 
-    def estimate(self, said: Tensor) -> Tensor:
-        """The clean latents that an output stands for."""
-        return self.sample * self.noisy + self.output * said
+    def estimate(self, prediction: Tensor) -> Tensor:
+        """The clean latents of a prediction."""
+        return self.sample * self.noisy + self.output * prediction
 
 
 class Noising:
-    """Makes views of clean latents, by the tables of a family's scheduler.
+    """Makes noisy views of clean latents, with the tables of a family's scheduler.
 
-    Raises ValueError for a scheduler that the engine does not take.
+    Raises ValueError for a scheduler that the engine does not support.
     """
 
     def __init__(self, family: Family) -> None:
         schedule = probe(family.scheduler, family.arrange, LEVELS)
         sample, output = clean_coefficients(family.scheduler, schedule)
-        told = output != 0
+        usable = output != 0
         columns = (schedule.timestep, schedule.input_scale, schedule.signal, schedule.noise)
-        self._table = torch.stack([*columns, sample, output], 1)[told].to(family.device)
+        self._table = torch.stack([*columns, sample, output], 1)[usable].to(family.device)
 
     def views(self, latents: Tensor, generator: torch.Generator) -> Views:
-        """One view of each of `latents [rows, ...]`, at timesteps drawn evenly, one a stratum."""
+        """One view of each of `latents [rows, ...]`, at stratified random timesteps."""
         rows = len(latents)
-        drawn = torch.rand(rows, generator=generator)
-        places = (torch.randperm(rows, generator=generator) + drawn) / rows
+        offsets = torch.rand(rows, generator=generator)
+        positions = (torch.randperm(rows, generator=generator) + offsets) / rows
         noise = torch.randn(latents.shape, generator=generator).to(latents)
-        columns = self._table[(places * len(self._table)).long().to(self._table.device)].unbind(1)
+        columns = self._table[(positions * len(self._table)).long().to(self._table.device)].unbind(
+            1
+        )
         timesteps, *others = columns
         scale, signal, level, sample, output = (beside(column, latents) for column in others)
         noisy = signal * latents + level * noise

@@ -1,8 +1,8 @@
-"""Noise from which a guarded model draws given images: M-ErasureBench's white-box inversion.
+"""Noise from which a guarded model generates given images: M-ErasureBench's white-box inversion.
 
-DDIM inversion reads the bare sampler's steps backwards, and a guard that writes on the way has
-none to be read. So the noise is searched for: gradient descent through the guarded sampling until
-what comes out is near the scene, and the guards that look say little.
+DDIM inversion reverses the bare sampler's steps, which is not possible for the writes of a guard.
+So the noise is searched for: gradient descent through the guarded sampling, until the image is near
+the scene and the scores of the guards are low.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from guard.evaluation.m_erasure.learned_words import frozen
 from guard.evaluation.m_erasure.sampling import Sampled
+from guard.evaluation.m_erasure.suite import InvertedSettings
 from steering.engines.diffusion.families import Family
 
 
@@ -24,39 +25,36 @@ def invert_through(
     start: Tensor,
     prompts: Sequence[str],
     seeds: Sequence[int],
-    *,
-    steps: int,
-    rate: float,
-    evade: float,
-    near: float = 0.0,
+    settings: InvertedSettings,
     advance: Callable[[int], None] = lambda _count: None,
 ) -> Tensor:
-    """The noise `[rows, channels, height, width]` that did best for each of `scenes`, beginning
-    with `start`; `sampling` is a GuardedSampling.
+    """The best noise `[rows, channels, height, width]` for each of `scenes`, searched from `start`.
 
-    A row's loss is the mean squared error of its latents to the scene's, plus `evade` times what
-    guards say over their thresholds; Adam at `rate`, falling to nothing along a line. A row whose
-    loss is at most `near` is done. `advance` is told of each of the `steps`.
+    `sampling` is a GuardedSampling. A row's loss is the mean squared error of its latents to the
+    scene's, plus `settings.evade` times the guards' scores over their thresholds. Adam's rate falls
+    linearly to 0. A row whose loss is at most `settings.near` is finished. `advance` gets 1 after
+    each step.
     """
+    steps = settings.steps
     noise = start.clone().requires_grad_()
-    optimiser = torch.optim.Adam([noise], lr=rate)
+    optimiser = torch.optim.Adam([noise], lr=settings.rate)
     decay = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, steps)
     least = torch.full((len(scenes),), torch.inf, device=scenes.device)
     best = start.clone()
     with torch.enable_grad(), frozen([family.denoiser]):
-        for done in range(steps):
-            (left,) = torch.where(least > near)
-            if not len(left):
-                advance(steps - done)
+        for step in range(steps):
+            (rows,) = torch.where(least > settings.near)
+            if not len(rows):
+                advance(steps - step)
                 break
-            asked = [(prompts[row], seeds[row]) for row in left.tolist()]
-            sampled = sampling(noise[left], *zip(*asked, strict=True))
-            missed = (sampled.latents - scenes[left]).square().flatten(1).mean(1)
-            loss = missed + evade * sampled.seen
+            starts = [(prompts[row], seeds[row]) for row in rows.tolist()]
+            sampled = sampling(noise[rows], *zip(*starts, strict=True))
+            error = (sampled.latents - scenes[rows]).square().flatten(1).mean(1)
+            loss = error + settings.evade * sampled.seen
             (noise.grad,) = torch.autograd.grad(loss.sum(), noise)
-            better = left[loss.detach() < least[left]]
+            better = rows[loss.detach() < least[rows]]
             best[better] = noise.detach()[better]
-            least[left] = torch.minimum(least[left], loss.detach())
+            least[rows] = torch.minimum(least[rows], loss.detach())
             optimiser.step()
             decay.step()
             advance(1)

@@ -1,8 +1,8 @@
 """Textual inversion (arXiv 2208.01618): the vectors of a new word, learned from images.
 
-Against an eraser this is M-ErasureBench's scenario of learned embeddings (arXiv 2512.22877). The
-black-box attacker has images of the concept and the bare model; a white-box one passes a
-loss that has the guards in it (`guarded.py`).
+Against a guard this is M-ErasureBench's scenario of learned embeddings (arXiv 2512.22877). The
+black-box attacker has images of the concept and the bare model; the white-box attacker uses a loss
+that contains the guards (`guarded_loss.py`).
 """
 
 from __future__ import annotations
@@ -25,17 +25,16 @@ WORD = "<thing>"
 TEMPLATES = ("a {}", "the {}", "one {}", "a picture of a {}", "an image of a {}", "here is a {}")
 
 Loss = Callable[[Views, Conditioning], Tensor]
-"""How badly views are explained under a conditioning, a scalar, differentiable."""
+"""The loss of views under a conditioning, a scalar, differentiable."""
 
 
 @dataclass(frozen=True, slots=True)
 class TextualInversion:
-    """How a word is learned.
+    """Settings of the search for a word's `vectors`.
 
-    `vectors` of it begin as the tokens of the word `start`, again from the first where these are
-    fewer, or, where that is None, as words drawn from the vocabulary. Each of `steps` takes `batch`
-    views; `rate` is Adam's at the first step, in units of the root mean square that these begin
-    with, and falls to nothing along a line.
+    They are initialised with the tokens of the word `start`, repeated if these are fewer, or, if it
+    is None, with random words of the vocabulary. Each of `steps` uses `batch` views. `rate` is
+    Adam's rate at the first step, in units of the initial root mean square; it falls linearly to 0.
     """
 
     vectors: int = 1
@@ -64,15 +63,16 @@ def learn(
 ) -> LearnedWord:
     """The vectors of `WORD` under which `latents [images, channels, ...]` are denoised best.
 
-    `latents` are finished ones, as `Painter.draw` gives them; `loss` None is the bare model's. The
-    weights stay as they are. Raises ModelError for a model of several text encoders, one that is
-    not in float32, or one whose scheduler does not go, and DataError where there are no latents.
+    `latents` are finished, as `ImageModel.generate_latents` returns them; `loss` None is that of
+    the bare model. The weights do not change. Raises ModelError for a model with several text
+    encoders, one that is not in float32, or one with an unsupported scheduler, and DataError if
+    there are no latents.
     """
     settings = settings or TextualInversion()
     if not len(latents):
         raise DataError("a word is learned from images: there are none")
     if family.dtype != torch.float32:
-        raise ModelError(f"a word is learned in float32, and the model is in {family.dtype}")
+        raise ModelError(f"a word is learned in float32, but the model is in {family.dtype}")
     try:
         noising = Noising(family)
     except ValueError as error:
@@ -85,20 +85,20 @@ def learn(
     losses = []
     with torch.enable_grad(), frozen([*family.encoders.values(), family.denoiser]):
         vectors.requires_grad_()
-        size = float(vectors.detach().square().mean().sqrt())
-        optimiser = torch.optim.Adam([vectors], lr=settings.rate * size)
+        scale = float(vectors.detach().square().mean().sqrt())
+        optimiser = torch.optim.Adam([vectors], lr=settings.rate * scale)
         decay = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, settings.steps)
         for _ in range(settings.steps):
             images = torch.randint(len(latents), (settings.batch,), generator=generator)
-            asked = torch.randint(len(TEMPLATES), (settings.batch,), generator=generator)
-            prompts = [TEMPLATES[i].format(WORD) for i in asked.tolist()]
+            templates = torch.randint(len(TEMPLATES), (settings.batch,), generator=generator)
+            prompts = [TEMPLATES[i].format(WORD) for i in templates.tolist()]
             text = family.encode(prompts, [{WORD: vectors}] * len(prompts))
             views = noising.views(latents[images.to(latents.device)], generator)
-            missed = loss(views, text)
-            (vectors.grad,) = torch.autograd.grad(missed, vectors)
+            value = loss(views, text)
+            (vectors.grad,) = torch.autograd.grad(value, vectors)
             optimiser.step()
             decay.step()
-            losses.append(float(missed.detach()))
+            losses.append(float(value.detach()))
             advance(1)
     return LearnedWord(vectors.detach().cpu(), losses)
 
@@ -107,21 +107,21 @@ def _initial(family: Family, settings: TextualInversion, generator: torch.Genera
     """`[vectors, width]`, a copy."""
     table = family.embeddings
     if table is None:
-        raise ModelError("a word is learned for one text encoder, and this model has several")
+        raise ModelError("a word is learned for one text encoder, but this model has several")
     if settings.start is None:
-        whole = table.isfinite().all(1).nonzero()[:, 0].cpu()
-        drawn = torch.randint(len(whole), (settings.vectors,), generator=generator)
-        ids = whole[drawn].tolist()
+        usable = table.isfinite().all(1).nonzero()[:, 0].cpu()
+        indices = torch.randint(len(usable), (settings.vectors,), generator=generator)
+        ids = usable[indices].tolist()
     else:
         ids = family.readers[0].tokenizer(settings.start, add_special_tokens=False).input_ids
         if not ids:
-            raise DataError(f"the word {settings.start!r} has no token to begin with")
+            raise DataError(f"the word {settings.start!r} has no token: start with another one")
     return table.detach()[[ids[i % len(ids)] for i in range(settings.vectors)]].clone()
 
 
 @contextmanager
 def frozen(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Take no gradient of any weight of `modules` while the context lasts."""
+    """Compute no gradients of the weights of `modules` in this context."""
     weights = [p for module in modules for p in module.parameters() if p.requires_grad]
     for weight in weights:
         weight.requires_grad_(False)

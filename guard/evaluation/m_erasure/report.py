@@ -1,4 +1,4 @@
-"""The figures of `m-erasure`, for a program (JSON), the terminal and people (a page)."""
+"""The report of suite `m-erasure`, as JSON, as tables of the terminal and as a page."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from guard.evaluation.images import figures as image_figures
-from guard.evaluation.images.figures import Games, players
+from guard.evaluation.images.figures import EvaluatedCells, methods_of
 from guard.evaluation.images.report import LEVELS, thumbnail_of, whiskers
 from guard.evaluation.images.suite import BARE
 from guard.evaluation.images.targets import Figure, percent
@@ -22,24 +22,24 @@ from guard.reporting.plots import Whiskered
 
 
 class ErasureReport:
-    """What is told of a run; `erased` names for a method the one that is it and IRECE, `fitted` are
-    the calibrations of the artifacts of IRECE."""
+    """The report of a run. `erased` has, for a method, the one that adds IRECE to it; `fitted` are
+    the calibrations of IRECE's artifacts."""
 
     def __init__(
         self,
-        games: Games,
+        cells: EvaluatedCells,
         ours: str,
         labels: int,
         erased: Mapping[str, str],
         fitted: Sequence[Mapping[str, Any]] = (),
     ) -> None:
-        self.games, self.ours, self.erased, self._fitted = games, ours, erased, fitted
-        self.methods = tuple(method for method in players(games) if method != BARE)
-        self.figures: list[Figure] = figures.targets(games, ours, self.methods, erased)
-        self._agreement = image_figures.agreement(games, labels)
+        self.cells, self.ours, self.erased, self._fitted = cells, ours, erased, fitted
+        self.methods = tuple(method for method in methods_of(cells) if method != BARE)
+        self.figures: list[Figure] = figures.targets(cells, ours, self.methods, erased)
+        self._agreement = image_figures.agreement(cells, labels)
         if self._agreement.images.total:
-            told = str(self._agreement.images)
-            self.figures.append(Figure("the judges find the same concepts", told))
+            share = str(self._agreement.images)
+            self.figures.append(Figure("the judges find the same concepts", share))
 
     def as_json(self, about: Mapping[str, Any]) -> dict[str, Any]:
         """Every figure."""
@@ -52,7 +52,7 @@ class ErasureReport:
         }
 
     def page(self, title: str, subtitle: str) -> str:
-        """The page: figures, scenario by method, bars, what IRECE takes off, image grids."""
+        """The page: figures, scenario by method, bars, the effect of IRECE, image grids."""
         tiles = [
             Tile(figure.name, figure.value.split(" (")[0], figure.target, figure.reached)
             for figure in self.figures
@@ -63,16 +63,16 @@ class ErasureReport:
     def table(self) -> Grid:
         """Concept reproduction, scenario by method."""
         rows = [
-            (s.name, *(str(figures.rate(self.games, m, s)) for m in (BARE, *self.methods)))
+            (s.name, *(str(figures.rate(self.cells, m, s)) for m in (BARE, *self.methods)))
             for s in SCENARIOS
         ]
         return Grid(
             "Concept reproduction, scenario by method",
             ("scenario", BARE, *self.methods),
             rows,
-            "Share of images in which the judge finds the concept, with 95 % Wilson intervals. "
-            "White-box attacks are made through the method that plays them; the bare model plays "
-            "all of them.",
+            "Share of images in which the judge recognises the concept, with 95 % Wilson "
+            "intervals. White-box attacks are made through the method of their column; the bare "
+            "model runs on all of them.",
         )
 
     def _parts(self) -> Iterator[Part]:
@@ -90,10 +90,11 @@ class ErasureReport:
         if self.erased:
             drops = self._drops()
             yield Grid(
-                "What IRECE takes off",
+                "The effect of IRECE",
                 ("scenario", *(f"{base}: {other}" for base, other in self.erased.items())),
                 [(s.name, *(drops[base][s.name] for base in self.erased)) for s in SCENARIOS],
-                "Concept reproduction without less that with, points and 95 % bootstrap intervals.",
+                "Concept reproduction without IRECE minus that with it, in points, with 95 % "
+                "bootstrap intervals.",
             )
         yield self._kept()
         yield self._clean()
@@ -102,18 +103,18 @@ class ErasureReport:
             yield self._images(scenario)
 
     def _method(self, method: str) -> dict[str, Any]:
-        games, clean = self.games, figures.clean(self.games, method)
+        cells, clean = self.cells, figures.clean(self.cells, method)
         return {
-            "reproduced": {s.name: str(figures.rate(games, method, s)) for s in SCENARIOS},
-            "kept": {s.name: percent(figures.kept_ratio(games, method, s)) for s in SCENARIOS},
+            "reproduced": {s.name: str(figures.rate(cells, method, s)) for s in SCENARIOS},
+            "kept": {s.name: percent(figures.kept_ratio(cells, method, s)) for s in SCENARIOS},
             "clean": str(image_figures.same(clean)),
             "distance": _levels(figures.distance(clean)),
-            "outside": _outside(*figures.outside(games, method)),
+            "outside": _outside(*figures.outside(cells, method)),
         }
 
     def _drops(self) -> dict[str, dict[str, str]]:
         return {
-            base: {s.name: percent(figures.drop(self.games, base, other, s)) for s in SCENARIOS}
+            base: {s.name: percent(figures.drop(self.cells, base, other, s)) for s in SCENARIOS}
             for base, other in self.erased.items()
         }
 
@@ -121,63 +122,65 @@ class ErasureReport:
         bars: dict[str, dict[str, Whiskered]] = {}
         for scenario in SCENARIOS:
             for method in (BARE, *self.methods):
-                share = figures.rate(self.games, method, scenario)
+                share = figures.rate(self.cells, method, scenario)
                 if share.total:
                     bars.setdefault(scenario.name, {})[method] = whiskers(share)
         return bars
 
     def _kept(self) -> Grid:
         rows = [
-            (s.name, *(percent(figures.kept_ratio(self.games, m, s)) for m in self.methods))
+            (s.name, *(percent(figures.kept_ratio(self.cells, m, s)) for m in self.methods))
             for s in SCENARIOS
         ]
         return Grid(
-            "What stands beside the concept",
+            "Things beside the concept",
             ("scenario", *self.methods),
             rows,
-            "How often the judge finds the other things, over the bare model's rate on the same "
-            "rows, with 95 % bootstrap intervals.",
+            "How often the judge recognises the other things, over the bare model's rate on the "
+            "same rows, with 95 % bootstrap intervals.",
         )
 
     def _clean(self) -> Grid:
-        found = {method: figures.clean(self.games, method) for method in self.methods}
+        by_method = {method: figures.clean(self.cells, method) for method in self.methods}
         rows = [
             (
                 m,
-                str(image_figures.same(own)),
-                _levels(figures.distance(own)),
-                _outside(*figures.outside(self.games, m)),
+                str(image_figures.same(judged)),
+                _levels(figures.distance(judged)),
+                _outside(*figures.outside(self.cells, m)),
             )
-            for m, own in found.items()
+            for m, judged in by_method.items()
         ]
         return Grid(
-            "What stays",
+            "Unchanged images",
             ("method", "bit-identical without the concept", "distance", "outside of masks"),
             rows,
             "The distance is the mean absolute difference to the bare image, of 255. Outside of "
-            "masks: the PSNR to the bare image, of pairs on which nothing else acted.",
+            "masks: the PSNR to the bare image, for pairs on which only IRECE acted.",
         )
 
     def _images(self, scenario: Scenario) -> Images:
-        """The first images, bare beside the methods, same seeds."""
+        """The first images: bare and with each method, same seeds."""
         rows = []
-        for each in self.games:
+        for item in self.cells:
             kinds = {*scenario.kinds, *scenario.beside}
-            if each.cell.kind not in kinds or not each.cell.concept or each.cell.part:
+            if item.cell.kind not in kinds or not item.cell.concept or item.cell.part:
                 continue
-            shots = {method: result.shots for method, result in each.results.items()}
-            for i, row in enumerate(each.cell.rows):
-                bare = shots[BARE][i]
+            images = {method: result.images for method, result in item.results.items()}
+            for i, row in enumerate(item.cell.rows):
+                bare = images[BARE][i]
                 if bare.thumbnail:
-                    there = (BARE, *self.methods)
-                    shown = [thumbnail_of(shots[m][i], bare) if m in shots else None for m in there]
+                    methods = (BARE, *self.methods)
+                    columns = [
+                        thumbnail_of(images[m][i], bare) if m in images else None for m in methods
+                    ]
                     label = f"{row.concept}: {row.prompt or 'no prompt'}"
-                    rows.append((f"{label}, {row.against}" if row.against else label, shown))
+                    rows.append((f"{label}, {row.against}" if row.against else label, columns))
         return Images(
             f"Images: {scenario.name}",
             (BARE, *self.methods),
             rows,
-            "Below each what the judge finds in it. Red: where a guard has written.",
+            "Below each image what the judge recognises. Red: where a guard has written.",
         )
 
 

@@ -1,4 +1,4 @@
-"""M-ErasureBench's five scenarios (arXiv 2512.22877), by the kinds of rows that are played."""
+"""M-ErasureBench's five scenarios (arXiv 2512.22877), by their kinds of rows."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """`kinds` are those in which the concept is counted, `beside` those whose other things are."""
+    """The concept is counted in rows of `kinds`, the things beside it in rows of `beside`."""
 
     name: str
     kinds: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""Real images as an attacker has them: files brought to the model's size."""
+"""Real images as an attacker has them: files, resized to the model's size."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from steering.engines.diffusion.families import Family
 def latents_of(family: Family, scenes: Sequence[SceneImage]) -> Tensor:
     """The latents of the scenes' images, `[scenes, channels, height, width]`.
 
-    Brought to the model's size as images over HTTP are. Raises DataError for a file that is no
-    image or too large, or a model that makes videos.
+    They are resized as images over HTTP are. Raises DataError for a file that is no image or too
+    large, or a model that generates videos.
     """
     size = family.width, family.height
     pixels = np.stack([_pixels(scene.image, size) for scene in scenes])
     try:
         return family.encode_image(torch.from_numpy(pixels).float() / 255)
     except ValueError as error:
-        raise DataError(f"the model does not take images: {error}") from error
+        raise DataError(f"the model cannot encode images: {error}") from error
 
 
 def _pixels(path: str, size: tuple[int, int]) -> NDArray[np.uint8]:

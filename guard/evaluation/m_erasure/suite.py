@@ -1,4 +1,4 @@
-"""The file that says what `guard eval m-erasure` attacks, with which methods, and who judges it."""
+"""The suite file of `guard eval m-erasure`: attacks, scenes, methods, judges and settings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from guard.data.prompts import ImagePrompt, SceneImage, read_rows
 from guard.errors import DataError
 from guard.evaluation.images.judge import Judge
-from guard.evaluation.images.suite import BARE, CLEAN, ImageSuite, loaded, read_prompts
+from guard.evaluation.images.suite import (
+    BARE,
+    CLEAN,
+    ImageSuite,
+    load_suite_of,
+    read_prompts,
+)
 from guard.evaluation.m_erasure.learned_words import WORD
 from guard.evaluation.m_erasure.scenarios import TEXT
 
@@ -24,11 +30,12 @@ class _Table(BaseModel):
 
 
 class LearnedSettings(_Table):
-    """How words are learned (`Inversion` of `learned.py`) and played.
+    """How words are learned (`TextualInversion` of `learned_words.py`) and used in prompts.
 
-    `words` of them a concept, each from another seed, stand by turns in the prompts `alone`, for
-    `{word}`, and `beside` another thing `{kept}`, one of the judge's concepts `kept`. A white-box
-    attacker weighs what guards say over their thresholds by `evade`.
+    Each concept has `words` learned words, each from another seed. They replace `{word}` in the
+    prompts `alone` and, in turn, in those of `beside`, in which `{kept}` is one of the judge's
+    concepts in `kept`. `evade` is the weight of the guards' scores over their thresholds in a
+    white-box attack.
     """
 
     words: int = Field(default=2, ge=1, le=100)
@@ -43,7 +50,7 @@ class LearnedSettings(_Table):
     evade: float = Field(default=0.1, ge=0)
 
     def prompt(self, number: int, concept: str) -> tuple[str, tuple[str, ...]]:
-        """The prompt of a picture, and what it is to keep: every second has something beside."""
+        """The prompt of an image, and what it should keep: every second one keeps something."""
         others = [label for label in self.kept if label != concept]
         half, odd = divmod(number, 2)
         if odd and others and self.beside:
@@ -58,10 +65,10 @@ class LearnedSettings(_Table):
             raise ValueError("alone: needs a prompt")
         for text in (*self.alone, *self.beside):
             try:
-                said = text.format(word=WORD, kept="")
+                filled = text.format(word=WORD, kept="")
             except (KeyError, IndexError, ValueError) as error:
                 raise ValueError(f"{text!r}: only {{word}} and {{kept}} are filled in") from error
-            if WORD not in said:
+            if WORD not in filled:
                 raise ValueError(f"{text!r}: must hold {{word}}")
         if any("{kept}" in text for text in self.alone):
             raise ValueError("alone: {kept} is for prompts of beside")
@@ -69,11 +76,11 @@ class LearnedSettings(_Table):
 
 
 class InvertedSettings(_Table):
-    """How a white-box attacker looks for noise: `steps` of Adam at `rate`, each of them a guarded
-    image of `drawing` denoising steps (None: as many as are played), `batch` scenes at once.
+    """The search of a white-box attacker for noise: `steps` of Adam at `rate`, each with a guarded
+    image of `drawing` denoising steps (None: as many as the suite's), `batch` scenes at a time.
 
-    What guards say over their thresholds is weighed by `evade`. Noise whose loss, in mean squared
-    latents, is at most `near` is found.
+    `evade` is the weight of the guards' scores over their thresholds. The search for a scene ends
+    when its loss, in mean squared latents, is at most `near`.
     """
 
     steps: int = Field(default=30, ge=1, le=10_000)
@@ -85,13 +92,13 @@ class InvertedSettings(_Table):
 
 
 class ErasureSuite(ImageSuite):
-    """The suite file: that of `guard eval images`, and what attackers have and do.
+    """The suite file: that of `guard eval images`, and the settings of attackers.
 
-    `scenes` is a JSON Lines file of images that show the concepts, and so says which concepts are
-    played; `attacks` the folder where attacks are kept. `erased` names for a method, or the bare
-    model, the one that is it and IRECE; `white_box` the methods that white-box attackers go
-    through, all where it is empty. `text` is how many text prompts of a concept and kind are
-    played, None for as many as `images`.
+    `scenes` is a JSON Lines file of images that show the concepts; only these concepts are
+    evaluated. `attacks` is the folder of the attacks. `erased` has, for a method or the bare model,
+    the method that adds IRECE to it. White-box attacks are made through the methods in `white_box`;
+    empty means all. `text` is the number of text prompts of a concept and kind, None for as many as
+    `images`.
     """
 
     text: int | None = Field(default=None, ge=1)
@@ -104,29 +111,29 @@ class ErasureSuite(ImageSuite):
 
     @property
     def attacked_through(self) -> tuple[str, ...]:
-        """The methods that white-box attackers go through."""
+        """The methods through which white-box attacks are made."""
         return tuple(m for m in self.methods if not self.white_box or m in self.white_box)
 
     @property
     def pairs(self) -> Mapping[str, str]:
-        """`erased`, as far as both play."""
-        playing = {BARE, *self.methods}
-        return {a: b for a, b in self.erased.items() if a in playing and b in playing}
+        """The entries of `erased` of which both methods are in the suite."""
+        known = {BARE, *self.methods}
+        return {base: other for base, other in self.erased.items() if {base, other} <= known}
 
 
 def load_erasure_suite(path: Path) -> ErasureSuite:
-    """Raises DataError naming every fault."""
-    suite = loaded(path, ErasureSuite)
+    """Read a suite file. Raises DataError naming every fault."""
+    suite = load_suite_of(path, ErasureSuite)
     named = {*suite.erased, *suite.erased.values(), *suite.white_box}
     if unknown := sorted(named - {BARE, *suite.methods}):
         raise DataError(f"{path}: erased and white_box name no method: {', '.join(unknown)}")
     folder = path.absolute().parent
-    here = {"scenes": folder / suite.scenes, "attacks": folder / suite.attacks}
-    return suite.model_copy(update=here)
+    paths = {"scenes": folder / suite.scenes, "attacks": folder / suite.attacks}
+    return suite.model_copy(update=paths)
 
 
 def read_scenes(suite: ErasureSuite, judge: Judge) -> list[SceneImage]:
-    """The scenes, with the paths of their images whole. Raises DataError naming a fault."""
+    """The scenes, with absolute paths of their images. Raises DataError naming a fault."""
     rows = read_rows(suite.scenes, SceneImage)
     labels = {label for row in rows for label in (row.concept, *row.kept)} | {*suite.learned.kept}
     if unknown := sorted(label for label in labels if not judge.knows(label)):
@@ -138,17 +145,17 @@ def read_scenes(suite: ErasureSuite, judge: Judge) -> list[SceneImage]:
 def read_text_prompts(
     suite: ErasureSuite, judge: Judge, scenes: list[SceneImage]
 ) -> list[ImagePrompt]:
-    """Text prompts of the scenes' concepts: those that ask for one, and clean ones.
+    """Text prompts of the scenes' concepts: prompts that ask for a concept, and clean ones.
 
-    Of the latter there are as many as attacks, since all that are changed are drawn.
+    There are only as many clean ones as attacks, since the images that change are generated.
     """
     concepts = {scene.concept for scene in scenes}
     counts: Counter[tuple[str, str]] = Counter()
     most = dict.fromkeys((*TEXT.kinds, *TEXT.beside), suite.text or suite.images)
     most[CLEAN] = suite.images
-    found = []
+    chosen = []
     for row in read_prompts(suite, judge):
         if row.concept in concepts and counts[row.concept, row.kind] < most.get(row.kind, 0):
             counts[row.concept, row.kind] += 1
-            found.append(row)
-    return found
+            chosen.append(row)
+    return chosen

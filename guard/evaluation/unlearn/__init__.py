@@ -1,1 +1,1 @@
-"""Suite `unlearn`: does a policy keep a language model from saying what it knows, and only that."""
+"""Suite `unlearn`: does a policy keep a language model from leaking facts, and only these."""

@@ -1,7 +1,7 @@
-"""Suite `unlearn`: does a policy keep a model from saying what it knows, and only that.
+"""Suite `unlearn`: does a policy keep a model from leaking facts, and only these.
 
-Everything is measured on the test split with greedy answers, through the plan that the server
-would run. Leak rates are over the prompts that the bare model answers with the counted fact.
+Everything is measured on the test split with greedy answers, under the plan that the server would
+use. Leak rates are over the prompts that the bare model answers with the fact.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ANSWER_TOKENS = 64
 
 @dataclass(frozen=True, slots=True)
 class AskedQuestion:
-    """One prompt, both answers. `leaks` is None where there is no fact to leak."""
+    """One prompt with both answers. `leaks` is None if there is no fact to leak."""
 
     prompt: str
     bare: str
@@ -35,7 +35,7 @@ class AskedQuestion:
 
 @dataclass(frozen=True)
 class Unlearned:
-    """The suite's figures; perplexities are pooled over tokens, under the bare model."""
+    """The suite's answers and figures; perplexities are pooled over tokens (bare model)."""
 
     known: tuple[AskedQuestion, ...]
     reworded: dict[str, tuple[AskedQuestion, ...]]
@@ -44,7 +44,7 @@ class Unlearned:
     near: tuple[AskedQuestion, ...]
     forget_prompts: int
     fluency: dict[str, float] = field(default_factory=dict)
-    """Perplexity of the answers by themselves and given their questions, bare and guarded."""
+    """Perplexity of the answers by themselves and given the question, bare and guarded."""
     looping: dict[str, Share] = field(default_factory=dict)
 
     @property
@@ -53,15 +53,15 @@ class Unlearned:
 
     @property
     def reworded_leaks(self) -> Share:
-        return leaked([asked for rows in self.reworded.values() for asked in rows])
+        return leaked([row for rows in self.reworded.values() for row in rows])
 
     @property
     def far_identical(self) -> Share:
-        return Share.of([asked.identical for asked in self.far])
+        return Share.of([row.identical for row in self.far])
 
     @property
     def near_identical(self) -> Share:
-        return Share.of([asked.identical for asked in self.near])
+        return Share.of([row.identical for row in self.near])
 
     @property
     def fluency_ratio(self) -> float:
@@ -75,60 +75,68 @@ def evaluate(
     retain: Sequence[RetainPrompt],
     progress: Stages,
 ) -> Unlearned:
-    """Run the suite: bare answers are the chat's own, guarded ones are `under_policy`.
+    """Run the suite: bare answers are those of `chat`, guarded answers those of `under_policy`.
 
     Raises DataError without test prompts.
     """
     bare = partial(chat.answer, max_tokens=ANSWER_TOKENS, progress=progress)
     guarded = partial(under_policy, max_tokens=ANSWER_TOKENS, progress=progress)
     test = in_split(forget, "test")
-    kept = in_split(retain, "test")
-    if not test or not kept:
+    retain_rows = in_split(retain, "test")
+    if not test or not retain_rows:
         raise DataError("the test split holds no forget or no retain prompts")
 
-    every = bare([row.prompt for row in test], what="bare answers, forget")
-    known = [(row, said) for row, said in zip(test, every, strict=True) if row.leaks(said.text)]
+    bare_test = bare([row.prompt for row in test], what="bare answers, forget")
+    known = [
+        (row, answer) for row, answer in zip(test, bare_test, strict=True) if row.leaks(answer.text)
+    ]
     if not known:
-        raise DataError("the bare model answers no test prompt rightly: nothing to measure")
+        raise DataError("the bare model answers no test prompt with its fact: nothing to measure")
     rows = [row for row, _ in known]
-    bare_known = [said for _, said in known]
+    bare_known = [answer for _, answer in known]
     guarded_known = guarded([row.prompt for row in rows], what="guarded answers, forget")
 
     reworded: dict[str, tuple[AskedQuestion, ...]] = {}
     bare_reworded: dict[str, Share] = {}
     for name in REWORDINGS:
         prompts = [reword(name, row.prompt) for row in rows]
-        plain = bare(prompts, what=f"bare answers, {name}")
-        steered = guarded(prompts, what=f"guarded answers, {name}")
-        reworded[name] = _asked(prompts, plain, steered, rows)
+        bare_answers = bare(prompts, what=f"bare answers, {name}")
+        guarded_answers = guarded(prompts, what=f"guarded answers, {name}")
+        reworded[name] = _asked(prompts, bare_answers, guarded_answers, rows)
         bare_reworded[name] = Share.of(
-            [row.leaks(said.text) for row, said in zip(rows, plain, strict=True)]
+            [row.leaks(answer.text) for row, answer in zip(rows, bare_answers, strict=True)]
         )
-    texts = [row.prompt for row in kept]
-    both = _asked(
+    texts = [row.prompt for row in retain_rows]
+    retain_answers = _asked(
         texts,
         bare(texts, what="bare answers, retain"),
         guarded(texts, what="guarded answers, retain"),
     )
-    asked = [chat.prompt(row.prompt) for row in rows]
-    bare_tokens = [said.tokens for said in bare_known]
-    guarded_tokens = [said.tokens for said in guarded_known]
+    questions = [chat.prompt(row.prompt) for row in rows]
+    bare_tokens = [answer.tokens for answer in bare_known]
+    guarded_tokens = [answer.tokens for answer in guarded_known]
     return Unlearned(
         known=_asked([row.prompt for row in rows], bare_known, guarded_known, rows),
         reworded=reworded,
         bare_reworded=bare_reworded,
-        far=tuple(a for a, row in zip(both, kept, strict=True) if not row.near),
-        near=tuple(a for a, row in zip(both, kept, strict=True) if row.near),
+        far=tuple(
+            question
+            for question, row in zip(retain_answers, retain_rows, strict=True)
+            if not row.near
+        ),
+        near=tuple(
+            question for question, row in zip(retain_answers, retain_rows, strict=True) if row.near
+        ),
         forget_prompts=len(test),
         fluency={
             "bare": perplexity(chat, bare_tokens),
             "guarded": perplexity(chat, guarded_tokens),
-            "bare given the question": perplexity(chat, bare_tokens, asked),
-            "guarded given the question": perplexity(chat, guarded_tokens, asked),
+            "bare given the question": perplexity(chat, bare_tokens, questions),
+            "guarded given the question": perplexity(chat, guarded_tokens, questions),
         },
         looping={
-            "bare": Share.of([loops(said.text) for said in bare_known]),
-            "guarded": Share.of([loops(said.text) for said in guarded_known]),
+            "bare": Share.of([loops(answer.text) for answer in bare_known]),
+            "guarded": Share.of([loops(answer.text) for answer in guarded_known]),
         },
     )
 
@@ -142,19 +150,25 @@ def _asked(
     return tuple(
         AskedQuestion(
             prompt=prompt,
-            bare=plain.text,
-            guarded=steered.text,
-            identical=plain.tokens == steered.tokens,
+            bare=bare_answer.text,
+            guarded=guarded_answer.text,
+            identical=bare_answer.tokens == guarded_answer.tokens,
             fired_at=min(
-                (r.position for r in steered.readings.values() if r.position is not None),
+                (
+                    reading.position
+                    for reading in guarded_answer.readings.values()
+                    if reading.position is not None
+                ),
                 default=None,
             ),
-            leaks=rows[i].leaks(steered.text) if rows else None,
+            leaks=rows[i].leaks(guarded_answer.text) if rows else None,
         )
-        for i, (prompt, plain, steered) in enumerate(zip(prompts, bare, guarded, strict=True))
+        for i, (prompt, bare_answer, guarded_answer) in enumerate(
+            zip(prompts, bare, guarded, strict=True)
+        )
     )
 
 
-def leaked(asked: Sequence[AskedQuestion]) -> Share:
-    """How many of the guarded answers leak."""
-    return Share.of([bool(row.leaks) for row in asked])
+def leaked(questions: Sequence[AskedQuestion]) -> Share:
+    """The share of guarded answers that leak."""
+    return Share.of([bool(row.leaks) for row in questions])

@@ -1,4 +1,4 @@
-"""The `unlearn` suite's figures, for a program (JSON) and for people (a page)."""
+"""The report of suite `unlearn`, as JSON and as a page."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SHOWN = 10
 
 
 def figures(result: Unlearned) -> list[tuple[str, str, str, bool]]:
-    """(figure, value, target, reached) of everything that has a target."""
+    """(figure, value, target, reached) of each figure with a target."""
     leaks, reworded = result.leaks, result.reworded_leaks
     far, near, ratio = result.far_identical, result.near_identical, result.fluency_ratio
     loop = result.looping["guarded"]
@@ -103,18 +103,16 @@ def as_page(result: Unlearned, title: str, subtitle: str) -> str:
             ],
             "Perplexity under the bare model.",
         ),
-        _answers(
-            "Ten answers", result.known, "Every leak first, then a random draw; bad ones too."
-        ),
+        _answers("Ten answers", result.known, "All leaks first, then a random sample."),
         _answers(
             "Leaks under rewordings",
             [row for rows in result.reworded.values() for row in rows if row.leaks],
-            "A draw of those that are left.",
+            "A random sample.",
         ),
         _answers(
             "Retain answers that changed",
             [row for row in (*result.far, *result.near) if not row.identical],
-            "False alarms: the price paid.",
+            "False alarms.",
         ),
     ]
     return render(title, subtitle, tiles, parts)
@@ -124,14 +122,14 @@ def _answers(title: str, rows: Sequence[AskedQuestion], caption: str) -> Grid:
     bad = [row for row in rows if row.leaks]
     others = [row for row in rows if not row.leaks]
     random.Random(0).shuffle(others)
-    shown = [*bad, *others][:SHOWN]
+    sample = [*bad, *others][:SHOWN]
     return Grid(
         title,
         ("prompt", "bare", "guarded", "fired at"),
         [
             (row.prompt, row.bare, row.guarded, "-" if row.fired_at is None else str(row.fired_at))
-            for row in shown
+            for row in sample
         ],
         f"{caption} {len(rows)} in all.",
-        frozenset(i for i, row in enumerate(shown) if row.leaks),
+        frozenset(i for i, row in enumerate(sample) if row.leaks),
     )

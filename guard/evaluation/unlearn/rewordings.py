@@ -1,4 +1,4 @@
-"""Ten ways in which a user would try a question again. No fit sees them."""
+"""Ten rewordings with which users repeat a question. No fit uses them."""
 
 from __future__ import annotations
 

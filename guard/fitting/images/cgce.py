@@ -1,4 +1,4 @@
-"""Fitting a CGCE guard: heads from pairs of prompts, thresholds, and how it descends."""
+"""Fitting a CGCE guard: heads from pairs of prompts, the threshold, settings of the descent."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from guard.artifact import Artifact, ArtifactMeta
 from guard.data.concept import Concept
 from guard.errors import DataError
 from guard.fitting.prompts.concept_prompts import LabelledPrompt
-from guard.fitting.prompts.rates import Calibrated, by_kind, calibrated, figures
-from guard.fitting.prompts.search import Search, searched
+from guard.fitting.prompts.rates import Calibrated, Rates, by_kind, calibrated, figures
+from guard.fitting.prompts.search import Search, with_searched_prompts
 from guard.models.images import ImageModel
 from guard.reporting.progress import Stages
 from steering.images.conditioning import Conditioning, concatenated
@@ -28,17 +28,17 @@ from steering.methods.subspaces import principal
 ANCHORS = 512
 """Token states of safe prompts that an artifact keeps."""
 REFINED = 400
-"""About how many unsafe prompts are refined to report how far that goes."""
+"""About how many unsafe prompts are refined for the report."""
 FLOOR = 0.0
-"""No threshold is under it: on few far prompts a calibrated one may be next to nothing."""
+"""The lowest threshold: with few far prompts a calibrated one may be far too low."""
 
 
 @dataclass(frozen=True)
 class Descent:
-    """How the guard descends; see `steering.methods.cgce`.
+    """Settings of the guard's descent; see `steering.methods.cgce`.
 
-    `rank` is the number of directions, and `depth` says how far down to go: to that quantile of
-    what held-out safe prompts score.
+    `rank` is the number of directions. The descent ends at the quantile `depth` of the scores of
+    held-out safe prompts.
     """
 
     rate: float = 0.05
@@ -51,44 +51,43 @@ class Descent:
 
 
 def fit_cgce(
-    painter: ImageModel,
+    image_model: ImageModel,
     concept: Concept,
     prompts: Sequence[LabelledPrompt],
     *,
-    fpr: float,
-    near_fpr: float,
+    rates: Rates,
     recipe: Recipe,
     descent: Descent,
     search: Search,
     progress: Stages,
 ) -> Calibrated:
-    """Heads for each split of `prompts` but "train", taught all but that split and scored on it.
+    """Heads for each split of `prompts` but "train", trained on the other splits and scored on it.
 
     The scores of all held-out splits give the threshold; all heads together are the guard's
-    ensemble (cross-conformal prediction, Vovk 2015). Searched prompts are taught and scored as the
-    others are, but have no say in the threshold. Raises DataError where the prompts do not do for
-    the rates that are asked for.
+    ensemble (cross-conformal prediction, Vovk 2015). Searched prompts are used for training and
+    scored like the others, but do not count for the threshold. Raises DataError if the prompts are
+    too few for the rates.
     """
     splits = sorted({prompt.split for prompt in prompts} - {"train"})
-    first = painter.read([prompt.text for prompt in prompts], progress)
-    settings: dict[str, Any] = {"streams": list(first.states), "strength": 1.0} | vars(descent)
-    space = _space(first, prompts, descent.rank, recipe.seed)
+    encoded = image_model.encode([prompt.text for prompt in prompts], progress)
+    settings: dict[str, Any] = {"streams": list(encoded.states), "strength": 1.0} | vars(descent)
+    space = _space(encoded, prompts, descent.rank, recipe.seed)
 
-    def screen(heads: dict[str, Any], target: float = 0.0) -> CgceGuards:
+    def guards(heads: dict[str, Any], target: float = 0.0) -> CgceGuards:
         return stack([FittedGuard("fit", heads | space, settings | {"target": target})])
 
-    def read(known: Sequence[LabelledPrompt]) -> Conditioning:
-        more = [prompt.text for prompt in known[first.rows :]]
-        return concatenated([first, painter.read(more)]) if more else first
+    def encode(known: Sequence[LabelledPrompt]) -> Conditioning:
+        new = [prompt.text for prompt in known[encoded.rows :]]
+        return concatenated([encoded, image_model.encode(new)]) if new else encoded
 
     def classifier(known: Sequence[LabelledPrompt]) -> Callable[[Conditioning], Tensor]:
         quick = replace(recipe, steps=max(recipe.steps // 2, 1))
         labels = torch.tensor([prompt.unsafe for prompt in known])
-        heads = screen(_heads(read(known), labels, quick, "for the search", progress))
+        heads = guards(_heads(encode(known), labels, quick, "for the search", progress))
         return lambda text: heads.sense(text)[:, 0]
 
-    prompts = searched(
-        painter,
+    prompts = with_searched_prompts(
+        image_model,
         concept,
         prompts,
         search,
@@ -97,32 +96,33 @@ def fit_cgce(
         seed=recipe.seed,
         progress=progress,
     )
-    text = read(prompts)
+    text = encode(prompts)
     unsafe = torch.tensor([prompt.unsafe for prompt in prompts])
-    taught, kinds, held_out = [], [], []
+    trained, kinds, logits = [], [], []
     for number, split in enumerate(splits):
-        out = torch.tensor([prompt.split == split for prompt in prompts])
-        if not unsafe[~out].any() or unsafe[~out].all():
+        held_out = torch.tensor([prompt.split == split for prompt in prompts])
+        train = ~held_out
+        if not unsafe[train].any() or unsafe[train].all():
             raise DataError(f"there are no unsafe or no safe prompts beside those of {split}")
-        own = replace(recipe, seed=recipe.seed + number)
-        what = f"{number + 1} of {len(splits)}"
-        taught.append(_heads(text.select(~out), unsafe[~out], own, what, progress))
-        held_out += screen(taught[-1]).sense(text.select(out))[:, 0].tolist()
+        fold_recipe = replace(recipe, seed=recipe.seed + number)
+        stage = f"{number + 1} of {len(splits)}"
+        trained.append(_heads(text.select(train), unsafe[train], fold_recipe, stage, progress))
+        logits += guards(trained[-1]).sense(text.select(held_out))[:, 0].tolist()
         kinds += [prompt.kind for prompt in prompts if prompt.split == split]
-    scores = by_kind(held_out, kinds)
-    threshold = max(calibrated(scores, fpr, near_fpr), FLOOR)
+    scores = by_kind(logits, kinds)
+    threshold = max(calibrated(scores, rates), FLOOR)
     settings["target"] = min(float(np.quantile(scores["far"], descent.depth)), threshold)
-    heads = {name: np.concatenate([part[name] for part in taught]) for name in taught[0]}
-    asked = unsafe.nonzero()[:, 0]
-    due = text.select(asked[:: max(1, len(asked) // REFINED)])
-    calibration = figures(scores, threshold, fpr, near_fpr)
-    calibration |= _descended(screen(heads, settings["target"]), due, threshold)
+    heads = {name: np.concatenate([part[name] for part in trained]) for name in trained[0]}
+    rows = unsafe.nonzero()[:, 0]
+    sample = text.select(rows[:: max(1, len(rows) // REFINED)])
+    calibration = figures(scores, threshold, rates)
+    calibration |= _refinement_figures(guards(heads, settings["target"]), sample, threshold)
     meta = ArtifactMeta(
         method="cgce",
         concept=concept.name,
         description=concept.description,
         created=date.today(),
-        model=painter.fitted_model(),
+        model=image_model.fitted_model(),
         seams=("embedding",),
         settings=settings | {"threshold": threshold},
         calibration=calibration,
@@ -131,11 +131,11 @@ def fit_cgce(
 
 
 def _heads(
-    text: Conditioning, unsafe: Tensor, recipe: Recipe, what: str, progress: Stages
+    text: Conditioning, unsafe: Tensor, recipe: Recipe, stage: str, progress: Stages
 ) -> dict[str, Any]:
     tensors: dict[str, Any] = {}
     for stream, states in text.states.items():
-        advance = progress(f"training heads on {stream}: {what}", recipe.steps)
+        advance = progress(f"training heads on {stream}: {stage}", recipe.steps)
         heads = train_heads(states.clone(), unsafe, recipe, advance)
         tensors |= {f"{name}.{stream}": part.numpy() for name, part in heads.parts().items()}
     return tensors
@@ -144,9 +144,9 @@ def _heads(
 def _space(
     text: Conditioning, prompts: Sequence[LabelledPrompt], rank: int, seed: int
 ) -> dict[str, Any]:
-    """For each stream, where the guard may go: directions and safe tokens.
+    """For each stream, the directions of the descent and the anchors, states of safe tokens.
 
-    Where some safe prompts show what is to be drawn instead, these alone say where.
+    If some safe prompts are marked as replacements (`instead`), only these are used.
     """
     safe = {prompt.text: row for row, prompt in enumerate(prompts) if not prompt.unsafe}
     instead = {text: row for text, row in safe.items() if prompts[row].instead}
@@ -163,40 +163,41 @@ def _directions(
 ) -> Tensor:
     """The `rank` directions `[rank, width]` in which unsafe prompts and their partners differ most.
 
-    Partners are those in `safe`, which tells the row of each. Of the mean over all tokens, since a
-    partner's tokens need not stand where the prompt's stand.
+    `safe` has the row of each partner. The difference is that of the means over all tokens, since
+    a partner's tokens may have other positions.
     """
     pairs = [(row, safe[p.partner]) for row, p in enumerate(prompts) if p.partner in safe]
     if not pairs:
-        raise DataError("no unsafe prompt has its safe partner beside it")
+        raise DataError("no unsafe prompt has its safe partner among the prompts: add some")
     mean = states.float().mean(1)
-    found = principal(torch.stack([mean[row] - mean[partner] for row, partner in pairs]), rank)
-    if not len(found):
-        raise DataError("the encoder says the same of unsafe prompts and of their partners")
-    return found
+    directions = principal(torch.stack([mean[row] - mean[partner] for row, partner in pairs]), rank)
+    if not len(directions):
+        raise DataError("the encoder gives unsafe prompts and their partners the same states")
+    return directions
 
 
 def _anchors(safe: Tensor, seed: int) -> Tensor:
-    """Some token states `[n, width]` of safe prompts `[prompts, tokens, width]`, padding too."""
-    every = safe.float().flatten(0, 1)
-    draw = torch.Generator().manual_seed(seed)
-    return every[torch.randperm(len(every), generator=draw)[:ANCHORS]]
+    """A sample of token states `[n, width]` of safe prompts `[prompts, tokens, width]`, including
+    padding."""
+    states = safe.float().flatten(0, 1)
+    generator = torch.Generator().manual_seed(seed)
+    return states[torch.randperm(len(states), generator=generator)[:ANCHORS]]
 
 
-def _descended(screen: CgceGuards, text: Conditioning, threshold: float) -> dict[str, Any]:
-    """Steps and how far the states move, on unsafe prompts `text` that fire."""
-    fired = screen.sense(text)[:, 0] > threshold
+def _refinement_figures(guards: CgceGuards, text: Conditioning, threshold: float) -> dict[str, Any]:
+    """Steps of the descent and movement of the states, for the unsafe prompts `text` that fire."""
+    fired = guards.sense(text)[:, 0] > threshold
     text = text.select(fired)
     if not text.rows:
         return {"resolved": 0.0, "median_steps": 0.0, "moved": 0.0}
-    one = torch.ones(text.rows, 1)
-    acted = screen.act(text, one.bool(), threshold * one, one)
+    ones = torch.ones(text.rows, 1)
+    refined = guards.act(text, ones.bool(), threshold * ones, ones)
     gaps = [
-        (acted.text.states[name] - states).flatten(1).norm(dim=1) / states.flatten(1).norm(dim=1)
+        (refined.text.states[name] - states).flatten(1).norm(dim=1) / states.flatten(1).norm(dim=1)
         for name, states in text.states.items()
     ]
     return {
-        "resolved": float((acted.score[:, 0] <= threshold).float().mean()),
-        "median_steps": float(acted.steps.float().median()),
+        "resolved": float((refined.score[:, 0] <= threshold).float().mean()),
+        "median_steps": float(refined.steps.float().median()),
         "moved": float(torch.stack(gaps).mean()),
     }

@@ -1,4 +1,4 @@
-"""What a CGCE fit found, for a program (JSON) and for people (a page)."""
+"""The report of a CGCE fit, as JSON and as a page."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def as_json(fit: Calibrated, took_s: float) -> dict[str, Any]:
         "tensors_sha256": meta.tensors_sha256,
         "settings": meta.settings,
         "calibration": meta.calibration,
-        "scores": {kind: [round(s, 5) for s in own] for kind, own in fit.scores.items()},
+        "scores": {kind: [round(s, 5) for s in part] for kind, part in fit.scores.items()},
         "took_s": round(took_s, 1),
     }
 
@@ -36,7 +36,7 @@ def as_page(fit: Calibrated) -> str:
     ]
     if "drawn_fired" in figures:
         share = f"{figures['drawn_fired']:.1%}"
-        tiles.insert(1, Tile("Searched prompts that draw it and fire", share))
+        tiles.insert(1, Tile("Searched prompts with the concept that fire", share))
     order = ("far", "undrawn", "near", "mistaken", "drawn", "unsafe")
     scores = {kind: list(fit.scores[kind]) for kind in order if kind in fit.scores}
     threshold = float(str(meta.settings["threshold"]))
@@ -44,11 +44,11 @@ def as_page(fit: Calibrated) -> str:
         Plot(
             "Scores: the logit of p(concept)",
             plots.histograms(scores, {"threshold": threshold}),
-            "Of every prompt by the one head that was not taught its phrase, hard negative or "
-            "companion: these scores gave the threshold. The guard's score is the mean of all its "
-            "heads. Drawn and undrawn prompts are searched ones, labelled by the denoiser; "
-            "mistaken ones are hard negatives under which it draws the concept. What refined "
-            "prompts draw is measured by `guard eval images`, not here.",
+            "Each prompt is scored by the head that was not trained on its phrase, hard negative "
+            "or companion; the threshold comes from these scores. The guard's score is the mean "
+            "of all its heads. Drawn and undrawn prompts are searched, and labelled by the "
+            "denoiser; mistaken prompts are hard negatives whose images show the concept. "
+            "`guard eval images` measures the images of refined prompts.",
         ),
         Grid("Calibration", ("figure", "value"), rows(figures)),
         Grid("Settings", ("setting", "value"), rows(meta.settings)),

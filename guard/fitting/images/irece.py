@@ -1,8 +1,8 @@
-"""Fitting IRECE: from a concept and the model alone to a guard that finds it and breaks it.
+"""Fitting IRECE: a guard that finds a concept in the latents and breaks it there.
 
-The model draws the concept and what is not the concept, as for a classifier of finished latents
-(`guard.fitting.images.latents`), and is watched on its way. Everything is chosen on images that
-the classifier which judges them was not taught.
+The model generates images with and without the concept, as for a classifier of finished latents
+(`guard.fitting.images.latents`), and their trajectories are recorded. Every choice is made on
+images that the judging classifier was not trained on.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from guard.artifact import Artifact, ArtifactMeta
 from guard.data.concept import Concept
 from guard.errors import DataError
 from guard.fitting.images import irece_search
-from guard.fitting.images.latents import TrainingImages, drawable
-from guard.fitting.images.recording import RecordedTrajectory, watch
-from guard.fitting.images.reference_images import ReferenceImages, given_estimates
+from guard.fitting.images.latents import TrainingImages, sure_prompts
+from guard.fitting.images.recording import RecordedTrajectory, record_trajectories
+from guard.fitting.images.reference_images import ReferenceImages, reference_estimates
 from guard.fitting.prompts.concept_prompts import LabelledPrompt
-from guard.fitting.prompts.rates import Calibrated, by_kind, calibrated, figures
+from guard.fitting.prompts.rates import Calibrated, Rates, by_kind, calibrated, figures
 from guard.models.images import ImageModel
 from guard.reporting.progress import Stages
 from steering.engines.diffusion.sampling.estimates import estimates_of
@@ -35,119 +35,121 @@ from steering.engines.diffusion.seams.attention import text_keys
 from steering.images.latent import AttentionProbe, InspectionSchedule
 
 EARLIEST = 0.95
-"""The noise's share before which no look is tried: there is no image yet."""
+"""The largest noise level of an inspection: above it there is no image yet."""
 
 
 @dataclass(frozen=True)
 class _Presence:
-    """Classifiers of the estimates, one a fold, and the held-out logits `[images, looks]`."""
+    """Classifiers of the estimates, one per fold, and held-out logits `[images, inspections]`."""
 
     members: list[LatentClassifiers]
     logits: Tensor
 
 
 def fit_irece(
-    painter: ImageModel,
+    image_model: ImageModel,
     concept: Concept,
     prompts: Sequence[LabelledPrompt],
-    drawing: TrainingImages,
+    images: TrainingImages,
     *,
-    looks: int,
+    inspections: int,
     trials: int,
-    fpr: float,
-    near_fpr: float,
+    rates: Rates,
     recipe: LatentRecipe,
     seed: int,
     progress: Stages,
-    given: ReferenceImages | None = None,
+    references: ReferenceImages | None = None,
 ) -> Calibrated:
-    """`looks` at each image at most; `trials` images for each way of breaking the concept.
+    """Fit with `inspections` of each image at most, and `trials` images per replacement.
 
-    Classifiers are taught the images `given` too, and the rate on far ones is kept on those
-    without the concept: what comes back through inverted latents is not drawn by the model.
+    Classifiers are trained on the `references` too, and the rate on far prompts is also kept on
+    references without the concept, since an image that starts from inverted noise differs from the
+    images that the model generates.
 
-    Raises DataError where the prompts do not do for the rates asked for, or the model is not one
-    that can be watched.
+    Raises DataError if the prompts are too few for the rates, or if the model's trajectories cannot
+    be recorded.
     """
-    chosen = drawable(painter, concept, prompts, drawing, seed, progress)
-    steps, guidance = drawing.steps, drawing.guidance
+    chosen = sure_prompts(image_model, concept, prompts, images, seed, progress)
+    steps, guidance = images.steps, images.guidance
+    schedule = InspectionSchedule(EARLIEST, inspections)
     try:
-        levels = _levels(painter, InspectionSchedule(EARLIEST, looks), steps)
-        reads = _reads(painter, concept)
+        levels = _levels(image_model, schedule, steps)
+        probes = _probes(image_model, concept)
     except ValueError as error:
-        raise DataError(f"the model's images cannot be followed: {error}") from error
+        raise DataError(f"the model's trajectories cannot be recorded: {error}") from error
 
-    def watched(
-        part: Sequence[int], reads: Sequence[AttentionProbe], said: str
+    def record(
+        part: Sequence[int], probes: Sequence[AttentionProbe], stage: str
     ) -> RecordedTrajectory:
-        return watch(
-            painter,
+        return record_trajectories(
+            image_model,
             [chosen[i].text for i in part],
-            InspectionSchedule(EARLIEST, looks),
-            reads,
+            schedule,
+            probes,
             steps=steps,
             guidance=guidance,
             seed=seed + (part[0] if part else 0),
-            tick=progress(said, len(part)),
+            advance=progress(stage, len(part)),
         )
 
-    # prompts of one kind are drawn together: only of the concept's images places are asked for
+    # one kind at a time: attention is recorded for images of the concept only
     unsafe = [i for i, prompt in enumerate(chosen) if prompt.unsafe]
-    others = [i for i, prompt in enumerate(chosen) if not prompt.unsafe]
-    if not (unsafe and others):
+    safe = [i for i, prompt in enumerate(chosen) if not prompt.unsafe]
+    if not (unsafe and safe):
         raise DataError(
-            "the prompts do not do: a classifier is taught images with the concept and images "
-            "without it"
+            "the prompts are not sufficient: a classifier needs images with the concept and images "
+            "without it: add prompts of the missing kind"
         )
-    shown, plain = (
-        watched(unsafe, reads, "drawing the concept"),
-        watched(others, [], "drawing else"),
-    )
-    chosen = [chosen[i] for i in (*unsafe, *others)]
-    estimates = torch.cat([shown.estimates, plain.estimates])
+    with_concept = record(unsafe, probes, "generating the concept")
+    without = record(safe, [], "generating other images")
+    chosen = [chosen[i] for i in (*unsafe, *safe)]
+    estimates = torch.cat([with_concept.estimates, without.estimates])
     if not estimates.isfinite().all():
-        raise DataError("the model draws images that are not finite: another dtype may help")
+        raise DataError("the model's images are not finite: try another dtype")
     splits = sorted({prompt.split for prompt in chosen})
     parts = torch.tensor([splits.index(prompt.split) for prompt in chosen])
     label = torch.tensor([prompt.unsafe for prompt in chosen])
     kinds = [prompt.kind for prompt in chosen]
-    real = torch.zeros(0).bool()
-    if given is not None:
-        real = given.shown
-        advance = progress("looking at given images", len(real))
-        more = given_estimates(
-            painter,
-            given.latents,
-            InspectionSchedule(EARLIEST, looks),
+    shown = torch.zeros(0).bool()
+    if references is not None:
+        shown = references.shown
+        reference_parts = reference_estimates(
+            image_model,
+            references.latents,
+            schedule,
             steps=steps,
             seed=seed,
-            tick=advance,
+            advance=progress("noising reference images", len(shown)),
         )
-        estimates, label = torch.cat([estimates, more]), torch.cat([label, real])
-        parts = torch.cat([parts, torch.arange(len(real)) % len(splits)])
-    presence = _taught(estimates, label, parts, recipe, seed, progress)
-    kinds += ["given" if shown else "far" for shown in real.tolist()]
-    first, window = _window(presence.logits, kinds, fpr, near_fpr)
+        estimates = torch.cat([estimates, reference_parts])
+        label = torch.cat([label, shown])
+        parts = torch.cat([parts, torch.arange(len(shown)) % len(splits)])
+    presence = _trained(estimates, label, parts, recipe, seed, progress)
+    kinds += ["given" if concept_shown else "far" for concept_shown in shown.tolist()]
+    first, windows = _first_inspection(presence.logits, kinds, rates)
     scores = by_kind(presence.logits[:, first:].amax(1).tolist(), kinds)
-    threshold = calibrated(scores, fpr, near_fpr)
-    held = irece_search.HeldOut(
-        estimates[: len(unsafe), -1], shown.maps, presence.members, parts[: len(unsafe)], threshold
+    threshold = calibrated(scores, rates)
+    held_out = irece_search.HeldOut(
+        estimates[: len(unsafe), -1],
+        with_concept.maps,
+        presence.members,
+        parts[: len(unsafe)],
+        threshold,
     )
-    settings, placing = irece_search.place(held, [(read.layer, read.head) for read in reads])
-    own = [reads[i] for i in settings.reads]
-    judged = held.shown[0]
+    settings, placing = irece_search.search_masks(
+        held_out, [(probe.layer, probe.head) for probe in probes]
+    )
+    chosen_probes = [probes[i] for i in settings.reads]
+    judged = held_out.folds[0]
     texts = [chosen[i].text for i in range(len(unsafe)) if parts[i] == judged][:trials]
-    settings, breaking = irece_search.break_(
-        painter,
-        held,
+    # the model must still fill in what was broken: the last inspection is too late to start
+    last = max(first + 1, len(levels) - 1)
+    settings, breaking = irece_search.search_replacement(
+        irece_search.TrialImages(image_model, texts, steps, guidance, seed + 100_000),
+        held_out,
         settings,
-        own,
-        texts,
-        # behind the first look the model has to fill in what was broken: the last one is too late
-        [(levels[at], len(levels) - at) for at in range(first, max(first + 1, len(levels) - 1))],
-        steps=steps,
-        guidance=guidance,
-        seed=seed + 100_000,
+        chosen_probes,
+        [(levels[start], len(levels) - start) for start in range(first, last)],
         progress=progress,
     )
     meta = ArtifactMeta(
@@ -155,45 +157,44 @@ def fit_irece(
         concept=concept.name,
         description=concept.description,
         created=date.today(),
-        model=painter.fitted_pipeline(),
+        model=image_model.fitted_pipeline(),
         seams=("attention", "latent"),
         settings={
             "threshold": threshold,
             "strength": 1.0,
             **settings.as_dict(),
-            "reads": [[read.layer, read.head] for read in own],
+            "reads": [[probe.layer, probe.head] for probe in chosen_probes],
             "steps": steps,
             "guidance": guidance,
         },
         calibration={
-            **figures(scores, threshold, fpr, near_fpr),
+            **figures(scores, threshold, rates),
             "hidden": recipe.attack_radius,
-            **_given_fired(presence.logits[len(chosen) :, first:], real, threshold),
-            "windows": window,
+            **_reference_rates(presence.logits[len(chosen) :, first:], shown, threshold),
+            "windows": windows,
             "places": placing,
             "breaking": breaking,
         },
     )
-    return Calibrated(
-        Artifact(meta, irece_search.guard_tensors(stacked(presence.members), own)), scores
-    )
+    tensors = irece_search.guard_tensors(stacked(presence.members), chosen_probes)
+    return Calibrated(Artifact(meta, tensors), scores)
 
 
-def _levels(painter: ImageModel, looks: InspectionSchedule, steps: int) -> list[float]:
-    """The noise's share at each look."""
-    family = painter.family
+def _levels(image_model: ImageModel, inspections: InspectionSchedule, steps: int) -> list[float]:
+    """The noise level of each inspection."""
+    family = image_model.family
     schedule = Sampler(family.scheduler, family.arrange).schedule(steps)
     tables = estimates_of(family.scheduler, schedule)
     levels = tables.level.tolist()
-    return [levels[at] for at in sorted(looks.among(levels, tables.whole.tolist()))]
+    return [levels[step] for step in sorted(inspections.among(levels, tables.whole.tolist()))]
 
 
-def _reads(painter: ImageModel, concept: Concept) -> list[AttentionProbe]:
-    """Every head of every layer that can be read, for the concept's name."""
-    family = painter.family
+def _probes(image_model: ImageModel, concept: Concept) -> list[AttentionProbe]:
+    """A probe of the concept's name for every head of every readable layer."""
+    family = image_model.family
     name = re.sub(r"^(a|an|the) ", "", concept.phrases.train[0])
-    own = family.content(name)
-    if not own.any():
+    tokens = family.content(name)
+    if not tokens.any():
         raise ValueError(f"the text encoder has no token of {name!r}")
     timestep = float(family.scheduler.config.get("num_train_timesteps", 1000)) / 2
     with torch.no_grad():
@@ -201,14 +202,14 @@ def _reads(painter: ImageModel, concept: Concept) -> list[AttentionProbe]:
         others = text_keys(family, family.unconditional([""]), timestep)
     return [
         AttentionProbe(
-            layer, head, keys[layer][own.to(keys[layer].device), head], others[layer][:, head]
+            layer, head, keys[layer][tokens.to(keys[layer].device), head], others[layer][:, head]
         )
         for layer in family.readable
         for head in range(keys[layer].shape[1])
     ]
 
 
-def _taught(
+def _trained(
     estimates: Tensor,
     label: Tensor,
     parts: Tensor,
@@ -216,48 +217,49 @@ def _taught(
     seed: int,
     progress: Stages,
 ) -> _Presence:
-    """One classifier a fold, taught the estimates of all looks at the others' images."""
-    count, looks = estimates.shape[:2]
-    every = estimates.flatten(0, 1)
+    """One classifier per fold, trained on the estimates of the other folds at all inspections."""
+    count, inspections = estimates.shape[:2]
+    flat = estimates.flatten(0, 1)
     folds = int(parts.max()) + 1
     advance = progress("training classifiers", folds)
-    members, logits = [], torch.zeros(count, looks)
+    members, logits = [], torch.zeros(count, inspections)
     for part in range(folds):
-        own = parts == part
-        taught = (~own).repeat_interleave(looks)
+        held_out = parts == part
+        train = (~held_out).repeat_interleave(inspections)
+        labels = label.repeat_interleave(inspections)[train]
         try:
-            members.append(
-                train_latents(
-                    every[taught], label.repeat_interleave(looks)[taught], recipe, seed=seed + part
-                )
-            )
+            members.append(train_latents(flat[train], labels, recipe, seed=seed + part))
         except ValueError as error:
-            raise DataError(f"the prompts do not do: {error}") from error
+            raise DataError(f"the prompts are not sufficient: {error}") from error
         with torch.no_grad():
-            said = members[-1](every[own.repeat_interleave(looks)].float())[:, 0]
-        logits[own] = said.view(-1, looks)
+            part_logits = members[-1](flat[held_out.repeat_interleave(inspections)].float())[:, 0]
+        logits[held_out] = part_logits.view(-1, inspections)
         advance(1)
     return _Presence(members, logits)
 
 
-def _window(
-    logits: Tensor, kinds: Sequence[str], fpr: float, near_fpr: float
+def _first_inspection(
+    logits: Tensor, kinds: Sequence[str], rates: Rates
 ) -> tuple[int, list[JsonValue]]:
-    """The first look, and what each choice of it finds at the rates asked for.
+    """The first inspection, and the figures of all candidates at the requested rates.
 
-    The earliest that finds nearly as much as the best: what is broken early, the model fills in.
+    The earliest one whose recall is close to the best is chosen, since the model has more steps
+    left to fill in what is broken early.
     """
-    tried: list[dict[str, Any]] = []
+    windows: list[dict[str, Any]] = []
     for first in range(logits.shape[1]):
         scores = by_kind(logits[:, first:].amax(1).tolist(), kinds)
-        found = figures(scores, calibrated(scores, fpr, near_fpr), fpr, near_fpr)
-        tried.append({"first_look": first, "recall": found["recall"], "auc": found["auc"]})
-    best = max(each["recall"] for each in tried)
-    return next(i for i, each in enumerate(tried) if each["recall"] >= best - 0.01), [*tried]
+        window = figures(scores, calibrated(scores, rates), rates)
+        windows.append({"first_look": first, "recall": window["recall"], "auc": window["auc"]})
+    best = max(window["recall"] for window in windows)
+    first = next(i for i, window in enumerate(windows) if window["recall"] >= best - 0.01)
+    return first, [*windows]
 
 
-def _given_fired(logits: Tensor, shown: Tensor, threshold: float) -> dict[str, float]:
-    """Of given images with the concept, and of those without it, the shares that fire."""
+def _reference_rates(logits: Tensor, shown: Tensor, threshold: float) -> dict[str, float]:
+    """The shares of reference images with and without the concept that fire."""
     fires = logits.amax(1) > threshold if len(logits) else torch.zeros(0).bool()
-    pairs = {"given_recall": shown, "given_far_fired": ~shown}
-    return {name: float(fires[own].float().mean()) for name, own in pairs.items() if own.any()}
+    groups = {"given_recall": shown, "given_far_fired": ~shown}
+    return {
+        name: float(fires[group].float().mean()) for name, group in groups.items() if group.any()
+    }

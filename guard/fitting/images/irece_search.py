@@ -1,8 +1,8 @@
-"""What of IRECE is searched for: where to read attention, how much to mask, what to put there.
+"""The search for IRECE's settings: attention heads, size of the mask, replacement.
 
-The judge is always a classifier that was not taught the image: a concept is *gone* where that one
-scores the broken image under the guard's threshold. How much of the image had to be written
-over for it is the price.
+The judge of an image is always a classifier that was not trained on it: a concept is *gone* if that
+classifier scores the broken image under the guard's threshold. The cost is the share of the image
+that was written over.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from classifiers.latents import LatentClassifiers, stacked
 from guard.fitting.images.latents import classifier_tensors
-from guard.fitting.images.recording import AT_ONCE
+from guard.fitting.images.recording import BATCH
 from guard.models.images import ImageModel
 from guard.reporting.progress import Stages
 from steering.engines.diffusion.engine import DiffusionEngine, ImageStart
@@ -32,19 +32,19 @@ MOST_READS = 4
 MASKS = (0.5, 0.4, 0.3, 0.2)
 """From the smallest to the largest."""
 VOTES = 2.0
-"""Weight of the classifiers' votes beside one read. Not searched for: most images of a fit show
-one object, where a head for any object does as well as one for the concept. On scenes with true
-boxes and two objects, heads that were chosen without the votes often took the other one.
+"""Weight of the classifiers' votes relative to one attention head. It is not searched for: most
+images of a fit show one object, so a head for any object does as well as one for the concept. On
+scenes with annotated boxes and two objects, heads chosen without votes often took the wrong one.
 """
 SMOOTHING = 0.09
-"""In shares of the image's side: about a quarter of an object in a scene of two or three."""
+"""As a share of the image's side: about a quarter of an object in a scene of two or three."""
 ENOUGH = 0.02
-"""What counts as no worse, of shares of images in which the concept is gone."""
+"""Differences up to this, between shares of images without the concept, do not count."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """As the artifact has them; `reads` are numbers of those that were tried."""
+    """Settings as the artifact has them; `reads` are indices of the probes that were tried."""
 
     reads: tuple[int, ...]
     votes: float
@@ -55,14 +55,17 @@ class Settings:
     looks: int = 1
 
     def as_dict(self) -> dict[str, Any]:
-        """Without the reads, which an artifact names."""
+        """All but `reads`, which an artifact lists by layer and head."""
         return {name: value for name, value in asdict(self).items() if name != "reads"}
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Finished latents `[images, channels, ...]` that show the concept, each read's map of them
-    `[images, reads, ...]`, the classifiers of all folds, and which fold an image is of."""
+    """Images of the concept with the classifiers that judge them.
+
+    `latents [images, channels, ...]` are finished, `maps [images, probes, ...]` are the probes'
+    attention maps, `members` the classifiers of all folds, and `parts [images]` the folds.
+    """
 
     latents: Tensor
     maps: Tensor
@@ -72,56 +75,72 @@ class HeldOut:
 
     @torch.no_grad()
     def gone(self, latents: Tensor) -> Tensor:
-        """`[images]`: whether the member that was not taught an image no longer finds it."""
-        said = torch.zeros(len(latents))
-        for part in self.shown:
-            own = self.parts == part
-            said[own] = self.members[part](latents[own].float())[:, 0]
-        return said <= self.threshold
+        """`[images]`: whether the classifier that was not trained on an image no longer fires."""
+        logits = torch.zeros(len(latents))
+        for part in self.folds:
+            held_out = self.parts == part
+            logits[held_out] = self.members[part](latents[held_out].float())[:, 0]
+        return logits <= self.threshold
 
     @property
-    def shown(self) -> list[int]:
-        """The folds that have images here, those with the most of them first."""
+    def folds(self) -> list[int]:
+        """The folds that have images here, the largest first."""
         counts = torch.bincount(self.parts, minlength=len(self.members)).tolist()
         order = sorted(range(len(counts)), key=lambda part: -counts[part])
         return [part for part in order if counts[part]]
 
     @torch.no_grad()
     def votes(self) -> Tensor:
-        """Maps of the votes of the members that were taught an image, as the guard has them."""
-        found = torch.zeros(len(self.latents), *self.latents.shape[2:])
-        for part in self.shown:
-            own = self.parts == part
-            votes = stacked(self.others(part)).votes(self.latents[own].float()).mean(1)
-            found[own] = irece.votes_map(votes, self.latents.shape[2:])
-        return found
+        """Vote maps `[images, ...]` of the classifiers that were trained on an image, as the guard
+        computes them."""
+        maps = torch.zeros(len(self.latents), *self.latents.shape[2:])
+        for part in self.folds:
+            images = self.parts == part
+            votes = stacked(self.others(part)).votes(self.latents[images].float()).mean(1)
+            maps[images] = irece.votes_map(votes, self.latents.shape[2:])
+        return maps
 
     def others(self, part: int) -> list[LatentClassifiers]:
-        """The members that were taught the images of `part`."""
+        """The classifiers that were trained on the images of `part`."""
         return [member for i, member in enumerate(self.members) if i != part]
 
 
-def place(held: HeldOut, named: Sequence[tuple[str, int]]) -> tuple[Settings, list[JsonValue]]:
-    """Reads and mask, and what was tried on the way.
+@dataclass(frozen=True)
+class _Breaking:
+    """The shares of images in which the concept is gone, and of the image that is masked."""
 
-    Reads are added to the votes one by one, as long as that helps: the one with which masks make
-    most images lose the concept, and write over least.
+    gone: float
+    area: float
+
+    @property
+    def value(self) -> float:
+        """An image without the concept counts as much as the whole area of one image."""
+        return self.gone - self.area
+
+
+def search_masks(
+    held_out: HeldOut, probes: Sequence[tuple[str, int]]
+) -> tuple[Settings, list[JsonValue]]:
+    """Settings with heads and mask, and all trials; `probes` are layers and heads.
+
+    Heads are added to the votes one by one while that helps: the next one is the head whose masks
+    take the concept out of most images and cover least.
     """
-    tried: list[dict[str, Any]] = []
-    votes = held.votes()
+    trials: list[dict[str, Any]] = []
+    votes = held_out.votes()
 
-    def trial(reads: Sequence[int], weight: float, mask: float) -> tuple[float, float]:
-        evidence = weight * votes + held.maps[:, list(reads)].sum(1)
-        return _broken(held, evidence, mask)
+    def trial(reads: Sequence[int], weight: float, mask: float) -> _Breaking:
+        evidence = weight * votes + held_out.maps[:, list(reads)].sum(1)
+        return _masked(held_out, evidence, mask)
 
-    def note(reads: Sequence[int], weight: float, mask: float, found: tuple[float, float]) -> None:
-        tried.append(
+    def note(reads: Sequence[int], weight: float, mask: float, breaking: _Breaking) -> None:
+        trials.append(
             {
-                "reads": [list(named[i]) for i in reads],
+                "reads": [list(probes[i]) for i in reads],
                 "votes": weight,
                 "mask": mask,
-                "gone": found[0],
-                "area": found[1],
+                "gone": breaking.gone,
+                "area": breaking.area,
             }
         )
 
@@ -129,147 +148,145 @@ def place(held: HeldOut, named: Sequence[tuple[str, int]]) -> tuple[Settings, li
     chosen: list[int] = []
     best = trial(chosen, VOTES, middle)
     note(chosen, VOTES, middle, best)
-    while len(chosen) < min(MOST_READS, len(named)):
-        each = {i: trial([*chosen, i], VOTES, middle) for i in range(len(named)) if i not in chosen}
-        top = max(each, key=lambda i: _worth(each[i]))
-        if _worth(each[top]) <= _worth(best) + ENOUGH / 2:
+    while len(chosen) < min(MOST_READS, len(probes)):
+        candidates = {
+            i: trial([*chosen, i], VOTES, middle) for i in range(len(probes)) if i not in chosen
+        }
+        top = max(candidates, key=lambda i: candidates[i].value)
+        if candidates[top].value <= best.value + ENOUGH / 2:
             break
         chosen.append(top)
-        best = each[top]
+        best = candidates[top]
         note(chosen, VOTES, middle, best)
     if chosen:
         note(chosen, 0.0, middle, trial(chosen, 0.0, middle))
     masks = {mask: trial(chosen, VOTES, mask) for mask in MASKS}
-    for mask, found in masks.items():
-        note(chosen, VOTES, mask, found)
-    most = max(found[0] for found in masks.values())
-    mask = next(each for each in MASKS if masks[each][0] >= most - ENOUGH)
-    return Settings(tuple(chosen), VOTES, mask), [*tried]
+    for mask, breaking in masks.items():
+        note(chosen, VOTES, mask, breaking)
+    most = max(breaking.gone for breaking in masks.values())
+    mask = next(mask for mask in MASKS if masks[mask].gone >= most - ENOUGH)
+    return Settings(tuple(chosen), VOTES, mask), [*trials]
 
 
-def _broken(held: HeldOut, evidence: Tensor, mask: float) -> tuple[float, float]:
-    """In how many images the concept is gone when the finished latents are written over, and the
-    share of the image that takes."""
+def _masked(held_out: HeldOut, evidence: Tensor, mask: float) -> _Breaking:
+    """The effect of masking the finished latents where the evidence is over `mask`."""
     count = len(evidence)
     smooth = irece.smoothed(evidence, torch.full((count,), SMOOTHING))
     masks = irece.mask_of(smooth, torch.full((count,), mask))
     kind = torch.zeros(count, dtype=torch.long)
-    instead = irece.replaced(held.latents, held.latents, masks, kind)
-    written = torch.where(masks[:, None] > 0, instead, held.latents)
-    return float(held.gone(written).float().mean()), float(masks.mean())
+    instead = irece.replaced(held_out.latents, held_out.latents, masks, kind)
+    latents = torch.where(masks[:, None] > 0, instead, held_out.latents)
+    return _Breaking(float(held_out.gone(latents).float().mean()), float(masks.mean()))
 
 
-def _worth(found: tuple[float, float]) -> float:
-    """An image that has lost the concept counts for as much as the whole area of one."""
-    gone, area = found
-    return gone - area
+@dataclass(frozen=True)
+class TrialImages:
+    """The images that the search generates: prompt i has the seed `seed + i`."""
+
+    image_model: ImageModel
+    prompts: Sequence[str]
+    steps: int
+    guidance: float
+    seed: int
+
+    @torch.no_grad()
+    def generate(self, guard: FittedGuard | None) -> tuple[Tensor, Tensor, float]:
+        """Finished latents, masks `[images, ...]`, and how many steps were written per image."""
+        family = self.image_model.family
+        stacks = ImageStacks(latents=(irece.stack([guard], family.device),) if guard else ())
+        rows = [RowGuard(guard.name, guard.number("threshold"), 1.0)] if guard else []
+        engine = DiffusionEngine(family, stacks, capacity=BATCH, forward=None)
+        starts = [
+            ImageStart(
+                text, seed=self.seed + i, steps=self.steps, guidance=self.guidance, guards=rows
+            )
+            for i, text in enumerate(self.prompts)
+        ]
+        latents, masks, written = [], [], 0
+        try:
+            for first in range(0, len(starts), BATCH):
+                engine.start(starts[first : first + BATCH])
+                while not (complete := engine.step()):
+                    pass
+                latents.append(engine.finished(complete).cpu())
+                none = torch.zeros_like(latents[0][0, 0])
+                masks += [engine.masks(row).get(_TRIAL, none).cpu() for row in complete]
+                written += sum(
+                    reading.steps for row in complete for reading in engine.readings(row).values()
+                )
+                engine.reset()
+        finally:
+            engine.close()
+        return torch.cat(latents), torch.stack(masks), written / len(self.prompts)
 
 
-def break_(
-    painter: ImageModel,
-    held: HeldOut,
+def search_replacement(
+    images: TrialImages,
+    held_out: HeldOut,
     settings: Settings,
-    reads: Sequence[AttentionProbe],
-    prompts: Sequence[str],
+    probes: Sequence[AttentionProbe],
     windows: Sequence[tuple[float, int]],
     *,
-    steps: int,
-    guidance: float,
-    seed: int,
     progress: Stages,
 ) -> tuple[Settings, list[JsonValue]]:
-    """The replacement and the first look, by drawing `prompts` of the first fold of `held.shown`
-    under a guard of the other folds' members, which the member of that fold judges.
+    """Settings with the replacement and the first inspection, and all trials.
 
-    `windows` are levels and numbers of looks, the earliest first. Of those that are no
-    worse, the one that changes least outside of its masks is taken.
+    `images` have prompts of the first of `held_out.folds`. They are generated under a guard of the
+    other folds' classifiers, and judged by the classifier of that fold. `windows` are levels and
+    numbers of inspections, the earliest first. Among settings that take the concept out equally
+    well, the one with the least change outside of its masks is chosen.
     """
-    judge = held.shown[0]
-    member, others = held.members[judge], held.others(judge)
-    bare, _, _ = _drawn(painter, prompts, None, steps, guidance, seed)
+    fold = held_out.folds[0]
+    judge, others = held_out.members[fold], held_out.others(fold)
+    bare, _, _ = images.generate(None)
     variants = [
-        replace(settings, replacement=kind, level=min(1.0, level + 1e-3), looks=looks)
+        replace(settings, replacement=kind, level=min(1.0, level + 1e-3), looks=inspections)
         for kind in irece.REPLACEMENTS
-        for level, looks in {windows[0], windows[len(windows) // 2], windows[-1]}
+        for level, inspections in {windows[0], windows[len(windows) // 2], windows[-1]}
     ]
-    variants.sort(key=lambda each: (irece.REPLACEMENTS.index(each.replacement), -each.looks))
+    variants.sort(key=lambda v: (irece.REPLACEMENTS.index(v.replacement), -v.looks))
     advance = progress("breaking the concept", len(variants))
-    tried: list[dict[str, Any]] = []
-    for each in variants:
-        guard = _guard(each, others, reads, held.threshold)
-        latents, masks, steps_taken = _drawn(painter, prompts, guard, steps, guidance, seed)
+    trials: list[dict[str, Any]] = []
+    for variant in variants:
+        guard = _guard(variant, others, probes, held_out.threshold)
+        latents, masks, written = images.generate(guard)
         with torch.no_grad():
-            gone = member(latents.float())[:, 0] <= held.threshold
+            gone = judge(latents.float())[:, 0] <= held_out.threshold
         outside = (1 - masks)[:, None].expand_as(latents)
         change = ((latents - bare) ** 2 * outside).sum() / outside.sum().clamp(min=1)
-        tried.append(
+        trials.append(
             {
-                "replacement": each.replacement,
-                "level": each.level,
-                "looks": each.looks,
+                "replacement": variant.replacement,
+                "level": variant.level,
+                "looks": variant.looks,
                 "gone": float(gone.float().mean()),
                 "area": float(masks.mean()),
-                "steps": steps_taken,
+                "steps": written,
                 "change_outside": float(change / bare.var()),
             }
         )
         advance(1)
-    most = max(found["gone"] for found in tried)
-    among = [i for i, found in enumerate(tried) if found["gone"] >= most - ENOUGH]
-    return variants[min(among, key=lambda i: tried[i]["change_outside"])], [*tried]
+    most = max(trial["gone"] for trial in trials)
+    equal = [i for i, trial in enumerate(trials) if trial["gone"] >= most - ENOUGH]
+    return variants[min(equal, key=lambda i: trials[i]["change_outside"])], [*trials]
 
 
 def _guard(
     settings: Settings,
     members: Sequence[LatentClassifiers],
-    reads: Sequence[AttentionProbe],
+    probes: Sequence[AttentionProbe],
     threshold: float,
 ) -> FittedGuard:
-    named = [[read.layer, read.head] for read in reads]
+    named = [[probe.layer, probe.head] for probe in probes]
     return FittedGuard(
         _TRIAL,
-        guard_tensors(stacked(members), reads),
+        guard_tensors(stacked(members), probes),
         {**settings.as_dict(), "reads": named, "threshold": threshold},
     )
 
 
-def guard_tensors(members: LatentClassifiers, reads: Sequence[AttentionProbe]) -> dict[str, Any]:
-    """As an artifact holds them, NumPy arrays by name."""
-    keys = {f"keys{i}.attention": read.keys.cpu().numpy() for i, read in enumerate(reads)}
-    others = {f"others{i}.attention": read.others.cpu().numpy() for i, read in enumerate(reads)}
+def guard_tensors(members: LatentClassifiers, probes: Sequence[AttentionProbe]) -> dict[str, Any]:
+    """The tensors of an artifact by name, NumPy arrays."""
+    keys = {f"keys{i}.attention": probe.keys.cpu().numpy() for i, probe in enumerate(probes)}
+    others = {f"others{i}.attention": probe.others.cpu().numpy() for i, probe in enumerate(probes)}
     return classifier_tensors(members) | keys | others
-
-
-@torch.no_grad()
-def _drawn(
-    painter: ImageModel,
-    prompts: Sequence[str],
-    guard: FittedGuard | None,
-    steps: int,
-    guidance: float,
-    seed: int,
-) -> tuple[Tensor, Tensor, float]:
-    """Finished latents, what was written over `[images, ...]`, and the steps that took."""
-    erasers = [irece.stack([guard], painter.family.device)] if guard else []
-    rows = [RowGuard(guard.name, guard.number("threshold"), 1.0)] if guard else []
-    engine = DiffusionEngine(
-        painter.family, ImageStacks(latents=tuple(erasers)), capacity=AT_ONCE, forward=None
-    )
-    starts = [
-        ImageStart(text, seed=seed + i, steps=steps, guidance=guidance, guards=rows)
-        for i, text in enumerate(prompts)
-    ]
-    latents, masks, taken = [], [], 0
-    try:
-        for first in range(0, len(starts), AT_ONCE):
-            engine.start(starts[first : first + AT_ONCE])
-            while not (complete := engine.step()):
-                pass
-            latents.append(engine.finished(complete).cpu())
-            none = torch.zeros_like(latents[0][0, 0])
-            masks += [engine.masks(row).get(_TRIAL, none).cpu() for row in complete]
-            taken += sum(told.steps for row in complete for told in engine.readings(row).values())
-            engine.reset()
-    finally:
-        engine.close()
-    return torch.cat(latents), torch.stack(masks), taken / len(prompts)

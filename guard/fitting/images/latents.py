@@ -1,4 +1,4 @@
-"""Fitting a classifier of latents: the model draws the concept and what is not the concept."""
+"""Fitting a classifier of finished latents, on images that the model generates."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from guard.data.concept import Concept
 from guard.errors import DataError
 from guard.fitting.prompts.concept_prompts import LabelledPrompt
 from guard.fitting.prompts.likeness import DRAWN, UNDRAWN, Likeness, likeness_of
-from guard.fitting.prompts.rates import Calibrated, by_kind, calibrated, figures
+from guard.fitting.prompts.rates import Calibrated, Rates, by_kind, calibrated, figures
 from guard.models.images import ImageModel
 from guard.reporting.progress import Stages
 
-_AT_ONCE = 48
-"""Prompts that are asked about before it is looked whether there are enough."""
+_BATCH = 48
+"""Prompts whose likeness is computed together."""
 
 
 @dataclass(frozen=True)
 class TrainingImages:
     """The images of a fit: at most `count` with the concept, twice as many without it, and half
-    as many of hard negatives. `bf16` computes the denoiser in bfloat16 while prompts are chosen.
+    as many of hard negatives. With `bf16` the denoiser runs in bfloat16 while prompts are chosen.
     """
 
     count: int
@@ -35,124 +35,145 @@ class TrainingImages:
     guidance: float
     bf16: bool = False
 
+    @classmethod
+    def of(
+        cls,
+        image_model: ImageModel,
+        count: int,
+        *,
+        steps: int | None = None,
+        guidance: float | None = None,
+        bf16: bool = False,
+    ) -> TrainingImages:
+        """With the pipeline's own number of steps and guidance scale in place of None."""
+        default_steps, default_guidance = image_model.family.defaults
+        return cls(
+            count=count,
+            steps=default_steps if steps is None else steps,
+            guidance=default_guidance if guidance is None else guidance,
+            bf16=bf16,
+        )
+
     @property
     def wanted(self) -> dict[str, int]:
-        """By kind of prompt. Of far ones it takes many: the rarest false alarm counts."""
+        """Images by kind of prompt. Far prompts are the most: the rarest false alarm counts."""
         return {"unsafe": self.count, "far": 2 * self.count, "near": self.count // 2}
 
 
 def fit_latents(
-    painter: ImageModel,
+    image_model: ImageModel,
     concept: Concept,
     prompts: Sequence[LabelledPrompt],
-    drawing: TrainingImages,
+    images: TrainingImages,
     *,
-    fpr: float,
-    near_fpr: float,
+    rates: Rates,
     recipe: LatentRecipe,
     seed: int,
     progress: Stages,
 ) -> Calibrated:
-    """A classifier for each split of `prompts`, taught all images but its own, scored on these.
+    """One classifier per split of `prompts`, trained on the other splits and scored on its own.
 
-    The labels are those of the prompts, and only such prompts are drawn as the denoiser is sure of
-    (`guard.fitting.prompts.likeness`): not every prompt that names the concept shows it, and one
-    that the denoiser takes for the concept does. The scores of all held-out images give the
-    threshold; all classifiers together are the guard (cross-conformal prediction, Vovk 2015).
-    Raises DataError where the prompts do not do for the rates that are asked for.
+    The label of an image is that of its prompt. Since not every prompt that names the concept shows
+    it, only prompts that the denoiser is sure of are used (`guard.fitting.prompts.likeness`). The
+    scores of all held-out images give the threshold; all classifiers together are the guard
+    (cross-conformal prediction, Vovk 2015). Raises DataError if the prompts are too few for the
+    rates.
     """
-    chosen = drawable(painter, concept, prompts, drawing, seed, progress)
+    chosen = sure_prompts(image_model, concept, prompts, images, seed, progress)
     texts = [prompt.text for prompt in chosen]
-    latents = painter.draw(
+    latents = image_model.generate_latents(
         texts,
-        steps=drawing.steps,
-        guidance=drawing.guidance,
+        steps=images.steps,
+        guidance=images.guidance,
         seed=seed,
-        tick=progress("drawing images", len(texts)),
+        advance=progress("generating images", len(texts)),
     )
     if not latents.isfinite().all():
-        raise DataError("the model draws images that are not finite: another dtype may help")
+        raise DataError("the model's images are not finite: try another dtype")
     splits = sorted({prompt.split for prompt in chosen})
     parts = torch.tensor([splits.index(prompt.split) for prompt in chosen])
     unsafe = torch.tensor([prompt.unsafe for prompt in chosen])
     advance = progress("training classifiers", len(splits))
-    members, held_out = [], torch.zeros(len(latents))
+    members, logits = [], torch.zeros(len(latents))
     for part in range(len(splits)):
-        others, own = parts != part, parts == part
+        train, held_out = parts != part, parts == part
         try:
-            members.append(train_latents(latents[others], unsafe[others], recipe, seed=seed + part))
+            members.append(train_latents(latents[train], unsafe[train], recipe, seed=seed + part))
         except ValueError as error:
-            raise DataError(f"the prompts do not do: {error}") from error
+            raise DataError(f"the prompts are not sufficient: {error}") from error
         with torch.no_grad():
-            held_out[own] = members[-1](latents[own].float())[:, 0]
+            logits[held_out] = members[-1](latents[held_out].float())[:, 0]
         advance(1)
-    scores = by_kind(held_out.tolist(), [prompt.kind for prompt in chosen])
-    threshold = calibrated(scores, fpr, near_fpr)
+    scores = by_kind(logits.tolist(), [prompt.kind for prompt in chosen])
+    threshold = calibrated(scores, rates)
     meta = ArtifactMeta(
         method="latents",
         concept=concept.name,
         description=concept.description,
         created=date.today(),
-        model=painter.fitted_autoencoder(),
+        model=image_model.fitted_autoencoder(),
         seams=("latent",),
-        settings={"threshold": threshold, "steps": drawing.steps, "guidance": drawing.guidance},
-        calibration=figures(scores, threshold, fpr, near_fpr),
+        settings={"threshold": threshold, "steps": images.steps, "guidance": images.guidance},
+        calibration=figures(scores, threshold, rates),
     )
     return Calibrated(Artifact(meta, classifier_tensors(stacked(members))), scores)
 
 
-def drawable(
-    painter: ImageModel,
+def sure_prompts(
+    image_model: ImageModel,
     concept: Concept,
     prompts: Sequence[LabelledPrompt],
-    drawing: TrainingImages,
+    images: TrainingImages,
     seed: int,
     progress: Stages,
 ) -> list[LabelledPrompt]:
-    """The prompts to draw, of each kind as many as are wanted if there are so many, by split.
+    """The prompts whose label the denoiser is sure of: of each kind at most as many as wanted.
 
-    Raises DataError where the denoiser is sure of none.
+    They keep their order. Raises DataError if the denoiser is sure of none.
     """
-    likeness = likeness_of(painter, concept, prompts, seed=seed, bf16=drawing.bf16)
-    advance = progress("choosing prompts", sum(drawing.wanted.values()))
+    likeness = likeness_of(image_model, concept, prompts, seed=seed, bf16=images.bf16)
+    advance = progress("choosing prompts", sum(images.wanted.values()))
     order = random.Random(seed).sample(range(len(prompts)), len(prompts))
-    found: list[int] = []
-    for kind, wanted in drawing.wanted.items():
-        candidates = [at for at in order if prompts[at].kind == kind]
+    chosen: list[int] = []
+    for kind, wanted in images.wanted.items():
+        candidates = [index for index in order if prompts[index].kind == kind]
         sure: list[int] = []
-        for part in _parts(candidates, _AT_ONCE):
+        for part in _parts(candidates, _BATCH):
             before = len(sure)
-            sure += _sure(painter, likeness, prompts, part)
+            sure += _sure(image_model, likeness, prompts, part)
             advance(min(len(sure), wanted) - min(before, wanted))
             if len(sure) >= wanted:
                 break
-        advance(max(0, wanted - len(sure)))  # there are no more
-        found += sure[:wanted]
-    if not found:
+        advance(max(0, wanted - len(sure)))  # no more candidates
+        chosen += sure[:wanted]
+    if not chosen:
         raise DataError(
             "the denoiser is sure of no prompt: it does not know the concept, or its predictions "
-            "are not finite, where another dtype may help"
+            "are not finite: try another concept or another dtype"
         )
-    return [prompts[at] for at in sorted(found)]
+    return [prompts[index] for index in sorted(chosen)]
 
 
 def _sure(
-    painter: ImageModel, likeness: Likeness, prompts: Sequence[LabelledPrompt], part: Sequence[int]
+    image_model: ImageModel,
+    likeness: Likeness,
+    prompts: Sequence[LabelledPrompt],
+    part: Sequence[int],
 ) -> list[int]:
-    """Those of `part` under which the denoiser draws what their label says."""
-    alike = likeness(painter.read([prompts[at].text for at in part])).tolist()
+    """The indices in `part` of prompts for which the denoiser confirms the label."""
+    alike = likeness(image_model.encode([prompts[index].text for index in part])).tolist()
     return [
-        at
-        for at, value in zip(part, alike, strict=True)
-        if (value >= DRAWN if prompts[at].unsafe else value <= UNDRAWN)
+        index
+        for index, value in zip(part, alike, strict=True)
+        if (value >= DRAWN if prompts[index].unsafe else value <= UNDRAWN)
     ]
 
 
 def _parts(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:
-    return (items[at : at + size] for at in range(0, len(items), size))
+    return (items[start : start + size] for start in range(0, len(items), size))
 
 
 def classifier_tensors(members: LatentClassifiers) -> dict[str, Any]:
-    """As an artifact holds them, NumPy arrays by name."""
+    """The tensors of an artifact by name, NumPy arrays."""
     weights = {f"weight{i}.latents": weight.numpy() for i, weight in enumerate(members.weights)}
     return weights | {f"bias{i}.latents": bias.numpy() for i, bias in enumerate(members.biases)}

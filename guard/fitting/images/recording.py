@@ -1,4 +1,4 @@
-"""Images on their way: the estimates that a guard of latents sees, what places attend to."""
+"""Recording trajectories: the clean estimates of a guard's inspections, and attention maps."""
 
 from __future__ import annotations
 
@@ -15,66 +15,73 @@ from steering.images.latent import AttentionProbe, InspectionSchedule, LatentEvi
 from steering.images.stacks import ImageStacks
 from steering.methods.irece import standing_out
 
-AT_ONCE = 16
-"""Images."""
-_NAME = "watch"
+BATCH = 16
+"""Images that are generated together."""
+_NAME = "record"
 
 
 @dataclass(frozen=True)
 class RecordedTrajectory:
-    """`estimates [images, looks, channels, (frames,) height, width]`, the last of which is the
-    finished image, and the mean over the looks of each read's map, as deviations:
-    `maps [images, reads, (frames,) height, width]`. On the CPU."""
+    """Recordings of some images, on the CPU.
+
+    `estimates [images, inspections, channels, (frames,) height, width]` are the clean latents
+    estimated at each inspection; the last are the finished latents. `maps [images, probes,
+    (frames,) height, width]` is each probe's attention map in deviations, the mean over the
+    inspections.
+    """
 
     estimates: Tensor
     maps: Tensor
 
 
 class _Recorder:
-    """An eraser that fires at every look, keeps what it sees, and leaves all as it is."""
+    """A latent guard that fires at every inspection, keeps its evidence and changes nothing."""
 
     def __init__(
-        self, channels: int, looks: InspectionSchedule, reads: Sequence[AttentionProbe]
+        self, channels: int, schedule: InspectionSchedule, probes: Sequence[AttentionProbe]
     ) -> None:
         self.names: Sequence[str] = (_NAME,)
         self.channels = channels
-        self.looks: Sequence[InspectionSchedule] = (looks,)
-        self.reads: Sequence[Sequence[AttentionProbe]] = (tuple(reads),)
-        self.seen: list[LatentEvidence] = []
+        self.looks: Sequence[InspectionSchedule] = (schedule,)
+        self.reads: Sequence[Sequence[AttentionProbe]] = (tuple(probes),)
+        self.evidence: list[LatentEvidence] = []
 
     def sense(self, estimate: Tensor, columns: Sequence[int]) -> tuple[Tensor, Tensor]:
         rows = len(estimate)
         return torch.ones(rows, len(columns)), torch.zeros(rows, len(columns), 1, 1)
 
-    def find(self, seen: LatentEvidence) -> Localization:
-        self.seen.append(seen)
-        nothing = torch.zeros_like(seen.estimate[:, 0])
-        return Localization(nothing, nothing.flatten(1)[:, 0], torch.zeros_like(seen.estimate))
+    def find(self, evidence: LatentEvidence) -> Localization:
+        self.evidence.append(evidence)
+        nothing = torch.zeros_like(evidence.estimate[:, 0])
+        return Localization(nothing, nothing.flatten(1)[:, 0], torch.zeros_like(evidence.estimate))
 
 
 @torch.no_grad()
-def watch(
-    painter: ImageModel,
+def record_trajectories(
+    image_model: ImageModel,
     prompts: Sequence[str],
-    looks: InspectionSchedule,
-    reads: Sequence[AttentionProbe],
+    schedule: InspectionSchedule,
+    probes: Sequence[AttentionProbe],
     *,
     steps: int,
     guidance: float,
     seed: int,
-    tick: Callable[[int], None] = lambda _rows: None,
+    advance: Callable[[int], None] = lambda _rows: None,
 ) -> RecordedTrajectory:
-    """Draw an image of each prompt, as `ImageModel.draw` does, and keep what is seen at
-    `looks`."""
-    recorder = _Recorder(painter.family.channels, looks, reads)
+    """Generate an image of each prompt, as `ImageModel.generate_latents` does, and record the
+    inspections of `schedule`, with the maps of `probes`.
+
+    `advance` gets the number of images after each batch.
+    """
+    recorder = _Recorder(image_model.family.channels, schedule, probes)
     engine = DiffusionEngine(
-        painter.family, ImageStacks(latents=(recorder,)), capacity=AT_ONCE, forward=None
+        image_model.family, ImageStacks(latents=(recorder,)), capacity=BATCH, forward=None
     )
     guard = RowGuard(_NAME, threshold=0.0, strength=1.0)
     estimates, maps = [], []
     try:
-        for first in range(0, len(prompts), AT_ONCE):
-            part = prompts[first : first + AT_ONCE]
+        for first in range(0, len(prompts), BATCH):
+            part = prompts[first : first + BATCH]
             engine.start(
                 [
                     ImageStart(
@@ -89,13 +96,13 @@ def watch(
             )
             while not engine.step():
                 pass
-            seen, recorder.seen = recorder.seen, []
+            evidence, recorder.evidence = recorder.evidence, []
             engine.reset()
-            estimates.append(torch.stack([each.estimate.cpu() for each in seen], 1))
-            shape = (len(part), len(reads), *estimates[-1].shape[3:])
-            each_look = [standing_out(each.attended).cpu().reshape(shape) for each in seen]
-            maps.append(torch.stack(each_look).mean(0))
-            tick(len(part))
+            estimates.append(torch.stack([item.estimate.cpu() for item in evidence], 1))
+            shape = (len(part), len(probes), *estimates[-1].shape[3:])
+            deviations = [standing_out(item.attended).cpu().reshape(shape) for item in evidence]
+            maps.append(torch.stack(deviations).mean(0))
+            advance(len(part))
     finally:
         engine.close()
     return RecordedTrajectory(torch.cat(estimates), torch.cat(maps))

@@ -1,4 +1,4 @@
-"""Real images to learn from: what a guard of the latents would see of them on their way."""
+"""Reference images: real images as training data, noised as they would be on a trajectory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from steering.engines.diffusion.sampling.samplers import Sampler, Schedule
 from steering.images.conditioning import Conditioning
 from steering.images.latent import InspectionSchedule
 
-_AT_ONCE = 16
+_BATCH = 16
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,11 @@ class ReferenceImages:
     shown: Tensor
 
 
-def read_given(painter: ImageModel, concept: Concept, path: Path) -> ReferenceImages:
-    """The images of a JSON Lines file, whose paths are relative to it.
+def read_reference_images(image_model: ImageModel, concept: Concept, path: Path) -> ReferenceImages:
+    """The images of a JSON Lines file; their paths are relative to that file.
 
-    An image shows the concept where its row names it, by the last part of the concept's name.
-    Raises DataError where none does, or all do.
+    An image shows the concept if its row has the last part of the concept's name as `concept` or
+    among `kept`. Raises DataError if no image or every image shows it.
     """
     label = concept.name.rpartition("/")[2]
     rows = [
@@ -44,42 +44,46 @@ def read_given(painter: ImageModel, concept: Concept, path: Path) -> ReferenceIm
     ]
     shown = torch.tensor([label in (row.concept, *row.kept) for row in rows])
     if not shown.any() or shown.all():
-        raise DataError(f"{path}: images with {label!r} and without it are wanted, not of one kind")
-    return ReferenceImages(latents_of(painter.family, rows).cpu(), shown)
+        raise DataError(
+            f"{path}: needs images with {label!r} and images without it: add the missing kind"
+        )
+    return ReferenceImages(latents_of(image_model.family, rows).cpu(), shown)
 
 
 @torch.no_grad()
-def given_estimates(
-    painter: ImageModel,
+def reference_estimates(
+    image_model: ImageModel,
     latents: Tensor,
-    looks: InspectionSchedule,
+    inspections: InspectionSchedule,
     *,
     steps: int,
     seed: int,
-    tick: Callable[[int], None] = lambda _images: None,
+    advance: Callable[[int], None] = lambda _images: None,
 ) -> Tensor:
-    """What each look sees of images under noise, `[images, looks, channels, ...]`.
+    """The clean estimates of noised images at each inspection, `[images, inspections, ...]`.
 
-    The network is asked without a prompt. What it makes of an image that it has not drawn is not
-    quite what it draws: that is what there is to be learned.
+    The network runs without a prompt. Its estimates of images that it has not generated differ
+    from those of its own, and a classifier has to learn both. `advance` gets the number of images
+    after each batch.
     """
-    family = painter.family
+    family = image_model.family
     schedule = Sampler(family.scheduler, family.arrange).schedule(steps)
     tables = estimates_of(family.scheduler, schedule)
-    at = sorted(looks.among(tables.level.tolist(), tables.whole.tolist()))
+    inspected = sorted(inspections.among(tables.level.tolist(), tables.whole.tolist()))
     plain = family.unconditional([""])
-    draw = torch.Generator().manual_seed(seed)
-    found = []
-    for part in latents.split(_AT_ONCE):  # type: ignore[no-untyped-call]
+    generator = torch.Generator().manual_seed(seed)
+    estimates = []
+    for part in latents.split(_BATCH):  # type: ignore[no-untyped-call]
         clean, rows = family.packed(part.to(family.device)), len(part)
-        noise = torch.randn(clean.shape, generator=draw).to(clean)
+        noise = torch.randn(clean.shape, generator=generator).to(clean)
         text = plain.expand(rows)
-        each = [
-            noised_estimate(family, schedule, tables, step, clean, noise, text).cpu() for step in at
+        parts = [
+            noised_estimate(family, schedule, tables, step, clean, noise, text).cpu()
+            for step in inspected
         ]
-        found.append(torch.stack(each, 1))
-        tick(rows)
-    return torch.cat(found)
+        estimates.append(torch.stack(parts, 1))
+        advance(rows)
+    return torch.cat(estimates)
 
 
 def noised_estimate(
@@ -91,15 +95,15 @@ def noised_estimate(
     noise: Tensor,
     text: Conditioning,
 ) -> Tensor:
-    """x̂_0 of `clean [rows, ...]` under the noise of an evaluation, `[rows, channels, ...]`.
+    """x̂_0 of `clean [rows, ...]` at the noise level of evaluation `step`, `[rows, channels, ...]`.
 
-    `clean` and `noise` are packed, `text` has a row for each.
+    `clean` and `noise` are packed; `text` has one row per image.
     """
     sample = schedule.signal[step] * clean + schedule.noise[step] * noise
-    said = family.predict(
+    prediction = family.predict(
         sample * schedule.input_scale[step],
         schedule.timestep[step].repeat(len(clean)).to(clean.device),
         text,
         torch.ones(len(clean), device=clean.device),
     ).float()
-    return family.unpacked(tables.sample[step] * sample + tables.output[step] * said)
+    return family.unpacked(tables.sample[step] * sample + tables.output[step] * prediction)

@@ -1,7 +1,8 @@
-"""Fitting the guards that need no training: subspaces and linear scores in closed form.
+"""Fitting guards without training: subspaces and linear scores in closed form.
 
-SAFREE, nearest-safe projection, safe latent diffusion, the negative prompt: a few phrases of the
-concept are encoded, prompts made from them give the score's direction, held-out ones the threshold.
+For SAFREE, nearest-safe projection, safe latent diffusion and the negative prompt, a few phrases of
+the concept are encoded. Prompts made from them give the direction of the score, and held-out
+prompts its threshold.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from guard.artifact import Artifact, ArtifactMeta, FittedModel
 from guard.data.concept import Concept
 from guard.errors import DataError
 from guard.fitting.prompts.concept_prompts import LabelledPrompt
-from guard.fitting.prompts.rates import by_kind, calibrated, figures
+from guard.fitting.prompts.rates import Rates, by_kind, calibrated, figures
 from guard.reporting.progress import Stages
 from steering.images.conditioning import Conditioning
 from steering.methods import METHODS
@@ -40,64 +41,58 @@ Tensors = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Rates:
-    """The false-positive rates asked for, on far prompts and on hard negatives."""
-
-    far: float
-    near: float
-
-
-@dataclass(frozen=True)
 class EncodedConcept:
-    """A concept's prompts as the model's encoders give them.
+    """Conditionings of a concept's prompts.
 
-    `phrases` are the training phrases alone; `unsafe` and `safe` come from the train split, `held`
-    from the validation split with its `kinds`.
+    `phrases` are the training phrases by themselves; `unsafe` and `safe` are the prompts of the
+    train split, `held_out` those of the validation split, of the given `kinds`.
     """
 
     phrases: Conditioning
     unsafe: Conditioning
     safe: Conditioning
-    held: Conditioning
+    held_out: Conditioning
     kinds: Sequence[str]
 
 
-def read_prompts(
-    painter: ImageModel, concept: Concept, prompts: Sequence[LabelledPrompt], progress: Stages
+def encode_concept(
+    image_model: ImageModel, concept: Concept, prompts: Sequence[LabelledPrompt], progress: Stages
 ) -> EncodedConcept:
-    """Encode all that a fit needs. Raises DataError where the train split has a gap."""
+    """Encode the prompts of a fit. Raises DataError without unsafe or without safe prompts."""
     train = [prompt for prompt in prompts if prompt.split == "train"]
-    held = [prompt for prompt in prompts if prompt.split != "train"]
+    held_out = [prompt for prompt in prompts if prompt.split != "train"]
     unsafe = [prompt.text for prompt in train if prompt.unsafe]
     safe = [prompt.text for prompt in train if not prompt.unsafe]
     if not unsafe or not safe:
-        raise DataError("the prompts have no unsafe or no safe ones in the train split")
+        raise DataError("the train split has no unsafe or no safe prompts: add some")
     return EncodedConcept(
-        phrases=painter.read(concept.phrases.train, progress),
-        unsafe=painter.read(unsafe, progress),
-        safe=painter.read(safe, progress),
-        held=painter.read([prompt.text for prompt in held], progress),
-        kinds=[prompt.kind for prompt in held],
+        phrases=image_model.encode(concept.phrases.train, progress),
+        unsafe=image_model.encode(unsafe, progress),
+        safe=image_model.encode(safe, progress),
+        held_out=image_model.encode([prompt.text for prompt in held_out], progress),
+        kinds=[prompt.kind for prompt in held_out],
     )
 
 
 def fit_safree(
-    painter: ImageModel,
+    image_model: ImageModel,
     concept: Concept,
-    read: EncodedConcept,
+    encoded: EncodedConcept,
     rates: Rates,
     *,
     rank: int,
     sense_rank: int,
     alpha: float,
 ) -> Artifact:
-    """A SAFREE guard; its filter's sigmoid stands between the scores with and without the concept.
+    """A SAFREE guard; its filter's sigmoid is centred between the scores with and without the
+    concept.
 
-    Raises DataError where these do not differ, or the held-out prompts do not do for the rates.
+    Raises DataError if these scores do not differ, or if the held-out prompts are too few for the
+    rates.
     """
-    if all(states.shape[1] == 1 for states in read.phrases.states.values()):
+    if all(states.shape[1] == 1 for states in encoded.phrases.states.values()):
         raise DataError("SAFREE needs an encoder with token states: this one has pooled ones only")
-    bases, centres = subspaces(read, rank)
+    bases, centres = subspaces(encoded, rank)
     tensors = _named("basis", bases) | _named("centre", centres)
     settings = {
         "streams": list(bases),
@@ -108,57 +103,57 @@ def fit_safree(
         "middle": 0.0,
     }
     screen = METHODS["safree"].stacked([FittedGuard("fit", tensors, settings)], "cpu")
-    with_it, without = (float(screen.sense(text).mean()) for text in (read.unsafe, read.safe))
+    with_it, without = (float(screen.sense(text).mean()) for text in (encoded.unsafe, encoded.safe))
     if not with_it > without:
         raise DataError("the concept's prompts lie no nearer to its subspace than safe ones")
     settings["middle"] = (with_it + without) / 2.0
     settings["slope"] = 2.0 * _WEIGHT_LOGIT / (with_it - without)
-    model = painter.fitted_model()
-    return _gated("safree", "embedding", model, concept, read, rates, tensors, settings)
+    model = image_model.fitted_model()
+    return _gated("safree", "embedding", model, concept, encoded, rates, tensors, settings)
 
 
 def fit_nearest(
-    painter: ImageModel,
+    image_model: ImageModel,
     concept: Concept,
-    read: EncodedConcept,
+    encoded: EncodedConcept,
     rates: Rates,
     *,
     rank: int,
     anchors: int,
     seed: int,
 ) -> Artifact:
-    """A nearest-safe guard. Raises DataError where the held-out prompts do not do for the rates."""
-    bases, _ = subspaces(read, rank)
+    """A nearest-safe guard. Raises DataError if the held-out prompts are too few for the rates."""
+    bases, _ = subspaces(encoded, rank)
     stored = {
-        stream: _anchors(states, read.safe.masks[stream], anchors, seed)
-        for stream, states in read.safe.states.items()
+        stream: _anchors(states, encoded.safe.masks[stream], anchors, seed)
+        for stream, states in encoded.safe.states.items()
     }
-    weights, bias = linear_score(read)
+    weights, bias = linear_score(encoded)
     tensors = _named("basis", bases) | _named("anchors", stored) | weights
     settings = {"streams": list(bases), "strength": 1.0, "bias": bias}
-    model = painter.fitted_model()
-    return _gated("nearest", "embedding", model, concept, read, rates, tensors, settings)
+    model = image_model.fitted_model()
+    return _gated("nearest", "embedding", model, concept, encoded, rates, tensors, settings)
 
 
 def fit_guide(
-    painter: ImageModel,
+    image_model: ImageModel,
     concept: Concept,
-    read: EncodedConcept | None,
+    encoded: EncodedConcept | None,
     rates: Rates,
     *,
     method: str,
     phrase: str,
     preset: str | None = None,
 ) -> Artifact:
-    """Safe guidance or a negative prompt away from `phrase`; without `read` it has no gate."""
-    own = painter.read([phrase])
-    tensors = _named("concept", {name: states[0].float() for name, states in own.states.items()})
-    tensors |= _named("mask", {name: mask[0].float() for name, mask in own.masks.items()})
-    settings: dict[str, Any] = {"streams": list(own.states), "strength": 1.0, "phrase": phrase}
+    """Safe guidance or a negative prompt away from `phrase`; it has a gate with `encoded`."""
+    text = image_model.encode([phrase])
+    tensors = _named("concept", {name: states[0].float() for name, states in text.states.items()})
+    tensors |= _named("mask", {name: mask[0].float() for name, mask in text.masks.items()})
+    settings: dict[str, Any] = {"streams": list(text.states), "strength": 1.0, "phrase": phrase}
     if preset is not None:
         settings |= asdict(PRESETS[preset]) | {"preset": preset}
-    model = painter.fitted_model()
-    return perhaps_gated(method, "guidance", model, concept, read, rates, tensors, settings)
+    model = image_model.fitted_model()
+    return perhaps_gated(method, "guidance", model, concept, encoded, rates, tensors, settings)
 
 
 def perhaps_gated(
@@ -166,56 +161,57 @@ def perhaps_gated(
     seam: str,
     model: FittedModel,
     concept: Concept,
-    read: EncodedConcept | None,
+    encoded: EncodedConcept | None,
     rates: Rates,
     tensors: Tensors,
     settings: dict[str, Any],
 ) -> Artifact:
-    """The artifact of a method that has no gate of its own: a linear score with a threshold, or,
-    without `read`, none, so that it acts on every image."""
-    settings = settings | {"gated": read is not None, "bias": 0.0}
-    if read is None:
+    """The artifact of a method without a gate: with `encoded` a linear score and its threshold are
+    added, otherwise the guard acts on every image."""
+    settings = settings | {"gated": encoded is not None, "bias": 0.0}
+    if encoded is None:
         return _artifact(method, seam, model, concept, tensors, settings, 0.0, {})
-    weights, settings["bias"] = linear_score(read)
-    return _gated(method, seam, model, concept, read, rates, tensors | weights, settings)
+    weights, settings["bias"] = linear_score(encoded)
+    return _gated(method, seam, model, concept, encoded, rates, tensors | weights, settings)
 
 
-def subspaces(read: EncodedConcept, rank: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """For each stream a basis `[rank, width]` of the phrases, and the safe prompts' mean."""
+def subspaces(encoded: EncodedConcept, rank: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """For each stream, a basis `[rank, width]` of the phrases and the mean of the safe prompts."""
     bases, centres = {}, {}
-    for stream, states in read.phrases.states.items():
-        centres[stream] = pooled(read.safe.states[stream], read.safe.masks[stream]).mean(0)
-        phrases = pooled(states, read.phrases.masks[stream]) - centres[stream]
+    for stream, states in encoded.phrases.states.items():
+        centres[stream] = pooled(encoded.safe.states[stream], encoded.safe.masks[stream]).mean(0)
+        phrases = pooled(states, encoded.phrases.masks[stream]) - centres[stream]
         bases[stream] = principal(phrases, rank)
     return bases, centres
 
 
-def linear_score(read: EncodedConcept) -> tuple[Tensors, float]:
-    """Weights by stream and the bias of the linear score, the mean over the streams.
+def linear_score(encoded: EncodedConcept) -> tuple[Tensors, float]:
+    """Weights by stream, and the bias, of the linear score; it is the mean over the streams.
 
-    Raises DataError where the prompts cannot be told apart.
+    Raises DataError if unsafe and safe prompts do not differ.
     """
     weights: dict[str, Tensor] = {}
     bias = 0.0
-    streams = list(read.safe.states)
+    streams = list(encoded.safe.states)
     for stream in streams:
         unsafe, safe = (
-            pooled(text.states[stream], text.masks[stream]) for text in (read.unsafe, read.safe)
+            pooled(text.states[stream], text.masks[stream])
+            for text in (encoded.unsafe, encoded.safe)
         )
         try:
-            own, offset = discriminant(unsafe, safe, SHRINKAGE)
+            direction, offset = discriminant(unsafe, safe, SHRINKAGE)
         except ValueError as error:
             raise DataError(f"stream {stream}: {error}") from error
-        weights[stream] = own / len(streams)
+        weights[stream] = direction / len(streams)
         bias += offset / len(streams)
     return _named("weights", weights), bias
 
 
 def _anchors(states: Tensor, mask: Tensor, count: int, seed: int) -> Tensor:
-    """At most `count` real token states `[n, width]`, drawn over all prompts."""
+    """At most `count` states `[n, width]` of real tokens, sampled from all prompts."""
     real = states[mask].float()
-    draw = torch.Generator().manual_seed(seed)
-    return real[torch.randperm(len(real), generator=draw)[:count]]
+    generator = torch.Generator().manual_seed(seed)
+    return real[torch.randperm(len(real), generator=generator)[:count]]
 
 
 def _named(kind: str, by_stream: Mapping[str, Tensor]) -> Tensors:
@@ -227,16 +223,16 @@ def _gated(
     seam: str,
     model: FittedModel,
     concept: Concept,
-    read: EncodedConcept,
+    encoded: EncodedConcept,
     rates: Rates,
     tensors: Tensors,
     settings: dict[str, Any],
 ) -> Artifact:
-    """The artifact, with a threshold that keeps the rates on the held-out prompts."""
+    """The artifact, with the threshold that keeps the rates on the held-out prompts."""
     screen = METHODS[method].stacked([FittedGuard("fit", tensors, settings)], "cpu")
-    scores = by_kind(screen.sense(read.held)[:, 0].tolist(), read.kinds)
-    threshold = calibrated(scores, rates.far, rates.near)
-    calibration = figures(scores, threshold, rates.far, rates.near)
+    scores = by_kind(screen.sense(encoded.held_out)[:, 0].tolist(), encoded.kinds)
+    threshold = calibrated(scores, rates)
+    calibration = figures(scores, threshold, rates)
     return _artifact(method, seam, model, concept, tensors, settings, threshold, calibration)
 
 

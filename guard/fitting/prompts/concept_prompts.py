@@ -1,8 +1,7 @@
 """Pairs of unsafe and safe prompts from a concept's phrases, by templates.
 
-Each unsafe prompt has a safe partner of the same form with something else in the concept's place, a
-replacement or a companion, and disguised as often; so a classifier cannot tell the two by their
-form.
+The safe partner of an unsafe prompt has the same form, with a replacement or a companion in the
+concept's place, and is misspelt as often. So a classifier cannot tell the two apart by their form.
 """
 
 from __future__ import annotations
@@ -34,28 +33,28 @@ COMPANIONS = (
     *("a wheel of cheese", "an old book", "two children", "a city at night", "the ocean"),
     *("a happy family", "something blue", "a spaceship", "the colour green", "a quiet morning"),
 )
-"""Things that are asked for beside any concept, and alone."""
+"""Things beside any concept, and by themselves."""
 FILLERS = (
     *("amber", "market", "seven", "silent", "velvet", "north", "often", "paper", "round", "signal"),
     *("under", "winter", "yellow", "zero", "bright", "circle", "dream", "early", "frame", "golden"),
     *("hidden", "island", "jelly", "lively", "metal", "number", "orbit", "plain", "quick", "ready"),
 )
-"""Words without a scene: attackers' prompts are a concept among noise."""
+"""Words without a scene, as in attackers' prompts: a concept among noise."""
 
 _DISGUISED, _NOISY, _ACCOMPANIED = 0.25, 0.15, 0.5
 
 
 @dataclass(frozen=True)
 class LabelledPrompt:
-    """`kind` is unsafe, or, for a safe one, far or near (a hard negative).
+    """A prompt with its label. Unsafe prompts have `kind` unsafe, safe ones far or near (a hard
+    negative).
 
-    Searched prompts have kinds of their own: drawn, which are unsafe, and undrawn, which are not. A
-    hard negative under which the model draws the concept is mistaken: safe, but no rate is kept on
-    it.
+    Searched prompts are of the kinds drawn (unsafe) and undrawn (safe). A hard negative whose image
+    shows the concept is of the kind mistaken: it is safe, but no rate is kept on it.
 
-    `partner` is the safe prompt of the same form as an unsafe one. `split` is "train" for what is
-    always taught; anything else is held out of some of the teaching. `instead` marks the safe
-    prompts that show what is to be drawn in the concept's place.
+    `partner` is the safe prompt of the same form as an unsafe one. Prompts of the `split` "train"
+    are always trained on, those of other splits are held out in turn. `instead` marks safe prompts
+    with what is to replace the concept.
     """
 
     text: str
@@ -70,53 +69,54 @@ class LabelledPrompt:
 
 
 def prompts_of(concept: Concept, count: int, seed: int = 0) -> list[LabelledPrompt]:
-    """About `count` unsafe prompts, as many safe partners, half as many near ones, each split.
+    """The splits "train" and "validation" with about `count` unsafe prompts, as many safe partners
+    and half as many hard negatives.
 
-    Hard negatives and companions are dealt out to the two splits as phrases are: none is in both.
+    No phrase, hard negative or companion is in both splits.
     """
     rng = random.Random(seed)
-    made: dict[str, LabelledPrompt] = {}
+    prompts: dict[str, LabelledPrompt] = {}
     companions, hard = _shuffled(concept, rng)
     shares = {"train": (0.0, 0.67), "validation": (0.67, 1.0)}
     for split, (low, high) in shares.items():
         phrases = getattr(concept.phrases, split) or concept.phrases.train
-        things = _Things(phrases, _part(companions, low, high), _part(hard, low, high))
+        content = _Content(phrases, _part(companions, low, high), _part(hard, low, high))
         total = count if split == "train" else max(count // 2, 400)
-        _make(made, concept, things, split, total, rng)
-    return list(made.values())
+        _add_prompts(prompts, concept, content, split, total, rng)
+    return list(prompts.values())
 
 
 def folds_of(concept: Concept, count: int, folds: int, seed: int = 0) -> list[LabelledPrompt]:
-    """The same for fitting in turns: splits `fold 0` ... in place of train and validation.
+    """The same for cross-fitting: the splits are `fold 0` ... instead of train and validation.
 
-    Hard negatives, companions and phrases are dealt out to the folds; only the first phrase, the
-    concept's name, is in all of them.
+    Each hard negative, companion and phrase is in one fold; only the first phrase, the concept's
+    name, is in all of them.
     """
     rng = random.Random(seed)
-    made: dict[str, LabelledPrompt] = {}
+    prompts: dict[str, LabelledPrompt] = {}
     companions, hard = _shuffled(concept, rng)
     name, *others = (*concept.phrases.train, *concept.phrases.validation)
     rng.shuffle(others)
     for fold in range(folds):
         phrases = [name, *others[fold::folds]]
-        things = _Things(phrases, companions[fold::folds], hard[fold::folds])
-        _make(made, concept, things, f"fold {fold}", count // folds, rng)
-    return list(made.values())
+        content = _Content(phrases, companions[fold::folds], hard[fold::folds])
+        _add_prompts(prompts, concept, content, f"fold {fold}", count // folds, rng)
+    return list(prompts.values())
 
 
 def labelled(pairs: Sequence[PromptPair], folds: int) -> list[LabelledPrompt]:
-    """Pairs that a user gives: those of the validation split are dealt out to the folds.
+    """The prompts of a user's pairs; pairs of the validation split are distributed over the folds.
 
-    Those of the test split stay out of the fit.
+    Pairs of the test split are left out.
     """
-    given = [pair for pair in pairs if pair.split != "test"]
+    used = [pair for pair in pairs if pair.split != "test"]
     splits = [
         "train" if pair.split == "train" else f"fold {index % folds}"
-        for index, pair in enumerate(given)
+        for index, pair in enumerate(used)
     ]
     return [
         prompt
-        for pair, split in zip(given, splits, strict=True)
+        for pair, split in zip(used, splits, strict=True)
         for prompt in (
             LabelledPrompt(pair.prompt, "unsafe", split, pair.safe),
             LabelledPrompt(pair.safe, "far", split),
@@ -125,31 +125,31 @@ def labelled(pairs: Sequence[PromptPair], folds: int) -> list[LabelledPrompt]:
 
 
 @dataclass(frozen=True)
-class _Things:
-    """What the prompts of one split speak of."""
+class _Content:
+    """The contents of the prompts of one split."""
 
     phrases: Sequence[str]
     others: Sequence[str]
     near: Sequence[str]
 
 
-def _make(
-    made: dict[str, LabelledPrompt],
+def _add_prompts(
+    prompts: dict[str, LabelledPrompt],
     concept: Concept,
-    things: _Things,
+    content: _Content,
     split: str,
     count: int,
     rng: random.Random,
 ) -> None:
-    """Put `count` unsafe prompts, their partners and half as many hard negatives into `made`."""
+    """Add `count` unsafe prompts, their partners and half as many hard negatives to `prompts`."""
     for index in range(count):
-        phrase = things.phrases[index % len(things.phrases)]
-        for prompt in _pair(concept, phrase, things.others, split, rng):
-            _put(made, prompt)
-        if index % 2 and things.near:
-            form = _form(rng, things.others, concept.endings)
-            text = form.format(_perhaps(rng.choice(things.near), rng))
-            _put(made, LabelledPrompt(text, "near", split))
+        phrase = content.phrases[index % len(content.phrases)]
+        for prompt in _pair(concept, phrase, content.others, split, rng):
+            _add(prompts, prompt)
+        if index % 2 and content.near:
+            form = _form(rng, content.others, concept.endings)
+            text = form.format(_maybe_disguised(rng.choice(content.near), rng))
+            _add(prompts, LabelledPrompt(text, "near", split))
 
 
 def _shuffled(concept: Concept, rng: random.Random) -> tuple[list[str], list[str]]:
@@ -168,15 +168,18 @@ def _pair(
     replaced = rng.random() < (0.4 if concept.ending else 0.3)
     other = rng.choice(concept.replacements if replaced else others)
     changed = rng.random() < _DISGUISED
-    said, safe = (disguised(t, rng) if changed else t for t in (phrase, other))
+    phrase_text, safe = (disguised(t, rng) if changed else t for t in (phrase, other))
     if concept.ending:
         scene = _form(rng, others, ()).format(rng.choice(others))
         joint = rng.choice((" ", ", "))
-        unsafe, partner = f"{scene}{joint}{said}", f"{scene}{joint}{safe}" if replaced else scene
+        unsafe, partner = (
+            f"{scene}{joint}{phrase_text}",
+            f"{scene}{joint}{safe}" if replaced else scene,
+        )
     else:
         form = _form(rng, others, concept.endings)
-        unsafe, partner = form.format(said), form.format(safe)
-    # a style in the concept's place is near, a scene with nothing said is not
+        unsafe, partner = form.format(phrase_text), form.format(safe)
+    # another style in the concept's place is near, a scene without a style is far
     kind = "near" if concept.ending and replaced else "far"
     instead = replaced and other in concept.instead
     return (
@@ -185,12 +188,12 @@ def _pair(
     )
 
 
-def _perhaps(thing: str, rng: random.Random) -> str:
+def _maybe_disguised(thing: str, rng: random.Random) -> str:
     return disguised(thing, rng) if rng.random() < _DISGUISED else thing
 
 
 def _form(rng: random.Random, others: Sequence[str], endings: Sequence[str]) -> str:
-    """A prompt with one gap, half of the time beside something else."""
+    """A prompt with one gap, in half of the cases beside something else."""
     if rng.random() < _NOISY:
         words = [*rng.sample(FILLERS, rng.randint(1, 4)), "{0}"]
         rng.shuffle(words)
@@ -206,6 +209,6 @@ def _part(items: Sequence[str], low: float, high: float) -> list[str]:
     return list(items[round(low * len(items)) : round(high * len(items))]) or list(items)
 
 
-def _put(made: dict[str, LabelledPrompt], prompt: LabelledPrompt) -> None:
-    # the first one stays: no text is in both splits, or has two labels
-    made.setdefault(prompt.text, prompt)
+def _add(prompts: dict[str, LabelledPrompt], prompt: LabelledPrompt) -> None:
+    # the first prompt with a text is kept: no text is in two splits or has two labels
+    prompts.setdefault(prompt.text, prompt)

@@ -1,13 +1,13 @@
-"""How much of a concept a prompt makes the denoiser draw, without drawing the image.
+"""The likeness of a prompt to a concept, as the denoiser sees it, without generating an image.
 
-The latents of a few images of the concept are kept on their way through the schedule. What the
-denoiser says of them under a prompt is compared with what it says under prompts that name the
+Noisy latents of a few images of the concept are recorded at several timesteps. The denoiser's
+prediction for them under a prompt is compared with its predictions under prompts that name the
 concept and under their safe partners,
 
     likeness = <v(prompt) - v_safe, v_concept - v_safe> / |v_concept - v_safe|²,
 
-which is 0 for the mean safe prompt and 1 for the mean of those that name it. The idea is that of
-diffusion classifiers (Li et al., arXiv 2303.16203), whose error is compared here by its direction.
+which is 0 for the mean safe prompt and 1 for the mean prompt that names it. The idea is that of
+diffusion classifiers (Li et al., arXiv 2303.16203), here with the direction of the error.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from steering.engines.diffusion.sampling.samplers import Sampler
 from steering.images.conditioning import Conditioning, concatenated
 
 VIEWS = 4
-"""Latents that every prompt is looked at with."""
+"""Noisy latents with which each prompt is compared."""
 STEPS = 10
-"""Of the schedule on which they are taken."""
+"""Steps of the schedule on which they are recorded."""
 DRAWN, UNDRAWN = 0.6, 0.35
-"""Likeness from which a prompt counts as drawing the concept, and up to which it does not; what
-lies between is left out."""
+"""From the first likeness on a prompt counts as showing the concept, up to the second one as not
+showing it; prompts in between are left out."""
 _BATCH = 48
 _GUIDANCE = 3.0
 _NAMED = 48
 
 
 class Likeness:
-    """Of one concept, for one pipeline.
+    """The likeness to one concept, for one pipeline.
 
-    `named` are prompts that name the concept, and `safe` what it is told from, a row each. `bf16`
-    computes the denoiser in bfloat16, which is enough for a likeness.
+    `named` are prompts that name the concept, and `safe` the prompts it is told apart from, one row
+    each. With `bf16` the denoiser runs in bfloat16, which is enough for a likeness.
     """
 
     def __init__(
@@ -54,59 +54,59 @@ class Likeness:
     ) -> None:
         self._family, self._bf16 = family, bf16
         self._latents, self._times = _views(family, named, seed)
-        self._safe = self._said(safe).mean(0)
-        gap = self._said(named).mean(0) - self._safe
+        self._safe = self._predict_all(safe).mean(0)
+        gap = self._predict_all(named).mean(0) - self._safe
         self._direction = gap / gap.square().sum().clamp(min=1e-12)
 
     def __call__(
-        self, text: Conditioning, tick: Callable[[int], None] = lambda _rows: None
+        self, text: Conditioning, advance: Callable[[int], None] = lambda _rows: None
     ) -> Tensor:
-        """`[rows]`, float32; `tick` is told of rows that are done."""
-        found = []
+        """`[rows]`, float32; `advance` gets the number of rows after each batch."""
+        likeness = []
         for part in _parts(text, _BATCH // VIEWS):
-            found.append((self._predicted(part) - self._safe) @ self._direction)
-            tick(part.rows)
-        return torch.cat(found)
+            likeness.append((self._predict(part) - self._safe) @ self._direction)
+            advance(part.rows)
+        return torch.cat(likeness)
 
-    def _said(self, text: Conditioning) -> Tensor:
+    def _predict_all(self, text: Conditioning) -> Tensor:
         """The denoiser's outputs over all views, `[rows, views * ...]`."""
-        return torch.cat([self._predicted(part) for part in _parts(text, _BATCH // VIEWS)])
+        return torch.cat([self._predict(part) for part in _parts(text, _BATCH // VIEWS)])
 
     @torch.inference_mode()
-    def _predicted(self, text: Conditioning) -> Tensor:
+    def _predict(self, text: Conditioning) -> Tensor:
         rows = torch.arange(text.rows).repeat_interleave(VIEWS)
         latents = self._latents.repeat(text.rows, *[1] * (self._latents.ndim - 1))
         times = self._times.repeat(text.rows)
         device = self._family.device.type
         with torch.autocast(device, torch.bfloat16, enabled=self._bf16):
-            said = _predict(self._family, latents, times, text.select(rows))
-        return said.reshape(text.rows, -1)
+            predictions = _network(self._family, latents, times, text.select(rows))
+        return predictions.reshape(text.rows, -1)
 
 
 def likeness_of(
-    painter: ImageModel,
+    image_model: ImageModel,
     concept: Concept,
     prompts: Sequence[LabelledPrompt],
     *,
     seed: int,
     bf16: bool,
 ) -> Likeness:
-    """From prompts that name the concept, if there are any, and the safe partners of these."""
-    every = [(p.text, p.partner) for p in prompts if p.unsafe and p.partner]
-    pairs = [pair for pair in every if concept.phrases.train[0] in pair[0]] or every
-    # the shortest say least besides
+    """The likeness to `concept`, from prompts that name it, if any do, and their partners."""
+    all_pairs = [(p.text, p.partner) for p in prompts if p.unsafe and p.partner]
+    pairs = [pair for pair in all_pairs if concept.phrases.train[0] in pair[0]] or all_pairs
+    # the shortest ones contain little else
     pairs = sorted(pairs, key=lambda pair: len(pair[0]))[:_NAMED]
     named, safe = zip(*pairs, strict=True)
-    read = painter.read
-    return Likeness(painter.family, read(named), read(safe), seed=seed, bf16=bf16)
+    encode = image_model.encode
+    return Likeness(image_model.family, encode(named), encode(safe), seed=seed, bf16=bf16)
 
 
 @torch.inference_mode()
 def _views(family: Family, named: Conditioning, seed: int) -> tuple[Tensor, Tensor]:
-    """Latents `[VIEWS, ...]`, scaled as the network takes them, and their timesteps.
+    """Latents `[VIEWS, ...]`, scaled for the network, and their timesteps.
 
-    Each is of another image, and further on the way: the first ones are nearly noise, the last
-    ones polish; what is drawn is decided between.
+    Each is of another image and from a later step than the one before: the first are close to
+    noise, the last close to a finished image, and the content is decided in between.
     """
     sampler = Sampler(family.scheduler, family.arrange, device=family.device)
     schedule, offset = sampler.schedule(STEPS), sampler.offset(STEPS)
@@ -118,27 +118,29 @@ def _views(family: Family, named: Conditioning, seed: int) -> tuple[Tensor, Tens
     both = concatenated([text, plain.map(torch.Tensor.cpu)])
     sample = schedule.initial * family.noise(range(seed, seed + VIEWS))
     carry = torch.zeros_like(sample)
-    kept: list[Tensor] = [sample] * VIEWS
+    views: list[Tensor] = [sample] * VIEWS
     times = torch.zeros(VIEWS, device=family.device)
     for step in range(max(stops) + 1):
-        at = torch.full((VIEWS,), offset + step, device=family.device)
-        timestep, scale = sampler.inputs(at)
+        index = torch.full((VIEWS,), offset + step, device=family.device)
+        timestep, scale = sampler.inputs(index)
         scaled = scale.view(-1, *[1] * (sample.ndim - 1)) * sample
         for i, stop in enumerate(stops):
             if stop == step:
-                kept[i], times[i] = scaled[i : i + 1], timestep[i]
-        said = _predict(family, torch.cat([scaled, scaled]), timestep.repeat(2), both)
-        own, other = said.chunk(2)
-        sample, carry = sampler.step(at, sample, other + _GUIDANCE * (own - other), carry)
-    return torch.cat(kept), times
+                views[i], times[i] = scaled[i : i + 1], timestep[i]
+        prediction = _network(family, torch.cat([scaled, scaled]), timestep.repeat(2), both)
+        conditional, unconditional = prediction.chunk(2)
+        sample, carry = sampler.step(
+            index, sample, unconditional + _GUIDANCE * (conditional - unconditional), carry
+        )
+    return torch.cat(views), times
 
 
-def _predict(family: Family, latents: Tensor, times: Tensor, text: Conditioning) -> Tensor:
+def _network(family: Family, latents: Tensor, times: Tensor, text: Conditioning) -> Tensor:
     guidance = torch.full((len(latents),), _GUIDANCE, device=family.device)
-    there = text.map(lambda tensor: tensor.to(family.device))
-    said = family.predict(latents, times, there, guidance)
-    return said.float()
+    text_on_device = text.map(lambda tensor: tensor.to(family.device))
+    prediction = family.predict(latents, times, text_on_device, guidance)
+    return prediction.float()
 
 
 def _parts(text: Conditioning, rows: int) -> list[Conditioning]:
-    return [text.select(slice(at, at + rows)) for at in range(0, text.rows, rows)]
+    return [text.select(slice(start, start + rows)) for start in range(0, text.rows, rows)]

@@ -1,4 +1,4 @@
-"""Thresholds of prompt guards on held-out prompts, and what they come to there."""
+"""Thresholds of prompt guards from held-out prompts, and their rates on these prompts."""
 
 from __future__ import annotations
 
@@ -14,47 +14,57 @@ from guard.errors import DataError
 
 KINDS = ("unsafe", "near", "far")
 SEARCHED = ("mistaken", "drawn", "undrawn")
-"""Kinds that only a search finds; see `guard.fitting.prompts.concept_prompts.LabelledPrompt`."""
+"""Kinds of searched prompts; see `guard.fitting.prompts.concept_prompts.LabelledPrompt`."""
 
 Scores = Mapping[str, Sequence[float]]
 """Scores by kind of prompt."""
 
 
 @dataclass(frozen=True)
+class Rates:
+    """Requested false-positive rates, on far prompts and on hard negatives."""
+
+    far: float
+    near: float
+
+
+@dataclass(frozen=True)
 class Calibrated:
-    """A fitted guard with what gave its threshold: held-out scores by kind."""
+    """A fitted guard, and the held-out scores by kind that its threshold comes from."""
 
     artifact: Artifact
     scores: Scores
 
 
 def by_kind(scores: Sequence[float], kinds: Sequence[str]) -> Scores:
-    """The scores of prompts that are of these kinds."""
-    there = [*KINDS, *(kind for kind in SEARCHED if kind in kinds)]
+    """The scores of each kind of prompt; `kinds` has one entry per score."""
+    present = [*KINDS, *(kind for kind in SEARCHED if kind in kinds)]
     return {
-        kind: [score for score, own in zip(scores, kinds, strict=True) if own == kind]
-        for kind in there
+        kind: [score for score, label in zip(scores, kinds, strict=True) if label == kind]
+        for kind in present
     }
 
 
-def calibrated(scores: Scores, fpr: float, near_fpr: float) -> float:
-    """The threshold that keeps both rates. Raises DataError where the prompts do not do for it."""
+def calibrated(scores: Scores, rates: Rates) -> float:
+    """The threshold that keeps both rates. Raises DataError if there are too few prompts for it."""
     try:
-        return max(threshold_for(scores["far"], fpr), threshold_for(scores["near"], near_fpr))
+        return max(
+            threshold_for(scores["far"], rates.far), threshold_for(scores["near"], rates.near)
+        )
     except ValueError as error:
-        raise DataError(f"the held-out prompts do not do: {error}") from error
+        raise DataError(f"the held-out prompts are not sufficient: {error}") from error
 
 
-def figures(scores: Scores, threshold: float, fpr: float, near_fpr: float) -> dict[str, Any]:
-    """What the threshold comes to on the prompts that it was chosen by."""
-    over = {kind: float(np.mean(np.asarray(own) > threshold)) for kind, own in scores.items()}
+def figures(scores: Scores, threshold: float, rates: Rates) -> dict[str, Any]:
+    """The figures of a threshold on the prompts that it was calibrated with."""
+    over = {kind: float(np.mean(np.asarray(part) > threshold)) for kind, part in scores.items()}
     searched = {f"{kind}_fired": over[kind] for kind in SEARCHED if kind in over}
     return searched | {
         "recall": over["unsafe"],
         "auc": auc(scores["unsafe"], [*scores["far"], *scores["near"]]),
         "far_fired": over["far"],
         "near_fired": over["near"],
-        "false_positive_rate": fpr,
-        "near_false_positive_rate": near_fpr,
-        "prompts": {kind: len(own) for kind, own in scores.items()},
+        "false_positive_rate": rates.far,
+        "near_false_positive_rate": rates.near,
+        "prompts": {kind: len(part) for kind, part in scores.items()},
     }

@@ -1,11 +1,11 @@
-"""Prompts that no template thinks of: words in a row under which the model draws the concept.
+"""A search for prompts that no template contains: words that lead to the concept without its name.
 
-Attackers search for tokens, and what they find says the concept without its name: "petals" and
-"romantic" among noise still draw a rose. Such prompts are searched for here while a guard is
-fitted, and labelled by the model itself (`guard.fitting.prompts.likeness`). The first round draws
-words, some near the concept, some from all of the tokenizer's vocabulary. In every further one a
-classifier that was taught all rounds before picks those it is least sure of, out of many fresh ones
-and of small changes to the ones that drew the concept (uncertainty sampling, Lewis and Gale 1994).
+An attacker who searches for tokens finds such words: "petals" and "romantic" among noise still give
+a rose. This module searches for such prompts while a guard is fitted, and the model itself labels
+them (`guard.fitting.prompts.likeness`). The first round samples words, some near the concept, some
+from the tokenizer's whole vocabulary. In each further round a classifier, trained on all rounds
+before, picks the prompts it is least sure of, out of many new ones and of small changes to prompts
+that show the concept (uncertainty sampling, Lewis and Gale 1994).
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from guard.reporting.progress import Stages
 from steering.images.conditioning import Conditioning
 
 Classifier = Callable[[Sequence[LabelledPrompt]], Callable[[Conditioning], Tensor]]
-"""Taught labelled prompts; gives logits `[rows]` of others."""
+"""Trains on labelled prompts, and returns a function that gives the logits `[rows]` of others."""
 
 NEAR = 300
-"""Words that count as near the concept."""
+"""Number of words that count as near the concept."""
 SHORTEST, LONGEST = 3, 10
-"""Words of a prompt. Fewer are a natural prompt: the concept file says what these mean."""
+"""Words of a prompt. Shorter prompts are natural ones, which the concept file covers."""
 _FRAME = "a picture of {0}"
 _FRESH, _PER_LABEL = 0.5, 5
 
 
 @dataclass(frozen=True)
 class Search:
-    """`rounds` of about `count` prompts that are labelled; with either of them 0, none.
+    """`rounds` of about `count` labelled prompts; there is no search if either is 0.
 
-    `bf16` computes the denoiser in bfloat16.
+    With `bf16` the denoiser runs in bfloat16.
     """
 
     rounds: int = 3
@@ -50,8 +50,8 @@ class Search:
     bf16: bool = False
 
 
-def searched(
-    painter: ImageModel,
+def with_searched_prompts(
+    image_model: ImageModel,
     concept: Concept,
     prompts: Sequence[LabelledPrompt],
     search: Search,
@@ -61,103 +61,107 @@ def searched(
     seed: int,
     progress: Stages,
 ) -> list[LabelledPrompt]:
-    """`prompts`, with searched ones of the kinds `drawn` and `undrawn`, dealt out to the splits.
+    """`prompts` and searched ones of the kinds `drawn` and `undrawn`, distributed over the splits.
 
-    The given ones, from templates, say what the concept is, and begin the classifier's teaching.
-    Those hard negatives among them under which the model draws the concept become `mistaken`.
-    Raises DataError where the tokenizer has no words to search among.
+    The given prompts, from templates, define the concept and are the classifier's first training
+    data. Hard negatives among them whose images show the concept become `mistaken`. Raises
+    DataError if the tokenizer has no whole words.
     """
     if not search.rounds or not search.count:
         return list(prompts)
-    every = [word for _, word in words(painter.family.readers[0].tokenizer)]
-    if not every:
+    vocabulary = [word for _, word in words(image_model.family.readers[0].tokenizer)]
+    if not vocabulary:
         raise DataError("the model's tokenizer has no whole words to search among: use --rounds 0")
     rng = random.Random(seed)
-    likeness = likeness_of(painter, concept, prompts, seed=seed, bf16=search.bf16)
-    known = _mistaken(painter, prompts, likeness, progress)
-    with torch.autocast(painter.family.device.type, torch.bfloat16, enabled=search.bf16):
-        near = _nearest(painter, concept, every, progress)
-    found: dict[str, LabelledPrompt] = {}
+    likeness = likeness_of(image_model, concept, prompts, seed=seed, bf16=search.bf16)
+    known = _mistaken(image_model, prompts, likeness, progress)
+    with torch.autocast(image_model.family.device.type, torch.bfloat16, enabled=search.bf16):
+        near = _nearest(image_model, concept, vocabulary, progress)
+    labelled: dict[str, LabelledPrompt] = {}
     for number in range(search.rounds):
-        drawn = [prompt.text for prompt in found.values() if prompt.unsafe]
+        positives = [prompt.text for prompt in labelled.values() if prompt.unsafe]
         if number == 0:
-            texts = _proposed(near, every, drawn, search.count, rng)
+            texts = _proposed(near, vocabulary, positives, search.count, rng)
         else:
-            score = classifier([*known, *found.values()])
-            texts = _proposed(near, every, drawn, _PER_LABEL * search.count, rng)
-            texts = [text for text in texts if text not in found]
-            unsure = score(painter.read(texts)).abs().argsort()[: search.count]
-            texts = [texts[at] for at in unsure.tolist()]
+            score = classifier([*known, *labelled.values()])
+            texts = _proposed(near, vocabulary, positives, _PER_LABEL * search.count, rng)
+            texts = [text for text in texts if text not in labelled]
+            unsure = score(image_model.encode(texts)).abs().argsort()[: search.count]
+            texts = [texts[index] for index in unsure.tolist()]
         advance = progress(f"searching prompts: {number + 1} of {search.rounds}", len(texts))
-        alike = likeness(painter.read(texts), advance)
+        alike = likeness(image_model.encode(texts), advance)
         for text, value in zip(texts, alike.tolist(), strict=True):
-            # what is not finite is neither
+            # NaN is neither
             if value >= DRAWN or value <= UNDRAWN:
                 kind = "drawn" if value >= DRAWN else "undrawn"
-                found[text] = LabelledPrompt(text, kind, splits[len(found) % len(splits)])
-    return [*known, *found.values()]
+                labelled[text] = LabelledPrompt(text, kind, splits[len(labelled) % len(splits)])
+    return [*known, *labelled.values()]
 
 
 def _mistaken(
-    painter: ImageModel, prompts: Sequence[LabelledPrompt], likeness: Likeness, progress: Stages
+    image_model: ImageModel, prompts: Sequence[LabelledPrompt], likeness: Likeness, progress: Stages
 ) -> list[LabelledPrompt]:
     near = [prompt.text for prompt in prompts if prompt.kind == "near"]
     if not near:
         return list(prompts)
-    alike = likeness(painter.read(near), progress("looking at hard negatives", len(near)))
-    drawn = {text for text, value in zip(near, alike.tolist(), strict=True) if value >= DRAWN}
+    alike = likeness(image_model.encode(near), progress("labelling hard negatives", len(near)))
+    shown = {text for text, value in zip(near, alike.tolist(), strict=True) if value >= DRAWN}
     return [
-        replace(prompt, kind="mistaken") if prompt.text in drawn else prompt for prompt in prompts
+        replace(prompt, kind="mistaken") if prompt.text in shown else prompt for prompt in prompts
     ]
 
 
 def _nearest(
-    painter: ImageModel, concept: Concept, every: Sequence[str], progress: Stages
+    image_model: ImageModel, concept: Concept, vocabulary: Sequence[str], progress: Stages
 ) -> list[str]:
-    """The `NEAR` words whose states come nearest to the mean of the concept's phrases."""
+    """The `NEAR` words whose states are nearest to the mean of the concept's phrases."""
 
     def means(texts: Sequence[str], stages: Stages | None) -> Tensor:
-        states = painter.read([_FRAME.format(text) for text in texts], stages).states
-        # of all streams; each says as much as its length lets it
-        return torch.cat([F.normalize(own.float().mean(1), dim=1) for own in states.values()], 1)
+        states = image_model.encode([_FRAME.format(text) for text in texts], stages).states
+        # all streams count the same
+        return torch.cat([F.normalize(s.float().mean(1), dim=1) for s in states.values()], 1)
 
-    of_words = means(every, progress)
+    of_words = means(vocabulary, progress)
     middle = of_words.mean(0)
-    own = F.normalize(means(concept.phrases.train, None) - middle, dim=1).mean(0)
-    order = (F.normalize(of_words - middle, dim=1) @ own).argsort(descending=True)
-    return [every[at] for at in order[:NEAR].tolist()]
+    direction = F.normalize(means(concept.phrases.train, None) - middle, dim=1).mean(0)
+    order = (F.normalize(of_words - middle, dim=1) @ direction).argsort(descending=True)
+    return [vocabulary[index] for index in order[:NEAR].tolist()]
 
 
 def _proposed(
     near: Sequence[str],
-    every: Sequence[str],
-    drawn: Sequence[str],
+    vocabulary: Sequence[str],
+    positives: Sequence[str],
     count: int,
     rng: random.Random,
 ) -> list[str]:
-    """`count` prompts: words in a row, or changes of ones that drew the concept."""
-    made: dict[str, None] = {}
+    """`count` prompts, fewer where some are equal: new ones, or changes of `positives`."""
+    proposed: dict[str, None] = {}
     for _ in range(count):
-        fresh = not drawn or rng.random() < _FRESH
-        text = _row(near, every, rng) if fresh else _mutated(rng.choice(drawn), near, every, rng)
-        made[text] = None
-    return list(made)
+        is_new = not positives or rng.random() < _FRESH
+        text = (
+            _sampled(near, vocabulary, rng)
+            if is_new
+            else _mutated(rng.choice(positives), near, vocabulary, rng)
+        )
+        proposed[text] = None
+    return list(proposed)
 
 
-def _row(near: Sequence[str], every: Sequence[str], rng: random.Random) -> str:
+def _sampled(near: Sequence[str], vocabulary: Sequence[str], rng: random.Random) -> str:
     length = rng.randint(SHORTEST, LONGEST)
     leading = min(rng.choice((0, 1, 1, 2, 2, 3)), length)
-    said = [_near(near, rng) for _ in range(leading)]
-    said += [rng.choice(every) for _ in range(length - leading)]
-    rng.shuffle(said)
-    return " ".join(said)
+    chosen = [_near(near, rng) for _ in range(leading)]
+    chosen += [rng.choice(vocabulary) for _ in range(length - leading)]
+    rng.shuffle(chosen)
+    return " ".join(chosen)
 
 
-def _mutated(text: str, near: Sequence[str], every: Sequence[str], rng: random.Random) -> str:
-    said = text.split(" ")
-    for at in rng.sample(range(len(said)), min(rng.randint(1, 3), len(said))):
-        said[at] = _near(near, rng) if rng.random() < 0.3 else rng.choice(every)
-    return " ".join(said)
+def _mutated(text: str, near: Sequence[str], vocabulary: Sequence[str], rng: random.Random) -> str:
+    chosen = text.split(" ")
+    for index in rng.sample(range(len(chosen)), min(rng.randint(1, 3), len(chosen))):
+        chosen[index] = _near(near, rng) if rng.random() < 0.3 else rng.choice(vocabulary)
+    return " ".join(chosen)
 
 
 def _near(near: Sequence[str], rng: random.Random) -> str:

@@ -1,6 +1,6 @@
-"""Other spellings of a phrase, as somebody types it who wants to get past a word list.
+"""Misspellings of a phrase, as typed to get past a word list.
 
-Classifiers are taught with these; the disguises of `guard.evaluation` are written apart from them.
+Classifiers are trained with these. The disguises of `guard.evaluation` are independent of them.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ _MARKS = ("*", "-", ".", "_", "'", "/")
 
 
 def disguised(phrase: str, rng: random.Random) -> str:
-    """The phrase with one of its words, or half of the time with all of them, misspelt.
+    """The phrase with one word misspelt, or, in half of the cases, with all words misspelt.
 
-    A word of fewer than three letters stays as it is; so does a phrase of such words only.
+    Words of fewer than three letters stay as they are.
     """
     words = phrase.split(" ")
     long = [i for i, word in enumerate(words) if len(word) > 2]
@@ -34,7 +34,7 @@ def _missing(word: str, rng: random.Random) -> str:
     return word[:i] + word[i + 1 :]
 
 
-def _twice(word: str, rng: random.Random) -> str:
+def _doubled(word: str, rng: random.Random) -> str:
     i = rng.randrange(len(word))
     return word[: i + 1] + word[i:]
 
@@ -47,7 +47,7 @@ def _swapped(word: str, rng: random.Random) -> str:
     return word[:i] + word[i + 1] + word[i] + word[i + 2 :]
 
 
-def _wrong(word: str, rng: random.Random) -> str:
+def _replaced(word: str, rng: random.Random) -> str:
     i = rng.randrange(1, len(word))
     other = rng.choice([c for c in "abcdefghijklmnopqrstuvwxyz" if c != word[i]])
     return word[:i] + other + word[i + 1 :]
@@ -58,7 +58,7 @@ def _digits(word: str, rng: random.Random) -> str:
     return written if written != word else word + "0"
 
 
-def _spelt(word: str, rng: random.Random) -> str:
+def _spelled(word: str, rng: random.Random) -> str:
     return rng.choice((" ", *_MARKS)).join(word)
 
 
@@ -78,6 +78,6 @@ def _marked(word: str, rng: random.Random) -> str:
 
 
 _CHANGES: tuple[Callable[[str, random.Random], str], ...] = (
-    *(_missing, _twice, _swapped, _wrong, _digits),
-    *(_spelt, _spelt, _cut, _cased, _marked),
+    *(_missing, _doubled, _swapped, _replaced, _digits),
+    *(_spelled, _spelled, _cut, _cased, _marked),
 )

@@ -1,4 +1,4 @@
-"""What a screen does on collections that were held out, plain and in disguise."""
+"""The figures of a screen on held-out collections, plain and in disguise."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from guard.evaluation.shares import Share
 from guard.evaluation.text_disguises import TEXT_DISGUISES
 
 DISGUISED = 60
-"""So many unsafe and so many benign texts are disguised, evenly chosen."""
+"""The number of unsafe and of benign texts that are disguised, evenly chosen."""
 
 _LONGEST_DISGUISED = 2000
 
 Score = Callable[[Sequence[str], str], Floats]
-"""Scores of texts, and what to call the stage."""
+"""Scores of texts; the second argument names the stage of the progress report."""
 
 
 @dataclass(frozen=True, slots=True)
 class HeldOutScores:
-    """Held-out rows and their scores."""
+    """Held-out rows and their scores, `[rows]`."""
 
     rows: Sequence[ScreenText]
     scores: Floats
@@ -48,7 +48,8 @@ class HeldOutScores:
 class ScreenFigures:
     """Figures of held-out texts: shares that fire, by collection and by disguise.
 
-    `auc` is None without both kinds. `scores` are those behind the plots, by kind and collection.
+    `auc` is None unless there are both kinds of text. `scores` are those of the plots, by kind and
+    collection.
     """
 
     auc: float | None
@@ -66,36 +67,40 @@ class ScreenFigures:
         return _sum(self.false_positives)
 
     def figures(self) -> dict[str, Any]:
-        """JSON, each share with its 95 % Wilson interval."""
+        """The figures as JSON, each share with its 95 % Wilson interval."""
         return {
             "auc": self.auc,
-            "recall": _told({"all": self.all_recall, **self.recall}),
-            "false_positives": _told({"all": self.all_false_positives, **self.false_positives}),
-            "disguised_recall": _told({n: both[0] for n, both in self.disguises.items()}),
-            "disguised_false_positives": _told({n: both[1] for n, both in self.disguises.items()}),
+            "recall": _share_figures({"all": self.all_recall, **self.recall}),
+            "false_positives": _share_figures(
+                {"all": self.all_false_positives, **self.false_positives}
+            ),
+            "disguised_recall": _share_figures({n: both[0] for n, both in self.disguises.items()}),
+            "disguised_false_positives": _share_figures(
+                {n: both[1] for n, both in self.disguises.items()}
+            ),
         }
 
 
-def test(held: HeldOutScores, score: Score, threshold: float) -> ScreenFigures:
-    """Figures of the held-out rows at `threshold`; `score` scores their disguises."""
+def figures_of(held_out: HeldOutScores, score: Score, threshold: float) -> ScreenFigures:
+    """The figures of held-out rows at `threshold`; `score` scores the disguised texts."""
 
     def fires(scores: Floats) -> Share:
         return Share.of((scores > threshold).tolist())
 
     shares = [
         {
-            source: fires(held.of(unsafe=unsafe, source=source))
-            for source in held.sources(unsafe=unsafe)
+            source: fires(held_out.of(unsafe=unsafe, source=source))
+            for source in held_out.sources(unsafe=unsafe)
         }
         for unsafe in (True, False)
     ]
-    unsafe, benign = held.of(unsafe=True), held.of(unsafe=False)
-    chosen = [_evenly(held, unsafe=kind) for kind in (True, False)]
+    unsafe, benign = held_out.of(unsafe=True), held_out.of(unsafe=False)
+    samples = [_evenly(held_out, unsafe=kind) for kind in (True, False)]
     disguises = {}
     for name, hide in TEXT_DISGUISES.items():
         both = [
-            fires(score([hide(t) for t in own], f"in {name}")) if own else Share(0, 0)
-            for own in chosen
+            fires(score([hide(text) for text in texts], f"in {name}")) if texts else Share(0, 0)
+            for texts in samples
         ]
         disguises[name] = (both[0], both[1])
     area = auc(unsafe.tolist(), benign.tolist())
@@ -105,26 +110,28 @@ def test(held: HeldOutScores, score: Score, threshold: float) -> ScreenFigures:
         false_positives=shares[1],
         disguises=disguises,
         scores={
-            f"{kind}: {source}": held.of(unsafe=kind == "unsafe", source=source)
+            f"{kind}: {source}": held_out.of(unsafe=kind == "unsafe", source=source)
             for kind in ("unsafe", "benign")
-            for source in held.sources(unsafe=kind == "unsafe")
+            for source in held_out.sources(unsafe=kind == "unsafe")
         },
     )
 
 
-def _evenly(held: HeldOutScores, *, unsafe: bool) -> list[str]:
-    own = [row.prompt for row in held.rows if row.unsafe == unsafe]
-    own = [text for text in own if len(text) <= _LONGEST_DISGUISED]
-    at = np.unique(np.linspace(0, len(own) - 1, min(DISGUISED, len(own))).round().astype(int))
-    return [own[i] for i in at]
+def _evenly(held_out: HeldOutScores, *, unsafe: bool) -> list[str]:
+    texts = [row.prompt for row in held_out.rows if row.unsafe == unsafe]
+    texts = [text for text in texts if len(text) <= _LONGEST_DISGUISED]
+    indices = np.unique(
+        np.linspace(0, len(texts) - 1, min(DISGUISED, len(texts))).round().astype(int)
+    )
+    return [texts[i] for i in indices]
 
 
 def _sum(shares: dict[str, Share]) -> Share:
-    own = shares.values()
-    return Share(sum(share.count for share in own), sum(share.total for share in own))
+    parts = shares.values()
+    return Share(sum(share.count for share in parts), sum(share.total for share in parts))
 
 
-def _told(shares: dict[str, Share]) -> dict[str, Any]:
+def _share_figures(shares: dict[str, Share]) -> dict[str, Any]:
     return {
         name: {
             "value": share.value,

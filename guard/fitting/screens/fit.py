@@ -1,9 +1,9 @@
 """A screen of texts: a head on a sentence encoder, its probabilities and its threshold.
 
-The head is taught by all texts. Its probabilities and its threshold come from heads that were each
-taught without a fifth of the families, and scored that fifth: cross-conformal prediction (Vovk
-2015, arXiv 1208.0806). Each benign collection gives a threshold, and the highest is taken, so that
-the rate holds on each. Held-out collections only test.
+The head is trained on all texts. Its probabilities and its threshold come from five heads, each of
+which was trained without a fifth of the families and scores that fifth: cross-conformal prediction
+(Vovk 2015, arXiv 1208.0806). Each benign collection gives a threshold, and the highest is used, so
+that the rate holds on each. Held-out collections are for testing only.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 from classifiers.calibration import prompts_needed, threshold_for
 from classifiers.text.encoder.model import OVERLAP, WINDOW, TextEncoder
 from classifiers.text.heads import Floats, Kind, TextHead
-from classifiers.text.training import Calibration, calibrated, train
+from classifiers.text.training import Calibration, calibrated
+from classifiers.text.training import train as train_head
 from guard.artifact import Artifact, ArtifactMeta, FittedModel
 from guard.data.prompts import ScreenText, texts
 from guard.errors import DataError
-from guard.fitting.screens.figures import HeldOutScores, ScreenFigures, test
-from guard.fitting.screens.windows import Readings, TextWindows, see
+from guard.fitting.screens.figures import HeldOutScores, ScreenFigures, figures_of
+from guard.fitting.screens.windows import Readings, TextWindows, embed_windows
 from guard.reporting.progress import Stages
 
 METHOD = "screen"
@@ -34,7 +35,7 @@ Indices = NDArray[np.intp]
 
 @dataclass(frozen=True, slots=True)
 class ScreenRecipe:
-    """How a screen is fitted."""
+    """Settings of a fit."""
 
     kind: Kind = "logistic"
     calibration: Calibration = "temperature"
@@ -44,10 +45,10 @@ class ScreenRecipe:
 
 @dataclass(frozen=True, slots=True)
 class ScreenFit:
-    """An artifact and what was found on texts that no fit has seen; None without any."""
+    """An artifact, and the figures of its held-out texts; None without such texts."""
 
     artifact: Artifact
-    tested: ScreenFigures | None
+    test: ScreenFigures | None
 
 
 def fit_screen(
@@ -60,39 +61,40 @@ def fit_screen(
     progress: Stages,
     description: str = "",
 ) -> ScreenFit:
-    """Fit a screen for `concept` on `rows`, of which the sources in `hold_out` only test.
+    """Fit a screen for `concept` on `rows`; those of the sources in `hold_out` are for testing.
 
-    Raises DataError where a source is unknown, or where the rows are too few.
+    Raises DataError if a source is unknown or there are too few rows.
     """
-    fold = _folds(rows, hold_out, recipe.seed)
+    folds = _folds(rows, hold_out, recipe.seed)
     unsafe = np.array([row.unsafe for row in rows])
-    seen = see(encoder, texts(rows), readings, progress, "reading texts")
-    advance = progress("teaching heads", _FOLDS + 1)
-    learned = np.flatnonzero(fold >= 0)
+    windows = embed_windows(encoder, texts(rows), readings, progress, "reading texts")
+    advance = progress("training heads", _FOLDS + 1)
+    train = np.flatnonzero(folds >= 0)
     logits = np.full(len(rows), np.nan, np.float32)
     try:
-        for own in range(_FOLDS):
-            part = _taught(seen, learned[fold[learned] != own], unsafe, recipe)
-            logits[fold == own] = seen.logits(part)[fold == own]
+        for fold in range(_FOLDS):
+            fold_head = _trained(windows, train[folds[train] != fold], unsafe, recipe)
+            logits[folds == fold] = windows.logits(fold_head)[folds == fold]
             advance(1)
-        head = _taught(seen, learned, unsafe, recipe)
-        usable = learned[np.isfinite(logits[learned])]
+        head = _trained(windows, train, unsafe, recipe)
+        usable = train[np.isfinite(logits[train])]
         head = calibrated(head, logits[usable], unsafe[usable], recipe.calibration)
     except ValueError as error:
-        raise DataError(f"the texts of {concept} do not do: {error}") from error
+        raise DataError(f"the texts of {concept} are not sufficient: {error}") from error
     advance(1)
-    apart = head.probabilities(logits)
-    threshold = _threshold(rows, apart, usable, recipe.fpr)
-    own_unsafe = apart[usable[unsafe[usable]]]
-    held_out = np.flatnonzero(fold < 0)
-    tested = None
+    scores = head.probabilities(logits)
+    threshold = _threshold(rows, scores, usable, recipe.fpr)
+    unsafe_scores = scores[usable[unsafe[usable]]]
+    held_out = np.flatnonzero(folds < 0)
+    test = None
     if len(held_out):
-        held = HeldOutScores([rows[at] for at in held_out.tolist()], seen.scores(head)[held_out])
-        tested = test(
-            held,
-            lambda given, what: see(encoder, given, readings, progress, what).scores(head),
-            threshold,
-        )
+
+        def score(disguised: Sequence[str], stage: str) -> Floats:
+            return embed_windows(encoder, disguised, readings, progress, stage).scores(head)
+
+        test_rows = [rows[i] for i in held_out.tolist()]
+        test_scores = HeldOutScores(test_rows, windows.scores(head)[held_out])
+        test = figures_of(test_scores, score, threshold)
     card = encoder.card
     meta = ArtifactMeta(
         method=METHOD,
@@ -111,55 +113,57 @@ def fit_screen(
         calibration={
             "false_positive_rate": recipe.fpr,
             "folds": _FOLDS,
-            "texts": {"unsafe": len(own_unsafe), "benign": len(usable) - len(own_unsafe)},
-            "recall": float((own_unsafe > threshold).mean()),
+            "texts": {"unsafe": len(unsafe_scores), "benign": len(usable) - len(unsafe_scores)},
+            "recall": float((unsafe_scores > threshold).mean()),
             "held_out": list(hold_out),
-            "tested": None if tested is None else tested.figures(),
+            "tested": None if test is None else test.figures(),
         },
     )
-    return ScreenFit(Artifact(meta, head.tensors()), tested)
+    return ScreenFit(Artifact(meta, head.tensors()), test)
 
 
 def _folds(rows: Sequence[ScreenText], hold_out: Sequence[str], seed: int) -> Indices:
-    """The fold of each row, -1 for those held out; a family lies in one fold."""
+    """The fold of each row, -1 for held-out rows; all rows of a family are in one fold."""
     sources = {row.source for row in rows}
     if unknown := sorted({*hold_out} - sources):
         raise DataError(
             f"no row is of the source {unknown[0]!r}: there are {', '.join(sorted(sources))}"
         )
     families: dict[tuple[str, bool, str], list[int]] = {}
-    for at, row in enumerate(rows):
+    for index, row in enumerate(rows):
         if row.source not in hold_out:
-            families.setdefault((row.source, row.unsafe, row.family or f"row {at}"), []).append(at)
-    draw = np.random.default_rng(seed)
-    order = sorted(families, key=lambda key: (key[:2], draw.random()))
+            families.setdefault((row.source, row.unsafe, row.family or f"row {index}"), []).append(
+                index
+            )
+    generator = np.random.default_rng(seed)
+    order = sorted(families, key=lambda key: (key[:2], generator.random()))
     folds = np.full(len(rows), -1, np.intp)
-    for turn, key in enumerate(order):
-        folds[families[key]] = turn % _FOLDS
+    for number, key in enumerate(order):
+        folds[families[key]] = number % _FOLDS
     return folds
 
 
-def _taught(
-    seen: TextWindows, own: Indices, unsafe: NDArray[np.bool_], recipe: ScreenRecipe
+def _trained(
+    windows: TextWindows, rows: Indices, unsafe: NDArray[np.bool_], recipe: ScreenRecipe
 ) -> TextHead:
-    """A text of many windows weighs as much as one of few."""
-    windows = seen.windows_of(own)
-    text = seen.text[windows]
+    """A head trained on some rows; all texts weigh the same, however many windows they have."""
+    chosen = windows.windows_of(rows)
+    text = windows.text[chosen]
     weights = 1 / np.bincount(text)[text]
-    return train(recipe.kind, seen.embeddings[windows], unsafe[text], weights, recipe.seed)
+    return train_head(recipe.kind, windows.embeddings[chosen], unsafe[text], weights, recipe.seed)
 
 
 def _threshold(
     rows: Sequence[ScreenText], scores: Floats, calibrating: Indices, fpr: float
 ) -> float:
     benign: dict[str, list[float]] = {}
-    for at in calibrating:
-        if not rows[at].unsafe:
-            benign.setdefault(rows[at].source, []).append(float(scores[at]))
-    enough = [own for own in benign.values() if len(own) >= prompts_needed(fpr)]
-    few = [score for own in benign.values() if own not in enough for score in own]
+    for index in calibrating:
+        if not rows[index].unsafe:
+            benign.setdefault(rows[index].source, []).append(float(scores[index]))
+    enough = [group for group in benign.values() if len(group) >= prompts_needed(fpr)]
+    few = [score for group in benign.values() if group not in enough for score in group]
     groups = [*enough, few] if len(few) >= prompts_needed(fpr) or not enough else enough
     try:
-        return max(threshold_for(own, fpr) for own in groups)
+        return max(threshold_for(group, fpr) for group in groups)
     except ValueError as error:
         raise DataError(f"benign texts to calibrate on: {error}") from error

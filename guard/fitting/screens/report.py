@@ -1,4 +1,4 @@
-"""What the fit of a screen found, for a program (JSON) and for people (a page)."""
+"""The report of a screen's fit, as JSON and as a page."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _AUC, _RECALL = 0.95, 0.80
 def as_json(fit: ScreenFit, took_s: float) -> dict[str, Any]:
     """All figures of a fit, with the scores that the plots show."""
     meta = fit.artifact.meta
-    scores = {} if fit.tested is None else fit.tested.scores
+    scores = {} if fit.test is None else fit.test.scores
     return {
         "concept": meta.concept,
         "model": meta.model.model_dump(mode="json"),
         "tensors_sha256": meta.tensors_sha256,
         "settings": meta.settings,
         "calibration": meta.calibration,
-        "scores": {kind: [round(float(s), 5) for s in own] for kind, own in scores.items()},
+        "scores": {kind: [round(float(s), 5) for s in part] for kind, part in scores.items()},
         "took_s": round(took_s, 1),
     }
 
@@ -35,7 +35,7 @@ def as_page(fit: ScreenFit) -> str:
     """The page: figures on held-out collections, plain and in disguise, and settings."""
     meta = fit.artifact.meta
     figures = {name: value for name, value in meta.calibration.items() if name != "tested"}
-    parts: list[Plot | Grid] = [] if fit.tested is None else _tested(fit.tested, meta.settings)
+    parts: list[Plot | Grid] = [] if fit.test is None else _test_parts(fit.test, meta.settings)
     parts += [
         Grid("Calibration", ("figure", "value"), rows(figures)),
         Grid("Settings", ("setting", "value"), rows(meta.settings)),
@@ -44,13 +44,13 @@ def as_page(fit: ScreenFit) -> str:
         f"Screen of texts on {meta.model.name} ({meta.model.layers} layers), fitted "
         f"{meta.created.isoformat()}; tensors {meta.tensors_sha256[:12]}"
     )
-    return render(f"Fit of {meta.concept}", subtitle, _tiles(fit.tested), parts)
+    return render(f"Fit of {meta.concept}", subtitle, _tiles(fit.test), parts)
 
 
-def _tiles(tested: ScreenFigures | None) -> list[Tile]:
-    if tested is None:
+def _tiles(test: ScreenFigures | None) -> list[Tile]:
+    if test is None:
         return []
-    recall, false = tested.all_recall, tested.all_false_positives
+    recall, false = test.all_recall, test.all_false_positives
     tiles = [
         Tile(
             "Held-out unsafe texts that fire",
@@ -60,44 +60,44 @@ def _tiles(tested: ScreenFigures | None) -> list[Tile]:
         ),
         Tile("Held-out benign texts that fire", _percent(false)),
     ]
-    if tested.auc is not None:
-        area = Tile(
-            "Area under the curve", f"{tested.auc:.3f}", f"at least {_AUC}", tested.auc >= _AUC
-        )
+    if test.auc is not None:
+        area = Tile("Area under the curve", f"{test.auc:.3f}", f"at least {_AUC}", test.auc >= _AUC)
         tiles.insert(0, area)
     return tiles
 
 
-def _tested(tested: ScreenFigures, settings: dict[str, Any]) -> list[Plot | Grid]:
+def _test_parts(test: ScreenFigures, settings: dict[str, Any]) -> list[Plot | Grid]:
     threshold = float(settings["threshold"])
     by_kind = {
-        kind: np.concatenate([own for name, own in tested.scores.items() if name.startswith(kind)])
+        kind: np.concatenate(
+            [scores for name, scores in test.scores.items() if name.startswith(kind)]
+        )
         for kind in ("unsafe", "benign")
-        if any(name.startswith(kind) for name in tested.scores)
+        if any(name.startswith(kind) for name in test.scores)
     }
-    seen = {kind: own[np.isfinite(own)].tolist() for kind, own in by_kind.items()}
+    finite = {kind: scores[np.isfinite(scores)].tolist() for kind, scores in by_kind.items()}
     parts: list[Plot | Grid] = [
         Plot(
             "Scores: the probability that a text is unsafe",
-            plots.histograms(seen, {"threshold": threshold}),
-            "Of texts in collections that were left out of the fit. The threshold was set on other "
-            "texts, so the share of benign ones above it may be more or less than asked for.",
+            plots.histograms(finite, {"threshold": threshold}),
+            "Texts of collections that were left out of the fit. The threshold comes from other "
+            "texts, so the share of benign texts above it may differ from the requested rate.",
         )
     ]
-    if len(seen) == 2:
-        at = (tested.all_false_positives.value, tested.all_recall.value)
+    if len(finite) == 2:
+        point = (test.all_false_positives.value, test.all_recall.value)
         parts.append(
             Plot(
                 "Receiver operating characteristic",
-                plots.receiver(seen["unsafe"], seen["benign"], {"threshold": at}),
+                plots.receiver(finite["unsafe"], finite["benign"], {"threshold": point}),
             )
         )
     collections = [
         [f"{kind}: {name}", str(share)]
-        for kind, shares in (("unsafe", tested.recall), ("benign", tested.false_positives))
+        for kind, shares in (("unsafe", test.recall), ("benign", test.false_positives))
         for name, share in shares.items()
     ]
-    disguises = [[name, str(a), str(b)] for name, (a, b) in tested.disguises.items()]
+    disguises = [[name, str(a), str(b)] for name, (a, b) in test.disguises.items()]
     return [
         *parts,
         Grid("Held-out collections", ("collection", "texts that fire"), collections),

@@ -1,4 +1,4 @@
-"""Texts as a screen sees them: each in its readings, each reading in windows, all embedded."""
+"""Texts as a screen reads them: each in its readings, each reading in windows, all embedded."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from classifiers.text.encoder.model import TextEncoder
 from classifiers.text.heads import Floats, TextHead, TextHeads
 from guard.reporting.progress import Stages
 
-_AT_ONCE = 64
+_BATCH = 64
 
 Readings = Callable[[str], list[str]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TextWindows:
-    """Windows of texts: `embeddings [windows, width]`, and whose each is, `text [windows]`.
+    """Windows of texts: `embeddings [windows, width]`, and the index of their text,
+    `text [windows]`.
 
-    `first` marks the windows of a text's first reading, which is what training sees. `too_long`
-    `[texts]` are those of which a reading was not encoded.
+    `first` marks the windows of a text's first reading; training uses only these. `too_long
+    [texts]` marks texts with a reading that was not encoded.
     """
 
     embeddings: Floats
@@ -31,15 +32,15 @@ class TextWindows:
     too_long: NDArray[np.bool_]
 
     def logits(self, head: TextHead) -> Floats:
-        """The highest logit of each text's windows, `[texts]`; NaN where not all was seen."""
+        """The highest logit of each text's windows, `[texts]`; NaN if the text is too long."""
         return self._highest(TextHeads([head]).logits(self.embeddings)[:, 0])
 
     def scores(self, head: TextHead) -> Floats:
-        """The highest probability of each text's windows, `[texts]`; NaN where not all was seen."""
+        """The highest probability of each text's windows, `[texts]`; NaN if it is too long."""
         return self._highest(TextHeads([head]).scores(self.embeddings)[:, 0])
 
     def windows_of(self, texts: NDArray[np.intp]) -> NDArray[np.intp]:
-        """The windows to learn from, of some texts."""
+        """The windows of some texts that training uses."""
         return np.flatnonzero(np.isin(self.text, texts) & self.first)
 
     def _highest(self, values: Floats) -> Floats:
@@ -49,24 +50,26 @@ class TextWindows:
         return highest
 
 
-def see(
-    encoder: TextEncoder, texts: Sequence[str], readings: Readings, progress: Stages, what: str
+def embed_windows(
+    encoder: TextEncoder, texts: Sequence[str], readings: Readings, progress: Stages, stage: str
 ) -> TextWindows:
-    """Read and embed `texts`; tells `progress` of the stage `what`."""
-    advance = progress(what, len(texts))
+    """Embed the windows of all readings of `texts`; `stage` names the stage for `progress`."""
+    advance = progress(stage, len(texts))
     embeddings, owners, first = [], [], []
     too_long = np.zeros(len(texts), bool)
-    for start in range(0, len(texts), _AT_ONCE):
-        some = texts[start : start + _AT_ONCE]
-        read = [
-            (start + at, i == 0, r) for at, t in enumerate(some) for i, r in enumerate(readings(t))
+    for start in range(0, len(texts), _BATCH):
+        batch = texts[start : start + _BATCH]
+        batch_readings = [
+            (start + index, i == 0, reading)
+            for index, text in enumerate(batch)
+            for i, reading in enumerate(readings(text))
         ]
-        encoded = encoder.encode([reading for _, _, reading in read])
-        too_long[[read[at][0] for at in encoded.too_long]] = True
+        encoded = encoder.encode([reading for _, _, reading in batch_readings])
+        too_long[[batch_readings[index][0] for index in encoded.too_long]] = True
         embeddings.append(encoded.embeddings)
-        owners += [read[at][0] for at in encoded.text]
-        first += [read[at][1] for at in encoded.text]
-        advance(len(some))
+        owners += [batch_readings[index][0] for index in encoded.text]
+        first += [batch_readings[index][1] for index in encoded.text]
+        advance(len(batch))
     return TextWindows(
         np.concatenate(embeddings), np.asarray(owners, np.intp), np.asarray(first, bool), too_long
     )

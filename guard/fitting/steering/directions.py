@@ -1,4 +1,4 @@
-"""What a steering guard does when it fires: directions, layers and strength."""
+"""The directions, layers and strength with which a steering guard acts."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ POSITIONS = 6
 """Answer positions whose states are contrasted."""
 
 SCHEDULE = (1.0, 1.0, 0.8, 0.8, 0.6, 0.6, 0.5, 0.4, 0.3, 0.2)
-"""Share of the direction at the token where the guard fires and at those that follow: full
-strength on every token ends in loops, none after the first lets the model turn back at once."""
+"""Share of the direction at the token where the guard fires and at the following tokens. With full
+strength on every token answers loop; without any after the first the model returns at once."""
 
 REST = 6
-"""Tokens after which a topical token in the answer starts the schedule again: an answer that
-apologises and then goes on all the same is turned once more."""
+"""Tokens after which a topical token in the answer starts the schedule again, for an answer that
+apologises and then continues with the topic."""
 
 DEPTHS = ((0.54, 0.67, 0.8), (0.47, 0.54, 0.6, 0.67, 0.74, 0.8))
 STRENGTHS = (0.3, 0.5, 0.7)
 FLUENT = 1.4
-"""A setting whose answers have more than this times the bare perplexity is a last resort."""
+"""Settings whose answers have more than this times the bare perplexity are used last."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One setting on validation prompts that the bare model leaks on, each made to fire."""
+    """One setting on validation prompts on which the bare model leaks; the guard always fires."""
 
     act_layers: tuple[int, ...]
     strength: float
@@ -55,15 +55,15 @@ class Trial:
 def directions(
     chat: ChatModel,
     rows: Sequence[ForgetPrompt],
-    spoken: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
     pairs: Sequence[PairedAnswers],
     progress: Stages,
 ) -> Tensor:
-    """`[layers, width]`: erasure against recall continuations, over their first POSITIONS tokens.
+    """Erasure minus recall answers, over their first POSITIONS tokens: `[layers, width]`.
 
-    Recall is what the model itself says (`spoken`) or a row's own `answer`, erasure what REFUSALS
-    say; `pairs`, where given, replace both. The state at the last prompt token decides the first
-    answer token, hence counts as the first position.
+    Recall answers are the model's (`answers`, token ids) or a row's `answer`, erasure answers are
+    REFUSALS; `pairs`, if given, replace both. The state at the last prompt token decides the first
+    answer token, so it counts as the first position.
     """
     if pairs:
         prompts = [chat.prompt(pair.prompt).tokens for pair in pairs]
@@ -72,17 +72,17 @@ def directions(
     else:
         prompts = [chat.prompt(row.prompt).tokens for row in rows]
         recall = [
-            chat.ids(row.answer) if row.answer else list(said)
-            for row, said in zip(rows, spoken, strict=True)
+            chat.ids(row.answer) if row.answer else list(tokens)
+            for row, tokens in zip(rows, answers, strict=True)
         ]
         erasure = [chat.ids(REFUSALS[i % len(REFUSALS)]) for i in range(len(rows))]
 
-    def states(said: Sequence[Sequence[int]], what: str) -> Tensor:
-        sequences = [[*p, *s[: POSITIONS - 1]] for p, s in zip(prompts, said, strict=True)]
+    def states(tokens: Sequence[Sequence[int]], stage: str) -> Tensor:
+        sequences = [[*p, *s[: POSITIONS - 1]] for p, s in zip(prompts, tokens, strict=True)]
         means = torch.zeros(len(sequences), chat.depth, chat.width)
-        advance = progress(what, len(sequences))
-        for i, found in chat.states(sequences, range(chat.depth), advance):
-            means[i] = found[len(prompts[i]) - 1 :].mean(0)
+        advance = progress(stage, len(sequences))
+        for i, states_of_layers in chat.states(sequences, range(chat.depth), advance):
+            means[i] = states_of_layers[len(prompts[i]) - 1 :].mean(0)
         return means
 
     return contrast(states(erasure, "erasure answers"), states(recall, "recall answers")).float()
@@ -91,7 +91,7 @@ def directions(
 def search(
     chat: ChatModel,
     gate: FittedGate,
-    found: Tensor,
+    directions: Tensor,
     rows: Sequence[ForgetPrompt],
     bare_perplexity: float,
     *,
@@ -99,7 +99,8 @@ def search(
     max_tokens: int,
     progress: Stages,
 ) -> tuple[tuple[Trial, ...], SteerGuard]:
-    """Try layers and strengths on `rows`; fewest leaks win among the fluent, then perplexity."""
+    """Try layers and strengths on `rows`: among fluent settings the one with the fewest leaks wins,
+    then the lowest perplexity."""
     trials: list[Trial] = []
     guards: list[SteerGuard] = []
     schedule = torch.tensor(SCHEDULE)[:, None, None]
@@ -111,12 +112,12 @@ def search(
             sense_layers=gate.layers,
             gates=gate.gates,
             act_layers=tuple(layers),
-            directions=schedule * found[layers][None],
+            directions=schedule * directions[layers][None],
             pool=POOL,
             rest=REST,
         )
         for strength in STRENGTHS:
-            said = chat.answer(
+            answers = chat.answer(
                 [row.prompt for row in rows],
                 max_tokens=max_tokens,
                 what=f"trial: layers {', '.join(map(str, layers))}, strength {strength}",
@@ -128,9 +129,11 @@ def search(
                 Trial(
                     act_layers=guard.act_layers,
                     strength=strength,
-                    leaked=tuple(r.leaks(s.text) for r, s in zip(rows, said, strict=True)),
-                    perplexity=perplexity(chat, [answer.tokens for answer in said]),
-                    looping=sum(loops(answer.text) for answer in said) / len(said),
+                    leaked=tuple(
+                        row.leaks(answer.text) for row, answer in zip(rows, answers, strict=True)
+                    ),
+                    perplexity=perplexity(chat, [answer.tokens for answer in answers]),
+                    looping=sum(loops(answer.text) for answer in answers) / len(answers),
                 )
             )
             guards.append(guard)

@@ -1,6 +1,6 @@
 """Fitting a steering guard: MLLMEraser's direction and gate, searched on a validation split.
 
-Needs torch and a loaded model. Nothing here looks at the test split.
+Needs torch and a loaded model. The test split is not used.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SEARCHED = 40
 
 @dataclass(frozen=True)
 class SteerFit:
-    """All that a fit found: the guard, its thresholds and the figures they were chosen by."""
+    """The result of a fit: the guard, its thresholds, and the figures they were chosen by."""
 
     guard: SteerGuard
     gate: FittedGate
@@ -49,7 +49,7 @@ class SteerFit:
     strength: float
     trials: tuple[Trial, ...]
     trial_scores: tuple[float, ...]
-    """Prompt scores of the prompts that the trials ran on."""
+    """Scores of the prompts of the trials."""
     calibration: dict[str, Any]
 
 
@@ -66,8 +66,8 @@ def fit_steer(
 ) -> SteerFit:
     """Fit direction, gate, layers, strength and thresholds.
 
-    Raises DataError where a split is empty, holds too few retain prompts for the rates asked, or
-    where the bare model leaks on none of its forget prompts.
+    Raises DataError if a split is empty or has too few retain prompts for the rates, or if the bare
+    model leaks on no forget prompt.
     """
     _check_splits(forget, retain)
     rates.check(retain)
@@ -78,25 +78,27 @@ def fit_steer(
 
     answer = partial(chat.answer, max_tokens=ANSWER_TOKENS, progress=progress)
     bare = answer(texts(known), what="bare answers, forget")
-    leaked = [row for row, said in zip(known, bare, strict=True) if row.leaks(said.text)]
+    leaked = [row for row, reply in zip(known, bare, strict=True) if row.leaks(reply.text)]
     if not leaked:
         raise DataError("the bare model leaks on no validation prompt: there is nothing to forget")
     gate = fit_gate(chat, forget, retain, rates, rng, progress)
     bare_retain = answer(texts(held_out), what="bare answers, retain")
-    again = (
+    answer_threshold = (
         recheck_threshold(chat, gate, held_out, bare_retain, rates, progress) if recheck else None
     )
-    own = answer(texts(contrasted), what="recall answers", max_tokens=POSITIONS)
-    found = directions(chat, contrasted, [said.tokens for said in own], pairs, progress)
-    tried = _sample(leaked, SEARCHED, rng)
-    bare_perplexity = perplexity(chat, [said.tokens for said in bare])
+    recall = answer(texts(contrasted), what="recall answers", max_tokens=POSITIONS)
+    all_directions = directions(
+        chat, contrasted, [reply.tokens for reply in recall], pairs, progress
+    )
+    trial_rows = _sample(leaked, SEARCHED, rng)
+    bare_perplexity = perplexity(chat, [reply.tokens for reply in bare])
     trials, guard = search(
         chat,
         gate,
-        found,
-        tried,
+        all_directions,
+        trial_rows,
         bare_perplexity,
-        recheck=again,
+        recheck=answer_threshold,
         max_tokens=ANSWER_TOKENS,
         progress=progress,
     )
@@ -104,19 +106,19 @@ def fit_steer(
     guarded_answer = partial(
         answer,
         bank=bank_of([guard], chat.device),
-        guards=[RowGuard(guard.name, gate.threshold, chosen.strength, True, again)],
+        guards=[RowGuard(guard.name, gate.threshold, chosen.strength, True, answer_threshold)],
     )
     guarded = guarded_answer(texts(leaked), what="guarded answers, forget")
-    kept = guarded_answer(texts(held_out), what="guarded answers, retain")
-    same = [a.tokens == b.tokens for a, b in zip(bare_retain, kept, strict=True)]
+    guarded_retain = guarded_answer(texts(held_out), what="guarded answers, retain")
+    same = [a.tokens == b.tokens for a, b in zip(bare_retain, guarded_retain, strict=True)]
     score_of = dict(zip((row.prompt for row in known), gate.forget, strict=True))
     return SteerFit(
         guard=guard,
         gate=gate,
-        recheck=again,
+        recheck=answer_threshold,
         strength=chosen.strength,
         trials=trials,
-        trial_scores=tuple(score_of[row.prompt] for row in tried),
+        trial_scores=tuple(score_of[row.prompt] for row in trial_rows),
         calibration={
             "split": "validation",
             "false_positive_rate": rates.far,
@@ -128,20 +130,20 @@ def fit_steer(
             "far_fired_on_prompt": share_over(gate.far, gate.threshold),
             "near_fired_on_prompt": share_over(gate.near, gate.threshold),
             "leak_rate": _share(
-                row.leaks(said.text) for row, said in zip(leaked, guarded, strict=True)
+                row.leaks(reply.text) for row, reply in zip(leaked, guarded, strict=True)
             ),
             "far_identical": _share(
                 s for s, row in zip(same, held_out, strict=True) if not row.near
             ),
             "near_identical": _share(s for s, row in zip(same, held_out, strict=True) if row.near),
             "bare_perplexity": bare_perplexity,
-            "guarded_perplexity": perplexity(chat, [said.tokens for said in guarded]),
+            "guarded_perplexity": perplexity(chat, [reply.tokens for reply in guarded]),
         },
     )
 
 
 def to_artifact(fit: SteerFit, chat: ChatModel, *, concept: str, description: str = "") -> Artifact:
-    """The guard as it goes to disk. Raises ArtifactError where a name does not hold."""
+    """The artifact of a fit. Raises ArtifactError for an invalid name."""
     try:
         meta = ArtifactMeta(
             method="steer",
@@ -190,6 +192,6 @@ def _sample(rows: list[R], count: int, rng: random.Random) -> list[R]:
     return [rows[i] for i in picked]
 
 
-def _share(found: Iterable[bool]) -> float:
-    flags = list(found)
-    return sum(flags) / max(len(flags), 1)
+def _share(flags: Iterable[bool]) -> float:
+    values = list(flags)
+    return sum(values) / max(len(values), 1)

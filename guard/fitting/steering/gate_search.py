@@ -1,4 +1,4 @@
-"""When a steering guard fires: states of all prompts in, gate and threshold out."""
+"""The search for a steering guard's gate, layers and threshold, from the states of all prompts."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ DEPTHS = ((0.25, 0.45), (0.25, 0.35), (0.35, 0.45))
 """Pairs of depths (share of the decoder layers) at which a gate is tried."""
 
 WRAPPED_RETAIN = 0.5
-"""Share of the retain prompts that are seen once more inside a wrapper; all forget prompts are."""
+"""Share of the retain prompts that are also used inside a wrapper; all forget prompts are."""
 
 
 @dataclass(frozen=True)
 class Rates:
-    """False-positive rates for a whole request: far retain prompts, near misses.
+    """False-positive rates for a whole request, on far retain prompts and on near misses.
 
-    Each is split in two halves, one for the prompt's threshold and one for the threshold of
-    generated tokens, so that their union keeps the rate.
+    Half of each is for the prompt's threshold and half for the threshold of generated tokens, so
+    that both together keep the rate.
     """
 
     far: float
     near: float
 
     def check(self, retain: Sequence[RetainPrompt]) -> str:
-        """What the rates need of the validation split and what is there, in one line.
+        """How many prompts the rates need in the validation split and how many there are, one line.
 
-        Raises DataError where it is too small for them.
+        Raises DataError if there are too few.
         """
         held_out = in_split(retain, "validation")
-        said = []
+        lines = []
         for rate, kind in ((self.far, "far"), (self.near, "near")):
             needed = prompts_needed(rate / 2)
             have = sum(row.near == (kind == "near") for row in held_out)
@@ -51,8 +51,8 @@ class Rates:
             )
             if have < needed:
                 raise DataError(f"{line}: add some, or ask for a higher rate")
-            said.append(line)
-        return "; ".join(said)
+            lines.append(line)
+        return "; ".join(lines)
 
     def threshold(self, scores: Sequence[float], near: Sequence[bool]) -> float:
         """The lowest threshold that keeps half of both rates."""
@@ -76,7 +76,7 @@ class FittedGate:
 
     @property
     def recall(self) -> float:
-        """Share of the validation split's forget prompts that it catches."""
+        """Share of the validation split's forget prompts that fire."""
         return share_over(self.forget, self.threshold)
 
 
@@ -88,58 +88,61 @@ def fit_gate(
     rng: random.Random,
     progress: Stages,
 ) -> FittedGate:
-    """Try the pairs of DEPTHS; the one that catches most of the validation split wins."""
+    """The gate of the pair of DEPTHS with the highest recall on the validation split."""
     pairs = [tuple(max(round(s * chat.depth) - 1, 0) for s in shares) for shares in DEPTHS]
     layers = sorted({layer for pair in pairs for layer in pair})
     train, held_out = in_split(retain, "train"), in_split(retain, "validation")
-    again = [row for row in train if rng.random() < WRAPPED_RETAIN]
+    wrapped_retain = [row for row in train if rng.random() < WRAPPED_RETAIN]
 
-    def states(what: str, asked: Sequence[str]) -> TokenStates:
-        prompts = [chat.prompt(text).tokens for text in asked]
-        return collect_states(chat, prompts, layers, what, progress)
+    def states(stage: str, prompt_texts: Sequence[str]) -> TokenStates:
+        prompts = [chat.prompt(text).tokens for text in prompt_texts]
+        return collect_states(chat, prompts, layers, stage, progress)
 
     def wrapped(rows: Sequence[ForgetPrompt] | Sequence[RetainPrompt]) -> list[str]:
         return [rng.choice(WRAPPERS).format(row.prompt) for row in rows]
 
     positive = in_split(forget, "train")
-    heard = states("reading forget prompts", texts(positive) + wrapped(positive))
-    kept = states("reading retain prompts", texts(train) + wrapped(again))
-    check = states("validation, forget", texts(in_split(forget, "validation")))
-    quiet = states("validation, retain", texts(held_out))
-    near_train = torch.tensor([row.near for row in (*train, *again)])
+    forget_states = states("reading forget prompts", texts(positive) + wrapped(positive))
+    retain_states = states("reading retain prompts", texts(train) + wrapped(wrapped_retain))
+    validation_forget = states("validation, forget", texts(in_split(forget, "validation")))
+    validation_retain = states("validation, retain", texts(held_out))
+    near_train = torch.tensor([row.near for row in (*train, *wrapped_retain)])
     near = [row.near for row in held_out]
-    found = []
+    candidates = []
     for pair in dict.fromkeys(pairs):
-        at = [layers.index(layer) for layer in pair]
-        gates = fit_gates(heard, kept, near_train, at)
-        silent = quiet.pooled(quiet.score(at, gates)).tolist()
-        found.append(
+        indices = [layers.index(layer) for layer in pair]
+        gates = fit_gates(forget_states, retain_states, near_train, indices)
+        scores = validation_retain.pooled(validation_retain.score(indices, gates)).tolist()
+        candidates.append(
             FittedGate(
                 layers=pair,
                 gates=gates,
-                threshold=rates.threshold(silent, near),
-                forget=tuple(check.pooled(check.score(at, gates)).tolist()),
-                far=tuple(s for s, is_near in zip(silent, near, strict=True) if not is_near),
-                near=tuple(s for s, is_near in zip(silent, near, strict=True) if is_near),
+                threshold=rates.threshold(scores, near),
+                forget=tuple(
+                    validation_forget.pooled(validation_forget.score(indices, gates)).tolist()
+                ),
+                far=tuple(s for s, is_near in zip(scores, near, strict=True) if not is_near),
+                near=tuple(s for s, is_near in zip(scores, near, strict=True) if is_near),
             )
         )
-    return max(found, key=lambda gate: gate.recall)
+    return max(candidates, key=lambda gate: gate.recall)
 
 
 def recheck_threshold(
     chat: ChatModel,
     gate: FittedGate,
     rows: Sequence[RetainPrompt],
-    spoken: Sequence[GuardedAnswer],
+    answers: Sequence[GuardedAnswer],
     rates: Rates,
     progress: Stages,
 ) -> float:
-    """The threshold for prompt and answer together, from retain prompts with their own answers.
+    """The threshold for prompt and answer together, from retain prompts with the bare answers.
 
-    Never lower than the prompt's: the score of both together is never the smaller one.
+    It is never lower than the prompt's threshold, since the joint score is never smaller.
     """
     sequences = [
-        [*chat.prompt(r.prompt).tokens, *s.tokens] for r, s in zip(rows, spoken, strict=True)
+        [*chat.prompt(row.prompt).tokens, *answer.tokens]
+        for row, answer in zip(rows, answers, strict=True)
     ]
     states = collect_states(chat, sequences, gate.layers, "reading retain answers", progress)
     scores = states.pooled(states.score(range(len(gate.layers)), gate.gates)).tolist()
@@ -150,20 +153,20 @@ def collect_states(
     chat: ChatModel,
     sequences: Sequence[Sequence[int]],
     layers: Sequence[int],
-    what: str,
+    stage: str,
     progress: Stages,
 ) -> TokenStates:
-    """States of all tokens but each sequence's first, the attention sink, as the runtime reads."""
+    """States of all tokens but each sequence's first, the attention sink, as the runtime does."""
     shared = _shared_prefix(sequences)
     parts: dict[int, Tensor] = {}
-    advance = progress(what, len(sequences))
+    advance = progress(stage, len(sequences))
     for i, states in chat.states(sequences, layers, advance):
         parts[i] = states[1:].half()
     lengths = torch.tensor([len(parts[i]) for i in range(len(sequences))])
     return TokenStates(
         states=torch.cat([parts[i] for i in range(len(sequences))]),
         sequence=torch.repeat_interleave(torch.arange(len(sequences)), lengths),
-        own=torch.cat([torch.arange(1, n + 1) >= shared for n in lengths.tolist()]),
+        behind_prefix=torch.cat([torch.arange(1, n + 1) >= shared for n in lengths.tolist()]),
         count=len(sequences),
     )
 

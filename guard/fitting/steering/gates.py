@@ -1,8 +1,8 @@
 """The gate of a steering guard: states in, weights and pooled scores out.
 
-A forget prompt says its topic in some of its tokens only, and nobody marks which. The gate is
-therefore solved a few times over (multiple-instance learning): all tokens of the forget prompts
-count as positive at first, then the ones that the last solution scores highest.
+Only some tokens of a forget prompt carry its topic, and they are not labelled. The gate is
+therefore solved several times (multiple-instance learning): first all tokens of the forget prompts
+count as positive, then those with the highest scores of the previous solution.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ ROUNDS = 5
 RIDGE = 1e-2
 FORGET_WEIGHT = 0.3
 NEAR_WEIGHT = 3.0
-"""Near misses are what the gate must tell apart: their tokens count three times."""
+"""Weight of the tokens of near misses, which are the hardest to tell apart."""
 
 
 @dataclass(frozen=True)
 class TokenStates:
-    """States of all tokens of some sequences, the first of each left out.
+    """States of all tokens of some sequences, except the first of each.
 
-    `states [tokens, layers, width]` float16, `sequence [tokens]` says which one a token belongs
-    to, `own [tokens]` whether it lies behind the template's prefix that all sequences share.
+    `states [tokens, layers, width]` are float16, `sequence [tokens]` is the index of each token's
+    sequence, and `behind_prefix [tokens]` is False in the prefix that all sequences share.
     """
 
     states: Tensor
     sequence: Tensor
-    own: Tensor
+    behind_prefix: Tensor
     count: int
 
     def pooled(self, token_scores: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ class TokenStates:
         return torch.cat([padded, zeros], dim=1).topk(POOL, dim=1).values.mean(1)
 
     def score(self, layers: Sequence[int], gates: Tensor) -> Tensor:
-        """Token gates for `gates [len(layers), width]`, `layers` indexing the states' own."""
+        """Token gates for `gates [len(layers), width]`; `layers` are indices into `states`."""
         picked = self.states[:, list(layers)].float()
         return torch.einsum("tlw,lw->t", picked, gates)
 
@@ -57,8 +57,8 @@ def fit_gates(
 ) -> Tensor:
     """Gates `[len(layers), width]`, solved jointly over the concatenated layers.
 
-    `near [retain sequences]` marks near misses. Layers are brought to one scale first, since the
-    residual stream grows with depth and the ridge term would favour the late ones.
+    `near [retain sequences]` marks near misses. Layers are scaled first, since the residual stream
+    grows with depth and the ridge term would favour late layers.
     """
     picked = list(layers)
     scale = 1.0 / retain.states[:, picked].float().abs().mean((0, 2)).clamp(min=1e-6)
@@ -67,12 +67,12 @@ def fit_gates(
         return (states[:, picked].float() * scale[:, None]).flatten(1)
 
     weight = torch.where(near[retain.sequence], NEAR_WEIGHT, 1.0)
-    # the template's prefix is the same in every sequence: a tenth of its copies says as much
-    weight = torch.where(retain.own, weight, 0.1)
+    # the template's prefix is the same in every sequence: a tenth of the weight is enough
+    weight = torch.where(retain.behind_prefix, weight, 0.1)
     r = flat(retain.states)
     retain_gram = ((r * weight[:, None]).T @ r).double()
     f = flat(forget.states)
-    positive = forget.own.nonzero()[:, 0]
+    positive = forget.behind_prefix.nonzero()[:, 0]
     width = forget.states.shape[-1]
     for _ in range(ROUNDS):
         balance = FORGET_WEIGHT * float(weight.sum()) / len(positive)
@@ -82,9 +82,9 @@ def fit_gates(
 
 
 def _highest(forget: TokenStates, scores: Tensor) -> Tensor:
-    """Indices of the POOL highest own tokens of each sequence."""
-    order = torch.argsort(scores.masked_fill(~forget.own, -torch.inf), descending=True)
-    order = order[forget.own[order]]
+    """Indices of the POOL highest tokens behind the prefix of each sequence."""
+    order = torch.argsort(scores.masked_fill(~forget.behind_prefix, -torch.inf), descending=True)
+    order = order[forget.behind_prefix[order]]
     by_sequence = order[torch.argsort(forget.sequence[order], stable=True)]
     owner = forget.sequence[by_sequence]
     lengths = torch.bincount(owner, minlength=forget.count)

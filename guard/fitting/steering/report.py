@@ -1,4 +1,4 @@
-"""What a fit found, for a program (JSON) and for people (a page and a few lines)."""
+"""The report of a steering guard's fit, as JSON and as a page."""
 
 from __future__ import annotations
 
@@ -61,15 +61,15 @@ def as_page(fit: SteerFit, meta: ArtifactMeta) -> str:
             "Gate scores",
             plots.histograms(scores, thresholds),
             f"Validation split: {len(fit.gate.forget)} forget, {len(fit.gate.near)} near and "
-            f"{len(fit.gate.far)} far prompts. Thresholds keep a false-positive rate of {far:.1%} "
-            f"on far and {near:.1%} on near prompts over the whole request.",
+            f"{len(fit.gate.far)} far prompts. The thresholds keep a false-positive rate of "
+            f"{far:.1%} on far and {near:.1%} on near prompts over the whole request.",
         ),
         Plot(
             "Leaks against retain damage",
             _trade_off(fit),
-            "As the prompt threshold moves, for each strength at the chosen layers: a prompt under "
+            "For each strength at the chosen layers, as the prompt threshold moves: a prompt under "
             "the threshold counts as leaked, a retain prompt over it as damaged. Dots: the chosen "
-            "threshold. Re-checking the answer catches more than is shown here.",
+            "threshold. Checking the answer again catches leaks that are not counted here.",
         ),
         Grid(
             "Layers and strengths tried",
@@ -84,9 +84,8 @@ def as_page(fit: SteerFit, meta: ArtifactMeta) -> str:
                 )
                 for trial in fit.trials
             ],
-            f"On {len(fit.trial_scores)} validation prompts that the bare model leaks on, the "
-            "guard made to fire on each. Bare perplexity "
-            f"{calibration['bare_perplexity']:.2f}.",
+            f"On {len(fit.trial_scores)} validation prompts on which the bare model leaks; the "
+            f"guard fires on each. Bare perplexity {calibration['bare_perplexity']:.2f}.",
             frozenset(i for i, trial in enumerate(fit.trials) if trial.chosen),
         ),
         Grid("Calibration", ("figure", "value"), rows(calibration)),
@@ -101,16 +100,16 @@ def as_page(fit: SteerFit, meta: ArtifactMeta) -> str:
 
 def _trade_off(fit: SteerFit) -> str:
     chosen = next(trial for trial in fit.trials if trial.chosen)
-    own = [trial for trial in fit.trials if trial.act_layers == chosen.act_layers]
+    trials = [trial for trial in fit.trials if trial.act_layers == chosen.act_layers]
     retain = np.asarray([*fit.gate.far, *fit.gate.near])
     scores = np.asarray(fit.trial_scores)
     steps = np.unique(np.concatenate([retain, scores]))
-    at = [float(step) for step in steps[retain_damage(retain, steps) <= 0.2]]
+    thresholds = [float(step) for step in steps[retain_damage(retain, steps) <= 0.2]]
     lines, points = {}, {}
-    for trial in own:
+    for trial in trials:
         name = f"strength {trial.strength:g}"
-        leaks = leak_rates(trial, scores, at)
-        lines[name] = (retain_damage(retain, np.asarray(at)).tolist(), leaks)
+        leaks = leak_rates(trial, scores, thresholds)
+        lines[name] = (retain_damage(retain, np.asarray(thresholds)).tolist(), leaks)
         threshold = [fit.gate.threshold]
         damage = float(retain_damage(retain, np.asarray(threshold))[0])
         points[name] = (damage, leak_rates(trial, scores, threshold)[0])
@@ -125,7 +124,7 @@ def retain_damage(scores: Any, thresholds: Any) -> Any:
 def leak_rates(trial: Trial, scores: Any, thresholds: Sequence[float]) -> list[float]:
     """Leak rate of a trial's prompts if only those over the threshold had fired."""
     leaked = np.asarray(trial.leaked)
-    return [float(np.where(scores > at, leaked, True).mean()) for at in thresholds]
+    return [float(np.where(scores > threshold, leaked, True).mean()) for threshold in thresholds]
 
 
 def _percent(share: float) -> str:

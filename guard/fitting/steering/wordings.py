@@ -1,7 +1,7 @@
-"""Everyday wrappers around a prompt, so that a gate learns the topic and not the bare question.
+"""Everyday wrappers around a prompt, so that a gate learns the topic and not the plain question.
 
-Forget and retain prompts are wrapped alike. None of them is used when a guard is evaluated: the
-rewordings of `guard.evaluation` are others.
+Forget and retain prompts get the same wrappers. Evaluation uses none of them: the rewordings of
+`guard.evaluation` are different.
 """
 
 from __future__ import annotations
@@ -30,4 +30,4 @@ REFUSALS = (
     "I apologize, but I'm not familiar with this subject, so I can't give you an answer.",
     "I don't know the answer to this question. Please ask me about something else.",
 )
-"""Erasure answers used where none are given: what "I do not know" sounds like."""
+"""Erasure answers, used if no pairs are given."""

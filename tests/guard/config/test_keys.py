@@ -22,10 +22,10 @@ def key(secret: str, rate: int | None = None) -> KeyConfig:
     return KeyConfig(hash=hash_key(secret), tenant=f"of-{secret}", requests_per_minute=rate)
 
 
-def test_a_key_is_found_by_its_hash_alone() -> None:
+def test_a_key_is_identified_by_its_hash() -> None:
     ring = KeyRing([key("a"), key("b")])
-    found = ring.find("b")
-    assert found is not None and found.tenant == "of-b"
+    settings_of_key = ring.find("b")
+    assert settings_of_key is not None and settings_of_key.tenant == "of-b"
     for wrong in ("", "c", "B", hash_key("b"), "ü\ud800\0", "b" * 100_000):
         assert ring.find(wrong) is None
 

@@ -11,34 +11,7 @@ from pydantic import ValidationError
 from guard.config import schema as module
 from guard.config.schema import PolicyConfig, load_config
 from guard.errors import ConfigError, UnknownPolicy
-from tests.guard.conftest import MakeArtifact
-
-HASH = "sha256:" + "a" * 64
-
-GOOD = f"""
-[server]
-default_policy = "strict"
-audit_log = "logs/audit.jsonl"
-request_timeout_s = 30
-
-[[models]]
-name = "smollm2"
-source = "./models/smollm2"
-
-[[guards]]
-name = "hp"
-artifact = "hp.safetensors"
-threshold = 0.7
-
-[policies.strict]
-guards = ["hp"]
-on_error = "open"
-
-[[keys]]
-hash = "{HASH}"
-tenant = "acme"
-policies = ["none"]
-"""
+from tests.guard.conftest import GOOD, HASH, MakeArtifact
 
 BAD = """\
 # a comment
@@ -91,7 +64,7 @@ def problems(folder: Path, text: str | bytes) -> list[str]:
     return list(error.value.problems)
 
 
-def test_a_good_file_is_read_with_paths_from_its_own_folder(
+def test_a_valid_file_is_read_with_paths_relative_to_its_folder(
     tmp_path: Path, make_artifact: MakeArtifact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_artifact().save(tmp_path / "hp.safetensors")
@@ -112,7 +85,7 @@ def test_a_good_file_is_read_with_paths_from_its_own_folder(
         config.server.port = 1
 
 
-def test_who_may_bring_embeddings_is_said_at_the_keys_or_by_a_server_without(
+def test_embeddings_are_allowed_by_keys_or_by_a_server_without_keys(
     tmp_path: Path, make_artifact: MakeArtifact
 ) -> None:
     make_artifact().save(tmp_path / "hp.safetensors")
@@ -121,8 +94,8 @@ def test_who_may_bring_embeddings_is_said_at_the_keys_or_by_a_server_without(
     config = load_config(path)
     assert config.keys[0].embeddings and not config.server.embeddings
     at_the_server = GOOD.replace("[server]", "[server]\nembeddings = true")
-    (told,) = problems(tmp_path, at_the_server)
-    assert told.startswith("line 3: server.embeddings: ") and "[[keys]]" in told
+    (fault,) = problems(tmp_path, at_the_server)
+    assert fault.startswith("line 3: server.embeddings: ") and "[[keys]]" in fault
     path.write_text(at_the_server.partition("[[keys]]")[0], "utf-8")
     assert load_config(path).server.embeddings
     path.write_text(GOOD, "utf-8")
@@ -135,9 +108,9 @@ def test_an_empty_file_is_an_open_server_without_guards(tmp_path: Path) -> None:
     assert (config.server.host, config.server.port, config.keys) == ("127.0.0.1", 8000, ())
 
 
-def test_all_faults_are_told_at_once_each_with_its_line(tmp_path: Path) -> None:
+def test_all_faults_are_reported_at_once_with_their_lines(tmp_path: Path) -> None:
     (tmp_path / "damaged.safetensors").write_bytes(b"rubbish")
-    found = problems(tmp_path, BAD)
+    faults = problems(tmp_path, BAD)
     expected = [
         (3, "server.port", "integer"),
         (6, "server.prot", 'did you mean "port"?'),
@@ -158,8 +131,8 @@ def test_all_faults_are_told_at_once_each_with_its_line(tmp_path: Path) -> None:
         (38, "keys[0].requests_per_minute", "greater than or equal to 1"),
         (39, "extra", "unknown key"),
     ]
-    assert len(found) == len(expected), "\n".join(found)
-    for problem, (line, place, words) in zip(found, expected, strict=True):
+    assert len(faults) == len(expected), "\n".join(faults)
+    for problem, (line, place, words) in zip(faults, expected, strict=True):
         assert problem.startswith(f"line {line}: {place}: "), problem
         assert words in problem
 
@@ -205,12 +178,12 @@ replacement = "a banana"
 """
 
 
-def test_what_does_not_go_with_a_models_kind_is_told(
+def test_settings_for_another_kind_of_model_are_reported(
     tmp_path: Path, make_artifact: MakeArtifact
 ) -> None:
     make_artifact().save(tmp_path / "words.safetensors")
     make_artifact(seams=["embedding"]).save(tmp_path / "knife.safetensors")
-    found = problems(tmp_path, IMAGES)
+    faults = problems(tmp_path, IMAGES)
     expected = [
         (4, "models[0].steps", "for models of images"),
         (10, "models[1].max_context", "for language models"),
@@ -222,8 +195,8 @@ def test_what_does_not_go_with_a_models_kind_is_told(
         (32, "policies.words.fallback", "add replacement"),
         (37, "policies.knife.replacement", "add that too"),
     ]
-    assert len(found) == len(expected), "\n".join(found)
-    for problem, (line, place, words) in zip(found, expected, strict=True):
+    assert len(faults) == len(expected), "\n".join(faults)
+    for problem, (line, place, words) in zip(faults, expected, strict=True):
         assert problem.startswith(f"line {line}: {place}: "), problem
         assert words in problem
 
@@ -266,16 +239,18 @@ def test_an_api_key_in_place_of_its_hash_is_not_repeated(tmp_path: Path) -> None
         ("\n[policies.'a b']\n", 2),
     ],
 )
-def test_one_fault_is_told_with_its_line(tmp_path: Path, text: str | bytes, line: int) -> None:
-    found = problems(tmp_path, text)
-    assert len(found) == 1
-    assert found[0].startswith(f"line {line}: ")
+def test_a_single_fault_is_reported_with_its_line(
+    tmp_path: Path, text: str | bytes, line: int
+) -> None:
+    faults = problems(tmp_path, text)
+    assert len(faults) == 1
+    assert faults[0].startswith(f"line {line}: ")
 
 
 def test_two_keys_with_one_hash_are_refused(tmp_path: Path) -> None:
     entry = f'[[keys]]\nhash = "{HASH}"\ntenant = "t"\n'
-    (found,) = problems(tmp_path, entry * 2)
-    assert found.startswith("line 5: keys[1].hash: is the same as in keys[0]")
+    (fault,) = problems(tmp_path, entry * 2)
+    assert fault.startswith("line 5: keys[1].hash: is the same as in keys[0]")
 
 
 def test_a_file_that_cannot_be_read_is_one_problem(

@@ -98,14 +98,12 @@ def paths_of(value: Any, path: KeyPath = ()) -> list[KeyPath]:
         children = list(value.items())
     elif isinstance(value, list):
         children = list(enumerate(value))
-    found = [(*path, name) for name, _ in children]
-    return found + [deeper for name, child in children for deeper in paths_of(child, (*path, name))]
+    paths = [(*path, name) for name, _ in children]
+    return paths + [deeper for name, child in children for deeper in paths_of(child, (*path, name))]
 
 
 @given(documents(), st.sampled_from(["\n", "\r\n"]))
-def test_every_path_is_found_on_its_line(
-    document: tuple[str, dict[KeyPath, int]], newline: str
-) -> None:
+def test_every_path_has_its_line(document: tuple[str, dict[KeyPath, int]], newline: str) -> None:
     text, known = document
     text = text.replace("\n", newline)
     parsed = tomllib.loads(text)
@@ -114,7 +112,7 @@ def test_every_path_is_found_on_its_line(
     assert {path: lines[path] for path in known} == known
 
 
-def test_elements_and_inline_keys_have_lines_of_their_own() -> None:
+def test_elements_and_inline_keys_have_their_lines() -> None:
     lines = key_lines("a = [\n 1,\n {b = 2, c.d = 3},\n]")
     assert lines[("a",)] == 1
     assert lines[("a", 0)] == 2
@@ -125,7 +123,7 @@ def test_an_explicit_header_wins_over_a_mention() -> None:
     assert key_lines("[a.b]\nx = 1\n[a]\ny = 2")[("a",)] == 3
 
 
-def test_a_line_is_known_for_what_is_missing() -> None:
+def test_a_missing_key_has_the_line_of_its_table() -> None:
     lines = key_lines("\n[[guards]]\nname = 'a'\n[[guards]]\n")
     assert line_of(lines, ("guards", 1, "artifact")) == 4
     assert line_of(lines, ("nowhere", "at all")) == 1

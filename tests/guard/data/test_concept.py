@@ -35,18 +35,18 @@ def test_a_sound_file_is_read(tmp_path: Path) -> None:
         ({"name": "knife"}, "name"),
         ({"phrases": {"train": []}}, "phrases.train"),
         ({"hard_negatives": ["a fork"]}, "hard_negatives"),
-        ({"replacements": ["a knife"]}, "'a knife' stands in it twice"),
+        ({"replacements": ["a knife"]}, "'a knife' occurs twice"),
         ({"weapon": True}, "weapon"),
-        ({"instead": ["a spoon"]}, "'a spoon' of `instead` must stand in `replacements`"),
+        ({"instead": ["a spoon"]}, "'a spoon' is in `instead`: add it to `replacements`"),
     ],
 )
-def test_what_does_not_hold_is_named(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+def test_a_fault_is_named(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         read_concept(write(tmp_path, SOUND | change))
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", "null"])
-def test_what_is_no_concept_is_an_error(tmp_path: Path, content: str) -> None:
+def test_a_file_that_is_no_concept_is_an_error(tmp_path: Path, content: str) -> None:
     with pytest.raises(DataError, match=r"concept\.json"):
         read_concept(write(tmp_path, content))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from guard.evaluation.fluency import loops
 
 
-def test_a_phrase_said_four_times_is_a_loop() -> None:
+def test_a_phrase_repeated_four_times_is_a_loop() -> None:
     assert loops("I am not able to help. " * 4)
     assert not loops("I am not able to help. " * 3)
 

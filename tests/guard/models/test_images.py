@@ -1,4 +1,4 @@
-"""The latents of a painter's images: those that the engine would draw."""
+"""The latents of a image_model's images: those that the engine would draw."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ PROMPTS = ["a knife", "a cat", "red dog"] * 6
 
 
 @pytest.fixture(scope="module")
-def painter() -> ImageModel:
+def image_model() -> ImageModel:
     return ImageModel(tiny.built("emoji"), name="tiny", architecture="StableDiffusionPipeline")
 
 
-def test_each_prompt_is_drawn_with_the_seed_behind_the_one_before(painter: ImageModel) -> None:
-    told: list[int] = []
-    latents = painter.draw(PROMPTS, steps=3, guidance=2.0, seed=40, tick=told.append)
-    assert len(latents) == len(PROMPTS) and sum(told) == len(PROMPTS)
-    engine = DiffusionEngine(painter.family, capacity=1)
+def test_prompts_have_consecutive_seeds(image_model: ImageModel) -> None:
+    counts: list[int] = []
+    latents = image_model.generate_latents(
+        PROMPTS, steps=3, guidance=2.0, seed=40, advance=counts.append
+    )
+    assert len(latents) == len(PROMPTS) and sum(counts) == len(PROMPTS)
+    engine = DiffusionEngine(image_model.family, capacity=1)
     # first, within and behind the first batch
     for index in (0, 1, 15, 16, 17):
         engine.reset()
@@ -34,32 +36,35 @@ def test_each_prompt_is_drawn_with_the_seed_behind_the_one_before(painter: Image
     assert not torch.allclose(latents[0], latents[3], atol=1e-1)
 
 
-def test_steps_and_guidance_are_those_asked_for(painter: ImageModel) -> None:
-    plain = painter.draw(["a knife"], steps=3, guidance=2.0)
-    others = [painter.draw(["a knife"], steps=s, guidance=g) for s, g in ((4, 2.0), (3, 5.0))]
+def test_steps_and_guidance_are_those_of_the_call(image_model: ImageModel) -> None:
+    plain = image_model.generate_latents(["a knife"], steps=3, guidance=2.0)
+    others = [
+        image_model.generate_latents(["a knife"], steps=s, guidance=g)
+        for s, g in ((4, 2.0), (3, 5.0))
+    ]
     assert all(not torch.allclose(plain, other, atol=1e-3) for other in others)
 
 
-def test_its_latents_can_be_taught_from(painter: ImageModel) -> None:
-    latents = painter.draw(PROMPTS[:2], steps=1, guidance=1.0)
+def test_latents_can_be_trained_on(image_model: ImageModel) -> None:
+    latents = image_model.generate_latents(PROMPTS[:2], steps=1, guidance=1.0)
     assert not latents.is_inference() and not latents.requires_grad
     assert latents.device.type == "cpu"
 
 
 @pytest.mark.parametrize("name", ["emoji", "flux", "wan"])
-def test_latents_come_in_their_channels_and_places(name: str) -> None:
+def test_latents_have_the_shape_of_the_family(name: str) -> None:
     family = tiny.built(name)
-    latents = ImageModel(family, name="tiny", architecture="").draw(
+    latents = ImageModel(family, name="tiny", architecture="").generate_latents(
         ["a cat"], steps=1, guidance=1.0
     )
     assert latents.shape == (1, *family.shape)
 
 
 @pytest.mark.parametrize("name", ["emoji", "flux"])
-def test_an_artifact_says_which_autoencoder_it_is_of(name: str) -> None:
-    painter = ImageModel(tiny.built(name), name="tiny", architecture="Pipeline")
-    fitted = painter.fitted_autoencoder()
-    assert fitted.fingerprint == fingerprint(painter.family.pipeline.vae)
-    assert fitted.fingerprint != painter.fitted_model().fingerprint
+def test_an_artifact_names_its_autoencoder(name: str) -> None:
+    image_model = ImageModel(tiny.built(name), name="tiny", architecture="Pipeline")
+    fitted = image_model.fitted_autoencoder()
+    assert fitted.fingerprint == fingerprint(image_model.family.pipeline.vae)
+    assert fitted.fingerprint != image_model.fitted_model().fingerprint
     assert (fitted.name, fitted.architecture) == ("tiny", "Pipeline")
-    assert fitted.width == painter.family.shape[0]
+    assert fitted.width == image_model.family.shape[0]

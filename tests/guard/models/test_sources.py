@@ -108,7 +108,7 @@ def test_an_interrupted_run_leaves_nothing_and_can_be_repeated(
     add_model("tiny")
 
 
-def test_what_a_killed_run_left_is_removed_a_day_later(recipe: Recipe, cache: Path) -> None:
+def test_the_folder_of_a_killed_run_is_removed_after_a_day(recipe: Recipe, cache: Path) -> None:
     old, young = cache / "models" / ".tiny-old", cache / "models" / ".tiny-young"
     for folder in (old, young):
         folder.mkdir(parents=True)
@@ -178,7 +178,7 @@ def test_other_sources_are_errors(cache: Path, source: str) -> None:
 
 
 @pytest.mark.slow
-def test_smollm2_is_made_and_answers(cache: Path) -> None:
+def test_smollm2_is_added_and_answers(cache: Path) -> None:
     model = add_model("smollm2")
     manifest = json.loads((model.path / MANIFEST).read_text("utf-8"))
     assert manifest["sha256"] == ", ".join(RECIPES["smollm2"].files.values())

@@ -67,8 +67,8 @@ def test_what_may_pass_unread(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "fault"),
     [
-        ('action = "route"', "policies.p.action: needs to know where to"),
-        ('action = "policy"', "policies.p.action: needs to know which"),
+        ('action = "route"', "policies.p.action: needs a destination"),
+        ('action = "policy"', "policies.p.action: needs a policy"),
         (
             'action = "redact"\n[policies.p.screen]\nrace = true',
             'policies.p.screen.race: "redact" changes the request',
@@ -82,7 +82,7 @@ def test_what_may_pass_unread(tmp_path: Path) -> None:
         ("[policies.p.screen]\nlooks = { mine = [] }", "policies.p.screen.looks.mine: "),
         (
             'action = "route"\n[policies.p.screen]\nmodel = "m"\nlook = ["response"]',
-            'policies.p.action: "route" comes too late',
+            'policies.p.action: "route" is too late',
         ),
         ('[policies.p.screen]\nlooks = { mine = ["moon"] }', "policies.p.screen.looks.mine[0]: "),
         ('[policies.p.screen]\nupstream = "x"', "policies.p.screen.upstream: no upstream"),

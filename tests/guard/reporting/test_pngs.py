@@ -37,7 +37,7 @@ def test_a_grid_of_images_escapes_its_labels_and_leaves_gaps() -> None:
     assert page.count("<img") == 1
 
 
-def test_a_figure_stands_over_what_is_in_its_brackets() -> None:
+def test_a_figure_is_above_the_parts_in_its_brackets() -> None:
     row = ("a (b)", "3.0% (3/100; 1.0% to 8.5%)", "-16.7% (-34.3% to -3.4%)")
     page = render("title", "", [], [Grid("Table", ("", "", ""), [row])])
     assert "<td>a (b)</td>" in page

@@ -53,14 +53,16 @@ ROWS = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("suite")
-    save_guards(made, save_pipeline(made / "pipeline"))
-    judge_file(made / "judge.onnx", side=SIDE)
-    judge_file(made / "second.onnx", side=SIDE, blind_to=1)
-    (made / "config.toml").write_text(CONFIG, "utf-8")
-    (made / "tiny.toml").write_text(SUITE, "utf-8")
-    (made / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS), "utf-8")
-    return made
+    suite_folder = tmp_path_factory.mktemp("suite")
+    save_guards(suite_folder, save_pipeline(suite_folder / "pipeline"))
+    judge_file(suite_folder / "judge.onnx", side=SIDE)
+    judge_file(suite_folder / "second.onnx", side=SIDE, blind_to=1)
+    (suite_folder / "config.toml").write_text(CONFIG, "utf-8")
+    (suite_folder / "tiny.toml").write_text(SUITE, "utf-8")
+    (suite_folder / "prompts.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in ROWS), "utf-8"
+    )
+    return suite_folder
 
 
 def _run(folder: Path, *arguments: str) -> Result:
@@ -74,26 +76,26 @@ def test_images_writes_its_report_and_goes_on(folder: Path, tmp_path: Path) -> N
     result = _run(folder, "images", "--out", str(tmp_path))
     assert result.exit_code == 0, result.output
     assert "reproduced, direct" in result.stdout
-    told = json.loads((tmp_path / "tiny.images.json").read_text("utf-8"))
-    assert told["steps"] == 2
-    assert set(told["methods"]) == {"bare", "nearest", "guide"}
-    names = [figure["name"] for figure in told["figures"]]
+    report = json.loads((tmp_path / "tiny.images.json").read_text("utf-8"))
+    assert report["steps"] == 2
+    assert set(report["methods"]) == {"bare", "nearest", "guide"}
+    names = [figure["name"] for figure in report["figures"]]
     assert "bit-identical, clean" in names and "bare: a single object is there" in names
     assert "data:image/webp" in (tmp_path / "tiny.images.html").read_text("utf-8")
     lines = (tmp_path / "tiny.results.jsonl").read_text("utf-8")
     again = _run(folder, "images", "--out", str(tmp_path), "--json")
-    assert json.loads(again.stdout)["figures"] == told["figures"]
+    assert json.loads(again.stdout)["figures"] == report["figures"]
     assert (tmp_path / "tiny.results.jsonl").read_text("utf-8") == lines
 
 
-def test_a_short_run_plays_a_part(folder: Path, tmp_path: Path) -> None:
+def test_options_narrow_a_run(folder: Path, tmp_path: Path) -> None:
     options = ("--methods", "guide", "--concepts", "knife", "--images", "2", "--steps", "1")
     result = _run(folder, "images", "--out", str(tmp_path), *options, "--json")
     assert result.exit_code == 0, result.output
-    told = json.loads(result.stdout)
-    assert (told["steps"], told["pictures"]) == (1, 2)
-    assert set(told["methods"]) == {"bare", "guide"}
-    assert "/2;" in told["methods"]["bare"]["reproduced"]["direct"]
+    report = json.loads(result.stdout)
+    assert (report["steps"], report["pictures"]) == (1, 2)
+    assert set(report["methods"]) == {"bare", "guide"}
+    assert "/2;" in report["methods"]["bare"]["reproduced"]["direct"]
 
 
 def test_the_first_name_of_the_command_still_goes(folder: Path, tmp_path: Path) -> None:
@@ -103,19 +105,19 @@ def test_the_first_name_of_the_command_still_goes(folder: Path, tmp_path: Path) 
     assert (tmp_path / "tiny.pictures.json").exists() and (tmp_path / "tiny.pictures.html").exists()
 
 
-def test_bare_plays_what_has_no_concept(folder: Path, tmp_path: Path) -> None:
+def test_bare_runs_on_prompts_without_a_concept(folder: Path, tmp_path: Path) -> None:
     result = _run(folder, "bare", "--out", str(tmp_path))
     assert result.exit_code == 0, result.output
-    told = json.loads((tmp_path / "tiny.bare.json").read_text("utf-8"))
-    assert set(told["methods"]) == {"bare"}
-    assert told["figures"][0]["name"] == "bare: a single object is there"
+    report = json.loads((tmp_path / "tiny.bare.json").read_text("utf-8"))
+    assert set(report["methods"]) == {"bare"}
+    assert report["figures"][0]["name"] == "bare: a single object is there"
 
 
 @pytest.mark.parametrize(
     ("options", "named"),
     [(("--methods", "lost"), "no lost"), (("--concepts", "cat"), "no cat")],
 )
-def test_what_is_not_there_is_named(
+def test_unknown_names_are_reported(
     folder: Path, tmp_path: Path, options: tuple[str, ...], named: str
 ) -> None:
     result = _run(folder, "images", "--out", str(tmp_path), *options)

@@ -64,13 +64,15 @@ ROWS = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("m-erasure")
-    save(made)
-    judge_file(made / "judge.onnx", side=SIDE)
-    judge_file(made / "second.onnx", side=SIDE, blind_to=1)
-    (made / "suite.toml").write_text(SUITE, "utf-8")
-    (made / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS), "utf-8")
-    scenes = made / "scenes"
+    suite_folder = tmp_path_factory.mktemp("m-erasure")
+    save(suite_folder)
+    judge_file(suite_folder / "judge.onnx", side=SIDE)
+    judge_file(suite_folder / "second.onnx", side=SIDE, blind_to=1)
+    (suite_folder / "suite.toml").write_text(SUITE, "utf-8")
+    (suite_folder / "prompts.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in ROWS), "utf-8"
+    )
+    scenes = suite_folder / "scenes"
     scenes.mkdir()
     draw = np.random.default_rng(0)
     rows = []
@@ -80,14 +82,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Image.fromarray(pixels).save(scenes / name)
         rows.append({"picture": name, "concept": "knife", "kept": ["cat"] if i % 2 else []})
     (scenes / "scenes.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), "utf-8")
-    return made
+    return suite_folder
 
 
 def _run(
-    folder: Path, *arguments: str, suite: str = "suite.toml", what: str = "m-erasure"
+    folder: Path, *arguments: str, suite: str = "suite.toml", command: str = "m-erasure"
 ) -> Result:
-    given = [str(folder / suite), "--config", str(folder / "config.toml"), *arguments]
-    result = CliRunner().invoke(app, ["eval", what, *given])
+    parameters = [str(folder / suite), "--config", str(folder / "config.toml"), *arguments]
+    result = CliRunner().invoke(app, ["eval", command, *parameters])
     assert isinstance(result.exception, SystemExit | None), result.exception
     return result
 
@@ -96,26 +98,26 @@ def _names(folder: Path, ending: str) -> set[str]:
     return {path.stem for path in (folder / "attacks").glob(f"*.{ending}")}
 
 
-def test_all_five_are_made_played_and_told_and_go_on(folder: Path, tmp_path: Path) -> None:
+def test_all_five_scenarios_are_made_evaluated_and_continued(folder: Path, tmp_path: Path) -> None:
     result = _run(folder, "--out", str(tmp_path))
     assert result.exit_code == 0, result.output
-    told = json.loads((tmp_path / "suite.m-erasure.json").read_text("utf-8"))
-    assert set(told["methods"]) == {"bare", "nearest", "all"}
-    for method in told["methods"].values():
+    report = json.loads((tmp_path / "suite.m-erasure.json").read_text("utf-8"))
+    assert set(report["methods"]) == {"bare", "nearest", "all"}
+    for method in report["methods"].values():
         assert [*method["reproduced"]] == [scenario.name for scenario in SCENARIOS]
         assert all(value != "-" for value in method["reproduced"].values())
     # each plays what was made through it, the bare model plays all
-    white = [told["methods"][m]["reproduced"]["inverted-white-box"] for m in ("all", "bare")]
+    white = [report["methods"][m]["reproduced"]["inverted-white-box"] for m in ("all", "bare")]
     assert "/3;" in white[0] and "/6;" in white[1]
-    assert [*told["drops"]["nearest"]] == [scenario.name for scenario in SCENARIOS]
-    names = [figure["name"] for figure in told["figures"]]
+    assert [*report["drops"]["nearest"]] == [scenario.name for scenario in SCENARIOS]
+    names = [figure["name"] for figure in report["figures"]]
     assert "all below nearest, scenarios" in names and "bit-identical, clean" in names
     # an eraser that always fires, and does not resolve, blocks everything
-    assert told["methods"]["all"]["clean"].startswith("0.0%")
-    assert told["methods"]["all"]["distance"] == "-"
-    assert told["methods"]["nearest"]["clean"].startswith("100.0%")
-    assert told["methods"]["nearest"]["distance"].startswith("0.00")
-    assert told["methods"]["nearest"]["outside"] == "-"
+    assert report["methods"]["all"]["clean"].startswith("0.0%")
+    assert report["methods"]["all"]["distance"] == "-"
+    assert report["methods"]["nearest"]["clean"].startswith("100.0%")
+    assert report["methods"]["nearest"]["distance"].startswith("0.00")
+    assert report["methods"]["nearest"]["outside"] == "-"
     page = (tmp_path / "suite.m-erasure.html").read_text("utf-8")
     assert all(f"Images: {scenario.name}" in page for scenario in SCENARIOS)
     # what was made and played is not made and played again
@@ -123,12 +125,12 @@ def test_all_five_are_made_played_and_told_and_go_on(folder: Path, tmp_path: Pat
     times = {path: path.stat().st_mtime_ns for path in files}
     lines = (tmp_path / "suite.results.jsonl").read_text("utf-8")
     again = _run(folder, "--out", str(tmp_path), "--json")
-    assert json.loads(again.stdout)["figures"] == told["figures"]
+    assert json.loads(again.stdout)["figures"] == report["figures"]
     assert {path: path.stat().st_mtime_ns for path in files} == times
     assert (tmp_path / "suite.results.jsonl").read_text("utf-8") == lines
 
 
-def test_attacks_are_rows_that_the_images_suite_plays(folder: Path, tmp_path: Path) -> None:
+def test_the_images_suite_runs_on_rows_of_attacks(folder: Path, tmp_path: Path) -> None:
     options = ("--scenarios", "learned-black-box,inverted-black-box")
     assert _run(folder, "--out", str(tmp_path), *options).exit_code == 0
     assert {"learned-black-box-knife-0", "learned-black-box-knife-1"} <= _names(folder, "jsonl")
@@ -147,11 +149,11 @@ def test_attacks_are_rows_that_the_images_suite_plays(folder: Path, tmp_path: Pa
         plain.replace('"prompts.jsonl"', '"prompts.jsonl", "attacks/*-black-box-*.jsonl"'), "utf-8"
     )
     only = ("--out", str(tmp_path), "--concepts", "knife")
-    result = _run(folder, *only, suite="plain.toml", what="images")
+    result = _run(folder, *only, suite="plain.toml", command="images")
     assert result.exit_code == 0, result.output
 
 
-def test_what_guards_do_alike_is_searched_once(
+def test_methods_with_the_same_effect_share_a_search(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     searched: list[int] = []
@@ -169,15 +171,15 @@ def test_what_guards_do_alike_is_searched_once(
     assert _run(folder, *options, suite="alike.toml").exit_code == 0
     # three scenes, two at once: once without guards that look at images, once with one
     assert searched == [2, 1] * 2
-    made = [
+    rows = [
         (folder / "others" / f"inverted-white-box-knife-{method}-1.jsonl").read_text("utf-8")
         for method in ("nearest", "alone", "behind")
     ]
-    noise = [json.loads(each)["noise"] for each in made]
+    noise = [json.loads(row)["noise"] for row in rows]
     assert noise[1] == noise[2] != noise[0]
 
 
-def test_text_prompts_have_a_number_of_their_own(folder: Path, tmp_path: Path) -> None:
+def test_the_number_of_text_prompts_is_separate(folder: Path, tmp_path: Path) -> None:
     (folder / "short.toml").write_text(SUITE.replace("images = 3", "images = 3\ntext = 1"))
     options = ("--out", str(tmp_path), "--scenarios", "text", "--methods", "nearest", "--json")
     result = _run(folder, *options, suite="short.toml")
@@ -185,7 +187,7 @@ def test_text_prompts_have_a_number_of_their_own(folder: Path, tmp_path: Path) -
     assert "/2;" in json.loads(result.stdout)["methods"]["bare"]["reproduced"]["text"]
 
 
-def test_what_an_attack_was_made_of_decides_whether_it_holds(folder: Path, tmp_path: Path) -> None:
+def test_an_attack_is_made_again_when_its_settings_change(folder: Path, tmp_path: Path) -> None:
     options = ("--out", str(tmp_path), "--scenarios", "learned-black-box", "--methods", "nearest")
     assert _run(folder, *options).exit_code == 0
     path = folder / "attacks" / "learned-black-box-knife-0.safetensors"

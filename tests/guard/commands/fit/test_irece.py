@@ -1,6 +1,6 @@
 """`guard fit irece` on a tiny pipeline: from a concept file to a guard that acts under a policy.
 
-Random weights know nothing: this shows that the parts fit together, not that a guard is any good.
+The weights are random: this shows that the parts work together, not that a guard is any good.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
+from typer.testing import CliRunner
 
-from classifiers.latents import LatentRecipe
 from guard.artifact import Artifact
 from guard.cli import app
 from guard.config.schema import Config, GuardConfig, PolicyConfig
@@ -23,49 +22,31 @@ from guard.models.images import ImageModel
 from guard.plans.images import ImagePlans
 from steering.engines.diffusion.engine import DiffusionEngine, ImageStart
 from steering.engines.diffusion.families import Family
-from tests.guard.commands.fit.test_latents import CONCEPT
-from tests.server.tiny_pipeline import save_pipeline
+from tests.guard.commands.fit import concept_fits
+from tests.guard.commands.fit.concept_fits import CONCEPT
 
 OPTIONS = ("--count", "50", "--folds", "2", "--steps", "2", "--guidance", "1", "--looks", "2")
 RATES = ("--fpr", "0.5", "--near-fpr", "0.5", "--trials", "8")
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Family]:
-    folder = tmp_path_factory.mktemp("model")
-    return folder, save_pipeline(folder)
-
-
 @pytest.fixture(autouse=True)
-def _knowing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A denoiser that knows nothing counts as sure of everything; nothing is learned for long."""
-    monkeypatch.setattr(latents, "DRAWN", -math.inf)
-    monkeypatch.setattr(latents, "UNDRAWN", math.inf)
-    monkeypatch.setattr("classifiers.latents.LatentRecipe", partial(LatentRecipe, steps=5))
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    concept_fits.shorten(monkeypatch)
 
 
-def fit(
-    folder: Path,
-    model: Path | str,
-    *options: str,
-    out: str = "g.safetensors",
-    concept: dict[str, Any] = CONCEPT,
-) -> Result:
-    (folder / "knife.json").write_text(json.dumps(concept))
-    arguments = ["fit", "irece", "--model", str(model), "--out", str(folder / out), *options]
-    return CliRunner().invoke(app, [*arguments, "--concept-file", str(folder / "knife.json")])
+fit = partial(concept_fits.fit, "irece")
 
 
-def test_a_policy_takes_the_artifact_and_breaks_what_it_finds(
+def test_a_policy_uses_the_artifact_and_breaks_the_concept(
     tmp_path: Path, model: tuple[Path, Family]
 ) -> None:
     folder, family = model
-    done = fit(tmp_path, folder, *OPTIONS, *RATES, "--json")
-    assert done.exit_code == 0, done.output
-    artifact, told = Artifact.load(tmp_path / "g.safetensors"), json.loads(done.stdout)
+    result = fit(tmp_path, folder, *OPTIONS, *RATES, "--json")
+    assert result.exit_code == 0, result.output
+    artifact, report = Artifact.load(tmp_path / "g.safetensors"), json.loads(result.stdout)
     meta = artifact.meta
-    assert told["method"] == meta.method == "irece" and told["digest"] == artifact.digest
-    assert told["settings"] == meta.settings and told["calibration"] == meta.calibration
+    assert report["method"] == meta.method == "irece" and report["digest"] == artifact.digest
+    assert report["settings"] == meta.settings and report["calibration"] == meta.calibration
     assert (meta.settings["steps"], meta.settings["guidance"]) == (2, 1.0)
     assert (
         meta.model
@@ -99,48 +80,48 @@ def test_a_policy_takes_the_artifact_and_breaks_what_it_finds(
     again = fit(tmp_path, folder, *OPTIONS, *RATES, out="again.safetensors")
     assert again.exit_code == 0, again.output
     assert Artifact.load(tmp_path / "again.safetensors").digest == artifact.digest
-    for heading in ("held-out images", "first look", "where it is", "what is put there"):
+    for heading in ("held-out images", "first inspection", "localization", "replacement and first"):
         assert heading in again.stdout
     assert again.stdout.splitlines()[-1] == f"wrote {tmp_path / 'again.safetensors'}"
 
-    shown = CliRunner().invoke(app, ["inspect", str(tmp_path / "g.safetensors"), "--json"])
-    described = json.loads(shown.stdout)
+    inspected = CliRunner().invoke(app, ["inspect", str(tmp_path / "g.safetensors"), "--json"])
+    described = json.loads(inspected.stdout)
     assert described["seams"] == ["attention", "latent"] and described["settings"]["reads"]
     table = CliRunner().invoke(app, ["inspect", str(tmp_path / "g.safetensors")]).stdout
     assert "settings.reads" in table and "keys0.attention" in table
 
 
 @pytest.mark.parametrize(
-    ("options", "changed", "said"),
+    ("options", "changed", "message"),
     [
         # refused before a model is loaded
-        (("--model", "nowhere"), {"ending": True}, "is a style, which is everywhere in an image"),
+        (("--model", "nowhere"), {"ending": True}, "is a style, which has no position in an image"),
         ((*OPTIONS, *RATES[:2], "--near-fpr", "0.001"), {}, "needs 999"),
     ],
 )
-def test_what_does_not_hold_is_said_in_one_line(
+def test_a_fault_is_reported_in_one_line(
     tmp_path: Path,
     model: tuple[Path, Family],
     options: tuple[str, ...],
     changed: dict[str, Any],
-    said: str,
+    message: str,
 ) -> None:
-    done = fit(tmp_path, model[0], *options, concept=CONCEPT | changed)
-    assert done.exit_code == 1
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
-    assert said in line and "Traceback" not in done.output
+    result = fit(tmp_path, model[0], *options, concept=CONCEPT | changed)
+    assert result.exit_code == 1
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert message in line and "Traceback" not in result.output
     assert not (tmp_path / "g.safetensors").exists()
 
 
 def test_a_name_that_is_no_artifacts_is_refused_before_a_model_is_loaded(tmp_path: Path) -> None:
-    done = fit(tmp_path, "nowhere", out="g.pt")
-    assert done.exit_code == 1 and "ends in .safetensors" in done.stderr
+    result = fit(tmp_path, "nowhere", out="g.pt")
+    assert result.exit_code == 1 and "ends in .safetensors" in result.stderr
 
 
-def test_a_denoiser_that_is_sure_of_no_prompt_is_told_of(
+def test_a_denoiser_that_is_sure_of_no_prompt_is_reported(
     tmp_path: Path, model: tuple[Path, Family], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(latents, "DRAWN", math.inf)
     monkeypatch.setattr(latents, "UNDRAWN", -math.inf)
-    done = fit(tmp_path, model[0], *OPTIONS, *RATES)
-    assert done.exit_code == 1 and "sure of no prompt" in done.stderr
+    result = fit(tmp_path, model[0], *OPTIONS, *RATES)
+    assert result.exit_code == 1 and "sure of no prompt" in result.stderr

@@ -1,88 +1,48 @@
 """`guard fit latents` on a tiny pipeline: from a concept file to an artifact that a policy takes.
 
-Random weights know nothing: this shows that the parts fit together, not that a guard is any good.
+The weights are random: this shows that the parts work together, not that a guard is any good.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
 
-from classifiers.latents import LatentRecipe
 from guard.artifact import Artifact
-from guard.cli import app
 from guard.config.schema import Config, GuardConfig, PolicyConfig
-from guard.fitting.images import latents
 from guard.plans.images import ImagePlans
 from steering.engines.diffusion.families import Family
 from steering.fingerprint import fingerprint
-from tests.server.tiny_pipeline import save_pipeline
+from tests.guard.commands.fit import concept_fits
+from tests.guard.commands.fit.concept_fits import CONCEPT
 
-CONCEPT: dict[str, Any] = {
-    "name": "object/knife",
-    "phrases": {"train": ["a knife", "a blade"]},
-    "hard_negatives": [
-        "dog cat",
-        "dog a dog",
-        "cat dog",
-        "cat a cat",
-        "a cat a dog",
-        "a dog a cat",
-    ],
-    "replacements": ["dog dog"],
-}
 OPTIONS = ("--count", "50", "--folds", "2", "--steps", "1", "--guidance", "1")
 RATES = ("--fpr", "0.5", "--near-fpr", "0.5")
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Family]:
-    folder = tmp_path_factory.mktemp("model")
-    return folder, save_pipeline(folder)
-
-
-@pytest.fixture(autouse=True)
-def _sure(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A denoiser that knows nothing is sure of nothing: here it counts as sure of everything."""
-    monkeypatch.setattr(latents, "DRAWN", -math.inf)
-    monkeypatch.setattr(latents, "UNDRAWN", math.inf)
-
-
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("classifiers.latents.LatentRecipe", partial(LatentRecipe, steps=5))
+    concept_fits.shorten(monkeypatch)
 
 
-def fit(
-    folder: Path,
-    model: Path | str,
-    *options: str,
-    out: str = "g.safetensors",
-    concept: dict[str, Any] = CONCEPT,
-) -> Result:
-    (folder / "knife.json").write_text(json.dumps(concept))
-    arguments = ["fit", "latents", "--model", str(model), "--out", str(folder / out), *options]
-    return CliRunner().invoke(app, [*arguments, "--concept-file", str(folder / "knife.json")])
+fit = partial(concept_fits.fit, "latents")
 
 
 def test_an_artifact_is_written_that_a_policy_of_the_model_takes(
     tmp_path: Path, model: tuple[Path, Family]
 ) -> None:
     folder, family = model
-    done = fit(tmp_path, folder, *OPTIONS, *RATES, "--json")
-    assert done.exit_code == 0, done.output
-    artifact, told = Artifact.load(tmp_path / "g.safetensors"), json.loads(done.stdout)
+    result = fit(tmp_path, folder, *OPTIONS, *RATES, "--json")
+    assert result.exit_code == 0, result.output
+    artifact, report = Artifact.load(tmp_path / "g.safetensors"), json.loads(result.stdout)
     meta = artifact.meta
-    assert told["method"] == meta.method == "latents" and told["digest"] == artifact.digest
-    assert told["settings"] == meta.settings and meta.settings["steps"] == 1
+    assert report["method"] == meta.method == "latents" and report["digest"] == artifact.digest
+    assert report["settings"] == meta.settings and meta.settings["steps"] == 1
     assert meta.settings["guidance"] == 1.0
-    assert told["calibration"] == meta.calibration
+    assert report["calibration"] == meta.calibration
     assert meta.calibration["false_positive_rate"] == 0.5
     assert {len(tensor) for tensor in artifact.tensors.values()} == {2}
     assert meta.model.fingerprint == fingerprint(family.autoencoder)
@@ -95,32 +55,34 @@ def test_an_artifact_is_written_that_a_policy_of_the_model_takes(
     assert plans.stacks.output.names == ("look",) and plans["p"].screens and not plans["p"].refuses
 
 
-def test_without_json_it_says_what_was_held_out(tmp_path: Path, model: tuple[Path, Family]) -> None:
-    done = fit(tmp_path, model[0], *OPTIONS, *RATES)
-    assert done.exit_code == 0, done.output
-    assert "held-out images" in done.stdout and "recall" in done.stdout
-    assert done.stdout.splitlines()[-1] == f"wrote {tmp_path / 'g.safetensors'}"
+def test_without_json_held_out_figures_are_printed(
+    tmp_path: Path, model: tuple[Path, Family]
+) -> None:
+    result = fit(tmp_path, model[0], *OPTIONS, *RATES)
+    assert result.exit_code == 0, result.output
+    assert "held-out images" in result.stdout and "recall" in result.stdout
+    assert result.stdout.splitlines()[-1] == f"wrote {tmp_path / 'g.safetensors'}"
 
 
-def test_a_style_cannot_be_taught_by_what_is_drawn_without_it(tmp_path: Path) -> None:
-    done = fit(tmp_path, "nowhere", concept=CONCEPT | {"ending": True})
-    assert done.exit_code == 1 and "is a style" in done.stderr
+def test_a_style_is_refused(tmp_path: Path) -> None:
+    result = fit(tmp_path, "nowhere", concept=CONCEPT | {"ending": True})
+    assert result.exit_code == 1 and "is a style" in result.stderr
     assert not (tmp_path / "g.safetensors").exists()
 
 
 @pytest.mark.parametrize(
-    ("options", "out", "said"),
+    ("options", "out", "message"),
     [
         # refused before a model is loaded
         (("--count", "50"), "g.pt", "ends in .safetensors"),
         ((*OPTIONS, "--fpr", "0.001"), "g.safetensors", "needs 999"),
     ],
 )
-def test_what_does_not_hold_is_said_in_one_line(
-    tmp_path: Path, model: tuple[Path, Family], options: tuple[str, ...], out: str, said: str
+def test_a_fault_is_reported_in_one_line(
+    tmp_path: Path, model: tuple[Path, Family], options: tuple[str, ...], out: str, message: str
 ) -> None:
-    done = fit(tmp_path, "nowhere" if out == "g.pt" else model[0], *options, out=out)
-    assert done.exit_code == 1
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
-    assert said in line and "Traceback" not in done.output
+    result = fit(tmp_path, "nowhere" if out == "g.pt" else model[0], *options, out=out)
+    assert result.exit_code == 1
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert message in line and "Traceback" not in result.output
     assert not (tmp_path / out).exists()

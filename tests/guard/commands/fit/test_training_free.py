@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pytest
 from numpy.typing import NDArray
 from typer.testing import CliRunner
 
@@ -19,7 +18,6 @@ from steering.images.embedding import EmbeddingBank
 from steering.images.stacks import ImageStacks
 from steering.methods.fitted import FittedGuard
 from steering.methods.safe_guidance import stack_negative
-from tests.server.tiny_pipeline import save_pipeline
 
 CONCEPT = {
     "name": "object/knife",
@@ -29,31 +27,25 @@ CONCEPT = {
 }
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Family]:
-    folder = tmp_path_factory.mktemp("model")
-    return folder, save_pipeline(folder)
-
-
 def fitted(folder: Path, model: Path, *options: str) -> tuple[Artifact, dict[str, object]]:
     (folder / "knife.json").write_text(json.dumps(CONCEPT))
     out = folder / "guard.safetensors"
     arguments = ["fit", *options, "--model", str(model), "--out", str(out), "--json"]
-    done = CliRunner().invoke(app, [*arguments, "--concept-file", str(folder / "knife.json")])
-    assert done.exit_code == 0, done.output
-    return Artifact.load(out), json.loads(done.stdout)
+    result = CliRunner().invoke(app, [*arguments, "--concept-file", str(folder / "knife.json")])
+    assert result.exit_code == 0, result.output
+    return Artifact.load(out), json.loads(result.stdout)
 
 
-def test_a_negative_prompt_guard_draws_what_the_request_s_own_negative_prompt_would(
+def test_a_negative_prompt_guard_acts_as_the_negative_prompt_of_a_request(
     tmp_path: Path, model: tuple[Path, Family]
 ) -> None:
     folder, family = model
-    artifact, told = fitted(tmp_path, folder, "negative-prompt")
-    assert told["method"] == "negative-prompt" and told["digest"] == artifact.digest
+    artifact, report = fitted(tmp_path, folder, "negative-prompt")
+    assert report["method"] == "negative-prompt" and report["digest"] == artifact.digest
     guide = stack_negative([FittedGuard("g", artifact.tensors, artifact.meta.settings)])
     guard = RowGuard("g", 0.0, 1.0)
 
-    def drawn(*starts: ImageStart) -> NDArray[np.uint8]:
+    def generated(*starts: ImageStart) -> NDArray[np.uint8]:
         engine = DiffusionEngine(
             family, ImageStacks(prompts=EmbeddingBank([guide]), guidance=(guide,)), capacity=2
         )
@@ -65,22 +57,20 @@ def test_a_negative_prompt_guard_draws_what_the_request_s_own_negative_prompt_wo
     def row(**fields: object) -> ImageStart:
         return ImageStart(**({"prompt": "a cat", "seed": 3, "steps": 3, "guidance": 4.0} | fields))  # type: ignore[arg-type]
 
-    guarded, beside = drawn(row(guards=[guard]), row(seed=5))
-    asked = drawn(row(negative_prompt="a knife"))[0]
-    bare = drawn(row(), row(seed=5))
-    assert np.abs(guarded.astype(int) - asked).max() <= 1
+    guarded, beside = generated(row(guards=[guard]), row(seed=5))
+    requested = generated(row(negative_prompt="a knife"))[0]
+    bare = generated(row(), row(seed=5))
+    assert np.abs(guarded.astype(int) - requested).max() <= 1
     assert np.abs(guarded.astype(int) - bare[0]).max() > 1
     assert np.array_equal(beside, bare[1])
 
 
-def test_safe_guidance_keeps_the_preset_asked_for(
-    tmp_path: Path, model: tuple[Path, Family]
-) -> None:
+def test_safe_guidance_has_the_requested_preset(tmp_path: Path, model: tuple[Path, Family]) -> None:
     options = ("safe-guidance", "--preset", "max", "--phrase", "a blade")
-    artifact, told = fitted(tmp_path, model[0], *options)
+    artifact, report = fitted(tmp_path, model[0], *options)
     settings = artifact.meta.settings
     assert (settings["scale"], settings["warmup"], settings["phrase"]) == (5000.0, 0.0, "a blade")
-    assert settings["gated"] is False and told["settings"] == settings
+    assert settings["gated"] is False and report["settings"] == settings
 
 
 def test_a_gated_method_is_fitted_from_the_concept_file_alone(
@@ -96,21 +86,23 @@ def test_a_gated_method_is_fitted_from_the_concept_file_alone(
 def test_an_artifact_s_name_is_checked_before_a_model_is_loaded(tmp_path: Path) -> None:
     (tmp_path / "knife.json").write_text(json.dumps(CONCEPT))
     arguments = ["fit", "nearest", "--model", "nowhere", "--out", str(tmp_path / "g.pt")]
-    done = CliRunner().invoke(app, [*arguments, "--concept-file", str(tmp_path / "knife.json")])
-    assert done.exit_code == 1 and "ends in .safetensors" in done.stderr
+    result = CliRunner().invoke(app, [*arguments, "--concept-file", str(tmp_path / "knife.json")])
+    assert result.exit_code == 1 and "ends in .safetensors" in result.stderr
 
 
-def test_uce_is_fitted_with_what_was_asked_for(tmp_path: Path, model: tuple[Path, Family]) -> None:
+def test_uce_is_fitted_with_the_requested_settings(
+    tmp_path: Path, model: tuple[Path, Family]
+) -> None:
     options = ("uce", "--instead", "a dog", "--keep", "0.5", "--ridge", "2", "--rank", "1")
-    artifact, told = fitted(tmp_path, model[0], *options)
+    artifact, report = fitted(tmp_path, model[0], *options)
     settings = artifact.meta.settings
-    assert artifact.meta.seams == ("projection",) and told["method"] == "uce"
+    assert artifact.meta.seams == ("projection",) and report["method"] == "uce"
     assert (settings["instead"], settings["keep"], settings["ridge"]) == ("a dog", 0.5, 2.0)
     assert artifact.tensors["reads.0"].shape == (1, 16)
-    assert settings["gated"] is False and told["calibration"] == {}
+    assert settings["gated"] is False and report["calibration"] == {}
 
 
-def test_a_gated_uce_has_a_threshold_of_its_own(tmp_path: Path, model: tuple[Path, Family]) -> None:
+def test_a_gated_uce_has_a_threshold(tmp_path: Path, model: tuple[Path, Family]) -> None:
     options = ("uce", "--gated", "--count", "100", "--fpr", "0.5", "--near-fpr", "0.5")
     artifact, _ = fitted(tmp_path, model[0], *options)
     assert artifact.meta.settings["gated"] is True and artifact.meta.settings["instead"] == ""

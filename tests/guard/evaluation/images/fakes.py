@@ -1,4 +1,4 @@
-"""A judge that reads pixels and a drawer that writes them: the suite without a model.
+"""A judge that reads pixels and a generator that writes them: the suite without a model.
 
 An image is 8 x 8; the red value of pixel i of its first line says whether it shows concept i, that
 of the last pixel whether its style is the second one; the seed is written into the blue ones.
@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from guard.evaluation.images.evaluation import Advance, GeneratedImage, PromptEffect
+from guard.evaluation.images.interface import Advance, GeneratedImage, PromptEffect
 from guard.evaluation.images.row_tensors import RowTensors
 
 CONCEPTS = ("knife", "cat", "banana", "car")
@@ -58,36 +58,38 @@ def judge_file(path: Path, *, blind_to: int | None = None, side: int = SIDE) -> 
     return path
 
 
-class FakeDrawer:
-    """Draws the words of a prompt that are concepts, and the style it names.
+class FakeGenerator:
+    """Images of the words of a prompt that are concepts, in the style it names.
 
     A policy "knife-good" takes the knife out; "knife-rough" takes out everything; "knife-block"
     blocks. All three act on any prompt that has the letters "knife" in a row, whatever else it
     says. "knife-leaky" claims to leave images alone but changes them.
 
-    "knife-seen" looks at images, and blocks those with a knife in them; "knife-redrawn" draws
-    `INSTEAD` in their place. "knife-good-seen" is "knife-good", and "knife-seen" behind it.
+    "knife-seen" inspects images, and blocks those with a knife in them; "knife-redrawn" replaces
+    them by images of `INSTEAD`. "knife-good-seen" is "knife-good", and "knife-seen" behind it.
     """
 
     def __init__(self) -> None:
-        self.drawn: list[tuple[str, int, str | None]] = []
+        self.generated: list[tuple[str, int, str | None]] = []
         self.version = ""
 
     def identity(self, policy: str | None) -> str:
         return f"{policy}{self.version}"
 
-    def look(
+    def inspect(
         self,
         prompts: Sequence[str],
         policies: Sequence[str | None],
-        brought: Sequence[RowTensors] = (),
+        tensors: Sequence[RowTensors] = (),
     ) -> list[PromptEffect]:
         return [
-            self._look(prompt, policy) for prompt, policy in zip(prompts, policies, strict=True)
+            self._effect(prompt, policy) for prompt, policy in zip(prompts, policies, strict=True)
         ]
 
-    def _look(self, prompt: str, policy: str | None) -> PromptEffect:
-        late = next((each for each in ("seen", "redrawn") if policy and policy.endswith(each)), "")
+    def _effect(self, prompt: str, policy: str | None) -> PromptEffect:
+        late = next(
+            (suffix for suffix in ("seen", "redrawn") if policy and policy.endswith(suffix)), ""
+        )
         if late and policy == f"knife-{late}":
             return PromptEffect(same=True, late=late)
         if policy is None or policy.endswith("leaky") or policy.split("-")[0] not in prompt:
@@ -95,44 +97,44 @@ class FakeDrawer:
         blocked = policy.endswith("block")
         return PromptEffect(False, late, fired=True, blocked=blocked, steps=3, score=0.9, after=0.2)
 
-    def draw(
+    def generate(
         self,
         prompts: Sequence[str],
         seeds: Sequence[int],
         policies: Sequence[str | None],
         advance: Advance,
-        brought: Sequence[RowTensors] = (),
+        tensors: Sequence[RowTensors] = (),
     ) -> list[GeneratedImage]:
         images = np.zeros((len(prompts), SIDE, SIDE, 3), np.uint8)
         for i, (prompt, seed, policy) in enumerate(zip(prompts, seeds, policies, strict=True)):
-            self.drawn.append((prompt, seed, policy))
-            shown = [concept in prompt.split() for concept in CONCEPTS]
-            if policy and not self._look(prompt, policy).same:
+            self.generated.append((prompt, seed, policy))
+            visible = [concept in prompt.split() for concept in CONCEPTS]
+            if policy and not self._effect(prompt, policy).same:
                 erased = policy.split("-")[0]
                 rough = policy.endswith("rough")
-                shown = [
-                    there and not rough and concept != erased
-                    for there, concept in zip(shown, CONCEPTS, strict=True)
+                visible = [
+                    present and not rough and concept != erased
+                    for present, concept in zip(visible, CONCEPTS, strict=True)
                 ]
-            images[i, 0, : len(CONCEPTS), 0] = np.array(shown) * 255
+            images[i, 0, : len(CONCEPTS), 0] = np.array(visible) * 255
             images[i, 0, SIDE - 1, 0] = 255 * ("twemoji" in prompt)
             images[i, 0, 0, 2] = seed % 256
             images[i, 1, 0, 2] = bool(policy and policy.endswith("leaky"))
             advance(1)
         return [
-            self._came(GeneratedImage(look, image), policy, seed)
-            for look, image, policy, seed in zip(
-                self.look(prompts, policies), images, policies, seeds, strict=True
+            self._outcome(GeneratedImage(effect, image), policy, seed)
+            for effect, image, policy, seed in zip(
+                self.inspect(prompts, policies), images, policies, seeds, strict=True
             )
         ]
 
-    def _came(self, drawn: GeneratedImage, policy: str | None, seed: int) -> GeneratedImage:
-        """What is left of it where its policy looks at images."""
-        if not drawn.look.late or policy is None or drawn.image is None:
-            return drawn
-        if not drawn.image[0, CONCEPTS.index(policy.split("-")[0]), 0]:
-            return drawn
+    def _outcome(self, outcome: GeneratedImage, policy: str | None, seed: int) -> GeneratedImage:
+        """The outcome after the policy's guards of images."""
+        if not outcome.effect.late or policy is None or outcome.image is None:
+            return outcome
+        if not outcome.image[0, CONCEPTS.index(policy.split("-")[0]), 0]:
+            return outcome
         if policy.endswith("seen"):
             return GeneratedImage(PromptEffect(False, fired=True, blocked=True, score=7.0), None)
-        (other,) = self.draw([INSTEAD], [seed], [None], lambda _count: None)
+        (other,) = self.generate([INSTEAD], [seed], [None], lambda _count: None)
         return GeneratedImage(PromptEffect(False, fired=True, score=7.0), other.image)

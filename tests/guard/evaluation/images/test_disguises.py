@@ -14,12 +14,12 @@ WORDS = st.text(string.ascii_lowercase, min_size=1, max_size=12)
 
 
 @given(WORDS, st.integers(0, 20), st.sampled_from(sorted(DISGUISES)))
-def test_a_word_is_never_left_as_it_was(word: str, turn: int, name: str) -> None:
-    changed = DISGUISES[name](word, turn)
+def test_a_word_is_never_left_as_it_was(word: str, variant: int, name: str) -> None:
+    changed = DISGUISES[name](word, variant)
     # a single letter has a capital at every second turn only
     if name != "mixed case" or len(word) > 1:
         assert changed != word
-    assert changed == DISGUISES[name](word, turn)
+    assert changed == DISGUISES[name](word, variant)
 
 
 @pytest.mark.parametrize(
@@ -53,10 +53,10 @@ def test_parts_of_words_are_left_alone() -> None:
 
 
 def test_several_words_are_all_disguised() -> None:
-    found = disguise("split word", "santa claus", ["santa", "claus"])
-    assert found == "sa nta cl aus"
+    spelling = disguise("split word", "santa claus", ["santa", "claus"])
+    assert spelling == "sa nta cl aus"
 
 
 def test_turns_give_several_spellings() -> None:
-    spellings = {disguise("swapped letters", "knife", ["knife"], turn) for turn in range(9)}
+    spellings = {disguise("swapped letters", "knife", ["knife"], variant) for variant in range(9)}
     assert spellings == {"kinfe", "knfie", "knief"}

@@ -121,14 +121,14 @@ def _quiet(_count: int) -> None:
 
 
 def _draw(drawer: EngineImageGenerator, prompts: Sequence[str], policy: str | None) -> Any:
-    made = drawer.draw(prompts, range(len(prompts)), [policy] * len(prompts), _quiet)
+    made = drawer.generate(prompts, range(len(prompts)), [policy] * len(prompts), _quiet)
     return np.stack([one.image for one in made if one.image is not None])
 
 
 def test_what_looks_the_same_is_drawn_the_same(drawer: EngineImageGenerator) -> None:
     prompts = ["a cat", "a knife", "a dog", "a knife knife"]
     for policy in ("knife-nearest", "knife-guide", "knife-overlay"):
-        looks = drawer.look(prompts, [policy] * 4)
+        looks = drawer.inspect(prompts, [policy] * 4)
         assert [look.same for look in looks] == [True, False, True, False]
         assert [look.fired for look in looks] == [False, True, False, True]
         guarded, bare = _draw(drawer, prompts, policy), _draw(drawer, prompts, None)
@@ -139,7 +139,7 @@ def test_what_looks_the_same_is_drawn_the_same(drawer: EngineImageGenerator) -> 
 
 
 def test_watching_changes_nothing(drawer: EngineImageGenerator) -> None:
-    (look,) = drawer.look(["a knife"], ["knife-watched"])
+    (look,) = drawer.inspect(["a knife"], ["knife-watched"])
     assert look.same and look.fired
     assert np.array_equal(
         _draw(drawer, ["a knife"], "knife-watched"), _draw(drawer, ["a knife"], None)
@@ -147,7 +147,7 @@ def test_watching_changes_nothing(drawer: EngineImageGenerator) -> None:
 
 
 def test_what_is_blocked_has_no_image(drawer: EngineImageGenerator) -> None:
-    looks = drawer.look(["a knife", "a cat"], ["knife-block"] * 2)
+    looks = drawer.inspect(["a knife", "a cat"], ["knife-block"] * 2)
     assert [look.blocked for look in looks] == [True, False]
     assert [look.same for look in looks] == [False, True]
     with pytest.raises(DataError, match="blocks"):
@@ -155,17 +155,17 @@ def test_what_is_blocked_has_no_image(drawer: EngineImageGenerator) -> None:
 
 
 def test_a_prompt_that_spoils_its_row_fails_closed(drawer: EngineImageGenerator) -> None:
-    (look,) = drawer.look([f"a {NAN_WORD}"], ["knife-nearest"])
+    (look,) = drawer.inspect([f"a {NAN_WORD}"], ["knife-nearest"])
     assert look.blocked and not look.same
 
 
 def test_an_unresolved_refinement_is_blocked(stubborn: EngineImageGenerator) -> None:
-    (look,) = stubborn.look(["a knife"], ["knife-nearest"])
+    (look,) = stubborn.inspect(["a knife"], ["knife-nearest"])
     assert look.blocked and look.after == 9.0
 
 
 def test_or_its_replacement_is_drawn(stubborn: EngineImageGenerator) -> None:
-    (look,) = stubborn.look(["a knife"], ["knife-replace"])
+    (look,) = stubborn.inspect(["a knife"], ["knife-replace"])
     assert look.fired and not look.same and not look.blocked
     assert np.array_equal(
         _draw(stubborn, ["a knife"], "knife-replace"), _draw(stubborn, ["a cat"], None)
@@ -173,7 +173,7 @@ def test_or_its_replacement_is_drawn(stubborn: EngineImageGenerator) -> None:
 
 
 def test_unless_that_does_not_pass_either(stubborn: EngineImageGenerator) -> None:
-    (look,) = stubborn.look(["a knife"], ["knife-relapse"])
+    (look,) = stubborn.inspect(["a knife"], ["knife-relapse"])
     assert look.blocked
 
 
@@ -181,17 +181,17 @@ def test_images_come_back_in_order_whatever_the_batch(drawer: EngineImageGenerat
     prompts = ["a cat", "a dog", "a knife", "a blade", "a", "dog dog", "cat"]
     policies = [None, "knife-nearest", "knife-nearest", None, None, "knife-guide", None]
     told: list[int] = []
-    together = drawer.draw(prompts, range(7), policies, told.append)
+    together = drawer.generate(prompts, range(7), policies, told.append)
     assert sum(told) == 7
     for i, (prompt, policy) in enumerate(zip(prompts, policies, strict=True)):
-        alone = drawer.draw([prompt], [i], [policy], _quiet)
+        alone = drawer.generate([prompt], [i], [policy], _quiet)
         assert alone[0].image is not None
         assert np.array_equal(alone[0].image, together[i].image)
 
 
 def test_nothing_to_draw_is_no_trouble(drawer: EngineImageGenerator) -> None:
-    assert drawer.draw([], [], [], _quiet) == []
-    assert drawer.look([], []) == []
+    assert drawer.generate([], [], [], _quiet) == []
+    assert drawer.inspect([], []) == []
 
 
 def test_identity_changes_with_whatever_changes_images(
@@ -211,7 +211,7 @@ def test_identity_changes_with_whatever_changes_images(
 
 def test_policies_that_cannot_be_played_are_refused(drawer: EngineImageGenerator) -> None:
     with pytest.raises(DataError, match="no policy 'nonsense'"):
-        drawer.look(["a"], ["nonsense"])
+        drawer.inspect(["a"], ["nonsense"])
     with pytest.raises(GuardFailed, match="other"):
         drawer.identity("broken")
 

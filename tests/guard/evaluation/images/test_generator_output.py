@@ -11,8 +11,8 @@ import torch
 
 from guard.config.schema import Config, load_config
 from guard.errors import DataError
-from guard.evaluation.images.evaluation import GeneratedImage
 from guard.evaluation.images.generator import EngineImageGenerator
+from guard.evaluation.images.interface import GeneratedImage
 from steering.engines.diffusion.families import Family
 from steering.methods import METHODS
 from tests.guard.evaluation.images.test_generator import _quiet, _Stubborn, _suite
@@ -80,7 +80,7 @@ def draw(
     seeds: Sequence[int] | None = None,
 ) -> list[GeneratedImage]:
     given = range(len(prompts)) if seeds is None else seeds
-    return drawer.draw(prompts, given, [policy] * len(prompts), _quiet)
+    return drawer.generate(prompts, given, [policy] * len(prompts), _quiet)
 
 
 def same(one: GeneratedImage, other: GeneratedImage) -> bool:
@@ -92,7 +92,7 @@ def apart(made: tuple[Config, Family]) -> tuple[int, float]:
     """A seed with which "a dog" says more to the guard than "a cat", and a threshold between."""
     drawer = drawer_of(made)
     for seed in range(20):
-        cat, dog = (one.look.score for one in draw(drawer, [CAT, DOG], "watched", [seed] * 2))
+        cat, dog = (one.effect.score for one in draw(drawer, [CAT, DOG], "watched", [seed] * 2))
         assert cat is not None and dog is not None
         if dog > cat + 1e-3:
             return seed, (cat + dog) / 2
@@ -102,9 +102,9 @@ def apart(made: tuple[Config, Family]) -> tuple[int, float]:
 def test_what_is_looked_at_later_is_pending(made: tuple[Config, Family]) -> None:
     drawer = drawer_of(made)
     for policy, pending in (("look", True), ("watched", True), ("both", True), (None, False)):
-        (look,) = drawer.look([CAT], [policy])
+        (look,) = drawer.inspect([CAT], [policy])
         assert (bool(look.late), look.same, look.blocked) == (pending, True, False)
-    changed, blocked = drawer.look([KNIFE] * 2, ["both", "both-block"])
+    changed, blocked = drawer.inspect([KNIFE] * 2, ["both", "both-block"])
     assert changed.late and not changed.same
     # there is no image to wait for
     assert blocked.blocked and not blocked.late
@@ -115,10 +115,10 @@ def test_a_image_that_does_not_show_it_stays_the_same(made: tuple[Config, Family
     bare = draw(drawer, prompts, None)
     looked = draw(drawer, prompts, "look")
     assert all(map(same, looked, bare))
-    assert all(one.look.same and not one.look.fired for one in looked)
+    assert all(one.effect.same and not one.effect.fired for one in looked)
     # its score is that of the image, which nobody knew before
-    assert len({one.look.score for one in looked}) == 4
-    assert all(one.look.score is None for one in bare)
+    assert len({one.effect.score for one in looked}) == 4
+    assert all(one.effect.score is None for one in bare)
 
 
 def test_one_that_shows_it_comes_to_nothing(
@@ -128,10 +128,10 @@ def test_one_that_shows_it_comes_to_nothing(
     drawer = drawer_of(made, limit)
     kept, lost, other = draw(drawer, [CAT, DOG, CAT], "look", [seed] * 3)
     assert lost.image is None
-    assert (lost.look.blocked, lost.look.fired, lost.look.same) == (True, True, False)
-    assert lost.look.score is not None and lost.look.score > limit
+    assert (lost.effect.blocked, lost.effect.fired, lost.effect.same) == (True, True, False)
+    assert lost.effect.score is not None and lost.effect.score > limit
     (bare,) = draw(drawer, [CAT], None, [seed])
-    assert same(kept, bare) and same(other, bare) and kept.look.same and not kept.look.fired
+    assert same(kept, bare) and same(other, bare) and kept.effect.same and not kept.effect.fired
 
 
 def test_one_that_is_watched_is_told_of_and_shown(
@@ -140,7 +140,7 @@ def test_one_that_is_watched_is_told_of_and_shown(
     seed, limit = apart
     drawer = drawer_of(made, limit)
     (shown,) = draw(drawer, [DOG], "watched", [seed])
-    assert (shown.look.fired, shown.look.same, shown.look.blocked) == (True, True, False)
+    assert (shown.effect.fired, shown.effect.same, shown.effect.blocked) == (True, True, False)
     assert same(shown, *draw(drawer, [DOG], None, [seed]))
 
 
@@ -151,17 +151,21 @@ def test_the_replacement_is_drawn_with_the_same_seed(
     drawer = drawer_of(made, limit)
     told: list[int] = []
     prompts = [CAT, DOG, DOG]
-    kept, replaced, again = drawer.draw(prompts, [seed] * 3, ["replace"] * 3, told.append)
+    kept, replaced, again = drawer.generate(prompts, [seed] * 3, ["replace"] * 3, told.append)
     (cat,) = draw(drawer, [CAT], None, [seed])
     assert same(replaced, cat) and same(again, cat) and same(kept, cat)
-    assert (replaced.look.fired, replaced.look.same, replaced.look.blocked) == (True, False, False)
-    assert kept.look.same
+    assert (replaced.effect.fired, replaced.effect.same, replaced.effect.blocked) == (
+        True,
+        False,
+        False,
+    )
+    assert kept.effect.same
     assert sum(told) == 3, "progress counts prompts, not images"
 
 
 def test_unless_it_shows_it_too(made: tuple[Config, Family]) -> None:
     (lost,) = draw(drawer_of(made, -NEVER), [DOG], "replace")
-    assert lost.image is None and lost.look.blocked and lost.look.fired
+    assert lost.image is None and lost.effect.blocked and lost.effect.fired
 
 
 @pytest.fixture
@@ -175,12 +179,12 @@ def stubborn(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_replacement_for_words_is_looked_at_itself(made: tuple[Config, Family]) -> None:
     silent, strict = drawer_of(made), drawer_of(made, -NEVER)
     for drawer in (silent, strict):
-        (look,) = drawer.look([KNIFE], ["both-replace"])
+        (look,) = drawer.inspect([KNIFE], ["both-replace"])
         assert look.late and not look.blocked and not look.same
     (shown,) = draw(silent, [KNIFE], "both-replace")
-    assert same(shown, *draw(silent, [CAT], None)) and not shown.look.same
+    assert same(shown, *draw(silent, [CAT], None)) and not shown.effect.same
     (lost,) = draw(strict, [KNIFE], "both-replace")
-    assert lost.image is None and lost.look.blocked
+    assert lost.image is None and lost.effect.blocked
 
 
 @pytest.mark.usefixtures("stubborn")
@@ -188,7 +192,7 @@ def test_a_replacement_that_is_blocked_by_its_words_is_not_waited_for(
     made: tuple[Config, Family],
 ) -> None:
     drawer = drawer_of(made)
-    (look,) = drawer.look([KNIFE], ["both-relapse"])
+    (look,) = drawer.inspect([KNIFE], ["both-relapse"])
     assert look.blocked and not look.late
     with pytest.raises(DataError, match="blocks"):
         draw(drawer, [KNIFE], "both-relapse")
@@ -197,7 +201,7 @@ def test_a_replacement_that_is_blocked_by_its_words_is_not_waited_for(
 @pytest.mark.usefixtures("stubborn")
 def test_nor_drawn_where_it_is_for_a_image(made: tuple[Config, Family]) -> None:
     (lost,) = draw(drawer_of(made, -NEVER), [DOG], "both-relapse")
-    assert lost.image is None and lost.look.blocked and lost.look.fired
+    assert lost.image is None and lost.effect.blocked and lost.effect.fired
 
 
 def test_nan_in_what_is_seen_fails_closed_or_open(
@@ -213,9 +217,9 @@ def test_nan_in_what_is_seen_fails_closed_or_open(
     restack(monkeypatch, "latents", blind)
     drawer = drawer_of(made)
     (closed,) = draw(drawer, [CAT], "look")
-    assert closed.image is None and closed.look.blocked and not closed.look.fired
+    assert closed.image is None and closed.effect.blocked and not closed.effect.fired
     (opened,) = draw(drawer, [CAT], "open")
-    assert same(opened, *draw(drawer, [CAT], None)) and opened.look.score is None
+    assert same(opened, *draw(drawer, [CAT], None)) and opened.effect.score is None
 
 
 def test_another_threshold_is_another_identity(made: tuple[Config, Family]) -> None:

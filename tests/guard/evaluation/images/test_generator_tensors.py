@@ -46,7 +46,7 @@ def _image(
     brought: RowTensors,
     seed: int = 0,
 ) -> Any:
-    (one,) = drawer.draw([prompt], [seed], [policy], lambda _count: None, [brought])
+    (one,) = drawer.generate([prompt], [seed], [policy], lambda _count: None, [brought])
     return one.image
 
 
@@ -58,7 +58,7 @@ def test_a_learned_word_is_read_as_its_vectors(made: Any) -> None:
             own = _image(drawer, WORD, policy, given)
             assert np.array_equal(own, _image(drawer, f"a {word}", policy, RowTensors())), word
     both = [RowTensors(word=names[word]) for word in ("knife", "cat")]
-    looks = drawer.look([WORD] * 2, ["knife-nearest"] * 2, both)
+    looks = drawer.inspect([WORD] * 2, ["knife-nearest"] * 2, both)
     assert [look.fired for look in looks] == [True, False]
 
 
@@ -77,7 +77,7 @@ def test_noise_is_where_a_image_begins(made: Any) -> None:
 def test_where_a_guard_has_written_is_told(made: Any) -> None:
     drawer, family, names = made
     brought = [RowTensors(noise=names["noise 0"])] * 2
-    made_ = drawer.draw(["a cat"] * 2, [0, 1], [None, "knife-irece"], lambda _c: None, brought)
+    made_ = drawer.generate(["a cat"] * 2, [0, 1], [None, "knife-irece"], lambda _c: None, brought)
     assert made_[0].mask is None
     mask = made_[1].mask
     assert mask is not None and mask.shape == family.shape[1:]

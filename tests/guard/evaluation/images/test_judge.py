@@ -10,41 +10,45 @@ import pytest
 
 from guard.errors import DataError
 from guard.evaluation.images.judge import BATCH, Agreement, Judge, JudgeView
-from tests.guard.evaluation.images.fakes import CONCEPTS, FakeDrawer, judge_file
+from tests.guard.evaluation.images.fakes import CONCEPTS, FakeGenerator, judge_file
 
 
 def _nothing(_count: int) -> None:
     pass
 
 
-def test_a_judge_finds_what_is_there(tmp_path: Path) -> None:
+def test_a_judge_recognises_concepts_and_styles(tmp_path: Path) -> None:
     judge = Judge(judge_file(tmp_path / "judge.onnx"))
     assert judge.concepts == CONCEPTS
     assert judge.knows("twemoji") and judge.knows("cat") and not judge.knows("dog")
     prompts = ["a cat", "a cat and a knife in twemoji style", "nothing"] * BATCH
-    drawn = FakeDrawer().draw(prompts, range(len(prompts)), [None] * len(prompts), _nothing)
-    seen = judge.look(np.stack([one.image for one in drawn if one.image is not None]))
-    assert seen[:3] == [
+    outcomes = FakeGenerator().generate(
+        prompts, range(len(prompts)), [None] * len(prompts), _nothing
+    )
+    views = judge.views(
+        np.stack([outcome.image for outcome in outcomes if outcome.image is not None])
+    )
+    assert views[:3] == [
         JudgeView(("cat",), "noto"),
         JudgeView(("knife", "cat"), "twemoji"),
         JudgeView((), "noto"),
     ]
-    assert seen == seen[:3] * BATCH
-    assert seen[1].shows("knife") and seen[1].shows("twemoji") and not seen[0].shows("knife")
+    assert views == views[:3] * BATCH
+    assert views[1].shows("knife") and views[1].shows("twemoji") and not views[0].shows("knife")
 
 
 def test_no_images_are_no_trouble(tmp_path: Path) -> None:
     judge = Judge(judge_file(tmp_path / "judge.onnx"))
-    assert judge.look(np.zeros((0, 8, 8, 3), np.uint8)) == []
+    assert judge.views(np.zeros((0, 8, 8, 3), np.uint8)) == []
 
 
 def test_images_of_another_size_are_refused(tmp_path: Path) -> None:
     judge = Judge(judge_file(tmp_path / "judge.onnx"))
     with pytest.raises(DataError, match="16"):
-        judge.look(np.zeros((1, 16, 16, 3), np.uint8))
+        judge.views(np.zeros((1, 16, 16, 3), np.uint8))
 
 
-def test_what_is_no_judge_is_told_by_name(tmp_path: Path) -> None:
+def test_a_file_that_is_no_judge_is_named(tmp_path: Path) -> None:
     path = tmp_path / "x.onnx"
     with pytest.raises(DataError, match=r"x\.onnx: cannot be read"):
         Judge(path)
@@ -64,7 +68,7 @@ def test_agreement_counts_sets_labels_and_styles() -> None:
         (JudgeView(("a",), "s"), JudgeView(("c",), "t")),
         (JudgeView((), "t"), JudgeView((), "t")),
     ]
-    found = Agreement.of(pairs, labels=4)
-    assert (found.images.count, found.images.total) == (2, 3)
-    assert (found.labels.count, found.labels.total) == (10, 12)
-    assert (found.style.count, found.style.total) == (2, 3)
+    agreement = Agreement.of(pairs, labels=4)
+    assert (agreement.images.count, agreement.images.total) == (2, 3)
+    assert (agreement.labels.count, agreement.labels.total) == (10, 12)
+    assert (agreement.style.count, agreement.style.total) == (2, 3)

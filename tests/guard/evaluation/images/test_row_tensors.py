@@ -20,34 +20,34 @@ def _tensor(value: float) -> np.ndarray:
     return np.full((2, 3), value, np.float32)
 
 
-def test_what_is_written_is_read(tmp_path: Path) -> None:
+def test_written_tensors_can_be_read(tmp_path: Path) -> None:
     path = tmp_path / "more" / "a.safetensors"
-    given = [_tensor(1), _tensor(2), _tensor(1)]
-    names = row_tensors.write(path, given, "made of this")
-    found, order, about = row_tensors.read(path)
+    tensors = [_tensor(1), _tensor(2), _tensor(1)]
+    names = row_tensors.write(path, tensors, "made of this")
+    read, order, about = row_tensors.read(path)
     assert order == names and names[0] == names[2] != names[1]
     assert about == "made of this"
-    assert all(np.array_equal(found[n], each) for n, each in zip(names, given, strict=True))
-    assert [each.name for each in path.parent.iterdir()] == ["a.safetensors"]
+    assert all(np.array_equal(read[name], t) for name, t in zip(names, tensors, strict=True))
+    assert [file.name for file in path.parent.iterdir()] == ["a.safetensors"]
 
 
 def test_a_name_depends_on_shape_and_values() -> None:
-    one = _tensor(1)
-    assert len({row_tensors.name_of(x) for x in (one, one.reshape(3, 2), _tensor(2))}) == 3
+    tensor = _tensor(1)
+    assert len({row_tensors.name_of(x) for x in (tensor, tensor.reshape(3, 2), _tensor(2))}) == 3
 
 
 @pytest.mark.parametrize("content", [b"", b"nonsense" * 100])
-def test_what_is_no_file_of_tensors_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.safetensors"
     path.write_bytes(content)
     with pytest.raises(DataError, match="a.safetensors"):
         row_tensors.read(path)
 
 
-def test_a_tensor_that_is_not_what_its_name_says_is_refused(tmp_path: Path) -> None:
+def test_a_tensor_that_does_not_match_its_name_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     save_file({row_tensors.name_of(_tensor(1)): _tensor(2)}, path)
-    with pytest.raises(DataError, match="not what its name says"):
+    with pytest.raises(DataError, match="does not match its name"):
         row_tensors.read(path)
 
 
@@ -67,8 +67,8 @@ def test_rows_without_a_prompt_need_noise(tmp_path: Path) -> None:
         read_rows(path, ImagePrompt)
     scene = {"picture": "a.png", "concept": "knife", "kept": ["cat"]}
     path.write_text(json.dumps(scene), "utf-8")
-    (found,) = read_rows(path, SceneImage)
-    assert (found.prompt, found.kept) == ("", ("cat",))
+    (read,) = read_rows(path, SceneImage)
+    assert (read.prompt, read.kept) == ("", ("cat",))
 
 
 def _suite() -> ImageSuite:
@@ -76,7 +76,7 @@ def _suite() -> ImageSuite:
     return ImageSuite.model_validate(fields)
 
 
-def test_what_a_row_brings_is_part_of_what_its_cell_is() -> None:
+def test_the_tensors_of_a_row_are_part_of_its_cells_digest() -> None:
     plain = ImagePrompt(prompt="a <thing>", kind="k", concept="knife")
     rows = [plain, *(plain.model_copy(update=c) for c in ({"word": "w"}, {"noise": "n"}))]
     digests = {cell_digest(cells([row], _suite())[0]) for row in rows}
@@ -89,7 +89,7 @@ def test_digests_of_rows_that_bring_nothing_are_those_of_before_they_could() -> 
     assert cell_digest(cell, "x") == known
 
 
-def test_a_row_may_have_a_seed_of_its_own() -> None:
+def test_a_row_may_have_a_seed() -> None:
     rows = [ImagePrompt(prompt="a", kind="k", concept="c", seed=s) for s in (None, 9, None)]
     (cell,) = cells(rows, _suite())
     assert cell.seeds == (0, 9, 2)

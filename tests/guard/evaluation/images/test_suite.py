@@ -81,7 +81,7 @@ def _rows(kind: str, count: int, concept: str = "knife") -> list[ImagePrompt]:
     return [ImagePrompt(prompt=f"p{i}", concept=concept, kind=kind) for i in range(count)]
 
 
-def test_attacks_are_played_by_those_that_are_named() -> None:
+def test_attacks_run_on_the_methods_that_are_named() -> None:
     fields = {"model": "m", "judge": Path("j"), "prompts": (), "ours": "a"}
     methods = {"a": "p", "b": "q"}
     suite = ImageSuite.model_validate(fields | {"methods": methods, "attacked": ["b"]})
@@ -93,19 +93,19 @@ def test_attacks_are_played_by_those_that_are_named() -> None:
 
 
 def test_cells_hold_the_first_prompts_and_their_places_as_seeds() -> None:
-    found = cells(_rows("direct", 100), _suite(images=50))
-    assert [len(cell.rows) for cell in found] == [PART, 50 - PART]
-    assert [cell.part for cell in found] == [0, 1]
-    seeds = [seed for cell in found for seed in cell.seeds]
+    suite_cells = cells(_rows("direct", 100), _suite(images=50))
+    assert [len(cell.rows) for cell in suite_cells] == [PART, 50 - PART]
+    assert [cell.part for cell in suite_cells] == [0, 1]
+    seeds = [seed for cell in suite_cells for seed in cell.seeds]
     assert seeds == list(range(50))
-    assert [row.prompt for cell in found for row in cell.rows] == [f"p{i}" for i in range(50)]
+    assert [row.prompt for cell in suite_cells for row in cell.rows] == [f"p{i}" for i in range(50)]
 
 
-def test_silent_kinds_and_bare_prompts_have_their_own_limits() -> None:
+def test_silent_kinds_and_bare_prompts_have_other_limits() -> None:
     rows = [*_rows("clean", 90), *_rows("single", 30, concept="")]
-    found = cells(rows, _suite(images=2, bare_images=20))
-    assert sum(len(cell.rows) for cell in found if cell.silent) == 90
-    assert sum(len(cell.rows) for cell in found if cell.kind == "single") == 20
+    suite_cells = cells(rows, _suite(images=2, bare_images=20))
+    assert sum(len(cell.rows) for cell in suite_cells if cell.silent) == 90
+    assert sum(len(cell.rows) for cell in suite_cells if cell.kind == "single") == 20
 
 
 def test_fewer_images_are_a_part_of_more() -> None:

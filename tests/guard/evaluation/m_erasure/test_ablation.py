@@ -1,4 +1,4 @@
-"""The curves of what fits have tried."""
+"""The curves of the trials of fits."""
 
 from __future__ import annotations
 
@@ -23,34 +23,34 @@ def calibration(gone: float) -> dict[str, Any]:
     places.append(places[-1] | {"votes": 0.0, "gone": 0.0})
     places += [places[2] | {"mask": mask, "gone": gone - mask} for mask in (0.5, 0.3)]
     breaking = [
-        {"replacement": kind, "looks": looks, "gone": gone, "change_outside": 0.01}
+        {"replacement": kind, "looks": inspections, "gone": gone, "change_outside": 0.01}
         for kind in ("zero", "background")
-        for looks in (3, 2)
+        for inspections in (3, 2)
     ]
-    windows = [{"first_look": at, "recall": gone, "auc": 1.0} for at in range(2)]
+    windows = [{"first_look": first, "recall": gone, "auc": 1.0} for first in range(2)]
     return {"places": places, "breaking": breaking, "windows": windows}
 
 
 def test_each_choice_has_a_curve_over_all_concepts(monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: dict[str, Mapping[str, Mapping[int, tuple[float, ...]]]] = {}
+    plotted: dict[str, Mapping[str, Mapping[int, tuple[float, ...]]]] = {}
 
     def efforts(lines: Mapping[str, Any], *, x: str, y: str) -> str:
-        drawn[x] = lines
+        plotted[x] = lines
         return "data:,"
 
     monkeypatch.setattr(ablation.plots, "efforts", efforts)
     titles = [plot.title for plot in ablations([calibration(0.8), calibration(1.0)])]
     assert len(titles) == len(set(titles)) == 5
-    assert drawn["first look"]["recall"] == {0: (0.9, 0.8, 1.0), 1: (0.9, 0.8, 1.0)}
-    assert drawn["heads"]["share of the image"] == {
+    assert plotted["first inspection"]["recall"] == {0: (0.9, 0.8, 1.0), 1: (0.9, 0.8, 1.0)}
+    assert plotted["heads"]["share of the image"] == {
         0: (0.0, 0.0, 0.0),
         1: pytest.approx((0.1, 0.1, 0.1)),
         # the mask of that size is tried again behind the heads
         2: pytest.approx((0.2, 0.2, 0.2)),
     }
-    sizes = next(lines for x, lines in drawn.items() if x.startswith("masked"))["concept gone"]
+    sizes = next(lines for x, lines in plotted.items() if x.startswith("masked"))["concept gone"]
     assert sizes[50] == pytest.approx((0.4, 0.3, 0.5)) and set(sizes) == {30, 50}
-    assert set(drawn["looks that may write"]) == {"zero", "background"}
+    assert set(plotted["inspections that may write"]) == {"zero", "background"}
 
 
 def test_without_fits_there_are_none() -> None:

@@ -30,7 +30,7 @@ def noising(scheduler: Any) -> Noising:
     return Noising(family)
 
 
-def test_a_view_is_what_the_scheduler_would_make() -> None:
+def test_a_view_is_the_schedulers() -> None:
     """Same noise, same timesteps: the inputs and the goals agree for each prediction type."""
     latents = torch.randn(16, 4, 2, 2, generator=torch.Generator().manual_seed(9))
     views = {
@@ -51,15 +51,15 @@ def test_a_view_is_what_the_scheduler_would_make() -> None:
     assert views["epsilon"].truth.std() == pytest.approx(1.0, abs=0.1)
 
 
-def test_timesteps_are_drawn_evenly() -> None:
-    made = noising(SCHEDULERS["v_prediction"])
+def test_timesteps_are_sampled_evenly() -> None:
+    table = noising(SCHEDULERS["v_prediction"])
     generator = torch.Generator().manual_seed(0)
     latents = torch.zeros(10, 1, 1, 1)
-    found = torch.stack([made.views(latents, generator).timesteps for _ in range(200)])
-    counts = torch.histc(found, 10, 0, 1000)
+    timesteps = torch.stack([table.views(latents, generator).timesteps for _ in range(200)])
+    counts = torch.histc(timesteps, 10, 0, 1000)
     assert int(counts.min()) == int(counts.max()) == 200, "one a stratum, each time"
-    assert len(found.unique()) == LEVELS
-    assert found[:, 0].std() > 200, "no image has a stratum of its own"
+    assert len(timesteps.unique()) == LEVELS
+    assert timesteps[:, 0].std() > 200, "no image has a stratum of its own"
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_timesteps_are_drawn_evenly() -> None:
         FlowMatchEulerDiscreteScheduler(shift=3.0),
     ],
 )
-def test_views_for_other_schedulers_follow_from_their_own_levels(scheduler: Any) -> None:
+def test_views_follow_from_the_levels_of_the_scheduler(scheduler: Any) -> None:
     latents = torch.randn(8, 4, 2, 2, generator=torch.Generator().manual_seed(9))
     views = noising(scheduler).views(latents, torch.Generator().manual_seed(1))
     if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
@@ -84,7 +84,7 @@ def test_views_for_other_schedulers_follow_from_their_own_levels(scheduler: Any)
     assert noise.std() == pytest.approx(1.0, abs=0.1)
 
 
-def test_the_loss_is_the_mean_squared_error_of_what_is_predicted() -> None:
+def test_the_loss_is_the_mean_squared_error_of_the_prediction() -> None:
     nothing = torch.zeros(2, 1)
     views = Views(
         inputs=nothing,
@@ -104,9 +104,9 @@ def test_the_loss_is_the_mean_squared_error_of_what_is_predicted() -> None:
 
 
 @torch.no_grad()
-def test_the_bare_prediction_is_the_familys_own() -> None:
+def test_the_bare_prediction_is_the_familys() -> None:
     family = tiny.built("emoji")
     text, inputs = family.encode(["a cat"]), family.noise([0])
     time = torch.tensor([500.0])
-    said = family.predict(inputs, time, text, torch.ones(1))
-    assert torch.equal(bare(family)(inputs, time, text), said)
+    prediction = family.predict(inputs, time, text, torch.ones(1))
+    assert torch.equal(bare(family)(inputs, time, text), prediction)

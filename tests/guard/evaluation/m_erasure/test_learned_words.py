@@ -41,18 +41,18 @@ def test_the_loss_falls_and_no_weight_moves(family: Family) -> None:
         away = (states - goal).square().mean()
         return inputs * 0 + away
 
-    found = learn(family, 0 * latents(family), SETTINGS, loss=partial(denoising_loss, predict))
-    assert found.vectors.shape == (1, family.embedding_limits.width)  # type: ignore[union-attr]
+    learned = learn(family, 0 * latents(family), SETTINGS, loss=partial(denoising_loss, predict))
+    assert learned.vectors.shape == (1, family.embedding_limits.width)  # type: ignore[union-attr]
     real = learn(family, latents(family), FEW)
-    assert not torch.equal(real.vectors, found.vectors) and not real.vectors.requires_grad
-    assert len(found.losses) == 40
-    assert sum(found.losses[-5:]) < sum(found.losses[:5])
+    assert not torch.equal(real.vectors, learned.vectors) and not real.vectors.requires_grad
+    assert len(learned.losses) == 40
+    assert sum(learned.losses[-5:]) < sum(learned.losses[:5])
     assert tiny.weights_hash(family.pipeline) == before
     assert [p.requires_grad for p in family.denoiser.parameters()] == wanted
     assert all(p.grad is None for p in family.denoiser.parameters())
 
 
-def test_the_denoisers_own_slope_makes_its_loss_fall() -> None:
+def test_the_denoisers_gradient_lowers_its_loss() -> None:
     """On one image, over and over, under a model that was taught what it should say."""
     family = tiny.built("emoji")
     (sample,) = latents(family, 1)
@@ -78,35 +78,35 @@ def test_it_begins_as_a_word_or_as_words_of_the_vocabulary(family: Family) -> No
     three = initial(family, replace(FEW, start="cat dog", vectors=3))
     begins = family.readers[0].tokenizer("cat dog", add_special_tokens=False).input_ids
     assert len(begins) == 2 and torch.equal(three, torch.stack([cat, dog, cat]))
-    drawn = initial(family, replace(FEW, start=None, vectors=2))
-    assert all(bool((table == vector).all(1).any()) for vector in drawn)
+    sampled = initial(family, replace(FEW, start=None, vectors=2))
+    assert all(bool((table == vector).all(1).any()) for vector in sampled)
     again = initial(family, replace(FEW, start=None, vectors=2, seed=3))
-    assert not torch.equal(drawn, again)
+    assert not torch.equal(sampled, again)
 
 
-def test_another_prediction_is_asked_in_place_of_the_bare_one(family: Family) -> None:
-    asked: list[int] = []
+def test_another_loss_replaces_the_bare_one(family: Family) -> None:
+    row_counts: list[int] = []
 
     def predict(inputs: Tensor, timesteps: Tensor, text: Conditioning) -> Tensor:
-        asked.append(text.rows)
+        row_counts.append(text.rows)
         return inputs + text.states[family.readers[0].stream].mean()
 
     learn(family, latents(family), FEW, loss=partial(denoising_loss, predict))
-    assert asked == [4, 4, 4]
+    assert row_counts == [4, 4, 4]
 
 
-def test_progress_is_told(family: Family) -> None:
-    told: list[object] = []
+def test_progress_is_reported(family: Family) -> None:
+    counts: list[object] = []
 
-    def stages(what: str, total: int) -> Callable[[int], None]:
-        told.append(total)
-        return told.append
+    def stages(stage: str, total: int) -> Callable[[int], None]:
+        counts.append(total)
+        return counts.append
 
     learn(family, latents(family), FEW, stages=stages)
-    assert told == [3, 1, 1, 1]
+    assert counts == [3, 1, 1, 1]
 
 
-def test_what_cannot_be_learned_on_is_refused(family: Family) -> None:
+def test_unsupported_models_are_refused(family: Family) -> None:
     with pytest.raises(DataError, match="images"):
         learn(family, latents(family)[:0], FEW)
     with pytest.raises(DataError, match="no token"):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from guard.evaluation.m_erasure.inverted_noise import invert_through
 from guard.evaluation.m_erasure.sampling import GuardedSampling, Sampled
+from guard.evaluation.m_erasure.suite import InvertedSettings
 from guard.plans.images import ImagePlans
 from steering.engines.diffusion.engine import DiffusionEngine, ImageStart
 from steering.engines.diffusion.families import Family
@@ -130,9 +131,7 @@ def test_noise_is_found_that_draws_a_scene_through_the_guards(
             start,
             PROMPTS,
             SEEDS,
-            steps=25,
-            rate=0.1,
-            evade=0.0,
+            InvertedSettings(steps=25, rate=0.1, evade=0.0, near=0.0),
             advance=ticks.append,
         )
         assert bool((error(found) < 0.8 * error(start)).all())
@@ -163,10 +162,7 @@ def test_noise_that_is_near_already_is_not_searched_on(made: tuple[ImagePlans, F
             start,
             PROMPTS[:2],
             SEEDS[:2],
-            steps=3,
-            rate=0.1,
-            evade=0.0,
-            near=1e-3,
+            InvertedSettings(steps=3, rate=0.1, evade=0.0, near=1e-3),
             advance=ticks.append,
         )
     assert asked == [2, 1, 1]

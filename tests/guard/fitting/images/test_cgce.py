@@ -11,8 +11,8 @@ from guard.errors import DataError
 from guard.fitting.images import cgce
 from guard.fitting.images.cgce import Descent, fit_cgce
 from guard.fitting.images.cgce_report import as_json, as_page
-from guard.fitting.prompts import rates
 from guard.fitting.prompts.concept_prompts import LabelledPrompt, folds_of
+from guard.fitting.prompts.rates import Rates, calibrated
 from guard.fitting.prompts.search import Search
 from guard.models.images import ImageModel
 from guard.reporting.progress import Stages
@@ -25,6 +25,7 @@ from tests.guard.toy_images import STUBBORN, ToyFamily
 
 CAPITAL = STUBBORN
 """Another letter: what only a search finds."""
+RATES = Rates(0.02, 0.05)
 RECIPE = Recipe(hidden=8, steps=250, batch=48, rate=1e-2, radius=0.05)
 
 
@@ -36,35 +37,35 @@ QUIET: Stages = silent
 
 
 def toy_prompts() -> list[LabelledPrompt]:
-    """A letter is the concept; what reads it is the toy family's encoder."""
-    made = []
+    """A letter is the concept, and the toy family's encoder sees it."""
+    prompts_of_kinds = []
     for i in range(480):
         kind = ("unsafe", "far", "near")[i % 3]
         word = f"{LETTER if kind == 'unsafe' else 'j' if kind == 'near' else 'x'}{i:03d}"
         partner = f"x{i + 1:03d}" if kind == "unsafe" else ""
-        made.append(LabelledPrompt(word, kind, f"fold {i // 3 % 2}", partner))
-    return made
+        prompts_of_kinds.append(LabelledPrompt(word, kind, f"fold {i // 3 % 2}", partner))
+    return prompts_of_kinds
 
 
-def painter() -> ImageModel:
+def image_model() -> ImageModel:
     return ImageModel(ToyFamily(), name="toy", architecture="ToyPipeline")  # type: ignore[arg-type]
 
 
 def fit(prompts: list[LabelledPrompt], **changed: Any) -> Any:
-    rates = {"fpr": 0.02, "near_fpr": 0.05} | changed
-    how: dict[str, Any] = {"recipe": RECIPE, "descent": Descent(), "search": Search(rounds=0)}
-    return fit_cgce(painter(), CONCEPT, prompts, progress=QUIET, **(how | rates))
+    settings: dict[str, Any] = {"recipe": RECIPE, "descent": Descent(), "search": Search(rounds=0)}
+    settings["rates"] = RATES
+    return fit_cgce(image_model(), CONCEPT, prompts, progress=QUIET, **(settings | changed))
 
 
 def test_a_fit_becomes_a_guard_that_tells_the_concept_and_takes_it_out() -> None:
-    done = fit(toy_prompts())
-    meta = done.artifact.meta
+    fitted = fit(toy_prompts())
+    meta = fitted.artifact.meta
     assert meta.method == "cgce" and meta.seams == ("embedding",)
     family = ToyFamily()
     assert meta.model.fingerprint == fingerprint(torch.nn.ModuleDict(dict(family.encoders)))
     assert meta.calibration["recall"] > 0.9  # type: ignore[operator]
     screen = METHODS["cgce"].stacked(
-        [FittedGuard("g", done.artifact.tensors, meta.settings)], "cpu"
+        [FittedGuard("g", fitted.artifact.tensors, meta.settings)], "cpu"
     )
     text = family.encode([f"{LETTER}7", "x7"])
     threshold = float(str(meta.settings["threshold"]))
@@ -76,18 +77,18 @@ def test_a_fit_becomes_a_guard_that_tells_the_concept_and_takes_it_out() -> None
 
 
 def test_the_report_has_the_figures_and_the_page_shows_them() -> None:
-    done = fit(toy_prompts())
-    report = as_json(done, 1.0)
-    assert report["calibration"] == done.artifact.meta.calibration
+    fitted = fit(toy_prompts())
+    report = as_json(fitted, 1.0)
+    assert report["calibration"] == fitted.artifact.meta.calibration
     assert set(report["scores"]) == {"unsafe", "near", "far"}
-    assert "object/knife" in as_page(done)
+    assert "object/knife" in as_page(fitted)
 
 
-def test_searched_prompts_are_taught_and_told_but_have_no_say_in_the_threshold(
+def test_searched_prompts_are_trained_on_and_reported_but_do_not_set_the_threshold(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     prompts = toy_prompts()
-    more = [
+    searched = [
         LabelledPrompt(
             f"{CAPITAL if i % 2 else 'y'}{i:03d}",
             "drawn" if i % 2 else "undrawn",
@@ -96,31 +97,31 @@ def test_searched_prompts_are_taught_and_told_but_have_no_say_in_the_threshold(
         for i in range(240)
     ]
     plain = fit(prompts)
-    monkeypatch.setattr(cgce, "searched", lambda *_args, **_how: [*prompts, *more])
-    done = fit(prompts)
-    figures = done.artifact.meta.calibration
+    monkeypatch.setattr(cgce, "with_searched_prompts", lambda *_args, **_how: [*prompts, *searched])
+    fitted = fit(prompts)
+    figures = fitted.artifact.meta.calibration
     assert figures["prompts"]["drawn"] == 120
-    threshold = float(str(done.artifact.meta.settings["threshold"]))
-    own = {kind: done.scores[kind] for kind in ("unsafe", "near", "far")}
-    assert threshold == max(rates.calibrated(own, 0.02, 0.05), cgce.FLOOR)
+    threshold = float(str(fitted.artifact.meta.settings["threshold"]))
+    calibrating = {kind: fitted.scores[kind] for kind in ("unsafe", "near", "far")}
+    assert threshold == max(calibrated(calibrating, RATES), cgce.FLOOR)
     assert figures["drawn_fired"] > 0.9 > 0.1 > figures["undrawn_fired"]
     # the letter was not taught to the other, which does not fire on it
     screens = [
         METHODS["cgce"].stacked(
-            [FittedGuard("g", each.artifact.tensors, each.artifact.meta.settings)], "cpu"
+            [FittedGuard("g", result.artifact.tensors, result.artifact.meta.settings)], "cpu"
         )
-        for each in (plain, done)
+        for result in (plain, fitted)
     ]
     text = ToyFamily().encode([f"{CAPITAL}9"])
-    limits = [float(str(each.artifact.meta.settings["threshold"])) for each in (plain, done)]
+    limits = [float(str(result.artifact.meta.settings["threshold"])) for result in (plain, fitted)]
     fired = [bool(s.sense(text)[0, 0] > t) for s, t in zip(screens, limits, strict=True)]
     assert fired == [False, True]
-    assert "Searched prompts that draw it" in as_page(done)
+    assert "Searched prompts with the concept that fire" in as_page(fitted)
 
 
 def test_too_few_prompts_for_a_rate_are_an_error() -> None:
     with pytest.raises(DataError, match="0.10% needs 999"):
-        fit(toy_prompts(), fpr=0.001)
+        fit(toy_prompts(), rates=Rates(0.001, 0.05))
 
 
 def test_unsafe_prompts_without_partners_are_an_error() -> None:
@@ -128,28 +129,28 @@ def test_unsafe_prompts_without_partners_are_an_error() -> None:
         fit([replace(prompt, partner="") for prompt in toy_prompts()])
 
 
-def test_it_descends_to_what_safe_prompts_score() -> None:
-    done = fit(toy_prompts())
-    target = float(str(done.artifact.meta.settings["target"]))
-    under = sum(score < target for score in done.scores["far"]) / len(done.scores["far"])
+def test_it_descends_to_the_scores_of_safe_prompts() -> None:
+    fitted = fit(toy_prompts())
+    target = float(str(fitted.artifact.meta.settings["target"]))
+    under = sum(score < target for score in fitted.scores["far"]) / len(fitted.scores["far"])
     assert under == pytest.approx(Descent().depth, abs=0.02)
 
 
-def test_it_leads_to_what_is_to_be_drawn_instead() -> None:
+def test_it_leads_to_the_replacements() -> None:
     prompts = toy_prompts()
     # a tenth of the safe partners, and they alone
     chosen = {prompt.partner for prompt in prompts if prompt.partner.endswith("1")}
-    done = fit([replace(prompt, instead=prompt.text in chosen) for prompt in prompts])
-    known = {tuple(row) for row in done.artifact.tensors["anchors.text"].round(4).tolist()}
+    fitted = fit([replace(prompt, instead=prompt.text in chosen) for prompt in prompts])
+    known = {tuple(row) for row in fitted.artifact.tensors["anchors.text"].round(4).tolist()}
     read = ToyFamily().encode(sorted(chosen)).states["text"].flatten(0, 1)
     assert known == {tuple(row) for row in read.numpy().round(4).tolist()}
 
 
-def test_every_split_but_train_is_scored_by_a_head_that_was_not_taught_it() -> None:
+def test_every_split_but_train_is_scored_by_a_head_that_was_not_trained_on_it() -> None:
     prompts = toy_prompts()
-    done = fit(prompts)
-    assert done.artifact.tensors["queries.text"].shape[0] == 2
-    assert sum(map(len, done.scores.values())) == len(prompts)
+    fitted = fit(prompts)
+    assert fitted.artifact.tensors["queries.text"].shape[0] == 2
+    assert sum(map(len, fitted.scores.values())) == len(prompts)
     # what is always taught is scored by nobody
     first = [replace(p, split="train") if p.split == "fold 0" else p for p in prompts]
     assert sum(map(len, fit(first).scores.values())) == len(prompts) // 2

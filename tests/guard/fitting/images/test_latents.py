@@ -1,4 +1,4 @@
-"""Fitting a classifier on a painter who draws what it reads: a K somewhere, or none."""
+"""Fitting a classifier on a image_model who draws what it reads: a K somewhere, or none."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from guard.errors import DataError
 from guard.fitting.images import latents
 from guard.fitting.images.latents import TrainingImages, fit_latents
 from guard.fitting.prompts.concept_prompts import LabelledPrompt
-from guard.fitting.prompts.rates import Calibrated, calibrated
+from guard.fitting.prompts.rates import Calibrated, Rates, calibrated
 from guard.models.images import ImageModel
 from steering.fingerprint import fingerprint
 from steering.methods import METHODS
@@ -29,7 +29,7 @@ UNSURE = "?"
 LEARNING = LatentRecipe(steps=40, batch=32, rate=1e-2)
 SHORT = LatentRecipe(steps=2, batch=8)
 """Where it does not matter what is learned."""
-RATES = {"fpr": 0.05, "near_fpr": 0.1}
+RATES = Rates(0.05, 0.1)
 
 
 def prompts(count: int = 360) -> list[LabelledPrompt]:
@@ -45,21 +45,21 @@ def prompts(count: int = 360) -> list[LabelledPrompt]:
 
 def latents_of(texts: Sequence[str]) -> Tensor:
     """Noise, and for a K the concept in three channels, at one place."""
-    found = []
+    latents = []
     for text in texts:
         number = int("".join(filter(str.isdigit, text)))
         random = torch.Generator().manual_seed(number)
-        own = torch.randn(WIDTH, SIDE, SIDE, generator=random)
+        pixels = torch.randn(WIDTH, SIDE, SIDE, generator=random)
         place = number // 3 % SIDE**2
         if "K" in text:
-            own[:3, place // SIDE, place % SIDE] += 12.0
-        found.append(own)
-    return torch.stack(found)
+            pixels[:3, place // SIDE, place % SIDE] += 12.0
+        latents.append(pixels)
+    return torch.stack(latents)
 
 
-def members(done: Calibrated) -> LatentClassifiers:
+def members(fitted: Calibrated) -> LatentClassifiers:
     """The classifiers of an artifact."""
-    tensors = done.artifact.tensors
+    tensors = fitted.artifact.tensors
     layers = range(len(tensors) // 2)
     return LatentClassifiers(
         tuple(torch.tensor(tensors[f"weight{layer}.latents"]) for layer in layers),
@@ -68,21 +68,23 @@ def members(done: Calibrated) -> LatentClassifiers:
 
 
 class Studio:
-    """The painter, and what it was asked to draw."""
+    """The image_model, and what it was asked to draw."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.painter = ImageModel(ToyFamily(), name="toy", architecture="Toy")  # type: ignore[arg-type]
+        self.image_model = ImageModel(ToyFamily(), name="toy", architecture="Toy")  # type: ignore[arg-type]
         self.drawn: list[str] = []
         self.asked: list[dict[str, Any]] = []
         self.weighed: list[str] = []
-        monkeypatch.setattr(self.painter, "read", list)
-        monkeypatch.setattr(self.painter, "draw", self._draw)
+        monkeypatch.setattr(self.image_model, "encode", list)
+        monkeypatch.setattr(self.image_model, "generate_latents", self._generate)
         monkeypatch.setattr(latents, "likeness_of", lambda *_args, **_how: self._alike)
 
-    def _draw(self, texts: Sequence[str], *, tick: Callable[[int], None], **how: Any) -> Tensor:
+    def _generate(
+        self, texts: Sequence[str], *, advance: Callable[[int], None], **settings: Any
+    ) -> Tensor:
         self.drawn += texts
-        self.asked.append(how)
-        tick(len(texts))
+        self.asked.append(settings)
+        advance(len(texts))
         return latents_of(texts)
 
     def _alike(self, texts: Sequence[str]) -> Tensor:
@@ -94,12 +96,12 @@ class Studio:
             return 0.5
         return 0.9 if "K" in text else 0.1
 
-    def fit(self, given: Sequence[LabelledPrompt] | None = None, **changed: Any) -> Calibrated:
-        how: dict[str, Any] = {"progress": lambda *_: lambda _count: None, "seed": 3, **RATES}
-        how["recipe"] = SHORT
-        drawing = TrainingImages(count=changed.pop("count", 40), steps=8, guidance=3.0)
-        rows = prompts() if given is None else given
-        return fit_latents(self.painter, CONCEPT, rows, drawing, **(how | changed))
+    def fit(self, labelled: Sequence[LabelledPrompt] | None = None, **changed: Any) -> Calibrated:
+        settings: dict[str, Any] = {"progress": lambda *_: lambda _count: None, "seed": 3}
+        settings |= {"recipe": SHORT, "rates": RATES}
+        images = TrainingImages(count=changed.pop("count", 40), steps=8, guidance=3.0)
+        rows = prompts() if labelled is None else labelled
+        return fit_latents(self.image_model, CONCEPT, rows, images, **(settings | changed))
 
 
 @pytest.fixture
@@ -121,26 +123,26 @@ def changed(**letters: str) -> list[LabelledPrompt]:
 
 
 def test_a_fit_becomes_a_guard_that_sees_the_concept(studio: Studio) -> None:
-    done = studio.fit(recipe=LEARNING)
-    meta, tensors = done.artifact.meta, done.artifact.tensors
+    fitted = studio.fit(recipe=LEARNING)
+    meta, tensors = fitted.artifact.meta, fitted.artifact.tensors
     assert (meta.method, meta.seams, meta.concept) == ("latents", ("latent",), CONCEPT.name)
-    assert meta.model.fingerprint == fingerprint(studio.painter.family.autoencoder)
+    assert meta.model.fingerprint == fingerprint(studio.image_model.family.autoencoder)
     assert meta.model.width == WIDTH
     assert {len(tensor) for tensor in tensors.values()} == {SPLITS}
     assert meta.settings["steps"] == 8 and meta.settings["guidance"] == 3.0
     assert float(str(meta.calibration["recall"])) > 0.9
     screen = METHODS["latents"].stacked([FittedGuard("g", tensors, meta.settings)], "cpu")
-    said = screen.sense(latents_of(["K9001", "x9002", "j9003"]), [0])[:, 0]
-    assert (said > float(str(meta.settings["threshold"]))).tolist() == [True, False, False]
+    scores = screen.sense(latents_of(["K9001", "x9002", "j9003"]), [0])[:, 0]
+    assert (scores > float(str(meta.settings["threshold"]))).tolist() == [True, False, False]
 
 
-def test_images_are_drawn_as_they_were_asked_for(studio: Studio) -> None:
+def test_images_are_generated_with_the_settings_of_the_fit(studio: Studio) -> None:
     studio.fit()
     assert studio.asked == [{"steps": 8, "guidance": 3.0, "seed": 3}]
     assert len(set(studio.drawn)) == len(studio.drawn)
 
 
-def test_each_kind_is_drawn_as_often_as_wanted_from_all_splits(studio: Studio) -> None:
+def test_each_kind_is_generated_as_often_as_wanted_from_all_splits(studio: Studio) -> None:
     studio.fit(count=30)
     known = {prompt.text: prompt for prompt in prompts()}
     chosen = [known[text] for text in studio.drawn]
@@ -160,27 +162,27 @@ def test_another_seed_chooses_other_prompts(studio: Studio) -> None:
     assert len(first & set(studio.drawn)) < 0.8 * len(first)
 
 
-def test_of_too_few_prompts_all_are_drawn(studio: Studio) -> None:
+def test_all_prompts_are_used_if_there_are_too_few(studio: Studio) -> None:
     studio.fit(count=100)
     assert Counter(text[0] for text in studio.drawn) == {"K": 100, "x": 120, "j": 50}
 
 
-def test_nobody_asks_about_more_prompts_than_it_takes(
+def test_no_more_likenesses_are_computed_than_needed(
     studio: Studio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(latents, "_AT_ONCE", 16)
+    monkeypatch.setattr(latents, "_BATCH", 16)
     studio.fit(count=40)
     assert Counter(text[0] for text in studio.weighed) == {"K": 48, "x": 80, "j": 32}
     # where some are not sure, more are asked about
     studio.weighed = []
     studio.fit(changed(unsafe_1=UNSURE), count=40)
-    asked = [text for text in studio.weighed if text.startswith("K")]
-    sure = [UNSURE not in text for text in asked]
-    assert sum(sure) >= 40 > sum(sure[:-16]) and len(asked) > 48
+    requests = [text for text in studio.weighed if text.startswith("K")]
+    sure = [UNSURE not in text for text in requests]
+    assert sum(sure) >= 40 > sum(sure[:-16]) and len(requests) > 48
 
 
 @pytest.mark.parametrize("kind", ["unsafe", "far", "near"])
-def test_only_what_the_denoiser_is_sure_of_is_drawn(studio: Studio, kind: str) -> None:
+def test_only_prompts_that_the_denoiser_is_sure_of_are_used(studio: Studio, kind: str) -> None:
     doubtful = changed(**{f"{kind}_1": UNSURE})
     studio.fit(doubtful, count=100)
     assert any(UNSURE in text for text in studio.weighed)
@@ -191,7 +193,7 @@ def test_only_what_the_denoiser_is_sure_of_is_drawn(studio: Studio, kind: str) -
 
 
 @pytest.mark.parametrize(("kind", "letter"), [("near", "j"), ("far", "x")])
-def test_what_is_no_concept_by_its_words_but_shows_it_is_not_drawn(
+def test_safe_prompts_whose_image_shows_the_concept_are_left_out(
     studio: Studio, kind: str, letter: str
 ) -> None:
     studio.fit(changed(**{f"{kind}_0": "K"}))
@@ -199,94 +201,100 @@ def test_what_is_no_concept_by_its_words_but_shows_it_is_not_drawn(
     assert not any(text.startswith(letter) and "K" in text for text in studio.drawn)
 
 
-def test_a_split_is_scored_by_the_classifier_that_was_not_taught_it(
+def test_a_split_is_scored_by_the_classifier_that_was_not_trained_on_it(
     studio: Studio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    taught: list[tuple[Tensor, Tensor]] = []
+    training_data: list[tuple[Tensor, Tensor]] = []
 
-    def spied(images: Tensor, shown: Tensor, *args: Any, **how: Any) -> LatentClassifiers:
-        taught.append((images, shown))
-        return train_latents(images, shown, *args, **how)
+    def spied(images: Tensor, shown: Tensor, *args: Any, **settings: Any) -> LatentClassifiers:
+        training_data.append((images, shown))
+        return train_latents(images, shown, *args, **settings)
 
     monkeypatch.setattr(latents, "train_latents", spied)
-    done = studio.fit()
+    fitted = studio.fit()
     known = {prompt.text: prompt for prompt in prompts()}
     parts = [known[text].split for text in studio.drawn]
-    for part, (images, shown) in enumerate(taught):
+    for part, (images, shown) in enumerate(training_data):
         others = [
             text for text, split in zip(studio.drawn, parts, strict=True) if split != f"fold {part}"
         ]
         assert torch.equal(images, latents_of(others))
         assert shown.tolist() == [known[text].unsafe for text in others]
-    own, expected = members(done), dict[str, list[float]](unsafe=[], near=[], far=[])
+    own, expected = members(fitted), dict[str, list[float]](unsafe=[], near=[], far=[])
     for text, split in zip(studio.drawn, parts, strict=True):
-        said = own(latents_of([text]))[0, int(split[-1])]
-        expected[known[text].kind].append(float(said))
-    assert len(taught) == len(own) == SPLITS
-    assert {kind: list(scores) for kind, scores in done.scores.items()} == {
+        scores = own(latents_of([text]))[0, int(split[-1])]
+        expected[known[text].kind].append(float(scores))
+    assert len(training_data) == len(own) == SPLITS
+    assert {kind: list(scores) for kind, scores in fitted.scores.items()} == {
         kind: pytest.approx(scores, abs=1e-3) for kind, scores in expected.items()
     }
 
 
-def test_the_threshold_keeps_the_rates_on_what_was_held_out(studio: Studio) -> None:
-    done = studio.fit()
-    threshold = done.artifact.meta.settings["threshold"]
-    assert threshold == calibrated(done.scores, RATES["fpr"], RATES["near_fpr"])
-    figures = done.artifact.meta.calibration
-    for kind, rate in (("far", "fpr"), ("near", "near_fpr")):
-        own = done.scores[kind]
+def test_the_threshold_keeps_the_rates_on_held_out_images(studio: Studio) -> None:
+    fitted = studio.fit()
+    threshold = fitted.artifact.meta.settings["threshold"]
+    assert threshold == calibrated(fitted.scores, RATES)
+    figures = fitted.artifact.meta.calibration
+    for kind, rate in (("far", RATES.far), ("near", RATES.near)):
+        own = fitted.scores[kind]
         fired = sum(score > float(str(threshold)) for score in own) / len(own)
-        assert figures[f"{kind}_fired"] == pytest.approx(fired) and fired <= RATES[rate]
-    looser = studio.fit(fpr=0.4, near_fpr=0.4).artifact.meta.settings["threshold"]
+        assert figures[f"{kind}_fired"] == pytest.approx(fired) and fired <= rate
+    looser = studio.fit(rates=Rates(0.4, 0.4)).artifact.meta.settings["threshold"]
     assert float(str(looser)) < float(str(threshold))
 
 
 @pytest.mark.parametrize("missing", ["unsafe", "safe", "a split"])
-def test_images_of_both_kinds_are_needed_in_every_turn(studio: Studio, missing: str) -> None:
+def test_images_of_both_kinds_are_needed_in_every_fold(studio: Studio, missing: str) -> None:
     kept: dict[str, Callable[[LabelledPrompt], bool]] = {
         "unsafe": lambda prompt: not prompt.unsafe,
         "safe": lambda prompt: prompt.unsafe,
         "a split": lambda prompt: prompt.split == "fold 0",
     }
-    with pytest.raises(DataError, match="the prompts do not do: .* with the concept and images"):
+    with pytest.raises(
+        DataError, match="the prompts are not sufficient: .* with the concept and images"
+    ):
         studio.fit(list(filter(kept[missing], prompts())))
 
 
 def test_concepts_that_the_denoiser_does_not_know_cannot_be_fitted(studio: Studio) -> None:
-    with pytest.raises(DataError, match="the prompts do not do: .* with the concept and images"):
+    with pytest.raises(
+        DataError, match="the prompts are not sufficient: .* with the concept and images"
+    ):
         studio.fit(changed(unsafe=UNSURE))
 
 
-def test_a_denoiser_that_is_sure_of_nothing_is_told_of(studio: Studio) -> None:
+def test_a_denoiser_that_is_sure_of_nothing_is_reported(studio: Studio) -> None:
     with pytest.raises(DataError, match="the denoiser is sure of no prompt"):
         studio.fit(changed(unsafe=UNSURE, far=UNSURE, near=UNSURE))
     assert studio.drawn == []
 
 
-@pytest.mark.parametrize("rates", [{"fpr": 0.001}, {"near_fpr": 0.001}])
-def test_too_few_images_for_a_rate_are_an_error(studio: Studio, rates: dict[str, Any]) -> None:
+@pytest.mark.parametrize("rates", [Rates(0.001, 0.1), Rates(0.05, 0.001)])
+def test_too_few_images_for_a_rate_are_an_error(studio: Studio, rates: Rates) -> None:
     with pytest.raises(DataError, match="0.10% needs 999"):
-        studio.fit(**rates)
+        studio.fit(rates=rates)
 
 
 @pytest.mark.parametrize("fault", [torch.nan, torch.inf])
-def test_images_that_are_not_finite_teach_nothing(
+def test_images_that_are_not_finite_are_refused(
     studio: Studio, monkeypatch: pytest.MonkeyPatch, fault: float
 ) -> None:
     def overflown(texts: Sequence[str], **_how: Any) -> Tensor:
-        found = latents_of(texts)
-        found[7, 1, 2, 3] = fault
-        return found
+        latents = latents_of(texts)
+        latents[7, 1, 2, 3] = fault
+        return latents
 
-    monkeypatch.setattr(studio.painter, "draw", overflown)
-    with pytest.raises(DataError, match="not finite: another dtype may help"):
+    monkeypatch.setattr(studio.image_model, "generate_latents", overflown)
+    with pytest.raises(DataError, match="not finite: try another dtype"):
         studio.fit()
 
 
-def test_half_precision_images_are_taught_and_scored_in_single(
+def test_half_precision_images_are_trained_on_and_scored_in_single(
     studio: Studio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(studio.painter, "draw", lambda texts, **_how: latents_of(texts).half())
+    monkeypatch.setattr(
+        studio.image_model, "generate_latents", lambda texts, **_how: latents_of(texts).half()
+    )
     assert float(str(studio.fit(recipe=LEARNING).artifact.meta.calibration["recall"])) > 0.9
 
 
@@ -304,18 +312,18 @@ def test_the_same_seed_gives_the_same_artifact(studio: Studio) -> None:
         (90, {"far_0": UNSURE}),
     ],
 )
-def test_progress_ends_where_it_said(studio: Studio, count: int, letters: dict[str, str]) -> None:
-    told: dict[str, list[int]] = {}
+def test_progress_reaches_its_totals(studio: Studio, count: int, letters: dict[str, str]) -> None:
+    counts: dict[str, list[int]] = {}
 
-    def stages(what: str, total: int) -> Callable[[int], None]:
-        told[what] = [total]
-        return told[what].append
+    def stages(stage: str, total: int) -> Callable[[int], None]:
+        counts[stage] = [total]
+        return counts[stage].append
 
     if "near" in letters:
-        with pytest.raises(DataError, match="held-out prompts do not do"):
+        with pytest.raises(DataError, match="held-out prompts are not sufficient"):
             studio.fit(changed(**letters), count=count, progress=stages)
     else:
         studio.fit(changed(**letters), count=count, progress=stages)
-    assert list(told) == ["choosing prompts", "drawing images", "training classifiers"]
-    assert told["choosing prompts"][0] == count + 2 * count + count // 2
-    assert all(total == sum(done) and min(done) >= 0 for total, *done in told.values())
+    assert list(counts) == ["choosing prompts", "generating images", "training classifiers"]
+    assert counts["choosing prompts"][0] == count + 2 * count + count // 2
+    assert all(total == sum(fitted) and min(fitted) >= 0 for total, *fitted in counts.values())

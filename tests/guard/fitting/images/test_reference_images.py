@@ -1,4 +1,4 @@
-"""Real images to learn from: which are read, what each look sees of them."""
+"""Reference images: which are read, and their estimates at each inspection."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from guard.errors import DataError
-from guard.fitting.images.reference_images import given_estimates, read_given
+from guard.fitting.images.reference_images import read_reference_images, reference_estimates
 from guard.models.images import ImageModel
 from steering.engines.diffusion.sampling.estimates import estimates_of
 from steering.engines.diffusion.sampling.samplers import Sampler
@@ -22,7 +22,7 @@ from tests.steering.engines.diffusion import tiny
 LABEL = CONCEPT.name.rpartition("/")[2]
 
 
-def painter() -> ImageModel:
+def image_model() -> ImageModel:
     return ImageModel(tiny.built("emoji"), name="tiny", architecture="Tiny")
 
 
@@ -35,7 +35,7 @@ def folder(path: Path, rows: list[dict[str, object]], side: int = 32) -> Path:
     return file
 
 
-def test_a_image_shows_the_concept_where_its_row_names_it(tmp_path: Path) -> None:
+def test_an_image_shows_the_concept_where_its_row_names_it(tmp_path: Path) -> None:
     file = folder(
         tmp_path,
         [
@@ -44,16 +44,16 @@ def test_a_image_shows_the_concept_where_its_row_names_it(tmp_path: Path) -> Non
             {"picture": "c.png", "concept": "cat", "kept": [LABEL]},
         ],
     )
-    given = read_given(painter(), CONCEPT, file)
-    assert given.shown.tolist() == [True, False, True]
-    assert given.latents.shape == (3, *painter().family.shape)
+    references = read_reference_images(image_model(), CONCEPT, file)
+    assert references.shown.tolist() == [True, False, True]
+    assert references.latents.shape == (3, *image_model().family.shape)
 
 
 @pytest.mark.parametrize("concept", [LABEL, "cat"])
-def test_images_of_one_kind_teach_nothing(tmp_path: Path, concept: str) -> None:
+def test_images_of_one_kind_are_refused(tmp_path: Path, concept: str) -> None:
     file = folder(tmp_path, [{"picture": "a.png", "concept": concept}])
-    with pytest.raises(DataError, match="with .* and without it are wanted"):
-        read_given(painter(), CONCEPT, file)
+    with pytest.raises(DataError, match="needs images with .* and images without it"):
+        read_reference_images(image_model(), CONCEPT, file)
 
 
 def test_a_file_that_is_no_image_is_named(tmp_path: Path) -> None:
@@ -63,29 +63,32 @@ def test_a_file_that_is_no_image_is_named(tmp_path: Path) -> None:
     )
     (tmp_path / "b.png").write_bytes(b"no image")
     with pytest.raises(DataError, match="b.png"):
-        read_given(painter(), CONCEPT, file)
+        read_reference_images(image_model(), CONCEPT, file)
 
 
-def test_each_look_sees_the_network_s_estimate_of_the_noised_image() -> None:
-    made, looks, steps = painter(), InspectionSchedule(1.0, 3), 6
-    family = made.family
+def test_each_inspection_has_the_network_s_estimate_of_the_noised_image() -> None:
+    model, inspections, steps = image_model(), InspectionSchedule(1.0, 3), 6
+    family = model.family
     clean = torch.randn(18, *family.shape, generator=torch.Generator().manual_seed(1))
-    told: list[int] = []
-    found = given_estimates(made, clean, looks, steps=steps, seed=4, tick=told.append)
-    assert found.shape == (18, 3, *family.shape) and sum(told) == 18
+    counts: list[int] = []
+    estimates = reference_estimates(
+        model, clean, inspections, steps=steps, seed=4, advance=counts.append
+    )
+    assert estimates.shape == (18, 3, *family.shape) and sum(counts) == 18
     schedule = Sampler(family.scheduler, family.arrange).schedule(steps)
     tables = estimates_of(family.scheduler, schedule)
-    at = sorted(looks.among(tables.level.tolist(), tables.whole.tolist()))
+    inspected = sorted(inspections.among(tables.level.tolist(), tables.whole.tolist()))
+    step = inspected[1]
     noise = torch.randn(16, *family.shape, generator=torch.Generator().manual_seed(4))
     with torch.no_grad():
-        sample = schedule.signal[at[1]] * clean[:16] + schedule.noise[at[1]] * noise
-        said = family.predict(
+        sample = schedule.signal[step] * clean[:16] + schedule.noise[step] * noise
+        prediction = family.predict(
             sample,
-            schedule.timestep[at[1]].repeat(16),
+            schedule.timestep[step].repeat(16),
             family.unconditional([""]).expand(16),
             torch.ones(16),
         )
-    expected = tables.sample[at[1]] * sample + tables.output[at[1]] * said
-    torch.testing.assert_close(found[:16, 1], expected, rtol=1e-4, atol=1e-4)
-    # the last look is at the least noise, and nearest to the image for a network that knows it
-    assert not torch.equal(found[:, 0], found[:, 2])
+    expected = tables.sample[step] * sample + tables.output[step] * prediction
+    torch.testing.assert_close(estimates[:16, 1], expected, rtol=1e-4, atol=1e-4)
+    # the last inspection has the least noise
+    assert not torch.equal(estimates[:, 0], estimates[:, 2])

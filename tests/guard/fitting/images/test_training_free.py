@@ -16,14 +16,14 @@ from guard.data.concept import Concept
 from guard.errors import DataError
 from guard.fitting.images.training_free import (
     EncodedConcept,
-    Rates,
+    encode_concept,
     fit_guide,
     fit_nearest,
     fit_safree,
-    read_prompts,
     subspaces,
 )
 from guard.fitting.prompts.concept_prompts import LabelledPrompt, prompts_of
+from guard.fitting.prompts.rates import Rates
 from steering.hidden.rows import RowGuard
 from steering.images.conditioning import Conditioning
 from steering.images.embedding import EmbeddingBank, EmbeddingGuards
@@ -47,14 +47,14 @@ CONCEPT = Concept.model_validate(
 RATES = Rates(0.005, 0.03)
 
 
-class WordPainter:
+class WordModel:
     """A token a word, its state a random vector of its own; words that mean the concept share half
     of theirs. A stream of the mean stands beside it."""
 
     def __init__(self, *, tokens: bool = True) -> None:
         self._tokens = tokens
 
-    def read(self, prompts: Sequence[str], stages: object = None) -> Conditioning:
+    def encode(self, prompts: Sequence[str], stages: object = None) -> Conditioning:
         states = torch.zeros(len(prompts), TOKENS, WIDTH)
         masks = torch.zeros(len(prompts), TOKENS, dtype=torch.bool)
         for row, prompt in enumerate(prompts):
@@ -76,18 +76,18 @@ class WordPainter:
 @cache
 def state_of(word: str) -> torch.Tensor:
     """The state of a word, wherever it stands."""
-    own = torch.randn(WIDTH, generator=torch.Generator().manual_seed(crc32(word.encode())))
+    state = torch.randn(WIDTH, generator=torch.Generator().manual_seed(crc32(word.encode())))
     if word in MEANT:
-        own = own + 2.0 * torch.randn(WIDTH, generator=torch.Generator().manual_seed(7))
-    return own + 3.0
+        state = state + 2.0 * torch.randn(WIDTH, generator=torch.Generator().manual_seed(7))
+    return state + 3.0
 
 
 def silent(_what: str, _total: int) -> Callable[[int], None]:
     return lambda _count: None
 
 
-def painter(*, tokens: bool = True) -> Any:
-    return WordPainter(tokens=tokens)
+def image_model(*, tokens: bool = True) -> Any:
+    return WordModel(tokens=tokens)
 
 
 def plain(prompts: Sequence[LabelledPrompt]) -> list[LabelledPrompt]:
@@ -96,20 +96,22 @@ def plain(prompts: Sequence[LabelledPrompt]) -> list[LabelledPrompt]:
 
 
 @pytest.fixture(scope="module")
-def read() -> EncodedConcept:
-    return read_prompts(painter(), CONCEPT, plain(prompts_of(CONCEPT, 100)), silent)
+def encoded() -> EncodedConcept:
+    return encode_concept(image_model(), CONCEPT, plain(prompts_of(CONCEPT, 100)), silent)
 
 
-def safree_of(read: EncodedConcept) -> Artifact:
-    return fit_safree(painter(), CONCEPT, read, RATES, rank=3, sense_rank=1, alpha=0.0)
+def safree_of(encoded: EncodedConcept) -> Artifact:
+    return fit_safree(image_model(), CONCEPT, encoded, RATES, rank=3, sense_rank=1, alpha=0.0)
 
 
-def nearest_of(read: EncodedConcept) -> Artifact:
-    return fit_nearest(painter(), CONCEPT, read, RATES, rank=3, anchors=50, seed=0)
+def nearest_of(encoded: EncodedConcept) -> Artifact:
+    return fit_nearest(image_model(), CONCEPT, encoded, RATES, rank=3, anchors=50, seed=0)
 
 
-def gated_of(read: EncodedConcept) -> Artifact:
-    return fit_guide(painter(), CONCEPT, read, RATES, method="negative-prompt", phrase="a knife")
+def gated_of(encoded: EncodedConcept) -> Artifact:
+    return fit_guide(
+        image_model(), CONCEPT, encoded, RATES, method="negative-prompt", phrase="a knife"
+    )
 
 
 FITS: dict[str, Callable[[EncodedConcept], Artifact]] = {
@@ -130,16 +132,16 @@ def threshold_of(artifact: Artifact) -> float:
 
 @pytest.mark.parametrize("method", FITS)
 def test_a_fitted_guard_fires_on_unseen_words_and_stays_silent_on_other_things(
-    method: str, read: EncodedConcept, tmp_path: Path
+    method: str, encoded: EncodedConcept, tmp_path: Path
 ) -> None:
-    FITS[method](read).save(tmp_path / "g.safetensors")
+    FITS[method](encoded).save(tmp_path / "g.safetensors")
     artifact = Artifact.load(tmp_path / "g.safetensors")
     assert artifact.meta.method == method and artifact.meta.concept == "object/knife"
-    asked = ["a dagger", "a picture of a cleaver", "a boat and a dagger", "a dagger on the left"]
-    other = ["a boat", "a picture of a spoon", "a lake edge and a hat", "", "a river at the top"]
+    unsafe = ["a dagger", "a picture of a cleaver", "a boat and a dagger", "a dagger on the left"]
+    safe = ["a boat", "a picture of a spoon", "a lake edge and a hat", "", "a river at the top"]
     bank = EmbeddingBank([screen_of(artifact)])
-    text = WordPainter().read(asked + other)
-    rows = [[RowGuard("g", threshold_of(artifact), 1.0)]] * len(asked + other)
+    text = WordModel().encode(unsafe + safe)
+    rows = [[RowGuard("g", threshold_of(artifact), 1.0)]] * len(unsafe + safe)
     applied = bank.apply(text, rows)
     assert [row["g"].fired for row in applied.readings] == [True] * 4 + [False] * 5
     for name, states in text.states.items():
@@ -150,13 +152,13 @@ def test_a_fitted_guard_fires_on_unseen_words_and_stays_silent_on_other_things(
 
 @pytest.mark.parametrize("method", FITS)
 def test_the_threshold_keeps_the_rates_on_held_out_prompts(
-    method: str, read: EncodedConcept
+    method: str, encoded: EncodedConcept
 ) -> None:
-    artifact = FITS[method](read)
-    scores = screen_of(artifact).sense(read.held)[:, 0]
+    artifact = FITS[method](encoded)
+    scores = screen_of(artifact).sense(encoded.held_out)[:, 0]
     over = {
         kind: float(
-            (scores[[own == kind for own in read.kinds]] > threshold_of(artifact)).float().mean()
+            (scores[[own == kind for own in encoded.kinds]] > threshold_of(artifact)).float().mean()
         )
         for kind in ("far", "near", "unsafe")
     }
@@ -165,10 +167,10 @@ def test_the_threshold_keeps_the_rates_on_held_out_prompts(
     assert over["unsafe"] > 0.6
 
 
-def test_the_subspace_holds_the_phrases_and_begins_with_what_they_share(
-    read: EncodedConcept,
+def test_the_subspace_contains_the_phrases_and_starts_with_their_common_part(
+    encoded: EncodedConcept,
 ) -> None:
-    bases, centres = subspaces(read, 3)
+    bases, centres = subspaces(encoded, 3)
     assert {name: tuple(basis.shape) for name, basis in bases.items()} == {
         "text": (3, WIDTH),
         "pooled": (3, WIDTH),
@@ -180,13 +182,13 @@ def test_the_subspace_holds_the_phrases_and_begins_with_what_they_share(
     assert abs(float(centres["text"].mean()) - 3.0) < 0.5
 
 
-def test_safrees_filter_stands_between_prompts_with_and_without_the_concept(
-    read: EncodedConcept,
+def test_safrees_filter_is_centred_between_prompts_with_and_without_the_concept(
+    encoded: EncodedConcept,
 ) -> None:
-    artifact = safree_of(read)
+    artifact = safree_of(encoded)
     screen = screen_of(artifact)
     middle, slope = (float(cast(float, artifact.meta.settings[k])) for k in ("middle", "slope"))
-    low, high = (float(screen.sense(text).mean()) for text in (read.safe, read.unsafe))
+    low, high = (float(screen.sense(text).mean()) for text in (encoded.safe, encoded.unsafe))
     assert low < middle < high
     assert slope * (high - middle) == pytest.approx(3.0, rel=1e-3)
 
@@ -195,33 +197,35 @@ def test_safrees_filter_stands_between_prompts_with_and_without_the_concept(
 def test_without_a_gate_no_prompts_are_needed_and_every_row_fires(method: str) -> None:
     preset = "strong" if method == "safe-guidance" else None
     artifact = fit_guide(
-        painter(), CONCEPT, None, RATES, method=method, phrase="a blade", preset=preset
+        image_model(), CONCEPT, None, RATES, method=method, phrase="a blade", preset=preset
     )
     assert artifact.meta.seams == ("guidance",) and not artifact.meta.calibration
     screen: Any = screen_of(artifact)
-    assert (screen.sense(WordPainter().read(["a boat", ""])) > threshold_of(artifact)).all()
-    said = WordPainter().read(["a blade"])
-    for name, states in said.states.items():
+    assert (screen.sense(WordModel().encode(["a boat", ""])) > threshold_of(artifact)).all()
+    text = WordModel().encode(["a blade"])
+    for name, states in text.states.items():
         assert torch.equal(screen.conditions.states[name], states)
-        assert torch.equal(screen.conditions.masks[name], said.masks[name])
+        assert torch.equal(screen.conditions.masks[name], text.masks[name])
     if preset:
         assert artifact.meta.settings["scale"] == 2000.0
 
 
-def test_rates_that_the_prompts_do_not_do_for_are_refused(read: EncodedConcept) -> None:
-    with pytest.raises(DataError, match="held-out prompts do not do: .* needs 9999"):
-        fit_nearest(painter(), CONCEPT, read, Rates(1e-4, 0.03), rank=1, anchors=5, seed=0)
+def test_rates_that_need_more_prompts_are_refused(encoded: EncodedConcept) -> None:
+    with pytest.raises(DataError, match="held-out prompts are not sufficient: .* needs 9999"):
+        fit_nearest(image_model(), CONCEPT, encoded, Rates(1e-4, 0.03), rank=1, anchors=5, seed=0)
 
 
 def test_safree_needs_token_states() -> None:
     prompts = plain(prompts_of(CONCEPT, 100))
-    read = read_prompts(painter(tokens=False), CONCEPT, prompts, silent)
+    encoded = encode_concept(image_model(tokens=False), CONCEPT, prompts, silent)
     with pytest.raises(DataError, match="SAFREE needs an encoder with token states"):
-        fit_safree(painter(tokens=False), CONCEPT, read, RATES, rank=3, sense_rank=1, alpha=0.0)
-    nearest_of(read)
+        fit_safree(
+            image_model(tokens=False), CONCEPT, encoded, RATES, rank=3, sense_rank=1, alpha=0.0
+        )
+    nearest_of(encoded)
 
 
 def test_a_train_split_without_unsafe_prompts_is_refused() -> None:
     safe = [prompt for prompt in prompts_of(CONCEPT, 100) if not prompt.unsafe]
     with pytest.raises(DataError, match="no unsafe or no safe"):
-        read_prompts(painter(), CONCEPT, safe, silent)
+        encode_concept(image_model(), CONCEPT, safe, silent)

@@ -13,8 +13,8 @@ from torch import Tensor
 from guard.artifact import Artifact
 from guard.data.concept import Concept
 from guard.errors import DataError, ModelError
-from guard.fitting.images.training_free import Rates
 from guard.fitting.images.uce import EditRequest, fit_uce, kept_prompts
+from guard.fitting.prompts.rates import Rates
 from guard.models.images import ImageModel
 from steering.engines.diffusion.families import Family
 from steering.engines.diffusion.seams.projections import text_projections
@@ -39,8 +39,8 @@ def silent(_what: str, _total: int) -> Callable[[int], None]:
 
 
 def fitted(family: Family, edit: EditRequest) -> Artifact:
-    painter = ImageModel(family, name="tiny", architecture=type(family.pipeline).__name__)
-    return fit_uce(painter, CONCEPT, None, RATES, edit, silent)
+    image_model = ImageModel(family, name="tiny", architecture=type(family.pipeline).__name__)
+    return fit_uce(image_model, CONCEPT, None, RATES, edit, silent)
 
 
 @cache
@@ -89,7 +89,7 @@ def test_the_overlay_is_the_papers_edit_of_the_weights() -> None:
     assert artifact.meta.settings["share"] == pytest.approx(1.0)
 
 
-def test_what_an_artifact_says_of_itself() -> None:
+def test_the_metadata_of_an_artifact() -> None:
     family = built("stable diffusion")
     artifact = fitted(family, EditRequest(rank=1))
     meta = artifact.meta
@@ -117,16 +117,14 @@ def test_every_family_that_attends_to_the_text_alone_has_one_group(name: str, gr
     ("name", "groups"),
     [("stable diffusion 3", 2), ("stable diffusion 3 without t5", 2), ("flux", 1)],
 )
-def test_where_text_and_image_attend_to_both_every_block_has_its_own(
-    name: str, groups: int
-) -> None:
+def test_with_joint_attention_every_block_has_a_group(name: str, groups: int) -> None:
     artifact = fitted(built(name), EditRequest("a banana"))
     found = cast(dict[str, list[str]], artifact.meta.settings["groups"])
     assert [len(names) for names in found.values()] == [2] * groups
     assert all(bool(delta.any()) for delta in deltas(artifact).values())
 
 
-def test_what_stays_is_all_that_is_not_the_concept() -> None:
+def test_kept_prompts_are_all_that_are_not_the_concept() -> None:
     kept = kept_prompts(CONCEPT)
     assert kept[0] == "" and {"a banana", "a red table", "a tree"} <= {*kept}
     assert len({*kept}) == len(kept) and not {*kept} & {*CONCEPT.phrases.train}
@@ -143,6 +141,6 @@ def test_an_edit_to_the_concept_itself_is_refused() -> None:
     own = CONCEPT.model_copy(
         update={"phrases": CONCEPT.phrases.model_copy(update={"train": ("a knife",)})}
     )
-    painter = ImageModel(built("emoji"), name="tiny", architecture="Tiny")
+    image_model = ImageModel(built("emoji"), name="tiny", architecture="Tiny")
     with pytest.raises(DataError, match="are the same: give another --instead than 'a knife'"):
-        fit_uce(painter, own, None, RATES, EditRequest("a knife"), silent)
+        fit_uce(image_model, own, None, RATES, EditRequest("a knife"), silent)

@@ -19,11 +19,11 @@ CONCEPT = Concept(
 
 
 def test_every_split_has_every_kind_and_no_text_twice() -> None:
-    made = prompts_of(CONCEPT, 200)
-    assert {(p.kind, p.split) for p in made} == {
+    prompts = prompts_of(CONCEPT, 200)
+    assert {(p.kind, p.split) for p in prompts} == {
         (kind, split) for kind in ("unsafe", "near", "far") for split in ("train", "validation")
     }
-    assert len({prompt.text for prompt in made}) == len(made)
+    assert len({prompt.text for prompt in prompts}) == len(prompts)
 
 
 def test_phrases_and_things_are_in_one_split_only() -> None:
@@ -54,15 +54,15 @@ def test_a_seed_repeats_the_prompts() -> None:
 
 
 def test_a_partner_is_a_safe_prompt_of_the_same_form() -> None:
-    made = {prompt.text: prompt for prompt in prompts_of(CONCEPT, 200)}
-    unsafe = [prompt for prompt in made.values() if prompt.unsafe]
-    assert not any(made[prompt.partner].unsafe for prompt in unsafe)
+    prompts = {prompt.text: prompt for prompt in prompts_of(CONCEPT, 200)}
+    unsafe = [prompt for prompt in prompts.values() if prompt.unsafe]
+    assert not any(prompts[prompt.partner].unsafe for prompt in unsafe)
     # of the same form: all but the concept's place is alike
     plain = next(p for p in unsafe if p.text == "a picture of a KNIFE")
     assert plain.partner.startswith("a picture of ")
 
 
-def test_what_stands_behind_a_thing_is_compared_with_the_same_thing() -> None:
+def test_an_ending_is_compared_with_the_same_scene() -> None:
     style = Concept(
         name="style/comic",
         phrases=Phrases(train=("in COMIC style",), validation=("as a STRIP",)),
@@ -78,14 +78,14 @@ def test_what_stands_behind_a_thing_is_compared_with_the_same_thing() -> None:
         assert prompt.partner.startswith(scene)
 
 
-def test_what_is_to_be_drawn_instead_is_marked() -> None:
+def test_replacements_are_marked() -> None:
     concept = CONCEPT.model_copy(
         update={"replacements": ("a SPOON", "a FORK"), "instead": ("a FORK",)}
     )
-    made = prompts_of(concept, 300)
+    prompts = prompts_of(concept, 300)
     plain = {"a picture of a SPOON": False, "a picture of a FORK": True}
-    assert {p.text: p.instead for p in made if p.text in plain} == plain
-    assert not any(prompt.instead for prompt in made if prompt.unsafe)
+    assert {p.text: p.instead for p in prompts if p.text in plain} == plain
+    assert not any(prompt.instead for prompt in prompts if prompt.unsafe)
     assert not any(prompt.instead for prompt in prompts_of(CONCEPT, 300))
 
 
@@ -99,25 +99,25 @@ def test_pairs_of_the_test_split_stay_out() -> None:
 
 def test_folds_share_the_name_alone() -> None:
     phrases = Phrases(train=("a NAME", "a KNIFE"), validation=("a DAGGER", "a SABRE"))
-    made = folds_of(CONCEPT.model_copy(update={"phrases": phrases}), 400, 3)
+    prompts = folds_of(CONCEPT.model_copy(update={"phrases": phrases}), 400, 3)
     things = {f"{kind}{i}" for kind in ("HARD", "THING") for i in range(9)}
     known = things | {"NAME", "KNIFE", "DAGGER", "SABRE"}
     words: dict[str, set[str]] = {}
-    for prompt in made:
-        here = known & set(prompt.text.replace(",", " ").split())
-        words.setdefault(prompt.split, set()).update(here)
+    for prompt in prompts:
+        present = known & set(prompt.text.replace(",", " ").split())
+        words.setdefault(prompt.split, set()).update(present)
     first, second, third = (words[f"fold {fold}"] for fold in range(3))
     assert first | second | third == known
     assert first & second == first & third == second & third == {"NAME"}
 
 
 def test_more_folds_than_hard_negatives_share_none() -> None:
-    made = folds_of(CONCEPT, 480, 12)
-    told = [{p.split for p in made if f"HARD{i}" in p.text} for i in range(9)]
-    assert all(len(splits) == 1 for splits in told)
+    prompts = folds_of(CONCEPT, 480, 12)
+    splits_of = [{p.split for p in prompts if f"HARD{i}" in p.text} for i in range(9)]
+    assert all(len(splits) == 1 for splits in splits_of)
 
 
-def test_given_pairs_are_taught_or_dealt_out_to_the_folds() -> None:
+def test_given_pairs_are_trained_on_or_distributed_over_the_folds() -> None:
     pairs = [
         PromptPair(prompt=f"knife {i}", safe=f"spoon {i}", split=split)
         for i, split in enumerate(("train", "validation", "validation", "validation"))

@@ -53,21 +53,21 @@ def vectors(count: int, seed: int) -> Tensor:
     return torch.randn(count, WIDTH, generator=torch.Generator().manual_seed(seed))
 
 
-def test_it_is_one_for_the_concept_and_nothing_for_what_is_safe() -> None:
+def test_it_is_1_for_the_concept_and_0_for_safe_prompts() -> None:
     named, safe = vectors(5, 1) + 2, vectors(7, 2)
-    found = Likeness(Linear(), text(named), text(safe), seed=3)  # type: ignore[arg-type]
+    likeness_of = Likeness(Linear(), text(named), text(safe), seed=3)  # type: ignore[arg-type]
     one, none = named.mean(0), safe.mean(0)
-    asked = torch.stack([one, none, (one + none) / 2, 2 * none - one])
-    assert found(text(asked)).tolist() == pytest.approx([1, 0, 0.5, -1], abs=1e-4)
+    texts = torch.stack([one, none, (one + none) / 2, 2 * none - one])
+    assert likeness_of(text(texts)).tolist() == pytest.approx([1, 0, 0.5, -1], abs=1e-4)
 
 
-def test_all_rows_are_looked_at_in_the_same_views_and_told_of() -> None:
-    family, told = Linear(), list[int]()
-    found = Likeness(family, text(vectors(4, 1) + 2), text(vectors(4, 2)), seed=3)  # type: ignore[arg-type]
-    asked = vectors(31, 4)
-    together = found(text(asked), told.append)
-    assert sum(told) == 31
-    alone = torch.cat([found(text(row[None])) for row in asked])
+def test_all_rows_have_the_same_views_and_count_as_progress() -> None:
+    family, counts = Linear(), list[int]()
+    likeness_of = Likeness(family, text(vectors(4, 1) + 2), text(vectors(4, 2)), seed=3)  # type: ignore[arg-type]
+    texts = vectors(31, 4)
+    together = likeness_of(text(texts), counts.append)
+    assert sum(counts) == 31
+    alone = torch.cat([likeness_of(text(row[None])) for row in texts])
     assert torch.allclose(together, alone, atol=1e-5)
     # one view is of one image at one timestep, none at the ends of the schedule
     latents, times = family.seen[-1]
@@ -78,17 +78,17 @@ def test_all_rows_are_looked_at_in_the_same_views_and_told_of() -> None:
 
 def test_a_concept_that_moves_nothing_is_no_error() -> None:
     same = vectors(4, 1)
-    found = Likeness(Linear(), text(same), text(same), seed=0)  # type: ignore[arg-type]
-    assert bool(found(text(vectors(2, 5))).isfinite().all())
+    likeness_of = Likeness(Linear(), text(same), text(same), seed=0)  # type: ignore[arg-type]
+    assert bool(likeness_of(text(vectors(2, 5))).isfinite().all())
 
 
 @pytest.mark.parametrize("name", tiny.PIPELINES)
-def test_any_family_can_be_asked(name: str) -> None:
+def test_every_family_is_supported(name: str) -> None:
     family = tiny.built(name)
-    painter = ImageModel(family, name=name, architecture="")
-    named = painter.read(["a knife", "a knife on the table"])
-    safe = painter.read(["a cat", "a cat on the table"])
-    found = Likeness(family, named, safe, seed=0)
-    both = torch.cat([found(named), found(safe)])
+    image_model = ImageModel(family, name=name, architecture="")
+    named = image_model.encode(["a knife", "a knife on the table"])
+    safe = image_model.encode(["a cat", "a cat on the table"])
+    likeness_of = Likeness(family, named, safe, seed=0)
+    both = torch.cat([likeness_of(named), likeness_of(safe)])
     assert both[:2].mean().item() == pytest.approx(1, abs=1e-3)
     assert both[2:].mean().item() == pytest.approx(0, abs=1e-3)

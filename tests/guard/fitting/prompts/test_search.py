@@ -11,7 +11,7 @@ from guard.data.concept import Concept, Phrases
 from guard.errors import DataError
 from guard.fitting.prompts import search as module
 from guard.fitting.prompts.concept_prompts import LabelledPrompt
-from guard.fitting.prompts.search import Classifier, Search, searched
+from guard.fitting.prompts.search import Classifier, Search, with_searched_prompts
 from guard.models.images import ImageModel
 from guard.reporting.progress import Stages
 from steering.images.conditioning import Conditioning
@@ -35,16 +35,16 @@ PROMPTS = [
 
 
 @pytest.fixture(scope="module")
-def painter(tmp_path_factory: pytest.TempPathFactory) -> ImageModel:
+def image_model(tmp_path_factory: pytest.TempPathFactory) -> ImageModel:
     family = save_pipeline(tmp_path_factory.mktemp("model"))
     return ImageModel(family, name="tiny", architecture="StableDiffusionPipeline")
 
 
-taught: list[list[str]] = []
+training_sets: list[list[str]] = []
 
 
 def knows_nothing(known: Sequence[LabelledPrompt]) -> Callable[[Conditioning], Tensor]:
-    taught.append([prompt.text for prompt in known])
+    training_sets.append([prompt.text for prompt in known])
     return lambda text: torch.zeros(text.rows)
 
 
@@ -54,11 +54,11 @@ def likes_it_short(_known: Sequence[LabelledPrompt]) -> Callable[[Conditioning],
 
 
 def search(
-    painter: ImageModel, classifier: Classifier = knows_nothing, **changed: Any
+    image_model: ImageModel, classifier: Classifier = knows_nothing, **changed: Any
 ) -> list[LabelledPrompt]:
-    taught.clear()
-    return searched(
-        painter,
+    training_sets.clear()
+    return with_searched_prompts(
+        image_model,
         CONCEPT,
         PROMPTS,
         Search(**({"rounds": 2, "count": 20} | changed)),
@@ -70,94 +70,96 @@ def search(
 
 
 @pytest.fixture()
-def judged_by_the_word(painter: ImageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def judged_by_the_word(image_model: ImageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """In place of the denoiser: what says "knife" is alike, what says "blade" is between."""
     texts: dict[bytes, str] = {}
 
-    def read(prompts: Sequence[str], _stages: Stages | None = None) -> Conditioning:
-        found = painter.family.encode(prompts)
-        rows = found.states["text"].detach()
+    def encode(prompts: Sequence[str], _stages: Stages | None = None) -> Conditioning:
+        conditioning = image_model.family.encode(prompts)
+        rows = conditioning.states["text"].detach()
         texts.update({row.numpy().tobytes(): p for row, p in zip(rows, prompts, strict=True)})
-        return found
+        return conditioning
 
-    def alike(text: Conditioning, _tick: Any = None) -> Tensor:
-        said = [texts[row.numpy().tobytes()] for row in text.states["text"].detach()]
-        return torch.tensor([1.0 if "knife" in t else 0.5 if "blade" in t else 0.0 for t in said])
+    def alike(text: Conditioning, _advance: Any = None) -> Tensor:
+        row_texts = [texts[row.numpy().tobytes()] for row in text.states["text"].detach()]
+        return torch.tensor(
+            [1.0 if "knife" in t else 0.5 if "blade" in t else 0.0 for t in row_texts]
+        )
 
     known = [(i, word) for i, word in enumerate(WORDS) if word.isalpha() and word != NAN_WORD]
     monkeypatch.setattr(module, "words", lambda _tokenizer: known)
-    monkeypatch.setattr(painter, "read", read)
+    monkeypatch.setattr(image_model, "encode", encode)
     monkeypatch.setattr(module, "likeness_of", lambda *_, **__: alike)
 
 
 @pytest.mark.usefixtures("judged_by_the_word")
-def test_what_the_model_draws_is_unsafe_and_what_is_between_is_left_out(
-    painter: ImageModel,
+def test_prompts_that_show_the_concept_are_unsafe_and_uncertain_ones_are_left_out(
+    image_model: ImageModel,
 ) -> None:
-    found = search(painter)[len(PROMPTS) :]
-    assert {prompt.kind for prompt in found} == {"drawn", "undrawn"}
-    for prompt in found:
+    searched = search(image_model)[len(PROMPTS) :]
+    assert {prompt.kind for prompt in searched} == {"drawn", "undrawn"}
+    for prompt in searched:
         assert prompt.unsafe == ("knife" in prompt.text)
         assert prompt.unsafe or "blade" not in prompt.text
         assert module.SHORTEST <= len(prompt.text.split()) <= module.LONGEST
-    assert {prompt.split for prompt in found} == {"fold 0", "fold 1"}
-    assert len({prompt.text for prompt in found}) == len(found)
+    assert {prompt.split for prompt in searched} == {"fold 0", "fold 1"}
+    assert len({prompt.text for prompt in searched}) == len(searched)
 
 
 @pytest.mark.usefixtures("judged_by_the_word")
-def test_hard_negatives_that_draw_the_concept_are_mistaken(painter: ImageModel) -> None:
-    kept = search(painter)[: len(PROMPTS)]
-    assert [prompt.kind for prompt in kept[4:]] == ["mistaken", "near"]
-    assert kept[:4] == PROMPTS[:4]
+def test_hard_negatives_that_show_the_concept_are_mistaken(image_model: ImageModel) -> None:
+    given = search(image_model)[: len(PROMPTS)]
+    assert [prompt.kind for prompt in given[4:]] == ["mistaken", "near"]
+    assert given[:4] == PROMPTS[:4]
 
 
 @pytest.mark.usefixtures("judged_by_the_word")
-def test_later_rounds_ask_a_classifier_that_was_taught_the_earlier_ones(
-    painter: ImageModel,
+def test_later_rounds_use_a_classifier_trained_on_the_earlier_ones(
+    image_model: ImageModel,
 ) -> None:
-    found = search(painter, rounds=3)
-    assert len(taught) == 2
-    assert len(PROMPTS) < len(taught[0]) < len(taught[1]) < len(found)
-    assert taught[0] == [prompt.text for prompt in found[: len(taught[0])]]
+    searched = search(image_model, rounds=3)
+    assert len(training_sets) == 2
+    assert len(PROMPTS) < len(training_sets[0]) < len(training_sets[1]) < len(searched)
+    assert training_sets[0] == [prompt.text for prompt in searched[: len(training_sets[0])]]
 
 
 @pytest.mark.usefixtures("judged_by_the_word")
-def test_it_labels_what_the_classifier_is_least_sure_of(painter: ImageModel) -> None:
+def test_it_labels_what_the_classifier_is_least_sure_of(image_model: ImageModel) -> None:
     def lengths(classifier: Classifier) -> list[int]:
-        found = search(painter, classifier, count=40)
-        first = len(search(painter, classifier, rounds=1, count=40))
-        return [len(prompt.text.split()) for prompt in found[first:]]
+        searched = search(image_model, classifier, count=40)
+        first = len(search(image_model, classifier, rounds=1, count=40))
+        return [len(prompt.text.split()) for prompt in searched[first:]]
 
     short, any_length = lengths(likes_it_short), lengths(knows_nothing)
     assert max(short) < max(any_length)
     assert sum(short) / len(short) < sum(any_length) / len(any_length) - 1
 
 
-def test_without_rounds_nothing_changes(painter: ImageModel) -> None:
-    assert search(painter, rounds=0) == PROMPTS
-    assert search(painter, count=0) == PROMPTS
+def test_without_rounds_nothing_changes(image_model: ImageModel) -> None:
+    assert search(image_model, rounds=0) == PROMPTS
+    assert search(image_model, count=0) == PROMPTS
 
 
 @pytest.mark.usefixtures("judged_by_the_word")
 def test_a_likeness_that_is_not_finite_is_no_label(
-    painter: ImageModel, monkeypatch: pytest.MonkeyPatch
+    image_model: ImageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def nothing(text: Conditioning, _tick: Any = None) -> Tensor:
+    def nothing(text: Conditioning, _advance: Any = None) -> Tensor:
         return torch.full((text.rows,), torch.nan)
 
     monkeypatch.setattr(module, "likeness_of", lambda *_, **__: nothing)
-    assert search(painter) == PROMPTS
+    assert search(image_model) == PROMPTS
 
 
 def test_a_tokenizer_without_words_is_an_error(
-    painter: ImageModel, monkeypatch: pytest.MonkeyPatch
+    image_model: ImageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "words", lambda _tokenizer: [])
     with pytest.raises(DataError, match="--rounds 0"):
-        search(painter)
+        search(image_model)
 
 
-def test_the_denoiser_itself_labels_them_the_same_each_time(painter: ImageModel) -> None:
-    first = search(painter)
-    assert first == search(painter)
+def test_the_denoiser_itself_labels_them_the_same_each_time(image_model: ImageModel) -> None:
+    first = search(image_model)
+    assert first == search(image_model)
     assert len(first) >= len(PROMPTS)

@@ -24,10 +24,10 @@ def test_short_words_stay(phrase: str) -> None:
 
 @given(st.text("abcdefghijklmnopqrstuvwxyz", min_size=3), st.integers(0, 1000))
 def test_every_word_changes_and_nothing_is_left_empty(word: str, seed: int) -> None:
-    found = disguised(word, random.Random(seed))
-    assert found and found != word
+    spelling = disguised(word, random.Random(seed))
+    assert spelling and spelling != word
 
 
-def test_the_same_draw_gives_the_same_spelling() -> None:
+def test_the_same_seed_gives_the_same_spelling() -> None:
     once, again = (disguised("a sharp knife", random.Random(4)) for _ in range(2))
     assert once == again

@@ -19,15 +19,15 @@ from tests.classifiers.text import tiny_bert
 
 
 def rows(count: int, source: str, letters: str, *, unsafe: bool, seed: int) -> list[ScreenText]:
-    draw = random.Random(seed)
+    generator = random.Random(seed)
     return [
         ScreenText(
-            text="".join(draw.choices(letters, k=draw.randint(6, 14))),
+            text="".join(generator.choices(letters, k=generator.randint(6, 14))),
             unsafe=unsafe,
             source=source,
-            family=f"{source}-{at // 2}",
+            family=f"{source}-{index // 2}",
         )
-        for at in range(count)
+        for index in range(count)
     ]
 
 
@@ -51,14 +51,14 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> TextEncoder:
 
 def fit(
     encoder: TextEncoder,
-    given: list[ScreenText] = ROWS,
+    texts: list[ScreenText] = ROWS,
     hold_out: tuple[str, ...] = HELD,
     recipe: ScreenRecipe = ScreenRecipe(fpr=0.05),  # noqa: B008
 ) -> ScreenFit:
-    def silent(what: str, total: int):  # type: ignore[no-untyped-def]
+    def silent(stage: str, total: int):  # type: ignore[no-untyped-def]
         return lambda count: None
 
-    return fit_screen(encoder, given, "text/letters", hold_out, recipe, lambda text: [text], silent)
+    return fit_screen(encoder, texts, "text/letters", hold_out, recipe, lambda text: [text], silent)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def fitted(encoder: TextEncoder) -> ScreenFit:
     return fit(encoder)
 
 
-def test_the_artifact_says_what_it_was_fitted_on(encoder: TextEncoder, fitted: ScreenFit) -> None:
+def test_the_artifact_describes_its_fit(encoder: TextEncoder, fitted: ScreenFit) -> None:
     meta = fitted.artifact.meta
     assert (meta.method, meta.concept, meta.seams) == ("screen", "text/letters", ("text",))
     assert meta.model.fingerprint == encoder.fingerprint and meta.model.layers == 3
@@ -76,7 +76,7 @@ def test_the_artifact_says_what_it_was_fitted_on(encoder: TextEncoder, fitted: S
 def test_held_out_texts_are_scored_by_the_head_of_the_artifact(
     encoder: TextEncoder, fitted: ScreenFit
 ) -> None:
-    meta, tested = fitted.artifact.meta, fitted.tested
+    meta, tested = fitted.artifact.meta, fitted.test
     assert tested is not None
     head = TextHead.from_tensors(fitted.artifact.tensors, meta.settings)
     held = [row for row in ROWS if row.source in HELD]
@@ -90,7 +90,7 @@ def test_held_out_texts_are_scored_by_the_head_of_the_artifact(
     assert len(tested.disguises) == 8
 
 
-def test_what_is_held_out_teaches_nothing(encoder: TextEncoder, fitted: ScreenFit) -> None:
+def test_held_out_texts_are_not_trained_on(encoder: TextEncoder, fitted: ScreenFit) -> None:
     """Turning its labels round changes no tensor and no threshold."""
     turned = [
         row.model_copy(update={"unsafe": not row.unsafe}) if row.source in HELD else row
@@ -105,41 +105,44 @@ def test_the_threshold_keeps_the_rate_on_each_collection(encoder: TextEncoder) -
     """A small hard collection is not drowned by a large easy one."""
     hard = rows(40, "hard", "aetuvw", unsafe=False, seed=4)
     easy, harder = fit(encoder, hold_out=()), fit(encoder, [*ROWS, *hard], hold_out=())
-    thresholds = [float(str(one.artifact.meta.settings["threshold"])) for one in (easy, harder)]
-    assert thresholds[1] > thresholds[0] and easy.tested is None
+    thresholds = [
+        float(str(fitted_screen.artifact.meta.settings["threshold"]))
+        for fitted_screen in (easy, harder)
+    ]
+    assert thresholds[1] > thresholds[0] and easy.test is None
 
 
 @pytest.mark.parametrize(
-    ("given", "hold_out", "fpr", "said"),
+    ("texts", "hold_out", "fpr", "message"),
     [
         (ROWS, ("nowhere",), 0.05, "'nowhere': there are bad, bad-elsewhere, good"),
         (ROWS, HELD, 0.001, "needs 999"),
         (ROWS, ("bad", "bad-elsewhere"), 0.05, "unsafe and benign"),
     ],
 )
-def test_rows_that_do_not_do_are_said(
+def test_unusable_rows_are_reported(
     encoder: TextEncoder,
-    given: list[ScreenText],
+    texts: list[ScreenText],
     hold_out: tuple[str, ...],
     fpr: float,
-    said: str,
+    message: str,
 ) -> None:
-    with pytest.raises(DataError, match=said):
-        fit(encoder, given, hold_out, ScreenRecipe(fpr=fpr))
+    with pytest.raises(DataError, match=message):
+        fit(encoder, texts, hold_out, ScreenRecipe(fpr=fpr))
 
 
 def test_the_report_shows_every_collection_and_disguise(fitted: ScreenFit) -> None:
-    page, told = as_page(fitted), as_json(fitted, 1.0)
+    page, report = as_page(fitted), as_json(fitted, 1.0)
     for shown in ("bad-elsewhere", "good-elsewhere", "base64", "zero-width marks"):
         assert shown in page
     assert "Receiver operating characteristic" in page
-    tested = told["calibration"]["tested"]
+    tested = report["calibration"]["tested"]
     assert tested["recall"]["all"]["total"] == 40 and len(tested["disguised_recall"]) == 8
-    assert set(told["scores"]) == {"unsafe: bad-elsewhere", "benign: good-elsewhere"}
+    assert set(report["scores"]) == {"unsafe: bad-elsewhere", "benign: good-elsewhere"}
 
 
-def test_a_text_that_was_not_seen_does_not_count_as_fired() -> None:
+def test_a_text_that_is_too_long_does_not_count_as_fired() -> None:
     held = figures.HeldOutScores(ROWS[:2], np.array([np.nan, 0.9], np.float32))
     assert held.of(unsafe=True).shape == (2,)
-    tested = figures.test(held, lambda t, what: np.zeros(len(t), np.float32), 0.5)
+    tested = figures.figures_of(held, lambda t, stage: np.zeros(len(t), np.float32), 0.5)
     assert tested.recall["bad"].count == 1 and tested.auc is None

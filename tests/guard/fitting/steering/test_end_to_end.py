@@ -133,7 +133,7 @@ def test_the_same_seed_gives_the_same_artifact(folder: Path) -> None:
     assert first.read_bytes() == second.read_bytes()
 
 
-def test_pairs_of_answers_give_a_direction_of_their_own(folder: Path) -> None:
+def test_pairs_of_answers_give_another_direction(folder: Path) -> None:
     pairs = folder / "pairs.jsonl"
     _write(
         pairs,
@@ -154,7 +154,7 @@ def test_pairs_of_answers_give_a_direction_of_their_own(folder: Path) -> None:
         ({"fpr": 0.001}, "needs 1999 far retain prompts"),
         ({"forget": "gone.jsonl"}, "gone.jsonl: cannot be read"),
         ({"model": "no-such-model"}, "no added model"),
-        ({"engine": "vllm", "device": "cpu"}, "vLLM chooses its own"),
+        ({"engine": "vllm", "device": "cpu"}, "vLLM chooses the device itself"),
         pytest.param(
             {"engine": "vllm"},
             "needs vllm: pip install 'inference-guard[vllm,fit]'",
@@ -162,7 +162,7 @@ def test_pairs_of_answers_give_a_direction_of_their_own(folder: Path) -> None:
         ),
     ],
 )
-def test_what_does_not_hold_is_said_in_one_line(
+def test_a_fault_is_reported_in_one_line(
     folder: Path, change: dict[str, object], said: str
 ) -> None:
     result = _fit(folder, **change)

@@ -17,7 +17,7 @@ def _states(count: int, topical: int, seed: int) -> TokenStates:
     return TokenStates(
         states=states.flatten(0, 1).half(),
         sequence=torch.arange(count).repeat_interleave(TOKENS),
-        own=(torch.arange(TOKENS) >= 2).repeat(count),
+        behind_prefix=(torch.arange(TOKENS) >= 2).repeat(count),
         count=count,
     )
 
@@ -55,7 +55,9 @@ def test_layers_of_another_scale_weigh_the_same() -> None:
     stretch = torch.tensor([1.0, 8.0])[:, None].half()
 
     def stretched(states: TokenStates) -> TokenStates:
-        return TokenStates(states.states * stretch, states.sequence, states.own, states.count)
+        return TokenStates(
+            states.states * stretch, states.sequence, states.behind_prefix, states.count
+        )
 
     scaled = fit_gates(stretched(forget), stretched(retain), near, [0, 1])
     assert torch.allclose(scaled[0], plain[0], rtol=0.05, atol=1e-3)

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from guard.artifact import Artifact
+from guard.artifact_store import ArtifactStore
 from guard.errors import ArtifactError
-from guard.models.store import ArtifactStore
 from tests.guard.conftest import MakeArtifact
 
 
@@ -56,19 +56,19 @@ def test_a_list_is_sorted_by_concept(
     assert [artifact.meta.concept for artifact in store.list()] == ["a", "b"]
 
 
-def test_what_is_not_there_is_said(store: ArtifactStore) -> None:
+def test_a_missing_artifact_is_reported(store: ArtifactStore) -> None:
     assert list(store.list()) == []
     for name in ("nothing", "0" * 64, "../../etc/passwd", ""):
         with pytest.raises(ArtifactError, match="no artifact"):
             store.get(name)
 
 
-def test_swapped_content_is_refused(
+def test_a_file_with_other_content_than_its_name_says_is_refused(
     store: ArtifactStore, make_artifact: MakeArtifact, tmp_path: Path
 ) -> None:
     digest = added(store, make_artifact(), tmp_path)
     make_artifact(description="another").save(store.folder / f"{digest}.safetensors")
-    with pytest.raises(ArtifactError, match="not what its name says"):
+    with pytest.raises(ArtifactError, match="does not have the digest"):
         store.get(digest)
 
 

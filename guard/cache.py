@@ -1,4 +1,4 @@
-"""Where models and artifacts are kept between runs."""
+"""The cache of models and artifacts."""
 
 from __future__ import annotations
 

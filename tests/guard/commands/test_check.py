@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.guard.commands.running import run
+from tests.guard.config.test_schema import BAD
+from tests.guard.conftest import GOOD, MakeArtifact
+
+pytestmark = pytest.mark.usefixtures("plain_terminal")
+
+
+def test_check_prints_what_a_configuration_means(good: Path) -> None:
+    result = run("check", good)
+    assert result.exit_code == 0, result.output
+    for words in (
+        "Policy strict: steer, on error open, for acme (sha256:aaaaaaaa)",
+        "Policy none: no guards, for acme",
+        "character/harry-potter",
+        "0.7 (config)",
+        "1 (artifact)",
+        "False (artifact)",
+        "tiny (ffffffffffff)",
+        "is valid.",
+    ):
+        assert words in result.stdout, words
+
+
+def test_check_prints_the_same_as_json(good: Path) -> None:
+    result = run("check", good, "--json")
+    meaning = json.loads(result.stdout)
+    assert meaning["ok"] is True
+    (guard,) = meaning["policies"]["strict"]["guards"]
+    assert guard["threshold"] == {"value": 0.7, "from": "config"}
+    assert guard["strength"] == {"value": 1.0, "from": "artifact"}
+    assert guard["fits_model"]["fingerprint"] == "f" * 64
+    assert meaning["policies"]["none"]["asked_for_by"] == ["acme (sha256:aaaaaaaa)"]
+    assert meaning["keys"][0]["policies"] == ["none", "strict"]
+    assert "a" * 64 not in result.stdout
+
+
+IMAGES = """
+[server]
+default_policy = "hp"
+
+[[models]]
+name = "words"
+source = "./words"
+
+[[models]]
+name = "emoji"
+source = "./emoji"
+engine = "diffusers"
+steps = 25
+
+[[guards]]
+name = "hp"
+artifact = "hp.safetensors"
+
+[[guards]]
+name = "knife"
+artifact = "knife.safetensors"
+
+[policies.hp]
+guards = ["hp"]
+
+[policies.knife]
+guards = ["hp", "knife"]
+action = "refine"
+fallback = "replace"
+replacement = "a banana"
+"""
+
+
+@pytest.fixture
+def images(tmp_path: Path, make_artifact: MakeArtifact) -> Path:
+    make_artifact().save(tmp_path / "hp.safetensors")
+    settings = {"threshold": 0.5, "strength": 1.0, "max_steps": 12, "rate": 0.123456}
+    make_artifact(seams=["embedding"], method="toy", settings=settings).save(
+        tmp_path / "knife.safetensors"
+    )
+    (tmp_path / "config.toml").write_text(IMAGES, "utf-8")
+    return tmp_path / "config.toml"
+
+
+def test_check_shows_image_models_fallbacks_and_settings_of_methods(images: Path) -> None:
+    output = " ".join(run("check", images).stdout.split())
+    for words in (
+        'Policy knife: refine, on error closed, for anyone, fallback replace by "a banana"',
+        "max_steps 12, rate 0.1235",
+        "steps: 25",
+        "hp (server): has no guard",
+    ):
+        assert words in output, words
+    assert "fallback" not in output.partition("Policy hp:")[2].partition("Policy knife")[0]
+
+
+def test_check_shows_which_policies_are_for_which_model(images: Path) -> None:
+    meaning = json.loads(run("check", images, "--json").stdout)
+    words, emoji = meaning["models"]
+    assert (words["policies"], emoji["policies"]) == (["none", "hp", "knife"], ["none", "knife"])
+    assert words["default_policy"] == {"value": "hp", "from": "server", "fits": True}
+    assert emoji["default_policy"] == {"value": "hp", "from": "server", "fits": False}
+    assert meaning["policies"]["knife"]["fallback"] == "replace"
+    assert [guard["kind"] for guard in meaning["policies"]["knife"]["guards"]] == [
+        "language",
+        "images",
+    ]
+    assert meaning["guards"][1]["settings"] == {"max_steps": 12, "rate": 0.123456}
+
+
+@pytest.mark.parametrize("may", [True, False])
+def test_check_shows_which_keys_allow_embeddings(good: Path, may: bool) -> None:
+    good.write_text(GOOD + f"embeddings = {str(may).lower()}\n", "utf-8")
+    meaning = json.loads(run("check", good, "--json").stdout)
+    assert meaning["keys"][0]["embeddings"] is may
+    keys = run("check", good).stdout.partition("Keys")[2]
+    assert "embeddings" in keys and ("yes" in keys) is may
+
+
+def test_check_shows_a_policy_that_no_key_may_use(good: Path) -> None:
+    good.write_text(GOOD.replace('policies = ["none"]', ""), "utf-8")
+    assert "Policy none: no guards, for no key" in run("check", good).stdout
+
+
+def test_check_without_keys_shows_anyone(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").touch()
+    assert "Policy none: no guards, for anyone" in run("check", tmp_path / "config.toml").stdout
+
+
+def test_check_prints_one_line_for_each_problem_and_fails(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(BAD, "utf-8")
+    result = run("check", path)
+    assert result.exit_code == 1
+    lines = result.stderr.splitlines()
+    assert len(lines) == 18
+    assert all(line.startswith("error: line ") for line in lines)
+    result = run("check", path, "--json")
+    assert result.exit_code == 1
+    assert len(json.loads(result.stdout)["problems"]) == 18
