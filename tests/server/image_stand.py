@@ -121,8 +121,8 @@ class ToyEngine:
     def _look(self, row: _Row) -> None:
         watching = [guard for guard in row.start.guards if guard.name in self._finished]
         latents = self.family.latents(row.text)
-        if row.start.beginning is not None:
-            latents = latents + row.start.beginning.latents
+        if row.start.initial is not None:
+            latents = latents + row.start.initial.latents
         (seen,) = self._finished.read(latents, [watching])
         at = {name: replace(told, position=row.done) for name, told in seen.items()}
         row.readings = {**row.readings, **at}
@@ -134,7 +134,7 @@ class ToyEngine:
         assert row.done == row.start.steps and not row.spoilt
         said = zlib.crc32(row.text.states["text"].numpy().tobytes())
         how = zlib.crc32(f"{row.start.guidance} {row.start.negative_prompt}".encode())
-        begun = zlib.crc32(_told(row.start.beginning))
+        begun = zlib.crc32(_told(row.start.initial))
         rng = np.random.default_rng([row.start.seed, row.start.steps, said, how, begun])
         return rng.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
 
@@ -168,11 +168,11 @@ class ToyEngine:
             raise self.faults.pop()
 
 
-def _told(beginning: InitialState | None) -> bytes:
-    if beginning is None:
+def _told(initial: InitialState | None) -> bytes:
+    if initial is None:
         return b""
-    how = f"{type(beginning).__name__} {getattr(beginning, 'strength', '')}"
-    return beginning.latents.numpy().tobytes() + how.encode()
+    how = f"{type(initial).__name__} {getattr(initial, 'strength', '')}"
+    return initial.latents.numpy().tobytes() + how.encode()
 
 
 @dataclass

@@ -284,7 +284,7 @@ def test_a_scheduler_of_a_higher_order_is_looked_at_between_its_steps() -> None:
 
 def test_a_row_at_which_no_look_can_be_taken_is_refused() -> None:
     made = erasing(built("emoji"), Sponge("p", looks=InspectionSchedule(1e-9, 3)))
-    with pytest.raises(ValueError, match="p finds no evaluation of 4 at which it could look"):
+    with pytest.raises(ValueError, match="p can inspect none of the 4 evaluations"):
         made.check(guarded(STARTS[0], carried("p")))
     made.check(STARTS[0])
     made.close()
@@ -296,9 +296,9 @@ def test_rows_that_start_from_a_image_are_looked_at_while_they_are_drawn(name: s
     clean = torch.randn(family.shape, generator=torch.Generator().manual_seed(5))
     start = replace(STARTS[0], steps=6, guards=(carried("p"),))
     starts = [
-        replace(start, beginning=EditedImage(clean, 0.5)),
-        replace(start, beginning=InvertedImage(clean)),
-        replace(start, beginning=GivenNoise(clean), guards=(carried("p", fires=False),)),
+        replace(start, initial=EditedImage(clean, 0.5)),
+        replace(start, initial=InvertedImage(clean)),
+        replace(start, initial=GivenNoise(clean), guards=(carried("p", fires=False),)),
     ]
     found, read = drawn(erasing(family, sponge(name)), starts)
     assert [read[i]["p"].steps for i in range(3)] == [3, 6, 0]
@@ -375,13 +375,13 @@ def test_who_only_looks_reads_no_attention() -> None:
     family = tiny.built("emoji")
     made = engine(family, latents=[drawn_eraser(family, "a")])
     asked: list[int] = []
-    own = made._denoising.latents.seam.ask
+    own = made._denoising.latents.attention.request
 
     def ask(rows: Sequence[int], reads: Sequence[int]) -> None:
         asked.append(len(rows))
         own(rows, reads)
 
-    made._denoising.latents.seam.ask = ask  # type: ignore[method-assign]
+    made._denoising.latents.attention.request = ask  # type: ignore[method-assign]
     made.start([guarded(STARTS[0], carried("a", acts=False))])
     while not made.step():
         pass
@@ -408,7 +408,7 @@ def test_what_does_not_fit_leaves_the_engine_as_it_was() -> None:
     hooks = sum(len(module._forward_hooks) for module in family.denoiser.modules())
     with pytest.raises(ValueError, match="takes latents of 3 channels, the model's have 8"):
         made.use(stacked(latents=[Sponge("p", channels=3)]))
-    with pytest.raises(ValueError, match="two guards of a model's erasers"):
+    with pytest.raises(ValueError, match="two latent guards of a model"):
         made.use(stacked(latents=[Sponge("p"), Sponge("p")]))
     layer = next(iter(family.readable))
     narrow = AttentionProbe(layer, 0, torch.ones(1, 3), torch.ones(1, 3))

@@ -43,8 +43,8 @@ def clean(family: Family, seed: int = 0) -> Tensor:
     return torch.randn(family.shape, generator=torch.Generator().manual_seed(seed))
 
 
-def of(start: ImageStart, beginning: InitialState, **more: Any) -> ImageStart:
-    return replace(start, beginning=beginning, **more)
+def of(start: ImageStart, initial: InitialState, **more: Any) -> ImageStart:
+    return replace(start, initial=initial, **more)
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.7, 0.5, 0.3])
@@ -139,7 +139,7 @@ def test_given_noise_of_the_seed_is_the_seed(name: str) -> None:
 def test_the_inverse_of_a_image_is_drawn_back(name: str, steps: int) -> None:
     family = built(name)
     latents = clean(family)
-    start = ImageStart("a cat", steps=steps, guidance=1.0, beginning=InvertedImage(latents))
+    start = ImageStart("a cat", steps=steps, guidance=1.0, initial=InvertedImage(latents))
     back = alone(engine(family), start)[0]
     given = family.packed(latents[None])[0]
     assert (back - given).abs().max() < 0.1 * given.abs().max()
@@ -200,7 +200,7 @@ def test_noise_is_recovered_row_by_row_in_batches_of_any_size() -> None:
 
 
 @pytest.mark.parametrize(
-    ("beginning", "message"),
+    ("initial", "message"),
     [
         (lambda z: EditedImage(z, 0.0), "strength must lie over 0"),
         (lambda z: EditedImage(z, 1.1), "strength must lie over 0"),
@@ -210,10 +210,10 @@ def test_noise_is_recovered_row_by_row_in_batches_of_any_size() -> None:
         (lambda z: GivenNoise(z[..., :2]), "latents to start from must be"),
     ],
 )
-def test_what_cannot_be_started_from_changes_nothing(beginning: Any, message: str) -> None:
+def test_what_cannot_be_started_from_changes_nothing(initial: Any, message: str) -> None:
     made = engine(built("emoji"))
     with pytest.raises(ValueError, match=message):
-        made.start([STARTS[0], of(STARTS[1], beginning(clean(built("emoji"))))])
+        made.start([STARTS[0], of(STARTS[1], initial(clean(built("emoji"))))])
     assert made.rows == 0
 
 

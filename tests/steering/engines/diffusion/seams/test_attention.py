@@ -80,7 +80,7 @@ def test_a_score_is_the_ratio_of_what_the_layer_attends_to(name: str) -> None:
     reads = reads_of(family, looked, others)
     seam = AttentionSeam(family, reads)
     given = inputs(family, 2)
-    seam.ask([1] * len(reads), range(len(reads)))
+    seam.request([1] * len(reads), range(len(reads)))
     seam.enter(torch.arange(2))
     with whole_maps() as maps:
         family.predict(*given)
@@ -116,7 +116,7 @@ def test_a_image_whose_side_is_no_power_of_two_is_read() -> None:
     family = family_of(pipeline, height=18, width=10)
     assert family.shape[1:] == (9, 5)
     seam = AttentionSeam(family, reads_of(family, slice(1, 3), slice(3, 6)))
-    seam.ask([0] * 2, [0, len(seam._place) - 1])
+    seam.request([0] * 2, [0, len(seam._index) - 1])
     seam.enter(torch.arange(1))
     family.predict(*inputs(family, 1))
     assert seam.scores().shape == (2, 9, 5)
@@ -129,7 +129,7 @@ def test_joint_attention_is_read_without_the_images_own_keys() -> None:
     looked, others = slice(1, 3), slice(3, 6)
     reads = reads_of(family, looked, others)
     seam = AttentionSeam(family, reads)
-    seam.ask([0] * len(reads), range(len(reads)))
+    seam.request([0] * len(reads), range(len(reads)))
     seam.enter(torch.arange(1))
     latents, times, text, guidance = inputs(family, 1)
     with whole_maps() as maps:
@@ -157,7 +157,7 @@ def test_fused_projections_give_the_same(name: str) -> None:
 
 def _scores(family: Family, reads: list[AttentionProbe]) -> Tensor:
     seam = AttentionSeam(family, reads)
-    seam.ask([0] * len(reads), range(len(reads)))
+    seam.request([0] * len(reads), range(len(reads)))
     seam.enter(torch.arange(1))
     family.predict(*inputs(family, 1))
     seam.remove()
@@ -172,11 +172,11 @@ def test_rows_are_found_in_whatever_forward_they_come(size: int | None) -> None:
     seam = AttentionSeam(family, reads)
     given = inputs(family, 5)
     forwards = Forwards(family, size, [seam])
-    seam.ask([4, 0, 4], [0, 1, 1])
+    seam.request([4, 0, 4], [0, 1, 1])
     forwards(*given)
     found = seam.scores()
     for row, read, got in zip([4, 0, 4], [0, 1, 1], found, strict=True):
-        seam.ask([0], [read])
+        seam.request([0], [read])
         one = torch.tensor([row])
         Forwards(family, 1, [seam])(
             given[0][one], given[1][one], given[2].select(one), given[3][one]
@@ -221,7 +221,7 @@ def test_where_nothing_is_asked_the_hooks_do_nothing() -> None:
     seam.enter(torch.arange(2))
     assert torch.equal(family.predict(*inputs(family, 2)), bare)
     assert len(seam.scores()) == 0
-    seam.ask([0], [0])  # asked, but no forward of it: somebody else runs the network
+    seam.request([0], [0])  # asked, but no forward of it: somebody else runs the network
     family.predict(*inputs(family, 2))
     with pytest.raises(RuntimeError, match="has not been run"):
         seam.scores()
