@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from steering.engines.diffusion.families import Family
 from steering.hidden.rows import RowGuard
 from steering.images.conditioning import Conditioning
 from steering.images.embedding import Refinement
+from steering.images.guidance import Predictions
 
 
-class Push:
+class ShiftGuards:
     """Scores a row by the length of its states; acts by adding the guard's number to them all."""
 
     def __init__(self, *names: str) -> None:
@@ -36,7 +38,7 @@ class Push:
         return Refinement(pushed, due.any(1).long(), torch.full_like(strength, torch.nan))
 
 
-class Gaze:
+class MeanGuards:
     """Scores a finished image by the mean of its first channel, in -1..1; guard i adds i."""
 
     channels = 4
@@ -49,6 +51,30 @@ class Gaze:
         self.seen.append(latents)
         mean = latents[:, 0].double().flatten(1).mean(1, keepdim=True)
         return mean / (1 + mean.abs()) + torch.tensor(columns)
+
+
+class RepelGuards:
+    """A guide that takes off half of what leads to its concept, and a share of its memory."""
+
+    def __init__(self, family: Family, *concepts: str) -> None:
+        self.names: Sequence[str] = concepts
+        with torch.no_grad():
+            self.per_guard = 1
+            self.conditions: Conditioning | None = family.encode(list(concepts))
+
+    def sense(self, text: Conditioning) -> Tensor:
+        return torch.ones(text.rows, len(self.names))
+
+    def act(
+        self, text: Conditioning, due: Tensor, threshold: Tensor, strength: Tensor
+    ) -> Refinement:
+        nothing = torch.zeros(text.rows, dtype=torch.long)
+        return Refinement(text, nothing, torch.full_like(strength, torch.nan))
+
+    def term(self, at: Predictions) -> tuple[Tensor, Tensor]:
+        strength = at.strength.view(-1, *[1] * (at.concept.ndim - 1))
+        term = strength * (at.concept - at.unconditional) + 0.1 * at.memory
+        return term, term
 
 
 def carried(name: str, *, fires: bool = True, strength: float = 1.0, acts: bool = True) -> RowGuard:

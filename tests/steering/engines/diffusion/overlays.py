@@ -12,12 +12,12 @@ from steering.engines.diffusion.seams.projections import text_projections
 from steering.images.conditioning import Conditioning
 from steering.images.embedding import Refinement
 from steering.images.projection import Overlay
-from tests.steering.engines.diffusion.guards import Push
+from tests.steering.engines.diffusion.guards import ShiftGuards
 
 SCALE = 0.3
 
 
-def drawn_overlay(family: Family, seed: int, *, rank: int = 2) -> Overlay:
+def random_overlay(family: Family, seed: int, *, rank: int = 2) -> Overlay:
     """One group for each attention module: its two projections read the same."""
     draw = torch.Generator().manual_seed(seed)
     groups: dict[str, list[str]] = {}
@@ -45,8 +45,8 @@ def edit(family: Family, overlay: Overlay, strength: float) -> None:
             weight.data = (weight.data.double() + strength * delta).to(weight.dtype)
 
 
-class Covers(Push):
-    """Guards with an overlay each; they look as `Push` does."""
+class OverlaidGuards(ShiftGuards):
+    """Guards with an overlay each; they look as `ShiftGuards` does."""
 
     def __init__(self, overlays: Sequence[Overlay], *names: str) -> None:
         super().__init__(*names)

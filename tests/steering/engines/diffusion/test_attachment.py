@@ -18,20 +18,11 @@ from steering.engines.errors import Unfollowed
 from steering.hidden.rows import RowGuard
 from steering.images.conditioning import Conditioning
 from tests.steering.engines.diffusion import tiny
-from tests.steering.engines.diffusion.guards import Push, carried, same
-from tests.steering.engines.diffusion.test_engine import stacked
+from tests.steering.engines.diffusion.guards import ShiftGuards, carried, same
+from tests.steering.engines.diffusion.running import stacked
+from tests.steering.engines.diffusion.tiny import shared
 
-BUILT: dict[str, Family] = {}
 LONG = "the cat and the dog in the red table of a banana on the knife"
-
-
-def built(name: str) -> Family:
-    return BUILT.setdefault(name, tiny.built(name))
-
-
-@pytest.fixture(params=tiny.PIPELINES)
-def name(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +39,7 @@ def quiet(_attachment: PipelineAttachment) -> None:
 @contextmanager
 def attached(
     family: Family,
-    screen: Push,
+    screen: ShiftGuards,
     guards: Sequence[RowGuard],
     after: Callable[[PipelineAttachment], None] = quiet,
     **more: Any,
@@ -101,7 +92,7 @@ def embeddings(family: Family, text: Conditioning) -> dict[str, Any]:
 
 
 def test_silent_guards_leave_every_bit(name: str) -> None:
-    family, screen = built(name), Push("g")
+    family, screen = shared(name), ShiftGuards("g")
     bare = call(family, ["a knife", "a cat"])
     before = tiny.weights_hash(family.pipeline)
     with attached(family, screen, [carried("g", fires=False)]) as made:
@@ -113,13 +104,13 @@ def test_silent_guards_leave_every_bit(name: str) -> None:
 
 
 def test_a_guard_that_fires_draws_as_the_engine_does(name: str) -> None:
-    family, guard = built(name), carried("g", strength=0.5)
+    family, guard = shared(name), carried("g", strength=0.5)
     if name == "flux, not distilled":
         pytest.skip("guidance is another argument there")
-    with attached(family, Push("g"), [guard]) as made:
+    with attached(family, ShiftGuards("g"), [guard]) as made:
         got = call(family, "a knife")
         assert made.readings(0)["g"].fired and made.flags() == ([True], [False])
-    engine = DiffusionEngine(family, stacked(Push("g")), capacity=1)
+    engine = DiffusionEngine(family, stacked(ShiftGuards("g")), capacity=1)
     engine.start([ImageStart("a knife", seed=7, steps=2, guidance=3.0, guards=[guard])])
     while not engine.step():
         pass
@@ -129,11 +120,11 @@ def test_a_guard_that_fires_draws_as_the_engine_does(name: str) -> None:
 
 
 def test_leaving_leaves_nothing_on_the_pipeline(name: str) -> None:
-    family = built(name)
+    family = shared(name)
     pipeline = family.pipeline
     attributes, encode = dict(vars(pipeline)), pipeline.encode_prompt
     bare = call(family, "a knife")
-    with attached(family, Push("g"), [carried("g")]):
+    with attached(family, ShiftGuards("g"), [carried("g")]):
         assert pipeline.encode_prompt != encode
         call(family, "a knife")
     assert vars(pipeline).keys() == attributes.keys() | vars(pipeline).keys() - {
@@ -154,13 +145,13 @@ def test_an_attribute_that_was_there_comes_back() -> None:
 
     wrapped.__wrapped__ = own  # type: ignore[attr-defined]
     family.pipeline.encode_prompt = wrapped
-    with attached(family, Push("g"), [carried("g")]):
+    with attached(family, ShiftGuards("g"), [carried("g")]):
         assert family.pipeline.encode_prompt is not wrapped
     assert family.pipeline.encode_prompt is wrapped
 
 
 def test_embeddings_that_a_caller_brings_are_guarded(name: str) -> None:
-    family, screen = built(name), Push("g")
+    family, screen = shared(name), ShiftGuards("g")
     given = embeddings(family, family.encode(["a knife"]))
     bare = call(family, given)
     with attached(family, screen, [carried("g", fires=False)]) as made:
@@ -174,7 +165,7 @@ def test_embeddings_that_a_caller_brings_are_guarded(name: str) -> None:
 
 
 def test_every_image_of_a_prompt_has_its_row(name: str) -> None:
-    family, screen = built(name), Push("g")
+    family, screen = shared(name), ShiftGuards("g")
     argument = "num_videos_per_prompt" if name == "wan" else "num_images_per_prompt"
     with attached(family, screen, [carried("g")]) as made:
         call(family, ["a cat", LONG], **{argument: 2})
@@ -187,7 +178,7 @@ def test_every_image_of_a_prompt_has_its_row(name: str) -> None:
 
 
 def test_what_is_cut_off_in_one_encoder_of_several_is_screened() -> None:
-    family, screen = built("stable diffusion xl"), Push("g")
+    family, screen = shared("stable diffusion xl"), ShiftGuards("g")
     with attached(family, screen, [carried("g")]):
         call(family, "a cat", prompt_2=LONG)
     first, cut = screen.seen[:2]
@@ -197,20 +188,20 @@ def test_what_is_cut_off_in_one_encoder_of_several_is_screened() -> None:
 
 
 def test_embeddings_of_another_layout_are_refused() -> None:
-    family = built("stable diffusion 3")
+    family = shared("stable diffusion 3")
     given = embeddings(family, family.encode(["a knife"]))
     # where the CLIP encoders' tokens are padded to T5's width
     given["prompt_embeds"] = given["prompt_embeds"].clone()
     given["prompt_embeds"][0, 0, -1] = 1.0
     with (
-        attached(family, Push("g"), [carried("g")]),
+        attached(family, ShiftGuards("g"), [carried("g")]),
         pytest.raises(Unfollowed, match="not as StableDiffusion3Pipeline makes them"),
     ):
         call(family, given)
 
 
 def test_a_negative_prompt_is_left_alone() -> None:
-    family, screen = built("flux, not distilled"), Push("g")
+    family, screen = shared("flux, not distilled"), ShiftGuards("g")
     prompts = {"prompt": "a cat", "negative_prompt": "a knife", "true_cfg_scale": 3.0}
     with attached(family, screen, [carried("g", fires=False)]) as made:
         guarded = call(family, prompts)
@@ -219,31 +210,31 @@ def test_a_negative_prompt_is_left_alone() -> None:
         call(family, prompts)
         assert same(screen.seen[1], family.encode(["a cat"]))
     assert torch.equal(guarded, call(family, prompts))
-    plain = built("stable diffusion")
+    plain = shared("stable diffusion")
     with attached(plain, screen, [carried("g", fires=False)]):
         call(plain, "a cat", negative_prompt="a knife")
     assert same(screen.seen[2], plain.encode(["a cat"]))
 
 
 def test_images_as_prompts_are_refused() -> None:
-    family = built("stable diffusion")
+    family = shared("stable diffusion")
     image = [torch.zeros(2, 1, 1, 16)]
     with (
-        attached(family, Push("g"), [carried("g")]),
+        attached(family, ShiftGuards("g"), [carried("g")]),
         pytest.raises(Unfollowed, match="ip_adapter_image"),
     ):
         call(family, "a cat", ip_adapter_image_embeds=image)
 
 
 def test_other_layers_of_an_encoder_are_refused() -> None:
-    family = built("stable diffusion")
+    family = shared("stable diffusion")
     with (
-        attached(family, Push("g"), [carried("g")]),
+        attached(family, ShiftGuards("g"), [carried("g")]),
         pytest.raises(Unfollowed, match="clip_skip"),
     ):
         call(family, "a cat", clip_skip=1)
     bare = call(family, "a cat", num_images_per_prompt=2)
-    with attached(family, Push("g"), []) as made:
+    with attached(family, ShiftGuards("g"), []) as made:
         assert torch.equal(call(family, "a cat", num_images_per_prompt=2), bare)
         assert made.rows == 2 and made.readings(0) == {}
 
@@ -256,14 +247,14 @@ def test_who_is_told_may_end_the_call() -> None:
         assert made.rows == 1
         raise Blocked
 
-    family = built("emoji")
-    with attached(family, Push("g"), [carried("g")], block), pytest.raises(Blocked):
+    family = shared("emoji")
+    with attached(family, ShiftGuards("g"), [carried("g")], block), pytest.raises(Blocked):
         call(family, "a cat")
 
 
 @pytest.mark.parametrize("where", ["reading", "action", "embedding"])
 def test_nan_makes_a_row_invalid(where: str) -> None:
-    class Spoilt(Push):
+    class Spoilt(ShiftGuards):
         def sense(self, text: Conditioning) -> Tensor:
             return super().sense(text) * (torch.nan if where == "reading" else 1.0)
 
@@ -273,7 +264,7 @@ def test_nan_makes_a_row_invalid(where: str) -> None:
             states = {name: state * scale for name, state in acted.text.states.items()}
             return type(acted)(acted.text.with_states(states), acted.steps, acted.score)
 
-    family = built("emoji")
+    family = shared("emoji")
     text = family.encode(["a knife", "a cat"])
     if where == "embedding":
         text = text.with_states({"text": text.states["text"].clone()})
@@ -281,20 +272,20 @@ def test_nan_makes_a_row_invalid(where: str) -> None:
     with attached(family, Spoilt("g"), [carried("g")]) as made:
         call(family, embeddings(family, text))
         assert made.flags()[1] == [True, where != "embedding"]
-    with attached(family, Push("g"), [carried("g", fires=False)]) as made:
+    with attached(family, ShiftGuards("g"), [carried("g", fires=False)]) as made:
         call(family, "a knife")
         assert made.flags()[1] == [False]
 
 
 def test_guards_may_take_gradients_in_inference_mode() -> None:
-    class Descend(Push):
+    class Descend(ShiftGuards):
         def act(self, text: Conditioning, *more: Any) -> Any:
             state = text.states["text"].clone().requires_grad_()
             with torch.enable_grad():
                 (slope,) = torch.autograd.grad(state.square().sum(), state)
             return super().act(text.with_states({"text": state.detach() - slope}), *more)
 
-    family = built("emoji")
+    family = shared("emoji")
     with attached(family, Descend("g"), [carried("g")]):
         bare = call(family, "a cat")
         with torch.inference_mode():

@@ -18,8 +18,9 @@ from steering.images.embedding import EmbeddingBank
 from steering.images.output import OutputBank
 from steering.images.stacks import ImageStacks
 from tests.steering.engines.diffusion import tiny
-from tests.steering.engines.diffusion.guards import Gaze, Push, carried
-from tests.steering.engines.diffusion.test_attachment import built, call, embeddings, quiet
+from tests.steering.engines.diffusion.guards import MeanGuards, ShiftGuards, carried
+from tests.steering.engines.diffusion.test_attachment import call, embeddings, quiet
+from tests.steering.engines.diffusion.tiny import shared
 
 
 @pytest.fixture(autouse=True)
@@ -34,11 +35,11 @@ def attached(
     family: Family,
     *guards: RowGuard,
     after: Callable[[PipelineAttachment], None] = quiet,
-    gaze: Gaze | None = None,
+    gaze: MeanGuards | None = None,
 ) -> Iterator[PipelineAttachment]:
     """A guard of prompts "g", and two of images, "p" and "q"."""
-    finished = OutputBank([gaze or Gaze("p", "q")])
-    bank = EmbeddingBank([Push("g")])
+    finished = OutputBank([gaze or MeanGuards("p", "q")])
+    bank = EmbeddingBank([ShiftGuards("g")])
     made = PipelineAttachment(family, ImageStacks(prompts=bank, output=finished), guards, after)
     try:
         yield made
@@ -50,14 +51,16 @@ def attached(
 def test_it_sees_what_the_engine_sees(name: str) -> None:
     if name == "flux, not distilled":
         pytest.skip("guidance is another argument there")
-    family = built(name)
+    family = shared(name)
     guards = [carried("p"), carried("g", strength=0.5)]
     with attached(family, *guards) as made:
         call(family, "a knife")
         told = made.readings(0)
     engine = DiffusionEngine(
         family,
-        ImageStacks(prompts=EmbeddingBank([Push("g")]), output=OutputBank([Gaze("p", "q")])),
+        ImageStacks(
+            prompts=EmbeddingBank([ShiftGuards("g")]), output=OutputBank([MeanGuards("p", "q")])
+        ),
         capacity=1,
     )
     engine.start([ImageStart("a knife", seed=7, steps=2, guidance=3.0, guards=guards)])
@@ -81,10 +84,10 @@ def test_who_is_told_hears_twice_and_can_end_the_call_both_times() -> None:
         if len(heard) == ends_at:
             raise Ended
 
-    family = built("stable diffusion")
+    family = shared("stable diffusion")
     for ends_at in (1, 2):
         heard.clear()
-        gaze = Gaze("p")
+        gaze = MeanGuards("p")
         with (
             attached(family, carried("g"), carried("p"), after=listen, gaze=gaze),
             pytest.raises(Ended),
@@ -96,7 +99,7 @@ def test_who_is_told_hears_twice_and_can_end_the_call_both_times() -> None:
 
 
 def test_a_negative_prompt_has_no_rows_of_its_own() -> None:
-    family = built("flux, not distilled")
+    family = shared("flux, not distilled")
     prompts = {"prompt": ["a cat", "a dog"], "negative_prompt": "a knife", "true_cfg_scale": 3.0}
     bare = call(family, prompts)
     with attached(family, carried("p", fires=False)) as made:
@@ -106,7 +109,7 @@ def test_a_negative_prompt_has_no_rows_of_its_own() -> None:
 
 def test_those_who_look_at_images_do_not_mind_how_they_were_asked_for() -> None:
     """What guards of prompts cannot follow is drawn like anything else."""
-    family = built("stable diffusion 3")
+    family = shared("stable diffusion 3")
     given = embeddings(family, family.encode(["a knife"]))
     given["prompt_embeds"] = given["prompt_embeds"].clone()
     given["prompt_embeds"][0, 0, -1] = 1.0
@@ -125,7 +128,7 @@ def test_images_of_any_size_are_looked_at_in_that_size(name: str, height: int, w
     if name == "wan":
         height, width = 2 * height, 2 * width
     family, size = tiny.built(name), {"height": height, "width": width}
-    gaze = Gaze("p")
+    gaze = MeanGuards("p")
     with attached(family, carried("p"), gaze=gaze):
         latents = call(family, "a knife", **size)
     # as a family of that size sees it
@@ -138,7 +141,7 @@ def test_images_of_any_size_are_looked_at_in_that_size(name: str, height: int, w
 
 
 def test_without_guards_of_images_nobody_looks() -> None:
-    family, gaze = built("emoji"), Gaze("p")
+    family, gaze = shared("emoji"), MeanGuards("p")
     step = family.scheduler.step
     with attached(family, carried("g"), gaze=gaze) as made:
         assert family.scheduler.step == step
@@ -147,13 +150,13 @@ def test_without_guards_of_images_nobody_looks() -> None:
 
 
 def test_nan_in_a_image_makes_its_row_invalid() -> None:
-    class Blind(Gaze):
+    class Blind(MeanGuards):
         def sense(self, latents: Tensor, columns: Sequence[int]) -> Tensor:
             scores = super().sense(latents, columns)
             scores[1] = torch.nan
             return scores
 
-    family = built("emoji")
+    family = shared("emoji")
     with attached(family, carried("p"), gaze=Blind("p")) as made:
         call(family, ["a knife", "a cat", "a dog"])
         assert made.flags() == ([True, False, True], [False, True, False])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import pytest
 import torch
 from torch import Tensor
@@ -14,20 +12,16 @@ from steering.engines.diffusion.placeholders import Vocabulary
 from steering.images.embedding import EmbeddingBank
 from steering.images.stacks import ImageStacks
 from tests.steering.engines.diffusion import tiny
-from tests.steering.engines.diffusion.guards import Push, carried, same
+from tests.steering.engines.diffusion.guards import ShiftGuards, carried, same
+from tests.steering.engines.diffusion.tiny import shared
 
 ONE_ENCODER = ("emoji", "stable diffusion", "pixart", "wan")
 SEVERAL = ("flux", "stable diffusion xl", "stable diffusion 3", "stable diffusion 3 without t5")
 
 
-@cache
-def built(name: str) -> Family:
-    return tiny.built(name)
-
-
 @pytest.fixture(params=ONE_ENCODER)
 def family(request: pytest.FixtureRequest) -> Family:
-    return built(str(request.param))
+    return shared(str(request.param))
 
 
 def of(family: Family, *words: str) -> Tensor:
@@ -131,7 +125,7 @@ def test_words_of_the_prompt_do_not_stand_in() -> None:
 
 @pytest.mark.parametrize("name", SEVERAL)
 def test_models_of_several_encoders_refuse_them(name: str) -> None:
-    family = built(name)
+    family = shared(name)
     assert family.embedding_limits is None
     start = ImageStart("a <x>", steps=4, embeddings={"<x>": torch.zeros(1, 16)})
     for refused in (
@@ -162,7 +156,7 @@ def images(engine: DiffusionEngine, starts: list[ImageStart]) -> Tensor:
 
 @pytest.mark.parametrize("forward", [4, None])
 def test_the_engine_draws_what_the_words_would_draw(forward: int | None) -> None:
-    family = built("emoji")
+    family = shared("emoji")
     engine = DiffusionEngine(family, capacity=3, forward=forward)
     usual = [ImageStart(p, seed=i, steps=3) for i, p in enumerate(["red cat", "a dog", "a cat"])]
     starts = [
@@ -174,7 +168,7 @@ def test_the_engine_draws_what_the_words_would_draw(forward: int | None) -> None
 
 
 def test_guards_see_the_vectors_in_the_window_and_past_it() -> None:
-    family, screen = built("emoji"), Push("push")
+    family, screen = shared("emoji"), ShiftGuards("push")
     engine = DiffusionEngine(family, ImageStacks(prompts=EmbeddingBank([screen])), capacity=1)
     learned = {"<x>": of(family, "knife", "on")}
     prompts = ("a <x> dog " * 5, "a knife on dog " * 5)
@@ -197,7 +191,7 @@ def test_guards_see_the_vectors_in_the_window_and_past_it() -> None:
     ],
 )
 def test_the_engine_refuses_what_does_not_go(embeddings: dict[str, Tensor], message: str) -> None:
-    engine = DiffusionEngine(built("emoji"), capacity=1)
+    engine = DiffusionEngine(shared("emoji"), capacity=1)
     start = ImageStart("a <x>", steps=4, embeddings=embeddings)
     for refused in (lambda: engine.check(start), lambda: engine.start([start])):
         with pytest.raises(ValueError, match=message):

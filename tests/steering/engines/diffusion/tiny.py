@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -316,6 +317,12 @@ def built(name: str) -> Family:
     # so that every row of the tests' tiny T5 stays short
     family.max_tokens = T5_TOKENS
     return family
+
+
+@cache
+def shared(name: str) -> Family:
+    """The family of `built`, one for all tests that leave it unchanged."""
+    return built(name)
 
 
 def _loosen(pipeline: Any) -> None:

@@ -25,16 +25,9 @@ from steering.engines.diffusion.sampling.trajectories import (
 )
 from steering.images.guidance import Predictions
 from tests.steering.engines.diffusion import tiny
-from tests.steering.engines.diffusion.guards import Gaze, carried
-from tests.steering.engines.diffusion.test_engine import (
-    STARTS,
-    Repel,
-    alone,
-    assert_bare,
-    built,
-    engine,
-    run,
-)
+from tests.steering.engines.diffusion.guards import MeanGuards, RepelGuards, carried
+from tests.steering.engines.diffusion.running import STARTS, alone, assert_bare, new_engine, run
+from tests.steering.engines.diffusion.tiny import shared
 
 IMAGES = [name for name in tiny.PIPELINES if name != "wan"]
 
@@ -57,14 +50,14 @@ def of(start: ImageStart, initial: InitialState, **more: Any) -> ImageStart:
     ],
 )
 def test_an_edit_is_that_of_the_stock_pipeline(name: str, stock: Any, strength: float) -> None:
-    family = built(name)
+    family = shared(name)
     latents = given = clean(family)
     if name == "emoji":  # the stock one takes latents for an image unless they have 4 channels
         pixels = torch.rand(1, family.height, family.width, 3)
         latents, given = family.encode_image(pixels)[0], pixels[0].permute(2, 0, 1) * 2 - 1
     # strengths and steps whose product is a whole number: stock pipelines round differently
     start = ImageStart("a cat", seed=3, steps=10, guidance=3.0)
-    ours = alone(engine(family), of(start, EditedImage(latents, strength)))[0]
+    ours = alone(new_engine(family), of(start, EditedImage(latents, strength)))[0]
     known = {"max_sequence_length": tiny.T5_TOKENS} if "3" in name else {}
     made = stock(
         **{key: part for key, part in family.pipeline.components.items() if key != "image_encoder"},
@@ -89,8 +82,8 @@ def test_an_edit_is_that_of_the_stock_pipeline(name: str, stock: Any, strength: 
 def test_a_share_of_the_steps_is_taken_rounded_down_but_one_at_least(
     steps: int, strength: float, taken: int
 ) -> None:
-    made = engine(built("emoji"), output=[Gaze("p")])
-    edit = EditedImage(clean(built("emoji")), strength)
+    made = new_engine(shared("emoji"), output=[MeanGuards("p")])
+    edit = EditedImage(clean(shared("emoji")), strength)
     made.start([of(STARTS[0], edit, steps=steps, guards=[carried("p")])])
     count = 1
     while not made.step():
@@ -102,7 +95,7 @@ def test_a_share_of_the_steps_is_taken_rounded_down_but_one_at_least(
 def test_heun_starts_where_it_looks_back_on_nothing() -> None:
     family = tiny.built("emoji")
     family.pipeline.scheduler = HeunDiscreteScheduler(prediction_type="v_prediction")
-    made = engine(family)
+    made = new_engine(family)
     made.start([of(STARTS[0], EditedImage(clean(family), 0.5), steps=6)])
     count = 1
     while not made.step():
@@ -111,8 +104,8 @@ def test_heun_starts_where_it_looks_back_on_nothing() -> None:
 
 
 def test_seed_strength_and_image_make_the_edit() -> None:
-    family = built("emoji")
-    made, latents = engine(family), clean(family)
+    family = shared("emoji")
+    made, latents = new_engine(family), clean(family)
     start = of(STARTS[0], EditedImage(latents, 0.5))
     others = [
         replace(start, seed=9),
@@ -126,9 +119,9 @@ def test_seed_strength_and_image_make_the_edit() -> None:
 
 @pytest.mark.parametrize("name", IMAGES)
 def test_given_noise_of_the_seed_is_the_seed(name: str) -> None:
-    family = built(name)
+    family = shared(name)
     drawn = torch.randn(family.shape, generator=torch.Generator().manual_seed(STARTS[0].seed))
-    got = run(engine(family), [of(STARTS[0], GivenNoise(drawn), seed=99)])
+    got = run(new_engine(family), [of(STARTS[0], GivenNoise(drawn), seed=99)])
     assert_bare(got, name)
 
 
@@ -137,18 +130,18 @@ def test_given_noise_of_the_seed_is_the_seed(name: str) -> None:
     ("name", "steps"), [("emoji", 20), ("flux", 20), ("stable diffusion 3", 20), ("pixart", 50)]
 )
 def test_the_inverse_of_a_image_is_drawn_back(name: str, steps: int) -> None:
-    family = built(name)
+    family = shared(name)
     latents = clean(family)
     start = ImageStart("a cat", steps=steps, guidance=1.0, initial=InvertedImage(latents))
-    back = alone(engine(family), start)[0]
+    back = alone(new_engine(family), start)[0]
     given = family.packed(latents[None])[0]
     assert (back - given).abs().max() < 0.1 * given.abs().max()
 
 
 @pytest.mark.parametrize("name", ["emoji", "flux", "stable diffusion 3"])
 def test_rows_from_images_and_rows_of_text_leave_each_other_alone(name: str) -> None:
-    family = built(name)
-    made, latents = engine(family), clean(family)
+    family = shared(name)
+    made, latents = new_engine(family), clean(family)
     from_images = {
         1: of(STARTS[1], EditedImage(latents, 0.6)),
         2: of(STARTS[2], InvertedImage(latents)),
@@ -161,7 +154,7 @@ def test_rows_from_images_and_rows_of_text_leave_each_other_alone(name: str) -> 
     assert_bare(got, name)
 
 
-class Late(Repel):
+class Late(RepelGuards):
     """A guide whose term grows with progress, and with what it remembers."""
 
     def term(self, at: Predictions) -> tuple[Tensor, Tensor]:
@@ -172,9 +165,9 @@ class Late(Repel):
 
 
 def test_an_inverted_row_goes_on_as_one_that_was_given_its_noise() -> None:
-    family = built("emoji")
+    family = shared("emoji")
     latents = clean(family)
-    made = engine(family, Late(family, "a knife"), output=[Gaze("p")])
+    made = new_engine(family, Late(family, "a knife"), output=[MeanGuards("p")])
     start = replace(STARTS[0], guards=[carried("a knife"), carried("p")])
     noise = recovered_noise(family, latents[None], [start.prompt], steps=start.steps)[0]
     expected = alone(made, of(start, GivenNoise(noise)))[0]
@@ -190,7 +183,7 @@ def test_an_inverted_row_goes_on_as_one_that_was_given_its_noise() -> None:
 
 
 def test_noise_is_recovered_row_by_row_in_batches_of_any_size() -> None:
-    family = built("emoji")
+    family = shared("emoji")
     latents = torch.stack([clean(family, seed) for seed in range(3)])
     prompts = ["a cat", "a dog", ""]
     found = recovered_noise(family, latents, prompts, steps=4)
@@ -211,21 +204,21 @@ def test_noise_is_recovered_row_by_row_in_batches_of_any_size() -> None:
     ],
 )
 def test_what_cannot_be_started_from_changes_nothing(initial: Any, message: str) -> None:
-    made = engine(built("emoji"))
+    made = new_engine(shared("emoji"))
     with pytest.raises(ValueError, match=message):
-        made.start([STARTS[0], of(STARTS[1], initial(clean(built("emoji"))))])
+        made.start([STARTS[0], of(STARTS[1], initial(clean(shared("emoji"))))])
     assert made.rows == 0
 
 
 def test_a_schedule_too_coarse_to_be_read_backwards_is_refused() -> None:
-    made = engine(built("emoji"))
-    start = of(STARTS[0], InvertedImage(clean(built("emoji"))), steps=1)
+    made = new_engine(shared("emoji"))
+    start = of(STARTS[0], InvertedImage(clean(shared("emoji"))), steps=1)
     with pytest.raises(ValueError, match="1 steps are too few to invert"):
         made.check(start)
 
 
 def test_a_image_that_is_not_finite_spoils_its_row_alone() -> None:
-    made, family = engine(built("emoji")), built("emoji")
+    made, family = new_engine(shared("emoji")), shared("emoji")
     starts = [of(STARTS[0], EditedImage(clean(family) * torch.nan, 0.5)), *STARTS[1:3]]
     made.start(starts)
     assert made.spoilt == [True, False, False]
