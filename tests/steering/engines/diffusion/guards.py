@@ -1,4 +1,4 @@
-"""Guards that are easy to follow, for any family: they look for a word of the tiny vocabulary."""
+"""Guards for any family whose scores and actions are easy to compute by hand."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from steering.images.guidance import Predictions
 
 
 class ShiftGuards:
-    """Scores a row by the length of its states; acts by adding the guard's number to them all."""
+    """Scores a row by the squared length of its states; acts by adding its strength to them."""
 
     def __init__(self, *names: str) -> None:
         self.names: Sequence[str] = names
-        self.seen: list[Conditioning] = []
+        self.texts: list[Conditioning] = []
 
     def sense(self, text: Conditioning) -> Tensor:
-        self.seen.append(text)
+        self.texts.append(text)
         score = sum(
             (state.float().square().sum(-1) * text.masks[name]).sum(1)
             for name, state in text.states.items()
@@ -33,8 +33,8 @@ class ShiftGuards:
     def act(
         self, text: Conditioning, due: Tensor, threshold: Tensor, strength: Tensor
     ) -> Refinement:
-        more = (due * strength).sum(1)[:, None, None]
-        pushed = text.with_states({name: s + more for name, s in text.states.items()})
+        shift = (due * strength).sum(1)[:, None, None]
+        pushed = text.with_states({name: s + shift for name, s in text.states.items()})
         return Refinement(pushed, due.any(1).long(), torch.full_like(strength, torch.nan))
 
 
@@ -45,16 +45,16 @@ class MeanGuards:
 
     def __init__(self, *names: str) -> None:
         self.names: Sequence[str] = names
-        self.seen: list[Tensor] = []
+        self.latents: list[Tensor] = []
 
     def sense(self, latents: Tensor, columns: Sequence[int]) -> Tensor:
-        self.seen.append(latents)
+        self.latents.append(latents)
         mean = latents[:, 0].double().flatten(1).mean(1, keepdim=True)
         return mean / (1 + mean.abs()) + torch.tensor(columns)
 
 
 class RepelGuards:
-    """A guide that takes off half of what leads to its concept, and a share of its memory."""
+    """A guidance term away from the concept by the guard's strength, with a share of its memory."""
 
     def __init__(self, family: Family, *concepts: str) -> None:
         self.names: Sequence[str] = concepts
@@ -84,9 +84,9 @@ def carried(name: str, *, fires: bool = True, strength: float = 1.0, acts: bool 
 def same(first: Conditioning, second: Conditioning) -> bool:
     """Bit for bit, masks too."""
 
-    def equal(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> bool:
-        return mine.keys() == theirs.keys() and all(
-            torch.equal(tensor, theirs[name]) for name, tensor in mine.items()
+    def equal(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> bool:
+        return tensors.keys() == expected.keys() and all(
+            torch.equal(tensor, expected[name]) for name, tensor in tensors.items()
         )
 
     return equal(first.states, second.states) and equal(first.masks, second.masks)

@@ -32,14 +32,14 @@ from tests.steering.engines.diffusion.tiny import shared
 
 
 @pytest.mark.parametrize("name", tiny.PIPELINES)
-def test_a_row_draws_the_same_bits_alone_and_in_company(name: str) -> None:
+def test_a_row_has_the_same_bits_alone_and_in_a_batch(name: str) -> None:
     got = run(new_engine(shared(name)), STARTS, joining=1)
     assert len(got) == len(STARTS)
     assert_bare(got, name)
 
 
 @pytest.mark.parametrize("joining", [2, 9])
-def test_however_rows_come_together_they_draw_the_same_bits(joining: int) -> None:
+def test_rows_have_the_same_bits_in_whatever_order_they_join(joining: int) -> None:
     got = run(new_engine(shared("emoji")), STARTS, joining=joining)
     assert len(got) == len(STARTS)
     assert_bare(got)
@@ -55,7 +55,7 @@ def test_in_one_forward_rows_keep_within_the_stated_tolerance(name: str) -> None
         assert away.max() <= 1 and (away > 0).mean() < 0.01
 
 
-def test_seeds_prompts_and_guidance_make_the_image() -> None:
+def test_an_image_depends_on_seed_prompt_guidance_and_steps() -> None:
     engine = new_engine(shared("emoji"))
     start = STARTS[0]
     changes: list[dict[str, Any]] = [
@@ -71,7 +71,7 @@ def test_seeds_prompts_and_guidance_make_the_image() -> None:
     assert all(not np.array_equal(same, other) for other in others)
 
 
-def test_a_row_that_is_dropped_in_the_middle_leaves_the_others_as_they_were() -> None:
+def test_dropping_a_row_leaves_the_others_unchanged() -> None:
     engine = new_engine(shared("emoji"))
     for lost in range(4):
         got = run(
@@ -83,7 +83,7 @@ def test_a_row_that_is_dropped_in_the_middle_leaves_the_others_as_they_were() ->
         assert_bare(got)
 
 
-def test_a_place_that_was_left_is_taken_by_a_fresh_row() -> None:
+def test_a_fresh_row_takes_the_place_of_a_dropped_one() -> None:
     engine = new_engine(shared("emoji"), capacity=2)
     engine.start(STARTS[:2])
     engine.step()
@@ -128,30 +128,30 @@ def test_a_guard_that_only_observes_changes_no_bit() -> None:
 def test_readings_stay_with_their_row() -> None:
     engine = new_engine(shared("emoji"), ShiftGuards("loud", "silent"))
     guards = [[carried("loud")], [], [carried("silent", fires=False)]]
-    starts = [replace(STARTS[i], guards=own) for i, own in enumerate(guards)]
-    read = engine.start(starts)
-    assert [list(row) for row in read] == [["loud"], [], ["silent"]]
-    assert read[0]["loud"].fired and not read[2]["silent"].fired
+    starts = [replace(STARTS[i], guards=carried_by_row) for i, carried_by_row in enumerate(guards)]
+    readings = engine.start(starts)
+    assert [list(row) for row in readings] == [["loud"], [], ["silent"]]
+    assert readings[0]["loud"].fired and not readings[2]["silent"].fired
     assert engine.drop([0]) == [(2, 0)]
-    assert [engine.readings(row) for row in range(2)] == [read[2], read[1]]
+    assert [engine.readings(row) for row in range(2)] == [readings[2], readings[1]]
 
 
-def test_what_the_encoder_cuts_off_is_screened_but_not_drawn() -> None:
-    screen = ShiftGuards("g")
-    engine = new_engine(shared("emoji"), screen)
+def test_text_past_the_encoders_length_is_read_but_not_generated() -> None:
+    stack = ShiftGuards("g")
+    engine = new_engine(shared("emoji"), stack)
     long = "a cat and a dog in the red table"
     engine.start([replace(STARTS[0], prompt=long, guards=[RowGuard("g", 1e9, 1.0)])])
-    assert [text.rows for text in screen.seen][:2] == [1, 1]
+    assert [text.rows for text in stack.texts][:2] == [1, 1]
     cut = engine.family.overflow([long])[0]
     assert cut is not None
-    assert torch.equal(screen.seen[1].states["text"], cut.states["text"])
+    assert torch.equal(stack.texts[1].states["text"], cut.states["text"])
     engine.reset()
-    screen.seen.clear()
+    stack.texts.clear()
     engine.start([replace(STARTS[0], prompt=long)])
-    assert not screen.seen
+    assert not stack.texts
 
 
-def test_another_bank_takes_over_between_requests() -> None:
+def test_other_guards_replace_those_in_use_between_requests() -> None:
     engine = new_engine(shared("emoji"), ShiftGuards("old"))
     engine.start([replace(STARTS[0], guards=[carried("old")])])
     engine.use(stacked(ShiftGuards("new")))
@@ -163,7 +163,7 @@ def test_another_bank_takes_over_between_requests() -> None:
     assert engine.rows == 0
 
 
-def test_guards_may_take_gradients_whatever_mode_the_caller_is_in() -> None:
+def test_guards_may_take_gradients_in_the_callers_inference_mode() -> None:
     class Descend(ShiftGuards):
         def act(
             self, text: Conditioning, due: Tensor, threshold: Tensor, strength: Tensor
@@ -185,8 +185,8 @@ def test_the_scheduler_of_the_pipeline_is_left_alone() -> None:
     family = tiny.built("stable diffusion")
 
     def state() -> str:
-        told = sorted((key, repr(value)) for key, value in vars(family.scheduler).items())
-        return hashlib.sha256(repr(told).encode()).hexdigest()
+        attributes = sorted((key, repr(value)) for key, value in vars(family.scheduler).items())
+        return hashlib.sha256(repr(attributes).encode()).hexdigest()
 
     before = state()
     run(new_engine(family), STARTS[:2])

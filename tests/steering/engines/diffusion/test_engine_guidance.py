@@ -31,11 +31,11 @@ class NegativePromptGuards(RepelGuards):
 
 
 @pytest.mark.parametrize("name", [name for name in tiny.PIPELINES if name != "flux"])
-def test_a_guide_sees_each_pair_of_a_row(name: str) -> None:
-    """Held against the negative prompt, which takes another way through the engine."""
+def test_a_guidance_guard_reads_the_predictions_of_its_row(name: str) -> None:
+    """Compared with the negative prompt, which the engine computes in another way."""
     family = shared(name)
-    guide: GuidanceGuards = NegativePromptGuards(family, "a knife", "red")
-    engine = new_engine(family, guide)
+    stack: GuidanceGuards = NegativePromptGuards(family, "a knife", "red")
+    engine = new_engine(family, stack)
     start = ImageStart("a cat", seed=3, steps=4, guidance=3.0)
     guided = replace(start, guards=[carried("a knife")])
     expected = alone(engine, replace(start, negative_prompt="a knife"))[0]
@@ -45,25 +45,25 @@ def test_a_guide_sees_each_pair_of_a_row(name: str) -> None:
     assert not torch.allclose(got[1][0], alone(engine, start)[0], atol=float(bound))
 
 
-def test_rows_with_guides_draw_the_same_bits_alone_and_in_company() -> None:
+def test_rows_with_guidance_guards_have_the_same_bits_alone_and_in_a_batch() -> None:
     family = shared("emoji")
     engine = new_engine(family, RepelGuards(family, "a knife", "red"), RepelGuards(family, "a dog"))
     guards = [["a knife"], [], ["red", "a dog"], ["a dog"], []]
     starts = [
-        replace(start, guards=[carried(name, strength=0.5) for name in own])
-        for start, own in zip(STARTS, guards, strict=True)
+        replace(start, guards=[carried(name, strength=0.5) for name in names])
+        for start, names in zip(STARTS, guards, strict=True)
     ]
     expected = [alone(engine, start)[0] for start in starts]
-    for index, own in enumerate(guards):
-        assert torch.equal(expected[index], bare("emoji", index)[0]) == (not own)
+    for index, names in enumerate(guards):
+        assert torch.equal(expected[index], bare("emoji", index)[0]) == (not names)
     got = run(engine, starts, joining=1)
     assert len(got) == len(starts)
     lost = run(engine, starts, before=lambda step, live: [0] if step == 1 else [])
-    for drawn in (got, lost):
-        assert all(torch.equal(latents, expected[i]) for i, (latents, _) in drawn.items())
+    for generated in (got, lost):
+        assert all(torch.equal(latents, expected[i]) for i, (latents, _) in generated.items())
 
 
-def test_a_guide_that_stays_silent_changes_no_bit() -> None:
+def test_a_silent_guidance_guard_changes_no_bit() -> None:
     family = shared("emoji")
     engine = new_engine(family, RepelGuards(family, "a knife"))
     for guard in (carried("a knife", fires=False), carried("a knife", acts=False)):
@@ -71,7 +71,7 @@ def test_a_guide_that_stays_silent_changes_no_bit() -> None:
         assert torch.equal(alone(engine, start)[0], bare("emoji", 0)[0])
 
 
-def test_a_guide_with_nothing_to_act_on_is_refused() -> None:
+def test_a_guidance_guard_without_guidance_is_refused() -> None:
     family = shared("emoji")
     engine = new_engine(family, RepelGuards(family, "a knife"))
     start = replace(STARTS[0], guidance=1.0, guards=[carried("a knife")])

@@ -37,23 +37,27 @@ FAMILIES = ("emoji", "flux", "pixart", "stable diffusion 3", "stable diffusion x
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_what_is_silent_keeps_its_bits_beside_what_is_erased(name: str) -> None:
+def test_silent_rows_keep_their_bits_beside_rewritten_ones(name: str) -> None:
     starts = [
         guarded(start, carried("p", fires=i % 2 == 0)) if i < 4 else start
         for i, start in enumerate(STARTS)
     ]
-    found, read = run_and_close(latent_engine(shared(name), fill_guards(name)), starts, joining=2)
-    assert_bare({i: found[i] for i in (1, 3, 4)}, name)
+    generated, readings = run_and_close(
+        latent_engine(shared(name), fill_guards(name)), starts, joining=2
+    )
+    assert_bare({i: generated[i] for i in (1, 3, 4)}, name)
     for i in (0, 2):
-        assert read[i]["p"].fired and not np.array_equal(found[i][1], bare(name, i)[1])
-        assert read[i]["p"].area == 0.5 and read[i]["p"].peak == 2.5
+        assert readings[i]["p"].fired and not np.array_equal(generated[i][1], bare(name, i)[1])
+        assert readings[i]["p"].area == 0.5 and readings[i]["p"].peak == 2.5
         # at every evaluation
-        assert read[i]["p"].steps == STARTS[i].steps and read[i]["p"].position == 1
-    assert not read[1]["p"].fired and read[1]["p"].steps == 0 and read[1]["p"].area is None
+        assert readings[i]["p"].steps == STARTS[i].steps and readings[i]["p"].position == 1
+    assert (
+        not readings[1]["p"].fired and readings[1]["p"].steps == 0 and readings[1]["p"].area is None
+    )
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_at_the_last_evaluation_the_replacement_stands_there_as_it_is(name: str) -> None:
+def test_a_write_at_the_last_evaluation_is_the_replacement_itself(name: str) -> None:
     engine = latent_engine(shared(name), fill_guards(name, schedule=LAST))
     engine.start([guarded(STARTS[0], carried("p"))])
     while not (done := engine.step()):
@@ -68,23 +72,23 @@ def test_at_the_last_evaluation_the_replacement_stands_there_as_it_is(name: str)
 
 
 @pytest.mark.parametrize("name", ["emoji", "stable diffusion", "stable diffusion 3", "flux"])
-def test_on_its_way_it_is_noised_as_the_scheduler_would(name: str) -> None:
+def test_a_write_before_that_has_the_noise_of_the_schedule(name: str) -> None:
     family = shared(name)
     start = replace(STARTS[0], guards=(carried("p"),))
     engine = latent_engine(family, fill_guards(name, whole=True))
     engine.start([start])
     engine.step()
-    own = family.unpacked(engine._slots.latents[:1])
+    latents = family.unpacked(engine._slots.latents[:1])
     schedule = engine._sampler.schedule(start.steps)
     noise = family.unpacked(family.noise([start.seed], draw=1))
     expected = float(schedule.signal[1]) * 7.0 + float(schedule.noise[1]) * noise
-    torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-4)
-    # the row's own generator, behind what it has begun with
+    torch.testing.assert_close(latents, expected, rtol=1e-4, atol=1e-4)
+    # of the row's generator, after the initial noise
     assert not torch.equal(noise, family.unpacked(family.noise([start.seed])))
     engine.close()
 
 
-def test_what_the_sampler_looks_back_on_is_the_replacement_too() -> None:
+def test_the_carry_of_a_multistep_sampler_is_that_of_the_replacement() -> None:
     family = tiny.built("stable diffusion")
     assert isinstance(family.scheduler, DPMSolverMultistepScheduler)
     engine = latent_engine(
@@ -107,9 +111,9 @@ def test_what_the_sampler_looks_back_on_is_the_replacement_too() -> None:
 
 
 @pytest.mark.parametrize("name", ["emoji", "flux", "wan"])
-def test_what_is_erased_is_the_same_alone_and_in_company(name: str) -> None:
+def test_rewritten_rows_have_the_same_bits_alone_and_in_a_batch(name: str) -> None:
     starts = [guarded(start, carried("p", strength=0.5)) for start in STARTS]
-    together, read = run_and_close(
+    together, readings = run_and_close(
         latent_engine(shared(name), fill_guards(name)), starts, joining=1
     )
     assert len(together) == len(starts)
@@ -120,25 +124,25 @@ def test_what_is_erased_is_the_same_alone_and_in_company(name: str) -> None:
         assert torch.equal(together[index][0], latents) and np.array_equal(
             together[index][1], image
         )
-        assert read[index]["p"].steps == start.steps
+        assert readings[index]["p"].steps == start.steps
 
 
 def test_the_estimate_of_the_last_evaluation_is_the_finished_image() -> None:
     stack = fill_guards("emoji", schedule=LAST)
-    found, _ = run_and_close(
+    generated, _ = run_and_close(
         latent_engine(shared("emoji"), stack), [guarded(STARTS[0], carried("p", fires=False))]
     )
-    torch.testing.assert_close(stack.estimates[-1][0], found[0][0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(stack.estimates[-1][0], generated[0][0], rtol=1e-4, atol=1e-4)
 
 
-def test_several_guards_of_a_row_write_the_mean_of_what_they_want_there() -> None:
+def test_several_guards_of_a_row_write_the_mean_of_their_replacements() -> None:
     first = FillGuards("p", schedule=LAST, value=6.0)
     second = FillGuards("q", schedule=LAST, value=2.0, whole=True)
     engine = latent_engine(shared("emoji"), first, second)
     engine.start([guarded(STARTS[0], carried("p"), carried("q"))])
     while not (done := engine.step()):
         pass
-    # another stack's write stands behind the first one's
+    # the write of another stack comes after that of the first
     assert torch.allclose(engine.finished(done), torch.tensor(2.0), atol=1e-4)
     assert engine.readings(0)["p"].area == 0.5 and engine.readings(0)["q"].area == 1.0
     assert set(engine.masks(0)) == {"p", "q"}
@@ -155,7 +159,7 @@ def test_several_guards_of_a_row_write_the_mean_of_what_they_want_there() -> Non
 
 
 @pytest.mark.parametrize("name", ["emoji", "stable diffusion"])
-def test_rows_that_start_from_a_image_are_looked_at_while_they_are_drawn(name: str) -> None:
+def test_rows_that_start_from_an_image_are_inspected_while_they_are_generated(name: str) -> None:
     family = shared(name)
     clean = torch.randn(family.shape, generator=torch.Generator().manual_seed(5))
     start = replace(STARTS[0], steps=6, guards=(carried("p"),))
@@ -164,28 +168,30 @@ def test_rows_that_start_from_a_image_are_looked_at_while_they_are_drawn(name: s
         replace(start, initial=InvertedImage(clean)),
         replace(start, initial=GivenNoise(clean), guards=(carried("p", fires=False),)),
     ]
-    found, read = run_and_close(latent_engine(family, fill_guards(name)), starts)
-    assert [read[i]["p"].steps for i in range(3)] == [3, 6, 0]
-    assert read[1]["p"].position == 1
+    generated, readings = run_and_close(latent_engine(family, fill_guards(name)), starts)
+    assert [readings[i]["p"].steps for i in range(3)] == [3, 6, 0]
+    assert readings[1]["p"].position == 1
     last = latent_engine(family, fill_guards(name, schedule=LAST))
     whole, _ = run_and_close(last, starts[:2])
     for latents, _ in whole.values():
         assert torch.allclose(latents[..., :2], torch.tensor(7.0), atol=1e-3)
     bare_row = replace(starts[2], guards=())
-    assert torch.equal(found[2][0], alone(new_engine(family), bare_row)[0])
+    assert torch.equal(generated[2][0], alone(new_engine(family), bare_row)[0])
 
 
 @pytest.mark.parametrize("name", ["emoji", "flux", "wan"])
-def test_what_a_classifier_finds_on_a_row_is_not_its_companys_doing(name: str) -> None:
+def test_the_result_of_a_classifier_on_a_row_does_not_depend_on_the_batch(name: str) -> None:
     family = shared(name)
     stack = random_irece(family, "a", "b", "c")
     starts = [
         guarded(start, *(carried(guard, strength=0.7) for guard in "abc"[: 1 + i % 3]))
         for i, start in enumerate(STARTS)
     ]
-    together, read = run_and_close(new_engine(family, latents=[stack]), starts)
+    together, readings = run_and_close(new_engine(family, latents=[stack]), starts)
     for i, start in enumerate(starts):
-        one, told = run_and_close(new_engine(family, latents=[stack]), [start])
+        one, alone_readings = run_and_close(new_engine(family, latents=[stack]), [start])
         assert torch.equal(together[i][0], one[0][0])
-        # to the last bit of what is told of it, of which a mask may hang
-        assert read[i] == told[0] and all(each.area and each.peak for each in read[i].values())
+        # to the last bit of the readings, on which a mask may depend
+        assert readings[i] == alone_readings[0] and all(
+            reading.area and reading.peak for reading in readings[i].values()
+        )

@@ -71,11 +71,11 @@ def test_a_prediction_with_nan_makes_its_row_invalid_alone(
     predict = family.predict
 
     def spoilt(latents: Tensor, times: Tensor, text: Conditioning, guidance: Tensor) -> Tensor:
-        said = predict(latents, times, text, guidance)
+        output = predict(latents, times, text, guidance)
         # the row at the fifth of its six steps
         return (
             torch.where((guidance == 1.0) & (times < 400), torch.nan, 1.0)[:, None, None, None]
-            * said
+            * output
         )
 
     starts = [replace(start, guards=[carried("loud", fires=False)]) for start in STARTS]
@@ -108,5 +108,5 @@ def test_a_guard_that_reads_nan_makes_a_row_invalid_but_not_its_image() -> None:
     assert engine.invalid == [True]
     while not engine.step():
         pass
-    # whether it may go out is the policy's to say
+    # the policy decides whether it is returned
     assert np.array_equal(engine.images([0])[0], bare("emoji", 0)[1])

@@ -27,7 +27,9 @@ from tests.steering.engines.diffusion.tiny import shared
         ({"guidance": float("inf")}, "finite"),
     ],
 )
-def test_a_row_that_cannot_be_drawn_changes_nothing(change: dict[str, Any], message: str) -> None:
+def test_a_row_that_cannot_be_generated_changes_nothing(
+    change: dict[str, Any], message: str
+) -> None:
     engine = new_engine(shared("emoji"))
     engine.start([STARTS[0]])
     with pytest.raises(ValueError, match=message):
@@ -37,8 +39,8 @@ def test_a_row_that_cannot_be_drawn_changes_nothing(change: dict[str, Any], mess
 
 def test_an_unknown_guard_changes_nothing() -> None:
     engine = new_engine(shared("emoji"))
-    with pytest.raises(KeyError, match="nobody"):
-        engine.start([STARTS[0], replace(STARTS[1], guards=[carried("nobody")])])
+    with pytest.raises(KeyError, match="missing"):
+        engine.start([STARTS[0], replace(STARTS[1], guards=[carried("missing")])])
     assert engine.rows == 0
 
 

@@ -1,4 +1,4 @@
-"""Steps of a pipeline that somebody else calls: guards act in them as they do in the engine."""
+"""Steps of a pipeline that a caller runs: guards act in them as in the engine."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.steering.engines.diffusion.test_attachment import call, quiet
 from tests.steering.engines.diffusion.tiny import shared
 
 NAMES = [name for name in tiny.PIPELINES if name != "flux, not distilled"]
-"""Of the other one guidance is another argument of the call."""
+"""In the other one guidance is another argument of the call."""
 STEPS = 4
 
 
@@ -46,11 +46,11 @@ def without_gradients() -> Iterator[None]:
 def attached(
     family: Family, stacks: ImageStacks, *guards: RowGuard
 ) -> Iterator[PipelineAttachment]:
-    made = PipelineAttachment(family, stacks, guards, quiet)
+    attachment = PipelineAttachment(family, stacks, guards, quiet)
     try:
-        yield made
+        yield attachment
     finally:
-        made.remove()
+        attachment.remove()
 
 
 def served(family: Family, stacks: ImageStacks, guards: Sequence[RowGuard]) -> Tensor:
@@ -74,9 +74,9 @@ def test_a_guidance_guard_does_what_it_does_in_the_engine(name: str) -> None:
     family = shared(name)
     stacks, guards = stacked(RepelGuards(family, "a dog", "red")), [carried("a dog", strength=0.5)]
     bare = call(family, "a knife", num_inference_steps=STEPS)
-    with attached(family, stacks, *guards) as made:
+    with attached(family, stacks, *guards) as attachment:
         got = call(family, "a knife", num_inference_steps=STEPS)
-        assert made.readings(0)["a dog"].fired
+        assert attachment.readings(0)["a dog"].fired
     assert near(got, served(family, stacks, guards)) and not near(got, bare)
 
 
@@ -86,11 +86,11 @@ def test_a_latent_guard_does_what_it_does_in_the_engine(name: str) -> None:
     fill_guards = FillGuards("p", channels=family.channels, value=2.0)
     stacks, guards = stacked(latents=[fill_guards]), [carried("p", strength=0.5)]
     bare = call(family, "a knife", num_inference_steps=STEPS)
-    with attached(family, stacks, *guards) as made:
+    with attached(family, stacks, *guards) as attachment:
         got = call(family, "a knife", num_inference_steps=STEPS)
-        reading = made.readings(0)["p"]
+        reading = attachment.readings(0)["p"]
         assert reading.fired and reading.steps and reading.after is not None and reading.area
-        assert set(made.masks(0)) == {"p"}
+        assert set(attachment.masks(0)) == {"p"}
     assert near(got, served(family, stacks, guards)) and not near(got, bare)
 
 
@@ -102,9 +102,9 @@ def test_rows_in_which_nothing_acts_keep_the_pipelines_bits(name: str) -> None:
     # on a CPU each row is scored by itself: the first, then the second
     scores = cycle([torch.tensor([1.0]), torch.tensor([-9.0])])
     fires = FillGuards("p", channels=family.channels, schedule=LAST, score=lambda _x: next(scores))
-    with attached(family, stacked(latents=[fires]), RowGuard("p", 0.0, 1.0)) as made:
+    with attached(family, stacked(latents=[fires]), RowGuard("p", 0.0, 1.0)) as attachment:
         got = call(family, ["a knife", "a cat"], **calls)
-        assert made.flags()[0] == [True, False]
+        assert attachment.flags()[0] == [True, False]
     assert torch.equal(got[1], bare[1]) and not torch.equal(got[0], bare[0])
     silent = FillGuards("p", channels=family.channels)
     with attached(family, stacked(latents=[silent]), carried("p", fires=False)):
@@ -156,13 +156,13 @@ def test_another_size_than_the_pipelines_own_is_followed() -> None:
     family = tiny.built("stable diffusion")
     stacks, guards = stacked(latents=[FillGuards("p", channels=family.channels)]), [carried("p")]
     size: dict[str, Any] = {"height": 2 * family.height, "width": family.width}
-    with attached(family, stacks, *guards) as made:
+    with attached(family, stacks, *guards) as attachment:
         call(family, "a knife", num_inference_steps=STEPS, **size)
-        mask = made.masks(0)["p"]
+        mask = attachment.masks(0)["p"]
     assert mask.shape[0] == 2 * mask.shape[1]
 
 
-def test_leaving_leaves_nothing_behind() -> None:
+def test_removal_restores_pipeline_and_denoiser() -> None:
     family = tiny.built("emoji")
     call(family, "a knife")
     step, attributes = family.pipeline.scheduler.step, dict(vars(family.pipeline))
@@ -176,7 +176,7 @@ def test_leaving_leaves_nothing_behind() -> None:
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in modules)
 
 
-def test_timesteps_of_a_calls_own_are_refused() -> None:
+def test_timesteps_that_a_call_sets_are_refused() -> None:
     family = tiny.built("stable diffusion")
     config = family.pipeline.scheduler.config
     family.pipeline.scheduler = EulerDiscreteScheduler.from_config(config)

@@ -1,4 +1,4 @@
-"""Random pipelines of every family, small enough for a test; each fresh and from a fixed seed."""
+"""Random pipelines of every family, small enough for a test, each from a fixed seed."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def _plain(text_encoder: Any, tokens: Any, unet: Any, vae: Any, scheduler: Any) 
 
 
 def emoji() -> Any:
-    """Of the shape of the project's own: a BERT encoder with its mask, a patch autoencoder."""
+    """As the project's pipeline: a BERT encoder with its mask, and a patch autoencoder."""
     config = BertConfig(
         vocab_size=len(WORDS) + 4,
         hidden_size=32,
@@ -326,7 +326,7 @@ def shared(name: str) -> Family:
 
 
 def _loosen(pipeline: Any) -> None:
-    """Weights that are zero or one at first would hide what does not reach the image."""
+    """Perturb constant weights (zeros, ones): inputs must have an effect on the image."""
     for component in pipeline.components.values():
         if isinstance(component, nn.Module):
             for parameter in component.parameters():

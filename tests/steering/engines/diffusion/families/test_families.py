@@ -108,7 +108,7 @@ def test_guidance_is_an_input_of_distilled_networks_alone(name: str) -> None:
     assert family.distilled == (name == "flux")
 
 
-def test_what_is_cut_off_comes_in_windows(name: str) -> None:
+def test_text_past_the_encoders_length_comes_in_windows(name: str) -> None:
     family = shared(name)
     short, long = "a red knife", "the cat and the dog in the red table of a banana on the knife"
     fits, cut = family.overflow([short, long])
@@ -122,14 +122,14 @@ def test_what_is_cut_off_comes_in_windows(name: str) -> None:
     assert windows[-1].endswith("knife")
     extra = windows if name not in {"flux", "flux, not distilled", "stable diffusion 3"} else None
     if extra is None:
-        # T5 cuts it too, later: what that leaves out comes behind
+        # T5 has a longer window: the text past it comes after the others
         t5 = family.readers[-1].windows(long)
         extra = list(dict.fromkeys([*windows, *t5]))
         assert t5 and t5[-1].endswith("knife")
     assert same(cut, family.encode(extra))
 
 
-def test_each_argument_may_have_a_text_of_its_own(name: str) -> None:
+def test_each_argument_may_have_another_text(name: str) -> None:
     family = shared(name)
     long = "the cat and the dog in the red table of a banana on the knife"
     texts = {reader.argument: ["cat", "dog"] for reader in family.readers}
@@ -143,10 +143,10 @@ def test_each_argument_may_have_a_text_of_its_own(name: str) -> None:
 
 def test_cross_attention_is_found_by_name(name: str) -> None:
     family = shared(name)
-    found = family.cross_attention()
-    assert len(found) == ATTENTION[name]
+    attention = family.cross_attention()
+    assert len(attention) == ATTENTION[name]
     modules = dict(family.denoiser.named_modules())
-    assert all(modules[path] is module for path, module in found)
+    assert all(modules[path] is module for path, module in attention)
 
 
 def test_encoders_go_by_the_pipelines_names(name: str) -> None:
@@ -200,7 +200,7 @@ def test_a_pipeline_without_an_encoder_is_refused() -> None:
         family_of(pipeline)
 
 
-def test_sizes_that_do_not_go_are_refused(name: str) -> None:
+def test_impossible_sizes_are_refused(name: str) -> None:
     pipeline = shared(name).pipeline
     with pytest.raises(ValueError, match="multiples of"):
         family_of(pipeline, height=17, width=16)

@@ -18,14 +18,14 @@ CHANNELS = {"emoji": 8, "flux": 2, "flux, not distilled": 2}
 IMAGES = [name for name in tiny.PIPELINES if name != "wan"]
 
 
-def test_noise_is_a_rows_own(name: str) -> None:
+def test_noise_depends_on_the_seed_of_a_row_alone(name: str) -> None:
     family = shared(name)
     both = family.noise([7, 8])
     assert torch.equal(both[1:], family.noise([8])) and not torch.equal(both[0], both[1])
     assert both.dtype == torch.float32
 
 
-def test_latents_come_unpacked_in_their_channels_and_places(name: str) -> None:
+def test_unpacked_latents_have_the_shape_of_the_family(name: str) -> None:
     family = shared(name)
     noise = family.noise([7, 8])
     whole = family.unpacked(noise)
@@ -48,24 +48,24 @@ def test_the_autoencoder_is_the_pipelines_own(name: str) -> None:
 
 
 def decoded(family: Family, latents: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> torch.Tensor:
-    """What the autoencoder is given to decode."""
-    seen: list[torch.Tensor] = []
+    """The input of the autoencoder's decoder."""
+    inputs: list[torch.Tensor] = []
     vae: Any = family.autoencoder
     decode = vae.decode
 
     def spied(z: torch.Tensor, *args: Any, **more: Any) -> Any:
-        seen.append(z)
+        inputs.append(z)
         return decode(z, *args, **more)
 
     with torch.no_grad(), monkeypatch.context() as patch:
         patch.setattr(vae, "decode", spied)
         family.decode(family.packed(latents))
-    return seen[0]
+    return inputs[0]
 
 
 @pytest.mark.parametrize("measured", [False, True])
 @pytest.mark.parametrize("name", IMAGES)
-def test_a_image_is_encoded_as_it_is_decoded(
+def test_encoding_an_image_is_the_inverse_of_decoding(
     name: str, measured: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     family = tiny.built(name)
@@ -79,9 +79,11 @@ def test_a_image_is_encoded_as_it_is_decoded(
     assert latents.shape == (2, *family.shape) and latents.dtype == torch.float32
     with torch.no_grad():
         encoded = vae.encode(pixels.permute(0, 3, 1, 2) * 2 - 1)
-    told = encoded.latents if name == "emoji" else encoded.latent_dist.mode()
-    torch.testing.assert_close(decoded(family, latents, monkeypatch), told, rtol=1e-4, atol=1e-4)
-    assert torch.equal(latents, family.encode_image(pixels)), "nothing is drawn"
+    expected = encoded.latents if name == "emoji" else encoded.latent_dist.mode()
+    torch.testing.assert_close(
+        decoded(family, latents, monkeypatch), expected, rtol=1e-4, atol=1e-4
+    )
+    assert torch.equal(latents, family.encode_image(pixels)), "nothing is random"
 
 
 def test_images_of_another_size_and_videos_are_refused() -> None:

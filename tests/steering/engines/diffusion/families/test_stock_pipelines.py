@@ -22,7 +22,7 @@ PROMPTS = ["a knife on the table", "cat"]
 
 
 def stock(name: str, prompts: list[str], seeds: list[int], **more: Any) -> Any:
-    """The pipeline's own call, at the family's size."""
+    """The images of the pipeline's call, at the family's size."""
     family = shared(name)
     call: dict[str, Any] = {
         "generator": [torch.Generator().manual_seed(seed) for seed in seeds],
@@ -47,7 +47,7 @@ def guided(name: str, scale: float, negative: list[str] | None) -> dict[str, Any
     return {"guidance_scale": scale, "negative_prompt": negative}
 
 
-def drawn(engine: DiffusionEngine, starts: list[ImageStart]) -> Any:
+def generated(engine: DiffusionEngine, starts: list[ImageStart]) -> Any:
     engine.start(starts)
     while not (done := engine.step()):
         pass
@@ -58,7 +58,7 @@ def drawn(engine: DiffusionEngine, starts: list[ImageStart]) -> Any:
 
 
 @pytest.mark.parametrize("negative", [None, ["a banana", "red"]])
-def test_the_engine_draws_what_the_stock_pipeline_draws(
+def test_the_engine_makes_the_images_of_the_stock_pipeline(
     name: str, negative: list[str] | None
 ) -> None:
     family, seeds = shared(name), [3, 4]
@@ -67,13 +67,13 @@ def test_the_engine_draws_what_the_stock_pipeline_draws(
         ImageStart(prompt, (negative or ["", ""])[i], seeds[i], steps=4, guidance=3.0)
         for i, prompt in enumerate(PROMPTS)
     ]
-    ours = drawn(DiffusionEngine(family, capacity=2), starts)
+    images = generated(DiffusionEngine(family, capacity=2), starts)
     options = guided(name, 3.0, negative)
-    theirs = (stock(name, PROMPTS, seeds, num_inference_steps=4, **options) * 255).round()
-    assert ours.dtype == np.uint8 and ours.shape == theirs.shape
-    assert ours.std() > 1
-    away = np.abs(ours.astype(float) - theirs)
-    # sums are taken in another order: a value may fall on the other side of a half
+    expected = (stock(name, PROMPTS, seeds, num_inference_steps=4, **options) * 255).round()
+    assert images.dtype == np.uint8 and images.shape == expected.shape
+    assert images.std() > 1
+    away = np.abs(images.astype(float) - expected)
+    # sums in another order may round to the neighbouring level
     assert away.max() <= 1 and (away > 0).mean() < 0.01
     assert tiny.weights_hash(family.pipeline) == before
 
@@ -81,13 +81,13 @@ def test_the_engine_draws_what_the_stock_pipeline_draws(
 def test_without_guidance_too(name: str) -> None:
     family = shared(name)
     start = ImageStart("a red dog", seed=5, steps=3, guidance=1.0)
-    ours = drawn(DiffusionEngine(family, capacity=1), [start])
+    images = generated(DiffusionEngine(family, capacity=1), [start])
     options = {"true_cfg_scale": 1.0} if name == "flux, not distilled" else {"guidance_scale": 1.0}
-    theirs = (stock(name, ["a red dog"], [5], num_inference_steps=3, **options) * 255).round()
-    assert np.abs(ours.astype(float) - theirs).max() <= 1
+    expected = (stock(name, ["a red dog"], [5], num_inference_steps=3, **options) * 255).round()
+    assert np.abs(images.astype(float) - expected).max() <= 1
 
 
-def test_the_safety_checker_keeps_its_say() -> None:
+def test_the_safety_checker_of_the_pipeline_runs() -> None:
     family = tiny.built("stable diffusion")
 
     class Checker(nn.Module):
@@ -105,10 +105,10 @@ def test_the_safety_checker_keeps_its_say() -> None:
 
     family.pipeline.safety_checker, family.pipeline.feature_extractor = Checker(), features
     start = ImageStart("cat", seed=1, steps=2, guidance=1.0)
-    assert not drawn(DiffusionEngine(family, capacity=1), [start]).any()
+    assert not generated(DiffusionEngine(family, capacity=1), [start]).any()
 
 
-def test_what_the_engine_cannot_run_is_said() -> None:
+def test_pipelines_that_the_engine_cannot_run_are_refused() -> None:
     two_stage = tiny.wan()
     two_stage.register_to_config(boundary_ratio=0.5)
     family = family_of(two_stage, height=32, width=32, frames=5)

@@ -1,4 +1,4 @@
-"""Overlays inside the denoiser: what edited weights would draw, and bare rows beside them."""
+"""Overlays inside the denoiser, compared with edited weights; bare rows beside them."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def hooks(family: Family) -> int:
 
 
 @pytest.mark.parametrize("name", tiny.PIPELINES)
-def test_an_overlaid_row_is_what_edited_weights_draw(name: str) -> None:
+def test_an_overlaid_row_is_that_of_edited_weights(name: str) -> None:
     family, edited = shared(name), tiny.built(name)
     before = tiny.weights_hash(family.pipeline)
     starts = [carrying(0, carried("a", strength=0.5)), carrying(2, carried("a", strength=0.5))]
@@ -78,7 +78,7 @@ def test_an_overlaid_row_is_what_edited_weights_draw(name: str) -> None:
         close = 2e-4 * whole.abs().max()
         assert (latents - whole).abs().max() <= close
         assert np.abs(image.astype(int) - pixels).max() <= 1
-        assert (bare[row][0] - whole).abs().max() > 10 * close, "the edit is not seen"
+        assert (bare[row][0] - whole).abs().max() > 10 * close, "the edit has no effect"
     assert tiny.weights_hash(family.pipeline) == before and hooks(family) == 0
 
 
@@ -109,7 +109,7 @@ SILENT = (1, 3)
 
 @pytest.mark.parametrize("name", ["emoji", "stable diffusion 3", "flux", "wan"])
 @pytest.mark.parametrize("joining", [1, 9])
-def test_rows_keep_to_themselves_whatever_stands_beside_them(name: str, joining: int) -> None:
+def test_overlaid_rows_have_the_same_bits_alone_and_in_a_batch(name: str, joining: int) -> None:
     family = shared(name)
     with overlaid(family) as engine:
         alone = {index: run(engine, [start])[0] for index, start in enumerate(MIXED)}
@@ -130,7 +130,7 @@ def assert_same(got: Generated, expected: Generated) -> None:
         assert np.array_equal(image, expected[index][1]), index
 
 
-def test_rows_that_are_dropped_take_their_overlays_with_them() -> None:
+def test_dropped_rows_leave_no_overlay_behind() -> None:
     family = shared("emoji")
     with overlaid(family) as engine:
         alone = {index: run(engine, [start])[0] for index, start in enumerate(MIXED)}
@@ -150,7 +150,7 @@ def test_in_one_forward_silent_rows_keep_their_bits() -> None:
 
 def test_a_batch_without_overlays_does_no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> Any:
-        raise AssertionError("somebody worked")
+        raise AssertionError("an overlay was computed")
 
     family = shared("emoji")
     with overlaid(family) as engine:
@@ -160,18 +160,18 @@ def test_a_batch_without_overlays_does_no_work(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_states_that_layers_share_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    family, read = shared("emoji"), []
+    family, groups = shared("emoji"), []
     coordinates = OverlayBank.coordinates
 
     def counted(self: OverlayBank, layer: str, *more: Any) -> Any:
-        read.append(self.group(layer))
+        groups.append(self.group(layer))
         return coordinates(self, layer, *more)
 
     monkeypatch.setattr(OverlayBank, "coordinates", counted)
     with overlaid(family) as engine:
         engine.start([replace(MIXED[0], guidance=1.0)])
         engine.step()
-    assert len(read) == len({*read}) == LAYERS["emoji"] // 2
+    assert len(groups) == len({*groups}) == LAYERS["emoji"] // 2
 
 
 def test_other_overlays_are_used_from_then_on() -> None:
@@ -185,7 +185,7 @@ def test_other_overlays_are_used_from_then_on() -> None:
         assert_bare(run(engine, [replace(MIXED[0], guards=())]))
 
 
-# -- what cannot be overlaid --------------------------------------------------------------------
+# -- layers that cannot be overlaid -------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", tiny.PIPELINES)
@@ -198,16 +198,16 @@ def test_the_projections_of_the_text_are_found(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", tiny.PIPELINES)
-def test_they_read_what_the_text_encoders_say(name: str) -> None:
+def test_the_projections_of_the_text_read_the_encoded_prompts(name: str) -> None:
     family = shared(name)
     engine = DiffusionEngine(family, capacity=2, forward=None)
     engine.start([replace(start, guidance=1.0) for start in STARTS[:2]])
-    with recorded(family.cross_attention()) as found:
+    with recorded(family.cross_attention()) as inputs:
         engine.step()
     masks = family.text_masks(family.encode([start.prompt for start in STARTS[:2]]))
     tokens = sum(mask.shape[1] for mask in masks)
-    assert len(found) == LAYERS[name]
-    assert {tuple(each[0].shape[:2]) for each in found.values()} == {(2, tokens)}
+    assert len(inputs) == LAYERS[name]
+    assert {tuple(tensors[0].shape[:2]) for tensors in inputs.values()} == {(2, tokens)}
     assert all(len(mask) == 2 and mask.dtype == torch.bool for mask in masks)
     # five words and two marks at most
     assert 0 < int(torch.cat(masks, 1)[0].sum()) <= 2 * tiny.T5_TOKENS
@@ -275,7 +275,7 @@ def test_overlays_of_another_model_are_refused() -> None:
     assert hooks(shared("emoji")) == hooks(shared("stable diffusion xl")) == 0
 
 
-def test_a_forward_past_a_hook_is_no_image() -> None:
+def test_a_forward_that_bypasses_a_hook_is_an_error() -> None:
     family = tiny.built("stable diffusion")
     with overlaid(family) as engine:
         path, module = family.cross_attention()[0]
