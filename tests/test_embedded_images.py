@@ -104,7 +104,7 @@ def test_an_inverted_image_is_drawn_back_without_guidance(prompted: bool) -> Non
     prompts = [f"a {name}" if prompted else PROMPT for name in shown]
     back = drawn(
         [
-            ImageStart(prompt, steps=STEPS, guidance=1.0, beginning=InvertedImage(own))
+            ImageStart(prompt, steps=STEPS, guidance=1.0, initial=InvertedImage(own))
             for prompt, own in zip(prompts, latents, strict=True)
         ]
     )
@@ -113,7 +113,7 @@ def test_an_inverted_image_is_drawn_back_without_guidance(prompted: bool) -> Non
     assert np.median(found) > 30
     noise = recovered_noise(family(), latents[:1], prompts[:1], steps=STEPS)
     (again,) = drawn(
-        [ImageStart(prompts[0], steps=STEPS, guidance=1.0, beginning=GivenNoise(noise[0]))]
+        [ImageStart(prompts[0], steps=STEPS, guidance=1.0, initial=GivenNoise(noise[0]))]
     )
     assert torch.equal(again, back[0])
 

@@ -141,7 +141,7 @@ def _inspect(
         )
         first: list[Inspection | None] = [None] * rows
         for step in steps:
-            seam.ask([row for row in range(rows) for _ in range(reads)], [*range(reads)] * rows)
+            seam.request([row for row in range(rows) for _ in range(reads)], [*range(reads)] * rows)
             seam.enter(torch.arange(rows))
             estimate = noised_estimate(
                 family, schedule, tables, step, clean, noise, plain.expand(rows)

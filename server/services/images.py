@@ -80,7 +80,7 @@ class ImageRow(BatchRow):
             guards=fallback.guards,
             embeddings={name: torch.tensor(vectors) for name, vectors in learned.items()},
             # a replacement shows nothing of the image: that may be what is to be replaced
-            beginning=None if fallback.replaced else self.initial,
+            initial=None if fallback.replaced else self.initial,
         )
 
     def finish(self, verdict: Verdict) -> None:

@@ -112,8 +112,8 @@ class ToyEngine(StepControl):
     def _read_output(self, row: _Row) -> None:
         guards = [guard for guard in row.start.guards if guard.name in self._finished]
         latents = self.family.latents(row.text)
-        if row.start.beginning is not None:
-            latents = latents + row.start.beginning.latents
+        if row.start.initial is not None:
+            latents = latents + row.start.initial.latents
         (readings,) = self._finished.read(latents, [guards])
         placed = {name: replace(reading, position=row.done) for name, reading in readings.items()}
         row.readings = {**row.readings, **placed}
@@ -126,7 +126,7 @@ class ToyEngine(StepControl):
         start = row.start
         text = zlib.crc32(row.text.states["text"].numpy().tobytes())
         guidance = zlib.crc32(f"{start.guidance} {start.negative_prompt}".encode())
-        source = zlib.crc32(_source_bytes(start.beginning))
+        source = zlib.crc32(_source_bytes(start.initial))
         rng = np.random.default_rng([start.seed, start.steps, text, guidance, source])
         return rng.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
 
@@ -151,11 +151,11 @@ class ToyEngine(StepControl):
         self.closed = True
 
 
-def _source_bytes(beginning: InitialState | None) -> bytes:
-    if beginning is None:
+def _source_bytes(initial: InitialState | None) -> bytes:
+    if initial is None:
         return b""
-    kind = f"{type(beginning).__name__} {getattr(beginning, 'strength', '')}"
-    return beginning.latents.numpy().tobytes() + kind.encode()
+    kind = f"{type(initial).__name__} {getattr(initial, 'strength', '')}"
+    return initial.latents.numpy().tobytes() + kind.encode()
 
 
 RunningImages = RunningService[BatchedImageService, ToyEngine]

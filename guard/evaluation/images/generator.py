@@ -185,7 +185,7 @@ class EngineImageGenerator:
             guidance=self._suite.guidance,
             guards=fallback.guards,
             embeddings=self._learned(tensors.word),
-            beginning=GivenNoise(self._tensors[tensors.noise]) if tensors.noise else None,
+            initial=GivenNoise(self._tensors[tensors.noise]) if tensors.noise else None,
         )
 
     def _learned(self, word: str) -> dict[str, Tensor]:

@@ -1,10 +1,10 @@
 """One denoising step of a batch with its guards: the same for serving, for pipelines that a caller
 runs, and for evaluation.
 
-A step asks the network for the conditional rows, then the unconditional ones of rows under
-classifier-free guidance, then the extra conditions of guidance guards; overlays act inside these
-forwards and the attention seam reads them; guidance guards make one prediction of them; the sampler
-steps; latent guards rewrite the sample.
+A step runs the network on the conditional rows, then on the unconditional ones of rows under
+classifier-free guidance, then on the extra conditions of guidance guards. Overlays act inside these
+forwards, and the attention seam reads them. Guidance guards combine the predictions, the sampler
+steps, and latent guards rewrite the sample.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from steering.images.stacks import ImageStacks
 
 @dataclass(frozen=True)
 class Layout:
-    """The parts of a batch that stay the same from step to step while no row comes or goes.
+    """The parts of a batch that stay the same from step to step until rows are added or removed.
 
-    The network's rows are all conditional ones, then the unconditional ones of `guided [n]`, then
-    the extra ones of guidance guards; `source` says whose latents each takes, `plain` which of them
-    is a row's unconditional one, or its only one. The rest is `[rows]`: `scale` is the guidance
-    scale, `offset` the place of a row's first evaluation in the sampler's tables; `ahead`
-    evaluations of a row's `whole` schedule lay behind it when it began, fewer than none where it
-    inverts an image first.
+    The network's rows are the conditional ones of all rows, then the unconditional ones of the
+    rows `guided [n]`, then the extra ones of guidance guards; `source` is the row whose latents
+    each takes. `plain[row]` is the network's row that holds the unconditional prediction of a row,
+    or its only one. The others are `[rows]`: `scale` is the guidance scale, `offset` the position
+    of the first evaluation in the sampler's tables; `ahead` is the number of evaluations of the
+    `whole` schedule that a row skipped, negative for one that inverts an image first.
     """
 
     text: Conditioning
@@ -52,8 +52,8 @@ class Layout:
 
 @dataclass(frozen=True)
 class Predicted:
-    """The network's output for a batch: `unconditional` and `conditional [rows, ...]`, equal for a
-    row without guidance, and `extra [extra rows, ...]`."""
+    """The network's output for a batch: `unconditional` and `conditional [rows, ...]`, which are
+    equal for a row without guidance, and `extra [extra rows, ...]`."""
 
     unconditional: Tensor
     conditional: Tensor
@@ -63,8 +63,8 @@ class Predicted:
 class Denoising:
     """The seams of one network, and the guards on the rows of one batch. Not thread-safe.
 
-    `forward` is the number of rows in one forward of the network, None for all at once; with
-    `apart`, a latent guard's result on a row does not depend on the row's company. Hooks the
+    `forward` is the number of rows in one forward of the network, None for all at once. With
+    `one_by_one`, the result of a latent guard on a row does not depend on the other rows. Hooks the
     network until `close`. Raises ValueError for overlays or latent guards that do not fit it.
     """
 
@@ -75,17 +75,17 @@ class Denoising:
         sampler: Sampler,
         *,
         forward: int | None,
-        apart: bool = False,
+        one_by_one: bool = False,
     ) -> None:
         self.family, self.sampler, self._stacks = family, sampler, stacks
         self.overlays = OverlaySeam(family.denoiser)
         self.overlays.install(stacks.overlays_of(""))
         try:
-            self.latents = LatentSeam(stacks.latents, family, apart=apart)
+            self.latents = LatentSeam(stacks.latents, family, one_by_one=one_by_one)
         except BaseException:
             self.overlays.remove()
             raise
-        self._forwards = Forwards(family, forward, [self.overlays, self.latents.seam])
+        self._forwards = Forwards(family, forward, [self.overlays, self.latents.attention])
         self.reset()
 
     def reset(self) -> None:
@@ -106,12 +106,15 @@ class Denoising:
         trajectories: Sequence[Trajectory],
         overlaying: Sequence[Sequence[RowGuard]],
     ) -> Layout:
-        """Of rows with these conditionings `[rows]`, guidance scales, trajectories and guards that
-        overlay the network; a scale of 1 or less asks for no unconditional prediction."""
+        """The layout of rows with these conditionings `[rows]`, guidance scales, trajectories and
+        guards that overlay the network.
+
+        A row with a scale of 1 or less has no unconditional prediction.
+        """
         count, device = len(scales), self.family.device
-        free = [] if self.family.distilled else [i for i, s in enumerate(scales) if s > 1]
-        guided = _integers(free, device)
-        without = {row: count + i for i, row in enumerate(free)}
+        over_one = [] if self.family.distilled else [i for i, s in enumerate(scales) if s > 1]
+        guided = _integers(over_one, device)
+        unconditional = {row: count + i for i, row in enumerate(over_one)}
         texts = [text, negative.select(guided)]
         sources = [torch.arange(count, device=device), guided]
         if len(self.guidance.extra_rows):
@@ -122,7 +125,7 @@ class Denoising:
         return Layout(
             text=concatenated(texts),
             source=source,
-            plain=[without.get(row, row) for row in range(count)],
+            plain=[unconditional.get(row, row) for row in range(count)],
             guided=guided,
             scale=torch.tensor(scales, device=device),
             offset=_integers([t.offset for t in trajectories], device),
@@ -136,23 +139,23 @@ class Denoising:
         latents: Tensor,
         carry: Tensor,
         done: Tensor,
-        drawn: Sequence[int],
+        generated: Sequence[int],
     ) -> tuple[Tensor, Tensor]:
         """One evaluation of the network for every row: the next latents and carries `[rows, ...]`.
 
-        `done [rows]` evaluations lie behind each row, `drawn` of them without those that invert an
-        image.
+        `done [rows]` counts the evaluations of each row so far, `generated` the same without those
+        that invert an image.
         """
         at = layout.offset + done
         timesteps, shrink = self.sampler.inputs(at)
-        self.latents.look(drawn, layout.plain)
+        self.latents.inspect(generated, layout.plain)
         inputs, source = latents * beside(shrink, latents), layout.source
         outputs = self._forwards(
             inputs[source], timesteps[source], layout.text, layout.scale[source]
         )
         count, guided = len(latents), layout.guided
         conditional, rest = outputs[:count], outputs[count:]
-        # without guidance the unconditional prediction is the conditional one, and so is the result
+        # without guidance the conditional prediction serves as both, and so it is the result
         unconditional = conditional.index_copy(0, guided, rest[: len(guided)])
         predicted = Predicted(unconditional, conditional, rest[len(guided) :])
         progress = (done + layout.ahead) / layout.whole
@@ -184,9 +187,9 @@ class Denoising:
     def stepped(
         self, at: Tensor, latents: Tensor, predicted: Predicted, output: Tensor, carry: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The sampler's step from the guided `output`, with what latent guards write."""
-        moved, following = self.sampler.step(at, latents, output, carry)
-        step = DenoisingStep(latents, predicted.unconditional, output, moved, following)
+        """The sampler's step from the guided `output`, as latent guards rewrite it."""
+        stepped, following = self.sampler.step(at, latents, output, carry)
+        step = DenoisingStep(latents, predicted.unconditional, output, stepped, following)
         return self.latents.write(step)
 
 

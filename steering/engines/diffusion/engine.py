@@ -1,15 +1,15 @@
 """Continuous batching for a diffusion model, with guards on each row.
 
-Rows stand at timesteps of their own, with numbers of steps, guidance and seeds of their own, and
-share the network's forwards: a new row joins between two steps. The engine knows rows only: a
-scheduler above it queues requests and talks to clients. Rows are kept dense (`0..n-1`); `drop`
-fills holes with the last row.
+Each row has its own timestep, number of steps, guidance scale and seed; all rows share the
+network's forwards, and a new row joins between two steps. The engine knows rows only: a scheduler
+above it queues requests and talks to clients. Rows are kept dense (`0..n-1`); `drop` fills holes
+with the last row.
 
-*One row, one image.* A row's noise comes from a generator of its own, and with the fixed size of
-a forward that is the default on a CPU its image has the same bits alone and in company. Where all
-rows go through one forward (the default on a GPU), kernels sum in an order that depends on the
-number of rows: latents then agree within 1e-4 of their largest value in float32, and few pixels
-differ, by one level of 255.
+*One row, one image.* The noise of a row comes from a generator that no other row uses. With a fixed
+number of rows in a forward, the default on a CPU, the image of a row has the same bits alone and in
+any batch. Where all rows go through one forward (the default on a GPU), kernels sum in an order
+that depends on the number of rows: latents then agree within 1e-4 of their largest value in
+float32, and few pixels differ, by one level of 255.
 """
 
 from __future__ import annotations
@@ -44,10 +44,11 @@ T = TypeVar("T")
 class ImageStart:
     """A row to be added.
 
-    `guidance` over 1 is classifier-free guidance's scale (or the input of a network distilled with
-    it); an empty `negative_prompt` is the pipeline's own default. `embeddings` are vectors of the
-    text encoder's input embeddings, `[vectors, width]`, for placeholders `<name>` in the prompt
-    (`steering/images/textual_inversion.py`). `beginning` None is noise of `seed`.
+    A `guidance` of more than 1 is the scale of classifier-free guidance (or the input of a network
+    distilled with it); an empty `negative_prompt` stands for the pipeline's default. `embeddings`
+    maps each placeholder `<name>` in the prompt to vectors `[vectors, width]` in the space of the
+    text encoder's input embeddings (`steering/images/textual_inversion.py`). `initial` None starts
+    from the noise of `seed`.
     """
 
     prompt: str
@@ -57,7 +58,7 @@ class ImageStart:
     guidance: float = 7.5
     guards: Sequence[RowGuard] = ()
     embeddings: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
-    beginning: InitialState | None = None
+    initial: InitialState | None = None
 
 
 class DiffusionEngine:
@@ -67,7 +68,8 @@ class DiffusionEngine:
     `forwards.ROWS` on a CPU; None takes all rows at once, the default elsewhere. With a number,
     prompts and images are encoded, guarded and decoded one by one too.
 
-    Raises ValueError for a pipeline, a scheduler or guards that do not go.
+    Raises ValueError for a pipeline or a scheduler that the engine cannot run, and for guards that
+    do not fit the model.
     """
 
     def __init__(
@@ -84,8 +86,8 @@ class DiffusionEngine:
         if forward == "auto":
             forward = ROWS if family.device.type == "cpu" else None
         self.family, self.capacity = family, capacity
-        self._rows_of_forward = None if forward is None else int(forward)
-        self._apart = forward is not None
+        self._rows_per_forward = None if forward is None else int(forward)
+        self._one_by_one = forward is not None
         self._device = family.device
         self._sampler = Sampler(family.scheduler, family.arrange, device=self._device)
         self._sampler.schedule(family.defaults[0])
@@ -101,18 +103,18 @@ class DiffusionEngine:
 
     @property
     def invalid(self) -> list[bool]:
-        """For each row: has a guard, its conditioning or a prediction met NaN."""
+        """For each row: whether a guard, its conditioning or a prediction has been NaN."""
         return [row.invalid for row in self._rows]
 
     @property
     def spoilt(self) -> list[bool]:
-        """For each row: has its conditioning or a prediction met NaN, so that it has no image."""
+        """For each row: whether its conditioning or a prediction was NaN: it then has no image."""
         return [row.spoilt for row in self._rows]
 
     def use(self, stacks: ImageStacks) -> None:
-        """Serve with these guards from now on. Only between requests: live rows are dropped.
+        """Replace the guards. Only between requests: live rows are dropped.
 
-        Raises ValueError for guards that do not fit the model; those before stay in use then.
+        Raises ValueError for guards that do not fit the model; the previous ones then stay in use.
         """
         prompts = PromptGuarding(self.family, stacks)
         try:
@@ -120,14 +122,14 @@ class DiffusionEngine:
                 self.family,
                 stacks,
                 self._sampler,
-                forward=self._rows_of_forward,
-                apart=self._apart,
+                forward=self._rows_per_forward,
+                one_by_one=self._one_by_one,
             )
         except BaseException:
             prompts.close()
             raise
-        for before in self._hooked:
-            before.close()
+        for hooked in self._hooked:
+            hooked.close()
         self._hooked = [prompts, denoising]
         self._stacks, self._prompts, self._denoising = stacks, prompts, denoising
         self.reset()
@@ -140,47 +142,48 @@ class DiffusionEngine:
         self._layout: Layout | None = None
 
     def close(self) -> None:
-        """Let go of all rows, and of the networks: nothing of them is hooked or changed."""
+        """Drop all rows and take every hook off the networks."""
         self.reset()
         for hooked in self._hooked:
             hooked.close()
 
     def check(self, start: ImageStart) -> None:
-        """Raise ValueError where a row cannot be added, whatever stands in the batch."""
-        self._trajectories.check(start.steps, start.beginning)
+        """Raise ValueError for a row that cannot be added, whatever the batch holds."""
+        self._trajectories.check(start.steps, start.initial)
         if not 0 <= start.seed < SEED_LIMIT:
             raise ValueError(f"a seed must lie in 0..2**63-1, not {start.seed}")
         if not np.isfinite(start.guidance):
             raise ValueError("guidance must be a finite number")
         self._denoising.latents.check(
-            start.guards, self._trajectories.find(start.steps, start.beginning)
+            start.guards, self._trajectories.find(start.steps, start.initial)
         )
         self.family.check_learned(start.prompt, start.embeddings)
-        acting = [g.name for g in start.guards if g.acts and g.name in self._denoising.guidance]
-        if acting and self.family.distilled:
-            raise ValueError(f"{acting[0]} acts on guidance, which this model has as an input")
-        if acting and start.guidance <= 1:
-            raise ValueError(f"{acting[0]} acts on guidance, which takes a scale of more than 1")
+        guiding = [g.name for g in start.guards if g.acts and g.name in self._denoising.guidance]
+        if guiding and self.family.distilled:
+            raise ValueError(f"{guiding[0]} acts on guidance, which this model has as an input")
+        if guiding and start.guidance <= 1:
+            raise ValueError(f"{guiding[0]} acts on guidance, which takes a scale of more than 1")
 
     # guards may take gradients, which tensors made in inference mode do not
     @torch.inference_mode(False)
     @torch.no_grad()
     def start(self, starts: Sequence[ImageStart]) -> list[dict[str, ImageReading]]:
-        """Add rows behind the live ones; returns what the guards of each have read.
+        """Add rows after the live ones; returns the readings of the guards of each, by name.
 
-        Raises ValueError where they do not fit or `check` fails: no row has changed then.
+        Raises ValueError, without changing any row, for more rows than the capacity or a row that
+        fails `check`.
         """
-        together = self.rows + len(starts)
-        if together > self.capacity:
-            raise ValueError(f"{together} rows do not fit a capacity of {self.capacity}")
+        total = self.rows + len(starts)
+        if total > self.capacity:
+            raise ValueError(f"{total} rows do not fit a capacity of {self.capacity}")
         for start in starts:
             self.check(start)
         if not starts:
             return []
-        parts = self._parts(starts)
-        prepared = [self._prepared(part) for part in parts]
-        for part, (applied, negative) in zip(parts, prepared, strict=True):
-            self._place(part, applied, negative)
+        groups = self._groups(starts)
+        prepared = [self._prepared(group) for group in groups]
+        for group, (applied, negative) in zip(groups, prepared, strict=True):
+            self._place(group, applied, negative)
         self._layout = None
         return [readings for applied, _ in prepared for readings in applied.readings]
 
@@ -188,8 +191,8 @@ class DiffusionEngine:
     def step(self) -> list[int]:
         """One evaluation of the network for every row; returns the rows that are complete.
 
-        `readings` then has what their guards have seen in the finished latents. Raises ValueError
-        where a row that is complete has not been dropped.
+        `readings` then include those of the finished latents of these rows. Raises ValueError if
+        a complete row has not been dropped.
         """
         if complete := self._complete():
             raise ValueError(f"rows {complete} are complete: take their images and drop them")
@@ -197,19 +200,19 @@ class DiffusionEngine:
             return []
         slots, count = self._slots, self.rows
         latents, carry = self._denoising.step(
-            self._laid_out(),
+            self._current_layout(),
             slots.latents[:count],
             slots.carry[:count],
             slots.done[:count],
-            [row.trajectory.drawing - row.left for row in self._rows],
+            [row.trajectory.generating - row.left for row in self._rows],
         )
         slots.advance(latents, carry)
         finite = slots.latents[:count].isfinite().flatten(1).all(1).tolist()
         for index, (row, is_finite) in enumerate(zip(self._rows, finite, strict=True)):
             row.left -= 1
             row.spoilt |= not is_finite
-            if row.trajectory.inverting and row.left == row.trajectory.drawing:
-                self._turn_to_drawing(index)
+            if row.trajectory.inverting and row.left == row.trajectory.generating:
+                self._begin_generating(index)
         complete = self._complete()
         self._inspect_output(complete)
         return complete
@@ -218,21 +221,21 @@ class DiffusionEngine:
     def images(self, rows: Sequence[int]) -> NDArray[np.uint8]:
         """`[rows, height, width, 3]`; videos `[rows, frames, height, width, 3]`.
 
-        Raises ValueError for a row that is not complete, or that has met NaN on its way.
+        Raises ValueError for a row that is not complete, or whose latents have become NaN.
         """
         for row in rows:
             if self._rows[row].left or self._rows[row].spoilt:
                 why = "has met NaN" if self._rows[row].spoilt else "is not complete"
                 raise ValueError(f"row {row} {why}: it has no image")
-        latents = [self._slots.latents[part] for part in self._parts(rows)]
-        return np.concatenate([self.family.decode(part) for part in latents])
+        groups = self._groups(rows)
+        return np.concatenate([self.family.decode(self._slots.latents[group]) for group in groups])
 
     def inverting(self, row: int) -> bool:
-        """Whether a row is still on its way from its image to noise."""
+        """Whether a row is still being inverted, from its image to noise."""
         return self._rows[row].inverts
 
     def readings(self, row: int) -> dict[str, ImageReading]:
-        """The readings of the guards of `row`; none is valid once the row has met NaN."""
+        """The readings of the guards of `row`; none is valid once the latents are NaN."""
         state = self._rows[row]
         readings = {**state.readings, **self._denoising.latents.readings(row)}
         if not state.spoilt:
@@ -240,8 +243,8 @@ class DiffusionEngine:
         return {name: replace(reading, valid=False) for name, reading in readings.items()}
 
     def masks(self, row: int) -> dict[str, Tensor]:
-        """Where latent guards have written on `row`, by guard: `[(frames,) height, width]` in 0..1,
-        on the latents' grid."""
+        """The mask of what each latent guard has written on `row`, by guard name:
+        `[(frames,) height, width]` in 0..1, on the latents' grid."""
         return self._denoising.latents.masks(row)
 
     @torch.no_grad()
@@ -266,14 +269,15 @@ class DiffusionEngine:
     def _complete(self) -> list[int]:
         return [index for index, row in enumerate(self._rows) if not row.left]
 
-    def _parts(self, items: Sequence[T]) -> list[list[T]]:
-        """What is encoded, guarded or decoded at once: one by one where company must not tell."""
-        return [[item] for item in items] if self._apart else [list(items)] if items else []
+    def _groups(self, items: Sequence[T]) -> list[list[T]]:
+        """The groups that are encoded, guarded or decoded at once: single items where a result must
+        not depend on the batch."""
+        return [[item] for item in items] if self._one_by_one else [list(items)] if items else []
 
     # -- fresh rows -----------------------------------------------------------------------------
 
     def _prepared(self, starts: Sequence[ImageStart]) -> tuple[Applied, Conditioning]:
-        """The conditionings to generate the rows with, and away from."""
+        """The guarded and the unconditional conditionings of these rows."""
         guarded = self._prompts(
             [start.prompt for start in starts],
             [start.guards for start in starts],
@@ -289,13 +293,13 @@ class DiffusionEngine:
     ) -> None:
         first, denoising = self.rows, self._denoising
         noise = self.family.noise([start.seed for start in starts])
-        trajectories = [self._trajectories.find(start.steps, start.beginning) for start in starts]
-        begun = [start.beginning for start in starts]
-        samples = self._trajectories.samples([start.steps for start in starts], begun, noise)
+        initial = [start.initial for start in starts]
+        trajectories = [self._trajectories.find(start.steps, start.initial) for start in starts]
+        samples = self._trajectories.samples([start.steps for start in starts], initial, noise)
         rows = slice(first, first + len(starts))
         self._slots.put(rows, applied.text, negative, samples)
-        known = samples.isfinite().flatten(1).all(1)
-        finite = (applied.text.finite() & negative.finite() & known).tolist()
+        finite_samples = samples.isfinite().flatten(1).all(1)
+        finite = (applied.text.finite() & negative.finite() & finite_samples).tolist()
         for index, (start, readings) in enumerate(zip(starts, applied.readings, strict=True)):
             guiding = [
                 guard
@@ -325,14 +329,16 @@ class DiffusionEngine:
     def _inspect_output(self, complete: Sequence[int]) -> None:
         """Let the guards of these rows read their finished latents."""
         latents = self._denoising.latents
-        for part in self._parts(latents.written(complete)):
-            latents.settle(part, self.finished(part))
+        for group in self._groups(latents.written(complete)):
+            latents.settle(group, self.finished(group))
         inspected = [row for row in complete if self._rows[row].inspecting]
-        for part in self._parts(inspected):
-            rows = [self._rows[row] for row in part]
-            output = self._stacks.output.read(self.finished(part), [row.inspecting for row in rows])
+        for group in self._groups(inspected):
+            rows = [self._rows[row] for row in group]
+            output = self._stacks.output.read(
+                self.finished(group), [row.inspecting for row in rows]
+            )
             for row, readings in zip(rows, output, strict=True):
-                position = row.trajectory.drawing
+                position = row.trajectory.generating
                 late = {
                     name: replace(reading, position=position) for name, reading in readings.items()
                 }
@@ -340,13 +346,13 @@ class DiffusionEngine:
 
     @torch.no_grad()
     def finished(self, rows: Sequence[int]) -> Tensor:
-        """The latents of these rows as they stand, `[rows, channels, (frames,) height, width]`."""
+        """The current latents of these rows, `[rows, channels, (frames,) height, width]`."""
         return self.family.unpacked(self._slots.latents[list(rows)])
 
     # -- one step -------------------------------------------------------------------------------
 
-    def _laid_out(self) -> Layout:
-        """The running batch, put together again only where a row has come or gone."""
+    def _current_layout(self) -> Layout:
+        """The layout of the running batch, computed again only when rows were added or removed."""
         if self._layout is None:
             rows = slice(0, self.rows)
             self._layout = self._denoising.layout(
@@ -358,7 +364,7 @@ class DiffusionEngine:
             )
         return self._layout
 
-    def _turn_to_drawing(self, index: int) -> None:
-        """From now on a row that was inverted is generated, with its guidance."""
+    def _begin_generating(self, index: int) -> None:
+        """Generate a row whose inversion is complete, with its guidance from now on."""
         self._denoising.guidance.add(index, self._rows[index].guiding)
         self._layout = None

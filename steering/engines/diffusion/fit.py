@@ -1,4 +1,4 @@
-"""Whether the stacked guards of a seam fit one pipeline: tried, before anything is served."""
+"""Checks that the stacked guards of a seam fit one pipeline, before anything is served."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from steering.engines.diffusion.seams.attention import require_reads
+from steering.engines.diffusion.seams.attention import require_probes
 from steering.engines.diffusion.seams.projections import (
     overlaid_layers,
     require_plain,
@@ -60,7 +60,7 @@ def require_fit(seam: Seam, stack: Any, pipeline: GuardedPipeline, text: Conditi
 
 def require_supported(seam: Seam, stack: Any, pipeline: GuardedPipeline) -> None:
     """Raise UnsupportedModel where the pipeline, as it was loaded, cannot take guards of that seam:
-    adapters, fused or quantised layers. Their fingerprint would say no more than that it differs.
+    adapters, fused or quantised layers. A fingerprint would only say that the model differs.
     """
     if seam != "projection":
         return
@@ -74,15 +74,17 @@ def require_supported(seam: Seam, stack: Any, pipeline: GuardedPipeline) -> None
 
 
 def _prompt(stack: EmbeddingGuards, _pipeline: GuardedPipeline, text: Conditioning) -> None:
-    """Sense and act once on what the encoders give."""
+    """Sense and act once on the conditioning of a prompt."""
     score = torch.zeros(text.rows, len(stack.names), device=_device(text))
     try:
         with torch.no_grad():
             stack.sense(text)
             stack.act(text, score == 0, score, score + 1)
-    except Exception as error:  # some run on other libraries than torch
+    except Exception as error:  # some guards use other libraries than torch, with other errors
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"it does not fit what the model's encoders give ({reason})") from error
+        raise ValueError(
+            f"it does not fit the output of the model's encoders ({reason})"
+        ) from error
 
 
 def _guidance(stack: GuidanceGuards, pipeline: GuardedPipeline, text: Conditioning) -> None:
@@ -112,7 +114,7 @@ def _overlays(stack: OverlayGuards, pipeline: GuardedPipeline, text: Conditionin
 
 def _latents(stack: LatentGuards, pipeline: GuardedPipeline, text: Conditioning) -> None:
     _channels(stack, pipeline, text)
-    require_reads(pipeline.readable, [read for reads in stack.reads for read in reads])
+    require_probes(pipeline.readable, [probe for probes in stack.reads for probe in probes])
 
 
 def _channels(

@@ -1,9 +1,9 @@
-"""The denoising steps of a pipeline that somebody else runs, followed from outside.
+"""The denoising steps of a pipeline that a caller runs, followed from outside.
 
-A pipeline runs its denoiser and calls its scheduler's `step` in a loop of its own. Hooks around the
-denoiser say which rows a forward holds and keep what it returns; in `step`, the engine's own
-denoising step (`denoising.py`) guides and writes in the rows where guards act. All other rows keep
-what the pipeline and its scheduler have made, bit for bit.
+The pipeline runs its denoiser and calls its scheduler's `step` in its own loop. Hooks around the
+denoiser announce the rows of a forward to the seams and keep its output; around `step`, the
+denoising step of the engine (`denoising.py`) guides and writes the rows on which guards act. All
+other rows keep the result of the pipeline and its scheduler, bit for bit.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from steering.engines.diffusion.denoising import Denoising, Predicted
 from steering.engines.diffusion.families import Family
+from steering.engines.diffusion.rows import beside
 from steering.engines.diffusion.sampling.samplers import Sampler
 from steering.engines.diffusion.sampling.trajectories import Trajectories, Trajectory
 from steering.engines.errors import Unfollowed
@@ -29,9 +30,9 @@ from steering.images.stacks import ImageStacks
 class StepFollower:
     """Follows the calls of one pipeline until `remove`, row by row.
 
-    A call is `begin`, then forwards and steps as the pipeline makes them, then `end`. Raises
-    ValueError for guards that do not fit the pipeline, and Unfollowed from inside a call for one
-    whose steps cannot be followed. Not thread-safe.
+    A call is `begin`, then the forwards and steps of the pipeline, then `end`. Raises ValueError
+    for guards that do not fit the pipeline, and Unfollowed from inside a call whose steps cannot be
+    followed. Not thread-safe.
     """
 
     def __init__(self, family: Family, stacks: ImageStacks, guards: Sequence[RowGuard]) -> None:
@@ -40,7 +41,7 @@ class StepFollower:
         self._writing = [
             guard for guard in guards if any(guard.name in s.names for s in stacks.latents)
         ]
-        # probed on a copy: the pipeline's own scheduler is wrapped, and in the middle of a call
+        # probed on a copy: the scheduler of the pipeline is wrapped, and may be in use by a call
         self._scheduler = family.scheduler
         self._sampler = Sampler(
             copy.deepcopy(self._scheduler), family.arrange, device=family.device
@@ -49,34 +50,34 @@ class StepFollower:
         denoiser = family.denoiser
         self._handles = [
             denoiser.register_forward_pre_hook(self._before, with_kwargs=True),
-            denoiser.register_forward_hook(self._behind),
+            denoiser.register_forward_hook(self._after),
         ]
         self._rows = 0
         self.steps = 0
-        """Steps that lie behind the call."""
+        """The number of steps of the call so far."""
         self._inside = False
-        """Whether a forward is one of this class, and not the pipeline's."""
+        """Whether the running forward is one of this class, and not the pipeline's."""
 
     @staticmethod
     def follows(stacks: ImageStacks, guards: Sequence[RowGuard]) -> bool:
-        """Whether any of these guards acts in a step, or reads the latents behind one."""
+        """Whether any of these guards acts in a step, or reads the latents after one."""
         acts = {*stacks.overlays_of(""), *(n for stack in stacks.guidance for n in stack.names)}
         reads = {name for stack in stacks.latents for name in stack.names}
         return any(g.name in reads or (g.acts and g.name in acts) for g in guards)
 
     def _build(self) -> None:
-        """The seams, for the size of images that the family has now."""
+        """Create the seams for the current image size of the family."""
         self._shape = self._family.shape
         self._denoising = Denoising(
             self._family,
             self._stacks,
             self._sampler,
             forward=None,
-            apart=self._family.device.type == "cpu",
+            one_by_one=self._family.device.type == "cpu",
         )
 
     def remove(self) -> None:
-        """Take every hook off again."""
+        """Take every hook off the denoiser."""
         for handle in self._handles:
             handle.remove()
         self._denoising.close()
@@ -84,7 +85,7 @@ class StepFollower:
     # -- one call ---------------------------------------------------------------------------------
 
     def begin(self, readings: Sequence[dict[str, ImageReading]]) -> None:
-        """A call begins, with these readings of each row's prompt."""
+        """Begin a call, with these readings of each row's prompt."""
         if self._family.shape != self._shape:
             self._denoising.close()
             self._build()
@@ -102,11 +103,11 @@ class StepFollower:
         self.steps = 0
 
     def encoded_negative(self) -> None:
-        """The pipeline has encoded a negative prompt of its own, for a second forward."""
+        """Record that the pipeline has encoded its negative prompt, for a second forward."""
         self._negated = True
 
     def seeded(self, generators: Any) -> None:
-        """The call draws its noise from these generators, one for all rows or one for each."""
+        """Record the generators of the call's noise: one for all rows, or one for each."""
         if isinstance(generators, torch.Generator):
             first = generators.initial_seed()
             self._seeds = [(first + row) % 2**62 for row in range(self._rows)]
@@ -114,24 +115,24 @@ class StepFollower:
             self._seeds = [generator.initial_seed() % 2**62 for generator in generators]
 
     def end(self, latents: Tensor) -> None:
-        """The call is over; guards that have written read `latents [rows, ...]`, as they stand."""
-        seam = self._denoising.latents
-        if written := seam.written(range(self._rows)):
+        """End the call: guards that have written score its finished `latents [rows, ...]`."""
+        latent_seam = self._denoising.latents
+        if written := latent_seam.written(range(self._rows)):
             with torch.no_grad():
-                seam.settle(written, self._family.unpacked(latents[written].float()))
+                latent_seam.settle(written, self._family.unpacked(latents[written].float()))
 
     def readings(self, row: int) -> Mapping[str, ImageReading]:
-        """The readings of the guards of latents on a row."""
+        """The readings of the latent guards on a row."""
         return self._denoising.latents.readings(row)
 
     def masks(self, row: int) -> Mapping[str, Tensor]:
-        """Where guards have written on a row, `[(frames,) height, width]` in 0..1."""
+        """The masks of the writes of guards on a row, `[(frames,) height, width]` in 0..1."""
         return self._denoising.latents.masks(row)
 
     # -- the denoiser -----------------------------------------------------------------------------
 
     def _before(self, _denoiser: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """A forward begins: its rows are the call's, once or for both halves of the guidance."""
+        """Announce the rows of a forward: those of the call, or twice those under guidance."""
         if self._inside or not self._rows:
             return
         latents = args[0] if args else kwargs.get("hidden_states", kwargs.get("sample"))
@@ -149,16 +150,16 @@ class StepFollower:
         else:
             rows = unconditional if self._outputs else conditional
         self._denoising.overlays.enter(rows)
-        self._denoising.latents.seam.enter(rows)
+        self._denoising.latents.attention.enter(rows)
 
-    def _behind(self, _denoiser: Any, _args: Any, output: Any) -> None:
+    def _after(self, _denoiser: Any, _args: Any, output: Any) -> None:
         if self._inside or not self._rows:
             return
-        self._denoising.latents.seam.leave()
+        self._denoising.latents.attention.leave()
         self._outputs.append(output[0])
 
     def _begin_step(self, size: int) -> None:
-        """Before the first forward of a step: of its first step, what the call does at all."""
+        """Prepare a step before its first forward; before the first step, prepare the call."""
         if self.steps == 0:
             pipeline = self._family.pipeline
             if pipeline.scheduler is not self._scheduler:
@@ -175,16 +176,16 @@ class StepFollower:
         if self._writing:
             first = self._rows if self._guided else 0
             plain = [first + row for row in range(self._rows)]
-            self._denoising.latents.look([self.steps] * self._rows, plain)
+            self._denoising.latents.inspect([self.steps] * self._rows, plain)
 
     def _start(self) -> None:
         denoising = self._denoising
-        guidance, every = denoising.guidance, torch.arange(self._rows, device=self._family.device)
+        guidance, rows = denoising.guidance, torch.arange(self._rows, device=self._family.device)
         for row, guards in enumerate(self._acting):
             guidance.add(row, [guard for guard in guards if guard.name in guidance])
         if len(guidance):
             self._require_guidance()
-        sources = [every, every] if self._guided else [every]
+        sources = [rows, rows] if self._guided else [rows]
         denoising.overlays.carry(self._acting, torch.cat([*sources, guidance.extra_rows]))
         if not (len(guidance) or self._writing):
             return
@@ -197,7 +198,7 @@ class StepFollower:
             self._add_writing(self._trajectory)
 
     def _add_writing(self, trajectory: Trajectory) -> None:
-        # of a call without a generator nobody knows the seed: any will do
+        # the seed of a call without a generator is unknown: any will do
         seeds = self._seeds or range(self._rows)
         for row, seed in zip(range(self._rows), seeds, strict=True):
             self._denoising.latents.add(row, self._writing, trajectory, seed)
@@ -215,7 +216,7 @@ class StepFollower:
             raise Unfollowed(f"{names[0]} acts on guidance, and guidance_rescale does too")
 
     def _find_trajectory(self) -> Trajectory:
-        """Where the call's steps lie in the sampler's tables. Raises Unfollowed."""
+        """The trajectory of the call in the sampler's tables. Raises Unfollowed."""
         scheduler, sampler = self._family.scheduler, self._denoising.sampler
         try:
             trajectory = Trajectories(sampler, self._family).find(
@@ -227,14 +228,14 @@ class StepFollower:
         known = trajectory.schedule.timestep.double().cpu()
         if len(timesteps) != len(known) or not torch.allclose(timesteps, known, atol=1e-2):
             raise Unfollowed(
-                "timesteps or sigmas of a call's own cannot be guarded: leave them out"
+                "timesteps or sigmas that a call sets itself cannot be guarded: leave them out"
             )
         return trajectory
 
     # -- the scheduler ----------------------------------------------------------------------------
 
     def around(self, step: Callable[..., Any]) -> Callable[..., Any]:
-        """A scheduler's `step`, with the guards of the call."""
+        """A scheduler's `step`, with the guards of the call around it."""
 
         @wraps(step)  # pipelines inspect its signature
         def stepped(
@@ -247,13 +248,13 @@ class StepFollower:
             if not isinstance(sample, Tensor) or len(sample) != self._rows:
                 raise Unfollowed("a step of other rows than the call's prompts cannot be guarded")
             if kwargs.get("eta"):
-                raise Unfollowed("eta draws noise that guards do not follow: leave it out")
+                raise Unfollowed("eta adds noise that guards cannot follow: leave it out")
             with torch.no_grad():
                 predicted = self._predicted(model_output)
                 output = self._guide(predicted, model_output, sample)
-            made = step(output, timestep, sample, *args, **kwargs)
+            result = step(output, timestep, sample, *args, **kwargs)
             with torch.no_grad():
-                return self._write(made, predicted, output, sample)
+                return self._write(result, predicted, output, sample)
 
         return stepped
 
@@ -263,14 +264,14 @@ class StepFollower:
         count, channels = self._rows, model_output.shape[1]
         if not outputs:
             raise Unfollowed("a step without a forward of the denoiser cannot be guarded")
-        # a network that learns its variance gives it behind the prediction
-        parts = [output[:, :channels].float() for output in outputs]
-        if len(parts[0]) == 2 * count:
-            unconditional, conditional = parts[0][:count], parts[0][count:]
+        # a network that learns its variance returns it after the prediction
+        predictions = [output[:, :channels].float() for output in outputs]
+        if len(predictions[0]) == 2 * count:
+            unconditional, conditional = predictions[0][:count], predictions[0][count:]
         else:
-            conditional, unconditional = parts[0], parts[-1]
-        nothing = conditional[:0]
-        return Predicted(unconditional, conditional, nothing)
+            conditional, unconditional = predictions[0], predictions[-1]
+        no_extra = conditional[:0]
+        return Predicted(unconditional, conditional, no_extra)
 
     def _guide(self, predicted: Predicted, model_output: Tensor, sample: Tensor) -> Tensor:
         """The guided output, with the terms of guidance guards in the rows that carry them."""
@@ -280,9 +281,8 @@ class StepFollower:
             return model_output
         at = self._at(trajectory)
         timesteps, shrink = denoising.sampler.inputs(at)
-        wide = shrink.view(-1, *[1] * (sample.ndim - 1))
         scale = self._scale(predicted, model_output)
-        extra = self._extra(sample.float() * wide, timesteps, scale)
+        extra = self._extra(sample.float() * beside(shrink, sample), timesteps, scale)
         guided = denoising.guided(
             Predicted(predicted.unconditional, predicted.conditional, extra),
             sample.float(),
@@ -290,16 +290,15 @@ class StepFollower:
             scale,
             torch.full((self._rows,), self.steps / trajectory.whole, device=sample.device),
         )
-        touched = denoising.guidance.touched(self._rows)
-        rows = touched.view(-1, *[1] * (sample.ndim - 1))
-        return torch.where(rows, guided.to(model_output.dtype), model_output)
+        touched = beside(denoising.guidance.touched(self._rows), sample)
+        return torch.where(touched, guided.to(model_output.dtype), model_output)
 
     def _scale(self, predicted: Predicted, model_output: Tensor) -> Tensor:
         """The guidance scale of the call, `[rows]`."""
         known = getattr(self._family.pipeline, "guidance_scale", None)
         if known:
             return torch.full((self._rows,), float(known), device=model_output.device)
-        # not every pipeline keeps it: it is how far the output lies along the guidance
+        # some pipelines do not keep it: it is the projection of the output on the guidance
         along = (predicted.conditional - predicted.unconditional).flatten(1)
         reached = (model_output.float() - predicted.unconditional).flatten(1)
         return (reached * along).sum(1) / along.square().sum(1).clamp(min=1e-12)
@@ -314,23 +313,23 @@ class StepFollower:
         denoising.overlays.enter(first + torch.arange(len(rows), device=inputs.device))
         self._inside = True
         try:
-            found = self._family.predict(
+            output = self._family.predict(
                 inputs[rows], timesteps[rows], denoising.guidance.text, scale[rows]
             )
         finally:
             self._inside = False
             denoising.overlays.leave()
-        return found.float()
+        return output.float()
 
-    def _write(self, made: Any, predicted: Predicted, output: Tensor, sample: Tensor) -> Any:
-        """What `step` returns, with the rows replaced in which guards of latents have written."""
+    def _write(self, result: Any, predicted: Predicted, output: Tensor, sample: Tensor) -> Any:
+        """The result of `step`, with the rows replaced in which latent guards have written."""
         trajectory = self._trajectory
         assert trajectory is not None
         at = self._at(trajectory)
         self.steps += 1
         if not self._writing:
-            return made
-        previous = made[0] if isinstance(made, tuple) else made.prev_sample
+            return result
+        previous = result[0] if isinstance(result, tuple) else result.prev_sample
         if self._carry is None:
             self._carry = torch.zeros_like(sample, dtype=torch.float32)
         latents = self._denoising.latents
@@ -338,14 +337,14 @@ class StepFollower:
             at, sample.float(), predicted, output.float(), self._carry
         )
         self._carry = carry
-        # a row that was written goes its own way from there: the scheduler does not know of it
+        # a rewritten row takes the sampler's steps from now on: the scheduler does not know of it
         self._written[latents.written(range(self._rows))] = True
-        rows = self._written.to(previous.device).view(-1, *[1] * (previous.ndim - 1))
-        whole = torch.where(rows, following.to(previous.dtype), previous)
-        if isinstance(made, tuple):
-            return (whole, *made[1:])
-        made.prev_sample = whole
-        return made
+        written = beside(self._written.to(previous.device), previous)
+        whole = torch.where(written, following.to(previous.dtype), previous)
+        if isinstance(result, tuple):
+            return (whole, *result[1:])
+        result.prev_sample = whole
+        return result
 
     def _at(self, trajectory: Trajectory) -> Tensor:
         at = trajectory.offset + self.steps

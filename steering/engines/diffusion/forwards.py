@@ -1,8 +1,8 @@
-"""The network's forwards in sizes of their own, so that a row's result is not its company's doing.
+"""Forwards of the network with a fixed number of rows, so that a row does not depend on the batch.
 
-A CPU's kernels sum in an order that depends on the number of rows, but neither on a row's place
-among them nor on what the others hold. Forwards of one size therefore give a row the same bits
-whoever stands beside it.
+A CPU's kernels sum in an order that depends on the number of rows, but neither on a row's position
+nor on the values of the others. Forwards of one size therefore give a row the same bits whatever
+the other rows are.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from steering.engines.diffusion.families import Family
 from steering.images.conditioning import Conditioning
 
 ROWS = 4
-"""Of one forward on a CPU: from here on larger ones save little time there."""
+"""The rows of one forward on a CPU, where larger forwards save little time."""
 
 
 class RowSeam(Protocol):
-    """Hooks inside the network that treat each of its rows as that row's guards want."""
+    """Hooks inside the network that treat each of its rows by the guards of that row."""
 
     def enter(self, rows: Tensor) -> None:
-        """The forward that follows holds these, `[n]`, of the rows that are run."""
+        """Announce that the next forward runs these rows `[n]` of the batch."""
 
     def leave(self) -> None:
-        """No forward that follows is the seam's business."""
+        """Announce that the next forwards are not the seam's."""
 
 
 class Forwards:
     """Runs a family's network over any number of rows, `rows` of them in one forward.
 
-    The last forward is filled up. To fill up less, two rows may join another forward (`rows` and a
-    half as many again) where this machine's kernels make the same bits of both sizes: that is
-    tried, once, when it first comes up. `rows` None runs all at once, whatever their number.
-    `seams` are told which rows a forward holds.
+    The last forward is filled up with copies of the last row. To fill up less, the rest may join
+    another forward, of one and a half times `rows`, where this machine's kernels give the same bits
+    at both sizes: that is tested once, when it first matters. `rows` None runs all rows at once.
+    `seams` are told which rows each forward holds.
     """
 
     def __init__(self, family: Family, rows: int | None, seams: Sequence[RowSeam] = ()) -> None:
@@ -46,7 +46,7 @@ class Forwards:
     def __call__(
         self, latents: Tensor, timesteps: Tensor, text: Conditioning, guidance: Tensor
     ) -> Tensor:
-        """As `Family.predict`, float32."""
+        """The output of `Family.predict` for these rows, float32."""
         try:
             return self._run(latents, timesteps, text, guidance)
         finally:
@@ -60,8 +60,8 @@ class Forwards:
             at = torch.arange(first, first + size, device=latents.device).clamp(max=total - 1)
             for seam in self._seams:
                 seam.enter(at)
-            said = self._family.predict(latents[at], timesteps[at], text.select(at), guidance[at])
-            return said.float()
+            output = self._family.predict(latents[at], timesteps[at], text.select(at), guidance[at])
+            return output.float()
 
         total = len(latents)
         if self._rows is None:
@@ -70,8 +70,8 @@ class Forwards:
         whole, rest = divmod(total, rows)
         merges = bool(whole) and 0 < rest <= larger - rows
         if merges and self._grows is None:
-            apart = torch.cat([predict(0, rows), predict(rows, rows)])[:larger]
-            self._grows = torch.equal(apart, predict(0, larger))
+            separate = torch.cat([predict(0, rows), predict(rows, rows)])[:larger]
+            self._grows = torch.equal(separate, predict(0, larger))
         first, sizes = 0, [rows] * (whole + bool(rest))
         if merges and self._grows:
             sizes = [larger, *[rows] * (whole - 1)]

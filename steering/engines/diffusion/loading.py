@@ -1,4 +1,4 @@
-"""Loading a diffusers pipeline, part by part, so that no weight is left to chance."""
+"""Loading a diffusers pipeline part by part, so that a missing weight is an error."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 _FULL = "vae"
-"""Read in float32 whatever the rest is: some autoencoders overflow in float16."""
+"""Always loaded in float32: some autoencoders overflow in float16."""
 
 
 def load_pipeline(source: str, *, dtype: str = "float32", device: str = "auto") -> Any:
@@ -23,17 +23,17 @@ def load_pipeline(source: str, *, dtype: str = "float32", device: str = "auto") 
 
     `device` "auto" takes a GPU where there is one; `dtype` "auto" is bfloat16 there and float32 on
     a CPU. Only safetensors weights are read: other formats are pickles. No code that comes with a
-    model is run. Raises ValueError saying what could not be loaded.
+    model is run. Raises ValueError with the reason if the pipeline cannot be loaded.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if dtype == "auto":
         dtype = "float32" if device == "cpu" else "bfloat16"
-    _be_quiet()
+    _silence_libraries()
     try:
         index = DiffusionPipeline.load_config(source)
         parts: dict[str, Any] = dict(_networks(source, index, getattr(torch, dtype)))
-        # what was saved without a part is loaded without it
+        # a pipeline that was saved without a part is loaded without it
         parts |= {name: None for name, entry in index.items() if _is_part(entry) and not any(entry)}
         pipeline: Any = DiffusionPipeline.from_pretrained(  # type: ignore[no-untyped-call]
             source, use_safetensors=True, **parts
@@ -55,32 +55,32 @@ def _networks(source: str, index: dict[str, Any], dtype: torch.dtype) -> Iterato
         if kind is None:
             continue
         precision = torch.float32 if name == _FULL else dtype
-        named = "torch_dtype" if issubclass(kind, ModelMixin) else "dtype"
-        loaded, about = kind.from_pretrained(
+        dtype_argument = "torch_dtype" if issubclass(kind, ModelMixin) else "dtype"
+        network, report = kind.from_pretrained(
             source,
             subfolder=name,
             use_safetensors=True,
             output_loading_info=True,
-            **{named: precision},
+            **{dtype_argument: precision},
         )
-        if missing := sorted(about["missing_keys"]):
-            # they would be filled with random numbers
+        if missing := sorted(report["missing_keys"]):
+            # transformers and diffusers would fill them with random numbers
             raise ValueError(
                 f"{len(missing)} weights of {name} are missing, {missing[0]} the first"
             )
-        yield name, loaded.eval()
+        yield name, network.eval()
 
 
 def _kind(entry: Any) -> Any:
     """The class of a part with weights, None for any other entry of a pipeline's index."""
     if not _is_part(entry) or not all(entry):
         return None
-    library, named = entry
+    library, class_name = entry
     if hasattr(diffusers.pipelines, library):
         library = f"diffusers.pipelines.{library}"
-    found = getattr(import_module(library), named)
+    kind = getattr(import_module(library), class_name)
     networks = (ModelMixin, PreTrainedModel)
-    return found if isinstance(found, type) and issubclass(found, networks) else None
+    return kind if isinstance(kind, type) and issubclass(kind, networks) else None
 
 
 def _is_part(entry: Any) -> bool:
@@ -88,8 +88,8 @@ def _is_part(entry: Any) -> bool:
     return isinstance(entry, list | tuple) and len(entry) == 2
 
 
-def _be_quiet() -> None:
-    # their bars run through ours, and their warnings repeat what users have written
+def _silence_libraries() -> None:
+    # their progress bars disturb ours, and their warnings repeat the text of prompts
     for logging in (transformers_logging, diffusers_logging):
         logging.disable_progress_bar()
         logging.set_verbosity_error()

@@ -1,7 +1,7 @@
 """An autoencoder for small images: patches in, residual blocks at the latents' size, patches out.
 
-The full-resolution layers of the usual autoencoders eat most of the time on a CPU and matter
-little where an image is 64 pixels wide; here no convolution runs above the latents' resolution.
+The full-resolution layers of the usual autoencoders take most of the time on a CPU and matter
+little for an image of 64 pixels; here no convolution runs above the latents' resolution.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ class _Residual(nn.Module):
 class PatchAutoencoder(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers has no types
     """Images `[n, 3, height, width]` in -1..1 to latents `[n, channels, height / 4, width / 4]`.
 
-    Deterministic both ways, with the interface of diffusers' AutoencoderTiny, so that its pipelines
-    take it. `block_out_channels` is there for them alone: they read the scale off its length.
+    Deterministic in both directions, with the interface of diffusers' AutoencoderTiny, so that
+    diffusers' pipelines accept it. `block_out_channels` serves these pipelines alone: they infer
+    the scale from its length.
     """
 
     @register_to_config  # type: ignore[untyped-decorator]

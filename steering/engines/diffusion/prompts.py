@@ -1,4 +1,4 @@
-"""Prompts to guarded conditionings: encode, let guards read and act, encode anew under overlays."""
+"""Prompts to guarded conditionings: encode, let guards act, encode again under overlays."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from steering.images.stacks import ImageStacks
 
 @dataclass(frozen=True)
 class GuardedPrompts:
-    """Prompts as the bare encoders give them, and as their guards leave them."""
+    """The conditionings of prompts as encoded, and after their guards have acted."""
 
     bare: Conditioning
     applied: Applied
 
 
 class EncoderOverlays:
-    """Overlays on the text encoders of one pipeline, for the prompts that carry them.
+    """Overlays on the text encoders of one pipeline, for the prompts whose guards have some.
 
     Raises ValueError for overlays of layers that the encoders do not have.
     """
@@ -53,7 +53,7 @@ class EncoderOverlays:
 
     @contextmanager
     def on(self, guards: Sequence[Sequence[RowGuard]]) -> Iterator[None]:
-        """The encoders' forwards inside hold these rows, overlaid by these guards of each."""
+        """Overlay the encoders inside the context; `guards[i]` are those of row i of a forward."""
         rows = torch.arange(len(guards))
         for seam in self._seams:
             seam.carry(guards, rows)
@@ -87,14 +87,17 @@ class PromptGuarding:
         guards: Sequence[Sequence[RowGuard]],
         learned: Sequence[Learned] | None = None,
     ) -> GuardedPrompts:
-        """Guards that read latents, and not prompts, are left out of `guards`; `learned` is as in
-        `Family.encode`. Raises KeyError for an unknown guard."""
-        reading = [[guard for guard in row if guard.name not in self._late] for row in guards]
-        overflow = self._family.overflow(prompts, learned) if any(reading) else ()
+        """Encode `prompts` and apply `guards[i]` to prompt i; `learned` is as in `Family.encode`.
+
+        Those of the guards that read latents instead of prompts are ignored. Raises KeyError for
+        an unknown guard.
+        """
+        prompt_guards = [[g for g in row if g.name not in self._late] for row in guards]
+        overflow = self._family.overflow(prompts, learned) if any(prompt_guards) else ()
         bare = self._family.encode(prompts, learned)
 
         def encode(due: Sequence[Sequence[RowGuard]]) -> Conditioning:
             with self._overlays.on(due):
                 return self._family.encode(prompts, learned)
 
-        return GuardedPrompts(bare, self._bank.apply(bare, reading, overflow, encode))
+        return GuardedPrompts(bare, self._bank.apply(bare, prompt_guards, overflow, encode))

@@ -1,4 +1,4 @@
-"""What each row of a running batch of images holds: tensors by row, and what the host knows."""
+"""The state of the rows of a running batch: tensors by row, and the host's state of each."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from steering.images.embedding import ImageReading
 class RowState:
     """The host's state of a row.
 
-    `left` of the evaluations of its `trajectory` are still to come. `guiding` are its guards that
-    act on the guidance, `overlaying` those whose overlays it is generated with, `inspecting` those
-    that read the finished latents. `spoilt`: its conditioning, its initial state or a prediction
-    was not finite.
+    `left` evaluations of its `trajectory` are still to be done. `guiding` are its guards that act
+    on the guidance, `overlaying` those whose overlays the network runs with, `inspecting` those
+    that read the finished latents. `spoilt` means that its conditioning, its initial state or a
+    prediction was not finite.
     """
 
     left: int
@@ -35,12 +35,12 @@ class RowState:
 
     @property
     def inverts(self) -> bool:
-        """Whether it is on its way from an image to noise."""
-        return self.left > self.trajectory.drawing
+        """Whether it is being inverted, from its image to noise."""
+        return self.left > self.trajectory.generating
 
     @property
     def scale(self) -> float:
-        """Of the guidance now: inverting goes without."""
+        """The current guidance scale: 1 during an inversion."""
         return 1.0 if self.inverts else self.guidance
 
     @property
@@ -51,7 +51,7 @@ class RowState:
 class Slots:
     """Latents, the sampler's carry, evaluations done, and both conditionings, `[capacity, ...]`.
 
-    `text` and `noise` have one row each and give the shapes.
+    The shapes are those of `text` and `noise`, which have one row each.
     """
 
     def __init__(self, capacity: int, text: Conditioning, noise: Tensor) -> None:
@@ -62,7 +62,7 @@ class Slots:
         self.done = torch.zeros(capacity, dtype=torch.long, device=noise.device)
 
     def put(self, rows: slice, text: Conditioning, negative: Conditioning, latents: Tensor) -> None:
-        """Begin fresh rows."""
+        """Fill `rows` with fresh rows."""
         self.text.put(rows, text)
         self.negative.put(rows, negative)
         self.latents[rows] = latents
@@ -70,20 +70,20 @@ class Slots:
         self.done[rows] = 0
 
     def move(self, source: int, target: int) -> None:
-        """Let what is on row `source` live on row `target` from now on."""
-        to, of = slice(target, target + 1), slice(source, source + 1)
+        """Copy row `source` to row `target`."""
+        to, origin = slice(target, target + 1), slice(source, source + 1)
         for text in (self.text, self.negative):
-            text.put(to, text.select(of))
+            text.put(to, text.select(origin))
         for state in (self.latents, self.carry, self.done):
             state[target] = state[source]
 
     def advance(self, latents: Tensor, carry: Tensor) -> None:
-        """One evaluation of the first rows is behind them."""
+        """Store the result of one evaluation of the first rows."""
         rows = slice(0, len(latents))
         self.latents[rows], self.carry[rows] = latents, carry
         self.done[rows] += 1
 
 
 def beside(values: Tensor, rows: Tensor) -> Tensor:
-    """`values [n]` shaped so as to stand beside `rows [n, ...]`."""
+    """`values [n]` as a view that broadcasts over `rows [n, ...]`."""
     return values.view(-1, *[1] * (rows.ndim - 1))

@@ -1,6 +1,6 @@
-"""One small adapter for each family of pipelines, found by the class of the pipeline.
+"""One small adapter for each family of pipelines, by the class of the pipeline.
 
-A subclass may encode its prompts in another way, so only these very classes are taken.
+A subclass of such a class is refused: it may encode its prompts in another way.
 """
 
 from __future__ import annotations
@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from steering.engines.diffusion.families.base import Family, Reader
+from steering.engines.diffusion.families.base import Family
 from steering.engines.diffusion.families.flux import Flux
 from steering.engines.diffusion.families.pixart import PixArt
+from steering.engines.diffusion.families.readers import Reader
 from steering.engines.diffusion.families.stable_diffusion import StableDiffusion
 from steering.engines.diffusion.families.stable_diffusion_3 import StableDiffusion3
 from steering.engines.diffusion.families.stable_diffusion_xl import StableDiffusionXL
@@ -26,7 +27,7 @@ FAMILIES: Mapping[str, type[Family]] = {
     "StableDiffusionXLPipeline": StableDiffusionXL,
     "WanPipeline": Wan,
 }
-"""A new family is one file and one line here."""
+"""A new family takes one file, and one line here."""
 
 
 def family_of(
@@ -36,10 +37,10 @@ def family_of(
     width: int | None = None,
     frames: int | None = None,
 ) -> Family:
-    """The adapter of a loaded pipeline; sizes None are the pipeline's own defaults.
+    """The adapter of a loaded pipeline; a size of None is the pipeline's default.
 
-    Raises ValueError for a class that is not known, a part that is missing, a size that does not
-    go, or `frames` of a pipeline that makes images.
+    Raises ValueError for an unknown class, a missing part, a size that the pipeline cannot make, or
+    `frames` of a pipeline that makes images.
     """
     kind = type(pipeline).__name__
     if kind not in FAMILIES:

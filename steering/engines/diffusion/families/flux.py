@@ -1,4 +1,4 @@
-"""Flux: T5's tokens, CLIP's pooled vector; guidance is an input of the distilled network."""
+"""Flux: the tokens of T5, the pooled vector of CLIP; guidance may be an input of the network."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from steering.engines.diffusion.families.base import Family, Reader
+from steering.engines.diffusion.families.readers import Reader
+from steering.engines.diffusion.families.transformers import TransformerFamily
 from steering.images.conditioning import Conditioning
 
 
-class Flux(Family):
+class Flux(TransformerFamily):
     """Streams `t5` and `pooled`.
 
-    Where the network takes guidance as an input, a row's guidance goes there and its negative
-    prompt is not looked at; elsewhere it is the scale of classifier-free guidance, as the
-    pipeline's `true_cfg_scale`.
+    In a distilled network a row's guidance is an input, and its negative prompt has no effect;
+    otherwise it is the scale of classifier-free guidance, the pipeline's `true_cfg_scale`.
     """
 
     parts: ClassVar[tuple[int, ...]] = (0, 1)
@@ -33,10 +33,6 @@ class Flux(Family):
     def __init__(self, pipeline: Any, *, height: int | None, width: int | None) -> None:
         super().__init__(pipeline, height=height, width=width)
         self.default_guidance = "guidance_scale" if self.distilled else "true_cfg_scale"
-
-    @property
-    def denoiser(self) -> Any:
-        return self.pipeline.transformer
 
     @property
     def distilled(self) -> bool:
@@ -80,10 +76,10 @@ class Flux(Family):
             scheduler.set_timesteps(sigmas=sigmas, mu=mu)
 
     def _encode_prompt(self, prompts: list[str]) -> Sequence[Any]:
-        found: Sequence[Any] = self.pipeline.encode_prompt(
+        encoded: Sequence[Any] = self.pipeline.encode_prompt(
             prompts, None, device=self.device, max_sequence_length=self.max_tokens
         )
-        return found
+        return encoded
 
     def _states(self, parts: Sequence[Tensor]) -> dict[str, Tensor]:
         tokens, pooled = parts
@@ -97,20 +93,20 @@ class Flux(Family):
     ) -> Tensor:
         tokens, pooled = self.put_together(text)
         _, height, width = self.shape
-        places = self.pipeline._prepare_latent_image_ids(
+        positions = self.pipeline._prepare_latent_image_ids(
             1, height // 2, width // 2, latents.device, self.dtype
         )
-        said: Tensor = self.denoiser(
+        output: Tensor = self.denoiser(
             hidden_states=latents.to(self.dtype),
             timestep=timesteps.to(self.dtype) / 1000,
             guidance=guidance if self.distilled else None,
             pooled_projections=pooled,
             encoder_hidden_states=tokens,
             txt_ids=torch.zeros(tokens.shape[1], 3, device=latents.device, dtype=self.dtype),
-            img_ids=places,
+            img_ids=positions,
             return_dict=False,
         )[0]
-        return said
+        return output
 
     def cross_attention(self) -> list[tuple[str, nn.Module]]:
         names = ("transformer_blocks", "single_transformer_blocks")
@@ -126,15 +122,9 @@ class Flux(Family):
 
     def unpacked(self, latents: Tensor) -> Tensor:
         scale = self.pipeline.vae_scale_factor
-        found: Tensor = self.pipeline._unpack_latents(latents, self.height, self.width, scale)
-        return found
+        unpacked: Tensor = self.pipeline._unpack_latents(latents, self.height, self.width, scale)
+        return unpacked
 
     def _image(self, latents: Tensor) -> NDArray[np.float32]:
-        vae = self.pipeline.vae
-        latents = self.unpacked(latents)
-        latents = latents.to(vae.dtype) / vae.config.scaling_factor + vae.config.shift_factor
-        image = vae.decode(latents, return_dict=False)[0]
-        pixels: NDArray[np.float32] = self.pipeline.image_processor.postprocess(
-            image, output_type="np"
-        )
-        return pixels
+        latents = self._decoder_input(self.unpacked(latents))
+        return self._decoded(latents + self.pipeline.vae.config.shift_factor)

@@ -1,4 +1,4 @@
-"""PixArt-Σ: T5's tokens, whose padding the denoiser does not look at."""
+"""PixArt-Σ: the tokens of T5; the denoiser masks their padding."""
 
 from __future__ import annotations
 
@@ -10,23 +10,14 @@ from diffusers.utils.import_utils import is_bs4_available, is_ftfy_available
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from steering.engines.diffusion.families.base import Family, Reader
+from steering.engines.diffusion.families.transformers import T5Family
 from steering.images.conditioning import Conditioning
 
 
-class PixArt(Family):
+class PixArt(T5Family):
     """Stream `t5`; its mask is an input of the denoiser."""
 
     parts: ClassVar[tuple[int, ...]] = (0, 1)
-    _needs = ("text_encoder", "tokenizer", "transformer", "vae")
-
-    @property
-    def denoiser(self) -> Any:
-        return self.pipeline.transformer
-
-    @property
-    def readers(self) -> tuple[Reader, ...]:
-        return (Reader("t5", "prompt", self.pipeline.tokenizer, self.max_tokens),)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -51,17 +42,14 @@ class PixArt(Family):
         return Conditioning(states, {"t5": parts[1].bool()})
 
     def _encode_prompt(self, prompts: list[str]) -> Sequence[Any]:
-        found: Sequence[Any] = self.pipeline.encode_prompt(
+        encoded: Sequence[Any] = self.pipeline.encode_prompt(
             prompts,
             do_classifier_free_guidance=False,
             device=self.device,
             clean_caption=_cleans(),
             max_sequence_length=self.max_tokens,
         )
-        return found
-
-    def _states(self, parts: Sequence[Tensor]) -> dict[str, Tensor]:
-        return {"t5": parts[0]}
+        return encoded
 
     def put_together(self, text: Conditioning) -> tuple[Tensor, ...]:
         return text.states["t5"], text.masks["t5"].long()
@@ -70,7 +58,7 @@ class PixArt(Family):
         self, latents: Tensor, timesteps: Tensor, text: Conditioning, guidance: Tensor
     ) -> Tensor:
         tokens, mask = self.put_together(text)
-        said: Tensor = self.denoiser(
+        output: Tensor = self.denoiser(
             latents.to(self.dtype),
             encoder_hidden_states=tokens,
             encoder_attention_mask=mask,
@@ -79,23 +67,16 @@ class PixArt(Family):
             return_dict=False,
         )[0]
         learns_variance = self.denoiser.config.out_channels // 2 == latents.shape[1]
-        return said.chunk(2, 1)[0] if learns_variance else said
+        return output.chunk(2, 1)[0] if learns_variance else output
 
     def cross_attention(self) -> list[tuple[str, nn.Module]]:
         blocks = enumerate(self.denoiser.transformer_blocks)
         return [(f"transformer_blocks.{i}.attn2", block.attn2) for i, block in blocks]
 
     def _image(self, latents: Tensor) -> NDArray[np.float32]:
-        vae = self.pipeline.vae
-        latents = latents.to(vae.dtype) / vae.config.scaling_factor
-        image = vae.decode(latents, return_dict=False)[0]
-        pixels: NDArray[np.float32] = self.pipeline.image_processor.postprocess(
-            image, output_type="np"
-        )
-        return pixels
+        return self._decoded(self._decoder_input(latents))
 
 
 def _cleans() -> bool:
-    """Whether captions are cleaned, as the pipeline does where it can."""
-    found = is_bs4_available() and is_ftfy_available()  # type: ignore[no-untyped-call]
-    return bool(found)
+    """Whether captions are cleaned: the pipeline does so if these packages are installed."""
+    return bool(is_bs4_available() and is_ftfy_available())  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x and 2.x, and models of their shape with another text encoder."""
+"""Stable Diffusion 1.x and 2.x, and models of that structure with another text encoder."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from steering.engines.diffusion.families.base import Family, Reader
+from steering.engines.diffusion.families.base import Family
+from steering.engines.diffusion.families.readers import Reader
 from steering.images.conditioning import Conditioning
 
 
 class UNetFamily(Family):
-    """What pipelines around a UNet2DConditionModel have in common."""
+    """A family whose denoiser is a UNet2DConditionModel."""
 
     @property
     def denoiser(self) -> Any:
@@ -42,7 +43,7 @@ class UNetFamily(Family):
 
 
 class StableDiffusion(UNetFamily):
-    """One text encoder, whose tokens are the stream `text`."""
+    """Stream `text`, the tokens of the only text encoder."""
 
     _needs = ("text_encoder", "tokenizer", "unet", "vae")
 
@@ -57,8 +58,8 @@ class StableDiffusion(UNetFamily):
         return height * self._multiple, width * self._multiple
 
     def _encode_prompt(self, prompts: list[str]) -> Sequence[Any]:
-        found: Sequence[Any] = self.pipeline.encode_prompt(prompts, self.device, 1, False)
-        return found
+        encoded: Sequence[Any] = self.pipeline.encode_prompt(prompts, self.device, 1, False)
+        return encoded
 
     def _states(self, parts: Sequence[Tensor]) -> dict[str, Tensor]:
         return {"text": parts[0]}
@@ -70,19 +71,17 @@ class StableDiffusion(UNetFamily):
         self, latents: Tensor, timesteps: Tensor, text: Conditioning, guidance: Tensor
     ) -> Tensor:
         (states,) = self.put_together(text)
-        said: Tensor = self.denoiser(
+        output: Tensor = self.denoiser(
             latents.to(self.dtype), timesteps, encoder_hidden_states=states, return_dict=False
         )[0]
-        return said
+        return output
 
     def _image(self, latents: Tensor) -> NDArray[np.float32]:
-        vae = self.pipeline.vae
-        latents = latents.to(vae.dtype) / vae.config.scaling_factor
-        image = vae.decode(latents, return_dict=False)[0]
+        image = self.pipeline.vae.decode(self._decoder_input(latents), return_dict=False)[0]
         checked, unsafe = self.pipeline.run_safety_checker(image, self.device, self.dtype)
         pixels: NDArray[np.float32] = self.pipeline.image_processor.postprocess(
             torch.as_tensor(checked),
             output_type="np",
-            do_denormalize=[not found for found in unsafe or [False] * len(image)],
+            do_denormalize=[not flagged for flagged in unsafe or [False] * len(image)],
         )
         return pixels

@@ -1,4 +1,4 @@
-"""Stable Diffusion 3: two CLIP encoders and T5, one behind the other, and two pooled vectors."""
+"""Stable Diffusion 3: the tokens of two CLIP encoders, then those of T5; two pooled vectors."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import c
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from steering.engines.diffusion.families.base import Family, Reader
+from steering.engines.diffusion.families.readers import Reader
+from steering.engines.diffusion.families.transformers import TransformerFamily
 from steering.images.conditioning import Conditioning
 
 
-class StableDiffusion3(Family):
-    """Streams `clip_l`, `clip_g`, `t5`, `pooled_l` and `pooled_g`; no `t5` where that is left out.
+class StableDiffusion3(TransformerFamily):
+    """Streams `clip_l`, `clip_g`, `t5`, `pooled_l` and `pooled_g`; no `t5` without T5.
 
-    Both CLIP encoders stand side by side, padded with zeros to T5's width.
+    The tokens of both CLIP encoders are concatenated by width, and padded with zeros to that of T5.
     """
 
     parts: ClassVar[tuple[int, ...]] = (0, 2)
@@ -26,10 +27,6 @@ class StableDiffusion3(Family):
         *("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
         *("transformer", "vae"),
     )
-
-    @property
-    def denoiser(self) -> Any:
-        return self.pipeline.transformer
 
     @property
     def readers(self) -> tuple[Reader, ...]:
@@ -75,7 +72,7 @@ class StableDiffusion3(Family):
         scheduler.set_timesteps(steps, mu=mu)
 
     def _encode_prompt(self, prompts: list[str]) -> Sequence[Any]:
-        found: Sequence[Any] = self.pipeline.encode_prompt(
+        encoded: Sequence[Any] = self.pipeline.encode_prompt(
             prompts,
             None,
             None,
@@ -83,7 +80,7 @@ class StableDiffusion3(Family):
             do_classifier_free_guidance=False,
             max_sequence_length=self.max_tokens,
         )
-        return found
+        return encoded
 
     def _states(self, parts: Sequence[Tensor]) -> dict[str, Tensor]:
         whole, pooled = parts
@@ -112,7 +109,7 @@ class StableDiffusion3(Family):
 
     def text_masks(self, text: Conditioning) -> tuple[Tensor, ...]:
         clip = text.masks["clip_l"] | text.masks["clip_g"]
-        # without T5 there are zeros in its place, none of which is a token
+        # without T5 its part is zeros, none of which is a token
         none = clip.new_zeros(len(clip), self.max_tokens)
         return clip, text.masks.get("t5", none)
 
@@ -120,24 +117,18 @@ class StableDiffusion3(Family):
         self, latents: Tensor, timesteps: Tensor, text: Conditioning, guidance: Tensor
     ) -> Tensor:
         whole, pooled = self.put_together(text)
-        said: Tensor = self.denoiser(
+        output: Tensor = self.denoiser(
             hidden_states=latents.to(self.dtype),
             timestep=timesteps,
             encoder_hidden_states=whole,
             pooled_projections=pooled,
             return_dict=False,
         )[0]
-        return said
+        return output
 
     def cross_attention(self) -> list[tuple[str, nn.Module]]:
         blocks = enumerate(self.denoiser.transformer_blocks)
         return [(f"transformer_blocks.{i}.attn", block.attn) for i, block in blocks]
 
     def _image(self, latents: Tensor) -> NDArray[np.float32]:
-        vae = self.pipeline.vae
-        latents = latents.to(vae.dtype) / vae.config.scaling_factor + vae.config.shift_factor
-        image = vae.decode(latents, return_dict=False)[0]
-        pixels: NDArray[np.float32] = self.pipeline.image_processor.postprocess(
-            image, output_type="np"
-        )
-        return pixels
+        return self._decoded(self._decoder_input(latents) + self.pipeline.vae.config.shift_factor)

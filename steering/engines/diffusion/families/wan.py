@@ -1,4 +1,4 @@
-"""Wan: text to video; T5's tokens, with zeros at the padding."""
+"""Wan: text to video; the tokens of T5, with zeros at the padding."""
 
 from __future__ import annotations
 
@@ -12,31 +12,21 @@ from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from steering.engines.diffusion.families.base import Family, Reader
+from steering.engines.diffusion.families.transformers import T5Family
 from steering.images.conditioning import Conditioning
 
 
-class Wan(Family):
-    """Stream `t5`. `frames` None is the pipeline's own default."""
-
-    _needs = ("text_encoder", "tokenizer", "transformer", "vae")
+class Wan(T5Family):
+    """Stream `t5`. `frames` None is the pipeline's default."""
 
     def __init__(
         self, pipeline: Any, *, height: int | None, width: int | None, frames: int | None = None
     ) -> None:
         super().__init__(pipeline, height=height, width=width)
         self.frames = frames or self._default("num_frames")
-        each = pipeline.vae_scale_factor_temporal
-        if self.frames % each != 1 % each:
-            raise ValueError(f"frames must be one more than a multiple of {each}, not {frames}")
-
-    @property
-    def denoiser(self) -> Any:
-        return self.pipeline.transformer
-
-    @property
-    def readers(self) -> tuple[Reader, ...]:
-        return (Reader("t5", "prompt", self.pipeline.tokenizer, self.max_tokens),)
+        scale = pipeline.vae_scale_factor_temporal
+        if self.frames % scale != 1 % scale:
+            raise ValueError(f"frames must be one more than a multiple of {scale}, not {frames}")
 
     @property
     def refusal(self) -> str | None:
@@ -67,16 +57,13 @@ class Wan(Family):
         return [prompt_clean(text) for text in texts]  # type: ignore[no-untyped-call]
 
     def _encode_prompt(self, prompts: list[str]) -> Sequence[Any]:
-        found: Sequence[Any] = self.pipeline.encode_prompt(
+        encoded: Sequence[Any] = self.pipeline.encode_prompt(
             prompts,
             do_classifier_free_guidance=False,
             max_sequence_length=self.max_tokens,
             device=self.device,
         )
-        return found
-
-    def _states(self, parts: Sequence[Tensor]) -> dict[str, Tensor]:
-        return {"t5": parts[0]}
+        return encoded
 
     def put_together(self, text: Conditioning) -> tuple[Tensor, ...]:
         return (text.states["t5"],)
@@ -85,13 +72,13 @@ class Wan(Family):
         self, latents: Tensor, timesteps: Tensor, text: Conditioning, guidance: Tensor
     ) -> Tensor:
         (tokens,) = self.put_together(text)
-        said: Tensor = self.denoiser(
+        output: Tensor = self.denoiser(
             hidden_states=latents.to(self.dtype),
             timestep=timesteps,
             encoder_hidden_states=tokens.to(self.dtype),
             return_dict=False,
         )[0]
-        return said
+        return output
 
     def cross_attention(self) -> list[tuple[str, nn.Module]]:
         blocks = enumerate(self.denoiser.blocks)
@@ -103,12 +90,12 @@ class Wan(Family):
     def _image(self, latents: Tensor) -> NDArray[np.float32]:
         vae = self.pipeline.vae
         latents = latents.to(vae.dtype)
-        mean, spread = (
-            torch.tensor(each).view(1, -1, 1, 1, 1).to(latents)
-            for each in (vae.config.latents_mean, vae.config.latents_std)
+        mean, deviation = (
+            torch.tensor(values).view(1, -1, 1, 1, 1).to(latents)
+            for values in (vae.config.latents_mean, vae.config.latents_std)
         )
         # divided by the reciprocal, as the pipeline does: the same bits
-        video = vae.decode(latents / (1.0 / spread) + mean, return_dict=False)[0]
+        video = vae.decode(latents / (1.0 / deviation) + mean, return_dict=False)[0]
         pixels: NDArray[np.float32] = self.pipeline.video_processor.postprocess_video(
             video, output_type="np"
         )

@@ -1,11 +1,11 @@
-"""The way back from an image to the noise that a deterministic sampler draws it from.
+"""Inversion: from an image to the noise from which a deterministic sampler generates it.
 
-DDIM inversion (arXiv 2010.02502, section 4.3) reads the sampler's steps backwards. A step without
-looking back is `x_{i+1} = a_i x_i + b_i out(x_i, t_i)`, so `x_i = (x_{i+1} - b_i out(x_i, t_i)) /
-a_i`, in which the output is at the sample that is sought. It is asked for twice: at `x_{i+1}`, and
-at the sample that this gives (one round of the fixed point iteration of AIDI, ICCV 2023). Asked
-once, which is the usual form, coarse schedules lead back to another image. Both are of the form
-of `Sampler.step`: the first evaluation leaves `x_{i+1} / a_i` to the second as its carry.
+DDIM inversion (arXiv 2010.02502, section 4.3) solves the sampler's steps backwards. A first-order
+step is `x_{i+1} = a_i x_i + b_i out(x_i, t_i)`, so `x_i = (x_{i+1} - b_i out(x_i, t_i)) / a_i`,
+where the output is that at the unknown sample. The network is evaluated twice: at `x_{i+1}`, and at
+the sample that this gives (one round of the fixed point iteration of AIDI, ICCV 2023). With one
+evaluation, the usual form, coarse schedules lead back to another image. Both evaluations have the
+form of `Sampler.step`: the first leaves `x_{i+1} / a_i` to the second as its carry.
 """
 
 from __future__ import annotations
@@ -19,22 +19,23 @@ from steering.engines.diffusion.sampling.estimates import clean_coefficients
 from steering.engines.diffusion.sampling.samplers import Schedule
 
 _LEAST = 1e-3
-"""Of a sample that a step leaves, so that it can be read backwards."""
+"""The least share of a sample that a step must keep to be invertible."""
 
 
 def first_order(scheduler: Any, schedule: Schedule) -> Schedule:
-    """One step from each level of noise to the next that looks back on nothing.
+    """A schedule with one first-order step from each level of noise to the next.
 
-    The schedule itself where it does not either; elsewhere DDIM's steps through its levels. Raises
-    ValueError where `clean_coefficients` does.
+    It is `schedule` itself if its steps do not look back; otherwise DDIM's steps through its
+    levels. Raises ValueError where `clean_coefficients` does.
     """
     if not (schedule.next_sample.any() or schedule.next_output.any()):
         return schedule
-    told = clean_coefficients(scheduler, schedule)
-    # a level that is evaluated twice stands there twice
+    coefficients = clean_coefficients(scheduler, schedule)
+    # a schedule of a higher order has the same level at two evaluations
     levels = [0, *(i for i in range(1, len(schedule)) if schedule.noise[i] < schedule.noise[i - 1])]
     at = torch.tensor(levels)
-    signal, noise, p, q = (each[at].double() for each in (schedule.signal, schedule.noise, *told))
+    tables = (schedule.signal, schedule.noise, *coefficients)
+    signal, noise, p, q = (table[at].double() for table in tables)
     signal_after = torch.cat([signal[1:], torch.ones(1).double()])
     left = torch.cat([noise[1:], torch.zeros(1).double()]) / noise
     nothing = torch.zeros(len(at))
@@ -52,10 +53,10 @@ def first_order(scheduler: Any, schedule: Schedule) -> Schedule:
 
 
 def inverse(schedule: Schedule) -> Schedule:
-    """From clean latents to the first sample of `schedule`, whose steps look back on nothing.
+    """The schedule from clean latents to the first sample of `schedule`, which is first-order.
 
-    Two evaluations a step. Raises ValueError where a step keeps nothing of its sample, and so
-    cannot be read backwards.
+    It has two evaluations a step. Raises ValueError if a step keeps nothing of its sample, and so
+    cannot be inverted.
     """
     if bool((schedule.sample.abs() < _LEAST).any()):
         raise ValueError(f"{len(schedule)} steps are too few to invert an image: ask for more")
@@ -79,5 +80,5 @@ def inverse(schedule: Schedule) -> Schedule:
 
 
 def _twice(first: Tensor, second: Tensor) -> Tensor:
-    """Of each step the one, then the other."""
+    """Both values of each step, one after the other."""
     return torch.stack([first, second], 1).flatten()

@@ -1,4 +1,4 @@
-"""The noise that a model draws given images from."""
+"""The noise from which a model generates given images."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ def recovered_noise(
     batch: int = 16,
     forward: int | str | None = "auto",
 ) -> Tensor:
-    """`z_T` of clean latents `[rows, channels, height, width]`, one prompt a row: the same shape.
+    """The noise `z_T` of clean latents `[rows, channels, height, width]`, in the same shape.
 
-    Of unit variance, as `beginnings.Noise` takes it: drawn with the same prompt and steps at a
-    guidance of 1 it gives the latents nearly back, where the scheduler looks back on nothing. No
-    guard is asked; `forward` is as in DiffusionEngine. Raises ValueError for what `InvertedImage`
-    cannot start from.
+    The noise has unit variance, as `GivenNoise` takes it: generation from it with the same prompt
+    (one a row) and steps at a guidance of 1 nearly gives the latents back, with a scheduler of one
+    step. No guard runs; `forward` is as in DiffusionEngine. Raises ValueError for latents or steps
+    that `InvertedImage` refuses.
     """
     engine = DiffusionEngine(family, capacity=batch, forward=forward)
     initial = Sampler(family.scheduler, family.arrange).schedule(steps).initial
-    found = []
+    noise = []
     for first in range(0, len(prompts), batch):
-        part = slice(first, first + batch)
+        rows_of_batch = slice(first, first + batch)
         starts = [
-            ImageStart(prompt, steps=steps, guidance=1.0, beginning=InvertedImage(clean))
-            for prompt, clean in zip(prompts[part], latents[part], strict=True)
+            ImageStart(prompt, steps=steps, guidance=1.0, initial=InvertedImage(clean))
+            for prompt, clean in zip(prompts[rows_of_batch], latents[rows_of_batch], strict=True)
         ]
         engine.start(starts)
         rows = range(engine.rows)
         while any(engine.inverting(row) for row in rows):
             engine.step()
-        found.append(engine.finished(rows) / initial)
+        noise.append(engine.finished(rows) / initial)
         engine.reset()
-    return torch.cat(found) if found else latents
+    return torch.cat(noise) if noise else latents

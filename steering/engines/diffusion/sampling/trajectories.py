@@ -1,7 +1,7 @@
-"""What a row starts from: noise of its own seed, or an image, or noise that it was given.
+"""The initial state of a row (the noise of its seed, an image, or given noise) and its evaluations.
 
-Latents are those of one row, `[channels, (frames,) height, width]`, as `Family.encode_image`
-gives them and `Family.unpacked` shows them.
+Latents here are those of one row, `[channels, (frames,) height, width]`, as `Family.encode_image`
+and `Family.unpacked` return them.
 """
 
 from __future__ import annotations
@@ -31,11 +31,12 @@ class EditedImage:
 
 @dataclass(frozen=True, eq=False)
 class InvertedImage:
-    """An image that is led to noise first, and drawn from that (DDIM inversion, arXiv 2010.02502).
+    """An image that is inverted to noise and generated again (DDIM inversion, arXiv 2010.02502).
 
-    The row inverts its image without guidance and under its own conditioning, as its guards left
-    that, in twice as many evaluations as steps, and draws what comes out with its guidance. A
-    scheduler that looks back is taken as one of first order both ways. The seed says nothing.
+    The row inverts its image without guidance, under the conditioning that its guards have left, in
+    twice as many evaluations as steps, and then generates from the result with its guidance. A
+    multistep scheduler is replaced by its first-order form in both directions. The seed has no
+    effect.
     """
 
     latents: Tensor
@@ -53,10 +54,10 @@ InitialState = EditedImage | InvertedImage | GivenNoise
 
 @dataclass(frozen=True, eq=False)
 class Trajectory:
-    """A row's evaluations of the network, one behind the other in the sampler's tables.
+    """A row's evaluations of the network, which are consecutive in the sampler's tables.
 
-    `schedule` is what it draws by, `offset` the place of the first evaluation. The first
-    `inverting` of them lead to noise; `skipped` ones of the whole schedule are not gone.
+    `schedule` is the one that generates, `offset` the position of the first evaluation. The first
+    `inverting` evaluations lead to noise; `skipped` evaluations of the whole schedule are left out.
     """
 
     schedule: Schedule
@@ -66,85 +67,80 @@ class Trajectory:
     skipped: int = 0
 
     @property
-    def drawing(self) -> int:
-        """The evaluations that draw."""
+    def generating(self) -> int:
+        """The number of evaluations that generate."""
         return self.evaluations - self.inverting
 
     @property
     def whole(self) -> int:
-        """The evaluations of the schedule that it draws by, with those that are skipped."""
-        return self.drawing + self.skipped
+        """The number of evaluations that generate, plus those that are skipped."""
+        return self.generating + self.skipped
 
 
 class Trajectories:
-    """Where rows' evaluations lie in the tables of a sampler. Those of inversions are kept here."""
+    """The trajectories of rows in the tables of a sampler, with a cache of those of inversions."""
 
     def __init__(self, sampler: Sampler, family: Family) -> None:
         self._sampler, self._family = sampler, family
         self._inverting: dict[int, Trajectory] = {}
 
-    def check(self, steps: int, beginning: InitialState | None) -> None:
-        """Raises ValueError for latents of another shape or a strength past its range."""
-        if beginning is not None:
-            shape, found = self._family.shape, tuple(beginning.latents.shape)
-            if found != shape:
-                raise ValueError(f"latents to start from must be {shape}, not {found}")
-        if isinstance(beginning, EditedImage) and not 0 < beginning.strength <= 1:
-            raise ValueError(f"strength must lie over 0 and be 1 at most, not {beginning.strength}")
-        self.find(steps, beginning)
+    def check(self, steps: int, initial: InitialState | None) -> None:
+        """Raise ValueError for latents of another shape, a strength outside its range, and steps
+        that the scheduler refuses."""
+        if initial is not None:
+            expected, shape = self._family.shape, tuple(initial.latents.shape)
+            if shape != expected:
+                raise ValueError(f"latents to start from must be {expected}, not {shape}")
+        if isinstance(initial, EditedImage) and not 0 < initial.strength <= 1:
+            raise ValueError(f"strength must lie over 0 and be 1 at most, not {initial.strength}")
+        self.find(steps, initial)
 
-    def find(self, steps: int, beginning: InitialState | None) -> Trajectory:
-        """Raises ValueError for what the scheduler cannot do."""
+    def find(self, steps: int, initial: InitialState | None) -> Trajectory:
+        """The trajectory of a row. Raises ValueError for steps that the scheduler refuses."""
         sampler = self._sampler
-        if isinstance(beginning, InvertedImage):
+        if isinstance(initial, InvertedImage):
             return self._inversion(steps)
-        skipped = _skipped(steps, beginning)
+        skipped = _skipped(steps, initial)
         schedule, whole = sampler.schedule(steps, skipped), sampler.schedule(steps)
         offset, left_out = sampler.offset(steps, skipped), len(whole) - len(schedule)
         return Trajectory(schedule, offset, len(schedule), skipped=left_out)
 
     def samples(
-        self, steps: Sequence[int], beginnings: Sequence[InitialState | None], noise: Tensor
+        self, steps: Sequence[int], initial: Sequence[InitialState | None], noise: Tensor
     ) -> Tensor:
-        """What rows hold before their first evaluation, from unit noise `[rows, ...]`, packed."""
-        given = [
-            None if each is None else self._family.packed(each.latents[None].to(noise))[0]
-            for each in beginnings
-        ]
-        schedules = [
-            self._sampler.schedule(count, _skipped(count, each))
-            for count, each in zip(steps, beginnings, strict=True)
-        ]
+        """The samples before the first evaluations, from unit noise `[rows, ...]`, packed."""
         samples = []
-        for unit, latents, each, schedule in zip(noise, given, beginnings, schedules, strict=True):
-            if latents is None:
+        for unit, count, state in zip(noise, steps, initial, strict=True):
+            schedule = self._sampler.schedule(count, _skipped(count, state))
+            if state is None:
                 samples.append(unit * schedule.initial)
-            elif isinstance(each, EditedImage):
+                continue
+            latents = self._family.packed(state.latents[None].to(noise))[0]
+            if isinstance(state, EditedImage):
                 samples.append(_noised(latents, unit, schedule))
             else:
-                samples.append(
-                    latents * (schedule.initial if isinstance(each, GivenNoise) else 1.0)
-                )
+                scale = schedule.initial if isinstance(state, GivenNoise) else 1.0
+                samples.append(latents * scale)
         return torch.stack(samples)
 
     def _inversion(self, steps: int) -> Trajectory:
         if steps not in self._inverting:
-            drawing = first_order(self._family.scheduler, self._sampler.schedule(steps))
-            inverting = inverse(drawing)
+            generating = first_order(self._family.scheduler, self._sampler.schedule(steps))
+            inverting = inverse(generating)
             offset = self._sampler.append(inverting)
-            self._sampler.append(drawing)
-            evaluations = len(inverting) + len(drawing)
+            self._sampler.append(generating)
+            evaluations = len(inverting) + len(generating)
             self._inverting[steps] = Trajectory(
-                drawing, offset, evaluations, inverting=len(inverting)
+                generating, offset, evaluations, inverting=len(inverting)
             )
         return self._inverting[steps]
 
 
-def _skipped(steps: int, beginning: InitialState | None) -> int:
-    """Steps that are left out at the start."""
-    if not isinstance(beginning, EditedImage):
+def _skipped(steps: int, initial: InitialState | None) -> int:
+    """The number of steps that are left out at the start."""
+    if not isinstance(initial, EditedImage):
         return 0
-    return steps - max(1, int(steps * beginning.strength))
+    return steps - max(1, int(steps * initial.strength))
 
 
 def _noised(latents: Tensor, unit: Tensor, schedule: Schedule) -> Tensor:

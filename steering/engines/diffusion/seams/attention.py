@@ -1,11 +1,11 @@
-"""The attention seam: how much the places of an image attend to given tokens, whatever is asked.
+"""The attention seam: how much the positions of an image attend to given tokens, for any prompt.
 
-A cross-attention layer has projected the image's places to queries already. They are read where
-the layer makes them and multiplied with the keys of a few tokens that were projected once: one
-`[places, width] x [width, tokens]` product of one head. The layer's own attention runs as it does,
-by whatever kernel: its map is neither built nor needed. In joint attention (SD3, Flux) the queries
-are those of the image's own tokens and the keys those of the text. Positions that a layer turns
-its queries and keys by (RoPE) are left out: what is asked is what a place shows, not where it is.
+A cross-attention layer projects the positions of the image to queries. Hooks read them there and
+multiply them with the keys of a few tokens that were projected once: one `[places, width] x [width,
+tokens]` product of one head. The attention of the layer runs unchanged, by whatever kernel: its map
+is neither built nor needed. In joint attention (SD3, Flux) the queries are those of the image's
+tokens and the keys those of the text. The rotation of queries and keys by position (RoPE) is left
+out: the scores are about the content of a position, not about where it is.
 """
 
 from __future__ import annotations
@@ -26,45 +26,45 @@ from steering.images.latent import AttentionProbe, coarser
 
 @dataclass(frozen=True)
 class _Projection:
-    """A linear layer of an attention module, and which of its equal parts is wanted."""
+    """Part `part` of the `parts` equal parts of the output of a linear layer of attention."""
 
     module: nn.Module
     part: int
-    of: int
+    parts: int
     norm: Any
     heads: int
 
     @property
     def width(self) -> int:
-        """Of one head."""
-        return int(self.module.out_features) // (self.of * self.heads)  # type: ignore[arg-type]
+        """The width of one head."""
+        return int(self.module.out_features) // (self.parts * self.heads)  # type: ignore[arg-type]
 
     def heads_of(self, output: Tensor) -> Tensor:
-        """`[rows, tokens, heads, width]` of what the layer has given, as attention takes them."""
-        wanted = output.chunk(self.of, -1)[self.part]
-        whole = self.norm is not None and _normalised(self.norm) == wanted.shape[-1]
-        if whole:
-            wanted = self.norm(wanted)
-        apart = wanted.reshape(*wanted.shape[:-1], self.heads, -1)
-        if self.norm is not None and not whole:
-            apart = self.norm(apart)
-        return apart
+        """The part of the layer's output by head, normalised: `[rows, tokens, heads, width]`."""
+        part = output.chunk(self.parts, -1)[self.part]
+        across_heads = self.norm is not None and _normalised(self.norm) == part.shape[-1]
+        if across_heads:
+            part = self.norm(part)
+        heads = part.reshape(*part.shape[:-1], self.heads, -1)
+        if self.norm is not None and not across_heads:
+            heads = self.norm(heads)
+        return heads
 
 
 @torch.no_grad()
 def text_keys(family: Family, text: Conditioning, timestep: float) -> dict[str, Tensor]:
     """The keys of one row's tokens at every readable layer, `[tokens, heads, width]`, float32.
 
-    Found by one pass of the network over noise: in joint attention the text's states depend on
-    what comes before a layer. Raises ValueError naming a layer that does not say its keys.
+    They come from one forward of the network over noise: in joint attention the states of the text
+    depend on the layers before. Raises ValueError naming a layer whose keys cannot be read.
     """
-    found: dict[str, Tensor] = {}
+    keys: dict[str, Tensor] = {}
     hooks = []
     for name, module in family.readable.items():
         projection = _keys(module)
 
         def keep(_m: nn.Module, _i: Any, out: Tensor, n: str = name, p: Any = projection) -> None:
-            found[n] = p.heads_of(out)[0].float()
+            keys[n] = p.heads_of(out)[0].float()
 
         hooks.append(projection.module.register_forward_hook(keep))
     try:
@@ -72,9 +72,9 @@ def text_keys(family: Family, text: Conditioning, timestep: float) -> dict[str, 
     finally:
         for hook in hooks:
             hook.remove()
-    if silent := sorted(set(family.readable) - set(found)):
-        raise ValueError(_hidden(silent[0], "keys"))
-    return found
+    if hidden := sorted(set(family.readable) - set(keys)):
+        raise ValueError(_hidden_message(hidden[0], "keys"))
+    return keys
 
 
 def _run_once(family: Family, text: Conditioning, timestep: float) -> None:
@@ -87,27 +87,27 @@ def _run_once(family: Family, text: Conditioning, timestep: float) -> None:
     )
 
 
-def _hidden(layer: str, what: str) -> str:
+def _hidden_message(layer: str, tensors: str) -> str:
     return (
-        f"the attention processor of {layer} hides its {what}: use one of diffusers' own, and fuse "
-        "projections by the model's fuse_qkv_projections()"
+        f"the attention processor of {layer} hides its {tensors}: use one of diffusers' own, and "
+        "fuse projections by the model's fuse_qkv_projections()"
     )
 
 
-def require_reads(modules: Mapping[str, nn.Module], reads: Sequence[AttentionProbe]) -> None:
-    """Raise ValueError for a read that is none of `modules`, a family's `readable` ones."""
-    for read in reads:
-        if read.layer not in modules:
-            raise ValueError(f"the model has no layer {read.layer!r} whose attention can be read")
-        projection = _queries(modules[read.layer])
-        if read.head >= projection.heads:
+def require_probes(modules: Mapping[str, nn.Module], probes: Sequence[AttentionProbe]) -> None:
+    """Raise ValueError for a probe that does not fit `modules`, a family's `readable` layers."""
+    for probe in probes:
+        if probe.layer not in modules:
+            raise ValueError(f"the model has no layer {probe.layer!r} whose attention can be read")
+        projection = _queries(modules[probe.layer])
+        if probe.head >= projection.heads:
             raise ValueError(
-                f"{read.layer} has {projection.heads} heads, none of number {read.head}"
+                f"{probe.layer} has {projection.heads} heads, none of number {probe.head}"
             )
-        widths = {read.keys.shape[-1], read.others.shape[-1]}
+        widths = {probe.keys.shape[-1], probe.others.shape[-1]}
         if widths != {projection.width}:
             raise ValueError(
-                f"{read.layer} has keys of {projection.width} numbers a head, not of "
+                f"{probe.layer} has keys of {projection.width} numbers a head, not of "
                 f"{', '.join(map(str, sorted(widths)))}"
             )
 
@@ -115,149 +115,157 @@ def require_reads(modules: Mapping[str, nn.Module], reads: Sequence[AttentionPro
 class AttentionSeam:
     """Hooks that read the queries of a network's rows: a `RowSeam` of `forwards.py`.
 
-    Before the forwards of a step it is told which rows are to be read (`ask`), after them it has
-    the `scores`. Where nothing is asked the hooks do nothing. Raises ValueError for a layer that
-    cannot be read, or a head that it does not have.
+    `request` names the rows to read before the forwards of a step, and `scores` has the result
+    after them. Without a request the hooks do nothing. Raises ValueError for a layer that cannot be
+    read, or a head that it does not have.
     """
 
-    def __init__(self, family: Family, reads: Sequence[AttentionProbe]) -> None:
+    def __init__(self, family: Family, probes: Sequence[AttentionProbe]) -> None:
         modules = family.readable
-        require_reads(modules, reads)
+        require_probes(modules, probes)
         self._shape, self._device = family.shape[1:], family.device
         self._layers: list[_Layer] = []
-        self._place: dict[int, tuple[int, int]] = {}
-        """Of each read: its layer, and its number there."""
+        self._index: dict[int, tuple[int, int]] = {}
+        """Number of a probe → its layer, and its number there."""
         self._handles: list[Any] = []
         try:
-            self._attach(modules, reads)
-            self._prove(family)
+            self._attach(modules, probes)
+            self._require_queries(family)
         except BaseException:
             self.remove()
             raise
-        self.ask([], [])
+        self.request([], [])
 
-    def _attach(self, modules: Mapping[str, nn.Module], reads: Sequence[AttentionProbe]) -> None:
-        for name in dict.fromkeys(read.layer for read in reads):
-            own = [number for number, read in enumerate(reads) if read.layer == name]
-            self._place |= {number: (len(self._layers), i) for i, number in enumerate(own)}
-            layer = _Layer(_queries(modules[name]), [reads[i] for i in own], name, self._device)
+    def _attach(self, modules: Mapping[str, nn.Module], probes: Sequence[AttentionProbe]) -> None:
+        for name in dict.fromkeys(probe.layer for probe in probes):
+            numbers = [number for number, probe in enumerate(probes) if probe.layer == name]
+            self._index |= {number: (len(self._layers), i) for i, number in enumerate(numbers)}
+            layer = _Layer(
+                _queries(modules[name]), [probes[i] for i in numbers], name, self._device
+            )
             hook = layer.projection.module.register_forward_hook(self._hook(len(self._layers)))
             self._layers.append(layer)
             self._handles.append(hook)
 
     def remove(self) -> None:
-        """Take every hook off again."""
+        """Take every hook off the network."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
 
-    def ask(self, rows: Sequence[int], reads: Sequence[int]) -> None:
-        """In the forwards to come, do the reads `reads[i]` of the network's rows `rows[i]`."""
+    def request(self, rows: Sequence[int], probes: Sequence[int]) -> None:
+        """Read the probes of numbers `probes[i]` on the network's rows `rows[i]` from now on."""
         self._rows = rows
-        self._found: list[tuple[Sequence[int], Tensor]] = []
-        """What a layer has said in a forward, `[n, places]`, and of which that were asked."""
-        self._wanted: dict[int, list[tuple[int, int]]] = {}
-        """Layer → what was asked of it, by its number in what was asked and that of its read."""
-        for i, read in enumerate(reads):
-            layer, number = self._place[read]
-            self._wanted.setdefault(layer, []).append((i, number))
+        self._results: list[tuple[Sequence[int], Tensor]] = []
+        """Scores of one layer in one forward, `[n, places]`, and the numbers of their requests."""
+        self._requests: dict[int, list[tuple[int, int]]] = {}
+        """Layer → its requests: the number of the request, and that of its probe in the layer."""
+        for i, probe in enumerate(probes):
+            layer, number = self._index[probe]
+            self._requests.setdefault(layer, []).append((i, number))
         self._at: dict[int, int] = {}
 
     def enter(self, rows: Tensor) -> None:
         """See RowSeam."""
         # a forward that is filled up has its last row more than once
-        self._at = {row: i for i, row in enumerate(rows.tolist())} if self._wanted else {}
+        self._at = {row: i for i, row in enumerate(rows.tolist())} if self._requests else {}
 
     def leave(self) -> None:
         """See RowSeam."""
         self._at = {}
 
     def scores(self) -> Tensor:
-        """Of each that was asked, `[asked, (frames,) height, width]` on the latents' grid, float32.
+        """The scores of all requests, `[requests, (frames,) height, width]` on the latents' grid,
+        float32.
 
-        How much more of a place's attention goes to the tokens looked for than to the others, as
-        the difference of both log-sum-exps. Raises RuntimeError where a layer was not run.
+        A score is the share of a position's attention that goes to the probe's tokens against that
+        of its other tokens, as the difference of both log-sum-exps. Raises RuntimeError if a layer
+        has not run.
         """
-        if len(self._answered()) != len(self._rows):
+        if len(self._completed()) != len(self._rows):
             raise RuntimeError("a layer whose attention is to be read has not been run")
         scores = torch.zeros(len(self._rows), *self._shape, device=self._device)
-        for asked, said in self._found:
-            scores[list(asked)] = _on_grid(said, self._shape)
+        for requests, layer_scores in self._results:
+            scores[list(requests)] = _on_grid(layer_scores, self._shape)
         return scores
 
-    def _answered(self) -> set[int]:
-        return {i for asked, _ in self._found for i in asked}
+    def _completed(self) -> set[int]:
+        return {i for requests, _ in self._results for i in requests}
 
     @torch.no_grad()
-    def _prove(self, family: Family) -> None:
-        """See once that every layer's queries come by, and are those of a grid of places."""
-        first = {layer: read for read, (layer, number) in self._place.items() if number == 0}
+    def _require_queries(self, family: Family) -> None:
+        """Run the network once; raise ValueError if a layer's queries do not reach its hook, or are
+        not those of a grid of positions."""
+        first = {layer: probe for probe, (layer, number) in self._index.items() if number == 0}
         if not first:
             return
-        self.ask([0] * len(first), [*first.values()])
+        self.request([0] * len(first), [*first.values()])
         self.enter(torch.zeros(1, dtype=torch.long))
         _run_once(family, family.unconditional([""]), 0.0)
         self.leave()
-        answered = self._answered()
-        if hidden := [layer for i, layer in enumerate(first) if i not in answered]:
-            raise ValueError(_hidden(self._layers[hidden[0]].name, "queries"))
+        completed = self._completed()
+        if hidden := [layer for i, layer in enumerate(first) if i not in completed]:
+            raise ValueError(_hidden_message(self._layers[hidden[0]].name, "queries"))
         self.scores()
 
     def _hook(self, layer: int) -> Any:
         def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
             due = [
                 (i, self._at[self._rows[i]], number)
-                for i, number in self._wanted.get(layer, ())
+                for i, number in self._requests.get(layer, ())
                 if self._rows[i] in self._at
             ]
             if due:
-                asked, rows, reads = zip(*due, strict=True)
-                self._found.append((asked, self._layers[layer].scores(output, rows, reads)))
+                requests, rows, probes = zip(*due, strict=True)
+                scores = self._layers[layer].scores(output, rows, probes)
+                self._results.append((requests, scores))
 
         return hook
 
 
 class _Layer:
-    """The reads of one layer, stacked."""
+    """The probes of one layer, stacked."""
 
     def __init__(
         self,
         projection: _Projection,
-        reads: Sequence[AttentionProbe],
+        probes: Sequence[AttentionProbe],
         name: str,
         device: torch.device,
     ) -> None:
         width = projection.width
         self.projection, self.name = projection, name
-        self._heads = torch.tensor([read.head for read in reads], device=device)
-        longest = [max(len(getattr(read, name)) for read in reads) for name in ("keys", "others")]
+        self._heads = torch.tensor([probe.head for probe in probes], device=device)
+        longest = [
+            max(len(getattr(probe, name)) for probe in probes) for name in ("keys", "others")
+        ]
         self._split = longest[0]
-        self._keys = torch.zeros(len(reads), sum(longest), width, device=device)
-        self._real = torch.zeros(len(reads), sum(longest), dtype=torch.bool, device=device)
-        for i, read in enumerate(reads):
-            for first, tokens in ((0, read.keys), (longest[0], read.others)):
+        self._keys = torch.zeros(len(probes), sum(longest), width, device=device)
+        self._real = torch.zeros(len(probes), sum(longest), dtype=torch.bool, device=device)
+        for i, probe in enumerate(probes):
+            for first, tokens in ((0, probe.keys), (longest[0], probe.others)):
                 self._keys[i, first : first + len(tokens)] = tokens / math.sqrt(width)
                 self._real[i, first : first + len(tokens)] = True
 
-    def scores(self, output: Tensor, rows: Sequence[int], reads: Sequence[int]) -> Tensor:
-        """`[asked, places]` of what the layer's projection has given."""
+    def scores(self, output: Tensor, rows: Sequence[int], probes: Sequence[int]) -> Tensor:
+        """`[requests, places]` from the output of the layer's projection."""
         queries = self.projection.heads_of(output)
-        number = torch.tensor(reads, device=output.device)
+        number = torch.tensor(probes, device=output.device)
         row = torch.tensor(rows, device=output.device)
-        own = queries[row, :, self._heads[number]].float()
-        logits = own @ self._keys[number].transpose(1, 2)
+        queries_of_head = queries[row, :, self._heads[number]].float()
+        logits = queries_of_head @ self._keys[number].transpose(1, 2)
         logits = logits.masked_fill(~self._real[number][:, None], -torch.inf)
-        looked, told = logits[..., : self._split], logits[..., self._split :]
-        return looked.logsumexp(-1) - told.logsumexp(-1)
+        tokens, others = logits[..., : self._split], logits[..., self._split :]
+        return tokens.logsumexp(-1) - others.logsumexp(-1)
 
 
 def _on_grid(scores: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """`[n, places]` of a layer whose grid is coarser by a whole factor, as `[n, *shape]`."""
+    """Scores `[n, places]` of a layer whose grid is coarser by a whole factor, as `[n, *shape]`."""
     height, width = shape[-2:]
     frames = math.prod(shape[:-2])
     grid = coarser((height, width), scores.shape[1] // frames)
-    apart = scores.reshape(len(scores) * frames, 1, *grid)
-    fine = F.interpolate(apart, size=(height, width), mode="bilinear", align_corners=False)
+    coarse = scores.reshape(len(scores) * frames, 1, *grid)
+    fine = F.interpolate(coarse, size=(height, width), mode="bilinear", align_corners=False)
     return fine.view(len(scores), *shape)
 
 
@@ -289,6 +297,6 @@ def _keys(module: Any) -> _Projection:
 
 
 def _normalised(norm: Any) -> int:
-    """The width that a norm works on."""
+    """The width that a norm normalises over."""
     shape = getattr(norm, "normalized_shape", None) or norm.dim
     return int(shape[-1])

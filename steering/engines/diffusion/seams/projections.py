@@ -1,8 +1,8 @@
 """Hooks that overlay layers of a network, and the projections of the text in a denoiser.
 
-Those are `to_k` and `to_v` in cross-attention; where text and image attend to both (Stable
-Diffusion 3, Flux's double blocks) `add_k_proj` and `add_v_proj`. Flux's single blocks have one
-sequence for both and no projection of the text's own.
+These projections are `to_k` and `to_v` in cross-attention, and `add_k_proj` and `add_v_proj` in
+joint attention (Stable Diffusion 3, Flux's double blocks). Flux's single blocks have one sequence
+for text and image, and no projection of the text alone.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _CROSS, _JOINT = ("to_k", "to_v"), ("add_k_proj", "add_v_proj")
 
 
 def text_projections(attention: Sequence[tuple[str, nn.Module]]) -> dict[str, nn.Linear]:
-    """The text's projections in what `Family.cross_attention` gives, by their denoiser's names.
+    """The text's projections in the modules of `Family.cross_attention`, by path in the denoiser.
 
-    Raises ValueError for one that is fused with others, or is no plain linear layer: what stands
-    in its place (adapters, quantised weights) may not go through the layer's own forward.
+    Raises ValueError for a projection that is fused with others or is not a plain linear layer:
+    its replacement (adapters, quantised weights) may not run the layer's forward.
     """
     require_unfused(attention)
     projections: dict[str, nn.Linear] = {}
@@ -40,10 +40,10 @@ def text_projections(attention: Sequence[tuple[str, nn.Module]]) -> dict[str, nn
 
 
 def overlaid_layers(network: nn.Module, bank: OverlayBank) -> dict[str, nn.Linear | nn.Conv2d]:
-    """The layers of `network` that the overlays of `bank` are on, by path.
+    """The layers of `network` that the overlays of `bank` change, by path.
 
-    Raises ValueError for a layer that the network does not have, that is no plain linear or
-    convolution layer, or that is of another shape.
+    Raises ValueError for a layer that the network does not have, that is not a plain linear or
+    convolution layer, or that has another shape.
     """
     layers = {}
     for name in bank.layers:
@@ -60,7 +60,7 @@ def overlaid_layers(network: nn.Module, bank: OverlayBank) -> dict[str, nn.Linea
 
 
 def require_plain(name: str, network: nn.Module, path: str) -> None:
-    """Raise UnsupportedModel for a layer that is there, and cannot be overlaid."""
+    """Raise UnsupportedModel for a layer that exists but cannot be overlaid."""
     try:
         module = network.get_submodule(path)
     except AttributeError:
@@ -69,7 +69,7 @@ def require_plain(name: str, network: nn.Module, path: str) -> None:
 
 
 def require_unfused(attention: Sequence[tuple[str, nn.Module]]) -> None:
-    """Raise ValueError for attention whose projections are fused: its own are not run then."""
+    """Raise UnsupportedModel for fused projections, with which the separate layers do not run."""
     for name, module in attention:
         if getattr(module, "fused_projections", False):
             raise UnsupportedModel(
@@ -86,17 +86,18 @@ def _plain(name: str, layer: Any) -> nn.Linear | nn.Conv2d:
         )
     if type(layer.weight) is not nn.Parameter or not layer.weight.is_floating_point():
         raise UnsupportedModel(
-            f"{name} has quantised weights and cannot be overlaid: load the model without"
+            f"{name} has quantised weights and cannot be overlaid: load the model without "
+            "quantisation"
         )
-    found: nn.Linear | nn.Conv2d = layer
-    return found
+    plain: nn.Linear | nn.Conv2d = layer
+    return plain
 
 
 class OverlaySeam:
     """Overlays on the layers of one network, for the rows that `carry` names. A `RowSeam`.
 
-    The bank's layers are hooked while it has guards; a forward none of whose rows carries one goes
-    by without work. Not thread-safe.
+    The layers of the overlays are hooked; the hooks do nothing in a forward without an overlaid
+    row. Not thread-safe.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -106,12 +107,13 @@ class OverlaySeam:
         self._table: Tensor | None = None
         self._pairs: Mapping[str, Pairs] = {}
         self._rows = 0
-        self._met: set[str] = set()
-        self._read: dict[int, tuple[Tensor, Tensor]] = {}
+        self._reached: set[str] = set()
+        self._coordinates_of: dict[int, tuple[Tensor, Tensor]] = {}
+        """Group → the states that its layers were given, and their coordinates."""
 
     def install(self, overlays: Mapping[str, Overlay]) -> None:
-        """Overlay these from now on, by guard. Raises ValueError, and installs nothing, where they
-        are not of the network's layers."""
+        """Replace the overlays, by guard name. Raises ValueError, and changes nothing, for layers
+        that the network does not have."""
         device = next(self._network.parameters()).device
         bank = OverlayBank(overlays, device)
         layers = overlaid_layers(self._network, bank)
@@ -120,10 +122,10 @@ class OverlaySeam:
         for name, layer in layers.items():
             self._handles.append(layer.register_forward_hook(self._hook(name)))
         if layers:
-            self._handles.append(self._network.register_forward_hook(self._behind))
+            self._handles.append(self._network.register_forward_hook(self._after_forward))
 
     def remove(self) -> None:
-        """Take every hook off again: the network is as it was."""
+        """Take every hook off the network."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -138,27 +140,28 @@ class OverlaySeam:
         return self._bank.names
 
     def carry(self, rows: Sequence[Sequence[RowGuard]], source: Tensor) -> None:
-        """Let the rows that are run be overlaid by these guards; run row i is of `rows[source[i]]`.
+        """Overlay the network's rows by these guards; row i of the network is one of
+        `rows[source[i]]`.
 
-        Conditional, unconditional and extra rows of a request alike: one edited model runs it.
-        Guards without an overlay here are left out.
+        The conditional, unconditional and extra rows of a request have the same overlays: one
+        edited model runs the request. Guards without an overlay in this network are ignored.
         """
-        here = [[guard for guard in row if guard.name in self._bank] for row in rows]
+        overlaying = [[guard for guard in row if guard.name in self._bank] for row in rows]
         self._table = None
-        if any(here):
-            self._table = self._bank.strengths(here, source.device)[source]
+        if any(overlaying):
+            self._table = self._bank.strengths(overlaying, source.device)[source]
 
     def enter(self, rows: Tensor) -> None:
-        """The forward that follows holds these, `[n]`, of the rows that are run."""
+        """See RowSeam."""
         self.leave()
         if self._table is not None:
             self._pairs, self._rows = self._bank.pairs(self._table[rows]), len(rows)
 
     def leave(self) -> None:
-        """No forward that follows is the seam's business."""
+        """See RowSeam."""
         self._pairs = {}
-        self._met.clear()
-        self._read.clear()
+        self._reached.clear()
+        self._coordinates_of.clear()
 
     def _hook(self, layer: str) -> Any:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
@@ -168,25 +171,26 @@ class OverlaySeam:
             states = inputs[0]
             if len(states) != self._rows:
                 raise Unfollowed(f"{layer} does not hold the rows of its forward: {states.shape}")
-            self._met.add(layer)
+            self._reached.add(layer)
             coordinates = self._coordinates(layer, states, pairs, module)
             return self._bank.added(layer, output, coordinates, pairs, module)
 
         return hook
 
     def _coordinates(self, layer: str, states: Tensor, pairs: Pairs, module: nn.Module) -> Tensor:
-        """Read once for all layers of a group that are given the very same states."""
+        """The coordinates of `states`, computed once for all layers of a group that are given the
+        same tensor."""
         group = self._bank.group(layer)
-        known = self._read.get(group)
-        if known is None or known[0] is not states:
-            known = states, self._bank.coordinates(layer, states, pairs, module)
-            self._read[group] = known
-        return known[1]
+        cached = self._coordinates_of.get(group)
+        if cached is None or cached[0] is not states:
+            cached = states, self._bank.coordinates(layer, states, pairs, module)
+            self._coordinates_of[group] = cached
+        return cached[1]
 
-    def _behind(self, *_forward: Any) -> None:
-        """A forward that went past a hook (adapters loaded since, layers that are skipped) was not
-        overlaid."""
-        if missed := sorted({*self._pairs} - self._met):
+    def _after_forward(self, *_forward: Any) -> None:
+        """Raise Unfollowed if a forward bypassed a hook (adapters loaded since, skipped layers):
+        it was not overlaid."""
+        if missed := sorted({*self._pairs} - self._reached):
             raise Unfollowed(f"{missed[0]} was not run in a forward that it is overlaid in")
         self.leave()
 
@@ -195,13 +199,13 @@ class OverlaySeam:
 def recorded(
     attention: Sequence[tuple[str, nn.Module]],
 ) -> Iterator[dict[str, list[Tensor]]]:
-    """What every projection of the text reads in the forwards inside: layer → `[rows, tokens, in]`,
-    one a forward. Layers that are given the very same tensor have the very same one here."""
-    found: dict[str, list[Tensor]] = {}
+    """The inputs of every projection of the text in the forwards inside the context: layer →
+    `[rows, tokens, in]`, one a forward. Layers that are given the same tensor share it here."""
+    inputs_of: dict[str, list[Tensor]] = {}
 
     def hook(name: str) -> Any:
         def record(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            found.setdefault(name, []).append(inputs[0])
+            inputs_of.setdefault(name, []).append(inputs[0])
 
         return record
 
@@ -210,7 +214,7 @@ def recorded(
         for name, layer in text_projections(attention).items()
     ]
     try:
-        yield found
+        yield inputs_of
     finally:
         for handle in handles:
             handle.remove()

@@ -43,7 +43,7 @@ def served(plans: ImagePlans, family: Family, policy: str, guidance: float) -> T
                 steps=STEPS,
                 guidance=guidance,
                 guards=plans[policy].rows(),
-                beginning=GivenNoise(own),
+                initial=GivenNoise(own),
             )
             for prompt, seed, own in zip(PROMPTS, SEEDS, noise(family), strict=True)
         ]

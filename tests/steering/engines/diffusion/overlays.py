@@ -1,4 +1,4 @@
-"""Overlays drawn at random for any family, and the same edits made in its weights."""
+"""Random overlays for any family, and the same edits in its weights."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from steering.engines.diffusion.seams.projections import text_projections
 from steering.images.conditioning import Conditioning
 from steering.images.embedding import Refinement
 from steering.images.projection import Overlay
-from tests.steering.engines.diffusion.guards import Push
+from tests.steering.engines.diffusion.guards import ShiftGuards
 
 SCALE = 0.3
 
 
-def drawn_overlay(family: Family, seed: int, *, rank: int = 2) -> Overlay:
-    """One group for each attention module: its two projections read the same."""
-    draw = torch.Generator().manual_seed(seed)
+def random_overlay(family: Family, seed: int, *, rank: int = 2) -> Overlay:
+    """With one group for each attention module, whose two projections read the same states."""
+    generator = torch.Generator().manual_seed(seed)
     groups: dict[str, list[str]] = {}
     layers = text_projections(family.cross_attention())
     for name in layers:
         groups.setdefault(name.rpartition(".")[0], []).append(name)
     reads = {
-        group: SCALE * torch.randn(rank, layers[names[0]].in_features, generator=draw)
+        group: SCALE * torch.randn(rank, layers[names[0]].in_features, generator=generator)
         for group, names in groups.items()
     }
     writes = {
-        name: SCALE * torch.randn(rank, layer.out_features, generator=draw)
+        name: SCALE * torch.randn(rank, layer.out_features, generator=generator)
         for name, layer in layers.items()
     }
     return Overlay(groups, reads, writes)
@@ -45,8 +45,8 @@ def edit(family: Family, overlay: Overlay, strength: float) -> None:
             weight.data = (weight.data.double() + strength * delta).to(weight.dtype)
 
 
-class Covers(Push):
-    """Guards with an overlay each; they look as `Push` does."""
+class OverlaidGuards(ShiftGuards):
+    """Guards with an overlay each, and the scores of `ShiftGuards`."""
 
     def __init__(self, overlays: Sequence[Overlay], *names: str) -> None:
         super().__init__(*names)

@@ -1,4 +1,4 @@
-"""Steps of a pipeline that somebody else calls: guards act in them as they do in the engine."""
+"""Steps of a pipeline that a caller runs: guards act in them as in the engine."""
 
 from __future__ import annotations
 
@@ -25,13 +25,14 @@ from steering.engines.errors import Unfollowed
 from steering.hidden.rows import RowGuard
 from steering.images.stacks import ImageStacks
 from tests.steering.engines.diffusion import tiny
-from tests.steering.engines.diffusion.guards import Push, carried
-from tests.steering.engines.diffusion.test_attachment import built, call, quiet
-from tests.steering.engines.diffusion.test_engine import Repel, stacked
-from tests.steering.engines.diffusion.test_engine_latents import LAST, Sponge
+from tests.steering.engines.diffusion.guards import RepelGuards, ShiftGuards, carried
+from tests.steering.engines.diffusion.latent_guards import LAST, FillGuards
+from tests.steering.engines.diffusion.running import stacked
+from tests.steering.engines.diffusion.test_attachment import call, quiet
+from tests.steering.engines.diffusion.tiny import shared
 
 NAMES = [name for name in tiny.PIPELINES if name != "flux, not distilled"]
-"""Of the other one guidance is another argument of the call."""
+"""In the other one guidance is another argument of the call."""
 STEPS = 4
 
 
@@ -45,11 +46,11 @@ def without_gradients() -> Iterator[None]:
 def attached(
     family: Family, stacks: ImageStacks, *guards: RowGuard
 ) -> Iterator[PipelineAttachment]:
-    made = PipelineAttachment(family, stacks, guards, quiet)
+    attachment = PipelineAttachment(family, stacks, guards, quiet)
     try:
-        yield made
+        yield attachment
     finally:
-        made.remove()
+        attachment.remove()
 
 
 def served(family: Family, stacks: ImageStacks, guards: Sequence[RowGuard]) -> Tensor:
@@ -70,42 +71,42 @@ def near(got: Tensor, expected: Tensor) -> bool:
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "flux"])
 def test_a_guidance_guard_does_what_it_does_in_the_engine(name: str) -> None:
-    family = built(name)
-    stacks, guards = stacked(Repel(family, "a dog", "red")), [carried("a dog", strength=0.5)]
+    family = shared(name)
+    stacks, guards = stacked(RepelGuards(family, "a dog", "red")), [carried("a dog", strength=0.5)]
     bare = call(family, "a knife", num_inference_steps=STEPS)
-    with attached(family, stacks, *guards) as made:
+    with attached(family, stacks, *guards) as attachment:
         got = call(family, "a knife", num_inference_steps=STEPS)
-        assert made.readings(0)["a dog"].fired
+        assert attachment.readings(0)["a dog"].fired
     assert near(got, served(family, stacks, guards)) and not near(got, bare)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_latent_guard_does_what_it_does_in_the_engine(name: str) -> None:
-    family = built(name)
-    sponge = Sponge("p", channels=family.channels, value=2.0)
-    stacks, guards = stacked(latents=[sponge]), [carried("p", strength=0.5)]
+    family = shared(name)
+    fill_guards = FillGuards("p", channels=family.channels, value=2.0)
+    stacks, guards = stacked(latents=[fill_guards]), [carried("p", strength=0.5)]
     bare = call(family, "a knife", num_inference_steps=STEPS)
-    with attached(family, stacks, *guards) as made:
+    with attached(family, stacks, *guards) as attachment:
         got = call(family, "a knife", num_inference_steps=STEPS)
-        reading = made.readings(0)["p"]
+        reading = attachment.readings(0)["p"]
         assert reading.fired and reading.steps and reading.after is not None and reading.area
-        assert set(made.masks(0)) == {"p"}
+        assert set(attachment.masks(0)) == {"p"}
     assert near(got, served(family, stacks, guards)) and not near(got, bare)
 
 
 @pytest.mark.parametrize("name", ["emoji", "stable diffusion xl", "stable diffusion 3", "wan"])
 def test_rows_in_which_nothing_acts_keep_the_pipelines_bits(name: str) -> None:
-    family = built(name)
+    family = shared(name)
     calls = {"num_inference_steps": STEPS}
     bare = call(family, ["a knife", "a cat"], **calls)
     # on a CPU each row is scored by itself: the first, then the second
     scores = cycle([torch.tensor([1.0]), torch.tensor([-9.0])])
-    fires = Sponge("p", channels=family.channels, looks=LAST, score=lambda _x: next(scores))
-    with attached(family, stacked(latents=[fires]), RowGuard("p", 0.0, 1.0)) as made:
+    fires = FillGuards("p", channels=family.channels, schedule=LAST, score=lambda _x: next(scores))
+    with attached(family, stacked(latents=[fires]), RowGuard("p", 0.0, 1.0)) as attachment:
         got = call(family, ["a knife", "a cat"], **calls)
-        assert made.flags()[0] == [True, False]
+        assert attachment.flags()[0] == [True, False]
     assert torch.equal(got[1], bare[1]) and not torch.equal(got[0], bare[0])
-    silent = Sponge("p", channels=family.channels)
+    silent = FillGuards("p", channels=family.channels)
     with attached(family, stacked(latents=[silent]), carried("p", fires=False)):
         assert torch.equal(call(family, ["a knife", "a cat"], **calls), bare)
     assert torch.equal(call(family, ["a knife", "a cat"], **calls), bare)
@@ -115,7 +116,7 @@ def test_a_scheduler_that_looks_back_goes_on_from_what_was_written() -> None:
     family = tiny.built("stable diffusion")
     pipeline = family.pipeline
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
-    stacks, guards = stacked(latents=[Sponge("p", channels=family.channels)]), [carried("p")]
+    stacks, guards = stacked(latents=[FillGuards("p", channels=family.channels)]), [carried("p")]
     with attached(family, stacks, *guards):
         got = call(family, "a knife", num_inference_steps=STEPS)
     assert near(got, served(family, stacks, guards))
@@ -125,7 +126,7 @@ def test_calls_that_cannot_be_followed_are_refused() -> None:
     family = tiny.built("stable diffusion")
     config = family.pipeline.scheduler.config
     family.pipeline.scheduler = DDIMScheduler.from_config(config, clip_sample=False)
-    stacks = stacked(Push("g"), latents=[Sponge("p", channels=family.channels)])
+    stacks = stacked(ShiftGuards("g"), latents=[FillGuards("p", channels=family.channels)])
     with attached(family, stacks, carried("p")):
         with pytest.raises(Unfollowed, match="eta"):
             call(family, "a knife", eta=0.5)
@@ -143,7 +144,7 @@ def test_calls_that_cannot_be_followed_are_refused() -> None:
     ):
         call(family, "a knife")
     family.pipeline.scheduler = scheduler
-    guided = stacked(Repel(family, "a dog"))
+    guided = stacked(RepelGuards(family, "a dog"))
     with (
         attached(family, guided, carried("a dog")),
         pytest.raises(Unfollowed, match="acts on guidance"),
@@ -153,19 +154,21 @@ def test_calls_that_cannot_be_followed_are_refused() -> None:
 
 def test_another_size_than_the_pipelines_own_is_followed() -> None:
     family = tiny.built("stable diffusion")
-    stacks, guards = stacked(latents=[Sponge("p", channels=family.channels)]), [carried("p")]
+    stacks, guards = stacked(latents=[FillGuards("p", channels=family.channels)]), [carried("p")]
     size: dict[str, Any] = {"height": 2 * family.height, "width": family.width}
-    with attached(family, stacks, *guards) as made:
+    with attached(family, stacks, *guards) as attachment:
         call(family, "a knife", num_inference_steps=STEPS, **size)
-        mask = made.masks(0)["p"]
+        mask = attachment.masks(0)["p"]
     assert mask.shape[0] == 2 * mask.shape[1]
 
 
-def test_leaving_leaves_nothing_behind() -> None:
+def test_removal_restores_pipeline_and_denoiser() -> None:
     family = tiny.built("emoji")
     call(family, "a knife")
     step, attributes = family.pipeline.scheduler.step, dict(vars(family.pipeline))
-    stacks = stacked(Repel(family, "a dog"), latents=[Sponge("p", channels=family.channels)])
+    stacks = stacked(
+        RepelGuards(family, "a dog"), latents=[FillGuards("p", channels=family.channels)]
+    )
     with attached(family, stacks, carried("p"), replace(carried("a dog"), strength=0.1)):
         call(family, "a knife")
     assert family.pipeline.scheduler.step == step and vars(family.pipeline) == attributes
@@ -173,11 +176,11 @@ def test_leaving_leaves_nothing_behind() -> None:
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in modules)
 
 
-def test_timesteps_of_a_calls_own_are_refused() -> None:
+def test_timesteps_that_a_call_sets_are_refused() -> None:
     family = tiny.built("stable diffusion")
     config = family.pipeline.scheduler.config
     family.pipeline.scheduler = EulerDiscreteScheduler.from_config(config)
-    stacks = stacked(latents=[Sponge("p", channels=family.channels)])
+    stacks = stacked(latents=[FillGuards("p", channels=family.channels)])
     with (
         attached(family, stacks, carried("p")),
         pytest.raises(Unfollowed, match="timesteps or sigmas"),

@@ -1,4 +1,4 @@
-"""Which rows go through which forward, and that each comes back with its own bits."""
+"""The rows of each forward; each row comes back with the bits of its own inputs."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from steering.engines.diffusion.forwards import Forwards
 from steering.images.conditioning import Conditioning
 
 
-class Adds:
-    """A network whose output is the sum of its inputs, with an error where a size has one."""
+class SumNetwork:
+    """A network whose output is the sum of its inputs, with an error at the sizes `wrong`."""
 
     def __init__(self, wrong: tuple[int, ...] = ()) -> None:
         self.sizes: list[int] = []
@@ -29,24 +29,24 @@ class Adds:
 
 
 def rows(count: int) -> Any:
-    draw = torch.Generator().manual_seed(count)
-    text = torch.randn(count, 2, 2, generator=draw)
+    generator = torch.Generator().manual_seed(count)
+    text = torch.randn(count, 2, 2, generator=generator)
     return (
-        torch.randn(count, 1, 2, 2, generator=draw),
-        torch.randn(count, generator=draw),
+        torch.randn(count, 1, 2, 2, generator=generator),
+        torch.randn(count, generator=generator),
         Conditioning({"text": text}, {"text": torch.ones(count, 2).bool()}),
-        torch.randn(count, generator=draw),
+        torch.randn(count, generator=generator),
     )
 
 
 @pytest.mark.parametrize("wrong", [(), (6,)])
 @pytest.mark.parametrize("size", [2, 4, None])
 def test_rows_come_back_in_order_with_their_own(size: int | None, wrong: tuple[int, ...]) -> None:
-    forwards = Forwards(Adds(wrong if size == 4 else ()), size)  # type: ignore[arg-type]
+    forwards = Forwards(SumNetwork(wrong if size == 4 else ()), size)  # type: ignore[arg-type]
     for count in range(1, 19):
-        given = rows(count)
-        expected = Adds().predict(*given).float()
-        assert torch.equal(forwards(*given), expected)
+        inputs = rows(count)
+        expected = SumNetwork().predict(*inputs).float()
+        assert torch.equal(forwards(*inputs), expected)
 
 
 @pytest.mark.parametrize(
@@ -65,8 +65,8 @@ def test_rows_come_back_in_order_with_their_own(size: int | None, wrong: tuple[i
         (16, [4, 4, 4, 4]),
     ],
 )
-def test_little_is_filled_up(count: int, sizes: list[int]) -> None:
-    network = Adds()
+def test_forwards_are_filled_up_as_little_as_possible(count: int, sizes: list[int]) -> None:
+    network = SumNetwork()
     forwards = Forwards(network, 4)  # type: ignore[arg-type]
     forwards(*rows(6))
     # both sizes were tried, then the larger one was taken
@@ -76,8 +76,8 @@ def test_little_is_filled_up(count: int, sizes: list[int]) -> None:
     assert network.sizes == sizes
 
 
-def test_a_larger_forward_of_other_bits_is_not_taken() -> None:
-    network = Adds(wrong=(6,))
+def test_a_larger_forward_with_other_bits_is_not_used() -> None:
+    network = SumNetwork(wrong=(6,))
     forwards = Forwards(network, 4)  # type: ignore[arg-type]
     forwards(*rows(6))
     network.sizes.clear()
@@ -86,36 +86,36 @@ def test_a_larger_forward_of_other_bits_is_not_taken() -> None:
     assert network.sizes == [4, 4, 4, 4, 4]
 
 
-def test_no_size_takes_all_at_once() -> None:
-    network = Adds()
+def test_without_a_size_all_rows_run_at_once() -> None:
+    network = SumNetwork()
     Forwards(network, None)(*rows(7))  # type: ignore[arg-type]
     assert network.sizes == [7]
 
 
-class Listens:
-    """Remembers which rows came in, and what it was told when all was over."""
+class RecordingSeam:
+    """Records the rows of each forward, and the end."""
 
     def __init__(self) -> None:
-        self.heard: list[list[int]] = []
+        self.events: list[list[int]] = []
 
     def enter(self, rows: Tensor) -> None:
-        self.heard.append(rows.tolist())
+        self.events.append(rows.tolist())
 
     def leave(self) -> None:
-        self.heard.append([])
+        self.events.append([])
 
 
 def test_seams_are_told_which_rows_a_forward_holds() -> None:
-    seam = Listens()
-    Forwards(Adds((6,)), 4, [seam])(*rows(6))  # type: ignore[arg-type, list-item]
+    seam = RecordingSeam()
+    Forwards(SumNetwork((6,)), 4, [seam])(*rows(6))  # type: ignore[arg-type, list-item]
     # the first three find out whether six rows may go together: they may not
     tried = [[0, 1, 2, 3], [4, 5, 5, 5], [0, 1, 2, 3, 4, 5]]
-    assert seam.heard == [*tried, [0, 1, 2, 3], [4, 5, 5, 5], []]
+    assert seam.events == [*tried, [0, 1, 2, 3], [4, 5, 5, 5], []]
 
 
 def test_seams_are_told_of_the_end_where_the_network_fails() -> None:
-    seam = Listens()
-    given = rows(2)
+    seam = RecordingSeam()
+    inputs = rows(2)
     with pytest.raises(IndexError):
-        Forwards(Adds(), 4, [seam])(given[0], given[1], given[2], torch.zeros(0))  # type: ignore[arg-type, list-item]
-    assert seam.heard[-1] == []
+        Forwards(SumNetwork(), 4, [seam])(inputs[0], inputs[1], inputs[2], torch.zeros(0))  # type: ignore[arg-type, list-item]
+    assert seam.events[-1] == []

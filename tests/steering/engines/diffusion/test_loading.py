@@ -1,4 +1,4 @@
-"""Pipelines are read from safetensors, whole, and what cannot be read is said in one line."""
+"""Pipelines are loaded from complete safetensors; the error of any other is one line."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def folder(saved: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(saved, tmp_path / "pipeline"))
 
 
-def drawn(pipeline: Any) -> Any:
+def generated(pipeline: Any) -> Any:
     engine = DiffusionEngine(family_of(pipeline), capacity=1)
     engine.start([ImageStart("a knife", seed=1, steps=2, guidance=3.0)])
     while not engine.step():
@@ -57,7 +57,7 @@ def test_a_pipeline_is_loaded_as_it_was_saved(folder: Path) -> None:
     assert tiny.weights_hash(pipeline) == tiny.weights_hash(original)
     parts = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
     assert len(parts) == 3 and not any(part.training for part in parts)
-    assert np.array_equal(drawn(pipeline), drawn(original))
+    assert np.array_equal(generated(pipeline), generated(original))
 
 
 def test_several_encoders_and_transformers_are_loaded(tmp_path: Path) -> None:
@@ -70,9 +70,9 @@ def test_several_encoders_and_transformers_are_loaded(tmp_path: Path) -> None:
 
 def test_the_autoencoder_stays_in_full_precision(folder: Path) -> None:
     halved = load_pipeline(str(folder), dtype="bfloat16", device="cpu")
-    own, full = {torch.bfloat16}, {torch.float32}
-    assert dtypes(halved) == {"text_encoder": own, "unet": own, "vae": full}
-    assert drawn(halved).shape == (1, 32, 32, 3)
+    half, full = {torch.bfloat16}, {torch.float32}
+    assert dtypes(halved) == {"text_encoder": half, "unet": half, "vae": full}
+    assert generated(halved).shape == (1, 32, 32, 3)
     auto = load_pipeline(str(folder), dtype="auto", device="cpu")
     assert set().union(*dtypes(auto).values()) == full
 

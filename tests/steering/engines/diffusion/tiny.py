@@ -1,9 +1,10 @@
-"""Random pipelines of every family, small enough for a test; each fresh and from a fixed seed."""
+"""Random pipelines of every family, small enough for a test, each from a fixed seed."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -135,7 +136,7 @@ def _plain(text_encoder: Any, tokens: Any, unet: Any, vae: Any, scheduler: Any) 
 
 
 def emoji() -> Any:
-    """Of the shape of the project's own: a BERT encoder with its mask, a patch autoencoder."""
+    """As the project's pipeline: a BERT encoder with its mask, and a patch autoencoder."""
     config = BertConfig(
         vocab_size=len(WORDS) + 4,
         hidden_size=32,
@@ -318,8 +319,14 @@ def built(name: str) -> Family:
     return family
 
 
+@cache
+def shared(name: str) -> Family:
+    """The family of `built`, one for all tests that leave it unchanged."""
+    return built(name)
+
+
 def _loosen(pipeline: Any) -> None:
-    """Weights that are zero or one at first would hide what does not reach the image."""
+    """Perturb constant weights (zeros, ones): inputs must have an effect on the image."""
     for component in pipeline.components.values():
         if isinstance(component, nn.Module):
             for parameter in component.parameters():

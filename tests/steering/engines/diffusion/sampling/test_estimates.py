@@ -1,4 +1,4 @@
-"""What a step's prediction says of the finished image, beside what was put into the sample."""
+"""Estimates of the finished image, compared with the image in the sample."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.steering.engines.diffusion.sampling.test_samplers import FIT, arrange
 def true_output(
     kind: str, schedule: Schedule, clean: torch.Tensor, noise: torch.Tensor
 ) -> torch.Tensor:
-    """What a network that knows everything would say, at each evaluation."""
+    """The output of a perfect network at each evaluation."""
     if kind == "epsilon":
         return noise
     if kind == "v_prediction":
@@ -38,13 +38,13 @@ def test_a_perfect_prediction_gives_the_image_back(name: str, steps: int) -> Non
     torch.testing.assert_close(p * sample + q * output, clean, rtol=2e-3, atol=2e-3)
 
 
-def test_a_network_that_predicts_the_image_is_taken_at_its_word() -> None:
+def test_the_prediction_of_an_image_is_the_estimate() -> None:
     scheduler = DDIMScheduler(clip_sample=False, prediction_type="sample")
     p, q = clean_coefficients(scheduler, probe(scheduler, arrange, 5))
     assert not p.any() and (q == 1).all()
 
 
-def test_where_there_is_noise_alone_nothing_is_told() -> None:
+def test_pure_noise_has_no_estimate() -> None:
     scheduler = EulerDiscreteScheduler()
     schedule = probe(scheduler, arrange, 4)
     schedule = replace(schedule, signal=schedule.signal * 0)
@@ -52,7 +52,7 @@ def test_where_there_is_noise_alone_nothing_is_told() -> None:
     assert not p.any() and not q.any()
 
 
-def test_noise_of_which_no_image_can_be_told_is_not_looked_at() -> None:
+def test_evaluations_without_an_estimate_are_not_whole() -> None:
     scheduler = DDIMScheduler(clip_sample=False)
     schedule = probe(scheduler, arrange, 4)
     blind = replace(schedule, signal=schedule.signal * torch.tensor([0.0, 1, 1, 1]))
@@ -60,7 +60,7 @@ def test_noise_of_which_no_image_can_be_told_is_not_looked_at() -> None:
     assert estimates_of(scheduler, blind).whole.tolist() == [False, True, True, True]
 
 
-def test_another_reading_than_the_schedulers_is_refused() -> None:
+def test_a_prediction_type_that_the_steps_contradict_is_refused() -> None:
     scheduler = DPMSolverMultistepScheduler(prediction_type="epsilon")
     schedule = probe(scheduler, arrange, 8)
     other = DPMSolverMultistepScheduler(prediction_type="v_prediction")

@@ -1,4 +1,4 @@
-"""Schedules read backwards, with a network that is smooth and known."""
+"""Inverted schedules, with a smooth network of known output."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from steering.engines.diffusion.sampling.samplers import Schedule, probe
 from tests.steering.engines.diffusion.sampling.test_samplers import FIT, arrange
 
 
-def gone(schedule: Schedule, sample: Tensor, slope: float) -> Tensor:
-    """The samples that the tables lead through, the last of them."""
+def final_sample(schedule: Schedule, sample: Tensor, slope: float) -> Tensor:
+    """The last sample of a schedule."""
     carry = torch.zeros_like(sample)
     for i in range(len(schedule)):
         time = schedule.timestep[i] / 1000
@@ -27,14 +27,16 @@ def gone(schedule: Schedule, sample: Tensor, slope: float) -> Tensor:
 
 
 @pytest.mark.parametrize("name", FIT)
-def test_what_was_inverted_is_drawn_back(name: str) -> None:
+def test_generation_from_inverted_noise_gives_the_image_back(name: str) -> None:
     schedule = first_order(FIT[name], probe(FIT[name], arrange, 20))
     image = torch.randn(100, generator=torch.Generator().manual_seed(0))
-    noise = gone(inverse(schedule), image, 0.1)
+    noise = final_sample(inverse(schedule), image, 0.1)
     assert len(inverse(schedule)) == 2 * len(schedule) == 40
-    away = (gone(schedule, noise, 0.1) - image).abs().max()
+    away = (final_sample(schedule, noise, 0.1) - image).abs().max()
     assert away < 0.1
-    assert (gone(schedule, noise, 0.2) - image).abs().max() > 10 * away, "the network matters"
+    assert (final_sample(schedule, noise, 0.2) - image).abs().max() > 10 * away, (
+        "the network matters"
+    )
 
 
 @pytest.mark.parametrize("name", ["dpm++ 2m", "heun"])
@@ -43,11 +45,11 @@ def test_steps_of_first_order_end_where_those_of_the_scheduler_do(name: str) -> 
     single = first_order(FIT[name], whole)
     assert len(single) == 200 and not single.next_sample.any() and not single.next_output.any()
     noise = torch.randn(100, generator=torch.Generator().manual_seed(0)) * whole.initial
-    expected = gone(whole, noise, 0.5)
-    assert (gone(single, noise, 0.5) - expected).abs().max() < 0.02 * expected.abs().max()
+    expected = final_sample(whole, noise, 0.5)
+    assert (final_sample(single, noise, 0.5) - expected).abs().max() < 0.02 * expected.abs().max()
 
 
-def test_a_schedule_that_does_not_look_back_is_its_own() -> None:
+def test_a_first_order_schedule_is_returned_unchanged() -> None:
     schedule = probe(FIT["ddim"], arrange, 5)
     assert first_order(FIT["ddim"], schedule) is schedule
 

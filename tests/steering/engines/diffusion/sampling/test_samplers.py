@@ -1,4 +1,4 @@
-"""Tables made of schedulers: beside the schedulers themselves, row by row."""
+"""Schedulers as tables, compared with the schedulers themselves, row by row."""
 
 from __future__ import annotations
 
@@ -53,26 +53,26 @@ def arrange(scheduler: Any, steps: int) -> None:
 
 
 def reference(scheduler: Any, steps: int, noise: Tensor, outputs: Tensor) -> Tensor:
-    """The scheduler's own way from noise to sample, as a pipeline goes it."""
-    own = copy.deepcopy(scheduler)
-    own.set_timesteps(steps)
-    sample = noise * getattr(own, "init_noise_sigma", 1.0)
-    for time, output in zip(own.timesteps, outputs, strict=True):
-        if hasattr(own, "scale_model_input"):
-            own.scale_model_input(sample, time)
-        sample = own.step(output, time, sample, return_dict=False)[0]
+    """The sample that the scheduler makes of noise, run as by a pipeline."""
+    running = copy.deepcopy(scheduler)
+    running.set_timesteps(steps)
+    sample = noise * getattr(running, "init_noise_sigma", 1.0)
+    for time, output in zip(running.timesteps, outputs, strict=True):
+        if hasattr(running, "scale_model_input"):
+            running.scale_model_input(sample, time)
+        sample = running.step(output, time, sample, return_dict=False)[0]
     return sample
 
 
 @pytest.mark.parametrize("name", FIT)
 def test_rows_of_any_number_of_steps_share_a_step(name: str) -> None:
-    scheduler, draw = FIT[name], torch.Generator().manual_seed(0)
+    scheduler, generator = FIT[name], torch.Generator().manual_seed(0)
     sampler = Sampler(scheduler, arrange)
     counts = (3, 20, 7)
     schedules = [sampler.schedule(steps) for steps in counts]
-    noise = torch.randn(3, 1, 2, 4, 4, generator=draw)
-    outputs = [torch.randn(len(own), 1, 2, 4, 4, generator=draw) for own in schedules]
-    initial = torch.tensor([own.initial for own in schedules])
+    noise = torch.randn(3, 1, 2, 4, 4, generator=generator)
+    outputs = [torch.randn(len(s), 1, 2, 4, 4, generator=generator) for s in schedules]
+    initial = torch.tensor([schedule.initial for schedule in schedules])
     sample = noise[:, 0] * initial.view(-1, 1, 1, 1)
     carry = torch.zeros_like(sample)
     for step in range(max(map(len, schedules))):
@@ -93,30 +93,30 @@ def test_timesteps_and_input_scales_are_the_schedulers(name: str) -> None:
     sampler.schedule(4)
     at = sampler.offset(9) + torch.arange(len(sampler.schedule(9)))
     timesteps, scales = sampler.inputs(at)
-    own = copy.deepcopy(scheduler)
-    own.set_timesteps(9)
-    assert timesteps.tolist() == own.timesteps.float().tolist()
-    for time, scale in zip(own.timesteps, scales, strict=True):
+    running = copy.deepcopy(scheduler)
+    running.set_timesteps(9)
+    assert timesteps.tolist() == running.timesteps.float().tolist()
+    for time, scale in zip(running.timesteps, scales, strict=True):
         sample = torch.ones(1, 1, 1, 1)
-        if hasattr(own, "scale_model_input"):
-            own._step_index = None
-            sample = own.scale_model_input(sample, time)
-        # a timestep that comes twice (Heun) is found at its second place
+        if hasattr(running, "scale_model_input"):
+            running._step_index = None
+            sample = running.scale_model_input(sample, time)
+        # of a timestep that occurs twice (Heun), the scheduler takes the second
         assert float(scale) == pytest.approx(float(sample))
 
 
 @pytest.mark.parametrize("name", FIT)
-def test_signal_and_noise_are_what_the_sample_is_made_of(name: str) -> None:
+def test_signal_and_noise_are_those_of_the_scheduler(name: str) -> None:
     scheduler = FIT[name]
     schedule = probe(scheduler, arrange, 8)
-    own = copy.deepcopy(scheduler)
-    own.set_timesteps(8)
-    draw = torch.Generator().manual_seed(0)
-    clean, noise = torch.randn(2, len(schedule), 2, 3, 3, generator=draw)
-    if hasattr(own, "scale_noise"):
-        expected = own.scale_noise(clean, own.timesteps, noise)
+    running = copy.deepcopy(scheduler)
+    running.set_timesteps(8)
+    generator = torch.Generator().manual_seed(0)
+    clean, noise = torch.randn(2, len(schedule), 2, 3, 3, generator=generator)
+    if hasattr(running, "scale_noise"):
+        expected = running.scale_noise(clean, running.timesteps, noise)
     else:
-        expected = own.add_noise(clean, noise, own.timesteps)
+        expected = running.add_noise(clean, noise, running.timesteps)
     made = schedule.signal.view(-1, 1, 1, 1) * clean + schedule.noise.view(-1, 1, 1, 1) * noise
     torch.testing.assert_close(made, expected, rtol=1e-5, atol=1e-5 * float(schedule.noise.max()))
     assert (schedule.noise.diff() <= 1e-6).all() and (schedule.signal.diff() >= -1e-6).all()
@@ -154,40 +154,40 @@ def test_probing_leaves_the_scheduler_and_the_random_numbers_alone() -> None:
 
 @pytest.mark.parametrize("skipped", [1, 4, 6])
 @pytest.mark.parametrize("name", FIT)
-def test_a_schedule_may_begin_later_as_in_pipelines_that_start_from_a_image(
+def test_a_schedule_may_begin_later_as_in_pipelines_that_start_from_an_image(
     name: str, skipped: int
 ) -> None:
-    scheduler, draw = FIT[name], torch.Generator().manual_seed(0)
-    own = copy.deepcopy(scheduler)
-    own.set_timesteps(7)
-    first = skipped * own.order
-    image, noise = torch.randn(2, 1, 2, 4, 4, generator=draw)
-    # as stock pipelines do, the noise before it is told where it begins
-    begun = own.timesteps[first : first + 1]
-    if hasattr(own, "scale_noise"):
-        reference = own.scale_noise(image, begun, noise)
+    scheduler, generator = FIT[name], torch.Generator().manual_seed(0)
+    running = copy.deepcopy(scheduler)
+    running.set_timesteps(7)
+    first = skipped * running.order
+    image, noise = torch.randn(2, 1, 2, 4, 4, generator=generator)
+    # as in stock pipelines, noise is added before the begin index is set
+    first_timestep = running.timesteps[first : first + 1]
+    if hasattr(running, "scale_noise"):
+        reference = running.scale_noise(image, first_timestep, noise)
     else:
-        reference = own.add_noise(image, noise, begun)
-    if hasattr(own, "set_begin_index"):
-        own.set_begin_index(first)
+        reference = running.add_noise(image, noise, first_timestep)
+    if hasattr(running, "set_begin_index"):
+        running.set_begin_index(first)
     sampler = Sampler(scheduler, arrange)
     schedule, offset = sampler.schedule(7, skipped), sampler.offset(7, skipped)
-    assert torch.equal(schedule.timestep, own.timesteps[first:].float())
+    assert torch.equal(schedule.timestep, running.timesteps[first:].float())
     whole = sampler.schedule(7)
     assert torch.equal(schedule.signal, whole.signal[first:])
     assert torch.equal(schedule.noise, whole.noise[first:])
     sample = schedule.signal[0] * image + schedule.noise[0] * noise
     torch.testing.assert_close(sample, reference, rtol=1e-4, atol=1e-4)
     carry = torch.zeros_like(sample)
-    for step, time in enumerate(own.timesteps[first:]):
-        output = torch.randn(1, 2, 4, 4, generator=draw)
-        if hasattr(own, "scale_model_input"):
-            own.scale_model_input(reference, time)
-        reference = own.step(output, time, reference, return_dict=False)[0]
+    for step, time in enumerate(running.timesteps[first:]):
+        output = torch.randn(1, 2, 4, 4, generator=generator)
+        if hasattr(running, "scale_model_input"):
+            running.scale_model_input(reference, time)
+        reference = running.step(output, time, reference, return_dict=False)[0]
         sample, carry = sampler.step(torch.tensor([offset + step]), sample, output, carry)
     torch.testing.assert_close(sample, reference, rtol=1e-4, atol=1e-3)
 
 
-def test_more_steps_are_skipped_than_there_are() -> None:
+def test_skipping_all_steps_is_refused() -> None:
     with pytest.raises(ValueError, match="7 of 7 steps cannot be skipped"):
         probe(FIT["ddim"], arrange, 7, 7)

@@ -1,4 +1,4 @@
-"""Attention that is read on its way, beside what the layers themselves compute of it."""
+"""Attention scores, compared with the attention that the layers compute."""
 
 from __future__ import annotations
 
@@ -30,28 +30,28 @@ PLAIN = "a knife on the table"
 def whole_maps() -> Iterator[list[Tensor]]:
     """The softmax of every attention that runs inside, `[rows, heads, queries, keys]`."""
     kept: list[Tensor] = []
-    own = torch.nn.functional.scaled_dot_product_attention
+    original = torch.nn.functional.scaled_dot_product_attention
 
     def kernel(query: Tensor, key: Tensor, value: Tensor, *args: Any, **how: Any) -> Tensor:
         kept.append((query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])).softmax(-1))
-        return own(query, key, value, *args, **how)
+        return original(query, key, value, *args, **how)
 
     torch.nn.functional.scaled_dot_product_attention = kernel  # type: ignore[assignment]
     try:
         yield kept
     finally:
-        torch.nn.functional.scaled_dot_product_attention = own
+        torch.nn.functional.scaled_dot_product_attention = original
 
 
-def reads_of(
+def probes_of(
     family: Family, tokens: slice, others: slice, prompt: str = PLAIN
 ) -> list[AttentionProbe]:
     """Every head of every layer, for some tokens of a prompt."""
     keys = text_keys(family, family.encode([prompt]), 500.0)
     return [
-        AttentionProbe(layer, head, own[tokens, head], own[others, head])
-        for layer, own in keys.items()
-        for head in range(own.shape[1])
+        AttentionProbe(layer, head, states[tokens, head], states[others, head])
+        for layer, states in keys.items()
+        for head in range(states.shape[1])
     ]
 
 
@@ -69,40 +69,40 @@ def test_every_family_has_layers_that_can_be_read(name: str) -> None:
     keys = text_keys(family, family.encode([PLAIN]), 500.0)
     assert keys.keys() == family.readable.keys()
     tokens = len(family.content(PLAIN))
-    assert {own.shape[0] for own in keys.values()} == {tokens}
+    assert {states.shape[0] for states in keys.values()} == {tokens}
 
 
 @pytest.mark.parametrize("name", ["emoji", "pixart", "stable diffusion", "stable diffusion xl"])
 @torch.no_grad()
-def test_a_score_is_the_ratio_of_what_the_layer_attends_to(name: str) -> None:
+def test_a_score_is_the_ratio_of_the_layers_own_attention(name: str) -> None:
     family = tiny.built(name)
-    looked, others = slice(1, 3), slice(3, 6)
-    reads = reads_of(family, looked, others)
-    seam = AttentionSeam(family, reads)
-    given = inputs(family, 2)
-    seam.ask([1] * len(reads), range(len(reads)))
+    tokens_read, others = slice(1, 3), slice(3, 6)
+    probes = probes_of(family, tokens_read, others)
+    seam = AttentionSeam(family, probes)
+    rows = inputs(family, 2)
+    seam.request([1] * len(probes), range(len(probes)))
     seam.enter(torch.arange(2))
     with whole_maps() as maps:
-        family.predict(*given)
-    found = seam.scores()
-    assert found.shape == (len(reads), *family.shape[1:])
+        family.predict(*rows)
+    scores = seam.scores()
+    assert scores.shape == (len(probes), *family.shape[1:])
     tokens = len(family.content(PLAIN))
-    crossing = [own for own in maps if own.shape[-1] == tokens]
+    crossing = [m for m in maps if m.shape[-1] == tokens]
     assert len(crossing) == len(family.readable)
     layers = list(family.readable)
-    for read, score in zip(reads, found, strict=True):
+    for probe, score in zip(probes, scores, strict=True):
         # layers run in another order than they are named in
-        own = [
-            (m[1, read.head, :, looked].sum(-1) / m[1, read.head, :, others].sum(-1)).log()
+        ratios = [
+            (m[1, probe.head, :, tokens_read].sum(-1) / m[1, probe.head, :, others].sum(-1)).log()
             for m in crossing
-            if m.shape[1] > read.head
+            if m.shape[1] > probe.head
         ]
-        places = [values for values in own if values.numel() in (4, 16, 64)]
-        assert any(_same(score, values) for values in places), (layers, read.layer)
+        places = [values for values in ratios if values.numel() in (4, 16, 64)]
+        assert any(_same(score, values) for values in places), (layers, probe.layer)
 
 
 def _same(score: Tensor, values: Tensor) -> bool:
-    """Whether a map on the latents' grid is this one of a layer's places, made finer."""
+    """Whether a map on the latents' grid is that of a layer's places, interpolated."""
     side = round(math.sqrt(values.numel()))
     fine = torch.nn.functional.interpolate(
         values.view(1, 1, side, side), size=score.shape, mode="bilinear", align_corners=False
@@ -111,12 +111,12 @@ def _same(score: Tensor, values: Tensor) -> bool:
 
 
 @torch.no_grad()
-def test_a_image_whose_side_is_no_power_of_two_is_read() -> None:
+def test_an_image_whose_side_is_no_power_of_two_is_read() -> None:
     pipeline = tiny.built("stable diffusion").pipeline
     family = family_of(pipeline, height=18, width=10)
     assert family.shape[1:] == (9, 5)
-    seam = AttentionSeam(family, reads_of(family, slice(1, 3), slice(3, 6)))
-    seam.ask([0] * 2, [0, len(seam._place) - 1])
+    seam = AttentionSeam(family, probes_of(family, slice(1, 3), slice(3, 6)))
+    seam.request([0] * 2, [0, len(seam._index) - 1])
     seam.enter(torch.arange(1))
     family.predict(*inputs(family, 1))
     assert seam.scores().shape == (2, 9, 5)
@@ -126,38 +126,39 @@ def test_a_image_whose_side_is_no_power_of_two_is_read() -> None:
 @torch.no_grad()
 def test_joint_attention_is_read_without_the_images_own_keys() -> None:
     family = tiny.built("stable diffusion 3")
-    looked, others = slice(1, 3), slice(3, 6)
-    reads = reads_of(family, looked, others)
-    seam = AttentionSeam(family, reads)
-    seam.ask([0] * len(reads), range(len(reads)))
+    tokens_read, others = slice(1, 3), slice(3, 6)
+    probes = probes_of(family, tokens_read, others)
+    seam = AttentionSeam(family, probes)
+    seam.request([0] * len(probes), range(len(probes)))
     seam.enter(torch.arange(1))
     latents, times, text, guidance = inputs(family, 1)
     with whole_maps() as maps:
         family.predict(latents, times, text, guidance)
-    # the text stands behind the image, whose queries come first
+    # the tokens of the image come before those of the text
     places = (family.shape[1] // 2) * (family.shape[2] // 2)
     first = maps[0][0, :, :places, places:]
-    for read, score in list(zip(reads, seam.scores(), strict=True))[:2]:
-        own = first[read.head]
-        assert _same(score, (own[:, looked].sum(-1) / own[:, others].sum(-1)).log())
+    for probe, score in list(zip(probes, seam.scores(), strict=True))[:2]:
+        weights = first[probe.head]
+        ratio = weights[:, tokens_read].sum(-1) / weights[:, others].sum(-1)
+        assert _same(score, ratio.log())
 
 
 @pytest.mark.parametrize("name", ["stable diffusion", "stable diffusion 3", "wan"])
 @torch.no_grad()
 def test_fused_projections_give_the_same(name: str) -> None:
     family = tiny.built(name)
-    plain = _scores(family, reads_of(family, slice(0, 2), slice(2, 4)))
+    plain = _scores(family, probes_of(family, slice(0, 2), slice(2, 4)))
     family.denoiser.fuse_qkv_projections()
     assert any(
         hasattr(layer, "to_kv") or hasattr(layer, "to_qkv") for layer in family.readable.values()
     )
-    fused = _scores(family, reads_of(family, slice(0, 2), slice(2, 4)))
+    fused = _scores(family, probes_of(family, slice(0, 2), slice(2, 4)))
     torch.testing.assert_close(fused, plain, rtol=1e-4, atol=1e-4)
 
 
-def _scores(family: Family, reads: list[AttentionProbe]) -> Tensor:
-    seam = AttentionSeam(family, reads)
-    seam.ask([0] * len(reads), range(len(reads)))
+def _scores(family: Family, probes: list[AttentionProbe]) -> Tensor:
+    seam = AttentionSeam(family, probes)
+    seam.request([0] * len(probes), range(len(probes)))
     seam.enter(torch.arange(1))
     family.predict(*inputs(family, 1))
     seam.remove()
@@ -166,26 +167,24 @@ def _scores(family: Family, reads: list[AttentionProbe]) -> Tensor:
 
 @pytest.mark.parametrize("size", [2, 3, None])
 @torch.no_grad()
-def test_rows_are_found_in_whatever_forward_they_come(size: int | None) -> None:
+def test_rows_are_read_in_forwards_of_any_size(size: int | None) -> None:
     family = tiny.built("emoji")
-    reads = reads_of(family, slice(0, 2), slice(2, 4))[:2]
-    seam = AttentionSeam(family, reads)
-    given = inputs(family, 5)
+    probes = probes_of(family, slice(0, 2), slice(2, 4))[:2]
+    seam = AttentionSeam(family, probes)
+    rows = inputs(family, 5)
     forwards = Forwards(family, size, [seam])
-    seam.ask([4, 0, 4], [0, 1, 1])
-    forwards(*given)
-    found = seam.scores()
-    for row, read, got in zip([4, 0, 4], [0, 1, 1], found, strict=True):
-        seam.ask([0], [read])
+    seam.request([4, 0, 4], [0, 1, 1])
+    forwards(*rows)
+    scores = seam.scores()
+    for row, probe, got in zip([4, 0, 4], [0, 1, 1], scores, strict=True):
+        seam.request([0], [probe])
         one = torch.tensor([row])
-        Forwards(family, 1, [seam])(
-            given[0][one], given[1][one], given[2].select(one), given[3][one]
-        )
+        Forwards(family, 1, [seam])(rows[0][one], rows[1][one], rows[2].select(one), rows[3][one])
         torch.testing.assert_close(got, seam.scores()[0], rtol=1e-4, atol=1e-4)
 
 
 class Largest(TorchDispatchMode):
-    """The numbers in the largest tensor that is made."""
+    """Records the size of the largest tensor inside the context."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -193,35 +192,35 @@ class Largest(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
-        for each in made if isinstance(made, tuple | list) else [made]:
-            if isinstance(each, Tensor):
-                self.numbers = max(self.numbers, each.numel())
+        for tensor in made if isinstance(made, tuple | list) else [made]:
+            if isinstance(tensor, Tensor):
+                self.numbers = max(self.numbers, tensor.numel())
         return made
 
 
 @torch.no_grad()
 def test_no_map_of_all_tokens_is_ever_made() -> None:
     family = tiny.built("emoji")
-    (read, *_) = reads_of(family, slice(0, 1), slice(1, 2))
-    seam = AttentionSeam(family, [read])
+    (probe, *_) = probes_of(family, slice(0, 1), slice(1, 2))
+    seam = AttentionSeam(family, [probe])
     layer = seam._layers[0]
-    places, heads, width, tokens = 4096, layer.projection.heads, read.keys.shape[1], 77
+    places, heads, width, tokens = 4096, layer.projection.heads, probe.keys.shape[1], 77
     output = torch.randn(2, places, heads * width)
     with Largest() as made:
         layer.scores(output, [1], [0])
-    assert made.numbers == output.numel()  # the projection's own output, seen head by head
+    assert made.numbers == output.numel()  # the projection's output, by head
     assert made.numbers < places * heads * tokens
 
 
 @torch.no_grad()
-def test_where_nothing_is_asked_the_hooks_do_nothing() -> None:
+def test_without_requests_the_hooks_do_nothing() -> None:
     family = tiny.built("emoji")
     bare = family.predict(*inputs(family, 2))
-    seam = AttentionSeam(family, reads_of(family, slice(0, 1), slice(1, 2)))
+    seam = AttentionSeam(family, probes_of(family, slice(0, 1), slice(1, 2)))
     seam.enter(torch.arange(2))
     assert torch.equal(family.predict(*inputs(family, 2)), bare)
     assert len(seam.scores()) == 0
-    seam.ask([0], [0])  # asked, but no forward of it: somebody else runs the network
+    seam.request([0], [0])  # requested, but the forward does not announce its rows
     family.predict(*inputs(family, 2))
     with pytest.raises(RuntimeError, match="has not been run"):
         seam.scores()
@@ -229,7 +228,7 @@ def test_where_nothing_is_asked_the_hooks_do_nothing() -> None:
     assert not any(module._forward_hooks for module in family.denoiser.modules())
 
 
-def test_a_layer_or_head_that_is_not_there_is_refused_by_name() -> None:
+def test_an_unknown_layer_or_head_is_refused_by_name() -> None:
     family = tiny.built("flux")
     keys = torch.zeros(1, 8)
     with pytest.raises(ValueError, match="no layer 'single_transformer_blocks.0.attn'"):
@@ -246,17 +245,17 @@ def test_a_processor_that_hides_its_keys_is_refused_by_name() -> None:
         def __call__(self, attn: Any, hidden_states: Tensor, **_: Any) -> Tensor:
             return hidden_states
 
-    (read, *_) = reads_of(family, slice(0, 1), slice(1, 2))
+    (probe, *_) = probes_of(family, slice(0, 1), slice(1, 2))
     module.set_processor(Silent())  # type: ignore[operator]
     with pytest.raises(ValueError, match=f"{name} hides its keys"):
         text_keys(family, family.encode([PLAIN]), 500.0)
     with pytest.raises(ValueError, match=f"{name} hides its queries"):
-        AttentionSeam(family, [read])
+        AttentionSeam(family, [probe])
     assert not any(module._forward_hooks for module in family.denoiser.modules())
 
 
 @pytest.mark.parametrize("name", READABLE)
-def test_the_prompts_own_tokens_are_told_from_marks_and_padding(name: str) -> None:
+def test_content_leaves_out_special_tokens_and_padding(name: str) -> None:
     family = tiny.built(name)
     assert int(family.content("").sum()) == 0
     one, two = family.content("knife"), family.content("a knife")

@@ -1,11 +1,10 @@
-"""Overlays inside the denoiser: what edited weights would draw, and bare rows beside them."""
+"""Overlays inside the denoiser, compared with edited weights; bare rows beside them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -20,16 +19,17 @@ from steering.engines.errors import Unfollowed
 from steering.hidden.rows import RowGuard
 from steering.images.projection import OverlayBank
 from tests.steering.engines.diffusion import tiny
-from tests.steering.engines.diffusion.guards import Push, carried
-from tests.steering.engines.diffusion.overlays import Covers, drawn_overlay, edit
-from tests.steering.engines.diffusion.test_engine import (
+from tests.steering.engines.diffusion.guards import ShiftGuards, carried
+from tests.steering.engines.diffusion.overlays import OverlaidGuards, edit, random_overlay
+from tests.steering.engines.diffusion.running import (
     STARTS,
-    Drawn,
+    Generated,
     assert_bare,
-    engine,
+    new_engine,
     run,
     stacked,
 )
+from tests.steering.engines.diffusion.tiny import shared
 
 LAYERS = {
     "emoji": 14,
@@ -44,18 +44,15 @@ LAYERS = {
 }
 
 
-@cache
-def built(name: str) -> Family:
-    return tiny.built(name)
-
-
 @contextmanager
 def overlaid(family: Family, **options: Any) -> Iterator[DiffusionEngine]:
     """An engine with the guards `a` and `b`."""
-    guards = Covers([drawn_overlay(family, 0), drawn_overlay(family, 1, rank=3)], "a", "b")
-    made = engine(family, guards, **options)
-    yield made
-    made.close()
+    guards = OverlaidGuards(
+        [random_overlay(family, 0), random_overlay(family, 1, rank=3)], "a", "b"
+    )
+    engine = new_engine(family, guards, **options)
+    yield engine
+    engine.close()
 
 
 def carrying(index: int, *guards: RowGuard) -> ImageStart:
@@ -67,13 +64,13 @@ def hooks(family: Family) -> int:
 
 
 @pytest.mark.parametrize("name", tiny.PIPELINES)
-def test_an_overlaid_row_is_what_edited_weights_draw(name: str) -> None:
-    family, edited = built(name), tiny.built(name)
+def test_an_overlaid_row_is_that_of_edited_weights(name: str) -> None:
+    family, edited = shared(name), tiny.built(name)
     before = tiny.weights_hash(family.pipeline)
     starts = [carrying(0, carried("a", strength=0.5)), carrying(2, carried("a", strength=0.5))]
-    with overlaid(family) as made:
-        got = run(made, starts)
-    edit(edited, drawn_overlay(family, 0), 0.5)
+    with overlaid(family) as engine:
+        got = run(engine, starts)
+    edit(edited, random_overlay(family, 0), 0.5)
     expected = run(DiffusionEngine(edited, capacity=2), starts_bare(starts))
     bare = run(DiffusionEngine(family, capacity=2), starts_bare(starts))
     for row, (latents, image) in got.items():
@@ -81,7 +78,7 @@ def test_an_overlaid_row_is_what_edited_weights_draw(name: str) -> None:
         close = 2e-4 * whole.abs().max()
         assert (latents - whole).abs().max() <= close
         assert np.abs(image.astype(int) - pixels).max() <= 1
-        assert (bare[row][0] - whole).abs().max() > 10 * close, "the edit is not seen"
+        assert (bare[row][0] - whole).abs().max() > 10 * close, "the edit has no effect"
     assert tiny.weights_hash(family.pipeline) == before and hooks(family) == 0
 
 
@@ -90,12 +87,12 @@ def starts_bare(starts: Sequence[ImageStart]) -> list[ImageStart]:
 
 
 def test_several_overlays_of_a_row_add_up() -> None:
-    family, edited = built("emoji"), tiny.built("emoji")
+    family, edited = shared("emoji"), tiny.built("emoji")
     start = carrying(0, carried("b", strength=0.25), carried("a", strength=0.5))
-    with overlaid(family) as made:
-        latents = run(made, [start])[0][0]
-    edit(edited, drawn_overlay(family, 0), 0.5)
-    edit(edited, drawn_overlay(family, 1, rank=3), 0.25)
+    with overlaid(family) as engine:
+        latents = run(engine, [start])[0][0]
+    edit(edited, random_overlay(family, 0), 0.5)
+    edit(edited, random_overlay(family, 1, rank=3), 0.25)
     expected = run(DiffusionEngine(edited, capacity=1), [STARTS[0]])[0][0]
     assert (latents - expected).abs().max() <= 2e-4 * expected.abs().max()
 
@@ -112,11 +109,11 @@ SILENT = (1, 3)
 
 @pytest.mark.parametrize("name", ["emoji", "stable diffusion 3", "flux", "wan"])
 @pytest.mark.parametrize("joining", [1, 9])
-def test_rows_keep_to_themselves_whatever_stands_beside_them(name: str, joining: int) -> None:
-    family = built(name)
-    with overlaid(family) as made:
-        alone = {index: run(made, [start])[0] for index, start in enumerate(MIXED)}
-        got = run(made, MIXED, joining=joining)
+def test_overlaid_rows_have_the_same_bits_alone_and_in_a_batch(name: str, joining: int) -> None:
+    family = shared(name)
+    with overlaid(family) as engine:
+        alone = {index: run(engine, [start])[0] for index, start in enumerate(MIXED)}
+        got = run(engine, MIXED, joining=joining)
     assert_bare({index: got[index] for index in SILENT}, name)
     assert_same(got, alone)
     for index in {*range(len(MIXED))} - {*SILENT}:
@@ -124,28 +121,28 @@ def test_rows_keep_to_themselves_whatever_stands_beside_them(name: str, joining:
 
 
 def run_bare(name: str, index: int) -> Any:
-    return run(DiffusionEngine(built(name), capacity=1), [STARTS[index]])[0][1]
+    return run(DiffusionEngine(shared(name), capacity=1), [STARTS[index]])[0][1]
 
 
-def assert_same(got: Drawn, expected: Drawn) -> None:
+def assert_same(got: Generated, expected: Generated) -> None:
     for index, (latents, image) in got.items():
         assert torch.equal(latents, expected[index][0]), index
         assert np.array_equal(image, expected[index][1]), index
 
 
-def test_rows_that_are_dropped_take_their_overlays_with_them() -> None:
-    family = built("emoji")
-    with overlaid(family) as made:
-        alone = {index: run(made, [start])[0] for index, start in enumerate(MIXED)}
-        got = run(made, MIXED, before=lambda step, live: [0, 2] if step == 1 else [])
+def test_dropped_rows_leave_no_overlay_behind() -> None:
+    family = shared("emoji")
+    with overlaid(family) as engine:
+        alone = {index: run(engine, [start])[0] for index, start in enumerate(MIXED)}
+        got = run(engine, MIXED, before=lambda step, live: [0, 2] if step == 1 else [])
     assert_same(got, {index: alone[index] for index in got})
     assert {*got} == {1, 3, 4}
 
 
 def test_in_one_forward_silent_rows_keep_their_bits() -> None:
-    family = built("emoji")
-    with overlaid(family, forward=None) as made:
-        got = run(made, MIXED)
+    family = shared("emoji")
+    with overlaid(family, forward=None) as engine:
+        got = run(engine, MIXED)
     bare = run(DiffusionEngine(family, capacity=5, forward=None), STARTS)
     for index in SILENT:
         assert torch.equal(got[index][0], bare[index][0])
@@ -153,47 +150,47 @@ def test_in_one_forward_silent_rows_keep_their_bits() -> None:
 
 def test_a_batch_without_overlays_does_no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> Any:
-        raise AssertionError("somebody worked")
+        raise AssertionError("an overlay was computed")
 
-    family = built("emoji")
-    with overlaid(family) as made:
+    family = shared("emoji")
+    with overlaid(family) as engine:
         monkeypatch.setattr(OverlayBank, "coordinates", fail)
         monkeypatch.setattr(OverlayBank, "added", fail)
-        assert_bare(run(made, [*MIXED[:0], carrying(0), carrying(1, carried("a", fires=False))]))
+        assert_bare(run(engine, [*MIXED[:0], carrying(0), carrying(1, carried("a", fires=False))]))
 
 
 def test_states_that_layers_share_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    family, read = built("emoji"), []
+    family, groups = shared("emoji"), []
     coordinates = OverlayBank.coordinates
 
     def counted(self: OverlayBank, layer: str, *more: Any) -> Any:
-        read.append(self.group(layer))
+        groups.append(self.group(layer))
         return coordinates(self, layer, *more)
 
     monkeypatch.setattr(OverlayBank, "coordinates", counted)
-    with overlaid(family) as made:
-        made.start([replace(MIXED[0], guidance=1.0)])
-        made.step()
-    assert len(read) == len({*read}) == LAYERS["emoji"] // 2
+    with overlaid(family) as engine:
+        engine.start([replace(MIXED[0], guidance=1.0)])
+        engine.step()
+    assert len(groups) == len({*groups}) == LAYERS["emoji"] // 2
 
 
 def test_other_overlays_are_used_from_then_on() -> None:
-    family = built("emoji")
-    with overlaid(family) as made:
-        first = run(made, [MIXED[0]])[0][1]
-        made.use(stacked(Covers([drawn_overlay(family, 5)], "a")))
-        assert not np.array_equal(run(made, [MIXED[0]])[0][1], first)
-        made.use(stacked(Push("a")))
+    family = shared("emoji")
+    with overlaid(family) as engine:
+        first = run(engine, [MIXED[0]])[0][1]
+        engine.use(stacked(OverlaidGuards([random_overlay(family, 5)], "a")))
+        assert not np.array_equal(run(engine, [MIXED[0]])[0][1], first)
+        engine.use(stacked(ShiftGuards("a")))
         assert hooks(family) == 0
-        assert_bare(run(made, [replace(MIXED[0], guards=())]))
+        assert_bare(run(engine, [replace(MIXED[0], guards=())]))
 
 
-# -- what cannot be overlaid --------------------------------------------------------------------
+# -- layers that cannot be overlaid -------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", tiny.PIPELINES)
 def test_the_projections_of_the_text_are_found(name: str) -> None:
-    family = built(name)
+    family = shared(name)
     layers = text_projections(family.cross_attention())
     named = dict(family.denoiser.named_modules())
     assert len(layers) == LAYERS[name]
@@ -201,16 +198,16 @@ def test_the_projections_of_the_text_are_found(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", tiny.PIPELINES)
-def test_they_read_what_the_text_encoders_say(name: str) -> None:
-    family = built(name)
-    made = DiffusionEngine(family, capacity=2, forward=None)
-    made.start([replace(start, guidance=1.0) for start in STARTS[:2]])
-    with recorded(family.cross_attention()) as found:
-        made.step()
+def test_the_projections_of_the_text_read_the_encoded_prompts(name: str) -> None:
+    family = shared(name)
+    engine = DiffusionEngine(family, capacity=2, forward=None)
+    engine.start([replace(start, guidance=1.0) for start in STARTS[:2]])
+    with recorded(family.cross_attention()) as inputs:
+        engine.step()
     masks = family.text_masks(family.encode([start.prompt for start in STARTS[:2]]))
     tokens = sum(mask.shape[1] for mask in masks)
-    assert len(found) == LAYERS[name]
-    assert {tuple(each[0].shape[:2]) for each in found.values()} == {(2, tokens)}
+    assert len(inputs) == LAYERS[name]
+    assert {tuple(tensors[0].shape[:2]) for tensors in inputs.values()} == {(2, tokens)}
     assert all(len(mask) == 2 and mask.dtype == torch.bool for mask in masks)
     # five words and two marks at most
     assert 0 < int(torch.cat(masks, 1)[0].sum()) <= 2 * tiny.T5_TOKENS
@@ -218,7 +215,7 @@ def test_they_read_what_the_text_encoders_say(name: str) -> None:
 
 
 def install(family: Family) -> None:
-    OverlaySeam(family.denoiser).install({"a": drawn_overlay(built("stable diffusion"), 0)})
+    OverlaySeam(family.denoiser).install({"a": random_overlay(shared("stable diffusion"), 0)})
 
 
 @pytest.mark.parametrize("name", ["emoji", "stable diffusion 3", "flux", "pixart", "wan"])
@@ -272,28 +269,28 @@ def test_quantised_weights_are_refused_by_name() -> None:
 
 def test_overlays_of_another_model_are_refused() -> None:
     with pytest.raises(ValueError, match=r"is of other widths than the layer"):
-        install(built("emoji"))
+        install(shared("emoji"))
     with pytest.raises(ValueError, match=r"to_k is of other widths"):
-        install(built("stable diffusion xl"))
-    assert hooks(built("emoji")) == hooks(built("stable diffusion xl")) == 0
+        install(shared("stable diffusion xl"))
+    assert hooks(shared("emoji")) == hooks(shared("stable diffusion xl")) == 0
 
 
-def test_a_forward_past_a_hook_is_no_image() -> None:
+def test_a_forward_that_bypasses_a_hook_is_an_error() -> None:
     family = tiny.built("stable diffusion")
-    with overlaid(family) as made:
+    with overlaid(family) as engine:
         path, module = family.cross_attention()[0]
-        made.start([carrying(0, carried("a"))])
-        made.step()
+        engine.start([carrying(0, carried("a"))])
+        engine.step()
         # as adapters do that are loaded while the engine runs
         module.to_k = subclassed(module.to_k)
         with pytest.raises(Unfollowed, match=rf"{path}\.to_k was not run"):
-            made.step()
+            engine.step()
 
 
 def test_a_forward_of_other_rows_is_an_error() -> None:
-    family = built("stable diffusion")
+    family = shared("stable diffusion")
     seam = OverlaySeam(family.denoiser)
-    seam.install({"a": drawn_overlay(family, 0)})
+    seam.install({"a": random_overlay(family, 0)})
     try:
         seam.carry([[carried("a")]] * 3, torch.arange(3))
         seam.enter(torch.arange(3))
