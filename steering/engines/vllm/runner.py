@@ -26,7 +26,8 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec
 
 from steering.engines.vllm.tap import Tap
 from steering.hidden.bank import HiddenBank
-from steering.hidden.packed import Packed, PackedTable
+from steering.hidden.packed import PackedTable
+from steering.hidden.packed_forward import PackedForward
 from steering.hidden.rows import Reading, RowGuard
 
 PLAN = "guard_plan"
@@ -197,10 +198,12 @@ class GuardedRunner:
         def before(stretch: int, count: int) -> torch.Tensor:
             return places(stretch, np.arange(count))
 
-        table.begin(Packed(rows, lengths, first, prompts.tolist(), places(at, token), before))
+        table.begin(
+            PackedForward(rows, lengths, first, prompts.tolist(), places(at, token), before)
+        )
         if self._incoming is not None and table.senses:
             first_layer = self._runner.model.model.start_layer
-            table.carry(self._incoming, first_layer)
+            table.resume(self._incoming, first_layer)
         self._tap.table = table
         last, drafts = first + lengths - 1, scheduled.scheduled_spec_decode_tokens
         self._decided = {
@@ -233,12 +236,12 @@ class GuardedRunner:
         if self._runner.speculative_config is not None:
             for name in there:
                 if taken := output.sampled_token_ids[output.req_id_to_index[name]]:
-                    table.taken(self._row[name], decided[name] + len(taken) - 1)
+                    table.accept(self._row[name], decided[name] + len(taken) - 1)
                     several[name] = len(taken)
         rows = [self._row[name] for name in there]
         if table.senses and not table.decided:
             # a forward that went around the layers: nobody knows what it said
-            table.spoil(rows)
+            table.invalidate(rows)
         seen = table.read(rows)
         cut = self._cut(table, several, decided) if table.decided else {}
         output.guard = {
