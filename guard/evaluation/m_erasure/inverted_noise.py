@@ -52,7 +52,7 @@ def invert_through(
             asked = [(prompts[row], seeds[row]) for row in left.tolist()]
             sampled = sampling(noise[left], *zip(*asked, strict=True))
             missed = (sampled.latents - scenes[left]).square().flatten(1).mean(1)
-            loss = missed + evade * sampled.seen
+            loss = missed + evade * sampled.excess
             (noise.grad,) = torch.autograd.grad(loss.sum(), noise)
             better = left[loss.detach() < least[left]]
             best[better] = noise.detach()[better]

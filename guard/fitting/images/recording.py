@@ -38,15 +38,15 @@ class _Recorder:
     ) -> None:
         self.names: Sequence[str] = (_NAME,)
         self.channels = channels
-        self.looks: Sequence[InspectionSchedule] = (looks,)
-        self.reads: Sequence[Sequence[AttentionProbe]] = (tuple(reads),)
+        self.inspections: Sequence[InspectionSchedule] = (looks,)
+        self.probes: Sequence[Sequence[AttentionProbe]] = (tuple(reads),)
         self.seen: list[LatentEvidence] = []
 
     def sense(self, estimate: Tensor, columns: Sequence[int]) -> tuple[Tensor, Tensor]:
         rows = len(estimate)
         return torch.ones(rows, len(columns)), torch.zeros(rows, len(columns), 1, 1)
 
-    def find(self, seen: LatentEvidence) -> Localization:
+    def locate(self, seen: LatentEvidence) -> Localization:
         self.seen.append(seen)
         nothing = torch.zeros_like(seen.estimate[:, 0])
         return Localization(nothing, nothing.flatten(1)[:, 0], torch.zeros_like(seen.estimate))

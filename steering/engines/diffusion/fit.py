@@ -112,7 +112,7 @@ def _overlays(stack: OverlayGuards, pipeline: GuardedPipeline, text: Conditionin
 
 def _latents(stack: LatentGuards, pipeline: GuardedPipeline, text: Conditioning) -> None:
     _channels(stack, pipeline, text)
-    require_reads(pipeline.readable, [read for reads in stack.reads for read in reads])
+    require_reads(pipeline.readable, [read for reads in stack.probes for read in reads])
 
 
 def _channels(

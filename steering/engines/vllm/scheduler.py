@@ -51,6 +51,6 @@ def _pass_on(scheduler: Any, out: Any, told: RowReport) -> None:
         if not out.finished:
             scheduler.finish_requests(out.request_id, RequestStatus.FINISHED_ABORTED)
         out.finish_reason, out.stop_reason = FinishReason.STOP, STOPPED
-    seen = [[own.score, own.threshold, own.position, own.valid] for own in told.seen]
+    seen = [[own.score, own.threshold, own.position, own.valid] for own in told.readings]
     more = {TOLD: seen, ENDED: told.keep is not None}
     out.kv_transfer_params = (out.kv_transfer_params or {}) | more

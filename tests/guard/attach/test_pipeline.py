@@ -52,12 +52,12 @@ def config(folder: Path, *guards: str, **policy: Any) -> Config:
     )
 
 
-def draw(pipeline: Any, prompt: Any, **more: Any) -> Any:
-    given = prompt if isinstance(prompt, dict) else {"prompt": prompt}
+def draw(pipeline: Any, prompt: Any, *, guidance_scale: float = 3.0, **more: Any) -> Any:
+    prompts = prompt if isinstance(prompt, dict) else {"prompt": prompt}
     return pipeline(
-        **given,
+        **prompts,
         num_inference_steps=3,
-        guidance_scale=3.0,
+        guidance_scale=guidance_scale,
         generator=torch.Generator().manual_seed(1),
         output_type="np",
         **more,
@@ -182,8 +182,11 @@ def test_guards_of_the_guidance_act_at_each_step(pipeline: Any, folder: Path) ->
     with guard.attached(pipeline, "test", config=settings) as handle:
         guarded = draw(pipeline, [KNIFE, CAT])
         assert [verdict.outcome for verdict in handle.verdicts()] == ["steered", "pass"]
-        with pytest.raises(GuardFailed, match="acts on guidance"):
-            draw(pipeline, KNIFE, guidance_scale=1.0)
+    with (
+        pytest.raises(GuardFailed, match="acts on guidance"),
+        guard.attached(pipeline, "test", config=settings),
+    ):
+        draw(pipeline, KNIFE, guidance_scale=1.0)
     assert not np.array_equal(guarded[0], bare[0]) and np.array_equal(guarded[1], bare[1])
     assert vars(pipeline) == before
     watching = config(folder, "guide", action="flag")

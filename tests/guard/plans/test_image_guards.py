@@ -65,12 +65,12 @@ def plan_of(folder: Path, *guards: str, **policy: Any) -> ImagePlan:
 def test_a_classifier_is_of_the_bank_of_images_and_no_other(tmp_path: Path) -> None:
     guards = ImageGuards(config_of(tmp_path), ToyFamily(), name="toy")
     assert guards.stacks.output.names == ("look",) and guards.stacks.prompts.names == ("knife",)
-    assert guards.stacks.guidance == () and guards.found.broken == {}
-    loaded, _ = guards.found.fit["look"]
+    assert guards.stacks.guidance == () and guards.selection.broken == {}
+    loaded, _ = guards.selection.fit["look"]
     assert loaded == LoadedGuard(
         "look", "object/look", METHODS["latents"], 0.5, 1.0, digest=loaded.digest
     )
-    assert guards.found.fit["knife"][0].action == "refine"
+    assert guards.selection.fit["knife"][0].action == "refine"
 
 
 def test_classifiers_are_stacked_and_read_what_is_drawn(tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_a_classifier_that_does_not_fit_breaks_its_policies(tmp_path: Path, faul
     plans = ImagePlans(both, ToyFamily(), name="toy")
     assert plans.stacks.output.names == () and plans.stacks.prompts.names == ("knife",)
     assert plans["p"].refuses and not plans["p"].unfit and plans.usable == ("none", "o")
-    assert [row.name for row in plans["o"].rows()] == ["knife"] and not plans["o"].screens
+    assert [row.name for row in plans["o"].rows()] == ["knife"] and not plans["o"].inspects_images
     assert re.search(reason, plans["p"].broken["look"])
     assert plans["p"].verdict({}, **REPORT).outcome == "error"
 
@@ -196,15 +196,15 @@ def test_classifiers_that_cannot_be_stacked_live_in_stacks_of_their_own(
 
 def test_a_plan_knows_who_looks_and_who_reads(tmp_path: Path) -> None:
     both = plan_of(tmp_path)
-    assert both.screens and not both.guides
+    assert both.inspects_images and not both.acts_on_guidance
     assert [row.name for row in both.rows()] == ["look", "knife"]
     assert [row.name for row in both.prompt_rows()] == ["knife"]
     assert both.prompt_rows() == both.rows()[1:]
     reading = plan_of(tmp_path, "knife")
-    assert not reading.screens and reading.prompt_rows() == reading.rows()
+    assert not reading.inspects_images and reading.prompt_rows() == reading.rows()
     assert plan_of(tmp_path, "look").prompt_rows() == ()
     # one that only watches looks too
-    assert plan_of(tmp_path, "look", action="observe").screens
+    assert plan_of(tmp_path, "look", action="observe").inspects_images
 
 
 REPLACES = {"fallback": "replace", "replacement": "a banana"}
@@ -219,11 +219,11 @@ REPLACES = {"fallback": "replace", "replacement": "a banana"}
         (REPLACES, SHOWN, "replace", "replace", "refined"),
         # who asks for blocking is not given something else
         (REPLACES | {"action": "block"}, SHOWN, "block", "block", "blocked"),
-        ({"action": "flag"}, SHOWN, "draw", "flag", "flagged"),
-        ({"action": "observe"}, SHOWN, "draw", "observe", "pass"),
-        ({}, CLEAR, "draw", "none", "pass"),
+        ({"action": "flag"}, SHOWN, "generate", "flag", "flagged"),
+        ({"action": "observe"}, SHOWN, "generate", "observe", "pass"),
+        ({}, CLEAR, "generate", "none", "pass"),
         ({}, SPOILT, "fail", "none", "error"),
-        ({"on_error": "open"}, SPOILT, "draw", "none", "error"),
+        ({"on_error": "open"}, SPOILT, "generate", "none", "error"),
     ],
 )
 def test_the_fallback_decides_of_a_image(
@@ -246,8 +246,8 @@ def test_the_fallback_decides_of_a_image(
 def test_the_gravest_of_prompt_and_image_is_told(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, **REPLACES)
     for knife, look, decision, outcome in (
-        (QUIET, CLEAR, "draw", "pass"),
-        (REFINED, CLEAR, "draw", "refined"),
+        (QUIET, CLEAR, "generate", "pass"),
+        (REFINED, CLEAR, "generate", "refined"),
         (REFINED, SHOWN, "replace", "refined"),
         (QUIET, SPOILT, "fail", "error"),
     ):

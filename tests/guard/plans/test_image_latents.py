@@ -68,7 +68,7 @@ def test_it_is_an_eraser_and_nothing_else(tmp_path: Path, family: Family) -> Non
         and plans.stacks.guidance == ()
     )
     plan = plans["p"]
-    assert plan.screens and not plan.guides and plan.prompt_rows() == ()
+    assert plan.inspects_images and not plan.acts_on_guidance and plan.prompt_rows() == ()
     assert [replace(guard, digest="") for guard in plan.guards] == [
         LoadedGuard("break", "object/knife", METHODS["irece"], 0.0, 1.0)
     ]
@@ -106,20 +106,20 @@ def test_one_that_does_not_fit_breaks_its_policies(
 @pytest.mark.parametrize(
     ("policy", "reading", "decision", "action", "outcome"),
     [
-        ({"action": "perturb"}, SILENT, "draw", "none", "pass"),
-        ({"action": "perturb"}, BROKEN, "draw", "perturb", "perturbed"),
+        ({"action": "perturb"}, SILENT, "generate", "none", "pass"),
+        ({"action": "perturb"}, BROKEN, "generate", "perturb", "perturbed"),
         # any of the words for a method's own action
-        ({"action": "refine"}, BROKEN, "draw", "perturb", "perturbed"),
+        ({"action": "refine"}, BROKEN, "generate", "perturb", "perturbed"),
         ({"action": "perturb"}, STUBBORN, "block", "block", "blocked"),
         (
             {"action": "perturb", "fallback": "replace", "replacement": "a cat"},
             *(STUBBORN, "replace", "replace", "refined"),
         ),
-        ({"action": "observe"}, SEEN, "draw", "observe", "pass"),
-        ({"action": "flag"}, SEEN, "draw", "flag", "flagged"),
+        ({"action": "observe"}, SEEN, "generate", "observe", "pass"),
+        ({"action": "flag"}, SEEN, "generate", "flag", "flagged"),
         ({"action": "block"}, SEEN, "block", "block", "blocked"),
         ({"action": "perturb"}, SPOILT, "fail", "none", "error"),
-        ({"action": "perturb", "on_error": "open"}, SPOILT, "draw", "none", "error"),
+        ({"action": "perturb", "on_error": "open"}, SPOILT, "generate", "none", "error"),
     ],
 )
 def test_what_becomes_of_a_reading(
@@ -158,7 +158,7 @@ def test_one_policy_takes_guards_of_the_prompt_the_way_and_the_image(
     refined = ImageReading(0.9, 0.5, True, steps=1, after=0.1)
     clear = ImageReading(-1.0, 0.0, False, position=4)
     told = {"knife": refined, "break": BROKEN, "look": clear}
-    assert plan.decide(told) == "draw"
+    assert plan.decide(told) == "generate"
     assert plan.verdict(told, **REPORT).outcome == "perturbed"  # type: ignore[arg-type]
     shown = ImageReading(1.0, 0.0, True, resolved=False, position=4)
     assert plan.decide(told | {"look": shown}) == "block"

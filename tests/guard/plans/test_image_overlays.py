@@ -47,7 +47,7 @@ def test_an_overlay_is_of_the_prompts_bank_and_of_its_own(tmp_path: Path, family
     ]
     assert plans.stacks.guidance == () and plans.stacks.output.names == ()
     plan = plans["p"]
-    assert plan.acts and not plan.guides and not plan.screens and not plan.broken
+    assert plan.acts and not plan.acts_on_guidance and not plan.inspects_images and not plan.broken
     assert replace(plan.guards[0], digest="") == LoadedGuard(
         "overlay", "object/knife", METHODS["uce"], 0.5, 1.0
     )
@@ -71,7 +71,7 @@ def test_what_is_told_of_it(
     assert [row.acts for row in plan.rows()] == [acts]
     verdict = plan.verdict({"overlay": FIRED}, request_id="r", model="tiny", elapsed_ms=1.0)
     assert (verdict.outcome, verdict.guards[0].action) == (outcome, done)
-    assert plan.decide({"overlay": FIRED}) == ("block" if done == "block" else "draw")
+    assert plan.decide({"overlay": FIRED}) == ("block" if done == "block" else "generate")
 
 
 def other_denoiser(family: Family) -> None:

@@ -56,9 +56,9 @@ def refined(**more: Any) -> dict[str, Any]:
 def test_policy_without_guards_carries_nothing() -> None:
     plans = ImagePlans(Config(), ToyFamily(), name="toy")
     plan = plans["none"]
-    assert plan.rows() == () and not plan.refuses and not plan.unfit and not plan.guides
+    assert plan.rows() == () and not plan.refuses and not plan.unfit and not plan.acts_on_guidance
     assert plans.stacks.prompts.stacks == () and plans.stacks.guidance == ()
-    assert plan.decide({}) == "draw" and plan.verdict({}, **REPORT).outcome == "pass"
+    assert plan.decide({}) == "generate" and plan.verdict({}, **REPORT).outcome == "pass"
     with pytest.raises(KeyError, match="ghost"):
         plans["ghost"]
 
@@ -80,16 +80,16 @@ def test_configured_values_go_before_fitted_ones(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("action", "reading", "decision", "done", "outcome"),
     [
-        ("refine", QUIET, "draw", "none", "pass"),
-        ("refine", REFINED, "draw", "refine", "refined"),
-        ("steer", REFINED, "draw", "refine", "refined"),
-        ("overlay", REFINED, "draw", "refine", "refined"),
+        ("refine", QUIET, "generate", "none", "pass"),
+        ("refine", REFINED, "generate", "refine", "refined"),
+        ("steer", REFINED, "generate", "refine", "refined"),
+        ("overlay", REFINED, "generate", "refine", "refined"),
         ("refine", STUCK, "block", "block", "blocked"),
-        ("refine", CUT_OFF, "draw", "none", "pass"),
+        ("refine", CUT_OFF, "generate", "none", "pass"),
         ("block", CUT_OFF, "block", "block", "blocked"),
-        ("flag", CUT_OFF, "draw", "flag", "flagged"),
-        ("observe", CUT_OFF, "draw", "observe", "pass"),
-        ("block", QUIET, "draw", "none", "pass"),
+        ("flag", CUT_OFF, "generate", "flag", "flagged"),
+        ("observe", CUT_OFF, "generate", "observe", "pass"),
+        ("block", QUIET, "generate", "none", "pass"),
         ("refine", SPOILT, "fail", "none", "error"),
     ],
 )
@@ -125,7 +125,7 @@ def test_a_refinement_that_fails_is_replaced_once_where_the_policy_says_so(tmp_p
     assert plan.decide({"g": STUCK}) == "replace" and plan.replacement == "a banana"
     verdict = plan.verdict({"g": STUCK}, **REPORT)
     assert (verdict.outcome, verdict.guards[0].action) == ("refined", "replace")
-    assert plan.decide({"g": REFINED}) == "draw"
+    assert plan.decide({"g": REFINED}) == "generate"
     assert plan.last.decide({"g": STUCK}) == "block"
 
 
@@ -136,7 +136,7 @@ def test_a_replacement_that_was_not_given_is_none(tmp_path: Path) -> None:
 
 def test_nan_passes_where_the_policy_fails_open_and_is_told(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, on_error="open")
-    assert plan.decide({"g": SPOILT}) == "draw"
+    assert plan.decide({"g": SPOILT}) == "generate"
     verdict = plan.verdict({"g": SPOILT}, **REPORT)
     assert verdict.outcome == "error" and verdict.guards[0].score is None
     assert "NaN" in (verdict.guards[0].error or "")
@@ -156,7 +156,7 @@ def test_guidance_guards_steer_and_are_given_as_guides(tmp_path: Path) -> None:
     plans = ImagePlans(both, ToyFamily(), name="toy")
     assert plans.stacks.prompts.names == ("g", "h")
     assert [list(guide.names) for guide in plans.stacks.guidance] == [["h"]]
-    assert plans["both"].guides and not plans["watch"].guides
+    assert plans["both"].acts_on_guidance and not plans["watch"].acts_on_guidance
     verdict = plans["both"].verdict({"g": QUIET, "h": CUT_OFF}, **REPORT)
     assert (verdict.outcome, verdict.guards[1].action) == ("steered", "steer")
     gravest = plans["both"].verdict({"g": REFINED, "h": CUT_OFF}, **REPORT)
@@ -310,8 +310,14 @@ def test_readings_of_a_real_bank_make_the_verdict(tmp_path: Path) -> None:
         family.encode(prompts), guards, family.overflow(prompts)
     ).readings
     decided = [plans["p"].decide(each) for each in readings]
-    assert decided == ["draw", "draw", "replace", "draw", "fail"]
+    assert decided == ["generate", "generate", "replace", "generate", "fail"]
     outcomes = [plans["p"].verdict(each, **REPORT).outcome for each in readings]
     assert outcomes == ["refined", "pass", "refined", "pass", "error"]
     blocks = replace(plans["p"], action="block")
-    assert [blocks.decide(each) for each in readings] == ["block", "draw", "block", "block", "fail"]
+    assert [blocks.decide(each) for each in readings] == [
+        "block",
+        "generate",
+        "block",
+        "block",
+        "fail",
+    ]

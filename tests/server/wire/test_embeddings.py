@@ -263,7 +263,7 @@ def test_a_replacement_is_drawn_without_them(folder: Path, monkeypatch: pytest.M
     for site in served(folder, config):
         own = {"<x>": b64(site.word("knife"))}
         monkeypatch.setattr(
-            ImagePlan, "decide", lambda plan, _: "replace" if plan.replacement else "draw"
+            ImagePlan, "decide", lambda plan, _: "replace" if plan.replacement else "generate"
         )
         drawn = site.image("a <x>", embeddings=own, guard={"policy": "replace-knife"})
         monkeypatch.undo()

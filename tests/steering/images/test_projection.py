@@ -137,8 +137,8 @@ def test_an_unknown_guard_is_an_error() -> None:
 @pytest.mark.parametrize(
     ("changed", "fault"),
     [
-        ({"groups": {"text": ("k", "v")}}, "each layer must be of one group"),
-        ({"groups": {"text": ("k", "v"), "x": ("other",)}}, "each group have its states"),
+        ({"groups": {"text": ("k", "v")}}, "each layer must be in one group"),
+        ({"groups": {"text": ("k", "v"), "x": ("other",)}}, "each group must have `reads`"),
         ({"reads": {g: torch.ones(3, w) for g, w in WIDTHS.items()}}, "another rank"),
     ],
 )

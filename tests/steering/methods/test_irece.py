@@ -47,9 +47,9 @@ def tensors() -> dict[str, Any]:
     plain, _ = with_spot(80, 2, shown=False)
     label = torch.arange(160) < 80
     made = train_latents(torch.cat([shown, plain]), label, LatentRecipe(steps=60), seed=0)
-    found = {f"weight{i}.latents": w.numpy() for i, w in enumerate(made.weights)}
-    found |= {f"bias{i}.latents": b.numpy() for i, b in enumerate(made.biases)}
-    return found | {
+    arrays = {f"weight{i}.latents": w.numpy() for i, w in enumerate(made.weights)}
+    arrays |= {f"bias{i}.latents": b.numpy() for i, b in enumerate(made.biases)}
+    return arrays | {
         "keys0.attention": torch.ones(2, 8).numpy(),
         "others0.attention": torch.ones(3, 8).numpy(),
     }
@@ -59,7 +59,7 @@ def guard(tensors: dict[str, Any], name: str = "p", **changed: Any) -> FittedGua
     return FittedGuard(name, tensors, SETTINGS | changed)
 
 
-def seen(estimate: Tensor, votes: Tensor, attended: Tensor) -> LatentEvidence:
+def evidence_of(estimate: Tensor, votes: Tensor, attended: Tensor) -> LatentEvidence:
     pairs = len(estimate)
     return LatentEvidence(
         guard=torch.zeros(pairs, dtype=torch.long),
@@ -71,39 +71,39 @@ def seen(estimate: Tensor, votes: Tensor, attended: Tensor) -> LatentEvidence:
     )
 
 
-def test_it_finds_the_place_by_votes_and_attention(tensors: dict[str, Any]) -> None:
-    eraser = irece.stack([guard(tensors)])
+def test_votes_and_attention_locate_the_concept(tensors: dict[str, Any]) -> None:
+    guards = irece.stack([guard(tensors)])
     latents, where = with_spot(20, 3)
     plain, _ = with_spot(20, 4, shown=False)
-    score, votes = eraser.sense(latents, [0])
-    assert (score > eraser.sense(plain, [0])[0].max()).float().mean() > 0.9
+    score, votes = guards.sense(latents, [0])
+    assert (score > guards.sense(plain, [0])[0].max()).float().mean() > 0.9
     attended = where + 0.3 * torch.randn(where.shape, generator=torch.Generator().manual_seed(0))
-    found = eraser.find(seen(latents, votes[:, 0], attended))
-    overlap = (found.mask * where).sum((1, 2)) / torch.maximum(found.mask, where).sum((1, 2))
+    location = guards.locate(evidence_of(latents, votes[:, 0], attended))
+    overlap = (location.mask * where).sum((1, 2)) / torch.maximum(location.mask, where).sum((1, 2))
     assert overlap.mean() > 0.4
-    assert found.peak.min() > 2
+    assert location.peak.min() > 2
     # votes alone, attention alone
     for changed, maps in (({"reads": []}, attended[:0]), ({"votes": 0.0}, attended)):
-        one = irece.stack([guard(tensors, **changed)])
-        owners = seen(latents, votes[:, 0], maps)
+        single = irece.stack([guard(tensors, **changed)])
+        owners = evidence_of(latents, votes[:, 0], maps)
         owners = LatentEvidence(**{**vars(owners), "owner": torch.arange(len(maps))})
-        peak = one.find(owners).mask
+        peak = single.locate(owners).mask
         assert ((peak * where).sum((1, 2)) > 0).float().mean() > 0.9
 
 
-def test_each_guard_has_settings_of_its_own(tensors: dict[str, Any]) -> None:
+def test_each_guard_has_its_settings(tensors: dict[str, Any]) -> None:
     wide, narrow = guard(tensors, "wide", mask=0.1), guard(tensors, "narrow", mask=0.9)
-    eraser = irece.stack([wide, narrow])
+    guards = irece.stack([wide, narrow])
     latents, where = with_spot(6, 5)
-    _, votes = eraser.sense(latents, [0, 1])
-    both = seen(latents, votes[:, 0], where)
+    _, votes = guards.sense(latents, [0, 1])
+    shared = evidence_of(latents, votes[:, 0], where)
     area = {}
     for column in (0, 1):
-        own = LatentEvidence(**{**vars(both), "guard": torch.full((6,), column)})
-        area[column] = eraser.find(own).mask.mean()
+        evidence = LatentEvidence(**{**vars(shared), "guard": torch.full((6,), column)})
+        area[column] = guards.locate(evidence).mask.mean()
     assert area[0] > 2 * area[1] > 0
-    mixed = LatentEvidence(**{**vars(both), "guard": torch.tensor([0, 1, 0, 1, 0, 1])})
-    sizes = eraser.find(mixed).mask.mean((1, 2))
+    mixed = LatentEvidence(**{**vars(shared), "guard": torch.tensor([0, 1, 0, 1, 0, 1])})
+    sizes = guards.locate(mixed).mask.mean((1, 2))
     assert (sizes[::2] > sizes[1::2]).all()
 
 
@@ -195,7 +195,7 @@ def test_each_replacement_is_what_its_name_says() -> None:
         ({"mask": 1.5}, "mask must lie in 0..1"),
         ({"votes": -1.0}, "votes must lie in 0..1000"),
         ({"smoothing": 1e9}, "smoothing must lie in 0..0.5"),
-        ({"reads": [], "votes": 0.0}, "without reads and votes it finds no place"),
+        ({"reads": [], "votes": 0.0}, "without reads and votes it cannot locate"),
     ],
 )
 def test_an_artifact_that_does_not_hold_is_refused(

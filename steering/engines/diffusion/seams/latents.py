@@ -117,10 +117,10 @@ class LatentSeam:
         }
         if len(self._index) != sum(len(eraser.names) for eraser in erasers):
             raise ValueError("two guards of a model's erasers have the same name")
-        reads = [read for eraser in erasers for own in eraser.reads for read in own]
+        reads = [read for eraser in erasers for own in eraser.probes for read in own]
         self.seam = AttentionSeam(family, reads)
         numbers = iter(range(len(reads)))
-        self._reads = [[[next(numbers) for _ in own] for own in e.reads] for e in erasers]
+        self._reads = [[[next(numbers) for _ in own] for own in e.probes] for e in erasers]
         """Eraser → column → the numbers of its reads."""
         self.reset()
 
@@ -257,7 +257,7 @@ class LatentSeam:
         if not acting:
             return moved, carry
         at = torch.tensor([rows.index(pairs[i].row) for i in acting], device=moved.device)
-        found = eraser.find(
+        found = eraser.locate(
             LatentEvidence(
                 guard=torch.tensor([pairs[i].column for i in acting], device=moved.device),
                 estimate=estimate[at],
@@ -336,7 +336,7 @@ class LatentSeam:
 
     def _looks(self, name: str, tables: Estimates) -> frozenset[int]:
         eraser, column = self._index[name]
-        looks = self._erasers[eraser].looks[column]
+        looks = self._erasers[eraser].inspections[column]
         return looks.among(tables.level.tolist(), tables.whole.tolist())
 
 

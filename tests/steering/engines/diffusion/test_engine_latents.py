@@ -56,8 +56,8 @@ class Sponge:
     ) -> None:
         self.names: Sequence[str] = names
         self.channels = channels
-        self.looks: Sequence[InspectionSchedule] = [looks] * len(names)
-        self.reads: Sequence[Sequence[AttentionProbe]] = [tuple(reads)] * len(names)
+        self.inspections: Sequence[InspectionSchedule] = [looks] * len(names)
+        self.probes: Sequence[Sequence[AttentionProbe]] = [tuple(reads)] * len(names)
         self.seen: list[LatentEvidence] = []
         self.asked: list[Tensor] = []
         self._value, self._whole, self._score = value, whole, score
@@ -68,7 +68,7 @@ class Sponge:
         score = said[:, None] + torch.tensor(columns)
         return score, torch.zeros(len(estimate), len(columns), 1, 1)
 
-    def find(self, seen: LatentEvidence) -> Localization:
+    def locate(self, seen: LatentEvidence) -> Localization:
         self.seen.append(seen)
         mask = torch.ones_like(seen.estimate[:, 0])
         if not self._whole:
@@ -392,8 +392,8 @@ def test_who_only_looks_reads_no_attention() -> None:
 
 def test_a_place_that_is_no_number_makes_the_reading_invalid() -> None:
     class Lost(Sponge):
-        def find(self, seen: LatentEvidence) -> Localization:
-            found = super().find(seen)
+        def locate(self, seen: LatentEvidence) -> Localization:
+            found = super().locate(seen)
             return replace(found, mask=0 * found.mask, peak=found.peak * torch.nan)
 
     eraser = Lost("p")
