@@ -1,4 +1,4 @@
-"""Guards of finished images in a configuration: which fit, and the decisions and verdicts of plans."""
+"""Guards of finished images in a configuration: which fit, decisions and verdicts."""
 
 from __future__ import annotations
 

@@ -28,12 +28,12 @@ SETTINGS: dict[str, Any] = {
 
 
 def with_spot(count: int, seed: int, *, shown: bool = True) -> tuple[Tensor, Tensor]:
-    """Noise with the concept, four places a side of the first two channels; and where it is."""
-    draw = torch.Generator().manual_seed(seed)
-    latents = torch.randn(count, CHANNELS, SIDE, SIDE, generator=draw)
+    """Noise with the concept in 4 x 4 places of the first two channels, and its mask."""
+    generator = torch.Generator().manual_seed(seed)
+    latents = torch.randn(count, CHANNELS, SIDE, SIDE, generator=generator)
     where = torch.zeros(count, SIDE, SIDE)
     for i in range(count):
-        x, y = torch.randint(0, SIDE - 4, (2,), generator=draw).tolist()
+        x, y = torch.randint(0, SIDE - 4, (2,), generator=generator).tolist()
         where[i, y : y + 4, x : x + 4] = 1.0
     if shown:
         latents[:, :2] += 5.0 * where[:, None]
@@ -46,9 +46,9 @@ def tensors() -> dict[str, Any]:
     shown, _ = with_spot(80, 1)
     plain, _ = with_spot(80, 2, shown=False)
     label = torch.arange(160) < 80
-    made = train_latents(torch.cat([shown, plain]), label, LatentRecipe(steps=60), seed=0)
-    arrays = {f"weight{i}.latents": w.numpy() for i, w in enumerate(made.weights)}
-    arrays |= {f"bias{i}.latents": b.numpy() for i, b in enumerate(made.biases)}
+    classifiers = train_latents(torch.cat([shown, plain]), label, LatentRecipe(steps=60), seed=0)
+    arrays = {f"weight{i}.latents": w.numpy() for i, w in enumerate(classifiers.weights)}
+    arrays |= {f"bias{i}.latents": b.numpy() for i, b in enumerate(classifiers.biases)}
     return arrays | {
         "keys0.attention": torch.ones(2, 8).numpy(),
         "others0.attention": torch.ones(3, 8).numpy(),
@@ -130,26 +130,26 @@ def test_a_mask_rises_from_the_median_and_a_flat_map_has_none() -> None:
 
 
 @pytest.mark.parametrize("shape", [(9, 9), (3, 9, 9)])
-def test_smoothing_keeps_what_there_is_and_each_has_its_own(shape: tuple[int, ...]) -> None:
+def test_smoothing_keeps_the_sum_and_each_map_has_its_width(shape: tuple[int, ...]) -> None:
     maps = torch.zeros(2, *shape)
     maps[..., 4, 4] = 1.0
     flat = torch.full((2, *shape), 3.0)
     width = torch.tensor([0.05, 0.2])
-    made = smoothed(maps, width)
+    smooth = smoothed(maps, width)
     torch.testing.assert_close(smoothed(flat, width), flat)
-    torch.testing.assert_close(made.sum((-1, -2)), maps.sum((-1, -2)), rtol=0.05, atol=0.05)
-    assert (made[0, ..., 4, 4] > 2 * made[1, ..., 4, 4]).all()
+    torch.testing.assert_close(smooth.sum((-1, -2)), maps.sum((-1, -2)), rtol=0.05, atol=0.05)
+    assert (smooth[0, ..., 4, 4] > 2 * smooth[1, ..., 4, 4]).all()
 
 
-def test_a_guard_smooths_no_farther_in_company() -> None:
+def test_smoothing_of_a_map_does_not_depend_on_others() -> None:
     maps = torch.rand(2, 16, 16, generator=torch.Generator().manual_seed(1))
     alone = smoothed(maps[:1], torch.tensor([0.06]))
-    beside = smoothed(maps, torch.tensor([0.06, 0.4]))[:1]
-    torch.testing.assert_close(beside, alone)
+    together = smoothed(maps, torch.tensor([0.06, 0.4]))[:1]
+    torch.testing.assert_close(together, alone)
 
 
 @pytest.mark.parametrize("shape", [(17, 128), (65, 65), (9, 16), (3, 16, 65)])
-def test_votes_stand_where_they_were_cast(shape: tuple[int, ...]) -> None:
+def test_votes_are_at_their_places(shape: tuple[int, ...]) -> None:
     height, width = shape[-2:]
     latents = torch.zeros(1, CHANNELS, *shape)
     latents[..., height // 2 :, width // 2 :] = 1.0
@@ -160,11 +160,11 @@ def test_votes_stand_where_they_were_cast(shape: tuple[int, ...]) -> None:
     half[..., 1, 1] = 1.0
     weights = first, half, half, half, half[..., 1:2, 1:2]
     votes = LatentClassifiers(weights, (nothing,) * 5).votes(latents)[:, 0]
-    made = irece.votes_map(votes, shape)[0]
-    there = latents[0, 0].bool()
-    assert made[there].mean() > 0.5 > -0.2 > made[~there].mean()
-    corner = made[..., -1, -1]
-    assert (corner > 0).all() and (made[..., 0, :] < corner[..., None]).all()
+    votes_grid = irece.votes_map(votes, shape)[0]
+    inside = latents[0, 0].bool()
+    assert votes_grid[inside].mean() > 0.5 > -0.2 > votes_grid[~inside].mean()
+    corner = votes_grid[..., -1, -1]
+    assert (corner > 0).all() and (votes_grid[..., 0, :] < corner[..., None]).all()
 
 
 def test_each_replacement_is_what_its_name_says() -> None:
@@ -180,7 +180,7 @@ def test_each_replacement_is_what_its_name_says() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "message"),
     [
         ({"reads": "all"}, "reads must be a list"),
         ({"reads": [["layer"]]}, "a read must be a layer and a head"),
@@ -198,10 +198,10 @@ def test_each_replacement_is_what_its_name_says() -> None:
         ({"reads": [], "votes": 0.0}, "without reads and votes it cannot locate"),
     ],
 )
-def test_an_artifact_that_does_not_hold_is_refused(
-    tensors: dict[str, Any], changed: dict[str, Any], said: str
+def test_an_invalid_artifact_is_refused(
+    tensors: dict[str, Any], changed: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         irece.stack([guard(tensors, **changed)])
 
 

@@ -1,4 +1,4 @@
-"""From an artifact's tensors and settings to a guard, and what does not hold."""
+"""From an artifact's tensors and settings to a guard, and their faults."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_missing_setting_is_named(missing: str) -> None:
         ({"schedule": [float("nan")]}, "finite"),
     ],
 )
-def test_settings_that_do_not_hold(change: dict[str, Any], match: str) -> None:
+def test_invalid_settings_are_refused(change: dict[str, Any], match: str) -> None:
     tensors, settings = sound()
     with pytest.raises(ValueError, match=match):
         stacked(tensors, settings | change)
