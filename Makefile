@@ -43,7 +43,7 @@ test-slow: .venv/ready
 	touch .venv-vllm/ready
 
 test-vllm: .venv-vllm/ready
-	$(VLLM)/python -m pytest -q tests/vllm tests/steering/hidden/test_packed.py
+	$(VLLM)/python -m pytest -q tests/vllm tests/steering/hidden/test_packed.py tests/steering/hidden/test_packed_cache.py
 
 lint: .venv/ready
 	$(BIN)/ruff format --check .

@@ -195,8 +195,8 @@ def _memory() -> dict[str, int]:
         [table] = [item for item in gc.get_objects() if isinstance(item, PackedTable)]
         sizes |= {
             "guards": _bytes(vars(table.bank)),
-            "kept": table._kept.nbytes,
-            "rows": _bytes(vars(table)) - table._kept.nbytes,
+            "kept": table._gates.nbytes,
+            "rows": _bytes(vars(table)) - table._gates.nbytes,
         }
     return sizes
 

@@ -20,7 +20,7 @@ from steering.engines.transformers.layers import UnknownArchitecture
 
 
 class Running(Protocol):
-    """Guards on a model of any kind, while a batch runs."""
+    """The guards on a model of any kind while a batch runs."""
 
     began: float
 
@@ -30,11 +30,11 @@ class Running(Protocol):
     def readings(self, row: int) -> Mapping[str, Any]: ...
 
     def flags(self) -> tuple[Sequence[bool], Sequence[bool]]:
-        """For each row: has a guard fired, has one met NaN."""
+        """By row: whether a guard has fired, and whether one has met NaN."""
 
 
 class Attached:
-    """The handle that `attached` gives: what the guards did in the last call of the model."""
+    """The handle of `attached`: the verdicts on the last call of the model."""
 
     def __init__(self, plan: Plan[Any], model: str, blocks: Callable[[Running, int], bool]) -> None:
         self.policy = plan.policy
@@ -57,7 +57,7 @@ class Attached:
         )
 
     def _check(self, running: Running) -> None:
-        """When guards have looked: end the call where the policy wants that."""
+        """After guards have read: raise where the policy ends the call."""
         self._running = running
         fired, invalid = running.flags()
         if self._plan.on_error == "closed" and any(invalid):
@@ -85,13 +85,13 @@ def attached(
 
     `model` is a transformers causal language model (`model.generate`: batches are guarded row by
     row; pad on the left) or a diffusers pipeline (`pipeline("a prompt")`: its prompts and prompt
-    embeddings are guarded). `policy` None is the configuration's default. Leaving takes every hook
-    off: the model is as it was, bit for bit.
+    embeddings are guarded). `policy` None is the configuration's default. Leaving the context
+    removes every hook: the model is as before, bit for bit.
 
-    Raises ConfigError, UnknownPolicy, PolicyUnfit, ModelError (an architecture or a pipeline that
-    is not known), GuardFailed (a guard cannot be applied, or a call cannot be followed) and, where
-    the policy blocks, ContentBlocked for the whole batch. A pipeline's prompt that could not be
-    refined is blocked too, whatever the policy would draw in its place.
+    Raises ConfigError, UnknownPolicy, PolicyUnfit, ModelError (an unknown architecture or
+    pipeline), GuardFailed (a guard cannot be applied, or a call cannot be followed) and, where the
+    policy blocks, ContentBlocked for the whole batch. A pipeline's prompt that could not be refined
+    is blocked too, even where the policy has a replacement.
     """
     settings = config if isinstance(config, Config) else load_config(config)
     name = policy or settings.server.default_policy
@@ -110,7 +110,7 @@ def attached(
 
 
 def _is_pipeline(model: Any) -> bool:
-    # who holds one has imported diffusers; nobody else needs it
+    # the caller of a pipeline has imported diffusers; no one else needs it
     diffusers = sys.modules.get("diffusers")
     return diffusers is not None and isinstance(model, diffusers.DiffusionPipeline)
 
@@ -142,7 +142,7 @@ def _to_pipeline(pipeline: Any, settings: Config, policy: str) -> tuple[Attached
     except ValueError as error:
         raise ModelError(str(error)) from error
     plans = ImagePlans(settings, family, name=served)
-    # the call under way draws its own prompt: there is no other to draw instead
+    # the pipeline's call generates its own prompt: there is no replacement
     plan = plans[policy].last
     _require(plan, served)
 

@@ -1,4 +1,4 @@
-"""Which model an artifact was fitted on, told from the weights themselves."""
+"""Fingerprints of models, from their weights: they bind an artifact to the model of its fit."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def fingerprint(model: nn.Module) -> str:
     """SHA-256 (hex) over each parameter's name, shape and 64 evenly spaced values as bfloat16.
 
     The rounding makes a model loaded in float32 or bfloat16 from the same file agree; a fine-tuned
-    copy differs, since every matrix has moved. Reads a few kilobytes, whatever the model's size.
+    copy differs, since every matrix has changed. Reads a few kilobytes, whatever the model's size.
     """
     return _digest(sorted(model.named_parameters()))
 
 
 def checkpoint_fingerprint(folder: Path) -> str:
-    """The same of a model that another engine has loaded in its own way, from its checkpoint.
+    """The `fingerprint` of a model from its checkpoint, for engines that load weights differently.
 
     Raises ValueError for a folder without safetensors weights.
     """

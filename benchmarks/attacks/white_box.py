@@ -91,7 +91,7 @@ class GuardDefense:
     def exact(self, text: Conditioning) -> tuple[Conditioning, Tensor]:
         """The refined conditioning, and which rows the guards block or replace."""
         applied = self._bank.apply(text, [self._guards] * text.rows)
-        blocked = [self._plan.decide(readings) != "draw" for readings in applied.readings]
+        blocked = [self._plan.decide(readings) != "generate" for readings in applied.readings]
         return applied.text, torch.tensor(blocked)
 
     def differentiable(self, text: Conditioning) -> tuple[Conditioning, Tensor]:
@@ -139,7 +139,9 @@ def main() -> None:
                 plans.stacks.prompts,
                 plan,
                 evade=arguments.evade,
-                output_loss=OutputGuardLoss(plans, plan, family, seed) if plan.screens else None,
+                output_loss=OutputGuardLoss(plans, plan, family, seed)
+                if plan.inspects_images
+                else None,
             ),
             start=concepts.name(concept) if number % 2 else "",
         )

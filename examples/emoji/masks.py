@@ -129,13 +129,13 @@ def _inspect(
     """The inspections of all scenes, in their order."""
     schedule = Sampler(family.scheduler, family.arrange).schedule(arguments.steps)
     tables = estimates_of(family.scheduler, schedule)
-    seam = AttentionSeam(family, eraser.reads[0])
-    steps = sorted(eraser.looks[0].among(tables.level.tolist(), tables.whole.tolist()))
+    seam = AttentionSeam(family, eraser.probes[0])
+    steps = sorted(eraser.inspections[0].among(tables.level.tolist(), tables.whole.tolist()))
     plain = family.unconditional([""])
     inspections: list[Inspection] = []
     for start in range(0, len(scenes), _BATCH):
         clean = _latents(family, scenes[start : start + _BATCH])
-        rows, reads = len(clean), len(eraser.reads[0])
+        rows, reads = len(clean), len(eraser.probes[0])
         noise = torch.randn(
             clean.shape, generator=torch.Generator().manual_seed(arguments.seed + start)
         )
@@ -156,8 +156,8 @@ def _inspect(
                 attended=seam.scores(),
                 owner=torch.arange(rows).repeat_interleave(reads),
             )
-            tops = eraser.evidence(evidence).flatten(1).argmax(1).tolist()
-            masks = eraser.find(evidence).mask
+            tops = eraser.evidence_map(evidence).flatten(1).argmax(1).tolist()
+            masks = eraser.locate(evidence).mask
             for row in range(rows):
                 if first[row] is None and float(score[row, 0]) > threshold:
                     first[row] = Inspection(step, masks[row], tops[row])

@@ -1,4 +1,4 @@
-"""What plans of every kind of model share: guards found for a model, policies resolved to plans."""
+"""The plans of every kind of model: the guards that fit a model, and policies resolved to plans."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class LoadedGuard:
 
     @property
     def action(self) -> MethodAction:
-        """What the guard does by itself."""
+        """The action of the guard's method."""
         return self.method.action
 
     @classmethod
@@ -52,7 +52,7 @@ class LoadedGuard:
         *,
         recheck: float | None = None,
     ) -> LoadedGuard:
-        """With the threshold and the strength of the configuration, or as fitted.
+        """With the threshold and the strength of the configuration, or those of the fit.
 
         Raises ValueError where the artifact lacks one of them.
         """
@@ -78,7 +78,7 @@ class FittedSettings(Protocol):
 
 
 class AnyReading(Protocol):
-    """What the readings of all seams have."""
+    """The fields that the readings of all seams share."""
 
     @property
     def score(self) -> float: ...
@@ -100,10 +100,10 @@ P = TypeVar("P", bound="Plan[Any]")
 
 @dataclass(frozen=True)
 class Plan(ABC, Generic[R]):
-    """A policy for one model. `broken` says which of its guards cannot be applied, and why.
+    """A policy for one model. `broken` has its guards that cannot be applied, and the reasons.
 
     `unfit` is True where the policy has guards, but none for this kind of model. `texts` are its
-    screens of text, which whoever takes requests runs, not the model's runtime.
+    screens of text, which the server or the proxy runs, not the model's runtime.
     """
 
     policy: str
@@ -123,7 +123,7 @@ class Plan(ABC, Generic[R]):
 
     @property
     def acts(self) -> bool:
-        """Whether a guard that fires does what its method does."""
+        """Whether a guard that fires takes the action of its method."""
         return self.action in {"steer", "overlay", "refine", "perturb"}
 
     def require_whole(self) -> None:
@@ -133,11 +133,11 @@ class Plan(ABC, Generic[R]):
             raise GuardFailed(f"policy {self.policy!r} cannot be applied: {faults}")
 
     def require_no_texts(self) -> None:
-        """Raise GuardFailed where screens of text are in this policy, and nobody runs them."""
+        """Raise GuardFailed where this policy has screens of text, which only a server runs."""
         if self.texts:
             raise GuardFailed(
-                f"policy {self.policy!r} has screens of text ({', '.join(self.texts)}), which "
-                "`guard serve` and `guard proxy` run, and nothing here does: ask for another policy"
+                f"policy {self.policy!r} has screens of text ({', '.join(self.texts)}), which only "
+                "`guard serve` and `guard proxy` run: ask for another policy"
             )
 
     def require_fit(self, model: str) -> None:
@@ -150,7 +150,7 @@ class Plan(ABC, Generic[R]):
             )
 
     def rows(self) -> tuple[RowGuard, ...]:
-        """What the table needs to know of this plan for one row."""
+        """The guards of a row under this plan."""
         return tuple(
             RowGuard(
                 name=guard.name,
@@ -170,7 +170,7 @@ class Plan(ABC, Generic[R]):
         model: str,
         elapsed_ms: float,
     ) -> Verdict:
-        """What happened to a row, from what its guards have read."""
+        """The verdict on a row, from the readings of its guards."""
         guards, outcomes = [], []
         for guard in self.guards:
             reading = readings.get(guard.name)
@@ -179,7 +179,7 @@ class Plan(ABC, Generic[R]):
                 continue
             done = self.done(guard, reading) if reading.fired else "none"
             outcomes.append(OUTCOMES[done])
-            guards.append(self._told(guard, reading, done))
+            guards.append(self._guard_verdict(guard, reading, done))
         guards += [
             GuardVerdict(name, "", "", None, 0.0, False, "none", error=reason)
             for name, reason in self.broken.items()
@@ -195,12 +195,12 @@ class Plan(ABC, Generic[R]):
         )
 
     def done(self, guard: LoadedGuard, reading: R) -> Done:
-        """What is done for a reading that has fired."""
+        """The action taken for a reading that has fired."""
         return guard.action if self.acts else self.action
 
     @abstractmethod
-    def _told(self, guard: LoadedGuard, reading: R, done: Done) -> GuardVerdict:
-        """The reading as the verdict has it."""
+    def _guard_verdict(self, guard: LoadedGuard, reading: R, done: Done) -> GuardVerdict:
+        """The entry of the verdict for one reading."""
 
 
 def _unread(guard: LoadedGuard) -> GuardVerdict:
@@ -210,14 +210,14 @@ def _unread(guard: LoadedGuard) -> GuardVerdict:
 
 
 def finite(score: float) -> float | None:
-    """A score as JSON can have it."""
+    """The score, or None where JSON has no number for it."""
     return score if math.isfinite(score) else None
 
 
 @dataclass(frozen=True)
-class FoundGuards(Generic[T]):
-    """The guards of a configuration for one model: those that fit, those that are broken and why,
-    those for models of another kind, and those that screen text."""
+class GuardSelection(Generic[T]):
+    """The guards of a configuration for one model: those that fit, those that are broken with the
+    reasons, those for models of another kind, and the screens of text."""
 
     fit: Mapping[str, T]
     broken: Mapping[str, str]
@@ -225,35 +225,35 @@ class FoundGuards(Generic[T]):
     texts: frozenset[str]
 
 
-def find_guards(
+def select_guards(
     config: Config,
     kind: Kind,
     name: str,
     load: Callable[[GuardConfig, Artifact], T],
-) -> FoundGuards[T]:
+) -> GuardSelection[T]:
     """Load every guard for the served model `name`, of that kind.
 
-    `load` makes of an artifact what the model's runtime stacks; it raises GuardError where the
-    model is another one than it was fitted on, or ValueError where the artifact does not hold.
+    `load` turns an artifact into the form that the model's runtime stacks; it raises GuardError
+    where the artifact was fitted on another model, and ValueError for an invalid artifact.
     """
     fit: dict[str, T] = {}
     broken: dict[str, str] = {}
-    others, texts = set(), {each.name for each in config.patterns}
+    others, texts = set(), {patterns.name for patterns in config.patterns}
     for setting in config.guards:
         try:
             artifact = Artifact.load(setting.artifact)
-            its_kind = kind_of(artifact.meta)
-            if its_kind == "text":
+            guard_kind = kind_of(artifact.meta)
+            if guard_kind == "text":
                 texts.add(setting.name)
                 continue
-            if its_kind not in {kind, None}:
+            if guard_kind not in {kind, None}:
                 others.add(setting.name)
                 continue
             fit[setting.name] = _loaded(setting, artifact, load)
         except GuardError as error:
             broken[setting.name] = error.message
             logger.warning("guard %s cannot be applied to %s: %s", setting.name, name, error)
-    return FoundGuards(fit, broken, frozenset(others), frozenset(texts))
+    return GuardSelection(fit, broken, frozenset(others), frozenset(texts))
 
 
 def _loaded(
@@ -270,18 +270,18 @@ def resolve(
     name: str,
     policy: PolicyConfig,
     loaded: Mapping[str, LoadedGuard],
-    found: FoundGuards[T],
+    selection: GuardSelection[T],
 ) -> P:
     """The policy `name` as a plan of that type; `loaded` are the guards that fit."""
-    texts = tuple(guard for guard in policy.guards if guard in found.texts)
-    wanted = [guard for guard in policy.guards if guard not in found.others | found.texts]
+    texts = tuple(guard for guard in policy.guards if guard in selection.texts)
+    wanted = [guard for guard in policy.guards if guard not in selection.others | selection.texts]
     return plan(
         policy=name,
         action=policy.action,
         on_error=policy.on_error,
         guards=tuple(loaded[guard] for guard in wanted if guard in loaded),
         broken={
-            guard: found.broken.get(guard, f"there is no guard {guard!r} in the configuration")
+            guard: selection.broken.get(guard, f"there is no guard {guard!r} in the configuration")
             for guard in wanted
             if guard not in loaded
         },

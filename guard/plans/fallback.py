@@ -1,9 +1,8 @@
-"""The way of one image request through its policy: the one fallback that serving, evaluation and
-the attached use share.
+"""The fallback of one image request, shared by serving, evaluation and the attached use.
 
-A request may be generated as asked, once more without guards that met NaN (a policy that fails
-open), or once more with the policy's replacement, which shows nothing of what was asked for; or it
-is blocked, or it fails.
+An image is generated from the request; or again without guards that met NaN (where the policy fails
+open); or again from the policy's replacement, which shows nothing of the request; or the request is
+blocked, or it fails.
 """
 
 from __future__ import annotations
@@ -16,22 +15,22 @@ from steering.hidden.rows import RowGuard
 from steering.images.embedding import ImageReading
 
 Next = Literal["go", "again", "block", "fail"]
-"""What follows from readings: go on, start again with `prompt` and `guards`, or end the request."""
+"""The step after readings: go on, start again with `prompt` and `guards`, or end the request."""
 
 
 class Fallback:
-    """What is generated for one request now, and what follows from the readings of its guards.
+    """The prompt and guards with which one request is generated, and the step after its readings.
 
-    `replaced` is True once the policy's replacement stands in the prompt's place; nothing that the
-    request brought (an image, learned words, noise) goes with it then.
+    `replaced` is True once the policy's replacement has become the prompt; nothing else of the
+    request (an image, learned words, noise) may be used then.
     """
 
     def __init__(self, plan: ImagePlan, prompt: str) -> None:
         self.plan, self.prompt = plan, prompt
         self.replaced = False
         self.readings: Mapping[str, ImageReading] = {}
-        """For the verdict. Of a replacement that passes, they tell why it was generated; of one
-        that does not pass either, its own."""
+        """The readings for the verdict: those that led to a replacement where it passes, those of
+        the replacement where it does not pass either."""
         self._without: frozenset[str] = frozenset()
 
     @property
@@ -40,15 +39,15 @@ class Fallback:
         return tuple(guard for guard in self.plan.rows() if guard.name not in self._without)
 
     def on_prompt(self, readings: Mapping[str, ImageReading]) -> Next:
-        """What follows from the readings of the prompt."""
+        """The step after the readings of the prompt."""
         decision = self._decide(readings)
-        if decision == "draw" and not self.replaced and self._invalid - self._without:
+        if decision == "generate" and not self.replaced and self._invalid - self._without:
             self._without = self._invalid
             return "again"
         return self._next(decision)
 
     def on_output(self, readings: Mapping[str, ImageReading]) -> Next:
-        """What follows from all readings of a finished image."""
+        """The step after all readings of a finished image."""
         return self._next(self._decide(readings))
 
     @property
@@ -60,14 +59,14 @@ class Fallback:
             self.readings = {**self.readings, **readings}
             return self.plan.decide(readings)
         decision = self.plan.last.decide(readings)
-        if decision == "draw":
+        if decision == "generate":
             self.readings = {**readings, **self.readings}
         else:
             self.plan, self.readings = self.plan.last, readings
         return decision
 
     def _next(self, decision: Decision) -> Next:
-        if decision == "draw":
+        if decision == "generate":
             return "go"
         if decision == "fail":
             return "fail"

@@ -14,7 +14,7 @@ from torch import nn
 from guard.artifact import Artifact
 from guard.config.schema import Config, GuardConfig
 from guard.errors import FingerprintError, ModelError
-from guard.plans.base import LoadedGuard, find_guards
+from guard.plans.base import LoadedGuard, select_guards
 from steering.engines.diffusion.fit import GuardedPipeline, require_fit, require_supported
 from steering.engines.errors import UnsupportedModel
 from steering.fingerprint import fingerprint
@@ -26,18 +26,19 @@ from steering.methods.stacking import MethodGuard
 
 
 class ImageGuards:
-    """`found` has the guards that fit the model, and why others do not; `stacks` has the former."""
+    """`selection` has the guards that fit the model, and why others do not; `stacks` has those that
+    fit."""
 
     def __init__(self, config: Config, pipeline: GuardedPipeline, *, name: str) -> None:
         self._name, self._pipeline = name, pipeline
         self._fingerprints: dict[Part, str] = {}
-        self.found = find_guards(config, "images", name, self._load)
-        guards = [guard for _, guard in self.found.fit.values()]
+        self.selection = select_guards(config, "images", name, self._load)
+        guards = [guard for _, guard in self.selection.fit.values()]
         self.stacks = ImageStacks.of(guards, self._device)
 
     @cached_property
     def _text(self) -> Conditioning:
-        """The conditioning of some prompt, on which guards are tried."""
+        """The conditioning of the empty prompt, on which guards are tried."""
         with torch.no_grad():
             return self._pipeline.encode([""])
 
@@ -66,9 +67,9 @@ class ImageGuards:
         return LoadedGuard.of(setting, artifact, method, guard), MethodGuard(method, guard)
 
     def _require_encoders(self, artifact: Artifact) -> None:
-        """An artifact may say which text encoders it was fitted on beside the part it is bound to.
+        """Check the text encoders that an artifact may name besides the part it is bound to.
 
-        Raises FingerprintError where these are others than the model's.
+        Raises FingerprintError where they differ from the model's.
         """
         fitted = artifact.meta.settings.get("encoders")
         served = self._fingerprint("encoders") if fitted is not None else None

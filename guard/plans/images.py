@@ -1,4 +1,4 @@
-"""Policies resolved against one image model: what their guards make of prompts and images.
+"""Policies resolved against one image model: decisions and verdicts from the guards' readings.
 
 Needs torch (through steering): imported where a model is, never by `import guard`.
 """
@@ -17,7 +17,7 @@ from steering.engines.diffusion.fit import GuardedPipeline
 from steering.hidden.rows import RowGuard
 from steering.images.embedding import ImageReading
 
-Decision = Literal["draw", "block", "replace", "fail"]
+Decision = Literal["generate", "block", "replace", "fail"]
 
 
 @dataclass(frozen=True)
@@ -25,29 +25,29 @@ class ImagePlan(Plan[ImageReading]):
     """A policy for one image model."""
 
     @property
-    def guides(self) -> bool:
-        """Whether a guard may act on the guidance, which takes a scale of more than 1."""
+    def acts_on_guidance(self) -> bool:
+        """Whether a guard may act on the guidance, which requires a scale of more than 1."""
         return self.acts and any(guard.method.seam == "guidance" for guard in self.guards)
 
     @property
-    def screens(self) -> bool:
-        """Whether a guard reads the image itself, and may change or block it then."""
+    def inspects_images(self) -> bool:
+        """Whether a guard reads the image itself, and may change or block it."""
         return any(guard.method.decides != "before" for guard in self.guards)
 
     def prompt_rows(self) -> tuple[RowGuard, ...]:
-        """The rows of those guards that read the prompt."""
+        """The guards of a row that read the prompt."""
         late = {guard.name for guard in self.guards if guard.method.decides != "before"}
         return tuple(row for row in self.rows() if row.name not in late)
 
     @property
     def last(self) -> ImagePlan:
-        """The plan of a replacement: where that does not pass either, it is blocked."""
+        """The plan for a replacement: a replacement that does not pass is blocked."""
         return replace(self, fallback="block", replacement=None)
 
     def decide(self, readings: Mapping[str, ImageReading]) -> Decision:
-        """What becomes of a row, from what its guards have read so far.
+        """The decision on a row, from the readings of its guards so far.
 
-        "fail": a guard could not be applied, and the policy fails closed.
+        "fail" means that a guard met NaN, and the policy fails closed.
         """
         if self.on_error == "closed" and any(not reading.valid for reading in readings.values()):
             return "fail"
@@ -56,12 +56,12 @@ class ImagePlan(Plan[ImageReading]):
             for guard in self.guards
             if (reading := readings.get(guard.name)) is not None and reading.fired
         }
-        return "block" if "block" in done else "replace" if "replace" in done else "draw"
+        return "block" if "block" in done else "replace" if "replace" in done else "generate"
 
     def done(self, guard: LoadedGuard, reading: ImageReading) -> Done:
-        """What is done for a reading that has fired.
+        """The action taken for a reading that has fired.
 
-        Nothing where only what the encoder cuts off has the concept: it is not drawn anyway.
+        "none" where only the text past the encoder's length has the concept: it conditions nothing.
         """
         if not self.acts:
             return super().done(guard, reading)
@@ -70,7 +70,7 @@ class ImagePlan(Plan[ImageReading]):
         untouched = reading.steps == 0 and reading.after is None
         return "none" if guard.method.seam == "embedding" and untouched else guard.action
 
-    def _told(self, guard: LoadedGuard, reading: ImageReading, done: Done) -> GuardVerdict:
+    def _guard_verdict(self, guard: LoadedGuard, reading: ImageReading, done: Done) -> GuardVerdict:
         return GuardVerdict(
             guard=guard.name,
             concept=guard.concept,
@@ -98,10 +98,10 @@ class ImagePlans(PolicyPlans[ImagePlan]):
         self.model = name
         guards = ImageGuards(config, pipeline, name=name)
         self.stacks = guards.stacks
-        loaded = {guard: fitted for guard, (fitted, _) in guards.found.fit.items()}
+        loaded = {guard: fitted for guard, (fitted, _) in guards.selection.fit.items()}
         super().__init__(
             {
-                policy: resolve(ImagePlan, policy, config.policy(policy), loaded, guards.found)
+                policy: resolve(ImagePlan, policy, config.policy(policy), loaded, guards.selection)
                 for policy in config.policy_names
             }
         )

@@ -1,4 +1,4 @@
-"""Policies resolved against one language model: which guards act at its layers, how they read.
+"""Policies resolved against one language model: its guards, stacked, and verdicts from readings.
 
 Needs torch (through steering): imported where a model is, never by `import guard`.
 """
@@ -13,7 +13,7 @@ from torch import nn
 from guard.artifact import Artifact
 from guard.config.schema import Config, GuardConfig
 from guard.errors import ArtifactError
-from guard.plans.base import LoadedGuard, Plan, PolicyPlans, find_guards, finite, resolve
+from guard.plans.base import LoadedGuard, Plan, PolicyPlans, finite, resolve, select_guards
 from guard.verdict import Done, GuardVerdict
 from steering.engines.transformers.layers import decoder_layers
 from steering.fingerprint import fingerprint
@@ -28,7 +28,7 @@ from steering.methods.stacking import MethodGuard, stacks
 class LanguagePlan(Plan[Reading]):
     """A policy for one language model."""
 
-    def _told(self, guard: LoadedGuard, reading: Reading, done: Done) -> GuardVerdict:
+    def _guard_verdict(self, guard: LoadedGuard, reading: Reading, done: Done) -> GuardVerdict:
         return GuardVerdict(
             guard=guard.name,
             concept=guard.concept,
@@ -44,7 +44,7 @@ class LanguagePlan(Plan[Reading]):
 
 @dataclass(frozen=True)
 class ServedModel:
-    """What guards must know of a language model, whatever runs it."""
+    """The properties of a language model that guards depend on, whatever engine runs it."""
 
     fingerprint: str
     depth: int
@@ -76,13 +76,13 @@ class LanguagePlans(PolicyPlans[LanguagePlan]):
             artifact.require_model(served.fingerprint, served=name)
             return _guard(setting, artifact, served)
 
-        found = find_guards(config, "language", name, load)
-        self.guards = {name: guard for name, (_, guard) in found.fit.items()}
+        selection = select_guards(config, "language", name, load)
+        self.guards = {name: guard for name, (_, guard) in selection.fit.items()}
         self.bank = HiddenBank(stacks([*self.guards.values()], served.device), served.device)
-        loaded = {guard: fitted for guard, (fitted, _) in found.fit.items()}
+        loaded = {guard: fitted for guard, (fitted, _) in selection.fit.items()}
         super().__init__(
             {
-                policy: resolve(LanguagePlan, policy, config.policy(policy), loaded, found)
+                policy: resolve(LanguagePlan, policy, config.policy(policy), loaded, selection)
                 for policy in config.policy_names
             }
         )

@@ -1,6 +1,6 @@
-"""Policies resolved to screens of text: what they read, and what they do where one fires.
+"""Policies resolved to screens of text: the places that they read, and their actions.
 
-Without torch: a proxy runs them where there is none.
+Imports no torch: a proxy runs screens where there is none.
 """
 
 from __future__ import annotations
@@ -53,12 +53,13 @@ class TextScreen:
     action: Action
     head: int | None = None
     patterns: PatternSet | None = None
-    look: frozenset[Place] = frozenset(PLACES)
+    places: frozenset[Place] = frozenset(PLACES)
+    """The places whose text the screen reads."""
 
 
 @dataclass(frozen=True)
 class TextPlan:
-    """The screens of a policy. `broken` says which cannot be applied, and why."""
+    """The screens of a policy. `broken` has those that cannot be applied, and the reasons."""
 
     policy: str
     on_error: OnError
@@ -84,26 +85,28 @@ class TextPlan:
     @cached_property
     def longest(self) -> int:
         """Characters of the longest match of a pattern."""
-        return max((each.patterns.longest for each in self.screens if each.patterns), default=0)
+        return max(
+            (screen.patterns.longest for screen in self.screens if screen.patterns), default=0
+        )
 
     @cached_property
-    def by_look(self) -> Mapping[frozenset[Place], Sequence[TextScreen]]:
-        """The screens by the places where they look."""
-        found: dict[frozenset[Place], list[TextScreen]] = {}
+    def by_places(self) -> Mapping[frozenset[Place], Sequence[TextScreen]]:
+        """The screens by the places that they read."""
+        screens: dict[frozenset[Place], list[TextScreen]] = {}
         for screen in self.screens:
-            found.setdefault(screen.look, []).append(screen)
-        return found
+            screens.setdefault(screen.places, []).append(screen)
+        return screens
 
     @cached_property
     def answering(self) -> tuple[TextScreen, ...]:
-        """The screens that look at answers."""
-        return tuple(screen for screen in self.screens if "response" in screen.look)
+        """The screens that read responses."""
+        return tuple(screen for screen in self.screens if "response" in screen.places)
 
-    def passes(self, what: str) -> bool:
-        """Whether `what`, a path or a kind of content, may pass unread."""
+    def passes(self, name: str) -> bool:
+        """Whether `name`, a path or a kind of content, may pass unread."""
         return any(
-            what.startswith(each[:-1]) if each.endswith("*") else what == each
-            for each in self.settings.unscreened
+            name.startswith(pattern[:-1]) if pattern.endswith("*") else name == pattern
+            for pattern in self.settings.unscreened
         )
 
     def require_whole(self) -> None:
@@ -116,8 +119,8 @@ class TextPlan:
 class TextPlans:
     """Every policy of a configuration, and all heads that they share.
 
-    `encoder` is loaded where a head needs it; without one it stays None. A screen that does not
-    load breaks the policies that name it.
+    `encoder` is loaded where a head needs it, else None. A screen that does not load breaks the
+    policies that name it.
     """
 
     def __init__(self, config: Config, load_encoder: Callable[[], TextEncoder] | None = None):
@@ -139,11 +142,11 @@ class TextPlans:
 
     @property
     def screens(self) -> Sequence[TextScreen]:
-        """All screens that can be applied, as fitted: with the action "observe"."""
+        """All screens that can be applied, as fitted, with the action "observe"."""
         return [*self._heads.values(), *self._lists.values()]
 
     def _artifacts(self, settings: Sequence[GuardConfig]) -> list[tuple[GuardConfig, Artifact]]:
-        found = []
+        loaded = []
         for setting in settings:
             try:
                 artifact = Artifact.load(setting.artifact)
@@ -151,8 +154,8 @@ class TextPlans:
                 self._fails(setting.name, error.message)
                 continue
             if kind_of(artifact.meta) == "text":
-                found.append((setting, artifact))
-        return found
+                loaded.append((setting, artifact))
+        return loaded
 
     def _load_heads(
         self,
@@ -187,14 +190,14 @@ class TextPlans:
         self.heads = TextHeads(heads) if heads else None
 
     def _patterns(self, settings: Sequence[PatternsConfig]) -> dict[str, TextScreen]:
-        found = {}
+        screens = {}
         for setting in settings:
             try:
                 patterns = read_patterns(setting.source)
             except GuardError as error:
                 self._fails(setting.name, error.message)
                 continue
-            found[setting.name] = TextScreen(
+            screens[setting.name] = TextScreen(
                 name=setting.name,
                 concept=f"patterns/{setting.name}",
                 method="patterns",
@@ -202,7 +205,7 @@ class TextPlans:
                 action="observe",
                 patterns=patterns,
             )
-        return found
+        return screens
 
     def _fails(self, name: str, why: str) -> None:
         self._broken[name] = why
@@ -211,9 +214,9 @@ class TextPlans:
     def _plan(self, config: Config, name: str) -> TextPlan:
         policy = config.policy(name)
         known = {**self._heads, **self._lists}
-        wanted = [guard for guard in policy.guards if guard in known]
-        # what is no action of a screen is one of the policy's guards of models
-        own = cast(Action, policy.action) if policy.action in _ACTIONS else "block"
+        guards = [guard for guard in policy.guards if guard in known]
+        # an action that screens do not have is for the policy's guards of models
+        default = cast(Action, policy.action) if policy.action in _ACTIONS else "block"
         return TextPlan(
             policy=name,
             on_error=policy.on_error,
@@ -221,10 +224,10 @@ class TextPlans:
             screens=tuple(
                 replace(
                     known[guard],
-                    action=policy.screen.actions.get(guard) or own,
-                    look=frozenset(policy.screen.looks.get(guard, policy.screen.look)),
+                    action=policy.screen.actions.get(guard) or default,
+                    places=frozenset(policy.screen.looks.get(guard, policy.screen.look)),
                 )
-                for guard in wanted
+                for guard in guards
             ),
             broken={guard: self._broken[guard] for guard in policy.guards if guard in self._broken},
         )

@@ -49,7 +49,7 @@ class RequestScreening:
         self.placeholders = Placeholders(piece.text for piece in texts.pieces)
         # a redaction needs the string in which it is; strings that belong together are then read
         # as one text
-        screens_by_places = self.plan.by_look
+        screens_by_places = self.plan.by_places
         pieces = [
             piece
             for piece in texts.pieces
@@ -57,7 +57,7 @@ class RequestScreening:
         ]
         results = await reader.read([piece.text for piece in pieces], self.plan.lists)
         blocked = [
-            self._apply([r for r in piece_results if piece.place in r.screen.look], piece)
+            self._apply([r for r in piece_results if piece.place in r.screen.places], piece)
             for piece, piece_results in zip(pieces, results, strict=True)
         ]
         self.placeholders.seal()

@@ -142,7 +142,7 @@ class BatchedImageService(EngineLoop[ImageRow, DiffusionEngine]):
         except KeyError:
             raise UnknownPolicy(f"there is no policy {request.policy!r}", param="policy") from None
         plan.require_fit(self.info.name)
-        if plan.guides and request.guidance <= 1:
+        if plan.acts_on_guidance and request.guidance <= 1:
             raise RequestError(
                 f"the policy {request.policy!r} acts on the guidance: ask for a 'guidance_scale' "
                 "of more than 1",
@@ -201,7 +201,7 @@ class BatchedImageService(EngineLoop[ImageRow, DiffusionEngine]):
         complete = {i: row for i in done if not (row := self._running[i]).over}
         again = []
         for index, row in complete.items():
-            if not row.plan.screens:
+            if not row.plan.inspects_images:
                 continue
             following = row.fallback.on_output(self._engine.readings(index))
             row.settle(following)

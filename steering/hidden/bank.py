@@ -3,7 +3,7 @@
 A method stacks its guards (`HiddenGuards`); a bank puts the stacks of one model side by side. Each
 guard senses at decoder layers of its own and decides at the last of them, so guards whose layers
 interleave live in one bank: a guard that senses behind a layer where another guard acts on the same
-row reads the states that the other one has left.
+row reads the states that the other guard has changed.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from torch import Tensor
 class Placement:
     """Where and when one guard senses and acts.
 
-    The score of a token is the sum of what `HiddenGuards.sense` gives at `sense_layers`; the
+    The score of a token is the sum of the scores of `HiddenGuards.sense` at `sense_layers`; the
     statistic of a row is the mean of its `pool` largest scores. A guard that fires acts after
     `act_layers` at the token where it fires and at the next ones, `steps` tokens in all. Where the
-    row rechecks, a topical token starts that again once `rest` tokens have passed (None: all).
+    row rechecks, a topical token starts that again once `rest` tokens have passed (None: `steps`).
 
-    Raises ValueError for a placement that does not hold.
+    Raises ValueError for an impossible placement.
     """
 
     sense_layers: tuple[int, ...]
@@ -37,11 +37,11 @@ class Placement:
     def __post_init__(self) -> None:
         for layers in (self.sense_layers, self.act_layers):
             if not layers or len(set(layers)) != len(layers):
-                raise ValueError("needs layers to sense and to act on, each once")
+                raise ValueError("needs layers to sense and to act on, each listed once")
         if self.steps < 1:
             raise ValueError("must act for at least one step")
         if self.decides > min(self.act_layers):
-            raise ValueError("would act before it has sensed")
+            raise ValueError("would act at a layer before its last sensing layer")
         if self.rest is not None and self.rest < 1:
             raise ValueError("rest must be at least 1")
         if self.pool < 1:
@@ -56,7 +56,7 @@ class Placement:
 class HiddenGuards(Protocol):
     """All loaded guards of one method, stacked; column i is the guard `names[i]`.
 
-    States are float32, `[..., width]`, as they stand behind a decoder layer: any leading shape.
+    States are float32, `[..., width]`, the output of a decoder layer, with any leading shape.
     """
 
     names: Sequence[str]

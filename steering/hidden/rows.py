@@ -1,10 +1,9 @@
-"""What each request of a running batch carries, and what its guards have seen: the hidden seam's
-state.
+"""The state of the hidden seam: the guards on each row of a running batch, and their statistics.
 
 The statistic that is compared with the threshold is the mean of the guard's `pool` largest token
 gates so far: over the prompt's tokens at prefill, and, where the row rechecks, over the generated
 ones too. It only grows, costs one small product a token, and does not depend on where in the
-prompt the topic stands (a small model's last prompt token alone knows too little of it).
+prompt the topic occurs (a small model's last prompt token alone knows too little of it).
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from torch import Tensor
 from steering.hidden.bank import HiddenBank
 
 Rows = slice | Tensor
-"""Of the capacity: a stretch, or the numbers of rows that differ."""
+"""Rows of the table: a slice, or the indices of different rows."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +43,11 @@ class RowGuard:
 
 @dataclass(frozen=True)
 class Reading:
-    """What one guard saw on one row; `position` is 0 for the prompt, n for generated token n.
+    """The reading of one guard on one row.
 
-    `threshold` is the one that decided: where the guard fired, else the last one looked at.
+    `position` is where the guard fired, 0 for the prompt and n for generated token n; None where it
+    did not fire. `threshold` is the one in force where the guard fired, else the last one that the
+    score was compared with.
     """
 
     score: float
@@ -59,18 +60,21 @@ class Reading:
         return self.position is not None
 
 
-class Moved:
-    """Puts state `[any, guards, ...]` of one bank in the order of another."""
+class BankChange:
+    """Reorders state `[any, guards, ...]` of one bank for another."""
 
     def __init__(self, old: HiddenBank, new: HiddenBank) -> None:
-        both = [name for name in new.index if name in old.index]
-        self._from = torch.tensor([old.index[name] for name in both], dtype=torch.long)
-        self._to = torch.tensor([new.index[name] for name in both], dtype=torch.long)
+        names = [name for name in new.index if name in old.index]
+        self._from = torch.tensor([old.index[name] for name in names], dtype=torch.long)
+        self._to = torch.tensor([new.index[name] for name in names], dtype=torch.long)
         self._guards, self._pool = len(new), new.pool
 
     def __call__(self, state: Tensor, fill: float | bool, *, pool: bool = False) -> Tensor:
-        """`fill` is for guards that are new; `pool`: the last dimension is the bank's pool, of
-        which a guard that both have uses no more than there is."""
+        """The state in the order of the new bank; guards that are new get `fill`.
+
+        `pool` says that the last dimension is the bank's pool; a guard of both banks uses no more
+        of it than each has.
+        """
         shape = [len(state), self._guards, *state.shape[2:]]
         if pool:
             shape[-1] = self._pool
@@ -100,13 +104,13 @@ class GuardedRows:
         self._fired = torch.full(shape, -1, dtype=torch.long, device=device)
         """Generated tokens at the time the guard first fired; -1 while it is silent."""
         self._start = torch.full(shape, -1, dtype=torch.long, device=device)
-        """The same for the running schedule of directions, which may start again."""
+        """Generated tokens at the start of the current schedule, which may start again."""
         self._generated = torch.zeros(capacity, dtype=torch.long, device=device)
         # host-side mirrors: whether a forward has anything to do is known without a device sync
         self._guarded = np.zeros(capacity, bool)
         self._rechecks = np.zeros(capacity, bool)
         self._columns = [np.zeros(0, np.int64) for _ in range(capacity)]
-        """Where the guards of a row stand in the bank, in the order in which it has them."""
+        """The columns of a row's guards in the bank, in the row's order."""
 
     def add(self, row: int, guards: Sequence[RowGuard]) -> None:
         """Put a fresh request on `row`. Raises KeyError for a guard that is not in the bank."""
@@ -128,7 +132,7 @@ class GuardedRows:
         self._rechecks[row] = any(guard.recheck is not None for guard in guards)
 
     def restart(self, row: int) -> None:
-        """Forget what the guards of `row` have seen."""
+        """Reset the statistics and decisions of the guards of `row`."""
         self._top[row] = 0.0
         self._valid[row] = True
         self._fired[row] = self._start[row] = -1
@@ -141,27 +145,27 @@ class GuardedRows:
         self._columns[row] = np.zeros(0, np.int64)
 
     def readings(self, row: int) -> dict[str, Reading]:
-        """What each carried guard has seen so far, by name."""
+        """The readings of the guards of `row` so far, by name."""
         names = [*self.bank.index]
-        (seen,) = self.read([row])
-        return {names[at]: own for at, own in zip(self._columns[row], seen, strict=True)}
+        (readings,) = self.read([row])
+        columns = self._columns[row]
+        return {names[at]: reading for at, reading in zip(columns, readings, strict=True)}
 
     def read(self, rows: Sequence[int]) -> list[list[Reading]]:
-        """What the guards of each of these rows have seen so far, in the order in which the row has
-        them: one trip to the device for all."""
-        row, at = self._carried_by(rows)
-        seen = self._top[row, at], self._valid[row, at], self._fired[row, at], self._generated[row]
-        return self._told(rows, row, at, *seen)
+        """The readings of the guards of these rows so far, in each row's order: one transfer from
+        the device for all."""
+        row, at = self._row_columns(rows)
+        top, valid, fired = self._top[row, at], self._valid[row, at], self._fired[row, at]
+        return self._readings_of(rows, row, at, top, valid, fired, self._generated[row])
 
-    def _carried_by(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """The rows, each as often as it carries guards, and where those stand in the bank."""
+    def _row_columns(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The row and the column in the bank of each guard on these rows."""
         columns = [self._columns[row] for row in rows]
-        counts = [len(own) for own in columns]
-        row = torch.from_numpy(np.repeat(np.asarray(rows, np.int64), counts))
+        row = torch.from_numpy(np.repeat(np.asarray(rows, np.int64), [*map(len, columns)]))
         at = torch.from_numpy(np.concatenate([*columns, np.zeros(0, np.int64)]))
         return row.to(self.bank.device), at.to(self.bank.device)
 
-    def _told(
+    def _readings_of(
         self,
         rows: Sequence[int],
         row: Tensor,
@@ -171,37 +175,38 @@ class GuardedRows:
         fired: Tensor,
         generated: Tensor,
     ) -> list[list[Reading]]:
-        """Readings of what guards `at` of each `row` have seen: state as `_carried_by` has it."""
+        """The readings of `rows` from the state of their guards; `row` and `at` are as
+        `_row_columns` gives them, and the state is in the same order."""
         recheck = self._recheck[row, at]
         decided = torch.where(fired < 0, generated, fired)
-        told = [
+        fields = [
             (top * self.bank.pool_weights[at]).sum(-1),
             torch.where((decided > 0) & (recheck < inf), recheck, self._threshold[row, at]),
             fired,
             valid,
         ]
         # a double holds any of them exactly
-        values = iter(torch.stack([each.double() for each in told], 1).tolist())
+        values = iter(torch.stack([field.double() for field in fields], 1).tolist())
         return [[_reading(*next(values)) for _ in self._columns[row]] for row in rows]
 
     def rebank(self, bank: HiddenBank) -> None:
-        """Go on with another bank: what guards that both have saw stays, by name.
+        """Go on with another bank; the state of guards that both banks have is kept, by name.
 
         Raises ValueError where it lacks a guard that a row carries.
         """
         names = [*self.bank.index]
         carried = {at for row in np.flatnonzero(self._guarded) for at in self._columns[row]}
         if lost := sorted(names[at] for at in carried if names[at] not in bank.index):
-            raise ValueError(f"rows carry guards that are to go: {', '.join(lost)}")
-        move = Moved(self.bank, bank)
+            raise ValueError(f"rows carry guards that the new bank lacks: {', '.join(lost)}")
+        move = BankChange(self.bank, bank)
         self._carried, self._acts = move(self._carried, False), move(self._acts, False)
         self._threshold, self._strength = move(self._threshold, 0), move(self._strength, 0)
         self._recheck = move(self._recheck, inf)
         self._top, self._valid = move(self._top, 0, pool=True), move(self._valid, True)
         self._fired, self._start = move(self._fired, -1), move(self._start, -1)
         for row in np.flatnonzero(self._guarded):
-            own = [bank.index[names[at]] for at in self._columns[row]]
-            self._columns[row] = np.array(own, np.int64)
+            columns = [bank.index[names[at]] for at in self._columns[row]]
+            self._columns[row] = np.array(columns, np.int64)
         self.bank = bank
 
     def _pooled(self, top: Tensor) -> Tensor:
@@ -215,7 +220,7 @@ class GuardedRows:
         real: Tensor | None = None,
         deciding: Tensor | None = None,
     ) -> None:
-        """Take in `scores [rows, tokens, guards]` of the tokens up to where each row is by now.
+        """Add the `scores [rows, tokens, guards]` of new tokens to the statistics, and decide.
 
         The statistic is compared with `limit [rows, guards]`, inf for a guard that does not
         inspect these tokens; `real [rows, tokens]` marks the tokens to inspect, None for all of
@@ -233,7 +238,7 @@ class GuardedRows:
         carried, generated = self._carried[rows], self._generated[rows][:, None]
         inspects = carried & (limit < torch.inf)
         first = inspects & (score > limit) & (self._fired[rows] < 0)
-        # a topic that turns up again in the answer starts the schedule again
+        # a topic that recurs in the response starts the schedule again
         rested = generated - self._start[rows] >= self.bank.rests
         again = inspects & (self._fired[rows] >= 0) & rested & (scores[:, -1] > limit)
         self._top[rows] = torch.where(inspects[..., None], top, self._top[rows])
@@ -242,8 +247,8 @@ class GuardedRows:
         self._start[rows] = torch.where(first | again, generated, self._start[rows])
 
     def _live(self, rows: Rows, generated: Tensor) -> tuple[Tensor, Tensor]:
-        """Which directions are due at the places `generated [rows, 1]`, and the age of each
-        schedule, both `[rows, guards]`."""
+        """Which guards are due at the steps `generated [rows, 1]`, and the age of each schedule,
+        both `[rows, guards]`."""
         age = generated - self._start[rows]
         live = self._carried[rows] & self._acts[rows] & (self._start[rows] >= 0)
         return live & (age < self.bank.lengths), age

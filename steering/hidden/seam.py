@@ -13,10 +13,10 @@ from steering.hidden.table import Table
 
 
 class HiddenSeam:
-    """Hooks that consult `table` during the forwards that run inside `reading`.
+    """Hooks that consult a table during the forwards that run inside `consulting`.
 
-    Outside, and wherever the table has nothing to do, a hook returns None: torch then passes the
-    layer's own output object on, untouched.
+    Outside, and wherever the table has nothing to do, a hook returns None, and torch passes the
+    layer's output object on, untouched.
     """
 
     def __init__(self, layers: Sequence[nn.Module]) -> None:
@@ -25,30 +25,30 @@ class HiddenSeam:
         self._handles: list[Any] = []
 
     def install(self, hooked: Sequence[int]) -> None:
-        """Hook the layers with these indices; replaces what was hooked before."""
+        """Hook the layers with these indices; replaces earlier hooks."""
         self.remove()
         for index in hooked:
             hook = self._hook(index)
             self._handles.append(self._layers[index].register_forward_hook(hook))
 
     def remove(self) -> None:
-        """Take every hook off again: the modules are as they were."""
+        """Remove every hook: the modules are as before."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
 
-    def watch(self, table: Table | None) -> None:
-        """Let the next forwards consult `table`, None for nothing."""
+    def consult(self, table: Table | None) -> None:
+        """Let the next forwards consult `table`; None for none."""
         self._table = table
 
     @contextmanager
-    def reading(self, table: Table) -> Iterator[None]:
+    def consulting(self, table: Table) -> Iterator[None]:
         """Let the forwards inside consult `table`, on which `begin` has been called."""
-        self.watch(table)
+        self.consult(table)
         try:
             yield
         finally:
-            self.watch(None)
+            self.consult(None)
 
     def _hook(self, layer: int) -> Any:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:

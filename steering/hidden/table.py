@@ -1,7 +1,7 @@
-"""Guards on the rows of an engine that pads its prompts: what the hidden seam reads.
+"""Guards on the rows of an engine that pads its prompts: the table that the hidden seam consults.
 
-Rows are added, moved and removed as a scheduler does; one forward pass is `begin`, then `sense` and
-`act` layer by layer. Every operation is over all rows and all guards at once.
+Rows are added, moved and removed by the engine's scheduler; one forward pass is `begin`, then
+`sense` and `act` layer by layer. Every operation is over all rows and all guards at once.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from steering.hidden.rows import GuardedRows
 def without_sink(real: Tensor) -> Tensor:
     """The tokens to sense, of a prompt's `real [rows, tokens]`: all but each row's first.
 
-    That one is the attention sink: its state is huge and says nothing. A lone token is kept.
+    The first token is the attention sink: its state is huge and carries no information. A row of
+    one token keeps it.
     """
     first = real.long().cumsum(1) == 1
     lone = real.sum(1, keepdim=True) == 1
@@ -25,13 +26,13 @@ def without_sink(real: Tensor) -> Tensor:
 
 
 class Table(GuardedRows):
-    """Rows that a forward holds all of: prompts padded on the left, then a token each."""
+    """Rows that are all in each forward: prompts padded on the left, then one token a row."""
 
     def __init__(self, bank: HiddenBank, capacity: int) -> None:
         super().__init__(bank, capacity)
         self._steering = np.zeros(capacity, bool)
         self.senses = self.acts = False
-        """Whether the forward under way has any row to sense, any row to act on."""
+        """Whether the current forward has any row to sense, any row to act on."""
 
     # -- rows, as a scheduler moves them --------------------------------------------------------
 
@@ -53,7 +54,10 @@ class Table(GuardedRows):
         self._steering[row] = False
 
     def flags(self, rows: slice) -> tuple[list[bool], list[bool]]:
-        """For each row: has a guard fired so far, has one met NaN. Cheap where none is carried."""
+        """By row: whether a guard has fired so far, and whether one has met NaN.
+
+        Costs no transfer from the device where no row is guarded.
+        """
         count = rows.stop - rows.start
         if not self._guarded[rows].any():
             return [False] * count, [False] * count
@@ -71,8 +75,8 @@ class Table(GuardedRows):
         """
         self._rows, self._mask = rows, mask
         self._prompt = mask is not None
-        watched = self._guarded if self._prompt else self._rechecks
-        self.senses = bool(watched[rows].any())
+        sensed = self._guarded if self._prompt else self._rechecks
+        self.senses = bool(sensed[rows].any())
         self.acts = bool(self._steering[rows].any())
         self._scores: Tensor | None = None
         if not self._prompt:
@@ -81,7 +85,8 @@ class Table(GuardedRows):
             self._schedule()
 
     def sense(self, layer: int, hidden: Tensor) -> None:
-        """Read `hidden [rows, tokens, width]` after `layer`; guards with all they need decide."""
+        """Sense `hidden [rows, tokens, width]` after `layer`. Guards whose last sensing layer this
+        is decide."""
         scores = self.bank.sense(layer, hidden.float())
         self._scores = scores if self._scores is None else self._scores + scores
         if layer in self.bank.decisions:
@@ -111,14 +116,14 @@ class Table(GuardedRows):
         return count[:, None] > 0
 
     def check(self, rows: slice, logits: Tensor) -> None:
-        """After a forward: a guarded row whose `logits [rows, vocabulary]` hold NaN is invalid.
+        """After a forward: mark guarded rows whose `logits [rows, vocabulary]` hold NaN as invalid.
 
-        A guard that decides on the prompt alone would not notice that its own push, or the model,
-        has overflowed since.
+        A guard that decides on the prompt alone would not notice that its change, or the model, has
+        overflowed since.
         """
         if self._guarded[rows].any():
-            spoilt = logits.amax(-1, keepdim=True).isnan()
-            self._valid[rows] &= ~(spoilt & self._carried[rows])
+            nans = logits.amax(-1, keepdim=True).isnan()
+            self._valid[rows] &= ~(nans & self._carried[rows])
 
     def _decide(self, scores: Tensor, deciding: Tensor | None) -> None:
         rows = self._rows

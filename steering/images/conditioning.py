@@ -1,4 +1,4 @@
-"""What the text encoders of a generator said of a batch of prompts: the embedding seam's tensor."""
+"""The conditioning of an image model: the states of its text encoders for a batch of prompts."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Conditioning:
-    """One stream a text encoder, by name: states `[rows, tokens, width]`, and which are real.
+    """One stream for each text encoder, by name: states `[rows, tokens, width]` and masks `[rows,
+    tokens]`, False at padding.
 
-    A pooled vector is a stream of one token. Before a family puts its streams together for the
-    denoiser (SDXL concatenates two, SD3 three), each is as its own encoder gave it: guards are
-    fitted and act on each alone. `masks [rows, tokens]` are False at padding.
+    A pooled vector is a stream of one token. A stream is the output of one encoder, before a family
+    combines its streams for the denoiser (SDXL concatenates two, SD3 three): guards are fitted and
+    act on each stream alone.
     """
 
     states: Mapping[str, Tensor]
@@ -39,30 +40,30 @@ class Conditioning:
 
     def put(self, rows: Tensor | slice, other: Conditioning) -> None:
         """Write `other` over these rows, in place."""
-        for mine, theirs in ((self.states, other.states), (self.masks, other.masks)):
-            for name, tensor in mine.items():
-                tensor[rows] = theirs[name].to(tensor.dtype)
+        for target, source in ((self.states, other.states), (self.masks, other.masks)):
+            for name, tensor in target.items():
+                tensor[rows] = source[name].to(tensor.dtype)
 
     def with_states(self, states: Mapping[str, Tensor]) -> Conditioning:
         """The same masks with some streams' states replaced."""
         return Conditioning({**self.states, **states}, self.masks)
 
     def choose(self, rows: Tensor, other: Conditioning) -> Conditioning:
-        """`other`'s states where `rows [rows]` is True, this one's own bits elsewhere."""
+        """The states of `other` where `rows [rows]` is True; elsewhere these, bit-identical."""
         return self.with_states(
             {
-                name: torch.where(rows[:, None, None], other.states[name].to(mine.dtype), mine)
-                for name, mine in self.states.items()
+                name: torch.where(rows[:, None, None], other.states[name].to(state.dtype), state)
+                for name, state in self.states.items()
             }
         )
 
     def finite(self) -> Tensor:
-        """`[rows]`: whether a row holds neither NaN nor infinity."""
+        """`[rows]`: whether all states of a row are finite."""
         checks = [state.isfinite().flatten(1).all(1) for state in self.states.values()]
         return torch.stack(checks).all(0)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Conditioning:
-        """`change` of every tensor."""
+        """With `change` applied to every tensor."""
         return Conditioning(
             {name: change(tensor) for name, tensor in self.states.items()},
             {name: change(tensor) for name, tensor in self.masks.items()},
@@ -70,12 +71,12 @@ class Conditioning:
 
 
 def concatenated(parts: Sequence[Conditioning]) -> Conditioning:
-    """Rows one behind the other, of the first part's streams and in its precision."""
+    """The rows of all parts, with the streams and the dtypes of the first part."""
     first = parts[0]
     return Conditioning(
         {
-            name: torch.cat([part.states[name].to(own.dtype) for part in parts])
-            for name, own in first.states.items()
+            name: torch.cat([part.states[name].to(state.dtype) for part in parts])
+            for name, state in first.states.items()
         },
         {name: torch.cat([part.masks[name] for part in parts]) for name in first.masks},
     )

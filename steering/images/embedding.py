@@ -1,8 +1,8 @@
-"""The embedding seam: what guards do to the conditioning of a prompt before an image is generated.
+"""The embedding seam: guards on the conditioning of a prompt, before an image is generated.
 
 A method stacks its guards into one `EmbeddingGuards`; an `EmbeddingBank` holds all stacks that read
 prompts. Both take all rows and all guards at once; a row that carries none of a method's guards, or
-whose guards stay silent, keeps its own bits.
+whose guards stay silent, keeps its bits.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Refinement:
 
     @classmethod
     def none(cls, text: Conditioning, strength: Tensor, scale: Tensor | None = None) -> Refinement:
-        """Of a method that leaves the conditioning alone; `strength [rows, guards]`."""
+        """Of a method that does not change the conditioning; `strength [rows, guards]`."""
         steps = torch.zeros(text.rows, dtype=torch.long, device=strength.device)
         return cls(text, steps, torch.full_like(strength, torch.nan), scale)
 
@@ -53,20 +53,21 @@ class EmbeddingGuards(Protocol):
     ) -> Refinement:
         """Rewrite the rows with any `due [rows, guards]`; the others come back bit-identical.
 
-        `threshold` and `strength` are `[rows, guards]`; strength scales the method's own step.
+        `threshold` and `strength` are `[rows, guards]`; strength scales the method's step.
         """
 
 
 @dataclass(frozen=True)
 class ImageReading:
-    """What one guard has read and done on one row.
+    """The reading of one guard on one row, and the effect of the guard.
 
-    `after` is its score behind the action, None where it did not act. `resolved` False means that
-    it fired and the concept is still there, after it has acted or because it does not act: the
-    policy's fallback decides then. `position` is where it read: 0 for the prompt, n for the output
-    of n evaluations of the network. `scale` multiplies the strength with which the guard goes on to
-    act. A guard that writes to the latents says over what share of the image it has (`area`) and
-    how far the likeliest place stood out (`peak`, in standard deviations over the image's places).
+    `after` is the score after the action, None where the guard did not act. `resolved` False means
+    that the guard fired and the concept is still there, after it has acted or because it does not
+    act: the policy's fallback decides then. `position` is 0 for a reading of the prompt, n for one
+    of the output of n evaluations of the network. `scale` multiplies the strength with which the
+    guard acts at later seams. A guard that writes to the latents reports the share of the image
+    that it has written to (`area`) and how far the likeliest place stood out (`peak`, in standard
+    deviations over the image's places).
     """
 
     score: float
@@ -91,8 +92,8 @@ class Applied:
 
 
 Encode = Callable[[Sequence[Sequence[RowGuard]]], Conditioning]
-"""The conditioning of the same prompts once more, under the text encoder overlays of the guards
-that are given for each row; a row without any comes back bit-identical."""
+"""Encodes the same prompts again, under the text encoder overlays of the guards passed for each
+row; a row without guards comes back bit-identical."""
 
 
 class EmbeddingBank:
@@ -109,7 +110,7 @@ class EmbeddingBank:
         if len(set(self.names)) != len(self.names):
             raise ValueError("two guards of a bank have the same name")
         self._encoding = encoding
-        # these change what all others read
+        # these come first: they change the conditioning that all others read
         self.stacks = tuple(sorted(stacks, key=lambda stack: not encoding & {*stack.names}))
 
     def __contains__(self, name: str) -> bool:
@@ -125,7 +126,7 @@ class EmbeddingBank:
         """Sense and act for fresh rows; `guards[i]` are those that row i carries.
 
         `overflow[i]` is the conditioning of the part of row i's prompt past the encoder's length,
-        one window a row, None where all of it fits: guards sense it, though it is not generated.
+        one window a row, None where all of it fits: guards sense it, though it conditions nothing.
         `encode` is needed where guards overlay the text encoders.
 
         Raises KeyError for a guard that is not in the bank, and ValueError where `encode` is
@@ -154,7 +155,8 @@ class EmbeddingBank:
         readings: Sequence[dict[str, ImageReading]],
         encode: Encode | None,
     ) -> Conditioning:
-        """The rows on which a guard that overlays the text encoders has fired, encoded anew."""
+        """The conditioning, with rows encoded again where a guard that overlays the text encoders
+        has fired."""
         due = [
             acting(row, reading, self._encoding)
             for row, reading in zip(guards, readings, strict=True)
@@ -162,7 +164,9 @@ class EmbeddingBank:
         if not any(due):
             return text
         if encode is None:
-            raise ValueError("guards overlay the text encoders, and nothing encodes prompts anew")
+            raise ValueError(
+                "guards overlay the text encoders: pass `encode`, which encodes prompts again"
+            )
         device = next(iter(text.states.values())).device
         return text.choose(torch.tensor([bool(row) for row in due], device=device), encode(due))
 
@@ -172,9 +176,9 @@ def acting(
     readings: dict[str, ImageReading],
     among: frozenset[str] | Sequence[str],
 ) -> list[RowGuard]:
-    """The guards of a row, of those that are `among`, that have fired on its prompt and act.
+    """The guards of a row that are `among` these names, have fired on its prompt and act.
 
-    Their strength is scaled by what the prompt has given.
+    Their strength is multiplied by the scale of their readings.
     """
     return [
         guard.scaled(readings[guard.name].scale)
@@ -202,7 +206,7 @@ def _consult(
     in_window = stack.sense(text)
     score = _with_overflow(stack, in_window, overflow)
     valid = score.isfinite()
-    # NaN is larger than nothing: such a row is invalid, not silent
+    # NaN compares as not larger: such a row is invalid, not silent
     fired = carried & valid & (score > threshold)
     due = fired & acts & (in_window > threshold)
     after, steps = in_window, torch.zeros(len(table), dtype=torch.long, device=device)
@@ -212,7 +216,7 @@ def _consult(
         text = text.choose(due.any(1), refined.text)
         after, steps = refined.score, refined.steps
         scale = scale if refined.scale is None else refined.scale
-    # a strength that is no number acts in no way that anybody can tell
+    # a guard whose scale is NaN has no defined effect
     valid = valid & (scale.isfinite() | ~due)
     figures = [tensor.tolist() for tensor in (score, threshold, fired, valid, due, after, scale)]
     for row, (guards, count) in enumerate(zip(table, steps.tolist(), strict=True)):
@@ -220,16 +224,16 @@ def _consult(
             if guard is None:
                 continue
             values = [figure[row][column] for figure in figures]
-            score_, limit, has_fired, is_valid, acted, left, factor = values
-            scored_again = acted and math.isfinite(left)
+            score_, limit, has_fired, is_valid, acted, remaining, factor = values
+            scored_again = acted and math.isfinite(remaining)
             readings[row][guard.name] = ImageReading(
                 score=score_,
                 threshold=limit,
                 fired=has_fired,
                 valid=is_valid,
                 steps=count if acted else 0,
-                after=left if scored_again else None,
-                resolved=not scored_again or left <= limit,
+                after=remaining if scored_again else None,
+                resolved=not scored_again or remaining <= limit,
                 scale=factor if acted else 1.0,
             )
     return text
@@ -238,7 +242,7 @@ def _consult(
 def _with_overflow(
     stack: EmbeddingGuards, score: Tensor, overflow: Sequence[Conditioning | None]
 ) -> Tensor:
-    """Each row's largest score, over its own window and those that were cut off."""
+    """Each row's largest score, over its window and the windows past the encoder's length."""
     windows = [(row, extra) for row, extra in enumerate(overflow) if extra is not None]
     if not windows:
         return score

@@ -3,13 +3,13 @@
 A `GuidanceGuards` holds every loaded guard of one method, stacked, and is immutable. It reads
 prompts as an `EmbeddingGuards` does, to decide on which rows it acts, and leaves the conditioning
 as it is. `Guidance` holds the guards on the rows of the running batch. Each guard on a row is a
-*pair*; a pair costs one extra row in the denoiser's forward for each condition that its method asks
-for, and none where it asks for none.
+*pair*; a pair costs one extra row in the denoiser's forward for each condition of its method, and
+none where the method has no conditions.
 
 In one denoising step, with classifier-free guidance of scale `s`, a row's prediction becomes
 `u + s (c - u - Σ term)`: `u` unconditional, `c` conditional, one term a pair. A row without pairs
 gets the bits of the bare `u + s (c - u)`. At a scale of 1 or less an engine has no unconditional
-prediction, and a term could do nothing: such a row must be refused before it is added.
+prediction, and a term would have no effect: such a row must be refused before it is added.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from steering.images.embedding import EmbeddingGuards
 class Predictions:
     """One step of some pairs of one method.
 
-    `latents`, `unconditional` and `conditional` are `[pairs, ...]`: what goes into the step, before
+    `latents`, `unconditional` and `conditional` are `[pairs, ...]`: the input of the step, before
     the scheduler's input scale, and the two predictions. `extra [pairs, conditions, ...]` are the
-    predictions under the conditions that the method asks for. All else is `[pairs]`: `guard` is
+    predictions under the method's conditions. All else is `[pairs]`: `guard` is
     the guard's column in its stack, `timestep` the network's, `progress` the share in [0, 1) of the
     row's steps that are done, `scale` its guidance scale. `memory [pairs, ...]`, float32, is what
-    the method kept from the step before, zeros at first.
+    the method returned at the previous step, zeros at first.
     """
 
     guard: Tensor
@@ -58,22 +58,23 @@ class Predictions:
 class GuidanceGuards(EmbeddingGuards, Protocol):
     """All loaded guards of one guidance method, stacked.
 
-    `conditions` has `per_guard` rows a guard, one guard behind the other: the prompts under which
-    the method wants a prediction at each step; None where it wants none.
+    `conditions` has `per_guard` rows for each guard, in the order of the guards: the conditioning
+    under which the method needs a prediction at each step; None where it needs none.
     """
 
     conditions: Conditioning | None
     per_guard: int
 
     def term(self, at: Predictions) -> tuple[Tensor, Tensor]:
-        """What to take off each pair's guidance, and its memory: `[pairs, ...]`, float32."""
+        """The term to subtract from the guidance of each pair, and the memory of its next step:
+        `[pairs, ...]`, float32."""
 
 
 class Guidance:
     """The guidance guards of one model and the pairs of its running batch. Not thread-safe.
 
-    Rows are added, moved and removed as in `steering.hidden.table.Table`. One step of an engine is:
-    where `extra_rows` is not empty, predict for these rows' latents once more under `text`; then
+    Rows are added, moved and removed as in `steering.hidden.table.Table`. In one step, an engine
+    predicts for the latents of `extra_rows` under `text`, where there are any, and then calls
     `combine`. Raises ValueError for two guards of one name.
     """
 
@@ -99,11 +100,11 @@ class Guidance:
         return name in self._index
 
     def __len__(self) -> int:
-        """Pairs of the batch."""
+        """The number of pairs of the batch."""
         return len(self._pairs)
 
     def add(self, row: int, guards: Sequence[RowGuard]) -> None:
-        """Put the guards that are to act on a fresh row. Raises KeyError for an unknown one."""
+        """Put the guards that act on a fresh row. Raises KeyError for an unknown guard."""
         pairs = [(row, *self._index[guard.name], guard.strength) for guard in guards]
         self.remove(row)
         if self._memory is not None:
@@ -136,7 +137,7 @@ class Guidance:
 
     @property
     def text(self) -> Conditioning:
-        """The conditions of the extra predictions. Only where there are any."""
+        """The conditions of the extra predictions; there must be some."""
         layout = self._laid_out()
         conditions = concatenated([c for stack in self._stacks if (c := stack.conditions)])
         return conditions.select(layout.conditions)
@@ -166,8 +167,7 @@ class Guidance:
         layout = self._laid_out()
         count = len(self._pairs)
         if self._memory is None:
-            shape = conditional.shape[1:]
-            self._memory = torch.zeros(count, *shape, device=conditional.device)
+            self._memory = torch.zeros(count, *conditional.shape[1:], device=conditional.device)
         terms, memory = torch.zeros_like(self._memory), self._memory.clone()
         for group in layout.groups:
             rows = group.rows
@@ -188,11 +188,11 @@ class Guidance:
         total = torch.zeros_like(conditional, dtype=torch.float32)
         total = total.index_add_(0, layout.rows, terms)
         touched = self.touched(len(conditional))
-        each = (-1, *[1] * (conditional.ndim - 1))
-        width = scale.to(conditional.dtype).view(each)
-        bare = unconditional + width * (conditional - unconditional)
-        steered = unconditional + width * (conditional - unconditional - total)
-        return torch.where(touched.view(each), steered.to(bare.dtype), bare)
+        shape = (-1, *[1] * (conditional.ndim - 1))
+        factor = scale.to(conditional.dtype).view(shape)
+        bare = unconditional + factor * (conditional - unconditional)
+        steered = unconditional + factor * (conditional - unconditional - total)
+        return torch.where(touched.view(shape), steered.to(bare.dtype), bare)
 
     def _laid_out(self) -> _Layout:
         if self._layout is None:
@@ -200,7 +200,7 @@ class Guidance:
         return self._layout
 
     def _arrange(self) -> _Layout:
-        """Put the pairs in order, once for each change of the batch."""
+        """Lay out the pairs, once for each change of the batch."""
         first = [0]
         for stack in self._stacks:
             rows = 0 if stack.conditions is None else stack.conditions.rows
@@ -217,18 +217,18 @@ class Guidance:
             conditions += range(start, start + size)
         groups = []
         for number, stack in enumerate(self._stacks):
-            mine = [i for i, pair in enumerate(self._pairs) if pair[1] == number]
-            if mine:
+            members = [i for i, pair in enumerate(self._pairs) if pair[1] == number]
+            if members:
                 groups.append(
                     _Group(
                         stack=stack,
-                        pairs=self._integers(mine),
-                        rows=self._integers([self._pairs[i][0] for i in mine]),
-                        guard=self._integers([self._pairs[i][2] for i in mine]),
+                        pairs=self._integers(members),
+                        rows=self._integers([self._pairs[i][0] for i in members]),
+                        guard=self._integers([self._pairs[i][2] for i in members]),
                         strength=torch.tensor(
-                            [self._pairs[i][3] for i in mine], device=self._device
+                            [self._pairs[i][3] for i in members], device=self._device
                         ),
-                        extra=self._integers([extras[i] for i in mine]).view(len(mine), -1),
+                        extra=self._integers([extras[i] for i in members]).view(len(members), -1),
                     )
                 )
         return _Layout(
@@ -244,8 +244,8 @@ class Guidance:
 
 @dataclass(frozen=True)
 class _Group:
-    """The pairs of one stack: their numbers, rows, columns and strengths `[pairs]`, and where their
-    extra predictions are, `[pairs, conditions]`."""
+    """The pairs of one stack: their numbers, rows, columns and strengths `[pairs]`, and the
+    indices of their extra predictions, `[pairs, conditions]`."""
 
     stack: GuidanceGuards
     pairs: Tensor

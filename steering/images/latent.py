@@ -1,14 +1,14 @@
-"""The attention and latent seams: guards that find a concept in an image on its way and break it
-there.
+"""The attention and latent seams: guards that locate a concept in an image while it is generated,
+and perturb the latents there.
 
-They look a few times on the way. What they see is the *estimate* of the finished image that each
-evaluation of the network gives, `[rows, channels, (frames,) height, width]`, and how much its
-places attend to the guard's tokens (`Attended`). Where one fires, the sample behind the evaluation
-becomes
+Guards inspect a few of a row's denoising steps. They read the *estimate* of the finished image at
+that evaluation of the network, `[rows, channels, (frames,) height, width]`, and the attention of
+its places to the guard's tokens (`AttentionProbe`). Where a guard fires, the sample after the
+evaluation becomes
 
     z ← (1 - M) z + M (signal · z̃_0 + noise · ε)
 
-with the mask M, a replacement z̃_0 of what was there, and ε of the row's own: IRECE of
+with the mask M, a replacement z̃_0 of the content there, and noise ε from the row's seed: IRECE of
 M-ErasureBench (arXiv 2512.22877). Every loaded guard of one method is stacked into one
 `LatentGuards`.
 """
@@ -26,8 +26,8 @@ from torch import Tensor
 class AttentionProbe:
     """One head of one cross-attention layer, read for some tokens.
 
-    `keys [tokens, width]` are those of the tokens looked for, `others [tokens, width]` those of the
-    tokens that they are told from, both as this layer and head project them.
+    `keys [tokens, width]` are the keys of the concept's tokens, `others [tokens, width]` those of
+    the tokens that they compete with, both as this layer and head project them.
     """
 
     layer: str
@@ -37,22 +37,21 @@ class AttentionProbe:
 
 
 def coarser(shape: tuple[int, int], places: int) -> tuple[int, int]:
-    """Height and width of the grid of `places` that is that of `shape` made coarser by a whole
-    factor, the border rounded up.
+    """Height and width of a grid of `places`: `shape` divided by a whole factor, rounded up.
 
-    Raises ValueError where there is none.
+    Raises ValueError where no factor gives that number of places.
     """
     height, width = shape
     for factor in range(1, max(shape) + 1):
         rows, columns = -(-height // factor), -(-width // factor)
         if rows * columns == places:
             return rows, columns
-    raise ValueError(f"{places} places are no coarser grid of {height} x {width}")
+    raise ValueError(f"no whole factor divides {height} x {width} into {places} places")
 
 
 @dataclass(frozen=True)
 class InspectionSchedule:
-    """When a guard looks at a row: at most `count` times, evenly, the last time at its last
+    """When a guard inspects a row: at most `count` times, evenly spaced, the last time at the last
     evaluation, and not before the noise is `level` of the sample (`noise / √(signal² + noise²)`).
     """
 
@@ -60,8 +59,9 @@ class InspectionSchedule:
     count: int
 
     def among(self, levels: Sequence[float], able: Sequence[bool]) -> frozenset[int]:
-        """The evaluations of a row whose noise has these levels before them, where it is `able`."""
-        open_ = [i for i, own in enumerate(levels) if able[i] and own <= self.level]
+        """The evaluations to inspect, of a row with these noise `levels` before its evaluations;
+        only evaluations that are `able` to be inspected count."""
+        open_ = [i for i, level in enumerate(levels) if able[i] and level <= self.level]
         if not open_:
             return frozenset()
         last = len(open_) - 1
@@ -71,12 +71,12 @@ class InspectionSchedule:
 
 @dataclass(frozen=True)
 class LatentEvidence:
-    """What pairs of a row and a guard that has fired look at, float32.
+    """The evidence for pairs of a row and a guard that has fired, float32.
 
-    `guard [pairs]` is the guard's column in its eraser; `estimate [pairs, channels, ...]` is x̂_0,
-    `unconditional` the same without the row's prompt, `votes [pairs, frames, places]` what `sense`
-    has said of it. `attended [reads, (frames,) height, width]` are the guards' reads, and
-    `owner [reads]` the pair of each.
+    `guard [pairs]` is the guard's column in its stack; `estimate [pairs, channels, ...]` is x̂_0,
+    `unconditional` the same without the row's prompt, `votes [pairs, frames, places]` the votes of
+    `sense`. `attended [probes, (frames,) height, width]` are the maps of the guards' probes, and
+    `owner [probes]` the pair of each.
     """
 
     guard: Tensor
@@ -89,9 +89,9 @@ class LatentEvidence:
 
 @dataclass(frozen=True)
 class Localization:
-    """Where the pairs have found it: `mask [pairs, (frames,) height, width]` in 0..1, how far the
-    likeliest place stands out from the image's others (`peak [pairs]`, in deviations), and what
-    to put there, `replacement [pairs, channels, ...]`."""
+    """Where the concept is: `mask [pairs, (frames,) height, width]` in 0..1, how far the likeliest
+    place stands out from the rest of the image (`peak [pairs]`, in standard deviations), and the
+    `replacement [pairs, channels, ...]` of the content there."""
 
     mask: Tensor
     peak: Tensor
@@ -99,12 +99,15 @@ class Localization:
 
 
 class LatentGuards(Protocol):
-    """All loaded guards of one method, stacked; column i is the guard `names[i]`."""
+    """All loaded guards of one method, stacked; column i is the guard `names[i]`.
+
+    Guard i inspects at `inspections[i]`, with the attention that `probes[i]` read.
+    """
 
     names: Sequence[str]
     channels: int
-    looks: Sequence[InspectionSchedule]
-    reads: Sequence[Sequence[AttentionProbe]]
+    inspections: Sequence[InspectionSchedule]
+    probes: Sequence[Sequence[AttentionProbe]]
 
     def sense(self, estimate: Tensor, columns: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Scores `[rows, columns]` of these guards on `estimate [rows, channels, ...]`, and their
@@ -113,5 +116,5 @@ class LatentGuards(Protocol):
         A larger score means more of the concept; NaN for an estimate that is not finite.
         """
 
-    def find(self, seen: LatentEvidence) -> Localization:
-        """Where the concept is."""
+    def locate(self, evidence: LatentEvidence) -> Localization:
+        """Locate the concept for each pair."""

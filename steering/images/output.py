@@ -1,9 +1,8 @@
-"""What guards see of a finished image, before anyone else does.
+"""The output seam: guards that read a finished image before it is returned.
 
 They read the finished latents, `[rows, channels, (frames,) height, width]`. Every loaded guard of
-one method is stacked into one `OutputGuards`, and a `OutputBank` holds one screen a method.
-Guards here see and do not act: what becomes of an image that shows the concept is for the policy's
-fallback to decide.
+one method is stacked into one `OutputGuards`, and an `OutputBank` holds one stack a method. These
+guards read and do not act: the policy's fallback decides about an image that shows the concept.
 """
 
 from __future__ import annotations
@@ -32,7 +31,10 @@ class OutputGuards(Protocol):
 
 
 class OutputBank:
-    """The image screens of one model. Immutable; swap the whole bank to change it."""
+    """The output guards of one model. Immutable; swap the whole bank to change it.
+
+    Raises ValueError for two guards of one name.
+    """
 
     def __init__(self, stacks: Sequence[OutputGuards] = ()) -> None:
         self.stacks = tuple(stacks)
@@ -46,7 +48,7 @@ class OutputBank:
     def read(
         self, latents: Tensor, guards: Sequence[Sequence[RowGuard]]
     ) -> tuple[dict[str, ImageReading], ...]:
-        """What the guards of each row see in `latents`.
+        """The readings of the guards of each row on `latents`.
 
         `guards[i]` are those that row i carries, all of this bank. A reading that has fired is not
         resolved. Raises KeyError for an unknown guard.
@@ -59,13 +61,14 @@ class OutputBank:
             columns = [i for i, name in enumerate(stack.names) if name in wanted]
             if not columns:
                 continue
-            said = stack.sense(latents, columns).tolist()
-            for row, scores, carried in zip(readings, said, guards, strict=True):
-                found = {stack.names[i]: score for i, score in zip(columns, scores, strict=True)}
+            names = [stack.names[i] for i in columns]
+            scores = stack.sense(latents, columns).tolist()
+            for row, values, carried in zip(readings, scores, guards, strict=True):
+                score_of = dict(zip(names, values, strict=True))
                 row |= {
-                    guard.name: _reading(found[guard.name], guard.threshold)
+                    guard.name: _reading(score_of[guard.name], guard.threshold)
                     for guard in carried
-                    if guard.name in found
+                    if guard.name in score_of
                 }
         return tuple(readings)
 

@@ -2,7 +2,7 @@
 them.
 
 An edit `W' = W + ΔW` of a layer is, for one row, `y = W x + s · A (B x)`: the weights stay as they
-are, and the next row has another edit or none. Layers are those of the denoiser, by their path in
+are, and other rows have other edits or none. Layers are those of the denoiser, by their path in
 it, or of a text encoder, as `COMPONENT:PATH` (`text_encoder:encoder.layers.0.mlp.fc1`). Each guard
 overlays any of them; layers of one guard that read the same states share one `B`.
 
@@ -34,9 +34,9 @@ SEPARATOR = ":"
 class Overlay:
     """The overlay of one guard, float32: for each group of layers `reads` has `B [rank, in]`, for
     convolutions `[rank, in, height, width]`; for each layer `writes` has `A [rank, out]`; `groups`
-    says which layers are of a group.
+    lists the layers of each group.
 
-    Raises ValueError where they do not go together.
+    Raises ValueError where the three do not match.
     """
 
     groups: Mapping[str, Sequence[str]]
@@ -46,16 +46,18 @@ class Overlay:
     def __post_init__(self) -> None:
         layers = [layer for group in self.groups.values() for layer in group]
         if sorted(layers) != sorted(self.writes) or {*self.groups} != {*self.reads}:
-            raise ValueError("each layer must be of one group, and each group have its states")
+            raise ValueError("each layer must be in one group, and each group must have `reads`")
         for group, members in self.groups.items():
             if self.reads[group].ndim not in (2, 4):
-                raise ValueError(f"the overlay of {group} reads neither as linear nor as conv2d")
+                raise ValueError(
+                    f"the `reads` of group {group} must have 2 dimensions, or 4 for conv2d"
+                )
             for layer in members:
                 if len(self.writes[layer]) != len(self.reads[group]):
                     raise ValueError(f"the overlay of {layer} has another rank than its group")
 
     def among(self, component: str) -> Overlay:
-        """Its layers of one component, "" for the denoiser, by their paths there."""
+        """The part for one component, "" for the denoiser, with the layers' paths in it."""
         groups = {
             group: [path_of(layer) for layer in layers if component_of(layer) == component]
             for group, layers in self.groups.items()
@@ -94,9 +96,9 @@ class OverlayGuards(EmbeddingGuards, Protocol):
 
 @dataclass(frozen=True)
 class Pairs:
-    """The guards on the rows of one forward: `row`, `guard` and `strength` `[pairs]`, one a pair.
+    """The guards on the rows of one forward: `row`, `guard` and `strength` are `[pairs]`.
 
-    `carried [rows]` marks the rows that have any.
+    `carried [rows]` marks the rows with at least one guard.
     """
 
     row: Tensor
@@ -105,8 +107,8 @@ class Pairs:
     carried: Tensor
 
     def select(self, place: Tensor) -> Pairs | None:
-        """The pairs whose guards have a place, `place [guards]` being -1 for those without, and
-        their places as `guard`. None for none."""
+        """The pairs whose guards are in a set: `place [guards]` is a guard's place in the set, -1
+        for none, and becomes the `guard` of the pairs. None where there is no such pair."""
         at = place[self.guard]
         chosen = (at >= 0).nonzero()[:, 0]
         if not len(chosen):
@@ -118,7 +120,7 @@ class Pairs:
 
 
 def pairs_of(strengths: Tensor) -> Pairs | None:
-    """Of a forward whose rows have these, `[rows, guards]`; None where no row carries a guard."""
+    """The pairs of a forward with these `strengths [rows, guards]`; None where there is no pair."""
     row, guard = strengths.nonzero(as_tuple=True)
     if not len(row):
         return None
@@ -158,17 +160,17 @@ class OverlayBank:
         self._reads: list[Tensor] = []
         """Group → `[guards of its set, rank, in, ...]`."""
         self._layers: dict[str, _Layer] = {}
-        every = [layer for overlay in overlays.values() for layer in overlay.writes]
-        for layer in dict.fromkeys(every):
+        layers = [layer for overlay in overlays.values() for layer in overlay.writes]
+        for layer in dict.fromkeys(layers):
             members = tuple(i for i, of in enumerate(group_of) if layer in of)
             of_set = sets.setdefault(members, len(sets))
             key = tuple((i, group_of[i][layer]) for i in members)
-            mine = [overlays[names[i]] for i in members]
+            overlaying = [overlays[names[i]] for i in members]
             if key not in groups:
                 groups[key] = len(groups)
-                reads = [own.reads[group] for own, (_, group) in zip(mine, key, strict=True)]
+                reads = [overlays[names[i]].reads[group] for i, group in key]
                 self._reads.append(_stacked(layer, reads).to(device))
-            writes = _stacked(layer, [own.writes[layer] for own in mine]).to(device)
+            writes = _stacked(layer, [overlay.writes[layer] for overlay in overlaying]).to(device)
             self._layers[layer] = _Layer(of_set, groups[key], writes)
         self._places = [_places(members, len(names), device) for members in sets]
         """Set → each guard's place in it, -1 for none, `[guards]`."""
@@ -179,7 +181,7 @@ class OverlayBank:
 
     @property
     def layers(self) -> Collection[str]:
-        """Every layer that a guard overlays."""
+        """All layers that guards overlay."""
         return self._layers.keys()
 
     def __contains__(self, name: str) -> bool:
@@ -194,15 +196,15 @@ class OverlayBank:
 
     def require_fit(self, layer: str, module: nn.Module) -> None:
         """Raise ValueError where the overlays of `layer` are not of this module's shape."""
-        found = self._layers[layer]
-        reads, out = self._reads[found.group], found.writes.shape[2]
+        overlays = self._layers[layer]
+        reads, out = self._reads[overlays.group], overlays.writes.shape[2]
         if isinstance(module, nn.Linear):
             wanted: tuple[int, ...] = (module.in_features,)
             width = module.out_features
         else:
             assert isinstance(module, nn.Conv2d)
             if module.groups != 1 or module.padding_mode != "zeros":
-                raise ValueError(f"{layer} is a grouped or non-zero-padded convolution")
+                raise ValueError(f"{layer} is a convolution with groups or without zero padding")
             wanted = (module.in_channels, *module.kernel_size)
             width = module.out_channels
         if tuple(reads.shape[2:]) != wanted or out != width:
@@ -219,16 +221,16 @@ class OverlayBank:
         return torch.tensor(table, device=device).view(len(rows), len(self))
 
     def pairs(self, strengths: Tensor) -> dict[str, Pairs]:
-        """Of a forward whose rows have these, `[rows, guards]`: each layer's pairs, without layers
-        at which there is none."""
-        every = pairs_of(strengths)
-        if every is None:
+        """The pairs of each layer in a forward with these `strengths [rows, guards]`, without the
+        layers that have none."""
+        forward = pairs_of(strengths)
+        if forward is None:
             return {}
         if len(self._places) == 1:
-            return dict.fromkeys(self._layers, every)
-        by_set = [every.select(place) for place in self._places]
-        found = {layer: by_set[at.members] for layer, at in self._layers.items()}
-        return {layer: pairs for layer, pairs in found.items() if pairs is not None}
+            return dict.fromkeys(self._layers, forward)
+        by_set = [forward.select(place) for place in self._places]
+        by_layer = {layer: by_set[at.members] for layer, at in self._layers.items()}
+        return {layer: pairs for layer, pairs in by_layer.items() if pairs is not None}
 
     def coordinates(self, layer: str, states: Tensor, pairs: Pairs, module: nn.Module) -> Tensor:
         """`s B x` of every pair of a layer: `[pairs, places, rank]`, from `states [rows, ...]` as
@@ -245,11 +247,11 @@ class OverlayBank:
         self, layer: str, output: Tensor, coordinates: Tensor, pairs: Pairs, module: nn.Module
     ) -> Tensor:
         """A layer's `output [rows, ...]` with the overlays of its rows; others keep their bits."""
-        more = _product(coordinates, self._layers[layer].writes[pairs.guard])
+        change = _product(coordinates, self._layers[layer].writes[pairs.guard])
         if isinstance(module, nn.Conv2d):
-            more = more.mT
-        more = more.reshape(len(more), *output.shape[1:])
-        total = torch.zeros_like(output, dtype=torch.float32).index_add_(0, pairs.row, more)
+            change = change.mT
+        change = change.reshape(len(change), *output.shape[1:])
+        total = torch.zeros_like(output, dtype=torch.float32).index_add_(0, pairs.row, change)
         edited = (output.float() + total).to(output.dtype)
         carried = pairs.carried.view(-1, *[1] * (output.ndim - 1))
         return torch.where(carried, edited, output)
@@ -262,9 +264,9 @@ def _places(members: Sequence[int], guards: int, device: torch.device | str) -> 
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
-    """`left [pairs, m, k]` times `right [pairs, k, n]`, each pair with the bits it has in company.
+    """`left [pairs, m, k]` times `right [pairs, k, n]`; the bits of a pair do not depend on others.
 
-    A CPU takes another kernel for a batch of one, which sums in another order.
+    For a batch of one, a CPU uses another kernel, which sums in another order: hence the copy.
     """
     if len(left) > 1:
         return torch.bmm(left, right)
@@ -272,8 +274,8 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _convolved(states: Tensor, kernels: Tensor, module: nn.Conv2d) -> Tensor:
-    """`[pairs, places, rank]` of `states [pairs, in, height, width]` under kernels of their own,
-    `[pairs, rank, in, height, width]`, at the places of the module's own output."""
+    """`[pairs, places, rank]` of `states [pairs, in, height, width]` with one kernel a pair,
+    `[pairs, rank, in, height, width]`, at the places of the module's output."""
     patches = F.unfold(
         states,
         kernel_size=module.kernel_size,
@@ -285,7 +287,7 @@ def _convolved(states: Tensor, kernels: Tensor, module: nn.Conv2d) -> Tensor:
 
 
 def _stacked(layer: str, parts: Sequence[Tensor]) -> Tensor:
-    """`[guards, most rank, ...]`: tensors `[rank, ...]` filled up with zeros."""
+    """`[guards, largest rank, ...]`: tensors `[rank, ...]`, padded with zeros."""
     if len({part.shape[1:] for part in parts}) > 1:
         raise ValueError(f"the overlays of {layer} are of different widths")
     most = max(len(part) for part in parts)

@@ -20,12 +20,14 @@ from steering.methods.stacking import MethodGuard, stacks_by_method
 
 @dataclass(frozen=True)
 class ImageStacks:
-    """`prompts` has every stack that reads prompts: those of the embedding seam, and those of
+    """The stacks of each seam.
+
+    `prompts` has every stack that reads prompts: those of the embedding seam, and those of
     `guidance` and of `overlays` (the guards' overlays by name), which act later. The stacks of
     `latents` write to the latents while an image is generated; those of `output` read the finished
-    latents.
+    latents. Immutable; swap the whole value to change it.
 
-    Immutable; swap the whole value to change it. Raises ValueError for two guards of one name.
+    Raises ValueError for two guards of one name.
     """
 
     prompts: EmbeddingBank = field(default_factory=EmbeddingBank)
@@ -36,15 +38,14 @@ class ImageStacks:
 
     @classmethod
     def of(cls, guards: Sequence[MethodGuard], device: torch.device | str = "cpu") -> ImageStacks:
-        """Of these guards, stacked by their methods. Raises ValueError where one does not hold."""
-
-        made = stacks_by_method(guards, device)
+        """Of these guards, stacked by their methods. Raises ValueError for an invalid guard."""
+        stacks = stacks_by_method(guards, device)
 
         def of(*seams: Seam) -> list[Any]:
-            return [stack for method, stack in made if method.seam in seams]
+            return [stack for method, stack in stacks if method.seam in seams]
 
         return cls.by_seam(
-            # in the order of the configuration: a guard reads what those before it have left
+            # in the order of the configuration: a guard reads the result of the earlier ones
             reading=of("embedding", "guidance", "projection"),
             guidance=of("guidance"),
             overlaying=of("projection"),
@@ -62,7 +63,7 @@ class ImageStacks:
         latents: Sequence[LatentGuards] = (),
         output: Sequence[OutputGuards] = (),
     ) -> ImageStacks:
-        """Of stacks: `reading` has all those that read prompts."""
+        """Of stacks by seam: `reading` has all stacks that read prompts."""
         overlays = {
             name: overlay
             for stack in overlaying
@@ -81,12 +82,13 @@ class ImageStacks:
 
     @cached_property
     def late(self) -> frozenset[str]:
-        """The guards that read latents, and not the prompt."""
+        """The names of the guards that read latents instead of the prompt."""
         names = [name for stack in self.latents for name in stack.names]
         return frozenset([*names, *self.output.names])
 
     def overlays_of(self, component: str) -> dict[str, Overlay]:
-        """The overlays of one component, "" for the denoiser, of the guards that have any there."""
+        """The overlays of one component, "" for the denoiser, by guard; guards without any are left
+        out."""
         parts = {name: overlay.among(component) for name, overlay in self.overlays.items()}
         return {name: overlay for name, overlay in parts.items() if overlay.writes}
 

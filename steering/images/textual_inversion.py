@@ -1,7 +1,7 @@
 """Learned embeddings (textual inversion): words whose vectors come with the request.
 
 A *placeholder* `<name>` in a prompt stands for one or more vectors of the text encoder's own input
-embeddings. What is bounded here is bounded for everyone who brings some.
+embeddings. The limits here apply to every request that brings embeddings.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from numpy.typing import NDArray
 PLACEHOLDER = re.compile(r"<[A-Za-z0-9][A-Za-z0-9_-]{0,31}>")
 MAX_PLACEHOLDERS = 8
 MAX_VECTORS = 32
-"""Of all placeholders of a prompt together."""
+"""The most vectors of all placeholders of a prompt together."""
 MAX_PLACED = 256
-"""Vectors that a prompt comes to, each as often as its placeholder stands there."""
+"""The most vectors in a prompt, where those of a placeholder count for each of its occurrences."""
 LARGEST = 10.0
-"""Times the largest norm in the encoder's own vocabulary: the most that a vector may have."""
+"""The largest norm of a vector, as a multiple of the largest in the encoder's vocabulary."""
 
 
 class EmbeddingError(ValueError):
-    """Embeddings that a request has brought do not go: the message says what to change, and shows
+    """The learned embeddings of a request are refused; the message says what to change, and shows
     no value."""
 
 
 def check_names(names: Collection[str]) -> None:
-    """Raise EmbeddingError where these are no placeholders, or too many."""
+    """Raise EmbeddingError where a name is no placeholder, or there are too many."""
     if len(names) > MAX_PLACEHOLDERS:
         raise EmbeddingError(f"{len(names)} tokens have embeddings; the most is {MAX_PLACEHOLDERS}")
     if not all(PLACEHOLDER.fullmatch(name) for name in names):
@@ -42,20 +42,20 @@ def check_names(names: Collection[str]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingLimits:
-    """What a text encoder takes: vectors of `width`, of a Euclidean norm of `norm` at most."""
+    """The limits of a text encoder: vectors of `width`, with a Euclidean norm of at most `norm`."""
 
     width: int
     norm: float
 
     def check(self, prompt: str, learned: Mapping[str, NDArray[Any]]) -> None:
-        """Raise EmbeddingError where `learned`, placeholder to `[vectors, width]`, does not go."""
+        """Raise EmbeddingError where `learned`, placeholder → `[vectors, width]`, is refused."""
         check_names(learned)
         for name, vectors in learned.items():
             self._check(prompt, name, vectors)
         count = sum(map(len, learned.values()))
         if count > MAX_VECTORS:
             raise EmbeddingError(f"the embeddings have {count} vectors; the most is {MAX_VECTORS}")
-        placed = sum(prompt.count(name) * len(each) for name, each in learned.items())
+        placed = sum(prompt.count(name) * len(vectors) for name, vectors in learned.items())
         if placed > MAX_PLACED:
             raise EmbeddingError(
                 f"the prompt holds {placed} vectors, repeats counted; the most is {MAX_PLACED}"

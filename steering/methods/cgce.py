@@ -6,15 +6,15 @@ over the threshold. Act: gradient descent on the states, on no weight,
 
     E ← E - η |E| ∇L / |∇L|,   L = Σ_c softplus(logit_c) over the concepts that fired,
 
-until every member of every firing ensemble says less than the target, or the steps are used up.
+until every member of every firing ensemble has a logit under the target, or the steps are used up.
 
-A classifier can be led astray: its logit falls and the image stays. Remedies in training are
-noise and attacks; here they are three, each a setting:
+Gradient descent can fool a classifier: its logit falls, and the image stays the same. Training uses
+noise and attacks against that; the descent has three remedies, each a setting:
 
 - `confine`: `∇L ← P ∇L`, P the projection onto the few directions in which unsafe prompts and
-  their safe partners differ. No other direction can be abused, and what else is asked for stays.
-- `pull`: a trust region. Each step also goes this share of the way to where the nearest safe token
-  stands within those directions (nearest in all others, as in `steering/methods/nearest.py`); the
+  their safe partners differ. No other direction is used, and the rest of the prompt is kept.
+- `pull`: a trust region. Each step also goes this share of the way to the nearest safe token's
+  coordinates in those directions (nearest in all others, as in `steering/methods/nearest.py`); the
   share fades from step to step.
 - `share`: tokens whose gradient is less than that share of the largest stay as they are.
 """
@@ -38,15 +38,16 @@ from steering.methods.nearest import NearestStream, anchored, goals
 from steering.methods.subspaces import dual
 
 _FADE = 0.8
-"""Of the pull is left from one step to the next: the slope has the last word, or a row whose safe
-tokens score above the target would go to and fro."""
+"""The share of the pull that remains from one step to the next. Without the fading, a row whose
+safe tokens score above the target would oscillate between slope and pull."""
 _OVERLAP = 0.1
-"""Where two due guards' subspaces nearly coincide, a state moves by the mean of what they ask."""
+"""Where two due guards' subspaces nearly coincide, a state moves by the mean of their changes."""
 
 
 @dataclass(frozen=True, eq=False)
 class CgceStream:
-    """All guards' heads on one stream: head i belongs to guard `owner[i]`; `safe` is where to."""
+    """All guards' heads on one stream: head i belongs to guard `owner[i]`; `safe` has the subspaces
+    and the safe tokens."""
 
     heads: Heads
     owner: Tensor
@@ -54,13 +55,14 @@ class CgceStream:
     detector: Detector | None
 
     def logits(self, states: Tensor) -> Tensor:
-        """`[rows, heads]`, in ONNX Runtime where nobody asks for their slope."""
+        """`[rows, heads]`, computed by ONNX Runtime where no gradient is needed."""
         if self.detector is None or (states.requires_grad and torch.is_grad_enabled()):
             return self.heads(states)
         return torch.from_numpy(self.detector(states.detach().numpy()))
 
     def of_guards(self, logits: Tensor, how: str) -> Tensor:
-        """Each guard's members as one, by "mean" or "amax"; -inf for a guard without any here."""
+        """The logit of each guard over its members, by "mean" or "amax"; -inf for a guard without
+        members on this stream."""
         blank = logits.new_full((len(logits), len(self.safe.basis)), -torch.inf)
         index = self.owner.expand(len(logits), -1)
         return blank.scatter_reduce(1, index, logits, how, include_self=False)
@@ -70,7 +72,7 @@ class CgceStream:
 class Descent:
     """How each guard descends, `[guards]` each; see the module's docstring.
 
-    `rate` is η, `target` the logit at which a row is done, `steps` the most that it may take.
+    `rate` is η, `target` the logit at which a row is done, `steps` the largest number of steps.
     """
 
     rate: Tensor
@@ -83,7 +85,7 @@ class Descent:
 
 @dataclass(frozen=True, eq=False)
 class _Space:
-    """Where one stream of the rows may go: `x + (goal - x bᵀ) d` is where it is safe.
+    """The subspace of one stream of the rows, and the safe goal: `x + (goal - x bᵀ) d`.
 
     `basis`, `dual [rows, directions, width]`, `goal [rows, tokens, directions]`.
     """
@@ -105,20 +107,21 @@ class CgceGuards:
 
     def sense(self, text: Conditioning) -> Tensor:
         """The logit of p(concept) `[rows, guards]`, differentiable; NaN for a row not finite."""
-        said = [
+        scores = [
             stream.of_guards(stream.logits(text.states[name].float()), "mean")
             for name, stream in self._streams.items()
         ]
-        return torch.stack(said).amax(0).masked_fill(~text.finite()[:, None], torch.nan)
+        return torch.stack(scores).amax(0).masked_fill(~text.finite()[:, None], torch.nan)
 
     @torch.inference_mode(False)
     @torch.enable_grad()
     def act(
         self, text: Conditioning, due: Tensor, threshold: Tensor, strength: Tensor
     ) -> Refinement:
-        """Refine the rows with any `due` guard; see `Screen.act`.
+        """Refine the rows with any `due` guard; see `EmbeddingGuards.act`.
 
-        `Refinement.score` is what all guards say of these rows behind the last step, NaN elsewhere.
+        `Refinement.score` has the scores of all guards on these rows after the last step, NaN
+        elsewhere.
         """
         rows = due.any(1).nonzero()[:, 0]
         part = Conditioning(
@@ -154,24 +157,25 @@ class CgceGuards:
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Refined states of each stream and the steps of each row `[rows]`.
 
-        Every row has a `due [rows, guards]` guard; it descends by the settings of the one that says
-        most, and is done when all of them are under their targets. `differentiable` keeps the
-        graph, for who wants to know how the outcome depends on `states`.
+        Every row has a `due [rows, guards]` guard; the row descends by the settings of the due
+        guard with the largest logit, and is done when all due guards are under their targets.
+        `differentiable` keeps the graph, for gradients of the result with respect to `states`.
         """
-        heads = {name: self._wanted(stream, due) for name, stream in self._streams.items()}
+        heads = {name: self._due_heads(stream, due) for name, stream in self._streams.items()}
         spaces = {name: self._space(name, states[name].detach(), due) for name in states}
         moved = dict(states) if differentiable else {k: v.detach() for k, v in states.items()}
         size = {name: x.detach().flatten(1).norm(dim=1) for name, x in states.items()}
         steps = torch.zeros(len(due), dtype=torch.long, device=due.device)
-        lead, how = self._lead(heads, moved, due)
-        own = strength.gather(1, lead[:, None])[:, 0]
-        eta, how["pull"] = how["rate"] * own, (how["pull"] * own).clamp(max=1.0)
-        for turn in range(int(how["steps"].max())):
+        lead, settings = self._lead(heads, moved, due)
+        factor = strength.gather(1, lead[:, None])[:, 0]
+        eta = settings["rate"] * factor
+        settings["pull"] = (settings["pull"] * factor).clamp(max=1.0)
+        for step in range(int(settings["steps"].max())):
             inputs = {k: v if differentiable else v.detach() for k, v in moved.items()}
             inputs = {k: v if v.requires_grad else v.requires_grad_() for k, v in inputs.items()}
             logits = {name: heads[name].heads(x) for name, x in inputs.items()}
             over = (self._worst(heads, logits) > self._descent.target) & due
-            live = over.any(1) & (steps < how["steps"])
+            live = over.any(1) & (steps < settings["steps"])
             if not bool(live.any()):
                 break
             loss = torch.zeros((), device=due.device)
@@ -180,17 +184,17 @@ class CgceGuards:
             slopes = torch.autograd.grad(loss, list(inputs.values()), create_graph=differentiable)
             for (name, x), slope in zip(inputs.items(), slopes, strict=True):
                 length = eta * size[name]
-                pull = how["pull"] * _FADE**turn
-                stepped = _step(x, slope, spaces[name], length, how | {"pull": pull})
+                pull = settings["pull"] * _FADE**step
+                stepped = _step(x, slope, spaces[name], length, settings | {"pull": pull})
                 stepped = torch.where(live[:, None, None], stepped, x)
                 moved[name] = stepped if differentiable else stepped.detach()
             steps = steps + live
         return moved, steps
 
-    def _wanted(self, stream: CgceStream, due: Tensor) -> CgceStream:
-        """The stream with the heads of those guards only that are due in some row."""
-        wanted = due.any(0)[stream.owner].nonzero()[:, 0]
-        return CgceStream(stream.heads.select(wanted), stream.owner[wanted], stream.safe, None)
+    def _due_heads(self, stream: CgceStream, due: Tensor) -> CgceStream:
+        """The stream with only the heads of guards that are due in some row."""
+        members = due.any(0)[stream.owner].nonzero()[:, 0]
+        return CgceStream(stream.heads.select(members), stream.owner[members], stream.safe, None)
 
     def _space(self, name: str, states: Tensor, due: Tensor) -> _Space:
         bases, goal = goals(self._streams[name].safe, states, due)
@@ -200,31 +204,31 @@ class CgceGuards:
     def _lead(
         self, heads: Mapping[str, CgceStream], states: Mapping[str, Tensor], due: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Each row's due guard that says most, and its settings."""
+        """Each row's due guard with the largest logit, and its settings."""
         with torch.no_grad():
-            said = self._worst(heads, {name: heads[name].heads(x) for name, x in states.items()})
-        lead = said.masked_fill(~due, -torch.inf).argmax(1)
+            logits = self._worst(heads, {name: heads[name].heads(x) for name, x in states.items()})
+        lead = logits.masked_fill(~due, -torch.inf).argmax(1)
         names = ("rate", "steps", "pull", "share", "confine")
         return lead, {name: getattr(self._descent, name)[lead] for name in names}
 
     def _worst(self, heads: Mapping[str, CgceStream], logits: Mapping[str, Tensor]) -> Tensor:
-        said = [heads[name].of_guards(v.detach(), "amax") for name, v in logits.items()]
-        return torch.stack(said).amax(0)
+        worst = [heads[name].of_guards(v.detach(), "amax") for name, v in logits.items()]
+        return torch.stack(worst).amax(0)
 
 
 def _step(
-    x: Tensor, slope: Tensor, space: _Space, length: Tensor, how: Mapping[str, Tensor]
+    x: Tensor, slope: Tensor, space: _Space, length: Tensor, settings: Mapping[str, Tensor]
 ) -> Tensor:
     """One step of all rows, of `length [rows]` down the slope."""
     inside = slope @ space.basis.transpose(1, 2) @ space.dual
-    slope = torch.where(how["confine"][:, None, None], inside, slope)
+    slope = torch.where(settings["confine"][:, None, None], inside, slope)
     reach = slope.detach().norm(dim=2)
-    kept = (reach >= how["share"][:, None] * reach.amax(1, keepdim=True))[..., None]
+    kept = (reach >= settings["share"][:, None] * reach.amax(1, keepdim=True))[..., None]
     slope = slope.masked_fill(~kept, 0.0)
     norm = slope.flatten(1).norm(dim=1).clamp(min=1e-12)
     stepped = x - (length / norm)[:, None, None] * slope
     gap = (space.goal - stepped @ space.basis.transpose(1, 2)) @ space.dual
-    pulled: Tensor = stepped + how["pull"][:, None, None] * kept * gap
+    pulled: Tensor = stepped + settings["pull"][:, None, None] * kept * gap
     return pulled
 
 
@@ -233,15 +237,17 @@ def stack(guards: Sequence[FittedGuard], device: torch.device | str = "cpu") -> 
     at = torch.device(device)
     bases, anchors = by_stream(guards, "basis", 2), by_stream(guards, "anchors", 2)
     streams = {}
-    for name, own in bases.items():
-        there = [(i, _heads(guard, name)) for i, guard in enumerate(guards) if own[i] is not None]
-        both = stacked([heads for _, heads in there])
-        owner = [i for i, heads in there for _ in range(len(heads))]
+    for name, basis in bases.items():
+        heads_of = [
+            (i, _heads(guard, name)) for i, guard in enumerate(guards) if basis[i] is not None
+        ]
+        all_heads = stacked([heads for _, heads in heads_of])
+        owner = [i for i, heads in heads_of for _ in range(len(heads))]
         streams[name] = CgceStream(
-            heads=both.to(at),
+            heads=all_heads.to(at),
             owner=torch.tensor(owner, device=at),
-            safe=anchored(own, anchors[name], at),
-            detector=Detector(both) if at.type == "cpu" else None,
+            safe=anchored(basis, anchors[name], at),
+            detector=Detector(all_heads) if at.type == "cpu" else None,
         )
     settings: dict[str, Any] = {
         key: numbers(guards, key, at) for key in ("rate", "target", "steps", "pull", "share")

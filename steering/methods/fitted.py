@@ -16,7 +16,7 @@ from torch import Tensor
 class FittedGuard:
     """The tensors and settings of one artifact, read with checks.
 
-    Each reader below raises ValueError naming the tensor or setting that is missing or wrong. A
+    Each method below raises ValueError naming the tensor or setting that is missing or wrong. A
     guard of an image model has one tensor for each stream of the text encoders, `NAME.STREAM`.
     """
 
@@ -38,8 +38,8 @@ class FittedGuard:
             raise ValueError(f"guard {self.name}: has no tensor {key!r}")
         tensor = torch.tensor(self.tensors[key], dtype=torch.float32)
         if tensor.ndim not in dims or not tensor.numel():
-            wanted = " or ".join(map(str, dims))
-            raise ValueError(f"guard {self.name}: tensor {key!r} must have {wanted} dimensions")
+            counts = " or ".join(map(str, dims))
+            raise ValueError(f"guard {self.name}: tensor {key!r} must have {counts} dimensions")
         return tensor
 
     def tensor(self, kind: str, stream: str, *dims: int) -> Tensor:
@@ -74,7 +74,7 @@ class FittedGuard:
         return value
 
     def names_by(self, key: str) -> dict[str, tuple[str, ...]]:
-        """A setting that has for each of some names a list of others, none of them empty."""
+        """A setting that maps names to lists of names, none of them empty."""
         value = self._setting(key)
         lists = value.items() if isinstance(value, Mapping) else ()
         if not lists or not all(isinstance(names, list | tuple) and names for _, names in lists):

@@ -1,8 +1,8 @@
-"""Classifiers of finished latents: does the image show the concept, whatever the prompt said.
+"""Classifiers of finished latents: whether the image shows the concept, whatever the prompt.
 
-What a prompt says does not decide alone what is drawn: prompts can be searched for that no
-classifier of embeddings knows. A finished image cannot be disguised that way. What the request
-asked for (steps, guidance, negative prompt) has no say in it. The score is the logit of
+Attackers can search for prompts that no classifier of embeddings recognises and that still generate
+the concept. A finished image cannot be disguised that way, and the score does not depend on the
+request's parameters (steps, guidance, negative prompt). The score is the logit of
 p(concept), the mean of a guard's members (`classifiers/latents.py`).
 """
 
@@ -19,8 +19,8 @@ from steering.methods.fitted import FittedGuard
 
 
 class LatentClassifierGuards:
-    """All classifiers of one model, stacked: `sizes[i]` members of guard i, one guard behind the
-    other."""
+    """All classifiers of one model, stacked: `sizes[i]` members of guard i, in the order of the
+    guards."""
 
     def __init__(
         self, names: Sequence[str], classifiers: LatentClassifiers, sizes: Sequence[int]
@@ -36,23 +36,24 @@ class LatentClassifierGuards:
         return self.sense_places(latents, columns)[0]
 
     def sense_places(self, latents: Tensor, columns: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """The same, and the votes of which it is made, `[rows, columns, frames, places]`."""
-        among, carried = self._classifiers, [self._members[column] for column in columns]
-        used = [member for own in carried for member in own]
-        if used != list(range(len(among))):
-            among = among.select(used)
-        votes = among.votes(latents.to(among.weights[0]))
-        sizes = torch.tensor([len(own) for own in carried], device=votes.device)
+        """As `sense`, and the votes behind the score, `[rows, columns, frames, places]`."""
+        classifiers = self._classifiers
+        members = [self._members[column] for column in columns]
+        used = [member for of_guard in members for member in of_guard]
+        if used != list(range(len(classifiers))):
+            classifiers = classifiers.select(used)
+        votes = classifiers.votes(latents.to(classifiers.weights[0]))
+        sizes = torch.tensor([*map(len, members)], device=votes.device)
         owner = torch.arange(len(columns), device=votes.device).repeat_interleave(sizes)
 
-        def mean(said: Tensor) -> Tensor:
-            blank = said.new_zeros(len(said), len(columns), *said.shape[2:])
-            index = owner.view(1, -1, *[1] * (said.ndim - 2)).expand_as(said)
-            return blank.scatter_reduce(1, index, said, "mean", include_self=False)
+        def mean(values: Tensor) -> Tensor:
+            blank = values.new_zeros(len(values), len(columns), *values.shape[2:])
+            index = owner.view(1, -1, *[1] * (values.ndim - 2)).expand_as(values)
+            return blank.scatter_reduce(1, index, values, "mean", include_self=False)
 
         score = mean(votes.flatten(2).logsumexp(2))
-        spoilt = ~latents.isfinite().flatten(1).all(1, keepdim=True)
-        return score.masked_fill(spoilt, torch.nan), mean(votes)
+        invalid = ~latents.isfinite().flatten(1).all(1, keepdim=True)
+        return score.masked_fill(invalid, torch.nan), mean(votes)
 
 
 def stack(

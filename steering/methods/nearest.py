@@ -1,11 +1,11 @@
-"""Nearest-safe projection: give a token the concept coordinates that its nearest safe token has.
+"""Nearest-safe projection: give a token the concept coordinates of its nearest safe token.
 
-In closed form, without an encoder pass or a gradient. A state is split into what lies in the
+In closed form, without an encoder pass or a gradient. A state is split into its part in the
 concept's subspace and the rest, `x = P x + (I - P) x`. Among stored states of safe prompts, the
-anchors `a`, the one is found whose rest is nearest, `a* = argmin |(I - P)(x - a)|`, and its
-coordinates replace the state's own: `x' = x + λ P (a* - x)`. What else the token says stays.
+anchors `a`, the one with the nearest rest, `a* = argmin |(I - P)(x - a)|`, gives its coordinates to
+the state: `x' = x + λ P (a* - x)`. The rest of the state is kept.
 
-A linear score of the whole prompt decides whether anything is done (`prompt_score.py`).
+A linear score of the whole prompt decides whether the method acts (`prompt_score.py`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from steering.methods.prompt_score import PromptScore
 from steering.methods.subspaces import due_first, shifted, stacked
 
 _OVERLAP = 0.1
-"""Where two due guards' subspaces nearly coincide, a state moves by the mean of what they ask."""
+"""Where two due guards' subspaces nearly coincide, a state moves by the mean of their changes."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class NearestStream:
 
 
 def split(anchors: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
-    """Anchors `[..., n, width]` as what lies outside the subspace, and their coordinates in it."""
+    """The part of anchors `[..., n, width]` outside the subspace, and their coordinates in it."""
     coordinates = anchors @ basis.transpose(-1, -2)
     return anchors - coordinates @ basis, coordinates
 
@@ -52,7 +52,7 @@ def nearest(x: Tensor, rest: Tensor, size: Tensor) -> Tensor:
 
     `x [rows, tokens, width]`, `rest [rows, guards, anchors, width]`, `size [rows, guards,
     anchors]`. Since a rest is orthogonal to the subspace, `|(I - P) x - r|²` is `|r|² - 2 x · r`
-    but for what is the same for all anchors.
+    plus a term that is the same for all anchors.
     """
     rows, guards, anchors, width = rest.shape
     along = x @ rest.reshape(rows, guards * anchors, width).transpose(1, 2)
@@ -61,10 +61,10 @@ def nearest(x: Tensor, rest: Tensor, size: Tensor) -> Tensor:
 
 
 def goals(stream: NearestStream, x: Tensor, due: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the tokens `x [rows, tokens, width]` are to stand for the guards `due [rows, guards]`.
+    """The goals of the tokens `x [rows, tokens, width]` for the guards `due [rows, guards]`.
 
-    The due guards' bases `[rows, most, rank, width]`, zeros as filling, and the coordinates in them
-    that each token's nearest anchor has, `[rows, tokens, most, rank]`.
+    Returns the due guards' bases `[rows, most, rank, width]`, padded with zeros, and the
+    coordinates in them of each token's nearest anchor, `[rows, tokens, most, rank]`.
     """
     guards, real = due_first(due)
     bases = stream.basis[guards].masked_fill(~real[..., None, None], 0.0)
@@ -91,23 +91,23 @@ class NearestGuards:
     def act(
         self, text: Conditioning, due: Tensor, threshold: Tensor, strength: Tensor
     ) -> Refinement:
-        """Replace the concept coordinates of the due rows' tokens; see `Screen.act`.
+        """Replace the concept coordinates of the due rows' tokens; see `EmbeddingGuards.act`.
 
-        There is no score afterwards: the method does not look again.
+        There is no score afterwards: the method does not score again.
         """
         rows = due.any(1).nonzero()[:, 0]
         guards, real = due_first(due[rows])
         by = strength[rows].gather(1, guards).masked_fill(~real, 0.0)
         changed = {}
         for name, stream in self._streams.items():
-            mine, mask = text.states[name][rows], text.masks[name][rows]
-            x = mine.float()
+            before, mask = text.states[name][rows], text.masks[name][rows]
+            x = before.float()
             bases, target = goals(stream, x, due[rows])
             shift = target - torch.einsum("rtw,rgkw->rtgk", x, bases)
             shift = shift * by[:, None, :, None]
             moved = shifted(x, bases.flatten(1, 2), shift.flatten(2), rtol=_OVERLAP)
             states = text.states[name].clone()
-            states[rows] = torch.where(mask[..., None], moved.to(mine.dtype), mine)
+            states[rows] = torch.where(mask[..., None], moved.to(before.dtype), before)
             changed[name] = states
         return Refinement(
             text.with_states(changed), due.any(1).long(), torch.full_like(strength, torch.nan)
@@ -135,8 +135,8 @@ def anchored(
         raise ValueError("anchors and basis are of different widths")
     rest, coordinates = split(stored, basis)
     size = (rest * rest).sum(-1)
-    held = torch.tensor([0 if own is None else len(own) for own in anchors])
-    missing = torch.arange(stored.shape[1]) >= held[:, None]
-    # a guard that does not look at this stream has an empty basis: whatever it finds moves nothing
+    counts = torch.tensor([0 if part is None else len(part) for part in anchors])
+    missing = torch.arange(stored.shape[1]) >= counts[:, None]
+    # a guard that does not read this stream has an empty basis: no anchor moves a state
     size = size.masked_fill(missing, torch.inf)
     return NearestStream(*(part.to(device) for part in (basis, rest, size, coordinates)))

@@ -1,4 +1,4 @@
-"""A closed-form linear score of a whole prompt: the gate of methods that have none of their own.
+"""A closed-form linear score of a whole prompt: the gate of methods that come without one.
 
 Fisher's discriminant with shrinkage on the mean state of a prompt's tokens, one term a stream:
 `w = (Σ + γ tr(Σ)/width · I)⁻¹ (μ_unsafe - μ_safe)`, with Σ the covariance of the safe prompts. The
@@ -39,7 +39,7 @@ def discriminant(unsafe: Tensor, safe: Tensor, ridge: float) -> tuple[Tensor, fl
 class PromptScore:
     """The scores of several guards, stacked; `weights` has for each stream a vector a guard.
 
-    None stands for a guard that does not look at the stream.
+    None stands for a guard that does not read the stream.
     """
 
     def __init__(
@@ -48,13 +48,13 @@ class PromptScore:
         bias: Tensor,
     ) -> None:
         self._weights = {
-            stream: stacked([None if own is None else own[None] for own in vectors])
+            stream: stacked([None if vector is None else vector[None] for vector in vectors])
             .to(bias.device)[:, 0]
             .T
             for stream, vectors in weights.items()
-            if any(own is not None for own in vectors)
+            if any(vector is not None for vector in vectors)
         }
-        """Stream → `[width, guards]`, zeros for a guard that does not look at it."""
+        """Stream → `[width, guards]`, zeros for a guard that does not read the stream."""
         self._bias = bias
 
     def __call__(self, text: Conditioning) -> Tensor:
@@ -66,7 +66,7 @@ class PromptScore:
 
 
 class PromptGate:
-    """The scores of several guards, stacked, and 1 for those of them that have no gate."""
+    """The scores of several guards, stacked; 1 for guards without a gate."""
 
     def __init__(self, score: PromptScore, gated: Tensor) -> None:
         self._score, self._gated = score, gated
@@ -84,15 +84,15 @@ def stacked_gate(guards: Sequence[FittedGuard], device: torch.device | str) -> P
     """
     flags = [guard.flag("gated") for guard in guards]
     gates = [guard if gated else None for guard, gated in zip(guards, flags, strict=True)]
-    streams = dict.fromkeys(name for own in gates if own for name in own.streams)
+    streams = dict.fromkeys(name for gate in gates if gate for name in gate.streams)
     score = PromptScore(
         {
             name: [
-                own.tensor("weights", name, 1) if own and name in own.streams else None
-                for own in gates
+                gate.tensor("weights", name, 1) if gate and name in gate.streams else None
+                for gate in gates
             ]
             for name in streams
         },
-        torch.tensor([own.number("bias") if own else 0.0 for own in gates], device=device),
+        torch.tensor([gate.number("bias") if gate else 0.0 for gate in gates], device=device),
     )
     return PromptGate(score, torch.tensor(flags, device=device))

@@ -1,6 +1,6 @@
 """Safe latent diffusion (arXiv 2211.05105) and the negative prompt, at the guidance seam.
 
-Both predict once more, under the concept's own conditioning, and take a term off the guidance:
+Both predict again, under the conditioning of the concept, and subtract a term from the guidance:
 `u + s (c - u - term)`. Equations are those of the first paper; the negative prompt, which puts the
 concept in place of the empty prompt, `n + s (c - n)`, is the same with `term = (1 - 1/s) (n - u)`.
 Neither has a gate: as published they act on every image. Where one is asked for, a linear score
@@ -56,7 +56,7 @@ def safety_term(
 ) -> tuple[Tensor, Tensor]:
     """Equations 4 to 8: the guidance away from the concept and the next step's momentum.
 
-    Hyperparameters are shaped so as to stand beside predictions `[pairs, ...]`.
+    Hyperparameters have trailing dimensions, to broadcast with predictions `[pairs, ...]`.
     """
     conditional, concept = at.conditional.float(), at.concept.float()
     gap = conditional - concept
@@ -69,8 +69,8 @@ def safety_term(
 
 
 class _ConceptGuidance:
-    """The parts that both methods share: the concept of each guard as its one extra condition, and
-    a gate that is open for a guard without one."""
+    """The parts that both methods share: the concept of each guard as its single extra condition,
+    and a gate that is open for a guard without one."""
 
     per_guard = 1
 
@@ -103,21 +103,23 @@ class SafeGuidance(_ConceptGuidance):
         super().__init__(names, concepts, gate)
         device = next(iter(concepts.states.values())).device
         self._safety = {
-            field.name: torch.tensor([getattr(own, field.name) for own in safety]).to(device)
+            field.name: torch.tensor([getattr(settings, field.name) for settings in safety]).to(
+                device
+            )
             for field in fields(Safety)
         }
 
     def term(self, at: Predictions) -> tuple[Tensor, Tensor]:
-        """See `GuidanceGuards.term`; equation 3 is what the seam does with it."""
+        """See `GuidanceGuards.term`; the seam computes equation 3 from it."""
         warmup = self._safety["warmup"][at.guard]
-        own = {
+        parameters = {
             name: _beside(values[at.guard], at.concept)
             for name, values in self._safety.items()
             if name != "warmup"
         }
-        term, memory = safety_term(at, **own)
-        begun = _beside(at.progress >= warmup, term)
-        return torch.where(begun, term * _beside(at.strength, term), 0.0), memory
+        term, memory = safety_term(at, **parameters)
+        active = _beside(at.progress >= warmup, term)
+        return torch.where(active, term * _beside(at.strength, term), 0.0), memory
 
 
 class NegativePrompt(_ConceptGuidance):
@@ -159,12 +161,12 @@ def _shared(
         for kind, dims in (("concept", 2), ("mask", 1))
     )
     for stream in streams:
-        shapes = {tuple(own.shape) for own in states[stream]}
-        lengths = {(len(own),) for own in masks[stream]}
+        shapes = {tuple(state.shape) for state in states[stream]}
+        lengths = {(len(mask),) for mask in masks[stream]}
         if len(shapes) > 1 or {shape[:1] for shape in shapes} != lengths:
             raise ValueError(f"concept.{stream} and mask.{stream} must be of one shape")
     concepts = Conditioning(
-        {stream: torch.stack(own).to(device) for stream, own in states.items()},
-        {stream: torch.stack(own).to(device) > 0.5 for stream, own in masks.items()},
+        {stream: torch.stack(parts).to(device) for stream, parts in states.items()},
+        {stream: torch.stack(parts).to(device) > 0.5 for stream, parts in masks.items()},
     )
     return [guard.name for guard in guards], concepts, stacked_gate(guards, device)

@@ -1,15 +1,15 @@
-"""SAFREE: take a concept's subspace out of the tokens that carry it (arXiv 2410.12761).
+"""SAFREE: project a concept's subspace out of the tokens that carry it (arXiv 2410.12761).
 
-The paper masks one token of the prompt after the other, encodes each masked prompt and measures
+The paper masks each token of the prompt in turn, encodes each masked prompt and measures
 how far its pooled embedding lies from the concept's subspace (equations 2 to 4); tokens whose
-absence takes the prompt away from the concept are projected out of it (equation 5), for a number
+absence moves the prompt away from the concept are projected out of it (equation 5), for a number
 of denoising steps that grows with how much the projection changes (equation 6). Here the pooled
 embedding is the mean of the token states, so that masking token i is `(sum - x_i) / (n - 1)` and
 costs no further pass of the encoder; and since one conditioning serves all steps, equation 6 sets
-a weight instead of a number of steps. What else differs is said in docs/methods/safree.md.
+a weight instead of a number of steps. Other differences are listed in docs/methods/safree.md.
 
 `x` are states `[rows, tokens, width]`; everything is relative to `centre`, the mean of ordinary
-prompts, since encoders put all prompts far off zero in one common direction.
+prompts, since encoders place all prompts far from zero in one common direction.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from steering.methods.subspaces import due_first, real_sum, shifted, stacked
 class SafreeStream:
     """The guards' subspaces on one stream: `basis [guards, rank, width]`, `centre [guards, width]`.
 
-    `looks [guards, rank]` marks the directions by which a prompt is judged; all of them are taken
-    out of the tokens that trigger.
+    `scoring [guards, rank]` marks the directions that count for the score; all directions are
+    projected out of the tokens that trigger.
     """
 
     basis: Tensor
     centre: Tensor
-    looks: Tensor
+    scoring: Tensor
 
 
 def energies(x: Tensor, stream: SafreeStream) -> tuple[Tensor, Tensor]:
-    """Of `x - centre`: squared coordinates `[..., guards, rank]`, and its square `[..., guards]`.
+    """Of `x - centre`: squared coordinates `[..., guards, rank]`, squared norm `[..., guards]`.
 
-    Written out, so that no tensor of the size states times guards is made.
+    Expanded, so that no tensor of the size states times guards is allocated.
     """
     guards, rank, width = stream.basis.shape
     along = (x @ stream.basis.reshape(-1, width).T).reshape(*x.shape[:-1], guards, rank)
@@ -66,22 +66,23 @@ def triggers(x: Tensor, mask: Tensor, stream: SafreeStream, alpha: Tensor) -> Te
     return (distance > (1.0 + alpha) * others) & mask[..., None] & (count > 1)
 
 
-def change(x: Tensor, found: Tensor, stream: SafreeStream) -> Tensor:
-    """Equation 6's measure `[rows, guards]`: mean over the triggers of `1 - cos(x, projected x)`.
+def change(x: Tensor, triggering: Tensor, stream: SafreeStream) -> Tensor:
+    """Equation 6's measure `[rows, guards]`: mean of `1 - cos(x, projected x)` over the
+    `triggering [rows, tokens, guards]` tokens.
 
     Zero where no token triggers.
     """
     along, whole = energies(x, stream)
-    share = (along * stream.looks).sum(-1) / whole
-    moved = (1.0 - (1.0 - share).clamp(min=0.0).sqrt()).masked_fill(~found, 0.0)
-    return moved.sum(1) / found.sum(1).clamp(min=1)
+    share = (along * stream.scoring).sum(-1) / whole
+    moved = (1.0 - (1.0 - share).clamp(min=0.0).sqrt()).masked_fill(~triggering, 0.0)
+    return moved.sum(1) / triggering.sum(1).clamp(min=1)
 
 
 class SafreeGuards:
     """All SAFREE guards of one model, stacked.
 
-    A guard's score is `change` on the stream where it is largest: what decides whether and how
-    strongly its tokens are projected. `weight` of equation 6 is `σ(slope · (score - middle))`.
+    A guard's score is `change` on the stream where it is largest; it decides whether and how
+    strongly tokens are projected. `weight` of equation 6 is `σ(slope · (score - middle))`.
     """
 
     def __init__(
@@ -108,9 +109,9 @@ class SafreeGuards:
     def act(
         self, text: Conditioning, due: Tensor, threshold: Tensor, strength: Tensor
     ) -> Refinement:
-        """Project the triggering tokens of the due rows; see `Screen.act`.
+        """Project the triggering tokens of the due rows; see `EmbeddingGuards.act`.
 
-        There is no score afterwards: the method does not look again.
+        There is no score afterwards: the method does not score again.
         """
         rows = due.any(1).nonzero()[:, 0]
         part = text.select(rows)
@@ -132,31 +133,31 @@ class SafreeGuards:
     ) -> Tensor:
         """`x - w · P (x - centre)`, P on the joint subspace of a row's due guards."""
         x = states.float()
-        found = triggers(x, mask, stream, self._alpha)
-        if x.shape[1] == 1:  # a pooled vector has no token to mask out: it follows the others
-            found = mask[..., None].expand_as(found)
-        own = (found * weight[:, None]).amax(-1, keepdim=True)
+        triggering = triggers(x, mask, stream, self._alpha)
+        if x.shape[1] == 1:  # a pooled vector has no token to mask out: it is always projected
+            triggering = mask[..., None].expand_as(triggering)
+        share = (triggering * weight[:, None]).amax(-1, keepdim=True)
         guards, real = due_first(due & stream.basis.any(-1).any(-1))
         bases = stream.basis[guards].masked_fill(~real[..., None, None], 0.0).flatten(1, 2)
         centre = (stream.centre[guards] * real[..., None]).sum(1)
         centre = centre / real.sum(1, keepdim=True).clamp(min=1)
         offset = x - centre[:, None]
-        moved = shifted(x, bases, -own * (offset @ bases.transpose(1, 2)), rtol=1e-5)
-        return torch.where(own > 0.0, moved.to(states.dtype), states)
+        moved = shifted(x, bases, -share * (offset @ bases.transpose(1, 2)), rtol=1e-5)
+        return torch.where(share > 0.0, moved.to(states.dtype), states)
 
 
 def stack(guards: Sequence[FittedGuard], device: torch.device | str = "cpu") -> SafreeGuards:
     """From artifacts, as `guard fit safree` writes them. Raises ValueError naming a fault."""
-    looked = numbers(guards, "sense_rank", device)
+    scoring_rank = numbers(guards, "sense_rank", device)
     centres = by_stream(guards, "centre", 1)
     streams = {}
     for name, bases in by_stream(guards, "basis", 2).items():
         basis = stacked(bases).to(device)
-        centre = stacked([None if own is None else own[None] for own in centres[name]])[:, 0]
+        centre = stacked([None if part is None else part[None] for part in centres[name]])[:, 0]
         if centre.shape[-1] != basis.shape[-1]:
             raise ValueError(f"basis.{name} and centre.{name} are of different widths")
-        looks = torch.arange(basis.shape[1], device=device) < looked[:, None]
-        streams[name] = SafreeStream(basis, centre.to(device), looks)
+        scoring = torch.arange(basis.shape[1], device=device) < scoring_rank[:, None]
+        streams[name] = SafreeStream(basis, centre.to(device), scoring)
     return SafreeGuards(
         [guard.name for guard in guards],
         streams,

@@ -30,13 +30,13 @@ def contrast(erasure: Tensor, recall: Tensor) -> Tensor:
 
 
 def gram(activations: Tensor) -> Tensor:
-    """`Hᵀ H`, `[width, width]`: all that the null space needs to know of the retain set."""
+    """`Hᵀ H`, `[width, width]`: the statistic of the retain set that determines its null space."""
     h = activations.double()
     return h.T @ h
 
 
 def null_space(retain_gram: Tensor, null_share: float) -> Tensor:
-    """Orthonormal basis `V_k [width, k]` of the retain activations' span that is projected away.
+    """Orthonormal basis `V_k [width, k]` of the retain activations' span, to project out.
 
     `null_share` in (0, 1) is the share of directions that count as the (numerical) null space:
     those of the smallest singular values. `P = I - V_k V_kᵀ`; AlphaSteer keeps 0.3 to 0.6.
@@ -45,7 +45,7 @@ def null_space(retain_gram: Tensor, null_share: float) -> Tensor:
         raise ValueError(f"null_share must lie between 0 and 1, not {null_share}")
     width = retain_gram.shape[0]
     keep = round(width * (1.0 - null_share))
-    # eigenvalues ascend: the last `keep` span what the retain set uses
+    # eigenvalues ascend: the last `keep` eigenvectors span the retain activations
     vectors: Tensor = torch.linalg.eigh(retain_gram.double()).eigenvectors
     return vectors[:, width - keep :]
 
@@ -118,7 +118,7 @@ class SteerGuard:
 
     @property
     def placement(self) -> Placement:
-        """Raises ValueError where it does not hold."""
+        """Raises ValueError for an impossible placement."""
         steps = len(self.directions)
         try:
             return Placement(self.sense_layers, self.act_layers, steps, self.pool, self.rest)
@@ -129,7 +129,7 @@ class SteerGuard:
 class SteerGuards:
     """All steering guards of one model, stacked: a `HiddenGuards`.
 
-    Raises ValueError for a guard whose placement does not hold, or guards of different widths.
+    Raises ValueError for an impossible placement, or guards of different widths.
     """
 
     def __init__(self, guards: Sequence[SteerGuard], device: torch.device | str = "cpu") -> None:
@@ -166,7 +166,7 @@ class SteerGuards:
 
 
 def bank_of(guards: Sequence[SteerGuard], device: torch.device | str = "cpu") -> HiddenBank:
-    """A bank of these guards alone, any number of them."""
+    """A bank of only these guards, any number of them."""
     return HiddenBank([SteerGuards(guards, device)] if guards else [], device)
 
 

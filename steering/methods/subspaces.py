@@ -1,7 +1,7 @@
 """Concept subspaces on a text encoder's states, and moving states within them.
 
-A subspace is given by orthonormal rows `[rank, width]`; several are stacked with rows of zeros as
-filling, which stand for nothing. Everything is over all rows, tokens and guards at once.
+A subspace has orthonormal rows `[rank, width]`; several are stacked and padded with rows of zeros.
+Everything is over all rows, tokens and guards at once.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ def pooled(states: Tensor, mask: Tensor) -> Tensor:
 
 
 def real_sum(states: Tensor, mask: Tensor) -> Tensor:
-    """Sum `[rows, width]` over the real tokens; what stands at padding is not looked at."""
+    """Sum `[rows, width]` over the real tokens; states at padding are ignored."""
     return states.float().masked_fill(~mask[..., None], 0.0).sum(1)
 
 
 def principal(samples: Tensor, rank: int) -> Tensor:
     """The `rank` strongest directions `[rank, width]` of `samples [n, width]`, strongest first.
 
-    Fewer where the samples span fewer. The first is where they agree, the later ones where they
-    differ.
+    Fewer where the samples span fewer. The first is their common direction, the later ones are
+    those in which they differ.
     """
     _, values, directions = torch.linalg.svd(samples.double(), full_matrices=False)
     spanned = int((values > 1e-6 * values.amax()).sum())
@@ -36,12 +36,12 @@ def principal(samples: Tensor, rank: int) -> Tensor:
 
 
 def stacked(parts: Sequence[Tensor | None]) -> Tensor:
-    """`[parts, most rows, width]`: matrices `[rows, width]` filled up with zeros; None is empty.
+    """`[parts, most rows, width]`: matrices `[rows, width]`, padded with zeros; None is empty.
 
-    One of them at least is there.
+    At least one part must not be None.
     """
-    there = [part for part in parts if part is not None]
-    most, empty = max(len(part) for part in there), there[0][:0]
+    present = [part for part in parts if part is not None]
+    most, empty = max(len(part) for part in present), present[0][:0]
     rows = [empty if part is None else part for part in parts]
     return torch.stack([pad(part, (0, 0, 0, most - len(part))) for part in rows])
 
@@ -58,8 +58,8 @@ def shifted(states: Tensor, bases: Tensor, shift: Tensor, *, rtol: float) -> Ten
 
     `states [rows, tokens, width]`, `bases [rows, directions, width]`, `shift [rows, tokens,
     directions]`: `x + shift (B Bᵀ)⁺ B`. Bases of several guards may overlap: combinations of
-    directions with less than `rtol` of the largest eigenvalue of `B Bᵀ` are left alone, for asking
-    two nearly equal directions for two different changes would throw a state far away.
+    directions with less than `rtol` of the largest eigenvalue of `B Bᵀ` are left alone, since two
+    different changes along two nearly equal directions would move a state very far.
     """
     return states + shift @ dual(bases, rtol=rtol)
 

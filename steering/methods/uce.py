@@ -4,12 +4,12 @@ The closed form for a layer `W` that reads text states, its terms weighted:
 
     W' M = Σ v*_i c_iᵀ + λ1 Σ W c_p c_pᵀ + λ2 W,   M = Σ c_i c_iᵀ + λ1 Σ c_p c_pᵀ + λ2 I
 
-with `c_i` the concept's states, `v*_i = W c*_i` what the layer says of those in their place, and
-`c_p` states that are to stay as they are. So `W' - W = W X M⁻¹` with `X = Σ (c*_i - c_i) c_iᵀ`: the
+with `c_i` the concept's states, `v*_i = W c*_i` the layer's output for their replacements `c*_i`,
+and `c_p` states to be kept. So `W' - W = W X M⁻¹` with `X = Σ (c*_i - c_i) c_iᵀ`: the
 second factor is the same for all layers that read the same states.
 
-UCE has no gate: as published the model is edited for good. Where one is asked for, a linear score
-of the prompt decides which requests are drawn by the edited model.
+UCE has no gate: as published, the model is edited permanently. Where a guard is fitted with a gate,
+a linear score of the prompt decides which requests use the edited model.
 """
 
 from __future__ import annotations
@@ -40,23 +40,24 @@ class Moments:
 
 
 def counterparts(mask: Tensor, instead: Tensor) -> Tensor:
-    """For each real token of `mask [rows, tokens]` the place `[rows, tokens]` of the one in its
-    stead, 0 for padding.
+    """For each real token of `mask [rows, tokens]` the position of its replacement, 0 for padding:
+    `[rows, tokens]`.
 
-    `instead [tokens]` are the real tokens of the prompt that replaces all rows. A token goes to the
-    one at its place, later ones to its last; the last (the encoder's end mark) to the last.
+    `instead [tokens]` marks the real tokens of the prompt that replaces all rows. A token maps to
+    the token at its position, those past its end to the last one; the last token (the encoder's
+    end mark) to the last.
     """
     order = mask.cumsum(1) - 1
     last = max(int(instead.sum()) - 1, 0)
     ends = order == mask.sum(1, keepdim=True) - 1
     rank = torch.where(ends, last, order.clamp(min=0, max=last))
-    # the real ones come first, in their order
+    # the real tokens first, in their order
     places = (~instead).to(torch.int8).argsort(stable=True)
     return torch.where(mask, places[rank], 0)
 
 
 def change(moments: Moments, *, keep: float, ridge: float) -> Tensor:
-    """`X M⁻¹ [in, in]`: what the edit does to a state before it is projected; `keep` is λ1, `ridge`
+    """`X M⁻¹ [in, in]`: the change of a state before the layer's projection; `keep` is λ1, `ridge`
     λ2."""
     solved: Tensor = torch.linalg.solve(_system(moments, keep, ridge), moments.moved.T)
     return solved.T
@@ -65,10 +66,10 @@ def change(moments: Moments, *, keep: float, ridge: float) -> Tensor:
 def low_rank(
     moments: Moments, *, keep: float, ridge: float, rank: int
 ) -> tuple[Tensor, Tensor, float]:
-    """`change` as `lift [in, rank]` times `reads [rank, in]`, and the share of it that is left.
+    """`change` as `lift [in, rank]` times `reads [rank, in]`, and the share of it that is kept.
 
-    Of all changes of that rank the nearest over the states of the fit, each weighted as in `M`; the
-    share is of the squared change of these states. Raises ValueError where nothing is changed.
+    It is the nearest change of that rank over the states of the fit, weighted as in `M`; the share
+    is of the squared change of these states. Raises ValueError where there is no change.
     """
     lower = torch.linalg.cholesky(_system(moments, keep, ridge))
     # X M⁻¹ over states whose second moment is M = L Lᵀ is X M⁻¹ L = X L⁻ᵀ
@@ -76,7 +77,9 @@ def low_rank(
     left, values, right = torch.linalg.svd(over, full_matrices=False)
     spanned = int((values > 1e-9 * values[0]).sum()) if values[0] > 0.0 else 0
     if not spanned:
-        raise ValueError("the concept's phrases and what is to stand in their place are the same")
+        raise ValueError(
+            "the concept's phrases and their replacement are the same: choose another replacement"
+        )
     used = min(rank, spanned)
     reads = torch.linalg.solve_triangular(lower.T, right[:used].T, upper=True).T
     share = float(values[:used].square().sum() / values.square().sum())

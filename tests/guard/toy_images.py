@@ -1,9 +1,8 @@
-"""A text encoder that can be read by eye, and guards on it, for plans and services of images.
+"""A toy text encoder and guards on it, for plans and services of images.
 
-Each character is a token; of its state the first number says whether it is `CONCEPT`, the second
-whether it is `STUBBORN`, which no refinement takes away. `NAN` spoils its row. The third says
-whether it is `PAINTED`, which no guard of prompts knows and every image shows; the fourth whether
-it is `BLINDING`: who looks at its image sees nothing but NaN.
+Each character is a token. The first number of its state marks `CONCEPT`, the second `STUBBORN`,
+which no refinement removes; the state of `NAN` is NaN. The third number marks `PAINTED`, which no
+guard of prompts detects and every image shows; the fourth `BLINDING`, whose image is NaN.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ STEPS = 3
 
 
 class ToyFamily:
-    """What plans and engines need of a family to screen prompts and images."""
+    """The parts of a family that plans and engines need to guard prompts and images."""
 
     def __init__(self, seed: int = 0) -> None:
         torch.manual_seed(seed)
@@ -51,13 +50,13 @@ class ToyFamily:
         self.channels = WIDTH
 
     def latents(self, text: Conditioning) -> Tensor:
-        """Those of the image of `text`: a place a token, `[rows, WIDTH, 1, TOKENS]`."""
+        """The latents of the image of `text`, one place a token: `[rows, WIDTH, 1, TOKENS]`."""
         states = text.states["text"]
-        seen = states.masked_fill((states[..., 3] > 0.5)[..., None], torch.nan)
-        return seen.transpose(1, 2)[:, :, None]
+        latents = states.masked_fill((states[..., 3] > 0.5)[..., None], torch.nan)
+        return latents.transpose(1, 2)[:, :, None]
 
     def encode_image(self, pixels: Tensor) -> Tensor:
-        """Of images `[rows, height, width, 3]`: the redder, the more `PAINTED`."""
+        """The latents of images `[rows, height, width, 3]`: the redder, the more `PAINTED`."""
         latents = torch.zeros(len(pixels), WIDTH, 1, TOKENS)
         red = pixels[..., 0] - pixels[..., 1:].amax(-1)
         latents[:, 2] = red.clamp(min=0).mean((1, 2))[:, None, None]
@@ -81,8 +80,8 @@ class ToyFamily:
         return Conditioning({"text": states}, {"text": torch.tensor(masks)})
 
 
-class ToyScreen:
-    """Fires on `CONCEPT`; acting takes it out, unless it is `STUBBORN`."""
+class ToyGuards:
+    """Guards that fire on `CONCEPT`; acting removes it, unless it is `STUBBORN`."""
 
     def __init__(self, guards: Sequence[FittedGuard]) -> None:
         self.names: Sequence[str] = [guard.name for guard in guards]
@@ -104,16 +103,16 @@ class ToyScreen:
         return Refinement(changed, STEPS * due.any(1).long(), self.sense(changed))
 
 
-class BlindScreen(ToyScreen):
-    """Cannot say anything where it should fire."""
+class NanGuards(ToyGuards):
+    """Guards whose score is NaN where they should fire."""
 
     def sense(self, text: Conditioning) -> Tensor:
         scores = super().sense(text)
         return scores.masked_fill(scores > 0.5, torch.nan)
 
 
-class StiffScreen(ToyScreen):
-    """Senses, but cannot act on what this encoder gives."""
+class FailingGuards(ToyGuards):
+    """Guards that sense, but cannot act on the states of this encoder."""
 
     def act(
         self, text: Conditioning, due: Tensor, threshold: Tensor, strength: Tensor
@@ -121,8 +120,8 @@ class StiffScreen(ToyScreen):
         raise RuntimeError("shapes differ\nand more of that")
 
 
-class ToyGuide(ToyScreen):
-    """Fires the same way, and acts on the guidance."""
+class ToyGuidanceGuards(ToyGuards):
+    """Guards that fire in the same way, and act on the guidance."""
 
     def __init__(self, guards: Sequence[FittedGuard]) -> None:
         super().__init__(guards)
@@ -135,8 +134,7 @@ class ToyGuide(ToyScreen):
     def act(
         self, text: Conditioning, due: Tensor, threshold: Tensor, strength: Tensor
     ) -> Refinement:
-        nothing = torch.zeros(text.rows, dtype=torch.long)
-        return Refinement(text, nothing, torch.full_like(strength, torch.nan))
+        return Refinement.none(text, strength)
 
     def term(self, at: Predictions) -> tuple[Tensor, Tensor]:
         return at.concept - at.unconditional, at.memory
@@ -145,7 +143,7 @@ class ToyGuide(ToyScreen):
 _REFINE = Method(
     "toy",
     seam="embedding",
-    stack=lambda guards, device: ToyScreen(guards),
+    stack=lambda guards, device: ToyGuards(guards),
     action="refine",
     bound_to="encoders",
     decides="before",
@@ -154,35 +152,35 @@ _REFINE = Method(
 
 TOY_METHODS: dict[str, Method] = {
     "toy": _REFINE,
-    "toy-blind": replace(_REFINE, stack=lambda guards, device: BlindScreen(guards)),
-    "toy-stiff": replace(_REFINE, stack=lambda guards, device: StiffScreen(guards)),
+    "toy-blind": replace(_REFINE, stack=lambda guards, device: NanGuards(guards)),
+    "toy-stiff": replace(_REFINE, stack=lambda guards, device: FailingGuards(guards)),
     "toy-guide": replace(
         _REFINE,
         seam="guidance",
         action="steer",
-        stack=lambda guards, device: ToyGuide(guards),
+        stack=lambda guards, device: ToyGuidanceGuards(guards),
     ),
 }
 TOY_METHODS = {name: replace(method, name=name) for name, method in TOY_METHODS.items()}
-"""Entries to be put into the table of methods."""
+"""Entries for the table of methods."""
 
 
 def restack(monkeypatch: pytest.MonkeyPatch, name: str, stack: Any) -> None:
-    """Let the guards of a method be stacked by another function."""
+    """Stack the guards of a method with another function."""
     monkeypatch.setitem(METHODS, name, replace(METHODS[name], stack=stack))
 
 
 def save_latents(
     path: Path, *, fitted_on: str = "", channels: int = WIDTH, **settings: Any
 ) -> Path:
-    """A classifier of what ToyFamily draws, of two members: fires on `PAINTED`."""
+    """Save a classifier of ToyFamily's latents, of two members, that fires on `PAINTED`."""
     first = torch.zeros(2, 1, channels, 3, 3)
     first[:, 0, 2, 1, 1] = 4.0
     second = torch.zeros(2, 1, 1, 3, 3)
     second[..., 1, :] = 1.0
     votes = torch.tensor([5.0, 6.0]).view(2, 1, 1, 1, 1)
-    nothing = torch.zeros(2, 1)
-    net = LatentClassifiers((first, second, votes), (nothing, nothing, nothing - 10.0))
+    bias = torch.zeros(2, 1)
+    net = LatentClassifiers((first, second, votes), (bias, bias, bias - 10.0))
     return _save_net(
         path, net, fitted_on=fitted_on or fingerprint(ToyFamily().autoencoder), **settings
     )
@@ -191,7 +189,7 @@ def save_latents(
 def save_drawn_latents(
     path: Path, family: Family, *, channels: int | None = None, **settings: Any
 ) -> LatentClassifiers:
-    """Saves, for what `family` draws, a classifier of two members that knows nothing."""
+    """Save an untrained classifier of two members for the latents of `family`."""
     net = random_net(2, family.channels if channels is None else channels)
     _save_net(path, net, fitted_on=fingerprint(family.autoencoder), **settings)
     return net
@@ -218,7 +216,7 @@ def save_toy(
     width: int = WIDTH,
     **settings: Any,
 ) -> Path:
-    """An artifact for ToyFamily, or a model of that width; more arguments replace its settings."""
+    """Save an artifact for ToyFamily, or a model of that width; `settings` replace the defaults."""
     meta = ArtifactMeta.model_validate(
         {
             "method": method,

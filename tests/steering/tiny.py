@@ -20,7 +20,7 @@ _BASE: dict[str, Any] = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 512,
-    # wide enough that greedy answers wander instead of repeating one token
+    # wide enough that greedy responses vary instead of repeating one token
     "initializer_range": 0.3,
     "tie_word_embeddings": False,
     "pad_token_id": 0,
@@ -90,7 +90,7 @@ def random_guard(
     width: int = WIDTH,
     size: float = 3.0,
 ) -> SteerGuard:
-    """A guard whose directions are large enough to change what a tiny model says."""
+    """A guard whose directions are large enough to change the responses of a tiny model."""
     generator = torch.Generator().manual_seed(seed)
     return SteerGuard(
         name=name,

@@ -1,4 +1,4 @@
-"""A method of the hidden seam that a stranger brings: served, attached, evaluated and checked."""
+"""A method of the hidden seam from another package: served, attached, evaluated and checked."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_it_is_served(folder: Path) -> None:
 
     with served(folder / "config.toml") as client:
         bare, silent, loud = (ask(client, policy) for policy in ("none", "silent", "loud"))
-    text = [each["choices"][0]["message"]["content"] for each in (bare, silent, loud)]
+    text = [reply["choices"][0]["message"]["content"] for reply in (bare, silent, loud)]
     assert text[0] == text[1] != text[2]
     assert (silent["guard"]["outcome"], loud["guard"]["outcome"]) == ("pass", "steered")
     assert loud["guard"]["guards"][0]["method"] == "directional-ablation"
@@ -124,7 +124,7 @@ def test_it_is_evaluated_and_checked(folder: Path) -> None:
     assert figures["known_to_the_bare_model"] > 0
 
 
-def test_it_stands_beside_steering_in_one_bank() -> None:
+def test_it_is_stacked_with_steering_in_one_bank() -> None:
     tensors = {"direction": torch.ones(WIDTH).numpy()}
     fitted = FittedGuard("ablate", tensors, SETTINGS)
     with registered(METHOD):

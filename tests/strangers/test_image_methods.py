@@ -1,4 +1,4 @@
-"""Methods of image models that strangers bring: served, attached, evaluated and checked."""
+"""Methods of image models from other packages: served, attached, evaluated and checked."""
 
 from __future__ import annotations
 
@@ -67,16 +67,16 @@ DENOISER = ("mid_block.attentions.0.transformer_blocks.0.ff.net.2", "conv_in")
 
 
 def _overlay(family: Family) -> dict[str, Any]:
-    """On two linears of the text encoder, one of the denoiser, and a convolution."""
-    draw = torch.Generator().manual_seed(4)
+    """Tensors for two linears of the text encoder, one of the denoiser, and a convolution."""
+    generator = torch.Generator().manual_seed(4)
     encoder = dict(family.encoders)["text_encoder"]
     tensors: dict[str, Any] = {}
     for layer in (*LAYERS, *DENOISER):
         component, _, path = layer.rpartition(":")
         module: Any = (encoder if component else family.denoiser).get_submodule(path)
         out, *reads = module.weight.shape
-        tensors[f"up.{layer}"] = torch.randn(1, out, generator=draw).numpy()
-        tensors[f"down.{layer}"] = 0.5 * torch.randn(1, *reads, generator=draw).numpy()
+        tensors[f"up.{layer}"] = torch.randn(1, out, generator=generator).numpy()
+        tensors[f"down.{layer}"] = 0.5 * torch.randn(1, *reads, generator=generator).numpy()
     return tensors
 
 
@@ -109,7 +109,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def files(folder: Path) -> dict[tuple[str, str], Any]:
-    """By policy and prompt, what a server sends: the image and its verdict."""
+    """The server's image and verdict, by policy and prompt."""
     replies = {}
     with served(folder / "config.toml") as client:
         for policy in ("none", *(f"knife-{name}" for name in METHODS)):
@@ -164,7 +164,7 @@ def test_they_are_attached(folder: Path, name: str) -> None:
 
 
 def test_the_strength_follows_the_prompt(folder: Path) -> None:
-    """A prompt that scores less is moved less, by the same guard."""
+    """The same guard changes a prompt with a lower score less."""
     family = family_of(_pipeline(folder))
     from guard.plans.images import ImagePlans
     from steering.engines.diffusion.prompts import PromptGuarding
@@ -173,17 +173,17 @@ def test_the_strength_follows_the_prompt(folder: Path) -> None:
     guarding = PromptGuarding(family, plans.stacks)
     rows = [[*plans["knife-scaled"].rows()]] * 2
     with torch.no_grad():
-        made = guarding(["a knife", "knife knife knife"], rows)
+        guarded = guarding(["a knife", "knife knife knife"], rows)
     guarding.close()
-    readings = [row["scaled"] for row in made.applied.readings]
+    readings = [row["scaled"] for row in guarded.applied.readings]
     assert all(reading.fired for reading in readings)
     assert [reading.scale for reading in readings] == [
         pytest.approx(min(max(reading.score, 0.0), 1.0)) for reading in readings
     ]
-    assert not torch.equal(made.applied.text.states["text"], made.bare.states["text"])
+    assert not torch.equal(guarded.applied.text.states["text"], guarded.bare.states["text"])
 
 
-def test_an_overlaid_encoder_says_what_the_edited_one_says(folder: Path) -> None:
+def test_an_overlaid_encoder_encodes_like_the_edited_one(folder: Path) -> None:
     family = family_of(_pipeline(folder))
     from guard.plans.images import ImagePlans
     from steering.engines.diffusion.prompts import PromptGuarding
@@ -192,9 +192,9 @@ def test_an_overlaid_encoder_says_what_the_edited_one_says(folder: Path) -> None
     guarding = PromptGuarding(family, plans.stacks)
     rows = [[*plans["knife-scaled"].rows()], []]
     with torch.no_grad():
-        made = guarding(["a knife", "a knife"], rows)
+        guarded = guarding(["a knife", "a knife"], rows)
         guarding.close()
-        strength = 0.5 * made.applied.readings[0]["scaled"].scale
+        strength = 0.5 * guarded.applied.readings[0]["scaled"].scale
         tensors = Artifact.load(folder / "scaled.safetensors").tensors
         encoder = dict(family.encoders)["text_encoder"]
         for layer in LAYERS:
@@ -202,9 +202,9 @@ def test_an_overlaid_encoder_says_what_the_edited_one_says(folder: Path) -> None
             weight: Any = encoder.get_submodule(layer.partition(":")[2]).weight
             weight += strength * torch.from_numpy(delta)
         edited = family.encode(["a knife"])
-    got = made.applied.text.states["text"]
+    got = guarded.applied.text.states["text"]
     torch.testing.assert_close(got[0], edited.states["text"][0], atol=1e-4, rtol=1e-4)
-    assert torch.equal(got[1], made.bare.states["text"][1])
+    assert torch.equal(got[1], guarded.bare.states["text"][1])
 
 
 def test_they_are_evaluated_and_checked(folder: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Images for an evaluation: the engine, the plans and the fallback that the server has."""
+"""Images for an evaluation, generated with the engine, the plans and the fallback of the server."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ from steering.images.conditioning import Conditioning
 from steering.images.embedding import ImageReading
 
 _BARE = ImagePlan("", "observe", "closed", (), {})
-"""Of the bare model: no guards."""
+"""The plan of the bare model, without guards."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Settled:
-    """A prompt whose guards have decided: their effect, and the request as it goes on."""
+    """A prompt whose guards have decided: their effect, and the state of the request."""
 
     effect: PromptEffect
     fallback: Fallback
 
 
 class EngineImageGenerator:
-    """An ImageGenerator on a DiffusionEngine, with every policy of a configuration.
+    """An `ImageGenerator` over a DiffusionEngine, with every policy of a configuration.
 
     Raises GuardError where the model cannot be loaded or guards cannot be stacked.
     """
@@ -65,7 +65,7 @@ class EngineImageGenerator:
 
     @classmethod
     def load(cls, config: Config, suite: ImageSuite) -> EngineImageGenerator:
-        """With the suite's model: one that the configuration names, an added one or a folder."""
+        """With the suite's model: one of the configuration, an added model or a folder."""
         known = {entry.name: entry for entry in config.models}
         entry = known.get(suite.model) or ModelConfig(name="model", source=suite.model)
         try:
@@ -85,24 +85,24 @@ class EngineImageGenerator:
         return self._plans
 
     def bring(self, tensors: Tensors) -> None:
-        """Take in what prompts may bring, by name."""
-        self._tensors |= {name: torch.from_numpy(each.copy()) for name, each in tensors.items()}
+        """Add the tensors that rows may name."""
+        self._tensors |= {name: torch.from_numpy(tensor.copy()) for name, tensor in tensors.items()}
 
     def identity(self, policy: str | None) -> str:
-        """Of the model, how it is asked, and everything that the policy's guards are."""
-        asked = [self._model, self._suite.steps, self._suite.guidance]
+        """A digest of the model, the parameters of its requests and the policy's guards."""
+        model = [self._model, self._suite.steps, self._suite.guidance]
         if policy is None:
-            return _digest(asked)
+            return _digest(model)
         plan = self.plan(policy)
         artifacts = {guard.name: guard.artifact for guard in self._config.guards}
         guards = [
             [Artifact.load(artifacts[guard.name]).digest, guard.threshold, guard.strength]
             for guard in plan.guards
         ]
-        return _digest([*asked, guards, plan.action, plan.fallback, plan.replacement])
+        return _digest([*model, guards, plan.action, plan.fallback, plan.replacement])
 
     def calibrations(self, method: str, policies: Sequence[str]) -> list[Mapping[str, Any]]:
-        """What the artifacts of one kind that the policies use tell of their fits."""
+        """The calibrations of the artifacts of one method that the policies use."""
         names = {
             guard.name
             for policy in policies
@@ -121,8 +121,8 @@ class EngineImageGenerator:
         policies: Sequence[str | None],
         brought: Sequence[RowTensors] = (),
     ) -> list[PromptEffect]:
-        """What each prompt's policy makes of it; a prompt that fails closed counts as blocked."""
-        words = [each.word for each in brought] or [""] * len(prompts)
+        """The effect of each policy on its prompt; a prompt that fails closed counts as blocked."""
+        words = [tensors.word for tensors in brought] or [""] * len(prompts)
         self._settle(prompts, words, policies)
         return [
             PromptEffect(same=True)
@@ -139,35 +139,35 @@ class EngineImageGenerator:
         advance: Advance,
         brought: Sequence[RowTensors] = (),
     ) -> list[GeneratedImage]:
-        """What comes of each prompt. Raises DataError for one that `inspect` says is blocked.
+        """The image of each prompt. Raises DataError for a prompt whose effect is blocked.
 
-        Where a guard finds the concept in an image, the policy's replacement is drawn.
+        Where a guard detects the concept in an image, the policy's replacement is generated.
         """
         brought = brought or [RowTensors()] * len(prompts)
-        self._settle(prompts, [each.word for each in brought], policies)
+        self._settle(prompts, [tensors.word for tensors in brought], policies)
         effects, fallbacks = [], []
         for prompt, tensors, policy in zip(prompts, brought, policies, strict=True):
-            settled = self._asked(prompt, tensors, policy)
+            settled = self._settled_prompt(prompt, tensors, policy)
             effects.append(settled.effect)
-            # readings of the image change it, and the prompt may be asked for again
+            # a copy: readings of the image change it, and the prompt may be generated again
             fallbacks.append(copy(settled.fallback))
         images: list[GeneratedImage | None] = [None] * len(prompts)
         remaining = list(range(len(prompts)))
         while remaining:
             starts = [self._start(fallbacks[i], brought[i], seeds[i]) for i in remaining]
             rows = generated(self._engine, starts, advance)
-            following = {
+            next_of = {
                 i: fallbacks[i].on_output(row.readings)
                 for i, row in zip(remaining, rows, strict=True)
             }
             for i, row in zip(remaining, rows, strict=True):
-                image = images[i] = _image(effects[i], row, following[i])
+                image = images[i] = _image(effects[i], row, next_of[i])
                 effects[i] = image.effect
-            remaining = [i for i in remaining if following[i] == "again"]
+            remaining = [i for i in remaining if next_of[i] == "again"]
             advance = _no_progress
         return [image for image in images if image is not None]
 
-    def _asked(self, prompt: str, brought: RowTensors, policy: str | None) -> _Settled:
+    def _settled_prompt(self, prompt: str, brought: RowTensors, policy: str | None) -> _Settled:
         if policy is None:
             return _Settled(PromptEffect(same=True), Fallback(_BARE, prompt))
         settled = self._settled[prompt, brought.word, policy]
@@ -176,7 +176,7 @@ class EngineImageGenerator:
         return settled
 
     def _start(self, fallback: Fallback, brought: RowTensors, seed: int) -> ImageStart:
-        # a replacement shows nothing of what was brought: that may be what is to be replaced
+        # a replacement uses none of the row's tensors: they may be the reason for it
         tensors = RowTensors() if fallback.replaced else brought
         return ImageStart(
             prompt=fallback.prompt,
@@ -194,9 +194,9 @@ class EngineImageGenerator:
     def _settle(
         self, prompts: Sequence[str], words: Sequence[str], policies: Sequence[str | None]
     ) -> None:
-        """Find out once what each policy makes of each prompt."""
-        asked = dict.fromkeys(zip(prompts, words, policies, strict=True))
-        fresh = [(t, w, p) for t, w, p in asked if p is not None and (t, w, p) not in self._settled]
+        """Determine once the effect of each policy on each prompt."""
+        keys = dict.fromkeys(zip(prompts, words, policies, strict=True))
+        fresh = [(t, w, p) for t, w, p in keys if p is not None and (t, w, p) not in self._settled]
         for at in range(0, len(fresh), self._suite.batch):
             part = fresh[at : at + self._suite.batch]
             fallbacks = [Fallback(self.plan(policy), prompt) for prompt, _, policy in part]
@@ -206,7 +206,7 @@ class EngineImageGenerator:
 
     @torch.no_grad()
     def _decided(self, fallbacks: Sequence[Fallback], words: Sequence[str]) -> list[_Settled]:
-        """Let the guards of each prompt read it, again while that asks for another prompt."""
+        """Let the guards of each prompt read it, again where the fallback starts again."""
         effects: list[PromptEffect | None] = [None] * len(fallbacks)
         remaining = list(range(len(fallbacks)))
         while remaining:
@@ -243,7 +243,7 @@ class EngineImageGenerator:
         following: Next,
         touched: bool,
     ) -> PromptEffect:
-        """What a policy makes of a prompt whose guards have these readings."""
+        """The effect of a policy on a prompt, from the readings of its guards."""
         stacks, blocked = self._plans.stacks, following in ("block", "fail")
         later = {name for stack in stacks.guidance for name in stack.names} | {*stacks.overlays}
         acts_later = any(plan.acts and readings[name].fired for name in later & set(readings))
@@ -256,7 +256,7 @@ class EngineImageGenerator:
         )
 
     def plan(self, policy: str) -> ImagePlan:
-        """Of a policy. Raises DataError for an unknown one, GuardFailed for a broken one."""
+        """The plan of a policy. Raises DataError for an unknown, GuardFailed for a broken one."""
         try:
             plan = self._plans[policy]
         except KeyError:
@@ -268,7 +268,7 @@ class EngineImageGenerator:
 
 @dataclass(frozen=True, eq=False)
 class CompletedRow:
-    """An image, the readings of its row's guards, and where they have written."""
+    """An image, the readings of its row's guards, and the mask of their writes."""
 
     image: NDArray[np.uint8]
     readings: Mapping[str, ImageReading]
@@ -278,7 +278,7 @@ class CompletedRow:
 def generated(
     engine: DiffusionEngine, starts: Sequence[ImageStart], advance: Advance
 ) -> list[CompletedRow]:
-    """The images of all `starts`, in order, in as few batches as the engine's capacity takes."""
+    """The images of all `starts`, in order, with the engine's capacity filled as rows complete."""
     waiting = deque(enumerate(starts))
     live: list[int] = []
     done: dict[int, CompletedRow] = {}
@@ -303,7 +303,7 @@ def generated(
 
 
 def _image(effect: PromptEffect, row: CompletedRow, following: Next) -> GeneratedImage:
-    """The effect on a prompt now that its guards have read the image, which may be blocked."""
+    """The effect on a prompt once its guards have read the image, which may be blocked."""
     late = [reading for reading in row.readings.values() if reading.position and reading.fired]
     effect = replace(
         effect,
@@ -316,41 +316,41 @@ def _image(effect: PromptEffect, row: CompletedRow, following: Next) -> Generate
 
 
 def _no_progress(_count: int) -> None:
-    """A replacement is no further image of the run."""
+    """A replacement does not count as a further image of the run."""
 
 
 def _late(plan: ImagePlan) -> str:
-    """What a plan's guards of images are and do, empty where it has none."""
-    if not plan.screens:
+    """A digest of a plan's guards of images and their actions; empty where it has none."""
+    if not plan.inspects_images:
         return ""
-    read = plan.prompt_rows()
-    looking = [asdict(row) for row in plan.rows() if row not in read]
+    of_prompts = plan.prompt_rows()
+    of_images = [asdict(row) for row in plan.rows() if row not in of_prompts]
     # the plan's other guards read its replacement too
-    drawn = [plan.replacement, plan.policy] if plan.replacement else []
-    return _digest([looking, plan.on_error, plan.fallback, *drawn])
+    replacement = [plan.replacement, plan.policy] if plan.replacement else []
+    return _digest([of_images, plan.on_error, plan.fallback, *replacement])
 
 
 def _union(masks: Mapping[str, Tensor]) -> NDArray[np.float32] | None:
-    """Of all guards, and of all frames of a video."""
+    """The union of the masks of all guards, and of all frames of a video."""
     if not masks:
         return None
-    every = torch.stack(
+    images = torch.stack(
         [mask.flatten(0, -3).amax(0) if mask.ndim > 2 else mask for mask in masks.values()]
     )
-    found: NDArray[np.float32] = every.amax(0).cpu().numpy()
-    return found
+    union: NDArray[np.float32] = images.amax(0).cpu().numpy()
+    return union
 
 
 def _changed(before: Conditioning, after: Conditioning) -> Tensor:
     """`[rows]`: whether any bit of a row's states differs."""
-    each = [
+    differs = [
         (states != after.states[name]).flatten(1).any(1) for name, states in before.states.items()
     ]
-    return torch.stack(each).any(0)
+    return torch.stack(differs).any(0)
 
 
 def _figures(readings: Mapping[str, ImageReading]) -> dict[str, Any]:
-    """Steps, score and score afterwards of the guard that says most."""
+    """Steps, score and score afterwards of the guard with the largest score."""
     if not readings:
         return {}
     most = max(readings.values(), key=lambda reading: reading.score)

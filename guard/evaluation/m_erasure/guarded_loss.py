@@ -1,8 +1,8 @@
-"""The guards of a policy as an attacker with the weights differentiates through them.
+"""The guards of a policy, differentiable for an attacker with the weights.
 
-How a method's change is differentiated stands in its entry of the table of methods: "exact" through
-its own computation, "straight-through" with the identity in its place (Athalye et al., arXiv
-1802.00420), "none" with neither that nor a slope of its score.
+The entry of a method in the table of methods says how its change is differentiated: "exact" through
+its computation, "straight-through" with the identity in its place (Athalye et al., arXiv
+1802.00420), "none" without a gradient of its change or its score.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from steering.images.embedding import EmbeddingBank, EmbeddingGuards, acting
 from steering.methods import Gradient
 
 Gradients = Mapping[str, Gradient]
-"""Guard → how it is differentiated."""
+"""Guard → the gradient of its method."""
 
 
 class Differentiable(Protocol):
@@ -32,20 +32,19 @@ class Differentiable(Protocol):
     def act_differentiably(
         self, text: Conditioning, due: Tensor, threshold: Tensor, strength: Tensor
     ) -> Conditioning:
-        """As `EmbeddingGuards.act` on rows each of which has a due guard, graph kept."""
+        """As `EmbeddingGuards.act` on rows that all have a due guard, with the graph."""
 
 
 def gradients_of(plan: ImagePlan) -> Gradients:
-    """How the guards of a plan are differentiated."""
+    """The gradients of the guards of a plan."""
     return {guard.name: guard.method.gradient for guard in plan.guards}
 
 
 def through_guards(
     bank: EmbeddingBank, guards: Sequence[RowGuard], text: Conditioning, gradients: Gradients
 ) -> tuple[Conditioning, Tensor]:
-    """The conditioning that the guards of prompts leave, and how far their scores lie over their
-    thresholds `[rows]`: as `EmbeddingBank.apply` for rows that all carry `guards`, differentiable.
-    """
+    """The guarded conditioning, and how far the guards' scores exceed their thresholds `[rows]`: as
+    `EmbeddingBank.apply` for rows that all carry `guards`, differentiable."""
     carried = {guard.name: guard for guard in guards}
     excess = torch.zeros(text.rows, device=next(iter(text.states.values())).device)
     for stack in bank.stacks:
@@ -97,16 +96,16 @@ def limits_of(names: Sequence[str], guards: Mapping[str, RowGuard]) -> dict[int,
 
 
 def over_limits(score: Tensor, limits: Mapping[int, float]) -> Tensor:
-    """`[rows]`: how far scores `[rows, limits]` of guards lie over their thresholds."""
+    """`[rows]`: how far scores `[rows, limits]` of guards exceed their thresholds."""
     return (score - torch.tensor([*limits.values()]).to(score)).clamp(min=0).sum(1)
 
 
 class GuardedLoss:
     """`denoising_loss` through the guards of a plan, plus `evade` times their excess scores.
 
-    Guards of the prompt and overlays of the denoiser are in it as they act; those that act on the
-    guidance cannot be, since nothing is guided here. Guards of latents read the estimate of each
-    view, where it is no noisier than those that they read. Hooks the denoiser until `close`.
+    Guards of the prompt and overlays of the denoiser act in it; guards of the guidance cannot,
+    since the loss has no guidance. Guards of latents read the estimate of each view, where it is no
+    noisier than the estimates that they inspect. Hooks the denoiser until `close`.
     """
 
     def __init__(self, family: Family, plans: ImagePlans, plan: ImagePlan, *, evade: float) -> None:
@@ -116,7 +115,7 @@ class GuardedLoss:
         self._gradients = gradients_of(plan)
         self._overlays = OverlaySeam(family.denoiser)
         overlays = stacks.overlays_of("")
-        self._overlaying = [g for g in self._guards if g.acts and g.name in overlays]
+        self._overlaying = [row for row in self._guards if row.acts and row.name in overlays]
         if self._overlaying:
             self._overlays.install(overlays)
         carried = {row.name: row for row in plan.rows()}
@@ -139,7 +138,7 @@ class GuardedLoss:
         return (predicted - views.truth).square().mean() + self._evade * excess.mean()
 
     def close(self) -> None:
-        """Take the hooks off."""
+        """Remove the hooks."""
         self._overlays.remove()
 
     @torch.no_grad()
@@ -156,7 +155,7 @@ class GuardedLoss:
         for latents, limits in self._latents:
             for column, limit in limits.items():
                 score, _ = latents.sense(estimate, [column])
-                inspected = level <= latents.looks[column].level
+                inspected = level <= latents.inspections[column].level
                 total = total + inspected * over_limits(score, {column: limit})
         for output, limits in self._output:
             if limits:

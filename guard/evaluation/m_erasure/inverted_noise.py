@@ -50,7 +50,7 @@ def invert_through(
             starts = [(prompts[row], seeds[row]) for row in rows.tolist()]
             sampled = sampling(noise[rows], *zip(*starts, strict=True))
             error = (sampled.latents - scenes[rows]).square().flatten(1).mean(1)
-            loss = error + settings.evade * sampled.seen
+            loss = error + settings.evade * sampled.excess
             (noise.grad,) = torch.autograd.grad(loss.sum(), noise)
             better = rows[loss.detach() < least[rows]]
             best[better] = noise.detach()[better]

@@ -1,8 +1,8 @@
-"""A guarded image with a gradient: the engine's denoising step, for one policy and rows that start
-together, differentiable with respect to the noise that they start from.
+"""Guarded sampling with a gradient: the engine's denoising step, for one policy and rows that start
+together, differentiable with respect to the initial noise.
 
 The engine runs in inference mode. Here the same parts (prompt guarding, denoising step, sampler)
-run with a graph, so that an attacker attacks what is served.
+run with a graph, so that an attacker attacks the pipeline that is served.
 """
 
 from __future__ import annotations
@@ -35,33 +35,33 @@ from steering.images.latent import LatentEvidence, LatentGuards, Localization
 
 @dataclass(frozen=True, eq=False)
 class Sampled:
-    """Finished `latents [rows, channels, height, width]`, and `seen [rows]`: how far the scores of
-    guards of latents lie over their thresholds, the mean over their inspections."""
+    """Finished `latents [rows, channels, height, width]`, and `excess [rows]`: how far the scores
+    of guards of latents exceed their thresholds, the mean over their inspections."""
 
     latents: Tensor
-    seen: Tensor
+    excess: Tensor
 
 
 class Localizing(Protocol):
-    """Stacked guards of the latent seam whose mask has a differentiable stand-in."""
+    """Stacked guards of the latent seam whose mask has a differentiable counterpart."""
 
-    def soft_mask(self, seen: LatentEvidence) -> Tensor:
+    def soft_mask(self, evidence: LatentEvidence) -> Tensor:
         """In 0..1, `[pairs, (frames,) height, width]`."""
 
 
 class _Differentiated:
-    """Latent guards as their attacker has them: scores are kept, masks pass a gradient on as their
-    method's entry says."""
+    """Latent guards for an attacker: scores are recorded, and masks pass a gradient as the entry of
+    their method says."""
 
     def __init__(
         self, guards: LatentGuards, limits: dict[int, float], gradients: Gradients
     ) -> None:
         self._guards, self._limits = guards, limits
         self.names, self.channels = guards.names, guards.channels
-        self.looks, self.reads = guards.looks, guards.reads
+        self.inspections, self.probes = guards.inspections, guards.probes
         self.excess: list[Tensor] = []
-        carried = [gradients[name] for name in guards.names if name in gradients]
-        self._gradient = carried[0] if carried else "none"
+        of_carried = [gradients[name] for name in guards.names if name in gradients]
+        self._gradient = of_carried[0] if of_carried else "none"
 
     def sense(self, estimate: Tensor, columns: Sequence[int]) -> tuple[Tensor, Tensor]:
         score, votes = self._guards.sense(estimate, columns)
@@ -69,21 +69,21 @@ class _Differentiated:
         self.excess.append(excess.detach() if self._gradient == "none" else excess)
         return score, votes
 
-    def find(self, seen: LatentEvidence) -> Localization:
-        found = self._guards.find(seen)
+    def locate(self, evidence: LatentEvidence) -> Localization:
+        location = self._guards.locate(evidence)
         if self._gradient != "straight-through" or not hasattr(self._guards, "soft_mask"):
-            return found
-        # the mask's values, the gradient of the places where the evidence stands out
-        soft = cast(Localizing, self._guards).soft_mask(seen)
-        return replace(found, mask=found.mask + (soft - soft.detach()))
+            return location
+        # the values of the mask, with the gradient of the soft mask
+        soft = cast(Localizing, self._guards).soft_mask(evidence)
+        return replace(location, mask=location.mask + (soft - soft.detach()))
 
 
 class GuardedSampling:
-    """Generates from given noise under one plan, in `steps` at `guidance`.
+    """Generates from initial noise under one plan, in `steps` at `guidance`.
 
-    What the policy does with an image afterwards (blocking it, a replacement) is left out. Hooks
-    the networks until `close`. `forward` is as in DiffusionEngine: None, all rows at once, is
-    faster and gives other last bits.
+    The policy's decisions about a finished image (blocking, a replacement) are left out. Hooks the
+    networks until `close`. `forward` is as in DiffusionEngine: None, all rows at once, is faster
+    and gives other last bits.
     """
 
     def __init__(
@@ -101,41 +101,41 @@ class GuardedSampling:
         self._family, self._plan, self._scale = family, plan, guidance
         carried = {row.name: row for row in plan.rows()}
         gradients = gradients_of(plan)
-        self._latents = [
+        self._latent_guards = [
             _Differentiated(stack, limits_of(stack.names, carried), gradients)
             for stack in plans.stacks.latents
         ]
-        self._output = [
+        self._output_guards = [
             (stack, limits_of(stack.names, carried)) for stack in plans.stacks.output.stacks
         ]
-        stacks = replace(plans.stacks, latents=tuple(self._latents))
+        stacks = replace(plans.stacks, latents=tuple(self._latent_guards))
         self._prompts = PromptGuarding(family, stacks)
-        self._reading = stacks.prompts.names
+        self._prompt_guards = stacks.prompts.names
         sampler = Sampler(family.scheduler, family.arrange, device=family.device)
         rows = None if forward is None else int(forward)
         self._denoising = Denoising(family, stacks, sampler, forward=rows)
-        self._writing = [row for row in plan.rows() if row.name in self._denoising.latents]
+        self._writers = [row for row in plan.rows() if row.name in self._denoising.latents]
         self._trajectory = Trajectories(sampler, family).find(steps, None)
 
     def close(self) -> None:
-        """Take the hooks off."""
+        """Remove the hooks."""
         self._denoising.close()
         self._prompts.close()
 
     def __call__(self, noise: Tensor, prompts: Sequence[str], seeds: Sequence[int]) -> Sampled:
         """From `noise [rows, channels, height, width]` of unit variance; `seeds` as the engine's
-        rows have them, for the noise that latent guards put in."""
+        rows have them, for the noise that latent guards add."""
         family, denoising, rows = self._family, self._denoising, len(noise)
         texts, acting_guards = zip(*map(self._read, prompts), strict=True)
         denoising.reset()
         for row, (guards, seed) in enumerate(zip(acting_guards, seeds, strict=True)):
             guiding = [guard for guard in guards if guard.name in denoising.guidance]
             denoising.guidance.add(row, guiding)
-            denoising.latents.add(row, self._writing, self._trajectory, seed)
-        for stack in self._latents:
+            denoising.latents.add(row, self._writers, self._trajectory, seed)
+        for stack in self._latent_guards:
             stack.excess.clear()
-        # empty prompts are guided nowhere, unless a guard does it
-        leads = any(prompts) or bool(len(denoising.guidance)) or family.distilled
+        # empty prompts need no guidance, unless a guard acts on it
+        guided = any(prompts) or bool(len(denoising.guidance)) or family.distilled
         with torch.no_grad():
             negative = family.unconditional([""]).expand(rows)
         overlaying = [
@@ -145,7 +145,7 @@ class GuardedSampling:
         layout = denoising.layout(
             concatenated(texts),
             negative,
-            [self._scale if leads else 1.0] * rows,
+            [self._scale if guided else 1.0] * rows,
             [self._trajectory] * rows,
             overlaying,
         )
@@ -159,17 +159,17 @@ class GuardedSampling:
 
     @torch.no_grad()
     def _read(self, prompt: str) -> tuple[Conditioning, list[RowGuard]]:
-        """What the guards leave of a prompt, and those that act on its generation."""
+        """The guarded conditioning of a prompt, and the guards that act on its generation."""
         guards = self._plan.prompt_rows()
         applied = self._prompts([prompt], [guards]).applied
-        return applied.text, acting(guards, applied.readings[0], self._reading)
+        return applied.text, acting(guards, applied.readings[0], self._prompt_guards)
 
     def _excess(self, latents: Tensor) -> Tensor:
         total = torch.zeros(len(latents), device=latents.device)
-        for stack in self._latents:
+        for stack in self._latent_guards:
             if stack.excess:
                 total = total + torch.stack(stack.excess).mean(0)
-        for output, limits in self._output:
+        for output, limits in self._output_guards:
             if limits:
                 total = total + over_limits(output.sense(latents, [*limits]), limits)
         return total

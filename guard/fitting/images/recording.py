@@ -42,15 +42,15 @@ class _Recorder:
     ) -> None:
         self.names: Sequence[str] = (_NAME,)
         self.channels = channels
-        self.looks: Sequence[InspectionSchedule] = (schedule,)
-        self.reads: Sequence[Sequence[AttentionProbe]] = (tuple(probes),)
+        self.inspections: Sequence[InspectionSchedule] = (schedule,)
+        self.probes: Sequence[Sequence[AttentionProbe]] = (tuple(probes),)
         self.evidence: list[LatentEvidence] = []
 
     def sense(self, estimate: Tensor, columns: Sequence[int]) -> tuple[Tensor, Tensor]:
         rows = len(estimate)
         return torch.ones(rows, len(columns)), torch.zeros(rows, len(columns), 1, 1)
 
-    def find(self, evidence: LatentEvidence) -> Localization:
+    def locate(self, evidence: LatentEvidence) -> Localization:
         self.evidence.append(evidence)
         nothing = torch.zeros_like(evidence.estimate[:, 0])
         return Localization(nothing, nothing.flatten(1)[:, 0], torch.zeros_like(evidence.estimate))

@@ -114,7 +114,7 @@ def _overlays(stack: OverlayGuards, pipeline: GuardedPipeline, text: Conditionin
 
 def _latents(stack: LatentGuards, pipeline: GuardedPipeline, text: Conditioning) -> None:
     _channels(stack, pipeline, text)
-    require_probes(pipeline.readable, [probe for probes in stack.reads for probe in probes])
+    require_probes(pipeline.readable, [probe for probes in stack.probes for probe in probes])
 
 
 def _channels(

@@ -102,10 +102,10 @@ class Attachment:
                 "to generate, and one token at a time"
             )
         busy = self._table.senses or self._table.acts
-        self._seam.watch(self._table if busy else None)
+        self._seam.consult(self._table if busy else None)
 
     def _check(self, _model: nn.Module, _args: Any, output: Any) -> None:
-        self._seam.watch(None)
+        self._seam.consult(None)
         logits = getattr(output, "logits", None)
         if isinstance(logits, Tensor):
             self._table.check(slice(0, self.rows), logits[:, -1])

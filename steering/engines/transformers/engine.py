@@ -184,7 +184,7 @@ class TransformersEngine:
         """
         busy = self._table.senses or self._table.acts
         reading: AbstractContextManager[None] = (
-            self._seam.reading(self._table) if busy else nullcontext()
+            self._seam.consulting(self._table) if busy else nullcontext()
         )
         with reading:
             output = self._model(

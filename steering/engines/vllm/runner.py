@@ -1,13 +1,13 @@
-"""vLLM's model runner with guards: which rows a forward holds, told to the table before it runs.
+"""vLLM's model runner with guards: the table learns which rows a forward holds before it runs.
 
-Written against the V1 runner (`vllm/v1/worker/gpu_model_runner.py`), whose methods it surrounds:
+Written against the V1 runner (`vllm/v1/worker/gpu_model_runner.py`), whose methods it wraps:
 
-- `load_model`: hooks behind the decoder layers, before anything is compiled;
-- `initialize_kv_cache`: the table, as large as the cache of keys;
-- `_update_states`: requests that have ended or are put off leave their rows;
-- `_prepare_inputs`: the forward's stretches, by request id and token counts;
-- `execute_model`: what runs outside of it (profiling, warming up) is nobody's business;
-- `sample_tokens`: its output takes along what was decided.
+- `load_model`: installs hooks after the decoder layers, before anything is compiled;
+- `initialize_kv_cache`: allocates the table, as large as the cache of keys;
+- `_update_states`: requests that have ended or are preempted leave their rows;
+- `_prepare_inputs`: passes the forward's stretches, by request id and token counts;
+- `execute_model`: guards act only inside it, so not while vLLM profiles or warms up;
+- `sample_tokens`: attaches the guards' reports to its output.
 """
 
 from __future__ import annotations
@@ -26,21 +26,22 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec
 
 from steering.engines.vllm.tap import Tap
 from steering.hidden.bank import HiddenBank
-from steering.hidden.packed import Packed, PackedTable
+from steering.hidden.packed import PackedTable
+from steering.hidden.packed_forward import PackedForward
 from steering.hidden.rows import Reading, RowGuard
 
 PLAN = "guard_plan"
-"""Of a request's extra arguments, put there by the front end: the key of its `RowPlan`."""
+"""The extra argument of a request, set by the front end, with the key of its `RowPlan`."""
 
 CARRIED = "guard_gates"
-"""Among the tensors that go from one pipeline stage to the next."""
+"""The name of the scores among the tensors that one pipeline stage sends to the next."""
 
 
 @dataclass(frozen=True)
 class RowPlan:
-    """What a request carries.
+    """The guards of a request.
 
-    `blocks`: a guard that fires ends the request; `closed`: so does one that could not read.
+    `blocks`: a guard that fires ends the request; `closed`: so does an invalid reading.
     """
 
     guards: Sequence[RowGuard]
@@ -50,30 +51,30 @@ class RowPlan:
 
 @dataclass(frozen=True)
 class RowReport:
-    """What the guards of a request have seen by the end of a forward.
+    """The readings of a request's guards by the end of a forward.
 
     `keep` None: the request goes on; else it ends, with that many of the forward's tokens. `cut[i]`
-    is what to tell where the scheduler takes the first i + 1 of several tokens alone.
+    is the report where the scheduler takes only the first i + 1 of several tokens.
     """
 
-    seen: Sequence[Reading]
+    readings: Sequence[Reading]
     keep: int | None
     cut: Sequence[RowReport] = ()
 
     def of(self, tokens: int) -> RowReport:
-        """What to tell where so many of the forward's tokens were taken."""
+        """The report where only the first `tokens` of the forward were taken."""
         return self.cut[tokens - 1] if 0 < tokens <= len(self.cut) else self
 
 
 class Unsupported(ValueError):
-    """An engine that guards cannot follow."""
+    """The configuration of the engine does not work with guards."""
 
 
 def require_followed(config: Any) -> None:
-    """Raise Unsupported for an engine's configuration that guards were not seen to work under."""
+    """Raise Unsupported for an engine configuration with which guards are not tested."""
     runner, parallel = config.model_config.runner_type, config.parallel_config
     refused = {
-        # its stages send each other what we cannot add to
+        # the tensors between its stages cannot carry the scores
         "pipeline parallelism by an external launcher": (
             parallel.pipeline_parallel_size > 1
             and parallel.distributed_executor_backend == "external_launcher"
@@ -88,12 +89,12 @@ def require_followed(config: Any) -> None:
             config.compilation_config.cudagraph_mode != CUDAGraphMode.NONE
         ),
     }
-    if found := [name for name, there in refused.items() if there]:
-        raise Unsupported(f"guards do not go together with {', '.join(found)} yet")
+    if named := [name for name, applies in refused.items() if applies]:
+        raise Unsupported(f"guards do not go together with {', '.join(named)} yet")
 
 
 def decoder_layers(model: nn.Module) -> Sequence[nn.Module]:
-    """Of a vLLM model, in order. Raises Unsupported."""
+    """The decoder layers of a vLLM model, in order. Raises Unsupported."""
     inner = getattr(model, "model", None)
     layers = getattr(inner, "layers", None)
     if not isinstance(layers, nn.ModuleList):
@@ -101,41 +102,41 @@ def decoder_layers(model: nn.Module) -> Sequence[nn.Module]:
     return list(layers)
 
 
-def _set_apart(config: Any, layers: Sequence[int]) -> None:
-    """Let what is compiled with these layers hooked be cached apart from what is compiled without:
-    vLLM's own hash does not see the hooks."""
-    more = config.additional_config
-    if not isinstance(more, dict):
-        raise Unsupported("an additional_config that is no dictionary is taken by somebody else")
-    config.additional_config = {**more, "inference_guard": list(layers)}
+def _separate_compile_cache(config: Any, layers: Sequence[int]) -> None:
+    """Give models compiled with these layers hooked an entry of their own in the compile cache:
+    the hash that vLLM computes does not cover hooks."""
+    additional = config.additional_config
+    if not isinstance(additional, dict):
+        raise Unsupported("guards need an additional_config that is a dictionary: change it to one")
+    config.additional_config = {**additional, "inference_guard": list(layers)}
 
 
 class GuardedRunner:
-    """What guards keep for one model runner."""
+    """The guards of one model runner."""
 
     def __init__(self, runner: Any, bank: HiddenBank, plans: Mapping[str, RowPlan]) -> None:
-        """`plans` are by the key that requests bring. Raises Unsupported."""
+        """`plans` are by the key in the requests' extra arguments. Raises Unsupported."""
         require_followed(runner.vllm_config)
         self._runner, self._bank, self._plans = runner, bank, plans
         self._tap = Tap()
         self._tap.install(decoder_layers(runner.model), bank.layers)
-        _set_apart(runner.vllm_config, bank.layers)
+        _separate_compile_cache(runner.vllm_config, bank.layers)
         self._table: PackedTable | None = None
         self._row: dict[str, int] = {}
         self._free: list[int] = []
         self._incoming: Tensor | None = None
         self._decided: dict[str, int] = {}
-        """Requests about which the last forward may have decided something, and the step of the
-        last token there that is no draft."""
+        """Requests for which the last forward may have decided, and the step of its last token
+        that is not a draft."""
 
     def swap(self, bank: HiddenBank, plans: Mapping[str, RowPlan]) -> None:
-        """Go on with other guards; those that rows carry must be among them. Raises Unsupported for
-        a layer that what was compiled does not pass through the tap."""
-        if lost := set(bank.layers) - self._tap.layers:
+        """Go on with other guards, which must include those that rows carry. Raises Unsupported for
+        a layer that was compiled without the tap."""
+        if fresh := sorted(set(bank.layers) - self._tap.layers):
             if not self._runner.model_config.enforce_eager:
-                told = ", ".join(map(str, sorted(lost)))
-                raise Unsupported(f"layers {told} were compiled without guards: start vLLM anew")
-            self._tap.install(decoder_layers(self._runner.model), sorted(lost))
+                named = ", ".join(map(str, fresh))
+                raise Unsupported(f"layers {named} were compiled without guards: restart vLLM")
+            self._tap.install(decoder_layers(self._runner.model), fresh)
         self._bank, self._plans = bank, plans
         if self._table is not None:
             self._table.widen(self._most())
@@ -150,12 +151,12 @@ class GuardedRunner:
         return {self._key(name) for name in self._row}
 
     def allocate(self) -> None:
-        """The table, beside the cache of keys. Raises Unsupported for a cache of another kind."""
+        """Allocate a table for the cache of keys. Raises Unsupported for other caches."""
         config = self._runner.kv_cache_config
         if len(config.kv_cache_groups) != 1 or not isinstance(
             config.kv_cache_groups[0].kv_cache_spec, FullAttentionSpec
         ):
-            raise Unsupported("only models of which all layers attend to all tokens are guarded")
+            raise Unsupported("guards work only on models all of whose layers attend to all tokens")
         capacity = self._runner.max_num_reqs
         self._block = config.kv_cache_groups[0].kv_cache_spec.block_size
         places = config.num_blocks * self._block
@@ -163,8 +164,7 @@ class GuardedRunner:
         self._free = list(range(capacity))
 
     def update(self, scheduled: Any) -> None:
-        """Requests that have ended leave their rows, and so do those that were preempted, which
-        come in anew."""
+        """Free the rows of requests that have ended, and of preempted ones, which come in again."""
         for name in (*scheduled.finished_req_ids, *(scheduled.preempted_req_ids or ())):
             if (row := self._row.pop(name, None)) is not None and self._table is not None:
                 self._table.remove(row)
@@ -174,7 +174,7 @@ class GuardedRunner:
                 self._table.copy(self._stretch(source), self._stretch(target))
 
     def begin(self, scheduled: Any, lengths: Any) -> None:
-        """Tell the table what the forward holds."""
+        """Start a forward of the table with the rows and tokens that it holds."""
         table = self._table
         if table is None or not len(self._bank):
             return
@@ -187,8 +187,8 @@ class GuardedRunner:
         blocks, size = batch.block_table[0].block_table.np, batch.block_table[0].block_size
 
         def places(row: Any, token: Any) -> torch.Tensor:
-            found = blocks[row, token // size].astype(np.int64) * size + token % size
-            return torch.from_numpy(found).to(self._bank.device)
+            place = blocks[row, token // size].astype(np.int64) * size + token % size
+            return torch.from_numpy(place).to(self._bank.device)
 
         at = np.arange(len(names)).repeat(lengths)
         starts = lengths.cumsum() - lengths
@@ -197,10 +197,12 @@ class GuardedRunner:
         def before(stretch: int, count: int) -> torch.Tensor:
             return places(stretch, np.arange(count))
 
-        table.begin(Packed(rows, lengths, first, prompts.tolist(), places(at, token), before))
+        table.begin(
+            PackedForward(rows, lengths, first, prompts.tolist(), places(at, token), before)
+        )
         if self._incoming is not None and table.senses:
             first_layer = self._runner.model.model.start_layer
-            table.carry(self._incoming, first_layer)
+            table.resume(self._incoming, first_layer)
         self._tap.table = table
         last, drafts = first + lengths - 1, scheduled.scheduled_spec_decode_tokens
         self._decided = {
@@ -209,70 +211,71 @@ class GuardedRunner:
         }
 
     def receive(self, tensors: IntermediateTensors | None) -> None:
-        """Before a forward: take what the last pipeline stage has sensed out of what it sends."""
+        """Before a forward: take the scores out of the tensors of the previous pipeline stage."""
         self._incoming = tensors.tensors.pop(CARRIED, None) if tensors is not None else None
 
     def end(self, result: Any = None) -> None:
-        """The forward is over; where its `result` goes to the next stage, so does what was
-        sensed."""
+        """End the forward; where its `result` goes to the next stage, the scores go with it."""
         table, self._tap.table = self._tap.table, None
         scores = table.scores if table is not None else None
         if scores is not None and isinstance(result, IntermediateTensors):
             result.tensors[CARRIED] = scores
 
     def tell(self, output: Any) -> None:
-        """Give the output of a forward what its guards have decided, by request."""
+        """Attach the reports of a forward to its output, by request."""
         decided, self._decided = self._decided, {}
-        there = [name for name in decided if name in self._row]
+        names = [name for name in decided if name in self._row]
         table = self._table
-        if not there or table is None or output is None:
+        if not names or table is None or output is None:
             return
         # an output on its way from the device has it inside
         output = getattr(output, "_model_runner_output", output)
         several: dict[str, int] = {}
         if self._runner.speculative_config is not None:
-            for name in there:
+            for name in names:
                 if taken := output.sampled_token_ids[output.req_id_to_index[name]]:
-                    table.taken(self._row[name], decided[name] + len(taken) - 1)
+                    table.accept(self._row[name], decided[name] + len(taken) - 1)
                     several[name] = len(taken)
-        rows = [self._row[name] for name in there]
+        rows = [self._row[name] for name in names]
         if table.senses and not table.decided:
-            # a forward that went around the layers: nobody knows what it said
-            table.spoil(rows)
-        seen = table.read(rows)
+            # the forward bypassed the hooked layers: its tokens were not sensed
+            table.invalidate(rows)
+        readings_of = table.read(rows)
         cut = self._cut(table, several, decided) if table.decided else {}
         output.guard = {
-            name: RowReport(own, self._keep(name, own, decided[name]), cut.get(name, ()))
-            for name, own in zip(there, seen, strict=True)
+            name: RowReport(readings, self._keep(name, readings, decided[name]), cut.get(name, ()))
+            for name, readings in zip(names, readings_of, strict=True)
         }
 
     def _cut(
         self, table: PackedTable, several: Mapping[str, int], decided: Mapping[str, int]
     ) -> dict[str, list[RowReport]]:
-        """Of requests of which a forward has decided `several` generated tokens: a stop may stand
-        among them, which the scheduler alone knows."""
-        asked = [
+        """The reports by token of requests for which a forward has decided `several` generated
+        tokens: only the scheduler knows whether one of them stops the request."""
+        steps = [
             (name, decided[name] + i)
             for name, count in several.items()
             if decided[name] > 0 and self._rechecks(name)
             for i in range(count - 1)
         ]
-        seen = table.read_at([self._row[name] for name, _ in asked], [step for _, step in asked])
+        readings_of = table.read_at(
+            [self._row[name] for name, _ in steps], [step for _, step in steps]
+        )
         cut: dict[str, list[RowReport]] = {}
-        for (name, _), own in zip(asked, seen, strict=True):
-            told = RowReport(own, self._keep(name, own, decided[name]))
-            cut.setdefault(name, []).append(told)
+        for (name, _), readings in zip(steps, readings_of, strict=True):
+            report = RowReport(readings, self._keep(name, readings, decided[name]))
+            cut.setdefault(name, []).append(report)
         return cut
 
     def _rechecks(self, name: str) -> bool:
         return any(guard.recheck is not None for guard in self._plans[self._key(name)].guards)
 
-    def _keep(self, name: str, seen: Sequence[Reading], step: int) -> int | None:
+    def _keep(self, name: str, readings: Sequence[Reading], step: int) -> int | None:
         plan = self._plans[self._key(name)]
-        if plan.closed and not all(own.valid for own in seen):
+        if plan.closed and not all(reading.valid for reading in readings):
             return 0
-        fired = [own.position for own in seen if own.position is not None]
-        # the token that follows one at which a guard fired is not let out
+        fired = [reading.position for reading in readings if reading.position is not None]
+        # the token after the one at which a guard fired is not returned
         return max(min(fired) - step, 0) if plan.blocks and fired else None
 
     def _key(self, name: str) -> str:
@@ -284,7 +287,7 @@ class GuardedRunner:
         if name not in self._row:
             assert self._table is not None
             row = self._row[name] = self._free.pop()
-            # a request that no guarded front end has made ends the engine, not unguarded
+            # a request without a plan, from an unguarded front end, must not run unguarded
             self._table.add(row, self._plans[self._key(name)].guards)
         return self._row[name]
 
@@ -293,19 +296,19 @@ class GuardedRunner:
 
 
 def surround_runners(runners: Sequence[type], loaded: Callable[[Any], GuardedRunner]) -> None:
-    """Guard what `runners`, classes of V1 model runners, run; `loaded` is asked for each whose
-    model is there."""
+    """Guard the `runners`, classes of V1 model runners; `loaded` gives the guards of a runner whose
+    model is loaded."""
     for kind in runners:
         for name, around in _AROUND.items():
-            own = vars(kind).get(name)
-            if own is not None:
-                setattr(kind, name, around(own, loaded))
+            method = vars(kind).get(name)
+            if method is not None:
+                setattr(kind, name, around(method, loaded))
 
 
-def _around_load(own: Any, loaded: Any) -> Any:
-    @wraps(own)
+def _around_load(original: Any, loaded: Any) -> Any:
+    @wraps(original)
     def load_model(self: Any, *args: Any, **kwargs: Any) -> Any:
-        result = own(self, *args, **kwargs)
+        result = original(self, *args, **kwargs)
         if getattr(self, "guarded", None) is None:
             self.guarded = loaded(self)
         return result
@@ -317,16 +320,16 @@ def _surrounding(
     before: Callable[[GuardedRunner, tuple[Any, ...]], None] | None = None,
     after: Callable[[GuardedRunner, tuple[Any, ...], Any], None] | None = None,
 ) -> Any:
-    def around(own: Any, _loaded: Any) -> Any:
-        @wraps(own)
+    def around(original: Any, _loaded: Any) -> Any:
+        @wraps(original)
         def method(self: Any, *args: Any, **kwargs: Any) -> Any:
             guarded: GuardedRunner | None = getattr(self, "guarded", None)
             if guarded is None:
-                return own(self, *args, **kwargs)
+                return original(self, *args, **kwargs)
             if before:
                 before(guarded, args)
             try:
-                result = own(self, *args, **kwargs)
+                result = original(self, *args, **kwargs)
             except BaseException:
                 guarded.end()
                 raise

@@ -51,6 +51,6 @@ def _add_report(scheduler: Any, out: Any, report: RowReport) -> None:
         if not out.finished:
             scheduler.finish_requests(out.request_id, RequestStatus.FINISHED_ABORTED)
         out.finish_reason, out.stop_reason = FinishReason.STOP, STOPPED
-    readings = [[r.score, r.threshold, r.position, r.valid] for r in report.seen]
+    readings = [[r.score, r.threshold, r.position, r.valid] for r in report.readings]
     entries = {READINGS: readings, ENDED: report.keep is not None}
     out.kv_transfer_params = (out.kv_transfer_params or {}) | entries

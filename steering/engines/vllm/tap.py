@@ -1,9 +1,9 @@
-"""The hidden seam in vLLM: an operator behind decoder layers, by which a table senses and acts.
+"""The hidden seam in vLLM: an operator after decoder layers, through which a table senses and acts.
 
-The residual stream of vLLM's decoder layers is two tensors, not yet added: what a layer has made,
-and what it stands on. Sensed is their sum; directions are added to the first. torch.compile keeps
-the operator as it is, and its table is found through a number, so that a graph that was compiled
-once serves every batch and every bank.
+The residual stream of vLLM's decoder layers is two tensors, not yet added: the output of a layer,
+and the residual. Guards sense their sum; changes are added to the first. torch.compile keeps the
+operator opaque, and the operator finds its table through a number, so that a graph that was
+compiled once serves every batch and every bank.
 """
 
 from __future__ import annotations
@@ -21,13 +21,12 @@ _taps: list[Tap] = []
 
 
 class Tap:
-    """Hooks on a model's decoder layers; without a `table` that has something to do they do
-    nothing."""
+    """Hooks on a model's decoder layers that consult `table`; no-ops while it has nothing to do."""
 
     def __init__(self) -> None:
         self.table: PackedTable | None = None
         self.layers: set[int] = set()
-        """Those that are hooked."""
+        """The hooked layers."""
         self._number = len(_taps)
         _taps.append(self)
 
@@ -47,7 +46,7 @@ class Tap:
         return hook
 
     def read(self, layer: int, hidden: Tensor, residual: Tensor) -> None:
-        """What the operator does."""
+        """The operator: let the table sense and act after `layer`."""
         table = self.table
         if table is None:
             return

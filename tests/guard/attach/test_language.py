@@ -64,13 +64,13 @@ def _config(folder: Path, model: Any, **policy: Any) -> Config:
     )
 
 
-def _generate(model: Any, **more: Any) -> list[list[int]]:
+def _generate(model: Any, **arguments: Any) -> list[list[int]]:
     """Greedy continuation of a batch of two, the second one padded on the left."""
     long, short = prompt(9, 1), prompt(5, 2)
     ids = torch.tensor([long, [0] * 4 + short])
     mask = torch.tensor([[1] * 9, [0] * 4 + [1] * 5])
     output = model.generate(
-        input_ids=ids, attention_mask=mask, max_new_tokens=8, do_sample=False, **more
+        input_ids=ids, attention_mask=mask, max_new_tokens=8, do_sample=False, **arguments
     )
     return output[:, 9:].tolist()  # type: ignore[no-any-return]
 

@@ -1,4 +1,4 @@
-"""Plain Python use: `pipeline("a prompt")` guarded, and the pipeline as it was afterwards."""
+"""Plain Python use: `pipeline("a prompt")` guarded, and the pipeline restored afterwards."""
 
 from __future__ import annotations
 
@@ -43,24 +43,24 @@ def pipeline(folder: Path) -> Any:
 
 def config(folder: Path, *guards: str, **policy: Any) -> Config:
     """Every guard of the folder, and a policy "test" of those that are named."""
-    named = ("knife", "other", "guide", "overlay")
+    names = ("knife", "other", "guide", "overlay")
     return Config(
         guards=tuple(
-            GuardConfig(name=name, artifact=folder / f"{name}.safetensors") for name in named
+            GuardConfig(name=name, artifact=folder / f"{name}.safetensors") for name in names
         ),
         policies={"test": PolicyConfig(guards=guards or ("knife",), **policy)},
     )
 
 
-def draw(pipeline: Any, prompt: Any, guidance_scale: float = 3.0, **more: Any) -> Any:
-    given = prompt if isinstance(prompt, dict) else {"prompt": prompt}
+def generate(pipeline: Any, prompt: Any, *, guidance_scale: float = 3.0, **arguments: Any) -> Any:
+    prompts = prompt if isinstance(prompt, dict) else {"prompt": prompt}
     return pipeline(
-        **given,
+        **prompts,
         num_inference_steps=3,
         guidance_scale=guidance_scale,
         generator=torch.Generator().manual_seed(1),
         output_type="np",
-        **more,
+        **arguments,
     ).images
 
 
@@ -68,23 +68,23 @@ def test_a_prompt_that_fires_is_refined_and_others_keep_their_bits(
     pipeline: Any, folder: Path
 ) -> None:
     prompts = [KNIFE, CAT]
-    bare, before = draw(pipeline, prompts), weights_hash(pipeline)
+    bare, before = generate(pipeline, prompts), weights_hash(pipeline)
     with guard.attached(pipeline, "test", config=config(folder)) as handle:
         assert handle.verdicts() == ()
-        guarded = draw(pipeline, prompts)
+        guarded = generate(pipeline, prompts)
         first, second = handle.verdicts()
     assert not np.array_equal(guarded[0], bare[0]) and np.array_equal(guarded[1], bare[1])
     assert (first.outcome, second.outcome) == ("refined", "pass")
     assert (first.request_id, second.request_id) == ("row-0", "row-1")
-    (told,) = first.guards
-    assert told.fired and told.action == "refine" and told.concept == "object/knife"
-    assert told.steps == 1 and told.threshold < (told.score or 0)
-    assert np.array_equal(draw(pipeline, prompts), bare)
+    (entry,) = first.guards
+    assert entry.fired and entry.action == "refine" and entry.concept == "object/knife"
+    assert entry.steps == 1 and entry.threshold < (entry.score or 0)
+    assert np.array_equal(generate(pipeline, prompts), bare)
     assert weights_hash(pipeline) == before
 
 
-def test_leaving_leaves_nothing_behind_even_after_an_error(pipeline: Any, folder: Path) -> None:
-    draw(pipeline, CAT)
+def test_leaving_restores_the_pipeline_even_after_an_error(pipeline: Any, folder: Path) -> None:
+    generate(pipeline, CAT)
     before, encode = dict(vars(pipeline)), pipeline.encode_prompt
     with (
         pytest.raises(RuntimeError, match="in the caller"),
@@ -96,50 +96,50 @@ def test_leaving_leaves_nothing_behind_even_after_an_error(pipeline: Any, folder
     assert pipeline.encode_prompt == encode
 
 
-def test_embeddings_that_a_caller_brings_are_guarded(pipeline: Any, folder: Path) -> None:
+def test_prompt_embeddings_of_a_caller_are_guarded(pipeline: Any, folder: Path) -> None:
     with torch.no_grad():
         embeds, negative = pipeline.encode_prompt("knife " * 8, "cpu", 1, True)
-    given = {"prompt_embeds": embeds, "negative_prompt_embeds": negative}
-    bare = draw(pipeline, given)
+    inputs = {"prompt_embeds": embeds, "negative_prompt_embeds": negative}
+    bare = generate(pipeline, inputs)
     with guard.attached(pipeline, "test", config=config(folder)) as handle:
-        guarded = draw(pipeline, given)
+        guarded = generate(pipeline, inputs)
         assert [verdict.outcome for verdict in handle.verdicts()] == ["refined"]
     assert not np.array_equal(guarded, bare)
 
 
-def test_what_the_encoder_cuts_off_is_seen(pipeline: Any, folder: Path) -> None:
+def test_text_past_the_encoders_length_is_read(pipeline: Any, folder: Path) -> None:
     hidden = "cat " * 10 + "knife " * 10
-    bare = draw(pipeline, hidden)
+    bare = generate(pipeline, hidden)
     with guard.attached(pipeline, "test", config=config(folder)) as handle:
-        guarded = draw(pipeline, hidden)
+        guarded = generate(pipeline, hidden)
         (verdict,) = handle.verdicts()
-    # it is not drawn: there is nothing to refine
+    # it does not condition the image: there is nothing to refine
     assert verdict.guards[0].fired and np.array_equal(guarded, bare)
     blocking = config(folder, action="block")
     with (
         guard.attached(pipeline, "test", config=blocking),
         pytest.raises(ContentBlocked, match="row 1"),
     ):
-        draw(pipeline, [CAT, hidden])
+        generate(pipeline, [CAT, hidden])
 
 
 @pytest.mark.parametrize(("action", "outcome"), [("observe", "pass"), ("flag", "flagged")])
 def test_a_policy_that_does_not_act_changes_no_bit(
     pipeline: Any, folder: Path, action: str, outcome: str
 ) -> None:
-    bare = draw(pipeline, KNIFE)
+    bare = generate(pipeline, KNIFE)
     with guard.attached(pipeline, "test", config=config(folder, action=action)) as handle:
-        assert np.array_equal(draw(pipeline, KNIFE), bare)
+        assert np.array_equal(generate(pipeline, KNIFE), bare)
         (verdict,) = handle.verdicts()
     assert verdict.outcome == outcome and verdict.guards[0].fired
 
 
-def test_a_policy_that_blocks_draws_nothing(pipeline: Any, folder: Path) -> None:
+def test_a_policy_that_blocks_generates_nothing(pipeline: Any, folder: Path) -> None:
     with guard.attached(pipeline, "test", config=config(folder, action="block")) as handle:
         with pytest.raises(ContentBlocked, match="row 1") as caught:
-            draw(pipeline, [CAT, KNIFE])
+            generate(pipeline, [CAT, KNIFE])
         assert caught.value.verdict.outcome == "blocked"
-        draw(pipeline, CAT)
+        generate(pipeline, CAT)
         assert [verdict.outcome for verdict in handle.verdicts()] == ["pass"]
 
 
@@ -158,7 +158,7 @@ def test_a_prompt_that_cannot_be_refined_is_blocked(
         guard.attached(pipeline, "test", config=settings),
         pytest.raises(ContentBlocked) as caught,
     ):
-        draw(pipeline, KNIFE)
+        generate(pipeline, KNIFE)
     assert caught.value.verdict.guards[0].action == "block"
 
 
@@ -167,61 +167,65 @@ def test_nan_fails_closed_or_open_as_the_policy_says(pipeline: Any, folder: Path
         guard.attached(pipeline, "test", config=config(folder)),
         pytest.raises(GuardFailed, match="met NaN") as caught,
     ):
-        draw(pipeline, [CAT, f"a {NAN_WORD}"])
+        generate(pipeline, [CAT, f"a {NAN_WORD}"])
     assert caught.value.verdict is not None
     assert caught.value.verdict.guards[0].error is not None
     open_policy = config(folder, on_error="open")
     with guard.attached(pipeline, "test", config=open_policy) as handle:
-        draw(pipeline, [CAT, f"a {NAN_WORD}"])
+        generate(pipeline, [CAT, f"a {NAN_WORD}"])
         assert [verdict.outcome for verdict in handle.verdicts()] == ["pass", "error"]
 
 
 def test_guards_of_the_guidance_act_at_each_step(pipeline: Any, folder: Path) -> None:
-    before, bare = dict(vars(pipeline)), draw(pipeline, [KNIFE, CAT])
+    bare, before = generate(pipeline, [KNIFE, CAT]), dict(vars(pipeline))
     settings = config(folder, "guide", action="steer")
     with guard.attached(pipeline, "test", config=settings) as handle:
-        guarded = draw(pipeline, [KNIFE, CAT])
+        guarded = generate(pipeline, [KNIFE, CAT])
         assert [verdict.outcome for verdict in handle.verdicts()] == ["steered", "pass"]
-    assert not np.array_equal(guarded[0], bare[0]) and np.array_equal(guarded[1], bare[1])
-    assert vars(pipeline) == before
     with (
         pytest.raises(GuardFailed, match="acts on guidance"),
         guard.attached(pipeline, "test", config=settings),
     ):
-        draw(pipeline, KNIFE, guidance_scale=1.0)
-    watching = config(folder, "guide", action="flag")
-    with guard.attached(pipeline, "test", config=watching) as handle:
-        draw(pipeline, KNIFE)
+        generate(pipeline, KNIFE, guidance_scale=1.0)
+    assert not np.array_equal(guarded[0], bare[0]) and np.array_equal(guarded[1], bare[1])
+    # a call keeps its arguments on the pipeline
+    generate(pipeline, CAT)
+    assert vars(pipeline) == before
+    flagging = config(folder, "guide", action="flag")
+    with guard.attached(pipeline, "test", config=flagging) as handle:
+        generate(pipeline, KNIFE)
         assert handle.verdicts()[0].outcome == "flagged"
 
 
-def test_an_overlay_is_drawn_with_by_the_rows_that_fire(pipeline: Any, folder: Path) -> None:
+def test_only_rows_that_fire_are_generated_with_the_overlay(pipeline: Any, folder: Path) -> None:
     prompts = [KNIFE, CAT]
-    bare, before = draw(pipeline, prompts), weights_hash(pipeline)
+    bare, before = generate(pipeline, prompts), weights_hash(pipeline)
     settings = config(folder, "overlay", action="overlay")
     with guard.attached(pipeline, "test", config=settings) as handle:
-        guarded = draw(pipeline, prompts, num_images_per_prompt=2)
+        guarded = generate(pipeline, prompts, num_images_per_prompt=2)
         assert [v.outcome for v in handle.verdicts()] == ["overlaid"] * 2 + ["pass"] * 2
-        again = draw(pipeline, prompts)
+        again = generate(pipeline, prompts)
         first, second = handle.verdicts()
         assert (first.outcome, second.outcome) == ("overlaid", "pass")
         assert first.guards[0].action == "overlay"
-        assert np.array_equal(draw(pipeline, CAT), draw(pipeline, CAT))
+        assert np.array_equal(generate(pipeline, CAT), generate(pipeline, CAT))
         assert [verdict.outcome for verdict in handle.verdicts()] == ["pass"]
     assert not np.array_equal(again[0], bare[0]) and np.array_equal(again[1], bare[1])
-    unguarded = draw(pipeline, prompts, num_images_per_prompt=2)
-    moved = [not np.array_equal(*each) for each in zip(guarded, unguarded, strict=True)]
-    assert moved == [True, True, False, False]
-    assert np.array_equal(draw(pipeline, prompts), bare) and weights_hash(pipeline) == before
+    unguarded = generate(pipeline, prompts, num_images_per_prompt=2)
+    changed = [not np.array_equal(a, b) for a, b in zip(guarded, unguarded, strict=True)]
+    assert changed == [True, True, False, False]
+    assert np.array_equal(generate(pipeline, prompts), bare) and weights_hash(pipeline) == before
     modules = pipeline.unet.modules()
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in modules)
 
 
-def test_both_halves_of_guidance_are_drawn_by_the_edited_model(pipeline: Any, folder: Path) -> None:
+def test_both_predictions_of_guidance_are_those_of_the_edited_model(
+    pipeline: Any, folder: Path
+) -> None:
     prompts = [KNIFE, CAT]
-    bare = draw(pipeline, prompts)
+    bare = generate(pipeline, prompts)
     with guard.attached(pipeline, "test", config=config(folder, "overlay", action="overlay")):
-        guarded = draw(pipeline, prompts)
+        guarded = generate(pipeline, prompts)
     tensors = Artifact.load(folder / "overlay.safetensors").tensors
     layers = dict(pipeline.unet.named_modules())
     with torch.no_grad():
@@ -229,33 +233,33 @@ def test_both_halves_of_guidance_are_drawn_by_the_edited_model(pipeline: Any, fo
             if name.startswith("writes."):
                 edit = torch.from_numpy(writes.T @ tensors["reads.0"])
                 layers[name.removeprefix("writes.")].weight += edit
-    edited = draw(pipeline, prompts)
+    edited = generate(pipeline, prompts)
     assert np.abs(guarded[0] - edited[0]).max() < 1e-4
-    assert np.abs(guarded[0] - bare[0]).max() > 1e-3, "the edit is not seen"
+    assert np.abs(guarded[0] - bare[0]).max() > 1e-3, "the edit has no effect"
     assert np.array_equal(guarded[1], bare[1])
 
 
-def test_an_overlay_that_only_watches_hooks_nothing(pipeline: Any, folder: Path) -> None:
-    bare = draw(pipeline, KNIFE)
-    watching = config(folder, "overlay", action="flag")
-    with guard.attached(pipeline, "test", config=watching) as handle:
+def test_an_overlay_that_only_observes_hooks_nothing(pipeline: Any, folder: Path) -> None:
+    bare = generate(pipeline, KNIFE)
+    flagging = config(folder, "overlay", action="flag")
+    with guard.attached(pipeline, "test", config=flagging) as handle:
         assert not any(module._forward_hooks for module in pipeline.unet.modules())
-        assert np.array_equal(draw(pipeline, KNIFE), bare)
+        assert np.array_equal(generate(pipeline, KNIFE), bare)
         assert handle.verdicts()[0].outcome == "flagged"
 
 
-def test_a_denoiser_that_is_run_on_other_rows_fails_the_guard(pipeline: Any, folder: Path) -> None:
+def test_a_denoiser_run_on_other_rows_fails_the_guard(pipeline: Any, folder: Path) -> None:
     settings = config(folder, "overlay", action="overlay")
     states = torch.zeros(3, 12, 16)
     with (
         pytest.raises(GuardFailed, match="other rows than the call's prompts"),
         guard.attached(pipeline, "test", config=settings),
     ):
-        draw(pipeline, [KNIFE, CAT])
+        generate(pipeline, [KNIFE, CAT])
         pipeline.unet(torch.zeros(3, 4, 8, 8), 1, encoder_hidden_states=states)
 
 
-def test_adapters_that_come_later_fail_the_guard(pipeline: Any, folder: Path) -> None:
+def test_adapters_added_later_fail_the_guard(pipeline: Any, folder: Path) -> None:
     (attention,) = [
         m
         for n, m in pipeline.unet.named_modules()
@@ -266,10 +270,10 @@ def test_adapters_that_come_later_fail_the_guard(pipeline: Any, folder: Path) ->
         pytest.raises(GuardFailed, match="attn2.to_v was not run"),
         guard.attached(pipeline, "test", config=settings),
     ):
-        draw(pipeline, KNIFE)
+        generate(pipeline, KNIFE)
         attention.to_v = torch.nn.Sequential(attention.to_v, torch.nn.Identity())
         attention.to_v[0] = torch.nn.Linear(16, 16, bias=False)
-        draw(pipeline, KNIFE)
+        generate(pipeline, KNIFE)
 
 
 def test_a_guard_for_another_encoder_is_refused(pipeline: Any, folder: Path) -> None:
@@ -280,12 +284,12 @@ def test_a_guard_for_another_encoder_is_refused(pipeline: Any, folder: Path) -> 
         pass
 
 
-def test_what_cannot_be_followed_fails_the_guard(pipeline: Any, folder: Path) -> None:
+def test_a_call_that_cannot_be_followed_fails_the_guard(pipeline: Any, folder: Path) -> None:
     with (
         pytest.raises(GuardFailed, match="ip_adapter_image"),
         guard.attached(pipeline, "test", config=config(folder)),
     ):
-        draw(pipeline, CAT, ip_adapter_image_embeds=[torch.zeros(2, 1, 1, 16)])
+        generate(pipeline, CAT, ip_adapter_image_embeds=[torch.zeros(2, 1, 1, 16)])
 
 
 def test_other_pipelines_are_refused(folder: Path) -> None:
@@ -312,9 +316,9 @@ def test_policies_are_those_of_the_configuration(pipeline: Any, folder: Path) ->
     settings = config(folder).model_copy(update={"server": ServerConfig(default_policy="test")})
     with guard.attached(pipeline, config=settings) as handle:
         assert handle.policy == "test"
-    bare = draw(pipeline, KNIFE)
+    bare = generate(pipeline, KNIFE)
     with guard.attached(pipeline, "none", config=settings) as handle:
-        assert np.array_equal(draw(pipeline, KNIFE), bare)
+        assert np.array_equal(generate(pipeline, KNIFE), bare)
         assert [verdict.outcome for verdict in handle.verdicts()] == ["pass"]
 
 

@@ -1,5 +1,4 @@
-"""Guards of finished images among those of a configuration: which fit, and what plans make of
-them."""
+"""Guards of finished images in a configuration: which fit, decisions and verdicts."""
 
 from __future__ import annotations
 
@@ -34,7 +33,7 @@ from tests.guard.toy_images import (
 REPORT = {"request_id": "r-1", "model": "toy", "elapsed_ms": 1.0}
 SHOWN = ImageReading(9.0, 0.5, True, resolved=False, position=8)
 CLEAR = ImageReading(-9.0, 0.5, False, position=8)
-SPOILT = ImageReading(math.nan, 0.5, False, valid=False, position=8)
+NAN_SCORE = ImageReading(math.nan, 0.5, False, valid=False, position=8)
 QUIET = ImageReading(0.25, 0.5, False)
 REFINED = ImageReading(0.9, 0.5, True, steps=3, after=0.1)
 
@@ -47,7 +46,7 @@ def _toys(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def config_of(folder: Path, *guards: str, **policy: Any) -> Config:
-    """`look` sees images, `knife` reads prompts; a policy "p" of those named."""
+    """`look` reads images, `knife` reads prompts; a policy "p" of the named guards."""
     known = {
         "look": save_latents(folder / "look.safetensors"),
         "knife": save_toy(folder / "knife.safetensors"),
@@ -62,18 +61,18 @@ def plan_of(folder: Path, *guards: str, **policy: Any) -> ImagePlan:
     return ImagePlans(config_of(folder, *guards, **policy), ToyFamily(), name="toy")["p"]
 
 
-def test_a_classifier_is_of_the_bank_of_images_and_no_other(tmp_path: Path) -> None:
+def test_a_classifier_is_in_the_output_bank_only(tmp_path: Path) -> None:
     guards = ImageGuards(config_of(tmp_path), ToyFamily(), name="toy")
     assert guards.stacks.output.names == ("look",) and guards.stacks.prompts.names == ("knife",)
-    assert guards.stacks.guidance == () and guards.found.broken == {}
-    loaded, _ = guards.found.fit["look"]
+    assert guards.stacks.guidance == () and guards.selection.broken == {}
+    loaded, _ = guards.selection.fit["look"]
     assert loaded == LoadedGuard(
         "look", "object/look", METHODS["latents"], 0.5, 1.0, digest=loaded.digest
     )
-    assert guards.found.fit["knife"][0].action == "refine"
+    assert guards.selection.fit["knife"][0].action == "refine"
 
 
-def test_classifiers_are_stacked_and_read_what_is_drawn(tmp_path: Path) -> None:
+def test_classifiers_are_stacked_and_read_latents(tmp_path: Path) -> None:
     config = Config(
         guards=tuple(
             GuardConfig(name=name, artifact=save_latents(tmp_path / f"{name}.safetensors"))
@@ -84,8 +83,8 @@ def test_classifiers_are_stacked_and_read_what_is_drawn(tmp_path: Path) -> None:
     bank = ImageGuards(config, family, name="toy").stacks.output
     assert len(bank.stacks) == 1 and bank.names == ("one", "two")
     latents = family.latents(family.encode([f"a {PAINTED}", "a cat"]))
-    found = bank.read(latents, [[RowGuard("one", 0.5, 1.0), RowGuard("two", 99.0, 1.0)]] * 2)
-    fired = [{name: told.fired for name, told in row.items()} for row in found]
+    readings = bank.read(latents, [[RowGuard("one", 0.5, 1.0), RowGuard("two", 99.0, 1.0)]] * 2)
+    fired = [{name: reading.fired for name, reading in row.items()} for row in readings]
     assert fired == [{"one": True, "two": False}, {"one": False, "two": False}]
 
 
@@ -94,19 +93,19 @@ def test_a_threshold_is_the_configured_one_or_that_of_the_fit(tmp_path: Path) ->
     look, knife = config.guards
     changed = (look.model_copy(update={"threshold": 0.75, "strength": 3.0}), knife)
     plans = ImagePlans(config.model_copy(update={"guards": changed}), ToyFamily(), name="toy")
-    # there is nothing whose strength could be set
+    # a guard that blocks has no strength
     assert plans["p"].rows()[0] == RowGuard("look", 0.75, 1.0)
-    # and nothing that a fit would have to say of it
+    # its fit need not have one either
     save_latents(tmp_path / "look.safetensors", threshold=0.25, strength="none")
     plans = ImagePlans(config, ToyFamily(), name="toy")
     assert plans["p"].rows()[0] == RowGuard("look", 0.25, 1.0)
 
 
-# -- what does not fit --------------------------------------------------------------------------
+# -- guards that do not fit ----------------------------------------------------------------------
 
 FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "another autoencoder": ({"fitted_on": "0" * 64}, "was fitted on 'toy'.*not on 'toy'"),
-    # it is the autoencoder that gives latents their meaning, not the encoders
+    # latents are defined by the autoencoder, not by the encoders
     "the encoders": (
         {"fitted_on": fingerprint(torch.nn.ModuleDict(ToyFamily().encoders))},
         "was fitted on 'toy'.*not on 'toy'",
@@ -129,7 +128,7 @@ def test_a_classifier_that_does_not_fit_breaks_its_policies(tmp_path: Path, faul
     plans = ImagePlans(both, ToyFamily(), name="toy")
     assert plans.stacks.output.names == () and plans.stacks.prompts.names == ("knife",)
     assert plans["p"].refuses and not plans["p"].unfit and plans.usable == ("none", "o")
-    assert [row.name for row in plans["o"].rows()] == ["knife"] and not plans["o"].screens
+    assert [row.name for row in plans["o"].rows()] == ["knife"] and not plans["o"].inspects_images
     assert re.search(reason, plans["p"].broken["look"])
     assert plans["p"].verdict({}, **REPORT).outcome == "error"
 
@@ -162,7 +161,7 @@ def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
     assert "has no tensor 'bias1.latents': fit the guard again" in broken
 
 
-def test_an_unknown_method_is_told_of_all_that_there_are(tmp_path: Path) -> None:
+def test_an_unknown_method_is_reported_with_the_known_ones(tmp_path: Path) -> None:
     config = config_of(tmp_path)
     save_toy(tmp_path / "knife.safetensors", method="magic")
     broken = ImagePlans(config, ToyFamily(), name="toy")["p"].broken["knife"]
@@ -171,40 +170,39 @@ def test_an_unknown_method_is_told_of_all_that_there_are(tmp_path: Path) -> None
     assert {"cgce", "safree", "latents"} <= {name.strip(" :") for name in re.split(r"[,:]", known)}
 
 
-def test_classifiers_that_cannot_be_stacked_live_in_stacks_of_their_own(
+def test_classifiers_that_cannot_be_stacked_have_separate_stacks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-
     from steering.methods import latents
 
-    def one(guards: Any, device: Any) -> Any:
+    def stack_single(guards: Any, device: Any) -> Any:
         if len(guards) > 1:
-            raise ValueError("there can only be one")
+            raise ValueError("stacks a single guard only")
         return latents.stack(guards, device)
 
-    restack(monkeypatch, "latents", one)
+    restack(monkeypatch, "latents", stack_single)
     guards = tuple(
         GuardConfig(name=name, artifact=save_latents(tmp_path / f"{name}.safetensors"))
         for name in "ab"
     )
-    found = ImageGuards(Config(guards=guards), ToyFamily(), name="toy")
-    assert [stack.names for stack in found.stacks.output.stacks] == [("a",), ("b",)]
+    fitting = ImageGuards(Config(guards=guards), ToyFamily(), name="toy")
+    assert [stack.names for stack in fitting.stacks.output.stacks] == [("a",), ("b",)]
 
 
-# -- what plans make of them --------------------------------------------------------------------
+# -- decisions and verdicts --------------------------------------------------------------------
 
 
-def test_a_plan_knows_who_looks_and_who_reads(tmp_path: Path) -> None:
+def test_a_plan_knows_the_guards_of_prompts_and_of_images(tmp_path: Path) -> None:
     both = plan_of(tmp_path)
-    assert both.screens and not both.guides
+    assert both.inspects_images and not both.acts_on_guidance
     assert [row.name for row in both.rows()] == ["look", "knife"]
     assert [row.name for row in both.prompt_rows()] == ["knife"]
     assert both.prompt_rows() == both.rows()[1:]
-    reading = plan_of(tmp_path, "knife")
-    assert not reading.screens and reading.prompt_rows() == reading.rows()
+    of_prompts = plan_of(tmp_path, "knife")
+    assert not of_prompts.inspects_images and of_prompts.prompt_rows() == of_prompts.rows()
     assert plan_of(tmp_path, "look").prompt_rows() == ()
-    # one that only watches looks too
-    assert plan_of(tmp_path, "look", action="observe").screens
+    # also a guard that only observes
+    assert plan_of(tmp_path, "look", action="observe").inspects_images
 
 
 REPLACES = {"fallback": "replace", "replacement": "a banana"}
@@ -217,16 +215,16 @@ REPLACES = {"fallback": "replace", "replacement": "a banana"}
         ({"action": "steer"}, SHOWN, "block", "block", "blocked"),
         ({"action": "block"}, SHOWN, "block", "block", "blocked"),
         (REPLACES, SHOWN, "replace", "replace", "refined"),
-        # who asks for blocking is not given something else
+        # a policy that blocks has no replacement
         (REPLACES | {"action": "block"}, SHOWN, "block", "block", "blocked"),
-        ({"action": "flag"}, SHOWN, "draw", "flag", "flagged"),
-        ({"action": "observe"}, SHOWN, "draw", "observe", "pass"),
-        ({}, CLEAR, "draw", "none", "pass"),
-        ({}, SPOILT, "fail", "none", "error"),
-        ({"on_error": "open"}, SPOILT, "draw", "none", "error"),
+        ({"action": "flag"}, SHOWN, "generate", "flag", "flagged"),
+        ({"action": "observe"}, SHOWN, "generate", "observe", "pass"),
+        ({}, CLEAR, "generate", "none", "pass"),
+        ({}, NAN_SCORE, "fail", "none", "error"),
+        ({"on_error": "open"}, NAN_SCORE, "generate", "none", "error"),
     ],
 )
-def test_the_fallback_decides_of_a_image(
+def test_the_fallback_decides_about_an_image(
     tmp_path: Path,
     policy: dict[str, Any],
     reading: ImageReading,
@@ -237,23 +235,23 @@ def test_the_fallback_decides_of_a_image(
     plan = plan_of(tmp_path, "look", **policy)
     assert plan.decide({"look": reading}) == decision
     verdict = plan.verdict({"look": reading}, **REPORT)
-    (told,) = verdict.guards
-    assert (verdict.outcome, told.action) == (outcome, done)
-    assert told.position == (8 if reading.fired else None)
+    (entry,) = verdict.guards
+    assert (verdict.outcome, entry.action) == (outcome, done)
+    assert entry.position == (8 if reading.fired else None)
     assert plan.last.decide({"look": reading}) == ("block" if decision == "replace" else decision)
 
 
-def test_the_gravest_of_prompt_and_image_is_told(tmp_path: Path) -> None:
+def test_the_gravest_outcome_of_prompt_and_image_is_reported(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, **REPLACES)
     for knife, look, decision, outcome in (
-        (QUIET, CLEAR, "draw", "pass"),
-        (REFINED, CLEAR, "draw", "refined"),
+        (QUIET, CLEAR, "generate", "pass"),
+        (REFINED, CLEAR, "generate", "refined"),
         (REFINED, SHOWN, "replace", "refined"),
-        (QUIET, SPOILT, "fail", "error"),
+        (QUIET, NAN_SCORE, "fail", "error"),
     ):
         readings = {"knife": knife, "look": look}
         assert plan.decide(readings) == decision
         assert plan.verdict(readings, **REPORT).outcome == outcome
-    # before it is drawn nobody has looked
-    unseen = plan.verdict({"knife": QUIET}, **REPORT).guards[0]
-    assert (unseen.guard, unseen.score, unseen.position, unseen.error) == ("look", None, None, None)
+    # before the image is generated, its guard has no reading
+    unread = plan.verdict({"knife": QUIET}, **REPORT).guards[0]
+    assert (unread.guard, unread.score, unread.position, unread.error) == ("look", None, None, None)

@@ -1,4 +1,4 @@
-"""Guards that write to the latents on their way: which fit a model, what plans make of them."""
+"""Guards that write to the latents during generation: which fit a model, decisions and verdicts."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from tests.server.tiny_pipeline import SIDE, save_eraser, save_guards, save_pipe
 
 REPORT = {"request_id": "r-1", "model": "tiny", "elapsed_ms": 1.0}
 SILENT = ImageReading(-1.0, 0.0, False)
-SEEN = ImageReading(2.0, 0.0, True, resolved=False, position=3)
-BROKEN = ImageReading(2.0, 0.0, True, steps=2, after=-1.0, position=3, area=0.25, peak=4.0)
+OBSERVED = ImageReading(2.0, 0.0, True, resolved=False, position=3)
+PERTURBED = ImageReading(2.0, 0.0, True, steps=2, after=-1.0, position=3, area=0.25, peak=4.0)
 STUBBORN = ImageReading(
     2.0, 0.0, True, steps=2, after=1.0, resolved=False, position=3, area=0.25, peak=4.0
 )
-SPOILT = ImageReading(float("-inf"), 0.0, False, valid=False)
+NAN_SCORE = ImageReading(float("-inf"), 0.0, False, valid=False)
 
 
 @pytest.fixture(scope="module")
@@ -58,17 +58,17 @@ def plan_of(folder: Path, family: Family, **policy: Any) -> ImagePlan:
     return plans_of(folder, family, **policy)["p"]
 
 
-def test_it_is_an_eraser_and_nothing_else(tmp_path: Path, family: Family) -> None:
+def test_the_guard_is_in_the_stacks_of_latents_only(tmp_path: Path, family: Family) -> None:
     save_eraser(tmp_path / "break.safetensors", family)
     plans = plans_of(tmp_path, family, action="perturb")
-    assert [eraser.names for eraser in plans.stacks.latents] == [("break",)]
+    assert [stack.names for stack in plans.stacks.latents] == [("break",)]
     assert (
         plans.stacks.prompts.names == ()
         and plans.stacks.output.names == ()
         and plans.stacks.guidance == ()
     )
     plan = plans["p"]
-    assert plan.screens and not plan.guides and plan.prompt_rows() == ()
+    assert plan.inspects_images and not plan.acts_on_guidance and plan.prompt_rows() == ()
     assert [replace(guard, digest="") for guard in plan.guards] == [
         LoadedGuard("break", "object/knife", METHODS["irece"], 0.0, 1.0)
     ]
@@ -89,7 +89,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_one_that_does_not_fit_breaks_its_policies(
+def test_a_guard_that_does_not_fit_breaks_its_policies(
     tmp_path: Path, family: Family, fault: str
 ) -> None:
     changed, reason = FAULTS[fault]
@@ -106,23 +106,23 @@ def test_one_that_does_not_fit_breaks_its_policies(
 @pytest.mark.parametrize(
     ("policy", "reading", "decision", "action", "outcome"),
     [
-        ({"action": "perturb"}, SILENT, "draw", "none", "pass"),
-        ({"action": "perturb"}, BROKEN, "draw", "perturb", "perturbed"),
-        # any of the words for a method's own action
-        ({"action": "refine"}, BROKEN, "draw", "perturb", "perturbed"),
+        ({"action": "perturb"}, SILENT, "generate", "none", "pass"),
+        ({"action": "perturb"}, PERTURBED, "generate", "perturb", "perturbed"),
+        # every acting policy uses the method's action
+        ({"action": "refine"}, PERTURBED, "generate", "perturb", "perturbed"),
         ({"action": "perturb"}, STUBBORN, "block", "block", "blocked"),
         (
             {"action": "perturb", "fallback": "replace", "replacement": "a cat"},
             *(STUBBORN, "replace", "replace", "refined"),
         ),
-        ({"action": "observe"}, SEEN, "draw", "observe", "pass"),
-        ({"action": "flag"}, SEEN, "draw", "flag", "flagged"),
-        ({"action": "block"}, SEEN, "block", "block", "blocked"),
-        ({"action": "perturb"}, SPOILT, "fail", "none", "error"),
-        ({"action": "perturb", "on_error": "open"}, SPOILT, "draw", "none", "error"),
+        ({"action": "observe"}, OBSERVED, "generate", "observe", "pass"),
+        ({"action": "flag"}, OBSERVED, "generate", "flag", "flagged"),
+        ({"action": "block"}, OBSERVED, "block", "block", "blocked"),
+        ({"action": "perturb"}, NAN_SCORE, "fail", "none", "error"),
+        ({"action": "perturb", "on_error": "open"}, NAN_SCORE, "generate", "none", "error"),
     ],
 )
-def test_what_becomes_of_a_reading(
+def test_the_decision_and_the_verdict_on_a_reading(
     tmp_path: Path,
     family: Family,
     policy: dict[str, Any],
@@ -134,17 +134,17 @@ def test_what_becomes_of_a_reading(
     plan = plan_of(tmp_path, family, **policy)
     assert plan.decide({"break": reading}) == decision
     verdict = plan.verdict({"break": reading}, **REPORT)  # type: ignore[arg-type]
-    (told,) = verdict.guards
-    assert (verdict.outcome, told.action) == (outcome, action)
-    assert (told.steps, told.after) == (reading.steps, reading.after)
-    assert (told.area, told.peak) == (reading.area, reading.peak)
-    assert told.position == (3 if reading.fired else None)
+    (entry,) = verdict.guards
+    assert (verdict.outcome, entry.action) == (outcome, action)
+    assert (entry.steps, entry.after) == (reading.steps, reading.after)
+    assert (entry.area, entry.peak) == (reading.area, reading.peak)
+    assert entry.position == (3 if reading.fired else None)
     # only a policy that acts writes to the latents
-    own = plan.action in ("perturb", "refine")
-    assert [row.acts for row in plan.rows()] == [own]
+    acts = plan.action in ("perturb", "refine")
+    assert [row.acts for row in plan.rows()] == [acts]
 
 
-def test_one_policy_takes_guards_of_the_prompt_the_way_and_the_image(
+def test_one_policy_has_guards_of_the_prompt_the_latents_and_the_image(
     tmp_path: Path, family: Family
 ) -> None:
     save_guards(tmp_path, family)
@@ -152,19 +152,19 @@ def test_one_policy_takes_guards_of_the_prompt_the_way_and_the_image(
     save_screen(tmp_path / "look.safetensors", family)
     plans = plans_of(tmp_path, family, "knife", "break", "look", action="perturb")
     plan = plans["p"]
-    actions = {each.name: each.action for each in plan.guards}
+    actions = {fitted.name: fitted.action for fitted in plan.guards}
     assert actions == {"knife": "refine", "break": "perturb", "look": "block"}
     assert [row.name for row in plan.prompt_rows()] == ["knife"]
     refined = ImageReading(0.9, 0.5, True, steps=1, after=0.1)
     clear = ImageReading(-1.0, 0.0, False, position=4)
-    told = {"knife": refined, "break": BROKEN, "look": clear}
-    assert plan.decide(told) == "draw"
-    assert plan.verdict(told, **REPORT).outcome == "perturbed"  # type: ignore[arg-type]
+    readings = {"knife": refined, "break": PERTURBED, "look": clear}
+    assert plan.decide(readings) == "generate"
+    assert plan.verdict(readings, **REPORT).outcome == "perturbed"  # type: ignore[arg-type]
     shown = ImageReading(1.0, 0.0, True, resolved=False, position=4)
-    assert plan.decide(told | {"look": shown}) == "block"
+    assert plan.decide(readings | {"look": shown}) == "block"
 
 
-def test_a_pipeline_of_somebody_elses_is_followed(tmp_path: Path, family: Family) -> None:
+def test_an_attached_pipeline_is_followed(tmp_path: Path, family: Family) -> None:
     save_eraser(tmp_path / "break.safetensors", family)
     call = {"num_inference_steps": 4, "output_type": "np", "height": SIDE, "width": SIDE}
 
@@ -180,8 +180,8 @@ def test_a_pipeline_of_somebody_elses_is_followed(tmp_path: Path, family: Family
             return images, handle.verdicts()[0]
 
     bare = family.pipeline("a cat", generator=torch.Generator().manual_seed(1), **call).images
-    images, seen = generate("observe", -99.0)
-    assert np.array_equal(images, bare) and seen.outcome == "pass" and seen.guards[0].fired
-    images, broken = generate("perturb", seen.guards[0].score - 1e-3)
-    assert broken.outcome == "perturbed" and broken.guards[0].area > 0
+    images, observed = generate("observe", -99.0)
+    assert np.array_equal(images, bare) and observed.outcome == "pass" and observed.guards[0].fired
+    images, perturbed = generate("perturb", observed.guards[0].score - 1e-3)
+    assert perturbed.outcome == "perturbed" and perturbed.guards[0].area > 0
     assert not np.array_equal(images, bare)

@@ -1,4 +1,4 @@
-"""Overlays among the guards of a configuration: which fit a pipeline, what is said of others."""
+"""Overlays in a configuration: which fit a pipeline, and the faults of the others."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ FIRED = ImageReading(0.9, 0.5, True)
 
 @pytest.fixture
 def family(tmp_path: Path) -> Family:
-    made = save_pipeline(tmp_path / "model")
-    save_guards(tmp_path, made)
-    return family_of(made.pipeline)
+    saved = save_pipeline(tmp_path / "model")
+    save_guards(tmp_path, saved)
+    return family_of(saved.pipeline)
 
 
 def plans_of(folder: Path, family: Family, *guards: str, **policy: Any) -> ImagePlans:
@@ -40,14 +40,16 @@ def plans_of(folder: Path, family: Family, *guards: str, **policy: Any) -> Image
     return ImagePlans(config, family, name="tiny")
 
 
-def test_an_overlay_is_of_the_prompts_bank_and_of_its_own(tmp_path: Path, family: Family) -> None:
+def test_an_overlay_is_in_the_bank_of_prompts_and_among_the_overlays(
+    tmp_path: Path, family: Family
+) -> None:
     plans = plans_of(tmp_path, family, "overlay", "knife", action="overlay")
     assert plans.stacks.prompts.names == ("overlay", "knife") and [*plans.stacks.overlays] == [
         "overlay"
     ]
     assert plans.stacks.guidance == () and plans.stacks.output.names == ()
     plan = plans["p"]
-    assert plan.acts and not plan.guides and not plan.screens and not plan.broken
+    assert plan.acts and not plan.acts_on_guidance and not plan.inspects_images and not plan.broken
     assert replace(plan.guards[0], digest="") == LoadedGuard(
         "overlay", "object/knife", METHODS["uce"], 0.5, 1.0
     )
@@ -64,14 +66,14 @@ def test_an_overlay_is_of_the_prompts_bank_and_of_its_own(tmp_path: Path, family
         ("block", False, "block", "blocked"),
     ],
 )
-def test_what_is_told_of_it(
+def test_the_verdict_on_an_overlay(
     tmp_path: Path, family: Family, action: str, acts: bool, done: str, outcome: str
 ) -> None:
     plan = plans_of(tmp_path, family, action=action)["p"]
     assert [row.acts for row in plan.rows()] == [acts]
     verdict = plan.verdict({"overlay": FIRED}, request_id="r", model="tiny", elapsed_ms=1.0)
     assert (verdict.outcome, verdict.guards[0].action) == (outcome, done)
-    assert plan.decide({"overlay": FIRED}) == ("block" if done == "block" else "draw")
+    assert plan.decide({"overlay": FIRED}) == ("block" if done == "block" else "generate")
 
 
 def other_denoiser(family: Family) -> None:
@@ -119,19 +121,21 @@ def test_another_denoiser_leaves_the_guards_of_prompts_alone(
 
 def changed(folder: Path, name: str, tensors: Any = None, **settings: Any) -> None:
     """Save `name` as a copy of the overlay with other tensors or settings."""
-    own = Artifact.load(folder / "overlay.safetensors")
-    meta = own.meta.model_copy(
-        update={"tensors_sha256": "", "settings": dict(own.meta.settings) | settings}
+    overlay = Artifact.load(folder / "overlay.safetensors")
+    meta = overlay.meta.model_copy(
+        update={"tensors_sha256": "", "settings": dict(overlay.meta.settings) | settings}
     )
-    Artifact(meta, own.tensors if tensors is None else tensors(own.tensors)).save(
+    Artifact(meta, overlay.tensors if tensors is None else tensors(overlay.tensors)).save(
         folder / f"{name}.safetensors"
     )
 
 
 def test_an_overlay_of_other_layers_or_widths_is_named(tmp_path: Path, family: Family) -> None:
-    own = Artifact.load(tmp_path / "overlay.safetensors")
-    layers = [name.removeprefix("writes.") for name in own.tensors if name.startswith("writes.")]
-    lost = {f"writes.{layers[0]}x": own.tensors[f"writes.{layers[0]}"]}
+    overlay = Artifact.load(tmp_path / "overlay.safetensors")
+    layers = [
+        name.removeprefix("writes.") for name in overlay.tensors if name.startswith("writes.")
+    ]
+    lost = {f"writes.{layers[0]}x": overlay.tensors[f"writes.{layers[0]}"]}
     changed(tmp_path, "lost", lambda tensors: tensors | lost, groups={"0": [layers[0] + "x"]})
     broken = plans_of(tmp_path, family, "lost")["p"].broken["lost"]
     assert f"other projections than the model's: {layers[0]}x" in broken
@@ -140,11 +144,11 @@ def test_an_overlay_of_other_layers_or_widths_is_named(tmp_path: Path, family: F
     assert "of other widths than the layer: fit the guard again" in broken
 
 
-def test_overlays_of_other_layers_and_groups_live_side_by_side(
+def test_overlays_of_other_layers_and_groups_are_stacked_together(
     tmp_path: Path, family: Family
 ) -> None:
-    own = Artifact.load(tmp_path / "overlay.safetensors")
-    first, *rest = [n.removeprefix("writes.") for n in own.tensors if n.startswith("writes.")]
+    overlay = Artifact.load(tmp_path / "overlay.safetensors")
+    first, *rest = [n.removeprefix("writes.") for n in overlay.tensors if n.startswith("writes.")]
     changed(
         tmp_path,
         "apart",
@@ -162,12 +166,10 @@ def test_overlays_of_other_layers_and_groups_live_side_by_side(
     assert engine.images([0]).any()
 
 
-def test_an_overlay_is_told_by_its_method_not_by_what_it_says(
-    tmp_path: Path, family: Family
-) -> None:
-    own = Artifact.load(tmp_path / "overlay.safetensors")
-    meta = own.meta.model_copy(update={"tensors_sha256": "", "seams": ("embedding",)})
-    Artifact(meta, own.tensors).save(tmp_path / "overlay.safetensors")
+def test_an_overlay_is_recognised_by_its_method(tmp_path: Path, family: Family) -> None:
+    overlay = Artifact.load(tmp_path / "overlay.safetensors")
+    meta = overlay.meta.model_copy(update={"tensors_sha256": "", "seams": ("embedding",)})
+    Artifact(meta, overlay.tensors).save(tmp_path / "overlay.safetensors")
     assert plans_of(tmp_path, family)["p"].guards[0].action == "overlay"
     other_denoiser(family)
     assert plans_of(tmp_path, family)["p"].refuses

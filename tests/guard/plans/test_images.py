@@ -1,4 +1,4 @@
-"""Policies resolved against an image model: what rows carry, what is decided, what is told."""
+"""Policies resolved against an image model: the guards of rows, decisions and verdicts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ QUIET = ImageReading(0.25, 0.5, False)
 REFINED = ImageReading(0.9, 0.5, True, steps=3, after=0.1)
 STUCK = ImageReading(0.9, 0.5, True, steps=3, after=0.8, resolved=False)
 CUT_OFF = ImageReading(0.9, 0.5, True)
-SPOILT = ImageReading(math.nan, 0.5, False, valid=False)
+NAN_SCORE = ImageReading(math.nan, 0.5, False, valid=False)
 
 
 @pytest.fixture(autouse=True)
@@ -49,22 +49,22 @@ def plan_of(tmp_path: Path, **policy: Any) -> ImagePlan:
     return ImagePlans(config_of(tmp_path, **policy), ToyFamily(), name="toy")["p"]
 
 
-def refined(**more: Any) -> dict[str, Any]:
-    return {"fallback": "replace", "replacement": "a banana"} | more
+def replacing(**policy: Any) -> dict[str, Any]:
+    return {"fallback": "replace", "replacement": "a banana"} | policy
 
 
 def test_policy_without_guards_carries_nothing() -> None:
     plans = ImagePlans(Config(), ToyFamily(), name="toy")
     plan = plans["none"]
-    assert plan.rows() == () and not plan.refuses and not plan.unfit and not plan.guides
+    assert plan.rows() == () and not plan.refuses and not plan.unfit and not plan.acts_on_guidance
     assert plans.stacks.prompts.stacks == () and plans.stacks.guidance == ()
-    assert plan.decide({}) == "draw" and plan.verdict({}, **REPORT).outcome == "pass"
+    assert plan.decide({}) == "generate" and plan.verdict({}, **REPORT).outcome == "pass"
     with pytest.raises(KeyError, match="ghost"):
         plans["ghost"]
 
 
 @pytest.mark.parametrize("action", ["steer", "refine", "overlay", "block", "flag", "observe"])
-def test_all_words_act_with_the_methods_own_action(tmp_path: Path, action: str) -> None:
+def test_all_acting_policies_use_the_methods_action(tmp_path: Path, action: str) -> None:
     plan = plan_of(tmp_path, action=action)
     assert plan.rows() == (RowGuard("g", 0.5, 1.0, acts=action in {"steer", "refine", "overlay"}),)
 
@@ -80,20 +80,20 @@ def test_configured_values_go_before_fitted_ones(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("action", "reading", "decision", "done", "outcome"),
     [
-        ("refine", QUIET, "draw", "none", "pass"),
-        ("refine", REFINED, "draw", "refine", "refined"),
-        ("steer", REFINED, "draw", "refine", "refined"),
-        ("overlay", REFINED, "draw", "refine", "refined"),
+        ("refine", QUIET, "generate", "none", "pass"),
+        ("refine", REFINED, "generate", "refine", "refined"),
+        ("steer", REFINED, "generate", "refine", "refined"),
+        ("overlay", REFINED, "generate", "refine", "refined"),
         ("refine", STUCK, "block", "block", "blocked"),
-        ("refine", CUT_OFF, "draw", "none", "pass"),
+        ("refine", CUT_OFF, "generate", "none", "pass"),
         ("block", CUT_OFF, "block", "block", "blocked"),
-        ("flag", CUT_OFF, "draw", "flag", "flagged"),
-        ("observe", CUT_OFF, "draw", "observe", "pass"),
-        ("block", QUIET, "draw", "none", "pass"),
-        ("refine", SPOILT, "fail", "none", "error"),
+        ("flag", CUT_OFF, "generate", "flag", "flagged"),
+        ("observe", CUT_OFF, "generate", "observe", "pass"),
+        ("block", QUIET, "generate", "none", "pass"),
+        ("refine", NAN_SCORE, "fail", "none", "error"),
     ],
 )
-def test_what_is_decided_and_told(
+def test_the_decision_and_the_verdict_on_a_reading(
     tmp_path: Path, action: str, reading: ImageReading, decision: str, done: str, outcome: str
 ) -> None:
     plan = plan_of(tmp_path, action=action)
@@ -103,60 +103,60 @@ def test_what_is_decided_and_told(
     assert verdict.guards[0].fired == reading.fired
 
 
-def test_verdict_has_what_a_refinement_needs(tmp_path: Path) -> None:
+def test_the_verdict_on_a_refinement(tmp_path: Path) -> None:
     verdict = plan_of(tmp_path).verdict({"g": REFINED}, **REPORT)
     assert verdict.guards == (
         GuardVerdict(
             "g", "object/knife", "toy", 0.9, 0.5, True, "refine", position=0, steps=3, after=0.1
         ),
     )
-    told = json.loads(json.dumps(verdict.as_dict()))
-    assert told["outcome"] == "refined"
-    assert (told["guards"][0]["steps"], told["guards"][0]["after"]) == (3, 0.1)
+    wire = json.loads(json.dumps(verdict.as_dict()))
+    assert wire["outcome"] == "refined"
+    assert (wire["guards"][0]["steps"], wire["guards"][0]["after"]) == (3, 0.1)
 
 
-def test_row_that_was_not_screened_has_no_score(tmp_path: Path) -> None:
+def test_a_row_without_readings_has_no_score(tmp_path: Path) -> None:
     entry = plan_of(tmp_path).verdict({}, **REPORT).guards[0]
     assert (entry.score, entry.threshold, entry.fired, entry.error) == (None, 0.5, False, None)
 
 
 def test_a_refinement_that_fails_is_replaced_once_where_the_policy_says_so(tmp_path: Path) -> None:
-    plan = plan_of(tmp_path, **refined())
+    plan = plan_of(tmp_path, **replacing())
     assert plan.decide({"g": STUCK}) == "replace" and plan.replacement == "a banana"
     verdict = plan.verdict({"g": STUCK}, **REPORT)
     assert (verdict.outcome, verdict.guards[0].action) == ("refined", "replace")
-    assert plan.decide({"g": REFINED}) == "draw"
+    assert plan.decide({"g": REFINED}) == "generate"
     assert plan.last.decide({"g": STUCK}) == "block"
 
 
-def test_a_replacement_that_was_not_given_is_none(tmp_path: Path) -> None:
-    """A configuration made in Python is not cross-checked."""
+def test_without_a_replacement_the_fallback_blocks(tmp_path: Path) -> None:
+    """A configuration built in Python is not cross-checked."""
     assert plan_of(tmp_path, fallback="replace").decide({"g": STUCK}) == "block"
 
 
-def test_nan_passes_where_the_policy_fails_open_and_is_told(tmp_path: Path) -> None:
+def test_nan_passes_where_the_policy_fails_open_and_is_reported(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, on_error="open")
-    assert plan.decide({"g": SPOILT}) == "draw"
-    verdict = plan.verdict({"g": SPOILT}, **REPORT)
+    assert plan.decide({"g": NAN_SCORE}) == "generate"
+    verdict = plan.verdict({"g": NAN_SCORE}, **REPORT)
     assert verdict.outcome == "error" and verdict.guards[0].score is None
     assert "NaN" in (verdict.guards[0].error or "")
     json.dumps(verdict.as_dict(), allow_nan=False)
 
 
-def test_guidance_guards_steer_and_are_given_as_guides(tmp_path: Path) -> None:
+def test_guidance_guards_steer_and_are_stacked_by_their_seam(tmp_path: Path) -> None:
     path = save_toy(tmp_path / "g.safetensors", method="toy-guide", seams=["guidance"])
     config = config_of(tmp_path)
     both = Config(
         guards=(*config.guards, GuardConfig(name="h", artifact=path)),
         policies={
             "both": PolicyConfig(guards=("g", "h")),
-            "watch": PolicyConfig(guards=("h",), action="observe"),
+            "observe": PolicyConfig(guards=("h",), action="observe"),
         },
     )
     plans = ImagePlans(both, ToyFamily(), name="toy")
     assert plans.stacks.prompts.names == ("g", "h")
-    assert [list(guide.names) for guide in plans.stacks.guidance] == [["h"]]
-    assert plans["both"].guides and not plans["watch"].guides
+    assert [list(stack.names) for stack in plans.stacks.guidance] == [["h"]]
+    assert plans["both"].acts_on_guidance and not plans["observe"].acts_on_guidance
     verdict = plans["both"].verdict({"g": QUIET, "h": CUT_OFF}, **REPORT)
     assert (verdict.outcome, verdict.guards[1].action) == ("steered", "steer")
     gravest = plans["both"].verdict({"g": REFINED, "h": CUT_OFF}, **REPORT)
@@ -227,15 +227,15 @@ def test_a_guard_that_does_not_fit_breaks_the_policies_that_name_it(
     assert re.search(REASONS[kind], verdict.guards[1].error or "")
 
 
-def test_guards_that_cannot_be_stacked_live_in_stacks_of_their_own(
+def test_guards_that_cannot_be_stacked_have_separate_stacks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def one(guards: Any, device: Any) -> Any:
+    def stack_single(guards: Any, device: Any) -> Any:
         if len(guards) > 1:
-            raise ValueError("there can only be one")
+            raise ValueError("stacks a single guard only")
         return TOY_METHODS["toy"].stacked(guards, device)
 
-    restack(monkeypatch, "toy", one)
+    restack(monkeypatch, "toy", stack_single)
     guards = tuple(
         GuardConfig(name=name, artifact=save_toy(tmp_path / f"{name}.safetensors")) for name in "ab"
     )
@@ -279,7 +279,7 @@ def test_a_policy_applies_to_a_model_with_the_guards_of_its_kind(
         plans["words"].require_fit("toy")
 
 
-def test_a_policy_for_images_does_not_leave_a_language_model_bare(
+def test_a_policy_for_images_does_not_leave_a_language_model_unguarded(
     tmp_path: Path, make_artifact: MakeArtifact
 ) -> None:
     path = tmp_path / "words.safetensors"
@@ -303,15 +303,21 @@ def test_a_guard_of_no_known_kind_fails_closed_everywhere(tmp_path: Path) -> Non
 
 def test_readings_of_a_real_bank_make_the_verdict(tmp_path: Path) -> None:
     family = ToyFamily()
-    plans = ImagePlans(config_of(tmp_path, **refined()), family, name="toy")
+    plans = ImagePlans(config_of(tmp_path, **replacing()), family, name="toy")
     prompts = ["a K", "a cat", "an S", "a cat, far away: K", "~"]
     guards = [plans["p"].rows()] * len(prompts)
     readings = plans.stacks.prompts.apply(
         family.encode(prompts), guards, family.overflow(prompts)
     ).readings
-    decided = [plans["p"].decide(each) for each in readings]
-    assert decided == ["draw", "draw", "replace", "draw", "fail"]
-    outcomes = [plans["p"].verdict(each, **REPORT).outcome for each in readings]
+    decided = [plans["p"].decide(row) for row in readings]
+    assert decided == ["generate", "generate", "replace", "generate", "fail"]
+    outcomes = [plans["p"].verdict(row, **REPORT).outcome for row in readings]
     assert outcomes == ["refined", "pass", "refined", "pass", "error"]
     blocks = replace(plans["p"], action="block")
-    assert [blocks.decide(each) for each in readings] == ["block", "draw", "block", "block", "fail"]
+    assert [blocks.decide(row) for row in readings] == [
+        "block",
+        "generate",
+        "block",
+        "block",
+        "fail",
+    ]

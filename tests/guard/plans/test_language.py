@@ -111,8 +111,8 @@ def test_configured_values_go_before_fitted_ones(model: Any, save: Save) -> None
 def test_guard_fitted_without_recheck_decides_on_the_prompt(model: Any, save: Save) -> None:
     guard = GuardConfig(name="g", artifact=save("g", recheck=None))
     assert plan_of(model, guard).rows()[0].recheck is None
-    asked = guard.model_copy(update={"recheck": True})
-    plan = plan_of(model, asked)
+    rechecking = guard.model_copy(update={"recheck": True})
+    plan = plan_of(model, rechecking)
     assert plan.refuses and "without a threshold for generated tokens" in plan.broken["g"]
 
 
@@ -188,7 +188,7 @@ def test_a_guard_that_does_not_fit_breaks_the_policies_that_name_it(
 
 
 def test_a_policy_that_names_no_known_guard_fails_closed(model: Any) -> None:
-    """A configuration made in Python is not cross-checked: it must not pass unguarded."""
+    """A configuration built in Python is not cross-checked: it must not pass unguarded."""
     config = Config(policies={"p": PolicyConfig(guards=("ghost",))})
     plan = LanguagePlans(config, model, name="tiny")["p"]
     assert plan.refuses and "no guard 'ghost'" in plan.broken["ghost"]

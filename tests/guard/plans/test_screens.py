@@ -43,29 +43,29 @@ def test_actions_come_from_the_screen_then_the_policy(tmp_path: Path) -> None:
     text = BASE + 'action = "redact"\n[policies.p.screen]\nactions = { mine = "flag" }\n'
     plans = _plans(tmp_path, text)
     plan = plans["p"]
-    assert [(each.name, each.action) for each in plan.screens] == [
+    assert [(screen.name, screen.action) for screen in plan.screens] == [
         ("mine", "flag"),
         ("secrets", "redact"),
     ]
     assert plan.changes and plan.active
     assert not plans["none"].active
-    assert {each.action for each in plans.screens} == {"observe"}
+    assert {screen.action for screen in plans.screens} == {"observe"}
 
 
 def test_an_action_of_models_guards_blocks_where_a_screen_fires(tmp_path: Path) -> None:
     plan = _plans(tmp_path, BASE + 'action = "steer"\n')["p"]
-    assert {each.action for each in plan.screens} == {"block"}
+    assert {screen.action for screen in plan.screens} == {"block"}
 
 
-def test_what_may_pass_unread(tmp_path: Path) -> None:
-    screen = '[policies.p.screen]\nunscreened = ["/v1/files*", "/x", "images"]\n'
-    plan = _plans(tmp_path, BASE + screen)["p"]
+def test_unscreened_paths_and_kinds_pass_unread(tmp_path: Path) -> None:
+    table = '[policies.p.screen]\nunscreened = ["/v1/files*", "/x", "images"]\n'
+    plan = _plans(tmp_path, BASE + table)["p"]
     assert plan.passes("/v1/files/1") and plan.passes("/x") and plan.passes("pictures")
     assert not plan.passes("/x/y") and not plan.passes("audio")
 
 
 @pytest.mark.parametrize(
-    ("more", "fault"),
+    ("addition", "fault"),
     [
         ('action = "route"', "policies.p.action: needs a destination"),
         ('action = "policy"', "policies.p.action: needs a policy"),
@@ -91,9 +91,9 @@ def test_what_may_pass_unread(tmp_path: Path) -> None:
         ('[[upstreams]]\nname = "u"\nurl = "http://u:secret@x"', "upstreams[0].url: should be"),
     ],
 )
-def test_faults_of_screens(tmp_path: Path, more: str, fault: str) -> None:
-    faults = _faults(tmp_path, BASE + more)
-    assert any(each.startswith(fault) for each in faults), faults
+def test_faults_of_screens(tmp_path: Path, addition: str, fault: str) -> None:
+    faults = _faults(tmp_path, BASE + addition)
+    assert any(message.startswith(fault) for message in faults), faults
     assert "secret@" not in str(faults)
 
 
@@ -102,7 +102,7 @@ class _Encoder:
 
 
 def _head(folder: Path, settings: dict[str, Any]) -> TextPlans:
-    told = {"kind": "logistic", "calibration": "temperature", "temperature": 1.0} | settings
+    fitted = {"kind": "logistic", "calibration": "temperature", "temperature": 1.0} | settings
     meta = ArtifactMeta.model_validate(
         {
             "method": "screen",
@@ -116,7 +116,7 @@ def _head(folder: Path, settings: dict[str, Any]) -> TextPlans:
                 "width": 4,
             },
             "seams": ["text"],
-            "settings": told,
+            "settings": fitted,
         }
     )
     tensors = {"weight": np.zeros((1, 4), "f4"), "bias": np.zeros(1, "f4")}
@@ -142,7 +142,7 @@ def test_a_classifier_without_a_threshold_breaks_its_policies(
         _head(tmp_path, settings)["p"].require_whole()
 
 
-def test_a_list_that_has_gone_breaks_the_policies_that_name_it(tmp_path: Path) -> None:
+def test_a_missing_list_breaks_the_policies_that_name_it(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text(LIST)
     path = tmp_path / "config.toml"
     path.write_text(BASE + '[policies.open]\nguards = ["mine"]\non_error = "open"\n')

@@ -259,7 +259,7 @@ def test_a_replacement_has_no_embeddings(folder: Path, monkeypatch: pytest.Monke
     for server in serve(folder, config):
         embeddings = {"<x>": b64(server.word("knife"))}
         monkeypatch.setattr(
-            ImagePlan, "decide", lambda plan, _: "replace" if plan.replacement else "draw"
+            ImagePlan, "decide", lambda plan, _: "replace" if plan.replacement else "generate"
         )
         image = server.image("a <x>", embeddings=embeddings, guard={"policy": "replace-knife"})
         monkeypatch.undo()

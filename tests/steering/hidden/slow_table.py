@@ -1,22 +1,24 @@
-"""What the table says, row by row and token by token, in plain Python: slow and easy to believe."""
+"""The computation of the table, row by row and token by token, in plain Python: slow and simple."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from steering.hidden.rows import Reading, RowGuard
 from steering.methods.steer import SteerGuard
+from tests.steering.hidden.guards import AnyGuard
 
 
 @dataclass
 class SlowGuard:
-    """One guard on one row and what it has seen."""
+    """One guard on one row, with its statistics."""
 
-    guard: SteerGuard
+    guard: AnyGuard
     row: RowGuard
-    seen: list[float] = field(default_factory=list)
+    gates: list[float] = field(default_factory=list)
     fired: int | None = None
     start: int | None = None
     threshold: float = 0.0
@@ -25,20 +27,26 @@ class SlowGuard:
     @property
     def score(self) -> float:
         pool = self.guard.pool
-        # fewer tokens than the pool holds count as zeros, and so do those below zero
-        best = sorted([*self.seen, *[0.0] * pool], reverse=True)[:pool]
+        # fewer tokens than the pool has room for count as zeros, and so do those below zero
+        best = sorted([*self.gates, *[0.0] * pool], reverse=True)[:pool]
         return sum(best) / pool
 
     @property
-    def rest(self) -> int:
-        """After how many of its directions a guard may start them again."""
-        return len(self.guard.directions) if self.guard.rest is None else self.guard.rest
+    def steps(self) -> int:
+        """The number of tokens at which the guard acts."""
+        guard = self.guard
+        return len(guard.directions) if isinstance(guard, SteerGuard) else guard.steps
 
-    def look(self, gates: list[float], generated: int) -> None:
+    @property
+    def rest(self) -> int:
+        """The number of steps after which the guard may start again."""
+        return self.steps if self.guard.rest is None else self.guard.rest
+
+    def sense(self, gates: list[float], generated: int) -> None:
         limit = self.row.threshold if generated == 0 else self.row.recheck
         if limit is None:
             return
-        self.seen += gates
+        self.gates += gates
         if self.fired is None:
             self.threshold = limit
             if self.score > limit:
@@ -46,47 +54,52 @@ class SlowGuard:
         elif generated - self.start >= self.rest and gates[-1] > limit:
             self.start = generated
 
-    def due(self, layer: int, generated: int) -> Tensor | None:
-        """What is added after `layer` to the last token of this forward."""
+    def change(self, layer: int, generated: int, state: Tensor) -> Tensor | None:
+        """The change after `layer` to the state of the last token of this forward."""
         if self.start is None or not self.row.acts or layer not in self.guard.act_layers:
             return None
         age = generated - self.start
-        if age >= len(self.guard.directions):
+        if age >= self.steps:
             return None
-        return self.guard.directions[age, self.guard.act_layers.index(layer)] * self.row.strength
+        guard, strength = self.guard, self.row.strength
+        if isinstance(guard, SteerGuard):
+            return guard.directions[age, guard.act_layers.index(layer)] * strength
+        return -strength * float(state @ guard.direction) * guard.direction
 
     def reading(self) -> Reading:
         return Reading(self.score, self.threshold, self.fired, self.valid)
 
 
 class SlowRow:
-    """One request: `forward` takes the states after each layer and returns what they become."""
+    """One request: `forward` takes the states after each layer and returns the changed ones."""
 
-    def __init__(self, bank: list[SteerGuard], carried: list[RowGuard]) -> None:
-        of = {guard.name: guard for guard in bank}
-        self.guards = [SlowGuard(of[each.name], each) for each in carried]
+    def __init__(self, bank: Sequence[AnyGuard], carried: list[RowGuard]) -> None:
+        by_name = {guard.name: guard for guard in bank}
+        self.guards = [SlowGuard(by_name[guard.name], guard) for guard in carried]
         self.generated = -1
         self.steered = False
         """Whether the last forward added anything anywhere."""
 
     def forward(self, states: dict[int, Tensor], real: list[bool]) -> dict[int, Tensor]:
-        """`states[layer] [tokens, width]`; `real` marks the tokens that are the row's own."""
+        """`states[layer] [tokens, width]`; `real` marks the tokens that are not padding."""
         self.generated += 1
-        for each in self.guards:
+        for slow in self.guards:
             gates = [
                 sum(
                     float(states[layer][token].double() @ gate.double())
-                    for layer, gate in zip(each.guard.sense_layers, each.guard.gates, strict=True)
+                    for layer, gate in zip(slow.guard.sense_layers, slow.guard.gates, strict=True)
                 )
-                for token, own in enumerate(real)
-                if own
+                for token, is_real in enumerate(real)
+                if is_real
             ]
-            each.look(gates, self.generated)
+            slow.sense(gates, self.generated)
         self.steered = False
         after = {}
         for layer, hidden in states.items():
             after[layer] = hidden.clone()
-            for delta in (each.due(layer, self.generated) for each in self.guards):
+            for slow in self.guards:
+                # guards at one layer all read the state before any of their changes
+                delta = slow.change(layer, self.generated, hidden[-1])
                 if delta is not None:
                     after[layer][-1] += delta
                     self.steered = True

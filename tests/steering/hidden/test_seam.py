@@ -1,4 +1,4 @@
-"""Hooks leave no trace: idle they pass the layer's own object on, removed they are gone."""
+"""Hooks leave no trace: idle they pass the layer's object on, removed they are gone."""
 
 from __future__ import annotations
 
@@ -50,26 +50,26 @@ def run(layers: list[Layer], hidden: Tensor) -> list[Any]:
     return outputs
 
 
-def own(layers: list[Layer], outputs: list[Any]) -> list[bool]:
+def untouched(layers: list[Layer], outputs: list[Any]) -> list[bool]:
     return [output is layer.returned for layer, output in zip(layers, outputs, strict=True)]
 
 
-def test_without_a_table_hooks_pass_the_layers_own_object_on(layers: list[Layer]) -> None:
+def test_without_a_table_hooks_pass_the_layers_object_on(layers: list[Layer]) -> None:
     bank = bank_of([random_guard()])
     HiddenSeam(layers).install(bank.layers)
-    assert all(own(layers, run(layers, torch.randn(2, 3, WIDTH))))
+    assert all(untouched(layers, run(layers, torch.randn(2, 3, WIDTH))))
 
 
-def test_a_silent_table_passes_the_layers_own_object_on(layers: list[Layer]) -> None:
+def test_a_silent_table_passes_the_layers_object_on(layers: list[Layer]) -> None:
     bank = bank_of([random_guard()])
     seam = HiddenSeam(layers)
     seam.install(bank.layers)
     table = table_of(bank, threshold=1e9)
     table.begin(slice(0, 2), torch.ones(2, 3, dtype=torch.bool))
-    with seam.reading(table):
+    with seam.consulting(table):
         outputs = run(layers, torch.randn(2, 3, WIDTH))
-    assert all(own(layers, outputs))
-    assert table.readings(0)["guard"].score > 0, "the hooks were to sense"
+    assert all(untouched(layers, outputs))
+    assert table.readings(0)["guard"].score > 0, "the hooks should sense"
 
 
 def test_a_fired_guard_replaces_the_states_of_its_acting_layers_only(layers: list[Layer]) -> None:
@@ -78,9 +78,9 @@ def test_a_fired_guard_replaces_the_states_of_its_acting_layers_only(layers: lis
     seam.install(bank.layers)
     table = table_of(bank, threshold=-1.0)
     table.begin(slice(0, 2), torch.ones(2, 3, dtype=torch.bool))
-    with seam.reading(table):
+    with seam.consulting(table):
         outputs = run(layers, torch.randn(2, 3, WIDTH))
-    assert own(layers, outputs) == [True, False, True, False]
+    assert untouched(layers, outputs) == [True, False, True, False]
     for output, layer in zip(outputs, layers, strict=True):
         if isinstance(output, tuple):
             assert output[1] == "cache"
@@ -89,18 +89,20 @@ def test_a_fired_guard_replaces_the_states_of_its_acting_layers_only(layers: lis
             before = layer.returned
         assert torch.equal(output[:, :-1], before[:, :-1])
         assert torch.equal(output[1], before[1])
-    assert all(own(layers, run(layers, torch.randn(2, 3, WIDTH)))), "reading has ended"
+    assert all(untouched(layers, run(layers, torch.randn(2, 3, WIDTH)))), (
+        "the table is no longer consulted"
+    )
 
 
-def test_reading_ends_with_an_exception_too(layers: list[Layer]) -> None:
+def test_consulting_ends_with_an_exception_too(layers: list[Layer]) -> None:
     bank = bank_of([random_guard()])
     seam = HiddenSeam(layers)
     seam.install(bank.layers)
     table = table_of(bank, threshold=-1.0)
     table.begin(slice(0, 2), torch.ones(2, 3, dtype=torch.bool))
-    with pytest.raises(RuntimeError, match="boom"), seam.reading(table):
+    with pytest.raises(RuntimeError, match="boom"), seam.consulting(table):
         raise RuntimeError("boom")
-    assert all(own(layers, run(layers, torch.randn(2, 3, WIDTH))))
+    assert all(untouched(layers, run(layers, torch.randn(2, 3, WIDTH))))
 
 
 def test_removed_hooks_leave_the_modules_as_they_were(layers: list[Layer]) -> None:
@@ -112,7 +114,7 @@ def test_removed_hooks_leave_the_modules_as_they_were(layers: list[Layer]) -> No
     seam.install([1, 2])
     assert [len(layer._forward_hooks) for layer in layers] == [0, 1, 2, 0], "replaces, not adds"
     seam.remove()
-    assert [len(layer._forward_hooks) for layer in layers] == [0, 0, 1, 0], "only its own"
+    assert [len(layer._forward_hooks) for layer in layers] == [0, 0, 1, 0], "leaves foreign hooks"
     foreign.remove()
     for layer, attributes in zip(layers, before, strict=True):
         assert layer.__dict__.keys() == attributes.keys()

@@ -15,71 +15,32 @@ from steering.hidden.bank import HiddenBank
 from steering.hidden.rows import RowGuard
 from steering.hidden.table import Table
 from steering.methods.steer import SteerGuard, bank_of
+from tests.steering.hidden.guards import (
+    WIDTH,
+    AnyGuard,
+    bank_of_all,
+    banks,
+    mixed_banks,
+    row_guards,
+    same_bits,
+    whole,
+)
 from tests.steering.hidden.slow_table import SlowRow
 from tests.steering.tiny import random_guard
 
-CAPACITY, WIDTH = 4, 5
-
-
-def whole(generator: torch.Generator, *shape: int, limit: int = 3) -> Tensor:
-    """Small whole numbers: sums are exact. Zeros are negative, so that adding 0 shows."""
-    values = torch.randint(-limit, limit + 1, shape, generator=generator).float()
-    return torch.where(values == 0, -0.0, values)
-
-
-def same_bits(a: Tensor, b: Tensor) -> bool:
-    return torch.equal(a.contiguous().view(torch.int32), b.contiguous().view(torch.int32))
-
-
-@st.composite
-def banks(draw: st.DrawFn) -> list[SteerGuard]:
-    """Guards of different layers, pools and lengths, of which some act before others sense."""
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
-    guards = []
-    for i in range(draw(st.integers(1, 3))):
-        sense = tuple(sorted(draw(st.sets(st.integers(0, 3), min_size=1, max_size=2))))
-        act = tuple(sorted(draw(st.sets(st.integers(max(sense), 4), min_size=1))))
-        steps = draw(st.integers(1, 3))
-        guards.append(
-            SteerGuard(
-                name=f"g{i}",
-                sense_layers=sense,
-                gates=whole(generator, len(sense), WIDTH),
-                act_layers=act,
-                directions=whole(generator, steps, len(act), WIDTH),
-                pool=draw(st.integers(1, 3)),
-                rest=draw(st.none() | st.integers(1, 4)),
-            )
-        )
-    return guards
-
-
-# scores are thirds and halves of whole numbers: no score comes near these thresholds
-thresholds = st.integers(-1, 15).map(lambda n: n + 0.1)
-
-
-def row_guards(bank: list[SteerGuard]) -> st.SearchStrategy[list[RowGuard]]:
-    one = st.builds(
-        RowGuard,
-        name=st.sampled_from([guard.name for guard in bank]),
-        threshold=thresholds,
-        strength=st.sampled_from([0.5, 1.0, 2.0]),
-        acts=st.booleans(),
-        recheck=st.none() | thresholds,
-    )
-    return st.lists(one, max_size=len(bank), unique_by=lambda guard: guard.name)
+CAPACITY = 4
 
 
 @dataclass
 class Batch:
-    """A table and its slow double, driven as an engine drives it."""
+    """A table and its slow reference, driven as by an engine."""
 
-    guards: list[SteerGuard]
+    guards: list[AnyGuard]
     generator: torch.Generator
     slow: list[SlowRow] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.bank = bank_of(self.guards)
+        self.bank = bank_of_all(self.guards)
         self.table = Table(self.bank, CAPACITY)
 
     def join(self, carried: list[list[RowGuard]], padding: list[int], tokens: int) -> None:
@@ -111,31 +72,34 @@ class Batch:
             if self.table.acts and layer in self.bank.act_layers:
                 got[layer] = self.table.act(layer, states[layer])
         for offset, row in enumerate(self.slow[rows]):
-            own = {layer: hidden[offset] for layer, hidden in states.items()}
-            wanted = row.forward(own, real[offset].tolist())
-            for layer, hidden in wanted.items():
+            before = {layer: hidden[offset] for layer, hidden in states.items()}
+            expected = row.forward(before, real[offset].tolist())
+            for layer, hidden in expected.items():
                 assert torch.equal(got[layer][offset], hidden)
-                assert row.steered or same_bits(got[layer][offset], own[layer])
+                assert row.steered or same_bits(got[layer][offset], before[layer])
         self.compare()
 
     def compare(self) -> None:
         for row, slow in enumerate(self.slow):
             readings = self.table.readings(row)
-            assert readings.keys() == {each.row.name for each in slow.guards}
-            for each in slow.guards:
-                got, wanted = readings[each.row.name], each.reading()
-                assert got.score == pytest.approx(wanted.score, abs=1e-5)
-                assert got.threshold == pytest.approx(wanted.threshold)
-                assert (got.position, got.valid) == (wanted.position, True)
+            assert readings.keys() == {guard.row.name for guard in slow.guards}
+            for guard in slow.guards:
+                got, expected = readings[guard.row.name], guard.reading()
+                assert got.score == pytest.approx(expected.score, abs=1e-5)
+                assert got.threshold == pytest.approx(expected.threshold)
+                assert (got.position, got.valid) == (expected.position, True)
         fired, invalid = self.table.flags(slice(0, len(self.slow)))
         assert fired == [any(g.fired is not None for g in row.guards) for row in self.slow]
         assert not any(invalid)
 
 
+@pytest.mark.parametrize("strategy", [banks(), mixed_banks()], ids=["steer", "two methods"])
 @given(data=st.data())
 @settings(max_examples=80, deadline=None)
-def test_table_agrees_with_the_slow_reference(data: st.DataObject) -> None:
-    guards = data.draw(banks())
+def test_table_agrees_with_the_slow_reference(
+    strategy: st.SearchStrategy[list[AnyGuard]], data: st.DataObject
+) -> None:
+    guards = data.draw(strategy)
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**16)))
     batch = Batch(guards, generator)
     for _ in range(data.draw(st.integers(4, 20))):
@@ -155,7 +119,7 @@ def test_table_agrees_with_the_slow_reference(data: st.DataObject) -> None:
 def run(
     bank: HiddenBank, carried: list[list[RowGuard]], states: list[dict[int, Tensor]]
 ) -> tuple[Table, list[dict[int, Tensor]]]:
-    """A prefill and decode steps over fixed states; what each layer's states became."""
+    """A prefill and decode steps over fixed states; the states after each layer."""
     table = Table(bank, CAPACITY)
     for row, guards in enumerate(carried):
         table.add(row, guards)
@@ -183,20 +147,20 @@ def random_states(seed: int, rows: int, width: int, steps: int = 4) -> list[dict
 
 FIRES = RowGuard("guard", threshold=-1.0, strength=1.0, recheck=-1.0)
 SILENT = RowGuard("guard", threshold=1e6, strength=1.0, recheck=1e6)
-WATCHES = dataclasses.replace(FIRES, acts=False)
+OBSERVES = dataclasses.replace(FIRES, acts=False)
 
 
-@pytest.mark.parametrize("quiet", [[], [SILENT], [WATCHES]], ids=["bare", "silent", "observe"])
+@pytest.mark.parametrize("quiet", [[], [SILENT], [OBSERVES]], ids=["bare", "silent", "observe"])
 def test_quiet_rows_are_bit_identical_beside_a_steered_one(quiet: list[RowGuard]) -> None:
     states = random_states(0, 3, 32)
     _, results = run(bank_of([random_guard()]), [quiet, [FIRES], quiet], states)
-    for given_states, got in zip(states, results, strict=True):
-        for layer, hidden in given_states.items():
+    for before, got in zip(states, results, strict=True):
+        for layer, hidden in before.items():
             assert same_bits(got[layer][[0, 2]], hidden[[0, 2]])
     assert not torch.equal(results[0][2][1], states[0][2][1]), "the middle row was to be steered"
 
 
-def test_a_row_does_not_see_what_its_neighbours_carry() -> None:
+def test_a_row_is_not_affected_by_the_guards_of_its_neighbours() -> None:
     bank = bank_of([random_guard(), random_guard("other", seed=1, pool=3, steps=1)])
     states = random_states(1, 3, 32)
     other = dataclasses.replace(FIRES, name="other")
@@ -213,14 +177,14 @@ def test_a_non_finite_state_marks_its_row_and_only_it(bad: float, step: int) -> 
     bank = bank_of([random_guard(), random_guard("other", seed=1, pool=1)])
     carried = [[FIRES], [SILENT], [SILENT]]
     states = random_states(2, 3, 32)
-    sound, wanted = run(bank, carried, states)
+    sound, expected = run(bank, carried, states)
     states[step][1][1, -1, 3] = bad
     broken, got = run(bank, carried, states)
     assert broken.flags(slice(0, 3))[1] == [False, True, False]
     assert not broken.readings(1)["guard"].valid
     for row in (0, 2):
         assert broken.readings(row) == sound.readings(row)
-        for a, b in zip(wanted, got, strict=True):
+        for a, b in zip(expected, got, strict=True):
             assert all(same_bits(a[layer][row], b[layer][row]) for layer in a)
 
 
@@ -261,7 +225,7 @@ def test_a_slot_forgets_the_request_that_left_it() -> None:
     assert (fresh.score, fresh.position, fresh.valid) == (0.0, None, True)
 
 
-def test_a_moved_row_keeps_its_own_age_and_schedule() -> None:
+def test_a_moved_row_keeps_its_age_and_schedule() -> None:
     """Row 1 joins three tokens after row 0, moves to its slot, and fires there."""
     guard = random_guard(sense=(0,), act=(0,), steps=2, pool=1)
     guard = dataclasses.replace(guard, gates=torch.ones(1, 32))
@@ -305,7 +269,7 @@ def test_forwards_without_work_are_known_before_they_run() -> None:
     assert same_bits(results[1][3], states[1][3]), "one step only: nothing is due at the next token"
 
 
-def test_unfired_reading_tells_the_threshold_that_was_looked_at_last() -> None:
+def test_the_reading_of_a_silent_guard_has_the_last_threshold() -> None:
     patient = RowGuard("guard", threshold=900.0, strength=1.0, recheck=1e6)
     bank = bank_of([random_guard()])
     table, _ = run(bank, [[patient]], random_states(6, 1, 32, steps=1))

@@ -1,4 +1,4 @@
-"""The guidance seam against a slow reference, with rows that come, move and go."""
+"""The guidance seam against a slow reference, with rows that are added, moved and removed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SHAPE = (2, 3, 3)
 
 
 class Leaky:
-    """A guide that is easy to follow: takes off the concept, plus half of all it took before."""
+    """Guidance guards with a simple term: the weighted concept, plus half of the previous term."""
 
     def __init__(self, *names: str, first: float) -> None:
         self.names: Sequence[str] = names
@@ -35,14 +35,14 @@ class Leaky:
         raise NotImplementedError
 
     def term(self, at: Predictions) -> tuple[Tensor, Tensor]:
-        width = (-1, 1, 1, 1)
+        shape = (-1, 1, 1, 1)
         weight = at.strength + at.guard + at.progress + at.scale
-        term = weight.view(width) * at.concept + 0.5 * at.memory
+        term = weight.view(shape) * at.concept + 0.5 * at.memory
         return term, term
 
 
 class SlowRow:
-    """One row of the reference: its pairs, each with its own memory."""
+    """One row of the reference: its pairs, each with its memory."""
 
     def __init__(self, guards: Sequence[RowGuard]) -> None:
         self.guards = guards
@@ -57,12 +57,12 @@ class SlowRow:
         s: float,
         p: float,
     ) -> Tensor:
-        taken = torch.zeros(SHAPE)
+        total = torch.zeros(SHAPE)
         for i, guard in enumerate(self.guards):
             weight = guard.strength + column[guard.name] + p + s
             self.memory[i] = weight * concepts[i] + 0.5 * self.memory[i]
-            taken = taken + self.memory[i]
-        return u + s * (c - u - taken)
+            total = total + self.memory[i]
+        return u + s * (c - u - total)
 
 
 def guards(*names: str) -> list[RowGuard]:
@@ -85,46 +85,47 @@ def combined(
     )
 
 
-def check(guidance: Guidance, slow: list[SlowRow], draw: torch.Generator) -> None:
-    """One step of both, and that they agree."""
+def check(guidance: Guidance, slow: list[SlowRow], generator: torch.Generator) -> None:
+    """Take one step of both, and compare them."""
     count = len(slow)
-    u, c = (torch.randn(count, *SHAPE, generator=draw) for _ in range(2))
-    scale, progress = (torch.rand(count, generator=draw) + 1.5 for _ in range(2))
-    wanted: dict[tuple[int, float], Tensor] = {}
-    concept = torch.randn(len(guidance.extra_rows), *SHAPE, generator=draw)
+    u, c = (torch.randn(count, *SHAPE, generator=generator) for _ in range(2))
+    scale, progress = (torch.rand(count, generator=generator) + 1.5 for _ in range(2))
+    concept_of: dict[tuple[int, float], Tensor] = {}
+    concept = torch.randn(len(guidance.extra_rows), *SHAPE, generator=generator)
     if len(guidance):
-        seen = guidance.text.states["text"][:, 0, 0].tolist()
-        for pair, (row, value) in enumerate(zip(guidance.extra_rows.tolist(), seen, strict=True)):
-            wanted[row, value] = concept[pair]
+        values = guidance.text.states["text"][:, 0, 0].tolist()
+        rows = guidance.extra_rows.tolist()
+        for pair, (row, value) in enumerate(zip(rows, values, strict=True)):
+            concept_of[row, value] = concept[pair]
     out = combined(guidance, u, c, concept, scale, progress)
     for row, reference in enumerate(slow):
-        own = [wanted[row, CONCEPT[guard.name]] for guard in reference.guards]
+        concepts = [concept_of[row, CONCEPT[guard.name]] for guard in reference.guards]
         s, p = float(scale[row]), float(progress[row])
-        expected = reference.guided(COLUMN, u[row], c[row], own, s, p)
+        expected = reference.guided(COLUMN, u[row], c[row], concepts, s, p)
         torch.testing.assert_close(out[row], expected)
         if not reference.guards:
             assert torch.equal(out[row], u[row] + scale[row] * (c[row] - u[row]))
 
 
-def test_rows_that_come_move_and_go_keep_their_own_terms() -> None:
-    draw = torch.Generator().manual_seed(0)
+def test_rows_that_are_added_moved_and_removed_keep_their_terms() -> None:
+    generator = torch.Generator().manual_seed(0)
     guidance = seam()
     carried = [guards("a", "ccc"), guards(), guards("bb"), guards("ccc")]
     slow = []
-    for row, own in enumerate(carried):
-        guidance.add(row, own)
-        slow.append(SlowRow(own))
-        check(guidance, slow, draw)
+    for row, row_guards in enumerate(carried):
+        guidance.add(row, row_guards)
+        slow.append(SlowRow(row_guards))
+        check(guidance, slow, generator)
     guidance.remove(0)
     guidance.move(3, 0)
     slow = [slow[3], slow[1], slow[2]]
-    check(guidance, slow, draw)
+    check(guidance, slow, generator)
     guidance.add(3, guards("bb", "a"))
     slow.append(SlowRow(guards("bb", "a")))
-    check(guidance, slow, draw)
+    check(guidance, slow, generator)
     guidance.add(0, guards("a"))  # a fresh request in the place of an old one
     slow[0] = SlowRow(guards("a"))
-    check(guidance, slow, draw)
+    check(guidance, slow, generator)
 
 
 def test_without_pairs_every_row_keeps_the_bare_bits() -> None:
@@ -136,8 +137,8 @@ def test_without_pairs_every_row_keeps_the_bare_bits() -> None:
 
 
 def test_a_row_does_not_depend_on_its_neighbours() -> None:
-    draw = torch.Generator().manual_seed(2)
-    u, c, concept = (torch.randn(2, *SHAPE, generator=draw) for _ in range(3))
+    generator = torch.Generator().manual_seed(2)
+    u, c, concept = (torch.randn(2, *SHAPE, generator=generator) for _ in range(3))
     scale, progress = torch.tensor([3.0, 4.0]), torch.tensor([0.0, 0.5])
     both, alone = seam(), seam()
     both.add(0, guards("a"))

@@ -1,4 +1,4 @@
-"""What is bounded in a request's own embeddings, and what is told where that does not hold."""
+"""The limits on the learned embeddings of a request, and the messages where they are exceeded."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def of(value: float, vectors: int = 1, width: int = 4) -> Any:
     return np.full((vectors, width), value, np.float32)
 
 
-def test_what_lies_within_the_limits_passes() -> None:
+def test_embeddings_within_the_limits_pass() -> None:
     LIMITS.check("a <x> and <Y-2_z>", {"<x>": of(5.0), "<Y-2_z>": of(-1.0, MAX_VECTORS - 1)})
     LIMITS.check("<x> " * MAX_PLACED, {"<x>": of(1.0)})
     LIMITS.check("a cat", {})
@@ -34,10 +34,10 @@ def test_what_lies_within_the_limits_passes() -> None:
         *("<a.b>", "<" + "x" * 33 + ">", "<<x>>"),
     ],
 )
-def test_names_that_are_none_are_refused_and_not_repeated(name: str) -> None:
-    with pytest.raises(ValueError, match="written <name>") as told:
+def test_invalid_names_are_refused_and_not_repeated(name: str) -> None:
+    with pytest.raises(ValueError, match="written <name>") as error:
         LIMITS.check(f"a {name}", {name: of(1.0)})
-    assert len(name) < 3 or name not in str(told.value)
+    assert len(name) < 3 or name not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -56,12 +56,12 @@ def test_names_that_are_none_are_refused_and_not_repeated(name: str) -> None:
         ("<x>" * (MAX_PLACED + 1), of(1.0), "257 vectors, repeats counted; the most is 256"),
     ],
 )
-def test_each_fault_is_told(prompt: str, vectors: Any, message: str) -> None:
+def test_each_fault_is_reported(prompt: str, vectors: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         LIMITS.check(prompt, {"<x>": vectors})
 
 
-def test_there_are_so_many_and_no_more() -> None:
+def test_the_number_of_placeholders_is_limited() -> None:
     names = [f"<x{i}>" for i in range(MAX_PLACEHOLDERS + 1)]
     LIMITS.check(" ".join(names), {name: of(1.0) for name in names[1:]})
     with pytest.raises(ValueError, match="9 tokens have embeddings; the most is 8"):

@@ -1,4 +1,4 @@
-"""From artifacts to stacked screens: every method is registered, and every fault is named."""
+"""From artifacts to stacked guards: every method is registered, and every fault is named."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ SOUND = {
 
 @pytest.mark.parametrize("method", SOUND)
 def test_sound_guards_are_stacked_in_their_order(method: str) -> None:
-    own = SOUND[method]
-    other = FittedGuard("other", own.tensors, own.settings)
-    assert list(METHODS[method].stacked([own, other], "cpu").names) == [own.name, "other"]
+    sound = SOUND[method]
+    other = FittedGuard("other", sound.tensors, sound.settings)
+    assert list(METHODS[method].stacked([sound, other], "cpu").names) == [sound.name, "other"]
 
 
 def without(values: Any, key: str) -> dict[str, Any]:
@@ -55,9 +55,11 @@ def without(values: Any, key: str) -> dict[str, Any]:
     ],
 )
 def test_a_missing_tensor_is_named(method: str, key: str) -> None:
-    own = SOUND[method]
+    sound = SOUND[method]
     with pytest.raises(ValueError, match=f"has no tensor '{key}'"):
-        METHODS[method].stacked([FittedGuard("g", without(own.tensors, key), own.settings)], "cpu")
+        METHODS[method].stacked(
+            [FittedGuard("g", without(sound.tensors, key), sound.settings)], "cpu"
+        )
 
 
 @pytest.mark.parametrize(
@@ -75,9 +77,11 @@ def test_a_missing_tensor_is_named(method: str, key: str) -> None:
     ],
 )
 def test_a_missing_setting_is_named(method: str, key: str) -> None:
-    own = SOUND[method]
+    sound = SOUND[method]
     with pytest.raises(ValueError, match=f"has no setting '{key}'"):
-        METHODS[method].stacked([FittedGuard("g", own.tensors, without(own.settings, key))], "cpu")
+        METHODS[method].stacked(
+            [FittedGuard("g", sound.tensors, without(sound.settings, key))], "cpu"
+        )
 
 
 @pytest.mark.parametrize(
@@ -91,21 +95,21 @@ def test_a_missing_setting_is_named(method: str, key: str) -> None:
     ],
 )
 def test_an_impossible_setting_is_named(method: str, key: str, value: Any, fault: str) -> None:
-    own = SOUND[method]
-    broken = FittedGuard("g", own.tensors, dict(own.settings) | {key: value})
+    sound = SOUND[method]
+    broken = FittedGuard("g", sound.tensors, dict(sound.settings) | {key: value})
     with pytest.raises(ValueError, match=fault):
         METHODS[method].stacked([broken], "cpu")
 
 
 def test_guards_of_different_widths_cannot_be_stacked() -> None:
-    own = SOUND["safree"]
-    narrow = {key: values[..., :-1] for key, values in own.tensors.items()}
+    sound = SOUND["safree"]
+    narrow = {key: values[..., :-1] for key, values in sound.tensors.items()}
     with pytest.raises(ValueError, match="of different widths"):
-        METHODS["safree"].stacked([own, FittedGuard("g", narrow, own.settings)], "cpu")
+        METHODS["safree"].stacked([sound, FittedGuard("g", narrow, sound.settings)], "cpu")
 
 
 def test_concepts_of_different_lengths_cannot_be_stacked() -> None:
-    own = SOUND["negative-prompt"]
-    short = dict(own.tensors) | {"concept.t5": own.tensors["concept.t5"][:-1]}
+    sound = SOUND["negative-prompt"]
+    short = dict(sound.tensors) | {"concept.t5": sound.tensors["concept.t5"][:-1]}
     with pytest.raises(ValueError, match=r"concept\.t5 and mask\.t5 must be of one shape"):
-        METHODS["negative-prompt"].stacked([own, FittedGuard("g", short, own.settings)], "cpu")
+        METHODS["negative-prompt"].stacked([sound, FittedGuard("g", short, sound.settings)], "cpu")

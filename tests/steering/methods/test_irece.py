@@ -28,12 +28,12 @@ SETTINGS: dict[str, Any] = {
 
 
 def with_spot(count: int, seed: int, *, shown: bool = True) -> tuple[Tensor, Tensor]:
-    """Noise with the concept, four places a side of the first two channels; and where it is."""
-    draw = torch.Generator().manual_seed(seed)
-    latents = torch.randn(count, CHANNELS, SIDE, SIDE, generator=draw)
+    """Noise with the concept in 4 x 4 places of the first two channels, and its mask."""
+    generator = torch.Generator().manual_seed(seed)
+    latents = torch.randn(count, CHANNELS, SIDE, SIDE, generator=generator)
     where = torch.zeros(count, SIDE, SIDE)
     for i in range(count):
-        x, y = torch.randint(0, SIDE - 4, (2,), generator=draw).tolist()
+        x, y = torch.randint(0, SIDE - 4, (2,), generator=generator).tolist()
         where[i, y : y + 4, x : x + 4] = 1.0
     if shown:
         latents[:, :2] += 5.0 * where[:, None]
@@ -46,10 +46,10 @@ def tensors() -> dict[str, Any]:
     shown, _ = with_spot(80, 1)
     plain, _ = with_spot(80, 2, shown=False)
     label = torch.arange(160) < 80
-    made = train_latents(torch.cat([shown, plain]), label, LatentRecipe(steps=60), seed=0)
-    found = {f"weight{i}.latents": w.numpy() for i, w in enumerate(made.weights)}
-    found |= {f"bias{i}.latents": b.numpy() for i, b in enumerate(made.biases)}
-    return found | {
+    classifiers = train_latents(torch.cat([shown, plain]), label, LatentRecipe(steps=60), seed=0)
+    arrays = {f"weight{i}.latents": w.numpy() for i, w in enumerate(classifiers.weights)}
+    arrays |= {f"bias{i}.latents": b.numpy() for i, b in enumerate(classifiers.biases)}
+    return arrays | {
         "keys0.attention": torch.ones(2, 8).numpy(),
         "others0.attention": torch.ones(3, 8).numpy(),
     }
@@ -59,7 +59,7 @@ def guard(tensors: dict[str, Any], name: str = "p", **changed: Any) -> FittedGua
     return FittedGuard(name, tensors, SETTINGS | changed)
 
 
-def seen(estimate: Tensor, votes: Tensor, attended: Tensor) -> LatentEvidence:
+def evidence_of(estimate: Tensor, votes: Tensor, attended: Tensor) -> LatentEvidence:
     pairs = len(estimate)
     return LatentEvidence(
         guard=torch.zeros(pairs, dtype=torch.long),
@@ -71,39 +71,39 @@ def seen(estimate: Tensor, votes: Tensor, attended: Tensor) -> LatentEvidence:
     )
 
 
-def test_it_finds_the_place_by_votes_and_attention(tensors: dict[str, Any]) -> None:
-    eraser = irece.stack([guard(tensors)])
+def test_votes_and_attention_locate_the_concept(tensors: dict[str, Any]) -> None:
+    guards = irece.stack([guard(tensors)])
     latents, where = with_spot(20, 3)
     plain, _ = with_spot(20, 4, shown=False)
-    score, votes = eraser.sense(latents, [0])
-    assert (score > eraser.sense(plain, [0])[0].max()).float().mean() > 0.9
+    score, votes = guards.sense(latents, [0])
+    assert (score > guards.sense(plain, [0])[0].max()).float().mean() > 0.9
     attended = where + 0.3 * torch.randn(where.shape, generator=torch.Generator().manual_seed(0))
-    found = eraser.find(seen(latents, votes[:, 0], attended))
-    overlap = (found.mask * where).sum((1, 2)) / torch.maximum(found.mask, where).sum((1, 2))
+    location = guards.locate(evidence_of(latents, votes[:, 0], attended))
+    overlap = (location.mask * where).sum((1, 2)) / torch.maximum(location.mask, where).sum((1, 2))
     assert overlap.mean() > 0.4
-    assert found.peak.min() > 2
+    assert location.peak.min() > 2
     # votes alone, attention alone
     for changed, maps in (({"reads": []}, attended[:0]), ({"votes": 0.0}, attended)):
-        one = irece.stack([guard(tensors, **changed)])
-        owners = seen(latents, votes[:, 0], maps)
+        single = irece.stack([guard(tensors, **changed)])
+        owners = evidence_of(latents, votes[:, 0], maps)
         owners = LatentEvidence(**{**vars(owners), "owner": torch.arange(len(maps))})
-        peak = one.find(owners).mask
+        peak = single.locate(owners).mask
         assert ((peak * where).sum((1, 2)) > 0).float().mean() > 0.9
 
 
-def test_each_guard_has_settings_of_its_own(tensors: dict[str, Any]) -> None:
+def test_each_guard_has_its_settings(tensors: dict[str, Any]) -> None:
     wide, narrow = guard(tensors, "wide", mask=0.1), guard(tensors, "narrow", mask=0.9)
-    eraser = irece.stack([wide, narrow])
+    guards = irece.stack([wide, narrow])
     latents, where = with_spot(6, 5)
-    _, votes = eraser.sense(latents, [0, 1])
-    both = seen(latents, votes[:, 0], where)
+    _, votes = guards.sense(latents, [0, 1])
+    shared = evidence_of(latents, votes[:, 0], where)
     area = {}
     for column in (0, 1):
-        own = LatentEvidence(**{**vars(both), "guard": torch.full((6,), column)})
-        area[column] = eraser.find(own).mask.mean()
+        evidence = LatentEvidence(**{**vars(shared), "guard": torch.full((6,), column)})
+        area[column] = guards.locate(evidence).mask.mean()
     assert area[0] > 2 * area[1] > 0
-    mixed = LatentEvidence(**{**vars(both), "guard": torch.tensor([0, 1, 0, 1, 0, 1])})
-    sizes = eraser.find(mixed).mask.mean((1, 2))
+    mixed = LatentEvidence(**{**vars(shared), "guard": torch.tensor([0, 1, 0, 1, 0, 1])})
+    sizes = guards.locate(mixed).mask.mean((1, 2))
     assert (sizes[::2] > sizes[1::2]).all()
 
 
@@ -130,26 +130,26 @@ def test_a_mask_rises_from_the_median_and_a_flat_map_has_none() -> None:
 
 
 @pytest.mark.parametrize("shape", [(9, 9), (3, 9, 9)])
-def test_smoothing_keeps_what_there_is_and_each_has_its_own(shape: tuple[int, ...]) -> None:
+def test_smoothing_keeps_the_sum_and_each_map_has_its_width(shape: tuple[int, ...]) -> None:
     maps = torch.zeros(2, *shape)
     maps[..., 4, 4] = 1.0
     flat = torch.full((2, *shape), 3.0)
     width = torch.tensor([0.05, 0.2])
-    made = smoothed(maps, width)
+    smooth = smoothed(maps, width)
     torch.testing.assert_close(smoothed(flat, width), flat)
-    torch.testing.assert_close(made.sum((-1, -2)), maps.sum((-1, -2)), rtol=0.05, atol=0.05)
-    assert (made[0, ..., 4, 4] > 2 * made[1, ..., 4, 4]).all()
+    torch.testing.assert_close(smooth.sum((-1, -2)), maps.sum((-1, -2)), rtol=0.05, atol=0.05)
+    assert (smooth[0, ..., 4, 4] > 2 * smooth[1, ..., 4, 4]).all()
 
 
-def test_a_guard_smooths_no_farther_in_company() -> None:
+def test_smoothing_of_a_map_does_not_depend_on_others() -> None:
     maps = torch.rand(2, 16, 16, generator=torch.Generator().manual_seed(1))
     alone = smoothed(maps[:1], torch.tensor([0.06]))
-    beside = smoothed(maps, torch.tensor([0.06, 0.4]))[:1]
-    torch.testing.assert_close(beside, alone)
+    together = smoothed(maps, torch.tensor([0.06, 0.4]))[:1]
+    torch.testing.assert_close(together, alone)
 
 
 @pytest.mark.parametrize("shape", [(17, 128), (65, 65), (9, 16), (3, 16, 65)])
-def test_votes_stand_where_they_were_cast(shape: tuple[int, ...]) -> None:
+def test_votes_are_at_their_places(shape: tuple[int, ...]) -> None:
     height, width = shape[-2:]
     latents = torch.zeros(1, CHANNELS, *shape)
     latents[..., height // 2 :, width // 2 :] = 1.0
@@ -160,11 +160,11 @@ def test_votes_stand_where_they_were_cast(shape: tuple[int, ...]) -> None:
     half[..., 1, 1] = 1.0
     weights = first, half, half, half, half[..., 1:2, 1:2]
     votes = LatentClassifiers(weights, (nothing,) * 5).votes(latents)[:, 0]
-    made = irece.votes_map(votes, shape)[0]
-    there = latents[0, 0].bool()
-    assert made[there].mean() > 0.5 > -0.2 > made[~there].mean()
-    corner = made[..., -1, -1]
-    assert (corner > 0).all() and (made[..., 0, :] < corner[..., None]).all()
+    votes_grid = irece.votes_map(votes, shape)[0]
+    inside = latents[0, 0].bool()
+    assert votes_grid[inside].mean() > 0.5 > -0.2 > votes_grid[~inside].mean()
+    corner = votes_grid[..., -1, -1]
+    assert (corner > 0).all() and (votes_grid[..., 0, :] < corner[..., None]).all()
 
 
 def test_each_replacement_is_what_its_name_says() -> None:
@@ -180,7 +180,7 @@ def test_each_replacement_is_what_its_name_says() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "message"),
     [
         ({"reads": "all"}, "reads must be a list"),
         ({"reads": [["layer"]]}, "a read must be a layer and a head"),
@@ -195,13 +195,13 @@ def test_each_replacement_is_what_its_name_says() -> None:
         ({"mask": 1.5}, "mask must lie in 0..1"),
         ({"votes": -1.0}, "votes must lie in 0..1000"),
         ({"smoothing": 1e9}, "smoothing must lie in 0..0.5"),
-        ({"reads": [], "votes": 0.0}, "without reads and votes it finds no place"),
+        ({"reads": [], "votes": 0.0}, "without reads and votes it cannot locate"),
     ],
 )
-def test_an_artifact_that_does_not_hold_is_refused(
-    tensors: dict[str, Any], changed: dict[str, Any], said: str
+def test_an_invalid_artifact_is_refused(
+    tensors: dict[str, Any], changed: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         irece.stack([guard(tensors, **changed)])
 
 

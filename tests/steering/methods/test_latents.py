@@ -1,4 +1,4 @@
-"""Classifiers of latents as a guard: stacked, averaged, and honest about what is not a number."""
+"""Classifiers of latents as guards: stacked, averaged, and NaN where latents are not finite."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.classifiers.nets import random_net, tensors_of
 
 CHANNELS = 5
 SHAPES = [(8, 8), (3, 8, 6)]
-"""Of an image, and of a video."""
+"""The shapes of an image and of a video."""
 
 
 def net_of(members: int, seed: int) -> LatentClassifiers:
@@ -28,30 +28,30 @@ def net_of(members: int, seed: int) -> LatentClassifiers:
 def fitted(
     name: str, members: int, *, seed: int = 0, net: LatentClassifiers | None = None
 ) -> FittedGuard:
-    """As an artifact of `guard fit latents` gives it."""
+    """A guard as in an artifact of `guard fit latents`."""
     tensors = tensors_of(net or net_of(members, seed))
     return FittedGuard(name, tensors, {"threshold": 0.5, "strength": 1.0})
 
 
 def three() -> LatentClassifierGuards:
-    # numbers of members differ, so that none can be taken for a neighbour's
+    # the numbers of members differ, so that a mix-up of guards shows
     return stack([fitted("a", 3), fitted("b", 1, seed=1), fitted("c", 2, seed=2)])
 
 
-def drawn(rows: int = 4, *, shape: Sequence[int] = (8, 8), seed: int = 0) -> Tensor:
+def random_latents(rows: int = 4, *, shape: Sequence[int] = (8, 8), seed: int = 0) -> Tensor:
     random = torch.Generator().manual_seed(seed)
     return torch.randn(rows, CHANNELS, *shape, generator=random)
 
 
-def test_the_method_looks_at_images_and_not_at_prompts() -> None:
+def test_the_method_reads_images_and_not_prompts() -> None:
     assert METHODS["latents"].seam == "output"
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_each_guard_says_the_mean_of_its_own_members(shape: Sequence[int]) -> None:
-    screen, latents = three(), drawn(shape=shape)
-    assert list(screen.names) == ["a", "b", "c"] and screen.channels == CHANNELS
-    scores = screen.sense(latents, [0, 1, 2])
+def test_the_score_of_a_guard_is_the_mean_of_its_members(shape: Sequence[int]) -> None:
+    guards, latents = three(), random_latents(shape=shape)
+    assert list(guards.names) == ["a", "b", "c"] and guards.channels == CHANNELS
+    scores = guards.sense(latents, [0, 1, 2])
     assert scores.shape == (4, 3)
     for column, (members, seed) in enumerate([(3, 0), (1, 1), (2, 2)]):
         net = net_of(members, seed)
@@ -61,17 +61,17 @@ def test_each_guard_says_the_mean_of_its_own_members(shape: Sequence[int]) -> No
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("columns", [[0], [1], [2], [0, 2], [2, 0], [1, 2], [2, 1, 0], [1, 0, 2]])
-def test_some_guards_say_what_they_say_among_all_in_any_order(
+def test_scores_of_some_guards_are_those_among_all_in_any_order(
     columns: list[int], shape: Sequence[int]
 ) -> None:
-    screen, latents = three(), drawn(shape=shape)
-    found = screen.sense(latents, columns)
-    assert found.shape == (4, len(columns))
-    assert torch.allclose(found, screen.sense(latents, [0, 1, 2])[:, columns], atol=1e-5)
+    guards, latents = three(), random_latents(shape=shape)
+    scores = guards.sense(latents, columns)
+    assert scores.shape == (4, len(columns))
+    assert torch.allclose(scores, guards.sense(latents, [0, 1, 2])[:, columns], atol=1e-5)
 
 
-def test_only_the_networks_of_those_asked_for_are_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    screen, ran = three(), list[int]()
+def test_only_the_networks_of_the_chosen_columns_are_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    guards, ran = three(), list[int]()
     call = LatentClassifiers.votes
 
     def counted(net: LatentClassifiers, latents: Tensor) -> Tensor:
@@ -80,12 +80,12 @@ def test_only_the_networks_of_those_asked_for_are_run(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(LatentClassifiers, "votes", counted)
     for columns in ([0, 1, 2], [2], [0, 1]):
-        screen.sense(drawn(), columns)
+        guards.sense(random_latents(), columns)
     assert ran == [6, 2, 4]
 
 
-def test_company_does_not_change_a_guard() -> None:
-    guards, latents = [fitted("a", 2), fitted("b", 2, seed=1)], drawn()
+def test_other_guards_do_not_change_a_score() -> None:
+    guards, latents = [fitted("a", 2), fitted("b", 2, seed=1)], random_latents()
     together = stack(guards).sense(latents, [0, 1])
     for column, guard in enumerate(guards):
         alone = stack([guard]).sense(latents, [0])
@@ -94,49 +94,49 @@ def test_company_does_not_change_a_guard() -> None:
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("fault", [torch.nan, torch.inf, -torch.inf])
-def test_a_row_that_is_not_finite_says_nothing_and_the_others_what_they_did(
+def test_a_row_that_is_not_finite_has_no_score_and_the_others_keep_theirs(
     fault: float, shape: Sequence[int]
 ) -> None:
-    screen, latents = three(), drawn(shape=shape)
-    sound = screen.sense(latents, [0, 1, 2])
+    guards, latents = three(), random_latents(shape=shape)
+    sound = guards.sense(latents, [0, 1, 2])
     latents[2, 4].view(-1)[-1] = fault
-    found = screen.sense(latents, [0, 1, 2])
-    assert bool(found[2].isnan().all())
+    scores = guards.sense(latents, [0, 1, 2])
+    assert bool(scores[2].isnan().all())
     others = [0, 1, 3]
-    assert torch.equal(found[others], sound[others])
+    assert torch.equal(scores[others], sound[others])
 
 
-def test_a_fault_that_is_no_nan_to_the_networks_is_one_all_the_same(
+def test_a_row_that_is_not_finite_has_no_score_whatever_the_networks_return(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # what kernels make of infinity is their own affair
+    # kernels differ in how they treat infinity
     monkeypatch.setattr(
         LatentClassifiers, "votes", lambda net, latents: torch.ones(len(latents), len(net), 1, 1)
     )
-    latents = drawn(2)
+    latents = random_latents(2)
     latents[0, 1, 0, 0] = torch.inf
-    found = stack([fitted("a", 2)]).sense(latents, [0])
-    assert found.isnan()[:, 0].tolist() == [True, False]
+    scores = stack([fitted("a", 2)]).sense(latents, [0])
+    assert scores.isnan()[:, 0].tolist() == [True, False]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_latents_of_another_precision_are_read_in_single(dtype: torch.dtype) -> None:
-    screen, latents = three(), drawn().to(dtype)
-    found = screen.sense(latents, [1, 2])
-    assert found.dtype == torch.float32
-    assert torch.equal(found, screen.sense(latents.float(), [1, 2]))
+    guards, latents = three(), random_latents().to(dtype)
+    scores = guards.sense(latents, [1, 2])
+    assert scores.dtype == torch.float32
+    assert torch.equal(scores, guards.sense(latents.float(), [1, 2]))
 
 
 @pytest.mark.parametrize("columns", [[0, 1, 2], [2]])
-def test_slopes_go_through(columns: list[int]) -> None:
-    latents = drawn().requires_grad_()
+def test_scores_are_differentiable(columns: list[int]) -> None:
+    latents = random_latents().requires_grad_()
     (slope,) = torch.autograd.grad(three().sense(latents, columns).sum(), latents)
     assert bool((slope.flatten(1).norm(dim=1) > 0).all())
 
 
 def test_latents_of_another_number_of_channels_are_refused() -> None:
     with pytest.raises(ValueError, match="latents must have 5 channels, not"):
-        three().sense(drawn()[:, :4], [0])
+        three().sense(random_latents()[:, :4], [0])
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_where_there_is_no_tensor_the_first_is_named() -> None:
         stack([FittedGuard("g", {}, {})])
 
 
-def test_a_network_that_ends_too_early_is_told_of() -> None:
+def test_a_network_that_ends_too_early_is_refused() -> None:
     guard = fitted("g", 2)
     tensors = {name: value for name, value in guard.tensors.items() if "2." not in name}
     with pytest.raises(ValueError, match="guard g: layer 1 of a classifier must be"):
@@ -175,7 +175,7 @@ def test_a_network_that_ends_too_early_is_told_of() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "message"),
     [
         ({"weight0.latents": np.zeros((2, 3, CHANNELS, 3), "f4")}, "must have 5 dimensions"),
         ({"weight2.latents": np.zeros((2, 1), "f4")}, "must have 5 dimensions"),
@@ -187,7 +187,7 @@ def test_a_network_that_ends_too_early_is_told_of() -> None:
         ({"weight2.latents": np.zeros((1, 1, 5, 1, 1), "f4")}, "guard g: layer 2"),
     ],
 )
-def test_tensors_that_do_not_hold_are_told_of(changed: dict[str, Any], said: str) -> None:
+def test_invalid_tensors_are_refused(changed: dict[str, Any], message: str) -> None:
     guard = fitted("g", 2)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         stack([FittedGuard("g", {**guard.tensors, **changed}, guard.settings)])

@@ -1,4 +1,4 @@
-"""From an artifact's tensors and settings to a guard, and what does not hold."""
+"""From an artifact's tensors and settings to a guard, and their faults."""
 
 from __future__ import annotations
 
@@ -87,11 +87,11 @@ def test_missing_setting_is_named(missing: str) -> None:
     [
         ({"sense_layers": []}, r"gates must be \[sense layers, width\]"),
         ({"act_layers": []}, "directions must be"),
-        ({"sense_layers": [1, 1]}, "each once"),
+        ({"sense_layers": [1, 1]}, "each listed once"),
         ({"sense_layers": [1]}, r"gates must be \[sense layers, width\]"),
         ({"sense_layers": [1, 2.5]}, "sense_layers must be a list of whole numbers"),
         ({"act_layers": [2, 3]}, "directions must be"),
-        ({"act_layers": [1]}, "act before it has sensed"),
+        ({"act_layers": [1]}, "act at a layer before its last sensing layer"),
         ({"schedule": []}, "at least one step"),
         ({"schedule": 1.0}, "schedule must be a list"),
         ({"pool": 0}, "pool must be at least 1"),
@@ -101,7 +101,7 @@ def test_missing_setting_is_named(missing: str) -> None:
         ({"schedule": [float("nan")]}, "finite"),
     ],
 )
-def test_settings_that_do_not_hold(change: dict[str, Any], match: str) -> None:
+def test_invalid_settings_are_refused(change: dict[str, Any], match: str) -> None:
     tensors, settings = sound()
     with pytest.raises(ValueError, match=match):
         stacked(tensors, settings | change)

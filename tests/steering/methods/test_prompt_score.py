@@ -7,18 +7,21 @@ import pytest
 import torch
 
 from steering.methods.prompt_score import PromptScore, discriminant
-from tests.steering.methods.stand import prompts
+from tests.steering.methods.random_guards import prompts
 
 
 def test_safe_prompts_have_a_mean_of_zero_and_unsafe_ones_of_one() -> None:
-    draw = torch.Generator().manual_seed(0)
-    safe, unsafe = torch.randn(40, 6, generator=draw), torch.randn(9, 6, generator=draw) + 1.0
+    generator = torch.Generator().manual_seed(0)
+    safe, unsafe = (
+        torch.randn(40, 6, generator=generator),
+        torch.randn(9, 6, generator=generator) + 1.0,
+    )
     weights, bias = discriminant(unsafe, safe, 0.3)
     assert abs(float((safe @ weights + bias).mean())) < 1e-5
     assert abs(float((unsafe @ weights + bias).mean()) - 1.0) < 1e-5
 
 
-def test_it_is_the_shrunken_fisher_direction() -> None:
+def test_the_weights_are_the_shrunken_fisher_direction() -> None:
     rng = np.random.default_rng(0)
     safe, unsafe = rng.standard_normal((40, 6)), rng.standard_normal((9, 6)) + 1.0
     spread = np.cov(safe.T)
@@ -29,7 +32,7 @@ def test_it_is_the_shrunken_fisher_direction() -> None:
     assert cosine == pytest.approx(1.0)
 
 
-def test_what_cannot_be_told_apart_is_refused() -> None:
+def test_prompts_that_cannot_be_separated_are_refused() -> None:
     safe = torch.tensor([[0.0, 1.0], [1.0, 0.0], [-1.0, -1.0]])
     with pytest.raises(ValueError, match="phrases and the safe prompts have the same embedding"):
         discriminant(torch.zeros(3, 2), safe, 0.3)
@@ -38,25 +41,25 @@ def test_what_cannot_be_told_apart_is_refused() -> None:
 
 
 def test_stacked_scores_are_those_of_each_prompt_and_guard() -> None:
-    text, draw = prompts(4), torch.Generator().manual_seed(1)
-    clip = [torch.randn(6, generator=draw), None, torch.randn(6, generator=draw)]
-    t5 = [torch.randn(10, generator=draw), torch.randn(10, generator=draw), None]
+    text, generator = prompts(4), torch.Generator().manual_seed(1)
+    clip = [torch.randn(6, generator=generator), None, torch.randn(6, generator=generator)]
+    t5 = [torch.randn(10, generator=generator), torch.randn(10, generator=generator), None]
     bias = torch.tensor([0.5, -1.0, 2.0])
-    found = PromptScore({"clip": clip, "t5": t5, "pooled": [None] * 3}, bias)(text)
+    scores = PromptScore({"clip": clip, "t5": t5, "pooled": [None] * 3}, bias)(text)
     for row in range(4):
         for column in range(3):
             score = float(bias[column])
             for name, vectors in (("clip", clip), ("t5", t5)):
-                own = vectors[column]
-                if own is not None:
+                vector = vectors[column]
+                if vector is not None:
                     mean = text.states[name][row][text.masks[name][row]].mean(0)
-                    score += float(own @ mean)
-            assert float(found[row, column]) == pytest.approx(score, abs=1e-5)
+                    score += float(vector @ mean)
+            assert float(scores[row, column]) == pytest.approx(score, abs=1e-5)
 
 
-@pytest.mark.parametrize("spoilt", [torch.nan, torch.inf])
-def test_a_row_that_is_not_finite_has_no_score(spoilt: float) -> None:
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_row_that_is_not_finite_has_no_score(value: float) -> None:
     text = prompts(3)
-    text.states["pooled"][1, 0, 2] = spoilt  # not even in a stream that the guard looks at
-    found = PromptScore({"clip": [torch.ones(6)]}, torch.zeros(1))(text)
-    assert found.isnan()[:, 0].tolist() == [False, True, False]
+    text.states["pooled"][1, 0, 2] = value  # in a stream that the guard does not even read
+    scores = PromptScore({"clip": [torch.ones(6)]}, torch.zeros(1))(text)
+    assert scores.isnan()[:, 0].tolist() == [False, True, False]

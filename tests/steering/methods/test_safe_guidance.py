@@ -18,7 +18,7 @@ from steering.methods import safe_guidance
 from steering.methods.fitted import FittedGuard
 from steering.methods.safe_guidance import PRESETS
 from tests.steering.images.test_guidance import combined
-from tests.steering.methods.stand import TOKENS, WIDTHS, bits_are_kept, guard, prompts
+from tests.steering.methods.random_guards import TOKENS, WIDTHS, bits_are_kept, guard, prompts
 
 SHAPE = (2, 3, 3)
 
@@ -48,33 +48,33 @@ def test_presets_are_the_papers() -> None:
     ]
 
 
-def slow_safety(u: Any, c: Any, s: Any, nu: Any, step: int, steps: int, own: Any) -> Any:
-    """Equations 4 to 8, one element at a time; gives the term after the warm-up, and ν."""
+def slow_safety(u: Any, c: Any, s: Any, nu: Any, step: int, steps: int, settings: Any) -> Any:
+    """Equations 4 to 8, one element at a time: the term after the warm-up, and ν."""
     term, after = np.zeros_like(u), np.zeros_like(u)
     for at in np.ndindex(u.shape):
-        phi = own["scale"] * (c[at] - s[at])
-        mu = 0.0 if c[at] - s[at] >= own["margin"] else min(1.0, abs(phi))
-        gamma = mu * (s[at] - u[at]) + own["momentum"] * nu[at]
-        after[at] = own["decay"] * nu[at] + (1 - own["decay"]) * gamma
-        term[at] = gamma if step >= round(own["warmup"] * steps, 6) else 0.0
+        phi = settings["scale"] * (c[at] - s[at])
+        mu = 0.0 if c[at] - s[at] >= settings["margin"] else min(1.0, abs(phi))
+        gamma = mu * (s[at] - u[at]) + settings["momentum"] * nu[at]
+        after[at] = settings["decay"] * nu[at] + (1 - settings["decay"]) * gamma
+        term[at] = gamma if step >= round(settings["warmup"] * steps, 6) else 0.0
     return term, after
 
 
 @pytest.mark.parametrize("steps", [50, 10])
 def test_safe_guidance_follows_the_equations_over_a_whole_image(steps: int) -> None:
-    guide = safe_guidance.stack_safety(SAFETY)
-    guidance = Guidance([guide])
+    guards = safe_guidance.stack_safety(SAFETY)
+    guidance = Guidance([guards])
     carried = [["medium"], [], ["weak", "max"], ["strong"]]
     strength = 0.5
     for row, names in enumerate(carried):
         guidance.add(row, [RowGuard(name, 0.0, strength) for name in names])
-    settings = {own.name: own.settings for own in SAFETY}
+    settings = {member.name: member.settings for member in SAFETY}
     nu = {(row, name): np.zeros(SHAPE) for row, names in enumerate(carried) for name in names}
-    draw = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     scale = torch.tensor([7.5, 3.0, 2.0, 5.0])
     for step in range(steps):
-        u, c = (torch.randn(4, *SHAPE, generator=draw) for _ in range(2))
-        concept = c[guidance.extra_rows] + 0.01 * torch.randn(4, *SHAPE, generator=draw)
+        u, c = (torch.randn(4, *SHAPE, generator=generator) for _ in range(2))
+        concept = c[guidance.extra_rows] + 0.01 * torch.randn(4, *SHAPE, generator=generator)
         progress = torch.full((4,), step / steps)
         out = combined(guidance, u, c, concept, scale, progress)
         total = np.zeros((4, *SHAPE))
@@ -89,13 +89,13 @@ def test_safe_guidance_follows_the_equations_over_a_whole_image(steps: int) -> N
                 settings[name],
             )
             total[row] += strength * term
-        wanted = u + scale.view(-1, 1, 1, 1) * (c - u - torch.tensor(total))
-        torch.testing.assert_close(out.double(), wanted, atol=1e-4, rtol=1e-4)
+        expected = u + scale.view(-1, 1, 1, 1) * (c - u - torch.tensor(total))
+        torch.testing.assert_close(out.double(), expected, atol=1e-4, rtol=1e-4)
         assert torch.equal(out[1], u[1] + scale[1] * (c[1] - u[1]))
 
 
 def test_before_the_warmup_is_over_rows_get_the_bare_prediction() -> None:
-    guide = safe_guidance.stack_safety(SAFETY)
+    guards = safe_guidance.stack_safety(SAFETY)
     u, c, concept = (torch.randn(1, *SHAPE) for _ in range(3))
     zeros, one = torch.zeros(1, *SHAPE), torch.ones(1)
     at = Predictions(
@@ -110,11 +110,11 @@ def test_before_the_warmup_is_over_rows_get_the_bare_prediction() -> None:
         extra=concept[:, None],
         memory=zeros,
     )
-    term, memory = guide.term(at)
+    term, memory = guards.term(at)
     assert not term.any() and memory.any()
 
 
-def test_negative_prompt_puts_the_concept_in_place_of_the_empty_prompt() -> None:
+def test_negative_prompt_replaces_the_empty_prompt_with_the_concept() -> None:
     guidance = Guidance([safe_guidance.stack_negative([make("n", 0, {}), make("m", 1, {})])])
     guidance.add(0, [RowGuard("n", 0.0, 1.0)])
     guidance.add(1, [RowGuard("n", 0.0, 0.5), RowGuard("m", 0.0, 1.0)])
@@ -128,22 +128,22 @@ def test_negative_prompt_puts_the_concept_in_place_of_the_empty_prompt() -> None
     assert torch.equal(out[2], u[2] + scale[2] * (c[2] - u[2]))
 
 
-def test_without_a_gate_a_guard_always_fires_and_with_one_it_asks_the_prompt() -> None:
+def test_without_a_gate_a_guard_always_fires_and_with_one_it_scores_the_prompt() -> None:
     text = prompts(4)
     text.states["clip"][3, 0, 0] = torch.nan
     guards = [make("open", 0, {}), make("gated", 1, {}, gated=True)]
     score = safe_guidance.stack_negative(guards).sense(text)
     assert score[:3, 0].tolist() == [1.0] * 3 and score[3].isnan().all()
     for row in range(3):
-        wanted = guards[1].settings["bias"] + sum(
+        expected = guards[1].settings["bias"] + sum(
             text.states[name][row][text.masks[name][row]].mean(0).numpy()
             @ guards[1].tensors[f"weights.{name}"]
             for name in WIDTHS
         )
-        assert float(score[row, 1]) == pytest.approx(float(wanted), abs=1e-5)
+        assert float(score[row, 1]) == pytest.approx(float(expected), abs=1e-5)
 
 
-def test_in_a_bank_a_guide_says_whether_it_fires_and_leaves_the_text_alone() -> None:
+def test_in_a_bank_guidance_guards_fire_and_leave_the_conditioning_alone() -> None:
     text = prompts(3)
     bank = EmbeddingBank([safe_guidance.stack_safety(SAFETY)])
     rows = [[RowGuard("weak", 0.0, 1.0)], [RowGuard("max", 1.5, 1.0)], []]
@@ -153,9 +153,9 @@ def test_in_a_bank_a_guide_says_whether_it_fires_and_leaves_the_text_alone() -> 
     assert not applied.readings[1]["max"].fired and not applied.readings[2]
 
 
-def test_concepts_are_the_guards_own() -> None:
-    guide = safe_guidance.stack_negative([make("a", 0, {}), make("b", 1, {})])
-    assert guide.conditions is not None and guide.conditions.rows == 2
-    wanted = torch.tensor(make("b", 1, {}).tensors["concept.t5"])
-    assert torch.equal(guide.conditions.states["t5"][1], wanted)
-    assert guide.conditions.masks["t5"][1].tolist() == [True] * 3 + [False] * 4
+def test_conditions_are_the_concepts_of_the_guards() -> None:
+    guards = safe_guidance.stack_negative([make("a", 0, {}), make("b", 1, {})])
+    assert guards.conditions is not None and guards.conditions.rows == 2
+    concept = torch.tensor(make("b", 1, {}).tensors["concept.t5"])
+    assert torch.equal(guards.conditions.states["t5"][1], concept)
+    assert guards.conditions.masks["t5"][1].tolist() == [True] * 3 + [False] * 4

@@ -1,4 +1,4 @@
-"""SAFREE's screen against one token and one guard at a time, and what it must leave alone."""
+"""SAFREE against one token and one guard at a time, and the states that it must not change."""
 
 from __future__ import annotations
 
@@ -14,7 +14,14 @@ from steering.images.conditioning import Conditioning
 from steering.images.embedding import EmbeddingBank
 from steering.methods import safree
 from steering.methods.fitted import FittedGuard
-from tests.steering.methods.stand import STREAMS, WIDTHS, basis, bits_are_kept, guard, prompts
+from tests.steering.methods.random_guards import (
+    STREAMS,
+    WIDTHS,
+    basis,
+    bits_are_kept,
+    guard,
+    prompts,
+)
 
 Array = NDArray[Any]
 
@@ -32,9 +39,9 @@ def make(name: str, seed: int, rank: int, streams: tuple[str, ...] = STREAMS) ->
 GUARDS = (make("a", 0, 2), make("b", 1, 3, ("clip", "t5")), make("c", 2, 1, ("t5", "pooled")))
 
 
-def slow_triggers(x: Array, own: FittedGuard, stream: str) -> list[bool]:
+def slow_triggers(x: Array, guard: FittedGuard, stream: str) -> list[bool]:
     """Equations 2 to 4, token by token; `x [n, width]` are the real tokens."""
-    u, c = own.tensors[f"basis.{stream}"], own.tensors[f"centre.{stream}"]
+    u, c = guard.tensors[f"basis.{stream}"], guard.tensors[f"centre.{stream}"]
     if len(x) < 2:
         return [False] * len(x)
     distances = []
@@ -42,22 +49,22 @@ def slow_triggers(x: Array, own: FittedGuard, stream: str) -> list[bool]:
         p = np.delete(x, token, axis=0).mean(0) - c
         distances.append(np.linalg.norm(p - u.T @ (u @ p)) / np.linalg.norm(p))
     return [
-        d > (1 + own.settings["alpha"]) * np.mean(np.delete(distances, token))
+        d > (1 + guard.settings["alpha"]) * np.mean(np.delete(distances, token))
         for token, d in enumerate(distances)
     ]
 
 
-def slow_score(text: Conditioning, row: int, own: FittedGuard) -> float:
+def slow_score(text: Conditioning, row: int, guard: FittedGuard) -> float:
     """Equation 6's measure, on the stream where it is largest."""
     best = 0.0
-    for stream in own.settings["streams"]:
+    for stream in guard.settings["streams"]:
         x = text.states[stream][row][text.masks[stream][row]].numpy()
-        look = own.tensors[f"basis.{stream}"][: own.settings["sense_rank"]]
+        scoring = guard.tensors[f"basis.{stream}"][: guard.settings["sense_rank"]]
         changes = []
-        for token, triggers in zip(x, slow_triggers(x, own, stream), strict=True):
+        for token, triggers in zip(x, slow_triggers(x, guard, stream), strict=True):
             if triggers:
-                offset = token - own.tensors[f"centre.{stream}"]
-                kept = offset - look.T @ (look @ offset)
+                offset = token - guard.tensors[f"centre.{stream}"]
+                kept = offset - scoring.T @ (scoring @ offset)
                 cosine = offset @ kept / np.linalg.norm(offset) / np.linalg.norm(kept)
                 changes.append(1 - cosine)
         best = max(best, float(np.mean(changes)) if changes else 0.0)
@@ -69,86 +76,87 @@ def slow_act(
 ) -> Array:
     """Equation 5 for one row and stream, with the due guards' subspaces joined by QR."""
     x, mask = text.states[stream][row].numpy().copy(), text.masks[stream][row].numpy()
-    looking = [i for i in due if stream in GUARDS[i].settings["streams"]]
-    if not looking:
+    fitted = [i for i in due if stream in GUARDS[i].settings["streams"]]
+    if not fitted:
         return x
-    joint = np.concatenate([GUARDS[i].tensors[f"basis.{stream}"] for i in looking])
+    joint = np.concatenate([GUARDS[i].tensors[f"basis.{stream}"] for i in fitted])
     q = np.linalg.qr(joint.T)[0]
-    centre = np.mean([GUARDS[i].tensors[f"centre.{stream}"] for i in looking], axis=0)
-    own = np.zeros(len(x))
+    centre = np.mean([GUARDS[i].tensors[f"centre.{stream}"] for i in fitted], axis=0)
+    weight = np.zeros(len(x))
     for i in due:
         z = slow_score(text, row, GUARDS[i])
         w = strength[i] / (1 + np.exp(-GUARDS[i].settings["slope"] * (z - 0.2)))
-        found = (
+        triggering = (
             slow_triggers(x[mask], GUARDS[i], stream)
             if stream in GUARDS[i].settings["streams"]
             else [False] * mask.sum()
         )
         if len(x) == 1:
-            found = [True]
-        own[mask] = np.maximum(own[mask], w * np.array(found))
-    return x - own[:, None] * ((x - centre) @ q @ q.T)
+            triggering = [True]
+        weight[mask] = np.maximum(weight[mask], w * np.array(triggering))
+    return x - weight[:, None] * ((x - centre) @ q @ q.T)
 
 
 def test_scores_are_the_slow_ones() -> None:
     text = prompts(6)
-    found = safree.stack(GUARDS).sense(text)
+    scores = safree.stack(GUARDS).sense(text)
     for row in range(6):
-        for column, own in enumerate(GUARDS):
-            assert float(found[row, column]) == pytest.approx(slow_score(text, row, own), abs=2e-6)
-    assert found[:5].amin(0).amax() > 0.0  # the case is not empty
-    assert found[5].tolist() == [0.0, 0.0, 0.0]  # one token: nothing to mask out
+        for column, member in enumerate(GUARDS):
+            expected = slow_score(text, row, member)
+            assert float(scores[row, column]) == pytest.approx(expected, abs=2e-6)
+    assert scores[:5].amin(0).amax() > 0.0  # the case is not empty
+    assert scores[5].tolist() == [0.0, 0.0, 0.0]  # one token: nothing to mask out
 
 
-def test_due_rows_are_projected_as_in_the_slow_way_and_the_others_keep_their_bits() -> None:
-    text, screen = prompts(6), safree.stack(GUARDS)
+def test_due_rows_are_projected_as_in_the_reference_and_the_others_keep_their_bits() -> None:
+    text, guards = prompts(6), safree.stack(GUARDS)
     due = torch.zeros(6, 3, dtype=torch.bool)
     due[0] = torch.tensor([True, True, True])
     due[2] = torch.tensor([True, False, False])
     due[3] = torch.tensor([False, True, True])
     due[5, 0] = True
     strength = torch.linspace(0.5, 1.5, 18).view(6, 3)
-    acted = screen.act(text, due, torch.zeros(6, 3), strength)
+    acted = guards.act(text, due, torch.zeros(6, 3), strength)
     for row in (0, 2, 3, 5):
         for stream in STREAMS:
             columns = due[row].nonzero()[:, 0].tolist()
-            wanted = slow_act(text, row, columns, strength[row].tolist(), stream)
-            np.testing.assert_allclose(acted.text.states[stream][row], wanted, atol=2e-5)
+            expected = slow_act(text, row, columns, strength[row].tolist(), stream)
+            np.testing.assert_allclose(acted.text.states[stream][row], expected, atol=2e-5)
     assert bits_are_kept(text, acted.text, due.any(1))
     assert acted.steps.tolist() == [1, 0, 1, 1, 0, 1] and acted.score.isnan().all()
 
 
 def test_tokens_that_do_not_trigger_keep_their_bits() -> None:
-    text, own = prompts(2), GUARDS[0]
+    text, member = prompts(2), GUARDS[0]
     x = text.states["clip"][0]
-    acted = safree.stack([own]).act(
+    acted = safree.stack([member]).act(
         text, torch.tensor([[True], [False]]), torch.zeros(2, 1), torch.ones(2, 1)
     )
-    found = slow_triggers(x.numpy(), own, "clip")
-    assert 0 < sum(found) < len(found)
+    triggering = slow_triggers(x.numpy(), member, "clip")
+    assert 0 < sum(triggering) < len(triggering)
     same = (acted.text.states["clip"][0] == x).all(1)
-    assert same.tolist() == [not hit for hit in found]
+    assert same.tolist() == [not triggers for triggers in triggering]
 
 
-def test_full_weight_takes_the_subspace_out_of_the_triggers() -> None:
+def test_full_weight_removes_the_subspace_from_the_triggers() -> None:
     text = prompts(2)
     settings = GUARDS[0].settings | {"slope": 1000.0, "middle": -1.0}
-    own = FittedGuard("a", GUARDS[0].tensors, settings)
-    acted = safree.stack([own]).act(
+    member = FittedGuard("a", GUARDS[0].tensors, settings)
+    acted = safree.stack([member]).act(
         text, torch.tensor([[True], [False]]), torch.zeros(2, 1), torch.ones(2, 1)
     )
-    found = torch.tensor(slow_triggers(text.states["t5"][0].numpy(), own, "t5"))
-    u, c = (torch.tensor(own.tensors[f"{kind}.t5"]) for kind in ("basis", "centre"))
-    left = (acted.text.states["t5"][0] - c) @ u.T
-    assert left[found].abs().max() < 1e-5 < left[~found].abs().max()
+    triggering = torch.tensor(slow_triggers(text.states["t5"][0].numpy(), member, "t5"))
+    u, c = (torch.tensor(member.tensors[f"{kind}.t5"]) for kind in ("basis", "centre"))
+    remaining = (acted.text.states["t5"][0] - c) @ u.T
+    assert remaining[triggering].abs().max() < 1e-5 < remaining[~triggering].abs().max()
 
 
 def test_strength_grows_the_step() -> None:
-    text, screen = prompts(2), safree.stack(GUARDS[:1])
+    text, guards = prompts(2), safree.stack(GUARDS[:1])
     due = torch.tensor([[True], [False]])
 
     def step(strength: float) -> torch.Tensor:
-        acted = screen.act(text, due, torch.zeros(2, 1), torch.full((2, 1), strength))
+        acted = guards.act(text, due, torch.zeros(2, 1), torch.full((2, 1), strength))
         return acted.text.states["clip"][0] - text.states["clip"][0]
 
     torch.testing.assert_close(step(2.0), 2.0 * step(1.0))

@@ -57,14 +57,14 @@ def test_maps_of_k_concepts_sum_to_rank_k() -> None:
     total = torch.zeros(WIDTH, WIDTH, dtype=torch.float64)
     for k in range(1, 5):
         d, forget = states(1, 10 * k)[0], states(6, 10 * k + 1)
-        one = torch.outer(d, hard_gate(forget, basis, 0.1))
-        assert torch.allclose(one, published_map(d, forget, basis, 0.1), atol=1e-8)
-        total += one
+        concept_map = torch.outer(d, hard_gate(forget, basis, 0.1))
+        assert torch.allclose(concept_map, published_map(d, forget, basis, 0.1), atol=1e-8)
+        total += concept_map
         assert int(torch.linalg.matrix_rank(total)) == k
 
 
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.6])
-def test_null_space_basis_is_orthonormal_and_of_the_share_asked_for(share: float) -> None:
+def test_null_space_basis_is_orthonormal_and_has_the_requested_share(share: float) -> None:
     basis = null_space(gram(states(80, 3)), share)
     assert basis.shape == (WIDTH, round(WIDTH * (1 - share)))
     assert torch.allclose(basis.T @ basis, torch.eye(basis.shape[1], dtype=torch.float64))

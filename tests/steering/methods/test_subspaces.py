@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from steering.methods.subspaces import due_first, pooled, principal, shifted, stacked
-from tests.steering.methods.stand import basis
+from tests.steering.methods.random_guards import basis
 
 
 def test_a_pooled_state_is_the_mean_of_the_real_tokens_only() -> None:
@@ -15,14 +15,14 @@ def test_a_pooled_state_is_the_mean_of_the_real_tokens_only() -> None:
     assert pooled(states, mask).tolist() == [[2.0], [5.0]]
 
 
-def test_principal_directions_are_orthonormal_and_begin_with_what_is_shared() -> None:
+def test_principal_directions_are_orthonormal_and_begin_with_the_shared_one() -> None:
     rng = np.random.default_rng(0)
     shared = rng.standard_normal(8)
     samples = torch.tensor(shared + 0.1 * rng.standard_normal((5, 8)))
-    found = principal(samples, 3)
-    torch.testing.assert_close(found @ found.T, torch.eye(3))
-    assert abs(float(found[0] @ torch.tensor(shared / np.linalg.norm(shared)).float())) > 0.98
-    assert len(principal(torch.ones(4, 8), 3)) == 1  # they span no more
+    directions = principal(samples, 3)
+    torch.testing.assert_close(directions @ directions.T, torch.eye(3))
+    assert abs(float(directions[0] @ torch.tensor(shared / np.linalg.norm(shared)).float())) > 0.98
+    assert len(principal(torch.ones(4, 8), 3)) == 1  # the samples span one direction
 
 
 def test_stacked_fills_up_with_zeros() -> None:
@@ -37,7 +37,7 @@ def test_due_guards_come_first_in_their_order() -> None:
     assert real.tolist() == [[True, True], [True, False]]
 
 
-def test_shift_reaches_the_coordinates_asked_for_by_the_smallest_move() -> None:
+def test_shift_reaches_the_requested_coordinates_by_the_smallest_move() -> None:
     rng = np.random.default_rng(1)
     bases = rng.standard_normal((2, 3, 8))
     bases[1, 2] = 0.0  # filling
@@ -51,7 +51,7 @@ def test_shift_reaches_the_coordinates_asked_for_by_the_smallest_move() -> None:
             np.testing.assert_allclose(moved[row, token], states[row, token] + least, atol=1e-4)
 
 
-def test_nearly_equal_directions_that_ask_for_different_things_get_their_mean() -> None:
+def test_nearly_equal_directions_with_different_shifts_get_their_mean() -> None:
     rng = np.random.default_rng(2)
     first = basis(1, 8, rng)[0]
     second = first + 1e-3 * rng.standard_normal(8)

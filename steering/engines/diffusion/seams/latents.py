@@ -118,10 +118,10 @@ class LatentSeam:
         }
         if len(self._index) != sum(len(stack.names) for stack in stacks):
             raise ValueError("two latent guards of a model have the same name: rename one of them")
-        probes = [probe for stack in stacks for column in stack.reads for probe in column]
+        probes = [probe for stack in stacks for column in stack.probes for probe in column]
         self.attention = AttentionSeam(family, probes)
         numbers = iter(range(len(probes)))
-        self._probes = [[[next(numbers) for _ in column] for column in s.reads] for s in stacks]
+        self._probes = [[[next(numbers) for _ in column] for column in s.probes] for s in stacks]
         """Stack → column → the numbers of its probes."""
         self.reset()
 
@@ -265,7 +265,7 @@ class LatentSeam:
         if not acting:
             return latents, carry
         at = torch.tensor([rows.index(pairs[i].row) for i in acting], device=device)
-        localization = stack.find(
+        localization = stack.locate(
             LatentEvidence(
                 guard=torch.tensor([pairs[i].column for i in acting], device=device),
                 estimate=estimate[at],
@@ -351,7 +351,7 @@ class LatentSeam:
 
     def _inspections(self, name: str, tables: Estimates) -> frozenset[int]:
         stack, column = self._index[name]
-        schedule = self._stacks[stack].looks[column]
+        schedule = self._stacks[stack].inspections[column]
         return schedule.among(tables.level.tolist(), tables.whole.tolist())
 
 

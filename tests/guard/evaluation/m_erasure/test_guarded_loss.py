@@ -107,7 +107,7 @@ def test_guards_of_latents_do_not_look_earlier_than_they_would(
 ) -> None:
     plans, family = made
     given = views(family)
-    looks = plans.stacks.latents[0].looks[0].level
+    looks = plans.stacks.latents[0].inspections[0].level
     own = GuardedLoss(family, plans, plans["knife-irece"], evade=1.0)
     estimate = torch.zeros(3, *family.shape)
     early = own._late(estimate, torch.tensor([looks + 0.005, looks, 0.1]))

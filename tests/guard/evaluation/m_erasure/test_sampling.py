@@ -61,7 +61,7 @@ def test_it_draws_what_the_engine_draws(
     made: tuple[ImagePlans, Family], policy: str, guidance: float
 ) -> None:
     plans, family = made
-    if guidance <= 1 and plans[policy].guides:
+    if guidance <= 1 and plans[policy].acts_on_guidance:
         pytest.skip("a guide takes guidance")
     expected = served(plans, family, policy, guidance)
     own = GuardedSampling(family, plans, plans[policy], steps=STEPS, guidance=guidance)
@@ -85,8 +85,8 @@ def test_what_guards_of_latents_say_has_a_slope(
     given = noise(family).requires_grad_()
     with closing(own):
         found = own(given, PROMPTS, SEEDS)
-    assert bool((found.seen > 900).all())
-    (slope,) = torch.autograd.grad(found.seen.sum(), given)
+    assert bool((found.excess > 900).all())
+    (slope,) = torch.autograd.grad(found.excess.sum(), given)
     assert bool((slope.flatten(1).norm(dim=1) > 0).all())
 
 

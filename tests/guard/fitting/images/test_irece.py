@@ -168,7 +168,7 @@ def test_a_fit_becomes_a_guard_that_localizes_the_concept(studio: Studio) -> Non
         torch.stack([image_of(text) for text in ("K9001", "x9002", "j9003")]), [0]
     )
     assert (scores[:, 0] > float(str(threshold))).tolist() == [True, False, False]
-    assert [(r.layer, r.head) for r in eraser.reads[0]] == [tuple(probe) for probe in named]
+    assert [(r.layer, r.head) for r in eraser.probes[0]] == [tuple(probe) for probe in named]
     assert tensors["weight0.latents"].shape[0] == FOLDS and votes.shape[:2] == (3, 1)
 
 

@@ -44,8 +44,8 @@ class FillGuards:
     ) -> None:
         self.names: Sequence[str] = names
         self.channels = channels
-        self.looks: Sequence[InspectionSchedule] = [schedule] * len(names)
-        self.reads: Sequence[Sequence[AttentionProbe]] = [tuple(probes)] * len(names)
+        self.inspections: Sequence[InspectionSchedule] = [schedule] * len(names)
+        self.probes: Sequence[Sequence[AttentionProbe]] = [tuple(probes)] * len(names)
         self.evidence: list[LatentEvidence] = []
         self.estimates: list[Tensor] = []
         self._value, self._whole, self._score = value, whole, score
@@ -56,7 +56,7 @@ class FillGuards:
         score = rows[:, None] + torch.tensor(columns)
         return score, torch.zeros(len(estimate), len(columns), 1, 1)
 
-    def find(self, evidence: LatentEvidence) -> Localization:
+    def locate(self, evidence: LatentEvidence) -> Localization:
         self.evidence.append(evidence)
         mask = torch.ones_like(evidence.estimate[:, 0])
         if not self._whole:

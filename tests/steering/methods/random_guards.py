@@ -22,12 +22,12 @@ Tensors = Mapping[str, NDArray[Any]]
 
 def prompts(rows: int, seed: int = 0) -> Conditioning:
     """Prompts of different lengths; the first fills its streams, the last has one token."""
-    draw = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     states, masks = {}, {}
     for name, width in WIDTHS.items():
         tokens = TOKENS[name]
-        states[name] = torch.randn(rows, tokens, width, generator=draw)
-        lengths = torch.randint(1, tokens + 1, (rows,), generator=draw)
+        states[name] = torch.randn(rows, tokens, width, generator=generator)
+        lengths = torch.randint(1, tokens + 1, (rows,), generator=generator)
         lengths[0], lengths[-1] = tokens, 1
         masks[name] = torch.arange(tokens) < lengths[:, None]
     return Conditioning(states, masks)
@@ -41,13 +41,13 @@ def basis(rank: int, width: int, rng: np.random.Generator) -> NDArray[Any]:
 def guard(
     name: str, tensors: Tensors, settings: Mapping[str, Any], streams: tuple[str, ...] = STREAMS
 ) -> FittedGuard:
-    """As an artifact would give it."""
+    """A guard as in an artifact."""
     floats = {key: values.astype("f4") for key, values in tensors.items()}
     return FittedGuard(name, floats, {"streams": list(streams)} | dict(settings))
 
 
 def bits_are_kept(before: Conditioning, after: Conditioning, touched: Tensor) -> bool:
-    """Whether all rows but `touched [rows]` are the same bits."""
+    """Whether all rows but `touched [rows]` are bit-identical."""
     return all(
         torch.equal(state[~touched], after.states[name][~touched])
         for name, state in before.states.items()
