@@ -65,8 +65,8 @@ def test_a_nan_score_makes_the_reading_invalid() -> None:
 
 def test_a_nan_peak_makes_the_reading_invalid() -> None:
     class Lost(FillGuards):
-        def find(self, evidence: LatentEvidence) -> Localization:
-            localization = super().find(evidence)
+        def locate(self, evidence: LatentEvidence) -> Localization:
+            localization = super().locate(evidence)
             return replace(
                 localization, mask=0 * localization.mask, peak=localization.peak * torch.nan
             )
