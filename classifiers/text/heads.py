@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -137,6 +137,13 @@ class TextHead:
         )
 
 
+class Fitted(Protocol):
+    """One screen as its artifact holds it."""
+
+    tensors: Tensors
+    settings: Mapping[str, Any]
+
+
 class TextHeads:
     """Heads of several screens, computed in one product. Raises ValueError for unlike widths."""
 
@@ -166,6 +173,14 @@ class TextHeads:
         """Probabilities `[n, heads]`, float32, of `embeddings [n, width]`."""
         pairs = zip(self._heads, self.logits(embeddings).T, strict=True)
         return np.stack([head.probabilities(logits) for head, logits in pairs], axis=1)
+
+
+def stack(guards: Sequence[Fitted], device: Any = "cpu") -> TextHeads:
+    """The heads of fitted screens, in one product on the CPU, whatever the `device`.
+
+    Raises ValueError for a screen that makes no head, and for heads of unlike widths.
+    """
+    return TextHeads([TextHead.from_tensors(each.tensors, each.settings) for each in guards])
 
 
 def _check(head: TextHead) -> None:

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from typing import Literal
 
 from guard.artifact import ArtifactMeta
+from steering.methods import KINDS as SEAM_KINDS
+from steering.methods import ModelKind
 
 Engine = Literal["transformers", "diffusers", "vllm"]
-Kind = Literal["language", "images", "text"]
+Kind = ModelKind
 """What a guard acts on: language models, image models, or the text of any model from outside."""
 
 KINDS: Mapping[Engine, Kind] = {
@@ -17,14 +19,8 @@ KINDS: Mapping[Engine, Kind] = {
     "vllm": "language",
 }
 
-_SEAMS: Mapping[Kind, frozenset[str]] = {
-    "language": frozenset({"hidden"}),
-    "images": frozenset({"embedding", "projection", "attention", "latent", "guidance"}),
-    "text": frozenset({"text"}),
-}
-
 
 def kind_of(meta: ArtifactMeta) -> Kind | None:
     """The kind of a guard, by its seams; None if they are of no kind or of several."""
-    kinds = [kind for kind, seams in _SEAMS.items() if seams.intersection(meta.seams)]
-    return kinds[0] if len(kinds) == 1 else None
+    kinds = {SEAM_KINDS[seam] for seam in meta.seams if seam in SEAM_KINDS}
+    return kinds.pop() if len(kinds) == 1 else None

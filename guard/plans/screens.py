@@ -9,10 +9,12 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, cast, get_args
+from typing import Any, Protocol, cast, get_args
+
+import numpy as np
 
 from classifiers.text.encoder.model import TextEncoder
-from classifiers.text.heads import TextHead, TextHeads
+from classifiers.text.heads import Floats
 from classifiers.text.patterns.matching import PatternSet
 from guard.artifact import Artifact
 from guard.config.kinds import kind_of
@@ -29,6 +31,8 @@ from guard.config.schema import (
 from guard.config.schema import TextAction as Action
 from guard.errors import ArtifactError, GuardError, GuardFailed, ModelError
 from guard.models.sources import resolve_source
+from steering.methods import Method, method_named
+from steering.methods.fitted import FittedGuard
 
 logger = logging.getLogger(__name__)
 
@@ -116,6 +120,24 @@ class TextPlan:
             raise GuardFailed(f"policy {self.policy!r} cannot be applied: {faults}")
 
 
+class EmbeddingScores(Protocol):
+    """What the methods of the seam "text" make of their guards: scores of sentence embeddings."""
+
+    def scores(self, embeddings: Floats) -> Floats:
+        """Probabilities `[n, guards]`, float32, of `embeddings [n, width]`."""
+
+
+class TextScores:
+    """The guards of all methods, in one matrix of scores."""
+
+    def __init__(self, stacks: Sequence[EmbeddingScores]) -> None:
+        self._stacks = tuple(stacks)
+
+    def scores(self, embeddings: Floats) -> Floats:
+        """Probabilities `[n, guards]`, float32, of `embeddings [n, width]`."""
+        return np.concatenate([stack.scores(embeddings) for stack in self._stacks], axis=1)
+
+
 class TextPlans:
     """Every policy of a configuration, and all heads that they share.
 
@@ -128,7 +150,7 @@ class TextPlans:
         self._heads: dict[str, TextScreen] = {}
         artifacts = self._artifacts(config.guards)
         self.encoder: TextEncoder | None = None
-        self.heads: TextHeads | None = None
+        self.heads: TextScores | None = None
         if artifacts:
             self._load_heads(artifacts, load_encoder or _added_encoder)
         self._lists = self._patterns(config.patterns)
@@ -168,13 +190,15 @@ class TextPlans:
             for setting, _ in artifacts:
                 self._fails(setting.name, error.message)
             return
-        heads: list[TextHead] = []
+        fitted: dict[Method, list[FittedGuard]] = {}
         for setting, artifact in artifacts:
             meta = artifact.meta
+            screen = FittedGuard(setting.name, artifact.tensors, meta.settings)
             try:
                 artifact.require_model(self.encoder.fingerprint, served=ENCODER)
-                head = TextHead.from_tensors(artifact.tensors, meta.settings)
-                fitted = _threshold(meta.settings)
+                method = method_named(meta.method)
+                method.stacked([screen])
+                threshold = _threshold(meta.settings)
             except (GuardError, ValueError) as error:
                 self._fails(setting.name, f"{setting.artifact}: {error}")
                 continue
@@ -182,12 +206,15 @@ class TextPlans:
                 name=setting.name,
                 concept=meta.concept,
                 method=meta.method,
-                threshold=fitted if setting.threshold is None else setting.threshold,
+                threshold=threshold if setting.threshold is None else setting.threshold,
                 action="observe",
-                head=len(heads),
             )
-            heads.append(head)
-        self.heads = TextHeads(heads) if heads else None
+            fitted.setdefault(method, []).append(screen)
+        if fitted:
+            self.heads = TextScores([method.stacked(own) for method, own in fitted.items()])
+            names = [screen.name for own in fitted.values() for screen in own]
+            for column, name in enumerate(names):
+                self._heads[name] = replace(self._heads[name], head=column)
 
     def _patterns(self, settings: Sequence[PatternsConfig]) -> dict[str, TextScreen]:
         screens = {}

@@ -37,7 +37,17 @@ Gradient = Literal["exact", "straight-through", "none"]
 """How an attacker with the weights differentiates through a guard: through its own computation,
 with the identity in place of its change (Athalye et al., arXiv 1802.00420), or not at all."""
 
-_KINDS: dict[Seam, ModelKind] = {"hidden": "language", "text": "text"}
+KINDS: dict[str, ModelKind] = {
+    "hidden": "language",
+    "embedding": "images",
+    "projection": "images",
+    "guidance": "images",
+    "latent": "images",
+    "attention": "images",
+    "output": "images",
+    "text": "text",
+}
+"""The kind of model by the seams of methods and of artifacts."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +71,7 @@ class Method:
     @property
     def kind(self) -> ModelKind:
         """The kind of model that the method's guards are for."""
-        return _KINDS.get(self.seam, "images")
+        return KINDS[self.seam]
 
     def stacked(self, guards: Any, device: Any = "cpu") -> Any:
         """The stacked guards; raises as `stack` does."""
@@ -157,6 +167,15 @@ METHODS: dict[str, Method] = {
             bound_to="autoencoder",
             decides="after",
             gradient="exact",
+        ),
+        Method(
+            "screen",
+            seam="text",
+            stack="classifiers.text.heads:stack",
+            action="block",
+            bound_to="sentence encoder",
+            decides="before",
+            gradient="none",
         ),
     )
 }

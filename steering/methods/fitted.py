@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +36,8 @@ class FittedGuard:
 
     def array(self, key: str, *dims: int) -> Tensor:
         """The tensor `key`, float32, of one of these numbers of dimensions."""
+        import torch  # here alone: a proxy stacks screens of text where there is no torch
+
         if key not in self.tensors:
             raise ValueError(f"guard {self.name}: has no tensor {key!r}")
         tensor = torch.tensor(self.tensors[key], dtype=torch.float32)
@@ -104,6 +108,8 @@ class FittedGuard:
 
 def numbers(guards: Sequence[FittedGuard], key: str, device: torch.device | str) -> Tensor:
     """A numeric setting of all guards, `[guards]`."""
+    import torch
+
     return torch.tensor([guard.number(key) for guard in guards], device=device)
 
 

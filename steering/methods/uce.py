@@ -77,9 +77,7 @@ def low_rank(
     left, values, right = torch.linalg.svd(over, full_matrices=False)
     spanned = int((values > 1e-9 * values[0]).sum()) if values[0] > 0.0 else 0
     if not spanned:
-        raise ValueError(
-            "the concept's phrases and their replacement are the same: choose another replacement"
-        )
+        raise ValueError("the concept's phrases and their replacement are the same")
     used = min(rank, spanned)
     reads = torch.linalg.solve_triangular(lower.T, right[:used].T, upper=True).T
     share = float(values[:used].square().sum() / values.square().sum())

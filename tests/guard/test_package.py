@@ -23,7 +23,7 @@ import importlib, sys
 import guard
 for name in {PUBLIC.split()!r}:
     importlib.import_module("guard." + name)
-heavy = {{"torch", "transformers", "fastapi", "server", "steering"}} & set(sys.modules)
+heavy = {{"torch", "transformers", "fastapi", "server"}} & set(sys.modules)
 assert not heavy, heavy
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60, cwd=Path.cwd())

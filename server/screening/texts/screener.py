@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 
 from classifiers.text.disguises.views import readings
 from classifiers.text.encoder.model import TextEncoder
-from classifiers.text.heads import TextHeads
 from guard.errors import GuardFailed
-from guard.plans.screens import TextScreen
+from guard.plans.screens import EmbeddingScores, TextScreen
 from server.screening.errors import TextTooLong
 from server.screening.findings import ScreenedText
 from server.screening.streams.hold_back import Span
@@ -48,7 +47,7 @@ class Screener:
     def __init__(
         self,
         encoder: TextEncoder | None,
-        heads: TextHeads | None,
+        heads: EmbeddingScores | None,
         *,
         cache_entries: int = CACHE_ENTRIES,
     ) -> None:

@@ -64,7 +64,7 @@ def test_a_policy_uses_the_artifact_and_breaks_the_concept(
     plans = ImagePlans(config, family, name="tiny")
     assert (
         plans.stacks.latents[0].names == ("break",)
-        and plans["p"].screens
+        and plans["p"].inspects_images
         and not plans["p"].refuses
     )
     engine = DiffusionEngine(family, plans.stacks, capacity=1)

@@ -52,7 +52,11 @@ def test_an_artifact_is_written_that_a_policy_of_the_model_takes(
         policies={"p": PolicyConfig(guards=("look",))},
     )
     plans = ImagePlans(config, family, name="tiny")
-    assert plans.stacks.output.names == ("look",) and plans["p"].screens and not plans["p"].refuses
+    assert (
+        plans.stacks.output.names == ("look",)
+        and plans["p"].inspects_images
+        and not plans["p"].refuses
+    )
 
 
 def test_without_json_held_out_figures_are_printed(
