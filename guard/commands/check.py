@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import permutations
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -119,9 +120,27 @@ def _policy(config: Config, name: str, guards: Mapping[str, dict[str, Any]]) -> 
         "replacement": policy.replacement,
         "debug": policy.debug,
         "guards": [guards[guard] for guard in policy.guards],
+        "notes": _notes([guards[guard] for guard in policy.guards]),
         "screen": policy.screen.model_dump(mode="json"),
         "asked_for_by": _tenants(config, name),
     }
+
+
+def _notes(guards: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What is worth knowing of guards that are carried together."""
+    notes = []
+    for reader, writer in permutations(guards, 2):
+        sense, act = (
+            [layer for layer in guard["settings"].get(key) or () if isinstance(layer, int)]
+            for guard, key in ((reader, "sense_layers"), (writer, "act_layers"))
+        )
+        if sense and act and max(sense) > min(act):
+            notes.append(
+                f"{reader['name']} senses up to layer {max(sense)}, and {writer['name']} acts from "
+                f"layer {min(act)} on: where {writer['name']} acts, the score of {reader['name']} "
+                "is of the changed states"
+            )
+    return notes
 
 
 def _guard(guard: GuardConfig) -> dict[str, Any]:
@@ -214,6 +233,7 @@ def _tables(meaning: dict[str, Any]) -> list[Table]:
             if "fingerprint" in fits:
                 fitted_on += f" ({fits['fingerprint'][:12]})"
             _row(table, guard["name"], guard["concept"], guard["method"], *tuned, fitted_on)
+        table.caption = Text("\n".join(policy["notes"])) if policy["notes"] else None
         tables.append(table)
     if meaning["upstreams"]:
         upstream_columns = ("name", "url", "key_env", "models", "weight", "health", "plugin")

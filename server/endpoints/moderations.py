@@ -21,7 +21,8 @@ def moderations_router(gateway: Gateway, screens: Screens) -> APIRouter:
         key = gateway.authenticate(request)
         if gateway.keys is not None and key is not None:
             gateway.keys.take(key)
-        body = await read_object(request, gateway.config.server.max_body_bytes)
+        limits = gateway.config.server
+        body = await read_object(request, limits.max_body_bytes, limits.request_timeout_s)
         return JSONReply(await moderate(body, list(screens.plans.screens), screens.screener))
 
     return router

@@ -43,7 +43,9 @@ def media_type(headers: Headers) -> str:
     return headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-async def read_object(request: Request, limit: int) -> dict[str, Any]:
+async def read_object(
+    request: Request, limit: int, timeout_s: float | None = None
+) -> dict[str, Any]:
     """The JSON object of a request, which may have been read before.
 
     Raises UnsupportedMedia for another media type, and what `receive_json` does.
@@ -51,7 +53,7 @@ async def read_object(request: Request, limit: int) -> dict[str, Any]:
     if media_type(request.headers) != "application/json":
         # a browser sends any other type across origins without asking first
         raise UnsupportedMedia('Send the body with "Content-Type: application/json".')
-    body = body_of(request) or await receive_json(request, limit)
+    body = body_of(request) or await receive_json(request, limit, timeout_s)
     return body.value
 
 

@@ -95,7 +95,8 @@ def _evaluate(options: SuiteOptions, scenarios: str | None) -> None:
     ]
     calibrations = generator.calibrations("irece", policies)
     labels = len(judges.judge.concepts)
-    report = ErasureReport(cells, suite.ours, labels, suite.pairs, calibrations)
+    gradients = generator.gradients(policies)
+    report = ErasureReport(cells, suite.ours, labels, suite.pairs, calibrations, gradients)
     facts = about(
         options,
         suite,

@@ -34,6 +34,7 @@ from steering.engines.diffusion.sampling.trajectories import GivenNoise
 from steering.fingerprint import fingerprint
 from steering.images.conditioning import Conditioning
 from steering.images.embedding import ImageReading
+from steering.methods import Gradient
 
 _BARE = ImagePlan("", "observe", "closed", (), {})
 """The plan of the bare model, without guards."""
@@ -100,6 +101,11 @@ class EngineImageGenerator:
             for guard in plan.guards
         ]
         return _digest([*model, guards, plan.action, plan.fallback, plan.replacement])
+
+    def gradients(self, policies: Sequence[str]) -> dict[str, Gradient]:
+        """How attackers differentiate the methods of the guards that the policies use."""
+        guards = [guard for policy in policies for guard in self.plan(policy).guards]
+        return {guard.method.name: guard.method.gradient for guard in guards}
 
     def calibrations(self, method: str, policies: Sequence[str]) -> list[Mapping[str, Any]]:
         """The calibrations of the artifacts of one method that the policies use."""

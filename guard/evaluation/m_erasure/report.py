@@ -19,11 +19,22 @@ from guard.evaluation.shares import Estimate, Share
 from guard.reporting import plots
 from guard.reporting.page import Grid, Images, Part, Plot, Tile, render
 from guard.reporting.plots import Whiskered
+from steering.methods import Gradient
+
+_GRADIENTS: Mapping[Gradient, str] = {
+    "exact": "through the computation of the method",
+    "straight-through": "through its score, with the identity in place of its change",
+    "none": "through neither its score nor its change",
+}
 
 
 class ErasureReport:
-    """The report of a run. `erased` has, for a method, the one that adds IRECE to it; `fitted` are
-    the calibrations of IRECE's artifacts."""
+    """The report of a run.
+
+    `erased` has, for a method of the suite, the one that adds IRECE to it. `fitted` are the
+    calibrations of IRECE's artifacts. `gradients` say how attacks differentiated each method of the
+    table of methods.
+    """
 
     def __init__(
         self,
@@ -32,8 +43,10 @@ class ErasureReport:
         labels: int,
         erased: Mapping[str, str],
         fitted: Sequence[Mapping[str, Any]] = (),
+        gradients: Mapping[str, Gradient] | None = None,
     ) -> None:
         self.cells, self.ours, self.erased, self._fitted = cells, ours, erased, fitted
+        self._gradients = dict(gradients or {})
         self.methods = tuple(method for method in methods_of(cells) if method != BARE)
         self.figures: list[Figure] = figures.targets(cells, ours, self.methods, erased)
         self._agreement = image_figures.agreement(cells, labels)
@@ -48,6 +61,7 @@ class ErasureReport:
             "figures": [asdict(figure) for figure in self.figures],
             "methods": {method: self._method(method) for method in (BARE, *self.methods)},
             "drops": self._drops(),
+            "gradients": self._gradients,
             "agreement": asdict(self._agreement),
         }
 
@@ -95,6 +109,14 @@ class ErasureReport:
                 [(s.name, *(drops[base][s.name] for base in self.erased)) for s in SCENARIOS],
                 "Concept reproduction without IRECE minus that with it, in points, with 95 % "
                 "bootstrap intervals.",
+            )
+        if self._gradients:
+            yield Grid(
+                "How the white-box attacks differentiated each method",
+                ("method of a guard", "gradient", ""),
+                [(name, kind, _GRADIENTS[kind]) for name, kind in self._gradients.items()],
+                "A method without a gradient can look stronger than it is: compare it with the "
+                "black-box scenarios.",
             )
         yield self._kept()
         yield self._clean()

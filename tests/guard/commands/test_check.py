@@ -141,3 +141,22 @@ def test_check_prints_one_line_for_each_problem_and_fails(tmp_path: Path) -> Non
     result = run("check", path, "--json")
     assert result.exit_code == 1
     assert len(json.loads(result.stdout)["problems"]) == 18
+
+
+@pytest.mark.parametrize(("sense", "noted"), [([1], False), ([1, 3], True)])
+def test_check_notes_a_guard_that_senses_behind_another_that_acts(
+    tmp_path: Path, make_artifact: MakeArtifact, sense: list[int], noted: bool
+) -> None:
+    fitted = {"threshold": 0.5, "strength": 1.0}
+    for name, layers in (("late", (sense, [3])), ("early", ([0], [2]))):
+        settings = fitted | {"sense_layers": layers[0], "act_layers": layers[1]}
+        make_artifact(settings=settings).save(tmp_path / f"{name}.safetensors")
+    path = tmp_path / "config.toml"
+    guards = "".join(
+        f'[[guards]]\nname = "{name}"\nartifact = "{name}.safetensors"\n'
+        for name in ("late", "early")
+    )
+    path.write_text(guards + '[policies.p]\nguards = ["late", "early"]\naction = "steer"\n')
+    notes = json.loads(run("check", path, "--json").stdout)["policies"]["p"]["notes"]
+    assert [note.startswith("late senses up to layer 3") for note in notes] == [True] * noted
+    assert ("late senses" in run("check", path).stdout) == noted

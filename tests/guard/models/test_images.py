@@ -1,4 +1,4 @@
-"""The latents of a image_model's images: those that the engine would draw."""
+"""The latents of an image model's images: those that the engine would draw."""
 
 from __future__ import annotations
 

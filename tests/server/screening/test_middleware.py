@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,10 +31,13 @@ def screened(
     *,
     words: tuple[str, ...] = ("forbidden thing", "there"),
     keys: str = "",
+    server: str = "",
 ) -> Iterator[tuple[LiveServer, Path]]:
     """A server under one policy, which answers "Hello there!" unless a prompt names a script."""
     path = folder / "config.toml"
-    path.write_text(screen_config(action, screen, source=write_list(folder, words)) + MODEL + keys)
+    source = write_list(folder, words)
+    text = screen_config(action, screen, source=source, server=server)
+    path.write_text(text + MODEL + keys)
     with (
         AuditLog(folder / "audit.jsonl") as audit,
         live_server(config=load_config(path), audit=audit) as live,
@@ -174,3 +178,15 @@ def test_moderations_in_openais_schema(tmp_path: Path) -> None:
         moderation = live.client().moderations.create(input=["the forbidden thing", "hello"])
         assert [result.flagged for result in moderation.results] == [True, False]
         assert live.post("/v1/moderations", json={}).status_code == 400
+
+
+def test_a_moderation_whose_body_comes_too_slowly_is_ended(tmp_path: Path) -> None:
+    head = (
+        b"POST /v1/moderations HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        b"content-length: 1000\r\n\r\n{"
+    )
+    with screened(tmp_path, server="request_timeout_s = 0.3") as (live, _):
+        host, port = live.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=5) as connection:
+            connection.sendall(head)
+            assert b" 504 " in connection.recv(100).splitlines()[0]

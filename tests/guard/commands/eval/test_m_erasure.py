@@ -110,6 +110,12 @@ def test_all_five_scenarios_are_made_evaluated_and_continued(folder: Path, tmp_p
     white = [report["methods"][m]["reproduced"]["inverted-white-box"] for m in ("all", "bare")]
     assert "/3;" in white[0] and "/6;" in white[1]
     assert [*report["drops"]["nearest"]] == [scenario.name for scenario in SCENARIOS]
+    assert report["gradients"] == {
+        "nearest": "straight-through",
+        "negative-prompt": "exact",
+        "uce": "exact",
+        "irece": "straight-through",
+    }
     names = [figure["name"] for figure in report["figures"]]
     assert "all below nearest, scenarios" in names and "bit-identical, clean" in names
     # an eraser that always fires, and does not resolve, blocks everything
@@ -120,6 +126,7 @@ def test_all_five_scenarios_are_made_evaluated_and_continued(folder: Path, tmp_p
     assert report["methods"]["nearest"]["outside"] == "-"
     page = (tmp_path / "suite.m-erasure.html").read_text("utf-8")
     assert all(f"Images: {scenario.name}" in page for scenario in SCENARIOS)
+    assert "How the white-box attacks differentiated each method" in page
     # what was made and played is not made and played again
     files = {path: path.read_bytes() for path in (folder / "attacks").glob("*.safetensors")}
     times = {path: path.stat().st_mtime_ns for path in files}

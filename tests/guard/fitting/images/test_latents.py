@@ -1,4 +1,4 @@
-"""Fitting a classifier on a image_model who draws what it reads: a K somewhere, or none."""
+"""Fitting a classifier on an image model who draws what it reads: a K somewhere, or none."""
 
 from __future__ import annotations
 
