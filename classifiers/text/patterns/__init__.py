@@ -2,5 +2,5 @@
 
 `files` reads a list, `matching` finds its matches in a text and through its disguises, `width`
 bounds how long a match can be. To add a check of matches (a checksum, an entropy), write a function
-in `checks` and name it in `checks.CHECKS`. The shipped lists are in `lists/`.
+in `checksums` and name it in `checksums.CHECKS`. The shipped lists are in `lists/`.
 """

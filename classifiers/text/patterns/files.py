@@ -11,7 +11,7 @@
     [[regex]]
     label = "CARD"
     pattern = '(?:^|[^0-9])(?P<value>[0-9]{13,19})(?:[^0-9]|$)'
-    check = "luhn"              # a further test, see `classifiers.text.patterns.checks`
+    check = "luhn"              # a further test, see `classifiers.text.patterns.checksums`
     bits = 3.0                  # for "entropy" and "password": bits per character
     raw = false                 # true: letters keep their case, lines their ends
 
@@ -30,7 +30,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from classifiers.text.disguises.folding import fold
 from classifiers.text.disguises.views import STEPS
-from classifiers.text.patterns.checks import CHECKS, Check
+from classifiers.text.patterns.checksums import CHECKS, Check
 from classifiers.text.patterns.width import longest_match
 
 MAX_WIDTH: Final = 4096

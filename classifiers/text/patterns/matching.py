@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from classifiers.text.disguises.folding import fold
 from classifiers.text.disguises.views import PLAIN, View, folded_views, layers
-from classifiers.text.patterns.checks import Check
+from classifiers.text.patterns.checksums import Check
 from classifiers.text.patterns.files import Patterns, Words, compiled_regex, parse
 from classifiers.text.patterns.width import longest_match
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from classifiers.text.patterns.checks import CHECKS, bits_per_character, iban, ipv4, luhn
+from classifiers.text.patterns.checksums import CHECKS, bits_per_character, iban, ipv4, luhn
 
 
 @pytest.mark.parametrize("card", ["4111 1111 1111 1111", "378282246310005", "6011-1111-1111-1117"])
