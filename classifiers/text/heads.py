@@ -180,7 +180,7 @@ def stack(guards: Sequence[Fitted], device: Any = "cpu") -> TextHeads:
 
     Raises ValueError for a screen that makes no head, and for heads of unlike widths.
     """
-    return TextHeads([TextHead.from_tensors(each.tensors, each.settings) for each in guards])
+    return TextHeads([TextHead.from_tensors(guard.tensors, guard.settings) for guard in guards])
 
 
 def _check(head: TextHead) -> None:

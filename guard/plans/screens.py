@@ -193,11 +193,11 @@ class TextPlans:
         fitted: dict[Method, list[FittedGuard]] = {}
         for setting, artifact in artifacts:
             meta = artifact.meta
-            screen = FittedGuard(setting.name, artifact.tensors, meta.settings)
+            guard = FittedGuard(setting.name, artifact.tensors, meta.settings)
             try:
                 artifact.require_model(self.encoder.fingerprint, served=ENCODER)
                 method = method_named(meta.method)
-                method.stacked([screen])
+                method.stacked([guard])
                 threshold = _threshold(meta.settings)
             except (GuardError, ValueError) as error:
                 self._fails(setting.name, f"{setting.artifact}: {error}")
@@ -209,10 +209,10 @@ class TextPlans:
                 threshold=threshold if setting.threshold is None else setting.threshold,
                 action="observe",
             )
-            fitted.setdefault(method, []).append(screen)
+            fitted.setdefault(method, []).append(guard)
         if fitted:
-            self.heads = TextScores([method.stacked(own) for method, own in fitted.items()])
-            names = [screen.name for own in fitted.values() for screen in own]
+            self.heads = TextScores([method.stacked(guards) for method, guards in fitted.items()])
+            names = [guard.name for guards in fitted.values() for guard in guards]
             for column, name in enumerate(names):
                 self._heads[name] = replace(self._heads[name], head=column)
 

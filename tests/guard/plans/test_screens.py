@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from guard.artifact import Artifact, ArtifactMeta
 from guard.config.schema import load_config
 from guard.errors import ConfigError, GuardFailed
 from guard.plans.screens import TextPlans
 from server.screening.findings import ScreenedText
+from steering.methods import METHODS
+from steering.methods.fitted import FittedGuard
 
 LIST = '[[words]]\nlabel = "BAD"\nwords = ["forbidden"]\n'
 BASE = """
@@ -101,11 +106,11 @@ class _Encoder:
     fingerprint = "f" * 64
 
 
-def _head(folder: Path, settings: dict[str, Any]) -> TextPlans:
+def _save(path: Path, settings: dict[str, Any], method: str = "screen") -> None:
     fitted = {"kind": "logistic", "calibration": "temperature", "temperature": 1.0} | settings
     meta = ArtifactMeta.model_validate(
         {
-            "method": "screen",
+            "method": method,
             "concept": "text/x",
             "created": "2026-01-31",
             "model": {
@@ -119,13 +124,56 @@ def _head(folder: Path, settings: dict[str, Any]) -> TextPlans:
             "settings": fitted,
         }
     )
-    tensors = {"weight": np.zeros((1, 4), "f4"), "bias": np.zeros(1, "f4")}
-    Artifact(meta, tensors).save(folder / "head.safetensors")
+    Artifact(meta, {"weight": np.zeros((1, 4), "f4"), "bias": np.zeros(1, "f4")}).save(path)
+
+
+def _guards(folder: Path, *names: str) -> TextPlans:
+    """A policy with the saved artifacts of these names."""
     path = folder / "config.toml"
-    path.write_text(
-        '[[guards]]\nname = "h"\nartifact = "head.safetensors"\n[policies.p]\nguards = ["h"]\n'
-    )
+    tables = (f'[[guards]]\nname = "{n}"\nartifact = "{n}.safetensors"\n' for n in names)
+    listed = ", ".join(f'"{name}"' for name in names)
+    path.write_text("".join(tables) + f"[policies.p]\nguards = [{listed}]\n")
     return TextPlans(load_config(path), _Encoder)  # type: ignore[arg-type]
+
+
+def _head(folder: Path, settings: dict[str, Any]) -> TextPlans:
+    _save(folder / "h.safetensors", settings)
+    return _guards(folder, "h")
+
+
+class _Norms:
+    """A method of another package: scores are half the norm of the embedding."""
+
+    def __init__(self, guards: Sequence[FittedGuard], _device: Any) -> None:
+        self.count = len(guards)
+
+    def scores(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
+        norms = np.linalg.norm(embeddings, axis=1, keepdims=True) / 2
+        return np.repeat(norms.astype(np.float32), self.count, axis=1)
+
+
+def test_screens_of_two_methods_are_scored_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = replace(METHODS["screen"], name="norm", stack=_Norms)
+    monkeypatch.setitem(METHODS, "norm", entry)
+    for name, method in (("a", "screen"), ("b", "norm"), ("c", "screen")):
+        _save(tmp_path / f"{name}.safetensors", {"threshold": 0.5}, method)
+    plans = _guards(tmp_path, "a", "b", "c")
+    assert plans.heads is not None
+    (scores,) = plans.heads.scores(np.asarray([[2.0, 0, 0, 0]], np.float32))
+    columns = {screen.name: screen.head for screen in plans["p"].screens}
+    assert {name: scores[column] for name, column in columns.items()} == {
+        "a": 0.5,
+        "b": 1,
+        "c": 0.5,
+    }
+
+
+def test_a_screen_of_an_unknown_method_breaks_its_policies(tmp_path: Path) -> None:
+    _save(tmp_path / "h.safetensors", {"threshold": 0.5}, "oracle")
+    with pytest.raises(GuardFailed, match="unknown method 'oracle'"):
+        _guards(tmp_path, "h")["p"].require_whole()
 
 
 def test_a_classifier_fires_above_its_threshold_and_not_at_it(tmp_path: Path) -> None:
