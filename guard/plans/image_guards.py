@@ -59,20 +59,22 @@ class ImageGuards:
                 f"guard {setting.name} cannot act on {self._name!r}: {error}"
             ) from error
         artifact.require_model(self._fingerprint(method.bound_to), served=self._name)
-        self._require_encoders(artifact)
+        self._require_encoders(artifact, is_named=method.bound_to == "denoiser")
         try:
             require_fit(method.seam, stack, self._pipeline, self._text)
         except ValueError as error:
             raise ValueError(f"guard {setting.name}: {error}") from error
         return LoadedGuard.of(setting, artifact, method, guard), MethodGuard(method, guard)
 
-    def _require_encoders(self, artifact: Artifact) -> None:
-        """Check the text encoders that an artifact may name besides the part it is bound to.
+    def _require_encoders(self, artifact: Artifact, *, is_named: bool) -> None:
+        """Check the text encoders that an artifact names besides the part it is bound to.
+
+        An artifact that is bound to the denoiser must name them: its guards read prompts too.
 
         Raises FingerprintError where they differ from the model's.
         """
         fitted = artifact.meta.settings.get("encoders")
-        served = self._fingerprint("encoders") if fitted is not None else None
+        served = self._fingerprint("encoders") if is_named or fitted is not None else None
         if fitted != served:
             raise FingerprintError(
                 f"guard for {artifact.meta.concept!r} was fitted on other text encoders ({fitted}) "
@@ -81,6 +83,8 @@ class ImageGuards:
 
     def _fingerprint(self, part: Part) -> str:
         if part not in self._fingerprints:
+            if part not in _PARTS:
+                raise ValueError(f"an image model has no {part} that a guard may be bound to")
             self._fingerprints[part] = fingerprint(_PARTS[part](self._pipeline))
         return self._fingerprints[part]
 

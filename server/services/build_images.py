@@ -24,7 +24,7 @@ def drawing_service(
         resolve_source(settings.source), dtype=settings.dtype, device=settings.device
     )
     family = family_of(pipeline)
-    if hasattr(family, "frames"):
+    if family.frames is not None:
         raise ValueError("it makes videos, and this server sends images only")
     plans = ImagePlans(config, family, name=settings.name)
     engine = DiffusionEngine(family, plans.stacks, capacity=config.server.max_batch)

@@ -7,7 +7,7 @@ attached use, evaluation and `guard check` ask its entry. Importing this module 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -184,15 +184,24 @@ METHODS: dict[str, Method] = {
 
 def method_named(name: str) -> Method:
     """The entry of a method. Raises ValueError naming the methods that there are."""
+    if name in METHODS:
+        return METHODS[name]
+    methods, failures = _installed()
+    for method in methods:
+        METHODS.setdefault(method.name, method)
     if name not in METHODS:
-        for method in _installed():
-            METHODS.setdefault(method.name, method)
-    if name not in METHODS:
-        raise ValueError(f"unknown method {name!r}: this release has {', '.join(METHODS)}")
+        known = "; ".join([f"this release has {', '.join(METHODS)}", *failures])
+        raise ValueError(f"unknown method {name!r}: {known}")
     return METHODS[name]
 
 
 @cache
-def _installed() -> Iterable[Method]:
-    """Those that other packages bring."""
-    return tuple(point.load() for point in entry_points(group=GROUP))
+def _installed() -> tuple[Sequence[Method], Sequence[str]]:
+    """The methods that other packages bring, and what is wrong with those that do not load."""
+    methods, failures = [], []
+    for point in entry_points(group=GROUP):
+        try:
+            methods.append(point.load())
+        except Exception as error:  # one broken package must not break the guards of others
+            failures.append(f"the entry point {point.name!r} ({point.value}) fails: {error}")
+    return methods, failures

@@ -13,6 +13,7 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor
 
+from guard.errors import DataError
 from guard.evaluation.m_erasure.denoising import Views, bare
 from guard.plans.images import ImagePlan, ImagePlans
 from steering.engines.diffusion.families import Family
@@ -106,12 +107,21 @@ class GuardedLoss:
     Guards of the prompt and overlays of the denoiser act in it; guards of the guidance cannot,
     since the loss has no guidance. Guards of latents read the estimate of each view, where it is no
     noisier than the estimates that they inspect. Hooks the denoiser until `close`.
+
+    Raises DataError for guards that overlay a text encoder: the loss starts behind the encoders.
     """
 
     def __init__(self, family: Family, plans: ImagePlans, plan: ImagePlan, *, evade: float) -> None:
         self._family, self._evade, self._predict = family, evade, bare(family)
         stacks = plans.stacks
         self._bank, self._guards = stacks.prompts, plan.prompt_rows()
+        for component in stacks.components:
+            overlays = stacks.overlays_of(component)
+            if names := [row.name for row in self._guards if row.acts and row.name in overlays]:
+                raise DataError(
+                    f"guard {names[0]} overlays {component}, which this attack cannot differentiate"
+                    " yet: leave its method out of the attacked ones"
+                )
         self._gradients = gradients_of(plan)
         self._overlays = OverlaySeam(family.denoiser)
         overlays = stacks.overlays_of("")

@@ -11,7 +11,8 @@ running unguarded.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import wraps
 from inspect import signature
@@ -88,7 +89,7 @@ class PipelineAttachment:
         if self._late:
             self._pipeline_end: Callable[[], Any] = getattr(pipeline, _END)
             wrappers[_END] = self._end
-        if self._follower is not None and hasattr(pipeline, _LATENTS):
+        if (self._late or self._follower is not None) and hasattr(pipeline, _LATENTS):
             self._pipeline_latents: Callable[..., Any] = getattr(pipeline, _LATENTS)
             wrappers[_LATENTS] = self._prepare_latents
         for name, wrapper in wrappers.items():
@@ -148,7 +149,11 @@ class PipelineAttachment:
 
     def _prepare_latents(self, *args: Any, **kwargs: Any) -> Any:
         arguments = signature(self._pipeline_latents).bind(*args, **kwargs).arguments
+        if frames := arguments.get("num_frames"):
+            self._family.frames = frames
         if self._follower is not None:
+            with self._own_encoding():
+                self._follower.resize()
             self._follower.seeded(arguments.get("generator"))
         return self._pipeline_latents(*args, **kwargs)
 
@@ -211,20 +216,26 @@ class PipelineAttachment:
             self._begin_steps()
             self._after(self)
             return encoded
-        self._encoding = True
-        try:
-            with torch.inference_mode(False), torch.no_grad():
-                guarded = self._guarded(encoded, arguments, args, kwargs)
-        finally:
-            self._encoding = False
+        with self._own_encoding(), torch.inference_mode(False), torch.no_grad():
+            guarded = self._guarded(encoded, arguments, args, kwargs)
         self._begin_steps()
         self._after(self)
         replaced = dict(zip(self._family.parts, guarded, strict=True))
         return tuple(replaced.get(i, tensor) for i, tensor in enumerate(encoded))
 
+    @contextmanager
+    def _own_encoding(self) -> Iterator[None]:
+        """Prompts that are encoded inside this context are not those of the call."""
+        self._encoding = True
+        try:
+            yield
+        finally:
+            self._encoding = False
+
     def _begin_steps(self) -> None:
         if self._follower is not None:
-            self._follower.begin(self._readings)
+            with self._own_encoding():
+                self._follower.begin(self._readings)
 
     def _guarded(
         self,

@@ -43,9 +43,10 @@ class StepFollower:
         ]
         # probed on a copy: the scheduler of the pipeline is wrapped, and may be in use by a call
         self._scheduler = family.scheduler
-        self._sampler = Sampler(
-            copy.deepcopy(self._scheduler), family.arrange, device=family.device
-        )
+        self._probed = copy.deepcopy(self._scheduler)
+        vars(self._probed).pop("step", None)  # an attachment around this one wraps it
+        self._inside = False
+        """Whether the running forward is one of this class, and not the pipeline's."""
         self._build()
         denoiser = family.denoiser
         self._handles = [
@@ -55,8 +56,6 @@ class StepFollower:
         self._rows = 0
         self.steps = 0
         """The number of steps of the call so far."""
-        self._inside = False
-        """Whether the running forward is one of this class, and not the pipeline's."""
 
     @staticmethod
     def follows(stacks: ImageStacks, guards: Sequence[RowGuard]) -> bool:
@@ -66,15 +65,22 @@ class StepFollower:
         return any(g.name in reads or (g.acts and g.name in acts) for g in guards)
 
     def _build(self) -> None:
-        """Create the seams for the current image size of the family."""
+        """Create the seams for the current image size of the family. Raises ValueError."""
+        self._shape: tuple[int, ...] = ()
+        self._inside = True
+        family = self._family
+        try:
+            self._denoising = Denoising(
+                family,
+                self._stacks,
+                # of this size too: the timesteps of some schedulers depend on it
+                Sampler(copy.deepcopy(self._probed), family.arrange, device=family.device),
+                forward=None,
+                one_by_one=family.device.type == "cpu",
+            )
+        finally:
+            self._inside = False
         self._shape = self._family.shape
-        self._denoising = Denoising(
-            self._family,
-            self._stacks,
-            self._sampler,
-            forward=None,
-            one_by_one=self._family.device.type == "cpu",
-        )
 
     def remove(self) -> None:
         """Take every hook off the denoiser."""
@@ -86,9 +92,7 @@ class StepFollower:
 
     def begin(self, readings: Sequence[dict[str, ImageReading]]) -> None:
         """Begin a call, with these readings of each row's prompt."""
-        if self._family.shape != self._shape:
-            self._denoising.close()
-            self._build()
+        self.resize()
         self._denoising.reset()
         self._rows = len(readings)
         names = self._stacks.prompts.names
@@ -101,6 +105,21 @@ class StepFollower:
         self._written = torch.zeros(self._rows, dtype=torch.bool)
         self._carry: Tensor | None = None
         self.steps = 0
+
+    def resize(self) -> None:
+        """Follow images of the family's current size; before the first step of a call.
+
+        May run the text encoders and the denoiser once. Raises Unfollowed where guards cannot
+        follow images of that size.
+        """
+        if self._family.shape == self._shape:
+            return
+        self._denoising.close()
+        try:
+            with torch.inference_mode(False), torch.no_grad():
+                self._build()
+        except ValueError as error:
+            raise Unfollowed(str(error)) from error
 
     def encoded_negative(self) -> None:
         """Record that the pipeline has encoded its negative prompt, for a second forward."""
@@ -218,6 +237,11 @@ class StepFollower:
     def _find_trajectory(self) -> Trajectory:
         """The trajectory of the call in the sampler's tables. Raises Unfollowed."""
         scheduler, sampler = self._family.scheduler, self._denoising.sampler
+        if scheduler.num_inference_steps is None:
+            raise Unfollowed(
+                "the denoiser was run outside of a call, which cannot be guarded: attach guards to "
+                "a pipeline once"
+            )
         try:
             trajectory = Trajectories(sampler, self._family).find(
                 int(scheduler.num_inference_steps), None
@@ -264,6 +288,11 @@ class StepFollower:
         count, channels = self._rows, model_output.shape[1]
         if not outputs:
             raise Unfollowed("a step without a forward of the denoiser cannot be guarded")
+        if sum(map(len, outputs)) != count * (2 if self._guided else 1):
+            raise Unfollowed(
+                "classifier-free guidance that a call switches on or off between its steps cannot "
+                "be guarded"
+            )
         # a network that learns its variance returns it after the prediction
         predictions = [output[:, :channels].float() for output in outputs]
         if len(predictions[0]) == 2 * count:
@@ -295,7 +324,8 @@ class StepFollower:
 
     def _scale(self, predicted: Predicted, model_output: Tensor) -> Tensor:
         """The guidance scale of the call, `[rows]`."""
-        known = getattr(self._family.pipeline, "guidance_scale", None)
+        kept = self._family.default_guidance == "guidance_scale"
+        known = getattr(self._family.pipeline, "guidance_scale", None) if kept else None
         if known:
             return torch.full((self._rows,), float(known), device=model_output.device)
         # some pipelines do not keep it: it is the projection of the output on the guidance

@@ -54,15 +54,15 @@ class EncoderOverlays:
     @contextmanager
     def on(self, guards: Sequence[Sequence[RowGuard]]) -> Iterator[None]:
         """Overlay the encoders inside the context; `guards[i]` are those of row i of a forward."""
-        rows = torch.arange(len(guards))
         for seam in self._seams:
+            rows = torch.arange(len(guards), device=seam.device)
             seam.carry(guards, rows)
             seam.enter(rows)
         try:
             yield
         finally:
             for seam in self._seams:
-                seam.carry([[] for _ in guards], rows)
+                seam.carry([[] for _ in guards], torch.arange(len(guards), device=seam.device))
                 seam.leave()
 
 

@@ -31,6 +31,8 @@ class Family(TextEncoding, LatentImages):
     """Whether the pipeline encodes its negative prompt by a second `encode_prompt`."""
     default_guidance: str = "guidance_scale"
     """The argument of the pipeline's call that is its guidance."""
+    frames: int | None = None
+    """The frames of a video; None for a pipeline that makes images."""
 
     def __init__(self, pipeline: Any, *, height: int | None, width: int | None) -> None:
         for name in self._needs:

@@ -23,7 +23,7 @@ class Wan(T5Family):
         self, pipeline: Any, *, height: int | None, width: int | None, frames: int | None = None
     ) -> None:
         super().__init__(pipeline, height=height, width=width)
-        self.frames = frames or self._default("num_frames")
+        self.frames: int = frames or self._default("num_frames")
         scale = pipeline.vae_scale_factor_temporal
         if self.frames % scale != 1 % scale:
             raise ValueError(f"frames must be one more than a multiple of {scale}, not {frames}")

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from steering.engines.errors import Unfollowed, UnsupportedModel
@@ -111,11 +112,15 @@ class OverlaySeam:
         self._coordinates_of: dict[int, tuple[Tensor, Tensor]] = {}
         """Group → the states that its layers were given, and their coordinates."""
 
+    @property
+    def device(self) -> torch.device:
+        """The device of the network, where its rows and tables are."""
+        return next(self._network.parameters()).device
+
     def install(self, overlays: Mapping[str, Overlay]) -> None:
         """Replace the overlays, by guard name. Raises ValueError, and changes nothing, for layers
         that the network does not have."""
-        device = next(self._network.parameters()).device
-        bank = OverlayBank(overlays, device)
+        bank = OverlayBank(overlays, self.device)
         layers = overlaid_layers(self._network, bank)
         self.remove()
         self._bank = bank

@@ -23,16 +23,17 @@ from steering.engines.diffusion.engine import DiffusionEngine, ImageStart
 from steering.engines.diffusion.families import Family
 from steering.engines.errors import Unfollowed
 from steering.hidden.rows import RowGuard
+from steering.images.conditioning import Conditioning
 from steering.images.stacks import ImageStacks
 from tests.steering.engines.diffusion import tiny
 from tests.steering.engines.diffusion.guards import RepelGuards, ShiftGuards, carried
-from tests.steering.engines.diffusion.latent_guards import LAST, FillGuards
+from tests.steering.engines.diffusion.latent_guards import LAST, FillGuards, random_irece
 from tests.steering.engines.diffusion.running import stacked
 from tests.steering.engines.diffusion.test_attachment import call, quiet
 from tests.steering.engines.diffusion.tiny import shared
 
 NAMES = [name for name in tiny.PIPELINES if name != "flux, not distilled"]
-"""In the other one guidance is another argument of the call."""
+"""In the other one guidance is another argument of the call; it has a test of its own."""
 STEPS = 4
 
 
@@ -53,10 +54,14 @@ def attached(
         attachment.remove()
 
 
-def served(family: Family, stacks: ImageStacks, guards: Sequence[RowGuard]) -> Tensor:
+def served(
+    family: Family, stacks: ImageStacks, guards: Sequence[RowGuard], **options: Any
+) -> Tensor:
     """The engine's latents of the same request, packed as the pipeline has them."""
     engine = DiffusionEngine(family, stacks, capacity=1, forward=None)
-    start = ImageStart("a knife", seed=7, steps=STEPS, guidance=3.0, guards=guards)
+    start = ImageStart(
+        "a knife", seed=7, steps=STEPS, guards=guards, **({"guidance": 3.0} | options)
+    )
     engine.start([start])
     while not engine.step():
         pass
@@ -150,6 +155,112 @@ def test_calls_that_cannot_be_followed_are_refused() -> None:
         pytest.raises(Unfollowed, match="acts on guidance"),
     ):
         call(family, "a knife", guidance_scale=1.0)
+
+
+def test_the_guidance_of_a_call_is_the_argument_that_its_family_has() -> None:
+    family = shared("flux, not distilled")
+    stacks, guards = stacked(RepelGuards(family, "a dog", "red")), [carried("a dog", strength=0.5)]
+    with attached(family, stacks, *guards):
+        got = call(
+            family,
+            "a knife",
+            negative_prompt="a cat",
+            true_cfg_scale=2.0,
+            num_inference_steps=STEPS,
+        )
+    options: dict[str, Any] = {"negative_prompt": "a cat", "guidance": 2.0}
+    assert near(got, served(family, stacks, guards, **options))
+
+
+def test_a_call_that_drops_its_guidance_midway_is_refused() -> None:
+    family = tiny.built("stable diffusion")
+
+    def drop(pipeline: Any, step: int, _timestep: Any, tensors: dict[str, Tensor]) -> Any:
+        if step == 0:
+            tensors["prompt_embeds"] = tensors["prompt_embeds"].chunk(2)[-1]
+            pipeline._guidance_scale = 0.0
+        return tensors
+
+    for stacks in (stacked(latents=[random_irece(family, "p")]), stacked(RepelGuards(family, "p"))):
+        with (
+            attached(family, stacks, carried("p")),
+            pytest.raises(Unfollowed, match="switches on or off between its steps"),
+        ):
+            call(
+                family,
+                "a knife",
+                callback_on_step_end=drop,
+                callback_on_step_end_tensor_inputs=["prompt_embeds"],
+            )
+
+
+class _ReadsOne(ShiftGuards):
+    """Fires on the prompt whose embedding it is given alone."""
+
+    def __init__(self, name: str, state: Tensor) -> None:
+        super().__init__(name)
+        self._state = state
+
+    def sense(self, text: Conditioning) -> Tensor:
+        (states,) = text.states.values()
+        return torch.tensor([[9.0 if torch.equal(s, self._state) else -9.0] for s in states])
+
+
+class _Blocked(Exception):
+    pass
+
+
+@pytest.mark.parametrize("prompts", [["a knife"], ["a knife", "a cat"]])
+def test_another_size_keeps_the_verdict_of_the_prompt(prompts: list[str]) -> None:
+    """The seams are created anew for that size, for which the pipeline encodes an empty prompt."""
+    family = tiny.built("stable diffusion")
+    (states,) = family.encode(["a knife"]).states.values()
+    stacks = stacked(_ReadsOne("r", states[0]), latents=[random_irece(family, "p")])
+    guards = [
+        replace(carried("r"), threshold=0.0, acts=False),
+        replace(carried("p"), threshold=1e9),
+    ]
+
+    def block(attachment: PipelineAttachment) -> None:
+        if any(attachment.flags()[0]):
+            raise _Blocked
+
+    attachment = PipelineAttachment(family, stacks, guards, block)
+    try:
+        for height in (family.height, 2 * family.height):
+            with pytest.raises(_Blocked):
+                call(family, prompts, height=height)
+            assert call(family, ["a cat"] * len(prompts), height=height).isfinite().all()
+            assert attachment.rows == len(prompts)
+    finally:
+        attachment.remove()
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("flux", {"height": 32}), ("wan", {"height": 64}), ("wan", {"num_frames": 9})],
+)
+def test_a_latent_guard_does_what_it_does_in_the_engine_at_another_size(
+    name: str, size: dict[str, int]
+) -> None:
+    family = tiny.built(name)
+    stacks, guards = stacked(latents=[random_irece(family, "p")]), [carried("p")]
+    with attached(family, stacks, *guards) as attachment:
+        got = call(family, "a knife", num_inference_steps=STEPS, **size)
+        assert attachment.masks(0)["p"].shape == family.shape[1:]
+    assert near(got, served(family, stacks, guards))
+
+
+def test_a_second_attachment_is_refused() -> None:
+    family = tiny.built("stable diffusion")
+    outer = stacked(latents=[FillGuards("outer", channels=family.channels)])
+    inner = stacked(latents=[random_irece(family, "p")])
+    with (
+        attached(family, outer, carried("outer")),
+        pytest.raises(Unfollowed, match="attach guards to a pipeline once"),
+        attached(family, inner, carried("p")),
+    ):
+        pass
 
 
 def test_another_size_than_the_pipelines_own_is_followed() -> None:
