@@ -130,10 +130,7 @@ def _notes(guards: Sequence[Mapping[str, Any]]) -> list[str]:
     """What is worth knowing of guards that are carried together."""
     notes = []
     for reader, writer in permutations(guards, 2):
-        sense, act = (
-            [layer for layer in guard["settings"].get(key) or () if isinstance(layer, int)]
-            for guard, key in ((reader, "sense_layers"), (writer, "act_layers"))
-        )
+        sense, act = _layers(reader, "sense_layers"), _layers(writer, "act_layers")
         if sense and act and max(sense) > min(act):
             notes.append(
                 f"{reader['name']} senses up to layer {max(sense)}, and {writer['name']} acts from "
@@ -141,6 +138,12 @@ def _notes(guards: Sequence[Mapping[str, Any]]) -> list[str]:
                 "is of the changed states"
             )
     return notes
+
+
+def _layers(guard: Mapping[str, Any], key: str) -> list[int]:
+    """The layers of a setting; none where it is no list of them."""
+    layers = guard["settings"].get(key)
+    return [n for n in layers if isinstance(n, int)] if isinstance(layers, list) else []
 
 
 def _guard(guard: GuardConfig) -> dict[str, Any]:

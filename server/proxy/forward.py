@@ -1,6 +1,6 @@
 """Forwarding of a request and its response, chunk by chunk: plain ASGI over aiohttp.
 
-aiohttp's client was chosen by measurement (`benchmarks/proxy/http_clients.py`).
+aiohttp's client was chosen by measurement (`benchmarks/http_clients.py`).
 """
 
 from __future__ import annotations

@@ -68,7 +68,10 @@ class WorkerGuards:
     def _bank(self, loaded: Mapping[str, _Loaded]) -> HiddenBank:
         guards = {guard.name: guard for policy in loaded.values() for guard in policy.guards}
         device = self._served.device
-        return HiddenBank(stacks([*guards.values()], device), device)
+        try:
+            return HiddenBank(stacks([*guards.values()], device), device)
+        except ValueError as error:
+            raise ArtifactError(str(error)) from error
 
 
 def _served(runner: Any) -> ServedModel:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -143,9 +144,9 @@ def test_check_prints_one_line_for_each_problem_and_fails(tmp_path: Path) -> Non
     assert len(json.loads(result.stdout)["problems"]) == 18
 
 
-@pytest.mark.parametrize(("sense", "noted"), [([1], False), ([1, 3], True)])
+@pytest.mark.parametrize(("sense", "noted"), [([1], False), ([1, 3], True), (3, False)])
 def test_check_notes_a_guard_that_senses_behind_another_that_acts(
-    tmp_path: Path, make_artifact: MakeArtifact, sense: list[int], noted: bool
+    tmp_path: Path, make_artifact: MakeArtifact, sense: Any, noted: bool
 ) -> None:
     fitted = {"threshold": 0.5, "strength": 1.0}
     for name, layers in (("late", (sense, [3])), ("early", ([0], [2]))):

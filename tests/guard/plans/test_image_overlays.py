@@ -173,3 +173,9 @@ def test_an_overlay_is_recognised_by_its_method(tmp_path: Path, family: Family) 
     assert plans_of(tmp_path, family)["p"].guards[0].action == "overlay"
     other_denoiser(family)
     assert plans_of(tmp_path, family)["p"].refuses
+
+
+def test_an_overlay_that_names_no_text_encoders_is_refused(tmp_path: Path, family: Family) -> None:
+    changed(tmp_path, "nameless", encoders=None)
+    broken = plans_of(tmp_path, family, "nameless")["p"].broken["nameless"]
+    assert "was fitted on other text encoders (None)" in broken
