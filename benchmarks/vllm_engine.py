@@ -18,6 +18,7 @@ from typing import Any
 
 from benchmarks.vllm_plugin_time import PluginTime
 from guard.data.prompts import ForgetPrompt, RetainPrompt, in_split, read_rows
+from steering.hidden.bank import HiddenBank
 
 TOPIC = Path("examples/harry-potter")
 
@@ -194,11 +195,16 @@ def _memory() -> dict[str, int]:
         gc.unfreeze()
         [table] = [item for item in gc.get_objects() if isinstance(item, PackedTable)]
         sizes |= {
-            "guards": _bytes(vars(table.bank)),
+            "guards": guard_bytes(table.bank),
             "kept": table._gates.nbytes,
             "rows": _bytes(vars(table)) - table._gates.nbytes,
         }
     return sizes
+
+
+def guard_bytes(bank: HiddenBank) -> int:
+    """Bytes of the tensors of all loaded guards: those of the bank, and those of its stacks."""
+    return sum(_bytes(vars(part)) for part in (bank, *bank.stacks))
 
 
 def _bytes(fields: dict[Any, Any]) -> int:

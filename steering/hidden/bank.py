@@ -98,7 +98,7 @@ class HiddenBank:
         if len({stack.width for stack in stacks}) > 1:
             raise ValueError("the guards of a bank must be of one width, that of the model")
         self.device = torch.device(device)
-        self._stacks = tuple(stacks)
+        self.stacks = tuple(stacks)
         sizes = [len(stack.names) for stack in stacks]
         self._first = [sum(sizes[:i]) for i in range(len(sizes))]
         placements = [placement for stack in stacks for placement in stack.placements]
@@ -138,7 +138,7 @@ class HiddenBank:
 
     def sense(self, layer: int, states: Tensor) -> Tensor:
         """Scores `[..., guards]` of `states [..., width]`, float32; see `HiddenGuards.sense`."""
-        scores = [stack.sense(layer, states) for stack in self._stacks]
+        scores = [stack.sense(layer, states) for stack in self.stacks]
         return scores[0] if len(scores) == 1 else torch.cat(scores, -1)
 
     def act(
@@ -148,10 +148,10 @@ class HiddenBank:
 
         See `HiddenGuards.act`.
         """
-        if len(self._stacks) == 1:
-            return self._stacks[0].act(layer, states, guard, age, strength)
+        if len(self.stacks) == 1:
+            return self.stacks[0].act(layer, states, guard, age, strength)
         total = torch.zeros(*guard.shape, states.shape[-1], device=states.device)
-        for first, stack in zip(self._first, self._stacks, strict=True):
+        for first, stack in zip(self._first, self.stacks, strict=True):
             column = guard - first
             belongs = (column >= 0) & (column < len(stack.names))
             column, share = column.where(belongs, 0), strength.where(belongs, 0.0)
