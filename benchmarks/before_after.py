@@ -13,8 +13,8 @@ measures it under the same load after a warm-up:
 
     transformers  eight completions in one batch; four have a policy with the shipped guard of
                   examples/harry-potter, of which two ask about its topic (tokens per second)
-    images        four images in one batch under a CGCE guard and a latents guard; two prompts ask
-                  for the guarded concept (seconds per image)
+    images        one request for four images of the concept of its CGCE guard and its latents
+                  guard (seconds per image)
     proxy         requests through the proxy with its two lists of patterns, in front of the stub
                   upstream (milliseconds per request)
 
