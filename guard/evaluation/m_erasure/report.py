@@ -116,7 +116,8 @@ class ErasureReport:
                 ("method of a guard", "gradient", ""),
                 [(name, kind, _GRADIENTS[kind]) for name, kind in self._gradients.items()],
                 "A method without a gradient can look stronger than it is: compare it with the "
-                "black-box scenarios.",
+                "black-box scenarios. Words are learned without guidance, in which guards of the "
+                "guidance do not act: only the attacks on latents go through these.",
             )
         yield self._kept()
         yield self._clean()
