@@ -51,6 +51,11 @@ class Concept(BaseModel):
     endings: tuple[Phrase, ...] = Field(default=(), strict=False)
     ending: bool = False
 
+    def first(self, count: int) -> Concept:
+        """The concept with its first `count` phrases of `train` only."""
+        few = {"train": self.phrases.train[:count], "validation": ()}
+        return self.model_copy(update={"phrases": self.phrases.model_copy(update=few)})
+
 
 def read_concept(path: Path) -> Concept:
     """Read a concept file. Raises DataError naming the file and every fault."""

@@ -100,15 +100,12 @@ def irece(
     from guard.models.images import ImageModel
 
     image_model = ImageModel.load(model, device=device)
-    named = concept.phrases.model_copy(
-        update={"train": concept.phrases.train[:1], "validation": ()}
-    )
     started = time.monotonic()
     with stages() as progress:
         fit = fit_irece(
             image_model,
             concept,
-            folds_of(concept.model_copy(update={"phrases": named}), 4 * count, folds, seed),
+            folds_of(concept.first(1), 4 * count, folds, seed),
             TrainingImages.of(image_model, count, steps=steps, guidance=guidance, bf16=bf16),
             inspections=looks,
             trials=trials,

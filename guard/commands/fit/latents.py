@@ -23,7 +23,7 @@ from guard.commands.fit.options import (
     Out,
 )
 from guard.commands.fit.output import facts, print_json, print_written, require_artifact_name
-from guard.data.concept import Concept, read_concept
+from guard.data.concept import read_concept
 from guard.errors import DataError
 from guard.reporting import values
 from guard.reporting.progress import stages
@@ -74,7 +74,7 @@ def latents(
         fit = fit_latents(
             image_model,
             concept,
-            folds_of(_first(concept, phrases), 4 * count, folds, seed),
+            folds_of(concept.first(phrases), 4 * count, folds, seed),
             TrainingImages.of(image_model, count, steps=steps, guidance=guidance, bf16=bf16),
             rates=Rates(fpr, near_fpr),
             recipe=LatentRecipe(),
@@ -89,11 +89,3 @@ def latents(
     console = Console()
     console.print(values.table("held-out images", fit.artifact.meta.calibration))
     print_written(console, out)
-
-
-def _first(concept: Concept, count: int) -> Concept:
-    """The concept with its first `count` phrases only."""
-    few = concept.phrases.model_copy(
-        update={"train": concept.phrases.train[:count], "validation": ()}
-    )
-    return concept.model_copy(update={"phrases": few})
