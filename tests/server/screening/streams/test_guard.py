@@ -90,7 +90,7 @@ class _Marks(Placeholders):
     def __init__(self) -> None:
         super().__init__(())
 
-    def placeholder_for(self, label: str, original: str) -> str:
+    def placeholder_for(self, label: str, original: str, *, is_number: bool = False) -> str:
         return MARK
 
 
