@@ -140,6 +140,7 @@ class ScreenedResponse:
                 self._screening.placeholders,
                 choices=self._choices,
                 own_app=self._owner.context.own_app,
+                event_limit=self._owner.context.max_response_bytes,
             )
         elif media == "application/json" or media.endswith("+json"):
             pass

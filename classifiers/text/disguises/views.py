@@ -114,7 +114,12 @@ def readings(text: str) -> list[str]:
     texts = [current]
     for _ in range(DEPTH):
         # An address has spaces and signs escaped; escaped letters, or escapes, are a disguise.
-        edits = [edit for _, edit in encoded_runs(current) if _DISGUISED.search(edit.text)]
+        edits = [
+            edit
+            for _, edit in encoded_runs(current)
+            if _DISGUISED.search(edit.text.replace("\\", ""))
+            or (edit.end - edit.start > 2 and "\\" in edit.text)
+        ]
         if not edits:
             break
         current = readable(Rewritten(current, edits).text)

@@ -42,8 +42,8 @@ from server.screening.texts.rewriting import rewrite
 
 LOOKBACK = 500
 """Characters before the held text that are read with it: the context that a classifier needs."""
-EVENT_LIMIT = 2**20
-"""Bytes of an event."""
+EVENT_LIMIT = 2**25
+"""Bytes of an event: one may hold a picture."""
 COMMENT = b":\n\n"
 
 
@@ -62,7 +62,7 @@ class StreamGuard:
 
     The text is read where the policy screens responses, and `placeholders` are restored where it
     says so. `choices`: the groups that were asked for. `own_app`: error events and `guard`
-    objects are this server's own, and are not read.
+    objects are this server's own, and are not read. `event_limit`: bytes of an event.
     """
 
     def __init__(
@@ -74,6 +74,7 @@ class StreamGuard:
         *,
         choices: int,
         own_app: bool,
+        event_limit: int = EVENT_LIMIT,
     ) -> None:
         self.is_over = False
         """Whether nothing more is to leave: the rest of the stream is not wanted."""
@@ -88,7 +89,7 @@ class StreamGuard:
         self._hold_back = max(hold_back, restoration, 4)
         # a match longer than that is found where it goes on
         self._lookback = max(LOOKBACK, plan.longest) if self._reads else restoration
-        self._reader = EventReader(EVENT_LIMIT)
+        self._reader = EventReader(event_limit)
         self._queue = EventQueue(stream_format, screens.guard_object)
         self._heads = [screen for screen in plan.answering if screen.head is not None]
         self._lists = [screen for screen in plan.answering if screen.head is None]

@@ -62,7 +62,7 @@ async def read_crossing(
 def _texts_of(group: Group) -> Iterator[str]:
     """What is said in a group as one text, and names that may say something as one each."""
     spoken = [piece for piece in group if piece.kind != "label"]
-    yield without_codes("\n".join(piece.reading for piece in spoken))
+    yield without_codes("\n".join(piece.text for piece in spoken))
     for piece in group:
         if piece.kind == "label" and len(_NAME.findall(piece.text)) >= _SENTENCE:
             yield piece.text

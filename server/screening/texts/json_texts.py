@@ -44,7 +44,7 @@ from server.wire.strict_json import MAX_DEPTH, NestedTooDeeply
 
 _WORD_BORDER = re.compile(r"[_\s-]+|(?<=[a-z0-9])(?=[A-Z])")
 _LONGEST_NAME = 80
-Kind = Literal["text", "value", "number", "schema", "key", "label"]
+Kind = Literal["text", "value", "number", "name", "schema", "key", "label"]
 
 
 @dataclass(slots=True)
@@ -53,11 +53,11 @@ class JsonText:
     "messages[1].content".
 
     Texts that belong together have the same `unit`: the parts of a message, the fields of a tool.
-    `kind`: a "value" is one in an object whose names are the client's, or of JSON in a string, and
-    so is a "number"; a "schema" has one of the strings of such an object that describes values. A
-    "key" is a name in an object, which cannot be rewritten. A "label" is a name that the protocol
-    asks for, such as an id: no part of what is said. `context` stands before the text where it is
-    read. `signed` is an object in a list whose signature covers the text, and the list.
+    `kind`: a "value" and a "number" stand in an object whose names are the client's, or in JSON in
+    a string, of which a "name" is one too. A "schema" is a string of an object that describes
+    values. A "key" is a name in an object, which cannot be rewritten. A "label" is a name that the
+    protocol asks for, such as an id: no part of what is said. `context` stands before the text
+    where it is read. `signed` is an object whose signature covers the text, behind its list.
     """
 
     holder: Any
@@ -238,7 +238,7 @@ class _Collector:
             elif leaf.kind == "text":
                 self._string(inner, inside)
             else:
-                self._add(inner, inside, "value" if leaf.kind == "name" else "text")
+                self._add(inner, inside, "name" if leaf.kind == "name" else "text")
 
     def _object(self, value: dict[str, Any], at: _Position) -> None:
         if at.depth > MAX_DEPTH:

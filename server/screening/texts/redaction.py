@@ -17,9 +17,9 @@ _NAME: Final = re.compile(r"[A-Z][A-Z0-9_]*_\d+")
 _ENCODED: Final = re.compile(r"%5[BbDdFf]|&#(?:91|93|95);")
 _SPELLED: Final = re.compile(
     # in brackets: as they are, with Markdown's escapes, in an address, as entities of HTML
-    r"(?:\\{0,2}+\[|%5[Bb]|&#91;)"
+    r"(?:(?P<escape>\\{1,2})(?=\[))?(?:\[|%5[Bb]|&#91;)"
     r"(?P<name>[A-Za-z](?:[A-Za-z0-9]|(?:\\{0,2}+_|%5[Ff]|&#95;|[ -](?=[0-9A-Za-z])))*+)"
-    r"(?:\\{0,2}+\]|%5[Dd]|&#93;)"
+    r"(?(escape)\\{1,2}+)(?:\]|%5[Dd]|&#93;)"
     # without any
     r"|(?<![A-Za-z0-9_\[\\])(?P<bare>[A-Z][A-Z0-9]*(?:\\?_[A-Z0-9]+)+)(?![A-Za-z0-9_])"
 )
