@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
 from server.screening.streams.hold_back import HoldBackBuffer, Window
+from server.screening.texts.joins import REACH
 from server.screening.texts.json_scanner import JsonScanner, Leaf, beginning, quoted, unquoted
 from server.screening.texts.json_texts import context_of
 
@@ -48,6 +49,8 @@ class ChannelBuffer:
         self._values: deque[_Value] = deque()
         self._unread: deque[_Value] = deque()
         self._is_released = False
+        self._before = ""
+        self._seams: list[tuple[str, str]] = []
 
     @property
     def length(self) -> int:
@@ -103,6 +106,11 @@ class ChannelBuffer:
         if self._heads is not None:
             for window in self._heads.due_windows(all=all):
                 yield replace(window, screens="heads")
+
+    def take_seams(self) -> list[tuple[str, str]]:
+        """The ends of each text of JSON that is new and whole, and of the one before it."""
+        seams, self._seams = self._seams, []
+        return seams
 
     def release(self, keep: int = 0) -> None:
         """Let all text that has been read be sent; the last `keep` characters stay."""
@@ -180,7 +188,17 @@ class ChannelBuffer:
             self._values.append(value)
             self._unread.append(value)
         for value in self._unread:
-            value.add(self._text, self._base, self._scanner.position)
+            if value.add(self._text, self._base, self._scanner.position):
+                self._note_seam(value)
+
+    def _note_seam(self, value: _Value) -> None:
+        """A value is whole."""
+        if value.leaf.kind == "text":
+            if self._before and value.head:
+                self._seams.append((self._before, value.head))
+            self._before = value.tail
+            if isinstance(value.buffer, ChannelBuffer):
+                self._seams += value.buffer.take_seams()
 
     def _buffer(self, leaf: Leaf) -> HoldBackBuffer | ChannelBuffer:
         prefix = context_of(leaf.key)
@@ -216,20 +234,24 @@ class _NestedBuffer(ChannelBuffer):
 class _Value:
     """A value in a channel: `buffer` has its text as a reader of the JSON gets it.
 
-    `decoded` is the position in the channel up to which its spelling has been decoded.
+    `decoded` is the position in the channel up to which its spelling has been decoded. `head` and
+    `tail` are the ends of the text.
     """
 
     leaf: Leaf
     buffer: HoldBackBuffer | ChannelBuffer
     decoded: int
+    head: str = ""
+    tail: str = ""
     _offsets: list[tuple[int, int]] = field(default_factory=lambda: [(0, 0)])
     """Positions in the text, and in its spelling, from each of which both count alike."""
     _taken: int = 0
+    _is_finished: bool = False
 
     @property
     def is_whole(self) -> bool:
         """Whether all of it has come."""
-        return self.leaf.end is not None and self.decoded == self.leaf.end
+        return self._is_finished
 
     @property
     def is_free(self) -> bool:
@@ -246,21 +268,27 @@ class _Value:
         """The position in the channel from which on its spelling is needed."""
         return self.leaf.start + self._spelled(self._taken)
 
-    def add(self, text: str, base: int, scanned: int) -> None:
-        """Decode what has come of it, up to `scanned`; the channel has `text` from `base` on."""
+    def add(self, text: str, base: int, scanned: int) -> bool:
+        """Decode what has come of it, up to `scanned`; the channel has `text` from `base` on.
+
+        Return whether it has become whole.
+        """
+        if self._is_finished:
+            return False
         end = scanned if self.leaf.end is None else self.leaf.end
-        if end <= self.decoded:
-            if self.is_whole:
-                self._finish()
-            return
-        spelling = text[self.decoded - base : end - base]
-        if self.leaf.kind in {"plain", "number"}:
-            self.buffer.add(spelling)
-            self.decoded = end
-        else:
-            self._decode(spelling, is_end=self.leaf.end is not None)
-        if self.is_whole:
-            self._finish()
+        if end > self.decoded:
+            spelling = text[self.decoded - base : end - base]
+            if self.leaf.kind in {"plain", "number"}:
+                self.buffer.add(spelling)
+                self.decoded = end
+            else:
+                self._decode(spelling, is_end=self.leaf.end is not None)
+        if self.leaf.end is None or self.decoded < self.leaf.end:
+            return False
+        self._is_finished = True
+        self.buffer.finish()
+        self.buffer.release()
+        return True
 
     def take(self, end: int, spelling: Callable[[int, int], str]) -> str:
         """What is to be sent for the characters of the channel up to `end`; `spelling` has them as
@@ -278,10 +306,6 @@ class _Value:
             del self._offsets[:128]
         return text
 
-    def _finish(self) -> None:
-        self.buffer.finish()
-        self.buffer.release()
-
     def _decode(self, spelling: str, *, is_end: bool) -> None:
         for piece in _PIECE.finditer(spelling):
             left = len(spelling) - piece.start()
@@ -290,12 +314,16 @@ class _Value:
                 break
             text = unquoted(piece[0]) if is_escape else piece[0]
             self.buffer.add(text)
+            self.head += text[: REACH - len(self.head)]
+            self.tail = (self.tail + text)[-REACH:]
             self.decoded += len(piece[0])
             if len(text) != len(piece[0]):
                 self._offsets.append((self.buffer.length, self.decoded - self.leaf.start))
 
     def _spelled(self, position: int) -> int:
         """The place in the spelling of a position in the text."""
+        if len(self._offsets) == 1:
+            return position
         index = bisect_right(self._offsets, position, key=lambda pair: pair[0]) - 1
         at, spelled = self._offsets[index]
         return spelled + position - at

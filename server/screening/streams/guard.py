@@ -34,7 +34,7 @@ from server.screening.streams.formats.base import (
 )
 from server.screening.streams.hold_back import HoldBackBuffer, Span, Window
 from server.screening.streams.sse import DONE, EventReader, SentEvent
-from server.screening.texts.joins import read_crossing, read_together
+from server.screening.texts.joins import read_crossing, read_together, seams_of
 from server.screening.texts.json_scanner import quoted
 from server.screening.texts.json_texts import JsonText, JsonTexts, texts_of
 from server.screening.texts.redaction import Placeholders
@@ -324,6 +324,28 @@ class StreamGuard:
             if self._restores and window.screens != "heads" and not window.buffer.is_sealed:
                 spans = merge_spans([*spans, *self._placeholders.find(window.reading)])
             window.mark_read(spans)
+        return isinstance(buffer, ChannelBuffer) and await self._is_crossed(buffer)
+
+    async def _is_crossed(self, buffer: ChannelBuffer) -> bool:
+        """Whether something that must not leave goes on from one value of JSON in another."""
+        for texts in buffer.take_seams() if self._lists else ():
+            seams = seams_of(texts, (None, None))
+            results = await self._screens.read([seam.text for seam in seams], self._lists)
+            rows = [
+                [seam.crossing(result) for result in row]
+                for seam, row in zip(seams, results, strict=True)
+            ]
+            if not any(result.fired for row in rows for result in row):
+                continue
+            # what is in one of them alone has been found there
+            apart = [
+                [span for result in row for span in result.spans]
+                for row in await self._screens.read(texts, self._lists)
+            ]
+            for seam, row in zip(seams, rows, strict=True):
+                found = [seam.without(result, apart) for result in row]
+                if self._findings.add(found, self._paths[buffer], in_response=True):
+                    return True
         return False
 
     def _screens_of(self, window: Window) -> Sequence[TextScreen]:

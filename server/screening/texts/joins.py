@@ -16,12 +16,14 @@ from typing import Final
 from classifiers.text.disguises.decoding import encoded_runs
 from guard.plans.screens import TextScreen
 from server.screening.findings import ScreenedText, TextReader
+from server.screening.streams.hold_back import Span
 from server.screening.texts.json_texts import JsonText
 
-_REACH: Final = 64
+REACH: Final = 64
 """Characters at each end of a text in which a match that goes on in another text is looked for."""
 _GAP: Final = "\x00\x00"
 _SEPARATORS: Final = ("\n", "")
+_SPOKEN: Final = frozenset({"text", "value", "number", "schema"})
 _LETTER: Final = re.compile(r"[^\W\d_]")
 _CODE: Final = re.compile(r"[A-Za-z0-9+/_-]{256,}+={0,2}")
 _NAME: Final = re.compile(r"[A-Za-z]{3,}")
@@ -49,12 +51,14 @@ async def read_crossing(
 ) -> list[Joined]:
     """The results of patterns for what goes on from one text in another. They have read each text
     before; `pieces` are in the order in which a model reads them."""
-    seams = list(_seams(pieces)) if screens else []
+    spoken = [piece for piece in pieces if piece.kind in _SPOKEN]
+    units = [piece.unit if piece.kind == "text" else None for piece in spoken]
+    seams = seams_of([piece.text for piece in spoken], units) if screens else []
     if not seams:
         return []
     results = await reader.read([seam.text for seam in seams], screens)
     return [
-        (seam.pieces[0], [seam.crossing(result) for result in row])
+        (spoken[0], [seam.crossing(result) for result in row])
         for seam, row in zip(seams, results, strict=True)
     ]
 
@@ -84,16 +88,35 @@ def _code(run: re.Match[str]) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Seam:
-    """The ends of several texts as one text; `starts` are the positions of `pieces` in it."""
+class Seam:
+    """The ends of several texts as one text; `starts` are their positions in it.
+
+    Texts of the same unit are parts of one text. Others, and those of unit None, are not, so that
+    digits alone do not add up.
+    """
 
     text: str
     starts: Sequence[int]
-    pieces: Sequence[JsonText]
+    units: Sequence[int | None]
 
     def crossing(self, result: ScreenedText) -> ScreenedText:
         """The result with those matches alone that are in more than one text."""
         spans = tuple(span for span in result.spans if self._counts(span.start, span.end))
+        return replace(result, spans=spans, score=1.0 if spans else 0.0)
+
+    def without(self, result: ScreenedText, apart: Sequence[Sequence[Span]]) -> ScreenedText:
+        """The result without what overlaps a match in one of the texts alone; `apart` has those of
+        each."""
+        known = [
+            (start + span.start, start + span.end)
+            for start, spans in zip(self.starts, apart, strict=True)
+            for span in spans
+        ]
+        spans = tuple(
+            span
+            for span in result.spans
+            if not any(start < span.end and span.start < end for start, end in known)
+        )
         return replace(result, spans=spans, score=1.0 if spans else 0.0)
 
     def _counts(self, start: int, end: int) -> bool:
@@ -101,24 +124,23 @@ class _Seam:
         last = bisect_right(self.starts, end - 1) - 1
         if first == last:
             return False
-        crossed = self.pieces[first : last + 1]
-        is_one_text = all(p.kind == "text" and p.unit == crossed[0].unit for p in crossed)
+        units = set(self.units[first : last + 1])
+        is_one_text = len(units) == 1 and None not in units
         return is_one_text or _LETTER.search(self.text, start, end) is not None
 
 
-def _seams(group: Group) -> Iterator[_Seam]:
-    pieces = [piece for piece in group if piece.kind in {"text", "value", "number", "schema"}]
-    if len(pieces) < 2:
-        return
-    texts = [
-        piece.text
-        if len(piece.text) <= 2 * _REACH
-        else piece.text[:_REACH] + _GAP + piece.text[-_REACH:]
-        for piece in pieces
+def seams_of(texts: Sequence[str], units: Sequence[int | None]) -> list[Seam]:
+    """The ends of texts that follow each other, with a line's end between them and with nothing."""
+    if len(texts) < 2:
+        return []
+    ends = [
+        text if len(text) <= 2 * REACH else text[:REACH] + _GAP + text[-REACH:] for text in texts
     ]
+    seams = []
     for separator in _SEPARATORS:
         starts, position = [], 0
-        for text in texts:
+        for text in ends:
             starts.append(position)
             position += len(text) + len(separator)
-        yield _Seam(separator.join(texts), starts, pieces)
+        seams.append(Seam(separator.join(ends), starts, units))
+    return seams

@@ -18,7 +18,8 @@ PROTOCOL = frozenset(
     }
 )
 """Keys whose values are words of the protocol, or names: a model's, an id, a user's."""
-WORD = re.compile(r"[\w.:/@+-]{0,80}", re.ASCII)
+LONGEST_WORD = 80
+WORD = re.compile(r"[\w.:/@+-]*", re.ASCII)
 """A word or a name under such a key: read by itself in a request, not at all in a response."""
 KNOWN_WORDS = frozenset(
     {

@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any, Literal
 
 from guard.config.schema import Place
@@ -25,6 +26,7 @@ from server.screening.texts.json_fields import (
     FREE,
     KNOWN_WORDS,
     LISTS,
+    LONGEST_WORD,
     OPAQUE,
     OPAQUE_PARTS,
     PARTS,
@@ -172,6 +174,16 @@ def texts_of(
     return collector.texts
 
 
+@lru_cache(4096)
+def _known_word(text: str) -> bool:
+    return WORD.fullmatch(text) is not None
+
+
+def _is_word(value: object) -> bool:
+    """Whether a value is a word of the protocol, or a name as it takes them."""
+    return isinstance(value, str) and len(value) <= LONGEST_WORD and _known_word(value)
+
+
 def context_of(name: str) -> str:
     """A name in an object as it is read before its value: "date of birth: "."""
     words = _WORD_BORDER.sub(" ", name[:_LONGEST_NAME]).strip()
@@ -248,23 +260,30 @@ class _Collector:
             opaque, place = self._part_kind(value, at)
             if at.items is not None and value.get("signature"):
                 signed = (at.items, value)
+        free, is_response = at.kind != "text", self.default_place == "response"
         for name, item in value.items():
             if at.depth == 0:
                 self._unit += 1
-            if self.skip_verdicts and name == "guard" and not at.free:
+            is_word = name in SCHEMA_WORDS if free else _is_word(name)
+            # most members have nothing to be read
+            if is_word and (
+                not isinstance(item, str | dict | list | bytes)
+                and not (at.kind == "value" or name in FREE)
+                or (is_response and not free and name in PROTOCOL and _is_word(item))
+            ):
+                continue
+            if self.skip_verdicts and name == "guard" and not free:
                 continue
             path = f"{at.path}.{name[:40]}" if at.path else name[:40]
-            is_placed = self.default_place != "response" and not at.free
-            item_place = PLACES.get(name, place) if is_placed else place
+            item_place = place if is_response or free else PLACES.get(name, place)
             inside = _Position(value, name, item_place, path, at.depth + 1, signed=signed)
-            inside.kind, inside.name = self._kind(name, item, at), name if at.free else ""
-            if name not in SCHEMA_WORDS if at.free else not WORD.fullmatch(name):
+            inside.kind, inside.name = self._kind(name, item, at), name if free else ""
+            if not is_word:
                 self._add(name, inside, "key")
-            if at.free:
-                if not (isinstance(item, str) and item in SCHEMA_WORDS):
-                    self.value(item, inside)
-            else:
+            if not free:
                 self._member(name, item, inside, opaque)
+            elif not (isinstance(item, str) and item in SCHEMA_WORDS):
+                self.value(item, inside)
 
     def _member(self, name: str, item: Any, inside: _Position, opaque: str | None) -> None:
         """A member whose name is one of the protocol's."""
@@ -277,7 +296,7 @@ class _Collector:
                 self.value(item, inside)
         elif kind is not None and CODED.fullmatch(item):
             self._add_opaque(kind, item)
-        elif name in PROTOCOL and WORD.fullmatch(item):
+        elif name in PROTOCOL and _is_word(item):
             if not is_response and item and item not in KNOWN_WORDS:
                 self._add(item, inside, "label")
         else:
