@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from server.screening.texts.json_scanner import plain_number
+
 
 @dataclass(frozen=True, slots=True)
 class Span:
@@ -65,9 +67,9 @@ class Window:
 class HoldBackBuffer:
     """Holds at most `hold_back` characters; windows reach `lookback` characters before them.
 
-    `prefix` is read before the text. `atomic`: a span in the text replaces all of it. `sealed`: the
-    text cannot be altered, so that it ends where a span begins. All positions are counted in
-    characters from the start of the channel.
+    `prefix` is read before the text. `atomic`: the text is a number, of which a span replaces all.
+    `sealed`: the text cannot be altered, so that it ends where a span begins. All positions are
+    counted in characters from the start of the channel.
     """
 
     def __init__(
@@ -144,7 +146,7 @@ class HoldBackBuffer:
         earlier spans in text that was not free.
         """
         if self._is_atomic:
-            spans = [Span(0, len(window.text), span.label) for span in spans[:1]]
+            spans = [Span(0, self.length, span.label) for span in spans[:1]]
         if self.is_sealed:
             starts = [window.start + span.start for span in spans]
             starts += [] if self._ends_at is None else [self._ends_at]
@@ -160,7 +162,7 @@ class HoldBackBuffer:
                 kept.append(Span(start, end, span.label))
                 locked = end
         self._spans = kept
-        self._read = max(self._read, window.end)
+        self._read = self.length if self._is_atomic else max(self._read, window.end)
 
     def release(self, keep: int = 0) -> None:
         """Let all text that has been read be sent, though a match may go on after it; the last
@@ -204,7 +206,8 @@ class HoldBackBuffer:
         reach = end if self._is_atomic else self.stride + self.context + self.lookback
         start = max(self._base, end - reach)
         prefix = self._prefix if start == 0 else ""
-        return Window(self, start, self._slice(start, end), prefix)
+        text = self._slice(start, end)
+        return Window(self, start, plain_number(text) if self._is_atomic else text, prefix)
 
     def _slice(self, start: int, end: int) -> str:
         return self._text[start - self._base : end - self._base]

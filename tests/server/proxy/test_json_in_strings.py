@@ -236,13 +236,14 @@ def test_names_that_the_protocol_asks_for_are_read(tmp_path: Path, name: str) ->
         {"role": "user", "content": "hi", "name": "ann@example.com"},
         {"role": "tool", "content": "hi", "tool_call_id": "ann@example.com"},
         {"role": "user", "content": [{"type": "ann@example.com", "text": "hi"}]},
+        {"role": "user", "content": "hi", "ann@example.com": 1},
     ],
 )
 def test_any_string_of_a_message_is_read(tmp_path: Path, message: Any) -> None:
     with echoing(tmp_path) as (proxy, upstream):
         body = asked("chat", {}, "ok")
         post(proxy, "chat", {**body, "messages": [*body["messages"], message]})
-        assert b"ann@example.com" not in upstream.requests[0].body
+        assert not [r for r in upstream.requests if b"ann@example.com" in r.body]
 
 
 @pytest.mark.parametrize(
