@@ -235,7 +235,8 @@ class StreamGuard:
         if slot.is_signed:
             # it may be signed later, and is not altered
             return self._text_buffer(is_sealed=True)
-        return ChannelBuffer(self._text_buffer, heads=bool(self._heads))
+        numbers = self._placeholders if self._restores else None
+        return ChannelBuffer(self._text_buffer, numbers=numbers, heads=bool(self._heads))
 
     def _text_buffer(
         self, *, prefix: str = "", is_number: bool = False, is_sealed: bool = False

@@ -110,6 +110,11 @@ class Placeholders:
         """The number that a text stands for as a whole, None for any other text."""
         return self._restorable[text] if text in self._numbers & self._restorable.keys() else None
 
+    def begins_number(self, text: str) -> bool:
+        """Whether a text may go on to be one that stands for a number."""
+        numbers = self._numbers & self._restorable.keys()
+        return any(placeholder.startswith(text) for placeholder in numbers)
+
     def partial_length(self, text: str) -> int:
         """Characters at the end of `text` that may begin a placeholder that can be restored."""
         if not self._restorable:

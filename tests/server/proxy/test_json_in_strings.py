@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -191,14 +190,7 @@ def test_values_are_cut_out_of_a_request_and_put_back_into_its_answer(
         for size in (1, 5, 1000):
             with echoing(tmp_path, size) as (other, _):
                 stream = post(other, api, {**body, "stream": True})
-                assert _as_texts(streamed(stream.text)) == _as_texts(GIVEN)
-
-
-def _as_texts(value: Any) -> Any:
-    # a number that has been put back into a stream is a string
-    return json.loads(
-        re.sub(r"\b4111111111111111\b(?!\")", '"4111111111111111"', json.dumps(value))
-    )
+                assert streamed(stream.text) == GIVEN
 
 
 @pytest.mark.parametrize("stream", [False, True])
