@@ -11,9 +11,11 @@ named that begins no match, none that does is missed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final, NamedTuple
+import threading
+from collections.abc import Sequence
+from typing import Final, NamedTuple
 
+from classifiers.text.patterns.files import compiled_set
 from classifiers.text.patterns.syntax import (
     Alternation,
     Assertion,
@@ -32,6 +34,7 @@ MAX_STATES: Final = 30_000
 _MAX_KEPT: Final = 50_000
 """Steps from a set of states by a character that are kept."""
 _ANY_BYTE: Final = r"\C"
+_ANY_CHARACTER: Final = "(?s:.)"
 
 
 class Suffix(NamedTuple):
@@ -44,12 +47,12 @@ class Suffix(NamedTuple):
 class PartialMatcher:
     """Finds the partial matches of RE2 expressions at the end of a text.
 
-    `compile_class` compiles the expression of one character, as its list is compiled. A match is
-    the group `value`, or the whole where there is none; it begins with its context where the
-    context before it may be longer than one character.
+    They are `raw` as those of a list. A match is the group `value`, or the whole where there is
+    none; it begins with its context where the context before it may be longer than one character.
+    To be used in any threads.
     """
 
-    def __init__(self, patterns: Sequence[str], compile_class: Callable[[str], Any]) -> None:
+    def __init__(self, patterns: Sequence[str], *, raw: bool) -> None:
         program = _Program()
         self._widest = 0.0
         for pattern in patterns:
@@ -58,13 +61,18 @@ class PartialMatcher:
                 self._widest = max(self._widest, width(tree))
             else:
                 program.add(tree)
-        self._classes = [(compile_class(source), mask) for source, mask in program.readers()]
+        readers = program.readers()
+        self._classes = compiled_set([*readers, _ANY_CHARACTER], raw=raw)
+        self._reading = [*readers.values(), 0]
+        self._lock = threading.Lock()
+        self._by_classes: dict[tuple[int, ...], int] = {}
+        self._readers: list[int] = []
         self._jumping = program.jumping()
         self._jump_targets = sum(1 << target for target in self._jumping)
         self._begins = sum(1 << state for state in program.begins)
         self._none = _States(self, 0, is_begin=False)
         live = sum(1 << state for state in program.live)
-        self._under_way = self._with_jumps(live | sum(mask for _, mask in self._classes))
+        self._under_way = self._with_jumps(live | sum(self._reading))
         self._clear()
 
     def longest_suffix(self, text: str) -> Suffix:
@@ -83,17 +91,31 @@ class PartialMatcher:
             start, read = min(start, int(unknown)), min(read, int(unknown))
         return Suffix(start, read)
 
-    def before(self, bits: int, char: str) -> _States:
-        """The states before `char`, where those after it are `bits`."""
+    def before(self, states: _States, char: str) -> _States:
+        """The states before `char`, where `states` are those after it."""
         if self._kept >= _MAX_KEPT:
             self._clear()
         self._kept += 1
-        readers = self._readers.get(char)
-        if readers is None:
-            data = char.encode()
-            readers = sum(mask for regex, mask in self._classes if regex.fullmatch(data))
-            self._readers[char] = readers
-        return self._set(self._with_jumps((bits >> 1) & readers))
+        kind = self._kinds.get(char)
+        if kind is None:
+            kind = self._kinds[char] = self._kind(char)
+        before = states.by_kind.get(kind)
+        if before is None:
+            readers = self._readers[kind]
+            before = states.by_kind[kind] = self._set(self._with_jumps(states.bits >> 1 & readers))
+        return before
+
+    def _kind(self, char: str) -> int:
+        # Characters of the same classes have the same states before them.
+        classes = tuple(self._classes.Match(char.encode()) or ())
+        with self._lock:
+            kind = self._by_classes.get(classes)
+            if kind is None:
+                # RE2 was short of memory where even the last class does not match
+                known = classes or range(len(self._reading))
+                self._readers.append(sum(self._reading[index] for index in known))
+                kind = self._by_classes[classes] = len(self._readers) - 1
+            return kind
 
     def _with_jumps(self, bits: int) -> int:
         targets = bits & self._jump_targets
@@ -105,7 +127,8 @@ class PartialMatcher:
 
     def _clear(self) -> None:
         self._kept = 0
-        self._readers: dict[str, int] = {}
+        self._kinds: dict[str, int] = {}
+        self._none.clear()
         self._sets = {0: self._none}
         self._at_end = self._set(self._under_way)
 
@@ -120,14 +143,15 @@ class PartialMatcher:
 class _States(dict[str, "_States"]):
     """A set of states, with the sets before the characters that were met."""
 
-    __slots__ = ("bits", "is_begin", "matcher")
+    __slots__ = ("bits", "by_kind", "is_begin", "matcher")
 
     def __init__(self, matcher: PartialMatcher, bits: int, *, is_begin: bool) -> None:
         super().__init__()
         self.matcher, self.bits, self.is_begin = matcher, bits, is_begin
+        self.by_kind: dict[int, _States] = {}
 
     def __missing__(self, char: str) -> _States:
-        before = self.matcher.before(self.bits, char)
+        before = self.matcher.before(self, char)
         self[char] = before
         return before
 
@@ -160,13 +184,13 @@ class _Program:
         if context is None:
             self.live.add(len(self.reads) - 1)
 
-    def readers(self) -> Iterator[tuple[str, int]]:
-        """Each class, and the set of the states that read it."""
+    def readers(self) -> dict[str, int]:
+        """The set of the states that read each class."""
         masks: dict[str, int] = {}
         for state, source in enumerate(self.reads):
             if source is not None:
                 masks[source] = masks.get(source, 0) | 1 << state
-        yield from masks.items()
+        return masks
 
     def jumping(self) -> dict[int, int]:
         """The set of states from which jumps lead to a state, by that state."""

@@ -28,7 +28,6 @@ from classifiers.text.disguises.respelling import (
 )
 from classifiers.text.disguises.rewriting import Replacement, Rewritten
 from classifiers.text.disguises.views import DEPTH, PLAIN, View, through
-from classifiers.text.patterns.files import compiled_regex
 from classifiers.text.patterns.partial import PartialMatcher, Suffix
 from classifiers.text.patterns.syntax import context_width, parse_regex
 from classifiers.text.patterns.words import PartialWords
@@ -45,8 +44,6 @@ _RESPELLINGS: Final[
     ("rot13", rot13, unsettled_rot13),
     ("reversed", backwards, unsettled_backwards),
 )
-_raw_class = partial(compiled_regex, raw=True)
-_folded_class = partial(compiled_regex, raw=False)
 
 
 class PendingText:
@@ -69,12 +66,12 @@ class PendingText:
     ) -> None:
         contexts = (context_width(parse_regex(pattern)) for pattern in (*raw, *folded))
         self._context = int(max((context or 0 for context in contexts), default=0))
-        self._raw = PartialMatcher(raw, _raw_class)
-        self._folded = PartialMatcher(folded, _folded_class)
+        self._raw = PartialMatcher(raw, raw=True)
+        self._folded = PartialMatcher(folded, raw=False)
         self._words = PartialWords(words, any_place=any_place, gap=gap)
         self._codecs = steps & RUNS.keys()
-        self._runs = PartialMatcher([RUNS[codec] for codec in RUNS], _raw_class)
-        self._apart = PartialMatcher(APART, _raw_class) if "spaced" in steps else None
+        self._runs = PartialMatcher(list(RUNS.values()), raw=True)
+        self._apart = PartialMatcher(APART, raw=True) if "spaced" in steps else None
         self._respellings = [entry for entry in _RESPELLINGS if entry[0] in steps]
 
     def start(self, text: str) -> int:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import pytest
 import re2  # type: ignore[import-untyped]
 from hypothesis import given
 from hypothesis import strategies as st
 
-from classifiers.text.patterns import partial as partial_module
-from classifiers.text.patterns.files import compiled_regex
+from classifiers.text.patterns import partial
 from classifiers.text.patterns.partial import PartialMatcher
 
 
 def matcher(*patterns: str, raw: bool = True) -> PartialMatcher:
-    return PartialMatcher(patterns, partial(compiled_regex, raw=raw))
+    return PartialMatcher(patterns, raw=raw)
 
 
 @pytest.mark.parametrize(
@@ -71,14 +68,14 @@ def test_nothing_is_under_way_without_expressions() -> None:
 def test_of_an_expression_that_is_not_analysed_the_width_is_kept(
     pattern: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(partial_module, "MAX_STATES", 50)
+    monkeypatch.setattr(partial, "MAX_STATES", 50)
     width = 101 if "{" in pattern else 3
     assert matcher(pattern).longest_suffix("x" * 300).start == 300 - width
     assert matcher(pattern).longest_suffix("x").start == 0
 
 
 def test_forgotten_steps_are_found_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(partial_module, "_MAX_KEPT", 3)
+    monkeypatch.setattr(partial, "_MAX_KEPT", 3)
     small = matcher("a{1,5}b{1,5}c", "[0-9]{1,4}x")
     for text in ("aabb", "zabc", "1234", "aaaaaa", "aabb"):
         assert (
