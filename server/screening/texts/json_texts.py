@@ -23,6 +23,7 @@ _PROTOCOL = frozenset(
         *("size", "quality", "style", "background", "output_format", "voice", "truncation"),
         *("reasoning_effort", "verbosity", "moderation", "media_type", "file_id", "summary"),
         *("previous_response_id", "prompt_cache_key", "prompt_cache_retention", "include", "user"),
+        *("jsonrpc", "method", "progressToken", "protocolVersion", "mimeType"),
         *("safety_identifier", "created", "first_id", "last_id", "owned_by", "phase", "logprob"),
     }
 )
@@ -39,6 +40,7 @@ _OPAQUE = {
     "partial_image_b64": "pictures",
     "input_audio": "audio",
     "file_data": "files",
+    "blob": "files",
     "embedding": "numbers",
     "encrypted_content": "numbers",
     "signature": "numbers",
@@ -73,6 +75,7 @@ _FREE = frozenset(
     {
         *("input", "arguments", "parameters", "schema", "json_schema", "guided_json"),
         *("metadata", "chat_template_kwargs", "tools", "functions", "text"),
+        *("structuredContent", "inputSchema", "outputSchema", "requestedSchema", "_meta"),
     }
 )
 """Objects whose names the client or the model chooses: the protocol has no words in them."""
