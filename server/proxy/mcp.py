@@ -139,8 +139,8 @@ class McpRequest(ProxiedRequest):
             self.exchange.outcome = verdict.outcome
         is_blocked = isinstance(error, ContentBlocked)
         replies: list[dict[str, Any]] = []
-        requests: dict[RequestId | None, str] = {**self._requests}
-        for name, method in (requests or {None: ""}).items():
+        requests: list[tuple[RequestId | None, str]] = [*self._requests.items()]
+        for name, method in requests or [(None, "")]:
             if is_blocked:
                 shown = verdict.as_dict() if verdict is not None else None
                 replies.append(blocked_reply(name, method, shown, error.message))

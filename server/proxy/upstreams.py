@@ -6,15 +6,13 @@ import os
 import random
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
 
 from guard.config.schema import UpstreamConfig
+from guard.config.upstream_urls import url_of
 from guard.errors import ConfigError, UnknownModel
 from server.errors import Overloaded
 from server.proxy.breaker import Breaker
 from server.proxy.headers import RawHeaders
-
-_VERSION = "/v1"
 
 
 @dataclass(eq=False)
@@ -39,26 +37,6 @@ class Upstream:
     def url(self, path: str, query: str) -> str:
         """The URL of a request for `path`, which is percent-encoded."""
         return url_of(self.config, path) + (f"?{query}" if query else "")
-
-
-def url_of(config: UpstreamConfig, path: str) -> str:
-    """The URL at which an upstream is asked for a client's `path`, which is percent-encoded.
-
-    A base with a path includes the version, as those of OpenAI's clients do: `/v1/models` is
-    `models` below it. Other paths are below the base, without a `/v1` at its end. A server of MCP
-    has one URL; health paths of it are those of its host.
-    """
-    base = config.url.rstrip("/")
-    if config.mcp is not None:
-        return config.url if path == config.mcp else _origin(base) + path
-    if urlsplit(base).path and (path == _VERSION or path.startswith(f"{_VERSION}/")):
-        return base + path.removeprefix(_VERSION)
-    return base.removesuffix(_VERSION) + path
-
-
-def _origin(url: str) -> str:
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc}"
 
 
 class Upstreams:
