@@ -63,7 +63,7 @@ def tables_of(meaning: Mapping[str, Any]) -> Iterator[Table]:
     """The tables of a configuration with upstreams."""
     if not meaning["upstreams"]:
         return
-    columns = ("name", "url", "asks", "key_env", "models", "weight", "health", "plugin")
+    columns = ("name", "asks", "key_env", "models", "weight", "health", "plugin")
     upstreams = new_table("Upstreams", *columns)
     for upstream in meaning["upstreams"]:
         key = upstream["key_env"]

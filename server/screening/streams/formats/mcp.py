@@ -47,7 +47,9 @@ def blocked_reply(
     guard = {"guard": verdict} if verdict is not None else {}
     if method == "tools/call":
         content = [{"type": "text", "text": message}]
-        reply["result"] = {"content": content, "isError": True, "_meta": guard}
+        # the revision of 2026-07-28 asks for `resultType`
+        result = {"resultType": "complete", "content": content, "isError": True, "_meta": guard}
+        reply["result"] = result
     else:
         data = {"code": "content_filter", **guard}
         reply["error"] = {"code": BLOCKED, "message": message, "data": data}
