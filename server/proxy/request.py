@@ -17,7 +17,7 @@ from guard.plans.screens import TextPlan, TextPlans
 from guard.verdict import Outcome, Verdict, gravest
 from server.auth import choose_policy
 from server.edge.paths import KnownPaths
-from server.errors import ClientGone, InvalidParameter, UnknownRoute
+from server.errors import ClientGone, InvalidParameter, MethodNotAllowed, UnknownRoute
 from server.observe.exchange import MODEL, Exchange
 from server.proxy.forward import SAFE_METHODS, Forwarder
 from server.screening.context import ScreeningContext
@@ -172,6 +172,8 @@ class ProxiedRequest:
                 f"Unknown URL ({method} {path[:200]}): it is {meant[:200]} here. Clients' base URL "
                 "ends in /v1."
             )
+        if self.route is None and method == "HEAD" and self.context.paths.methods(path):
+            raise MethodNotAllowed(f"This URL does not take that method ({method} {path[:200]}).")
         is_read = method in SAFE_METHODS or method == "DELETE" or self._is_answered_here(body)
         if is_read or not self._may_reach_plugin(plan):
             return
