@@ -5,36 +5,31 @@ uvicorn over h11 does that; over httptools, which is faster, it sends chunks to 
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-def http_protocol() -> type[asyncio.Protocol] | str:
-    """The value of uvicorn's option `http`: httptools where it is installed, else h11."""
-    try:
-        from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
-    except ImportError:
-        return "h11"
 
-    class ClosingCycle(RequestResponseCycle):
-        """A response whose end is the end of the connection, unless it has a length."""
+class ClosingCycle(RequestResponseCycle):
+    """A response whose end is the end of the connection, unless it has a length."""
 
-        has_no_length = False
+    has_no_length = False
 
-        async def send(self, message: Any) -> None:
-            if message["type"] == "http.response.start":
-                names = {name.lower() for name, _ in message.get("headers", ())}
-                if b"content-length" not in names:
-                    self.has_no_length, self.chunked_encoding = True, False
-            elif self.has_no_length:
-                self.expected_content_length = len(message.get("body", b""))
-            await super().send(message)
+    async def send(self, message: Any) -> None:
+        if message["type"] == "http.response.start":
+            names = {name.lower() for name, _ in message.get("headers", ())}
+            if b"content-length" not in names:
+                self.has_no_length, self.chunked_encoding = True, False
+        elif self.has_no_length:
+            self.expected_content_length = len(message.get("body", b""))
+        await super().send(message)
 
-    class Protocol(HttpToolsProtocol):
-        def on_headers_complete(self) -> None:
-            super().on_headers_complete()
-            cycle = self.cycle
-            if self.parser.get_http_version() == "1.0" and cycle.scope is self.scope:
-                cycle.__class__ = ClosingCycle
 
-    return Protocol
+class ClosingProtocol(HttpToolsProtocol):
+    """uvicorn's protocol over httptools, with answers that clients of HTTP/1.0 can read."""
+
+    def on_headers_complete(self) -> None:
+        super().on_headers_complete()
+        cycle = self.cycle
+        if self.parser.get_http_version() == "1.0" and cycle.scope is self.scope:
+            cycle.__class__ = ClosingCycle

@@ -14,7 +14,7 @@ from guard.config.keys import KeyRing
 from guard.config.schema import Config
 from guard.plans.screens import TextPlans
 from server.app import create_app
-from server.edge.http10 import http_protocol
+from server.edge.protocol import http_protocol
 from server.lifecycle.graceful import GRACE_S, GracefulServer
 from server.observe.log_rotation import rotate
 from server.observe.metrics import Metrics

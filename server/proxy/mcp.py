@@ -7,16 +7,13 @@ and those of "tool".
 
 from __future__ import annotations
 
-import base64
-import binascii
-import re
-from collections.abc import Iterator, Mapping
+import asyncio
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from starlette.requests import Request
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from guard.config.schema import KeyConfig
 from guard.errors import ContentBlocked, GuardError
@@ -24,9 +21,9 @@ from guard.plans.screens import TextPlan
 from server.auth import choose_policy
 from server.errors import ClientGone, InvalidJSON, verdict_of
 from server.observe.exchange import UPSTREAM, Exchange
+from server.proxy.mcp_headers import Path, has_repeating, repeated_texts, send_repeating
 from server.proxy.request import ProxiedRequest, ProxyContext
 from server.screening.context import ScreeningContext
-from server.screening.errors import UnscreenedContent
 from server.screening.routes import Route
 from server.screening.streams.formats.mcp import (
     BATCH,
@@ -38,7 +35,6 @@ from server.screening.streams.formats.mcp import (
 )
 from server.wire.body import (
     RequestBody,
-    body_of,
     media_type,
     receive_bytes,
     require_utf8,
@@ -49,10 +45,6 @@ from server.wire.strict_json import parse_object
 _ROUTE = Route(
     "mcp", default_place="arguments", verdict_holder=verdict_holder, separate_messages=True
 )
-_MIRRORS = ("mcp-name", "mcp-param-")
-"""Headers in which clients repeat a text of the body, or the beginnings of their names."""
-_CODED = re.compile(r"=\?base64\?(.*)\?=")
-_PLAIN = re.compile(r"[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?")
 
 
 def plan_for_tools(plan: TextPlan) -> TextPlan:
@@ -84,6 +76,7 @@ class McpRequest(ProxiedRequest):
         self._name = name
         self._requests: dict[RequestId, str] = {}
         self._is_batch = False
+        self._repeated: dict[bytes, Path] = {}
 
     async def run(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer the request, its refusal as JSON-RPC; and record its verdict."""
@@ -115,6 +108,9 @@ class McpRequest(ProxiedRequest):
         body = parse_messages(raw)
         self._is_batch = body.members is not None
         self._requests = requests_in(body.value)
+        if has_repeating(headers):
+            # as many values as a large body has
+            self._repeated = await asyncio.to_thread(repeated_texts, headers, body.value)
         return body
 
     def _plan(self, body: RequestBody | None) -> TextPlan:
@@ -126,9 +122,10 @@ class McpRequest(ProxiedRequest):
         return replace(_ROUTE, stream_format=partial(McpFormat, self._requests))
 
     def _screening(self, body: RequestBody) -> ScreeningContext:
-        mirrored = mirrored_texts(self.request.scope["headers"], body.value)
         context = self.context.screening
-        return replace(context, app=partial(_send_mirrored, context.app, mirrored))
+        if not self._repeated:
+            return context
+        return replace(context, app=partial(send_repeating, context.app, self._repeated))
 
     def _adapt(self, body: RequestBody, plan: TextPlan) -> bool:
         return False
@@ -161,74 +158,3 @@ def parse_messages(raw: bytes) -> RequestBody:
     if value.keys() != {BATCH}:
         raise InvalidJSON("The body is not valid JSON: something follows the list.")
     return RequestBody(raw, value, members=BATCH)
-
-
-def mirrored_texts(
-    headers: list[tuple[bytes, bytes]], body: Mapping[str, Any]
-) -> dict[bytes, tuple[str | int, ...]]:
-    """Where the texts stand in `body` that clients repeat in headers, by the names of the headers.
-
-    Raises UnscreenedContent for a header that does not repeat any.
-    """
-    mirrored = {}
-    for name, value in headers:
-        if not name.startswith(_MIRRORS[1].encode()) and name != _MIRRORS[0].encode():
-            continue
-        decoded = _decoded(value)
-        path = next((path for path, leaf in _leaves(body, ()) if _shown(leaf) == decoded), None)
-        if path is None:
-            raise UnscreenedContent(
-                f"The header {name.decode('latin-1')[:80]} repeats nothing of the body: leave it "
-                "out, or have it repeat what the body has."
-            )
-        mirrored[name] = path
-    return mirrored
-
-
-async def _send_mirrored(
-    app: ASGIApp,
-    mirrored: Mapping[bytes, tuple[str | int, ...]],
-    scope: Scope,
-    receive: Receive,
-    send: Send,
-) -> None:
-    """Call `app` with headers that repeat what the body has now."""
-    body = body_of(Request(scope))
-    if mirrored and body is not None:
-        headers = [pair for pair in scope["headers"] if pair[0] not in mirrored]
-        for name, path in mirrored.items():
-            leaf: Any = body.value
-            for step in path:
-                leaf = leaf[step]
-            headers.append((name, _encoded(_shown(leaf))))
-        scope = {**scope, "headers": headers}
-    await app(scope, receive, send)
-
-
-def _leaves(value: Any, path: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], Any]]:
-    if isinstance(value, dict | list):
-        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from _leaves(item, (*path, key))
-    elif value is not None:
-        yield path, value
-
-
-def _shown(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _decoded(value: bytes) -> str | None:
-    text = value.decode("latin-1")
-    coded = _CODED.fullmatch(text)
-    if coded is None:
-        return text
-    try:
-        return base64.b64decode(coded[1], validate=True).decode()
-    except (binascii.Error, UnicodeDecodeError):
-        return None
-
-
-def _encoded(text: str) -> bytes:
-    if _PLAIN.fullmatch(text) and not _CODED.fullmatch(text):
-        return text.encode()
-    return b"=?base64?" + base64.b64encode(text.encode()) + b"?="

@@ -14,8 +14,8 @@ from guard.config.keys import KeyRing
 from guard.config.schema import Config
 from guard.errors import ConfigError
 from guard.plans.screens import TextPlans
-from server.edge.http10 import http_protocol
 from server.edge.http_edge import edged
+from server.edge.protocol import http_protocol
 from server.lifecycle.graceful import GracefulServer
 from server.observe.log_rotation import rotate
 from server.observe.metrics import Metrics

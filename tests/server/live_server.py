@@ -22,7 +22,7 @@ from guard.config.keys import KeyRing
 from guard.config.schema import Config
 from guard.plans.screens import TextPlans
 from server.app import create_app
-from server.edge.http10 import http_protocol
+from server.edge.protocol import http_protocol
 from server.lifecycle.graceful import GracefulServer
 from server.observe.metrics import Metrics
 from server.observe.recorder import Recorder

@@ -19,8 +19,8 @@ from guard.audit import AuditLog
 from guard.config.keys import KeyRing
 from guard.config.schema import Config, load_config
 from guard.plans.screens import TextPlans
-from server.edge.http10 import http_protocol
 from server.edge.http_edge import edged
+from server.edge.protocol import http_protocol
 from server.observe.metrics import Metrics
 from server.observe.middleware import ExchangeMiddleware
 from server.observe.recorder import Recorder
