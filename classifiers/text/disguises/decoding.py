@@ -31,9 +31,13 @@ _HEX: Final = re.compile(
 _HEX_MARKS: Final = re.compile(r"\\x|0x|[^0-9A-Fa-f]")
 _URL: Final = re.compile(r"(?:%[0-9A-Fa-f]{2})++")
 _ESCAPE: Final = re.compile(
-    r"(?:\\u[0-9A-Fa-f]{4}|\\u\{[0-9A-Fa-f]{1,6}\}|&#[0-9]{2,7};|&#[xX][0-9A-Fa-f]{2,6};)++"
+    r"(?:\\u[0-9A-Fa-f]{4}|\\u\{[0-9A-Fa-f]{1,6}\}|&#[0-9]{2,7};|&#[xX][0-9A-Fa-f]{2,6};"
+    r'|\\(?:["/bfnrt]|\\(?!u)))++'
 )
-_ESCAPED: Final = re.compile(r"\\u\{?([0-9A-Fa-f]{1,6})\}?|(&#[xX]?[0-9A-Fa-f]{2,7};)")
+_ESCAPED: Final = re.compile(
+    r"\\u\{?([0-9A-Fa-f]{1,6})\}?|(&#[xX]?[0-9A-Fa-f]{2,7};)|\\([\"\\/bfnrt])"
+)
+_SIGNS: Final = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
 
 
 def encoded_runs(text: str) -> list[tuple[Codec, Replacement]]:
@@ -53,7 +57,7 @@ def encoded_runs(text: str) -> list[tuple[Codec, Replacement]]:
 
 
 def _escapes(text: str) -> Iterator[tuple[Codec, Replacement]]:
-    if "\\u" in text or "&#" in text:
+    if "\\" in text or "&#" in text:
         for run in _ESCAPE.finditer(text):
             yield "escape", Replacement(run.start(), run.end(), _ESCAPED.sub(_unescape, run[0]))
 
@@ -61,6 +65,8 @@ def _escapes(text: str) -> Iterator[tuple[Codec, Replacement]]:
 def _unescape(escape: re.Match[str]) -> str:
     if escape[2]:
         return html.unescape(escape[2])
+    if escape[3]:
+        return _SIGNS.get(escape[3], escape[3])
     code = int(escape[1], 16)
     return chr(code) if code < 0x110000 else escape[0]
 

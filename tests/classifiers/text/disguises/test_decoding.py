@@ -79,3 +79,8 @@ def test_runs_are_sorted_without_overlaps_and_never_longer_than_their_source(tex
         assert done <= edit.start < edit.end <= len(text)
         assert 0 < len(edit.text) <= edit.end - edit.start
         done = edit.end
+
+
+def test_escapes_of_json_and_of_code_are_undone() -> None:
+    assert decoded(r"a\nb\tc \"d\" e\/f g\\h") == 'a\nb\tc "d" e/f g\\h'
+    assert decoded(r"twice: \\u0062\\u006f") == r"twice: \b\o"
