@@ -115,7 +115,12 @@ def cross_check(data: Mapping[str, Any], folder: Path) -> Iterator[Problem]:
         source = entry.get("source")
         if isinstance(source, str) and (reason := unreadable(source, folder)):
             yield ("patterns", index, "source"), reason
-    names = [entry["name"] for _, entry in upstreams if isinstance(entry.get("name"), str)]
+    # no model is behind a server of MCP
+    names = [
+        entry["name"]
+        for _, entry in upstreams
+        if isinstance(entry.get("name"), str) and "mcp" not in entry
+    ]
     for name, policy in policies.items():
         yield from _fallback(name, policy)
         patterns = {str(entry.get("name")) for _, entry in lists}

@@ -140,6 +140,13 @@ def test_faults_of_servers_of_mcp_are_told(tmp_path: Path, lines: str, problem: 
     assert problem in result.stderr
 
 
+def test_no_screen_routes_to_a_server_of_mcp(proxy_config: Path) -> None:
+    screen = '[policies.text.screen]\nactions = { secrets = "route" }\nupstream = "files"\n'
+    proxy_config.write_text(CONFIG + screen)
+    result = run("check", proxy_config)
+    assert result.exit_code == 1 and "no upstream" in result.stderr
+
+
 @pytest.mark.parametrize("origin", ["https://a.example.com/", "a.example.com", "https://*.b.com"])
 def test_an_origin_is_a_scheme_and_a_host(tmp_path: Path, origin: str) -> None:
     path = tmp_path / "config.toml"
