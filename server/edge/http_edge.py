@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from guard.config.schema import ServerConfig
-from server.edge.keep_alive import KeepAliveSend
+from server.edge.keep_alive import kept_alive
 from server.edge.paths import KnownPaths
 from server.wire.body import ORIGINS
 
@@ -44,8 +44,8 @@ class HttpEdge:
     """
 
     def __init__(self, app: ASGIApp, paths: KnownPaths, settings: ServerConfig) -> None:
-        self.app, self.paths = app, paths
-        self._every_s, self._origins = settings.keep_alive_s, frozenset(settings.cors_origins)
+        self.app, self.paths = kept_alive(app, settings.keep_alive_s), paths
+        self._origins = frozenset(settings.cors_origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -65,11 +65,7 @@ class HttpEdge:
                 scope["method"] = "GET"
         if methods and method not in methods:
             send = _naming_methods(send, methods)
-        keep_alive = KeepAliveSend(send, self._every_s)
-        try:
-            await self.app(scope, receive, keep_alive)
-        finally:
-            keep_alive.close()
+        await self.app(scope, receive, send)
 
 
 def allowed(methods: Collection[str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from starlette.datastructures import Headers
-from starlette.types import Message, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 COMMENT = b": keep-alive\n\n"
 _ENDS = (b"\n\n", b"\r\r", b"\n\r\n", b"\r\n\n")
@@ -72,6 +72,19 @@ class KeepAliveSend:
                 await self._send({"type": "http.response.body", "body": COMMENT, "more_body": True})
             self._last = asyncio.get_running_loop().time()
         self._wait(self._every_s)
+
+
+def kept_alive(app: ASGIApp, every_s: float) -> ASGIApp:
+    """`app` with a KeepAliveSend for each request."""
+
+    async def call(scope: Scope, receive: Receive, send: Send) -> None:
+        keep_alive = KeepAliveSend(send, every_s)
+        try:
+            await app(scope, receive, keep_alive)
+        finally:
+            keep_alive.close()
+
+    return call
 
 
 def _is_events(headers: Headers) -> bool:

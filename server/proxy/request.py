@@ -16,6 +16,7 @@ from guard.errors import ContentBlocked
 from guard.plans.screens import TextPlan, TextPlans
 from guard.verdict import Outcome, Verdict, gravest
 from server.auth import choose_policy
+from server.edge.keep_alive import kept_alive
 from server.edge.paths import KnownPaths
 from server.errors import ClientGone, InvalidParameter, MethodNotAllowed, UnknownRoute
 from server.observe.exchange import MODEL, Exchange
@@ -60,8 +61,10 @@ class ProxyContext:
     @cached_property
     def screening(self) -> ScreeningContext:
         """The context of screened requests."""
+        # what screens hold back is silence too: the comments in it come from behind the screens,
+        # a little before those of the edge would
         return ScreeningContext(
-            self.forwarder,
+            kept_alive(self.forwarder, 0.8 * self.config.server.keep_alive_s),
             self.screener,
             self.config.proxy.max_response_bytes,
             self.config.server.request_timeout_s,

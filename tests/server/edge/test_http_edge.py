@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import hashlib
 import json
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
+from starlette.types import Send
 
 from tests.server.edge.surfaces import raw_request, surfaces
+from tests.server.proxy.stand import (
+    Upstream,
+    UpstreamRequest,
+    chat_chunk,
+    send_chunk,
+    send_head,
+    send_response,
+)
 
 CHAT = {"model": "fake", "messages": [{"role": "user", "content": "hello"}]}
 KEY = "sk-mine"
@@ -225,28 +236,37 @@ def test_keys_that_differ_are_refused_and_equal_ones_are_one(keyed: dict[str, st
 
 
 def test_a_silent_stream_is_kept_alive(tmp_path: Path) -> None:
-    import asyncio
-
-    from starlette.types import Send
-
-    from tests.server.proxy.stand import (
-        Upstream,
-        UpstreamRequest,
-        chat_chunk,
-        send_chunk,
-        send_head,
-    )
-
     async def slow(request: UpstreamRequest, send: Send) -> None:
         await send_head(send)
-        await send_chunk(send, chat_chunk({"role": "assistant", "content": ""}))
         await asyncio.sleep(0.5)
-        await send_chunk(send, chat_chunk({"content": "Hello"}, end="stop"))
+        await send_chunk(send, chat_chunk({"content": "Hello"}))
+        await asyncio.sleep(0.5)
+        await send_chunk(send, chat_chunk({"content": " there"}, end="stop"))
         await send_chunk(send, b"data: [DONE]\n\n", more=False)
 
     with surfaces(tmp_path, server="keep_alive_s = 0.1", upstream=Upstream(slow)) as urls:
-        body = CHAT | {"stream": True}
-        text = httpx.post(f"{urls['proxy']}/v1/chat/completions", json=body).text
-    events = text.split("\n\n")
-    assert 2 <= events.count(": keep-alive") <= 5
-    assert "Hello" in text and text.endswith("data: [DONE]\n\n")
+        for policy in ("none", "p"):
+            begun = time.monotonic()
+            with httpx.stream(
+                *("POST", f"{urls['proxy']}/v1/chat/completions"),
+                json=CHAT | {"stream": True},
+                headers={"x-guard-policy": policy},
+            ) as response:
+                assert time.monotonic() - begun < 0.4, "the head comes with the upstream's"
+                text = response.read().decode()
+            comments = [event for event in text.split("\n\n") if event.startswith(":")]
+            assert 4 <= len(comments) <= 14
+            assert "Hello" in text and text.endswith("data: [DONE]\n\n")
+
+
+def test_the_status_is_waited_for(tmp_path: Path) -> None:
+    async def late(request: UpstreamRequest, send: Send) -> None:
+        await asyncio.sleep(0.4)
+        await send_response(send, {"error": {"message": "no"}}, status=429)
+
+    with surfaces(tmp_path, server="keep_alive_s = 0.1", upstream=Upstream(late)) as urls:
+        for policy in ("none", "p"):
+            headers = {"x-guard-policy": policy}
+            body = CHAT | {"stream": True}
+            url = f"{urls['proxy']}/v1/chat/completions"
+            assert httpx.post(url, json=body, headers=headers).status_code == 429
