@@ -28,6 +28,7 @@ _PROXY_ONLY = frozenset(
         b"set-cookie",  # clients' cookies are not sent to the upstream
         # where the upstream is, and what it is
         *(b"location", b"content-location", b"refresh", b"link", b"via", b"alt-svc"),
+        b"www-authenticate",  # clients' keys are the proxy's
         *(b"x-powered-by", b"x-served-by", b"x-upstream", b"x-real-ip", b"forwarded"),
         *(b"strict-transport-security", b"nel", b"report-to", b"reporting-endpoints"),
     }
