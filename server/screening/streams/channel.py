@@ -34,14 +34,32 @@ class MakeBuffer(Protocol):
         """`prefix` is read before the text; a number is replaced as a whole, by a string."""
 
 
+class Numbers(Protocol):
+    """The strings in JSON that are to leave as numbers."""
+
+    def number(self, text: str) -> str | None:
+        """The number for a whole string, None where it stays."""
+
+    def begins_number(self, text: str) -> bool:
+        """Whether a string that begins so may be one of them."""
+
+
 class ChannelBuffer:
     """As a HoldBackBuffer of the channel's whole text, JSON or not.
 
     `heads`: classifiers read JSON as it is spelled, since they need more than single values.
     """
 
-    def __init__(self, make: MakeBuffer, *, heads: bool = False, nesting: int = 0) -> None:
-        self._make, self._nesting = make, nesting
+    def __init__(
+        self,
+        make: MakeBuffer,
+        *,
+        numbers: Numbers | None = None,
+        heads: bool = False,
+        nesting: int = 0,
+    ) -> None:
+        self._make, self._nesting, self._numbers = make, nesting, numbers
+        self._quote_at = -1
         self._heads = make() if heads else None
         self._text, self._base, self._sent = "", 0, 0
         self._scanner: JsonScanner | None = None
@@ -69,6 +87,8 @@ class ChannelBuffer:
             self._unread.popleft()
         if self._unread:
             free = self._unread[0].free
+            if self._may_be_number(self._unread[0]):
+                free = self._unread[0].leaf.start - 1  # its quote would go too
         elif self._scanner is not None:
             free = self._scanner.position
         else:
@@ -141,20 +161,48 @@ class ChannelBuffer:
         if end > self.free:
             raise ValueError(f"the characters up to {end} are not free: only {self.free} are")
         parts, position = [], self._sent
-        while self._values and self._values[0].leaf.start < end:
+        while self._values:
             value = self._values[0]
-            parts.append(self.original(position, max(position, value.leaf.start)))
+            number = self._number(value)
+            start = value.leaf.start - (number is not None)
+            if start >= end:
+                parts.append(self._between(position, end))
+                break
+            parts.append(self._between(position, max(position, start)))
+            if number is not None and position <= start:
+                parts.append(number)
             position = end if value.leaf.end is None else min(end, value.leaf.end)
-            parts.append(value.take(position, self.original))
+            text = value.take(max(position, value.leaf.start), self.original)
+            parts.append(text if number is None else "")
             if position != value.leaf.end:
                 break
+            if number is not None:
+                self._quote_at = position
             self._values.popleft()
-        parts.append(self.original(position, end))
+        else:
+            parts.append(self._between(position, end))
         self._sent = max(self._sent, end)
         if self._heads is not None:
             self._heads.take(self._sent)
         self._trim()
         return "".join(parts)
+
+    def _between(self, start: int, end: int) -> str:
+        """What stands between values, but for the quote behind one that has become a number."""
+        text = self.original(start, end)
+        return text[1:] if start == self._quote_at else text
+
+    def _may_be_number(self, value: _Value) -> bool:
+        numbers, text = self._numbers, value.head
+        if numbers is None or value.leaf.kind != "text" or text != value.tail:
+            return False
+        return not value.is_whole and numbers.begins_number(text)
+
+    def _number(self, value: _Value) -> str | None:
+        numbers, text = self._numbers, value.head
+        if numbers is None or value.leaf.kind != "text" or text != value.tail:
+            return None
+        return numbers.number(text) if value.is_whole else None
 
     def _scan(self) -> None:
         self._decide(is_over=False)

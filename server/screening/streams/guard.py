@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections import deque
 from collections.abc import Hashable, Sequence
 from itertools import zip_longest
 from typing import Any, Protocol
@@ -17,6 +19,7 @@ from server.screening.findings import (
     merge_spans,
     redactions,
 )
+from server.screening.spans import Span
 from server.screening.streams.channel import ChannelBuffer
 from server.screening.streams.event_queue import (
     EventQueue,
@@ -32,7 +35,8 @@ from server.screening.streams.formats.base import (
     is_error,
     masked_error,
 )
-from server.screening.streams.hold_back import HoldBackBuffer, Span, Window
+from server.screening.streams.hold_back import HoldBackBuffer, Window
+from server.screening.streams.open_end import OpenText
 from server.screening.streams.sse import DONE, EventReader, SentEvent
 from server.screening.texts.joins import read_crossing, read_together, seams_of
 from server.screening.texts.json_scanner import quoted
@@ -98,6 +102,8 @@ class StreamGuard:
         self._group_buffers: dict[Group, list[Buffer]] = {}
         self._reach: dict[Group, int] = {}
         self._cut_groups: set[Group] = set()
+        self._bare_events: deque[dict[str, Any]] = deque(maxlen=4)
+        """Events without their new text, in which nothing else is to be read."""
 
     @property
     def is_holding(self) -> bool:
@@ -181,8 +187,20 @@ class StreamGuard:
 
     def _whole_texts(self, event: dict[str, Any], slots: Sequence[Slot]) -> JsonTexts:
         """The texts of an event that add to no channel."""
-        slotted = {(id(slot.holder), slot.key): slot for slot in slots}
-        return texts_of(event, "response", skip_verdicts=self._own_app, without=slotted.keys())
+        texts = [slot.text for slot in slots]
+        for slot in slots:
+            slot.holder[slot.key] = ""
+        try:
+            # most events differ from the one before in their new text alone
+            if event in self._bare_events:
+                return JsonTexts()
+            whole = texts_of(event, "response", skip_verdicts=self._own_app)
+            if not whole.pieces and slots:
+                self._bare_events.append(copy.deepcopy(event))
+            return whole
+        finally:
+            for slot, text in zip(slots, texts, strict=True):
+                slot.holder[slot.key] = text
 
     async def _screen_whole_texts(
         self, event: dict[str, Any], texts: JsonTexts, *, reads: bool
@@ -235,7 +253,8 @@ class StreamGuard:
         if slot.is_signed:
             # it may be signed later, and is not altered
             return self._text_buffer(is_sealed=True)
-        return ChannelBuffer(self._text_buffer, heads=bool(self._heads))
+        numbers = self._placeholders if self._restores else None
+        return ChannelBuffer(self._text_buffer, numbers=numbers, heads=bool(self._heads))
 
     def _text_buffer(
         self, *, prefix: str = "", is_number: bool = False, is_sealed: bool = False
@@ -247,10 +266,20 @@ class StreamGuard:
             self._hold_back,
             self._lookback,
             replace_number if is_number else self._placeholders.replacement,
+            open_text=self._open_text(is_sealed=is_sealed) if not is_number else None,
             prefix=prefix,
             atomic=is_number,
             sealed=is_sealed,
         )
+
+    def _open_text(self, *, is_sealed: bool) -> OpenText | None:
+        """The open end of a new text; None where classifiers read it too."""
+        if self._heads or any(screen.patterns is None for screen in self._lists):
+            return None
+        plan = self._findings.plan
+        placeholders = self._placeholders if self._restores and not is_sealed else None
+        longest = max(self._hold_back, plan.longest)
+        return OpenText(plan.answering_patterns, placeholders, longest)
 
     def _seal(self, item: WaitingEvent, event: dict[str, Any]) -> None:
         """An event with the signature of a channel waits for the channel's text."""

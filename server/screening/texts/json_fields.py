@@ -22,6 +22,8 @@ PROTOCOL = frozenset(
 LONGEST_WORD = 80
 WORD = re.compile(r"[\w.:/@+-]*", re.ASCII)
 """A word or a name under such a key: read by itself in a request, not at all in a response."""
+NAME = re.compile(r"[a-z]{1,24}(?:[_-][a-z0-9]{1,24}){0,5}[0-9]{0,3}")
+"""A name in an object as the protocol has them; others are read."""
 KNOWN_WORDS = frozenset(
     {
         *("system", "developer", "user", "assistant", "tool", "function", "text", "input_text"),

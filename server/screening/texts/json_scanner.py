@@ -11,15 +11,16 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Final, Literal
 
 MAX_DEPTH: Final = 256
 """Levels of objects and arrays; what is nested deeper is read as plain text."""
 _FENCE: Final = r"\ufeff?\s*+(?:```(?:json|JSON)?[ \t]*+\r?\n\s*+)?"
-_BEGINS: Final = re.compile(_FENCE + r'(?=\[\s*+[\[{"\]0-9tfn-]|\{\s*+["}])')
+_BEGINS: Final = re.compile(_FENCE + r'(?="?+(?:\[\s*+\\?+[\[{"\]0-9tfn-]|\{\s*+\\?+["}]))')
 _MAY_BEGIN: Final = re.compile(
     r"\ufeff?\s*+(?:`{1,3}|```(?:j|js|jso|json|J|JS|JSO|JSON)?[ \t]*+\r?)?\Z"
-    rf"|{_FENCE}(?:[\[{{]\s*+)?\Z"
+    rf'|{_FENCE}"?+(?:[\[{{]\s*+\\?+)?\Z'
 )
 _LONGEST_BEGINNING: Final = 64
 _LONGEST_NUMBER: Final = 4096
@@ -31,8 +32,8 @@ _NUMERIC: Final = re.compile(r"[-+.0-9eE]*+")
 _WORD: Final = re.compile(r"[a-z]*+")
 _WORDS: Final = frozenset({"true", "false", "null"})
 
-_Expected = Literal["value", "first value", "name", "first name", "colon", "more", "end"]
-_VALUE: Final = frozenset({"value", "first value"})
+_Expected = Literal["all", "value", "first value", "name", "first name", "colon", "more", "end"]
+_VALUE: Final = frozenset({"all", "value", "first value"})
 _NAME: Final = frozenset({"name", "first name"})
 
 
@@ -64,7 +65,7 @@ class JsonScanner:
         """What stands before this position has been scanned: none of it changes its meaning."""
         self._text = ""
         self._base = 0
-        self._expected: _Expected = "end"
+        self._expected: _Expected = "all"
         self._stack: list[str] = []
         self._keys: list[str] = [""]
         self._open: Leaf | None = None
@@ -120,7 +121,7 @@ class JsonScanner:
         if char == '"' and (expected in _VALUE or expected in _NAME):
             key = "" if expected in _NAME else self._keys[-1]
             self._begin(Leaf("name" if expected in _NAME else "text", key, self.position + 1))
-            self._expected = "colon" if expected in _NAME else "more"
+            self._expected = "colon" if expected in _NAME else self._behind
         elif char in "{[" and (expected in _VALUE or expected == "end"):
             if len(self._stack) >= MAX_DEPTH:
                 return self._fail()
@@ -130,7 +131,7 @@ class JsonScanner:
         elif self._closes(char):
             self._stack.pop()
             self._keys.pop()
-            self._expected = "more" if self._stack else "end"
+            self._expected = self._behind
         elif char == ":" and expected == "colon":
             self._expected = "value"
         elif char == "," and expected == "more":
@@ -141,6 +142,11 @@ class JsonScanner:
             return self._fail()
         self.position += 1
         return True
+
+    @property
+    def _behind(self) -> _Expected:
+        """What may stand behind a value."""
+        return "more" if self._stack else "end"
 
     def _closes(self, char: str) -> bool:
         if char == "}":
@@ -243,3 +249,13 @@ _ESCAPE: Final = re.compile(
 
 def _unescape(escape: re.Match[str]) -> str:
     return str(json.loads(f'"{escape[0]}"'))
+
+
+def plain_number(text: str) -> str:
+    """A number as people write it: 4.1e3 is 4100."""
+    try:
+        number = Decimal(text) if "e" in text or "E" in text else None
+        is_whole = number is not None and abs(number) < 10**40 and number == number.to_integral()
+    except ArithmeticError:
+        return text
+    return str(int(number)) if number is not None and is_whole else text

@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from guard.config.schema import Place
-from server.screening.streams.hold_back import Span
+from server.screening.spans import Span
 from server.screening.texts.json_documents import JsonDocument, Number
 from server.screening.texts.json_fields import (
     CARRIERS,
@@ -27,6 +27,7 @@ from server.screening.texts.json_fields import (
     KNOWN_WORDS,
     LISTS,
     LONGEST_WORD,
+    NAME,
     OPAQUE,
     OPAQUE_PARTS,
     PARTS,
@@ -42,6 +43,7 @@ from server.screening.texts.json_fields import (
     TOKENS,
     WORD,
 )
+from server.screening.texts.json_scanner import plain_number
 from server.wire.strict_json import MAX_DEPTH, NestedTooDeeply
 
 _WORD_BORDER = re.compile(r"[_\s-]+|(?<=[a-z0-9])(?=[A-Z])")
@@ -80,7 +82,7 @@ class JsonText:
     @property
     def reading(self) -> str:
         """The text as it is read."""
-        return self.context + self.text
+        return self.context + (plain_number(self.text) if self.kind == "number" else self.text)
 
     def spans(self, found: Iterable[Span]) -> list[Span]:
         """Spans of `reading` as spans of `text`; of a number, the whole number."""
@@ -179,6 +181,16 @@ def _known_word(text: str) -> bool:
     return WORD.fullmatch(text) is not None
 
 
+@lru_cache(4096)
+def _known_name(text: str) -> bool:
+    return NAME.fullmatch(text) is not None
+
+
+def _is_name(name: str) -> bool:
+    """Whether a name in an object may be one of the protocol's."""
+    return len(name) <= LONGEST_WORD and _known_name(name)
+
+
 def _is_word(value: object) -> bool:
     """Whether a value is a word of the protocol, or a name as it takes them."""
     return isinstance(value, str) and len(value) <= LONGEST_WORD and _known_word(value)
@@ -264,7 +276,7 @@ class _Collector:
         for name, item in value.items():
             if at.depth == 0:
                 self._unit += 1
-            is_word = name in SCHEMA_WORDS if free else _is_word(name)
+            is_word = name in SCHEMA_WORDS if free else _is_name(name)
             # most members have nothing to be read
             if is_word and (
                 not isinstance(item, str | dict | list | bytes)

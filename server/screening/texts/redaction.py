@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Final
 from urllib.parse import quote, unquote
 
-from server.screening.streams.hold_back import Span
+from server.screening.spans import Span
 
 _NAME: Final = re.compile(r"[A-Z][A-Z0-9_]*_\d+")
 _ENCODED: Final = re.compile(r"%5[BbDdFf]|&#(?:91|93|95);")
@@ -109,6 +109,11 @@ class Placeholders:
     def number(self, text: str) -> str | None:
         """The number that a text stands for as a whole, None for any other text."""
         return self._restorable[text] if text in self._numbers & self._restorable.keys() else None
+
+    def begins_number(self, text: str) -> bool:
+        """Whether a text may go on to be one that stands for a number."""
+        numbers = self._numbers & self._restorable.keys()
+        return any(placeholder.startswith(text) for placeholder in numbers)
 
     def partial_length(self, text: str) -> int:
         """Characters at the end of `text` that may begin a placeholder that can be restored."""

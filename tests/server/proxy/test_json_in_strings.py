@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -191,14 +190,7 @@ def test_values_are_cut_out_of_a_request_and_put_back_into_its_answer(
         for size in (1, 5, 1000):
             with echoing(tmp_path, size) as (other, _):
                 stream = post(other, api, {**body, "stream": True})
-                assert _as_texts(streamed(stream.text)) == _as_texts(GIVEN)
-
-
-def _as_texts(value: Any) -> Any:
-    # a number that has been put back into a stream is a string
-    return json.loads(
-        re.sub(r"\b4111111111111111\b(?!\")", '"4111111111111111"', json.dumps(value))
-    )
+                assert streamed(stream.text) == GIVEN
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -236,13 +228,14 @@ def test_names_that_the_protocol_asks_for_are_read(tmp_path: Path, name: str) ->
         {"role": "user", "content": "hi", "name": "ann@example.com"},
         {"role": "tool", "content": "hi", "tool_call_id": "ann@example.com"},
         {"role": "user", "content": [{"type": "ann@example.com", "text": "hi"}]},
+        {"role": "user", "content": "hi", "ann@example.com": 1},
     ],
 )
 def test_any_string_of_a_message_is_read(tmp_path: Path, message: Any) -> None:
     with echoing(tmp_path) as (proxy, upstream):
         body = asked("chat", {}, "ok")
         post(proxy, "chat", {**body, "messages": [*body["messages"], message]})
-        assert b"ann@example.com" not in upstream.requests[0].body
+        assert not [r for r in upstream.requests if b"ann@example.com" in r.body]
 
 
 @pytest.mark.parametrize(

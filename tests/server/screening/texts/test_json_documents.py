@@ -10,7 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.screening.texts.json_documents import JsonDocument, Number
-from server.screening.texts.json_scanner import JsonScanner, beginning, quoted, unquoted
+from server.screening.texts.json_scanner import (
+    JsonScanner,
+    beginning,
+    plain_number,
+    quoted,
+    unquoted,
+)
 from server.screening.texts.json_texts import texts_of
 
 STRINGS = st.text('ab"\\\n\u00e9\U0001f600', max_size=8)
@@ -76,6 +82,8 @@ def test_quoting_is_undone(text: str) -> None:
         ("[Note] hello", ["[Note] hello"]),
         ("{curly} hello", ["{curly} hello"]),
         ("{'a': 'b'}", ["{'a': 'b'}"]),
+        ('"{\\"a\\": \\"b\\"}"', ["a", "b"]),
+        ('"Hello," she said', ['"Hello," she said']),
     ],
 )
 def test_what_counts_as_json(text: str, texts: list[str]) -> None:
@@ -102,3 +110,23 @@ def test_many_values_take_linear_time(count: int) -> None:
     text = '["' + '", "'.join(["\\n4"] * count) + '"]'
     pieces = texts_of({"content": text}, "user").pieces
     assert len(pieces) == count
+
+
+@pytest.mark.parametrize(
+    ("spelled", "plain"),
+    [
+        ("4.1e3", "4100"),
+        ("41E-1", "41E-1"),
+        ("41", "41"),
+        ("1e999999999", "1e999999999"),
+        ("e", "e"),
+    ],
+)
+def test_a_number_is_read_as_people_write_it(spelled: str, plain: str) -> None:
+    assert plain_number(spelled) == plain
+
+
+def test_a_number_of_an_object_is_read_so_too() -> None:
+    pieces = texts_of({"metadata": {"card": "x", "n": 4.111111111111111e15}}, "user").pieces
+    numbers = [piece.reading for piece in pieces if piece.kind == "number"]
+    assert numbers == ["n: 4111111111111111.0"]
