@@ -142,8 +142,8 @@ class ScreenedResponse:
                 own_app=self._owner.context.own_app,
                 event_limit=self._owner.context.max_response_bytes,
             )
-        elif media == "application/json" or media.endswith("+json"):
-            pass
+        elif media == "application/json" or media.endswith("+json") or not media:
+            pass  # a body of no type has to be JSON, or to be empty
         elif kind != "text" and status < 400 and _is_of_kind(media, kind):
             self._passes_unread = True
             self._findings.unscreened.add(kind)
@@ -255,7 +255,9 @@ class ScreenedResponse:
         if isinstance(value, dict):
             if is_changed:
                 without_tokens(value)
-            value["guard"] = self._owner.guard_object(value.get("guard"))
+            holder = self._route.verdict_holder(value)
+            if holder is not None:
+                holder["guard"] = self._owner.guard_object(holder.get("guard"))
             body = encode_json(value)
         elif is_changed:
             body = encode_json(value)

@@ -140,7 +140,9 @@ class EventQueue:
         if event.event is None:
             return event.raw
         if self._format.carries_verdict(event.event):
-            event.event["guard"] = self._guard_object(event.event.get("guard"))
+            holder = self._format.verdict_holder(event.event)
+            if holder is not None:
+                holder["guard"] = self._guard_object(holder.get("guard"))
         return framed(event.event, event.name)
 
     def _free_part(self, event: WaitingEvent) -> bytes:

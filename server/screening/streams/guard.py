@@ -134,7 +134,7 @@ class StreamGuard:
         return bytes(out)
 
     async def _take(self, sent: SentEvent) -> bytes:
-        if sent.data is None:
+        if not sent.data:
             return COMMENT  # it keeps a connection open, so it does not wait
         if sent.data == DONE:
             out = await self._read_rest(list(self._group_buffers))

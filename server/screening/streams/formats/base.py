@@ -87,6 +87,10 @@ class StreamFormat(ABC):
         """Whether the verdict of the request goes into this event, which is the last one."""
         return False
 
+    def verdict_holder(self, event: dict[str, Any]) -> dict[str, Any] | None:
+        """The object in which such an event has the verdict, as `guard`; None: it can have none."""
+        return event
+
     @abstractmethod
     def cut_events(self, group: Group, verdict: Mapping[str, Any]) -> Iterator[bytes]:
         """The events that end `group` in its middle, as a content filter does."""
