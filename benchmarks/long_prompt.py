@@ -26,6 +26,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import cycle, islice
 from pathlib import Path
 
 import httpx
@@ -36,7 +37,7 @@ from benchmarks.processes import free_port, peak_kib, reset_peak, resident_kib, 
 from benchmarks.rounds import shuffled_rounds
 
 HERE = Path(__file__).parents[1]
-SENTENCE = "the quick brown fox jumps over a lazy dog near the river ".split()
+SENTENCE = "the quick brown fox jumps over a lazy dog near the river"
 TOKENS_BEFORE = 5
 """Tokens of the first client's answer before the long prompt is sent."""
 TIMEOUT_S = 300.0
@@ -82,9 +83,9 @@ def measure(checkout: Path, settings: str, words: int) -> Figures:
             '[[models]]\nname = "smollm2"\nsource = "smollm2"\ndevice = "cpu"\n'
         )
         command = [sys.executable, "-m", "guard", "serve", "--config", str(config)]
-        environment = {"PYTHONPATH": str(checkout)}
         log = Path(folder) / "log"
-        with running(command, port, environment=environment, log=log) as process:
+        # the modules of the working folder come first
+        with running(command, port, folder=checkout, log=log) as process:
             url = f"http://127.0.0.1:{port}/v1/chat/completions"
             httpx.post(url, json=body("Hello", 2), timeout=TIMEOUT_S).raise_for_status()
             reset_peak(process)
@@ -117,7 +118,7 @@ async def clients(url: str, words: int) -> tuple[float, float, float]:
 
         neighbour = asyncio.create_task(read())
         await under_way.wait()
-        text = " ".join(SENTENCE[i % len(SENTENCE)] for i in range(words))
+        text = " ".join(islice(cycle(SENTENCE.split()), words))
         long, short = await asyncio.gather(ask(text), ask("Hi", after=1.0))
         if neighbour.done():
             raise SystemExit("the first answer ended before the long prompt did")

@@ -55,6 +55,8 @@ class BatchedTextService(EngineLoop[TextRow, TransformersEngine]):
         self._plans = plans
         self._end_tokens = end_tokens
         self._prefill_tokens = prefill_tokens
+        self._last_client = ""
+        """Whose long prompt was read last."""
         self._thread.start()
 
     # -- called from the event loop -------------------------------------------------------------
@@ -103,12 +105,17 @@ class BatchedTextService(EngineLoop[TextRow, TransformersEngine]):
             if self._is_long(row):
                 if self._entering:
                     continue  # shorter prompts need not wait for the one that is being read
-                return joining or [row]
+                return joining or [self._next_long(waiting)]
             longest = max(longest, len(row.request.prompt))
             if longest * (len(joining) + 1) > self._prefill_tokens:
                 break
             joining.append(row)
         return joining
+
+    def _next_long(self, waiting: Iterable[TextRow]) -> TextRow:
+        """The long prompt that is read next: of another client than the last one, if any waits."""
+        long = [row for row in waiting if self._is_long(row)]
+        return next((row for row in long if _client(row) != self._last_client), long[0])
 
     def _is_long(self, row: TextRow) -> bool:
         return len(row.request.prompt) > self._prefill_tokens
@@ -116,7 +123,7 @@ class BatchedTextService(EngineLoop[TextRow, TransformersEngine]):
     def _join(self, joining: list[TextRow]) -> None:
         if self._is_long(joining[0]):
             self._engine.begin(_start(joining[0]))
-            self._entering = joining
+            self._entering, self._last_client = joining, _client(joining[0])
             return
         first = len(self._running)
         tokens = self._engine.prefill([_start(row) for row in joining])
@@ -156,6 +163,11 @@ class BatchedTextService(EngineLoop[TextRow, TransformersEngine]):
             except Exception:  # an error in one row's text must not fail the batch
                 logger.exception("no text for request %s", row.request.request_id)
                 row.error = engine_failed()
+
+
+def _client(row: TextRow) -> str:
+    """The tenant of a row, or, on an open server, its HTTP request."""
+    return row.request.tenant or row.request.request_id.partition("/")[0]
 
 
 def _start(row: TextRow) -> RowStart:

@@ -145,8 +145,8 @@ class PromptTokenizer:
         plain.encode_special_tokens = True  # special tokens are read as text
         tokens = self._special | self._written
         plain.add_tokens([_like(tokens[name], text) for name, text in self._stand_ins.items()])
-        ids = {
-            int(plain.token_to_id(text)): int(backend.token_to_id(name))
+        ids: dict[Any, int] = {
+            plain.token_to_id(text): backend.token_to_id(name)
             for name, text in self._stand_ins.items()
         }
         return plain, ids

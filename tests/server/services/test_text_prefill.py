@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from guard.errors import ContentBlocked, ServiceStopped
 from server.errors import EngineFailed
+from server.services.interface import RowEvents
 from tests.server.running_service import run, until
 from tests.server.services.text_driver import Answer, answers, batch, read, request
 from tests.server.tiny_text_service import RunningText, TinyTextModel
@@ -120,6 +122,26 @@ def test_short_prompts_do_not_keep_a_long_one_from_being_read(running: RunningTe
         assert long.done() and long.result().finished.reason == "length"
 
     run(flood)
+
+
+def test_many_long_prompts_of_one_client_keep_another_waiting_for_one(
+    running: RunningText, forwards: list[tuple[int, int]]
+) -> None:
+    ended = []
+
+    async def tell(name: str, events: RowEvents) -> None:
+        await read(events)
+        ended.append(name)
+
+    async def both() -> None:
+        mine = request(running, text=LONG, max_tokens=1)
+        copies = [replace(mine, request_id=f"{i}", tenant="hoarder") for i in range(5)]
+        rows = [("hoarder", events) for events in running.service.submit(copies)]
+        rows += [("other", running.service.submit([mine])[0])]
+        await asyncio.gather(*(tell(name, events) for name, events in rows))
+
+    run(both)
+    assert ended[:2] == ["hoarder", "other"] and len(ended) == 6
 
 
 def test_a_disconnect_in_the_middle_of_a_prompt_frees_its_place(
