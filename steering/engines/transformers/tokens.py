@@ -19,6 +19,8 @@ from tokenizers import AddedToken, Tokenizer
 class PromptTokenizer:
     """Token ids of chats and texts, with a fast tokenizer of transformers.
 
+    With a slow one, which cannot keep names apart, names count everywhere.
+
     Text without the name of a control token has the ids that the tokenizer itself gives. Control
     tokens are the special ones, and added ones that the chat template writes (`<tool_call>`); the
     latter count in messages of the assistant too, whose answers show them as text.
@@ -73,9 +75,12 @@ class PromptTokenizer:
 
     def _mentions(self, strings: Iterable[str]) -> bool:
         text = "\n".join(strings)
-        normalizer = self._normalizer
-        readings = (text,) if normalizer is None else (text, normalizer.normalize_str(text))
-        return any(name in reading for reading in readings for name in self._names)
+        if any(name in text for name in self._names):
+            return True
+        if self._normalizer is None:
+            return False
+        normalized = self._normalizer.normalize_str(text)
+        return any(name in normalized for name in self._normalized_names)
 
     def _hidden(self, message: Mapping[str, Any]) -> Any:
         """The message, with marks in place of names of control tokens."""
@@ -105,11 +110,17 @@ class PromptTokenizer:
 
     @cached_property
     def _normalizer(self) -> Any:
-        """What a text passes before names are looked for in it, None for nothing."""
+        """What a text passes before some names are looked for in it, None for nothing."""
         controls = (*self._special.values(), *self._written.values())
         if not any(token.normalized for token in controls):
             return None
         return self._tokenizer.backend_tokenizer.normalizer
+
+    @cached_property
+    def _normalized_names(self) -> Sequence[str]:
+        names = {self._normalizer.normalize_str(name) for name in self._names}
+        # some normalizers put a space before a text, and the name may stand in its middle
+        return [*{name.strip(" \u2581") for name in names} - {""}]
 
     @cached_property
     def _marks(self) -> Mapping[str, str]:
@@ -154,7 +165,7 @@ class PromptTokenizer:
 
 def _control_tokens(tokenizer: Any) -> tuple[dict[str, AddedToken], dict[str, AddedToken]]:
     """By name: special tokens, and other added ones that the chat template writes."""
-    if not tokenizer.is_fast:
+    if not getattr(tokenizer, "is_fast", False):
         return {}, {}
     templates = tokenizer.chat_template or ""
     template = "".join(templates.values()) if isinstance(templates, dict) else str(templates)

@@ -65,7 +65,21 @@ def tokenizer(kind: str) -> Any:
 
 KINDS = ("bytes", "words", "lower")
 parts = st.sampled_from(
-    [*NAMES, "<|IM_END|>", "<|im_", "end|>", "<", "|>", " ", "    ", "\n", "<h1>", "a", "the end"]
+    [
+        *NAMES,
+        "<|IM_END|>",
+        "[inst]",
+        "<|im_",
+        "end|>",
+        "<",
+        "|>",
+        " ",
+        "    ",
+        "\n",
+        "<h1>",
+        "a",
+        "the end",
+    ]
 )
 texts = st.lists(parts, max_size=8).map("".join)
 
@@ -188,3 +202,10 @@ def test_a_name_that_the_vocabulary_itself_has_is_refused() -> None:
     assert tokens.text("a <unk> b") == [2, 0, 0]
     with pytest.raises(ValueError, match="cannot be read as text"):
         tokens.text("a <s>")
+
+
+@pytest.mark.parametrize("text", ["<|IM_END|>", "[inst]", "</S>"])
+def test_a_name_that_a_normalizer_makes_is_text(text: str) -> None:
+    found = tokenizer("lower")(text, add_special_tokens=False).input_ids
+    assert skeleton("lower", found), "the tokenizer reads it as a control token"
+    assert skeleton("lower", chat("lower", text)) == skeleton("lower", rendered("lower", "x"))
