@@ -12,7 +12,8 @@ that many words, and a third one, a second later, a prompt of a few words. The r
     long    the time until the second client has its one token
     memory  the most memory of the server above what it held after a warm-up
 
-Servers compute on one thread; the model is smollm2, which must have been added.
+Servers compute on one thread, and times are seconds of their processor time: what passes on an idle
+machine, and other work disturbs it little. The model is smollm2, which must have been added.
 """
 
 from __future__ import annotations
@@ -23,8 +24,7 @@ import json
 import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import cycle, islice
 from pathlib import Path
@@ -33,7 +33,14 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.processes import free_port, peak_kib, reset_peak, resident_kib, running
+from benchmarks.processes import (
+    cpu_seconds,
+    free_port,
+    peak_kib,
+    reset_peak,
+    resident_kib,
+    running,
+)
 from benchmarks.rounds import shuffled_rounds
 
 HERE = Path(__file__).parents[1]
@@ -90,12 +97,12 @@ def measure(checkout: Path, settings: str, words: int) -> Figures:
             httpx.post(url, json=body("Hello", 2), timeout=TIMEOUT_S).raise_for_status()
             reset_peak(process)
             before = resident_kib(process)
-            gap, short, long = asyncio.run(clients(url, words))
+            gap, short, long = asyncio.run(clients(url, words, lambda: cpu_seconds(process)))
             return Figures(gap, short, long, (peak_kib(process) - before) / 1024)
 
 
-async def clients(url: str, words: int) -> tuple[float, float, float]:
-    """Gap, short and long, in seconds."""
+async def clients(url: str, words: int, clock: Callable[[], float]) -> tuple[float, float, float]:
+    """Gap, short and long, in seconds of `clock`."""
     times: list[float] = []
     under_way = asyncio.Event()
     async with httpx.AsyncClient(timeout=TIMEOUT_S) as client:
@@ -106,15 +113,15 @@ async def clients(url: str, words: int) -> tuple[float, float, float]:
                 response.raise_for_status()
                 async for line in response.aiter_lines():
                     if line.startswith("data: "):
-                        times.append(time.perf_counter())
+                        times.append(clock())
                     if len(times) > TOKENS_BEFORE:
                         under_way.set()
 
         async def ask(text: str, after: float = 0.0) -> float:
             await asyncio.sleep(after)
-            began = time.perf_counter()
+            began = clock()
             (await client.post(url, json=body(text, 1))).raise_for_status()
-            return time.perf_counter() - began
+            return clock() - began
 
         neighbour = asyncio.create_task(read())
         await under_way.wait()
