@@ -44,7 +44,7 @@ Reader = Callable[[Request, int], Awaitable[dict[str, Any]]]
 
 
 MANY = 500
-"""Messages of a chat that the event loop validates itself, which takes some 20 milliseconds."""
+"""Messages or prompts that the event loop validates itself: some 20 milliseconds of work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +230,7 @@ def _nth_choice(sampling: SamplingParams, choice: int) -> SamplingParams:
 
 async def _parsed(schema: type[R], raw: dict[str, Any]) -> R:
     """`raw` as a `schema`, beside the event loop where it is long. Raises as `parse_request`."""
-    messages = raw.get("messages")
-    if isinstance(messages, list) and len(messages) > MANY:
+    lists = [raw[name] for name in ("messages", "prompt") if isinstance(raw.get(name), list)]
+    if any(len(items) > MANY for items in lists):
         return await asyncio.to_thread(parse_request, schema, raw)
     return parse_request(schema, raw)

@@ -91,3 +91,6 @@ def test_more_rows_than_the_queue_limit_are_refused_before_they_are_encoded(
     response = live.post("/v1/completions", json={"model": "fake", "prompt": ["a"] * 33, "n": 2})
     assert response.status_code == 400
     assert response.json()["error"]["param"] == "n"
+    # so many that they are validated beside the event loop
+    response = live.post("/v1/completions", json={"model": "fake", "prompt": [[1]] * 5000})
+    assert response.status_code == 400
