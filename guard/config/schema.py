@@ -51,6 +51,7 @@ OnError = Literal["closed", "open"]
 # Names travel in headers, URLs and metric labels.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$")]
 # Types are strict, but TOML has arrays and strings in place of tuples and paths.
+Origin = Annotated[str, Field(pattern=r"^(\*|https?://[^\s/?#@*]+)$")]
 Names = Annotated[tuple[Name, ...], Field(strict=False)]
 Places = Annotated[tuple[Place, ...], Field(strict=False, min_length=1)]
 FilePath = Annotated[Path, Field(strict=False)]
@@ -63,7 +64,9 @@ class _Section(BaseModel):
 class ServerConfig(_Section):
     """`[server]`. Sizes are in bytes, times in seconds; without `audit_log` there is no log.
 
-    `embeddings` lets requests to a server without keys contain embeddings. `admin_hash` is the
+    Pages of `cors_origins` ("https://app.example.com", or "*" for all) may call from a browser.
+    After each silence of `keep_alive_s` a stream of events gets a comment. `embeddings` lets
+    requests to a server without keys contain embeddings. `admin_hash` is the
     SHA-256 of the key for live changes, which are off without it.
     """
 
@@ -81,6 +84,8 @@ class ServerConfig(_Section):
     audit_log: FilePath | None = None
     admin_hash: str | None = Field(default=None, pattern=r"^sha256:[0-9a-f]{64}$")
     request_timeout_s: float = Field(default=300.0, gt=0)
+    cors_origins: Annotated[tuple[Origin, ...], Field(strict=False)] = ()
+    keep_alive_s: float = Field(default=15.0, gt=0)
 
 
 class ModelConfig(_Section):
@@ -193,8 +198,8 @@ class ProxyConfig(_Section):
     """
 
     connect_timeout_s: float = Field(default=5.0, gt=0)
-    first_byte_timeout_s: float = Field(default=120.0, gt=0)
-    chunk_timeout_s: float = Field(default=60.0, gt=0)
+    first_byte_timeout_s: float = Field(default=600.0, gt=0)
+    chunk_timeout_s: float = Field(default=600.0, gt=0)
     total_timeout_s: float = Field(default=1800.0, gt=0)
     drain_timeout_s: int = Field(default=30, ge=0)
     max_requests: int = Field(default=2048, ge=1, le=100_000)
@@ -204,7 +209,11 @@ class ProxyConfig(_Section):
 
 
 class UpstreamConfig(_Section):
-    """One of `[[upstreams]]`: an OpenAI-compatible server.
+    """One of `[[upstreams]]`: an OpenAI-compatible server, or a server of MCP.
+
+    `url` is what OpenAI's clients call the base URL: a client's `/v1/models` is asked as
+    `URL/models`, and as `URL/v1/models` where the URL has no path. With `mcp` it is the URL of an
+    MCP server (Streamable HTTP), which gets the requests for that path ("/mcp/files") and no other.
 
     `key_env` is the environment variable with its credential, which is sent in the header
     `key_header` ("authorization": as a bearer token). A request is sent to one of the upstreams
@@ -225,6 +234,7 @@ class UpstreamConfig(_Section):
     failures: int = Field(default=5, ge=1, le=1000)
     cooldown_s: float = Field(default=10.0, gt=0)
     plugin: bool = False
+    mcp: str | None = Field(default=None, pattern=r"^/mcp(/[A-Za-z0-9._-]*[A-Za-z0-9_-])*$")
 
 
 class KeyConfig(_Section):

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from guard.plans.screens import TextPlan, TextScreen
 from guard.verdict import OUTCOMES, GuardVerdict, Outcome, gravest
-from server.screening.streams.hold_back import Span
+from server.screening.spans import Span
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,12 +15,13 @@ from server.errors import envelope, internal_error
 from server.screening.context import ScreeningContext
 from server.screening.errors import UnreadableAnswer
 from server.screening.findings import Findings, blocks, redactions
-from server.screening.request import RequestScreening, joined_text
+from server.screening.request import RequestScreening
 from server.screening.routes import Route
 from server.screening.streams.event_queue import without_tokens
 from server.screening.streams.formats.base import framed
 from server.screening.streams.guard import ResponseScreens, StreamGuard
 from server.screening.streams.sse import BrokenStream
+from server.screening.texts.joins import read_crossing, read_together
 from server.screening.texts.json_texts import JsonTexts, texts_of
 from server.screening.texts.rewriting import rewrite
 from server.wire.body import media_type
@@ -139,9 +140,10 @@ class ScreenedResponse:
                 self._screening.placeholders,
                 choices=self._choices,
                 own_app=self._owner.context.own_app,
+                event_limit=self._owner.context.max_response_bytes,
             )
-        elif media == "application/json" or media.endswith("+json"):
-            pass
+        elif media == "application/json" or media.endswith("+json") or not media:
+            pass  # a body of no type has to be JSON, or to be empty
         elif kind != "text" and status < 400 and _is_of_kind(media, kind):
             self._passes_unread = True
             self._findings.unscreened.add(kind)
@@ -244,6 +246,7 @@ class ScreenedResponse:
         if self._settings.restore:
             for piece in pieces:
                 rewrite(piece, (), self._screening.placeholders, restore=True)
+        texts.write_back()
         is_changed = any(
             piece.text != original for piece, original in zip(pieces, originals, strict=True)
         )
@@ -252,7 +255,9 @@ class ScreenedResponse:
         if isinstance(value, dict):
             if is_changed:
                 without_tokens(value)
-            value["guard"] = self._owner.guard_object(value.get("guard"))
+            holder = self._route.verdict_holder(value)
+            if holder is not None:
+                holder["guard"] = self._owner.guard_object(holder.get("guard"))
             body = encode_json(value)
         elif is_changed:
             body = encode_json(value)
@@ -264,19 +269,21 @@ class ScreenedResponse:
         pieces, placeholders = texts.pieces, self._screening.placeholders
         screens = self._screening.plan.answering
         patterns = [screen for screen in screens if screen.head is None]
-        results = await self._owner.read([piece.text for piece in pieces], patterns)
+        results = await self._owner.read([piece.reading for piece in pieces], patterns)
         for piece, piece_results in zip(pieces, results, strict=True):
             acting = self._findings.add(piece_results, piece.path, in_response=True)
             # the name of a member cannot be redacted
             if blocks(acting) or (piece.is_key and redactions(acting)):
                 return True
-            rewrite(piece, acting, placeholders, restore=False)
-        units = list(texts.units())
-        results = await self._owner.read(list(map(joined_text, units)), screens)
-        for unit, unit_results in zip(units, results, strict=True):
-            if self._findings.add(unit_results, unit[0].path, in_response=True):
-                return True  # nor can a match across several strings
-        return False
+            rewrite(piece, acting, placeholders)
+        heads = [screen for screen in screens if screen.head is not None]
+        joined = await read_together(self._owner, list(texts.units()), heads)
+        joined += await read_crossing(self._owner, pieces, patterns)
+        # nor can a match across several strings
+        acting_on = [
+            self._findings.add(found, first.path, in_response=True) for first, found in joined
+        ]
+        return any(acting_on)
 
     async def _write(self, body: bytes, *, more: bool = True) -> None:
         if self._is_finished:

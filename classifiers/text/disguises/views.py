@@ -11,6 +11,7 @@ decoded texts together are at most twice as long as the text.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
@@ -60,7 +61,12 @@ class View:
     @property
     def steps(self) -> frozenset[str]:
         """The disguises that were undone, or "plain"."""
-        return frozenset(self.name.split("+"))
+        return _steps(self.name)
+
+
+@functools.lru_cache(1024)
+def _steps(name: str) -> frozenset[str]:
+    return frozenset(name.split("+"))
 
 
 def layers(text: str, wanted: Container[str] = STEPS) -> Iterator[View]:
@@ -114,7 +120,12 @@ def readings(text: str) -> list[str]:
     texts = [current]
     for _ in range(DEPTH):
         # An address has spaces and signs escaped; escaped letters, or escapes, are a disguise.
-        edits = [edit for _, edit in encoded_runs(current) if _DISGUISED.search(edit.text)]
+        edits = [
+            edit
+            for _, edit in encoded_runs(current)
+            if _DISGUISED.search(edit.text.replace("\\", ""))
+            or (edit.end - edit.start > 2 and "\\" in edit.text)
+        ]
         if not edits:
             break
         current = readable(Rewritten(current, edits).text)

@@ -154,7 +154,7 @@ class PatternSet:
             for view in folded_views(text_layers, self._steps):
                 matches += self._word_matches(view)
                 matches += _matches(view, self._folded)
-        return _without_overlaps(matches)
+        return _without_overlaps(_without_half_escapes(text, matches))
 
     def open_from(self, text: str) -> int:
         """The position in a text that goes on from which characters may still become part of a
@@ -279,6 +279,19 @@ def _character_of(text: str, data: bytes) -> Callable[[int], int]:
         return np.concatenate([[0], np.cumsum(leading)])
 
     return lambda byte: int(starts()[byte])
+
+
+def _without_half_escapes(text: str, matches: Sequence[Match]) -> Iterable[Match]:
+    # In "\\nann@example.com" the letter behind the backslash is no part of the address.
+    if "\\" not in text:
+        return matches
+    places = {(match.start, match.end) for match in matches}
+    return [
+        match
+        for match in matches
+        if (match.start + 1, match.end) not in places
+        or text[max(0, match.start - 1) : match.start] != "\\"
+    ]
 
 
 def _without_overlaps(matches: Iterable[Match]) -> list[Match]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+from collections import deque
 from collections.abc import Hashable, Sequence
-from functools import partial
 from itertools import zip_longest
 from typing import Any, Protocol
 
+from guard.plans.screens import TextScreen
 from server.errors import envelope
 from server.screening.errors import UnreadableAnswer
 from server.screening.findings import (
@@ -17,6 +19,8 @@ from server.screening.findings import (
     merge_spans,
     redactions,
 )
+from server.screening.spans import Span
+from server.screening.streams.channel import ChannelBuffer
 from server.screening.streams.event_queue import (
     EventQueue,
     SlotText,
@@ -31,17 +35,23 @@ from server.screening.streams.formats.base import (
     is_error,
     masked_error,
 )
-from server.screening.streams.hold_back import HoldBackBuffer
+from server.screening.streams.hold_back import HoldBackBuffer, Window
+from server.screening.streams.open_end import OpenText
 from server.screening.streams.sse import DONE, EventReader, SentEvent
-from server.screening.texts.json_texts import JsonText, texts_of
+from server.screening.texts.joins import read_crossing, read_together, seams_of
+from server.screening.texts.json_scanner import quoted
+from server.screening.texts.json_texts import JsonText, JsonTexts, texts_of
 from server.screening.texts.redaction import Placeholders
 from server.screening.texts.rewriting import rewrite
 
 LOOKBACK = 500
 """Characters before the held text that are read with it: the context that a classifier needs."""
-EVENT_LIMIT = 2**20
-"""Bytes of an event."""
+EVENT_LIMIT = 2**25
+"""Bytes of an event: one may hold a picture."""
 COMMENT = b":\n\n"
+
+
+Buffer = HoldBackBuffer | ChannelBuffer
 
 
 class ResponseScreens(TextReader, Protocol):
@@ -56,7 +66,7 @@ class StreamGuard:
 
     The text is read where the policy screens responses, and `placeholders` are restored where it
     says so. `choices`: the groups that were asked for. `own_app`: error events and `guard`
-    objects are this server's own, and are not read.
+    objects are this server's own, and are not read. `event_limit`: bytes of an event.
     """
 
     def __init__(
@@ -68,6 +78,7 @@ class StreamGuard:
         *,
         choices: int,
         own_app: bool,
+        event_limit: int = EVENT_LIMIT,
     ) -> None:
         self.is_over = False
         """Whether nothing more is to leave: the rest of the stream is not wanted."""
@@ -82,13 +93,17 @@ class StreamGuard:
         self._hold_back = max(hold_back, restoration, 4)
         # a match longer than that is found where it goes on
         self._lookback = max(LOOKBACK, plan.longest) if self._reads else restoration
-        self._reader = EventReader(EVENT_LIMIT)
+        self._reader = EventReader(event_limit)
         self._queue = EventQueue(stream_format, screens.guard_object)
-        self._buffers: dict[Hashable, HoldBackBuffer] = {}
-        self._paths: dict[HoldBackBuffer, str] = {}
-        self._group_buffers: dict[Group, list[HoldBackBuffer]] = {}
+        self._heads = [screen for screen in plan.answering if screen.head is not None]
+        self._lists = [screen for screen in plan.answering if screen.head is None]
+        self._buffers: dict[Hashable, Buffer] = {}
+        self._paths: dict[Buffer, str] = {}
+        self._group_buffers: dict[Group, list[Buffer]] = {}
         self._reach: dict[Group, int] = {}
         self._cut_groups: set[Group] = set()
+        self._bare_events: deque[dict[str, Any]] = deque(maxlen=4)
+        """Events without their new text, in which nothing else is to be read."""
 
     @property
     def is_holding(self) -> bool:
@@ -119,7 +134,7 @@ class StreamGuard:
         return bytes(out)
 
     async def _take(self, sent: SentEvent) -> bytes:
-        if sent.data is None:
+        if not sent.data:
             return COMMENT  # it keeps a connection open, so it does not wait
         if sent.data == DONE:
             out = await self._read_rest(list(self._group_buffers))
@@ -141,10 +156,10 @@ class StreamGuard:
         if groups and all(group in self._cut_groups for group in groups):
             return b""
         slots = self._format.slots(event)
-        pieces = self._whole_texts(event, slots)
+        texts = self._whole_texts(event, slots)
         reports_error = not slots and is_error(event)
         reads = self._reads and not (reports_error and self._own_app)
-        rewritten = await self._screen_whole_texts(event, pieces, reads=reads)
+        rewritten = await self._screen_whole_texts(event, texts, reads=reads)
         if rewritten is None and reports_error:
             # an error is for the client to know, though not its words
             error = envelope(UnreadableAnswer("The upstream's error is not shown."))["error"]
@@ -154,36 +169,49 @@ class StreamGuard:
             return self._cut(groups or list(self._group_buffers) or [0])
         item = WaitingEvent(sent.raw, sent.name, groups=groups, mark=self._format.mark(event))
         touched = self._add(item, slots)
-        if not touched and not pieces:
+        self._seal(item, event)
+        if not touched and not texts.pieces:
             # tokens without the text that they spell
             rewritten = without_tokens(event) or rewritten
         if is_split or rewritten or self._format.carries_verdict(event):
             item.event, item.slots = event, slots
         self._queue.put(item)
         ended = [g for g in self._format.ended_groups(event) if g not in self._cut_groups]
-        out = await self._read_rest(ended) if ended else b""
+        is_end = self._format.ends_channels(event)
+        out = await self._read_rest(ended, is_end=is_end) if ended else b""
         has_read, more = await self._read_due(touched)
         if has_read or ended or not self._queue.ends_with(item):
             return out + more + self._queue.release()
         # where nothing has been read, only the event itself can leave
         return out + more + self._queue.release_last()
 
-    def _whole_texts(self, event: dict[str, Any], slots: Sequence[Slot]) -> list[JsonText]:
+    def _whole_texts(self, event: dict[str, Any], slots: Sequence[Slot]) -> JsonTexts:
         """The texts of an event that add to no channel."""
-        slotted = {(id(slot.holder), slot.key) for slot in slots}
-        pieces = texts_of(event, "response", skip_verdicts=self._own_app).pieces
-        return [piece for piece in pieces if (id(piece.holder), piece.key) not in slotted]
+        texts = [slot.text for slot in slots]
+        for slot in slots:
+            slot.holder[slot.key] = ""
+        try:
+            # most events differ from the one before in their new text alone
+            if event in self._bare_events:
+                return JsonTexts()
+            whole = texts_of(event, "response", skip_verdicts=self._own_app)
+            if not whole.pieces and slots:
+                self._bare_events.append(copy.deepcopy(event))
+            return whole
+        finally:
+            for slot, text in zip(slots, texts, strict=True):
+                slot.holder[slot.key] = text
 
     async def _screen_whole_texts(
-        self, event: dict[str, Any], pieces: Sequence[JsonText], *, reads: bool
+        self, event: dict[str, Any], texts: JsonTexts, *, reads: bool
     ) -> bool | None:
         """Screen the texts of an event that are whole; return whether one was rewritten, or None
         where one must not leave."""
-        rewritten = False
+        rewritten, pieces = False, texts.pieces
         results: Sequence[Sequence[ScreenedText]] = ()
         if reads and pieces:
-            texts = [piece.text for piece in pieces]
-            results = await self._screens.read(texts, self._findings.plan.answering)
+            readings = [piece.reading for piece in pieces]
+            results = await self._screens.read(readings, self._lists)
         for piece, piece_results in zip_longest(pieces, results, fillvalue=()):
             assert isinstance(piece, JsonText)
             acting = self._findings.add(piece_results, piece.path, in_response=True)
@@ -191,17 +219,24 @@ class StreamGuard:
                 return None  # the name of a member cannot be redacted
             if rewrite(piece, acting, self._placeholders, restore=self._restores):
                 rewritten = True
-                without_tokens(event)
+        if reads and pieces:
+            joined = await read_together(self._screens, list(texts.units()), self._heads)
+            joined += await read_crossing(self._screens, pieces, self._lists)
+            for first, found in joined:
+                if self._findings.add(found, first.path, in_response=True):
+                    return None
+        if rewritten:
+            texts.write_back()
+            without_tokens(event)
         return rewritten
 
-    def _add(self, item: WaitingEvent, slots: Sequence[Slot]) -> list[tuple[Group, HoldBackBuffer]]:
+    def _add(self, item: WaitingEvent, slots: Sequence[Slot]) -> list[tuple[Group, Buffer]]:
         """Add the texts of slots to their buffers; return the buffers that have grown."""
         touched = []
         for slot in slots:
             buffer = self._buffers.get(slot.channel)
             if buffer is None:
-                replace = partial(self._placeholders.replacement, quoted=slot.quoted)
-                buffer = HoldBackBuffer(self._hold_back, self._lookback, replace)
+                buffer = self._new_buffer(slot)
                 self._buffers[slot.channel] = buffer
                 self._paths[buffer] = slot.path
                 self._group_buffers.setdefault(slot.group, []).append(buffer)
@@ -214,9 +249,47 @@ class StreamGuard:
             item.parts.append(SlotText(slot.group, buffer, buffer.length, slot.text))
         return touched
 
-    async def _read_due(
-        self, touched: Sequence[tuple[Group, HoldBackBuffer]]
-    ) -> tuple[bool, bytes]:
+    def _new_buffer(self, slot: Slot) -> Buffer:
+        if slot.is_signed:
+            # it may be signed later, and is not altered
+            return self._text_buffer(is_sealed=True)
+        numbers = self._placeholders if self._restores else None
+        return ChannelBuffer(self._text_buffer, numbers=numbers, heads=bool(self._heads))
+
+    def _text_buffer(
+        self, *, prefix: str = "", is_number: bool = False, is_sealed: bool = False
+    ) -> HoldBackBuffer:
+        def replace_number(span: Span, text: str) -> str:
+            return f'"{quoted(self._placeholders.replacement(span, text, is_number=True))}"'
+
+        return HoldBackBuffer(
+            self._hold_back,
+            self._lookback,
+            replace_number if is_number else self._placeholders.replacement,
+            open_text=self._open_text(is_sealed=is_sealed) if not is_number else None,
+            prefix=prefix,
+            atomic=is_number,
+            sealed=is_sealed,
+        )
+
+    def _open_text(self, *, is_sealed: bool) -> OpenText | None:
+        """The open end of a new text; None where classifiers read it too."""
+        if self._heads or any(screen.patterns is None for screen in self._lists):
+            return None
+        plan = self._findings.plan
+        placeholders = self._placeholders if self._restores and not is_sealed else None
+        longest = max(self._hold_back, plan.longest)
+        return OpenText(plan.answering_patterns, placeholders, longest)
+
+    def _seal(self, item: WaitingEvent, event: dict[str, Any]) -> None:
+        """An event with the signature of a channel waits for the channel's text."""
+        channel = self._format.signed_channel(event)
+        buffer = None if channel is None else self._buffers.get(channel)
+        if buffer is not None:
+            item.signs = buffer
+            item.reach = self._reach.get("answer", 0)
+
+    async def _read_due(self, touched: Sequence[tuple[Group, Buffer]]) -> tuple[bool, bytes]:
         """Read the windows that are due; return whether there were any, and the bytes of cuts."""
         out, has_read = b"", False
         for group, buffer in touched:
@@ -252,33 +325,62 @@ class StreamGuard:
         for group in groups:
             for buffer in self._group_buffers.get(group, ()):
                 if group not in self._cut_groups:
+                    if is_end:
+                        buffer.finish()
                     if await self._read_windows(buffer, all=True):
                         out += self._cut([group])
                     else:
                         buffer.release(0 if is_end else self._partial_placeholder(buffer))
         return out + self._queue.release()
 
-    def _partial_placeholder(self, buffer: HoldBackBuffer) -> int:
+    def _partial_placeholder(self, buffer: Buffer) -> int:
         """Characters at the end of a buffer that may begin a placeholder."""
         if not self._restores:
             return 0
         return self._placeholders.partial_length(buffer.tail(self._placeholders.max_length))
 
-    async def _read_windows(self, buffer: HoldBackBuffer, *, all: bool) -> bool:
+    async def _read_windows(self, buffer: Buffer, *, all: bool) -> bool:
         """Read the due windows of a channel; return whether they block it."""
         for window in buffer.due_windows(all=all):
             acting: list[ScreenedText] = []
             if self._reads:
-                tail, screens = self._hold_back + LOOKBACK, self._findings.plan.answering
-                (results,) = await self._screens.read([window.text], screens, tail)
+                tail, screens = self._hold_back + LOOKBACK, self._screens_of(window)
+                (results,) = await self._screens.read([window.reading], screens, tail)
                 acting = self._findings.add(results, self._paths[buffer], in_response=True)
                 if blocks(acting):
                     return True
             spans = redactions(acting)
-            if self._restores:
-                spans = merge_spans([*spans, *self._placeholders.find(window.text)])
-            buffer.mark_read(window, spans)
+            if self._restores and window.screens != "heads" and not window.buffer.is_sealed:
+                spans = merge_spans([*spans, *self._placeholders.find(window.reading)])
+            window.mark_read(spans)
+        return isinstance(buffer, ChannelBuffer) and await self._is_crossed(buffer)
+
+    async def _is_crossed(self, buffer: ChannelBuffer) -> bool:
+        """Whether something that must not leave goes on from one value of JSON in another."""
+        for texts in buffer.take_seams() if self._lists else ():
+            seams = seams_of(texts, (None, None))
+            results = await self._screens.read([seam.text for seam in seams], self._lists)
+            rows = [
+                [seam.crossing(result) for result in row]
+                for seam, row in zip(seams, results, strict=True)
+            ]
+            if not any(result.fired for row in rows for result in row):
+                continue
+            # what is in one of them alone has been found there
+            apart = [
+                [span for result in row for span in result.spans]
+                for row in await self._screens.read(texts, self._lists)
+            ]
+            for seam, row in zip(seams, rows, strict=True):
+                found = [seam.without(result, apart) for result in row]
+                if self._findings.add(found, self._paths[buffer], in_response=True):
+                    return True
         return False
+
+    def _screens_of(self, window: Window) -> Sequence[TextScreen]:
+        if window.screens == "all":
+            return self._findings.plan.answering
+        return self._heads if window.screens == "heads" else self._lists
 
     def _cut(self, groups: Sequence[Group]) -> bytes:
         """End groups as a content filter does, after their free text."""
