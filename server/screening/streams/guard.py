@@ -101,6 +101,7 @@ class StreamGuard:
         self._paths: dict[Buffer, str] = {}
         self._group_buffers: dict[Group, list[Buffer]] = {}
         self._reach: dict[Group, int] = {}
+        self._grown: dict[Buffer, int] = {}  # the reach of its group when a buffer last grew
         self._cut_groups: set[Group] = set()
         self._bare_events: deque[dict[str, Any]] = deque(maxlen=4)
         """Events without their new text, in which nothing else is to be read."""
@@ -246,6 +247,8 @@ class StreamGuard:
                 touched.append((slot.group, buffer))
             self._reach[slot.group] = self._reach.get(slot.group, 0) + len(slot.text)
             item.reach = self._reach[slot.group]
+            if slot.text:
+                self._grown[buffer] = item.reach
             item.parts.append(SlotText(slot.group, buffer, buffer.length, slot.text))
         return touched
 
@@ -307,7 +310,8 @@ class StreamGuard:
                 continue
             group = waiting[0].group
             checked.add(group)
-            if group in self._cut_groups or self._reach[group] - item.reach < self._hold_back:
+            quiet = self._reach[group] - self._grown.get(waiting[0].buffer, item.reach)
+            if group in self._cut_groups or quiet < self._hold_back:
                 continue
             for part in waiting:
                 has_read = True
