@@ -55,20 +55,27 @@ class _Reader:
         return {"outcome": self._findings.outcome}
 
 
-def streamed(text: str, step: int) -> str:
-    """The text that leaves, where `step` characters of it come at a time."""
+def guarded() -> StreamGuard:
     plan = TextPlan("p", "closed", ScreenConfig(hold_back_chars=200), SCREENS, {})
     findings = Findings(plan)
-    guard = StreamGuard(
+    return StreamGuard(
         ChatFormat(), findings, _Reader(findings), Placeholders([]), choices=1, own_app=False
     )
+
+
+def framed(delta: dict[str, Any]) -> bytes:
+    event = {"object": "chat.completion.chunk", "choices": [{"index": 0, "delta": delta}]}
+    return f"data: {json.dumps(event)}\n\n".encode()
+
+
+def streamed(text: str, step: int) -> str:
+    """The text that leaves, where `step` characters of it come at a time."""
+    guard = guarded()
 
     async def through() -> bytes:
         out = b""
         for place in range(0, len(text), step):
-            choice = {"index": 0, "delta": {"content": text[place : place + step]}}
-            event = {"object": "chat.completion.chunk", "choices": [choice]}
-            out += await guard.feed(f"data: {json.dumps(event)}\n\n".encode())
+            out += await guard.feed(framed({"content": text[place : place + step]}))
         return out + await guard.feed(b"data: [DONE]\n\n") + await guard.end()
 
     sent = asyncio.run(through()).decode().split("\n\n")
@@ -94,3 +101,17 @@ def test_what_is_encoded_in_a_long_run_cannot_be_decoded(sentences: int, step: i
     address = [base64.b64encode(f"{'x' * skip}joe.bloggs@".encode())[4:12] for skip in range(3)]
     assert not [part for part in address if part.decode() in sent]
     assert sent.endswith(" done.")
+
+
+def test_the_name_of_a_tool_does_not_wait_for_more_once_its_arguments_come() -> None:
+    guard = guarded()
+
+    async def called(**function: str) -> bytes:
+        return await guard.feed(framed({"tool_calls": [{"index": 0, "function": function}]}))
+
+    async def through() -> None:
+        assert b"write_file" not in await called(name="write_file", arguments="")
+        assert b"write_file" in await called(arguments='{"path": "a b c')
+        assert b"path" in await called(arguments=' d", ')
+
+    asyncio.run(through())
