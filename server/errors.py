@@ -58,6 +58,13 @@ class BodyTooLarge(RequestError):
     code = "request_too_large"
 
 
+class TooManyValues(RequestError):
+    """A body has more members and items than this server reads."""
+
+    status = 413
+    code = "too_many_values"
+
+
 class UnsupportedMedia(RequestError):
     status = 415
     code = "unsupported_media_type"

@@ -32,7 +32,7 @@ from server.screening.streams.formats.base import (
     masked_error,
 )
 from server.screening.streams.hold_back import HoldBackBuffer
-from server.screening.streams.sse import DONE, EventReader, SentEvent
+from server.screening.streams.sse import DONE, BrokenStream, EventReader, SentEvent
 from server.screening.texts.json_texts import JsonText, texts_of
 from server.screening.texts.redaction import Placeholders
 from server.screening.texts.rewriting import rewrite
@@ -41,6 +41,10 @@ LOOKBACK = 500
 """Characters before the held text that are read with it: the context that a classifier needs."""
 EVENT_LIMIT = 2**20
 """Bytes of an event."""
+MAX_GROUPS = 256
+"""Choices of a stream that have text."""
+MAX_CHANNELS = 4096
+"""Texts of a stream: contents, arguments of calls, items."""
 COMMENT = b":\n\n"
 
 
@@ -86,7 +90,8 @@ class StreamGuard:
         self._queue = EventQueue(stream_format, screens.guard_object)
         self._buffers: dict[Hashable, HoldBackBuffer] = {}
         self._paths: dict[HoldBackBuffer, str] = {}
-        self._group_buffers: dict[Group, list[HoldBackBuffer]] = {}
+        # those with text that has not been released, in order
+        self._open: dict[Group, dict[HoldBackBuffer, None]] = {}
         self._reach: dict[Group, int] = {}
         self._cut_groups: set[Group] = set()
 
@@ -106,7 +111,7 @@ class StreamGuard:
 
     async def flush(self) -> bytes:
         """Read and release all text that is held, but for a part of a placeholder at its end."""
-        return await self._read_rest(list(self._group_buffers), is_end=False)
+        return await self._read_rest(list(self._open), is_end=False)
 
     async def end(self) -> bytes:
         """The bytes that are left when the stream has ended. Raises BrokenStream."""
@@ -115,14 +120,14 @@ class StreamGuard:
             if not self.is_over:
                 out += await self._take(event)
         if not self.is_over:
-            out += await self._read_rest(list(self._group_buffers))
+            out += await self._read_rest(list(self._open))
         return bytes(out)
 
     async def _take(self, sent: SentEvent) -> bytes:
         if sent.data is None:
             return COMMENT  # it keeps a connection open, so it does not wait
         if sent.data == DONE:
-            out = await self._read_rest(list(self._group_buffers))
+            out = await self._read_rest(list(self._open))
             if self.is_over:
                 return out
             self._queue.put(WaitingEvent(sent.raw))
@@ -151,7 +156,7 @@ class StreamGuard:
             event = masked_error(event, error) | {"guard": self._screens.guard_object(None)}
             rewritten = True
         if rewritten is None:
-            return self._cut(groups or list(self._group_buffers) or [0])
+            return self._cut(groups or list(self._reach) or [0])
         item = WaitingEvent(sent.raw, sent.name, groups=groups, mark=self._format.mark(event))
         touched = self._add(item, slots)
         if not touched and not pieces:
@@ -200,14 +205,15 @@ class StreamGuard:
         for slot in slots:
             buffer = self._buffers.get(slot.channel)
             if buffer is None:
+                self._require_few(slot.group)
                 replace = partial(self._placeholders.replacement, quoted=slot.quoted)
                 buffer = HoldBackBuffer(self._hold_back, self._lookback, replace)
                 self._buffers[slot.channel] = buffer
                 self._paths[buffer] = slot.path
-                self._group_buffers.setdefault(slot.group, []).append(buffer)
             if slot.text:
                 buffer.hold()
                 buffer.add(slot.text)
+                self._open.setdefault(slot.group, {})[buffer] = None
                 touched.append((slot.group, buffer))
             self._reach[slot.group] = self._reach.get(slot.group, 0) + len(slot.text)
             item.reach = self._reach[slot.group]
@@ -224,39 +230,41 @@ class StreamGuard:
             if group not in self._cut_groups and await self._read_windows(buffer, all=False):
                 out += self._cut([group])
             has_read = has_read or buffer.free != free
-        if not touched:
-            return has_read, out
         # a channel that goes quiet while others of its group go on is not waited for
-        checked: set[Group] = set()
-        for item in list(self._queue):
-            waiting = [part for part in item.parts if part.end > part.buffer.free]
-            if not waiting or waiting[0].group in checked:
+        for group in dict.fromkeys(group for group, _ in touched):
+            item = self._queue.first_held(group)
+            if item is None or self._reach[group] - item.reach < self._hold_back:
                 continue
-            group = waiting[0].group
-            checked.add(group)
-            if group in self._cut_groups or self._reach[group] - item.reach < self._hold_back:
-                continue
-            for part in waiting:
+            for part in [part for part in item.parts if part.end > part.buffer.free]:
                 has_read = True
                 if await self._read_windows(part.buffer, all=True):
                     out += self._cut([group])
                     break
                 part.buffer.release()
-            if len(checked) == len(self._reach):
-                break
         return has_read, out
 
     async def _read_rest(self, groups: Sequence[Group], *, is_end: bool = True) -> bytes:
         """Read all text of `groups` and release it; `is_end`: no more of it comes."""
         out = b""
         for group in groups:
-            for buffer in self._group_buffers.get(group, ()):
-                if group not in self._cut_groups:
-                    if await self._read_windows(buffer, all=True):
-                        out += self._cut([group])
-                    else:
-                        buffer.release(0 if is_end else self._partial_placeholder(buffer))
+            for buffer in self._open.pop(group, ()):
+                if group in self._cut_groups:
+                    break
+                if await self._read_windows(buffer, all=True):
+                    out += self._cut([group])
+                    break
+                keep = 0 if is_end else self._partial_placeholder(buffer)
+                buffer.release(keep)
+                if keep:
+                    self._open.setdefault(group, {})[buffer] = None
         return out + self._queue.release()
+
+    def _require_few(self, group: Group) -> None:
+        """Raise BrokenStream where the stream has too many texts to add one in `group`."""
+        if len(self._buffers) >= MAX_CHANNELS:
+            raise BrokenStream(f"it has more than {MAX_CHANNELS} texts")
+        if group not in self._reach and len(self._reach) >= MAX_GROUPS:
+            raise BrokenStream(f"it has more than {MAX_GROUPS} choices")
 
     def _partial_placeholder(self, buffer: HoldBackBuffer) -> int:
         """Characters at the end of a buffer that may begin a placeholder."""
