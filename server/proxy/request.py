@@ -24,8 +24,9 @@ from server.screening.errors import UnscreenedContent, UnscreenedRoute
 from server.screening.exchange import ScreenedExchange
 from server.screening.request import set_upstream_policy
 from server.screening.routes import Route
-from server.screening.texts.moderation import moderate
+from server.screening.texts.moderation import moderate, screens_for
 from server.screening.texts.screener import Screener
+from server.screening.texts.turns import caller_of
 from server.wire.body import RequestBody, hand_over, media_type, receive_json
 from server.wire.forms import is_form, receive_form
 from server.wire.image_schemas import EditRequest
@@ -85,8 +86,9 @@ class ProxiedRequest:
             body = await self._receive_body()
             plan = self._plan(body)
             if scope["path"] == MODERATIONS and body is not None and context.plans.screens:
-                screens = list(context.plans.screens)
-                reply = JSONReply(await moderate(body.value, screens, context.screener))
+                screens = screens_for(context.config, context.plans, self.key)
+                caller = caller_of(self.key, scope)
+                reply = JSONReply(await moderate(body.value, screens, context.screener, caller))
                 await reply(scope, receive, send)
             elif plan.active and not self._passes_unread(plan, body):
                 screened = self._screen(plan, body or RequestBody(b"", {}))
@@ -182,6 +184,7 @@ class ProxiedRequest:
             body,
             model=self._model,
             altered=self._adapt(body, plan),
+            caller=caller_of(self.key, self.request.scope),
         )
         return self._screened
 

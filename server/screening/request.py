@@ -15,6 +15,7 @@ from server.screening.errors import UnscreenedContent
 from server.screening.findings import Findings, ScreenedText, TextReader, blocks, redactions
 from server.screening.texts.json_texts import JsonText, JsonTexts, conversation, texts_of
 from server.screening.texts.redaction import Placeholders
+from server.wire.long_work import run_by_size
 from server.wire.strict_json import NestedTooDeeply
 
 VLLM_XARGS, POLICY_XARG = "vllm_xargs", "guard_policy"
@@ -25,7 +26,8 @@ VLLM_XARGS, POLICY_XARG = "vllm_xargs", "guard_policy"
 class RequestScreening:
     """One request under one plan.
 
-    `body` is rewritten in place. `placeholders` stand for the texts that are redacted in it.
+    `body`, of `size` bytes, is rewritten in place. `placeholders` stand for the texts that are
+    redacted in it.
     """
 
     plan: TextPlan
@@ -33,6 +35,7 @@ class RequestScreening:
     default_place: Place
     findings: Findings
     placeholders: Placeholders = field(default_factory=lambda: Placeholders(()))
+    size: int = 0
     changed: bool = False
     upstream: str | None = None
 
@@ -42,7 +45,7 @@ class RequestScreening:
         Raises UnscreenedContent, InvalidJSON and what `reader` raises.
         """
         try:
-            texts = texts_of(self.body, self.default_place)
+            texts = await run_by_size(self.size, texts_of, self.body, self.default_place)
         except NestedTooDeeply as error:
             raise InvalidJSON(f"The body cannot be screened: {error}.") from None
         self._require_screenable(texts)

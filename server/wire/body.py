@@ -18,12 +18,11 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope
 
 from server.errors import BodyTooLarge, ClientGone, InvalidJSON, RequestTimeout, UnsupportedMedia
+from server.wire.long_work import run_by_size
 from server.wire.strict_json import parse_object
 
 SCOPE_KEY = "guard.body"
 """The RequestBody in a scope. No header ends up there: only `hand_over` sets it."""
-_LONG = 2**18
-"""Bytes from which on a body is parsed in a thread, so that other requests need not wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +86,7 @@ async def receive_json(request: Request, limit: int, timeout_s: float | None = N
     if "charset" in parameters and not re.search(r"charset=[\"']?utf-?8\b", parameters):
         raise InvalidJSON("Send the body in UTF-8.")
     raw = await receive_bytes(request, limit, timeout_s)
-    if len(raw) > _LONG:
-        return RequestBody(raw, await asyncio.to_thread(parse_object, raw))
-    return RequestBody(raw, parse_object(raw))
+    return RequestBody(raw, await run_by_size(len(raw), parse_object, raw))
 
 
 async def receive_bytes(request: Request, limit: int, timeout_s: float | None = None) -> bytes:

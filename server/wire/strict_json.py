@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from json.decoder import JSONDecoder
 from typing import Any, NoReturn
 
@@ -117,8 +118,8 @@ def _separators(text: str) -> int:
 def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     members = dict(pairs)
     if len(members) != len(pairs):
-        seen: set[str] = set()
-        duplicate = next(name for name, _ in pairs if name in seen or seen.add(name))[:80]
+        counts = Counter(name for name, _ in pairs)
+        duplicate = next(name for name, _ in pairs if counts[name] > 1)[:80]
         duplicate = duplicate.encode("utf-8", "replace").decode()
         raise InvalidParameter(
             f"'{duplicate}' is given more than once; give it once.", param=duplicate

@@ -13,7 +13,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from guard.config.schema import Place
+from server.screening.errors import TooManyTexts
 from server.wire.strict_json import MAX_DEPTH, NestedTooDeeply
+
+MAX_TEXTS = 20_000
+"""Texts of a request or a response."""
 
 _PROTOCOL = frozenset(
     {
@@ -168,7 +172,7 @@ class JsonTexts:
 
 
 def texts_of(body: Any, place: Place, *, skip_verdicts: bool = False) -> JsonTexts:
-    """The texts of a parsed body; `place` is the default. Raises NestedTooDeeply.
+    """The texts of a parsed body; `place` is the default. Raises NestedTooDeeply, TooManyTexts.
 
     `skip_verdicts`: the `guard` objects in the body are this server's own, and are not read.
     """
@@ -195,6 +199,8 @@ class _Collector:
             self.texts.opaque.add(_FILES.get(str(at.key), "files"))
 
     def _add(self, text: str, at: _Position, *, is_key: bool = False) -> None:
+        if len(self.texts.pieces) >= MAX_TEXTS:
+            raise TooManyTexts(MAX_TEXTS)
         piece = JsonText(at.holder, at.key, text, at.place, at.path, self._unit, is_key)
         self.texts.pieces.append(piece)
 
