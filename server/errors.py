@@ -84,6 +84,13 @@ class RequestTimeout(GuardError):
     code = "request_timeout"
 
 
+class SlowRequest(RequestError):
+    """The client sent its request too slowly."""
+
+    status = 408
+    code = "request_timeout"
+
+
 class EngineFailed(GuardFailed):
     """The engine failed on a batch: its rows end with this error, the service goes on."""
 

@@ -17,7 +17,7 @@ from guard.plans.screens import TextPlan, TextPlans
 from guard.verdict import Outcome, Verdict, gravest
 from server.auth import choose_policy
 from server.errors import ClientGone, InvalidParameter
-from server.observe.exchange import MODEL, Exchange
+from server.observe.exchange import CLIENT, MODEL, Exchange
 from server.proxy.forward import SAFE_METHODS, Forwarder
 from server.screening.context import ScreeningContext
 from server.screening.errors import UnscreenedContent, UnscreenedRoute
@@ -73,6 +73,7 @@ class ProxiedRequest:
     ) -> None:
         self.context, self.request, self.route = context, request, route
         self.exchange, self.key = exchange, key
+        self.caller = caller_of(key, request.scope)
         self._model = ""
         self._screened: ScreenedExchange | None = None
         self._unscreened: tuple[str, ...] = ()
@@ -80,6 +81,7 @@ class ProxiedRequest:
     async def run(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer the request, and record its verdict."""
         context = self.context
+        scope[CLIENT] = self.caller.client
         started = asyncio.get_running_loop().time()
         outcome: Outcome = "pass"
         try:
@@ -87,8 +89,8 @@ class ProxiedRequest:
             plan = self._plan(body)
             if scope["path"] == MODERATIONS and body is not None and context.plans.screens:
                 screens = screens_for(context.config, context.plans, self.key)
-                caller = caller_of(self.key, scope)
-                reply = JSONReply(await moderate(body.value, screens, context.screener, caller))
+                found = await moderate(body.value, screens, context.screener, self.caller)
+                reply = JSONReply(found)
                 await reply(scope, receive, send)
             elif plan.active and not self._passes_unread(plan, body):
                 screened = self._screen(plan, body or RequestBody(b"", {}))
@@ -184,7 +186,7 @@ class ProxiedRequest:
             body,
             model=self._model,
             altered=self._adapt(body, plan),
-            caller=caller_of(self.key, self.request.scope),
+            caller=self.caller,
         )
         return self._screened
 

@@ -105,7 +105,7 @@ class ScreenedExchange:
             self.findings.fail(error.message)
         with suppress(GuardFailed):  # patterns need no encoder
             lists = [screen for screen in screens if screen.head is None]
-            return await screener.read(texts, lists, caller=self.caller)
+            return await screener.read(texts, lists, None, self.caller)
         return [[] for _ in texts]
 
     def guard_object(self, app_guard: object) -> dict[str, Any]:

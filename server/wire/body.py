@@ -17,7 +17,7 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope
 
-from server.errors import BodyTooLarge, ClientGone, InvalidJSON, RequestTimeout, UnsupportedMedia
+from server.errors import BodyTooLarge, ClientGone, InvalidJSON, SlowRequest, UnsupportedMedia
 from server.wire.long_work import run_by_size
 from server.wire.strict_json import parse_object
 
@@ -92,7 +92,7 @@ async def receive_json(request: Request, limit: int, timeout_s: float | None = N
 async def receive_bytes(request: Request, limit: int, timeout_s: float | None = None) -> bytes:
     """Receive a body of at most `limit` bytes, within `timeout_s` where that is given.
 
-    Raises BodyTooLarge as soon as a body is known to be longer, RequestTimeout and ClientGone.
+    Raises BodyTooLarge as soon as a body is known to be longer, SlowRequest and ClientGone.
     """
     too_large = BodyTooLarge(f"The request body is longer than {limit} bytes; send less.")
     announced = request.headers.get("content-length", "")
@@ -106,7 +106,7 @@ async def receive_bytes(request: Request, limit: int, timeout_s: float | None = 
                 if len(body) > limit:
                     raise too_large
     except TimeoutError:
-        raise RequestTimeout("The request body came too slowly.") from None
+        raise SlowRequest("The request body came too slowly.") from None
     except ClientDisconnect:
         raise ClientGone("The client hung up while sending its request.") from None
     return bytes(body)

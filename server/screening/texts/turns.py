@@ -34,6 +34,11 @@ class Caller:
     connection: str = ""
 
     @property
+    def client(self) -> str:
+        """What clients are told apart by: without keys, their addresses."""
+        return self.tenant or self.connection.partition(" ")[0]
+
+    @property
     def turn(self) -> str:
         """What callers are told apart by: without keys, their connections."""
         return self.tenant or self.connection
