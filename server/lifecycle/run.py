@@ -31,7 +31,7 @@ def run_server(
     SIGHUP reopens the audit log, so that it can be rotated. `announce` is called with the models'
     names once requests are accepted.
     """
-    metrics = Metrics()
+    metrics = Metrics(config)
     path = config.server.audit_log
     with AuditLog(path) if path else nullcontext() as audit:
         recorder = Recorder(metrics.verdicts, audit)

@@ -41,7 +41,7 @@ def run_proxy(
     plans = TextPlans(config)
     plans[config.server.default_policy].require_whole()
     upstreams = Upstreams(config.upstreams)
-    metrics = Metrics()
+    metrics = Metrics(config)
     path = config.server.audit_log
     with AuditLog(path) if path else nullcontext() as audit:
         context = ProxyContext(

@@ -212,7 +212,7 @@ def proxied(folder: Path, text: str, *ports: int, screener: Any = None) -> Itera
     path = folder / "config.toml"
     path.write_text(text)
     config: Config = load_config(path)
-    metrics = Metrics()
+    metrics = Metrics(config)
     plans = TextPlans(config)
     with AuditLog(folder / "audit.jsonl") as audit:
         upstreams = Upstreams(config.upstreams)
