@@ -14,6 +14,7 @@ from guard.config.keys import KeyRing
 from guard.config.schema import Config
 from guard.plans.screens import TextPlans
 from server.app import create_app
+from server.lifecycle.connections import ConnectionLimits, bounded_http
 from server.lifecycle.graceful import GRACE_S, GracefulServer
 from server.observe.log_rotation import rotate
 from server.observe.metrics import Metrics
@@ -43,6 +44,8 @@ def run_server(
             log_level="warning",
             access_log=False,
             server_header=False,
+            ws="none",
+            http=bounded_http(ConnectionLimits.of_process(has_upstreams=False)),
             # After the grace period all rows have ended: only clients that do not read still hang.
             timeout_graceful_shutdown=int(GRACE_S) + 5,
         )

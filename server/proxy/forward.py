@@ -6,6 +6,7 @@ aiohttp's client was chosen by measurement (`benchmarks/http_clients.py`).
 from __future__ import annotations
 
 import asyncio
+import errno
 import re
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from yarl import URL
 
 from guard.config.schema import ProxyConfig
 from guard.errors import GuardError, TooManyRequests
-from server.errors import ClientGone, SlowRequest
+from server.errors import ClientGone, Overloaded, SlowRequest
 from server.observe.exchange import CLIENT, MODEL, SCOPE_KEY, UPSTREAM, Exchange
 from server.proxy.errors import (
     BadPath,
@@ -273,6 +274,8 @@ class Forwarder:
             reason = "no answer began" if response is None else "the answer did not go on"
             raise UpstreamTimeout(f"The upstream {upstream.name} timed out: {reason}.") from None
         except aiohttp.ClientConnectorError as error:
+            if error.os_error.errno in {errno.EMFILE, errno.ENFILE}:
+                raise Overloaded("This proxy has no connection left.", retry_after=1.0) from None
             raise UpstreamUnreachable(
                 f"The upstream {upstream.name} cannot be reached: {error.os_error.strerror}."
             ) from None

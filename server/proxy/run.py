@@ -14,6 +14,7 @@ from guard.config.keys import KeyRing
 from guard.config.schema import Config
 from guard.errors import ConfigError
 from guard.plans.screens import TextPlans
+from server.lifecycle.connections import ConnectionLimits, bounded_http
 from server.lifecycle.graceful import GracefulServer
 from server.observe.log_rotation import rotate
 from server.observe.metrics import Metrics
@@ -61,6 +62,7 @@ def run_proxy(
                 server_header=False,
                 proxy_headers=False,  # the client's address is not used
                 ws="none",
+                http=bounded_http(ConnectionLimits.of_process(has_upstreams=True)),
                 lifespan="on",
                 timeout_graceful_shutdown=config.proxy.drain_timeout_s,
             ),

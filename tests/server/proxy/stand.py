@@ -19,6 +19,7 @@ from guard.audit import AuditLog
 from guard.config.keys import KeyRing
 from guard.config.schema import Config, load_config
 from guard.plans.screens import TextPlans
+from server.lifecycle.connections import ConnectionLimits, bounded_http
 from server.observe.metrics import Metrics
 from server.observe.middleware import ExchangeMiddleware
 from server.observe.recorder import Recorder
@@ -31,10 +32,16 @@ from server.screening.texts.screener import Screener
 
 
 @contextmanager
-def served(app: Any) -> Iterator[int]:
+def served(app: Any, limits: ConnectionLimits | None = None) -> Iterator[int]:
     """The app on a free port, in a separate thread."""
     settings = uvicorn.Config(
-        app, port=0, log_level="critical", lifespan="on", server_header=False, ws="none"
+        app,
+        port=0,
+        log_level="critical",
+        lifespan="on",
+        server_header=False,
+        ws="none",
+        http=bounded_http(limits or ConnectionLimits()),
     )
     server = uvicorn.Server(settings)
     thread = threading.Thread(target=server.run, daemon=True)
