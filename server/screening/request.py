@@ -15,7 +15,7 @@ from server.screening.errors import UnscreenedContent
 from server.screening.findings import Findings, ScreenedText, TextReader, blocks, redactions
 from server.screening.texts.json_texts import JsonText, JsonTexts, conversation, texts_of
 from server.screening.texts.redaction import Placeholders
-from server.wire.long_work import run_by_size
+from server.wire.long_work import by_turns, run_by_size
 from server.wire.strict_json import NestedTooDeeply
 
 VLLM_XARGS, POLICY_XARG = "vllm_xargs", "guard_policy"
@@ -61,7 +61,7 @@ class RequestScreening:
         results = await reader.read([piece.text for piece in pieces], self.plan.lists)
         blocked = [
             self._apply([r for r in piece_results if piece.place in r.screen.places], piece)
-            for piece, piece_results in zip(pieces, results, strict=True)
+            async for piece, piece_results in by_turns(zip(pieces, results, strict=True))
         ]
         self.placeholders.seal()
         if any(blocked):
@@ -71,7 +71,7 @@ class RequestScreening:
             results = await reader.read(list(map(joined_text, groups)), screens)
             blocked += [
                 self._apply(group_results, group[0], is_writable=False)
-                for group, group_results in zip(groups, results, strict=True)
+                async for group, group_results in by_turns(zip(groups, results, strict=True))
             ]
         return not any(blocked)
 
