@@ -120,7 +120,6 @@ class BoundedProtocol(HttpToolsProtocol):
         self._write_timer: asyncio.TimerHandle | None = None
         self._unread = 0
         """Bytes that have come and belong neither to a whole head nor to a body."""
-        self._head_size = 0
         self._is_refused = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -148,20 +147,11 @@ class BoundedProtocol(HttpToolsProtocol):
         elif self._timer is None and self._is_idle and not self.transport.is_closing():
             self._expect_head()
 
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self._head_size = 0
-
-    def on_url(self, url: bytes) -> None:
-        super().on_url(url)
-        self._count(len(url))
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        super().on_header(name, value)
-        self._count(len(name) + len(value) + 4)
-
     def on_headers_complete(self) -> None:
-        self._unread = 0
+        unread, self._unread = self._unread, 0
+        limits = self._limits
+        if len(self.headers) > limits.headers or unread > limits.head_bytes:
+            self._require_small_head()
         self._stop_timer()
         self._all.run(self)
         super().on_headers_complete()
@@ -214,11 +204,10 @@ class BoundedProtocol(HttpToolsProtocol):
     def _is_idle(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
 
-    def _count(self, size: int) -> None:
-        """Count a part of a head, or of what stands behind a body."""
-        self._head_size += size
-        limits = self._limits
-        if self._head_size > limits.head_bytes or len(self.headers) > limits.headers:
+    def _require_small_head(self) -> None:
+        """What has come may be a head and a part of a body."""
+        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+        if len(self.headers) > self._limits.headers or size > self._limits.head_bytes:
             self._is_refused = True
             raise ValueError("the head is too large")  # the parser stops, as at a fault of HTTP
 

@@ -222,7 +222,8 @@ class Forwarder:
 
         disconnect.add_done_callback(hang_up)
         try:
-            async with asyncio.timeout_at(deadline) as timer:
+            first_byte = min(deadline, loop.time() + first_byte_s)
+            async with asyncio.timeout_at(first_byte) as timer:
 
                 def take_turn(waits_for_client: bool) -> None:
                     # neither a slow body nor a slow reader is the upstream's fault
@@ -233,7 +234,6 @@ class Forwarder:
                     if not timer.expired():
                         timer.reschedule(min(deadline, until))
 
-                take_turn(False)
                 body.on_turn = take_turn
                 response = await self.session.request(
                     scope["method"], url, headers=headers, data=body.data(), allow_redirects=False
