@@ -29,6 +29,7 @@ from server.proxy.errors import (
 )
 from server.proxy.headers import to_client, to_upstream
 from server.proxy.health import answers
+from server.proxy.moving_timeout import MovingTimeout
 from server.proxy.request_body import ForwardedBody
 from server.proxy.upstreams import Upstream, Upstreams
 
@@ -223,7 +224,7 @@ class Forwarder:
         disconnect.add_done_callback(hang_up)
         try:
             first_byte = min(deadline, loop.time() + first_byte_s)
-            async with asyncio.timeout_at(first_byte) as timer:
+            async with MovingTimeout(first_byte, min(first_byte_s, chunk_s)) as timer:
 
                 def take_turn(waits_for_client: bool) -> None:
                     # neither a slow body nor a slow reader is the upstream's fault
@@ -231,8 +232,7 @@ class Forwarder:
                     until = deadline
                     if not waits_for_client:
                         until = loop.time() + (first_byte_s if response is None else chunk_s)
-                    if not timer.expired():
-                        timer.reschedule(min(deadline, until))
+                    timer.until = min(deadline, until)
 
                 body.on_turn = take_turn
                 response = await self.session.request(

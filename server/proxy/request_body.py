@@ -9,6 +9,8 @@ from starlette.types import Message, Receive, Scope
 
 from guard.errors import GuardError
 from server.errors import BodyTooLarge, ClientGone, SlowRequest
+from server.proxy.moving_timeout import MovingTimeout
+from server.wire.body import SCOPE_KEY as BODY
 
 
 class ForwardedBody:
@@ -48,7 +50,9 @@ class ForwardedBody:
         length = int(announced[:20]) if announced.isdigit() else None
         if length is not None and length > limit:
             raise _too_large(limit)
-        message = await _next(receive, patience_s)
+        # one that an outer layer has read is there
+        message = await (receive() if BODY in scope else _next(receive, patience_s))
+        _require_body(message)
         first = message.get("body", b"")
         if len(first) > limit:
             raise _too_large(limit)
@@ -76,6 +80,7 @@ class ForwardedBody:
             self.on_turn(True)
             try:
                 message = await _next(self._receive, self._patience_s)
+                _require_body(message)
                 chunk = message.get("body", b"")
                 size += len(chunk)
                 if size > self._limit:
@@ -97,15 +102,19 @@ def _ignore(waits_for_client: bool) -> None:
 
 
 async def _next(receive: Receive, patience_s: float) -> Message:
-    """The next chunk. Raises SlowRequest and ClientGone."""
+    """The next message. Raises SlowRequest."""
     try:
-        async with asyncio.timeout(patience_s):
+        until = asyncio.get_running_loop().time() + patience_s
+        async with MovingTimeout(until, patience_s):
             message = await receive()
     except TimeoutError:
         raise SlowRequest("The request body came too slowly.") from None
+    return message
+
+
+def _require_body(message: Message) -> None:
     if message["type"] == "http.disconnect":
         raise ClientGone("The client hung up while sending its request.")
-    return message
 
 
 def _too_large(limit: int) -> BodyTooLarge:
