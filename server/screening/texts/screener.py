@@ -104,13 +104,14 @@ class Screener:
         Raises TextTooLong, TooManyTexts, TooManyRequests where too much of this caller waits, and
         GuardFailed where the encoder fails.
         """
-        if sum(map(len, texts)) > MAX_CHARS:
+        size = sum(map(len, texts))
+        if size > MAX_CHARS:
             raise TextTooLong()
         if len(texts) > MAX_TEXTS:
             raise TooManyTexts(MAX_TEXTS)
         patterns = [screen for screen in screens if screen.patterns is not None]
         heads = [screen for screen in screens if screen.head is not None]
-        results = await self._matches(texts, patterns, caller)
+        results = await self._matches(texts, size, patterns, caller)
         if heads and texts:
             tails = texts if tail is None else [text[-tail:] for text in texts]
             rows = await self._scores(tails, caller)
@@ -124,20 +125,20 @@ class Screener:
             worker.close()
 
     async def _matches(
-        self, texts: Sequence[str], screens: Sequence[TextScreen], caller: Caller
+        self, texts: Sequence[str], size: int, screens: Sequence[TextScreen], caller: Caller
     ) -> list[list[ScreenedText]]:
-        """The matches of each pattern list in each text."""
+        """The matches of each pattern list in each text, of `size` characters in all."""
         if not screens:
             return [[] for _ in texts]
-        items = [_Unmatched(text, caller.tenant, screens) for text in texts]
-        costs = [len(text) + _TEXT_COST for text in texts]
-        if (cost := sum(costs)) <= _INLINE_COST:
+        if (cost := size + len(texts) * _TEXT_COST) <= _INLINE_COST:
             self._inline_cost += cost
             if self._inline_cost > _SLICE_COST:
                 # windows of a long stream follow each other without a wait
                 self._inline_cost = 0
                 await asyncio.sleep(0)
-            return self._match_all(items)
+            return [self._match(text, caller.tenant, screens) for text in texts]
+        items = [_Unmatched(text, caller.tenant, screens) for text in texts]
+        costs = [len(text) + _TEXT_COST for text in texts]
         is_long = max(costs) > _LONG_COST
         worker = self._long_matching if is_long else self._matching
         return await worker.run(caller.turn, items, costs)
