@@ -15,7 +15,7 @@ import pytest
 from guard.errors import GuardError
 from server.proxy.forward import _CLIMBING_SEGMENT
 from server.proxy.headers import to_upstream
-from server.screening.errors import TooManyTexts
+from server.screening.errors import TooManyTexts, UnreadableAnswer
 from server.screening.streams.hold_back import Span
 from server.screening.streams.sse import BrokenStream, EventReader
 from server.screening.texts.json_texts import MAX_TEXTS, texts_of
@@ -167,3 +167,5 @@ def test_thirty_thousand_names_take_no_time() -> None:
 def test_no_more_texts_are_collected_than_are_read() -> None:
     with pytest.raises(TooManyTexts, match=f"{MAX_TEXTS} texts"):
         texts_of({"messages": ["a"] * (MAX_TEXTS + 1)}, "user")
+    with pytest.raises(UnreadableAnswer, match=f"{MAX_TEXTS} texts"):
+        texts_of(["a"] * (MAX_TEXTS + 1), "response")

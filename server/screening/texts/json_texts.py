@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from guard.config.schema import Place
-from server.screening.errors import TooManyTexts
+from server.screening.errors import TooManyTexts, UnreadableAnswer
 from server.wire.strict_json import MAX_DEPTH, NestedTooDeeply
 
 MAX_TEXTS = 20_000
@@ -172,7 +172,8 @@ class JsonTexts:
 
 
 def texts_of(body: Any, place: Place, *, skip_verdicts: bool = False) -> JsonTexts:
-    """The texts of a parsed body; `place` is the default. Raises NestedTooDeeply, TooManyTexts.
+    """The texts of a parsed body; `place` is the default. Raises NestedTooDeeply, and
+    TooManyTexts or, for a response, UnreadableAnswer.
 
     `skip_verdicts`: the `guard` objects in the body are this server's own, and are not read.
     """
@@ -200,6 +201,8 @@ class _Collector:
 
     def _add(self, text: str, at: _Position, *, is_key: bool = False) -> None:
         if len(self.texts.pieces) >= MAX_TEXTS:
+            if self.default_place == "response":
+                raise UnreadableAnswer(f"The answer has more than {MAX_TEXTS} texts.")
             raise TooManyTexts(MAX_TEXTS)
         piece = JsonText(at.holder, at.key, text, at.place, at.path, self._unit, is_key)
         self.texts.pieces.append(piece)
