@@ -11,7 +11,7 @@ import math
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +19,9 @@ from typing import Any
 
 from guard.errors import GuardError
 from guard.verdict import Verdict
+
+MAX_CHARS = 512
+"""Characters of a text in a line: a model's name is what a client says."""
 
 
 def _now() -> datetime:
@@ -29,7 +32,8 @@ class AuditLog:
     """An append-only file of JSON lines, for several threads and processes.
 
     Each line is written at once, under a lock of all processes, so that a crash loses no finished
-    request and lines are never mixed. Raises GuardError if the file cannot be opened.
+    request and lines are never mixed. A line that the disk has no room for is taken back as a
+    whole. Raises GuardError if the file cannot be opened.
     """
 
     def __init__(self, path: Path, now: Callable[[], datetime] = _now) -> None:
@@ -41,13 +45,13 @@ class AuditLog:
     def append(self, verdict: Verdict, *, tenant: str) -> None:
         """Write the line of one finished request. Raises OSError (a full disk, a closed log)."""
         time = self._now().isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        entry = {"time": time, "tenant": tenant} | _finite(verdict.as_dict())
+        entry = {"time": time, "tenant": tenant} | _plain(verdict.as_dict())
         line = json.dumps(entry, separators=(",", ":"), allow_nan=False) + "\n"
         with self._lock:
             if self._file is None:
                 raise OSError(f"audit log {self.path} is closed")
             with _locked(self._file):
-                _write_all(self._file, line.encode())
+                _write_line(self._file, line.encode())
 
     def reopen(self) -> None:
         """Continue in the file that is now at the path, after log rotation. Raises GuardError."""
@@ -79,10 +83,6 @@ class AuditLog:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o640)
-            with _locked(file):
-                size = os.fstat(file).st_size
-                if size and os.pread(file, 1, size - 1) != b"\n":
-                    _write_all(file, b"\n")  # a crash of the machine left an incomplete line
         except OSError as error:
             raise GuardError(f"audit log {self.path} cannot be opened: {error.strerror}") from error
         return file
@@ -98,17 +98,32 @@ def _locked(file: int) -> Iterator[None]:
         fcntl.flock(file, fcntl.LOCK_UN)
 
 
-def _write_all(file: int, content: bytes) -> None:
-    while content:
-        content = content[os.write(file, content) :]
+def _write_line(file: int, line: bytes) -> None:
+    """Write a line or nothing, under the lock of all processes. Raises OSError."""
+    size = os.fstat(file).st_size
+    if size and os.pread(file, 1, size - 1) != b"\n":
+        line = b"\n" + line  # a crash of the machine left half a line
+    try:
+        left = line[os.write(file, line) :]
+        # for what the disk has no room for, the system says why at the next byte
+        if left and os.write(file, left) < len(left):
+            raise OSError("the audit log took half a line")
+    except OSError:
+        with suppress(OSError):
+            os.ftruncate(file, size)
+        raise
 
 
-def _finite(value: Any) -> Any:
-    """`value` with null for NaN and infinity, which JSON does not have."""
+def _plain(value: Any) -> Any:
+    """`value` with null for NaN and infinity, which JSON does not have, and names that clients give
+    cut to MAX_CHARS, without halves of surrogate pairs."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
+    if isinstance(value, str):
+        value = value[:MAX_CHARS]
+        return value if value.isascii() else value.encode("utf-8", "replace").decode()
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [_plain(item) for item in value]
     return value

@@ -66,6 +66,13 @@ class BodyTooLarge(RequestError):
     code = "request_too_large"
 
 
+class TooManyValues(RequestError):
+    """A body has more members and items than this server reads."""
+
+    status = 413
+    code = "too_many_values"
+
+
 class UnsupportedMedia(RequestError):
     status = 415
     code = "unsupported_media_type"
@@ -82,6 +89,13 @@ class RequestTimeout(GuardError):
     """The request took longer than `server.request_timeout_s`."""
 
     status = 504
+    code = "request_timeout"
+
+
+class SlowRequest(RequestError):
+    """The client sent its request too slowly."""
+
+    status = 408
     code = "request_timeout"
 
 

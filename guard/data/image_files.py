@@ -19,6 +19,8 @@ from PIL.WebPImagePlugin import WebPImageFile
 MAX_PIXELS = 2**24
 """4,096 by 4,096."""
 
+MAX_SCANS = 64
+"""Of a progressive JPEG, which has ten or so."""
 _ORIENTATION = 0x0112
 _TRANSPOSITIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -66,6 +68,9 @@ def _opened(file: bytes) -> ImageFile.ImageFile:
     if file.startswith(b"\x89PNG\r\n\x1a\n"):
         return PngImageFile(stream)
     if file.startswith(b"\xff\xd8\xff"):
+        # each goes over all pixels, though it may be 30 bytes; inside one the marker cannot occur
+        if file.count(b"\xff\xda") > MAX_SCANS:
+            raise UnusableImage(f"it has more than {MAX_SCANS} scans; save it anew")
         return JpegImageFile(stream)
     if file[:4] == b"RIFF" and file[8:12] == b"WEBP":
         # its decoder allocates the whole image on opening

@@ -7,7 +7,8 @@ from starlette.responses import Response
 
 from server.endpoints.gateway import Gateway
 from server.screening.middleware import Screens
-from server.screening.texts.moderation import moderate
+from server.screening.texts.moderation import moderate, screens_for
+from server.screening.texts.turns import caller_of
 from server.wire.body import read_object
 from server.wire.replies import JSONReply
 
@@ -23,6 +24,8 @@ def moderations_router(gateway: Gateway, screens: Screens) -> APIRouter:
             gateway.keys.take(key)
         limits = gateway.config.server
         body = await read_object(request, limits.max_body_bytes, limits.request_timeout_s)
-        return JSONReply(await moderate(body, list(screens.plans.screens), screens.screener))
+        allowed = screens_for(gateway.config, screens.plans, key)
+        caller = caller_of(key, request.scope)
+        return JSONReply(await moderate(body, allowed, screens.screener, caller))
 
     return router

@@ -14,7 +14,7 @@ from guard.config.keys import KeyRing
 from guard.config.schema import Config
 from guard.plans.screens import TextPlans
 from server.app import create_app
-from server.edge.protocol import http_protocol
+from server.lifecycle.connections import ConnectionLimits, bounded_http
 from server.lifecycle.graceful import GRACE_S, GracefulServer
 from server.observe.log_rotation import rotate
 from server.observe.metrics import Metrics
@@ -32,7 +32,7 @@ def run_server(
     SIGHUP reopens the audit log, so that it can be rotated. `announce` is called with the models'
     names once requests are accepted.
     """
-    metrics = Metrics()
+    metrics = Metrics(config)
     path = config.server.audit_log
     with AuditLog(path) if path else nullcontext() as audit:
         recorder = Recorder(metrics.verdicts, audit)
@@ -41,10 +41,11 @@ def run_server(
         keys = KeyRing(config.keys) if config.keys else None
         settings = uvicorn.Config(
             create_app(config, services, keys=keys, metrics=metrics, screens=screens),
-            http=http_protocol(),
             log_level="warning",
             access_log=False,
             server_header=False,
+            ws="none",
+            http=bounded_http(ConnectionLimits.of_process(has_upstreams=False)),
             # After the grace period all rows have ended: only clients that do not read still hang.
             timeout_graceful_shutdown=int(GRACE_S) + 5,
         )

@@ -15,6 +15,8 @@ _PLAIN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 SCOPE_KEY = "guard.exchange"
 MODEL = "guard.model"
 """Key of an ASGI scope: the model that the request names, None where the body was not read."""
+CLIENT = "guard.client"
+"""Key of an ASGI scope: what clients are told apart by, their tenant or their address."""
 UPSTREAM = "guard.upstream"
 """Key of an ASGI scope: the upstream to which a screen has routed the request."""
 

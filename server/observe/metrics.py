@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from http import HTTPStatus
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from guard.verdict import Verdict
+from guard.config.schema import Config
+from guard.verdict import Done, Verdict
 from server.services.interface import Service
 
 _SCORES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.5, 2.0)
 _STEPS = (1, 2, 3, 5, 8, 12, 20, 30, 50)
+OTHER = "other"
+"""The label of what the configuration does not know: clients must not make series."""
+_STATUSES = frozenset({*map(int, HTTPStatus), 499})
+_ACTIONS = frozenset(action for part in get_args(Done) for action in get_args(part))
 _SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
 
 
 class VerdictMetrics:
-    """Metrics of verdicts and guards. All methods may be called from any thread."""
+    """Metrics of verdicts and guards. All methods may be called from any thread.
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    Models and guards beside `models` and `guards` are counted as OTHER; None knows all.
+    """
+
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        models: Collection[str] | None = None,
+        guards: Collection[str] | None = None,
+    ) -> None:
+        self._models, self._guards = models, guards
         self._verdicts = Counter(
             "inference_guard_verdicts",
             "Verdicts by policy and outcome.",
@@ -65,31 +81,46 @@ class VerdictMetrics:
 
     def count(self, verdict: Verdict) -> None:
         """Count the verdict of one finished request."""
-        self._verdicts.labels(verdict.model, verdict.policy, verdict.outcome).inc()
+        model = _known(verdict.model, self._models) if verdict.model else ""
+        self._verdicts.labels(model, verdict.policy, verdict.outcome).inc()
         for guard in verdict.guards:
-            if guard.score is not None:
-                self._scores.labels(verdict.model, guard.guard).observe(guard.score)
-            if guard.after is not None:
-                self._after.labels(verdict.model, guard.guard).observe(guard.after)
-            if guard.steps:
-                self._steps.labels(verdict.model, guard.guard).observe(guard.steps)
+            # in a proxy guards may be those of the upstream, whose values can be anything
+            name = _known(guard.guard, self._guards)
+            if isinstance(guard.score, int | float):
+                self._scores.labels(model, name).observe(guard.score)
+            if isinstance(guard.after, int | float):
+                self._after.labels(model, name).observe(guard.after)
+            if isinstance(guard.steps, int | float) and guard.steps:
+                self._steps.labels(model, name).observe(guard.steps)
             if guard.fired:
-                self._fired.labels(guard.guard, guard.action).inc()
+                self._fired.labels(name, _known(guard.action, _ACTIONS)).inc()
             if guard.error is not None:
-                self._failed.labels(guard.guard).inc()
+                self._failed.labels(name).inc()
 
     def count_audit_failure(self) -> None:
         """Count a verdict that could not be written to the audit log."""
         self._audit_failures.inc()
 
 
+def _known(name: object, names: Collection[str] | None) -> str:
+    """The label of a name; `names` None knows all."""
+    is_known = isinstance(name, str) and (names is None or name in names)
+    return str(name) if is_known else OTHER
+
+
 class Metrics:
     """All metrics of one app, in a registry of its own. All methods may be called from any
-    thread."""
+    thread.
 
-    def __init__(self) -> None:
+    `config` knows the models and guards that are labels; without it those of services are.
+    """
+
+    def __init__(self, config: Config | None = None) -> None:
         self.registry = CollectorRegistry()
-        self.verdicts = VerdictMetrics(self.registry)
+        self._models = _models(config) if config is not None else set()
+        self.verdicts = VerdictMetrics(
+            self.registry, self._models, _guards(config) if config is not None else None
+        )
         self._requests = Counter(
             "inference_guard_requests",
             "HTTP requests by route and status; 499 is a client that disconnected first.",
@@ -130,6 +161,7 @@ class Metrics:
 
     def add_services(self, services: Mapping[str, Service]) -> None:
         """Read queue length and readiness from each service whenever the metrics are rendered."""
+        self._models.update(services)
         for name, service in services.items():
             self._queued.labels(name).set_function(service.queued)
             self._ready.labels(name).set_function(service.ready)
@@ -137,7 +169,8 @@ class Metrics:
     def observe_request(self, path: str, status: int, seconds: float) -> None:
         """Count one HTTP exchange of `seconds`; `path` is the route's template, never the raw
         URL."""
-        self._requests.labels(path, str(int(status))).inc()
+        code = str(int(status)) if status in _STATUSES else f"{status // 100}xx"
+        self._requests.labels(path, code).inc()
         self._seconds.labels(path).observe(seconds)
 
     def count_tokens(self, model: str, prompt: int, completion: int) -> None:
@@ -150,3 +183,15 @@ class Metrics:
     def render(self) -> bytes:
         """All metrics in Prometheus' text format."""
         return generate_latest(self.registry)
+
+
+def _models(config: Config) -> set[str]:
+    """Every model that a configuration names."""
+    routed = {policy.screen.model or "" for policy in config.policies.values()}
+    upstream = {name for upstream in config.upstreams for name in upstream.models}
+    return {*(model.name for model in config.models), *upstream, *routed}
+
+
+def _guards(config: Config) -> frozenset[str]:
+    names = [guard.name for guard in config.guards]
+    return frozenset([*names, *(patterns.name for patterns in config.patterns)])

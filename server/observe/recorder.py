@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable
@@ -19,6 +20,8 @@ logger = logging.getLogger(__name__)
 Merge = Callable[[Verdict], Verdict]
 """Adds the findings of the text screens to the verdict of a row."""
 _MOST_RECORDS = 4096
+_PERIOD_S = 60.0
+"""Between two lines of the log about audit lines that were lost."""
 
 
 @dataclass(slots=True)
@@ -45,6 +48,8 @@ class Recorder:
         self.audit = audit
         self._deferred: OrderedDict[str, _Deferred] = OrderedDict()
         self._lock = threading.Lock()
+        self._lost = 0
+        self._said_at: float | None = None
 
     def __call__(self, request: AnyRequest, verdict: Verdict) -> None:
         with self._lock:
@@ -88,7 +93,26 @@ class Recorder:
             return
         try:
             self.audit.append(verdict, tenant=tenant)
-        except OSError:
+        except OSError as error:
             # A full disk must not stop the engine; alarms can watch the counter.
             self.metrics.count_audit_failure()
-            logger.exception("no audit line for request %s", verdict.request_id)
+            self._note_lost(error)
+        else:
+            if self._lost:
+                self._note_written()
+
+    def _note_lost(self, error: OSError) -> None:
+        """Say what is lost, at the first line and then once in a period: a full disk loses all."""
+        with self._lock:
+            self._lost += 1
+            lost, now = self._lost, time.monotonic()
+            if self._said_at is not None and now - self._said_at < _PERIOD_S:
+                return
+            self._said_at = now
+        logger.error("the audit log lost a line (%d so far): %s", lost, error)
+
+    def _note_written(self) -> None:
+        with self._lock:
+            lost, self._lost, self._said_at = self._lost, 0, None
+        if lost:
+            logger.error("the audit log is written again; it lost %d lines", lost)

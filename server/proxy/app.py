@@ -42,7 +42,9 @@ class ProxyApp:
     async def open(self) -> None:
         """Open the connection pool and start the health checks."""
         await self.context.forwarder.open()
-        self._health_task = asyncio.create_task(poll_health(self.context.forwarder))
+        forwarder = self.context.forwarder
+        polling = poll_health(forwarder.session, forwarder.upstreams.all)
+        self._health_task = asyncio.create_task(polling)
 
     async def close(self) -> None:
         """Stop the health checks, the screener and the connections."""

@@ -6,20 +6,21 @@ aiohttp's client was chosen by measurement (`benchmarks/http_clients.py`).
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import re
-from collections.abc import AsyncIterator
 from contextlib import suppress
+from dataclasses import dataclass
 from urllib.parse import unquote
 
 import aiohttp
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 from yarl import URL
 
 from guard.config.schema import ProxyConfig
 from guard.errors import GuardError, TooManyRequests
-from server.errors import BodyTooLarge, ClientGone
-from server.observe.exchange import MODEL, SCOPE_KEY, UPSTREAM, Exchange
+from server.errors import ClientGone, Overloaded, SlowRequest
+from server.observe.exchange import CLIENT, MODEL, SCOPE_KEY, UPSTREAM, Exchange
 from server.proxy.errors import (
     BadPath,
     UpstreamBroken,
@@ -29,6 +30,9 @@ from server.proxy.errors import (
     UpstreamUnreachable,
 )
 from server.proxy.headers import to_client, to_upstream
+from server.proxy.health import answers
+from server.proxy.moving_timeout import MovingTimeout
+from server.proxy.request_body import ForwardedBody
 from server.proxy.upstreams import Upstream, Upstreams
 
 logger = logging.getLogger(__name__)
@@ -37,6 +41,19 @@ _CLIMBING_SEGMENT = re.compile(r"(^|[/\\])\.{1,2}([/\\]|$)")
 _AUTO_HEADERS = ("Accept", "Accept-Encoding", "User-Agent", "Content-Type")
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+
+
+_FAILED = frozenset({502, 503, 504})
+"""The statuses of an upstream that is overloaded or broken, though it answers."""
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """One request to one upstream; `answers`: see `Breaker.doubt`."""
+
+    answers: int
+    waits_for_client: bool = False
+    has_failed: bool = False
 
 
 class Forwarder:
@@ -51,6 +68,7 @@ class Forwarder:
         self.in_flight = self.waiting = 0
         self._session: aiohttp.ClientSession | None = None
         self._slots = asyncio.Semaphore(settings.max_requests)
+        self._probes: dict[Upstream, asyncio.Task[None]] = {}
 
     async def open(self) -> None:
         """Open the connection pool."""
@@ -67,6 +85,8 @@ class Forwarder:
 
     async def close(self) -> None:
         """Close all connections."""
+        for probe in self._probes.values():
+            probe.cancel()
         if self._session is not None:
             await self._session.close()
 
@@ -81,7 +101,9 @@ class Forwarder:
         # decoded twice, as a server behind may do
         if _CLIMBING_SEGMENT.search(unquote(scope["path"])) or not path.startswith("/"):
             raise BadPath("The path may not have parts that are '.' or '..'.")
-        body = await _RequestBody.begin(scope, receive, self.settings.max_body_bytes)
+        body = await ForwardedBody.begin(
+            scope, receive, self.settings.max_body_bytes, self.settings.chunk_timeout_s
+        )
         await self._acquire_slot(body)
         try:
             await self._send_on(scope, path, body, send)
@@ -89,7 +111,7 @@ class Forwarder:
             self.in_flight -= 1
             self._slots.release()
 
-    async def _acquire_slot(self, body: _RequestBody) -> None:
+    async def _acquire_slot(self, body: ForwardedBody) -> None:
         """Wait for a slot.
 
         Raises TooManyRequests, and ClientGone where the client hangs up meanwhile.
@@ -119,14 +141,14 @@ class Forwarder:
             await self._slots.acquire()
         self.in_flight += 1
 
-    async def _send_on(self, scope: Scope, path: str, body: _RequestBody, send: Send) -> None:
+    async def _send_on(self, scope: Scope, path: str, body: ForwardedBody, send: Send) -> None:
         tried: list[Upstream] = []
         while True:
             upstream = self.upstreams.choose(scope.get(MODEL), scope.get(UPSTREAM), tried)
-            upstream.breaker.begin()
+            attempt = _Attempt(upstream.breaker.begin())
             upstream.in_flight += 1
             try:
-                await self._exchange(upstream, scope, path, body, send)
+                await self._exchange(upstream, attempt, scope, path, body, send)
                 return
             except UpstreamUnreachable:
                 # nothing has been sent, so that another upstream may be tried
@@ -138,14 +160,34 @@ class Forwarder:
                     or not self._has_alternative(scope, tried)
                 ):
                     raise
-            except (UpstreamBroken, UpstreamTimeout, UpstreamRefused):
-                upstream.breaker.failed()
+            except UpstreamBroken:
+                if not attempt.has_failed:
+                    upstream.breaker.failed()
+                raise
+            except UpstreamTimeout:
+                if upstream.breaker.doubt(attempt.answers, scope.get(CLIENT, "")):
+                    self._probe(upstream)
                 raise
             except BaseException:
                 upstream.breaker.gave_up()
                 raise
             finally:
                 upstream.in_flight -= 1
+
+    def _probe(self, upstream: Upstream) -> None:
+        """Ask an upstream that one client had to wait for whether it is there at all."""
+        if upstream in self._probes:
+            return
+
+        async def probe() -> None:
+            if await answers(self.session, upstream):
+                upstream.breaker.answered()
+                upstream.breaker.succeeded()
+            else:
+                upstream.breaker.failed()
+
+        task = self._probes[upstream] = asyncio.create_task(probe())
+        task.add_done_callback(lambda _: self._probes.pop(upstream, None))
 
     def _has_alternative(self, scope: Scope, tried: list[Upstream]) -> bool:
         with suppress(GuardError):
@@ -154,12 +196,19 @@ class Forwarder:
         return False
 
     async def _exchange(
-        self, upstream: Upstream, scope: Scope, path: str, body: _RequestBody, send: Send
+        self,
+        upstream: Upstream,
+        attempt: _Attempt,
+        scope: Scope,
+        path: str,
+        body: ForwardedBody,
+        send: Send,
     ) -> None:
         settings = self.settings
+        first_byte_s, chunk_s = settings.first_byte_timeout_s, settings.chunk_timeout_s
         loop = asyncio.get_running_loop()
         deadline = loop.time() + settings.total_timeout_s
-        url = URL(upstream.url(path, scope["query_string"].decode("latin-1")), encoded=True)
+        url = _url(upstream, path, scope["query_string"])
         exchange: Exchange = scope[SCOPE_KEY]
         headers = [
             (name.decode("latin-1"), value.decode("latin-1"))
@@ -179,13 +228,25 @@ class Forwarder:
 
         disconnect.add_done_callback(hang_up)
         try:
-            first_byte = min(deadline, loop.time() + settings.first_byte_timeout_s)
-            async with asyncio.timeout_at(first_byte) as timer:
+            first_byte = min(deadline, loop.time() + first_byte_s)
+            async with MovingTimeout(first_byte, min(first_byte_s, chunk_s)) as timer:
+
+                def take_turn(waits_for_client: bool) -> None:
+                    # neither a slow body nor a slow reader is the upstream's fault
+                    attempt.waits_for_client = waits_for_client
+                    until = deadline
+                    if not waits_for_client:
+                        until = loop.time() + (first_byte_s if response is None else chunk_s)
+                    timer.until = min(deadline, until)
+
+                body.on_turn = take_turn
                 response = await self.session.request(
                     scope["method"], url, headers=headers, data=body.data(), allow_redirects=False
                 )
-                _refuse_credentials(upstream, response)
+                body.on_turn = _ignore
+                _check_head(upstream, attempt, response)
                 _refuse_redirects(upstream, response)
+                take_turn(True)
                 await send(
                     {
                         "type": "http.response.start",
@@ -193,21 +254,18 @@ class Forwarder:
                         "headers": to_client(response.raw_headers),
                     }
                 )
-                timer.reschedule(min(deadline, loop.time() + settings.chunk_timeout_s))
+                take_turn(False)
                 last = b""
                 async for chunk in response.content.iter_any():
                     if response.content.at_eof():
                         last = chunk
                         break
-                    timer.reschedule(deadline)  # a slow client is not the upstream's fault
+                    take_turn(True)
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
-                    timer.reschedule(min(deadline, loop.time() + settings.chunk_timeout_s))
+                    take_turn(False)
             # nor is the time that screens take to read a response that is all here
             await send({"type": "http.response.body", "body": last, "more_body": False})
-            # an upstream that reports that it is overloaded or broken has failed, though it answers
-            if response.status in {502, 503, 504}:
-                upstream.breaker.failed()
-            else:
+            if not attempt.has_failed:
                 upstream.breaker.succeeded()
         except asyncio.CancelledError:
             if disconnect.done() and not disconnect.cancelled():
@@ -215,9 +273,15 @@ class Forwarder:
                 raise ClientGone("The client hung up before its answer began.") from None
             raise
         except TimeoutError:
+            if attempt.waits_for_client:
+                if response is None:
+                    raise SlowRequest("The request body came too slowly.") from None
+                raise ClientGone("The client read its answer too slowly.") from None
             reason = "no answer began" if response is None else "the answer did not go on"
             raise UpstreamTimeout(f"The upstream {upstream.name} timed out: {reason}.") from None
         except aiohttp.ClientConnectorError as error:
+            if error.os_error.errno in {errno.EMFILE, errno.ENFILE}:
+                raise Overloaded("This proxy has no connection left.", retry_after=1.0) from None
             # the reason has the upstream's address, which is not for clients
             logger.warning("upstream %s cannot be reached: %s", upstream.name, error.os_error)
             raise UpstreamUnreachable(f"The upstream {upstream.name} cannot be reached.") from None
@@ -226,8 +290,10 @@ class Forwarder:
                 f"The upstream {upstream.name} cannot be reached: connecting timed out."
             ) from None
         except (aiohttp.ClientError, ConnectionError, ValueError) as error:
-            if isinstance(error, ValueError) and response is not None:
-                raise  # a fault of this server, which screens the response
+            if isinstance(error, ValueError):
+                if response is not None:
+                    raise  # a fault of this server, which screens the response
+                raise BadPath("The path or a header of the request is not valid HTTP.") from None
             if body.error is not None:
                 raise body.error from None
             if disconnect.done():
@@ -236,6 +302,7 @@ class Forwarder:
                 f"The upstream {upstream.name} failed: {type(error).__name__}."
             ) from None
         finally:
+            body.on_turn = _ignore
             disconnect.remove_done_callback(hang_up)
             disconnect.cancel()
             if response is not None:
@@ -243,7 +310,28 @@ class Forwarder:
                 response.release() if response.content.at_eof() else response.close()
 
 
-def _refuse_credentials(upstream: Upstream, response: aiohttp.ClientResponse) -> None:
+def _url(upstream: Upstream, path: str, query: bytes) -> URL:
+    """Raises BadPath where no URL can have that path."""
+    try:
+        return URL(upstream.url(path, query.decode("latin-1")), encoded=True)
+    except ValueError:
+        raise BadPath("The path cannot be part of a URL.") from None
+
+
+def _check_head(upstream: Upstream, attempt: _Attempt, response: aiohttp.ClientResponse) -> None:
+    """Tell the breaker of the head of an answer.
+
+    Raises UpstreamBroken for a status that HTTP does not have, and UpstreamRefused.
+    """
+    if not 200 <= response.status < 600:
+        raise UpstreamBroken(
+            f"The upstream {upstream.name} sent the status {response.status}, which HTTP has not."
+        )
+    if response.status in _FAILED:
+        attempt.has_failed = True
+        upstream.breaker.failed()
+        return
+    attempt.answers = upstream.breaker.answered()
     # such a response may show a part of the credential
     if upstream.credential and response.status in {401, 407}:
         raise UpstreamRefused(
@@ -263,66 +351,5 @@ def _refuse_redirects(upstream: Upstream, response: aiohttp.ClientResponse) -> N
         )
 
 
-class _RequestBody:
-    """The body of a request: whole where it came in one chunk, else streamed."""
-
-    def __init__(self, first: bytes, more: bool, length: int | None, receive: Receive, limit: int):
-        self.is_streamed = more
-        self.length = length if more else len(first)
-        self.error: GuardError | None = None
-        self._first, self._receive, self._limit = first, receive, limit
-        self._sent = asyncio.Event()
-        if not more:
-            self._sent.set()
-
-    @classmethod
-    async def begin(cls, scope: Scope, receive: Receive, limit: int) -> _RequestBody:
-        """Receive the first chunk. Raises BodyTooLarge and ClientGone."""
-        announced = dict(scope["headers"]).get(b"content-length", b"")
-        length = int(announced[:20]) if announced.isdigit() else None
-        if length is not None and length > limit:
-            raise _too_large(limit)
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientGone("The client hung up while sending its request.")
-        first = message.get("body", b"")
-        if len(first) > limit:
-            raise _too_large(limit)
-        return cls(first, message.get("more_body", False), length, receive, limit)
-
-    def data(self) -> bytes | AsyncIterator[bytes] | None:
-        """The body as aiohttp takes it."""
-        if not self.is_streamed:
-            return self._first or None
-        return self._chunks()
-
-    async def disconnected(self) -> None:
-        """Returns when the client hangs up after its body."""
-        await self._sent.wait()
-        while True:
-            message: Message = await self._receive()
-            if message["type"] == "http.disconnect":
-                return
-
-    async def _chunks(self) -> AsyncIterator[bytes]:
-        size = len(self._first)
-        yield self._first
-        while True:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                self.error = ClientGone("The client hung up while sending its request.")
-                raise ConnectionResetError
-            chunk = message.get("body", b"")
-            size += len(chunk)
-            if size > self._limit:
-                self.error = _too_large(self._limit)
-                raise ConnectionResetError
-            if chunk:
-                yield chunk
-            if not message.get("more_body", False):
-                break
-        self._sent.set()
-
-
-def _too_large(limit: int) -> BodyTooLarge:
-    return BodyTooLarge(f"The request body is longer than {limit} bytes; send less.")
+def _ignore(waits_for_client: bool) -> None:
+    pass

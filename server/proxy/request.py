@@ -19,15 +19,16 @@ from server.auth import choose_policy
 from server.edge.keep_alive import kept_alive
 from server.edge.paths import KnownPaths
 from server.errors import ClientGone, InvalidParameter, MethodNotAllowed, UnknownRoute
-from server.observe.exchange import MODEL, Exchange
+from server.observe.exchange import CLIENT, MODEL, Exchange
 from server.proxy.forward import SAFE_METHODS, Forwarder
 from server.screening.context import ScreeningContext
 from server.screening.errors import UnscreenedContent, UnscreenedRoute
 from server.screening.exchange import ScreenedExchange
 from server.screening.request import VLLM_XARGS, set_upstream_policy
 from server.screening.routes import TEMPLATES, Route
-from server.screening.texts.moderation import moderate
+from server.screening.texts.moderation import moderate, screens_for
 from server.screening.texts.screener import Screener
+from server.screening.texts.turns import caller_of
 from server.wire.body import RequestBody, hand_over, media_type, receive_json
 from server.wire.forms import is_form, receive_form
 from server.wire.image_schemas import EditRequest
@@ -85,6 +86,7 @@ class ProxiedRequest:
     ) -> None:
         self.context, self.request, self.route = context, request, route
         self.exchange, self.key = exchange, key
+        self.caller = caller_of(key, request.scope)
         self._model = ""
         self._screened: ScreenedExchange | None = None
         self._unscreened: tuple[str, ...] = ()
@@ -92,6 +94,7 @@ class ProxiedRequest:
     async def run(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer the request, and record its verdict."""
         context = self.context
+        scope[CLIENT] = self.caller.client
         started = asyncio.get_running_loop().time()
         outcome: Outcome = "pass"
         try:
@@ -99,8 +102,9 @@ class ProxiedRequest:
             plan = self._plan(body)
             self._require_known(plan, body)
             if self._is_answered_here(body) and body is not None:
-                screens = list(context.plans.screens)
-                reply = JSONReply(await moderate(body.value, screens, context.screener))
+                screens = screens_for(context.config, context.plans, self.key)
+                found = await moderate(body.value, screens, context.screener, self.caller)
+                reply = JSONReply(found)
                 await reply(scope, receive, send)
             elif plan.active and not self._passes_unread(plan, body):
                 screened = self._screen(plan, body or RequestBody(b"", {}))
@@ -232,6 +236,7 @@ class ProxiedRequest:
             body,
             model=self._model,
             altered=altered,
+            caller=self.caller,
         )
         return self._screened
 

@@ -15,7 +15,7 @@ from guard.config.schema import Config
 from guard.errors import ConfigError
 from guard.plans.screens import TextPlans
 from server.edge.http_edge import edged
-from server.edge.protocol import http_protocol
+from server.lifecycle.connections import ConnectionLimits, bounded_http
 from server.lifecycle.graceful import GracefulServer
 from server.observe.log_rotation import rotate
 from server.observe.metrics import Metrics
@@ -43,7 +43,7 @@ def run_proxy(
     plans = TextPlans(config)
     plans[config.server.default_policy].require_whole()
     upstreams = Upstreams(config.upstreams)
-    metrics = Metrics()
+    metrics = Metrics(config)
     path = config.server.audit_log
     with AuditLog(path) if path else nullcontext() as audit:
         context = ProxyContext(
@@ -58,12 +58,12 @@ def run_proxy(
         server = GracefulServer(
             uvicorn.Config(
                 edged(ExchangeMiddleware(app, metrics), context.paths, config.server),
-                http=http_protocol(),
                 log_level="warning",
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,  # the client's address is not used
                 ws="none",
+                http=bounded_http(ConnectionLimits.of_process(has_upstreams=True)),
                 lifespan="on",
                 timeout_graceful_shutdown=config.proxy.drain_timeout_s,
             ),

@@ -27,6 +27,19 @@ class TextTooLong(RequestError):
         super().__init__("A text is too long to be screened; send less of it at once.")
 
 
+class TooManyTexts(RequestError):
+    """There are more texts than are read at once."""
+
+    status = 413
+    code = "too_many_texts"
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(
+            f"There are more than {limit} texts to be screened; send fewer messages, parts or "
+            "fields at once."
+        )
+
+
 class UnreadableAnswer(GuardFailed):
     """The response cannot be screened, so it is not passed on."""
 

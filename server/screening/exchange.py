@@ -24,6 +24,7 @@ from server.screening.findings import Findings, ScreenedText
 from server.screening.request import RequestScreening, refusal
 from server.screening.response import ScreenedResponse
 from server.screening.routes import Route
+from server.screening.texts.turns import Caller
 from server.wire.body import RequestBody, hand_over
 
 _PATIENCE_S = 5.0
@@ -47,12 +48,18 @@ class ScreenedExchange:
         *,
         model: str,
         altered: bool = False,
+        caller: Caller = Caller(),  # noqa: B008  # frozen
     ) -> None:
         self.context, self.plan, self.route = context, plan, route
-        self.exchange, self.model = exchange, model
+        self.exchange, self.model, self.caller = exchange, model, caller
         self.findings = Findings(plan)
         self.screening = RequestScreening(
-            plan, body.value, route.default_place, self.findings, own_app=context.own_app
+            plan,
+            body.value,
+            route.default_place,
+            self.findings,
+            own_app=context.own_app,
+            size=len(body.raw),
         )
         self.refused = False
         """Whether the request was not let through to the app, or its response is not wanted."""
@@ -96,13 +103,14 @@ class ScreenedExchange:
         """`Screener.read`; where a classifier fails and the policy is open, patterns alone."""
         screener = self.context.screener
         try:
-            return await screener.read(texts, screens, tail)
+            return await screener.read(texts, screens, tail, self.caller)
         except GuardFailed as error:
             if self.plan.on_error == "closed":
                 raise
             self.findings.fail(error.message)
         with suppress(GuardFailed):  # patterns need no encoder
-            return await screener.read(texts, [s for s in screens if s.head is None])
+            lists = [screen for screen in screens if screen.head is None]
+            return await screener.read(texts, lists, None, self.caller)
         return [[] for _ in texts]
 
     def guard_object(self, app_guard: object) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from server.screening.context import ScreeningContext
 from server.screening.exchange import ScreenedExchange
 from server.screening.routes import Route, route_of
 from server.screening.texts.screener import Screener
+from server.screening.texts.turns import caller_of
 from server.wire.body import hand_over, media_type, receive_json
 from server.wire.forms import is_form, receive_form
 from server.wire.image_schemas import EditRequest
@@ -102,7 +103,10 @@ class ScreenMiddleware:
             exchange.counted = True
         exchange.policy = plan.policy
         scope["route"] = NamedRoute(template)
-        screened = ScreenedExchange(self._context, plan, route, exchange, body, model=model)
+        caller = caller_of(key, scope)
+        screened = ScreenedExchange(
+            self._context, plan, route, exchange, body, model=model, caller=caller
+        )
         tenant = key.tenant if key else ""
         exchange.record_id = self.recorder.defer()
         try:

@@ -17,6 +17,7 @@ from server.screening.texts.joins import read_crossing, read_together
 from server.screening.texts.json_texts import JsonText, JsonTexts, conversation, texts_of
 from server.screening.texts.redaction import Placeholders
 from server.screening.texts.rewriting import rewrite
+from server.wire.long_work import by_turns, run_by_size
 from server.wire.strict_json import NestedTooDeeply
 
 _EARLIER = ("previous_response_id", "conversation")
@@ -29,8 +30,8 @@ VLLM_XARGS, POLICY_XARG = "vllm_xargs", "guard_policy"
 class RequestScreening:
     """One request under one plan.
 
-    `body` is rewritten in place. `placeholders` stand for the texts that are redacted in it.
-    `own_app`: this server answers, and knows its own models' names.
+    `body`, of `size` bytes, is rewritten in place. `placeholders` stand for the texts that are
+    redacted in it. `own_app`: this server answers, and knows its own models' names.
     """
 
     plan: TextPlan
@@ -39,6 +40,7 @@ class RequestScreening:
     findings: Findings
     own_app: bool = False
     placeholders: Placeholders = field(default_factory=lambda: Placeholders(()))
+    size: int = 0
     changed: bool = False
     upstream: str | None = None
 
@@ -48,7 +50,7 @@ class RequestScreening:
         Raises UnscreenedContent, InvalidJSON and what `reader` raises.
         """
         try:
-            texts = texts_of(self.body, self.default_place)
+            texts = await run_by_size(self.size, texts_of, self.body, self.default_place)
         except NestedTooDeeply as error:
             raise InvalidJSON(f"The body cannot be screened: {error}.") from None
         if self.own_app:
@@ -69,7 +71,7 @@ class RequestScreening:
         results = await reader.read([piece.reading for piece in pieces], self.plan.lists)
         blocked = [
             self._apply([r for r in piece_results if piece.place in r.screen.places], piece)
-            for piece, piece_results in zip(pieces, results, strict=True)
+            async for piece, piece_results in by_turns(zip(pieces, results, strict=True))
         ]
         self.placeholders.seal()
         if any(blocked):
@@ -82,7 +84,10 @@ class RequestScreening:
             if "user" in places and self.plan.settings.turns > 1:
                 turns = conversation(texts, self.plan.settings.turns, places)
                 joined += await read_crossing(reader, turns, lists)
-            blocked += [self._apply(found, first, is_writable=False) for first, found in joined]
+            blocked += [
+                self._apply(found, first, is_writable=False)
+                async for first, found in by_turns(joined)
+            ]
         texts.write_back()
         return not any(blocked)
 

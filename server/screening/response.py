@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from typing import Protocol
+from typing import Any, Protocol
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import Message, Send
@@ -25,6 +25,7 @@ from server.screening.texts.joins import read_crossing, read_together
 from server.screening.texts.json_texts import JsonTexts, texts_of
 from server.screening.texts.rewriting import rewrite
 from server.wire.body import media_type
+from server.wire.long_work import run_by_size
 from server.wire.strict_json import NestedTooDeeply, encode_json
 
 logger = logging.getLogger(__name__)
@@ -221,11 +222,10 @@ class ScreenedResponse:
         assert self._start is not None
         is_error = self._start["status"] >= 400
         try:
-            value = json.loads(self._body.decode()) if self._body else None
-            texts = JsonTexts()
-            if value is not None:
-                own_app = self._owner.context.own_app
-                texts = texts_of(value, "response", skip_verdicts=own_app)
+            own_app = self._owner.context.own_app
+            value, texts = await run_by_size(
+                len(self._body), _read_answer, bytes(self._body), own_app=own_app
+            )
         except (ValueError, RecursionError) as error:
             if is_error:
                 await self._send_masked_error()
@@ -311,6 +311,14 @@ class ScreenedResponse:
         if self._stream is None:
             raise internal_error() from error  # half a response has left: the connection is cut
         await self._write(framed(envelope(error)), more=False)
+
+
+def _read_answer(body: bytes, *, own_app: bool) -> tuple[Any, JsonTexts]:
+    """The value of an answer and its texts. Raises ValueError, NestedTooDeeply, TooManyTexts."""
+    if not body:
+        return None, JsonTexts()
+    value = json.loads(body.decode())
+    return value, texts_of(value, "response", skip_verdicts=own_app)
 
 
 def _is_of_kind(media: str, kind: str) -> bool:

@@ -17,8 +17,9 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope
 
-from server.errors import BodyTooLarge, ClientGone, InvalidJSON, RequestTimeout, UnsupportedMedia
+from server.errors import BodyTooLarge, ClientGone, InvalidJSON, SlowRequest, UnsupportedMedia
 from server.wire.codings import coding_of, unpacked
+from server.wire.long_work import run_by_size
 from server.wire.strict_json import encode_json, parse_object
 
 SCOPE_KEY = "guard.body"
@@ -29,8 +30,6 @@ JSON = b"application/json"
 _OF_BODIES = frozenset(
     {b"content-length", b"content-type", b"content-encoding", b"transfer-encoding"}
 )
-_LONG = 2**18
-"""Bytes from which on a body is parsed in a thread, so that other requests need not wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +99,7 @@ async def receive_json(request: Request, limit: int, timeout_s: float | None = N
     """
     require_utf8(request.headers)
     raw = await receive_bytes(request, limit, timeout_s)
-    if len(raw) > _LONG:
-        return RequestBody(raw, await asyncio.to_thread(parse_object, raw))
-    return RequestBody(raw, parse_object(raw))
+    return RequestBody(raw, await run_by_size(len(raw), parse_object, raw))
 
 
 def require_utf8(headers: Headers) -> None:
@@ -115,8 +112,8 @@ def require_utf8(headers: Headers) -> None:
 async def receive_bytes(request: Request, limit: int, timeout_s: float | None = None) -> bytes:
     """Receive a body of at most `limit` bytes, unpacked, within `timeout_s` where that is given.
 
-    Raises BodyTooLarge as soon as a body is known to be longer, RequestTimeout and ClientGone; for
-    a compressed body UnsupportedMedia and InvalidEncoding.
+    Raises BodyTooLarge as soon as a body is known to be longer, SlowRequest and ClientGone; for a
+    compressed body UnsupportedMedia and InvalidEncoding.
     """
     coding = coding_of(request.headers.getlist("content-encoding"))
     too_large = BodyTooLarge(f"The request body is longer than {limit} bytes; send less.")
@@ -131,7 +128,7 @@ async def receive_bytes(request: Request, limit: int, timeout_s: float | None = 
                 if len(body) > limit:
                     raise too_large
     except TimeoutError:
-        raise RequestTimeout("The request body came too slowly.") from None
+        raise SlowRequest("The request body came too slowly.") from None
     except ClientDisconnect:
         raise ClientGone("The client hung up while sending its request.") from None
     if coding is None:

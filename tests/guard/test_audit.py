@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -125,3 +127,67 @@ def test_a_log_that_cannot_be_opened_or_is_closed_says_so(tmp_path: Path) -> Non
     log.close()
     with pytest.raises(OSError, match="closed"):
         log.append(verdict(), tenant="")
+
+
+def test_a_full_disk_leaves_no_half_a_line(tmp_path: Path) -> None:
+    """As many lines as there is room for, all whole; the next one after the disk has room again."""
+    path = tmp_path / "audit.jsonl"
+    program = """
+import resource, sys
+from pathlib import Path
+from guard.audit import AuditLog
+from guard.verdict import Verdict
+log = AuditLog(Path(sys.argv[1]))
+verdict = Verdict("r", "m", "p", "pass", (), 1.0)
+log.append(verdict, tenant="t")
+_, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+room = log.path.stat().st_size * 7 // 2
+resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+lost = 0
+for _ in range(6):
+    try:
+        log.append(verdict, tenant="t")
+    except OSError:
+        lost += 1
+resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+log.append(verdict, tenant="after")
+print(lost)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "4"
+    assert [line["tenant"] for line in lines(path)] == ["t", "t", "t", "after"]
+
+
+def test_half_a_line_that_cannot_be_taken_back_spoils_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "audit.jsonl"
+    real_write = os.write
+
+    def full(file: int, content: bytes) -> int:
+        if content.startswith(b"half"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real_write(file, content[:4]) if len(content) > 4 else real_write(file, content)
+
+    def refused(file: int, size: int) -> None:
+        raise OSError(errno.EPERM, "append-only")
+
+    with AuditLog(path) as log:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", full)
+            patch.setattr(os, "ftruncate", refused)
+            with pytest.raises(OSError, match="half a line"):
+                log.append(verdict("lost"), tenant="")
+        assert path.read_bytes() == b'{"time"'[:4] + b'me":'[:4]
+        log.append(verdict("good"), tenant="")
+    assert json.loads(path.read_text("utf-8").splitlines()[1])["request_id"] == "good"
+
+
+def test_names_of_clients_are_written_safely(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    with AuditLog(path) as log:
+        log.append(Verdict("r", "\ud800" + "é" * 10_000, "p", "pass", (), 1.0), tenant="")
+    (line,) = lines(path)
+    assert line["model"] == "?" + "é" * 511

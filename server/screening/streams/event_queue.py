@@ -6,8 +6,10 @@ rewritten is parsed again.
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,9 +37,9 @@ class SlotText:
 class WaitingEvent:
     """An event that waits.
 
-    `event` and its `slots` are kept where it does not leave as it came. An event without `groups`
-    waits for all before it. `mark`: see `StreamFormat.mark`. `signs`: the buffer whose text it
-    signs.
+    `event` and its `slots` are kept where it does not leave as it came. An event has one group (its
+    `groups` may repeat it); one without waits for all before it. `mark`: see `StreamFormat.mark`.
+    `signs`: the buffer whose text it signs. `number`: its place in the stream.
     """
 
     raw: bytes
@@ -48,6 +50,14 @@ class WaitingEvent:
     parts: list[SlotText] = field(default_factory=list)
     mark: Any = None
     signs: HoldBackBuffer | ChannelBuffer | None = None
+    number: int = 0
+
+    @property
+    def is_free(self) -> bool:
+        """Whether all its text may be sent."""
+        if self.signs is not None and self.signs.free < self.signs.length:
+            return False
+        return all(part.end <= part.buffer.free for part in self.parts)
 
 
 class EventQueue:
@@ -59,74 +69,92 @@ class EventQueue:
         guard_object: Callable[[dict[str, Any] | None], Mapping[str, Any]],
     ) -> None:
         self._format, self._guard_object = stream_format, guard_object
-        self._events: list[WaitingEvent] = []
-        self._waiting_groups: set[Group] = set()
-        self._has_barrier = False
+        self._count = itertools.count()
+        self._size = 0
+        self._last: WaitingEvent | None = None
+        # those up to the next event that waits for all others, which is the first of the rest
+        self._groups: dict[Group, deque[WaitingEvent]] = {}
+        self._rest: deque[WaitingEvent] = deque()
 
     def __bool__(self) -> bool:
-        return bool(self._events)
-
-    def __iter__(self) -> Iterator[WaitingEvent]:
-        return iter(self._events)
+        return bool(self._size)
 
     def put(self, event: WaitingEvent) -> None:
         """Raises BrokenStream where too many wait."""
-        self._events.append(event)
-        if len(self._events) > MAX_WAITING:
+        event.number = next(self._count)
+        self._last = event
+        self._size += 1
+        if self._rest or not event.groups:
+            self._rest.append(event)
+        else:
+            self._groups.setdefault(event.groups[0], deque()).append(event)
+        if self._size > MAX_WAITING:
             raise BrokenStream(f"more than {MAX_WAITING} events come without text")
 
     def ends_with(self, event: WaitingEvent) -> bool:
         """Whether `event` is the last one that waits."""
-        return bool(self._events) and self._events[-1] is event
+        return self._last is event
+
+    def first_held(self, group: Group) -> WaitingEvent | None:
+        """The first event of `group` with text that is not free, of those that wait for none."""
+        return next((e for e in self._groups.get(group, ()) if not e.is_free), None)
 
     def release(self) -> bytes:
-        """The bytes of the events that may leave."""
+        """The bytes of the events that may leave. Looks at one event of each group, not at all."""
         out = bytearray()
-        kept: list[WaitingEvent] = []
-        self._waiting_groups, self._has_barrier = set(), False
-        for event in self._events:
-            if self._may_leave(event, is_behind=bool(kept)):
-                out += self._serialize(event)
-            else:
-                kept.append(event)
-                self._note_waiting(event)
-        self._events = kept
-        return bytes(out)
+        while True:
+            free: list[WaitingEvent] = []
+            for group in list(self._groups):
+                free += self._free_of(group)
+            for event in sorted(free, key=lambda event: event.number):
+                out += self._leave(event)
+            if self._groups or not self._rest or not self._rest[0].is_free:
+                return bytes(out)
+            out += self._leave(self._rest.popleft())
+            self._admit_rest()
 
     def release_last(self) -> bytes:
         """As `release`, where only the last event is new."""
-        event = self._events.pop()
-        if self._may_leave(event, is_behind=bool(self._events)):
-            return self._serialize(event)
-        self._events.append(event)
-        self._note_waiting(event)
-        return b""
+        event = self._last
+        if event is None or not event.groups or self._rest:
+            return self.release()
+        if self._groups[event.groups[0]][0] is not event:
+            return b""
+        return b"".join(map(self._leave, self._free_of(event.groups[0])))
 
     def drop(self, group: Group) -> bytes:
         """Drop the waiting events of `group`; return the free part of the first of them."""
-        out = b""
-        for event in self._events:
-            if group in event.groups and event.parts:
-                out = self._free_part(event)
-                break
-        self._events = [event for event in self._events if group not in event.groups]
-        return out
+        dropped = [*self._groups.pop(group, ()), *(e for e in self._rest if group in e.groups)]
+        if self._rest:
+            self._rest = deque(event for event in self._rest if group not in event.groups)
+        first = next((event for event in dropped if event.parts), None)
+        self._size -= len(dropped)
+        self._last = None
+        return self._free_part(first) if first else b""
 
     def clear(self) -> None:
         """Drop all events."""
-        self._events = []
+        self._groups, self._rest, self._size, self._last = {}, deque(), 0, None
 
-    def _note_waiting(self, event: WaitingEvent) -> None:
-        self._waiting_groups.update(event.groups)
-        self._has_barrier = self._has_barrier or not event.groups
+    def _free_of(self, group: Group) -> list[WaitingEvent]:
+        """Take the events at the head of `group` that are free."""
+        events, free = self._groups[group], []
+        while events and events[0].is_free:
+            free.append(events.popleft())
+        if not events:
+            del self._groups[group]
+        return free
 
-    def _may_leave(self, event: WaitingEvent, *, is_behind: bool) -> bool:
-        groups = event.groups
-        is_first = not self._waiting_groups.intersection(groups) if groups else not is_behind
-        is_free = all(part.end <= part.buffer.free for part in event.parts)
-        if event.signs is not None:
-            is_free = is_free and event.signs.free == event.signs.length
-        return is_first and is_free and not self._has_barrier
+    def _admit_rest(self) -> None:
+        while self._rest and self._rest[0].groups:
+            event = self._rest.popleft()
+            self._groups.setdefault(event.groups[0], deque()).append(event)
+
+    def _leave(self, event: WaitingEvent) -> bytes:
+        self._size -= 1
+        if event is self._last:
+            self._last = None
+        return self._serialize(event)
 
     def _serialize(self, event: WaitingEvent) -> bytes:
         if event.signs is not None and event.signs.is_cut:

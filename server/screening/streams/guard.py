@@ -38,7 +38,7 @@ from server.screening.streams.formats.base import (
 from server.screening.streams.hold_back import HoldBackBuffer, Window
 from server.screening.streams.open_end import OpenText
 from server.screening.streams.reach import Reach
-from server.screening.streams.sse import DONE, EventReader, SentEvent
+from server.screening.streams.sse import DONE, BrokenStream, EventReader, SentEvent
 from server.screening.texts.joins import read_crossing, read_together, seams_of
 from server.screening.texts.json_scanner import quoted
 from server.screening.texts.json_texts import JsonText, JsonTexts, texts_of
@@ -49,6 +49,10 @@ LOOKBACK = 500
 """Characters before the held text that are read with it: the context that a classifier needs."""
 EVENT_LIMIT = 2**25
 """Bytes of an event: one may hold a picture."""
+MAX_GROUPS = 256
+"""Choices of a stream that have text."""
+MAX_CHANNELS = 4096
+"""Texts of a stream: contents, arguments of calls, items."""
 COMMENT = b":\n\n"
 
 
@@ -100,7 +104,8 @@ class StreamGuard:
         self._lists = [screen for screen in plan.answering if screen.head is None]
         self._buffers: dict[Hashable, Buffer] = {}
         self._paths: dict[Buffer, str] = {}
-        self._group_buffers: dict[Group, list[Buffer]] = {}
+        # those with text that has not been released, in order
+        self._open: dict[Group, dict[Buffer, None]] = {}
         self._reach = Reach(self._hold_back)
         self._cut_groups: set[Group] = set()
         self._bare_events: deque[dict[str, Any]] = deque(maxlen=4)
@@ -122,7 +127,7 @@ class StreamGuard:
 
     async def flush(self) -> bytes:
         """Read and release all text that is held, but for a part of a placeholder at its end."""
-        return await self._read_rest(list(self._group_buffers), is_end=False)
+        return await self._read_rest(list(self._open), is_end=False)
 
     async def end(self) -> bytes:
         """The bytes that are left when the stream has ended. Raises BrokenStream."""
@@ -131,14 +136,14 @@ class StreamGuard:
             if not self.is_over:
                 out += await self._take(event)
         if not self.is_over:
-            out += await self._read_rest(list(self._group_buffers))
+            out += await self._read_rest(list(self._open))
         return bytes(out)
 
     async def _take(self, sent: SentEvent) -> bytes:
         if not sent.data:
             return COMMENT  # it keeps a connection open, so it does not wait
         if sent.data == DONE:
-            out = await self._read_rest(list(self._group_buffers))
+            out = await self._read_rest(list(self._open))
             if self.is_over:
                 return out
             self._queue.put(WaitingEvent(sent.raw))
@@ -167,7 +172,7 @@ class StreamGuard:
             event = masked_error(event, error) | {"guard": self._screens.guard_object(None)}
             rewritten = True
         if rewritten is None:
-            return self._cut(groups or list(self._group_buffers) or [0])
+            return self._cut(groups or list(self._reach.groups) or [0])
         item = WaitingEvent(sent.raw, sent.name, groups=groups, mark=self._format.mark(event))
         touched = self._add(item, slots)
         self._seal(item, event)
@@ -237,13 +242,14 @@ class StreamGuard:
         for slot in slots:
             buffer = self._buffers.get(slot.channel)
             if buffer is None:
+                self._require_few(slot.group)
                 buffer = self._new_buffer(slot)
                 self._buffers[slot.channel] = buffer
                 self._paths[buffer] = slot.path
-                self._group_buffers.setdefault(slot.group, []).append(buffer)
             if slot.text:
                 buffer.hold()
                 buffer.add(slot.text)
+                self._open.setdefault(slot.group, {})[buffer] = None
                 touched.append((slot.group, buffer))
             self._reach.grow(slot.group, buffer, len(slot.text), self._buffers.get(slot.ends))
             item.parts.append(SlotText(slot.group, buffer, buffer.length, slot.text))
@@ -296,17 +302,12 @@ class StreamGuard:
             if group not in self._cut_groups and await self._read_windows(buffer, all=False):
                 out += self._cut([group])
             has_read = has_read or buffer.free != free
-        if not touched:
-            return has_read, out
         # a channel that goes quiet while others of its group go on is not waited for
-        checked: set[Group] = set()
-        for item in list(self._queue):
-            waiting = [part for part in item.parts if part.end > part.buffer.free]
-            if not waiting or waiting[0].group in checked:
+        for group in dict.fromkeys(group for group, _ in touched):
+            item = self._queue.first_held(group)
+            if item is None:
                 continue
-            group = waiting[0].group
-            checked.add(group)
-            for part in waiting:
+            for part in [part for part in item.parts if part.end > part.buffer.free]:
                 if group in self._cut_groups or not self._reach.is_quiet(group, part.buffer):
                     break
                 has_read = True
@@ -314,23 +315,31 @@ class StreamGuard:
                     out += self._cut([group])
                     break
                 part.buffer.release()
-            if len(checked) == len(self._reach):
-                break
         return has_read, out
 
     async def _read_rest(self, groups: Sequence[Group], *, is_end: bool = True) -> bytes:
         """Read all text of `groups` and release it; `is_end`: no more of it comes."""
         out = b""
         for group in groups:
-            for buffer in self._group_buffers.get(group, ()):
-                if group not in self._cut_groups:
-                    if is_end:
-                        buffer.finish()
-                    if await self._read_windows(buffer, all=True):
-                        out += self._cut([group])
-                    else:
-                        buffer.release(0 if is_end else self._partial_placeholder(buffer))
+            for buffer in self._open.pop(group, ()):
+                if group in self._cut_groups:
+                    break
+                if is_end:
+                    buffer.finish()
+                if await self._read_windows(buffer, all=True):
+                    out += self._cut([group])
+                    break
+                buffer.release(0 if is_end else self._partial_placeholder(buffer))
+                if buffer.free < buffer.length:
+                    self._open.setdefault(group, {})[buffer] = None
         return out + self._queue.release()
+
+    def _require_few(self, group: Group) -> None:
+        """Raise BrokenStream where the stream has too many texts to add one in `group`."""
+        if len(self._buffers) >= MAX_CHANNELS:
+            raise BrokenStream(f"it has more than {MAX_CHANNELS} texts")
+        if group not in self._reach.groups and len(self._reach.groups) >= MAX_GROUPS:
+            raise BrokenStream(f"it has more than {MAX_GROUPS} choices")
 
     def _partial_placeholder(self, buffer: Buffer) -> int:
         """Characters at the end of a buffer that may begin a placeholder."""

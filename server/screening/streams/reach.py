@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable
 from typing import Any
 
 from server.screening.streams.formats.base import Group
@@ -18,9 +18,10 @@ class Reach:
         self._of_buffer: dict[Any, int] = {}
         self._complete: set[Hashable] = set()
 
-    def __len__(self) -> int:
+    @property
+    def groups(self) -> Collection[Group]:
         """Groups that have come."""
-        return len(self._of_group)
+        return self._of_group.keys()
 
     def grow(self, group: Group, buffer: Hashable, count: int, complete: Hashable) -> None:
         """`count` characters have come to `buffer`; those of `complete`, if any, are complete."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from server.screening.texts.json_scanner import JsonScanner, Leaf, beginning, quoted, unquoted
@@ -23,6 +23,7 @@ class JsonDocument:
         self.leaves = leaves
         self._holder, self._key, self._raw = holder, key, raw
         self._changes: dict[int, str] = {}
+        self._equal: dict[int, list[int]] = {}
 
     @classmethod
     def of(cls, holder: Any, key: Any, raw: str) -> JsonDocument | None:
@@ -49,7 +50,18 @@ class JsonDocument:
         return unquoted(spelled) if leaf.kind in {"text", "name"} else spelled
 
     def __setitem__(self, index: int, text: str) -> None:
-        self._changes[index] = text
+        for equal in (index, *self._equal.get(index, ())):
+            self._changes[equal] = text
+
+    def distinct(self) -> Iterator[tuple[int, Leaf, str]]:
+        """The leaves with their indices and texts; a name that many objects have comes once."""
+        names: dict[str, int] = {}
+        for index, leaf in enumerate(self.leaves):
+            text = self.text(leaf)
+            if leaf.kind == "name" and (first := names.setdefault(text, index)) != index:
+                self._equal.setdefault(first, []).append(index)
+            elif text:
+                yield index, leaf, text
 
     def write_back(self) -> None:
         """Put all changes into the string, which stays as it is but for them."""

@@ -16,6 +16,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from guard.config.schema import Place
+from server.screening.errors import TooManyTexts, UnreadableAnswer
 from server.screening.spans import Span
 from server.screening.texts.json_documents import JsonDocument, Number
 from server.screening.texts.json_fields import (
@@ -46,6 +47,8 @@ from server.screening.texts.json_fields import (
 from server.screening.texts.json_scanner import plain_number
 from server.wire.strict_json import MAX_DEPTH, NestedTooDeeply
 
+MAX_TEXTS = 20_000
+"""Texts of a request or a response."""
 _WORD_BORDER = re.compile(r"[_\s-]+|(?<=[a-z0-9])(?=[A-Z])")
 _LONGEST_NAME = 80
 Kind = Literal["text", "value", "number", "name", "schema", "key", "label"]
@@ -165,7 +168,8 @@ def texts_of(
     are_whole: bool = True,
     without: Container[tuple[int, str | int]] = (),
 ) -> JsonTexts:
-    """The texts of a parsed body; `place` is the default. Raises NestedTooDeeply.
+    """The texts of a parsed body; `place` is the default. Raises NestedTooDeeply, and
+    TooManyTexts or, for a response, UnreadableAnswer.
 
     `skip_verdicts`: the `guard` objects in the body are this server's own, and are not read.
     `are_whole`: the strings are no parts of longer ones, so that JSON in them can be read as such.
@@ -229,6 +233,10 @@ class _Collector:
             self._number(str(value), at)
 
     def _add(self, text: str, at: _Position, kind: Kind) -> None:
+        if len(self.texts.pieces) >= MAX_TEXTS:
+            if self.default_place == "response":
+                raise UnreadableAnswer(f"The answer has more than {MAX_TEXTS} texts.")
+            raise TooManyTexts(MAX_TEXTS)
         context = context_of(at.name) if kind in {"value", "number"} else ""
         self.texts.pieces.append(
             JsonText(
@@ -249,10 +257,7 @@ class _Collector:
             self._add(text, at, at.kind)
             return
         self.texts.documents.append(document)
-        for index, leaf in enumerate(document.leaves):
-            inner = document.text(leaf)
-            if not inner:
-                continue
+        for index, leaf, inner in document.distinct():
             path = f"{at.path}.{leaf.key if _is_name(leaf.key) else '*'}" if leaf.key else at.path
             kind: Literal["text", "value"] = "text" if leaf.kind in {"plain", "name"} else "value"
             inside = replace(at, holder=document, key=index, path=path, depth=at.depth + 1)

@@ -1,28 +1,50 @@
-"""`/v1/moderations` in OpenAI's schema: the scores of every loaded screen on a text."""
+"""`/v1/moderations` in OpenAI's schema: the scores of every screen on a text that a key may use."""
 
 from __future__ import annotations
 
 import uuid
 from typing import Any
 
-from guard.plans.screens import TextScreen
+from guard.config.schema import Config, KeyConfig
+from guard.errors import PolicyForbidden
+from guard.plans.screens import TextPlans, TextScreen
+from server.auth import allowed_policies
 from server.errors import InvalidParameter, MissingParameter
 from server.screening.errors import UnscreenedContent
 from server.screening.findings import ScreenedText
 from server.screening.texts.screener import Screener
+from server.screening.texts.turns import Caller
 
 MODEL = "inference-guard"
 MAX_TEXTS = 128
 
 
+def screens_for(config: Config, plans: TextPlans, key: KeyConfig | None) -> list[TextScreen]:
+    """The screens of the policies that a request with `key` may ask for; all on an open server.
+
+    Raises PolicyForbidden where there is none.
+    """
+    if key is None:
+        return list(plans.screens)
+    models = [None, *(model.name for model in config.models)]
+    policies = {name for model in models for name in allowed_policies(config, key, model)}
+    names = {screen.name for policy in policies for screen in plans[policy].screens}
+    screens = [screen for screen in plans.screens if screen.name in names]
+    if not screens:
+        raise PolicyForbidden(
+            "No policy of this API key screens text: have the operator add one to its 'policies'."
+        )
+    return screens
+
+
 async def moderate(
-    body: dict[str, Any], screens: list[TextScreen], screener: Screener
+    body: dict[str, Any], screens: list[TextScreen], screener: Screener, caller: Caller
 ) -> dict[str, Any]:
     """The response to a request: a result per text of `input`; the categories are the screens.
 
     Raises MissingParameter, InvalidParameter, UnscreenedContent and what `Screener.read` does.
     """
-    results = await screener.read(_texts(body), screens)
+    results = await screener.read(_texts(body), screens, caller=caller)
     return {
         "id": f"modr-{uuid.uuid4().hex}",
         "model": MODEL,

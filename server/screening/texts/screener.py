@@ -1,13 +1,11 @@
-"""Scores of texts: every head in one pass, texts of concurrent requests in one batch."""
+"""Scores of texts: every head in one pass, texts of concurrent requests in one batch, by turns."""
 
 from __future__ import annotations
 
 import asyncio
 import math
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,32 +14,51 @@ from classifiers.text.disguises.views import readings
 from classifiers.text.encoder.model import TextEncoder
 from guard.errors import GuardFailed
 from guard.plans.screens import EmbeddingScores, TextScreen
-from server.screening.errors import TextTooLong
+from server.screening.errors import TextTooLong, TooManyTexts
 from server.screening.findings import ScreenedText
 from server.screening.spans import Span
+from server.screening.texts.json_texts import MAX_TEXTS
+from server.screening.texts.turns import Caller, FairWorker
 from server.screening.texts.verdict_cache import VerdictCache, exact_key, read_key
 
 CACHE_ENTRIES = 16_384
 MAX_BATCH = 32
-"""Texts in a batch."""
+"""Texts in a batch of the encoder."""
 MAX_CHARS = 4_000_000
 """Characters in all texts of a request or a response."""
-_INLINE_CHARS = 4_000
-"""Characters up to which patterns run in the event loop; longer texts go to a thread."""
+MAX_ENCODED_BYTES = 1_000_000
+"""Bytes (UTF-8) of the texts of a request that classifiers have not read before: some 2,500 windows
+of the encoder."""
+_BATCH_BYTES = 4096
+"""Bytes of a batch of the encoder, unless one text is longer: about 50 ms of one core."""
+_TEXT_COST = 350
+"""What a text costs patterns beside its characters, in characters."""
+_INLINE_COST = 16_000
+"""The cost up to which patterns run in the event loop: about 2 ms. Others go to a thread."""
+_SLICE_COST = 40_000
+"""The cost of what the thread does at once: about 6 ms."""
+_LONG_COST = 200_000
+"""Texts of a higher cost have a thread of their own, since a text cannot be divided."""
 
 Scores = NDArray[np.float32]
 
 
-@dataclass(slots=True)
-class _PendingText:
+class _Unread(NamedTuple):
     text: str
-    future: asyncio.Future[Scores]
+    tenant: str
+
+
+class _Unmatched(NamedTuple):
+    text: str
+    tenant: str
+    screens: Sequence[TextScreen]
 
 
 class Screener:
     """Runs the screens of any policy on texts. To be made and used in one event loop.
 
-    Texts that arrive while a batch is being encoded make the next batch: no text waits for others.
+    Texts that arrive while a batch is being encoded make the next batch, in which callers take
+    turns. What was read for one tenant is not known to another.
     """
 
     def __init__(
@@ -54,110 +71,130 @@ class Screener:
         self.cache: VerdictCache[Scores] = VerdictCache(cache_entries)
         self._spans: VerdictCache[tuple[Span, ...]] = VerdictCache(cache_entries)
         self._encoder, self._heads = encoder, heads
-        self._pending: list[_PendingText] = []
-        self._worker: asyncio.Task[None] | None = None
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="screens")
-        # long texts must not keep those of other requests from being encoded
-        self._patterns_pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="patterns")
+        self._inline_cost = 0
+        self._encoding = FairWorker(
+            self._score,
+            "screens",
+            most_items=MAX_BATCH,
+            most_cost=_BATCH_BYTES,
+            limit=2 * MAX_ENCODED_BYTES,
+        )
+        # RE2 does not release the interpreter's lock: more threads would not be faster
+        self._matching, self._long_matching = (
+            FairWorker(
+                self._match_all,
+                name,
+                most_items=MAX_TEXTS,
+                most_cost=_SLICE_COST,
+                limit=4 * MAX_CHARS,
+            )
+            for name in ("patterns", "long-patterns")
+        )
 
     async def read(
-        self, texts: Sequence[str], screens: Sequence[TextScreen], tail: int | None = None
+        self,
+        texts: Sequence[str],
+        screens: Sequence[TextScreen],
+        tail: int | None = None,
+        caller: Caller = Caller(),  # noqa: B008  # frozen
     ) -> list[list[ScreenedText]]:
         """The results of each screen for each text, `[texts][screens]`.
 
         Classifiers read the last `tail` characters of a text, or all of it where that is None.
-        Raises TextTooLong, and GuardFailed where the encoder fails.
+        Raises TextTooLong, TooManyTexts, TooManyRequests where too much of this caller waits, and
+        GuardFailed where the encoder fails.
         """
         size = sum(map(len, texts))
         if size > MAX_CHARS:
             raise TextTooLong()
+        if len(texts) > MAX_TEXTS:
+            raise TooManyTexts(MAX_TEXTS)
         patterns = [screen for screen in screens if screen.patterns is not None]
-        if size <= _INLINE_CHARS or not patterns:
-            results = self._match(patterns, texts)
-        else:
-            match = partial(self._match, patterns, texts)
-            loop = asyncio.get_running_loop()
-            results = await loop.run_in_executor(self._patterns_pool, match)
         heads = [screen for screen in screens if screen.head is not None]
+        results = await self._matches(texts, size, patterns, caller)
         if heads and texts:
             tails = texts if tail is None else [text[-tail:] for text in texts]
-            scores = await asyncio.gather(*map(self._scores, tails))
-            for text_results, row in zip(results, scores, strict=True):
+            rows = await self._scores(tails, caller)
+            for text_results, row in zip(results, rows, strict=True):
                 text_results += [ScreenedText(screen, float(row[screen.head])) for screen in heads]
         return results
 
     def close(self) -> None:
         """Stop, and cancel what is pending."""
-        if self._worker is not None:
-            self._worker.cancel()
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        self._patterns_pool.shutdown(wait=False, cancel_futures=True)
+        for worker in (self._encoding, self._matching, self._long_matching):
+            worker.close()
 
-    def _match(
-        self, screens: Sequence[TextScreen], texts: Sequence[str]
+    async def _matches(
+        self, texts: Sequence[str], size: int, screens: Sequence[TextScreen], caller: Caller
     ) -> list[list[ScreenedText]]:
-        """The matches of each pattern list in each text. Runs in any thread."""
-        results: list[list[ScreenedText]] = []
-        for text in texts:
-            text_key = exact_key(text)
-            text_results = []
-            for screen in screens:
-                assert screen.patterns is not None
-                key = text_key + screen.name.encode()
-                spans = self._spans.get(key)
-                if spans is None:
-                    matches = screen.patterns.find(text)
-                    spans = tuple(Span(m.start, m.end, m.label) for m in matches)
-                    self._spans.put(key, spans)
-                text_results.append(ScreenedText(screen, 1.0 if spans else 0.0, spans))
-            results.append(text_results)
+        """The matches of each pattern list in each text, of `size` characters in all."""
+        if not screens:
+            return [[] for _ in texts]
+        if (cost := size + len(texts) * _TEXT_COST) <= _INLINE_COST:
+            self._inline_cost += cost
+            if self._inline_cost > _SLICE_COST:
+                # windows of a long stream follow each other without a wait
+                self._inline_cost = 0
+                await asyncio.sleep(0)
+            return [self._match(text, caller.tenant, screens) for text in texts]
+        items = [_Unmatched(text, caller.tenant, screens) for text in texts]
+        costs = [len(text) + _TEXT_COST for text in texts]
+        is_long = max(costs) > _LONG_COST
+        worker = self._long_matching if is_long else self._matching
+        return await worker.run(caller.turn, items, costs)
+
+    def _match_all(self, items: Sequence[_Unmatched]) -> list[list[ScreenedText]]:
+        """Runs in any thread."""
+        return [self._match(*item) for item in items]
+
+    def _match(self, text: str, tenant: str, screens: Sequence[TextScreen]) -> list[ScreenedText]:
+        text_key = exact_key(text)
+        results = []
+        for screen in screens:
+            assert screen.patterns is not None
+            key = text_key + screen.name.encode()
+            spans = self._spans.get(tenant, key)
+            if spans is None:
+                matches = screen.patterns.find(text)
+                spans = tuple(Span(m.start, m.end, m.label) for m in matches)
+                self._spans.put(tenant, key, spans)
+            results.append(ScreenedText(screen, 1.0 if spans else 0.0, spans))
         return results
 
-    async def _scores(self, text: str) -> Scores:
-        known = self.cache.get(exact_key(text))
-        if known is not None:
-            return known
-        future: asyncio.Future[Scores] = asyncio.get_running_loop().create_future()
-        self._pending.append(_PendingText(text, future))
-        if self._worker is None or self._worker.done():
-            self._worker = asyncio.create_task(self._work())
-        return await future
+    async def _scores(self, texts: Sequence[str], caller: Caller) -> list[Scores]:
+        """Scores `[heads]` of each text."""
+        keys = {text: exact_key(text) for text in texts}
+        known: dict[str, Scores | None] = {
+            text: self.cache.get(caller.tenant, key) for text, key in keys.items()
+        }
+        unread = [text for text, row in known.items() if row is None]
+        sizes = [len(text.encode("utf-8", "surrogatepass")) for text in unread]
+        if sum(sizes) > MAX_ENCODED_BYTES:
+            raise TextTooLong()
+        items = [_Unread(text, caller.tenant) for text in unread]
+        rows = await self._encoding.run(caller.turn, items, sizes)
+        for text, scores in zip(unread, rows, strict=True):
+            if not np.isfinite(scores).all():
+                raise TextTooLong()
+            self.cache.put(caller.tenant, keys[text], scores)
+            known[text] = scores
+        return [row for text in texts if (row := known[text]) is not None]
 
-    async def _work(self) -> None:
-        while self._pending:
-            pending = [entry for entry in self._pending if not entry.future.done()]
-            batch, self._pending = pending[:MAX_BATCH], pending[MAX_BATCH:]
-            if not batch:
-                return
-            try:
-                texts = [entry.text for entry in batch]
-                loop = asyncio.get_running_loop()
-                scores = await loop.run_in_executor(self._pool, self._score, texts)
-            except Exception as error:
-                failed = GuardFailed(f"the screens' encoder failed: {error}")
-                for entry in batch:
-                    if not entry.future.done():
-                        entry.future.set_exception(failed)
-                continue
-            for entry, row in zip(batch, scores, strict=True):
-                future = entry.future
-                if future.done():
-                    continue
-                if np.isfinite(row).all():
-                    self.cache.put(exact_key(entry.text), row)
-                    future.set_result(row)
-                else:
-                    future.set_exception(TextTooLong())
-
-    def _score(self, texts: Sequence[str]) -> list[Scores]:
+    def _score(self, items: Sequence[_Unread]) -> list[Scores]:
         """Scores `[heads]` of each text, the highest of its readings; NaN where one is too long.
 
-        Runs in the worker's thread.
+        Runs in the worker's thread. Raises GuardFailed.
         """
+        try:
+            return self._encoded(items)
+        except Exception as error:
+            raise GuardFailed(f"the screens' encoder failed: {error}") from error
+
+    def _encoded(self, items: Sequence[_Unread]) -> list[Scores]:
         assert self._encoder is not None and self._heads is not None
-        text_readings = [readings(text) for text in texts]
+        text_readings = [readings(item.text) for item in items]
         keys = [read_key(reading_list) for reading_list in text_readings]
-        rows = [self.cache.get(key) for key in keys]
+        rows = [self.cache.get(item.tenant, key) for item, key in zip(items, keys, strict=True)]
         missing = [index for index, row in enumerate(rows) if row is None]
         flat = [reading for index in missing for reading in text_readings[index]]
         if flat:
@@ -170,5 +207,5 @@ class Screener:
                 row = np.where(np.isnan(reading_scores).any(0), math.nan, reading_scores.max(0))
                 rows[index] = row
                 if np.isfinite(row).all():
-                    self.cache.put(keys[index], row)
+                    self.cache.put(items[index].tenant, keys[index], row)
         return [row for row in rows if row is not None]

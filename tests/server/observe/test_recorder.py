@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import pytest
+
 from guard.verdict import Verdict
 from server.observe.metrics import Metrics
 from server.observe.recorder import Recorder
@@ -64,3 +66,30 @@ def test_deferred_rows_are_kept_while_new_requests_come() -> None:
         recorder.release(record_id, _flagged)
     recorder.release(waiting, _flagged)
     assert recorder.kept == [("a", "flagged")]
+
+
+class _FullDisk:
+    """An audit log that fails while `is_full`."""
+
+    is_full = True
+
+    def append(self, verdict: Verdict, *, tenant: str) -> None:
+        if self.is_full:
+            raise OSError(28, "No space left on device")
+
+
+def test_lost_lines_are_counted_and_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    metrics, disk = Metrics(), _FullDisk()
+    recorder = Recorder(metrics.verdicts, disk)  # type: ignore[arg-type]
+    for number in range(500):
+        recorder.record(_verdict(str(number)), "t")
+    assert [record.message for record in caplog.records] == [
+        "the audit log lost a line (1 so far): [Errno 28] No space left on device"
+    ]
+    assert b"inference_guard_audit_failures_total 500.0" in metrics.render()
+    disk.is_full = False
+    recorder.record(_verdict("good"), "t")
+    recorder.record(_verdict("good"), "t")
+    assert [record.message for record in caplog.records[1:]] == [
+        "the audit log is written again; it lost 500 lines"
+    ]

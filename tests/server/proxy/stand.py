@@ -20,7 +20,7 @@ from guard.config.keys import KeyRing
 from guard.config.schema import Config, load_config
 from guard.plans.screens import TextPlans
 from server.edge.http_edge import edged
-from server.edge.protocol import http_protocol
+from server.lifecycle.connections import ConnectionLimits, bounded_http
 from server.observe.metrics import Metrics
 from server.observe.middleware import ExchangeMiddleware
 from server.observe.recorder import Recorder
@@ -33,16 +33,16 @@ from server.screening.texts.screener import Screener
 
 
 @contextmanager
-def served(app: Any) -> Iterator[int]:
+def served(app: Any, limits: ConnectionLimits | None = None) -> Iterator[int]:
     """The app on a free port, in a separate thread."""
     settings = uvicorn.Config(
         app,
         port=0,
-        http=http_protocol(),
         log_level="critical",
         lifespan="on",
         server_header=False,
         ws="none",
+        http=bounded_http(limits or ConnectionLimits()),
     )
     server = uvicorn.Server(settings)
     thread = threading.Thread(target=server.run, daemon=True)
@@ -220,7 +220,7 @@ def proxied(folder: Path, text: str, *ports: int, screener: Any = None) -> Itera
     path = folder / "config.toml"
     path.write_text(text)
     config: Config = load_config(path)
-    metrics = Metrics()
+    metrics = Metrics(config)
     plans = TextPlans(config)
     with AuditLog(folder / "audit.jsonl") as audit:
         upstreams = Upstreams(config.upstreams)

@@ -189,4 +189,4 @@ def test_a_moderation_whose_body_comes_too_slowly_is_ended(tmp_path: Path) -> No
         host, port = live.url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), timeout=5) as connection:
             connection.sendall(head)
-            assert b" 504 " in connection.recv(100).splitlines()[0]
+            assert b" 408 " in connection.recv(100).splitlines()[0]

@@ -237,3 +237,12 @@ def test_no_other_plugin_of_pillow_is_reached() -> None:
     assert set(json.loads(plugins)) <= {
         *("PngImagePlugin", "JpegImagePlugin", "WebPImagePlugin", "TiffImagePlugin"),
     }
+
+
+def test_a_jpeg_of_thousands_of_scans_is_not_decoded() -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(file, "JPEG", progressive=True)
+    whole = file.getvalue()
+    scan = whole[whole.rfind(b"\xff\xda") : -2]
+    decode_upload(whole[:-2] + 10 * scan + whole[-2:], width=8, height=8)
+    assert "scans" in refusal(whole[:-2] + 100 * scan + whole[-2:])

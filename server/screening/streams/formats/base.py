@@ -12,6 +12,7 @@ from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from server.screening.streams.sse import BrokenStream
 from server.screening.texts.json_texts import texts_of
 from server.wire.strict_json import encode_json
 
@@ -100,6 +101,18 @@ class StreamFormat(ABC):
     @abstractmethod
     def closing_events(self, verdict: Mapping[str, Any]) -> Iterator[bytes]:
         """The events that end the stream when all groups have been cut."""
+
+
+def place(value: Any) -> int | str | None:
+    """The `value` that tells texts of a stream apart: an index, an id, or none.
+
+    Raises BrokenStream for any other, which clients would read in different ways.
+    """
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if value is None or (isinstance(value, int | str) and not isinstance(value, bool)):
+        return value
+    raise BrokenStream("an index in an event is no number")
 
 
 def is_error(event: Mapping[str, Any]) -> bool:

@@ -13,9 +13,10 @@ from server.screening.streams.formats.base import (
     framed,
     other_channel,
     other_slots,
+    place,
     texts_under,
 )
-from server.screening.streams.sse import DONE
+from server.screening.streams.sse import DONE, BrokenStream
 
 
 def _choices(event: dict[str, Any]) -> list[dict[str, Any]]:
@@ -26,8 +27,11 @@ def _choices(event: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _index(choice: dict[str, Any]) -> int:
-    index = choice.get("index", 0)
-    return index if isinstance(index, int) else 0
+    """Raises BrokenStream where the index of a choice is no number."""
+    index = place(choice.get("index"))
+    if isinstance(index, str):
+        raise BrokenStream("the index of a choice is no number")
+    return index or 0
 
 
 class _ChoiceFormat(StreamFormat):
@@ -124,7 +128,7 @@ class ChatFormat(_ChoiceFormat):
 def _call_slots(index: Group, delta: dict[str, Any], choice_path: str) -> Iterator[Slot]:
     calls = delta.get("tool_calls")
     listed = [call for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []
-    functions = [(call.get("index", i), call.get("function")) for i, call in enumerate(listed)]
+    functions = [(_number(call, i), call.get("function")) for i, call in enumerate(listed)]
     functions.append(("call", delta.get("function_call")))
     for number, function in functions:
         for key in texts_under(function, ("name", "arguments")):
@@ -133,6 +137,12 @@ def _call_slots(index: Group, delta: dict[str, Any], choice_path: str) -> Iterat
             path = f"{choice_path}.tool_calls[{number}].{key}"
             name = (index, "tool", number, "name") if key == "arguments" else None
             yield Slot(index, channel, function, key, path, ends=name)
+
+
+def _number(call: dict[str, Any], position: int) -> int | str:
+    """Which call of a choice this one goes on with: the one at its position where it says none."""
+    number = place(call.get("index"))
+    return position if number is None else number
 
 
 class CompletionFormat(_ChoiceFormat):

@@ -11,6 +11,7 @@ from server.screening.streams.formats.base import (
     StreamFormat,
     framed,
     other_slots,
+    place,
     texts_under,
 )
 
@@ -32,7 +33,7 @@ class MessagesFormat(StreamFormat):
         self._tokens += event.get("type") == "content_block_delta"
 
     def slots(self, event: dict[str, Any]) -> Sequence[Slot]:
-        kind, index = event.get("type"), event.get("index")
+        kind, index = event.get("type"), place(event.get("index"))
         delta = event.get("delta")
         if kind == "content_block_start" and isinstance(event.get("content_block"), dict):
             block = event["content_block"]

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from server.screening.streams.formats.base import Group, Slot, StreamFormat, framed, texts_under
+from server.screening.streams.formats.base import (
+    Group,
+    Slot,
+    StreamFormat,
+    framed,
+    place,
+    texts_under,
+)
 
 
 class ResponsesFormat(StreamFormat):
@@ -29,8 +36,10 @@ class ResponsesFormat(StreamFormat):
             isinstance(kind, str) and kind.endswith(".delta") and texts_under(event, ("delta",))
         ):
             return ()
-        numbers = [event.get(name) for name in ("output_index", "content_index", "summary_index")]
-        channel = (kind, event.get("item_id"), *numbers)
+        numbers = [
+            place(event.get(name)) for name in ("output_index", "content_index", "summary_index")
+        ]
+        channel = (kind, place(event.get("item_id")), *numbers)
         path = f"output[{numbers[0]}].{kind}"
         return [Slot("answer", channel, event, "delta", path)]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +15,10 @@ import pytest
 
 from guard.errors import GuardFailed
 from guard.plans.screens import TextScreen
-from server.screening.errors import TextTooLong
-from server.screening.texts.screener import Screener
-from server.screening.texts.verdict_cache import VerdictCache, exact_key, read_key
+from server.screening.errors import TextTooLong, TooManyTexts
+from server.screening.texts.json_texts import MAX_TEXTS
+from server.screening.texts.screener import MAX_ENCODED_BYTES, Screener
+from server.screening.texts.turns import Caller
 
 SCREENS = [TextScreen(f"h{i}", "c", "screen", 0.5, "block", head=i) for i in range(2)]
 
@@ -51,6 +53,20 @@ class _Heads:
     def scores(self, embeddings: Any) -> Any:
         long = embeddings[:, 0] > 5
         return np.where(long[:, None], np.nan, embeddings)
+
+
+class _Slow:
+    """Patterns that take a tenth of a millisecond and find nothing."""
+
+    longest = 10
+
+    def __init__(self) -> None:
+        self.found = 0
+
+    def find(self, text: str) -> list[Any]:
+        self.found += 1
+        time.sleep(0.0001)
+        return []
 
 
 def _screener(entries: int = 100) -> tuple[Screener, _Encoder]:
@@ -153,17 +169,71 @@ def test_a_reader_that_gives_up_does_not_stop_the_others() -> None:
     asyncio.run(run())
 
 
-def test_the_cache_is_bounded_and_forgets_the_oldest() -> None:
-    cache: VerdictCache[int] = VerdictCache(2)
-    for number in range(3):
-        cache.put(exact_key(str(number)), number)
-        cache.get(exact_key("0"))
-    assert len(cache) == 2
-    assert cache.get(exact_key("0")) == 0
-    assert cache.get(exact_key("1")) is None
+def test_no_tenant_learns_what_another_has_asked() -> None:
+    async def run() -> None:
+        screener, encoder = _screener()
+        for tenant in ("a", "b", "a", "b"):
+            await screener.read(["Hello"], SCREENS, caller=Caller(tenant))
+        assert encoder.batches == [["Hello"], ["Hello"]]
+        screener.close()
+
+    asyncio.run(run())
 
 
-def test_keys_tell_texts_apart_that_are_read_differently() -> None:
-    assert read_key(["a b", "c"]) != read_key(["a", "b c"])
-    assert read_key(["A  b"]) == read_key(["a b"])
-    assert exact_key("a") != exact_key("A")
+def test_many_texts_of_one_tenant_do_not_keep_another_waiting() -> None:
+    async def run() -> None:
+        screener, encoder = _screener(10_000)
+        encoder.go.clear()
+        flood = [
+            asyncio.create_task(screener.read([f"text {i}"], SCREENS, caller=Caller("flood")))
+            for i in range(2000)
+        ]
+        await asyncio.sleep(0.05)
+        other = asyncio.create_task(screener.read(["other"], SCREENS, caller=Caller("other")))
+        await asyncio.sleep(0.05)
+        encoder.go.set()
+        await other
+        assert len(encoder.batches) <= 3, "one that ran, its own, and one that may have begun"
+        await asyncio.gather(*flood)
+        assert sum(map(len, encoder.batches)) == 2001
+        screener.close()
+
+    asyncio.run(run())
+
+
+def test_more_texts_than_are_read_at_once_are_told() -> None:
+    async def run() -> None:
+        screener, encoder = _screener()
+        with pytest.raises(TooManyTexts, match="send fewer"):
+            await screener.read(["a"] * (MAX_TEXTS + 1), SCREENS)
+        with pytest.raises(TextTooLong):
+            await screener.read(["x" * (MAX_ENCODED_BYTES // 2)] + ["é" * 400_000], SCREENS)
+        assert encoder.batches == []
+        screener.close()
+
+    asyncio.run(run())
+
+
+def test_patterns_in_many_strings_let_others_go_between() -> None:
+    """The thread does slices: a short request is answered among those of a long one."""
+    patterns = _Slow()
+    screen = TextScreen("p", "c", "patterns", 1.0, "flag", patterns=patterns)  # type: ignore[arg-type]
+
+    async def run() -> None:
+        screener, _ = _screener()
+        texts = [f"text {i}" for i in range(5000)]
+        long = asyncio.create_task(screener.read(texts, [screen], caller=Caller("long")))
+        await asyncio.sleep(0.05)
+        words = [f"word {i}" for i in range(60)]
+        short = asyncio.create_task(screener.read(words, [screen], caller=Caller("short")))
+        assert len(await short) == 60
+        assert patterns.found < 2000
+        long.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await long
+        before = patterns.found
+        await screener.read(["another"] * 100, [screen], caller=Caller("short"))
+        assert patterns.found < before + 300, "nobody waits for what is no longer wanted"
+        screener.close()
+
+    asyncio.run(run())

@@ -1,0 +1,65 @@
+"""Labels of metrics: bounded, and made of what the configuration knows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from guard.config.schema import Config, ModelConfig, PatternsConfig, UpstreamConfig
+from guard.verdict import GuardVerdict, Verdict
+from server.observe.metrics import Metrics
+
+
+def _config() -> Config:
+    return Config(
+        models=(ModelConfig(name="own", source="x"),),
+        patterns=(PatternsConfig(name="secrets", source="secrets"),),
+        upstreams=(UpstreamConfig(name="u", url="http://x", models=("theirs",)),),
+    )
+
+
+def _verdict(model: Any, guard: Any = "secrets", **facts: Any) -> Verdict:
+    found = {"score": 1.0, "threshold": 1.0, "fired": True, "action": "block"} | facts
+    return Verdict("r", model, "p", "pass", (GuardVerdict(guard, "c", "m", **found),), 1.0)
+
+
+def _series(metrics: Metrics) -> list[str]:
+    return [line for line in metrics.render().decode().splitlines() if not line.startswith("#")]
+
+
+def test_models_and_guards_that_nobody_configured_are_one_series() -> None:
+    metrics = Metrics(_config())
+    metrics.verdicts.count(_verdict("one", "odd"))
+    series = len(_series(metrics))
+    for number in range(1000):
+        metrics.verdicts.count(_verdict(f"model {number}", f"guard {number}", action=f"a{number}"))
+    metrics.verdicts.count(_verdict("\ud800", "\udfff", action="\ud800"))
+    assert len(_series(metrics)) <= series + 2
+    assert 'inference_guard_verdicts_total{model="other",outcome="pass",policy="p"} 1002.0' in (
+        _series(metrics)
+    )
+
+
+def test_those_that_are_configured_have_their_own() -> None:
+    metrics = Metrics(_config())
+    for model in ("own", "theirs", ""):
+        metrics.verdicts.count(_verdict(model))
+    text = metrics.render().decode()
+    for model in ("own", "theirs", ""):
+        assert f'inference_guard_score_count{{guard="secrets",model="{model}"}} 1.0' in text
+
+
+def test_values_of_an_upstreams_guard_can_be_anything() -> None:
+    metrics = Metrics(_config())
+    for odd in ("high", [1], {"a": 1}, None):
+        metrics.verdicts.count(_verdict("own", odd, score=odd, after=odd, steps=odd, action=odd))
+    assert 'guard="other"' in metrics.render().decode()
+
+
+def test_statuses_are_those_of_http() -> None:
+    metrics = Metrics()
+    for status in range(200, 600):
+        metrics.observe_request("/v1/chat/completions", status, 0.1)
+    lines = [line for line in _series(metrics) if "requests_total" in line]
+    assert len(lines) < 80
+    assert any('status="499"' in line for line in lines)
+    assert any('status="5xx"' in line for line in lines)
