@@ -149,7 +149,7 @@ class ProxiedRequest:
         policy = guard["policy"] if guard is not None else None
         config = self.context.config
         name = choose_policy(config, self.key, self._model, self.request.headers, policy)
-        self.exchange.policy = name
+        self.exchange.apply(config, name)
         return self.context.plans[name]
 
     def _passes_unread(self, plan: TextPlan, body: RequestBody | None) -> bool:

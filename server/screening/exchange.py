@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import fields
 from typing import Any
 
 from starlette.datastructures import MutableHeaders
@@ -17,6 +16,7 @@ from guard.plans.screens import TextPlan, TextScreen
 from guard.verdict import GuardVerdict, Outcome, Verdict, gravest
 from server.errors import ClientGone, RequestTimeout
 from server.observe.exchange import MODEL, UPSTREAM, Exchange
+from server.screening.app_verdicts import TakenVerdicts
 from server.screening.context import ScreeningContext
 from server.screening.errors import UnscreenedContent
 from server.screening.findings import Findings, ScreenedText
@@ -28,7 +28,6 @@ from server.wire.strict_json import encode_json
 
 _PATIENCE_S = 5.0
 """How long the app may take to end a response that is no longer wanted."""
-_GUARD_FIELDS = {field.name for field in fields(GuardVerdict)}
 
 
 class ScreenedExchange:
@@ -103,15 +102,22 @@ class ScreenedExchange:
             return await screener.read(texts, [s for s in screens if s.head is None])
         return [[] for _ in texts]
 
-    def guard_object(self, app_guard: object) -> dict[str, Any]:
-        """The `guard` object of the response: `app_guard` is that of the app, if it has one."""
-        guards = app_guard.get("guards") if isinstance(app_guard, dict) else None
-        if isinstance(app_guard, dict) and isinstance(guards, list):
-            outcomes = [self._app_outcome, *_parse_outcome(app_guard.get("outcome"))]
-            self._app_outcome = gravest(outcomes)
-            self._app_guards = tuple(verdict for guard in guards for verdict in _parse_guard(guard))
+    def take_verdicts(self, body: dict[str, Any]) -> TakenVerdicts:
+        """Take the verdicts of the app out of a body or an event; they count into this one."""
+        taken = TakenVerdicts(body)
+        if taken:
+            self._app_outcome = gravest([self._app_outcome, taken.outcome])
+            self._app_guards = taken.guards or self._app_guards
+        return taken
+
+    def put_back(self, verdicts: TakenVerdicts, body: dict[str, Any]) -> None:
+        """Give the verdicts of single rows back, as far as the client is told."""
+        verdicts.put_back(body, self.exchange.detail)
+
+    def guard_object(self) -> dict[str, Any] | None:
+        """The `guard` object of the response; None where the client is not told."""
         self._has_verdict = True
-        return self.verdict().as_dict()
+        return self.exchange.guard(self.verdict()).get("guard")
 
     def set_headers(self) -> None:
         """Give the outcome to the `X-` headers, if there is a verdict before the first byte."""
@@ -245,19 +251,3 @@ async def _wait_for_app(app: asyncio.Task[None], timeout_s: float | None = None)
 async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-def _parse_outcome(value: Any) -> list[Outcome]:
-    try:
-        return [gravest([value])]
-    except ValueError:
-        return []
-
-
-def _parse_guard(value: Any) -> list[GuardVerdict]:
-    if not isinstance(value, dict) or not _GUARD_FIELDS.issuperset(value):
-        return []
-    try:
-        return [GuardVerdict(**value)]
-    except TypeError:
-        return []

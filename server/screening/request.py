@@ -135,7 +135,7 @@ def set_upstream_policy(body: dict[str, Any], policy: str | None) -> None:
 
 
 def refusal(place: Place, verdict: Verdict) -> ContentBlocked:
-    """The error for the client of a blocked request."""
+    """The error for the client of a blocked request, or of an answer that cannot end as one."""
     blocking = [guard.guard for guard in verdict.guards if guard.action in {"block", "redact"}]
     fired = ", ".join(blocking)
     kind = ImageBlocked if place == "images" else ContentBlocked

@@ -5,31 +5,36 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from typing import Protocol
+import re
+from typing import Any, Protocol
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import Message, Send
 
 from guard.errors import ContentBlocked, GuardError
-from server.errors import envelope, internal_error
+from server.errors import error_event, internal_error
+from server.observe.exchange import Exchange
+from server.screening.answers import screen_answer
 from server.screening.context import ScreeningContext
 from server.screening.errors import UnreadableAnswer
-from server.screening.findings import Findings, blocks, redactions
-from server.screening.request import RequestScreening, joined_text
+from server.screening.findings import Findings
+from server.screening.request import RequestScreening
 from server.screening.routes import Route
-from server.screening.streams.event_queue import without_tokens
-from server.screening.streams.formats.base import framed
+from server.screening.streams.formats.base import StreamOptions, framed, with_verdict
 from server.screening.streams.guard import ResponseScreens, StreamGuard
 from server.screening.streams.sse import BrokenStream
 from server.screening.texts.json_texts import JsonTexts, texts_of
-from server.screening.texts.rewriting import rewrite
+from server.screening.upstream_errors import is_of_answer, screen_error, shaped_error
 from server.wire.body import media_type
 from server.wire.strict_json import NestedTooDeeply, encode_json
 
 logger = logging.getLogger(__name__)
 
 _NO_BODY = {204, 304}
-_KEPT_OF_AN_ERROR = {b"retry-after"}
+_KEPT_OF_AN_ERROR = re.compile(
+    rb"retry-after(-ms)?|x-should-retry|(x-|anthropic-)?ratelimit-.*|request-id"
+)
+"""Headers of an error whose body is replaced by a sentence."""
 
 
 class ResponseOwner(ResponseScreens, Protocol):
@@ -37,6 +42,7 @@ class ResponseOwner(ResponseScreens, Protocol):
 
     context: ScreeningContext
     route: Route
+    exchange: Exchange
     screening: RequestScreening
 
     def set_headers(self) -> None:
@@ -133,20 +139,18 @@ class ScreenedResponse:
             raise UnreadableAnswer(f"The answer is encoded ({coding[:40]}), so it cannot be read.")
         elif media == "text/event-stream" and self._route.stream_format is not None:
             self._stream = StreamGuard(
-                self._route.stream_format(),
+                self._route.stream_format(self._stream_options()),
                 self._findings,
                 self._owner,
                 self._screening.placeholders,
                 choices=self._choices,
                 own_app=self._owner.context.own_app,
             )
-        elif media == "application/json" or media.endswith("+json"):
+        elif media == "application/json" or media.endswith("+json") or status >= 400:
             pass
         elif kind != "text" and status < 400 and _is_of_kind(media, kind):
             self._passes_unread = True
             self._findings.unscreened.add(kind)
-        elif status >= 400:
-            self._is_unreadable_error = True
         else:
             raise UnreadableAnswer(
                 f"The answer is {media[:60] or 'of no type'}, which cannot be screened here."
@@ -160,23 +164,40 @@ class ScreenedResponse:
         else:
             self._body += body
             limit = self._owner.context.max_response_bytes
-            if len(self._body) > limit:
+            if len(self._body) > limit and self._is_error:
+                self._is_unreadable_error = True
+            if self._is_unreadable_error:
+                self._body.clear()
+            elif len(self._body) > limit:
                 raise UnreadableAnswer(f"The answer is longer than {limit} bytes.")
             if not more and self._is_unreadable_error:
-                await self._send_masked_error()
+                await self._send_plain_error()
             elif not more:
                 await self._screen_body()
 
-    async def _send_masked_error(self) -> None:
-        """Replace an error that cannot be read, or must not leave, by its status alone."""
+    def _stream_options(self) -> StreamOptions:
+        asked = self._screening.body.get("stream_options")
+        return StreamOptions(
+            include_usage=isinstance(asked, dict) and asked.get("include_usage") is True,
+            message=self._screening.plan.message,
+            request_id=self._owner.exchange.request_id,
+        )
+
+    @property
+    def _is_error(self) -> bool:
+        return self._start is not None and int(self._start["status"]) >= 400
+
+    async def _send_plain_error(self) -> None:
+        """Send the status of an error that cannot be read, with a sentence for its body."""
         assert self._start is not None
-        masked = envelope(UnreadableAnswer(f"The upstream answered {self._start['status']}."))
-        body = encode_json(masked | {"guard": self._owner.guard_object(None)})
-        headers = [h for h in self._start["headers"] if h[0].lower() in _KEPT_OF_AN_ERROR]
+        exchange = self._owner.exchange
+        body = shaped_error(None, self._start["status"], exchange)
+        raw = encode_json(with_verdict(body, self._owner.guard_object()))
+        headers = [h for h in self._start["headers"] if _KEPT_OF_AN_ERROR.fullmatch(h[0].lower())]
         headers += [(b"content-type", b"application/json")]
-        headers += [(b"content-length", str(len(body)).encode())]
+        headers += [(b"content-length", str(len(raw)).encode())]
         self._start = {**self._start, "headers": headers}
-        await self._write(body, more=False)
+        await self._write(raw, more=False)
 
     async def _feed_stream(self, stream: StreamGuard, body: bytes, more: bool) -> None:
         out = await stream.feed(body)
@@ -217,66 +238,53 @@ class ScreenedResponse:
     async def _screen_body(self) -> None:
         """Screen a response that is one JSON value, and send it."""
         assert self._start is not None
-        is_error = self._start["status"] >= 400
+        own_app = self._owner.context.own_app
         try:
             value = json.loads(self._body.decode()) if self._body else None
+            verdicts = self._owner.take_verdicts(value) if isinstance(value, dict) else None
             texts = JsonTexts()
             if value is not None:
-                own_app = self._owner.context.own_app
                 texts = texts_of(value, "response", skip_verdicts=own_app)
         except (ValueError, RecursionError) as error:
-            if is_error:
-                await self._send_masked_error()
+            if self._is_error:
+                await self._send_plain_error()
                 return
             if isinstance(error, NestedTooDeeply):
                 raise
             raise UnreadableAnswer("The answer is not valid JSON.") from None
-        pieces = texts.pieces
-        originals = [piece.text for piece in pieces]
         self._findings.unscreened.update(texts.opaque)
-        is_trusted = is_error and self._owner.context.own_app
-        if self._screening.plan.answering and not is_trusted and await self._screen_texts(texts):
-            if not is_error:
-                raise self._owner.refusal()
-            # an error is for the client to know, at least its status
-            await self._send_masked_error()
-            return
-        if self._settings.restore:
-            for piece in pieces:
-                rewrite(piece, (), self._screening.placeholders, restore=True)
-        is_changed = any(
-            piece.text != original for piece, original in zip(pieces, originals, strict=True)
-        )
-        self._findings.unscreened.update(self._route.generates)
+        changed = False
+        if self._is_error:
+            value = await self._screen_error(value, texts)
+        else:
+            value, changed = await screen_answer(value, texts, self._owner)
+            self._findings.unscreened.update(self._route.generates)
         body = bytes(self._body)
         if isinstance(value, dict):
-            if is_changed:
-                without_tokens(value)
-            value["guard"] = self._owner.guard_object(value.get("guard"))
-            body = encode_json(value)
-        elif is_changed:
+            if verdicts is not None:
+                self._owner.put_back(verdicts, value)
+            body = encode_json(with_verdict(value, self._owner.guard_object()))
+        elif changed:
             body = encode_json(value)
         MutableHeaders(scope=self._start)["content-length"] = str(len(body))
         await self._write(body, more=False)
 
-    async def _screen_texts(self, texts: JsonTexts) -> bool:
-        """Screen and redact the texts of a response; return whether they must not leave."""
-        pieces, placeholders = texts.pieces, self._screening.placeholders
-        screens = self._screening.plan.answering
-        patterns = [screen for screen in screens if screen.head is None]
-        results = await self._owner.read([piece.text for piece in pieces], patterns)
-        for piece, piece_results in zip(pieces, results, strict=True):
-            acting = self._findings.add(piece_results, piece.path, in_response=True)
-            # the name of a member cannot be redacted
-            if blocks(acting) or (piece.is_key and redactions(acting)):
-                return True
-            rewrite(piece, acting, placeholders, restore=False)
-        units = list(texts.units())
-        results = await self._owner.read(list(map(joined_text, units)), screens)
-        for unit, unit_results in zip(units, results, strict=True):
-            if self._findings.add(unit_results, unit[0].path, in_response=True):
-                return True  # nor can a match across several strings
-        return False
+    async def _screen_error(self, value: Any, texts: JsonTexts) -> Any:
+        """The body of an error that the app answers with, as the client may read it."""
+        assert self._start is not None
+        own_app = self._owner.context.own_app
+        await screen_error(
+            [piece for piece in texts.pieces if not is_of_answer(piece)],
+            [piece for piece in texts.pieces if is_of_answer(piece)],
+            self._findings,
+            self._owner,
+            self._screening.placeholders,
+            own_app=own_app,
+        )
+        if own_app:
+            return value
+        MutableHeaders(scope=self._start)["content-type"] = "application/json"
+        return shaped_error(value, self._start["status"], self._owner.exchange)
 
     async def _write(self, body: bytes, *, more: bool = True) -> None:
         if self._is_finished:
@@ -303,7 +311,10 @@ class ScreenedResponse:
             self._findings.fail(error.message)
         if self._stream is None:
             raise internal_error() from error  # half a response has left: the connection is cut
-        await self._write(framed(envelope(error)), more=False)
+        name, event = error_event(error, self._owner.exchange, self._stream.sent)
+        if "guard" not in event:
+            event = with_verdict(event, self._owner.guard_object())
+        await self._write(framed(event, name), more=False)
 
 
 def _is_of_kind(media: str, kind: str) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from guard.config.schema import Place
-from server.screening.streams.formats.base import StreamFormat
+from server.screening.streams.formats.base import StreamFormat, StreamOptions
 from server.screening.streams.formats.choices import ChatFormat, CompletionFormat
 from server.screening.streams.formats.images import ImagesFormat
 from server.screening.streams.formats.messages import MessagesFormat
@@ -33,7 +33,7 @@ class Route:
 
     name: str
     default_place: Place = "user"
-    stream_format: Callable[[], StreamFormat] | None = None
+    stream_format: Callable[[StreamOptions], StreamFormat] | None = None
     response_kind: str = "text"
     generates: tuple[str, ...] = ()
     accepts_forms: bool = False

@@ -11,13 +11,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from server.screening.streams.formats.base import Group, Slot, StreamFormat, framed
+from server.screening.streams.formats.base import Group, Slot, StreamFormat, framed, with_verdict
 from server.screening.streams.hold_back import HoldBackBuffer
 from server.screening.streams.sse import BrokenStream, data_of
 
 MAX_WAITING = 20_000
 """Events in the queue of a stream."""
 _SPELLING = {"logprobs", "top_logprobs", "token_ids", "prompt_token_ids", "prompt_logprobs"}
+_TOKEN_LISTS = _SPELLING | {"content", "refusal", "tokens", "token_logprobs", "text_offset"}
+"""Members of log-probabilities: lists of tokens. All other names may be tokens themselves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,7 @@ class EventQueue:
     def __init__(
         self,
         stream_format: StreamFormat,
-        guard_object: Callable[[dict[str, Any] | None], Mapping[str, Any]],
+        guard_object: Callable[[], Mapping[str, Any] | None],
     ) -> None:
         self._format, self._guard_object = stream_format, guard_object
         self._events: list[WaitingEvent] = []
@@ -126,21 +128,23 @@ class EventQueue:
         return is_first and is_free and not self._has_barrier
 
     def _serialize(self, event: WaitingEvent) -> bytes:
-        if event.mark is not None:
-            self._format.on_sent(event.mark)
         texts = [_take(part, part.end) for part in event.parts]
+        if event.mark is not None:
+            self._format.on_sent(event.mark, texts)
         if any(text != part.text for part, text in zip(event.parts, texts, strict=True)):
             self._rewrite(event, texts)
         if event.event is None:
             return event.raw
         if self._format.carries_verdict(event.event):
-            event.event["guard"] = self._guard_object(event.event.get("guard"))
+            event.event = with_verdict(event.event, self._guard_object())
         return framed(event.event, event.name)
 
     def _free_part(self, event: WaitingEvent) -> bytes:
         texts = [_take(part, min(part.end, part.buffer.free)) for part in event.parts]
         if not any(texts):
             return b""
+        if event.mark is not None:
+            self._format.on_sent(event.mark, texts)
         self._rewrite(event, texts)
         assert event.event is not None
         return framed(event.event, event.name)
@@ -160,18 +164,27 @@ def _take(part: SlotText, end: int) -> str:
 
 def without_tokens(value: Any) -> bool:
     """Remove the tokens of rewritten texts, which spell the originals; return whether there were
-    any."""
+    any. Lists of them become empty, and what holds no token stays as it is."""
     removed = False
     if isinstance(value, dict):
         for name, item in value.items():
-            if name in _SPELLING and item is not None:
-                value[name], removed = None, True
-            else:
+            if name not in _SPELLING:
                 removed = without_tokens(item) or removed
+            elif (rest := _without_tokens(item)) != item:
+                value[name], removed = rest, True
     elif isinstance(value, list):
         for item in value:
             removed = without_tokens(item) or removed
     return removed
+
+
+def _without_tokens(value: Any) -> Any:
+    """What is left of a member that spells a text."""
+    if isinstance(value, dict):
+        return {name: _without_tokens(item) for name, item in value.items() if name in _TOKEN_LISTS}
+    if isinstance(value, list):
+        return []
+    return None if isinstance(value, str) else value
 
 
 def parsed(data: str) -> dict[str, Any]:

@@ -7,8 +7,8 @@ from functools import partial
 from itertools import zip_longest
 from typing import Any, Protocol
 
-from server.errors import envelope
-from server.screening.errors import UnreadableAnswer
+from server.error_shapes import SentStream
+from server.screening.app_verdicts import TakenVerdicts
 from server.screening.findings import (
     Findings,
     ScreenedText,
@@ -29,13 +29,14 @@ from server.screening.streams.formats.base import (
     Slot,
     StreamFormat,
     is_error,
-    masked_error,
+    with_verdict,
 )
 from server.screening.streams.hold_back import HoldBackBuffer
 from server.screening.streams.sse import DONE, EventReader, SentEvent
 from server.screening.texts.json_texts import JsonText, texts_of
 from server.screening.texts.redaction import Placeholders
 from server.screening.texts.rewriting import rewrite
+from server.screening.upstream_errors import error_pieces, screen_error
 
 LOOKBACK = 500
 """Characters before the held text that are read with it: the context that a classifier needs."""
@@ -47,8 +48,14 @@ COMMENT = b":\n\n"
 class ResponseScreens(TextReader, Protocol):
     """Runs the screens on a response, and makes the verdict that it carries."""
 
-    def guard_object(self, app_guard: object) -> dict[str, Any]:
-        """The `guard` object, with the verdicts in that of the app behind the screens."""
+    def guard_object(self) -> dict[str, Any] | None:
+        """The `guard` object, the verdicts of the app in it; None where the client is not told."""
+
+    def take_verdicts(self, body: dict[str, Any]) -> TakenVerdicts:
+        """Take the verdicts of the app out of a body or an event, and count them."""
+
+    def put_back(self, verdicts: TakenVerdicts, body: dict[str, Any]) -> None:
+        """Give those of single rows back, as far as the client is told."""
 
 
 class StreamGuard:
@@ -91,6 +98,11 @@ class StreamGuard:
         self._cut_groups: set[Group] = set()
 
     @property
+    def sent(self) -> SentStream:
+        """What has left, for an error at the end."""
+        return self._format.sent()
+
+    @property
     def is_holding(self) -> bool:
         """Whether any event waits."""
         return bool(self._queue)
@@ -128,36 +140,47 @@ class StreamGuard:
             self._queue.put(WaitingEvent(sent.raw))
             return out + self._queue.release()
         event = parsed(sent.data)
+        verdicts = self._screens.take_verdicts(event)
         self._format.observe(event)
         out = b""
         for part in self._format.split(event):
-            out += await self._take_event(sent, part, is_split=part is not event)
+            is_changed = part is not event or bool(verdicts)
+            out += await self._take_event(sent, part, verdicts, is_changed=is_changed)
             if self.is_over:
                 break
         return out
 
-    async def _take_event(self, sent: SentEvent, event: dict[str, Any], *, is_split: bool) -> bytes:
+    async def _take_event(
+        self, sent: SentEvent, event: dict[str, Any], verdicts: TakenVerdicts, *, is_changed: bool
+    ) -> bytes:
         groups = self._format.groups(event)
         if groups and all(group in self._cut_groups for group in groups):
             return b""
         slots = self._format.slots(event)
         pieces = self._whole_texts(event, slots)
-        reports_error = not slots and is_error(event)
-        reads = self._reads and not (reports_error and self._own_app)
-        rewritten = await self._screen_whole_texts(event, pieces, reads=reads)
-        if rewritten is None and reports_error:
-            # an error is for the client to know, though not its words
-            error = envelope(UnreadableAnswer("The upstream's error is not shown."))["error"]
-            event = masked_error(event, error) | {"guard": self._screens.guard_object(None)}
-            rewritten = True
+        name = sent.name
+        errors, others = ((), pieces) if slots else error_pieces(pieces, event)
+        rewritten: bool | None
+        if not slots and is_error(event):
+            rewritten = await self._screen_error(errors, others)
+            if not self._own_app:
+                name, event = self._format.error_event(event)
+                event = with_verdict(event, self._screens.guard_object())
+                rewritten = True
+        else:
+            rewritten = await self._screen_whole_texts(event, others)
+            if errors and rewritten is not None:
+                rewritten = await self._screen_error(errors, ()) or rewritten
         if rewritten is None:
             return self._cut(groups or list(self._group_buffers) or [0])
-        item = WaitingEvent(sent.raw, sent.name, groups=groups, mark=self._format.mark(event))
+        self._format.passed(event)
+        self._screens.put_back(verdicts, event)
+        item = WaitingEvent(sent.raw, name, groups=groups, mark=self._format.mark(event))
         touched = self._add(item, slots)
         if not touched and not pieces:
             # tokens without the text that they spell
             rewritten = without_tokens(event) or rewritten
-        if is_split or rewritten or self._format.carries_verdict(event):
+        if is_changed or rewritten or self._format.carries_verdict(event):
             item.event, item.slots = event, slots
         self._queue.put(item)
         ended = [g for g in self._format.ended_groups(event) if g not in self._cut_groups]
@@ -175,13 +198,13 @@ class StreamGuard:
         return [piece for piece in pieces if (id(piece.holder), piece.key) not in slotted]
 
     async def _screen_whole_texts(
-        self, event: dict[str, Any], pieces: Sequence[JsonText], *, reads: bool
+        self, event: dict[str, Any], pieces: Sequence[JsonText]
     ) -> bool | None:
         """Screen the texts of an event that are whole; return whether one was rewritten, or None
         where one must not leave."""
         rewritten = False
         results: Sequence[Sequence[ScreenedText]] = ()
-        if reads and pieces:
+        if self._reads and pieces:
             texts = [piece.text for piece in pieces]
             results = await self._screens.read(texts, self._findings.plan.answering)
         for piece, piece_results in zip_longest(pieces, results, fillvalue=()):
@@ -193,6 +216,17 @@ class StreamGuard:
                 rewritten = True
                 without_tokens(event)
         return rewritten
+
+    async def _screen_error(self, errors: Sequence[JsonText], others: Sequence[JsonText]) -> bool:
+        """Screen an error that the app reports; return whether a text of it was rewritten."""
+        return await screen_error(
+            errors,
+            others,
+            self._findings,
+            self._screens,
+            self._placeholders,
+            own_app=self._own_app,
+        )
 
     def _add(self, item: WaitingEvent, slots: Sequence[Slot]) -> list[tuple[Group, HoldBackBuffer]]:
         """Add the texts of slots to their buffers; return the buffers that have grown."""
@@ -288,11 +322,11 @@ class StreamGuard:
                 continue
             out += self._queue.drop(group)
             self._cut_groups.add(group)
-            for event in self._format.cut_events(group, self._screens.guard_object(None)):
+            for event in self._format.cut_events(group, self._screens.guard_object()):
                 out += event
         if len(self._cut_groups) >= self._choices:
             self.is_over = True
             self._queue.clear()
-            for event in self._format.closing_events(self._screens.guard_object(None)):
+            for event in self._format.closing_events(self._screens.guard_object()):
                 out += event
         return bytes(out)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from guard.config.schema import ScreenConfig, TextAction
 from guard.plans.screens import TextPlan, TextScreen
+from server.screening.app_verdicts import TakenVerdicts
 from server.screening.findings import Findings, ScreenedText
 from server.screening.streams.event_queue import EventQueue, WaitingEvent
 from server.screening.streams.formats.base import StreamFormat
@@ -69,8 +70,14 @@ class _Guarded:
         ]
         return [[ScreenedText(self.screen, float(bool(spans)), spans)] for spans in matches]
 
-    def guard_object(self, app_guard: object) -> dict[str, Any]:
+    def guard_object(self) -> dict[str, Any]:
         return {"outcome": self.findings.outcome}
+
+    def take_verdicts(self, body: dict[str, Any]) -> TakenVerdicts:
+        return TakenVerdicts(body)
+
+    def put_back(self, verdicts: TakenVerdicts, body: dict[str, Any]) -> None:
+        verdicts.put_back(body, "full")
 
     def run(self, chunks: Sequence[bytes]) -> bytes:
         async def through() -> bytes:
@@ -170,7 +177,7 @@ def _normal(out: bytes) -> list[Any]:
 
 def test_the_end_of_a_stream_leaves_whatever_its_format() -> None:
     for form in (ChatFormat(), MessagesFormat(), ResponsesFormat()):
-        queue = EventQueue(form, lambda inner: {})
+        queue = EventQueue(form, dict)
         queue.put(WaitingEvent(b"data: [DONE]\n\n"))
         assert queue.release() == b"data: [DONE]\n\n"
 
