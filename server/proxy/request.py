@@ -88,7 +88,7 @@ class ProxiedRequest:
                 screens = list(context.plans.screens)
                 reply = JSONReply(await moderate(body.value, screens, context.screener))
                 await reply(scope, receive, send)
-            elif plan.active and not self._passes_unread(plan, body):
+            elif self._is_read(plan, body):
                 screened = self._screen(plan, body or RequestBody(b"", {}))
                 await screened.run(scope, receive, send)
             else:
@@ -116,6 +116,7 @@ class ProxiedRequest:
         context, headers = self.context, self.request.headers
         delegates = context.forwarder.upstreams.delegates
         is_needed = context.plans.active or delegates or self.request.url.path == MODERATIONS
+        is_needed = is_needed or self._hides_verdicts
         if not is_needed or self.request.method in SAFE_METHODS:
             return None
         limit = context.config.proxy.max_body_bytes
@@ -151,6 +152,17 @@ class ProxiedRequest:
         name = choose_policy(config, self.key, self._model, self.request.headers, policy)
         self.exchange.apply(config, name)
         return self.context.plans[name]
+
+    @property
+    def _hides_verdicts(self) -> bool:
+        """Whether verdicts of an upstream that is guarded too are not for this client."""
+        return self.exchange.detail != "full" and self.route is not None
+
+    def _is_read(self, plan: TextPlan, body: RequestBody | None) -> bool:
+        """Whether request and answer are read. Raises as `_passes_unread`."""
+        if plan.active:
+            return not self._passes_unread(plan, body)
+        return self._hides_verdicts and body is not None
 
     def _passes_unread(self, plan: TextPlan, body: RequestBody | None) -> bool:
         """Whether the request goes through unread though its policy has screens.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -12,9 +12,10 @@ from starlette.requests import Request
 from starlette.types import Message, Receive, Scope, Send
 
 from guard.errors import GuardError
-from server.error_shapes import RESPONSES, SentStream
+from server.error_shapes import ANTHROPIC, RESPONSES, ErrorShape, SentStream
 from server.errors import ClientGone, error_event, error_response, verdict_of
 from server.observe.exchange import Exchange, exchange_of
+from server.proxy.errors import UpstreamBroken
 from server.screening.streams.formats.base import framed
 from server.screening.streams.sse import BrokenStream, EventReader
 
@@ -22,6 +23,16 @@ logger = logging.getLogger(__name__)
 
 _HEAD_BYTES, _TAIL_BYTES = 65_536, 16_384
 """What is kept of the beginning and of the end of a stream of `/v1/responses`."""
+_ENDS: Mapping[ErrorShape, Sequence[bytes]] = {
+    ANTHROPIC: (b'"message_stop"', b'"error"'),
+    RESPONSES: (
+        *(b'"response.completed"', b'"response.incomplete"', b'"response.failed"'),
+        *(b'"error"', b"[DONE]"),
+    ),
+}
+"""What stands in the last event of a stream, by the API, where it has such an event. In a text the
+quotation marks would be escaped."""
+_LONGEST_END = 32
 
 
 class TrackedSend:
@@ -33,19 +44,25 @@ class TrackedSend:
         self._head, self._tail = b"", b""
         # events of the other APIs do not refer to those before them
         keeps = exchange.error_shape is RESPONSES
-        self._head_bytes, self._tail_bytes = (_HEAD_BYTES, _TAIL_BYTES) if keeps else (0, 4)
+        self._head_bytes = _HEAD_BYTES if keeps else 0
+        self._tail_bytes = _TAIL_BYTES if keeps else _LONGEST_END
+        self._ends = _ENDS.get(exchange.error_shape, ())
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self._is_started = True
             headers = dict(message["headers"])
             self._is_stream = headers.get(b"content-type", b"").startswith(b"text/event-stream")
-        elif self._is_stream and (body := message.get("body")):
-            if len(self._head) < self._head_bytes:
-                self._head += body[: self._head_bytes - len(self._head)]
-            self._tail = (self._tail + body[-self._tail_bytes :])[-self._tail_bytes :]
-        is_body = message["type"] == "http.response.body"
-        self._is_finished = is_body and not message.get("more_body", False)
+            await self._send(message)
+            return
+        if self._is_stream and (body := message.get("body")):
+            self._keep(body)
+        is_last = not message.get("more_body", False)
+        if is_last and self._is_stream and self._ends:
+            # a connection that is closed looks like the end of an answer without a length
+            await self._send({**message, "more_body": True})
+            raise UpstreamBroken("The upstream hung up before its answer was over.")
+        self._is_finished = is_last
         await self._send(message)
 
     async def fail(self, error: GuardError, scope: Scope, receive: Receive) -> None:
@@ -64,6 +81,15 @@ class TrackedSend:
             await self._send({"type": "http.response.body", "body": last, "more_body": False})
         elif not isinstance(error, ClientGone):
             logger.warning("a response was cut: %s", error.message)
+
+    def _keep(self, body: bytes) -> None:
+        if len(self._head) < self._head_bytes:
+            self._head += body[: self._head_bytes - len(self._head)]
+        if self._ends:
+            recent = self._tail[-_LONGEST_END:] + body
+            if any(end in recent for end in self._ends):
+                self._ends = ()  # nothing is missing
+        self._tail = (self._tail + body[-self._tail_bytes :])[-self._tail_bytes :]
 
     def _sent(self) -> SentStream:
         """What has left of a stream of `/v1/responses`."""

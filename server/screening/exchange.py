@@ -56,7 +56,7 @@ class ScreenedExchange:
         self._body, self._altered = body, altered
         self._app_guards: tuple[GuardVerdict, ...] = ()
         self._app_outcome: Outcome = "pass"
-        self._has_verdict = False
+        self._has_verdict = self._app_has_verdict = False
         self._started = time.perf_counter()
 
     async def run(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -106,6 +106,7 @@ class ScreenedExchange:
         """Take the verdicts of the app out of a body or an event; they count into this one."""
         taken = TakenVerdicts(body)
         if taken:
+            self._app_has_verdict = True
             self._app_outcome = gravest([self._app_outcome, taken.outcome])
             self._app_guards = taken.guards or self._app_guards
         return taken
@@ -116,6 +117,8 @@ class ScreenedExchange:
 
     def guard_object(self) -> dict[str, Any] | None:
         """The `guard` object of the response; None where the client is not told."""
+        if not self.plan.active and not self._app_has_verdict:
+            return None
         self._has_verdict = True
         return self.exchange.guard(self.verdict()).get("guard")
 
@@ -132,7 +135,7 @@ class ScreenedExchange:
         self.refused = True
         self.plan.require_whole()
         kind = self.route.response_kind
-        if kind != "text" and not self.plan.passes(kind):
+        if self.plan.active and kind != "text" and not self.plan.passes(kind):
             raise UnscreenedContent(
                 f"The policy {self.plan.policy!r} reads text, and the answer would be "
                 f"{kind}: have the operator let that pass unscreened."

@@ -151,6 +151,8 @@ class ScreenedResponse:
         elif kind != "text" and status < 400 and _is_of_kind(media, kind):
             self._passes_unread = True
             self._findings.unscreened.add(kind)
+        elif not self._screening.plan.active:
+            self._passes_unread = True  # only JSON and events bring a verdict, which is not shown
         else:
             raise UnreadableAnswer(
                 f"The answer is {media[:60] or 'of no type'}, which cannot be screened here."
@@ -203,6 +205,9 @@ class ScreenedResponse:
         out = await stream.feed(body)
         if not more and not stream.is_over:
             out += await stream.end()
+            if not stream.is_complete:
+                await self._write(out)
+                raise UnreadableAnswer("The answer ends in its middle.")
         if stream.is_over:
             self.stop()
         await self._write(out, more=more and not stream.is_over)

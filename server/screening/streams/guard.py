@@ -96,11 +96,17 @@ class StreamGuard:
         self._group_buffers: dict[Group, list[HoldBackBuffer]] = {}
         self._reach: dict[Group, int] = {}
         self._cut_groups: set[Group] = set()
+        self._has_done = False
 
     @property
     def sent(self) -> SentStream:
         """What has left, for an error at the end."""
         return self._format.sent()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the stream has ended as its API ends streams, or been cut."""
+        return self.is_over or self._has_done or self._format.is_complete
 
     @property
     def is_holding(self) -> bool:
@@ -134,6 +140,7 @@ class StreamGuard:
         if sent.data is None:
             return COMMENT  # it keeps a connection open, so it does not wait
         if sent.data == DONE:
+            self._has_done = True
             out = await self._read_rest(list(self._group_buffers))
             if self.is_over:
                 return out
@@ -165,6 +172,7 @@ class StreamGuard:
             rewritten = await self._screen_error(errors, others)
             if not self._own_app:
                 name, event = self._format.error_event(event)
+            if verdicts or not self._own_app:
                 event = with_verdict(event, self._screens.guard_object())
                 rewritten = True
         else:

@@ -106,6 +106,11 @@ class StreamFormat(ABC):
         """What has left of the stream, as far as an error at its end refers to it."""
         return SentStream()
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether the event has come that ends every stream of this API; True where none does."""
+        return True
+
     def error_event(self, event: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         """The name and the data of an error that the upstream reports in its stream, in the shape
         of this API."""

@@ -14,6 +14,7 @@ from server.screening.streams.formats.base import (
     StreamOptions,
     fields_of,
     framed,
+    is_error,
     other_slots,
     texts_under,
     with_verdict,
@@ -31,7 +32,7 @@ class MessagesFormat(StreamFormat):
 
     def __init__(self, options: StreamOptions = NO_OPTIONS) -> None:
         super().__init__(options)
-        self._is_started = False
+        self._is_started = self._is_complete = False
         self._open_block: Any = None
         self._is_text = False
         self._next_index = 0
@@ -39,6 +40,12 @@ class MessagesFormat(StreamFormat):
 
     def observe(self, event: dict[str, Any]) -> None:
         self._tokens += event.get("type") == "content_block_delta"
+        is_last = event.get("type") == "message_stop" or is_error(event)
+        self._is_complete = self._is_complete or is_last
+
+    @property
+    def is_complete(self) -> bool:
+        return self._is_complete
 
     def slots(self, event: dict[str, Any]) -> Sequence[Slot]:
         kind, index = event.get("type"), event.get("index")

@@ -15,6 +15,7 @@ from server.screening.streams.formats.base import (
     StreamOptions,
     fields_of,
     framed,
+    is_error,
     texts_under,
     with_verdict,
 )
@@ -31,12 +32,13 @@ class ResponsesFormat(StreamFormat):
         super().__init__(options)
         self._response: dict[str, Any] = {}
         self._delivered = DeliveredOutput()
-        self._is_created = False
+        self._is_created = self._is_complete = False
         self._number = -1
 
     def observe(self, event: dict[str, Any]) -> None:
         if isinstance(number := event.get("sequence_number"), int):
             self._number = max(self._number, number)
+        self._is_complete = self._is_complete or event.get("type") in self._LAST or is_error(event)
 
     def passed(self, event: dict[str, Any]) -> None:
         if isinstance(response := event.get("response"), dict):
@@ -56,6 +58,10 @@ class ResponsesFormat(StreamFormat):
         if not self._is_created:
             return SentStream(None, self._number)
         return SentStream(self._whole({}), self._number)
+
+    @property
+    def is_complete(self) -> bool:
+        return self._is_complete
 
     def slots(self, event: dict[str, Any]) -> Sequence[Slot]:
         kind = event.get("type")
