@@ -14,7 +14,8 @@ from guard.verdict import GuardVerdict, Outcome, VerdictDetail, gravest, shown
 _OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 _WORD = re.compile(r"[\w.:/@+\[\]-]{0,160}", re.ASCII)
 _MAX_GUARDS = 1000
-_MAX_REASON = 300
+_REASON = "could not be applied by the app behind these screens"
+"""Stands for the app's own reason, which is a free text."""
 _TEXTS = ("guard", "concept", "method", "action", "place")
 _NUMBERS = ("score", "threshold", "position", "steps", "after", "area", "peak")
 _REQUIRED = ("guard", "concept", "method", "threshold", "fired", "action")
@@ -108,8 +109,8 @@ def _guard(value: Any) -> GuardVerdict | None:
     known: dict[str, Any] = {name: value[name] for name in _TEXTS if _is_word(value.get(name))}
     known |= {name: value.get(name) for name in _NUMBERS if _is_number(value.get(name))}
     known["fired"] = value["fired"] is True
-    if isinstance(reason := value.get("error"), str):
-        known["error"] = reason[:_MAX_REASON]
+    if value.get("error") is not None:
+        known["error"] = _REASON
     try:
         return GuardVerdict(**{"score": None, **known})
     except TypeError:  # a member that it needs is no word, or no number
