@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -156,7 +156,7 @@ ANTHROPIC_VERSION = "anthropic-version"
 """The header that every client of Anthropic's API sends."""
 
 
-def shape_of(path: str, header_names: frozenset[str] = frozenset()) -> ErrorShape:
+def shape_of(path: str, headers: Container[str] = ()) -> ErrorShape:
     """The shape of errors for a request to `path` with these headers, whose names are lower case.
 
     Where the path does not say which API is meant (a list of models, an unknown URL), the header
@@ -166,6 +166,6 @@ def shape_of(path: str, header_names: frozenset[str] = frozenset()) -> ErrorShap
         return ANTHROPIC
     if _RESPONSES.fullmatch(path):
         return RESPONSES
-    if ANTHROPIC_VERSION in header_names and not _OPENAI_ONLY.fullmatch(path):
+    if ANTHROPIC_VERSION in headers and not _OPENAI_ONLY.fullmatch(path):
         return ANTHROPIC
     return OPENAI

@@ -48,7 +48,7 @@ class Exchange:
         headers = Headers(scope=scope)
         return cls(
             request_id(headers.get("x-request-id")),
-            error_shape=shape_of(scope["path"], frozenset(headers.keys())),
+            error_shape=shape_of(scope["path"], headers),
         )
 
     def identify(self, config: Config, key: KeyConfig | None) -> None:

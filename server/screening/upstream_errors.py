@@ -7,11 +7,11 @@ secrets, which patterns find: these are redacted, or their words are withheld.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from http import HTTPStatus
 from typing import Any
 
 from server.error_shapes import ANTHROPIC, ErrorFields
 from server.observe.exchange import Exchange
+from server.screening.errors import UpstreamError
 from server.screening.findings import Findings, ScreenedText, TextReader, blocks, redactions
 from server.screening.streams.formats.base import fields_of
 from server.screening.texts.json_texts import JsonText
@@ -19,7 +19,6 @@ from server.screening.texts.redaction import Placeholders
 from server.screening.texts.rewriting import rewrite
 
 WITHHELD = "The upstream's words are not shown."
-CODE = "upstream_error"
 _ANSWERS = ("choices", "output", "content", "candidates")
 """Members that no error has; what they hold is read like an answer."""
 
@@ -91,7 +90,9 @@ def shaped_error(value: Any, status: int, exchange: Exchange) -> dict[str, Any]:
     if isinstance(value, list) and value:
         value = value[0]
     if not isinstance(value, dict):
-        return exchange.error_shape.body(plain_error(status), exchange.request_id)
+        plain = UpstreamError(status)
+        fields = ErrorFields.of_status(status, plain.message, plain.code)
+        return exchange.error_shape.body(fields, exchange.request_id)
     error = value.get("error")
     if exchange.error_shape is not ANTHROPIC or (
         value.get("type") == "error" and isinstance(error, dict) and "message" in error
@@ -100,10 +101,3 @@ def shaped_error(value: Any, status: int, exchange: Exchange) -> dict[str, Any]:
     known = fields_of(value)
     fields = ErrorFields(status, known.message, known.type, known.code, known.param)
     return ANTHROPIC.body(fields, exchange.request_id)
-
-
-def plain_error(status: int) -> ErrorFields:
-    """The error of an upstream of which the client is told the status alone."""
-    phrases = {known.value: f" ({known.phrase})" for known in HTTPStatus}
-    phrase = phrases.get(status, "")
-    return ErrorFields.of_status(status, f"The upstream answered {status}{phrase}.", CODE)
