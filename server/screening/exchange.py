@@ -16,7 +16,7 @@ from guard.plans.screens import TextPlan, TextScreen
 from guard.verdict import GuardVerdict, Outcome, Verdict, gravest
 from server.errors import ClientGone, RequestTimeout
 from server.observe.exchange import MODEL, UPSTREAM, Exchange
-from server.screening.app_verdicts import TakenVerdicts
+from server.screening.answers.app_verdicts import TakenVerdicts
 from server.screening.context import ScreeningContext
 from server.screening.errors import UnscreenedContent
 from server.screening.findings import Findings, ScreenedText

@@ -15,7 +15,7 @@ from guard.audit import AuditLog
 from guard.config.schema import Config, load_config
 from guard.errors import ConfigError
 from tests.server.live_server import LiveServer, key, live_server, settings
-from tests.server.proxy.api_streams import events_of
+from tests.server.proxy.answers.api_streams import events_of
 from tests.server.screen_configs import screen_config, write_list
 
 DETAILS = ["none", "outcome", "full"]

@@ -8,7 +8,8 @@ from itertools import zip_longest
 from typing import Any, Protocol
 
 from server.error_shapes import SentStream
-from server.screening.app_verdicts import TakenVerdicts
+from server.screening.answers.app_verdicts import TakenVerdicts
+from server.screening.answers.upstream_errors import error_pieces, screen_error
 from server.screening.findings import (
     Findings,
     ScreenedText,
@@ -36,7 +37,6 @@ from server.screening.streams.sse import DONE, EventReader, SentEvent
 from server.screening.texts.json_texts import JsonText, texts_of
 from server.screening.texts.redaction import Placeholders
 from server.screening.texts.rewriting import rewrite
-from server.screening.upstream_errors import error_pieces, screen_error
 
 LOOKBACK = 500
 """Characters before the held text that are read with it: the context that a classifier needs."""
@@ -147,7 +147,8 @@ class StreamGuard:
             self._queue.put(WaitingEvent(sent.raw))
             return out + self._queue.release()
         event = parsed(sent.data)
-        verdicts = self._screens.take_verdicts(event)
+        # few events have one; where its name is spelled otherwise it is read as a text
+        verdicts = self._screens.take_verdicts(event) if '"guard"' in sent.data else None
         self._format.observe(event)
         out = b""
         for part in self._format.split(event):
@@ -158,7 +159,12 @@ class StreamGuard:
         return out
 
     async def _take_event(
-        self, sent: SentEvent, event: dict[str, Any], verdicts: TakenVerdicts, *, is_changed: bool
+        self,
+        sent: SentEvent,
+        event: dict[str, Any],
+        verdicts: TakenVerdicts | None,
+        *,
+        is_changed: bool,
     ) -> bytes:
         groups = self._format.groups(event)
         if groups and all(group in self._cut_groups for group in groups):
@@ -182,7 +188,8 @@ class StreamGuard:
         if rewritten is None:
             return self._cut(groups or list(self._group_buffers) or [0])
         self._format.passed(event)
-        self._screens.put_back(verdicts, event)
+        if verdicts:
+            self._screens.put_back(verdicts, event)
         item = WaitingEvent(sent.raw, name, groups=groups, mark=self._format.mark(event))
         touched = self._add(item, slots)
         if not touched and not pieces:

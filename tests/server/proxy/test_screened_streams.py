@@ -13,7 +13,7 @@ import pytest
 from openai import OpenAI
 from starlette.types import Send
 
-from server.screening.upstream_errors import WITHHELD
+from server.screening.answers.upstream_errors import WITHHELD
 from tests.server.proxy.screened import ask, read_stream, screened, streaming
 from tests.server.proxy.stand import (
     Upstream,

@@ -14,7 +14,7 @@ from server.screening.streams.formats import delivered
 from server.screening.streams.formats.base import StreamOptions
 from server.screening.streams.formats.delivered import DeliveredOutput, Mark
 from server.screening.streams.formats.responses import ResponsesFormat
-from tests.server.proxy.api_streams import events_of, response_events
+from tests.server.proxy.answers.api_streams import events_of, response_events
 from tests.server.screening.streams.test_guard import CUTS, TEXTS, _cut, _Guarded
 
 

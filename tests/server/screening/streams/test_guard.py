@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from guard.config.schema import ScreenConfig, TextAction
 from guard.plans.screens import TextPlan, TextScreen
-from server.screening.app_verdicts import TakenVerdicts
+from server.screening.answers.app_verdicts import TakenVerdicts
+from server.screening.answers.upstream_errors import WITHHELD
 from server.screening.findings import Findings, ScreenedText
 from server.screening.streams.event_queue import EventQueue, WaitingEvent
 from server.screening.streams.formats.base import StreamFormat
@@ -25,7 +26,6 @@ from server.screening.streams.formats.responses import ResponsesFormat
 from server.screening.streams.guard import StreamGuard
 from server.screening.streams.hold_back import Span
 from server.screening.texts.redaction import Placeholders
-from server.screening.upstream_errors import WITHHELD
 
 _SECRET = re.compile(r"a[bc]{1,4}a|dd")
 MARK = "[S_1]"

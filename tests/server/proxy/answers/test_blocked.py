@@ -12,7 +12,12 @@ import pytest
 from openai import OpenAI
 from starlette.types import Send
 
-from tests.server.proxy.api_streams import events_of, message_events, request, response_events
+from tests.server.proxy.answers.api_streams import (
+    events_of,
+    message_events,
+    request,
+    response_events,
+)
 from tests.server.proxy.screened import streaming
 from tests.server.proxy.stand import (
     Proxy,

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from guard.errors import ContentBlocked
-from server.screening.blocked_answers import block_answer, blocked_choices, choice_of
+from server.screening.answers.blocked import block_answer, blocked_choices, choice_of
+from server.screening.answers.upstream_errors import error_pieces, screen_error
 from server.screening.context import ScreeningContext
 from server.screening.findings import TextReader, blocks, redactions
 from server.screening.request import RequestScreening, joined_text
@@ -15,7 +16,6 @@ from server.screening.routes import Route
 from server.screening.streams.event_queue import without_tokens
 from server.screening.texts.json_texts import JsonText, JsonTexts
 from server.screening.texts.rewriting import rewrite
-from server.screening.upstream_errors import error_pieces, screen_error
 
 _ROW = re.compile(r"(choices|output)\[(\d+)\]")
 

@@ -14,7 +14,7 @@ import pytest
 from openai import APIError, OpenAI
 from starlette.types import Send
 
-from tests.server.proxy.api_streams import (
+from tests.server.proxy.answers.api_streams import (
     BODIES,
     events_of,
     message_events,

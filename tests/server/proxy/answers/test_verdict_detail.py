@@ -11,7 +11,12 @@ from typing import Any
 import pytest
 from starlette.types import Send
 
-from tests.server.proxy.api_streams import events_of, message_events, request, response_events
+from tests.server.proxy.answers.api_streams import (
+    events_of,
+    message_events,
+    request,
+    response_events,
+)
 from tests.server.proxy.screened import answering, screened, streaming
 from tests.server.proxy.stand import (
     Proxy,

@@ -11,10 +11,10 @@ import pytest
 from starlette.types import Send
 
 from guard.plans.screens import TextScreen
+from server.screening.answers.upstream_errors import WITHHELD
 from server.screening.findings import ScreenedText
 from server.screening.texts.screener import Screener
-from server.screening.upstream_errors import WITHHELD
-from tests.server.proxy.api_streams import events_of, request
+from tests.server.proxy.answers.api_streams import events_of, request
 from tests.server.proxy.screened import answering, screened, streaming
 from tests.server.proxy.stand import Upstream, UpstreamRequest, chat_chunk, send_response
 
