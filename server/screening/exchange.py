@@ -50,7 +50,9 @@ class ScreenedExchange:
         self.context, self.plan, self.route = context, plan, route
         self.exchange, self.model = exchange, model
         self.findings = Findings(plan)
-        self.screening = RequestScreening(plan, body.value, route.default_place, self.findings)
+        self.screening = RequestScreening(
+            plan, body.value, route.default_place, self.findings, own_app=context.own_app
+        )
         self.refused = False
         """Whether the request was not let through to the app, or its response is not wanted."""
         self._body, self._altered = body, altered

@@ -13,10 +13,14 @@ from guard.verdict import Verdict
 from server.errors import ImageBlocked, InvalidJSON
 from server.screening.errors import UnscreenedContent
 from server.screening.findings import Findings, ScreenedText, TextReader, blocks, redactions
+from server.screening.texts.joins import read_crossing, read_together
 from server.screening.texts.json_texts import JsonText, JsonTexts, conversation, texts_of
 from server.screening.texts.redaction import Placeholders
+from server.screening.texts.rewriting import rewrite
 from server.wire.strict_json import NestedTooDeeply
 
+_EARLIER = ("previous_response_id", "conversation")
+"""Fields that bring turns into a request which the upstream has kept."""
 VLLM_XARGS, POLICY_XARG = "vllm_xargs", "guard_policy"
 """Where a vLLM with this project's plugin finds the policy of a request."""
 
@@ -26,12 +30,14 @@ class RequestScreening:
     """One request under one plan.
 
     `body` is rewritten in place. `placeholders` stand for the texts that are redacted in it.
+    `own_app`: this server answers, and knows its own models' names.
     """
 
     plan: TextPlan
     body: dict[str, Any]
     default_place: Place
     findings: Findings
+    own_app: bool = False
     placeholders: Placeholders = field(default_factory=lambda: Placeholders(()))
     changed: bool = False
     upstream: str | None = None
@@ -47,8 +53,13 @@ class RequestScreening:
             texts = texts_of(self.body, self.default_place)
         except NestedTooDeeply as error:
             raise InvalidJSON(f"The body cannot be screened: {error}.") from None
+        if self.own_app:
+            texts.pieces = [piece for piece in texts.pieces if piece.path != "model"]
         self._require_screenable(texts)
-        self.placeholders = Placeholders(piece.text for piece in texts.pieces)
+        is_continued = any(self.body.get(name) for name in _EARLIER)
+        self.placeholders = Placeholders(
+            (piece.text for piece in texts.pieces), is_continued=is_continued
+        )
         # a redaction needs the string in which it is; strings that belong together are then read
         # as one text
         screens_by_places = self.plan.by_places
@@ -57,7 +68,7 @@ class RequestScreening:
             for piece in texts.pieces
             if any(piece.place in places for places in screens_by_places)
         ]
-        results = await reader.read([piece.text for piece in pieces], self.plan.lists)
+        results = await reader.read([piece.reading for piece in pieces], self.plan.lists)
         blocked = [
             self._apply([r for r in piece_results if piece.place in r.screen.places], piece)
             for piece, piece_results in zip(pieces, results, strict=True)
@@ -66,12 +77,15 @@ class RequestScreening:
         if any(blocked):
             return False
         for places, screens in screens_by_places.items():
-            groups = self._groups(texts, places)
-            results = await reader.read(list(map(joined_text, groups)), screens)
-            blocked += [
-                self._apply(group_results, group[0], is_writable=False)
-                for group, group_results in zip(groups, results, strict=True)
-            ]
+            heads = [screen for screen in screens if screen.head is not None]
+            lists = [screen for screen in screens if screen.head is None]
+            joined = await read_together(reader, self._groups(texts, places), heads)
+            joined += await read_crossing(reader, texts.at(places), lists)
+            if "user" in places and self.plan.settings.turns > 1:
+                turns = conversation(texts, self.plan.settings.turns, places)
+                joined += await read_crossing(reader, turns, lists)
+            blocked += [self._apply(found, first, is_writable=False) for first, found in joined]
+        texts.write_back()
         return not any(blocked)
 
     def _require_screenable(self, texts: JsonTexts) -> None:
@@ -100,11 +114,10 @@ class RequestScreening:
         acting = self.findings.add(results, piece.path)
         if blocks(acting):
             return True
-        if spans := redactions(acting):
+        if redactions(acting):
             if piece.is_key or not is_writable:
                 return True  # neither a name nor a match across several strings can be redacted
-            piece.write(self.placeholders.redact(piece.text, spans))
-            self.changed = True
+            self.changed = rewrite(piece, acting, self.placeholders) or self.changed
         settings = self.plan.settings
         for result in acting:
             if result.screen.action == "route":
@@ -116,11 +129,6 @@ class RequestScreening:
                 set_upstream_policy(self.body, settings.upstream_policy)
                 self.changed = True
         return False
-
-
-def joined_text(group: Sequence[JsonText]) -> str:
-    """Texts that belong together as one text."""
-    return "\n".join(piece.text for piece in group)
 
 
 def set_upstream_policy(body: dict[str, Any], policy: str | None) -> None:

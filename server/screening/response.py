@@ -145,6 +145,7 @@ class ScreenedResponse:
                 self._screening.placeholders,
                 choices=self._choices,
                 own_app=self._owner.context.own_app,
+                event_limit=self._owner.context.max_response_bytes,
             )
         elif media == "application/json" or media.endswith("+json") or status >= 400:
             pass
@@ -286,6 +287,7 @@ class ScreenedResponse:
             self._screening.placeholders,
             own_app=own_app,
         )
+        texts.write_back()
         if own_app:
             return value
         MutableHeaders(scope=self._start)["content-type"] = "application/json"

@@ -10,7 +10,7 @@ import base64
 import binascii
 import html
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final, Literal, NamedTuple
 from urllib.parse import unquote
 
@@ -31,9 +31,30 @@ _HEX: Final = re.compile(
 _HEX_MARKS: Final = re.compile(r"\\x|0x|[^0-9A-Fa-f]")
 _URL: Final = re.compile(r"(?:%[0-9A-Fa-f]{2})++")
 _ESCAPE: Final = re.compile(
-    r"(?:\\u[0-9A-Fa-f]{4}|\\u\{[0-9A-Fa-f]{1,6}\}|&#[0-9]{2,7};|&#[xX][0-9A-Fa-f]{2,6};)++"
+    r"(?:\\u[0-9A-Fa-f]{4}|\\u\{[0-9A-Fa-f]{1,6}\}|&#[0-9]{2,7};|&#[xX][0-9A-Fa-f]{2,6};"
+    r'|\\(?:["/bfnrt]|\\(?!u)))++'
 )
-_ESCAPED: Final = re.compile(r"\\u\{?([0-9A-Fa-f]{1,6})\}?|(&#[xX]?[0-9A-Fa-f]{2,7};)")
+_ESCAPED: Final = re.compile(
+    r"\\u\{?([0-9A-Fa-f]{1,6})\}?|(&#[xX]?[0-9A-Fa-f]{2,7};)|\\([\"\\/bfnrt])"
+)
+_SIGNS: Final = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
+RUNS: Final[Mapping[Codec, str]] = {
+    "escape": r"(?:\\u(?:[0-9A-Fa-f]{4}|\{[0-9A-Fa-f]{1,6}\})"
+    r'|&#(?:[0-9]{2,7}|[xX][0-9A-Fa-f]{2,6});|\\["\\/bfnrt])+',
+    "url": r"(?:%[0-9A-Fa-f]{2})+",
+    "hex": r"(?:\\x|0x)?[0-9A-Fa-f]{2}(?:(?:, ?|[ :-])?(?:\\x|0x)?[0-9A-Fa-f]{2}){3,}",
+    "base64": r"[A-Za-z0-9+/_-]{14,}={0,2}(?:[ \t]{0,4}\n[ \t>]{0,8}[A-Za-z0-9+/_-]+={0,2})*",
+}
+"""RE2 expressions of all that may be an encoded run, by codec, and of more."""
+_ANY_RUN: Final = re2.compile(
+    rb"[A-Za-z0-9+/_-]{14}|%[0-9A-Fa-f]{2}|\\[\"\\/bfnrtu]|&#"
+    rb"|(?:[0-9A-Fa-f]{2}(?:, ?|[ :-])?(?:\\x|0x)?){4}"
+)
+
+
+def may_have_runs(text: str) -> bool:
+    """Whether anything in the text looks like a part of an encoded run. Most texts have nothing."""
+    return bool(_ANY_RUN.search(text.encode(errors="replace")))
 
 
 def encoded_runs(text: str) -> list[tuple[Codec, Replacement]]:
@@ -41,6 +62,8 @@ def encoded_runs(text: str) -> list[tuple[Codec, Replacement]]:
 
     Together the decodings are no longer than the text.
     """
+    if not may_have_runs(text):
+        return []
     candidates = sorted(
         [*_escapes(text), *_urls(text), *_hexes(text), *_base64s(text)],
         key=lambda run: run[1].start,
@@ -53,7 +76,7 @@ def encoded_runs(text: str) -> list[tuple[Codec, Replacement]]:
 
 
 def _escapes(text: str) -> Iterator[tuple[Codec, Replacement]]:
-    if "\\u" in text or "&#" in text:
+    if "\\" in text or "&#" in text:
         for run in _ESCAPE.finditer(text):
             yield "escape", Replacement(run.start(), run.end(), _ESCAPED.sub(_unescape, run[0]))
 
@@ -61,6 +84,8 @@ def _escapes(text: str) -> Iterator[tuple[Codec, Replacement]]:
 def _unescape(escape: re.Match[str]) -> str:
     if escape[2]:
         return html.unescape(escape[2])
+    if escape[3]:
+        return _SIGNS.get(escape[3], escape[3])
     code = int(escape[1], 16)
     return chr(code) if code < 0x110000 else escape[0]
 

@@ -29,6 +29,11 @@ _ANY_APART: Final = re2.compile(
     rf"(?:^|[^A-Za-z0-9]){_LETTER}(?:[^A-Za-z0-9]{{1,3}}{_LETTER}){{2}}(?:[^A-Za-z0-9]|$)"
 )
 _ARTICLES: Final = "aAiI"
+APART: Final = (
+    rf"{_LETTER}(?:(?: {{1,3}}| ?[-._*/|,+~·•:;=#'\"] ?){_LETTER}){{2,}}",
+    rf"(?s:{_LETTER}.{_LETTER}\s\s)",
+)
+"""RE2 expressions of all letters apart, and of more."""
 
 _SIGNS: Final = str.maketrans("01345789@$!|+", "oieastbgasiit")
 _L_FOR_ONE: Final = str.maketrans("1!|", "lll")
@@ -36,6 +41,7 @@ _ANY_SIGN: Final = re2.compile(r"[A-Za-z][0-9@$!|+]|[0-9@$!|+][A-Za-z]")
 _TOKEN: Final = re.compile(
     r"(?<![A-Za-z0-9@$!|+])(?:[A-Za-z]++(?=[0-9@$!|+])|[0-9@$!|+]++(?=[A-Za-z]))[A-Za-z0-9@$!|+]*+"
 )
+_TOKEN_CHARACTERS: Final = string.ascii_letters + string.digits + "@$!|+"
 _VOWEL_SIGN: Final = re.compile(r"[b-df-hj-np-tv-xz]+[0134@!][b-df-hj-np-tv-z57$]", re.IGNORECASE)
 _NUMBER: Final = re.compile(r"(?<![A-Za-z0-9@$!|+])[0134578@$]{1,3}(?![A-Za-z0-9@$!|+])")
 _MANY: Final = 3
@@ -187,6 +193,39 @@ _GAINS: Final = {
     letter: math.log(turned / percent)
     for letter, percent, turned in zip(_SMALL, _PERCENT, _PERCENT[13:] + _PERCENT[:13], strict=True)
 }
+
+
+def unsettled_leet(text: str) -> int:
+    """The position from which `leet` may read a text that goes on differently."""
+    return len(text.rstrip(_TOKEN_CHARACTERS))
+
+
+def unsettled_pairs(text: str) -> int:
+    """The position from which `letters_apart` may join pairs once it joins anything."""
+    pair = _PAIR.search(text)
+    return pair.start() if pair else len(text)
+
+
+def unsettled_rot13(text: str) -> int:
+    """The position from which `rot13` may read a text that goes on differently."""
+    complete = text.rstrip(string.ascii_letters)
+    return _last_stretch(text) if _ANY_FUNCTION_WORD.search(complete) else 0
+
+
+def unsettled_backwards(text: str) -> int:
+    """The position from which `backwards` may read a text that goes on differently."""
+    return _last_stretch(text)
+
+
+def _last_stretch(text: str) -> int:
+    # The first word after the last function word; the word at the end may go on.
+    start = len(text)
+    for word in reversed(list(_WORD.finditer(text))):
+        lower = word[0].lower()
+        if word.end() < len(text) and len(lower) > 1 and lower in _FUNCTION_WORDS:
+            break
+        start = word.start()
+    return start
 
 
 def rot13(text: str) -> list[Replacement]:

@@ -11,6 +11,7 @@ decoded texts together are at most twice as long as the text.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
@@ -60,7 +61,12 @@ class View:
     @property
     def steps(self) -> frozenset[str]:
         """The disguises that were undone, or "plain"."""
-        return frozenset(self.name.split("+"))
+        return _steps(self.name)
+
+
+@functools.lru_cache(1024)
+def _steps(name: str) -> frozenset[str]:
+    return frozenset(name.split("+"))
 
 
 def layers(text: str, wanted: Container[str] = STEPS) -> Iterator[View]:
@@ -78,7 +84,7 @@ def layers(text: str, wanted: Container[str] = STEPS) -> Iterator[View]:
         codecs = list(dict.fromkeys(codec for codec, _ in runs))
         rewritten = Rewritten(layer.text, [edit for _, edit in runs])
         uncovered = uncover(rewritten.text)
-        span = _through(layer.span, rewritten.span, uncovered.span)
+        span = through(layer.span, rewritten.span, uncovered.span)
         layer = View(_name(layer.name, *codecs), uncovered.text, span)
         yield layer
 
@@ -93,7 +99,7 @@ def folded_views(text_layers: Iterable[View], wanted: Container[str] = STEPS) ->
     by_text: dict[str, View] = {}
     for layer in text_layers:
         folded = fold(layer.text)
-        base = View(layer.name, folded.text, _through(layer.span, folded.span))
+        base = View(layer.name, folded.text, through(layer.span, folded.span))
         spaced = [_undone(base, "spaced", undo) for undo in _APART if "spaced" in wanted]
         for view in (base, *spaced):
             if view is not None and view.text not in by_text:
@@ -114,7 +120,12 @@ def readings(text: str) -> list[str]:
     texts = [current]
     for _ in range(DEPTH):
         # An address has spaces and signs escaped; escaped letters, or escapes, are a disguise.
-        edits = [edit for _, edit in encoded_runs(current) if _DISGUISED.search(edit.text)]
+        edits = [
+            edit
+            for _, edit in encoded_runs(current)
+            if _DISGUISED.search(edit.text.replace("\\", ""))
+            or (edit.end - edit.start > 2 and "\\" in edit.text)
+        ]
         if not edits:
             break
         current = readable(Rewritten(current, edits).text)
@@ -134,14 +145,16 @@ def _undone(view: View, step: str, undo: _Undo) -> View | None:
     if not edits:
         return None
     rewritten = Rewritten(view.text, edits)
-    return View(_name(view.name, step), rewritten.text, _through(view.span, rewritten.span))
+    return View(_name(view.name, step), rewritten.text, through(view.span, rewritten.span))
 
 
 def _name(before: str, *steps: str) -> str:
     return "+".join(steps if before == PLAIN else (before, *steps))
 
 
-def _through(outer: Span, *inner: Span) -> Span:
+def through(outer: Span, *inner: Span) -> Span:
+    """The positions in a source of positions in a text that was made of it in several steps."""
+
     def span(start: int, end: int) -> tuple[int, int]:
         for step in reversed(inner):
             start, end = step(start, end)

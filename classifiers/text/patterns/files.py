@@ -22,6 +22,7 @@ group `value`, the match is that group and the rest its context: RE2 has no look
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, TypeVar
 
@@ -122,17 +123,31 @@ class Patterns:
 
 def compiled_regex(pattern: str, *, raw: bool) -> Any:
     """The expression for UTF-8 bytes, leftmost-longest. Raises ValueError where RE2 refuses it."""
+    try:
+        return re2.compile(pattern.encode(), _options(raw=raw))
+    except re2.error as error:
+        reason = error.args[0]
+        message = reason.decode(errors="replace") if isinstance(reason, bytes) else str(reason)
+        raise ValueError(f"not a regular expression of RE2's: {message}") from error
+
+
+def compiled_set(patterns: Iterable[str], *, raw: bool) -> Any:
+    """Expressions that RE2 accepts as one: `Match` gives the indexes of those that match all of
+    some UTF-8 bytes."""
+    compiled = re2.Set.FullMatchSet(_options(raw=raw))
+    for pattern in patterns:
+        compiled.Add(pattern.encode())
+    compiled.Compile()
+    return compiled
+
+
+def _options(*, raw: bool) -> Any:
     options = re2.Options()
     options.longest_match = True
     options.log_errors = False
     options.case_sensitive = raw
     options.max_mem = 64 * 2**20
-    try:
-        return re2.compile(pattern.encode(), options)
-    except re2.error as error:
-        reason = error.args[0]
-        message = reason.decode(errors="replace") if isinstance(reason, bytes) else str(reason)
-        raise ValueError(f"not a regular expression of RE2's: {message}") from error
+    return options
 
 
 def parse(text: str) -> Patterns:

@@ -23,7 +23,9 @@ from classifiers.text.disguises.folding import fold
 from classifiers.text.disguises.views import PLAIN, View, folded_views, layers
 from classifiers.text.patterns.checksums import Check
 from classifiers.text.patterns.files import Patterns, Words, compiled_regex, parse
+from classifiers.text.patterns.pending import PendingText
 from classifiers.text.patterns.width import longest_match
+from classifiers.text.patterns.words import in_word
 
 _MAX_GAP: Final = 4
 """The most white space between two words of a phrase, in characters."""
@@ -62,14 +64,24 @@ class _Expressions:
 
     all: tuple[_Expression, ...]
     any: Any
+    plain: tuple[_Expression, ...]
 
     @classmethod
     def of(cls, expressions: Sequence[_Expression], *, raw: bool) -> _Expressions:
-        if len(expressions) < 2:
-            return cls(tuple(expressions), None)
-        either = "|".join(f"(?:{expression.pattern})" for expression in expressions)
+        all_ = tuple(expressions)
+        plain = tuple(expression for expression in all_ if PLAIN in expression.views)
+        if len(all_) < 2:
+            return cls(all_, None, plain)
+        either = "|".join(f"(?:{expression.pattern})" for expression in all_)
         either = either.replace("(?P<value>", "(?:").replace("(?<value>", "(?:")
-        return cls(tuple(expressions), compiled_regex(either, raw=raw))
+        return cls(all_, compiled_regex(either, raw=raw), plain)
+
+    def usable(self, view: View) -> Sequence[_Expression]:
+        """The expressions for a view."""
+        if view.name == PLAIN:
+            return self.plain
+        steps = view.steps
+        return [expression for expression in self.all if steps <= expression.views]
 
 
 class PatternSet:
@@ -142,7 +154,39 @@ class PatternSet:
             for view in folded_views(text_layers, self._steps):
                 matches += self._word_matches(view)
                 matches += _matches(view, self._folded)
-        return _without_overlaps(matches)
+        return _without_overlaps(_without_half_escapes(text, matches))
+
+    def open_from(self, text: str) -> int:
+        """The position in a text that goes on from which characters may still become part of a
+        match: where `find` reads the text with more after it, the matches that begin before are
+        those that it finds now.
+
+        It is `len(text)` where no match is under way. In ordinary prose the last word or two are
+        open, and the time is that for these; where the text ends in an encoded run or has one
+        nearby, it is linear in the text. An encoded run is open as long as it goes on.
+        """
+        return self._pending.start(text)
+
+    def context_from(self, text: str, position: int) -> int:
+        """From where `find` must read to find the matches that begin at `position` or later.
+
+        `position` is one that `open_from` gave for a beginning of the text. A match that begins
+        before it may be found in part, or not at all. What stands before a match is reckoned with
+        up to four times its length in plain text, where it may be encoded.
+        """
+        return self._pending.context(text, position)
+
+    @functools.cached_property
+    def _pending(self) -> PendingText:
+        entries = self._patterns.words
+        return PendingText(
+            [regex.pattern for regex in self._patterns.regexes if regex.raw],
+            [regex.pattern for regex in self._patterns.regexes if not regex.raw],
+            sorted({text for entry in entries for text in _spellings(entry.words)}),
+            any_place=not all(entry.whole for entry in entries),
+            gap=_MAX_GAP,
+            steps=self._steps,
+        )
 
     def _word_matches(self, view: View) -> Iterator[Match]:
         if self._automaton is None:
@@ -195,16 +239,12 @@ def _phrases(kind: _Kind, texts: Iterable[str]) -> _Expression:
 
 def _is_whole(text: str, start: int, end: int) -> bool:
     # At each end, a sign or a border to something that is no letter, digit or underscore.
-    begins = start == 0 or not (_in_word(text[start - 1]) and _in_word(text[start]))
-    return begins and (end == len(text) or not (_in_word(text[end - 1]) and _in_word(text[end])))
-
-
-def _in_word(char: str) -> bool:
-    return char.isalnum() or char == "_"
+    begins = start == 0 or not (in_word(text[start - 1]) and in_word(text[start]))
+    return begins and (end == len(text) or not (in_word(text[end - 1]) and in_word(text[end])))
 
 
 def _matches(view: View, expressions: _Expressions) -> Iterator[Match]:
-    usable = [expression for expression in expressions.all if view.steps <= expression.views]
+    usable = expressions.usable(view)
     if not usable:
         return
     data = view.text.encode()
@@ -239,6 +279,19 @@ def _character_of(text: str, data: bytes) -> Callable[[int], int]:
         return np.concatenate([[0], np.cumsum(leading)])
 
     return lambda byte: int(starts()[byte])
+
+
+def _without_half_escapes(text: str, matches: Sequence[Match]) -> Iterable[Match]:
+    # In "\\nann@example.com" the letter behind the backslash is no part of the address.
+    if "\\" not in text:
+        return matches
+    places = {(match.start, match.end) for match in matches}
+    return [
+        match
+        for match in matches
+        if (match.start + 1, match.end) not in places
+        or text[max(0, match.start - 1) : match.start] != "\\"
+    ]
 
 
 def _without_overlaps(matches: Iterable[Match]) -> list[Match]:

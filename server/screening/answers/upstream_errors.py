@@ -19,6 +19,8 @@ from server.screening.texts.redaction import Placeholders
 from server.screening.texts.rewriting import rewrite
 
 WITHHELD = "The upstream's words are not shown."
+_MEMBERS = ("message", "code", "param", "type")
+"""Members of an error event of `/v1/responses`, which has them at its top."""
 _ANSWERS = ("choices", "output", "content", "candidates")
 """Members that no error has; what they hold is read like an answer."""
 
@@ -31,7 +33,7 @@ def is_of_error(piece: JsonText, body: Mapping[str, Any]) -> bool:
         return rest.partition(".")[0] == "error" and body.get("type") == "response.failed"
     if body.get("status") != "failed" and any(body.get(name) for name in _ANSWERS):
         return False
-    return first == "error" or (body.get("type") == "error" and "." not in piece.path)
+    return first == "error" or (body.get("type") == "error" and first in _MEMBERS)
 
 
 def is_of_answer(piece: JsonText) -> bool:
@@ -60,7 +62,7 @@ async def screen_error(
     own_app: bool,
 ) -> bool:
     """Redact the texts of an error, restore the request's own in it, and withhold those that a
-    screen blocks; return whether one has changed.
+    screen blocks; return whether one has changed. Texts in JSON are not written back yet.
 
     Patterns read `errors`, all screens `others`; nothing is read that this server says itself.
     """
@@ -70,11 +72,11 @@ async def screen_error(
     for pieces, screens in ((errors, patterns), (others, plan.answering)):
         results: Sequence[Sequence[ScreenedText]] = [()] * len(pieces)
         if pieces and screens and not own_app:
-            results = await reader.read([piece.text for piece in pieces], screens)
+            results = await reader.read([piece.reading for piece in pieces], screens)
         for piece, piece_results in zip(pieces, results, strict=True):
             acting = findings.add(piece_results, piece.path, in_response=True)
             if piece.is_key and (blocks(acting) or redactions(acting)):
-                piece.holder.pop(piece.key, None)
+                del piece.holder[piece.key]
                 changed = True
             elif blocks(acting):
                 piece.write(WITHHELD)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 from guard.errors import ContentBlocked
@@ -11,9 +11,10 @@ from server.screening.answers.blocked import block_answer, blocked_choices, choi
 from server.screening.answers.upstream_errors import error_pieces, screen_error
 from server.screening.context import ScreeningContext
 from server.screening.findings import TextReader, blocks, redactions
-from server.screening.request import RequestScreening, joined_text
+from server.screening.request import RequestScreening
 from server.screening.routes import Route
 from server.screening.streams.event_queue import without_tokens
+from server.screening.texts.joins import read_crossing, read_together
 from server.screening.texts.json_texts import JsonText, JsonTexts
 from server.screening.texts.rewriting import rewrite
 
@@ -49,6 +50,7 @@ async def screen_answer(value: Any, texts: JsonTexts, owner: AnswerOwner) -> tup
     if plan.settings.restore:
         for piece in pieces:
             rewrite(piece, (), placeholders, restore=True)
+    texts.write_back()
     for piece, original in zip(pieces, originals, strict=True):
         if piece.text != original:
             changed = True
@@ -64,39 +66,44 @@ async def _screen_texts(
     findings, placeholders = screening.findings, screening.placeholders
     screens = screening.plan.answering
     patterns = [screen for screen in screens if screen.head is None]
+    heads = [screen for screen in screens if screen.head is not None]
     blocked: list[JsonText] = []
-    results = await owner.read([piece.text for piece in pieces], patterns)
+    results = await owner.read([piece.reading for piece in pieces], patterns)
     for piece, piece_results in zip(pieces, results, strict=True):
         acting = findings.add(piece_results, piece.path, in_response=True)
         # the name of a member cannot be redacted
         if blocks(acting) or (piece.is_key and redactions(acting)):
             blocked.append(piece)
         else:
-            rewrite(piece, acting, placeholders, restore=False)
-    kept = set(map(id, pieces))
+            rewrite(piece, acting, placeholders)
     ended = blocked_choices(value, blocked)
-    units = [
-        group
-        for unit in texts.units()
-        for group in _by_choice([piece for piece in unit if id(piece) in kept])
-        if choice_of(group[0]) not in ended
-    ]
     if blocked and not ended:
         return blocked  # nothing of the answer leaves
-    results = await owner.read(list(map(joined_text, units)), screens)
-    for group, group_results in zip(units, results, strict=True):
+    kept = set(map(id, pieces))
+    units = [[piece for piece in unit if id(piece) in kept] for unit in texts.units()]
+    said_together = _by_choice(units)
+    # each choice is an answer of its own
+    for choice, said in _by_choice([pieces]).items():
+        if choice in ended:
+            continue
+        joined = await read_together(owner, said_together[choice], heads)
+        joined += await read_crossing(owner, said[0], patterns)
+        acting_on = [findings.add(found, first.path, in_response=True) for first, found in joined]
         # nor can a match across several strings
-        if findings.add(group_results, group[0].path, in_response=True):
-            blocked += group
+        blocked += said[0] if any(acting_on) else []
     return blocked
 
 
-def _by_choice(unit: Sequence[JsonText]) -> list[list[JsonText]]:
-    """The texts of each choice, which are answers of their own, and those outside of them."""
-    groups: dict[int | None, list[JsonText]] = {}
-    for piece in unit:
-        groups.setdefault(choice_of(piece), []).append(piece)
-    return list(groups.values())
+def _by_choice(units: Iterable[Sequence[JsonText]]) -> dict[int | None, list[list[JsonText]]]:
+    """The texts of each unit by the choice that they are in; under None those outside of all."""
+    choices: dict[int | None, list[list[JsonText]]] = {}
+    for unit in units:
+        parts: dict[int | None, list[JsonText]] = {}
+        for piece in unit:
+            parts.setdefault(choice_of(piece), []).append(piece)
+        for choice, part in parts.items():
+            choices.setdefault(choice, []).append(part)
+    return choices
 
 
 def _row_of(value: Any, piece: JsonText) -> Any:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from server.screening.streams.channel import ChannelBuffer
 from server.screening.streams.formats.base import Group, Slot, StreamFormat, framed, with_verdict
 from server.screening.streams.hold_back import HoldBackBuffer
 from server.screening.streams.sse import BrokenStream, data_of
@@ -27,7 +28,7 @@ class SlotText:
     """The text of one slot of an event, by its end in its channel."""
 
     group: Group
-    buffer: HoldBackBuffer
+    buffer: HoldBackBuffer | ChannelBuffer
     end: int
     text: str
 
@@ -38,7 +39,7 @@ class WaitingEvent:
 
     `event` and its `slots` are kept where it does not leave as it came. An event without `groups`
     waits for all before it. `reach`: the characters of its group up to its end. `mark`: see
-    `StreamFormat.mark`.
+    `StreamFormat.mark`. `signs`: the buffer whose text it signs.
     """
 
     raw: bytes
@@ -49,6 +50,7 @@ class WaitingEvent:
     parts: list[SlotText] = field(default_factory=list)
     reach: int = 0
     mark: Any = None
+    signs: HoldBackBuffer | ChannelBuffer | None = None
 
 
 class EventQueue:
@@ -125,9 +127,13 @@ class EventQueue:
         groups = event.groups
         is_first = not self._waiting_groups.intersection(groups) if groups else not is_behind
         is_free = all(part.end <= part.buffer.free for part in event.parts)
+        if event.signs is not None:
+            is_free = is_free and event.signs.free == event.signs.length
         return is_first and is_free and not self._has_barrier
 
     def _serialize(self, event: WaitingEvent) -> bytes:
+        if event.signs is not None and event.signs.is_cut:
+            return b""  # the signature of a text that has not left as it was
         texts = [_take(part, part.end) for part in event.parts]
         if event.mark is not None:
             self._format.on_sent(event.mark, texts)

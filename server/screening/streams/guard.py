@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from functools import partial
 from itertools import zip_longest
 from typing import Any, Protocol
 
+from guard.plans.screens import TextScreen
 from server.error_shapes import SentStream
 from server.screening.answers.app_verdicts import TakenVerdicts
 from server.screening.answers.upstream_errors import error_pieces, screen_error
@@ -18,6 +18,7 @@ from server.screening.findings import (
     merge_spans,
     redactions,
 )
+from server.screening.streams.channel import ChannelBuffer
 from server.screening.streams.event_queue import (
     EventQueue,
     SlotText,
@@ -32,17 +33,22 @@ from server.screening.streams.formats.base import (
     is_error,
     with_verdict,
 )
-from server.screening.streams.hold_back import HoldBackBuffer
+from server.screening.streams.hold_back import HoldBackBuffer, Span, Window
 from server.screening.streams.sse import DONE, EventReader, SentEvent
-from server.screening.texts.json_texts import JsonText, texts_of
+from server.screening.texts.joins import read_crossing, read_together, seams_of
+from server.screening.texts.json_scanner import quoted
+from server.screening.texts.json_texts import JsonText, JsonTexts, texts_of
 from server.screening.texts.redaction import Placeholders
 from server.screening.texts.rewriting import rewrite
 
 LOOKBACK = 500
 """Characters before the held text that are read with it: the context that a classifier needs."""
-EVENT_LIMIT = 2**20
-"""Bytes of an event."""
+EVENT_LIMIT = 2**25
+"""Bytes of an event: one may hold a picture."""
 COMMENT = b":\n\n"
+
+
+Buffer = HoldBackBuffer | ChannelBuffer
 
 
 class ResponseScreens(TextReader, Protocol):
@@ -63,7 +69,7 @@ class StreamGuard:
 
     The text is read where the policy screens responses, and `placeholders` are restored where it
     says so. `choices`: the groups that were asked for. `own_app`: error events and `guard`
-    objects are this server's own, and are not read.
+    objects are this server's own, and are not read. `event_limit`: bytes of an event.
     """
 
     def __init__(
@@ -75,6 +81,7 @@ class StreamGuard:
         *,
         choices: int,
         own_app: bool,
+        event_limit: int = EVENT_LIMIT,
     ) -> None:
         self.is_over = False
         """Whether nothing more is to leave: the rest of the stream is not wanted."""
@@ -89,11 +96,13 @@ class StreamGuard:
         self._hold_back = max(hold_back, restoration, 4)
         # a match longer than that is found where it goes on
         self._lookback = max(LOOKBACK, plan.longest) if self._reads else restoration
-        self._reader = EventReader(EVENT_LIMIT)
+        self._reader = EventReader(event_limit)
         self._queue = EventQueue(stream_format, screens.guard_object)
-        self._buffers: dict[Hashable, HoldBackBuffer] = {}
-        self._paths: dict[HoldBackBuffer, str] = {}
-        self._group_buffers: dict[Group, list[HoldBackBuffer]] = {}
+        self._heads = [screen for screen in plan.answering if screen.head is not None]
+        self._lists = [screen for screen in plan.answering if screen.head is None]
+        self._buffers: dict[Hashable, Buffer] = {}
+        self._paths: dict[Buffer, str] = {}
+        self._group_buffers: dict[Group, list[Buffer]] = {}
         self._reach: dict[Group, int] = {}
         self._cut_groups: set[Group] = set()
         self._has_done = False
@@ -170,58 +179,64 @@ class StreamGuard:
         if groups and all(group in self._cut_groups for group in groups):
             return b""
         slots = self._format.slots(event)
-        pieces = self._whole_texts(event, slots)
-        name = sent.name
-        errors, others = ((), pieces) if slots else error_pieces(pieces, event)
-        rewritten: bool | None
+        texts = self._whole_texts(event, slots)
+        name, rewritten = sent.name, await self._screen_whole_texts(event, texts, slots)
+        if rewritten is None:
+            return self._cut(groups or list(self._group_buffers) or [0])
         if not slots and is_error(event):
-            rewritten = await self._screen_error(errors, others)
             if not self._own_app:
                 name, event = self._format.error_event(event)
             if verdicts or not self._own_app:
                 event = with_verdict(event, self._screens.guard_object())
                 rewritten = True
-        else:
-            rewritten = await self._screen_whole_texts(event, others)
-            if errors and rewritten is not None:
-                rewritten = await self._screen_error(errors, ()) or rewritten
-        if rewritten is None:
-            return self._cut(groups or list(self._group_buffers) or [0])
         self._format.passed(event)
         if verdicts:
             self._screens.put_back(verdicts, event)
         item = WaitingEvent(sent.raw, name, groups=groups, mark=self._format.mark(event))
         touched = self._add(item, slots)
-        if not touched and not pieces:
+        self._seal(item, event)
+        if not touched and not texts.pieces:
             # tokens without the text that they spell
             rewritten = without_tokens(event) or rewritten
         if is_changed or rewritten or self._format.carries_verdict(event):
             item.event, item.slots = event, slots
         self._queue.put(item)
         ended = [g for g in self._format.ended_groups(event) if g not in self._cut_groups]
-        out = await self._read_rest(ended) if ended else b""
+        is_end = self._format.ends_channels(event)
+        out = await self._read_rest(ended, is_end=is_end) if ended else b""
         has_read, more = await self._read_due(touched)
         if has_read or ended or not self._queue.ends_with(item):
             return out + more + self._queue.release()
         # where nothing has been read, only the event itself can leave
         return out + more + self._queue.release_last()
 
-    def _whole_texts(self, event: dict[str, Any], slots: Sequence[Slot]) -> list[JsonText]:
+    def _whole_texts(self, event: dict[str, Any], slots: Sequence[Slot]) -> JsonTexts:
         """The texts of an event that add to no channel."""
-        slotted = {(id(slot.holder), slot.key) for slot in slots}
-        pieces = texts_of(event, "response", skip_verdicts=self._own_app).pieces
-        return [piece for piece in pieces if (id(piece.holder), piece.key) not in slotted]
+        slotted = {(id(slot.holder), slot.key): slot for slot in slots}
+        return texts_of(event, "response", skip_verdicts=self._own_app, without=slotted.keys())
 
     async def _screen_whole_texts(
-        self, event: dict[str, Any], pieces: Sequence[JsonText]
+        self, event: dict[str, Any], texts: JsonTexts, slots: Sequence[Slot]
     ) -> bool | None:
         """Screen the texts of an event that are whole; return whether one was rewritten, or None
-        where one must not leave."""
+        where one must not leave. What an error must not say is withheld."""
+        errors, pieces = ((), texts.pieces) if slots else error_pieces(texts.pieces, event)
+        reports_error = not slots and is_error(event)
         rewritten = False
+        if errors or reports_error:
+            rewritten = await screen_error(
+                errors,
+                pieces if reports_error else (),
+                self._findings,
+                self._screens,
+                self._placeholders,
+                own_app=self._own_app,
+            )
+            texts.pieces = pieces = [] if reports_error else list(pieces)
         results: Sequence[Sequence[ScreenedText]] = ()
         if self._reads and pieces:
-            texts = [piece.text for piece in pieces]
-            results = await self._screens.read(texts, self._findings.plan.answering)
+            readings = [piece.reading for piece in pieces]
+            results = await self._screens.read(readings, self._lists)
         for piece, piece_results in zip_longest(pieces, results, fillvalue=()):
             assert isinstance(piece, JsonText)
             acting = self._findings.add(piece_results, piece.path, in_response=True)
@@ -229,28 +244,24 @@ class StreamGuard:
                 return None  # the name of a member cannot be redacted
             if rewrite(piece, acting, self._placeholders, restore=self._restores):
                 rewritten = True
-                without_tokens(event)
+        if self._reads and pieces:
+            joined = await read_together(self._screens, list(texts.units()), self._heads)
+            joined += await read_crossing(self._screens, pieces, self._lists)
+            for first, found in joined:
+                if self._findings.add(found, first.path, in_response=True):
+                    return None
+        if rewritten:
+            texts.write_back()
+            without_tokens(event)
         return rewritten
 
-    async def _screen_error(self, errors: Sequence[JsonText], others: Sequence[JsonText]) -> bool:
-        """Screen an error that the app reports; return whether a text of it was rewritten."""
-        return await screen_error(
-            errors,
-            others,
-            self._findings,
-            self._screens,
-            self._placeholders,
-            own_app=self._own_app,
-        )
-
-    def _add(self, item: WaitingEvent, slots: Sequence[Slot]) -> list[tuple[Group, HoldBackBuffer]]:
+    def _add(self, item: WaitingEvent, slots: Sequence[Slot]) -> list[tuple[Group, Buffer]]:
         """Add the texts of slots to their buffers; return the buffers that have grown."""
         touched = []
         for slot in slots:
             buffer = self._buffers.get(slot.channel)
             if buffer is None:
-                replace = partial(self._placeholders.replacement, quoted=slot.quoted)
-                buffer = HoldBackBuffer(self._hold_back, self._lookback, replace)
+                buffer = self._new_buffer(slot)
                 self._buffers[slot.channel] = buffer
                 self._paths[buffer] = slot.path
                 self._group_buffers.setdefault(slot.group, []).append(buffer)
@@ -263,9 +274,37 @@ class StreamGuard:
             item.parts.append(SlotText(slot.group, buffer, buffer.length, slot.text))
         return touched
 
-    async def _read_due(
-        self, touched: Sequence[tuple[Group, HoldBackBuffer]]
-    ) -> tuple[bool, bytes]:
+    def _new_buffer(self, slot: Slot) -> Buffer:
+        if slot.is_signed:
+            # it may be signed later, and is not altered
+            return self._text_buffer(is_sealed=True)
+        numbers = self._placeholders if self._restores else None
+        return ChannelBuffer(self._text_buffer, numbers=numbers, heads=bool(self._heads))
+
+    def _text_buffer(
+        self, *, prefix: str = "", is_number: bool = False, is_sealed: bool = False
+    ) -> HoldBackBuffer:
+        def replace_number(span: Span, text: str) -> str:
+            return f'"{quoted(self._placeholders.replacement(span, text, is_number=True))}"'
+
+        return HoldBackBuffer(
+            self._hold_back,
+            self._lookback,
+            replace_number if is_number else self._placeholders.replacement,
+            prefix=prefix,
+            atomic=is_number,
+            sealed=is_sealed,
+        )
+
+    def _seal(self, item: WaitingEvent, event: dict[str, Any]) -> None:
+        """An event with the signature of a channel waits for the channel's text."""
+        channel = self._format.signed_channel(event)
+        buffer = None if channel is None else self._buffers.get(channel)
+        if buffer is not None:
+            item.signs = buffer
+            item.reach = self._reach.get("answer", 0)
+
+    async def _read_due(self, touched: Sequence[tuple[Group, Buffer]]) -> tuple[bool, bytes]:
         """Read the windows that are due; return whether there were any, and the bytes of cuts."""
         out, has_read = b"", False
         for group, buffer in touched:
@@ -301,33 +340,62 @@ class StreamGuard:
         for group in groups:
             for buffer in self._group_buffers.get(group, ()):
                 if group not in self._cut_groups:
+                    if is_end:
+                        buffer.finish()
                     if await self._read_windows(buffer, all=True):
                         out += self._cut([group])
                     else:
                         buffer.release(0 if is_end else self._partial_placeholder(buffer))
         return out + self._queue.release()
 
-    def _partial_placeholder(self, buffer: HoldBackBuffer) -> int:
+    def _partial_placeholder(self, buffer: Buffer) -> int:
         """Characters at the end of a buffer that may begin a placeholder."""
         if not self._restores:
             return 0
         return self._placeholders.partial_length(buffer.tail(self._placeholders.max_length))
 
-    async def _read_windows(self, buffer: HoldBackBuffer, *, all: bool) -> bool:
+    async def _read_windows(self, buffer: Buffer, *, all: bool) -> bool:
         """Read the due windows of a channel; return whether they block it."""
         for window in buffer.due_windows(all=all):
             acting: list[ScreenedText] = []
             if self._reads:
-                tail, screens = self._hold_back + LOOKBACK, self._findings.plan.answering
-                (results,) = await self._screens.read([window.text], screens, tail)
+                tail, screens = self._hold_back + LOOKBACK, self._screens_of(window)
+                (results,) = await self._screens.read([window.reading], screens, tail)
                 acting = self._findings.add(results, self._paths[buffer], in_response=True)
                 if blocks(acting):
                     return True
             spans = redactions(acting)
-            if self._restores:
-                spans = merge_spans([*spans, *self._placeholders.find(window.text)])
-            buffer.mark_read(window, spans)
+            if self._restores and window.screens != "heads" and not window.buffer.is_sealed:
+                spans = merge_spans([*spans, *self._placeholders.find(window.reading)])
+            window.mark_read(spans)
+        return isinstance(buffer, ChannelBuffer) and await self._is_crossed(buffer)
+
+    async def _is_crossed(self, buffer: ChannelBuffer) -> bool:
+        """Whether something that must not leave goes on from one value of JSON in another."""
+        for texts in buffer.take_seams() if self._lists else ():
+            seams = seams_of(texts, (None, None))
+            results = await self._screens.read([seam.text for seam in seams], self._lists)
+            rows = [
+                [seam.crossing(result) for result in row]
+                for seam, row in zip(seams, results, strict=True)
+            ]
+            if not any(result.fired for row in rows for result in row):
+                continue
+            # what is in one of them alone has been found there
+            apart = [
+                [span for result in row for span in result.spans]
+                for row in await self._screens.read(texts, self._lists)
+            ]
+            for seam, row in zip(seams, rows, strict=True):
+                found = [seam.without(result, apart) for result in row]
+                if self._findings.add(found, self._paths[buffer], in_response=True):
+                    return True
         return False
+
+    def _screens_of(self, window: Window) -> Sequence[TextScreen]:
+        if window.screens == "all":
+            return self._findings.plan.answering
+        return self._heads if window.screens == "heads" else self._lists
 
     def _cut(self, groups: Sequence[Group]) -> bytes:
         """End groups as a content filter does, after their free text."""

@@ -11,6 +11,9 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
+
+from server.screening.texts.json_scanner import plain_number
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,27 +31,63 @@ Replace = Callable[[Span, str], str]
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Text to be read, from the character `start` of a channel."""
+    """Text to be read, from the character `start` of `buffer`, and what stands before it there."""
 
+    buffer: HoldBackBuffer
     start: int
     text: str
+    prefix: str = ""
+    screens: Literal["all", "lists", "heads"] = "all"
+    """Those that read it: pattern lists, the heads of classifiers, or both."""
 
     @property
     def end(self) -> int:
         return self.start + len(self.text)
 
+    @property
+    def reading(self) -> str:
+        """The text as it is read."""
+        return self.prefix + self.text
+
+    def mark_read(self, spans: Sequence[Span]) -> None:
+        """The window has been read; `spans` are counted from the start of `reading`."""
+        skipped = len(self.prefix)
+        self.buffer.mark_read(
+            self,
+            [
+                Span(max(0, span.start - skipped), span.end - skipped, span.label)
+                for span in spans
+                if span.end > skipped
+            ]
+            if skipped
+            else spans,
+        )
+
 
 class HoldBackBuffer:
     """Holds at most `hold_back` characters; windows reach `lookback` characters before them.
 
-    All positions are counted in characters from the start of the channel.
+    `prefix` is read before the text. `atomic`: the text is a number, of which a span replaces all.
+    `sealed`: the text cannot be altered, so that it ends where a span begins. All positions are
+    counted in characters from the start of the channel.
     """
 
-    def __init__(self, hold_back: int, lookback: int, replace: Replace) -> None:
+    def __init__(
+        self,
+        hold_back: int,
+        lookback: int,
+        replace: Replace,
+        *,
+        prefix: str = "",
+        atomic: bool = False,
+        sealed: bool = False,
+    ) -> None:
         self.stride = max(1, hold_back // 4)
         self.context = hold_back - self.stride
         self.lookback = lookback
         self._replace = replace
+        self._prefix, self._is_atomic, self.is_sealed = prefix, atomic, sealed
+        self._ends_at: int | None = None
         self._base = 0
         self._text = ""
         self._read = 0
@@ -74,6 +113,18 @@ class HoldBackBuffer:
             return max(self._sent, self.length - self._kept)
         return max(self._sent, self._read - self.context)
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether a sealed text ends before its end."""
+        return self._ends_at is not None
+
+    def finish(self) -> None:
+        """No more text comes."""
+
+    def original(self, start: int, end: int) -> str:
+        """The text as it came, from the first character that has not been sent at the earliest."""
+        return self._slice(start, end)
+
     def add(self, text: str) -> None:
         """Append text that has come."""
         self._text += text
@@ -83,8 +134,8 @@ class HoldBackBuffer:
 
         Give every window to `mark_read` before asking for the next.
         """
-        while (end := (self._read // self.stride + 1) * self.stride) <= self.length:
-            yield self._window(end)
+        while not self._is_atomic and self._next_end <= self.length:
+            yield self._window(self._next_end)
         if all and self._read < self.length:
             yield self._window(self.length)
 
@@ -94,6 +145,12 @@ class HoldBackBuffer:
         They are counted from the start of the window, in order, and do not overlap. They replace
         earlier spans in text that was not free.
         """
+        if self._is_atomic:
+            spans = [Span(0, self.length, span.label) for span in spans[:1]]
+        if self.is_sealed:
+            starts = [window.start + span.start for span in spans]
+            starts += [] if self._ends_at is None else [self._ends_at]
+            self._ends_at, spans = min(starts, default=None), ()
         free = max(self._sent, self._read - self.context)
         kept = [span for span in self._spans if span.start < free]
         locked = kept[-1].end if kept else 0
@@ -105,7 +162,7 @@ class HoldBackBuffer:
                 kept.append(Span(start, end, span.label))
                 locked = end
         self._spans = kept
-        self._read = max(self._read, window.end)
+        self._read = self.length if self._is_atomic else max(self._read, window.end)
 
     def release(self, keep: int = 0) -> None:
         """Let all text that has been read be sent, though a match may go on after it; the last
@@ -134,13 +191,23 @@ class HoldBackBuffer:
                 parts.append(self._replace(span, self._slice(span.start, span.end)))
             position = max(position, min(span.end, end))
         parts.append(self._slice(position, end))
+        text = "".join(parts)
+        if self._ends_at is not None:
+            text = text[: max(0, self._ends_at - self._sent)]
         self._sent = max(self._sent, end)
         self._trim()
-        return "".join(parts)
+        return text
+
+    @property
+    def _next_end(self) -> int:
+        return (self._read // self.stride + 1) * self.stride
 
     def _window(self, end: int) -> Window:
-        start = max(self._base, end - self.stride - self.context - self.lookback)
-        return Window(start, self._slice(start, end))
+        reach = end if self._is_atomic else self.stride + self.context + self.lookback
+        start = max(self._base, end - reach)
+        prefix = self._prefix if start == 0 else ""
+        text = self._slice(start, end)
+        return Window(self, start, plain_number(text) if self._is_atomic else text, prefix)
 
     def _slice(self, start: int, end: int) -> str:
         return self._text[start - self._base : end - self._base]

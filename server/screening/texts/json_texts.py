@@ -1,128 +1,67 @@
 """Every text of a JSON body, with its place.
 
 Texts are not chosen by the names of their fields: a field that OpenAI's schema gets tomorrow is
-read as well. Left out are words of the protocol (a model's name, an id), and content that is not
-text, whose kinds are reported.
+read as well. Left out are words that the protocol defines (a role, a type), and content that is not
+text, whose kinds are reported. A string that is JSON is read as its values, and a value with the
+name of its member: a date is one of birth where that says so.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Container, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Container, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any, Literal
 
 from guard.config.schema import Place
+from server.screening.streams.hold_back import Span
+from server.screening.texts.json_documents import JsonDocument, Number
+from server.screening.texts.json_fields import (
+    CARRIERS,
+    CODED,
+    CONVERSATION,
+    FILES,
+    FREE,
+    KNOWN_WORDS,
+    LISTS,
+    LONGEST_WORD,
+    NAME,
+    OPAQUE,
+    OPAQUE_PARTS,
+    PARTS,
+    PLACES,
+    PROMPTS,
+    PROTOCOL,
+    ROLES,
+    SCHEMA_WORDS,
+    SCHEMAS,
+    SHORTEST_NUMBER,
+    TEMPLATES,
+    TEXT_SOURCES,
+    TOKENS,
+    WORD,
+)
+from server.screening.texts.json_scanner import plain_number
 from server.wire.strict_json import MAX_DEPTH, NestedTooDeeply
 
-_PROTOCOL = frozenset(
-    {
-        *("model", "role", "type", "object", "id", "tool_call_id", "call_id", "item_id", "status"),
-        *("detail", "encoding_format", "response_format", "service_tier", "tool_choice", "format"),
-        *("finish_reason", "stop_reason", "native_finish_reason", "system_fingerprint", "effort"),
-        *("size", "quality", "style", "background", "output_format", "voice", "truncation"),
-        *("reasoning_effort", "verbosity", "moderation", "media_type", "file_id", "summary"),
-        *("previous_response_id", "prompt_cache_key", "prompt_cache_retention", "include", "user"),
-        *("safety_identifier", "created", "first_id", "last_id", "owned_by", "phase", "logprob"),
-    }
-)
-"""Keys whose values are words of the protocol; a value that is not such a word is read."""
-_WORD = re.compile(r"[\w.:/@+-]{0,80}", re.ASCII)
-
-_OPAQUE = {
-    "image_url": "pictures",
-    "video_url": "pictures",
-    "audio_url": "audio",
-    "image_embeds": "pictures",
-    "prompt_embeds": "tokens",
-    "b64_json": "pictures",
-    "partial_image_b64": "pictures",
-    "input_audio": "audio",
-    "file_data": "files",
-    "embedding": "numbers",
-    "encrypted_content": "numbers",
-    "signature": "numbers",
-}
-"""Keys of encoded content that is not text, and its kind."""
-_CODED = re.compile(r"[^\s\x00-\x1f]*")
-"""A code or an address: a value with spaces in it is read, whatever its key."""
-_TOKENS = frozenset({"logprobs", "top_logprobs"})
-_OPAQUE_PARTS = {
-    "image": "pictures",
-    "image_url": "pictures",
-    "input_image": "pictures",
-    "image_generation_call": "pictures",
-    "image_embeds": "pictures",
-    "video_url": "pictures",
-    "input_video": "pictures",
-    "audio_url": "audio",
-    "input_audio": "audio",
-    "audio": "audio",
-    "file": "files",
-    "input_file": "files",
-    "document": "files",
-    "container_upload": "files",
-}
-"""Values of `type` whose part holds content that is not text, under `_CARRIERS`."""
-_TEXT_SOURCES = frozenset({"text", "content"})
-"""Values of `type` of a document's source that is text nevertheless."""
-_CARRIERS = frozenset({"image_url", "url", "data", "file_data", "file_url", "source", "result"})
-_FILES = {"image": "pictures", "image[]": "pictures", "mask": "pictures"}
-"""The kinds of a form's files, by the names of their fields."""
-_FREE = frozenset(
-    {
-        *("input", "arguments", "parameters", "schema", "json_schema", "guided_json"),
-        *("metadata", "chat_template_kwargs", "tools", "functions", "text"),
-    }
-)
-"""Objects whose names the client or the model chooses: the protocol has no words in them."""
-_SCHEMA_WORDS = frozenset(
-    {
-        *("string", "object", "number", "integer", "boolean", "array", "null", "function", "type"),
-        *("properties", "required", "description", "parameters", "name", "items", "enum", "format"),
-        *("schema", "strict", "json_schema", "text", "arguments", "id", "additionalProperties"),
-    }
-)
-_ROLES: dict[str, Place] = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "assistant": "assistant",
-    "tool": "tool",
-    "function": "tool",
-}
-_PLACES: dict[str, Place] = {
-    "system": "system",
-    "instructions": "system",
-    "tool_calls": "arguments",
-    "function_call": "arguments",
-    "arguments": "arguments",
-    "tools": "arguments",
-    "functions": "arguments",
-    "json_schema": "arguments",
-}
-_PARTS: dict[str, Place] = {
-    "tool_use": "arguments",
-    "function_call": "arguments",
-    "custom_tool_call": "arguments",
-    "tool_result": "tool",
-    "function_call_output": "tool",
-    "custom_tool_call_output": "tool",
-}
-"""Places by the `type` of the part they are in."""
-_CONVERSATION = frozenset({"messages", "input"})
-_PROMPTS = frozenset({"prompt", "input"})
-"""Where a list of numbers is a text as token ids."""
-_LISTS = frozenset({"messages", "input", "tools", "functions", "prompt"})
-"""Lists of which each item is a unit."""
+_WORD_BORDER = re.compile(r"[_\s-]+|(?<=[a-z0-9])(?=[A-Z])")
+_LONGEST_NAME = 80
+Kind = Literal["text", "value", "number", "name", "schema", "key", "label"]
 
 
 @dataclass(slots=True)
 class JsonText:
-    """A string of a body: `holder[key]` is `text`. A `path` looks like "messages[1].content".
+    """A string or a number of a body: `holder[key]` is `text`. A `path` looks like
+    "messages[1].content".
 
-    Strings that belong together have the same `unit`: the parts of a message, the fields of a tool.
-    `is_key`: the string is a name in an object, which cannot be rewritten.
+    Texts that belong together have the same `unit`: the parts of a message, the fields of a tool.
+    `kind`: a "value" and a "number" stand in an object whose names are the client's, or in JSON in
+    a string, of which a "name" is one too. A "schema" is a string of an object that describes
+    values. A "key" is a name in an object, which cannot be rewritten. A "label" is a name that the
+    protocol asks for, such as an id: no part of what is said. `context` stands before the text
+    where it is read. `signed` is an object whose signature covers the text, behind its list.
     """
 
     holder: Any
@@ -131,17 +70,49 @@ class JsonText:
     place: Place
     path: str
     unit: int
-    is_key: bool = False
+    kind: Kind = "text"
+    context: str = ""
+    signed: tuple[list[Any], Any] | None = None
+
+    @property
+    def is_key(self) -> bool:
+        """Whether the text is a name in an object."""
+        return self.kind == "key"
+
+    @property
+    def reading(self) -> str:
+        """The text as it is read."""
+        return self.context + (plain_number(self.text) if self.kind == "number" else self.text)
+
+    def spans(self, found: Iterable[Span]) -> list[Span]:
+        """Spans of `reading` as spans of `text`; of a number, the whole number."""
+        skipped, length = len(self.context), len(self.text)
+        spans = [
+            Span(max(0, span.start - skipped), span.end - skipped, span.label)
+            for span in found
+            if span.end > skipped
+        ]
+        return [Span(0, length, spans[0].label)] if spans and self.kind == "number" else spans
 
     def write(self, text: str) -> None:
-        """Replace the text in the body."""
-        self.holder[self.key] = text
-        self.text = text
+        """Replace the text in the body; a text that is in a signed object takes that away."""
+        if self.signed is None:
+            is_number = isinstance(text, Number) and not isinstance(self.holder, JsonDocument)
+            self.holder[self.key] = json.loads(text) if is_number else text
+            self.text = text
+            return
+        items, item = self.signed
+        items[:] = [other for other in items if other is not item]
+        self.text = ""
 
 
 @dataclass(slots=True)
 class _Position:
-    """Where a value stands; `opaque` is the kind of content that carriers in it hold."""
+    """Where a value stands; `opaque` is the kind of content that carriers in it hold.
+
+    `kind` is that of its strings. `name` is the name of the nearest member above. `items` is the
+    list that an object is in.
+    """
 
     holder: Any
     key: str | int
@@ -149,7 +120,15 @@ class _Position:
     path: str
     depth: int
     opaque: str | None = None
-    free: bool = False
+    kind: Literal["text", "value", "schema"] = "text"
+    name: str = ""
+    items: list[Any] | None = None
+    signed: tuple[list[Any], Any] | None = None
+
+    @property
+    def free(self) -> bool:
+        """Whether the protocol has no words here."""
+        return self.kind != "text"
 
 
 @dataclass(slots=True)
@@ -158,6 +137,17 @@ class JsonTexts:
 
     pieces: list[JsonText] = field(default_factory=list)
     opaque: set[str] = field(default_factory=set)
+    documents: list[JsonDocument] = field(default_factory=list)
+    """The strings that are JSON, outer ones first."""
+
+    def write_back(self) -> None:
+        """Put the new texts of values into the strings of JSON that they are in."""
+        for document in reversed(self.documents):
+            document.write_back()
+
+    def at(self, places: Container[Place]) -> list[JsonText]:
+        """The pieces at `places`."""
+        return [piece for piece in self.pieces if piece.place in places]
 
     def units(self) -> Iterator[list[JsonText]]:
         """The pieces that belong together, in the order of the body."""
@@ -167,102 +157,204 @@ class JsonTexts:
         yield from by_unit.values()
 
 
-def texts_of(body: Any, place: Place, *, skip_verdicts: bool = False) -> JsonTexts:
+def texts_of(
+    body: Any,
+    place: Place,
+    *,
+    skip_verdicts: bool = False,
+    are_whole: bool = True,
+    without: Container[tuple[int, str | int]] = (),
+) -> JsonTexts:
     """The texts of a parsed body; `place` is the default. Raises NestedTooDeeply.
 
     `skip_verdicts`: the `guard` objects in the body are this server's own, and are not read.
+    `are_whole`: the strings are no parts of longer ones, so that JSON in them can be read as such.
+    `without` has the `(id(holder), key)` of strings that are read elsewhere.
     """
-    collector = _Collector(place, skip_verdicts)
+    collector = _Collector(place, skip_verdicts, are_whole, without)
     collector.value(body, _Position(None, "", place, "", 0))
     return collector.texts
 
 
+@lru_cache(4096)
+def _known_word(text: str) -> bool:
+    return WORD.fullmatch(text) is not None
+
+
+@lru_cache(4096)
+def _known_name(text: str) -> bool:
+    return NAME.fullmatch(text) is not None
+
+
+def _is_name(name: str) -> bool:
+    """Whether a name in an object may be one of the protocol's."""
+    return len(name) <= LONGEST_WORD and _known_name(name)
+
+
+def _is_word(value: object) -> bool:
+    """Whether a value is a word of the protocol, or a name as it takes them."""
+    return isinstance(value, str) and len(value) <= LONGEST_WORD and _known_word(value)
+
+
+def context_of(name: str) -> str:
+    """A name in an object as it is read before its value: "date of birth: "."""
+    words = _WORD_BORDER.sub(" ", name[:_LONGEST_NAME]).strip()
+    return f"{words}: " if words else ""
+
+
 class _Collector:
-    def __init__(self, default_place: Place, skip_verdicts: bool) -> None:
+    def __init__(
+        self,
+        default_place: Place,
+        skip_verdicts: bool,
+        are_whole: bool,
+        without: Container[tuple[int, str | int]],
+    ) -> None:
         self.default_place, self.skip_verdicts = default_place, skip_verdicts
+        self._are_whole, self._without = are_whole, without
         self.texts = JsonTexts()
         self._unit = 0
 
     def value(self, value: Any, at: _Position) -> None:
         if isinstance(value, str):
             if value:
-                self._add(value, at)
+                self._string(value, at)
         elif isinstance(value, dict):
             self._object(value, at)
         elif isinstance(value, list):
             self._array(value, at)
         elif isinstance(value, bytes) and value:
-            self.texts.opaque.add(_FILES.get(str(at.key), "files"))
+            self.texts.opaque.add(FILES.get(str(at.key), "files"))
+        elif at.kind == "value" and isinstance(value, int | float) and not isinstance(value, bool):
+            self._number(str(value), at)
 
-    def _add(self, text: str, at: _Position, *, is_key: bool = False) -> None:
-        piece = JsonText(at.holder, at.key, text, at.place, at.path, self._unit, is_key)
-        self.texts.pieces.append(piece)
+    def _add(self, text: str, at: _Position, kind: Kind) -> None:
+        context = context_of(at.name) if kind in {"value", "number"} else ""
+        self.texts.pieces.append(
+            JsonText(
+                at.holder, at.key, text, at.place, at.path, self._unit, kind, context, at.signed
+            )
+        )
+
+    def _number(self, text: str, at: _Position) -> None:
+        if len(text) >= SHORTEST_NUMBER:
+            self._add(text, at, "number")
+
+    def _string(self, text: str, at: _Position) -> None:
+        if (id(at.holder), at.key) in self._without:
+            return
+        reads_json = self._are_whole and at.depth <= MAX_DEPTH
+        document = JsonDocument.of(at.holder, at.key, text) if reads_json else None
+        if document is None:
+            self._add(text, at, at.kind)
+            return
+        self.texts.documents.append(document)
+        for index, leaf in enumerate(document.leaves):
+            inner = document.text(leaf)
+            if not inner:
+                continue
+            path = f"{at.path}.{leaf.key[:40]}" if leaf.key else at.path
+            kind: Literal["text", "value"] = "text" if leaf.kind in {"plain", "name"} else "value"
+            inside = replace(at, holder=document, key=index, path=path, depth=at.depth + 1)
+            inside.kind, inside.name = kind, leaf.key
+            if leaf.kind == "number":
+                self._number(inner, inside)
+            elif leaf.kind == "text":
+                self._string(inner, inside)
+            else:
+                self._add(inner, inside, "name" if leaf.kind == "name" else "text")
 
     def _object(self, value: dict[str, Any], at: _Position) -> None:
         if at.depth > MAX_DEPTH:
             raise NestedTooDeeply()
-        opaque, place = at.opaque, at.place
+        opaque, place, signed = at.opaque, at.place, at.signed
         if not at.free:
             opaque, place = self._part_kind(value, at)
+            if at.items is not None and value.get("signature"):
+                signed = (at.items, value)
+        free, is_response = at.kind != "text", self.default_place == "response"
         for name, item in value.items():
             if at.depth == 0:
                 self._unit += 1
-            if self.skip_verdicts and name == "guard" and not at.free:
+            is_word = name in SCHEMA_WORDS if free else _is_name(name)
+            # most members have nothing to be read
+            if is_word and (
+                not isinstance(item, str | dict | list | bytes)
+                and not (at.kind == "value" or name in FREE)
+                or (is_response and not free and name in PROTOCOL and _is_word(item))
+            ):
+                continue
+            if self.skip_verdicts and name == "guard" and not free:
                 continue
             path = f"{at.path}.{name[:40]}" if at.path else name[:40]
-            is_placed = self.default_place != "response" and not at.free
-            item_place = _PLACES.get(name, place) if is_placed else place
-            free = at.free or (name in _FREE and isinstance(item, dict | list) and at.depth < 9)
-            inside = _Position(value, name, item_place, path, at.depth + 1, free=free)
-            if name not in _SCHEMA_WORDS if at.free else not _WORD.fullmatch(name):
-                self._add(name, inside, is_key=True)
-            kind = _OPAQUE.get(name) or (opaque if name in _CARRIERS else None)
-            if at.free:
-                if not (isinstance(item, str) and item in _SCHEMA_WORDS):
-                    self.value(item, inside)
-            elif isinstance(item, str):
-                if kind is not None and _CODED.fullmatch(item):
-                    self._add_opaque(kind, item)
-                elif not (name in _PROTOCOL and _WORD.fullmatch(item)):
-                    self.value(item, inside)
+            item_place = place if is_response or free else PLACES.get(name, place)
+            inside = _Position(value, name, item_place, path, at.depth + 1, signed=signed)
+            inside.kind, inside.name = self._kind(name, item, at), name if free else ""
+            if not is_word:
+                self._add(name, inside, "key")
+            if not free:
+                self._member(name, item, inside, opaque)
+            elif not (isinstance(item, str) and item in SCHEMA_WORDS):
+                self.value(item, inside)
+
+    def _member(self, name: str, item: Any, inside: _Position, opaque: str | None) -> None:
+        """A member whose name is one of the protocol's."""
+        kind = OPAQUE.get(name) or (opaque if name in CARRIERS else None)
+        is_response = self.default_place == "response"
+        if not isinstance(item, str):
             # log probabilities spell the text once more
-            elif not (name in _TOKENS and self.default_place == "response"):
+            if not (name in TOKENS and is_response):
                 inside.opaque = None if kind == "numbers" else kind
                 self.value(item, inside)
+        elif kind is not None and CODED.fullmatch(item):
+            self._add_opaque(kind, item)
+        elif name in PROTOCOL and _is_word(item):
+            if not is_response and item and item not in KNOWN_WORDS:
+                self._add(item, inside, "label")
+        else:
+            if name in TEMPLATES and not is_response:
+                self.texts.opaque.add("templates")
+            self.value(item, inside)
+
+    def _kind(self, name: str, item: Any, at: _Position) -> Literal["text", "value", "schema"]:
+        """The kind of the strings in a member."""
+        is_container = isinstance(item, dict | list)
+        if at.kind == "schema" or (name in SCHEMAS and is_container):
+            return "schema"
+        begins = name in FREE and is_container and not (at.depth == 0 and name in CONVERSATION)
+        return "value" if at.free or begins else "text"
 
     def _part_kind(self, value: dict[str, Any], at: _Position) -> tuple[str | None, Place]:
         """The kind of content that carriers in a part hold, and the place of its texts."""
         kind, role, opaque, place = value.get("type"), value.get("role"), at.opaque, at.place
         if isinstance(kind, str):
-            opaque = None if kind in _TEXT_SOURCES else _OPAQUE_PARTS.get(kind, opaque)
+            opaque = None if kind in TEXT_SOURCES else OPAQUE_PARTS.get(kind, opaque)
             source = value.get("source")
-            is_text = isinstance(source, dict) and source.get("type") in _TEXT_SOURCES
-            if kind in _OPAQUE_PARTS and not is_text:
+            is_text = isinstance(source, dict) and source.get("type") in TEXT_SOURCES
+            if kind in OPAQUE_PARTS and not is_text:
                 # content by reference is not read either
-                self.texts.opaque.add(_OPAQUE_PARTS[kind])
+                self._add_opaque(OPAQUE_PARTS[kind], kind)
         if self.default_place == "response" or not _in_conversation(at.path):
             return opaque, place
         if at.depth == 2 and isinstance(role, str):
-            return opaque, _ROLES.get(role, place)
+            return opaque, ROLES.get(role, place)
         if isinstance(kind, str):
-            place = _PARTS.get(kind, place)
+            place = PARTS.get(kind, place)
         return opaque, place
 
     def _array(self, value: list[Any], at: _Position) -> None:
         if at.depth > MAX_DEPTH:
             raise NestedTooDeeply()
-        if (
-            self.default_place != "response"
-            and at.path.partition("[")[0] in _PROMPTS
-            and _has_token_ids(value)
-        ):
+        if self.default_place != "response" and not at.free and _holds_tokens(value, at):
             self.texts.opaque.add("tokens")
         for index, item in enumerate(value):
-            if at.depth == 1 and at.key in _LISTS:
+            if at.depth == 1 and at.key in LISTS:
                 self._unit += 1
-            path = f"{at.path}[{index}]"
-            inside = _Position(value, index, at.place, path, at.depth + 1, at.opaque, at.free)
-            inside.free = at.free and at.key not in {"messages", "input"}
+            inside = _Position(
+                value, index, at.place, f"{at.path}[{index}]", at.depth + 1, at.opaque
+            )
+            inside.kind, inside.name, inside.items = at.kind, at.name, value
+            inside.signed = at.signed
             self.value(item, inside)
 
     def _add_opaque(self, kind: str, item: str) -> None:
@@ -271,10 +363,13 @@ class _Collector:
 
 
 def _in_conversation(path: str) -> bool:
-    return path.partition("[")[0] in _CONVERSATION
+    return path.partition("[")[0] in CONVERSATION
 
 
-def _has_token_ids(value: list[Any]) -> bool:
+def _holds_tokens(value: list[Any], at: _Position) -> bool:
+    """Whether a list has numbers where they are tokens of a text."""
+    if at.path.partition("[")[0] not in PROMPTS and at.key not in PROMPTS:
+        return False
     return any(isinstance(item, int | float) and not isinstance(item, bool) for item in value)
 
 
@@ -285,6 +380,6 @@ def conversation(texts: JsonTexts, turns: int, places: Container[Place]) -> list
         for unit in texts.units()
         if unit[0].place in {"user", "tool"}
         and unit[0].place in places
-        and unit[0].path.partition("[")[0] in _CONVERSATION
+        and unit[0].path.partition("[")[0] in CONVERSATION
     ]
     return [piece for unit in messages[-turns:] for piece in unit]

@@ -17,13 +17,15 @@ from server.screening.texts.json_texts import texts_of
 from server.wire.strict_json import encode_json
 
 Group = Hashable
+_SIGNED = "reasoning_details"
+"""Thoughts in chunks of chats, each with the signature of the model's maker."""
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
     """A string `holder[key]` of an event that adds to the text of `channel`.
 
-    `quoted`: it is a part of JSON, so that a replacement must be escaped.
+    `is_signed`: a signature may cover it, so that it is not altered.
     """
 
     group: Group
@@ -31,7 +33,7 @@ class Slot:
     holder: Any
     key: Any
     path: str
-    quoted: bool = False
+    is_signed: bool = False
 
     @property
     def text(self) -> str:
@@ -93,6 +95,14 @@ class StreamFormat(ABC):
 
     def passed(self, event: dict[str, Any]) -> None:  # noqa: B027  # not all need to
         """Called when all texts of an event that are not in slots have been read, and may leave."""
+
+    def ends_channels(self, event: dict[str, Any]) -> bool:
+        """Whether an event that ends groups also ends all of their texts."""
+        return True
+
+    def signed_channel(self, event: dict[str, Any]) -> Hashable | None:
+        """The channel whose text an event signs, None where it signs none."""
+        return None
 
     def mark(self, event: dict[str, Any]) -> Any:
         """The facts of an event that `on_sent` needs, since events are not kept; None if none."""
@@ -166,10 +176,17 @@ def other_slots(
 
     `known` has the `(id(holder), key)` of each slot that the format knows.
     """
-    for piece in texts_of(holder, "response").pieces:
-        if not piece.is_key and (id(piece.holder), piece.key) not in known:
-            channel = (group, "other", piece.path)
-            yield Slot(group, channel, piece.holder, piece.key, f"{path}.{piece.path}")
+    for piece in texts_of(holder, "response", are_whole=False, without=known).pieces:
+        if piece.kind not in {"key", "number"}:
+            is_signed = piece.path.startswith(_SIGNED)
+            channel = other_channel(group, piece.path)
+            place = f"{path}.{piece.path}"
+            yield Slot(group, channel, piece.holder, piece.key, place, is_signed=is_signed)
+
+
+def other_channel(group: Group, path: str) -> Hashable:
+    """The channel of a text at `path` that a format does not know."""
+    return group, "other", path
 
 
 def texts_under(holder: Any, keys: Sequence[str]) -> list[str]:

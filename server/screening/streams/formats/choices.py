@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from server.screening.streams.formats.base import (
@@ -13,6 +13,7 @@ from server.screening.streams.formats.base import (
     StreamFormat,
     StreamOptions,
     framed,
+    other_channel,
     other_slots,
     texts_under,
     with_verdict,
@@ -117,6 +118,15 @@ class ChatFormat(_ChoiceFormat):
             slots += [*known_slots, *other_slots(index, delta, path, known)]
         return slots
 
+    def signed_channel(self, event: dict[str, Any]) -> Hashable | None:
+        for choice in _choices(event):
+            delta = choice.get("delta")
+            thoughts = delta.get("reasoning_details") if isinstance(delta, dict) else None
+            for number, thought in enumerate(thoughts if isinstance(thoughts, list) else ()):
+                if isinstance(thought, dict) and thought.get("signature"):
+                    return other_channel(_index(choice), f"reasoning_details[{number}].text")
+        return None
+
     def cut_events(self, group: Group, verdict: Mapping[str, Any] | None) -> Iterator[bytes]:
         message = self.options.message
         delta = {"content": message} if message is not None else {}
@@ -134,7 +144,7 @@ def _call_slots(index: Group, delta: dict[str, Any], choice_path: str) -> Iterat
             assert isinstance(function, dict)
             channel = (index, "tool", number, key)
             path = f"{choice_path}.tool_calls[{number}].{key}"
-            yield Slot(index, channel, function, key, path, quoted=key == "arguments")
+            yield Slot(index, channel, function, key, path)
 
 
 class CompletionFormat(_ChoiceFormat):

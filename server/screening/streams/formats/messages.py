@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 from server.error_shapes import ANTHROPIC
@@ -25,9 +25,9 @@ class MessagesFormat(StreamFormat):
     """Anthropic's `/v1/messages`."""
 
     _DELTAS = {
-        "text_delta": ("text", False),
-        "thinking_delta": ("thinking", False),
-        "input_json_delta": ("partial_json", True),
+        "text_delta": "text",
+        "thinking_delta": "thinking",
+        "input_json_delta": "partial_json",
     }
 
     def __init__(self, options: StreamOptions = NO_OPTIONS) -> None:
@@ -53,17 +53,21 @@ class MessagesFormat(StreamFormat):
         if kind == "content_block_start" and isinstance(event.get("content_block"), dict):
             block = event["content_block"]
             known_slots = [
-                Slot("answer", (index, key), block, key, f"content[{index}].{key}")
-                for key in texts_under(block, ("text", "thinking"))
+                _slot(index, block, key) for key in texts_under(block, ("text", "thinking"))
             ]
             known = {(id(slot.holder), slot.key) for slot in known_slots}
             return [*known_slots, *other_slots("answer", block, f"content[{index}]", known)]
         if kind != "content_block_delta" or not isinstance(delta, dict):
             return ()
-        key, quoted = self._DELTAS.get(str(delta.get("type")), ("", False))
+        key = self._DELTAS.get(str(delta.get("type")), "")
         if not isinstance(delta.get(key), str):
             return list(other_slots("answer", delta, f"content[{index}]", ()))
-        return [Slot("answer", (index, key), delta, key, f"content[{index}].{key}", quoted)]
+        return [_slot(index, delta, key)]
+
+    def signed_channel(self, event: dict[str, Any]) -> Hashable | None:
+        delta = event.get("delta")
+        is_signature = isinstance(delta, dict) and delta.get("type") == "signature_delta"
+        return (event.get("index"), "thinking") if is_signature else None
 
     def ended_groups(self, event: dict[str, Any]) -> Sequence[Group]:
         return ["answer"] if event.get("type") in {"message_delta", "message_stop"} else ()
@@ -141,3 +145,8 @@ _EMPTY: Mapping[str, Any] = {
     "usage": {"input_tokens": 0, "output_tokens": 0},
 }
 """The message of a stream that is cut before it began."""
+
+
+def _slot(index: Any, holder: dict[str, Any], key: str) -> Slot:
+    path = f"content[{index}].{key}"
+    return Slot("answer", (index, key), holder, key, path, is_signed=key == "thinking")

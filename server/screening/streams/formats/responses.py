@@ -25,7 +25,6 @@ from server.screening.streams.formats.delivered import DeliveredOutput, Mark
 class ResponsesFormat(StreamFormat):
     """`/v1/responses`, whose last event repeats the whole response."""
 
-    _QUOTED = ("function_call_arguments", "mcp_call_arguments")
     _LAST = ("response.completed", "response.incomplete", "response.failed")
 
     def __init__(self, options: StreamOptions = NO_OPTIONS) -> None:
@@ -72,13 +71,16 @@ class ResponsesFormat(StreamFormat):
         numbers = [event.get(name) for name in ("output_index", "content_index", "summary_index")]
         channel = (kind, event.get("item_id"), *numbers)
         path = f"output[{numbers[0]}].{kind}"
-        quoted = any(name in kind for name in self._QUOTED)
-        return [Slot("answer", channel, event, "delta", path, quoted)]
+        return [Slot("answer", channel, event, "delta", path)]
 
     def ended_groups(self, event: dict[str, Any]) -> Sequence[Group]:
         kind = str(event.get("type"))
         # a `.done` event repeats the text as a whole: no more of it comes
         return ["answer"] if kind in self._LAST or kind.endswith(".done") else ()
+
+    def ends_channels(self, event: dict[str, Any]) -> bool:
+        # that of another item may not be over
+        return event.get("type") in self._LAST
 
     def groups(self, event: dict[str, Any]) -> Sequence[Group]:
         return ["answer"]

@@ -79,3 +79,14 @@ def test_runs_are_sorted_without_overlaps_and_never_longer_than_their_source(tex
         assert done <= edit.start < edit.end <= len(text)
         assert 0 < len(edit.text) <= edit.end - edit.start
         done = edit.end
+
+
+def test_escapes_of_json_and_of_code_are_undone() -> None:
+    assert decoded(r"a\nb\tc \"d\" e\/f g\\h") == 'a\nb\tc "d" e/f g\\h'
+    assert decoded(r"twice: \\u0062\\u006f") == r"twice: \b\o"
+
+
+@given(st.text("aA1+/=-_ %x\\u0&#;6f\n", max_size=60))
+def test_the_first_search_misses_no_run(text: str) -> None:
+    """With a run behind it, a text is searched in any case."""
+    assert encoded_runs(text) == encoded_runs(f"{text} %41")[:-1]

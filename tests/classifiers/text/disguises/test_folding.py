@@ -140,3 +140,11 @@ def test_readable_text_can_be_encoded_and_hides_nothing(text: str) -> None:
     read = readable(text)
     read.encode()
     assert not any(unicodedata.category(char) == "Cf" for char in read)
+
+
+@given(st.text("aé½ß\u0301\u200b’\n", max_size=12), st.integers(0, 12))
+def test_positions_are_found_in_both_texts(text: str, place: int) -> None:
+    folded = fold(text)
+    place = min(place, len(text))
+    assert folded.text[: folded.place(place)] == fold(text[:place]).text
+    assert folded.origin(folded.place(place)) >= place

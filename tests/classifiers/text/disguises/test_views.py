@@ -140,3 +140,7 @@ def test_hostile_texts_take_linear_time(unit: str) -> None:
     short, long = seconds(SIZE // 8), seconds(SIZE)
     assert long < 5.0
     assert long < 0.25 + 40 * short
+
+
+def test_escapes_of_ordinary_text_make_no_further_reading() -> None:
+    assert len(readings(r"the table has a \\ b \\ c, and C:\\Users too, then \n a line")) == 1

@@ -247,3 +247,9 @@ def test_hostile_texts_take_linear_time(unit: str) -> None:
     began = time.process_time()
     patterns.find(text)
     assert time.process_time() - began < 5.0
+
+
+def test_what_stands_behind_an_escape_is_found_and_the_escape_is_no_part_of_it() -> None:
+    text = r"{\"note\": \"Numbers:\n078-05-1120\n415-555-2671\n4111111111111111\nann@example.com\"}"
+    found = [text[match.start : match.end] for match in shipped("personal-data").find(text)]
+    assert found == ["078-05-1120", "415-555-2671", "4111111111111111", "ann@example.com"]

@@ -98,7 +98,7 @@ class _Marks(Placeholders):
     def __init__(self) -> None:
         super().__init__(())
 
-    def placeholder_for(self, label: str, original: str) -> str:
+    def placeholder_for(self, label: str, original: str, *, is_number: bool = False) -> str:
         return MARK
 
 
@@ -275,3 +275,29 @@ def test_an_event_with_content_and_an_error_is_content() -> None:
     event = {"error": {"message": "dd"}, "choices": [choice]}
     raw = b"data: " + json.dumps(event).encode() + b"\n\n"
     assert b"content_filter" in _Guarded("block", 40, own_app=True).run([raw])
+
+
+def _calls(arguments: str, size: int = 5) -> list[bytes]:
+    pieces = [arguments[at : at + size] for at in range(0, len(arguments), size)]
+    deltas = [{"tool_calls": [{"index": 0, "function": {"arguments": p}}]} for p in pieces]
+    return [
+        b"data: " + json.dumps({"choices": [{"index": 0, "delta": delta}]}).encode() + b"\n\n"
+        for delta in deltas
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "is_cut"),
+    [
+        ({"a": "see abb", "b": "ba now"}, True),
+        ({"a": "see abb", "b": ["ba now"]}, True),
+        ({"a": "see ab", "b": "abba now"}, False),
+        ({"a": "see abc", "b": "bc"}, False),
+    ],
+)
+def test_a_word_that_is_split_over_two_arguments_ends_a_stream(
+    arguments: Any, is_cut: bool
+) -> None:
+    guarded = _Guarded("redact", 40)
+    out = guarded.run(_calls(json.dumps(arguments)))
+    assert (b"content_filter" in out) == is_cut

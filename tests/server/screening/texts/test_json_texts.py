@@ -14,11 +14,12 @@ from server.wire.strict_json import NestedTooDeeply
 
 
 def _places(body: Any) -> list[tuple[str, str, str]]:
-    return [(p.place, p.path, p.text) for p in texts_of(body, "user").pieces]
+    pieces = texts_of(body, "user").pieces
+    return [(p.place, p.path, p.text) for p in pieces if p.kind != "label"]
 
 
 def test_texts_of_a_chat_by_who_says_them() -> None:
-    call = {"id": "c", "type": "function", "function": {"name": "f x", "arguments": '{"q": 1}'}}
+    call = {"id": "c", "type": "function", "function": {"name": "f x", "arguments": '{"q": "x y"}'}}
     body = {
         "model": "m",
         "messages": [
@@ -35,7 +36,8 @@ def test_texts_of_a_chat_by_who_says_them() -> None:
         ("system", "messages[1].content", "very"),
         ("user", "messages[2].content[0].text", "hello"),
         ("arguments", "messages[3].tool_calls[0].function.name", "f x"),
-        ("arguments", "messages[3].tool_calls[0].function.arguments", '{"q": 1}'),
+        ("arguments", "messages[3].tool_calls[0].function.arguments", "q"),
+        ("arguments", "messages[3].tool_calls[0].function.arguments.q", "x y"),
         ("tool", "messages[4].content", "found"),
         ("user", "messages[5].content", "hm"),
     ]
@@ -103,7 +105,7 @@ def test_the_kinds_of_content_that_is_not_text_are_reported() -> None:
     ]
     texts = texts_of({"messages": [{"role": "user", "content": parts}]}, "user")
     assert texts.opaque == {"pictures", "audio", "files"}
-    assert not texts.pieces
+    assert [piece.text for piece in texts.pieces if piece.kind != "label"] == []
 
 
 def test_a_document_that_is_text_is_read() -> None:

@@ -1,0 +1,40 @@
+"""Words and phrases with which a text may end, whole or in part."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+
+from classifiers.text.patterns.partial import Suffix
+
+
+class PartialWords:
+    """Words and phrases, with one space between their words."""
+
+    def __init__(self, words: Sequence[str], *, any_place: bool, gap: int) -> None:
+        self._words = sorted(set(words))
+        self._any_place = any_place
+        self._firsts = frozenset(word[0] for word in self._words)
+        self._longest = max((len(word) + (gap - 1) * word.count(" ") for word in words), default=0)
+
+    def longest_suffix(self, text: str) -> Suffix:
+        """The longest suffix with which a word begins, or that is one."""
+        begin = max(0, len(text) - self._longest)
+        for start in range(begin, len(text)):
+            if text[start] in self._firsts and self._begins(text, start):
+                return Suffix(start, min(start, begin))
+        return Suffix(len(text), begin)
+
+    def _begins(self, text: str, start: int) -> bool:
+        if not self._any_place and start and in_word(text[start - 1]) and in_word(text[start]):
+            return False
+        suffix = text[start:]
+        if "  " in suffix:
+            suffix = " ".join(filter(None, suffix.split(" "))) + " " * suffix.endswith(" ")
+        index = bisect_left(self._words, suffix)
+        return index < len(self._words) and self._words[index].startswith(suffix)
+
+
+def in_word(char: str) -> bool:
+    """Whether a character is part of a word: a letter, a digit or an underscore."""
+    return char.isalnum() or char == "_"
