@@ -108,6 +108,12 @@ class TextPlan:
         """The screens that read responses."""
         return tuple(screen for screen in self.screens if "response" in screen.places)
 
+    @cached_property
+    def answering_patterns(self) -> PatternSet | None:
+        """All patterns that read responses as one list; None where there are none."""
+        lists = [screen.patterns for screen in self.answering if screen.patterns is not None]
+        return PatternSet.joined(lists) if lists else None
+
     def passes(self, name: str) -> bool:
         """Whether `name`, a path or a kind of content, may pass unread."""
         return any(

@@ -18,11 +18,11 @@ from server.screening.answers.upstream_errors import is_of_answer, screen_error,
 from server.screening.answers.whole import screen_answer
 from server.screening.context import ScreeningContext
 from server.screening.errors import UnreadableAnswer
-from server.screening.findings import Findings
+from server.screening.findings import Findings, ResponseScreens
 from server.screening.request import RequestScreening
 from server.screening.routes import Route
 from server.screening.streams.formats.base import StreamOptions, framed, with_verdict
-from server.screening.streams.guard import ResponseScreens, StreamGuard
+from server.screening.streams.guard import StreamGuard
 from server.screening.streams.sse import BrokenStream
 from server.screening.texts.json_texts import JsonTexts, texts_of
 from server.wire.body import media_type

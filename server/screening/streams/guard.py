@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from itertools import zip_longest
-from typing import Any, Protocol
+from typing import Any
 
 from guard.plans.screens import TextScreen
 from server.error_shapes import SentStream
 from server.screening.answers.app_verdicts import TakenVerdicts
-from server.screening.answers.upstream_errors import error_pieces, screen_error
 from server.screening.findings import (
     Findings,
+    ResponseScreens,
     ScreenedText,
-    TextReader,
     blocks,
     merge_spans,
     redactions,
 )
+from server.screening.spans import Span
 from server.screening.streams.channel import ChannelBuffer
 from server.screening.streams.event_queue import (
     EventQueue,
@@ -26,6 +25,7 @@ from server.screening.streams.event_queue import (
     parsed,
     without_tokens,
 )
+from server.screening.streams.event_texts import EventTexts
 from server.screening.streams.formats.base import (
     Group,
     Slot,
@@ -33,13 +33,12 @@ from server.screening.streams.formats.base import (
     is_error,
     with_verdict,
 )
-from server.screening.streams.hold_back import HoldBackBuffer, Span, Window
+from server.screening.streams.hold_back import HoldBackBuffer, Window
+from server.screening.streams.open_end import OpenText
 from server.screening.streams.sse import DONE, EventReader, SentEvent
-from server.screening.texts.joins import read_crossing, read_together, seams_of
+from server.screening.texts.joins import seams_of
 from server.screening.texts.json_scanner import quoted
-from server.screening.texts.json_texts import JsonText, JsonTexts, texts_of
 from server.screening.texts.redaction import Placeholders
-from server.screening.texts.rewriting import rewrite
 
 LOOKBACK = 500
 """Characters before the held text that are read with it: the context that a classifier needs."""
@@ -49,19 +48,6 @@ COMMENT = b":\n\n"
 
 
 Buffer = HoldBackBuffer | ChannelBuffer
-
-
-class ResponseScreens(TextReader, Protocol):
-    """Runs the screens on a response, and makes the verdict that it carries."""
-
-    def guard_object(self) -> dict[str, Any] | None:
-        """The `guard` object, the verdicts of the app in it; None where the client is not told."""
-
-    def take_verdicts(self, body: dict[str, Any]) -> TakenVerdicts:
-        """Take the verdicts of the app out of a body or an event, and count them."""
-
-    def put_back(self, verdicts: TakenVerdicts, body: dict[str, Any]) -> None:
-        """Give those of single rows back, as far as the client is told."""
 
 
 class StreamGuard:
@@ -106,6 +92,7 @@ class StreamGuard:
         self._reach: dict[Group, int] = {}
         self._cut_groups: set[Group] = set()
         self._has_done = False
+        self._event_texts = EventTexts(findings, screens, placeholders, own_app=own_app)
 
     @property
     def sent(self) -> SentStream:
@@ -179,8 +166,8 @@ class StreamGuard:
         if groups and all(group in self._cut_groups for group in groups):
             return b""
         slots = self._format.slots(event)
-        texts = self._whole_texts(event, slots)
-        name, rewritten = sent.name, await self._screen_whole_texts(event, texts, slots)
+        texts = self._event_texts.of(event, slots)
+        name, rewritten = sent.name, await self._event_texts.screen(event, texts, slots)
         if rewritten is None:
             return self._cut(groups or list(self._group_buffers) or [0])
         if not slots and is_error(event):
@@ -209,51 +196,6 @@ class StreamGuard:
             return out + more + self._queue.release()
         # where nothing has been read, only the event itself can leave
         return out + more + self._queue.release_last()
-
-    def _whole_texts(self, event: dict[str, Any], slots: Sequence[Slot]) -> JsonTexts:
-        """The texts of an event that add to no channel."""
-        slotted = {(id(slot.holder), slot.key): slot for slot in slots}
-        return texts_of(event, "response", skip_verdicts=self._own_app, without=slotted.keys())
-
-    async def _screen_whole_texts(
-        self, event: dict[str, Any], texts: JsonTexts, slots: Sequence[Slot]
-    ) -> bool | None:
-        """Screen the texts of an event that are whole; return whether one was rewritten, or None
-        where one must not leave. What an error must not say is withheld."""
-        errors, pieces = ((), texts.pieces) if slots else error_pieces(texts.pieces, event)
-        reports_error = not slots and is_error(event)
-        rewritten = False
-        if errors or reports_error:
-            rewritten = await screen_error(
-                errors,
-                pieces if reports_error else (),
-                self._findings,
-                self._screens,
-                self._placeholders,
-                own_app=self._own_app,
-            )
-            texts.pieces = pieces = [] if reports_error else list(pieces)
-        results: Sequence[Sequence[ScreenedText]] = ()
-        if self._reads and pieces:
-            readings = [piece.reading for piece in pieces]
-            results = await self._screens.read(readings, self._lists)
-        for piece, piece_results in zip_longest(pieces, results, fillvalue=()):
-            assert isinstance(piece, JsonText)
-            acting = self._findings.add(piece_results, piece.path, in_response=True)
-            if blocks(acting) or (piece.is_key and redactions(acting)):
-                return None  # the name of a member cannot be redacted
-            if rewrite(piece, acting, self._placeholders, restore=self._restores):
-                rewritten = True
-        if self._reads and pieces:
-            joined = await read_together(self._screens, list(texts.units()), self._heads)
-            joined += await read_crossing(self._screens, pieces, self._lists)
-            for first, found in joined:
-                if self._findings.add(found, first.path, in_response=True):
-                    return None
-        if rewritten:
-            texts.write_back()
-            without_tokens(event)
-        return rewritten
 
     def _add(self, item: WaitingEvent, slots: Sequence[Slot]) -> list[tuple[Group, Buffer]]:
         """Add the texts of slots to their buffers; return the buffers that have grown."""
@@ -291,10 +233,20 @@ class StreamGuard:
             self._hold_back,
             self._lookback,
             replace_number if is_number else self._placeholders.replacement,
+            open_text=self._open_text(is_sealed=is_sealed) if not is_number else None,
             prefix=prefix,
             atomic=is_number,
             sealed=is_sealed,
         )
+
+    def _open_text(self, *, is_sealed: bool) -> OpenText | None:
+        """The open end of a new text; None where classifiers read it too."""
+        if self._heads or any(screen.patterns is None for screen in self._lists):
+            return None
+        plan = self._findings.plan
+        placeholders = self._placeholders if self._restores and not is_sealed else None
+        longest = max(self._hold_back, plan.longest)
+        return OpenText(plan.answering_patterns, placeholders, longest)
 
     def _seal(self, item: WaitingEvent, event: dict[str, Any]) -> None:
         """An event with the signature of a channel waits for the channel's text."""

@@ -1,9 +1,10 @@
 """A buffer that holds the text of one channel of a stream back until it has been read.
 
-Text is read in windows that end at fixed positions, every `stride` characters, so that the findings
-do not depend on how a stream is cut into chunks. A character may be sent once the `context`
-characters after it have been read too: a match no longer than that is known as a whole before its
-first character leaves.
+For classifiers, text is read in windows that end at fixed positions, every `stride` characters, so
+that the findings do not depend on how a stream is cut into chunks. A character may be sent once the
+`context` characters after it have been read too: a match no longer than that is known as a whole
+before its first character leaves. For patterns alone, which tell what may still become a match, a
+text is read as it comes, and all leaves but its open end.
 """
 
 from __future__ import annotations
@@ -11,20 +12,14 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
+from server.screening.spans import Span
+from server.screening.streams.open_end import OpenText
 from server.screening.texts.json_scanner import plain_number
 
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """Characters `[start, end)` to be replaced by a text that depends on them and on `label`."""
-
-    start: int
-    end: int
-    label: str
-
-
+_SHORT: Final = 256
+"""Characters of a text that is read as a whole."""
 Replace = Callable[[Span, str], str]
 """The replacement of a span that holds a text; called once per span, in order."""
 
@@ -67,7 +62,8 @@ class Window:
 class HoldBackBuffer:
     """Holds at most `hold_back` characters; windows reach `lookback` characters before them.
 
-    `prefix` is read before the text. `atomic`: the text is a number, of which a span replaces all.
+    `open_text` tells the open end of the text; where it is None, windows are read. `prefix` is read
+    before the text. `atomic`: the text is a number, of which a span replaces all.
     `sealed`: the text cannot be altered, so that it ends where a span begins. All positions are
     counted in characters from the start of the channel.
     """
@@ -78,6 +74,7 @@ class HoldBackBuffer:
         lookback: int,
         replace: Replace,
         *,
+        open_text: OpenText | None = None,
         prefix: str = "",
         atomic: bool = False,
         sealed: bool = False,
@@ -86,6 +83,7 @@ class HoldBackBuffer:
         self.context = hold_back - self.stride
         self.lookback = lookback
         self._replace = replace
+        self._open_text, self._seen, self._settled = open_text, 0, 0
         self._prefix, self._is_atomic, self.is_sealed = prefix, atomic, sealed
         self._ends_at: int | None = None
         self._base = 0
@@ -111,7 +109,13 @@ class HoldBackBuffer:
         """The position up to which text may be sent."""
         if self._is_released and self._read == self.length:
             return max(self._sent, self.length - self._kept)
-        return max(self._sent, self._read - self.context)
+        return self._unread_from
+
+    @property
+    def _unread_from(self) -> int:
+        """The position before which what has been found stays as it is."""
+        settled = self._read - self.context if self._open_text is None else self._settled
+        return max(self._sent, settled)
 
     @property
     def is_cut(self) -> bool:
@@ -134,8 +138,15 @@ class HoldBackBuffer:
 
         Give every window to `mark_read` before asking for the next.
         """
-        while not self._is_atomic and self._next_end <= self.length:
-            yield self._window(self._next_end)
+        if self._open_text is not None:
+            if self._seen < self.length:
+                self._seen = self.length
+                skipped = len(self._prefix) if self._base == 0 else 0
+                text = self._prefix + self._text if skipped else self._text
+                all = self._open_text.update(text, self._base - skipped) > self._settled or all
+        elif not self._is_atomic:
+            while self._next_end <= self.length:
+                yield self._window(self._next_end)
         if all and self._read < self.length:
             yield self._window(self.length)
 
@@ -151,11 +162,13 @@ class HoldBackBuffer:
             starts = [window.start + span.start for span in spans]
             starts += [] if self._ends_at is None else [self._ends_at]
             self._ends_at, spans = min(starts, default=None), ()
-        free = max(self._sent, self._read - self.context)
+        free = self._unread_from
         kept = [span for span in self._spans if span.start < free]
         locked = kept[-1].end if kept else 0
         for span in spans:
             start, end = window.start + span.start, window.start + span.end
+            if self._open_text is not None and start < free:
+                continue  # a part of one that is known
             # where its beginning was free, or is in another span, the rest need not be
             start = max(start, free, locked)
             if start < end:
@@ -163,6 +176,8 @@ class HoldBackBuffer:
                 locked = end
         self._spans = kept
         self._read = self.length if self._is_atomic else max(self._read, window.end)
+        if self._open_text is not None:
+            self._settled = self._open_text.start
 
     def release(self, keep: int = 0) -> None:
         """Let all text that has been read be sent, though a match may go on after it; the last
@@ -203,8 +218,14 @@ class HoldBackBuffer:
         return (self._read // self.stride + 1) * self.stride
 
     def _window(self, end: int) -> Window:
-        reach = end if self._is_atomic else self.stride + self.context + self.lookback
-        start = max(self._base, end - reach)
+        if self._open_text is not None and end > _SHORT:
+            place = self._open_text.context(self._text, max(0, self._settled - self._base))
+            start = self._base + place
+        elif self._open_text is not None:
+            start = 0
+        else:
+            reach = end if self._is_atomic else self.stride + self.context + self.lookback
+            start = max(self._base, end - reach)
         prefix = self._prefix if start == 0 else ""
         text = self._slice(start, end)
         return Window(self, start, plain_number(text) if self._is_atomic else text, prefix)

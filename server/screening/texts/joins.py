@@ -16,7 +16,7 @@ from typing import Final
 from classifiers.text.disguises.decoding import encoded_runs
 from guard.plans.screens import TextScreen
 from server.screening.findings import ScreenedText, TextReader
-from server.screening.streams.hold_back import Span
+from server.screening.spans import Span
 from server.screening.texts.json_texts import JsonText
 
 REACH: Final = 64

@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from guard.config.schema import Place
-from server.screening.streams.hold_back import Span
+from server.screening.spans import Span
 from server.screening.texts.json_documents import JsonDocument, Number
 from server.screening.texts.json_fields import (
     CARRIERS,

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Final
 from urllib.parse import quote, unquote
 
-from server.screening.streams.hold_back import Span
+from server.screening.spans import Span
 
 _NAME: Final = re.compile(r"[A-Z][A-Z0-9_]*_\d+")
 _ENCODED: Final = re.compile(r"%5[BbDdFf]|&#(?:91|93|95);")

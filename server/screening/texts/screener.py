@@ -18,7 +18,7 @@ from guard.errors import GuardFailed
 from guard.plans.screens import EmbeddingScores, TextScreen
 from server.screening.errors import TextTooLong
 from server.screening.findings import ScreenedText
-from server.screening.streams.hold_back import Span
+from server.screening.spans import Span
 from server.screening.texts.verdict_cache import VerdictCache, exact_key, read_key
 
 CACHE_ENTRIES = 16_384

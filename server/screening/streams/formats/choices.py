@@ -115,7 +115,9 @@ class ChatFormat(_ChoiceFormat):
             ]
             known_slots += _call_slots(index, delta, path)
             known = {(id(slot.holder), slot.key) for slot in known_slots}
-            slots += [*known_slots, *other_slots(index, delta, path, known)]
+            slots += known_slots
+            if len(known) < len(delta):
+                slots += other_slots(index, delta, path, known)
         return slots
 
     def signed_channel(self, event: dict[str, Any]) -> Hashable | None:

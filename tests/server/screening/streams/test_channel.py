@@ -9,8 +9,9 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from server.screening.spans import Span
 from server.screening.streams.channel import ChannelBuffer
-from server.screening.streams.hold_back import HoldBackBuffer, Span
+from server.screening.streams.hold_back import HoldBackBuffer
 from server.screening.texts.json_documents import JsonDocument
 from server.screening.texts.json_scanner import quoted
 

@@ -18,13 +18,13 @@ from guard.plans.screens import TextPlan, TextScreen
 from server.screening.answers.app_verdicts import TakenVerdicts
 from server.screening.answers.upstream_errors import WITHHELD
 from server.screening.findings import Findings, ScreenedText
+from server.screening.spans import Span
 from server.screening.streams.event_queue import EventQueue, WaitingEvent
 from server.screening.streams.formats.base import StreamFormat
 from server.screening.streams.formats.choices import ChatFormat
 from server.screening.streams.formats.messages import MessagesFormat
 from server.screening.streams.formats.responses import ResponsesFormat
 from server.screening.streams.guard import StreamGuard
-from server.screening.streams.hold_back import Span
 from server.screening.texts.redaction import Placeholders
 
 _SECRET = re.compile(r"a[bc]{1,4}a|dd")

@@ -7,7 +7,8 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.screening.streams.hold_back import HoldBackBuffer, Span
+from server.screening.spans import Span
+from server.screening.streams.hold_back import HoldBackBuffer
 
 _SECRET = re.compile(r"a[bc]{1,6}a|dd")
 

@@ -13,7 +13,7 @@ import pytest
 
 from guard.plans.screens import TextScreen
 from server.screening.findings import ScreenedText
-from server.screening.streams.hold_back import Span
+from server.screening.spans import Span
 from server.screening.texts.joins import read_crossing, without_codes
 from server.screening.texts.json_texts import texts_of
 

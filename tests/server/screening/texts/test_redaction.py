@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.screening.streams.hold_back import Span
+from server.screening.spans import Span
 from server.screening.texts.redaction import Placeholders
 
 _NAME = re.compile("[ab]{2,4}")
