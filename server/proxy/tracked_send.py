@@ -74,6 +74,9 @@ class TrackedSend:
             if not isinstance(error, ClientGone):
                 await error_response(error, self._exchange)(scope, receive, self._send)
             return
+        if self._is_stream and not self._is_finished and self._has_ended:
+            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+            return
         ends_whole = not self._tail or self._tail.endswith((b"\n\n", b"\r\r", b"\n\r\n"))
         if self._is_stream and ends_whole and not self._is_finished:
             name, event = error_event(error, self._exchange, self._sent())
@@ -81,6 +84,12 @@ class TrackedSend:
             await self._send({"type": "http.response.body", "body": last, "more_body": False})
         elif not isinstance(error, ClientGone):
             logger.warning("a response was cut: %s", error.message)
+
+    @property
+    def _has_ended(self) -> bool:
+        """Whether all of a stream has left, though its connection broke."""
+        is_typed = self._exchange.error_shape in _ENDS and not self._ends
+        return is_typed or self._tail.rstrip().endswith(b"data: [DONE]")
 
     def _keep(self, body: bytes) -> None:
         if len(self._head) < self._head_bytes:

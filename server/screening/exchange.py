@@ -225,7 +225,7 @@ class ScreenedExchange:
         except GuardError as error:
             if not response.in_progress and response.error is None:
                 raise
-            if not isinstance(error, ClientGone):
+            if not isinstance(error, ClientGone) and not response.has_ended:
                 self._app_outcome = "error"
             await response.abort(error)
         finally:

@@ -80,6 +80,11 @@ class ScreenedResponse:
         """Whether an error has to follow what is there of the response."""
         return self._is_started or self._stream is not None
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether all of a streamed response is there, whatever comes of the connection."""
+        return self._stream is not None and self._stream.has_ended
+
     async def send(self, message: Message) -> None:
         """Take one ASGI message of the app."""
         await self.gate.wait()
@@ -119,7 +124,10 @@ class ScreenedResponse:
                     await self._write(await self._stream.end())
                 except (GuardError, BrokenStream, NestedTooDeeply):
                     logger.debug("the rest of a broken stream is dropped")
-            await self._fail(error)
+            if self.has_ended:
+                await self._write(b"", more=False)
+            else:
+                await self._fail(error)
 
     @property
     def _findings(self) -> Findings:
@@ -206,7 +214,7 @@ class ScreenedResponse:
         out = await stream.feed(body)
         if not more and not stream.is_over:
             out += await stream.end()
-            if not stream.is_complete:
+            if stream.is_broken_off:
                 await self._write(out)
                 raise UnreadableAnswer("The answer ends in its middle.")
         if stream.is_over:

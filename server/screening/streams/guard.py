@@ -100,9 +100,14 @@ class StreamGuard:
         return self._format.sent()
 
     @property
-    def is_complete(self) -> bool:
+    def has_ended(self) -> bool:
         """Whether the stream has ended as its API ends streams, or been cut."""
         return self.is_over or self._has_done or self._format.is_complete
+
+    @property
+    def is_broken_off(self) -> bool:
+        """Whether its end is missing, if no more comes."""
+        return self._format.has_last_event and not self.has_ended
 
     @property
     def is_holding(self) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from server.error_shapes import ErrorFields, SentStream
 from server.screening.texts.json_texts import texts_of
@@ -116,10 +116,13 @@ class StreamFormat(ABC):
         """What has left of the stream, as far as an error at its end refers to it."""
         return SentStream()
 
+    has_last_event: ClassVar[bool] = False
+    """Whether every stream of this API has a last event of its own."""
+
     @property
     def is_complete(self) -> bool:
-        """Whether the event has come that ends every stream of this API; True where none does."""
-        return True
+        """Whether that event has come."""
+        return False
 
     def error_event(self, event: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         """The name and the data of an error that the upstream reports in its stream, in the shape

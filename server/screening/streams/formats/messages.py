@@ -24,6 +24,8 @@ from server.screening.streams.formats.base import (
 class MessagesFormat(StreamFormat):
     """Anthropic's `/v1/messages`."""
 
+    has_last_event = True
+
     _DELTAS = {
         "text_delta": "text",
         "thinking_delta": "thinking",

@@ -25,6 +25,8 @@ from server.screening.streams.formats.delivered import DeliveredOutput, Mark
 class ResponsesFormat(StreamFormat):
     """`/v1/responses`, whose last event repeats the whole response."""
 
+    has_last_event = True
+
     _LAST = ("response.completed", "response.incomplete", "response.failed")
 
     def __init__(self, options: StreamOptions = NO_OPTIONS) -> None:

@@ -214,3 +214,24 @@ def test_every_error_of_messages_is_as_anthropic_has_it(tmp_path: Path) -> None:
             request_id = response.headers["x-request-id"]
             assert told["request_id"] == request_id == response.headers["request-id"]
         assert cases[1][0].json()["guard"]["outcome"] == "blocked"
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("path", list(HALVES))
+def test_a_stream_that_was_whole_when_its_connection_broke_is_whole(
+    tmp_path: Path, path: str, policy: str
+) -> None:
+    end = [chat_chunk({}, end="stop"), b"data: [DONE]\n\n"]
+    events = {
+        "/v1/messages": message_events(["whole"]),
+        "/v1/responses": response_events(["whole"]),
+    }.get(path, [chat_chunk({"content": "whole"}), *end])
+    with (
+        served(breaking(events, "hangs up")) as port,
+        proxied(tmp_path, config(tmp_path), port) as proxy,
+    ):
+        got = half_of(proxy, path, policy)
+        assert len(got) == len(events)
+        assert not [event for name, event in got if name == "error" or "error" in event]
+        if policy == "p":
+            assert proxy.audit_lines()[0]["outcome"] == "pass", "as its verdict says"
