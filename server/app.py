@@ -7,10 +7,13 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 
 from guard import __version__
 from guard.config.keys import KeyRing
 from guard.config.schema import Config
+from server.edge.http_edge import edged
+from server.edge.paths import KnownPaths
 from server.endpoints.chat import chat_router
 from server.endpoints.completions import completions_router
 from server.endpoints.gateway import Gateway
@@ -61,16 +64,27 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,
     )
+    routers = [
+        chat_router(gateway),
+        completions_router(gateway),
+        images_router(gateway),
+        listings_router(gateway),
+        probes_router(services, metrics),
+    ]
     if screens is not None:
         app.add_middleware(ScreenMiddleware, config=config, screens=screens, keys=keys)
-        app.include_router(moderations_router(gateway, screens))
-    app.add_middleware(ExchangeMiddleware, metrics=metrics)  # the outermost
-    install_error_handlers(app)
-    app.include_router(chat_router(gateway))
-    app.include_router(completions_router(gateway))
-    app.include_router(images_router(gateway))
-    app.include_router(listings_router(gateway))
-    app.include_router(probes_router(services, metrics))
+        routers.append(moderations_router(gateway, screens))
+    for router in routers:
+        app.include_router(router)
+    paths = KnownPaths(
+        (route.path, route.methods or ())
+        for router in routers
+        for route in router.routes
+        if isinstance(route, APIRoute)
+    )
+    app.add_middleware(ExchangeMiddleware, metrics=metrics)
+    app.add_middleware(edged, paths=paths, settings=config.server)  # the outermost
+    install_error_handlers(app, paths)
     describe_bodies(app)
     return app
 

@@ -15,22 +15,42 @@ from guard.errors import (
 )
 
 POLICY_HEADER = "X-Guard-Policy"
+KEY_HEADERS = ("x-api-key", "api-key")
+"""Headers with an API key, beside `Authorization`."""
 
 
 def authenticate(keys: KeyRing | None, headers: Headers) -> KeyConfig | None:
     """The settings of the request's API key; None on a server without keys, which is open to all.
 
-    Raises Unauthorized for a missing or unknown key.
+    The key is where clients of OpenAI (`Authorization: Bearer`), Anthropic (`x-api-key`) and Azure
+    (`api-key`) put it. Raises Unauthorized for a missing or unknown key, and for two that differ.
     """
     if keys is None:
         return None
-    scheme, _, token = headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not token.strip():
-        raise Unauthorized('No API key; send it as "Authorization: Bearer KEY".')
-    key = keys.find(token.strip())
+    given = _keys_in(headers)
+    if not given:
+        raise Unauthorized(
+            'No API key; send it as "Authorization: Bearer KEY", "x-api-key: KEY" or '
+            '"api-key: KEY".'
+        )
+    if len({token for _, token in given}) > 1:
+        names = " and ".join(dict.fromkeys(name for name, _ in given))
+        raise Unauthorized(f"The request has API keys that differ, in {names}; send one.")
+    key = keys.find(given[0][1])
     if key is None:
         raise Unauthorized("Unknown API key.")
     return key
+
+
+def _keys_in(headers: Headers) -> list[tuple[str, str]]:
+    """Each API key in the headers, with the name of its header."""
+    given = [
+        ("Authorization", token.strip())
+        for scheme, _, token in (v.partition(" ") for v in headers.getlist("authorization"))
+        if scheme.lower() == "bearer"
+    ]
+    given += [(name, value.strip()) for name in KEY_HEADERS for value in headers.getlist(name)]
+    return [(name, token) for name, token in given if token]
 
 
 def default_policy(config: Config, key: KeyConfig | None, model: str | None = None) -> str:

@@ -8,7 +8,16 @@ from typing import Annotated
 import typer
 
 from guard.config.schema import load_config
-from server.lifecycle.listening import Host, Port, bind, say_ready, url_of, warn_if_open
+from guard.errors import ConfigError
+from server.lifecycle.listening import (
+    Host,
+    Port,
+    bind,
+    say_ready,
+    url_of,
+    warn_if_open,
+    warn_if_unguarded,
+)
 
 app = typer.Typer(add_completion=False)
 
@@ -26,9 +35,12 @@ def serve(
 ) -> None:
     """Serve the configured models behind OpenAI's HTTP interface."""
     settings = load_config(config)
+    if not settings.models:
+        raise ConfigError([f"{config}: there is no model to serve: add [[models]]"])
     # Bound before the models are loaded, which takes a while: a port in use fails at once.
     listener = bind(host or settings.server.host, settings.server.port if port is None else port)
     warn_if_open(listener, settings.keys)
+    warn_if_unguarded(settings)
 
     # Imported here: --help and the checks above must not wait for torch.
     from server.lifecycle.run import run_server

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
@@ -19,6 +20,7 @@ from guard.errors import (
     Unauthorized,
 )
 from guard.verdict import Verdict
+from server.edge.paths import KnownPaths
 from server.error_shapes import ANTHROPIC, OPENAI, ErrorFields, SentStream
 from server.observe.exchange import Exchange, exchange_of
 from server.wire.replies import JSONReply
@@ -28,6 +30,12 @@ class InvalidJSON(RequestError):
     """The body is not one JSON object in UTF-8."""
 
     code = "invalid_json"
+
+
+class InvalidEncoding(RequestError):
+    """The body is not in the encoding that `Content-Encoding` names."""
+
+    code = "invalid_encoding"
 
 
 class InvalidForm(RequestError):
@@ -189,13 +197,15 @@ async def _on_guard_error(request: Request, error: Exception) -> Response:
     return error_response(error, exchange)
 
 
-async def _on_http_exception(request: Request, error: Exception) -> Response:
+async def _on_http_exception(request: Request, error: Exception, paths: KnownPaths) -> Response:
     assert isinstance(error, HTTPException)
     exchange = exchange_of(request)
     where = f"{request.method} {request.url.path[:200]}"
     refusal: RequestError
     if error.status_code == HTTPStatus.NOT_FOUND:
-        refusal = UnknownRoute(f"Unknown URL ({where}).")
+        meant = paths.meant_by(request.method, request.url.path)
+        hint = f": it is {meant[:200]} here. Clients' base URL ends in /v1." if meant else "."
+        refusal = UnknownRoute(f"Unknown URL ({where}){hint}")
     elif error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         refusal = MethodNotAllowed(f"This URL does not take that method ({where}).")
     else:
@@ -206,7 +216,8 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     return response
 
 
-def install_error_handlers(app: FastAPI) -> None:
-    """Make `app` answer GuardErrors and unknown routes as the API that was called does."""
+def install_error_handlers(app: FastAPI, paths: KnownPaths) -> None:
+    """Make `app`, which answers `paths`, answer GuardErrors and unknown routes as the API that was
+    called does."""
     app.add_exception_handler(GuardError, _on_guard_error)
-    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(HTTPException, partial(_on_http_exception, paths=paths))

@@ -14,6 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from guard.artifact import Artifact
+from guard.commands.proxy_check import describe_policy, describe_upstream, tables_of, warnings_of
+from guard.commands.tables import add_row, new_table
 from guard.config.checks import NO_POLICY
 from guard.config.kinds import kind_of
 from guard.config.schema import (
@@ -51,23 +53,26 @@ def check(
     console = Console()
     for table in _tables(meaning):
         console.print(table)
+    for warning in meaning["warnings"]:
+        typer.echo(f"warning: {warning}", err=True)
     console.print(f"{config} is valid.", markup=False, highlight=False, soft_wrap=True)
 
 
 def describe(config: Config) -> dict[str, Any]:
-    """The meaning of a configuration, JSON-ready: server, models, policies with guards, keys.
+    """The meaning of a configuration, JSON-ready: server, models, policies with guards, keys, and
+    warnings.
 
     Raises ArtifactError if an artifact was removed since the configuration was read.
     """
     guards = {guard.name: _guard(guard) for guard in config.guards}
     guards |= {patterns.name: _patterns(patterns) for patterns in config.patterns}
-    return {
+    meaning = {
         "server": config.server.model_dump(mode="json"),
         "models": [_model(config, model, guards) for model in config.models],
         "guards": list(guards.values()),
         "policies": {name: _policy(config, name, guards) for name in config.policy_names},
         "proxy": config.proxy.model_dump(mode="json"),
-        "upstreams": [upstream.model_dump(mode="json") for upstream in config.upstreams],
+        "upstreams": [describe_upstream(upstream) for upstream in config.upstreams],
         "keys": [
             {
                 "key": key.hash[:15],
@@ -80,6 +85,7 @@ def describe(config: Config) -> dict[str, Any]:
             for index, key in enumerate(config.keys)
         ],
     }
+    return meaning | {"warnings": [*warnings_of(meaning, config)]}
 
 
 def _model(
@@ -123,6 +129,7 @@ def _policy(config: Config, name: str, guards: Mapping[str, dict[str, Any]]) -> 
         "notes": _notes([guards[guard] for guard in policy.guards]),
         "screen": policy.screen.model_dump(mode="json"),
         "asked_for_by": _tenants(config, name),
+        "in_proxy": describe_policy(config, name, guards),
     }
 
 
@@ -198,23 +205,23 @@ def _tenants(config: Config, policy: str) -> list[str]:
 
 
 def _tables(meaning: dict[str, Any]) -> list[Table]:
-    server = _table("Server", "setting", "value")
+    server = new_table("Server", "setting", "value")
     for name, value in meaning["server"].items():
-        _row(server, name, value)
+        add_row(server, name, value)
     columns = ("name", "engine", "source", "resolved", "dtype", "device")
-    models = _table("Models", *columns, "limits", "default policy", "policies")
+    models = new_table("Models", *columns, "limits", "default policy", "policies")
     for model in meaning["models"]:
         default = model["default_policy"]
         default_policy = f"{default['value']} ({default['from']})"
         if not default["fits"]:
             default_policy += ": has no guard for it, so requests must name another policy"
         facts = (_limits(model), default_policy, ", ".join(model["policies"]))
-        _row(models, *(model[column] for column in columns), *facts)
-    guards = _table("Guards", "guard", "for", "concept", "method", "method's settings")
+        add_row(models, *(model[column] for column in columns), *facts)
+    guards = new_table("Guards", "guard", "for", "concept", "method", "method's settings")
     for guard in meaning["guards"]:
         settings = ", ".join(f"{key} {_short(value)}" for key, value in guard["settings"].items())
         facts = tuple(guard[key] for key in ("name", "kind", "concept", "method"))
-        _row(guards, *facts, settings or None)
+        add_row(guards, *facts, settings or None)
     tables = [server, models, guards]
     for name, policy in meaning["policies"].items():
         tenants = ", ".join(policy["asked_for_by"]) or "no key"
@@ -228,47 +235,30 @@ def _tables(meaning: dict[str, Any]) -> list[Table]:
             title += f"; {_screening(policy)}"
         if name == NO_POLICY:
             title = f"Policy {name}: no guards, for {tenants}"
-        table = _table(title, "guard", "concept", "method", *_TUNABLE, "fits model")
+        table = new_table(title, "guard", "concept", "method", *_TUNABLE, "fits model")
         for guard in policy["guards"]:
             fits = guard["fits_model"] or {"name": "any model with text"}
             tuned = (_origin(guard[key]) for key in _TUNABLE)
             fitted_on = fits["name"]
             if "fingerprint" in fits:
                 fitted_on += f" ({fits['fingerprint'][:12]})"
-            _row(table, guard["name"], guard["concept"], guard["method"], *tuned, fitted_on)
+            add_row(table, guard["name"], guard["concept"], guard["method"], *tuned, fitted_on)
         table.caption = Text("\n".join(policy["notes"])) if policy["notes"] else None
         tables.append(table)
-    if meaning["upstreams"]:
-        upstream_columns = ("name", "url", "key_env", "models", "weight", "health", "plugin")
-        upstreams = _table("Upstreams", *upstream_columns)
-        for upstream in meaning["upstreams"]:
-            cells = upstream | {"models": ", ".join(upstream["models"]) or "any"}
-            _row(upstreams, *(cells[key] for key in upstream_columns))
-        tables.append(upstreams)
+    tables += tables_of(meaning)
     key_columns = ("key", "tenant", "default policy", "policies", "embeddings")
-    keys = _table("Keys", *key_columns, "requests per minute")
+    keys = new_table("Keys", *key_columns, "requests per minute")
     for key in meaning["keys"]:
         allowed = ", ".join(key["policies"])
         rate = key["requests_per_minute"] or "unlimited"
         embeddings = _may(key["embeddings"])
-        _row(keys, key["key"], key["tenant"], key["default_policy"], allowed, embeddings, rate)
+        add_row(keys, key["key"], key["tenant"], key["default_policy"], allowed, embeddings, rate)
     if not meaning["keys"]:
         server_settings = meaning["server"]
         embeddings = _may(server_settings["embeddings"])
         default = server_settings["default_policy"]
-        _row(keys, "none", "anyone", default, "any", embeddings, "unlimited")
+        add_row(keys, "none", "anyone", default, "any", embeddings, "unlimited")
     return [*tables, keys]
-
-
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=Text(title), title_justify="left")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
-
-
-def _row(table: Table, *cells: object) -> None:
-    table.add_row(*(Text("-" if cell is None else str(cell)) for cell in cells))
 
 
 def _screening(policy: dict[str, Any]) -> str:

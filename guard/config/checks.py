@@ -28,6 +28,8 @@ Problem = tuple[KeyPath, str]
 
 _PATTERNS = {
     "url": "should be http://HOST or https://HOST, with a path or without, no user and no query",
+    "cors_origins": 'should be "*", or an origin such as "https://app.example.com"',
+    "mcp": 'should be a path such as "/mcp/files", of letters, digits and . _ -',
     "health": 'should be a path, such as "/health"',
     "key_env": "should be the name of an environment variable, never the key itself",
     "hash": 'should be "sha256:" and the 64 hex digits of the key\'s SHA-256, never the key itself',
@@ -45,7 +47,8 @@ def schema_problem(fault: ErrorDetails, section: type[BaseModel]) -> Problem:
     if fault["type"] == "missing":
         return path, "is missing: add it"
     if fault["type"] == "string_pattern_mismatch":
-        reason = _PATTERNS.get(key.removeprefix("admin_"), _PATTERNS[""])
+        named = next((part for part in reversed(path) if isinstance(part, str)), "")
+        reason = _PATTERNS.get(named.removeprefix("admin_"), _PATTERNS[""])
     else:
         message = fault["msg"].removeprefix("Input ")
         reason = message[0].lower() + message[1:]
@@ -64,6 +67,11 @@ def cross_check(data: Mapping[str, Any], folder: Path) -> Iterator[Problem]:
     yield from _duplicates("keys", keys, "hash")
     lists, upstreams = list(_tables(data, "patterns")), list(_tables(data, "upstreams"))
     yield from _duplicates("upstreams", upstreams, "name")
+    yield from _duplicates("upstreams", upstreams, "mcp")
+    for index, upstream_entry in upstreams:
+        for name in _OF_MODELS if "mcp" in upstream_entry else ():
+            if name in upstream_entry:
+                yield ("upstreams", index, name), "is not for a server of MCP: leave it out"
     yield from _duplicates("patterns", lists, "name")
     if NO_POLICY in policies:
         yield (
@@ -107,7 +115,12 @@ def cross_check(data: Mapping[str, Any], folder: Path) -> Iterator[Problem]:
         source = entry.get("source")
         if isinstance(source, str) and (reason := unreadable(source, folder)):
             yield ("patterns", index, "source"), reason
-    names = [entry["name"] for _, entry in upstreams if isinstance(entry.get("name"), str)]
+    # no model is behind a server of MCP
+    names = [
+        entry["name"]
+        for _, entry in upstreams
+        if isinstance(entry.get("name"), str) and "mcp" not in entry
+    ]
     for name, policy in policies.items():
         yield from _fallback(name, policy)
         patterns = {str(entry.get("name")) for _, entry in lists}
@@ -120,6 +133,8 @@ def cross_check(data: Mapping[str, Any], folder: Path) -> Iterator[Problem]:
         yield from _unfit(index, model, policies, kinds)
 
 
+_OF_MODELS = ("models", "weight", "plugin")
+"""Keys of upstreams that serve models."""
 _KEYS: Mapping[Kind, tuple[str, ...]] = {
     "language": ("max_context",),
     "images": ("steps", "guidance_scale", "max_steps"),

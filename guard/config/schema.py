@@ -54,6 +54,7 @@ OnError = Literal["closed", "open"]
 # Names travel in headers, URLs and metric labels.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$")]
 # Types are strict, but TOML has arrays and strings in place of tuples and paths.
+Origin = Annotated[str, Field(pattern=r"^(\*|https?://[^\s/?#@*]+)$")]
 Names = Annotated[tuple[Name, ...], Field(strict=False)]
 Places = Annotated[tuple[Place, ...], Field(strict=False, min_length=1)]
 FilePath = Annotated[Path, Field(strict=False)]
@@ -66,9 +67,10 @@ class _Section(BaseModel):
 class ServerConfig(_Section):
     """`[server]`. Sizes are in bytes, times in seconds; without `audit_log` there is no log.
 
-    `embeddings` lets requests to a server without keys contain embeddings. `verdict` is how much of
-    the verdict clients are told, unless their key says otherwise. `admin_hash` is the SHA-256 of
-    the key for live changes, which are off without it.
+    Pages of `cors_origins` ("https://app.example.com", or "*" for all) may call from a browser.
+    After each silence of `keep_alive_s` a stream of events gets a comment. `embeddings` lets
+    requests to an open server contain embeddings. `verdict` is how much of it clients are told, unless
+    their key says otherwise. `admin_hash` is the SHA-256 of the key for live changes.
     """
 
     host: str = Field(default="127.0.0.1", min_length=1)
@@ -86,6 +88,8 @@ class ServerConfig(_Section):
     audit_log: FilePath | None = None
     admin_hash: str | None = Field(default=None, pattern=r"^sha256:[0-9a-f]{64}$")
     request_timeout_s: float = Field(default=300.0, gt=0)
+    cors_origins: Annotated[tuple[Origin, ...], Field(strict=False)] = ()
+    keep_alive_s: float = Field(default=15.0, gt=0)
 
 
 class ModelConfig(_Section):
@@ -176,8 +180,7 @@ class PolicyConfig(_Section):
     The actions "steer", "overlay", "refine" and "perturb" all mean the action of the guard's
     method. `fallback` is for images from which the concept could not be removed: they are blocked,
     or replaced by an image of the prompt `replacement`. `debug` lets requests ask for masks of what
-    guards have written on their images. `message` is read in place of a blocked answer, and is the
-    message of the error for a blocked request.
+    guards have written on their images. `message` is read in place of what is blocked.
     """
 
     guards: Names = ()
@@ -200,8 +203,8 @@ class ProxyConfig(_Section):
     """
 
     connect_timeout_s: float = Field(default=5.0, gt=0)
-    first_byte_timeout_s: float = Field(default=120.0, gt=0)
-    chunk_timeout_s: float = Field(default=60.0, gt=0)
+    first_byte_timeout_s: float = Field(default=600.0, gt=0)
+    chunk_timeout_s: float = Field(default=600.0, gt=0)
     total_timeout_s: float = Field(default=1800.0, gt=0)
     drain_timeout_s: int = Field(default=30, ge=0)
     max_requests: int = Field(default=2048, ge=1, le=100_000)
@@ -211,7 +214,11 @@ class ProxyConfig(_Section):
 
 
 class UpstreamConfig(_Section):
-    """One of `[[upstreams]]`: an OpenAI-compatible server.
+    """One of `[[upstreams]]`: an OpenAI-compatible server, or a server of MCP.
+
+    `url` is what OpenAI's clients call the base URL: a client's `/v1/models` is asked as
+    `URL/models`, and as `URL/v1/models` where the URL has no path. With `mcp` it is the URL of an
+    MCP server (Streamable HTTP), which gets the requests for that path ("/mcp/files") and no other.
 
     `key_env` is the environment variable with its credential, which is sent in the header
     `key_header` ("authorization": as a bearer token). A request is sent to one of the upstreams
@@ -232,14 +239,14 @@ class UpstreamConfig(_Section):
     failures: int = Field(default=5, ge=1, le=1000)
     cooldown_s: float = Field(default=10.0, gt=0)
     plugin: bool = False
+    mcp: str | None = Field(default=None, pattern=r"^/mcp(/[A-Za-z0-9._-]*[A-Za-z0-9_-])*$")
 
 
 class KeyConfig(_Section):
     """One of `[[keys]]`: `hash` is the SHA-256 of an API key; the key itself is not stored.
 
     Requests with the key may use its default policy and `policies`, no others. `default_policy`
-    None is the server's, and so is `verdict` None: how much of the verdict its clients are told.
-    `embeddings` lets its requests contain embeddings.
+    or `verdict` None is the server's. `embeddings` lets its requests contain embeddings.
     """
 
     hash: str = Field(pattern=r"^sha256:[0-9a-f]{64}$")

@@ -11,6 +11,8 @@ from typing import Annotated
 
 import typer
 
+from guard.config.schema import Config
+
 Host = Annotated[str | None, typer.Option(help="Address to listen on, in place of the file's.")]
 Port = Annotated[
     int | None,
@@ -45,6 +47,12 @@ def warn_if_open(listener: socket.socket, keys: Sequence[object]) -> None:
     if not keys and not (address.startswith("127.") or address == "::1"):
         url = url_of(listener)
         typer.echo(f"warning: no [[keys]]: anybody who reaches {url} can use it", err=True)
+
+
+def warn_if_unguarded(config: Config) -> None:
+    """Warn on stderr where no policy of the configuration has guards."""
+    if not any(policy.guards for policy in config.policies.values()):
+        typer.echo("warning: no policy has guards: every request passes unguarded", err=True)
 
 
 def say_ready(

@@ -14,6 +14,7 @@ from guard.config.keys import KeyRing
 from guard.config.schema import Config
 from guard.plans.screens import TextPlans
 from server.app import create_app
+from server.edge.protocol import http_protocol
 from server.lifecycle.graceful import GRACE_S, GracefulServer
 from server.observe.log_rotation import rotate
 from server.observe.metrics import Metrics
@@ -40,6 +41,7 @@ def run_server(
         keys = KeyRing(config.keys) if config.keys else None
         settings = uvicorn.Config(
             create_app(config, services, keys=keys, metrics=metrics, screens=screens),
+            http=http_protocol(),
             log_level="warning",
             access_log=False,
             server_header=False,

@@ -20,7 +20,8 @@ from server.observe.exchange import NamedRoute, exchange_of
 from server.observe.metrics import Metrics
 from server.proxy.forward import SAFE_METHODS
 from server.proxy.health import poll_health
-from server.proxy.request import ProxiedRequest, ProxyContext
+from server.proxy.mcp import McpRequest
+from server.proxy.request import POLICIES, ProxiedRequest, ProxyContext
 from server.proxy.tracked_send import TrackedSend
 from server.screening.routes import route_of
 from server.wire.replies import JSONReply
@@ -76,18 +77,25 @@ class ProxyApp:
             await tracked.fail(internal_error(), scope, receive)
 
     async def _serve(self, scope: Scope, receive: Receive, send: TrackedSend) -> None:
+        server = self.context.forwarder.upstreams.mcp.get(scope["path"])
         route, template = route_of(scope["method"], scope["path"])
+        if server is not None:
+            template = scope["path"]
         scope["route"] = NamedRoute(template)
         request = Request(scope, receive)
         exchange = exchange_of(request)
         key = authenticate(self.keys, request.headers)
         exchange.identify(self.context.config, key)
-        if scope["path"] == "/guard/v1/policies":
+        if scope["path"] == POLICIES:
             await self._policies(key)(scope, receive, send)
             return
         if self.keys is not None and key is not None and scope["method"] not in SAFE_METHODS:
             self.keys.take(key)
-        proxied = ProxiedRequest(self.context, request, route, exchange, key)
+        proxied = (
+            ProxiedRequest(self.context, request, route, exchange, key)
+            if server is None
+            else McpRequest(self.context, request, exchange, key, server)
+        )
         await proxied.run(scope, receive, send)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:

@@ -10,7 +10,15 @@ from pydantic import ValidationError
 
 from guard.config.schema import Config, UpstreamConfig, load_config
 from guard.errors import ConfigError
-from server.lifecycle.listening import Host, Port, bind, say_ready, url_of, warn_if_open
+from server.lifecycle.listening import (
+    Host,
+    Port,
+    bind,
+    say_ready,
+    url_of,
+    warn_if_open,
+    warn_if_unguarded,
+)
 
 app = typer.Typer(add_completion=False)
 
@@ -42,6 +50,7 @@ def proxy(
         settings = settings.model_copy(update={"upstreams": _upstream_configs(upstream, key_env)})
     listener = bind(host or settings.server.host, settings.server.port if port is None else port)
     warn_if_open(listener, settings.keys)
+    warn_if_unguarded(settings)
 
     # imported here, so that --help and the checks above do not wait for it
     from server.proxy.run import run_proxy

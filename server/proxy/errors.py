@@ -26,6 +26,13 @@ class UpstreamRefused(GuardError):
     code = "upstream_refused_credential"
 
 
+class UpstreamRedirects(GuardError):
+    """The upstream sends the request elsewhere, where its credential and its texts must not go."""
+
+    status = 502
+    code = "upstream_redirects"
+
+
 class UpstreamTimeout(GuardError):
     status = 504
     code = "upstream_timeout"

@@ -6,6 +6,7 @@ aiohttp's client was chosen by measurement (`benchmarks/http_clients.py`).
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -22,6 +23,7 @@ from server.observe.exchange import MODEL, SCOPE_KEY, UPSTREAM, Exchange
 from server.proxy.errors import (
     BadPath,
     UpstreamBroken,
+    UpstreamRedirects,
     UpstreamRefused,
     UpstreamTimeout,
     UpstreamUnreachable,
@@ -29,8 +31,11 @@ from server.proxy.errors import (
 from server.proxy.headers import to_client, to_upstream
 from server.proxy.upstreams import Upstream, Upstreams
 
+logger = logging.getLogger(__name__)
+
 _CLIMBING_SEGMENT = re.compile(r"(^|[/\\])\.{1,2}([/\\]|$)")
 _AUTO_HEADERS = ("Accept", "Accept-Encoding", "User-Agent", "Content-Type")
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
@@ -180,6 +185,7 @@ class Forwarder:
                     scope["method"], url, headers=headers, data=body.data(), allow_redirects=False
                 )
                 _refuse_credentials(upstream, response)
+                _refuse_redirects(upstream, response)
                 await send(
                     {
                         "type": "http.response.start",
@@ -212,9 +218,9 @@ class Forwarder:
             reason = "no answer began" if response is None else "the answer did not go on"
             raise UpstreamTimeout(f"The upstream {upstream.name} timed out: {reason}.") from None
         except aiohttp.ClientConnectorError as error:
-            raise UpstreamUnreachable(
-                f"The upstream {upstream.name} cannot be reached: {error.os_error.strerror}."
-            ) from None
+            # the reason has the upstream's address, which is not for clients
+            logger.warning("upstream %s cannot be reached: %s", upstream.name, error.os_error)
+            raise UpstreamUnreachable(f"The upstream {upstream.name} cannot be reached.") from None
         except (aiohttp.ServerTimeoutError, aiohttp.ConnectionTimeoutError):
             raise UpstreamUnreachable(
                 f"The upstream {upstream.name} cannot be reached: connecting timed out."
@@ -242,6 +248,18 @@ def _refuse_credentials(upstream: Upstream, response: aiohttp.ClientResponse) ->
     if upstream.credential and response.status in {401, 407}:
         raise UpstreamRefused(
             f"The upstream {upstream.name} does not take the credential it was configured with."
+        )
+
+
+def _refuse_redirects(upstream: Upstream, response: aiohttp.ClientResponse) -> None:
+    if response.status in _REDIRECTS:
+        logger.warning(
+            "upstream %s redirects (%d) to %.200s: check its url",
+            *(upstream.name, response.status, response.headers.get("location", "nowhere")),
+        )
+        raise UpstreamRedirects(
+            f"The upstream {upstream.name} redirects this request, which is not followed: its "
+            "operator has to check its url."
         )
 
 

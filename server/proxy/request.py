@@ -16,25 +16,29 @@ from guard.errors import ContentBlocked
 from guard.plans.screens import TextPlan, TextPlans
 from guard.verdict import Outcome, Verdict, gravest
 from server.auth import choose_policy
-from server.errors import ClientGone, InvalidParameter
+from server.edge.keep_alive import kept_alive
+from server.edge.paths import KnownPaths
+from server.errors import ClientGone, InvalidParameter, MethodNotAllowed, UnknownRoute
 from server.observe.exchange import MODEL, Exchange
 from server.proxy.forward import SAFE_METHODS, Forwarder
 from server.screening.context import ScreeningContext
 from server.screening.errors import UnscreenedContent, UnscreenedRoute
 from server.screening.exchange import ScreenedExchange
-from server.screening.request import set_upstream_policy
-from server.screening.routes import Route
+from server.screening.request import VLLM_XARGS, set_upstream_policy
+from server.screening.routes import TEMPLATES, Route
 from server.screening.texts.moderation import moderate
 from server.screening.texts.screener import Screener
 from server.wire.body import RequestBody, hand_over, media_type, receive_json
 from server.wire.forms import is_form, receive_form
 from server.wire.image_schemas import EditRequest
 from server.wire.replies import JSONReply
-from server.wire.strict_json import encode_json
 
 Record = Callable[[Verdict, str], None]
 """Takes the verdict of a request, and its tenant."""
 MODERATIONS = "/v1/moderations"
+POLICIES = "/guard/v1/policies"
+PROBES = ("/health", "/ready", "/metrics", POLICIES)
+"""Paths of GET that the proxy answers itself."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +52,19 @@ class ProxyContext:
     record: Record
 
     @cached_property
+    def paths(self) -> KnownPaths:
+        """The paths that the proxy answers, and those whose requests it can read."""
+        own = [(path, ("GET",)) for path in PROBES] + [(MODERATIONS, ("POST",))]
+        servers = [(path, ("POST", "GET", "DELETE")) for path in self.forwarder.upstreams.mcp]
+        return KnownPaths([*TEMPLATES, *own, *servers])
+
+    @cached_property
     def screening(self) -> ScreeningContext:
         """The context of screened requests."""
+        # what screens hold back is silence too: the comments in it come from behind the screens,
+        # a little before those of the edge would
         return ScreeningContext(
-            self.forwarder,
+            kept_alive(self.forwarder, 0.8 * self.config.server.keep_alive_s),
             self.screener,
             self.config.proxy.max_response_bytes,
             self.config.server.request_timeout_s,
@@ -84,7 +97,8 @@ class ProxiedRequest:
         try:
             body = await self._receive_body()
             plan = self._plan(body)
-            if scope["path"] == MODERATIONS and body is not None and context.plans.screens:
+            self._require_known(plan, body)
+            if self._is_answered_here(body) and body is not None:
                 screens = list(context.plans.screens)
                 reply = JSONReply(await moderate(body.value, screens, context.screener))
                 await reply(scope, receive, send)
@@ -132,8 +146,6 @@ class ProxiedRequest:
                     "goes into it."
                 )
             return None
-        if headers.get("content-encoding", "identity").lower() != "identity":
-            raise UnscreenedContent("Send the body as it is: an encoded one cannot be screened.")
         body = await receive_json(self.request, limit, timeout_s)
         model = body.value.get("model")
         self._model = model if isinstance(model, str) else ""
@@ -164,6 +176,44 @@ class ProxiedRequest:
             return not self._passes_unread(plan, body)
         return self._hides_verdicts and body is not None
 
+    def _require_known(self, plan: TextPlan, body: RequestBody | None) -> None:
+        """Raise UnknownRoute for a path that lacks `/v1`, UnscreenedRoute and UnscreenedContent for
+        a request on which the upstream's plugin would not apply the policy of this one."""
+        path, method = self.request.scope["path"], self.request.method
+        if plan.passes(path):
+            return
+        if self.route is None and (meant := self.context.paths.meant_by(method, path)):
+            raise UnknownRoute(
+                f"Unknown URL ({method} {path[:200]}): it is {meant[:200]} here. Clients' base URL "
+                "ends in /v1."
+            )
+        if self.route is None and method == "HEAD" and self.context.paths.methods(path):
+            raise MethodNotAllowed(f"This URL does not take that method ({method} {path[:200]}).")
+        is_read = method in SAFE_METHODS or method == "DELETE" or self._is_answered_here(body)
+        if is_read or not self._may_reach_plugin(plan):
+            return
+        is_told = self.route is not None and (
+            self.route.takes_xargs
+            or not self.route.runs_model
+            or plan.settings.upstream_policy is None
+        )
+        if not is_told:
+            raise UnscreenedRoute(
+                f"The upstream's plugin cannot be told the policy of {method} {path[:200]}: ask "
+                "another path, or have the operator list this one as unscreened."
+            )
+        if body is not None and body.is_form and VLLM_XARGS in body.value:
+            raise UnscreenedContent(f"A form may not have {VLLM_XARGS!r} here.", param=VLLM_XARGS)
+
+    def _is_answered_here(self, body: RequestBody | None) -> bool:
+        is_moderation = self.request.scope["path"] == MODERATIONS
+        return is_moderation and body is not None and bool(self.context.plans.screens)
+
+    def _may_reach_plugin(self, plan: TextPlan) -> bool:
+        upstreams = self.context.forwarder.upstreams
+        model = self.request.scope.get(MODEL)
+        return upstreams.delegates and upstreams.delegates_for(model, plan.settings.upstream)
+
     def _passes_unread(self, plan: TextPlan, body: RequestBody | None) -> bool:
         """Whether the request goes through unread though its policy has screens.
 
@@ -185,24 +235,33 @@ class ProxiedRequest:
         return False
 
     def _screen(self, plan: TextPlan, body: RequestBody) -> ScreenedExchange:
-        assert self.route is not None
+        altered = self._adapt(body, plan)
         self._screened = ScreenedExchange(
-            self.context.screening,
+            self._screening(body),
             plan,
-            self.route,
+            self._route(),
             self.exchange,
             body,
             model=self._model,
-            altered=self._adapt(body, plan),
+            altered=altered,
         )
         return self._screened
+
+    def _route(self) -> Route:
+        """The reader of the request."""
+        assert self.route is not None
+        return self.route
+
+    def _screening(self, body: RequestBody) -> ScreeningContext:
+        """The context in which the request is screened."""
+        return self.context.screening
 
     async def _forward(
         self, scope: Scope, receive: Receive, send: Send, plan: TextPlan, body: RequestBody | None
     ) -> None:
         if body is not None:
             if self._adapt(body, plan):
-                body = RequestBody(encode_json(body.value), body.value)
+                body = body.rewritten()
             scope = dict(scope)
             receive = hand_over(body, scope, receive)
         await self.context.forwarder(scope, receive, send)
@@ -215,11 +274,11 @@ class ProxiedRequest:
         value = body.value
         before: dict[str, Any] = dict(value)
         value.pop("guard", None)
-        delegates = self.context.forwarder.upstreams.delegates
-        if delegates and self.route is not None and self.route.takes_xargs:
+        if self._may_reach_plugin(plan):
             # where a screen decides on it, it is set once that has fired
             is_conditional = any(screen.action == "policy" for screen in plan.screens)
-            set_upstream_policy(value, None if is_conditional else plan.settings.upstream_policy)
+            is_set = self.route is not None and self.route.takes_xargs and not is_conditional
+            set_upstream_policy(value, plan.settings.upstream_policy if is_set else None)
         return value != before
 
     def _verdict(self, outcome: Outcome, elapsed_ms: float) -> Verdict:

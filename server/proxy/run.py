@@ -14,6 +14,8 @@ from guard.config.keys import KeyRing
 from guard.config.schema import Config
 from guard.errors import ConfigError
 from guard.plans.screens import TextPlans
+from server.edge.http_edge import edged
+from server.edge.protocol import http_protocol
 from server.lifecycle.graceful import GracefulServer
 from server.observe.log_rotation import rotate
 from server.observe.metrics import Metrics
@@ -55,7 +57,8 @@ def run_proxy(
         register_upstream_metrics(upstreams, metrics.registry)
         server = GracefulServer(
             uvicorn.Config(
-                ExchangeMiddleware(app, metrics),
+                edged(ExchangeMiddleware(app, metrics), context.paths, config.server),
+                http=http_protocol(),
                 log_level="warning",
                 access_log=False,
                 server_header=False,

@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from guard.config.schema import UpstreamConfig
+from guard.config.upstream_urls import url_of
 from guard.errors import ConfigError, UnknownModel
 from server.errors import Overloaded
 from server.proxy.breaker import Breaker
@@ -34,12 +35,8 @@ class Upstream:
         return self.healthy and self.breaker.wait_s == 0
 
     def url(self, path: str, query: str) -> str:
-        """The URL of a request for `path`, percent-encoded as it came.
-
-        A base may end in /v1, as those of OpenAI's clients do, which paths already begin with.
-        """
-        base = self.config.url.rstrip("/").removesuffix("/v1")
-        return base + path + (f"?{query}" if query else "")
+        """The URL of a request for `path`, which is percent-encoded."""
+        return url_of(self.config, path) + (f"?{query}" if query else "")
 
 
 class Upstreams:
@@ -73,6 +70,8 @@ class Upstreams:
         ]
         self.delegates = any(config.plugin for config in configs)
         """Whether an upstream runs our plugin for vLLM."""
+        self.mcp = {config.mcp: config.name for config in configs if config.mcp is not None}
+        """The names of the servers of MCP, by their paths."""
         self._rng = rng or random.Random()
 
     def choose(
@@ -86,12 +85,7 @@ class Upstreams:
         if name is not None:
             candidates = [upstream for upstream in self.all if upstream.name == name]
         else:
-            candidates = [
-                upstream
-                for upstream in self.all
-                if upstream.config.weight
-                and (model is None or not upstream.config.models or model in upstream.config.models)
-            ]
+            candidates = self._serving(model)
         if not candidates:
             raise UnknownModel(f"No upstream has the model {(model or '')[:80]!r}.", param="model")
         ready = [c for c in candidates if c.ready and c not in without]
@@ -101,6 +95,23 @@ class Upstreams:
             raise Overloaded(f"No upstream is there now ({names}).", retry_after=max(1.0, wait_s))
         weights = [upstream.config.weight or 1.0 for upstream in ready]
         return self._rng.choices(ready, weights)[0]
+
+    def delegates_for(self, model: str | None, routed: str | None = None) -> bool:
+        """Whether a request for `model` may reach our plugin for vLLM; `routed` is the upstream to
+        which a screen may route it."""
+        candidates = self._serving(model)
+        candidates += [upstream for upstream in self.all if upstream.name == routed]
+        return any(upstream.config.plugin for upstream in candidates)
+
+    def _serving(self, model: str | None) -> list[Upstream]:
+        """The upstreams with a model, each of them where `model` is None."""
+        return [
+            upstream
+            for upstream in self.all
+            if upstream.config.weight
+            and upstream.config.mcp is None
+            and (model is None or not upstream.config.models or model in upstream.config.models)
+        ]
 
 
 def _credential(config: UpstreamConfig, environment: Mapping[str, str]) -> RawHeaders:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -24,7 +25,6 @@ from server.screening.request import RequestScreening, refusal
 from server.screening.response import ScreenedResponse
 from server.screening.routes import Route
 from server.wire.body import RequestBody, hand_over
-from server.wire.strict_json import encode_json
 
 _PATIENCE_S = 5.0
 """How long the app may take to end a response that is no longer wanted."""
@@ -143,6 +143,8 @@ class ScreenedExchange:
                 f"{kind}: have the operator let that pass unscreened."
             )
         choices = _choices(self.screening.body) if self.route.multiple_choices else 1
+        if self.route.separate_messages:
+            choices = sys.maxsize
         response = ScreenedResponse(send, self, choices)
         try:
             if self.plan.settings.race and not self.plan.changes:
@@ -202,7 +204,7 @@ class ScreenedExchange:
     ) -> asyncio.Task[None]:
         body = self._body
         if self.screening.changed or self._altered:
-            body = RequestBody(encode_json(body.value), body.value)
+            body = body.rewritten()
 
         async def until_unwanted() -> Message:
             await asyncio.wait((response.stopped, disconnect), return_when=asyncio.FIRST_COMPLETED)

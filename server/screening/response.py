@@ -155,7 +155,7 @@ class ScreenedResponse:
                 own_app=self._owner.context.own_app,
                 event_limit=self._owner.context.max_response_bytes,
             )
-        elif media == "application/json" or media.endswith("+json") or status >= 400:
+        elif _is_json(media) or status >= 400:
             pass
         elif kind != "text" and status < 400 and _is_of_kind(media, kind):
             self._passes_unread = True
@@ -277,19 +277,26 @@ class ScreenedResponse:
         if isinstance(value, dict):
             if verdicts is not None:
                 self._owner.put_back(verdicts, value)
-            body = encode_json(with_verdict(value, self._owner.guard_object()))
+            self._give_verdict(value)
+            body = encode_json(value)
         elif changed:
             body = encode_json(value)
         MutableHeaders(scope=self._start)["content-length"] = str(len(body))
         await self._write(body, more=False)
 
+    def _give_verdict(self, value: dict[str, Any]) -> None:
+        holder = self._route.verdict_holder(value)
+        verdict = self._owner.guard_object()
+        if holder is not None and verdict is not None:
+            holder["guard"] = verdict
+
     async def _screen_error(self, value: Any, texts: JsonTexts) -> Any:
         """The body of an error that the app answers with, as the client may read it."""
         assert self._start is not None
-        own_app = self._owner.context.own_app
+        own_app, reports = self._owner.context.own_app, self._route.reports_errors
         await screen_error(
-            [piece for piece in texts.pieces if not is_of_answer(piece)],
-            [piece for piece in texts.pieces if is_of_answer(piece)],
+            [piece for piece in texts.pieces if reports and not is_of_answer(piece)],
+            [piece for piece in texts.pieces if not reports or is_of_answer(piece)],
             self._findings,
             self._owner,
             self._screening.placeholders,
@@ -330,6 +337,11 @@ class ScreenedResponse:
         if "guard" not in event:
             event = with_verdict(event, self._owner.guard_object())
         await self._write(framed(event, name), more=False)
+
+
+def _is_json(media: str) -> bool:
+    # a body of no type has to be JSON, or to be empty
+    return media == "application/json" or media.endswith("+json") or not media
 
 
 def _is_of_kind(media: str, kind: str) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from fastapi import Request
@@ -18,10 +18,17 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope
 
 from server.errors import BodyTooLarge, ClientGone, InvalidJSON, RequestTimeout, UnsupportedMedia
-from server.wire.strict_json import parse_object
+from server.wire.codings import coding_of, unpacked
+from server.wire.strict_json import encode_json, parse_object
 
 SCOPE_KEY = "guard.body"
 """The RequestBody in a scope. No header ends up there: only `hand_over` sets it."""
+ORIGINS = "guard.origins"
+"""Key of an ASGI scope: the origins whose pages may call this server."""
+JSON = b"application/json"
+_OF_BODIES = frozenset(
+    {b"content-length", b"content-type", b"content-encoding", b"transfer-encoding"}
+)
 _LONG = 2**18
 """Bytes from which on a body is parsed in a thread, so that other requests need not wait."""
 
@@ -30,12 +37,21 @@ _LONG = 2**18
 class RequestBody:
     """A body that has been read: its bytes and the object that they spell.
 
-    In the object of a form, which has `is_form`, files are bytes.
+    In the object of a form, which has `is_form`, files are bytes. `content_type` is our own: that
+    of the client may have parameters in it that another server reads differently. `members` is set
+    for a body that is a JSON array: `value` has it under that name.
     """
 
     raw: bytes
     value: dict[str, Any]
     is_form: bool = False
+    content_type: bytes = JSON
+    members: str | None = None
+
+    def rewritten(self) -> RequestBody:
+        """The body that spells `value` as it is now; not for forms."""
+        value = self.value if self.members is None else self.value[self.members]
+        return replace(self, raw=encode_json(value))
 
 
 def media_type(headers: Headers) -> str:
@@ -67,12 +83,11 @@ def hand_over(body: RequestBody, scope: Scope, receive: Receive) -> Receive:
 
     `receive` is called for what follows the body: the disconnect of the client.
     """
-    headers = [
-        (name, value)
-        for name, value in scope["headers"]
-        if name not in {b"content-length", b"transfer-encoding"}
-    ]
-    scope["headers"] = [*headers, (b"content-length", str(len(body.raw)).encode())]
+    headers = [(name, value) for name, value in scope["headers"] if name not in _OF_BODIES]
+    headers.append((b"content-length", str(len(body.raw)).encode()))
+    if body.raw:
+        headers.append((b"content-type", body.content_type))
+    scope["headers"] = headers
     scope[SCOPE_KEY] = body
     return _replayed(body.raw, receive)
 
@@ -83,20 +98,27 @@ async def receive_json(request: Request, limit: int, timeout_s: float | None = N
     Raises InvalidJSON, InvalidParameter for a name that an object has twice, and what
     `receive_bytes` does.
     """
-    _, _, parameters = request.headers.get("content-type", "").lower().partition(";")
-    if "charset" in parameters and not re.search(r"charset=[\"']?utf-?8\b", parameters):
-        raise InvalidJSON("Send the body in UTF-8.")
+    require_utf8(request.headers)
     raw = await receive_bytes(request, limit, timeout_s)
     if len(raw) > _LONG:
         return RequestBody(raw, await asyncio.to_thread(parse_object, raw))
     return RequestBody(raw, parse_object(raw))
 
 
-async def receive_bytes(request: Request, limit: int, timeout_s: float | None = None) -> bytes:
-    """Receive a body of at most `limit` bytes, within `timeout_s` where that is given.
+def require_utf8(headers: Headers) -> None:
+    """Raise InvalidJSON where a body is announced in another charset."""
+    _, _, parameters = headers.get("content-type", "").lower().partition(";")
+    if "charset" in parameters and not re.search(r"charset=[\"']?utf-?8\b", parameters):
+        raise InvalidJSON("Send the body in UTF-8.")
 
-    Raises BodyTooLarge as soon as a body is known to be longer, RequestTimeout and ClientGone.
+
+async def receive_bytes(request: Request, limit: int, timeout_s: float | None = None) -> bytes:
+    """Receive a body of at most `limit` bytes, unpacked, within `timeout_s` where that is given.
+
+    Raises BodyTooLarge as soon as a body is known to be longer, RequestTimeout and ClientGone; for
+    a compressed body UnsupportedMedia and InvalidEncoding.
     """
+    coding = coding_of(request.headers.getlist("content-encoding"))
     too_large = BodyTooLarge(f"The request body is longer than {limit} bytes; send less.")
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced[:20]) > limit:
@@ -112,7 +134,10 @@ async def receive_bytes(request: Request, limit: int, timeout_s: float | None = 
         raise RequestTimeout("The request body came too slowly.") from None
     except ClientDisconnect:
         raise ClientGone("The client hung up while sending its request.") from None
-    return bytes(body)
+    if coding is None:
+        return bytes(body)
+    # of a thousand times its size, perhaps
+    return await asyncio.to_thread(unpacked, bytes(body), coding, limit)
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:

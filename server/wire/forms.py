@@ -22,7 +22,14 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.datastructures import Headers
 
 from server.errors import InvalidForm, InvalidParameter, UnsupportedMedia
-from server.wire.body import RequestBody, body_of, media_type, read_object, receive_bytes
+from server.wire.body import (
+    ORIGINS,
+    RequestBody,
+    body_of,
+    media_type,
+    read_object,
+    receive_bytes,
+)
 from server.wire.schemas import ModelRequest
 from server.wire.strict_json import parse_value
 
@@ -31,6 +38,7 @@ MAX_TEXT_BYTES = 2**16
 FILE_FIELDS = frozenset({"image", "mask"})
 """Fields that may be files."""
 
+_TOKEN = re.compile(rb"[\w!#$%&'*+.^`|~-]+")
 _NESTED = re.compile(r"([^\[\]]+)\[([^\[\]]*)\]")
 
 
@@ -55,7 +63,9 @@ async def read_object_or_form(
         )
     # a browser sends forms across origins without asking first
     origin = request.headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
+    allowed = request.scope.get(ORIGINS, ())
+    is_foreign = origin is not None and urlsplit(origin).netloc != request.headers.get("host")
+    if is_foreign and origin not in allowed and "*" not in allowed:
         raise UnsupportedMedia("A page of another origin may only send JSON here.")
     body = body_of(request) or await receive_form(request, schema, limit)
     return body.value
@@ -69,7 +79,16 @@ async def receive_form(
     content_type = request.headers.get("content-type", "")
     # many small pieces take the parser long
     value = await asyncio.to_thread(parse_form, raw, content_type, schema)
-    return RequestBody(raw, value, is_form=True)
+    boundary = _boundary(content_type)
+    if not _TOKEN.fullmatch(boundary):
+        boundary = b'"' + re.sub(rb'(["\\])', rb"\\\1", boundary) + b'"'
+    own_type = b"multipart/form-data; boundary=" + boundary
+    return RequestBody(raw, value, is_form=True, content_type=own_type)
+
+
+def _boundary(content_type: str) -> bytes:
+    _, options = parse_options_header(content_type)
+    return options.get(b"boundary", b"")
 
 
 @dataclass
@@ -86,8 +105,7 @@ def parse_form(body: bytes, content_type: str, schema: type[ModelRequest]) -> di
     Raises InvalidForm where it is malformed or has a file in a field for text, and
     InvalidParameter for a field that is given twice, too long, or not UTF-8.
     """
-    _, options = parse_options_header(content_type)
-    parts = _parts(body, options.get(b"boundary", b""))
+    parts = _parts(body, _boundary(content_type))
     value: dict[str, Any] = {}
     for part in parts:
         _add(value, part, schema)

@@ -22,6 +22,7 @@ from guard.config.keys import KeyRing
 from guard.config.schema import Config
 from guard.plans.screens import TextPlans
 from server.app import create_app
+from server.edge.protocol import http_protocol
 from server.lifecycle.graceful import GracefulServer
 from server.observe.metrics import Metrics
 from server.observe.recorder import Recorder
@@ -128,7 +129,7 @@ def serve_app(
     listener = socket.create_server(("127.0.0.1", 0))
     ready = threading.Event()
     server = GracefulServer(
-        uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5),
+        uvicorn.Config(app, http=http_protocol(), log_level="warning", timeout_graceful_shutdown=5),
         services,
         on_ready=ready.set,
         grace_s=grace_s,

@@ -100,6 +100,15 @@ def test_a_port_in_use_is_reported_before_any_model_is_loaded(tmp_path: Path) ->
     assert "cannot listen" in result.stderr and "Traceback" not in result.output
 
 
+def test_a_file_without_models_is_told_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text("[server]\nport = 0\n")
+    command = [sys.executable, "-m", "guard", "serve", "--config", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr == f"error: {path}: there is no model to serve: add [[models]]\n"
+
+
 def test_help_ends_with_an_example() -> None:
     result = CliRunner().invoke(app, ["--help"])
     assert result.exit_code == 0

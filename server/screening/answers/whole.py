@@ -37,7 +37,7 @@ async def screen_answer(value: Any, texts: JsonTexts, owner: AnswerOwner) -> tup
     API has no answer that a filter has ended."""
     screening = owner.screening
     plan, placeholders = screening.plan, screening.placeholders
-    errors, pieces = error_pieces(texts.pieces, value)
+    errors, pieces = error_pieces(texts.pieces, value if owner.route.reports_errors else None)
     changed = await screen_error(
         errors, (), screening.findings, owner, placeholders, own_app=owner.context.own_app
     )

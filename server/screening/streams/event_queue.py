@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from server.screening.streams.channel import ChannelBuffer
-from server.screening.streams.formats.base import Group, Slot, StreamFormat, framed, with_verdict
+from server.screening.streams.formats.base import Group, Slot, StreamFormat, framed
 from server.screening.streams.hold_back import HoldBackBuffer
 from server.screening.streams.sse import BrokenStream, data_of
 
@@ -142,7 +142,7 @@ class EventQueue:
         if event.event is None:
             return event.raw
         if self._format.carries_verdict(event.event):
-            event.event = with_verdict(event.event, self._guard_object())
+            self._format.give_verdict(event.event, self._guard_object())
         return framed(event.event, event.name)
 
     def _free_part(self, event: WaitingEvent) -> bytes:

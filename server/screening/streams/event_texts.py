@@ -26,7 +26,10 @@ from server.screening.texts.rewriting import rewrite
 
 
 class EventTexts:
-    """Screens what adds to no channel, in the events of one stream."""
+    """Screens what adds to no channel, in the events of one stream.
+
+    `reports_errors`: see `StreamFormat`.
+    """
 
     def __init__(
         self,
@@ -35,10 +38,11 @@ class EventTexts:
         placeholders: Placeholders,
         *,
         own_app: bool,
+        reports_errors: bool,
     ) -> None:
         plan = findings.plan
         self._findings, self._screens, self._placeholders = findings, screens, placeholders
-        self._own_app = own_app
+        self._own_app, self._reports_errors = own_app, reports_errors
         self._reads, self._restores = bool(plan.answering), plan.settings.restore
         self._heads = [screen for screen in plan.answering if screen.head is not None]
         self._lists = [screen for screen in plan.answering if screen.head is None]
@@ -67,8 +71,9 @@ class EventTexts:
     ) -> bool | None:
         """Screen the texts of an event; return whether one was rewritten, or None
         where one must not leave. What an error must not say is withheld."""
-        errors, pieces = ((), texts.pieces) if slots else error_pieces(texts.pieces, event)
-        reports_error = not slots and is_error(event)
+        may_report = self._reports_errors and not slots
+        errors, pieces = error_pieces(texts.pieces, event) if may_report else ((), texts.pieces)
+        reports_error = may_report and is_error(event)
         rewritten = False
         if errors or reports_error:
             rewritten = await screen_error(

@@ -31,7 +31,6 @@ from server.screening.streams.formats.base import (
     Slot,
     StreamFormat,
     is_error,
-    with_verdict,
 )
 from server.screening.streams.hold_back import HoldBackBuffer, Window
 from server.screening.streams.open_end import OpenText
@@ -92,7 +91,11 @@ class StreamGuard:
         self._reach: dict[Group, int] = {}
         self._cut_groups: set[Group] = set()
         self._has_done = False
-        self._event_texts = EventTexts(findings, screens, placeholders, own_app=own_app)
+        self._event_texts = EventTexts(
+            *(findings, screens, placeholders),
+            own_app=own_app,
+            reports_errors=stream_format.reports_errors,
+        )
 
     @property
     def sent(self) -> SentStream:
@@ -138,7 +141,7 @@ class StreamGuard:
         return bytes(out)
 
     async def _take(self, sent: SentEvent) -> bytes:
-        if sent.data is None:
+        if not sent.data:
             return COMMENT  # it keeps a connection open, so it does not wait
         if sent.data == DONE:
             self._has_done = True
@@ -175,11 +178,11 @@ class StreamGuard:
         name, rewritten = sent.name, await self._event_texts.screen(event, texts, slots)
         if rewritten is None:
             return self._cut(groups or list(self._group_buffers) or [0])
-        if not slots and is_error(event):
+        if self._format.reports_errors and not slots and is_error(event):
             if not self._own_app:
                 name, event = self._format.error_event(event)
             if verdicts or not self._own_app:
-                event = with_verdict(event, self._screens.guard_object())
+                self._format.give_verdict(event, self._screens.guard_object())
                 rewritten = True
         self._format.passed(event)
         if verdicts:

@@ -14,6 +14,7 @@ PROTOCOL = frozenset(
         *("size", "quality", "style", "background", "output_format", "voice", "truncation"),
         *("reasoning_effort", "verbosity", "moderation", "media_type", "file_id", "summary"),
         *("previous_response_id", "prompt_cache_key", "prompt_cache_retention", "include", "user"),
+        *("jsonrpc", "method", "progressToken", "protocolVersion", "mimeType"),
         *("safety_identifier", "created", "first_id", "last_id", "owned_by", "phase", "logprob"),
     }
 )
@@ -40,6 +41,10 @@ KNOWN_WORDS = frozenset(
         *("json_object", "json_schema", "ephemeral", "enabled", "disabled", "auto", "none", "any"),
         *("required", "low", "medium", "high", "minimal", "default", "completed", "in_progress"),
         *("float", "custom", "object", "string", "standard", "hd", "vivid", "natural"),
+        *("2.0", "initialize", "ping", "tools/list", "tools/call", "prompts/list", "prompts/get"),
+        *("resources/list", "resources/read", "resources/templates/list", "server/discover"),
+        *("completion/complete", "notifications/initialized", "notifications/cancelled"),
+        *("notifications/progress", "text/plain", "application/json"),
     }
 )
 """Words of the protocol that most requests have."""
@@ -54,6 +59,7 @@ OPAQUE = {
     "partial_image_b64": "pictures",
     "input_audio": "audio",
     "file_data": "files",
+    "blob": "files",
     "embedding": "numbers",
     "encrypted_content": "numbers",
     "signature": "numbers",
@@ -91,10 +97,16 @@ FREE = frozenset(
     {
         *("input", "arguments", "parameters", "schema", "json_schema", "guided_json"),
         *("metadata", "chat_template_kwargs", "tools", "functions", "text"),
+        *("structuredContent", "inputSchema", "outputSchema", "requestedSchema", "_meta"),
     }
 )
 """Objects whose names the client or the model chooses: the protocol has no words in them."""
-SCHEMAS = frozenset({"tools", "functions", "schema", "json_schema", "guided_json", "input_schema"})
+SCHEMAS = frozenset(
+    {
+        *("tools", "functions", "schema", "json_schema", "guided_json", "input_schema"),
+        *("inputSchema", "outputSchema", "requestedSchema"),
+    }
+)
 """Those that describe values and hold none: their numbers and names say nothing of a person."""
 SCHEMA_WORDS = frozenset(
     {

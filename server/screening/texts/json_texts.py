@@ -253,7 +253,7 @@ class _Collector:
             inner = document.text(leaf)
             if not inner:
                 continue
-            path = f"{at.path}.{leaf.key[:40]}" if leaf.key else at.path
+            path = f"{at.path}.{leaf.key if _is_name(leaf.key) else '*'}" if leaf.key else at.path
             kind: Literal["text", "value"] = "text" if leaf.kind in {"plain", "name"} else "value"
             inside = replace(at, holder=document, key=index, path=path, depth=at.depth + 1)
             inside.kind, inside.name = kind, leaf.key
@@ -286,7 +286,9 @@ class _Collector:
                 continue
             if self.skip_verdicts and name == "guard" and not free:
                 continue
-            path = f"{at.path}.{name[:40]}" if at.path else name[:40]
+            # verdicts tell paths: a name that is not the protocol's may be what must not be told
+            part = name if _is_name(name) else "*"
+            path = f"{at.path}.{part}" if at.path else part
             item_place = place if is_response or free else PLACES.get(name, place)
             inside = _Position(value, name, item_place, path, at.depth + 1, signed=signed)
             inside.kind, inside.name = self._kind(name, item, at), name if free else ""

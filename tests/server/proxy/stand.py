@@ -19,6 +19,8 @@ from guard.audit import AuditLog
 from guard.config.keys import KeyRing
 from guard.config.schema import Config, load_config
 from guard.plans.screens import TextPlans
+from server.edge.http_edge import edged
+from server.edge.protocol import http_protocol
 from server.observe.metrics import Metrics
 from server.observe.middleware import ExchangeMiddleware
 from server.observe.recorder import Recorder
@@ -34,7 +36,13 @@ from server.screening.texts.screener import Screener
 def served(app: Any) -> Iterator[int]:
     """The app on a free port, in a separate thread."""
     settings = uvicorn.Config(
-        app, port=0, log_level="critical", lifespan="on", server_header=False, ws="none"
+        app,
+        port=0,
+        http=http_protocol(),
+        log_level="critical",
+        lifespan="on",
+        server_header=False,
+        ws="none",
     )
     server = uvicorn.Server(settings)
     thread = threading.Thread(target=server.run, daemon=True)
@@ -225,5 +233,6 @@ def proxied(folder: Path, text: str, *ports: int, screener: Any = None) -> Itera
         )
         app = ProxyApp(context, KeyRing(config.keys) if config.keys else None, metrics)
         register_upstream_metrics(upstreams, metrics.registry)
-        with served(ExchangeMiddleware(app, metrics)) as port:
+        outer = edged(ExchangeMiddleware(app, metrics), context.paths, config.server)
+        with served(outer) as port:
             yield Proxy(f"http://127.0.0.1:{port}", app, metrics, folder / "audit.jsonl")

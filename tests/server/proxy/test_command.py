@@ -103,6 +103,20 @@ def test_what_cannot_be_served_is_one_line(tmp_path: Path) -> None:
     assert "cannot be read" in _fails("-c", str(missing), "--port", "0")
 
 
+def test_a_proxy_without_policies_says_so(tmp_path: Path) -> None:
+    guarded = tmp_path / "config.toml"
+    guarded.write_text(
+        '[[patterns]]\nname = "s"\nsource = "secrets"\n[policies.p]\nguards = ["s"]\n'
+        'action = "block"\n[[upstreams]]\nname = "u"\nurl = "http://127.0.0.1:1"\n'
+    )
+    for arguments, is_told in ((("-u", "http://127.0.0.1:1"), True), (("-c", str(guarded)), False)):
+        with running(*arguments) as (_, process):
+            process.kill()
+            assert process.stderr is not None
+            warning = "warning: no policy has guards: every request passes unguarded"
+            assert (warning in process.stderr.read()) == is_told
+
+
 def test_the_proxy_runs_where_torch_is_not_installed() -> None:
     code = (
         "import sys\n"

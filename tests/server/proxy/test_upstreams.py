@@ -17,7 +17,9 @@ from server.proxy.upstreams import Upstreams
 
 
 def _upstreams(*configs: dict[str, Any], environment: dict[str, str] | None = None) -> Upstreams:
-    made = [UpstreamConfig(url="http://x", **{"name": f"u{i}"} | c) for i, c in enumerate(configs)]
+    made = [
+        UpstreamConfig(**{"name": f"u{i}", "url": "http://x"} | c) for i, c in enumerate(configs)
+    ]
     return Upstreams(made, environment or {}, random.Random(0))
 
 
@@ -45,10 +47,42 @@ def test_those_that_are_not_well_are_left_out() -> None:
         upstreams.choose("m", None, [upstreams.all[1]])
 
 
-def test_a_base_that_ends_in_v1_is_joined_once() -> None:
-    (upstream,) = Upstreams([UpstreamConfig(name="u", url="https://x/api/v1/")], {}).all
-    assert upstream.url("/v1/chat/completions", "a=1") == "https://x/api/v1/chat/completions?a=1"
-    assert upstream.url("/other", "") == "https://x/api/other"
+@pytest.mark.parametrize(
+    ("base", "path", "asked"),
+    [
+        ("https://x", "/v1/models", "https://x/v1/models"),
+        ("https://x/", "/v1/models", "https://x/v1/models"),
+        ("https://x", "/health", "https://x/health"),
+        ("https://x/v1", "/v1/models", "https://x/v1/models"),
+        ("https://x/v1/", "/v1/models", "https://x/v1/models"),
+        ("https://x/v1", "/health", "https://x/health"),
+        ("https://x/api/v1/", "/v1/models", "https://x/api/v1/models"),
+        ("https://x/api/v1/", "/other", "https://x/api/other"),
+        ("https://x/v1beta/openai", "/v1/models", "https://x/v1beta/openai/models"),
+        ("https://x/v1beta/openai/", "/v1/models", "https://x/v1beta/openai/models"),
+        ("https://x/api/paas/v4", "/v1/models", "https://x/api/paas/v4/models"),
+        ("https://x/api/paas/v4/", "/v1/models", "https://x/api/paas/v4/models"),
+        ("https://x/api/paas/v4", "/other", "https://x/api/paas/v4/other"),
+        ("https://x/inference", "/v1/models", "https://x/inference/models"),
+        ("https://x/openai/deployments/d", "/v1/models", "https://x/openai/deployments/d/models"),
+        ("https://x/api/v4", "/v1beta/models", "https://x/api/v4/v1beta/models"),
+        ("https://x/api/v4", "/v1", "https://x/api/v4"),
+    ],
+)
+def test_an_upstream_is_asked_below_its_own_base(base: str, path: str, asked: str) -> None:
+    (upstream,) = Upstreams([UpstreamConfig(name="u", url=base)], {}).all
+    assert upstream.url(path, "") == asked
+    assert upstream.url(path, "a=1&b=%2F") == f"{asked}?a=1&b=%2F"
+
+
+def test_a_server_of_mcp_has_one_url_and_gets_no_models() -> None:
+    tools = {"name": "tools", "url": "https://x/api/mcp/", "mcp": "/mcp/tools"}
+    upstreams = _upstreams({"name": "u"}, tools)
+    assert upstreams.mcp == {"/mcp/tools": "tools"}
+    assert {upstreams.choose(None).name for _ in range(30)} == {"u"}
+    server = upstreams.choose(None, "tools")
+    assert server.url("/mcp/tools", "a=1") == "https://x/api/mcp/?a=1"
+    assert server.url("/health", "") == "https://x/health"
 
 
 def test_a_credential_that_is_not_there_is_told_at_start() -> None:
@@ -93,4 +127,7 @@ def test_headers_of_one_connection_and_keys_stay() -> None:
     ]
     assert to_upstream(given) == [(b"openai-beta", b"a"), (b"openai-beta", b"b")]
     back = [(b"X-Guard-Verdict", b"pass"), (b"Set-Cookie", b"a"), (b"Keep-Alive", b"1")]
+    back += [(b"Location", b"http://u:1/x"), (b"Server", b"u"), (b"Via", b"1.1 u")]
+    back += [(b"Content-Location", b"/x"), (b"Link", b"<http://u>"), (b"X-Forwarded-Host", b"u")]
+    back += [(b"Access-Control-Allow-Origin", b"*"), (b"Alt-Svc", b"h3"), (b"X-Powered-By", b"u")]
     assert to_client([*back, (b"Retry-After", b"1")]) == [(b"retry-after", b"1")]

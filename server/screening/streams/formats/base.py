@@ -116,6 +116,8 @@ class StreamFormat(ABC):
         """What has left of the stream, as far as an error at its end refers to it."""
         return SentStream()
 
+    reports_errors: ClassVar[bool] = True
+    """Whether its error events are for clients, and no model reads them."""
     has_last_event: ClassVar[bool] = False
     """Whether every stream of this API has a last event of its own."""
 
@@ -132,6 +134,16 @@ class StreamFormat(ABC):
     def carries_verdict(self, event: dict[str, Any]) -> bool:
         """Whether the verdict of the request goes into this event, which is the last one."""
         return False
+
+    def verdict_holder(self, event: dict[str, Any]) -> dict[str, Any] | None:
+        """The object in which such an event has the verdict, as `guard`; None: it can have none."""
+        return event
+
+    def give_verdict(self, event: dict[str, Any], verdict: Mapping[str, Any] | None) -> None:
+        """Put the verdict into an event, if there is one to be told."""
+        holder = self.verdict_holder(event)
+        if holder is not None and verdict is not None:
+            holder["guard"] = verdict
 
     @abstractmethod
     def cut_events(self, group: Group, verdict: Mapping[str, Any] | None) -> Iterator[bytes]:
