@@ -69,7 +69,7 @@ class ServerConfig(_Section):
 
     Pages of `cors_origins` ("https://app.example.com", or "*" for all) may call from a browser.
     After each silence of `keep_alive_s` a stream of events gets a comment. `embeddings` lets
-    requests to an open server contain embeddings. `verdict` is how much of it clients are told, unless
+    requests of no key contain embeddings. `verdict` is how much of it clients are told, unless
     their key says otherwise. `admin_hash` is the SHA-256 of the key for live changes.
     """
 
