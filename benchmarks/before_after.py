@@ -1,7 +1,7 @@
 """The speed of two checkouts side by side in one run, for a refactoring.
 
     python -m benchmarks.before_after --before PATH [--rounds 5]
-        [--parts transformers,images,proxy] [--tiny] [--json]
+        [--parts transformers,images,proxy,...] [--tiny] [--json]
 
 `--before` is the checkout to compare this one with, for example a worktree of the last release.
 Both run with the interpreter of this command, which needs the packages of both, and the added
@@ -17,6 +17,12 @@ measures it under the same load after a warm-up:
                   guard (seconds per image)
     proxy         requests through the proxy with its two lists of patterns, in front of the stub
                   upstream (milliseconds per request)
+    chat-none, chat-private
+                  2,000 chats of a kilobyte through the proxy, over connections that are kept,
+                  under a policy without guards, and one that redacts by both lists and restores
+                  (milliseconds per request)
+    stream-none, stream-private
+                  the same with streamed answers of 100 tokens (milliseconds per token)
 
 Servers compute on one thread. `cpu` is the CPU time of the server process (utime + stime of
 /proc/PID/stat), which other work on the machine disturbs little; `wall` is elapsed time. The report

@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.proxy import BODY, SCREENS
-from benchmarks.wire import Connection, request, saturating
+from benchmarks.stream_gaps import POLICIES, PROSE
+from benchmarks.wire import Connection, answered, request, saturating
 
 TOKENS, STEPS = 48, 25
 PROXY_SECONDS, PROXY_CONNECTIONS = 3.0, 16
+CHATS, CHAT_CONNECTIONS = 2000, 8
+STREAMS, STREAM_TOKENS = 200, 100
 
 _LANGUAGE = """
 [server]
@@ -134,6 +137,40 @@ async def _saturate(port: int, warm_up: bool) -> int:
     return round(rate * seconds)
 
 
+def _chats(policy: str, *, stream: bool, requests: int) -> Callable[[int, bool], Any]:
+    """The load of chats of a kilobyte, each with a text of its own, so that no cache has it."""
+
+    async def load(port: int, warm_up: bool) -> int:
+        count = requests // 10 if warm_up else requests
+        first = requests if warm_up else 0
+        bodies: list[dict[str, object]] = [
+            {
+                "model": "stub",
+                "stream": stream,
+                "guard": {"policy": policy},
+                "messages": [
+                    {"role": "system", "content": "You are a guide in a museum of technology."},
+                    {"role": "user", "content": f"Visitor {number} asks about this: {PROSE[:850]}"},
+                ],
+            }
+            for number in range(first, first + count)
+        ]
+        return await answered(port, (request(port, body) for body in bodies), CHAT_CONNECTIONS)
+
+    return load
+
+
+def _chat_part(policy: str, *, stream: bool) -> Part:
+    units = STREAM_TOKENS if stream else 1
+    return Part(
+        "proxy",
+        lambda _checkout, _folder: POLICIES,
+        _chats(policy, stream=stream, requests=STREAMS if stream else CHATS),
+        "ms/token" if stream else "ms/request",
+        lambda seconds, requests: 1000 * seconds / (requests * units),
+    )
+
+
 def _write_language(checkout: Path, folder: Path) -> str:
     """The configuration of smollm2, or of the tiny model where `folder` holds one."""
     guard = checkout / "examples" / "harry-potter" / "steer.safetensors"
@@ -170,4 +207,8 @@ PARTS: Mapping[str, Part] = {
         "ms/request",
         lambda seconds, requests: 1000 * seconds / requests,
     ),
+    "chat-none": _chat_part("none", stream=False),
+    "chat-private": _chat_part("private", stream=False),
+    "stream-none": _chat_part("none", stream=True),
+    "stream-private": _chat_part("private", stream=True),
 }

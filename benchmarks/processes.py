@@ -85,7 +85,21 @@ def _cpu_seconds(process: int) -> float:
 
 def resident_kib(process: int) -> int:
     """The resident set of a process. Raises SystemExit where the process has ended."""
+    return _status_kib(process, "VmRSS")
+
+
+def peak_kib(process: int) -> int:
+    """The largest resident set of a process since `reset_peak`. Raises as `resident_kib`."""
+    return _status_kib(process, "VmHWM")
+
+
+def reset_peak(process: int) -> None:
+    """Let `peak_kib` begin anew."""
+    Path(f"/proc/{process}/clear_refs").write_text("5")
+
+
+def _status_kib(process: int, field: str) -> int:
     for line in Path(f"/proc/{process}/status").read_text().splitlines():
-        if line.startswith("VmRSS"):
+        if line.startswith(field):
             return int(line.split()[1])
     raise SystemExit(f"process {process} has ended")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 
 
@@ -48,6 +49,17 @@ class Connection:
             await self.reader.readexactly(2)
             body = b"".join(chunks)
         return int(head[9:12]), body
+
+    async def chunks(self, raw: bytes) -> AsyncIterator[bytes]:
+        """Send a request; the chunks of its response as they come. Raises SystemExit where it is
+        no success, or has no chunks."""
+        self.writer.write(raw)
+        head = await self.reader.readuntil(b"\r\n\r\n")
+        if int(head[9:12]) != 200 or b"chunked" not in head.lower():
+            raise SystemExit(f"no stream came, but {head.decode('latin-1')}")
+        while size := int(await self.reader.readuntil(b"\r\n"), 16):
+            yield (await self.reader.readexactly(size + 2))[:-2]
+        await self.reader.readexactly(2)
 
     def close(self) -> None:
         self.writer.close()
@@ -95,3 +107,25 @@ async def saturating(port: int, raw: bytes, connections: int, seconds: float) ->
 
     await asyncio.gather(*(worker() for _ in range(connections)))
     return count / seconds
+
+
+async def answered(port: int, raws: Iterable[bytes], connections: int) -> int:
+    """Send requests over `connections` that each send the next one at once; how many there were.
+
+    Raises SystemExit where one is refused.
+    """
+    count = 0
+    waiting = iter(raws)
+
+    async def worker() -> None:
+        nonlocal count
+        connection = await Connection.open(port)
+        for raw in waiting:
+            status, content = await connection.respond(raw)
+            if status != 200:
+                raise SystemExit(f"a request was answered with {status}: {content[:500]!r}")
+            count += 1
+        connection.close()
+
+    await asyncio.gather(*(worker() for _ in range(connections)))
+    return count

@@ -78,6 +78,7 @@ class ServerConfig(_Section):
     default_policy: Name = NO_POLICY
     queue_limit: int = Field(default=64, ge=1, le=100_000)
     max_batch: int = Field(default=16, ge=1, le=1024)
+    max_prefill_tokens: int = Field(default=256, ge=16, le=1_048_576)
     max_body_bytes: int = Field(default=1_048_576, ge=1, le=2**30)
     max_tokens_limit: int = Field(default=2048, ge=1)
     max_images: int = Field(

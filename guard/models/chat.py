@@ -24,6 +24,7 @@ from steering.engines.transformers.offline import (
     token_states,
 )
 from steering.engines.transformers.sampling import RowSampling
+from steering.engines.transformers.tokens import PromptTokenizer
 from steering.fingerprint import fingerprint
 from steering.hidden.bank import HiddenBank
 from steering.hidden.rows import Reading, RowGuard
@@ -48,16 +49,13 @@ class ChatModel(ABC):
 
     def __init__(self, tokenizer: Any, *, name: str, end_tokens: frozenset[int]) -> None:
         self.tokenizer = tokenizer
+        self._tokens = PromptTokenizer(tokenizer)
         self.name = name
         self.end_tokens = end_tokens
 
     def prompt(self, text: str) -> Prompt:
         """The prompt of one user message in the chat template, with the generation prompt."""
-        chat = [{"role": "user", "content": text}]
-        rendered = self.tokenizer.apply_chat_template(
-            chat, tokenize=False, add_generation_prompt=True
-        )
-        return Prompt(tuple(self.ids(rendered)))
+        return Prompt(tuple(self._tokens.chat([{"role": "user", "content": text}])))
 
     def text(self, tokens: Sequence[int]) -> str:
         """Generated tokens as text, without special tokens."""
@@ -65,7 +63,7 @@ class ChatModel(ABC):
 
     def ids(self, text: str) -> list[int]:
         """Token ids of `text`, without special tokens."""
-        return list(self.tokenizer(text, add_special_tokens=False).input_ids)
+        return self._tokens.text(text, special=False)
 
     @property
     @abstractmethod

@@ -15,8 +15,12 @@ from server.endpoints.gateway import Gateway
 from server.endpoints.openapi import body_of
 from server.observe.exchange import Exchange, exchange_of
 from server.services.interface import FinishedText, TextDelta, TokenLogprob
+from server.services.prompts import encoded
 from server.services.text_jobs import CollectedText, Usage
 from server.wire.schemas import ChatRequest
+
+MESSAGE_SIZE = 64
+"""Characters that the chat template adds to a message, roughly."""
 
 LOGPROB_FLOOR = -9999.0
 """OpenAI's value for a token of probability zero: JSON has no infinity."""
@@ -123,7 +127,8 @@ def chat_router(gateway: Gateway) -> APIRouter:
         admission = await gateway.admit(request, ChatRequest, gateway.text_service)
         body = admission.body
         messages = [message.as_template() for message in body.messages]
-        prompt = admission.service.encode_chat(messages)
+        size = sum(len(message["content"]) + MESSAGE_SIZE for message in messages)
+        prompt = await encoded(admission.service.encode_chat, messages, size)
         job = gateway.text_job(
             admission,
             [prompt],

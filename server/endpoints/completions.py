@@ -16,6 +16,7 @@ from server.endpoints.gateway import Gateway
 from server.endpoints.openapi import body_of
 from server.observe.exchange import Exchange, exchange_of
 from server.services.interface import FinishedText, TextDelta, TokenLogprob
+from server.services.prompts import encoded
 from server.services.text_jobs import CollectedText, Usage
 from server.wire.schemas import CompletionRequest
 from steering.prompt import Prompt
@@ -117,8 +118,11 @@ def completions_router(gateway: Gateway) -> APIRouter:
     async def create_completion(request: Request) -> Response:
         admission = await gateway.admit(request, CompletionRequest, gateway.text_service)
         body = admission.body
+        gateway.check_rows(len(body.prompt), body.n)
         prompts = [
-            admission.service.encode(prompt) if isinstance(prompt, str) else Prompt(prompt)
+            await encoded(admission.service.encode, prompt, len(prompt))
+            if isinstance(prompt, str)
+            else Prompt(prompt)
             for prompt in body.prompt
         ]
         job = gateway.text_job(

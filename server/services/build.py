@@ -86,6 +86,7 @@ def _transformers_service(config: Config, settings: ModelConfig, record: Record)
         TransformersEngine(model, plans.bank, capacity=config.server.max_batch),
         plans,
         end_tokens=end_tokens(model.generation_config.eos_token_id, tokenizer),
+        prefill_tokens=config.server.max_prefill_tokens,
         queue_limit=config.server.queue_limit,
         record=record,
     )

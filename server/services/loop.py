@@ -12,9 +12,10 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from itertools import islice
 from typing import Any, Generic, Protocol, TypeVar
 
 from guard.errors import GuardError, GuardFailed, ServiceStopped, TooManyRequests
@@ -104,7 +105,11 @@ class EngineLoop(ABC, Generic[R, E]):
         self._queue_limit = queue_limit
         self._record = record
         self._running: list[R] = []
-        """Entry i is row i of the engine. Used by the engine's thread alone."""
+        """Entry i is row i of the engine. Used by the engine's thread alone, as the next two."""
+        self._entering: list[R] = []
+        """Rows that have left the queue and become rows of the engine in a later step."""
+        self._joined = False
+        """Whether rows have joined in the current step, or in the last one between two steps."""
         self._wake = threading.Condition()
         # under _wake:
         self._waiting: deque[R] = deque()
@@ -117,15 +122,16 @@ class EngineLoop(ABC, Generic[R, E]):
 
     @abstractmethod
     def _join(self, joining: list[R]) -> None:
-        """Start these rows in the engine and append them to `_running`."""
+        """Start these rows in the engine and append them to `_running` or `_entering`."""
 
     @abstractmethod
     def _advance(self) -> None:
         """Run one step of the engine and pass its results to the rows of `_running`."""
 
-    def _fits(self, joining: Sequence[R], row: R) -> bool:
-        """Whether `row` may join in the same step as `joining`, which is not empty."""
-        return True
+    def _choose(self, waiting: Iterable[R], free: int) -> list[R]:
+        """Which of the `waiting` rows, in the order of their arrival, join in the next step: `free`
+        at most, and at least one where nothing else runs. Called under the lock."""
+        return list(islice(waiting, free))
 
     def _keep_readings(self, index: int) -> None:
         """Copy the readings of row `index` from the engine, which the row is about to leave."""
@@ -191,40 +197,42 @@ class EngineLoop(ABC, Generic[R, E]):
         finally:
             with self._wake:
                 self._stopped = True
-                left = [*self._running, *self._waiting]
+                left = [*self._running, *self._entering, *self._waiting]
                 self._waiting.clear()
             for row in left:
                 if not row.ended:
                     self._fail(row, stopped())
-            self._running = []
+            self._running, self._entering = [], []
 
     def _next_rows(self) -> list[R] | None:
         """Wait for work; the rows that join the batch now, None when the service stops."""
-        joining: list[R] = []
         with self._wake:
-            while not (self._waiting or self._running or self._stopped):
+            while not (self._waiting or self._busy() or self._stopped):
                 self._wake.wait()
             if self._stopped:
                 return None
-            free = self._engine.capacity - len(self._running)
-            while self._waiting and len(joining) < free:
-                if joining and not self._fits(joining, self._waiting[0]):
-                    break
-                joining.append(self._waiting.popleft())
+            free = self._engine.capacity - len(self._running) - len(self._entering)
+            joining = self._choose(self._waiting, free)
+            for row in joining:
+                self._waiting.remove(row)
         return joining
+
+    def _busy(self) -> bool:
+        return bool(self._running or self._entering)
 
     def _step(self, joining: list[R]) -> None:
         """Run one step. An error in it fails the rows of the batch; the service goes on."""
         try:
             self._leave([i for i, row in enumerate(self._running) if row.cancelled])
+            self._joined = bool(joining)
             if joining:
                 self._join(joining)
-            if self._running:
+            if self._busy():
                 self._advance()
         except Exception:
             logger.exception("a step of model %s failed", self._name)
-            lost = dict.fromkeys([*self._running, *joining])
-            self._running = []
+            lost = dict.fromkeys([*self._running, *self._entering, *joining])
+            self._running, self._entering = [], []
             for row in lost:
                 if not row.ended:
                     self._fail(row, engine_failed())

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 from guard.errors import ContextExceeded, RequestError
+from steering.engines.transformers.tokens import PromptTokenizer
 from steering.prompt import Prompt
+
+T = TypeVar("T")
+
+AT_ONCE = 16_384
+"""Characters of a prompt that the event loop encodes itself, which takes a few milliseconds."""
+
+_ENCODING = ThreadPoolExecutor(2, thread_name_prefix="prompts")
 
 
 class PromptEncoder:
@@ -19,26 +29,26 @@ class PromptEncoder:
     def __init__(self, tokenizer: Any, *, vocabulary: int, max_context: int) -> None:
         self.tokenizer = tokenizer
         self._vocabulary, self._max_context = vocabulary, max_context
+        self._tokens = PromptTokenizer(tokenizer)
+        self._tokens.prepare()
 
     def chat(self, messages: Sequence[dict[str, Any]]) -> Prompt:
         """See `TextService.encode_chat`."""
         try:
-            text = self.tokenizer.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=True
-            )
+            return Prompt(tuple(self._tokens.chat(messages)))
         except Exception as error:  # templates are programs: they raise what they like
             reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
             raise RequestError(
                 f"the model's chat template does not take these messages: {reason}",
                 param="messages",
             ) from error
-        return Prompt(
-            tuple(self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
-        )
 
     def text(self, text: str) -> Prompt:
         """See `TextService.encode`."""
-        return Prompt(tuple(self.tokenizer(text, verbose=False).input_ids))
+        try:
+            return Prompt(tuple(self._tokens.text(text)))
+        except ValueError as error:
+            raise RequestError(f"the prompt cannot be encoded: {error}", param="prompt") from None
 
     def check(self, prompt: Prompt, max_tokens: int) -> None:
         """Refuse a prompt that the model cannot run with an answer of `max_tokens`.
@@ -59,6 +69,13 @@ class PromptEncoder:
         if not all(0 <= token < self._vocabulary for token in prompt.tokens):
             # an id past the embedding's end raises no error on a GPU: it ends the whole process
             raise RequestError(f"token ids must lie in 0..{self._vocabulary - 1}", param="prompt")
+
+
+async def encoded(encode: Callable[[T], Prompt], value: T, size: int) -> Prompt:
+    """`encode(value)`, beside the event loop where the prompt has many characters (`size`)."""
+    if size <= AT_ONCE:
+        return encode(value)
+    return await asyncio.get_running_loop().run_in_executor(_ENCODING, encode, value)
 
 
 def require_fast(tokenizer: Any) -> None:

@@ -1,7 +1,8 @@
 """A served language model on the transformers engine: requests join and leave one running batch.
 
-One thread owns the engine. Between two decode steps waiting rows join; every new token is passed to
-its row, and rows end at stop strings, token limits, cancellation and guard failures.
+One thread owns the engine. Between two decode steps waiting rows join, or a part of one long prompt
+is read; every new token is passed to its row, and rows end at stop strings, token limits,
+cancellation and guard failures.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from guard.errors import UnknownPolicy
@@ -27,12 +28,14 @@ logger = logging.getLogger(__name__)
 
 Record = Callable[[TextRowRequest, Verdict], None]
 
-PREFILL_TOKENS = 4096
-"""The most prompt tokens of a prefill, padding included: running rows wait for it."""
-
 
 class BatchedTextService(EngineLoop[TextRow, TransformersEngine]):
-    """A TextService over a TransformersEngine. Built on any thread, used from one event loop."""
+    """A TextService over a TransformersEngine. Built on any thread, used from one event loop.
+
+    `prefill_tokens` bounds the prompt tokens of one forward, padding included, for which running
+    rows wait. A longer prompt is read in parts, one prompt at a time; in turn with its parts other
+    prompts join, and running rows go on after each.
+    """
 
     def __init__(
         self,
@@ -42,6 +45,7 @@ class BatchedTextService(EngineLoop[TextRow, TransformersEngine]):
         plans: LanguagePlans,
         *,
         end_tokens: frozenset[int],
+        prefill_tokens: int,
         queue_limit: int,
         record: Record,
     ) -> None:
@@ -50,6 +54,9 @@ class BatchedTextService(EngineLoop[TextRow, TransformersEngine]):
         self._encoder = encoder
         self._plans = plans
         self._end_tokens = end_tokens
+        self._prefill_tokens = prefill_tokens
+        self._last_client = ""
+        """Whose long prompt was read last."""
         self._thread.start()
 
     # -- called from the event loop -------------------------------------------------------------
@@ -87,18 +94,56 @@ class BatchedTextService(EngineLoop[TextRow, TransformersEngine]):
 
     # -- the engine's thread --------------------------------------------------------------------
 
-    def _fits(self, joining: Sequence[TextRow], row: TextRow) -> bool:
-        longest = max(len(other.request.prompt) for other in (*joining, row))
-        return longest * (len(joining) + 1) <= PREFILL_TOKENS
+    def _choose(self, waiting: Iterable[TextRow], free: int) -> list[TextRow]:
+        if self._entering and self._joined:
+            return []  # it is the turn of the prompt that is being read
+        joining: list[TextRow] = []
+        longest = 0
+        for row in waiting:
+            if len(joining) == free:
+                break
+            if self._is_long(row):
+                if self._entering:
+                    continue  # shorter prompts need not wait for the one that is being read
+                return joining or [self._next_long(waiting)]
+            longest = max(longest, len(row.request.prompt))
+            if longest * (len(joining) + 1) > self._prefill_tokens:
+                break
+            joining.append(row)
+        return joining
+
+    def _next_long(self, waiting: Iterable[TextRow]) -> TextRow:
+        """The long prompt that is read next: of another client than the last one, if any waits."""
+        long = [row for row in waiting if self._is_long(row)]
+        return next((row for row in long if _client(row) != self._last_client), long[0])
+
+    def _is_long(self, row: TextRow) -> bool:
+        return len(row.request.prompt) > self._prefill_tokens
 
     def _join(self, joining: list[TextRow]) -> None:
+        if self._is_long(joining[0]):
+            self._engine.begin(_start(joining[0]))
+            self._entering, self._last_client = joining, _client(joining[0])
+            return
         first = len(self._running)
         tokens = self._engine.prefill([_start(row) for row in joining])
         self._running.extend(joining)
         self._distribute(first, tokens)
 
     def _advance(self) -> None:
-        self._distribute(0, self._engine.decode())
+        if self._entering and self._entering[0].cancelled:
+            self._engine.abandon()
+            self._end(self._entering.pop())
+        if self._entering and not self._joined:
+            self._read_on()
+        if self._running:
+            self._distribute(0, self._engine.decode())
+
+    def _read_on(self) -> None:
+        token = self._engine.read(self._prefill_tokens)
+        if token is not None:
+            self._running.append(self._entering.pop())
+            self._distribute(len(self._running) - 1, [token])
 
     def _distribute(self, first: int, tokens: Sequence[RowToken]) -> None:
         """Pass new tokens to the rows from `first` on, then remove the rows that have ended."""
@@ -118,6 +163,11 @@ class BatchedTextService(EngineLoop[TextRow, TransformersEngine]):
             except Exception:  # an error in one row's text must not fail the batch
                 logger.exception("no text for request %s", row.request.request_id)
                 row.error = engine_failed()
+
+
+def _client(row: TextRow) -> str:
+    """The tenant of a row, or, on an open server, its HTTP request."""
+    return row.request.tenant or row.request.request_id.partition("/")[0]
 
 
 def _start(row: TextRow) -> RowStart:

@@ -31,6 +31,11 @@ S = TypeVar("S", bound="ModelRequest")
 
 _TOKEN_ID_LIMIT = 2**31
 
+MAX_MESSAGES = 10_000
+
+MAX_STOP = 512
+"""Characters of a stop string: each new token is compared with every beginning of it."""
+
 
 class Part(BaseModel):
     """Base of bodies and their parts: no coercion, no unknown names, no NaN."""
@@ -108,7 +113,7 @@ class TextRequest(ModelRequest):
     top_p: float = Field(1.0, gt=0, le=1)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: Annotated[
-        list[Annotated[str, MinLen(1)]],
+        list[Annotated[str, MinLen(1), MaxLen(MAX_STOP)]],
         BeforeValidator(_as_list, json_schema_input_type=str | list[str]),
         MaxLen(4),
     ] = []
@@ -151,7 +156,7 @@ class ChatRequest(TextRequest):
         "web_search_options": (),
     }
 
-    messages: list[Message] = Field(min_length=1)
+    messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=20)

@@ -14,12 +14,16 @@ from math import inf
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from steering.hidden.bank import HiddenBank
 
 Rows = slice | Tensor
 """Rows of the table: a slice, or the indices of different rows."""
+
+HostRows = slice | NDArray[np.int64]
+"""As `Rows`, known without the device."""
 
 
 @dataclass(frozen=True)
@@ -219,12 +223,15 @@ class GuardedRows:
         limit: Tensor,
         real: Tensor | None = None,
         deciding: Tensor | None = None,
+        *,
+        fires: bool = True,
     ) -> None:
         """Add the `scores [rows, tokens, guards]` of new tokens to the statistics, and decide.
 
         The statistic is compared with `limit [rows, guards]`, inf for a guard that does not
         inspect these tokens; `real [rows, tokens]` marks the tokens to inspect, None for all of
-        them, and `deciding [guards]` the guards that decide here, None for all of them.
+        them, and `deciding [guards]` the guards that decide here, None for all of them. `fires`
+        False keeps the statistics alone: the decision is taken with later tokens.
         """
         if deciding is not None:
             limit = limit.masked_fill(~deciding, inf)
@@ -234,15 +241,16 @@ class GuardedRows:
             scores = scores.masked_fill(~real[..., None], -torch.inf)
         largest = torch.cat([self._top[rows], scores.transpose(1, 2)], dim=-1)
         top = largest.topk(self.bank.pool, dim=-1).values
-        score = self._pooled(top)
-        carried, generated = self._carried[rows], self._generated[rows][:, None]
-        inspects = carried & (limit < torch.inf)
+        inspects = self._carried[rows] & (limit < torch.inf)
+        self._top[rows] = torch.where(inspects[..., None], top, self._top[rows])
+        self._valid[rows] = self._valid[rows] & ~(invalid.any(1) & inspects)
+        if not fires:
+            return
+        score, generated = self._pooled(top), self._generated[rows][:, None]
         first = inspects & (score > limit) & (self._fired[rows] < 0)
         # a topic that recurs in the response starts the schedule again
         rested = generated - self._start[rows] >= self.bank.rests
         again = inspects & (self._fired[rows] >= 0) & rested & (scores[:, -1] > limit)
-        self._top[rows] = torch.where(inspects[..., None], top, self._top[rows])
-        self._valid[rows] = self._valid[rows] & ~(invalid.any(1) & inspects)
         self._fired[rows] = torch.where(first, generated, self._fired[rows])
         self._start[rows] = torch.where(first | again, generated, self._start[rows])
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from steering.hidden.bank import HiddenBank
-from steering.hidden.rows import GuardedRows
+from steering.hidden.rows import GuardedRows, HostRows, Rows
 
 
 def without_sink(real: Tensor) -> Tensor:
@@ -26,7 +26,10 @@ def without_sink(real: Tensor) -> Tensor:
 
 
 class Table(GuardedRows):
-    """Rows that are all in each forward: prompts padded on the left, then one token a row."""
+    """Rows whose forwards are padded: prompts, whole or in parts, then one token a row.
+
+    A guard decides at the end of a prompt, on all its tokens, and acts at the last one.
+    """
 
     def __init__(self, bank: HiddenBank, capacity: int) -> None:
         super().__init__(bank, capacity)
@@ -53,34 +56,36 @@ class Table(GuardedRows):
         super().remove(row)
         self._steering[row] = False
 
-    def flags(self, rows: slice) -> tuple[list[bool], list[bool]]:
+    def flags(self, rows: HostRows) -> tuple[list[bool], list[bool]]:
         """By row: whether a guard has fired so far, and whether one has met NaN.
 
         Costs no transfer from the device where no row is guarded.
         """
-        count = rows.stop - rows.start
-        if not self._guarded[rows].any():
-            return [False] * count, [False] * count
-        fired = (self._carried[rows] & (self._fired[rows] >= 0)).any(1)
-        invalid = (self._carried[rows] & ~self._valid[rows]).any(1)
+        guarded = self._guarded[rows]
+        if not guarded.any():
+            return [False] * len(guarded), [False] * len(guarded)
+        at = self._on_device(rows)
+        fired = (self._carried[at] & (self._fired[at] >= 0)).any(1)
+        invalid = (self._carried[at] & ~self._valid[at]).any(1)
         return fired.tolist(), invalid.tolist()
 
     # -- one forward pass -------------------------------------------------------------------------
 
-    def begin(self, rows: slice, mask: Tensor | None) -> None:
+    def begin(self, rows: HostRows, mask: Tensor | None, *, ends: bool = True) -> None:
         """Start a forward over `rows`.
 
-        `mask [rows, tokens]` marks the prompt's real tokens at prefill; None means that each row
-        processes the token it has just generated.
+        `mask [rows, tokens]` marks the tokens of a prompt to sense; None means that each row
+        processes the token it has just generated. `ends` False says that the rest of the prompt
+        follows in later forwards: no guard decides or acts before.
         """
-        self._rows, self._mask = rows, mask
-        self._prompt = mask is not None
+        self._rows, self._host_rows, self._mask = self._on_device(rows), rows, mask
+        self._prompt, self._ends = mask is not None, ends
         sensed = self._guarded if self._prompt else self._rechecks
         self.senses = bool(sensed[rows].any())
         self.acts = bool(self._steering[rows].any())
         self._scores: Tensor | None = None
         if not self._prompt:
-            self._generated[rows] += 1
+            self._generated[self._rows] += 1
         if self.acts and not self.senses:
             self._schedule()
 
@@ -115,29 +120,33 @@ class Table(GuardedRows):
         count.index_add_(0, self._due_row, guards[self._due_guard].long())
         return count[:, None] > 0
 
-    def check(self, rows: slice, logits: Tensor) -> None:
+    def check(self, rows: HostRows, logits: Tensor) -> None:
         """After a forward: mark guarded rows whose `logits [rows, vocabulary]` hold NaN as invalid.
 
         A guard that decides on the prompt alone would not notice that its change, or the model, has
         overflowed since.
         """
         if self._guarded[rows].any():
-            nans = logits.amax(-1, keepdim=True).isnan()
-            self._valid[rows] &= ~(nans & self._carried[rows])
+            nans, at = logits.amax(-1, keepdim=True).isnan(), self._on_device(rows)
+            self._valid[at] &= ~(nans & self._carried[at])
 
     def _decide(self, scores: Tensor, deciding: Tensor | None) -> None:
         rows = self._rows
         limit = self._threshold[rows] if self._prompt else self._recheck[rows]
-        self._inspect(rows, scores, limit, self._mask, deciding)
-        self._schedule()
+        self._inspect(rows, scores, limit, self._mask, deciding, fires=self._ends)
+        if self._ends:
+            self._schedule()
 
     def _schedule(self) -> None:
         """Find the pairs of a row and a guard that are due in this forward."""
         rows = self._rows
-        due, age = self._live(rows, self._generated[rows, None])
+        due, age = self._live(rows, self._generated[rows][:, None])
         self._acting = due.any(1, keepdim=True)
         self._due_row, self._due_guard = due.nonzero(as_tuple=True)
         self._due_age = age[self._due_row, self._due_guard]
         self._due_strength = self._strength[rows][self._due_row, self._due_guard]
-        self._steering[rows] = self._acting[:, 0].tolist()
-        self.acts = bool(self._steering[rows].any())
+        self._steering[self._host_rows] = self._acting[:, 0].tolist()
+        self.acts = bool(self._steering[self._host_rows].any())
+
+    def _on_device(self, rows: HostRows) -> Rows:
+        return rows if isinstance(rows, slice) else torch.from_numpy(rows).to(self.bank.device)

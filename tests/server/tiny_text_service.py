@@ -137,11 +137,15 @@ def save_nan_artifact(path: Path, model_fingerprint: str) -> None:
 
 
 class PausableEngine(StepControl, TransformersEngine):
-    """A TransformersEngine that tests can pause and break; `steps` counts prefills and decodes."""
+    """A TransformersEngine that tests can pause and break; `steps` counts forwards."""
 
     def prefill(self, starts: Any) -> list[RowToken]:
         self._count_step()
         return super().prefill(starts)
+
+    def read(self, most: int) -> RowToken | None:
+        self._count_step()
+        return super().read(most)
 
     def decode(self) -> list[RowToken]:
         self._count_step()

@@ -50,6 +50,9 @@ _ANY_RUN: Final = re2.compile(
     rb"[A-Za-z0-9+/_-]{14}|%[0-9A-Fa-f]{2}|\\[\"\\/bfnrtu]|&#"
     rb"|(?:[0-9A-Fa-f]{2}(?:, ?|[ :-])?(?:\\x|0x)?){4}"
 )
+RUN_SIGN: Final = 64
+"""In so many characters before each character of an encoded run, and behind it, `may_have_runs`
+finds the run."""
 
 
 def may_have_runs(text: str) -> bool:

@@ -29,11 +29,15 @@ _BREAKS: Final = frozenset("\n\x0b\x0c\x85\u2028\u2029")
 
 @dataclass(frozen=True)
 class Folded:
-    """A text folded character by character; `span` maps back to the raw text."""
+    """A text folded character by character; `span` maps back to the raw text.
+
+    `is_simple`: each character folds to one, which need not be found out.
+    """
 
     raw: str
     text: str
     _fold_code: Callable[[int], str]
+    is_simple: bool = False
 
     def span(self, start: int, end: int) -> tuple[int, int]:
         """Position of `text[start:end]` in `raw`: whole characters, with those dropped in between.
@@ -43,7 +47,7 @@ class Folded:
         """
         if not 0 <= start <= end <= len(self.text):
             raise IndexError(f"no span {start} to {end} in a text of {len(self.text)} characters")
-        origin = self._origin
+        origin = None if self.is_simple else self._origin
         if origin is None:
             return start, end
         if start == end:
@@ -58,6 +62,8 @@ class Folded:
 
     def origin(self, position: int) -> int:
         """The position in `raw` of the character text[position], or the end of `raw`."""
+        if self.is_simple:
+            return position
         origin = self._origin
         if origin is None:
             return position
@@ -65,6 +71,8 @@ class Folded:
 
     def place(self, position: int) -> int:
         """The position in `text` of what raw[position:] folds to."""
+        if self.is_simple:
+            return position
         origin = self._origin
         return position if origin is None else int(np.searchsorted(origin, position))
 
@@ -153,14 +161,14 @@ def fold(text: str) -> Folded:
     that only patterns can use.
     """
     if _is_simple(text):
-        return Folded(text, text.replace("\n", " ").lower(), _FOLDED.__getitem__)
+        return Folded(text, text.replace("\n", " ").lower(), _FOLDED.__getitem__, True)
     return _through(_FOLDED, text)
 
 
 def uncover(text: str) -> Folded:
     """As `fold`, but letters keep their case and lines their ends, for disguises that need them."""
     if _is_simple(text):
-        return Folded(text, text, _UNCOVERED.__getitem__)
+        return Folded(text, text, _UNCOVERED.__getitem__, True)
     return _through(_UNCOVERED, text)
 
 

@@ -9,11 +9,11 @@ common English word alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
-from classifiers.text.disguises.decoding import RUNS, encoded_runs
+from classifiers.text.disguises.decoding import RUN_SIGN, RUNS, encoded_runs, may_have_runs
 from classifiers.text.disguises.folding import fold, uncover
 from classifiers.text.disguises.respelling import (
     APART,
@@ -68,7 +68,7 @@ class PendingText:
         self._context = int(max((context or 0 for context in contexts), default=0))
         self._raw = PartialMatcher(raw, raw=True)
         self._folded = PartialMatcher(folded, raw=False)
-        self._words = PartialWords(words, any_place=any_place, gap=gap)
+        self._words = PartialWords(words, any_place=any_place, gap=gap) if words else None
         self._codecs = steps & RUNS.keys()
         self._runs = PartialMatcher(list(RUNS.values()), raw=True)
         self._apart = PartialMatcher(APART, raw=True) if "spaced" in steps else None
@@ -138,33 +138,32 @@ class PendingText:
             return None
         start = read = settled = first_settled = len(text)
         for depth in range(DEPTH + 1):
-            raw = self._raw.longest_suffix(text[:settled])
-            start, read = min(start, raw.start), min(read, raw.read)
-            for suffix in self._folded_suffixes(folded.text[: folded.place(settled)]):
-                start = min(start, folded.origin(suffix.start))
-                read = min(read, folded.origin(suffix.read))
+            part, folded_part = text[:settled], folded.text[: folded.place(settled)]
+            raw_start, raw_read = self._raw.longest_suffix(part)
+            folded_start, folded_read = self._folded.longest_suffix(folded_part)
+            start = min(start, raw_start, folded.origin(folded_start))
+            read = min(read, raw_read, folded.origin(folded_read))
+            if self._words:
+                word_start, word_read = self._words.longest_suffix(folded_part)
+                start = min(start, folded.origin(word_start))
+                read = min(read, folded.origin(word_read))
             if depth == DEPTH or not self._codecs:
                 break
-            run = self._runs.longest_suffix(text[:settled])
-            read = min(read, run.read)
-            if run.start == settled:
+            run_start, run_read = self._runs.longest_suffix(part)
+            read = min(read, run_read)
+            if run_start == settled:
                 break
-            settled = run.start
+            settled = run_start
             if depth == 0:
                 first_settled = settled
         first = max(0, read - 1)
-        if self._codecs:
+        if self._codecs and may_have_runs(text[max(0, first - RUN_SIGN) :]):
             first = self._between_runs(text, first)
-            if self._has_runs(text[max(0, first - 1) : first_settled]):
+            before = max(0, first - 1)
+            runs = encoded_runs(text[before:])
+            if any(before + edit.start < first_settled for _, edit in runs):
                 return None
         return uncovered.origin(min(start, settled)) if first or is_whole else None
-
-    def _has_runs(self, text: str) -> bool:
-        return any(codec in self._codecs for codec, _ in encoded_runs(text))
-
-    def _folded_suffixes(self, text: str) -> Iterator[Suffix]:
-        yield self._folded.longest_suffix(text)
-        yield self._words.longest_suffix(text)
 
     def _add_folded(self, found: _Earliest, layer: View) -> None:
         folded = fold(layer.text)
@@ -185,8 +184,9 @@ class PendingText:
                 self._add_view(found, found.settled(view, undo(view.text), suffix))
 
     def _add_view(self, found: _Earliest, view: View) -> None:
-        for suffix in self._folded_suffixes(view.text):
-            found.add(view, suffix)
+        found.add(view, self._folded.longest_suffix(view.text))
+        if self._words:
+            found.add(view, self._words.longest_suffix(view.text))
 
 
 class _Earliest:

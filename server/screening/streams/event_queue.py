@@ -38,8 +38,8 @@ class WaitingEvent:
     """An event that waits.
 
     `event` and its `slots` are kept where it does not leave as it came. An event without `groups`
-    waits for all before it. `reach`: the characters of its group up to its end. `mark`: see
-    `StreamFormat.mark`. `signs`: the buffer whose text it signs.
+    waits for all before it. `mark`: see `StreamFormat.mark`. `signs`: the buffer whose text it
+    signs.
     """
 
     raw: bytes
@@ -48,7 +48,6 @@ class WaitingEvent:
     slots: Sequence[Slot] = ()
     groups: Sequence[Group] = ()
     parts: list[SlotText] = field(default_factory=list)
-    reach: int = 0
     mark: Any = None
     signs: HoldBackBuffer | ChannelBuffer | None = None
 

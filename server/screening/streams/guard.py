@@ -34,6 +34,7 @@ from server.screening.streams.formats.base import (
 )
 from server.screening.streams.hold_back import HoldBackBuffer, Window
 from server.screening.streams.open_end import OpenText
+from server.screening.streams.reach import Reach
 from server.screening.streams.sse import DONE, EventReader, SentEvent
 from server.screening.texts.joins import seams_of
 from server.screening.texts.json_scanner import quoted
@@ -88,7 +89,7 @@ class StreamGuard:
         self._buffers: dict[Hashable, Buffer] = {}
         self._paths: dict[Buffer, str] = {}
         self._group_buffers: dict[Group, list[Buffer]] = {}
-        self._reach: dict[Group, int] = {}
+        self._reach = Reach(self._hold_back)
         self._cut_groups: set[Group] = set()
         self._has_done = False
         self._event_texts = EventTexts(
@@ -219,8 +220,7 @@ class StreamGuard:
                 buffer.hold()
                 buffer.add(slot.text)
                 touched.append((slot.group, buffer))
-            self._reach[slot.group] = self._reach.get(slot.group, 0) + len(slot.text)
-            item.reach = self._reach[slot.group]
+            self._reach.grow(slot.group, buffer, len(slot.text), self._buffers.get(slot.ends))
             item.parts.append(SlotText(slot.group, buffer, buffer.length, slot.text))
         return touched
 
@@ -262,7 +262,6 @@ class StreamGuard:
         buffer = None if channel is None else self._buffers.get(channel)
         if buffer is not None:
             item.signs = buffer
-            item.reach = self._reach.get("answer", 0)
 
     async def _read_due(self, touched: Sequence[tuple[Group, Buffer]]) -> tuple[bool, bytes]:
         """Read the windows that are due; return whether there were any, and the bytes of cuts."""
@@ -282,9 +281,9 @@ class StreamGuard:
                 continue
             group = waiting[0].group
             checked.add(group)
-            if group in self._cut_groups or self._reach[group] - item.reach < self._hold_back:
-                continue
             for part in waiting:
+                if group in self._cut_groups or not self._reach.is_quiet(group, part.buffer):
+                    break
                 has_read = True
                 if await self._read_windows(part.buffer, all=True):
                     out += self._cut([group])

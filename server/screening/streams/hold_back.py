@@ -167,7 +167,7 @@ class HoldBackBuffer:
         locked = kept[-1].end if kept else 0
         for span in spans:
             start, end = window.start + span.start, window.start + span.end
-            if self._open_text is not None and start < free:
+            if self._open_text is not None and start < free and not self._open_text.is_cut:
                 continue  # a part of one that is known
             # where its beginning was free, or is in another span, the rest need not be
             start = max(start, free, locked)

@@ -22,6 +22,8 @@ class OpenText:
         self._end = OpenEnd(patterns) if patterns is not None else None
         self.start = 0
         """The position in the text from which it is open."""
+        self.is_cut = False
+        """Whether more than `longest` characters were open once: the first of a match left."""
 
     def update(self, text: str, base: int) -> int:
         """The position from which the text is open; `text` is what has come from `base` on."""
@@ -31,6 +33,7 @@ class OpenText:
         if self._placeholders is not None:
             tail = text[-self._placeholders.max_length :]
             start = min(start, length - self._placeholders.partial_length(tail))
+        self.is_cut = self.is_cut or start < length - self._longest
         self.start = max(self.start, start, length - self._longest)
         return self.start
 

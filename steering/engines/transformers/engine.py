@@ -11,10 +11,14 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from transformers.cache_utils import Cache
 
-from steering.engines.transformers.cache import SlotCache
+from steering.engines.transformers.cache import PromptCache
+from steering.engines.transformers.lanes import Lane, Lanes
 from steering.engines.transformers.layers import decoder_layers
 from steering.engines.transformers.sampling import RowSampling, sample, uniform
 from steering.hidden.bank import HiddenBank
@@ -48,8 +52,20 @@ class RowToken:
     invalid: bool = False
 
 
+@dataclass(frozen=True)
+class PromptReading:
+    """A prompt that is read in parts: its tokens, and the keys and values of those read so far."""
+
+    tokens: Sequence[int]
+    cache: PromptCache
+
+
 class TransformersEngine:
     """Runs one causal language model with up to `capacity` rows. Not thread-safe.
+
+    Short prompts are added with `prefill`, each group in one forward. A long one is added with
+    `begin` and read in parts with `read`, while the rows go on with `decode` in between; it becomes
+    a row at its end.
 
     Raises UnknownArchitecture where the decoder layers cannot be found.
     """
@@ -77,16 +93,20 @@ class TransformersEngine:
     def reset(self) -> None:
         """Drop all rows and clear the cache."""
         self.rows = 0
-        self._table = Table(self._bank, self.capacity)
-        self._cache = SlotCache(self._layers, self.capacity)
+        self._lanes = Lanes(self._layers)
+        self._lengths: list[int] = []
+        self._reading: PromptReading | None = None
+        # the state of a prompt that is being read stands behind that of the rows
+        states = self.capacity + 1
+        self._table = Table(self._bank, states)
         integers = {"dtype": torch.long, "device": self._device}
-        self._length = torch.zeros(self.capacity, **integers)
-        self._last = torch.zeros(self.capacity, **integers)
-        self._seed = torch.zeros(self.capacity, **integers)
-        self._step = torch.zeros(self.capacity, **integers)
-        self._temperature = torch.zeros(self.capacity, device=self._device)
-        self._top_p = torch.ones(self.capacity, device=self._device)
-        self._top_logprobs: list[int | None] = [None] * self.capacity
+        self._length = torch.zeros(states, **integers)
+        self._last = torch.zeros(states, **integers)
+        self._seed = torch.zeros(states, **integers)
+        self._step = torch.zeros(states, **integers)
+        self._temperature = torch.zeros(states, device=self._device)
+        self._top_p = torch.ones(states, device=self._device)
+        self._top_logprobs: list[int | None] = [None] * states
 
     def close(self) -> None:
         """Remove the hooks from the model."""
@@ -98,18 +118,13 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def prefill(self, starts: Sequence[RowStart]) -> list[RowToken]:
-        """Add rows behind the live ones and generate the first token of each.
+        """Add rows behind the live ones and generate the first token of each, in one forward.
 
         Raises ValueError where they do not fit, and for a prompt that is empty or holds more than
         text: no row has changed then.
         """
+        self._check(starts)
         first, count = self.rows, len(starts)
-        if first + count > self.capacity:
-            raise ValueError(f"{first + count} rows do not fit a capacity of {self.capacity}")
-        if not all(len(start.prompt) for start in starts):
-            raise ValueError("a prompt has no tokens: there is nothing to continue")
-        for start in starts:
-            start.prompt.require_text()
         lengths = torch.tensor([len(start.prompt) for start in starts], device=self._device)
         width = int(lengths.max())
         # left padding: the last token of every row stands in the last column
@@ -119,30 +134,69 @@ class TransformersEngine:
         real = positions >= 0
         for offset, start in enumerate(starts):
             self._add_row(first + offset, start)
-        rows = slice(first, first + count)
-        self._length[rows] = lengths
-        self._table.begin(rows, without_sink(real))
-        self._cache.prefill(torch.arange(first, first + count, device=self._device), positions)
+        self._table.begin(slice(first, first + count), without_sink(real))
         visible = (column[:, None] >= column[None])[None] & real[:, None, :]
         visible = visible | torch.eye(width, dtype=torch.bool, device=self._device)[None]
+        cache = PromptCache(self._layers, width)
         token_ids = torch.tensor(ids, device=self._device)
-        logits = self._forward(token_ids, positions.clamp(min=0), visible, positions)
-        self.rows += count
-        return self._next(rows, logits)
+        logits = self._forward(token_ids, positions.clamp(min=0), visible, positions, cache)
+        return self._next(self._place([len(start.prompt) for start in starts], cache), logits)
+
+    @torch.inference_mode()
+    def begin(self, start: RowStart) -> None:
+        """Begin to read one long prompt, which `read` goes on with.
+
+        Raises ValueError as `prefill`, and while another prompt is being read.
+        """
+        if self._reading is not None:
+            raise ValueError("another prompt is being read")
+        self._check([start])
+        self._add_row(self.capacity, start)
+        cache = PromptCache(self._layers, len(start.prompt))
+        self._reading = PromptReading(start.prompt.tokens, cache)
+
+    @torch.inference_mode()
+    def read(self, most: int) -> RowToken | None:
+        """Read at most `most` (one at least) further tokens of the prompt that was begun.
+
+        At its end the prompt becomes the last row; returns the first token that it generates, None
+        before. Raises ValueError where no prompt is being read.
+        """
+        if self._reading is None:
+            raise ValueError("no prompt is being read")
+        tokens, cache = self._reading.tokens, self._reading.cache
+        first, last = cache.past, min(cache.past + most, len(tokens))
+        keys = torch.arange(last, device=self._device)[None]
+        positions = keys[:, first:]
+        sensed = torch.ones(1, last - first, dtype=torch.bool, device=self._device)
+        # as `without_sink`, for a prompt of which this may be a part
+        sensed[0, 0] = first > 0 or len(tokens) == 1
+        ends = last == len(tokens)
+        self._table.begin(np.array([self.capacity]), sensed, ends=ends)
+        visible = keys[:, None, :] <= positions[:, :, None]
+        ids = torch.tensor([tokens[first:last]], device=self._device)
+        logits = self._forward(ids, positions, visible, keys, cache)
+        cache.past = last
+        if not ends:
+            return None
+        self._move(self.capacity, self.rows)
+        self._reading = None
+        return self._next(self._place([last], cache), logits)[0]
+
+    def abandon(self) -> None:
+        """Forget the prompt that is being read, if there is one."""
+        if self._reading is not None:
+            self._table.remove(self.capacity)
+            self._reading = None
 
     @torch.inference_mode()
     def decode(self) -> list[RowToken]:
-        """Generate the next token of every live row."""
-        rows = slice(0, self.rows)
-        position = self._length[rows]
-        tokens = int(position.max()) + 1
-        self._table.begin(rows, None)
-        self._cache.decode(position, tokens)
-        column = torch.arange(tokens, device=self._device).expand(self.rows, tokens)
-        visible = (column <= position[:, None])[:, None]
-        logits = self._forward(self._last[rows, None], position[:, None], visible, column)
-        self._length[rows] += 1
-        return self._next(rows, logits)
+        """Generate the next token of every live row; rows of similar length share a forward."""
+        self._lanes.outgrow(self._lengths)
+        tokens: dict[int, RowToken] = {}
+        for lane in self._lanes:
+            tokens |= zip(lane.rows, self._decode(lane), strict=True)
+        return [tokens[row] for row in range(self.rows)]
 
     @torch.inference_mode()
     def drop(self, rows: Sequence[int]) -> list[tuple[int, int]]:
@@ -150,16 +204,29 @@ class TransformersEngine:
         moves = []
         for row in sorted(set(rows), reverse=True):
             last = self.rows - 1
+            self._lanes.replace(row)
             if row != last:
                 self._move(last, row)
+                self._lengths[row] = self._lengths[last]
                 moves.append((last, row))
             self._table.remove(last)
+            self._lengths.pop()
             self.rows = last
         return moves
+
+    def _check(self, starts: Sequence[RowStart]) -> None:
+        rows = self.rows + len(starts) + (self._reading is not None)
+        if rows > self.capacity:
+            raise ValueError(f"{rows} rows do not fit a capacity of {self.capacity}")
+        if not all(len(start.prompt) for start in starts):
+            raise ValueError("a prompt has no tokens: there is nothing to continue")
+        for start in starts:
+            start.prompt.require_text()
 
     def _add_row(self, row: int, start: RowStart) -> None:
         self._table.add(row, start.guards)
         sampling = start.sampling
+        self._length[row] = len(start.prompt)
         self._temperature[row] = sampling.temperature
         self._top_p[row] = sampling.top_p
         self._seed[row] = sampling.seed
@@ -168,7 +235,6 @@ class TransformersEngine:
 
     def _move(self, source: int, target: int) -> None:
         self._table.move(source, target)
-        self._cache.move(source, target)
         for state in (
             *(self._length, self._last, self._seed, self._step),
             *(self._temperature, self._top_p),
@@ -176,7 +242,32 @@ class TransformersEngine:
             state[target] = state[source]
         self._top_logprobs[target] = self._top_logprobs[source]
 
-    def _forward(self, ids: Tensor, positions: Tensor, visible: Tensor, keys: Tensor) -> Tensor:
+    def _place(self, lengths: Sequence[int], prompts: PromptCache) -> NDArray[np.int64]:
+        """Make rows of prompts that have been read; returns the rows."""
+        self._lanes.add(lengths, prompts)
+        self._lengths += lengths
+        first, self.rows = self.rows, self.rows + len(lengths)
+        return np.arange(first, self.rows)
+
+    def _decode(self, lane: Lane) -> list[RowToken]:
+        rows = np.array(lane.rows)
+        at = torch.from_numpy(rows).to(self._device)
+        position = self._length[at]
+        tokens = max(self._lengths[row] for row in lane.rows) + 1
+        self._table.begin(rows, None)
+        lane.cache.decode(position, tokens)
+        column = torch.arange(tokens, device=self._device).expand(len(rows), tokens)
+        visible = (column <= position[:, None])[:, None]
+        last = self._last[at][:, None]
+        logits = self._forward(last, position[:, None], visible, column, lane.cache)
+        self._length[at] += 1
+        for row in lane.rows:
+            self._lengths[row] += 1
+        return self._next(rows, logits)
+
+    def _forward(
+        self, ids: Tensor, positions: Tensor, visible: Tensor, keys: Tensor, cache: Cache
+    ) -> Tensor:
         """Logits `[rows, vocabulary]` of the last column.
 
         `visible [rows, queries, keys]` is the causal mask, `keys [rows, keys]` the position of
@@ -191,7 +282,7 @@ class TransformersEngine:
                 input_ids=ids,
                 attention_mask=self._masks(visible, positions, keys),
                 position_ids=positions,
-                past_key_values=self._cache,
+                past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=1,
             )
@@ -213,15 +304,16 @@ class TransformersEngine:
         mask = torch.zeros(visible.shape, dtype=self._dtype, device=self._device)
         return mask.masked_fill_(~visible, blocked)[:, None]
 
-    def _next(self, rows: slice, logits: Tensor) -> list[RowToken]:
-        uniforms = uniform(self._seed[rows], self._step[rows])
-        token = sample(logits, self._temperature[rows], self._top_p[rows], uniforms)
-        self._last[rows] = token
-        self._step[rows] += 1
+    def _next(self, rows: NDArray[np.int64], logits: Tensor) -> list[RowToken]:
+        at = torch.from_numpy(rows).to(self._device)
+        uniforms = uniform(self._seed[at], self._step[at])
+        token = sample(logits, self._temperature[at], self._top_p[at], uniforms)
+        self._last[at] = token
+        self._step[at] += 1
         self._table.check(rows, logits)
         fired, invalid = self._table.flags(rows)
         tokens = token.tolist()
-        counts = self._top_logprobs[rows]
+        counts = [self._top_logprobs[row] for row in rows]
         if all(count is None for count in counts):
             flagged = zip(tokens, fired, invalid, strict=True)
             return [RowToken(t, fired=f, invalid=i) for t, f, i in flagged]
@@ -230,8 +322,8 @@ class TransformersEngine:
         most = max(max(count for count in counts if count is not None), 1)
         values, ids = (part.tolist() for part in logprobs.topk(most, dim=-1))
         result = []
-        for row, count in enumerate(counts):
-            top = tuple(zip(ids[row], values[row], strict=True))[: count or 0]
-            logprob = None if count is None else chosen[row]
-            result.append(RowToken(tokens[row], logprob, top, fired[row], invalid[row]))
+        for i, count in enumerate(counts):
+            top = tuple(zip(ids[i], values[i], strict=True))[: count or 0]
+            logprob = None if count is None else chosen[i]
+            result.append(RowToken(tokens[i], logprob, top, fired[i], invalid[i]))
         return result

@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import threading
+from typing import Any
+
 import httpx
 import openai
 import pytest
 
 from guard.errors import ContextExceeded, ServiceStopped, TooManyRequests
+from server.endpoints import gateway
+from server.wire.schemas import parse_request
 from tests.server.live_server import LiveServer
 
 
@@ -163,3 +168,24 @@ def test_unknown_model_is_not_found(live: LiveServer) -> None:
             model="gpt-9", messages=[{"role": "user", "content": "x"}]
         )
     assert (caught.value.code, caught.value.param) == ("model_not_found", "model")
+
+
+@pytest.mark.parametrize(("count", "inline"), [(gateway.MANY, True), (gateway.MANY + 1, False)])
+def test_many_messages_are_validated_beside_the_event_loop(
+    live: LiveServer, monkeypatch: pytest.MonkeyPatch, count: int, inline: bool
+) -> None:
+    threads = []
+
+    def parse(*arguments: Any) -> Any:
+        threads.append(threading.current_thread())
+        return parse_request(*arguments)
+
+    monkeypatch.setattr(gateway, "parse_request", parse)
+    for messages in ([{"role": "user", "content": "x"}], [{"role": "user", "content": ""}] * count):
+        live.post("/v1/chat/completions", json={"model": "fake", "messages": messages})
+    loop, other = threads
+    assert (other is loop) is inline
+    wrong = [{"role": "user", "content": "x"}] * count + [{"role": "user"}]
+    response = live.post("/v1/chat/completions", json={"model": "fake", "messages": wrong})
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == f"messages[{count}].content"

@@ -81,6 +81,16 @@ def test_other_prompts_are_refused_by_name(live: LiveServer, prompt: Any) -> Non
     assert response.json()["error"]["param"] == "prompt"
 
 
-def test_more_rows_than_the_queue_limit_are_refused(live: LiveServer) -> None:
+def test_more_rows_than_the_queue_limit_are_refused_before_they_are_encoded(
+    live: LiveServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def encode(_text: str) -> Any:
+        raise AssertionError("a prompt was encoded")
+
+    monkeypatch.setattr(live.service, "encode", encode)
     response = live.post("/v1/completions", json={"model": "fake", "prompt": ["a"] * 33, "n": 2})
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "n"
+    # so many that they are validated beside the event loop
+    response = live.post("/v1/completions", json={"model": "fake", "prompt": [[1]] * 5000})
     assert response.status_code == 400

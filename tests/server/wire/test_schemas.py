@@ -82,8 +82,8 @@ def test_values_that_would_change_the_answer_are_refused(name: str, value: Any) 
      ("n", 0), ("n", 17), ("n", 1.5), ("n", "2"), ("seed", 2**63), ("seed", 1.0),
      ("max_tokens", 0), ("max_completion_tokens", -1), ("stop", ["a"] * 5), ("stop", 7),
      ("logprobs", 1), ("top_logprobs", 21), ("stream", "yes"), ("stream", 1), ("model", 5),
-     ("messages", []), ("messages", "hi"), ("messages", {}), ("guard", "strict"),
-     ("user", 5), ("stream_options", [])],
+     ("messages", []), ("messages", CHAT["messages"] * 10_001), ("messages", "hi"),
+     ("messages", {}), ("guard", "strict"), ("user", 5), ("stream_options", [])],
 )  # fmt: skip
 def test_wrong_values_are_refused_by_name(name: str, value: Any) -> None:
     assert refusal(ChatRequest, CHAT | {name: value}).param == name
@@ -113,7 +113,8 @@ def test_wrong_messages_are_refused_by_place(message: Any, param: str) -> None:
      ({"stream": True, "stream_options": {"include_obfuscation": True}},
       "stream_options.include_obfuscation"),
      ({"guard": {}}, "guard.policy"), ({"guard": {"policy": "a", "x": 1}}, "guard.x"),
-     ({"stop": [""]}, "stop[0]"), ({"metadata": {"a": 1}}, "metadata.a")],
+     ({"stop": [""]}, "stop[0]"), ({"stop": ["a" * 513]}, "stop[0]"),
+     ({"metadata": {"a": 1}}, "metadata.a")],
 )  # fmt: skip
 def test_conflicting_parameters_are_refused(options: dict[str, Any], param: str) -> None:
     assert refusal(ChatRequest, CHAT | options).param == param

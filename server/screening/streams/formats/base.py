@@ -25,7 +25,8 @@ _SIGNED = "reasoning_details"
 class Slot:
     """A string `holder[key]` of an event that adds to the text of `channel`.
 
-    `is_signed`: a signature may cover it, so that it is not altered.
+    `is_signed`: a signature may cover it, so that it is not altered. `ends`: the channel whose text
+    is complete where this one has text.
     """
 
     group: Group
@@ -34,6 +35,7 @@ class Slot:
     key: Any
     path: str
     is_signed: bool = False
+    ends: Hashable = None
 
     @property
     def text(self) -> str:

@@ -146,7 +146,8 @@ def _call_slots(index: Group, delta: dict[str, Any], choice_path: str) -> Iterat
             assert isinstance(function, dict)
             channel = (index, "tool", number, key)
             path = f"{choice_path}.tool_calls[{number}].{key}"
-            yield Slot(index, channel, function, key, path)
+            name = (index, "tool", number, "name") if key == "arguments" else None
+            yield Slot(index, channel, function, key, path, ends=name)
 
 
 class CompletionFormat(_ChoiceFormat):

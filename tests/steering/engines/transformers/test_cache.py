@@ -1,4 +1,4 @@
-"""Slots of the cache: each row writes and reads its own positions, also after growth and moves."""
+"""Caches of prompts and rows: each row reads what it wrote, also after growth and moves."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from steering.engines.transformers.cache import SlotCache
+from steering.engines.transformers.cache import PromptCache, SlotCache
 from steering.engines.transformers.engine import TransformersEngine
+from steering.engines.transformers.lanes import Lanes
 from steering.hidden.bank import HiddenBank
 from tests.steering.engines.driver import generated, ids, serve, start
 from tests.steering.tiny import prompt, tiny_model
@@ -21,59 +22,64 @@ def states(rows: int, tokens: int, seed: int) -> Tensor:
     return torch.randn(rows, HEADS, tokens, SIZE, generator=generator)
 
 
-def positions(lengths: list[int]) -> Tensor:
-    """Positions of left-padded rows; -1 is padding."""
-    width = max(lengths)
-    return torch.tensor([[t - (width - n) for t in range(width)] for n in lengths]).clamp(min=-1)
+class CheckedLanes:
+    """Lanes of one layer that are checked against plain lists of each row's keys."""
 
-
-class CheckedCache:
-    """A SlotCache of one layer that is checked against plain lists of each row's keys."""
-
-    def __init__(self, capacity: int) -> None:
-        self.cache = SlotCache(1, capacity)
+    def __init__(self) -> None:
+        self.lanes = Lanes(1)
         self.keys: list[list[Tensor]] = []
         self.seed = 0
 
     def join(self, lengths: list[int]) -> None:
-        first, at = len(self.keys), positions(lengths)
+        width = max(lengths)
         self.seed += 1
-        new = states(len(lengths), at.shape[1], self.seed)
-        self.cache.prefill(torch.arange(first, first + len(lengths)), at)
-        keys, values = self.cache.update(new, -new, 0)
-        assert keys is new and torch.equal(values, -new)
+        new = states(len(lengths), width, self.seed)
         for row, length in enumerate(lengths):
-            self.keys.append([new[row, :, t] for t in range(at.shape[1] - length, at.shape[1])])
+            new[row, :, : width - length] = torch.nan  # padding
+        prompts = PromptCache(1, width)
+        keys, values = prompts.update(new, -new, 0)
+        assert keys is new and torch.equal(values.nan_to_num(), -new.nan_to_num())
+        self.lanes.add(lengths, prompts)
+        for row, length in enumerate(lengths):
+            self.keys.append([new[row, :, t] for t in range(width - length, width)])
 
     def step(self) -> None:
-        lengths = [len(keys) for keys in self.keys]
-        self.seed += 1
-        new = states(len(lengths), 1, self.seed)
-        self.cache.decode(torch.tensor(lengths), max(lengths) + 1)
-        keys, values = self.cache.update(new, -new, 0)
-        assert keys.shape == (len(lengths), HEADS, max(lengths) + 1, SIZE)
-        assert torch.equal(values, -keys)
-        for row, expected in enumerate(self.keys):
-            expected.append(new[row, :, 0])
-            assert torch.equal(keys[row, :, : len(expected)], torch.stack(expected, dim=1))
-            assert keys[row].isfinite().all()
+        self.lanes.outgrow([len(keys) for keys in self.keys])
+        rows = []
+        for lane in self.lanes:
+            rows += lane.rows
+            lengths = [len(self.keys[row]) for row in lane.rows]
+            self.seed += 1
+            new = states(len(lengths), 1, self.seed)
+            lane.cache.decode(torch.tensor(lengths), max(lengths) + 1)
+            keys, values = lane.cache.update(new, -new, 0)
+            assert keys.shape == (len(lengths), HEADS, max(lengths) + 1, SIZE)
+            assert max(lengths) < lane.limit
+            assert len(lengths) <= lane.cache.slots < 2 * len(lengths) + 2
+            assert lane.cache.columns <= lane.limit
+            assert torch.equal(values, -keys)
+            for slot, row in enumerate(lane.rows):
+                self.keys[row].append(new[slot, :, 0])
+                expected = torch.stack(self.keys[row], dim=1)
+                assert torch.equal(keys[slot, :, : expected.shape[1]], expected)
+                assert keys[slot].isfinite().all()
+        assert sorted(rows) == [*range(len(self.keys))]
 
     def leave(self, row: int) -> None:
-        last = len(self.keys) - 1
-        if row != last:
-            self.cache.move(last, row)
-            self.keys[row] = self.keys[last]
-        self.keys.pop()
+        self.lanes.replace(row)
+        last = self.keys.pop()
+        if row < len(self.keys):
+            self.keys[row] = last
 
 
 @given(data=st.data())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_each_row_reads_what_it_wrote(data: st.DataObject) -> None:
-    checked = CheckedCache(capacity=3)
-    # lengths around the growth of 256 columns
-    lengths = st.sampled_from([1, 2, 5, 253, 254, 255, 256, 257, 511])
-    for _ in range(data.draw(st.integers(1, 8))):
-        free = 3 - len(checked.keys)
+    checked = CheckedLanes()
+    # lengths around the growth of 256 columns, and around the limits of lanes
+    lengths = st.sampled_from([1, 2, 5, 254, 255, 256, 257, 511, 1022, 1023, 1024, 2047, 2048])
+    for _ in range(data.draw(st.integers(1, 10))):
+        free = 4 - len(checked.keys)
         verbs = ["join"] * (free > 0) + ["step", "step", "leave"] * bool(checked.keys)
         verb = data.draw(st.sampled_from(verbs))
         if verb == "join":
@@ -85,27 +91,43 @@ def test_each_row_reads_what_it_wrote(data: st.DataObject) -> None:
 
 
 def test_a_reused_slot_holds_nothing_of_the_row_before() -> None:
-    cache = SlotCache(1, 1)
+    cache = SlotCache(1)
+    cache.reserve(1, 9)
     nan = torch.full((1, HEADS, 9, SIZE), torch.nan)
-    cache.prefill(torch.tensor([0]), positions([9]))
-    cache.update(nan, nan, 0)
-    cache.prefill(torch.tensor([0]), positions([2]))
-    cache.update(states(1, 2, 0), states(1, 2, 1), 0)
+    cache.put(0, 0, (nan, nan))
+    cache.put(0, 0, (states(1, 2, 0), states(1, 2, 1)))
     cache.decode(torch.tensor([2]), 9)
     keys, values = cache.update(states(1, 1, 2), states(1, 1, 3), 0)
     assert keys.isfinite().all() and values.isfinite().all()
     assert not keys[:, :, 3:].any()
 
 
-def test_padding_is_not_read_after_growth() -> None:
-    cache = SlotCache(1, 2)
-    new = states(2, 4, 0)
-    new[1, :, :3] = torch.nan
-    cache.prefill(torch.tensor([0, 1]), positions([4, 1]))
-    cache.update(new, new, 0)
-    cache.decode(torch.tensor([299, 1]), 300)
-    keys, _ = cache.update(states(2, 1, 1), states(2, 1, 1), 0)
-    assert keys.isfinite().all()
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=6))
+def test_a_prompt_in_parts_is_kept_as_a_whole(parts: list[int]) -> None:
+    new = states(1, sum(parts), 0)
+    prompts = PromptCache(1, sum(parts))
+    for part in parts:
+        read = slice(prompts.past, prompts.past + part)
+        keys, values = prompts.update(new[:, :, read], -new[:, :, read], 0)
+        prompts.past += part
+        assert torch.equal(keys, new[:, :, : prompts.past]) and torch.equal(values, -keys)
+    keys, values = prompts.take(0)
+    assert torch.equal(keys, new) and torch.equal(values, -new)
+
+
+def test_a_long_row_takes_no_memory_for_its_neighbours() -> None:
+    lanes = Lanes(1)
+    for _ in range(9):
+        prompts = PromptCache(1, 5)
+        prompts.update(states(1, 5, 0), states(1, 5, 0), 0)
+        lanes.add([5], prompts)
+    long = PromptCache(1, 5000)
+    long.update(states(1, 5000, 0), states(1, 5000, 0), 0)
+    lanes.add([5000], long)
+    sizes = [(lane.cache.slots, lane.cache.columns) for lane in lanes]
+    assert sizes == [(10, 256), (1, 5120)]
+    lanes.replace(9)
+    assert [lane.rows for lane in lanes] == [[*range(9)]]
 
 
 def test_answers_that_grow_the_cache_are_those_of_generate() -> None:
