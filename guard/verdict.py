@@ -43,6 +43,9 @@ OUTCOMES: Mapping[Done, Outcome] = {
 }
 """The outcome of a request after each action."""
 
+VerdictDetail = Literal["none", "outcome", "full"]
+"""How much of a verdict a client is told; audit log and metrics always have all of it."""
+
 _GRAVITY: tuple[Outcome, ...] = get_args(Outcome)
 
 
@@ -103,6 +106,17 @@ class Verdict:
         return body
 
 
+def shown(verdict: Mapping[str, Any], detail: VerdictDetail) -> dict[str, Any] | None:
+    """The `guard` object for a client that is told `detail` of `verdict`, the form that `as_dict`
+    gives. "outcome" leaves out guards, scores and thresholds; None: there is no such object."""
+    if detail == "none":
+        return None
+    if detail == "outcome":
+        return {name: verdict[name] for name in _OUTCOME if name in verdict}
+    return dict(verdict)
+
+
 # `asdict` copies deeply, which takes ten times as long, and every request needs this three times
 _GUARD = tuple(field.name for field in fields(GuardVerdict))
 _VERDICT = tuple(field.name for field in fields(Verdict))
+_OUTCOME = ("request_id", "policy", "outcome")

@@ -1,4 +1,4 @@
-"""Errors of the HTTP layer, and OpenAI's error envelope for them and for `guard.errors`."""
+"""Errors of the HTTP layer, and the responses for them and for `guard.errors`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from guard.errors import (
 )
 from guard.verdict import Verdict
 from server.edge.paths import KnownPaths
-from server.observe.exchange import exchange_of
+from server.error_shapes import ANTHROPIC, OPENAI, ErrorFields, SentStream
+from server.observe.exchange import Exchange, exchange_of
 from server.wire.replies import JSONReply
 
 
@@ -142,19 +143,44 @@ def verdict_of(error: GuardError) -> Verdict | None:
     return error.verdict if isinstance(error, ContentBlocked | GuardFailed) else None
 
 
-def envelope(error: GuardError) -> dict[str, Any]:
-    """`{"error": {message, type, param, code}}`, with the verdict as `guard` beside it."""
-    body: dict[str, Any] = {
-        "error": {
-            "message": error.message,
-            "type": error.type,
-            "param": error.param,
-            "code": error.code,
-        }
-    }
-    if verdict := verdict_of(error):
-        body["guard"] = verdict.as_dict()
-    return body
+def error_fields(error: GuardError, exchange: Exchange | None = None) -> ErrorFields:
+    """What the client is told of an error: what a policy says in place of its own words, and the
+    names of guards only where `exchange.detail` lets the client know them."""
+    message = error.message
+    if exchange is not None and isinstance(error, ContentBlocked) and exchange.message is not None:
+        message = exchange.message
+    elif exchange is not None and exchange.detail != "full":
+        if isinstance(error, ContentBlocked):
+            message = "The policy of this request does not let it pass."
+        elif type(error) is GuardFailed:
+            message = "The policy of this request could not be applied."
+    return ErrorFields(error.status, message, error.type, error.code, error.param)
+
+
+def error_body(error: GuardError, exchange: Exchange | None = None) -> dict[str, Any]:
+    """The body of the response, with the verdict as `guard` beside the error; `exchange` None is
+    OpenAI's shape."""
+    shape = exchange.error_shape if exchange is not None else OPENAI
+    request_id = exchange.request_id if exchange is not None else ""
+    return shape.body(error_fields(error, exchange), request_id) | _guard(error, exchange)
+
+
+def error_event(
+    error: GuardError, exchange: Exchange | None = None, sent: SentStream | None = None
+) -> tuple[str, dict[str, Any]]:
+    """The name and the data of the event that ends a stream of which `sent` has left."""
+    shape = exchange.error_shape if exchange is not None else OPENAI
+    request_id = exchange.request_id if exchange is not None else ""
+    fields = error_fields(error, exchange)
+    name, event = shape.event(fields, request_id, sent or SentStream())
+    return name, event | _guard(error, exchange)
+
+
+def _guard(error: GuardError, exchange: Exchange | None) -> dict[str, Any]:
+    verdict = verdict_of(error)
+    if verdict is None:
+        return {}
+    return exchange.guard(verdict) if exchange is not None else {"guard": verdict.as_dict()}
 
 
 def internal_error() -> GuardError:
@@ -162,8 +188,9 @@ def internal_error() -> GuardError:
     return GuardError("The server failed on this request; its log has the reason.")
 
 
-def error_response(error: GuardError) -> Response:
-    """The HTTP response for `error`, with the headers that its status requires."""
+def error_response(error: GuardError, exchange: Exchange | None = None) -> Response:
+    """The HTTP response for `error`, with the headers that its status requires; `exchange` None is
+    OpenAI's shape."""
     headers: dict[str, str] = {}
     if isinstance(error, TooManyRequests | Overloaded):
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
@@ -171,18 +198,22 @@ def error_response(error: GuardError) -> Response:
         headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, BodyTooLarge):
         headers["Connection"] = "close"  # the server does not read the rest of the body
-    return JSONReply(envelope(error), status_code=error.status, headers=headers)
+    if exchange is not None and exchange.error_shape is ANTHROPIC:
+        headers["request-id"] = exchange.request_id  # by which Anthropic's clients quote it
+    return JSONReply(error_body(error, exchange), status_code=error.status, headers=headers)
 
 
 async def _on_guard_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, GuardError)
+    exchange = exchange_of(request)
     if verdict := verdict_of(error):
-        exchange_of(request).outcome = verdict.outcome
-    return error_response(error)
+        exchange.outcome = verdict.outcome
+    return error_response(error, exchange)
 
 
 async def _on_http_exception(request: Request, error: Exception, paths: KnownPaths) -> Response:
     assert isinstance(error, HTTPException)
+    exchange = exchange_of(request)
     where = f"{request.method} {request.url.path[:200]}"
     refusal: RequestError
     if error.status_code == HTTPStatus.NOT_FOUND:
@@ -192,14 +223,15 @@ async def _on_http_exception(request: Request, error: Exception, paths: KnownPat
     elif error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         refusal = MethodNotAllowed(f"This URL does not take that method ({where}).")
     else:
-        return JSONReply(envelope(RequestError(str(error.detail))), status_code=error.status_code)
-    response = error_response(refusal)
+        body = error_body(RequestError(str(error.detail)), exchange)
+        return JSONReply(body, status_code=error.status_code)
+    response = error_response(refusal, exchange)
     response.headers.update(error.headers or {})
     return response
 
 
 def install_error_handlers(app: FastAPI, paths: KnownPaths) -> None:
-    """Make `app`, which answers `paths`, answer GuardErrors and unknown routes in OpenAI's
-    envelope."""
+    """Make `app`, which answers `paths`, answer GuardErrors and unknown routes as the API that was
+    called does."""
     app.add_exception_handler(GuardError, _on_guard_error)
     app.add_exception_handler(HTTPException, partial(_on_http_exception, paths=paths))

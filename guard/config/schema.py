@@ -22,10 +22,13 @@ from guard.config.checks import DEFAULT_MAX_STEPS, NO_POLICY, Problem, cross_che
 from guard.config.kinds import KINDS, Engine, Kind
 from guard.config.toml_lines import key_lines, line_of
 from guard.errors import ConfigError, UnknownPolicy
+from guard.verdict import VerdictDetail
 
 MAX_CONFIG_BYTES = 2**20
 MAX_PROMPT_CHARS = 4000
 """Limit of an image's prompt."""
+MAX_MESSAGE_CHARS = 2000
+"""Limit of the text that is read in place of a blocked answer."""
 
 TextAction = Literal["block", "redact", "flag", "observe", "route", "policy"]
 """The action of a screen of text: "route" sends the request to another upstream or model, "policy"
@@ -66,8 +69,8 @@ class ServerConfig(_Section):
 
     Pages of `cors_origins` ("https://app.example.com", or "*" for all) may call from a browser.
     After each silence of `keep_alive_s` a stream of events gets a comment. `embeddings` lets
-    requests to a server without keys contain embeddings. `admin_hash` is the
-    SHA-256 of the key for live changes, which are off without it.
+    requests of no key contain embeddings. `verdict` is how much of it clients are told, unless
+    their key says otherwise. `admin_hash` is the SHA-256 of the key for live changes.
     """
 
     host: str = Field(default="127.0.0.1", min_length=1)
@@ -82,6 +85,7 @@ class ServerConfig(_Section):
         default=10, ge=1, le=1000, validation_alias=AliasChoices("max_images", "max_pictures")
     )
     embeddings: bool = False
+    verdict: VerdictDetail = "full"
     audit_log: FilePath | None = None
     admin_hash: str | None = Field(default=None, pattern=r"^sha256:[0-9a-f]{64}$")
     request_timeout_s: float = Field(default=300.0, gt=0)
@@ -177,7 +181,7 @@ class PolicyConfig(_Section):
     The actions "steer", "overlay", "refine" and "perturb" all mean the action of the guard's
     method. `fallback` is for images from which the concept could not be removed: they are blocked,
     or replaced by an image of the prompt `replacement`. `debug` lets requests ask for masks of what
-    guards have written on their images.
+    guards have written on their images. `message` is read in place of what is blocked.
     """
 
     guards: Names = ()
@@ -186,6 +190,7 @@ class PolicyConfig(_Section):
     fallback: Fallback = "block"
     replacement: str | None = Field(default=None, min_length=1, max_length=MAX_PROMPT_CHARS)
     debug: bool = False
+    message: str | None = Field(default=None, min_length=1, max_length=MAX_MESSAGE_CHARS)
     screen: ScreenConfig = ScreenConfig()
 
 
@@ -242,7 +247,7 @@ class KeyConfig(_Section):
     """One of `[[keys]]`: `hash` is the SHA-256 of an API key; the key itself is not stored.
 
     Requests with the key may use its default policy and `policies`, no others. `default_policy`
-    None is the server's. `embeddings` lets its requests contain embeddings.
+    or `verdict` None is the server's. `embeddings` lets its requests contain embeddings.
     """
 
     hash: str = Field(pattern=r"^sha256:[0-9a-f]{64}$")
@@ -250,6 +255,7 @@ class KeyConfig(_Section):
     default_policy: Name | None = None
     policies: Names = ()
     embeddings: bool = False
+    verdict: VerdictDetail | None = None
     requests_per_minute: int | None = Field(default=None, ge=1, le=1_000_000)
 
 

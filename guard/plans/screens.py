@@ -70,6 +70,8 @@ class TextPlan:
     settings: ScreenConfig
     screens: tuple[TextScreen, ...]
     broken: Mapping[str, str]
+    message: str | None = None
+    """The text that is read in place of a blocked answer."""
 
     @property
     def active(self) -> bool:
@@ -263,6 +265,7 @@ class TextPlans:
                 for guard in guards
             ),
             broken={guard: self._broken[guard] for guard in policy.guards if guard in self._broken},
+            message=policy.message,
         )
 
 

@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from server.endpoints.gateway import Gateway
 from server.endpoints.openapi import body_of
+from server.observe.exchange import Exchange, exchange_of
 from server.services.interface import FinishedText, TextDelta, TokenLogprob
 from server.services.prompts import encoded
 from server.services.text_jobs import CollectedText, Usage
@@ -25,12 +26,25 @@ LOGPROB_FLOOR = -9999.0
 """OpenAI's value for a token of probability zero: JSON has no infinity."""
 
 
+def message_of(finished: FinishedText, exchange: Exchange) -> str | None:
+    """What the policy says in place of a blocked answer; None where nothing is blocked, or where it
+    says nothing."""
+    return exchange.message if finished.reason == "content_filter" else None
+
+
+def answer_of(row: CollectedText, exchange: Exchange) -> tuple[str, Sequence[TokenLogprob]]:
+    """The text of a whole answer, and its tokens."""
+    message = message_of(row.finished, exchange)
+    return (row.text, row.tokens) if message is None else (message, ())
+
+
 @dataclass(frozen=True, slots=True)
 class ChatReply:
     """The body of a chat completion, or its chunks; one object for each HTTP request."""
 
     model: str
     logprobs: bool
+    exchange: Exchange
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -41,15 +55,16 @@ class ChatReply:
             "choices": [
                 {
                     "index": index,
-                    "message": {"role": "assistant", "content": row.text, "refusal": None},
-                    "logprobs": self._logprobs(row.tokens),
+                    "message": {"role": "assistant", "content": text, "refusal": None},
+                    "logprobs": self._logprobs(tokens),
                     "finish_reason": row.finished.reason,
-                    "guard": row.finished.verdict.as_dict(),
+                    **self.exchange.guard(row.finished.verdict),
                 }
                 for index, row in enumerate(rows)
+                for text, tokens in (answer_of(row, self.exchange),)
             ],
             "usage": usage.as_dict(),
-            "guard": rows[0].finished.verdict.as_dict(),
+            **self.exchange.guard(rows[0].finished.verdict),
         }
 
     def opening(self, index: int) -> dict[str, Any]:
@@ -62,14 +77,16 @@ class ChatReply:
 
     def finish(self, index: int, finished: FinishedText) -> dict[str, Any]:
         """The last chunk of one choice, with its verdict."""
-        verdict = finished.verdict.as_dict()
-        chunk = self._chunk(index, {})
-        chunk["choices"][0] |= {"finish_reason": finished.reason, "guard": verdict}
-        return chunk | {"guard": verdict}
+        verdict = self.exchange.guard(finished.verdict)
+        message = message_of(finished, self.exchange)
+        chunk = self._chunk(index, {"content": message} if message is not None else {})
+        chunk["choices"][0] |= {"finish_reason": finished.reason, **verdict}
+        return chunk | verdict
 
-    def usage(self, usage: Usage) -> dict[str, Any]:
+    def usage(self, rows: Sequence[FinishedText], usage: Usage) -> dict[str, Any]:
         """The last chunk of a stream with `include_usage`."""
-        return {**self._head("chat.completion.chunk"), "choices": [], "usage": usage.as_dict()}
+        chunk = {**self._head("chat.completion.chunk"), "choices": [], "usage": usage.as_dict()}
+        return chunk | self.exchange.guard(rows[0].verdict)
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
@@ -119,7 +136,7 @@ def chat_router(gateway: Gateway) -> APIRouter:
             top_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         )
         return await gateway.answer(
-            request, body, job, ChatReply(body.model, logprobs=body.logprobs)
+            request, body, job, ChatReply(body.model, body.logprobs, exchange_of(request))
         )
 
     return router

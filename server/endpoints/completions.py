@@ -11,9 +11,10 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from server.endpoints.chat import LOGPROB_FLOOR
+from server.endpoints.chat import LOGPROB_FLOOR, answer_of, message_of
 from server.endpoints.gateway import Gateway
 from server.endpoints.openapi import body_of
+from server.observe.exchange import Exchange, exchange_of
 from server.services.interface import FinishedText, TextDelta, TokenLogprob
 from server.services.prompts import encoded
 from server.services.text_jobs import CollectedText, Usage
@@ -33,6 +34,7 @@ class CompletionReply:
 
     model: str
     logprobs: bool
+    exchange: Exchange
     id: str = field(default_factory=lambda: f"cmpl-{uuid.uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
     offsets: dict[int, int] = field(default_factory=dict)
@@ -41,14 +43,13 @@ class CompletionReply:
     def whole(self, rows: Sequence[CollectedText], usage: Usage) -> dict[str, Any]:
         """A `text_completion` with all choices."""
         choices = [
-            self._choice(index, row.text, row.tokens)
-            | {"finish_reason": row.finished.reason, "guard": row.finished.verdict.as_dict()}
+            self._choice(index, *answer_of(row, self.exchange))
+            | {"finish_reason": row.finished.reason}
+            | self.exchange.guard(row.finished.verdict)
             for index, row in enumerate(rows)
         ]
-        return self._body(choices) | {
-            "usage": usage.as_dict(),
-            "guard": rows[0].finished.verdict.as_dict(),
-        }
+        verdict = self.exchange.guard(rows[0].finished.verdict)
+        return self._body(choices) | {"usage": usage.as_dict()} | verdict
 
     def opening(self, index: int) -> None:
         """None: plain completions have no role."""
@@ -59,14 +60,14 @@ class CompletionReply:
 
     def finish(self, index: int, finished: FinishedText) -> dict[str, Any]:
         """The last chunk of one choice, with its verdict."""
-        verdict = finished.verdict.as_dict()
-        end = {"finish_reason": finished.reason, "guard": verdict}
-        choice = {"index": index, "text": "", "logprobs": None} | end
-        return self._body([choice]) | {"guard": verdict}
+        verdict = self.exchange.guard(finished.verdict)
+        text = message_of(finished, self.exchange) or ""
+        choice = {"index": index, "text": text, "logprobs": None, "finish_reason": finished.reason}
+        return self._body([choice | verdict]) | verdict
 
-    def usage(self, usage: Usage) -> dict[str, Any]:
+    def usage(self, rows: Sequence[FinishedText], usage: Usage) -> dict[str, Any]:
         """The last chunk of a stream with `include_usage`."""
-        return self._body([]) | {"usage": usage.as_dict()}
+        return self._body([]) | {"usage": usage.as_dict()} | self.exchange.guard(rows[0].verdict)
 
     def _body(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {
@@ -135,7 +136,7 @@ def completions_router(gateway: Gateway) -> APIRouter:
             request,
             body,
             job,
-            CompletionReply(body.model, logprobs=body.logprobs is not None),
+            CompletionReply(body.model, body.logprobs is not None, exchange_of(request)),
         )
 
     return router

@@ -79,7 +79,9 @@ class Gateway:
 
     def authenticate(self, request: Request) -> KeyConfig | None:
         """See `authenticate`."""
-        return authenticate(self.keys, request.headers)
+        key = authenticate(self.keys, request.headers)
+        exchange_of(request).identify(self.config, key)
+        return key
 
     def service(self, model: str) -> Service:
         """The service of `model`. Raises UnknownModel."""
@@ -134,11 +136,12 @@ class Gateway:
         body = await _parsed(schema, raw)
         service = service_of(body.model)
         named = body.guard.policy if body.guard else None
-        exchange.policy = choose_policy(self.config, key, body.model, request.headers, named)
+        policy = choose_policy(self.config, key, body.model, request.headers, named)
+        exchange.apply(self.config, policy)
         return Admission(
             body=body,
             service=service,
-            policy=exchange.policy,
+            policy=policy,
             key=key,
             request_id=exchange.request_id,
             deadline=deadline,
@@ -208,12 +211,14 @@ class Gateway:
     ) -> Response:
         """Run `job` and return its rows in the format of `reply`, as a stream or as one body."""
         count = partial(self._count, job.service.info.name)
+        exchange = exchange_of(request)
         if body.stream:
-            return EventStream(job, reply, include_usage=body.include_usage, on_usage=count)
+            wants_usage = body.include_usage
+            return EventStream(job, reply, exchange, include_usage=wants_usage, on_usage=count)
         rows = await until_disconnect(request.receive, collect(job))
         usage = Usage.of([row.finished for row in rows], job.copies)
         count(usage)
-        exchange_of(request).outcome = gravest(row.finished.verdict.outcome for row in rows)
+        exchange.outcome = gravest(row.finished.verdict.outcome for row in rows)
         return JSONReply(reply.whole(rows, usage))
 
     def _count(self, model: str, usage: Usage) -> None:

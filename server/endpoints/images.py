@@ -85,8 +85,14 @@ async def _answer(
         files = await asyncio.to_thread(_files, admission.body, images)
         exchange_of(request).outcome = gravest(image.verdict.outcome for image in images)
         masks = await asyncio.to_thread(_masks, admission, images)
-        return _reply(admission, requests, images, files, masks)
+        verdicts = [exchange_of(request).guard(image.verdict) for image in images]
+        return _reply(admission, requests, verdicts, files, masks)
 
+    if exchange_of(request).detail != "full" and any(row.debug for row in requests):
+        raise InvalidParameter(
+            "Masks say where guards acted, and this request is not told: leave 'guard.debug' out.",
+            param="guard.debug",
+        )
     body = await until_disconnect(request.receive, run())
     gateway.metrics.count_images(admission.service.info.name, len(requests))
     return JSONReply(body)
@@ -202,7 +208,7 @@ def _masks(
 def _reply(
     admission: Admission[Any, ImageService],
     requests: Sequence[ImageRowRequest],
-    images: Sequence[GeneratedImage],
+    verdicts: Sequence[dict[str, Any]],
     files: Sequence[bytes],
     masks: Sequence[Mapping[str, str]],
 ) -> dict[str, Any]:
@@ -214,12 +220,14 @@ def _reply(
             {
                 "b64_json": base64.b64encode(file).decode(),
                 "seed": request.seed,
-                "guard": image.verdict.as_dict(),
+                **verdict,
                 **({"masks": row_masks} if request.debug else {}),
             }
-            for request, image, file, row_masks in zip(requests, images, files, masks, strict=True)
+            for request, verdict, file, row_masks in zip(
+                requests, verdicts, files, masks, strict=True
+            )
         ],
         "output_format": admission.body.output_format,
         "size": info.size,
-        "guard": images[0].verdict.as_dict(),
+        **verdicts[0],
     }

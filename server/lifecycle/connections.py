@@ -16,7 +16,7 @@ from typing import Any
 from starlette.types import Receive, Scope, Send
 
 from server.edge.http10 import ClosingProtocol
-from server.errors import Overloaded, envelope, error_response
+from server.errors import Overloaded, error_body, error_response
 from server.lifecycle.refusals import HeadTooLarge, HeadTooSlow, InvalidRequest
 from server.wire.replies import encode
 
@@ -235,7 +235,7 @@ class BoundedProtocol(ClosingProtocol):
             # an answer has begun: nothing can be said in its middle
             self.close()
             return
-        body = encode(envelope(error))
+        body = encode(error_body(error))
         status = HTTPStatus(error.status)
         head = (
             f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: application/json\r\n"

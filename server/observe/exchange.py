@@ -1,15 +1,19 @@
-"""The state of one HTTP exchange, and the `X-` headers that are made of it."""
+"""The state of one HTTP exchange: what its client is told, and in which shape."""
 
 from __future__ import annotations
 
 import re
 import uuid
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
+from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection
+from starlette.types import Scope
 
-from guard.verdict import Outcome
+from guard.config.schema import Config, KeyConfig
+from guard.verdict import Outcome, Verdict, VerdictDetail, shown
+from server.error_shapes import OPENAI, ErrorShape, shape_of
 
 _PLAIN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 SCOPE_KEY = "guard.exchange"
@@ -27,6 +31,8 @@ class Exchange:
 
     `counted`: the request was counted against the rate limit of its key. `record_id`: the id under
     which the recorder holds the verdicts of its rows while screens read the answer, else "".
+    `error_shape` is that of the API that was called, `detail` how much of the verdict the client is
+    told, and `message` what its policy says in place of a blocked answer.
     """
 
     request_id: str
@@ -34,10 +40,39 @@ class Exchange:
     outcome: Outcome | None = None
     counted: bool = False
     record_id: str = ""
+    error_shape: ErrorShape = OPENAI
+    detail: VerdictDetail = "full"
+    message: str | None = None
+
+    @classmethod
+    def of(cls, scope: Scope) -> Exchange:
+        """The exchange of a new HTTP request."""
+        headers = Headers(scope=scope)
+        return cls(
+            request_id(headers.get("x-request-id")),
+            error_shape=shape_of(scope["path"], headers),
+        )
+
+    def identify(self, config: Config, key: KeyConfig | None) -> None:
+        """The client is known by its key, None on a server without keys."""
+        own = key.verdict if key is not None else None
+        self.detail = own or config.server.verdict
+
+    def apply(self, config: Config, policy: str) -> None:
+        """The policy is known. Raises UnknownPolicy."""
+        self.policy, self.message = policy, config.policy(policy).message
+
+    def guard(self, verdict: Verdict) -> dict[str, Any]:
+        """The member `guard` of a body or an event; none where the client is not told of it."""
+        guard = shown(verdict.as_dict(), self.detail)
+        return {"guard": guard} if guard is not None else {}
 
     def headers(self) -> dict[str, str]:
-        """`X-Request-Id` always, `X-Guard-Policy` and `X-Guard-Verdict` where they are known."""
+        """`X-Request-Id` always, `X-Guard-Policy` and `X-Guard-Verdict` where they are known and
+        the client is told of them."""
         headers = {"X-Request-Id": self.request_id}
+        if self.detail == "none":
+            return headers
         if self.policy is not None:
             headers["X-Guard-Policy"] = self.policy
         if self.outcome is not None:

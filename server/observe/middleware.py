@@ -6,11 +6,11 @@ import logging
 import time
 from http import HTTPStatus
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import ClientGone, error_response, internal_error
-from server.observe.exchange import SCOPE_KEY, Exchange, request_id
+from server.observe.exchange import SCOPE_KEY, Exchange
 from server.observe.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ class ExchangeMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        exchange = Exchange(request_id(Headers(scope=scope).get("x-request-id")))
+        exchange = Exchange.of(scope)
         scope[SCOPE_KEY] = exchange
         start = time.perf_counter()
         status: int | None = None
@@ -46,7 +46,7 @@ class ExchangeMiddleware:
                 raise  # the response has started: uvicorn logs the error and cuts the connection
             logger.exception("request %s failed", exchange.request_id)
             status = HTTPStatus.INTERNAL_SERVER_ERROR
-            await error_response(internal_error())(scope, receive, send_with_headers)
+            await error_response(internal_error(), exchange)(scope, receive, send_with_headers)
         finally:
             # No response at all means that the client has disconnected.
             self.metrics.observe_request(

@@ -69,7 +69,7 @@ class ProxyApp:
             scope["route"] = NamedRoute(scope["path"])
             await probe()(scope, receive, send)
             return
-        tracked = TrackedSend(send)
+        tracked = TrackedSend(send, exchange_of(Request(scope)))
         try:
             await self._serve(scope, receive, tracked)
         except GuardError as error:
@@ -85,13 +85,14 @@ class ProxyApp:
             template = scope["path"]
         scope["route"] = NamedRoute(template)
         request = Request(scope, receive)
+        exchange = exchange_of(request)
         key = authenticate(self.keys, request.headers)
+        exchange.identify(self.context.config, key)
         if scope["path"] == POLICIES:
             await self._policies(key)(scope, receive, send)
             return
         if self.keys is not None and key is not None and scope["method"] not in SAFE_METHODS:
             self.keys.take(key)
-        exchange = exchange_of(request)
         proxied = (
             ProxiedRequest(self.context, request, route, exchange, key)
             if server is None

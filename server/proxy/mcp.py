@@ -19,7 +19,7 @@ from guard.config.schema import KeyConfig
 from guard.errors import ContentBlocked, GuardError
 from guard.plans.screens import TextPlan
 from server.auth import choose_policy
-from server.errors import ClientGone, InvalidJSON, verdict_of
+from server.errors import ClientGone, InvalidJSON, error_fields, verdict_of
 from server.observe.exchange import UPSTREAM, Exchange
 from server.proxy.mcp_headers import Path, has_repeating, repeated_texts, send_repeating
 from server.proxy.request import ProxiedRequest, ProxyContext
@@ -43,7 +43,11 @@ from server.wire.replies import JSONReply
 from server.wire.strict_json import parse_object
 
 _ROUTE = Route(
-    "mcp", default_place="arguments", verdict_holder=verdict_holder, separate_messages=True
+    "mcp",
+    default_place="arguments",
+    verdict_holder=verdict_holder,
+    separate_messages=True,
+    reports_errors=False,
 )
 
 
@@ -115,7 +119,7 @@ class McpRequest(ProxiedRequest):
 
     def _plan(self, body: RequestBody | None) -> TextPlan:
         name = choose_policy(self.context.config, self.key, "", self.request.headers, None)
-        self.exchange.policy = name
+        self.exchange.apply(self.context.config, name)
         return plan_for_tools(self.context.plans[name])
 
     def _route(self) -> Route:
@@ -127,6 +131,10 @@ class McpRequest(ProxiedRequest):
             return context
         return replace(context, app=partial(send_repeating, context.app, self._repeated))
 
+    @property
+    def _hides_verdicts(self) -> bool:
+        return False  # servers of tools have none
+
     def _adapt(self, body: RequestBody, plan: TextPlan) -> bool:
         return False
 
@@ -135,15 +143,16 @@ class McpRequest(ProxiedRequest):
         if verdict is not None:
             self.exchange.outcome = verdict.outcome
         is_blocked = isinstance(error, ContentBlocked)
+        message = error_fields(error, self.exchange).message
         replies: list[dict[str, Any]] = []
         requests: list[tuple[RequestId | None, str]] = [*self._requests.items()]
         for name, method in requests or [(None, "")]:
             if is_blocked:
-                shown = verdict.as_dict() if verdict is not None else None
-                replies.append(blocked_reply(name, method, shown, error.message))
+                guard = self.exchange.guard(verdict).get("guard") if verdict else None
+                replies.append(blocked_reply(name, method, guard, message))
             else:
                 code = -32600 if error.status < 500 else -32603
-                told = {"code": code, "message": error.message, "data": {"code": error.code}}
+                told = {"code": code, "message": message, "data": {"code": error.code}}
                 replies.append({"jsonrpc": "2.0", "id": name, "error": told})
         # who has an answer to read reads it under 200 alone
         status = 200 if is_blocked and self._requests else error.status

@@ -106,7 +106,7 @@ class ProxiedRequest:
                 found = await moderate(body.value, screens, context.screener, self.caller)
                 reply = JSONReply(found)
                 await reply(scope, receive, send)
-            elif plan.active and not self._passes_unread(plan, body):
+            elif self._is_read(plan, body):
                 screened = self._screen(plan, body or RequestBody(b"", {}))
                 await screened.run(scope, receive, send)
             else:
@@ -134,6 +134,7 @@ class ProxiedRequest:
         context, headers = self.context, self.request.headers
         delegates = context.forwarder.upstreams.delegates
         is_needed = context.plans.active or delegates or self.request.url.path == MODERATIONS
+        is_needed = is_needed or self._hides_verdicts
         if not is_needed or self.request.method in SAFE_METHODS:
             return None
         limit = context.config.proxy.max_body_bytes
@@ -165,8 +166,19 @@ class ProxiedRequest:
         policy = guard["policy"] if guard is not None else None
         config = self.context.config
         name = choose_policy(config, self.key, self._model, self.request.headers, policy)
-        self.exchange.policy = name
+        self.exchange.apply(config, name)
         return self.context.plans[name]
+
+    @property
+    def _hides_verdicts(self) -> bool:
+        """Whether verdicts of an upstream that is guarded too are not for this client."""
+        return self.exchange.detail != "full" and self.route is not None
+
+    def _is_read(self, plan: TextPlan, body: RequestBody | None) -> bool:
+        """Whether request and answer are read. Raises as `_passes_unread`."""
+        if plan.active:
+            return not self._passes_unread(plan, body)
+        return self._hides_verdicts and body is not None
 
     def _require_known(self, plan: TextPlan, body: RequestBody | None) -> None:
         """Raise UnknownRoute for a path that lacks `/v1`, UnscreenedRoute and UnscreenedContent for

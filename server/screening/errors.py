@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from guard.errors import GuardFailed, RequestError
+from http import HTTPStatus
+
+from guard.errors import GuardError, GuardFailed, RequestError
 
 
 class UnscreenedRoute(RequestError):
@@ -45,3 +47,16 @@ class UnreadableAnswer(GuardFailed):
 
     status = 502
     code = "unreadable_answer"
+
+
+class UpstreamError(GuardError):
+    """The upstream answered with an error that is no JSON: its status alone, `upstream_status`, is
+    told."""
+
+    code = "upstream_error"
+
+    def __init__(self, upstream_status: int) -> None:
+        phrases = {known.value: f" ({known.phrase})" for known in HTTPStatus}
+        phrase = phrases.get(upstream_status, "")
+        super().__init__(f"The upstream answered {upstream_status}{phrase}.")
+        self.upstream_status = upstream_status

@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import fields
 from typing import Any
 
 from starlette.datastructures import MutableHeaders
@@ -18,6 +17,7 @@ from guard.plans.screens import TextPlan, TextScreen
 from guard.verdict import GuardVerdict, Outcome, Verdict, gravest
 from server.errors import ClientGone, RequestTimeout
 from server.observe.exchange import MODEL, UPSTREAM, Exchange
+from server.screening.answers.app_verdicts import TakenVerdicts
 from server.screening.context import ScreeningContext
 from server.screening.errors import UnscreenedContent
 from server.screening.findings import Findings, ScreenedText
@@ -29,7 +29,6 @@ from server.wire.body import RequestBody, hand_over
 
 _PATIENCE_S = 5.0
 """How long the app may take to end a response that is no longer wanted."""
-_GUARD_FIELDS = {field.name for field in fields(GuardVerdict)}
 
 
 class ScreenedExchange:
@@ -66,7 +65,7 @@ class ScreenedExchange:
         self._body, self._altered = body, altered
         self._app_guards: tuple[GuardVerdict, ...] = ()
         self._app_outcome: Outcome = "pass"
-        self._has_verdict = False
+        self._has_verdict = self._app_has_verdict = False
         self._started = time.perf_counter()
 
     async def run(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -113,15 +112,25 @@ class ScreenedExchange:
             return await screener.read(texts, lists, None, self.caller)
         return [[] for _ in texts]
 
-    def guard_object(self, app_guard: object) -> dict[str, Any]:
-        """The `guard` object of the response: `app_guard` is that of the app, if it has one."""
-        guards = app_guard.get("guards") if isinstance(app_guard, dict) else None
-        if isinstance(app_guard, dict) and isinstance(guards, list):
-            outcomes = [self._app_outcome, *_parse_outcome(app_guard.get("outcome"))]
-            self._app_outcome = gravest(outcomes)
-            self._app_guards = tuple(verdict for guard in guards for verdict in _parse_guard(guard))
+    def take_verdicts(self, body: dict[str, Any]) -> TakenVerdicts:
+        """Take the verdicts of the app out of a body or an event; they count into this one."""
+        taken = TakenVerdicts(body)
+        if taken:
+            self._app_has_verdict = True
+            self._app_outcome = gravest([self._app_outcome, taken.outcome])
+            self._app_guards = taken.guards or self._app_guards
+        return taken
+
+    def put_back(self, verdicts: TakenVerdicts, body: dict[str, Any]) -> None:
+        """Give the verdicts of single rows back, as far as the client is told."""
+        verdicts.put_back(body, self.exchange.detail)
+
+    def guard_object(self) -> dict[str, Any] | None:
+        """The `guard` object of the response; None where the client is not told."""
+        if not self.plan.active and not self._app_has_verdict:
+            return None
         self._has_verdict = True
-        return self.verdict().as_dict()
+        return self.exchange.guard(self.verdict()).get("guard")
 
     def set_headers(self) -> None:
         """Give the outcome to the `X-` headers, if there is a verdict before the first byte."""
@@ -136,7 +145,7 @@ class ScreenedExchange:
         self.refused = True
         self.plan.require_whole()
         kind = self.route.response_kind
-        if kind != "text" and not self.plan.passes(kind):
+        if self.plan.active and kind != "text" and not self.plan.passes(kind):
             raise UnscreenedContent(
                 f"The policy {self.plan.policy!r} reads text, and the answer would be "
                 f"{kind}: have the operator let that pass unscreened."
@@ -226,7 +235,7 @@ class ScreenedExchange:
         except GuardError as error:
             if not response.in_progress and response.error is None:
                 raise
-            if not isinstance(error, ClientGone):
+            if not isinstance(error, ClientGone) and not response.has_ended:
                 self._app_outcome = "error"
             await response.abort(error)
         finally:
@@ -257,19 +266,3 @@ async def _wait_for_app(app: asyncio.Task[None], timeout_s: float | None = None)
 async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-def _parse_outcome(value: Any) -> list[Outcome]:
-    try:
-        return [gravest([value])]
-    except ValueError:
-        return []
-
-
-def _parse_guard(value: Any) -> list[GuardVerdict]:
-    if not isinstance(value, dict) or not _GUARD_FIELDS.issuperset(value):
-        return []
-    try:
-        return [GuardVerdict(**value)]
-    except TypeError:
-        return []

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from guard.plans.screens import TextPlan, TextScreen
 from guard.verdict import OUTCOMES, GuardVerdict, Outcome, gravest
+from server.screening.answers.app_verdicts import TakenVerdicts
 from server.screening.spans import Span
 
 
@@ -35,6 +36,19 @@ class TextReader(Protocol):
     ) -> Sequence[Sequence[ScreenedText]]:
         """The results of all screens for each text; classifiers read its last `tail` characters,
         or all of it where that is None."""
+
+
+class ResponseScreens(TextReader, Protocol):
+    """Runs the screens on a response, and makes the verdict that it carries."""
+
+    def guard_object(self) -> dict[str, Any] | None:
+        """The `guard` object, the verdicts of the app in it; None where the client is not told."""
+
+    def take_verdicts(self, body: dict[str, Any]) -> TakenVerdicts:
+        """Take the verdicts of the app out of a body or an event, and count them."""
+
+    def put_back(self, verdicts: TakenVerdicts, body: dict[str, Any]) -> None:
+        """Give those of single rows back, as far as the client is told."""
 
 
 @dataclass(slots=True)

@@ -70,10 +70,11 @@ class ScreenMiddleware:
         try:
             await self._serve(scope, receive, send, route, template)
         except GuardError as error:
+            exchange = exchange_of(Request(scope))
             if verdict := verdict_of(error):
-                exchange_of(Request(scope)).outcome = verdict.outcome
+                exchange.outcome = verdict.outcome
             scope.setdefault("route", NamedRoute(template))
-            await error_response(error)(scope, receive, send)
+            await error_response(error, exchange)(scope, receive, send)
 
     async def _serve(
         self, scope: Scope, receive: Receive, send: Send, route: Route, template: str
@@ -84,6 +85,8 @@ class ScreenMiddleware:
             await self.app(scope, receive, send)  # which refuses it
             return
         key = authenticate(self.keys, request.headers)
+        exchange = exchange_of(request)
+        exchange.identify(self.config, key)
         limits = self.config.server
         limit, timeout_s = limits.max_body_bytes, limits.request_timeout_s
         if has_form:
@@ -97,11 +100,10 @@ class ScreenMiddleware:
         if not plan.active:
             await self.app(scope, hand_over(body, scope, receive), send)
             return
-        exchange = exchange_of(request)
         if self.keys is not None and key is not None:
             self.keys.take(key)
             exchange.counted = True
-        exchange.policy = plan.policy
+        exchange.apply(self.config, plan.policy)
         scope["route"] = NamedRoute(template)
         caller = caller_of(key, scope)
         screened = ScreenedExchange(

@@ -45,10 +45,12 @@ class RequestScreening:
     upstream: str | None = None
 
     async def run(self, reader: TextReader) -> bool:
-        """Screen the request; return whether it may be sent on.
+        """Screen the request; return whether it may be sent on. A plan without screens reads none.
 
         Raises UnscreenedContent, InvalidJSON and what `reader` raises.
         """
+        if not self.plan.active:
+            return True
         try:
             texts = await run_by_size(self.size, texts_of, self.body, self.default_place)
         except NestedTooDeeply as error:
@@ -148,7 +150,7 @@ def set_upstream_policy(body: dict[str, Any], policy: str | None) -> None:
 
 
 def refusal(place: Place, verdict: Verdict) -> ContentBlocked:
-    """The error for the client of a blocked request."""
+    """The error for the client of a blocked request, or of an answer that cannot end as one."""
     blocking = [guard.guard for guard in verdict.guards if guard.action in {"block", "redact"}]
     fired = ", ".join(blocking)
     kind = ImageBlocked if place == "images" else ContentBlocked

@@ -3,35 +3,39 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
+import re
+from functools import partial
 from typing import Any, Protocol
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import Message, Send
 
 from guard.errors import ContentBlocked, GuardError
-from server.errors import envelope, internal_error
+from server.errors import error_event, internal_error
+from server.observe.exchange import Exchange
+from server.screening.answers.upstream_errors import is_of_answer, screen_error, shaped_error
+from server.screening.answers.whole import screen_answer
 from server.screening.context import ScreeningContext
 from server.screening.errors import UnreadableAnswer
-from server.screening.findings import Findings, blocks, redactions
+from server.screening.findings import Findings, ResponseScreens
 from server.screening.request import RequestScreening
 from server.screening.routes import Route
-from server.screening.streams.event_queue import without_tokens
-from server.screening.streams.formats.base import framed
-from server.screening.streams.guard import ResponseScreens, StreamGuard
+from server.screening.streams.formats.base import StreamOptions, framed, with_verdict
+from server.screening.streams.guard import StreamGuard
 from server.screening.streams.sse import BrokenStream
-from server.screening.texts.joins import read_crossing, read_together
 from server.screening.texts.json_texts import JsonTexts, texts_of
-from server.screening.texts.rewriting import rewrite
 from server.wire.body import media_type
 from server.wire.long_work import run_by_size
-from server.wire.strict_json import NestedTooDeeply, encode_json
+from server.wire.strict_json import NestedTooDeeply, encode_json, parse_answer
 
 logger = logging.getLogger(__name__)
 
 _NO_BODY = {204, 304}
-_KEPT_OF_AN_ERROR = {b"retry-after"}
+_KEPT_OF_AN_ERROR = re.compile(
+    rb"retry-after(-ms)?|x-should-retry|(x-|anthropic-)?ratelimit-.*|request-id"
+)
+"""Headers of an error whose body is replaced by a sentence."""
 
 
 class ResponseOwner(ResponseScreens, Protocol):
@@ -39,6 +43,7 @@ class ResponseOwner(ResponseScreens, Protocol):
 
     context: ScreeningContext
     route: Route
+    exchange: Exchange
     screening: RequestScreening
 
     def set_headers(self) -> None:
@@ -75,6 +80,11 @@ class ScreenedResponse:
     def in_progress(self) -> bool:
         """Whether an error has to follow what is there of the response."""
         return self._is_started or self._stream is not None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether all of a streamed response is there, whatever comes of the connection."""
+        return self._stream is not None and self._stream.has_ended
 
     async def send(self, message: Message) -> None:
         """Take one ASGI message of the app."""
@@ -115,7 +125,10 @@ class ScreenedResponse:
                     await self._write(await self._stream.end())
                 except (GuardError, BrokenStream, NestedTooDeeply):
                     logger.debug("the rest of a broken stream is dropped")
-            await self._fail(error)
+            if self.has_ended:
+                await self._write(b"", more=False)
+            else:
+                await self._fail(error)
 
     @property
     def _findings(self) -> Findings:
@@ -135,7 +148,7 @@ class ScreenedResponse:
             raise UnreadableAnswer(f"The answer is encoded ({coding[:40]}), so it cannot be read.")
         elif media == "text/event-stream" and self._route.stream_format is not None:
             self._stream = StreamGuard(
-                self._route.stream_format(),
+                self._route.stream_format(self._stream_options()),
                 self._findings,
                 self._owner,
                 self._screening.placeholders,
@@ -143,13 +156,13 @@ class ScreenedResponse:
                 own_app=self._owner.context.own_app,
                 event_limit=self._owner.context.max_response_bytes,
             )
-        elif media == "application/json" or media.endswith("+json") or not media:
-            pass  # a body of no type has to be JSON, or to be empty
+        elif _is_json(media) or status >= 400:
+            pass
         elif kind != "text" and status < 400 and _is_of_kind(media, kind):
             self._passes_unread = True
             self._findings.unscreened.add(kind)
-        elif status >= 400:
-            self._is_unreadable_error = True
+        elif not self._screening.plan.active:
+            self._passes_unread = True  # only JSON and events bring a verdict, which is not shown
         else:
             raise UnreadableAnswer(
                 f"The answer is {media[:60] or 'of no type'}, which cannot be screened here."
@@ -163,28 +176,48 @@ class ScreenedResponse:
         else:
             self._body += body
             limit = self._owner.context.max_response_bytes
-            if len(self._body) > limit:
+            if len(self._body) > limit and self._is_error:
+                self._is_unreadable_error = True
+            if self._is_unreadable_error:
+                self._body.clear()
+            elif len(self._body) > limit:
                 raise UnreadableAnswer(f"The answer is longer than {limit} bytes.")
             if not more and self._is_unreadable_error:
-                await self._send_masked_error()
+                await self._send_plain_error()
             elif not more:
                 await self._screen_body()
 
-    async def _send_masked_error(self) -> None:
-        """Replace an error that cannot be read, or must not leave, by its status alone."""
+    def _stream_options(self) -> StreamOptions:
+        asked = self._screening.body.get("stream_options")
+        return StreamOptions(
+            include_usage=isinstance(asked, dict) and asked.get("include_usage") is True,
+            message=self._screening.plan.message,
+            request_id=self._owner.exchange.request_id,
+        )
+
+    @property
+    def _is_error(self) -> bool:
+        return self._start is not None and int(self._start["status"]) >= 400
+
+    async def _send_plain_error(self) -> None:
+        """Send the status of an error that cannot be read, with a sentence for its body."""
         assert self._start is not None
-        masked = envelope(UnreadableAnswer(f"The upstream answered {self._start['status']}."))
-        body = encode_json(masked | {"guard": self._owner.guard_object(None)})
-        headers = [h for h in self._start["headers"] if h[0].lower() in _KEPT_OF_AN_ERROR]
+        exchange = self._owner.exchange
+        body = shaped_error(None, self._start["status"], exchange)
+        raw = encode_json(with_verdict(body, self._owner.guard_object()))
+        headers = [h for h in self._start["headers"] if _KEPT_OF_AN_ERROR.fullmatch(h[0].lower())]
         headers += [(b"content-type", b"application/json")]
-        headers += [(b"content-length", str(len(body)).encode())]
+        headers += [(b"content-length", str(len(raw)).encode())]
         self._start = {**self._start, "headers": headers}
-        await self._write(body, more=False)
+        await self._write(raw, more=False)
 
     async def _feed_stream(self, stream: StreamGuard, body: bytes, more: bool) -> None:
         out = await stream.feed(body)
         if not more and not stream.is_over:
             out += await stream.end()
+            if stream.is_broken_off:
+                await self._write(out)
+                raise UnreadableAnswer("The answer ends in its middle.")
         if stream.is_over:
             self.stop()
         await self._write(out, more=more and not stream.is_over)
@@ -220,70 +253,61 @@ class ScreenedResponse:
     async def _screen_body(self) -> None:
         """Screen a response that is one JSON value, and send it."""
         assert self._start is not None
-        is_error = self._start["status"] >= 400
+        own_app = self._owner.context.own_app
         try:
-            own_app = self._owner.context.own_app
-            value, texts = await run_by_size(
-                len(self._body), _read_answer, bytes(self._body), own_app=own_app
-            )
-        except (ValueError, RecursionError) as error:
-            if is_error:
-                await self._send_masked_error()
+            size = len(self._body)
+            value = await run_by_size(size, _value_of, bytes(self._body))
+            verdicts = self._owner.take_verdicts(value) if isinstance(value, dict) else None
+            read = partial(texts_of, skip_verdicts=own_app)
+            texts = await run_by_size(size, read, value, "response")
+        except ValueError as error:
+            if self._is_error:
+                await self._send_plain_error()
                 return
             if isinstance(error, NestedTooDeeply):
                 raise
             raise UnreadableAnswer("The answer is not valid JSON.") from None
-        pieces = texts.pieces
-        originals = [piece.text for piece in pieces]
         self._findings.unscreened.update(texts.opaque)
-        is_trusted = is_error and self._owner.context.own_app
-        if self._screening.plan.answering and not is_trusted and await self._screen_texts(texts):
-            if not is_error:
-                raise self._owner.refusal()
-            # an error is for the client to know, at least its status
-            await self._send_masked_error()
-            return
-        if self._settings.restore:
-            for piece in pieces:
-                rewrite(piece, (), self._screening.placeholders, restore=True)
-        texts.write_back()
-        is_changed = any(
-            piece.text != original for piece, original in zip(pieces, originals, strict=True)
-        )
-        self._findings.unscreened.update(self._route.generates)
+        changed = False
+        if self._is_error:
+            value = await self._screen_error(value, texts)
+        else:
+            value, changed = await screen_answer(value, texts, self._owner)
+            self._findings.unscreened.update(self._route.generates)
         body = bytes(self._body)
         if isinstance(value, dict):
-            if is_changed:
-                without_tokens(value)
-            holder = self._route.verdict_holder(value)
-            if holder is not None:
-                holder["guard"] = self._owner.guard_object(holder.get("guard"))
+            if verdicts is not None:
+                self._owner.put_back(verdicts, value)
+            self._give_verdict(value)
             body = encode_json(value)
-        elif is_changed:
+        elif changed:
             body = encode_json(value)
         MutableHeaders(scope=self._start)["content-length"] = str(len(body))
         await self._write(body, more=False)
 
-    async def _screen_texts(self, texts: JsonTexts) -> bool:
-        """Screen and redact the texts of a response; return whether they must not leave."""
-        pieces, placeholders = texts.pieces, self._screening.placeholders
-        screens = self._screening.plan.answering
-        patterns = [screen for screen in screens if screen.head is None]
-        results = await self._owner.read([piece.reading for piece in pieces], patterns)
-        for piece, piece_results in zip(pieces, results, strict=True):
-            acting = self._findings.add(piece_results, piece.path, in_response=True)
-            # the name of a member cannot be redacted
-            if blocks(acting) or (piece.is_key and redactions(acting)):
-                return True
-            rewrite(piece, acting, placeholders)
-        heads = [screen for screen in screens if screen.head is not None]
-        joined = await read_together(self._owner, list(texts.units()), heads)
-        joined += await read_crossing(self._owner, pieces, patterns)
-        # nor can a match across several strings
-        acting_on = [
-            self._findings.add(found, first.path, in_response=True) for first, found in joined
-        ]
-        return any(acting_on)
+    def _give_verdict(self, value: dict[str, Any]) -> None:
+        holder = self._route.verdict_holder(value)
+        verdict = self._owner.guard_object()
+        if holder is not None and verdict is not None:
+            holder["guard"] = verdict
+
+    async def _screen_error(self, value: Any, texts: JsonTexts) -> Any:
+        """The body of an error that the app answers with, as the client may read it."""
+        assert self._start is not None
+        own_app, reports = self._owner.context.own_app, self._route.reports_errors
+        await screen_error(
+            [piece for piece in texts.pieces if reports and not is_of_answer(piece)],
+            [piece for piece in texts.pieces if not reports or is_of_answer(piece)],
+            self._findings,
+            self._owner,
+            self._screening.placeholders,
+            own_app=own_app,
+        )
+        texts.write_back()
+        if own_app:
+            return value
+        MutableHeaders(scope=self._start)["content-type"] = "application/json"
+        return shaped_error(value, self._start["status"], self._owner.exchange)
 
     async def _write(self, body: bytes, *, more: bool = True) -> None:
         if self._is_finished:
@@ -310,15 +334,21 @@ class ScreenedResponse:
             self._findings.fail(error.message)
         if self._stream is None:
             raise internal_error() from error  # half a response has left: the connection is cut
-        await self._write(framed(envelope(error)), more=False)
+        name, event = error_event(error, self._owner.exchange, self._stream.sent)
+        if "guard" not in event:
+            event = with_verdict(event, self._owner.guard_object())
+        await self._write(framed(event, name), more=False)
 
 
-def _read_answer(body: bytes, *, own_app: bool) -> tuple[Any, JsonTexts]:
-    """The value of an answer and its texts. Raises ValueError, NestedTooDeeply, TooManyTexts."""
-    if not body:
-        return None, JsonTexts()
-    value = json.loads(body.decode())
-    return value, texts_of(value, "response", skip_verdicts=own_app)
+def _is_json(media: str) -> bool:
+    # a body of no type has to be JSON, or to be empty
+    return media == "application/json" or media.endswith("+json") or not media
+
+
+def _value_of(body: bytes) -> Any:
+    """The value of an answer, None where it has none. Raises ValueError."""
+    value, _ = parse_answer(body.decode()) if body else (None, False)
+    return value
 
 
 def _is_of_kind(media: str, kind: str) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 from guard.config.schema import Place
 from server.edge.paths import path_pattern
-from server.screening.streams.formats.base import StreamFormat
+from server.screening.streams.formats.base import StreamFormat, StreamOptions
 from server.screening.streams.formats.choices import ChatFormat, CompletionFormat
 from server.screening.streams.formats.images import ImagesFormat
 from server.screening.streams.formats.messages import MessagesFormat
@@ -36,12 +36,13 @@ class Route:
     `takes_xargs`: vLLM reads `vllm_xargs` there, and so does our plugin.
     `runs_model`: its requests have a model generate something.
     `separate_messages`: each event of its streams is read, and blocked, by itself.
+    `reports_errors`: its errors are for clients, no model reads them.
     `verdict_holder`: where a whole answer has the verdict, as `guard`; None: it can have none.
     """
 
     name: str
     default_place: Place = "user"
-    stream_format: Callable[[], StreamFormat] | None = None
+    stream_format: Callable[[StreamOptions], StreamFormat] | None = None
     response_kind: str = "text"
     generates: tuple[str, ...] = ()
     accepts_forms: bool = False
@@ -49,6 +50,7 @@ class Route:
     takes_xargs: bool = False
     runs_model: bool = True
     separate_messages: bool = False
+    reports_errors: bool = True
     verdict_holder: Callable[[dict[str, Any]], dict[str, Any] | None] = _itself
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
-from collections.abc import AsyncGenerator, MutableMapping
+from collections.abc import AsyncGenerator, Mapping, MutableMapping
 from contextlib import aclosing
 from contextvars import ContextVar
 from functools import wraps
@@ -20,16 +20,22 @@ from vllm.entrypoints.launchers import app as launcher
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from guard.config.schema import Config
+from guard.verdict import VerdictDetail, shown
 from server.vllm.reload import admin_router
 from server.wire.replies import encode
 
 
 class ReplyVerdicts:
-    """The verdicts of one HTTP request, by the number of the choice."""
+    """The verdicts of one HTTP request, by the number of the choice, as far as clients are told."""
 
-    def __init__(self) -> None:
+    def __init__(self, detail: VerdictDetail = "full") -> None:
         self.by_choice: dict[int, dict[str, Any]] = {}
-        self._choices = 0
+        self._detail, self._choices = detail, 0
+
+    def add(self, choice: int, verdict: Mapping[str, Any]) -> None:
+        """Add the verdict of a choice."""
+        if (guard := shown(verdict, self._detail)) is not None:
+            self.by_choice[choice] = guard
 
     def add_prompt(self, choices: int) -> int:
         """Count the choices of one more prompt; returns the number of its first choice."""
@@ -43,13 +49,13 @@ _current: ContextVar[ReplyVerdicts | None] = ContextVar("reply_verdicts", defaul
 class GuardMiddleware:
     """Adds verdicts to JSON bodies and events of requests that have any."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    def __init__(self, app: ASGIApp, detail: VerdictDetail = "full") -> None:
+        self._app, self._detail = app, detail
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        verdicts = ReplyVerdicts()
+        verdicts = ReplyVerdicts(self._detail)
         token = _current.set(verdicts)
         start: Message | None = None
 
@@ -147,7 +153,7 @@ def patch(config: Config) -> None:
         return _collecting(outputs, verdicts, verdicts.add_prompt(params.n))
 
     def init_entrypoints_middleware(args: Namespace, app: FastAPI, *rest: Any) -> None:
-        app.add_middleware(GuardMiddleware)
+        app.add_middleware(GuardMiddleware, detail=config.server.verdict)
         app.include_router(admin_router(config))
         original_middleware(args, app, *rest)
 
@@ -163,5 +169,5 @@ async def _collecting(
         async for output in source:
             for completion in output.outputs:
                 if (verdict := getattr(completion, "guard", None)) is not None:
-                    verdicts.by_choice[first + completion.index] = verdict
+                    verdicts.add(first + completion.index, verdict)
             yield output

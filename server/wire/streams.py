@@ -11,7 +11,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from guard.errors import GuardError
-from server.errors import ClientGone, envelope, internal_error
+from server.errors import ClientGone, error_event, internal_error
+from server.observe.exchange import Exchange
 from server.services.interface import Event, FinishedText, TextDelta
 from server.services.text_jobs import CollectedText, TextJob, Usage, until_disconnect
 from server.wire.replies import encode
@@ -36,13 +37,14 @@ class Reply(Protocol):
     def finish(self, index: int, finished: FinishedText) -> dict[str, Any]:
         """The last chunk of row `index`, with its verdict."""
 
-    def usage(self, usage: Usage) -> dict[str, Any]:
-        """The chunk without choices that ends a stream with `include_usage`."""
+    def usage(self, rows: Sequence[FinishedText], usage: Usage) -> dict[str, Any]:
+        """The chunk without choices that ends a stream with `include_usage`, with the verdict."""
 
 
-def frame(payload: dict[str, Any]) -> bytes:
+def frame(payload: dict[str, Any], name: str = "") -> bytes:
     """One event. Encoded JSON has no line breaks: one `data:` line always holds it."""
-    return b"data: " + encode(payload) + b"\n\n"
+    head = f"event: {name}\n".encode() if name else b""
+    return head + b"data: " + encode(payload) + b"\n\n"
 
 
 class EventStream(Response):
@@ -58,6 +60,7 @@ class EventStream(Response):
         self,
         job: TextJob,
         reply: Reply,
+        exchange: Exchange,
         *,
         include_usage: bool,
         on_usage: Callable[[Usage], None],
@@ -66,6 +69,7 @@ class EventStream(Response):
         del self.headers["content-length"]
         self.job = job
         self.reply = reply
+        self.exchange = exchange
         self.include_usage = include_usage
         self.on_usage = on_usage
         self.started = False
@@ -82,15 +86,19 @@ class EventStream(Response):
         except GuardError as error:
             if not self.started:
                 raise
-            last = frame(envelope(error))
+            last = self._error(error)
         except Exception:
             if not self.started:
                 raise
             logger.exception("a stream failed")
-            last = frame(envelope(internal_error()))
+            last = self._error(internal_error())
         else:
             last = DONE
         await send({"type": "http.response.body", "body": last, "more_body": False})
+
+    def _error(self, error: GuardError) -> bytes:
+        name, event = error_event(error, self.exchange)
+        return frame(event, name)
 
     async def _stream_events(self, send: Send) -> None:
         async with self.job.events() as events:
@@ -124,4 +132,4 @@ class EventStream(Response):
             usage = Usage.of(rows, self.job.copies)
             self.on_usage(usage)
             if self.include_usage:
-                yield self.reply.usage(usage)
+                yield self.reply.usage(rows, usage)

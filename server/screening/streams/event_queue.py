@@ -7,7 +7,6 @@ rewritten is parsed again.
 from __future__ import annotations
 
 import itertools
-import json
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,10 +16,13 @@ from server.screening.streams.channel import ChannelBuffer
 from server.screening.streams.formats.base import Group, Slot, StreamFormat, framed
 from server.screening.streams.hold_back import HoldBackBuffer
 from server.screening.streams.sse import BrokenStream, data_of
+from server.wire.strict_json import parse_answer
 
 MAX_WAITING = 20_000
 """Events in the queue of a stream."""
 _SPELLING = {"logprobs", "top_logprobs", "token_ids", "prompt_token_ids", "prompt_logprobs"}
+_TOKEN_LISTS = _SPELLING | {"content", "refusal", "tokens", "token_logprobs", "text_offset"}
+"""Members of log-probabilities: lists of tokens. All other names may be tokens themselves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,7 @@ class EventQueue:
     def __init__(
         self,
         stream_format: StreamFormat,
-        guard_object: Callable[[dict[str, Any] | None], Mapping[str, Any]],
+        guard_object: Callable[[], Mapping[str, Any] | None],
     ) -> None:
         self._format, self._guard_object = stream_format, guard_object
         self._count = itertools.count()
@@ -159,30 +161,30 @@ class EventQueue:
     def _serialize(self, event: WaitingEvent) -> bytes:
         if event.signs is not None and event.signs.is_cut:
             return b""  # the signature of a text that has not left as it was
-        if event.mark is not None:
-            self._format.on_sent(event.mark)
         texts = [_take(part, part.end) for part in event.parts]
+        if event.mark is not None:
+            self._format.on_sent(event.mark, texts)
         if any(text != part.text for part, text in zip(event.parts, texts, strict=True)):
             self._rewrite(event, texts)
         if event.event is None:
             return event.raw
         if self._format.carries_verdict(event.event):
-            holder = self._format.verdict_holder(event.event)
-            if holder is not None:
-                holder["guard"] = self._guard_object(holder.get("guard"))
+            self._format.give_verdict(event.event, self._guard_object())
         return framed(event.event, event.name)
 
     def _free_part(self, event: WaitingEvent) -> bytes:
         texts = [_take(part, min(part.end, part.buffer.free)) for part in event.parts]
         if not any(texts):
             return b""
+        if event.mark is not None:
+            self._format.on_sent(event.mark, texts)
         self._rewrite(event, texts)
         assert event.event is not None
         return framed(event.event, event.name)
 
     def _rewrite(self, event: WaitingEvent, texts: Sequence[str]) -> None:
         if event.event is None:
-            event.event = parsed(data_of(event.raw))
+            event.event, _ = parsed(data_of(event.raw))
             event.slots = self._format.slots(event.event)
         for slot, text in zip(event.slots, texts, strict=True):
             slot.holder[slot.key] = text
@@ -195,26 +197,35 @@ def _take(part: SlotText, end: int) -> str:
 
 def without_tokens(value: Any) -> bool:
     """Remove the tokens of rewritten texts, which spell the originals; return whether there were
-    any."""
+    any. Lists of them become empty, and what holds no token stays as it is."""
     removed = False
     if isinstance(value, dict):
         for name, item in value.items():
-            if name in _SPELLING and item is not None:
-                value[name], removed = None, True
-            else:
+            if name not in _SPELLING:
                 removed = without_tokens(item) or removed
+            elif (rest := _without_tokens(item)) != item:
+                value[name], removed = rest, True
     elif isinstance(value, list):
         for item in value:
             removed = without_tokens(item) or removed
     return removed
 
 
-def parsed(data: str) -> dict[str, Any]:
-    """The JSON object of an event. Raises BrokenStream."""
+def _without_tokens(value: Any) -> Any:
+    """What is left of a member that spells a text."""
+    if isinstance(value, dict):
+        return {name: _without_tokens(item) for name, item in value.items() if name in _TOKEN_LISTS}
+    if isinstance(value, list):
+        return []
+    return None if isinstance(value, str) else value
+
+
+def parsed(data: str) -> tuple[dict[str, Any], bool]:
+    """The JSON object of an event, and whether a name stands twice in it. Raises BrokenStream."""
     try:
-        event = json.loads(data)
-    except (ValueError, RecursionError):
+        event, has_duplicates = parse_answer(data)
+    except ValueError:
         raise BrokenStream("an event is not JSON") from None
     if not isinstance(event, dict):
         raise BrokenStream("an event is not a JSON object")
-    return event
+    return event, has_duplicates

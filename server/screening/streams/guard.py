@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import copy
-from collections import deque
 from collections.abc import Hashable, Sequence
-from itertools import zip_longest
-from typing import Any, Protocol
+from typing import Any
 
 from guard.plans.screens import TextScreen
-from server.errors import envelope
-from server.screening.errors import UnreadableAnswer
+from server.error_shapes import SentStream
+from server.screening.answers.app_verdicts import TakenVerdicts
 from server.screening.findings import (
     Findings,
+    ResponseScreens,
     ScreenedText,
-    TextReader,
     blocks,
     merge_spans,
     redactions,
@@ -28,22 +25,21 @@ from server.screening.streams.event_queue import (
     parsed,
     without_tokens,
 )
+from server.screening.streams.event_texts import EventTexts
 from server.screening.streams.formats.base import (
     Group,
     Slot,
     StreamFormat,
     is_error,
-    masked_error,
 )
 from server.screening.streams.hold_back import HoldBackBuffer, Window
 from server.screening.streams.open_end import OpenText
 from server.screening.streams.reach import Reach
 from server.screening.streams.sse import DONE, BrokenStream, EventReader, SentEvent
-from server.screening.texts.joins import read_crossing, read_together, seams_of
+from server.screening.texts.joins import seams_of
 from server.screening.texts.json_scanner import quoted
-from server.screening.texts.json_texts import JsonText, JsonTexts, texts_of
 from server.screening.texts.redaction import Placeholders
-from server.screening.texts.rewriting import rewrite
+from server.wire.long_work import run_by_size
 
 LOOKBACK = 500
 """Characters before the held text that are read with it: the context that a classifier needs."""
@@ -57,13 +53,6 @@ COMMENT = b":\n\n"
 
 
 Buffer = HoldBackBuffer | ChannelBuffer
-
-
-class ResponseScreens(TextReader, Protocol):
-    """Runs the screens on a response, and makes the verdict that it carries."""
-
-    def guard_object(self, app_guard: object) -> dict[str, Any]:
-        """The `guard` object, with the verdicts in that of the app behind the screens."""
 
 
 class StreamGuard:
@@ -108,8 +97,27 @@ class StreamGuard:
         self._open: dict[Group, dict[Buffer, None]] = {}
         self._reach = Reach(self._hold_back)
         self._cut_groups: set[Group] = set()
-        self._bare_events: deque[dict[str, Any]] = deque(maxlen=4)
-        """Events without their new text, in which nothing else is to be read."""
+        self._has_done = False
+        self._event_texts = EventTexts(
+            *(findings, screens, placeholders),
+            own_app=own_app,
+            reports_errors=stream_format.reports_errors,
+        )
+
+    @property
+    def sent(self) -> SentStream:
+        """What has left, for an error at the end."""
+        return self._format.sent()
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the stream has ended as its API ends streams, or been cut."""
+        return self.is_over or self._has_done or self._format.is_complete
+
+    @property
+    def is_broken_off(self) -> bool:
+        """Whether its end is missing, if no more comes."""
+        return self._format.has_last_event and not self.has_ended
 
     @property
     def is_holding(self) -> bool:
@@ -143,43 +151,57 @@ class StreamGuard:
         if not sent.data:
             return COMMENT  # it keeps a connection open, so it does not wait
         if sent.data == DONE:
+            self._has_done = True
             out = await self._read_rest(list(self._open))
             if self.is_over:
                 return out
             self._queue.put(WaitingEvent(sent.raw))
             return out + self._queue.release()
-        event = parsed(sent.data)
+        event, has_duplicates = await run_by_size(len(sent.data), parsed, sent.data)
+        # few events have one; where its name is spelled otherwise it is read as a text
+        verdicts = self._screens.take_verdicts(event) if '"guard"' in sent.data else None
         self._format.observe(event)
         out = b""
         for part in self._format.split(event):
-            out += await self._take_event(sent, part, is_split=part is not event)
+            # of names that stand twice, the client gets those that were read
+            is_changed = part is not event or bool(verdicts) or has_duplicates
+            out += await self._take_event(sent, part, verdicts, is_changed=is_changed)
             if self.is_over:
                 break
         return out
 
-    async def _take_event(self, sent: SentEvent, event: dict[str, Any], *, is_split: bool) -> bytes:
+    async def _take_event(
+        self,
+        sent: SentEvent,
+        event: dict[str, Any],
+        verdicts: TakenVerdicts | None,
+        *,
+        is_changed: bool,
+    ) -> bytes:
         groups = self._format.groups(event)
         if groups and all(group in self._cut_groups for group in groups):
             return b""
         slots = self._format.slots(event)
-        texts = self._whole_texts(event, slots)
-        reports_error = not slots and is_error(event)
-        reads = self._reads and not (reports_error and self._own_app)
-        rewritten = await self._screen_whole_texts(event, texts, reads=reads)
-        if rewritten is None and reports_error:
-            # an error is for the client to know, though not its words
-            error = envelope(UnreadableAnswer("The upstream's error is not shown."))["error"]
-            event = masked_error(event, error) | {"guard": self._screens.guard_object(None)}
-            rewritten = True
+        texts = self._event_texts.of(event, slots)
+        name, rewritten = sent.name, await self._event_texts.screen(event, texts, slots)
         if rewritten is None:
             return self._cut(groups or list(self._reach.groups) or [0])
-        item = WaitingEvent(sent.raw, sent.name, groups=groups, mark=self._format.mark(event))
+        if self._format.reports_errors and not slots and is_error(event):
+            if not self._own_app:
+                name, event = self._format.error_event(event)
+            if verdicts or not self._own_app:
+                self._format.give_verdict(event, self._screens.guard_object())
+                rewritten = True
+        self._format.passed(event)
+        if verdicts:
+            self._screens.put_back(verdicts, event)
+        item = WaitingEvent(sent.raw, name, groups=groups, mark=self._format.mark(event))
         touched = self._add(item, slots)
         self._seal(item, event)
         if not touched and not texts.pieces:
             # tokens without the text that they spell
             rewritten = without_tokens(event) or rewritten
-        if is_split or rewritten or self._format.carries_verdict(event):
+        if is_changed or rewritten or self._format.carries_verdict(event):
             item.event, item.slots = event, slots
         self._queue.put(item)
         ended = [g for g in self._format.ended_groups(event) if g not in self._cut_groups]
@@ -190,51 +212,6 @@ class StreamGuard:
             return out + more + self._queue.release()
         # where nothing has been read, only the event itself can leave
         return out + more + self._queue.release_last()
-
-    def _whole_texts(self, event: dict[str, Any], slots: Sequence[Slot]) -> JsonTexts:
-        """The texts of an event that add to no channel."""
-        texts = [slot.text for slot in slots]
-        for slot in slots:
-            slot.holder[slot.key] = ""
-        try:
-            # most events differ from the one before in their new text alone
-            if event in self._bare_events:
-                return JsonTexts()
-            whole = texts_of(event, "response", skip_verdicts=self._own_app)
-            if not whole.pieces and slots:
-                self._bare_events.append(copy.deepcopy(event))
-            return whole
-        finally:
-            for slot, text in zip(slots, texts, strict=True):
-                slot.holder[slot.key] = text
-
-    async def _screen_whole_texts(
-        self, event: dict[str, Any], texts: JsonTexts, *, reads: bool
-    ) -> bool | None:
-        """Screen the texts of an event that are whole; return whether one was rewritten, or None
-        where one must not leave."""
-        rewritten, pieces = False, texts.pieces
-        results: Sequence[Sequence[ScreenedText]] = ()
-        if reads and pieces:
-            readings = [piece.reading for piece in pieces]
-            results = await self._screens.read(readings, self._lists)
-        for piece, piece_results in zip_longest(pieces, results, fillvalue=()):
-            assert isinstance(piece, JsonText)
-            acting = self._findings.add(piece_results, piece.path, in_response=True)
-            if blocks(acting) or (piece.is_key and redactions(acting)):
-                return None  # the name of a member cannot be redacted
-            if rewrite(piece, acting, self._placeholders, restore=self._restores):
-                rewritten = True
-        if reads and pieces:
-            joined = await read_together(self._screens, list(texts.units()), self._heads)
-            joined += await read_crossing(self._screens, pieces, self._lists)
-            for first, found in joined:
-                if self._findings.add(found, first.path, in_response=True):
-                    return None
-        if rewritten:
-            texts.write_back()
-            without_tokens(event)
-        return rewritten
 
     def _add(self, item: WaitingEvent, slots: Sequence[Slot]) -> list[tuple[Group, Buffer]]:
         """Add the texts of slots to their buffers; return the buffers that have grown."""
@@ -398,11 +375,11 @@ class StreamGuard:
                 continue
             out += self._queue.drop(group)
             self._cut_groups.add(group)
-            for event in self._format.cut_events(group, self._screens.guard_object(None)):
+            for event in self._format.cut_events(group, self._screens.guard_object()):
                 out += event
         if len(self._cut_groups) >= self._choices:
             self.is_over = True
             self._queue.clear()
-            for event in self._format.closing_events(self._screens.guard_object(None)):
+            for event in self._format.closing_events(self._screens.guard_object()):
                 out += event
         return bytes(out)

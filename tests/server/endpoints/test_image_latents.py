@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
@@ -282,3 +283,22 @@ def test_a_mask_is_as_large_as_its_image_and_keeps_its_places() -> None:
     for height, width in ((5, 7), (1, 1)):
         made = np.asarray(Image.open(io.BytesIO(encode_mask(mask, width=width, height=height))))
         assert made.shape == (height, width) and made[0, 0] == 0
+
+
+def test_clients_that_are_told_the_outcome_alone_get_no_masks(site: Site) -> None:
+    config = load_config(site.folder / "config.toml")
+    server = config.server.model_copy(update={"verdict": "outcome"})
+    app = create_app(config.model_copy(update={"server": server}), {"tiny": site.service})
+
+    async def post(**guard: Any) -> Any:
+        transport = httpx.ASGITransport(app)
+        body = {"model": "tiny", "prompt": PROMPT, "seed": SEED, "guard": guard}
+        async with httpx.AsyncClient(transport=transport, base_url="http://guard") as client:
+            return (await client.post("/v1/images/generations", json=body)).json()
+
+    refused = asyncio.run(post(policy="shown", debug=True))
+    assert refused["error"]["param"] == "guard.debug"
+    drawn = asyncio.run(post(policy="perturb"))
+    for guard in (drawn["guard"], drawn["data"][0]["guard"]):
+        assert set(guard) == {"request_id", "policy", "outcome"}
+        assert guard["outcome"] == "perturbed"

@@ -193,6 +193,18 @@ def test_values_are_cut_out_of_a_request_and_put_back_into_its_answer(
                 assert streamed(stream.text) == GIVEN
 
 
+@pytest.mark.parametrize("api", APIS)
+def test_a_value_that_is_put_back_does_not_go_on_from_the_one_before_it(
+    tmp_path: Path, api: str
+) -> None:
+    given = {"name": "Ann", "email": "ann@example.com"}
+    with echoing(tmp_path) as (proxy, _):
+        stream = post(proxy, api, {**asked(api, given, "ok"), "stream": True})
+    assert streamed(stream.text) == given
+    assert "content_filter" not in stream.text
+    assert "refusal" not in stream.text
+
+
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("api", APIS)
 def test_values_are_cut_out_of_an_answer(tmp_path: Path, api: str, stream: bool) -> None:

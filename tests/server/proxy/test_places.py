@@ -48,7 +48,8 @@ def test_a_guard_reads_the_places_of_its_policy(tmp_path: Path) -> None:
         system = [{"role": "system", "content": "secret"}]
         assert ask(proxy, "", messages=system).status_code == 400
     with two_guards(tmp_path, answering("the secret")) as proxy:
-        assert ask(proxy, "hello").status_code == 400
+        (choice,) = ask(proxy, "hello").json()["choices"]
+        assert choice["finish_reason"] == "content_filter"
 
 
 def test_streams_are_read_by_the_guards_of_responses(tmp_path: Path) -> None:

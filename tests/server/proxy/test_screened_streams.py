@@ -13,6 +13,7 @@ import pytest
 from openai import OpenAI
 from starlette.types import Send
 
+from server.screening.answers.upstream_errors import WITHHELD
 from tests.server.proxy.screened import ask, read_stream, screened, streaming
 from tests.server.proxy.stand import (
     Upstream,
@@ -221,11 +222,11 @@ def test_held_text_leaves_after_the_time_that_the_policy_sets(tmp_path: Path) ->
                 raise AssertionError("it never came")
 
 
-def test_an_upstreams_error_in_a_stream_keeps_its_place_and_loses_its_words(tmp_path: Path) -> None:
+def test_words_of_an_error_in_a_stream_that_a_screen_blocks_are_withheld(tmp_path: Path) -> None:
     error = b'data: {"error": {"message": "no forbidden thing", "code": "overloaded"}}\n\n'
     with screened(tmp_path, streaming(chat_chunk({"content": "well"}), error)) as proxy:
         _, events, done = read_stream(ask(proxy, "hi", stream=True))
         assert events[0]["choices"][0]["delta"]["content"] == "well"
-        assert events[-1]["error"]["code"] == "unreadable_answer"
+        assert events[-1]["error"] == {"message": WITHHELD, "code": "overloaded"}
         assert "forbidden" not in str(events) and done
         assert proxy.audit_lines()[0]["outcome"] == "blocked"

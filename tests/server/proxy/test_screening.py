@@ -52,8 +52,12 @@ def test_silence_leaves_request_and_answer_as_they_are(tmp_path: Path) -> None:
 def test_an_answer_is_blocked(tmp_path: Path) -> None:
     with screened(tmp_path, answering("here is the forbidden thing")) as proxy:
         response = ask(proxy, "hello")
-        assert response.status_code == 400
-        assert response.json()["error"]["code"] == "content_filter"
+        assert response.status_code == 200
+        assert response.headers["x-guard-verdict"] == "blocked"
+        completion = response.json()
+        assert completion["choices"][0]["finish_reason"] == "content_filter"
+        assert completion["choices"][0]["message"]["content"] == ""
+        assert completion["guard"]["outcome"] == "blocked"
         assert "forbidden" not in response.text
         (line,) = proxy.audit_lines()
         assert line["outcome"] == "blocked"

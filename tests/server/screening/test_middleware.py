@@ -97,11 +97,13 @@ def test_an_answer_is_blocked(tmp_path: Path, stream: bool) -> None:
     with screened(tmp_path) as (live, audit):
         response = live.chat("hi", stream=stream)
         assert "there" not in response.text
+        assert response.status_code == 200
+        assert '"finish_reason":"content_filter"' in response.text
         if stream:
             assert response.text.endswith("data: [DONE]\n\n")
-            assert '"finish_reason":"content_filter"' in response.text
         else:
-            assert response.status_code == 400
+            assert response.json()["choices"][0]["message"]["content"] == ""
+            assert response.headers["x-guard-verdict"] == "blocked"
         (line,) = audit_lines(audit, 1)
         assert line["outcome"] == "blocked"
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
+from server.error_shapes import ErrorFields, SentStream
 from server.screening.streams.sse import BrokenStream
 from server.screening.texts.json_texts import texts_of
 from server.wire.strict_json import encode_json
@@ -49,8 +50,32 @@ def framed(event: Mapping[str, Any], name: str = "") -> bytes:
     return head.encode() + b"data: " + encode_json(event) + b"\n\n"
 
 
+def with_verdict(event: dict[str, Any], verdict: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The event with the `guard` object, if there is one."""
+    return event if verdict is None else {**event, "guard": verdict}
+
+
+@dataclass(frozen=True, slots=True)
+class StreamOptions:
+    """What the request and its policy say about how a stream ends.
+
+    `include_usage`: the request asks for a chunk of usage. `message`: what the policy says in place
+    of a blocked answer, which is then the last text of a stream that is cut.
+    """
+
+    include_usage: bool = False
+    message: str | None = None
+    request_id: str = ""
+
+
+NO_OPTIONS = StreamOptions()
+
+
 class StreamFormat(ABC):
     """Reads the events of one stream, and knows the state that they have left it in."""
+
+    def __init__(self, options: StreamOptions = NO_OPTIONS) -> None:
+        self.options = options
 
     def observe(self, event: dict[str, Any]) -> None:  # noqa: B027  # not all need to
         """Called once for each event, in order, before all other methods."""
@@ -71,6 +96,9 @@ class StreamFormat(ABC):
         """The groups of an event; none for one that waits for all events before it."""
         return [slot.group for slot in self.slots(event)]
 
+    def passed(self, event: dict[str, Any]) -> None:  # noqa: B027  # not all need to
+        """Called when all texts of an event that are not in slots have been read, and may leave."""
+
     def ends_channels(self, event: dict[str, Any]) -> bool:
         """Whether an event that ends groups also ends all of their texts."""
         return True
@@ -83,8 +111,28 @@ class StreamFormat(ABC):
         """The facts of an event that `on_sent` needs, since events are not kept; None if none."""
         return None
 
-    def on_sent(self, mark: Any) -> None:  # noqa: B027  # most need not know
-        """Called when an event with a mark has been sent."""
+    def on_sent(self, mark: Any, texts: Sequence[str]) -> None:  # noqa: B027  # most need not know
+        """Called when an event with a mark has been sent, or what was free of it; `texts` are those
+        that its slots had."""
+
+    def sent(self) -> SentStream:
+        """What has left of the stream, as far as an error at its end refers to it."""
+        return SentStream()
+
+    reports_errors: ClassVar[bool] = True
+    """Whether its error events are for clients, and no model reads them."""
+    has_last_event: ClassVar[bool] = False
+    """Whether every stream of this API has a last event of its own."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether that event has come."""
+        return False
+
+    def error_event(self, event: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+        """The name and the data of an error that the upstream reports in its stream, in the shape
+        of this API."""
+        return "", event
 
     def carries_verdict(self, event: dict[str, Any]) -> bool:
         """Whether the verdict of the request goes into this event, which is the last one."""
@@ -94,12 +142,19 @@ class StreamFormat(ABC):
         """The object in which such an event has the verdict, as `guard`; None: it can have none."""
         return event
 
-    @abstractmethod
-    def cut_events(self, group: Group, verdict: Mapping[str, Any]) -> Iterator[bytes]:
-        """The events that end `group` in its middle, as a content filter does."""
+    def give_verdict(self, event: dict[str, Any], verdict: Mapping[str, Any] | None) -> None:
+        """Put the verdict into an event, if there is one to be told."""
+        holder = self.verdict_holder(event)
+        if holder is not None and verdict is not None:
+            holder["guard"] = verdict
 
     @abstractmethod
-    def closing_events(self, verdict: Mapping[str, Any]) -> Iterator[bytes]:
+    def cut_events(self, group: Group, verdict: Mapping[str, Any] | None) -> Iterator[bytes]:
+        """The events that end `group` in its middle, as a content filter does; `verdict` None is
+        not told."""
+
+    @abstractmethod
+    def closing_events(self, verdict: Mapping[str, Any] | None) -> Iterator[bytes]:
         """The events that end the stream when all groups have been cut."""
 
 
@@ -120,16 +175,28 @@ def is_error(event: Mapping[str, Any]) -> bool:
     return bool(event.get("error")) or event.get("type") == "error"
 
 
-def masked_error(event: Mapping[str, Any], error: Mapping[str, Any]) -> dict[str, Any]:
-    """An event that reports `error`, of OpenAI's schema, in place of that in `event`."""
-    if event.get("type") != "error":
-        return {"error": error}
-    if event.get("error"):
-        return {"type": "error", "error": error}
+def fields_of(event: Mapping[str, Any]) -> ErrorFields:
+    """What an error event says, of whichever API it is."""
+    error = event.get("error")
     # in `/v1/responses` the members of the error are those of the event
-    number = event.get("sequence_number")
-    numbered = {"sequence_number": number} if isinstance(number, int) else {}
-    return {**error, "type": "error", **numbered}
+    members = error if isinstance(error, dict) else event
+    if isinstance(error, str):
+        members = {"message": error}
+    elif "message" not in members and isinstance(detail := members.get("detail"), str):
+        members = {**members, "message": detail}
+    text = {
+        name: value
+        for name in ("message", "type", "code", "param")
+        if isinstance(value := members.get(name), str)
+    }
+    status = members.get("code")
+    return ErrorFields(
+        status if isinstance(status, int) and 400 <= status <= 599 else 500,
+        text.get("message", "The upstream reported an error."),
+        text.get("type", "server_error") if members is not event else "server_error",
+        text.get("code"),
+        text.get("param"),
+    )
 
 
 def other_slots(

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from server.screening.streams.formats.base import (
+    NO_OPTIONS,
     Group,
     Slot,
     StreamFormat,
+    StreamOptions,
     framed,
     other_channel,
     other_slots,
     place,
     texts_under,
+    with_verdict,
 )
 from server.screening.streams.sse import DONE, BrokenStream
 
@@ -37,16 +40,21 @@ def _index(choice: dict[str, Any]) -> int:
 class _ChoiceFormat(StreamFormat):
     """The common part of the chunks of chats and of completions."""
 
-    def __init__(self) -> None:
+    _OBJECT: ClassVar[str]
+
+    def __init__(self, options: StreamOptions = NO_OPTIONS) -> None:
+        super().__init__(options)
         self._last: dict[str, Any] = {}
         self._usage: dict[str, Any] | None = None
-        self._wants_usage = False
+        self._wants_usage = options.include_usage
         self._deltas = 0
 
-    def observe(self, event: dict[str, Any]) -> None:
+    def passed(self, event: dict[str, Any]) -> None:
         self._last = {
             name: event[name] for name in ("id", "object", "created", "model") if name in event
         }
+
+    def observe(self, event: dict[str, Any]) -> None:
         self._wants_usage = self._wants_usage or "usage" in event
         if isinstance(usage := event.get("usage"), dict):
             self._usage = usage
@@ -69,16 +77,19 @@ class _ChoiceFormat(StreamFormat):
         return [_index(choice) for choice in _choices(event)]
 
     def carries_verdict(self, event: dict[str, Any]) -> bool:
-        return bool(self.ended_groups(event))
+        # a chunk of usage comes behind the last choice
+        is_usage = event.get("choices") == [] and isinstance(event.get("usage"), dict)
+        return is_usage or bool(self.ended_groups(event))
 
-    def _last_chunk(self, choice: dict[str, Any], verdict: Mapping[str, Any]) -> bytes:
+    def _last_chunk(self, choice: dict[str, Any], verdict: Mapping[str, Any] | None) -> bytes:
         no_usage = {"usage": None} if self._wants_usage else {}
-        return framed({**self._head(), "choices": [choice], **no_usage, "guard": verdict})
+        return framed(with_verdict({**self._head(), "choices": [choice], **no_usage}, verdict))
 
     def _head(self) -> dict[str, Any]:
-        return {"id": "cut", "created": int(time.time()), "model": ""} | self._last
+        unknown = {"id": "cut", "object": self._OBJECT, "created": int(time.time()), "model": ""}
+        return unknown | self._last
 
-    def closing_events(self, verdict: Mapping[str, Any]) -> Iterator[bytes]:
+    def closing_events(self, verdict: Mapping[str, Any] | None) -> Iterator[bytes]:
         if self._wants_usage:
             # the upstream counts at the end of a response, which is not waited for
             usage = self._usage or {
@@ -86,12 +97,14 @@ class _ChoiceFormat(StreamFormat):
                 "completion_tokens": self._deltas,
                 "total_tokens": self._deltas,
             }
-            yield framed({**self._head(), "choices": [], "usage": usage})
+            yield framed(with_verdict({**self._head(), "choices": [], "usage": usage}, verdict))
         yield f"data: {DONE}\n\n".encode()
 
 
 class ChatFormat(_ChoiceFormat):
     """`/v1/chat/completions`."""
+
+    _OBJECT = "chat.completion.chunk"
 
     def slots(self, event: dict[str, Any]) -> Sequence[Slot]:
         slots: list[Slot] = []
@@ -120,9 +133,11 @@ class ChatFormat(_ChoiceFormat):
                     return other_channel(_index(choice), f"reasoning_details[{number}].text")
         return None
 
-    def cut_events(self, group: Group, verdict: Mapping[str, Any]) -> Iterator[bytes]:
-        choice = {"index": group, "delta": {}, "logprobs": None, "finish_reason": "content_filter"}
-        yield self._last_chunk(choice, verdict)
+    def cut_events(self, group: Group, verdict: Mapping[str, Any] | None) -> Iterator[bytes]:
+        message = self.options.message
+        delta = {"content": message} if message is not None else {}
+        choice = {"index": group, "delta": delta, "logprobs": None}
+        yield self._last_chunk({**choice, "finish_reason": "content_filter"}, verdict)
 
 
 def _call_slots(index: Group, delta: dict[str, Any], choice_path: str) -> Iterator[Slot]:
@@ -148,6 +163,8 @@ def _number(call: dict[str, Any], position: int) -> int | str:
 class CompletionFormat(_ChoiceFormat):
     """`/v1/completions`."""
 
+    _OBJECT = "text_completion"
+
     def slots(self, event: dict[str, Any]) -> Sequence[Slot]:
         return [
             Slot(index, index, choice, "text", f"choices[{index}].text")
@@ -156,6 +173,6 @@ class CompletionFormat(_ChoiceFormat):
             if isinstance(choice.get("text"), str)
         ]
 
-    def cut_events(self, group: Group, verdict: Mapping[str, Any]) -> Iterator[bytes]:
-        choice = {"index": group, "text": "", "logprobs": None, "finish_reason": "content_filter"}
-        yield self._last_chunk(choice, verdict)
+    def cut_events(self, group: Group, verdict: Mapping[str, Any] | None) -> Iterator[bytes]:
+        choice = {"index": group, "text": self.options.message or "", "logprobs": None}
+        yield self._last_chunk({**choice, "finish_reason": "content_filter"}, verdict)

@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from server.screening.streams.formats.base import Group, Slot, StreamFormat, framed
+from server.screening.streams.formats.base import (
+    Group,
+    Slot,
+    StreamFormat,
+    framed,
+    with_verdict,
+)
 
 
 class ImagesFormat(StreamFormat):
@@ -20,14 +26,14 @@ class ImagesFormat(StreamFormat):
     def carries_verdict(self, event: dict[str, Any]) -> bool:
         return str(event.get("type")).endswith(".completed")
 
-    def cut_events(self, group: Group, verdict: Mapping[str, Any]) -> Iterator[bytes]:
+    def cut_events(self, group: Group, verdict: Mapping[str, Any] | None) -> Iterator[bytes]:
         return iter(())
 
-    def closing_events(self, verdict: Mapping[str, Any]) -> Iterator[bytes]:
+    def closing_events(self, verdict: Mapping[str, Any] | None) -> Iterator[bytes]:
         error = {
-            "message": "The content filter ended this answer.",
+            "message": self.options.message or "The content filter ended this answer.",
             "type": "invalid_request_error",
             "param": None,
             "code": "content_policy_violation",
         }
-        yield framed({"error": error, "guard": verdict})
+        yield framed(with_verdict({"error": error}, verdict))

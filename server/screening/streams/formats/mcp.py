@@ -9,7 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from server.screening.streams.formats.base import Group, Slot, StreamFormat, framed
+from server.screening.streams.formats.base import (
+    NO_OPTIONS,
+    Group,
+    Slot,
+    StreamFormat,
+    StreamOptions,
+    framed,
+)
 
 RequestId = str | int | float
 BLOCKED = -32010
@@ -70,7 +77,14 @@ class McpFormat(StreamFormat):
     """The messages of a server of MCP, in answer to requests with these methods by their ids; none
     of a stream that the client has opened to listen."""
 
-    def __init__(self, requests: Mapping[RequestId, str] | None = None) -> None:
+    reports_errors = False
+
+    def __init__(
+        self,
+        requests: Mapping[RequestId, str] | None = None,
+        options: StreamOptions = NO_OPTIONS,
+    ) -> None:
+        super().__init__(options)
         self._open = dict(requests or {})
         self._replaced: dict[RequestId, Group] = {}
         self._number = 0
@@ -98,16 +112,17 @@ class McpFormat(StreamFormat):
     def verdict_holder(self, event: dict[str, Any]) -> dict[str, Any] | None:
         return verdict_holder(event)
 
-    def cut_events(self, group: Group, verdict: Mapping[str, Any]) -> Iterator[bytes]:
+    def cut_events(self, group: Group, verdict: Mapping[str, Any] | None) -> Iterator[bytes]:
         assert isinstance(group, tuple)
         names = [group[1]] if group[0] == "answer" else []
         if self._is_request:
             # the server waits for an answer to it, and so would everybody who waits for the server
             names = list(self._open)
+        message = self.options.message or _MESSAGE
         for name in names:
             method = self._open.pop(name, None)
             self._replaced[name] = group
-            yield framed(blocked_reply(name, method, verdict), "message")
+            yield framed(blocked_reply(name, method, verdict, message), "message")
 
-    def closing_events(self, verdict: Mapping[str, Any]) -> Iterator[bytes]:
+    def closing_events(self, verdict: Mapping[str, Any] | None) -> Iterator[bytes]:
         return iter(())
