@@ -116,7 +116,16 @@ CLIENTS: tuple[Client, ...] = (
         },
     ),
     Client("llm", "llm", "llm_python.py"),
-    Client("llm", "llm", "llm_python.py", "responses", lacks={"error in a stream": _UNHEARD}),
+    Client(
+        "llm",
+        "llm",
+        "llm_python.py",
+        "responses",
+        lacks={
+            "error in a stream": _UNHEARD,
+            "blocked answer, streamed": "it takes no notice of why a stream is incomplete",
+        },
+    ),
     _INSTRUCTOR,
     replace(
         _INSTRUCTOR,
@@ -128,8 +137,16 @@ CLIENTS: tuple[Client, ...] = (
         api="responses",
         lacks={"error in a stream": "it says that an object is missing"},
     ),
-    *_on(_PYDANTIC_AI, "chat", "messages"),
-    replace(_PYDANTIC_AI, api="responses", lacks={"error in a stream": _UNHEARD}),
+    _PYDANTIC_AI,
+    replace(_PYDANTIC_AI, api="messages", broken="ModelAPIError"),
+    replace(
+        _PYDANTIC_AI,
+        api="responses",
+        lacks={
+            "error in a stream": _UNHEARD,
+            "blocked answer, streamed": "it takes no notice of why a stream is incomplete",
+        },
+    ),
     *_on(
         Client(
             "AI SDK",

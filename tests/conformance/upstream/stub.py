@@ -37,7 +37,7 @@ ERRORS: dict[int, tuple[tuple[str, str | None], str, str]] = {
     400: (
         ("invalid_request_error", "context_length_exceeded"),
         "invalid_request_error",
-        "This model's maximum context length is 128000 tokens.",
+        "The maximum context length of the model is 128000 tokens.",
     ),
     429: (
         ("requests", "rate_limit_exceeded"),

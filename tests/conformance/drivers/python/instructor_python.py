@@ -27,7 +27,8 @@ def structured(call: Call) -> dict[str, Any]:
         "max_retries": 0,
     }
     if call.stream:
-        return {"object": list(client.create_partial(**options))[-1].model_dump()}
+        parts = list(client.create_partial(**options))
+        return {"object": parts[-1].model_dump() if parts else None}
     return {"object": client.create(**options).model_dump()}
 
 
