@@ -135,7 +135,7 @@ CLIENTS: tuple[Client, ...] = (
     replace(
         _INSTRUCTOR,
         api="responses",
-        lacks={"error in a stream": "it says that an object is missing"},
+        lacks={"error in a stream": "it gives no object, and no exception"},
     ),
     _PYDANTIC_AI,
     replace(_PYDANTIC_AI, api="messages", broken="ModelAPIError"),
