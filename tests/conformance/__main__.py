@@ -32,6 +32,8 @@ def main() -> int:
     clients = [client for client in CLIENTS if chosen.client in client.title]
     features = [feature for feature in FEATURES if chosen.feature in feature.name]
     policies = [chosen.policy] if chosen.policy else [NONE, PRIVATE]
+    if not clients or not features:
+        parser.error("no client or no feature has that in its name")
     cells: list[Cell] = []
     left_out: list[str] = []
     stub = Stub()
@@ -44,7 +46,8 @@ def main() -> int:
     write_json(cells, BUILD / "matrix.json")
     write_page(cells, BUILD / "matrix.md")
     wrong = failures(cells)
-    print("\n".join([*wrong, *left_out]))
+    for line in [*wrong, *left_out]:
+        print(line)
     print(f"{len(cells) - len(wrong)} of {len(cells)} hold; the matrix is {BUILD / 'matrix.md'}")
     return 1 if wrong else 2 if left_out else 0
 

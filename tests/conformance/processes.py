@@ -150,9 +150,11 @@ def version_of(client: Client) -> str:
 
 def why_not(client: Client) -> str:
     """Why the client cannot run here; empty where it can."""
-    if client.in_node and shutil.which("node") is None:
+    if not client.in_node:
+        return "" if PYTHON.exists() else "make conformance installs it"
+    if shutil.which("node") is None:
         return "node is not installed"
-    if client.in_node and not (NODE / "node_modules").exists():
+    if not (NODE / "node_modules").exists():
         return "npm has not installed its packages"
     return ""
 
