@@ -4,13 +4,14 @@ BIN := .venv/bin
 
 VLLM := .venv-vllm/bin
 
-.PHONY: help demo test test-slow test-vllm lint format docs site bench clean
+.PHONY: help demo test test-slow test-vllm conformance lint format docs site bench clean
 
 help:
 	@echo "make demo       set everything up and ask the embedded model, guarded and bare"
 	@echo "make test       set everything up and run the tests"
 	@echo "make test-slow  the tests that need the embedded model and minutes"
 	@echo "make test-vllm  the tests of the vLLM plugin, in an environment of their own"
+	@echo "make conformance  real clients (OpenAI's, Anthropic's, LangChain ...) through the proxy"
 	@echo "make lint       ruff, mypy --strict, import contracts, stale docs, the site"
 	@echo "make bench      tokens per second, guarded beside bare"
 	@echo "make docs       write docs/cli.md and docs/configuration.md from the program"
@@ -44,6 +45,22 @@ test-slow: .venv/ready
 
 test-vllm: .venv-vllm/ready
 	$(VLLM)/python -m pytest -q tests/vllm tests/steering/hidden/test_packed.py tests/steering/hidden/test_packed_cache.py
+
+# The clients' environment; npm's packages too, where there is npm
+CLIENTS := build/conformance
+DRIVERS := tests/conformance/drivers
+$(CLIENTS)/ready: $(wildcard $(DRIVERS)/*.txt) $(DRIVERS)/node/package.json
+	rm -rf $(CLIENTS)
+	mkdir -p $(CLIENTS)/node
+	$(PYTHON) -m venv $(CLIENTS)/venv
+	$(CLIENTS)/venv/bin/python -m pip install -q --disable-pip-version-check --no-compile -c $(DRIVERS)/constraints.txt -r $(DRIVERS)/requirements.txt
+	$(CLIENTS)/venv/bin/python -m pip install -q --disable-pip-version-check --no-compile --no-deps --target $(CLIENTS)/newest -r $(DRIVERS)/newest.txt
+	cp $(DRIVERS)/node/package.json $(CLIENTS)/node
+	if command -v npm > /dev/null; then npm install --prefix $(CLIENTS)/node --no-package-lock --no-audit --no-fund --loglevel error; fi
+	touch $(CLIENTS)/ready
+
+conformance: .venv/ready $(CLIENTS)/ready
+	$(BIN)/python -m tests.conformance $(ARGS)
 
 lint: .venv/ready
 	$(BIN)/ruff format --check .

@@ -1,0 +1,1 @@
+"""The clients as processes that take one command after the other."""

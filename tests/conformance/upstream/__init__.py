@@ -1,0 +1,1 @@
+"""An upstream that speaks chat, responses, messages and embeddings, and answers as it is told."""
