@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,12 +18,17 @@ from guard.verdict import Verdict
 from steering.engines.errors import Unfollowed
 from steering.engines.transformers.attachment import Attachment
 from steering.engines.transformers.layers import UnknownArchitecture
+from steering.fingerprint import UnreadableWeights
+
+logger = logging.getLogger(__name__)
 
 
 class Running(Protocol):
     """The guards on a model of any kind while a batch runs."""
 
     began: float
+    fault: str | None
+    """Why the batch ran without guards, under a policy that fails open."""
 
     @property
     def rows(self) -> int: ...
@@ -49,7 +55,8 @@ class Attached:
         return tuple(self._verdict(running, row) for row in range(running.rows))
 
     def _verdict(self, running: Running, row: int) -> Verdict:
-        return self._plan.verdict(
+        plan = self._plan if running.fault is None else self._plan.failed(running.fault)
+        return plan.verdict(
             running.readings(row),
             request_id=f"row-{row}",
             model=self._model,
@@ -72,6 +79,12 @@ class Attached:
                     verdict=self._verdict(running, row),
                 )
 
+    def _fail(self, reason: str) -> None:
+        """At a call that guards cannot follow: raise, unless the policy fails open."""
+        if self._plan.on_error == "closed":
+            raise GuardFailed(reason)
+        logger.warning("policy %s fails open, a call runs unguarded: %s", self.policy, reason)
+
 
 class _Hooks(Protocol):
     def remove(self) -> None: ...
@@ -86,12 +99,15 @@ def attached(
     `model` is a transformers causal language model (`model.generate`: batches are guarded row by
     row; pad on the left) or a diffusers pipeline (`pipeline("a prompt")`: its prompts and prompt
     embeddings are guarded). `policy` None is the configuration's default. Leaving the context
-    removes every hook: the model is as before, bit for bit.
+    removes every hook: the model is as before, bit for bit. While it lasts, what `torch.compile`
+    has compiled runs as plain Python, in the whole process.
 
     Raises ConfigError, UnknownPolicy, PolicyUnfit, ModelError (an unknown architecture or
-    pipeline), GuardFailed (a guard cannot be applied, or a call cannot be followed) and, where the
-    policy blocks, ContentBlocked for the whole batch. A pipeline's prompt that could not be refined
-    is blocked too, even where the policy has a replacement.
+    pipeline, weights that cannot be read), GuardFailed (a guard cannot be applied, or a call cannot
+    be followed; raised by that call) and, where the policy blocks, ContentBlocked for the whole
+    batch. A pipeline's prompt that could not be refined is blocked too, even where the policy has a
+    replacement. Under `on_error = "open"` a call of a language model that cannot be followed runs
+    unguarded, and its verdicts say "error".
     """
     settings = config if isinstance(config, Config) else load_config(config)
     name = policy or settings.server.default_policy
@@ -103,10 +119,16 @@ def attached(
         raise GuardFailed(str(error)) from error
     try:
         yield handle
+    except BaseException as error:
+        with suppress(Unfollowed):
+            hooks.remove()
+        if isinstance(error, Unfollowed):
+            raise GuardFailed(str(error)) from error
+        raise
+    try:
+        hooks.remove()
     except Unfollowed as error:
         raise GuardFailed(str(error)) from error
-    finally:
-        hooks.remove()
 
 
 def _is_pipeline(model: Any) -> bool:
@@ -116,6 +138,13 @@ def _is_pipeline(model: Any) -> bool:
 
 
 def _to_language_model(model: Any, settings: Config, policy: str) -> tuple[Attached, _Hooks]:
+    # what torch.compile has made of a model passes on to the model itself
+    model = getattr(model, "_orig_mod", model)
+    if getattr(model, "config", None) is None:
+        raise ModelError(
+            f"a {type(model).__name__} is no transformers model with a config and decoder layers: "
+            "attach guards to the model itself, not to a wrapper or a traced copy"
+        )
     served = _name(model)
     try:
         plans = LanguagePlans(settings, model, name=served)
@@ -126,8 +155,9 @@ def _to_language_model(model: Any, settings: Config, policy: str) -> tuple[Attac
             return plan.action == "block"
 
         handle = Attached(plan, served, blocks)
-        return handle, Attachment(model, plans.bank, plan.rows(), handle._check)
-    except UnknownArchitecture as error:
+        hooks = Attachment(model, plans.bank, plan.rows(), handle._check, handle._fail)
+        return handle, hooks
+    except (UnknownArchitecture, UnreadableWeights) as error:
         raise ModelError(str(error)) from error
 
 

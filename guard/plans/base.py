@@ -6,8 +6,8 @@ import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 from guard.artifact import Artifact
 from guard.config.kinds import Kind, kind_of
@@ -148,6 +148,11 @@ class Plan(ABC, Generic[R]):
                 "another policy, or have the operator set the model's default_policy",
                 param="guard.policy",
             )
+
+    def failed(self, reason: str) -> Self:
+        """The plan where, for this reason, none of its guards has acted."""
+        broken = dict.fromkeys((guard.name for guard in self.guards), reason)
+        return replace(self, guards=(), broken=broken | dict(self.broken))
 
     def rows(self) -> tuple[RowGuard, ...]:
         """The guards of a row under this plan."""

@@ -189,6 +189,28 @@ class GuardedRows:
         values = iter(torch.stack([field.double() for field in fields], 1).tolist())
         return [[_reading(*next(values)) for _ in self._columns[row]] for row in rows]
 
+    def flags(self, rows: slice) -> tuple[list[bool], list[bool]]:
+        """By row: whether a guard has fired so far, and whether one has met NaN.
+
+        Costs no transfer from the device where no row is guarded.
+        """
+        count = rows.stop - rows.start
+        if not self._guarded[rows].any():
+            return [False] * count, [False] * count
+        fired = (self._carried[rows] & (self._fired[rows] >= 0)).any(1)
+        invalid = (self._carried[rows] & ~self._valid[rows]).any(1)
+        return fired.tolist(), invalid.tolist()
+
+    def check(self, rows: slice, logits: Tensor) -> None:
+        """After a forward: mark guarded rows whose `logits [rows, vocabulary]` hold NaN as invalid.
+
+        A guard that decides on the prompt alone would not notice that its change, or the model, has
+        overflowed since.
+        """
+        if self._guarded[rows].any():
+            nans = logits.amax(-1, keepdim=True).isnan()
+            self._valid[rows] &= ~(nans & self._carried[rows])
+
     def rebank(self, bank: HiddenBank) -> None:
         """Go on with another bank; the state of guards that both banks have is kept, by name.
 

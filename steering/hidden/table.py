@@ -53,18 +53,6 @@ class Table(GuardedRows):
         super().remove(row)
         self._steering[row] = False
 
-    def flags(self, rows: slice) -> tuple[list[bool], list[bool]]:
-        """By row: whether a guard has fired so far, and whether one has met NaN.
-
-        Costs no transfer from the device where no row is guarded.
-        """
-        count = rows.stop - rows.start
-        if not self._guarded[rows].any():
-            return [False] * count, [False] * count
-        fired = (self._carried[rows] & (self._fired[rows] >= 0)).any(1)
-        invalid = (self._carried[rows] & ~self._valid[rows]).any(1)
-        return fired.tolist(), invalid.tolist()
-
     # -- one forward pass -------------------------------------------------------------------------
 
     def begin(self, rows: slice, mask: Tensor | None) -> None:
@@ -114,16 +102,6 @@ class Table(GuardedRows):
         count = torch.zeros(len(self._acting), dtype=torch.long, device=guards.device)
         count.index_add_(0, self._due_row, guards[self._due_guard].long())
         return count[:, None] > 0
-
-    def check(self, rows: slice, logits: Tensor) -> None:
-        """After a forward: mark guarded rows whose `logits [rows, vocabulary]` hold NaN as invalid.
-
-        A guard that decides on the prompt alone would not notice that its change, or the model, has
-        overflowed since.
-        """
-        if self._guarded[rows].any():
-            nans = logits.amax(-1, keepdim=True).isnan()
-            self._valid[rows] &= ~(nans & self._carried[rows])
 
     def _decide(self, scores: Tensor, deciding: Tensor | None) -> None:
         rows = self._rows
