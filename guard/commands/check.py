@@ -24,6 +24,7 @@ from guard.config.schema import (
     TextAction,
     load_config,
 )
+from guard.config.soundness import findings
 from guard.errors import ConfigError, ModelError
 from guard.models.sources import resolve_source
 
@@ -38,20 +39,31 @@ def check(
     config: Annotated[Path, typer.Argument(help="The configuration file.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
-    """Check a configuration as a whole and print what it means."""
+    """Check a configuration as a whole and print what it means.
+
+    Finds what a server would find: guards that do not load, sources of models that are not there,
+    policies that could not act. Warns of what it cannot look up here.
+    """
     try:
-        meaning = describe(load_config(config))
+        settings = load_config(config)
+        meaning, found = describe(settings), findings(settings)
     except ConfigError as error:
         if as_json:
             print(json.dumps({"ok": False, "problems": error.problems}, indent=2))
         raise
     if as_json:
-        print(json.dumps({"ok": True} | meaning, indent=2))
-        return
-    console = Console()
-    for table in _tables(meaning):
-        console.print(table)
-    console.print(f"{config} is valid.", markup=False, highlight=False, soft_wrap=True)
+        facts = {"ok": not found.problems, "problems": found.problems, "warnings": found.warnings}
+        print(json.dumps(facts | meaning, indent=2))
+    else:
+        console = Console()
+        for table in _tables(meaning):
+            console.print(table)
+        for warning in found.warnings:
+            typer.echo(f"warning: {warning}", err=True)
+    if found.problems:
+        raise ConfigError(found.problems)
+    if not as_json:
+        console.print(f"{config} is valid.", markup=False, highlight=False, soft_wrap=True)
 
 
 def describe(config: Config) -> dict[str, Any]:

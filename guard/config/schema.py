@@ -186,12 +186,14 @@ class PolicyConfig(_Section):
 class ProxyConfig(_Section):
     """`[proxy]`: times in seconds, sizes in bytes.
 
+    `default_policy` is the proxy's own, in place of the server's, whose guards may be for models.
     `first_byte_timeout_s` is for the head of an answer, `chunk_timeout_s` for the time between two
     chunks, `total_timeout_s` for the whole answer. At most `max_requests` are sent to upstreams at
     the same time and `queue_limit` wait; further ones are refused. After a stop signal answers may
     continue for `drain_timeout_s`.
     """
 
+    default_policy: Name | None = None
     connect_timeout_s: float = Field(default=5.0, gt=0)
     first_byte_timeout_s: float = Field(default=120.0, gt=0)
     chunk_timeout_s: float = Field(default=60.0, gt=0)
@@ -274,6 +276,15 @@ class Config(_Section):
         except KeyError:
             known = ", ".join(self.policy_names)
             raise UnknownPolicy(f"no policy {name!r}: there is {known}", param="policy") from None
+
+    def delegates(self, policy: str) -> bool:
+        """Whether an upstream's plugin applies its own policy to every request under this one."""
+        screen = self.policy(policy).screen
+        is_conditional = self.policy(policy).action == "policy" or "policy" in (
+            screen.actions.values()
+        )
+        has_plugin = any(upstream.plugin for upstream in self.upstreams)
+        return has_plugin and screen.upstream_policy is not None and not is_conditional
 
     def guards_of(self, policy: str) -> tuple[GuardConfig, ...]:
         """The guards of a policy that are artifacts, in order. Raises UnknownPolicy."""

@@ -1,15 +1,16 @@
-"""Compiled code, paused: what `torch.compile` has made of a model before calls none of its hooks."""
+"""Compiled code, paused: what `torch.compile` has made of a model before calls no new hooks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from threading import Lock
+from typing import Any
 
 import torch
 
 _lock = Lock()
 _pauses = 0
-_stance: torch.compiler.set_stance | None = None
+_stance: Any = None
 
 
 def pause_compiled() -> Callable[[], None]:

@@ -16,9 +16,14 @@ from steering.hidden.bank import HiddenBank
 class SeamTable(Protocol):
     """What the hooks consult: the guards on the rows `[rows, tokens, width]` of one forward."""
 
-    bank: HiddenBank
-    senses: bool
-    acts: bool
+    @property
+    def bank(self) -> HiddenBank: ...
+
+    @property
+    def senses(self) -> bool: ...
+
+    @property
+    def acts(self) -> bool: ...
 
     def sense(self, layer: int, hidden: Tensor) -> None: ...
 

@@ -56,9 +56,15 @@ def make_artifact() -> MakeArtifact:
                 "width": 8,
             },
             "seams": ["hidden"],
-            "settings": {"threshold": 0.5, "strength": 1.0, "recheck": False, "layers": [1, 2]},
+            "settings": {
+                **{"threshold": 0.5, "strength": 1.0, "recheck": 0.25, "schedule": [1.0]},
+                **{"sense_layers": [0, 1], "act_layers": [2], "pool": 1, "rest": 1},
+            },
         }
-        default = {"direction": np.arange(8, dtype=np.float32), "gate": np.ones((2, 8), "f4")}
+        default = {
+            "directions": np.arange(8, dtype=np.float32)[None],
+            "gates": np.ones((2, 8), "f4"),
+        }
         return Artifact(
             ArtifactMeta.model_validate(meta | fields), default if tensors is None else tensors
         )

@@ -61,6 +61,8 @@ class PipelineAttachment:
         self._output = [guard for guard in guards if guard.name in stacks.output]
         self.began = time.monotonic()
         """When the last call encoded its prompts, on the monotonic clock."""
+        self.fault: str | None = None
+        """A call that cannot be followed ends in an error, whatever the policy."""
         self._readings: tuple[dict[str, ImageReading], ...] = ()
         self._finite: list[bool] = []
         self._in_call = self._encoding = False

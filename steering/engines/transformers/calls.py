@@ -90,7 +90,7 @@ class ForwardCall:
     @classmethod
     def of(cls, names: list[str], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> ForwardCall:
         """`names` are the positional arguments of the model's forward. Raises Unfollowed."""
-        arguments = dict(zip(names, args, strict=False)) | kwargs
+        arguments = {**dict(zip(names, args, strict=False)), **kwargs}
         inputs = arguments.get("input_ids")
         if inputs is None:
             inputs = arguments.get("inputs_embeds")

@@ -157,10 +157,12 @@ def test_a_generation_that_outlives_the_context_ends_in_an_error(tmp_path: Path)
     config = language_config(tmp_path, model)
     hooks = [len(module._forward_hooks) for module in model.modules()]
     streamer = Waiting()
+    context = guard.attached(model, "loud", config=config)
+    context.__enter__()
+    thread, errors = _in_thread(lambda: _stream(model, streamer))
+    assert streamer.reached.wait(PATIENCE_S)
     with pytest.raises(GuardFailed, match="wait for it inside"):
-        with guard.attached(model, "loud", config=config):
-            thread, errors = _in_thread(lambda: _stream(model, streamer))
-            assert streamer.reached.wait(PATIENCE_S)
+        context.__exit__(None, None, None)
     streamer.goes_on.set()
     thread.join(PATIENCE_S)
     assert [type(error) for error in errors] == [GuardFailed]

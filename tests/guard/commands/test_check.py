@@ -22,7 +22,7 @@ def test_check_prints_what_a_configuration_means(good: Path) -> None:
         "character/harry-potter",
         "0.7 (config)",
         "1 (artifact)",
-        "False (artifact)",
+        "0.25 (artifact)",
         "tiny (ffffffffffff)",
         "is valid.",
     ):

@@ -182,7 +182,7 @@ def test_settings_for_another_kind_of_model_are_reported(
     tmp_path: Path, make_artifact: MakeArtifact
 ) -> None:
     make_artifact().save(tmp_path / "words.safetensors")
-    make_artifact(seams=["embedding"]).save(tmp_path / "knife.safetensors")
+    make_artifact(seams=["embedding"], method="nearest").save(tmp_path / "knife.safetensors")
     faults = problems(tmp_path, IMAGES)
     expected = [
         (4, "models[0].steps", "for models of images"),
@@ -202,7 +202,9 @@ def test_settings_for_another_kind_of_model_are_reported(
 
 
 def test_a_configuration_for_images_is_read(tmp_path: Path, make_artifact: MakeArtifact) -> None:
-    make_artifact(seams=["embedding", "guidance"]).save(tmp_path / "knife.safetensors")
+    make_artifact(seams=["embedding", "guidance"], method="nearest").save(
+        tmp_path / "knife.safetensors"
+    )
     path = tmp_path / "config.toml"
     path.write_text(
         '[server]\nmax_pictures = 4\n[[models]]\nname = "emoji"\nsource = "./emoji"\n'

@@ -186,7 +186,7 @@ def test_a_classifier_fires_above_its_threshold_and_not_at_it(tmp_path: Path) ->
 def test_a_classifier_without_a_threshold_breaks_its_policies(
     tmp_path: Path, settings: dict[str, Any]
 ) -> None:
-    with pytest.raises(GuardFailed, match="threshold must be a number"):
+    with pytest.raises(GuardFailed, match=r"threshold must be a (finite )?number"):
         _head(tmp_path, settings)["p"].require_whole()
 
 

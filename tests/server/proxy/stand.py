@@ -213,7 +213,7 @@ def proxied(folder: Path, text: str, *ports: int, screener: Any = None) -> Itera
     path.write_text(text)
     config: Config = load_config(path)
     metrics = Metrics()
-    plans = TextPlans(config)
+    plans = TextPlans(config, runs_models=False)
     with AuditLog(folder / "audit.jsonl") as audit:
         upstreams = Upstreams(config.upstreams)
         context = ProxyContext(
