@@ -17,6 +17,8 @@ MODEL = "guard.model"
 """Key of an ASGI scope: the model that the request names, None where the body was not read."""
 UPSTREAM = "guard.upstream"
 """Key of an ASGI scope: the upstream to which a screen has routed the request."""
+DELEGATED = "guard.delegated"
+"""Key of an ASGI scope: whether the upstream's plugin must apply a policy to the request."""
 
 
 @dataclass(slots=True)

@@ -18,7 +18,7 @@ from yarl import URL
 from guard.config.schema import ProxyConfig
 from guard.errors import GuardError, TooManyRequests
 from server.errors import BodyTooLarge, ClientGone
-from server.observe.exchange import MODEL, SCOPE_KEY, UPSTREAM, Exchange
+from server.observe.exchange import DELEGATED, MODEL, SCOPE_KEY, UPSTREAM, Exchange
 from server.proxy.errors import (
     BadPath,
     UpstreamBroken,
@@ -117,7 +117,9 @@ class Forwarder:
     async def _send_on(self, scope: Scope, path: str, body: _RequestBody, send: Send) -> None:
         tried: list[Upstream] = []
         while True:
-            upstream = self.upstreams.choose(scope.get(MODEL), scope.get(UPSTREAM), tried)
+            upstream = self.upstreams.choose(
+                scope.get(MODEL), scope.get(UPSTREAM), tried, needs_plugin=_needs_plugin(scope)
+            )
             upstream.breaker.begin()
             upstream.in_flight += 1
             try:
@@ -144,7 +146,7 @@ class Forwarder:
 
     def _has_alternative(self, scope: Scope, tried: list[Upstream]) -> bool:
         with suppress(GuardError):
-            self.upstreams.choose(scope.get(MODEL), None, tried)
+            self.upstreams.choose(scope.get(MODEL), None, tried, needs_plugin=_needs_plugin(scope))
             return True
         return False
 
@@ -308,3 +310,7 @@ class _RequestBody:
 
 def _too_large(limit: int) -> BodyTooLarge:
     return BodyTooLarge(f"The request body is longer than {limit} bytes; send less.")
+
+
+def _needs_plugin(scope: Scope) -> bool:
+    return bool(scope.get(DELEGATED))

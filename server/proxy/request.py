@@ -17,7 +17,7 @@ from guard.plans.screens import TextPlan, TextPlans
 from guard.verdict import Outcome, Verdict, gravest
 from server.auth import choose_policy
 from server.errors import ClientGone, InvalidParameter
-from server.observe.exchange import MODEL, Exchange
+from server.observe.exchange import DELEGATED, MODEL, Exchange
 from server.proxy.forward import SAFE_METHODS, Forwarder
 from server.screening.context import ScreeningContext
 from server.screening.errors import UnscreenedContent, UnscreenedRoute
@@ -203,11 +203,14 @@ class ProxiedRequest:
         value = body.value
         before: dict[str, Any] = dict(value)
         value.pop("guard", None)
-        delegates = self.context.forwarder.upstreams.delegates
-        if delegates and self.route is not None and self.route.takes_xargs:
+        if self.route is not None and self.route.takes_xargs:
             # where a screen decides on it, it is set once that has fired
             is_conditional = any(screen.action == "policy" for screen in plan.screens)
-            set_upstream_policy(value, None if is_conditional else plan.settings.upstream_policy)
+            policy = None if is_conditional else plan.settings.upstream_policy
+            if policy is not None:
+                self.request.scope[DELEGATED] = True
+            if self.context.forwarder.upstreams.delegates:
+                set_upstream_policy(value, policy)
         return value != before
 
     def _verdict(self, outcome: Outcome, elapsed_ms: float) -> Verdict:

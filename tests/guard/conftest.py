@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,14 @@ hash = "{HASH}"
 tenant = "acme"
 policies = ["none"]
 """
+
+
+def describe_model(folder: Path, *, layers: int = 4, width: int = 8) -> None:
+    """The file that describes a language model, as large as the artifacts' unless said."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(
+        json.dumps({"num_hidden_layers": layers, "hidden_size": width}), "utf-8"
+    )
 
 
 @pytest.fixture
@@ -90,7 +99,8 @@ def plain_terminal(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
 
 @pytest.fixture
 def good(tmp_path: Path, make_artifact: MakeArtifact) -> Path:
-    """A valid configuration with its artifact."""
+    """A valid configuration with its artifact, and the description of its model."""
     make_artifact().save(tmp_path / "hp.safetensors")
+    describe_model(tmp_path / "models" / "smollm2")
     (tmp_path / "config.toml").write_text(GOOD, "utf-8")
     return tmp_path / "config.toml"

@@ -238,7 +238,9 @@ def test_an_api_key_in_place_of_its_hash_is_not_repeated(tmp_path: Path) -> None
         ("\nmodels = 3\n", 2),
         ("\nguards = [1]\n", 2),
         ("\n\n[policies]\nx = 1\n", 4),
-        ("\n[policies.'a b']\n", 2),
+        ("\n[policies.empty]\n", 2),
+        ("\n[policies.empty]\naction = 'block'\nguards = []\n", 4),
+        ("[[patterns]]\nname = 'p'\nsource = 'secrets'\n[policies.'a b']\nguards = ['p']\n", 4),
     ],
 )
 def test_a_single_fault_is_reported_with_its_line(
