@@ -6,7 +6,8 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -83,7 +84,11 @@ class Attached:
         """At a call that guards cannot follow: raise, unless the policy fails open."""
         if self._plan.on_error == "closed":
             raise GuardFailed(reason)
-        logger.warning("policy %s fails open, a call runs unguarded: %s", self.policy, reason)
+        logger.warning("policy %s fails open: a call runs unguarded: %s", self.policy, reason)
+
+    def _refuse(self, reason: str) -> None:
+        """At a call that ends there, whatever the policy: raise."""
+        raise GuardFailed(reason)
 
 
 class _Hooks(Protocol):
@@ -162,6 +167,25 @@ def _to_language_model(model: Any, settings: Config, policy: str) -> tuple[Attac
 
 
 def _to_pipeline(pipeline: Any, settings: Config, policy: str) -> tuple[Attached, _Hooks]:
+    from steering.engines.diffusion.calls import unwrap_compiled
+
+    hooks = ExitStack()
+    try:
+        hooks.callback(unwrap_compiled(pipeline))
+        handle, attachment = _guarded_pipeline(pipeline, settings, policy)
+        hooks.callback(attachment.remove)
+    except BaseException:
+        hooks.close()
+        raise
+    return handle, _Removable(hooks.close)
+
+
+@dataclass(frozen=True)
+class _Removable:
+    remove: Callable[[], None]
+
+
+def _guarded_pipeline(pipeline: Any, settings: Config, policy: str) -> tuple[Attached, _Hooks]:
     from guard.plans.images import ImagePlans
     from steering.engines.diffusion.attachment import PipelineAttachment
     from steering.engines.diffusion.families import family_of
@@ -181,9 +205,10 @@ def _to_pipeline(pipeline: Any, settings: Config, policy: str) -> tuple[Attached
 
     handle = Attached(plan, served, blocks)
     try:
-        return handle, PipelineAttachment(family, plans.stacks, plan.rows(), handle._check)
+        hooks = PipelineAttachment(family, plans.stacks, plan.rows(), handle._check, handle._refuse)
     except ValueError as error:
         raise GuardFailed(str(error)) from error
+    return handle, hooks
 
 
 def _require(plan: Plan[Any], served: str) -> None:
