@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from guard.artifact import Artifact
+from guard.commands.soundness import findings
 from guard.config.checks import NO_POLICY
 from guard.config.kinds import kind_of
 from guard.config.schema import (
@@ -24,7 +25,6 @@ from guard.config.schema import (
     TextAction,
     load_config,
 )
-from guard.config.soundness import findings
 from guard.errors import ConfigError, ModelError
 from guard.models.sources import resolve_source
 

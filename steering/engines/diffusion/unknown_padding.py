@@ -113,4 +113,4 @@ class _Reader:
         fires = margins > 0.0
         clearest = margins.amax(1).double().clamp(-_MANY / 2, _MANY / 2)
         rank = fires.sum(1) * _MANY + clearest
-        return [*fires.split(rows)], [*rank.split(rows)]
+        return [*torch.split(fires, rows)], [*torch.split(rank, rows)]

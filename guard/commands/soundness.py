@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from guard.artifact import Artifact
+from guard.config.checks import NO_POLICY
 from guard.config.kinds import Kind, kind_of
-from guard.config.schema import NO_POLICY, Config, GuardConfig, ModelConfig
+from guard.config.schema import Config, GuardConfig, ModelConfig
 from guard.errors import ArtifactError, ModelError
 from guard.models.recipes import RECIPES
 from guard.models.sources import added_model, resolve_source
