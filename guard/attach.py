@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from guard.config.checks import NO_POLICY
 from guard.config.schema import Config, load_config
 from guard.errors import ContentBlocked, GuardFailed, ModelError
 from guard.plans.base import Plan
@@ -103,7 +104,8 @@ def attached(
 
     `model` is a transformers causal language model (`model.generate`: batches are guarded row by
     row; pad on the left) or a diffusers pipeline (`pipeline("a prompt")`: its prompts and prompt
-    embeddings are guarded). `policy` None is the configuration's default. Leaving the context
+    embeddings are guarded). `policy` None is the configuration's default, which must not be "none".
+    Leaving the context
     removes every hook: the model is as before, bit for bit. While it lasts, what `torch.compile`
     has compiled runs as plain Python, in the whole process.
 
@@ -116,6 +118,11 @@ def attached(
     """
     settings = config if isinstance(config, Config) else load_config(config)
     name = policy or settings.server.default_policy
+    if policy is None and name == NO_POLICY:
+        raise GuardFailed(
+            f'no policy is named, and the configuration\'s default is "{NO_POLICY}": name one, or '
+            "set default_policy in [server]"
+        )
     settings.policy(name)
     attach = _to_pipeline if _is_pipeline(model) else _to_language_model
     try:

@@ -236,7 +236,7 @@ class Attachment:
         table.begin(slice(0, call.rows), without_sink(real))
 
     def _check(self, _model: nn.Module, _args: Any, output: Any) -> None:
-        if self.fault is None:
+        if self.fault is None and self._guards:
             with self._followed():
                 self._seam.require_passed()
         self._seam.consult(None)
@@ -301,8 +301,13 @@ def _end_streamer(streamer: Any) -> None:
 
 
 def _reference(value: Any) -> Callable[[], Any]:
-    """A weak reference: a cache is large, and may be gone."""
-    return _nothing if value is None else weakref.ref(value)
+    """A weak reference where there can be one: a cache is large, and may be gone."""
+    if value is None:
+        return _nothing
+    try:
+        return weakref.ref(value)
+    except TypeError:
+        return lambda: value
 
 
 def _nothing() -> None:

@@ -152,6 +152,17 @@ def test_a_policy_for_images_does_not_leave_the_model_bare(tmp_path: Path) -> No
         pass
 
 
+def test_no_policy_at_all_is_not_taken_for_the_policy_none(tmp_path: Path) -> None:
+    model = tiny_model()
+    config = language_config(tmp_path, model)
+    bare = answers(model)
+    with pytest.raises(GuardFailed, match="no policy is named"):
+        guard.attached(model, config=config).__enter__()
+    with guard.attached(model, "none", config=config) as handle:
+        assert answers(model) == bare
+        assert [verdict.outcome for verdict in handle.verdicts()] == ["pass", "pass"]
+
+
 def test_an_unknown_policy_is_named(tmp_path: Path) -> None:
     model = tiny_model()
     config = language_config(tmp_path, model)
