@@ -1,7 +1,8 @@
 """A guard on disk: one safetensors file, whose metadata describes the guard and its model.
 
-Nothing in it is executed, and everything is checked: size, format, hash, dtypes, finite values. The
-same content gives the same bytes.
+Nothing in it is executed, and everything is checked: size, format, hashes, dtypes, finite values.
+The file holds its own digest, over settings, model and tensors alike. The same content gives the
+same bytes.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ MAX_FILE_BYTES = 256 * 2**20
 MAX_HEADER_BYTES = 2**20
 
 _METADATA_KEY = "guard"
+_DIGEST_KEY = "guard_sha256"
 _DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 _FIT_AGAIN = "fit the guard again or fetch the file again"
 
@@ -144,7 +146,8 @@ class Artifact:
     def save(self, path: Path | str) -> None:
         """Write one safetensors file atomically. Raises ArtifactError."""
         target = Path(path)
-        content = to_safetensors(self.tensors, {_METADATA_KEY: self.meta.canonical_json()})
+        metadata = {_METADATA_KEY: self.meta.canonical_json(), _DIGEST_KEY: self.digest}
+        content = _in_order(to_safetensors(self.tensors, metadata))
         try:
             _write_atomically(target, content)
         except OSError as error:
@@ -153,20 +156,41 @@ class Artifact:
     @classmethod
     def load(cls, path: Path | str) -> Artifact:
         """Read and check an artifact. Raises ArtifactError naming the file and what is wrong."""
+        return cls._load(Path(path), needs_digest=True)
+
+    @classmethod
+    def load_unsigned(cls, path: Path | str) -> Artifact:
+        """As `load`, of a file that may hold no digest: nothing shows whether it was altered."""
+        return cls._load(Path(path), needs_digest=False)
+
+    @classmethod
+    def _load(cls, path: Path, *, needs_digest: bool) -> Artifact:
         try:
-            return cls._parse(_read(Path(path)))
+            return cls._parse(_read(path), path, needs_digest)
         except ArtifactError as error:
             raise ArtifactError(f"{path}: {error}") from error
 
     @classmethod
-    def _parse(cls, content: bytes) -> Artifact:
+    def _parse(cls, content: bytes, path: Path, needs_digest: bool) -> Artifact:
         header = _header(content)
         try:
             stored = safetensors.deserialize(content)  # type: ignore[no-untyped-call]
         except safetensors.SafetensorError as error:
             raise ArtifactError(f"damaged safetensors file ({error}): {_FIT_AGAIN}") from error
         meta = _meta(header)
-        return cls(meta, {name: _decode(name, entry) for name, entry in stored})
+        artifact = cls(meta, {name: _decode(name, entry) for name, entry in stored})
+        digest = header["__metadata__"].get(_DIGEST_KEY)
+        if digest is None and needs_digest:
+            raise ArtifactError(
+                "holds no digest of its settings, so nothing shows whether they were altered: "
+                f"fetch it again, or where you trust it run `guard artifacts sign {path}`"
+            )
+        if digest not in {None, artifact.digest}:
+            raise ArtifactError(
+                f"the settings or tensors were altered: their digest is {artifact.digest[:12]}..., "
+                f"the file says {str(digest)[:12]!r}: {_FIT_AGAIN}"
+            )
+        return artifact
 
 
 def _read(path: Path) -> bytes:
@@ -248,6 +272,17 @@ def _hash(tensors: Mapping[str, NDArray[np.float32]]) -> str:
         digest.update(json.dumps([name, list(values.shape)]).encode())
         digest.update(values.tobytes())
     return digest.hexdigest()
+
+
+def _in_order(content: bytes) -> bytes:
+    """The same safetensors file with its metadata in alphabetical order, which the library leaves
+    to chance."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8 bytes
+    return len(text).to_bytes(8, "little") + text + content[end:]
 
 
 def _write_atomically(target: Path, content: bytes) -> None:

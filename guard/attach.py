@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from guard.config.checks import NO_POLICY
 from guard.config.schema import Config, load_config
 from guard.errors import ContentBlocked, GuardFailed, ModelError
 from guard.plans.base import Plan
@@ -17,12 +20,17 @@ from guard.verdict import Verdict
 from steering.engines.errors import Unfollowed
 from steering.engines.transformers.attachment import Attachment
 from steering.engines.transformers.layers import UnknownArchitecture
+from steering.fingerprint import UnreadableWeights
+
+logger = logging.getLogger(__name__)
 
 
 class Running(Protocol):
     """The guards on a model of any kind while a batch runs."""
 
     began: float
+    fault: str | None
+    """Why the batch ran without guards, under a policy that fails open."""
 
     @property
     def rows(self) -> int: ...
@@ -49,7 +57,8 @@ class Attached:
         return tuple(self._verdict(running, row) for row in range(running.rows))
 
     def _verdict(self, running: Running, row: int) -> Verdict:
-        return self._plan.verdict(
+        plan = self._plan if running.fault is None else self._plan.failed(running.fault)
+        return plan.verdict(
             running.readings(row),
             request_id=f"row-{row}",
             model=self._model,
@@ -72,6 +81,16 @@ class Attached:
                     verdict=self._verdict(running, row),
                 )
 
+    def _fail(self, reason: str) -> None:
+        """At a call that guards cannot follow: raise, unless the policy fails open."""
+        if self._plan.on_error == "closed":
+            raise GuardFailed(reason)
+        logger.warning("policy %s fails open: a call runs unguarded: %s", self.policy, reason)
+
+    def _refuse(self, reason: str) -> None:
+        """At a call that ends there, whatever the policy: raise."""
+        raise GuardFailed(reason)
+
 
 class _Hooks(Protocol):
     def remove(self) -> None: ...
@@ -85,16 +104,25 @@ def attached(
 
     `model` is a transformers causal language model (`model.generate`: batches are guarded row by
     row; pad on the left) or a diffusers pipeline (`pipeline("a prompt")`: its prompts and prompt
-    embeddings are guarded). `policy` None is the configuration's default. Leaving the context
-    removes every hook: the model is as before, bit for bit.
+    embeddings are guarded). `policy` None is the configuration's default, which must not be "none".
+    Leaving the context
+    removes every hook: the model is as before, bit for bit. While it lasts, what `torch.compile`
+    has compiled runs as plain Python, in the whole process.
 
     Raises ConfigError, UnknownPolicy, PolicyUnfit, ModelError (an unknown architecture or
-    pipeline), GuardFailed (a guard cannot be applied, or a call cannot be followed) and, where the
-    policy blocks, ContentBlocked for the whole batch. A pipeline's prompt that could not be refined
-    is blocked too, even where the policy has a replacement.
+    pipeline, weights that cannot be read), GuardFailed (a guard cannot be applied, or a call cannot
+    be followed; raised by that call) and, where the policy blocks, ContentBlocked for the whole
+    batch. A pipeline's prompt that could not be refined is blocked too, even where the policy has a
+    replacement. Under `on_error = "open"` a call of a language model that cannot be followed runs
+    unguarded, and its verdicts say "error".
     """
     settings = config if isinstance(config, Config) else load_config(config)
     name = policy or settings.server.default_policy
+    if policy is None and name == NO_POLICY:
+        raise GuardFailed(
+            f'no policy is named, and the configuration\'s default is "{NO_POLICY}": name one, or '
+            "set default_policy in [server]"
+        )
     settings.policy(name)
     attach = _to_pipeline if _is_pipeline(model) else _to_language_model
     try:
@@ -103,10 +131,16 @@ def attached(
         raise GuardFailed(str(error)) from error
     try:
         yield handle
+    except BaseException as error:
+        with suppress(Unfollowed):
+            hooks.remove()
+        if isinstance(error, Unfollowed):
+            raise GuardFailed(str(error)) from error
+        raise
+    try:
+        hooks.remove()
     except Unfollowed as error:
         raise GuardFailed(str(error)) from error
-    finally:
-        hooks.remove()
 
 
 def _is_pipeline(model: Any) -> bool:
@@ -116,6 +150,13 @@ def _is_pipeline(model: Any) -> bool:
 
 
 def _to_language_model(model: Any, settings: Config, policy: str) -> tuple[Attached, _Hooks]:
+    # what torch.compile has made of a model passes on to the model itself
+    model = getattr(model, "_orig_mod", model)
+    if getattr(model, "config", None) is None:
+        raise ModelError(
+            f"a {type(model).__name__} is no transformers model with a config and decoder layers: "
+            "attach guards to the model itself, not to a wrapper or a traced copy"
+        )
     served = _name(model)
     try:
         plans = LanguagePlans(settings, model, name=served)
@@ -126,12 +167,32 @@ def _to_language_model(model: Any, settings: Config, policy: str) -> tuple[Attac
             return plan.action == "block"
 
         handle = Attached(plan, served, blocks)
-        return handle, Attachment(model, plans.bank, plan.rows(), handle._check)
-    except UnknownArchitecture as error:
+        hooks = Attachment(model, plans.bank, plan.rows(), handle._check, handle._fail)
+        return handle, hooks
+    except (UnknownArchitecture, UnreadableWeights) as error:
         raise ModelError(str(error)) from error
 
 
 def _to_pipeline(pipeline: Any, settings: Config, policy: str) -> tuple[Attached, _Hooks]:
+    from steering.engines.diffusion.calls import unwrap_compiled
+
+    hooks = ExitStack()
+    try:
+        hooks.callback(unwrap_compiled(pipeline))
+        handle, attachment = _guarded_pipeline(pipeline, settings, policy)
+        hooks.callback(attachment.remove)
+    except BaseException:
+        hooks.close()
+        raise
+    return handle, _Removable(hooks.close)
+
+
+@dataclass(frozen=True)
+class _Removable:
+    remove: Callable[[], None]
+
+
+def _guarded_pipeline(pipeline: Any, settings: Config, policy: str) -> tuple[Attached, _Hooks]:
     from guard.plans.images import ImagePlans
     from steering.engines.diffusion.attachment import PipelineAttachment
     from steering.engines.diffusion.families import family_of
@@ -151,9 +212,10 @@ def _to_pipeline(pipeline: Any, settings: Config, policy: str) -> tuple[Attached
 
     handle = Attached(plan, served, blocks)
     try:
-        return handle, PipelineAttachment(family, plans.stacks, plan.rows(), handle._check)
+        hooks = PipelineAttachment(family, plans.stacks, plan.rows(), handle._check, handle._refuse)
     except ValueError as error:
         raise GuardFailed(str(error)) from error
+    return handle, hooks
 
 
 def _require(plan: Plan[Any], served: str) -> None:

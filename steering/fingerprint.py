@@ -12,16 +12,23 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from steering.offloaded import weights_of
+
 _SAMPLES = 64
+
+
+class UnreadableWeights(ValueError):
+    """Weights of a model without values that can be read here."""
 
 
 def fingerprint(model: nn.Module) -> str:
     """SHA-256 (hex) over each parameter's name, shape and 64 evenly spaced values as bfloat16.
 
     The rounding makes a model loaded in float32 or bfloat16 from the same file agree; a fine-tuned
-    copy differs, since every matrix has changed. Reads a few kilobytes, whatever the model's size.
+    copy differs, since every matrix has changed. Reads a few kilobytes, whatever the model's size;
+    offloaded weights are fetched one by one. Raises UnreadableWeights.
     """
-    return _digest(sorted(model.named_parameters()))
+    return _digest(weights_of(model))
 
 
 def checkpoint_fingerprint(folder: Path) -> str:
@@ -48,9 +55,24 @@ def checkpoint_fingerprint(folder: Path) -> str:
 def _digest(parameters: Iterable[tuple[str, Tensor]]) -> str:
     digest = hashlib.sha256()
     for name, parameter in parameters:
-        flat = parameter.detach().reshape(-1)
-        at = torch.linspace(0, flat.numel() - 1, min(_SAMPLES, flat.numel()), dtype=torch.float64)
-        values = flat[at.round().long().to(flat.device)].to(torch.bfloat16).view(torch.int16)
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        digest.update(values.cpu().numpy().tobytes())
+        digest.update(_sample(name, parameter).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _sample(name: str, parameter: Tensor) -> Tensor:
+    """Evenly spaced values, as the bits of bfloat16. Raises UnreadableWeights."""
+    try:
+        whole: Tensor = parameter.detach()
+        if hasattr(whole, "full_tensor"):  # sharded over processes
+            whole = whole.full_tensor()
+        flat = whole.reshape(-1)
+        at = torch.linspace(0, flat.numel() - 1, min(_SAMPLES, flat.numel()), dtype=torch.float64)
+        values = flat[at.round().long().to(flat.device)].to(torch.bfloat16)
+        return values.view(torch.int16).cpu()
+    except (NotImplementedError, RuntimeError, TypeError) as error:
+        kind = f"{type(parameter).__name__} of {parameter.dtype} on {parameter.device}"
+        raise UnreadableWeights(
+            f"the weights {name!r} ({kind}) cannot be read: load the model without sharding or "
+            "quantisation, or offload it by accelerate's device_map"
+        ) from error

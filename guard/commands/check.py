@@ -15,6 +15,7 @@ from rich.text import Text
 
 from guard.artifact import Artifact
 from guard.commands.proxy_check import describe_policy, describe_upstream, tables_of, warnings_of
+from guard.commands.soundness import findings
 from guard.commands.tables import add_row, new_table
 from guard.config.checks import NO_POLICY
 from guard.config.kinds import kind_of
@@ -40,22 +41,32 @@ def check(
     config: Annotated[Path, typer.Argument(help="The configuration file.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
-    """Check a configuration as a whole and print what it means."""
+    """Check a configuration as a whole and print what it means.
+
+    Finds what a server would find: guards that do not load, sources of models that are not there,
+    policies that could not act. Warns of what it cannot look up here.
+    """
     try:
-        meaning = describe(load_config(config))
+        settings = load_config(config)
+        meaning, found = describe(settings), findings(settings)
+        warnings = list(dict.fromkeys([*meaning["warnings"], *found.warnings]))
     except ConfigError as error:
         if as_json:
             print(json.dumps({"ok": False, "problems": error.problems}, indent=2))
         raise
     if as_json:
-        print(json.dumps({"ok": True} | meaning, indent=2))
-        return
-    console = Console()
-    for table in _tables(meaning):
-        console.print(table)
-    for warning in meaning["warnings"]:
-        typer.echo(f"warning: {warning}", err=True)
-    console.print(f"{config} is valid.", markup=False, highlight=False, soft_wrap=True)
+        facts = {"ok": not found.problems, "problems": found.problems}
+        print(json.dumps(facts | meaning | {"warnings": warnings}, indent=2))
+    else:
+        console = Console()
+        for table in _tables(meaning):
+            console.print(table)
+        for warning in warnings:
+            typer.echo(f"warning: {warning}", err=True)
+    if found.problems:
+        raise ConfigError(found.problems)
+    if not as_json:
+        console.print(f"{config} is valid.", markup=False, highlight=False, soft_wrap=True)
 
 
 def describe(config: Config) -> dict[str, Any]:

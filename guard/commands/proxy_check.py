@@ -9,7 +9,8 @@ from typing import Any
 from rich.table import Table
 
 from guard.commands.tables import add_row, new_table
-from guard.config.schema import Config, UpstreamConfig
+from guard.config.proxy_schema import UpstreamConfig
+from guard.config.schema import Config
 from guard.config.upstream_urls import lacks_version, url_of
 
 _CHAT = "/v1/chat/completions"

@@ -18,6 +18,7 @@ from guard.artifact import Artifact
 from guard.config.artifact_paths import artifact_path
 from guard.config.kinds import KINDS, Kind, kind_of
 from guard.config.screen_checks import screen_problems, unreadable
+from guard.config.setting_checks import setting_problems
 from guard.config.toml_lines import KeyPath
 from guard.errors import ArtifactError
 
@@ -85,9 +86,14 @@ def cross_check(data: Mapping[str, Any], folder: Path) -> Iterator[Problem]:
         path = ("policies", name, "guards")
         yield from _unknown("guard", _strings(policy, path), guard_names)
         yield from _repeated(_strings(policy, path))
+        yield from _empty(
+            name, policy, delegates=any(entry.get("plugin") is True for _, entry in upstreams)
+        )
     known = [NO_POLICY, *policies]
     server = _table(data, "server")
-    yield from _unknown("policy", _strings(server, ("server", "default_policy")), known)
+    for section in ("server", "proxy"):
+        names_policy = _strings(_table(data, section), (section, "default_policy"))
+        yield from _unknown("policy", names_policy, known)
     if keys and server.get("embeddings") is True:
         yield (
             ("server", "embeddings"),
@@ -100,10 +106,12 @@ def cross_check(data: Mapping[str, Any], folder: Path) -> Iterator[Problem]:
     for index, guard in guards:
         if isinstance(reference := guard.get("artifact"), str):
             try:
-                kind = kind_of(Artifact.load(artifact_path(reference, folder)).meta)
+                meta = Artifact.load(artifact_path(reference, folder)).meta
             except ArtifactError as error:
                 yield ("guards", index, "artifact"), str(error)
                 continue
+            kind = kind_of(meta)
+            yield from setting_problems(index, guard, meta)
             if kinds.get(str(guard.get("name"))) == "text":
                 yield ("guards", index, "name"), "is also a name in [[patterns]]: change one"
             kinds[str(guard.get("name"))] = kind
@@ -135,6 +143,19 @@ def cross_check(data: Mapping[str, Any], folder: Path) -> Iterator[Problem]:
 
 _OF_MODELS = ("models", "weight", "plugin")
 """Keys of upstreams that serve models."""
+
+
+def _empty(name: str, policy: Mapping[str, Any], *, delegates: bool) -> Iterator[Problem]:
+    """A policy without guards, unless an upstream's plugin applies one in its place."""
+    guards = policy.get("guards", [])
+    upstream_policy = _table(policy, "screen").get("upstream_policy")
+    if guards == [] and name != NO_POLICY and not (delegates and upstream_policy is not None):
+        yield (
+            ("policies", name, "guards"),
+            f'names no guard, so that everything would pass: name guards, or use "{NO_POLICY}"',
+        )
+
+
 _KEYS: Mapping[Kind, tuple[str, ...]] = {
     "language": ("max_context",),
     "images": ("steps", "guidance_scale", "max_steps"),

@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import (
     AliasChoices,
     BaseModel,
-    ConfigDict,
     Field,
     PrivateAttr,
     ValidationError,
@@ -20,6 +19,8 @@ from pydantic import (
 from guard.config.artifact_paths import artifact_path
 from guard.config.checks import DEFAULT_MAX_STEPS, NO_POLICY, Problem, cross_check, schema_problem
 from guard.config.kinds import KINDS, Engine, Kind
+from guard.config.proxy_schema import ProxyConfig, UpstreamConfig
+from guard.config.section import Name, Section
 from guard.config.toml_lines import key_lines, line_of
 from guard.errors import ConfigError, UnknownPolicy
 from guard.verdict import VerdictDetail
@@ -51,8 +52,6 @@ PLACES: tuple[Place, ...] = get_args(Place)
 Fallback = Literal["block", "replace"]
 OnError = Literal["closed", "open"]
 
-# Names travel in headers, URLs and metric labels.
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$")]
 # Types are strict, but TOML has arrays and strings in place of tuples and paths.
 Origin = Annotated[str, Field(pattern=r"^(\*|https?://[^\s/?#@*]+)$")]
 Names = Annotated[tuple[Name, ...], Field(strict=False)]
@@ -60,11 +59,7 @@ Places = Annotated[tuple[Place, ...], Field(strict=False, min_length=1)]
 FilePath = Annotated[Path, Field(strict=False)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class ServerConfig(_Section):
+class ServerConfig(Section):
     """`[server]`. Sizes are in bytes, times in seconds; without `audit_log` there is no log.
 
     Pages of `cors_origins` ("https://app.example.com", or "*" for all) may call from a browser.
@@ -93,7 +88,7 @@ class ServerConfig(_Section):
     keep_alive_s: float = Field(default=15.0, gt=0)
 
 
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """One of `[[models]]`.
 
     `default_policy` overrides the server's. `max_context` is for language models; None is the
@@ -119,7 +114,7 @@ class ModelConfig(_Section):
         return KINDS[self.engine]
 
 
-class GuardConfig(_Section):
+class GuardConfig(Section):
     """One of `[[guards]]`; threshold, strength and recheck None keep the fitted values.
 
     `artifact` is a file, or "sha256:DIGEST" of an artifact in the cache (12 digits or more). In a
@@ -133,7 +128,7 @@ class GuardConfig(_Section):
     recheck: bool | None = None
 
 
-class PatternsConfig(_Section):
+class PatternsConfig(Section):
     """One of `[[patterns]]`: a guard that is a list of words and regular expressions.
 
     `source` is the name of a shipped list, or a TOML file ("lists/names.toml").
@@ -143,7 +138,7 @@ class PatternsConfig(_Section):
     source: str = Field(min_length=1)
 
 
-class ScreenConfig(_Section):
+class ScreenConfig(Section):
     """`[policies.NAME.screen]`: what the policy's screens of text read, and how they act.
 
     `look` are the places of text that are read, `looks` overrides it for single guards. `actions`
@@ -175,7 +170,7 @@ class ScreenConfig(_Section):
         return tuple("pictures" if name == "images" else name for name in passing)
 
 
-class PolicyConfig(_Section):
+class PolicyConfig(Section):
     """One `[policies.NAME]`.
 
     The actions "steer", "overlay", "refine" and "perturb" all mean the action of the guard's
@@ -194,56 +189,7 @@ class PolicyConfig(_Section):
     screen: ScreenConfig = ScreenConfig()
 
 
-class ProxyConfig(_Section):
-    """`[proxy]`: times in seconds, sizes in bytes.
-
-    `first_byte_timeout_s` is for the head of an answer, `chunk_timeout_s` for the time between two
-    chunks, `total_timeout_s` for the whole answer. At most `max_requests` are sent to upstreams at
-    the same time and `queue_limit` wait; further ones are refused. After a stop signal answers may
-    continue for `drain_timeout_s`.
-    """
-
-    connect_timeout_s: float = Field(default=5.0, gt=0)
-    first_byte_timeout_s: float = Field(default=600.0, gt=0)
-    chunk_timeout_s: float = Field(default=600.0, gt=0)
-    total_timeout_s: float = Field(default=1800.0, gt=0)
-    drain_timeout_s: int = Field(default=30, ge=0)
-    max_requests: int = Field(default=2048, ge=1, le=100_000)
-    queue_limit: int = Field(default=512, ge=0, le=100_000)
-    max_body_bytes: int = Field(default=32 * 2**20, ge=1, le=2**30)
-    max_response_bytes: int = Field(default=32 * 2**20, ge=1, le=2**30)
-
-
-class UpstreamConfig(_Section):
-    """One of `[[upstreams]]`: an OpenAI-compatible server, or a server of MCP.
-
-    `url` is what OpenAI's clients call the base URL: a client's `/v1/models` is asked as
-    `URL/models`, and as `URL/v1/models` where the URL has no path. With `mcp` it is the URL of an
-    MCP server (Streamable HTTP), which gets the requests for that path ("/mcp/files") and no other.
-
-    `key_env` is the environment variable with its credential, which is sent in the header
-    `key_header` ("authorization": as a bearer token). A request is sent to one of the upstreams
-    with its model in `models` (empty: any), in proportion to `weight`; one of weight 0 gets only
-    requests that a policy routes there. `health` is a path that is requested every
-    `health_every_s`; without it only failed requests count. After `failures` in a row the upstream
-    is not used for `cooldown_s`. `plugin`: it is a vLLM with this project's plugin.
-    """
-
-    name: Name
-    url: str = Field(pattern=r"^https?://[^\s/?#@]+(/[^\s?#]*)?$")
-    key_env: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
-    key_header: Literal["authorization", "x-api-key", "api-key"] = "authorization"
-    models: Annotated[tuple[str, ...], Field(strict=False)] = ()
-    weight: float = Field(default=1.0, ge=0, le=1e6)
-    health: str | None = Field(default=None, pattern=r"^/[^\s]*$")
-    health_every_s: float = Field(default=5.0, gt=0)
-    failures: int = Field(default=5, ge=1, le=1000)
-    cooldown_s: float = Field(default=10.0, gt=0)
-    plugin: bool = False
-    mcp: str | None = Field(default=None, pattern=r"^/mcp(/[A-Za-z0-9._-]*[A-Za-z0-9_-])*$")
-
-
-class KeyConfig(_Section):
+class KeyConfig(Section):
     """One of `[[keys]]`: `hash` is the SHA-256 of an API key; the key itself is not stored.
 
     Requests with the key may use its default policy and `policies`, no others. `default_policy`
@@ -259,7 +205,7 @@ class KeyConfig(_Section):
     requests_per_minute: int | None = Field(default=None, ge=1, le=1_000_000)
 
 
-class Config(_Section):
+class Config(Section):
     """A valid configuration. Relative paths are relative to the file's folder."""
 
     server: ServerConfig = ServerConfig()
@@ -291,6 +237,15 @@ class Config(_Section):
         except KeyError:
             known = ", ".join(self.policy_names)
             raise UnknownPolicy(f"no policy {name!r}: there is {known}", param="policy") from None
+
+    def delegates(self, policy: str) -> bool:
+        """Whether an upstream's plugin applies its own policy to every request under this one."""
+        screen = self.policy(policy).screen
+        is_conditional = self.policy(policy).action == "policy" or "policy" in (
+            screen.actions.values()
+        )
+        has_plugin = any(upstream.plugin for upstream in self.upstreams)
+        return has_plugin and screen.upstream_policy is not None and not is_conditional
 
     def guards_of(self, policy: str) -> tuple[GuardConfig, ...]:
         """The guards of a policy that are artifacts, in order. Raises UnknownPolicy."""
@@ -366,7 +321,7 @@ def _section_type(path: tuple[str | int, ...]) -> type[BaseModel]:
 
 
 def _is_section(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, _Section)
+    return isinstance(kind, type) and issubclass(kind, Section)
 
 
 def _dotted(path: tuple[str | int, ...]) -> str:

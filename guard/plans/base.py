@@ -6,8 +6,8 @@ import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 from guard.artifact import Artifact
 from guard.config.kinds import Kind, kind_of
@@ -16,7 +16,7 @@ from guard.errors import ArtifactError, GuardError, GuardFailed, PolicyUnfit
 from guard.verdict import OUTCOMES, Done, GuardVerdict, Verdict, gravest
 from steering.hidden.rows import RowGuard
 from steering.methods import Action as MethodAction
-from steering.methods import Method
+from steering.methods import Method, method_named
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +54,10 @@ class LoadedGuard:
     ) -> LoadedGuard:
         """With the threshold and the strength of the configuration, or those of the fit.
 
-        Raises ValueError where the artifact lacks one of them.
+        Raises ValueError where the artifact lacks one of them, or one is out of range.
         """
+        chosen = {"threshold": setting.threshold, "strength": setting.strength}
+        method.require_in_range(chosen, setting.name)
         threshold, strength = setting.threshold, setting.strength
         if method.action == "block":
             strength = 1.0
@@ -148,6 +150,11 @@ class Plan(ABC, Generic[R]):
                 "another policy, or have the operator set the model's default_policy",
                 param="guard.policy",
             )
+
+    def failed(self, reason: str) -> Self:
+        """The plan where, for this reason, none of its guards has acted."""
+        broken = dict.fromkeys((guard.name for guard in self.guards), reason)
+        return replace(self, guards=(), broken=broken | dict(self.broken))
 
     def rows(self) -> tuple[RowGuard, ...]:
         """The guards of a row under this plan."""
@@ -243,6 +250,7 @@ def select_guards(
         try:
             artifact = Artifact.load(setting.artifact)
             guard_kind = kind_of(artifact.meta)
+            _require_kind(artifact, guard_kind)
             if guard_kind == "text":
                 texts.add(setting.name)
                 continue
@@ -254,6 +262,19 @@ def select_guards(
             broken[setting.name] = error.message
             logger.warning("guard %s cannot be applied to %s: %s", setting.name, name, error)
     return GuardSelection(fit, broken, frozenset(others), frozenset(texts))
+
+
+def _require_kind(artifact: Artifact, kind: Kind | None) -> None:
+    """Raise ArtifactError where a guard's seams say that it is for other models than its method."""
+    try:
+        method = method_named(artifact.meta.method)
+    except ValueError:
+        return  # said where the guard is loaded
+    if method.kind != kind:
+        raise ArtifactError(
+            f"the method {method.name!r} does not act at its seams "
+            f"({', '.join(artifact.meta.seams)}): fit the guard again"
+        )
 
 
 def _loaded(

@@ -22,6 +22,7 @@ from steering.hidden.rows import Reading
 from steering.methods import method_named
 from steering.methods.fitted import FittedGuard
 from steering.methods.stacking import MethodGuard, stacks
+from steering.offloaded import execution_device
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,12 @@ class ServedModel:
 
     @classmethod
     def of(cls, model: Any) -> ServedModel:
-        """A transformers model. Raises UnknownArchitecture."""
+        """A transformers model. Raises UnknownArchitecture and UnreadableWeights."""
         return cls(
             fingerprint=fingerprint(model),
             depth=len(decoder_layers(model)),
             width=model.config.hidden_size,
-            device=str(next(model.parameters()).device),
+            device=str(execution_device(model)),
         )
 
 

@@ -29,7 +29,7 @@ from guard.config.schema import (
     ScreenConfig,
 )
 from guard.config.schema import TextAction as Action
-from guard.errors import ArtifactError, GuardError, GuardFailed, ModelError
+from guard.errors import ArtifactError, GuardError, GuardFailed, ModelError, PolicyUnfit
 from guard.models.sources import resolve_source
 from steering.methods import Method, method_named
 from steering.methods.fitted import FittedGuard
@@ -44,6 +44,10 @@ CHANGES: frozenset[Action] = frozenset({"redact", "route", "policy"})
 
 
 _ACTIONS = get_args(Action)
+_ELSEWHERE = (
+    "run it with `guard serve` or the vLLM plugin (a policy may delegate to an upstream's with "
+    "upstream_policy), or choose a policy of screens"
+)
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,8 @@ class TextScreen:
 
 @dataclass(frozen=True)
 class TextPlan:
-    """The screens of a policy. `broken` has those that cannot be applied, and the reasons."""
+    """The screens of a policy. `broken` has the guards that cannot be applied, and the reasons;
+    `unfit` is True where these are all, since each acts inside a model that does not run here."""
 
     policy: str
     on_error: OnError
@@ -72,10 +77,11 @@ class TextPlan:
     broken: Mapping[str, str]
     message: str | None = None
     """The text that is read in place of a blocked answer."""
+    unfit: bool = False
 
     @property
     def active(self) -> bool:
-        """Whether the policy has any screen of text."""
+        """Whether the policy has any screen of text, or a guard that cannot be applied."""
         return bool(self.screens or self.broken)
 
     @cached_property
@@ -122,7 +128,14 @@ class TextPlan:
         )
 
     def require_whole(self) -> None:
-        """Raise GuardFailed where a screen is broken and the policy fails closed."""
+        """Raise where a guard cannot be applied and the policy fails closed: PolicyUnfit where the
+        policy has no other, GuardFailed where it has."""
+        if self.unfit and self.on_error == "closed":
+            raise PolicyUnfit(
+                f"all guards of the policy {self.policy!r} ({', '.join(self.broken)}) act inside "
+                f"a model, which a proxy does not run: {_ELSEWHERE}",
+                param="guard.policy",
+            )
         if self.broken and self.on_error == "closed":
             faults = "; ".join(f"{name}: {why}" for name, why in self.broken.items())
             raise GuardFailed(f"policy {self.policy!r} cannot be applied: {faults}")
@@ -150,11 +163,21 @@ class TextPlans:
     """Every policy of a configuration, and all heads that they share.
 
     `encoder` is loaded where a head needs it, else None. A screen that does not load breaks the
-    policies that name it.
+    policies that name it. Guards of models are for whatever runs the model; where nothing behind
+    the screens does (`runs_models` False, a proxy), they break their policies too, except those
+    that the plugin of an upstream applies.
     """
 
-    def __init__(self, config: Config, load_encoder: Callable[[], TextEncoder] | None = None):
+    def __init__(
+        self,
+        config: Config,
+        load_encoder: Callable[[], TextEncoder] | None = None,
+        *,
+        runs_models: bool = True,
+    ) -> None:
+        self._runs_models = runs_models
         self._broken: dict[str, str] = {}
+        self._inside: set[str] = set()
         self._heads: dict[str, TextScreen] = {}
         artifacts = self._artifacts(config.guards)
         self.encoder: TextEncoder | None = None
@@ -185,6 +208,8 @@ class TextPlans:
                 continue
             if kind_of(artifact.meta) == "text":
                 loaded.append((setting, artifact))
+            else:
+                self._inside.add(setting.name)
         return loaded
 
     def _load_heads(
@@ -206,6 +231,7 @@ class TextPlans:
                 artifact.require_model(self.encoder.fingerprint, served=ENCODER)
                 method = method_named(meta.method)
                 method.stacked([guard])
+                method.require_in_range({"threshold": setting.threshold}, setting.name)
                 threshold = _threshold(meta.settings)
             except (GuardError, ValueError) as error:
                 self._fails(setting.name, f"{setting.artifact}: {error}")
@@ -250,6 +276,13 @@ class TextPlans:
         policy = config.policy(name)
         known = {**self._heads, **self._lists}
         guards = [guard for guard in policy.guards if guard in known]
+        broken = {guard: self._broken[guard] for guard in policy.guards if guard in self._broken}
+        inside = [] if self._runs_models or config.delegates(name) else self._inside
+        elsewhere = {
+            guard: f"acts inside a model, which a proxy does not run: {_ELSEWHERE}"
+            for guard in policy.guards
+            if guard in inside
+        }
         # an action that screens do not have is for the policy's guards of models
         default = cast(Action, policy.action) if policy.action in _ACTIONS else "block"
         return TextPlan(
@@ -264,8 +297,9 @@ class TextPlans:
                 )
                 for guard in guards
             ),
-            broken={guard: self._broken[guard] for guard in policy.guards if guard in self._broken},
             message=policy.message,
+            broken=broken | elsewhere,
+            unfit=bool(elsewhere) and not guards and not broken,
         )
 
 

@@ -23,6 +23,8 @@ CLIENT = "guard.client"
 """Key of an ASGI scope: what clients are told apart by, their tenant or their address."""
 UPSTREAM = "guard.upstream"
 """Key of an ASGI scope: the upstream to which a screen has routed the request."""
+DELEGATED = "guard.delegated"
+"""Key of an ASGI scope: whether the upstream's plugin must apply a policy to the request."""
 
 
 @dataclass(slots=True)

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
-from guard.config.schema import Config, UpstreamConfig, load_config
+from guard.config.proxy_schema import UpstreamConfig
+from guard.config.schema import Config, load_config
 from guard.errors import ConfigError
 from server.lifecycle.listening import (
     Host,

@@ -17,10 +17,10 @@ import aiohttp
 from starlette.types import Receive, Scope, Send
 from yarl import URL
 
-from guard.config.schema import ProxyConfig
+from guard.config.proxy_schema import ProxyConfig
 from guard.errors import GuardError, TooManyRequests
 from server.errors import ClientGone, Overloaded, SlowRequest
-from server.observe.exchange import CLIENT, MODEL, SCOPE_KEY, UPSTREAM, Exchange
+from server.observe.exchange import CLIENT, DELEGATED, MODEL, SCOPE_KEY, UPSTREAM, Exchange
 from server.proxy.errors import (
     BadPath,
     UpstreamBroken,
@@ -144,7 +144,9 @@ class Forwarder:
     async def _send_on(self, scope: Scope, path: str, body: ForwardedBody, send: Send) -> None:
         tried: list[Upstream] = []
         while True:
-            upstream = self.upstreams.choose(scope.get(MODEL), scope.get(UPSTREAM), tried)
+            upstream = self.upstreams.choose(
+                scope.get(MODEL), scope.get(UPSTREAM), tried, needs_plugin=_needs_plugin(scope)
+            )
             attempt = _Attempt(upstream.breaker.begin())
             upstream.in_flight += 1
             try:
@@ -191,7 +193,7 @@ class Forwarder:
 
     def _has_alternative(self, scope: Scope, tried: list[Upstream]) -> bool:
         with suppress(GuardError):
-            self.upstreams.choose(scope.get(MODEL), None, tried)
+            self.upstreams.choose(scope.get(MODEL), None, tried, needs_plugin=_needs_plugin(scope))
             return True
         return False
 
@@ -353,3 +355,7 @@ def _refuse_redirects(upstream: Upstream, response: aiohttp.ClientResponse) -> N
 
 def _ignore(waits_for_client: bool) -> None:
     pass
+
+
+def _needs_plugin(scope: Scope) -> bool:
+    return bool(scope.get(DELEGATED))

@@ -19,7 +19,7 @@ from server.auth import choose_policy
 from server.edge.keep_alive import kept_alive
 from server.edge.paths import KnownPaths
 from server.errors import ClientGone, InvalidParameter, MethodNotAllowed, UnknownRoute
-from server.observe.exchange import CLIENT, MODEL, Exchange
+from server.observe.exchange import CLIENT, DELEGATED, MODEL, Exchange
 from server.proxy.forward import SAFE_METHODS, Forwarder
 from server.screening.context import ScreeningContext
 from server.screening.errors import UnscreenedContent, UnscreenedRoute
@@ -279,11 +279,14 @@ class ProxiedRequest:
         value = body.value
         before: dict[str, Any] = dict(value)
         value.pop("guard", None)
+        # where a screen decides on it, it is set once that has fired
+        is_conditional = any(screen.action == "policy" for screen in plan.screens)
+        is_set = self.route is not None and self.route.takes_xargs and not is_conditional
+        policy = plan.settings.upstream_policy if is_set else None
+        if policy is not None:
+            self.request.scope[DELEGATED] = True
         if self._may_reach_plugin(plan):
-            # where a screen decides on it, it is set once that has fired
-            is_conditional = any(screen.action == "policy" for screen in plan.screens)
-            is_set = self.route is not None and self.route.takes_xargs and not is_conditional
-            set_upstream_policy(value, plan.settings.upstream_policy if is_set else None)
+            set_upstream_policy(value, policy)
         return value != before
 
     def _verdict(self, outcome: Outcome, elapsed_ms: float) -> Verdict:

@@ -36,11 +36,13 @@ def run_proxy(
 
     SIGTERM lets running responses end; SIGHUP reopens the audit log. `announce` is called with the
     upstreams' names once requests are accepted. Raises ConfigError where there is no upstream or a
-    credential is missing, GuardFailed where the default policy cannot be applied.
+    credential is missing, PolicyUnfit where all guards of the default policy act inside models,
+    GuardFailed where it cannot be applied for another reason.
     """
     if not config.upstreams:
         raise ConfigError(["there is no upstream: give --upstream URL, or add [[upstreams]]"])
-    plans = TextPlans(config)
+    config = _of_proxy(config)
+    plans = TextPlans(config, runs_models=False)
     plans[config.server.default_policy].require_whole()
     upstreams = Upstreams(config.upstreams)
     metrics = Metrics(config)
@@ -73,3 +75,11 @@ def run_proxy(
         )
         with suppress(KeyboardInterrupt):
             server.run(sockets=[listener])
+
+
+def _of_proxy(config: Config) -> Config:
+    """The configuration as a proxy takes it: its own default policy, and no models."""
+    default = config.proxy.default_policy
+    update = {} if default is None else {"default_policy": default}
+    server = config.server.model_copy(update=update)
+    return config.model_copy(update={"server": server, "models": ()})

@@ -7,9 +7,9 @@ import random
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from guard.config.schema import UpstreamConfig
+from guard.config.proxy_schema import UpstreamConfig
 from guard.config.upstream_urls import url_of
-from guard.errors import ConfigError, UnknownModel
+from guard.errors import ConfigError, PolicyUnfit, UnknownModel
 from server.errors import Overloaded
 from server.proxy.breaker import Breaker
 from server.proxy.headers import RawHeaders
@@ -75,12 +75,18 @@ class Upstreams:
         self._rng = rng or random.Random()
 
     def choose(
-        self, model: str | None, name: str | None = None, without: Collection[Upstream] = ()
+        self,
+        model: str | None,
+        name: str | None = None,
+        without: Collection[Upstream] = (),
+        *,
+        needs_plugin: bool = False,
     ) -> Upstream:
         """The upstream of a request: that of `name`, else one of those that have its model.
 
-        Those in `without` have failed for it. Raises UnknownModel where no upstream is configured
-        for the model, Overloaded where none can take the request now.
+        Those in `without` have failed for it; `needs_plugin`: only our plugin applies its policy.
+        Raises UnknownModel where no upstream is configured for the model, PolicyUnfit where none
+        of them has the plugin, Overloaded where none can take the request now.
         """
         if name is not None:
             candidates = [upstream for upstream in self.all if upstream.name == name]
@@ -88,6 +94,14 @@ class Upstreams:
             candidates = self._serving(model)
         if not candidates:
             raise UnknownModel(f"No upstream has the model {(model or '')[:80]!r}.", param="model")
+        if needs_plugin:
+            candidates = [upstream for upstream in candidates if upstream.config.plugin]
+            if not candidates:
+                raise PolicyUnfit(
+                    f"no upstream that has the model {(model or '')[:80]!r} runs the plugin that "
+                    "applies the policy: ask for another policy or model",
+                    param="guard.policy",
+                )
         ready = [c for c in candidates if c.ready and c not in without]
         if not ready:
             wait_s = min(upstream.breaker.wait_s for upstream in candidates)

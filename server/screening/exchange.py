@@ -16,7 +16,7 @@ from guard.errors import ContentBlocked, GuardError, GuardFailed
 from guard.plans.screens import TextPlan, TextScreen
 from guard.verdict import GuardVerdict, Outcome, Verdict, gravest
 from server.errors import ClientGone, RequestTimeout
-from server.observe.exchange import MODEL, UPSTREAM, Exchange
+from server.observe.exchange import DELEGATED, MODEL, UPSTREAM, Exchange
 from server.screening.answers.app_verdicts import TakenVerdicts
 from server.screening.context import ScreeningContext
 from server.screening.errors import UnscreenedContent
@@ -226,6 +226,8 @@ class ScreenedExchange:
             scope[UPSTREAM] = self.screening.upstream
         if isinstance(model := body.value.get("model"), str):
             scope[MODEL] = model
+        if self.screening.delegated:
+            scope[DELEGATED] = True
         return asyncio.ensure_future(self.context.app(scope, receive, response.send))
 
     async def _finish(self, app: asyncio.Task[None], response: ScreenedResponse) -> None:

@@ -43,6 +43,8 @@ class RequestScreening:
     size: int = 0
     changed: bool = False
     upstream: str | None = None
+    delegated: bool = False
+    """Whether a screen has fired whose policy the upstream's plugin must apply."""
 
     async def run(self, reader: TextReader) -> bool:
         """Screen the request; return whether it may be sent on. A plan without screens reads none.
@@ -132,7 +134,7 @@ class RequestScreening:
                 self.changed = True
             if result.screen.action == "policy" and settings.upstream_policy is not None:
                 set_upstream_policy(self.body, settings.upstream_policy)
-                self.changed = True
+                self.changed = self.delegated = True
         return False
 
 

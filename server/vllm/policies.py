@@ -55,6 +55,24 @@ class Policies:
         return entry
 
 
+def require_guarded(entry: RevisionEntry, *, pools: bool, adapter: str | None) -> None:
+    """Raise ValueError for a request that guards would not follow: one for embeddings or classes,
+    which has no tokens to decide on, and one whose adapter makes another model of this one."""
+    plan = entry.plan
+    if not plan.guards or plan.on_error == "open":
+        return
+    if pools:
+        raise ValueError(
+            f"policy {plan.policy!r} cannot be applied to pooling: generate, or ask for a policy "
+            "without guards"
+        )
+    if adapter is not None:
+        raise ValueError(
+            f"the guards of policy {plan.policy!r} were not fitted on the model with the adapter "
+            f"{adapter[:80]!r}: leave it out, or ask for a policy without guards"
+        )
+
+
 def allowed_by_all_keys(config: Config, policy: str) -> bool:
     """Whether every key of the configuration allows a policy: vLLM knows no key of a request."""
     return all(policy in {key.default_policy, *key.policies} for key in config.keys)

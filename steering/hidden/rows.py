@@ -193,6 +193,32 @@ class GuardedRows:
         values = iter(torch.stack([field.double() for field in fields], 1).tolist())
         return [[_reading(*next(values)) for _ in self._columns[row]] for row in rows]
 
+    def flags(self, rows: HostRows) -> tuple[list[bool], list[bool]]:
+        """By row: whether a guard has fired so far, and whether one has met NaN.
+
+        Costs no transfer from the device where no row is guarded.
+        """
+        guarded = self._guarded[rows]
+        if not guarded.any():
+            return [False] * len(guarded), [False] * len(guarded)
+        at = self._on_device(rows)
+        fired = (self._carried[at] & (self._fired[at] >= 0)).any(1)
+        invalid = (self._carried[at] & ~self._valid[at]).any(1)
+        return fired.tolist(), invalid.tolist()
+
+    def check(self, rows: HostRows, logits: Tensor) -> None:
+        """After a forward: mark guarded rows whose `logits [rows, vocabulary]` hold NaN as invalid.
+
+        A guard that decides on the prompt alone would not notice that its change, or the model, has
+        overflowed since.
+        """
+        if self._guarded[rows].any():
+            nans, at = logits.amax(-1, keepdim=True).isnan(), self._on_device(rows)
+            self._valid[at] &= ~(nans & self._carried[at])
+
+    def _on_device(self, rows: HostRows) -> Rows:
+        return rows if isinstance(rows, slice) else torch.from_numpy(rows).to(self.bank.device)
+
     def rebank(self, bank: HiddenBank) -> None:
         """Go on with another bank; the state of guards that both banks have is kept, by name.
 

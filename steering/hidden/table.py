@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from steering.hidden.bank import HiddenBank
-from steering.hidden.rows import GuardedRows, HostRows, Rows
+from steering.hidden.rows import GuardedRows, HostRows
 
 
 def without_sink(real: Tensor) -> Tensor:
@@ -55,19 +55,6 @@ class Table(GuardedRows):
         """Forget the request on `row`."""
         super().remove(row)
         self._steering[row] = False
-
-    def flags(self, rows: HostRows) -> tuple[list[bool], list[bool]]:
-        """By row: whether a guard has fired so far, and whether one has met NaN.
-
-        Costs no transfer from the device where no row is guarded.
-        """
-        guarded = self._guarded[rows]
-        if not guarded.any():
-            return [False] * len(guarded), [False] * len(guarded)
-        at = self._on_device(rows)
-        fired = (self._carried[at] & (self._fired[at] >= 0)).any(1)
-        invalid = (self._carried[at] & ~self._valid[at]).any(1)
-        return fired.tolist(), invalid.tolist()
 
     # -- one forward pass -------------------------------------------------------------------------
 
@@ -120,16 +107,6 @@ class Table(GuardedRows):
         count.index_add_(0, self._due_row, guards[self._due_guard].long())
         return count[:, None] > 0
 
-    def check(self, rows: HostRows, logits: Tensor) -> None:
-        """After a forward: mark guarded rows whose `logits [rows, vocabulary]` hold NaN as invalid.
-
-        A guard that decides on the prompt alone would not notice that its change, or the model, has
-        overflowed since.
-        """
-        if self._guarded[rows].any():
-            nans, at = logits.amax(-1, keepdim=True).isnan(), self._on_device(rows)
-            self._valid[at] &= ~(nans & self._carried[at])
-
     def _decide(self, scores: Tensor, deciding: Tensor | None) -> None:
         rows = self._rows
         limit = self._threshold[rows] if self._prompt else self._recheck[rows]
@@ -147,6 +124,3 @@ class Table(GuardedRows):
         self._due_strength = self._strength[rows][self._due_row, self._due_guard]
         self._steering[self._host_rows] = self._acting[:, 0].tolist()
         self.acts = bool(self._steering[self._host_rows].any())
-
-    def _on_device(self, rows: HostRows) -> Rows:
-        return rows if isinstance(rows, slice) else torch.from_numpy(rows).to(self.bank.device)

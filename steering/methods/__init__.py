@@ -7,12 +7,14 @@ attached use, evaluation and `guard check` ask its entry. Importing this module 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any, Literal
+
+from steering.methods.ranges import PROBABILITY, SCORE, STRENGTH, Range, require_in_range
 
 GROUP = "guard.methods"
 """The entry point group of methods that other packages bring."""
@@ -57,7 +59,8 @@ class Method:
     `stack` makes of fitted guards (`steering.methods.fitted.FittedGuard`, one at least) and a
     device the stacked guards of the seam's protocol; it is a callable, or "module:function" that is
     imported at first use. It raises ValueError for a guard that does not hold, and for guards that
-    hold one by one but cannot be stacked.
+    hold one by one but cannot be stacked. `ranges` bounds settings of artifacts beside those that
+    all methods have: threshold, recheck, and strength where the guard changes something itself.
     """
 
     name: str
@@ -67,14 +70,24 @@ class Method:
     bound_to: Part
     decides: Decision
     gradient: Gradient
+    ranges: Mapping[str, Range] = field(default_factory=dict, hash=False)
 
     @property
     def kind(self) -> ModelKind:
         """The kind of model that the method's guards are for."""
         return KINDS[self.seam]
 
+    def require_in_range(self, settings: Mapping[str, Any], name: str) -> None:
+        """Raise ValueError for a setting of the guard `name` that is not finite or out of range."""
+        ranges: dict[str, Range] = {"threshold": SCORE, "recheck": SCORE}
+        if self.action != "block":
+            ranges["strength"] = STRENGTH
+        require_in_range(settings, ranges | dict(self.ranges), name)
+
     def stacked(self, guards: Any, device: Any = "cpu") -> Any:
-        """The stacked guards; raises as `stack` does."""
+        """The stacked guards; raises as `require_in_range` and `stack` do."""
+        for guard in guards:
+            self.require_in_range(guard.settings, getattr(guard, "name", ""))
         function = self.stack
         if isinstance(function, str):
             module, _, name = function.partition(":")
@@ -83,6 +96,7 @@ class Method:
 
 
 _MATHS = "steering.methods"
+_LAYER = Range(0, 9999, whole=True)
 
 METHODS: dict[str, Method] = {
     method.name: method
@@ -95,6 +109,13 @@ METHODS: dict[str, Method] = {
             bound_to="model",
             decides="during",
             gradient="none",
+            ranges={
+                "sense_layers": _LAYER,
+                "act_layers": _LAYER,
+                "pool": Range(1, 4096, whole=True),
+                "rest": Range(1, 1e6, whole=True),
+                "schedule": Range(-10.0, 10.0),
+            },
         ),
         Method(
             "cgce",
@@ -104,6 +125,13 @@ METHODS: dict[str, Method] = {
             bound_to="encoders",
             decides="before",
             gradient="exact",
+            ranges={
+                "rate": Range(0.0, 100.0, above=True),
+                "target": SCORE,
+                "steps": Range(1, 10_000, whole=True),
+                "pull": PROBABILITY,
+                "share": PROBABILITY,
+            },
         ),
         Method(
             "nearest",
@@ -113,6 +141,9 @@ METHODS: dict[str, Method] = {
             bound_to="encoders",
             decides="before",
             gradient="straight-through",
+            ranges={
+                "bias": SCORE,
+            },
         ),
         Method(
             "safree",
@@ -122,6 +153,13 @@ METHODS: dict[str, Method] = {
             bound_to="encoders",
             decides="before",
             gradient="straight-through",
+            ranges={
+                "bias": SCORE,
+                "alpha": Range(0.0, 100.0),
+                "slope": Range(0.0, 1e6, above=True),
+                "middle": SCORE,
+                "sense_rank": Range(1, 4096, whole=True),
+            },
         ),
         Method(
             "uce",
@@ -131,6 +169,9 @@ METHODS: dict[str, Method] = {
             bound_to="denoiser",
             decides="before",
             gradient="exact",
+            ranges={
+                "bias": SCORE,
+            },
         ),
         Method(
             "safe-guidance",
@@ -140,6 +181,14 @@ METHODS: dict[str, Method] = {
             bound_to="encoders",
             decides="before",
             gradient="exact",
+            ranges={
+                "bias": SCORE,
+                "warmup": PROBABILITY,
+                "scale": Range(0.0, 1e6, above=True),
+                "margin": Range(0.0, 1e3),
+                "momentum": PROBABILITY,
+                "decay": PROBABILITY,
+            },
         ),
         Method(
             "negative-prompt",
@@ -149,6 +198,9 @@ METHODS: dict[str, Method] = {
             bound_to="encoders",
             decides="before",
             gradient="exact",
+            ranges={
+                "bias": SCORE,
+            },
         ),
         Method(
             "irece",
@@ -176,6 +228,11 @@ METHODS: dict[str, Method] = {
             bound_to="sentence encoder",
             decides="before",
             gradient="none",
+            ranges={
+                "threshold": PROBABILITY,
+                "temperature": Range(1e-3, 1e3),
+                "sharpness": Range(0.0, 1e4, above=True),
+            },
         ),
     )
 }

@@ -199,6 +199,8 @@ def stack(guards: Sequence[FittedGuard], device: torch.device | str = "cpu") -> 
 def loaded(guard: FittedGuard) -> SteerGuard:
     """The guard of one artifact. Raises ValueError naming a fault."""
     schedule = torch.tensor(guard.numbers("schedule"))
+    if len(schedule) and not schedule.any():
+        raise ValueError(f"guard {guard.name}: its schedule has no share of the directions")
     return SteerGuard(
         name=guard.name,
         sense_layers=guard.layers("sense_layers"),

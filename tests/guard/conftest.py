@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,14 @@ policies = ["none"]
 """
 
 
+def describe_model(folder: Path, *, layers: int = 4, width: int = 8) -> None:
+    """The file that describes a language model, as large as the artifacts' unless said."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(
+        json.dumps({"num_hidden_layers": layers, "hidden_size": width}), "utf-8"
+    )
+
+
 @pytest.fixture
 def make_artifact() -> MakeArtifact:
     """Build a small sound artifact; keyword arguments replace fields of its metadata."""
@@ -56,9 +65,15 @@ def make_artifact() -> MakeArtifact:
                 "width": 8,
             },
             "seams": ["hidden"],
-            "settings": {"threshold": 0.5, "strength": 1.0, "recheck": False, "layers": [1, 2]},
+            "settings": {
+                **{"threshold": 0.5, "strength": 1.0, "recheck": 0.25, "schedule": [1.0]},
+                **{"sense_layers": [0, 1], "act_layers": [2], "pool": 1, "rest": 1},
+            },
         }
-        default = {"direction": np.arange(8, dtype=np.float32), "gate": np.ones((2, 8), "f4")}
+        default = {
+            "directions": np.arange(8, dtype=np.float32)[None],
+            "gates": np.ones((2, 8), "f4"),
+        }
         return Artifact(
             ArtifactMeta.model_validate(meta | fields), default if tensors is None else tensors
         )
@@ -84,7 +99,8 @@ def plain_terminal(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
 
 @pytest.fixture
 def good(tmp_path: Path, make_artifact: MakeArtifact) -> Path:
-    """A valid configuration with its artifact."""
+    """A valid configuration with its artifact, and the description of its model."""
     make_artifact().save(tmp_path / "hp.safetensors")
+    describe_model(tmp_path / "models" / "smollm2")
     (tmp_path / "config.toml").write_text(GOOD, "utf-8")
     return tmp_path / "config.toml"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -230,7 +231,8 @@ def test_half_precision_is_read_as_float32(tmp_path: Path) -> None:
     for dtype, stored in halves.items():
         path = tmp_path / dtype
         spec = {"dtype": dtype, "shape": [3], "data_offsets": [0, 6]}
-        header = json.dumps({"__metadata__": {"guard": text}, "w": spec}).encode()
+        about = {"guard": text, "guard_sha256": hashlib.sha256(text.encode()).hexdigest()}
+        header = json.dumps({"__metadata__": about, "w": spec}).encode()
         path.write_bytes(len(header).to_bytes(8, "little") + header + stored.tobytes())
         loaded = Artifact.load(path).tensors["w"]
         np.testing.assert_array_equal(loaded, values, strict=True)

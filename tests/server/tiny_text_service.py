@@ -125,7 +125,7 @@ def steer_tensors() -> dict[str, Any]:
 
 
 def save_nan_artifact(path: Path, model_fingerprint: str) -> None:
-    """An artifact with NaN and a valid hash, which `Artifact` refuses to write."""
+    """An artifact with NaN and valid hashes, which `Artifact` refuses to write."""
     tensors = steer_tensors()
     tensors["gates"][0, 3] = np.nan
     digest = hashlib.sha256()
@@ -133,7 +133,9 @@ def save_nan_artifact(path: Path, model_fingerprint: str) -> None:
         digest.update(json.dumps([name, list(tensors[name].shape)]).encode())
         digest.update(tensors[name].tobytes())
     meta = steer_meta(model_fingerprint).model_copy(update={"tensors_sha256": digest.hexdigest()})
-    path.write_bytes(save(tensors, {"guard": meta.canonical_json()}))
+    text = meta.canonical_json()
+    whole = hashlib.sha256(text.encode()).hexdigest()
+    path.write_bytes(save(tensors, {"guard": text, "guard_sha256": whole}))
 
 
 class PausableEngine(StepControl, TransformersEngine):

@@ -16,14 +16,18 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import wraps
 from inspect import signature
+from operator import is_not
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from steering.engines.diffusion.calls import WatchedCalls, ignore, translated
 from steering.engines.diffusion.families import Family
 from steering.engines.diffusion.following import StepFollower
 from steering.engines.diffusion.prompts import EncoderOverlays
+from steering.engines.diffusion.unknown_padding import with_likely_padding
+from steering.engines.eager import pause_compiled
 from steering.engines.errors import Unfollowed
 from steering.hidden.rows import RowGuard
 from steering.images.conditioning import Conditioning
@@ -40,10 +44,12 @@ class PipelineAttachment:
     """Wraps a family's pipeline until `remove`; every row carries `guards`.
 
     `after(attachment)` is called after the guards have read and refined the prompts, and again at
-    the end of a call whose latents guards read; it may raise to end the call without images. Raises
-    ValueError for guards that do not fit the pipeline.
+    the end of a call whose latents guards read; it may raise to end the call without images.
+    `failed(reason)` is called at a call that cannot be followed, before it ends in Unfollowed, and
+    may raise the caller's error. Raises ValueError for guards that do not fit the pipeline.
 
-    The padding of embeddings that come without their prompt is unknown, and counts as text.
+    The padding of embeddings that come without their prompt is unknown: guards read them under
+    every length that their text may have.
     """
 
     def __init__(
@@ -52,15 +58,18 @@ class PipelineAttachment:
         stacks: ImageStacks,
         guards: Sequence[RowGuard],
         after: Callable[[PipelineAttachment], None],
+        failed: Callable[[str], None] = ignore,
     ) -> None:
         pipeline = family.pipeline
         self._family, self._pipeline = family, pipeline
-        self._stacks, self._after = stacks, after
+        self._stacks, self._after, self._failed = stacks, after, failed
         self._guards = tuple(guard for guard in guards if guard.name not in stacks.late)
         self._late = tuple(guard for guard in guards if guard.name in stacks.late)
         self._output = [guard for guard in guards if guard.name in stacks.output]
         self.began = time.monotonic()
         """When the last call encoded its prompts, on the monotonic clock."""
+        self.fault: str | None = None
+        """A call that cannot be followed ends in an error, whatever the policy."""
         self._readings: tuple[dict[str, ImageReading], ...] = ()
         self._finite: list[bool] = []
         self._in_call = self._encoding = False
@@ -95,6 +104,27 @@ class PipelineAttachment:
         for name, wrapper in wrappers.items():
             if hasattr(pipeline, name):
                 self._replace(pipeline, name, wrapper)
+        self._parts = self._running_parts()
+        self._calls = WatchedCalls(pipeline, self._ended, failed)
+        self._resume = pause_compiled()
+
+    def _arguments(
+        self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> dict[str, Any]:
+        """The arguments of a method of the pipeline by name, whatever is wrapped around it."""
+        known = signature(getattr(type(self._pipeline), method))
+        return known.bind(self._pipeline, *args, **kwargs).arguments
+
+    def _running_parts(self) -> list[Any]:
+        """The networks that guards were attached to."""
+        return [self._family.denoiser, *self._family.encoders.values()]
+
+    def _ended(self) -> None:
+        """After a call: raise Unfollowed where it has passed the guards by."""
+        if self._in_call and (self._guards or self._follower is not None):
+            raise Unfollowed("the pipeline has not encoded a prompt: its call cannot be guarded")
+        if self._follower is not None:
+            self._follower.require_steps()
 
     def _replace(self, owner: Any, name: str, wrapper: Callable[..., Any]) -> None:
         self._replaced.append((owner, name, vars(owner).get(name)))
@@ -102,6 +132,8 @@ class PipelineAttachment:
 
     def remove(self) -> None:
         """Restore the pipeline."""
+        self._resume()
+        self._calls.remove()
         for owner, name, attribute in self._replaced:
             if attribute is None:
                 del vars(owner)[name]
@@ -148,7 +180,7 @@ class PipelineAttachment:
         return stepped
 
     def _prepare_latents(self, *args: Any, **kwargs: Any) -> Any:
-        arguments = signature(self._pipeline_latents).bind(*args, **kwargs).arguments
+        arguments = self._arguments(_LATENTS, args, kwargs)
         if frames := arguments.get("num_frames"):
             self._family.frames = frames
         if self._follower is not None:
@@ -186,7 +218,13 @@ class PipelineAttachment:
     def _check_inputs(self, *args: Any, **kwargs: Any) -> Any:
         # the call of every pipeline begins with it
         self._in_call = True
-        arguments = signature(self._pipeline_check).bind(*args, **kwargs).arguments
+        parts = self._running_parts()
+        if len(parts) != len(self._parts) or any(map(is_not, parts, self._parts)):
+            raise Unfollowed(
+                "the pipeline has another network than when guards were attached: attach them "
+                "after it is set"
+            )
+        arguments = self._arguments("check_inputs", args, kwargs)
         # the family needs the size to unpack latents
         self._family.height = arguments.get("height") or self._family.height
         self._family.width = arguments.get("width") or self._family.width
@@ -196,7 +234,12 @@ class PipelineAttachment:
         raise Unfollowed("an image as a prompt (ip_adapter_image) cannot be guarded: leave it out")
 
     def _encode_prompt(self, *args: Any, **kwargs: Any) -> Any:
-        arguments = signature(self._pipeline_encode).bind(*args, **kwargs).arguments
+        # a caller may encode prompts itself, outside of the pipeline's call
+        with translated(self._failed):
+            return self._encode(args, kwargs)
+
+    def _encode(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        arguments = self._arguments("encode_prompt", args, kwargs)
         if self._guards and arguments.get("clip_skip") is not None:
             raise Unfollowed("clip_skip gives embeddings that guards do not know: leave it out")
         encoded = self._pipeline_encode(*args, **kwargs)
@@ -265,13 +308,24 @@ class PipelineAttachment:
                 overlaid = self._pipeline_encode(*args, **kwargs)
             return family.take_apart([overlaid[part].clone() for part in family.parts], by_row)
 
+        read = text if texts is not None else self._likely(text)
         applied: Applied = self._stacks.prompts.apply(
-            text, [self._guards] * text.rows, overflow, encode
+            read, [self._guards] * text.rows, overflow, encode
         )
         self._readings = applied.readings
         self._finite = applied.text.finite().tolist()
-        guarded = family.put_together(applied.text)
+        guarded = family.put_together(text.with_states(applied.text.states))
         return [new.to(old.dtype) for new, old in zip(guarded, parts, strict=True)]
+
+    def _likely(self, text: Conditioning) -> Conditioning:
+        """Embeddings with the padding that they may have."""
+        shortest = {
+            reader.stream: int(reader.mask([""], text.masks[reader.stream].shape[1]).sum())
+            for reader in self._family.readers
+            if text.masks[reader.stream].shape[1] > 1 and bool(text.masks[reader.stream].all())
+        }
+        shortest = {name: max(least, 1) for name, least in shortest.items()}
+        return with_likely_padding(text, self._stacks.prompts, self._guards, shortest)
 
     def _texts(self, arguments: Mapping[str, Any], rows: int) -> dict[str, list[str]] | None:
         """The input of each tokenizer, by the argument's name; None where the caller passes

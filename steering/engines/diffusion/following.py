@@ -133,6 +133,18 @@ class StepFollower:
         elif generators:
             self._seeds = [generator.initial_seed() % 2**62 for generator in generators]
 
+    @property
+    def _busy(self) -> bool:
+        """Whether a guard acts on or reads a row of this call."""
+        return any(self._acting) or bool(self._writing)
+
+    def require_steps(self) -> None:
+        """After a call: raise Unfollowed where none of its steps was seen, and guards were due."""
+        if self._rows and self._busy and self.steps == 0:
+            raise Unfollowed(
+                "the steps of the call were not seen: use the pipeline's own scheduler"
+            )
+
     def end(self, latents: Tensor) -> None:
         """End the call: guards that have written score its finished `latents [rows, ...]`."""
         latent_seam = self._denoising.latents
@@ -265,6 +277,8 @@ class StepFollower:
         def stepped(
             model_output: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any
         ) -> Any:
+            if self._rows and not self._outputs and self._busy:
+                raise Unfollowed("a step without a forward of the denoiser cannot be guarded")
             if not self._rows or self._trajectory is None:
                 self._outputs.clear()
                 self.steps += 1

@@ -3,76 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from datetime import date
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from transformers import GenerationConfig
 
 import guard
-from guard.artifact import Artifact, ArtifactMeta, FittedModel
 from guard.config.schema import Config, GuardConfig, PolicyConfig
 from guard.errors import ContentBlocked, GuardFailed, PolicyUnfit, UnknownPolicy
-from steering.fingerprint import fingerprint
+from tests.guard.attach.language import answers, language_config
 from tests.guard.toy_images import save_toy
-from tests.steering.tiny import LAYERS, WIDTH, prompt, tiny_model
-
-ALWAYS, NEVER = -1e9, 1e9
-
-
-def _config(folder: Path, model: Any, **policy: Any) -> Config:
-    """Policies "loud" (its guard fires on every prompt) and "silent" (never)."""
-    generator = np.random.default_rng(0)
-    meta = ArtifactMeta(
-        method="steer",
-        concept="topic/test",
-        created=date(2026, 1, 1),
-        model=FittedModel(
-            name="tiny",
-            architecture="llama",
-            fingerprint=fingerprint(model),
-            layers=LAYERS,
-            width=WIDTH,
-        ),
-        seams=("hidden",),
-        settings={
-            "sense_layers": [0, 1],
-            "act_layers": [2],
-            "pool": 2,
-            "rest": 2,
-            "schedule": [1.0, 1.0, 0.5],
-            "threshold": 0.0,
-            "recheck": None,
-            "strength": 1.0,
-        },
-    )
-    tensors = {
-        "gates": generator.normal(size=(2, WIDTH)).astype("f4"),
-        "directions": 20 * generator.normal(size=(1, WIDTH)).astype("f4"),
-    }
-    Artifact(meta, tensors).save(folder / "guard.safetensors")
-    path = folder / "guard.safetensors"
-    return Config(
-        guards=(
-            GuardConfig(name="loud", artifact=path, threshold=ALWAYS),
-            GuardConfig(name="silent", artifact=path, threshold=NEVER),
-        ),
-        policies={name: PolicyConfig(guards=(name,), **policy) for name in ("loud", "silent")},
-    )
-
-
-def _generate(model: Any, **arguments: Any) -> list[list[int]]:
-    """Greedy continuation of a batch of two, the second one padded on the left."""
-    long, short = prompt(9, 1), prompt(5, 2)
-    ids = torch.tensor([long, [0] * 4 + short])
-    mask = torch.tensor([[1] * 9, [0] * 4 + [1] * 5])
-    output = model.generate(
-        input_ids=ids, attention_mask=mask, max_new_tokens=8, do_sample=False, **arguments
-    )
-    return output[:, 9:].tolist()  # type: ignore[no-any-return]
+from tests.steering.tiny import prompt, tiny_model
 
 
 def _state(model: Any) -> tuple[str, list[Any]]:
@@ -88,9 +31,9 @@ def _state(model: Any) -> tuple[str, list[Any]]:
 
 def test_a_guard_that_fires_changes_the_answer_and_says_so(tmp_path: Path) -> None:
     model = tiny_model()
-    bare = _generate(model)
-    with guard.attached(model, "loud", config=_config(tmp_path, model)) as handle:
-        steered = _generate(model)
+    bare = answers(model)
+    with guard.attached(model, "loud", config=language_config(tmp_path, model)) as handle:
+        steered = answers(model)
         verdicts = handle.verdicts()
     assert all(a != b for a, b in zip(bare, steered, strict=True))
     assert [verdict.outcome for verdict in verdicts] == ["steered", "steered"]
@@ -99,26 +42,26 @@ def test_a_guard_that_fires_changes_the_answer_and_says_so(tmp_path: Path) -> No
 
 def test_a_silent_guard_gives_the_bare_answer(tmp_path: Path) -> None:
     model = tiny_model()
-    bare = _generate(model)
-    with guard.attached(model, "silent", config=_config(tmp_path, model)) as handle:
-        assert _generate(model) == bare
+    bare = answers(model)
+    with guard.attached(model, "silent", config=language_config(tmp_path, model)) as handle:
+        assert answers(model) == bare
         assert [verdict.outcome for verdict in handle.verdicts()] == ["pass", "pass"]
         assert all(v.guards[0].score is not None for v in handle.verdicts())
 
 
 def test_leaving_restores_the_model_bit_for_bit(tmp_path: Path) -> None:
     model = tiny_model()
-    before, bare = _state(model), _generate(model)
-    with guard.attached(model, "loud", config=_config(tmp_path, model)):
-        _generate(model)
+    before, bare = _state(model), answers(model)
+    with guard.attached(model, "loud", config=language_config(tmp_path, model)):
+        answers(model)
     assert _state(model) == before
-    assert _generate(model) == bare
+    assert answers(model) == bare
 
 
 def test_an_exception_inside_restores_the_model_too(tmp_path: Path) -> None:
     model = tiny_model()
     before = _state(model)
-    config = _config(tmp_path, model)
+    config = language_config(tmp_path, model)
     with pytest.raises(ZeroDivisionError), guard.attached(model, "loud", config=config):
         raise ZeroDivisionError
     assert _state(model) == before
@@ -126,8 +69,8 @@ def test_an_exception_inside_restores_the_model_too(tmp_path: Path) -> None:
 
 def test_padding_does_not_change_what_a_row_reads(tmp_path: Path) -> None:
     model = tiny_model()
-    with guard.attached(model, "silent", config=_config(tmp_path, model)) as handle:
-        _generate(model)
+    with guard.attached(model, "silent", config=language_config(tmp_path, model)) as handle:
+        answers(model)
         padded = handle.verdicts()[1].guards[0].score
         model.generate(input_ids=torch.tensor([prompt(5, 2)]), max_new_tokens=2, do_sample=False)
         alone = handle.verdicts()[0].guards[0].score
@@ -137,15 +80,15 @@ def test_padding_does_not_change_what_a_row_reads(tmp_path: Path) -> None:
 @pytest.mark.parametrize("unfollowed", [{"num_beams": 2}, {"prompt_lookup_num_tokens": 3}])
 def test_what_cannot_be_followed_is_refused(tmp_path: Path, unfollowed: dict[str, int]) -> None:
     model = tiny_model()
-    config = _config(tmp_path, model)
+    config = language_config(tmp_path, model)
     refused = pytest.raises(GuardFailed, match="cannot be guarded")
     with refused, guard.attached(model, "silent", config=config):
-        _generate(model, **unfollowed)
+        answers(model, **unfollowed)
 
 
 def test_beams_are_refused_where_the_generation_config_is_positional(tmp_path: Path) -> None:
     model = tiny_model()
-    config = _config(tmp_path, model)
+    config = language_config(tmp_path, model)
     refused = pytest.raises(GuardFailed, match="num_beams=2 cannot be guarded")
     with refused, guard.attached(model, "silent", config=config):
         model.generate(torch.tensor([prompt(5, 2)]), GenerationConfig(num_beams=2))
@@ -153,18 +96,18 @@ def test_beams_are_refused_where_the_generation_config_is_positional(tmp_path: P
 
 def test_leaving_an_inner_context_leaves_the_outer_one_standing(tmp_path: Path) -> None:
     model = tiny_model()
-    config = _config(tmp_path, model)
+    config = language_config(tmp_path, model)
     before = _state(model)
     with pytest.raises(GuardFailed), guard.attached(model, "silent", config=config):
         with guard.attached(model, "loud", config=config):
             pass
-        _generate(model, num_beams=2)
+        answers(model, num_beams=2)
     assert _state(model) == before
 
 
 def test_padding_on_the_right_is_refused(tmp_path: Path) -> None:
     model = tiny_model()
-    config = _config(tmp_path, model)
+    config = language_config(tmp_path, model)
     refused = pytest.raises(GuardFailed, match="pad on the left")
     with refused, guard.attached(model, "silent", config=config):
         model(input_ids=torch.tensor([[5, 6, 0]]), attention_mask=torch.tensor([[1, 1, 0]]))
@@ -172,14 +115,14 @@ def test_padding_on_the_right_is_refused(tmp_path: Path) -> None:
 
 def test_block_raises_with_its_verdict(tmp_path: Path) -> None:
     model = tiny_model()
-    config = _config(tmp_path, model, action="block")
+    config = language_config(tmp_path, model, action="block")
     with pytest.raises(ContentBlocked) as raised, guard.attached(model, "loud", config=config):
-        _generate(model)
+        answers(model)
     assert raised.value.verdict.outcome == "blocked"
 
 
 def test_a_guard_of_another_model_is_refused(tmp_path: Path) -> None:
-    config = _config(tmp_path, tiny_model(seed=1))
+    config = language_config(tmp_path, tiny_model(seed=1))
     other = tiny_model(seed=2)
     refused = pytest.raises(GuardFailed, match="fit it on that model")
     with refused, guard.attached(other, "loud", config=config):
@@ -188,14 +131,14 @@ def test_a_guard_of_another_model_is_refused(tmp_path: Path) -> None:
 
 def test_nan_in_the_activations_fails_closed(tmp_path: Path) -> None:
     model = tiny_model()
-    config = _config(tmp_path, model)
+    config = language_config(tmp_path, model)
     with (
         pytest.raises(GuardFailed, match="NaN"),
         guard.attached(model, "silent", config=config),
         torch.no_grad(),
     ):
         model.model.layers[0].mlp.down_proj.weight[1, 1] = float("nan")
-        _generate(model)
+        answers(model)
 
 
 def test_a_policy_for_images_does_not_leave_the_model_bare(tmp_path: Path) -> None:
@@ -209,8 +152,19 @@ def test_a_policy_for_images_does_not_leave_the_model_bare(tmp_path: Path) -> No
         pass
 
 
+def test_no_policy_at_all_is_not_taken_for_the_policy_none(tmp_path: Path) -> None:
+    model = tiny_model()
+    config = language_config(tmp_path, model)
+    bare = answers(model)
+    with pytest.raises(GuardFailed, match="no policy is named"):
+        guard.attached(model, config=config).__enter__()
+    with guard.attached(model, "none", config=config) as handle:
+        assert answers(model) == bare
+        assert [verdict.outcome for verdict in handle.verdicts()] == ["pass", "pass"]
+
+
 def test_an_unknown_policy_is_named(tmp_path: Path) -> None:
     model = tiny_model()
-    config = _config(tmp_path, model)
+    config = language_config(tmp_path, model)
     with pytest.raises(UnknownPolicy, match="no policy 'other'"):
         guard.attached(model, "other", config=config).__enter__()

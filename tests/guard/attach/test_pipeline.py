@@ -21,8 +21,10 @@ from guard.errors import (
     PolicyUnfit,
     UnknownPolicy,
 )
+from tests.guard.attach.language import language_config
 from tests.server.tiny_pipeline import NAN_WORD, save_guards, save_pipeline
 from tests.steering.engines.diffusion.tiny import weights_hash
+from tests.steering.tiny import tiny_model
 
 KNIFE, CAT = "a knife", "a cat"
 
@@ -105,6 +107,34 @@ def test_prompt_embeddings_of_a_caller_are_guarded(pipeline: Any, folder: Path) 
         guarded = generate(pipeline, inputs)
         assert [verdict.outcome for verdict in handle.verdicts()] == ["refined"]
     assert not np.array_equal(guarded, bare)
+
+
+@pytest.mark.parametrize("prompt", [KNIFE, "knife", "a cat and a knife", "knife " * 8])
+def test_embeddings_of_a_prompt_that_fires_fire_as_well(
+    pipeline: Any, folder: Path, prompt: str
+) -> None:
+    with torch.no_grad():
+        embeds, negative = pipeline.encode_prompt(prompt, "cpu", 1, True)
+    with guard.attached(pipeline, "test", config=config(folder)) as handle:
+        generate(pipeline, prompt)
+        (told,) = handle.verdicts()
+        generate(pipeline, {"prompt_embeds": embeds, "negative_prompt_embeds": negative})
+        (verdict,) = handle.verdicts()
+    assert verdict.outcome == told.outcome
+    assert (verdict.guards[0].score or 0.0) >= (told.guards[0].score or 0.0) - 1e-4
+
+
+@pytest.mark.parametrize("prompt", [CAT, "a dog"])
+def test_embeddings_that_do_not_fire_keep_their_bits(
+    pipeline: Any, folder: Path, prompt: str
+) -> None:
+    with torch.no_grad():
+        embeds, negative = pipeline.encode_prompt(prompt, "cpu", 1, True)
+    inputs = {"prompt_embeds": embeds, "negative_prompt_embeds": negative}
+    bare = generate(pipeline, inputs)
+    with guard.attached(pipeline, "test", config=config(folder)) as handle:
+        assert np.array_equal(generate(pipeline, inputs), bare)
+        assert [verdict.outcome for verdict in handle.verdicts()] == ["pass"]
 
 
 def test_text_past_the_encoders_length_is_read(pipeline: Any, folder: Path) -> None:
@@ -323,11 +353,8 @@ def test_policies_are_those_of_the_configuration(pipeline: Any, folder: Path) ->
 
 
 def test_a_policy_of_another_kind_of_model_does_not_pass_unguarded(
-    pipeline: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+    pipeline: Any, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("guard.plans.base.kind_of", lambda _meta: "language")
-    with (
-        pytest.raises(PolicyUnfit),
-        guard.attached(pipeline, "test", config=config(folder)),
-    ):
+    words = language_config(tmp_path, tiny_model())
+    with pytest.raises(PolicyUnfit), guard.attached(pipeline, "loud", config=words):
         pass

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from steering.methods import METHODS
 from tests.guard.commands.running import run
 from tests.guard.config.test_schema import BAD
-from tests.guard.conftest import GOOD, MakeArtifact
+from tests.guard.conftest import GOOD, MakeArtifact, describe_model
 
 pytestmark = pytest.mark.usefixtures("plain_terminal")
 
@@ -22,7 +25,7 @@ def test_check_prints_what_a_configuration_means(good: Path) -> None:
         "character/harry-potter",
         "0.7 (config)",
         "1 (artifact)",
-        "False (artifact)",
+        "0.25 (artifact)",
         "tiny (ffffffffffff)",
         "is valid.",
     ):
@@ -76,7 +79,12 @@ replacement = "a banana"
 
 
 @pytest.fixture
-def images(tmp_path: Path, make_artifact: MakeArtifact) -> Path:
+def images(tmp_path: Path, make_artifact: MakeArtifact, monkeypatch: pytest.MonkeyPatch) -> Path:
+    toy = replace(METHODS["nearest"], name="toy", stack=lambda guards, device: guards)
+    monkeypatch.setitem(METHODS, "toy", toy)
+    describe_model(tmp_path / "words")
+    (tmp_path / "emoji").mkdir()
+    (tmp_path / "emoji" / "model_index.json").write_text("{}", "utf-8")
     make_artifact().save(tmp_path / "hp.safetensors")
     settings = {"threshold": 0.5, "strength": 1.0, "max_steps": 12, "rate": 0.123456}
     make_artifact(seams=["embedding"], method="toy", settings=settings).save(
@@ -144,14 +152,16 @@ def test_check_prints_one_line_for_each_problem_and_fails(tmp_path: Path) -> Non
     assert len(json.loads(result.stdout)["problems"]) == 18
 
 
-@pytest.mark.parametrize(("sense", "noted"), [([1], False), ([1, 3], True), (3, False)])
+@pytest.mark.parametrize(("sense", "noted"), [([1], False), ([1, 3], True)])
 def test_check_notes_a_guard_that_senses_behind_another_that_acts(
     tmp_path: Path, make_artifact: MakeArtifact, sense: Any, noted: bool
 ) -> None:
-    fitted = {"threshold": 0.5, "strength": 1.0}
+    fitted = {"threshold": 0.5, "strength": 1.0, "schedule": [1.0], "pool": 1, "rest": 1}
+    width = np.ones((1, 8), "f4")
     for name, layers in (("late", (sense, [3])), ("early", ([0], [2]))):
         settings = fitted | {"sense_layers": layers[0], "act_layers": layers[1]}
-        make_artifact(settings=settings).save(tmp_path / f"{name}.safetensors")
+        tensors = {"gates": np.ones((len(layers[0]), 8), "f4"), "directions": width}
+        make_artifact(tensors, settings=settings).save(tmp_path / f"{name}.safetensors")
     path = tmp_path / "config.toml"
     guards = "".join(
         f'[[guards]]\nname = "{name}"\nartifact = "{name}.safetensors"\n'

@@ -25,8 +25,8 @@ def test_inspect_prints_the_contents_of_an_artifact(
     assert "\x1b" not in result.stdout
     contents = json.loads(run("inspect", path, "--json").stdout)
     assert contents["tensors"][0] == {
-        "name": "direction",
-        "shape": [8],
+        "name": "directions",
+        "shape": [1, 8],
         "norm": pytest.approx(140**0.5),
         "max": 7.0,
     }

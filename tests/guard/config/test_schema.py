@@ -182,7 +182,7 @@ def test_settings_for_another_kind_of_model_are_reported(
     tmp_path: Path, make_artifact: MakeArtifact
 ) -> None:
     make_artifact().save(tmp_path / "words.safetensors")
-    make_artifact(seams=["embedding"]).save(tmp_path / "knife.safetensors")
+    make_artifact(seams=["embedding"], method="nearest").save(tmp_path / "knife.safetensors")
     faults = problems(tmp_path, IMAGES)
     expected = [
         (4, "models[0].steps", "for models of images"),
@@ -202,7 +202,9 @@ def test_settings_for_another_kind_of_model_are_reported(
 
 
 def test_a_configuration_for_images_is_read(tmp_path: Path, make_artifact: MakeArtifact) -> None:
-    make_artifact(seams=["embedding", "guidance"]).save(tmp_path / "knife.safetensors")
+    make_artifact(seams=["embedding", "guidance"], method="nearest").save(
+        tmp_path / "knife.safetensors"
+    )
     path = tmp_path / "config.toml"
     path.write_text(
         '[server]\nmax_pictures = 4\n[[models]]\nname = "emoji"\nsource = "./emoji"\n'
@@ -236,7 +238,9 @@ def test_an_api_key_in_place_of_its_hash_is_not_repeated(tmp_path: Path) -> None
         ("\nmodels = 3\n", 2),
         ("\nguards = [1]\n", 2),
         ("\n\n[policies]\nx = 1\n", 4),
-        ("\n[policies.'a b']\n", 2),
+        ("\n[policies.empty]\n", 2),
+        ("\n[policies.empty]\naction = 'block'\nguards = []\n", 4),
+        ("[[patterns]]\nname = 'p'\nsource = 'secrets'\n[policies.'a b']\nguards = ['p']\n", 4),
     ],
 )
 def test_a_single_fault_is_reported_with_its_line(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from guard.config.schema import Config, ModelConfig, PatternsConfig, UpstreamConfig
+from guard.config.proxy_schema import UpstreamConfig
+from guard.config.schema import Config, ModelConfig, PatternsConfig
 from guard.verdict import GuardVerdict, Verdict
 from server.observe.metrics import Metrics
 

@@ -212,16 +212,18 @@ class Proxy:
 def proxied(folder: Path, text: str, *ports: int, screener: Any = None) -> Iterator[Proxy]:
     """The proxy of a configuration, in front of upstreams on these ports.
 
-    Upstreams that the configuration does not have are added.
+    Upstreams that the configuration does not have are added, with the plugin where policies
+    delegate to it.
     """
     if "[[upstreams]]" not in text:
         for number, port in enumerate(ports):
             text += f'\n[[upstreams]]\nname = "u{number}"\nurl = "http://127.0.0.1:{port}"\n'
+            text += "plugin = true\n" if "upstream_policy" in text else ""
     path = folder / "config.toml"
     path.write_text(text)
     config: Config = load_config(path)
     metrics = Metrics(config)
-    plans = TextPlans(config)
+    plans = TextPlans(config, runs_models=False)
     with AuditLog(folder / "audit.jsonl") as audit:
         upstreams = Upstreams(config.upstreams)
         context = ProxyContext(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from guard.config.schema import UpstreamConfig
+from guard.config.proxy_schema import UpstreamConfig
 from guard.errors import ConfigError, UnknownModel
 from server.errors import Overloaded
 from server.proxy.breaker import Breaker

@@ -14,7 +14,7 @@ from guard.config.schema import load_config
 from guard.errors import ConfigError, GuardFailed
 from guard.plans.language import ServedModel
 from guard.plans.revision import Revision
-from server.vllm.policies import Policies, salted
+from server.vllm.policies import Policies, require_guarded, salted
 from tests.vllm.checkpoint import WIDTH, artifact
 
 FITTED = "f" * 64
@@ -82,6 +82,17 @@ def test_a_request_has_the_policy_that_it_names_or_the_default(folder: Path) -> 
         with pytest.raises(ValueError, match="there is no policy") as refused:
             available.entry_for({"guard_policy": unknown})
         assert len(str(refused.value)) < 200
+
+
+def test_pooling_and_adapters_are_refused_where_guards_would_not_follow(folder: Path) -> None:
+    extra = '[policies.lax]\nguards = ["hp"]\non_error = "open"\n'
+    entries = policies(folder, extra=extra).entries
+    for pools, adapter in ((True, None), (False, "an-adapter")):
+        with pytest.raises(ValueError, match=r"pooling|'an-adapter'"):
+            require_guarded(entries["hp"], pools=pools, adapter=adapter)
+        for name in ("none", "lax"):
+            require_guarded(entries[name], pools=pools, adapter=adapter)
+    require_guarded(entries["hp"], pools=False, adapter=None)
 
 
 def test_with_keys_only_policies_that_all_allow_are_available(folder: Path) -> None:

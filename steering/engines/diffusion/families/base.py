@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from steering.engines.diffusion.families.images import LatentImages
 from steering.engines.diffusion.families.text import TextEncoding
 from steering.images.conditioning import Conditioning
+from steering.offloaded import execution_device
 
 
 class Family(TextEncoding, LatentImages):
@@ -116,7 +117,7 @@ class Family(TextEncoding, LatentImages):
 
     @property
     def device(self) -> torch.device:
-        return torch.device(next(self.denoiser.parameters()).device)
+        return execution_device(self.denoiser)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from steering.engines.errors import Unfollowed, UnsupportedModel
 from steering.hidden.rows import RowGuard
 from steering.images.projection import Overlay, OverlayBank, Pairs
+from steering.offloaded import execution_device
 
 _CROSS, _JOINT = ("to_k", "to_v"), ("add_k_proj", "add_v_proj")
 
@@ -115,7 +116,7 @@ class OverlaySeam:
     @property
     def device(self) -> torch.device:
         """The device of the network, where its rows and tables are."""
-        return next(self._network.parameters()).device
+        return execution_device(self._network)
 
     def install(self, overlays: Mapping[str, Overlay]) -> None:
         """Replace the overlays, by guard name. Raises ValueError, and changes nothing, for layers

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from guard.config.schema import Config, load_config
+from guard.config.schema import Config, PolicyConfig, load_config
 from steering.engines.diffusion.families import Family
 from steering.engines.diffusion.seams.attention import text_keys
 from steering.fingerprint import fingerprint
@@ -29,7 +29,8 @@ POLICIES = {
 
 
 def save(folder: Path) -> tuple[Config, Family]:
-    """Write everything, `config.toml` with a policy for each of POLICIES."""
+    """Write everything, `config.toml` with a policy for each of POLICIES that has guards; the
+    configuration has the others too."""
     family = save_pipeline(folder / "pipeline")
     save_guards(folder, family)
     save_irece(folder / "irece.safetensors", family)
@@ -38,9 +39,13 @@ def save(folder: Path) -> tuple[Config, Family]:
     for name in GUARDS:
         lines += ["[[guards]]", f'name = "{name}"', f'artifact = "{name}.safetensors"']
     for policy, guards in POLICIES.items():
+        if not guards:
+            continue
         lines += [f"[policies.{policy}]", f"guards = {guards!r}".replace("'", '"')]
     (folder / "config.toml").write_text("\n".join(lines), "utf-8")
-    return load_config(folder / "config.toml"), family
+    config = load_config(folder / "config.toml")
+    bare = {name: PolicyConfig() for name, guards in POLICIES.items() if not guards}
+    return config.model_copy(update={"policies": {**config.policies, **bare}}), family
 
 
 def save_irece(path: Path, family: Family, *, threshold: float = -1000.0) -> None:

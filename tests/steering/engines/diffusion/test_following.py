@@ -184,7 +184,7 @@ def test_a_call_that_drops_its_guidance_midway_is_refused() -> None:
     for stacks in (stacked(latents=[random_irece(family, "p")]), stacked(RepelGuards(family, "p"))):
         with (
             attached(family, stacks, carried("p")),
-            pytest.raises(Unfollowed, match="switches on or off between its steps"),
+            pytest.raises(Unfollowed, match="a callback that changes prompt_embeds"),
         ):
             call(
                 family,

@@ -1,0 +1,40 @@
+"""Checks of a guard's settings: its artifact's, and those that the configuration replaces."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from guard.artifact import ArtifactMeta
+from guard.config.kinds import kind_of
+from guard.config.toml_lines import KeyPath
+from steering.methods import method_named
+
+
+def setting_problems(
+    index: int, guard: Mapping[str, Any], meta: ArtifactMeta
+) -> Iterator[tuple[KeyPath, str]]:
+    """The faults of `guards[index]`, whose artifact has this metadata, by its method's entry.
+
+    A method that is not installed here is none: a server breaks the policies that name the guard.
+    Values of the wrong type are ignored.
+    """
+    try:
+        method = method_named(meta.method)
+    except ValueError:
+        return
+    name = str(guard.get("name"))
+    for key in ("threshold", "strength"):
+        value = guard.get(key)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            try:
+                method.require_in_range({key: value}, name)
+            except ValueError as error:
+                yield ("guards", index, key), str(error)
+    try:
+        method.require_in_range(meta.settings, name)
+    except ValueError as error:
+        yield ("guards", index, "artifact"), f"{error}: fit the guard again"
+    if kind_of(meta) != method.kind:
+        fault = f"its method, {method.name!r}, does not act at its seams ({', '.join(meta.seams)})"
+        yield ("guards", index, "artifact"), f"{fault}: fit the guard again"
