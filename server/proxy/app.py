@@ -18,6 +18,7 @@ from server.auth import allowed_policies, authenticate, default_policy
 from server.errors import internal_error
 from server.observe.exchange import NamedRoute, exchange_of
 from server.observe.metrics import Metrics
+from server.proxy.errors import UnsupportedUpgrade
 from server.proxy.forward import SAFE_METHODS
 from server.proxy.health import poll_health
 from server.proxy.mcp import McpRequest
@@ -86,6 +87,8 @@ class ProxyApp:
         scope["route"] = NamedRoute(template)
         request = Request(scope, receive)
         exchange = exchange_of(request)
+        if request.headers.get("upgrade", "").lower() == "websocket":
+            raise UnsupportedUpgrade("No websockets here: nothing reads them. Use HTTP.")
         key = authenticate(self.keys, request.headers)
         exchange.identify(self.context.config, key)
         if scope["path"] == POLICIES:

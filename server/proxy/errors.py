@@ -38,6 +38,12 @@ class UpstreamTimeout(GuardError):
     code = "upstream_timeout"
 
 
+class UnsupportedUpgrade(RequestError):
+    """A client asks for a websocket."""
+
+    code = "unsupported_upgrade"
+
+
 class BadPath(RequestError):
     """A path with segments that leave the directory it names."""
 

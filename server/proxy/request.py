@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
@@ -144,6 +145,8 @@ class ProxiedRequest:
             return await receive_form(self.request, EditRequest, limit, timeout_s)
         media = media_type(headers)
         if media != "application/json" and not media.endswith("+json"):
+            if _is_empty(headers):
+                return RequestBody(b"", {})
             if delegates and self.route is not None and self.request.method == "POST":
                 raise UnscreenedContent(
                     'Send the body with "Content-Type: application/json": the upstream\'s policy '
@@ -302,3 +305,8 @@ class ProxiedRequest:
             elapsed_ms=round(elapsed_ms, 3),
             unscreened=self._unscreened,
         )
+
+
+def _is_empty(headers: Headers) -> bool:
+    """Whether a request has no body, by its headers."""
+    return headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers

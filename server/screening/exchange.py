@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
+from urllib.parse import parse_qsl
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import Message, Receive, Scope, Send
@@ -73,6 +74,8 @@ class ScreenedExchange:
 
         `receive` is called for what follows the body, which has been read: the disconnect.
         """
+        query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
+        self.screening.query = [text for pair in query for text in pair if text]
         disconnect = asyncio.create_task(_disconnected(receive))
         try:
             await self._run(scope, send, disconnect)

@@ -31,7 +31,8 @@ class RequestScreening:
     """One request under one plan.
 
     `body`, of `size` bytes, is rewritten in place. `placeholders` stand for the texts that are
-    redacted in it. `own_app`: this server answers, and knows its own models' names.
+    redacted in it. `own_app`: this server answers, and knows its own models' names. `query` has the
+    names and values of the URL's query.
     """
 
     plan: TextPlan
@@ -39,6 +40,7 @@ class RequestScreening:
     default_place: Place
     findings: Findings
     own_app: bool = False
+    query: Sequence[str] = ()
     placeholders: Placeholders = field(default_factory=lambda: Placeholders(()))
     size: int = 0
     changed: bool = False
@@ -59,6 +61,10 @@ class RequestScreening:
             raise InvalidJSON(f"The body cannot be screened: {error}.") from None
         if self.own_app:
             texts.pieces = [piece for piece in texts.pieces if piece.path != "model"]
+        texts.pieces += [
+            JsonText({}, "query", text, self.default_place, "query", -1, "key")
+            for text in self.query
+        ]
         self._require_screenable(texts)
         is_continued = any(self.body.get(name) for name in _EARLIER)
         self.placeholders = Placeholders(

@@ -74,6 +74,8 @@ _ROUTES: tuple[tuple[str, str, Route], ...] = (
     ("POST", "/v1/chat/completions", _CHAT),
     ("POST", "/v1/completions", _COMPLETIONS),
     ("POST", "/v1/responses", _RESPONSES),
+    ("POST", "/v1/responses/input_tokens", _LISTING),
+    ("POST", "/v1/responses/compact", Route("responses")),
     ("GET", "/v1/responses/{id}", _STORED),
     ("GET", "/v1/responses/{id}/input_items", _STORED),
     ("DELETE", "/v1/responses/{id}", _LISTING),
