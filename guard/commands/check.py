@@ -96,7 +96,7 @@ def describe(config: Config) -> dict[str, Any]:
             for index, key in enumerate(config.keys)
         ],
     }
-    return meaning | {"warnings": [*warnings_of(meaning, config)]}
+    return meaning | {"warnings": [*warnings_of(config)]}
 
 
 def _model(

@@ -38,15 +38,8 @@ def describe_policy(config: Config, name: str, guards: Mapping[str, dict[str, An
     }
 
 
-def warnings_of(meaning: Mapping[str, Any], config: Config) -> Iterator[str]:
+def warnings_of(config: Config) -> Iterator[str]:
     """What would keep `guard proxy` from doing what the configuration asks for."""
-    for name, policy in meaning["policies"].items():
-        proxied = policy["in_proxy"]
-        if proxied and proxied["cannot_act"] and proxied["upstream_policy"] is None:
-            unable = ", ".join(proxied["cannot_act"])
-            which = "some of its guards" if proxied["act"] else "none of its guards"
-            verb = "do not act" if proxied["act"] else "acts"
-            yield (f"policy {name}: {which} {verb} in guard proxy, which runs no model: {unable}")
     for upstream in config.upstreams:
         if upstream.key_env is not None and not os.environ.get(upstream.key_env):
             yield (

@@ -284,12 +284,12 @@ class ProxiedRequest:
         value.pop("guard", None)
         # where a screen decides on it, it is set once that has fired
         is_conditional = any(screen.action == "policy" for screen in plan.screens)
-        is_set = self.route is not None and self.route.takes_xargs and not is_conditional
-        policy = plan.settings.upstream_policy if is_set else None
-        if policy is not None:
+        policy = None if is_conditional else plan.settings.upstream_policy
+        if policy is not None and self.route is not None and self.route.runs_model:
             self.request.scope[DELEGATED] = True
         if self._may_reach_plugin(plan):
-            set_upstream_policy(value, policy)
+            takes_it = self.route is not None and self.route.takes_xargs
+            set_upstream_policy(value, policy if takes_it else None)
         return value != before
 
     def _verdict(self, outcome: Outcome, elapsed_ms: float) -> Verdict:

@@ -80,9 +80,9 @@ def test_check_says_which_guards_act_in_the_proxy(proxy_config: Path) -> None:
         "model": ([], ["hp"]),
     }
     told = run("check", proxy_config).stderr
-    assert "policy both: some of its guards do not act in guard proxy" in told
-    assert "policy model: none of its guards acts in guard proxy" in told
-    assert "policy text" not in told
+    assert "policies.both: hp act inside a model, which a proxy does not run" in told
+    assert "policies.model: hp act inside a model, which a proxy does not run" in told
+    assert "policies.text" not in told
 
 
 def test_check_says_whether_credentials_are_there(

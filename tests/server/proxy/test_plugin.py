@@ -111,6 +111,8 @@ def test_other_upstreams_get_no_argument_of_the_plugins(tmp_path: Path) -> None:
     more = 'models = ["m"]\n[[upstreams]]\nname = "cloud"\n{url}\nmodels = ["big"]\n'
     with in_front(tmp_path, upstream, more) as proxy:
         assert post(proxy, "/v1/chat/completions").status_code == 200
-        assert post(proxy, "/v1/chat/completions", model="big").status_code == 200
-        assert post(proxy, "/v1/images/generations", model="big", prompt="a").status_code == 200
+        for path in ("/v1/chat/completions", "/v1/images/generations"):
+            unfit = post(proxy, path, model="big", prompt="a")
+            assert unfit.json()["error"]["code"] == "policy_not_for_model"
+            assert post(proxy, path, "untold", model="big", prompt="a").status_code == 200
     assert ["vllm_xargs" in request.json for request in upstream.requests] == [True, False, False]

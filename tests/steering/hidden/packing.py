@@ -17,7 +17,7 @@ from steering.hidden.table import Table, without_sink
 from steering.methods.steer import SteerGuard
 from tests.steering.hidden.guards import WIDTH, AnyGuard, bank_of_all, row_guards, whole
 
-LAYERS, CAPACITY, PLACES = 5, 3, 400
+LAYERS, CAPACITY, PLACES = 5, 3, 2000
 
 GUARD = SteerGuard(
     name="g",

@@ -48,7 +48,7 @@ class _Case:
         self.waiting: list[tuple[int, int, bytes]] = []
 
     def put(self, number: int, group: int) -> None:
-        raw = b"<%d>" % number
+        raw = _chunk([{"index": group, "delta": {"content": "y"}, "number": number}])
         event = WaitingEvent(raw, groups=[group] if group else ())
         if group:
             self.lengths[group] += 1
