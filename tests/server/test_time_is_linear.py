@@ -18,6 +18,7 @@ from server.proxy.headers import to_upstream
 from server.screening.errors import TooManyTexts, UnreadableAnswer
 from server.screening.streams.hold_back import Span
 from server.screening.streams.sse import BrokenStream, EventReader
+from server.screening.texts.joins import without_codes
 from server.screening.texts.json_texts import MAX_TEXTS, texts_of
 from server.screening.texts.redaction import Placeholders
 from server.wire.forms import parse_form
@@ -66,6 +67,21 @@ def _redacted(count: int) -> Work:
     return lambda: Placeholders([]).redact("ab" * count, spans)
 
 
+def _restored(count: int, *, is_number: bool = False) -> Work:
+    placeholders = Placeholders([])
+    for at in range(count):
+        placeholders.placeholder_for("A", str(at), is_number=is_number)
+    placeholders.seal()
+
+    def work() -> None:
+        for at in range(count):
+            assert placeholders.partial_length("Well, [Yes: [A_") == 3
+            assert placeholders.begins_number(f"[A_{at + 1}") == is_number
+            assert (placeholders.number(f"[A_{at + 1}]") is not None) == is_number
+
+    return work
+
+
 def _chunk(choices: list[dict[str, Any]]) -> bytes:
     return b"data: " + json.dumps({"choices": choices}).encode() + b"\n\n"
 
@@ -102,6 +118,10 @@ READERS: dict[str, Callable[[int], Work]] = {
     "names of members": lambda n: _chats([{f"x {at}": 1 for at in range(n)}], 1),
     "placeholders": lambda n: lambda: Placeholders(["[A_1 [A_1_1_1" * n])._taken,
     "half a placeholder": lambda n: lambda: Placeholders(["[A" * n + "_1" * n])._taken,
+    "capitals": lambda n: lambda: Placeholders(["A" * 10 * n, "A_" * n])._taken,
+    "placeholders to be restored": _restored,
+    "numbers to be restored": lambda n: _restored(n, is_number=True),
+    "codes that are none": lambda n: lambda: without_codes(("a1B" * 85 + " ") * (n // 16)),
     "redactions": _redacted,
     "empty lines": lambda n: _feed(b"\n" * 10 * n, 1000),
     "small events": lambda n: _feed(b"data: x\n\n" * n, 7),

@@ -201,3 +201,19 @@ def test_moderations_are_answered_here(tmp_path: Path) -> None:
         assert [result.flagged for result in moderation.results] == [True, False]
         assert moderation.results[0].model_extra is not None
         assert not upstream.requests
+
+
+@pytest.mark.parametrize("form", ["{}", "[{}]", '{{"choices": [{}]}}'])
+def test_of_names_that_stand_twice_in_an_answer_the_one_that_was_read_leaves(
+    tmp_path: Path, form: str
+) -> None:
+    body = form.format('{"text": "here is the forbidden thing", "text": "well"}').encode()
+
+    async def respond(request: UpstreamRequest, send: Send) -> None:
+        await send_response(send, body)
+
+    with screened(tmp_path, Upstream(respond)) as proxy:
+        response = httpx.post(f"{proxy.url}/v1/completions", json={"model": "m", "prompt": "hi"})
+        assert response.status_code == 200
+        assert "well" in response.text
+        assert "forbidden" not in response.text
