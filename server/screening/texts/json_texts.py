@@ -44,7 +44,7 @@ from server.screening.texts.json_fields import (
     TOKENS,
     WORD,
 )
-from server.screening.texts.json_scanner import plain_number
+from server.screening.texts.json_scanner import plain_number, require_few_levels
 from server.wire.strict_json import MAX_DEPTH, NestedTooDeeply
 
 MAX_TEXTS = 20_000
@@ -114,7 +114,7 @@ class _Position:
     """Where a value stands; `opaque` is the kind of content that carriers in it hold.
 
     `kind` is that of its strings. `name` is the name of the nearest member above. `items` is the
-    list that an object is in.
+    list that an object is in. `nesting` counts the strings of JSON around it.
     """
 
     holder: Any
@@ -127,6 +127,7 @@ class _Position:
     name: str = ""
     items: list[Any] | None = None
     signed: tuple[list[Any], Any] | None = None
+    nesting: int = 0
 
     @property
     def free(self) -> bool:
@@ -251,17 +252,17 @@ class _Collector:
     def _string(self, text: str, at: _Position) -> None:
         if (id(at.holder), at.key) in self._without:
             return
-        reads_json = self._are_whole and at.depth <= MAX_DEPTH
-        document = JsonDocument.of(at.holder, at.key, text) if reads_json else None
+        document = JsonDocument.of(at.holder, at.key, text) if self._are_whole else None
         if document is None:
             self._add(text, at, at.kind)
             return
+        require_few_levels(at.nesting)
         self.texts.documents.append(document)
         for index, leaf, inner in document.distinct():
             path = f"{at.path}.{leaf.key if _is_name(leaf.key) else '*'}" if leaf.key else at.path
             kind: Literal["text", "value"] = "text" if leaf.kind in {"plain", "name"} else "value"
             inside = replace(at, holder=document, key=index, path=path, depth=at.depth + 1)
-            inside.kind, inside.name = kind, leaf.key
+            inside.kind, inside.name, inside.nesting = kind, leaf.key, at.nesting + 1
             if leaf.kind == "number":
                 self._number(inner, inside)
             elif leaf.kind == "text":
