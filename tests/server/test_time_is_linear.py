@@ -62,6 +62,18 @@ def _chats(content: Any, count: int) -> Work:
     return lambda: texts_of(value, "user")
 
 
+def _signed(count: int) -> Work:
+    thoughts = [{"type": "thinking", "thinking": "t", "signature": "s"} for _ in range(count)]
+
+    def work() -> None:
+        texts = texts_of({"messages": [{"role": "assistant", "content": [*thoughts]}]}, "user")
+        for piece in texts.pieces:
+            piece.write("")
+        texts.write_back()
+
+    return work
+
+
 def _redacted(count: int) -> Work:
     spans = [Span(2 * at, 2 * at + 1, "A") for at in range(count)]
     return lambda: Placeholders([]).redact("ab" * count, spans)
@@ -123,6 +135,7 @@ READERS: dict[str, Callable[[int], Work]] = {
     "numbers to be restored": lambda n: _restored(n, is_number=True),
     "codes that are none": lambda n: lambda: without_codes(("a1B" * 85 + " ") * (n // 16)),
     "redactions": _redacted,
+    "signed thoughts": _signed,
     "empty lines": lambda n: _feed(b"\n" * 10 * n, 1000),
     "small events": lambda n: _feed(b"data: x\n\n" * n, 7),
     "an event in small chunks": lambda n: _feed(b"data: " + b"x" * 50 * n, 50),
