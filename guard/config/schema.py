@@ -146,8 +146,8 @@ class ScreenConfig(Section):
     `hold_back_chars` of a streamed answer are held back until they are read, for `hold_back_ms` at
     most (None: without limit). `race`: the request is sent to the model while it is being read.
     `restore`: redacted values are restored in the answer. `unscreened` content passes unread: paths
-    ("/v1/files*"), or "images", "audio", "files". `upstream` and `model` are for the action
-    "route", `upstream_policy` for "policy".
+    ("/v1/files*"), or "images", "audio", "files", "tokens", "templates". `upstream` and `model` are
+    for the action "route", `upstream_policy` for "policy".
     """
 
     look: Places = PLACES

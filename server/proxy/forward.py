@@ -32,7 +32,7 @@ from server.proxy.errors import (
 from server.proxy.headers import to_client, to_upstream
 from server.proxy.health import answers
 from server.proxy.moving_timeout import MovingTimeout
-from server.proxy.request_body import ForwardedBody
+from server.proxy.request_body import ForwardedBody, ignore_turn
 from server.proxy.upstreams import Upstream, Upstreams
 
 logger = logging.getLogger(__name__)
@@ -41,8 +41,6 @@ _CLIMBING_SEGMENT = re.compile(r"(^|[/\\])\.{1,2}([/\\]|$)")
 _AUTO_HEADERS = ("Accept", "Accept-Encoding", "User-Agent", "Content-Type")
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-
-
 _FAILED = frozenset({502, 503, 504})
 """The statuses of an upstream that is overloaded or broken, though it answers."""
 
@@ -245,7 +243,7 @@ class Forwarder:
                 response = await self.session.request(
                     scope["method"], url, headers=headers, data=body.data(), allow_redirects=False
                 )
-                body.on_turn = _ignore
+                body.on_turn = ignore_turn
                 _check_head(upstream, attempt, response)
                 _refuse_redirects(upstream, response)
                 take_turn(True)
@@ -304,7 +302,7 @@ class Forwarder:
                 f"The upstream {upstream.name} failed: {type(error).__name__}."
             ) from None
         finally:
-            body.on_turn = _ignore
+            body.on_turn = ignore_turn
             disconnect.remove_done_callback(hang_up)
             disconnect.cancel()
             if response is not None:
@@ -351,10 +349,6 @@ def _refuse_redirects(upstream: Upstream, response: aiohttp.ClientResponse) -> N
             f"The upstream {upstream.name} redirects this request, which is not followed: its "
             "operator has to check its url."
         )
-
-
-def _ignore(waits_for_client: bool) -> None:
-    pass
 
 
 def _needs_plugin(scope: Scope) -> bool:

@@ -33,7 +33,7 @@ class ForwardedBody:
         self.is_streamed = more
         self.length = length if more else len(first)
         self.error: GuardError | None = None
-        self.on_turn: Callable[[bool], None] = _ignore
+        self.on_turn: Callable[[bool], None] = ignore_turn
         self._first, self._receive, self._limit = first, receive, limit
         self._patience_s = patience_s
         self._sent = asyncio.Event()
@@ -97,7 +97,7 @@ class ForwardedBody:
         self.on_turn(False)
 
 
-def _ignore(waits_for_client: bool) -> None:
+def ignore_turn(waits_for_client: bool) -> None:
     pass
 
 

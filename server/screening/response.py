@@ -256,7 +256,7 @@ class ScreenedResponse:
         own_app = self._owner.context.own_app
         try:
             size = len(self._body)
-            value = await run_by_size(size, _value_of, bytes(self._body))
+            value, has_duplicates = await run_by_size(size, _value_of, bytes(self._body))
             verdicts = self._owner.take_verdicts(value) if isinstance(value, dict) else None
             read = partial(texts_of, skip_verdicts=own_app)
             texts = await run_by_size(size, read, value, "response")
@@ -268,11 +268,13 @@ class ScreenedResponse:
                 raise
             raise UnreadableAnswer("The answer is not valid JSON.") from None
         self._findings.unscreened.update(texts.opaque)
-        changed = False
+        # of names that stand twice, the client gets those that were read
+        changed = has_duplicates
         if self._is_error:
             value = await self._screen_error(value, texts)
         else:
-            value, changed = await screen_answer(value, texts, self._owner)
+            value, is_rewritten = await screen_answer(value, texts, self._owner)
+            changed = changed or is_rewritten
             self._findings.unscreened.update(self._route.generates)
         body = bytes(self._body)
         if isinstance(value, dict):
@@ -345,10 +347,10 @@ def _is_json(media: str) -> bool:
     return media == "application/json" or media.endswith("+json") or not media
 
 
-def _value_of(body: bytes) -> Any:
-    """The value of an answer, None where it has none. Raises ValueError."""
-    value, _ = parse_answer(body.decode()) if body else (None, False)
-    return value
+def _value_of(body: bytes) -> tuple[Any, bool]:
+    """The value of an answer, None where it has none, and whether an object in it has a name
+    twice. Raises ValueError."""
+    return parse_answer(body.decode()) if body else (None, False)
 
 
 def _is_of_kind(media: str, kind: str) -> bool:

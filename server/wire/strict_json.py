@@ -31,10 +31,10 @@ _STRING = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 
 
 class NestedTooDeeply(ValueError):
-    """A JSON value has more than MAX_DEPTH levels."""
+    """A JSON value has more than MAX_DEPTH levels, or those that `message` says."""
 
-    def __init__(self) -> None:
-        super().__init__(f"it is nested more than {MAX_DEPTH} deep")
+    def __init__(self, message: str = f"it is nested more than {MAX_DEPTH} deep") -> None:
+        super().__init__(message)
 
 
 def parse_object(raw: bytes) -> dict[str, Any]:

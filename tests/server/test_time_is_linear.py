@@ -18,6 +18,7 @@ from server.proxy.headers import to_upstream
 from server.screening.errors import TooManyTexts, UnreadableAnswer
 from server.screening.streams.hold_back import Span
 from server.screening.streams.sse import BrokenStream, EventReader
+from server.screening.texts.joins import without_codes
 from server.screening.texts.json_texts import MAX_TEXTS, texts_of
 from server.screening.texts.redaction import Placeholders
 from server.wire.forms import parse_form
@@ -61,9 +62,36 @@ def _chats(content: Any, count: int) -> Work:
     return lambda: texts_of(value, "user")
 
 
+def _signed(count: int) -> Work:
+    thoughts = [{"type": "thinking", "thinking": "t", "signature": "s"} for _ in range(count)]
+
+    def work() -> None:
+        texts = texts_of({"messages": [{"role": "assistant", "content": [*thoughts]}]}, "user")
+        for piece in texts.pieces:
+            piece.write("")
+        texts.write_back()
+
+    return work
+
+
 def _redacted(count: int) -> Work:
     spans = [Span(2 * at, 2 * at + 1, "A") for at in range(count)]
     return lambda: Placeholders([]).redact("ab" * count, spans)
+
+
+def _restored(count: int, *, is_number: bool = False) -> Work:
+    placeholders = Placeholders([])
+    for at in range(count):
+        placeholders.placeholder_for("A", str(at), is_number=is_number)
+    placeholders.seal()
+
+    def work() -> None:
+        for at in range(count):
+            assert placeholders.partial_length("Well, [Yes: [A_") == 3
+            assert placeholders.begins_number(f"[A_{at + 1}") == is_number
+            assert (placeholders.number(f"[A_{at + 1}]") is not None) == is_number
+
+    return work
 
 
 def _chunk(choices: list[dict[str, Any]]) -> bytes:
@@ -102,7 +130,12 @@ READERS: dict[str, Callable[[int], Work]] = {
     "names of members": lambda n: _chats([{f"x {at}": 1 for at in range(n)}], 1),
     "placeholders": lambda n: lambda: Placeholders(["[A_1 [A_1_1_1" * n])._taken,
     "half a placeholder": lambda n: lambda: Placeholders(["[A" * n + "_1" * n])._taken,
+    "capitals": lambda n: lambda: Placeholders(["A" * 10 * n, "A_" * n])._taken,
+    "placeholders to be restored": _restored,
+    "numbers to be restored": lambda n: _restored(n, is_number=True),
+    "codes that are none": lambda n: lambda: without_codes(("a1B" * 85 + " ") * (n // 16)),
     "redactions": _redacted,
+    "signed thoughts": _signed,
     "empty lines": lambda n: _feed(b"\n" * 10 * n, 1000),
     "small events": lambda n: _feed(b"data: x\n\n" * n, 7),
     "an event in small chunks": lambda n: _feed(b"data: " + b"x" * 50 * n, 50),

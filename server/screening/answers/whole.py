@@ -43,10 +43,6 @@ async def screen_answer(value: Any, texts: JsonTexts, owner: AnswerOwner) -> tup
     )
     originals = [piece.text for piece in pieces]
     blocked = await _screen_texts(value, pieces, texts, owner) if plan.answering else []
-    if blocked:
-        value = block_answer(owner.route.name, value, blocked, plan.message)
-        if value is None:
-            raise owner.refusal()
     if plan.settings.restore:
         for piece in pieces:
             rewrite(piece, (), placeholders, restore=True)
@@ -55,6 +51,11 @@ async def screen_answer(value: Any, texts: JsonTexts, owner: AnswerOwner) -> tup
         if piece.text != original:
             changed = True
             without_tokens(_row_of(value, piece))
+    if blocked:
+        # last, since what is written into the texts would be written into what stands for them
+        value = block_answer(owner.route.name, value, blocked, plan.message)
+        if value is None:
+            raise owner.refusal()
     return value, changed or bool(blocked)
 
 

@@ -43,15 +43,11 @@ from server.wire.long_work import run_by_size
 
 LOOKBACK = 500
 """Characters before the held text that are read with it: the context that a classifier needs."""
-EVENT_LIMIT = 2**25
-"""Bytes of an event: one may hold a picture."""
 MAX_GROUPS = 256
 """Choices of a stream that have text."""
 MAX_CHANNELS = 4096
 """Texts of a stream: contents, arguments of calls, items."""
 COMMENT = b":\n\n"
-
-
 Buffer = HoldBackBuffer | ChannelBuffer
 
 
@@ -60,7 +56,8 @@ class StreamGuard:
 
     The text is read where the policy screens responses, and `placeholders` are restored where it
     says so. `choices`: the groups that were asked for. `own_app`: error events and `guard`
-    objects are this server's own, and are not read. `event_limit`: bytes of an event.
+    objects are this server's own, and are not read. `event_limit`: bytes of an event, which may
+    hold a picture.
     """
 
     def __init__(
@@ -72,7 +69,7 @@ class StreamGuard:
         *,
         choices: int,
         own_app: bool,
-        event_limit: int = EVENT_LIMIT,
+        event_limit: int,
     ) -> None:
         self.is_over = False
         """Whether nothing more is to leave: the rest of the stream is not wanted."""

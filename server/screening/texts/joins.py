@@ -25,7 +25,7 @@ _GAP: Final = "\x00\x00"
 _SEPARATORS: Final = ("\n", "")
 _SPOKEN: Final = frozenset({"text", "value", "number", "schema"})
 _LETTER: Final = re.compile(r"[^\W\d_]")
-_CODE: Final = re.compile(r"[A-Za-z0-9+/_-]{256,}+={0,2}")
+_CODE: Final = re.compile(r"(?<![A-Za-z0-9+/_-])[A-Za-z0-9+/_-]{256,}+={0,2}")
 _NAME: Final = re.compile(r"[A-Za-z]{3,}")
 _SENTENCE: Final = 4
 """Words from which on a name is read as a text."""

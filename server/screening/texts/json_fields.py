@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from guard.config.schema import Place
 
@@ -151,3 +152,23 @@ LISTS = frozenset({"messages", "input", "tools", "functions", "prompt"})
 """Lists of which each item is a unit."""
 SHORTEST_NUMBER = 5
 """Digits from which on a number may say something of a person."""
+
+
+@lru_cache(4096)
+def _known_word(text: str) -> bool:
+    return WORD.fullmatch(text) is not None
+
+
+@lru_cache(4096)
+def _known_name(text: str) -> bool:
+    return NAME.fullmatch(text) is not None
+
+
+def is_name(name: str) -> bool:
+    """Whether a name in an object may be one of the protocol's."""
+    return len(name) <= LONGEST_WORD and _known_name(name)
+
+
+def is_word(value: object) -> bool:
+    """Whether a value is a word of the protocol, or a name as it takes them."""
+    return isinstance(value, str) and len(value) <= LONGEST_WORD and _known_word(value)

@@ -14,8 +14,12 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Final, Literal
 
+from server.wire.strict_json import NestedTooDeeply
+
 MAX_DEPTH: Final = 256
 """Levels of objects and arrays; what is nested deeper is read as plain text."""
+MAX_NESTING: Final = 8
+"""Levels of JSON in strings of JSON. Each may double what is written anew."""
 _FENCE: Final = r"\ufeff?\s*+(?:```(?:json|JSON)?[ \t]*+\r?\n\s*+)?"
 _BEGINS: Final = re.compile(_FENCE + r'(?="?+(?:\[\s*+\\?+[\[{"\]0-9tfn-]|\{\s*+\\?+["}]))')
 _MAY_BEGIN: Final = re.compile(
@@ -207,6 +211,12 @@ class JsonScanner:
     def _begin(self, leaf: Leaf) -> None:
         self.leaves.append(leaf)
         self._open = leaf
+
+
+def require_few_levels(nesting: int) -> None:
+    """Raise NestedTooDeeply for JSON in strings of more than MAX_NESTING texts of JSON."""
+    if nesting > MAX_NESTING:
+        raise NestedTooDeeply(f"JSON stands in strings of JSON more than {MAX_NESTING} deep")
 
 
 def beginning(text: str) -> int | None:

@@ -12,7 +12,6 @@ import json
 import re
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from typing import Any, Literal
 
 from guard.config.schema import Place
@@ -27,8 +26,6 @@ from server.screening.texts.json_fields import (
     FREE,
     KNOWN_WORDS,
     LISTS,
-    LONGEST_WORD,
-    NAME,
     OPAQUE,
     OPAQUE_PARTS,
     PARTS,
@@ -42,9 +39,11 @@ from server.screening.texts.json_fields import (
     TEMPLATES,
     TEXT_SOURCES,
     TOKENS,
-    WORD,
+    is_name,
+    is_word,
 )
-from server.screening.texts.json_scanner import plain_number
+from server.screening.texts.json_scanner import plain_number, require_few_levels
+from server.screening.texts.signed_items import SignedItems
 from server.wire.strict_json import MAX_DEPTH, NestedTooDeeply
 
 MAX_TEXTS = 20_000
@@ -75,7 +74,7 @@ class JsonText:
     unit: int
     kind: Kind = "text"
     context: str = ""
-    signed: tuple[list[Any], Any] | None = None
+    signed: tuple[SignedItems, Any] | None = None
 
     @property
     def is_key(self) -> bool:
@@ -98,14 +97,14 @@ class JsonText:
         return [Span(0, length, spans[0].label)] if spans and self.kind == "number" else spans
 
     def write(self, text: str) -> None:
-        """Replace the text in the body; a text that is in a signed object takes that away."""
+        """Replace the text in the body; a signed object that it is in goes at `write_back`."""
         if self.signed is None:
             is_number = isinstance(text, Number) and not isinstance(self.holder, JsonDocument)
             self.holder[self.key] = json.loads(text) if is_number else text
             self.text = text
             return
         items, item = self.signed
-        items[:] = [other for other in items if other is not item]
+        items.gone.add(id(item))
         self.text = ""
 
 
@@ -114,7 +113,7 @@ class _Position:
     """Where a value stands; `opaque` is the kind of content that carriers in it hold.
 
     `kind` is that of its strings. `name` is the name of the nearest member above. `items` is the
-    list that an object is in.
+    list that an object is in. `nesting` counts the strings of JSON around it.
     """
 
     holder: Any
@@ -126,7 +125,8 @@ class _Position:
     kind: Literal["text", "value", "schema"] = "text"
     name: str = ""
     items: list[Any] | None = None
-    signed: tuple[list[Any], Any] | None = None
+    signed: tuple[SignedItems, Any] | None = None
+    nesting: int = 0
 
     @property
     def free(self) -> bool:
@@ -142,11 +142,16 @@ class JsonTexts:
     opaque: set[str] = field(default_factory=set)
     documents: list[JsonDocument] = field(default_factory=list)
     """The strings that are JSON, outer ones first."""
+    signed: dict[int, SignedItems] = field(default_factory=dict)
+    """Lists of signed objects, by their ids."""
 
     def write_back(self) -> None:
-        """Put the new texts of values into the strings of JSON that they are in."""
+        """Put the new texts of values into the strings of JSON that they are in, and take away
+        signed objects that would have changed."""
         for document in reversed(self.documents):
             document.write_back()
+        for items in self.signed.values():
+            items.write_back()
 
     def at(self, places: Container[Place]) -> list[JsonText]:
         """The pieces at `places`."""
@@ -178,26 +183,6 @@ def texts_of(
     collector = _Collector(place, skip_verdicts, are_whole, without)
     collector.value(body, _Position(None, "", place, "", 0))
     return collector.texts
-
-
-@lru_cache(4096)
-def _known_word(text: str) -> bool:
-    return WORD.fullmatch(text) is not None
-
-
-@lru_cache(4096)
-def _known_name(text: str) -> bool:
-    return NAME.fullmatch(text) is not None
-
-
-def _is_name(name: str) -> bool:
-    """Whether a name in an object may be one of the protocol's."""
-    return len(name) <= LONGEST_WORD and _known_name(name)
-
-
-def _is_word(value: object) -> bool:
-    """Whether a value is a word of the protocol, or a name as it takes them."""
-    return isinstance(value, str) and len(value) <= LONGEST_WORD and _known_word(value)
 
 
 def context_of(name: str) -> str:
@@ -251,17 +236,17 @@ class _Collector:
     def _string(self, text: str, at: _Position) -> None:
         if (id(at.holder), at.key) in self._without:
             return
-        reads_json = self._are_whole and at.depth <= MAX_DEPTH
-        document = JsonDocument.of(at.holder, at.key, text) if reads_json else None
+        document = JsonDocument.of(at.holder, at.key, text) if self._are_whole else None
         if document is None:
             self._add(text, at, at.kind)
             return
+        require_few_levels(at.nesting)
         self.texts.documents.append(document)
         for index, leaf, inner in document.distinct():
-            path = f"{at.path}.{leaf.key if _is_name(leaf.key) else '*'}" if leaf.key else at.path
+            path = f"{at.path}.{leaf.key if is_name(leaf.key) else '*'}" if leaf.key else at.path
             kind: Literal["text", "value"] = "text" if leaf.kind in {"plain", "name"} else "value"
             inside = replace(at, holder=document, key=index, path=path, depth=at.depth + 1)
-            inside.kind, inside.name = kind, leaf.key
+            inside.kind, inside.name, inside.nesting = kind, leaf.key, at.nesting + 1
             if leaf.kind == "number":
                 self._number(inner, inside)
             elif leaf.kind == "text":
@@ -276,28 +261,29 @@ class _Collector:
         if not at.free:
             opaque, place = self._part_kind(value, at)
             if at.items is not None and value.get("signature"):
-                signed = (at.items, value)
+                items = self.texts.signed.setdefault(id(at.items), SignedItems(at.items))
+                signed = (items, value)
         free, is_response = at.kind != "text", self.default_place == "response"
         for name, item in value.items():
             if at.depth == 0:
                 self._unit += 1
-            is_word = name in SCHEMA_WORDS if free else _is_name(name)
+            is_known = name in SCHEMA_WORDS if free else is_name(name)
             # most members have nothing to be read
-            if is_word and (
+            if is_known and (
                 not isinstance(item, str | dict | list | bytes)
                 and not (at.kind == "value" or name in FREE)
-                or (is_response and not free and name in PROTOCOL and _is_word(item))
+                or (is_response and not free and name in PROTOCOL and is_word(item))
             ):
                 continue
             if self.skip_verdicts and name == "guard" and not free:
                 continue
             # verdicts tell paths: a name that is not the protocol's may be what must not be told
-            part = name if _is_name(name) else "*"
+            part = name if is_name(name) else "*"
             path = f"{at.path}.{part}" if at.path else part
             item_place = place if is_response or free else PLACES.get(name, place)
             inside = _Position(value, name, item_place, path, at.depth + 1, signed=signed)
             inside.kind, inside.name = self._kind(name, item, at), name if free else ""
-            if not is_word:
+            if not is_known:
                 self._add(name, inside, "key")
             if not free:
                 self._member(name, item, inside, opaque)
@@ -315,7 +301,7 @@ class _Collector:
                 self.value(item, inside)
         elif kind is not None and CODED.fullmatch(item):
             self._add_opaque(kind, item)
-        elif name in PROTOCOL and _is_word(item):
+        elif name in PROTOCOL and is_word(item):
             if not is_response and item and item not in KNOWN_WORDS:
                 self._add(item, inside, "label")
         else:

@@ -6,6 +6,7 @@ import hashlib
 import html
 import re
 import secrets
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Final
@@ -13,7 +14,7 @@ from urllib.parse import quote, unquote
 
 from server.screening.spans import Span
 
-_NAME: Final = re.compile(r"[A-Z][A-Z0-9_]*_\d+")
+_NAME: Final = re.compile(r"(?<![A-Z0-9_])[0-9_]*+([A-Z][A-Z0-9_]*_[0-9]+)")
 _ENCODED: Final = re.compile(r"%5[BbDdFf]|&#(?:91|93|95);")
 _SPELLED: Final = re.compile(
     # in brackets: as they are, with Markdown's escapes, in an address, as entities of HTML
@@ -49,6 +50,11 @@ class Placeholders:
         self._originals: dict[str, str] = {}
         self._restorable: dict[str, str] = {}
         self._numbers: set[str] = set()
+        # those that can be restored, in order: an answer asks for them at every character
+        self._restorable_names: list[str] = []
+        self._restorable_numbers: list[str] = []
+        self.max_length = 0
+        """Characters of the longest placeholder that can be restored, in its longest spelling."""
         self._last_numbers: dict[str, int] = {}
 
     @cached_property
@@ -58,14 +64,12 @@ class Placeholders:
         spelled = (match["name"] for text in self._texts for match in _SPELLED.finditer(text))
         return names | {_plain(name) for name in spelled if name}
 
-    @property
-    def max_length(self) -> int:
-        """Characters of the longest placeholder that can be restored, in its longest spelling."""
-        return _WIDEST * max(map(len, self._restorable), default=0)
-
     def seal(self) -> None:
         """The request has been read: only its placeholders can be restored."""
         self._restorable = dict(self._originals)
+        self._restorable_names = sorted(placeholder[1:-1] for placeholder in self._restorable)
+        self._restorable_numbers = sorted(self._numbers)
+        self.max_length = _WIDEST * max(map(len, self._restorable), default=0)
 
     def placeholder_for(self, label: str, original: str, *, is_number: bool = False) -> str:
         """The placeholder of a text."""
@@ -108,12 +112,11 @@ class Placeholders:
 
     def number(self, text: str) -> str | None:
         """The number that a text stands for as a whole, None for any other text."""
-        return self._restorable[text] if text in self._numbers & self._restorable.keys() else None
+        return self._restorable.get(text) if text in self._numbers else None
 
     def begins_number(self, text: str) -> bool:
         """Whether a text may go on to be one that stands for a number."""
-        numbers = self._numbers & self._restorable.keys()
-        return any(placeholder.startswith(text) for placeholder in numbers)
+        return _any_begins(self._restorable_numbers, text)
 
     def partial_length(self, text: str) -> int:
         """Characters at the end of `text` that may begin a placeholder that can be restored."""
@@ -157,8 +160,13 @@ class Placeholders:
         tail = re.sub(r"(?:%5?|&(?:#9?[135]?)?|\\{1,2})\Z", "", tail)
         is_bare = tail[:1].isalpha()
         name = _plain(_ENCODED.sub(_sign, tail)).lstrip("[")
-        names = [placeholder[1:-1] for placeholder in self._restorable]
-        return any(known.startswith(name) for known in names) and (not is_bare or tail.isupper())
+        return (not is_bare or tail.isupper()) and _any_begins(self._restorable_names, name)
+
+
+def _any_begins(ordered: Sequence[str], beginning: str) -> bool:
+    """Whether any of the texts, which are in order, begins so."""
+    at = bisect_left(ordered, beginning)
+    return at < len(ordered) and ordered[at].startswith(beginning)
 
 
 def _sign(encoded: re.Match[str]) -> str:

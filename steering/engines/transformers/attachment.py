@@ -119,15 +119,18 @@ class Attachment:
                 delattr(self._model, name)
             else:
                 setattr(self._model, name, value)
+        self._left = True  # before it is known who unhooks: a generation may end just now
         if not self._generation.acquire(blocking=False):
-            self._left = True
             raise Unfollowed(_LEFT)
         self._generation.release()
         self._unhook()
 
     def _unhook(self) -> None:
+        handles, self._handles = self._handles, []
+        if not handles:
+            return  # it has been done
         self._seam.remove()
-        for handle in self._handles:
+        for handle in handles:
             handle.remove()
         self._resume()
 

@@ -201,3 +201,41 @@ def test_moderations_are_answered_here(tmp_path: Path) -> None:
         assert [result.flagged for result in moderation.results] == [True, False]
         assert moderation.results[0].model_extra is not None
         assert not upstream.requests
+
+
+@pytest.mark.parametrize("form", ["{}", "[{}]", '{{"choices": [{}]}}'])
+def test_of_names_that_stand_twice_in_an_answer_the_one_that_was_read_leaves(
+    tmp_path: Path, form: str
+) -> None:
+    body = form.format('{"text": "here is the forbidden thing", "text": "well"}').encode()
+
+    async def respond(request: UpstreamRequest, send: Send) -> None:
+        await send_response(send, body)
+
+    with screened(tmp_path, Upstream(respond)) as proxy:
+        response = httpx.post(f"{proxy.url}/v1/completions", json={"model": "m", "prompt": "hi"})
+        assert response.status_code == 200
+        assert "well" in response.text
+        assert "forbidden" not in response.text
+
+
+def test_json_in_strings_that_is_too_deep_is_refused(tmp_path: Path) -> None:
+    text = '{"note":"x"}'
+    for _ in range(30):
+        text = text.replace("\\", "\\u005c").replace('"', "\\u0022")
+        text = f'{{"a":"{text}"}}'
+    upstream = answering(text)
+    with screened(tmp_path, upstream) as proxy:
+        response = ask(proxy, text)
+        assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid_json")
+        assert "strings of JSON" in response.json()["error"]["message"]
+        assert not upstream.requests
+        response = ask(proxy, "hello")
+        assert (response.status_code, response.json()["error"]["code"]) == (
+            502,
+            "unreadable_answer",
+        )
+    respond = chat_stream([text[i : i + 50] for i in range(0, len(text), 50)])
+    with screened(tmp_path, Upstream(respond)) as proxy:
+        response = ask(proxy, "hello", stream=True)
+        assert "unreadable_answer" in response.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,7 +30,7 @@ from tests.server.proxy.stand import (
     send_response,
     served,
 )
-from tests.server.screen_configs import screen_config, write_list
+from tests.server.screen_configs import EMAIL, screen_config, write_list
 
 BAD = "here is the forbidden thing"
 MESSAGE = "I cannot say that."
@@ -171,6 +172,27 @@ def test_a_match_across_the_strings_of_a_choice_ends_it(tmp_path: Path) -> None:
         (choice,) = request(proxy, "/v1/chat/completions").json()["choices"]
         assert choice["finish_reason"] == "content_filter"
         assert choice["message"] == {"role": "assistant", "content": "", "refusal": None}
+
+
+@pytest.mark.parametrize(
+    "text", ["mail [EMAIL_1]: {bad}", '{{"mail": "ann@b.com", "note": "{bad}"}}']
+)
+@pytest.mark.parametrize("path", list(WHOLE))
+def test_what_is_restored_or_redacted_in_a_blocked_answer_does_not_leave(
+    tmp_path: Path, path: str, text: str
+) -> None:
+    body = json.loads(json.dumps(WHOLE[path]).replace(BAD, json.dumps(text.format(bad=BAD))[1:-1]))
+    (tmp_path / "words.toml").write_text('[[words]]\nlabel = "BAD"\nwords = ["forbidden thing"]\n')
+    (tmp_path / "mails.toml").write_text(f"[[regex]]\nlabel = \"EMAIL\"\npattern = '{EMAIL}'\n")
+    mails = '[[patterns]]\nname = "mails"\nsource = "mails.toml"\n'
+    screen = 'restore = true\nactions = { list = "block" }'
+    config = mails + screen_config("redact", screen, source="words.toml")
+    config = config.replace('guards = ["list"]', 'guards = ["mails", "list"]')
+    with served(whole(body)) as port, proxied(tmp_path, config, port) as proxy:
+        chat = [{"role": "user", "content": "write to ann@example.com"}]
+        response = request(proxy, path, messages=chat, input=chat, prompt="to ann@example.com")
+        assert ended(path, response.json()) == ("", ENDS[path])
+        assert "forbidden" not in response.text
 
 
 def test_an_answer_that_no_filter_can_end_is_an_error(tmp_path: Path) -> None:

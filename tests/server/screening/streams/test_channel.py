@@ -6,6 +6,7 @@ import json
 import re
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,7 +14,8 @@ from server.screening.spans import Span
 from server.screening.streams.channel import ChannelBuffer
 from server.screening.streams.hold_back import HoldBackBuffer
 from server.screening.texts.json_documents import JsonDocument
-from server.screening.texts.json_scanner import quoted
+from server.screening.texts.json_scanner import MAX_NESTING, quoted
+from server.wire.strict_json import NestedTooDeeply
 
 _SECRET = re.compile(r"a[bc\n\"]{1,6}a|dd|77+")
 _MARK = '<"\n>'
@@ -153,3 +155,49 @@ def test_a_value_is_read_with_its_name() -> None:
 
     (whole, end) = _streamed(['{"bornOn": "1990-04-12", "paidOn": "1990-04-12"}'], 40, find=find)
     assert json.loads(whole + end) == {"bornOn": _MARK, "paidOn": "1990-04-12"}
+
+
+def _nested(text: str, levels: int) -> str:
+    """A text in strings of JSON, spelled so that each level adds few characters."""
+    for _ in range(levels):
+        text = text.replace("\\", "\\u005c").replace('"', "\\u0022")
+        text = f'{{"a":"{text}"}}'
+    return text
+
+
+@pytest.mark.parametrize("size", [5, 10_000])
+def test_json_in_strings_is_read_to_a_bound(size: int) -> None:
+    text = _nested('{"note":"x\\ndd"}', MAX_NESTING)
+    value = json.loads(
+        "".join(_streamed([text[i : i + size] for i in range(0, len(text), size)], 20))
+    )
+    while "a" in value:
+        value = json.loads(value["a"])
+    assert value == {"note": f"x\n{_MARK}"}
+    with pytest.raises(NestedTooDeeply):
+        _streamed([_nested('{"note":"x"}', MAX_NESTING + 1)], 20)
+
+
+def test_a_number_is_restored_as_one_at_every_level() -> None:
+    class Numbers:
+        def number(self, text: str) -> str | None:
+            return "42" if text == "[N_1]" else None
+
+        def begins_number(self, text: str) -> bool:
+            return "[N_1]".startswith(text)
+
+    text = json.dumps({"a": json.dumps({"b": ["[N_1]", "[N_2]"]})})
+    for size in (1, 3, 1000):
+        buffer = ChannelBuffer(_make(20), numbers=Numbers())
+        left = ""
+        for start in range(0, len(text), size):
+            buffer.add(text[start : start + size])
+            for window in buffer.due_windows():
+                window.mark_read([])
+            left += buffer.take(buffer.free)
+        buffer.finish()
+        for window in buffer.due_windows(all=True):
+            window.mark_read([])
+        buffer.release()
+        left += buffer.take(buffer.free)
+        assert json.loads(json.loads(left)["a"]) == {"b": [42, "[N_2]"]}

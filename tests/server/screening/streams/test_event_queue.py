@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from server.screening.streams.event_queue import EventQueue, SlotText, WaitingEvent
@@ -15,6 +15,7 @@ from server.screening.streams.formats.base import place
 from server.screening.streams.formats.choices import ChatFormat
 from server.screening.streams.hold_back import HoldBackBuffer
 from server.screening.streams.sse import BrokenStream
+from server.wire.strict_json import encode_json
 from tests.server.screening.streams.test_guard import _Guarded as Guarded
 
 
@@ -42,13 +43,14 @@ class _Case:
     """Events of some groups, each one character long; group 0 stands for events without."""
 
     def __init__(self) -> None:
-        self.queue = EventQueue(ChatFormat(), lambda guard: {})
+        self.queue = EventQueue(ChatFormat(), dict)
         self.buffers = {group: _Buffer() for group in range(1, 4)}
         self.lengths = dict.fromkeys(self.buffers, 0)
         self.waiting: list[tuple[int, int, bytes]] = []
 
     def put(self, number: int, group: int) -> None:
-        raw = _chunk([{"index": group, "delta": {"content": "y"}, "number": number}])
+        choice = {"index": group, "delta": {"content": "x"}}
+        raw = b"data: " + encode_json({"n": number, "choices": [choice]}) + b"\n\n"
         event = WaitingEvent(raw, groups=[group] if group else ())
         if group:
             self.lengths[group] += 1
@@ -84,6 +86,7 @@ STEPS = st.lists(
 
 
 @given(STEPS)
+@example([("put", 1), ("put", 0), ("put", 2), ("free", 2), ("drop", 2)])
 def test_what_leaves_is_what_the_rule_says(steps: Sequence[tuple[str, int]]) -> None:
     case = _Case()
     for number, (step, group) in enumerate(steps):

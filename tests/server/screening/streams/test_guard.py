@@ -60,6 +60,7 @@ class _Guarded:
             restored or _Marks(),
             choices=1,
             own_app=own_app,
+            event_limit=2**25,
         )
 
     async def read(

@@ -59,7 +59,10 @@ def guarded() -> StreamGuard:
     plan = TextPlan("p", "closed", ScreenConfig(hold_back_chars=200), SCREENS, {})
     findings = Findings(plan)
     return StreamGuard(
-        ChatFormat(), findings, _Reader(findings), Placeholders([]), choices=1, own_app=False
+        *(ChatFormat(), findings, _Reader(findings), Placeholders([])),
+        choices=1,
+        own_app=False,
+        event_limit=2**20,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guard.config.schema import PLACES
+from server.screening.texts.json_scanner import MAX_NESTING
 from server.screening.texts.json_texts import conversation, texts_of
 from server.wire.strict_json import NestedTooDeeply
 
@@ -135,3 +137,26 @@ def test_what_is_nested_too_deeply() -> None:
         body = [body]
     with pytest.raises(NestedTooDeeply):
         texts_of({"a": body}, "user")
+
+
+def test_json_in_strings_is_read_to_a_bound() -> None:
+    """What is written anew doubles at each level."""
+
+    def nested(levels: int) -> dict[str, str]:
+        text = '{"note":"x"}'
+        for _ in range(levels):
+            text = text.replace("\\", "\\u005c").replace('"', "\\u0022")
+            text = f'{{"a":"{text}"}}'
+        return {"content": text}
+
+    body = nested(MAX_NESTING)
+    texts = texts_of(body, "user")
+    (note,) = [piece for piece in texts.pieces if piece.text == "x"]
+    note.write("y")
+    texts.write_back()
+    assert len(body["content"]) < 8 * len(nested(MAX_NESTING)["content"])
+    for _ in range(MAX_NESTING):
+        body = {"content": json.loads(body["content"])["a"]}
+    assert json.loads(body["content"]) == {"note": "y"}
+    with pytest.raises(NestedTooDeeply):
+        texts_of(nested(MAX_NESTING + 1), "user")

@@ -104,3 +104,11 @@ def test_a_number_is_restored_as_one() -> None:
     placeholders.seal()
     assert placeholders.number(number) == "4111"
     assert placeholders.number(text) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["EMAIL_1", "xEMAIL_1x", "9EMAIL_1", "_EMAIL_1_x", "EMAIL_1ABC", "[EMAIL_1", "a EMAIL_1"],
+)
+def test_a_number_that_a_text_of_the_request_has_is_taken(text: str) -> None:
+    assert Placeholders([text]).placeholder_for("EMAIL", "ann@example.com") == "[EMAIL_2]"
