@@ -39,11 +39,9 @@ def patch(path: Path, *, keyed: bool, on_open: Callable[[Policies], None]) -> No
     def process_inputs(self: Any, *args: Any, **kwargs: Any) -> Any:
         request = original_process(self, *args, **kwargs)
         params = request.sampling_params
-        adapter = getattr(request, "lora_request", None)
         try:
             entry = self.guard.entry_for(params.extra_args if params is not None else None)
-            name = None if adapter is None else str(adapter.lora_name)
-            require_guarded(entry, pools=params is None, adapter=name)
+            require_guarded(entry, pools=params is None)
         except ValueError as error:
             raise VLLMValidationError(str(error), parameter=POLICY) from error
         if params is None:

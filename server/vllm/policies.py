@@ -55,21 +55,14 @@ class Policies:
         return entry
 
 
-def require_guarded(entry: RevisionEntry, *, pools: bool, adapter: str | None) -> None:
+def require_guarded(entry: RevisionEntry, *, pools: bool) -> None:
     """Raise ValueError for a request that guards would not follow: one for embeddings or classes,
-    which has no tokens to decide on, and one whose adapter makes another model of this one."""
+    which has no tokens to decide on."""
     plan = entry.plan
-    if not plan.guards or plan.on_error == "open":
-        return
-    if pools:
+    if pools and plan.guards and plan.on_error == "closed":
         raise ValueError(
             f"policy {plan.policy!r} cannot be applied to pooling: generate, or ask for a policy "
             "without guards"
-        )
-    if adapter is not None:
-        raise ValueError(
-            f"the guards of policy {plan.policy!r} were not fitted on the model with the adapter "
-            f"{adapter[:80]!r}: leave it out, or ask for a policy without guards"
         )
 
 

@@ -84,15 +84,14 @@ def test_a_request_has_the_policy_that_it_names_or_the_default(folder: Path) -> 
         assert len(str(refused.value)) < 200
 
 
-def test_pooling_and_adapters_are_refused_where_guards_would_not_follow(folder: Path) -> None:
+def test_pooling_is_refused_where_guards_would_not_follow(folder: Path) -> None:
     extra = '[policies.lax]\nguards = ["hp"]\non_error = "open"\n'
     entries = policies(folder, extra=extra).entries
-    for pools, adapter in ((True, None), (False, "an-adapter")):
-        with pytest.raises(ValueError, match=r"pooling|'an-adapter'"):
-            require_guarded(entries["hp"], pools=pools, adapter=adapter)
-        for name in ("none", "lax"):
-            require_guarded(entries[name], pools=pools, adapter=adapter)
-    require_guarded(entries["hp"], pools=False, adapter=None)
+    with pytest.raises(ValueError, match="pooling"):
+        require_guarded(entries["hp"], pools=True)
+    for name in ("none", "lax"):
+        require_guarded(entries[name], pools=True)
+    require_guarded(entries["hp"], pools=False)
 
 
 def test_with_keys_only_policies_that_all_allow_are_available(folder: Path) -> None:
