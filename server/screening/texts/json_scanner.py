@@ -29,8 +29,9 @@ _SPACE: Final = re.compile(r"[ \t\r\n]*+")
 _IN_STRING: Final = re.compile(r'(?:[^"\\]++|\\.)*+', re.DOTALL)
 _NUMBER: Final = re.compile(r"-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?(?:[eE][+-]?[0-9]++)?")
 _NUMERIC: Final = re.compile(r"[-+.0-9eE]*+")
-_WORD: Final = re.compile(r"[a-z]*+")
-_WORDS: Final = frozenset({"true", "false", "null"})
+_WORD: Final = re.compile(r"[a-zA-Z]*+")
+_WORDS: Final = frozenset({"true", "false", "null", "NaN", "Infinity"})
+"""Python writes the last two, and reads them."""
 
 _Expected = Literal["all", "value", "first value", "name", "first name", "colon", "more", "end"]
 _VALUE: Final = frozenset({"all", "value", "first value"})
@@ -252,7 +253,8 @@ def _unescape(escape: re.Match[str]) -> str:
 
 
 def plain_number(text: str) -> str:
-    """A number as people write it: 4.1e3 is 4100."""
+    """A number as people write it: -4.1e3 is 4100."""
+    text = text.removeprefix("-")
     try:
         number = Decimal(text) if "e" in text or "E" in text else None
         is_whole = number is not None and abs(number) < 10**40 and number == number.to_integral()
