@@ -30,7 +30,8 @@ VLLM_XARGS, POLICY_XARG = "vllm_xargs", "guard_policy"
 class RequestScreening:
     """One request under one plan.
 
-    `body`, of `size` bytes, is rewritten in place. `placeholders` stand for the texts that are
+    `body`, of `size` bytes, is rewritten in place. `address` has the texts of the URL, which cannot
+    be rewritten. `placeholders` stand for the texts that are
     redacted in it. `own_app`: this server answers, and knows its own models' names.
     """
 
@@ -39,6 +40,7 @@ class RequestScreening:
     default_place: Place
     findings: Findings
     own_app: bool = False
+    address: Sequence[str] = ()
     placeholders: Placeholders = field(default_factory=lambda: Placeholders(()))
     size: int = 0
     changed: bool = False
@@ -59,6 +61,9 @@ class RequestScreening:
             raise InvalidJSON(f"The body cannot be screened: {error}.") from None
         if self.own_app:
             texts.pieces = [piece for piece in texts.pieces if piece.path != "model"]
+        else:
+            place = self.default_place
+            texts.pieces += [JsonText(None, "", t, place, "url", 0, "key") for t in self.address]
         self._require_screenable(texts)
         is_continued = any(self.body.get(name) for name in _EARLIER)
         self.placeholders = Placeholders(

@@ -213,13 +213,18 @@ class _Collector:
             self._array(value, at)
         elif isinstance(value, bytes) and value:
             self.texts.opaque.add(FILES.get(str(at.key), "files"))
-        elif self._is_told(value, at) or (at.kind == "value" and _is_number(value)):
+        elif (
+            at.kind == "value"
+            and _is_number(value)
+            or self._is_told(value, at)
+            and (isinstance(at.key, str) or self.default_place != "response")
+        ):
             self._number(str(value), at)
 
     def _is_told(self, value: Any, at: _Position) -> bool:
         """Whether a number among the protocol's may be a part of what is said: it stands in a
         message, or in an object that this server does not know."""
-        if self.default_place == "response" or at.kind == "schema" or at.depth == 0:
+        if at.kind == "schema" or at.depth == 0 or at.key == "usage":
             return False
         return _is_number(value) and abs(value) >= LEAST_NUMBER
 
@@ -278,7 +283,13 @@ class _Collector:
             if is_known and (
                 not isinstance(item, str | dict | list | bytes)
                 and not (at.kind == "value" or name in FREE or self._is_told(item, at))
-                or (is_response and not free and name in PROTOCOL and is_word(item))
+                or (
+                    is_response
+                    and not free
+                    and name in PROTOCOL
+                    and is_word(item)
+                    and "@" not in item
+                )
             ):
                 continue
             if self.skip_verdicts and name == "guard" and not free:
@@ -319,7 +330,7 @@ class _Collector:
             elif item:
                 self._add(item, inside, "label")
         elif name in PROTOCOL and is_word(item):
-            if not is_response and item and item not in KNOWN_WORDS:
+            if item and item not in KNOWN_WORDS:
                 self._add(item, inside, "label")
         else:
             if name in TEMPLATES and not is_response:
