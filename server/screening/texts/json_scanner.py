@@ -29,9 +29,9 @@ _SPACE: Final = re.compile(r"[ \t\r\n]*+")
 _IN_STRING: Final = re.compile(r'(?:[^"\\]++|\\.)*+', re.DOTALL)
 _NUMBER: Final = re.compile(r"-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?(?:[eE][+-]?[0-9]++)?")
 _NUMERIC: Final = re.compile(r"[-+.0-9eE]*+")
-_WORD: Final = re.compile(r"[a-zA-Z]*+")
-_WORDS: Final = frozenset({"true", "false", "null", "NaN", "Infinity"})
-"""Python writes the last two, and reads them."""
+_WORD: Final = re.compile(r"-?[a-zA-Z]*+")
+_WORDS: Final = frozenset({"true", "false", "null", "NaN", "Infinity", "-Infinity"})
+"""Python writes the last three, and reads them."""
 
 _Expected = Literal["all", "value", "first value", "name", "first name", "colon", "more", "end"]
 _VALUE: Final = frozenset({"all", "value", "first value"})
@@ -159,7 +159,8 @@ class JsonScanner:
     def _bare(self, at: int) -> bool:
         """A number or a word, which is known as such once something that ends it follows."""
         text = self._text
-        found = (_WORD if text[at].isalpha() else _NUMERIC).match(text, at)
+        begins_word = text[at].isalpha() or text.startswith("-I", at)
+        found = (_WORD if begins_word else _NUMERIC).match(text, at)
         assert found is not None
         behind = _SPACE.match(text, found.end())
         assert behind is not None

@@ -95,3 +95,10 @@ def test_a_name_in_an_object_of_the_clients_is_written_anew() -> None:
         ("[A_1]", 1),
         ("x y", 2),
     ]
+
+
+@pytest.mark.parametrize("number", ["-4111111111111111", "4.111111111111111e15", str(CARD)])
+def test_numbers_in_json_that_python_has_written(number: str) -> None:
+    body = said(content=f'{{"a": NaN, "b": -Infinity, "card": {number}}}')
+    pieces = [p for p in texts_of(body, "user").pieces if p.kind == "number"]
+    assert [piece.reading for piece in pieces] == [f"card: {CARD}"]
