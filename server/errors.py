@@ -154,6 +154,9 @@ def error_fields(error: GuardError, exchange: Exchange | None = None) -> ErrorFi
             message = "The policy of this request does not let it pass."
         elif type(error) is GuardFailed:
             message = "The policy of this request could not be applied."
+        elif exchange.detail == "none" and exchange.policy is not None:
+            message = message.replace(f"the policy {exchange.policy!r}", "the policy")
+            message = message.replace(f"The policy {exchange.policy!r}", "The policy")
     return ErrorFields(error.status, message, error.type, error.code, error.param)
 
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
-from urllib.parse import parse_qsl
+from urllib.parse import unquote_plus
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import Message, Receive, Scope, Send
@@ -74,8 +74,6 @@ class ScreenedExchange:
 
         `receive` is called for what follows the body, which has been read: the disconnect.
         """
-        query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
-        self.screening.query = [text for pair in query for text in pair if text]
         disconnect = asyncio.create_task(_disconnected(receive))
         try:
             await self._run(scope, send, disconnect)
@@ -153,6 +151,7 @@ class ScreenedExchange:
                 f"The policy {self.plan.policy!r} reads text, and the answer would be "
                 f"{kind}: have the operator let that pass unscreened."
             )
+        self.screening.address = _texts_of_url(scope)
         choices = _choices(self.screening.body) if self.route.multiple_choices else 1
         if self.route.separate_messages:
             choices = sys.maxsize
@@ -247,6 +246,15 @@ class ScreenedExchange:
             app.cancel()
         if response.error is not None:
             raise response.error
+
+
+def _texts_of_url(scope: Scope) -> list[str]:
+    """What a URL says, which is sent on as it is: its query, and the path of a request without a
+    body, which may have an id in it."""
+    texts = [unquote_plus(scope["query_string"].decode("latin-1"))]
+    if scope["method"] != "POST":
+        texts += scope["path"].split("/")
+    return [text for text in texts if text]
 
 
 def _choices(body: dict[str, Any]) -> int:

@@ -13,8 +13,8 @@ from guard.verdict import Verdict
 from server.errors import ImageBlocked, InvalidJSON
 from server.screening.errors import UnscreenedContent
 from server.screening.findings import Findings, ScreenedText, TextReader, blocks, redactions
-from server.screening.texts.joins import read_crossing, read_together
-from server.screening.texts.json_texts import JsonText, JsonTexts, conversation, texts_of
+from server.screening.texts.joins import conversation, read_crossing, read_together
+from server.screening.texts.json_texts import JsonText, JsonTexts, texts_of
 from server.screening.texts.redaction import Placeholders
 from server.screening.texts.rewriting import rewrite
 from server.wire.long_work import by_turns, run_by_size
@@ -30,9 +30,9 @@ VLLM_XARGS, POLICY_XARG = "vllm_xargs", "guard_policy"
 class RequestScreening:
     """One request under one plan.
 
-    `body`, of `size` bytes, is rewritten in place. `placeholders` stand for the texts that are
-    redacted in it. `own_app`: this server answers, and knows its own models' names. `query` has the
-    names and values of the URL's query.
+    `body`, of `size` bytes, is rewritten in place. `address` has the texts of the URL, which cannot
+    be rewritten. `placeholders` stand for the texts that are redacted in it. `own_app`: this server
+    answers, and knows its own models' names.
     """
 
     plan: TextPlan
@@ -40,7 +40,7 @@ class RequestScreening:
     default_place: Place
     findings: Findings
     own_app: bool = False
-    query: Sequence[str] = ()
+    address: Sequence[str] = ()
     placeholders: Placeholders = field(default_factory=lambda: Placeholders(()))
     size: int = 0
     changed: bool = False
@@ -61,10 +61,9 @@ class RequestScreening:
             raise InvalidJSON(f"The body cannot be screened: {error}.") from None
         if self.own_app:
             texts.pieces = [piece for piece in texts.pieces if piece.path != "model"]
-        texts.pieces += [
-            JsonText({}, "query", text, self.default_place, "query", -1, "key")
-            for text in self.query
-        ]
+        else:
+            place = self.default_place
+            texts.pieces += [JsonText(None, "", t, place, "url", 0, "key") for t in self.address]
         self._require_screenable(texts)
         is_continued = any(self.body.get(name) for name in _EARLIER)
         self.placeholders = Placeholders(

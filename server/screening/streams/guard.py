@@ -147,7 +147,7 @@ class StreamGuard:
     async def _take(self, sent: SentEvent) -> bytes:
         if not sent.data:
             return COMMENT  # it keeps a connection open, so it does not wait
-        if sent.data == DONE:
+        if sent.data.strip() == DONE:
             self._has_done = True
             out = await self._read_rest(list(self._open))
             if self.is_over:

@@ -86,6 +86,9 @@ def _parse(raw: bytes) -> SentEvent | None:
         elif field == "event" and _NAME.fullmatch(value):
             name = value
         elif line:
+            if line[0] in "{[<":
+                # JSON or HTML, that is announced as events: clients would see nothing of it
+                raise BrokenStream("it is announced as events, and is none")
             is_plain = False
     if not text.strip("\r\n"):
         return None

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 from classifiers.text.disguises.decoding import encoded_runs
+from guard.config.schema import Place
 from guard.plans.screens import TextScreen
 from server.screening.findings import ScreenedText, TextReader
 from server.screening.spans import Span
-from server.screening.texts.json_texts import JsonText
+from server.screening.texts.json_fields import CONVERSATION
+from server.screening.texts.json_texts import JsonText, JsonTexts
 
 REACH: Final = 64
 """Characters at each end of a text in which a match that goes on in another text is looked for."""
@@ -144,3 +146,15 @@ def seams_of(texts: Sequence[str], units: Sequence[int | None]) -> list[Seam]:
             position += len(text) + len(separator)
         seams.append(Seam(separator.join(ends), starts, units))
     return seams
+
+
+def conversation(texts: JsonTexts, turns: int, places: Container[Place]) -> list[JsonText]:
+    """The texts of the last `turns` messages of users and tools, of those whose place is read."""
+    messages = [
+        unit
+        for unit in texts.units()
+        if unit[0].place in {"user", "tool"}
+        and unit[0].place in places
+        and unit[0].path.partition("[")[0] in CONVERSATION
+    ]
+    return [piece for unit in messages[-turns:] for piece in unit]

@@ -80,3 +80,24 @@ class JsonDocument:
             parts += [self._raw[position:start], text]
             position = end
         self._holder[self._key] = "".join([*parts, self._raw[position:]])
+
+
+class ObjectNames:
+    """The names of an object. A new one for `name` is assigned to `names[name]`; `write_back` puts
+    all into the object, in whose values nothing may be written by the old names any more."""
+
+    def __init__(self, members: dict[str, Any]) -> None:
+        self._members = members
+        self._changes: dict[str, str] = {}
+
+    def __setitem__(self, name: str, new: str) -> None:
+        self._changes[name] = new
+
+    def write_back(self) -> None:
+        """Rename the members, in their order. A name that another member has is not given again."""
+        taken = self._members.keys()
+        changes = {name: new for name, new in self._changes.items() if new not in taken}
+        if changes:
+            renamed = [(changes.get(name, name), item) for name, item in self._members.items()]
+            self._members.clear()
+            self._members.update(renamed)

@@ -69,6 +69,10 @@ OPAQUE = {
 """Keys of encoded content that is not text, and its kind."""
 CODED = re.compile(r"[^\s\x00-\x1f]*")
 """A code or an address: a value with spaces in it is read, whatever its key."""
+SECRET_CODE = re.compile(r"(?=.*[A-Z])(?=.*[a-z])(?=.*[0-9])[A-Za-z0-9+/_-]{32,}={0,2}")
+"""What a model's maker has encrypted or signed: nobody can read it, nor write it by hand."""
+LEAST_NUMBER = 10_000
+"""From which on a number of the protocol may be one that says something of a person."""
 TOKENS = frozenset({"logprobs", "top_logprobs"})
 OPAQUE_PARTS = {
     "image": "pictures",
@@ -134,15 +138,16 @@ PLACES: dict[str, Place] = {
     "functions": "arguments",
     "json_schema": "arguments",
 }
-PARTS: dict[str, Place] = {
-    "tool_use": "arguments",
-    "function_call": "arguments",
-    "custom_tool_call": "arguments",
-    "tool_result": "tool",
-    "function_call_output": "tool",
-    "custom_tool_call_output": "tool",
-}
-"""Places by the `type` of the part they are in."""
+PARTS: tuple[tuple[str, Place], ...] = (
+    ("_output", "tool"),
+    ("tool_result", "tool"),
+    ("search_result", "tool"),
+    ("tool_use", "arguments"),
+    ("_call", "arguments"),
+)
+"""Places by the end of the `type` of the part they are in: tools of many kinds come and go."""
+RESULTS = frozenset({"output", "outputs", "result", "results", "error", "logs"})
+"""Members of the call of a hosted tool that have what it has returned."""
 CONVERSATION = frozenset({"messages", "input"})
 PROMPTS = frozenset({"prompt", "input", "prompt_token_ids", "input_ids", "token_ids"})
 """Where a list of numbers is a text as token ids."""

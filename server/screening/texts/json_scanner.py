@@ -33,8 +33,9 @@ _SPACE: Final = re.compile(r"[ \t\r\n]*+")
 _IN_STRING: Final = re.compile(r'(?:[^"\\]++|\\.)*+', re.DOTALL)
 _NUMBER: Final = re.compile(r"-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?(?:[eE][+-]?[0-9]++)?")
 _NUMERIC: Final = re.compile(r"[-+.0-9eE]*+")
-_WORD: Final = re.compile(r"[a-z]*+")
-_WORDS: Final = frozenset({"true", "false", "null"})
+_WORD: Final = re.compile(r"-?[a-zA-Z]*+")
+_WORDS: Final = frozenset({"true", "false", "null", "NaN", "Infinity", "-Infinity"})
+"""Python writes the last three, and reads them."""
 
 _Expected = Literal["all", "value", "first value", "name", "first name", "colon", "more", "end"]
 _VALUE: Final = frozenset({"all", "value", "first value"})
@@ -162,7 +163,8 @@ class JsonScanner:
     def _bare(self, at: int) -> bool:
         """A number or a word, which is known as such once something that ends it follows."""
         text = self._text
-        found = (_WORD if text[at].isalpha() else _NUMERIC).match(text, at)
+        begins_word = text[at].isalpha() or text.startswith("-I", at)
+        found = (_WORD if begins_word else _NUMERIC).match(text, at)
         assert found is not None
         behind = _SPACE.match(text, found.end())
         assert behind is not None
@@ -262,7 +264,8 @@ def _unescape(escape: re.Match[str]) -> str:
 
 
 def plain_number(text: str) -> str:
-    """A number as people write it: 4.1e3 is 4100."""
+    """A number as people write it: -4.1e3 is 4100."""
+    text = text.removeprefix("-")
     try:
         number = Decimal(text) if "e" in text or "E" in text else None
         is_whole = number is not None and abs(number) < 10**40 and number == number.to_integral()

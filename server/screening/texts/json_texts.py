@@ -17,7 +17,7 @@ from typing import Any, Literal
 from guard.config.schema import Place
 from server.screening.errors import TooManyTexts, UnreadableAnswer
 from server.screening.spans import Span
-from server.screening.texts.json_documents import JsonDocument, Number
+from server.screening.texts.json_documents import JsonDocument, Number, ObjectNames
 from server.screening.texts.json_fields import (
     CARRIERS,
     CODED,
@@ -25,16 +25,16 @@ from server.screening.texts.json_fields import (
     FILES,
     FREE,
     KNOWN_WORDS,
+    LEAST_NUMBER,
     LISTS,
     OPAQUE,
     OPAQUE_PARTS,
-    PARTS,
-    PLACES,
     PROMPTS,
     PROTOCOL,
     ROLES,
     SCHEMA_WORDS,
     SCHEMAS,
+    SECRET_CODE,
     SHORTEST_NUMBER,
     TEMPLATES,
     TEXT_SOURCES,
@@ -42,6 +42,7 @@ from server.screening.texts.json_fields import (
     is_name,
     is_word,
 )
+from server.screening.texts.json_places import in_conversation, place_of_member, place_of_part
 from server.screening.texts.json_scanner import plain_number, require_few_levels
 from server.screening.texts.signed_items import SignedItems
 from server.wire.strict_json import MAX_DEPTH, NestedTooDeeply
@@ -61,9 +62,10 @@ class JsonText:
     Texts that belong together have the same `unit`: the parts of a message, the fields of a tool.
     `kind`: a "value" and a "number" stand in an object whose names are the client's, or in JSON in
     a string, of which a "name" is one too. A "schema" is a string of an object that describes
-    values. A "key" is a name in an object, which cannot be rewritten. A "label" is a name that the
-    protocol asks for, such as an id: no part of what is said. `context` stands before the text
-    where it is read. `signed` is an object whose signature covers the text, behind its list.
+    values. A "key" is a name in an object of the protocol or of a schema, which cannot be
+    rewritten. A "label" is a name that the protocol asks for, such as an id: no part of what is
+    said. `context` stands before the text where it is read. `signed` is an object whose
+    signature covers the text, behind its list.
     """
 
     holder: Any
@@ -144,12 +146,16 @@ class JsonTexts:
     """The strings that are JSON, outer ones first."""
     signed: dict[int, SignedItems] = field(default_factory=dict)
     """Lists of signed objects, by their ids."""
+    names: list[ObjectNames] = field(default_factory=list)
+    """The names of objects whose names are the client's."""
 
     def write_back(self) -> None:
-        """Put the new texts of values into the strings of JSON that they are in, and take away
-        signed objects that would have changed."""
+        """Put the new texts of values into the strings of JSON that they are in, then new names,
+        and take away signed objects that would have changed."""
         for document in reversed(self.documents):
             document.write_back()
+        for names in self.names:
+            names.write_back()
         for items in self.signed.values():
             items.write_back()
 
@@ -214,8 +220,20 @@ class _Collector:
             self._array(value, at)
         elif isinstance(value, bytes) and value:
             self.texts.opaque.add(FILES.get(str(at.key), "files"))
-        elif at.kind == "value" and isinstance(value, int | float) and not isinstance(value, bool):
+        elif (
+            at.kind == "value"
+            and _is_number(value)
+            or self._is_told(value, at)
+            and (isinstance(at.key, str) or self.default_place != "response")
+        ):
             self._number(str(value), at)
+
+    def _is_told(self, value: Any, at: _Position) -> bool:
+        """Whether a number among the protocol's may be a part of what is said: it stands in a
+        message, or in an object that this server does not know."""
+        if at.kind == "schema" or at.depth == 0 or at.key == "usage":
+            return False
+        return _is_number(value) and abs(value) >= LEAST_NUMBER
 
     def _add(self, text: str, at: _Position, kind: Kind) -> None:
         if len(self.texts.pieces) >= MAX_TEXTS:
@@ -264,6 +282,7 @@ class _Collector:
                 items = self.texts.signed.setdefault(id(at.items), SignedItems(at.items))
                 signed = (items, value)
         free, is_response = at.kind != "text", self.default_place == "response"
+        names: ObjectNames | None = None
         for name, item in value.items():
             if at.depth == 0:
                 self._unit += 1
@@ -271,8 +290,14 @@ class _Collector:
             # most members have nothing to be read
             if is_known and (
                 not isinstance(item, str | dict | list | bytes)
-                and not (at.kind == "value" or name in FREE)
-                or (is_response and not free and name in PROTOCOL and is_word(item))
+                and not (at.kind == "value" or name in FREE or self._is_told(item, at))
+                or (
+                    is_response
+                    and not free
+                    and name in PROTOCOL
+                    and is_word(item)
+                    and "@" not in item
+                )
             ):
                 continue
             if self.skip_verdicts and name == "guard" and not free:
@@ -280,15 +305,23 @@ class _Collector:
             # verdicts tell paths: a name that is not the protocol's may be what must not be told
             part = name if is_name(name) else "*"
             path = f"{at.path}.{part}" if at.path else part
-            item_place = place if is_response or free else PLACES.get(name, place)
+            item_place = place if is_response or free else place_of_member(name, place)
             inside = _Position(value, name, item_place, path, at.depth + 1, signed=signed)
             inside.kind, inside.name = self._kind(name, item, at), name if free else ""
-            if not is_known:
+            if not is_known and at.kind == "value":
+                names = names or self._names_of(value)
+                self._add(name, replace(inside, holder=names), "name")
+            elif not is_known:
                 self._add(name, inside, "key")
             if not free:
                 self._member(name, item, inside, opaque)
             elif not (isinstance(item, str) and item in SCHEMA_WORDS):
                 self.value(item, inside)
+
+    def _names_of(self, value: dict[str, Any]) -> ObjectNames:
+        names = ObjectNames(value)
+        self.texts.names.append(names)
+        return names
 
     def _member(self, name: str, item: Any, inside: _Position, opaque: str | None) -> None:
         """A member whose name is one of the protocol's."""
@@ -300,9 +333,12 @@ class _Collector:
                 inside.opaque = None if kind == "numbers" else kind
                 self.value(item, inside)
         elif kind is not None and CODED.fullmatch(item):
-            self._add_opaque(kind, item)
+            if kind != "numbers" or is_response or SECRET_CODE.fullmatch(item):
+                self._add_opaque(kind, item)
+            elif item:
+                self._add(item, inside, "label")
         elif name in PROTOCOL and is_word(item):
-            if not is_response and item and item not in KNOWN_WORDS:
+            if item and item not in KNOWN_WORDS:
                 self._add(item, inside, "label")
         else:
             if name in TEMPLATES and not is_response:
@@ -327,20 +363,23 @@ class _Collector:
             if kind in OPAQUE_PARTS and not is_text:
                 # content by reference is not read either
                 self._add_opaque(OPAQUE_PARTS[kind], kind)
-        if self.default_place == "response" or not _in_conversation(at.path):
+        if self.default_place == "response" or not in_conversation(at.path):
             return opaque, place
         if at.depth == 2 and isinstance(role, str):
             return opaque, ROLES.get(role, place)
         if isinstance(kind, str):
-            place = PARTS.get(kind, place)
+            place = place_of_part(kind, place)
         return opaque, place
 
     def _array(self, value: list[Any], at: _Position) -> None:
         if at.depth > MAX_DEPTH:
             raise NestedTooDeeply()
-        if self.default_place != "response" and not at.free and _holds_tokens(value, at):
+        holds_tokens = self.default_place != "response" and not at.free and _holds_tokens(value, at)
+        if holds_tokens:
             self.texts.opaque.add("tokens")
         for index, item in enumerate(value):
+            if holds_tokens and isinstance(item, int | float):
+                continue
             if at.depth == 1 and at.key in LISTS:
                 self._unit += 1
             inside = _Position(
@@ -355,24 +394,12 @@ class _Collector:
             self.texts.opaque.add(kind)
 
 
-def _in_conversation(path: str) -> bool:
-    return path.partition("[")[0] in CONVERSATION
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _holds_tokens(value: list[Any], at: _Position) -> bool:
     """Whether a list has numbers where they are tokens of a text."""
     if at.path.partition("[")[0] not in PROMPTS and at.key not in PROMPTS:
         return False
-    return any(isinstance(item, int | float) and not isinstance(item, bool) for item in value)
-
-
-def conversation(texts: JsonTexts, turns: int, places: Container[Place]) -> list[JsonText]:
-    """The texts of the last `turns` messages of users and tools, of those whose place is read."""
-    messages = [
-        unit
-        for unit in texts.units()
-        if unit[0].place in {"user", "tool"}
-        and unit[0].place in places
-        and unit[0].path.partition("[")[0] in CONVERSATION
-    ]
-    return [piece for unit in messages[-turns:] for piece in unit]
+    return any(map(_is_number, value))

@@ -7,6 +7,7 @@ event are whole texts, which are read as those of a response that is not streame
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,8 +19,12 @@ from server.screening.texts.json_texts import texts_of
 from server.wire.strict_json import encode_json
 
 Group = Hashable
-_SIGNED = "reasoning_details"
-"""Thoughts in chunks of chats, each with the signature of the model's maker."""
+SIGNED = {"reasoning_details": "text", "thinking_blocks": "thinking"}
+"""Thoughts in chunks of chats, each with the signature of the model's maker: the lists, and the
+names of the texts."""
+_IN_SIGNED = re.compile(rf"(?:^|\.)(?:{'|'.join(SIGNED)})\[")
+_IN_WHOLE = re.compile(r"(?:^|\.)(?:annotations|citations?|input|arguments|metadata)[.\[]")
+"""Objects that one event has as a whole: what stands in the next one goes on with none of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,20 +207,21 @@ def fields_of(event: Mapping[str, Any]) -> ErrorFields:
 def other_slots(
     group: Group, holder: dict[str, Any], path: str, known: Collection[tuple[int, str]]
 ) -> Iterator[Slot]:
-    """Slots of the texts in `holder` beside those that the format knows, each with its channel.
+    """Slots of the texts in `holder`, at `path`, beside those that the format knows, each with its
+    channel. What is in an object that comes as a whole has none.
 
     `known` has the `(id(holder), key)` of each slot that the format knows.
     """
     for piece in texts_of(holder, "response", are_whole=False, without=known).pieces:
-        if piece.kind not in {"key", "number"}:
-            is_signed = piece.path.startswith(_SIGNED)
-            channel = other_channel(group, piece.path)
+        if piece.kind not in {"key", "name", "number"} and not _IN_WHOLE.search(piece.path):
+            is_signed = _IN_SIGNED.search(piece.path) is not None
             place = f"{path}.{piece.path}"
+            channel = other_channel(group, place)
             yield Slot(group, channel, piece.holder, piece.key, place, is_signed=is_signed)
 
 
 def other_channel(group: Group, path: str) -> Hashable:
-    """The channel of a text at `path` that a format does not know."""
+    """The channel of a text that a format does not know; `path` is its place in the answer."""
     return group, "other", path
 
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from server.screening.streams.formats.base import (
     NO_OPTIONS,
+    SIGNED,
     Group,
     Slot,
     StreamFormat,
@@ -20,6 +21,9 @@ from server.screening.streams.formats.base import (
     with_verdict,
 )
 from server.screening.streams.sse import DONE, BrokenStream
+
+_CALLED = ("function", "custom")
+"""What a call of a tool may have: a function with arguments, a tool with an input of its own."""
 
 
 def _choices(event: dict[str, Any]) -> list[dict[str, Any]]:
@@ -118,7 +122,10 @@ class ChatFormat(_ChoiceFormat):
                 for key in texts_under(delta, ("content", "refusal", "reasoning_content"))
             ]
             known_slots += _call_slots(index, delta, path)
-            known = {(id(slot.holder), slot.key) for slot in known_slots}
+            known = _known(known_slots)
+            for number, call in _calls(delta):
+                known_slots += other_slots(index, call, f"{path}.tool_calls[{number}]", known)
+            known = _known(known_slots)
             slots += known_slots
             if len(known) < len(delta):
                 slots += other_slots(index, delta, path, known)
@@ -126,11 +133,13 @@ class ChatFormat(_ChoiceFormat):
 
     def signed_channel(self, event: dict[str, Any]) -> Hashable | None:
         for choice in _choices(event):
-            delta = choice.get("delta")
-            thoughts = delta.get("reasoning_details") if isinstance(delta, dict) else None
-            for number, thought in enumerate(thoughts if isinstance(thoughts, list) else ()):
-                if isinstance(thought, dict) and thought.get("signature"):
-                    return other_channel(_index(choice), f"reasoning_details[{number}].text")
+            index, delta = _index(choice), choice.get("delta")
+            for listed, text in SIGNED.items():
+                thoughts = delta.get(listed) if isinstance(delta, dict) else None
+                for number, thought in enumerate(thoughts if isinstance(thoughts, list) else ()):
+                    if isinstance(thought, dict) and thought.get("signature"):
+                        path = f"choices[{index}].{listed}[{number}].{text}"
+                        return other_channel(index, path)
         return None
 
     def cut_events(self, group: Group, verdict: Mapping[str, Any] | None) -> Iterator[bytes]:
@@ -140,17 +149,27 @@ class ChatFormat(_ChoiceFormat):
         yield self._last_chunk({**choice, "finish_reason": "content_filter"}, verdict)
 
 
-def _call_slots(index: Group, delta: dict[str, Any], choice_path: str) -> Iterator[Slot]:
+def _known(slots: Sequence[Slot]) -> set[tuple[int, str]]:
+    return {(id(slot.holder), slot.key) for slot in slots}
+
+
+def _calls(delta: dict[str, Any]) -> list[tuple[int | str, dict[str, Any]]]:
+    """The calls of tools in a delta, and which of the choice they are."""
     calls = delta.get("tool_calls")
     listed = [call for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []
-    functions = [(_number(call, i), call.get("function")) for i, call in enumerate(listed)]
+    return [(_number(call, i), call) for i, call in enumerate(listed)]
+
+
+def _call_slots(index: Group, delta: dict[str, Any], choice_path: str) -> Iterator[Slot]:
+    calls = _calls(delta)
+    functions = [(number, call.get(kind)) for number, call in calls for kind in _CALLED]
     functions.append(("call", delta.get("function_call")))
     for number, function in functions:
-        for key in texts_under(function, ("name", "arguments")):
+        for key in texts_under(function, ("name", "arguments", "input")):
             assert isinstance(function, dict)
             channel = (index, "tool", number, key)
             path = f"{choice_path}.tool_calls[{number}].{key}"
-            name = (index, "tool", number, "name") if key == "arguments" else None
+            name = (index, "tool", number, "name") if key != "name" else None
             yield Slot(index, channel, function, key, path, ends=name)
 
 
@@ -166,12 +185,15 @@ class CompletionFormat(_ChoiceFormat):
     _OBJECT = "text_completion"
 
     def slots(self, event: dict[str, Any]) -> Sequence[Slot]:
-        return [
-            Slot(index, index, choice, "text", f"choices[{index}].text")
-            for choice in _choices(event)
-            for index in (_index(choice),)
-            if isinstance(choice.get("text"), str)
-        ]
+        slots: list[Slot] = []
+        for choice in _choices(event):
+            index = _index(choice)
+            path = f"choices[{index}]"
+            slots += [
+                Slot(index, (index, key), choice, key, f"{path}.{key}")
+                for key in texts_under(choice, ("text", "reasoning", "reasoning_content"))
+            ]
+        return slots
 
     def cut_events(self, group: Group, verdict: Mapping[str, Any] | None) -> Iterator[bytes]:
         choice = {"index": group, "text": self.options.message or "", "logprobs": None}

@@ -55,11 +55,8 @@ class MessagesFormat(StreamFormat):
         delta = event.get("delta")
         if kind == "content_block_start" and isinstance(event.get("content_block"), dict):
             block = event["content_block"]
-            known_slots = [
-                _slot(index, block, key) for key in texts_under(block, ("text", "thinking"))
-            ]
-            known = {(id(slot.holder), slot.key) for slot in known_slots}
-            return [*known_slots, *other_slots("answer", block, f"content[{index}]", known)]
+            # all else of a block is there as a whole when it starts
+            return [_slot(index, block, key) for key in texts_under(block, ("text", "thinking"))]
         if kind != "content_block_delta" or not isinstance(delta, dict):
             return ()
         key = self._DELTAS.get(str(delta.get("type")), "")
