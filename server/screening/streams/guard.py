@@ -50,6 +50,8 @@ MAX_GROUPS = 256
 MAX_CHANNELS = 4096
 """Texts of a stream: contents, arguments of calls, items."""
 COMMENT = b":\n\n"
+_MOST_AT_ONCE = 64
+"""Events that come together whose texts are read as one."""
 
 
 Buffer = HoldBackBuffer | ChannelBuffer
@@ -97,6 +99,9 @@ class StreamGuard:
         self._open: dict[Group, dict[Buffer, None]] = {}
         self._reach = Reach(self._hold_back)
         self._cut_groups: set[Group] = set()
+        # those that have grown since they were read, and the events that came meanwhile
+        self._grown: dict[Buffer, Group] = {}
+        self._waits_to_be_read = 0
         self._has_done = False
         self._event_texts = EventTexts(
             *(findings, screens, placeholders),
@@ -131,6 +136,10 @@ class StreamGuard:
             if self.is_over:
                 break
             out += await self._take(event)
+            if self._waits_to_be_read >= _MOST_AT_ONCE:
+                out += await self._read_grown()
+        if self._waits_to_be_read and not self.is_over:
+            out += await self._read_grown()
         return bytes(out)
 
     async def flush(self) -> bytes:
@@ -185,7 +194,8 @@ class StreamGuard:
         texts = self._event_texts.of(event, slots)
         name, rewritten = sent.name, await self._event_texts.screen(event, texts, slots)
         if rewritten is None:
-            return self._cut(groups or list(self._reach.groups) or [0])
+            out = await self._read_grown()
+            return out + self._cut(groups or list(self._reach.groups) or [0])
         if self._format.reports_errors and not slots and is_error(event):
             if not self._own_app:
                 name, event = self._format.error_event(event)
@@ -204,14 +214,21 @@ class StreamGuard:
         if is_changed or rewritten or self._format.carries_verdict(event):
             item.event, item.slots = event, slots
         self._queue.put(item)
+        self._grown.update((buffer, group) for group, buffer in touched)
+        self._waits_to_be_read += 1
         ended = [g for g in self._format.ended_groups(event) if g not in self._cut_groups]
-        is_end = self._format.ends_channels(event)
-        out = await self._read_rest(ended, is_end=is_end) if ended else b""
-        has_read, more = await self._read_due(touched)
-        if has_read or ended or not self._queue.ends_with(item):
-            return out + more + self._queue.release()
-        # where nothing has been read, only the event itself can leave
-        return out + more + self._queue.release_last()
+        if not ended:
+            return b""
+        return await self._read_rest(ended, is_end=self._format.ends_channels(event))
+
+    async def _read_grown(self) -> bytes:
+        """Read what has come since the last time, once for all events that came together."""
+        touched = [(group, buffer) for buffer, group in self._grown.items()]
+        is_one, self._waits_to_be_read = self._waits_to_be_read == 1, 0
+        self._grown.clear()
+        has_read, out = await self._read_due(touched)
+        # where nothing has been read, only a new event can leave
+        return out + (self._queue.release_last() if is_one and not has_read else self._queue.release())
 
     def _add(self, item: WaitingEvent, slots: Sequence[Slot]) -> list[tuple[Group, Buffer]]:
         """Add the texts of slots to their buffers; return the buffers that have grown."""
