@@ -222,10 +222,11 @@ def shipped(name: Shipped) -> PatternSet:
     return PatternSet.from_toml(source.read_text(encoding="utf-8"))
 
 
-def have_none(sets: Iterable[PatternSet], text: str) -> bool:
+def have_none(sets: Sequence[PatternSet], text: str) -> bool:
     """Whether it takes little to see that a text has no match of any of `sets`: most have none."""
-    if not all(patterns.reads_plainly for patterns in sets):
-        return False
+    for patterns in sets:
+        if not patterns.reads_plainly:
+            return False
     uncovered, folded = text, fold_simple(text)
     if folded is None:
         uncovered = uncover(text).text
@@ -233,7 +234,10 @@ def have_none(sets: Iterable[PatternSet], text: str) -> bool:
     if may_have_runs(uncovered):
         return False
     data, folded_data = uncovered.encode(), folded.encode()
-    return not any(patterns.may_match(data, folded_data) for patterns in sets)
+    for patterns in sets:
+        if patterns.may_match(data, folded_data):
+            return False
+    return True
 
 
 def _spellings(words: Iterable[str]) -> set[str]:

@@ -200,6 +200,13 @@ def _is_word(value: object) -> bool:
     return isinstance(value, str) and len(value) <= LONGEST_WORD and _known_word(value)
 
 
+def _says_nothing(value: object, is_response: bool) -> bool:
+    """Whether the value of a member of the protocol is nothing to be read."""
+    if is_response:
+        return _is_word(value)
+    return isinstance(value, str) and (not value or value in KNOWN_WORDS)
+
+
 def context_of(name: str) -> str:
     """A name in an object as it is read before its value: "date of birth: "."""
     words = _WORD_BORDER.sub(" ", name[:_LONGEST_NAME]).strip()
@@ -286,13 +293,13 @@ class _Collector:
             if is_word and (
                 not isinstance(item, str | dict | list | bytes)
                 and not (at.kind == "value" or name in FREE)
-                or (is_response and not free and name in PROTOCOL and _is_word(item))
+                or (not free and name in PROTOCOL and _says_nothing(item, is_response))
             ):
                 continue
             if self.skip_verdicts and name == "guard" and not free:
                 continue
             # verdicts tell paths: a name that is not the protocol's may be what must not be told
-            part = name if _is_name(name) else "*"
+            part = name if (is_word and not free) or _is_name(name) else "*"
             path = f"{at.path}.{part}" if at.path else part
             item_place = place if is_response or free else PLACES.get(name, place)
             inside = _Position(value, name, item_place, path, at.depth + 1, signed=signed)
@@ -316,7 +323,7 @@ class _Collector:
         elif kind is not None and CODED.fullmatch(item):
             self._add_opaque(kind, item)
         elif name in PROTOCOL and _is_word(item):
-            if not is_response and item and item not in KNOWN_WORDS:
+            if not _says_nothing(item, is_response):
                 self._add(item, inside, "label")
         else:
             if name in TEMPLATES and not is_response:
