@@ -17,7 +17,6 @@ from starlette.types import Receive, Scope, Send
 
 from server.edge.http10 import ClosingProtocol
 from server.errors import Overloaded, error_body, error_response
-from server.lifecycle.joined_writes import JoinedWrites
 from server.lifecycle.refusals import HeadTooLarge, HeadTooSlow, InvalidRequest
 from server.wire.replies import encode
 
@@ -125,7 +124,6 @@ class BoundedProtocol(ClosingProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.transport = JoinedWrites(transport, self.loop)  # type: ignore[assignment]
         wire = transport.get_extra_info("socket")
         if not self._all.add(self, wire.fileno() if wire is not None else 0):
             self.app = _ProbesAlone(self.app)

@@ -234,10 +234,7 @@ def have_none(sets: Sequence[PatternSet], text: str) -> bool:
     if may_have_runs(uncovered):
         return False
     data, folded_data = uncovered.encode(), folded.encode()
-    for patterns in sets:
-        if patterns.may_match(data, folded_data):
-            return False
-    return True
+    return not any(patterns.may_match(data, folded_data) for patterns in sets)
 
 
 def _spellings(words: Iterable[str]) -> set[str]:

@@ -5,26 +5,18 @@ What stands between values leaves at once, and a value that stays as it is keeps
 
 from __future__ import annotations
 
-import re
-from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Final, Protocol
 
 from server.screening.streams.hold_back import HoldBackBuffer, Window
-from server.screening.texts.joins import REACH
-from server.screening.texts.json_scanner import JsonScanner, Leaf, beginning, quoted, unquoted
+from server.screening.streams.json_value import JsonValue
+from server.screening.texts.json_scanner import JsonScanner, Leaf, beginning
 from server.screening.texts.json_texts import context_of
 
 MAX_NESTING: Final = 4
 """Levels of JSON in strings of JSON."""
-_PIECE: Final = re.compile(
-    r"[^\\]++|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\u[0-9a-fA-F]{4}|\\.?",
-    re.DOTALL,
-)
-_WIDEST_ESCAPE: Final = 12
-_HIGH_SURROGATE: Final = re.compile(r"\\u[dD][89abAB]..", re.DOTALL)
 
 
 class MakeBuffer(Protocol):
@@ -64,8 +56,8 @@ class ChannelBuffer:
         self._text, self._base, self._sent = "", 0, 0
         self._scanner: JsonScanner | None = None
         self._fed = 0
-        self._values: deque[_Value] = deque()
-        self._unread: deque[_Value] = deque()
+        self._values: deque[JsonValue[Buffer]] = deque()
+        self._unread: deque[JsonValue[Buffer]] = deque()
         # all of the text, where it is no JSON, as most texts are
         self._plain: HoldBackBuffer | None = None
         self._is_released = False
@@ -215,13 +207,13 @@ class ChannelBuffer:
         text = self.original(start, end)
         return text[1:] if start == self._quote_at else text
 
-    def _may_be_number(self, value: _Value) -> bool:
+    def _may_be_number(self, value: JsonValue[Buffer]) -> bool:
         numbers, text = self._numbers, value.head
         if numbers is None or value.leaf.kind != "text" or text != value.tail:
             return False
         return not value.is_whole and numbers.begins_number(text)
 
-    def _number(self, value: _Value) -> str | None:
+    def _number(self, value: JsonValue[Buffer]) -> str | None:
         numbers, text = self._numbers, value.head
         if numbers is None or value.leaf.kind != "text" or text != value.tail:
             return None
@@ -264,14 +256,14 @@ class ChannelBuffer:
         assert self._scanner is not None
         leaves, self._scanner.leaves = self._scanner.leaves, []
         for leaf in leaves:
-            value = _Value(leaf, self._buffer(leaf), leaf.start)
+            value = JsonValue(leaf, self._buffer(leaf), leaf.start)
             self._values.append(value)
             self._unread.append(value)
         for value in self._unread:
             if value.add(self._text, self._base, self._scanner.position):
                 self._note_seam(value)
 
-    def _note_seam(self, value: _Value) -> None:
+    def _note_seam(self, value: JsonValue[Buffer]) -> None:
         """A value is whole."""
         if value.leaf.kind == "text":
             if self._before and value.head:
@@ -311,117 +303,4 @@ class _NestedBuffer(ChannelBuffer):
         return self._make(prefix=self._prefix)
 
 
-@dataclass(slots=True, eq=False)
-class _Value:
-    """A value in a channel: `buffer` has its text as a reader of the JSON gets it.
-
-    `decoded` is the position in the channel up to which its spelling has been decoded. `head` and
-    `tail` are the ends of the text.
-    """
-
-    leaf: Leaf
-    buffer: HoldBackBuffer | ChannelBuffer
-    decoded: int
-    head: str = ""
-    tail: str = ""
-    _offsets: list[tuple[int, int]] = field(default_factory=lambda: [(0, 0)])
-    """Positions in the text, and in its spelling, from each of which both count alike."""
-    _taken: int = 0
-    _is_finished: bool = False
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether all of it has come."""
-        return self._is_finished
-
-    @property
-    def is_free(self) -> bool:
-        """Whether all of it may be sent."""
-        return self.is_whole and self.buffer.free == self.buffer.length
-
-    @property
-    def free(self) -> int:
-        """The position in the channel up to which it may be sent."""
-        return self.leaf.start + self._spelled(self.buffer.free)
-
-    @property
-    def kept(self) -> int:
-        """The position in the channel from which on its spelling is needed."""
-        return self.leaf.start + self._spelled(self._taken)
-
-    def add(self, text: str, base: int, scanned: int) -> bool:
-        """Decode what has come of it, up to `scanned`; the channel has `text` from `base` on.
-
-        Return whether it has become whole.
-        """
-        if self._is_finished:
-            return False
-        end = scanned if self.leaf.end is None else self.leaf.end
-        if end > self.decoded:
-            spelling = text[self.decoded - base : end - base]
-            if self.leaf.kind in {"plain", "number"}:
-                self.buffer.add(spelling)
-                self.decoded = end
-            else:
-                self._decode(spelling, is_end=self.leaf.end is not None)
-        if self.leaf.end is None or self.decoded < self.leaf.end:
-            return False
-        self._is_finished = True
-        self.buffer.finish()
-        self.buffer.release()
-        return True
-
-    def take(self, end: int, spelling: Callable[[int, int], str]) -> str:
-        """What is to be sent for the characters of the channel up to `end`; `spelling` has them as
-        they came."""
-        position = self._position(end - self.leaf.start)
-        original = self.buffer.original(self._taken, position)
-        text = self.buffer.take(position)
-        if text == original:
-            start = self.leaf.start
-            text = spelling(start + self._spelled(self._taken), start + self._spelled(position))
-        elif self.leaf.kind in {"text", "name"}:
-            text = quoted(text)
-        self._taken = position
-        if len(self._offsets) > 256 and self._offsets[128][0] < position:
-            del self._offsets[:128]
-        return text
-
-    def _decode(self, spelling: str, *, is_end: bool) -> None:
-        for piece in _PIECE.finditer(spelling):
-            left = len(spelling) - piece.start()
-            is_escape = piece[0][0] == "\\"
-            if not is_end and is_escape and left < _WIDEST_ESCAPE and _may_grow(piece[0], left):
-                break
-            text = unquoted(piece[0]) if is_escape else piece[0]
-            self.buffer.add(text)
-            self.head += text[: REACH - len(self.head)]
-            self.tail = (self.tail + text)[-REACH:]
-            self.decoded += len(piece[0])
-            if len(text) != len(piece[0]):
-                self._offsets.append((self.buffer.length, self.decoded - self.leaf.start))
-
-    def _spelled(self, position: int) -> int:
-        """The place in the spelling of a position in the text."""
-        if len(self._offsets) == 1:
-            return position
-        index = bisect_right(self._offsets, position, key=lambda pair: pair[0]) - 1
-        at, spelled = self._offsets[index]
-        return spelled + position - at
-
-    def _position(self, spelled: int) -> int:
-        """The characters of the text that are spelled before a place in the spelling."""
-        index = bisect_right(self._offsets, spelled, key=lambda pair: pair[1]) - 1
-        at, begun = self._offsets[index]
-        position = at + spelled - begun
-        if index + 1 < len(self._offsets):
-            # where the place is in an escape, this is not over
-            position = min(position, self._offsets[index + 1][0] - 1)
-        return min(position, self.buffer.length)
-
-
-def _may_grow(escape: str, left: int) -> bool:
-    """Whether an escape that begins `left` characters before the end of a text may go on."""
-    if escape[1:2] != "u":
-        return left < 2
-    return len(escape) < 6 and left < 6 or _HIGH_SURROGATE.fullmatch(escape) is not None
+Buffer = HoldBackBuffer | ChannelBuffer

@@ -17,7 +17,7 @@ from server.screening.findings import (
     redactions,
 )
 from server.screening.spans import Span
-from server.screening.streams.channel import ChannelBuffer
+from server.screening.streams.channel import Buffer, ChannelBuffer
 from server.screening.streams.event_queue import (
     EventQueue,
     SlotText,
@@ -52,9 +52,6 @@ MAX_CHANNELS = 4096
 COMMENT = b":\n\n"
 _MOST_AT_ONCE = 64
 """Events that come together whose texts are read as one."""
-
-
-Buffer = HoldBackBuffer | ChannelBuffer
 
 
 class StreamGuard:
@@ -228,7 +225,9 @@ class StreamGuard:
         self._grown.clear()
         has_read, out = await self._read_due(touched)
         # where nothing has been read, only a new event can leave
-        return out + (self._queue.release_last() if is_one and not has_read else self._queue.release())
+        return out + (
+            self._queue.release_last() if is_one and not has_read else self._queue.release()
+        )
 
     def _add(self, item: WaitingEvent, slots: Sequence[Slot]) -> list[tuple[Group, Buffer]]:
         """Add the texts of slots to their buffers; return the buffers that have grown."""
