@@ -45,17 +45,13 @@ LOOKBACK = 500
 """Characters before the held text that are read with it: the context that a classifier needs."""
 EVENT_LIMIT = 2**25
 """Bytes of an event: one may hold a picture."""
-MAX_GROUPS = 256
-"""Choices of a stream that have text."""
-MAX_CHANNELS = 4096
-"""Texts of a stream: contents, arguments of calls, items."""
+MAX_GROUPS, MAX_CHANNELS = 256, 4096
+"""Choices of a stream that have text, and its texts: contents, arguments of calls, items."""
 COMMENT = b":\n\n"
-_MOST_AT_ONCE = 64
-"""Events that come together whose texts are read as one."""
 
 
 class StreamGuard:
-    """Takes the bytes of one stream of events, gives those that may leave.
+    """Takes the bytes of a stream of events, gives those that may leave.
 
     The text is read where the policy screens responses, and `placeholders` are restored where it
     says so. `choices`: the groups that were asked for. `own_app`: error events and `guard`
@@ -99,6 +95,9 @@ class StreamGuard:
         # those that have grown since they were read, and the events that came meanwhile
         self._grown: dict[Buffer, Group] = {}
         self._waits_to_be_read = 0
+        # of events that come together; what comes before a block leaves event by event
+        may_block = any(screen.action == "block" for screen in plan.answering)
+        self._most_at_once = 1 if may_block else 64
         self._has_done = False
         self._event_texts = EventTexts(
             *(findings, screens, placeholders),
@@ -133,7 +132,7 @@ class StreamGuard:
             if self.is_over:
                 break
             out += await self._take(event)
-            if self._waits_to_be_read >= _MOST_AT_ONCE:
+            if self._waits_to_be_read >= self._most_at_once:
                 out += await self._read_grown()
         if self._waits_to_be_read and not self.is_over:
             out += await self._read_grown()
@@ -221,13 +220,12 @@ class StreamGuard:
     async def _read_grown(self) -> bytes:
         """Read what has come since the last time, once for all events that came together."""
         touched = [(group, buffer) for buffer, group in self._grown.items()]
+        # where nothing is read, only a new event can leave
         is_one, self._waits_to_be_read = self._waits_to_be_read == 1, 0
         self._grown.clear()
         has_read, out = await self._read_due(touched)
-        # where nothing has been read, only a new event can leave
-        return out + (
-            self._queue.release_last() if is_one and not has_read else self._queue.release()
-        )
+        release = self._queue.release_last if is_one and not has_read else self._queue.release
+        return out + release()
 
     def _add(self, item: WaitingEvent, slots: Sequence[Slot]) -> list[tuple[Group, Buffer]]:
         """Add the texts of slots to their buffers; return the buffers that have grown."""

@@ -98,6 +98,8 @@ def test_what_leaves_is_what_the_rule_says(steps: Sequence[tuple[str, int]]) -> 
             buffer.position = min(buffer.position + 2, case.lengths[group])
             assert case.queue.release() == case.expected()
         else:
+            # nothing of the first event that is dropped has come free
+            case.buffers[group].position = case.buffers[group].sent
             case.queue.drop(group)
             dropped.add(group)
             case.waiting = [entry for entry in case.waiting if entry[0] != group]

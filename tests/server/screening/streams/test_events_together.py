@@ -52,7 +52,7 @@ def test_what_leaves_does_not_depend_on_which_come_together(together: int) -> No
 
 
 def test_they_are_read_once() -> None:
-    prose = [framed({"content": f"{word} "}) for word in "the sun shines on the town".split()]
+    prose = [framed({"content": f"{word} "}) for word in WORDS[:2] * 4]
     _, apart = _run(prose)
     out, together = _run([b"".join(prose)])
     assert len(apart) > 3
