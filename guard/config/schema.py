@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Final, Literal, get_args
 
 from pydantic import (
     AliasChoices,
@@ -205,6 +205,10 @@ class KeyConfig(Section):
     requests_per_minute: int | None = Field(default=None, ge=1, le=1_000_000)
 
 
+_NOTHING: Final = PolicyConfig()
+"""The policy without guards."""
+
+
 class Config(Section):
     """A valid configuration. Relative paths are relative to the file's folder."""
 
@@ -231,7 +235,7 @@ class Config(Section):
     def policy(self, name: str) -> PolicyConfig:
         """The policy of that name; "none" has no guards. Raises UnknownPolicy."""
         if name == NO_POLICY:
-            return PolicyConfig()
+            return _NOTHING
         try:
             return self.policies[name]
         except KeyError:

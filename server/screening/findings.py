@@ -80,6 +80,8 @@ class Findings:
         for result in results:
             screen = result.screen
             best = self._best.get(screen.name)
+            if best is not None and not result.fired and result.score <= best.score:
+                continue  # as most texts
             if best is None or (result.fired, result.score) > (best.fired, best.score):
                 action = best.action if best else "none"
                 best = _Best(result.score, place, result.fired, action)
@@ -90,7 +92,9 @@ class Findings:
                 self._outcomes.add(OUTCOMES["flag" if too_late else screen.action])
                 if not too_late and screen.action not in {"flag", "observe"}:
                     acting.append(result)
-        return sorted(acting, key=lambda result: result.screen.action != "block")
+        if len(acting) > 1:
+            acting.sort(key=lambda result: result.screen.action != "block")
+        return acting
 
     def fail(self, reason: str) -> None:
         """Note that the screens could not be run."""

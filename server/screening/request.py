@@ -88,7 +88,8 @@ class RequestScreening:
         for places, screens in screens_by_places.items():
             heads = [screen for screen in screens if screen.head is not None]
             lists = [screen for screen in screens if screen.head is None]
-            joined = await read_together(reader, self._groups(texts, places), heads)
+            groups = self._groups(texts, places) if heads else []
+            joined = await read_together(reader, groups, heads)
             joined += await read_crossing(reader, texts.at(places), lists)
             if "user" in places and self.plan.settings.turns > 1:
                 turns = conversation(texts, self.plan.settings.turns, places)

@@ -82,7 +82,7 @@ def parse_answer(text: str) -> tuple[Any, bool]:
 def encode_json(value: Any) -> bytes:
     """Compact JSON in UTF-8. A lone surrogate, which UTF-8 cannot encode, stays an escape."""
     try:
-        return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+        return _COMPACT.encode(value).encode()
     except UnicodeEncodeError:
         return json.dumps(value, separators=(",", ":")).encode()
 
@@ -161,6 +161,7 @@ def _decoder(**options: Any) -> JSONDecoder:
     )
 
 
+_COMPACT = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 _STRICT = _decoder(object_pairs_hook=_unique_names)
 _DISTINCT = _decoder(object_pairs_hook=_distinct_names)
 _LAST_COUNTS = _decoder()

@@ -19,7 +19,8 @@ import numpy as np
 import re2  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
-from classifiers.text.disguises.folding import fold
+from classifiers.text.disguises.decoding import RUNS, may_have_runs
+from classifiers.text.disguises.folding import fold, fold_simple, uncover
 from classifiers.text.disguises.views import PLAIN, View, folded_views, layers
 from classifiers.text.patterns.checksums import Check
 from classifiers.text.patterns.files import Patterns, Words, compiled_regex, parse
@@ -76,6 +77,12 @@ class _Expressions:
         either = either.replace("(?P<value>", "(?:").replace("(?<value>", "(?:")
         return cls(all_, compiled_regex(either, raw=raw), plain)
 
+    def may_match(self, data: bytes) -> bool:
+        """Whether any of them matches in the UTF-8 bytes of a view."""
+        if self.any is not None:
+            return self.any.search(data) is not None
+        return bool(self.all) and self.all[0].search.search(data) is not None
+
     def usable(self, view: View) -> Sequence[_Expression]:
         """The expressions for a view."""
         if view.name == PLAIN:
@@ -109,6 +116,8 @@ class PatternSet:
         entries = (*patterns.words, *patterns.regexes)
         self._patterns = patterns
         self._steps = frozenset[str]().union(*(entry.views for entry in entries))
+        self.reads_plainly = self._automaton is None and self._steps <= {PLAIN, *RUNS}
+        """Whether it has no words, and undoes no disguises but encoded runs."""
         self.labels = frozenset(entry.label for entry in entries)
         widths = [longest_match(regex.pattern) for regex in patterns.regexes]
         texts = [text for entry in patterns.words for text in _spellings(entry.words)]
@@ -146,6 +155,8 @@ class PatternSet:
         Of a match that starts inside another, the rest is a match too, so that cutting out all
         matches leaves no part of one.
         """
+        if have_none([self], text):
+            return []
         matches: list[Match] = []
         text_layers = list(layers(text, self._steps))
         for layer in text_layers:
@@ -155,6 +166,10 @@ class PatternSet:
                 matches += self._word_matches(view)
                 matches += _matches(view, self._folded)
         return _without_overlaps(_without_half_escapes(text, matches))
+
+    def may_match(self, uncovered: bytes, folded: bytes) -> bool:
+        """Whether an expression matches in the UTF-8 bytes of a text without encoded runs."""
+        return self._raw.may_match(uncovered) or self._folded.may_match(folded)
 
     def open_from(self, text: str) -> int:
         """The position in a text that goes on from which characters may still become part of a
@@ -207,6 +222,21 @@ def shipped(name: Shipped) -> PatternSet:
     return PatternSet.from_toml(source.read_text(encoding="utf-8"))
 
 
+def have_none(sets: Sequence[PatternSet], text: str) -> bool:
+    """Whether it takes little to see that a text has no match of any of `sets`: most have none."""
+    for patterns in sets:
+        if not patterns.reads_plainly:
+            return False
+    uncovered, folded = text, fold_simple(text)
+    if folded is None:
+        uncovered = uncover(text).text
+        folded = fold(uncovered).text
+    if may_have_runs(uncovered):
+        return False
+    data, folded_data = uncovered.encode(), folded.encode()
+    return not any(patterns.may_match(data, folded_data) for patterns in sets)
+
+
 def _spellings(words: Iterable[str]) -> set[str]:
     # Capitals of other scripts may fold to another letter than their small forms do.
     cases = (case for word in words for case in (word, word.upper()))
@@ -248,7 +278,7 @@ def _matches(view: View, expressions: _Expressions) -> Iterator[Match]:
     if not usable:
         return
     data = view.text.encode()
-    if expressions.any is not None and not expressions.any.search(data):
+    if expressions.any is not None and not expressions.may_match(data):
         return
     characters = _character_of(view.text, data)
     for expression in usable:

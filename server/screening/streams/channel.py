@@ -56,6 +56,8 @@ class ChannelBuffer:
         self._fed = 0
         self._values: deque[JsonValue] = deque()
         self._unread: deque[JsonValue] = deque()
+        # all of the text, where it is no JSON, as most texts are
+        self._plain: HoldBackBuffer | None = None
         self._is_released = False
         self._before = ""
         self._seams: list[tuple[str, str]] = []
@@ -63,16 +65,18 @@ class ChannelBuffer:
     @property
     def length(self) -> int:
         """Characters that have come."""
-        return self._base + len(self._text)
+        return self._base + len(self._text) if self._plain is None else self._plain.length
 
     @property
     def sent(self) -> int:
         """Characters that have been sent."""
-        return self._sent
+        return self._sent if self._plain is None else self._plain.sent
 
     @property
     def free(self) -> int:
         """The position up to which text may be sent."""
+        if self._plain is not None:
+            return self._plain.free
         # each value is asked once, since it asks those in it
         while self._unread and (free := self._unread[0].free) == self._unread[0].end:
             self._unread.popleft()
@@ -94,6 +98,9 @@ class ChannelBuffer:
 
     def add(self, text: str) -> None:
         """Append text that has come."""
+        if self._plain is not None:
+            self._plain.add(text)
+            return
         self._text += text
         if self._heads is not None:
             self._heads.add(text)
@@ -101,7 +108,8 @@ class ChannelBuffer:
 
     def finish(self) -> None:
         """No more text comes."""
-        self._decide(is_over=True)
+        if self._plain is None:
+            self._decide(is_over=True)
         if self._scanner is not None:
             self._scanner.finish()
             self._take_leaves()
@@ -110,6 +118,9 @@ class ChannelBuffer:
 
     def due_windows(self, *, all: bool = False) -> Iterator[Window]:
         """The windows to be read now, in order; with `all` also one shorter than a stride."""
+        if self._plain is not None:
+            yield from self._plain.due_windows(all=all)
+            return
         for value in list(self._unread):
             for window in value.buffer.due_windows(all=all or value.is_whole):
                 yield window if self._heads is None else replace(window, screens="lists")
@@ -124,6 +135,9 @@ class ChannelBuffer:
 
     def release(self, keep: int = 0) -> None:
         """Let all text that has been read be sent; the last `keep` characters stay."""
+        if self._plain is not None:
+            self._plain.release(keep)
+            return
         self._is_released = True
         if self._heads is not None:
             self._heads.release()
@@ -132,6 +146,9 @@ class ChannelBuffer:
 
     def hold(self) -> None:
         """Undo `release`: more text comes."""
+        if self._plain is not None:
+            self._plain.hold()
+            return
         self._is_released = False
         if self._heads is not None:
             self._heads.hold()
@@ -140,14 +157,20 @@ class ChannelBuffer:
 
     def tail(self, count: int) -> str:
         """The last characters that have come of a value that is not whole."""
+        if self._plain is not None:
+            return self._plain.tail(count)
         return self._unread[-1].buffer.tail(count) if self._unread else ""
 
     def original(self, start: int, end: int) -> str:
         """The text as it came, from the first character that has not been sent at the earliest."""
+        if self._plain is not None:
+            return self._plain.original(start, end)
         return self._text[start - self._base : end - self._base]
 
     def take(self, end: int) -> str:
         """The text to be sent for the characters up to `end`, which must be free."""
+        if self._plain is not None:
+            return self._plain.take(end)
         if end > self.free:
             raise ValueError(f"the characters up to {end} are not free: only {self.free} are")
         parts, position = [], self._sent
@@ -208,11 +231,20 @@ class ChannelBuffer:
         start = beginning(self._text) if self._base == self._fed == 0 else -1
         if start is None and not is_over:
             return
+        is_plain = start is None or start < 0
+        if is_plain and self._fed == self._sent == 0:
+            self._plain = self._make_plain()
+            self._plain.add(self._text)
+            if self._is_released:
+                self._plain.release()
+            self._text, self._heads = "", None  # all screens read the one text
+            return
         self._scanner = JsonScanner()
-        if start is None or start < 0:
+        if is_plain:
             self._scanner.begin_plain(self._fed)
             self._heads = None  # all screens read the one text
         else:
+            assert start is not None
             require_few_levels(self._nesting)
             self._scanner.feed(" " * start)
             self._fed = start
@@ -238,6 +270,9 @@ class ChannelBuffer:
             self._before = value.tail
             if isinstance(value.buffer, ChannelBuffer):
                 self._seams += value.buffer.take_seams()
+
+    def _make_plain(self) -> HoldBackBuffer:
+        return self._make()
 
     def _buffer(self, leaf: Leaf) -> HoldBackBuffer | ChannelBuffer:
         prefix = context_of(leaf.key)
@@ -265,7 +300,8 @@ class _NestedBuffer(ChannelBuffer):
         super().__init__(make, numbers=numbers, nesting=nesting)
         self._prefix = prefix
 
-    def _buffer(self, leaf: Leaf) -> HoldBackBuffer | ChannelBuffer:
-        if leaf.kind == "plain" and leaf.start == 0:
-            return self._make(prefix=self._prefix)
-        return super()._buffer(leaf)
+    def _make_plain(self) -> HoldBackBuffer:
+        return self._make(prefix=self._prefix)
+
+
+Buffer = HoldBackBuffer | ChannelBuffer

@@ -24,6 +24,9 @@ from server.screening.texts.json_texts import JsonText, JsonTexts, texts_of
 from server.screening.texts.redaction import Placeholders
 from server.screening.texts.rewriting import rewrite
 
+_PADDING = "obfuscation"
+"""What OpenAI adds to each event, so that its size does not tell its text: letters at random."""
+
 
 class EventTexts:
     """Screens what adds to no channel, in the events of one stream.
@@ -54,17 +57,25 @@ class EventTexts:
         texts = [slot.text for slot in slots]
         for slot in slots:
             slot.holder[slot.key] = ""
+        padding = event.get(_PADDING)
+        pieces = []
+        if slots and isinstance(padding, str) and padding:
+            pieces = [JsonText(event, _PADDING, padding, "response", _PADDING, 0)]
+            event[_PADDING] = ""
         try:
             # most events differ from the one before in their new text alone
             if event in self._bare_events:
-                return JsonTexts()
+                return JsonTexts(pieces)
             whole = texts_of(event, "response", skip_verdicts=self._own_app)
             if not whole.pieces and slots:
                 self._bare_events.append(copy.deepcopy(event))
+            whole.pieces += pieces
             return whole
         finally:
             for slot, text in zip(slots, texts, strict=True):
                 slot.holder[slot.key] = text
+            if pieces:
+                event[_PADDING] = padding
 
     async def screen(
         self, event: dict[str, Any], texts: JsonTexts, slots: Sequence[Slot]

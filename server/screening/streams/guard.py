@@ -17,7 +17,7 @@ from server.screening.findings import (
     redactions,
 )
 from server.screening.spans import Span
-from server.screening.streams.channel import ChannelBuffer
+from server.screening.streams.channel import Buffer, ChannelBuffer
 from server.screening.streams.event_queue import (
     EventQueue,
     SlotText,
@@ -43,16 +43,13 @@ from server.wire.long_work import run_by_size
 
 LOOKBACK = 500
 """Characters before the held text that are read with it: the context that a classifier needs."""
-MAX_GROUPS = 256
-"""Choices of a stream that have text."""
-MAX_CHANNELS = 4096
-"""Texts of a stream: contents, arguments of calls, items."""
+MAX_GROUPS, MAX_CHANNELS = 256, 4096
+"""Choices of a stream that have text, and its texts: contents, arguments of calls, items."""
 COMMENT = b":\n\n"
-Buffer = HoldBackBuffer | ChannelBuffer
 
 
 class StreamGuard:
-    """Takes the bytes of one stream of events, gives those that may leave.
+    """Takes the bytes of a stream of events, gives those that may leave.
 
     The text is read where the policy screens responses, and `placeholders` are restored where it
     says so. `choices`: the groups that were asked for. `own_app`: error events and `guard`
@@ -94,6 +91,12 @@ class StreamGuard:
         self._open: dict[Group, dict[Buffer, None]] = {}
         self._reach = Reach(self._hold_back)
         self._cut_groups: set[Group] = set()
+        # those that have grown since they were read, and the events that came meanwhile
+        self._grown: dict[Buffer, Group] = {}
+        self._waits_to_be_read = 0
+        # of events that come together; what comes before a block leaves event by event
+        may_block = any(screen.action == "block" for screen in plan.answering)
+        self._most_at_once = 1 if may_block else 64
         self._has_done = False
         self._event_texts = EventTexts(
             *(findings, screens, placeholders),
@@ -128,6 +131,10 @@ class StreamGuard:
             if self.is_over:
                 break
             out += await self._take(event)
+            if self._waits_to_be_read >= self._most_at_once:
+                out += await self._read_grown()
+        if self._waits_to_be_read and not self.is_over:
+            out += await self._read_grown()
         return bytes(out)
 
     async def flush(self) -> bytes:
@@ -182,7 +189,8 @@ class StreamGuard:
         texts = self._event_texts.of(event, slots)
         name, rewritten = sent.name, await self._event_texts.screen(event, texts, slots)
         if rewritten is None:
-            return self._cut(groups or list(self._reach.groups) or [0])
+            out = await self._read_grown()
+            return out + self._cut(groups or list(self._reach.groups) or [0])
         if self._format.reports_errors and not slots and is_error(event):
             if not self._own_app:
                 name, event = self._format.error_event(event)
@@ -201,14 +209,22 @@ class StreamGuard:
         if is_changed or rewritten or self._format.carries_verdict(event):
             item.event, item.slots = event, slots
         self._queue.put(item)
+        self._grown.update((buffer, group) for group, buffer in touched)
+        self._waits_to_be_read += 1
         ended = [g for g in self._format.ended_groups(event) if g not in self._cut_groups]
-        is_end = self._format.ends_channels(event)
-        out = await self._read_rest(ended, is_end=is_end) if ended else b""
-        has_read, more = await self._read_due(touched)
-        if has_read or ended or not self._queue.ends_with(item):
-            return out + more + self._queue.release()
-        # where nothing has been read, only the event itself can leave
-        return out + more + self._queue.release_last()
+        if not ended:
+            return b""
+        return await self._read_rest(ended, is_end=self._format.ends_channels(event))
+
+    async def _read_grown(self) -> bytes:
+        """Read what has come since the last time, once for all events that came together."""
+        touched = [(group, buffer) for buffer, group in self._grown.items()]
+        # where nothing is read, only a new event can leave
+        is_one, self._waits_to_be_read = self._waits_to_be_read == 1, 0
+        self._grown.clear()
+        has_read, out = await self._read_due(touched)
+        release = self._queue.release_last if is_one and not has_read else self._queue.release
+        return out + release()
 
     def _add(self, item: WaitingEvent, slots: Sequence[Slot]) -> list[tuple[Group, Buffer]]:
         """Add the texts of slots to their buffers; return the buffers that have grown."""

@@ -19,7 +19,7 @@ from server.screening.streams.open_end import OpenText
 from server.screening.texts.json_scanner import plain_number
 
 _SHORT: Final = 256
-"""Characters of a text that is read as a whole."""
+"""Characters up to which a window may grow at its end."""
 Replace = Callable[[Span, str], str]
 """The replacement of a span that holds a text; called once per span, in order."""
 
@@ -84,6 +84,7 @@ class HoldBackBuffer:
         self.lookback = lookback
         self._replace = replace
         self._open_text, self._seen, self._settled = open_text, 0, 0
+        self._reads_from = 0
         self._prefix, self._is_atomic, self.is_sealed = prefix, atomic, sealed
         self._ends_at: int | None = None
         self._base = 0
@@ -218,11 +219,12 @@ class HoldBackBuffer:
         return (self._read // self.stride + 1) * self.stride
 
     def _window(self, end: int) -> Window:
-        if self._open_text is not None and end > _SHORT:
-            place = self._open_text.context(self._text, max(0, self._settled - self._base))
-            start = self._base + place
-        elif self._open_text is not None:
-            start = 0
+        if self._open_text is not None:
+            # whatever is found from an earlier place on is found from there too
+            if end - self._reads_from > _SHORT:
+                place = self._open_text.context(self._text, max(0, self._settled - self._base))
+                self._reads_from = self._base + place
+            start = max(self._base, self._reads_from)
         else:
             reach = end if self._is_atomic else self.stride + self.context + self.lookback
             start = max(self._base, end - reach)

@@ -23,7 +23,7 @@ from server.screening.texts.json_texts import JsonText, JsonTexts
 
 REACH: Final = 64
 """Characters at each end of a text in which a match that goes on in another text is looked for."""
-_GAP: Final = "\x00\x00"
+_GAP: Final = "\n|\n"
 _SEPARATORS: Final = ("\n", "")
 _SPOKEN: Final = frozenset({"text", "value", "number", "schema"})
 _LETTER: Final = re.compile(r"[^\W\d_]")
@@ -41,8 +41,10 @@ async def read_together(
     reader: TextReader, groups: Sequence[Group], screens: Sequence[TextScreen]
 ) -> list[Joined]:
     """The results of classifiers for the texts of each group, as one text."""
+    if not screens:
+        return []
     said = [(group[0], text) for group in groups for text in _texts_of(group) if text]
-    if not screens or not said:
+    if not said:
         return []
     results = await reader.read([text for _, text in said], screens)
     return [(first, result) for (first, _), result in zip(said, results, strict=True)]
@@ -103,6 +105,8 @@ class Seam:
 
     def crossing(self, result: ScreenedText) -> ScreenedText:
         """The result with those matches alone that are in more than one text."""
+        if not result.spans:
+            return result
         spans = tuple(span for span in result.spans if self._counts(span.start, span.end))
         return replace(result, spans=spans, score=1.0 if spans else 0.0)
 

@@ -177,3 +177,10 @@ def is_name(name: str) -> bool:
 def is_word(value: object) -> bool:
     """Whether a value is a word of the protocol, or a name as it takes them."""
     return isinstance(value, str) and len(value) <= LONGEST_WORD and _known_word(value)
+
+
+def says_nothing(value: object, is_response: bool) -> bool:
+    """Whether the value of one of the protocol's words or names is nothing to be read."""
+    if is_response:
+        return is_word(value) and "@" not in str(value)
+    return isinstance(value, str) and (not value or value in KNOWN_WORDS)

@@ -24,7 +24,6 @@ from server.screening.texts.json_fields import (
     CONVERSATION,
     FILES,
     FREE,
-    KNOWN_WORDS,
     LEAST_NUMBER,
     LISTS,
     OPAQUE,
@@ -41,6 +40,7 @@ from server.screening.texts.json_fields import (
     TOKENS,
     is_name,
     is_word,
+    says_nothing,
 )
 from server.screening.texts.json_places import in_conversation, place_of_member, place_of_part
 from server.screening.texts.json_scanner import plain_number, require_few_levels
@@ -291,13 +291,7 @@ class _Collector:
             if is_known and (
                 not isinstance(item, str | dict | list | bytes)
                 and not (at.kind == "value" or name in FREE or self._is_told(item, at))
-                or (
-                    is_response
-                    and not free
-                    and name in PROTOCOL
-                    and is_word(item)
-                    and "@" not in item
-                )
+                or (not free and name in PROTOCOL and says_nothing(item, is_response))
             ):
                 continue
             if self.skip_verdicts and name == "guard" and not free:
@@ -338,7 +332,7 @@ class _Collector:
             elif item:
                 self._add(item, inside, "label")
         elif name in PROTOCOL and is_word(item):
-            if item and item not in KNOWN_WORDS:
+            if not says_nothing(item, is_response):
                 self._add(item, inside, "label")
         else:
             if name in TEMPLATES and not is_response:

@@ -34,6 +34,20 @@ pattern = '(?:^|[^0-9])(?P<value>[0-9]{3})(?:[^0-9]|$)'
 views = ["plain"]
 """
 )
+PLAINLY = PatternSet.from_toml(
+    """
+[[regex]]
+label = "KEY"
+pattern = 'sk-[a-z]{4}'
+raw = true
+views = ["plain", "base64", "hex", "url", "escape"]
+
+[[regex]]
+label = "NAME"
+pattern = '(?:^|[^a-z])(?P<value>john doe)(?:[^a-z]|$)'
+views = ["plain", "base64", "hex", "url", "escape"]
+"""
+)
 NEIGHBOURS = "Say, why; (sunny) blue 42 ünd день\n"
 AROUND = st.lists(st.sampled_from(NEIGHBOURS.split(" ")), max_size=5)
 TOKEN = "ghp_" + "a1B2c3" * 6
@@ -253,3 +267,31 @@ def test_what_stands_behind_an_escape_is_found_and_the_escape_is_no_part_of_it()
     text = r"{\"note\": \"Numbers:\n078-05-1120\n415-555-2671\n4111111111111111\nann@example.com\"}"
     found = [text[match.start : match.end] for match in shipped("personal-data").find(text)]
     assert found == ["078-05-1120", "415-555-2671", "4111111111111111", "ann@example.com"]
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            [
+                "sk-abcd",
+                "SK-abcd",
+                "John\u00a0D\u043ee",
+                "john\ndoe",
+                "\u200b",
+                "\ud800",
+                "\u00fcnd",
+            ]
+            + [" ", "x", "%73k-abcd", "736b2d6162636465", "am9obiBkb2UgaXMgaGVyZQ==", "\\n"]
+        ),
+        max_size=6,
+    )
+)
+def test_a_glance_at_a_text_misses_no_match(parts: list[str]) -> None:
+    text = "".join(parts)
+    found = PLAINLY.find(text)
+    assert PLAINLY.reads_plainly
+    PLAINLY.reads_plainly = False
+    try:
+        assert found == PLAINLY.find(text)
+    finally:
+        PLAINLY.reads_plainly = True

@@ -14,6 +14,7 @@ import pytest
 from classifiers.text.patterns.matching import shipped
 from guard.config.schema import ScreenConfig
 from guard.plans.screens import TextPlan, TextScreen
+from server.screening.answers.app_verdicts import TakenVerdicts
 from server.screening.findings import Findings, ScreenedText
 from server.screening.streams.formats.choices import ChatFormat
 from server.screening.streams.guard import StreamGuard
@@ -51,8 +52,11 @@ class _Reader:
         spans = tuple(Span(match.start, match.end, match.label) for match in matches)
         return ScreenedText(screen, float(bool(spans)), spans)
 
-    def guard_object(self, app_guard: object) -> dict[str, Any]:
+    def guard_object(self) -> dict[str, Any]:
         return {"outcome": self._findings.outcome}
+
+    def take_verdicts(self, body: dict[str, Any]) -> TakenVerdicts:
+        return TakenVerdicts(body)
 
 
 def guarded() -> StreamGuard:

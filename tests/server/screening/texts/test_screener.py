@@ -59,6 +59,7 @@ class _Slow:
     """Patterns that take a tenth of a millisecond and find nothing."""
 
     longest = 10
+    reads_plainly = False
 
     def __init__(self) -> None:
         self.found = 0
