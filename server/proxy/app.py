@@ -19,8 +19,8 @@ from server.errors import internal_error
 from server.observe.exchange import NamedRoute, exchange_of
 from server.observe.metrics import Metrics
 from server.proxy.errors import UnsupportedUpgrade
-from server.proxy.forward import SAFE_METHODS
-from server.proxy.health import poll_health
+from server.proxy.forwarding.forward import SAFE_METHODS
+from server.proxy.forwarding.health import poll_health
 from server.proxy.mcp import McpRequest
 from server.proxy.request import POLICIES, ProxiedRequest, ProxyContext
 from server.proxy.tracked_send import TrackedSend

@@ -6,7 +6,7 @@ from functools import partial
 
 from prometheus_client import CollectorRegistry, Gauge
 
-from server.proxy.upstreams import Upstream, Upstreams
+from server.proxy.forwarding.upstreams import Upstream, Upstreams
 
 
 def register_upstream_metrics(upstreams: Upstreams, registry: CollectorRegistry) -> None:

@@ -21,7 +21,7 @@ from server.edge.keep_alive import kept_alive
 from server.edge.paths import KnownPaths
 from server.errors import ClientGone, InvalidParameter, MethodNotAllowed, UnknownRoute
 from server.observe.exchange import CLIENT, DELEGATED, MODEL, Exchange
-from server.proxy.forward import SAFE_METHODS, Forwarder
+from server.proxy.forwarding.forward import SAFE_METHODS, Forwarder
 from server.screening.context import ScreeningContext
 from server.screening.errors import UnscreenedContent, UnscreenedRoute
 from server.screening.exchange import ScreenedExchange

@@ -11,10 +11,10 @@ from guard.errors import ContentBlocked
 from guard.plans.screens import TextPlan
 from guard.verdict import Verdict
 from server.errors import ImageBlocked, InvalidJSON
+from server.screening.bodies.texts import JsonText, JsonTexts, texts_of
 from server.screening.errors import UnscreenedContent
 from server.screening.findings import Findings, ScreenedText, TextReader, blocks, redactions
 from server.screening.texts.joins import conversation, read_crossing, read_together
-from server.screening.texts.json_texts import JsonText, JsonTexts, texts_of
 from server.screening.texts.redaction import Placeholders
 from server.screening.texts.rewriting import rewrite
 from server.wire.long_work import by_turns, run_by_size

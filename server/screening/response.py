@@ -16,6 +16,7 @@ from server.errors import error_event, internal_error
 from server.observe.exchange import Exchange
 from server.screening.answers.upstream_errors import is_of_answer, screen_error, shaped_error
 from server.screening.answers.whole import screen_answer
+from server.screening.bodies.texts import JsonTexts, texts_of
 from server.screening.context import ScreeningContext
 from server.screening.errors import UnreadableAnswer
 from server.screening.findings import Findings, ResponseScreens
@@ -24,7 +25,6 @@ from server.screening.routes import Route
 from server.screening.streams.formats.base import StreamOptions, framed, with_verdict
 from server.screening.streams.guard import StreamGuard
 from server.screening.streams.sse import BrokenStream
-from server.screening.texts.json_texts import JsonTexts, texts_of
 from server.wire.body import media_type
 from server.wire.long_work import run_by_size
 from server.wire.strict_json import NestedTooDeeply, encode_json, parse_answer

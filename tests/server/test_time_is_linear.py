@@ -13,13 +13,13 @@ from urllib.parse import unquote
 import pytest
 
 from guard.errors import GuardError
-from server.proxy.forward import _CLIMBING_SEGMENT
-from server.proxy.headers import to_upstream
+from server.proxy.forwarding.forward import _CLIMBING_SEGMENT
+from server.proxy.forwarding.headers import to_upstream
+from server.screening.bodies.texts import MAX_TEXTS, texts_of
 from server.screening.errors import TooManyTexts, UnreadableAnswer
 from server.screening.streams.hold_back import Span
 from server.screening.streams.sse import BrokenStream, EventReader
 from server.screening.texts.joins import without_codes
-from server.screening.texts.json_texts import MAX_TEXTS, texts_of
 from server.screening.texts.redaction import Placeholders
 from server.wire.forms import parse_form
 from server.wire.image_schemas import EditRequest

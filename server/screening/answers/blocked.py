@@ -9,7 +9,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from server.screening.texts.json_texts import JsonText
+from server.screening.bodies.texts import JsonText
 
 _CHOICE = re.compile(r"choices\[(\d+)\]")
 _HEADS: Mapping[str, Mapping[str, Any]] = {

@@ -11,10 +11,10 @@ from typing import Any
 
 from server.error_shapes import ANTHROPIC, ErrorFields
 from server.observe.exchange import Exchange
+from server.screening.bodies.texts import JsonText
 from server.screening.errors import UpstreamError
 from server.screening.findings import Findings, ScreenedText, TextReader, blocks, redactions
 from server.screening.streams.formats.base import fields_of
-from server.screening.texts.json_texts import JsonText
 from server.screening.texts.redaction import Placeholders
 from server.screening.texts.rewriting import rewrite
 

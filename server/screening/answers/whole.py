@@ -9,13 +9,13 @@ from typing import Any, Protocol
 from guard.errors import ContentBlocked
 from server.screening.answers.blocked import block_answer, blocked_choices, choice_of
 from server.screening.answers.upstream_errors import error_pieces, screen_error
+from server.screening.bodies.texts import JsonText, JsonTexts
 from server.screening.context import ScreeningContext
 from server.screening.findings import TextReader, blocks, redactions
 from server.screening.request import RequestScreening
 from server.screening.routes import Route
 from server.screening.streams.event_queue import without_tokens
 from server.screening.texts.joins import read_crossing, read_together
-from server.screening.texts.json_texts import JsonText, JsonTexts
 from server.screening.texts.rewriting import rewrite
 
 _ROW = re.compile(r"(choices|output)\[(\d+)\]")

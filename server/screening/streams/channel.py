@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Protocol
 
+from server.screening.bodies.scanner import JsonScanner, Leaf, beginning, require_few_levels
+from server.screening.bodies.texts import context_of
 from server.screening.streams.hold_back import HoldBackBuffer, Window
 from server.screening.streams.json_values import JsonValue
-from server.screening.texts.json_scanner import JsonScanner, Leaf, beginning, require_few_levels
-from server.screening.texts.json_texts import context_of
 
 
 class MakeBuffer(Protocol):

@@ -10,6 +10,7 @@ from itertools import zip_longest
 from typing import Any
 
 from server.screening.answers.upstream_errors import error_pieces, screen_error
+from server.screening.bodies.texts import JsonText, JsonTexts, texts_of
 from server.screening.findings import (
     Findings,
     ResponseScreens,
@@ -20,7 +21,6 @@ from server.screening.findings import (
 from server.screening.streams.event_queue import without_tokens
 from server.screening.streams.formats.base import Slot, is_error
 from server.screening.texts.joins import read_crossing, read_together
-from server.screening.texts.json_texts import JsonText, JsonTexts, texts_of
 from server.screening.texts.redaction import Placeholders
 from server.screening.texts.rewriting import rewrite
 

@@ -8,6 +8,7 @@ from typing import Any
 from guard.plans.screens import TextScreen
 from server.error_shapes import SentStream
 from server.screening.answers.app_verdicts import TakenVerdicts
+from server.screening.bodies.scanner import quoted
 from server.screening.findings import (
     Findings,
     ResponseScreens,
@@ -37,7 +38,6 @@ from server.screening.streams.open_end import OpenText
 from server.screening.streams.reach import Reach
 from server.screening.streams.sse import DONE, BrokenStream, EventReader, SentEvent
 from server.screening.texts.joins import seams_of
-from server.screening.texts.json_scanner import quoted
 from server.screening.texts.redaction import Placeholders
 from server.wire.long_work import run_by_size
 

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from server.screening.bodies.scanner import plain_number
 from server.screening.spans import Span
 from server.screening.streams.open_end import OpenText
-from server.screening.texts.json_scanner import plain_number
 
 _SHORT: Final = 256
 """Characters up to which a window may grow at its end."""

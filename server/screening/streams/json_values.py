@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
+from server.screening.bodies.scanner import Leaf, quoted, unquoted
 from server.screening.streams.hold_back import Window
 from server.screening.texts.joins import REACH
-from server.screening.texts.json_scanner import Leaf, quoted, unquoted
 
 _PIECE: Final = re.compile(
     r"[^\\]++|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\u[0-9a-fA-F]{4}|\\.?",

@@ -1,1 +1,1 @@
-"""The texts of a request or a response: collected, scored, redacted."""
+"""Texts of requests and responses: scored, read together, redacted and restored."""

@@ -16,10 +16,10 @@ from typing import Final
 from classifiers.text.disguises.decoding import encoded_runs
 from guard.config.schema import Place
 from guard.plans.screens import TextScreen
+from server.screening.bodies.fields import CONVERSATION
+from server.screening.bodies.texts import JsonText, JsonTexts
 from server.screening.findings import ScreenedText, TextReader
 from server.screening.spans import Span
-from server.screening.texts.json_fields import CONVERSATION
-from server.screening.texts.json_texts import JsonText, JsonTexts
 
 REACH: Final = 64
 """Characters at each end of a text in which a match that goes on in another text is looked for."""

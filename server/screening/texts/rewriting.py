@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from server.screening.bodies.documents import Number
+from server.screening.bodies.texts import JsonText
 from server.screening.findings import ScreenedText, merge_spans, redactions
-from server.screening.texts.json_documents import Number
-from server.screening.texts.json_texts import JsonText
 from server.screening.texts.redaction import Placeholders
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -15,12 +16,14 @@ from classifiers.text.encoder.model import TextEncoder
 from classifiers.text.patterns.matching import have_none
 from guard.errors import GuardFailed
 from guard.plans.screens import EmbeddingScores, TextScreen
+from server.screening.bodies.texts import MAX_TEXTS
 from server.screening.errors import TextTooLong, TooManyTexts
 from server.screening.findings import ScreenedText
 from server.screening.spans import Span
-from server.screening.texts.json_texts import MAX_TEXTS
 from server.screening.texts.turns import Caller, FairWorker
 from server.screening.texts.verdict_cache import VerdictCache, exact_key, read_key
+
+logger = logging.getLogger(__name__)
 
 CACHE_ENTRIES = 16_384
 MAX_BATCH = 32
@@ -192,7 +195,9 @@ class Screener:
         try:
             return self._encoded(items)
         except Exception as error:
-            raise GuardFailed(f"the screens' encoder failed: {error}") from error
+            # the reason may name files, and goes into verdicts
+            logger.exception("the screens' encoder failed")
+            raise GuardFailed("the screens' encoder failed: the log has the reason") from error
 
     def _encoded(self, items: Sequence[_Unread]) -> list[Scores]:
         assert self._encoder is not None and self._heads is not None

@@ -25,10 +25,10 @@ from server.observe.metrics import Metrics
 from server.observe.middleware import ExchangeMiddleware
 from server.observe.recorder import Recorder
 from server.proxy.app import ProxyApp
-from server.proxy.forward import Forwarder
+from server.proxy.forwarding.forward import Forwarder
+from server.proxy.forwarding.upstreams import Upstreams
 from server.proxy.metrics import register_upstream_metrics
 from server.proxy.request import ProxyContext
-from server.proxy.upstreams import Upstreams
 from server.screening.texts.screener import Screener
 
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from server.error_shapes import ErrorFields, SentStream
+from server.screening.bodies.texts import texts_of
 from server.screening.streams.sse import BrokenStream
-from server.screening.texts.json_texts import texts_of
 from server.wire.strict_json import encode_json
 
 Group = Hashable

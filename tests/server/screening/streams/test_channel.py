@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from server.screening.bodies.documents import JsonDocument
+from server.screening.bodies.scanner import MAX_NESTING, quoted
 from server.screening.spans import Span
 from server.screening.streams.channel import ChannelBuffer
 from server.screening.streams.hold_back import HoldBackBuffer
-from server.screening.texts.json_documents import JsonDocument
-from server.screening.texts.json_scanner import MAX_NESTING, quoted
 from server.wire.strict_json import NestedTooDeeply
 
 _SECRET = re.compile(r"a[bc\n\"]{1,6}a|dd|77+")

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from guard.plans.screens import TextScreen
+from server.screening.bodies.texts import texts_of
 from server.screening.findings import ScreenedText
 from server.screening.spans import Span
 from server.screening.texts.joins import read_crossing, without_codes
-from server.screening.texts.json_texts import texts_of
 
 _FOUND = re.compile(r"pipe\s?bomb|\b\d{3}[ -]?\d{3}[ -]?\d{4}\b|\b\d{3}\n\d{3}\n\d{4}\b")
 LIST = TextScreen("s", "c", "patterns", 1.0, "block")

@@ -11,9 +11,9 @@ import pytest
 from guard.config.proxy_schema import UpstreamConfig
 from guard.errors import ConfigError, UnknownModel
 from server.errors import Overloaded
-from server.proxy.breaker import Breaker
-from server.proxy.headers import to_client, to_upstream
-from server.proxy.upstreams import Upstreams
+from server.proxy.forwarding.breaker import Breaker
+from server.proxy.forwarding.headers import to_client, to_upstream
+from server.proxy.forwarding.upstreams import Upstreams
 
 
 def _upstreams(*configs: dict[str, Any], environment: dict[str, str] | None = None) -> Upstreams:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import aiohttp
 
-from server.proxy.upstreams import Upstream
+from server.proxy.forwarding.upstreams import Upstream
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from guard.config.schema import Place
-from server.screening.texts.json_texts import texts_of
+from server.screening.bodies.texts import texts_of
 
 CARD, MAIL = 4111111111111111, "ann@example.com"
 CODE = "EqQBCgIYAhIMsM5c2rFTHmNkZ4xPaQ7yLb0uWd9V"

@@ -13,7 +13,7 @@ import httpx
 import pytest
 from starlette.types import Send
 
-from server.proxy.breaker import Breaker
+from server.proxy.forwarding.breaker import Breaker
 from tests.server.proxy.screened import post
 from tests.server.proxy.stand import (
     Proxy,

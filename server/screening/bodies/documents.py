@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from server.screening.texts.json_scanner import JsonScanner, Leaf, beginning, quoted, unquoted
+from server.screening.bodies.scanner import JsonScanner, Leaf, beginning, quoted, unquoted
 
 
 class Number(str):

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guard.config.schema import PLACES
+from server.screening.bodies.scanner import MAX_NESTING
+from server.screening.bodies.texts import texts_of
 from server.screening.texts.joins import conversation
-from server.screening.texts.json_scanner import MAX_NESTING
-from server.screening.texts.json_texts import texts_of
 from server.wire.strict_json import NestedTooDeeply
 
 

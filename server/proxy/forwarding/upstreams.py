@@ -11,8 +11,8 @@ from guard.config.proxy_schema import UpstreamConfig
 from guard.config.upstream_urls import url_of
 from guard.errors import ConfigError, PolicyUnfit, UnknownModel
 from server.errors import Overloaded
-from server.proxy.breaker import Breaker
-from server.proxy.headers import RawHeaders
+from server.proxy.forwarding.breaker import Breaker
+from server.proxy.forwarding.headers import RawHeaders
 
 
 @dataclass(eq=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from guard.config.schema import Place
-from server.screening.texts.json_fields import CONVERSATION, PARTS, PLACES, RESULTS
+from server.screening.bodies.fields import CONVERSATION, PARTS, PLACES, RESULTS
 
 
 def in_conversation(path: str) -> bool:

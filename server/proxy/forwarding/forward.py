@@ -29,11 +29,11 @@ from server.proxy.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
-from server.proxy.headers import to_client, to_upstream
-from server.proxy.health import answers
-from server.proxy.moving_timeout import MovingTimeout
-from server.proxy.request_body import ForwardedBody, ignore_turn
-from server.proxy.upstreams import Upstream, Upstreams
+from server.proxy.forwarding.headers import to_client, to_upstream
+from server.proxy.forwarding.health import answers
+from server.proxy.forwarding.moving_timeout import MovingTimeout
+from server.proxy.forwarding.request_body import ForwardedBody, ignore_turn
+from server.proxy.forwarding.upstreams import Upstream, Upstreams
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from server.proxy.moving_timeout import MovingTimeout
+from server.proxy.forwarding.moving_timeout import MovingTimeout
 
 
 def _run(seconds: float, until: float, moved: float | None = None, every_s: float = 0.05) -> float:

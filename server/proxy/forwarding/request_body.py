@@ -9,7 +9,7 @@ from starlette.types import Message, Receive, Scope
 
 from guard.errors import GuardError
 from server.errors import BodyTooLarge, ClientGone, SlowRequest
-from server.proxy.moving_timeout import MovingTimeout
+from server.proxy.forwarding.moving_timeout import MovingTimeout
 from server.wire.body import SCOPE_KEY as BODY
 
 

@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.screening.texts.json_documents import JsonDocument, Number
-from server.screening.texts.json_scanner import (
+from server.screening.bodies.documents import JsonDocument, Number
+from server.screening.bodies.scanner import (
     JsonScanner,
     beginning,
     plain_number,
     quoted,
     unquoted,
 )
-from server.screening.texts.json_texts import texts_of
+from server.screening.bodies.texts import texts_of
 
 STRINGS = st.text('ab"\\\n\u00e9\U0001f600', max_size=8)
 VALUES: st.SearchStrategy[Any] = st.recursive(

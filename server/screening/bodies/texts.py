@@ -15,10 +15,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from guard.config.schema import Place
-from server.screening.errors import TooManyTexts, UnreadableAnswer
-from server.screening.spans import Span
-from server.screening.texts.json_documents import JsonDocument, Number, ObjectNames
-from server.screening.texts.json_fields import (
+from server.screening.bodies.documents import JsonDocument, Number, ObjectNames
+from server.screening.bodies.fields import (
     CARRIERS,
     CODED,
     CONVERSATION,
@@ -42,9 +40,11 @@ from server.screening.texts.json_fields import (
     is_word,
     says_nothing,
 )
-from server.screening.texts.json_places import in_conversation, place_of_member, place_of_part
-from server.screening.texts.json_scanner import plain_number, require_few_levels
-from server.screening.texts.signed_items import SignedItems
+from server.screening.bodies.places import in_conversation, place_of_member, place_of_part
+from server.screening.bodies.scanner import plain_number, require_few_levels
+from server.screening.bodies.signed_items import SignedItems
+from server.screening.errors import TooManyTexts, UnreadableAnswer
+from server.screening.spans import Span
 from server.wire.strict_json import MAX_DEPTH, NestedTooDeeply
 
 MAX_TEXTS = 20_000

@@ -1,0 +1,1 @@
+"""The texts of a JSON body: where they stand, JSON in strings, and writing them back."""
