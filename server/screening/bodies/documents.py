@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from server.screening.bodies.scanner import JsonScanner, Leaf, beginning, quoted, unquoted
+from server.screening.bodies.scanner import (
+    JsonScanner,
+    Leaf,
+    beginning,
+    block_of_json,
+    quoted,
+    unquoted,
+)
+
+MAX_BLOCKS = 32
+"""Blocks of code of one text that are read as JSON; what follows is read as text."""
 
 
 class Number(str):
@@ -27,22 +37,30 @@ class JsonDocument:
 
     @classmethod
     def of(cls, holder: Any, key: Any, raw: str) -> JsonDocument | None:
-        """The document in a string; None where it is not JSON from its beginning on.
+        """The document in a string; None where it is not JSON from its beginning on, and has no
+        block of code that is.
 
         JSON that breaks off counts, and so does a text behind JSON that is whole.
         """
+        leaves: list[Leaf] = []
         start = beginning(raw)
         if start is None or start < 0:
-            return None
-        scanner = JsonScanner()
-        scanner.feed(raw[:start] and " " * start)
-        scanner.feed(raw[start:])
-        if scanner.is_plain and scanner.is_nested:
-            return None
-        scanner.finish()
-        if scanner.is_plain and scanner.is_nested:
-            return None
-        return cls(holder, key, raw, scanner.leaves)
+            start = block_of_json(raw) if "`" in raw else None
+            if start is None:
+                return None
+            leaves.append(Leaf("plain", "", 0, start))
+        for _ in range(MAX_BLOCKS):
+            found = _leaves_from(raw, start)
+            if found is None:
+                return None
+            leaves += found
+            following = None
+            if leaves and leaves[-1].kind == "plain":
+                following = block_of_json(raw, leaves[-1].start)
+            if following is None:
+                break
+            leaves[-1].end = start = following
+        return cls(holder, key, raw, leaves)
 
     def text(self, leaf: Leaf) -> str:
         """The value of a leaf, as a reader of the JSON gets it; a number as it is spelled."""
@@ -101,3 +119,14 @@ class ObjectNames:
             renamed = [(changes.get(name, name), item) for name, item in self._members.items()]
             self._members.clear()
             self._members.update(renamed)
+
+
+def _leaves_from(raw: str, start: int) -> list[Leaf] | None:
+    """The leaves of the JSON that begins at `start`, and of the text behind it; None where it turns
+    out to be none."""
+    scanner = JsonScanner(start)
+    scanner.feed(raw[start:])
+    if scanner.is_plain and scanner.is_nested:
+        return None
+    scanner.finish()
+    return None if scanner.is_plain and scanner.is_nested else scanner.leaves

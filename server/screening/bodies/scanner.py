@@ -26,6 +26,11 @@ _MAY_BEGIN: Final = re.compile(
     r"\ufeff?\s*+(?:`{1,3}|```(?:j|js|jso|json|J|JS|JSO|JSON)?[ \t]*+\r?)?\Z"
     rf'|{_FENCE}"?+(?:[\[{{]\s*+\\?+)?\Z'
 )
+_BLOCK: Final = re.compile(r'```(?:json|JSON)?[ \t]*+\r?\n\s*+(?=\[\s*+[\[{"\]0-9tfn-]|\{\s*+["}])')
+_MAY_BEGIN_BLOCK: Final = re.compile(
+    r"`{1,2}\Z|```(?:j|js|jso|json|J|JS|JSO|JSON)?[ \t]*+(?:\r?\Z|\r?\n\s*+(?:[\[{]\s*+)?\Z)"
+)
+_LONGEST_BLOCK_BEGINNING: Final = 256
 _LONGEST_BEGINNING: Final = 64
 _LONGEST_NUMBER: Final = 4096
 """Characters of a number, or of a word, with the space behind it."""
@@ -57,19 +62,20 @@ class Leaf:
 
 
 class JsonScanner:
-    """Takes JSON text in pieces. Positions are characters from the start of the text.
+    """Takes JSON text in pieces, from the position `start` on. Positions are characters from the
+    start of the text.
 
     Several values may follow each other, as in lines of JSON. At the first character that cannot
     be a part of one, the rest is one plain leaf.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, start: int = 0) -> None:
         self.leaves: list[Leaf] = []
         """The leaves that have begun, in order. Whoever has seen them may remove them."""
-        self.position = 0
+        self.position = start
         """What stands before this position has been scanned: none of it changes its meaning."""
         self._text = ""
-        self._base = 0
+        self._base = start
         self._expected: _Expected = "all"
         self._stack: list[str] = []
         self._keys: list[str] = [""]
@@ -230,6 +236,18 @@ def beginning(text: str) -> int | None:
     if begins := _BEGINS.match(text):
         return begins.end()
     return None if len(text) < _LONGEST_BEGINNING and _MAY_BEGIN.match(text) else -1
+
+
+def block_of_json(text: str, start: int = 0) -> int | None:
+    """Where the JSON begins of the first block of code with some, from `start` on."""
+    found = _BLOCK.search(text, start)
+    return found.end() if found else None
+
+
+def may_begin_block(text: str) -> int:
+    """The position from which a text that goes on may begin a block of code with JSON."""
+    found = _MAY_BEGIN_BLOCK.search(text, max(0, len(text) - _LONGEST_BLOCK_BEGINNING))
+    return found.start() if found else len(text)
 
 
 def quoted(text: str) -> str:

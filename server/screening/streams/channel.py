@@ -14,6 +14,10 @@ from server.screening.bodies.scanner import JsonScanner, Leaf, beginning, requir
 from server.screening.bodies.texts import context_of
 from server.screening.streams.hold_back import HoldBackBuffer, Window
 from server.screening.streams.json_values import JsonValue
+from server.screening.streams.plain_text import PlainText
+
+MAX_BLOCKS = 8
+"""Blocks of code of one text that are read as JSON."""
 
 
 class MakeBuffer(Protocol):
@@ -47,7 +51,9 @@ class ChannelBuffer:
         numbers: Numbers | None = None,
         heads: bool = False,
         nesting: int = 0,
+        blocks: int = 0,
     ) -> None:
+        self._has_heads, self._blocks = heads, blocks
         self._make, self._nesting, self._numbers = make, nesting, numbers
         self._quote_at = -1
         self._heads = make() if heads else None
@@ -57,7 +63,7 @@ class ChannelBuffer:
         self._values: deque[JsonValue] = deque()
         self._unread: deque[JsonValue] = deque()
         # all of the text, where it is no JSON, as most texts are
-        self._plain: HoldBackBuffer | None = None
+        self._plain: HoldBackBuffer | PlainText | None = None
         self._is_released = False
         self._before = ""
         self._seams: list[tuple[str, str]] = []
@@ -131,7 +137,7 @@ class ChannelBuffer:
     def take_seams(self) -> list[tuple[str, str]]:
         """The ends of each text of JSON that is new and whole, and of the one before it."""
         seams, self._seams = self._seams, []
-        return seams
+        return seams + (self._plain.take_seams() if isinstance(self._plain, PlainText) else [])
 
     def release(self, keep: int = 0) -> None:
         """Let all text that has been read be sent; the last `keep` characters stay."""
@@ -271,10 +277,23 @@ class ChannelBuffer:
             if isinstance(value.buffer, ChannelBuffer):
                 self._seams += value.buffer.take_seams()
 
-    def _make_plain(self) -> HoldBackBuffer:
-        return self._make()
+    def _make_plain(self, prefix: str = "") -> HoldBackBuffer | PlainText:
+        if self._blocks >= MAX_BLOCKS:
+            return self._make(prefix=prefix)
+        return PlainText(self._make(prefix=prefix), self._make_block)
 
-    def _buffer(self, leaf: Leaf) -> HoldBackBuffer | ChannelBuffer:
+    def _make_block(self) -> ChannelBuffer:
+        return ChannelBuffer(
+            self._make,
+            numbers=self._numbers,
+            heads=self._has_heads,
+            nesting=self._nesting,
+            blocks=self._blocks + 1,
+        )
+
+    def _buffer(self, leaf: Leaf) -> Buffer | PlainText:
+        if leaf.kind == "plain":
+            return self._make_plain()
         prefix = context_of(leaf.key)
         if leaf.kind == "text":
             return _NestedBuffer(self._make, prefix, self._numbers, self._nesting + 1)
@@ -300,8 +319,8 @@ class _NestedBuffer(ChannelBuffer):
         super().__init__(make, numbers=numbers, nesting=nesting)
         self._prefix = prefix
 
-    def _make_plain(self) -> HoldBackBuffer:
-        return self._make(prefix=self._prefix)
+    def _make_plain(self, prefix: str = "") -> HoldBackBuffer | PlainText:
+        return super()._make_plain(prefix or self._prefix)
 
 
 Buffer = HoldBackBuffer | ChannelBuffer
