@@ -116,6 +116,8 @@ class ChannelBuffer:
         """No more text comes."""
         if self._plain is None:
             self._decide(is_over=True)
+        if self._plain is not None:
+            self._plain.finish()
         if self._scanner is not None:
             self._scanner.finish()
             self._take_leaves()

@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -69,6 +70,15 @@ def test_a_block_is_known_when_it_begins(text: str, size: int) -> None:
             prefix = text[:end]
             fence = text.rindex("```", 0, start)
             assert end <= fence or may_begin_block(prefix) <= fence or block_of_json(prefix)
+
+
+@pytest.mark.parametrize(
+    "end", ['{"n": 4', '{"n": 777', '{"n": tru', '{"a": "b\\', '{"a": "\\u00', "[1, -"]
+)
+def test_a_text_that_breaks_off_in_a_block_leaves_to_its_end(end: str) -> None:
+    out = "".join(_streamed([*f"so:\n```json\n{end}"], 16))
+    assert out.startswith("so:\n```json\n")
+    assert ("777" in end) == (out != f"so:\n```json\n{end}")
 
 
 def test_blocks_of_a_whole_text_are_read_and_written_as_json() -> None:
