@@ -14,7 +14,7 @@ from server.screening.bodies.scanner import (
     unquoted,
 )
 
-MAX_BLOCKS = 32
+MAX_BLOCKS = 8
 """Blocks of code of one text that are read as JSON; what follows is read as text."""
 
 

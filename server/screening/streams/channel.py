@@ -10,14 +10,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Protocol
 
+from server.screening.bodies.documents import MAX_BLOCKS
 from server.screening.bodies.scanner import JsonScanner, Leaf, beginning, require_few_levels
 from server.screening.bodies.texts import context_of
 from server.screening.streams.hold_back import HoldBackBuffer, Window
 from server.screening.streams.json_values import JsonValue
 from server.screening.streams.plain_text import PlainText
-
-MAX_BLOCKS = 8
-"""Blocks of code of one text that are read as JSON."""
 
 
 class MakeBuffer(Protocol):
@@ -214,16 +212,16 @@ class ChannelBuffer:
         return text[1:] if start == self._quote_at else text
 
     def _may_be_number(self, value: JsonValue) -> bool:
-        numbers, text = self._numbers, value.head
-        if numbers is None or value.leaf.kind != "text" or text != value.tail:
+        numbers, text = self._numbers, value.short_text
+        if numbers is None or text is None or value.is_whole:
             return False
-        return not value.is_whole and numbers.begins_number(text)
+        return numbers.begins_number(text)
 
     def _number(self, value: JsonValue) -> str | None:
-        numbers, text = self._numbers, value.head
-        if numbers is None or value.leaf.kind != "text" or text != value.tail:
+        numbers, text = self._numbers, value.short_text
+        if numbers is None or text is None or not value.is_whole:
             return None
-        return numbers.number(text) if value.is_whole else None
+        return numbers.number(text)
 
     def _scan(self) -> None:
         self._decide(is_over=False)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, Protocol
 
 from server.screening.bodies.scanner import plain_number
 from server.screening.spans import Span
@@ -57,6 +57,35 @@ class Window:
             if skipped
             else spans,
         )
+
+
+class TextBuffer(Protocol):
+    """What holds a text back: see HoldBackBuffer."""
+
+    @property
+    def length(self) -> int: ...
+
+    @property
+    def sent(self) -> int: ...
+
+    @property
+    def free(self) -> int: ...
+
+    def add(self, text: str) -> None: ...
+
+    def finish(self) -> None: ...
+
+    def due_windows(self, *, all: bool = False) -> Iterator[Window]: ...
+
+    def release(self, keep: int = 0) -> None: ...
+
+    def hold(self) -> None: ...
+
+    def tail(self, count: int) -> str: ...
+
+    def original(self, start: int, end: int) -> str: ...
+
+    def take(self, end: int) -> str: ...
 
 
 class HoldBackBuffer:

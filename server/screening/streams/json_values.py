@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Final
 
 from server.screening.bodies.scanner import Leaf, quoted, unquoted
-from server.screening.streams.hold_back import Window
+from server.screening.streams.hold_back import TextBuffer
 from server.screening.texts.joins import REACH
 
 _PIECE: Final = re.compile(
@@ -18,32 +18,6 @@ _PIECE: Final = re.compile(
 )
 _WIDEST_ESCAPE: Final = 12
 _HIGH_SURROGATE: Final = re.compile(r"\\u[dD][89abAB]..", re.DOTALL)
-
-
-class ValueBuffer(Protocol):
-    """What holds the text of a value back: see HoldBackBuffer."""
-
-    @property
-    def length(self) -> int: ...
-
-    @property
-    def free(self) -> int: ...
-
-    def add(self, text: str) -> None: ...
-
-    def finish(self) -> None: ...
-
-    def due_windows(self, *, all: bool = False) -> Iterator[Window]: ...
-
-    def hold(self) -> None: ...
-
-    def tail(self, count: int) -> str: ...
-
-    def release(self, keep: int = 0) -> None: ...
-
-    def original(self, start: int, end: int) -> str: ...
-
-    def take(self, end: int) -> str: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -55,7 +29,7 @@ class JsonValue:
     """
 
     leaf: Leaf
-    buffer: ValueBuffer
+    buffer: TextBuffer
     decoded: int
     head: str = ""
     tail: str = ""
@@ -68,6 +42,11 @@ class JsonValue:
     def is_whole(self) -> bool:
         """Whether all of it has come."""
         return self._is_finished
+
+    @property
+    def short_text(self) -> str | None:
+        """The text so far of a string, None for other values and for long ones."""
+        return self.head if self.leaf.kind == "text" and self.head == self.tail else None
 
     @property
     def end(self) -> int | None:

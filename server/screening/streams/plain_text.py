@@ -6,36 +6,11 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from server.screening.bodies.scanner import block_of_json, may_begin_block
-from server.screening.streams.hold_back import HoldBackBuffer, Window
+from server.screening.streams.hold_back import HoldBackBuffer, TextBuffer, Window
 
 
-class TextBuffer(Protocol):
-    """What holds a part of the text back: see HoldBackBuffer."""
-
-    @property
-    def length(self) -> int: ...
-
-    @property
-    def sent(self) -> int: ...
-
-    @property
-    def free(self) -> int: ...
-
-    def add(self, text: str) -> None: ...
-
-    def finish(self) -> None: ...
-
-    def due_windows(self, *, all: bool = False) -> Iterator[Window]: ...
-
-    def release(self, keep: int = 0) -> None: ...
-
-    def hold(self) -> None: ...
-
-    def tail(self, count: int) -> str: ...
-
-    def original(self, start: int, end: int) -> str: ...
-
-    def take(self, end: int) -> str: ...
+class JsonBuffer(TextBuffer, Protocol):
+    """What holds a block of JSON back: see ChannelBuffer."""
 
     def take_seams(self) -> list[tuple[str, str]]: ...
 
@@ -44,9 +19,9 @@ class PlainText:
     """As a HoldBackBuffer of the whole text. What follows the beginning of a block of code with
     JSON is held back by a buffer of `make_json`, all before it by `first`."""
 
-    def __init__(self, first: HoldBackBuffer, make_json: Callable[[], TextBuffer]) -> None:
+    def __init__(self, first: HoldBackBuffer, make_json: Callable[[], JsonBuffer]) -> None:
         self.first = first
-        self.json: TextBuffer | None = None
+        self.json: JsonBuffer | None = None
         self._make_json = make_json
         # what may begin such a block; it is in no buffer
         self._begun = ""
