@@ -4,7 +4,8 @@ The file has `engine` (arguments of vLLM's engine) and `phases`, each with `requ
 token ids, `tokens` at most, `policy`, the step at which it comes `at`, the step after which it is
 aborted, a `lora` folder) and, where the configuration changes, `reload`: the step, and the texts.
 Prints, as JSON behind a mark, of each phase what came of its requests: tokens, finish
-reason, and what was told of their guards, or the error that refused it.
+reason, and what was told of their guards, or the error that refused it; and, where the process
+emulates what a GPU does (`tests.vllm.emulation`), what each worker has done.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ import os
 import sys
 from pathlib import Path
 from typing import Any
+
+from tests.vllm.emulation.census import REPORT
+from tests.vllm.emulation.settings import VARIABLE
 
 MARK = "== played =="
 
@@ -36,6 +40,8 @@ def main() -> None:
         "preempted": getattr(scheduler, "preempted", 0),
         "accepted": getattr(scheduler, "accepted", 0),
         "kept": _kept(engine) if "GUARD_CONFIG" in os.environ else None,
+        "scheduler": type(scheduler).__name__,
+        "workers": engine.collective_rpc(REPORT) if VARIABLE in os.environ else [],
     }
     print(MARK + json.dumps(told), flush=True)
 
