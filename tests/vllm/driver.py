@@ -19,7 +19,7 @@ from tests.vllm.play import MARK
 Requests = Sequence[Mapping[str, Any]]
 
 SIZES = [1, 2, 4, 8, 24, 64]
-"""Of the graphs that are captured: full ones of decodes, in pieces of all forwards; others are padded."""
+"""Of the graphs that are captured; forwards of other sizes are padded."""
 
 
 def environment(config: Path | None, emulated: Settings | None = None) -> dict[str, str]:
@@ -43,6 +43,7 @@ def run(
     runner: str = "v1",
     graphs: str | None = None,
     asynchronous: bool = False,
+    idle: bool = False,
     hook: str | None = None,
     **engine: Any,
 ) -> dict[str, Any]:
@@ -51,17 +52,17 @@ def run(
 
     `runner` is vLLM's model runner, "v1" or "v2", `graphs` a mode of CUDA graphs by name, as on a
     GPU ("NONE" compiles and captures nothing), and None the eager mode of the CPU build;
-    `asynchronous` schedules ahead. `hook` is for faults, see `Settings`. What came has, beside the
-    phases, a report of each of the `workers` (`tests.vllm.emulation.census`).
+    `asynchronous` schedules ahead; `idle` has a batch of nobody run before every step, as
+    data-parallel ranks do that have no requests; `hook` is for faults, see `Settings`. What came
+    has, beside the phases, a report of each of the `workers` (`tests.vllm.emulation.census`).
     """
     emulated = Settings(runner, graphs is not None, asynchronous, hook)
     if graphs is not None:
         compiled = {"cudagraph_mode": graphs, "cudagraph_capture_sizes": SIZES}
         compiled |= engine.get("compilation_config", {})
         engine = {"enforce_eager": False, **engine, "compilation_config": compiled}
-    found, told = played(
-        folder, phases, config, engine | {"async_scheduling": asynchronous}, reload, emulated
-    )
+    engine["async_scheduling"] = asynchronous
+    found, told = played(folder, phases, config, engine, reload, emulated, idle)
     assert found is not None, told
     return found
 
@@ -73,6 +74,7 @@ def played(
     engine: Mapping[str, Any],
     reload: tuple[int, Sequence[str]] | None = None,
     emulated: Settings | None = None,
+    idle: bool = False,
 ) -> tuple[dict[str, Any] | None, str]:
     """What came of them, None where the engine has failed, and what it has printed."""
     settings = {
@@ -87,7 +89,7 @@ def played(
         "num_gpu_blocks_override": 40,
         "seed": 0,
     }
-    asked = [{"requests": [*each], "reload": reload} for each in phases]
+    asked = [{"requests": [*each], "reload": reload, "idle": idle} for each in phases]
     play = {"engine": settings | {**engine}, "phases": asked}
     path = folder / f"play-{random.randrange(10**9)}.json"
     path.write_text(json.dumps(play), "utf-8")

@@ -59,9 +59,7 @@ def _report(worker: Any) -> dict[str, Any]:
         "syncs": sorted({told for graph in _graphs() for told in graph.syncs}),
         "strangers": sorted({told for graph in _graphs() for told in graph.strangers}),
         "moved": [
-            f"{tuple(tensor.shape)} {tensor.dtype}"
-            for tensor, place in _places
-            if place not in now
+            f"{tuple(tensor.shape)} {tensor.dtype}" for tensor, place in _places if place not in now
         ],
     }
 

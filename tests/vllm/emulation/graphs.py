@@ -133,7 +133,9 @@ def _arm_v2(runner: Any) -> None:
     step: dict[str, Any] = {}
     prepare = runner.model_state.prepare_attn
 
-    def prepare_attn(batch: Any, mode: Any, tables: Any, slots: Any, *args: Any, **more: Any) -> Any:
+    def prepare_attn(
+        batch: Any, mode: Any, tables: Any, slots: Any, *args: Any, **more: Any
+    ) -> Any:
         made = prepare(batch, mode, tables, slots, *args, **more)
         mappings = build_slot_mappings_by_layer(slots, runner.kv_cache_config)
         step.update(attention=made, slots=mappings, tokens=slots.shape[1])

@@ -80,9 +80,7 @@ class Graph:
 
 def _settle(function: Any, old: Tensor, new: Tensor) -> None:
     if old.shape != new.shape:
-        raise RuntimeError(
-            f"{function} gives {tuple(new.shape)}, captured with {tuple(old.shape)}"
-        )
+        raise RuntimeError(f"{function} gives {tuple(new.shape)}, captured with {tuple(old.shape)}")
     if old.data_ptr() != new.data_ptr():
         old.copy_(new)
 
