@@ -323,7 +323,7 @@ def _largest_graph(compilation: Any) -> int:
     """The number of tokens of the largest forward that is captured as a whole; 0 without any."""
     if not compilation.cudagraph_mode.has_full_cudagraphs():
         return 0
-    sizes = compilation.cudagraph_capture_sizes or ()
+    sizes: Sequence[int] = compilation.cudagraph_capture_sizes or ()
     return max((int(compilation.max_cudagraph_capture_size or 0), *sizes))
 
 
@@ -333,4 +333,4 @@ def _most(plans: Mapping[str, RowPlan]) -> int:
 
 def _power_of_two(count: int) -> int:
     """The next power of two that is not smaller."""
-    return int(2 ** (count - 1).bit_length())
+    return 1 << (count - 1).bit_length() if count > 1 else 1

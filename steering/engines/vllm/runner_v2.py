@@ -58,8 +58,9 @@ class GuardedRunnerV2(GuardedRunner):
 
         def before(stretches: NDArray[np.int64], count: int) -> Tensor:
             token = torch.arange(count, device=device)
-            blocks: Tensor = tables[0][on_device(stretches, device)][:, token // size].long()
-            return blocks * size + token % size
+            blocks = tables[0][on_device(stretches, device)][:, token // size]
+            places: Tensor = blocks.long() * size + token % size
+            return places
 
         self._start(
             Batch(

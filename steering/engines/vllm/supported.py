@@ -47,7 +47,7 @@ def require_followed(config: Any) -> None:
             pieces and bool(compilation.use_inductor_graph_partition)
         ),
         # half of a batch would be taken for the other half
-        "micro-batches (--enable-dbo, --ubatch-size)": parallel.use_ubatching,
+        "micro-batches (--enable-dbo and --ubatch-size)": parallel.use_ubatching,
         # layers would see other tokens than the first one
         "fast prefill (--kv-sharing-fast-prefill)": config.cache_config.kv_sharing_fast_prefill,
         "context parallelism": (
