@@ -16,7 +16,8 @@ from guard.errors import ArtifactError, ModelError
 from guard.plans.language import ServedModel
 from guard.plans.revision import Revision, RevisionEntry
 from server.vllm.served import served_by, served_name
-from steering.engines.vllm.runner import GuardedRunner, RowPlan, decoder_layers, surround_runners
+from steering.engines.vllm.layers import decoder_layers
+from steering.engines.vllm.runner import GuardedRunner, RowPlan, surround_runners
 from steering.hidden.bank import HiddenBank
 from steering.methods.stacking import MethodGuard, stacks
 

@@ -19,11 +19,11 @@ from vllm.sampling_params import RequestOutputKind
 
 from steering.engines.transformers.offline import Advance, nothing
 from steering.engines.vllm.collect import SEQUENCE, Collector
+from steering.engines.vllm.layers import decoder_layers
 from steering.engines.vllm.runner import (
     PLAN,
     GuardedRunner,
     RowPlan,
-    decoder_layers,
     require_followed,
 )
 from steering.hidden.bank import HiddenBank

@@ -3,6 +3,7 @@
 Written against the V1 runner (`vllm/v1/worker/gpu_model_runner.py`), whose methods it wraps:
 
 - `load_model`: installs hooks after the decoder layers, before anything is compiled;
+- `get_kv_cache_spec`: where all layers slide, some keep the keys of all tokens;
 - `initialize_kv_cache`: allocates the table, as large as the cache of keys;
 - `_update_states`: requests that have ended or are preempted leave their rows;
 - `_prepare_inputs`: passes the forward's stretches, by request id and token counts;
@@ -19,11 +20,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from vllm.config import CUDAGraphMode
 from vllm.sequence import IntermediateTensors
-from vllm.v1.kv_cache_interface import FullAttentionSpec
 
+from steering.engines.errors import Unsupported
+from steering.engines.vllm.cache import CacheLayout, keep_all_tokens, unfollowed_caches
+from steering.engines.vllm.connectors import FOLLOWED, unfollowed_connector
+from steering.engines.vllm.layers import decoder, decoder_layers
 from steering.engines.vllm.tap import Tap
 from steering.hidden.bank import HiddenBank
 from steering.hidden.packed import PackedTable
@@ -66,13 +70,10 @@ class RowReport:
         return self.cut[tokens - 1] if 0 < tokens <= len(self.cut) else self
 
 
-class Unsupported(ValueError):
-    """The configuration of the engine does not work with guards."""
-
-
 def require_followed(config: Any) -> None:
     """Raise Unsupported for an engine configuration with which guards are not tested."""
     runner, parallel = config.model_config.runner_type, config.parallel_config
+    connector = unfollowed_connector(config)
     refused = {
         # the tensors between its stages cannot carry the scores
         "pipeline parallelism by an external launcher": (
@@ -82,24 +83,16 @@ def require_followed(config: Any) -> None:
         "speculative decoding with async scheduling (--no-async-scheduling)": (
             config.speculative_config is not None and config.scheduler_config.async_scheduling
         ),
-        "a KV connector": config.kv_transfer_config is not None,
+        f"the KV connector {connector} (only {', '.join(FOLLOWED)})": connector is not None,
         "model runner V2 (VLLM_USE_V2_MODEL_RUNNER=0 takes V1)": config.use_v2_model_runner,
         f"the runner {runner!r}": runner != "generate",
         "CUDA graphs (-cc.cudagraph_mode=none leaves them out)": (
             config.compilation_config.cudagraph_mode != CUDAGraphMode.NONE
         ),
+        **unfollowed_caches(config),
     }
     if named := [name for name, applies in refused.items() if applies]:
         raise Unsupported(f"guards do not go together with {', '.join(named)} yet")
-
-
-def decoder_layers(model: nn.Module) -> Sequence[nn.Module]:
-    """The decoder layers of a vLLM model, in order. Raises Unsupported."""
-    inner = getattr(model, "model", None)
-    layers = getattr(inner, "layers", None)
-    if not isinstance(layers, nn.ModuleList):
-        raise Unsupported(f"the decoder layers of a {type(model).__name__} are not found")
-    return list(layers)
 
 
 def _separate_compile_cache(config: Any, layers: Sequence[int]) -> None:
@@ -120,6 +113,7 @@ class GuardedRunner:
         self._runner, self._bank, self._plans = runner, bank, plans
         self._tap = Tap()
         self._tap.install(decoder_layers(runner.model), bank.layers)
+        self._first_layer: int = decoder(runner.model).start_layer
         _separate_compile_cache(runner.vllm_config, bank.layers)
         self._table: PackedTable | None = None
         self._row: dict[str, int] = {}
@@ -150,16 +144,14 @@ class GuardedRunner:
         """The keys of the plans that rows have."""
         return {self._key(name) for name in self._row}
 
+    def keep_all_tokens(self, specs: dict[str, Any]) -> None:
+        """Change the `specs` of the layers' keys so that some layer keeps those of all tokens."""
+        keep_all_tokens(specs, self._runner.vllm_config.cache_config.block_size)
+
     def allocate(self) -> None:
         """Allocate a table for the cache of keys. Raises Unsupported for other caches."""
-        config = self._runner.kv_cache_config
-        if len(config.kv_cache_groups) != 1 or not isinstance(
-            config.kv_cache_groups[0].kv_cache_spec, FullAttentionSpec
-        ):
-            raise Unsupported("guards work only on models all of whose layers attend to all tokens")
-        capacity = self._runner.max_num_reqs
-        self._block = config.kv_cache_groups[0].kv_cache_spec.block_size
-        places = config.num_blocks * self._block
+        self._layout = CacheLayout.of(self._runner.kv_cache_config)
+        capacity, places = self._runner.max_num_reqs, self._layout.places
         self._table = PackedTable(self._bank, capacity, places, self._most())
         self._free = list(range(capacity))
 
@@ -171,7 +163,7 @@ class GuardedRunner:
                 self._free.append(row)
         if self._table is not None:
             for source, target in scheduled.kv_cache_block_copies or ():
-                self._table.copy(self._stretch(source), self._stretch(target))
+                self._table.copy(self._layout.block(source), self._layout.block(target))
 
     def begin(self, scheduled: Any, lengths: Any) -> None:
         """Start a forward of the table with the rows and tokens that it holds."""
@@ -184,7 +176,7 @@ class GuardedRunner:
         prompts = batch.num_prompt_tokens[: len(names)].astype(np.int64)
         computed = batch.num_computed_tokens_cpu[: len(names)].astype(np.int64)
         first = computed + 1 - prompts
-        blocks, size = batch.block_table[0].block_table.np, batch.block_table[0].block_size
+        blocks, size = batch.block_table[self._layout.group].block_table.np, self._layout.block_size
 
         def places(row: Any, token: Any) -> torch.Tensor:
             place = blocks[row, token // size].astype(np.int64) * size + token % size
@@ -201,8 +193,7 @@ class GuardedRunner:
             PackedForward(rows, lengths, first, prompts.tolist(), places(at, token), before)
         )
         if self._incoming is not None and table.senses:
-            first_layer = self._runner.model.model.start_layer
-            table.resume(self._incoming, first_layer)
+            table.resume(self._incoming, self._first_layer)
         self._tap.table = table
         last, drafts = first + lengths - 1, scheduled.scheduled_spec_decode_tokens
         self._decided = {
@@ -291,9 +282,6 @@ class GuardedRunner:
             self._table.add(row, self._plans[self._key(name)].guards)
         return self._row[name]
 
-    def _stretch(self, block: int) -> slice:
-        return slice(block * self._block, (block + 1) * self._block)
-
 
 def surround_runners(runners: Sequence[type], loaded: Callable[[Any], GuardedRunner]) -> None:
     """Guard the `runners`, classes of V1 model runners; `loaded` gives the guards of a runner whose
@@ -344,6 +332,9 @@ def _surrounding(
 
 _AROUND: Mapping[str, Any] = {
     "load_model": _around_load,
+    "get_kv_cache_spec": _surrounding(
+        after=lambda guarded, _args, result: guarded.keep_all_tokens(result)
+    ),
     "initialize_kv_cache": _surrounding(after=lambda guarded, _args, _result: guarded.allocate()),
     "_update_states": _surrounding(before=lambda guarded, args: guarded.update(args[0])),
     "_prepare_inputs": _surrounding(after=lambda guarded, args, _result: guarded.begin(*args[:2])),
