@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,11 +22,7 @@ from vllm.v1.kv_cache_interface import (  # noqa: E402
 )
 
 from steering.engines.errors import Unsupported  # noqa: E402
-from steering.engines.vllm.cache import (  # noqa: E402
-    CacheLayout,
-    keep_all_tokens,
-    unfollowed_caches,
-)
+from steering.engines.vllm.cache import CacheLayout, keep_all_tokens
 
 
 def attending(kind: Any, block_size: int = 16, **more: Any) -> Any:
@@ -108,27 +103,3 @@ def test_other_caches_stay_as_they_are(specs: dict[str, KVCacheSpec]) -> None:
     before = dict(specs)
     keep_all_tokens(specs, 16)
     assert specs == before
-
-
-@pytest.mark.parametrize(
-    ("setting", "named"),
-    [
-        ({"decode_context_parallel_size": 2}, "context parallelism"),
-        ({"prefill_context_parallel_size": 2}, "context parallelism"),
-        ({"use_ubatching": True}, "micro-batches"),
-        ({"kv_sharing_fast_prefill": True}, "kv_sharing_fast_prefill"),
-        ({}, None),
-    ],
-)
-def test_what_spreads_or_skips_tokens_is_named(setting: dict[str, Any], named: str | None) -> None:
-    settings = {
-        "decode_context_parallel_size": 1,
-        "prefill_context_parallel_size": 1,
-        "use_ubatching": False,
-        "kv_sharing_fast_prefill": False,
-    } | setting
-    of = SimpleNamespace(**settings)
-    caches = unfollowed_caches(SimpleNamespace(parallel_config=of, cache_config=of))
-    assert [name.split(" (")[0] for name, applies in caches.items() if applies] == (
-        [named] if named else []
-    )

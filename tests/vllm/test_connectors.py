@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,9 +13,9 @@ pytest.importorskip("vllm", reason="vLLM has an environment of its own: make tes
 from vllm import SamplingParams  # noqa: E402
 from vllm.v1.core.sched.output import CachedRequestData, SchedulerOutput  # noqa: E402
 
-from steering.engines.vllm.connectors import LOCAL, leave_out  # noqa: E402
+from steering.engines.vllm.connectors import LOCAL, leave_out, unfollowed_connector  # noqa: E402
 from tests.steering.tiny import prompt  # noqa: E402
-from tests.vllm.driver import alone, drawn, played, run  # noqa: E402
+from tests.vllm.driver import alone, drawn, run  # noqa: E402
 
 WHOLE = {"max_num_batched_tokens": 2048}
 """The store does not take prompts that are read in parts: it then fails by itself."""
@@ -73,12 +74,26 @@ def test_a_store_changes_nothing_of_a_crowded_batch(folder: Path, tmp_path: Path
     assert [own["guard"]["outcome"] for own in one] == [own["guard"]["outcome"] for own in other]
 
 
-@pytest.mark.parametrize("name", ["OffloadingConnector", "MultiConnector", "LMCacheConnectorV1"])
-def test_other_connectors_are_refused_by_name(folder: Path, name: str) -> None:
-    settings = {"kv_transfer_config": {"kv_connector": name, "kv_role": "kv_both"}}
-    came, told = played(folder, [[{"prompt": [5], "tokens": 1}]], "config.toml", settings)
-    assert came is None
-    assert f"guards do not go together with the KV connector {name}" in told
+@pytest.mark.parametrize(
+    ("name", "path", "refused"),
+    [
+        ("ExampleConnector", None, None),
+        # they copy later than in the forward
+        ("OffloadingConnector", None, "OffloadingConnector"),
+        ("MultiConnector", None, "MultiConnector"),
+        # of that name, but somebody else's
+        ("ExampleConnector", "their.module", "their.module.ExampleConnector"),
+    ],
+)
+def test_connectors_that_are_not_followed_are_named(
+    name: str, path: str | None, refused: str | None
+) -> None:
+    transfer = SimpleNamespace(kv_connector=name, kv_connector_module_path=path)
+    assert unfollowed_connector(SimpleNamespace(kv_transfer_config=transfer)) == refused
+
+
+def test_an_engine_without_connector_is_followed() -> None:
+    assert unfollowed_connector(SimpleNamespace(kv_transfer_config=None)) is None
 
 
 class Connector:

@@ -35,8 +35,8 @@ def test_a_bad_configuration_keeps_the_engine_from_starting(
     ("settings", "named"),
     [
         (
-            {"kv_transfer_config": {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}},
-            "a KV connector",
+            {"kv_transfer_config": {"kv_connector": "MultiConnector", "kv_role": "kv_both"}},
+            "the KV connector MultiConnector",
         ),
     ],
 )

@@ -9,7 +9,6 @@ group at a time.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,22 +77,6 @@ def keep_all_tokens(specs: dict[str, KVCacheSpec], block_size: int) -> None:
             drop=("extra_retained_tokens",),
             block_size=block_size,
         )
-
-
-def unfollowed_caches(config: Any) -> Mapping[str, bool]:
-    """What of a `VllmConfig` spreads or skips the tokens of a forward or of a cache in a way that
-    guards do not follow, by its name for users: whether it is switched on."""
-    parallel = config.parallel_config
-    return {
-        # the slots of a request's tokens alternate between workers
-        "context parallelism (decode_context_parallel_size, prefill_context_parallel_size)": (
-            parallel.decode_context_parallel_size > 1 or parallel.prefill_context_parallel_size > 1
-        ),
-        # a forward runs as two, at the same time
-        "micro-batches (enable_dbo, ubatch_size)": parallel.use_ubatching,
-        # the last layers see only some tokens of a prompt
-        "kv_sharing_fast_prefill": config.cache_config.kv_sharing_fast_prefill,
-    }
 
 
 def _keeps_all(spec: KVCacheSpec) -> bool:

@@ -25,7 +25,7 @@ from vllm.config import CUDAGraphMode
 from vllm.sequence import IntermediateTensors
 
 from steering.engines.errors import Unsupported
-from steering.engines.vllm.cache import CacheLayout, keep_all_tokens, unfollowed_caches
+from steering.engines.vllm.cache import CacheLayout, keep_all_tokens
 from steering.engines.vllm.connectors import FOLLOWED, unfollowed_connector
 from steering.engines.vllm.layers import decoder, decoder_layers
 from steering.engines.vllm.tap import Tap
@@ -89,7 +89,6 @@ def require_followed(config: Any) -> None:
         "CUDA graphs (-cc.cudagraph_mode=none leaves them out)": (
             config.compilation_config.cudagraph_mode != CUDAGraphMode.NONE
         ),
-        **unfollowed_caches(config),
     }
     if named := [name for name, applies in refused.items() if applies]:
         raise Unsupported(f"guards do not go together with {', '.join(named)} yet")
