@@ -67,6 +67,16 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
 OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "mixtral": ("MixtralConfig", _BASE | {"num_local_experts": 4, "num_experts_per_tok": 2}),
     "stablelm": ("StableLmConfig", _BASE),
+    "qwen3_next": (
+        "Qwen3NextConfig",
+        _BASE
+        | {
+            "initializer_range": 0.1,
+            "layer_types": ["linear_attention", "full_attention"] * 2,
+            # without experts, whose choice hangs on the last bit
+            "mlp_only_layers": [0, 1, 2, 3],
+        },
+    ),
 }
 """Architectures that only vLLM's tests run."""
 

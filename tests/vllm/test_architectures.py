@@ -7,7 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("vllm", reason="vLLM has an environment of its own: make test-vllm")
 
@@ -16,8 +18,8 @@ from guard.plans.language import LanguagePlans, ServedModel
 from steering.engines.transformers.engine import TransformersEngine
 from steering.fingerprint import checkpoint_fingerprint
 from tests.steering.engines.driver import ids, serve, start
-from tests.steering.tiny import tiny_model
-from tests.vllm.checkpoint import WIDTH, save
+from tests.steering.tiny import prompt, tiny_model
+from tests.vllm.checkpoint import CONFIG, WIDTH, artifact, save
 from tests.vllm.driver import drawn, run
 
 BLOCK = 32
@@ -97,3 +99,56 @@ def test_bare_rows_are_those_of_vllm_without_the_plugin(
         if request["policy"] in (None, "none", "watch") and "aborted" not in request
     ]
     assert len(pairs) > 10 and all(one == other for one, other in pairs)
+
+
+def test_recurrent_layers_beside_attention(tmp_path: Path) -> None:
+    # gated delta rules, which a CPU runs in bfloat16 with heads of 128
+    heads = {"linear_num_key_heads": 1, "linear_num_value_heads": 2}
+    sizes = {"linear_key_head_dim": 128, "linear_value_head_dim": 128, "head_dim": 32}
+    served = tiny_model("qwen3_next", **SIZE, **heads, **sizes).bfloat16()
+    served.save_pretrained(tmp_path / "model")
+    served = served.float()
+    rng = np.random.default_rng(1)
+    gates = rng.normal(size=(2, WIDTH)).astype("f4")
+    prompts = [prompt(12 + 17 * i, seed=i) for i in range(8)]
+    scores = [_score(served, gates, one) for one in prompts]
+    for name, act in (("firm", [2, 3]), ("late", [2])):
+        settings = {
+            "sense_layers": [0, 1],
+            "act_layers": act,
+            "schedule": [1.0, 0.5, 0.25],
+            "pool": 3,
+            "threshold": float(np.median(scores)),
+            "strength": 2.0,
+        }
+        directions = (20 * rng.normal(size=(len(act), WIDTH))).astype("f4")
+        made = artifact(checkpoint_fingerprint(tmp_path / "model"), settings, gates, directions)
+        made.save(tmp_path / f"{name}.safetensors")
+    (tmp_path / "config.toml").write_text(CONFIG, "utf-8")
+    asked = [
+        # the second time, prefixes may be cached
+        {"prompt": one, "tokens": 6, "policy": policy, "at": at}
+        for policy, at in (("none", 0), ("firm", 0), ("watch", 0), ("watch", 60))
+        for one in prompts
+    ]
+    settings = {"dtype": "bfloat16", "num_gpu_blocks_override": 200}
+    (came,) = run(tmp_path, asked, **settings)["phases"]
+    bare, firm, watch, again = (came[i : i + len(prompts)] for i in range(0, len(came), 8))
+    for i, expected in enumerate(scores):
+        told = [one[i]["guard"]["guards"][0] for one in (firm, watch, again)]
+        # of bfloat16, and states are about ten times as large as the error that is left
+        assert [each["score"] for each in told] == pytest.approx([expected] * 3, abs=0.8)
+        assert [each["fired"] for each in told] == [told[0]["fired"]] * 3
+        assert watch[i]["tokens"] == bare[i]["tokens"] == again[i]["tokens"]
+        assert (firm[i]["tokens"] != bare[i]["tokens"]) == told[0]["fired"]
+    assert {one["guard"]["outcome"] for one in firm} == {"pass", "steered"}
+
+
+@torch.no_grad()
+def _score(served: Any, gates: Any, tokens: list[int]) -> float:
+    """The score of a guard that senses behind the first two layers, by its definition."""
+    states = served(torch.tensor([tokens]), output_hidden_states=True).hidden_states
+    by_layer = zip(states[1:3], torch.from_numpy(gates), strict=True)
+    summed = torch.stack([state[0] @ gate for state, gate in by_layer]).sum(0)
+    # without the first token
+    return summed[1:].topk(3).values.mean().item()

@@ -111,7 +111,7 @@ def test_the_stream_of_a_layer(output: Any, adds_later: bool, residual: Tensor |
     [
         HIDDEN[None],
         (HIDDEN, RESIDUAL, None),
-        (HIDDEN, RESIDUAL[:2]),
+        (HIDDEN, RESIDUAL[None]),
         (HIDDEN, 1.0),
         (HIDDEN,),
         None,

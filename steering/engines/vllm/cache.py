@@ -93,5 +93,5 @@ def _window(spec: KVCacheSpec) -> int:
     if isinstance(spec, SlidingWindowMLASpec):
         return 0
     if isinstance(spec, SlidingWindowSpec):
-        return spec.sliding_window
-    return spec.attention_chunk_size if isinstance(spec, ChunkedLocalAttentionSpec) else 0
+        return int(spec.sliding_window)
+    return int(spec.attention_chunk_size) if isinstance(spec, ChunkedLocalAttentionSpec) else 0

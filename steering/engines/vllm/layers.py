@@ -82,11 +82,7 @@ def stream_of(output: Any, adds_later: bool) -> tuple[Tensor, Tensor | None]:
     hidden, residual = output, None
     if isinstance(output, tuple) and len(output) == 2:
         hidden, residual = output
-    if (
-        not isinstance(hidden, Tensor)
-        or hidden.ndim != 2
-        or (residual is not None and getattr(residual, "shape", None) != hidden.shape)
-    ):
+    if not _is_stream(hidden) or not (residual is None or _is_stream(residual)):
         raise Unsupported(
             "a decoder layer of this architecture returns neither its states nor states and "
             "residual: guards cannot follow it in vLLM"
@@ -100,6 +96,12 @@ def _layers_of(module: nn.Module) -> nn.ModuleList | None:
         each for name in _LISTS if isinstance(each := getattr(module, name, None), nn.ModuleList)
     ]
     return lists[0] if len(lists) == 1 and hasattr(module, "start_layer") else None
+
+
+def _is_stream(value: Any) -> bool:
+    """Whether a value is `[tokens, width]`. The number of tokens is left to the compiler, which
+    would fix it."""
+    return isinstance(value, Tensor) and value.ndim == 2
 
 
 def _name(module: Any) -> str:
