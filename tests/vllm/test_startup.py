@@ -38,6 +38,7 @@ def test_a_bad_configuration_keeps_the_engine_from_starting(
             {"kv_transfer_config": {"kv_connector": "MultiConnector", "kv_role": "kv_both"}},
             "the KV connector MultiConnector",
         ),
+        ({"weight_transfer_config": {"backend": "ipc"}}, "weights that come while it runs"),
     ],
 )
 def test_what_guards_cannot_follow_keeps_the_engine_from_starting(
@@ -61,6 +62,7 @@ def test_what_no_cpu_runs_is_refused_by_the_front_end(
         "from vllm.v1.engine.input_processor import InputProcessor\n"
         "of = types.SimpleNamespace\n"
         "config = of(model_config=of(runner_type='generate'), kv_transfer_config=None,\n"
+        "    weight_transfer_config=None,\n"
         "    parallel_config=of(pipeline_parallel_size=1), speculative_config=None,\n"
         f"    compilation_config=of(cudagraph_mode=CUDAGraphMode.{graphs}),\n"
         f"    use_v2_model_runner={v2})\n"

@@ -86,6 +86,10 @@ def require_followed(config: Any) -> None:
         f"the KV connector {connector} (only {', '.join(FOLLOWED)})": connector is not None,
         "model runner V2 (VLLM_USE_V2_MODEL_RUNNER=0 takes V1)": config.use_v2_model_runner,
         f"the runner {runner!r}": runner != "generate",
+        # guards are bound to the weights that they were fitted on
+        "weights that come while it runs (weight_transfer_config)": (
+            config.weight_transfer_config is not None
+        ),
         "CUDA graphs (-cc.cudagraph_mode=none leaves them out)": (
             config.compilation_config.cudagraph_mode != CUDAGraphMode.NONE
         ),
