@@ -35,9 +35,10 @@ def test_a_bad_configuration_keeps_the_engine_from_starting(
     ("settings", "named"),
     [
         (
-            {"kv_transfer_config": {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}},
-            "a KV connector",
+            {"kv_transfer_config": {"kv_connector": "MultiConnector", "kv_role": "kv_both"}},
+            "the KV connector MultiConnector",
         ),
+        ({"weight_transfer_config": {"backend": "ipc"}}, "weights that come while it runs"),
     ],
 )
 def test_what_guards_cannot_follow_keeps_the_engine_from_starting(

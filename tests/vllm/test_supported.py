@@ -11,8 +11,9 @@ pytest.importorskip("vllm", reason="vLLM has an environment of its own: make tes
 
 from vllm.config import CUDAGraphMode  # noqa: E402
 
+from steering.engines.errors import Unsupported  # noqa: E402
 from steering.engines.vllm import supported  # noqa: E402
-from steering.engines.vllm.supported import Unsupported, adapt, require_followed  # noqa: E402
+from steering.engines.vllm.supported import adapt, require_followed  # noqa: E402
 from steering.engines.vllm.tap import OPERATOR  # noqa: E402
 
 
@@ -36,7 +37,11 @@ def engine(graphs: str = "FULL_AND_PIECEWISE", **more: Any) -> Any:
         },
     }
     made = {name: Of(**(values | more.pop(name, {}))) for name, values in parts.items()}
-    return Of(**made, **{"speculative_config": None, "kv_transfer_config": None} | more)
+    return Of(
+        **made,
+        **{"speculative_config": None, "kv_transfer_config": None, "weight_transfer_config": None}
+        | more,
+    )
 
 
 @pytest.mark.parametrize("graphs", ["NONE", "PIECEWISE", "FULL_DECODE_ONLY", "FULL_AND_PIECEWISE"])
