@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -15,3 +16,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("vllm")
     save(made)
     return made
+
+
+WAYS: Mapping[str, Mapping[str, str]] = {
+    "v1": {"runner": "v1"},
+    "v2": {"runner": "v2", "graphs": "FULL_AND_PIECEWISE"},
+}
+"""How vLLM runs on a CPU, and by default on a GPU."""
+
+
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest) -> Mapping[str, str]:
+    """Arguments of `tests.vllm.driver.run`."""
+    return WAYS[request.param]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,9 @@ def test_guarded_rows_are_what_they_are_alone_and_in_transformers(
     engine.close()
 
 
-def test_prefixes_are_shared_among_equals_and_never_across_plans(folder: Path) -> None:
+def test_prefixes_are_shared_among_equals_and_never_across_plans(
+    folder: Path, way: Mapping[str, str]
+) -> None:
     long = prompt(96, seed=77)
 
     def asked(policy: str | None, **more: Any) -> dict[str, Any]:
@@ -96,12 +99,35 @@ def test_prefixes_are_shared_among_equals_and_never_across_plans(folder: Path) -
 
     first = [asked("both"), asked(None)]
     again = [asked("both", at=20), asked(None, at=20), asked("firm", at=20)]
-    came = run(folder, [*first, *again])["phases"][0]
+    came = run(folder, [*first, *again], **way)["phases"][0]
     both, bare, both_again, bare_again, firm = came
     assert both_again["cached"] == bare_again["cached"] == 96
     assert firm["cached"] == 0
     assert both_again["tokens"] == both["tokens"] and bare_again["tokens"] == bare["tokens"]
     assert both_again["guard"]["guards"] == both["guard"]["guards"]
+
+
+def test_a_prompt_whose_last_token_alone_is_computed_is_decided_on_as_a_whole(
+    folder: Path, way: Mapping[str, str]
+) -> None:
+    asked = [
+        {"prompt": prompt(97, seed=i), "tokens": 8, "policy": policy, "at": at}
+        for at in (0, 30)
+        for i in range(4)
+        for policy in ("both", "stop", "watch", "none")
+    ]
+    came = run(folder, asked, num_gpu_blocks_override=80, **way)
+    half = len(asked) // 2
+    found = came["phases"][0]
+    for first, again in zip(found[:half], found[half:], strict=True):
+        assert again["cached"] == 96 and again["tokens"] == first["tokens"]
+        told, alike = first["guard"]["guards"], again["guard"]["guards"]
+        assert [own["position"] for own in told] == [own["position"] for own in alike]
+        scores = [own["score"] for own in alike]
+        assert [own["score"] for own in told] == pytest.approx(scores, rel=1e-4)
+    assert {one["guard"]["outcome"] for one in found} == {"blocked", "steered", "pass"}
+    # single tokens of prompts and of answers alike
+    assert (came["workers"][0]["forwards"]["FULL"] > 10) == ("graphs" in way)
 
 
 def test_nobody_can_ask_for_the_salt_of_another_plan(folder: Path) -> None:
@@ -115,9 +141,11 @@ def test_nobody_can_ask_for_the_salt_of_another_plan(folder: Path) -> None:
     assert came[1]["cached"] == 0
 
 
-def test_what_blocks_ends_without_a_token(folder: Path, requests: list[dict[str, Any]]) -> None:
+def test_what_blocks_ends_without_a_token(
+    folder: Path, requests: list[dict[str, Any]], way: Mapping[str, str]
+) -> None:
     asked = [alone(own) | {"policy": "stop"} for own in requests[:12]]
-    came = run(folder, asked)["phases"][0]
+    came = run(folder, asked, **way)["phases"][0]
     ends = {one["finish"] for one in came}
     assert ends == {"content_filter", "length"}
     for one in came:
@@ -127,6 +155,7 @@ def test_what_blocks_ends_without_a_token(folder: Path, requests: list[dict[str,
 
 
 def test_several_answers_to_one_prompt_are_guarded_alike(folder: Path) -> None:
+    # V2 draws tokens with a kernel that does not run without a GPU
     came = run(folder, [{"prompt": prompt(30, 4), "tokens": 5, "policy": "both", "n": 3}])
     (one,) = came["phases"][0]
     assert len(one["tokens"]) == 3 and one["tokens"][0] == one["tokens"][1] == one["tokens"][2]
@@ -171,7 +200,9 @@ def test_drafts_change_nothing(folder: Path, method: str) -> None:
     assert ("content_filter", True) in answers, "a guard should fire within an answer"
 
 
-def test_steering_goes_together_with_lora(folder: Path) -> None:
+# the CPU build's adapters cannot be captured
+@pytest.mark.parametrize("runner", ["v1", "v2"])
+def test_steering_goes_together_with_lora(folder: Path, runner: str) -> None:
     tuned, merged = folder / "lora", save_lora(folder / "lora")
     asked = [
         {"prompt": prompt(20, seed=i), "tokens": 8, "policy": policy, "lora": str(tuned)}
@@ -179,7 +210,7 @@ def test_steering_goes_together_with_lora(folder: Path) -> None:
         for policy in ("none", "both")
     ]
     settings = {"enable_lora": True, "max_lora_rank": 8}
-    (came,) = run(folder, asked, **settings)["phases"]
+    (came,) = run(folder, asked, runner=runner, **settings)["phases"]
     plans = LanguagePlans(load_config(folder / "config.toml"), model(), name="tiny")
     engine = TransformersEngine(merged, plans.bank, capacity=1)
     untuned = TransformersEngine(model(), plans.bank, capacity=1)
@@ -218,13 +249,14 @@ def test_workers_that_share_a_model_decide_alike(
         assert told == [(guard["guard"], guard["position"]) for guard in other["guard"]["guards"]]
 
 
-def test_prompt_logprobs_are_those_of_vllm(folder: Path) -> None:
+def test_prompt_logprobs_are_those_of_vllm(folder: Path, way: Mapping[str, str]) -> None:
     asked = [
         {"prompt": prompt(90, seed=i), "tokens": 3, "policy": "watch", "prompt_logprobs": 1}
         for i in range(3)
     ]
-    (came,) = run(folder, asked)["phases"]
-    (bare,) = run(folder, [own | {"policy": None} for own in asked], config=None)["phases"]
+    (came,) = run(folder, asked, **way)["phases"]
+    unguarded = [own | {"policy": None} for own in asked]
+    (bare,) = run(folder, unguarded, config=None, **way)["phases"]
     assert [own["prompt_logprobs"] for own in came] == [own["prompt_logprobs"] for own in bare]
     assert all(len(own["prompt_logprobs"]) == 90 for own in came)
 
