@@ -26,12 +26,12 @@ class Entry:
 
 
 PARTS: Mapping[str, Entry] = {
-    "runner-v2": Entry("same_requests", 120, {"runner": "v2"}),
-    "runner-v1": Entry("same_requests", 120, {"runner": "v1"}),
-    "drafts": Entry("drafts", 80),
-    "throughput-graphs": Entry("throughput", 170, {"graphs": True}),
-    "throughput-eager": Entry("throughput", 120, {"graphs": False}),
-    "transformers": Entry("language", 75),
-    "images": Entry("images", 75),
-    "screens": Entry("screens", 45),
+    "runner-v2": Entry("same_requests", 110, {"runner": "v2"}),
+    "runner-v1": Entry("same_requests", 100, {"runner": "v1"}),
+    "drafts": Entry("drafts", 65),
+    "throughput-graphs": Entry("throughput", 150, {"graphs": True}),
+    "throughput-eager": Entry("throughput", 100, {"graphs": False}),
+    "transformers": Entry("language", 60),
+    "images": Entry("images", 60),
+    "screens": Entry("screens", 40),
 }
