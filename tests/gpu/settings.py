@@ -41,7 +41,7 @@ class Settings:
         return self.device == "cuda"
 
     def speed(self, target: float) -> float | None:
-        """The target of a figure of speed: a smoke run, of seconds, has none."""
+        """The target of a figure that takes time to measure: a smoke run, of seconds, has none."""
         return None if self.smoke else target
 
     def folder(self, name: str) -> Path:

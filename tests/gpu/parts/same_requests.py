@@ -19,7 +19,7 @@ from tests.gpu.settings import Add, Settings, Skipped, require_packages
 from tests.vllm.checkpoint import save
 from tests.vllm.driver import drawn, played
 
-REQUESTS, SMOKE_REQUESTS = 200, 24
+REQUESTS, SMOKE_REQUESTS = 200, 12
 MODES = ("NONE", "PIECEWISE", "FULL_AND_PIECEWISE", "FULL_DECODE_ONLY")
 CROWDED = {"num_gpu_blocks_override": 14, "scheduling_policy": "priority"}
 SCORES = 1e-3
@@ -29,7 +29,7 @@ Played = tuple[dict[str, Any] | None, str]
 
 
 def measure(settings: Settings, add: Add, runner: str) -> None:
-    """All modes on `runner`; on a CPU, which has no graphs, eager beside compiled."""
+    """All modes on `runner`; on a CPU, which has no graphs, other parts of prompts in a forward."""
     require_packages("vllm")
     if runner == "v2" and not settings.on_gpu:
         raise Skipped("model runner V2 needs a GPU")
@@ -39,14 +39,16 @@ def measure(settings: Settings, add: Add, runner: str) -> None:
     eager = play(folder, requests, "v1", CROWDED)
     if eager[0] is None:
         raise RuntimeError(f"eager V1 has not run: {reason(eager[1])}")
-    add(Figure("eager V1: preemptions", eager[0]["preempted"], "requests", 1))
-    modes = MODES if settings.on_gpu else MODES[:1]
-    engines = {
-        mode: CROWDED | {"enforce_eager": False, "compilation_config": {"cudagraph_mode": mode}}
-        for mode in modes
+    add(Figure("eager V1: preemptions", eager[0]["preempted"], "requests", settings.speed(1)))
+    engines: dict[str, dict[str, Any]] = {
+        mode: {"enforce_eager": False, "compilation_config": {"cudagraph_mode": mode}}
+        for mode in MODES
     }
     if runner == "v2":
-        engines = {"eager": CROWDED} | engines
+        engines = {"eager": {}} | engines
+    if not settings.on_gpu:
+        engines = {"eager": {"max_num_batched_tokens": 48}}
+    engines = {mode: CROWDED | engine for mode, engine in engines.items()}
     for mode, (came, told) in together(folder, requests, runner, engines, settings.workers):
         report(f"{runner} {mode}", requests, eager[0], came, told, add)
 
