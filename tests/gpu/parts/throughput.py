@@ -80,7 +80,7 @@ def figures(
         note = "quartiles {:.3f} to {:.3f}".format(*side["wall"]["quartiles"])
         add(Figure(f"{name}: of bare", side["wall"]["ratio"], "ratio", target, note=note))
         add(Figure(f"{name}: own CPU time", side["own"], "of the process", own, "at most"))
-        add(Figure(f"{name}: own CPU time", side["step"] * 1e6, "µs a forward"))
+        add(Figure(f"{name}: own CPU time of a forward", side["step"] * 1e6, "µs"))
         same = f"{side['same']} of {options.requests} requests with the bare tokens"
         add(Figure(f"{name}: requests that fired", side["fired"], "requests", note=same))
 
