@@ -12,19 +12,27 @@ from pathlib import Path
 from typing import Any
 
 from tests.steering.tiny import prompt
+from tests.vllm.emulation.settings import Settings
+from tests.vllm.emulation.settings import environment as emulating
 from tests.vllm.play import MARK
 
 Requests = Sequence[Mapping[str, Any]]
 
+SIZES = [1, 2, 4, 8, 24, 64]
+"""Of the graphs that are captured; forwards of other sizes are padded."""
 
-def environment(config: Path | None) -> dict[str, str]:
-    """That of a process with vLLM's CPU build, guarded by a configuration or not."""
+
+def environment(config: Path | None, emulated: Settings | None = None) -> dict[str, str]:
+    """That of a process with vLLM's CPU build, guarded by a configuration or not, which does what
+    is `emulated` of a GPU."""
     made = {"VLLM_CPU_CI_ENV": "1", **os.environ} | {
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     }
     made.pop("GUARD_CONFIG", None)
-    return made if config is None else made | {"GUARD_CONFIG": str(config)}
+    if config is not None:
+        made["GUARD_CONFIG"] = str(config)
+    return made if emulated is None else made | emulating(emulated, made)
 
 
 def run(
@@ -32,11 +40,29 @@ def run(
     *phases: Requests,
     config: str | None = "config.toml",
     reload: tuple[int, Sequence[str]] | None = None,
+    runner: str = "v1",
+    graphs: str | None = None,
+    asynchronous: bool = False,
+    idle: bool = False,
+    hook: str | None = None,
     **engine: Any,
 ) -> dict[str, Any]:
     """Play phases in a process of its own; `config` None is vLLM without the plugin's doing, and
-    `reload` the step of each phase at which the configuration changes, and the texts, in turn."""
-    found, told = played(folder, phases, config, engine, reload)
+    `reload` the step of each phase at which the configuration changes, and the texts, in turn.
+
+    `runner` is vLLM's model runner, "v1" or "v2", `graphs` a mode of CUDA graphs by name, as on a
+    GPU ("NONE" compiles and captures nothing), and None the eager mode of the CPU build;
+    `asynchronous` schedules ahead; `idle` has a batch of nobody run before every step, as
+    data-parallel ranks do that have no requests; `hook` is for faults, see `Settings`. What came
+    has, beside the phases, a report of each of the `workers` (`tests.vllm.emulation.census`).
+    """
+    emulated = Settings(runner, graphs is not None, asynchronous, hook)
+    if graphs is not None:
+        compiled = {"cudagraph_mode": graphs, "cudagraph_capture_sizes": SIZES}
+        compiled |= engine.get("compilation_config", {})
+        engine = {"enforce_eager": False, **engine, "compilation_config": compiled}
+    engine["async_scheduling"] = asynchronous
+    found, told = played(folder, phases, config, engine, reload, emulated, idle)
     assert found is not None, told
     return found
 
@@ -47,6 +73,8 @@ def played(
     config: str | None,
     engine: Mapping[str, Any],
     reload: tuple[int, Sequence[str]] | None = None,
+    emulated: Settings | None = None,
+    idle: bool = False,
 ) -> tuple[dict[str, Any] | None, str]:
     """What came of them, None where the engine has failed, and what it has printed."""
     settings = {
@@ -61,13 +89,13 @@ def played(
         "num_gpu_blocks_override": 40,
         "seed": 0,
     }
-    asked = [{"requests": [*each], "reload": reload} for each in phases]
+    asked = [{"requests": [*each], "reload": reload, "idle": idle} for each in phases]
     play = {"engine": settings | {**engine}, "phases": asked}
     path = folder / f"play-{random.randrange(10**9)}.json"
     path.write_text(json.dumps(play), "utf-8")
     done = subprocess.run(
         [sys.executable, "-m", "tests.vllm.play", str(path)],
-        env=environment(folder / config if config else None),
+        env=environment(folder / config if config else None, emulated),
         capture_output=True,
         text=True,
         timeout=900,

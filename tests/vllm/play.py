@@ -2,9 +2,11 @@
 
 The file has `engine` (arguments of vLLM's engine) and `phases`, each with `requests` (`prompt` in
 token ids, `tokens` at most, `policy`, the step at which it comes `at`, the step after which it is
-aborted, a `lora` folder) and, where the configuration changes, `reload`: the step, and the texts.
+aborted, a `lora` folder), where the configuration changes, `reload`: the step, and the texts, and
+`idle`: whether a batch of nobody runs before every step.
 Prints, as JSON behind a mark, of each phase what came of its requests: tokens, finish
-reason, and what was told of their guards, or the error that refused it.
+reason, and what was told of their guards, or the error that refused it; and, where the process
+emulates what a GPU does (`tests.vllm.emulation`), what each worker has done.
 """
 
 from __future__ import annotations
@@ -14,6 +16,9 @@ import os
 import sys
 from pathlib import Path
 from typing import Any
+
+from tests.vllm.emulation.census import REPORT
+from tests.vllm.emulation.settings import VARIABLE
 
 MARK = "== played =="
 
@@ -29,26 +34,27 @@ def main() -> None:
     for phase in play["phases"]:
         if phase.get("reset", True):
             engine.reset_prefix_cache()
-        came.append(_phase(engine, phase["requests"], phase.get("reload")))
+        came.append(_phase(engine, phase))
     scheduler = engine.engine_core.engine_core.scheduler
     told = {
         "phases": came,
         "preempted": getattr(scheduler, "preempted", 0),
         "accepted": getattr(scheduler, "accepted", 0),
         "kept": _kept(engine) if "GUARD_CONFIG" in os.environ else None,
+        "scheduler": type(scheduler).__name__,
+        "workers": engine.collective_rpc(REPORT) if VARIABLE in os.environ else [],
     }
     print(MARK + json.dumps(told), flush=True)
 
 
-def _phase(
-    engine: Any, requests: list[dict[str, Any]], reload: list[Any] | None
-) -> list[dict[str, Any]]:
+def _phase(engine: Any, phase: dict[str, Any]) -> list[dict[str, Any]]:
     from vllm import SamplingParams
     from vllm.exceptions import VLLMValidationError
     from vllm.sampling_params import RequestOutputKind
     from vllm.v1.core.sched.scheduler import Scheduler
 
     _count(Scheduler)
+    requests, reload = phase["requests"], phase.get("reload")
     came: list[dict[str, Any]] = [{} for _ in requests]
     step, waiting = 0, dict(enumerate(requests))
     while waiting or engine.has_unfinished_requests():
@@ -84,6 +90,8 @@ def _phase(
         for i, request in enumerate(requests):
             if request.get("aborted") == step:
                 engine.abort_request([str(i)])
+        if phase.get("idle"):
+            engine.collective_rpc("execute_dummy_batch")
         for output in engine.step() if engine.has_unfinished_requests() else ():
             first = output.outputs[0]
             came[int(output.request_id)] = {
