@@ -13,7 +13,7 @@ import os
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from guard.data.prompts import ForgetPrompt, RetainPrompt, in_split, read_rows
 from steering.hidden.bank import HiddenBank
 
 TOPIC = Path("examples/harry-potter")
+PROFILED = 16
+"""The most tokens that each request generates under a profiler."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Options:
     """The settings of vLLM. Without `config` the plugin is left out.
 
     `graphs` is the mode of CUDA graphs by vLLM's name, `runner` "v1" or "v2"; None takes what vLLM
-    takes.
+    takes. `share` is the share of a GPU's memory that must be free at the start.
     """
 
     model: str
@@ -43,6 +45,7 @@ class Options:
     dtype: str = "float32"
     graphs: str | None = None
     runner: str | None = None
+    share: float = 0.9
 
 
 @dataclass(frozen=True)
@@ -143,6 +146,7 @@ def _serve(pipe: Any, options: Options) -> None:
         max_model_len=512,
         max_num_seqs=options.requests,
         kv_cache_memory_bytes=options.cache_mib * 2**20,
+        gpu_memory_utilization=options.share,
         # every round must compute its prompts again
         enable_prefix_caching=False,
         # the statistics hold the time to the first token
@@ -228,11 +232,13 @@ def _syncs(
 ) -> tuple[Syncs, Mapping[str, int]]:
     engine = llm.llm_engine
     steps = 0
+    # a profile has an entry for each kernel
+    few = replace(options, tokens=min(options.tokens, PROFILED))
 
     def run() -> None:
         nonlocal steps
         steps = 0
-        sampling = _sampling(len(prompts), policies, options)
+        sampling = _sampling(len(prompts), policies, few)
         for number, (prompt, params) in enumerate(zip(prompts, sampling, strict=True)):
             engine.add_request(str(number), prompt, params)
         while engine.has_unfinished_requests():

@@ -26,11 +26,11 @@ class Entry:
 
 
 PARTS: Mapping[str, Entry] = {
-    "runner-v2": Entry("same_requests", 110, {"runner": "v2"}),
+    "runner-v2": Entry("same_requests", 105, {"runner": "v2"}),
     "runner-v1": Entry("same_requests", 100, {"runner": "v1"}),
     "drafts": Entry("drafts", 65),
-    "throughput-graphs": Entry("throughput", 150, {"graphs": True}),
-    "throughput-eager": Entry("throughput", 100, {"graphs": False}),
+    "throughput-graphs": Entry("throughput", 170, {"graphs": True}),
+    "throughput-eager": Entry("throughput", 90, {"graphs": False}),
     "transformers": Entry("language", 60),
     "images": Entry("images", 60),
     "screens": Entry("screens", 40),

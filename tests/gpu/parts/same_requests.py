@@ -25,6 +25,10 @@ CROWDED = {"num_gpu_blocks_override": 14, "scheduling_policy": "priority"}
 SCORES = 1e-3
 """The most by which a score may differ, relative to it."""
 
+SHARED = {"gpu_memory_utilization": 0.1, "kv_cache_memory_bytes": 64 * 2**20}
+"""Engines that start beside each other: each keeps its part of the GPU, and none measures what is
+left, which changes meanwhile."""
+
 Played = tuple[dict[str, Any] | None, str]
 
 
@@ -40,6 +44,8 @@ def measure(settings: Settings, add: Add, runner: str) -> None:
     if eager[0] is None:
         raise RuntimeError(f"eager V1 has not run: {reason(eager[1])}")
     add(Figure("eager V1: preemptions", eager[0]["preempted"], "requests", settings.speed(1)))
+    cached = sum(answer.get("cached") or 0 for answer in eager[0]["phases"][0])
+    add(Figure("eager V1: tokens from cached prefixes", cached, "tokens", settings.speed(1)))
     engines: dict[str, dict[str, Any]] = {
         mode: {"enforce_eager": False, "compilation_config": {"cudagraph_mode": mode}}
         for mode in MODES
@@ -58,8 +64,7 @@ def play(
 ) -> Played:
     """One engine of its own process, on the runner by name."""
     os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "1" if runner == "v2" else "0"
-    # engines share the GPU: none may take nearly all of it
-    return played(folder, [requests], "config.toml", {"gpu_memory_utilization": 0.1, **engine})
+    return played(folder, [requests], "config.toml", {**SHARED, **engine})
 
 
 def together(

@@ -1,7 +1,8 @@
 """Throughput of vLLM with the plugin beside bare vLLM, and its host syncs for one forward.
 
-Engines with 0, 1, 256 and 10,000 loaded guards beside one without the plugin stay alive and take
-turns (`benchmarks/vllm_throughput.py`), in bfloat16, the runner that vLLM takes by itself.
+Engines with 0, 1, 256 and 10,000 loaded guards (eager 0 and 256) beside one without the plugin stay
+alive and take turns (`benchmarks/vllm_throughput.py`), in bfloat16, on the runner that vLLM takes
+by itself.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ from tests.gpu.models import language_model
 from tests.gpu.report import Figure
 from tests.gpu.settings import Add, Settings, require_packages
 
-LOADED, SMOKE_LOADED = (0, 1, 256, 10_000), (0, 2)
+LOADED, EAGER_LOADED, SMOKE_LOADED = (0, 1, 256, 10_000), (0, 256), (0, 2)
+SHARE = 0.1
+"""Of the GPU's memory: all engines are there at once."""
 TRAFFIC = (Traffic(fires=False, rechecks=True), Traffic(fires=True, rechecks=True))
 """The dearer kinds: every generated token is checked."""
 OWN_SYNCS = 0.05
@@ -52,8 +55,10 @@ def measure(settings: Settings, add: Add, graphs: bool) -> None:
         threads=1,
         cache_mib=256 if smoke else 4096,
         dtype="bfloat16" if settings.on_gpu else "float32",
+        share=SHARE,
     )
-    kinds, sides = plan(SMOKE_LOADED if smoke else LOADED, options.requests, TRAFFIC)
+    loaded = SMOKE_LOADED if smoke else LOADED if graphs else EAGER_LOADED
+    kinds, sides = plan(loaded, options.requests, TRAFFIC)
     rounds = 2 if smoke else 9 if graphs else 5
     together = settings.workers > 1
     with started(options, kinds, folder, together=together, fitted=fitted) as engines:
