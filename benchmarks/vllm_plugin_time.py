@@ -25,6 +25,9 @@ ROOT = Path(__file__).parents[1]
 FOLDERS = ("steering/engines/vllm", "server/vllm")
 """Where the plugin's own code is, below the root of the repository."""
 
+CALLED = frozenset({"get_output"})
+"""Methods of vLLM's that the plugin calls on objects which vLLM has given it."""
+
 Clock = Callable[[], float]
 
 
@@ -95,6 +98,8 @@ class PluginTime(OwnTime):
                     self._pause_inside(value)
                     _replace(kind, name, self.own(value))
                     found += 1
+                elif name in CALLED:
+                    _replace(kind, name, self.others(value))
         for kind in _classes(*(folder.replace("/", ".") for folder in FOLDERS)):
             for name, value in _functions(kind):
                 if not name.startswith("__"):
