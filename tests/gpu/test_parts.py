@@ -40,6 +40,14 @@ def test_the_transformers_engine_is_measured(settings: Settings) -> None:
     assert found["float32: own waits for the GPU"].value == 0.0
 
 
+def test_the_table_is_compared_and_measured(settings: Settings) -> None:
+    found = _figures(settings, "table")
+    for loaded in (1, 3):
+        assert found[f"{loaded}: tokens with other states"].value == 0
+        assert found[f"{loaded}: requests with other readings"].value == 0
+        assert found[f"{loaded}: waits for the GPU"].value == 0
+
+
 def test_the_image_engine_is_measured(settings: Settings, tmp_path: Path) -> None:
     family = save_pipeline(tmp_path / "pipeline")
     (tmp_path / "guards").mkdir()

@@ -26,6 +26,7 @@ class Entry:
 
 
 PARTS: Mapping[str, Entry] = {
+    "table": Entry("table", 25),
     "runner-v2": Entry("same_requests", 105, {"runner": "v2"}),
     "runner-v1": Entry("same_requests", 100, {"runner": "v1"}),
     "drafts": Entry("drafts", 65),
