@@ -17,6 +17,7 @@ from guard.config.vllm_plugin import POLICY
 from guard.plans.revision import Revision
 from server.vllm.policies import Policies, require_guarded, salted
 from server.vllm.served import served_by, served_name
+from steering.engines.vllm.connectors import LOCAL
 from steering.engines.vllm.runner import PLAN
 from steering.engines.vllm.supported import require_followed
 
@@ -48,7 +49,8 @@ def patch(path: Path, *, keyed: bool, on_open: Callable[[Policies], None]) -> No
         if params is None:
             return request
         # by now the parameters are a copy; a plan that the client has given is overwritten
-        params.extra_args = {**(params.extra_args or {}), PLAN: entry.key}
+        ours = {PLAN: entry.key, LOCAL: entry.salt is not None}
+        params.extra_args = {**(params.extra_args or {}), **ours}
         request.cache_salt = salted(request.cache_salt, entry.salt)
         return request
 

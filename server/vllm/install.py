@@ -12,7 +12,7 @@ from guard.errors import ConfigError
 from server.vllm import front, outputs, replies, workers
 from server.vllm.policies import Policies
 from server.vllm.recording import Recording
-from steering.engines.vllm import scheduler
+from steering.engines.vllm import connectors, scheduler
 
 TESTED = ("0.32",)
 """Releases of vLLM whose sources were read and that the tests run on."""
@@ -48,3 +48,4 @@ def install(path: Path | str, *, keyed: bool = True, record: outputs.Record | No
     replies.patch(config)
     workers.patch(path)
     scheduler.patch()
+    connectors.patch()

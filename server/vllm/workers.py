@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
+from vllm.v1.worker.cpu_worker import CPUWorker
+from vllm.v1.worker.gpu_worker import Worker
 from vllm.v1.worker.worker_base import WorkerBase
 
 from guard.config.schema import load_config
@@ -14,10 +17,11 @@ from guard.errors import ArtifactError, ModelError
 from guard.plans.language import ServedModel
 from guard.plans.revision import Revision, RevisionEntry
 from server.vllm.served import served_by, served_name
+from steering.engines.errors import Unsupported
+from steering.engines.vllm.layers import decoder_layers
 from steering.engines.vllm.patching import guarded_runner, surround_runners
 from steering.engines.vllm.reports import RowPlan
 from steering.engines.vllm.runner import GuardedRunner
-from steering.engines.vllm.supported import decoder_layers
 from steering.hidden.bank import HiddenBank
 from steering.methods.stacking import MethodGuard, stacks
 
@@ -58,6 +62,10 @@ class WorkerGuards:
         loaded = kept | revision
         self.guarded.swap(self._bank(loaded), _plans(loaded))
         self._loaded = loaded
+
+    def restore(self) -> None:
+        """Stack the guards anew: vLLM has discarded what was loaded along with the model."""
+        self.guarded.restore(self._bank(self._loaded), _plans(self._loaded))
 
     def _read(self, number: int) -> dict[str, _Loaded]:
         revision = Revision(load_config(self._path), self._served, self._name, number)
@@ -115,3 +123,37 @@ def patch(path: Path) -> None:
 
     surround_runners(guard_runner)
     setattr(WorkerBase, LOAD, load)
+    Worker.reload_weights = _around_reload_weights(Worker.reload_weights)
+    # the one of a CPU does not call the other's
+    for worker in (Worker, CPUWorker):
+        worker.wake_up = _around_wake_up(worker.wake_up)
+
+
+def _around_wake_up(original: Any) -> Any:
+    @wraps(original)
+    def wake_up(self: Any, tags: list[str] | None = None) -> None:
+        original(self, tags)
+        # the second level of sleep drops the memory that was taken while the model was loaded
+        if tags is None or "weights" in tags:
+            self.model_runner.guard_worker.restore()
+
+    return wake_up
+
+
+def _around_reload_weights(original: Any) -> Any:
+    @wraps(original)
+    def reload_weights(
+        self: Any,
+        weights_iterator: Any = None,
+        weights_path: str | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        if weights_iterator is not None or weights_path is not None:
+            raise Unsupported(
+                "guards are bound to the weights that they were fitted on: start vLLM with the "
+                "other weights in place of loading them into a running engine"
+            )
+        original(self, *args, **kwargs)
+
+    return reload_weights

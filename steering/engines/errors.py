@@ -7,3 +7,7 @@ class Unfollowed(RuntimeError):
 
 class UnsupportedModel(ValueError):
     """A model that, as it was loaded, cannot take guards of some seam."""
+
+
+class Unsupported(ValueError):
+    """The configuration of an engine does not work with guards."""

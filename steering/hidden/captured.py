@@ -66,6 +66,13 @@ class CapturedTable(PackedTable):
         self.bank.take(bank)
         super().rebank(self.bank)
 
+    def clear(self) -> None:
+        """As `PackedTable.clear`."""
+        super().clear()
+        self._never.fill_(torch.inf)
+        self._neutral = False
+        self.disengage()
+
     # -- one forward pass -------------------------------------------------------------------------
 
     def disengage(self) -> None:

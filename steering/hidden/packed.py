@@ -89,6 +89,14 @@ class PackedTable(GuardedRows):
         for snapshots in self._snapshots.values():
             snapshots.states = [(i, state.widened(*shape)) for i, state in snapshots.states]
 
+    def clear(self) -> None:
+        """Forget all requests, and all that was kept beside the cache of keys."""
+        self._gates.fill_(torch.nan)
+        self._snapshots.clear()
+        for row in range(len(self._reached)):
+            self.add(row, ())
+            self.remove(row)
+
     def copy(self, source: Rows, target: Rows) -> None:
         """Copy the kept gates along with a copy of places of the cache."""
         self._gates[target] = self._gates[source]

@@ -63,9 +63,10 @@ def save_tokenizer(folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def save(made: Path) -> None:
-    """The folder `model`, the artifacts, and config.toml."""
-    served = model()
+def save(made: Path, served: Any = None) -> None:
+    """The folder `model`, the artifacts, and config.toml; `served` is of the same size as
+    `model`."""
+    served = model() if served is None else served
     served.save_pretrained(made / "model")
     rng = np.random.default_rng(1)
     for name, act in (("firm", [2, 3]), ("late", [2])):

@@ -35,9 +35,10 @@ def test_a_bad_configuration_keeps_the_engine_from_starting(
     ("settings", "named"),
     [
         (
-            {"kv_transfer_config": {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}},
-            "a KV connector",
+            {"kv_transfer_config": {"kv_connector": "MultiConnector", "kv_role": "kv_both"}},
+            "the KV connector MultiConnector",
         ),
+        ({"weight_transfer_config": {"backend": "ipc"}}, "weights that come while it runs"),
     ],
 )
 def test_what_guards_cannot_follow_keeps_the_engine_from_starting(
@@ -47,24 +48,13 @@ def test_what_guards_cannot_follow_keeps_the_engine_from_starting(
     assert came is None and "guards do not go together with" in told and named in told
 
 
-@pytest.mark.parametrize(
-    ("v2", "graphs", "named"),
-    [("True", "NONE", "model runner V2"), ("False", "PIECEWISE", "CUDA graphs")],
-)
-def test_what_no_cpu_runs_is_refused_by_the_front_end(
-    folder: Path, v2: str, graphs: str, named: str
-) -> None:
+def test_what_no_cpu_runs_is_refused_by_the_front_end(folder: Path) -> None:
     # it would ask nobody, and serve without guards
     code = (
-        "import sys, types; from server.vllm import register; register()\n"
-        "from vllm.config import CUDAGraphMode\n"
+        "from server.vllm import register; register()\n"
+        "from tests.vllm.test_supported import engine\n"
         "from vllm.v1.engine.input_processor import InputProcessor\n"
-        "of = types.SimpleNamespace\n"
-        "config = of(model_config=of(runner_type='generate'), kv_transfer_config=None,\n"
-        "    parallel_config=of(pipeline_parallel_size=1), speculative_config=None,\n"
-        f"    compilation_config=of(cudagraph_mode=CUDAGraphMode.{graphs}),\n"
-        f"    use_v2_model_runner={v2})\n"
-        "InputProcessor(config)\n"
+        "InputProcessor(engine('FULL'))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -73,7 +63,7 @@ def test_what_no_cpu_runs_is_refused_by_the_front_end(
         text=True,
         timeout=300,
     )
-    assert f"guards do not go together with {named}" in done.stderr
+    assert "guards do not go together with CUDA graphs of whole prompts" in done.stderr
 
 
 def test_a_guard_of_another_model_keeps_the_engine_from_starting(folder: Path) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from steering.engines.vllm.layers import decoder, has_pending_residual, stream_of
+
 SEQUENCE = "guard_sequence"
 """The extra argument of a request with the index of its sequence."""
 
@@ -35,17 +37,20 @@ class Collector:
     def hooks(self, layers: Sequence[nn.Module]) -> Iterator[None]:
         """A context with hooks on the model's decoder `layers`; layers behind the last one that is
         needed are skipped."""
-        decoder = self._runner.model.model
+        inner = decoder(self._runner.model)
         # the end of the layers that this pipeline stage runs
-        last = getattr(decoder, "end_layer", None)
-        handles = [layers[i].register_forward_hook(self._hook(i)) for i in set(self._layers)]
+        last = getattr(inner, "end_layer", None)
+        handles = [
+            layers[i].register_forward_hook(self._hook(i, has_pending_residual(layers[i])))
+            for i in set(self._layers)
+        ]
         try:
             if last is not None:
-                decoder.end_layer = max(self._layers) + 1
+                inner.end_layer = max(self._layers) + 1
             yield
         finally:
             if last is not None:
-                decoder.end_layer = last
+                inner.end_layer = last
             for handle in handles:
                 handle.remove()
 
@@ -75,13 +80,14 @@ class Collector:
         """Remove and return the states `[tokens, layers, width]` of a finished sequence."""
         return self._states.pop(sequence)
 
-    def _hook(self, layer: int) -> Any:
-        def hook(_module: nn.Module, _inputs: Any, output: tuple[Tensor, Tensor]) -> None:
+    def _hook(self, layer: int, adds_later: bool) -> Any:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
             if self._spans:
-                hidden, residual = output
+                hidden, residual = stream_of(output, adds_later)
                 tokens = sum(length for _, _, length in self._spans)
                 # without the tokens that pad the forward
-                self._outputs[layer] = (hidden + residual)[:tokens]
+                states = hidden if residual is None else hidden + residual
+                self._outputs[layer] = states[:tokens]
 
         return hook
 

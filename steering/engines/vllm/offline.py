@@ -17,12 +17,14 @@ from torch import Tensor
 from vllm import LLM, SamplingParams
 from vllm.sampling_params import RequestOutputKind
 
+from steering.engines.errors import Unsupported
 from steering.engines.transformers.offline import Advance, nothing
 from steering.engines.vllm.collect import SEQUENCE, Collector
+from steering.engines.vllm.layers import decoder_layers
 from steering.engines.vllm.reports import RowPlan
 from steering.engines.vllm.runner import PLAN
 from steering.engines.vllm.runner_v1 import GuardedRunnerV1
-from steering.engines.vllm.supported import Unsupported, decoder_layers, require_followed
+from steering.engines.vllm.supported import require_followed
 from steering.hidden.bank import HiddenBank
 from steering.hidden.rows import RowGuard
 from steering.prompt import Prompt

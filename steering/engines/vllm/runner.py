@@ -15,15 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 from vllm.sequence import IntermediateTensors
-from vllm.v1.kv_cache_interface import FullAttentionSpec
 
+from steering.engines.errors import Unsupported
+from steering.engines.vllm.cache import CacheLayout, keep_all_tokens
+from steering.engines.vllm.layers import decoder, decoder_layers
 from steering.engines.vllm.reports import GuardedOutput, HostCopy, RowPlan, RowReport
-from steering.engines.vllm.supported import (
-    Unsupported,
-    decoder_layers,
-    require_followed,
-    separate_compile_cache,
-)
+from steering.engines.vllm.supported import require_followed, separate_compile_cache
 from steering.engines.vllm.tap import Tap
 from steering.hidden.bank import HiddenBank, NoRoom, Room
 from steering.hidden.captured import CapturedTable
@@ -70,6 +67,7 @@ class GuardedRunner:
         self._loadable = room
         self._tap = Tap()
         self._tap.install(decoder_layers(runner.model), bank.layers)
+        self._first_layer: int = decoder(runner.model).start_layer
         separate_compile_cache(runner.vllm_config, bank.layers)
         self._table: PackedTable | None = None
         self._row: dict[str, int] = {}
@@ -102,6 +100,14 @@ class GuardedRunner:
             self._tap.install(decoder_layers(self._runner.model), fresh)
         self._bank, self._plans = bank, plans
 
+    def restore(self, bank: HiddenBank, plans: Mapping[str, RowPlan]) -> None:
+        """Go on with the same guards, loaded anew, after vLLM has discarded what was on the device:
+        no request is under way, and nothing of the cache of keys is left."""
+        if self._table is not None:
+            self._table.clear()
+        self._row, self._free = {}, list(range(self._runner.max_num_reqs))
+        self.swap(bank, plans)
+
     @property
     def carried(self) -> set[str]:
         """The keys of the plans that rows have."""
@@ -112,16 +118,15 @@ class GuardedRunner:
         table = self._table
         return table.persistent_tensors() if isinstance(table, CapturedTable) else []
 
+    def keep_all_tokens(self, specs: dict[str, Any]) -> None:
+        """Change the `specs` of the layers' keys so that some layer keeps those of all tokens."""
+        keep_all_tokens(specs, self._runner.vllm_config.cache_config.block_size)
+
     def allocate(self) -> None:
         """Allocate a table for the cache of keys. Raises Unsupported for other caches."""
-        config = self._runner.kv_cache_config
-        if len(config.kv_cache_groups) != 1 or not isinstance(
-            config.kv_cache_groups[0].kv_cache_spec, FullAttentionSpec
-        ):
-            raise Unsupported("guards work only on models all of whose layers attend to all tokens")
+        self._layout = CacheLayout.of(self._runner.kv_cache_config)
         capacity, most = self._runner.max_num_reqs, _most(self._plans)
-        self._block = config.kv_cache_groups[0].kv_cache_spec.block_size
-        places = config.num_blocks * self._block
+        places = self._layout.places
         if tokens := _largest_graph(self._runner.vllm_config.compilation_config):
             room = self._room(most)
             try:
@@ -152,7 +157,7 @@ class GuardedRunner:
             self._leave(name)
         if self._table is not None:
             for source, target in scheduled.kv_cache_block_copies or ():
-                self._table.copy(self._stretch(source), self._stretch(target))
+                self._table.copy(self._layout.block(source), self._layout.block(target))
 
     def idle(self) -> None:
         """Before a forward of no request, which may replay a graph: no row is guarded in it."""
@@ -184,7 +189,7 @@ class GuardedRunner:
         else:
             table.begin(forward)
         if self._incoming is not None and table.senses:
-            table.resume(self._incoming, self._runner.model.model.start_layer)
+            table.resume(self._incoming, self._first_layer)
         self._tap.table = table
         last = first + batch.lengths - 1
         self._decided = {
@@ -286,9 +291,6 @@ class GuardedRunner:
             self._table.remove(row)
             self._free.append(row)
 
-    def _stretch(self, block: int) -> slice:
-        return slice(block * self._block, (block + 1) * self._block)
-
 
 _UNGUARDED = RowPlan((), blocks=False, closed=False)
 
@@ -323,7 +325,7 @@ def _largest_graph(compilation: Any) -> int:
     """The number of tokens of the largest forward that is captured as a whole; 0 without any."""
     if not compilation.cudagraph_mode.has_full_cudagraphs():
         return 0
-    sizes = compilation.cudagraph_capture_sizes or ()
+    sizes: Sequence[int] = compilation.cudagraph_capture_sizes or ()
     return max((int(compilation.max_cudagraph_capture_size or 0), *sizes))
 
 
@@ -333,4 +335,4 @@ def _most(plans: Mapping[str, RowPlan]) -> int:
 
 def _power_of_two(count: int) -> int:
     """The next power of two that is not smaller."""
-    return int(2 ** (count - 1).bit_length())
+    return 1 << (count - 1).bit_length() if count > 1 else 1

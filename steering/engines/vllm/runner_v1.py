@@ -1,6 +1,7 @@
 """The seams into vLLM's model runner V1, `vllm/v1/worker/gpu_model_runner.py`.
 
 - `load_model`: the operator is installed behind the decoder layers, before anything is compiled;
+- `get_kv_cache_spec`: where all layers slide, some keep the keys of all tokens;
 - `initialize_kv_cache`: allocates the table, as large as the cache of keys;
 - `_update_states`: requests that have ended or are preempted leave their rows;
 - `_prepare_inputs`: tells which tokens of which requests the forward holds;
@@ -45,7 +46,8 @@ class GuardedRunnerV1(GuardedRunner):
         names = batch.req_ids
         lengths = np.asarray(lengths[: len(names)], np.int64)
         computed = batch.num_computed_tokens_cpu[: len(names)].astype(np.int64)
-        blocks, size = batch.block_table[0].block_table.np, batch.block_table[0].block_size
+        group, size = self._layout.group, self._layout.block_size
+        blocks = batch.block_table[group].block_table.np
         device = self._bank.device
 
         def places(row: Any, token: Any) -> Tensor:
@@ -90,6 +92,9 @@ def _start(guarded: GuardedRunnerV1, _args: Any) -> None:
 
 AROUND: Arounds = {
     "load_model": around_load,
+    "get_kv_cache_spec": surrounding(
+        after=lambda guarded, _args, result: guarded.keep_all_tokens(result)
+    ),
     "initialize_kv_cache": surrounding(after=lambda guarded, _args, _result: guarded.allocate()),
     "_update_states": surrounding(before=lambda guarded, args: guarded.update(args[0])),
     "_prepare_inputs": surrounding(after=lambda guarded, args, _result: guarded.prepare(*args[:2])),

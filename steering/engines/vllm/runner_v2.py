@@ -1,6 +1,7 @@
 """The seams into vLLM's model runner V2, `vllm/v1/worker/gpu/model_runner.py`.
 
 - `load_model`: the operator is installed behind the decoder layers, before anything is compiled;
+- `get_kv_cache_spec`: where all layers slide, some keep the keys of all tokens;
 - `initialize_kv_cache`: allocates the table, as large as the cache of keys, also for profiling;
 - `finish_requests`: requests that have ended or are preempted leave their rows;
 - `add_requests`: their plans are remembered, since the runner keeps no requests;
@@ -53,13 +54,14 @@ class GuardedRunnerV2(GuardedRunner):
 
     def begin(self, batch: Any, tables: tuple[Tensor, ...], slots: Tensor) -> None:
         """Start the forward of an `InputBatch`, with its block tables and slots by group."""
-        size, device = self._block, self._bank.device
+        group, size, device = self._layout.group, self._layout.block_size, self._bank.device
         drafts = batch.num_draft_tokens_per_req
 
         def before(stretches: NDArray[np.int64], count: int) -> Tensor:
             token = torch.arange(count, device=device)
-            blocks: Tensor = tables[0][on_device(stretches, device)][:, token // size].long()
-            return blocks * size + token % size
+            blocks = tables[group][on_device(stretches, device)][:, token // size]
+            places: Tensor = blocks.long() * size + token % size
+            return places
 
         self._start(
             Batch(
@@ -70,7 +72,7 @@ class GuardedRunnerV2(GuardedRunner):
                     np.int64
                 ),
                 drafts=np.zeros(len(batch.req_ids), np.int64) if drafts is None else drafts,
-                places=slots[0, : batch.num_tokens].long(),
+                places=slots[group, : batch.num_tokens].long(),
                 before=before,
                 captured=self._captured,
             )
@@ -82,6 +84,9 @@ class GuardedRunnerV2(GuardedRunner):
 
 AROUND: Arounds = {
     "load_model": around_load,
+    "get_kv_cache_spec": surrounding(
+        after=lambda guarded, _args, result: guarded.keep_all_tokens(result)
+    ),
     "initialize_kv_cache": surrounding(after=lambda guarded, _args, _result: guarded.allocate()),
     "finish_requests": surrounding(before=lambda guarded, args: guarded.update(args[0])),
     "add_requests": surrounding(before=lambda guarded, args: guarded.add(args[0])),

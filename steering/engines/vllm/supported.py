@@ -6,23 +6,20 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
 from vllm.compilation.breakable_cudagraph import is_breakable_cudagraph_enabled
 from vllm.config import CUDAGraphMode
 
+from steering.engines.errors import Unsupported
+from steering.engines.vllm.connectors import FOLLOWED, unfollowed_connector
 from steering.engines.vllm.tap import OPERATOR
 
 logger = logging.getLogger(__name__)
 
 
-class Unsupported(ValueError):
-    """The configuration of the engine does not work with guards."""
-
-
 def require_followed(config: Any) -> None:
     """Raise Unsupported for an engine configuration with which guards are not tested."""
     runner, parallel = config.model_config.runner_type, config.parallel_config
-    compilation = config.compilation_config
+    compilation, connector = config.compilation_config, unfollowed_connector(config)
     graphs = compilation.cudagraph_mode
     pieces = graphs.has_piecewise_cudagraphs()
     refused = {
@@ -34,8 +31,12 @@ def require_followed(config: Any) -> None:
         "speculative decoding with async scheduling (--no-async-scheduling)": (
             config.speculative_config is not None and config.scheduler_config.async_scheduling
         ),
-        "a KV connector": config.kv_transfer_config is not None,
+        f"the KV connector {connector} (only {', '.join(FOLLOWED)})": connector is not None,
         f"the runner {runner!r}": runner != "generate",
+        # guards are bound to the weights that they were fitted on
+        "weights that come while it runs (weight_transfer_config)": (
+            config.weight_transfer_config is not None
+        ),
         # captured with prompts of any length, which are decided on otherwise than single tokens
         "CUDA graphs of whole prompts (-cc.cudagraph_mode=FULL_AND_PIECEWISE)": (
             graphs == CUDAGraphMode.FULL
@@ -47,7 +48,7 @@ def require_followed(config: Any) -> None:
             pieces and bool(compilation.use_inductor_graph_partition)
         ),
         # half of a batch would be taken for the other half
-        "micro-batches (--enable-dbo, --ubatch-size)": parallel.use_ubatching,
+        "micro-batches (--enable-dbo and --ubatch-size)": parallel.use_ubatching,
         # layers would see other tokens than the first one
         "fast prefill (--kv-sharing-fast-prefill)": config.cache_config.kv_sharing_fast_prefill,
         "context parallelism": (
@@ -76,15 +77,6 @@ def adapt(config: Any) -> None:
         operators = [*(compilation.splitting_ops or [])]
         if OPERATOR not in operators:
             compilation.splitting_ops = [*operators, OPERATOR]
-
-
-def decoder_layers(model: nn.Module) -> Sequence[nn.Module]:
-    """The decoder layers of a vLLM model, in order. Raises Unsupported."""
-    inner = getattr(model, "model", None)
-    layers = getattr(inner, "layers", None)
-    if not isinstance(layers, nn.ModuleList):
-        raise Unsupported(f"the decoder layers of a {type(model).__name__} are not found")
-    return list(layers)
 
 
 def separate_compile_cache(config: Any, layers: Sequence[int]) -> None:

@@ -1,9 +1,9 @@
 """The hidden seam in vLLM: an operator after decoder layers, through which a table senses and acts.
 
-The residual stream of vLLM's decoder layers is two tensors, not yet added: the output of a layer,
-and the residual. Guards sense their sum; changes are added to the first. torch.compile keeps the
-operator opaque, and the operator finds its table through a number, so that a graph that was
-compiled once serves every batch and every bank.
+The residual stream of most of vLLM's decoder layers is two tensors, not yet added: the output of a
+layer, and the residual (`layers`). Guards sense their sum; changes are added to the first.
+torch.compile keeps the operator opaque, and the operator finds its table through a number, so that
+a graph that was compiled once serves every batch and every bank.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from vllm.utils.torch_utils import direct_register_custom_op
 
+from steering.engines.vllm.layers import has_pending_residual, stream_of
 from steering.hidden.packed import PackedTable
 
 OPERATOR = "vllm::inference_guard_tap"
@@ -34,21 +35,23 @@ class Tap:
         _taps.append(self)
 
     def install(self, layers: Sequence[nn.Module], hooked: Sequence[int]) -> None:
-        """Hook the layers with these indices. Before the model is compiled."""
+        """Hook the layers with these indices. Before the model is compiled. Raises Unsupported for
+        layers whose output is not understood."""
         self.layers.update(hooked)
         for index in hooked:
-            layers[index].register_forward_hook(self._hook(index))
+            adds_later = has_pending_residual(layers[index])
+            layers[index].register_forward_hook(self._hook(index, adds_later))
 
-    def _hook(self, layer: int) -> Any:
+    def _hook(self, layer: int, adds_later: bool) -> Any:
         number = self._number
 
-        def hook(_module: nn.Module, _inputs: Any, output: tuple[Tensor, Tensor]) -> None:
-            hidden, residual = output
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            hidden, residual = stream_of(output, adds_later)
             torch.ops.vllm.inference_guard_tap(hidden, residual, number, layer)
 
         return hook
 
-    def read(self, layer: int, hidden: Tensor, residual: Tensor) -> None:
+    def read(self, layer: int, hidden: Tensor, residual: Tensor | None) -> None:
         """The operator: let the table sense and act after `layer`."""
         table = self.table
         if table is None:
@@ -59,11 +62,11 @@ class Tap:
             table.act(layer, hidden, residual)
 
 
-def _tap(hidden: Tensor, residual: Tensor, tap: int, layer: int) -> None:
+def _tap(hidden: Tensor, residual: Tensor | None, tap: int, layer: int) -> None:
     _taps[tap].read(layer, hidden, residual)
 
 
-def _fake(hidden: Tensor, residual: Tensor, tap: int, layer: int) -> None:
+def _fake(hidden: Tensor, residual: Tensor | None, tap: int, layer: int) -> None:
     return None
 
 

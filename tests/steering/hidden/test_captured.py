@@ -190,3 +190,20 @@ def test_of_many_loaded_guards_only_those_of_the_rows_are_scored() -> None:
     assert [reading.score for reading in table.read([0])[0]] == [150 * WIDTH]
     assert [reading.score for reading in table.read([2])[0]] == [7 * WIDTH, 199 * WIDTH]
     assert scored == [CAPACITY * room.most] * 2
+
+
+def test_a_cleared_table_is_as_new_where_it_was() -> None:
+    table, states = captured_table(["g"]), torch.ones(2, WIDTH)
+    held = {tensor.data_ptr() for tensor in table.persistent_tensors()}
+    table.add(0, [WATCH])
+    decode(table, [0], 0, states)
+    # what a device holds after its memory was dropped
+    for tensor in table.persistent_tensors():
+        tensor.copy_(torch.full_like(tensor, 1))
+    table.clear()
+    table.rebank(bank_of_all([GUARD]))
+    assert {tensor.data_ptr() for tensor in table.persistent_tensors()} == held
+    table.add(1, [WATCH])
+    after = decode(table, [1], 0, states)
+    assert torch.equal(after, torch.stack([states[0] + 1, states[1]]))
+    assert [reading.score for (reading,) in table.read([1])] == [WIDTH]
