@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.gpu.comparison import Comparison, compare, reason
-from tests.gpu.decisions import decisions
+from tests.gpu.parts.comparison import Comparison, compare, reason
+from tests.gpu.parts.decisions import decisions
 
 
 def _answer(tokens: list[int], score: float | None = None, fired: bool = False) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from guard.artifact import Artifact
-from tests.gpu.models import language_model
 from tests.gpu.parts import PARTS
+from tests.gpu.parts.models import language_model
 from tests.gpu.report import Figure
 from tests.gpu.running import run_part
 from tests.gpu.settings import Settings, Skipped

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.gpu.comparison import reason
+from tests.gpu.parts.comparison import reason
 from tests.gpu.parts.same_requests import play, report, together
 from tests.gpu.report import Figure
 from tests.gpu.settings import Add, Settings, require_packages

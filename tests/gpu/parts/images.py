@@ -21,7 +21,7 @@ from steering.images.stacks import ImageStacks
 from steering.methods import METHODS
 from steering.methods.fitted import FittedGuard
 from steering.methods.stacking import MethodGuard
-from tests.gpu.decisions import decisions
+from tests.gpu.parts.decisions import decisions
 from tests.gpu.report import Figure
 from tests.gpu.settings import Add, Settings, Skipped, require_packages, required_model
 

@@ -18,8 +18,8 @@ from steering.engines.transformers.loading import load_language_model
 from steering.hidden.rows import RowGuard
 from steering.methods.steer import SteerGuard, bank_of
 from steering.prompt import Prompt
-from tests.gpu.decisions import decisions
-from tests.gpu.models import language_model
+from tests.gpu.parts.decisions import decisions
+from tests.gpu.parts.models import language_model
 from tests.gpu.report import Figure
 from tests.gpu.settings import Add, Settings
 

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from tests.gpu.comparison import Comparison, compare, reason
+from tests.gpu.parts.comparison import Comparison, compare, reason
 from tests.gpu.report import Figure
 from tests.gpu.settings import Add, Settings, Skipped, require_packages
 from tests.vllm.checkpoint import save

@@ -24,7 +24,7 @@ from benchmarks.vllm_throughput import (
     plan,
     started,
 )
-from tests.gpu.models import language_model
+from tests.gpu.parts.models import language_model
 from tests.gpu.report import Figure
 from tests.gpu.settings import Add, Settings, require_packages
 
