@@ -4,13 +4,14 @@ BIN := .venv/bin
 
 VLLM := .venv-vllm/bin
 
-.PHONY: help demo test test-slow test-vllm conformance lint format docs site bench clean
+.PHONY: help demo test test-slow test-vllm test-gpu conformance lint format docs site bench clean
 
 help:
 	@echo "make demo       set everything up and ask the embedded model, guarded and bare"
 	@echo "make test       set everything up and run the tests"
 	@echo "make test-slow  the tests that need the embedded model and minutes"
 	@echo "make test-vllm  the tests of the vLLM plugin, in an environment of their own"
+	@echo "make test-gpu   what can be said on one GPU, in under twelve minutes (docs/gpu.md)"
 	@echo "make conformance  real clients (OpenAI's, Anthropic's, LangChain ...) through the proxy"
 	@echo "make lint       ruff, mypy --strict, import contracts, stale docs, the site"
 	@echo "make bench      tokens per second, guarded beside bare"
@@ -45,6 +46,22 @@ test-slow: .venv/ready
 
 test-vllm: .venv-vllm/ready
 	$(VLLM)/python -m pytest -q tests/vllm tests/steering/hidden/test_packed.py tests/steering/hidden/test_packed_cache.py
+
+# An interpreter that has the packages (GPU_PYTHON), or an environment, made from a folder of wheels
+# (WHEELS) or the index
+WHEELS ?=
+GPU_PYTHON ?= .venv-gpu/bin/python
+
+.venv-gpu/ready: pyproject.toml
+	$(PYTHON) -m venv .venv-gpu
+	.venv-gpu/bin/python -m pip install -q --disable-pip-version-check $(if $(WHEELS),--no-index --find-links $(WHEELS)) setuptools
+	.venv-gpu/bin/python -m pip install -q --disable-pip-version-check --no-build-isolation $(if $(WHEELS),--no-index --find-links $(WHEELS)) -e ".[vllm,serve,diffusers,fit,gpu]"
+	.venv-gpu/bin/python -m pip uninstall -q --disable-pip-version-check -y onnxruntime onnxruntime-gpu
+	.venv-gpu/bin/python -m pip install -q --disable-pip-version-check --no-deps $(if $(WHEELS),--no-index --find-links $(WHEELS)) onnxruntime-gpu
+	touch .venv-gpu/ready
+
+test-gpu: $(if $(filter .venv-gpu/%,$(GPU_PYTHON)),.venv-gpu/ready)
+	$(GPU_PYTHON) -m tests.gpu $(ARGS)
 
 # The clients' environment; npm's packages too, where there is npm
 CLIENTS := build/conformance
@@ -87,4 +104,4 @@ bench: .venv/ready
 	$(BIN)/python -m benchmarks.throughput
 
 clean:
-	rm -rf build .venv .venv-vllm .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf build .venv .venv-vllm .venv-gpu .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

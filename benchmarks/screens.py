@@ -98,7 +98,7 @@ def _measure(rounds: int) -> dict[str, Any]:
     random_words = random.Random(0)
     for number, name in shuffled_rounds(list(screens), rounds):
         screen, count = screens[name]
-        texts = [" ".join(random_words.choices(WORDS, k=TOKENS - 2)) for _ in range(count)]
+        texts = random_texts(count, random_words)
         wall, cpu = time.perf_counter(), time.process_time()
         screen(texts)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
@@ -112,6 +112,12 @@ def _measure(rounds: int) -> dict[str, Any]:
         }
         for name, rows in milliseconds.items()
     }
+
+
+def random_texts(count: int, source: random.Random | None = None) -> list[str]:
+    """Texts of TOKENS tokens, without a `source` the same in every run."""
+    source = source or random.Random(0)
+    return [" ".join(source.choices(WORDS, k=TOKENS - 2)) for _ in range(count)]
 
 
 _DEBERTA_V3_BASE: dict[str, Any] = {

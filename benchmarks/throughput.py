@@ -75,13 +75,20 @@ def measure(
     chat: TransformersChat, prompts: Sequence[Prompt], guards: int, rounds: int
 ) -> dict[str, Any]:
     """One setting: median tokens per second of both sides, and of their ratios within a round."""
-    bank = bank_of([_copy(chat, i) for i in range(guards)])
-    engine = TransformersEngine(chat.model, bank, capacity=len(prompts))
+    shipped = Artifact.load(TOPIC / "steer.safetensors")
+    return measure_sides(chat, prompts, copies(shipped, guards), rounds)
+
+
+def measure_sides(
+    chat: TransformersChat, prompts: Sequence[Prompt], guards: Sequence[SteerGuard], rounds: int
+) -> dict[str, Any]:
+    """As `measure`, with these guards loaded; each row carries one of them."""
+    engine = TransformersEngine(chat.model, bank_of(guards, chat.device), capacity=len(prompts))
     sides: dict[str, list[tuple[RowGuard, ...]]] = {
         "bare": [() for _ in prompts],
         "guarded": [
             # a threshold that nothing reaches: the guard checks every token and never fires
-            (RowGuard(f"guard-{i % guards}", threshold=1e9, strength=1.0, recheck=1e9),)
+            (RowGuard(guards[i % len(guards)].name, threshold=1e9, strength=1.0, recheck=1e9),)
             for i in range(len(prompts))
         ],
     }
@@ -94,12 +101,31 @@ def measure(
     relative = summary(speeds["guarded"], ratios(speeds["guarded"], speeds["bare"]))
     return {
         "batch": len(prompts),
-        "guards": guards,
+        "guards": len(guards),
         "bare": statistics.median(speeds["bare"]),
         "guarded": statistics.median(speeds["guarded"]),
         "ratio": relative["ratio"],
         "quartiles": relative["quartiles"],
     }
+
+
+def starts_of(prompts: Sequence[Prompt], guards: Sequence[tuple[RowGuard, ...]]) -> list[RowStart]:
+    """Greedy rows of these prompts, each with its guards."""
+    return [
+        RowStart(prompt, carried, RowSampling())
+        for prompt, carried in zip(prompts, guards, strict=True)
+    ]
+
+
+def copies(artifact: Artifact, count: int) -> list[SteerGuard]:
+    """The fitted guard under `count` names, its gates with a little noise so that they differ."""
+    fitted = loaded(FittedGuard("guard", artifact.tensors, artifact.meta.settings))
+    guards = []
+    for number in range(count):
+        noise = torch.Generator().manual_seed(number)
+        shift = torch.randn(fitted.gates.shape, generator=noise) * fitted.gates.std() * 0.01
+        guards.append(replace(fitted, name=f"guard-{number}", gates=fitted.gates + shift))
+    return guards
 
 
 def _run(
@@ -108,27 +134,13 @@ def _run(
     guards: Sequence[tuple[RowGuard, ...]],
 ) -> float:
     """Tokens per second of one batch."""
-    starts = [
-        RowStart(prompt, carried, RowSampling())
-        for prompt, carried in zip(prompts, guards, strict=True)
-    ]
+    starts = starts_of(prompts, guards)
     engine.reset()
     began = time.perf_counter()
     engine.prefill(starts)
     for _ in range(TOKENS - 1):
         engine.decode()
     return TOKENS * len(prompts) / (time.perf_counter() - began)
-
-
-def _copy(chat: TransformersChat, number: int) -> SteerGuard:
-    """The fitted guard under another name, its gates with a little noise so that they differ."""
-    artifact = Artifact.load(TOPIC / "steer.safetensors")
-    name = f"guard-{number}"
-    settings = artifact.meta.settings
-    fitted = loaded(FittedGuard(name, artifact.tensors, settings))
-    noise = torch.Generator().manual_seed(number)
-    shift = torch.randn(fitted.gates.shape, generator=noise) * fitted.gates.std() * 0.01
-    return replace(fitted, gates=fitted.gates + shift)
 
 
 if __name__ == "__main__":

@@ -14,11 +14,25 @@ from steering.fingerprint import fingerprint
 
 SHIPPED = Path(__file__).parents[1] / "examples" / "harry-potter" / "steer.safetensors"
 SPECIALS = ("<unk>", "<s>", "</s>")
+_THIN: dict[str, Any] = {
+    "intermediate_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    # what attention on a CPU takes in vLLM
+    "head_dim": 32,
+}
+SMOLLM2 = {
+    "intermediate_size": 1536,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "head_dim": 64,
+}
+"""What `write_tiny` needs for the decoder layers of the guard's model, for measurements of time."""
 
 
-def write_tiny(folder: Path, artifact: Path) -> None:
+def write_tiny(folder: Path, artifact: Path, **shape: int) -> None:
     """Write a Llama with the depth and width of the guard's model to `folder`, the guard to
-    `artifact`.
+    `artifact`; `shape` changes the rest of its configuration.
 
     The guard's directions and gates say nothing of the random model: good for time alone.
     """
@@ -30,11 +44,8 @@ def write_tiny(folder: Path, artifact: Path) -> None:
         LlamaConfig(
             vocab_size=len(tokenizer),
             hidden_size=fitted.width,
-            intermediate_size=64,
             num_hidden_layers=fitted.layers,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=16,
+            **{**_THIN, **shape},
             max_position_embeddings=512,
             tie_word_embeddings=False,
             bos_token_id=1,

@@ -7,25 +7,33 @@ a process. The engine's core runs in it too, where the tables of the guards can 
 from __future__ import annotations
 
 import gc
+import itertools
 import multiprocessing
 import os
 import statistics
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.host_syncs import Syncs, count_syncs, own_places
 from benchmarks.vllm_plugin_time import PluginTime
 from guard.data.prompts import ForgetPrompt, RetainPrompt, in_split, read_rows
 from steering.hidden.bank import HiddenBank
 
 TOPIC = Path("examples/harry-potter")
+PROFILED = 16
+"""The most tokens that each request generates under a profiler."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """The settings of vLLM. Without `config` the plugin is left out."""
+    """The settings of vLLM. Without `config` the plugin is left out.
+
+    `graphs` is the mode of CUDA graphs by vLLM's name, `runner` "v1" or "v2"; None takes what vLLM
+    takes. `share` is the share of a GPU's memory that must be free at the start.
+    """
 
     model: str
     config: Path | None
@@ -34,6 +42,10 @@ class Options:
     eager: bool
     threads: int
     cache_mib: int
+    dtype: str = "float32"
+    graphs: str | None = None
+    runner: str | None = None
+    share: float = 0.9
 
 
 @dataclass(frozen=True)
@@ -42,12 +54,14 @@ class Round:
 
     `first_token` is the median time to the first token in seconds; `fired` counts the requests with
     a guard that fired, `verdicts` those whose output has readings of a guard. `cpu` is the CPU time
-    of the process in seconds, and `plugin_share` the plugin's share of it.
+    of the process in seconds, `plugin_share` the plugin's share of it, and `plugin_step` its CPU
+    seconds for one forward.
     """
 
     seconds: float
     cpu: float
     plugin_share: float
+    plugin_step: float
     first_token: float
     verdicts: int
     fired: int
@@ -55,8 +69,8 @@ class Round:
 
 
 class Engine:
-    """An engine, from the parent process. Raises RuntimeError where vLLM does not start or
-    fails."""
+    """An engine, from the parent process; it starts while the caller goes on. Raises RuntimeError
+    where vLLM does not start or fails."""
 
     def __init__(self, options: Options) -> None:
         context = multiprocessing.get_context("spawn")
@@ -64,11 +78,17 @@ class Engine:
         self._process = context.Process(target=_serve, args=(child_pipe, options), daemon=True)
         self._process.start()
         child_pipe.close()
-        self._receive()
+        self._ready = False
 
     def round(self, policies: Sequence[str]) -> Round:
         """Run all requests at once; every second one has one of `policies`, in turn."""
         result: Round = self._ask(("round", list(policies)))
+        return result
+
+    def syncs(self, policies: Sequence[str]) -> tuple[Syncs, Mapping[str, int]]:
+        """Run as in `round`, profiled: the host syncs of one forward, and where in this repository
+        the CPU waits for the GPU (`own_places`)."""
+        result: tuple[Syncs, Mapping[str, int]] = self._ask(("syncs", list(policies)))
         return result
 
     def memory(self) -> dict[str, int]:
@@ -81,7 +101,14 @@ class Engine:
         self._process.terminate()
         self._process.join()
 
+    def wait(self) -> None:
+        """Wait until it is ready."""
+        if not self._ready:
+            self._receive()
+            self._ready = True
+
     def _ask(self, question: tuple[str, Any]) -> Any:
+        self.wait()
         self._pipe.send(question)
         return self._receive()
 
@@ -107,15 +134,19 @@ def _serve(pipe: Any, options: Options) -> None:
         os.environ.pop("GUARD_CONFIG", None)
     else:
         os.environ["GUARD_CONFIG"] = str(options.config)
+    if options.runner is not None:
+        os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "1" if options.runner == "v2" else "0"
     from vllm import LLM
 
     llm = LLM(
         model=options.model,
-        dtype="float32",
+        dtype=options.dtype,
         enforce_eager=options.eager,
+        **({"compilation_config": {"cudagraph_mode": options.graphs}} if options.graphs else {}),
         max_model_len=512,
         max_num_seqs=options.requests,
         kv_cache_memory_bytes=options.cache_mib * 2**20,
+        gpu_memory_utilization=options.share,
         # every round must compute its prompts again
         enable_prefix_caching=False,
         # the statistics hold the time to the first token
@@ -128,6 +159,8 @@ def _serve(pipe: Any, options: Options) -> None:
         question, policies = pipe.recv()
         if question == "memory":
             pipe.send(_memory())
+        elif question == "syncs":
+            pipe.send(_syncs(llm, prompts, policies, options))
         else:
             pipe.send(_round(llm, prompts, policies, options, plugin_time))
 
@@ -136,25 +169,23 @@ def _prompts(tokenizer: Any, count: int) -> list[dict[str, list[int]]]:
     """Prompts of one to four questions; every fourth prompt asks about the guarded topic."""
     retain = in_split(read_rows(TOPIC / "retain.jsonl", RetainPrompt), "test")
     forget = in_split(read_rows(TOPIC / "forget.jsonl", ForgetPrompt), "test")
-    far = iter([row.prompt for row in retain if not row.near])
-    topic = iter([row.prompt for row in forget])
+    far = itertools.cycle([row.prompt for row in retain if not row.near])
+    topic = itertools.cycle([row.prompt for row in forget])
     prompts = []
     for number in range(count):
         source = topic if number % 4 == 3 else far
         text = "\n".join(next(source) for _ in range(1 + number // 4 % 4))
-        chat = [{"role": "user", "content": text}]
-        ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+        if tokenizer.chat_template is None:
+            ids = tokenizer.encode(text)
+        else:
+            chat = [{"role": "user", "content": text}]
+            ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
         prompts.append({"prompt_token_ids": list(ids)})
     return prompts
 
 
-def _round(
-    llm: Any,
-    prompts: Sequence[Any],
-    policies: Sequence[str],
-    options: Options,
-    plugin_time: PluginTime | None,
-) -> Round:
+def _sampling(count: int, policies: Sequence[str], options: Options) -> list[Any]:
+    """Greedy requests, of which every second one has one of `policies`, in turn."""
     from vllm import SamplingParams
 
     def params(number: int) -> SamplingParams:
@@ -164,7 +195,17 @@ def _round(
             temperature=0.0, max_tokens=options.tokens, ignore_eos=True, extra_args=extra
         )
 
-    sampling = [params(number) for number in range(len(prompts))]
+    return [params(number) for number in range(count)]
+
+
+def _round(
+    llm: Any,
+    prompts: Sequence[Any],
+    policies: Sequence[str],
+    options: Options,
+    plugin_time: PluginTime | None,
+) -> Round:
+    sampling = _sampling(len(prompts), policies, options)
     if plugin_time:
         plugin_time.reset()
     began, computed = time.perf_counter(), time.process_time()
@@ -173,15 +214,39 @@ def _round(
     # bare requests have a verdict too, without guards
     reported = (getattr(output, "guard", None) for output in outputs)
     verdicts = [verdict for verdict in reported if verdict and verdict["guards"]]
+    own = plugin_time.seconds if plugin_time else 0.0
     return Round(
         seconds=seconds,
         cpu=cpu,
-        plugin_share=plugin_time.seconds / cpu if plugin_time else 0.0,
+        plugin_share=own / cpu,
+        plugin_step=own / max(plugin_time.steps, 1) if plugin_time else 0.0,
         first_token=statistics.median(output.metrics.first_token_latency for output in outputs),
         verdicts=len(verdicts),
         fired=sum(any(guard["fired"] for guard in verdict["guards"]) for verdict in verdicts),
         tokens=[list(output.outputs[0].token_ids) for output in outputs],
     )
+
+
+def _syncs(
+    llm: Any, prompts: Sequence[Any], policies: Sequence[str], options: Options
+) -> tuple[Syncs, Mapping[str, int]]:
+    engine = llm.llm_engine
+    steps = 0
+    # a profile has an entry for each kernel
+    few = replace(options, tokens=min(options.tokens, PROFILED))
+
+    def run() -> None:
+        nonlocal steps
+        steps = 0
+        sampling = _sampling(len(prompts), policies, few)
+        for number, (prompt, params) in enumerate(zip(prompts, sampling, strict=True)):
+            engine.add_request(str(number), prompt, params)
+        while engine.has_unfinished_requests():
+            engine.step()
+            steps += 1
+
+    places = own_places(run)
+    return count_syncs(run).per(steps), places
 
 
 def _memory() -> dict[str, int]:

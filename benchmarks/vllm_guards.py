@@ -37,23 +37,26 @@ class Traffic:
 TRAFFIC = tuple(Traffic(fires, rechecks) for fires in (False, True) for rechecks in (True, False))
 
 
-def write_guards(folder: Path, count: int, traffic: Sequence[Traffic]) -> Path:
+def write_guards(
+    folder: Path, count: int, traffic: Sequence[Traffic], fitted: Artifact | None = None
+) -> Path:
     """Write `count` guards, one for each kind of `traffic` in turn, and a policy named after each.
 
-    Returns the path of the configuration. Raises ValueError where a kind would have no guard.
+    They are copies of `fitted`, None for the shipped guard. Returns the path of the configuration.
+    Raises ValueError where a kind would have no guard.
     """
     if count < len(traffic):
         raise ValueError(
             f"{count} guards are too few for {len(traffic)} kinds of traffic: write more"
         )
-    fitted = Artifact.load(TOPIC / "steer.safetensors")
+    fitted = fitted or Artifact.load(TOPIC / "steer.safetensors")
     parts = ['[server]\ndefault_policy = "none"\n']
     for number in range(count):
         kind = traffic[number % len(traffic)]
         name = guard_name(kind, number // len(traffic))
         path = folder / f"{name}.safetensors"
         _copy(fitted, number, kind).save(path)
-        parts.append(f'[[guards]]\nname = "{name}"\nartifact = {json.dumps(str(path))}')
+        parts.append(f'[[guards]]\nname = "{name}"\nartifact = {json.dumps(path.name)}')
         if not kind.fires:
             parts.append(f"threshold = {NEVER}")
         if not kind.rechecks:

@@ -25,7 +25,7 @@ from guard.config.toml_lines import key_lines, line_of
 from guard.errors import ConfigError, UnknownPolicy
 from guard.verdict import VerdictDetail
 
-MAX_CONFIG_BYTES = 2**20
+MAX_CONFIG_BYTES = 2**24
 MAX_PROMPT_CHARS = 4000
 """Limit of an image's prompt."""
 MAX_MESSAGE_CHARS = 2000

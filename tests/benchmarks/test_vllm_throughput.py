@@ -26,6 +26,7 @@ class FakeEngine:
             seconds=self.seconds,
             cpu=self.seconds / 2,
             plugin_share=0.25,
+            plugin_step=0.5,
             first_token=1.0,
             verdicts=len(policies),
             fired=len(policies) if self.fires else 0,
@@ -44,7 +45,7 @@ def test_throughput_is_that_of_the_first_side_in_the_same_round() -> None:
     wall, cpu = (cast("dict[str, float]", sides["slow"][clock]) for clock in ("wall", "cpu"))
     assert wall["ratio"] == cpu["ratio"] == 0.5
     assert wall["seconds"] == 4.0 and cpu["seconds"] == 2.0
-    assert sides["slow"]["own"] == 0.25
+    assert sides["slow"]["own"] == 0.25 and sides["slow"]["step"] == 0.5
     assert sides["slow"]["same"] == 1 and sides["bare"]["same"] == 2
 
 

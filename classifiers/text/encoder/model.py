@@ -20,7 +20,10 @@ OVERLAP = 32
 MOST_WINDOWS = 64
 """Of one text, about 6000 tokens."""
 
-_PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
+PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
+"""What ONNX Runtime runs on, the first that is installed; parts of the graph may run on a later
+one."""
+
 _BATCH_TOKENS = 4096
 
 
@@ -53,7 +56,9 @@ class Encoded:
 class TextEncoder:
     """A sentence encoder from a folder that `guard models add` made; threads may share it."""
 
-    def __init__(self, folder: Path, card: EncoderCard, threads: int) -> None:
+    def __init__(
+        self, folder: Path, card: EncoderCard, threads: int, providers: Sequence[str] = PROVIDERS
+    ) -> None:
         import onnxruntime  # type: ignore[import-untyped]
         from tokenizers import Tokenizer
 
@@ -66,7 +71,7 @@ class TextEncoder:
         self._session = onnxruntime.InferenceSession(
             str(folder / GRAPH),
             options,
-            providers=[provider for provider in _PROVIDERS if provider in available],
+            providers=[provider for provider in providers if provider in available],
             # the fused kernel adds one number at a time: eight times slower than its parts
             disabled_optimizers=["SkipLayerNormFusion"],
         )
@@ -81,10 +86,18 @@ class TextEncoder:
         self.card = card
 
     @classmethod
-    def load(cls, folder: Path | str, *, threads: int = 1) -> TextEncoder:
+    def load(
+        cls, folder: Path | str, *, threads: int = 1, providers: Sequence[str] = PROVIDERS
+    ) -> TextEncoder:
         """The encoder of a folder. Raises ValueError where it is missing or was altered."""
         path = Path(folder)
-        return cls(path, EncoderCard.read(path), threads)
+        return cls(path, EncoderCard.read(path), threads, providers)
+
+    @property
+    def providers(self) -> Sequence[str]:
+        """What it runs on, of PROVIDERS."""
+        providers: Sequence[str] = self._session.get_providers()
+        return providers
 
     @property
     def width(self) -> int:
