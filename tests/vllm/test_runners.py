@@ -78,13 +78,10 @@ def assert_ran(came: Mapping[str, Any], runner: str, graphs: str | None, workers
     ("runner", "graphs", "more"),
     [
         ("v2", None, {}),
-        ("v2", None, {"asynchronous": True}),
         ("v2", "NONE", {"asynchronous": True}),
         ("v2", "PIECEWISE", {"idle": True}),
-        ("v2", "FULL_DECODE_ONLY", BARE),
-        ("v2", "FULL_AND_PIECEWISE", {"idle": True}),
+        ("v2", "FULL_DECODE_ONLY", BARE | {"idle": True}),
         ("v2", "FULL_AND_PIECEWISE", {"asynchronous": True}),
-        ("v1", None, {"asynchronous": True}),
         ("v1", "PIECEWISE", {"asynchronous": True}),
         ("v1", "FULL_DECODE_ONLY", BARE | {"idle": True}),
         ("v1", "FULL_AND_PIECEWISE", {"asynchronous": True}),
@@ -126,7 +123,6 @@ def repeating(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
 @pytest.mark.parametrize(
     ("runner", "graphs", "method"),
     [
-        ("v2", None, "ngram"),
         ("v2", "PIECEWISE", "model"),
         ("v2", "FULL_AND_PIECEWISE", "ngram"),
         ("v1", "PIECEWISE", "ngram"),
@@ -160,7 +156,6 @@ def test_drafts_change_nothing(
 @pytest.mark.parametrize(
     ("runner", "graphs", "parallel"),
     [
-        ("v2", None, "tensor"),
         ("v2", "FULL_AND_PIECEWISE", "tensor"),
         ("v2", "FULL_AND_PIECEWISE", "pipeline"),
         ("v1", "FULL_AND_PIECEWISE", "tensor"),
