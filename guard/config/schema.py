@@ -65,7 +65,8 @@ class ServerConfig(Section):
     Pages of `cors_origins` ("https://app.example.com", or "*" for all) may call from a browser.
     After each silence of `keep_alive_s` a stream of events gets a comment. `embeddings` lets
     requests of no key contain embeddings. `verdict` is how much of it clients are told, unless
-    their key says otherwise. `admin_hash` is the SHA-256 of the key for live changes.
+    their key says otherwise. `admin_hash` is the SHA-256 of the key for live changes. With CUDA
+    graphs vLLM has room for `guard_room` guards at once, 0 for twice as many as at its start.
     """
 
     host: str = Field(default="127.0.0.1", min_length=1)
@@ -86,6 +87,7 @@ class ServerConfig(Section):
     request_timeout_s: float = Field(default=300.0, gt=0)
     cors_origins: Annotated[tuple[Origin, ...], Field(strict=False)] = ()
     keep_alive_s: float = Field(default=15.0, gt=0)
+    guard_room: int = Field(default=0, ge=0, le=65_536)
 
 
 class ModelConfig(Section):

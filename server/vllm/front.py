@@ -17,7 +17,8 @@ from guard.config.vllm_plugin import POLICY
 from guard.plans.revision import Revision
 from server.vllm.policies import Policies, require_guarded, salted
 from server.vllm.served import served_by, served_name
-from steering.engines.vllm.runner import PLAN, require_followed
+from steering.engines.vllm.runner import PLAN
+from steering.engines.vllm.supported import require_followed
 
 
 def patch(path: Path, *, keyed: bool, on_open: Callable[[Policies], None]) -> None:

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vllm.v1.worker.cpu_model_runner import CPUModelRunner
-from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 from vllm.v1.worker.worker_base import WorkerBase
 
 from guard.config.schema import load_config
@@ -16,7 +14,10 @@ from guard.errors import ArtifactError, ModelError
 from guard.plans.language import ServedModel
 from guard.plans.revision import Revision, RevisionEntry
 from server.vllm.served import served_by, served_name
-from steering.engines.vllm.runner import GuardedRunner, RowPlan, decoder_layers, surround_runners
+from steering.engines.vllm.patching import guarded_runner, surround_runners
+from steering.engines.vllm.reports import RowPlan
+from steering.engines.vllm.runner import GuardedRunner
+from steering.engines.vllm.supported import decoder_layers
 from steering.hidden.bank import HiddenBank
 from steering.methods.stacking import MethodGuard, stacks
 
@@ -39,7 +40,8 @@ class WorkerGuards:
         self._path, self._name = path, served_name(runner.vllm_config)
         self._served = _served(runner)
         self._loaded = self._read(0)
-        self.guarded = GuardedRunner(runner, self._bank(self._loaded), _plans(self._loaded))
+        bank, room = self._bank(self._loaded), load_config(path).server.guard_room
+        self.guarded: GuardedRunner = guarded_runner(runner, bank, _plans(self._loaded), room=room)
 
     def load(self, number: int, expected: Sequence[str], keep: Sequence[str]) -> None:
         """Load revision `number`, whose policies must have the `expected` keys; policies with a key
@@ -111,5 +113,5 @@ def patch(path: Path) -> None:
     def load(self: Any, number: int, expected: Sequence[str], keep: Sequence[str]) -> None:
         self.model_runner.guard_worker.load(number, expected, keep)
 
-    surround_runners([GPUModelRunner, CPUModelRunner], guard_runner)
+    surround_runners(guard_runner)
     setattr(WorkerBase, LOAD, load)

@@ -8,7 +8,7 @@ row reads the states that the other guard has changed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -63,10 +63,10 @@ class HiddenGuards(Protocol):
     width: int
     placements: Sequence[Placement]
 
-    def sense(self, layer: int, states: Tensor) -> Tensor:
+    def sense(self, layer: int, states: Tensor, columns: Tensor | None = None) -> Tensor:
         """Scores `[..., guards]` that `states` add at `layer`; zeros where a guard does not sense.
 
-        A larger score means more of the concept.
+        `columns` are the guards to score, None for all. A larger score means more of the concept.
         """
 
     def act(
@@ -81,47 +81,83 @@ class HiddenGuards(Protocol):
         """
 
 
-class HiddenBank:
-    """The stacks of one model side by side. Immutable; swap the whole bank to change it.
+class RoomyGuards(HiddenGuards, Protocol):
+    """Stacked guards that others can replace in place."""
 
-    Raises ValueError for two guards of one name, or guards of different widths.
+    def with_room(self, room: Room) -> RoomyGuards:
+        """The same guards, as the first columns of a stack with this room. Raises NoRoom."""
+
+    def tensors(self) -> list[Tensor]:
+        """All tensors of the stack."""
+
+    def take(self, other: RoomyGuards) -> None:
+        """Copy the guards of `other`, a stack with the same room, over these: every tensor stays
+        where it is."""
+
+
+@dataclass(frozen=True)
+class Room:
+    """The room of a bank that is changed in place: how many `guards` of each method, the longest
+    schedule in `steps`, the largest `pool`, and how many guards `most` on one row."""
+
+    guards: int
+    steps: int
+    pool: int
+    most: int
+
+
+class NoRoom(ValueError):
+    """Guards do not fit into the room that was set aside for them."""
+
+
+class HiddenBank:
+    """The stacks of one model side by side. Immutable without `room`; swap the whole bank to change
+    it.
+
+    Raises ValueError for two guards of one name, or guards of different widths, and NoRoom.
     """
 
     def __init__(
-        self, stacks: Sequence[HiddenGuards] = (), device: torch.device | str = "cpu"
+        self,
+        stacks: Sequence[HiddenGuards] = (),
+        device: torch.device | str = "cpu",
+        room: Room | None = None,
     ) -> None:
         names = [name for stack in stacks for name in stack.names]
-        self.index = {name: column for column, name in enumerate(names)}
-        """Name → column."""
-        if len(self.index) != len(names):
+        if len(set(names)) != len(names):
             raise ValueError("two guards of a bank have the same name")
         if len({stack.width for stack in stacks}) > 1:
             raise ValueError("the guards of a bank must be of one width, that of the model")
         self.device = torch.device(device)
-        self.stacks = tuple(stacks)
-        sizes = [len(stack.names) for stack in stacks]
+        self.room = room
+        self.stacks = tuple(stacks if room is None else [_roomy(stack, room) for stack in stacks])
+        sizes = [len(stack.names) if room is None else room.guards for stack in stacks]
         self._first = [sum(sizes[:i]) for i in range(len(sizes))]
+        self.columns = sum(sizes)
+        """The number of columns; without room, that of guards."""
+        self.index = {
+            name: first + i
+            for first, stack in zip(self._first, stacks, strict=True)
+            for i, name in enumerate(stack.names)
+        }
+        """Name → column."""
         placements = [placement for stack in stacks for placement in stack.placements]
+        self.placements = dict(zip(names, placements, strict=True))
+        """By name."""
         self.pool = max((placement.pool for placement in placements), default=1)
-        weights = torch.zeros(len(placements), self.pool)
-        for column, placement in enumerate(placements):
-            weights[column, : placement.pool] = 1.0 / placement.pool
-        self.pool_weights = weights.to(self.device)
-        """`[guards, pool]`: a guard's statistic is this product with its largest scores."""
-        self.lengths = self._column([placement.steps for placement in placements])
-        self.rests = self._column([p.steps if p.rest is None else p.rest for p in placements])
+        if room is not None:
+            if self.pool > room.pool:
+                raise NoRoom(f"the largest pool is {self.pool}, and there is room for {room.pool}")
+            self.pool = room.pool
         self.sense_layers = frozenset(at for p in placements for at in p.sense_layers)
         self.act_layers = frozenset(at for p in placements for at in p.act_layers)
-        self.decisions = {
-            layer: self._which([placement.decides == layer for placement in placements])
-            for layer in sorted({placement.decides for placement in placements})
-        }
-        """Layer → which guards decide there, `[guards]`; None for all of them."""
+        self.decisions = sorted({placement.decides for placement in placements})
+        """The layers after which guards decide."""
         self.acting = {
-            layer: self._which([layer in placement.act_layers for placement in placements])
+            layer: self._which({n for n, p in self.placements.items() if layer in p.act_layers})
             for layer in sorted(self.act_layers)
         }
-        """Layer → which guards act there, `[guards]`; None for all of them."""
+        """Layer → which guards act there, `[columns]`; None for all of them."""
 
     def __len__(self) -> int:
         return len(self.index)
@@ -136,10 +172,17 @@ class HiddenBank:
         """The layer after which all guards have decided, -1 without guards."""
         return max(self.decisions, default=-1)
 
-    def sense(self, layer: int, states: Tensor) -> Tensor:
-        """Scores `[..., guards]` of `states [..., width]`, float32; see `HiddenGuards.sense`."""
-        scores = [stack.sense(layer, states) for stack in self.stacks]
-        return scores[0] if len(scores) == 1 else torch.cat(scores, -1)
+    def sense(self, layer: int, states: Tensor, columns: Tensor | None = None) -> Tensor:
+        """Scores `[..., columns]` of `states [..., width]`, float32; see `HiddenGuards.sense`."""
+        if len(self.stacks) == 1:
+            return self.stacks[0].sense(layer, states, columns)
+        if columns is None:
+            return torch.cat([stack.sense(layer, states) for stack in self.stacks], -1)
+        total = states.new_zeros(*states.shape[:-1], len(columns))
+        for belongs, column, stack in self._by_stack(columns):
+            scores = stack.sense(layer, states, column)
+            total = torch.where(belongs, scores, total)
+        return total
 
     def act(
         self, layer: int, states: Tensor, guard: Tensor, age: Tensor, strength: Tensor
@@ -151,16 +194,59 @@ class HiddenBank:
         if len(self.stacks) == 1:
             return self.stacks[0].act(layer, states, guard, age, strength)
         total = torch.zeros(*guard.shape, states.shape[-1], device=states.device)
-        for first, stack in zip(self._first, self.stacks, strict=True):
-            column = guard - first
-            belongs = (column >= 0) & (column < len(stack.names))
-            column, share = column.where(belongs, 0), strength.where(belongs, 0.0)
+        for belongs, column, stack in self._by_stack(guard):
+            share = strength.where(belongs, 0.0)
             change = stack.act(layer, states, column, age.where(belongs, 0), share)
             total = torch.where(belongs[..., None], change, total)
         return total
 
-    def _column(self, values: Sequence[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.long, device=self.device)
+    def take(self, other: HiddenBank) -> None:
+        """Become `other`, of no room, in place: a captured graph goes on with its guards. Raises
+        NoRoom, and changes nothing then."""
+        assert self.room is not None
+        fresh = HiddenBank(other.stacks, self.device, self.room)
+        if [type(stack) for stack in fresh.stacks] != [type(stack) for stack in self.stacks]:
+            raise NoRoom("guards of other methods than at the start have no place")
+        pairs = (
+            (fresh.sense_layers, self.sense_layers, "sense"),
+            (fresh.act_layers, self.act_layers, "act"),
+            (frozenset(fresh.decisions), frozenset(self.decisions), "decide"),
+        )
+        for new, old, verb in pairs:
+            if more := sorted(new - old):
+                layers = ", ".join(map(str, more))
+                raise NoRoom(f"no guard was there to {verb} after layers {layers} at the start")
+        for mine, theirs in zip(self.stacks, fresh.stacks, strict=True):
+            mine.take(theirs)  # type: ignore[attr-defined]
+        for layer, mask in self.acting.items():
+            assert mask is not None
+            theirs_mask = fresh.acting.get(layer)
+            mask.copy_(torch.zeros_like(mask) if theirs_mask is None else theirs_mask)
+        self.index, self.placements = fresh.index, fresh.placements
 
-    def _which(self, chosen: Sequence[bool]) -> Tensor | None:
-        return None if all(chosen) else torch.tensor(chosen, device=self.device)
+    def tensors(self) -> list[Tensor]:
+        """All that it holds on the device, of a bank with room."""
+        of_stacks = (stack.tensors() for stack in self.stacks)  # type: ignore[attr-defined]
+        masks = (mask for mask in self.acting.values() if mask is not None)
+        return [*(tensor for tensors in of_stacks for tensor in tensors), *masks]
+
+    def _by_stack(self, guard: Tensor) -> Iterator[tuple[Tensor, Tensor, HiddenGuards]]:
+        """For each stack: which of the columns `guard` are its own, their columns in it, and it."""
+        ends = [*self._first[1:], self.columns]
+        for first, end, stack in zip(self._first, ends, self.stacks, strict=True):
+            belongs = (guard >= first) & (guard < end)
+            yield belongs, (guard - first).where(belongs, 0), stack
+
+    def _which(self, chosen: Set[str]) -> Tensor | None:
+        if self.room is None and len(chosen) == len(self.index):
+            return None
+        mask = torch.zeros(self.columns, dtype=torch.bool)
+        mask[[self.index[name] for name in chosen]] = True
+        return mask.to(self.device)
+
+
+def _roomy(stack: HiddenGuards, room: Room) -> RoomyGuards:
+    if not hasattr(stack, "with_room"):
+        raise NoRoom(f"{type(stack).__name__} cannot be changed in place")
+    roomy: RoomyGuards = stack.with_room(room)
+    return roomy

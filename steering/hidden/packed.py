@@ -12,7 +12,7 @@ later step (its earlier tokens are in the cache) has its decisions replayed from
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor
 from steering.hidden.bank import HiddenBank
 from steering.hidden.packed_forward import (
     DueGuards,
+    EndedPrompts,
     ForwardTokens,
     PackedForward,
     RowState,
@@ -29,7 +30,8 @@ from steering.hidden.packed_forward import (
     merged,
     residual_stream,
 )
-from steering.hidden.rows import BankChange, GuardedRows, Reading, RowGuard, Rows
+from steering.hidden.rows import GuardedRows, Reading, RowGuard, Rows, readings_of
+from steering.hidden.slots import on_device
 
 
 class PackedTable(GuardedRows):
@@ -37,13 +39,11 @@ class PackedTable(GuardedRows):
     largest number of guards on a row."""
 
     def __init__(self, bank: HiddenBank, capacity: int, places: int, most: int) -> None:
-        super().__init__(bank, capacity)
+        super().__init__(bank, capacity, most)
         self._gates = torch.full((places, most), torch.nan, device=bank.device)
-        """The gates of guarded tokens by place in the cache, for the guards of the row in its
-        order: requests that share a place carry the same guards. NaN where nothing was sensed, so
-        that a decision without these gates counts as failed."""
-        self._guard_columns = torch.full((capacity, most), len(bank), device=bank.device)
-        """The columns of a row's guards in the bank; `len(bank)` where it has fewer guards."""
+        """The gates of guarded tokens by place in the cache, for the guards of the row, by slot:
+        requests that share a place carry the same guards. NaN where nothing was sensed, so that a
+        decision without these gates counts as failed."""
         self._acting_guards = np.zeros(capacity, np.int64)
         """The number of guards of a row that act."""
         self._reached = np.full(capacity, -1)
@@ -55,13 +55,8 @@ class PackedTable(GuardedRows):
         """Whether the forward has passed the layer after which all guards have decided."""
 
     def add(self, row: int, guards: Sequence[RowGuard]) -> None:
-        """Put a fresh request on `row`. Raises KeyError for a guard that is not in the bank, and
-        ValueError for too many."""
-        most = self._guard_columns.shape[1]
-        if len(guards) > most:
-            raise ValueError(f"a row has room for {most} guards, not {len(guards)}")
+        """As `GuardedRows.add`."""
         super().add(row, guards)
-        self._set_guard_columns(row)
         self._acting_guards[row] = sum(guard.acts for guard in guards)
 
     def restart(self, row: int) -> None:
@@ -78,29 +73,21 @@ class PackedTable(GuardedRows):
 
     def widen(self, most: int) -> None:
         """Make room for `most` guards on a row, where there is less."""
-        capacity, current = self._guard_columns.shape
-        if most > current:
-            wider = self._gates.new_full((len(self._gates), most - current), torch.nan)
+        super().widen(most)
+        if (missing := self._slots.most - self._gates.shape[1]) > 0:
+            wider = self._gates.new_full((len(self._gates), missing), torch.nan)
             self._gates = torch.cat([self._gates, wider], 1)
-            self._guard_columns = self._guard_columns.new_empty(capacity, most)
-            self._set_all_guard_columns()
+            self._widen_snapshots()
 
     def rebank(self, bank: HiddenBank) -> None:
-        """Go on with another bank. Raises ValueError where it lacks a guard that a row carries."""
-        change = BankChange(self.bank, bank)
+        """As `GuardedRows.rebank`."""
         super().rebank(bank)
-        self._set_all_guard_columns()
+        self._widen_snapshots()
+
+    def _widen_snapshots(self) -> None:
+        shape = self._slots.top.shape[1:]
         for snapshots in self._snapshots.values():
-            snapshots.states = [(i, _reordered(change, state)) for i, state in snapshots.states]
-
-    def _set_all_guard_columns(self) -> None:
-        for row in range(len(self._guard_columns)):
-            self._set_guard_columns(row)
-
-    def _set_guard_columns(self, row: int) -> None:
-        columns = torch.from_numpy(self._columns[row]).to(self.bank.device)
-        self._guard_columns[row] = len(self.bank)
-        self._guard_columns[row, : len(columns)] = columns
+            snapshots.states = [(i, state.widened(*shape)) for i, state in snapshots.states]
 
     def copy(self, source: Rows, target: Rows) -> None:
         """Copy the kept gates along with a copy of places of the cache."""
@@ -112,12 +99,7 @@ class PackedTable(GuardedRows):
         """Start a forward. Where the table neither `senses` nor `acts`, nothing else need be
         called."""
         rows, first = np.asarray(forward.rows), np.asarray(forward.first)
-        reached = self._reached[rows]
-        for i in np.flatnonzero((reached >= 0) & (first <= reached)):
-            self._rewind(int(rows[i]), int(first[i]))
-        for i in np.flatnonzero(self._guarded[rows] & (self._reached[rows] < 0) & (first > 0)):
-            prompt, step = forward.prompts[int(i)], int(first[i])
-            self._replay(int(rows[i]), forward.before(int(i), prompt + step - 1), prompt)
+        self._catch_up(forward, rows, first)
         tokens = ForwardTokens.of(
             forward,
             guarded=self._guarded,
@@ -131,10 +113,21 @@ class PackedTable(GuardedRows):
         if tokens is None:
             return
         self._tokens = tokens
+        self._activate(rows)
         self._starts: Tensor | None = None
         self._scores: Tensor | None = None
         self._due: DueGuards | None = None
         self._states_before: list[RowState] = []
+
+    def _catch_up(
+        self, forward: PackedForward, rows: NDArray[np.int64], first: NDArray[np.int64]
+    ) -> None:
+        """Bring the rows of a forward to the steps before its first ones."""
+        reached = self._reached[rows]
+        for i in np.flatnonzero((reached >= 0) & (first <= reached)):
+            self._rewind(int(rows[i]), int(first[i]))
+        for i in np.flatnonzero(self._guarded[rows] & (self._reached[rows] < 0) & (first > 0)):
+            self._replay(forward, int(i), int(rows[i]), int(first[i]))
 
     def decides(self, rows: Sequence[int], last: NDArray[np.int64]) -> NDArray[np.bool_]:
         """For rows whose stretches end with the steps `last`: whether anything was decided."""
@@ -145,8 +138,8 @@ class PackedTable(GuardedRows):
         return decides
 
     def resume(self, scores: Tensor, layer: int) -> None:
-        """Continue at `layer` with the `scores [sensed tokens, guards]` of the earlier layers,
-        which another worker has run. Guards whose last sensing layer is among them decide."""
+        """Continue at `layer` with the `scores [sensed tokens, most]` of the earlier layers, which
+        another worker has run. Guards whose last sensing layer is among them decide."""
         self._scores = scores
         for decision in self.bank.decisions:
             if decision < layer:
@@ -161,7 +154,7 @@ class PackedTable(GuardedRows):
         """Sense `hidden [tokens, width]` after `layer`, plus the `residual` that is not yet added
         to it. Guards whose last sensing layer this is decide."""
         states = residual_stream(hidden, residual, self._tokens.sensed)
-        scores = self.bank.sense(layer, states)
+        scores = self._sense(layer, self._tokens.sensed_rows, states)
         self._scores = scores if self._scores is None else self._scores + scores
         if layer in self.bank.decisions:
             self._decide(self._scores, layer)
@@ -185,35 +178,38 @@ class PackedTable(GuardedRows):
 
     def invalidate(self, rows: Sequence[int]) -> None:
         """Mark the readings of these rows as failed."""
-        self._valid[[*rows]] = False
+        self._slots.valid[on_device(np.asarray(rows, np.int64), self.bank.device)] = False
 
     def _decide(self, scores: Tensor, layer: int) -> None:
         """Let the guards decide whose last sensing layer is `layer`."""
-        tokens, deciding = self._tokens, self.bank.decisions[layer]
+        tokens, slots, device = self._tokens, self._slots, scores.device
         self.decided = layer == self.bank.last_decision
         self._due = None
-        columns = self._guard_columns[tokens.sensed_rows].clamp(max=len(self.bank) - 1)
         # a guard that decides at a later layer writes here again, with the scores of all layers
-        self._gates[tokens.places] = scores.gather(1, columns)
-        if tokens.prompts:
-            self._decide_prompts(tokens.prompts, deciding)
-        starts = self._start[tokens.acted_rows]
-        self._starts = merged(deciding, starts, self._starts)
+        self._gates[tokens.places] = scores
+        if tokens.prompts is not None:
+            self._decide_prompts(tokens.prompts, layer)
+        starts = slots.start[tokens.acted_rows]
+        self._starts = merged(self._deciding(tokens.acted_rows, layer), starts, self._starts)
         for number, generated in enumerate(tokens.generated):
-            rows = torch.from_numpy(generated.rows).to(scores.device)
+            rows = on_device(generated.rows, device)
+            deciding = self._deciding(rows, layer)
             if len(tokens.generated) > 1:
                 self._remember(number, rows, deciding)
-            self._generated[rows] = torch.from_numpy(generated.steps).to(scores.device)
-            limit, gates = self._recheck[rows], scores[generated.sensed][:, None]
+            self._generated[rows] = on_device(generated.steps, device)
+            limit, gates = slots.recheck[rows], scores[generated.sensed][:, None]
             self._inspect(rows, gates, limit, deciding=deciding)
             self._reached[generated.rows] = generated.steps
             # a schedule may start again at each of several tokens of this forward
-            acts = generated.acted >= 0
-            acted = torch.from_numpy(generated.acted[acts]).to(scores.device)
-            starts = self._start[rows[torch.from_numpy(acts).to(scores.device)]]
-            self._starts[acted] = merged(deciding, starts, self._starts[acted])
+            acts = np.flatnonzero(generated.acted >= 0)
+            acted = on_device(generated.acted[acts], device)
+            acting = on_device(generated.rows[acts], device)
+            deciding = self._deciding(acting, layer)
+            self._starts[acted] = merged(deciding, slots.start[acting], self._starts[acted])
         if len(tokens.generated) > 1:
             self._keep_snapshots()
+        elif tokens.generated:
+            self._forget_snapshots(tokens.generated[0].rows)
 
     def _remember(self, number: int, rows: Tensor, deciding: Tensor | None) -> None:
         """Keep the state of `rows` before the decision `number` of this forward."""
@@ -227,6 +223,11 @@ class PackedTable(GuardedRows):
         parts = [merged(deciding, now, then) for now, then in by_guard]
         self._states_before[number] = RowState._make([*parts, earlier.generated])
 
+    def _forget_snapshots(self, rows: NDArray[np.int64]) -> None:
+        """Once another step is decided, those of an earlier forward do not hold any more."""
+        for row in rows if self._snapshots else ():
+            self._snapshots.pop(int(row), None)
+
     def _keep_snapshots(self) -> None:
         states_of: dict[int, list[tuple[int, RowState]]] = {}
         for generated, state in zip(self._tokens.generated, self._states_before, strict=True):
@@ -236,52 +237,45 @@ class PackedTable(GuardedRows):
             self._snapshots[row] = Snapshots(int(self._reached[row]) + 1 - len(states), states)
 
     def _decide_prompts(
-        self, prompts: Mapping[int, Tensor], deciding: Tensor | None = None
+        self, prompts: EndedPrompts, layer: int | None = None, *, fires: bool = True
     ) -> None:
-        """Decide on the prompts of some rows, given the places of their tokens in the cache."""
-        device = self._gates.device
-        longest = max(len(places) for places in prompts.values())
-        at = torch.zeros(len(prompts), longest, dtype=torch.long, device=device)
-        real = torch.zeros_like(at, dtype=torch.bool)
-        for i, places in enumerate(prompts.values()):
-            at[i, longest - len(places) :] = places
-            # the first token is the attention sink: its state is huge and carries no information
-            real[i, longest - max(len(places) - 1, 1) :] = True
-        rows = torch.tensor([*prompts], device=device)
+        """Decide on prompts by the gates of their tokens: the guards that decide at `layer`, None
+        for all. `fires` False keeps the statistics alone."""
+        rows = on_device(prompts.rows, self.bank.device)
         self._generated[rows] = 0
-        scores = self._gates_at(rows, at)
-        self._inspect(rows, scores, self._threshold[rows], real, deciding)
-        self._reached[[*prompts]] = 0
+        scores, limit = self._gates[prompts.places], self._slots.threshold[rows]
+        deciding = None if layer is None else self._deciding(rows, layer)
+        self._inspect(rows, scores, limit, prompts.real, deciding, fires=fires)
+        if fires:
+            self._reached[prompts.rows] = 0
 
-    def _gates_at(self, rows: Tensor, places: Tensor) -> Tensor:
-        """The gates `[rows, tokens, guards]` kept at `places [rows, tokens]`; -inf for a guard that
-        the row does not carry."""
-        kept = self._gates[places]
-        gates = kept.new_full((*places.shape, len(self.bank) + 1), -torch.inf)
-        gates.scatter_(2, self._guard_columns[rows][:, None].expand_as(kept), kept)
-        return gates[..., :-1]
-
-    def _replay(self, row: int, places: Tensor, prompt: int) -> None:
-        """Decide once more on the tokens in the cache: a prompt, and generated tokens after it."""
-        self._decide_prompts({row: places[:prompt]})
-        rows = torch.tensor([row], device=self._gates.device)
-        for step in range(1, len(places) - prompt + 1) if self._rechecks[row] else ():
+    def _replay(self, forward: PackedForward, stretch: int, row: int, first: int) -> None:
+        """Decide once more on the tokens in the cache, up to step `first`: a prompt, and generated
+        tokens after it."""
+        device, at = self.bank.device, np.array([stretch])
+        prompt = forward.prompts[stretch]
+        prompts = EndedPrompts.of(forward, at, device)
+        assert prompts is not None
+        self._decide_prompts(prompts)
+        if not self._rechecks[row] or first == 1:
+            return
+        places = forward.before(at, prompt + first - 1)
+        rows = on_device(np.array([row]), device)
+        for step in range(1, first):
             self._generated[row] = self._reached[row] = step
-            gates = self._gates_at(rows, places[None, prompt + step - 1 : prompt + step])
-            self._inspect(rows, gates, self._recheck[rows])
+            gates = self._gates[places[:, prompt + step - 1 : prompt + step]]
+            self._inspect(rows, gates, self._slots.recheck[rows])
 
     def _schedule(self) -> DueGuards:
         """Find the guards that are due at each token to act on."""
         rows, step = self._tokens.acted_rows, self._tokens.acted_steps[:, None]
-        start = self._start[rows] if self._starts is None else self._starts
-        age = step - start
-        due = self._carried[rows] & self._acts[rows] & (start >= 0) & (age < self.bank.lengths)
-        guard = due.to(torch.uint8).topk(self._tokens.width, dim=1).indices
-        live = due.gather(1, guard)
+        due, age = self._live(rows, step, self._starts)
+        slot = due.to(torch.uint8).topk(self._tokens.width, dim=1).indices
+        live = due.gather(1, slot)
         return DueGuards(
-            guard=guard,
-            age=age.gather(1, guard).where(live, 0),
-            strength=self._strength[rows].gather(1, guard).where(live, 0.0),
+            guard=self._slots.column[rows].gather(1, slot),
+            age=age.gather(1, slot).where(live, 0),
+            strength=self._slots.strength[rows].gather(1, slot).where(live, 0.0),
             live=live,
             any=_any(live),
         )
@@ -295,19 +289,18 @@ class PackedTable(GuardedRows):
 
     def read_at(self, rows: Sequence[int], steps: Sequence[int]) -> list[list[Reading]]:
         """As `read`, by the end of a step of each row's last forward that has later steps too."""
-        row, column = self._row_columns(rows)
+        row, slot = self._row_slots(rows)
         if not len(row):
             return [[] for _ in rows]
         parts: list[tuple[Tensor, ...]] = []
-        for number, step in zip(rows, steps, strict=True):
+        for number, step, count in zip(rows, steps, self.counts(rows), strict=True):
             snapshots = self._snapshots[number]
-            columns = torch.from_numpy(self._columns[number]).to(self.bank.device)
             i, state = snapshots.states[step + 1 - snapshots.first]
-            generated = state.generated[i].expand(len(columns))
-            guards = (state.top[i, columns], state.valid[i, columns], state.fired[i, columns])
-            parts.append((*guards, generated))
+            guards = (state.top[i, :count], state.valid[i, :count], state.fired[i, :count])
+            parts.append((*guards, state.generated[i].expand(count)))
         top, valid, fired, generated = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-        return self._readings_of(rows, row, column, top, valid, fired, generated)
+        fields = self._reading_fields(row, slot, top, valid, fired, generated)
+        return readings_of(fields, self.counts(rows))
 
     def _rewind(self, row: int, first: int) -> None:
         """Go back to before step `first`: drafts were rejected, or the request is recomputed."""
@@ -321,18 +314,9 @@ class PackedTable(GuardedRows):
         self._reached[row] = first - 1
 
     def _row_state(self) -> RowState:
-        return RowState(self._top, self._valid, self._fired, self._start, self._generated)
+        slots = self._slots
+        return RowState(slots.top, slots.valid, slots.fired, slots.start, self._generated)
 
 
 def _any(live: Tensor) -> Tensor:
     return live.any(1, keepdim=True)
-
-
-def _reordered(change: BankChange, state: RowState) -> RowState:
-    return RowState(
-        top=change(state.top, 0, pool=True),
-        valid=change(state.valid, True),
-        fired=change(state.fired, -1),
-        start=change(state.start, -1),
-        generated=state.generated,
-    )

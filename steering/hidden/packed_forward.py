@@ -7,7 +7,7 @@ step n.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,6 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import pad
+
+from steering.hidden.slots import on_device
 
 
 @dataclass(frozen=True)
@@ -22,8 +25,9 @@ class PackedForward:
     """One forward: stretch i holds `lengths[i]` tokens of row `rows[i]`, the first at step
     `first[i]`, of a request whose prompt has `prompts[i]` tokens.
 
-    `places [tokens]` are the places of the tokens' keys in the cache; `before(i, n)` gives the
-    places of the first n tokens of the request of stretch i.
+    `places [tokens]` are the places of the tokens' keys in the cache; `before(stretches, n)` gives
+    the places `[stretches, n]` of the first n tokens of the requests of some stretches, anything
+    where a request has fewer.
     """
 
     rows: Sequence[int]
@@ -31,7 +35,39 @@ class PackedForward:
     first: Sequence[int]
     prompts: Sequence[int]
     places: Tensor
-    before: Callable[[int, int], Tensor]
+    before: Callable[[NDArray[np.int64], int], Tensor]
+
+
+@dataclass(frozen=True)
+class EndedPrompts:
+    """Prompts of some `rows`, whose tokens are at `places [prompts, longest]`; `real` marks those
+    that guards decide on."""
+
+    rows: NDArray[np.int64]
+    places: Tensor
+    real: Tensor
+
+    @classmethod
+    def of(
+        cls, forward: PackedForward, stretches: NDArray[np.int64], device: torch.device
+    ) -> EndedPrompts | None:
+        """The whole prompts of these stretches; None without any."""
+        if not len(stretches):
+            return None
+        lengths = np.asarray(forward.prompts)[stretches]
+        longest = int(lengths.max())
+        places = forward.before(stretches, longest)
+        token = torch.arange(longest, device=device)
+        length = on_device(lengths, device)[:, None]
+        # the first token is the attention sink: its state is huge and carries no information
+        real = (token < length) & ((token > 0) | (length == 1))
+        return cls(np.asarray(forward.rows)[stretches], places, real)
+
+    def without_last(self) -> EndedPrompts:
+        """Their tokens but the last one of each."""
+        real = self.real & self.real.roll(-1, 1)
+        real[:, -1] = False
+        return EndedPrompts(self.rows, self.places, real)
 
 
 @dataclass(frozen=True)
@@ -51,9 +87,9 @@ class ForwardTokens:
 
     `sensed` are the indices of the tokens of guarded rows, `sensed_rows` their rows and `places`
     their places in the cache; `acted` are the tokens that guards may change, with `acted_rows` and
-    `acted_steps`. `width` is the largest number of acting guards of a row. `prompts` has the places
-    of the prompt of each row whose prompt ends in this forward. `generated[n]` are the tokens at
-    which the n-th decision of a row in this forward is taken.
+    `acted_steps`. `width` is the largest number of acting guards of a row. `prompts` are those that
+    end in this forward, None without any. `generated[n]` are the tokens at which the n-th decision
+    of a row in this forward is taken.
     """
 
     sensed: Tensor
@@ -63,7 +99,7 @@ class ForwardTokens:
     acted_rows: Tensor
     acted_steps: Tensor
     width: int
-    prompts: Mapping[int, Tensor]
+    prompts: EndedPrompts | None
     generated: Sequence[GeneratedTokens]
 
     @classmethod
@@ -81,9 +117,6 @@ class ForwardTokens:
         By row: whether it is `guarded`, whether it `rechecks` generated tokens, and how many of its
         guards are `acting`.
         """
-
-        def on_device(values: NDArray[np.int64]) -> Tensor:
-            return torch.from_numpy(values).to(device)
 
         rows, first = np.asarray(forward.rows), np.asarray(forward.first)
         lengths = np.asarray(forward.lengths)
@@ -104,20 +137,21 @@ class ForwardTokens:
             among_sensed = np.flatnonzero(nth == count)
             tokens = sensed[among_sensed]
             if len(tokens):
-                at = on_device(among_sensed)
+                at = on_device(among_sensed, device)
                 generated.append(
                     GeneratedTokens(row[tokens], step[tokens], at, among_acted[tokens])
                 )
-        sensed_tokens = on_device(sensed)
+        of_sensed = on_device(np.stack([sensed, row[sensed]]), device)
+        of_acted = on_device(np.stack([acted, row[acted], step[acted]]), device)
         return cls(
-            sensed=sensed_tokens,
-            sensed_rows=on_device(row[sensed]),
-            places=forward.places[sensed_tokens],
-            acted=on_device(acted),
-            acted_rows=on_device(row[acted]),
-            acted_steps=on_device(step[acted]),
+            sensed=of_sensed[0],
+            sensed_rows=of_sensed[1],
+            places=forward.places[of_sensed[0]],
+            acted=of_acted[0],
+            acted_rows=of_acted[1],
+            acted_steps=of_acted[2],
             width=int(acting[row].max()),
-            prompts={int(rows[i]): forward.before(i, forward.prompts[i]) for i in ends.tolist()},
+            prompts=EndedPrompts.of(forward, ends, device),
             generated=generated,
         )
 
@@ -125,7 +159,7 @@ class ForwardTokens:
 @dataclass(frozen=True)
 class DueGuards:
     """The guards that are due at each token to act on, with their ages and strengths, `[tokens,
-    most]`; where an entry is not `live`, nothing is due and its strength is 0. `any [tokens, 1]`
+    width]`; where an entry is not `live`, nothing is due and its strength is 0. `any [tokens, 1]`
     marks the tokens with a live entry."""
 
     guard: Tensor
@@ -136,13 +170,24 @@ class DueGuards:
 
 
 class RowState(NamedTuple):
-    """The state of some rows: the first four are `[rows, guards, ...]`, `generated [rows]`."""
+    """The state of some rows: the first four are `[rows, most, ...]`, `generated [rows]`."""
 
     top: Tensor
     valid: Tensor
     fired: Tensor
     start: Tensor
     generated: Tensor
+
+    def widened(self, most: int, pool: int) -> RowState:
+        """The same with room for `most` guards and pools of `pool`."""
+        more = (0, most - self.fired.shape[1])
+        return RowState(
+            top=pad(self.top, (0, pool - self.top.shape[2], *more)),
+            valid=pad(self.valid, more, value=True),
+            fired=pad(self.fired, more, value=-1),
+            start=pad(self.start, more, value=-1),
+            generated=self.generated,
+        )
 
 
 @dataclass
@@ -162,8 +207,9 @@ def residual_stream(hidden: Tensor, residual: Tensor | None, tokens: Tensor) -> 
 
 
 def merged(deciding: Tensor | None, fresh: Tensor, earlier: Tensor | None) -> Tensor:
-    """`fresh [n, guards, ...]` for the guards that are `deciding`, `earlier` for the others."""
+    """`fresh [n, most, ...]` for the guards `[n, most]` that are `deciding`, `earlier` for the
+    others."""
     if deciding is None or earlier is None:
         return fresh
-    mask = deciding.view(-1, *[1] * (fresh.ndim - 2))
+    mask = deciding.view(*deciding.shape, *[1] * (fresh.ndim - 2))
     return torch.where(mask, fresh, earlier)

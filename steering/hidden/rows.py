@@ -18,9 +18,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from steering.hidden.bank import HiddenBank
+from steering.hidden.slots import Slots, on_device
 
 Rows = slice | Tensor
 """Rows of the table: a slice, or the indices of different rows."""
+
+ALL_SCORED = 64
+"""Up to so many loaded guards, all are scored: to pick those that rows carry costs more."""
 
 HostRows = slice | NDArray[np.int64]
 """As `Rows`, known without the device."""
@@ -64,134 +68,116 @@ class Reading:
         return self.position is not None
 
 
-class BankChange:
-    """Reorders state `[any, guards, ...]` of one bank for another."""
-
-    def __init__(self, old: HiddenBank, new: HiddenBank) -> None:
-        names = [name for name in new.index if name in old.index]
-        self._from = torch.tensor([old.index[name] for name in names], dtype=torch.long)
-        self._to = torch.tensor([new.index[name] for name in names], dtype=torch.long)
-        self._guards, self._pool = len(new), new.pool
-
-    def __call__(self, state: Tensor, fill: float | bool, *, pool: bool = False) -> Tensor:
-        """The state in the order of the new bank; guards that are new get `fill`.
-
-        `pool` says that the last dimension is the bank's pool; a guard of both banks uses no more
-        of it than each has.
-        """
-        shape = [len(state), self._guards, *state.shape[2:]]
-        if pool:
-            shape[-1] = self._pool
-        fresh = state.new_full(shape, fill)
-        kept = state[:, self._from]
-        if pool:
-            kept = kept[..., : self._pool]
-            fresh[:, self._to, : kept.shape[-1]] = kept
-        else:
-            fresh[:, self._to] = kept
-        return fresh
-
-
 class GuardedRows:
-    """Per-row state `[capacity, guards]` for a bank. Not thread-safe: one forward at a time."""
+    """Per-row state of the guards of a bank. Not thread-safe: one forward at a time."""
 
-    def __init__(self, bank: HiddenBank, capacity: int) -> None:
+    def __init__(self, bank: HiddenBank, capacity: int, most: int = 0) -> None:
+        """`most` is the number of guards that a row has room for."""
         self.bank = bank
-        device, shape = bank.device, (capacity, len(bank))
-        self._carried = torch.zeros(shape, dtype=torch.bool, device=device)
-        self._acts = torch.zeros(shape, dtype=torch.bool, device=device)
-        self._threshold = torch.zeros(shape, device=device)
-        self._recheck = torch.full(shape, torch.inf, device=device)
-        self._strength = torch.zeros(shape, device=device)
-        self._top = torch.zeros((*shape, bank.pool), device=device)
-        self._valid = torch.ones(shape, dtype=torch.bool, device=device)
-        self._fired = torch.full(shape, -1, dtype=torch.long, device=device)
-        """Generated tokens at the time the guard first fired; -1 while it is silent."""
-        self._start = torch.full(shape, -1, dtype=torch.long, device=device)
-        """Generated tokens at the start of the current schedule, which may start again."""
-        self._generated = torch.zeros(capacity, dtype=torch.long, device=device)
+        self._slots = Slots(capacity, most, bank.pool, bank.device)
+        self._generated = torch.zeros(capacity, dtype=torch.long, device=bank.device)
         # host-side mirrors: whether a forward has anything to do is known without a device sync
         self._guarded = np.zeros(capacity, bool)
         self._rechecks = np.zeros(capacity, bool)
-        self._columns = [np.zeros(0, np.int64) for _ in range(capacity)]
-        """The columns of a row's guards in the bank, in the row's order."""
+        self._guards: list[tuple[str, ...]] = [()] * capacity
+        """The names of a row's guards, in the row's order."""
+        self._columns = np.zeros((capacity, most), np.int64)
+        """Their columns in the bank, by slot."""
+        self._active: Tensor | None = None
+        self._places = self._slots.column
 
     def add(self, row: int, guards: Sequence[RowGuard]) -> None:
-        """Put a fresh request on `row`. Raises KeyError for a guard that is not in the bank."""
-        columns = np.array([self.bank.index[guard.name] for guard in guards], np.int64)
-        at = torch.from_numpy(columns).to(self.bank.device)
+        """Put a fresh request on `row`. Raises KeyError for a guard that is not in the bank, and
+        ValueError for more of them than a row has room for."""
+        if len(guards) > self._slots.most:
+            raise ValueError(f"a row has room for {self._slots.most} guards, not {len(guards)}")
+        settings = [self._settings(guard) for guard in guards]
         self.remove(row)
         self.restart(row)
-        self._columns[row] = columns
-
-        def put(state: Tensor, values: list[float] | list[bool]) -> None:
-            state[row, at] = torch.tensor(values, dtype=state.dtype, device=state.device)
-
-        put(self._carried, [True] * len(guards))
-        put(self._acts, [guard.acts for guard in guards])
-        put(self._threshold, [guard.threshold for guard in guards])
-        put(self._strength, [guard.strength for guard in guards])
-        put(self._recheck, [inf if g.recheck is None else g.recheck for g in guards])
+        self._slots.put(row, settings)
+        self._guards[row] = tuple(guard.name for guard in guards)
+        self._columns[row] = 0
+        self._columns[row, : len(guards)] = [self.bank.index[name] for name in self._guards[row]]
         self._guarded[row] = bool(guards)
         self._rechecks[row] = any(guard.recheck is not None for guard in guards)
 
+    def _settings(self, guard: RowGuard) -> Sequence[float]:
+        column, placement = self.bank.index[guard.name], self.bank.placements[guard.name]
+        own = (column, True, guard.acts, guard.threshold)
+        recheck = inf if guard.recheck is None else guard.recheck
+        rest = placement.steps if placement.rest is None else placement.rest
+        placed = (placement.steps, rest, placement.decides, placement.pool)
+        return (*own, recheck, guard.strength, *placed)
+
     def restart(self, row: int) -> None:
         """Reset the statistics and decisions of the guards of `row`."""
-        self._top[row] = 0.0
-        self._valid[row] = True
-        self._fired[row] = self._start[row] = -1
+        self._slots.restart(row)
         self._generated[row] = 0
 
     def remove(self, row: int) -> None:
         """Forget the request on `row`."""
-        self._carried[row] = False
+        self._slots.carried[row] = False
         self._guarded[row] = self._rechecks[row] = False
-        self._columns[row] = np.zeros(0, np.int64)
+        self._guards[row] = ()
+        self._columns[row] = 0
+
+    def widen(self, most: int) -> None:
+        """Make room for `most` guards on a row, where there is less."""
+        self._slots.widen(most, self.bank.pool)
+        missing = self._slots.most - self._columns.shape[1]
+        self._columns = np.pad(self._columns, ((0, 0), (0, missing)))
 
     def readings(self, row: int) -> dict[str, Reading]:
         """The readings of the guards of `row` so far, by name."""
-        names = [*self.bank.index]
         (readings,) = self.read([row])
-        columns = self._columns[row]
-        return {names[at]: reading for at, reading in zip(columns, readings, strict=True)}
+        return dict(zip(self._guards[row], readings, strict=True))
 
     def read(self, rows: Sequence[int]) -> list[list[Reading]]:
         """The readings of the guards of these rows so far, in each row's order: one transfer from
         the device for all."""
-        row, at = self._row_columns(rows)
-        top, valid, fired = self._top[row, at], self._valid[row, at], self._fired[row, at]
-        return self._readings_of(rows, row, at, top, valid, fired, self._generated[row])
+        return readings_of(self.snapshot(rows), self.counts(rows))
 
-    def _row_columns(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """The row and the column in the bank of each guard on these rows."""
-        columns = [self._columns[row] for row in rows]
-        row = torch.from_numpy(np.repeat(np.asarray(rows, np.int64), [*map(len, columns)]))
-        at = torch.from_numpy(np.concatenate([*columns, np.zeros(0, np.int64)]))
-        return row.to(self.bank.device), at.to(self.bank.device)
+    def counts(self, rows: Sequence[int]) -> list[int]:
+        """The number of guards on each of these rows."""
+        return [len(self._guards[row]) for row in rows]
 
-    def _readings_of(
+    def snapshot(self, rows: Sequence[int]) -> Tensor:
+        """What `readings_of` reads, `[guards of all these rows, 4]`, float64, on the device, which
+        nobody waits for."""
+        row, slot = self._row_slots(rows)
+        slots = self._slots
+        top, valid, fired = slots.top[row, slot], slots.valid[row, slot], slots.fired[row, slot]
+        return self._reading_fields(row, slot, top, valid, fired, self._generated[row])
+
+    def _row_slots(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The row and the slot of each guard on these rows."""
+        counts = self.counts(rows)
+        row = np.repeat(np.asarray(rows, np.int64), counts)
+        slot = np.concatenate([*map(np.arange, counts), np.zeros(0, np.int64)]).astype(np.int64)
+        both = on_device(np.stack([row, slot]), self.bank.device)
+        return both[0], both[1]
+
+    def _reading_fields(
         self,
-        rows: Sequence[int],
         row: Tensor,
-        at: Tensor,
+        slot: Tensor,
         top: Tensor,
         valid: Tensor,
         fired: Tensor,
         generated: Tensor,
-    ) -> list[list[Reading]]:
-        """The readings of `rows` from the state of their guards; `row` and `at` are as
-        `_row_columns` gives them, and the state is in the same order."""
-        recheck = self._recheck[row, at]
+    ) -> Tensor:
+        """As `snapshot`, from the state of guards on the slots `slot` of `row`."""
+        slots = self._slots
+        recheck = slots.recheck[row, slot]
         decided = torch.where(fired < 0, generated, fired)
         fields = [
-            (top * self.bank.pool_weights[at]).sum(-1),
-            torch.where((decided > 0) & (recheck < inf), recheck, self._threshold[row, at]),
+            (top * slots.weights[row, slot]).sum(-1),
+            torch.where((decided > 0) & (recheck < inf), recheck, slots.threshold[row, slot]),
             fired,
             valid,
         ]
         # a double holds any of them exactly
-        values = iter(torch.stack([field.double() for field in fields], 1).tolist())
-        return [[_reading(*next(values)) for _ in self._columns[row]] for row in rows]
+        return torch.stack([field.double() for field in fields], 1)
 
     def flags(self, rows: HostRows) -> tuple[list[bool], list[bool]]:
         """By row: whether a guard has fired so far, and whether one has met NaN.
@@ -201,9 +187,9 @@ class GuardedRows:
         guarded = self._guarded[rows]
         if not guarded.any():
             return [False] * len(guarded), [False] * len(guarded)
-        at = self._on_device(rows)
-        fired = (self._carried[at] & (self._fired[at] >= 0)).any(1)
-        invalid = (self._carried[at] & ~self._valid[at]).any(1)
+        at, slots = self._on_device(rows), self._slots
+        fired = (slots.carried[at] & (slots.fired[at] >= 0)).any(1)
+        invalid = (slots.carried[at] & ~slots.valid[at]).any(1)
         return fired.tolist(), invalid.tolist()
 
     def check(self, rows: HostRows, logits: Tensor) -> None:
@@ -214,33 +200,58 @@ class GuardedRows:
         """
         if self._guarded[rows].any():
             nans, at = logits.amax(-1, keepdim=True).isnan(), self._on_device(rows)
-            self._valid[at] &= ~(nans & self._carried[at])
+            self._slots.valid[at] &= ~(nans & self._slots.carried[at])
 
     def _on_device(self, rows: HostRows) -> Rows:
-        return rows if isinstance(rows, slice) else torch.from_numpy(rows).to(self.bank.device)
+        return rows if isinstance(rows, slice) else on_device(rows, self.bank.device)
 
     def rebank(self, bank: HiddenBank) -> None:
-        """Go on with another bank; the state of guards that both banks have is kept, by name.
+        """Go on with another bank; rows keep their state, by the names of their guards.
 
         Raises ValueError where it lacks a guard that a row carries.
         """
-        names = [*self.bank.index]
-        carried = {at for row in np.flatnonzero(self._guarded) for at in self._columns[row]}
-        if lost := sorted(names[at] for at in carried if names[at] not in bank.index):
-            raise ValueError(f"rows carry guards that the new bank lacks: {', '.join(lost)}")
-        move = BankChange(self.bank, bank)
-        self._carried, self._acts = move(self._carried, False), move(self._acts, False)
-        self._threshold, self._strength = move(self._threshold, 0), move(self._strength, 0)
-        self._recheck = move(self._recheck, inf)
-        self._top, self._valid = move(self._top, 0, pool=True), move(self._valid, True)
-        self._fired, self._start = move(self._fired, -1), move(self._start, -1)
-        for row in np.flatnonzero(self._guarded):
-            columns = [bank.index[names[at]] for at in self._columns[row]]
-            self._columns[row] = np.array(columns, np.int64)
+        self._require_carried(bank)
+        self._slots.widen(0, bank.pool)
+        self._columns = np.zeros(self._slots.column.shape, np.int64)
+        for row, names in enumerate(self._guards):
+            self._columns[row, : len(names)] = [bank.index[name] for name in names]
+        self._slots.column.copy_(on_device(self._columns, bank.device))
         self.bank = bank
 
-    def _pooled(self, top: Tensor) -> Tensor:
-        return (top * self.bank.pool_weights).sum(-1)
+    def _require_carried(self, bank: HiddenBank) -> None:
+        carried = {name for names in self._guards for name in names}
+        if lost := sorted(carried - bank.index.keys()):
+            raise ValueError(f"rows carry guards that the new bank lacks: {', '.join(lost)}")
+
+    def _activate(self, rows: HostRows) -> None:
+        """Let `_sense` score only guards that these rows carry, where many are loaded."""
+        self._active, self._places = None, self._slots.column
+        if self.bank.columns <= ALL_SCORED:
+            return
+        active, places = self._distinct(rows)
+        device = self.bank.device
+        self._active, self._places = on_device(active, device), on_device(places, device)
+
+    def _distinct(self, rows: HostRows) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The columns of the guards that these rows carry, at least one, and for each row of the
+        table and slot the place of its column among them."""
+        columns = self._columns[rows]
+        active = np.unique(columns)
+        places = np.zeros_like(self._columns)
+        places[rows] = np.searchsorted(active, columns)
+        return active, places
+
+    def _sense(self, layer: int, rows: Rows, states: Tensor) -> Tensor:
+        """The scores `[rows, ..., most]` of the guards on `rows` for `states [rows, ..., width]`,
+        by slot; anything in a slot that nobody uses."""
+        scores = self.bank.sense(layer, states, self._active)
+        columns = self._places[rows]
+        shape = (len(columns), *[1] * (scores.ndim - 2), columns.shape[1])
+        return scores.gather(-1, columns.view(shape).expand(*scores.shape[:-1], -1))
+
+    def _deciding(self, rows: Rows, layer: int) -> Tensor | None:
+        """The slots `[rows, most]` whose guards decide at `layer`; None for all of them."""
+        return None if len(self.bank.decisions) == 1 else self._slots.decides[rows] == layer
 
     def _inspect(
         self,
@@ -252,40 +263,52 @@ class GuardedRows:
         *,
         fires: bool = True,
     ) -> None:
-        """Add the `scores [rows, tokens, guards]` of new tokens to the statistics, and decide.
+        """Add the `scores [rows, tokens, most]` of new tokens to the statistics, and decide.
 
-        The statistic is compared with `limit [rows, guards]`, inf for a guard that does not
-        inspect these tokens; `real [rows, tokens]` marks the tokens to inspect, None for all of
-        them, and `deciding [guards]` the guards that decide here, None for all of them. `fires`
-        False keeps the statistics alone: the decision is taken with later tokens.
+        The statistic is compared with `limit [rows, most]`, inf for a guard that does not inspect
+        these tokens; `real [rows, tokens]` marks the tokens to inspect, None for all of them, and
+        `deciding [rows, most]` the guards that decide here, None for all of them. `fires` False
+        keeps the statistics alone: the decision is taken with later tokens.
         """
+        slots = self._slots
         if deciding is not None:
             limit = limit.masked_fill(~deciding, inf)
         invalid = ~scores.isfinite()
         if real is not None:
             invalid = invalid & real[..., None]
             scores = scores.masked_fill(~real[..., None], -torch.inf)
-        largest = torch.cat([self._top[rows], scores.transpose(1, 2)], dim=-1)
-        top = largest.topk(self.bank.pool, dim=-1).values
-        inspects = self._carried[rows] & (limit < torch.inf)
-        self._top[rows] = torch.where(inspects[..., None], top, self._top[rows])
-        self._valid[rows] = self._valid[rows] & ~(invalid.any(1) & inspects)
+        before = slots.top[rows]
+        top = torch.cat([before, scores.transpose(1, 2)], dim=-1).topk(before.shape[-1]).values
+        inspects = slots.carried[rows] & (limit < torch.inf)
+        slots.top[rows] = torch.where(inspects[..., None], top, before)
+        slots.valid[rows] = slots.valid[rows] & ~(invalid.any(1) & inspects)
         if not fires:
             return
-        score, generated = self._pooled(top), self._generated[rows][:, None]
-        first = inspects & (score > limit) & (self._fired[rows] < 0)
+        score, generated = (top * slots.weights[rows]).sum(-1), self._generated[rows][:, None]
+        fired, start = slots.fired[rows], slots.start[rows]
+        first = inspects & (score > limit) & (fired < 0)
         # a topic that recurs in the response starts the schedule again
-        rested = generated - self._start[rows] >= self.bank.rests
-        again = inspects & (self._fired[rows] >= 0) & rested & (scores[:, -1] > limit)
-        self._fired[rows] = torch.where(first, generated, self._fired[rows])
-        self._start[rows] = torch.where(first | again, generated, self._start[rows])
+        rested = generated - start >= slots.rest[rows]
+        again = inspects & (fired >= 0) & rested & (scores[:, -1] > limit)
+        slots.fired[rows] = torch.where(first, generated, fired)
+        slots.start[rows] = torch.where(first | again, generated, start)
 
-    def _live(self, rows: Rows, generated: Tensor) -> tuple[Tensor, Tensor]:
+    def _live(
+        self, rows: Rows, generated: Tensor, start: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Which guards are due at the steps `generated [rows, 1]`, and the age of each schedule,
-        both `[rows, guards]`."""
-        age = generated - self._start[rows]
-        live = self._carried[rows] & self._acts[rows] & (self._start[rows] >= 0)
-        return live & (age < self.bank.lengths), age
+        both `[rows, most]`; `start` is that of the slots where it is None."""
+        slots = self._slots
+        start = slots.start[rows] if start is None else start
+        age = generated - start
+        live = slots.carried[rows] & slots.acts[rows] & (start >= 0) & (age >= 0)
+        return live & (age < slots.length[rows]), age
+
+
+def readings_of(snapshot: Tensor, counts: Sequence[int]) -> list[list[Reading]]:
+    """The readings of rows that carry so many guards each, from a snapshot of them."""
+    values = iter(snapshot.tolist())
+    return [[_reading(*next(values)) for _ in range(count)] for count in counts]
 
 
 def _reading(score: float, threshold: float, fired: float, valid: float) -> Reading:

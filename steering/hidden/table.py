@@ -6,12 +6,14 @@ Rows are added, moved and removed by the engine's scheduler; one forward pass is
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from steering.hidden.bank import HiddenBank
-from steering.hidden.rows import GuardedRows, HostRows
+from steering.hidden.rows import GuardedRows, HostRows, RowGuard
 
 
 def without_sink(real: Tensor) -> Tensor:
@@ -39,15 +41,18 @@ class Table(GuardedRows):
 
     # -- rows, as a scheduler moves them --------------------------------------------------------
 
+    def add(self, row: int, guards: Sequence[RowGuard]) -> None:
+        """Put a fresh request on `row`. Raises KeyError for a guard that is not in the bank."""
+        self.widen(len(guards))
+        super().add(row, guards)
+
     def move(self, source: int, target: int) -> None:
         """Let the request on row `source` live on row `target` from now on."""
-        for state in (
-            *(self._carried, self._acts, self._threshold, self._recheck, self._strength),
-            *(self._top, self._valid, self._fired, self._start, self._generated),
-        ):
+        for state in (*self._slots.tensors(), self._generated):
             state[target] = state[source]
         for mirror in (self._guarded, self._rechecks, self._steering):
             mirror[target] = mirror[source]
+        self._guards[target] = self._guards[source]
         self._columns[target] = self._columns[source]
         self.remove(source)
 
@@ -71,6 +76,8 @@ class Table(GuardedRows):
         self.senses = bool(sensed[rows].any())
         self.acts = bool(self._steering[rows].any())
         self._scores: Tensor | None = None
+        if self.senses:
+            self._activate(rows)
         if not self._prompt:
             self._generated[self._rows] += 1
         if self.acts and not self.senses:
@@ -79,10 +86,10 @@ class Table(GuardedRows):
     def sense(self, layer: int, hidden: Tensor) -> None:
         """Sense `hidden [rows, tokens, width]` after `layer`. Guards whose last sensing layer this
         is decide."""
-        scores = self.bank.sense(layer, hidden.float())
+        scores = self._sense(layer, self._rows, hidden.float())
         self._scores = scores if self._scores is None else self._scores + scores
         if layer in self.bank.decisions:
-            self._decide(self._scores, self.bank.decisions[layer])
+            self._decide(self._scores, layer)
 
     def act(self, layer: int, hidden: Tensor) -> Tensor:
         """Make the changes that are due at the last token of `hidden [rows, tokens, width]`.
@@ -107,9 +114,10 @@ class Table(GuardedRows):
         count.index_add_(0, self._due_row, guards[self._due_guard].long())
         return count[:, None] > 0
 
-    def _decide(self, scores: Tensor, deciding: Tensor | None) -> None:
-        rows = self._rows
-        limit = self._threshold[rows] if self._prompt else self._recheck[rows]
+    def _decide(self, scores: Tensor, layer: int) -> None:
+        rows, slots = self._rows, self._slots
+        limit = slots.threshold[rows] if self._prompt else slots.recheck[rows]
+        deciding = self._deciding(rows, layer)
         self._inspect(rows, scores, limit, self._mask, deciding, fires=self._ends)
         if self._ends:
             self._schedule()
@@ -119,8 +127,9 @@ class Table(GuardedRows):
         rows = self._rows
         due, age = self._live(rows, self._generated[rows][:, None])
         self._acting = due.any(1, keepdim=True)
-        self._due_row, self._due_guard = due.nonzero(as_tuple=True)
-        self._due_age = age[self._due_row, self._due_guard]
-        self._due_strength = self._strength[rows][self._due_row, self._due_guard]
+        self._due_row, slot = due.nonzero(as_tuple=True)
+        self._due_guard = self._slots.column[rows][self._due_row, slot]
+        self._due_age = age[self._due_row, slot]
+        self._due_strength = self._slots.strength[rows][self._due_row, slot]
         self._steering[self._host_rows] = self._acting[:, 0].tolist()
         self.acts = bool(self._steering[self._host_rows].any())

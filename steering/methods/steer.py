@@ -11,12 +11,14 @@ Shapes: `H` are activations `[n, width]`, one row a token; all results are float
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from steering.hidden.bank import HiddenBank, Placement
+from steering.hidden.bank import HiddenBank, NoRoom, Placement, Room
 from steering.methods.fitted import FittedGuard
 
 
@@ -149,12 +151,15 @@ class SteerGuards:
             for layer in sorted({layer for guard in guards for layer in guard.act_layers})
         }
         """Layer → `[guards * steps, width]`; zeros where a guard does not act."""
+        self._columns = len(guards)
 
-    def sense(self, layer: int, states: Tensor) -> Tensor:
+    def sense(self, layer: int, states: Tensor, columns: Tensor | None = None) -> Tensor:
         """See `HiddenGuards.sense`."""
         if layer not in self._gates:
-            return states.new_zeros(*states.shape[:-1], len(self.names))
-        return states @ self._gates[layer].T
+            count = self._columns if columns is None else len(columns)
+            return states.new_zeros(*states.shape[:-1], count)
+        gates = self._gates[layer]
+        return states @ (gates if columns is None else gates[columns]).T
 
     def act(
         self, layer: int, states: Tensor, guard: Tensor, age: Tensor, strength: Tensor
@@ -163,6 +168,41 @@ class SteerGuards:
         if layer not in self._directions:
             return torch.zeros_like(states)
         return self._directions[layer][guard * self._steps + age] * strength[..., None]
+
+    def with_room(self, room: Room) -> SteerGuards:
+        """See `RoomyGuards.with_room`."""
+        for needed, there, what in (
+            (self._columns, room.guards, "guards"),
+            (self._steps, room.steps, "steps of a schedule"),
+        ):
+            if needed > there:
+                raise NoRoom(f"{needed} {what} where there is room for {there}")
+        roomy = copy(self)
+        roomy._columns, roomy._steps = room.guards, room.steps
+        roomy._gates = {
+            layer: pad(gates, (0, 0, 0, room.guards - self._columns))
+            for layer, gates in self._gates.items()
+        }
+        more = (0, 0, 0, room.steps - self._steps, 0, room.guards - self._columns)
+        roomy._directions = {
+            layer: pad(rows.view(self._columns, self._steps, -1), more).flatten(0, 1)
+            for layer, rows in self._directions.items()
+        }
+        return roomy
+
+    def tensors(self) -> list[Tensor]:
+        """See `RoomyGuards.tensors`."""
+        return [*self._gates.values(), *self._directions.values()]
+
+    def take(self, other: SteerGuards) -> None:
+        """See `RoomyGuards.take`."""
+        for mine, theirs in (
+            (self._gates, other._gates),
+            (self._directions, other._directions),
+        ):
+            for layer, tensor in mine.items():
+                tensor.copy_(theirs[layer]) if layer in theirs else tensor.zero_()
+        self.names, self.placements = other.names, other.placements
 
 
 def bank_of(guards: Sequence[SteerGuard], device: torch.device | str = "cpu") -> HiddenBank:

@@ -21,9 +21,10 @@ class AblationGuards:
         self._directions = (directions / directions.norm(dim=1, keepdim=True)).to(device)
         self.width = directions.shape[1]
 
-    def sense(self, layer, states):
+    def sense(self, layer, states, columns=None):
         senses = [layer in placement.sense_layers for placement in self.placements]
-        return states @ self._directions.T * torch.tensor(senses, device=states.device)
+        scores = states @ self._directions.T * torch.tensor(senses, device=states.device)
+        return scores if columns is None else scores[..., columns]
 
     def act(self, layer, states, guard, age, strength):
         acts = [layer in placement.act_layers for placement in self.placements]

@@ -13,6 +13,7 @@ from steering.hidden.bank import HiddenBank
 from steering.hidden.packed import PackedTable
 from steering.hidden.packed_forward import PackedForward
 from steering.hidden.rows import Reading, RowGuard
+from steering.hidden.slots import on_device
 
 
 class WholeSequences:
@@ -41,8 +42,11 @@ class WholeSequences:
         lengths, prompts = real.sum(1), real[:, :prompt].sum(1)
         starts = lengths.cumsum() - lengths
 
-        def before(row: int, count: int) -> Tensor:
-            return torch.arange(int(starts[row]), int(starts[row]) + count, device=bank.device)
+        def before(stretches: NDArray[np.int64], count: int) -> Tensor:
+            token = torch.arange(count, device=bank.device)
+            first = on_device(starts[stretches], bank.device)[:, None]
+            # past the end of a sequence: any place
+            return (first + token).clamp(max=len(at) - 1)
 
         self._table.begin(
             PackedForward(

@@ -19,13 +19,10 @@ from vllm.sampling_params import RequestOutputKind
 
 from steering.engines.transformers.offline import Advance, nothing
 from steering.engines.vllm.collect import SEQUENCE, Collector
-from steering.engines.vllm.runner import (
-    PLAN,
-    GuardedRunner,
-    RowPlan,
-    decoder_layers,
-    require_followed,
-)
+from steering.engines.vllm.reports import RowPlan
+from steering.engines.vllm.runner import PLAN
+from steering.engines.vllm.runner_v1 import GuardedRunnerV1
+from steering.engines.vllm.supported import Unsupported, decoder_layers, require_followed
 from steering.hidden.bank import HiddenBank
 from steering.hidden.rows import RowGuard
 from steering.prompt import Prompt
@@ -46,7 +43,7 @@ class Generated:
 
 
 class ForwardObserver(Protocol):
-    """Gets a call at each stage of a forward. GuardedRunner and Collector are observers."""
+    """Gets a call at each stage of a forward. GuardedRunnerV1 and Collector are observers."""
 
     def update(self, scheduled: Any) -> None: ...
     def begin(self, scheduled: Any, lengths: Any) -> None: ...
@@ -71,6 +68,10 @@ class VllmEngine:
         self._engine: Any = self._llm.llm_engine
         self.config: Any = self._engine.vllm_config
         require_followed(self.config)
+        if self.config.use_v2_model_runner:
+            raise Unsupported(
+                "fits and evals run in model runner V1: set VLLM_USE_V2_MODEL_RUNNER=0"
+            )
         self._runner: Any = self._engine.model_executor.driver_worker.worker.model_runner
         self._layers = decoder_layers(self._runner.model)
         self._observer: ForwardObserver | None = None
@@ -128,7 +129,7 @@ class VllmEngine:
         for guard in guards:
             bank.index[guard.name]
         plan = RowPlan(guards, blocks=False, closed=False)
-        runner = GuardedRunner(self._runner, bank, {_TRIAL: plan})
+        runner = GuardedRunnerV1(self._runner, bank, {_TRIAL: plan})
         runner.allocate()
         with self._observed_by(runner):
             yield

@@ -1,34 +1,35 @@
-"""vLLM's model runner with guards: the table learns which rows a forward holds before it runs.
+"""The guards of one of vLLM's model runners: the table learns which rows a forward holds before it
+runs, and tells what was decided behind it.
 
-Written against the V1 runner (`vllm/v1/worker/gpu_model_runner.py`), whose methods it wraps:
-
-- `load_model`: installs hooks after the decoder layers, before anything is compiled;
-- `initialize_kv_cache`: allocates the table, as large as the cache of keys;
-- `_update_states`: requests that have ended or are preempted leave their rows;
-- `_prepare_inputs`: passes the forward's stretches, by request id and token counts;
-- `execute_model`: guards act only inside it, so not while vLLM profiles or warms up;
-- `sample_tokens`: attaches the guards' reports to its output.
+What differs between vLLM's two model runners is in `runner_v1` and `runner_v2`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import wraps
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
-from vllm.config import CUDAGraphMode
+from numpy.typing import NDArray
+from torch import Tensor
 from vllm.sequence import IntermediateTensors
 from vllm.v1.kv_cache_interface import FullAttentionSpec
 
+from steering.engines.vllm.reports import GuardedOutput, HostCopy, RowPlan, RowReport
+from steering.engines.vllm.supported import (
+    Unsupported,
+    decoder_layers,
+    require_followed,
+    separate_compile_cache,
+)
 from steering.engines.vllm.tap import Tap
-from steering.hidden.bank import HiddenBank
+from steering.hidden.bank import HiddenBank, NoRoom, Room
+from steering.hidden.captured import CapturedTable
 from steering.hidden.packed import PackedTable
 from steering.hidden.packed_forward import PackedForward
-from steering.hidden.rows import Reading, RowGuard
+from steering.hidden.rows import Reading, readings_of
 
 PLAN = "guard_plan"
 """The extra argument of a request, set by the front end, with the key of its `RowPlan`."""
@@ -38,117 +39,78 @@ CARRIED = "guard_gates"
 
 
 @dataclass(frozen=True)
-class RowPlan:
-    """The guards of a request.
+class Batch:
+    """The requests of one forward, in order: their names, how many tokens each has in it, how many
+    were computed before, how many are its prompt's, and how many of the tokens are drafts.
 
-    `blocks`: a guard that fires ends the request; `closed`: so does an invalid reading.
+    `places` and `before` are those of `PackedForward`. `captured`: the forward replays a graph.
     """
 
-    guards: Sequence[RowGuard]
-    blocks: bool
-    closed: bool
-
-
-@dataclass(frozen=True)
-class RowReport:
-    """The readings of a request's guards by the end of a forward.
-
-    `keep` None: the request goes on; else it ends, with that many of the forward's tokens. `cut[i]`
-    is the report where the scheduler takes only the first i + 1 of several tokens.
-    """
-
-    readings: Sequence[Reading]
-    keep: int | None
-    cut: Sequence[RowReport] = ()
-
-    def of(self, tokens: int) -> RowReport:
-        """The report where only the first `tokens` of the forward were taken."""
-        return self.cut[tokens - 1] if 0 < tokens <= len(self.cut) else self
-
-
-class Unsupported(ValueError):
-    """The configuration of the engine does not work with guards."""
-
-
-def require_followed(config: Any) -> None:
-    """Raise Unsupported for an engine configuration with which guards are not tested."""
-    runner, parallel = config.model_config.runner_type, config.parallel_config
-    refused = {
-        # the tensors between its stages cannot carry the scores
-        "pipeline parallelism by an external launcher": (
-            parallel.pipeline_parallel_size > 1
-            and parallel.distributed_executor_backend == "external_launcher"
-        ),
-        "speculative decoding with async scheduling (--no-async-scheduling)": (
-            config.speculative_config is not None and config.scheduler_config.async_scheduling
-        ),
-        "a KV connector": config.kv_transfer_config is not None,
-        "model runner V2 (VLLM_USE_V2_MODEL_RUNNER=0 takes V1)": config.use_v2_model_runner,
-        f"the runner {runner!r}": runner != "generate",
-        "CUDA graphs (-cc.cudagraph_mode=none leaves them out)": (
-            config.compilation_config.cudagraph_mode != CUDAGraphMode.NONE
-        ),
-    }
-    if named := [name for name, applies in refused.items() if applies]:
-        raise Unsupported(f"guards do not go together with {', '.join(named)} yet")
-
-
-def decoder_layers(model: nn.Module) -> Sequence[nn.Module]:
-    """The decoder layers of a vLLM model, in order. Raises Unsupported."""
-    inner = getattr(model, "model", None)
-    layers = getattr(inner, "layers", None)
-    if not isinstance(layers, nn.ModuleList):
-        raise Unsupported(f"the decoder layers of a {type(model).__name__} are not found")
-    return list(layers)
-
-
-def _separate_compile_cache(config: Any, layers: Sequence[int]) -> None:
-    """Give models compiled with these layers hooked an entry of their own in the compile cache:
-    the hash that vLLM computes does not cover hooks."""
-    additional = config.additional_config
-    if not isinstance(additional, dict):
-        raise Unsupported("guards need an additional_config that is a dictionary: change it to one")
-    config.additional_config = {**additional, "inference_guard": list(layers)}
+    names: Sequence[str]
+    lengths: NDArray[np.int64]
+    computed: NDArray[np.int64]
+    prompts: NDArray[np.int64]
+    drafts: NDArray[np.int64]
+    places: Tensor
+    before: Callable[[NDArray[np.int64], int], Tensor]
+    captured: bool
 
 
 class GuardedRunner:
-    """The guards of one model runner."""
+    """The guards of one model runner, of either kind."""
 
-    def __init__(self, runner: Any, bank: HiddenBank, plans: Mapping[str, RowPlan]) -> None:
-        """`plans` are by the key in the requests' extra arguments. Raises Unsupported."""
+    def __init__(
+        self, runner: Any, bank: HiddenBank, plans: Mapping[str, RowPlan], *, room: int = 0
+    ) -> None:
+        """`plans` are by the key in the requests' extra arguments. `room` is the number of guards
+        that can be loaded at once where CUDA graphs hold on to the bank, 0 for twice those of
+        `bank`. Raises Unsupported."""
         require_followed(runner.vllm_config)
         self._runner, self._bank, self._plans = runner, bank, plans
+        self._loadable = room
         self._tap = Tap()
         self._tap.install(decoder_layers(runner.model), bank.layers)
-        _separate_compile_cache(runner.vllm_config, bank.layers)
+        separate_compile_cache(runner.vllm_config, bank.layers)
         self._table: PackedTable | None = None
         self._row: dict[str, int] = {}
         self._free: list[int] = []
         self._incoming: Tensor | None = None
+        self.warming = False
+        """Whether vLLM warms up, with requests of its own."""
         self._decided: dict[str, int] = {}
         """Requests for which the last forward may have decided, and the step of its last token
         that is not a draft."""
 
     def swap(self, bank: HiddenBank, plans: Mapping[str, RowPlan]) -> None:
         """Go on with other guards, which must include those that rows carry. Raises Unsupported for
-        a layer that was compiled without the tap."""
-        if fresh := sorted(set(bank.layers) - self._tap.layers):
-            if not self._runner.model_config.enforce_eager:
-                named = ", ".join(map(str, fresh))
-                raise Unsupported(f"layers {named} were compiled without guards: restart vLLM")
+        a layer that was compiled without the tap, and for guards that captured graphs have no room
+        for; nothing changes then."""
+        fresh = sorted(set(bank.layers) - self._tap.layers)
+        if fresh and not self._runner.model_config.enforce_eager:
+            named = ", ".join(map(str, fresh))
+            raise Unsupported(f"layers {named} were compiled without guards: restart vLLM")
+        if self._table is not None:
+            try:
+                self._table.widen(_most(plans))
+                self._table.rebank(bank)
+            except NoRoom as error:
+                raise Unsupported(
+                    f"the CUDA graphs were captured without room for these guards: {error}. Raise "
+                    "guard_room in [server], or restart vLLM"
+                ) from error
+        if fresh:
             self._tap.install(decoder_layers(self._runner.model), fresh)
         self._bank, self._plans = bank, plans
-        if self._table is not None:
-            self._table.widen(self._most())
-            self._table.rebank(bank)
-
-    def _most(self) -> int:
-        return max((len(plan.guards) for plan in self._plans.values()), default=0)
 
     @property
     def carried(self) -> set[str]:
         """The keys of the plans that rows have."""
-        return {self._key(name) for name in self._row}
+        return {key for name in self._row if (key := self._key(name)) is not None}
+
+    def persistent_tensors(self) -> list[Tensor]:
+        """The tensors that captured graphs hold on to."""
+        table = self._table
+        return table.persistent_tensors() if isinstance(table, CapturedTable) else []
 
     def allocate(self) -> None:
         """Allocate a table for the cache of keys. Raises Unsupported for other caches."""
@@ -157,57 +119,77 @@ class GuardedRunner:
             config.kv_cache_groups[0].kv_cache_spec, FullAttentionSpec
         ):
             raise Unsupported("guards work only on models all of whose layers attend to all tokens")
-        capacity = self._runner.max_num_reqs
+        capacity, most = self._runner.max_num_reqs, _most(self._plans)
         self._block = config.kv_cache_groups[0].kv_cache_spec.block_size
         places = config.num_blocks * self._block
-        self._table = PackedTable(self._bank, capacity, places, self._most())
-        self._free = list(range(capacity))
+        if tokens := _largest_graph(self._runner.vllm_config.compilation_config):
+            room = self._room(most)
+            try:
+                roomy = HiddenBank(self._bank.stacks, self._bank.device, room)
+            except NoRoom as error:
+                raise Unsupported(
+                    f"{error}: raise guard_room in [server], or leave out full CUDA graphs "
+                    "(-cc.cudagraph_mode=PIECEWISE)"
+                ) from error
+            self._table = CapturedTable(roomy, capacity, places, room.most, tokens)
+        else:
+            self._table = PackedTable(self._bank, capacity, places, most)
+        self._row, self._free = {}, list(range(capacity))
+
+    def _room(self, most: int) -> Room:
+        """Room for what is loaded and for what may come."""
+        placements = self._bank.placements.values()
+        return Room(
+            guards=self._loadable or max(2 * len(self._bank), 8),
+            steps=_power_of_two(max((placement.steps for placement in placements), default=4)),
+            pool=_power_of_two(max(self._bank.pool, 4)),
+            most=_power_of_two(max(most, 2)),
+        )
 
     def update(self, scheduled: Any) -> None:
         """Free the rows of requests that have ended, and of preempted ones, which come in again."""
         for name in (*scheduled.finished_req_ids, *(scheduled.preempted_req_ids or ())):
-            if (row := self._row.pop(name, None)) is not None and self._table is not None:
-                self._table.remove(row)
-                self._free.append(row)
+            self._leave(name)
         if self._table is not None:
             for source, target in scheduled.kv_cache_block_copies or ():
                 self._table.copy(self._stretch(source), self._stretch(target))
 
-    def begin(self, scheduled: Any, lengths: Any) -> None:
+    def idle(self) -> None:
+        """Before a forward of no request, which may replay a graph: no row is guarded in it."""
+        if isinstance(self._table, CapturedTable):
+            self._table.disengage()
+
+    def capture(self) -> None:
+        """Before graphs are captured: the operator does its work, on no row, until `end`."""
+        if isinstance(self._table, CapturedTable):
+            self._table.disengage()
+            self._tap.table = self._table
+
+    def _start(self, batch: Batch) -> None:
         """Start a forward of the table with the rows and tokens that it holds."""
         table = self._table
         if table is None or not len(self._bank):
             return
-        batch = self._runner.input_batch
-        names = batch.req_ids
-        rows = [self._enter(name) for name in names]
-        prompts = batch.num_prompt_tokens[: len(names)].astype(np.int64)
-        computed = batch.num_computed_tokens_cpu[: len(names)].astype(np.int64)
-        first = computed + 1 - prompts
-        blocks, size = batch.block_table[0].block_table.np, batch.block_table[0].block_size
-
-        def places(row: Any, token: Any) -> torch.Tensor:
-            place = blocks[row, token // size].astype(np.int64) * size + token % size
-            return torch.from_numpy(place).to(self._bank.device)
-
-        at = np.arange(len(names)).repeat(lengths)
-        starts = lengths.cumsum() - lengths
-        token = np.arange(len(at)) + (computed - starts).repeat(lengths)
-
-        def before(stretch: int, count: int) -> torch.Tensor:
-            return places(stretch, np.arange(count))
-
-        table.begin(
-            PackedForward(rows, lengths, first, prompts.tolist(), places(at, token), before)
+        rows, first = (
+            [self._enter(name) for name in batch.names],
+            batch.computed + 1 - batch.prompts,
         )
+        forward = PackedForward(
+            *(rows, batch.lengths.tolist(), first.tolist(), batch.prompts.tolist()),
+            places=batch.places,
+            before=batch.before,
+        )
+        if isinstance(table, CapturedTable):
+            table.begin(forward, captured=batch.captured)
+        else:
+            table.begin(forward)
         if self._incoming is not None and table.senses:
-            first_layer = self._runner.model.model.start_layer
-            table.resume(self._incoming, first_layer)
+            table.resume(self._incoming, self._runner.model.model.start_layer)
         self._tap.table = table
-        last, drafts = first + lengths - 1, scheduled.scheduled_spec_decode_tokens
+        last = first + batch.lengths - 1
         self._decided = {
-            names[i]: int(last[i]) - len(drafts.get(names[i], ()))
-            for i in np.flatnonzero(table.decides(rows, last))
+            batch.names[i]: int(last[i] - batch.drafts[i])
+            for i in np.flatnonzero(table.decides(rows, last)).tolist()
         }
 
     def receive(self, tensors: IntermediateTensors | None) -> None:
@@ -221,30 +203,44 @@ class GuardedRunner:
         if scores is not None and isinstance(result, IntermediateTensors):
             result.tensors[CARRIED] = scores
 
-    def tell(self, output: Any) -> None:
-        """Attach the reports of a forward to its output, by request."""
+    def tell(self, output: Any) -> Any:
+        """The `output` of a forward with the reports of its guards, by request; they follow an
+        output that is on its way from the device, and nobody waits for them before."""
         decided, self._decided = self._decided, {}
-        names = [name for name in decided if name in self._row]
+        decided = {name: step for name, step in decided.items() if name in self._row}
         table = self._table
-        if not names or table is None or output is None:
-            return
-        # an output on its way from the device has it inside
-        output = getattr(output, "_model_runner_output", output)
-        several: dict[str, int] = {}
-        if self._runner.speculative_config is not None:
-            for name in names:
-                if taken := output.sampled_token_ids[output.req_id_to_index[name]]:
-                    table.accept(self._row[name], decided[name] + len(taken) - 1)
-                    several[name] = len(taken)
-        rows = [self._row[name] for name in names]
+        if not decided or table is None or output is None:
+            return output
+        rows = [self._row[name] for name in decided]
         if table.senses and not table.decided:
             # the forward bypassed the hooked layers: its tokens were not sensed
             table.invalidate(rows)
-        readings_of = table.read(rows)
+        if self._runner.speculative_config is not None:
+            report = partial(self._report_drafts, decided)
+        else:
+            plans = [self._plan(name) for name in decided]
+            snapshot = HostCopy(table.snapshot(rows))
+            report = partial(_report, decided, plans, table.counts(rows), snapshot)
+        if hasattr(output, "get_output"):
+            return GuardedOutput(output, report)
+        report(output)
+        return output
+
+    def _report_drafts(self, decided: Mapping[str, int], output: Any) -> None:
+        """Report on a forward that has several tokens of a request, once it is known how many of
+        them were accepted."""
+        table = self._table
+        assert table is not None
+        several: dict[str, int] = {}
+        for name, step in decided.items():
+            if taken := output.sampled_token_ids[output.req_id_to_index[name]]:
+                table.accept(self._row[name], step + len(taken) - 1)
+                several[name] = len(taken)
+        readings_of_rows = table.read([self._row[name] for name in decided])
         cut = self._cut(table, several, decided) if table.decided else {}
         output.guard = {
-            name: RowReport(readings, self._keep(name, readings, decided[name]), cut.get(name, ()))
-            for name, readings in zip(names, readings_of, strict=True)
+            name: replace(_row_report(self._plan(name), readings, step), cut=cut.get(name, ()))
+            for (name, step), readings in zip(decided.items(), readings_of_rows, strict=True)
         }
 
     def _cut(
@@ -258,98 +254,83 @@ class GuardedRunner:
             if decided[name] > 0 and self._rechecks(name)
             for i in range(count - 1)
         ]
-        readings_of = table.read_at(
+        readings_of_steps = table.read_at(
             [self._row[name] for name, _ in steps], [step for _, step in steps]
         )
         cut: dict[str, list[RowReport]] = {}
-        for (name, _), readings in zip(steps, readings_of, strict=True):
-            report = RowReport(readings, self._keep(name, readings, decided[name]))
-            cut.setdefault(name, []).append(report)
+        for (name, _), readings in zip(steps, readings_of_steps, strict=True):
+            cut.setdefault(name, []).append(_row_report(self._plan(name), readings, decided[name]))
         return cut
 
     def _rechecks(self, name: str) -> bool:
-        return any(guard.recheck is not None for guard in self._plans[self._key(name)].guards)
+        return any(guard.recheck is not None for guard in self._plan(name).guards)
 
-    def _keep(self, name: str, readings: Sequence[Reading], step: int) -> int | None:
-        plan = self._plans[self._key(name)]
-        if plan.closed and not all(reading.valid for reading in readings):
-            return 0
-        fired = [reading.position for reading in readings if reading.position is not None]
-        # the token after the one at which a guard fired is not returned
-        return max(min(fired) - step, 0) if plan.blocks and fired else None
+    def _plan(self, name: str) -> RowPlan:
+        key = self._key(name)
+        return _UNGUARDED if key is None else self._plans[key]
 
-    def _key(self, name: str) -> str:
-        params = self._runner.requests[name].sampling_params
-        key: str = params.extra_args[PLAN]
-        return key
+    def _key(self, name: str) -> str | None:
+        """The key of the request's plan; None for a request of vLLM's own while it warms up."""
+        raise NotImplementedError
 
     def _enter(self, name: str) -> int:
         if name not in self._row:
             assert self._table is not None
             row = self._row[name] = self._free.pop()
             # a request without a plan, from an unguarded front end, must not run unguarded
-            self._table.add(row, self._plans[self._key(name)].guards)
+            self._table.add(row, self._plan(name).guards)
         return self._row[name]
+
+    def _leave(self, name: str) -> None:
+        if (row := self._row.pop(name, None)) is not None and self._table is not None:
+            self._table.remove(row)
+            self._free.append(row)
 
     def _stretch(self, block: int) -> slice:
         return slice(block * self._block, (block + 1) * self._block)
 
 
-def surround_runners(runners: Sequence[type], loaded: Callable[[Any], GuardedRunner]) -> None:
-    """Guard the `runners`, classes of V1 model runners; `loaded` gives the guards of a runner whose
-    model is loaded."""
-    for kind in runners:
-        for name, around in _AROUND.items():
-            method = vars(kind).get(name)
-            if method is not None:
-                setattr(kind, name, around(method, loaded))
+_UNGUARDED = RowPlan((), blocks=False, closed=False)
 
 
-def _around_load(original: Any, loaded: Any) -> Any:
-    @wraps(original)
-    def load_model(self: Any, *args: Any, **kwargs: Any) -> Any:
-        result = original(self, *args, **kwargs)
-        if getattr(self, "guarded", None) is None:
-            self.guarded = loaded(self)
-        return result
-
-    return load_model
-
-
-def _surrounding(
-    before: Callable[[GuardedRunner, tuple[Any, ...]], None] | None = None,
-    after: Callable[[GuardedRunner, tuple[Any, ...], Any], None] | None = None,
-) -> Any:
-    def around(original: Any, _loaded: Any) -> Any:
-        @wraps(original)
-        def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-            guarded: GuardedRunner | None = getattr(self, "guarded", None)
-            if guarded is None:
-                return original(self, *args, **kwargs)
-            if before:
-                before(guarded, args)
-            try:
-                result = original(self, *args, **kwargs)
-            except BaseException:
-                guarded.end()
-                raise
-            if after:
-                after(guarded, args, result)
-            return result
-
-        return method
-
-    return around
+def _report(
+    decided: Mapping[str, int],
+    plans: Sequence[RowPlan],
+    counts: Sequence[int],
+    snapshot: HostCopy,
+    output: Any,
+) -> None:
+    """Report on a forward of at most one generated token of each request."""
+    readings_of_rows = readings_of(snapshot.wait(), counts)
+    output.guard = {
+        name: _row_report(plan, readings, step)
+        for (name, step), plan, readings in zip(
+            decided.items(), plans, readings_of_rows, strict=True
+        )
+    }
 
 
-_AROUND: Mapping[str, Any] = {
-    "load_model": _around_load,
-    "initialize_kv_cache": _surrounding(after=lambda guarded, _args, _result: guarded.allocate()),
-    "_update_states": _surrounding(before=lambda guarded, args: guarded.update(args[0])),
-    "_prepare_inputs": _surrounding(after=lambda guarded, args, _result: guarded.begin(*args[:2])),
-    "execute_model": _surrounding(
-        before=lambda guarded, args: guarded.receive(args[1] if len(args) > 1 else None),
-        after=lambda guarded, _args, result: guarded.end(result),
-    ),
-    "sample_tokens": _surrounding(after=lambda guarded, _args, result: guarded.tell(result)),
-}
+def _row_report(plan: RowPlan, readings: Sequence[Reading], step: int) -> RowReport:
+    """The report on a request whose forward has decided from `step` on."""
+    if plan.closed and not all(reading.valid for reading in readings):
+        return RowReport(readings, 0)
+    fired = [reading.position for reading in readings if reading.position is not None]
+    # the token after the one at which a guard fired is not returned
+    return RowReport(readings, max(min(fired) - step, 0) if plan.blocks and fired else None)
+
+
+def _largest_graph(compilation: Any) -> int:
+    """The number of tokens of the largest forward that is captured as a whole; 0 without any."""
+    if not compilation.cudagraph_mode.has_full_cudagraphs():
+        return 0
+    sizes = compilation.cudagraph_capture_sizes or ()
+    return max((int(compilation.max_cudagraph_capture_size or 0), *sizes))
+
+
+def _most(plans: Mapping[str, RowPlan]) -> int:
+    return max((len(plan.guards) for plan in plans.values()), default=0)
+
+
+def _power_of_two(count: int) -> int:
+    """The next power of two that is not smaller."""
+    return int(2 ** (count - 1).bit_length())

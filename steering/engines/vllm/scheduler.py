@@ -13,7 +13,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import FinishReason
 from vllm.v1.request import RequestStatus
 
-from steering.engines.vllm.runner import RowReport
+from steering.engines.vllm.reports import RowReport
 
 STOPPED = "guard"
 """The `stop_reason` of a request that a guard has ended."""

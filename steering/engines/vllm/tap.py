@@ -17,6 +17,9 @@ from vllm.utils.torch_utils import direct_register_custom_op
 
 from steering.hidden.packed import PackedTable
 
+OPERATOR = "vllm::inference_guard_tap"
+"""The operator's name, as torch.compile knows it."""
+
 _taps: list[Tap] = []
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from torch import Tensor
 
-from steering.hidden.bank import HiddenBank
+from steering.hidden.bank import HiddenBank, Room
+from steering.hidden.captured import CapturedTable
 from steering.hidden.packed import PackedTable
 from steering.hidden.packed_forward import PackedForward
 from steering.hidden.rows import Reading, RowGuard
@@ -17,7 +21,8 @@ from steering.hidden.table import Table, without_sink
 from steering.methods.steer import SteerGuard
 from tests.steering.hidden.guards import WIDTH, AnyGuard, bank_of_all, row_guards, whole
 
-LAYERS, CAPACITY, PLACES = 5, 3, 2000
+LAYERS, CAPACITY, PLACES, PAD = 5, 3, 2000, 2
+ROOM = Room(guards=6, steps=8, pool=8, most=6)
 
 GUARD = SteerGuard(
     name="g",
@@ -68,10 +73,19 @@ class Engine:
     bank: HiddenBank
     random: random.Random
     generator: torch.Generator
+    captures: bool = False
+    """Whether forwards of one token a row run as a captured graph does, padded."""
     requests: dict[int, Request] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.table = PackedTable(self.bank, CAPACITY, PLACES, len(self.bank))
+        self.captured = 0
+        if self.captures:
+            roomy = HiddenBank(self.bank.stacks, room=ROOM)
+            self.table: PackedTable = CapturedTable(
+                roomy, CAPACITY, PLACES, ROOM.most, CAPACITY + PAD
+            )
+        else:
+            self.table = PackedTable(self.bank, CAPACITY, PLACES, len(self.bank))
         self.done: dict[int, int] = {}
         self.places: dict[int, Tensor] = {}
         self.after: dict[int, Tensor] = {}
@@ -122,16 +136,21 @@ class Engine:
         first = {row: self.done[row] + 1 - self.requests[row].prompt for row in rows}
         spans = [slice(self.done[row], self.done[row] + total[row]) for row in rows]
         states = torch.cat([self._states(row, lengths[row], total[row]) for row in rows], 1)
-        self.table.begin(
-            PackedForward(
-                rows,
-                [total[row] for row in rows],
-                [first[row] for row in rows],
-                [self.requests[row].prompt for row in rows],
-                torch.cat([self.places[row][span] for row, span in zip(rows, spans, strict=True)]),
-                lambda i, count: self.places[rows[i]][:count],
-            )
+        forward = PackedForward(
+            rows,
+            [total[row] for row in rows],
+            [first[row] for row in rows],
+            [self.requests[row].prompt for row in rows],
+            torch.cat([self.places[row][span] for row, span in zip(rows, spans, strict=True)]),
+            self._before(rows),
         )
+        if isinstance(self.table, CapturedTable) and len(rows) == sum(total.values()):
+            self.table.begin(forward, captured=True)
+            padding = self.random.randint(0, PAD)
+            states = torch.cat([states, whole(self.generator, LAYERS, padding, WIDTH)], 1)
+            self.captured += self.table.senses
+        else:
+            self.table.begin(forward)
         for layer in range(LAYERS):
             hidden = states[layer].clone()
             if self.table.senses and layer in self.bank.sense_layers:
@@ -145,6 +164,17 @@ class Engine:
                 at += total[row]
         for row in rows:
             self.done[row] += lengths[row]
+
+    def _before(self, rows: list[int]) -> Callable[[NDArray[np.int64], int], Tensor]:
+        def before(stretches: NDArray[np.int64], count: int) -> Tensor:
+            # past the end of a request stand places of nobody's, which are not to be read
+            wide = [self.places[rows[i]].new_zeros(count) for i in stretches]
+            for own, i in zip(wide, stretches, strict=True):
+                known = self.places[rows[i]][:count]
+                own[: len(known)] = known
+            return torch.stack(wide)
+
+        return before
 
     def _states(self, row: int, real: int, total: int) -> Tensor:
         done = self.done[row]

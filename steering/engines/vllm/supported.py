@@ -1,0 +1,96 @@
+"""Which engine configurations of vLLM guards can follow, and how they have to be changed for it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+from vllm.compilation.breakable_cudagraph import is_breakable_cudagraph_enabled
+from vllm.config import CUDAGraphMode
+
+from steering.engines.vllm.tap import OPERATOR
+
+logger = logging.getLogger(__name__)
+
+
+class Unsupported(ValueError):
+    """The configuration of the engine does not work with guards."""
+
+
+def require_followed(config: Any) -> None:
+    """Raise Unsupported for an engine configuration with which guards are not tested."""
+    runner, parallel = config.model_config.runner_type, config.parallel_config
+    compilation = config.compilation_config
+    graphs = compilation.cudagraph_mode
+    pieces = graphs.has_piecewise_cudagraphs()
+    refused = {
+        # the tensors between its stages cannot carry the scores
+        "pipeline parallelism by an external launcher": (
+            parallel.pipeline_parallel_size > 1
+            and parallel.distributed_executor_backend == "external_launcher"
+        ),
+        "speculative decoding with async scheduling (--no-async-scheduling)": (
+            config.speculative_config is not None and config.scheduler_config.async_scheduling
+        ),
+        "a KV connector": config.kv_transfer_config is not None,
+        f"the runner {runner!r}": runner != "generate",
+        # captured with prompts of any length, which are decided on otherwise than single tokens
+        "CUDA graphs of whole prompts (-cc.cudagraph_mode=FULL_AND_PIECEWISE)": (
+            graphs == CUDAGraphMode.FULL
+        ),
+        "breakable CUDA graphs (VLLM_USE_BREAKABLE_CUDAGRAPH=0)": (
+            pieces and is_breakable_cudagraph_enabled()
+        ),
+        "Inductor's graph partition (-cc.use_inductor_graph_partition=false)": (
+            pieces and bool(compilation.use_inductor_graph_partition)
+        ),
+        # half of a batch would be taken for the other half
+        "micro-batches (--enable-dbo, --ubatch-size)": parallel.use_ubatching,
+        # layers would see other tokens than the first one
+        "fast prefill (--kv-sharing-fast-prefill)": config.cache_config.kv_sharing_fast_prefill,
+        "context parallelism": (
+            parallel.decode_context_parallel_size > 1 or parallel.prefill_context_parallel_size > 1
+        ),
+    }
+    if named := [name for name, applies in refused.items() if applies]:
+        raise Unsupported(f"guards do not go together with {', '.join(named)} yet")
+
+
+def adapt(config: Any) -> None:
+    """Before the model is loaded: change an engine's configuration so that guards run in each of
+    its forwards."""
+    compilation = config.compilation_config
+    graphs = compilation.cudagraph_mode
+    if config.speculative_config is not None and graphs.has_full_cudagraphs():
+        # drafts are decided on one after the other, which no graph of a whole forward does
+        compilation.cudagraph_mode = graphs.mixed_mode()
+        logger.warning(
+            "guards follow drafts outside of full CUDA graphs: cudagraph_mode is %s, not %s",
+            compilation.cudagraph_mode.name,
+            graphs.name,
+        )
+    if compilation.cudagraph_mode.has_piecewise_cudagraphs():
+        # within a captured piece the operator would run only once
+        operators = [*(compilation.splitting_ops or [])]
+        if OPERATOR not in operators:
+            compilation.splitting_ops = [*operators, OPERATOR]
+
+
+def decoder_layers(model: nn.Module) -> Sequence[nn.Module]:
+    """The decoder layers of a vLLM model, in order. Raises Unsupported."""
+    inner = getattr(model, "model", None)
+    layers = getattr(inner, "layers", None)
+    if not isinstance(layers, nn.ModuleList):
+        raise Unsupported(f"the decoder layers of a {type(model).__name__} are not found")
+    return list(layers)
+
+
+def separate_compile_cache(config: Any, layers: Sequence[int]) -> None:
+    """Give models compiled with these layers hooked an entry of their own in the compile cache:
+    the hash that vLLM computes does not cover hooks."""
+    additional = config.additional_config
+    if not isinstance(additional, dict):
+        raise Unsupported("guards need an additional_config that is a dictionary: change it to one")
+    config.additional_config = {**additional, "inference_guard": list(layers)}
