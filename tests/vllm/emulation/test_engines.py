@@ -123,7 +123,8 @@ def test_an_operator_that_graphs_cannot_serve_gives_wrong_tokens(
 def test_an_operator_that_splits_the_model_runs_between_its_pieces(
     folder: Path, multiplied: list[Any]
 ) -> None:
-    attention = ["unified_attention_with_output", "unified_kv_cache_update"]
+    keys = ["unified_kv_cache_update", "unified_mla_kv_cache_update"]
+    attention = ["unified_attention_with_output", *keys]
     splitting = [f"vllm::{name}" for name in (*attention, "inference_guard_fault")]
     came = run(
         folder,
