@@ -34,7 +34,7 @@ def test_another_runner_is_refused() -> None:
 
 
 def test_a_process_that_asks_for_nothing_has_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("VLLM_EMULATION", raising=False)
+    monkeypatch.delenv("EMULATED_VLLM", raising=False)
     assert asked() is None
 
 

@@ -38,5 +38,5 @@ class _Finder(MetaPathFinder):
         return spec
 
 
-if "VLLM_EMULATION" in os.environ:
+if "EMULATED_VLLM" in os.environ:
     sys.meta_path.insert(0, _Finder())
