@@ -67,8 +67,8 @@ def assert_ran(came: Mapping[str, Any], runner: str, graphs: str | None, workers
         for kind, mode in (("full", "FULL"), ("pieces", "PIECEWISE")):
             expected = graphs is not None and mode in graphs
             assert (worker["captured"][kind] > 0) == expected
-            assert (worker["replayed"][kind] > 10) == expected
-            assert (worker["forwards"][mode] > 10) == expected
+            assert (worker["replayed"][kind] > 3) == expected
+            assert (worker["forwards"][mode] > 3) == expected
         # in pieces, the guards' operator stands between them
         assert (worker["looked_into"] > 0) == (graphs is not None and "FULL" in graphs)
         assert worker["syncs"] == worker["strangers"] == worker["moved"] == []
