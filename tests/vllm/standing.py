@@ -25,6 +25,7 @@ from guard.config.keys import hash_key
 from tests.steering.tiny import prompt
 from tests.vllm.checkpoint import CONFIG, save, save_tokenizer
 from tests.vllm.driver import environment
+from tests.vllm.emulation.settings import Settings
 
 ADMIN = "an admin's key"
 
@@ -62,8 +63,8 @@ class Stand:
 
 
 @contextmanager
-def serving(folder: Path, *more: str) -> Iterator[Stand]:
-    """A server of the tiny model, with `more` arguments."""
+def serving(folder: Path, *more: str, emulated: Settings | None = None) -> Iterator[Stand]:
+    """A server of the tiny model, with `more` arguments; it is eager, or what is `emulated`."""
     save(folder)
     save_tokenizer(folder / "model")
     port = free_port()
@@ -76,11 +77,13 @@ def serving(folder: Path, *more: str) -> Iterator[Stand]:
         "--max-model-len": "512",
         "--max-num-seqs": "8",
     }
-    command += ["--enforce-eager", *(part for pair in options.items() for part in pair), *more]
+    command += [part for pair in options.items() for part in pair] + [*more]
+    if emulated is None or not emulated.graphs:
+        command.append("--enforce-eager")
     Stand(folder, "", None).configure()  # type: ignore[arg-type]
     with (folder / "log").open("w") as log:
         server = subprocess.Popen(
-            command, env=environment(folder / "config.toml"), stdout=log, stderr=log
+            command, env=environment(folder / "config.toml", emulated), stdout=log, stderr=log
         )
     made = Stand(folder, f"http://127.0.0.1:{port}", server)
     try:

@@ -67,8 +67,8 @@ def assert_ran(came: Mapping[str, Any], runner: str, graphs: str | None, workers
         for kind, mode in (("full", "FULL"), ("pieces", "PIECEWISE")):
             expected = graphs is not None and mode in graphs
             assert (worker["captured"][kind] > 0) == expected
-            assert (worker["replayed"][kind] > 10) == expected
-            assert (worker["forwards"][mode] > 10) == expected
+            assert (worker["replayed"][kind] > 3) == expected
+            assert (worker["forwards"][mode] > 3) == expected
         # in pieces, the guards' operator stands between them
         assert (worker["looked_into"] > 0) == (graphs is not None and "FULL" in graphs)
         assert worker["syncs"] == worker["strangers"] == worker["moved"] == []
@@ -78,13 +78,10 @@ def assert_ran(came: Mapping[str, Any], runner: str, graphs: str | None, workers
     ("runner", "graphs", "more"),
     [
         ("v2", None, {}),
-        ("v2", None, {"asynchronous": True}),
         ("v2", "NONE", {"asynchronous": True}),
         ("v2", "PIECEWISE", {"idle": True}),
-        ("v2", "FULL_DECODE_ONLY", BARE),
-        ("v2", "FULL_AND_PIECEWISE", {"idle": True}),
+        ("v2", "FULL_DECODE_ONLY", BARE | {"idle": True}),
         ("v2", "FULL_AND_PIECEWISE", {"asynchronous": True}),
-        ("v1", None, {"asynchronous": True}),
         ("v1", "PIECEWISE", {"asynchronous": True}),
         ("v1", "FULL_DECODE_ONLY", BARE | {"idle": True}),
         ("v1", "FULL_AND_PIECEWISE", {"asynchronous": True}),
@@ -126,7 +123,6 @@ def repeating(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
 @pytest.mark.parametrize(
     ("runner", "graphs", "method"),
     [
-        ("v2", None, "ngram"),
         ("v2", "PIECEWISE", "model"),
         ("v2", "FULL_AND_PIECEWISE", "ngram"),
         ("v1", "PIECEWISE", "ngram"),
@@ -160,7 +156,6 @@ def test_drafts_change_nothing(
 @pytest.mark.parametrize(
     ("runner", "graphs", "parallel"),
     [
-        ("v2", None, "tensor"),
         ("v2", "FULL_AND_PIECEWISE", "tensor"),
         ("v2", "FULL_AND_PIECEWISE", "pipeline"),
         ("v1", "FULL_AND_PIECEWISE", "tensor"),

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-VARIABLE = "VLLM_EMULATION"
+VARIABLE = "EMULATED_VLLM"
 """The environment variable that carries the settings, as JSON."""
 
 

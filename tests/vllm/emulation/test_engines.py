@@ -43,7 +43,6 @@ def eager(folder: Path, requests: list[dict[str, Any]]) -> dict[str, Any]:
         ("v1", "FULL_AND_PIECEWISE", {"asynchronous": True}),
         ("v2", "FULL_AND_PIECEWISE", {"idle": True}),
         ("v1", "FULL_DECODE_ONLY", {"compilation_config": {"mode": 0}, "idle": True}),
-        ("v2", "PIECEWISE", {"asynchronous": True}),
     ],
 )
 def test_tokens_are_those_of_the_eager_v1_runner(
@@ -86,9 +85,7 @@ def _tokens(came: dict[str, Any]) -> list[Any]:
 def multiplied(folder: Path) -> list[Any]:
     """The right tokens where the faults' operator acts."""
     hook = "tests.vllm.emulation.faults:by_branch"
-    right = _tokens(run(folder, _asked(), config=None, hook=hook))
-    assert right != _tokens(run(folder, _asked(), config=None))
-    return right
+    return _tokens(run(folder, _asked(), config=None, hook=hook))
 
 
 @pytest.mark.parametrize("runner", ["v1", "v2"])
@@ -126,7 +123,8 @@ def test_an_operator_that_graphs_cannot_serve_gives_wrong_tokens(
 def test_an_operator_that_splits_the_model_runs_between_its_pieces(
     folder: Path, multiplied: list[Any]
 ) -> None:
-    attention = ["unified_attention_with_output", "unified_kv_cache_update"]
+    keys = ["unified_kv_cache_update", "unified_mla_kv_cache_update"]
+    attention = ["unified_attention_with_output", *keys]
     splitting = [f"vllm::{name}" for name in (*attention, "inference_guard_fault")]
     came = run(
         folder,

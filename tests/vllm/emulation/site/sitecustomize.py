@@ -24,7 +24,7 @@ class _Finder(MetaPathFinder):
             return None
         root = str(Path(__file__).parents[4])
         if root not in sys.path:
-            sys.path.append(root)
+            sys.path.insert(0, root)
         from tests.vllm.emulation.arming import after_import, before_import
 
         execute = spec.loader.exec_module
@@ -38,5 +38,5 @@ class _Finder(MetaPathFinder):
         return spec
 
 
-if "VLLM_EMULATION" in os.environ:
+if "EMULATED_VLLM" in os.environ:
     sys.meta_path.insert(0, _Finder())
