@@ -18,7 +18,7 @@ from torch import Tensor
 
 from steering.hidden.bank import HiddenBank, NoRoom
 from steering.hidden.packed import PackedTable
-from steering.hidden.packed_forward import EndedPrompts, PackedForward
+from steering.hidden.packed_forward import DueGuards, EndedPrompts, PackedForward
 from steering.hidden.rows import ALL_SCORED, HostRows
 from steering.hidden.slots import on_device
 
@@ -182,6 +182,7 @@ class CapturedTable(PackedTable):
 
     def _decide_tokens(self, count: int, layer: int) -> None:
         (rows, step), scores = self._row_and_step[:, :count], self._sums[:count]
+        self._due = None
         self._gates[self._place[:count]] = scores
         self._generated[rows] = step.clamp(min=0)
         slots, step = self._slots, step[:, None]
@@ -196,15 +197,20 @@ class CapturedTable(PackedTable):
         if not self._captured:
             super().act(layer, hidden, residual)
             return
-        count = hidden.shape[0]
-        rows, step = self._row_and_step[:, :count]
-        live, age = self._live(rows, step[:, None])
-        live = live & (step[:, None] >= 0)
-        guard, strength = self._slots.column[rows], self._slots.strength[rows].where(live, 0.0)
+        if self._due is None:
+            self._due = self._due_at(*self._row_and_step[:, : hidden.shape[0]])
+        due = self._due
         states = hidden.float() if residual is None else hidden.float() + residual
-        states = states[:, None].expand(-1, guard.shape[1], -1)
-        delta = self.bank.act(layer, states, guard, age.where(live, 0), strength).sum(1)
+        states = states[:, None].expand(-1, due.guard.shape[1], -1)
+        delta = self.bank.act(layer, states, due.guard, due.age, due.strength).sum(1)
         guards = self.bank.acting[layer]
-        acting = live if guards is None else live & guards[guard]
+        acting = due.live if guards is None else due.live & guards[due.guard]
         changed = hidden + delta.to(hidden.dtype)
-        hidden.copy_(torch.where(acting.any(1, keepdim=True), changed, hidden))
+        torch.where(acting.any(1, keepdim=True), changed, hidden, out=hidden)
+
+    def _due_at(self, rows: Tensor, step: Tensor) -> DueGuards:
+        """The guards that are due at the tokens, by slot."""
+        live, age = self._live(rows, step[:, None])
+        slots = self._slots
+        age, strength = age.where(live, 0), slots.strength[rows].where(live, 0.0)
+        return DueGuards(slots.column[rows], age, strength, live, live)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
-from steering.hidden.slots import on_device
+from steering.hidden.slots import NEVER, on_device
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ class RowState(NamedTuple):
             top=pad(self.top, (0, pool - self.top.shape[2], *more)),
             valid=pad(self.valid, more, value=True),
             fired=pad(self.fired, more, value=-1),
-            start=pad(self.start, more, value=-1),
+            start=pad(self.start, more, value=NEVER),
             generated=self.generated,
         )
 

@@ -116,7 +116,7 @@ class GuardedRows:
 
     def remove(self, row: int) -> None:
         """Forget the request on `row`."""
-        self._slots.carried[row] = False
+        self._slots.leave(row)
         self._guarded[row] = self._rechecks[row] = False
         self._guards[row] = ()
         self._columns[row] = 0
@@ -279,7 +279,8 @@ class GuardedRows:
             scores = scores.masked_fill(~real[..., None], -torch.inf)
         before = slots.top[rows]
         top = torch.cat([before, scores.transpose(1, 2)], dim=-1).topk(before.shape[-1]).values
-        inspects = slots.carried[rows] & (limit < torch.inf)
+        # inf in slots that nobody uses, too
+        inspects = limit < torch.inf
         slots.top[rows] = torch.where(inspects[..., None], top, before)
         slots.valid[rows] = slots.valid[rows] & ~(invalid.any(1) & inspects)
         if not fires:
@@ -301,8 +302,7 @@ class GuardedRows:
         slots = self._slots
         start = slots.start[rows] if start is None else start
         age = generated - start
-        live = slots.carried[rows] & slots.acts[rows] & (start >= 0) & (age >= 0)
-        return live & (age < slots.length[rows]), age
+        return slots.acts[rows] & (age >= 0) & (age < slots.length[rows]), age
 
 
 def readings_of(snapshot: Tensor, counts: Sequence[int]) -> list[list[Reading]]:

@@ -31,11 +31,14 @@ _SETTINGS = (
 )
 """What is set when a request comes, in the order of `Slots.put`."""
 
+NEVER = 2**62
+"""Where a schedule starts that has not: every step is before it."""
+
 _FILL = {
     "column": 0,
     "carried": False,
     "acts": False,
-    "threshold": 0.0,
+    "threshold": inf,
     "recheck": inf,
     "strength": 0.0,
     "length": 0,
@@ -44,7 +47,7 @@ _FILL = {
     "pool": 0,
     "valid": True,
     "fired": -1,
-    "start": -1,
+    "start": NEVER,
 }
 """The value of each tensor in a slot that nobody uses."""
 
@@ -55,7 +58,7 @@ class Slots:
     `column` is the guard's column in the bank; `carried` marks the slots in use; `acts`,
     `threshold`, `recheck` (inf: none) and `strength` are those of `RowGuard`; `length`, `rest` and
     `decides` those of `Placement`. `top` are the largest scores so far, `weights` what makes their
-    mean of them; `fired` and `start` count generated tokens, -1 for never.
+    mean of them; `fired` counts generated tokens, -1 for never, and so does `start`.
 
     They stay where they are until `widen`: a captured graph may hold on to them.
     """
@@ -107,7 +110,12 @@ class Slots:
         """Reset the statistics and decisions on `row`."""
         self.top[row] = 0.0
         self.valid[row] = True
-        self.fired[row] = self.start[row] = -1
+        self.fired[row], self.start[row] = -1, NEVER
+
+    def leave(self, row: int) -> None:
+        """Let nobody's guards be on `row`."""
+        self.carried[row] = self.acts[row] = False
+        self.threshold[row] = self.recheck[row] = inf
 
     def widen(self, most: int, pool: int) -> None:
         """Make room for `most` guards on a row and pools of `pool`, where there is less."""
