@@ -118,8 +118,10 @@ def test_recurrent_layers_beside_attention(tmp_path: Path) -> None:
             "act_layers": act,
             "schedule": [1.0, 0.5, 0.25],
             "pool": 3,
+            "rest": 2,
             "threshold": float(np.median(scores)),
             "strength": 2.0,
+            "recheck": None,
         }
         directions = (20 * rng.normal(size=(len(act), WIDTH))).astype("f4")
         made = artifact(checkpoint_fingerprint(tmp_path / "model"), settings, gates, directions)
