@@ -73,8 +73,12 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
         | {
             "initializer_range": 0.1,
             "layer_types": ["linear_attention", "full_attention"] * 2,
-            # without experts, whose choice hangs on the last bit
-            "mlp_only_layers": [0, 1, 2, 3],
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 64,
+            "shared_expert_intermediate_size": 64,
+            # where guards sense no experts, whose choice hangs on the last bit
+            "mlp_only_layers": [0, 1, 2],
         },
     ),
 }

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from guard.artifact import Artifact, ArtifactMeta
 from steering.engines.transformers.engine import TransformersEngine
-from steering.fingerprint import fingerprint
+from steering.fingerprint import checkpoint_fingerprint
 from steering.hidden.rows import RowGuard
 from steering.methods.steer import SteerGuard, bank_of
 from tests.steering.engines.driver import serve, start
@@ -85,9 +85,9 @@ def save(made: Path, served: Any = None) -> None:
             "strength": 2.0,
             "recheck": float(np.quantile(scores, 0.8)) if name == "late" else None,
         }
-        artifact(fingerprint(served), settings, gates, directions).save(
-            made / f"{name}.safetensors"
-        )
+        # by the checkpoint, as the plugin does: experts have other names in transformers' memory
+        fitted_on = checkpoint_fingerprint(made / "model")
+        artifact(fitted_on, settings, gates, directions).save(made / f"{name}.safetensors")
     (made / "config.toml").write_text(CONFIG, "utf-8")
 
 

@@ -58,7 +58,6 @@ def test_tokens_and_verdicts_are_those_of_transformers(
     save(tmp_path, served)
     crowded = {"num_gpu_blocks_override": blocks, "scheduling_policy": "priority"}
     found = run(tmp_path, requests, **crowded)
-    # by the checkpoint, as the plugin does: experts have other names in transformers' memory
     known = replace(ServedModel.of(served), fingerprint=checkpoint_fingerprint(tmp_path / "model"))
     plans = LanguagePlans(load_config(tmp_path / "config.toml"), known, name="tiny")
     engine = TransformersEngine(served, plans.bank, capacity=1)
@@ -118,8 +117,10 @@ def test_recurrent_layers_beside_attention(tmp_path: Path) -> None:
             "act_layers": act,
             "schedule": [1.0, 0.5, 0.25],
             "pool": 3,
+            "rest": 2,
             "threshold": float(np.median(scores)),
             "strength": 2.0,
+            "recheck": None,
         }
         directions = (20 * rng.normal(size=(len(act), WIDTH))).astype("f4")
         made = artifact(checkpoint_fingerprint(tmp_path / "model"), settings, gates, directions)
