@@ -1,5 +1,6 @@
 """The cost of what a captured CUDA graph computes for nobody: padding, and guards and slots that no
 row uses.
+
     python -m benchmarks.captured_room
 
 A graph always does all of its work, so its cost is that of its size: of its tokens, of the guards a
