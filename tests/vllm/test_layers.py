@@ -150,8 +150,6 @@ def test_any_other_output_is_refused(output: Any) -> None:
         ("granitemoehybrid.GraniteMoeHybridMambaDecoderLayer", False),
         ("falcon.FalconDecoderLayer", False),
         ("gpt2.GPT2Block", False),
-        ("phi.PhiLayer", False),
-        ("starcoder2.Starcoder2DecoderLayer", False),
     ],
 )
 def test_layers_of_vllm_whose_sum_is_taken_by_the_next_one(kind: str, pending: bool) -> None:
