@@ -4,13 +4,15 @@ BIN := .venv/bin
 
 VLLM := .venv-vllm/bin
 
-.PHONY: help demo test test-slow test-vllm conformance lint format docs site bench clean
+.PHONY: help demo test test-slow test-vllm vllm-seams test-vllm-next conformance lint format docs site bench clean
 
 help:
 	@echo "make demo       set everything up and ask the embedded model, guarded and bare"
 	@echo "make test       set everything up and run the tests"
 	@echo "make test-slow  the tests that need the embedded model and minutes"
 	@echo "make test-vllm  the tests of the vLLM plugin, in an environment of their own"
+	@echo "make vllm-seams  the sources of another release of vLLM (WHEEL=...) against the plugin's seams"
+	@echo "make test-vllm-next  that release's Python on the CPU build, under the plugin's tests"
 	@echo "make conformance  real clients (OpenAI's, Anthropic's, LangChain ...) through the proxy"
 	@echo "make lint       ruff, mypy --strict, import contracts, stale docs, the site"
 	@echo "make bench      tokens per second, guarded beside bare"
@@ -45,6 +47,21 @@ test-slow: .venv/ready
 
 test-vllm: .venv-vllm/ready
 	$(VLLM)/python -m pytest -q tests/vllm tests/steering/hidden/test_packed.py tests/steering/hidden/test_packed_cache.py
+
+# A release that has no CPU build yet: WHEEL is its wheel, which is downloaded where it is not given
+VLLM_NEXT := 0.33.0
+NEXT := build/vllm-next
+WHEEL ?= $(NEXT)/vllm-$(VLLM_NEXT).whl
+$(NEXT)/vllm-$(VLLM_NEXT).whl: | .venv/ready
+	$(BIN)/python -m pip download -q --disable-pip-version-check --no-deps --only-binary :all: vllm==$(VLLM_NEXT) -d $(NEXT)
+	ln -sf $$(basename $(NEXT)/vllm-$(VLLM_NEXT)-*.whl) $@
+
+vllm-seams: $(WHEEL) .venv/ready
+	$(BIN)/python -m tests.vllm.seams $(WHEEL)
+
+test-vllm-next: $(WHEEL) .venv-vllm/ready
+	$(VLLM)/python -m tests.vllm.seams.overlay $(WHEEL) $(NEXT)/overlay
+	PYTHONPATH=$(NEXT)/overlay:. $(VLLM)/python -m pytest -q tests/vllm
 
 # The clients' environment; npm's packages too, where there is npm
 CLIENTS := build/conformance

@@ -16,8 +16,9 @@ from server.vllm.policies import Policies
 from server.vllm.recording import process_recording
 from steering.engines.vllm import scheduler
 
-TESTED = ("0.32",)
-"""Releases of vLLM whose sources were read and that the tests run on."""
+TESTED = ("0.32", "0.33")
+"""Releases of vLLM whose sources were read and that the tests run on: of 0.33 the Python, on the
+compiled parts of 0.32, since it has no CPU build yet."""
 
 _installed: list[Path] = []
 

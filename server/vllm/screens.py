@@ -24,7 +24,9 @@ class TextScreens:
         one cannot be applied.
         """
         encoder = earlier.plans.encoder if earlier is not None else None
-        self.plans = TextPlans(config, (lambda: encoder) if encoder is not None else None)
+        self.plans: TextPlans = TextPlans(
+            config, (lambda: encoder) if encoder is not None else None
+        )
         for name in policies:
             _require_here(self.plans[name])
             self.plans[name].require_whole()

@@ -62,7 +62,7 @@ class Stand:
 
 
 @contextmanager
-def serving(folder: Path, *more: str) -> Iterator[Stand]:
+def serving(folder: Path, *more: str, policies: str = CONFIG) -> Iterator[Stand]:
     """A server of the tiny model, with `more` arguments."""
     save(folder)
     save_tokenizer(folder / "model")
@@ -77,7 +77,7 @@ def serving(folder: Path, *more: str) -> Iterator[Stand]:
         "--max-num-seqs": "8",
     }
     command += ["--enforce-eager", *(part for pair in options.items() for part in pair), *more]
-    Stand(folder, "", None).configure()  # type: ignore[arg-type]
+    Stand(folder, "", None).configure(policies)  # type: ignore[arg-type]
     with (folder / "log").open("w") as log:
         server = subprocess.Popen(
             command, env=environment(folder / "config.toml"), stdout=log, stderr=log
