@@ -16,7 +16,7 @@ help:
 	@echo "make conformance  real clients (OpenAI's, Anthropic's, LangChain ...) through the proxy"
 	@echo "make lint       ruff, mypy --strict, import contracts, stale docs, the site"
 	@echo "make bench      tokens per second, guarded beside bare"
-	@echo "make docs       write docs/cli.md and docs/configuration.md from the program"
+	@echo "make docs       write the pages of docs/ that are made from the program"
 	@echo "make site       build the pages of docs/ as a site in build/site"
 
 .venv/ready: pyproject.toml constraints.txt
@@ -86,6 +86,7 @@ lint: .venv/ready
 	$(BIN)/lint-imports
 	$(BIN)/python docs/write_cli.py --check
 	$(BIN)/python docs/write_configuration.py --check
+	$(BIN)/python docs/write_vllm_seams.py --check
 	$(BIN)/mkdocs build --strict -f docs/site/mkdocs.yml
 
 format: .venv/ready
@@ -95,6 +96,7 @@ format: .venv/ready
 docs: .venv/ready
 	$(BIN)/python docs/write_cli.py
 	$(BIN)/python docs/write_configuration.py
+	$(BIN)/python docs/write_vllm_seams.py
 
 site: .venv/ready
 	$(BIN)/mkdocs build --strict -f docs/site/mkdocs.yml
