@@ -175,8 +175,7 @@ def _named_policy(headers: Headers, body: Mapping[str, Any]) -> str | None:
     """The policy that a request names, in any of three places. Raises RequestError where they
     differ, and InvalidParameter for what is no name."""
     names: list[Any] = list(headers.getlist(POLICY_HEADER))
-    if "guard" in body:
-        guard = body["guard"]
+    if (guard := body.get("guard")) is not None:
         if not isinstance(guard, dict) or guard.keys() - {"policy"}:
             raise InvalidParameter("'guard' is an object, {\"policy\": NAME}.", param="guard")
         names += [guard["policy"]] if "policy" in guard else []
