@@ -17,6 +17,7 @@ from tests.vllm.play import MARK
 def main() -> None:
     """Try them, on the model and the configuration in the folder."""
     from vllm import LLM, SamplingParams
+    from vllm.exceptions import VLLMValidationError
 
     folder = Path(sys.argv[1])
     llm = LLM(
@@ -37,7 +38,7 @@ def main() -> None:
         ):
             try:
                 told[f"{name} {policy}"] = ask()[0].guard["policy"]  # type: ignore[attr-defined]
-            except ValueError as error:
+            except VLLMValidationError as error:
                 told[f"{name} {policy}"] = str(error)
     told["foreign"] = _foreign(llm.llm_engine, greedy)
     told["afterwards"] = llm.generate(["w5"], greedy, use_tqdm=False)[0].guard["policy"]  # type: ignore[attr-defined]
