@@ -51,8 +51,10 @@ TOPIC = '[[words]]\nlabel = "TOPIC"\nwords = ["forbidden", {}]\n'
 def stand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
     folder = tmp_path_factory.mktemp("screens")
     (folder / "topic.toml").write_text(TOPIC.format('"w999"'), "utf-8")
-    with serving(folder, "--enable-scale-out", policies=CONFIG + SCREENED) as made:
-        yield made
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_ENABLE_RESPONSES_API_STORE", "1")
+        with serving(folder, "--enable-scale-out", policies=CONFIG + SCREENED) as made:
+            yield made
 
 
 def post(
@@ -190,6 +192,22 @@ def test_what_an_answer_may_not_say_is_not_said(stand: Stand) -> None:
     masked = json.loads(raw)
     assert answer[5] not in masked["choices"][0]["text"].split()
     assert masked["guard"]["outcome"] == "redacted"
+
+
+def test_stored_answers_are_screened_when_they_are_fetched(stand: Stand) -> None:
+    status, _, raw = post(stand, "/v1/responses", asking("/v1/responses", words(9), store=True))
+    assert status == 200
+    stored = json.loads(raw)
+    (said,) = [part["text"] for item in stored["output"] for part in item["content"]]
+    (stand.folder / "topic.toml").write_text(TOPIC.format(f'"{said.split()[3]}"'), "utf-8")
+    assert stand.reload()[0] == 200
+    for policy, shown in (("none", said), ("shut", MESSAGE)):
+        call = Request(
+            f"{stand.url}/v1/responses/{stored['id']}", headers={"X-Guard-Policy": policy}
+        )
+        with urlopen(call, timeout=60) as reply:
+            fetched = json.loads(reply.read())
+        assert [p["text"] for item in fetched["output"] for p in item["content"]] == [shown]
 
 
 def test_a_screen_chooses_the_policy_of_the_guards(stand: Stand) -> None:
