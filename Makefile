@@ -51,6 +51,8 @@ test-vllm: .venv-vllm/ready
 # A release that has no CPU build yet: WHEEL is its wheel, which is downloaded where it is not given
 VLLM_NEXT := 0.33.0
 NEXT := build/vllm-next
+# what its Python needs that the CPU build's environment has not; not what is for GPUs
+NEXT_NEEDS := orjson
 WHEEL ?= $(NEXT)/vllm-$(VLLM_NEXT).whl
 $(NEXT)/vllm-$(VLLM_NEXT).whl: | .venv/ready
 	$(BIN)/python -m pip download -q --disable-pip-version-check --no-deps --only-binary :all: vllm==$(VLLM_NEXT) -d $(NEXT)
@@ -61,6 +63,7 @@ vllm-seams: $(WHEEL) .venv/ready
 
 test-vllm-next: $(WHEEL) .venv-vllm/ready
 	$(VLLM)/python -m tests.vllm.seams.overlay $(WHEEL) $(NEXT)/overlay
+	$(VLLM)/python -m pip install -q --disable-pip-version-check --no-deps --target $(NEXT)/overlay $(NEXT_NEEDS)
 	PYTHONPATH=$(NEXT)/overlay:. $(VLLM)/python -m pytest -q tests/vllm
 
 # The clients' environment; npm's packages too, where there is npm
