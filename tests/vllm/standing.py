@@ -100,7 +100,7 @@ def free_port() -> int:
 
 def until_up(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
     """Wait until something answers there. Raises AssertionError where the server has ended."""
-    for _ in range(600):
+    for _ in range(1200):
         assert server.poll() is None, log.read_text("utf-8")[-5000:]
         try:
             urlopen(url, timeout=5).close()
