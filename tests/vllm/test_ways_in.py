@@ -48,7 +48,7 @@ def ended(folder: Path, *command: str, **more: str) -> subprocess.CompletedProce
         env=environment(folder / "screened.toml") | more,
         capture_output=True,
         text=True,
-        timeout=900,
+        timeout=1800,
     )
 
 
