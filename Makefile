@@ -4,18 +4,20 @@ BIN := .venv/bin
 
 VLLM := .venv-vllm/bin
 
-.PHONY: help demo test test-slow test-vllm test-gpu conformance lint format docs site bench clean
+.PHONY: help demo test test-slow test-vllm vllm-seams test-vllm-next test-gpu conformance lint format docs site bench clean
 
 help:
 	@echo "make demo       set everything up and ask the embedded model, guarded and bare"
 	@echo "make test       set everything up and run the tests"
 	@echo "make test-slow  the tests that need the embedded model and minutes"
 	@echo "make test-vllm  the tests of the vLLM plugin, in an environment of their own"
+	@echo "make vllm-seams  the sources of another release of vLLM (WHEEL=...) against the plugin's seams"
+	@echo "make test-vllm-next  that release's Python on the CPU build, under the plugin's tests"
 	@echo "make test-gpu   what can be said on one GPU, in under twelve minutes (docs/gpu.md)"
 	@echo "make conformance  real clients (OpenAI's, Anthropic's, LangChain ...) through the proxy"
 	@echo "make lint       ruff, mypy --strict, import contracts, stale docs, the site"
 	@echo "make bench      tokens per second, guarded beside bare"
-	@echo "make docs       write docs/cli.md and docs/configuration.md from the program"
+	@echo "make docs       write the pages of docs/ that are made from the program"
 	@echo "make site       build the pages of docs/ as a site in build/site"
 
 .venv/ready: pyproject.toml constraints.txt
@@ -46,6 +48,24 @@ test-slow: .venv/ready
 
 test-vllm: .venv-vllm/ready
 	$(VLLM)/python -m pytest -q tests/vllm tests/steering/hidden/test_packed.py tests/steering/hidden/test_packed_cache.py
+
+# A release that has no CPU build yet: WHEEL is its wheel, which is downloaded where it is not given
+VLLM_NEXT := 0.33.0
+NEXT := build/vllm-next
+# what its Python needs that the CPU build's environment has not; not what is for GPUs
+NEXT_NEEDS := orjson
+WHEEL ?= $(NEXT)/vllm-$(VLLM_NEXT).whl
+$(NEXT)/vllm-$(VLLM_NEXT).whl: | .venv/ready
+	$(BIN)/python -m pip download -q --disable-pip-version-check --no-deps --only-binary :all: vllm==$(VLLM_NEXT) -d $(NEXT)
+	ln -sf $$(basename $(NEXT)/vllm-$(VLLM_NEXT)-*.whl) $@
+
+vllm-seams: $(WHEEL) .venv/ready
+	$(BIN)/python -m tests.vllm.seams $(WHEEL)
+
+test-vllm-next: $(WHEEL) .venv-vllm/ready
+	$(VLLM)/python -m tests.vllm.seams.overlay $(WHEEL) $(NEXT)/overlay
+	$(VLLM)/python -m pip install -q --disable-pip-version-check --no-deps --target $(NEXT)/overlay $(NEXT_NEEDS)
+	PYTHONPATH=$(NEXT)/overlay:. $(VLLM)/python -m pytest -q tests/vllm
 
 # An interpreter that has the packages (GPU_PYTHON), or an environment, made from a folder of wheels
 # (WHEELS) or the index
@@ -86,6 +106,7 @@ lint: .venv/ready
 	$(BIN)/lint-imports
 	$(BIN)/python docs/write_cli.py --check
 	$(BIN)/python docs/write_configuration.py --check
+	$(BIN)/python docs/write_vllm_seams.py --check
 	$(BIN)/mkdocs build --strict -f docs/site/mkdocs.yml
 
 format: .venv/ready
@@ -95,6 +116,7 @@ format: .venv/ready
 docs: .venv/ready
 	$(BIN)/python docs/write_cli.py
 	$(BIN)/python docs/write_configuration.py
+	$(BIN)/python docs/write_vllm_seams.py
 
 site: .venv/ready
 	$(BIN)/mkdocs build --strict -f docs/site/mkdocs.yml

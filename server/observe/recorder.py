@@ -52,15 +52,20 @@ class Recorder:
         self._said_at: float | None = None
 
     def __call__(self, request: AnyRequest, verdict: Verdict) -> None:
+        self.add(request.record_id, verdict, request.tenant)
+
+    def add(self, record_id: str, verdict: Verdict, tenant: str) -> None:
+        """Record the verdict of a row that has ended, once `record_id` is released; "" is no such
+        id."""
         with self._lock:
-            deferred = self._deferred.get(request.record_id) if request.record_id else None
+            deferred = self._deferred.get(record_id) if record_id else None
             if deferred is not None and deferred.discarded:
                 return
             if deferred is not None and deferred.merge is None:
-                deferred.rows.append((verdict, request.tenant))
+                deferred.rows.append((verdict, tenant))
                 return
             merge = deferred.merge if deferred is not None else None
-        self.record(merge(verdict) if merge else verdict, request.tenant)
+        self.record(merge(verdict) if merge else verdict, tenant)
 
     def defer(self) -> str:
         """Hold the verdicts of a request's rows until `release`; returns its `record_id`."""

@@ -152,7 +152,7 @@ class ScreenedExchange:
                 f"{kind}: have the operator let that pass unscreened."
             )
         self.screening.address = _texts_of_url(scope)
-        choices = _choices(self.screening.body) if self.route.multiple_choices else 1
+        choices = choices_of(self.screening.body) if self.route.multiple_choices else 1
         if self.route.separate_messages:
             choices = sys.maxsize
         response = ScreenedResponse(send, self, choices)
@@ -257,7 +257,7 @@ def _texts_of_url(scope: Scope) -> list[str]:
     return [text for text in texts if text]
 
 
-def _choices(body: dict[str, Any]) -> int:
+def choices_of(body: dict[str, Any]) -> int:
     """The number of choices that a request asks for."""
     n, prompt = body.get("n"), body.get("prompt")
     per_prompt = n if isinstance(n, int) and n > 0 else 1

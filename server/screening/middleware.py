@@ -110,17 +110,27 @@ class ScreenMiddleware:
             self._context, plan, route, exchange, body, model=model, caller=caller
         )
         tenant = key.tenant if key else ""
-        exchange.record_id = self.recorder.defer()
+        await recorded(screened, self.recorder, tenant)(scope, receive, send)
+
+
+def recorded(screened: ScreenedExchange, recorder: Recorder, tenant: str) -> ASGIApp:
+    """The app that answers a screened request, whose rows are recorded with what the screens have
+    found; the exchange has the id of its record before the app inside is called."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        record_id = screened.exchange.record_id = recorder.defer()
         try:
             await screened.run(scope, receive, send)
         except GuardError:
             if screened.refused:
                 # its rows never were, or are no longer wanted
-                self.recorder.discard(exchange.record_id)
-                self.recorder.record(screened.verdict(), tenant)
+                recorder.discard(record_id)
+                recorder.record(screened.verdict(), tenant)
             raise
         finally:
-            self.recorder.release(exchange.record_id, _joining(screened))
+            recorder.release(record_id, _joining(screened))
+
+    return answer
 
 
 def _joining(screened: ScreenedExchange) -> Merge:

@@ -9,6 +9,7 @@ default.
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from guard.config.vllm_plugin import CONFIG
 
@@ -20,3 +21,10 @@ def register() -> None:
         from server.vllm.install import install
 
         install(path)
+
+
+def endpoints() -> Any:
+    """Our `EndpointPlugin`, where VLLM_PLUGINS names this plugin."""
+    from server.vllm.http.endpoints import GuardEndpoints
+
+    return GuardEndpoints()

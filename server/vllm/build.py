@@ -89,6 +89,6 @@ def _arguments(config: Config, settings: ModelConfig, source: str, context: int)
         raise ModelError(f"model {settings.name}: engine_options: {error}") from error
 
 
-def _keep_verdict(verdict: Verdict) -> None:
+def _keep_verdict(verdict: Verdict, _record_id: str) -> None:
     if (service := _services.get(verdict.model)) is not None:
         service.keep_verdict(verdict)

@@ -17,11 +17,13 @@ from vllm.v1.engine.output_processor import OutputProcessor, RequestState
 
 from guard.plans.revision import RevisionEntry
 from guard.verdict import Verdict
+from server.vllm.http.call import current_call
 from steering.engines.vllm.runner import PLAN
 from steering.engines.vllm.scheduler import ENDED, READINGS
 from steering.hidden.rows import Reading
 
-Record = Callable[[Verdict], None]
+Record = Callable[[Verdict, str], None]
+"""Takes a verdict, and the id under which the screens of its request collect them, else ""."""
 
 _entries: dict[str, RevisionEntry] = {}
 """The policies that requests in this process may have, by their keys."""
@@ -37,13 +39,16 @@ def register(entries: Collection[RevisionEntry], forget: Collection[str] = ()) -
 class TrackedRequest:
     """The state of one request: the last readings of its guards, and its verdict."""
 
-    def __init__(self, entry: RevisionEntry, request_id: str, record: Record) -> None:
+    def __init__(
+        self, entry: RevisionEntry, request_id: str, record: Record, record_id: str = ""
+    ) -> None:
         self.key = entry.key
         self.readings: Sequence[Sequence[Any]] | None = None
         """For each guard of the plan: score, threshold, position and whether they are valid."""
         self.ended_by_guard = False
         self.verdict: Verdict | None = None
-        self._entry, self._id, self._record = entry, request_id, record
+        self._entry, self._id = entry, request_id
+        self._record, self._record_id = record, record_id
         self._started = time.monotonic()
 
     def close(self, *, failed: bool = False) -> None:
@@ -61,7 +66,7 @@ class TrackedRequest:
             elapsed_ms=(time.monotonic() - self._started) * 1000,
         )
         self.verdict = replace(verdict, outcome="error") if failed else verdict
-        self._record(self.verdict)
+        self._record(self.verdict, self._record_id)
 
     def end(self, reason: FinishReason) -> None:
         """Close a request that has ended in the engine, or whose client has disconnected."""
@@ -77,6 +82,7 @@ def patch(record: Record) -> None:
     original_add = RequestOutput.add
     original_abort = OutputProcessor.abort_requests
     original_error = OutputProcessor.propagate_error
+    original_finish = OutputProcessor._finish_request
 
     def from_new_request(cls: Any, /, *args: Any, request: Any, **kwargs: Any) -> Any:
         state = original_new(cls, *args, request=request, **kwargs)
@@ -85,9 +91,13 @@ def patch(record: Record) -> None:
             if entry is None:
                 raise ValueError("a request from another front end cannot be guarded")
             parent, name = kwargs.get("parent_req"), request.external_req_id
-            if parent is not None:
+            call = current_call.get()
+            if call is not None and call.exchange.record_id:
+                name = call.row_name()
+            elif parent is not None:
                 name = f"{parent.external_req_id}/{kwargs.get('request_index', 0)}"
-            state.tracked = TrackedRequest(entry, name, record)
+            record_id = call.exchange.record_id if call is not None else ""
+            state.tracked = TrackedRequest(entry, name, record, record_id)
         return state
 
     @wraps(original_output)
@@ -154,12 +164,20 @@ def patch(record: Record) -> None:
                 tracked.close(failed=True)
         return original_error(self, *args, **kwargs)
 
+    @wraps(original_finish)
+    def _finish_request(self: Any, req_state: Any) -> None:
+        # an engine that has refused a request makes no output of it
+        if (tracked := getattr(req_state, "tracked", None)) is not None:
+            tracked.close(failed=True)
+        original_finish(self, req_state)
+
     RequestState.from_new_request = classmethod(from_new_request)
     RequestState.make_request_output = make_request_output
     RequestState._new_completion_output = _new_completion_output
     RequestOutput.add = add
     OutputProcessor.abort_requests = abort_requests
     OutputProcessor.propagate_error = propagate_error
+    OutputProcessor._finish_request = _finish_request
 
 
 def _set_verdict(output: Any) -> None:

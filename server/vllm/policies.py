@@ -10,6 +10,7 @@ from guard.config.schema import Config
 from guard.config.vllm_plugin import POLICY
 from guard.errors import ConfigError
 from guard.plans.revision import Revision, RevisionEntry, digest
+from server.vllm.screens import TextScreens
 
 
 class Policies:
@@ -18,10 +19,21 @@ class Policies:
     A reload replaces the object as a whole.
     """
 
-    def __init__(self, path: Path, config: Config, revision: Revision, *, keyed: bool) -> None:
-        """`keyed` is as in `install`. Where it is True, raises ConfigError for a default without
-        guards, and GuardFailed for policies that cannot be applied."""
-        self.path, self.revision, self.keyed = path, revision, keyed
+    def __init__(
+        self,
+        path: Path,
+        config: Config,
+        revision: Revision,
+        *,
+        keyed: bool,
+        earlier: Policies | None = None,
+    ) -> None:
+        """`keyed` is as in `install`, `earlier` what these policies replace.
+
+        Where `keyed` is True, raises ConfigError for a default without guards, and GuardFailed for
+        policies that cannot be applied.
+        """
+        self.path, self.config, self.revision, self.keyed = path, config, revision, keyed
         self.earlier_keys: set[str] = set()
         """Keys of earlier revisions that running requests may still have."""
         self.default = config.server.default_policy
@@ -32,20 +44,23 @@ class Policies:
         self.entries: Mapping[str, RevisionEntry] = {
             name: entry
             for name, entry in entries.items()
-            if not keyed
-            or name == self.default
-            # the plugin does not run text screens
-            or (allowed_by_all_keys(config, name) and not entry.plan.texts)
+            if not keyed or name == self.default or allowed_by_all_keys(config, name)
         }
-        if keyed:
-            entries[self.default].plan.require_no_texts()
         for entry in self.entries.values() if keyed else ():
             entry.plan.require_whole()
+        self.screens: TextScreens | None = None
+        """None where no policy screens text, or the server around this engine does."""
+        if keyed and any(entry.plan.texts for entry in self.entries.values()):
+            known = earlier.screens if earlier is not None else None
+            self.screens = TextScreens(config, self.entries, known)
 
     def entry_for(self, extra: Mapping[str, Any] | None) -> RevisionEntry:
         """The policy of a request with the extra arguments `extra`. Raises ValueError for a policy
         that it may not name."""
-        name = (extra or {}).get(POLICY, self.default)
+        return self.entry((extra or {}).get(POLICY, self.default))
+
+    def entry(self, name: object) -> RevisionEntry:
+        """The policy of this name. Raises ValueError where requests may not name it."""
         entry = self.entries.get(name) if isinstance(name, str) else None
         if entry is None:
             shown = repr(name)[:80] if isinstance(name, str | int | None) else type(name).__name__
@@ -55,14 +70,20 @@ class Policies:
         return entry
 
 
-def require_guarded(entry: RevisionEntry, *, pools: bool) -> None:
-    """Raise ValueError for a request that guards would not follow: one for embeddings or classes,
-    which has no tokens to decide on."""
+def require_guarded(entry: RevisionEntry, *, pools: bool, is_screened: bool = False) -> None:
+    """Raise ValueError for a request that its policy would not be applied to: one for embeddings or
+    classes, which has no tokens that guards decide on; one whose texts nobody has read."""
     plan = entry.plan
     if pools and plan.guards and plan.on_error == "closed":
         raise ValueError(
             f"policy {plan.policy!r} cannot be applied to pooling: generate, or ask for a policy "
             "without guards"
+        )
+    if plan.texts and not is_screened:
+        raise ValueError(
+            f"policy {plan.policy!r} has screens of text ({', '.join(plan.texts)}), which read "
+            "JSON over HTTP alone, at /v1/chat/completions, /v1/completions, /v1/responses and "
+            "/v1/messages: ask for another policy"
         )
 
 

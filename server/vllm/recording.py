@@ -16,20 +16,31 @@ from server.observe.recorder import Recorder
 class Recording:
     """A `Record` of `outputs.patch`; the first front end of the process opens log and metrics."""
 
-    def __init__(self, audit_log: Path | None) -> None:
-        self._path = audit_log
+    def __init__(self) -> None:
         self._recorder: Recorder | None = None
 
-    def open(self) -> None:
+    def open(self, audit_log: Path | None) -> None:
         """Open the audit log and register the metrics. Raises GuardError."""
         if self._recorder is None:
-            audit = AuditLog(self._path) if self._path else None
+            audit = AuditLog(audit_log) if audit_log else None
             self._recorder = Recorder(_metrics(), audit)
 
-    def __call__(self, verdict: Verdict) -> None:
+    @property
+    def recorder(self) -> Recorder:
+        """What records the verdicts of this process. There must have been an `open`."""
+        assert self._recorder is not None
+        return self._recorder
+
+    def __call__(self, verdict: Verdict, record_id: str) -> None:
         if self._recorder is not None:
             # vLLM has no tenants
-            self._recorder.record(verdict, tenant="")
+            self._recorder.add(record_id, verdict, tenant="")
+
+
+@cache
+def process_recording() -> Recording:
+    """The one recording of this process: engine and HTTP server record the same requests."""
+    return Recording()
 
 
 @cache

@@ -11,19 +11,12 @@ import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from fastapi import APIRouter, Request
-from starlette.responses import Response
-
-from guard.config.keys import KeyRing
-from guard.config.schema import Config, KeyConfig, load_config
+from guard.config.schema import load_config
 from guard.errors import GuardError
 from guard.plans.revision import Revision, RevisionEntry
-from server.auth import authenticate
-from server.errors import error_response
 from server.vllm import outputs
 from server.vllm.policies import Policies
 from server.vllm.workers import LOAD
-from server.wire.replies import JSONReply
 
 
 class ReloadFailed(GuardError):
@@ -68,7 +61,7 @@ def _next(engine: Any) -> tuple[Policies, tuple[int, Sequence[str], Sequence[str
     config, last = load_config(old.path), old.revision
     number = next(_numbers)
     revision = Revision(config, last.served, last.model, number)
-    policies = Policies(old.path, config, revision, keyed=old.keyed)
+    policies = Policies(old.path, config, revision, keyed=old.keyed, earlier=old)
     keep = {*_keys(last.entries.values()), *_running_keys(engine)}
     applicable = [entry for entry in revision.entries.values() if not entry.plan.refuses]
     return policies, (number, _keys(applicable), sorted(keep))
@@ -79,6 +72,8 @@ def _swap(engine: Any, policies: Policies) -> Policies:
     policies.earlier_keys = {*_keys(old.entries.values()), *_running_keys(engine)}
     outputs.register(policies.entries.values(), forget=old.earlier_keys - policies.earlier_keys)
     engine.input_processor.guard = policies
+    if old.screens is not None:
+        old.screens.retire()
     return policies
 
 
@@ -89,22 +84,3 @@ def _running_keys(engine: Any) -> Iterable[str]:
 
 def _keys(entries: Iterable[RevisionEntry]) -> list[str]:
     return [entry.key for entry in entries]
-
-
-def admin_router(config: Config) -> APIRouter:
-    """`POST /guard/reload`, for the admin key, whose hash is `server.admin_hash`."""
-    router = APIRouter()
-    if config.server.admin_hash is None:
-        return router
-    ring = KeyRing([KeyConfig(hash=config.server.admin_hash, tenant="admin")])
-
-    @router.post("/guard/reload")
-    async def reload_policies(request: Request) -> Response:
-        try:
-            authenticate(ring, request.headers)
-            policies = await reload(request.app.state.engine_client)
-        except GuardError as error:
-            return error_response(error)
-        return JSONReply({"generation": policies.revision.number, "policies": [*policies.entries]})
-
-    return router

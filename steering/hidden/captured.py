@@ -46,6 +46,8 @@ class CapturedTable(PackedTable):
             self._active = torch.zeros(crowd, dtype=torch.long, device=device)
             self._places = torch.zeros_like(self._slots.column)
         self._shared, self._shared_places = self._active, self._places
+        self._due: DueGuards | None = None
+        self._acted_after = -1
         self._captured = self._neutral = False
         self.disengage()
 
@@ -197,9 +199,10 @@ class CapturedTable(PackedTable):
         if not self._captured:
             super().act(layer, hidden, residual)
             return
-        if self._due is None:
+        if self._due is None or layer <= self._acted_after:
+            # the first layer to act after, of this forward
             self._due = self._due_at(*self._row_and_step[:, : hidden.shape[0]])
-        due = self._due
+        due, self._acted_after = self._due, layer
         states = hidden.float() if residual is None else hidden.float() + residual
         states = states[:, None].expand(-1, due.guard.shape[1], -1)
         delta = self.bank.act(layer, states, due.guard, due.age, due.strength).sum(1)

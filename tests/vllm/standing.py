@@ -63,7 +63,9 @@ class Stand:
 
 
 @contextmanager
-def serving(folder: Path, *more: str, emulated: Settings | None = None) -> Iterator[Stand]:
+def serving(
+    folder: Path, *more: str, policies: str = CONFIG, emulated: Settings | None = None
+) -> Iterator[Stand]:
     """A server of the tiny model, with `more` arguments; it is eager, or what is `emulated`."""
     save(folder)
     save_tokenizer(folder / "model")
@@ -80,7 +82,7 @@ def serving(folder: Path, *more: str, emulated: Settings | None = None) -> Itera
     command += [part for pair in options.items() for part in pair] + [*more]
     if emulated is None or not emulated.graphs:
         command.append("--enforce-eager")
-    Stand(folder, "", None).configure()  # type: ignore[arg-type]
+    Stand(folder, "", None).configure(policies)  # type: ignore[arg-type]
     with (folder / "log").open("w") as log:
         server = subprocess.Popen(
             command, env=environment(folder / "config.toml", emulated), stdout=log, stderr=log
@@ -103,7 +105,7 @@ def free_port() -> int:
 
 def until_up(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
     """Wait until something answers there. Raises AssertionError where the server has ended."""
-    for _ in range(600):
+    for _ in range(1200):
         assert server.poll() is None, log.read_text("utf-8")[-5000:]
         try:
             urlopen(url, timeout=5).close()

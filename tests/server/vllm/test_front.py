@@ -120,14 +120,42 @@ def test_a_default_without_a_guard_for_text_is_refused(folder: Path) -> None:
         policies(folder, "drawn", extra)
 
 
-def test_policies_with_text_screens_are_not_available(folder: Path) -> None:
-    extra = '[[patterns]]\nname = "secrets"\nsource = "secrets"\n'
-    extra += '[policies.read]\nguards = ["hp", "secrets"]\n'
-    assert "read" not in policies(folder, "hp", extra).entries
-    with pytest.raises(GuardFailed, match="has screens of text"):
-        policies(folder, "read", extra)
+SCREENED = """
+[[patterns]]
+name = "secrets"
+source = "secrets"
+[policies.read]
+guards = ["hp", "secrets"]
+"""
+
+
+def test_a_policy_that_screens_text_is_for_requests_that_were_screened(folder: Path) -> None:
+    available = policies(folder, "read", SCREENED)
+    assert available.screens is not None and available.screens.plans["read"].screens
+    entry = available.entry_for(None)
+    with pytest.raises(ValueError, match="'read' has screens of text"):
+        require_guarded(entry, pools=False)
+    require_guarded(entry, pools=False, is_screened=True)
     # `guard serve` runs the screens itself
-    assert "read" in policies(folder, "read", extra, keyed=False).entries
+    assert policies(folder, "read", SCREENED, keyed=False).screens is None
+
+
+def test_screens_that_send_requests_elsewhere_are_refused(folder: Path) -> None:
+    upstream = '[[upstreams]]\nname = "other"\nurl = "http://127.0.0.1:1"\n'
+    routes = 'action = "route"\nscreen = { upstream = "other" }\n'
+    with pytest.raises(ConfigError, match="'read' routes to the upstream 'other'"):
+        policies(folder, "hp", upstream + SCREENED.replace('"hp", ', "") + routes)
+
+
+def test_earlier_screens_close_after_their_last_request(folder: Path) -> None:
+    screens = policies(folder, "read", SCREENED).screens
+    assert screens is not None
+    with screens.screener() as first:
+        screens.retire()
+        with screens.screener() as second:
+            assert second is first
+        assert not first._encoding._pool._shutdown
+    assert first._encoding._pool._shutdown
 
 
 def test_plans_with_different_states_have_different_salts(folder: Path) -> None:

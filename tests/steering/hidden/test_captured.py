@@ -61,18 +61,22 @@ def captured_table(names: Sequence[str], room: Room = ROOM) -> CapturedTable:
     return CapturedTable(HiddenBank(bank.stacks, room=room), CAPACITY, PLACES, room.most, 8)
 
 
-def decode(table: CapturedTable, rows: list[int], step: int, states: torch.Tensor) -> torch.Tensor:
-    """One token of each row at `step`, padded to the states `[tokens, width]` after layer 2."""
+def begin(table: CapturedTable, rows: list[int], step: int) -> None:
+    """A captured forward of one token of each row at `step`."""
     count = len(rows)
-    places = torch.arange(count) + 10 * step
     table.begin(
         PackedForward(
             *(rows, [1] * count, [step] * count, [1] * count),
-            places=places,
+            places=torch.arange(count) + 10 * step,
             before=lambda stretches, n: torch.zeros(len(stretches), n, dtype=torch.long),
         ),
         captured=True,
     )
+
+
+def decode(table: CapturedTable, rows: list[int], step: int, states: torch.Tensor) -> torch.Tensor:
+    """One token of each row at `step`, padded to the states `[tokens, width]` after layer 2."""
+    begin(table, rows, step)
     hidden = states.clone()
     for layer in (0, 1):
         table.sense(layer, states)
@@ -136,14 +140,7 @@ def test_what_a_graph_has_bypassed_is_told_to_have_failed() -> None:
     table.add(0, [WATCH])
     decode(table, [0], 0, torch.ones(1, WIDTH))
     assert table.readings(0)["g"].valid
-    table.begin(
-        PackedForward(
-            *([0], [1], [1], [1]),
-            places=torch.tensor([10]),
-            before=lambda stretches, n: torch.zeros(len(stretches), n, dtype=torch.long),
-        ),
-        captured=True,
-    )
+    begin(table, [0], 1)
     assert not table.readings(0)["g"].valid
 
 
@@ -207,3 +204,24 @@ def test_a_cleared_table_is_as_new_where_it_was() -> None:
     after = decode(table, [1], 0, states)
     assert torch.equal(after, torch.stack([states[0] + 1, states[1]]))
     assert [reading.score for (reading,) in table.read([1])] == [WIDTH]
+
+
+def test_a_stage_that_only_acts_finds_what_is_due_in_each_forward() -> None:
+    # the layers before are another worker's: their scores come with the states
+    first, second = captured_table(["g"]), captured_table(["g"])
+    for table in (first, second):
+        table.add(0, [WATCH])
+    for step, width in ((0, 4), (1, 2), (3, 8)):
+        states = torch.ones(width, WIDTH)
+        decode(first, [0], step, states)
+        scores = first.scores
+        assert scores is not None
+        hidden, expected = states.clone(), states.clone()
+        begin(second, [0], step)
+        second.resume(scores, 2)
+        for layer in (2, 3):
+            second.act(layer, hidden)
+        # the schedule has two steps, and starts again at each token that is over the threshold
+        expected[0] += 2
+        assert torch.equal(hidden, expected)
+        assert second.read([0]) == first.read([0])
