@@ -206,7 +206,8 @@ def test_other_safetensors_files_are_recognised(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema_version": 2}, "schema version 2, this release reads 1"),
+        ({"schema_version": 3}, "schema version 3, this release reads 1 to 2"),
+        ({"schema_version": 2}, "a parent comes with schema version 2"),
         ({"method": ""}, "'method'"),
         ({"concept": "\x1b[31mred"}, "control characters"),
         ({"surprise": 1}, "'surprise'"),
