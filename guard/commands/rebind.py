@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -119,10 +120,12 @@ def rebind(
     }
     if not done.faults:
         done.artifact.save(target)
-    if as_json:
-        print_json(report, target, done.artifact)
-    else:
+    if not as_json:
         _print(report)
+    elif done.faults:
+        print(json.dumps(report, indent=2))
+    else:
+        print_json(report, target, done.artifact)
     if done.faults:
         raise ArtifactError(
             f"{artifact}: does not hold on {model!r}: {'; '.join(done.faults)}: fit it on that "

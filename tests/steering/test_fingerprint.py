@@ -203,7 +203,9 @@ class Packed(Tensor):
         return ["qdata", "scale"], None
 
     @classmethod
-    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         if function is torch.ops.aten.detach.default:
             return Packed(args[0].qdata, args[0].scale)
         raise NotImplementedError(str(function))
