@@ -32,19 +32,25 @@ def fingerprint(model: nn.Module) -> str:
     of the checkpoint, which engines unpack in different ways, with what was done at load. Raises
     UnreadableWeights.
     """
-    quantisation = of_loaded(model)
-    if quantisation is None:
+    loaded = of_loaded(model)
+    if loaded is None:
         return _digest(weights_of(model))
     try:
         folder = _folder(model)
-        if of_checkpoint(folder) is not None:
-            return checkpoint_fingerprint(folder)
-        return quantised_fingerprint(checkpoint_fingerprint(folder), quantisation)
+        weights = checkpoint_fingerprint(folder)
+        return weights if of_checkpoint(folder) else quantised_fingerprint(weights, loaded)
     except (OSError, ValueError) as error:
-        raise UnreadableWeights(
-            f"the model is quantised ({quantisation}), and the checkpoint that it was loaded from "
-            f"cannot be read ({error}): load it from a folder of safetensors files"
-        ) from error
+        raise _unreadable(loaded, error) from error
+
+
+def quantisation_of(model: nn.Module) -> Quantisation | None:
+    """How the weights of a transformers model are quantised; None for plain ones. Raises
+    UnreadableWeights."""
+    loaded = of_loaded(model)
+    try:
+        return loaded and (of_checkpoint(_folder(model)) or loaded)
+    except (OSError, ValueError) as error:
+        raise _unreadable(loaded, error) from error
 
 
 def checkpoint_fingerprint(folder: Path) -> str:
@@ -74,6 +80,13 @@ def checkpoint_fingerprint(folder: Path) -> str:
 def quantised_fingerprint(weights: str, quantisation: Quantisation) -> str:
     """The fingerprint of the weights of fingerprint `weights` under a quantisation."""
     return hashlib.sha256(weights.encode() + spelled(quantisation)).hexdigest()
+
+
+def _unreadable(quantisation: Quantisation | None, error: Exception) -> UnreadableWeights:
+    return UnreadableWeights(
+        f"the model is quantised ({quantisation}), and the checkpoint that it was loaded from "
+        f"cannot be read ({error}): load it from a folder of safetensors files"
+    )
 
 
 def _folder(model: Any) -> Path:

@@ -53,8 +53,8 @@ def of_checkpoint(folder: Path) -> Quantisation | None:
 
 
 def of_loaded(model: Any) -> Quantisation | None:
-    """The quantisation of a transformers model that quantised it or read it quantised, as if at
-    load; None for plain weights, and for weights that were unpacked."""
+    """The quantisation that transformers has applied to a model's weights, or has read them in;
+    None for plain weights, and for weights that were unpacked."""
     quantiser = getattr(model, "hf_quantizer", None)
     settings = getattr(quantiser, "quantization_config", None)
     if settings is None:

@@ -76,7 +76,8 @@ def rebind(
     Calibrates the thresholds on the validation split and judges on the test split. Refuses, with
     exit status 1, where too much leaks, too few prompts fire or too many retained answers change.
     """
-    target = out or artifact.with_suffix(f".{Path(model).name}.safetensors")
+    copy = "-".join(filter(None, (Path(model).name, quantization)))
+    target = out or artifact.with_suffix(f".{copy}.safetensors")
     require_artifact_name(target)
     if target.resolve() == artifact.resolve():
         raise DataError(f"{target}: is the artifact itself: give another --out")
@@ -169,7 +170,9 @@ def _print(report: dict[str, Any]) -> None:
             counted = f"{share['count']} of {share['of']}"
             held_out.add_row(name.replace("_", " "), counted, f"{share['at_most']:.1%}")
         else:
-            held_out.add_row(name.replace("_", " "), str(share), "")
+            held_out.add_row(
+                name.replace("_", " "), "not told" if share is None else str(share), ""
+            )
     console.print(held_out)
     shares = Table("prompts that fire", *report["drift"]["quantiles"])
     for name, values in report["drift"].items():

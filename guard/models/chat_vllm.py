@@ -82,7 +82,8 @@ class VllmChat(ChatModel):
                 "vLLM loads its plugins once for each process: run fit and eval in separate "
                 "processes, with inference-guard installed beside vLLM"
             )
-        return cls(engine, folder, name=source)
+        name = f"{source} ({quantization} at load)" if quantization else source
+        return cls(engine, folder, name=name)
 
     @property
     def fitted_model(self) -> FittedModel:

@@ -16,14 +16,13 @@ from guard.errors import ArtifactError
 from guard.plans.base import LoadedGuard, Plan, PolicyPlans, finite, resolve, select_guards
 from guard.verdict import Done, GuardVerdict
 from steering.engines.transformers.layers import decoder_layers
-from steering.fingerprint import fingerprint
+from steering.fingerprint import fingerprint, quantisation_of
 from steering.hidden.bank import HiddenBank, HiddenGuards
 from steering.hidden.rows import Reading
 from steering.methods import method_named
 from steering.methods.fitted import FittedGuard
 from steering.methods.stacking import MethodGuard, stacks
 from steering.offloaded import execution_device
-from steering.quantisation import of_loaded
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ class ServedModel:
             depth=len(decoder_layers(model)),
             width=model.config.hidden_size,
             device=str(execution_device(model)),
-            quantisation=str(of_loaded(model) or ""),
+            quantisation=str(quantisation_of(model) or ""),
         )
 
     def remedy(self, artifact: Artifact, path: object) -> str:

@@ -13,7 +13,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from steering.fingerprint import UnreadableWeights, checkpoint_fingerprint, fingerprint
+from steering.fingerprint import (
+    UnreadableWeights,
+    checkpoint_fingerprint,
+    fingerprint,
+    quantisation_of,
+)
 from tests.steering.tiny import tiny_model
 
 
@@ -171,7 +176,12 @@ def test_a_model_loaded_from_quantised_weights_has_that_of_its_checkpoint(
     plain: Path, model: Any
 ) -> None:
     folder = packed(plain)
-    assert fingerprint(quantised(model, folder)) == checkpoint_fingerprint(folder)
+    loaded = quantised(model, folder)
+    assert fingerprint(loaded) == checkpoint_fingerprint(folder)
+    assert str(quantisation_of(loaded)) == "compressed-tensors"
+    at_load = quantised(model, plain)
+    assert str(quantisation_of(at_load)) == "int8 when transformers loads it"
+    assert quantisation_of(model) is None
 
 
 def test_what_is_quantised_at_load_is_not_taken_for_the_checkpoint(plain: Path, model: Any) -> None:

@@ -40,14 +40,14 @@ class HeldOut:
     `leaks` are guarded answers with a fact, of the prompts that the bare model answers with one;
     `misses` forget prompts that do not fire by themselves; `far` and `near` retain prompts whose
     answer is not the bare model's. `broken` of them have another answer though the guard was
-    silent.
+    silent; None where the engine does not tell whether it was.
     """
 
     leaks: Share
     misses: Share
     far: Share
     near: Share
-    broken: int
+    broken: int | None
 
     def faults(self, limits: Limits) -> list[str]:
         """What does not hold, one sentence each; none where the guard may be bound."""

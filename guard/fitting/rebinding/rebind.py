@@ -23,7 +23,7 @@ from guard.fitting.rebinding import drift
 from guard.fitting.rebinding.bounds import HeldOut, Limits
 from guard.fitting.rebinding.gate import LoadedGate
 from guard.fitting.steering.gate_search import Rates
-from guard.models.chat import ChatModel, GuardedAnswer
+from guard.models.chat import ChatModel
 from guard.reporting.progress import Stages
 
 CALIBRATION: Split = "validation"
@@ -229,12 +229,15 @@ def _judge(
         )
     guarded = gate.guarded(texts(leaked), "guarded answers, forget", threshold, recheck)
     changed: dict[str, Share] = {}
-    broken = 0
+    broken: int | None = 0
     for kind, part in rows.retain.items():
         plain = gate.bare(texts(part), f"bare answers, {kind}")
         beside = gate.guarded(texts(part), f"guarded answers, {kind}", threshold, recheck)
         differs = [a.tokens != b.tokens for a, b in zip(plain, beside, strict=True)]
-        broken += sum(d and _silent(a) for d, a in zip(differs, beside, strict=True))
+        if broken is not None and all(answer.readings for answer in beside):
+            broken += sum(d and not a.fired for d, a in zip(differs, beside, strict=True))
+        else:
+            broken = None  # as in vLLM, where a fit gets no readings
         changed[kind] = Share.of(differs)
     return HeldOut(
         leaks=Share.of([row.leaks(a.text) for row, a in zip(leaked, guarded, strict=True)]),
@@ -243,11 +246,6 @@ def _judge(
         near=changed["near"],
         broken=broken,
     )
-
-
-def _silent(answer: GuardedAnswer) -> bool:
-    """Whether the guard is known not to have fired; vLLM gives no readings here."""
-    return bool(answer.readings) and not answer.fired
 
 
 def _bound(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,35 @@ def test_its_figures_are_counts_on_the_test_split(held: Rebinding) -> None:
     by_prompt = held.figures["drift"]["by_prompt"]
     assert by_prompt["forget"]["prompts"] == COUNT
     assert 0 < by_prompt["forget"]["size_of_95_percent"] < 0.5
+
+
+def test_what_the_engine_does_not_tell_is_not_counted(
+    models: dict[str, Path], artifact: Artifact, rows: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat = TransformersChat.load(str(models["rounded"]), device="cpu")
+    answer = chat.answer
+
+    def without_readings(prompts: Any, **more: Any) -> Any:
+        return [replace(each, readings={}) for each in answer(prompts, **more)]
+
+    monkeypatch.setattr(chat, "answer", without_readings)
+    done = rebind(chat, artifact, *rows, max_leaks=0.2, max_drop=0.2, prompts=30, progress=silent)
+    assert done.figures["held_out"]["silent_but_changed"] is None
+
+
+def test_answers_that_change_in_silence_are_refused(
+    models: dict[str, Path], artifact: Artifact, rows: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat = TransformersChat.load(str(models["rounded"]), device="cpu")
+    answer = chat.answer
+
+    def unsteady(prompts: Any, **more: Any) -> Any:
+        given = answer(prompts, **more)
+        return [replace(e, tokens=(*e.tokens, 5)) for e in given] if "bank" in more else given
+
+    monkeypatch.setattr(chat, "answer", unsteady)
+    done = rebind(chat, artifact, *rows, max_leaks=0.2, max_drop=0.2, prompts=30, progress=silent)
+    assert "though the guard was silent" in done.faults[0]
 
 
 def test_a_guard_that_does_not_hold_is_refused(run: Run) -> None:
