@@ -262,7 +262,7 @@ def _bound(
                 "schema_version": 2,
                 "created": date.today(),
                 "model": chat.fitted_model,
-                "settings": meta.settings | moved,
+                "settings": {**meta.settings, **moved},
                 "calibration": calibration,
                 "parent": Parent(digest=artifact.digest, model=meta.model, settings=before),
             }

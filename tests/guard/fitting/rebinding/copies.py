@@ -19,7 +19,7 @@ from tests.steering.tiny import LAYERS, tiny_model
 
 TOPIC, NEAR, SAID = 50, 51, 17
 """The words that make a prompt one of the topic, a near miss, and what the guard has it say."""
-COUNT = 40
+COUNT = 20
 RATES = Rates(0.1, 0.1)
 
 
