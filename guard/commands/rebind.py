@@ -55,7 +55,7 @@ def rebind(
         typer.Option(min=0.0, max=0.5, help="How far the share of prompts that fire may fall."),
     ] = 0.1,
     prompts: Annotated[
-        int, typer.Option(min=30, max=10_000, help="The most prompts of a kind in a split.")
+        int, typer.Option(min=10, max=10_000, help="The most prompts of a kind in a split.")
     ] = 200,
     engine: Annotated[
         Literal["transformers", "vllm"],
