@@ -82,12 +82,14 @@ def rebind(
     gate = LoadedGate(artifact, chat, progress)
     known = _rows(forget, retain, CALIBRATION, prompts, rng, rates)
     held_out = _rows(forget, retain, JUDGED, prompts, rng)
+    # first of all, since it may end here
+    leaked = _leaked(gate, held_out.forget, limits)
 
     scores = _scores(gate, known, "validation")
     threshold = _threshold(rates, scores["far"], scores["near"])
     recheck = None if gate.recheck is None else max(threshold, _recheck(gate, known, rates))
     judged_scores = _scores(gate, held_out, "test")
-    counts = _judge(gate, held_out, judged_scores, threshold, recheck, limits)
+    counts = _judge(gate, held_out, leaked, judged_scores, threshold, recheck)
     figures: dict[str, Any] = {
         "thresholds": {
             "threshold": {"before": gate.threshold, "after": threshold},
@@ -210,23 +212,28 @@ def _recheck(gate: LoadedGate, known: _Rows, rates: Rates) -> float:
     return _threshold(rates, joint["far"], joint["near"])
 
 
-def _judge(
-    gate: LoadedGate,
-    rows: _Rows,
-    scores: Mapping[str, Sequence[float]],
-    threshold: float,
-    recheck: float | None,
-    limits: Limits,
-) -> HeldOut:
-    """Raises DataError where the bare model leaks on too few prompts for the bound on leaks."""
-    bare = gate.bare(texts(rows.forget), "bare answers, forget")
-    leaked = [row for row, a in zip(rows.forget, bare, strict=True) if row.leaks(a.text)]
+def _leaked(gate: LoadedGate, rows: Sequence[ForgetPrompt], limits: Limits) -> list[ForgetPrompt]:
+    """The prompts that the bare model answers with their fact. Raises DataError where they are too
+    few for the bound on leaks."""
+    bare = gate.bare(texts(rows), "bare answers, forget")
+    leaked = [row for row, a in zip(rows, bare, strict=True) if row.leaks(a.text)]
     if len(leaked) < limits.prompts_needed:
         raise DataError(
             f"a bound of {limits.leaks:.1%} on leaks needs {limits.prompts_needed} forget prompts "
             f"of the test split that the bare model answers with their fact, and it does on "
-            f"{len(leaked)} of {len(rows.forget)}: add some, or raise --max-leaks"
+            f"{len(leaked)} of {len(rows)}: add some, or raise --prompts or --max-leaks"
         )
+    return leaked
+
+
+def _judge(
+    gate: LoadedGate,
+    rows: _Rows,
+    leaked: Sequence[ForgetPrompt],
+    scores: Mapping[str, Sequence[float]],
+    threshold: float,
+    recheck: float | None,
+) -> HeldOut:
     guarded = gate.guarded(texts(leaked), "guarded answers, forget", threshold, recheck)
     changed: dict[str, Share] = {}
     broken: int | None = 0
