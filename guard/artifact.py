@@ -15,17 +15,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
 import numpy as np
 import safetensors
 from numpy.typing import NDArray
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    model_validator,
+)
 from safetensors.numpy import save as to_safetensors
 
 from guard.errors import ArtifactError, FingerprintError
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
+"""Artifacts without a parent are still written as version 1, which earlier releases read."""
 MAX_FILE_BYTES = 256 * 2**20
 MAX_HEADER_BYTES = 2**20
 
@@ -61,14 +70,27 @@ class FittedModel(_Frozen):
     width: int = Field(ge=1)
 
 
+class Parent(_Frozen):
+    """The artifact that another one was made from, with the same tensors, for another model.
+
+    `digest` is that artifact's, `model` the one it is for, and `settings` holds its values of the
+    settings that differ.
+    """
+
+    digest: Sha256
+    model: FittedModel
+    settings: dict[str, JsonValue] = {}
+
+
 class ArtifactMeta(_Frozen):
     """The metadata of an artifact.
 
     `settings` are those of the method (layers, strength, threshold ...), `calibration` the figures
-    they were chosen by. Artifact computes `tensors_sha256` if it is empty.
+    they were chosen by. Artifact computes `tensors_sha256` if it is empty. An artifact with a
+    `parent` has schema version 2, any other version 1.
     """
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1, 2] = 1
     method: Name
     concept: Name
     description: Text = ""
@@ -77,12 +99,24 @@ class ArtifactMeta(_Frozen):
     seams: tuple[Name, ...]
     settings: dict[str, JsonValue] = {}
     calibration: dict[str, JsonValue] = {}
+    parent: Parent | None = None
     tensors_sha256: Sha256 | Literal[""] = ""
+
+    @model_validator(mode="after")
+    def _has_the_version_of_its_fields(self) -> Self:
+        if (self.schema_version == 2) != (self.parent is not None):
+            raise ValueError("a parent comes with schema version 2, and version 2 with a parent")
+        return self
+
+    def as_json(self) -> dict[str, Any]:
+        """All fields, JSON-ready; without `parent` where there is none, as in version 1."""
+        absent = {"parent"} if self.parent is None else set()
+        return self.model_dump(mode="json", exclude=absent)
 
     def canonical_json(self) -> str:
         """The one JSON spelling of this metadata: sorted keys, no spaces, no NaN."""
         return json.dumps(
-            self.model_dump(mode="json"),
+            self.as_json(),
             sort_keys=True,
             separators=(",", ":"),
             ensure_ascii=False,
@@ -131,16 +165,19 @@ class Artifact:
         """The first 12 digits of `digest`."""
         return self.digest[:12]
 
-    def require_model(self, fingerprint: str, *, served: str) -> None:
-        """Raise FingerprintError unless this artifact was fitted on the model of `fingerprint`.
+    def require_model(
+        self, fingerprint: str, *, served: str, remedy: str = "fit it on that model"
+    ) -> None:
+        """Raise FingerprintError unless this artifact was fitted on the model of `fingerprint`, or
+        bound to it since.
 
-        `served` is the name of that model in the error message.
+        `served` is the name of that model in the error message, which ends with the `remedy`.
         """
         fitted = self.meta.model
         if fingerprint != fitted.fingerprint:
             raise FingerprintError(
                 f"guard for {self.meta.concept!r} was fitted on {fitted.name!r} "
-                f"({fitted.fingerprint}), not on {served!r} ({fingerprint}): fit it on that model"
+                f"({fitted.fingerprint}), not on {served!r} ({fingerprint}): {remedy}"
             )
 
     def save(self, path: Path | str) -> None:
@@ -237,7 +274,7 @@ def _meta(header: Mapping[str, Any]) -> ArtifactMeta:
         field = ".".join(map(str, first["loc"]))
         if field == "schema_version":
             raise ArtifactError(
-                f"has schema version {first['input']!r}, this release reads {SCHEMA_VERSION}: "
+                f"has schema version {first['input']!r}, this release reads 1 to {SCHEMA_VERSION}: "
                 "use the release that fitted it, or fit it again"
             ) from error
         place = f"metadata field {field!r}" if field else "metadata"

@@ -30,6 +30,7 @@ BUILT_IN = {
     "fit": "guard.commands.fit.command:app",
     "inspect": "guard.commands.inspect:app",
     "models": "guard.commands.models:app",
+    "rebind": "guard.commands.rebind:app",
 }
 
 

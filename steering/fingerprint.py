@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from steering.offloaded import weights_of
+from steering.quantisation import Quantisation, of_checkpoint, of_loaded, spelled
 
 _SAMPLES = 64
 
@@ -26,17 +28,39 @@ def fingerprint(model: nn.Module) -> str:
 
     The rounding makes a model loaded in float32 or bfloat16 from the same file agree; a fine-tuned
     copy differs, since every matrix has changed. Reads a few kilobytes, whatever the model's size;
-    offloaded weights are fetched one by one. Raises UnreadableWeights.
+    offloaded weights are fetched one by one. Where transformers runs quantised weights it is that
+    of the checkpoint, which engines unpack in different ways, with what was done at load. Raises
+    UnreadableWeights.
     """
-    return _digest(weights_of(model))
+    loaded = of_loaded(model)
+    if loaded is None:
+        return _digest(weights_of(model))
+    try:
+        folder = _folder(model)
+        weights = checkpoint_fingerprint(folder)
+        return weights if of_checkpoint(folder) else quantised_fingerprint(weights, loaded)
+    except (OSError, ValueError) as error:
+        raise _unreadable(loaded, error) from error
+
+
+def quantisation_of(model: nn.Module) -> Quantisation | None:
+    """How the weights of a transformers model are quantised; None for plain ones. Raises
+    UnreadableWeights."""
+    loaded = of_loaded(model)
+    try:
+        return loaded and (of_checkpoint(_folder(model)) or loaded)
+    except (OSError, ValueError) as error:
+        raise _unreadable(loaded, error) from error
 
 
 def checkpoint_fingerprint(folder: Path) -> str:
     """The `fingerprint` of a model from its checkpoint, for engines that load weights differently.
 
-    Raises ValueError for a folder without safetensors weights.
+    Of quantised weights the packed values and the scales count, and the settings of the
+    quantisation. Raises ValueError for a folder without safetensors weights.
     """
     try:
+        quantisation = of_checkpoint(folder)
         tied = json.loads((folder / "config.json").read_text("utf-8")).get("tie_word_embeddings")
         files = sorted(folder.glob("*.safetensors"))
         with ExitStack() as stack:
@@ -47,29 +71,73 @@ def checkpoint_fingerprint(folder: Path) -> str:
                 names.pop("lm_head.weight", None)
             if not names:
                 raise ValueError(f"{folder} has no weights in safetensors files")
-            return _digest((name, names[name].get_tensor(name)) for name in sorted(names))
+            weights = _digest((name, names[name].get_tensor(name)) for name in sorted(names))
     except (OSError, SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"{folder} cannot be read: {error}") from error
+    return weights if quantisation is None else quantised_fingerprint(weights, quantisation)
+
+
+def quantised_fingerprint(weights: str, quantisation: Quantisation) -> str:
+    """The fingerprint of the weights of fingerprint `weights` under a quantisation."""
+    return hashlib.sha256(weights.encode() + spelled(quantisation)).hexdigest()
+
+
+def _unreadable(quantisation: Quantisation | None, error: Exception) -> UnreadableWeights:
+    return UnreadableWeights(
+        f"the model is quantised ({quantisation}), and the checkpoint that it was loaded from "
+        f"cannot be read ({error}): load it from a folder of safetensors files"
+    )
+
+
+def _folder(model: Any) -> Path:
+    """The checkpoint of a transformers model. Raises OSError and ValueError."""
+    name = getattr(model.config, "name_or_path", "")
+    if not name:
+        raise ValueError("its name is not known")
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import snapshot_download
+
+    # transformers has downloaded it by now
+    revision = getattr(model.config, "_commit_hash", None)
+    return Path(snapshot_download(name, revision=revision, local_files_only=True))
 
 
 def _digest(parameters: Iterable[tuple[str, Tensor]]) -> str:
     digest = hashlib.sha256()
     for name, parameter in parameters:
-        digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        digest.update(_sample(name, parameter).numpy().tobytes())
+        for part, values in _parts(name, parameter):
+            digest.update(f"{part}{tuple(values.shape)}".encode())
+            digest.update(_sample(part, values).numpy().tobytes())
     return digest.hexdigest()
 
 
+def _parts(name: str, parameter: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """The tensors with values that a parameter consists of: itself, or of a packed one, as torchao
+    makes them, its integers, scales and zeros."""
+    # a parameter that is sharded over processes has parts of another meaning
+    if not hasattr(parameter, "__tensor_flatten__") or hasattr(parameter, "full_tensor"):
+        yield name, parameter
+        return
+    for attribute in sorted(parameter.__tensor_flatten__()[0]):
+        yield from _parts(f"{name}.{attribute}", getattr(parameter, attribute))
+
+
 def _sample(name: str, parameter: Tensor) -> Tensor:
-    """Evenly spaced values, as the bits of bfloat16. Raises UnreadableWeights."""
+    """Evenly spaced values: floats as the bits of bfloat16, packed ones, integers and floats of
+    8 bits as they are. Raises UnreadableWeights."""
     try:
         whole: Tensor = parameter.detach()
         if hasattr(whole, "full_tensor"):  # sharded over processes
             whole = whole.full_tensor()
         flat = whole.reshape(-1)
+        if flat.element_size() == 1:
+            flat = flat.view(torch.uint8)
         at = torch.linspace(0, flat.numel() - 1, min(_SAMPLES, flat.numel()), dtype=torch.float64)
-        values = flat[at.round().long().to(flat.device)].to(torch.bfloat16)
-        return values.view(torch.int16).cpu()
+        values = flat[at.round().long().to(flat.device)]
+        if values.is_floating_point():
+            values = values.to(torch.bfloat16).view(torch.int16)
+        return values.cpu()
     except (NotImplementedError, RuntimeError, TypeError) as error:
         kind = f"{type(parameter).__name__} of {parameter.dtype} on {parameter.device}"
         raise UnreadableWeights(

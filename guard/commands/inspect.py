@@ -59,7 +59,7 @@ def describe(artifact: Artifact) -> dict[str, Any]:
     ]
     return {
         "digest": artifact.digest,
-        **artifact.meta.model_dump(mode="json"),
+        **artifact.meta.as_json(),
         "tensors": tensors,
     }
 

@@ -131,7 +131,8 @@ def _compare(
             continue
         found.warnings.append(
             f"guard {name}: was fitted on {fitted.name!r} ({fitted.fingerprint[:12]}), and no "
-            "model of this configuration has its fingerprint: a server will refuse it"
+            "model of this configuration has its fingerprint: a server will refuse it; for a "
+            "quantised, fine-tuned or newer copy of that model run `guard rebind`"
         )
 
 

@@ -31,6 +31,22 @@ class Share:
         low, high = binomtest(self.count, self.total).proportion_ci(0.95, method="wilson")
         return float(low), float(high)
 
+    @property
+    def at_most(self) -> float:
+        """The one-sided 95 % bound from above of Clopper and Pearson, 1934; 1 of nothing."""
+        if not self.total:
+            return 1.0
+        test = binomtest(self.count, self.total, alternative="less")
+        return float(test.proportion_ci(0.95, method="exact").high)
+
+    @property
+    def at_least(self) -> float:
+        """The same bound from below; 0 of nothing."""
+        if not self.total:
+            return 0.0
+        test = binomtest(self.count, self.total, alternative="greater")
+        return float(test.proportion_ci(0.95, method="exact").low)
+
     @classmethod
     def of(cls, flags: Sequence[bool]) -> Share:
         return cls(sum(flags), len(flags))

@@ -22,7 +22,6 @@ from guard.models.chat import Answers, ChatModel, GuardedAnswer, end_tokens
 from guard.models.sources import resolve_source
 from guard.reporting.progress import Stages
 from steering.engines.transformers.offline import Advance, nothing
-from steering.fingerprint import checkpoint_fingerprint
 from steering.hidden.bank import HiddenBank
 from steering.hidden.rows import Reading, RowGuard
 
@@ -52,9 +51,14 @@ class VllmChat(ChatModel):
         self._unguarded = {POLICY: NO_POLICY} if engine.has_plugin else {}
 
     @classmethod
-    def load(cls, source: str, *, config: Path | None = None) -> VllmChat:
-        """As `TransformersChat.load`; under the plugin where there is a configuration file. Raises
-        ModelError and the errors of the plugin."""
+    def load(
+        cls, source: str, *, config: Path | None = None, quantization: str | None = None
+    ) -> VllmChat:
+        """As `TransformersChat.load`; under the plugin where there is a configuration file.
+
+        `quantization` is vLLM's setting of that name, for weights that it quantises at load. Raises
+        ModelError and the errors of the plugin.
+        """
         os.environ.update(_SETTINGS | {key: os.environ.get(key, v) for key, v in _DEFAULTS.items()})
         # the plugin reads it when vLLM loads it
         os.environ.pop(CONFIG, None)
@@ -70,7 +74,7 @@ class VllmChat(ChatModel):
         resolved = resolve_source(source)
         try:
             folder = Path(resolved) if Path(resolved).is_dir() else _download(resolved)
-            engine = VllmEngine(str(folder))
+            engine = VllmEngine(str(folder), quantization)
         except (ValueError, OSError) as error:
             raise ModelError(f"model {source!r} in vLLM: {error}") from error
         if engine.has_plugin != (config is not None):
@@ -78,14 +82,17 @@ class VllmChat(ChatModel):
                 "vLLM loads its plugins once for each process: run fit and eval in separate "
                 "processes, with inference-guard installed beside vLLM"
             )
-        return cls(engine, folder, name=source)
+        name = f"{source} ({quantization} at load)" if quantization else source
+        return cls(engine, folder, name=name)
 
     @property
     def fitted_model(self) -> FittedModel:
         """Raises ModelError where the checkpoint has no fingerprint."""
+        from steering.engines.vllm.weights import served_fingerprint
+
         try:
-            fingerprint = checkpoint_fingerprint(self._folder)
-        except ValueError as error:
+            fingerprint = served_fingerprint(self._engine.config.model_config, self._folder)
+        except (OSError, ValueError) as error:
             raise ModelError(str(error)) from error
         return FittedModel(
             name=self.name,

@@ -16,7 +16,7 @@ from guard.errors import ArtifactError
 from guard.plans.base import LoadedGuard, Plan, PolicyPlans, finite, resolve, select_guards
 from guard.verdict import Done, GuardVerdict
 from steering.engines.transformers.layers import decoder_layers
-from steering.fingerprint import fingerprint
+from steering.fingerprint import fingerprint, quantisation_of
 from steering.hidden.bank import HiddenBank, HiddenGuards
 from steering.hidden.rows import Reading
 from steering.methods import method_named
@@ -51,6 +51,8 @@ class ServedModel:
     depth: int
     width: int
     device: str
+    quantisation: str = ""
+    """How its weights are quantised, in words; empty for plain ones."""
 
     @classmethod
     def of(cls, model: Any) -> ServedModel:
@@ -60,7 +62,16 @@ class ServedModel:
             depth=len(decoder_layers(model)),
             width=model.config.hidden_size,
             device=str(execution_device(model)),
+            quantisation=str(quantisation_of(model) or ""),
         )
+
+    def remedy(self, artifact: Artifact, path: object) -> str:
+        """What to do about an artifact, in the file `path`, that was fitted on another model."""
+        fitted = artifact.meta.model
+        if (fitted.layers, fitted.width) != (self.depth, self.width):
+            return "fit it on that model"
+        what = f"is quantised ({self.quantisation})" if self.quantisation else "has other weights"
+        return f"it {what}; run `guard rebind {path} --model ...` for it, or fit it on that model"
 
 
 class LanguagePlans(PolicyPlans[LanguagePlan]):
@@ -74,7 +85,8 @@ class LanguagePlans(PolicyPlans[LanguagePlan]):
         served = model if isinstance(model, ServedModel) else ServedModel.of(model)
 
         def load(setting: GuardConfig, artifact: Artifact) -> tuple[LoadedGuard, MethodGuard]:
-            artifact.require_model(served.fingerprint, served=name)
+            remedy = served.remedy(artifact, setting.artifact)
+            artifact.require_model(served.fingerprint, served=name, remedy=remedy)
             return _guard(setting, artifact, served)
 
         selection = select_guards(config, "language", name, load)

@@ -206,7 +206,8 @@ def test_other_safetensors_files_are_recognised(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema_version": 2}, "schema version 2, this release reads 1"),
+        ({"schema_version": 3}, "schema version 3, this release reads 1 to 2"),
+        ({"schema_version": 2}, "a parent comes with schema version 2"),
         ({"method": ""}, "'method'"),
         ({"concept": "\x1b[31mred"}, "control characters"),
         ({"surprise": 1}, "'surprise'"),
@@ -296,3 +297,40 @@ def test_another_model_is_refused(make_artifact: MakeArtifact) -> None:
     artifact.require_model("f" * 64, served="tiny")
     with pytest.raises(FingerprintError, match=r"fitted on 'tiny'.*not on 'big'"):
         artifact.require_model("0" * 64, served="big")
+
+
+PARENT = {
+    "digest": "d" * 64,
+    "model": {"name": "m", "architecture": "a", "fingerprint": "g", "layers": 1, "width": 1},
+    "settings": {"threshold": 0.25},
+}
+
+
+def test_an_artifact_names_its_parent(tmp_path: Path, make_artifact: MakeArtifact) -> None:
+    artifact = make_artifact(schema_version=2, parent=PARENT)
+    artifact.save(tmp_path / "a.safetensors")
+    loaded = Artifact.load(tmp_path / "a.safetensors")
+    assert loaded.digest == artifact.digest != make_artifact().digest
+    assert loaded.meta.parent and loaded.meta.parent.settings == {"threshold": 0.25}
+    assert loaded.meta.as_json()["parent"]["digest"] == "d" * 64
+
+
+def test_a_parent_needs_its_schema_version(make_artifact: MakeArtifact) -> None:
+    with pytest.raises(ValidationError, match="a parent comes with schema version 2"):
+        make_artifact(parent=PARENT)
+
+
+def test_artifacts_without_a_parent_are_spelled_as_ever(make_artifact: MakeArtifact) -> None:
+    # earlier releases read them, and their digests stay
+    spelled = json.loads(make_artifact().meta.canonical_json())
+    assert spelled["schema_version"] == 1 and "parent" not in spelled
+
+
+def test_the_guards_of_earlier_releases_still_load() -> None:
+    old = Artifact.load(Path(__file__).parents[2] / "examples/harry-potter/steer.safetensors")
+    assert old.digest.startswith("ec3235f1cac94127") and old.meta.schema_version == 1
+
+
+def test_a_model_that_is_not_fitted_is_told_what_to_do(make_artifact: MakeArtifact) -> None:
+    with pytest.raises(FingerprintError, match="not on 'big' .*: do this instead$"):
+        make_artifact().require_model("0" * 64, served="big", remedy="do this instead")

@@ -36,15 +36,15 @@ class TokenStates:
     behind_prefix: Tensor
     count: int
 
-    def pooled(self, token_scores: Tensor) -> Tensor:
-        """Mean of the POOL largest scores of each sequence, `[sequences]`; missing ones are 0."""
+    def pooled(self, token_scores: Tensor, pool: int = POOL) -> Tensor:
+        """Mean of the `pool` largest scores of each sequence, `[sequences]`; missing ones are 0."""
         lengths = torch.bincount(self.sequence, minlength=self.count)
         start = lengths.cumsum(0) - lengths
         column = torch.arange(len(self.sequence)) - start[self.sequence]
         padded = torch.full((self.count, int(lengths.max())), -torch.inf)
         padded[self.sequence, column] = token_scores
-        zeros = torch.zeros(self.count, POOL)
-        return torch.cat([padded, zeros], dim=1).topk(POOL, dim=1).values.mean(1)
+        zeros = torch.zeros(self.count, pool)
+        return torch.cat([padded, zeros], dim=1).topk(pool, dim=1).values.mean(1)
 
     def score(self, layers: Sequence[int], gates: Tensor) -> Tensor:
         """Token gates for `gates [len(layers), width]`; `layers` are indices into `states`."""

@@ -26,7 +26,8 @@ def load_language_model(
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype, use_safetensors=True, output_loading_info=True
         )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    # what reads quantised weights is a package of its own (ImportError), for devices that it has
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{source} cannot be loaded: {reason}") from error
     model, loading_info = loaded

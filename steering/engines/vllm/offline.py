@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -28,6 +29,7 @@ from steering.engines.vllm.supported import require_followed
 from steering.hidden.bank import HiddenBank
 from steering.hidden.rows import RowGuard
 from steering.prompt import Prompt
+from steering.quantisation import of_checkpoint
 
 ROWS, TOKENS = 64, 2048
 """The most requests and tokens in one forward."""
@@ -53,14 +55,18 @@ class ForwardObserver(Protocol):
 
 
 class VllmEngine:
-    """A model in vLLM, float32. One call at a time: an iterator must be exhausted or closed before
-    the next call."""
+    """A model in vLLM, float32; quantised weights in the dtype that vLLM takes for them. One call
+    at a time: an iterator must be exhausted or closed before the next call."""
 
-    def __init__(self, folder: str) -> None:
-        """Raises ValueError for a model or an engine that guards cannot follow."""
+    def __init__(self, folder: str, quantization: str | None = None) -> None:
+        """`quantization` is vLLM's setting, for weights that it quantises at load. Raises
+        ValueError for a model or an engine that guards cannot follow."""
+        packed = quantization or of_checkpoint(Path(folder))
         self._llm = LLM(
             model=folder,
-            dtype="float32",
+            quantization=quantization,
+            # kernels for packed weights are not there for every dtype
+            dtype="auto" if packed else "float32",
             enforce_eager=True,
             enable_prefix_caching=False,
             max_num_seqs=ROWS,

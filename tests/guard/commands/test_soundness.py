@@ -103,6 +103,7 @@ def test_a_guard_of_a_model_with_other_weights_is_a_warning(folder: Path) -> Non
     code, problems, (warning,) = _check(folder, MODEL + GUARD + POLICY)
     assert (code, problems) == (0, [])
     assert "no model of this configuration has its fingerprint" in warning
+    assert "for a quantised, fine-tuned or newer copy of that model run `guard rebind`" in warning
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import pytest
 
 from guard.artifact import Artifact, ArtifactMeta
 from guard.config.schema import Config, GuardConfig, PolicyConfig
-from guard.plans.language import LanguagePlan, LanguagePlans
+from guard.plans.language import LanguagePlan, LanguagePlans, ServedModel
 from guard.verdict import GuardVerdict
 from steering.engines.transformers.engine import TransformersEngine
 from steering.fingerprint import fingerprint
@@ -149,7 +149,7 @@ def broken(save: Save, tmp_path: Path, kind: str) -> Path:
 REASONS = {
     "missing": "does not exist",
     "damaged": "were altered",
-    "other model": "was fitted on 'tiny'.*not on 'tiny'",
+    "other model": "was fitted on 'tiny'.*not on 'tiny'.*it has other weights; run `guard rebind",
     "deeper model": r"layers \[9\] do not exist in a model of 4 layers: fit the guard again",
     "wider model": "its width is 64, the model's 32: fit the guard again",
     "unsound": "must be a finite number",
@@ -271,3 +271,25 @@ def test_plan_drives_the_engine_and_its_verdict_tells(model: Any, save: Save) ->
     outcomes = [plans[n].verdict(r, **REPORT).outcome for n, r in zip(names, readings, strict=True)]
     assert outcomes == ["steered", "pass", "pass"]
     assert rows[1] == rows[2] and ids(rows)[0] != ids(rows)[2]
+
+
+def test_a_quantised_copy_is_told_from_another_model() -> None:
+    artifact = Artifact(
+        ArtifactMeta.model_validate(
+            {
+                "method": "steer",
+                "concept": "topic/any",
+                "created": "2026-01-31",
+                "model": {"name": "m", "architecture": "a", "fingerprint": "f", "layers": 4}
+                | {"width": WIDTH},
+                "seams": ["hidden"],
+            }
+        ),
+        {},
+    )
+    quantised = ServedModel("0" * 64, LAYERS, WIDTH, "cpu", "fp8 when vLLM loads it")
+    assert quantised.remedy(artifact, "hp.safetensors") == (
+        "it is quantised (fp8 when vLLM loads it); run `guard rebind hp.safetensors --model ...` "
+        "for it, or fit it on that model"
+    )
+    assert replace(quantised, depth=9).remedy(artifact, "x") == "fit it on that model"

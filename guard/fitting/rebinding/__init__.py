@@ -1,0 +1,1 @@
+"""Fitted guards bound to another copy of their model: quantised, fine-tuned, newer."""
