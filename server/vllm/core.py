@@ -7,7 +7,7 @@ from typing import Any
 
 from vllm.v1.engine.core import EngineCore
 
-from steering.engines.vllm.runner import PLAN
+from steering.engines.vllm.runners.guarded import PLAN
 
 
 def patch() -> None:

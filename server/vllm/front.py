@@ -21,7 +21,7 @@ from server.vllm.http.call import HttpCall, current_call
 from server.vllm.policies import Policies, require_guarded, salted
 from server.vllm.served import served_by, served_name
 from steering.engines.vllm.connectors import LOCAL
-from steering.engines.vllm.runner import PLAN
+from steering.engines.vllm.runners.guarded import PLAN
 from steering.engines.vllm.supported import require_followed
 
 

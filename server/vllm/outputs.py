@@ -18,7 +18,7 @@ from vllm.v1.engine.output_processor import OutputProcessor, RequestState
 from guard.plans.revision import RevisionEntry
 from guard.verdict import Verdict
 from server.vllm.http.call import current_call
-from steering.engines.vllm.runner import PLAN
+from steering.engines.vllm.runners.guarded import PLAN
 from steering.engines.vllm.scheduler import ENDED, READINGS
 from steering.hidden.rows import Reading
 

@@ -19,9 +19,9 @@ from guard.plans.revision import Revision, RevisionEntry
 from server.vllm.served import served_by, served_name
 from steering.engines.errors import Unsupported
 from steering.engines.vllm.layers import decoder_layers
-from steering.engines.vllm.patching import guarded_runner, surround_runners
 from steering.engines.vllm.reports import RowPlan
-from steering.engines.vllm.runner import GuardedRunner
+from steering.engines.vllm.runners.guarded import GuardedRunner
+from steering.engines.vllm.runners.patching import guarded_runner, surround_runners
 from steering.hidden.bank import HiddenBank
 from steering.methods.stacking import MethodGuard, stacks
 

@@ -23,8 +23,8 @@ from steering.engines.transformers.offline import Advance, nothing
 from steering.engines.vllm.collect import SEQUENCE, Collector
 from steering.engines.vllm.layers import decoder_layers
 from steering.engines.vllm.reports import RowPlan
-from steering.engines.vllm.runner import PLAN
-from steering.engines.vllm.runner_v1 import GuardedRunnerV1
+from steering.engines.vllm.runners.guarded import PLAN
+from steering.engines.vllm.runners.v1 import GuardedRunnerV1
 from steering.engines.vllm.supported import require_followed
 from steering.hidden.bank import HiddenBank
 from steering.hidden.rows import RowGuard

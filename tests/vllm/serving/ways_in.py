@@ -50,7 +50,7 @@ def main() -> None:
 def _foreign(engine: Any, params: Any) -> list[Any]:
     """How a request ends that goes into the engine's core without a plan."""
     from guard.config.vllm_plugin import POLICY
-    from steering.engines.vllm.runner import PLAN
+    from steering.engines.vllm.runners.guarded import PLAN
 
     request = engine.input_processor.process_inputs(
         "foreign", {"prompt_token_ids": [5, 6]}, params, supported_tasks=("generate",)

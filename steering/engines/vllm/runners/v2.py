@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from vllm.config import CUDAGraphMode
 
-from steering.engines.vllm.runner import PLAN, Batch, GuardedRunner
-from steering.engines.vllm.wrapping import Arounds, around_load, surrounding
+from steering.engines.vllm.runners.guarded import PLAN, Batch, GuardedRunner
+from steering.engines.vllm.runners.wrapping import Arounds, around_load, surrounding
 from steering.hidden.slots import on_device
 
 

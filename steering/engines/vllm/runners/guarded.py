@@ -1,7 +1,7 @@
 """The guards of one of vLLM's model runners: the table learns which rows a forward holds before it
 runs, and tells what was decided behind it.
 
-What differs between vLLM's two model runners is in `runner_v1` and `runner_v2`.
+What differs between vLLM's two model runners is in `v1` and `v2`.
 """
 
 from __future__ import annotations

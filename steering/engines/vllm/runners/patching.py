@@ -12,10 +12,10 @@ from vllm.v1.worker.gpu.model_runner import GPUModelRunner as GPUModelRunnerV2
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 from vllm.v1.worker.gpu_worker import Worker
 
-from steering.engines.vllm import runner_v1, runner_v2
 from steering.engines.vllm.reports import RowPlan
-from steering.engines.vllm.runner import GuardedRunner
-from steering.engines.vllm.wrapping import surround
+from steering.engines.vllm.runners import v1, v2
+from steering.engines.vllm.runners.guarded import GuardedRunner
+from steering.engines.vllm.runners.wrapping import surround
 from steering.hidden.bank import HiddenBank
 
 
@@ -24,16 +24,16 @@ def guarded_runner(
 ) -> GuardedRunner:
     """The guards of a model runner, whose model is loaded. As `GuardedRunner`."""
     if isinstance(runner, GPUModelRunnerV2):
-        return runner_v2.GuardedRunnerV2(runner, bank, plans, room=room)
-    return runner_v1.GuardedRunnerV1(runner, bank, plans, room=room)
+        return v2.GuardedRunnerV2(runner, bank, plans, room=room)
+    return v1.GuardedRunnerV1(runner, bank, plans, room=room)
 
 
 def surround_runners(loaded: Callable[[Any], GuardedRunner]) -> None:
     """Guard the model runners of this process; `loaded` gives the guards of one whose model is
     loaded."""
-    surround(GPUModelRunner, runner_v1.AROUND, loaded)
-    surround(CPUModelRunner, runner_v1.AROUND, loaded)
-    surround(GPUModelRunnerV2, runner_v2.AROUND, loaded)
+    surround(GPUModelRunner, v1.AROUND, loaded)
+    surround(CPUModelRunner, v1.AROUND, loaded)
+    surround(GPUModelRunnerV2, v2.AROUND, loaded)
     for worker in (Worker, CPUWorker):
         worker.compile_or_warm_up_model = _warming(worker.compile_or_warm_up_model)
 

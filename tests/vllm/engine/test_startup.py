@@ -52,7 +52,7 @@ def test_what_no_cpu_runs_is_refused_by_the_front_end(folder: Path) -> None:
     # it would ask nobody, and serve without guards
     code = (
         "from server.vllm import register; register()\n"
-        "from tests.vllm.test_supported import engine\n"
+        "from tests.vllm.engine.test_supported import engine\n"
         "from vllm.v1.engine.input_processor import InputProcessor\n"
         "InputProcessor(engine('FULL'))\n"
     )

@@ -61,7 +61,7 @@ def test_python_and_other_front_ends(screened: Path, tmp_path: Path) -> None:
         "[vllm.endpoint_plugins]\ninference-guard = server.vllm:endpoints\n"
     )
     paths = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
-    done = ended(screened, "-m", "tests.vllm.ways_in", str(screened), PYTHONPATH=paths)
+    done = ended(screened, "-m", "tests.vllm.serving.ways_in", str(screened), PYTHONPATH=paths)
     assert MARK in done.stdout, done.stdout[-5000:] + done.stderr[-5000:]
     told: dict[str, Any] = json.loads(done.stdout.split(MARK)[1].splitlines()[0])
     for way in ("generate", "chat"):
