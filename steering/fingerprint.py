@@ -28,13 +28,16 @@ def fingerprint(model: nn.Module) -> str:
 
     The rounding makes a model loaded in float32 or bfloat16 from the same file agree; a fine-tuned
     copy differs, since every matrix has changed. Reads a few kilobytes, whatever the model's size;
-    offloaded weights are fetched one by one. Where transformers runs quantised weights it is that
-    of the checkpoint, which engines unpack in different ways, with what was done at load. Raises
-    UnreadableWeights.
+    offloaded weights are fetched one by one. Where transformers runs quantised weights, or has
+    fused those of experts, it is that of the checkpoint, which engines unpack in different ways,
+    with what was done at load. Raises UnreadableWeights.
     """
     loaded = of_loaded(model)
     if loaded is None:
-        return _digest(weights_of(model))
+        fused_from = _fused_from(model)
+        return (
+            _digest(weights_of(model)) if fused_from is None else checkpoint_fingerprint(fused_from)
+        )
     try:
         folder = _folder(model)
         weights = checkpoint_fingerprint(folder)
@@ -101,6 +104,36 @@ def _folder(model: Any) -> Path:
     # transformers has downloaded it by now
     revision = getattr(model.config, "_commit_hash", None)
     return Path(snapshot_download(name, revision=revision, local_files_only=True))
+
+
+def _fused_from(model: nn.Module) -> Path | None:
+    """The checkpoint of a model whose experts transformers has fused, each matrix of all of them
+    into one that the checkpoint does not list; None where there is no such matrix or checkpoint."""
+    fused = [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.ndim == 3 and name.split(".")[-2:-1] == ["experts"]
+    ]
+    if not fused:
+        return None
+    try:
+        folder = _folder(model)
+        listed = _names(folder)
+    except (AttributeError, OSError, ValueError):
+        return None
+    return folder if listed and not listed.intersection(fused) else None
+
+
+def _names(folder: Path) -> set[str]:
+    """The weights that a checkpoint lists. Raises ValueError."""
+    names: set[str] = set()
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt") as weights:
+                names.update(weights.keys())
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"{path} cannot be read: {error}") from error
+    return names
 
 
 def _digest(parameters: Iterable[tuple[str, Tensor]]) -> str:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 
 from steering.fingerprint import (
     UnreadableWeights,
@@ -229,3 +230,15 @@ def test_weights_that_were_packed_in_place_are_read_by_their_parts() -> None:
         module.register_parameter("weight", nn.Parameter(whole, requires_grad=False))
         prints.add(fingerprint(module))
     assert len(prints) == 3
+
+
+def test_fused_experts_are_told_by_their_checkpoint(tmp_path: Path) -> None:
+    made = tiny_model("mixtral")
+    made.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert any(name.endswith("experts.gate_up_proj") for name, _ in loaded.named_parameters())
+    assert fingerprint(loaded) == checkpoint_fingerprint(tmp_path) != fingerprint(made)
+    other = tiny_model("mixtral", seed=1)
+    other.save_pretrained(tmp_path / "other")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "other")
+    assert fingerprint(again) != fingerprint(loaded)

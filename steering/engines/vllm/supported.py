@@ -31,6 +31,10 @@ def require_followed(config: Any) -> None:
         "speculative decoding with async scheduling (--no-async-scheduling)": (
             config.speculative_config is not None and config.scheduler_config.async_scheduling
         ),
+        # it spreads the drafts over the requests on the device alone
+        "adaptive verification of drafts": getattr(
+            config.speculative_config, "enable_adaptive_verification", False
+        ),
         f"the KV connector {connector} (only {', '.join(FOLLOWED)})": connector is not None,
         f"the runner {runner!r}": runner != "generate",
         # guards are bound to the weights that they were fitted on

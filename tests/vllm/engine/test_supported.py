@@ -62,6 +62,13 @@ def test_modes_of_graphs_that_are_followed(graphs: str) -> None:
         ({"parallel_config": {"prefill_context_parallel_size": 2}}, "context parallelism"),
         ({"cache_config": {"kv_sharing_fast_prefill": True}}, "fast prefill"),
         ({"speculative_config": Of()}, "speculative decoding with async scheduling"),
+        (
+            {
+                "speculative_config": Of(enable_adaptive_verification=True),
+                "scheduler_config": {"async_scheduling": False},
+            },
+            "adaptive verification",
+        ),
         ({"model_config": {"runner_type": "pooling"}}, "the runner 'pooling'"),
         (
             {
