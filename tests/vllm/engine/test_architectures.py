@@ -20,6 +20,7 @@ from steering.fingerprint import checkpoint_fingerprint
 from tests.steering.engines.driver import ids, serve, start
 from tests.steering.tiny import prompt, tiny_model
 from tests.vllm.checkpoint import CONFIG, WIDTH, artifact, save
+from tests.vllm.conftest import WAYS
 from tests.vllm.driver import drawn, run
 
 BLOCK = 32
@@ -49,15 +50,18 @@ def requests() -> list[dict[str, Any]]:
     return drawn(36, seed=5)
 
 
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [*((kind, "v1") for kind in MODELS), ("mistral", "v2"), ("gemma3_text", "v2")],
+)
 def test_tokens_and_verdicts_are_those_of_transformers(
-    kind: str, requests: list[dict[str, Any]], tmp_path: Path
+    kind: str, name: str, requests: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     changes, blocks = MODELS[kind]
     served = tiny_model(kind, **changes)
     save(tmp_path, served)
     crowded = {"num_gpu_blocks_override": blocks, "scheduling_policy": "priority"}
-    found = run(tmp_path, requests, **crowded)
+    found = run(tmp_path, requests, **crowded, **WAYS[name])
     known = replace(ServedModel.of(served), fingerprint=checkpoint_fingerprint(tmp_path / "model"))
     plans = LanguagePlans(load_config(tmp_path / "config.toml"), known, name="tiny")
     engine = TransformersEngine(served, plans.bank, capacity=1)

@@ -196,3 +196,25 @@ def test_guards_come_and_go_while_graphs_run(folder: Path) -> None:
     )
     assert_ran(came, "v2", "FULL_AND_PIECEWISE")
     assert assert_alike(asked, came, right) > 8
+
+
+def test_guards_for_which_graphs_have_no_room_are_refused_while_they_run(folder: Path) -> None:
+    (folder / "full.toml").write_text("[server]\nguard_room = 3\n" + CONFIG, "utf-8")
+    more = "\n".join(
+        f'[[guards]]\nname = "more{i}"\nartifact = "firm.safetensors"\nthreshold = {i}.5\n'
+        f'[policies.more{i}]\nguards = ["more{i}"]\naction = "steer"'
+        for i in range(2)
+    )
+    asked = [
+        {"prompt": prompt(20 + 6 * i, seed=i), "tokens": 12, "policy": policy, "at": at}
+        for at in (0, 30)
+        for i in range(6)
+        for policy in ("firm", "both")
+    ]
+    texts = ["[server]\nguard_room = 3\n" + CONFIG + "\n" + more]
+    settings = {"runner": "v2", "graphs": "FULL_AND_PIECEWISE"}
+    came = run(folder, asked, config="full.toml", reload=(20, texts), **settings)
+    (refused,) = [one["reload"] for one in came["phases"][0] if "reload" in one]
+    assert "room for 3" in refused and "guard_room in [server]" in refused
+    came["phases"] = [came["phases"][0][: len(asked)]]
+    assert assert_alike(asked, came, run(folder, asked)) > 6

@@ -50,12 +50,13 @@ def main() -> None:
 def _foreign(engine: Any, params: Any) -> list[Any]:
     """How a request ends that goes into the engine's core without a plan."""
     from guard.config.vllm_plugin import POLICY
+    from steering.engines.vllm.connectors import LOCAL
     from steering.engines.vllm.runners.guarded import PLAN
 
     request = engine.input_processor.process_inputs(
         "foreign", {"prompt_token_ids": [5, 6]}, params, supported_tasks=("generate",)
     )
-    assert set(request.sampling_params.extra_args) == {POLICY, PLAN}
+    assert set(request.sampling_params.extra_args) == {POLICY, PLAN, LOCAL}
     request.sampling_params.extra_args = None
     engine.engine_core.add_request(request)
     outputs = engine.engine_core.get_output().outputs

@@ -174,6 +174,7 @@ class GuardedRunner:
         """Start a forward of the table with the rows and tokens that it holds."""
         table = self._table
         if table is None or not len(self._bank):
+            self.idle()
             return
         rows, first = (
             [self._enter(name) for name in batch.names],
