@@ -65,15 +65,19 @@ def measure(settings: Settings, add: Add) -> None:
 
 
 def _tables(loaded: int, rows: int, steps: int, device: str) -> tuple[CapturedTable, PackedTable]:
-    guards = [
-        random_guard(f"g{i}", sense=SENSE, act=ACT, width=WIDTH, seed=i, size=1.0)
-        for i in range(loaded)
-    ]
     room = Room(guards=loaded, steps=3, pool=2, most=2)
     places = rows * (steps + 1)
-    bank = HiddenBank([SteerGuards(guards, device)], device, room=room)
-    plain = HiddenBank([SteerGuards(guards, device)], device)
+    bank = HiddenBank([_stack(range(loaded), device)], device, room=room)
+    plain = HiddenBank([_stack(range(loaded), device)], device)
     return CapturedTable(bank, rows, places, 2, rows), PackedTable(plain, rows, places, 2)
+
+
+def _stack(numbers: Sequence[int], device: torch.device | str) -> SteerGuards:
+    """Random guards of these numbers, in this order."""
+    guards = [
+        random_guard(f"g{i}", sense=SENSE, act=ACT, width=WIDTH, seed=i, size=1.0) for i in numbers
+    ]
+    return SteerGuards(guards, device)
 
 
 def captured(run: Callable[[], Tensor], table: CapturedTable, device: str) -> Callable[[], Tensor]:
@@ -112,6 +116,12 @@ def _compared(
     age = [0] * rows
     tokens = readings = 0
     for step in range(steps):
+        if step == steps // 2:
+            # the same guards in other places of the bank
+            numbers = range(len(plain.bank))[::-1]
+            backwards = HiddenBank([_stack(numbers, states.device)], states.device)
+            for each in (table, plain):
+                each.rebank(backwards)
         for row in range(rows):
             # every row is left and taken again, at a time of its own
             if step == 0 or (step + row) % 17 == 0:
