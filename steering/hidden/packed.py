@@ -175,6 +175,11 @@ class PackedTable(GuardedRows):
         """
         if self._due is None:
             self._due = self._schedule()
+            # known at once only where nobody has to wait for the device
+            if self._due.any.device.type == "cpu" and layer >= self.bank.last_decision:
+                self.acts = bool(self._due.any.any())
+        if not self.acts:
+            return
         due, acted = self._due, self._tokens.acted
         states = residual_stream(hidden, residual, acted)[:, None]
         states = states.expand(-1, due.guard.shape[1], -1)
