@@ -8,6 +8,7 @@ _SCHEDULER = "v1/core/sched/scheduler.py"
 _SCHEDULED = "v1/core/sched/output.py"
 _V1 = "v1/worker/gpu_model_runner.py"
 _V2 = "v1/worker/gpu/model_runner.py"
+_GPU_WORKER = "v1/worker/gpu_worker.py"
 
 SCHEDULING: tuple[Seam, ...] = (
     Seam(
@@ -118,7 +119,49 @@ SCHEDULING: tuple[Seam, ...] = (
         "ParallelConfig",
         "an external launcher's pipeline is refused",
         "read",
-        has=("pipeline_parallel_size", "distributed_executor_backend"),
+        has=(
+            "pipeline_parallel_size",
+            "distributed_executor_backend",
+            "decode_context_parallel_size",
+            "prefill_context_parallel_size",
+            "use_ubatching",
+        ),
+    ),
+    Seam(
+        _GPU_WORKER,
+        "Worker.compile_or_warm_up_model",
+        "requests of vLLM's own, while it warms up, have no plan",
+    ),
+    Seam(
+        "v1/worker/cpu_worker.py",
+        "CPUWorker.compile_or_warm_up_model",
+        "requests of vLLM's own, while it warms up, have no plan",
+    ),
+    Seam(
+        _GPU_WORKER,
+        "Worker.wake_up",
+        "guards are stacked anew after the device's memory was dropped",
+        parameters=("tags",),
+    ),
+    Seam(
+        "v1/worker/cpu_worker.py",
+        "CPUWorker.wake_up",
+        "guards are stacked anew after the device's memory was dropped",
+        parameters=("tags",),
+    ),
+    Seam(_GPU_WORKER, "Worker.reload_weights", "other weights are refused under guards"),
+    Seam(
+        "compilation/breakable_cudagraph.py",
+        "is_breakable_cudagraph_enabled",
+        "graphs of that kind are refused",
+        "read",
+    ),
+    Seam(
+        "v1/outputs.py",
+        "AsyncModelRunnerOutput",
+        "reports follow an output that is on its way from the device",
+        "read",
+        has=("get_output",),
     ),
 )
 
@@ -158,6 +201,16 @@ V1: tuple[Seam, ...] = (
             "self._determine_batch_execution_and_padding",
             "self._model_forward",
         ),
+    ),
+    Seam(
+        _V1,
+        "GPUModelRunner._model_forward",
+        "the forward starts, and it is known whether it replays a graph",
+    ),
+    Seam(
+        _V1,
+        "GPUModelRunner.get_kv_cache_spec",
+        "where all layers slide, some keep the keys of all tokens",
     ),
     Seam(_V1, "GPUModelRunner.sample_tokens", "reports are attached to its output"),
     Seam(_V1, "GPUModelRunner.capture_model", "graphs are captured with a neutral table"),
@@ -224,10 +277,14 @@ V2: tuple[Seam, ...] = (
     ),
     Seam(
         _V2,
+        "GPUModelRunner.get_kv_cache_spec",
+        "where all layers slide, some keep the keys of all tokens",
+    ),
+    Seam(
+        _V2,
         "GPUModelRunner.prepare_inputs",
-        "makes the batch, whose names and lengths the table reads",
-        "read",
-        parameters=("scheduler_output",),
+        "tells whether the forward replays a graph, and makes the batch that the table reads",
+        parameters=("scheduler_output", "batch_req_state", "batch_desc"),
     ),
     Seam(
         _V2,
