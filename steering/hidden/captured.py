@@ -18,7 +18,12 @@ from torch import Tensor
 
 from steering.hidden.bank import HiddenBank, NoRoom
 from steering.hidden.packed import PackedTable
-from steering.hidden.packed_forward import DueGuards, EndedPrompts, PackedForward
+from steering.hidden.packed_forward import (
+    DueGuards,
+    EndedPrompts,
+    PackedForward,
+    residual_stream,
+)
 from steering.hidden.rows import ALL_SCORED, HostRows
 from steering.hidden.slots import on_device
 
@@ -182,7 +187,7 @@ class CapturedTable(PackedTable):
         count = hidden.shape[0]
         if count > len(self._place):
             raise ValueError(f"{count} tokens where graphs have at most {len(self._place)}")
-        states = hidden.float() if residual is None else hidden.float() + residual
+        states = residual_stream(hidden, residual)
         self._sums[:count].add_(self._sense(layer, self._row_and_step[0, :count], states))
         if layer in self.bank.decisions:
             self._decide_tokens(count, layer)
@@ -206,19 +211,8 @@ class CapturedTable(PackedTable):
             return
         if self._due is None or layer <= self._acted_after:
             # the first layer to act after, of this forward
-            self._due = self._due_at(*self._row_and_step[:, : hidden.shape[0]])
-        due, self._acted_after = self._due, layer
-        states = hidden.float() if residual is None else hidden.float() + residual
-        states = states[:, None].expand(-1, due.guard.shape[1], -1)
-        delta = self.bank.act(layer, states, due.guard, due.age, due.strength).sum(1)
-        guards = self.bank.acting[layer]
-        acting = due.live if guards is None else due.live & guards[due.guard]
-        changed = hidden + delta.to(hidden.dtype)
-        torch.where(acting.any(1, keepdim=True), changed, hidden, out=hidden)
-
-    def _due_at(self, rows: Tensor, step: Tensor) -> DueGuards:
-        """The guards that are due at the tokens, by slot."""
-        live, age = self._live(rows, step[:, None])
-        slots = self._slots
-        age, strength = age.where(live, 0), slots.strength[rows].where(live, 0.0)
-        return DueGuards(slots.column[rows], age, strength, live, live)
+            rows, steps = self._row_and_step[:, : hidden.shape[0]]
+            self._due = self._due_at(rows, steps, self._slots.most)
+        self._acted_after = layer
+        states = residual_stream(hidden, residual)
+        hidden.copy_(self._changed(layer, hidden, states, self._due))

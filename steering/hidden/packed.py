@@ -161,7 +161,8 @@ class PackedTable(GuardedRows):
     def sense(self, layer: int, hidden: Tensor, residual: Tensor | None = None) -> None:
         """Sense `hidden [tokens, width]` after `layer`, plus the `residual` that is not yet added
         to it. Guards whose last sensing layer this is decide."""
-        states = residual_stream(hidden, residual, self._tokens.sensed)
+        sensed = self._tokens.sensed
+        states = residual_stream(hidden[sensed], None if residual is None else residual[sensed])
         scores = self._sense(layer, self._tokens.sensed_rows, states)
         self._scores = scores if self._scores is None else self._scores + scores
         if layer in self.bank.decisions:
@@ -173,21 +174,29 @@ class PackedTable(GuardedRows):
 
         Tokens with nothing due keep their bits.
         """
+        tokens = self._tokens
         if self._due is None:
-            self._due = self._schedule()
+            self._due = self._due_at(
+                tokens.acted_rows, tokens.acted_steps, tokens.width, self._starts
+            )
             # known at once only where nobody has to wait for the device
             if self._due.any.device.type == "cpu" and layer >= self.bank.last_decision:
                 self.acts = bool(self._due.any.any())
         if not self.acts:
             return
-        due, acted = self._due, self._tokens.acted
-        states = residual_stream(hidden, residual, acted)[:, None]
-        states = states.expand(-1, due.guard.shape[1], -1)
+        acted = tokens.acted
+        before = hidden[acted]
+        states = residual_stream(before, None if residual is None else residual[acted])
+        hidden[acted] = self._changed(layer, before, states, self._due)
+
+    def _changed(self, layer: int, before: Tensor, states: Tensor, due: DueGuards) -> Tensor:
+        """`before [tokens, width]` with the changes that are due after `layer` in the residual
+        stream `states`."""
+        states = states[:, None].expand(-1, due.guard.shape[1], -1)
         delta = self.bank.act(layer, states, due.guard, due.age, due.strength).sum(1)
         guards = self.bank.acting[layer]
         acting = due.any if guards is None else _any(due.live & guards[due.guard])
-        before = hidden[acted]
-        hidden[acted] = torch.where(acting, before + delta.to(before.dtype), before)
+        return torch.where(acting, before + delta.to(before.dtype), before)
 
     def invalidate(self, rows: Sequence[int]) -> None:
         """Mark the readings of these rows as failed."""
@@ -279,19 +288,20 @@ class PackedTable(GuardedRows):
             gates = self._gates[places[:, prompt + step - 1 : prompt + step]]
             self._inspect(rows, gates, self._slots.recheck[rows])
 
-    def _schedule(self) -> DueGuards:
-        """Find the guards that are due at each token to act on."""
-        rows, step = self._tokens.acted_rows, self._tokens.acted_steps[:, None]
-        due, age = self._live(rows, step, self._starts)
-        slot = due.to(torch.uint8).topk(self._tokens.width, dim=1).indices
-        live = due.gather(1, slot)
-        return DueGuards(
-            guard=self._slots.column[rows].gather(1, slot),
-            age=age.gather(1, slot).where(live, 0),
-            strength=self._slots.strength[rows].gather(1, slot).where(live, 0.0),
-            live=live,
-            any=_any(live),
-        )
+    def _due_at(
+        self, rows: Tensor, steps: Tensor, width: int, starts: Tensor | None = None
+    ) -> DueGuards:
+        """The guards that are due at tokens of `rows` at `steps`, at most `width` at each; `starts`
+        are those of the schedules where they are not those of the slots."""
+        slots = self._slots
+        live, age = self._live(rows, steps[:, None], starts)
+        guard, strength = slots.column[rows], slots.strength[rows]
+        if width < slots.most:
+            slot = live.to(torch.uint8).topk(width, dim=1).indices
+            live, age, guard, strength = (
+                each.gather(1, slot) for each in (live, age, guard, strength)
+            )
+        return DueGuards(guard, age.where(live, 0), strength.where(live, 0.0), live, _any(live))
 
     # -- going back -------------------------------------------------------------------------------
 

@@ -199,11 +199,10 @@ class Snapshots:
     states: Sequence[tuple[int, RowState]]
 
 
-def residual_stream(hidden: Tensor, residual: Tensor | None, tokens: Tensor) -> Tensor:
-    """The residual stream at these tokens, float32: `hidden`, plus `residual` where there is one
-    that is not yet added."""
-    states = hidden[tokens].float()
-    return states if residual is None else states + residual[tokens]
+def residual_stream(hidden: Tensor, residual: Tensor | None) -> Tensor:
+    """The residual stream, float32: `hidden`, plus `residual` where there is one that is not yet
+    added."""
+    return hidden.float() if residual is None else hidden.float() + residual
 
 
 def merged(deciding: Tensor | None, fresh: Tensor, earlier: Tensor | None) -> Tensor:

@@ -47,8 +47,6 @@ class HostCopy:
 
     def __init__(self, tensor: Tensor) -> None:
         self._ready: Any = None
-        # the device's memory must not be used again before it was copied
-        self._kept = tensor
         self._values = tensor.to("cpu", non_blocking=True)
         if tensor.device.type == "cuda":
             self._ready = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]

@@ -78,7 +78,6 @@ class Engine:
     requests: dict[int, Request] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.captured = 0
         if self.captures:
             roomy = HiddenBank(self.bank.stacks, room=ROOM)
             self.table: PackedTable = CapturedTable(
@@ -148,7 +147,6 @@ class Engine:
             self.table.begin(forward, captured=True)
             padding = self.random.randint(0, PAD)
             states = torch.cat([states, whole(self.generator, LAYERS, padding, WIDTH)], 1)
-            self.captured += self.table.senses
         else:
             self.table.begin(forward)
         for layer in range(LAYERS):

@@ -1,57 +1,26 @@
-"""Rows whose forwards replay a captured graph against padded ones."""
+"""Rows whose forwards replay a captured graph; `test_packed` holds them against padded ones."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from steering.hidden.bank import HiddenBank, NoRoom, Room
 from steering.hidden.captured import CapturedTable
 from steering.hidden.packed_forward import PackedForward
 from steering.hidden.rows import RowGuard
 from steering.methods.steer import SteerGuard, SteerGuards
-from tests.steering.hidden.guards import WIDTH, bank_of_all, banks, same_bits
+from tests.steering.hidden.guards import WIDTH, bank_of_all
 from tests.steering.hidden.packing import (
     CAPACITY,
     GUARD,
     PLACES,
     ROOM,
-    Engine,
-    requests,
 )
-
-
-@settings(max_examples=200, deadline=None)
-@given(data=st.data(), preempts=st.booleans(), drafts=st.booleans())
-def test_what_runs_captured_is_guarded_as_if_alone(
-    data: st.DataObject, preempts: bool, drafts: bool
-) -> None:
-    bank = data.draw(banks())
-    seed = data.draw(st.integers(0, 2**16))
-    generator = torch.Generator().manual_seed(seed)
-    engine = Engine(bank_of_all(bank), random.Random(seed), generator, captures=True)
-    for row in range(data.draw(st.integers(1, CAPACITY))):
-        engine.admit(row, data.draw(requests(bank, seed + row)))
-    engine.run(preempts=preempts, drafts=drafts)
-    for row, request in engine.requests.items():
-        states, readings = request.alone(engine.bank)
-        assert same_bits(engine.after[row], states)
-        engine.table.accept(row, request.tokens - request.prompt)
-        assert {
-            name: (reading.score, reading.position, reading.valid)
-            for name, reading in engine.table.readings(row).items()
-        } == {
-            name: (reading.score, reading.position, reading.valid)
-            for name, reading in readings.items()
-        }
-
 
 WATCH = RowGuard("g", threshold=-100.0, strength=1.0, recheck=-100.0)
 

@@ -36,16 +36,24 @@ from tests.steering.hidden.packing import (
 BANKS = pytest.mark.parametrize("strategy", [banks(), mixed_banks()], ids=["steer", "two methods"])
 
 
-@BANKS
+@pytest.mark.parametrize(
+    ("strategy", "captures"),
+    [(banks(), False), (mixed_banks(), False), (banks(), True)],
+    ids=["steer", "two methods", "captured"],
+)
 @settings(max_examples=300, deadline=None)
 @given(data=st.data(), preempts=st.booleans(), drafts=st.booleans())
 def test_whatever_is_packed_is_guarded_as_if_alone(
-    strategy: st.SearchStrategy[list[AnyGuard]], data: st.DataObject, preempts: bool, drafts: bool
+    strategy: st.SearchStrategy[list[AnyGuard]],
+    captures: bool,
+    data: st.DataObject,
+    preempts: bool,
+    drafts: bool,
 ) -> None:
     bank = data.draw(strategy)
     seed = data.draw(st.integers(0, 2**16))
     generator = torch.Generator().manual_seed(seed)
-    engine = Engine(bank_of_all(bank), random.Random(seed), generator)
+    engine = Engine(bank_of_all(bank), random.Random(seed), generator, captures)
     for row in range(data.draw(st.integers(1, CAPACITY))):
         engine.admit(row, data.draw(requests(bank, seed + row)))
     engine.run(preempts=preempts, drafts=drafts)

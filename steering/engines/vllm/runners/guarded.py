@@ -205,8 +205,9 @@ class GuardedRunner:
     def end(self, result: Any = None) -> None:
         """End the forward; where its `result` goes to the next stage, the scores go with it."""
         table, self._tap.table = self._tap.table, None
-        scores = table.scores if table is not None else None
-        if scores is not None and isinstance(result, IntermediateTensors):
+        if table is None or not isinstance(result, IntermediateTensors):
+            return
+        if (scores := table.scores) is not None:
             result.tensors[CARRIED] = scores
 
     def tell(self, output: Any) -> Any:

@@ -1,14 +1,10 @@
 """The seams into vLLM's model runner V1, `vllm/v1/worker/gpu_model_runner.py`.
 
-- `load_model`: the operator is installed behind the decoder layers, before anything is compiled;
-- `get_kv_cache_spec`: where all layers slide, some keep the keys of all tokens;
-- `initialize_kv_cache`: allocates the table, as large as the cache of keys;
 - `_update_states`: requests that have ended or are preempted leave their rows;
 - `_prepare_inputs`: tells which tokens of which requests the forward holds;
-- `_model_forward`: the forward starts, and it is known whether it replays a graph;
-- `_dummy_run`, `capture_model`: nobody is guarded in them;
-- `execute_model`: guards act only inside it, so not while vLLM profiles or warms up;
-- `sample_tokens`: the guards' reports follow its output.
+- `_model_forward`: the forward starts, and it is known whether it replays a graph.
+
+Those that V1 and V2 share are in `wrapping`.
 """
 
 from __future__ import annotations
@@ -22,7 +18,7 @@ from vllm.config import CUDAGraphMode
 from vllm.forward_context import get_forward_context
 
 from steering.engines.vllm.runners.guarded import PLAN, Batch, GuardedRunner
-from steering.engines.vllm.runners.wrapping import Arounds, around_load, surrounding
+from steering.engines.vllm.runners.wrapping import COMMON, Arounds, surrounding
 from steering.hidden.slots import on_device
 
 
@@ -91,24 +87,8 @@ def _start(guarded: GuardedRunnerV1, _args: Any) -> None:
 
 
 AROUND: Arounds = {
-    "load_model": around_load,
-    "get_kv_cache_spec": surrounding(
-        after=lambda guarded, _args, result: guarded.keep_all_tokens(result)
-    ),
-    "initialize_kv_cache": surrounding(after=lambda guarded, _args, _result: guarded.allocate()),
+    **COMMON,
     "_update_states": surrounding(before=lambda guarded, args: guarded.update(args[0])),
     "_prepare_inputs": surrounding(after=lambda guarded, args, _result: guarded.prepare(*args[:2])),
     "_model_forward": surrounding(before=_start),
-    "_dummy_run": surrounding(before=lambda guarded, _args: guarded.idle()),
-    "capture_model": surrounding(
-        before=lambda guarded, _args: guarded.capture(),
-        after=lambda guarded, _args, _result: guarded.end(),
-    ),
-    "execute_model": surrounding(
-        before=lambda guarded, args: guarded.receive(args[1] if len(args) > 1 else None),
-        after=lambda guarded, _args, result: guarded.end(result),
-    ),
-    "sample_tokens": surrounding(
-        after=lambda guarded, _args, result: guarded.tell(result), replaces=True
-    ),
 }

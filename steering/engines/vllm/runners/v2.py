@@ -1,14 +1,10 @@
 """The seams into vLLM's model runner V2, `vllm/v1/worker/gpu/model_runner.py`.
 
-- `load_model`: the operator is installed behind the decoder layers, before anything is compiled;
-- `get_kv_cache_spec`: where all layers slide, some keep the keys of all tokens;
-- `initialize_kv_cache`: allocates the table, as large as the cache of keys, also for profiling;
 - `finish_requests`: requests that have ended or are preempted leave their rows;
 - `add_requests`: their plans are remembered, since the runner keeps no requests;
-- `prepare_inputs`, `prepare_attn`: tell whether the forward replays a graph, and its tokens;
-- `_dummy_run`, `capture_model`: nobody is guarded in them;
-- `execute_model`: guards act only inside it, so not while vLLM profiles or warms up;
-- `sample_tokens`: the guards' reports follow its output.
+- `prepare_inputs`, `prepare_attn`: tell whether the forward replays a graph, and its tokens.
+
+Those that V1 and V2 share are in `wrapping`.
 """
 
 from __future__ import annotations
@@ -22,7 +18,7 @@ from torch import Tensor
 from vllm.config import CUDAGraphMode
 
 from steering.engines.vllm.runners.guarded import PLAN, Batch, GuardedRunner
-from steering.engines.vllm.runners.wrapping import Arounds, around_load, surrounding
+from steering.engines.vllm.runners.wrapping import COMMON, Arounds, surrounding
 from steering.hidden.slots import on_device
 
 
@@ -83,27 +79,11 @@ class GuardedRunnerV2(GuardedRunner):
 
 
 AROUND: Arounds = {
-    "load_model": around_load,
-    "get_kv_cache_spec": surrounding(
-        after=lambda guarded, _args, result: guarded.keep_all_tokens(result)
-    ),
-    "initialize_kv_cache": surrounding(after=lambda guarded, _args, _result: guarded.allocate()),
+    **COMMON,
     "finish_requests": surrounding(before=lambda guarded, args: guarded.update(args[0])),
     "add_requests": surrounding(before=lambda guarded, args: guarded.add(args[0])),
     "prepare_inputs": surrounding(before=lambda guarded, args: guarded.choose(args[2])),
     "prepare_attn": surrounding(
         after=lambda guarded, args, result: guarded.begin(args[0], *result)
-    ),
-    "_dummy_run": surrounding(before=lambda guarded, _args: guarded.idle()),
-    "capture_model": surrounding(
-        before=lambda guarded, _args: guarded.capture(),
-        after=lambda guarded, _args, _result: guarded.end(),
-    ),
-    "execute_model": surrounding(
-        before=lambda guarded, args: guarded.receive(args[1] if len(args) > 1 else None),
-        after=lambda guarded, _args, result: guarded.end(result),
-    ),
-    "sample_tokens": surrounding(
-        after=lambda guarded, _args, result: guarded.tell(result), replaces=True
     ),
 }

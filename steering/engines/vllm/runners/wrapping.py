@@ -69,3 +69,34 @@ def surrounding(
         return method
 
     return around
+
+
+COMMON: Arounds = {
+    "load_model": around_load,
+    "get_kv_cache_spec": surrounding(
+        after=lambda guarded, _args, result: guarded.keep_all_tokens(result)
+    ),
+    "initialize_kv_cache": surrounding(after=lambda guarded, _args, _result: guarded.allocate()),
+    "_dummy_run": surrounding(before=lambda guarded, _args: guarded.idle()),
+    "capture_model": surrounding(
+        before=lambda guarded, _args: guarded.capture(),
+        after=lambda guarded, _args, _result: guarded.end(),
+    ),
+    "execute_model": surrounding(
+        before=lambda guarded, args: guarded.receive(args[1] if len(args) > 1 else None),
+        after=lambda guarded, _args, result: guarded.end(result),
+    ),
+    "sample_tokens": surrounding(
+        after=lambda guarded, _args, result: guarded.tell(result), replaces=True
+    ),
+}
+"""The seams that both model runners have:
+
+- `load_model`: the operator is installed behind the decoder layers, before anything is compiled;
+- `get_kv_cache_spec`: where all layers slide, some keep the keys of all tokens;
+- `initialize_kv_cache`: allocates the table, as large as the cache of keys, of which V2 makes a
+  small one to profile with;
+- `_dummy_run`, `capture_model`: nobody is guarded in them;
+- `execute_model`: guards act only inside it, so not while vLLM profiles or warms up;
+- `sample_tokens`: the guards' reports follow its output.
+"""
