@@ -69,26 +69,41 @@ def save(made: Path, served: Any = None) -> None:
     served = model() if served is None else served
     served.save_pretrained(made / "model")
     rng = np.random.default_rng(1)
-    for name, act in (("firm", [2, 3]), ("late", [2])):
+    for name, act in (("firm", 2), ("late", 1)):
         gates = rng.normal(size=(2, WIDTH)).astype("f4")
         # the states of this model are large
-        directions = (100 * rng.normal(size=(len(act), WIDTH))).astype("f4")
+        directions = (100 * rng.normal(size=(act, WIDTH))).astype("f4")
         scores = _scores(served, gates)
-        settings = {
-            "sense_layers": [0, 1],
-            "act_layers": act,
-            "schedule": [1.0, 0.5, 0.25],
-            "pool": 3,
-            "rest": 2,
-            # of the prompts a half, and some of the answers
-            "threshold": float(np.median(scores)),
-            "strength": 2.0,
-            "recheck": float(np.quantile(scores, 0.8)) if name == "late" else None,
-        }
-        # by the checkpoint, as the plugin does: experts have other names in transformers' memory
-        fitted_on = checkpoint_fingerprint(made / "model")
-        artifact(fitted_on, settings, gates, directions).save(made / f"{name}.safetensors")
+        # of the prompts a half, and some of the answers
+        recheck = float(np.quantile(scores, 0.8)) if name == "late" else None
+        save_guard(made, name, gates, directions, float(np.median(scores)), recheck=recheck)
     (made / "config.toml").write_text(CONFIG, "utf-8")
+
+
+def save_guard(
+    made: Path,
+    name: str,
+    gates: NDArray[np.float32],
+    directions: NDArray[np.float32],
+    threshold: float,
+    *,
+    recheck: float | None = None,
+) -> None:
+    """The artifact of a guard of the model in `made`: it senses behind the first two layers, and
+    acts with a row of `directions` behind each layer from the third on."""
+    settings = {
+        "sense_layers": [0, 1],
+        "act_layers": list(range(2, 2 + len(directions))),
+        "schedule": [1.0, 0.5, 0.25],
+        "pool": 3,
+        "rest": 2,
+        "threshold": threshold,
+        "strength": 2.0,
+        "recheck": recheck,
+    }
+    # by the checkpoint, as the plugin does: experts have other names in transformers' memory
+    fitted_on = checkpoint_fingerprint(made / "model")
+    artifact(fitted_on, settings, gates, directions).save(made / f"{name}.safetensors")
 
 
 def _scores(served: Any, gates: NDArray[np.float32]) -> list[float]:

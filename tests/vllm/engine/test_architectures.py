@@ -19,7 +19,7 @@ from steering.engines.transformers.engine import TransformersEngine
 from steering.fingerprint import checkpoint_fingerprint
 from tests.steering.engines.driver import ids, serve, start
 from tests.steering.tiny import prompt, tiny_model
-from tests.vllm.checkpoint import CONFIG, WIDTH, artifact, save
+from tests.vllm.checkpoint import CONFIG, WIDTH, save, save_guard
 from tests.vllm.conftest import WAYS
 from tests.vllm.driver import drawn, run
 
@@ -115,20 +115,9 @@ def test_recurrent_layers_beside_attention(tmp_path: Path) -> None:
     gates = rng.normal(size=(2, WIDTH)).astype("f4")
     prompts = [prompt(12 + 17 * i, seed=i) for i in range(8)]
     scores = [_score(served, gates, one) for one in prompts]
-    for name, act in (("firm", [2, 3]), ("late", [2])):
-        settings = {
-            "sense_layers": [0, 1],
-            "act_layers": act,
-            "schedule": [1.0, 0.5, 0.25],
-            "pool": 3,
-            "rest": 2,
-            "threshold": float(np.median(scores)),
-            "strength": 2.0,
-            "recheck": None,
-        }
-        directions = (20 * rng.normal(size=(len(act), WIDTH))).astype("f4")
-        made = artifact(checkpoint_fingerprint(tmp_path / "model"), settings, gates, directions)
-        made.save(tmp_path / f"{name}.safetensors")
+    for name, act in (("firm", 2), ("late", 1)):
+        directions = (20 * rng.normal(size=(act, WIDTH))).astype("f4")
+        save_guard(tmp_path, name, gates, directions, float(np.median(scores)))
     (tmp_path / "config.toml").write_text(CONFIG, "utf-8")
     asked = [
         # the second time, prefixes may be cached

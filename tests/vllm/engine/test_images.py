@@ -13,8 +13,7 @@ import pytest
 
 pytest.importorskip("vllm", reason="vLLM has an environment of its own: make test-vllm")
 
-from steering.fingerprint import checkpoint_fingerprint  # noqa: E402
-from tests.vllm.checkpoint import CONFIG, WIDTH, artifact  # noqa: E402
+from tests.vllm.checkpoint import CONFIG, WIDTH, save_guard  # noqa: E402
 from tests.vllm.driver import environment  # noqa: E402
 from tests.vllm.engine.seeing import save_model  # noqa: E402
 from tests.vllm.play import MARK  # noqa: E402
@@ -24,19 +23,9 @@ def seen(folder: Path, threshold: float, *, guarded: bool = True) -> list[dict[s
     """What came of the questions beside two images."""
     rng = np.random.default_rng(1)
     gates = rng.normal(size=(2, WIDTH)).astype("f4")
-    for name, act in (("firm", [2, 3]), ("late", [2])):
-        settings = {
-            "sense_layers": [0, 1],
-            "act_layers": act,
-            "schedule": [1.0, 0.5, 0.25],
-            "pool": 3,
-            "rest": 2,
-            "threshold": threshold,
-            "strength": 2.0,
-        }
-        directions = (100 * rng.normal(size=(len(act), WIDTH))).astype("f4")
-        made = artifact(checkpoint_fingerprint(folder / "model"), settings, gates, directions)
-        made.save(folder / f"{name}.safetensors")
+    for name, act in (("firm", 2), ("late", 1)):
+        directions = (100 * rng.normal(size=(act, WIDTH))).astype("f4")
+        save_guard(folder, name, gates, directions, threshold)
     (folder / "config.toml").write_text(CONFIG, "utf-8")
     done = subprocess.run(
         [sys.executable, "-m", "tests.vllm.engine.seeing", str(folder)],
