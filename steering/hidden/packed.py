@@ -69,6 +69,7 @@ class PackedTable(GuardedRows):
         """Forget the request on `row`."""
         super().remove(row)
         self._acting_guards[row] = 0
+        self._reached[row] = -1
         self._snapshots.pop(row, None)
 
     def widen(self, most: int) -> None:
@@ -94,8 +95,9 @@ class PackedTable(GuardedRows):
         self._gates.fill_(torch.nan)
         self._snapshots.clear()
         for row in range(len(self._reached)):
-            self.add(row, ())
             self.remove(row)
+            self._slots.put(row, ())
+            self.restart(row)
 
     def copy(self, source: Rows, target: Rows) -> None:
         """Copy the kept gates along with a copy of places of the cache."""

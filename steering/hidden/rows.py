@@ -93,8 +93,9 @@ class GuardedRows:
             raise ValueError(f"a row has room for {self._slots.most} guards, not {len(guards)}")
         settings = [self._settings(guard) for guard in guards]
         self.remove(row)
-        self.restart(row)
-        self._slots.put(row, settings)
+        if settings:
+            self.restart(row)
+            self._slots.put(row, settings)
         self._guards[row] = tuple(guard.name for guard in guards)
         self._columns[row] = 0
         self._columns[row, : len(guards)] = [self.bank.index[name] for name in self._guards[row]]
@@ -116,7 +117,8 @@ class GuardedRows:
 
     def remove(self, row: int) -> None:
         """Forget the request on `row`."""
-        self._slots.leave(row)
+        if self._guarded[row]:
+            self._slots.leave(row)
         self._guarded[row] = self._rechecks[row] = False
         self._guards[row] = ()
         self._columns[row] = 0
