@@ -170,23 +170,23 @@ def _median(run: Callable[[], None], rounds: int) -> float:
     return statistics.median(times)
 
 
-class _Operators(TorchDispatchMode):
+class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the operators that compute something."""
 
-    count = 0
+    count: int = 0
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         result = function(*args, **kwargs or {})
-        aliases = getattr(function, "is_view", False)
-        self.count += not aliases
+        self.count += not getattr(function, "is_view", False)
         return result
 
 
 @torch.no_grad()
 def _operators(run: Callable[[], None]) -> int:
-    with _Operators() as counter:
+    counter = _Operators()  # type: ignore[no-untyped-call]
+    with counter:
         run()
     return counter.count
 
