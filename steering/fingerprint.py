@@ -17,6 +17,11 @@ from steering.offloaded import weights_of
 from steering.quantisation import Quantisation, of_checkpoint, of_loaded, spelled
 
 _SAMPLES = 64
+_BUFFERS = frozenset({"position_ids", "running_mean", "running_var", "num_batches_tracked"})
+"""Entries of checkpoints that are no parameters: positions, statistics of batch normalisation."""
+_PREFIXES = frozenset({"model", "language_model", "text_model", "vision_model"})
+"""Parts of names of weights that releases of transformers and checkpoints of vision-language models
+write or leave out, each in its own order."""
 
 
 class UnreadableWeights(ValueError):
@@ -30,13 +35,16 @@ def fingerprint(model: nn.Module) -> str:
     copy differs, since every matrix has changed. Reads a few kilobytes, whatever the model's size;
     offloaded weights are fetched one by one. Where transformers runs quantised weights, or has
     fused those of experts, it is that of the checkpoint, which engines unpack in different ways,
-    with what was done at load. Raises UnreadableWeights.
+    with what was done at load. Of a vision-language model it covers the tower and the projector
+    too. Raises UnreadableWeights.
     """
     loaded = of_loaded(model)
     if loaded is None:
         fused_from = _fused_from(model)
         return (
-            _digest(weights_of(model)) if fused_from is None else checkpoint_fingerprint(fused_from)
+            _digest(weights_of(model), sees=_sees(getattr(model, "config", None)))
+            if fused_from is None
+            else checkpoint_fingerprint(fused_from)
         )
     try:
         folder = _folder(model)
@@ -64,17 +72,20 @@ def checkpoint_fingerprint(folder: Path) -> str:
     """
     try:
         quantisation = of_checkpoint(folder)
-        tied = json.loads((folder / "config.json").read_text("utf-8")).get("tie_word_embeddings")
+        config = json.loads((folder / "config.json").read_text("utf-8"))
         files = sorted(folder.glob("*.safetensors"))
         with ExitStack() as stack:
             open_ = [stack.enter_context(safe_open(path, framework="pt")) for path in files]
             names = {name: file for file in open_ for name in file.keys()}  # noqa: SIM118
             # transformers ties it to the embedding by default, and lists it once
-            if tied is not False:
+            if config.get("tie_word_embeddings") is not False and not _sees(config):
                 names.pop("lm_head.weight", None)
             if not names:
                 raise ValueError(f"{folder} has no weights in safetensors files")
-            weights = _digest((name, names[name].get_tensor(name)) for name in sorted(names))
+            weights = _digest(
+                ((name, names[name].get_tensor(name)) for name in sorted(names)),
+                sees=_sees(config),
+            )
     except (OSError, SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"{folder} cannot be read: {error}") from error
     return weights if quantisation is None else quantised_fingerprint(weights, quantisation)
@@ -136,13 +147,39 @@ def _names(folder: Path) -> set[str]:
     return names
 
 
-def _digest(parameters: Iterable[tuple[str, Tensor]]) -> str:
+def _digest(parameters: Iterable[tuple[str, Tensor]], *, sees: bool) -> str:
     digest = hashlib.sha256()
+    for name, content in _of_vision(_contents(parameters)) if sees else _contents(parameters):
+        digest.update(name.encode() + content)
+    return digest.hexdigest()
+
+
+def _contents(parameters: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, bytes]]:
+    """The name of each weight; its shape and its samples."""
     for name, parameter in parameters:
         for part, values in _parts(name, parameter):
-            digest.update(f"{part}{tuple(values.shape)}".encode())
-            digest.update(_sample(part, values).numpy().tobytes())
-    return digest.hexdigest()
+            shape = f"{tuple(values.shape)}".encode()
+            yield part, shape + _sample(part, values).numpy().tobytes()
+
+
+def _sees(config: Any) -> bool:
+    """Whether a config, of transformers or as it is written, is that of a vision-language model."""
+    if isinstance(config, dict):
+        return config.get("vision_config") is not None
+    return getattr(config, "vision_config", None) is not None
+
+
+def _of_vision(contents: Iterable[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
+    """The weights of a vision-language model by names that loaded models and checkpoints of any
+    release agree on, each tied weight once."""
+    weights = {
+        ".".join(part for part in name.split(".") if part not in _PREFIXES): content
+        for name, content in contents
+        if name.rpartition(".")[2] not in _BUFFERS
+    }
+    if weights.get("lm_head.weight") == weights.get("embed_tokens.weight"):
+        weights.pop("lm_head.weight", None)
+    return sorted(weights.items())
 
 
 def _parts(name: str, parameter: Tensor) -> Iterator[tuple[str, Tensor]]:

@@ -79,6 +79,21 @@ class Prompt:
         """Number of tokens, placeholders included: what usage and context limits count."""
         return len(self.tokens)
 
+    @property
+    def next_position(self) -> int:
+        """The position of the token behind the prompt, on each axis: the largest one, plus 1."""
+        if self.positions is None:
+            return len(self.tokens)
+        return max((max(axis) for axis in self.positions if axis), default=-1) + 1
+
+    def extended(self, tokens: Sequence[int]) -> Prompt:
+        """The prompt with text tokens behind it (an answer), whose positions go on from it."""
+        positions, next_ = self.positions, self.next_position
+        if positions is not None:
+            rest = tuple(range(next_, next_ + len(tokens)))
+            positions = tuple((*axis, *rest) for axis in positions)
+        return Prompt((*self.tokens, *tokens), self.media, positions)
+
     def require_text(self) -> None:
         """Raise ValueError for media or positions. For engines that take token ids alone: they
         refuse such a prompt instead of dropping a part of it."""

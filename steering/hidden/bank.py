@@ -10,10 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
+
+Tokens = Literal["all", "text", "image", "last"]
+"""Which tokens of a request a guard scores: all, those of the text, the placeholder tokens of
+images, or the last one of the prompt. Generated tokens are text, and each is the last one."""
+
+TOKENS: tuple[Tokens, ...] = get_args(Tokens)
 
 
 @dataclass(frozen=True)
@@ -24,6 +30,7 @@ class Placement:
     statistic of a row is the mean of its `pool` largest scores. A guard that fires acts after
     `act_layers` at the token where it fires and at the next ones, `steps` tokens in all. Where the
     row rechecks, a topical token starts that again once `rest` tokens have passed (None: `steps`).
+    `tokens` are those that count; the others score 0, as do tokens that a row does not have.
 
     Raises ValueError for an impossible placement.
     """
@@ -33,6 +40,7 @@ class Placement:
     steps: int
     pool: int = 1
     rest: int | None = None
+    tokens: Tokens = "all"
 
     def __post_init__(self) -> None:
         for layers in (self.sense_layers, self.act_layers):
@@ -46,6 +54,8 @@ class Placement:
             raise ValueError("rest must be at least 1")
         if self.pool < 1:
             raise ValueError("pool must be at least 1")
+        if self.tokens not in TOKENS:
+            raise ValueError(f"tokens must be one of {', '.join(TOKENS)}, not {self.tokens!r}")
 
     @property
     def decides(self) -> int:
@@ -153,6 +163,8 @@ class HiddenBank:
         self.act_layers = frozenset(at for p in placements for at in p.act_layers)
         self.decisions = sorted({placement.decides for placement in placements})
         """The layers after which guards decide."""
+        self.selective = room is not None or any(p.tokens != "all" for p in placements)
+        """Whether a guard scores some tokens only, or, with room, another one may."""
         self.acting = {
             layer: self._which({n for n, p in self.placements.items() if layer in p.act_layers})
             for layer in sorted(self.act_layers)

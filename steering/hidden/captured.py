@@ -41,6 +41,7 @@ class CapturedTable(PackedTable):
         device = bank.device
         self._row_and_step = torch.zeros(2, tokens, dtype=torch.long, device=device)
         self._place = torch.zeros(tokens, dtype=torch.long, device=device)
+        self._image = torch.zeros(tokens, dtype=torch.bool, device=device)
         self._sums = torch.zeros(tokens, most, device=device)
         self._passed = torch.zeros(2, dtype=torch.long, device=device)
         """The number of the forward that was begun, and of the last one that has decided."""
@@ -91,7 +92,7 @@ class CapturedTable(PackedTable):
         self._captured = self.senses = self.acts = True
         self._active, self._places = self._shared, self._shared_places
         if not self._neutral:
-            self._fill(np.zeros(0, np.int64), np.zeros(0, np.int64), None)
+            self._fill(np.zeros(0, np.int64), np.zeros(0, np.int64))
             self._neutral = True
 
     def begin(self, forward: PackedForward, *, captured: bool = False) -> None:
@@ -118,7 +119,7 @@ class CapturedTable(PackedTable):
             # the graph adds the last token of a prompt to what stands in the cache of the others
             self._decide_prompts(prompts.without_last(), fires=False)
         row = np.where(guarded, rows, self._nobody)
-        self._fill(row, np.where(guarded, step, -1), forward.places)
+        self._fill(row, np.where(guarded, step, -1), forward.places, forward.image)
         decided = guarded & ((step == 0) | self._rechecks[rows] & (step > 0))
         self._reached[rows[decided]] = step[decided]
         self._forget_snapshots(rows[decided])
@@ -126,7 +127,13 @@ class CapturedTable(PackedTable):
         # the device knows whether that came true: see `snapshot`
         self.decided = True
 
-    def _fill(self, row: NDArray[np.int64], step: NDArray[np.int64], places: Tensor | None) -> None:
+    def _fill(
+        self,
+        row: NDArray[np.int64],
+        step: NDArray[np.int64],
+        places: Tensor | None = None,
+        image: Tensor | None = None,
+    ) -> None:
         """Fill the buffers with tokens; those behind them are nobody's."""
         values = np.empty(self._row_and_step.shape, np.int64)
         values[0], values[1] = self._nobody, -1
@@ -136,6 +143,10 @@ class CapturedTable(PackedTable):
         if places is not None:
             owned = self._row_and_step[0, : len(row)] != self._nobody
             self._place[: len(row)] = torch.where(owned, places[: len(row)], self._nowhere)
+        # a prompt may end with an image, of which only the last token was not in the cache
+        self._image.zero_()
+        if image is not None:
+            self._image[: len(row)] = image
         self._sums.zero_()
         self._count += 1
         self._passed[0].fill_(self._count)
@@ -194,6 +205,7 @@ class CapturedTable(PackedTable):
 
     def _decide_tokens(self, count: int, layer: int) -> None:
         (rows, step), scores = self._row_and_step[:, :count], self._sums[:count]
+        scores = self._counted(rows, scores, self._image[:count])
         self._due = None
         self._gates[self._place[:count]] = scores
         self._generated[rows] = step.clamp(min=0)

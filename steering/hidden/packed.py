@@ -209,6 +209,7 @@ class PackedTable(GuardedRows):
         tokens, slots, device = self._tokens, self._slots, scores.device
         self.decided = layer == self.bank.last_decision
         self._due = None
+        scores = self._counted(tokens.sensed_rows, scores, tokens.sensed_image)
         # a guard that decides at a later layer writes here again, with the scores of all layers
         self._gates[tokens.places] = scores
         if tokens.prompts is not None:
@@ -268,6 +269,8 @@ class PackedTable(GuardedRows):
         rows = on_device(prompts.rows, self.bank.device)
         self._generated[rows] = 0
         scores, limit = self._gates[prompts.places], self._slots.threshold[rows]
+        # not where they are kept: a request that goes on behind this prompt has another last token
+        scores = self._only_last(rows, scores, prompts.last)
         deciding = None if layer is None else self._deciding(rows, layer)
         self._inspect(rows, scores, limit, prompts.real, deciding, fires=fires)
         if fires:

@@ -27,7 +27,8 @@ class PackedForward:
 
     `places [tokens]` are the places of the tokens' keys in the cache; `before(stretches, n)` gives
     the places `[stretches, n]` of the first n tokens of the requests of some stretches, anything
-    where a request has fewer.
+    where a request has fewer. `image [tokens]` marks the placeholder tokens of images, None where
+    there is none.
     """
 
     rows: Sequence[int]
@@ -36,16 +37,18 @@ class PackedForward:
     prompts: Sequence[int]
     places: Tensor
     before: Callable[[NDArray[np.int64], int], Tensor]
+    image: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class EndedPrompts:
     """Prompts of some `rows`, whose tokens are at `places [prompts, longest]`; `real` marks those
-    that guards decide on."""
+    that guards decide on, `last` the last one of each prompt."""
 
     rows: NDArray[np.int64]
     places: Tensor
     real: Tensor
+    last: Tensor
 
     @classmethod
     def of(
@@ -61,13 +64,13 @@ class EndedPrompts:
         length = on_device(lengths, device)[:, None]
         # the first token is the attention sink: its state is huge and carries no information
         real = (token < length) & ((token > 0) | (length == 1))
-        return cls(np.asarray(forward.rows)[stretches], places, real)
+        return cls(np.asarray(forward.rows)[stretches], places, real, token == length - 1)
 
     def without_last(self) -> EndedPrompts:
         """Their tokens but the last one of each."""
         real = self.real & self.real.roll(-1, 1)
         real[:, -1] = False
-        return EndedPrompts(self.rows, self.places, real)
+        return EndedPrompts(self.rows, self.places, real, self.last)
 
 
 @dataclass(frozen=True)
@@ -85,8 +88,9 @@ class GeneratedTokens:
 class ForwardTokens:
     """The tokens of a forward that concern guards.
 
-    `sensed` are the indices of the tokens of guarded rows, `sensed_rows` their rows and `places`
-    their places in the cache; `acted` are the tokens that guards may change, with `acted_rows` and
+    `sensed` are the indices of the tokens of guarded rows, `sensed_rows` their rows, `places`
+    their places in the cache, and `sensed_image` whether they are an image's (None: none of the
+    forward is); `acted` are the tokens that guards may change, with `acted_rows` and
     `acted_steps`. `width` is the largest number of acting guards of a row. `prompts` are those that
     end in this forward, None without any. `generated[n]` are the tokens at which the n-th decision
     of a row in this forward is taken.
@@ -95,6 +99,7 @@ class ForwardTokens:
     sensed: Tensor
     sensed_rows: Tensor
     places: Tensor
+    sensed_image: Tensor | None
     acted: Tensor
     acted_rows: Tensor
     acted_steps: Tensor
@@ -147,6 +152,7 @@ class ForwardTokens:
             sensed=of_sensed[0],
             sensed_rows=of_sensed[1],
             places=forward.places[of_sensed[0]],
+            sensed_image=None if forward.image is None else forward.image[of_sensed[0]],
             acted=of_acted[0],
             acted_rows=of_acted[1],
             acted_steps=of_acted[2],

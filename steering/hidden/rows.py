@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from steering.hidden.bank import HiddenBank
+from steering.hidden.bank import TOKENS, HiddenBank
 from steering.hidden.slots import Slots, on_device
 
 Rows = slice | Tensor
@@ -25,6 +25,8 @@ Rows = slice | Tensor
 
 ALL_SCORED = 64
 """Up to so many loaded guards, all are scored: to pick those that rows carry costs more."""
+
+_TEXT, _IMAGE, _LAST = map(TOKENS.index, ("text", "image", "last"))
 
 HostRows = slice | NDArray[np.int64]
 """As `Rows`, known without the device."""
@@ -107,7 +109,8 @@ class GuardedRows:
         own = (column, True, guard.acts, guard.threshold)
         recheck = inf if guard.recheck is None else guard.recheck
         rest = placement.steps if placement.rest is None else placement.rest
-        placed = (placement.steps, rest, placement.decides, placement.pool)
+        tokens = TOKENS.index(placement.tokens)
+        placed = (placement.steps, rest, placement.decides, placement.pool, tokens)
         return (*own, recheck, guard.strength, *placed)
 
     def restart(self, row: int) -> None:
@@ -181,6 +184,17 @@ class GuardedRows:
         # a double holds any of them exactly
         return torch.stack([field.double() for field in fields], 1)
 
+    def excess(self, rows: Sequence[int]) -> Tensor:
+        """How far the statistics of the guards of these rows exceed the lowest threshold that they
+        are compared with, `[rows, most]`, at most 0 in slots that nobody uses.
+
+        With the graph, where the states that were sensed had one.
+        """
+        at, slots = on_device(np.asarray(rows, np.int64), self.bank.device), self._slots
+        score = (slots.top[at] * slots.weights[at]).sum(-1)
+        excess = score - torch.minimum(slots.threshold[at], slots.recheck[at])
+        return excess.where(slots.carried[at], torch.zeros_like(excess))
+
     def flags(self, rows: HostRows) -> tuple[list[bool], list[bool]]:
         """By row: whether a guard has fired so far, and whether one has met NaN.
 
@@ -250,6 +264,31 @@ class GuardedRows:
         columns = self._places[rows]
         shape = (len(columns), *[1] * (scores.ndim - 2), columns.shape[1])
         return scores.gather(-1, columns.view(shape).expand(*scores.shape[:-1], -1))
+
+    def _counted(self, rows: Rows, scores: Tensor, image: Tensor | None) -> Tensor:
+        """`scores [rows, ..., most]` with 0 for tokens that a guard passes over, by whether they
+        are an image's: `image [rows, ...]`, None where none is.
+
+        A zero is what the statistic has in place of missing tokens. Guards of the last token are
+        left as they are: see `_only_last`.
+        """
+        if not self.bank.selective:
+            return scores
+        kind = self._slots.tokens[rows]
+        kind = kind.view(len(kind), *[1] * (scores.ndim - 2), kind.shape[1])
+        if image is None:
+            return scores.masked_fill(kind == _IMAGE, 0.0)
+        of_image = image[..., None]
+        passed = (kind == _IMAGE) & ~of_image | (kind == _TEXT) & of_image
+        return scores.masked_fill(passed, 0.0)
+
+    def _only_last(self, rows: Rows, scores: Tensor, last: Tensor) -> Tensor:
+        """`scores [rows, tokens, most]` of a prompt with 0 where a guard of the last token would
+        score another one; `last [rows, tokens]` marks it."""
+        if not self.bank.selective:
+            return scores
+        passed = (self._slots.tokens[rows] == _LAST)[:, None] & ~last[..., None]
+        return scores.masked_fill(passed, 0.0)
 
     def _deciding(self, rows: Rows, layer: int) -> Tensor | None:
         """The slots `[rows, most]` whose guards decide at `layer`; None for all of them."""

@@ -92,6 +92,10 @@ class HiddenSeam:
     def unannounced(self) -> None:
         """Called where a hooked layer runs while no table is consulted."""
 
+    def unfollowed(self, reason: str) -> None:
+        """Called where the table cannot sense a forward. Raises Unfollowed, unless overridden."""
+        raise Unfollowed(reason)
+
     def _hook(self, layer: int) -> Any:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
             table = self._table
@@ -105,7 +109,11 @@ class HiddenSeam:
             # the layers of a model may be spread over several devices
             states = hidden.to(table.bank.device)
             if table.senses and layer in table.bank.sense_layers:
-                table.sense(layer, states)
+                try:
+                    table.sense(layer, states)
+                except Unfollowed as error:
+                    self.unfollowed(str(error))
+                    return None
             if table.acts and layer in table.bank.act_layers:
                 return with_hidden(output, table.act(layer, states).to(hidden.device))
             return None

@@ -27,7 +27,7 @@ def on_device(values: NDArray[np.generic], device: torch.device) -> Tensor:
 
 _SETTINGS = (
     *("column", "carried", "acts", "threshold", "recheck", "strength"),
-    *("length", "rest", "decides", "pool"),
+    *("length", "rest", "decides", "pool", "tokens"),
 )
 """What is set when a request comes, in the order of `Slots.put`."""
 
@@ -45,6 +45,7 @@ _FILL = {
     "rest": 0,
     "decides": -1,
     "pool": 0,
+    "tokens": 0,
     "valid": True,
     "fired": -1,
     "start": NEVER,
@@ -56,9 +57,10 @@ class Slots:
     """Tensors `[rows, most]`, and `[rows, most, pool]` of `top` and `weights`.
 
     `column` is the guard's column in the bank; `carried` marks the slots in use; `acts`,
-    `threshold`, `recheck` (inf: none) and `strength` are those of `RowGuard`; `length`, `rest` and
-    `decides` those of `Placement`. `top` are the largest scores so far, `weights` what makes their
-    mean of them; `fired` counts generated tokens, -1 for never, and so does `start`.
+    `threshold`, `recheck` (inf: none) and `strength` are those of `RowGuard`; `length`, `rest`,
+    `decides` and `tokens` (an index into `TOKENS`) those of `Placement`. `top` are the largest
+    scores so far, `weights` what makes their mean of them; `fired` counts generated tokens, -1 for
+    never, and so does `start`.
 
     They stay where they are until `widen`: a captured graph may hold on to them.
     """
@@ -75,6 +77,7 @@ class Slots:
         self.rest: Tensor
         self.decides: Tensor
         self.pool: Tensor
+        self.tokens: Tensor
         self.valid: Tensor
         self.fired: Tensor
         self.start: Tensor

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from steering.engines.errors import Unfollowed
 from steering.hidden.bank import HiddenBank
 from steering.hidden.rows import GuardedRows, HostRows, RowGuard
 
@@ -25,6 +26,16 @@ def without_sink(real: Tensor) -> Tensor:
     first = real.long().cumsum(1) == 1
     lone = real.sum(1, keepdim=True) == 1
     return real & (~first | lone)
+
+
+def require_tokens(hidden: Tensor, shape: Sequence[int]) -> None:
+    """Raise Unfollowed where a decoder layer runs other tokens than the input's `[rows, tokens]`,
+    as models do that put in those of images themselves."""
+    if hidden.shape[:2] != tuple(shape):
+        raise Unfollowed(
+            f"the decoder runs {hidden.shape[0]} x {hidden.shape[1]} tokens where the input has "
+            f"{shape[0]} x {shape[1]}: guards cannot act on a model that puts in tokens of its own"
+        )
 
 
 class Table(GuardedRows):
@@ -63,14 +74,23 @@ class Table(GuardedRows):
 
     # -- one forward pass -------------------------------------------------------------------------
 
-    def begin(self, rows: HostRows, mask: Tensor | None, *, ends: bool = True) -> None:
+    def begin(
+        self,
+        rows: HostRows,
+        mask: Tensor | None,
+        *,
+        ends: bool = True,
+        image: Tensor | None = None,
+    ) -> None:
         """Start a forward over `rows`.
 
         `mask [rows, tokens]` marks the tokens of a prompt to sense; None means that each row
-        processes the token it has just generated. `ends` False says that the rest of the prompt
+        processes the token it has just generated. `image [rows, tokens]` marks the placeholder
+        tokens of images, None where there is none. `ends` False says that the rest of the prompt
         follows in later forwards: no guard decides or acts before.
         """
         self._rows, self._host_rows, self._mask = self._on_device(rows), rows, mask
+        self._image = image
         self._prompt, self._ends = mask is not None, ends
         sensed = self._guarded if self._prompt else self._rechecks
         self.senses = bool(sensed[rows].any())
@@ -85,7 +105,12 @@ class Table(GuardedRows):
 
     def sense(self, layer: int, hidden: Tensor) -> None:
         """Sense `hidden [rows, tokens, width]` after `layer`. Guards whose last sensing layer this
-        is decide."""
+        is decide.
+
+        Raises Unfollowed where the model runs other tokens than those of its input.
+        """
+        if self._mask is not None:
+            require_tokens(hidden, self._mask.shape)
         scores = self._sense(layer, self._rows, hidden.float())
         self._scores = scores if self._scores is None else self._scores + scores
         if layer in self.bank.decisions:
@@ -117,6 +142,11 @@ class Table(GuardedRows):
     def _decide(self, scores: Tensor, layer: int) -> None:
         rows, slots = self._rows, self._slots
         limit = slots.threshold[rows] if self._prompt else slots.recheck[rows]
+        scores = self._counted(rows, scores, self._image)
+        if self._mask is not None and self.bank.selective:
+            last = torch.zeros_like(self._mask)
+            last[:, -1] = self._ends
+            scores = self._only_last(rows, scores, last)
         deciding = self._deciding(rows, layer)
         self._inspect(rows, scores, limit, self._mask, deciding, fires=self._ends)
         if self._ends:

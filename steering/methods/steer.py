@@ -13,12 +13,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from steering.hidden.bank import HiddenBank, NoRoom, Placement, Room
+from steering.hidden.bank import HiddenBank, NoRoom, Placement, Room, Tokens
 from steering.methods.fitted import FittedGuard
 
 
@@ -94,7 +95,7 @@ class SteerGuard:
     The score of a token is `Σ_l gates[l] · h_l` over the layers `sense_layers`, with `gates [sense
     layers, width]`. `directions [steps, act layers, width]` are added after `act_layers`: the first
     at the token where the guard fires, the next ones at the tokens that follow, nothing after the
-    last. `pool` and `rest` are as in `Placement`.
+    last. `pool`, `rest` and `tokens` are as in `Placement`.
 
     Raises ValueError for tensors of other shapes.
     """
@@ -106,6 +107,7 @@ class SteerGuard:
     directions: Tensor
     pool: int = 1
     rest: int | None = None
+    tokens: Tokens = "all"
 
     def __post_init__(self) -> None:
         if self.gates.ndim != 2 or len(self.gates) != len(self.sense_layers):
@@ -123,7 +125,9 @@ class SteerGuard:
         """Raises ValueError for an impossible placement."""
         steps = len(self.directions)
         try:
-            return Placement(self.sense_layers, self.act_layers, steps, self.pool, self.rest)
+            return Placement(
+                self.sense_layers, self.act_layers, steps, self.pool, self.rest, self.tokens
+            )
         except ValueError as error:
             raise ValueError(f"guard {self.name}: {error}") from error
 
@@ -249,4 +253,6 @@ def loaded(guard: FittedGuard) -> SteerGuard:
         directions=schedule[:, None, None] * guard.array("directions", 2)[None],
         pool=int(guard.number("pool")),
         rest=int(guard.number("rest")),
+        # artifacts from before there were images have no such setting
+        tokens=cast(Tokens, guard.settings.get("tokens", "all")),
     )

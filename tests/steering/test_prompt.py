@@ -83,6 +83,18 @@ def test_positions_that_do_not_fit_are_refused(positions: Any, message: str) -> 
         Prompt((1, 2, 3), positions=positions)
 
 
+def test_a_prompt_goes_on_with_text() -> None:
+    """From the largest position of an image, which is smaller than the number of its tokens."""
+    text = Prompt((1, 2)).extended([3])
+    assert (text.tokens, text.positions, text.next_position) == ((1, 2, 3), None, 3)
+    seen = Prompt((1, 9, 9, 9, 9), (image(1, 5),), ((0, 1, 1, 1, 1), (0, 1, 1, 2, 2)))
+    assert seen.next_position == 3
+    answered = seen.extended((7, 8))
+    assert answered.tokens == (1, 9, 9, 9, 9, 7, 8) and answered.media == seen.media
+    assert answered.positions == ((0, 1, 1, 1, 1, 3, 4), (0, 1, 1, 2, 2, 3, 4))
+    assert seen.extended([]).positions == seen.positions
+
+
 def test_an_engine_for_text_refuses_the_rest() -> None:
     with pytest.raises(ValueError, match=r"has media \(image\): leave them out"):
         Prompt((1, 2), (image(0, 1),)).require_text()

@@ -8,6 +8,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
+from steering.hidden.bank import Tokens
 from steering.methods.steer import SteerGuard
 
 LAYERS, WIDTH, VOCABULARY, WINDOW = 4, 32, 97, 8
@@ -109,6 +110,7 @@ def random_guard(
     seed: int = 0,
     width: int = WIDTH,
     size: float = 3.0,
+    tokens: Tokens = "all",
 ) -> SteerGuard:
     """A guard whose directions are large enough to change the responses of a tiny model."""
     generator = torch.Generator().manual_seed(seed)
@@ -119,4 +121,5 @@ def random_guard(
         act_layers=act,
         directions=size * torch.randn(steps, len(act), width, generator=generator),
         pool=pool,
+        tokens=tokens,
     )

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from threading import RLock, get_ident
 from typing import Any, NoReturn
 
-from torch import nn
+from torch import Tensor, nn
 
 from steering.engines.eager import pause_compiled
 from steering.engines.errors import Unfollowed
@@ -77,9 +77,9 @@ class Attachment:
         self._generating = self._forwarding = 0
         """The thread that is in a call of generate, in a forward; 0 for none."""
         self._left = False
-        self._window: int | None = getattr(model.config, "sliding_window", None)
+        self._window: int | None = getattr(model.config.get_text_config(), "sliding_window", None)
         self._names = positional_names(model)
-        self._seam = _AttachedSeam(list(decoder_layers(model)), self._fail_unannounced)
+        self._seam = _AttachedSeam(list(decoder_layers(model)), self._fail_unannounced, self._fail)
         self._resume = pause_compiled()
         try:
             self._install()
@@ -197,7 +197,9 @@ class Attachment:
         elif call.past == 0:
             assert self._prompt is not None
             real = call.real(self._window).cpu().numpy()
-            self._table = WholeSequences(self._bank, self._guards, real, self._prompt.tokens)
+            self._table = WholeSequences(
+                self._bank, self._guards, real, self._prompt.tokens, self._image(call)
+            )
             self._last = call.inputs_alone
         elif self._is_next(call) and isinstance(self._table, Table):
             self._table.begin(slice(0, call.rows), None)
@@ -236,7 +238,14 @@ class Attachment:
         self._prompt, self._last, self._length = call.inputs_alone, None, call.tokens
         self._cache = _reference(call.cache)
         self._table = table
-        table.begin(slice(0, call.rows), without_sink(real))
+        table.begin(slice(0, call.rows), without_sink(real), image=self._image(call))
+
+    def _image(self, call: ForwardCall) -> Tensor | None:
+        """The tokens of images, where a guard tells them from others."""
+        if not self._bank.selective:
+            return None
+        image = call.image(self._model.config)
+        return None if image is None else image.to(self._bank.device)
 
     def _check(self, _model: nn.Module, _args: Any, output: Any) -> None:
         if self.fault is None and self._guards:
@@ -282,14 +291,22 @@ class Attachment:
 
 
 class _AttachedSeam(HiddenSeam):
-    """Hooks that report layers that run outside of an announced forward."""
+    """Hooks that report layers that run outside of an announced forward, and other faults."""
 
-    def __init__(self, layers: Sequence[nn.Module], report: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        layers: Sequence[nn.Module],
+        unannounced: Callable[[], None],
+        failed: Callable[[str], None],
+    ) -> None:
         super().__init__(layers)
-        self._report = report
+        self._unannounced, self._failed = unannounced, failed
 
     def unannounced(self) -> None:
-        self._report()
+        self._unannounced()
+
+    def unfollowed(self, reason: str) -> None:
+        self._failed(reason)
 
 
 def _end_streamer(streamer: Any) -> None:

@@ -24,6 +24,10 @@ _REFUSED = {
 }
 """Arguments of `generate` that guards cannot follow where they are given, and what they bring."""
 
+_MEDIA = ("pixel_values", "image_embeds", "mm_encoder_outputs", "input_features")
+"""How the names of arguments of a forward begin that hold images, or what an encoder made of
+them."""
+
 _PACKED = ("cu_seq_lens_q", "cu_seqlens", "block_table", "seq_idx")
 """Arguments of a forward that packs several sequences into one row."""
 
@@ -67,12 +71,13 @@ def _filled(cache: Any) -> bool:
 @dataclass(frozen=True)
 class ForwardCall:
     """The arguments of one forward: `inputs [rows, tokens, ...]` are ids or embeddings, `past` is
-    the number of tokens in the `cache`."""
+    the number of tokens in the `cache`, `media` hold images, by the argument's name."""
 
     inputs: Tensor
     mask: Any
     cache: Any
     past: int
+    media: Mapping[str, Any]
 
     @property
     def rows(self) -> int:
@@ -103,18 +108,43 @@ class ForwardCall:
             kind = type(cache).__name__
             raise Unfollowed(f"a cache that is a {kind} cannot be guarded: pass a Cache, or none")
         past = 0 if cache is None else int(cache.get_seq_length())
-        return cls(inputs, arguments.get("attention_mask"), cache, past)
+        media = {
+            name: value
+            for name, value in arguments.items()
+            if name.startswith(_MEDIA) and value is not None
+        }
+        return cls(inputs, arguments.get("attention_mask"), cache, past, media)
 
     def continues(self, earlier: ForwardCall | None) -> bool:
         """Whether this forward without a cache runs the rows of an earlier one, with one more
-        token each. Waits for the device."""
+        token each and the same images. Waits for the device."""
         return (
             earlier is not None
             and (self.rows, self.tokens) == (earlier.rows, earlier.tokens + 1)
             and self.inputs.ndim == earlier.inputs.ndim
             and self.inputs.dtype == earlier.inputs.dtype
             and torch.equal(self.inputs[:, :-1].cpu(), earlier.inputs.cpu())
+            and self._has_images_of(earlier)
         )
+
+    def _has_images_of(self, earlier: ForwardCall) -> bool:
+        return {*self.media} == {*earlier.media} and all(
+            _same(value, earlier.media[name]) for name, value in self.media.items()
+        )
+
+    def image(self, config: Any) -> Tensor | None:
+        """The placeholder tokens of images, `[rows, tokens]`, of a model with this config; None for
+        a model of text alone. Raises Unfollowed for embeddings, which do not tell."""
+        names = ("image_token_id", "video_token_id")
+        ids = [value for name in names if (value := getattr(config, name, None)) is not None]
+        if not ids:
+            return None
+        if self.inputs.ndim > 2:
+            raise Unfollowed(
+                "a guard tells the tokens of images from those of the text, and inputs_embeds do "
+                "not: pass input_ids and the images"
+            )
+        return torch.isin(self.inputs, torch.tensor(ids, device=self.inputs.device))
 
     def real(self, window: int | None) -> Tensor:
         """The tokens that are no padding, `[rows, tokens]`, of a forward without earlier tokens.
@@ -143,6 +173,12 @@ class ForwardCall:
         if not bool(real[:, -1].all()):
             raise Unfollowed("a prompt ends in padding: pad on the left (padding_side='left')")
         return real
+
+
+def _same(value: Any, other: Any) -> bool:
+    if isinstance(value, Tensor) and isinstance(other, Tensor):
+        return value.shape == other.shape and torch.equal(value.cpu(), other.cpu())
+    return value is other
 
 
 def positional_names(model: nn.Module) -> list[str]:

@@ -18,9 +18,12 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from steering.engines.transformers.cache import PromptCache
+from steering.engines.transformers.forwards import LanguageForward, prompt_positions
 from steering.engines.transformers.lanes import Lane, Lanes
 from steering.engines.transformers.layers import decoder_layers
 from steering.engines.transformers.sampling import RowSampling, sample, uniform
+from steering.engines.transformers.vision.base import VisionFamily
+from steering.engines.transformers.vision.images import ForwardImages, ImageEncoder, PromptImages
 from steering.hidden.bank import HiddenBank
 from steering.hidden.rows import Reading, RowGuard
 from steering.hidden.seam import HiddenSeam
@@ -30,7 +33,7 @@ from steering.prompt import Prompt
 
 @dataclass(frozen=True)
 class RowStart:
-    """A row to be added: its prompt (text, not empty), the guards it carries, its sampling."""
+    """A row to be added: its prompt (not empty), the guards it carries, its sampling."""
 
     prompt: Prompt
     guards: Sequence[RowGuard]
@@ -39,7 +42,7 @@ class RowStart:
 
 @dataclass(frozen=True)
 class RowToken:
-    """One generated token. `logprob` and `top` are filled where the row asked for them.
+    """One generated token. `logprob`, `top` and `scores` are filled where the row asked for them.
 
     `fired` and `invalid` are over all guards of the row, up to and including this forward: has one
     fired, has one met NaN.
@@ -50,13 +53,16 @@ class RowToken:
     top: tuple[tuple[int, float], ...] = ()
     fired: bool = False
     invalid: bool = False
+    scores: tuple[float, ...] = ()
+    """Log-probabilities of the tokens `RowSampling.scored`."""
 
 
 @dataclass(frozen=True)
 class PromptReading:
-    """A prompt that is read in parts: its tokens, and the keys and values of those read so far."""
+    """A prompt that is read in parts: its images, and the keys and values of what was read."""
 
-    tokens: Sequence[int]
+    prompt: Prompt
+    images: PromptImages | None
     cache: PromptCache
 
 
@@ -67,19 +73,20 @@ class TransformersEngine:
     `begin` and read in parts with `read`, while the rows go on with `decode` in between; it becomes
     a row at its end.
 
+    `vision` is the family of a vision-language model, whose prompts may have images; they are
+    encoded once, before any token of the prompt is read.
+
     Raises UnknownArchitecture where the decoder layers cannot be found.
     """
 
-    def __init__(self, model: Any, bank: HiddenBank, *, capacity: int) -> None:
-        self._model = model.eval()
-        self._device = next(model.parameters()).device
-        self._dtype = next(model.parameters()).dtype
+    def __init__(
+        self, model: Any, bank: HiddenBank, *, capacity: int, vision: VisionFamily | None = None
+    ) -> None:
+        self._run = LanguageForward(model.eval(), vision)
+        self._images = None if vision is None else ImageEncoder(model, vision)
+        self._axes = 1 if vision is None else vision.axes
+        self._device, self._layers = self._run.device, self._run.layers
         self.capacity = capacity
-        config = model.config
-        layer_types = set(getattr(config, "layer_types", None) or ())
-        self._sliding = config.sliding_window if "sliding_attention" in layer_types else None
-        self._window = None if layer_types else getattr(config, "sliding_window", None)
-        self._layers = config.num_hidden_layers
         self._seam = HiddenSeam(list(decoder_layers(model)))
         self.rows = 0
         self.use(bank)
@@ -99,14 +106,17 @@ class TransformersEngine:
         # the state of a prompt that is being read stands behind that of the rows
         states = self.capacity + 1
         self._table = Table(self._bank, states)
-        integers = {"dtype": torch.long, "device": self._device}
+        integers: dict[str, Any] = {"dtype": torch.long, "device": self._device}
         self._length = torch.zeros(states, **integers)
+        # what the position of a row's next token is ahead of their number, which images compress
+        self._ahead = torch.zeros(states, **integers)
         self._last = torch.zeros(states, **integers)
         self._seed = torch.zeros(states, **integers)
         self._step = torch.zeros(states, **integers)
         self._temperature = torch.zeros(states, device=self._device)
         self._top_p = torch.ones(states, device=self._device)
         self._top_logprobs: list[int | None] = [None] * states
+        self._scored: list[tuple[int, ...]] = [()] * states
 
     def close(self) -> None:
         """Remove the hooks from the model."""
@@ -120,27 +130,37 @@ class TransformersEngine:
     def prefill(self, starts: Sequence[RowStart]) -> list[RowToken]:
         """Add rows behind the live ones and generate the first token of each, in one forward.
 
-        Raises ValueError where they do not fit, and for a prompt that is empty or holds more than
-        text: no row has changed then.
+        Raises ValueError where they do not fit, and for a prompt that is empty or holds what the
+        model does not take: no row has changed then.
         """
         self._check(starts)
+        seen = self._encoded(starts)
         first, count = self.rows, len(starts)
-        lengths = torch.tensor([len(start.prompt) for start in starts], device=self._device)
-        width = int(lengths.max())
+        prompts = [start.prompt for start in starts]
+        width = max(map(len, prompts))
+        offsets = [width - len(prompt) for prompt in prompts]
         # left padding: the last token of every row stands in the last column
-        ids = [[0] * (width - len(start.prompt)) + list(start.prompt.tokens) for start in starts]
+        ids = [
+            [0] * offset + list(prompt.tokens)
+            for offset, prompt in zip(offsets, prompts, strict=True)
+        ]
         column = torch.arange(width, device=self._device)
-        positions = column[None] - (width - lengths)[:, None]
-        real = positions >= 0
+        index = column[None] - torch.tensor(offsets, device=self._device)[:, None]
+        real = index >= 0
+        images = ForwardImages.of(seen, width, offsets=offsets, device=self._device)
+        positions = prompt_positions(prompts, index.clamp(min=0), self._axes)
         for offset, start in enumerate(starts):
             self._add_row(first + offset, start)
-        self._table.begin(slice(first, first + count), without_sink(real))
+        places = None if images is None else images.places
+        self._table.begin(slice(first, first + count), without_sink(real), image=places)
         visible = (column[:, None] >= column[None])[None] & real[:, None, :]
         visible = visible | torch.eye(width, dtype=torch.bool, device=self._device)[None]
         cache = PromptCache(self._layers, width)
         token_ids = torch.tensor(ids, device=self._device)
-        logits = self._forward(token_ids, positions.clamp(min=0), visible, positions, cache)
-        return self._next(self._place([len(start.prompt) for start in starts], cache), logits)
+        logits = self._forward(
+            token_ids, positions, visible, index, index, cache=cache, images=images
+        )
+        return self._next(self._place([*map(len, prompts)], cache), logits)
 
     @torch.inference_mode()
     def begin(self, start: RowStart) -> None:
@@ -151,31 +171,38 @@ class TransformersEngine:
         if self._reading is not None:
             raise ValueError("another prompt is being read")
         self._check([start])
+        (images,) = self._encoded([start])
         self._add_row(self.capacity, start)
         cache = PromptCache(self._layers, len(start.prompt))
-        self._reading = PromptReading(start.prompt.tokens, cache)
+        self._reading = PromptReading(start.prompt, images, cache)
 
     @torch.inference_mode()
     def read(self, most: int) -> RowToken | None:
-        """Read at most `most` (one at least) further tokens of the prompt that was begun.
+        """Read at most `most` (one at least) further tokens of the prompt that was begun; more of
+        them where an image, whose tokens attend to each other, would be cut.
 
         At its end the prompt becomes the last row; returns the first token that it generates, None
         before. Raises ValueError where no prompt is being read.
         """
         if self._reading is None:
             raise ValueError("no prompt is being read")
-        tokens, cache = self._reading.tokens, self._reading.cache
-        first, last = cache.past, min(cache.past + most, len(tokens))
+        prompt, cache = self._reading.prompt, self._reading.cache
+        first, last = cache.past, self._end_of_part(prompt, cache.past + most)
         keys = torch.arange(last, device=self._device)[None]
-        positions = keys[:, first:]
+        index = keys[:, first:]
+        positions = prompt_positions([prompt], index, self._axes)
         sensed = torch.ones(1, last - first, dtype=torch.bool, device=self._device)
         # as `without_sink`, for a prompt of which this may be a part
-        sensed[0, 0] = first > 0 or len(tokens) == 1
-        ends = last == len(tokens)
-        self._table.begin(np.array([self.capacity]), sensed, ends=ends)
-        visible = keys[:, None, :] <= positions[:, :, None]
-        ids = torch.tensor([tokens[first:last]], device=self._device)
-        logits = self._forward(ids, positions, visible, keys, cache)
+        sensed[0, 0] = first > 0 or len(prompt) == 1
+        ends = last == len(prompt)
+        images = ForwardImages.of(
+            [self._reading.images], last, offsets=[0], first=first, device=self._device
+        )
+        places = None if images is None else images.places
+        self._table.begin(np.array([self.capacity]), sensed, ends=ends, image=places)
+        visible = keys[:, None, :] <= index[:, :, None]
+        ids = torch.tensor([prompt.tokens[first:last]], device=self._device)
+        logits = self._forward(ids, positions, visible, index, keys, cache=cache, images=images)
         cache.past = last
         if not ends:
             return None
@@ -221,26 +248,43 @@ class TransformersEngine:
         if not all(len(start.prompt) for start in starts):
             raise ValueError("a prompt has no tokens: there is nothing to continue")
         for start in starts:
-            start.prompt.require_text()
+            if self._images is None:
+                start.prompt.require_text()
+            else:
+                self._images.check(start.prompt)
+
+    def _encoded(self, starts: Sequence[RowStart]) -> list[PromptImages | None]:
+        if self._images is None:
+            return [None] * len(starts)
+        return self._images.encode([start.prompt for start in starts])
+
+    def _end_of_part(self, prompt: Prompt, last: int) -> int:
+        """Where a part of a prompt ends that would end at `last`."""
+        if self._run.images_are_whole:
+            last = max([last, *(m.stop for m in prompt.media if m.start < last)])
+        return min(last, len(prompt))
 
     def _add_row(self, row: int, start: RowStart) -> None:
         self._table.add(row, start.guards)
         sampling = start.sampling
         self._length[row] = len(start.prompt)
+        self._ahead[row] = start.prompt.next_position - len(start.prompt)
         self._temperature[row] = sampling.temperature
         self._top_p[row] = sampling.top_p
         self._seed[row] = sampling.seed
         self._step[row] = 0
         self._top_logprobs[row] = sampling.top_logprobs
+        self._scored[row] = sampling.scored
 
     def _move(self, source: int, target: int) -> None:
         self._table.move(source, target)
         for state in (
-            *(self._length, self._last, self._seed, self._step),
+            *(self._length, self._ahead, self._last, self._seed, self._step),
             *(self._temperature, self._top_p),
         ):
             state[target] = state[source]
         self._top_logprobs[target] = self._top_logprobs[source]
+        self._scored[target] = self._scored[source]
 
     def _place(self, lengths: Sequence[int], prompts: PromptCache) -> NDArray[np.int64]:
         """Make rows of prompts that have been read; returns the rows."""
@@ -252,57 +296,33 @@ class TransformersEngine:
     def _decode(self, lane: Lane) -> list[RowToken]:
         rows = np.array(lane.rows)
         at = torch.from_numpy(rows).to(self._device)
-        position = self._length[at]
+        index = self._length[at][:, None]
         tokens = max(self._lengths[row] for row in lane.rows) + 1
         self._table.begin(rows, None)
-        lane.cache.decode(position, tokens)
+        lane.cache.decode(index[:, 0], tokens)
         column = torch.arange(tokens, device=self._device).expand(len(rows), tokens)
-        visible = (column <= position[:, None])[:, None]
+        visible = (column <= index)[:, None]
+        positions = index + self._ahead[at][:, None]
+        if self._axes > 1:
+            positions = positions.expand(self._axes, *positions.shape)
         last = self._last[at][:, None]
-        logits = self._forward(last, position[:, None], visible, column, lane.cache)
+        logits = self._forward(last, positions, visible, index, column, cache=lane.cache)
         self._length[at] += 1
         for row in lane.rows:
             self._lengths[row] += 1
         return self._next(rows, logits)
 
     def _forward(
-        self, ids: Tensor, positions: Tensor, visible: Tensor, keys: Tensor, cache: Cache
+        self, *inputs: Tensor, cache: Cache, images: ForwardImages | None = None
     ) -> Tensor:
-        """Logits `[rows, vocabulary]` of the last column.
-
-        `visible [rows, queries, keys]` is the causal mask, `keys [rows, keys]` the position of
-        each key, for windows.
-        """
+        """Logits `[rows, vocabulary]` of the last column; `inputs` as `LanguageForward.logits`."""
         busy = self._table.senses or self._table.acts
         reading: AbstractContextManager[None] = (
             self._seam.consulting(self._table) if busy else nullcontext()
         )
         with reading:
-            output = self._model(
-                input_ids=ids,
-                attention_mask=self._masks(visible, positions, keys),
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-        return output.logits[:, -1].float()  # type: ignore[no-any-return]
-
-    def _masks(self, visible: Tensor, positions: Tensor, keys: Tensor) -> Any:
-        full = self._additive(visible)
-        window = self._sliding or self._window
-        if window is None:
-            return full
-        near = positions[:, :, None] - keys[:, None, :] < window
-        sliding = self._additive(visible & near)
-        if self._sliding is None:
-            return sliding
-        return {"full_attention": full, "sliding_attention": sliding}
-
-    def _additive(self, visible: Tensor) -> Tensor:
-        blocked = torch.finfo(self._dtype).min
-        mask = torch.zeros(visible.shape, dtype=self._dtype, device=self._device)
-        return mask.masked_fill_(~visible, blocked)[:, None]
+            logits = self._run.logits(*inputs, cache=cache, images=images)
+        return logits[:, -1].float()
 
     def _next(self, rows: NDArray[np.int64], logits: Tensor) -> list[RowToken]:
         at = torch.from_numpy(rows).to(self._device)
@@ -314,16 +334,18 @@ class TransformersEngine:
         fired, invalid = self._table.flags(rows)
         tokens = token.tolist()
         counts = [self._top_logprobs[row] for row in rows]
-        if all(count is None for count in counts):
+        scored = [self._scored[row] for row in rows]
+        if all(count is None for count in counts) and not any(scored):
             flagged = zip(tokens, fired, invalid, strict=True)
             return [RowToken(t, fired=f, invalid=i) for t, f, i in flagged]
         logprobs = logits.log_softmax(-1)
         chosen = logprobs.gather(-1, token[:, None])[:, 0].tolist()
-        most = max(max(count for count in counts if count is not None), 1)
+        most = max((count for count in counts if count is not None), default=1) or 1
         values, ids = (part.tolist() for part in logprobs.topk(most, dim=-1))
         result = []
         for i, count in enumerate(counts):
             top = tuple(zip(ids[i], values[i], strict=True))[: count or 0]
             logprob = None if count is None else chosen[i]
-            result.append(RowToken(tokens[i], logprob, top, fired[i], invalid[i]))
+            scores = tuple(logprobs[i, list(scored[i])].tolist()) if scored[i] else ()
+            result.append(RowToken(tokens[i], logprob, top, fired[i], invalid[i], scores))
         return result

@@ -5,7 +5,8 @@ returns; `_PATHS` lists the architectures with another name. A layer returns the
 `[rows, tokens, width]`, as a tensor or as the first entry of a tuple.
 
 Tested: Llama (with the weights of SmolLM2), and Mistral, Qwen2, Qwen3, Gemma, Gemma 2, Gemma 3,
-Phi, Phi-3, GPT-2 and GPT-J (with small random weights: hooks, batching and silence, not quality).
+Phi, Phi-3, GPT-2 and GPT-J (with small random weights: hooks, batching and silence, not quality);
+with images the families of `steering.engines.transformers.vision`, in the same way.
 
 Refused, since rows of different lengths in one batch would get wrong answers without an error:
 layers without attention, or with attention other than full and sliding; ALiBi biases that are built
@@ -21,6 +22,9 @@ from torch import Tensor, nn
 TESTED = (
     *("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text"),
     *("phi", "phi3", "gpt2", "gptj"),
+    # with images
+    *("llava", "llava_next", "idefics3", "smolvlm"),
+    *("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "gemma3"),
 )
 
 _PATHS = {"gpt2": "h", "gptj": "h", "falcon": "h", "mpt": "blocks"}
@@ -34,6 +38,8 @@ class UnknownArchitecture(ValueError):
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
     """The decoder layers of `model`, in order. Raises UnknownArchitecture."""
     config: Any = getattr(model, "config", None)
+    if hasattr(config, "get_text_config"):
+        config = config.get_text_config()
     kind = getattr(config, "model_type", type(model).__name__)
     getter = getattr(model, "get_decoder", None)
     decoder = getter() if callable(getter) else None

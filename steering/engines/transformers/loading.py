@@ -1,19 +1,45 @@
-"""Loading a causal language model and its tokenizer with transformers."""
+"""Loading a language model, with or without vision, and its tokenizer with transformers."""
 
 from __future__ import annotations
 
-from typing import Any
+import json
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+)
 from transformers.utils import logging as transformers_logging
+from transformers.utils.hub import cached_file
+
+from steering.engines.transformers.vision import takes_images, vision_family
+from steering.engines.transformers.vision.base import VisionFamily
+
+_LOAD_ERRORS = (
+    *(OSError, ValueError, KeyError, RuntimeError, SafetensorError),
+    # what reads quantised weights is a package of its own, for devices that it has
+    ImportError,
+)
+
+
+class LanguageModel(NamedTuple):
+    """A model in eval mode, its tokenizer, and the family of its images; None for text alone."""
+
+    model: Any
+    tokenizer: Any
+    vision: VisionFamily | None
 
 
 def load_language_model(
     source: str, *, dtype: str = "float32", device: str = "auto"
-) -> tuple[Any, Any]:
-    """The model (in eval mode) and the tokenizer from a directory or a hub name.
+) -> LanguageModel:
+    """The model and the tokenizer from a directory or a hub name; of a vision-language model, what
+    becomes of its images too.
 
     `device` "auto" takes a GPU where there is one. Only safetensors weights are read: other
     formats are pickles. Raises ValueError with the reason where loading fails.
@@ -22,18 +48,48 @@ def load_language_model(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        tokenizer, vision = load_tokenizer(source)
+        kind: Any = AutoModelForImageTextToText if vision else AutoModelForCausalLM
+        model, loading_info = kind.from_pretrained(
             source, dtype=dtype, use_safetensors=True, output_loading_info=True
         )
-    # what reads quantised weights is a package of its own (ImportError), for devices that it has
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{source} cannot be loaded: {reason}") from error
-    model, loading_info = loaded
+    except _LOAD_ERRORS as error:
+        raise ValueError(f"{source} cannot be loaded: {_reason(error)}") from error
     if missing := sorted(loading_info["missing_keys"]):
         # transformers fills missing weights with random numbers
         raise ValueError(
             f"{source} cannot be loaded: {len(missing)} weights are missing, {missing[0]} the first"
         )
-    return model.to(device).eval(), tokenizer
+    return LanguageModel(model.to(device).eval(), tokenizer, vision)
+
+
+def load_tokenizer(source: str) -> tuple[Any, VisionFamily | None]:
+    """The tokenizer of a model, and the family of its images; None for text alone.
+
+    For engines that load weights themselves. Raises OSError, ValueError and what else loading
+    raises.
+    """
+    tokenizer: Any = AutoTokenizer.from_pretrained(source)
+    config = AutoConfig.from_pretrained(source)
+    if not takes_images(config):
+        return tokenizer, None
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = _processor_template(source)
+    # the same pixels whether torchvision is installed or not
+    processors: Any = AutoImageProcessor
+    processor = processors.from_pretrained(source, backend="pil")
+    return tokenizer, vision_family(config, processor, tokenizer)
+
+
+def _processor_template(source: str) -> str | None:
+    """The chat template in a file that only processors of vision-language models have."""
+    path = cached_file(source, "chat_template.json", _raise_exceptions_for_missing_entries=False)
+    if path is None:
+        return None
+    with open(path, encoding="utf-8") as file:
+        template = json.load(file)["chat_template"]
+    return str(template)
+
+
+def _reason(error: BaseException) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -11,18 +11,27 @@ import torch
 from torch import Tensor
 
 from steering.engines.transformers.engine import RowStart, TransformersEngine
+from steering.engines.transformers.forwards import LanguageForward, prompt_positions
 from steering.engines.transformers.layers import decoder_layers, hidden_of
+from steering.engines.transformers.vision.base import VisionFamily
+from steering.engines.transformers.vision.images import ForwardImages, ImageEncoder
 from steering.hidden.rows import Reading
+from steering.prompt import Prompt
 
 Advance = Callable[[int], None]
+
+Tokens = Prompt | Sequence[int]
+"""Token ids, of a prompt with images where the model takes them."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Generated token ids without the end token, and the readings of the row's guards."""
+    """Generated token ids without the end token, and the readings of the row's guards; `scores` are
+    those of the first token (`RowToken.scores`)."""
 
     tokens: tuple[int, ...]
     readings: dict[str, Reading]
+    scores: tuple[float, ...] = ()
 
 
 def nothing(_count: int) -> None:
@@ -49,6 +58,7 @@ def answers(
         tokens: dict[int, list[int]] = {i: [] for i in live}
         engine.reset()
         step = engine.prefill([starts[i] for i in live])
+        scores = {i: token.scores for i, token in zip(live, step, strict=True)}
         while live:
             ended = []
             for row, (i, token) in enumerate(zip(live, step, strict=True)):
@@ -56,7 +66,7 @@ def answers(
                 if not stop:
                     tokens[i].append(token.token)
                 if stop or len(tokens[i]) >= max_tokens:
-                    done[i] = Answer(tuple(tokens[i]), engine.readings(row))
+                    done[i] = Answer(tuple(tokens[i]), engine.readings(row), scores[i])
                     ended.append(row)
             for source, target in engine.drop(ended):
                 live[target] = live[source]
@@ -74,16 +84,19 @@ class _StopForward(Exception):
 @torch.inference_mode()
 def token_states(
     model: Any,
-    sequences: Sequence[Sequence[int]],
+    sequences: Sequence[Tokens],
     layers: Sequence[int],
     *,
+    vision: VisionFamily | None = None,
     batch: int = 16,
     advance: Advance = nothing,
 ) -> Iterator[tuple[int, Tensor]]:
-    """For each sequence of token ids, in any order, its index and the residual stream after the
-    given decoder layers, `[tokens, len(layers), width]`, float32 on the CPU.
+    """For each sequence, in any order, its index and the residual stream after the given decoder
+    layers, `[tokens, len(layers), width]`, float32 on the CPU.
 
     Sequences of similar length share a batch, and the forward ends at the last of `layers`.
+    `vision` is the family of a vision-language model. Raises ValueError for images that the model
+    does not take.
     """
     modules = decoder_layers(model)
     states: dict[int, Tensor] = {}
@@ -96,20 +109,16 @@ def token_states(
 
         return hook
 
+    forward = _WholeSequences(model, vision)
+    prompts = [_prompt(each) for each in sequences]
     handles = [modules[layer].register_forward_hook(record(layer)) for layer in layers]
-    device = next(model.parameters()).device
     try:
-        order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
-        for first in range(0, len(order), batch):
-            chosen = order[first : first + batch]
-            longest = len(sequences[chosen[-1]])
-            # right padding: under causal attention no token before it attends to it
-            ids = [list(sequences[i]) + [0] * (longest - len(sequences[i])) for i in chosen]
+        for chosen in by_length(prompts, batch):
             with suppress(_StopForward):
-                model(input_ids=torch.tensor(ids, device=device), use_cache=False)
+                forward([prompts[i] for i in chosen])
             stacked = torch.stack([states[layer] for layer in layers], dim=2).float().cpu()
             for row, i in enumerate(chosen):
-                yield i, stacked[row, : len(sequences[i])]
+                yield i, stacked[row, : len(prompts[i])]
             advance(len(chosen))
     finally:
         for handle in handles:
@@ -118,21 +127,63 @@ def token_states(
 
 @torch.inference_mode()
 def token_losses(
-    model: Any, sequences: Sequence[Sequence[int]], *, batch: int = 16
+    model: Any, sequences: Sequence[Tokens], *, vision: VisionFamily | None = None, batch: int = 16
 ) -> Iterator[tuple[int, Tensor]]:
-    """For each sequence of token ids, in any order, its index and `[tokens - 1]`, float32 on the
-    CPU: -log p of every token but the first. Sequences of similar length share a batch."""
-    device = next(model.parameters()).device
-    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
-    for first in range(0, len(order), batch):
-        chosen = order[first : first + batch]
-        ids = torch.zeros(len(chosen), len(sequences[chosen[-1]]), dtype=torch.long)
-        for row, i in enumerate(chosen):
-            ids[row, : len(sequences[i])] = torch.tensor(sequences[i])
-        ids = ids.to(device)
-        logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
+    """For each sequence, in any order, its index and `[tokens - 1]`, float32 on the CPU: -log p of
+    every token but the first. As `token_states` for the rest."""
+    forward = _WholeSequences(model, vision)
+    prompts = [_prompt(each) for each in sequences]
+    for chosen in by_length(prompts, batch):
+        ids, logits = forward([prompts[i] for i in chosen])
         loss = torch.nn.functional.cross_entropy(
-            logits.transpose(1, 2), ids[:, 1:], reduction="none"
+            logits[:, :-1].float().transpose(1, 2), ids[:, 1:], reduction="none"
         ).cpu()
         for row, i in enumerate(chosen):
-            yield i, loss[row, : len(sequences[i]) - 1]
+            yield i, loss[row, : len(prompts[i]) - 1]
+
+
+class _WholeSequences:
+    """Forwards over whole sequences, padded on the right: under causal attention no token before
+    the padding attends to it."""
+
+    def __init__(self, model: Any, vision: VisionFamily | None) -> None:
+        self._model = model
+        self._forward = LanguageForward(model, vision)
+        self._images = None if vision is None else ImageEncoder(model, vision)
+        self._axes = 1 if vision is None else vision.axes
+
+    def __call__(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
+        """The token ids `[rows, tokens]` and the logits `[rows, tokens, vocabulary]`."""
+        device = self._forward.device
+        longest = max(map(len, prompts))
+        ids = torch.zeros(len(prompts), longest, dtype=torch.long)
+        for row, prompt in enumerate(prompts):
+            ids[row, : len(prompt)] = torch.tensor(prompt.tokens)
+        ids = ids.to(device)
+        if self._images is None:
+            for prompt in prompts:
+                prompt.require_text()
+            return ids, self._model(input_ids=ids, use_cache=False).logits
+        for prompt in prompts:
+            self._images.check(prompt)
+        images = ForwardImages.of(
+            self._images.encode(prompts), longest, offsets=[0] * len(prompts), device=device
+        )
+        column = torch.arange(longest, device=device)
+        index = column.expand(len(prompts), longest)
+        visible = (column <= column[:, None]).expand(len(prompts), longest, longest)
+        positions = prompt_positions(prompts, index, self._axes)
+        return ids, self._forward.logits(
+            ids, positions, visible, index, index, images=images, last=0
+        )
+
+
+def _prompt(sequence: Tokens) -> Prompt:
+    return sequence if isinstance(sequence, Prompt) else Prompt(tuple(sequence))
+
+
+def by_length(prompts: Sequence[Prompt], batch: int) -> Iterator[list[int]]:
+    """The indices of the prompts, in batches of similar length."""
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    for first in range(0, len(order), batch):
+        yield order[first : first + batch]

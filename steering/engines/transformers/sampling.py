@@ -10,12 +10,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class RowSampling:
-    """`temperature` 0 is greedy. `top_logprobs` None stands for no log-probabilities."""
+    """`temperature` 0 is greedy. `top_logprobs` None stands for no log-probabilities; `scored` are
+    tokens whose log-probabilities are wanted at each step."""
 
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
     top_logprobs: int | None = None
+    scored: tuple[int, ...] = ()
 
 
 def uniform(seeds: Tensor, steps: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -26,9 +26,11 @@ class PromptTokenizer:
     latter count in messages of the assistant too, whose answers show them as text.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, names: Collection[str] = ()) -> None:
+        """`names` are added tokens that are control tokens whatever the tokenizer says: those that
+        stand for images."""
         self._tokenizer = tokenizer
-        self._special, self._written = _control_tokens(tokenizer)
+        self._special, self._written = _control_tokens(tokenizer, names)
         # random, so that no text holds it; letters and digits, which templates leave alone
         self._nonce = secrets.token_hex(8)
 
@@ -37,15 +39,18 @@ class PromptTokenizer:
         if self._names:
             _ = self._plain
 
-    def chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    def chat(
+        self, messages: Sequence[Mapping[str, Any]], change: Callable[[str], str] = str
+    ) -> list[int]:
         """Token ids of `messages` in the chat template, the generation prompt added.
 
-        Raises what the template raises, and ValueError where it changes the name of a control token
-        that a message holds.
+        `change` is applied to what the template has written, in which no name of a control token
+        comes from a message. Raises what it and the template raise, and ValueError where the
+        template changes the name of a control token that a message holds.
         """
         if not self._mentions(_strings(messages)):
-            return self._ids(self._rendered(messages), special=False)
-        rendered = self._rendered([self._hidden(message) for message in messages])
+            return self._ids(change(self._rendered(messages)), special=False)
+        rendered = change(self._rendered([self._hidden(message) for message in messages]))
         for name, stand_in in self._stand_ins.items():
             rendered = rendered.replace(name, stand_in)
         for name, mark in self._marks.items():
@@ -149,7 +154,7 @@ class PromptTokenizer:
         backend = self._tokenizer.backend_tokenizer
         written = json.loads(backend.to_str())
         for token in written["added_tokens"]:
-            token["special"] = token["special"] or token["content"] in self._written
+            token["special"] = token["special"] or token["content"] in self._names
         plain = Tokenizer.from_str(json.dumps(written))
         plain.no_truncation()
         plain.no_padding()
@@ -163,14 +168,21 @@ class PromptTokenizer:
         return plain, ids
 
 
-def _control_tokens(tokenizer: Any) -> tuple[dict[str, AddedToken], dict[str, AddedToken]]:
-    """By name: special tokens, and other added ones that the chat template writes."""
+def _control_tokens(
+    tokenizer: Any, names: Collection[str]
+) -> tuple[dict[str, AddedToken], dict[str, AddedToken]]:
+    """By name: special tokens and those of `names`, and other added ones that the chat template
+    writes."""
     if not getattr(tokenizer, "is_fast", False):
         return {}, {}
     templates = tokenizer.chat_template or ""
     template = "".join(templates.values()) if isinstance(templates, dict) else str(templates)
     tokens = tokenizer.backend_tokenizer.get_added_tokens_decoder().values()
-    special = {token.content: token for token in tokens if token.special and token.content.strip()}
+    special = {
+        token.content: token
+        for token in tokens
+        if (token.special and token.content.strip()) or token.content in names
+    }
     written = {
         token.content: token
         for token in tokens

@@ -14,32 +14,37 @@ from steering.hidden.packed import PackedTable
 from steering.hidden.packed_forward import PackedForward
 from steering.hidden.rows import Reading, RowGuard
 from steering.hidden.slots import on_device
+from steering.hidden.table import require_tokens
 
 
-class WholeSequences:
-    """The table of one forward over prompts and all tokens that were generated since.
+class BranchingSequences:
+    """The table of one forward over whole sequences: prompts and all tokens that stand behind them.
 
     Decisions are taken again, step by step, and each token gets the change of its own step: what a
-    row reads and answers is the same as with a cache. `real [rows, tokens]` marks the tokens that
-    are no padding; the first `prompt` columns are the prompts', later ones have no padding.
+    sequence reads and answers is the same as with a cache. `sequences[i]` are the places of its
+    tokens among the `shape` `[rows, tokens]` tokens of the forward, flat and in their order, of
+    which the first `prompts[i]` are its prompt; sequences may share the tokens of one prompt.
+    `image [rows, tokens]` marks the tokens of images, None where it does not matter.
     """
 
     def __init__(
         self,
         bank: HiddenBank,
         guards: Sequence[RowGuard],
-        real: NDArray[np.bool_],
-        prompt: int,
+        sequences: Sequence[NDArray[np.int64]],
+        prompts: Sequence[int],
+        shape: tuple[int, ...],
+        image: Tensor | None = None,
     ) -> None:
         self.bank = bank
-        rows, at = len(real), np.flatnonzero(real)
+        rows, at = len(sequences), np.concatenate(sequences)
         self._table = PackedTable(bank, rows, len(at), max(len(guards), 1))
         for row in range(rows):
             self._table.add(row, guards)
-        self._shape = real.shape
+        self._shape = shape
         self._at = torch.from_numpy(at).to(bank.device)
-        """The real tokens among `[rows * tokens]`."""
-        lengths, prompts = real.sum(1), real[:, :prompt].sum(1)
+        """The tokens of all sequences among `[rows * tokens]`."""
+        lengths = np.array([len(each) for each in sequences])
         starts = lengths.cumsum() - lengths
 
         def before(stretches: NDArray[np.int64], count: int) -> Tensor:
@@ -52,10 +57,11 @@ class WholeSequences:
             PackedForward(
                 rows=range(rows),
                 lengths=lengths.tolist(),
-                first=(1 - prompts).tolist(),
-                prompts=prompts.tolist(),
+                first=[1 - prompt for prompt in prompts],
+                prompts=prompts,
                 places=torch.arange(len(at), device=bank.device),
                 before=before,
+                image=None if image is None else image.flatten()[self._at],
             )
         )
 
@@ -70,7 +76,8 @@ class WholeSequences:
         return self._table.acts
 
     def sense(self, layer: int, hidden: Tensor) -> None:
-        """Sense `hidden [rows, tokens, width]` after `layer`."""
+        """As `Table.sense`."""
+        require_tokens(hidden, self._shape)
         self._table.sense(layer, hidden.flatten(0, 1)[self._at])
 
     def act(self, layer: int, hidden: Tensor) -> Tensor:
@@ -90,6 +97,31 @@ class WholeSequences:
         """As `GuardedRows.flags`."""
         return self._table.flags(rows)
 
+    def excess(self, rows: Sequence[int]) -> Tensor:
+        """As `GuardedRows.excess`."""
+        return self._table.excess(rows)
+
     def readings(self, row: int) -> dict[str, Reading]:
         """As `GuardedRows.readings`."""
         return self._table.readings(row)
+
+
+class WholeSequences(BranchingSequences):
+    """One sequence in each row.
+
+    `real [rows, tokens]` marks the tokens that are no padding; the first `prompt` columns are the
+    prompts', later ones have no padding.
+    """
+
+    def __init__(
+        self,
+        bank: HiddenBank,
+        guards: Sequence[RowGuard],
+        real: NDArray[np.bool_],
+        prompt: int,
+        image: Tensor | None = None,
+    ) -> None:
+        count = real.shape[1]
+        sequences = [row * count + np.flatnonzero(tokens) for row, tokens in enumerate(real)]
+        prompts = real[:, :prompt].sum(1).tolist()
+        super().__init__(bank, guards, sequences, prompts, real.shape, image)

@@ -8,6 +8,7 @@ from typing import Any
 
 from vllm.compilation.breakable_cudagraph import is_breakable_cudagraph_enabled
 from vllm.config import CUDAGraphMode
+from vllm.platforms import current_platform
 
 from steering.engines.errors import Unsupported
 from steering.engines.vllm.connectors import FOLLOWED, unfollowed_connector
@@ -50,6 +51,12 @@ def require_followed(config: Any) -> None:
         ),
         "Inductor's graph partition (-cc.use_inductor_graph_partition=false)": (
             pieces and bool(compilation.use_inductor_graph_partition)
+        ),
+        # vLLM's attention on a CPU runs them one after the other, so that states are not those of
+        # the fit
+        "images whose tokens attend to each other on a CPU (without images: "
+        "--limit-mm-per-prompt.image 0)": (
+            config.model_config.is_mm_prefix_lm and current_platform.is_cpu()
         ),
         # half of a batch would be taken for the other half
         "micro-batches (--enable-dbo and --ubatch-size)": parallel.use_ubatching,

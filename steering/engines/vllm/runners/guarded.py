@@ -18,6 +18,7 @@ from vllm.sequence import IntermediateTensors
 
 from steering.engines.errors import Unsupported
 from steering.engines.vllm.cache import CacheLayout, keep_all_tokens
+from steering.engines.vllm.images import Spans, image_spans, image_tokens
 from steering.engines.vllm.layers import decoder, decoder_layers
 from steering.engines.vllm.reports import GuardedOutput, HostCopy, RowPlan, RowReport
 from steering.engines.vllm.supported import require_followed, separate_compile_cache
@@ -27,6 +28,7 @@ from steering.hidden.captured import CapturedTable
 from steering.hidden.packed import PackedTable
 from steering.hidden.packed_forward import PackedForward
 from steering.hidden.rows import Reading, readings_of
+from steering.hidden.slots import on_device
 
 PLAN = "guard_plan"
 """The extra argument of a request, set by the front end, with the key of its `RowPlan`."""
@@ -72,6 +74,8 @@ class GuardedRunner:
         self._table: PackedTable | None = None
         self._row: dict[str, int] = {}
         self._free: list[int] = []
+        self._images: dict[str, Spans] = {}
+        """Of the requests that have a row, those with images."""
         self._incoming: Tensor | None = None
         self.warming = False
         """Whether vLLM warms up, with requests of its own."""
@@ -106,6 +110,7 @@ class GuardedRunner:
         if self._table is not None:
             self._table.clear()
         self._row, self._free = {}, list(range(self._runner.max_num_reqs))
+        self._images = {}
         self.swap(bank, plans)
 
     @property
@@ -184,6 +189,7 @@ class GuardedRunner:
             *(rows, batch.lengths.tolist(), first.tolist(), batch.prompts.tolist()),
             places=batch.places,
             before=batch.before,
+            image=self._image_tokens(batch),
         )
         if isinstance(table, CapturedTable):
             table.begin(forward, captured=batch.captured)
@@ -197,6 +203,18 @@ class GuardedRunner:
             batch.names[i]: int(last[i] - batch.drafts[i])
             for i in np.flatnonzero(table.decides(rows, last)).tolist()
         }
+
+    def _image_tokens(self, batch: Batch) -> Tensor | None:
+        """The tokens that stand for images, `[tokens]`, where a guard tells them from text."""
+        if not (self._bank.selective and self._images):
+            return None
+        spans = {
+            i: own
+            for i, name in enumerate(batch.names)
+            if (own := self._images.get(name)) is not None
+        }
+        image = image_tokens(spans, batch.computed, batch.lengths)
+        return None if image is None else on_device(image, self._bank.device)
 
     def receive(self, tensors: IntermediateTensors | None) -> None:
         """Before a forward: take the scores out of the tensors of the previous pipeline stage."""
@@ -280,15 +298,22 @@ class GuardedRunner:
         """The key of the request's plan; None for a request of vLLM's own while it warms up."""
         raise NotImplementedError
 
+    def _features(self, name: str) -> Sequence[Any]:
+        """What stands for media in the request's prompt, vLLM's `MultiModalFeatureSpec`s."""
+        raise NotImplementedError
+
     def _enter(self, name: str) -> int:
         if name not in self._row:
             assert self._table is not None
             row = self._row[name] = self._free.pop()
             # a request without a plan, from an unguarded front end, must not run unguarded
             self._table.add(row, self._plan(name).guards)
+            if (spans := image_spans(self._features(name))) is not None:
+                self._images[name] = spans
         return self._row[name]
 
     def _leave(self, name: str) -> None:
+        self._images.pop(name, None)
         if (row := self._row.pop(name, None)) is not None and self._table is not None:
             self._table.remove(row)
             self._free.append(row)

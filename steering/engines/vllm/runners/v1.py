@@ -9,6 +9,7 @@ Those that V1 and V2 share are in `wrapping`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -79,6 +80,10 @@ class GuardedRunnerV1(GuardedRunner):
         params = self._runner.requests[name].sampling_params
         key: str = params.extra_args[PLAN]
         return key
+
+    def _features(self, name: str) -> Sequence[Any]:
+        features: Sequence[Any] | None = self._runner.requests[name].mm_features
+        return features or ()
 
 
 def _start(guarded: GuardedRunnerV1, _args: Any) -> None:

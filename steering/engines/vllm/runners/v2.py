@@ -1,7 +1,7 @@
 """The seams into vLLM's model runner V2, `vllm/v1/worker/gpu/model_runner.py`.
 
 - `finish_requests`: requests that have ended or are preempted leave their rows;
-- `add_requests`: their plans are remembered, since the runner keeps no requests;
+- `add_requests`: their plans and images are remembered, since the runner keeps no requests;
 - `prepare_inputs`, `prepare_attn`: tell whether the forward replays a graph, and its tokens.
 
 Those that V1 and V2 share are in `wrapping`.
@@ -9,6 +9,7 @@ Those that V1 and V2 share are in `wrapping`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,8 @@ class GuardedRunnerV2(GuardedRunner):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._keys: dict[str, str | None] = {}
+        self._media: dict[str, Sequence[Any]] = {}
+        """What stands for images in prompts; vLLM keeps it in the first pipeline stage alone."""
         self._captured = False
 
     def update(self, scheduled: Any) -> None:
@@ -35,6 +38,7 @@ class GuardedRunnerV2(GuardedRunner):
         super().update(scheduled)
         for name in (*scheduled.finished_req_ids, *(scheduled.preempted_req_ids or ())):
             self._keys.pop(name, None)
+            self._media.pop(name, None)
 
     def add(self, scheduled: Any) -> None:
         """Remember the plans of requests that come, or come back."""
@@ -43,6 +47,7 @@ class GuardedRunnerV2(GuardedRunner):
             self._leave(new.req_id)
             extra = new.sampling_params.extra_args or {}
             self._keys[new.req_id] = extra.get(PLAN) if self.warming else extra[PLAN]
+            self._media[new.req_id] = new.mm_features
 
     def choose(self, graph: Any) -> None:
         """Note the descriptor of the graph that the next forward runs in."""
@@ -76,6 +81,9 @@ class GuardedRunnerV2(GuardedRunner):
 
     def _key(self, name: str) -> str | None:
         return self._keys[name]
+
+    def _features(self, name: str) -> Sequence[Any]:
+        return self._media.get(name, ())
 
 
 AROUND: Arounds = {

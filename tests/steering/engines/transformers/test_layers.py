@@ -22,18 +22,21 @@ from steering.engines.transformers.layers import (
     hidden_of,
     with_hidden,
 )
+from steering.engines.transformers.vision import FAMILIES as VISION
 from steering.hidden.bank import HiddenBank
 from steering.hidden.rows import RowGuard
 from steering.methods.steer import bank_of
 from tests.steering.engines.driver import generated, ids, serve, start
+from tests.steering.engines.transformers.vision.tiny import FAMILIES
 from tests.steering.tiny import CONFIGS, LAYERS, WIDTH, WINDOW, prompt, random_guard, tiny_model
 
 
-def test_every_tested_architecture_is_tested_here() -> None:
-    assert set(CONFIGS) == set(TESTED)
+def test_every_tested_architecture_is_tested_here_or_with_images() -> None:
+    vision = {kind.partition("-")[0] for kind in FAMILIES}
+    assert {*CONFIGS} | vision == {*TESTED} and vision == {*VISION}
 
 
-@pytest.mark.parametrize("kind", TESTED)
+@pytest.mark.parametrize("kind", CONFIGS)
 def test_layers_are_found_in_order_and_return_the_residual_stream(kind: str) -> None:
     model = tiny_model(kind)
     assert model.config.model_type == kind
@@ -49,7 +52,7 @@ def test_layers_are_found_in_order_and_return_the_residual_stream(kind: str) -> 
         assert torch.equal(hidden, expected[i + 1])
 
 
-@pytest.mark.parametrize("kind", TESTED)
+@pytest.mark.parametrize("kind", CONFIGS)
 def test_batched_greedy_answers_are_those_of_generate(kind: str) -> None:
     """Mixed lengths, some longer than the window; rows that join late and leave early."""
     model = tiny_model(kind)
@@ -64,7 +67,7 @@ def test_batched_greedy_answers_are_those_of_generate(kind: str) -> None:
     )
 
 
-@pytest.mark.parametrize("kind", TESTED)
+@pytest.mark.parametrize("kind", CONFIGS)
 def test_a_guard_steers_its_row_and_leaves_the_others(kind: str) -> None:
     model = tiny_model(kind)
     engine = TransformersEngine(model, bank_of([random_guard()]), capacity=3)

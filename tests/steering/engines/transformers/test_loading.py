@@ -27,7 +27,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_model_is_loaded_as_it_was_saved(folder: Path) -> None:
-    model, tokenizer = load_language_model(str(folder), device="cpu")
+    model, tokenizer, _ = load_language_model(str(folder), device="cpu")
     assert not model.training
     assert weights_hash(model) == weights_hash(tiny_model())
     assert generated(model, prompt(5, 0), 4) == generated(tiny_model(), prompt(5, 0), 4)
@@ -35,7 +35,7 @@ def test_a_model_is_loaded_as_it_was_saved(folder: Path) -> None:
 
 
 def test_a_model_has_the_requested_dtype(folder: Path) -> None:
-    model, _ = load_language_model(str(folder), dtype="bfloat16", device="cpu")
+    model, *_ = load_language_model(str(folder), dtype="bfloat16", device="cpu")
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
 
 

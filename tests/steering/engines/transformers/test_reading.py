@@ -137,7 +137,7 @@ def test_rows_go_on_between_the_parts_and_keep_their_bits(engine: TransformersEn
     assert silent == bare
     assert [row[:2] for row in steered] == [row[:2] for row in bare]
     assert steered[-1][2] != bare[-1][2]
-    expected = generated(engine._model, SHORT, 11)
+    expected = generated(tiny_model(), SHORT, 11)
     assert [row[0][0] for row in bare] == expected
 
 
@@ -177,14 +177,14 @@ def test_nan_in_the_first_part_is_found(model: Any) -> None:
     assert [token.invalid for token in engine.decode()] == [False, True]
 
 
-def test_no_forward_is_larger_than_its_part(engine: TransformersEngine) -> None:
+def test_no_forward_is_larger_than_its_part(model: Any, engine: TransformersEngine) -> None:
     """Tokens, and the scores of attention: the part times the tokens before it."""
     shapes = []
 
     def record(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
         shapes.append((tuple(kwargs["input_ids"].shape), tuple(kwargs["attention_mask"].shape)))
 
-    handle = engine._model.register_forward_pre_hook(record, with_kwargs=True)
+    handle = model.register_forward_pre_hook(record, with_kwargs=True)
     try:
         read(engine, start(LONG, [WATCH]), [16])
     finally:
