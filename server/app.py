@@ -1,4 +1,5 @@
-"""The HTTP application: OpenAI's endpoints, health, readiness and metrics."""
+"""The HTTP application: the endpoints of OpenAI's and Anthropic's APIs, health, readiness and
+metrics."""
 
 from __future__ import annotations
 
@@ -14,14 +15,16 @@ from guard.config.keys import KeyRing
 from guard.config.schema import Config
 from server.edge.http_edge import edged
 from server.edge.paths import KnownPaths
-from server.endpoints.chat import chat_router
-from server.endpoints.completions import completions_router
 from server.endpoints.gateway import Gateway
 from server.endpoints.images import images_router
 from server.endpoints.listings import listings_router
 from server.endpoints.moderations import moderations_router
 from server.endpoints.openapi import describe_bodies
 from server.endpoints.probes import probes_router
+from server.endpoints.text.chat import chat_router
+from server.endpoints.text.completions import completions_router
+from server.endpoints.text.messages import messages_router
+from server.endpoints.text.responses import responses_router
 from server.errors import install_error_handlers
 from server.observe.metrics import Metrics
 from server.observe.middleware import ExchangeMiddleware
@@ -67,6 +70,8 @@ def create_app(
     routers = [
         chat_router(gateway),
         completions_router(gateway),
+        responses_router(gateway),
+        messages_router(gateway),
         images_router(gateway),
         listings_router(gateway),
         probes_router(services, metrics),

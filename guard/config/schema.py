@@ -63,7 +63,8 @@ class ServerConfig(Section):
     """`[server]`. Sizes are in bytes, times in seconds; without `audit_log` there is no log.
 
     Pages of `cors_origins` ("https://app.example.com", or "*" for all) may call from a browser.
-    After each silence of `keep_alive_s` a stream of events gets a comment. `embeddings` lets
+    After each silence of `keep_alive_s` a stream of events gets a comment. `max_images` is the most
+    that one request generates, `max_input_images` that it shows to a model. `embeddings` lets
     requests of no key contain embeddings. `verdict` is how much of it clients are told, unless
     their key says otherwise. `admin_hash` is the SHA-256 of the key for live changes. With CUDA
     graphs vLLM has room for `guard_room` guards at once, 0 for twice as many as at its start.
@@ -80,6 +81,7 @@ class ServerConfig(Section):
     max_images: int = Field(
         default=10, ge=1, le=1000, validation_alias=AliasChoices("max_images", "max_pictures")
     )
+    max_input_images: int = Field(default=16, ge=0, le=1000)
     embeddings: bool = False
     verdict: VerdictDetail = "full"
     audit_log: FilePath | None = None

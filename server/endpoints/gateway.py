@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Generic, TypeVar, cast
 
@@ -31,12 +31,12 @@ from server.services.interface import (
 from server.services.text_jobs import TextJob, Usage, collect, until_disconnect
 from server.wire.body import read_object
 from server.wire.replies import JSONReply
-from server.wire.schemas import ModelRequest, TextRequest, parse_request
+from server.wire.schemas.base import ModelRequest, RowSettings, parse_request
 from server.wire.streams import EventStream, Reply
+from server.wire.uploads import DECODED_AT_ONCE
 from steering.prompt import Prompt
 
 R = TypeVar("R", bound=ModelRequest)
-T = TypeVar("T", bound=TextRequest)
 S = TypeVar("S", bound=Service)
 
 Reader = Callable[[Request, int], Awaitable[dict[str, Any]]]
@@ -76,6 +76,10 @@ class Gateway:
     services: Mapping[str, Service]
     keys: KeyRing | None
     metrics: Metrics
+    decoding: asyncio.Semaphore = field(
+        default_factory=lambda: asyncio.Semaphore(DECODED_AT_ONCE), repr=False, compare=False
+    )
+    """Held while uploaded images are decoded."""
 
     def authenticate(self, request: Request) -> KeyConfig | None:
         """See `authenticate`."""
@@ -160,38 +164,36 @@ class Gateway:
 
     def text_job(
         self,
-        admission: Admission[T, TextService],
+        admission: Admission[Any, TextService],
         prompts: Sequence[Prompt],
-        *,
-        max_tokens: int | None,
-        top_logprobs: int | None,
+        settings: RowSettings,
     ) -> TextJob:
-        """A job of `body.n` rows for each prompt; `max_tokens` None is the most that is possible.
+        """A job of `settings.n` rows for each prompt.
 
         Raises RequestError for an empty prompt and for more rows or tokens than the server allows.
         """
-        body, limits = admission.body, self.config.server
+        limits = self.config.server
         if not all(prompts):
             raise InvalidParameter("The prompt is empty.", param="prompt")
-        self.check_rows(len(prompts), body.n)
-        if max_tokens is not None and max_tokens > limits.max_tokens_limit:
+        self.check_rows(len(prompts), settings.n)
+        most, name = settings.max_tokens, settings.max_tokens_at
+        if most is not None and most > limits.max_tokens_limit:
             raise InvalidParameter(
-                f"'max_tokens' is {max_tokens}; this server gives at most "
-                f"{limits.max_tokens_limit}.",
-                param="max_tokens",
+                f"'{name}' is {most}; this server gives at most {limits.max_tokens_limit}.",
+                param=name,
             )
         rows = []
         for prompt in prompts:
             room = max(1, admission.service.info.max_context - len(prompt))
             sampling = SamplingParams(
-                max_tokens=max_tokens or min(limits.max_tokens_limit, room),
-                temperature=body.temperature,
-                top_p=body.top_p,
-                seed=body.seed,
-                stop=tuple(body.stop),
-                top_logprobs=top_logprobs,
+                max_tokens=most or min(limits.max_tokens_limit, room),
+                temperature=settings.temperature,
+                top_p=settings.top_p,
+                seed=settings.seed,
+                stop=settings.stop,
+                top_logprobs=settings.top_logprobs,
             )
-            rows += [(prompt, _nth_choice(sampling, choice)) for choice in range(body.n)]
+            rows += [(prompt, _nth_choice(sampling, choice)) for choice in range(settings.n)]
         single = len(rows) == 1
         requests = [
             TextRowRequest(
@@ -204,17 +206,22 @@ class Gateway:
             )
             for index, (prompt, sampling) in enumerate(rows)
         ]
-        return TextJob(admission.service, requests, body.n, admission.deadline)
+        return TextJob(admission.service, requests, settings.n, admission.deadline)
 
     async def answer(
-        self, request: Request, body: TextRequest, job: TextJob, reply: Reply
+        self,
+        request: Request,
+        job: TextJob,
+        reply: Reply,
+        *,
+        stream: bool,
+        include_usage: bool = False,
     ) -> Response:
         """Run `job` and return its rows in the format of `reply`, as a stream or as one body."""
         count = partial(self._count, job.service.info.name)
         exchange = exchange_of(request)
-        if body.stream:
-            wants_usage = body.include_usage
-            return EventStream(job, reply, exchange, include_usage=wants_usage, on_usage=count)
+        if stream:
+            return EventStream(job, reply, exchange, include_usage=include_usage, on_usage=count)
         rows = await until_disconnect(request.receive, collect(job))
         usage = Usage.of([row.finished for row in rows], job.copies)
         count(usage)
@@ -235,7 +242,9 @@ def _nth_choice(sampling: SamplingParams, choice: int) -> SamplingParams:
 
 async def _parsed(schema: type[R], raw: dict[str, Any]) -> R:
     """`raw` as a `schema`, beside the event loop where it is long. Raises as `parse_request`."""
-    lists = [raw[name] for name in ("messages", "prompt") if isinstance(raw.get(name), list)]
+    lists = [
+        raw[name] for name in ("messages", "prompt", "input") if isinstance(raw.get(name), list)
+    ]
     if any(len(items) > MANY for items in lists):
         return await asyncio.to_thread(parse_request, schema, raw)
     return parse_request(schema, raw)

@@ -33,19 +33,16 @@ from server.services.text_jobs import until_disconnect
 from server.wire.embeddings import Vectors, read_vectors
 from server.wire.forms import read_object_or_form
 from server.wire.image_files import encode_image, encode_mask
-from server.wire.image_schemas import SEED_LIMIT, EditRequest, ImageRequest
 from server.wire.replies import JSONReply
+from server.wire.schemas.images import SEED_LIMIT, EditRequest, ImageRequest
 from server.wire.uploads import decode_upload
 
 _EDIT_MEDIA = ("multipart/form-data", "application/json")
-_DECODED_AT_ONCE = 2
-"""Uploads that are decoded at the same time: at worst, each takes some hundred megabytes."""
 
 
 def images_router(gateway: Gateway) -> APIRouter:
     """The routes that generate and edit images."""
     router = APIRouter()
-    decoding = asyncio.Semaphore(_DECODED_AT_ONCE)
 
     @router.post("/v1/images/generations", openapi_extra=body_of(ImageRequest))
     async def create_image(request: Request) -> Response:
@@ -59,7 +56,7 @@ def images_router(gateway: Gateway) -> APIRouter:
         )
         requests = _requests(gateway, admission)
         body, info = admission.body, admission.service.info
-        async with decoding:
+        async with gateway.decoding:
             pixels = await asyncio.to_thread(
                 decode_upload, body.image, width=info.width, height=info.height
             )

@@ -10,16 +10,18 @@ from starlette.responses import Response
 from guard.config.checks import NO_POLICY
 from server.auth import allowed_policies, default_policy
 from server.endpoints.gateway import Gateway
-from server.services.interface import ModelInfo
+from server.services.interface import LanguageModelInfo, ModelInfo
 from server.wire.replies import JSONReply
 
 
 def _model(info: ModelInfo) -> dict[str, Any]:
+    sees = isinstance(info, LanguageModelInfo) and info.sees
     return {
         "id": info.name,
         "object": "model",
         "created": info.created,
         "owned_by": "inference-guard",
+        "input_modalities": ["text", "image"] if sees else ["text"],
         "guard": info.facts(),
     }
 

@@ -8,8 +8,11 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 
-from server.wire.image_schemas import EditRequest, ImageRequest
-from server.wire.schemas import ChatRequest, CompletionRequest, ModelRequest
+from server.wire.schemas.base import ModelRequest
+from server.wire.schemas.images import EditRequest, ImageRequest
+from server.wire.schemas.messages import CountTokensRequest, MessagesRequest
+from server.wire.schemas.responses import ResponsesRequest
+from server.wire.schemas.text import ChatRequest, CompletionRequest
 
 _COMPONENT = "#/components/schemas/{model}"
 
@@ -27,6 +30,7 @@ def describe_bodies(app: FastAPI) -> None:
     """Add the schemas that `body_of` refers to. To be called after all routes were added."""
     bodies: tuple[type[ModelRequest], ...] = (
         *(ChatRequest, CompletionRequest, EditRequest, ImageRequest),
+        *(CountTokensRequest, MessagesRequest, ResponsesRequest),
     )
     _, components = models_json_schema(
         [(body, "validation") for body in bodies], ref_template=_COMPONENT

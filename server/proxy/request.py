@@ -32,8 +32,8 @@ from server.screening.texts.screener import Screener
 from server.screening.texts.turns import caller_of
 from server.wire.body import RequestBody, hand_over, media_type, receive_json
 from server.wire.forms import is_form, receive_form
-from server.wire.image_schemas import EditRequest
 from server.wire.replies import JSONReply
+from server.wire.schemas.images import EditRequest
 
 Record = Callable[[Verdict, str], None]
 """Takes the verdict of a request, and its tenant."""

@@ -24,7 +24,7 @@ from server.screening.texts.screener import Screener
 from server.screening.texts.turns import caller_of
 from server.wire.body import hand_over, media_type, receive_json
 from server.wire.forms import is_form, receive_form
-from server.wire.image_schemas import EditRequest
+from server.wire.schemas.images import EditRequest
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,10 +66,12 @@ def _start(config: Config, settings: ModelConfig, record: Record) -> Service:
 
 def _transformers_service(config: Config, settings: ModelConfig, record: Record) -> Service:
     source = resolve_source(settings.source)
-    model, tokenizer = load_language_model(source, dtype=settings.dtype, device=settings.device)
+    model, tokenizer, vision = load_language_model(
+        source, dtype=settings.dtype, device=settings.device
+    )
     require_fast(tokenizer)
     plans = LanguagePlans(config, model, name=settings.name)
-    context = context_length(model.config, settings.max_context)
+    context = context_length(model.config.get_text_config(), settings.max_context)
     return BatchedTextService(
         LanguageModelInfo(
             name=settings.name,
@@ -77,13 +79,15 @@ def _transformers_service(config: Config, settings: ModelConfig, record: Record)
             created=int(time.time()),
             max_context=context,
             policies=plans.usable,
+            sees=vision is not None,
         ),
         PromptEncoder(
             tokenizer,
             vocabulary=model.get_input_embeddings().num_embeddings,
             max_context=context,
+            vision=vision,
         ),
-        TransformersEngine(model, plans.bank, capacity=config.server.max_batch),
+        TransformersEngine(model, plans.bank, capacity=config.server.max_batch, vision=vision),
         plans,
         end_tokens=end_tokens(model.generation_config.eos_token_id, tokenizer),
         prefill_tokens=config.server.max_prefill_tokens,

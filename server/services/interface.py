@@ -105,12 +105,13 @@ class TextDelta:
 
 @dataclass(frozen=True, slots=True)
 class FinishedText:
-    """The last event of a row."""
+    """The last event of a row. `stop` is the stop string that has ended it, if one has."""
 
     reason: FinishReason
     prompt_tokens: int
     completion_tokens: int
     verdict: Verdict
+    stop: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +143,10 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LanguageModelInfo(ModelInfo):
+    """`sees`: the messages of a chat may have images."""
+
     max_context: int
+    sees: bool = False
 
     def facts(self) -> Mapping[str, Any]:
         return {"engine": self.engine, "max_context": self.max_context}
@@ -250,7 +254,9 @@ class TextService(Service, Protocol):
     def encode_chat(self, messages: Sequence[dict[str, Any]]) -> Prompt:
         """The prompt of `messages` in the model's own chat template, generation prompt added.
 
-        Raises RequestError where the template does not take them.
+        The `content` of a message is a text, or, where the model sees, a list of parts:
+        `{"type": "text", "text": str}` and `{"type": "image", "image": uint8 [H, W, 3]}`. Raises
+        RequestError where the template or the model does not take them.
         """
 
     def encode(self, text: str) -> Prompt:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from guard.errors import ContextExceeded, RequestError
 from steering.engines.transformers.tokens import PromptTokenizer
 from steering.prompt import Prompt
+
+if TYPE_CHECKING:
+    from steering.engines.transformers.vision.base import VisionFamily
 
 T = TypeVar("T")
 
@@ -23,43 +26,54 @@ class PromptEncoder:
     """Encodes prompts of one model and checks them at admission.
 
     `tokenizer` is a fast one of transformers, `vocabulary` the number of token ids that the model
-    has, `max_context` the most tokens of prompt and answer together.
+    has, `max_context` the most tokens of prompt and answer together, `vision` the family of a model
+    that takes images in the messages of a chat.
     """
 
-    def __init__(self, tokenizer: Any, *, vocabulary: int, max_context: int) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        vocabulary: int,
+        max_context: int,
+        vision: VisionFamily | None = None,
+    ) -> None:
         self.tokenizer = tokenizer
         self._vocabulary, self._max_context = vocabulary, max_context
-        self._tokens = PromptTokenizer(tokenizer)
-        self._tokens.prepare()
+        self._placeholder = None if vision is None else vision.image_token
+        self._prompts = _prompts_of(tokenizer, vision)
+        self._prompts.prepare()
 
     def chat(self, messages: Sequence[dict[str, Any]]) -> Prompt:
         """See `TextService.encode_chat`."""
         try:
-            return Prompt(tuple(self._tokens.chat(messages)))
+            return self._prompts.chat(messages)
         except Exception as error:  # templates are programs: they raise what they like
             reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+            subject = "the model's chat template" if self._placeholder is None else "this model"
             raise RequestError(
-                f"the model's chat template does not take these messages: {reason}",
-                param="messages",
+                f"{subject} does not take these messages: {reason}", param="messages"
             ) from error
 
     def text(self, text: str) -> Prompt:
         """See `TextService.encode`."""
         try:
-            return Prompt(tuple(self._tokens.text(text)))
+            return self._prompts.text(text)
         except ValueError as error:
             raise RequestError(f"the prompt cannot be encoded: {error}", param="prompt") from None
 
     def check(self, prompt: Prompt, max_tokens: int) -> None:
         """Refuse a prompt that the model cannot run with an answer of `max_tokens`.
 
-        Raises ContextExceeded where both are too long together, and RequestError for media and
-        positions, which no engine here takes, and for token ids that the model does not have.
+        Raises ContextExceeded where both are too long together, and RequestError for token ids that
+        the model does not have, for media and positions where it takes text alone, and for
+        placeholders without an image.
         """
-        try:
-            prompt.require_text()
-        except ValueError as error:
-            raise RequestError(str(error), param="prompt") from None
+        if self._placeholder is None:
+            try:
+                prompt.require_text()
+            except ValueError as error:
+                raise RequestError(str(error), param="prompt") from None
         limit = self._max_context
         if len(prompt) + max_tokens > limit:
             raise ContextExceeded(
@@ -69,6 +83,55 @@ class PromptEncoder:
         if not all(0 <= token < self._vocabulary for token in prompt.tokens):
             # an id past the embedding's end raises no error on a GPU: it ends the whole process
             raise RequestError(f"token ids must lie in 0..{self._vocabulary - 1}", param="prompt")
+        if self._placeholder is not None:
+            self._require_images(prompt, self._placeholder)
+
+    def _require_images(self, prompt: Prompt, placeholder: int) -> None:
+        """Refuse placeholders outside of the media, which only token ids of a client can bring."""
+        inside = sum(
+            prompt.tokens[item.start : item.stop].count(placeholder) for item in prompt.media
+        )
+        if prompt.tokens.count(placeholder) != inside:
+            raise RequestError(
+                f"the token id {placeholder} stands for an image, and the prompt has none there: "
+                "send images in the messages of /v1/chat/completions",
+                param="prompt",
+            )
+
+
+class _Prompts(Protocol):
+    """Prompts of one model: of text alone, or with images."""
+
+    def prepare(self) -> None: ...
+
+    def chat(self, messages: Sequence[dict[str, Any]]) -> Prompt: ...
+
+    def text(self, text: str) -> Prompt: ...
+
+
+class _TextPrompts:
+    """Prompts of a model that takes text alone."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokens = PromptTokenizer(tokenizer)
+
+    def prepare(self) -> None:
+        self._tokens.prepare()
+
+    def chat(self, messages: Sequence[dict[str, Any]]) -> Prompt:
+        return Prompt(tuple(self._tokens.chat(messages)))
+
+    def text(self, text: str) -> Prompt:
+        return Prompt(tuple(self._tokens.text(text)))
+
+
+def _prompts_of(tokenizer: Any, vision: VisionFamily | None) -> _Prompts:
+    if vision is None:
+        return _TextPrompts(tokenizer)
+    # imported here, since the proxy runs without torch
+    from steering.engines.transformers.vision.prompts import VisionPrompts
+
+    return VisionPrompts(tokenizer, vision)
 
 
 async def encoded(encode: Callable[[T], Prompt], value: T, size: int) -> Prompt:

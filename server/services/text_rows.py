@@ -36,16 +36,17 @@ class TokenText:
         self._decoder = DecodeStream(skip_special_tokens=True)
         self._buffer = ""
 
-    def push(self, token: int) -> tuple[str, bool]:
-        """Add a token; returns new text that is safe to send, and whether a stop string follows."""
+    def push(self, token: int) -> tuple[str, str | None]:
+        """Add a token; returns new text that is safe to send, and the stop string that follows."""
         self._buffer += self._decoder.step(self.tokenizer.backend_tokenizer, token) or ""
-        matches = [at for at in (self._buffer.find(stop) for stop in self._stop) if at >= 0]
-        if matches:
-            return self._buffer[: min(matches)], True
+        found = ((self._buffer.find(stop), stop) for stop in self._stop)
+        if matches := [(at, stop) for at, stop in found if at >= 0]:
+            first, stop = min(matches)
+            return self._buffer[:first], stop
         keep = max((self._partial_match(stop) for stop in self._stop), default=0)
         cut = len(self._buffer) - keep
         text, self._buffer = self._buffer[:cut], self._buffer[cut:]
-        return text, False
+        return text, None
 
     def rest(self) -> str:
         """The buffered text when the row ends."""
@@ -78,6 +79,8 @@ class TextRow(BatchRow):
         self.generated = 0
         """Number of tokens."""
         self.reason: FinishReason | None = None
+        self.stop: str | None = None
+        """The stop string that has ended the row."""
         # A guard reads a generated token in the forward after the one that generated it. Where it
         # may block then, each token waits for the next one: the token it fires on is not sent.
         self.lags = plan.action == "block" and any(
@@ -114,16 +117,17 @@ class TextRow(BatchRow):
         elif self.reason == "content_filter" and not self.started:
             self.send(ContentBlocked("a guard of this policy blocks the prompt", verdict=verdict))
         else:
-            prompt_tokens = len(self.request.prompt)
-            self.send(FinishedText(self.reason or "stop", prompt_tokens, self.generated, verdict))
+            prompt_tokens, stop = len(self.request.prompt), self.stop
+            reason = self.reason or "stop"
+            self.send(FinishedText(reason, prompt_tokens, self.generated, verdict, stop))
 
     def _send_token(self, token: RowToken, *, ends: bool) -> None:
         self.generated += 1
         if ends:
             self.reason, text = "stop", self.text.rest()
         else:
-            text, stopped = self.text.push(token.token)
-            if stopped:
+            text, self.stop = self.text.push(token.token)
+            if self.stop is not None:
                 self.reason = "stop"
             elif self.generated >= self.request.sampling.max_tokens:
                 self.reason, text = "length", text + self.text.rest()

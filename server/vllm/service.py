@@ -109,6 +109,8 @@ class VllmService:
             raise UnknownPolicy(
                 f"there is no policy {request.policy!r} for {self.info.name!r}", param="policy"
             )
+        # images are not passed on to this engine: none may be dropped silently
+        request.prompt.require_text()
         self._encoder.check(request.prompt, request.sampling.max_tokens)
         text = TokenText(self._encoder.tokenizer, request.sampling.stop)
         return TextRow(request, entry.plan, loop, text, self._cancel)

@@ -116,7 +116,10 @@ async def receive_bytes(request: Request, limit: int, timeout_s: float | None = 
     compressed body UnsupportedMedia and InvalidEncoding.
     """
     coding = coding_of(request.headers.getlist("content-encoding"))
-    too_large = BodyTooLarge(f"The request body is longer than {limit} bytes; send less.")
+    too_large = BodyTooLarge(
+        f"The request body is longer than {limit} bytes, the 'max_body_bytes' of this server; send "
+        "less, or smaller images."
+    )
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced[:20]) > limit:
         raise too_large

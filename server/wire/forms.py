@@ -30,7 +30,7 @@ from server.wire.body import (
     read_object,
     receive_bytes,
 )
-from server.wire.schemas import ModelRequest
+from server.wire.schemas.base import ModelRequest
 from server.wire.strict_json import parse_value
 
 MAX_PARTS = 64

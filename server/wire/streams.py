@@ -1,16 +1,17 @@
-"""Responses as server-sent events, in OpenAI's framing."""
+"""Responses as server-sent events, in the framing of each API."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from guard.errors import GuardError
+from server.error_shapes import SentStream
 from server.errors import ClientGone, error_event, internal_error
 from server.observe.exchange import Exchange
 from server.services.interface import Event, FinishedText, TextDelta
@@ -23,22 +24,31 @@ DONE = b"data: [DONE]\n\n"
 
 
 class Reply(Protocol):
-    """The response format of one endpoint; a new object for each HTTP request."""
+    """The response format of one endpoint; a new object for each HTTP request.
+
+    `names_events`: an event has the name of its `type`, and a stream has a last event of its own;
+    else events have no names, and `[DONE]` is the last one.
+    """
+
+    names_events: ClassVar[bool]
 
     def whole(self, rows: Sequence[CollectedText], usage: Usage) -> dict[str, Any]:
         """The body of a response without streaming."""
 
-    def opening(self, index: int) -> dict[str, Any] | None:
-        """The chunk before the first text of row `index`, where the endpoint has one."""
+    def opening(self, index: int) -> Sequence[dict[str, Any]]:
+        """The events before the first text of row `index`."""
 
-    def delta(self, index: int, delta: TextDelta) -> dict[str, Any]:
-        """The chunk for new text of row `index`."""
+    def delta(self, index: int, delta: TextDelta) -> Sequence[dict[str, Any]]:
+        """The events for new text of row `index`."""
 
-    def finish(self, index: int, finished: FinishedText) -> dict[str, Any]:
-        """The last chunk of row `index`, with its verdict."""
+    def finish(self, index: int, finished: FinishedText) -> Sequence[dict[str, Any]]:
+        """The last events of row `index`, with its verdict."""
 
-    def usage(self, rows: Sequence[FinishedText], usage: Usage) -> dict[str, Any]:
-        """The chunk without choices that ends a stream with `include_usage`, with the verdict."""
+    def usage(self, rows: Sequence[FinishedText], usage: Usage) -> Sequence[dict[str, Any]]:
+        """What ends a stream with `include_usage`, with the verdict."""
+
+    def sent(self) -> SentStream:
+        """What has left of the stream, as far as an error at its end refers to it."""
 
 
 def frame(payload: dict[str, Any], name: str = "") -> bytes:
@@ -93,12 +103,15 @@ class EventStream(Response):
             logger.exception("a stream failed")
             last = self._error(internal_error())
         else:
-            last = DONE
+            last = b"" if self.reply.names_events else DONE
         await send({"type": "http.response.body", "body": last, "more_body": False})
 
     def _error(self, error: GuardError) -> bytes:
-        name, event = error_event(error, self.exchange)
+        name, event = error_event(error, self.exchange, self.reply.sent())
         return frame(event, name)
+
+    def _frame(self, event: dict[str, Any]) -> bytes:
+        return frame(event, event["type"] if self.reply.names_events else "")
 
     async def _stream_events(self, send: Send) -> None:
         async with self.job.events() as events:
@@ -112,24 +125,23 @@ class EventStream(Response):
                             "headers": self.raw_headers,
                         }
                     )
-                if body := b"".join(map(frame, self._chunks(index, event))):
+                if body := b"".join(map(self._frame, self._chunks(index, event))):
                     await send({"type": "http.response.body", "body": body, "more_body": True})
 
     def _chunks(self, index: int, event: Event) -> Iterator[dict[str, Any]]:
         absent: dict[str, Any] = {"usage": None} if self.include_usage else {}
         if index not in self.open_rows:
             self.open_rows.add(index)
-            if opening := self.reply.opening(index):
-                yield opening | absent
+            yield from (chunk | absent for chunk in self.reply.opening(index))
         if isinstance(event, TextDelta):
             if event.text or event.tokens:
-                yield self.reply.delta(index, event) | absent
+                yield from (chunk | absent for chunk in self.reply.delta(index, event))
             return
-        yield self.reply.finish(index, event) | absent
+        yield from (chunk | absent for chunk in self.reply.finish(index, event))
         self.finished[index] = event
         if len(self.finished) == len(self.job.requests):
             rows = [self.finished[i] for i in range(len(self.finished))]
             usage = Usage.of(rows, self.job.copies)
             self.on_usage(usage)
             if self.include_usage:
-                yield self.reply.usage(rows, usage)
+                yield from self.reply.usage(rows, usage)

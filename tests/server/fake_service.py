@@ -31,6 +31,7 @@ class Script:
     words: tuple[str, ...] = ("Hello", " there", "!")
     delay_s: float = 0.0
     reason: FinishReason = "stop"
+    stop: str | None = None
     outcome: Outcome = "pass"
     score: float = 0.1
     error: Callable[[Verdict], Exception] | None = None
@@ -53,6 +54,7 @@ SCRIPTS: Mapping[str, Script] = {
     "cut": Script(reason="content_filter", outcome="steered", score=0.9),
     "nan": Script(score=math.nan),
     "silent": Script(words=()),
+    "stopped": Script(stop="END"),
 }
 
 
@@ -70,11 +72,22 @@ class FakeService:
     """What `submit` raises, if anything."""
     submitted: list[TextRowRequest] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
+    chats: list[list[dict[str, Any]]] = field(default_factory=list)
+    """The messages of each chat."""
     stopped: asyncio.Event = field(default_factory=asyncio.Event)
     closed: int = 0
 
     def encode_chat(self, messages: Sequence[dict[str, Any]]) -> Prompt:
-        return self.encode("\n".join(message["content"] for message in messages))
+        """The texts, a line for each, and for an image its "[height x width]"; the last line names
+        the script."""
+        contents = [message["content"] for message in messages]
+        lines = [
+            part if isinstance(part, str) else part["text"] if "text" in part else image_line(part)
+            for content in contents
+            for part in ([content] if isinstance(content, str) else content)
+        ]
+        self.chats.append([dict(message) for message in messages])
+        return self.encode("\n".join(lines))
 
     def encode(self, text: str) -> Prompt:
         return Prompt(tuple(text.encode()))
@@ -94,6 +107,11 @@ class FakeService:
     def close(self) -> None:
         self.closed += 1
         self.stopped.set()
+
+
+def image_line(part: dict[str, Any]) -> str:
+    height, width, _ = part["image"].shape
+    return f"[{height} x {width}]"
 
 
 class FakeRow:
@@ -130,6 +148,7 @@ class FakeRow:
             len(self.request.prompt),
             len(words),
             verdict,
+            self.script.stop,
         )
 
     async def _pause(self) -> None:

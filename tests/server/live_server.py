@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import httpx
@@ -101,12 +101,17 @@ def live_server(
     grace_s: float = 10.0,
     config: Config | None = None,
     audit: AuditLog | None = None,
+    sees: bool = False,
 ) -> Iterator[LiveServer]:
-    """A server with a FakeService; without `config`, under `raw` or the `settings`."""
+    """A server with a FakeService; without `config`, under `raw` or the `settings`.
+
+    `sees`: its model takes images.
+    """
     config = config or Config.model_validate(raw or settings())
     metrics = Metrics()
     records = Records(Recorder(metrics.verdicts, audit), metrics)
     service = FakeService(record=records)
+    service.info = replace(service.info, sees=sees)
     services = {"fake": service}
     keys = KeyRing(config.keys) if config.keys else None
     plans = TextPlans(config)

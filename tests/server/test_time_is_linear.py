@@ -22,7 +22,7 @@ from server.screening.streams.sse import BrokenStream, EventReader
 from server.screening.texts.joins import without_codes
 from server.screening.texts.redaction import Placeholders
 from server.wire.forms import parse_form
-from server.wire.image_schemas import EditRequest
+from server.wire.schemas.images import EditRequest
 from server.wire.strict_json import _has_more_values, parse_answer, parse_object
 from tests.server.screening.streams.test_guard import _Guarded as Guarded
 

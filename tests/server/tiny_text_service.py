@@ -160,12 +160,12 @@ class PausableEngine(StepControl, TransformersEngine):
     def weights(self) -> str:
         """SHA-256 over every parameter and buffer."""
         digest = hashlib.sha256()
-        for name, value in sorted(self._model.state_dict().items()):
+        for name, value in sorted(self._run._model.state_dict().items()):
             digest.update(name.encode() + value.detach().cpu().numpy().tobytes())
         return digest.hexdigest()
 
     def hooks(self) -> int:
-        return sum(len(module._forward_hooks) for module in self._model.modules())
+        return sum(len(module._forward_hooks) for module in self._run._model.modules())
 
     def _count_step(self) -> None:
         self.steps += 1

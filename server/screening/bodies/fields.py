@@ -46,6 +46,7 @@ KNOWN_WORDS = frozenset(
         *("resources/list", "resources/read", "resources/templates/list", "server/discover"),
         *("completion/complete", "notifications/initialized", "notifications/cancelled"),
         *("notifications/progress", "text/plain", "application/json"),
+        *("image/png", "image/jpeg", "image/webp"),
     }
 )
 """Words of the protocol that most requests have."""
@@ -67,8 +68,12 @@ OPAQUE = {
     "thought_signature": "numbers",
 }
 """Keys of encoded content that is not text, and its kind."""
-CODED = re.compile(r"[^\s\x00-\x1f]*")
-"""A code or an address: a value with spaces in it is read, whatever its key."""
+CODED = re.compile(
+    r"[^\s\x00-\x1f]*+"
+    r"|(?:data:[^\s,]{1,200},)?+(?:[A-Za-z0-9+/_-]{60,1000}+\r?\n)++[A-Za-z0-9+/_-]*+={0,2}+\s*+"
+)
+"""A code or an address, or base64 in lines as mail has it (RFC 2045, section 6.8): any other value
+with spaces in it is read, whatever its key."""
 SECRET_CODE = re.compile(r"(?=.*[A-Z])(?=.*[a-z])(?=.*[0-9])[A-Za-z0-9+/_-]{32,}={0,2}")
 """What a model's maker has encrypted or signed: nobody can read it, nor write it by hand."""
 LEAST_NUMBER = 10_000

@@ -126,7 +126,7 @@ def test_the_proxy_runs_where_torch_is_not_installed() -> None:
         "            raise ImportError(name)\n"
         "sys.meta_path.insert(0, Block())\n"
         "import server.proxy.run, server.proxy.cli\n"
-        "import server.wire.forms, server.wire.image_schemas\n"
+        "import server.wire.forms, server.wire.schemas.images\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -156,7 +156,7 @@ def test_an_error_in_the_text_of_one_row_fails_that_row_alone(
 ) -> None:
     push = TokenText.push
 
-    def picky(self: TokenText, token: int) -> tuple[str, bool]:
+    def picky(self: TokenText, token: int) -> tuple[str, str | None]:
         if self._stop == ("odd",):
             raise ValueError("this tokenizer cannot")
         return push(self, token)

@@ -36,7 +36,7 @@ def forwards(running: RunningText) -> list[tuple[int, int]]:
     def record(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
         shapes.append(tuple(kwargs["input_ids"].shape))
 
-    running.engine._model.register_forward_pre_hook(record, with_kwargs=True)
+    running.engine._run._model.register_forward_pre_hook(record, with_kwargs=True)
     return shapes
 
 

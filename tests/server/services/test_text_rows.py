@@ -32,25 +32,25 @@ def ids_of(text: str) -> list[int]:
     return [vocabulary[letter] for letter in word[0]]
 
 
-def run(ids: list[int], stop: tuple[str, ...]) -> tuple[list[str], bool]:
+def run(ids: list[int], stop: tuple[str, ...]) -> tuple[list[str], str | None]:
     text = TokenText(byte_tokenizer(), stop)
     sent = []
     for token in ids:
         new, stopped = text.push(token)
         sent.append(new)
-        if stopped:
-            return sent, True
-    return [*sent, text.rest()], False
+        if stopped is not None:
+            return sent, stopped
+    return [*sent, text.rest()], None
 
 
-def naive(ids: list[int], stop: tuple[str, ...]) -> tuple[str, bool]:
+def naive(ids: list[int], stop: tuple[str, ...]) -> tuple[str, str | None]:
     """Decode the whole text after each token; cut before its first stop string."""
     for count in range(1, len(ids) + 1):
         text = byte_tokenizer().decode(ids[:count])
-        matches = [text.index(end) for end in stop if end in text]
+        matches = sorted((text.index(end), end) for end in stop if end in text)
         if matches:
-            return text[: min(matches)], True
-    return text, False
+            return text[: matches[0][0]], matches[0][1]
+    return text, None
 
 
 texts = st.text(st.sampled_from("abcé€😀 "), min_size=1, max_size=30)
@@ -68,12 +68,12 @@ def test_sent_text_is_the_decoded_text_before_the_first_stop_string(
 
 def test_no_part_of_a_stop_string_is_ever_sent() -> None:
     sent, stopped = run(ids_of("one END"), ("END",))
-    assert stopped and sent == ["o", "n", "e", " ", "", "", ""]
+    assert stopped == "END" and sent == ["o", "n", "e", " ", "", "", ""]
 
 
 def test_a_broken_off_stop_string_is_sent() -> None:
     sent, stopped = run(ids_of("an ENtity"), ("END",))
-    assert not stopped and sent[:7] == ["a", "n", " ", "", "", "ENt", "i"]
+    assert stopped is None and sent[:7] == ["a", "n", " ", "", "", "ENt", "i"]
 
 
 def test_a_character_of_several_tokens_is_sent_whole() -> None:

@@ -24,8 +24,8 @@ from server.observe.recorder import Recorder
 from server.screening.middleware import ScreenMiddleware, Screens
 from server.screening.texts.screener import Screener
 from server.wire.forms import read_object_or_form
-from server.wire.image_schemas import EditRequest
 from server.wire.replies import JSONReply
+from server.wire.schemas.images import EditRequest
 from server.wire.strict_json import MAX_DEPTH, parse_object, parse_value
 from tests.server.live_server import live_server
 from tests.server.proxy.screened import answering, post_raw

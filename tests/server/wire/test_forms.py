@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from guard.errors import RequestError
 from server.wire.forms import MAX_PARTS, MAX_TEXT_BYTES, parse_form
-from server.wire.image_schemas import EditRequest
+from server.wire.schemas.images import EditRequest
 
 
 def form(*parts: tuple[str, Any]) -> tuple[bytes, str]:

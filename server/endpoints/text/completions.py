@@ -5,20 +5,22 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from server.endpoints.chat import LOGPROB_FLOOR, answer_of, message_of
 from server.endpoints.gateway import Gateway
 from server.endpoints.openapi import body_of
+from server.endpoints.text.answers import answer_of, message_of
+from server.endpoints.text.chat import LOGPROB_FLOOR
+from server.error_shapes import SentStream
 from server.observe.exchange import Exchange, exchange_of
 from server.services.interface import FinishedText, TextDelta, TokenLogprob
 from server.services.prompts import encoded
 from server.services.text_jobs import CollectedText, Usage
-from server.wire.schemas import CompletionRequest
+from server.wire.schemas.text import CompletionRequest
 from steering.prompt import Prompt
 
 DEFAULT_MAX_TOKENS = 16
@@ -31,6 +33,8 @@ class CompletionReply:
 
     One object for each HTTP request.
     """
+
+    names_events: ClassVar[bool] = False
 
     model: str
     logprobs: bool
@@ -51,23 +55,29 @@ class CompletionReply:
         verdict = self.exchange.guard(rows[0].finished.verdict)
         return self._body(choices) | {"usage": usage.as_dict()} | verdict
 
-    def opening(self, index: int) -> None:
+    def opening(self, index: int) -> Sequence[dict[str, Any]]:
         """None: plain completions have no role."""
+        return ()
 
-    def delta(self, index: int, delta: TextDelta) -> dict[str, Any]:
+    def delta(self, index: int, delta: TextDelta) -> Sequence[dict[str, Any]]:
         """A chunk of new text."""
-        return self._body([self._choice(index, delta.text, delta.tokens)])
+        return [self._body([self._choice(index, delta.text, delta.tokens)])]
 
-    def finish(self, index: int, finished: FinishedText) -> dict[str, Any]:
+    def finish(self, index: int, finished: FinishedText) -> Sequence[dict[str, Any]]:
         """The last chunk of one choice, with its verdict."""
         verdict = self.exchange.guard(finished.verdict)
         text = message_of(finished, self.exchange) or ""
         choice = {"index": index, "text": text, "logprobs": None, "finish_reason": finished.reason}
-        return self._body([choice | verdict]) | verdict
+        return [self._body([choice | verdict]) | verdict]
 
-    def usage(self, rows: Sequence[FinishedText], usage: Usage) -> dict[str, Any]:
+    def usage(self, rows: Sequence[FinishedText], usage: Usage) -> Sequence[dict[str, Any]]:
         """The last chunk of a stream with `include_usage`."""
-        return self._body([]) | {"usage": usage.as_dict()} | self.exchange.guard(rows[0].verdict)
+        verdict = self.exchange.guard(rows[0].verdict)
+        return [self._body([]) | {"usage": usage.as_dict()} | verdict]
+
+    def sent(self) -> SentStream:
+        """Errors of this API refer to nothing."""
+        return SentStream()
 
     def _body(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {
@@ -125,18 +135,14 @@ def completions_router(gateway: Gateway) -> APIRouter:
             else Prompt(prompt)
             for prompt in body.prompt
         ]
-        job = gateway.text_job(
-            admission,
-            prompts,
-            max_tokens=body.max_tokens
-            or min(DEFAULT_MAX_TOKENS, gateway.config.server.max_tokens_limit),
-            top_logprobs=body.logprobs,
-        )
+        settings = body.row_settings()
+        if settings.max_tokens is None:
+            most = gateway.config.server.max_tokens_limit
+            settings = replace(settings, max_tokens=min(DEFAULT_MAX_TOKENS, most))
+        job = gateway.text_job(admission, prompts, settings)
+        reply = CompletionReply(body.model, body.logprobs is not None, exchange_of(request))
         return await gateway.answer(
-            request,
-            body,
-            job,
-            CompletionReply(body.model, body.logprobs is not None, exchange_of(request)),
+            request, job, reply, stream=body.stream, include_usage=body.include_usage
         )
 
     return router

@@ -9,7 +9,7 @@ import pytest
 
 from guard.errors import ContextExceeded, ServiceStopped, TooManyRequests
 from server.endpoints import gateway
-from server.wire.schemas import parse_request
+from server.wire.schemas.base import parse_request
 from tests.server.live_server import LiveServer
 
 

@@ -17,7 +17,7 @@ from guard.config.schema import MAX_PROMPT_CHARS
 from server.errors import InvalidParameter, UnsupportedParameter
 from server.wire.embeddings import Numbers, read_numbers
 from server.wire.image_files import FORMATS, ImageFormat
-from server.wire.schemas import GuardOptions, ModelRequest
+from server.wire.schemas.base import GuardOptions, OpenAIRequest
 
 SEED_LIMIT = 2**63
 _SIZE = re.compile(r"[1-9][0-9]{0,4}x[1-9][0-9]{0,4}")
@@ -41,7 +41,7 @@ class ImageGuardOptions(GuardOptions):
     debug: bool = False
 
 
-class ImageRequest(ModelRequest):
+class ImageRequest(OpenAIRequest):
     no_ops: ClassVar[dict[str, tuple[Any, ...]]] = {
         "background": ("auto", "opaque"),
         "complexity": (),

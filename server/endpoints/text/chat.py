@@ -6,41 +6,30 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from server.endpoints.gateway import Gateway
 from server.endpoints.openapi import body_of
+from server.endpoints.text.answers import answer_of, message_of
+from server.endpoints.text.conversations import chat_prompt
+from server.error_shapes import SentStream
 from server.observe.exchange import Exchange, exchange_of
 from server.services.interface import FinishedText, TextDelta, TokenLogprob
-from server.services.prompts import encoded
 from server.services.text_jobs import CollectedText, Usage
-from server.wire.schemas import ChatRequest
-
-MESSAGE_SIZE = 64
-"""Characters that the chat template adds to a message, roughly."""
+from server.wire.schemas.text import ChatRequest
 
 LOGPROB_FLOOR = -9999.0
 """OpenAI's value for a token of probability zero: JSON has no infinity."""
 
 
-def message_of(finished: FinishedText, exchange: Exchange) -> str | None:
-    """What the policy says in place of a blocked answer; None where nothing is blocked, or where it
-    says nothing."""
-    return exchange.message if finished.reason == "content_filter" else None
-
-
-def answer_of(row: CollectedText, exchange: Exchange) -> tuple[str, Sequence[TokenLogprob]]:
-    """The text of a whole answer, and its tokens."""
-    message = message_of(row.finished, exchange)
-    return (row.text, row.tokens) if message is None else (message, ())
-
-
 @dataclass(frozen=True, slots=True)
 class ChatReply:
     """The body of a chat completion, or its chunks; one object for each HTTP request."""
+
+    names_events: ClassVar[bool] = False
 
     model: str
     logprobs: bool
@@ -67,26 +56,30 @@ class ChatReply:
             **self.exchange.guard(rows[0].finished.verdict),
         }
 
-    def opening(self, index: int) -> dict[str, Any]:
+    def opening(self, index: int) -> Sequence[dict[str, Any]]:
         """The first chunk of a choice: its role."""
-        return self._chunk(index, {"role": "assistant", "content": "", "refusal": None})
+        return [self._chunk(index, {"role": "assistant", "content": "", "refusal": None})]
 
-    def delta(self, index: int, delta: TextDelta) -> dict[str, Any]:
+    def delta(self, index: int, delta: TextDelta) -> Sequence[dict[str, Any]]:
         """A chunk of new text."""
-        return self._chunk(index, {"content": delta.text}, self._logprobs(delta.tokens))
+        return [self._chunk(index, {"content": delta.text}, self._logprobs(delta.tokens))]
 
-    def finish(self, index: int, finished: FinishedText) -> dict[str, Any]:
+    def finish(self, index: int, finished: FinishedText) -> Sequence[dict[str, Any]]:
         """The last chunk of one choice, with its verdict."""
         verdict = self.exchange.guard(finished.verdict)
         message = message_of(finished, self.exchange)
         chunk = self._chunk(index, {"content": message} if message is not None else {})
         chunk["choices"][0] |= {"finish_reason": finished.reason, **verdict}
-        return chunk | verdict
+        return [chunk | verdict]
 
-    def usage(self, rows: Sequence[FinishedText], usage: Usage) -> dict[str, Any]:
+    def usage(self, rows: Sequence[FinishedText], usage: Usage) -> Sequence[dict[str, Any]]:
         """The last chunk of a stream with `include_usage`."""
         chunk = {**self._head("chat.completion.chunk"), "choices": [], "usage": usage.as_dict()}
-        return chunk | self.exchange.guard(rows[0].verdict)
+        return [chunk | self.exchange.guard(rows[0].verdict)]
+
+    def sent(self) -> SentStream:
+        """Errors of this API refer to nothing."""
+        return SentStream()
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
@@ -126,17 +119,11 @@ def chat_router(gateway: Gateway) -> APIRouter:
     async def create_chat_completion(request: Request) -> Response:
         admission = await gateway.admit(request, ChatRequest, gateway.text_service)
         body = admission.body
-        messages = [message.as_template() for message in body.messages]
-        size = sum(len(message["content"]) + MESSAGE_SIZE for message in messages)
-        prompt = await encoded(admission.service.encode_chat, messages, size)
-        job = gateway.text_job(
-            admission,
-            [prompt],
-            max_tokens=body.max_completion_tokens or body.max_tokens,
-            top_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-        )
+        prompt = await chat_prompt(gateway, admission)
+        job = gateway.text_job(admission, [prompt], body.row_settings())
+        reply = ChatReply(body.model, body.logprobs, exchange_of(request))
         return await gateway.answer(
-            request, body, job, ChatReply(body.model, body.logprobs, exchange_of(request))
+            request, job, reply, stream=body.stream, include_usage=body.include_usage
         )
 
     return router

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from openai.types import chat, completion_create_params
 
 from guard.errors import RequestError
-from server.wire.schemas import ChatRequest, CompletionRequest, TextRequest, parse_request
+from server.wire.schemas.base import parse_request
+from server.wire.schemas.text import ChatRequest, CompletionRequest, TextRequest
 from server.wire.strict_json import parse_object
 
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
@@ -97,7 +98,12 @@ def test_wrong_values_are_refused_by_name(name: str, value: Any) -> None:
      ({"role": "user", "content": None}, "messages[0].content"),
      ({"role": "user", "content": []}, "messages[0].content"),
      ({"role": "user", "content": 5}, "messages[0].content"),
-     ({"role": "user", "content": [{"type": "image_url"}]}, "messages[0].content[0].type"),
+     ({"role": "user", "content": [{"type": "image_url"}]}, "messages[0].content[0].image_url"),
+     ({"role": "user", "content": [{"type": "file"}]}, "messages[0].content[0]"),
+     ({"role": "user", "content": [{"text": "x"}]}, "messages[0].content[0].type"),
+     ({"role": "user", "content": [{"type": "text", "text": 5}]}, "messages[0].content[0].text"),
+     ({"role": "user", "content": [{"type": "image_url", "image_url": {"url": 5}}]},
+      "messages[0].content[0].image_url.url"),
      ({"role": "user", "content": "x", "name": "Bob"}, "messages[0].name"),
      ({"role": "assistant", "content": "x", "tool_calls": [{}]}, "messages[0].tool_calls"),
      ("hi", "messages[0]"), (None, "messages[0]")],

@@ -6,8 +6,8 @@ import pytest
 from openai.types import image_edit_params, image_generate_params
 
 from guard.errors import RequestError
-from server.wire.image_schemas import STRENGTH, EditRequest, ImageRequest
-from server.wire.schemas import parse_request
+from server.wire.schemas.base import parse_request
+from server.wire.schemas.images import STRENGTH, EditRequest, ImageRequest
 
 BODY: dict[str, Any] = {"model": "m", "prompt": "a cat"}
 EXTENSIONS = {

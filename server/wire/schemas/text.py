@@ -1,34 +1,20 @@
-"""Request bodies of OpenAI's text endpoints: each parameter is honoured or refused by name.
-
-The bodies of the image endpoints are in `image_schemas`.
-"""
+"""Request bodies of OpenAI's `/v1/chat/completions` and `/v1/completions`."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
+from dataclasses import replace
+from functools import partial
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from annotated_types import MaxLen, MinLen
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainValidator,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, PlainValidator, model_validator
 
-from server.errors import (
-    InvalidParameter,
-    MissingParameter,
-    UnknownParameter,
-    UnsupportedParameter,
-)
+from server.errors import InvalidParameter
+from server.wire.schemas.base import OpenAIRequest, Part, RowSettings, without_absent
+from server.wire.schemas.conversation import ImageUpload, Turn, as_parts, role_of
 
 RawPrompt = str | tuple[int, ...]
 """A text, or token ids."""
-S = TypeVar("S", bound="ModelRequest")
-
 _TOKEN_ID_LIMIT = 2**31
 
 MAX_MESSAGES = 10_000
@@ -37,10 +23,10 @@ MAX_STOP = 512
 """Characters of a stop string: each new token is compared with every beginning of it."""
 
 
-class Part(BaseModel):
-    """Base of bodies and their parts: no coercion, no unknown names, no NaN."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+class ImageUrl(Part):
+    url: str
+    detail: Literal["auto", "low", "high", "original"] | None = None
+    """Accepted: how large an image is for the model is decided by the model's own processor."""
 
 
 class TextPart(Part):
@@ -48,31 +34,43 @@ class TextPart(Part):
     text: str
 
 
-def _as_parts(content: Any) -> Any:
-    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+class ImagePart(Part):
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+_ABSENT = frozenset(
+    {"name", "refusal", "annotations", "audio", "function_call", "tool_calls"},
+)
+_Content = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 
 class Message(Part):
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[
-        list[TextPart],
-        BeforeValidator(_as_parts, json_schema_input_type=str | list[TextPart]),
+        list[_Content],
+        BeforeValidator(partial(as_parts, "text"), json_schema_input_type=str | list[_Content]),
         MinLen(1),
     ]
 
     @model_validator(mode="before")
     @classmethod
     def _drop_absent(cls, message: Any) -> Any:
-        """Drop empty optional fields: clients send answers back with all of them."""
-        if not isinstance(message, dict):
-            return message
-        optional = {"name", "refusal", "annotations", "audio", "function_call", "tool_calls"}
-        return {k: v for k, v in message.items() if k not in optional or v not in (None, [])}
+        return without_absent(message, _ABSENT)
 
-    def as_template(self) -> dict[str, str]:
-        """The message in the form of chat templates; `developer` is OpenAI's newer `system`."""
-        role = "system" if self.role == "developer" else self.role
-        return {"role": role, "content": "\n".join(part.text for part in self.content)}
+    def turn(self, path: str) -> Turn:
+        """The message at `path` of the body. Raises InvalidParameter."""
+        return Turn(
+            role_of(self.role),
+            tuple(
+                part.text
+                if isinstance(part, TextPart)
+                else ImageUpload.of_url(
+                    part.image_url.url, f"{path}.content[{number}].image_url.url"
+                )
+                for number, part in enumerate(self.content)
+            ),
+        )
 
 
 class StreamOptions(Part):
@@ -80,26 +78,11 @@ class StreamOptions(Part):
     include_obfuscation: Literal[False] = False
 
 
-class GuardOptions(Part):
-    policy: str
-
-
 def _as_list(stop: Any) -> Any:
     return [stop] if isinstance(stop, str) else stop
 
 
-class ModelRequest(Part):
-    """The fields of every request to a model."""
-
-    no_ops: ClassVar[dict[str, tuple[Any, ...]]] = {}
-    """Parameters of OpenAI's schema that are accepted with these default values only."""
-
-    model: str
-    user: str | None = None
-    guard: GuardOptions | None = None
-
-
-class TextRequest(ModelRequest):
+class TextRequest(OpenAIRequest):
     """The fields that chat and plain completions share."""
 
     no_ops: ClassVar[dict[str, tuple[Any, ...]]] = {
@@ -124,6 +107,17 @@ class TextRequest(ModelRequest):
     @property
     def include_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
+
+    def row_settings(self) -> RowSettings:
+        """How the rows of the request are sampled."""
+        return RowSettings(
+            temperature=self.temperature,
+            top_p=self.top_p,
+            seed=self.seed,
+            stop=tuple(self.stop),
+            n=self.n,
+            max_tokens=self.max_tokens,
+        )
 
     @model_validator(mode="after")
     def _stream_options_need_a_stream(self) -> Self:
@@ -162,6 +156,19 @@ class ChatRequest(TextRequest):
     top_logprobs: int | None = Field(None, ge=0, le=20)
     metadata: dict[str, str] | None = None
     safety_identifier: str | None = None
+
+    conversation_at: ClassVar[str] = "messages"
+
+    def turns(self) -> list[Turn]:
+        """The conversation. Raises InvalidParameter."""
+        return [message.turn(f"messages[{i}]") for i, message in enumerate(self.messages)]
+
+    def row_settings(self) -> RowSettings:
+        return replace(
+            super().row_settings(),
+            max_tokens=self.max_completion_tokens or self.max_tokens,
+            top_logprobs=(self.top_logprobs or 0) if self.logprobs else None,
+        )
 
     @model_validator(mode="after")
     def _parameters_agree(self) -> Self:
@@ -212,46 +219,5 @@ class CompletionRequest(TextRequest):
     ]
     logprobs: int | None = Field(None, ge=0, le=5)
 
-
-def parse_request(schema: type[S], body: dict[str, Any]) -> S:
-    """`body` as a `schema`. Null means absent, as in OpenAI's own schema.
-
-    Raises UnknownParameter, UnsupportedParameter, MissingParameter or InvalidParameter, with the
-    parameter's name as `param`.
-    """
-    for name in body.keys() - schema.model_fields.keys() - schema.no_ops.keys():
-        raise UnknownParameter(f"Unknown parameter: '{name[:80]}'.", param=name[:80])
-    present = {name: value for name, value in body.items() if value is not None}
-    for name, defaults in schema.no_ops.items():
-        value = present.pop(name, None)
-        if value is not None and not any(_same(value, default) for default in defaults):
-            raise UnsupportedParameter(
-                f"'{name}' is not supported by this server; leave it out.", param=name
-            )
-    try:
-        return schema.model_validate(present)
-    except ValidationError as error:
-        raise _first_problem(error) from None
-
-
-def _same(value: Any, default: Any) -> bool:
-    """Equality that distinguishes false from 0, as JSON does."""
-    return isinstance(value, bool) is isinstance(default, bool) and bool(value == default)
-
-
-def _first_problem(
-    error: ValidationError,
-) -> InvalidParameter | MissingParameter | UnknownParameter:
-    problem = error.errors(include_url=False, include_input=False)[0]
-    param = _path(problem["loc"])
-    if problem["type"] == "missing":
-        return MissingParameter(f"Missing required parameter: '{param}'.", param=param)
-    if problem["type"] == "extra_forbidden":
-        return UnknownParameter(f"Unknown or unsupported parameter: '{param}'.", param=param)
-    return InvalidParameter(f"Invalid '{param}': {problem['msg']}.", param=param)
-
-
-def _path(location: tuple[int | str, ...]) -> str:
-    """`("messages", 0, "role")` as `messages[0].role`."""
-    path = "".join(f"[{key}]" if isinstance(key, int) else f".{key[:80]}" for key in location)
-    return path.removeprefix(".")
+    def row_settings(self) -> RowSettings:
+        return replace(super().row_settings(), top_logprobs=self.logprobs)

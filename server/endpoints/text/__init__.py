@@ -1,0 +1,1 @@
+"""The endpoints that generate text, a module for each API."""

@@ -1,0 +1,130 @@
+"""`/v1/messages` and its `/count_tokens`: text rows in Anthropic's schema, without tools."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from server.endpoints.gateway import Gateway
+from server.endpoints.openapi import body_of
+from server.endpoints.text.answers import answer_of, message_of
+from server.endpoints.text.conversations import chat_prompt
+from server.error_shapes import SentStream
+from server.observe.exchange import Exchange, exchange_of
+from server.services.interface import FinishedText, TextDelta
+from server.services.text_jobs import CollectedText, Usage
+from server.wire.replies import JSONReply
+from server.wire.schemas.messages import CountTokensRequest, MessagesRequest
+
+_REASONS = {"stop": "end_turn", "length": "max_tokens", "content_filter": "refusal"}
+"""Anthropic's reasons for which an answer stops, by those for which a row ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class MessagesReply:
+    """A message, or the events that build it; one object for each HTTP request."""
+
+    names_events: ClassVar[bool] = True
+
+    model: str
+    prompt_tokens: int
+    exchange: Exchange
+    id: str = field(default_factory=lambda: f"msg_{uuid.uuid4().hex}")
+
+    def whole(self, rows: Sequence[CollectedText], usage: Usage) -> dict[str, Any]:
+        """A `message` with one block of text; without any where the answer is empty."""
+        (row,) = rows
+        text, _ = answer_of(row, self.exchange)
+        return {
+            **self._message([{"type": "text", "text": text}] if text else []),
+            **_end(row.finished),
+            "usage": _usage(usage.prompt, usage.completion),
+            **self.exchange.guard(row.finished.verdict),
+        }
+
+    def opening(self, index: int) -> Sequence[dict[str, Any]]:
+        """The message and its block have begun."""
+        message = self._message([]) | {"usage": _usage(self.prompt_tokens, 0)}
+        block = {"type": "text", "text": ""}
+        return [
+            {"type": "message_start", "message": message},
+            {"type": "content_block_start", "index": 0, "content_block": block},
+        ]
+
+    def delta(self, index: int, delta: TextDelta) -> Sequence[dict[str, Any]]:
+        """New text."""
+        change = {"type": "text_delta", "text": delta.text}
+        return [{"type": "content_block_delta", "index": 0, "delta": change}]
+
+    def finish(self, index: int, finished: FinishedText) -> Sequence[dict[str, Any]]:
+        """What has begun ends; the event `message_delta` has the verdict."""
+        message = message_of(finished, self.exchange)
+        said = [] if message is None else self.delta(index, TextDelta(message))
+        end = {
+            "type": "message_delta",
+            "delta": _end(finished),
+            "usage": _usage(finished.prompt_tokens, finished.completion_tokens),
+            **self.exchange.guard(finished.verdict),
+        }
+        stop = {"type": "content_block_stop", "index": 0}
+        return [*said, stop, end, {"type": "message_stop"}]
+
+    def usage(self, rows: Sequence[FinishedText], usage: Usage) -> Sequence[dict[str, Any]]:
+        """None: `message_delta` has the usage."""
+        return ()
+
+    def sent(self) -> SentStream:
+        """Errors of this API refer to nothing."""
+        return SentStream()
+
+    def _message(self, content: list[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "type": "message",
+            "role": "assistant",
+            "model": self.model,
+            "content": content,
+            "stop_reason": None,
+            "stop_sequence": None,
+        }
+
+
+def _end(finished: FinishedText) -> dict[str, Any]:
+    stop = finished.stop if finished.reason == "stop" else None
+    reason = _REASONS[finished.reason] if stop is None else "stop_sequence"
+    return {"stop_reason": reason, "stop_sequence": stop}
+
+
+def _usage(prompt: int, generated: int) -> dict[str, Any]:
+    return {
+        "input_tokens": prompt,
+        "cache_creation_input_tokens": 0,
+        "cache_read_input_tokens": 0,
+        "output_tokens": generated,
+    }
+
+
+def messages_router(gateway: Gateway) -> APIRouter:
+    """The routes of messages."""
+    router = APIRouter()
+
+    @router.post("/v1/messages", openapi_extra=body_of(MessagesRequest))
+    async def create_message(request: Request) -> Response:
+        admission = await gateway.admit(request, MessagesRequest, gateway.text_service)
+        body = admission.body
+        prompt = await chat_prompt(gateway, admission)
+        job = gateway.text_job(admission, [prompt], body.row_settings())
+        reply = MessagesReply(body.model, len(prompt), exchange_of(request))
+        return await gateway.answer(request, job, reply, stream=body.stream)
+
+    @router.post("/v1/messages/count_tokens", openapi_extra=body_of(CountTokensRequest))
+    async def count_tokens(request: Request) -> Response:
+        admission = await gateway.admit(request, CountTokensRequest, gateway.text_service)
+        return JSONReply({"input_tokens": len(await chat_prompt(gateway, admission))})
+
+    return router

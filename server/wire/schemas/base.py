@@ -1,0 +1,139 @@
+"""What the bodies of all endpoints share: parts, the fields of every request, and their parsing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from server.errors import (
+    InvalidParameter,
+    MissingParameter,
+    UnknownParameter,
+    UnsupportedParameter,
+)
+
+S = TypeVar("S", bound="ModelRequest")
+
+
+class Part(BaseModel):
+    """Base of bodies and their parts: no coercion, no unknown names, no NaN."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class GuardOptions(Part):
+    policy: str
+
+
+class ModelRequest(Part):
+    """The fields of every request to a model."""
+
+    no_ops: ClassVar[dict[str, tuple[Any, ...]]] = {}
+    """Parameters of the API's schema that are accepted with these default values only."""
+
+    model: str
+    guard: GuardOptions | None = None
+
+
+class OpenAIRequest(ModelRequest):
+    """What all bodies of OpenAI's APIs have beside."""
+
+    user: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RowSettings:
+    """How the rows of a request for text are sampled: `n` for each prompt.
+
+    `max_tokens` None is the most that is possible; `max_tokens_at` is its name in the body.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    n: int = 1
+    max_tokens: int | None = None
+    max_tokens_at: str = "max_tokens"
+    top_logprobs: int | None = None
+
+
+def parse_request(schema: type[S], body: dict[str, Any]) -> S:
+    """`body` as a `schema`. Null means absent, as in OpenAI's own schema.
+
+    Raises UnknownParameter, UnsupportedParameter, MissingParameter or InvalidParameter, with the
+    parameter's name as `param`.
+    """
+    for name in body.keys() - schema.model_fields.keys() - schema.no_ops.keys():
+        raise UnknownParameter(f"Unknown parameter: '{name[:80]}'.", param=name[:80])
+    present = {name: value for name, value in body.items() if value is not None}
+    for name, defaults in schema.no_ops.items():
+        value = present.pop(name, None)
+        if value is not None and not any(_same(value, default) for default in defaults):
+            raise UnsupportedParameter(
+                f"'{name}' is not supported by this server; leave it out.", param=name
+            )
+    try:
+        return schema.model_validate(present)
+    except ValidationError as error:
+        raise _first_problem(error, present) from None
+
+
+def without_absent(part: Any, optional: frozenset[str]) -> Any:
+    """`part` without those `optional` members that are null or empty: clients send answers back
+    with all of them."""
+    if not isinstance(part, dict):
+        return part
+    return {k: v for k, v in part.items() if k not in optional or v not in (None, [])}
+
+
+def _same(value: Any, default: Any) -> bool:
+    """Equality that distinguishes false from 0, as JSON does."""
+    return isinstance(value, bool) is isinstance(default, bool) and bool(value == default)
+
+
+def _first_problem(
+    error: ValidationError, body: dict[str, Any]
+) -> InvalidParameter | MissingParameter | UnknownParameter | UnsupportedParameter:
+    problem = error.errors(include_url=False, include_input=False)[0]
+    param = _path(problem["loc"], body, is_missing=problem["type"] == "missing")
+    if problem["type"] == "missing":
+        return MissingParameter(f"Missing required parameter: '{param}'.", param=param)
+    if problem["type"] == "extra_forbidden":
+        return UnknownParameter(f"Unknown or unsupported parameter: '{param}'.", param=param)
+    if problem["type"] == "union_tag_not_found":
+        return MissingParameter(
+            f"Missing required parameter: '{param}.type'.", param=f"{param}.type"
+        )
+    if problem["type"] == "union_tag_invalid":
+        tag, known = str(problem["ctx"]["tag"])[:80], problem["ctx"]["expected_tags"]
+        return UnsupportedParameter(
+            f"'{param}' has the type '{tag}', which is not supported by this server; it takes "
+            f"{known}.",
+            param=param,
+        )
+    if problem["type"] == UNSUPPORTED:
+        return UnsupportedParameter(f"'{param}': {problem['msg']}.", param=param)
+    reason = problem["msg"].removeprefix("Value error, ")
+    return InvalidParameter(f"Invalid '{param}': {reason}.", param=param)
+
+
+UNSUPPORTED = "unsupported"
+"""The type of a PydanticCustomError for content of an API that this server does not take."""
+
+
+def _path(location: tuple[int | str, ...], body: Any, *, is_missing: bool) -> str:
+    """`("messages", 0, "role")` as `messages[0].role`, without the tags that pydantic puts behind
+    the place of a value which may be of several kinds: `body` has no such members."""
+    path = ""
+    for number, key in enumerate(location):
+        is_member = isinstance(body, dict) and key in body
+        if isinstance(key, int):
+            path += f"[{key}]"
+            body = body[key] if isinstance(body, list) and key < len(body) else None
+        elif is_member or (is_missing and number == len(location) - 1):
+            path += f".{key[:80]}"
+            body = body[key] if is_member else None
+    return path.removeprefix(".")

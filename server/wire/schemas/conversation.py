@@ -1,0 +1,96 @@
+"""A conversation as all chat APIs bring it: turns of texts and of images that clients upload."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote
+
+from server.errors import InvalidParameter
+
+_DATA_URL = re.compile(r"data:([^,;]{0,127})((?:;[^,;]{0,127}){0,8}),", re.IGNORECASE)
+"""RFC 2397, section 3: the media type, and the parameters with `;base64` as the last one."""
+_HINT = 'send a data URL with base64 ("data:image/png;base64,...")'
+_LONGEST_HEAD = 2048
+"""Characters of a data URL before its comma, at most."""
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class ImageUpload:
+    """An image of a body, not decoded yet: `data` is base64, `media_type` what the client calls it.
+
+    `param` is its place in the body. `is_exact`: the file must be of that type, as Anthropic's API
+    asks; OpenAI's clients call most files JPEG, and there the bytes decide.
+    """
+
+    data: str
+    media_type: str
+    param: str
+    is_exact: bool = False
+
+    @classmethod
+    def of_url(cls, url: str, param: str) -> ImageUpload:
+        """The image in a data URL. No other URL is ever fetched, and no file is opened.
+
+        Raises InvalidParameter.
+        """
+        if not (url := url.strip()):
+            raise InvalidParameter(f"'{param}' is empty; {_HINT}.", param=param)
+        head = _DATA_URL.match(url, 0, _LONGEST_HEAD)
+        if head is None:
+            scheme = re.match(r"[a-z][a-z0-9+.-]{0,20}:", url, re.IGNORECASE)
+            what = f"is no data URL but {scheme[0].lower()}..." if scheme else "is no data URL"
+            if scheme and scheme[0].lower() == "data:":
+                what = "is a data URL without a comma behind its media type"
+            raise InvalidParameter(
+                f"'{param}' {what}: this server fetches no URLs and opens no files; {_HINT}.",
+                param=param,
+            )
+        parameters = head[2].lower().split(";")
+        if parameters[-1].strip() != "base64":
+            raise InvalidParameter(
+                f"The data URL in '{param}' is not encoded as base64; {_HINT}.", param=param
+            )
+        data = url[head.end() :]
+        if "%" in data:  # a URL may spell + / and = so
+            data = unquote(data, errors="strict")
+        return cls(data, head[1].strip().lower(), param)
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One message: its texts and images in order. `role` is that of chat templates."""
+
+    role: str
+    parts: tuple[str | ImageUpload, ...]
+
+    @property
+    def images(self) -> list[ImageUpload]:
+        return [part for part in self.parts if isinstance(part, ImageUpload)]
+
+    @property
+    def texts(self) -> list[str]:
+        return [part for part in self.parts if isinstance(part, str)]
+
+
+def as_parts(kind: str, content: Any) -> Any:
+    """A text as the list of the one part that it stands for, of the type `kind`."""
+    return [{"type": kind, "text": content}] if isinstance(content, str) else content
+
+
+def role_of(role: str) -> str:
+    """The role as chat templates call it; `developer` is OpenAI's newer `system`."""
+    return "system" if role == "developer" else role
+
+
+def joined(turns: Iterable[Turn]) -> list[Turn]:
+    """The turns, those of one role behind each other as one."""
+    together: list[Turn] = []
+    for turn in turns:
+        if together and together[-1].role == turn.role:
+            together[-1] = Turn(turn.role, together[-1].parts + turn.parts)
+        else:
+            together.append(turn)
+    return together
