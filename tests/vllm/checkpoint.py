@@ -88,9 +88,10 @@ def save_guard(
     threshold: float,
     *,
     recheck: float | None = None,
+    tokens: str = "all",
 ) -> None:
-    """The artifact of a guard of the model in `made`: it senses behind the first two layers, and
-    acts with a row of `directions` behind each layer from the third on."""
+    """The artifact of a guard of the model in `made`: it senses `tokens` behind the first two
+    layers, and acts with a row of `directions` behind each layer from the third on."""
     settings = {
         "sense_layers": [0, 1],
         "act_layers": list(range(2, 2 + len(directions))),
@@ -100,6 +101,7 @@ def save_guard(
         "threshold": threshold,
         "strength": 2.0,
         "recheck": recheck,
+        "tokens": tokens,
     }
     # by the checkpoint, as the plugin does: experts have other names in transformers' memory
     fitted_on = checkpoint_fingerprint(made / "model")

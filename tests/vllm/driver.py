@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ def run(
     asynchronous: bool = False,
     idle: bool = False,
     hook: str | None = None,
+    faults: Sequence[str | None] = (),
     **engine: Any,
 ) -> dict[str, Any]:
     """Play phases in a process of its own; `config` None is vLLM without the plugin's doing, and
@@ -53,8 +55,9 @@ def run(
     `runner` is vLLM's model runner, "v1" or "v2", `graphs` a mode of CUDA graphs by name, as on a
     GPU ("NONE" compiles and captures nothing), and None the eager mode of the CPU build;
     `asynchronous` schedules ahead; `idle` has a batch of nobody run before every step, as
-    data-parallel ranks do that have no requests; `hook` is for faults, see `Settings`. What came
-    has, beside the phases, a report of each of the `workers` (`tests.vllm.emulation.census`).
+    data-parallel ranks do that have no requests; `hook` is for faults, see `Settings`, and `faults`
+    are contexts of `tests.vllm.vision.faults`, by phase. What came has, beside the phases, a report
+    of each of the `workers` (`tests.vllm.emulation.census`).
     """
     emulated = Settings(runner, graphs is not None, asynchronous, hook)
     if graphs is not None:
@@ -62,7 +65,7 @@ def run(
         compiled |= engine.get("compilation_config", {})
         engine = {"enforce_eager": False, **engine, "compilation_config": compiled}
     engine["async_scheduling"] = asynchronous
-    found, told = played(folder, phases, config, engine, reload, emulated, idle)
+    found, told = played(folder, phases, config, engine, reload, emulated, idle, faults)
     assert found is not None, told
     return found
 
@@ -75,6 +78,7 @@ def played(
     reload: tuple[int, Sequence[str]] | None = None,
     emulated: Settings | None = None,
     idle: bool = False,
+    faults: Sequence[str | None] = (),
 ) -> tuple[dict[str, Any] | None, str]:
     """What came of them, None where the engine has failed, and what it has printed."""
     settings = {
@@ -89,7 +93,10 @@ def played(
         "num_gpu_blocks_override": 40,
         "seed": 0,
     }
-    asked = [{"requests": [*each], "reload": reload, "idle": idle} for each in phases]
+    asked = [
+        {"requests": [*each], "reload": reload, "idle": idle, "fault": fault}
+        for each, fault in zip_longest(phases, faults)
+    ]
     play = {"engine": settings | {**engine}, "phases": asked}
     path = folder / f"play-{random.randrange(10**9)}.json"
     path.write_text(json.dumps(play), "utf-8")

@@ -1,9 +1,11 @@
 """Plays requests on vLLM, in a process of its own: `python -m tests.vllm.play play.json`.
 
 The file has `engine` (arguments of vLLM's engine) and `phases`, each with `requests` (`prompt` in
-token ids, `tokens` at most, `policy`, the step at which it comes `at`, the step after which it is
-aborted, a `lora` folder), where the configuration changes, `reload`: the step, and the texts, and
-`idle`: whether a batch of nobody runs before every step.
+token ids, its `images` as arguments of `picture`, `tokens` at most, `policy`, the step at which it
+comes `at`, the step after which it is aborted, a `lora` folder), where the configuration changes,
+`reload`: the step, and the texts, and
+`idle`: whether a batch of nobody runs before every step; `fault` is a context of
+`tests.vllm.vision.faults`.
 Prints, as JSON behind a mark, of each phase what came of its requests: tokens, finish
 reason, and what was told of their guards, or the error that refused it; and, where the process
 emulates what a GPU does (`tests.vllm.emulation`), what each worker has done.
@@ -14,11 +16,14 @@ from __future__ import annotations
 import json
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from tests.vllm.emulation.census import REPORT
 from tests.vllm.emulation.settings import VARIABLE
+from tests.vllm.vision import faults
+from tests.vllm.vision.pictures import picture
 
 MARK = "== played =="
 
@@ -34,7 +39,9 @@ def main() -> None:
     for phase in play["phases"]:
         if phase.get("reset", True):
             engine.reset_prefix_cache()
-        came.append(_phase(engine, phase))
+        fault = phase.get("fault")
+        with getattr(faults, fault)() if fault else nullcontext():
+            came.append(play_phase(engine, phase))
     scheduler = engine.engine_core.engine_core.scheduler
     told = {
         "phases": came,
@@ -47,7 +54,8 @@ def main() -> None:
     print(MARK + json.dumps(told), flush=True)
 
 
-def _phase(engine: Any, phase: dict[str, Any]) -> list[dict[str, Any]]:
+def play_phase(engine: Any, phase: dict[str, Any]) -> list[dict[str, Any]]:
+    """Play one phase on a running engine."""
     from vllm import SamplingParams
     from vllm.exceptions import VLLMValidationError
     from vllm.sampling_params import RequestOutputKind
@@ -76,7 +84,10 @@ def _phase(engine: Any, phase: dict[str, Any]) -> list[dict[str, Any]]:
                 prompt_logprobs=request.get("prompt_logprobs"),
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
-            prompt = {"prompt_token_ids": request["prompt"]}
+            prompt: dict[str, Any] = {"prompt_token_ids": request["prompt"]}
+            if "images" in request:
+                images = [picture(*each) for each in request["images"]]
+                prompt["multi_modal_data"] = {"image": images}
             if "salt" in request:
                 prompt["cache_salt"] = request["salt"]
             try:
@@ -100,6 +111,9 @@ def _phase(engine: Any, phase: dict[str, Any]) -> list[dict[str, Any]]:
                 "guard": getattr(output, "guard", None),
                 "cached": output.num_cached_tokens,
             }
+            if "images" in requests[int(output.request_id)]:
+                # with the tokens that stand for each image
+                came[int(output.request_id)]["prompt"] = output.prompt_token_ids
             if output.prompt_logprobs is not None:
                 came[int(output.request_id)]["prompt_logprobs"] = [
                     own and {token: about.logprob for token, about in own.items()}

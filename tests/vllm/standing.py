@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,13 +62,22 @@ class Stand:
             return refused.code, json.loads(refused.read())
 
 
-@contextmanager
-def serving(
-    folder: Path, *more: str, policies: str = CONFIG, emulated: Settings | None = None
-) -> Iterator[Stand]:
-    """A server of the tiny model, with `more` arguments; it is eager, or what is `emulated`."""
+def _save(folder: Path) -> None:
     save(folder)
     save_tokenizer(folder / "model")
+
+
+@contextmanager
+def serving(
+    folder: Path,
+    *more: str,
+    policies: str = CONFIG,
+    emulated: Settings | None = None,
+    saves: Callable[[Path], None] = _save,
+) -> Iterator[Stand]:
+    """A server of the model that `saves` puts into the folder, with its guards, by default that of
+    `tests.vllm.checkpoint`; with `more` arguments; it is eager, or what is `emulated`."""
+    saves(folder)
     port = free_port()
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
     options = {

@@ -20,7 +20,8 @@ from guard.config.schema import load_config
 from guard.data.prompts import ForgetPrompt, RetainPrompt, Split
 from guard.errors import ModelError  # noqa: E402
 from guard.evaluation.fluency import perplexity
-from guard.fitting.steering.fit import SteerFit, fit_steer, to_artifact
+from guard.fitting.steering.artifacts import to_artifact
+from guard.fitting.steering.fit import SteerFit, fit_steer
 from guard.fitting.steering.gate_search import Rates
 from guard.models.chat import TransformersChat
 from guard.models.chat_vllm import VllmChat

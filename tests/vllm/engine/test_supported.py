@@ -20,7 +20,7 @@ from steering.engines.vllm.tap import OPERATOR  # noqa: E402
 def engine(graphs: str = "FULL_AND_PIECEWISE", **more: Any) -> Any:
     """As vLLM configures a GPU where nothing is asked for; `more` changes parts."""
     parts: dict[str, dict[str, Any]] = {
-        "model_config": {"runner_type": "generate"},
+        "model_config": {"runner_type": "generate", "is_mm_prefix_lm": False},
         "parallel_config": {
             "pipeline_parallel_size": 1,
             "distributed_executor_backend": "mp",
@@ -93,6 +93,19 @@ def test_breakable_graphs_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         require_followed(engine())
     # without pieces, nothing is broken
     require_followed(engine("FULL_DECODE_ONLY"))
+
+
+def test_images_that_attend_to_themselves_are_refused_where_vllm_runs_them_in_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seeing = engine(model_config={"is_mm_prefix_lm": True})
+    for is_cpu in (True, False):
+        monkeypatch.setattr(supported.current_platform, "is_cpu", lambda answer=is_cpu: answer)
+        if is_cpu:
+            with pytest.raises(Unsupported, match="images whose tokens attend to each other"):
+                require_followed(seeing)
+        else:
+            require_followed(seeing)
 
 
 def test_the_operator_stands_between_captured_pieces() -> None:

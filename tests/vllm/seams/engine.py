@@ -40,9 +40,22 @@ SCHEDULING: tuple[Seam, ...] = (
     Seam(
         _SCHEDULED,
         "NewRequestData",
-        "the plan of a request that comes in",
+        "the plan and the images of a request that comes in",
         "read",
-        has=("req_id", "sampling_params"),
+        has=("req_id", "sampling_params", "mm_features"),
+    ),
+    Seam(
+        "multimodal/inputs.py",
+        "MultiModalFeatureSpec",
+        "an image in a prompt",
+        "read",
+        has=("modality", "mm_position"),
+    ),
+    Seam(
+        "multimodal/inputs.py",
+        "PlaceholderRange.extract_embeds_range",
+        "the tokens that stand for an image: some guards score those alone, or pass over them",
+        "read",
     ),
     Seam(
         "v1/outputs.py",
@@ -112,6 +125,7 @@ SCHEDULING: tuple[Seam, ...] = (
             "get_total_num_hidden_layers",
             "get_hidden_size",
             "try_get_generation_config",
+            "is_mm_prefix_lm",
         ),
     ),
     Seam(
@@ -234,6 +248,13 @@ V1: tuple[Seam, ...] = (
     ),
     Seam(
         "v1/worker/gpu_input_batch.py",
+        "CachedRequestState",
+        "the images of a request",
+        "read",
+        has=("mm_features",),
+    ),
+    Seam(
+        "v1/worker/gpu_input_batch.py",
         "InputBatch",
         "rows, prompts and computed tokens",
         "read",
@@ -322,7 +343,14 @@ V2: tuple[Seam, ...] = (
         "GPUModelRunner",
         "the state of the batch",
         "read",
-        has=("vllm_config", "speculative_config", "device", "max_num_reqs", "req_states", "model"),
+        has=(
+            "vllm_config",
+            "speculative_config",
+            "device",
+            "max_num_reqs",
+            "req_states",
+            "model",
+        ),
     ),
     Seam(
         "v1/worker/gpu/input_batch.py",
