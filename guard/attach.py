@@ -102,9 +102,10 @@ def attached(
 ) -> Iterator[Attached]:
     """Guard a model that the caller runs with a policy of `config` while the context lasts.
 
-    `model` is a transformers causal language model (`model.generate`: batches are guarded row by
-    row; pad on the left) or a diffusers pipeline (`pipeline("a prompt")`: its prompts and prompt
-    embeddings are guarded). `policy` None is the configuration's default, which must not be "none".
+    `model` is a transformers causal language model, with vision or without (`model.generate`:
+    batches are guarded row by row, with and without images; pad on the left), or a diffusers
+    pipeline (`pipeline("a prompt")`: its prompts and prompt embeddings are guarded). `policy` None
+    is the configuration's default, which must not be "none".
     Leaving the context
     removes every hook: the model is as before, bit for bit. While it lasts, what `torch.compile`
     has compiled runs as plain Python, in the whole process.

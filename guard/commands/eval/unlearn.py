@@ -14,10 +14,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from guard.config.checks import NO_POLICY
+from guard.commands.eval.options import configured_model, measured_policy
 from guard.config.schema import Config, ModelConfig, load_config
-from guard.data.prompts import ForgetPrompt, RetainPrompt, read_rows
-from guard.errors import DataError, UnknownModel
+from guard.data.prompts import ForgetPrompt, RetainPrompt, read_rows, require_text
 from guard.reporting.progress import stages
 
 if TYPE_CHECKING:
@@ -50,15 +49,10 @@ def unlearn(
     """
     forget = read_rows(data / "forget.jsonl", ForgetPrompt)
     retain = read_rows(data / "retain.jsonl", RetainPrompt)
+    require_text((*forget, *retain), "guard eval unlearn")
     settings = load_config(config)
-    chosen = policy or settings.server.default_policy
-    if chosen == NO_POLICY:
-        raise DataError(f"policy {NO_POLICY!r} has no guards to measure: give --policy")
-    settings.policy(chosen)
-    served = {entry.name: entry for entry in settings.models}
-    if not served or (model is not None and model not in served):
-        raise UnknownModel(f"no model {model!r}: {config} has {', '.join(served) or 'none'}")
-    entry = served[model] if model else settings.models[0]
+    chosen = measured_policy(settings, policy)
+    entry = configured_model(settings, model, config)
 
     from guard.evaluation.unlearn import report
     from guard.evaluation.unlearn.evaluation import evaluate

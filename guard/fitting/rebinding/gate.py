@@ -8,6 +8,7 @@ import torch
 
 from guard.artifact import Artifact
 from guard.errors import ArtifactError
+from guard.fitting.steering.asking import Row, asked, prompt_of
 from guard.fitting.steering.fit import ANSWER_TOKENS
 from guard.fitting.steering.gate_search import collect_states
 from guard.models.chat import ChatModel, GuardedAnswer
@@ -17,6 +18,7 @@ from steering.hidden.rows import RowGuard
 from steering.methods import method_named
 from steering.methods.fitted import FittedGuard
 from steering.methods.stacking import MethodGuard, stacks
+from steering.methods.steer import loaded
 
 _NAME = "rebound"
 
@@ -41,6 +43,7 @@ class LoadedGate:
         try:
             method = method_named(meta.method)
             method.stacked([guard])
+            self._tokens = loaded(guard).tokens
             self._layers, self._gates = guard.layers("sense_layers"), guard.array("gates", 2)
             self._pool, self._strength = int(guard.number("pool")), guard.number("strength")
             self.threshold = guard.number("threshold")
@@ -52,29 +55,30 @@ class LoadedGate:
         self._chat, self._progress = chat, progress
 
     def scores(
-        self, prompts: Sequence[str], stage: str, answers: Sequence[GuardedAnswer] = ()
+        self, rows: Sequence[Row], stage: str, answers: Sequence[GuardedAnswer] = ()
     ) -> list[float]:
         """The score of each prompt; with `answers`, of each prompt and its answer together."""
-        sequences = [list(self._chat.prompt(text).tokens) for text in prompts]
-        for sequence, answer in zip(sequences, answers, strict=False):
-            sequence += answer.tokens
-        states = collect_states(self._chat, sequences, self._layers, stage, self._progress)
+        prompts = [prompt_of(self._chat, row) for row in rows]
+        tokens = [answer.tokens for answer in answers]
+        states = collect_states(
+            self._chat, prompts, self._layers, stage, self._progress, tokens
+        ).only(self._tokens)
         token_scores = states.score(range(len(self._layers)), self._gates)
         scores: list[float] = states.pooled(token_scores, self._pool).tolist()
         return scores
 
-    def bare(self, prompts: Sequence[str], stage: str) -> list[GuardedAnswer]:
+    def bare(self, rows: Sequence[Row], stage: str) -> list[GuardedAnswer]:
         """Greedy answers without the guard."""
         return self._chat.answer(
-            prompts, max_tokens=ANSWER_TOKENS, what=stage, progress=self._progress
+            asked(self._chat, rows), max_tokens=ANSWER_TOKENS, what=stage, progress=self._progress
         )
 
     def guarded(
-        self, prompts: Sequence[str], stage: str, threshold: float, recheck: float | None
+        self, rows: Sequence[Row], stage: str, threshold: float, recheck: float | None
     ) -> list[GuardedAnswer]:
         """Greedy answers under the guard with these thresholds."""
         return self._chat.answer(
-            prompts,
+            asked(self._chat, rows),
             max_tokens=ANSWER_TOKENS,
             what=stage,
             progress=self._progress,

@@ -16,12 +16,13 @@ from pydantic import JsonValue
 
 from classifiers.calibration import prompts_needed
 from guard.artifact import Artifact, Parent
-from guard.data.prompts import ForgetPrompt, RetainPrompt, Split, in_split, texts
+from guard.data.prompts import ForgetPrompt, RetainPrompt, Split, in_split
 from guard.errors import ArtifactError, DataError
 from guard.evaluation.shares import Share
 from guard.fitting.rebinding import drift
 from guard.fitting.rebinding.bounds import HeldOut, Limits
 from guard.fitting.rebinding.gate import LoadedGate
+from guard.fitting.steering.asking import Row
 from guard.fitting.steering.gate_search import Rates
 from guard.models.chat import ChatModel
 from guard.reporting.progress import Stages
@@ -48,8 +49,8 @@ class _Rows:
     forget: Sequence[ForgetPrompt]
     retain: Mapping[str, Sequence[RetainPrompt]]
 
-    def texts(self) -> dict[str, list[str]]:
-        return {"forget": texts(self.forget)} | {kind: texts(r) for kind, r in self.retain.items()}
+    def by_kind(self) -> dict[str, Sequence[Row]]:
+        return {"forget": self.forget, **self.retain}
 
 
 def rebind(
@@ -148,6 +149,11 @@ def _limits(artifact: Artifact, leaks: float, drop: float) -> tuple[Limits, Rate
             f"was itself bound to {meta.model.name!r}: bind the artifact that it was made from "
             f"({meta.parent.digest[:12]}), so that losses do not add up unseen"
         )
+    if "subjects" in meta.calibration:
+        raise ArtifactError(
+            f"is one of {meta.calibration['subjects']} guards whose rates are those of all together"
+            ": fit them on that model"
+        )
     names = ("false_positive_rate", "near_false_positive_rate", "forget_fired_on_prompt")
     values = [meta.calibration.get(name) for name in names]
     numbers = [float(value) for value in values if _is_share(value)]
@@ -193,7 +199,7 @@ def _sample(rows: Sequence[R], count: int, rng: random.Random) -> list[R]:
 
 
 def _scores(gate: LoadedGate, rows: _Rows, stage: str) -> dict[str, list[float]]:
-    found = {kind: gate.scores(part, f"{stage}, {kind}") for kind, part in rows.texts().items()}
+    found = {kind: gate.scores(part, f"{stage}, {kind}") for kind, part in rows.by_kind().items()}
     for scores in found.values():
         gate.require_finite(scores)
     return found
@@ -207,15 +213,15 @@ def _recheck(gate: LoadedGate, known: _Rows, rates: Rates) -> float:
     """The threshold of prompts with their answers."""
     joint = {}
     for kind, rows in known.retain.items():
-        answers = gate.bare(texts(rows), f"bare answers, {kind} of validation")
-        joint[kind] = gate.scores(texts(rows), f"reading answers, {kind}", answers)
+        answers = gate.bare(rows, f"bare answers, {kind} of validation")
+        joint[kind] = gate.scores(rows, f"reading answers, {kind}", answers)
     return _threshold(rates, joint["far"], joint["near"])
 
 
 def _leaked(gate: LoadedGate, rows: Sequence[ForgetPrompt], limits: Limits) -> list[ForgetPrompt]:
     """The prompts that the bare model answers with their fact. Raises DataError where they are too
     few for the bound on leaks."""
-    bare = gate.bare(texts(rows), "bare answers, forget")
+    bare = gate.bare(rows, "bare answers, forget")
     leaked = [row for row, a in zip(rows, bare, strict=True) if row.leaks(a.text)]
     if len(leaked) < limits.prompts_needed:
         raise DataError(
@@ -234,12 +240,12 @@ def _judge(
     threshold: float,
     recheck: float | None,
 ) -> HeldOut:
-    guarded = gate.guarded(texts(leaked), "guarded answers, forget", threshold, recheck)
+    guarded = gate.guarded(leaked, "guarded answers, forget", threshold, recheck)
     changed: dict[str, Share] = {}
     broken: int | None = 0
     for kind, part in rows.retain.items():
-        plain = gate.bare(texts(part), f"bare answers, {kind}")
-        beside = gate.guarded(texts(part), f"guarded answers, {kind}", threshold, recheck)
+        plain = gate.bare(part, f"bare answers, {kind}")
+        beside = gate.guarded(part, f"guarded answers, {kind}", threshold, recheck)
         differs = [a.tokens != b.tokens for a, b in zip(plain, beside, strict=True)]
         if broken is not None and all(answer.readings for answer in beside):
             broken += sum(d and not a.fired for d, a in zip(differs, beside, strict=True))

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from guard.data.prompts import ForgetPrompt, PairedAnswers
 from guard.evaluation.fluency import loops, perplexity
+from guard.fitting.steering.asking import asked, prompt_of
 from guard.fitting.steering.gate_search import FittedGate
-from guard.fitting.steering.gates import POOL
 from guard.fitting.steering.wordings import REFUSALS
 from guard.models.chat import ChatModel
 from guard.reporting.progress import Stages
 from steering.hidden.rows import RowGuard
 from steering.methods.steer import SteerGuard, bank_of, contrast
+from steering.prompt import Prompt
 
 POSITIONS = 6
 """Answer positions whose states are contrasted."""
@@ -66,26 +67,36 @@ def directions(
     answer token, so it counts as the first position.
     """
     if pairs:
-        prompts = [chat.prompt(pair.prompt).tokens for pair in pairs]
+        prompts = [prompt_of(chat, pair) for pair in pairs]
         recall = [chat.ids(pair.recall) for pair in pairs]
         erasure = [chat.ids(pair.erasure) for pair in pairs]
     else:
-        prompts = [chat.prompt(row.prompt).tokens for row in rows]
+        prompts = [prompt_of(chat, row) for row in rows]
         recall = [
             chat.ids(row.answer) if row.answer else list(tokens)
             for row, tokens in zip(rows, answers, strict=True)
         ]
         erasure = [chat.ids(REFUSALS[i % len(REFUSALS)]) for i in range(len(rows))]
 
-    def states(tokens: Sequence[Sequence[int]], stage: str) -> Tensor:
-        sequences = [[*p, *s[: POSITIONS - 1]] for p, s in zip(prompts, tokens, strict=True)]
-        means = torch.zeros(len(sequences), chat.depth, chat.width)
-        advance = progress(stage, len(sequences))
-        for i, states_of_layers in chat.states(sequences, range(chat.depth), advance):
-            means[i] = states_of_layers[len(prompts[i]) - 1 :].mean(0)
-        return means
+    erased = answer_states(chat, prompts, erasure, "erasure answers", progress)
+    recalled = answer_states(chat, prompts, recall, "recall answers", progress)
+    return contrast(erased, recalled).float()
 
-    return contrast(states(erasure, "erasure answers"), states(recall, "recall answers")).float()
+
+def answer_states(
+    chat: ChatModel,
+    prompts: Sequence[Prompt],
+    answers: Sequence[Sequence[int]],
+    stage: str,
+    progress: Stages,
+) -> Tensor:
+    """The mean state of the first POSITIONS tokens of each answer, `[prompts, layers, width]`."""
+    sequences = [p.extended(s[: POSITIONS - 1]) for p, s in zip(prompts, answers, strict=True)]
+    means = torch.zeros(len(sequences), chat.depth, chat.width)
+    advance = progress(stage, len(sequences))
+    for i, states_of_layers in chat.states(sequences, range(chat.depth), advance):
+        means[i] = states_of_layers[len(prompts[i]) - 1 :].mean(0)
+    return means
 
 
 def search(
@@ -97,13 +108,21 @@ def search(
     *,
     recheck: float | None,
     max_tokens: int,
+    stop_early: bool,
     progress: Stages,
 ) -> tuple[tuple[Trial, ...], SteerGuard]:
     """Try layers and strengths on `rows`: among fluent settings the one with the fewest leaks wins,
-    then the lowest perplexity."""
+    then the lowest perplexity. `stop_early` ends the search at a fluent setting without leaks."""
     trials: list[Trial] = []
     guards: list[SteerGuard] = []
     schedule = torch.tensor(SCHEDULE)[:, None, None]
+    prompts = asked(chat, rows)
+
+    def done() -> bool:
+        last = trials[-1] if trials else None
+        clean = last is not None and not any(last.leaked) and not last.looping
+        return stop_early and clean and trials[-1].perplexity <= FLUENT * bare_perplexity
+
     for shares in DEPTHS:
         first, last = max(gate.layers), chat.depth - 1
         layers = sorted({min(max(round(share * chat.depth), first), last) for share in shares})
@@ -113,12 +132,15 @@ def search(
             gates=gate.gates,
             act_layers=tuple(layers),
             directions=schedule * directions[layers][None],
-            pool=POOL,
+            pool=gate.pool,
             rest=REST,
+            tokens=gate.tokens,
         )
         for strength in STRENGTHS:
+            if done():
+                break
             answers = chat.answer(
-                [row.prompt for row in rows],
+                prompts,
                 max_tokens=max_tokens,
                 what=f"trial: layers {', '.join(map(str, layers))}, strength {strength}",
                 progress=progress,

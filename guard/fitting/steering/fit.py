@@ -7,27 +7,36 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from datetime import date
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
-
-from guard.artifact import Artifact, ArtifactMeta
-from guard.data.prompts import ForgetPrompt, PairedAnswers, RetainPrompt, in_split, texts
-from guard.errors import ArtifactError, DataError
+from guard.data.prompts import ForgetPrompt, PairedAnswers, RetainPrompt, in_split
+from guard.errors import DataError
 from guard.evaluation.fluency import perplexity
-from guard.fitting.steering.directions import POSITIONS, SCHEDULE, Trial, directions, search
+from guard.fitting.steering.asking import asked
+from guard.fitting.steering.directions import POSITIONS, Trial, directions, search
 from guard.fitting.steering.gate_search import (
     FittedGate,
     Rates,
+    answered_states,
     fit_gate,
+    read_states,
     recheck_threshold,
     share_over,
 )
+from guard.fitting.steering.perturbation import Perturbation
+from guard.fitting.steering.subjects import (
+    SubjectGates,
+    fit_subject_gates,
+    recheck_level,
+    require_subjects,
+    subject_guards,
+)
+from guard.fitting.steering.visual import Parts, VisualPart, combined, visual_part
 from guard.models.chat import ChatModel
 from guard.reporting.progress import Stages
+from steering.hidden.bank import Tokens
 from steering.hidden.rows import RowGuard
 from steering.methods.steer import SteerGuard, bank_of
 
@@ -41,7 +50,12 @@ SEARCHED = 40
 
 @dataclass(frozen=True)
 class SteerFit:
-    """The result of a fit: the guard, its thresholds, and the figures they were chosen by."""
+    """The result of a fit: the guard, its thresholds, and the figures they were chosen by.
+
+    `tried` are all gates of the whole set that were tried, `visual` the visual part of the
+    direction, and `subjects` the gates of a fit with one guard for each subject: `gate` is then all
+    of them seen as one (`SubjectGates.as_one`).
+    """
 
     guard: SteerGuard
     gate: FittedGate
@@ -51,6 +65,10 @@ class SteerFit:
     trial_scores: tuple[float, ...]
     """Scores of the prompts of the trials."""
     calibration: dict[str, Any]
+    tried: tuple[FittedGate, ...] = ()
+    parts: Parts | None = None
+    visual: VisualPart | None = None
+    subjects: SubjectGates | None = None
 
 
 def fit_steer(
@@ -61,35 +79,59 @@ def fit_steer(
     pairs: Sequence[PairedAnswers] = (),
     rates: Rates,
     recheck: bool = True,
+    tokens: Tokens | None = None,
+    parts: Parts | None = None,
+    perturbation: Perturbation | None = None,
+    each_subject: bool = False,
     seed: int = 0,
     progress: Stages,
 ) -> SteerFit:
     """Fit direction, gate, layers, strength and thresholds.
 
-    Raises DataError if a split is empty or has too few retain prompts for the rates, or if the bare
-    model leaks on no forget prompt.
+    `tokens` are those that the gate scores and `parts` those of the direction, both chosen by the
+    prompts where they are None: without images all tokens and the textual part.
+
+    Raises DataError if a split is empty or has too few retain prompts for the rates, if the bare
+    model leaks on no forget prompt, and for images where the model or the engine takes none.
     """
     _check_splits(forget, retain)
     rates.check(retain)
+    if each_subject:
+        require_subjects(forget)
+    sees = any(row.images for row in (*forget, *retain))
     rng = random.Random(seed)
     known = in_split(forget, "validation")
     held_out = _sample(in_split(retain, "validation"), ANSWERED_RETAIN, rng)
     contrasted = _sample(in_split(forget, "train"), CONTRASTED, rng)
 
     answer = partial(chat.answer, max_tokens=ANSWER_TOKENS, progress=progress)
-    bare = answer(texts(known), what="bare answers, forget")
+    bare = answer(asked(chat, known), what="bare answers, forget")
     leaked = [row for row, reply in zip(known, bare, strict=True) if row.leaks(reply.text)]
     if not leaked:
         raise DataError("the bare model leaks on no validation prompt: there is nothing to forget")
-    gate = fit_gate(chat, forget, retain, rates, rng, progress)
-    bare_retain = answer(texts(held_out), what="bare answers, retain")
-    answer_threshold = (
-        recheck_threshold(chat, gate, held_out, bare_retain, rates, progress) if recheck else None
-    )
-    recall = answer(texts(contrasted), what="recall answers", max_tokens=POSITIONS)
-    all_directions = directions(
-        chat, contrasted, [reply.tokens for reply in recall], pairs, progress
-    )
+    states = read_states(chat, forget, retain, rng, progress)
+    gate, tried = fit_gate(chat, states, rates, tokens)
+    subjects = fit_subject_gates(states, gate, known, rates) if each_subject else None
+    del states  # the largest thing of the fit
+    bare_retain = answer(asked(chat, held_out), what="bare answers, retain")
+    answer_threshold: float | None = None
+    # generated tokens are no image's
+    if recheck and gate.tokens != "image":
+        answered = answered_states(chat, gate.layers, held_out, bare_retain, progress)
+        answer_threshold = recheck_threshold(gate, answered, held_out, rates)
+        if subjects is not None:
+            level = recheck_level(subjects, gate, answered, held_out, rates)
+            subjects = replace(subjects, recheck_level=level)
+    recall = answer(asked(chat, contrasted), what="recall answers", max_tokens=POSITIONS)
+    recalled = [reply.tokens for reply in recall]
+    all_directions = directions(chat, contrasted, recalled, pairs, progress)
+    visual: VisualPart | None = None
+    if sees:
+        parts = parts or ("both" if any(row.images for row in contrasted) else "text")
+    if parts not in (None, "text"):
+        how = perturbation or Perturbation()
+        visual = visual_part(chat, contrasted, recalled, how, seed=seed, progress=progress)
+        all_directions = combined(all_directions, visual, parts)
     trial_rows = _sample(leaked, SEARCHED, rng)
     bare_perplexity = perplexity(chat, [reply.tokens for reply in bare])
     trials, guard = search(
@@ -100,77 +142,68 @@ def fit_steer(
         bare_perplexity,
         recheck=answer_threshold,
         max_tokens=ANSWER_TOKENS,
+        stop_early=sees,
         progress=progress,
     )
     chosen = next(trial for trial in trials if trial.chosen)
+    if subjects is None:
+        decided, guards = gate, [(guard, gate.threshold, answer_threshold)]
+    else:
+        decided, guards = subjects.as_one(gate), list(subject_guards(subjects, guard))
     guarded_answer = partial(
         answer,
-        bank=bank_of([guard], chat.device),
-        guards=[RowGuard(guard.name, gate.threshold, chosen.strength, True, answer_threshold)],
+        bank=bank_of([each for each, _, _ in guards], chat.device),
+        guards=[
+            RowGuard(each.name, threshold, chosen.strength, True, again)
+            for each, threshold, again in guards
+        ],
     )
-    guarded = guarded_answer(texts(leaked), what="guarded answers, forget")
-    guarded_retain = guarded_answer(texts(held_out), what="guarded answers, retain")
+    guarded = guarded_answer(asked(chat, leaked), what="guarded answers, forget")
+    guarded_retain = guarded_answer(asked(chat, held_out), what="guarded answers, retain")
     same = [a.tokens == b.tokens for a, b in zip(bare_retain, guarded_retain, strict=True)]
-    score_of = dict(zip((row.prompt for row in known), gate.forget, strict=True))
+    leaks = [row.leaks(reply.text) for row, reply in zip(leaked, guarded, strict=True)]
+    score_of = {id(row): score for row, score in zip(known, decided.forget, strict=True)}
+    calibration: dict[str, Any] = {
+        "split": "validation",
+        "false_positive_rate": rates.far,
+        "near_false_positive_rate": rates.near,
+        "retain_prompts": len(in_split(retain, "validation")),
+        "forget_prompts": len(known),
+        "bare_leaks": len(leaked),
+        "forget_fired_on_prompt": decided.recall,
+        "far_fired_on_prompt": share_over(decided.far, decided.threshold),
+        "near_fired_on_prompt": share_over(decided.near, decided.threshold),
+        "leak_rate": _share(leaks),
+        "far_identical": _share(s for s, row in zip(same, held_out, strict=True) if not row.near),
+        "near_identical": _share(s for s, row in zip(same, held_out, strict=True) if row.near),
+        "bare_perplexity": bare_perplexity,
+        "guarded_perplexity": perplexity(chat, [reply.tokens for reply in guarded]),
+    }
+    if sees:
+        fired = [score > decided.threshold for score in decided.forget]
+        calibration |= {
+            "forget_fired_by_kind": _by_kind(known, fired),
+            "leak_rate_by_kind": _by_kind(leaked, leaks),
+        }
+    if subjects is not None:
+        calibration |= {
+            "subjects": len(subjects.names),
+            "forget_fired_by_own": share_over(subjects.own, subjects.level),
+            "forget_fired_by_one_gate": gate.recall,
+        }
     return SteerFit(
         guard=guard,
-        gate=gate,
-        recheck=answer_threshold,
+        gate=decided,
+        recheck=answer_threshold if subjects is None else subjects.recheck_level,
         strength=chosen.strength,
         trials=trials,
-        trial_scores=tuple(score_of[row.prompt] for row in trial_rows),
-        calibration={
-            "split": "validation",
-            "false_positive_rate": rates.far,
-            "near_false_positive_rate": rates.near,
-            "retain_prompts": len(in_split(retain, "validation")),
-            "forget_prompts": len(known),
-            "bare_leaks": len(leaked),
-            "forget_fired_on_prompt": gate.recall,
-            "far_fired_on_prompt": share_over(gate.far, gate.threshold),
-            "near_fired_on_prompt": share_over(gate.near, gate.threshold),
-            "leak_rate": _share(
-                row.leaks(reply.text) for row, reply in zip(leaked, guarded, strict=True)
-            ),
-            "far_identical": _share(
-                s for s, row in zip(same, held_out, strict=True) if not row.near
-            ),
-            "near_identical": _share(s for s, row in zip(same, held_out, strict=True) if row.near),
-            "bare_perplexity": bare_perplexity,
-            "guarded_perplexity": perplexity(chat, [reply.tokens for reply in guarded]),
-        },
+        trial_scores=tuple(score_of[id(row)] for row in trial_rows),
+        calibration=calibration,
+        tried=tried,
+        parts=parts,
+        visual=visual,
+        subjects=subjects,
     )
-
-
-def to_artifact(fit: SteerFit, chat: ChatModel, *, concept: str, description: str = "") -> Artifact:
-    """The artifact of a fit. Raises ArtifactError for an invalid name."""
-    try:
-        meta = ArtifactMeta(
-            method="steer",
-            concept=concept,
-            description=description,
-            created=date.today(),
-            model=chat.fitted_model,
-            seams=("hidden",),
-            settings={
-                "sense_layers": list(fit.guard.sense_layers),
-                "act_layers": list(fit.guard.act_layers),
-                "pool": fit.guard.pool,
-                "rest": fit.guard.rest,
-                "schedule": list(SCHEDULE),
-                "threshold": fit.gate.threshold,
-                "recheck": fit.recheck,
-                "strength": fit.strength,
-            },
-            calibration=fit.calibration,
-        )
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ArtifactError(f"{where}: {first['msg']}") from error
-    # the first step of the schedule is the direction itself
-    tensors = {"gates": fit.guard.gates.numpy(), "directions": fit.guard.directions[0].numpy()}
-    return Artifact(meta, tensors)
 
 
 def _check_splits(forget: Sequence[ForgetPrompt], retain: Sequence[RetainPrompt]) -> None:
@@ -195,3 +228,20 @@ def _sample(rows: list[R], count: int, rng: random.Random) -> list[R]:
 def _share(flags: Iterable[bool]) -> float:
     values = list(flags)
     return sum(values) / max(len(values), 1)
+
+
+def _by_kind(rows: Sequence[ForgetPrompt], flags: Sequence[bool]) -> dict[str, float]:
+    """The share of flags by how rows ask: by an image, by text, or by both, an image and a text
+    that names the subject."""
+    kinds = [
+        "text"
+        if not row.images
+        else "both"
+        if row.subject and row.subject.lower() in row.prompt.lower()
+        else "image"
+        for row in rows
+    ]
+    return {
+        kind: _share(f for f, k in zip(flags, kinds, strict=True) if k == kind)
+        for kind in sorted(set(kinds))
+    }

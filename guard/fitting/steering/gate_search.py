@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from classifiers.calibration import prompts_needed, threshold_for
-from guard.data.prompts import ForgetPrompt, RetainPrompt, in_split, texts
+from guard.data.prompts import ForgetPrompt, RetainPrompt, in_split
 from guard.errors import DataError
-from guard.fitting.steering.gates import TokenStates, fit_gates
+from guard.fitting.steering.asking import prompt_of
+from guard.fitting.steering.gates import RetainStatistics, TokenStates, pool_of
 from guard.fitting.steering.wordings import WRAPPERS
 from guard.models.chat import ChatModel, GuardedAnswer
 from guard.reporting.progress import Stages
+from steering.hidden.bank import TOKENS, Tokens
+from steering.prompt import Prompt
 
 DEPTHS = ((0.25, 0.45), (0.25, 0.35), (0.35, 0.45))
 """Pairs of depths (share of the decoder layers) at which a gate is tried."""
+
+IMAGE_DEPTHS = (*DEPTHS, (0.35, 0.55))
+"""The same where prompts have images: who is in one is known later than what a name says."""
 
 WRAPPED_RETAIN = 0.5
 """Share of the retain prompts that are also used inside a wrapper; all forget prompts are."""
@@ -73,101 +80,206 @@ class FittedGate:
     forget: tuple[float, ...]
     far: tuple[float, ...]
     near: tuple[float, ...]
+    tokens: Tokens = "all"
+
+    @property
+    def pool(self) -> int:
+        """The number of token scores whose mean is compared with the threshold."""
+        return pool_of(self.tokens)
 
     @property
     def recall(self) -> float:
         """Share of the validation split's forget prompts that fire."""
         return share_over(self.forget, self.threshold)
 
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What a report says of a gate that was tried."""
+        return {
+            "layers": list(self.layers),
+            "tokens": self.tokens,
+            "recall": self.recall,
+            "far_fired": share_over(self.far, self.threshold),
+            "near_fired": share_over(self.near, self.threshold),
+        }
 
-def fit_gate(
+
+@dataclass(frozen=True)
+class GateStates:
+    """The states of all prompts from which gates are fitted, after `layers`.
+
+    `forget` and `retain` are of the train split, each prompt as it is and in wrappers;
+    `forget_rows` are the rows of the sequences of `forget`, `near` and `held_out_near` mark the
+    near misses among the sequences.
+    """
+
+    layers: tuple[int, ...]
+    forget: TokenStates
+    forget_rows: tuple[ForgetPrompt, ...]
+    retain: TokenStates
+    near: Tensor
+    known: TokenStates
+    """Forget prompts of the validation split."""
+    held_out: TokenStates
+    """Retain prompts of the validation split."""
+    held_out_near: tuple[bool, ...]
+
+    @property
+    def sees(self) -> bool:
+        """Whether a prompt has an image."""
+        return self.forget.image is not None or self.retain.image is not None
+
+    def can_score(self, tokens: Tokens) -> bool:
+        """Whether prompts to forget and to retain, of the train split, have such tokens."""
+        return all(len(part.only(tokens).states) > 0 for part in (self.forget, self.retain))
+
+    def indices(self, layers: Sequence[int]) -> list[int]:
+        """The places of `layers` in the states."""
+        return [self.layers.index(layer) for layer in layers]
+
+    def only(self, tokens: Tokens) -> GateStates:
+        """Those of the tokens that a guard of `tokens` scores."""
+        parts = (self.forget, self.retain, self.known, self.held_out)
+        forget, retain, known, held_out = (part.only(tokens) for part in parts)
+        return replace(self, forget=forget, retain=retain, known=known, held_out=held_out)
+
+
+def read_states(
     chat: ChatModel,
     forget: Sequence[ForgetPrompt],
     retain: Sequence[RetainPrompt],
-    rates: Rates,
     rng: random.Random,
     progress: Stages,
-) -> FittedGate:
-    """The gate of the pair of DEPTHS with the highest recall on the validation split."""
-    pairs = [tuple(max(round(s * chat.depth) - 1, 0) for s in shares) for shares in DEPTHS]
-    layers = sorted({layer for pair in pairs for layer in pair})
+) -> GateStates:
+    """The states of all prompts after all layers at which gates are tried, each read once."""
+    layers = sorted({layer for pair in _pairs(chat, (*forget, *retain)) for layer in pair})
     train, held_out = in_split(retain, "train"), in_split(retain, "validation")
     wrapped_retain = [row for row in train if rng.random() < WRAPPED_RETAIN]
 
-    def states(stage: str, prompt_texts: Sequence[str]) -> TokenStates:
-        prompts = [chat.prompt(text).tokens for text in prompt_texts]
+    def states(stage: str, prompts: Sequence[Prompt]) -> TokenStates:
         return collect_states(chat, prompts, layers, stage, progress)
 
-    def wrapped(rows: Sequence[ForgetPrompt] | Sequence[RetainPrompt]) -> list[str]:
-        return [rng.choice(WRAPPERS).format(row.prompt) for row in rows]
+    def plain(rows: Sequence[ForgetPrompt] | Sequence[RetainPrompt]) -> list[Prompt]:
+        return [prompt_of(chat, row) for row in rows]
 
-    positive = in_split(forget, "train")
-    forget_states = states("reading forget prompts", texts(positive) + wrapped(positive))
-    retain_states = states("reading retain prompts", texts(train) + wrapped(wrapped_retain))
-    validation_forget = states("validation, forget", texts(in_split(forget, "validation")))
-    validation_retain = states("validation, retain", texts(held_out))
-    near_train = torch.tensor([row.near for row in (*train, *wrapped_retain)])
-    near = [row.near for row in held_out]
-    candidates = []
-    for pair in dict.fromkeys(pairs):
-        indices = [layers.index(layer) for layer in pair]
-        gates = fit_gates(forget_states, retain_states, near_train, indices)
-        scores = validation_retain.pooled(validation_retain.score(indices, gates)).tolist()
-        candidates.append(
-            FittedGate(
-                layers=pair,
-                gates=gates,
-                threshold=rates.threshold(scores, near),
-                forget=tuple(
-                    validation_forget.pooled(validation_forget.score(indices, gates)).tolist()
-                ),
-                far=tuple(s for s, is_near in zip(scores, near, strict=True) if not is_near),
-                near=tuple(s for s, is_near in zip(scores, near, strict=True) if is_near),
-            )
+    def wrapped(rows: Sequence[ForgetPrompt] | Sequence[RetainPrompt]) -> list[Prompt]:
+        return [prompt_of(chat, row, rng.choice(WRAPPERS).format(row.prompt)) for row in rows]
+
+    positive, known = in_split(forget, "train"), in_split(forget, "validation")
+    return GateStates(
+        layers=tuple(layers),
+        forget=states("reading forget prompts", plain(positive) + wrapped(positive)),
+        forget_rows=(*positive, *positive),
+        retain=states("reading retain prompts", plain(train) + wrapped(wrapped_retain)),
+        near=torch.tensor([row.near for row in (*train, *wrapped_retain)]),
+        known=states("validation, forget", plain(known)),
+        held_out=states("validation, retain", plain(held_out)),
+        held_out_near=tuple(row.near for row in held_out),
+    )
+
+
+def fit_gate(
+    chat: ChatModel, states: GateStates, rates: Rates, tokens: Tokens | None
+) -> tuple[FittedGate, tuple[FittedGate, ...]]:
+    """The gate with the highest recall on the validation split, and all that were tried: pairs of
+    depths and, where `tokens` is None and prompts have images, tokens to score.
+
+    Raises DataError for tokens that the prompts to forget, or those to retain, do not have.
+    """
+    if tokens == "image" and not states.can_score("image"):
+        raise DataError(
+            "--tokens image: needs images in the forget and in the retain prompts of the train "
+            "split"
         )
-    return max(candidates, key=lambda gate: gate.recall)
+    kinds = (tokens,) if tokens else TOKENS if states.sees else ("all",)
+    kinds = tuple(kind for kind in kinds if kind != "image" or states.can_score(kind))
+    pairs = _pairs_of(chat, states.sees)
+    candidates = []
+    for kind in kinds:
+        chosen = states.only(kind)
+        candidates += [_candidate(chosen, pair, kind, rates) for pair in pairs]
+    return max(candidates, key=lambda gate: gate.recall), tuple(candidates)
+
+
+def _candidate(
+    states: GateStates, layers: tuple[int, ...], tokens: Tokens, rates: Rates
+) -> FittedGate:
+    indices, near = states.indices(layers), states.held_out_near
+    gates = RetainStatistics(states.retain, states.near, indices).gate(states.forget)
+    pool = pool_of(tokens)
+    scores = states.held_out.pooled(states.held_out.score(indices, gates), pool).tolist()
+    return FittedGate(
+        layers=layers,
+        gates=gates,
+        threshold=rates.threshold(scores, near),
+        forget=tuple(states.known.pooled(states.known.score(indices, gates), pool).tolist()),
+        far=tuple(s for s, is_near in zip(scores, near, strict=True) if not is_near),
+        near=tuple(s for s, is_near in zip(scores, near, strict=True) if is_near),
+        tokens=tokens,
+    )
 
 
 def recheck_threshold(
-    chat: ChatModel,
-    gate: FittedGate,
-    rows: Sequence[RetainPrompt],
-    answers: Sequence[GuardedAnswer],
-    rates: Rates,
-    progress: Stages,
+    gate: FittedGate, states: TokenStates, rows: Sequence[RetainPrompt], rates: Rates
 ) -> float:
-    """The threshold for prompt and answer together, from retain prompts with the bare answers.
+    """The threshold for prompt and answer together, from the `states` of retain prompts with the
+    bare answers (`answered_states`).
 
     It is never lower than the prompt's threshold, since the joint score is never smaller.
     """
-    sequences = [
-        [*chat.prompt(row.prompt).tokens, *answer.tokens]
-        for row, answer in zip(rows, answers, strict=True)
-    ]
-    states = collect_states(chat, sequences, gate.layers, "reading retain answers", progress)
-    scores = states.pooled(states.score(range(len(gate.layers)), gate.gates)).tolist()
+    chosen = states.only(gate.tokens)
+    scores = chosen.pooled(chosen.score(range(len(gate.layers)), gate.gates), gate.pool).tolist()
     return max(gate.threshold, rates.threshold(scores, [row.near for row in rows]))
+
+
+def answered_states(
+    chat: ChatModel,
+    layers: Sequence[int],
+    rows: Sequence[RetainPrompt],
+    answers: Sequence[GuardedAnswer],
+    progress: Stages,
+) -> TokenStates:
+    """The states after `layers` of retain prompts with their answers."""
+    prompts = [prompt_of(chat, row) for row in rows]
+    tokens = [answer.tokens for answer in answers]
+    return collect_states(chat, prompts, layers, "reading retain answers", progress, tokens)
 
 
 def collect_states(
     chat: ChatModel,
-    sequences: Sequence[Sequence[int]],
+    prompts: Sequence[Prompt],
     layers: Sequence[int],
     stage: str,
     progress: Stages,
+    answers: Sequence[Sequence[int]] = (),
 ) -> TokenStates:
-    """States of all tokens but each sequence's first, the attention sink, as the runtime does."""
+    """States of all tokens but each sequence's first, the attention sink, as the runtime does.
+
+    `answers` are token ids behind the prompts.
+    """
+    sequences = [
+        prompt.extended(tokens)
+        for prompt, tokens in zip(prompts, answers or [()] * len(prompts), strict=True)
+    ]
     shared = _shared_prefix(sequences)
     parts: dict[int, Tensor] = {}
     advance = progress(stage, len(sequences))
     for i, states in chat.states(sequences, layers, advance):
         parts[i] = states[1:].half()
     lengths = torch.tensor([len(parts[i]) for i in range(len(sequences))])
+    last = [
+        torch.arange(1, len(sequence)) >= len(prompt) - 1
+        for prompt, sequence in zip(prompts, sequences, strict=True)
+    ]
     return TokenStates(
         states=torch.cat([parts[i] for i in range(len(sequences))]),
         sequence=torch.repeat_interleave(torch.arange(len(sequences)), lengths),
         behind_prefix=torch.cat([torch.arange(1, n + 1) >= shared for n in lengths.tolist()]),
         count=len(sequences),
+        image=torch.cat([_of_images(sequence)[1:] for sequence in sequences])
+        if any(sequence.media for sequence in sequences)
+        else None,
+        last=torch.cat(last),
     )
 
 
@@ -176,8 +288,32 @@ def share_over(scores: Sequence[float], threshold: float) -> float:
     return sum(score > threshold for score in scores) / max(len(scores), 1)
 
 
-def _shared_prefix(sequences: Sequence[Sequence[int]]) -> int:
-    listed = [tuple(sequence) for sequence in sequences]
-    low, high = min(listed), max(listed)
+def _pairs(chat: ChatModel, rows: Sequence[ForgetPrompt | RetainPrompt]) -> list[tuple[int, ...]]:
+    return _pairs_of(chat, any(row.images for row in rows))
+
+
+def _pairs_of(chat: ChatModel, sees: bool) -> list[tuple[int, ...]]:
+    depths = IMAGE_DEPTHS if sees else DEPTHS
+    pairs = [[max(round(s * chat.depth) - 1, 0) for s in shares] for shares in depths]
+    # in a model of few layers both may be the same one
+    return list(dict.fromkeys(tuple(dict.fromkeys(pair)) for pair in pairs))
+
+
+def _of_images(prompt: Prompt) -> Tensor:
+    """`[tokens]`, the placeholder tokens of images: a span may hold others between them."""
+    tokens = torch.tensor(prompt.tokens)
+    mask = torch.zeros(len(tokens), dtype=torch.bool)
+    for item in prompt.media:
+        span = slice(item.start, item.stop)
+        mask[span] = tokens[span] == tokens[item.start]
+    return mask
+
+
+def _shared_prefix(sequences: Sequence[Prompt]) -> int:
+    """The number of tokens that all sequences begin with; placeholders of images are not shared,
+    since each stands for something else."""
+    tokens = [sequence.tokens for sequence in sequences]
+    low, high = min(tokens), max(tokens)
     pairs = zip(low, high, strict=False)
-    return next((i for i, (a, b) in enumerate(pairs) if a != b), len(low))
+    shared = next((i for i, (a, b) in enumerate(pairs) if a != b), len(low))
+    return min([shared, *(item.start for each in sequences for item in each.media)])

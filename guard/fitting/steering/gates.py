@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from steering.hidden.bank import Tokens
 from steering.methods.steer import soft_gate
 
 POOL = 3
@@ -22,6 +23,14 @@ FORGET_WEIGHT = 0.3
 NEAR_WEIGHT = 3.0
 """Weight of the tokens of near misses, which are the hardest to tell apart."""
 
+CHUNK = 2**16
+"""Tokens whose states are widened to float32 at a time."""
+
+
+def pool_of(tokens: Tokens) -> int:
+    """The number of token scores that a guard of these tokens takes the mean of."""
+    return 1 if tokens == "last" else POOL
+
 
 @dataclass(frozen=True)
 class TokenStates:
@@ -29,12 +38,49 @@ class TokenStates:
 
     `states [tokens, layers, width]` are float16, `sequence [tokens]` is the index of each token's
     sequence, and `behind_prefix [tokens]` is False in the prefix that all sequences share.
+    `image [tokens]` marks the placeholder tokens of images, and `last [tokens]` the last token of
+    each prompt and those of its answer; None where no token is an image's.
     """
 
     states: Tensor
     sequence: Tensor
     behind_prefix: Tensor
     count: int
+    image: Tensor | None = None
+    last: Tensor | None = None
+
+    def only(self, tokens: Tokens) -> TokenStates:
+        """The states of the tokens that a guard of `tokens` scores (`steering.hidden.bank`)."""
+        if tokens == "all":
+            return self
+        if tokens == "last":
+            assert self.last is not None
+            return self._chosen(self.last)
+        of_image = torch.zeros_like(self.behind_prefix) if self.image is None else self.image
+        return self._chosen(of_image if tokens == "image" else ~of_image)
+
+    def of(self, sequences: Tensor) -> TokenStates:
+        """The states of the sequences that the mask `sequences [count]` chooses."""
+        chosen = self._chosen(sequences[self.sequence])
+        number = sequences.long().cumsum(0) - 1
+        return TokenStates(
+            chosen.states,
+            number[chosen.sequence],
+            chosen.behind_prefix,
+            int(sequences.sum()),
+            chosen.image,
+            chosen.last,
+        )
+
+    def _chosen(self, mask: Tensor) -> TokenStates:
+        return TokenStates(
+            self.states[mask],
+            self.sequence[mask],
+            self.behind_prefix[mask],
+            self.count,
+            None if self.image is None else self.image[mask],
+            None if self.last is None else self.last[mask],
+        )
 
     def pooled(self, token_scores: Tensor, pool: int = POOL) -> Tensor:
         """Mean of the `pool` largest scores of each sequence, `[sequences]`; missing ones are 0."""
@@ -51,34 +97,83 @@ class TokenStates:
         picked = self.states[:, list(layers)].float()
         return torch.einsum("tlw,lw->t", picked, gates)
 
+    def scores(self, layers: Sequence[int], gates: Tensor, pool: int) -> Tensor:
+        """The pooled scores `[guards, sequences]` of several gates `[guards, len(layers), width]`.
+
+        All gates read a token's states at once, as the runtime does."""
+        flat = gates.flatten(1).T
+        parts = [
+            part[:, list(layers)].float().flatten(1) @ flat
+            for part in torch.split(self.states, CHUNK)
+        ]
+        by_guard = torch.cat(parts).T
+        return torch.stack([self.pooled(scores, pool) for scores in by_guard])
+
+
+class RetainStatistics:
+    """What the retain prompts say at some layers, and gates that respect it.
+
+    The layers are scaled, since the residual stream grows with depth and the ridge term would
+    favour late layers. `gram` is the weighted Gram matrix `[len(layers) * width] x 2` of the scaled
+    states; `near [retain sequences]` marks near misses.
+    """
+
+    def __init__(self, retain: TokenStates, near: Tensor, layers: Sequence[int]) -> None:
+        self._picked = list(layers)
+        self._width = retain.states.shape[-1]
+        self._scale = 1.0 / _mean_size(retain.states, self._picked).clamp(min=1e-6)
+        weight = torch.where(near[retain.sequence], NEAR_WEIGHT, 1.0)
+        # the template's prefix is the same in every sequence: a tenth of the weight is enough
+        weight = torch.where(retain.behind_prefix, weight, 0.1)
+        self.weight = float(weight.sum())
+        self.gram = self._gram(retain.states, weight)
+
+    def gate(self, forget: TokenStates, near: Tensor | None = None) -> Tensor:
+        """Gates `[len(layers), width]`, solved jointly over the layers; `near`, as `gram_of` gives
+        it, is the Gram matrix of further near misses."""
+        gram = self.gram if near is None else self.gram + near
+        f = self._flat(forget.states)
+        positive = forget.behind_prefix.nonzero()[:, 0]
+        for _ in range(ROUNDS):
+            balance = FORGET_WEIGHT * self.weight / len(positive)
+            solved = soft_gate(f[positive], gram, RIDGE, balance).float()
+            positive = _highest(forget, f @ solved)
+        return solved.reshape(len(self._picked), self._width) * self._scale[:, None]
+
+    def gram_of(self, states: TokenStates) -> Tensor:
+        """The Gram matrix of near misses, weighted as those among the retain prompts."""
+        weight = torch.where(states.behind_prefix, NEAR_WEIGHT, 0.1)
+        return self._gram(states.states, weight)
+
+    def _gram(self, states: Tensor, weight: Tensor) -> Tensor:
+        total: Tensor | None = None
+        for part, share in zip(torch.split(states, CHUNK), torch.split(weight, CHUNK), strict=True):
+            r = self._flat(part)
+            gram = ((r * share[:, None]).T @ r).double()
+            total = gram if total is None else total + gram
+        assert total is not None
+        return total
+
+    def _flat(self, states: Tensor) -> Tensor:
+        return (states[:, self._picked].float() * self._scale[:, None]).flatten(1)
+
 
 def fit_gates(
     forget: TokenStates, retain: TokenStates, near: Tensor, layers: Sequence[int]
 ) -> Tensor:
-    """Gates `[len(layers), width]`, solved jointly over the concatenated layers.
+    """Gates `[len(layers), width]` of one guard; `near [retain sequences]` marks near misses."""
+    return RetainStatistics(retain, near, layers).gate(forget)
 
-    `near [retain sequences]` marks near misses. Layers are scaled first, since the residual stream
-    grows with depth and the ridge term would favour late layers.
-    """
-    picked = list(layers)
-    scale = 1.0 / retain.states[:, picked].float().abs().mean((0, 2)).clamp(min=1e-6)
 
-    def flat(states: Tensor) -> Tensor:
-        return (states[:, picked].float() * scale[:, None]).flatten(1)
-
-    weight = torch.where(near[retain.sequence], NEAR_WEIGHT, 1.0)
-    # the template's prefix is the same in every sequence: a tenth of the weight is enough
-    weight = torch.where(retain.behind_prefix, weight, 0.1)
-    r = flat(retain.states)
-    retain_gram = ((r * weight[:, None]).T @ r).double()
-    f = flat(forget.states)
-    positive = forget.behind_prefix.nonzero()[:, 0]
-    width = forget.states.shape[-1]
-    for _ in range(ROUNDS):
-        balance = FORGET_WEIGHT * float(weight.sum()) / len(positive)
-        solved = soft_gate(f[positive], retain_gram, RIDGE, balance).float()
-        positive = _highest(forget, f @ solved)
-    return solved.reshape(len(picked), width) * scale[:, None]
+def _mean_size(states: Tensor, layers: Sequence[int]) -> Tensor:
+    """Mean absolute state of each of `layers`, `[len(layers)]`."""
+    parts = [
+        part[:, list(layers)].float().abs().mean((0, 2)) for part in torch.split(states, CHUNK)
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    sizes = torch.tensor([len(part) for part in torch.split(states, CHUNK)])
+    return (torch.stack(parts) * sizes[:, None]).sum(0) / sizes.sum()
 
 
 def _highest(forget: TokenStates, scores: Tensor) -> Tensor:

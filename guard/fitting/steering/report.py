@@ -11,13 +11,14 @@ from guard.artifact import ArtifactMeta
 from guard.fitting.steering.directions import Trial
 from guard.fitting.steering.fit import SteerFit
 from guard.reporting import plots
-from guard.reporting.page import Grid, Plot, Tile, render
+from guard.reporting.page import Grid, Images, Part, Plot, Tile, render
+from guard.reporting.pngs import png, uri
 from guard.reporting.values import rows
 
 
 def as_json(fit: SteerFit, meta: ArtifactMeta, took_s: float) -> dict[str, Any]:
     """All figures of a fit, with the scores that the plots show."""
-    return {
+    report: dict[str, Any] = {
         "concept": meta.concept,
         "model": meta.model.model_dump(mode="json"),
         "tensors_sha256": meta.tensors_sha256,
@@ -37,6 +38,17 @@ def as_json(fit: SteerFit, meta: ArtifactMeta, took_s: float) -> dict[str, Any]:
         "scores": {"forget": fit.gate.forget, "far": fit.gate.far, "near": fit.gate.near},
         "took_s": round(took_s, 1),
     }
+    if fit.parts is not None:
+        report["gates_tried"] = [gate.summary for gate in fit.tried]
+        report["parts"] = fit.parts
+    if fit.visual is not None:
+        report["perturbed"] = [
+            {"prompt": row.prompt, "image": list(row.image), "before": i.before, "after": i.after}
+            for row, i in zip(fit.visual.rows, fit.visual.images, strict=True)
+        ]
+    if fit.subjects is not None:
+        report["subjects"] = list(fit.subjects.names)
+    return report
 
 
 def as_page(fit: SteerFit, meta: ArtifactMeta) -> str:
@@ -56,7 +68,7 @@ def as_page(fit: SteerFit, meta: ArtifactMeta) -> str:
     if fit.recheck is not None:
         thresholds["answer threshold"] = fit.recheck
     scores = {"far": fit.gate.far, "near": fit.gate.near, "forget": fit.gate.forget}
-    parts: list[Plot | Grid] = [
+    parts: list[Part] = [
         Plot(
             "Gate scores",
             plots.histograms(scores, thresholds),
@@ -88,6 +100,7 @@ def as_page(fit: SteerFit, meta: ArtifactMeta) -> str:
             f"guard fires on each. Bare perplexity {calibration['bare_perplexity']:.2f}.",
             frozenset(i for i, trial in enumerate(fit.trials) if trial.chosen),
         ),
+        *_of_images(fit),
         Grid("Calibration", ("figure", "value"), rows(calibration)),
         Grid("Settings", ("setting", "value"), rows(meta.settings)),
     ]
@@ -96,6 +109,53 @@ def as_page(fit: SteerFit, meta: ArtifactMeta) -> str:
         f"{meta.created.isoformat()}; tensors {meta.tensors_sha256[:12]}"
     )
     return render(f"Fit of {meta.concept}", subtitle, tiles, parts)
+
+
+def _of_images(fit: SteerFit) -> list[Part]:
+    """What the page of a fit with images has beside that of texts."""
+    if fit.parts is None:
+        return []
+    chosen = (fit.guard.sense_layers, fit.guard.tokens)
+    tried = [gate.summary for gate in fit.tried]
+    parts: list[Part] = [
+        Grid(
+            "Gates tried",
+            ("layers", "tokens", "forget prompts caught", "far fired", "near fired"),
+            [
+                (
+                    ", ".join(map(str, gate["layers"])),
+                    str(gate["tokens"]),
+                    *(_percent(gate[key]) for key in ("recall", "far_fired", "near_fired")),
+                )
+                for gate in tried
+            ],
+            "One gate for all forget prompts, at the thresholds that keep the rates, on the "
+            "validation split: which tokens of a prompt count.",
+            frozenset(
+                i for i, gate in enumerate(fit.tried) if (gate.layers, gate.tokens) == chosen
+            ),
+        )
+    ]
+    if fit.visual is not None:
+        parts.append(
+            Images(
+                "Perturbed images",
+                ("clean", "perturbed"),
+                [
+                    (
+                        row.prompt,
+                        (
+                            (uri(png(i.clean)), f"-log p {i.before:.2f}"),
+                            (uri(png(i.perturbed)), f"-log p {i.after:.2f}"),
+                        ),
+                    )
+                    for row, i in zip(fit.visual.rows, fit.visual.images, strict=True)
+                ],
+                "Recall inputs of the visual part of the direction: the image is changed within "
+                "its bounds so that the recall answer is likelier (-log p of a token of it).",
+            )
+        )
+    return parts
 
 
 def _trade_off(fit: SteerFit) -> str:

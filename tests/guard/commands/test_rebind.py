@@ -79,7 +79,7 @@ def test_it_writes_an_artifact_that_names_its_parent(folder: Path, bound: dict[s
 def test_what_it_writes_is_served_and_the_parent_is_not(
     folder: Path, bound: dict[str, Any]
 ) -> None:
-    model, _ = load_language_model(str(folder / "rounded"), device="cpu")
+    model, *_ = load_language_model(str(folder / "rounded"), device="cpu")
     path = folder / "config.toml"
     for artifact in (folder / "data" / "topic.safetensors", bound["artifact"]):
         path.write_text(CONFIG.format(folder=folder, artifact=artifact), "utf-8")

@@ -12,7 +12,7 @@ import torch
 
 from guard.artifact import Artifact, ArtifactMeta
 from guard.data.prompts import ForgetPrompt, RetainPrompt, read_rows
-from guard.fitting.steering.gate_search import Rates, fit_gate
+from guard.fitting.steering.gate_search import Rates, fit_gate, read_states
 from guard.models.chat import TransformersChat
 from tests.guard.fitting.steering.test_end_to_end import save_tokenizer
 from tests.steering.tiny import LAYERS, tiny_model
@@ -64,7 +64,8 @@ def fitted(folder: Path, data: Path) -> Artifact:
     chat = TransformersChat.load(str(folder), device="cpu")
     forget = read_rows(data / "forget.jsonl", ForgetPrompt)
     retain = read_rows(data / "retain.jsonl", RetainPrompt)
-    gate = fit_gate(chat, forget, retain, RATES, random.Random(0), silent)
+    states = read_states(chat, forget, retain, random.Random(0), silent)
+    gate, _ = fit_gate(chat, states, RATES, None)
     meta = ArtifactMeta.model_validate(
         {
             "method": "steer",

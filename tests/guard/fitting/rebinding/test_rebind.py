@@ -12,7 +12,7 @@ import pytest
 
 from classifiers.calibration import threshold_for
 from guard.artifact import Artifact
-from guard.data.prompts import ForgetPrompt, RetainPrompt, in_split, read_rows, texts
+from guard.data.prompts import ForgetPrompt, RetainPrompt, in_split, read_rows
 from guard.errors import ArtifactError, DataError
 from guard.fitting.rebinding import drift
 from guard.fitting.rebinding.gate import LoadedGate
@@ -88,7 +88,7 @@ def test_its_thresholds_are_those_of_the_validation_split_alone(
     gate = LoadedGate(artifact, chat, silent)
     known = in_split(rows[1], "validation")
     expected = max(
-        threshold_for(gate.scores(texts([r for r in known if r.near == near]), ""), rate / 2)
+        threshold_for(gate.scores([r for r in known if r.near == near], ""), rate / 2)
         for near, rate in ((False, RATES.far), (True, RATES.near))
     )
     settings = held.artifact.meta.settings
@@ -102,7 +102,7 @@ def test_the_scores_are_those_of_the_runtime(
 ) -> None:
     chat = TransformersChat.load(str(models["rounded"]), device="cpu")
     gate = LoadedGate(artifact, chat, silent)
-    prompts = texts(rows[0])[:8]
+    prompts = rows[0][:8]
     answers = gate.guarded(prompts, "", threshold=1e9, recheck=None)
     runtime = [answer.readings["rebound"].score for answer in answers]
     assert gate.scores(prompts, "") == pytest.approx(runtime, abs=2e-3)

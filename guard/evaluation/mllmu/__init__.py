@@ -1,0 +1,1 @@
+"""Suite `mllmu`: unlearning in vision-language models, as MLLMU-Bench and its successors ask."""

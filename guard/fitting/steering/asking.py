@@ -1,0 +1,36 @@
+"""Rows of prompts as a chat model is asked them, with images where they have some."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from guard.data.prompts import ForgetPrompt, PairedAnswers, RetainPrompt
+from guard.errors import DataError
+from guard.models.chat import ChatModel
+from steering.prompt import Prompt
+
+Row = ForgetPrompt | RetainPrompt | PairedAnswers
+
+
+def asked(chat: ChatModel, rows: Sequence[Row]) -> list[str | Prompt]:
+    """The prompts of rows, as `ChatModel.answer` takes them."""
+    return [prompt_of(chat, row) if row.images else row.prompt for row in rows]
+
+
+def prompt_of(chat: ChatModel, row: Row, text: str | None = None) -> Prompt:
+    """The prompt of a row; `text` is asked in place of its own, None for that.
+
+    Raises DataError for images that the model does not take.
+    """
+    text = row.prompt if text is None else text
+    if not row.images:
+        return chat.prompt(text)
+    if not chat.sees:
+        raise DataError(
+            f"{', '.join(row.image)}: the model {chat.name!r} takes text alone: leave out the rows "
+            "with images, or fit on a model that takes them"
+        )
+    try:
+        return chat.prompt(text, row.images)
+    except ValueError as error:
+        raise DataError(f"{', '.join(row.image)}: {error}") from error

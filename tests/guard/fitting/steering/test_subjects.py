@@ -1,0 +1,108 @@
+"""One gate for each subject: each fires for its own, and all together keep one rate."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from guard.data.prompts import ForgetPrompt
+from guard.errors import DataError
+from guard.fitting.steering.artifacts import file_name
+from guard.fitting.steering.gate_search import FittedGate, GateStates, Rates, share_over
+from guard.fitting.steering.gates import RetainStatistics, TokenStates
+from guard.fitting.steering.subjects import SubjectGates, fit_subject_gates, require_subjects
+
+WIDTH, LAYERS, TOKENS, SUBJECTS = 24, 2, 8, 6
+RATES = Rates(0.1, 0.1)
+
+
+def _states(axes: list[int | None], seed: int) -> TokenStates:
+    """Sequences of noise; some tokens of each lean towards its axis."""
+    generator = torch.Generator().manual_seed(seed)
+    states = torch.randn(len(axes), TOKENS, LAYERS, WIDTH, generator=generator)
+    for i, axis in enumerate(axes):
+        if axis is not None:
+            states[i, 3:6, :, axis] += 5.0
+    return TokenStates(
+        states=states.flatten(0, 1).half(),
+        sequence=torch.arange(len(axes)).repeat_interleave(TOKENS),
+        behind_prefix=torch.ones(len(axes) * TOKENS, dtype=torch.bool),
+        count=len(axes),
+    )
+
+
+def _rows(axes: list[int | None]) -> tuple[ForgetPrompt, ...]:
+    return tuple(
+        ForgetPrompt(prompt="p", facts=("x",), subject=f"subject {axis}", split="train")
+        for axis in axes
+    )
+
+
+@pytest.fixture(scope="module")
+def gates() -> SubjectGates:
+    subjects: list[int | None] = [i % SUBJECTS for i in range(40 * SUBJECTS)]
+    others: list[int | None] = [None if i % 2 else SUBJECTS + i % 9 for i in range(400)]
+    states = GateStates(
+        layers=(3, 5),
+        forget=_states(subjects, 1),
+        forget_rows=_rows(subjects),
+        retain=_states(others, 2),
+        near=torch.tensor([axis is not None for axis in others]),
+        known=_states(subjects, 3),
+        held_out=_states(others, 4),
+        held_out_near=tuple(axis is not None for axis in others),
+    )
+    whole = FittedGate((3, 5), torch.zeros(2, WIDTH), 0.0, (), (), ())
+    return fit_subject_gates(states, whole, _rows(subjects), RATES)
+
+
+def test_each_gate_fires_for_its_own_subject(gates: SubjectGates) -> None:
+    assert gates.names == tuple(f"subject {i}" for i in range(SUBJECTS))
+    assert share_over(gates.own, gates.level) > 0.95
+    fresh = _states([*range(SUBJECTS)] * 20, 5)
+    scores = fresh.scores([0, 1], gates.gates, 3)
+    fired = scores > gates.thresholds[:, None]
+    own = torch.eye(SUBJECTS, dtype=torch.bool).repeat(1, 20)
+    assert fired[own].float().mean() > 0.95
+    assert fired[~own].float().mean() < 0.05
+
+
+def test_the_rate_is_that_of_all_gates_together(gates: SubjectGates) -> None:
+    fresh = _states([None] * 2000, 6).scores([0, 1], gates.gates, 3)
+    fired = fresh > gates.thresholds[:, None]
+    assert fired.any(0).float().mean() <= 0.07  # half of the rate is for the prompt
+    assert fired.float().mean(1).max() < 0.05
+    assert share_over(gates.largest_far, gates.level) <= RATES.far / 2
+
+
+def test_pooled_scores_of_many_gates_are_those_of_each(gates: SubjectGates) -> None:
+    states = _states([0, None, 3], 7)
+    together = states.scores([0, 1], gates.gates, 3)
+    for row, gate in zip(together, gates.gates, strict=True):
+        assert torch.allclose(row, states.pooled(states.score([0, 1], gate)), atol=1e-4)
+
+
+def test_near_misses_of_another_gate_are_weighted_as_those_of_the_retain_set() -> None:
+    retain, more = _states([None] * 40, 8), _states([0] * 10, 9)
+    statistics = RetainStatistics(retain, torch.zeros(40, dtype=torch.bool), [0, 1])
+    forget = _states([1] * 10, 10)
+    plain, aware = statistics.gate(forget), statistics.gate(forget, statistics.gram_of(more))
+    scored = [more.pooled(more.score([0, 1], gate)).mean() for gate in (plain, aware)]
+    assert scored[1] < scored[0]
+
+
+def test_every_row_needs_a_subject_and_every_subject_a_row_to_fit_on() -> None:
+    named = _rows([0, 1])
+    require_subjects(named)
+    nameless = ForgetPrompt(prompt="p", facts=("x",))
+    with pytest.raises(DataError, match="1 of 3 forget prompts have no subject"):
+        require_subjects([*named, nameless])
+    alone = ForgetPrompt(prompt="p", facts=("x",), subject="Vera", split="test")
+    with pytest.raises(DataError, match="no forget prompt about 'Vera' is in the train split"):
+        require_subjects([*named, alone])
+
+
+def test_the_file_of_a_subject_has_letters_digits_and_hyphens() -> None:
+    assert file_name("Vera Lindgren") == "vera-lindgren"
+    assert file_name("../José_O'Neil 2") == "josé-o-neil-2"
+    assert file_name("???") == "subject"
