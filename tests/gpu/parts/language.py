@@ -53,7 +53,7 @@ def measure(settings: Settings, add: Add) -> None:
 
 
 def _chat(folder: str, dtype: str, device: str) -> TransformersChat:
-    model, tokenizer = load_language_model(folder, dtype=dtype, device=device)
+    model, tokenizer, _ = load_language_model(folder, dtype=dtype, device=device)
     return TransformersChat(model, tokenizer, name=folder)
 
 
