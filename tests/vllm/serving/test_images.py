@@ -30,10 +30,11 @@ source = "topic.toml"
 guards = ["topic"]
 action = "block"
 message = "That is not for here."
+screen = { unscreened = ["images"] }
 [policies.noted]
 guards = ["firm", "topic"]
 action = "steer"
-screen = { actions = { topic = "flag" } }
+screen = { actions = { topic = "flag" }, unscreened = ["images"] }
 """
 PNG = "iVBORw0KGgo"
 """How a PNG begins in base64."""
