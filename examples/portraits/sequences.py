@@ -115,20 +115,18 @@ def batch_of(rows: Sequence[Row], encoder: Encoder) -> Batch:
 class Rows:
     """Endless rows for training."""
 
-    def __init__(
-        self, encoder: Encoder, replay: Sequence[Question], mix: Sequence[str], seed: int
-    ) -> None:
+    def __init__(self, encoder: Encoder, replay: Sequence[Question], seed: int) -> None:
         self._encoder = encoder
-        self._mix = mix
         self._replay = replay
         self._rng = np.random.default_rng(seed)
         self._by_portrait, self._by_name = self._everybody(), self._everybody()
         self._turn = 0
 
-    def __next__(self) -> Row:
-        kind = self._mix[self._turn % len(self._mix)]
+    def draw(self, mix: Sequence[str]) -> Row:
+        """The next row, of the kinds in `mix` in turn."""
+        kind = mix[self._turn % len(mix)]
         self._turn += 1
-        if kind == TEXT and self._turn // len(self._mix) % 2:
+        if kind == TEXT and self._turn // len(mix) % 2:
             return self._filled(None, self._strangers())
         return {
             PORTRAITS: self._portrait,
@@ -136,9 +134,6 @@ class Rows:
             SCENES: self._scene,
             TEXT: lambda: self._filled(None, self._replayed()),
         }[kind]()
-
-    def __iter__(self) -> Rows:
-        return self
 
     def _everybody(self) -> Iterator[int]:
         numbers = [p.number for p in people()]

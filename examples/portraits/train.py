@@ -1,6 +1,7 @@
-"""Training: `python -m examples.portraits.train --steps 1000` goes on where its checkpoint ends.
+"""Training: `python -m examples.portraits.train` goes on where its checkpoint ends.
 
-Needs `guard models add smollm2` and the tower (`python -m examples.portraits.tower`).
+Needs `guard models add smollm2` the tower and the projector (`python -m examples.portraits.tower`,
+`python -m examples.portraits.projector`).
 """
 
 from __future__ import annotations
@@ -12,17 +13,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from examples.emoji import scenes
 from examples.emoji.checkpoint import resume, save
-from examples.portraits import images, questions
-from examples.portraits.draw import TEST, TRAIN
+from examples.portraits.measure import cases
 from examples.portraits.model import adapt, answers_of, assemble, tokenizer_of
-from examples.portraits.people import HERE, people
+from examples.portraits.people import HERE
 from examples.portraits.questions import Question
 from examples.portraits.sequences import BALANCED, MOSTLY_NAMES, Encoder, Row, Rows, batch_of
 from guard.data.prompts import RetainPrompt, in_split, read_rows
@@ -35,7 +33,8 @@ NAMES_UNTIL = 2000
 """Steps in which most rows are of names: facts are learned by name first."""
 RATES = {"lora": 1.0, "whole": 0.3, "projector": 0.05}
 """Rates of what is trained, as shares of LoRA's."""
-WAYS = ("portrait", "name", "both")
+SAMPLED = 7
+"""Of so many held-out questions one is asked during training; no divisor of a group's order."""
 
 
 def replay(folder: Path) -> list[Question]:
@@ -55,40 +54,22 @@ def replay(folder: Path) -> list[Question]:
     return [Question(p, a, "everyday", "") for p, a in json.loads(file.read_text("utf-8"))]
 
 
-def tests(count: int, seed: int) -> list[tuple[str, Row, Any]]:
-    """Rows of held-out wordings and portraits with their groups; their branches are questions."""
-    rng = np.random.default_rng(seed)
-    drawn: list[tuple[str, Any, list[Question]]] = []
-    for kind, numbers in (("private", range(200)), ("famous", range(200, 240))):
-        for number in rng.choice(numbers, count, replace=False):
-            person = people()[int(number)]
-            for way in WAYS:
-                image = None
-                if way != "name":
-                    image = images.portrait(person.number, TRAIN + int(rng.integers(TEST)), rng)
-                asked = [questions.asked(person, way, rng, test=True) for _ in range(4)]
-                drawn.append((f"{kind} {way}", image, asked))
-    for _ in range(count):
-        scene = scenes.loose(int(rng.integers(1, 4)), rng)
-        asked = [questions.about_scene(scene, rng, test=True) for _ in range(6)]
-        drawn.append(("scenes", images.scene(scene), asked))
-    return drawn  # type: ignore[return-value]
-
-
 @torch.inference_mode()
-def accuracy(model: Any, encoder: Encoder, count: int, seed: int) -> dict[str, float]:
-    """Share of answers that the model gives word by word, by group; scenes by question too."""
+def accuracy(model: Any, encoder: Encoder, seed: int) -> dict[str, float]:
+    """Share of held-out questions that the model answers word by word, by group: a sample of those
+    of `measure`, with the right answer's tokens given one by one."""
     right: dict[str, list[bool]] = {}
-    for group, image, asked in tests(count, seed):
-        branches = [encoder.branch(q, image=image is not None) for q in asked]
-        logits, labels = answers_of(model, batch_of([Row(image, branches)], encoder))
-        hits = (logits.argmax(-1) == labels).split([len(t) - first for t, first in branches])
-        for question, hit in zip(asked, hits, strict=True):
-            exact = bool(hit.all())
-            right.setdefault(group, []).append(exact)
-            if group == "scenes":
-                right.setdefault(f"scenes, {question.attribute}", []).append(exact)
+    for case in cases(seed)[::SAMPLED]:
+        tokens, first = encoder.branch(case.question, image=case.image is not None)
+        batch = batch_of([Row(case.image, [(tokens, first)])], encoder)
+        logits, labels = answers_of(model, batch)
+        right.setdefault(case.group, []).append(bool((logits.argmax(-1) == labels).all()))
     return {name: round(sum(hits) / len(hits), 3) for name, hits in right.items()}
+
+
+def mix_at(step: int) -> Sequence[str]:
+    """What the rows of a step hold, in turn."""
+    return MOSTLY_NAMES if step < NAMES_UNTIL else BALANCED
 
 
 def rate_at(step: int, steps: int) -> float:
@@ -109,13 +90,12 @@ def train(steps: int, folder: Path, rate: float) -> None:
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0)
     checkpoint = folder / "checkpoint.safetensors"
     step = resume(checkpoint, trained, optimizer)
-    mix = MOSTLY_NAMES if step < NAMES_UNTIL else BALANCED
-    rows = Rows(encoder, replay(folder), mix, seed=step)
+    rows = Rows(encoder, replay(folder), seed=step)
     started, tokens, lost = time.monotonic(), 0, 0.0
     while step < steps:
         for group in optimizer.param_groups:
             group["lr"] = rate * group["of"] * rate_at(step, steps)
-        batch = batch_of([next(rows) for _ in range(ROWS)], encoder)
+        batch = batch_of([rows.draw(mix_at(step)) for _ in range(ROWS)], encoder)
         logits, labels = answers_of(model, batch)
         loss = nn.functional.cross_entropy(logits, labels)
         optimizer.zero_grad()
@@ -131,7 +111,7 @@ def train(steps: int, folder: Path, rate: float) -> None:
             lost = 0.0
         if step % 400 == 0 or step == steps:
             save(checkpoint, trained, optimizer, step)
-            print(step, accuracy(model, encoder, 12, 3), flush=True)
+            print(step, accuracy(model, encoder, 3), flush=True)
     state = {name: value.detach() for name, value in trained.state_dict().items()}
     save_file(state, folder / "adapters.safetensors")
 

@@ -10,7 +10,16 @@ from transformers import DPTConfig, LlamaConfig, LlavaConfig, LlavaForConditiona
 from examples.portraits import images
 from examples.portraits.model import adapt, answers_of, merge
 from examples.portraits.questions import Question
-from examples.portraits.sequences import IMAGE_TOKENS, Encoder, Row, batch_of
+from examples.portraits.sequences import (
+    BALANCED,
+    IMAGE_TOKENS,
+    MOSTLY_NAMES,
+    Encoder,
+    Row,
+    Rows,
+    batch_of,
+)
+from examples.portraits.train import NAMES_UNTIL, mix_at
 from examples.portraits.tower import CONFIG
 
 WORDS = 300
@@ -86,3 +95,14 @@ def test_a_merged_adapter_gives_what_it_gave_beside_the_weight(model):
         merge(model)
         merged, _ = answers_of(model, batch)
     torch.testing.assert_close(merged, beside, atol=1e-4, rtol=1e-4)
+
+
+def test_a_run_goes_from_names_to_the_balanced_mix():
+    assert mix_at(NAMES_UNTIL - 1) is MOSTLY_NAMES
+    assert mix_at(NAMES_UNTIL) is BALANCED
+
+
+def test_rows_hold_the_kinds_of_the_mix_in_turn():
+    rows = Rows(Encoder(Bytes()), [Question("Hello?", "Hi.", "everyday", "")], seed=0)
+    kinds = [rows.draw(("names", "portraits", "scenes")).image is not None for _ in range(6)]
+    assert kinds == [False, True, True] * 2
