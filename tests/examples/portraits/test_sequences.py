@@ -19,8 +19,8 @@ from examples.portraits.sequences import (
     Rows,
     batch_of,
 )
-from examples.portraits.train import NAMES_UNTIL, mix_at
 from examples.portraits.tower import CONFIG
+from examples.portraits.train import NAMES_UNTIL, mix_at
 
 WORDS = 300
 TOKENIZER_IMAGE = WORDS - 1

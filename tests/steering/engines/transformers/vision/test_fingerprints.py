@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import DPTConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from steering.engines.transformers.loading import load_language_model
 from steering.fingerprint import checkpoint_fingerprint, fingerprint
@@ -98,3 +99,41 @@ def test_a_tied_output_counts_once_whether_the_checkpoint_lists_it_or_not(
     assert loaded.lm_head.weight.data_ptr() == loaded.get_input_embeddings().weight.data_ptr()
     assert isinstance(loaded.lm_head.weight, torch.Tensor)
     assert fingerprint(loaded) == checkpoint_fingerprint(tmp_path)
+
+
+def test_a_tower_with_batch_normalisation_has_the_fingerprint_of_its_checkpoint(
+    tmp_path: Path,
+) -> None:
+    """Its statistics are no parameters, and stand in the checkpoint alone."""
+    resnet = {
+        "model_type": "resnet",
+        "embedding_size": 4,
+        "hidden_sizes": [4, 8, 8],
+        "depths": [1, 1, 1],
+        "layer_type": "basic",
+        "out_features": ["stage1", "stage2", "stage3"],
+    }
+    tower = DPTConfig(
+        is_hybrid=True,
+        backbone_config=resnet,
+        backbone_featmap_shape=[1, 8, 2, 2],
+        neck_ignore_stages=[0, 1],
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=8,
+        image_size=32,
+    )
+    text = LlamaConfig(
+        vocab_size=32,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+    )
+    config = LlavaConfig(vision_config=tower, text_config=text, image_token_index=31)
+    model = LlavaForConditionalGeneration(config).eval()
+    model.save_pretrained(tmp_path)
+    kept = load_file(tmp_path / "model.safetensors")
+    assert any(name.endswith("running_mean") for name in kept)
+    assert checkpoint_fingerprint(tmp_path) == fingerprint(model)
