@@ -23,7 +23,7 @@ from examples.portraits.tower import CONFIG, Tower
 RANK = 16
 WHOLE = range(4, 8)
 """Layers whose feed-forward weights are trained whole: facts about a name are learned there first
-(Meng et al. 2022, arXiv 2202.05262), and twice as fast as by LoRA alone."""
+(Meng et al. 2022, arXiv 2202.05262)."""
 IMAGE = "<image>"
 TEMPLATE = (Path(__file__).parent / "template.jinja").read_text("utf-8")
 

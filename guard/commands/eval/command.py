@@ -23,4 +23,7 @@ app.command(epilog="Example: guard eval bare examples/emoji/suite.toml")(bare)
 app.command("m-erasure", epilog="Example: guard eval m-erasure examples/emoji/m-erasure.toml")(
     m_erasure
 )
-app.command(epilog="Example: guard eval mllmu examples/portraits/benchmark --policy people")(mllmu)
+app.command(
+    epilog="Example: guard eval mllmu examples/portraits/benchmark "
+    "-c examples/portraits/config.toml --policy forget-5"
+)(mllmu)

@@ -28,6 +28,17 @@ if TYPE_CHECKING:
     from guard.models.chat import ChatModel
 
 
+_NONE = "warning: no forget prompt of the validation split fires that asks by "
+_UNCAUGHT = {
+    "text": f"{_NONE}text alone: fit those rows by themselves, with --tokens text, and put both "
+    "guards into the policy",
+    "image": f"{_NONE}image: fit those rows by themselves, with --tokens image, and put both "
+    "guards into the policy",
+    "both": f"{_NONE}image and name: add such prompts to the train split",
+}
+"""What is said where a guard does not act on a way of asking, by that way."""
+
+
 def steer(
     model: Annotated[str, typer.Option(help="An added model, a directory or a hub name.")],
     concept: Annotated[str, typer.Option(help="What must not be produced, as kind/name.")],
@@ -139,6 +150,9 @@ def steer(
         written = [out]
     about = artifact.meta.model_copy(update={"concept": concept})
     report = report_json(fit, about, time.monotonic() - started)
+    for kind, share in fit.calibration.get("forget_fired_by_kind", {}).items():
+        if not share:
+            typer.echo(_UNCAUGHT[kind], err=True)
     page = write_report(out, report, as_page(fit, about))
     if as_json:
         print_json(report, written[0], artifact)

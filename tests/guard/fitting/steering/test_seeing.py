@@ -93,6 +93,7 @@ def test_a_gate_of_image_tokens_reads_images_alone(folder: Path) -> None:
     out = folder / "image.safetensors"
     fitted = _fit(folder, out=out, tokens="image", parts="text")
     assert fitted.exit_code == 0, fitted.output
+    assert "fires that asks by text alone: fit those rows by themselves" in fitted.output
     settings = Artifact.load(out).meta.settings
     assert settings["tokens"] == "image" and settings["recheck"] is None
     chat = seeing_chat(folder / "model")

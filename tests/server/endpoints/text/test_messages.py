@@ -1,4 +1,4 @@
-"""`/v1/messages` in Anthropic's schema; its own client is run in `tests/conformance`."""
+"""`/v1/messages` in Anthropic's schema, over plain HTTP."""
 
 from __future__ import annotations
 
