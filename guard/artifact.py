@@ -33,8 +33,10 @@ from safetensors.numpy import save as to_safetensors
 
 from guard.errors import ArtifactError, FingerprintError
 
-SCHEMA_VERSION: Final = 2
-"""Artifacts without a parent are still written as version 1, which earlier releases read."""
+SCHEMA_VERSION: Final = 3
+"""The newest version; an artifact has the oldest one that can say what it means (`version_of`)."""
+_NARROWING = frozenset({"tokens"})
+"""Settings that releases of earlier versions would pass over, and act where they must not."""
 MAX_FILE_BYTES = 256 * 2**20
 MAX_HEADER_BYTES = 2**20
 
@@ -82,15 +84,23 @@ class Parent(_Frozen):
     settings: dict[str, JsonValue] = {}
 
 
+def version_of(settings: Mapping[str, object], parent: object | None) -> Literal[1, 2, 3]:
+    """The schema version of an artifact: 3 with a setting that earlier releases would pass over, 2
+    with a parent, else 1."""
+    if not _NARROWING.isdisjoint(settings):
+        return 3
+    return 1 if parent is None else 2
+
+
 class ArtifactMeta(_Frozen):
     """The metadata of an artifact.
 
     `settings` are those of the method (layers, strength, threshold ...), `calibration` the figures
-    they were chosen by. Artifact computes `tensors_sha256` if it is empty. An artifact with a
-    `parent` has schema version 2, any other version 1.
+    they were chosen by. Artifact computes `tensors_sha256` if it is empty. `schema_version` must
+    be that of `version_of`.
     """
 
-    schema_version: Literal[1, 2] = 1
+    schema_version: Literal[1, 2, 3] = 1
     method: Name
     concept: Name
     description: Text = ""
@@ -104,8 +114,12 @@ class ArtifactMeta(_Frozen):
 
     @model_validator(mode="after")
     def _has_the_version_of_its_fields(self) -> Self:
-        if (self.schema_version == 2) != (self.parent is not None):
-            raise ValueError("a parent comes with schema version 2, and version 2 with a parent")
+        needed = version_of(self.settings, self.parent)
+        if self.schema_version != needed:
+            raise ValueError(
+                f"an artifact with these settings {'and a parent' if self.parent else 'alone'} has "
+                f"schema version {needed}, not {self.schema_version}"
+            )
         return self
 
     def as_json(self) -> dict[str, Any]:

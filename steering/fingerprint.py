@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from steering.offloaded import weights_of
 from steering.quantisation import Quantisation, of_checkpoint, of_loaded, spelled
 
 _SAMPLES = 64
-_BUFFERS = frozenset({"position_ids", "running_mean", "running_var", "num_batches_tracked"})
-"""Entries of checkpoints that are no parameters: positions, statistics of batch normalisation."""
+_STATISTICS = frozenset({"running_mean", "running_var"})
+"""Buffers of batch normalisation that are trained as weights are."""
+_BUFFERS = frozenset({"position_ids", "num_batches_tracked"})
+"""Entries of checkpoints that are neither: positions, counts."""
 _PREFIXES = frozenset({"model", "language_model", "text_model", "vision_model"})
 """Parts of names of weights that releases of transformers and checkpoints of vision-language models
 write or leave out, each in its own order."""
@@ -36,16 +39,15 @@ def fingerprint(model: nn.Module) -> str:
     offloaded weights are fetched one by one. Where transformers runs quantised weights, or has
     fused those of experts, it is that of the checkpoint, which engines unpack in different ways,
     with what was done at load. Of a vision-language model it covers the tower and the projector
-    too. Raises UnreadableWeights.
+    too, and statistics of batch normalisation in them. Raises UnreadableWeights.
     """
     loaded = of_loaded(model)
     if loaded is None:
         fused_from = _fused_from(model)
-        return (
-            _digest(weights_of(model), sees=_sees(getattr(model, "config", None)))
-            if fused_from is None
-            else checkpoint_fingerprint(fused_from)
-        )
+        if fused_from is not None:
+            return checkpoint_fingerprint(fused_from)
+        sees = _sees(getattr(model, "config", None))
+        return _digest(chain(weights_of(model), _statistics(model) if sees else ()), sees=sees)
     try:
         folder = _folder(model)
         weights = checkpoint_fingerprint(folder)
@@ -152,6 +154,14 @@ def _digest(parameters: Iterable[tuple[str, Tensor]], *, sees: bool) -> str:
     for name, content in _of_vision(_contents(parameters)) if sees else _contents(parameters):
         digest.update(name.encode() + content)
     return digest.hexdigest()
+
+
+def _statistics(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    return (
+        (name, buffer)
+        for name, buffer in model.named_buffers()
+        if name.rpartition(".")[2] in _STATISTICS
+    )
 
 
 def _contents(parameters: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, bytes]]:

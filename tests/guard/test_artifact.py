@@ -206,8 +206,8 @@ def test_other_safetensors_files_are_recognised(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema_version": 3}, "schema version 3, this release reads 1 to 2"),
-        ({"schema_version": 2}, "a parent comes with schema version 2"),
+        ({"schema_version": 4}, "schema version 4, this release reads 1 to 3"),
+        ({"schema_version": 2}, "has schema version 1, not 2"),
         ({"method": ""}, "'method'"),
         ({"concept": "\x1b[31mred"}, "control characters"),
         ({"surprise": 1}, "'surprise'"),
@@ -316,8 +316,19 @@ def test_an_artifact_names_its_parent(tmp_path: Path, make_artifact: MakeArtifac
 
 
 def test_a_parent_needs_its_schema_version(make_artifact: MakeArtifact) -> None:
-    with pytest.raises(ValidationError, match="a parent comes with schema version 2"):
+    with pytest.raises(ValidationError, match="and a parent has schema version 2, not 1"):
         make_artifact(parent=PARENT)
+
+
+@pytest.mark.parametrize("more", [{}, {"parent": PARENT}])
+def test_a_setting_that_earlier_releases_would_pass_over_is_kept_from_them(
+    make_artifact: MakeArtifact, more: dict[str, Any]
+) -> None:
+    settings = {"tokens": "image"}
+    assert make_artifact(schema_version=3, settings=settings, **more).meta.schema_version == 3
+    for earlier in (1, 2):
+        with pytest.raises(ValidationError, match="has schema version 3"):
+            make_artifact(schema_version=earlier, settings=settings, **more)
 
 
 def test_artifacts_without_a_parent_are_spelled_as_ever(make_artifact: MakeArtifact) -> None:

@@ -16,7 +16,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
-from guard.artifact import Artifact, ArtifactMeta
+from guard.artifact import Artifact, ArtifactMeta, version_of
 from steering.engines.transformers.engine import TransformersEngine
 from steering.fingerprint import checkpoint_fingerprint
 from steering.hidden.rows import RowGuard
@@ -141,6 +141,7 @@ def artifact(
     }
     meta = ArtifactMeta.model_validate(
         {
+            "schema_version": version_of(settings, None),
             "method": "steer",
             "concept": "topic/any",
             "created": "2026-01-31",

@@ -15,7 +15,7 @@ from typing import Any, TypeGuard, TypeVar
 from pydantic import JsonValue
 
 from classifiers.calibration import prompts_needed
-from guard.artifact import Artifact, Parent
+from guard.artifact import Artifact, Parent, version_of
 from guard.data.prompts import ForgetPrompt, RetainPrompt, Split, in_split
 from guard.errors import ArtifactError, DataError
 from guard.evaluation.shares import Share
@@ -269,15 +269,16 @@ def _bound(
 ) -> Artifact:
     meta = artifact.meta
     before = {name: meta.settings[name] for name in moved if name in meta.settings}
+    parent = Parent(digest=artifact.digest, model=meta.model, settings=before)
     return Artifact(
         meta.model_copy(
             update={
-                "schema_version": 2,
+                "schema_version": version_of(meta.settings, parent),
                 "created": date.today(),
                 "model": chat.fitted_model,
                 "settings": {**meta.settings, **moved},
                 "calibration": calibration,
-                "parent": Parent(digest=artifact.digest, model=meta.model, settings=before),
+                "parent": parent,
             }
         ),
         artifact.tensors,

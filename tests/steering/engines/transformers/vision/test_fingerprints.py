@@ -104,7 +104,7 @@ def test_a_tied_output_counts_once_whether_the_checkpoint_lists_it_or_not(
 def test_a_tower_with_batch_normalisation_has_the_fingerprint_of_its_checkpoint(
     tmp_path: Path,
 ) -> None:
-    """Its statistics are no parameters, and stand in the checkpoint alone."""
+    """Its statistics are no parameters, and count all the same."""
     resnet = {
         "model_type": "resnet",
         "embedding_size": 4,
@@ -137,3 +137,9 @@ def test_a_tower_with_batch_normalisation_has_the_fingerprint_of_its_checkpoint(
     kept = load_file(tmp_path / "model.safetensors")
     assert any(name.endswith("running_mean") for name in kept)
     assert checkpoint_fingerprint(tmp_path) == fingerprint(model)
+    for name, values in kept.items():
+        if name.endswith("running_mean"):
+            kept[name] = values + 1.0
+    save_file(kept, tmp_path / "model.safetensors", {"format": "pt"})
+    changed = LlavaForConditionalGeneration.from_pretrained(tmp_path)
+    assert checkpoint_fingerprint(tmp_path) == fingerprint(changed) != fingerprint(model)
