@@ -3,7 +3,7 @@
 Projected gradient on the pixels (Madry et al., arXiv 1706.06083) within EPSILON of 255 levels of
 the image as the model sees it. The weaker attacker has the bare model alone, and sends what brings
 out its answer there. The stronger one knows the guards: its loss is taken through them
-(`GuardedRecall`), and rises with every gate over its threshold.
+(`Recall`), and rises with every gate over its threshold.
 """
 
 from __future__ import annotations
@@ -16,24 +16,17 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from guard.errors import DataError
 from guard.evaluation.mllmu.asking import Asked
 from guard.evaluation.mllmu.contestants import Contestant, Reply
 from guard.evaluation.mllmu.scores import holds_fact
 from guard.reporting.progress import Stages
-from steering.engines.transformers.layers import decoder_layers
 from steering.engines.transformers.vision.descent import Bounds, descended
 from steering.engines.transformers.vision.pixels import DifferentiablePixels
-from steering.engines.transformers.whole_sequences import WholeSequences
-from steering.hidden.seam import HiddenSeam
-from steering.prompt import Prompt
+from steering.engines.transformers.vision.recall import Recall
 
 EPSILON = 16.0
-EVADE = 4.0
-"""Weight of the gates' excess over their thresholds, as a share of that of the unchanged image."""
 ATTACKED = 12
 """Questions that are attacked, at most."""
 ATTACK = "attacked"
@@ -143,84 +136,11 @@ def _changed(
         raise DataError(f"{error}: leave out --attack") from error
     # the size in which the tower takes it, so that what is sent passes the processor unchanged
     levels = clean[0].round().clamp(0, 255).to(torch.uint8).numpy()
-    loss = GuardedRecall(
-        guarded if attacker.knows_guards else Contestant("bare", chat),
-        preprocessing,
-        chat.prompt(item.text, [levels]),
-        wanted.tokens,
-    )
-    try:
+    known = (guarded.bank, guarded.guards) if attacker.knows_guards else ()
+    prompt = chat.prompt(item.text, [levels])
+    with Recall(chat.model, preprocessing, [prompt], [wanted.tokens], *known) as loss:
         found = descended(clean, loss, attacker.bounds)
-    finally:
-        loss.close()
     return np.ascontiguousarray(found[0].to(torch.uint8).numpy())
-
-
-class GuardedRecall:
-    """-log p of an answer, the mean of its tokens, under the guards of a contestant, plus EVADE
-    times the share of the gates' excess that is left: as a function of the pixels of the image.
-
-    The decisions are those of the guards' own table; the changes that follow from them, and the
-    gates' scores, are differentiated exactly. Hooks the model until `close`.
-    """
-
-    def __init__(
-        self,
-        contestant: Contestant,
-        preprocessing: DifferentiablePixels,
-        prompt: Prompt,
-        answer: Sequence[int],
-    ) -> None:
-        self._model, self._bank = contestant.chat.model, contestant.bank
-        self._guards, self._preprocessing = contestant.guards, preprocessing
-        self._prompt, self._answer = prompt, list(answer)
-        device = contestant.chat.device
-        self._ids = torch.tensor([[*prompt.tokens, *answer]], device=device)
-        # the placeholder tokens, as the engine marks them
-        family = contestant.chat.vision
-        self._image = None if family is None else self._ids == family.image_token
-        self._whole: float | None = None
-        """The excess of the unchanged image, with which the first call begins."""
-        self._seam = HiddenSeam(list(decoder_layers(self._model)))
-        self._trained = [w for w in self._model.parameters() if w.requires_grad]
-        for weight in self._trained:
-            weight.requires_grad_(False)
-        if self._bank is not None:
-            self._seam.install(self._bank.layers)
-
-    def __call__(self, pixels: Tensor) -> Tensor:
-        """The loss `[1]` of pixels `[1, height, width, 3]`, float in 0..255, with the graph."""
-        if self._bank is None:
-            return self._recall(pixels)
-        real = np.ones((1, self._ids.shape[1]), bool)
-        table = WholeSequences(self._bank, self._guards, real, len(self._prompt), self._image)
-        with self._seam.consulting(table):
-            recall = self._recall(pixels)
-        excess = table.excess([0]).clamp(min=0).sum(1)
-        if self._whole is None:
-            self._whole = max(float(excess.detach()), 1e-6)
-        return recall + EVADE * excess / self._whole
-
-    def close(self) -> None:
-        """Remove the hooks; the weights take gradients as before."""
-        self._seam.remove()
-        for weight in self._trained:
-            weight.requires_grad_(True)
-
-    def _recall(self, pixels: Tensor) -> Tensor:
-        device, kept = self._ids.device, len(self._answer) + 1
-        inputs = {
-            name: value.to(device) for name, value in self._preprocessing.inputs(pixels).items()
-        }
-        output = self._model(
-            input_ids=self._ids,
-            attention_mask=torch.ones_like(self._ids),
-            use_cache=False,
-            logits_to_keep=kept,
-            **inputs,
-        )
-        logits = output.logits[0, :-1].float()
-        return cross_entropy(logits, self._ids[0, 1 - kept :])[None]
 
 
 def _image(item: Asked) -> NDArray[np.uint8]:

@@ -9,18 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from guard.errors import DataError
 from guard.models.chat import ChatModel
 from guard.reporting.progress import Stages
 from steering.engines.transformers.vision.descent import Bounds, descended
 from steering.engines.transformers.vision.pixels import DifferentiablePixels
+from steering.engines.transformers.vision.recall import Recall
 from steering.prompt import Prompt
 
 BATCH = 8
@@ -84,12 +83,12 @@ def perturb(
             clean = preprocessing.own(pixels).round()
         except ValueError as error:
             raise DataError(f"{error}: ask for --parts text") from error
-        towards = _Recall(
-            model, preprocessing, [prompts[i] for i in batch], [answers[i] for i in batch]
-        )
         bounds = Bounds(how.epsilon, how.step, how.steps)
-        changed = descended(clean, towards.differentiable, bounds, seed + batch[0])
-        before, after = towards.losses(clean), towards.losses(changed)
+        asked, towards = [prompts[i] for i in batch], [answers[i] for i in batch]
+        with Recall(model, preprocessing, asked, towards) as losses:
+            changed = descended(clean, losses, bounds, seed + batch[0])
+            with torch.no_grad():
+                before, after = losses(clean), losses(changed)
         for row, i in enumerate(batch):
             images = (clean[row], changed[row])
             levels = [image.to(torch.uint8).numpy() for image in images]
@@ -97,54 +96,6 @@ def perturb(
         advance(len(batch))
         first += len(batch)
     return [found[i] for i in range(len(prompts))]
-
-
-class _Recall:
-    """-log p of answers to prompts with one image each, as a function of the images' pixels."""
-
-    def __init__(
-        self,
-        model: Any,
-        preprocessing: DifferentiablePixels,
-        prompts: Sequence[Prompt],
-        answers: Sequence[Sequence[int]],
-    ) -> None:
-        self._model, self._preprocessing = model, preprocessing
-        self._device = next(model.parameters()).device
-        rows = [(*prompt.tokens, *answer) for prompt, answer in zip(prompts, answers, strict=True)]
-        longest, self._kept = max(map(len, rows)), max(map(len, answers)) + 1
-        # left padding: the answers end in the last column
-        ids = torch.zeros(len(rows), longest, dtype=torch.long)
-        real = torch.zeros(len(rows), longest, dtype=torch.long)
-        self._counts = torch.zeros(len(rows), self._kept - 1)
-        for i, (row, answer) in enumerate(zip(rows, answers, strict=True)):
-            ids[i, longest - len(row) :], real[i, longest - len(row) :] = torch.tensor(row), 1
-            self._counts[i, len(self._counts[i]) - len(answer) :] = 1.0 / max(len(answer), 1)
-        self._ids, self._real = ids.to(self._device), real.to(self._device)
-
-    @torch.no_grad()
-    def losses(self, pixels: Tensor) -> Tensor:
-        """-log p of each answer, the mean of its tokens, `[rows]`."""
-        return self.differentiable(pixels)
-
-    def differentiable(self, pixels: Tensor) -> Tensor:
-        """As `losses`, with the graph where gradients are on."""
-        inputs = {
-            name: value.to(self._device)
-            for name, value in self._preprocessing.inputs(pixels).items()
-        }
-        logits = self._model(
-            input_ids=self._ids,
-            attention_mask=self._real,
-            use_cache=False,
-            logits_to_keep=self._kept,
-            **inputs,
-        ).logits[:, :-1]
-        answer = self._ids[:, 1 - self._kept :]
-        loss = torch.nn.functional.cross_entropy(
-            logits.float().transpose(1, 2), answer, reduction="none"
-        )
-        return (loss.cpu() * self._counts).sum(1)
 
 
 def _pixels(prompt: Prompt) -> NDArray[np.uint8]:

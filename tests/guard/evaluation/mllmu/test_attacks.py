@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -13,9 +14,7 @@ from guard.data.benchmarks.released import load_benchmark
 from guard.evaluation.mllmu.asking import Asked, asked_questions
 from guard.evaluation.mllmu.attacks import (
     EPSILON,
-    EVADE,
     Attacker,
-    GuardedRecall,
     attack,
     targets_of,
 )
@@ -25,6 +24,8 @@ from steering.engines.transformers.engine import RowStart, TransformersEngine
 from steering.engines.transformers.sampling import RowSampling
 from steering.engines.transformers.vision.descent import Bounds
 from steering.engines.transformers.vision.pixels import DifferentiablePixels
+from steering.engines.transformers.vision.recall import EVADE, Recall
+from steering.prompt import Prompt
 from tests.guard.data.benchmarks.files import save_mllmu
 from tests.guard.evaluation.mllmu.test_contestants import PROGRESS
 from tests.guard.evaluation.mllmu.tiny import guarded, steer, tiny_chat
@@ -51,6 +52,16 @@ def _pixels(chat: TransformersChat, item: Asked) -> tuple[DifferentiablePixels, 
     return preprocessing, preprocessing.own([item.image]).round()
 
 
+def _recall(
+    contestant: Contestant,
+    preprocessing: DifferentiablePixels,
+    prompt: Prompt,
+    answer: Sequence[int],
+) -> Recall:
+    model, guards = contestant.chat.model, contestant.guards
+    return Recall(model, preprocessing, [prompt], [answer], contestant.bank, guards)
+
+
 def _answer(chat: TransformersChat, text: str = "Town1 Town2") -> list[int]:
     return chat.ids(text)
 
@@ -61,8 +72,8 @@ def test_silent_guards_leave_the_loss_of_the_bare_model(
     preprocessing, pixels = _pixels(chat, asked[0])
     image = pixels[0].to(torch.uint8).numpy()
     prompt, answer = chat.prompt(asked[0].text, [image]), _answer(chat)
-    bare = GuardedRecall(Contestant(BARE, chat), preprocessing, prompt, answer)
-    silent = GuardedRecall(guarded(chat, 1e9), preprocessing, prompt, answer)
+    bare = _recall(Contestant(BARE, chat), preprocessing, prompt, answer)
+    silent = _recall(guarded(chat, 1e9), preprocessing, prompt, answer)
     expected = -sum(
         float(
             chat.model(
@@ -93,10 +104,32 @@ def test_guards_that_fire_act_in_the_loss_as_they_do_in_the_engine(
     steps += [token for _ in range(3) for token in engine.decode()]
     engine.close()
     expected = -sum(step.logprob or 0.0 for step in steps) / len(steps)
-    loss = GuardedRecall(contestant, preprocessing, prompt, [step.token for step in steps])
+    loss = _recall(contestant, preprocessing, prompt, [step.token for step in steps])
     # the excess of the unchanged image counts EVADE in full
     assert float(loss(pixels)) - EVADE == pytest.approx(expected, abs=1e-4)
     loss.close()
+
+
+@pytest.mark.parametrize("threshold", [-1e3, 0.0, 1e9])
+def test_rows_of_a_batch_are_those_of_each_alone(
+    chat: TransformersChat, asked: list[Asked], threshold: float
+) -> None:
+    chosen = [next(item for item in asked if item.question.by == by) for by in ("portrait", "both")]
+    answers = [_answer(chat, "Town1"), _answer(chat, "Town2 Town3 Town4")]
+    read = [_pixels(chat, item) for item in chosen]
+    prompts = [
+        chat.prompt(item.text, [pixels[0].to(torch.uint8).numpy()])
+        for item, (_, pixels) in zip(chosen, read, strict=True)
+    ]
+    assert len(prompts[0]) != len(prompts[1])
+    contestant, alone = guarded(chat, threshold), []
+    for (preprocessing, pixels), prompt, answer in zip(read, prompts, answers, strict=True):
+        with _recall(contestant, preprocessing, prompt, answer) as loss:
+            alone.append(float(loss(pixels)))
+    bank, guards = contestant.bank, contestant.guards
+    with Recall(chat.model, read[0][0], prompts, answers, bank, guards) as losses:
+        together = losses(torch.cat([pixels for _, pixels in read]))
+    assert together.tolist() == pytest.approx(alone, abs=1e-4)
 
 
 @pytest.mark.parametrize("threshold", [-1e3, 1e9])
@@ -105,7 +138,7 @@ def test_the_gradient_is_that_of_the_loss(
 ) -> None:
     preprocessing, pixels = _pixels(chat, asked[0])
     prompt = chat.prompt(asked[0].text, [pixels[0].to(torch.uint8).numpy()])
-    loss = GuardedRecall(guarded(chat, threshold), preprocessing, prompt, _answer(chat))
+    loss = _recall(guarded(chat, threshold), preprocessing, prompt, _answer(chat))
     start = pixels.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(loss(start).sum(), start)
     way = gradient / gradient.norm()
@@ -123,7 +156,7 @@ def test_an_attack_stays_within_its_bounds_and_knows_more_with_the_guards(
     wanted = Reply("Town1", tuple(_answer(chat, "Town1")))
     preprocessing, pixels = _pixels(chat, item)
     prompt = chat.prompt(item.text, [pixels[0].to(torch.uint8).numpy()])
-    probe = GuardedRecall(guarded(chat, 1e9), preprocessing, prompt, wanted.tokens)
+    probe = _recall(guarded(chat, 1e9), preprocessing, prompt, wanted.tokens)
     # a threshold just under the score of this image: it fires, and can be evaded
     score = float(_score(chat, item))
     probe.close()
