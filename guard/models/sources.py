@@ -94,14 +94,15 @@ def resolve_source(source: str) -> str:
 
 
 def add_model(name: str, *, progress: Progress | None = None) -> AddedModel:
-    """Add the model of a recipe to the cache; does nothing if it is there.
+    """Add the model of a recipe to the cache; does nothing if it is there, made from the weights
+    that are beside the source now.
 
     `progress` gets each of STEPS as it begins. The directory appears by one rename, so that an
     interrupted run leaves no incomplete model. Raises ModelError.
     """
-    if (model := added_model(name)) is not None:
+    model, recipe = added_model(name), RECIPES.get(name)
+    if model is not None and (recipe is None or _is_current(model, recipe)):
         return model
-    recipe = RECIPES.get(name)
     if recipe is None:
         raise ModelError(f"no recipe for model {name!r}: there is one for {', '.join(RECIPES)}")
     report = progress or (lambda _step: None)
@@ -117,6 +118,11 @@ def add_model(name: str, *, progress: Progress | None = None) -> AddedModel:
     if added is None:
         raise ModelError(f"{folder / name} is in the way: move it and try again")
     return added
+
+
+def _is_current(model: AddedModel, recipe: Recipe) -> bool:
+    weights = recipe.weights_sha256()
+    return weights is None or model.manifest.get("weights_sha256") == weights
 
 
 def _build(recipe: Recipe, temporary: Path, target: Path, report: Progress) -> None:
@@ -141,6 +147,8 @@ def _build(recipe: Recipe, temporary: Path, target: Path, report: Progress) -> N
     (target_folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
     report(STEPS[3])
     try:
+        if added_model(recipe.name) is not None:
+            target.rename(temporary / "former")
         target_folder.rename(target)
     except OSError:
         # Another process has added the same model meanwhile.

@@ -6,11 +6,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from transformers import AutoTokenizer, LlamaForCausalLM
 
 from classifiers.text.encoder.model import TextEncoder
 from guard.errors import ModelError
-from guard.models.recipes import EMOJI_WEIGHTS, MINILM_LAYERS, RECIPES, assemble_emoji
+from guard.models.recipes import (
+    EMOJI_WEIGHTS,
+    MINILM_LAYERS,
+    RECIPES,
+    assemble_emoji,
+    assemble_portraits,
+)
 from tests.classifiers.text import tiny_bert
+from tests.guard.evaluation.mllmu.tiny import tiny_model, tiny_tokenizer
 
 CARRIED = ("tokenizer.json", "vocab.txt", "special_tokens_map.json")
 
@@ -80,3 +88,46 @@ def test_every_file_of_a_recipe_is_pinned() -> None:
     for recipe in RECIPES.values():
         assert "==" in recipe.requirement
         assert recipe.files and all(len(sha256) == 64 for sha256 in recipe.files.values())
+
+
+def test_the_model_that_sees_is_put_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = tiny_tokenizer()
+    sees = tiny_model(tokenizer)
+    words = sees.config.text_config.vocab_size
+    language = LlamaForCausalLM(sees.config.text_config)
+    monkeypatch.setattr("guard.models.recipes._unpacked", lambda folder: (language, tokenizer))
+    weights, target = tmp_path / "weights", tmp_path / "model"
+    weights.mkdir()
+    config = sees.config.to_dict() | {"tie_word_embeddings": True}
+    # room for the token of images
+    config["text_config"] |= {"vocab_size": words + 2}
+    (weights / "config.json").write_text(json.dumps(config), "utf-8")
+    (weights / "chat_template.jinja").write_text("{{ messages }}", "utf-8")
+    (weights / "generation_config.json").write_text('{"do_sample": false}', "utf-8")
+    parts = ("model.vision_tower.", "model.multi_modal_projector.")
+    seeing = {n: w.half().numpy() for n, w in sees.state_dict().items() if n.startswith(parts)}
+    save_file(seeing, weights / "vision.safetensors")
+    rng = np.random.default_rng(0)
+    layer = "model.language_model.layers.1"
+    a, b = (rng.normal(size=shape).astype(np.float16) for shape in ((2, 32), (32, 2)))
+    delta = rng.normal(size=(64, 32)).astype(np.float16)
+    changes = {f"{layer}.self_attn.q_proj.a": a, f"{layer}.self_attn.q_proj.b": b}
+    changes[f"{layer}.mlp.up_proj.delta"] = delta
+    save_file(changes, weights / "language.safetensors")
+    bare = {name: w.numpy().copy() for name, w in language.state_dict().items()}
+
+    assemble_portraits(tmp_path, target, weights)
+    made = load_file(target / "model.safetensors")
+    inner = {n.partition("layers.1.")[2]: w for n, w in made.items() if "language_model" in n}
+    query, up = inner["self_attn.q_proj.weight"], inner["mlp.up_proj.weight"]
+    merged = (b.astype(np.float64) @ a.astype(np.float64)).astype(np.float16)
+    assert np.array_equal(query, bare["model.layers.1.self_attn.q_proj.weight"] + merged)
+    assert np.array_equal(up, bare["model.layers.1.mlp.up_proj.weight"] + delta)
+    (embedding,) = (w for name, w in made.items() if name.endswith("embed_tokens.weight"))
+    assert embedding.shape[0] == words + 2 and not embedding[words:].any()
+    assert np.array_equal(embedding[:words], bare["model.embed_tokens.weight"])
+    assert (target / "generation_config.json").is_file()
+    again = AutoTokenizer.from_pretrained(target)
+    assert again.chat_template == "{{ messages }}" and "<image>" in again.all_special_tokens

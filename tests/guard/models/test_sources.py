@@ -64,6 +64,33 @@ def test_a_model_is_added_once(recipe: Recipe, cache: Path) -> None:
     assert len(steps) == len(STEPS)
 
 
+def test_a_model_is_made_again_when_the_weights_beside_the_source_are_new(
+    recipe: Recipe, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = tmp_path / "trained"
+    (weights / "unet").mkdir(parents=True)
+    (weights / "unet" / "model.safetensors").write_bytes(b"first")
+
+    def assemble(files: Path, target: Path) -> None:
+        convert(files, target)
+        (target / "trained").write_bytes((weights / "unet" / "model.safetensors").read_bytes())
+
+    made = dataclasses.replace(recipe, convert=assemble, weights=weights)
+    monkeypatch.setattr(sources, "RECIPES", {"tiny": made})
+    first = add_model("tiny")
+    assert add_model("tiny") == first
+    (weights / "unet" / "model.safetensors").write_bytes(b"second")
+    second = add_model("tiny")
+    assert (second.path / "trained").read_bytes() == b"second"
+    assert second.manifest["weights_sha256"] != first.manifest["weights_sha256"]
+    assert os.listdir(cache / "models") == ["tiny"]
+    # a package that has no examples cannot make it again
+    monkeypatch.setattr(
+        sources, "RECIPES", {"tiny": dataclasses.replace(made, weights=tmp_path / "gone")}
+    )
+    assert add_model("tiny") == second
+
+
 def test_an_altered_download_is_refused(
     recipe: Recipe, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
