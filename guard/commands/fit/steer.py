@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from guard.commands.fit.output import (
-    print_json,
-    print_written,
-    require_artifact_name,
-    write_report,
-)
+from guard.commands.fit.output import print_written, require_artifact_name, write_report
 from guard.data.portrait_rows import with_portraits
 from guard.data.prompts import ForgetPrompt, PairedAnswers, RetainPrompt, read_rows
 from guard.errors import DataError
@@ -25,15 +21,15 @@ from guard.reporting.progress import stages
 
 if TYPE_CHECKING:
     from guard.artifact import Artifact
+    from guard.fitting.steering.fit import SteerFit
     from guard.models.chat import ChatModel
+    from steering.hidden.bank import Tokens
 
 
 _NONE = "warning: no forget prompt of the validation split fires that asks by "
 _UNCAUGHT = {
-    "text": f"{_NONE}text alone: fit those rows by themselves, with --tokens text, and put both "
-    "guards into the policy",
-    "image": f"{_NONE}image: fit those rows by themselves, with --tokens image, and put both "
-    "guards into the policy",
+    "text": f"{_NONE}text alone: fit those rows by themselves, with --apart",
+    "image": f"{_NONE}image: fit those rows by themselves, with --apart",
     "both": f"{_NONE}image and name: add such prompts to the train split",
 }
 """What is said where a guard does not act on a way of asking, by that way."""
@@ -67,6 +63,14 @@ def steer(
             "validation split if left out."
         ),
     ] = None,
+    apart: Annotated[
+        bool,
+        typer.Option(
+            "--apart",
+            help="Fit forget prompts with images and those of text alone apart: guards of image "
+            "tokens and guards of text tokens, each with these false-positive rates.",
+        ),
+    ] = False,
     parts: Annotated[
         Literal["text", "visual", "both"] | None,
         typer.Option(
@@ -103,7 +107,8 @@ def steer(
     """Fit a steering guard: direction, gate, layers, strength and thresholds.
 
     Writes NAME.safetensors, NAME.report.json and NAME.report.html; with --each subject
-    NAME-SUBJECT.safetensors for each subject, and NAME.toml with a policy of all of them.
+    NAME-SUBJECT.safetensors for each subject, and NAME.toml with a policy of all of them. With
+    --apart there are NAME-image and NAME-text of each, and one policy.
     """
     # before the model is loaded, which takes longer
     forget_rows, retain_rows = read_rows(forget, ForgetPrompt), read_rows(retain, RetainPrompt)
@@ -113,67 +118,134 @@ def steer(
     require_artifact_name(out)
     if engine == "vllm" and device != "auto":
         raise DataError(f"--device {device}: vLLM chooses the device itself: leave it out")
+    sets = [_Set(forget_rows, retain_rows, tokens, out)]
+    if apart:
+        sets = _apart(sets[0])
 
-    from guard.fitting.steering.artifacts import to_artifact, to_artifacts
     from guard.fitting.steering.fit import fit_steer
     from guard.fitting.steering.gate_search import Rates
     from guard.fitting.steering.perturbation import Perturbation
-    from guard.fitting.steering.report import as_json as report_json
-    from guard.fitting.steering.report import as_page
 
     rates = Rates(fpr, near_fpr)
-    typer.echo(rates.check(retain_rows), err=True)
+    for one in sets:
+        typer.echo(rates.check(one.retain), err=True)
     chat = _load(model, engine, device)
-    started = time.monotonic()
-    with stages() as progress:
-        fit = fit_steer(
-            chat,
-            forget_rows,
-            retain_rows,
-            pairs=pair_rows,
-            rates=rates,
-            recheck=recheck,
-            tokens=tokens,
-            parts=parts,
-            perturbation=Perturbation(epsilon=epsilon, steps=perturb_steps),
-            each_subject=each == "subject",
-            seed=seed,
-            progress=progress,
+    about = _About(concept, description, each == "subject")
+    fitted = []
+    for one in sets:
+        started = time.monotonic()
+        with stages() as progress:
+            fit = fit_steer(
+                chat,
+                one.forget,
+                one.retain,
+                pairs=pair_rows,
+                rates=rates,
+                recheck=recheck,
+                tokens=one.tokens,
+                parts=parts if any(row.images for row in one.forget) or not apart else None,
+                perturbation=Perturbation(epsilon=epsilon, steps=perturb_steps),
+                each_subject=about.each_subject,
+                seed=seed,
+                progress=progress,
+            )
+        fitted.append(_written(fit, chat, about, one.out, time.monotonic() - started))
+    paths = [path for result in fitted for path in result.artifacts]
+    if apart or about.each_subject:
+        paths.append(_save_policy(paths, out))
+    if as_json:
+        found = [result.as_json for result in fitted]
+        typer.echo(json.dumps(found if apart else found[0], indent=2))
+        return
+    console = Console()
+    for result in fitted:
+        _print(console, result.report)
+    print_written(console, *paths, *(result.page for result in fitted))
+
+
+class _About(NamedTuple):
+    """What the artifacts of a command are of."""
+
+    concept: str
+    description: str
+    each_subject: bool
+
+
+class _Set(NamedTuple):
+    """Rows that are fitted together, the tokens their gates score, and the artifact's path."""
+
+    forget: Sequence[ForgetPrompt]
+    retain: Sequence[RetainPrompt]
+    tokens: Tokens | None
+    out: Path
+
+
+class _Fitted(NamedTuple):
+    """What one fit has written."""
+
+    artifacts: Mapping[Path, Artifact]
+    report: Mapping[str, Any]
+    page: Path
+
+    @property
+    def as_json(self) -> dict[str, Any]:
+        """The report with the path and the digest of the first artifact."""
+        path, artifact = next(iter(self.artifacts.items()))
+        return {**self.report, "artifact": str(path), "digest": artifact.digest}
+
+
+def _apart(whole: _Set) -> list[_Set]:
+    """The rows with images and those without. Text is in every request, images are not: the rows
+    to retain are all of them for the one, and those with images for the other."""
+    forget, retain, tokens, out = whole
+    if tokens is not None:
+        raise DataError("--apart scores the tokens of images and of text: leave out --tokens")
+    seen, named = [r for r in forget if r.images], [r for r in forget if not r.images]
+    if not seen or not named:
+        raise DataError(
+            "--apart: needs forget prompts with images and forget prompts of text alone: leave it "
+            "out, or see --portraits"
         )
-    if each == "subject":
-        artifacts = to_artifacts(fit, chat, concept=concept, description=description)
-        artifact = next(iter(artifacts.values()))
-        written = _save_all(artifacts, out)
+    shown = [row for row in retain if row.images]
+    return [
+        _Set(seen, shown, "image", out.with_name(f"{out.stem}-image.safetensors")),
+        _Set(named, retain, "text", out.with_name(f"{out.stem}-text.safetensors")),
+    ]
+
+
+def _written(fit: SteerFit, chat: ChatModel, about: _About, out: Path, took_s: float) -> _Fitted:
+    """Write the artifacts of a fit and its report; warn of ways of asking on which none acts."""
+    from guard.fitting.steering.artifacts import to_artifact, to_artifacts
+    from guard.fitting.steering.report import as_json, as_page
+
+    what = {"concept": about.concept, "description": about.description}
+    if about.each_subject:
+        artifacts = {
+            out.with_name(f"{out.stem}-{name}.safetensors"): artifact
+            for name, artifact in to_artifacts(fit, chat, **what).items()
+        }
     else:
-        artifact = to_artifact(fit, chat, concept=concept, description=description)
-        artifact.save(out)
-        written = [out]
-    about = artifact.meta.model_copy(update={"concept": concept})
-    report = report_json(fit, about, time.monotonic() - started)
+        artifacts = {out: to_artifact(fit, chat, **what)}
+    for path, artifact in artifacts.items():
+        artifact.save(path)
+    meta = next(iter(artifacts.values())).meta.model_copy(update={"concept": about.concept})
+    report = as_json(fit, meta, took_s)
     for kind, share in fit.calibration.get("forget_fired_by_kind", {}).items():
         if not share:
             typer.echo(_UNCAUGHT[kind], err=True)
-    page = write_report(out, report, as_page(fit, about))
-    if as_json:
-        print_json(report, written[0], artifact)
-    else:
-        _print(report, [*written, page])
+    return _Fitted(artifacts, report, write_report(out, report, as_page(fit, meta)))
 
 
-def _save_all(artifacts: Mapping[str, Artifact], out: Path) -> list[Path]:
-    """Write artifacts as NAME-SUBJECT.safetensors, and what a configuration needs to list all of
-    them as NAME.toml. Returns the paths."""
-    paths, lines = [], []
-    for name, artifact in artifacts.items():
-        path = out.with_name(f"{out.stem}-{name}.safetensors")
-        artifact.save(path)
-        paths.append(path)
+def _save_policy(artifacts: Sequence[Path], out: Path) -> Path:
+    """Write what a configuration needs to list all of `artifacts` as NAME.toml."""
+    lines = []
+    for path in artifacts:
         lines += ["[[guards]]", f'name = "{path.stem}"', f'artifact = "{path.name}"', ""]
-    listed = ",\n".join(f'    "{path.stem}"' for path in paths)
+    listed = ",\n".join(f'    "{path.stem}"' for path in artifacts)
     lines += [f"[policies.{out.stem}]", f"guards = [\n{listed},\n]", ""]
     policy = out.with_suffix(".toml")
     policy.write_text("\n".join(lines), encoding="utf-8")
-    return [*paths, policy]
+    return policy
 
 
 def _load(model: str, engine: str, device: str) -> ChatModel:
@@ -186,8 +258,7 @@ def _load(model: str, engine: str, device: str) -> ChatModel:
     return TransformersChat.load(model, device=device)
 
 
-def _print(report: Mapping[str, Any], written: list[Path]) -> None:
-    console = Console()
+def _print(console: Console, report: Mapping[str, Any]) -> None:
     if "gates_tried" in report:
         gates = Table("gate layers", "tokens", "caught", "far fired", "near fired")
         for gate in report["gates_tried"]:
@@ -206,4 +277,3 @@ def _print(report: Mapping[str, Any], written: list[Path]) -> None:
         )
     console.print(trials)
     console.print(values.table("validation split", report["calibration"]))
-    print_written(console, *written)

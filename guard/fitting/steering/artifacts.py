@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 from torch import Tensor
 
-from guard.artifact import Artifact, ArtifactMeta, FittedModel
+from guard.artifact import Artifact, ArtifactMeta, FittedModel, version_of
 from guard.errors import ArtifactError
 from guard.fitting.steering.directions import SCHEDULE
 from guard.fitting.steering.fit import SteerFit
@@ -74,6 +74,7 @@ def _artifact(
         settings["tokens"] = fit.guard.tokens
     try:
         meta = ArtifactMeta(
+            schema_version=version_of(settings, None),
             method="steer",
             concept=about.concept,
             description=about.description,

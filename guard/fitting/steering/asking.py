@@ -17,20 +17,16 @@ def asked(chat: ChatModel, rows: Sequence[Row]) -> list[str | Prompt]:
     return [prompt_of(chat, row) if row.images else row.prompt for row in rows]
 
 
-def prompt_of(chat: ChatModel, row: Row, text: str | None = None) -> Prompt:
-    """The prompt of a row; `text` is asked in place of its own, None for that.
-
-    Raises DataError for images that the model does not take.
-    """
-    text = row.prompt if text is None else text
+def prompt_of(chat: ChatModel, row: Row) -> Prompt:
+    """The prompt of a row. Raises DataError for images that the model does not take."""
     if not row.images:
-        return chat.prompt(text)
+        return chat.prompt(row.prompt)
     if not chat.sees:
         raise DataError(
             f"{', '.join(row.image)}: the model {chat.name!r} takes text alone: leave out the rows "
             "with images, or fit on a model that takes them"
         )
     try:
-        return chat.prompt(text, row.images)
+        return chat.prompt(row.prompt, row.images)
     except ValueError as error:
         raise DataError(f"{', '.join(row.image)}: {error}") from error

@@ -28,7 +28,7 @@ from guard.fitting.steering.gate_search import (
 from guard.fitting.steering.perturbation import Perturbation
 from guard.fitting.steering.subjects import (
     SubjectGates,
-    fit_subject_gates,
+    best_subject_gates,
     recheck_level,
     require_subjects,
     subject_guards,
@@ -101,7 +101,7 @@ def fit_steer(
     sees = any(row.images for row in (*forget, *retain))
     rng = random.Random(seed)
     known = in_split(forget, "validation")
-    held_out = _sample(in_split(retain, "validation"), ANSWERED_RETAIN, rng)
+    held_out = _answered(in_split(retain, "validation"), rates, rng)
     contrasted = _sample(in_split(forget, "train"), CONTRASTED, rng)
 
     answer = partial(chat.answer, max_tokens=ANSWER_TOKENS, progress=progress)
@@ -111,7 +111,9 @@ def fit_steer(
         raise DataError("the bare model leaks on no validation prompt: there is nothing to forget")
     states = read_states(chat, forget, retain, rng, progress)
     gate, tried = fit_gate(chat, states, rates, tokens)
-    subjects = fit_subject_gates(states, gate, known, rates) if each_subject else None
+    subjects: SubjectGates | None = None
+    if each_subject:
+        gate, subjects = best_subject_gates(states, tried, known, rates)
     del states  # the largest thing of the fit
     bare_retain = answer(asked(chat, held_out), what="bare answers, retain")
     answer_threshold: float | None = None
@@ -223,6 +225,19 @@ def _sample(rows: list[R], count: int, rng: random.Random) -> list[R]:
     """At most `count` of `rows`, in their order."""
     picked = sorted(rng.sample(range(len(rows)), min(count, len(rows))))
     return [rows[i] for i in picked]
+
+
+def _answered(rows: list[RetainPrompt], rates: Rates, rng: random.Random) -> list[RetainPrompt]:
+    """ANSWERED_RETAIN of `rows`, in their order, or more: of each kind as many as its rate needs,
+    which the threshold of generated tokens is found by."""
+    order = rng.sample(range(len(rows)), len(rows))
+    kept: list[int] = []
+    for near in (False, True):
+        kept += [i for i in order if rows[i].near == near][: rates.needed(near=near)]
+    needed = {*kept}
+    rest = [i for i in order if i not in needed]
+    kept += rest[: max(ANSWERED_RETAIN - len(kept), 0)]
+    return [rows[i] for i in sorted(kept)]
 
 
 def _share(flags: Iterable[bool]) -> float:

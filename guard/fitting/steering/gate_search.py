@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 from classifiers.calibration import prompts_needed, threshold_for
 from guard.data.prompts import ForgetPrompt, RetainPrompt, in_split
 from guard.errors import DataError
+from guard.fitting.steering.altered import altered
 from guard.fitting.steering.asking import prompt_of
 from guard.fitting.steering.gates import RetainStatistics, TokenStates, pool_of
 from guard.fitting.steering.wordings import WRAPPERS
@@ -28,7 +30,12 @@ IMAGE_DEPTHS = (*DEPTHS, (0.35, 0.55))
 """The same where prompts have images: who is in one is known later than what a name says."""
 
 WRAPPED_RETAIN = 0.5
-"""Share of the retain prompts that are also used inside a wrapper; all forget prompts are."""
+"""Share of the retain prompts that are also used inside a wrapper and with altered images; all
+forget prompts are."""
+
+
+ROUNDING = 0.01
+"""Deviations of the retain scores by which a threshold is raised."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,7 @@ class Rates:
         held_out = in_split(retain, "validation")
         lines = []
         for rate, kind in ((self.far, "far"), (self.near, "near")):
-            needed = prompts_needed(rate / 2)
+            needed = self.needed(near=kind == "near")
             have = sum(row.near == (kind == "near") for row in held_out)
             line = (
                 f"a false-positive rate of {rate:.2%} needs {needed} {kind} retain prompts in "
@@ -61,13 +68,19 @@ class Rates:
             lines.append(line)
         return "; ".join(lines)
 
+    def needed(self, *, near: bool) -> int:
+        """The fewest held-out prompts of a kind for half of its rate."""
+        return prompts_needed((self.near if near else self.far) / 2)
+
     def threshold(self, scores: Sequence[float], near: Sequence[bool]) -> float:
-        """The lowest threshold that keeps half of both rates."""
+        """The lowest threshold that keeps half of both rates, and a little more: a score at the
+        threshold, of states that were kept in half precision, is another one when it is served."""
         far_scores = [score for score, is_near in zip(scores, near, strict=True) if not is_near]
         near_scores = [score for score, is_near in zip(scores, near, strict=True) if is_near]
-        return max(
+        threshold = max(
             threshold_for(far_scores, self.far / 2), threshold_for(near_scores, self.near / 2)
         )
+        return threshold + ROUNDING * statistics.pstdev(scores)
 
 
 @dataclass(frozen=True)
@@ -108,7 +121,8 @@ class FittedGate:
 class GateStates:
     """The states of all prompts from which gates are fitted, after `layers`.
 
-    `forget` and `retain` are of the train split, each prompt as it is and in wrappers;
+    `forget` and `retain` are of the train split, each prompt as it is and in wrappers, with its
+    images altered;
     `forget_rows` are the rows of the sequences of `forget`, `near` and `held_out_near` mark the
     near misses among the sequences.
     """
@@ -162,8 +176,15 @@ def read_states(
     def plain(rows: Sequence[ForgetPrompt] | Sequence[RetainPrompt]) -> list[Prompt]:
         return [prompt_of(chat, row) for row in rows]
 
+    others = [image for row in train for image in row.images]
+
     def wrapped(rows: Sequence[ForgetPrompt] | Sequence[RetainPrompt]) -> list[Prompt]:
-        return [prompt_of(chat, row, rng.choice(WRAPPERS).format(row.prompt)) for row in rows]
+        prompts = []
+        for row in rows:
+            text = rng.choice(WRAPPERS).format(row.prompt)
+            images = [altered(image, others, rng) for image in row.images]
+            prompts.append(prompt_of(chat, row.asked(text, row.image, images)))
+        return prompts
 
     positive, known = in_split(forget, "train"), in_split(forget, "validation")
     return GateStates(

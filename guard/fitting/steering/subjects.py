@@ -3,8 +3,8 @@
 The statistics of the retain prompts are computed once and shared; the prompts of all other subjects
 are near misses of each. A request carries all of these guards, so what counts is whether any of
 them fires: scores are standardised guard by guard (by the retain prompts of the train split), and
-the threshold is the conformal one of the largest. Layers, tokens, directions and strength are
-those of the guard of the whole set.
+the threshold is the conformal one of the largest. Directions and strength are those of the guard of
+the whole set, at the layers and tokens at which the guards of the subjects catch the most.
 """
 
 from __future__ import annotations
@@ -80,6 +80,16 @@ def require_subjects(forget: Sequence[ForgetPrompt]) -> None:
             f"no forget prompt about {lost[0]!r} is in the train split: mark some with "
             '"split": "train"'
         )
+
+
+def best_subject_gates(
+    states: GateStates, tried: Sequence[FittedGate], known: Sequence[ForgetPrompt], rates: Rates
+) -> tuple[FittedGate, SubjectGates]:
+    """The gates of all subjects that together catch the most of `known`, at the layers and tokens
+    of one of `tried`, and that one: layers at which one gate knows the whole set need not be those
+    at which many gates tell each of it from the rest."""
+    fitted = [(gate, fit_subject_gates(states, gate, known, rates)) for gate in tried]
+    return max(fitted, key=lambda pair: pair[1].as_one(pair[0]).recall)
 
 
 def fit_subject_gates(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from guard.errors import ArtifactError, DataError
 from guard.fitting.rebinding import drift
 from guard.fitting.rebinding.gate import LoadedGate
 from guard.fitting.rebinding.rebind import Rebinding, rebind
+from guard.fitting.steering.gate_search import ROUNDING
 from guard.models.chat import TransformersChat
 from tests.guard.fitting.rebinding import copies
 from tests.guard.fitting.rebinding.copies import COUNT, RATES, silent
@@ -87,10 +89,12 @@ def test_its_thresholds_are_those_of_the_validation_split_alone(
     chat = TransformersChat.load(str(models["rounded"]), device="cpu")
     gate = LoadedGate(artifact, chat, silent)
     known = in_split(rows[1], "validation")
+    scores = {near: gate.scores([r for r in known if r.near == near], "") for near in (False, True)}
     expected = max(
-        threshold_for(gate.scores([r for r in known if r.near == near], ""), rate / 2)
+        threshold_for(scores[near], rate / 2)
         for near, rate in ((False, RATES.far), (True, RATES.near))
     )
+    expected += ROUNDING * statistics.pstdev([*scores[False], *scores[True]])
     settings = held.artifact.meta.settings
     assert settings["threshold"] == pytest.approx(expected, abs=1e-6)
     recheck = settings["recheck"]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import random
+
 import numpy as np
 import pytest
 
 from guard.data.prompts import RetainPrompt
 from guard.errors import DataError
+from guard.fitting.steering.fit import ANSWERED_RETAIN, _answered
 from guard.fitting.steering.gate_search import Rates, share_over
 
 
@@ -46,3 +49,18 @@ def test_the_threshold_keeps_half_of_both_rates() -> None:
     assert near_rate <= 0.0525
     # the binding one is used up, not undercut by an order of magnitude
     assert max(far_rate / 0.01, near_rate / 0.05) > 0.8
+
+
+def test_answered_prompts_are_enough_for_both_rates() -> None:
+    rows = _retain(230, 500)
+    rates = Rates(0.01, 0.02)
+    for seed in range(20):
+        chosen = _answered(rows, rates, random.Random(seed))
+        assert len(chosen) == ANSWERED_RETAIN
+        near = [row.near for row in chosen]
+        assert rates.threshold([float(i) for i in range(len(chosen))], near) > 0
+        assert chosen == sorted(chosen, key=rows.index)
+    assert len(_answered(_retain(300, 500), Rates(0.01, 0.01), random.Random(0))) == ANSWERED_RETAIN
+    every = _retain(250, 260)
+    assert len(_answered(every, Rates(0.008, 0.008), random.Random(0))) == 498
+    assert _answered(_retain(20, 20), Rates(0.2, 0.2), random.Random(0)) == _retain(20, 20)

@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return base
 
 
-def _fit(folder: Path, **more: object) -> Result:
+def _fit(folder: Path, *flags: str, **more: object) -> Result:
     options = {
         "model": folder / "model",
         "concept": "people/two",
@@ -46,7 +46,7 @@ def _fit(folder: Path, **more: object) -> Result:
         "perturb-steps": 2,
     } | {name.replace("_", "-"): value for name, value in more.items()}
     flat = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
-    return CliRunner().invoke(app, ["fit", "steer", *flat])
+    return CliRunner().invoke(app, ["fit", "steer", *flags, *flat])
 
 
 def _readings(
@@ -93,7 +93,9 @@ def test_a_gate_of_image_tokens_reads_images_alone(folder: Path) -> None:
     out = folder / "image.safetensors"
     fitted = _fit(folder, out=out, tokens="image", parts="text")
     assert fitted.exit_code == 0, fitted.output
-    assert "fires that asks by text alone: fit those rows by themselves" in fitted.output
+    assert (
+        "fires that asks by text alone: fit those rows by themselves, with --apart" in fitted.output
+    )
     settings = Artifact.load(out).meta.settings
     assert settings["tokens"] == "image" and settings["recheck"] is None
     chat = seeing_chat(folder / "model")
@@ -126,6 +128,32 @@ def test_one_guard_for_each_subject_tells_them_apart(folder: Path) -> None:
     config.write_text(model + (folder / "each.toml").read_text())
     checked = CliRunner().invoke(app, ["check", str(config)])
     assert checked.exit_code == 0, checked.output
+
+
+def test_portraits_and_names_are_fitted_apart_by_one_command(folder: Path) -> None:
+    out = folder / "apart.safetensors"
+    fitted = _fit(folder, "--apart", out=out, each="subject", parts="both")
+    assert fitted.exit_code == 0, fitted.output
+    assert "warning" not in fitted.output
+    paths = {
+        (kind, name): folder / f"apart-{kind}-{name}.safetensors"
+        for kind in ("image", "text")
+        for name in COLOURS
+    }
+    tokens = {key: Artifact.load(path).meta.settings["tokens"] for key, path in paths.items()}
+    assert all(kind == found for (kind, _), found in tokens.items())
+    asked = {}
+    for kind in ("image", "text"):
+        report = json.loads((folder / f"apart-{kind}.report.json").read_text())
+        asked[kind] = set(report["calibration"]["forget_fired_by_kind"])
+        assert report["parts"] == {"image": "both", "text": "text"}[kind]
+    assert asked == {"image": {"image"}, "text": {"text"}}
+    config = folder / "apart-config.toml"
+    model = f'[[models]]\nname = "tiny"\nsource = "{folder / "model"}"\n'
+    config.write_text(model + (folder / "apart.toml").read_text())
+    checked = CliRunner().invoke(app, ["check", str(config)])
+    assert checked.exit_code == 0, checked.output
+    assert all(path.stem in config.read_text() for path in paths.values())
 
 
 def test_parts_of_the_direction_add_up(folder: Path) -> None:
@@ -179,6 +207,15 @@ def test_a_fault_is_reported_in_one_line(
     result = _fit(folder, **change)
     assert result.exit_code != 0
     assert said in result.output
+
+
+def test_rows_that_cannot_be_fitted_apart_are_refused(folder: Path, tmp_path: Path) -> None:
+    both = _fit(folder, "--apart", tokens="image")
+    assert both.exit_code == 1 and "leave out --tokens" in both.output
+    rows = (folder / "data" / "forget.jsonl").read_text().splitlines()
+    (tmp_path / "forget.jsonl").write_text("\n".join(r for r in rows if "image" not in r) + "\n")
+    named = _fit(folder, "--apart", forget=tmp_path / "forget.jsonl")
+    assert named.exit_code == 1 and "forget prompts of text alone" in named.output
 
 
 def test_images_for_a_model_of_text_are_refused(folder: Path, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -10,7 +12,12 @@ from guard.errors import DataError
 from guard.fitting.steering.artifacts import file_name
 from guard.fitting.steering.gate_search import FittedGate, GateStates, Rates, share_over
 from guard.fitting.steering.gates import RetainStatistics, TokenStates
-from guard.fitting.steering.subjects import SubjectGates, fit_subject_gates, require_subjects
+from guard.fitting.steering.subjects import (
+    SubjectGates,
+    best_subject_gates,
+    fit_subject_gates,
+    require_subjects,
+)
 
 WIDTH, LAYERS, TOKENS, SUBJECTS = 24, 2, 8, 6
 RATES = Rates(0.1, 0.1)
@@ -38,11 +45,14 @@ def _rows(axes: list[int | None]) -> tuple[ForgetPrompt, ...]:
     )
 
 
+SHOWN: list[int | None] = [i % SUBJECTS for i in range(40 * SUBJECTS)]
+
+
 @pytest.fixture(scope="module")
-def gates() -> SubjectGates:
-    subjects: list[int | None] = [i % SUBJECTS for i in range(40 * SUBJECTS)]
+def states() -> GateStates:
+    subjects = SHOWN
     others: list[int | None] = [None if i % 2 else SUBJECTS + i % 9 for i in range(400)]
-    states = GateStates(
+    return GateStates(
         layers=(3, 5),
         forget=_states(subjects, 1),
         forget_rows=_rows(subjects),
@@ -52,8 +62,27 @@ def gates() -> SubjectGates:
         held_out=_states(others, 4),
         held_out_near=tuple(axis is not None for axis in others),
     )
-    whole = FittedGate((3, 5), torch.zeros(2, WIDTH), 0.0, (), (), ())
-    return fit_subject_gates(states, whole, _rows(subjects), RATES)
+
+
+def _at(*layers: int) -> FittedGate:
+    """A gate of the whole set, of which only the layers matter here."""
+    return FittedGate(layers, torch.zeros(len(layers), WIDTH), 0.0, (), (), ())
+
+
+@pytest.fixture(scope="module")
+def gates(states: GateStates) -> SubjectGates:
+    return fit_subject_gates(states, _at(3, 5), _rows(SHOWN), RATES)
+
+
+def test_the_layers_are_those_at_which_the_subjects_are_told_apart(states: GateStates) -> None:
+    def deaf(part: TokenStates) -> TokenStates:
+        noise = torch.randn(part.states.shape, generator=torch.Generator().manual_seed(11)).half()
+        return replace(part, states=torch.cat([part.states[:, :1], noise[:, 1:]], 1))
+
+    parts = {name: deaf(getattr(states, name)) for name in ("forget", "retain", "known")}
+    heard = replace(states, **parts, held_out=deaf(states.held_out))
+    gate, subjects = best_subject_gates(heard, [_at(5), _at(3)], _rows(SHOWN), RATES)
+    assert gate.layers == (3,) and share_over(subjects.own, subjects.level) > 0.95
 
 
 def test_each_gate_fires_for_its_own_subject(gates: SubjectGates) -> None:
