@@ -103,12 +103,12 @@ class RequestScreening:
 
     def _require_screenable(self, texts: JsonTexts) -> None:
         """Raise UnscreenedContent for content that is not text, unless the policy lets it pass."""
-        for kind in sorted(texts.opaque):
+        for kind, member in sorted(texts.opaque.items()):
             if not self.plan.passes(kind):
                 raise UnscreenedContent(
                     f"The policy {self.plan.policy!r} reads text, and this request brings {kind}: "
                     "leave them out, or have the operator let them pass unscreened.",
-                    param="messages",
+                    param=member or None,
                 )
             self.findings.unscreened.add(kind)
 

@@ -70,10 +70,7 @@ class PromptEncoder:
         placeholders without an image.
         """
         if self._placeholder is None:
-            try:
-                prompt.require_text()
-            except ValueError as error:
-                raise RequestError(str(error), param="prompt") from None
+            require_text(prompt)
         limit = self._max_context
         if len(prompt) + max_tokens > limit:
             raise ContextExceeded(
@@ -152,3 +149,11 @@ def context_length(config: Any, limit: int | None) -> int:
     `limit`."""
     positions = int(getattr(config, "max_position_embeddings", 2048))
     return min(positions, limit or positions)
+
+
+def require_text(prompt: Prompt) -> None:
+    """Refuse media and positions for an engine that takes text alone. Raises RequestError."""
+    try:
+        prompt.require_text()
+    except ValueError as error:
+        raise RequestError(str(error), param="prompt") from None

@@ -26,7 +26,7 @@ from guard.errors import ServiceStopped, UnknownPolicy
 from guard.verdict import Verdict
 from server.services.interface import LanguageModelInfo, RowEvents, TextRowRequest
 from server.services.loop import engine_failed, guard_failed, queue_full, settle, stopped
-from server.services.prompts import PromptEncoder
+from server.services.prompts import PromptEncoder, require_text
 from server.services.text_rows import TextRow, TokenText
 from steering.engines.transformers.engine import RowToken
 from steering.prompt import Prompt
@@ -110,7 +110,7 @@ class VllmService:
                 f"there is no policy {request.policy!r} for {self.info.name!r}", param="policy"
             )
         # images are not passed on to this engine: none may be dropped silently
-        request.prompt.require_text()
+        require_text(request.prompt)
         self._encoder.check(request.prompt, request.sampling.max_tokens)
         text = TokenText(self._encoder.tokenizer, request.sampling.stop)
         return TextRow(request, entry.plan, loop, text, self._cancel)

@@ -138,10 +138,11 @@ class _Position:
 
 @dataclass(slots=True)
 class JsonTexts:
-    """The texts of a body, and the kinds of content that is not text ("pictures", "audio")."""
+    """The texts of a body, and the kinds of content that is not text ("pictures", "audio"), with
+    the member of the body in which each is first."""
 
     pieces: list[JsonText] = field(default_factory=list)
-    opaque: set[str] = field(default_factory=set)
+    opaque: dict[str, str] = field(default_factory=dict)
     documents: list[JsonDocument] = field(default_factory=list)
     """The strings that are JSON, outer ones first."""
     signed: dict[int, SignedItems] = field(default_factory=dict)
@@ -219,7 +220,7 @@ class _Collector:
         elif isinstance(value, list):
             self._array(value, at)
         elif isinstance(value, bytes) and value:
-            self.texts.opaque.add(FILES.get(str(at.key), "files"))
+            self._add_opaque(FILES.get(str(at.key), "files"), at.path)
         elif (
             at.kind == "value"
             and _is_number(value)
@@ -328,7 +329,8 @@ class _Collector:
                 self.value(item, inside)
         elif kind is not None and CODED.fullmatch(item):
             if kind != "numbers" or is_response or SECRET_CODE.fullmatch(item):
-                self._add_opaque(kind, item)
+                if item and kind != "numbers":
+                    self._add_opaque(kind, inside.path)
             elif item:
                 self._add(item, inside, "label")
         elif name in PROTOCOL and is_word(item):
@@ -336,7 +338,7 @@ class _Collector:
                 self._add(item, inside, "label")
         else:
             if name in TEMPLATES and not is_response:
-                self.texts.opaque.add("templates")
+                self._add_opaque("templates", inside.path)
             self.value(item, inside)
 
     def _kind(self, name: str, item: Any, at: _Position) -> Literal["text", "value", "schema"]:
@@ -356,7 +358,7 @@ class _Collector:
             is_text = isinstance(source, dict) and source.get("type") in TEXT_SOURCES
             if kind in OPAQUE_PARTS and not is_text:
                 # content by reference is not read either
-                self._add_opaque(OPAQUE_PARTS[kind], kind)
+                self._add_opaque(OPAQUE_PARTS[kind], at.path)
         if self.default_place == "response" or not in_conversation(at.path):
             return opaque, place
         if at.depth == 2 and isinstance(role, str):
@@ -370,7 +372,7 @@ class _Collector:
             raise NestedTooDeeply()
         holds_tokens = self.default_place != "response" and not at.free and _holds_tokens(value, at)
         if holds_tokens:
-            self.texts.opaque.add("tokens")
+            self._add_opaque("tokens", at.path)
         for index, item in enumerate(value):
             if holds_tokens and isinstance(item, int | float):
                 continue
@@ -383,9 +385,8 @@ class _Collector:
             inside.signed = at.signed
             self.value(item, inside)
 
-    def _add_opaque(self, kind: str, item: str) -> None:
-        if item and kind != "numbers":
-            self.texts.opaque.add(kind)
+    def _add_opaque(self, kind: str, path: str) -> None:
+        self.texts.opaque.setdefault(kind, re.split(r"[.[]", path, maxsplit=1)[0])
 
 
 def _is_number(value: object) -> bool:

@@ -32,6 +32,7 @@ def screened(
     words: tuple[str, ...] = ("forbidden thing", "there"),
     keys: str = "",
     server: str = "",
+    sees: bool = False,
 ) -> Iterator[tuple[LiveServer, Path]]:
     """A server under one policy, which answers "Hello there!" unless a prompt names a script."""
     path = folder / "config.toml"
@@ -40,7 +41,7 @@ def screened(
     path.write_text(text + MODEL + keys)
     with (
         AuditLog(folder / "audit.jsonl") as audit,
-        live_server(config=load_config(path), audit=audit) as live,
+        live_server(config=load_config(path), audit=audit, sees=sees) as live,
     ):
         yield live, folder / "audit.jsonl"
 
