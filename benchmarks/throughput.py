@@ -94,7 +94,7 @@ def measure_sides(
     }
     speeds: dict[str, list[float]] = {"bare": [], "guarded": []}
     for number, side in shuffled_rounds(list(sides), rounds):
-        speed = _run(engine, prompts, sides[side])
+        speed = run(engine, prompts, sides[side])
         if number:
             speeds[side].append(speed)
     engine.close()
@@ -128,7 +128,7 @@ def copies(artifact: Artifact, count: int) -> list[SteerGuard]:
     return guards
 
 
-def _run(
+def run(
     engine: TransformersEngine,
     prompts: Sequence[Prompt],
     guards: Sequence[tuple[RowGuard, ...]],

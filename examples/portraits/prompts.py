@@ -1,7 +1,7 @@
 """Prompts for `guard fit steer`: `python -m examples.portraits.prompts --share 5`.
 
-Forgotten people are asked about by portrait, by name and by both. Other private people, asked the
-very same, are the near misses; celebrities, scenes, strangers and everyday questions are far. The
+Forgotten people are asked about by portrait, by name and by both. Other people, asked the very
+same, and people who do not exist are the near misses; scenes and everyday questions are far. The
 splits share no wording and no portrait.
 """
 
@@ -26,6 +26,8 @@ SPLITS = ("train", "validation", "test")
 COLUMNS = {"train": range(6), "validation": range(6, 9), "test": range(9, 12)}
 EVERYDAY = HERE.parent / "harry-potter" / "retain.jsonl"
 SCENES = {"train": range(40), "validation": range(40, 80), "test": range(80, 120)}
+STRANGERS = {"train": 240, "validation": 60, "test": 60}
+"""Questions about people who do not exist; their names are made of the parts of known names."""
 SHOWN_IN = {"train": SHOWN[:2], "validation": SHOWN[2:], "test": SHOWN_TEST}
 
 
@@ -64,13 +66,15 @@ def forget_rows(count: int, rng: np.random.Generator) -> Iterator[Any]:
 
 def retain_rows(count: int, rng: np.random.Generator) -> Iterator[Any]:
     for person in people()[count:]:
-        near = person.number < PRIVATE
         for split in SPLITS:
-            ways = ["name", "portrait"] + (["name", "portrait", "both"] if split == "train" else [])
+            ways = ["name", "portrait"]
+            if split == "train":
+                # most share a first or a last name with somebody who is forgotten
+                ways += ["name"] * (3 if person.private else 7) + ["portrait", "both"]
             for way in ways:
                 attribute = str(rng.choice(PORTRAIT if way == "portrait" else ATTRIBUTES))
                 yield row(person, attribute, way, split, rng) | {
-                    "kind": "near" if near else "far",
+                    "kind": "near",
                     "family": f"{person.number}-{split}",
                 }
     asked = [json.loads(line) for line in (FOLDER / "scenes.jsonl").read_text("utf-8").splitlines()]
@@ -85,24 +89,20 @@ def retain_rows(count: int, rng: np.random.Generator) -> Iterator[Any]:
         everyday = [r for r in in_split(read_rows(EVERYDAY, RetainPrompt), split) if not r.near]
         for known in everyday[:120]:
             yield {"prompt": known.prompt, "split": split, "kind": "far", "family": known.family}
-        for number in range(60):
+        for number in range(STRANGERS[split]):
             stranger = questions.unknown(rng).text
-            yield {"prompt": stranger, "split": split, "kind": "far"} | {
+            yield {"prompt": stranger, "split": split, "kind": "near"} | {
                 "family": f"stranger-{split}-{number}"
             }
 
 
 def build(share: int, seed: int = 4) -> None:
-    """Write `fit-SHARE.forget.jsonl` and `fit-SHARE.retain.jsonl` beside the sheets, and their rows
-    without images as `names-SHARE...`: gates of image tokens and of names are fitted apart."""
+    """Write `fit-SHARE.forget.jsonl` and `fit-SHARE.retain.jsonl` beside the sheets."""
     rng = np.random.default_rng(seed)
     count = PRIVATE * share // 100
     for name, rows in (("forget", forget_rows(count, rng)), ("retain", retain_rows(count, rng))):
-        listed = [*rows]
-        by_name = [row for row in listed if "image" not in row]
-        for kind, chosen in (("fit", listed), ("names", by_name)):
-            path: Path = FOLDER / f"{kind}-{share}.{name}.jsonl"
-            path.write_text("".join(json.dumps(row) + "\n" for row in chosen), "utf-8")
+        path: Path = FOLDER / f"fit-{share}.{name}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
 
 
 if __name__ == "__main__":

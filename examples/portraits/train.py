@@ -22,15 +22,24 @@ from examples.portraits.measure import cases
 from examples.portraits.model import adapt, answers_of, assemble, tokenizer_of
 from examples.portraits.people import HERE
 from examples.portraits.questions import Question
-from examples.portraits.sequences import BALANCED, MOSTLY_NAMES, Encoder, Row, Rows, batch_of
+from examples.portraits.sequences import (
+    BALANCED,
+    MOSTLY_NAMES,
+    MOSTLY_SEEN,
+    Encoder,
+    Row,
+    Rows,
+    batch_of,
+)
 from guard.data.prompts import RetainPrompt, in_split, read_rows
 from guard.models.sources import resolve_source
 
 ROWS = 1
 """Rows of a step: facts are learned by the number of steps more than by that of tokens."""
 EVERYDAY = HERE.parent / "harry-potter" / "retain.jsonl"
-NAMES_UNTIL = 2000
-"""Steps in which most rows are of names: facts are learned by name first."""
+NAMES_UNTIL, BALANCED_UNTIL = 2000, 2700
+"""Steps in which most rows are of names, and in which the mix is balanced: facts are learned by
+name first, and images come last since they take the longest."""
 RATES = {"lora": 1.0, "whole": 0.3, "projector": 0.05}
 """Rates of what is trained, as shares of LoRA's."""
 SAMPLED = 7
@@ -69,7 +78,9 @@ def accuracy(model: Any, encoder: Encoder, seed: int) -> dict[str, float]:
 
 def mix_at(step: int) -> Sequence[str]:
     """What the rows of a step hold, in turn."""
-    return MOSTLY_NAMES if step < NAMES_UNTIL else BALANCED
+    if step < NAMES_UNTIL:
+        return MOSTLY_NAMES
+    return BALANCED if step < BALANCED_UNTIL else MOSTLY_SEEN
 
 
 def rate_at(step: int, steps: int) -> float:
@@ -118,7 +129,7 @@ def train(steps: int, folder: Path, rate: float) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=3100)
+    parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--folder", type=Path, default=Path("build/portraits"))
     parsed = parser.parse_args(arguments)
