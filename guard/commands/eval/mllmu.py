@@ -13,7 +13,16 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from guard.commands.eval.options import configured_model, measured_policy, selected
+from guard.commands.eval.options import (
+    AsJson,
+    ConfigFile,
+    DataOut,
+    MeasuredModel,
+    Policy,
+    configured_model,
+    measured_policy,
+    selected,
+)
 from guard.config.schema import Config, ModelConfig, load_config
 from guard.data.benchmarks.questions import PARTS, Part, digest_of
 from guard.data.benchmarks.released import load_benchmark
@@ -34,15 +43,9 @@ def mllmu(
         Path,
         typer.Argument(help="Folder of MLLMU-Bench, of a data set of its form, CLEAR or FIUBench."),
     ],
-    policy: Annotated[
-        str | None, typer.Option(help="The policy to measure; the file's default if left out.")
-    ] = None,
-    config: Annotated[Path, typer.Option("--config", "-c", help="The configuration file.")] = Path(
-        "config.toml"
-    ),
-    model: Annotated[
-        str | None, typer.Option(help="A configured model; the first if left out.")
-    ] = None,
+    policy: Policy = None,
+    config: ConfigFile = Path("config.toml"),
+    model: MeasuredModel = None,
     share: Annotated[
         int, typer.Option(help="Per cent of the people to forget, as the data set has it.")
     ] = 5,
@@ -71,10 +74,8 @@ def mllmu(
         bool, typer.Option("--attack", help="Attack the portraits, which takes longer.")
     ] = False,
     seed: Annotated[int, typer.Option(help="Seed of samples, transforms and attacks.")] = 0,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for the report; DATA if left out.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    out: DataOut = None,
+    as_json: AsJson = False,
 ) -> None:
     """What a model still says of forgotten people, asked by portrait, by name and by both.
 

@@ -35,6 +35,15 @@ Number = Annotated[
 Steps = Annotated[int | None, typer.Option(min=1, help="Denoising steps.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
 
+# of suites that measure one policy of a language model
+Policy = Annotated[
+    str | None, typer.Option(help="The policy to measure; the file's default if left out.")
+]
+MeasuredModel = Annotated[
+    str | None, typer.Option(help="A configured model; the first if left out.")
+]
+DataOut = Annotated[Path | None, typer.Option(help="Folder for the report; DATA if left out.")]
+
 S = TypeVar("S", bound="ImageSuite")
 V = TypeVar("V")
 

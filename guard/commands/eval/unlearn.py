@@ -14,7 +14,15 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from guard.commands.eval.options import configured_model, measured_policy
+from guard.commands.eval.options import (
+    AsJson,
+    ConfigFile,
+    DataOut,
+    MeasuredModel,
+    Policy,
+    configured_model,
+    measured_policy,
+)
 from guard.config.schema import Config, ModelConfig, load_config
 from guard.data.prompts import ForgetPrompt, RetainPrompt, read_rows, require_text
 from guard.reporting.progress import stages
@@ -25,23 +33,15 @@ if TYPE_CHECKING:
 
 def unlearn(
     data: Annotated[Path, typer.Argument(help="Folder with forget.jsonl and retain.jsonl.")],
-    policy: Annotated[
-        str | None, typer.Option(help="The policy to measure; the file's default if left out.")
-    ] = None,
-    config: Annotated[Path, typer.Option("--config", "-c", help="The configuration file.")] = Path(
-        "config.toml"
-    ),
-    model: Annotated[
-        str | None, typer.Option(help="A configured model; the first if left out.")
-    ] = None,
+    policy: Policy = None,
+    config: ConfigFile = Path("config.toml"),
+    model: MeasuredModel = None,
     engine: Annotated[
         Literal["transformers", "vllm"],
         typer.Option(help="The engine that runs the model; vllm is vLLM with the plugin."),
     ] = "transformers",
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for the report; DATA if left out.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    out: DataOut = None,
+    as_json: AsJson = False,
 ) -> None:
     """Leaks, rewordings, retain damage and fluency on the test split.
 

@@ -33,9 +33,14 @@ def write_report(out: Path, report: Mapping[str, Any], page: str) -> Path:
     return html
 
 
+def with_artifact(report: Mapping[str, Any], out: Path, artifact: Artifact) -> dict[str, Any]:
+    """A report with the artifact's path and digest, JSON-ready."""
+    return {**report, "artifact": str(out), "digest": artifact.digest}
+
+
 def print_json(report: Mapping[str, Any], out: Path, artifact: Artifact) -> None:
     """Print a report with the artifact's path and digest."""
-    print(json.dumps({**report, "artifact": str(out), "digest": artifact.digest}, indent=2))
+    print(json.dumps(with_artifact(report, out, artifact), indent=2))
 
 
 def facts(artifact: Artifact, **more: Any) -> dict[str, Any]:

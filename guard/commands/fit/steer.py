@@ -12,7 +12,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from guard.commands.fit.output import print_written, require_artifact_name, write_report
+from guard.commands.fit.options import Model
+from guard.commands.fit.output import (
+    print_written,
+    require_artifact_name,
+    with_artifact,
+    write_report,
+)
 from guard.data.portrait_rows import with_portraits
 from guard.data.prompts import ForgetPrompt, PairedAnswers, RetainPrompt, read_rows
 from guard.errors import DataError
@@ -36,7 +42,7 @@ _UNCAUGHT = {
 
 
 def steer(
-    model: Annotated[str, typer.Option(help="An added model, a directory or a hub name.")],
+    model: Model,
     concept: Annotated[str, typer.Option(help="What must not be produced, as kind/name.")],
     forget: Annotated[Path, typer.Option(help="Forget prompts, JSON Lines.")],
     retain: Annotated[Path, typer.Option(help="Retain prompts, JSON Lines.")],
@@ -190,8 +196,7 @@ class _Fitted(NamedTuple):
     @property
     def as_json(self) -> dict[str, Any]:
         """The report with the path and the digest of the first artifact."""
-        path, artifact = next(iter(self.artifacts.items()))
-        return {**self.report, "artifact": str(path), "digest": artifact.digest}
+        return with_artifact(self.report, *next(iter(self.artifacts.items())))
 
 
 def _apart(whole: _Set) -> list[_Set]:
