@@ -113,7 +113,9 @@ def fit_steer(
     gate, tried = fit_gate(chat, states, rates, tokens)
     subjects: SubjectGates | None = None
     if each_subject:
-        gate, subjects = best_subject_gates(states, tried, known, rates)
+        # the tokens stay: with each candidate all gates of the subjects are fitted anew
+        candidates = [each for each in tried if each.tokens == gate.tokens]
+        gate, subjects = best_subject_gates(states, candidates, known, rates)
     del states  # the largest thing of the fit
     bare_retain = answer(asked(chat, held_out), what="bare answers, retain")
     answer_threshold: float | None = None

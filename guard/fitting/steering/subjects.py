@@ -4,7 +4,8 @@ The statistics of the retain prompts are computed once and shared; the prompts o
 are near misses of each. A request carries all of these guards, so what counts is whether any of
 them fires: scores are standardised guard by guard (by the retain prompts of the train split), and
 the threshold is the conformal one of the largest. Directions and strength are those of the guard of
-the whole set, at the layers and tokens at which the guards of the subjects catch the most.
+the whole set, and so are the tokens; the layers are those at which the guards of the subjects catch
+the most.
 """
 
 from __future__ import annotations
@@ -85,9 +86,9 @@ def require_subjects(forget: Sequence[ForgetPrompt]) -> None:
 def best_subject_gates(
     states: GateStates, tried: Sequence[FittedGate], known: Sequence[ForgetPrompt], rates: Rates
 ) -> tuple[FittedGate, SubjectGates]:
-    """The gates of all subjects that together catch the most of `known`, at the layers and tokens
-    of one of `tried`, and that one: layers at which one gate knows the whole set need not be those
-    at which many gates tell each of it from the rest."""
+    """The gates of all subjects that together catch the most of `known`, at the layers of one of
+    `tried`, and that one: layers at which one gate knows the whole set need not be those at which
+    many gates tell each of it from the rest."""
     fitted = [(gate, fit_subject_gates(states, gate, known, rates)) for gate in tried]
     return max(fitted, key=lambda pair: pair[1].as_one(pair[0]).recall)
 
