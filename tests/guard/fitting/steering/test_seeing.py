@@ -12,6 +12,8 @@ from typer.testing import CliRunner, Result
 
 from guard.artifact import Artifact
 from guard.cli import app
+from guard.data.prompts import RetainPrompt, in_split, read_rows
+from guard.fitting.steering.asking import prompt_of
 from guard.models.chat import TransformersChat
 from steering.hidden.rows import RowGuard
 from steering.methods.fitted import FittedGuard
@@ -128,6 +130,28 @@ def test_one_guard_for_each_subject_tells_them_apart(folder: Path) -> None:
     config.write_text(model + (folder / "each.toml").read_text())
     checked = CliRunner().invoke(app, ["check", str(config)])
     assert checked.exit_code == 0, checked.output
+
+
+@pytest.mark.parametrize(("each", "tokens"), [("set", "text"), ("subject", "image")])
+def test_no_more_prompts_fire_when_served_than_the_rate_allows(
+    folder: Path, each: str, tokens: str
+) -> None:
+    """The prompt whose score is the threshold has another score there, where states are not kept in
+    half precision."""
+    out = folder / f"{each}-{tokens}.safetensors"
+    fitted = _fit(folder, out=out, each=each, tokens=tokens, parts="text")
+    assert fitted.exit_code == 0, fitted.output
+    names = [out.stem] if each == "set" else [f"{out.stem}-{name}" for name in COLOURS]
+    rows = in_split(read_rows(folder / "data" / "retain.jsonl", RetainPrompt), "validation")
+    chat = seeing_chat(folder / "model")
+    prompts = [prompt_of(chat, row) for row in rows]
+    scores = _readings(chat, [folder / f"{name}.safetensors" for name in names], prompts)
+    for near in (False, True):
+        over = [
+            max(s.values()) > 0 for s, row in zip(scores, rows, strict=True) if row.near == near
+        ]
+        # half of the rate is for the prompt
+        assert sum(over) <= (len(over) + 1) * 0.3 / 2
 
 
 def test_portraits_and_names_are_fitted_apart_by_one_command(folder: Path) -> None:
