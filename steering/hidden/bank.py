@@ -87,7 +87,7 @@ class HiddenGuards(Protocol):
         `guard`, `age` and `strength` are `[...]`: a column, the tokens since it fired (0 at the
         first), and the factor on the change, which is zero for places where nothing is due. The
         change may depend on the states (`-r (r·h)`, `target - h`); it is zero where the guard does
-        not act at `layer`. Changes of several guards at one token are summed.
+        not act at `layer`. Changes of several guards at one token are joined (`bounded`).
         """
 
 
@@ -255,6 +255,19 @@ class HiddenBank:
         mask = torch.zeros(self.columns, dtype=torch.bool)
         mask[[self.index[name] for name in chosen]] = True
         return mask.to(self.device)
+
+
+def bounded(total: Tensor, longest: Tensor) -> Tensor:
+    """The change that several guards make at one token together: the sum `total [..., width]` of
+    theirs, made no longer than the `longest [...]` of them.
+
+    What guards erase differs, and the way to a refusal hardly does: with the whole sum, two guards
+    that fire on one request would act at twice the strength, at which answers loop.
+    """
+    length = total.norm(dim=-1)
+    # one change alone stays as it is, bit for bit
+    scale = torch.where(length > longest * (1 + 1e-5), longest / length, 1.0)
+    return total * scale[..., None]
 
 
 def _roomy(stack: HiddenGuards, room: Room) -> RoomyGuards:

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from steering.hidden.bank import HiddenBank
+from steering.hidden.bank import HiddenBank, bounded
 from steering.hidden.packed_forward import (
     DueGuards,
     EndedPrompts,
@@ -195,7 +195,8 @@ class PackedTable(GuardedRows):
         """`before [tokens, width]` with the changes that are due after `layer` in the residual
         stream `states`."""
         states = states[:, None].expand(-1, due.guard.shape[1], -1)
-        delta = self.bank.act(layer, states, due.guard, due.age, due.strength).sum(1)
+        changes = self.bank.act(layer, states, due.guard, due.age, due.strength)
+        delta = bounded(changes.sum(1), changes.norm(dim=-1).amax(1))
         guards = self.bank.acting[layer]
         acting = due.any if guards is None else _any(due.live & guards[due.guard])
         return torch.where(acting, before + delta.to(before.dtype), before)

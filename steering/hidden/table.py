@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from steering.engines.errors import Unfollowed
-from steering.hidden.bank import HiddenBank
+from steering.hidden.bank import HiddenBank, bounded
 from steering.hidden.rows import GuardedRows, HostRows, RowGuard
 
 
@@ -126,6 +126,9 @@ class Table(GuardedRows):
         changes = self.bank.act(layer, states, self._due_guard, self._due_age, self._due_strength)
         delta = torch.zeros(hidden.shape[0], hidden.shape[2], device=hidden.device)
         delta.index_add_(0, self._due_row, changes)
+        longest = torch.zeros(len(delta), device=hidden.device)
+        longest.scatter_reduce_(0, self._due_row, changes.norm(dim=-1), "amax")
+        delta = bounded(delta, longest)
         steered = hidden.clone()
         steered[:, -1] = torch.where(self._acting_at(layer), last + delta.to(last.dtype), last)
         return steered

@@ -2,10 +2,14 @@
 
 The statistics of the retain prompts are computed once and shared; the prompts of all other subjects
 are near misses of each. A request carries all of these guards, so what counts is whether any of
-them fires: scores are standardised guard by guard (by the retain prompts of the train split), and
-the threshold is the conformal one of the largest. Directions and strength are those of the guard of
-the whole set, and so are the tokens; the layers are those at which the guards of the subjects catch
-the most.
+them fires: scores are standardised guard by guard, and the threshold is the conformal one of the
+largest. The unit of a guard is the step from a retain prompt to a prompt about its subject, or the
+deviation of the scores of retain prompts, all of the train split. In deviations, a subject who
+shares a name with others, and whose scores on them vary, can have a threshold that its own prompts
+do not reach; in steps, one whose scores vary little has a higher threshold than it needs.
+
+Directions and strength are those of the guard of the whole set, and so are the tokens; layers and
+units are those with which the guards of the subjects catch the most.
 """
 
 from __future__ import annotations
@@ -27,16 +31,16 @@ from steering.methods.steer import SteerGuard
 class SubjectGates:
     """Gates of `names`, `[subjects, layers, width]`, with `thresholds [subjects]`.
 
-    `mean` and `spread [subjects]` are those of each gate's scores on retain prompts, `level` and
-    `recheck_level` (None for none) the thresholds of standardised scores. Of the validation split
-    there are the largest score of each prompt and, for forget prompts, that of its subject's gate,
-    `own`, all standardised.
+    `mean [subjects]` is that of each gate's scores on retain prompts, `unit [subjects]` what their
+    distance from it is divided by; `level` and `recheck_level` (None for none) are the thresholds
+    of scores standardised like that. Of the validation split there are the largest score of each
+    prompt and, for forget prompts, that of its subject's gate, `own`, all standardised.
     """
 
     names: tuple[str, ...]
     gates: Tensor
     mean: Tensor
-    spread: Tensor
+    unit: Tensor
     level: float
     recheck_level: float | None
     largest_forget: tuple[float, ...]
@@ -58,13 +62,13 @@ class SubjectGates:
     @property
     def thresholds(self) -> Tensor:
         """The threshold of each gate on prompts, `[subjects]`."""
-        return self.mean + self.level * self.spread
+        return self.mean + self.level * self.unit
 
     @property
     def rechecks(self) -> Tensor | None:
         """The threshold of each gate on generated tokens, `[subjects]`."""
         level = self.recheck_level
-        return None if level is None else self.mean + level * self.spread
+        return None if level is None else self.mean + level * self.unit
 
 
 def require_subjects(forget: Sequence[ForgetPrompt]) -> None:
@@ -89,47 +93,55 @@ def best_subject_gates(
     """The gates of all subjects that together catch the most of `known`, at the layers of one of
     `tried`, and that one: layers at which one gate knows the whole set need not be those at which
     many gates tell each of it from the rest."""
-    fitted = [(gate, fit_subject_gates(states, gate, known, rates)) for gate in tried]
+    fitted = [
+        (gate, gates) for gate in tried for gates in fit_subject_gates(states, gate, known, rates)
+    ]
     return max(fitted, key=lambda pair: pair[1].as_one(pair[0]).recall)
 
 
 def fit_subject_gates(
     states: GateStates, gate: FittedGate, known: Sequence[ForgetPrompt], rates: Rates
-) -> SubjectGates:
-    """A gate for each subject, at the layers and tokens of `gate`; `known` are the forget rows of
-    the validation split."""
+) -> Iterator[SubjectGates]:
+    """A gate for each subject, at the layers and tokens of `gate`, with thresholds in each unit;
+    `known` are the forget rows of the validation split."""
     chosen, indices = states.only(gate.tokens), states.indices(gate.layers)
     names = tuple(dict.fromkeys(row.subject for row in states.forget_rows))
     statistics = RetainStatistics(chosen.retain, chosen.near, indices)
     everyone = statistics.gram_of(chosen.forget)
-    gates = []
+    gates, medians = [], []
     for name in names:
         mask = torch.tensor([row.subject == name for row in states.forget_rows])
         own = chosen.forget.of(mask)
         gates.append(statistics.gate(own, everyone - statistics.gram_of(own)))
+        medians.append(own.scores(indices, gates[-1][None], gate.pool).median())
     stacked = torch.stack(gates)
-    trained = chosen.retain.scores(indices, stacked, gate.pool)
-    mean, spread = trained.mean(1), trained.std(1).clamp(min=1e-6)
-
-    def standard(part: TokenStates) -> Tensor:
-        scores = part.scores(indices, stacked, gate.pool)
-        return (scores - mean[:, None]) / spread[:, None]
-
-    forget, held_out = standard(chosen.known), standard(chosen.held_out).amax(0).tolist()
-    rows = [names.index(row.subject) for row in known]
-    near = states.held_out_near
-    return SubjectGates(
-        names=names,
-        gates=stacked,
-        mean=mean,
-        spread=spread,
-        level=rates.threshold(held_out, near),
-        recheck_level=None,
-        largest_forget=tuple(forget.amax(0).tolist()),
-        own=tuple(forget[rows, range(len(rows))].tolist()),
-        largest_far=tuple(s for s, is_near in zip(held_out, near, strict=True) if not is_near),
-        largest_near=tuple(s for s, is_near in zip(held_out, near, strict=True) if is_near),
+    trained, forget, held_out = (
+        part.scores(indices, stacked, gate.pool)
+        for part in (chosen.retain, chosen.known, chosen.held_out)
     )
+    mean, near = trained.mean(1), states.held_out_near
+    rows = [names.index(row.subject) for row in known]
+    for unit in (torch.stack(medians) - mean, trained.std(1)):
+        unit = unit.clamp(min=1e-6)
+        of_known = _standardised(forget, mean, unit)
+        largest = _standardised(held_out, mean, unit).amax(0).tolist()
+        yield SubjectGates(
+            names=names,
+            gates=stacked,
+            mean=mean,
+            unit=unit,
+            level=rates.threshold(largest, near),
+            recheck_level=None,
+            largest_forget=tuple(of_known.amax(0).tolist()),
+            own=tuple(of_known[rows, range(len(rows))].tolist()),
+            largest_far=tuple(s for s, is_near in zip(largest, near, strict=True) if not is_near),
+            largest_near=tuple(s for s, is_near in zip(largest, near, strict=True) if is_near),
+        )
+
+
+def _standardised(scores: Tensor, mean: Tensor, unit: Tensor) -> Tensor:
+    """`scores [subjects, sequences]` in the units of each gate."""
+    return (scores - mean[:, None]) / unit[:, None]
 
 
 def subject_guards(
@@ -154,5 +166,5 @@ def recheck_level(
     """The level for prompt and answer together, from the states of retain prompts with the bare
     answers; never lower than that of prompts."""
     scores = states.only(gate.tokens).scores(range(len(gate.layers)), gates.gates, gate.pool)
-    largest = ((scores - gates.mean[:, None]) / gates.spread[:, None]).amax(0).tolist()
+    largest = _standardised(scores, gates.mean, gates.unit).amax(0).tolist()
     return max(gates.level, rates.threshold(largest, [row.near for row in rows]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from steering.hidden.rows import Reading, RowGuard
@@ -97,10 +98,17 @@ class SlowRow:
         after = {}
         for layer, hidden in states.items():
             after[layer] = hidden.clone()
-            for slow in self.guards:
-                # guards at one layer all read the state before any of their changes
-                delta = slow.change(layer, self.generated, hidden[-1])
-                if delta is not None:
-                    after[layer][-1] += delta
-                    self.steered = True
+            # guards at one layer all read the state before any of their changes
+            changes = [slow.change(layer, self.generated, hidden[-1]) for slow in self.guards]
+            due = [change for change in changes if change is not None]
+            if due:
+                after[layer][-1] += joined(due)
+                self.steered = True
         return after
+
+
+def joined(changes: Sequence[Tensor]) -> Tensor:
+    """The sum, where it is longer than each of `changes` with the length of the longest of them."""
+    total = torch.stack([*changes]).sum(0)
+    length, longest = float(total.norm()), max(float(change.norm()) for change in changes)
+    return total * (longest / length) if length > longest else total

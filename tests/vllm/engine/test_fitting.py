@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -63,9 +64,8 @@ def chat(folder: Path) -> TransformersChat:
 @pytest.fixture(scope="module")
 def other(folder: Path) -> Iterator[VllmChat]:
     """In forwards so small that sequences come in parts."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in ENVIRONMENT.items():
-            patch.setenv(name, value)
+    # what `load` sets is taken back as well: it would reach the processes of other tests
+    with mock.patch.dict(os.environ, ENVIRONMENT), pytest.MonkeyPatch.context() as patch:
         patch.setattr(offline, "ROWS", 8)
         patch.setattr(offline, "TOKENS", 64)
         yield VllmChat.load(str(folder / "model"))

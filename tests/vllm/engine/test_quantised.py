@@ -13,7 +13,7 @@ pytest.importorskip("vllm", reason="vLLM has an environment of its own: make tes
 
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-from guard.artifact import Artifact, Parent  # noqa: E402
+from guard.artifact import Artifact, Parent, version_of  # noqa: E402
 from steering.fingerprint import checkpoint_fingerprint  # noqa: E402
 from tests.steering.tiny import prompt  # noqa: E402
 from tests.vllm.driver import played, run  # noqa: E402
@@ -75,7 +75,8 @@ def test_a_guard_that_was_bound_to_the_quantised_weights_acts(folder: Path, pack
             update={"fingerprint": checkpoint_fingerprint(packed / "model")}
         )
         parent = Parent(digest=fitted.digest, model=fitted.meta.model)
-        update = {"schema_version": 2, "model": about, "parent": parent}
+        version = version_of(fitted.meta.settings, parent)
+        update = {"schema_version": version, "model": about, "parent": parent}
         Artifact(fitted.meta.model_copy(update=update), fitted.tensors).save(path)
     found, plain = run(packed, REQUESTS), run(folder, REQUESTS)
 

@@ -46,12 +46,13 @@ def _rows(axes: list[int | None]) -> tuple[ForgetPrompt, ...]:
 
 
 SHOWN: list[int | None] = [i % SUBJECTS for i in range(40 * SUBJECTS)]
+OTHERS: list[int | None] = [None if i % 2 else SUBJECTS + i % 9 for i in range(400)]
 
 
 @pytest.fixture(scope="module")
 def states() -> GateStates:
     subjects = SHOWN
-    others: list[int | None] = [None if i % 2 else SUBJECTS + i % 9 for i in range(400)]
+    others = OTHERS
     return GateStates(
         layers=(3, 5),
         forget=_states(subjects, 1),
@@ -69,9 +70,16 @@ def _at(*layers: int) -> FittedGate:
     return FittedGate(layers, torch.zeros(len(layers), WIDTH), 0.0, (), (), ())
 
 
-@pytest.fixture(scope="module")
-def gates(states: GateStates) -> SubjectGates:
-    return fit_subject_gates(states, _at(3, 5), _rows(SHOWN), RATES)
+@pytest.fixture(scope="module", params=["steps", "deviations"])
+def gates(states: GateStates, request: pytest.FixtureRequest) -> SubjectGates:
+    units = dict(
+        zip(
+            ("steps", "deviations"),
+            fit_subject_gates(states, _at(3, 5), _rows(SHOWN), RATES),
+            strict=True,
+        )
+    )
+    return units[request.param]
 
 
 def test_the_layers_are_those_at_which_the_subjects_are_told_apart(states: GateStates) -> None:
@@ -83,6 +91,35 @@ def test_the_layers_are_those_at_which_the_subjects_are_told_apart(states: GateS
     heard = replace(states, **parts, held_out=deaf(states.held_out))
     gate, subjects = best_subject_gates(heard, [_at(5), _at(3)], _rows(SHOWN), RATES)
     assert gate.layers == (3,) and share_over(subjects.own, subjects.level) > 0.95
+
+
+def test_a_subject_whose_name_is_shared_is_told_apart_as_well(states: GateStates) -> None:
+    """Half of the near misses lean towards subject 0, more or less: the scores of its gate on them
+    vary. A few lean towards another subject: they are far out among the scores of its gate, and
+    still far below those of the subject's own prompts."""
+
+    def shared(part: TokenStates, seed: int) -> TokenStates:
+        generator = torch.Generator().manual_seed(seed)
+        turned = part.states.clone().unflatten(0, (len(OTHERS), TOKENS))
+        for i, axis in enumerate(OTHERS):
+            if axis is None:
+                continue
+            if i % 4 == 0:
+                turned[i, 3:6, :, 0] += 4.0 * float(torch.rand((), generator=generator))
+            if i % 40 == 2:
+                turned[i, 3:6, :, 1 + i // 40 % (SUBJECTS - 1)] += 4.0
+        return replace(part, states=turned.flatten(0, 1))
+
+    crowded = replace(states, retain=shared(states.retain, 3), held_out=shared(states.held_out, 4))
+    steps, deviations = fit_subject_gates(crowded, _at(3, 5), _rows(SHOWN), RATES)
+
+    def caught(gates: SubjectGates) -> float:
+        scores = [s for s, axis in zip(gates.own, SHOWN, strict=True) if axis == 0]
+        return share_over(scores, gates.level)
+
+    assert caught(deviations) < 0.8 < caught(steps)
+    _, best = best_subject_gates(crowded, [_at(3, 5)], _rows(SHOWN), RATES)
+    assert torch.equal(best.unit, steps.unit)
 
 
 def test_each_gate_fires_for_its_own_subject(gates: SubjectGates) -> None:
