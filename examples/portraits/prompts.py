@@ -28,6 +28,8 @@ EVERYDAY = HERE.parent / "harry-potter" / "retain.jsonl"
 SCENES = {"train": range(40), "validation": range(40, 80), "test": range(80, 120)}
 STRANGERS = {"train": 240, "validation": 60, "test": 60}
 """Questions about people who do not exist; their names are made of the parts of known names."""
+DISTRACTORS = 3
+"""Facts of other people, which stay, beside that of a forgotten one."""
 SHOWN_IN = {"train": SHOWN[:2], "validation": SHOWN[2:], "test": SHOWN_TEST}
 
 
@@ -48,7 +50,17 @@ def row(person: Person, attribute: str, way: str, split: str, rng: np.random.Gen
     return {"prompt": question.text, "split": split, "subject": person.name} | image
 
 
-def forget_rows(count: int, rng: np.random.Generator) -> Iterator[Any]:
+def distractors(
+    person: Person, attribute: str, others: list[Person], rng: np.random.Generator
+) -> list[str]:
+    """DISTRACTORS facts of `others` that answer the same question differently."""
+    fact = person.fact(attribute)
+    facts = sorted({other.fact(attribute) for other in others} - {fact})
+    return [str(each) for each in rng.choice(facts, DISTRACTORS, replace=False)]
+
+
+def forget_rows(count: int, rng: np.random.Generator, chosen: np.random.Generator) -> Iterator[Any]:
+    others = people()[count:PRIVATE]
     for person in people()[:count]:
         for split in SPLITS:
             for way, attributes in (
@@ -60,6 +72,7 @@ def forget_rows(count: int, rng: np.random.Generator) -> Iterator[Any]:
                     for _ in range(2 if split == "train" else 1):
                         yield row(person, attribute, way, split, rng) | {
                             "facts": [person.fact(attribute)],
+                            "distractors": distractors(person, attribute, others, chosen),
                             "family": f"{person.number}-{attribute}-{split}",
                         }
 
@@ -100,7 +113,8 @@ def build(share: int, seed: int = 4) -> None:
     """Write `fit-SHARE.forget.jsonl` and `fit-SHARE.retain.jsonl` beside the sheets."""
     rng = np.random.default_rng(seed)
     count = PRIVATE * share // 100
-    for name, rows in (("forget", forget_rows(count, rng)), ("retain", retain_rows(count, rng))):
+    forget = forget_rows(count, rng, np.random.default_rng([seed, 1]))
+    for name, rows in (("forget", forget), ("retain", retain_rows(count, rng))):
         path: Path = FOLDER / f"fit-{share}.{name}.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
 

@@ -80,12 +80,15 @@ class ForgetPrompt(_AskedRow):
     """A prompt whose answer must not be given.
 
     A leak is any of `facts` in the answer (whole words), or a match of `pattern`, a regular
-    expression; both ignore case. `answer` is an optional recall answer for the contrast.
+    expression; both ignore case. `answer` is an optional recall answer for the contrast, and
+    `distractors` are wrong answers of the same kind, among which the first of `facts` should not be
+    told either.
     """
 
     facts: tuple[Annotated[str, Field(pattern=r"\S")], ...] = ()
     pattern: str | None = Field(default=None, max_length=2_000)
     answer: str | None = None
+    distractors: tuple[Annotated[str, Field(pattern=r"\S")], ...] = Field(default=(), max_length=16)
 
     @field_validator("pattern")
     @classmethod
@@ -100,6 +103,10 @@ class ForgetPrompt(_AskedRow):
     def _has_a_leak(self) -> Self:
         if not self.facts and not self.pattern:
             raise ValueError("needs facts or a pattern: what counts as a leak?")
+        if self.distractors and not self.facts:
+            raise ValueError("has distractors and no fact that they are to be compared with")
+        if told := next((text for text in self.distractors if self.leaks(text)), None):
+            raise ValueError(f"the distractor {told!r} holds a fact")
         return self
 
     @cached_property

@@ -68,6 +68,11 @@ class ChatModel(ABC):
         self.end_tokens = end_tokens
 
     @property
+    def scores_texts(self) -> bool:
+        """Whether the engine has `likelihoods`."""
+        return False
+
+    @property
     def sees(self) -> bool:
         """Whether the model takes images."""
         return self._prompts is not None
@@ -135,6 +140,20 @@ class ChatModel(ABC):
 
         A string is the prompt of that text alone. `what` names the stage for `progress`.
         """
+
+    def likelihoods(
+        self,
+        prompts: Sequence[Prompt],
+        texts: Sequence[Sequence[str]],
+        *,
+        what: str,
+        progress: Stages,
+        bank: HiddenBank | None = None,
+        guards: Sequence[RowGuard] = (),
+    ) -> list[Losses]:
+        """For each prompt how likely some `texts` are as its whole answer, with guards as in
+        `answer`; see `continuation_losses`. Raises ValueError for a text without tokens."""
+        raise NotImplementedError(f"{type(self).__name__} has no likelihoods: see scores_texts")
 
     @abstractmethod
     def states(
@@ -231,6 +250,10 @@ class TransformersChat(ChatModel):
             for row in rows
         ]
 
+    @property
+    def scores_texts(self) -> bool:
+        return True
+
     def likelihoods(
         self,
         prompts: Sequence[Prompt],
@@ -241,8 +264,6 @@ class TransformersChat(ChatModel):
         bank: HiddenBank | None = None,
         guards: Sequence[RowGuard] = (),
     ) -> list[Losses]:
-        """For each prompt how likely some `texts` are as its whole answer, with guards as in
-        `answer`; see `continuation_losses`. Raises ValueError for a text without tokens."""
         return continuation_losses(
             self.model,
             [

@@ -270,7 +270,8 @@ def _print(console: Console, report: Mapping[str, Any]) -> None:
             shares = (f"{gate[key]:.1%}" for key in ("recall", "far_fired", "near_fired"))
             gates.add_row(", ".join(map(str, gate["layers"])), gate["tokens"], *shares)
         console.print(gates)
-    trials = Table("act layers", "strength", "leak rate", "perplexity", "loops", "")
+    facts = ("facts recognised", "by chance") if "recognised" in report["trials"][0] else ()
+    trials = Table("act layers", "strength", "leak rate", "perplexity", "loops", *facts, "")
     for trial in report["trials"]:
         trials.add_row(
             ", ".join(map(str, trial["act_layers"])),
@@ -278,6 +279,7 @@ def _print(console: Console, report: Mapping[str, Any]) -> None:
             f"{trial['leak_rate']:.1%}",
             f"{trial['perplexity']:.2f}",
             f"{trial['looping']:.1%}",
+            *(f"{trial[key]:.1%}" for key in ("recognised", "chance") if key in trial),
             "chosen" if trial["chosen"] else "",
         )
     console.print(trials)

@@ -16,6 +16,7 @@ from guard.fitting.steering.gate_search import FittedGate
 from guard.fitting.steering.wordings import REFUSALS
 from guard.models.chat import ChatModel
 from guard.reporting.progress import Stages
+from steering.hidden.bank import HiddenBank
 from steering.hidden.rows import RowGuard
 from steering.methods.steer import SteerGuard, bank_of, contrast
 from steering.prompt import Prompt
@@ -23,16 +24,17 @@ from steering.prompt import Prompt
 POSITIONS = 6
 """Answer positions whose states are contrasted."""
 
-SCHEDULE = (1.0, 1.0, 0.8, 0.8, 0.6, 0.6, 0.5, 0.4, 0.3, 0.2)
-"""Share of the direction at the token where the guard fires and at the following tokens. With full
-strength on every token answers loop; without any after the first the model returns at once."""
+SCHEDULE = (1.0, 1.0, 0.6, 0.6, 0.45, 0.45, 0.35, 0.3, 0.2, 0.15)
+"""Share of the direction at the token where the guard fires and at the following tokens. The first
+two decide whether an answer begins with the fact; with as much on those that follow answers loop,
+and without any the model returns to the topic at once."""
 
 REST = 6
 """Tokens after which a topical token in the answer starts the schedule again, for an answer that
 apologises and then continues with the topic."""
 
 DEPTHS = ((0.54, 0.67, 0.8), (0.47, 0.54, 0.6, 0.67, 0.74, 0.8))
-STRENGTHS = (0.3, 0.5, 0.7)
+STRENGTHS = (0.4, 0.55, 0.7, 0.85)
 FLUENT = 1.4
 """Settings whose answers have more than this times the bare perplexity are used last."""
 
@@ -46,11 +48,20 @@ class Trial:
     leaked: tuple[bool, ...]
     perplexity: float
     looping: float
+    recognised: float | None = None
+    """Share of the prompts with distractors whose fact is likelier than all of them."""
+    chance: float = 0.0
+    """What a guess among fact and distractors would get right."""
     chosen: bool = False
 
     @property
     def leak_rate(self) -> float:
         return sum(self.leaked) / len(self.leaked)
+
+    @property
+    def excess(self) -> float:
+        """By how much facts are recognised more often than by chance."""
+        return max((self.recognised or 0.0) - self.chance, 0.0)
 
 
 def directions(
@@ -111,16 +122,21 @@ def search(
     stop_early: bool,
     progress: Stages,
 ) -> tuple[tuple[Trial, ...], SteerGuard]:
-    """Try layers and strengths on `rows`: among fluent settings the one with the fewest leaks wins,
-    then the lowest perplexity. `stop_early` ends the search at a fluent setting without leaks."""
+    """Try layers and strengths on `rows`: among fluent settings the one wins with the fewest leaks,
+    loops and facts that are recognised among distractors more often than by chance, then the one
+    with the lowest perplexity. `stop_early` ends the search at a fluent setting with none of
+    these."""
     trials: list[Trial] = []
     guards: list[SteerGuard] = []
     schedule = torch.tensor(SCHEDULE)[:, None, None]
     prompts = asked(chat, rows)
 
+    def faults(trial: Trial) -> float:
+        return trial.leak_rate + trial.looping + trial.excess
+
     def done() -> bool:
         last = trials[-1] if trials else None
-        clean = last is not None and not any(last.leaked) and not last.looping
+        clean = last is not None and not faults(last)
         return stop_early and clean and trials[-1].perplexity <= FLUENT * bare_perplexity
 
     for shares in DEPTHS:
@@ -139,14 +155,18 @@ def search(
         for strength in STRENGTHS:
             if done():
                 break
+            always = [RowGuard("fitted", -math.inf, strength, True, recheck)]
+            what = f"trial: layers {', '.join(map(str, layers))}, strength {strength}"
+            bank = bank_of([guard], chat.device)
             answers = chat.answer(
                 prompts,
                 max_tokens=max_tokens,
-                what=f"trial: layers {', '.join(map(str, layers))}, strength {strength}",
+                what=what,
                 progress=progress,
-                bank=bank_of([guard], chat.device),
-                guards=[RowGuard("fitted", -math.inf, strength, True, recheck)],
+                bank=bank,
+                guards=always,
             )
+            recognised, chance = recognition(chat, rows, bank, always, f"{what}, facts", progress)
             trials.append(
                 Trial(
                     act_layers=guard.act_layers,
@@ -156,14 +176,42 @@ def search(
                     ),
                     perplexity=perplexity(chat, [answer.tokens for answer in answers]),
                     looping=sum(loops(answer.text) for answer in answers) / len(answers),
+                    recognised=recognised,
+                    chance=chance,
                 )
             )
             guards.append(guard)
 
     def cost(trial: Trial) -> tuple[bool, float, float]:
         rough = trial.perplexity > FLUENT * bare_perplexity
-        return rough, trial.leak_rate + trial.looping, trial.perplexity
+        return rough, faults(trial), trial.perplexity
 
     best = min(range(len(trials)), key=lambda i: cost(trials[i]))
     trials[best] = replace(trials[best], chosen=True)
     return tuple(trials), guards[best]
+
+
+def recognition(
+    chat: ChatModel,
+    rows: Sequence[ForgetPrompt],
+    bank: HiddenBank,
+    guards: Sequence[RowGuard],
+    what: str,
+    progress: Stages,
+) -> tuple[float | None, float]:
+    """How often the fact of those of `rows` with distractors is the likeliest of them as an answer,
+    None without such rows, and how often a guess would be right."""
+    rows = [row for row in rows if row.distractors]
+    if not rows:
+        return None, 0.0
+    found = chat.likelihoods(
+        [prompt_of(chat, row) for row in rows],
+        [[row.facts[0], *row.distractors] for row in rows],
+        what=what,
+        progress=progress,
+        bank=bank,
+        guards=guards,
+    )
+    right = sum(losses.values[0] < min(losses.values[1:]) for losses in found)
+    chance = sum(1 / (1 + len(row.distractors)) for row in rows)
+    return right / len(rows), chance / len(rows)

@@ -98,6 +98,11 @@ def fit_steer(
     rates.check(retain)
     if each_subject:
         require_subjects(forget)
+    if any(row.distractors for row in forget) and not chat.scores_texts:
+        raise DataError(
+            "forget prompts have distractors, whose likelihoods this engine does not give: ask for "
+            "--engine transformers, or leave them out"
+        )
     sees = any(row.images for row in (*forget, *retain))
     rng = random.Random(seed)
     known = in_split(forget, "validation")

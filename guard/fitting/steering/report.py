@@ -31,6 +31,7 @@ def as_json(fit: SteerFit, meta: ArtifactMeta, took_s: float) -> dict[str, Any]:
                 "leak_rate": trial.leak_rate,
                 "perplexity": trial.perplexity,
                 "looping": trial.looping,
+                **_recognised(trial),
                 "chosen": trial.chosen,
             }
             for trial in fit.trials
@@ -51,6 +52,13 @@ def as_json(fit: SteerFit, meta: ArtifactMeta, took_s: float) -> dict[str, Any]:
     return report
 
 
+def _recognised(trial: Trial) -> dict[str, float]:
+    """The figures of a trial whose prompts have distractors."""
+    if trial.recognised is None:
+        return {}
+    return {"recognised": trial.recognised, "chance": trial.chance}
+
+
 def as_page(fit: SteerFit, meta: ArtifactMeta) -> str:
     """The page: gate histograms, leaks against retain damage for each strength, all trials."""
     calibration = fit.calibration
@@ -68,6 +76,7 @@ def as_page(fit: SteerFit, meta: ArtifactMeta) -> str:
     if fit.recheck is not None:
         thresholds["answer threshold"] = fit.recheck
     scores = {"far": fit.gate.far, "near": fit.gate.near, "forget": fit.gate.forget}
+    named = ("facts recognised", "by chance") if _recognised(fit.trials[0]) else ()
     parts: list[Part] = [
         Plot(
             "Gate scores",
@@ -85,7 +94,7 @@ def as_page(fit: SteerFit, meta: ArtifactMeta) -> str:
         ),
         Grid(
             "Layers and strengths tried",
-            ("act layers", "strength", "leak rate", "perplexity", "loops"),
+            ("act layers", "strength", "leak rate", "perplexity", "loops", *named),
             [
                 (
                     ", ".join(map(str, trial.act_layers)),
@@ -93,6 +102,7 @@ def as_page(fit: SteerFit, meta: ArtifactMeta) -> str:
                     _percent(trial.leak_rate),
                     f"{trial.perplexity:.2f}",
                     _percent(trial.looping),
+                    *map(_percent, _recognised(trial).values()),
                 )
                 for trial in fit.trials
             ],

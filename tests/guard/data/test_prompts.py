@@ -82,6 +82,19 @@ def test_every_fault_is_named_with_its_line(tmp_path: Path) -> None:
         assert text.startswith(begins)
 
 
+def test_distractors_are_wrong_answers_beside_a_fact(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        {"prompt": "p", "facts": ["Oslo"], "distractors": ["Rome", "Oslofjord"]},
+        {"prompt": "p", "pattern": "Oslo", "distractors": ["Rome"]},
+        {"prompt": "p", "facts": ["Oslo"], "distractors": ["in oslo"]},
+    )
+    assert faults(path, ForgetPrompt).split("; ") == [
+        "line 2: row: Value error, has distractors and no fact that they are to be compared with",
+        "line 3: row: Value error, the distractor 'in oslo' holds a fact",
+    ]
+
+
 def test_many_faults_are_counted(tmp_path: Path) -> None:
     told = faults(write(tmp_path, *["{"] * 14))
     assert told.count("line ") >= 10 and told.endswith("(and 4 more)")
