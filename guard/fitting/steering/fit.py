@@ -180,6 +180,7 @@ def fit_steer(
         "forget_prompts": len(known),
         "bare_leaks": len(leaked),
         "forget_fired_on_prompt": decided.recall,
+        "altered_fired_on_prompt": decided.reach[1],
         "far_fired_on_prompt": share_over(decided.far, decided.threshold),
         "near_fired_on_prompt": share_over(decided.near, decided.threshold),
         "leak_rate": _share(leaks),

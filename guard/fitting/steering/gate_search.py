@@ -6,9 +6,11 @@ import random
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from classifiers.calibration import prompts_needed, threshold_for
@@ -23,6 +25,8 @@ from guard.reporting.progress import Stages
 from steering.hidden.bank import TOKENS, Tokens
 from steering.prompt import Prompt
 
+R = TypeVar("R", ForgetPrompt, RetainPrompt)
+
 DEPTHS = ((0.25, 0.45), (0.25, 0.35), (0.35, 0.45))
 """Pairs of depths (share of the decoder layers) at which a gate is tried."""
 
@@ -33,6 +37,8 @@ WRAPPED_RETAIN = 0.5
 """Share of the retain prompts that are also used inside a wrapper and with altered images; all
 forget prompts are."""
 
+ALTERED = 2
+"""How often prompts with images are used with altered ones: images vary more than texts do."""
 
 ROUNDING = 0.01
 """Deviations of the retain scores by which a threshold is raised."""
@@ -94,6 +100,8 @@ class FittedGate:
     far: tuple[float, ...]
     near: tuple[float, ...]
     tokens: Tokens = "all"
+    altered: tuple[float, ...] = ()
+    """Of the forget prompts in wrappers, with altered images."""
 
     @property
     def pool(self) -> int:
@@ -106,12 +114,18 @@ class FittedGate:
         return share_over(self.forget, self.threshold)
 
     @property
+    def reach(self) -> tuple[float, float]:
+        """What gates are chosen by: the recall, then that of altered prompts."""
+        return self.recall, share_over(self.altered, self.threshold)
+
+    @property
     def summary(self) -> dict[str, Any]:
         """What a report says of a gate that was tried."""
         return {
             "layers": list(self.layers),
             "tokens": self.tokens,
             "recall": self.recall,
+            "altered_recall": self.reach[1],
             "far_fired": share_over(self.far, self.threshold),
             "near_fired": share_over(self.near, self.threshold),
         }
@@ -122,9 +136,8 @@ class GateStates:
     """The states of all prompts from which gates are fitted, after `layers`.
 
     `forget` and `retain` are of the train split, each prompt as it is and in wrappers, with its
-    images altered;
-    `forget_rows` are the rows of the sequences of `forget`, `near` and `held_out_near` mark the
-    near misses among the sequences.
+    images altered; `forget_rows` are the rows of the sequences of `forget`, `near` and
+    `held_out_near` mark the near misses among the sequences.
     """
 
     layers: tuple[int, ...]
@@ -134,9 +147,13 @@ class GateStates:
     near: Tensor
     known: TokenStates
     """Forget prompts of the validation split."""
+    altered: TokenStates
+    """The same in wrappers, with altered images."""
     held_out: TokenStates
     """Retain prompts of the validation split."""
     held_out_near: tuple[bool, ...]
+    statistics: RetainStatistics | None = None
+    """Of more retain prompts than `retain` has, where they have been computed before."""
 
     @property
     def sees(self) -> bool:
@@ -153,9 +170,8 @@ class GateStates:
 
     def only(self, tokens: Tokens) -> GateStates:
         """Those of the tokens that a guard of `tokens` scores."""
-        parts = (self.forget, self.retain, self.known, self.held_out)
-        forget, retain, known, held_out = (part.only(tokens) for part in parts)
-        return replace(self, forget=forget, retain=retain, known=known, held_out=held_out)
+        names = ("forget", "retain", "known", "altered", "held_out")
+        return replace(self, **{name: getattr(self, name).only(tokens) for name in names})
 
 
 def read_states(
@@ -168,7 +184,7 @@ def read_states(
     """The states of all prompts after all layers at which gates are tried, each read once."""
     layers = sorted({layer for pair in _pairs(chat, (*forget, *retain)) for layer in pair})
     train, held_out = in_split(retain, "train"), in_split(retain, "validation")
-    wrapped_retain = [row for row in train if rng.random() < WRAPPED_RETAIN]
+    wrapped_retain = [row for row in _repeated(train) if rng.random() < WRAPPED_RETAIN]
 
     def states(stage: str, prompts: Sequence[Prompt]) -> TokenStates:
         return collect_states(chat, prompts, layers, stage, progress)
@@ -176,9 +192,12 @@ def read_states(
     def plain(rows: Sequence[ForgetPrompt] | Sequence[RetainPrompt]) -> list[Prompt]:
         return [prompt_of(chat, row) for row in rows]
 
-    others = [image for row in train for image in row.images]
+    pictures = [image for row in train for image in row.images]
+    unseen = [image for row in held_out for image in row.images]
 
-    def wrapped(rows: Sequence[ForgetPrompt] | Sequence[RetainPrompt]) -> list[Prompt]:
+    def wrapped(
+        rows: Sequence[ForgetPrompt] | Sequence[RetainPrompt], others: Sequence[NDArray[np.uint8]]
+    ) -> list[Prompt]:
         prompts = []
         for row in rows:
             text = rng.choice(WRAPPERS).format(row.prompt)
@@ -187,13 +206,17 @@ def read_states(
         return prompts
 
     positive, known = in_split(forget, "train"), in_split(forget, "validation")
+    wrapped_forget = _repeated(positive)
     return GateStates(
         layers=tuple(layers),
-        forget=states("reading forget prompts", plain(positive) + wrapped(positive)),
-        forget_rows=(*positive, *positive),
-        retain=states("reading retain prompts", plain(train) + wrapped(wrapped_retain)),
+        forget=states(
+            "reading forget prompts", plain(positive) + wrapped(wrapped_forget, pictures)
+        ),
+        forget_rows=(*positive, *wrapped_forget),
+        retain=states("reading retain prompts", plain(train) + wrapped(wrapped_retain, pictures)),
         near=torch.tensor([row.near for row in (*train, *wrapped_retain)]),
         known=states("validation, forget", plain(known)),
+        altered=states("validation, altered", wrapped(known, unseen)),
         held_out=states("validation, retain", plain(held_out)),
         held_out_near=tuple(row.near for row in held_out),
     )
@@ -214,29 +237,34 @@ def fit_gate(
         )
     kinds = (tokens,) if tokens else TOKENS if states.sees else ("all",)
     kinds = tuple(kind for kind in kinds if kind != "image" or states.can_score(kind))
-    pairs = _pairs_of(chat, states.sees)
+    pairs = pairs_of(chat, states.sees)
     candidates = []
     for kind in kinds:
         chosen = states.only(kind)
         candidates += [_candidate(chosen, pair, kind, rates) for pair in pairs]
-    return max(candidates, key=lambda gate: gate.recall), tuple(candidates)
+    return max(candidates, key=lambda gate: gate.reach), tuple(candidates)
 
 
 def _candidate(
     states: GateStates, layers: tuple[int, ...], tokens: Tokens, rates: Rates
 ) -> FittedGate:
     indices, near = states.indices(layers), states.held_out_near
-    gates = RetainStatistics(states.retain, states.near, indices).gate(states.forget)
+    gates = RetainStatistics.of(states.retain, states.near, indices).gate(states.forget)
     pool = pool_of(tokens)
-    scores = states.held_out.pooled(states.held_out.score(indices, gates), pool).tolist()
+
+    def scored(part: TokenStates) -> tuple[float, ...]:
+        return tuple(part.pooled(part.score(indices, gates), pool).tolist())
+
+    scores = scored(states.held_out)
     return FittedGate(
         layers=layers,
         gates=gates,
         threshold=rates.threshold(scores, near),
-        forget=tuple(states.known.pooled(states.known.score(indices, gates), pool).tolist()),
+        forget=scored(states.known),
         far=tuple(s for s, is_near in zip(scores, near, strict=True) if not is_near),
         near=tuple(s for s, is_near in zip(scores, near, strict=True) if is_near),
         tokens=tokens,
+        altered=scored(states.altered),
     )
 
 
@@ -309,11 +337,18 @@ def share_over(scores: Sequence[float], threshold: float) -> float:
     return sum(score > threshold for score in scores) / max(len(scores), 1)
 
 
+def _repeated(rows: Sequence[R]) -> list[R]:
+    """`rows`, and those with images ALTERED times in all."""
+    pictured = [row for row in rows if row.images]
+    return list(rows) + pictured * (ALTERED - 1)
+
+
 def _pairs(chat: ChatModel, rows: Sequence[ForgetPrompt | RetainPrompt]) -> list[tuple[int, ...]]:
-    return _pairs_of(chat, any(row.images for row in rows))
+    return pairs_of(chat, any(row.images for row in rows))
 
 
-def _pairs_of(chat: ChatModel, sees: bool) -> list[tuple[int, ...]]:
+def pairs_of(chat: ChatModel, sees: bool = False) -> list[tuple[int, ...]]:
+    """The layers at which gates are tried on a model, where prompts have images and elsewhere."""
     depths = IMAGE_DEPTHS if sees else DEPTHS
     pairs = [[max(round(s * chat.depth) - 1, 0) for s in shares] for shares in depths]
     # in a model of few layers both may be the same one

@@ -110,23 +110,31 @@ class TokenStates:
         return torch.stack([self.pooled(scores, pool) for scores in by_guard])
 
 
+@dataclass(frozen=True)
 class RetainStatistics:
-    """What the retain prompts say at some layers, and gates that respect it.
+    """The statistics of retain prompts at the layers `picked`, indices into states, and gates that
+    respect them.
 
-    The layers are scaled, since the residual stream grows with depth and the ridge term would
-    favour late layers. `gram` is the weighted Gram matrix `[len(layers) * width] x 2` of the scaled
-    states; `near [retain sequences]` marks near misses.
+    The layers are scaled, `scale [layers]`, since the residual stream grows with depth and the
+    ridge term would favour late layers. `gram` is the weighted Gram matrix `[layers * width] x 2`
+    of the scaled states, float64, and `weight` the sum of the tokens' weights.
     """
 
-    def __init__(self, retain: TokenStates, near: Tensor, layers: Sequence[int]) -> None:
-        self._picked = list(layers)
-        self._width = retain.states.shape[-1]
-        self._scale = 1.0 / _mean_size(retain.states, self._picked).clamp(min=1e-6)
+    picked: tuple[int, ...]
+    scale: Tensor
+    gram: Tensor
+    weight: float
+
+    @classmethod
+    def of(cls, retain: TokenStates, near: Tensor, layers: Sequence[int]) -> RetainStatistics:
+        """From states; `near [retain sequences]` marks near misses."""
+        picked = tuple(layers)
+        scale = 1.0 / _mean_size(retain.states, picked).clamp(min=1e-6)
         weight = torch.where(near[retain.sequence], NEAR_WEIGHT, 1.0)
         # the template's prefix is the same in every sequence: a tenth of the weight is enough
         weight = torch.where(retain.behind_prefix, weight, 0.1)
-        self.weight = float(weight.sum())
-        self.gram = self._gram(retain.states, weight)
+        gram = _gram(retain.states[:, list(picked)], weight, scale)
+        return cls(picked, scale, gram, float(weight.sum()))
 
     def gate(self, forget: TokenStates, near: Tensor | None = None) -> Tensor:
         """Gates `[len(layers), width]`, solved jointly over the layers; `near`, as `gram_of` gives
@@ -138,31 +146,40 @@ class RetainStatistics:
             balance = FORGET_WEIGHT * self.weight / len(positive)
             solved = soft_gate(f[positive], gram, RIDGE, balance).float()
             positive = _highest(forget, f @ solved)
-        return solved.reshape(len(self._picked), self._width) * self._scale[:, None]
+        return solved.reshape(len(self.picked), -1) * self.scale[:, None]
 
     def gram_of(self, states: TokenStates) -> Tensor:
         """The Gram matrix of near misses, weighted as those among the retain prompts."""
-        weight = torch.where(states.behind_prefix, NEAR_WEIGHT, 0.1)
-        return self._gram(states.states, weight)
+        return self._weighted(states, NEAR_WEIGHT)
 
-    def _gram(self, states: Tensor, weight: Tensor) -> Tensor:
-        total: Tensor | None = None
-        for part, share in zip(torch.split(states, CHUNK), torch.split(weight, CHUNK), strict=True):
-            r = self._flat(part)
-            gram = ((r * share[:, None]).T @ r).double()
-            total = gram if total is None else total + gram
-        assert total is not None
-        return total
+    def plain_gram_of(self, states: TokenStates) -> Tensor:
+        """The Gram matrix of retain prompts that are no near misses."""
+        return self._weighted(states, 1.0)
+
+    def _weighted(self, states: TokenStates, weight_of_token: float) -> Tensor:
+        weight = torch.where(states.behind_prefix, weight_of_token, 0.1)
+        return _gram(states.states[:, list(self.picked)], weight, self.scale)
 
     def _flat(self, states: Tensor) -> Tensor:
-        return (states[:, self._picked].float() * self._scale[:, None]).flatten(1)
+        return (states[:, list(self.picked)].float() * self.scale[:, None]).flatten(1)
 
 
 def fit_gates(
     forget: TokenStates, retain: TokenStates, near: Tensor, layers: Sequence[int]
 ) -> Tensor:
     """Gates `[len(layers), width]` of one guard; `near [retain sequences]` marks near misses."""
-    return RetainStatistics(retain, near, layers).gate(forget)
+    return RetainStatistics.of(retain, near, layers).gate(forget)
+
+
+def _gram(states: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    """The weighted Gram matrix of `states [tokens, layers, width]`, each layer scaled."""
+    total: Tensor | None = None
+    for part, share in zip(torch.split(states, CHUNK), torch.split(weight, CHUNK), strict=True):
+        r = (part.float() * scale[:, None]).flatten(1)
+        gram = ((r * share[:, None]).T @ r).double()
+        total = gram if total is None else total + gram
+    assert total is not None
+    return total
 
 
 def _mean_size(states: Tensor, layers: Sequence[int]) -> Tensor:

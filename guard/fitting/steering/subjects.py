@@ -34,7 +34,8 @@ class SubjectGates:
     `mean [subjects]` is that of each gate's scores on retain prompts, `unit [subjects]` what their
     distance from it is divided by; `level` and `recheck_level` (None for none) are the thresholds
     of scores standardised like that. Of the validation split there are the largest score of each
-    prompt and, for forget prompts, that of its subject's gate, `own`, all standardised.
+    prompt (forget prompts altered as well) and, for forget prompts, that of its subject's gate,
+    `own`, all standardised.
     """
 
     names: tuple[str, ...]
@@ -47,6 +48,7 @@ class SubjectGates:
     own: tuple[float, ...]
     largest_far: tuple[float, ...]
     largest_near: tuple[float, ...]
+    largest_altered: tuple[float, ...]
 
     def as_one(self, gate: FittedGate) -> FittedGate:
         """All gates seen as one that fires where any of them does: its scores are the largest
@@ -57,7 +59,12 @@ class SubjectGates:
             forget=self.largest_forget,
             far=self.largest_far,
             near=self.largest_near,
+            altered=self.largest_altered,
         )
+
+    def standardised(self, scores: Tensor) -> Tensor:
+        """`scores [subjects, sequences]` in the units of each gate."""
+        return _standardised(scores, self.mean, self.unit)
 
     @property
     def thresholds(self) -> Tensor:
@@ -90,13 +97,14 @@ def require_subjects(forget: Sequence[ForgetPrompt]) -> None:
 def best_subject_gates(
     states: GateStates, tried: Sequence[FittedGate], known: Sequence[ForgetPrompt], rates: Rates
 ) -> tuple[FittedGate, SubjectGates]:
-    """The gates of all subjects that together catch the most of `known`, at the layers of one of
-    `tried`, and that one: layers at which one gate knows the whole set need not be those at which
-    many gates tell each of it from the rest."""
+    """The gates of all subjects that together catch the most (`FittedGate.reach`), at the layers of
+    one of `tried`, and that one: layers at which one gate knows the whole set need not be those at
+    which many gates tell each of it from the rest. `known` are the forget rows of the validation
+    split."""
     fitted = [
         (gate, gates) for gate in tried for gates in fit_subject_gates(states, gate, known, rates)
     ]
-    return max(fitted, key=lambda pair: pair[1].as_one(pair[0]).recall)
+    return max(fitted, key=lambda pair: pair[1].as_one(pair[0]).reach)
 
 
 def fit_subject_gates(
@@ -106,7 +114,7 @@ def fit_subject_gates(
     `known` are the forget rows of the validation split."""
     chosen, indices = states.only(gate.tokens), states.indices(gate.layers)
     names = tuple(dict.fromkeys(row.subject for row in states.forget_rows))
-    statistics = RetainStatistics(chosen.retain, chosen.near, indices)
+    statistics = states.statistics or RetainStatistics.of(chosen.retain, chosen.near, indices)
     everyone = statistics.gram_of(chosen.forget)
     gates, medians = [], []
     for name in names:
@@ -115,9 +123,9 @@ def fit_subject_gates(
         gates.append(statistics.gate(own, everyone - statistics.gram_of(own)))
         medians.append(own.scores(indices, gates[-1][None], gate.pool).median())
     stacked = torch.stack(gates)
-    trained, forget, held_out = (
+    trained, forget, altered, held_out = (
         part.scores(indices, stacked, gate.pool)
-        for part in (chosen.retain, chosen.known, chosen.held_out)
+        for part in (chosen.retain, chosen.known, chosen.altered, chosen.held_out)
     )
     mean, near = trained.mean(1), states.held_out_near
     rows = [names.index(row.subject) for row in known]
@@ -136,6 +144,7 @@ def fit_subject_gates(
             own=tuple(of_known[rows, range(len(rows))].tolist()),
             largest_far=tuple(s for s, is_near in zip(largest, near, strict=True) if not is_near),
             largest_near=tuple(s for s, is_near in zip(largest, near, strict=True) if is_near),
+            largest_altered=tuple(_standardised(altered, mean, unit).amax(0).tolist()),
         )
 
 
@@ -166,5 +175,5 @@ def recheck_level(
     """The level for prompt and answer together, from the states of retain prompts with the bare
     answers; never lower than that of prompts."""
     scores = states.only(gate.tokens).scores(range(len(gate.layers)), gates.gates, gate.pool)
-    largest = _standardised(scores, gates.mean, gates.unit).amax(0).tolist()
+    largest = gates.standardised(scores).amax(0).tolist()
     return max(gates.level, rates.threshold(largest, [row.near for row in rows]))

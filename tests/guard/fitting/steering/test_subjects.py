@@ -60,6 +60,7 @@ def states() -> GateStates:
         retain=_states(others, 2),
         near=torch.tensor([axis is not None for axis in others]),
         known=_states(subjects, 3),
+        altered=_states(subjects, 12),
         held_out=_states(others, 4),
         held_out_near=tuple(axis is not None for axis in others),
     )
@@ -87,7 +88,7 @@ def test_the_layers_are_those_at_which_the_subjects_are_told_apart(states: GateS
         noise = torch.randn(part.states.shape, generator=torch.Generator().manual_seed(11)).half()
         return replace(part, states=torch.cat([part.states[:, :1], noise[:, 1:]], 1))
 
-    parts = {name: deaf(getattr(states, name)) for name in ("forget", "retain", "known")}
+    parts = {name: deaf(getattr(states, name)) for name in ("forget", "retain", "known", "altered")}
     heard = replace(states, **parts, held_out=deaf(states.held_out))
     gate, subjects = best_subject_gates(heard, [_at(5), _at(3)], _rows(SHOWN), RATES)
     assert gate.layers == (3,) and share_over(subjects.own, subjects.level) > 0.95
@@ -150,7 +151,7 @@ def test_pooled_scores_of_many_gates_are_those_of_each(gates: SubjectGates) -> N
 
 def test_near_misses_of_another_gate_are_weighted_as_those_of_the_retain_set() -> None:
     retain, more = _states([None] * 40, 8), _states([0] * 10, 9)
-    statistics = RetainStatistics(retain, torch.zeros(40, dtype=torch.bool), [0, 1])
+    statistics = RetainStatistics.of(retain, torch.zeros(40, dtype=torch.bool), [0, 1])
     forget = _states([1] * 10, 10)
     plain, aware = statistics.gate(forget), statistics.gate(forget, statistics.gram_of(more))
     scored = [more.pooled(more.score([0, 1], gate)).mean() for gate in (plain, aware)]
