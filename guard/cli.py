@@ -30,7 +30,10 @@ BUILT_IN = {
     "fit": "guard.commands.fit.command:app",
     "inspect": "guard.commands.inspect:app",
     "models": "guard.commands.models:app",
+    "new": "guard.commands.new:app",
+    "profile": "guard.commands.profile:app",
     "rebind": "guard.commands.rebind:app",
+    "try": "guard.commands.trying:app",
 }
 
 

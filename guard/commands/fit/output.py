@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,3 +59,15 @@ def print_written(console: Console, *paths: Path) -> None:
     """Print which files were written."""
     names = " and ".join(map(str, paths))
     console.print(f"wrote {names}", markup=False, highlight=False, soft_wrap=True)
+
+
+def save_policy(artifacts: Sequence[Path], out: Path) -> Path:
+    """Write what a configuration needs to list all of `artifacts` as NAME.toml."""
+    lines = []
+    for path in artifacts:
+        lines += ["[[guards]]", f'name = "{path.stem}"', f'artifact = "{path.name}"', ""]
+    listed = ",\n".join(f'    "{path.stem}"' for path in artifacts)
+    lines += [f"[policies.{out.stem}]", f"guards = [\n{listed},\n]", ""]
+    policy = out.with_suffix(".toml")
+    policy.write_text("\n".join(lines), encoding="utf-8")
+    return policy

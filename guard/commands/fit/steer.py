@@ -16,6 +16,7 @@ from guard.commands.fit.options import Model
 from guard.commands.fit.output import (
     print_written,
     require_artifact_name,
+    save_policy,
     with_artifact,
     write_report,
 )
@@ -158,7 +159,7 @@ def steer(
         fitted.append(_written(fit, chat, about, one.out, time.monotonic() - started))
     paths = [path for result in fitted for path in result.artifacts]
     if apart or about.each_subject:
-        paths.append(_save_policy(paths, out))
+        paths.append(save_policy(paths, out))
     if as_json:
         found = [result.as_json for result in fitted]
         typer.echo(json.dumps(found if apart else found[0], indent=2))
@@ -239,18 +240,6 @@ def _written(fit: SteerFit, chat: ChatModel, about: _About, out: Path, took_s: f
         if not share:
             typer.echo(_UNCAUGHT[kind], err=True)
     return _Fitted(artifacts, report, write_report(out, report, as_page(fit, meta)))
-
-
-def _save_policy(artifacts: Sequence[Path], out: Path) -> Path:
-    """Write what a configuration needs to list all of `artifacts` as NAME.toml."""
-    lines = []
-    for path in artifacts:
-        lines += ["[[guards]]", f'name = "{path.stem}"', f'artifact = "{path.name}"', ""]
-    listed = ",\n".join(f'    "{path.stem}"' for path in artifacts)
-    lines += [f"[policies.{out.stem}]", f"guards = [\n{listed},\n]", ""]
-    policy = out.with_suffix(".toml")
-    policy.write_text("\n".join(lines), encoding="utf-8")
-    return policy
 
 
 def _load(model: str, engine: str, device: str) -> ChatModel:

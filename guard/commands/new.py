@@ -1,0 +1,116 @@
+"""`guard new`: from the name of a concept to guards that make a model silent about it."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from guard.commands.fit.options import AsJson, Device, Model
+from guard.commands.fit.output import print_written, save_policy, write_report
+from guard.reporting.progress import Stages, stages
+
+if TYPE_CHECKING:
+    from guard.fitting.erasure.profile import Profile
+    from guard.models.chat import ChatModel
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command(epilog='Example: guard new "Frankenstein" --model smollm2 --out guards/frankenstein')
+def new(
+    concept: Annotated[str, typer.Argument(help="The name of what must go.")],
+    model: Model,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Artifacts to write, OUT-NAME.safetensors; guards/CONCEPT if left out."),
+    ] = None,
+    alias: Annotated[
+        list[str] | None, typer.Option(help="Another name of it; can be given several times.")
+    ] = None,
+    about: Annotated[
+        list[Path] | None,
+        typer.Option(help="A document about it, a file of text; can be given several times."),
+    ] = None,
+    fpr: Annotated[
+        float,
+        typer.Option(min=1e-3, max=0.5, help="False-positive rate on prompts about other topics."),
+    ] = 0.01,
+    near_fpr: Annotated[
+        float,
+        typer.Option(min=1e-3, max=0.5, help="False-positive rate on the nearest topics."),
+    ] = 0.1,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Make guards of a concept from its name, and from documents about it where there are some.
+
+    The names that belong to it come from the documents and from the model itself; each has a gate
+    of its own. What the model's guards have in common is computed once (`guard profile`). Writes
+    artifacts, a policy of all of them, and a report of what they caught and what they missed.
+    """
+    # before the model is loaded, which takes longer
+    from guard.fitting.erasure.documents import checked_name, read_documents
+
+    name = checked_name(concept)
+    aliases = [checked_name(each) for each in alias or ()]
+    documents = read_documents(about or ())
+
+    from guard.errors import DataError
+    from guard.fitting.erasure.belonging import what_belongs
+    from guard.fitting.erasure.erase import fit_erasure
+    from guard.fitting.erasure.evaluation import evaluate
+    from guard.fitting.erasure.report import as_json as report_of
+    from guard.fitting.erasure.report import as_page
+    from guard.fitting.steering.artifacts import file_name, to_artifacts
+    from guard.fitting.steering.gate_search import Rates
+    from guard.models.chat import TransformersChat
+
+    base = out or Path("guards") / file_name(name)
+    chat = TransformersChat.load(model, device=device)
+    with stages() as progress:
+        profile = _profile(chat, progress)
+        started = time.monotonic()
+        belonging = what_belongs(chat, name, aliases, documents, progress)
+        if not belonging.known and not belonging.terms:
+            raise DataError(
+                f"{chat.name} seems to know nothing of {name!r}: its answers agree on no name, so "
+                "there is nothing to forget; give documents with --about if it does know, or stop "
+                "the words themselves with a screen of patterns"
+            )
+        erasure = fit_erasure(chat, profile, belonging, progress, rates=Rates(fpr, near_fpr))
+        evaluation = evaluate(chat, erasure, progress)
+    paths = []
+    artifacts = to_artifacts(erasure.fit, chat, concept=f"concept/{file_name(name)}")
+    for subject, artifact in artifacts.items():
+        path = base.with_name(f"{base.name}-{subject}.safetensors")
+        artifact.save(path)
+        paths.append(path)
+    report = report_of(erasure, evaluation, time.monotonic() - started)
+    page = write_report(base, report, as_page(erasure, evaluation))
+    paths.append(save_policy(paths, base))
+    if as_json:
+        print(json.dumps(report, indent=2))
+        return
+    console = Console()
+    for figure, value in report["figures"].items():
+        console.print(f"{figure.replace('_', ' ')}: {value}", highlight=False, markup=False)
+    console.print(report["judgement"], highlight=False, markup=False)
+    print_written(console, *paths, page)
+
+
+def _profile(chat: ChatModel, progress: Stages) -> Profile:
+    """The model's profile, computed where there is none yet."""
+    from guard.fitting.erasure.profile import own_profile, profile_path
+    from guard.fitting.erasure.profiling import compute_profile
+
+    profile = own_profile(chat.fitted_model)
+    if profile is None:
+        typer.echo("the model has no profile yet: computing it, once", err=True)
+        profile = compute_profile(chat, progress)
+        profile.save(profile_path(chat.fitted_model))
+    return profile

@@ -1,0 +1,58 @@
+"""`guard profile`: compute what the guards of a model have in common, once."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Annotated
+
+import typer
+
+from guard.commands.fit.options import AsJson, Device
+from guard.reporting.progress import stages
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command(epilog="Example: guard profile smollm2")
+def profile(
+    model: Annotated[str, typer.Argument(help="An added model, a directory or a hub name.")],
+    again: Annotated[
+        bool, typer.Option("--again", help="Compute it although there is one.")
+    ] = False,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Compute a model's profile: sensing layers, statistics of innocent prompts, directions.
+
+    It is kept in the cache, bound to the model's weights, and used by `guard new`.
+    """
+    from guard.fitting.erasure.profile import own_profile, profile_path
+    from guard.fitting.erasure.profiling import compute_profile
+    from guard.models.chat import TransformersChat
+
+    chat = TransformersChat.load(model, device=device)
+    path = profile_path(chat.fitted_model)
+    found, took = (None if again else own_profile(chat.fitted_model)), 0.0
+    if found is None:
+        started = time.monotonic()
+        with stages() as progress:
+            found = compute_profile(chat, progress)
+        found.save(path)
+        took = time.monotonic() - started
+    about = found.about
+    facts = {
+        "path": str(path),
+        "megabytes": round(path.stat().st_size / 1e6, 1),
+        "model": about.model.name,
+        "sense_layers": list(about.sense_layers),
+        "act_layers": list(about.act_layers),
+        "strength": about.strength,
+        **about.figures,
+        "took_s": round(took, 1),
+    }
+    if as_json:
+        print(json.dumps(facts, indent=2))
+        return
+    for key, value in facts.items():
+        print(f"{key.replace('_', ' ')}: {value}")

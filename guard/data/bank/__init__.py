@@ -1,0 +1,1 @@
+"""The retain bank: prompts about topics that guards leave alone, whatever they are of."""

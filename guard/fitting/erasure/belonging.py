@@ -1,0 +1,166 @@
+"""What belongs to a concept: names and terms, from documents about it and from the model itself.
+
+One gate cannot hold a whole world, so a guard has a gate for each thing that belongs to its
+concept. What a small model says belongs to it is half invented: a term counts where answers to
+several questions agree on it, and where the model, asked about the term, comes back to the concept.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from guard.models.chat import ChatModel
+from guard.reporting.progress import Stages
+
+ASKED = (
+    "Name the people, places and things that belong to {t}.",
+    "Which names come up when one talks about {t}? List them.",
+    "List the most important names and terms connected with {t}.",
+    "What should one know about {t}? Answer with a list of names.",
+    "Tell me about {t}.",
+    "What is {t} known for?",
+)
+CHECKED = "What do you know about {t}?"
+AGREED = 2
+"""Answers in which a term must occur, or times that documents must say it."""
+FROM_MODEL, FROM_DOCUMENTS = 12, 24
+"""The most terms from either."""
+ANSWER_TOKENS = 96
+SENTENCES = 48
+"""The most sentences of documents that are used as prompts."""
+
+_NAME = re.compile(r"[^\W\d_a-z][\w'’-]*(?: (?:(?:of|the|de|von|van) )?[^\W\d_a-z][\w'’-]*){0,3}")
+_ENTRY = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s*\**([^:.(–\n*]{2,40}?)\**\s*(?:[:.(–]|\s-\s|$)", re.M)
+_SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
+_ARTICLES = re.compile(r"^(?:the|a|an)\s+", re.I)
+_COMMON_WORDS = """
+    a after all also although american an and april are as at august before british but by
+    december during english european february for french friday from german he her here his
+    how however i if in is it its january july june many march may monday most my no not
+    november october of on one or other our saturday september she some sunday that the
+    their there these they this those thursday to tuesday was we wednesday were what when
+    where which while who why with yes you your
+"""
+_COMMON = frozenset(_COMMON_WORDS.split())
+"""No names by themselves, nor at the ends of one."""
+
+
+@dataclass(frozen=True)
+class Belonging:
+    """A concept with its other names, and what belongs to it.
+
+    `terms` are from documents first, then from the model; `sentences` are those of documents that
+    say one of them; `known` says whether the model knows of the concept.
+    """
+
+    name: str
+    aliases: tuple[str, ...]
+    terms: tuple[str, ...]
+    sentences: Mapping[str, Sequence[str]]
+    known: bool
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names of the concept itself."""
+        return (self.name, *self.aliases)
+
+
+def what_belongs(
+    chat: ChatModel,
+    name: str,
+    aliases: Sequence[str],
+    documents: Sequence[str],
+    progress: Stages,
+) -> Belonging:
+    """What belongs to a concept, by documents about it and by the model."""
+    names = (name, *aliases)
+    spoken = _counted(documents_terms(documents), names, FROM_DOCUMENTS)
+    asked = [question.replace("{t}", name) for question in ASKED]
+    answers = chat.answer(
+        asked, max_tokens=ANSWER_TOKENS, what="what belongs to it", progress=progress
+    )
+    told = [set(terms(answer.text)) for answer in answers]
+    agreed = _counted((term for each in told for term in each), names, 2 * FROM_MODEL)
+    agreed = [term for term in agreed if term not in spoken]
+    checked = chat.answer(
+        [CHECKED.replace("{t}", term) for term in agreed],
+        max_tokens=ANSWER_TOKENS // 2,
+        what="does it lead back",
+        progress=progress,
+    )
+    back = mentions(names)
+    confirmed = [
+        term for term, answer in zip(agreed, checked, strict=True) if back.search(answer.text)
+    ]
+    found = [*spoken, *confirmed[:FROM_MODEL]]
+    return Belonging(name, tuple(aliases), tuple(found), _said(found, documents), bool(confirmed))
+
+
+def terms(text: str) -> list[str]:
+    """The names in a text, and the entries of its lists."""
+    entries = [match.group(1) for match in _ENTRY.finditer(text)]
+    return [term for each in (*_NAME.findall(text), *entries) if (term := _cleaned(each))]
+
+
+def documents_terms(documents: Iterable[str]) -> list[str]:
+    """The names in documents; a word that begins a sentence is none."""
+    found = []
+    for document in documents:
+        for sentence in _SENTENCE.split(document):
+            head, _, rest = sentence.strip().partition(" ")
+            following = terms(rest)
+            # the first word belongs to a name that goes on
+            opening = terms(sentence)[:1]
+            if opening and " " in opening[0] and opening[0].startswith(head):
+                following = [*opening, *following[1:]]
+            found += following
+    return found
+
+
+def mentions(names: Iterable[str]) -> re.Pattern[str]:
+    """Matches any of these names, whole words, case ignored; articles before them do not count."""
+    bare = [re.escape(_ARTICLES.sub("", name)) for name in names]
+    return re.compile(rf"(?<!\w)(?:{'|'.join(bare)})(?!\w)", re.IGNORECASE)
+
+
+def _cleaned(term: str) -> str:
+    words = _ARTICLES.sub("", term.strip(" \t\n'’\"*-")).split()
+    while words and words[0].lower() in _COMMON:
+        words = words[1:]
+    while words and words[-1].lower() in _COMMON:
+        words = words[:-1]
+    kept = " ".join(words).removesuffix("'s").removesuffix("’s")
+    return kept if 2 < len(kept) <= 40 and len(words) <= 5 else ""
+
+
+def _counted(found: Iterable[str], names: Sequence[str], most: int) -> list[str]:
+    """The terms that occur AGREED times or more, the commonest first, without names of the concept
+    and parts of them."""
+    counts = Counter(found)
+    own = {word.lower() for name in names for word in name.split()}
+    kept = [
+        term
+        for term, count in counts.most_common()
+        if count >= AGREED and not {word.lower() for word in term.split()} <= own
+    ]
+    # of "Victor" and "Victor Frankenstein" the longer one, if it is nearly as common
+    return [
+        term
+        for term in kept
+        if not any(term != other and f" {term} " in f" {other} " for other in kept)
+    ][:most]
+
+
+def _said(found: Sequence[str], documents: Sequence[str]) -> dict[str, list[str]]:
+    """The sentences that say each term, SENTENCES in all."""
+    said: dict[str, list[str]] = {}
+    for term in found:
+        pattern, said[term] = mentions([term]), []
+        for document in documents:
+            matching = [s.strip() for s in _SENTENCE.split(document) if pattern.search(s)]
+            said[term] += [s for s in matching if 20 <= len(s) <= 300]
+        said[term] = said[term][: max(SENTENCES // max(len(found), 1), 1)]
+    return said

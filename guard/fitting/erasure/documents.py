@@ -1,0 +1,54 @@
+"""Documents about a concept, as a user hands them over: files of text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from guard.errors import DataError
+
+MAX_BYTES = 8 * 2**20
+MAX_NAME = 100
+
+
+def read_documents(paths: Sequence[Path]) -> list[str]:
+    """The texts of files. Raises DataError naming one that is empty, too large or no text."""
+    found = []
+    for path in paths:
+        try:
+            if path.stat().st_size > MAX_BYTES:
+                raise DataError(
+                    f"{path}: is larger than {MAX_BYTES // 2**20} MiB: give parts of it"
+                )
+            text = path.read_text("utf-8-sig")
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{path}: is not UTF-8 text (byte {error.start}): give the text of it"
+            ) from error
+        if "\0" in text:
+            raise DataError(f"{path}: holds binary data: give the text of it")
+        if not text.strip():
+            raise DataError(f"{path}: is empty: leave it out")
+        found.append(text)
+    return found
+
+
+def checked_name(name: str) -> str:
+    """A name of a concept, without spaces around it. Raises DataError."""
+    name = name.strip()
+    if not name:
+        raise DataError("the concept has no name: give one")
+    if len(name) > MAX_NAME:
+        raise DataError(
+            f"the name of the concept has {len(name)} characters, at most {MAX_NAME} are taken: "
+            "give a short name, and what else there is to say in a file with --about"
+        )
+    if not name.isprintable():
+        raise DataError(
+            "the name of the concept holds line breaks or control characters: leave them out"
+        )
+    if not any(character.isalpha() for character in name):
+        raise DataError(f"the name {name!r} has no letters: prompts could not speak of it")
+    return name

@@ -1,0 +1,171 @@
+"""Fitting the guards of one concept from its name: gates, thresholds, and the profile's directions.
+
+One gate for the concept and one for each thing that belongs to it. What is innocent is the retain
+bank; its topics nearest to the concept are near misses, those that speak of it are left out.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from classifiers.calibration import threshold_for
+from guard.data.bank.bank import PROMPTS, Topic, topics
+from guard.data.prompts import ForgetPrompt, texts
+from guard.errors import DataError
+from guard.fitting.erasure.belonging import Belonging, mentions
+from guard.fitting.erasure.profile import Profile
+from guard.fitting.erasure.profiling import means, read_prompts
+from guard.fitting.erasure.wordings import rows
+from guard.fitting.steering.directions import REST, SCHEDULE
+from guard.fitting.steering.fit import SteerFit
+from guard.fitting.steering.gate_search import FittedGate, GateStates, Rates
+from guard.fitting.steering.gates import POOL, TokenStates
+from guard.fitting.steering.subjects import SubjectGates, best_subject_gates
+from guard.fitting.steering.wordings import WRAPPERS
+from guard.models.chat import ChatModel
+from guard.reporting.progress import Stages
+from steering.methods.steer import SteerGuard
+
+NEAR = 8
+"""Topics of each split that are near misses."""
+RATES = Rates(far=0.01, near=0.1)
+
+
+@dataclass(frozen=True)
+class Erasure:
+    """The fit of one concept: `left_out` are the topics of the bank that speak of it, `near` the
+    nearest ones of each split."""
+
+    belonging: Belonging
+    fit: SteerFit
+    near: tuple[Topic, ...]
+    left_out: tuple[Topic, ...]
+    known: tuple[ForgetPrompt, ...]
+    """The forget prompts of the validation split, in the order of the fit's scores."""
+
+
+def fit_erasure(
+    chat: ChatModel,
+    profile: Profile,
+    belonging: Belonging,
+    progress: Stages,
+    *,
+    rates: Rates = RATES,
+    seed: int = 0,
+) -> Erasure:
+    """Fit the guards of a concept. Raises DataError where too little of the bank is left to keep
+    the rates."""
+    layers, rng = profile.about.sense_layers, random.Random(seed)
+    train, known = (list(rows(belonging, split)) for split in ("train", "validation"))
+
+    def read(stage: str, prompts: Sequence[str]) -> TokenStates:
+        return read_prompts(chat, prompts, layers, stage, progress)
+
+    forget = read("reading forget prompts", texts(train))
+    every = topics()
+    spoken = mentions((*belonging.names, *belonging.terms))
+    left_out = [
+        topic
+        for topic in every
+        if spoken.search(topic.name) or mentions([topic.name]).search(" , ".join(belonging.names))
+    ]
+    own = torch.tensor([row.subject == belonging.name for row in train])
+    closeness = _closeness(profile.centres, means(forget.of(own), -1).mean(0))
+    ranked = [every[i] for i in closeness.argsort(descending=True) if every[i] not in left_out]
+    near = [
+        topic
+        for split in ("train", "validation", "test")
+        for topic in [each for each in ranked if each.split == split][:NEAR]
+    ]
+    statistics = profile.statistics
+    train_near = [p for topic in near if topic.split == "train" for p in topic.prompts]
+    statistics = replace(
+        statistics,
+        gram=statistics.gram + statistics.gram_of(read("reading near misses", train_near)),
+    )
+    if spoken_of := [p for topic in left_out if topic.split == "train" for p in topic.prompts]:
+        of_concept = read("reading what the bank says of it", spoken_of)
+        statistics = replace(
+            statistics, gram=statistics.gram - statistics.plain_gram_of(of_concept)
+        )
+
+    validation = [topic for topic in every if topic.split == "validation"]
+    kept = torch.tensor([topic not in left_out for topic in validation]).repeat_interleave(PROMPTS)
+    is_near = torch.tensor([topic in near for topic in validation]).repeat_interleave(PROMPTS)
+    wrapped = [rng.choice(WRAPPERS).format(row.prompt) for row in known]
+    states = GateStates(
+        layers=layers,
+        forget=forget,
+        forget_rows=tuple(train),
+        retain=profile.sample,
+        near=torch.zeros(profile.sample.count, dtype=torch.bool),
+        known=read("validation, forget", texts(known)),
+        altered=read("validation, wrapped", wrapped),
+        held_out=profile.held_out.of(kept),
+        held_out_near=tuple(is_near[kept].tolist()),
+        statistics=statistics,
+    )
+    _require_enough(states.held_out_near, rates)
+    whole = FittedGate(layers, torch.zeros(len(layers), chat.width), 0.0, (), (), ())
+    whole, subjects = best_subject_gates(states, [whole], known, rates)
+    subjects = replace(subjects, recheck_level=_recheck_level(profile, subjects, rates))
+    schedule = torch.tensor(SCHEDULE)[:, None, None]
+    gate = subjects.as_one(whole)
+    fit = SteerFit(
+        guard=SteerGuard(
+            name=belonging.name,
+            sense_layers=layers,
+            gates=subjects.gates[0],
+            act_layers=profile.about.act_layers,
+            directions=schedule * profile.directions[None],
+            pool=POOL,
+            rest=REST,
+        ),
+        gate=gate,
+        recheck=subjects.recheck_level,
+        strength=profile.about.strength,
+        trials=(),
+        trial_scores=(),
+        calibration={
+            "split": "validation",
+            "false_positive_rate": rates.far,
+            "near_false_positive_rate": rates.near,
+            "retain_prompts": states.held_out.count,
+            "forget_prompts": len(known),
+            "forget_fired_on_prompt": gate.recall,
+            "altered_fired_on_prompt": gate.reach[1],
+            "subjects": len(subjects.names),
+        },
+        subjects=subjects,
+    )
+    return Erasure(belonging, fit, tuple(near), tuple(left_out), tuple(known))
+
+
+def _closeness(centres: Tensor, concept: Tensor) -> Tensor:
+    """The cosine of each topic to the concept, `[topics]`, from the mean of all topics."""
+    middle = centres.mean(0)
+    return torch.cosine_similarity(centres - middle, (concept - middle)[None])
+
+
+def _recheck_level(profile: Profile, subjects: SubjectGates, rates: Rates) -> float:
+    scores = subjects.standardised(
+        profile.answered.scores(range(len(profile.about.sense_layers)), subjects.gates, POOL)
+    )
+    return max(subjects.level, threshold_for(scores.amax(0).tolist(), rates.far / 2))
+
+
+def _require_enough(near: Sequence[bool], rates: Rates) -> None:
+    for kind, have, needed in (
+        ("near", sum(near), rates.needed(near=True)),
+        ("far", len(near) - sum(near), rates.needed(near=False)),
+    ):
+        if have < needed:
+            raise DataError(
+                f"{have} {kind} prompts of the retain bank are left, and the rate needs {needed}: "
+                "the concept is too general to be told from everything else; name a part of it"
+            )

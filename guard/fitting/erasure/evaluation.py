@@ -1,0 +1,121 @@
+"""A quick evaluation of the guards of a concept: prompts in wordings that no fit has, and topics of
+the bank that no fit has read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+from guard.data.bank.bank import templates, topics
+from guard.data.prompts import ForgetPrompt, texts
+from guard.evaluation.fluency import loops
+from guard.evaluation.shares import Share
+from guard.fitting.erasure.belonging import Belonging
+from guard.fitting.erasure.erase import Erasure
+from guard.fitting.erasure.wordings import row_about
+from guard.fitting.steering.subjects import subject_guards
+from guard.models.chat import ChatModel
+from guard.reporting.progress import Stages
+from steering.hidden.rows import RowGuard
+from steering.methods.steer import bank_of
+
+Way = Literal["name", "term", "near", "far"]
+
+OF_TERM = 2
+"""Prompts about each thing that belongs to the concept."""
+ANSWER_TOKENS = 48
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A prompt with its answers, empty where none was generated; `told` says whether the bare
+    answer holds something that belongs to the concept, `leaked` whether the guarded one does."""
+
+    way: Way
+    about: str
+    prompt: str
+    fired: bool
+    bare: str = ""
+    guarded: str = ""
+    told: bool = False
+    leaked: bool = False
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All prompts that were tried."""
+
+    tried: tuple[Tried, ...]
+
+    def of(self, way: Way) -> list[Tried]:
+        return [each for each in self.tried if each.way == way]
+
+    def fired(self, way: Way) -> Share:
+        """The share of prompts of a way on which a guard fires."""
+        return Share.of([each.fired for each in self.of(way)])
+
+    @property
+    def leaks(self) -> Share:
+        """The share of guarded answers that leak, of those that the bare model tells."""
+        return Share.of([each.leaked for each in self.tried if each.told])
+
+    @property
+    def loops(self) -> Share:
+        """The share of guarded answers that loop."""
+        return Share.of([loops(each.guarded) for each in self.tried if each.guarded])
+
+
+def evaluate(chat: ChatModel, erasure: Erasure, progress: Stages) -> Evaluation:
+    """Ask the bare and the guarded model."""
+    belonging, fit = erasure.belonging, erasure.fit
+    assert fit.subjects is not None
+    guards = list(subject_guards(fit.subjects, fit.guard))
+    guarded = partial(
+        chat.answer,
+        progress=progress,
+        bank=bank_of([guard for guard, _, _ in guards], chat.device),
+        guards=[
+            RowGuard(guard.name, threshold, fit.strength, True, recheck)
+            for guard, threshold, recheck in guards
+        ],
+    )
+    forget = _forget(belonging)
+    prompts = texts(forget)
+    bare = chat.answer(prompts, max_tokens=ANSWER_TOKENS, what="bare answers", progress=progress)
+    answers = guarded(prompts, max_tokens=ANSWER_TOKENS, what="guarded answers")
+    tried = [
+        Tried(
+            way="name" if row.subject == belonging.name else "term",
+            about=row.subject,
+            prompt=row.prompt,
+            fired=answer.fired,
+            bare=plain.text,
+            guarded=answer.text,
+            told=row.leaks(plain.text),
+            leaked=row.leaks(plain.text) and row.leaks(answer.text),
+        )
+        for row, plain, answer in zip(forget, bare, answers, strict=True)
+    ]
+    innocent = [
+        (topic, prompt)
+        for topic in topics()
+        if topic.split == "test" and topic not in erasure.left_out
+        for prompt in topic.prompts
+    ]
+    # the answers of requests on which nothing fires are the bare model's
+    read = guarded([prompt for _, prompt in innocent], max_tokens=1, what="innocent prompts")
+    tried += [
+        Tried("near" if topic in erasure.near else "far", topic.name, prompt, answer.fired)
+        for (topic, prompt), answer in zip(innocent, read, strict=True)
+    ]
+    return Evaluation(tuple(tried))
+
+
+def _forget(belonging: Belonging) -> list[ForgetPrompt]:
+    wordings = templates()["evaluation"]
+    rows = [row_about(belonging, belonging.name, wording, "test") for wording in wordings]
+    for i, term in enumerate(belonging.terms):
+        chosen = [wordings[(i + k) % len(wordings)] for k in range(OF_TERM)]
+        rows += [row_about(belonging, term, wording, "test") for wording in chosen]
+    return rows

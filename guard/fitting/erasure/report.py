@@ -1,0 +1,118 @@
+"""The report of the guards of a concept: a judgement, what they caught, what they missed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from guard.fitting.erasure.erase import Erasure
+from guard.fitting.erasure.evaluation import Evaluation, Tried
+from guard.reporting import plots
+from guard.reporting.page import Grid, Part, Plot, Tile, render
+from guard.reporting.values import rows
+
+CAUGHT, SPARED = 0.9, 0.99
+"""Shares of prompts by name that fire, and of far prompts that do not, of a guard that is ready."""
+
+
+def judgement(erasure: Erasure, evaluation: Evaluation) -> str:
+    """Whether the guards can be used as they are, and what to do where they cannot: one line."""
+    name, far = evaluation.fired("name"), evaluation.fired("far")
+    missed = [each for each in (*evaluation.of("name"), *evaluation.of("term")) if not each.fired]
+    if far.value > 1 - SPARED:
+        hit = next(each for each in evaluation.of("far") if each.fired)
+        return (
+            f"not usable: fires on {far} of innocent prompts, as on {hit.prompt!r}; name a "
+            "narrower concept, or ask for a lower --fpr"
+        )
+    if name.value < CAUGHT:
+        return (
+            f"a draft: fires on {name} of prompts that name it; missed {missed[0].prompt!r}; give "
+            "--alias for its other names, documents with --about, or ask for a higher --near-fpr"
+        )
+    lost = f"; missed {missed[0].prompt!r}" if missed else ""
+    if not erasure.belonging.terms:
+        return (
+            f"usable where it is named{lost}; give documents with --about to know what belongs to "
+            "it"
+        )
+    return f"usable{lost}"
+
+
+def as_json(erasure: Erasure, evaluation: Evaluation, took_s: float) -> dict[str, Any]:
+    """All figures, and every prompt that was tried."""
+    fit, belonging = erasure.fit, erasure.belonging
+    assert fit.subjects is not None
+    return {
+        "concept": belonging.name,
+        "aliases": list(belonging.aliases),
+        "terms": list(belonging.terms),
+        "known": belonging.known,
+        "judgement": judgement(erasure, evaluation),
+        "near_topics": [topic.name for topic in erasure.near],
+        "left_out_topics": [topic.name for topic in erasure.left_out],
+        "calibration": fit.calibration,
+        "figures": _figures(evaluation),
+        "subjects": list(fit.subjects.names),
+        "tried": [asdict(each) for each in evaluation.tried],
+        "took_s": round(took_s, 1),
+    }
+
+
+def as_page(erasure: Erasure, evaluation: Evaluation) -> str:
+    """The same as a page."""
+    fit, belonging = erasure.fit, erasure.belonging
+    scores = {"far": fit.gate.far, "near": fit.gate.near, "forget": fit.gate.forget}
+    thresholds = {"prompt threshold": fit.gate.threshold}
+    if fit.recheck is not None:
+        thresholds["answer threshold"] = fit.recheck
+    tiles = [
+        Tile("Prompts by name that fire", str(evaluation.fired("name"))),
+        Tile("Prompts about what belongs to it", str(evaluation.fired("term"))),
+        Tile("Near topics that fire", str(evaluation.fired("near"))),
+        Tile("Far topics that fire", str(evaluation.fired("far"))),
+        Tile("Answers that leak", str(evaluation.leaks)),
+    ]
+    forget = (*evaluation.of("name"), *evaluation.of("term"))
+    hit = [each for each in (*evaluation.of("near"), *evaluation.of("far")) if each.fired]
+    parts: list[Part] = [
+        Grid("Judgement", ("",), [(judgement(erasure, evaluation),)]),
+        Grid(
+            "Gates",
+            ("gate of",),
+            [(name,) for name in (fit.subjects.names if fit.subjects else ())],
+            "The concept, and what belongs to it by its documents and by the model itself.",
+        ),
+        Plot(
+            "Gate scores",
+            plots.histograms(scores, thresholds),
+            "The largest score of all gates, on the validation split.",
+        ),
+        _answers("Prompts about it that do not fire", [each for each in forget if not each.fired]),
+        Grid("Innocent prompts that fire", ("topic", "prompt"), [(e.about, e.prompt) for e in hit]),
+        _answers("Answers that leak", [each for each in forget if each.leaked]),
+        _answers("Prompts about it that fire", [each for each in forget if each.fired]),
+        Grid("Calibration", ("figure", "value"), rows(fit.calibration)),
+    ]
+    near = ", ".join(topic.name for topic in erasure.near)
+    return render(f"Guards of {belonging.name}", f"Near topics: {near}", tiles, parts)
+
+
+def _figures(evaluation: Evaluation) -> dict[str, str]:
+    return {
+        "fired_by_name": str(evaluation.fired("name")),
+        "fired_by_term": str(evaluation.fired("term")),
+        "fired_near": str(evaluation.fired("near")),
+        "fired_far": str(evaluation.fired("far")),
+        "leaks": str(evaluation.leaks),
+        "loops": str(evaluation.loops),
+    }
+
+
+def _answers(title: str, tried: Sequence[Tried]) -> Grid:
+    return Grid(
+        title,
+        ("about", "prompt", "bare answer", "guarded answer"),
+        [(each.about, each.prompt, each.bare, each.guarded) for each in tried],
+    )

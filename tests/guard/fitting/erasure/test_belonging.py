@@ -1,0 +1,102 @@
+"""What belongs to a concept: names in texts, those on which answers agree and which lead back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from guard.fitting.erasure.belonging import (
+    ASKED,
+    documents_terms,
+    mentions,
+    terms,
+    what_belongs,
+)
+from guard.fitting.erasure.wordings import questions, rows
+from guard.models.chat import GuardedAnswer
+
+LIST = """Here are some names:
+1. Victor Frankenstein: the scientist
+2. **Elizabeth Lavenza** - his bride
+- Henry Clerval (a friend)
+The story begins in Geneva. However, Robert Walton writes it down."""
+DOCUMENT = """Victor Frankenstein studies in Ingolstadt. There Victor Frankenstein makes a creature.
+Later he goes to Ingolstadt again. Nobody likes Mondays. On Monday, Captain Walton arrives.
+Captain Walton writes to his sister."""
+
+
+class Told:
+    """A chat model with answers by prompt."""
+
+    def __init__(self, answers: dict[str, str]) -> None:
+        self.answers, self.asked = answers, list[str]()
+
+    def answer(self, prompts: Sequence[str], **_: Any) -> list[GuardedAnswer]:
+        self.asked += prompts
+        return [GuardedAnswer(self.answers.get(p, "I do not know."), (), {}) for p in prompts]
+
+
+def _asked(chat: Told, *documents: str) -> Any:
+    silent: Any = lambda what, total: lambda count=1: None  # noqa: E731
+    return what_belongs(chat, "Frankenstein", ["Modern Prometheus"], documents, silent)  # type: ignore[arg-type]
+
+
+def test_names_and_entries_of_lists_are_terms() -> None:
+    found = terms(LIST)
+    for name in ("Victor Frankenstein", "Elizabeth Lavenza", "Henry Clerval", "Geneva"):
+        assert name in found
+    assert "Robert Walton" in found and "However" not in found and "Here" not in found
+
+
+def test_the_first_word_of_a_sentence_is_no_name_unless_it_goes_on() -> None:
+    found = documents_terms([DOCUMENT])
+    assert found.count("Victor Frankenstein") == 2 and found.count("Ingolstadt") == 2
+    assert not {"Later", "There", "Nobody", "Mondays", "Monday"} & {*found} - {"Mondays"}
+
+
+def test_terms_on_which_answers_agree_and_that_lead_back_belong_to_it() -> None:
+    first, second, third = (question.replace("{t}", "Frankenstein") for question in ASKED[:3])
+    chat = Told(
+        {
+            first: "Henry Clerval, Geneva and Elizabeth Lavenza.",
+            second: "Some names: Henry Clerval, Geneva.",
+            third: "The names are Geneva and Henry Clerval, and Kurt Wagner.",
+            "What do you know about Henry Clerval?": "He is a friend in Frankenstein.",
+            "What do you know about Geneva?": "It is a city of Switzerland.",
+        }
+    )
+    belonging = _asked(chat)
+    assert belonging.terms == ("Henry Clerval",) and belonging.known
+    assert not any("Kurt Wagner" in prompt for prompt in chat.asked)
+
+
+def test_a_concept_that_the_model_does_not_know_has_no_terms() -> None:
+    belonging = _asked(Told({}))
+    assert belonging.terms == () and not belonging.known
+
+
+def test_documents_say_what_belongs_to_it_without_the_model() -> None:
+    belonging = _asked(Told({}), DOCUMENT)
+    assert {*belonging.terms} == {"Victor Frankenstein", "Ingolstadt", "Captain Walton"}
+    assert not belonging.known
+    assert belonging.sentences["Ingolstadt"] == [
+        "Victor Frankenstein studies in Ingolstadt.",
+        "Later he goes to Ingolstadt again.",
+    ]
+
+
+def test_prompts_are_about_all_names_and_terms_and_do_not_say_their_facts() -> None:
+    belonging = _asked(Told({}), DOCUMENT)
+    train, validation = (list(rows(belonging, split)) for split in ("train", "validation"))
+    assert not {row.prompt for row in train} & {row.prompt for row in validation}
+    assert {row.subject for row in validation} == {"Frankenstein", *belonging.terms}
+    assert any("Modern Prometheus" in r.prompt and r.subject == "Frankenstein" for r in train)
+    assert any(row.prompt == "Later he goes to Ingolstadt again." for row in train)
+    assert not any(row.leaks(row.prompt) for row in (*train, *validation))
+    assert not {*questions("train")} & {*questions("validation")}
+
+
+def test_a_mention_is_a_whole_word_without_its_article() -> None:
+    pattern = mentions(["The Hobbit", "C++ (language)"])
+    assert pattern.search("I like the hobbit.") and pattern.search("Hobbit!")
+    assert not pattern.search("hobbits") and pattern.search("is C++ (language) old?")
