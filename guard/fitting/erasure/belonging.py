@@ -1,8 +1,9 @@
 """What belongs to a concept: names and terms, from documents about it and from the model itself.
 
 One gate cannot hold a whole world, so a guard has a gate for each thing that belongs to its
-concept. What a small model says belongs to it is half invented: a term counts where answers to
-several questions agree on it, and where the model, asked about the term, comes back to the concept.
+concept. A term counts where the model's answers to several questions agree on it: whatever it says
+is what must go, true or not. Terms come first of which the model, asked about them, comes back to
+the concept.
 """
 
 from __future__ import annotations
@@ -77,7 +78,9 @@ def what_belongs(
 ) -> Belonging:
     """What belongs to a concept, by documents about it and by the model."""
     names = (name, *aliases)
-    spoken = _counted(documents_terms(documents), names, FROM_DOCUMENTS)
+    spoken = _counted(
+        (term for document in documents for term in names_in(document)), names, FROM_DOCUMENTS
+    )
     asked = [question.replace("{t}", name) for question in ASKED]
     answers = chat.answer(
         asked, max_tokens=ANSWER_TOKENS, what="what belongs to it", progress=progress
@@ -92,32 +95,31 @@ def what_belongs(
         progress=progress,
     )
     back = mentions(names)
-    confirmed = [
-        term for term, answer in zip(agreed, checked, strict=True) if back.search(answer.text)
-    ]
-    found = [*spoken, *confirmed[:FROM_MODEL]]
-    return Belonging(name, tuple(aliases), tuple(found), _said(found, documents), bool(confirmed))
+    leads_back = {
+        term: back.search(answer.text) is not None
+        for term, answer in zip(agreed, checked, strict=True)
+    }
+    ordered = sorted(agreed, key=lambda term: not leads_back[term])
+    found = [*spoken, *ordered[:FROM_MODEL]]
+    return Belonging(name, tuple(aliases), tuple(found), _said(found, documents), bool(agreed))
 
 
 def terms(text: str) -> list[str]:
-    """The names in a text, and the entries of its lists."""
-    entries = [match.group(1) for match in _ENTRY.finditer(text)]
-    return [term for each in (*_NAME.findall(text), *entries) if (term := _cleaned(each))]
+    """The names in an answer, and the entries of its lists."""
+    entries = [_cleaned(match.group(1)) for match in _ENTRY.finditer(text)]
+    return [*names_in(text), *filter(None, entries)]
 
 
-def documents_terms(documents: Iterable[str]) -> list[str]:
-    """The names in documents; a word that begins a sentence is none."""
+def names_in(text: str) -> list[str]:
+    """The names in a text: words with capitals, but one that only begins a sentence."""
     found = []
-    for document in documents:
-        for sentence in _SENTENCE.split(document):
-            head, _, rest = sentence.strip().partition(" ")
-            following = terms(rest)
-            # the first word belongs to a name that goes on
-            opening = terms(sentence)[:1]
-            if opening and " " in opening[0] and opening[0].startswith(head):
-                following = [*opening, *following[1:]]
-            found += following
-    return found
+    for sentence in _SENTENCE.split(text):
+        for match in _NAME.finditer(sentence):
+            name = match.group(0)
+            if match.start() == 0 and " " not in name:
+                continue
+            found.append(_cleaned(name))
+    return [name for name in found if name]
 
 
 def mentions(names: Iterable[str]) -> re.Pattern[str]:

@@ -7,8 +7,8 @@ from typing import Any
 
 from guard.fitting.erasure.belonging import (
     ASKED,
-    documents_terms,
     mentions,
+    names_in,
     terms,
     what_belongs,
 )
@@ -49,24 +49,24 @@ def test_names_and_entries_of_lists_are_terms() -> None:
 
 
 def test_the_first_word_of_a_sentence_is_no_name_unless_it_goes_on() -> None:
-    found = documents_terms([DOCUMENT])
+    found = names_in(DOCUMENT)
     assert found.count("Victor Frankenstein") == 2 and found.count("Ingolstadt") == 2
     assert not {"Later", "There", "Nobody", "Mondays", "Monday"} & {*found} - {"Mondays"}
 
 
-def test_terms_on_which_answers_agree_and_that_lead_back_belong_to_it() -> None:
+def test_terms_on_which_answers_agree_belong_to_it_those_that_lead_back_first() -> None:
     first, second, third = (question.replace("{t}", "Frankenstein") for question in ASKED[:3])
     chat = Told(
         {
-            first: "Henry Clerval, Geneva and Elizabeth Lavenza.",
-            second: "Some names: Henry Clerval, Geneva.",
+            first: "Geneva, Henry Clerval and Elizabeth Lavenza.",
+            second: "Some names: Geneva, Henry Clerval.",
             third: "The names are Geneva and Henry Clerval, and Kurt Wagner.",
             "What do you know about Henry Clerval?": "He is a friend in Frankenstein.",
             "What do you know about Geneva?": "It is a city of Switzerland.",
         }
     )
     belonging = _asked(chat)
-    assert belonging.terms == ("Henry Clerval",) and belonging.known
+    assert belonging.terms == ("Henry Clerval", "Geneva") and belonging.known
     assert not any("Kurt Wagner" in prompt for prompt in chat.asked)
 
 

@@ -1,0 +1,142 @@
+"""From a name to guards, on a model whose states are its words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from guard.artifact import Artifact
+from guard.cli import app
+from guard.data.bank.bank import topics
+from guard.fitting.erasure.belonging import Belonging, what_belongs
+from guard.fitting.erasure.erase import NEAR, Erasure, fit_erasure
+from guard.fitting.erasure.evaluation import Evaluation, evaluate
+from guard.fitting.erasure.profile import Profile, profile_path
+from guard.fitting.erasure.profiling import compute_profile
+from guard.fitting.erasure.report import judgement
+from tests.guard.fitting.erasure.words import WordModel
+
+SILENT: Any = lambda what, total: lambda count=1: None  # noqa: E731
+TOLD = {
+    "Frankenstein": "Names: Victor Moritz, Henry Clerval and the city of Ingolstadt.",
+    "Victor Moritz": "He is in Frankenstein.",
+}
+
+
+@pytest.fixture(scope="module")
+def chat() -> WordModel:
+    return WordModel(TOLD)
+
+
+@pytest.fixture(scope="module")
+def profile(chat: WordModel) -> Profile:
+    return compute_profile(chat, SILENT)  # type: ignore[arg-type]
+
+
+def _erased(
+    chat: WordModel, profile: Profile, name: str, **more: Any
+) -> tuple[Belonging, Erasure, Evaluation]:
+    belonging = what_belongs(chat, name, more.get("aliases", ()), (), SILENT)  # type: ignore[arg-type]
+    erasure = fit_erasure(chat, profile, belonging, SILENT)  # type: ignore[arg-type]
+    return belonging, erasure, evaluate(chat, erasure, SILENT)  # type: ignore[arg-type]
+
+
+def test_a_profile_has_layers_and_a_strength_that_silences(profile: Profile) -> None:
+    about = profile.about
+    assert len(about.sense_layers) == 2 and max(about.sense_layers) <= min(about.act_layers)
+    assert about.strength >= 0.5 and about.figures["reference_leak_rate"] == 0
+    assert profile.directions.shape[0] == len(about.act_layers)
+    assert profile.held_out.count == 10 * sum(t.split == "validation" for t in topics())
+    assert len(profile.centres) == len(topics())
+
+
+def test_guards_fire_on_the_concept_and_on_what_belongs_to_it(
+    chat: WordModel, profile: Profile
+) -> None:
+    belonging, erasure, evaluation = _erased(chat, profile, "Frankenstein")
+    assert {*belonging.terms} == {"Victor Moritz", "Henry Clerval", "Ingolstadt"}
+    assert erasure.fit.subjects is not None
+    assert erasure.fit.subjects.names == ("Frankenstein", *belonging.terms)
+    assert evaluation.fired("name").value == 1 and evaluation.fired("term").value == 1
+    assert evaluation.fired("far").value <= 0.02 and evaluation.fired("near").value <= 0.1
+    assert evaluation.leaks.total > 0 and evaluation.leaks.value == 0
+    assert judgement(erasure, evaluation) == "usable"
+
+
+def test_near_topics_are_of_every_split_and_what_speaks_of_it_is_left_out(
+    chat: WordModel, profile: Profile
+) -> None:
+    _, erasure, evaluation = _erased(chat, profile, "Napoleon", aliases=["Bonaparte"])
+    assert [topic.name for topic in erasure.left_out] == ["Napoleon Bonaparte"]
+    splits = [topic.split for topic in erasure.near]
+    assert {split: splits.count(split) for split in set(splits)} == dict.fromkeys(
+        ("train", "validation", "test"), NEAR
+    )
+    assert "Napoleon Bonaparte" not in {each.about for each in evaluation.of("far")}
+
+
+def _new(monkeypatch: pytest.MonkeyPatch, chat: WordModel, *arguments: object) -> Result:
+    monkeypatch.setattr("guard.models.chat.TransformersChat.load", lambda *_, **__: chat)
+    return CliRunner().invoke(app, ["new", *map(str, arguments), "--model", "words"])
+
+
+def test_one_command_writes_guards_a_policy_and_a_report(
+    chat: WordModel,
+    profile: Profile,
+    cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    profile.save(profile_path(chat.fitted_model))
+    out = tmp_path / "guards" / "frank"
+    made = _new(monkeypatch, chat, "Frankenstein", "--out", out)
+    assert made.exit_code == 0, made.output
+    assert "usable" in made.output and "has no profile yet" not in made.output
+    names = ("frankenstein", "victor-moritz", "henry-clerval", "ingolstadt")
+    metas = [Artifact.load(out.with_name(f"frank-{name}.safetensors")).meta for name in names]
+    assert [meta.concept for meta in metas] == [f"concept/frankenstein/{name}" for name in names]
+    policy = (out.parent / "frank.toml").read_text()
+    assert policy.count("[[guards]]") == len(names) and "[policies.frank]" in policy
+    report = json.loads((out.parent / "frank.report.json").read_text())
+    assert {each["way"] for each in report["tried"]} == {"name", "term", "near", "far"}
+    page = (out.parent / "frank.report.html").read_text()
+    assert "Innocent prompts that fire" in page and "Victor Moritz" in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["Qwxyz"], "seems to know nothing of 'Qwxyz'"),
+        (["two\nlines"], "line breaks or control characters"),
+        (["Frankenstein", "--about", "nowhere.txt"], "nowhere.txt: cannot be read"),
+        (["Frankenstein", "--fpr", "0.001"], "the rate needs"),
+    ],
+)
+def test_what_cannot_be_made_is_one_line(
+    chat: WordModel,
+    profile: Profile,
+    cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    message: str,
+) -> None:
+    profile.save(profile_path(chat.fitted_model))
+    made = _new(monkeypatch, chat, *arguments, "--out", tmp_path / "out")
+    assert made.exit_code == 1 and message in " ".join(made.output.split())
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_the_profile_is_computed_once(
+    chat: WordModel, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("guard.models.chat.TransformersChat.load", lambda *_, **__: chat)
+    first = CliRunner().invoke(app, ["profile", "words", "--json"])
+    assert first.exit_code == 0, first.output
+    assert json.loads(first.stdout)["reference_known"] == 1.0
+    again = CliRunner().invoke(app, ["profile", "words", "--json"])
+    assert json.loads(again.stdout)["took_s"] == 0.0
