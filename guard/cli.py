@@ -23,6 +23,7 @@ GROUP = "guard.commands"
 _EXTRAS = "install the extra that has it: inference-guard[serve], [proxy], [fit] or [demo]"
 
 BUILT_IN = {
+    "add": "guard.commands.adding:app",
     "artifacts": "guard.commands.artifacts:app",
     "check": "guard.commands.check:app",
     "demo": "guard.commands.demo.command:app",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +16,7 @@ from rich.text import Text
 from guard.artifact import Artifact
 from guard.commands.fit.options import AsJson, Device
 from guard.commands.fit.output import print_written
+from guard.commands.guards import artifacts_of
 from guard.config.schema import Config, GuardConfig, ModelConfig, PolicyConfig
 from guard.errors import ContentBlocked, DataError
 from guard.reporting.progress import stages
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False)
 
 POLICY = "try"
-MAX_TOML = 2**24
 SMALLEST = 256
 """The least height of an image that is shown."""
 
@@ -57,7 +56,7 @@ def try_guard(
     as_json: AsJson = False,
 ) -> None:
     """Ask a model one thing, bare and under a guard, and show both answers or images."""
-    paths = _artifacts(guard)
+    paths = artifacts_of(guard)
     first = Artifact.load(paths[0]).meta
     source = model or first.model.name
     method = method_named(first.method)
@@ -90,24 +89,6 @@ def try_guard(
         return
     console.print(_told(shown["guards"]), highlight=False, markup=False)
     print_written(console, out)
-
-
-def _artifacts(path: Path) -> list[Path]:
-    """The artifacts of a guard. Raises DataError for a file that lists none."""
-    if path.suffix != ".toml":
-        return [path.absolute()]
-    try:
-        if path.stat().st_size > MAX_TOML:
-            raise DataError(f"{path}: is larger than {MAX_TOML // 2**20} MiB")
-        listed = tomllib.loads(path.read_text("utf-8")).get("guards", [])
-        found = [(path.parent / str(entry["artifact"])).absolute() for entry in listed]
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: is no list of guards as a fit writes it: {error}") from error
-    if not found:
-        raise DataError(f"{path}: lists no guards: name an artifact, or the NAME.toml of a fit")
-    return found
 
 
 def _answers(config: Config, source: str, prompt: str, tokens: int, device: str) -> dict[str, Any]:

@@ -69,6 +69,10 @@ class SteerFit:
     parts: Parts | None = None
     visual: VisualPart | None = None
     subjects: SubjectGates | None = None
+    missed: tuple[str, ...] = ()
+    """Forget prompts of the validation split that do not fire."""
+    hit: tuple[str, ...] = ()
+    """Retain prompts of the validation split that fire."""
 
 
 def fit_steer(
@@ -213,7 +217,22 @@ def fit_steer(
         parts=parts,
         visual=visual,
         subjects=subjects,
+        missed=_prompts(known, [score <= decided.threshold for score in decided.forget]),
+        hit=tuple(
+            prompt
+            for near, scores in ((False, decided.far), (True, decided.near))
+            for prompt in _prompts(
+                [row for row in in_split(retain, "validation") if row.near == near],
+                [score > decided.threshold for score in scores],
+            )
+        ),
     )
+
+
+def _prompts(
+    rows: Sequence[ForgetPrompt] | Sequence[RetainPrompt], chosen: Sequence[bool]
+) -> tuple[str, ...]:
+    return tuple(row.prompt for row, is_chosen in zip(rows, chosen, strict=True) if is_chosen)
 
 
 def _check_splits(forget: Sequence[ForgetPrompt], retain: Sequence[RetainPrompt]) -> None:

@@ -36,6 +36,8 @@ def as_json(fit: SteerFit, meta: ArtifactMeta, took_s: float) -> dict[str, Any]:
             }
             for trial in fit.trials
         ],
+        "missed": list(fit.missed),
+        "hit": list(fit.hit),
         "scores": {"forget": fit.gate.forget, "far": fit.gate.far, "near": fit.gate.near},
         "took_s": round(took_s, 1),
     }
@@ -111,6 +113,19 @@ def as_page(fit: SteerFit, meta: ArtifactMeta) -> str:
             frozenset(i for i, trial in enumerate(fit.trials) if trial.chosen),
         ),
         *_of_images(fit),
+        Grid(
+            "Forget prompts that do not fire",
+            ("prompt",),
+            [(prompt,) for prompt in fit.missed],
+            "Of the validation split; generated tokens may still fire. Paraphrases of these, in "
+            "the train split, are what the gate lacks.",
+        ),
+        Grid(
+            "Retain prompts that fire",
+            ("prompt",),
+            [(prompt,) for prompt in fit.hit],
+            "Of the validation split, within the false-positive rates that were asked for.",
+        ),
         Grid("Calibration", ("figure", "value"), rows(calibration)),
         Grid("Settings", ("setting", "value"), rows(meta.settings)),
     ]

@@ -110,6 +110,15 @@ def test_fit_then_evaluate(folder: Path) -> None:
     report = json.loads((folder / "topic.report.json").read_text())
     assert sum(trial["chosen"] for trial in report["trials"]) == 1
     assert report["calibration"]["bare_leaks"] == 8
+    threshold, scores = settings["threshold"], report["scores"]
+    assert len(report["missed"]) == sum(score <= threshold for score in scores["forget"])
+    assert len(report["hit"]) == sum(
+        s > threshold for kind in ("far", "near") for s in scores[kind]
+    )
+    asked = [json.loads(line) for line in (folder / "data" / "forget.jsonl").open()]
+    held_out = [row["prompt"] for row in asked if row["split"] == "validation"]
+    order = [prompt for prompt, s in zip(held_out, scores["forget"], strict=True) if s <= threshold]
+    assert report["missed"] == order
     page = (folder / "topic.report.html").read_text()
     assert "Leaks against retain damage" in page and page.count("data:image/svg+xml") == 2
     assert "http://" not in page and "https://" not in page

@@ -1,0 +1,118 @@
+"""`guard add`: put a guard into a configuration, and into one of its policies."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tomlkit
+import typer
+from tomlkit.exceptions import TOMLKitError
+
+from guard.commands.fit.options import AsJson
+from guard.commands.guards import artifacts_of
+from guard.config.checks import NO_POLICY
+from guard.config.schema import load_config
+from guard.errors import ConfigError, DataError
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command(epilog="Example: guard add guards/frankenstein.toml --policy books")
+def add(
+    guard: Annotated[
+        Path, typer.Argument(help="An artifact, or the NAME.toml that a fit has written.")
+    ],
+    policy: Annotated[
+        str, typer.Option(help="The policy that gets it; a new one where there is none yet.")
+    ],
+    config: Annotated[Path, typer.Option("--config", "-c", help="The configuration file.")] = Path(
+        "config.toml"
+    ),
+    as_json: AsJson = False,
+) -> None:
+    """Add a guard to a configuration and to a policy, and leave everything else as it is.
+
+    Comments and order stay. The file is checked as a whole before it is replaced; where it would
+    not hold, nothing changes. A running server takes it with a reload.
+    """
+    if policy == NO_POLICY:
+        raise DataError(f"policy {NO_POLICY!r} has no guards: name another one")
+    paths = artifacts_of(guard)
+    try:
+        text = config.read_text("utf-8")
+        document = tomlkit.parse(text)
+    except OSError as error:
+        raise DataError(f"{config}: cannot be read: {error.strerror}") from error
+    except (UnicodeDecodeError, TOMLKitError) as error:
+        raise DataError(f"{config}: is no TOML: {error}") from error
+    added = _add_guards(document, paths, config)
+    _add_to_policy(document, [path.stem for path in paths], policy, config)
+    _replace(config, tomlkit.dumps(document))
+    if as_json:
+        print(json.dumps({"config": str(config), "policy": policy, "added": added}, indent=2))
+        return
+    print(
+        f"{config}: policy {policy} has {', '.join(path.stem for path in paths)}"
+        + ("" if added else " (all of them were known)")
+    )
+
+
+def _add_guards(document: Any, paths: Sequence[Path], config: Path) -> list[str]:
+    """Append a table of `[[guards]]` for each artifact that has none; the names of these."""
+    tables = document.get("guards")
+    if tables is None:
+        tables = document["guards"] = tomlkit.aot()
+    folder = config.absolute().parent
+    known = {str(table.get("name")): str(table.get("artifact")) for table in tables}
+    added = []
+    for path in paths:
+        if path.stem in known:
+            if (folder / known[path.stem]).resolve() != path.resolve():
+                raise DataError(
+                    f"{config}: has a guard {path.stem!r} already, {known[path.stem]}: rename the "
+                    "artifact, or take that guard out"
+                )
+            continue
+        table = tomlkit.table()
+        table["name"] = path.stem
+        table["artifact"] = os.path.relpath(path, folder)
+        tables.append(table)
+        added.append(path.stem)
+    return added
+
+
+def _add_to_policy(document: Any, names: Sequence[str], policy: str, config: Path) -> None:
+    policies = document.get("policies")
+    if policies is None:
+        policies = document["policies"] = tomlkit.table(is_super_table=True)
+    if policy not in policies:
+        policies[policy] = tomlkit.table()
+    guards = policies[policy].get("guards")
+    if guards is None:
+        guards = policies[policy]["guards"] = tomlkit.array()
+    if not isinstance(guards, list):
+        raise DataError(f"{config}: policies.{policy}.guards is no list")
+    for name in names:
+        if name not in guards:
+            guards.append(name)
+
+
+def _replace(config: Path, text: str) -> None:
+    """Put `text` in place of the file, if it is a valid configuration there."""
+    fresh = config.with_name(f".{config.name}.new")
+    try:
+        fresh.write_text(text, "utf-8")
+        load_config(fresh)
+        fresh.chmod(config.stat().st_mode & 0o777)
+        fresh.replace(config)
+    except ConfigError as error:
+        lines = [f"{config} would not hold with it, and is as it was", *error.problems]
+        raise ConfigError(lines) from error
+    except OSError as error:
+        raise DataError(f"{config}: cannot be written: {error.strerror}") from error
+    finally:
+        fresh.unlink(missing_ok=True)

@@ -1,0 +1,98 @@
+"""`guard add`: a guard in a configuration, whose comments and order stay."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from guard.cli import app
+from guard.config.schema import load_config
+from tests.guard.conftest import MakeArtifact
+
+CONFIG = """# ours
+[server]
+default_policy = "books"  # the usual one
+
+[[guards]]
+name = "old"
+artifact = "old.safetensors"
+
+# who may not be named
+[policies.books]
+guards = [
+    "old",  # since May
+]
+action = "steer"
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, make_artifact: MakeArtifact) -> Path:
+    (tmp_path / "guards").mkdir()
+    for name in ("old.safetensors", "guards/a.safetensors", "guards/b.safetensors"):
+        make_artifact().save(tmp_path / name)
+    (tmp_path / "config.toml").write_text(CONFIG)
+    (tmp_path / "guards" / "both.toml").write_text(
+        '[[guards]]\nname = "a"\nartifact = "a.safetensors"\n'
+        '[[guards]]\nname = "b"\nartifact = "b.safetensors"\n'
+    )
+    return tmp_path
+
+
+def _add(folder: Path, guard: str, *more: str) -> Result:
+    arguments = ["add", str(folder / guard), "--config", str(folder / "config.toml"), *more]
+    return CliRunner().invoke(app, arguments)
+
+
+def test_comments_and_order_stay(folder: Path) -> None:
+    added = _add(folder, "guards/both.toml", "--policy", "books")
+    assert added.exit_code == 0, added.output
+    text = (folder / "config.toml").read_text()
+    for kept in ("# ours", "# the usual one", "# who may not be named", "# since May"):
+        assert kept in text
+    config = load_config(folder / "config.toml")
+    assert config.policies["books"].guards == ("old", "a", "b")
+    assert [guard.name for guard in config.guards] == ["old", "a", "b"]
+    assert 'artifact = "guards/a.safetensors"' in text
+    again = _add(folder, "guards/both.toml", "--policy", "books", "--json")
+    assert json.loads(again.stdout)["added"] == []
+    assert (folder / "config.toml").read_text() == text
+
+
+def test_a_policy_that_is_not_there_is_made(folder: Path) -> None:
+    assert _add(folder, "guards/a.safetensors", "--policy", "people").exit_code == 0
+    config = load_config(folder / "config.toml")
+    assert config.policies["people"].guards == ("a",)
+    assert config.policies["books"].guards == ("old",)
+    (folder / "config.toml").write_text("")
+    assert _add(folder, "guards/a.safetensors", "--policy", "people").exit_code == 0
+    assert load_config(folder / "config.toml").policies["people"].guards == ("a",)
+
+
+@pytest.mark.parametrize(
+    ("config", "guard", "policy", "message"),
+    [
+        (CONFIG, "guards/a.safetensors", "none", "policy 'none' has no guards"),
+        (CONFIG, "guards/none.toml", "books", "cannot be read"),
+        (CONFIG.replace("old.s", "new.s"), "old.safetensors", "books", "has a guard 'old' already"),
+        (CONFIG + "nonsense = 1\n", "guards/a.safetensors", "books", "would not hold with it"),
+        ("[[guards", "guards/a.safetensors", "books", "is no TOML"),
+        (
+            CONFIG.replace('guards = [\n    "old",  # since May\n]', "guards = 3"),
+            "guards/a.safetensors",
+            "books",
+            "guards is no list",
+        ),
+    ],
+)
+def test_where_it_cannot_be_nothing_changes(
+    folder: Path, config: str, guard: str, policy: str, message: str
+) -> None:
+    (folder / "config.toml").write_text(config)
+    added = _add(folder, guard, "--policy", policy)
+    assert added.exit_code == 1 and message in " ".join(added.output.split())
+    assert (folder / "config.toml").read_text() == config
+    assert sorted(path.name for path in folder.glob(".*")) == []
