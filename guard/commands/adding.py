@@ -37,7 +37,7 @@ def add(
     """Add a guard to a configuration and to a policy, and leave everything else as it is.
 
     Comments and order stay. The file is checked as a whole before it is replaced; where it would
-    not hold, nothing changes. A running server takes it with a reload.
+    not hold, nothing changes. A server takes it at its next start.
     """
     if policy == NO_POLICY:
         raise DataError(f"policy {NO_POLICY!r} has no guards: name another one")

@@ -7,7 +7,7 @@ bank; its topics nearest to the concept are near misses, those that speak of it 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -24,7 +24,7 @@ from guard.fitting.erasure.wordings import rows
 from guard.fitting.steering.directions import REST, SCHEDULE
 from guard.fitting.steering.fit import SteerFit
 from guard.fitting.steering.gate_search import FittedGate, GateStates, Rates
-from guard.fitting.steering.gates import POOL, TokenStates
+from guard.fitting.steering.gates import POOL, RetainStatistics, TokenStates
 from guard.fitting.steering.subjects import SubjectGates, best_subject_gates
 from guard.fitting.steering.wordings import WRAPPERS
 from guard.models.chat import ChatModel
@@ -67,34 +67,9 @@ def fit_erasure(
         return read_prompts(chat, prompts, layers, stage, progress)
 
     forget = read("reading forget prompts", texts(train))
-    every = topics()
-    spoken = mentions((*belonging.names, *belonging.terms))
-    left_out = [
-        topic
-        for topic in every
-        if spoken.search(topic.name) or mentions([topic.name]).search(" , ".join(belonging.names))
-    ]
     own = torch.tensor([row.subject == belonging.name for row in train])
-    closeness = _closeness(profile.centres, means(forget.of(own), -1).mean(0))
-    ranked = [every[i] for i in closeness.argsort(descending=True) if every[i] not in left_out]
-    near = [
-        topic
-        for split in ("train", "validation", "test")
-        for topic in [each for each in ranked if each.split == split][:NEAR]
-    ]
-    statistics = profile.statistics
-    train_near = [p for topic in near if topic.split == "train" for p in topic.prompts]
-    statistics = replace(
-        statistics,
-        gram=statistics.gram + statistics.gram_of(read("reading near misses", train_near)),
-    )
-    if spoken_of := [p for topic in left_out if topic.split == "train" for p in topic.prompts]:
-        of_concept = read("reading what the bank says of it", spoken_of)
-        statistics = replace(
-            statistics, gram=statistics.gram - statistics.plain_gram_of(of_concept)
-        )
-
-    validation = [topic for topic in every if topic.split == "validation"]
+    near, left_out = _placed(profile, belonging, means(forget.of(own), -1).mean(0))
+    validation = [topic for topic in topics() if topic.split == "validation"]
     kept = torch.tensor([topic not in left_out for topic in validation]).repeat_interleave(PROMPTS)
     is_near = torch.tensor([topic in near for topic in validation]).repeat_interleave(PROMPTS)
     wrapped = [rng.choice(WRAPPERS).format(row.prompt) for row in known]
@@ -108,7 +83,7 @@ def fit_erasure(
         altered=read("validation, wrapped", wrapped),
         held_out=profile.held_out.of(kept),
         held_out_near=tuple(is_near[kept].tolist()),
-        statistics=statistics,
+        statistics=_statistics(profile, near, left_out, read),
     )
     _require_enough(states.held_out_near, rates)
     whole = FittedGate(layers, torch.zeros(len(layers), chat.width), 0.0, (), (), ())
@@ -146,10 +121,46 @@ def fit_erasure(
     return Erasure(belonging, fit, tuple(near), tuple(left_out), tuple(known))
 
 
-def _closeness(centres: Tensor, concept: Tensor) -> Tensor:
-    """The cosine of each topic to the concept, `[topics]`, from the mean of all topics."""
-    middle = centres.mean(0)
-    return torch.cosine_similarity(centres - middle, (concept - middle)[None])
+def _placed(
+    profile: Profile, belonging: Belonging, concept: Tensor
+) -> tuple[list[Topic], list[Topic]]:
+    """The topics of each split nearest to the concept, whose mean state is `concept [width]`, and
+    those that speak of it."""
+    every, names = topics(), " , ".join(belonging.names)
+    spoken = mentions((*belonging.names, *belonging.terms))
+    left_out = [
+        topic
+        for topic in every
+        if spoken.search(topic.name) or mentions([topic.name]).search(names)
+    ]
+    middle = profile.centres.mean(0)
+    closeness = torch.cosine_similarity(profile.centres - middle, (concept - middle)[None])
+    ranked = [every[i] for i in closeness.argsort(descending=True) if every[i] not in left_out]
+    near = [
+        topic
+        for split in ("train", "validation", "test")
+        for topic in [each for each in ranked if each.split == split][:NEAR]
+    ]
+    return near, left_out
+
+
+def _statistics(
+    profile: Profile,
+    near: Sequence[Topic],
+    left_out: Sequence[Topic],
+    read: Callable[[str, Sequence[str]], TokenStates],
+) -> RetainStatistics:
+    """The profile's statistics, with the near topics as near misses and without what speaks of the
+    concept."""
+    statistics = profile.statistics
+    gram = statistics.gram + statistics.gram_of(read("reading near misses", _of_train(near)))
+    if spoken_of := _of_train(left_out):
+        gram = gram - statistics.plain_gram_of(read("reading what speaks of it", spoken_of))
+    return replace(statistics, gram=gram)
+
+
+def _of_train(chosen: Sequence[Topic]) -> list[str]:
+    return [prompt for topic in chosen if topic.split == "train" for prompt in topic.prompts]
 
 
 def _recheck_level(profile: Profile, subjects: SubjectGates, rates: Rates) -> float:

@@ -84,6 +84,10 @@ def evaluate(chat: ChatModel, erasure: Erasure, progress: Stages) -> Evaluation:
     prompts = texts(forget)
     bare = chat.answer(prompts, max_tokens=ANSWER_TOKENS, what="bare answers", progress=progress)
     answers = guarded(prompts, max_tokens=ANSWER_TOKENS, what="guarded answers")
+    # without terms there is nothing but its name to know a leak by, which a refusal may repeat
+    told = [
+        bool(belonging.terms) and row.leaks(a.text) for row, a in zip(forget, bare, strict=True)
+    ]
     tried = [
         Tried(
             way="name" if row.subject == belonging.name else "term",
@@ -92,10 +96,10 @@ def evaluate(chat: ChatModel, erasure: Erasure, progress: Stages) -> Evaluation:
             fired=answer.fired,
             bare=plain.text,
             guarded=answer.text,
-            told=row.leaks(plain.text),
-            leaked=row.leaks(plain.text) and row.leaks(answer.text),
+            told=was_told,
+            leaked=was_told and row.leaks(answer.text),
         )
-        for row, plain, answer in zip(forget, bare, answers, strict=True)
+        for row, plain, answer, was_told in zip(forget, bare, answers, told, strict=True)
     ]
     innocent = [
         (topic, prompt)
