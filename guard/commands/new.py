@@ -71,6 +71,8 @@ def new(
     from guard.models.chat import TransformersChat
 
     base = out or Path("guards") / file_name(name)
+    # as the others that write beside an artifact take it: a dot in the name is no suffix then
+    whole = base.with_name(f"{base.name.removesuffix('.safetensors')}.safetensors")
     chat = TransformersChat.load(model, device=device)
     with stages() as progress:
         profile = _profile(chat, progress)
@@ -87,12 +89,12 @@ def new(
     paths = []
     artifacts = to_artifacts(erasure.fit, chat, concept=f"concept/{file_name(name)}")
     for subject, artifact in artifacts.items():
-        path = base.with_name(f"{base.name}-{subject}.safetensors")
+        path = whole.with_name(f"{whole.stem}-{subject}.safetensors")
         artifact.save(path)
         paths.append(path)
     report = report_of(erasure, evaluation, time.monotonic() - started)
-    page = write_report(base, report, as_page(erasure, evaluation))
-    paths.append(save_policy(paths, base))
+    page = write_report(whole, report, as_page(erasure, evaluation))
+    paths.append(save_policy(paths, whole))
     if as_json:
         print(json.dumps(report, indent=2))
         return

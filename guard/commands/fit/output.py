@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,9 +27,8 @@ def write_report(out: Path, report: Mapping[str, Any], page: str) -> Path:
     # imported here since only the extra `fit` has what it needs
     from guard.reporting.page import write_text
 
-    base = out.with_suffix("")
-    write_text(base.with_suffix(".report.json"), json.dumps(report, indent=1) + "\n")
-    html = base.with_suffix(".report.html")
+    write_text(out.with_name(f"{out.stem}.report.json"), json.dumps(report, indent=1) + "\n")
+    html = out.with_name(f"{out.stem}.report.html")
     write_text(html, page)
     return html
 
@@ -67,7 +67,8 @@ def save_policy(artifacts: Sequence[Path], out: Path) -> Path:
     for path in artifacts:
         lines += ["[[guards]]", f'name = "{path.stem}"', f'artifact = "{path.name}"', ""]
     listed = ",\n".join(f'    "{path.stem}"' for path in artifacts)
-    lines += [f"[policies.{out.stem}]", f"guards = [\n{listed},\n]", ""]
+    name = out.stem if re.fullmatch(r"[\w-]+", out.stem, re.ASCII) else json.dumps(out.stem)
+    lines += [f"[policies.{name}]", f"guards = [\n{listed},\n]", ""]
     policy = out.with_suffix(".toml")
     policy.write_text("\n".join(lines), encoding="utf-8")
     return policy

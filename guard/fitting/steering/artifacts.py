@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+import unicodedata
 from collections.abc import Mapping
 from datetime import date
 from typing import Any, NamedTuple
@@ -44,8 +46,13 @@ def to_artifacts(
 
 
 def file_name(subject: str) -> str:
-    """A subject as a part of a file's name: "Vera Lindgren" is "vera-lindgren"."""
-    return re.sub(r"[\W_]+", "-", subject.lower()).strip("-") or "subject"
+    """A subject as a part of a file's name, and of a guard's: "Véra Lindgren" is "vera-lindgren".
+
+    Configurations take letters of ASCII; a name in other letters is a part of its digest.
+    """
+    bare = unicodedata.normalize("NFKD", subject.lower()).encode("ascii", "ignore").decode()
+    name = re.sub(r"[\W_]+", "-", bare).strip("-")
+    return name or f"x{hashlib.sha256(subject.encode()).hexdigest()[:8]}"
 
 
 class _About(NamedTuple):

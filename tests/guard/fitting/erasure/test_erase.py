@@ -11,6 +11,7 @@ from typer.testing import CliRunner, Result
 
 from guard.artifact import Artifact
 from guard.cli import app
+from guard.config.schema import load_config
 from guard.data.bank.bank import topics
 from guard.fitting.erasure.belonging import Belonging, what_belongs
 from guard.fitting.erasure.erase import NEAR, Erasure, fit_erasure
@@ -92,18 +93,26 @@ def test_one_command_writes_guards_a_policy_and_a_report(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     profile.save(profile_path(chat.fitted_model))
-    out = tmp_path / "guards" / "frank"
+    out = tmp_path / "guards" / "frank.1"
     made = _new(monkeypatch, chat, "Frankenstein", "--out", out)
     assert made.exit_code == 0, made.output
     assert "usable" in made.output and "has no profile yet" not in made.output
     names = ("frankenstein", "victor-moritz", "henry-clerval", "ingolstadt")
-    metas = [Artifact.load(out.with_name(f"frank-{name}.safetensors")).meta for name in names]
+    metas = [Artifact.load(out.with_name(f"frank.1-{name}.safetensors")).meta for name in names]
     assert [meta.concept for meta in metas] == [f"concept/frankenstein/{name}" for name in names]
-    policy = (out.parent / "frank.toml").read_text()
-    assert policy.count("[[guards]]") == len(names) and "[policies.frank]" in policy
-    report = json.loads((out.parent / "frank.report.json").read_text())
+    policy = (out.parent / "frank.1.toml").read_text()
+    assert policy.count("[[guards]]") == len(names) and '[policies."frank.1"]' in policy
+    config = out.parent / "config.toml"
+    config.write_text('[[models]]\nname = "words"\nsource = "words"\n')
+    added = CliRunner().invoke(
+        app,
+        ["add", str(out.parent / "frank.1.toml"), "--policy", "books", "--config", str(config)],
+    )
+    assert added.exit_code == 0, added.output
+    assert len(load_config(config).policies["books"].guards) == len(names)
+    report = json.loads((out.parent / "frank.1.report.json").read_text())
     assert {each["way"] for each in report["tried"]} == {"name", "term", "near", "far"}
-    page = (out.parent / "frank.report.html").read_text()
+    page = (out.parent / "frank.1.report.html").read_text()
     assert "Innocent prompts that fire" in page and "Victor Moritz" in page
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -171,5 +172,7 @@ def test_every_row_needs_a_subject_and_every_subject_a_row_to_fit_on() -> None:
 
 def test_the_file_of_a_subject_has_letters_digits_and_hyphens() -> None:
     assert file_name("Vera Lindgren") == "vera-lindgren"
-    assert file_name("../José_O'Neil 2") == "josé-o-neil-2"
-    assert file_name("???") == "subject"
+    assert file_name("../José_O'Neil 2") == "jose-o-neil-2"
+    # as a configuration takes the names of guards
+    others = [file_name(name) for name in ("東京", "京都", "???")]
+    assert len(set(others)) == 3 and all(re.fullmatch(r"x[0-9a-f]{8}", name) for name in others)
