@@ -82,8 +82,15 @@ class ChatModel(ABC):
         message `system`, if there is one.
 
         `images`, uint8 `[height, width, 3]`, stand before the text. Raises ModelError for images
-        where the model takes none, and ValueError for one of a size that it does not take.
+        where the model takes none and for a model without a chat template, and ValueError for an
+        image of a size that it does not take.
         """
+        if self.tokenizer.chat_template is None:
+            raise ModelError(
+                f"model {self.name!r} has no chat template, in which prompts are asked: it is a "
+                "base model; take one that is tuned for chats, or put a chat_template.jinja into "
+                "its folder"
+            )
         before = [{"role": "system", "content": system}] if system else []
         if self._prompts is None:
             if images:

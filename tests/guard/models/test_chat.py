@@ -100,3 +100,11 @@ def test_a_template_that_only_the_processor_has_is_read(tmp_path: Path) -> None:
     (tmp_path / "chat_template.jinja").unlink()
     (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": template}))
     assert TransformersChat.load(str(tmp_path), device="cpu").prompt("Hello") == expected
+
+
+def test_a_base_model_without_a_chat_template_is_refused_by_name(
+    chat: TransformersChat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat.tokenizer, "chat_template", None)
+    with pytest.raises(ModelError, match="has no chat template, .* it is a base model"):
+        chat.prompt("What?")
