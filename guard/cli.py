@@ -34,6 +34,7 @@ BUILT_IN = {
     "new": "guard.commands.new:app",
     "profile": "guard.commands.profile:app",
     "rebind": "guard.commands.rebind:app",
+    "refine": "guard.commands.refine:app",
     "try": "guard.commands.trying:app",
 }
 

@@ -15,6 +15,8 @@ from guard.commands.fit.output import print_written, save_policy, write_report
 from guard.reporting.progress import Stages, stages
 
 if TYPE_CHECKING:
+    from guard.fitting.erasure.erase import Erasure
+    from guard.fitting.erasure.evaluation import Evaluation
     from guard.fitting.erasure.profile import Profile
     from guard.models.chat import ChatModel
 
@@ -64,9 +66,7 @@ def new(
     from guard.fitting.erasure.belonging import what_belongs
     from guard.fitting.erasure.erase import fit_erasure
     from guard.fitting.erasure.evaluation import evaluate
-    from guard.fitting.erasure.report import as_json as report_of
-    from guard.fitting.erasure.report import as_page
-    from guard.fitting.steering.artifacts import file_name, to_artifacts
+    from guard.fitting.steering.artifacts import file_name
     from guard.fitting.steering.gate_search import Rates
     from guard.models.chat import TransformersChat
 
@@ -75,7 +75,7 @@ def new(
     whole = base.with_name(f"{base.name.removesuffix('.safetensors')}.safetensors")
     chat = TransformersChat.load(model, device=device)
     with stages() as progress:
-        profile = _profile(chat, progress)
+        profile = profile_of(chat, progress)
         started = time.monotonic()
         belonging = what_belongs(chat, name, aliases, documents, progress)
         if not belonging.known and not belonging.terms:
@@ -86,15 +86,32 @@ def new(
             )
         erasure = fit_erasure(chat, profile, belonging, progress, rates=Rates(fpr, near_fpr))
         evaluation = evaluate(chat, erasure, progress)
+    write_erasure(chat, erasure, evaluation, whole, time.monotonic() - started, as_json=as_json)
+
+
+def write_erasure(
+    chat: ChatModel,
+    erasure: Erasure,
+    evaluation: Evaluation,
+    out: Path,
+    took_s: float,
+    *,
+    as_json: bool,
+) -> None:
+    """Write the artifacts of a concept beside `out`, their policy and report; print the figures."""
+    from guard.fitting.erasure.report import as_json as report_of
+    from guard.fitting.erasure.report import as_page
+    from guard.fitting.steering.artifacts import file_name, to_artifacts
+
     paths = []
-    artifacts = to_artifacts(erasure.fit, chat, concept=f"concept/{file_name(name)}")
-    for subject, artifact in artifacts.items():
-        path = whole.with_name(f"{whole.stem}-{subject}.safetensors")
+    concept = f"concept/{file_name(erasure.belonging.name)}"
+    for subject, artifact in to_artifacts(erasure.fit, chat, concept=concept).items():
+        path = out.with_name(f"{out.stem}-{subject}.safetensors")
         artifact.save(path)
         paths.append(path)
-    report = report_of(erasure, evaluation, time.monotonic() - started)
-    page = write_report(whole, report, as_page(erasure, evaluation))
-    paths.append(save_policy(paths, whole))
+    report = report_of(erasure, evaluation, took_s)
+    page = write_report(out, report, as_page(erasure, evaluation))
+    paths.append(save_policy(paths, out))
     if as_json:
         print(json.dumps(report, indent=2))
         return
@@ -105,7 +122,7 @@ def new(
     print_written(console, *paths, page)
 
 
-def _profile(chat: ChatModel, progress: Stages) -> Profile:
+def profile_of(chat: ChatModel, progress: Stages) -> Profile:
     """The model's profile, computed where there is none yet."""
     from guard.fitting.erasure.profile import own_profile, profile_path
     from guard.fitting.erasure.profiling import compute_profile

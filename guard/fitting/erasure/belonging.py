@@ -54,7 +54,9 @@ class Belonging:
     """A concept with its other names, and what belongs to it.
 
     `terms` are from documents first, then from the model; `sentences` are those of documents that
-    say one of them; `known` says whether the model knows of the concept.
+    say one of them; `known` says whether the model knows of the concept. `leaks` are prompts on
+    which its guards did not fire and should have, `innocent` prompts on which they fired and
+    should not have.
     """
 
     name: str
@@ -62,6 +64,8 @@ class Belonging:
     terms: tuple[str, ...]
     sentences: Mapping[str, Sequence[str]]
     known: bool
+    leaks: tuple[str, ...] = ()
+    innocent: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ from guard.fitting.erasure.profiling import means, read_prompts
 from guard.fitting.erasure.wordings import rows
 from guard.fitting.steering.directions import REST, SCHEDULE
 from guard.fitting.steering.fit import SteerFit
-from guard.fitting.steering.gate_search import FittedGate, GateStates, Rates
+from guard.fitting.steering.gate_search import ROUNDING, FittedGate, GateStates, Rates
 from guard.fitting.steering.gates import POOL, RetainStatistics, TokenStates
 from guard.fitting.steering.subjects import SubjectGates, best_subject_gates
 from guard.fitting.steering.wordings import WRAPPERS
@@ -83,11 +83,14 @@ def fit_erasure(
         altered=read("validation, wrapped", wrapped),
         held_out=profile.held_out.of(kept),
         held_out_near=tuple(is_near[kept].tolist()),
-        statistics=_statistics(profile, near, left_out, read),
+        statistics=_statistics(profile, near, left_out, belonging.innocent, read),
     )
     _require_enough(states.held_out_near, rates)
     whole = FittedGate(layers, torch.zeros(len(layers), chat.width), 0.0, (), (), ())
     whole, subjects = best_subject_gates(states, [whole], known, rates)
+    if belonging.innocent:
+        innocent = read("validation, innocent prompts", belonging.innocent)
+        subjects = _silent_on(innocent, subjects)
     subjects = replace(subjects, recheck_level=_recheck_level(profile, subjects, rates))
     schedule = torch.tensor(SCHEDULE)[:, None, None]
     gate = subjects.as_one(whole)
@@ -148,12 +151,15 @@ def _statistics(
     profile: Profile,
     near: Sequence[Topic],
     left_out: Sequence[Topic],
+    innocent: Sequence[str],
     read: Callable[[str, Sequence[str]], TokenStates],
 ) -> RetainStatistics:
-    """The profile's statistics, with the near topics as near misses and without what speaks of the
-    concept."""
+    """The profile's statistics, with the near topics and innocent prompts as near misses and
+    without what speaks of the concept."""
     statistics = profile.statistics
-    gram = statistics.gram + statistics.gram_of(read("reading near misses", _of_train(near)))
+    wrapped = [wrapper.replace("{}", text) for text in innocent for wrapper in ("{}", *WRAPPERS)]
+    misses = read("reading near misses", [*_of_train(near), *wrapped])
+    gram = statistics.gram + statistics.gram_of(misses)
     if spoken_of := _of_train(left_out):
         gram = gram - statistics.plain_gram_of(read("reading what speaks of it", spoken_of))
     return replace(statistics, gram=gram)
@@ -161,6 +167,13 @@ def _statistics(
 
 def _of_train(chosen: Sequence[Topic]) -> list[str]:
     return [prompt for topic in chosen if topic.split == "train" for prompt in topic.prompts]
+
+
+def _silent_on(innocent: TokenStates, subjects: SubjectGates) -> SubjectGates:
+    """The same gates with a level that is over the scores of `innocent`."""
+    layers = range(subjects.gates.shape[1])
+    scores = subjects.standardised(innocent.scores(layers, subjects.gates, POOL))
+    return replace(subjects, level=max(subjects.level, float(scores.max()) * (1 + ROUNDING)))
 
 
 def _recheck_level(profile: Profile, subjects: SubjectGates, rates: Rates) -> float:

@@ -20,7 +20,7 @@ from guard.reporting.progress import Stages
 from steering.hidden.rows import RowGuard
 from steering.methods.steer import bank_of
 
-Way = Literal["name", "term", "near", "far"]
+Way = Literal["name", "term", "near", "far", "leak", "innocent"]
 
 OF_TERM = 2
 """Prompts about each thing that belongs to the concept."""
@@ -113,6 +113,12 @@ def evaluate(chat: ChatModel, erasure: Erasure, progress: Stages) -> Evaluation:
         Tried("near" if topic in erasure.near else "far", topic.name, prompt, answer.fired)
         for (topic, prompt), answer in zip(innocent, read, strict=True)
     ]
+    for way, complaints in (("leak", belonging.leaks), ("innocent", belonging.innocent)):
+        read = guarded([*complaints], max_tokens=1, what=f"{way} prompts")
+        tried += [
+            Tried("leak" if way == "leak" else "innocent", way, prompt, answer.fired)
+            for prompt, answer in zip(complaints, read, strict=True)
+        ]
     return Evaluation(tuple(tried))
 
 

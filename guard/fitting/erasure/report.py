@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
+from guard.errors import DataError
+from guard.fitting.erasure.belonging import Belonging
 from guard.fitting.erasure.erase import Erasure
 from guard.fitting.erasure.evaluation import Evaluation, Tried
+from guard.fitting.steering.gate_search import Rates
 from guard.reporting import plots
 from guard.reporting.page import Grid, Part, Plot, Tile, render
 from guard.reporting.values import rows
 
+MAX_BYTES = 2**26
 CAUGHT, SPARED = 0.9, 0.99
 """Shares of prompts by name that fire, and of far prompts that do not, of a guard that is ready."""
 
@@ -46,9 +54,7 @@ def as_json(erasure: Erasure, evaluation: Evaluation, took_s: float) -> dict[str
     assert fit.subjects is not None
     return {
         "concept": belonging.name,
-        "aliases": list(belonging.aliases),
-        "terms": list(belonging.terms),
-        "known": belonging.known,
+        "belonging": asdict(belonging),
         "judgement": judgement(erasure, evaluation),
         "near_topics": [topic.name for topic in erasure.near],
         "left_out_topics": [topic.name for topic in erasure.left_out],
@@ -58,6 +64,26 @@ def as_json(erasure: Erasure, evaluation: Evaluation, took_s: float) -> dict[str
         "tried": [asdict(each) for each in evaluation.tried],
         "took_s": round(took_s, 1),
     }
+
+
+def belonging_of(path: Path) -> tuple[Belonging, Rates]:
+    """What a report says was fitted, and the rates. Raises DataError for a file that is none."""
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise DataError(f"{path}: is larger than {MAX_BYTES // 2**20} MiB")
+        report = json.loads(path.read_text("utf-8"))
+        belonging = TypeAdapter(Belonging).validate_python(report["belonging"])
+        calibration = report["calibration"]
+        rates = Rates(
+            float(calibration["false_positive_rate"]),
+            float(calibration["near_false_positive_rate"]),
+        )
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{path}: is no report of `guard new`: {reason}") from error
+    return belonging, rates
 
 
 def as_page(erasure: Erasure, evaluation: Evaluation) -> str:
@@ -100,7 +126,12 @@ def as_page(erasure: Erasure, evaluation: Evaluation) -> str:
 
 
 def _figures(evaluation: Evaluation) -> dict[str, str]:
-    return {
+    complaints = {
+        f"fired_{way}": str(evaluation.fired(way))
+        for way in ("leak", "innocent")
+        if evaluation.of(way)
+    }
+    return complaints | {
         "fired_by_name": str(evaluation.fired("name")),
         "fired_by_term": str(evaluation.fired("term")),
         "fired_near": str(evaluation.fired("near")),

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from guard.data.bank.bank import templates
 from guard.data.prompts import ForgetPrompt, Split
 from guard.fitting.erasure.belonging import Belonging, mentions
+from guard.fitting.steering.wordings import WRAPPERS
 
 KINDS = ("person", "work", "place", "event", "organisation", "subject")
 """Kinds whose first wordings are asked as well: what kind a concept is of is not known."""
@@ -26,9 +27,10 @@ def questions(split: Split) -> list[str]:
 
 
 def rows(belonging: Belonging, split: Split) -> Iterator[ForgetPrompt]:
-    """Prompts about the concept, under each of its names, and about each of its terms.
+    """Prompts about the concept, under each of its names, about each of its terms, and leaks.
 
-    `subject` is the name or the term; facts are the terms and names that a prompt does not say.
+    `subject` is the name, the term or the number of the leak, which has a gate of its own; facts
+    are the terms and names that a prompt does not say.
     """
     for name in belonging.names:
         yield from _about(belonging, belonging.name, name, split)
@@ -37,6 +39,10 @@ def rows(belonging: Belonging, split: Split) -> Iterator[ForgetPrompt]:
         if split == "train":
             for sentence in belonging.sentences.get(term, ()):
                 yield _row(belonging, term, sentence, split)
+    for number, leak in enumerate(belonging.leaks, 1):
+        wrappers = ["{}", *WRAPPERS[UNSEEN:]] if split == "train" else WRAPPERS[:UNSEEN]
+        for wrapper in wrappers:
+            yield _row(belonging, f"leak {number}", wrapper.replace("{}", leak), split)
 
 
 def row_about(belonging: Belonging, subject: str, wording: str, split: Split) -> ForgetPrompt:

@@ -13,12 +13,13 @@ from guard.artifact import Artifact
 from guard.cli import app
 from guard.config.schema import load_config
 from guard.data.bank.bank import topics
+from guard.errors import DataError
 from guard.fitting.erasure.belonging import Belonging, what_belongs
 from guard.fitting.erasure.erase import NEAR, Erasure, fit_erasure
 from guard.fitting.erasure.evaluation import Evaluation, evaluate
 from guard.fitting.erasure.profile import Profile, profile_path
 from guard.fitting.erasure.profiling import compute_profile
-from guard.fitting.erasure.report import judgement
+from guard.fitting.erasure.report import belonging_of, judgement
 from tests.guard.fitting.erasure.words import WordModel
 
 SILENT: Any = lambda what, total: lambda count=1: None  # noqa: E731
@@ -149,3 +150,60 @@ def test_the_profile_is_computed_once(
     assert json.loads(first.stdout)["reference_known"] == 1.0
     again = CliRunner().invoke(app, ["profile", "words", "--json"])
     assert json.loads(again.stdout)["took_s"] == 0.0
+
+
+def test_complaints_mend_the_guards_in_place(
+    chat: WordModel,
+    profile: Profile,
+    cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    profile.save(profile_path(chat.fitted_model))
+    assert _new(monkeypatch, chat, "Frankenstein", "--out", tmp_path / "frank").exit_code == 0
+    leak, innocent = "Who stitched the monster together?", "Is Victor a name from Ingolstadt?"
+
+    def mended(*more: str) -> Result:
+        return CliRunner().invoke(app, ["refine", str(tmp_path / "frank.toml"), *more])
+
+    first = mended("--leak", leak)
+    assert first.exit_code == 0, first.output
+    assert "fired leak: 100.0%" in first.output
+    assert Artifact.load(tmp_path / "frank-leak-1.safetensors").meta.method == "steer"
+    assert "frank-leak-1" in (tmp_path / "frank.toml").read_text()
+    second = mended("--innocent", innocent, "--json")
+    assert second.exit_code == 0, second.output
+    report = json.loads((tmp_path / "frank.report.json").read_text())
+    assert report["belonging"]["leaks"] == [leak]
+    assert report["belonging"]["innocent"] == [innocent]
+    told = {each["way"]: each["fired"] for each in report["tried"] if each["way"] in ("innocent",)}
+    assert told == {"innocent": False}
+    third = mended("--leak", innocent)
+    report = json.loads((tmp_path / "frank.report.json").read_text())
+    assert third.exit_code == 0 and report["belonging"]["innocent"] == []
+    assert report["belonging"]["leaks"] == [leak, innocent]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ([], "nothing to mend"),
+        (["--leak", " "], "--leak is empty"),
+        (["--innocent", "x" * 2001], "--innocent has 2001 characters"),
+        (["--leak", "a b", "--innocent", "a b"], "as a leak and as innocent"),
+        (["--leak", "a b"], "cannot be read"),
+    ],
+)
+def test_complaints_that_cannot_be_used_are_one_line(
+    tmp_path: Path, more: list[str], message: str
+) -> None:
+    refused = CliRunner().invoke(app, ["refine", str(tmp_path / "frank.toml"), *more])
+    assert refused.exit_code == 1 and message in " ".join(refused.output.split())
+
+
+def test_a_report_of_something_else_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "steer.report.json"
+    for content in ("{}", "[]", "no JSON", '{"belonging": {"name": 3}}'):
+        path.write_text(content)
+        with pytest.raises(DataError, match="is no report of `guard new`"):
+            belonging_of(path)
