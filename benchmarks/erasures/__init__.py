@@ -1,0 +1,1 @@
+"""Guards from names, measured on concepts and questions that no fit sees."""

@@ -1,0 +1,178 @@
+"""Guards of 24 concepts from their names: `python -m benchmarks.erasures --model smollm2`.
+
+For each concept `guard new` with its name alone, then its questions under its own guards; in the
+end innocent questions under the guards of all concepts together. Each concept's figures are kept in
+the folder `--out` as soon as they are there; a run that was interrupted goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from guard.artifact import Artifact
+from guard.commands.new import profile_of
+from guard.data.bank.bank import topics
+from guard.data.prompts import ForgetPrompt
+from guard.evaluation.fluency import loops
+from guard.evaluation.shares import Share
+from guard.fitting.erasure.belonging import mentions, what_belongs
+from guard.fitting.erasure.erase import fit_erasure
+from guard.fitting.erasure.evaluation import evaluate
+from guard.fitting.steering.artifacts import file_name, to_artifacts
+from guard.models.chat import TransformersChat
+from guard.reporting.progress import Stages, stages
+from steering.hidden.bank import HiddenBank
+from steering.hidden.rows import RowGuard
+from steering.methods.fitted import FittedGuard
+from steering.methods.steer import bank_of, loaded
+
+CONCEPTS = Path(__file__).with_name("concepts.toml")
+ANSWER_TOKENS = 48
+
+
+@dataclass(frozen=True)
+class Guards:
+    """Loaded guards, and what they do on a row."""
+
+    bank: HiddenBank
+    rows: Sequence[RowGuard]
+
+    @classmethod
+    def of(cls, paths: Sequence[Path], chat: TransformersChat) -> Guards:
+        """From the artifacts at `paths`."""
+        guards, rows = [], []
+        for path in paths:
+            artifact = Artifact.load(path)
+            fitted = FittedGuard(path.stem, artifact.tensors, artifact.meta.settings)
+            guards.append(loaded(fitted))
+            threshold, strength = fitted.number("threshold"), fitted.number("strength")
+            recheck = fitted.optional_number("recheck")
+            rows.append(RowGuard(path.stem, threshold, strength, True, recheck))
+        return cls(bank_of(guards, chat.device), rows)
+
+    def fired(self, chat: TransformersChat, prompts: Sequence[str], progress: Stages) -> list[bool]:
+        """Whether any guard fires on each prompt."""
+        answers = chat.answer(
+            [*prompts],
+            max_tokens=1,
+            what="prompts",
+            progress=progress,
+            bank=self.bank,
+            guards=self.rows,
+        )
+        return [answer.fired for answer in answers]
+
+
+def made(
+    chat: TransformersChat, name: str, concept: Mapping[str, Any], folder: Path, progress: Stages
+) -> dict[str, Any]:
+    """Make the guards of a concept, and ask its questions."""
+    profile = profile_of(chat, progress)
+    started = time.monotonic()
+    belonging = what_belongs(chat, name, concept.get("aliases", ()), (), progress)
+    erasure = fit_erasure(chat, profile, belonging, progress)
+    evaluate(chat, erasure, progress)
+    took = time.monotonic() - started
+    paths = []
+    for subject, artifact in to_artifacts(erasure.fit, chat, concept="concept/benchmark").items():
+        paths.append(folder / f"{file_name(name)}-{subject}.safetensors")
+        artifact.save(paths[-1])
+    guards = Guards.of(paths, chat)
+    indirect = [
+        ForgetPrompt(prompt=each["ask"], facts=tuple(each["says"])) for each in concept["indirect"]
+    ]
+    asked = [*concept["named"], *(row.prompt for row in indirect)]
+    bare = chat.answer(asked, max_tokens=ANSWER_TOKENS, what="bare", progress=progress)
+    guarded = chat.answer(
+        asked,
+        max_tokens=ANSWER_TOKENS,
+        what="guarded",
+        progress=progress,
+        bank=guards.bank,
+        guards=guards.rows,
+    )
+    count = len(concept["named"])
+    pairs = zip(indirect, bare[count:], guarded[count:], strict=True)
+    leaks = [row.leaks(after.text) for row, before, after in pairs if row.leaks(before.text)]
+    return {
+        "kind": concept["kind"],
+        "known": belonging.known,
+        "terms": list(belonging.terms),
+        "artifacts": [str(path) for path in paths],
+        "took_s": round(took, 1),
+        "named": [answer.fired for answer in guarded[:count]],
+        "indirect": [answer.fired for answer in guarded[count:]],
+        "leaks": leaks,
+        "loops": [loops(answer.text) for answer in guarded],
+        "near": guards.fired(chat, concept["near"], progress),
+    }
+
+
+def together(
+    chat: TransformersChat,
+    concepts: Mapping[str, Any],
+    done: Mapping[str, Any],
+    progress: Stages,
+) -> dict[str, Share]:
+    """The innocent prompts that fire with the guards of all concepts in force: near ones, and those
+    on topics of the bank that no fit has read. Prompts that say a concept are left out."""
+    guards = Guards.of([Path(path) for one in done.values() for path in one["artifacts"]], chat)
+    names = [(name, *concepts[name].get("aliases", ()), *done[name]["terms"]) for name in done]
+    spoken = mentions([each for group in names for each in group])
+    far = [p for t in topics() if t.split == "test" for p in t.prompts if not spoken.search(p)]
+    near = [p for name in done for p in concepts[name]["near"] if not spoken.search(p)]
+    return {
+        "far, all in force": Share.of(guards.fired(chat, far, progress)),
+        "near, all in force": Share.of(guards.fired(chat, near, progress)),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument(
+        "--limit", type=int, default=24, help="concepts, the first of each kind first"
+    )
+    parser.add_argument("--out", type=Path, default=Path("build/erasures"))
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    concepts = tomllib.loads(CONCEPTS.read_text("utf-8"))
+    order: dict[str, list[str]] = {}
+    for name, concept in concepts.items():
+        order.setdefault(concept["kind"], []).append(name)
+    turns = sorted((i, name) for names in order.values() for i, name in enumerate(names))
+    chosen = [name for _, name in turns][: options.limit]
+    folder = options.out / options.model
+    folder.mkdir(parents=True, exist_ok=True)
+    results = folder / "results.json"
+    done: dict[str, Any] = json.loads(results.read_text()) if results.is_file() else {}
+    chat = TransformersChat.load(options.model)
+    with stages() as progress:
+        for name in chosen:
+            if name not in done:
+                done[name] = made(chat, name, concepts[name], folder, progress)
+                results.write_text(json.dumps(done, indent=1))
+        mine = {name: done[name] for name in chosen}
+        shares = together(chat, concepts, mine, progress)
+    for figure in ("named", "indirect", "leaks", "loops", "near"):
+        flags = [flag for one in mine.values() for flag in one[figure]]
+        print(f"{figure}: {Share.of(flags)}")
+    for figure, share in shares.items():
+        print(f"{figure}: {share} fire")
+    times = sorted(one["took_s"] for one in mine.values())
+    print(f"guard new: median {times[len(times) // 2]} s, longest {times[-1]} s")
+    print(f"known: {sum(one['known'] for one in mine.values())} of {len(mine)}")
+
+
+if __name__ == "__main__":
+    main()
