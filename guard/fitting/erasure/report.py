@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from guard.errors import DataError
+from guard.evaluation.shares import Share
 from guard.fitting.erasure.belonging import Belonging
 from guard.fitting.erasure.erase import Erasure
 from guard.fitting.erasure.evaluation import Evaluation, Tried
@@ -94,11 +95,11 @@ def as_page(erasure: Erasure, evaluation: Evaluation) -> str:
     if fit.recheck is not None:
         thresholds["answer threshold"] = fit.recheck
     tiles = [
-        Tile("Prompts by name that fire", str(evaluation.fired("name"))),
-        Tile("Prompts about what belongs to it", str(evaluation.fired("term"))),
-        Tile("Near topics that fire", str(evaluation.fired("near"))),
-        Tile("Far topics that fire", str(evaluation.fired("far"))),
-        Tile("Answers that leak", str(evaluation.leaks)),
+        Tile("Prompts by name that fire", _counted(evaluation.fired("name"))),
+        Tile("Prompts about what belongs to it", _counted(evaluation.fired("term"))),
+        Tile("Near topics that fire", _counted(evaluation.fired("near"))),
+        Tile("Far topics that fire", _counted(evaluation.fired("far"))),
+        Tile("Answers that leak", _counted(evaluation.leaks)),
     ]
     forget = (*evaluation.of("name"), *evaluation.of("term"))
     hit = [each for each in (*evaluation.of("near"), *evaluation.of("far")) if each.fired]
@@ -139,6 +140,10 @@ def _figures(evaluation: Evaluation) -> dict[str, str]:
         "leaks": str(evaluation.leaks),
         "loops": str(evaluation.loops),
     }
+
+
+def _counted(share: Share) -> str:
+    return f"{share.count} of {share.total}"
 
 
 def _answers(title: str, tried: Sequence[Tried]) -> Grid:
