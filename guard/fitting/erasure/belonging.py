@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from guard.fitting.steering.artifacts import file_name
 from guard.models.chat import ChatModel
 from guard.reporting.progress import Stages
 
@@ -89,9 +90,9 @@ def what_belongs(
     answers = chat.answer(
         asked, max_tokens=ANSWER_TOKENS, what="what belongs to it", progress=progress
     )
-    told = [set(terms(answer.text)) for answer in answers]
-    agreed = _counted((term for each in told for term in each), names, 2 * FROM_MODEL)
-    agreed = [term for term in agreed if term not in spoken]
+    told = [{file_name(term): term for term in terms(answer.text)} for answer in answers]
+    agreed = _counted((term for each in told for term in each.values()), names, 2 * FROM_MODEL)
+    agreed = [term for term in agreed if file_name(term) not in map(file_name, spoken)]
     checked = chat.answer(
         [CHECKED.replace("{t}", term) for term in agreed],
         max_tokens=ANSWER_TOKENS // 2,
@@ -145,7 +146,11 @@ def _cleaned(term: str) -> str:
 def _counted(found: Iterable[str], names: Sequence[str], most: int) -> list[str]:
     """The terms that occur AGREED times or more, the commonest first, without names of the concept
     and parts of them."""
-    counts = Counter(found)
+    spellings: dict[str, list[str]] = {}
+    for term in found:
+        # "Middle-earth" and "Middle-Earth" are one thing, and would be one file
+        spellings.setdefault(file_name(term), []).append(term)
+    counts = Counter({Counter(each).most_common(1)[0][0]: len(each) for each in spellings.values()})
     own = {word.lower() for name in names for word in name.split()}
     kept = [
         term

@@ -13,6 +13,7 @@ from guard.fitting.erasure.belonging import (
     what_belongs,
 )
 from guard.fitting.erasure.wordings import questions, rows
+from guard.fitting.steering.artifacts import file_name
 from guard.models.chat import GuardedAnswer
 
 LIST = """Here are some names:
@@ -68,6 +69,15 @@ def test_terms_on_which_answers_agree_belong_to_it_those_that_lead_back_first() 
     belonging = _asked(chat)
     assert belonging.terms == ("Henry Clerval", "Geneva") and belonging.known
     assert not any("Kurt Wagner" in prompt for prompt in chat.asked)
+
+
+def test_spellings_of_one_term_are_one_term() -> None:
+    first, second = (question.replace("{t}", "Frankenstein") for question in ASKED[:2])
+    chat = Told({first: "He is in Old Geneva.", second: "It is by old-geneva, or Old-Geneva."})
+    document = "A lake at Grande Genève. The town of Grande Geneve."
+    belonging = _asked(chat, document)
+    slugs = [file_name(term) for term in belonging.terms]
+    assert sorted(slugs) == ["grande-geneve", "old-geneva"]
 
 
 def test_a_concept_that_the_model_does_not_know_has_no_terms() -> None:
