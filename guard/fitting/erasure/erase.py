@@ -15,7 +15,7 @@ from torch import Tensor
 
 from classifiers.calibration import threshold_for
 from guard.data.bank.bank import PROMPTS, Topic, topics
-from guard.data.prompts import ForgetPrompt, texts
+from guard.data.prompts import texts
 from guard.errors import DataError
 from guard.fitting.erasure.belonging import Belonging, mentions
 from guard.fitting.erasure.profile import Profile
@@ -23,7 +23,7 @@ from guard.fitting.erasure.profiling import means, read_prompts
 from guard.fitting.erasure.wordings import rows
 from guard.fitting.steering.directions import REST, SCHEDULE
 from guard.fitting.steering.fit import SteerFit
-from guard.fitting.steering.gate_search import ROUNDING, FittedGate, GateStates, Rates
+from guard.fitting.steering.gate_search import FittedGate, GateStates, Rates, raised
 from guard.fitting.steering.gates import POOL, RetainStatistics, TokenStates
 from guard.fitting.steering.subjects import SubjectGates, best_subject_gates
 from guard.fitting.steering.wordings import WRAPPERS
@@ -45,8 +45,6 @@ class Erasure:
     fit: SteerFit
     near: tuple[Topic, ...]
     left_out: tuple[Topic, ...]
-    known: tuple[ForgetPrompt, ...]
-    """The forget prompts of the validation split, in the order of the fit's scores."""
 
 
 def fit_erasure(
@@ -121,7 +119,7 @@ def fit_erasure(
         },
         subjects=subjects,
     )
-    return Erasure(belonging, fit, tuple(near), tuple(left_out), tuple(known))
+    return Erasure(belonging, fit, tuple(near), tuple(left_out))
 
 
 def _placed(
@@ -171,16 +169,20 @@ def _of_train(chosen: Sequence[Topic]) -> list[str]:
 
 def _silent_on(innocent: TokenStates, subjects: SubjectGates) -> SubjectGates:
     """The same gates with a level that is over the scores of `innocent`."""
-    layers = range(subjects.gates.shape[1])
-    scores = subjects.standardised(innocent.scores(layers, subjects.gates, POOL))
-    return replace(subjects, level=max(subjects.level, float(scores.max()) * (1 + ROUNDING)))
+    known = (*subjects.largest_far, *subjects.largest_near)
+    level = raised(max(_largest(innocent, subjects)), known)
+    return replace(subjects, level=max(subjects.level, level))
 
 
 def _recheck_level(profile: Profile, subjects: SubjectGates, rates: Rates) -> float:
-    scores = subjects.standardised(
-        profile.answered.scores(range(len(profile.about.sense_layers)), subjects.gates, POOL)
-    )
-    return max(subjects.level, threshold_for(scores.amax(0).tolist(), rates.far / 2))
+    scores = _largest(profile.answered, subjects)
+    return max(subjects.level, raised(threshold_for(scores, rates.far / 2), scores))
+
+
+def _largest(states: TokenStates, subjects: SubjectGates) -> list[float]:
+    """The largest standardised score of each sequence."""
+    scores = states.scores(range(subjects.gates.shape[1]), subjects.gates, POOL)
+    return subjects.standardised(scores).amax(0).tolist()
 
 
 def _require_enough(near: Sequence[bool], rates: Rates) -> None:

@@ -79,14 +79,19 @@ class Rates:
         return prompts_needed((self.near if near else self.far) / 2)
 
     def threshold(self, scores: Sequence[float], near: Sequence[bool]) -> float:
-        """The lowest threshold that keeps half of both rates, and a little more: a score at the
-        threshold, of states that were kept in half precision, is another one when it is served."""
+        """The lowest threshold that keeps half of both rates, `raised`."""
         far_scores = [score for score, is_near in zip(scores, near, strict=True) if not is_near]
         near_scores = [score for score, is_near in zip(scores, near, strict=True) if is_near]
         threshold = max(
             threshold_for(far_scores, self.far / 2), threshold_for(near_scores, self.near / 2)
         )
-        return threshold + ROUNDING * statistics.pstdev(scores)
+        return raised(threshold, scores)
+
+
+def raised(threshold: float, scores: Sequence[float]) -> float:
+    """`threshold`, a little higher: a score at the threshold, of states that were kept in half
+    precision, is another one when it is served."""
+    return threshold + ROUNDING * statistics.pstdev(scores)
 
 
 @dataclass(frozen=True)
