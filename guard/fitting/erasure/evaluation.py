@@ -3,6 +3,7 @@ the bank that no fit has read."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -14,11 +15,9 @@ from guard.evaluation.shares import Share
 from guard.fitting.erasure.belonging import Belonging
 from guard.fitting.erasure.erase import Erasure
 from guard.fitting.erasure.wordings import row_about
-from guard.fitting.steering.subjects import subject_guards
+from guard.fitting.steering.subjects import guarded_answers, subject_guards
 from guard.models.chat import ChatModel
 from guard.reporting.progress import Stages
-from steering.hidden.rows import RowGuard
-from steering.methods.steer import bank_of
 
 Way = Literal["name", "term", "near", "far", "leak", "innocent"]
 
@@ -71,15 +70,7 @@ def evaluate(chat: ChatModel, erasure: Erasure, progress: Stages) -> Evaluation:
     belonging, fit = erasure.belonging, erasure.fit
     assert fit.subjects is not None
     guards = list(subject_guards(fit.subjects, fit.guard))
-    guarded = partial(
-        chat.answer,
-        progress=progress,
-        bank=bank_of([guard for guard, _, _ in guards], chat.device),
-        guards=[
-            RowGuard(guard.name, threshold, fit.strength, True, recheck)
-            for guard, threshold, recheck in guards
-        ],
-    )
+    guarded = partial(guarded_answers(chat, guards, fit.strength), progress=progress)
     forget = _forget(belonging)
     prompts = texts(forget)
     bare = chat.answer(prompts, max_tokens=ANSWER_TOKENS, what="bare answers", progress=progress)
@@ -113,11 +104,15 @@ def evaluate(chat: ChatModel, erasure: Erasure, progress: Stages) -> Evaluation:
         Tried("near" if topic in erasure.near else "far", topic.name, prompt, answer.fired)
         for (topic, prompt), answer in zip(innocent, read, strict=True)
     ]
-    for way, complaints in (("leak", belonging.leaks), ("innocent", belonging.innocent)):
-        read = guarded([*complaints], max_tokens=1, what=f"{way} prompts")
+    complaints: tuple[tuple[Way, Sequence[str]], ...] = (
+        ("leak", belonging.leaks),
+        ("innocent", belonging.innocent),
+    )
+    for way, texts_of in complaints:
+        read = guarded([*texts_of], max_tokens=1, what=f"{way} prompts")
         tried += [
-            Tried("leak" if way == "leak" else "innocent", way, prompt, answer.fired)
-            for prompt, answer in zip(complaints, read, strict=True)
+            Tried(way, way, prompt, answer.fired)
+            for prompt, answer in zip(texts_of, read, strict=True)
         ]
     return Evaluation(tuple(tried))
 

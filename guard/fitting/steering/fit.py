@@ -29,6 +29,7 @@ from guard.fitting.steering.perturbation import Perturbation
 from guard.fitting.steering.subjects import (
     SubjectGates,
     best_subject_gates,
+    guarded_answers,
     recheck_level,
     require_subjects,
     subject_guards,
@@ -37,8 +38,7 @@ from guard.fitting.steering.visual import Parts, VisualPart, combined, visual_pa
 from guard.models.chat import ChatModel
 from guard.reporting.progress import Stages
 from steering.hidden.bank import Tokens
-from steering.hidden.rows import RowGuard
-from steering.methods.steer import SteerGuard, bank_of
+from steering.methods.steer import SteerGuard
 
 R = TypeVar("R")
 
@@ -164,12 +164,7 @@ def fit_steer(
     else:
         decided, guards = subjects.as_one(gate), list(subject_guards(subjects, guard))
     guarded_answer = partial(
-        answer,
-        bank=bank_of([each for each, _, _ in guards], chat.device),
-        guards=[
-            RowGuard(each.name, threshold, chosen.strength, True, again)
-            for each, threshold, again in guards
-        ],
+        guarded_answers(chat, guards, chosen.strength), max_tokens=ANSWER_TOKENS, progress=progress
     )
     guarded = guarded_answer(asked(chat, leaked), what="guarded answers, forget")
     guarded_retain = guarded_answer(asked(chat, held_out), what="guarded answers, retain")

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -24,7 +25,9 @@ from guard.data.prompts import ForgetPrompt, RetainPrompt
 from guard.errors import DataError
 from guard.fitting.steering.gate_search import FittedGate, GateStates, Rates
 from guard.fitting.steering.gates import RetainStatistics, TokenStates
-from steering.methods.steer import SteerGuard
+from guard.models.chat import Answers, ChatModel
+from steering.hidden.rows import RowGuard
+from steering.methods.steer import SteerGuard, bank_of
 
 
 @dataclass(frozen=True)
@@ -163,6 +166,21 @@ def subject_guards(
         again = None if rechecks is None else float(rechecks[i])
         own = replace(guard, name=name, gates=gates.gates[i])
         yield own, float(gates.thresholds[i]), again
+
+
+def guarded_answers(
+    chat: ChatModel, guards: Sequence[tuple[SteerGuard, float, float | None]], strength: float
+) -> Answers:
+    """The model's answers under all of `guards`, each with its thresholds on prompts and on
+    generated tokens."""
+    return partial(
+        chat.answer,
+        bank=bank_of([guard for guard, _, _ in guards], chat.device),
+        guards=[
+            RowGuard(guard.name, threshold, strength, True, recheck)
+            for guard, threshold, recheck in guards
+        ],
+    )
 
 
 def recheck_level(
