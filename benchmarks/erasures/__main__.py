@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
-from guard.artifact import Artifact
-from guard.commands.new import profile_of
+from guard.commands.guards import POLICY, config_of
+from guard.config.schema import ModelConfig
 from guard.data.bank.bank import topics
 from guard.data.prompts import ForgetPrompt
 from guard.evaluation.fluency import loops
@@ -27,13 +27,13 @@ from guard.evaluation.shares import Share
 from guard.fitting.erasure.belonging import mentions, what_belongs
 from guard.fitting.erasure.erase import fit_erasure
 from guard.fitting.erasure.evaluation import evaluate
+from guard.fitting.erasure.profiling import profile_of
 from guard.fitting.steering.artifacts import file_name, to_artifacts
 from guard.models.chat import TransformersChat
+from guard.plans.language import LanguagePlans
 from guard.reporting.progress import Stages, stages
 from steering.hidden.bank import HiddenBank
 from steering.hidden.rows import RowGuard
-from steering.methods.fitted import FittedGuard
-from steering.methods.steer import bank_of, loaded
 
 CONCEPTS = Path(__file__).with_name("concepts.toml")
 ANSWER_TOKENS = 48
@@ -41,7 +41,7 @@ ANSWER_TOKENS = 48
 
 @dataclass(frozen=True)
 class Guards:
-    """Loaded guards, and what they do on a row."""
+    """Loaded guards, as a policy that is served has them, and what they do on a row."""
 
     bank: HiddenBank
     rows: Sequence[RowGuard]
@@ -49,15 +49,9 @@ class Guards:
     @classmethod
     def of(cls, paths: Sequence[Path], chat: TransformersChat) -> Guards:
         """From the artifacts at `paths`."""
-        guards, rows = [], []
-        for path in paths:
-            artifact = Artifact.load(path)
-            fitted = FittedGuard(path.stem, artifact.tensors, artifact.meta.settings)
-            guards.append(loaded(fitted))
-            threshold, strength = fitted.number("threshold"), fitted.number("strength")
-            recheck = fitted.optional_number("recheck")
-            rows.append(RowGuard(path.stem, threshold, strength, True, recheck))
-        return cls(bank_of(guards, chat.device), rows)
+        config = config_of(paths, ModelConfig(name="model", source=chat.name))
+        plans = LanguagePlans(config, chat.model, name="model")
+        return cls(plans.bank, plans[POLICY].rows())
 
     def fired(self, chat: TransformersChat, prompts: Sequence[str], progress: Stages) -> list[bool]:
         """Whether any guard fires on each prompt."""

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 
+from guard.config.schema import Config, GuardConfig, ModelConfig, PolicyConfig
 from guard.errors import DataError
 
 MAX_BYTES = 2**24
+POLICY = "guards"
+"""The name of the only policy of `config_of`."""
 
 
 def artifacts_of(path: Path) -> list[Path]:
@@ -26,3 +30,12 @@ def artifacts_of(path: Path) -> list[Path]:
     if not found:
         raise DataError(f"{path}: lists no guards: name an artifact, or the NAME.toml of a fit")
     return found
+
+
+def config_of(artifacts: Sequence[Path], model: ModelConfig) -> Config:
+    """A configuration of one model and one policy, POLICY, of these artifacts."""
+    return Config(
+        models=(model,),
+        guards=tuple(GuardConfig(name=path.stem, artifact=path.absolute()) for path in artifacts),
+        policies={POLICY: PolicyConfig(guards=tuple(path.stem for path in artifacts))},
+    )

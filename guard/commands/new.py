@@ -12,12 +12,11 @@ from rich.console import Console
 
 from guard.commands.fit.options import AsJson, Device, Model
 from guard.commands.fit.output import print_written, save_policy, write_report
-from guard.reporting.progress import Stages, stages
+from guard.reporting.progress import stages
 
 if TYPE_CHECKING:
     from guard.fitting.erasure.erase import Erasure
     from guard.fitting.erasure.evaluation import Evaluation
-    from guard.fitting.erasure.profile import Profile
     from guard.models.chat import ChatModel
 
 app = typer.Typer(add_completion=False)
@@ -66,6 +65,7 @@ def new(
     from guard.fitting.erasure.belonging import what_belongs
     from guard.fitting.erasure.erase import fit_erasure
     from guard.fitting.erasure.evaluation import evaluate
+    from guard.fitting.erasure.profiling import profile_of
     from guard.fitting.steering.artifacts import file_name
     from guard.fitting.steering.gate_search import Rates
     from guard.models.chat import TransformersChat
@@ -120,16 +120,3 @@ def write_erasure(
         console.print(f"{figure.replace('_', ' ')}: {value}", highlight=False, markup=False)
     console.print(report["judgement"], highlight=False, markup=False)
     print_written(console, *paths, page)
-
-
-def profile_of(chat: ChatModel, progress: Stages) -> Profile:
-    """The model's profile, computed where there is none yet."""
-    from guard.fitting.erasure.profile import own_profile, profile_path
-    from guard.fitting.erasure.profiling import compute_profile
-
-    profile = own_profile(chat.fitted_model)
-    if profile is None:
-        typer.echo("the model has no profile yet: computing it, once", err=True)
-        profile = compute_profile(chat, progress)
-        profile.save(profile_path(chat.fitted_model))
-    return profile

@@ -27,20 +27,16 @@ def profile(
 
     It is kept in the cache, bound to the model's weights, and used by `guard new`.
     """
-    from guard.fitting.erasure.profile import own_profile, profile_path
-    from guard.fitting.erasure.profiling import compute_profile
+    from guard.fitting.erasure.profile import profile_path
+    from guard.fitting.erasure.profiling import profile_of
     from guard.models.chat import TransformersChat
 
     chat = TransformersChat.load(model, device=device)
     path = profile_path(chat.fitted_model)
-    found, took = (None if again else own_profile(chat.fitted_model)), 0.0
-    if found is None:
-        started = time.monotonic()
-        with stages() as progress:
-            found = compute_profile(chat, progress)
-        found.save(path)
-        took = time.monotonic() - started
-    about = found.about
+    started = time.monotonic()
+    with stages() as progress:
+        about = profile_of(chat, progress, again=again).about
+    took = time.monotonic() - started
     facts = {
         "path": str(path),
         "megabytes": round(path.stat().st_size / 1e6, 1),

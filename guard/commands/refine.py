@@ -11,7 +11,7 @@ import typer
 
 from guard.commands.fit.options import AsJson, Device
 from guard.commands.guards import artifacts_of
-from guard.commands.new import profile_of, write_erasure
+from guard.commands.new import write_erasure
 from guard.errors import DataError
 from guard.reporting.progress import stages
 
@@ -57,6 +57,7 @@ def refine(
     from guard.artifact import Artifact
     from guard.fitting.erasure.erase import fit_erasure
     from guard.fitting.erasure.evaluation import evaluate
+    from guard.fitting.erasure.profiling import profile_of
     from guard.fitting.erasure.report import belonging_of
     from guard.models.chat import TransformersChat
 

@@ -16,8 +16,9 @@ from rich.text import Text
 from guard.artifact import Artifact
 from guard.commands.fit.options import AsJson, Device
 from guard.commands.fit.output import print_written
-from guard.commands.guards import artifacts_of
-from guard.config.schema import Config, GuardConfig, ModelConfig, PolicyConfig
+from guard.commands.guards import POLICY, artifacts_of, config_of
+from guard.config.kinds import Engine
+from guard.config.schema import Config, ModelConfig
 from guard.errors import ContentBlocked, DataError
 from guard.reporting.progress import stages
 from steering.methods import method_named
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False)
 
-POLICY = "try"
 SMALLEST = 256
 """The least height of an image that is shown."""
 
@@ -60,17 +60,9 @@ def try_guard(
     first = Artifact.load(paths[0]).meta
     source = model or first.model.name
     method = method_named(first.method)
-    config = Config(
-        models=(
-            ModelConfig(
-                name="model",
-                source=source,
-                engine="transformers" if method.kind == "language" else "diffusers",
-                device=device,
-            ),
-        ),
-        guards=tuple(GuardConfig(name=path.stem, artifact=path) for path in paths),
-        policies={POLICY: PolicyConfig(guards=tuple(path.stem for path in paths))},
+    engine: Engine = "transformers" if method.kind == "language" else "diffusers"
+    config = config_of(
+        paths, ModelConfig(name="model", source=source, engine=engine, device=device)
     )
     console = Console()
     if method.kind == "language":

@@ -14,7 +14,7 @@ from guard.data.bank.bank import digest, reference, templates, topics
 from guard.data.prompts import texts
 from guard.errors import DataError
 from guard.evaluation.fluency import perplexity
-from guard.fitting.erasure.profile import About, Profile
+from guard.fitting.erasure.profile import About, Profile, own_profile, profile_path
 from guard.fitting.steering.directions import POSITIONS, directions, search
 from guard.fitting.steering.gate_search import (
     FittedGate,
@@ -36,6 +36,16 @@ FEWEST = 3
 """Reference questions that a model must be able to answer."""
 RATE = 0.01
 """False-positive rate of the gates by which layers are compared."""
+
+
+def profile_of(chat: ChatModel, progress: Stages, *, again: bool = False) -> Profile:
+    """The model's profile in the cache; computed and kept where there is none, or `again`. Raises
+    DataError as `compute_profile` does, and ArtifactError as `own_profile`."""
+    profile = None if again else own_profile(chat.fitted_model)
+    if profile is None:
+        profile = compute_profile(chat, progress)
+        profile.save(profile_path(chat.fitted_model))
+    return profile
 
 
 def compute_profile(chat: ChatModel, progress: Stages, seed: int = 0) -> Profile:
