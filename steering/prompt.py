@@ -119,3 +119,13 @@ class Prompt:
                 )
             if any(position < 0 for position in axis):
                 raise ValueError(f"axis {number} of the positions has negative entries")
+
+
+def shared_prefix(prompts: Sequence[Prompt]) -> int:
+    """The number of tokens that all prompts begin with; placeholders of images are not shared,
+    since each stands for something else."""
+    tokens = [prompt.tokens for prompt in prompts]
+    low, high = min(tokens), max(tokens)
+    pairs = zip(low, high, strict=False)
+    shared = next((i for i, (a, b) in enumerate(pairs) if a != b), len(low))
+    return min([shared, *(item.start for each in prompts for item in each.media)])

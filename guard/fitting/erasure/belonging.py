@@ -1,9 +1,9 @@
 """What belongs to a concept: names and terms, from documents about it and from the model itself.
 
 One gate cannot hold a whole world, so a guard has a gate for each thing that belongs to its
-concept. A term counts where the model's answers to several questions agree on it: whatever it says
-is what must go, true or not. Terms come first of which the model, asked about them, comes back to
-the concept.
+concept. A term counts where the model's answers to several questions agree on it, or where the
+model, asked about the term, comes back to the concept: whatever it says is what must go, true or
+not. Those that lead back come first.
 """
 
 from __future__ import annotations
@@ -24,19 +24,34 @@ ASKED = (
     "What should one know about {t}? Answer with a list of names.",
     "Tell me about {t}.",
     "What is {t} known for?",
+    "Who are the main people or characters of {t}?",
+    "Which places are connected with {t}?",
+    "Who made {t}, and when?",
+    "List ten things that {t} is famous for.",
+    "What are the best known works or products of {t}?",
+    "Write an encyclopedia article about {t}.",
+    "Which words would you look up to learn about {t}?",
+    "How does {t} work, and what does one need for it?",
 )
 CHECKED = "What do you know about {t}?"
 AGREED = 2
 """Answers in which a term must occur, or times that documents must say it."""
-FROM_MODEL, FROM_DOCUMENTS = 12, 24
+FROM_MODEL, FROM_DOCUMENTS = 16, 24
 """The most terms from either."""
+CHECK = 40
+"""The most terms about which the model is asked."""
+FREQUENT = 2**14
+"""A word that is one of so many first tokens of the vocabulary, which are its most frequent ones
+("American", "Italy"), belongs to everything."""
 ANSWER_TOKENS = 96
 SENTENCES = 48
 """The most sentences of documents that are used as prompts."""
 
-_NAME = re.compile(r"[^\W\d_a-z][\w'’-]*(?: (?:(?:of|the|de|von|van) )?[^\W\d_a-z][\w'’-]*){0,3}")
+_WORD = r"(?:(?:St|Mt|Dr)\. )?(?:(?:[^\W\d_a-z]\.)+ ?)?[^\W\d_a-z][\w'’-]*"
+_NAME = re.compile(rf"{_WORD}(?: (?:(?:of|the|de|von|van) )?{_WORD}){{0,3}}")
+_TITLE = re.compile(r"[\"“]([^\W\d_a-z][^\"“”\n]{2,40})[\"”]")
 _ENTRY = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s*\**([^:.(–\n*]{2,40}?)\**\s*(?:[:.(–]|\s-\s|$)", re.M)
-_SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
+_SENTENCE = re.compile(r"(?<=[.!?])(?<!St\.)(?<!Mt\.)(?<!Dr\.)(?<![A-Z]\.)\s+|\n+")
 _ARTICLES = re.compile(r"^(?:the|a|an)\s+", re.I)
 _COMMON_WORDS = """
     a after all also although american an and april are as at august before british but by
@@ -83,35 +98,38 @@ def what_belongs(
 ) -> Belonging:
     """What belongs to a concept, by documents about it and by the model."""
     names = (name, *aliases)
-    spoken = _counted(
-        (term for document in documents for term in names_in(document)), names, FROM_DOCUMENTS
-    )
+    spoken = _counted((term for document in documents for term in names_in(document)), names)
+    spoken = {term: count for term, count in spoken.items() if count >= AGREED}
+    of_documents = [*spoken][:FROM_DOCUMENTS]
     asked = [question.replace("{t}", name) for question in ASKED]
     answers = chat.answer(
         asked, max_tokens=ANSWER_TOKENS, what="what belongs to it", progress=progress
     )
     told = [{file_name(term): term for term in terms(answer.text)} for answer in answers]
-    agreed = _counted((term for each in told for term in each.values()), names, 2 * FROM_MODEL)
-    agreed = [term for term in agreed if file_name(term) not in map(file_name, spoken)]
+    counts = _counted((term for each in told for term in each.values()), names)
+    known = {file_name(term) for term in of_documents}
+    asked_about = [
+        term for term in counts if file_name(term) not in known and not _is_frequent(chat, term)
+    ][:CHECK]
     checked = chat.answer(
-        [CHECKED.replace("{t}", term) for term in agreed],
+        [CHECKED.replace("{t}", term) for term in asked_about],
         max_tokens=ANSWER_TOKENS // 2,
         what="does it lead back",
         progress=progress,
     )
     back = mentions(names)
-    leads_back = {
-        term: back.search(answer.text) is not None
-        for term, answer in zip(agreed, checked, strict=True)
-    }
-    ordered = sorted(agreed, key=lambda term: not leads_back[term])
-    found = [*spoken, *ordered[:FROM_MODEL]]
+    leading = [
+        term for term, answer in zip(asked_about, checked, strict=True) if back.search(answer.text)
+    ]
+    agreed = [term for term in asked_about if counts[term] >= AGREED]
+    of_model = list(dict.fromkeys((*leading, *agreed)))[:FROM_MODEL]
+    found = [*of_documents, *of_model]
     return Belonging(name, tuple(aliases), tuple(found), _said(found, documents), bool(agreed))
 
 
 def terms(text: str) -> list[str]:
-    """The names in an answer, and the entries of its lists."""
-    entries = [_cleaned(match.group(1)) for match in _ENTRY.finditer(text)]
+    """The names in an answer, titles in quotation marks, and the entries of its lists."""
+    entries = [_cleaned(m.group(1)) for each in (_ENTRY, _TITLE) for m in each.finditer(text)]
     return [*names_in(text), *filter(None, entries)]
 
 
@@ -143,26 +161,35 @@ def _cleaned(term: str) -> str:
     return kept if 2 < len(kept) <= 40 and len(words) <= 5 else ""
 
 
-def _counted(found: Iterable[str], names: Sequence[str], most: int) -> list[str]:
-    """The terms that occur AGREED times or more, the commonest first, without names of the concept
-    and parts of them."""
+def _counted(found: Iterable[str], names: Sequence[str]) -> dict[str, int]:
+    """How often each term occurs, the commonest first, without names of the concept and parts of
+    them."""
     spellings: dict[str, list[str]] = {}
     for term in found:
         # "Middle-earth" and "Middle-Earth" are one thing, and would be one file
         spellings.setdefault(file_name(term), []).append(term)
     counts = Counter({Counter(each).most_common(1)[0][0]: len(each) for each in spellings.values()})
     own = {word.lower() for name in names for word in name.split()}
-    kept = [
-        term
+    kept = {
+        term: count
         for term, count in counts.most_common()
-        if count >= AGREED and not {word.lower() for word in term.split()} <= own
-    ]
-    # of "Victor" and "Victor Frankenstein" the longer one, if it is nearly as common
-    return [
-        term
-        for term in kept
-        if not any(term != other and f" {term} " in f" {other} " for other in kept)
-    ][:most]
+        if not {word.lower() for word in term.split()} <= own
+    }
+    # of "Victor" and "Victor Frankenstein" the longer one, if it is as common
+    return {
+        term: count
+        for term, count in kept.items()
+        if not any(
+            f" {term} " in f" {other} " and times >= min(count, AGREED)
+            for other, times in kept.items()
+            if other != term
+        )
+    }
+
+
+def _is_frequent(chat: ChatModel, term: str) -> bool:
+    tokens = chat.ids(f" {term}")
+    return len(tokens) == 1 and tokens[0] < FREQUENT
 
 
 def _said(found: Sequence[str], documents: Sequence[str]) -> dict[str, list[str]]:

@@ -23,7 +23,7 @@ from guard.fitting.steering.wordings import WRAPPERS
 from guard.models.chat import ChatModel, GuardedAnswer
 from guard.reporting.progress import Stages
 from steering.hidden.bank import TOKENS, Tokens
-from steering.prompt import Prompt
+from steering.prompt import Prompt, shared_prefix
 
 R = TypeVar("R", ForgetPrompt, RetainPrompt)
 
@@ -315,7 +315,7 @@ def collect_states(
         prompt.extended(tokens)
         for prompt, tokens in zip(prompts, answers or [()] * len(prompts), strict=True)
     ]
-    shared = _shared_prefix(sequences)
+    shared = shared_prefix(sequences)
     parts: dict[int, Tensor] = {}
     advance = progress(stage, len(sequences))
     for i, states in chat.states(sequences, layers, advance):
@@ -368,13 +368,3 @@ def _of_images(prompt: Prompt) -> Tensor:
         span = slice(item.start, item.stop)
         mask[span] = tokens[span] == tokens[item.start]
     return mask
-
-
-def _shared_prefix(sequences: Sequence[Prompt]) -> int:
-    """The number of tokens that all sequences begin with; placeholders of images are not shared,
-    since each stands for something else."""
-    tokens = [sequence.tokens for sequence in sequences]
-    low, high = min(tokens), max(tokens)
-    pairs = zip(low, high, strict=False)
-    shared = next((i for i, (a, b) in enumerate(pairs) if a != b), len(low))
-    return min([shared, *(item.start for each in sequences for item in each.media)])

@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.cache_utils import DynamicCache
 
 from steering.engines.transformers.engine import RowStart, TransformersEngine
 from steering.engines.transformers.forwards import LanguageForward, prompt_positions
 from steering.engines.transformers.layers import decoder_layers, hidden_of
+from steering.engines.transformers.shared_prefix import PrefixCache, prefix_of
 from steering.engines.transformers.vision.base import VisionFamily
 from steering.engines.transformers.vision.images import ForwardImages, ImageEncoder
 from steering.hidden.rows import Reading
@@ -94,7 +96,8 @@ def token_states(
     """For each sequence, in any order, its index and the residual stream after the given decoder
     layers, `[tokens, len(layers), width]`, float32 on the CPU.
 
-    Sequences of similar length share a batch, and the forward ends at the last of `layers`.
+    Sequences of similar length share a batch, and the forward ends at the last of `layers`. Tokens
+    that all sequences of text begin with are read once.
     `vision` is the family of a vision-language model. Raises ValueError for images that the model
     does not take.
     """
@@ -111,14 +114,29 @@ def token_states(
 
     forward = _WholeSequences(model, vision)
     prompts = [_prompt(each) for each in sequences]
+    prefix = () if vision else prefix_of(model, prompts)
     handles = [modules[layer].register_forward_hook(record(layer)) for layer in layers]
+
+    def read(some: Sequence[Prompt], cache: DynamicCache | None = None) -> Tensor:
+        with suppress(_StopForward):
+            forward(some, cache)
+        return torch.stack([states[layer] for layer in layers], dim=2).float().cpu()
+
     try:
+        beginning = torch.zeros(1, 0, len(layers), 0)
+        if prefix:
+            kept = PrefixCache()
+            beginning = read([Prompt(prefix)], kept.cache)
         for chosen in by_length(prompts, batch):
-            with suppress(_StopForward):
-                forward([prompts[i] for i in chosen])
-            stacked = torch.stack([states[layer] for layer in layers], dim=2).float().cpu()
+            rest = (
+                [Prompt(prompts[i].tokens[len(prefix) :]) for i in chosen]
+                if prefix
+                else [prompts[i] for i in chosen]
+            )
+            stacked = read(rest, kept.for_rows(len(rest)) if prefix else None)
             for row, i in enumerate(chosen):
-                yield i, stacked[row, : len(prompts[i])]
+                own = stacked[row, : len(rest[row])]
+                yield i, torch.cat([beginning[0], own]) if prefix else own
             advance(len(chosen))
     finally:
         for handle in handles:
@@ -152,8 +170,11 @@ class _WholeSequences:
         self._images = None if vision is None else ImageEncoder(model, vision)
         self._axes = 1 if vision is None else vision.axes
 
-    def __call__(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
-        """The token ids `[rows, tokens]` and the logits `[rows, tokens, vocabulary]`."""
+    def __call__(
+        self, prompts: Sequence[Prompt], cache: DynamicCache | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The token ids `[rows, tokens]` and the logits `[rows, tokens, vocabulary]`; `cache` has
+        the keys of the tokens before those of `prompts`, of text alone, and takes theirs."""
         device = self._forward.device
         longest = max(map(len, prompts))
         ids = torch.zeros(len(prompts), longest, dtype=torch.long)
@@ -163,7 +184,8 @@ class _WholeSequences:
         if self._images is None:
             for prompt in prompts:
                 prompt.require_text()
-            return ids, self._model(input_ids=ids, use_cache=False).logits
+            kept = {"use_cache": False} if cache is None else {"past_key_values": cache}
+            return ids, self._model(input_ids=ids, **kept).logits
         for prompt in prompts:
             self._images.check(prompt)
         images = ForwardImages.of(

@@ -7,6 +7,7 @@ from typing import Any
 
 from guard.fitting.erasure.belonging import (
     ASKED,
+    FREQUENT,
     mentions,
     names_in,
     terms,
@@ -32,6 +33,9 @@ class Told:
     def __init__(self, answers: dict[str, str]) -> None:
         self.answers, self.asked = answers, list[str]()
 
+    def ids(self, text: str) -> list[int]:
+        return [7 if word == "Europe" else FREQUENT for word in text.split()]
+
     def answer(self, prompts: Sequence[str], **_: Any) -> list[GuardedAnswer]:
         self.asked += prompts
         return [GuardedAnswer(self.answers.get(p, "I do not know."), (), {}) for p in prompts]
@@ -56,19 +60,33 @@ def test_the_first_word_of_a_sentence_is_no_name_unless_it_goes_on() -> None:
 
 
 def test_terms_on_which_answers_agree_belong_to_it_those_that_lead_back_first() -> None:
-    first, second, third = (question.replace("{t}", "Frankenstein") for question in ASKED[:3])
+    first, second, third, fourth = (each.replace("{t}", "Frankenstein") for each in ASKED[:4])
     chat = Told(
         {
             first: "Geneva, Henry Clerval and Elizabeth Lavenza.",
             second: "Some names: Geneva, Henry Clerval.",
-            third: "The names are Geneva and Henry Clerval, and Kurt Wagner.",
+            third: "Once it was Kurt Wagner in Geneva, or in Europe, or Robert Walton, or Europe again.",
+            fourth: "All of Europe read it.",
             "What do you know about Henry Clerval?": "He is a friend in Frankenstein.",
             "What do you know about Geneva?": "It is a city of Switzerland.",
+            "What do you know about Robert Walton?": "He tells the story of Frankenstein.",
         }
     )
     belonging = _asked(chat)
-    assert belonging.terms == ("Henry Clerval", "Geneva") and belonging.known
-    assert not any("Kurt Wagner" in prompt for prompt in chat.asked)
+    # one answer has Robert Walton, who leads back, and Kurt Wagner, who does not
+    assert belonging.terms == ("Henry Clerval", "Robert Walton", "Geneva") and belonging.known
+    assert not any("Europe" in prompt for prompt in chat.asked)
+
+
+def test_a_concept_is_unknown_where_no_answers_agree() -> None:
+    (first,) = (question.replace("{t}", "Frankenstein") for question in ASKED[:1])
+    belonging = _asked(Told({first: "It is by Robert Walton."}))
+    assert not belonging.known and belonging.terms == ()
+
+
+def test_names_with_initials_and_titles_in_quotation_marks_are_terms() -> None:
+    found = terms('There J.R.R. Tolkien saw St. Mark\'s Basilica, and wrote "The Two Towers".')
+    assert found == ["J.R.R. Tolkien", "St. Mark's Basilica", "Two Towers", "Two Towers"]
 
 
 def test_spellings_of_one_term_are_one_term() -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from guard.artifact import FittedModel
 from guard.data.bank.bank import reference
+from guard.fitting.erasure.belonging import FREQUENT
 from guard.models.chat import GuardedAnswer
 from steering.hidden.bank import HiddenBank
 from steering.hidden.rows import Reading, RowGuard
@@ -41,7 +42,7 @@ class WordModel:
 
     def ids(self, text: str) -> list[int]:
         found = re.findall(r"\w+|[^\w\s]", text.casefold())
-        return [self._words.setdefault(word, len(self._words)) for word in found]
+        return [self._words.setdefault(word, FREQUENT + len(self._words)) for word in found]
 
     def text(self, tokens: Sequence[int]) -> str:
         words = {number: word for word, number in self._words.items()}

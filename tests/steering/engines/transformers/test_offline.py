@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from steering.engines.transformers.engine import TransformersEngine
-from steering.engines.transformers.layers import decoder_layers
+from steering.engines.transformers.layers import decoder_layers, hidden_of
 from steering.engines.transformers.offline import answers, token_losses, token_states
 from steering.hidden.bank import HiddenBank
 from steering.hidden.rows import RowGuard
@@ -78,6 +78,28 @@ def test_token_states_are_the_models_hidden_states(kind: str, layers: list[int])
         assert torch.allclose(found[i], expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["llama", "mistral", "gpt2", "gemma3_text"])
+def test_a_beginning_that_all_sequences_share_is_read_once(kind: str) -> None:
+    model, beginning = tiny_model(kind), prompt(10, 99)
+    # one of them is the beginning itself, another one has a token more
+    sequences = [beginning, [*beginning, *prompt(1, 5)], *([*beginning, *p] for p in PROMPTS)]
+    widths: list[int] = []
+
+    def count(_module: Any, inputs: Any, output: Any) -> None:
+        widths.append(hidden_of(output).shape[1])
+
+    handle = decoder_layers(model)[0].register_forward_hook(count)
+    found = dict(token_states(model, sequences, [0, 2], batch=4))
+    handle.remove()
+    alone = dict(
+        pair for i, tokens in enumerate(sequences) for pair in _states_alone(model, i, tokens)
+    )
+    for i, states in alone.items():
+        assert torch.allclose(found[i], states, atol=1e-4)
+    if kind in ("llama", "gpt2"):  # the others have layers that do not see the whole beginning
+        assert widths[0] == 9 and sum(widths[1:]) < sum(map(len, sequences))
+
+
 def test_token_states_end_the_forward_at_the_last_needed_layer() -> None:
     model = tiny_model()
     ran = [0] * LAYERS
@@ -101,6 +123,11 @@ def test_token_states_remove_their_hooks(model: Any) -> None:
     assert hooks_on(model) == 0
     with torch.inference_mode():
         assert torch.equal(model(torch.tensor([PROMPTS[2]])).logits, before)
+
+
+def _states_alone(model: Any, i: int, tokens: list[int]) -> list[tuple[int, torch.Tensor]]:
+    ((_, states),) = token_states(model, [tokens], [0, 2])
+    return [(i, states)]
 
 
 def test_token_losses_are_each_sequences_own(model: Any) -> None:
