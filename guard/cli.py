@@ -35,6 +35,7 @@ BUILT_IN = {
     "profile": "guard.commands.profile:app",
     "rebind": "guard.commands.rebind:app",
     "refine": "guard.commands.refine:app",
+    "suppress": "guard.commands.suppress:app",
     "try": "guard.commands.trying:app",
 }
 

@@ -36,6 +36,7 @@ class LoadedGuard:
     strength: float
     recheck: float | None = None
     digest: str = ""
+    entries: tuple[str, ...] = ()
 
     @property
     def action(self) -> MethodAction:

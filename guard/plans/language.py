@@ -5,7 +5,7 @@ Needs torch (through steering): imported where a model is, never by `import guar
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -22,6 +22,7 @@ from steering.hidden.rows import Reading
 from steering.methods import method_named
 from steering.methods.fitted import FittedGuard
 from steering.methods.stacking import MethodGuard, stacks
+from steering.methods.suppression_list import entry_of
 from steering.offloaded import execution_device
 
 
@@ -32,7 +33,7 @@ class LanguagePlan(Plan[Reading]):
     def _guard_verdict(self, guard: LoadedGuard, reading: Reading, done: Done) -> GuardVerdict:
         return GuardVerdict(
             guard=guard.name,
-            concept=guard.concept,
+            concept=_concept(guard, reading),
             method=guard.method.name,
             score=finite(reading.score),
             threshold=reading.threshold,
@@ -41,6 +42,14 @@ class LanguagePlan(Plan[Reading]):
             position=reading.position,
             error=None if reading.valid else "the guard met NaN in the model's activations",
         )
+
+
+def _concept(guard: LoadedGuard, reading: Reading) -> str:
+    """The guard's concept, or the entry of a list that has fired."""
+    number = entry_of(reading.score) if guard.entries and reading.fired else len(guard.entries)
+    if number >= len(guard.entries):
+        return guard.concept
+    return f"{guard.concept}/{guard.entries[number]}"
 
 
 @dataclass(frozen=True)
@@ -117,6 +126,9 @@ def _guard(
             "leave out recheck, or fit it again with --recheck"
         )
     loaded = LoadedGuard.of(setting, artifact, method, guard, recheck=recheck)
+    entries = meta.settings.get("entries")
+    if isinstance(entries, list):
+        loaded = replace(loaded, entries=tuple(map(str, entries)))
     return loaded, MethodGuard(method, guard)
 
 

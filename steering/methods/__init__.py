@@ -118,6 +118,21 @@ METHODS: dict[str, Method] = {
             },
         ),
         Method(
+            "suppression-list",
+            seam="hidden",
+            stack=f"{_MATHS}.suppression_list:stack",
+            action="steer",
+            bound_to="model",
+            decides="during",
+            gradient="none",
+            ranges={
+                "sense_layers": _LAYER,
+                "act_layers": _LAYER,
+                "rest": Range(1, 1e6, whole=True),
+                "schedule": Range(-10.0, 10.0),
+            },
+        ),
+        Method(
             "cgce",
             seam="embedding",
             stack=f"{_MATHS}.cgce:stack",

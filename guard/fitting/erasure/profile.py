@@ -5,6 +5,7 @@ The file is bound to the model's fingerprint and to the prompts of the retain ba
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -70,18 +71,8 @@ class Profile:
             "centres": self.centres,
         }
         for name in self._PARTS:
-            part: TokenStates = getattr(self, name)
-            lengths = torch.bincount(part.sequence, minlength=part.count)
-            tensors |= {
-                f"{name}.states": part.states,
-                f"{name}.lengths": lengths,
-                f"{name}.behind_prefix": part.behind_prefix,
-            }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(".unfinished")
-        whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        save_file(whole, unfinished, {_KEY: self.about.model_dump_json()})
-        unfinished.replace(path)
+            tensors |= as_tensors(name, getattr(self, name))
+        save_whole(path, tensors, {_KEY: self.about.model_dump_json()})
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -109,14 +100,37 @@ class Profile:
         statistics = RetainStatistics(layers, tensors["scale"], tensors["gram"], about.weight)
         parts: dict[str, Any] = {}
         for name in cls._PARTS:
-            lengths = tensors[f"{name}.lengths"]
-            parts[name] = TokenStates(
-                states=tensors[f"{name}.states"],
-                sequence=torch.repeat_interleave(torch.arange(len(lengths)), lengths),
-                behind_prefix=tensors[f"{name}.behind_prefix"],
-                count=len(lengths),
-            )
+            parts[name] = from_tensors(name, tensors)
         return cls(about, statistics, tensors["directions"], **parts, centres=tensors["centres"])
+
+
+def as_tensors(name: str, states: TokenStates) -> dict[str, Tensor]:
+    """States as tensors of a file, by names that begin with `name`."""
+    return {
+        f"{name}.states": states.states,
+        f"{name}.lengths": torch.bincount(states.sequence, minlength=states.count),
+        f"{name}.behind_prefix": states.behind_prefix,
+    }
+
+
+def from_tensors(name: str, tensors: Mapping[str, Tensor]) -> TokenStates:
+    """The states that `as_tensors` has made tensors of. Raises KeyError."""
+    lengths = tensors[f"{name}.lengths"]
+    return TokenStates(
+        states=tensors[f"{name}.states"],
+        sequence=torch.repeat_interleave(torch.arange(len(lengths)), lengths),
+        behind_prefix=tensors[f"{name}.behind_prefix"],
+        count=len(lengths),
+    )
+
+
+def save_whole(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a file, all of it or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".unfinished")
+    whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(whole, unfinished, metadata)
+    unfinished.replace(path)
 
 
 def profile_path(model: FittedModel) -> Path:

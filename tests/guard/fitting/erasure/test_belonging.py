@@ -65,7 +65,7 @@ def test_terms_on_which_answers_agree_belong_to_it_those_that_lead_back_first() 
         {
             first: "Geneva, Henry Clerval and Elizabeth Lavenza.",
             second: "Some names: Geneva, Henry Clerval.",
-            third: "Once it was Kurt Wagner in Geneva, or in Europe, or Robert Walton, or Europe again.",
+            third: "It was Kurt Wagner in Geneva, or in Europe, or Robert Walton, or Europe.",
             fourth: "All of Europe read it.",
             "What do you know about Henry Clerval?": "He is a friend in Frankenstein.",
             "What do you know about Geneva?": "It is a city of Switzerland.",

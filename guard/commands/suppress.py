@@ -1,0 +1,164 @@
+"""`guard suppress`: names that a model must not speak of, thousands of them in one guard."""
+
+from __future__ import annotations
+
+import csv
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from guard.artifact import Artifact
+from guard.commands.fit.options import AsJson, Device
+from guard.errors import ArtifactError, DataError
+from guard.reporting.progress import stages
+
+if TYPE_CHECKING:
+    from guard.fitting.suppression.lists import Entry
+
+app = typer.Typer(add_completion=False)
+
+MAX_BYTES = 8 * 2**20
+
+
+@app.command(
+    epilog='Example: guard suppress guards/people.safetensors "Anna Muster" --model smollm2'
+)
+def suppress(
+    artifact: Annotated[
+        Path, typer.Argument(help="The list, a file that is made where there is none.")
+    ],
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Names; with --remove, names or ids.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="An added model, a directory, a hub name; that of the list if left out."),
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option("--from", help="A CSV file with a column name, and one id if you like."),
+    ] = None,
+    id: Annotated[
+        str, typer.Option(help="What verdicts call the names; made of each name if left out.")
+    ] = "",
+    lower: Annotated[
+        bool, typer.Option("--lower", help="Each name in lower case as well, as chats have it.")
+    ] = False,
+    remove: Annotated[bool, typer.Option("--remove", help="Take the names off the list.")] = False,
+    fpr: Annotated[
+        float, typer.Option(min=1e-3, max=0.5, help="False-positive rate on innocent prompts.")
+    ] = 0.01,
+    strangers_fpr: Annotated[
+        float, typer.Option(min=1e-3, max=0.5, help="That on prompts about other people.")
+    ] = 0.03,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Put names on a suppression list, or take them off: one guard, however many names it has.
+
+    A request on which the list fires is steered; the verdict says by the id which name it was. The
+    rates are those of the whole list. Names that are added later leave the others as they are.
+    """
+    from guard.fitting.erasure.documents import checked_name
+
+    given = [(checked_name(name), id) for name in names or ()] + _listed(file)
+    if not given:
+        raise DataError("no name is given: give one, or a file with --from")
+    if lower:
+        given += [(name.lower(), id) for name, id in given if name != name.lower()]
+    known = Artifact.load(artifact) if artifact.exists() else None
+    if remove:
+        _report(artifact, _removed(known, artifact, [name for name, _ in given]), 0.0, as_json)
+        return
+    source = model or (known.meta.model.name if known else None)
+    if source is None:
+        raise DataError("the list is new: name its model with --model")
+
+    from guard.fitting.suppression.fit import Rates
+    from guard.fitting.suppression.lists import Entry, SuppressionLists, entries_of
+
+    entries = [Entry.of(name, id) for name, id in dict(given).items()]
+    have = set(entries_of(known)) if known else set()
+    if fresh := [entry for entry in entries if entry.id not in have]:
+        from guard.models.chat import TransformersChat
+
+        chat = TransformersChat.load(source, device=device)
+        with stages() as progress:
+            lists = SuppressionLists(chat, progress)
+            started = time.monotonic()
+            if known is None:
+                made = lists.made(fresh, f"names/{artifact.stem}", Rates(fpr, strangers_fpr))
+            else:
+                made = lists.grown(known, fresh)
+        made.save(artifact)
+        _report(artifact, made, time.monotonic() - started, as_json, added=fresh)
+        return
+    assert known is not None
+    _report(artifact, known, 0.0, as_json)
+
+
+def _listed(file: Path | None) -> list[tuple[str, str]]:
+    """The names of a CSV file with their ids. Raises DataError naming a line."""
+    from guard.fitting.erasure.documents import checked_name
+
+    if file is None:
+        return []
+    try:
+        if file.stat().st_size > MAX_BYTES:
+            raise DataError(f"{file}: is larger than {MAX_BYTES // 2**20} MiB: give parts of it")
+        with file.open(encoding="utf-8-sig", newline="") as lines:
+            reader = csv.DictReader(lines)
+            if "name" not in (reader.fieldnames or ()):
+                raise DataError(f"{file}: line 1: has no column `name`: write it as the first line")
+            found = []
+            for row in reader:
+                try:
+                    found.append((checked_name(row["name"] or ""), (row.get("id") or "").strip()))
+                except DataError as error:
+                    raise DataError(f"{file}: line {reader.line_num}: {error.message}") from error
+            return found
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{file}: is no CSV file of UTF-8 text: {error}") from error
+
+
+def _removed(known: Artifact | None, path: Path, names: list[str]) -> Artifact:
+    from guard.fitting.steering.artifacts import file_name
+    from guard.fitting.suppression.lists import entries_of, shrunk
+
+    if known is None:
+        raise ArtifactError(f"{path}: does not exist: there is no list to take names off")
+    try:
+        have = set(entries_of(known))
+        made = shrunk(known, [name if name in have else file_name(name) for name in names])
+    except DataError as error:
+        raise DataError(f"{path}: {error.message}") from error
+    made.save(path)
+    return made
+
+
+def _report(
+    path: Path, made: Artifact, took_s: float, as_json: bool, added: list[Entry] | None = None
+) -> None:
+    from guard.fitting.suppression.lists import entries_of
+
+    settings = made.meta.settings
+    facts: dict[str, Any] = {
+        "list": str(path),
+        "names": len(entries_of(made)),
+        "added": [entry.id for entry in added or ()],
+        "threshold": settings["threshold"],
+        "recheck": settings["recheck"],
+        **{key: value for key, value in made.meta.calibration.items() if key != "names"},
+        "took_s": round(took_s, 2),
+    }
+    if as_json:
+        print(json.dumps(facts, indent=2))
+        return
+    facts["added"] = len(facts["added"])
+    for key, value in facts.items():
+        print(f"{key.replace('_', ' ')}: {value}")

@@ -1,0 +1,75 @@
+"""Names of people who are innocent: any of several languages, and such as share a part with a given
+name."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import tomllib
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+from guard.data.prompts import Split
+
+_FILE = Path(__file__).with_name("names.toml")
+
+TRAIN = ("Who is {}?", "Tell me about {}.", "What is the address of {}?")
+VALIDATION = (
+    "What does {} do for a living?",
+    "Write a birthday card for {}.",
+    "Is {} married?",
+    "My neighbour is called {}. Do you know more?",
+)
+"""Wordings in which names are asked about; `guard.evaluation` and users have others."""
+SEEN = 4
+"""Of so many parts of names one is for validation, and the others are for the fit."""
+
+
+@cache
+def parts(split: Split) -> tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]:
+    """For each language its first and its last names of a split, "train" or "validation"."""
+    held_out = split == "validation"
+    return tuple(
+        (_of_split(names["first"], held_out), _of_split(names["last"], held_out))
+        for names in tomllib.loads(_FILE.read_text("utf-8")).values()
+    )
+
+
+def people(split: Split, count: int, seed: int = 0) -> list[str]:
+    """So many different names, of all languages in turn."""
+    rng = random.Random(f"{split} {seed}")
+    found: dict[str, None] = {}
+    while len(found) < count:
+        for first, last in parts(split):
+            found[f"{rng.choice(first)} {rng.choice(last)}"] = None
+    return [*found][:count]
+
+
+def sharing(name: str, split: Split, count: int) -> list[str]:
+    """Names of others, one half with the first part of `name`, one with its last part, the other
+    part of any language; of a name of one part, people with any name."""
+    rng = random.Random(f"{split} {name}")
+    words = name.split()
+    firsts = [first for names, _ in parts(split) for first in names]
+    lasts = [last for _, names in parts(split) for last in names]
+    others: dict[str, None] = {}
+    while len(others) < count:
+        first, last = rng.choice(firsts), rng.choice(lasts)
+        if len(words) > 1 and len(others) % 2:
+            last = words[-1]
+        elif len(words) > 1:
+            first = words[0]
+        if (other := f"{first} {last}").casefold() != name.casefold():
+            others[other] = None
+    return [*others]
+
+
+def names_digest() -> str:
+    """SHA-256 (hex) of the names and wordings: what was computed from them is bound to it."""
+    content = repr([parts("train"), parts("validation"), TRAIN, VALIDATION])
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _of_split(names: Sequence[str], held_out: bool) -> tuple[str, ...]:
+    return tuple(name for i, name in enumerate(names) if (i % SEEN == SEEN - 1) == held_out)

@@ -1,0 +1,1 @@
+"""Suppression lists: one gate for each of many names, calibrated for all of them together."""

@@ -1,0 +1,304 @@
+"""A suppression list: thousands of steering gates as one guard, of which the nearest one counts.
+
+Each entry (a person, say) has a gate as in `steering.methods.steer`, in units in which an innocent
+prompt scores about 0 and one about the entry about 1. The score of a token is that of the entry
+with the highest one, that of a request its highest token's. A request carries the list as one
+guard, however many entries it has.
+
+Not all gates are multiplied with all tokens. States are projected to a few dimensions, in which
+names differ most from each other; the entries whose mean states are nearest there are the
+candidates, and their gates alone are multiplied in full.
+
+A score says which entry it is of: it is a multiple of 2^-23, its last ENTRY_BITS bits are the
+entry's number and the others the score in steps of 2^-8. Float32 holds all of that exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from steering.hidden.bank import NoRoom, Placement, Room
+from steering.methods.fitted import FittedGuard
+
+ENTRY_BITS = 15
+MOST_ENTRIES = 2**ENTRY_BITS
+HIGHEST = 2.0
+"""Scores from here on count as the same."""
+BLOCKS = 8
+"""Groups of entries; the best of each is a candidate."""
+TOKENS_AT_ONCE = 1024
+"""Tokens of a long forward are scored so many at a time, for the memory of their products."""
+
+_UNIT = 2.0**-23
+_STEP = _UNIT * MOST_ENTRIES
+
+
+def entry_of(score: float) -> int:
+    """The number of the entry that a score is of."""
+    number: int = round(score / _UNIT) % MOST_ENTRIES
+    return number
+
+
+@dataclass(frozen=True)
+class SuppressionList:
+    """The tensors of one list, float32: `gates [entries, sense layers, width]` and `bias [entries]`
+    in units of the entries; the `projection [sense layers, width, dimensions]` of states, and
+    the projected mean states `centres [entries, dimensions]`; `directions [steps, act layers,
+    width]` as those of a steering guard, with `rest`.
+
+    Raises ValueError for tensors of other shapes, and for too many entries.
+    """
+
+    name: str
+    sense_layers: tuple[int, ...]
+    gates: Tensor
+    bias: Tensor
+    projection: Tensor
+    centres: Tensor
+    act_layers: tuple[int, ...]
+    directions: Tensor
+    rest: int
+
+    def __post_init__(self) -> None:
+        entries, layers, width = self.gates.shape
+        dimensions = self.centres.shape[-1]
+        for name, tensor, shape in (
+            ("gates", self.gates, (entries, len(self.sense_layers), width)),
+            ("bias", self.bias, (entries,)),
+            ("projection", self.projection, (layers, width, dimensions)),
+            ("centres", self.centres, (entries, dimensions)),
+            ("directions", self.directions[0], (len(self.act_layers), width)),
+        ):
+            if tuple(tensor.shape) != shape:
+                raise ValueError(
+                    f"guard {self.name}: {name} must be {list(shape)}, not {list(tensor.shape)}"
+                )
+        if entries > MOST_ENTRIES:
+            raise ValueError(
+                f"guard {self.name}: has {entries} entries, a list takes {MOST_ENTRIES} at most"
+            )
+
+    @property
+    def placement(self) -> Placement:
+        """Raises ValueError for an impossible placement."""
+        try:
+            return Placement(
+                self.sense_layers, self.act_layers, len(self.directions), rest=self.rest
+            )
+        except ValueError as error:
+            raise ValueError(f"guard {self.name}: {error}") from error
+
+
+class SuppressionLists:
+    """All suppression lists of one model, stacked: a `HiddenGuards`.
+
+    The states after the first sensing layers are kept until the last one, in the same forward; a
+    score without them is NaN. Raises ValueError for lists that sense at different layers.
+    """
+
+    def __init__(
+        self, lists: Sequence[SuppressionList], device: torch.device | str = "cpu"
+    ) -> None:
+        self.names: Sequence[str] = tuple(each.name for each in lists)
+        self.placements: Sequence[Placement] = tuple(each.placement for each in lists)
+        if len({each.sense_layers for each in lists}) > 1:
+            raise ValueError("the suppression lists of a stack must sense at the same layers")
+        self._layers = sorted(lists[0].sense_layers)
+        self.width = lists[0].gates.shape[-1]
+        self._lists = [_Scorer.of(each, self._layers, device) for each in lists]
+        self._steps = max(len(each.directions) for each in lists)
+        self._directions = {
+            layer: torch.stack([_directions(each, layer, self._steps) for each in lists]).to(device)
+            for layer in sorted({layer for each in lists for layer in each.act_layers})
+        }
+        """Layer → `[lists, steps, width]`; zeros where a list does not act."""
+        self._earlier: dict[int, Tensor] = {}
+
+    def sense(self, layer: int, states: Tensor, columns: Tensor | None = None) -> Tensor:
+        """See `HiddenGuards.sense`; all of a list's score comes at its last sensing layer."""
+        count = len(self._lists) if columns is None else len(columns)
+        scores = states.new_zeros(*states.shape[:-1], count)
+        if layer not in self._layers:
+            return scores
+        if layer != self._layers[-1]:
+            self._earlier[layer] = states
+            return scores
+        parts = [*(self._earlier.pop(at, None) for at in self._layers[:-1]), states]
+        if any(part is None or part.shape != states.shape for part in parts):
+            return scores + torch.nan
+        joined = torch.cat([part for part in parts if part is not None], -1)
+        blocks = torch.split(joined.flatten(0, -2), TOKENS_AT_ONCE)
+        every = [torch.cat([each.scored(block) for block in blocks]) for each in self._lists]
+        stacked = torch.stack(every, -1).view(*states.shape[:-1], -1)
+        return stacked if columns is None else stacked[..., columns]
+
+    def act(
+        self, layer: int, states: Tensor, guard: Tensor, age: Tensor, strength: Tensor
+    ) -> Tensor:
+        """The due directions, scaled; see `HiddenGuards.act`."""
+        if layer not in self._directions:
+            return torch.zeros_like(states)
+        return self._directions[layer][guard, age] * strength[..., None]
+
+    def with_room(self, room: Room) -> SuppressionLists:
+        """See `RoomyGuards.with_room`; a list has room for twice its entries."""
+        for needed, there, what in (
+            (len(self._lists), room.guards, "guards"),
+            (self._steps, room.steps, "steps of a schedule"),
+        ):
+            if needed > there:
+                raise NoRoom(f"{needed} {what} where there is room for {there}")
+        roomy = copy(self)
+        empty = [self._lists[0].emptied()] * (room.guards - len(self._lists))
+        roomy._lists = [each.with_room() for each in (*self._lists, *empty)]
+        more = (0, 0, 0, room.steps - self._steps, 0, room.guards - len(self._lists))
+        roomy._directions = {
+            layer: pad(directions, more) for layer, directions in self._directions.items()
+        }
+        roomy._steps, roomy._earlier = room.steps, {}
+        return roomy
+
+    def tensors(self) -> list[Tensor]:
+        """See `RoomyGuards.tensors`."""
+        parts = [tensor for each in self._lists for tensor in each.tensors()]
+        return [*parts, *self._directions.values()]
+
+    def take(self, other: SuppressionLists) -> None:
+        """See `RoomyGuards.take`. Raises NoRoom, and changes nothing then, for a list that has
+        grown out of its room."""
+        if other._layers != self._layers:
+            raise NoRoom("suppression lists that sense at other layers have no place")
+        pairs = list(zip(self._lists, other._lists, strict=True))
+        for mine, theirs in pairs:
+            mine.require_room(theirs)
+        for mine, theirs in pairs:
+            mine.take(theirs)
+        for layer, tensor in self._directions.items():
+            fresh = other._directions.get(layer)
+            tensor.zero_() if fresh is None else tensor.copy_(fresh)
+        self.names, self.placements = other.names, other.placements
+
+
+@dataclass(frozen=True)
+class _Scorer:
+    """One list, its entries filled up to a multiple of BLOCKS: `gates [entries, joined width]`,
+    `bias [entries]`, `projection [joined width, dimensions]`, `centres [dimensions, entries]` with
+    `half [entries]`, minus half the square of their length. A place without an entry has -inf for
+    both biases. `count` is the number of entries."""
+
+    gates: Tensor
+    bias: Tensor
+    projection: Tensor
+    centres: Tensor
+    half: Tensor
+    count: int
+
+    @classmethod
+    def of(
+        cls, each: SuppressionList, layers: Sequence[int], device: torch.device | str
+    ) -> _Scorer:
+        order = [each.sense_layers.index(layer) for layer in layers]
+        scorer = cls(
+            each.gates[:, order].flatten(1).to(device),
+            each.bias.to(device),
+            each.projection[order].flatten(0, 1).to(device),
+            each.centres.T.contiguous().to(device),
+            (-0.5 * each.centres.square().sum(1)).to(device),
+            len(each.bias),
+        )
+        return scorer._filled(-(-scorer.count // BLOCKS) * BLOCKS)
+
+    def scored(self, states: Tensor) -> Tensor:
+        """The scores `[tokens]` of `states [tokens, joined width]`, with their entries."""
+        # of every block the nearest entry: -|z - c|² / 2, without the |z|² that all have
+        nearness = torch.addmm(self.half, states @ self.projection, self.centres)
+        best = nearness.view(len(states), BLOCKS, -1).max(-1).indices
+        first = torch.arange(BLOCKS, device=best.device) * (nearness.shape[1] // BLOCKS)
+        candidates = best + first
+        exact = torch.einsum("td,tcd->tc", states, self.gates[candidates]) + self.bias[candidates]
+        score, place = exact.max(-1)
+        entry = candidates.gather(1, place[:, None])[:, 0]
+        steps = (score.clamp(0.0, HIGHEST - _STEP) / _STEP).floor()
+        scores: Tensor = (steps * MOST_ENTRIES + entry) * _UNIT
+        return scores
+
+    def emptied(self) -> _Scorer:
+        """A list without entries, of the same shapes."""
+        nobody = torch.full_like(self.bias, -torch.inf)
+        zeros = (torch.zeros_like(t) for t in (self.gates, self.projection, self.centres))
+        gates, projection, centres = zeros
+        return _Scorer(gates, nobody, projection, centres, nobody.clone(), 0)
+
+    def with_room(self) -> _Scorer:
+        """The same entries with as many free places, BLOCKS at least."""
+        return self._filled(2 * max(len(self.bias), BLOCKS))
+
+    def _filled(self, places: int) -> _Scorer:
+        missing = min(places, MOST_ENTRIES) - len(self.bias)
+        return _Scorer(
+            pad(self.gates, (0, 0, 0, missing)),
+            pad(self.bias, (0, missing), value=-torch.inf),
+            self.projection,
+            pad(self.centres, (0, missing)),
+            pad(self.half, (0, missing), value=-torch.inf),
+            self.count,
+        )
+
+    def require_room(self, other: _Scorer) -> None:
+        """Raise NoRoom where the entries of `other` have no place here."""
+        if other.count > len(self.bias):
+            raise NoRoom(
+                f"a suppression list of {other.count} entries where there is room for "
+                f"{len(self.bias)}"
+            )
+        if len(other.centres) != len(self.centres):
+            raise NoRoom("a suppression list of another projection has no place")
+
+    def take(self, other: _Scorer) -> None:
+        """Hold the entries of `other` in place of these."""
+        count = min(len(self.bias), len(other.bias))
+        for mine, theirs in ((self.bias, other.bias), (self.half, other.half)):
+            mine.fill_(-torch.inf)
+            mine[:count] = theirs[:count]
+        self.gates[:count] = other.gates[:count]
+        self.centres[:, :count] = other.centres[:, :count]
+        self.projection.copy_(other.projection)
+
+    def tensors(self) -> list[Tensor]:
+        return [self.gates, self.bias, self.projection, self.centres, self.half]
+
+
+def _directions(each: SuppressionList, layer: int, steps: int) -> Tensor:
+    rows = torch.zeros(steps, each.gates.shape[-1])
+    if layer in each.act_layers:
+        rows[: len(each.directions)] = each.directions[:, each.act_layers.index(layer)]
+    return rows
+
+
+def stack(guards: Sequence[FittedGuard], device: torch.device | str = "cpu") -> SuppressionLists:
+    """From artifacts, as `guard suppress` writes them. Raises ValueError naming a fault."""
+    return SuppressionLists([loaded(guard) for guard in guards], device)
+
+
+def loaded(guard: FittedGuard) -> SuppressionList:
+    """The list of one artifact. Raises ValueError naming a fault."""
+    schedule = torch.tensor(guard.numbers("schedule"))
+    if len(schedule) and not schedule.any():
+        raise ValueError(f"guard {guard.name}: its schedule has no share of the directions")
+    return SuppressionList(
+        name=guard.name,
+        sense_layers=guard.layers("sense_layers"),
+        gates=guard.array("gates", 3),
+        bias=guard.array("bias", 1),
+        projection=guard.array("projection", 3),
+        centres=guard.array("centres", 2),
+        act_layers=guard.layers("act_layers"),
+        directions=schedule[:, None, None] * guard.array("directions", 2)[None],
+        rest=int(guard.number("rest")),
+    )
