@@ -173,6 +173,7 @@ def _guard(guard: GuardConfig) -> dict[str, Any]:
         "method": meta.method,
         "kind": kind_of(meta),
         "artifact": artifact.short_digest,
+        "shadow": guard.shadow,
         "fits_model": meta.model.model_dump(mode="json"),
         **{key: _setting(getattr(guard, key), meta.settings.get(key)) for key in _TUNABLE},
         "settings": {key: value for key, value in meta.settings.items() if key not in _TUNABLE},
@@ -187,6 +188,7 @@ def _patterns(patterns: PatternsConfig) -> dict[str, Any]:
         "method": "patterns",
         "kind": "text",
         "artifact": None,
+        "shadow": False,
         "fits_model": None,
         **dict.fromkeys(_TUNABLE, nothing),
         "settings": {"source": patterns.source},
@@ -253,7 +255,10 @@ def _tables(meaning: dict[str, Any]) -> list[Table]:
             fitted_on = fits["name"]
             if "fingerprint" in fits:
                 fitted_on += f" ({fits['fingerprint'][:12]})"
-            add_row(table, guard["name"], guard["concept"], guard["method"], *tuned, fitted_on)
+            called = (
+                f"{guard['name']} (in shadow: only observes)" if guard["shadow"] else guard["name"]
+            )
+            add_row(table, called, guard["concept"], guard["method"], *tuned, fitted_on)
         table.caption = Text("\n".join(policy["notes"])) if policy["notes"] else None
         tables.append(table)
     tables += tables_of(meaning)

@@ -122,7 +122,8 @@ class GuardConfig(Section):
     """One of `[[guards]]`; threshold, strength and recheck None keep the fitted values.
 
     `artifact` is a file, or "sha256:DIGEST" of an artifact in the cache (12 digits or more). In a
-    configuration that was read it is the file's path.
+    configuration that was read it is the file's path. One in `shadow` observes, whatever the action
+    of its policies is.
     """
 
     name: Name
@@ -130,6 +131,7 @@ class GuardConfig(Section):
     threshold: float | None = None
     strength: float | None = Field(default=None, gt=0, le=10)
     recheck: bool | None = None
+    shadow: bool = False
 
 
 class PatternsConfig(Section):

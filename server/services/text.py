@@ -147,15 +147,16 @@ class BatchedTextService(EngineLoop[TextRow, TransformersEngine]):
 
     def _distribute(self, first: int, tokens: Sequence[RowToken]) -> None:
         """Pass new tokens to the rows from `first` on, then remove the rows that have ended."""
-        for row, token in zip(self._running[first:], tokens, strict=True):
-            self._deliver(row, token)
+        joined = self._running[first:]
+        for index, (row, token) in enumerate(zip(joined, tokens, strict=True), first):
+            self._deliver(index, row, token)
         self._leave([i for i, row in enumerate(self._running) if row.over])
 
-    def _deliver(self, row: TextRow, token: RowToken) -> None:
+    def _deliver(self, index: int, row: TextRow, token: RowToken) -> None:
         plan = row.plan
         if token.invalid and plan.on_error == "closed":
             row.error = guard_failed()
-        elif token.fired and plan.action == "block":
+        elif token.fired and row.may_block and plan.blocks(self._engine.readings(index)):
             row.reason = "content_filter"
         else:
             try:
