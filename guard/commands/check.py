@@ -79,6 +79,7 @@ def describe(config: Config) -> dict[str, Any]:
     guards |= {patterns.name: _patterns(patterns) for patterns in config.patterns}
     meaning = {
         "server": config.server.model_dump(mode="json"),
+        "erasures": config.erasures.model_dump(mode="json"),
         "models": [_model(config, model, guards) for model in config.models],
         "guards": list(guards.values()),
         "policies": {name: _policy(config, name, guards) for name in config.policy_names},
@@ -221,6 +222,9 @@ def _tables(meaning: dict[str, Any]) -> list[Table]:
     server = new_table("Server", "setting", "value")
     for name, value in meaning["server"].items():
         add_row(server, name, value)
+    if meaning["erasures"]["folder"] is not None:
+        for name, value in meaning["erasures"].items():
+            add_row(server, f"erasures: {name}", value)
     columns = ("name", "engine", "source", "resolved", "dtype", "device")
     models = new_table("Models", *columns, "limits", "default policy", "policies")
     for model in meaning["models"]:
