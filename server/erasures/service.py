@@ -28,8 +28,11 @@ logger = logging.getLogger(__name__)
 
 SAVE_EVERY_S = 30.0
 """Between two times at which counts are kept."""
-MOST = 10_000
-"""Records in one folder."""
+MOST, MOST_STEPS = 10_000, 1000
+"""Records in one folder, and states of one."""
+ATTEMPTS = 4
+"""Starts of a server in which a fit was begun and not finished, before it is given up: it may be
+what ends the server."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +96,15 @@ class Erasures:
 
     async def start(self) -> None:
         """Begin to fit; what was not finished is fitted anew."""
-        for record in self._records.values():
-            if record.state in UNFINISHED:
+        for record in [*self._records.values()]:
+            if record.state not in UNFINISHED:
+                continue
+            if [step.state for step in record.history].count("fitting") < ATTEMPTS:
                 self._queue(record)
+            else:
+                await self._fail(
+                    record.id, f"the server ended {ATTEMPTS} times while it was fitted"
+                )
         self._tasks = [asyncio.create_task(self._work()), asyncio.create_task(self._keep_counts())]
 
     def stop(self) -> None:
@@ -174,6 +183,8 @@ class Erasures:
                 raise Conflict(
                     f"The erasure is {record.state}; one in shadow or in force can be moved."
                 )
+            if len(record.history) >= MOST_STEPS:
+                raise Conflict("The erasure has had too many states: ask for a new one.")
             return record if record.state == state else await self._apply(record.entering(state))
 
     async def withdraw(self, erasure: str) -> Record:
@@ -244,7 +255,7 @@ class Erasures:
         try:
             result = await task
         except worker.FitFailed as error:
-            await self._fail(record.id, error.message)
+            await self._fail(record.id, str(error))
             return
         except asyncio.CancelledError:
             if self.stopped:

@@ -16,7 +16,6 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from guard.artifact import FittedModel
-from guard.errors import GuardError
 from server.erasures.fit import Job
 from server.erasures.record import FittedGate
 
@@ -31,7 +30,7 @@ Listener = Callable[[dict[str, Any]], None]
 """Takes each line of progress: `stage`, `done` and `total`, or a `state`."""
 
 
-class FitFailed(GuardError):
+class FitFailed(Exception):
     """The fit has ended without guards; the message says why."""
 
 

@@ -76,11 +76,16 @@ def text_of(answer: Any) -> str:
 
 @contextmanager
 def erasure_server(
-    model: TinyTextModel, folder: Path, *, artifact: str = "always", queue_limit: int = 1
+    model: TinyTextModel,
+    folder: Path,
+    *,
+    artifact: str = "always",
+    queue_limit: int = 1,
+    **options: Any,
 ) -> Iterator[ErasureServer]:
-    """A server over `folder`, which may have been another's before."""
+    """A server over `folder`, which may have been another's before; `options` of its `[server]`."""
     if not (folder / "config.toml").exists():
-        path = model.write_config(model.copy(folder), admin_hash=hash_key(SECRET))
+        path = model.write_config(model.copy(folder), admin_hash=hash_key(SECRET), **options)
         more = f'[erasures]\nfolder = "erasures"\nqueue_limit = {queue_limit}\n'
         path.write_text(path.read_text() + more + f"[policies.{POLICY}]\nguards = []\n")
     config = load_config(folder / "config.toml")

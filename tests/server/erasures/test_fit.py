@@ -115,4 +115,4 @@ def test_the_process_is_of_the_lowest_priority_and_leads_its_own_group(tmp_path:
     run = worker.run(job(tmp_path), lambda said: None, (sys.executable, "-c", program))
     with pytest.raises(worker.FitFailed) as failed:
         asyncio.run(run)
-    assert json.loads(failed.value.message) == [19, True, "1"]
+    assert json.loads(str(failed.value)) == [19, True, "1"]

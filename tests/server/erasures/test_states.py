@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import time
@@ -99,6 +100,38 @@ def test_a_stream_tells_the_progress_and_ends(tiny_model: TinyTextModel, tmp_pat
         assert any(event.get("stage") for event in told)
         again = events(server.ask("GET", f"/{erasure}/events").text)
         assert again == told[-1:]
+
+
+def test_a_silent_stream_is_kept_alive_and_ends_with_the_server(
+    tiny_model: TinyTextModel, tmp_path: Path
+) -> None:
+    bodies: list[str] = []
+    with erasure_server(tiny_model, tmp_path, keep_alive_s=0.1) as server:
+        slow = server.erase("Slow")
+        _pid(server, slow)
+        reader = threading.Thread(
+            target=lambda: bodies.append(server.ask("GET", f"/{slow}/events").text)
+        )
+        reader.start()
+        time.sleep(0.5)
+    reader.join(5)
+    (body,) = bodies
+    assert ": keep-alive" in body
+    assert events(body)[-1]["state"] == "fitting"
+
+
+def test_a_fit_that_ends_the_server_again_and_again_is_given_up(
+    tiny_model: TinyTextModel, tmp_path: Path
+) -> None:
+    with erasure_server(tiny_model, tmp_path) as server:
+        slow = server.erase("Slow")
+        server.until(slow, "fitting")
+    path = tmp_path / "erasures" / slow / "erasure.json"
+    record = json.loads(path.read_text())
+    record["history"] += 3 * record["history"]
+    path.write_text(json.dumps(record))
+    with erasure_server(tiny_model, tmp_path) as server:
+        assert "the server ended 4 times" in server.until(slow, "failed")["reason"]
 
 
 @pytest.mark.parametrize(
