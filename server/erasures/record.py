@@ -30,7 +30,8 @@ class FittedGate(BaseModel):
 class Record(BaseModel):
     """The states from the first to the current one, and what came of the fit.
 
-    `reason` says why it failed; the fields below are empty until it is fitted.
+    `reason` says why it failed; `attempts` are fits that were begun and are not over, which a
+    server has not stopped but left behind. The fields below are empty until it is fitted.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -40,6 +41,7 @@ class Record(BaseModel):
     asked: Asked
     history: tuple[Step, ...] = Field(min_length=1)
     reason: str = ""
+    attempts: int = 0
     model: FittedModel | None = None
     gates: tuple[FittedGate, ...] = ()
     judgement: str = ""

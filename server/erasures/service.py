@@ -31,8 +31,7 @@ SAVE_EVERY_S = 30.0
 MOST, MOST_STEPS = 10_000, 1000
 """Records in one folder, and states of one."""
 ATTEMPTS = 4
-"""Starts of a server in which a fit was begun and not finished, before it is given up: it may be
-what ends the server."""
+"""Of a fit that a server leaves behind, before it is given up: it may be what ends the server."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +98,7 @@ class Erasures:
         for record in [*self._records.values()]:
             if record.state not in UNFINISHED:
                 continue
-            if [step.state for step in record.history].count("fitting") < ATTEMPTS:
+            if record.attempts < ATTEMPTS:
                 self._queue(record)
             else:
                 await self._fail(
@@ -200,6 +199,7 @@ class Erasures:
             record = self.get(erasure)
             if record.state == "withdrawn":
                 return record
+            self._progress.pop(erasure, None)
             return await self._apply(record.entering("withdrawn"))
 
     @property
@@ -220,15 +220,20 @@ class Erasures:
     async def _work(self) -> None:
         while True:
             erasure = await self._waiting.get()
-            if self._records[erasure].state not in UNFINISHED:
-                continue
-            try:
-                await self._fit(self._records[erasure])
-            except Exception:
-                logger.exception("the erasure %s failed", erasure)
-                await self._fail(erasure, "the server failed on it; its log has the reason")
+            if self._records[erasure].state in UNFINISHED:
+                await self._fit_or_fail(erasure)
             self._progress.pop(erasure, None)
             self._notify()
+
+    async def _fit_or_fail(self, erasure: str) -> None:
+        try:
+            await self._fit(self._records[erasure])
+        except Exception:
+            logger.exception("the erasure %s failed", erasure)
+            try:
+                await self._fail(erasure, "the server failed on it; its log has the reason")
+            except OSError as error:  # a full disk; the next one may do
+                logger.error("the erasure %s cannot be kept: %s", erasure, error)
 
     async def _fit(self, record: Record) -> None:
         asked = record.asked
@@ -237,6 +242,7 @@ class Erasures:
             return
         if record.state != "collecting":
             await self._enter_unfinished(record.id, "collecting")
+        self._attempt(record.id, 1)
         job = Job(
             erasure=record.id,
             folder=self._store.of(record.id),
@@ -258,12 +264,19 @@ class Erasures:
             await self._fail(record.id, str(error))
             return
         except asyncio.CancelledError:
-            if self.stopped:
-                raise
-            return  # it was withdrawn
+            if not self.stopped:
+                return  # it was withdrawn
+            self._attempt(record.id, -1)
+            raise
         finally:
             self._fitting = None
         await self._finish(record.id, result)
+
+    def _attempt(self, erasure: str, more: int) -> None:
+        record = self._records[erasure]
+        counted = record.model_copy(update={"attempts": record.attempts + more})
+        self._store.save(counted)
+        self._records[erasure] = counted
 
     def _hear(self, erasure: str, said: Mapping[str, object]) -> None:
         record = self._records[erasure]
