@@ -56,6 +56,11 @@ def findings(config: Config) -> Findings:
     kinds |= {entry.name: "text" for entry in config.patterns}
     if config.models:
         _policies_of_models(config, kinds, found)
+        if config.erasures.folder is not None and not any(map(_can_forget, config.models)):
+            found.warnings.append(
+                "erasures.folder: no model can forget: only language models of "
+                'engine = "transformers" can while they are served'
+            )
     if config.upstreams:
         _policies_of_proxy(config, kinds, found)
     return found
@@ -162,6 +167,10 @@ def _fingerprint(folder: Path | None) -> str | None:
         return checkpoint_fingerprint(folder)
     except ValueError:
         return None
+
+
+def _can_forget(model: ModelConfig) -> bool:
+    return model.engine == "transformers"
 
 
 def _policies_of_models(config: Config, kinds: Mapping[str, Kind | None], found: Findings) -> None:
