@@ -164,8 +164,8 @@ def _to_language_model(model: Any, settings: Config, policy: str) -> tuple[Attac
         plan = plans[policy]
         _require(plan, served)
 
-        def blocks(_running: Running, _row: int) -> bool:
-            return plan.action == "block"
+        def blocks(running: Running, row: int) -> bool:
+            return plan.blocks(running.readings(row))
 
         handle = Attached(plan, served, blocks)
         hooks = Attachment(model, plans.bank, plan.rows(), handle._check, handle._fail)

@@ -1,6 +1,7 @@
 """The audit log: one JSON line for each finished request, appended and never rewritten.
 
-A line has the tenant, the policy and the guards' verdicts; no prompt, no answer, no key.
+A line has the tenant, the policy and the guards' verdicts; no prompt, no answer, no key. Lines of
+another kind, with an `event`, say that an erasure has another state.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -44,8 +45,15 @@ class AuditLog:
 
     def append(self, verdict: Verdict, *, tenant: str) -> None:
         """Write the line of one finished request. Raises OSError (a full disk, a closed log)."""
+        self._append({"tenant": tenant} | verdict.as_dict())
+
+    def append_event(self, event: str, **facts: str) -> None:
+        """Write a line that is of no request. Raises OSError, as `append`."""
+        self._append({"event": event, **facts})
+
+    def _append(self, facts: Mapping[str, Any]) -> None:
         time = self._now().isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        entry = {"time": time, "tenant": tenant} | _plain(verdict.as_dict())
+        entry = {"time": time} | _plain(dict(facts))
         line = json.dumps(entry, separators=(",", ":"), allow_nan=False) + "\n"
         with self._lock:
             if self._file is None:

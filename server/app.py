@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
@@ -31,6 +32,9 @@ from server.observe.middleware import ExchangeMiddleware
 from server.screening.middleware import ScreenMiddleware, Screens
 from server.services.interface import Service
 
+if TYPE_CHECKING:
+    from server.erasures.service import Erasures
+
 logger = logging.getLogger(__name__)
 
 
@@ -41,12 +45,14 @@ def create_app(
     keys: KeyRing | None = None,
     metrics: Metrics | None = None,
     screens: Screens | None = None,
+    erasures: Erasures | None = None,
 ) -> FastAPI:
     """The ASGI app that serves `services`, by model name, under `config`.
 
     `keys` None leaves the server open. `metrics` must be the object in which the services' `record`
     callable counts verdicts: `/metrics` shows it. `screens` read the text of requests and answers
-    under policies with text screens. The services are closed when the app's lifespan ends.
+    under policies with text screens. `erasures` are offered where they are given. The services are
+    closed when the app's lifespan ends.
     """
     metrics = metrics or Metrics()
     metrics.add_services(services)
@@ -54,7 +60,11 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        if erasures is not None:
+            await erasures.start()
         yield
+        if erasures is not None:
+            await erasures.close()
         if screens is not None:
             screens.screener.close()
         close_services(services)
@@ -73,12 +83,17 @@ def create_app(
         responses_router(gateway),
         messages_router(gateway),
         images_router(gateway),
-        listings_router(gateway),
+        listings_router(gateway, lambda: erasures.config if erasures else config),
         probes_router(services, metrics),
     ]
     if screens is not None:
         app.add_middleware(ScreenMiddleware, config=config, screens=screens, keys=keys)
         routers.append(moderations_router(gateway, screens))
+    if erasures is not None:
+        # imported here: their pages need what only the extra `fit` has
+        from server.erasures.endpoints import erasures_router
+
+        routers.append(erasures_router(config, erasures))
     for router in routers:
         app.include_router(router)
     paths = KnownPaths(

@@ -79,6 +79,7 @@ def describe(config: Config) -> dict[str, Any]:
     guards |= {patterns.name: _patterns(patterns) for patterns in config.patterns}
     meaning = {
         "server": config.server.model_dump(mode="json"),
+        "erasures": config.erasures.model_dump(mode="json"),
         "models": [_model(config, model, guards) for model in config.models],
         "guards": list(guards.values()),
         "policies": {name: _policy(config, name, guards) for name in config.policy_names},
@@ -173,6 +174,7 @@ def _guard(guard: GuardConfig) -> dict[str, Any]:
         "method": meta.method,
         "kind": kind_of(meta),
         "artifact": artifact.short_digest,
+        "shadow": guard.shadow,
         "fits_model": meta.model.model_dump(mode="json"),
         **{key: _setting(getattr(guard, key), meta.settings.get(key)) for key in _TUNABLE},
         "settings": {key: value for key, value in meta.settings.items() if key not in _TUNABLE},
@@ -187,6 +189,7 @@ def _patterns(patterns: PatternsConfig) -> dict[str, Any]:
         "method": "patterns",
         "kind": "text",
         "artifact": None,
+        "shadow": False,
         "fits_model": None,
         **dict.fromkeys(_TUNABLE, nothing),
         "settings": {"source": patterns.source},
@@ -219,6 +222,9 @@ def _tables(meaning: dict[str, Any]) -> list[Table]:
     server = new_table("Server", "setting", "value")
     for name, value in meaning["server"].items():
         add_row(server, name, value)
+    if meaning["erasures"]["folder"] is not None:
+        for name, value in meaning["erasures"].items():
+            add_row(server, f"erasures: {name}", value)
     columns = ("name", "engine", "source", "resolved", "dtype", "device")
     models = new_table("Models", *columns, "limits", "default policy", "policies")
     for model in meaning["models"]:
@@ -253,7 +259,10 @@ def _tables(meaning: dict[str, Any]) -> list[Table]:
             fitted_on = fits["name"]
             if "fingerprint" in fits:
                 fitted_on += f" ({fits['fingerprint'][:12]})"
-            add_row(table, guard["name"], guard["concept"], guard["method"], *tuned, fitted_on)
+            called = (
+                f"{guard['name']} (in shadow: only observes)" if guard["shadow"] else guard["name"]
+            )
+            add_row(table, called, guard["concept"], guard["method"], *tuned, fitted_on)
         table.caption = Text("\n".join(policy["notes"])) if policy["notes"] else None
         tables.append(table)
     tables += tables_of(meaning)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,13 +10,11 @@ import typer
 from rich.console import Console
 
 from guard.commands.fit.options import AsJson, Device, Model
-from guard.commands.fit.output import print_written, save_policy, write_report
+from guard.commands.fit.output import print_written
 from guard.reporting.progress import stages
 
 if TYPE_CHECKING:
-    from guard.fitting.erasure.erase import Erasure
-    from guard.fitting.erasure.evaluation import Evaluation
-    from guard.models.chat import ChatModel
+    from guard.fitting.erasure.forget import Files
 
 app = typer.Typer(add_completion=False)
 
@@ -61,11 +58,7 @@ def new(
     aliases = [checked_name(each) for each in alias or ()]
     documents = read_documents(about or ())
 
-    from guard.errors import DataError
-    from guard.fitting.erasure.belonging import what_belongs
-    from guard.fitting.erasure.erase import fit_erasure
-    from guard.fitting.erasure.evaluation import evaluate
-    from guard.fitting.erasure.profiling import profile_of
+    from guard.fitting.erasure.forget import forget, save
     from guard.fitting.steering.artifacts import file_name
     from guard.fitting.steering.gate_search import Rates
     from guard.models.chat import TransformersChat
@@ -75,48 +68,17 @@ def new(
     whole = base.with_name(f"{base.name.removesuffix('.safetensors')}.safetensors")
     chat = TransformersChat.load(model, device=device)
     with stages() as progress:
-        profile = profile_of(chat, progress)
-        started = time.monotonic()
-        belonging = what_belongs(chat, name, aliases, documents, progress)
-        if not belonging.known and not belonging.terms:
-            raise DataError(
-                f"{chat.name} seems to know nothing of {name!r}: its answers agree on no name, so "
-                "there is nothing to forget; give documents with --about if it does know, or stop "
-                "the words themselves with a screen of patterns"
-            )
-        erasure = fit_erasure(chat, profile, belonging, progress, rates=Rates(fpr, near_fpr))
-        evaluation = evaluate(chat, erasure, progress)
-    write_erasure(chat, erasure, evaluation, whole, time.monotonic() - started, as_json=as_json)
+        forgotten = forget(chat, name, aliases, documents, progress, rates=Rates(fpr, near_fpr))
+    print_files(save(chat, forgotten, whole), as_json=as_json)
 
 
-def write_erasure(
-    chat: ChatModel,
-    erasure: Erasure,
-    evaluation: Evaluation,
-    out: Path,
-    took_s: float,
-    *,
-    as_json: bool,
-) -> None:
-    """Write the artifacts of a concept beside `out`, their policy and report; print the figures."""
-    from guard.fitting.erasure.report import as_json as report_of
-    from guard.fitting.erasure.report import as_page
-    from guard.fitting.steering.artifacts import file_name, to_artifacts
-
-    paths = []
-    concept = f"concept/{file_name(erasure.belonging.name)}"
-    for subject, artifact in to_artifacts(erasure.fit, chat, concept=concept).items():
-        path = out.with_name(f"{out.stem}-{subject}.safetensors")
-        artifact.save(path)
-        paths.append(path)
-    report = report_of(erasure, evaluation, took_s)
-    page = write_report(out, report, as_page(erasure, evaluation))
-    paths.append(save_policy(paths, out))
+def print_files(files: Files, *, as_json: bool) -> None:
+    """Print the figures of a concept's guards, and which files were written."""
     if as_json:
-        print(json.dumps(report, indent=2))
+        print(json.dumps(files.report, indent=2))
         return
     console = Console()
-    for figure, value in report["figures"].items():
+    for figure, value in files.report["figures"].items():
         console.print(f"{figure.replace('_', ' ')}: {value}", highlight=False, markup=False)
-    console.print(report["judgement"], highlight=False, markup=False)
-    print_written(console, *paths, page)
+    console.print(files.report["judgement"], highlight=False, markup=False)
+    print_written(console, *files.artifacts, files.policy, files.page)

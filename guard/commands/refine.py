@@ -11,7 +11,7 @@ import typer
 
 from guard.commands.fit.options import AsJson, Device
 from guard.commands.guards import artifacts_of
-from guard.commands.new import write_erasure
+from guard.commands.new import print_files
 from guard.errors import DataError
 from guard.reporting.progress import stages
 
@@ -55,21 +55,20 @@ def refine(
         raise DataError(f"{both[0]!r} is given as a leak and as innocent: choose one")
 
     from guard.artifact import Artifact
-    from guard.fitting.erasure.erase import fit_erasure
-    from guard.fitting.erasure.evaluation import evaluate
+    from guard.fitting.erasure.forget import fitted, save
     from guard.fitting.erasure.profiling import profile_of
     from guard.fitting.erasure.report import belonging_of
     from guard.models.chat import TransformersChat
 
     belonging, rates = belonging_of(guards.with_name(f"{guards.stem}.report.json"))
-    fitted = Artifact.load(artifacts_of(guards)[0]).meta.model
+    fitted_on = Artifact.load(artifacts_of(guards)[0]).meta.model
     belonging = replace(
         belonging,
         leaks=_joined(belonging.leaks, leaks, spared),
         innocent=_joined(belonging.innocent, spared, leaks),
     )
-    chat = TransformersChat.load(model or fitted.name, device=device)
-    if chat.fitted_model.fingerprint != fitted.fingerprint:
+    chat = TransformersChat.load(model or fitted_on.name, device=device)
+    if chat.fitted_model.fingerprint != fitted_on.fingerprint:
         raise DataError(
             f"{chat.name} has other weights than the model of these guards: make them anew with "
             "`guard new`"
@@ -77,10 +76,10 @@ def refine(
     with stages() as progress:
         profile = profile_of(chat, progress)
         started = time.monotonic()
-        erasure = fit_erasure(chat, profile, belonging, progress, rates=rates)
-        evaluation = evaluate(chat, erasure, progress)
-    out = guards.with_name(f"{guards.stem}.safetensors")
-    write_erasure(chat, erasure, evaluation, out, time.monotonic() - started, as_json=as_json)
+        forgotten = fitted(chat, profile, belonging, progress, rates=rates, started=started)
+    print_files(
+        save(chat, forgotten, guards.with_name(f"{guards.stem}.safetensors")), as_json=as_json
+    )
 
 
 def _checked(texts: list[str], option: str) -> list[str]:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from guard.artifact import Artifact
-from guard.config.checks import NO_POLICY
 from guard.config.kinds import Kind, kind_of
 from guard.config.schema import Config, GuardConfig, ModelConfig
 from guard.errors import ArtifactError, ModelError
@@ -57,6 +56,11 @@ def findings(config: Config) -> Findings:
     kinds |= {entry.name: "text" for entry in config.patterns}
     if config.models:
         _policies_of_models(config, kinds, found)
+        if config.erasures.folder is not None and not any(map(_can_forget, config.models)):
+            found.warnings.append(
+                "erasures.folder: no model can forget: only language models of "
+                'engine = "transformers" can while they are served'
+            )
     if config.upstreams:
         _policies_of_proxy(config, kinds, found)
     return found
@@ -165,9 +169,15 @@ def _fingerprint(folder: Path | None) -> str | None:
         return None
 
 
+def _can_forget(model: ModelConfig) -> bool:
+    return model.engine == "transformers"
+
+
 def _policies_of_models(config: Config, kinds: Mapping[str, Kind | None], found: Findings) -> None:
     served: set[Kind | None] = {model.kind for model in config.models}
-    for name in config.policies:
+    for name, policy in config.policies.items():
+        if not policy.guards and config.erasures.folder is not None:
+            continue  # erasures will fill it
         if served & _kinds(config, name, kinds) or "text" in _kinds(config, name, kinds):
             continue
         found.warnings.append(
@@ -177,7 +187,7 @@ def _policies_of_models(config: Config, kinds: Mapping[str, Kind | None], found:
         model.default_policy or config.server.default_policy: model.kind for model in config.models
     }
     if not any(
-        name == NO_POLICY or {kind, "text"} & _kinds(config, name, kinds)
+        not config.policy(name).guards or {kind, "text"} & _kinds(config, name, kinds)
         for name, kind in defaults.items()
     ):
         found.problems.append(

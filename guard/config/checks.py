@@ -79,6 +79,9 @@ def cross_check(data: Mapping[str, Any], folder: Path) -> Iterator[Problem]:
             ("policies", NO_POLICY),
             f'"{NO_POLICY}" is reserved for the policy without guards: choose another name',
         )
+    server = _table(data, "server")
+    # a policy may be there for erasures alone
+    has_erasures = "folder" in _table(data, "erasures")
     guard_names = [
         guard["name"] for _, guard in [*guards, *lists] if isinstance(guard.get("name"), str)
     ]
@@ -86,11 +89,16 @@ def cross_check(data: Mapping[str, Any], folder: Path) -> Iterator[Problem]:
         path = ("policies", name, "guards")
         yield from _unknown("guard", _strings(policy, path), guard_names)
         yield from _repeated(_strings(policy, path))
-        yield from _empty(
-            name, policy, delegates=any(entry.get("plugin") is True for _, entry in upstreams)
-        )
+        if not (policy.get("guards", []) == [] and has_erasures):
+            yield from _empty(
+                name, policy, delegates=any(entry.get("plugin") is True for _, entry in upstreams)
+            )
     known = [NO_POLICY, *policies]
-    server = _table(data, "server")
+    if has_erasures and "admin_hash" not in server:
+        yield (
+            ("erasures", "folder"),
+            "needs the administrator, who alone may erase: add admin_hash to [server]",
+        )
     for section in ("server", "proxy"):
         names_policy = _strings(_table(data, section), (section, "default_policy"))
         yield from _unknown("policy", names_policy, known)

@@ -122,7 +122,8 @@ class GuardConfig(Section):
     """One of `[[guards]]`; threshold, strength and recheck None keep the fitted values.
 
     `artifact` is a file, or "sha256:DIGEST" of an artifact in the cache (12 digits or more). In a
-    configuration that was read it is the file's path.
+    configuration that was read it is the file's path. One in `shadow` observes, whatever the action
+    of its policies is.
     """
 
     name: Name
@@ -130,6 +131,7 @@ class GuardConfig(Section):
     threshold: float | None = None
     strength: float | None = Field(default=None, gt=0, le=10)
     recheck: bool | None = None
+    shadow: bool = False
 
 
 class PatternsConfig(Section):
@@ -209,6 +211,17 @@ class KeyConfig(Section):
     requests_per_minute: int | None = Field(default=None, ge=1, le=1_000_000)
 
 
+class ErasuresConfig(Section):
+    """`[erasures]`: guards that are made from names while the server runs, and where they are kept.
+
+    `queue_limit` erasures may wait for the one that is being fitted. None as `folder` turns all of
+    it off.
+    """
+
+    folder: FilePath | None = None
+    queue_limit: int = Field(default=8, ge=0, le=1000)
+
+
 _NOTHING: Final = PolicyConfig()
 """The policy without guards."""
 
@@ -222,6 +235,7 @@ class Config(Section):
     patterns: Annotated[tuple[PatternsConfig, ...], Field(strict=False)] = ()
     policies: dict[Name, PolicyConfig] = {}
     keys: Annotated[tuple[KeyConfig, ...], Field(strict=False)] = ()
+    erasures: ErasuresConfig = ErasuresConfig()
     proxy: ProxyConfig = ProxyConfig()
     upstreams: Annotated[tuple[UpstreamConfig, ...], Field(strict=False)] = ()
     _path: Path | None = PrivateAttr(default=None)
@@ -359,5 +373,9 @@ def _absolute(config: Config, folder: Path) -> Config:
     server = config.server
     if server.audit_log is not None:
         server = server.model_copy(update={"audit_log": folder / server.audit_log})
+    erasures = config.erasures
+    if erasures.folder is not None:
+        erasures = erasures.model_copy(update={"folder": folder / erasures.folder})
     update = {"guards": guards, "patterns": patterns, "models": models, "server": server}
+    update |= {"erasures": erasures}
     return config.model_copy(update=update)

@@ -190,11 +190,13 @@ class TransformersChat(ChatModel):
         self.model = model
 
     @classmethod
-    def load(cls, source: str, *, device: str = "auto") -> TransformersChat:
+    def load(cls, source: str, *, dtype: str = "float32", device: str = "auto") -> TransformersChat:
         """Load a model by its name in the store, its directory or its hub name. Raises
         ModelError."""
         try:
-            model, tokenizer, vision = load_language_model(resolve_source(source), device=device)
+            model, tokenizer, vision = load_language_model(
+                resolve_source(source), dtype=dtype, device=device
+            )
         except ValueError as error:
             raise ModelError(f"model {source!r}: {error}") from error
         return cls(model, tokenizer, name=source, vision=vision)

@@ -26,7 +26,9 @@ class LoadedGuard:
     """A guard whose artifact fits the served model.
 
     `method` is the entry of the table of methods; `digest` that of the artifact. A guard whose
-    action is to block changes nothing itself: where it fires, the policy's fallback decides.
+    action is to block changes nothing itself: where it fires, the policy's fallback decides. One
+    in `shadow` observes, whatever its policy's action is. `entries` are the ids of the names of a
+    suppression list.
     """
 
     name: str
@@ -37,6 +39,7 @@ class LoadedGuard:
     recheck: float | None = None
     digest: str = ""
     entries: tuple[str, ...] = ()
+    shadow: bool = False
 
     @property
     def action(self) -> MethodAction:
@@ -70,6 +73,7 @@ class LoadedGuard:
             strength=fitted.number("strength") if strength is None else strength,
             recheck=recheck,
             digest=artifact.digest,
+            shadow=setting.shadow,
         )
 
 
@@ -164,7 +168,7 @@ class Plan(ABC, Generic[R]):
                 name=guard.name,
                 threshold=guard.threshold,
                 strength=guard.strength,
-                acts=self.acts,
+                acts=self.acts and not guard.shadow,
                 recheck=guard.recheck,
             )
             for guard in self.guards
@@ -204,7 +208,17 @@ class Plan(ABC, Generic[R]):
 
     def done(self, guard: LoadedGuard, reading: R) -> Done:
         """The action taken for a reading that has fired."""
+        if guard.shadow:
+            return "observe"
         return guard.action if self.acts else self.action
+
+    def blocks(self, readings: Mapping[str, R]) -> bool:
+        """Whether the policy's action is to block, and a guard that is not in shadow has fired."""
+        return self.action == "block" and any(
+            reading.fired
+            for guard in self.guards
+            if not guard.shadow and (reading := readings.get(guard.name)) is not None
+        )
 
     @abstractmethod
     def _guard_verdict(self, guard: LoadedGuard, reading: R, done: Done) -> GuardVerdict:

@@ -5,7 +5,7 @@ Needs torch (through steering): imported where a model is, never by `import guar
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -27,7 +27,11 @@ class ImagePlan(Plan[ImageReading]):
     @property
     def acts_on_guidance(self) -> bool:
         """Whether a guard may act on the guidance, which requires a scale of more than 1."""
-        return self.acts and any(guard.method.seam == "guidance" for guard in self.guards)
+        return any(row.acts and guard.method.seam == "guidance" for row, guard in self._carried)
+
+    @property
+    def _carried(self) -> Iterator[tuple[RowGuard, LoadedGuard]]:
+        return zip(self.rows(), self.guards, strict=True)
 
     @property
     def inspects_images(self) -> bool:
@@ -63,7 +67,7 @@ class ImagePlan(Plan[ImageReading]):
 
         "none" where only the text past the encoder's length has the concept: it conditions nothing.
         """
-        if not self.acts:
+        if guard.shadow or not self.acts:
             return super().done(guard, reading)
         if not reading.resolved:
             return self.fallback

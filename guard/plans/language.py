@@ -86,12 +86,14 @@ class ServedModel:
 class LanguagePlans(PolicyPlans[LanguagePlan]):
     """The guards that fit one model, stacked, and every policy resolved against them.
 
-    A guard that does not fit stays out of the bank and breaks the policies that name it.
+    A guard that does not fit stays out of the bank and breaks the policies that name it: `broken`
+    says why. `digests` are those of the artifacts of the others.
     """
 
     def __init__(self, config: Config, model: nn.Module | ServedModel, *, name: str) -> None:
         self.model = name
         served = model if isinstance(model, ServedModel) else ServedModel.of(model)
+        self.served = served
 
         def load(setting: GuardConfig, artifact: Artifact) -> tuple[LoadedGuard, MethodGuard]:
             remedy = served.remedy(artifact, setting.artifact)
@@ -101,7 +103,9 @@ class LanguagePlans(PolicyPlans[LanguagePlan]):
         selection = select_guards(config, "language", name, load)
         self.guards = {name: guard for name, (_, guard) in selection.fit.items()}
         self.bank = HiddenBank(stacks([*self.guards.values()], served.device), served.device)
+        self.broken = selection.broken
         loaded = {guard: fitted for guard, (fitted, _) in selection.fit.items()}
+        self.digests = {guard: fitted.digest for guard, fitted in loaded.items()}
         super().__init__(
             {
                 policy: resolve(LanguagePlan, policy, config.policy(policy), loaded, selection)

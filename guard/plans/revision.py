@@ -33,6 +33,8 @@ class RevisionEntry:
     model: str
     plan: LanguagePlan
     rows: tuple[RowGuard, ...]
+    shadows: frozenset[str]
+    """Those of them that only observe."""
 
 
 class Revision:
@@ -57,7 +59,7 @@ class Revision:
 
     def _entry(self, plan: LanguagePlan) -> RevisionEntry:
         rows = zip(plan.rows(), map(_unique, plan.guards), strict=True)
-        guards = [[_unique(g), g.threshold, g.strength, g.recheck] for g in plan.guards]
+        guards = [[_unique(g), g.threshold, g.strength, g.recheck, g.shadow] for g in plan.guards]
         identity = [self.model, self.served.fingerprint, self.number, plan.policy, plan.on_error]
         return RevisionEntry(
             key=digest([*identity, plan.action, sorted(plan.broken), guards]),
@@ -65,6 +67,7 @@ class Revision:
             model=self.model,
             plan=plan,
             rows=tuple(replace(row, name=unique) for row, unique in rows),
+            shadows=frozenset(_unique(guard) for guard in plan.guards if guard.shadow),
         )
 
 

@@ -276,6 +276,7 @@ class TextPlans:
         policy = config.policy(name)
         known = {**self._heads, **self._lists}
         guards = [guard for guard in policy.guards if guard in known]
+        shadows = {setting.name for setting in config.guards if setting.shadow}
         broken = {guard: self._broken[guard] for guard in policy.guards if guard in self._broken}
         inside = [] if self._runs_models or config.delegates(name) else self._inside
         elsewhere = {
@@ -292,7 +293,9 @@ class TextPlans:
             screens=tuple(
                 replace(
                     known[guard],
-                    action=policy.screen.actions.get(guard) or default,
+                    action="observe"
+                    if guard in shadows
+                    else policy.screen.actions.get(guard) or default,
                     places=frozenset(policy.screen.looks.get(guard, policy.screen.look)),
                 )
                 for guard in guards

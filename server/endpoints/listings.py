@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from guard.config.checks import NO_POLICY
+from guard.config.schema import Config
 from server.auth import allowed_policies, default_policy
 from server.endpoints.gateway import Gateway
 from server.services.interface import LanguageModelInfo, ModelInfo
@@ -26,8 +28,11 @@ def _model(info: ModelInfo) -> dict[str, Any]:
     }
 
 
-def listings_router(gateway: Gateway) -> APIRouter:
-    """The routes that list models and policies; a server with keys requires one."""
+def listings_router(gateway: Gateway, current: Callable[[], Config]) -> APIRouter:
+    """The routes that list models and policies; a server with keys requires one.
+
+    `current` is the configuration with the guards that were added since the start.
+    """
     router = APIRouter()
 
     @router.get("/v1/models")
@@ -60,11 +65,14 @@ def listings_router(gateway: Gateway) -> APIRouter:
         )
 
     def _policy(name: str) -> dict[str, Any]:
-        policy = gateway.config.policy(name)
+        config = current()
+        policy = config.policy(name)
+        shadow = [guard.name for guard in config.guards_of(name) if guard.shadow]
         return {
             "id": name,
             "object": "policy",
             "guards": list(policy.guards),
+            "shadow": shadow,
             "action": policy.action,
             "on_error": policy.on_error,
             "fallback": policy.fallback,

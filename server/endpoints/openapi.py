@@ -8,7 +8,8 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 
-from server.wire.schemas.base import ModelRequest
+from server.wire.schemas.base import Part
+from server.wire.schemas.erasures import ErasureRequest, StateRequest
 from server.wire.schemas.images import EditRequest, ImageRequest
 from server.wire.schemas.messages import CountTokensRequest, MessagesRequest
 from server.wire.schemas.responses import ResponsesRequest
@@ -17,9 +18,7 @@ from server.wire.schemas.text import ChatRequest, CompletionRequest
 _COMPONENT = "#/components/schemas/{model}"
 
 
-def body_of(
-    schema: type[ModelRequest], media: Sequence[str] = ("application/json",)
-) -> dict[str, Any]:
+def body_of(schema: type[Part], media: Sequence[str] = ("application/json",)) -> dict[str, Any]:
     """The `openapi_extra` of a route whose body is a `schema`, in one of the `media` types."""
     body = {"schema": {"$ref": _COMPONENT.format(model=schema.__name__)}}
     content = dict.fromkeys(media, body)
@@ -28,9 +27,10 @@ def body_of(
 
 def describe_bodies(app: FastAPI) -> None:
     """Add the schemas that `body_of` refers to. To be called after all routes were added."""
-    bodies: tuple[type[ModelRequest], ...] = (
+    bodies: tuple[type[Part], ...] = (
         *(ChatRequest, CompletionRequest, EditRequest, ImageRequest),
         *(CountTokensRequest, MessagesRequest, ResponsesRequest),
+        *(ErasureRequest, StateRequest),
     )
     _, components = models_json_schema(
         [(body, "validation") for body in bodies], ref_template=_COMPONENT

@@ -21,7 +21,8 @@ class GracefulServer(uvicorn.Server):
     """On a stop signal, waits `grace_s` seconds for running requests, then ends them with
     ServiceStopped.
 
-    `on_ready` is called once requests are accepted, `on_hangup` on the event loop for each SIGHUP,
+    `on_ready` is called once requests are accepted, `on_stop` when the server is about to stop,
+    `on_hangup` on the event loop for each SIGHUP,
     where the system has that signal.
     """
 
@@ -32,12 +33,14 @@ class GracefulServer(uvicorn.Server):
         *,
         on_ready: Callable[[], None],
         on_hangup: Callable[[], None] | None = None,
+        on_stop: Callable[[], None] | None = None,
         grace_s: float = GRACE_S,
     ) -> None:
         super().__init__(config)
         self.services = services
         self.on_ready = on_ready
         self.on_hangup = on_hangup
+        self.on_stop = on_stop
         self.grace_s = grace_s
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -50,6 +53,8 @@ class GracefulServer(uvicorn.Server):
             self.on_ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self.on_stop is not None:
+            self.on_stop()
         closing = asyncio.get_running_loop().call_later(self.grace_s, close_services, self.services)
         try:
             await super().shutdown(sockets)

@@ -50,8 +50,9 @@ def warn_if_open(listener: socket.socket, keys: Sequence[object]) -> None:
 
 
 def warn_if_unguarded(config: Config) -> None:
-    """Warn on stderr where no policy of the configuration has guards."""
-    if not any(policy.guards for policy in config.policies.values()):
+    """Warn on stderr where no policy of the configuration has guards, and erasures bring none."""
+    guarded = any(policy.guards for policy in config.policies.values())
+    if not guarded and config.erasures.folder is None:
         typer.echo("warning: no policy has guards: every request passes unguarded", err=True)
 
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from functools import partial
+from importlib.util import find_spec
 
 import uvicorn
 
 from guard.audit import AuditLog
 from guard.config.keys import KeyRing
 from guard.config.schema import Config
+from guard.errors import GuardError
 from guard.plans.screens import TextPlans
-from server.app import create_app
+from server.app import close_services, create_app
+from server.erasures.service import Erasures
+from server.erasures.store import Store
 from server.lifecycle.connections import ConnectionLimits, bounded_http
 from server.lifecycle.graceful import GRACE_S, GracefulServer
 from server.observe.log_rotation import rotate
@@ -22,6 +26,9 @@ from server.observe.recorder import Recorder
 from server.screening.middleware import Screens
 from server.screening.texts.screener import Screener
 from server.services.build import build_services
+from server.services.interface import Service
+
+_OF_FITS = ("jinja2", "matplotlib", "scipy", "sklearn")
 
 
 def run_server(
@@ -38,9 +45,16 @@ def run_server(
         recorder = Recorder(metrics.verdicts, audit)
         screens = _screens(config, recorder)
         services = build_services(config, recorder)
+        try:
+            erasures = _erasures(config, services, recorder)
+        except BaseException:
+            close_services(services)
+            raise
         keys = KeyRing(config.keys) if config.keys else None
         settings = uvicorn.Config(
-            create_app(config, services, keys=keys, metrics=metrics, screens=screens),
+            create_app(
+                config, services, keys=keys, metrics=metrics, screens=screens, erasures=erasures
+            ),
             log_level="warning",
             access_log=False,
             server_header=False,
@@ -54,9 +68,27 @@ def run_server(
             services,
             on_ready=lambda: announce(list(services)),
             on_hangup=partial(rotate, audit) if audit else None,
+            on_stop=erasures.stop if erasures else None,
         )
         with suppress(KeyboardInterrupt):
             server.run(sockets=[listener])
+
+
+def _erasures(
+    config: Config, services: Mapping[str, Service], recorder: Recorder
+) -> Erasures | None:
+    """The erasures, with those in force carried by requests from the first one on; None where they
+    are not configured. Raises GuardError."""
+    if (folder := config.erasures.folder) is None:
+        return None
+    if missing := [name for name in _OF_FITS if find_spec(name) is None]:
+        raise GuardError(f"erasures need {missing[0]}: pip install 'inference-guard[serve,fit]'")
+    failed = recorder.metrics.count_audit_failure
+    store = Store(folder)
+    erasures = Erasures(config, services, store, recorder.audit, audit_failed=failed)
+    erasures.load()
+    recorder.watch = erasures.count
+    return erasures
 
 
 def _screens(config: Config, recorder: Recorder) -> Screens | None:

@@ -45,6 +45,8 @@ class Recorder:
 
     def __init__(self, metrics: VerdictMetrics, audit: AuditLog | None) -> None:
         self.metrics = metrics
+        self.watch: Callable[[Verdict], None] = lambda verdict: None
+        """Called with each verdict that is recorded."""
         self.audit = audit
         self._deferred: OrderedDict[str, _Deferred] = OrderedDict()
         self._lock = threading.Lock()
@@ -94,6 +96,7 @@ class Recorder:
     def record(self, verdict: Verdict, tenant: str) -> None:
         """Count the verdict of a finished request and append it to the audit log."""
         self.metrics.count(verdict)
+        self.watch(verdict)
         if self.audit is None:
             return
         try:

@@ -13,6 +13,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
@@ -115,6 +116,7 @@ class EngineLoop(ABC, Generic[R, E]):
         self._waiting: deque[R] = deque()
         self._open: set[R] = set()
         """All rows that were admitted and have not ended."""
+        self._changes: deque[tuple[Future[None], Callable[[], None]]] = deque()
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name=f"engine {name}", daemon=True)
 
@@ -132,6 +134,9 @@ class EngineLoop(ABC, Generic[R, E]):
         """Which of the `waiting` rows, in the order of their arrival, join in the next step: `free`
         at most, and at least one where nothing else runs. Called under the lock."""
         return list(islice(waiting, free))
+
+    def _settle(self) -> None:
+        """Called before each step."""
 
     def _keep_readings(self, index: int) -> None:
         """Copy the readings of row `index` from the engine, which the row is about to leave."""
@@ -157,6 +162,18 @@ class EngineLoop(ABC, Generic[R, E]):
             self._waiting.extend(rows)
             self._open.update(rows)
             self._wake.notify()
+
+    def _between_steps(self, change: Callable[[], None]) -> Future[None]:
+        """Have the engine's thread call `change` before its next step; from any thread. The future
+        has what it raises, and ServiceStopped."""
+        done: Future[None] = Future()
+        with self._wake:
+            if self._stopped:
+                done.set_exception(stopped())
+            else:
+                self._changes.append((done, change))
+                self._wake.notify()
+        return done
 
     def ready(self) -> bool:
         return not self._stopped
@@ -188,6 +205,7 @@ class EngineLoop(ABC, Generic[R, E]):
     def _run(self) -> None:
         try:
             while (joining := self._next_rows()) is not None:
+                self._change()
                 self._step(joining)
             for index, row in enumerate(self._running):
                 self._keep_readings(index)
@@ -199,6 +217,10 @@ class EngineLoop(ABC, Generic[R, E]):
                 self._stopped = True
                 left = [*self._running, *self._entering, *self._waiting]
                 self._waiting.clear()
+                changes = [*self._changes]
+                self._changes.clear()
+            for done, _ in changes:
+                done.set_exception(stopped())
             for row in left:
                 if not row.ended:
                     self._fail(row, stopped())
@@ -207,7 +229,7 @@ class EngineLoop(ABC, Generic[R, E]):
     def _next_rows(self) -> list[R] | None:
         """Wait for work; the rows that join the batch now, None when the service stops."""
         with self._wake:
-            while not (self._waiting or self._busy() or self._stopped):
+            while not (self._waiting or self._busy() or self._changes or self._stopped):
                 self._wake.wait()
             if self._stopped:
                 return None
@@ -217,6 +239,17 @@ class EngineLoop(ABC, Generic[R, E]):
                 self._waiting.remove(row)
         return joining
 
+    def _change(self) -> None:
+        """Make the changes that wait; who asked for one learns of its failure."""
+        while self._changes:
+            done, change = self._changes.popleft()
+            try:
+                change()
+            except Exception as error:
+                done.set_exception(error)
+            else:
+                done.set_result(None)
+
     def _busy(self) -> bool:
         return bool(self._running or self._entering)
 
@@ -224,6 +257,7 @@ class EngineLoop(ABC, Generic[R, E]):
         """Run one step. An error in it fails the rows of the batch; the service goes on."""
         try:
             self._leave([i for i, row in enumerate(self._running) if row.cancelled])
+            self._settle()
             self._joined = bool(joining)
             if joining:
                 self._join(joining)

@@ -10,10 +10,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from guard.errors import UnknownPolicy
+from guard.errors import ArtifactError, UnknownPolicy
 from guard.plans.language import LanguagePlan, LanguagePlans
 from guard.verdict import Verdict
 from server.services.interface import LanguageModelInfo, RowEvents, TextRowRequest
@@ -22,6 +25,8 @@ from server.services.prompts import PromptEncoder
 from server.services.text_rows import TextRow, TokenText
 from steering.engines.transformers.engine import RowStart, RowToken, TransformersEngine
 from steering.engines.transformers.sampling import RowSampling
+from steering.hidden.bank import HiddenBank
+from steering.methods.stacking import MethodGuard, stacks
 from steering.prompt import Prompt
 
 logger = logging.getLogger(__name__)
@@ -53,6 +58,9 @@ class BatchedTextService(EngineLoop[TextRow, TransformersEngine]):
         self.info = info
         self._encoder = encoder
         self._plans = plans
+        self._stacked: Mapping[str, MethodGuard] = plans.guards
+        """The guards of the engine's bank: those of the plans, and those that rows admitted before
+        carry."""
         self._end_tokens = end_tokens
         self._prefill_tokens = prefill_tokens
         self._last_client = ""
@@ -69,18 +77,48 @@ class BatchedTextService(EngineLoop[TextRow, TransformersEngine]):
 
     def submit(self, requests: Sequence[TextRowRequest]) -> Sequence[RowEvents]:
         loop = asyncio.get_running_loop()
-        rows = [
-            TextRow(
-                request,
-                self._admit(request),
-                loop,
-                TokenText(self._encoder.tokenizer, request.sampling.stop),
-                self._cancel,
-            )
-            for request in requests
-        ]
-        self._enqueue(rows)
+        # under the lock: the plans of these rows are those of the bank until the rows are queued
+        with self._wake:
+            rows = [
+                TextRow(
+                    request,
+                    self._admit(request),
+                    loop,
+                    TokenText(self._encoder.tokenizer, request.sampling.stop),
+                    self._cancel,
+                )
+                for request in requests
+            ]
+            self._enqueue(rows)
         return [row.events for row in rows]
+
+    @property
+    def plans(self) -> LanguagePlans:
+        """The plans of requests that are admitted now."""
+        return self._plans
+
+    def use(self, plans: LanguagePlans) -> Future[None]:
+        """Admit requests under `plans` from the engine's next step on.
+
+        Rows that were admitted before keep their guards. Called from any thread, which does the
+        stacking, one call at a time.
+
+        Raises ArtifactError where the file of a guard in use is no longer the one that was loaded.
+        """
+        changed = [
+            name
+            for name, digest in self._plans.digests.items()
+            if name in plans.broken or plans.digests.get(name, digest) != digest
+        ]
+        if changed:
+            raise ArtifactError(
+                f"the artifacts of {', '.join(changed)} have changed since they were loaded: put "
+                "them back, or restart the server to use them as they are now"
+            )
+        stacked = {**self._stacked, **plans.guards}
+        device = plans.bank.device
+        bank = HiddenBank(stacks([*stacked.values()], str(device)), device)
+        return self._between_steps(partial(self._swap, plans, stacked, bank))
 
     def _admit(self, request: TextRowRequest) -> LanguagePlan:
         """The plan of the request's policy. Raises where this model cannot run the request."""
@@ -93,6 +131,24 @@ class BatchedTextService(EngineLoop[TextRow, TransformersEngine]):
         return plan
 
     # -- the engine's thread --------------------------------------------------------------------
+
+    def _swap(
+        self, plans: LanguagePlans, stacked: Mapping[str, MethodGuard], bank: HiddenBank
+    ) -> None:
+        with self._wake:
+            self._engine.rebank(bank)
+            self._plans, self._stacked = plans, stacked
+            self.info = replace(self.info, policies=plans.usable)
+
+    def _settle(self) -> None:
+        """Let go of guards that no plan has any more, once no row carries them."""
+        if len(self._stacked) == len(self._plans.guards):
+            return
+        with self._wake:
+            carried = {guard.name for row in self._open for guard in row.plan.guards}
+            if carried <= self._plans.guards.keys():
+                self._engine.rebank(self._plans.bank)
+                self._stacked = self._plans.guards
 
     def _choose(self, waiting: Iterable[TextRow], free: int) -> list[TextRow]:
         if self._entering and self._joined:
@@ -147,15 +203,16 @@ class BatchedTextService(EngineLoop[TextRow, TransformersEngine]):
 
     def _distribute(self, first: int, tokens: Sequence[RowToken]) -> None:
         """Pass new tokens to the rows from `first` on, then remove the rows that have ended."""
-        for row, token in zip(self._running[first:], tokens, strict=True):
-            self._deliver(row, token)
+        joined = self._running[first:]
+        for index, (row, token) in enumerate(zip(joined, tokens, strict=True), first):
+            self._deliver(index, row, token)
         self._leave([i for i, row in enumerate(self._running) if row.over])
 
-    def _deliver(self, row: TextRow, token: RowToken) -> None:
+    def _deliver(self, index: int, row: TextRow, token: RowToken) -> None:
         plan = row.plan
         if token.invalid and plan.on_error == "closed":
             row.error = guard_failed()
-        elif token.fired and plan.action == "block":
+        elif token.fired and row.may_block and plan.blocks(self._engine.readings(index)):
             row.reason = "content_filter"
         else:
             try:

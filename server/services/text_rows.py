@@ -83,9 +83,9 @@ class TextRow(BatchRow):
         """The stop string that has ended the row."""
         # A guard reads a generated token in the forward after the one that generated it. Where it
         # may block then, each token waits for the next one: the token it fires on is not sent.
-        self.lags = plan.action == "block" and any(
-            guard.recheck is not None for guard in plan.guards
-        )
+        blocking = [guard for guard in plan.guards if not guard.shadow and plan.action == "block"]
+        self.may_block = bool(blocking)
+        self.lags = any(guard.recheck is not None for guard in blocking)
         self._delayed: RowToken | None = None
         self.events = _Events(self, cancel)
 

@@ -105,6 +105,7 @@ def _plans(loaded: Mapping[str, _Loaded]) -> Mapping[str, RowPlan]:
             policy.entry.rows,
             blocks=policy.entry.plan.action == "block",
             closed=policy.entry.plan.on_error == "closed",
+            shadows=policy.entry.shadows,
         )
         for key, policy in loaded.items()
     }

@@ -191,3 +191,18 @@ def test_names_of_clients_are_written_safely(tmp_path: Path) -> None:
         log.append(Verdict("r", "\ud800" + "é" * 10_000, "p", "pass", (), 1.0), tenant="")
     (line,) = lines(path)
     assert line["model"] == "?" + "é" * 511
+
+
+def test_a_line_of_no_request_says_its_event(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    with AuditLog(path, now=lambda: NOON) as log:
+        log.append_event("erasure", erasure="er-1", state="in force")
+        log.append(verdict(), tenant="acme")
+    first, second = lines(path)
+    assert first == {
+        "time": "2026-01-31T12:00:00.005Z",
+        "event": "erasure",
+        "erasure": "er-1",
+        "state": "in force",
+    }
+    assert "event" not in second

@@ -36,6 +36,13 @@ def test_attached_is_fetched_when_it_is_used(monkeypatch: pytest.MonkeyPatch) ->
     assert guard.attached is stand_in.attached
 
 
+def test_forget_is_fetched_when_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in = types.ModuleType("guard.forgetting")
+    stand_in.forget = object()  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "guard.forgetting", stand_in)
+    assert guard.forget is stand_in.forget
+
+
 def test_other_names_are_attribute_errors() -> None:
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         guard.nothing  # noqa: B018

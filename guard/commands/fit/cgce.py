@@ -13,10 +13,10 @@ from guard.commands.fit.output import (
     print_json,
     print_written,
     require_artifact_name,
-    write_report,
 )
 from guard.data.concept import read_concept
 from guard.data.prompts import PromptPair, read_rows
+from guard.fitting.files import write_report
 from guard.reporting import values
 from guard.reporting.progress import stages
 

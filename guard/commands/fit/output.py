@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,17 +19,6 @@ def require_artifact_name(out: Path) -> None:
     """Raise DataError unless `out` is the name of an artifact."""
     if out.suffix != ".safetensors":
         raise DataError(f"{out}: an artifact's name ends in .safetensors")
-
-
-def write_report(out: Path, report: Mapping[str, Any], page: str) -> Path:
-    """Write NAME.report.json and NAME.report.html beside the artifact `out`; returns the page."""
-    # imported here since only the extra `fit` has what it needs
-    from guard.reporting.page import write_text
-
-    write_text(out.with_name(f"{out.stem}.report.json"), json.dumps(report, indent=1) + "\n")
-    html = out.with_name(f"{out.stem}.report.html")
-    write_text(html, page)
-    return html
 
 
 def with_artifact(report: Mapping[str, Any], out: Path, artifact: Artifact) -> dict[str, Any]:
@@ -59,16 +47,3 @@ def print_written(console: Console, *paths: Path) -> None:
     """Print which files were written."""
     names = " and ".join(map(str, paths))
     console.print(f"wrote {names}", markup=False, highlight=False, soft_wrap=True)
-
-
-def save_policy(artifacts: Sequence[Path], out: Path) -> Path:
-    """Write what a configuration needs to list all of `artifacts` as NAME.toml."""
-    lines = []
-    for path in artifacts:
-        lines += ["[[guards]]", f'name = "{path.stem}"', f'artifact = "{path.name}"', ""]
-    listed = ",\n".join(f'    "{path.stem}"' for path in artifacts)
-    name = out.stem if re.fullmatch(r"[\w-]+", out.stem, re.ASCII) else json.dumps(out.stem)
-    lines += [f"[policies.{name}]", f"guards = [\n{listed},\n]", ""]
-    policy = out.with_suffix(".toml")
-    policy.write_text("\n".join(lines), encoding="utf-8")
-    return policy

@@ -14,10 +14,10 @@ from guard.commands.fit.output import (
     print_json,
     print_written,
     require_artifact_name,
-    write_report,
 )
 from guard.data.prompts import ScreenText, read_rows
 from guard.errors import ModelError
+from guard.fitting.files import write_report
 from guard.models.sources import resolve_source
 from guard.reporting import values
 from guard.reporting.progress import stages

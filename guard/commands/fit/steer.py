@@ -16,13 +16,12 @@ from guard.commands.fit.options import Model
 from guard.commands.fit.output import (
     print_written,
     require_artifact_name,
-    save_policy,
     with_artifact,
-    write_report,
 )
 from guard.data.portrait_rows import with_portraits
 from guard.data.prompts import ForgetPrompt, PairedAnswers, RetainPrompt, read_rows
 from guard.errors import DataError
+from guard.fitting.files import save_policy, write_report
 from guard.reporting import values
 from guard.reporting.progress import stages
 

@@ -27,12 +27,20 @@ def read_documents(paths: Sequence[Path]) -> list[str]:
             raise DataError(
                 f"{path}: is not UTF-8 text (byte {error.start}): give the text of it"
             ) from error
-        if "\0" in text:
-            raise DataError(f"{path}: holds binary data: give the text of it")
-        if not text.strip():
-            raise DataError(f"{path}: is empty: leave it out")
-        found.append(text)
+        try:
+            found.append(checked_text(text))
+        except DataError as error:
+            raise DataError(f"{path}: {error.message}") from None
     return found
+
+
+def checked_text(text: str) -> str:
+    """A document that is text. Raises DataError."""
+    if "\0" in text:
+        raise DataError("holds binary data: give the text of it")
+    if not text.strip():
+        raise DataError("is empty: leave it out")
+    return text
 
 
 def checked_name(name: str) -> str:

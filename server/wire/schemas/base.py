@@ -14,13 +14,16 @@ from server.errors import (
     UnsupportedParameter,
 )
 
-S = TypeVar("S", bound="ModelRequest")
+S = TypeVar("S", bound="Part")
 
 
 class Part(BaseModel):
     """Base of bodies and their parts: no coercion, no unknown names, no NaN."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+    no_ops: ClassVar[dict[str, tuple[Any, ...]]] = {}
+    """Parameters of the API's schema that are accepted with these default values only."""
 
 
 class GuardOptions(Part):
@@ -29,9 +32,6 @@ class GuardOptions(Part):
 
 class ModelRequest(Part):
     """The fields of every request to a model."""
-
-    no_ops: ClassVar[dict[str, tuple[Any, ...]]] = {}
-    """Parameters of the API's schema that are accepted with these default values only."""
 
     model: str
     guard: GuardOptions | None = None

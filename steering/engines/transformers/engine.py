@@ -97,6 +97,16 @@ class TransformersEngine:
         self._seam.install(bank.layers)
         self.reset()
 
+    def rebank(self, bank: HiddenBank) -> None:
+        """Go on with the guards of `bank` in the next forward.
+
+        Live rows, and the prompt that is being read, keep their guards and the state of these.
+        Raises ValueError where the bank lacks one of them.
+        """
+        self._table.rebank(bank)
+        self._bank = bank
+        self._seam.install(bank.layers)
+
     def reset(self) -> None:
         """Drop all rows and clear the cache."""
         self.rows = 0

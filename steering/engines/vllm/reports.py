@@ -17,12 +17,14 @@ from steering.hidden.rows import Reading, RowGuard
 class RowPlan:
     """The guards of a request.
 
-    `blocks`: a guard that fires ends the request; `closed`: so does an invalid reading.
+    `blocks`: a guard that fires, and is none of `shadows`, ends the request; `closed`: so does an
+    invalid reading.
     """
 
     guards: Sequence[RowGuard]
     blocks: bool
     closed: bool
+    shadows: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,15 @@ def test_check_prints_the_same_as_json(good: Path) -> None:
     assert "a" * 64 not in result.stdout
 
 
+def test_check_shows_a_guard_in_shadow(good: Path) -> None:
+    assert "in shadow" not in run("check", good).stdout
+    text = good.read_text().replace("threshold = 0.7", "threshold = 0.7\nshadow = true")
+    good.write_text(text)
+    assert "hp (in shadow: only observes)" in run("check", good).stdout
+    (guard,) = json.loads(run("check", good, "--json").stdout)["policies"]["strict"]["guards"]
+    assert guard["shadow"] is True
+
+
 IMAGES = """
 [server]
 default_policy = "hp"

@@ -14,7 +14,7 @@ from guard.artifact import Artifact
 from guard.config.schema import load_config
 from guard.errors import ConfigError
 from tests.guard.commands.running import run
-from tests.guard.conftest import MakeArtifact, describe_model
+from tests.guard.conftest import HASH, MakeArtifact, describe_model
 
 pytestmark = pytest.mark.usefixtures("plain_terminal")
 
@@ -200,6 +200,16 @@ def test_a_default_that_no_model_can_apply_is_a_problem(folder: Path) -> None:
     code, (problem,), _ = _check(folder, DEFAULT + images)
     assert code == 1
     assert problem.startswith("server.default_policy: no guard of 'p' is for a model")
+
+
+def test_a_policy_that_waits_for_erasures_is_sound(folder: Path) -> None:
+    server = f'{DEFAULT}admin_hash = "{HASH}"\n'
+    empty = '[erasures]\nfolder = "kept"\n[policies.p]\nguards = []\n'
+    code, problems, warnings = _check(folder, server + MODEL + empty)
+    assert code == 0 and not problems and not any("erasures" in each for each in warnings)
+    other = MODEL + 'engine = "vllm"\n'
+    _, _, warnings = _check(folder, server + other + empty)
+    assert any(each.startswith("erasures.folder: no model can forget") for each in warnings)
 
 
 def test_a_proxys_default_needs_guards_that_act_there(folder: Path) -> None:

@@ -292,3 +292,14 @@ def test_a_device_file_is_not_read_for_ever() -> None:
     if os.path.exists("/dev/zero"):
         with pytest.raises(ConfigError, match="larger than"):
             load_config("/dev/zero")
+
+
+def test_erasures_need_an_administrator_and_let_policies_be_empty(tmp_path: Path) -> None:
+    empty = "[policies.p]\nguards = []\n"
+    assert any("names no guard" in each for each in problems(tmp_path, empty))
+    erasures = f'[erasures]\nfolder = "kept"\n{empty}'
+    (problem,) = problems(tmp_path, erasures)
+    assert problem.startswith("line 2: erasures.folder: needs the administrator")
+    path = tmp_path / "config.toml"
+    path.write_text(f'[server]\nadmin_hash = "{HASH}"\n{erasures}')
+    assert load_config(path).erasures.folder == tmp_path / "kept"

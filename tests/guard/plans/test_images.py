@@ -103,6 +103,20 @@ def test_the_decision_and_the_verdict_on_a_reading(
     assert verdict.guards[0].fired == reading.fired
 
 
+@pytest.mark.parametrize("action", ["refine", "block"])
+@pytest.mark.parametrize("reading", [REFINED, STUCK, CUT_OFF])
+def test_a_guard_in_shadow_only_observes(
+    tmp_path: Path, action: str, reading: ImageReading
+) -> None:
+    config = config_of(tmp_path, action=action)
+    (guard,) = config.guards
+    shadowed = config.model_copy(update={"guards": (guard.model_copy(update={"shadow": True}),)})
+    plan = ImagePlans(shadowed, ToyFamily(), name="toy")["p"]
+    assert not plan.rows()[0].acts and plan.decide({"g": reading}) == "generate"
+    verdict = plan.verdict({"g": reading}, **REPORT)
+    assert (verdict.outcome, verdict.guards[0].action) == ("pass", "observe")
+
+
 def test_the_verdict_on_a_refinement(tmp_path: Path) -> None:
     verdict = plan_of(tmp_path).verdict({"g": REFINED}, **REPORT)
     assert verdict.guards == (

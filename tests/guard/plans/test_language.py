@@ -101,6 +101,28 @@ def test_only_steering_acts(model: Any, save: Save, action: str) -> None:
     assert plan.action == action and not plan.refuses
 
 
+@pytest.mark.parametrize("action", ["steer", "block", "flag"])
+def test_a_guard_in_shadow_observes_while_others_act(model: Any, save: Save, action: str) -> None:
+    guards = (
+        GuardConfig(name="tried", artifact=save("tried"), shadow=True),
+        GuardConfig(name="g", artifact=save("g")),
+    )
+    policies = {"p": PolicyConfig(guards=("tried", "g"), action=action)}  # type: ignore[arg-type]
+    plan = LanguagePlans(Config(guards=guards, policies=policies), model, name="tiny")["p"]
+    assert [row.acts for row in plan.rows()] == [False, action == "steer"]
+    fired, silent = Reading(1.0, 0.25, 0, True), Reading(0.0, 0.25, None, True)
+    tried = {"tried": fired, "g": silent}
+    verdict = plan.verdict(tried, **REPORT)
+    assert verdict.outcome == "pass" and not plan.blocks(tried)
+    assert [(guard.fired, guard.action) for guard in verdict.guards] == [
+        (True, "observe"),
+        (False, "none"),
+    ]
+    both = {"tried": fired, "g": fired}
+    assert [guard.action for guard in plan.verdict(both, **REPORT).guards] == ["observe", action]
+    assert plan.blocks(both) == (action == "block")
+
+
 def test_configured_values_go_before_fitted_ones(model: Any, save: Save) -> None:
     guard = GuardConfig(name="g", artifact=save("g"), threshold=-0.5, strength=3.0, recheck=False)
     assert plan_of(model, guard).rows() == (RowGuard("g", -0.5, 3.0, recheck=None),)

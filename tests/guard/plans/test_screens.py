@@ -176,6 +176,16 @@ def test_a_screen_of_an_unknown_method_breaks_its_policies(tmp_path: Path) -> No
         _guards(tmp_path, "h")["p"].require_whole()
 
 
+def test_a_classifier_in_shadow_observes(tmp_path: Path) -> None:
+    _head(tmp_path, {"threshold": 0.5})
+    path = tmp_path / "config.toml"
+    path.write_text(path.read_text().replace("[[guards]]", "[[guards]]\nshadow = true"))
+    config = load_config(path)
+    assert [guard.shadow for guard in config.guards] == [True]
+    (screen,) = TextPlans(config, _Encoder)["p"].screens  # type: ignore[arg-type]
+    assert screen.action == "observe"
+
+
 def test_a_classifier_fires_above_its_threshold_and_not_at_it(tmp_path: Path) -> None:
     (screen,) = _head(tmp_path, {"threshold": 0.5})["p"].screens
     assert not ScreenedText(screen, 0.5).fired

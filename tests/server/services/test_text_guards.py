@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from guard.config.schema import PolicyConfig, load_config
 from guard.errors import ContentBlocked, GuardFailed
 from tests.server.running_service import run
 from tests.server.services.text_driver import Answer, answers, request
@@ -65,6 +68,32 @@ def test_a_guard_that_blocks_an_answer_cuts_it_before_the_token_it_fired_on(
     # the steering of the same guard begins where it fires, not before
     assert steered.tokens[: late.position] == bare.tokens[: late.position]
     assert steered.text != bare.text
+
+
+def test_a_guard_in_shadow_blocks_nothing(tiny_model: TinyTextModel, tmp_path: Path) -> None:
+    config = load_config(tiny_model.write_config(tiny_model.copy(tmp_path)))
+    shadowed = [
+        guard.model_copy(update={"shadow": guard.name in {"always", "late"}})
+        for guard in config.guards
+    ]
+    policies = {
+        **config.policies,
+        "both": PolicyConfig(guards=("late", "watchful", "always"), action="block"),
+    }
+    config = config.model_copy(update={"guards": tuple(shadowed), "policies": policies})
+    with tiny_model.serve(tmp_path, config) as running:
+        prompt = tiny_model.late.prompt
+        bare, *shadows = answers(
+            running,
+            *(
+                request(running, policy, prompt)
+                for policy in ("none", "block-always", "steer-always", "block-late", "both")
+            ),
+        )
+    for answer in shadows:
+        assert answer.content == bare.content and answer.finished.verdict.outcome == "pass"
+    fired = {guard.guard: guard.action for guard in shadows[-1].finished.verdict.guards}
+    assert fired == {"late": "observe", "watchful": "none", "always": "observe"}
 
 
 def test_the_last_token_is_guarded_too(shared: RunningText, tiny_model: TinyTextModel) -> None:

@@ -154,6 +154,28 @@ def test_what_blocks_ends_without_a_token(
         assert one["guard"]["outcome"] == ("blocked" if blocked else "pass")
 
 
+def test_a_guard_in_shadow_ends_and_changes_nothing(
+    folder: Path, requests: list[dict[str, Any]]
+) -> None:
+    shadowed = CONFIG.replace('name = "firm"', 'name = "firm"\nshadow = true', 1)
+    (folder / "shadow.toml").write_text(shadowed + HALT)
+    asked = [
+        alone(own) | {"policy": policy}
+        for own in requests[:12]
+        for policy in ("none", "stop", "firm")
+    ]
+    came = run(folder, asked, config="shadow.toml")["phases"][0]
+    fired = 0
+    for bare, stopped, steered in zip(came[::3], came[1::3], came[2::3], strict=True):
+        assert stopped["tokens"] == steered["tokens"] == bare["tokens"]
+        for one in (stopped, steered):
+            assert one["guard"]["outcome"] == "pass"
+            (guard,) = one["guard"]["guards"]
+            assert guard["action"] == ("observe" if guard["fired"] else "none")
+            fired += guard["fired"]
+    assert fired > 4
+
+
 def test_several_answers_to_one_prompt_are_guarded_alike(folder: Path) -> None:
     # V2 draws tokens with a kernel that does not run without a GPU
     came = run(folder, [{"prompt": prompt(30, 4), "tokens": 5, "policy": "both", "n": 3}])

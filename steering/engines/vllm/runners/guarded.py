@@ -343,7 +343,11 @@ def _row_report(plan: RowPlan, readings: Sequence[Reading], step: int) -> RowRep
     """The report on a request whose forward has decided from `step` on."""
     if plan.closed and not all(reading.valid for reading in readings):
         return RowReport(readings, 0)
-    fired = [reading.position for reading in readings if reading.position is not None]
+    fired = [
+        reading.position
+        for guard, reading in zip(plan.guards, readings, strict=True)
+        if reading.position is not None and guard.name not in plan.shadows
+    ]
     # the token after the one at which a guard fired is not returned
     return RowReport(readings, max(min(fired) - step, 0) if plan.blocks and fired else None)
 

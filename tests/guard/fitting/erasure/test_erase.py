@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+import guard
 from guard.artifact import Artifact
 from guard.cli import app
 from guard.config.schema import load_config
@@ -115,6 +116,26 @@ def test_one_command_writes_guards_a_policy_and_a_report(
     assert {each["way"] for each in report["tried"]} == {"name", "term", "near", "far"}
     page = (out.parent / "frank.1.report.html").read_text()
     assert "Innocent prompts that fire" in page and "Victor Moritz" in page
+
+
+def test_one_call_in_python_makes_guards_and_says_how_to_use_them(
+    chat: WordModel,
+    profile: Profile,
+    cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    profile.save(profile_path(chat.fitted_model))
+    monkeypatch.setattr("guard.models.chat.TransformersChat.load", lambda *_, **__: chat)
+    made = guard.forget("words", " Frankenstein ", aliases=["The Modern Prometheus"], out=tmp_path)
+    assert made.name == "Frankenstein" and made.judgement.startswith("usable")
+    assert made.figures["fired_by_name"].startswith("100.0%")
+    assert made.policy == "frankenstein" and made.report.is_file() and made.policy_file.is_file()
+    loaded = [Artifact.load(path).meta.concept for path in made.artifacts]
+    assert "concept/frankenstein/henry-clerval" in loaded
+    (policy,) = made.config.policies.values()
+    assert list(policy.guards) == [path.stem for path in made.artifacts]
+    assert [entry.artifact for entry in made.config.guards] == list(made.artifacts)
 
 
 @pytest.mark.parametrize(

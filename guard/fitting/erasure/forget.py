@@ -1,0 +1,100 @@
+"""A concept forgotten: from its name to fitted guards, their evaluation, and files of both."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from guard.errors import DataError
+from guard.fitting.erasure.belonging import Belonging, what_belongs
+from guard.fitting.erasure.erase import RATES, Erasure, fit_erasure
+from guard.fitting.erasure.evaluation import Evaluation, evaluate
+from guard.fitting.erasure.profile import Profile
+from guard.fitting.erasure.profiling import profile_of
+from guard.fitting.erasure.report import as_json, as_page
+from guard.fitting.files import save_policy, write_report
+from guard.fitting.steering.artifacts import file_name, to_artifacts
+from guard.fitting.steering.gate_search import Rates
+from guard.models.chat import ChatModel
+from guard.reporting.progress import Stages
+
+
+@dataclass(frozen=True)
+class Forgotten:
+    """The guards of a concept, and what they caught and missed."""
+
+    erasure: Erasure
+    evaluation: Evaluation
+    took_s: float
+
+
+@dataclass(frozen=True)
+class Files:
+    """What was written: an artifact for each gate, the policy that lists them, the report and its
+    page."""
+
+    artifacts: tuple[Path, ...]
+    policy: Path
+    page: Path
+    report: dict[str, Any]
+
+
+def forget(
+    chat: ChatModel,
+    name: str,
+    aliases: Sequence[str],
+    documents: Sequence[str],
+    progress: Stages,
+    *,
+    rates: Rates = RATES,
+    collected: Callable[[Belonging], None] = lambda belonging: None,
+) -> Forgotten:
+    """Fit guards of a concept from its name; `collected` is called with what belongs to it.
+
+    Raises DataError where the model knows nothing of it, and as `profile_of` and `fit_erasure` do.
+    """
+    profile = profile_of(chat, progress)
+    started = time.monotonic()
+    belonging = what_belongs(chat, name, aliases, documents, progress)
+    if not belonging.known and not belonging.terms:
+        raise DataError(
+            f"{chat.name} seems to know nothing of {name!r}: its answers agree on no name, so "
+            "there is nothing to forget; give documents about it if it does know, or stop "
+            "the words themselves with a screen of patterns"
+        )
+    collected(belonging)
+    return fitted(chat, profile, belonging, progress, rates=rates, started=started)
+
+
+def fitted(
+    chat: ChatModel,
+    profile: Profile,
+    belonging: Belonging,
+    progress: Stages,
+    *,
+    rates: Rates,
+    started: float,
+) -> Forgotten:
+    """Fit guards of a concept of which it is known what belongs to it; `started` is on the
+    monotonic clock."""
+    erasure = fit_erasure(chat, profile, belonging, progress, rates=rates)
+    evaluation = evaluate(chat, erasure, progress)
+    return Forgotten(erasure, evaluation, time.monotonic() - started)
+
+
+def save(chat: ChatModel, forgotten: Forgotten, out: Path) -> Files:
+    """Write the artifacts of a concept beside `out`, which names none itself, their policy and
+    report."""
+    erasure, evaluation = forgotten.erasure, forgotten.evaluation
+    paths = []
+    concept = f"concept/{file_name(erasure.belonging.name)}"
+    for subject, artifact in to_artifacts(erasure.fit, chat, concept=concept).items():
+        path = out.with_name(f"{out.stem}-{subject}.safetensors")
+        artifact.save(path)
+        paths.append(path)
+    report = as_json(erasure, evaluation, forgotten.took_s)
+    page = write_report(out, report, as_page(erasure, evaluation))
+    return Files(tuple(paths), save_policy(paths, out), page, report)

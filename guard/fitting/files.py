@@ -1,0 +1,33 @@
+"""What fits write beside artifacts: a report, and the policy that lists them. Needs no torch."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def write_report(out: Path, report: Mapping[str, Any], page: str) -> Path:
+    """Write NAME.report.json and NAME.report.html beside the artifact `out`; returns the page."""
+    # imported here since only the extra `fit` has what it needs
+    from guard.reporting.page import write_text
+
+    write_text(out.with_name(f"{out.stem}.report.json"), json.dumps(report, indent=1) + "\n")
+    html = out.with_name(f"{out.stem}.report.html")
+    write_text(html, page)
+    return html
+
+
+def save_policy(artifacts: Sequence[Path], out: Path) -> Path:
+    """Write what a configuration needs to list all of `artifacts` as NAME.toml."""
+    lines = []
+    for path in artifacts:
+        lines += ["[[guards]]", f'name = "{path.stem}"', f'artifact = "{path.name}"', ""]
+    listed = ",\n".join(f'    "{path.stem}"' for path in artifacts)
+    name = out.stem if re.fullmatch(r"[\w-]+", out.stem, re.ASCII) else json.dumps(out.stem)
+    lines += [f"[policies.{name}]", f"guards = [\n{listed},\n]", ""]
+    policy = out.with_suffix(".toml")
+    policy.write_text("\n".join(lines), encoding="utf-8")
+    return policy

@@ -1,0 +1,115 @@
+"""`/guard/v1/erasures`, for the administrator's key, whose hash is `server.admin_hash`."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastapi import APIRouter, Request
+from starlette.responses import HTMLResponse, Response
+
+from guard.config.keys import KeyRing
+from guard.config.schema import Config, KeyConfig
+from server.auth import authenticate
+from server.endpoints.openapi import body_of
+from server.erasures.bodies import asked_in, erasure_object
+from server.erasures.events import ProgressStream
+from server.erasures.page import as_page
+from server.erasures.service import Erasures
+from server.errors import InvalidParameter
+from server.wire.body import read_object
+from server.wire.replies import JSONReply
+from server.wire.schemas.base import parse_request
+from server.wire.schemas.erasures import ErasureRequest, StateRequest
+
+PAGE, MOST_OF_PAGE = 20, 100
+_NOTHING_LOADED = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+
+
+def erasures_router(config: Config, erasures: Erasures) -> APIRouter:
+    """The routes of erasures."""
+    assert config.server.admin_hash is not None
+    router = APIRouter(prefix="/guard/v1/erasures")
+    ring = KeyRing([KeyConfig(hash=config.server.admin_hash, tenant="admin")])
+    limits = config.server
+
+    @router.post("", openapi_extra=body_of(ErasureRequest))
+    async def create_erasure(request: Request) -> Response:
+        authenticate(ring, request.headers)
+        raw = await read_object(request, limits.max_body_bytes, limits.request_timeout_s)
+        body = parse_request(ErasureRequest, raw)
+        asked = asked_in(body, config, erasures.models)
+        record = await erasures.create(asked, body.documents)
+        return JSONReply(erasure_object(record, erasures), status_code=202)
+
+    @router.get("")
+    async def list_erasures(request: Request) -> Response:
+        """The newest first; `after` is the id of the last one of the page before."""
+        authenticate(ring, request.headers)
+        limit = _limit(request.query_params.get("limit"))
+        records = erasures.newest()
+        if after := request.query_params.get("after"):
+            records = records[records.index(erasures.get(after)) + 1 :]
+        page = records[:limit]
+        return JSONReply(
+            {
+                "object": "list",
+                "data": [erasure_object(record, erasures) for record in page],
+                "has_more": len(records) > limit,
+                "last_id": page[-1].id if page else None,
+            }
+        )
+
+    @router.get("/{erasure}")
+    async def retrieve_erasure(request: Request, erasure: str) -> Response:
+        authenticate(ring, request.headers)
+        return JSONReply(erasure_object(erasures.get(erasure), erasures))
+
+    @router.get("/{erasure}/events")
+    async def stream_progress(request: Request, erasure: str) -> Response:
+        authenticate(ring, request.headers)
+        return ProgressStream(erasures, erasures.get(erasure).id)
+
+    @router.post("/{erasure}/state", openapi_extra=body_of(StateRequest))
+    async def change_state(request: Request, erasure: str) -> Response:
+        authenticate(ring, request.headers)
+        raw = await read_object(request, limits.max_body_bytes, limits.request_timeout_s)
+        body = parse_request(StateRequest, raw)
+        # to its end, also where the client hangs up
+        record = await asyncio.shield(erasures.enter(erasure, body.state))
+        return JSONReply(erasure_object(record, erasures))
+
+    @router.delete("/{erasure}")
+    async def withdraw_erasure(request: Request, erasure: str) -> Response:
+        authenticate(ring, request.headers)
+        record = await asyncio.shield(erasures.withdraw(erasure))
+        return JSONReply(erasure_object(record, erasures))
+
+    @router.get("/{erasure}/certificate")
+    async def retrieve_certificate(request: Request, erasure: str) -> Response:
+        """JSON, or a page where `format=html` or the header Accept asks for one."""
+        authenticate(ring, request.headers)
+        wanted = request.query_params.get("format")
+        if wanted not in {None, "json", "html"}:
+            raise InvalidParameter("'format' is 'json' or 'html'.", param="format")
+        certificate = erasures.certificate(erasure)
+        if wanted == "html" or (wanted is None and _wants_page(request)):
+            headers = {"Content-Security-Policy": _NOTHING_LOADED}
+            return HTMLResponse(as_page(certificate), headers=headers)
+        return JSONReply(certificate.model_dump(mode="json"))
+
+    return router
+
+
+def _limit(given: str | None) -> int:
+    if given is None:
+        return PAGE
+    if not given.isdecimal() or not 1 <= int(given[:9]) <= MOST_OF_PAGE:
+        raise InvalidParameter(f"'limit' is a number from 1 to {MOST_OF_PAGE}.", param="limit")
+    return int(given)
+
+
+def _wants_page(request: Request) -> bool:
+    kinds = [
+        part.partition(";")[0].strip() for part in request.headers.get("accept", "").split(",")
+    ]
+    return "text/html" in kinds and "application/json" not in kinds
