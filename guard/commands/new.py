@@ -11,7 +11,14 @@ import typer
 from rich.console import Console
 
 from guard.commands.fit.options import AsJson, Device, Model
-from guard.commands.fit.output import print_written, save_policy, write_report
+from guard.commands.fit.output import (
+    print_judgement,
+    print_written,
+    require_writable,
+    save_policy,
+    write_report,
+)
+from guard.models.kinds import source_of
 from guard.reporting.progress import stages
 
 if TYPE_CHECKING:
@@ -60,10 +67,11 @@ def new(
     name = checked_name(concept)
     aliases = [checked_name(each) for each in alias or ()]
     documents = read_documents(about or ())
+    source_of(model, "language")
 
     from guard.errors import DataError
     from guard.fitting.erasure.belonging import what_belongs
-    from guard.fitting.erasure.erase import fit_erasure
+    from guard.fitting.erasure.erase import fit_erasure, require_rates
     from guard.fitting.erasure.evaluation import evaluate
     from guard.fitting.erasure.profiling import profile_of
     from guard.fitting.steering.artifacts import file_name
@@ -73,6 +81,8 @@ def new(
     base = out or Path("guards") / file_name(name)
     # as the others that write beside an artifact take it: a dot in the name is no suffix then
     whole = base.with_name(f"{base.name.removesuffix('.safetensors')}.safetensors")
+    require_writable(whole)
+    require_rates(Rates(fpr, near_fpr))
     chat = TransformersChat.load(model, device=device)
     with stages() as progress:
         profile = profile_of(chat, progress)
@@ -118,5 +128,5 @@ def write_erasure(
     console = Console()
     for figure, value in report["figures"].items():
         console.print(f"{figure.replace('_', ' ')}: {value}", highlight=False, markup=False)
-    console.print(report["judgement"], highlight=False, markup=False)
+    print_judgement(console, report)
     print_written(console, *paths, page)

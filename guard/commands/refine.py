@@ -10,9 +10,11 @@ from typing import Annotated
 import typer
 
 from guard.commands.fit.options import AsJson, Device
+from guard.commands.fit.output import require_writable
 from guard.commands.guards import artifacts_of
 from guard.commands.new import write_erasure
 from guard.errors import DataError
+from guard.models.kinds import source_of
 from guard.reporting.progress import stages
 
 app = typer.Typer(add_completion=False)
@@ -68,6 +70,8 @@ def refine(
         leaks=_joined(belonging.leaks, leaks, spared),
         innocent=_joined(belonging.innocent, spared, leaks),
     )
+    require_writable(guards)
+    source_of(model or fitted.name, "language")
     chat = TransformersChat.load(model or fitted.name, device=device)
     if chat.fitted_model.fingerprint != fitted.fingerprint:
         raise DataError(

@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from guard.data.faults import misspelt, told
 from guard.errors import DataError
 
 if TYPE_CHECKING:
@@ -221,11 +222,15 @@ def read_rows(path: Path, kind: type[R]) -> list[R]:
         if not line.strip():
             continue
         try:
-            row = kind.model_validate(json.loads(line))
+            content = json.loads(line)
+            unknown = [*misspelt(content, kind)] if isinstance(content, dict) else []
+            if unknown:
+                faults += [f"line {number}: {fault}" for fault in unknown]
+                continue
+            row = kind.model_validate(content)
         except ValidationError as error:
             for fault in error.errors(include_url=False):
-                where = ".".join(map(str, fault["loc"])) or "row"
-                faults.append(f"line {number}: {where}: {fault['msg']}")
+                faults.append(f"line {number}: {told(fault, kind)}")
             continue
         except (ValueError, RecursionError) as error:
             faults.append(f"line {number}: no JSON object: {error}")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from guard.artifact import FittedModel
 from guard.errors import ModelError
-from guard.models.sources import resolve_source
+from guard.models.kinds import source_of
 from guard.reporting.progress import Stages
 from steering.engines.transformers.continuations import Continued, Losses, continuation_losses
 from steering.engines.transformers.engine import RowStart, TransformersEngine
@@ -194,7 +194,9 @@ class TransformersChat(ChatModel):
         """Load a model by its name in the store, its directory or its hub name. Raises
         ModelError."""
         try:
-            model, tokenizer, vision = load_language_model(resolve_source(source), device=device)
+            model, tokenizer, vision = load_language_model(
+                source_of(source, "language"), device=device
+            )
         except ValueError as error:
             raise ModelError(f"model {source!r}: {error}") from error
         return cls(model, tokenizer, name=source, vision=vision)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from guard.artifact import FittedModel
 from guard.errors import ModelError
-from guard.models.sources import resolve_source
+from guard.models.kinds import source_of
 from guard.reporting.progress import Stages
 from steering.engines.diffusion.engine import DiffusionEngine, ImageStart
 from steering.engines.diffusion.families import Family, family_of
@@ -52,7 +52,7 @@ class ImageModel:
     def load(cls, source: str, *, device: str = "auto") -> ImageModel:
         """Load an added model by name, a directory or a hub name. Raises ModelError."""
         try:
-            pipeline: Any = load_pipeline(resolve_source(source), device=device)
+            pipeline: Any = load_pipeline(source_of(source, "images"), device=device)
             family = family_of(pipeline)
         except (ValueError, RuntimeError) as error:
             raise ModelError(f"model {source!r}: {error}") from error

@@ -17,6 +17,7 @@ from guard.commands.fit.output import (
 )
 from guard.data.concept import read_concept
 from guard.data.prompts import PromptPair, read_rows
+from guard.models.kinds import source_of
 from guard.reporting import values
 from guard.reporting.progress import stages
 
@@ -90,17 +91,21 @@ def cgce(
     concept = read_concept(concept_file)
     pair_rows = read_rows(pairs, PromptPair) if pairs else []
     require_artifact_name(out)
+    source_of(model, "images")
 
     from classifiers.training import Recipe
     from guard.fitting.images.cgce import Descent, fit_cgce
     from guard.fitting.images.cgce_report import as_json as report_json
     from guard.fitting.images.cgce_report import as_page
     from guard.fitting.prompts.concept_prompts import folds_of, labelled
-    from guard.fitting.prompts.rates import Rates
+    from guard.fitting.prompts.rates import Rates, require_enough
     from guard.fitting.prompts.search import Search
     from guard.models.images import ImageModel
 
     prompts = [*folds_of(concept, count, folds, seed), *labelled(pair_rows, folds)]
+    rates = Rates(fpr, near_fpr)
+    held_out = (prompt.kind for prompt in prompts if prompt.split != "train")
+    require_enough(held_out, rates)
     image_model = ImageModel.load(model, device=device)
     started = time.monotonic()
     with stages() as progress:
@@ -108,7 +113,7 @@ def cgce(
             image_model,
             concept,
             prompts,
-            rates=Rates(fpr, near_fpr),
+            rates=rates,
             recipe=Recipe(noise=noise, radius=radius, seed=seed),
             descent=Descent(
                 rate=rate,

@@ -27,6 +27,7 @@ from guard.commands.fit.options import (
 from guard.commands.fit.output import facts, print_json, print_written, require_artifact_name
 from guard.data.concept import read_concept
 from guard.errors import DataError
+from guard.models.kinds import source_of
 from guard.reporting import values
 from guard.reporting.progress import stages
 
@@ -90,26 +91,31 @@ def irece(
             f"{concept_file}: {concept.name} is a style, which has no position in an image: fit "
             "another method"
         )
+    source_of(model, "images")
 
     from classifiers.latents import LatentRecipe
     from guard.fitting.images.irece import fit_irece
-    from guard.fitting.images.latents import TrainingImages
-    from guard.fitting.images.reference_images import read_reference_images
+    from guard.fitting.images.latents import TrainingImages, require_images
+    from guard.fitting.images.reference_images import read_reference_images, reference_rows
     from guard.fitting.prompts.concept_prompts import folds_of
     from guard.fitting.prompts.rates import Rates
     from guard.models.images import ImageModel
 
+    rates = Rates(fpr, near_fpr)
+    prompts = folds_of(concept.first(1), 4 * count, folds, seed)
+    shown = reference_rows(concept, images)[1] if images else []
+    require_images(prompts, count, rates, given=shown.count(False))
     image_model = ImageModel.load(model, device=device)
     started = time.monotonic()
     with stages() as progress:
         fit = fit_irece(
             image_model,
             concept,
-            folds_of(concept.first(1), 4 * count, folds, seed),
+            prompts,
             TrainingImages.of(image_model, count, steps=steps, guidance=guidance, bf16=bf16),
             inspections=looks,
             trials=trials,
-            rates=Rates(fpr, near_fpr),
+            rates=rates,
             recipe=LatentRecipe(steps=800, attack_radius=hidden, attack_steps=3)
             if hidden
             else LatentRecipe(),

@@ -25,6 +25,7 @@ from guard.commands.fit.options import (
 from guard.commands.fit.output import facts, print_json, print_written, require_artifact_name
 from guard.data.concept import read_concept
 from guard.errors import DataError
+from guard.models.kinds import source_of
 from guard.reporting import values
 from guard.reporting.progress import stages
 
@@ -61,22 +62,26 @@ def latents(
             f"{concept_file}: {concept.name} is a style, which the model's images may have "
             "without a request for it: they cannot serve as images without it"
         )
+    source_of(model, "images")
 
     from classifiers.latents import LatentRecipe
-    from guard.fitting.images.latents import TrainingImages, fit_latents
+    from guard.fitting.images.latents import TrainingImages, fit_latents, require_images
     from guard.fitting.prompts.concept_prompts import folds_of
     from guard.fitting.prompts.rates import Rates
     from guard.models.images import ImageModel
 
+    rates = Rates(fpr, near_fpr)
+    prompts = folds_of(concept.first(phrases), 4 * count, folds, seed)
+    require_images(prompts, count, rates)
     image_model = ImageModel.load(model, device=device)
     started = time.monotonic()
     with stages() as progress:
         fit = fit_latents(
             image_model,
             concept,
-            folds_of(concept.first(phrases), 4 * count, folds, seed),
+            prompts,
             TrainingImages.of(image_model, count, steps=steps, guidance=guidance, bf16=bf16),
-            rates=Rates(fpr, near_fpr),
+            rates=rates,
             recipe=LatentRecipe(),
             seed=seed,
             progress=progress,

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from guard.commands.fit.options import AsJson, Out
 from guard.commands.fit.output import (
+    checked_concept,
     print_json,
     print_written,
     require_artifact_name,
@@ -18,7 +19,7 @@ from guard.commands.fit.output import (
 )
 from guard.data.prompts import ScreenText, read_rows
 from guard.errors import ModelError
-from guard.models.sources import resolve_source
+from guard.models.kinds import source_of
 from guard.reporting import values
 from guard.reporting.progress import stages
 
@@ -49,17 +50,21 @@ def screen(
 ) -> None:
     """Fit a screen of texts: a head on a sentence encoder, calibrated, with its threshold."""
     require_artifact_name(out)
+    checked_concept(concept, description)
     rows = read_rows(data, ScreenText)
+    source = source_of(model, "text")
 
     from classifiers.text.disguises.views import readings
     from classifiers.text.encoder.model import TextEncoder
-    from guard.fitting.screens.fit import ScreenRecipe, fit_screen
+    from guard.fitting.screens.fit import ScreenRecipe, fit_screen, require_texts
     from guard.fitting.screens.report import as_json as report_json
     from guard.fitting.screens.report import as_page
 
+    recipe = ScreenRecipe(kind=kind, calibration=calibration, fpr=fpr, seed=seed)
+    require_texts(rows, hold_out or [], recipe)
     started = time.monotonic()
     try:
-        encoder = TextEncoder.load(resolve_source(model))
+        encoder = TextEncoder.load(source)
     except ValueError as error:
         raise ModelError(str(error)) from error
     with stages() as progress:
@@ -68,7 +73,7 @@ def screen(
             rows,
             concept,
             hold_out or [],
-            ScreenRecipe(kind=kind, calibration=calibration, fpr=fpr, seed=seed),
+            recipe,
             readings,
             progress,
             description,

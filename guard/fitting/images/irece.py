@@ -22,11 +22,17 @@ from guard.artifact import Artifact, ArtifactMeta
 from guard.data.concept import Concept
 from guard.errors import DataError
 from guard.fitting.images import irece_search
-from guard.fitting.images.latents import TrainingImages, sure_prompts
+from guard.fitting.images.latents import TrainingImages, require_sure, sure_prompts
 from guard.fitting.images.recording import RecordedTrajectory, record_trajectories
 from guard.fitting.images.reference_images import ReferenceImages, reference_estimates
 from guard.fitting.prompts.concept_prompts import LabelledPrompt
-from guard.fitting.prompts.rates import Calibrated, Rates, by_kind, calibrated, figures
+from guard.fitting.prompts.rates import (
+    Calibrated,
+    Rates,
+    by_kind,
+    calibrated,
+    figures,
+)
 from guard.models.images import ImageModel
 from guard.reporting.progress import Stages
 from steering.engines.diffusion.sampling.estimates import estimates_of
@@ -70,6 +76,8 @@ def fit_irece(
     be recorded.
     """
     chosen = sure_prompts(image_model, concept, prompts, images, seed, progress)
+    given = 0 if references is None else int((~references.shown).sum())
+    require_sure(chosen, rates, given)
     steps, guidance = images.steps, images.guidance
     schedule = InspectionSchedule(EARLIEST, inspections)
     try:
@@ -95,11 +103,6 @@ def fit_irece(
     # one kind at a time: attention is recorded for images of the concept only
     unsafe = [i for i, prompt in enumerate(chosen) if prompt.unsafe]
     safe = [i for i, prompt in enumerate(chosen) if not prompt.unsafe]
-    if not (unsafe and safe):
-        raise DataError(
-            "the prompts are not sufficient: a classifier needs images with the concept and images "
-            "without it: add prompts of the missing kind"
-        )
     with_concept = record(unsafe, probes, "generating the concept")
     without = record(safe, [], "generating other images")
     chosen = [chosen[i] for i in (*unsafe, *safe)]

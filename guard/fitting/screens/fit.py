@@ -122,6 +122,27 @@ def fit_screen(
     return ScreenFit(Artifact(meta, head.tensors()), test)
 
 
+def require_texts(
+    rows: Sequence[ScreenText], hold_out: Sequence[str], recipe: ScreenRecipe
+) -> None:
+    """Raise DataError if a source is unknown, or the texts to train and to calibrate on are too
+    few, whatever the encoder makes of them."""
+    folds = _folds(rows, hold_out, recipe.seed)
+    unsafe = np.array([row.unsafe for row in rows])
+    for kind, of_kind in (("unsafe", unsafe), ("benign", ~unsafe)):
+        if len(np.unique(folds[of_kind & (folds >= 0)])) < 2:
+            raise DataError(
+                f"too few {kind} texts to train on: give some of two families or more, that are "
+                "not of a source that is held out"
+            )
+    benign, needed = int((~unsafe & (folds >= 0)).sum()), prompts_needed(recipe.fpr)
+    if benign < needed:
+        raise DataError(
+            f"a false-positive rate of {recipe.fpr:.2%} needs {needed} benign texts that are not "
+            f"held out, there are {benign}: add some, or ask for a higher --fpr"
+        )
+
+
 def _folds(rows: Sequence[ScreenText], hold_out: Sequence[str], seed: int) -> Indices:
     """The fold of each row, -1 for held-out rows; all rows of a family are in one fold."""
     sources = {row.source for row in rows}

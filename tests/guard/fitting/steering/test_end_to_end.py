@@ -117,8 +117,11 @@ def test_fit_then_evaluate(folder: Path) -> None:
     )
     asked = [json.loads(line) for line in (folder / "data" / "forget.jsonl").open()]
     held_out = [row["prompt"] for row in asked if row["split"] == "validation"]
-    order = [prompt for prompt, s in zip(held_out, scores["forget"], strict=True) if s <= threshold]
-    assert report["missed"] == order
+    missed = {p: s for p, s in zip(held_out, scores["forget"], strict=True) if s <= threshold}
+    assert [row["prompt"] for row in report["missed"]] == sorted(missed, key=lambda p: -missed[p])
+    assert report["threshold"] == threshold and report["judgement"]
+    assert all(row["score"] > threshold for row in report["hit"])
+    assert report["judgement"] in fitted.stdout.splitlines()
     page = (folder / "topic.report.html").read_text()
     assert "Leaks against retain damage" in page and page.count("data:image/svg+xml") == 2
     assert "http://" not in page and "https://" not in page
