@@ -18,7 +18,7 @@ from guard.commands.fit.output import (
     save_policy,
     write_report,
 )
-from guard.models.kinds import source_of
+from guard.models.kind_checks import source_of
 from guard.reporting.progress import stages
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from guard.commands.fit.output import require_writable
 from guard.commands.guards import artifacts_of
 from guard.commands.new import write_erasure
 from guard.errors import DataError
-from guard.models.kinds import source_of
+from guard.models.kind_checks import source_of
 from guard.reporting.progress import stages
 
 app = typer.Typer(add_completion=False)

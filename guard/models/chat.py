@@ -12,7 +12,7 @@ from torch import Tensor
 
 from guard.artifact import FittedModel
 from guard.errors import ModelError
-from guard.models.kinds import source_of
+from guard.models.kind_checks import source_of
 from guard.reporting.progress import Stages
 from steering.engines.transformers.continuations import Continued, Losses, continuation_losses
 from steering.engines.transformers.engine import RowStart, TransformersEngine

@@ -19,7 +19,7 @@ from guard.config.checks import NO_POLICY
 from guard.config.vllm_plugin import CONFIG, POLICY
 from guard.errors import GuardFailed, ModelError
 from guard.models.chat import Answers, ChatModel, GuardedAnswer, end_tokens
-from guard.models.kinds import source_of
+from guard.models.kind_checks import source_of
 from guard.reporting.progress import Stages
 from steering.engines.transformers.offline import Advance, Tokens, nothing
 from steering.hidden.bank import HiddenBank

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from guard.artifact import FittedModel
 from guard.errors import ModelError
-from guard.models.kinds import source_of
+from guard.models.kind_checks import source_of
 from guard.reporting.progress import Stages
 from steering.engines.diffusion.engine import DiffusionEngine, ImageStart
 from steering.engines.diffusion.families import Family, family_of

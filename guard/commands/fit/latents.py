@@ -6,8 +6,8 @@ import time
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from guard.commands.fit.image_output import finish
 from guard.commands.fit.options import (
     AsJson,
     Bf16,
@@ -22,11 +22,10 @@ from guard.commands.fit.options import (
     NearFpr,
     Out,
 )
-from guard.commands.fit.output import facts, print_json, print_written, require_artifact_name
+from guard.commands.fit.output import require_artifact_name
 from guard.data.concept import read_concept
 from guard.errors import DataError
-from guard.models.kinds import source_of
-from guard.reporting import values
+from guard.models.kind_checks import source_of
 from guard.reporting.progress import stages
 
 
@@ -86,11 +85,5 @@ def latents(
             seed=seed,
             progress=progress,
         )
-    fit.artifact.save(out)
-    if as_json:
-        seconds = round(time.monotonic() - started, 1)
-        print_json(facts(fit.artifact, seconds=seconds), out, fit.artifact)
-        return
-    console = Console()
-    console.print(values.table("held-out images", fit.artifact.meta.calibration))
-    print_written(console, out)
+    took = time.monotonic() - started
+    finish(fit, concept, out, took, as_json=as_json, title="held-out images")

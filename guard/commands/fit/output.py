@@ -71,18 +71,6 @@ def print_json(report: Mapping[str, Any], out: Path, artifact: Artifact) -> None
     print(json.dumps(with_artifact(report, out, artifact), indent=2))
 
 
-def facts(artifact: Artifact, **more: Any) -> dict[str, Any]:
-    """The report of a fit that has no page: method, concept, settings and calibration."""
-    meta = artifact.meta
-    return {
-        "method": meta.method,
-        "concept": meta.concept,
-        "settings": meta.settings,
-        "calibration": meta.calibration,
-        **more,
-    }
-
-
 def print_judgement(console: Console, report: Mapping[str, Any]) -> None:
     """Print the judgement of a report, on a line by itself."""
     console.print(report["judgement"], markup=False, highlight=False, soft_wrap=True)

@@ -19,7 +19,7 @@ from guard.commands.fit.output import (
 )
 from guard.data.prompts import ScreenText, read_rows
 from guard.errors import ModelError
-from guard.models.kinds import source_of
+from guard.models.kind_checks import source_of
 from guard.reporting import values
 from guard.reporting.progress import stages
 

@@ -25,7 +25,7 @@ from guard.commands.fit.output import (
 from guard.data.portrait_rows import with_portraits
 from guard.data.prompts import ForgetPrompt, PairedAnswers, RetainPrompt, read_rows
 from guard.errors import DataError
-from guard.models.kinds import source_of
+from guard.models.kind_checks import source_of
 from guard.reporting import values
 from guard.reporting.progress import stages
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Console
 
+from guard.commands.fit.image_output import finish
 from guard.commands.fit.options import AsJson, ConceptFile, Device, Model, NearFpr, Out
-from guard.commands.fit.output import facts, print_json, print_written, require_artifact_name
+from guard.commands.fit.output import require_artifact_name
 from guard.data.concept import Concept, read_concept
-from guard.models.kinds import source_of
-from guard.reporting import values
+from guard.models.kind_checks import source_of
 from guard.reporting.progress import Stages, stages
 
 if TYPE_CHECKING:
@@ -228,7 +228,7 @@ class _Run:
         require_artifact_name(self.out)
         source_of(self.model, "images")
 
-        from guard.fitting.images.training_free import encode_concept
+        from guard.fitting.images.training_free import encode_concept, held_out_of
         from guard.fitting.prompts.concept_prompts import prompts_of
         from guard.fitting.prompts.rates import Rates, require_enough
         from guard.models.images import ImageModel
@@ -238,15 +238,10 @@ class _Run:
             held_out = (prompt.kind for prompt in prompts if prompt.split != "train")
             require_enough(held_out, Rates(fpr, near_fpr))
         image_model = ImageModel.load(self.model, device=self.device)
-        encoded = None
+        encoded, started = None, time.monotonic()
         with stages() as progress:
             if self.count:
                 encoded = encode_concept(image_model, concept, prompts, progress)
             artifact = fit(image_model, concept, encoded, progress)
-        artifact.save(self.out)
-        if self.as_json:
-            print_json(facts(artifact), self.out, artifact)
-            return
-        console = Console()
-        console.print(values.table("", artifact.meta.settings | artifact.meta.calibration))
-        print_written(console, self.out)
+        fitted = held_out_of(artifact, encoded)
+        finish(fitted, concept, self.out, time.monotonic() - started, as_json=self.as_json)

@@ -25,6 +25,7 @@ from guard.fitting.images import irece_search
 from guard.fitting.images.latents import TrainingImages, require_sure, sure_prompts
 from guard.fitting.images.recording import RecordedTrajectory, record_trajectories
 from guard.fitting.images.reference_images import ReferenceImages, reference_estimates
+from guard.fitting.judgement import HeldOut
 from guard.fitting.prompts.concept_prompts import LabelledPrompt
 from guard.fitting.prompts.rates import (
     Calibrated,
@@ -130,7 +131,8 @@ def fit_irece(
     presence = _trained(estimates, label, parts, recipe, seed, progress)
     kinds += ["given" if concept_shown else "far" for concept_shown in shown.tolist()]
     first, windows = _first_inspection(presence.logits, kinds, rates)
-    scores = by_kind(presence.logits[:, first:].amax(1).tolist(), kinds)
+    highest = presence.logits[:, first:].amax(1).tolist()
+    scores = by_kind(highest, kinds)
     threshold = calibrated(scores, rates)
     held_out = irece_search.HeldOut(
         estimates[: len(unsafe), -1],
@@ -180,7 +182,9 @@ def fit_irece(
         },
     )
     tensors = irece_search.guard_tensors(stacked(presence.members), chosen_probes)
-    return Calibrated(Artifact(meta, tensors), scores)
+    asked = [prompt.text for prompt in chosen]
+    asked += [f"reference image {number}" for number in range(1, len(shown) + 1)]
+    return Calibrated(Artifact(meta, tensors), scores, HeldOut.of(threshold, asked, kinds, highest))
 
 
 def _levels(image_model: ImageModel, inspections: InspectionSchedule, steps: int) -> list[float]:

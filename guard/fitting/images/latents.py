@@ -15,6 +15,7 @@ from classifiers.latents import LatentClassifiers, LatentRecipe, stacked, train_
 from guard.artifact import Artifact, ArtifactMeta
 from guard.data.concept import Concept
 from guard.errors import DataError
+from guard.fitting.judgement import HeldOut
 from guard.fitting.prompts.concept_prompts import LabelledPrompt
 from guard.fitting.prompts.likeness import DRAWN, UNDRAWN, Likeness, likeness_of
 from guard.fitting.prompts.rates import (
@@ -141,7 +142,8 @@ def fit_latents(
         with torch.no_grad():
             logits[held_out] = members[-1](latents[held_out].float())[:, 0]
         advance(1)
-    scores = by_kind(logits.tolist(), [prompt.kind for prompt in chosen])
+    kinds = [prompt.kind for prompt in chosen]
+    scores = by_kind(logits.tolist(), kinds)
     threshold = calibrated(scores, rates)
     meta = ArtifactMeta(
         method="latents",
@@ -153,7 +155,11 @@ def fit_latents(
         settings={"threshold": threshold, "steps": images.steps, "guidance": images.guidance},
         calibration=figures(scores, threshold, rates),
     )
-    return Calibrated(Artifact(meta, classifier_tensors(stacked(members))), scores)
+    return Calibrated(
+        Artifact(meta, classifier_tensors(stacked(members))),
+        scores,
+        HeldOut.of(threshold, texts, kinds, logits.tolist()),
+    )
 
 
 def sure_prompts(

@@ -12,6 +12,7 @@ import numpy as np
 from classifiers.calibration import auc, prompts_needed, threshold_for
 from guard.artifact import Artifact
 from guard.errors import DataError
+from guard.fitting.judgement import HeldOut
 
 KINDS = ("unsafe", "near", "far")
 SEARCHED = ("mistaken", "drawn", "undrawn")
@@ -31,10 +32,12 @@ class Rates:
 
 @dataclass(frozen=True)
 class Calibrated:
-    """A fitted guard, and the held-out scores by kind that its threshold comes from."""
+    """A fitted guard, and the held-out scores by kind that its threshold comes from, with their
+    prompts."""
 
     artifact: Artifact
     scores: Scores
+    held_out: HeldOut = HeldOut(0.0, ())
 
 
 def by_kind(scores: Sequence[float], kinds: Sequence[str]) -> Scores:

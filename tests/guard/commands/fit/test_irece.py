@@ -82,7 +82,11 @@ def test_a_policy_uses_the_artifact_and_breaks_the_concept(
     assert Artifact.load(tmp_path / "again.safetensors").digest == artifact.digest
     for heading in ("held-out images", "first inspection", "localization", "replacement and first"):
         assert heading in again.stdout
-    assert again.stdout.splitlines()[-1] == f"wrote {tmp_path / 'again.safetensors'}"
+    written = f"wrote {tmp_path / 'again.safetensors'} and {tmp_path / 'again.report.html'}"
+    judgement, last = again.stdout.splitlines()[-2:]
+    report = json.loads((tmp_path / "again.report.json").read_text())
+    assert last == written and judgement == report["judgement"]
+    assert judgement.startswith(("usable", "not usable"))
 
     inspected = CliRunner().invoke(app, ["inspect", str(tmp_path / "g.safetensors"), "--json"])
     described = json.loads(inspected.stdout)

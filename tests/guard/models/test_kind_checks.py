@@ -10,7 +10,7 @@ import pytest
 
 from guard.config.kinds import Kind
 from guard.errors import ModelError
-from guard.models.kinds import kind_of_model, source_of
+from guard.models.kind_checks import kind_of_files, source_of
 from tests.guard.commands.running import run
 
 FILES: dict[str, tuple[str, dict[str, Any], Kind | None]] = {
@@ -41,10 +41,10 @@ def models(tmp_path: Path) -> Path:
 
 
 def test_files_tell_the_kind(models: Path) -> None:
-    assert {name: kind_of_model(models / name) for name in FILES} == {
+    assert {name: kind_of_files(models / name) for name in FILES} == {
         name: kind for name, (_, _, kind) in FILES.items()
     }
-    assert kind_of_model(Path("owner/name")) is None
+    assert kind_of_files(Path("owner/name")) is None
 
 
 def test_what_files_do_not_tell_is_left_to_the_loader(models: Path) -> None:

@@ -31,7 +31,7 @@ def source_of(source: str, kind: Kind) -> str:
     """`resolve_source`, for a model of a kind. Raises ModelError for one of another kind, naming
     the commands that it is for; what the files do not tell is left to the loader."""
     resolved = resolve_source(source)
-    found = kind_of_model(Path(resolved))
+    found = kind_of_files(Path(resolved))
     if found not in {kind, None}:
         assert found is not None
         raise ModelError(
@@ -41,7 +41,7 @@ def source_of(source: str, kind: Kind) -> str:
     return resolved
 
 
-def kind_of_model(folder: Path) -> Kind | None:
+def kind_of_files(folder: Path) -> Kind | None:
     """The kind of the model in a folder; None for one of no known kind, and for a hub name."""
     if (folder / "model_index.json").is_file():
         return "images"
