@@ -16,6 +16,8 @@ from guard.reporting.page import Grid
 
 CAUGHT, HALF = 0.9, 0.5
 """Shares of prompts that fire, from which on a guard is usable, and under which it is not."""
+LISTED, LONGEST = 500, 300
+"""The most prompts in a list of a report, and characters of each."""
 NAMED = 3
 """The most prompts, or phrases, that a judgement names."""
 DRAFT = "a draft, made with --quick: fit it without that before it serves"
@@ -70,8 +72,8 @@ class HeldOut:
         """What a report has of it."""
         return {
             "threshold": self.threshold,
-            "missed": [_row(each) for each in self.missed],
-            "hit": [_row(each) for each in self.hit],
+            "missed": [_row(each) for each in self.missed[:LISTED]],
+            "hit": [_row(each) for each in self.hit[:LISTED]],
         }
 
     def grids(self) -> list[Grid]:
@@ -81,8 +83,8 @@ class HeldOut:
             Grid(
                 title,
                 columns,
-                [(each.prompt, each.kind, f"{each.score:.4f}") for each in found],
-                f"{caption} The threshold is {self.threshold:.4f}.",
+                [(_short(each.prompt), each.kind, f"{each.score:.4f}") for each in found[:LISTED]],
+                f"{len(found)} in all. {caption} The threshold is {self.threshold:.4f}.",
             )
             for title, caption, found in (
                 (
@@ -153,10 +155,14 @@ def _named(missed: Sequence[Scored], phrases: Sequence[str]) -> str:
         for each in missed
         if each.kind != "drawn"
     )
-    shown = [repr(name) for name, _ in names.most_common(NAMED)]
+    shown = [repr(_short(name)) for name, _ in names.most_common(NAMED)]
     more = len(names) - len(shown)
     return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
 
 
 def _row(each: Scored) -> dict[str, Any]:
-    return {"prompt": each.prompt, "kind": each.kind, "score": round(each.score, 5)}
+    return {"prompt": _short(each.prompt), "kind": each.kind, "score": round(each.score, 5)}
+
+
+def _short(prompt: str) -> str:
+    return prompt if len(prompt) <= LONGEST else f"{prompt[: LONGEST - 3]}..."

@@ -13,6 +13,7 @@ from guard.commands.fit.options import AsJson, Out
 from guard.commands.fit.output import (
     checked_concept,
     print_json,
+    print_judgement,
     print_written,
     require_artifact_name,
     write_report,
@@ -91,4 +92,5 @@ def screen(
         shares = {f"unsafe: {name}": str(share) for name, share in test.recall.items()}
         shares |= {f"benign: {name}": str(share) for name, share in test.false_positives.items()}
         console.print(values.table("held-out texts that fire", {"auc": test.auc, **shares}))
+    print_judgement(console, report)
     print_written(console, out, page)

@@ -23,6 +23,7 @@ from classifiers.text.training import train as train_head
 from guard.artifact import Artifact, ArtifactMeta, FittedModel
 from guard.data.prompts import ScreenText, texts
 from guard.errors import DataError
+from guard.fitting.judgement import HeldOut
 from guard.fitting.screens.figures import HeldOutScores, ScreenFigures, figures_of
 from guard.fitting.screens.windows import Readings, TextWindows, embed_windows
 from guard.reporting.progress import Stages
@@ -45,10 +46,12 @@ class ScreenRecipe:
 
 @dataclass(frozen=True, slots=True)
 class ScreenFit:
-    """An artifact, and the figures of its held-out texts; None without such texts."""
+    """An artifact, the figures of its held-out texts, None without such texts, and the texts by
+    which it is judged: these, or else those of the folds that a head was not trained on."""
 
     artifact: Artifact
     test: ScreenFigures | None
+    held_out: HeldOut
 
 
 def fit_screen(
@@ -86,7 +89,7 @@ def fit_screen(
     threshold = _threshold(rows, scores, usable, recipe.fpr)
     unsafe_scores = scores[usable[unsafe[usable]]]
     held_out = np.flatnonzero(folds < 0)
-    test = None
+    test, judged, judged_scores = None, usable, scores
     if len(held_out):
 
         def score(disguised: Sequence[str], stage: str) -> Floats:
@@ -95,6 +98,7 @@ def fit_screen(
         test_rows = [rows[i] for i in held_out.tolist()]
         test_scores = HeldOutScores(test_rows, windows.scores(head)[held_out])
         test = figures_of(test_scores, score, threshold)
+        judged, judged_scores = held_out, windows.scores(head)
     card = encoder.card
     meta = ArtifactMeta(
         method=METHOD,
@@ -119,7 +123,16 @@ def fit_screen(
             "tested": None if test is None else test.figures(),
         },
     )
-    return ScreenFit(Artifact(meta, head.tensors()), test)
+    return ScreenFit(
+        Artifact(meta, head.tensors()),
+        test,
+        HeldOut.of(
+            threshold,
+            [rows[i].prompt for i in judged],
+            ["unsafe" if rows[i].unsafe else "benign" for i in judged],
+            judged_scores[judged].tolist(),
+        ),
+    )
 
 
 def require_texts(

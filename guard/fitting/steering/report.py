@@ -24,6 +24,7 @@ guard is not usable."""
 def as_json(fit: SteerFit, meta: ArtifactMeta, took_s: float) -> dict[str, Any]:
     """All figures of a fit, with the scores that the plots show."""
     report: dict[str, Any] = {
+        "method": meta.method,
         "concept": meta.concept,
         "model": meta.model.model_dump(mode="json"),
         "tensors_sha256": meta.tensors_sha256,

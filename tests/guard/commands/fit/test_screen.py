@@ -58,6 +58,11 @@ def test_an_artifact_and_its_report_are_written(model: Path, data: Path, tmp_pat
     assert artifact.meta.settings["kind"] == "prototype" and "table_logits" in artifact.tensors
     stored = json.loads((tmp_path / "s.report.json").read_text("utf-8"))
     assert stored["calibration"] == artifact.meta.calibration
+    assert "misses" in stored["judgement"] and stored["judgement"] == report["judgement"]
+    recall = stored["calibration"]["tested"]["recall"]["all"]
+    assert len(stored["missed"]) == recall["total"] - recall["count"]
+    alarms = stored["calibration"]["tested"]["false_positives"]["all"]["count"]
+    assert len(stored["hit"]) == alarms and all(row["kind"] == "benign" for row in stored["hit"])
     assert "text/letters" in (tmp_path / "s.report.html").read_text("utf-8")
 
 
