@@ -35,7 +35,7 @@ def source_of(source: str, kind: Kind) -> str:
     if found not in {kind, None}:
         assert found is not None
         raise ModelError(
-            f"model {source!r} is {_NAMES[found]}, and this command needs {_NAMES[kind]}: "
+            f"model {source!r} is {_NAMES[found]}, and what is needed here is {_NAMES[kind]}: "
             f"{_FITS[found].format(source)}"
         )
     return resolved

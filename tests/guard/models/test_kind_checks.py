@@ -54,7 +54,7 @@ def test_what_files_do_not_tell_is_left_to_the_loader(models: Path) -> None:
 
 def test_a_wrong_one_is_refused_with_its_command(models: Path) -> None:
     with pytest.raises(
-        ModelError, match=r"is an image model, .* needs a language .*guard fit cgce"
+        ModelError, match=r"is an image model, .* is a language model: .*guard fit cgce"
     ):
         source_of(str(models / "pictures"), "language")
 
