@@ -28,6 +28,7 @@ BUILT_IN = {
     "check": "guard.commands.check:app",
     "demo": "guard.commands.demo.command:app",
     "eval": "guard.commands.eval.command:app",
+    "explain": "guard.commands.explain:app",
     "fit": "guard.commands.fit.command:app",
     "inspect": "guard.commands.inspect:app",
     "models": "guard.commands.models:app",
