@@ -69,7 +69,7 @@ def read_concept(path: Path) -> Concept:
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     except ValidationError as error:
-        faults = [told(fault, Concept) for fault in error.errors(include_url=False)]
+        faults = [told(fault, Concept, "file") for fault in error.errors(include_url=False)]
         raise DataError(f"{path}: {'; '.join(faults)}") from error
     phrases = [
         *concept.phrases.train,

@@ -53,15 +53,16 @@ def misspelt(row: Mapping[str, Any], model: type[BaseModel]) -> Iterable[str]:
             yield f'unknown key "{key}": did you mean "{close}"?'
 
 
-def told(fault: ErrorDetails, model: type[BaseModel]) -> str:
-    """A fault of pydantic as `key: what to change`; `model` is that of the whole file or row."""
+def told(fault: ErrorDetails, model: type[BaseModel], whole: str = "row") -> str:
+    """A fault of pydantic as `key: what to change`; `model` is that of the `whole`, a row or a
+    file."""
     where = ".".join(map(str, fault["loc"]))
     if fault["type"] == "extra_forbidden":
         *outer, key = fault["loc"]
         return f"{where}: unknown key: {suggestion(str(key), keys_of(_inner(model, outer)))}"
     if fault["type"] == "missing":
         return f"{where}: is missing: add it"
-    return f"{where or 'row'}: {fault['msg']}"
+    return f"{where or whole}: {fault['msg']}"
 
 
 def _inner(model: type[BaseModel], path: Iterable[str | int]) -> type[BaseModel]:

@@ -249,10 +249,19 @@ def read_rows(path: Path, kind: type[R]) -> list[R]:
             )
     if not rows and not faults:
         faults = ["holds no prompts"]
+    if not rows and _is_json("\n".join(lines)):
+        faults = ["is one JSON value over several lines: write one object on each line, JSON Lines"]
     if faults:
         remaining = f" (and {len(faults) - _SHOWN} more)" if len(faults) > _SHOWN else ""
         raise DataError(f"{path}: {'; '.join(faults[:_SHOWN])}{remaining}")
     return rows
+
+
+def _is_json(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict | list) and "\n" in text.strip()
+    except (ValueError, RecursionError):
+        return False
 
 
 class _RowImages:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from guard.data.concept import Concept
-from guard.fitting.judgement import HALF, Remedies, judgement, judgement_grid
+from guard.fitting.judgement import CAUGHT, HALF, Remedies, judgement, judgement_grid
 from guard.fitting.prompts.rates import Calibrated
 from guard.reporting import plots, values
 from guard.reporting.page import Grid, Plot, Tile, render
@@ -42,9 +42,15 @@ def judged(fit: Calibrated, concept: Concept, *, quick: bool = False) -> str:
     if not fit.held_out.prompts:
         return UNGATED
     meta = fit.artifact.meta
-    resolved = meta.calibration.get("resolved", 1.0)
+    figures: dict[str, Any] = meta.calibration
     remedies = _REMEDIES.get(meta.method, Remedies(_ADD, _INSTEAD))
-    if isinstance(resolved, float) and resolved < HALF:
+    recall, resolved = figures["recall"], figures.get("resolved", 1.0)
+    if recall < CAUGHT and figures["far_fired"] < figures["false_positive_rate"] / 2:
+        # what holds the threshold up are the hard negatives
+        hard = len(concept.hard_negatives)
+        near = f"its hard negatives score as high: give more of each kind (there are {hard})"
+        remedies = Remedies(f"{near}, or ask for a higher --near-fpr", remedies.instead)
+    if recall >= HALF and resolved < HALF:
         fault = f"refines {resolved:.0%} of the prompts that fire to under the threshold"
         remedies = Remedies(remedies.add, remedies.instead, (f"{fault}; give more --steps",))
     phrases = (*concept.phrases.train, *concept.phrases.validation)

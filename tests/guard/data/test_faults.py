@@ -49,6 +49,13 @@ def test_notes_beside_a_row_stay(tmp_path: Path) -> None:
     assert read_rows(path, RetainPrompt)[0].prompt == "p"
 
 
+def test_one_json_value_is_no_json_lines(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps([{"prompt": "p"}], indent=1))
+    with pytest.raises(DataError, match="one JSON value over several lines: write one object on"):
+        read_rows(path, RetainPrompt)
+
+
 def test_a_misspelt_key_of_a_concept(tmp_path: Path) -> None:
     path = tmp_path / "knife.json"
     path.write_text(
