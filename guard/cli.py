@@ -158,4 +158,6 @@ def _root(
 
 def main() -> None:
     """Entry point of the command `guard`."""
+    # what transformers says while it is imported is not for the users of a command
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     app(prog_name="guard")

@@ -20,6 +20,7 @@ from typer.testing import CliRunner, Result
 
 from guard.artifact import Artifact
 from guard.cli import app
+from guard.fitting.judgement import DRAFT
 from tests.steering.tiny import LAYERS, VOCABULARY, WIDTH, tiny_model
 
 TEMPLATE = "{% for m in messages %}w1 {{ m['content'] }} {% endfor %}w2"
@@ -97,6 +98,21 @@ def _fit(folder: Path, **more: object) -> Result:
     } | {name.replace("_", "-"): value for name, value in more.items()}
     flat = [part for name, value in options.items() for part in (f"--{name}", value)]
     return _guard("fit", "steer", *flat)
+
+
+def test_a_draft_without_a_retain_file_takes_the_bank(folder: Path) -> None:
+    done = _guard(
+        "fit", "steer", "--quick", "--model", folder / "model", "--concept", "topic/test",
+        "--forget", folder / "data" / "forget.jsonl", "--out", folder / "bank.safetensors",
+        "--fpr", 0.4, "--near-fpr", 0.4,
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert "retain prompts are of the bank" in done.stderr
+    report = json.loads((folder / "bank.report.json").read_text())
+    assert report["judgement"].endswith(DRAFT)
+    # as many as the rates need, and no threshold for generated tokens
+    assert report["calibration"]["retain_prompts"] == 8 and report["settings"]["recheck"] is None
+    (folder / "bank.safetensors").unlink()
 
 
 def test_fit_then_evaluate(folder: Path) -> None:
