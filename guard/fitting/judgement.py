@@ -151,7 +151,7 @@ def _named(missed: Sequence[Scored], phrases: Sequence[str]) -> str:
     """The phrases that most missed prompts hold, or the prompts themselves."""
     by_length = sorted(phrases, key=len, reverse=True)
     names = Counter(
-        next((phrase for phrase in by_length if phrase in each.prompt), each.prompt)
+        next((p for p in by_length if p.lower() in each.prompt.lower()), each.prompt)
         for each in missed
         if each.kind != "drawn"
     )

@@ -47,7 +47,8 @@ class ScreenRecipe:
 @dataclass(frozen=True, slots=True)
 class ScreenFit:
     """An artifact, the figures of its held-out texts, None without such texts, and the texts by
-    which it is judged: these, or else those of the folds that a head was not trained on."""
+    which it is judged: these, and all others as the head scores them that was not trained on
+    them."""
 
     artifact: Artifact
     test: ScreenFigures | None
@@ -89,7 +90,7 @@ def fit_screen(
     threshold = _threshold(rows, scores, usable, recipe.fpr)
     unsafe_scores = scores[usable[unsafe[usable]]]
     held_out = np.flatnonzero(folds < 0)
-    test, judged, judged_scores = None, usable, scores
+    test, judged = None, usable
     if len(held_out):
 
         def score(disguised: Sequence[str], stage: str) -> Floats:
@@ -98,7 +99,8 @@ def fit_screen(
         test_rows = [rows[i] for i in held_out.tolist()]
         test_scores = HeldOutScores(test_rows, windows.scores(head)[held_out])
         test = figures_of(test_scores, score, threshold)
-        judged, judged_scores = held_out, windows.scores(head)
+        scores[held_out] = test_scores.scores
+        judged = np.concatenate([usable, held_out])
     card = encoder.card
     meta = ArtifactMeta(
         method=METHOD,
@@ -130,7 +132,7 @@ def fit_screen(
             threshold,
             [rows[i].prompt for i in judged],
             ["unsafe" if rows[i].unsafe else "benign" for i in judged],
-            judged_scores[judged].tolist(),
+            scores[judged].tolist(),
         ),
     )
 
