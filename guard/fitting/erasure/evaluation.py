@@ -125,6 +125,8 @@ def evaluate(
         ("innocent", belonging.innocent),
     )
     for way, texts_of in complaints:
+        if not texts_of:
+            continue
         read = guarded([*texts_of], max_tokens=1, what=f"{way} prompts")
         tried += [
             Tried(way, way, prompt, answer.fired, **_nearest(answer))
