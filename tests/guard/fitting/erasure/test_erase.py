@@ -166,6 +166,7 @@ def test_the_profile_is_computed_once(
     chat: WordModel, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("guard.models.chat.TransformersChat.load", lambda *_, **__: chat)
+    monkeypatch.setattr("guard.commands.profile.source_of", lambda *_: "words")
     first = CliRunner().invoke(app, ["profile", "words", "--json"])
     assert first.exit_code == 0, first.output
     assert json.loads(first.stdout)["reference_known"] == 1.0
