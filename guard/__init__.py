@@ -1,7 +1,7 @@
 """inference-guard: guards that act inside a model's forward pass, chosen per request.
 
-Importing this package loads neither torch nor any engine; `guard.attached` and `guard.forget` do
-when they are used.
+Importing this package loads neither torch nor any engine; `guard.attached`, `guard.forget` and
+`guard.load_pipeline` do when they are used.
 """
 
 from __future__ import annotations
@@ -12,11 +12,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from guard.attach import attached
     from guard.forgetting import forget
+    from guard.models.pipelines import load_pipeline
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "attached", "forget"]
+__all__ = ["__version__", "attached", "forget", "load_pipeline"]
 
-_WHERE = {"attached": "guard.attach", "forget": "guard.forgetting"}
+_WHERE = {
+    "attached": "guard.attach",
+    "forget": "guard.forgetting",
+    "load_pipeline": "guard.models.pipelines",
+}
 
 
 def __getattr__(name: str) -> Any:

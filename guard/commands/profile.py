@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from guard.commands.fit.options import AsJson, Device
+from guard.models.kind_checks import source_of
 from guard.reporting.progress import stages
 
 app = typer.Typer(add_completion=False)
@@ -27,6 +28,8 @@ def profile(
 
     It is kept in the cache, bound to the model's weights, and used by `guard new`.
     """
+    source_of(model, "language")
+
     from guard.fitting.erasure.profile import profile_path
     from guard.fitting.erasure.profiling import profile_of
     from guard.models.chat import TransformersChat

@@ -15,6 +15,7 @@ from guard.artifact import Artifact
 from guard.commands.fit.output import print_json, print_written, require_artifact_name
 from guard.data.prompts import ForgetPrompt, RetainPrompt, read_rows
 from guard.errors import ArtifactError, DataError
+from guard.models.kind_checks import source_of
 from guard.reporting.progress import stages
 
 if TYPE_CHECKING:
@@ -86,6 +87,8 @@ def rebind(
     if quantization and engine != "vllm":
         raise DataError("--quantization is of vLLM: give --engine vllm, or a quantised --model")
     fitted = Artifact.load(artifact)
+    for each in filter(None, (model, original)):
+        source_of(each, "language")
     forget, retain = _read(data or artifact.parent, given=data is not None)
 
     from guard.fitting.rebinding.rebind import rebind as run

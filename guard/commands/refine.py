@@ -10,9 +10,11 @@ from typing import Annotated
 import typer
 
 from guard.commands.fit.options import AsJson, Device
+from guard.commands.fit.output import require_writable
 from guard.commands.guards import artifacts_of
 from guard.commands.new import print_files
 from guard.errors import DataError
+from guard.models.kind_checks import source_of
 from guard.reporting.progress import stages
 
 app = typer.Typer(add_completion=False)
@@ -67,6 +69,8 @@ def refine(
         leaks=_joined(belonging.leaks, leaks, spared),
         innocent=_joined(belonging.innocent, spared, leaks),
     )
+    require_writable(guards)
+    source_of(model or fitted_on.name, "language")
     chat = TransformersChat.load(model or fitted_on.name, device=device)
     if chat.fitted_model.fingerprint != fitted_on.fingerprint:
         raise DataError(

@@ -120,10 +120,9 @@ def _images(
     from PIL import Image
 
     from guard.attach import attached
-    from guard.models.sources import resolve_source
-    from steering.engines.diffusion.loading import load_pipeline
+    from guard.models.pipelines import load_pipeline
 
-    pipeline = load_pipeline(resolve_source(source), device=device)
+    pipeline = load_pipeline(source, device=device)
 
     def drawn() -> Image.Image:
         generator = torch.Generator().manual_seed(seed)

@@ -6,8 +6,7 @@ invalid. They ignore values of the wrong type, which the schema reports.
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from guard.config.kinds import KINDS, Kind, kind_of
 from guard.config.screen_checks import screen_problems, unreadable
 from guard.config.setting_checks import setting_problems
 from guard.config.toml_lines import KeyPath
+from guard.data.faults import suggestion
 from guard.errors import ArtifactError
 
 NO_POLICY = "none"
@@ -44,7 +44,7 @@ def schema_problem(fault: ErrorDetails, section: type[BaseModel]) -> Problem:
     key = str(path[-1]) if path else ""
     secret = key in {"hash", "admin_hash", "url", "key_env"}
     if fault["type"] == "extra_forbidden":
-        return path, f"unknown key: {_suggest(key, section.model_fields)}"
+        return path, f"unknown key: {suggestion(key, section.model_fields)}"
     if fault["type"] == "missing":
         return path, "is missing: add it"
     if fault["type"] == "string_pattern_mismatch":
@@ -258,15 +258,7 @@ def _repeated(strings: list[tuple[KeyPath, str]]) -> Iterator[Problem]:
 def _unknown(kind: str, strings: list[tuple[KeyPath, str]], known: list[str]) -> Iterator[Problem]:
     for path, text in strings:
         if text not in known:
-            yield path, f"no {kind} {_short(text)}: {_suggest(text, known)}"
-
-
-def _suggest(name: str, known: Iterable[str]) -> str:
-    names = list(dict.fromkeys(known))
-    close = difflib.get_close_matches(name, names, n=1)
-    if close:
-        return f'did you mean "{close[0]}"?'
-    return f"there is {', '.join(names)}" if names else "none is configured"
+            yield path, f"no {kind} {_short(text)}: {suggestion(text, known)}"
 
 
 def _short(value: object) -> str:

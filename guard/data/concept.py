@@ -7,6 +7,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from guard.data.faults import told
 from guard.errors import DataError
 
 MAX_BYTES = 2**20
@@ -62,14 +63,13 @@ def read_concept(path: Path) -> Concept:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise DataError(f"{path}: is larger than {MAX_BYTES} bytes: not a concept file")
-        concept = Concept.model_validate_json(path.read_bytes())
+        concept = Concept.model_validate_json(path.read_text("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not UTF-8 text (byte {error.start})") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     except ValidationError as error:
-        faults = [
-            f"{'.'.join(map(str, fault['loc'])) or 'file'}: {fault['msg']}"
-            for fault in error.errors(include_url=False)
-        ]
+        faults = [told(fault, Concept, "file") for fault in error.errors(include_url=False)]
         raise DataError(f"{path}: {'; '.join(faults)}") from error
     phrases = [
         *concept.phrases.train,

@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from guard.data.faults import misspelt, told
 from guard.errors import DataError
 
 if TYPE_CHECKING:
@@ -221,11 +222,15 @@ def read_rows(path: Path, kind: type[R]) -> list[R]:
         if not line.strip():
             continue
         try:
-            row = kind.model_validate(json.loads(line))
+            content = json.loads(line)
+            unknown = [*misspelt(content, kind)] if isinstance(content, dict) else []
+            if unknown:
+                faults += [f"line {number}: {fault}" for fault in unknown]
+                continue
+            row = kind.model_validate(content)
         except ValidationError as error:
             for fault in error.errors(include_url=False):
-                where = ".".join(map(str, fault["loc"])) or "row"
-                faults.append(f"line {number}: {where}: {fault['msg']}")
+                faults.append(f"line {number}: {told(fault, kind)}")
             continue
         except (ValueError, RecursionError) as error:
             faults.append(f"line {number}: no JSON object: {error}")
@@ -244,10 +249,19 @@ def read_rows(path: Path, kind: type[R]) -> list[R]:
             )
     if not rows and not faults:
         faults = ["holds no prompts"]
+    if not rows and _is_json("\n".join(lines)):
+        faults = ["is one JSON value over several lines: write one object on each line, JSON Lines"]
     if faults:
         remaining = f" (and {len(faults) - _SHOWN} more)" if len(faults) > _SHOWN else ""
         raise DataError(f"{path}: {'; '.join(faults[:_SHOWN])}{remaining}")
     return rows
+
+
+def _is_json(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict | list) and "\n" in text.strip()
+    except (ValueError, RecursionError):
+        return False
 
 
 class _RowImages:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from guard.artifact import FittedModel
 from guard.errors import ModelError
-from guard.models.sources import resolve_source
+from guard.models.kind_checks import source_of
 from guard.reporting.progress import Stages
 from steering.engines.transformers.continuations import Continued, Losses, continuation_losses
 from steering.engines.transformers.engine import RowStart, TransformersEngine
@@ -195,7 +195,7 @@ class TransformersChat(ChatModel):
         ModelError."""
         try:
             model, tokenizer, vision = load_language_model(
-                resolve_source(source), dtype=dtype, device=device
+                source_of(source, "language"), dtype=dtype, device=device
             )
         except ValueError as error:
             raise ModelError(f"model {source!r}: {error}") from error

@@ -19,7 +19,7 @@ from guard.config.checks import NO_POLICY
 from guard.config.vllm_plugin import CONFIG, POLICY
 from guard.errors import GuardFailed, ModelError
 from guard.models.chat import Answers, ChatModel, GuardedAnswer, end_tokens
-from guard.models.sources import resolve_source
+from guard.models.kind_checks import source_of
 from guard.reporting.progress import Stages
 from steering.engines.transformers.offline import Advance, Tokens, nothing
 from steering.hidden.bank import HiddenBank
@@ -72,7 +72,7 @@ class VllmChat(ChatModel):
                 f"the engine vllm needs {error.name}: pip install 'inference-guard[vllm,fit]', or "
                 "leave out --engine"
             ) from error
-        resolved = resolve_source(source)
+        resolved = source_of(source, "language")
         try:
             folder = Path(resolved) if Path(resolved).is_dir() else _download(resolved)
             engine = VllmEngine(str(folder), quantization)

@@ -14,11 +14,10 @@ from torch import Tensor, nn
 
 from guard.artifact import FittedModel
 from guard.errors import ModelError
-from guard.models.sources import resolve_source
+from guard.models.pipelines import load_pipeline
 from guard.reporting.progress import Stages
 from steering.engines.diffusion.engine import DiffusionEngine, ImageStart
 from steering.engines.diffusion.families import Family, family_of
-from steering.engines.diffusion.loading import load_pipeline
 from steering.engines.diffusion.seams.projections import recorded, text_projections
 from steering.fingerprint import fingerprint
 from steering.images.conditioning import Conditioning, concatenated
@@ -52,7 +51,7 @@ class ImageModel:
     def load(cls, source: str, *, device: str = "auto") -> ImageModel:
         """Load an added model by name, a directory or a hub name. Raises ModelError."""
         try:
-            pipeline: Any = load_pipeline(resolve_source(source), device=device)
+            pipeline: Any = load_pipeline(source, device=device)
             family = family_of(pipeline)
         except (ValueError, RuntimeError) as error:
             raise ModelError(f"model {source!r}: {error}") from error

@@ -7,17 +7,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from guard.commands.fit.output import (
-    print_json,
-    print_written,
-    require_artifact_name,
-)
+from guard.commands.fit.image_output import finish
+from guard.commands.fit.output import require_artifact_name
 from guard.data.concept import read_concept
 from guard.data.prompts import PromptPair, read_rows
-from guard.fitting.files import write_report
-from guard.reporting import values
+from guard.models.kind_checks import source_of
 from guard.reporting.progress import stages
 
 
@@ -80,6 +75,12 @@ def cgce(
         float, typer.Option(min=0, max=1, help="Descend to this quantile of safe prompts' scores.")
     ] = 0.1,
     seed: Annotated[int, typer.Option(help="Of prompts, heads and samples.")] = 0,
+    quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick", help="A draft in a fraction of the time: without the search for prompts."
+        ),
+    ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
@@ -90,17 +91,19 @@ def cgce(
     concept = read_concept(concept_file)
     pair_rows = read_rows(pairs, PromptPair) if pairs else []
     require_artifact_name(out)
+    source_of(model, "images")
 
     from classifiers.training import Recipe
     from guard.fitting.images.cgce import Descent, fit_cgce
-    from guard.fitting.images.cgce_report import as_json as report_json
-    from guard.fitting.images.cgce_report import as_page
     from guard.fitting.prompts.concept_prompts import folds_of, labelled
-    from guard.fitting.prompts.rates import Rates
+    from guard.fitting.prompts.rates import Rates, require_enough
     from guard.fitting.prompts.search import Search
     from guard.models.images import ImageModel
 
     prompts = [*folds_of(concept, count, folds, seed), *labelled(pair_rows, folds)]
+    rates = Rates(fpr, near_fpr)
+    held_out = (prompt.kind for prompt in prompts if prompt.split != "train")
+    require_enough(held_out, rates)
     image_model = ImageModel.load(model, device=device)
     started = time.monotonic()
     with stages() as progress:
@@ -108,7 +111,7 @@ def cgce(
             image_model,
             concept,
             prompts,
-            rates=Rates(fpr, near_fpr),
+            rates=rates,
             recipe=Recipe(noise=noise, radius=radius, seed=seed),
             descent=Descent(
                 rate=rate,
@@ -119,15 +122,7 @@ def cgce(
                 share=share,
                 depth=depth,
             ),
-            search=Search(rounds=rounds, count=searched, bf16=bf16),
+            search=Search(rounds=0 if quick else rounds, count=searched, bf16=bf16),
             progress=progress,
         )
-    fit.artifact.save(out)
-    report = report_json(fit, time.monotonic() - started)
-    page = write_report(out, report, as_page(fit))
-    if as_json:
-        print_json(report, out, fit.artifact)
-        return
-    console = Console()
-    console.print(values.table("held-out prompts", report["calibration"]))
-    print_written(console, out, page)
+    finish(fit, concept, out, time.monotonic() - started, as_json=as_json, quick=quick)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from guard.commands.fit.image_output import finish
 from guard.commands.fit.options import (
     AsJson,
     Bf16,
@@ -24,10 +23,10 @@ from guard.commands.fit.options import (
     NearFpr,
     Out,
 )
-from guard.commands.fit.output import facts, print_json, print_written, require_artifact_name
+from guard.commands.fit.output import require_artifact_name
 from guard.data.concept import read_concept
 from guard.errors import DataError
-from guard.reporting import values
+from guard.models.kind_checks import source_of
 from guard.reporting.progress import stages
 
 _TABLES = {
@@ -76,6 +75,13 @@ def irece(
     folds: Folds = 4,
     bf16: Bf16 = False,
     seed: ImageSeed = 0,
+    quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick",
+            help="A draft in a fraction of the time: as with --hidden 0, --looks 3 and --trials 8.",
+        ),
+    ] = False,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -90,26 +96,33 @@ def irece(
             f"{concept_file}: {concept.name} is a style, which has no position in an image: fit "
             "another method"
         )
+    source_of(model, "images")
 
     from classifiers.latents import LatentRecipe
     from guard.fitting.images.irece import fit_irece
-    from guard.fitting.images.latents import TrainingImages
-    from guard.fitting.images.reference_images import read_reference_images
+    from guard.fitting.images.latents import TrainingImages, require_images
+    from guard.fitting.images.reference_images import read_reference_images, reference_rows
     from guard.fitting.prompts.concept_prompts import folds_of
     from guard.fitting.prompts.rates import Rates
     from guard.models.images import ImageModel
 
+    if quick:
+        hidden, looks, trials = 0.0, min(looks, 3), min(trials, 8)
+    rates = Rates(fpr, near_fpr)
+    prompts = folds_of(concept.first(1), 4 * count, folds, seed)
+    shown = reference_rows(concept, images)[1] if images else []
+    require_images(prompts, count, rates, given=shown.count(False))
     image_model = ImageModel.load(model, device=device)
     started = time.monotonic()
     with stages() as progress:
         fit = fit_irece(
             image_model,
             concept,
-            folds_of(concept.first(1), 4 * count, folds, seed),
+            prompts,
             TrainingImages.of(image_model, count, steps=steps, guidance=guidance, bf16=bf16),
             inspections=looks,
             trials=trials,
-            rates=Rates(fpr, near_fpr),
+            rates=rates,
             recipe=LatentRecipe(steps=800, attack_radius=hidden, attack_steps=3)
             if hidden
             else LatentRecipe(),
@@ -117,26 +130,14 @@ def irece(
             progress=progress,
             references=read_reference_images(image_model, concept, images) if images else None,
         )
-    fit.artifact.save(out)
-    meta = fit.artifact.meta
-    if as_json:
-        seconds = round(time.monotonic() - started, 1)
-        print_json(facts(fit.artifact, seconds=seconds), out, fit.artifact)
-        return
-    console = Console()
-    figures: dict[str, Any] = meta.calibration
-    console.print(
-        values.table("held-out images", {k: v for k, v in figures.items() if k not in _TABLES})
+    took = time.monotonic() - started
+    finish(
+        fit,
+        concept,
+        out,
+        took,
+        as_json=as_json,
+        title="held-out images",
+        trials=_TABLES,
+        quick=quick,
     )
-    for name, title in _TABLES.items():
-        console.print(_trials(title, figures[name]))
-    console.print(values.table("settings", meta.settings))
-    print_written(console, out)
-
-
-def _trials(title: str, rows: list[dict[str, Any]]) -> Table:
-    """One row per trial."""
-    table = Table(*(name.replace("_", " ") for name in rows[0]), title=title)
-    for row in rows:
-        table.add_row(*(value for _, value in values.rows(row)))
-    return table

@@ -6,8 +6,8 @@ import time
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from guard.commands.fit.image_output import finish
 from guard.commands.fit.options import (
     AsJson,
     Bf16,
@@ -22,10 +22,10 @@ from guard.commands.fit.options import (
     NearFpr,
     Out,
 )
-from guard.commands.fit.output import facts, print_json, print_written, require_artifact_name
+from guard.commands.fit.output import require_artifact_name
 from guard.data.concept import read_concept
 from guard.errors import DataError
-from guard.reporting import values
+from guard.models.kind_checks import source_of
 from guard.reporting.progress import stages
 
 
@@ -61,31 +61,29 @@ def latents(
             f"{concept_file}: {concept.name} is a style, which the model's images may have "
             "without a request for it: they cannot serve as images without it"
         )
+    source_of(model, "images")
 
     from classifiers.latents import LatentRecipe
-    from guard.fitting.images.latents import TrainingImages, fit_latents
+    from guard.fitting.images.latents import TrainingImages, fit_latents, require_images
     from guard.fitting.prompts.concept_prompts import folds_of
     from guard.fitting.prompts.rates import Rates
     from guard.models.images import ImageModel
 
+    rates = Rates(fpr, near_fpr)
+    prompts = folds_of(concept.first(phrases), 4 * count, folds, seed)
+    require_images(prompts, count, rates)
     image_model = ImageModel.load(model, device=device)
     started = time.monotonic()
     with stages() as progress:
         fit = fit_latents(
             image_model,
             concept,
-            folds_of(concept.first(phrases), 4 * count, folds, seed),
+            prompts,
             TrainingImages.of(image_model, count, steps=steps, guidance=guidance, bf16=bf16),
-            rates=Rates(fpr, near_fpr),
+            rates=rates,
             recipe=LatentRecipe(),
             seed=seed,
             progress=progress,
         )
-    fit.artifact.save(out)
-    if as_json:
-        seconds = round(time.monotonic() - started, 1)
-        print_json(facts(fit.artifact, seconds=seconds), out, fit.artifact)
-        return
-    console = Console()
-    console.print(values.table("held-out images", fit.artifact.meta.calibration))
-    print_written(console, out)
+    took = time.monotonic() - started
+    finish(fit, concept, out, took, as_json=as_json, title="held-out images")

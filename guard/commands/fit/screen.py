@@ -11,14 +11,16 @@ from rich.console import Console
 
 from guard.commands.fit.options import AsJson, Out
 from guard.commands.fit.output import (
+    checked_concept,
     print_json,
+    print_judgement,
     print_written,
     require_artifact_name,
 )
 from guard.data.prompts import ScreenText, read_rows
 from guard.errors import ModelError
 from guard.fitting.files import write_report
-from guard.models.sources import resolve_source
+from guard.models.kind_checks import source_of
 from guard.reporting import values
 from guard.reporting.progress import stages
 
@@ -49,17 +51,21 @@ def screen(
 ) -> None:
     """Fit a screen of texts: a head on a sentence encoder, calibrated, with its threshold."""
     require_artifact_name(out)
+    checked_concept(concept, description)
     rows = read_rows(data, ScreenText)
+    source = source_of(model, "text")
 
     from classifiers.text.disguises.views import readings
     from classifiers.text.encoder.model import TextEncoder
-    from guard.fitting.screens.fit import ScreenRecipe, fit_screen
+    from guard.fitting.screens.fit import ScreenRecipe, fit_screen, require_texts
     from guard.fitting.screens.report import as_json as report_json
     from guard.fitting.screens.report import as_page
 
+    recipe = ScreenRecipe(kind=kind, calibration=calibration, fpr=fpr, seed=seed)
+    require_texts(rows, hold_out or [], recipe)
     started = time.monotonic()
     try:
-        encoder = TextEncoder.load(resolve_source(model))
+        encoder = TextEncoder.load(source)
     except ValueError as error:
         raise ModelError(str(error)) from error
     with stages() as progress:
@@ -68,7 +74,7 @@ def screen(
             rows,
             concept,
             hold_out or [],
-            ScreenRecipe(kind=kind, calibration=calibration, fpr=fpr, seed=seed),
+            recipe,
             readings,
             progress,
             description,
@@ -86,4 +92,5 @@ def screen(
         shares = {f"unsafe: {name}": str(share) for name, share in test.recall.items()}
         shares |= {f"benign: {name}": str(share) for name, share in test.false_positives.items()}
         console.print(values.table("held-out texts that fire", {"auc": test.auc, **shares}))
+    print_judgement(console, report)
     print_written(console, out, page)

@@ -14,6 +14,8 @@ from rich.table import Table
 
 from guard.commands.fit.options import Model
 from guard.commands.fit.output import (
+    checked_concept,
+    print_judgement,
     print_written,
     require_artifact_name,
     with_artifact,
@@ -22,12 +24,14 @@ from guard.data.portrait_rows import with_portraits
 from guard.data.prompts import ForgetPrompt, PairedAnswers, RetainPrompt, read_rows
 from guard.errors import DataError
 from guard.fitting.files import save_policy, write_report
+from guard.models.kind_checks import source_of
 from guard.reporting import values
 from guard.reporting.progress import stages
 
 if TYPE_CHECKING:
     from guard.artifact import Artifact
     from guard.fitting.steering.fit import SteerFit
+    from guard.fitting.steering.gate_search import Rates
     from guard.models.chat import ChatModel
     from steering.hidden.bank import Tokens
 
@@ -45,8 +49,14 @@ def steer(
     model: Model,
     concept: Annotated[str, typer.Option(help="What must not be produced, as kind/name.")],
     forget: Annotated[Path, typer.Option(help="Forget prompts, JSON Lines.")],
-    retain: Annotated[Path, typer.Option(help="Retain prompts, JSON Lines.")],
     out: Annotated[Path, typer.Option(help="Artifact to write; the report goes beside it.")],
+    retain: Annotated[
+        Path | None,
+        typer.Option(
+            help="Retain prompts, JSON Lines. Where they are too few, or left out, those of the "
+            "retain bank are used."
+        ),
+    ] = None,
     pairs: Annotated[
         Path | None,
         typer.Option(help="Pairs of erasure and recall answers, instead of the built-in ones."),
@@ -108,6 +118,14 @@ def steer(
     device: Annotated[
         str, typer.Option(help="auto, cpu, cuda, cuda:1 ...; vLLM chooses the device itself.")
     ] = "auto",
+    quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick",
+            help="A draft in a fraction of the time: fewer prompts and trials, and no check of "
+            "generated tokens.",
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Fit a steering guard: direction, gate, layers, strength and thresholds.
@@ -117,34 +135,55 @@ def steer(
     --apart there are NAME-image and NAME-text of each, and one policy.
     """
     # before the model is loaded, which takes longer
-    forget_rows, retain_rows = read_rows(forget, ForgetPrompt), read_rows(retain, RetainPrompt)
+    forget_rows = read_rows(forget, ForgetPrompt)
+    retain_rows = read_rows(retain, RetainPrompt) if retain else []
     pair_rows = read_rows(pairs, PairedAnswers) if pairs else []
     if portraits is not None:
         forget_rows = with_portraits(forget_rows, portraits)
     require_artifact_name(out)
+    checked_concept(concept, description)
+    source_of(model, "language")
     if engine == "vllm" and device != "auto":
         raise DataError(f"--device {device}: vLLM chooses the device itself: leave it out")
     sets = [_Set(forget_rows, retain_rows, tokens, out)]
     if apart:
         sets = _apart(sets[0])
 
-    from guard.fitting.steering.fit import fit_steer
+    from guard.fitting.steering.artifacts import require_file_names
+    from guard.fitting.steering.bank_rows import check_with_bank, with_bank
+    from guard.fitting.steering.effort import DRAFT, WHOLE
+    from guard.fitting.steering.fit import fit_steer, require_rows
     from guard.fitting.steering.gate_search import Rates
     from guard.fitting.steering.perturbation import Perturbation
 
     rates = Rates(fpr, near_fpr)
-    for one in sets:
-        typer.echo(rates.check(one.retain), err=True)
-    chat = _load(model, engine, device)
     about = _About(concept, description, each == "subject")
+    for one in sets:
+        require_rows(
+            one.forget,
+            one.retain,
+            tokens=one.tokens,
+            each_subject=about.each_subject,
+            scores_texts=engine == "transformers",
+        )
+        check = check_with_bank if one.takes_bank else _check_alone
+        typer.echo(check(one.forget, one.retain, rates), err=True)
+    if about.each_subject:
+        require_file_names(row.subject for row in forget_rows)
+    chat = _load(model, engine, device)
     fitted = []
     for one in sets:
         started = time.monotonic()
         with stages() as progress:
+            kept = one.retain
+            if one.takes_bank:
+                kept = with_bank(chat, one.forget, one.retain, rates, progress)
+                if more := len(kept) - len(one.retain):
+                    typer.echo(f"{more} retain prompts are of the bank", err=True)
             fit = fit_steer(
                 chat,
                 one.forget,
-                one.retain,
+                kept,
                 pairs=pair_rows,
                 rates=rates,
                 recheck=recheck,
@@ -152,6 +191,7 @@ def steer(
                 parts=parts if any(row.images for row in one.forget) or not apart else None,
                 perturbation=Perturbation(epsilon=epsilon, steps=perturb_steps),
                 each_subject=about.each_subject,
+                effort=DRAFT if quick else WHOLE,
                 seed=seed,
                 progress=progress,
             )
@@ -185,6 +225,11 @@ class _Set(NamedTuple):
     tokens: Tokens | None
     out: Path
 
+    @property
+    def takes_bank(self) -> bool:
+        """Whether prompts of the retain bank, which have no images, can stand beside the rows."""
+        return self.tokens != "image"
+
 
 class _Fitted(NamedTuple):
     """What one fit has written."""
@@ -216,6 +261,14 @@ def _apart(whole: _Set) -> list[_Set]:
         _Set(seen, shown, "image", out.with_name(f"{out.stem}-image.safetensors")),
         _Set(named, retain, "text", out.with_name(f"{out.stem}-text.safetensors")),
     ]
+
+
+def _check_alone(
+    _forget: Sequence[ForgetPrompt], retain: Sequence[RetainPrompt], rates: Rates
+) -> str:
+    from guard.fitting.steering.fit import require_retain
+
+    return require_retain(retain, rates)
 
 
 def _written(fit: SteerFit, chat: ChatModel, about: _About, out: Path, took_s: float) -> _Fitted:
@@ -272,3 +325,4 @@ def _print(console: Console, report: Mapping[str, Any]) -> None:
         )
     console.print(trials)
     console.print(values.table("validation split", report["calibration"]))
+    print_judgement(console, report)

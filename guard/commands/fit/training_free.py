@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Console
 
+from guard.commands.fit.image_output import finish
 from guard.commands.fit.options import AsJson, ConceptFile, Device, Model, NearFpr, Out
-from guard.commands.fit.output import facts, print_json, print_written, require_artifact_name
+from guard.commands.fit.output import require_artifact_name
 from guard.data.concept import Concept, read_concept
-from guard.reporting import values
+from guard.models.kind_checks import source_of
 from guard.reporting.progress import Stages, stages
 
 if TYPE_CHECKING:
@@ -68,7 +69,8 @@ def safree(
             image_model, concept, encoded, rates, rank=rank, sense_rank=sense_rank, alpha=alpha
         )
 
-    _Run(model, concept_file, out, count, seed, device, as_json).save(fit)
+    run = _Run(model, concept_file, out, count, seed, device, as_json)
+    run.save(fit, fpr, near_fpr)
 
 
 def nearest(
@@ -99,7 +101,8 @@ def nearest(
             image_model, concept, encoded, rates, rank=rank, anchors=anchors, seed=seed
         )
 
-    _Run(model, concept_file, out, count, seed, device, as_json).save(fit)
+    run = _Run(model, concept_file, out, count, seed, device, as_json)
+    run.save(fit, fpr, near_fpr)
 
 
 def safe_guidance(
@@ -121,7 +124,8 @@ def safe_guidance(
     """Fit safe latent diffusion: guidance away from the concept while an image is generated."""
     fit = _guide("safe-guidance", phrase, fpr, near_fpr, preset)
     prompts = count if gated else 0
-    _Run(model, concept_file, out, prompts, seed, device, as_json).save(fit)
+    run = _Run(model, concept_file, out, prompts, seed, device, as_json)
+    run.save(fit, fpr, near_fpr)
 
 
 def negative_prompt(
@@ -140,7 +144,8 @@ def negative_prompt(
     """Fit a negative prompt: the concept in place of the empty prompt."""
     fit = _guide("negative-prompt", phrase, fpr, near_fpr, None)
     prompts = count if gated else 0
-    _Run(model, concept_file, out, prompts, seed, device, as_json).save(fit)
+    run = _Run(model, concept_file, out, prompts, seed, device, as_json)
+    run.save(fit, fpr, near_fpr)
 
 
 def uce(
@@ -181,7 +186,8 @@ def uce(
         return fit_uce(image_model, concept, encoded, Rates(fpr, near_fpr), edit, progress)
 
     prompts = count if gated else 0
-    _Run(model, concept_file, out, prompts, seed, device, as_json).save(fit)
+    run = _Run(model, concept_file, out, prompts, seed, device, as_json)
+    run.save(fit, fpr, near_fpr)
 
 
 def _guide(method: str, phrase: str | None, fpr: float, near_fpr: float, preset: str | None) -> Fit:
@@ -216,26 +222,26 @@ class _Run:
     device: str
     as_json: bool
 
-    def save(self, fit: Fit) -> None:
+    def save(self, fit: Fit, fpr: float, near_fpr: float) -> None:
         """Read the files, load the model, fit, write the artifact and print its figures."""
         concept = read_concept(self.concept_file)
         require_artifact_name(self.out)
+        source_of(self.model, "images")
 
-        from guard.fitting.images.training_free import encode_concept
+        from guard.fitting.images.training_free import encode_concept, held_out_of
         from guard.fitting.prompts.concept_prompts import prompts_of
+        from guard.fitting.prompts.rates import Rates, require_enough
         from guard.models.images import ImageModel
 
+        prompts = prompts_of(concept, self.count, self.seed) if self.count else []
+        if self.count:
+            held_out = (prompt.kind for prompt in prompts if prompt.split != "train")
+            require_enough(held_out, Rates(fpr, near_fpr))
         image_model = ImageModel.load(self.model, device=self.device)
-        encoded = None
+        encoded, started = None, time.monotonic()
         with stages() as progress:
             if self.count:
-                prompts = prompts_of(concept, self.count, self.seed)
                 encoded = encode_concept(image_model, concept, prompts, progress)
             artifact = fit(image_model, concept, encoded, progress)
-        artifact.save(self.out)
-        if self.as_json:
-            print_json(facts(artifact), self.out, artifact)
-            return
-        console = Console()
-        console.print(values.table("", artifact.meta.settings | artifact.meta.calibration))
-        print_written(console, self.out)
+        fitted = held_out_of(artifact, encoded)
+        finish(fitted, concept, self.out, time.monotonic() - started, as_json=self.as_json)

@@ -19,7 +19,7 @@ from guard.data.prompts import texts
 from guard.errors import DataError
 from guard.fitting.erasure.belonging import Belonging, mentions
 from guard.fitting.erasure.profile import Profile
-from guard.fitting.erasure.profiling import means, read_prompts
+from guard.fitting.erasure.profiling import read_prompts
 from guard.fitting.erasure.wordings import rows
 from guard.fitting.steering.directions import REST, SCHEDULE
 from guard.fitting.steering.fit import SteerFit
@@ -66,7 +66,7 @@ def fit_erasure(
 
     forget = read("reading forget prompts", texts(train))
     own = torch.tensor([row.subject == belonging.name for row in train])
-    near, left_out = _placed(profile, belonging, means(forget.of(own), -1).mean(0))
+    near, left_out = _placed(profile, belonging, forget.of(own).means(-1).mean(0))
     validation = [topic for topic in topics() if topic.split == "validation"]
     kept = torch.tensor([topic not in left_out for topic in validation]).repeat_interleave(PROMPTS)
     is_near = torch.tensor([topic in near for topic in validation]).repeat_interleave(PROMPTS)
@@ -183,6 +183,13 @@ def _largest(states: TokenStates, subjects: SubjectGates) -> list[float]:
     """The largest standardised score of each sequence."""
     scores = states.scores(range(subjects.gates.shape[1]), subjects.gates, POOL)
     return subjects.standardised(scores).amax(0).tolist()
+
+
+def require_rates(rates: Rates) -> None:
+    """Raise DataError for rates that the retain bank is too small for, whatever the concept."""
+    validation = PROMPTS * sum(topic.split == "validation" for topic in topics())
+    near = PROMPTS * NEAR
+    rates.check_counts(far=validation - near, near=near)
 
 
 def _require_enough(near: Sequence[bool], rates: Rates) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from guard.data.bank.bank import templates, topics
 from guard.data.prompts import ForgetPrompt, texts
@@ -16,20 +16,24 @@ from guard.fitting.erasure.belonging import Belonging
 from guard.fitting.erasure.erase import Erasure
 from guard.fitting.erasure.wordings import row_about
 from guard.fitting.steering.subjects import guarded_answers, subject_guards
-from guard.models.chat import ChatModel
+from guard.models.chat import ChatModel, GuardedAnswer
 from guard.reporting.progress import Stages
 
 Way = Literal["name", "term", "near", "far", "leak", "innocent"]
 
 OF_TERM = 2
 """Prompts about each thing that belongs to the concept."""
+DRAFT = 5
 ANSWER_TOKENS = 48
 
 
 @dataclass(frozen=True)
 class Tried:
     """A prompt with its answers, empty where none was generated; `told` says whether the bare
-    answer holds something that belongs to the concept, `leaked` whether the guarded one does."""
+    answer holds something that belongs to the concept, `leaked` whether the guarded one does.
+
+    `score` and `threshold` are those of the gate that fired, or came nearest to it; None where the
+    engine tells neither."""
 
     way: Way
     about: str
@@ -39,13 +43,16 @@ class Tried:
     guarded: str = ""
     told: bool = False
     leaked: bool = False
+    score: float | None = None
+    threshold: float | None = None
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All prompts that were tried."""
+    """All prompts that were tried; a `draft` tries a part of them."""
 
     tried: tuple[Tried, ...]
+    draft: bool = False
 
     def of(self, way: Way) -> list[Tried]:
         return [each for each in self.tried if each.way == way]
@@ -65,8 +72,10 @@ class Evaluation:
         return Share.of([loops(each.guarded) for each in self.tried if each.guarded])
 
 
-def evaluate(chat: ChatModel, erasure: Erasure, progress: Stages) -> Evaluation:
-    """Ask the bare and the guarded model."""
+def evaluate(
+    chat: ChatModel, erasure: Erasure, progress: Stages, *, draft: bool = False
+) -> Evaluation:
+    """Ask the bare and the guarded model; for a `draft` every DRAFT-th innocent prompt alone."""
     belonging, fit = erasure.belonging, erasure.fit
     assert fit.subjects is not None
     guards = list(subject_guards(fit.subjects, fit.guard))
@@ -89,6 +98,7 @@ def evaluate(chat: ChatModel, erasure: Erasure, progress: Stages) -> Evaluation:
             guarded=answer.text,
             told=was_told,
             leaked=was_told and row.leaks(answer.text),
+            **_nearest(answer),
         )
         for row, plain, answer, was_told in zip(forget, bare, answers, told, strict=True)
     ]
@@ -97,11 +107,17 @@ def evaluate(chat: ChatModel, erasure: Erasure, progress: Stages) -> Evaluation:
         for topic in topics()
         if topic.split == "test" and topic not in erasure.left_out
         for prompt in topic.prompts
-    ]
+    ][:: DRAFT if draft else 1]
     # the answers of requests on which nothing fires are the bare model's
     read = guarded([prompt for _, prompt in innocent], max_tokens=1, what="innocent prompts")
     tried += [
-        Tried("near" if topic in erasure.near else "far", topic.name, prompt, answer.fired)
+        Tried(
+            way="near" if topic in erasure.near else "far",
+            about=topic.name,
+            prompt=prompt,
+            fired=answer.fired,
+            **_nearest(answer),
+        )
         for (topic, prompt), answer in zip(innocent, read, strict=True)
     ]
     complaints: tuple[tuple[Way, Sequence[str]], ...] = (
@@ -109,12 +125,23 @@ def evaluate(chat: ChatModel, erasure: Erasure, progress: Stages) -> Evaluation:
         ("innocent", belonging.innocent),
     )
     for way, texts_of in complaints:
+        if not texts_of:
+            continue
         read = guarded([*texts_of], max_tokens=1, what=f"{way} prompts")
         tried += [
-            Tried(way, way, prompt, answer.fired)
+            Tried(way, way, prompt, answer.fired, **_nearest(answer))
             for prompt, answer in zip(texts_of, read, strict=True)
         ]
-    return Evaluation(tuple(tried))
+    return Evaluation(tuple(tried), draft)
+
+
+def _nearest(answer: GuardedAnswer) -> dict[str, Any]:
+    """Score and threshold of the gate that fired, or of the one that came nearest to it."""
+    readings = list(answer.readings.values())
+    if not readings:
+        return {}
+    found = max(readings, key=lambda each: (each.fired, each.score - each.threshold))
+    return {"score": round(found.score, 5), "threshold": round(found.threshold, 5)}
 
 
 def _forget(belonging: Belonging) -> list[ForgetPrompt]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,9 @@ from guard.fitting.steering.artifacts import file_name, to_artifacts
 from guard.fitting.steering.gate_search import Rates
 from guard.models.chat import ChatModel
 from guard.reporting.progress import Stages
+
+DRAFT_TERMS = 4
+"""Things that belong to a concept and have a gate in a draft."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,11 @@ def forget(
     progress: Stages,
     *,
     rates: Rates = RATES,
+    draft: bool = False,
     collected: Callable[[Belonging], None] = lambda belonging: None,
 ) -> Forgotten:
-    """Fit guards of a concept from its name; `collected` is called with what belongs to it.
+    """Fit guards of a concept from its name; `collected` is called with what belongs to it. A
+    `draft` has gates for the first few things that belong to it, and is tried on fewer prompts.
 
     Raises DataError where the model knows nothing of it, and as `profile_of` and `fit_erasure` do.
     """
@@ -65,8 +70,10 @@ def forget(
             "there is nothing to forget; give documents about it if it does know, or stop "
             "the words themselves with a screen of patterns"
         )
+    if draft:
+        belonging = replace(belonging, terms=belonging.terms[:DRAFT_TERMS])
     collected(belonging)
-    return fitted(chat, profile, belonging, progress, rates=rates, started=started)
+    return fitted(chat, profile, belonging, progress, rates=rates, started=started, draft=draft)
 
 
 def fitted(
@@ -77,11 +84,12 @@ def fitted(
     *,
     rates: Rates,
     started: float,
+    draft: bool = False,
 ) -> Forgotten:
     """Fit guards of a concept of which it is known what belongs to it; `started` is on the
     monotonic clock."""
     erasure = fit_erasure(chat, profile, belonging, progress, rates=rates)
-    evaluation = evaluate(chat, erasure, progress)
+    evaluation = evaluate(chat, erasure, progress, draft=draft)
     return Forgotten(erasure, evaluation, time.monotonic() - started)
 
 

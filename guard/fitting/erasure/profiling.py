@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from classifiers.calibration import threshold_for
 from guard.data.bank.bank import digest, reference, templates, topics
@@ -86,7 +85,7 @@ def compute_profile(chat: ChatModel, progress: Stages, seed: int = 0) -> Profile
         sample=_at(known.of(picked), at),
         held_out=_at(unseen, at),
         answered=collect_states(chat, chat.given(first), pair, "reading answers", progress, tokens),
-        centres=means(every, at[-1]).view(len(topics()), -1, chat.width).mean(1),
+        centres=every.means(at[-1]).view(len(topics()), -1, chat.width).mean(1),
     )
 
 
@@ -95,16 +94,6 @@ def read_prompts(
 ) -> TokenStates:
     """The states of prompts of text after `layers`."""
     return collect_states(chat, chat.given(prompts), layers, stage, progress)
-
-
-def means(states: TokenStates, layer: int) -> Tensor:
-    """The mean state of each sequence's tokens behind the prefix, at the index `layer`:
-    `[sequences, width]`."""
-    mask = states.behind_prefix
-    sequence = states.sequence[mask]
-    total = torch.zeros(states.count, states.states.shape[-1])
-    total.index_add_(0, sequence, states.states[mask, layer].float())
-    return total / torch.bincount(sequence, minlength=states.count).clamp(min=1)[:, None]
 
 
 def _acting(

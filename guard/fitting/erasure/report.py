@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from guard.evaluation.shares import Share
 from guard.fitting.erasure.belonging import Belonging
 from guard.fitting.erasure.erase import Erasure
 from guard.fitting.erasure.evaluation import Evaluation, Tried
+from guard.fitting.judgement import DRAFT
 from guard.fitting.steering.gate_search import Rates
 from guard.reporting import plots
 from guard.reporting.page import Grid, Part, Plot, Tile, render
@@ -27,6 +28,11 @@ CAUGHT, SPARED = 0.9, 0.99
 
 def judgement(erasure: Erasure, evaluation: Evaluation) -> str:
     """Whether the guards can be used as they are, and what to do where they cannot: one line."""
+    line = _judged(erasure, evaluation)
+    return f"{line}; {DRAFT}" if evaluation.draft else line
+
+
+def _judged(erasure: Erasure, evaluation: Evaluation) -> str:
     name, far = evaluation.fired("name"), evaluation.fired("far")
     missed = [each for each in (*evaluation.of("name"), *evaluation.of("term")) if not each.fired]
     if far.value > 1 - SPARED:
@@ -62,6 +68,10 @@ def as_json(erasure: Erasure, evaluation: Evaluation, took_s: float) -> dict[str
         "calibration": fit.calibration,
         "figures": _figures(evaluation),
         "subjects": list(fit.subjects.names),
+        "missed": _listed(
+            each for each in evaluation.of("name") + evaluation.of("term") if not each.fired
+        ),
+        "hit": _listed(each for each in evaluation.of("near") + evaluation.of("far") if each.fired),
         "tried": [asdict(each) for each in evaluation.tried],
         "took_s": round(took_s, 1),
     }
@@ -117,7 +127,11 @@ def as_page(erasure: Erasure, evaluation: Evaluation) -> str:
             "The largest score of all gates, on the validation split.",
         ),
         _answers("Prompts about it that do not fire", [each for each in forget if not each.fired]),
-        Grid("Innocent prompts that fire", ("topic", "prompt"), [(e.about, e.prompt) for e in hit]),
+        Grid(
+            "Innocent prompts that fire",
+            ("topic", "prompt", "score", "threshold"),
+            [(e.about, e.prompt, *_scores(e)) for e in hit],
+        ),
         _answers("Answers that leak", [each for each in forget if each.leaked]),
         _answers("Prompts about it that fire", [each for each in forget if each.fired]),
         Grid("Calibration", ("figure", "value"), rows(fit.calibration)),
@@ -149,6 +163,19 @@ def _counted(share: Share) -> str:
 def _answers(title: str, tried: Sequence[Tried]) -> Grid:
     return Grid(
         title,
-        ("about", "prompt", "bare answer", "guarded answer"),
-        [(each.about, each.prompt, each.bare, each.guarded) for each in tried],
+        ("about", "prompt", "score", "threshold", "bare answer", "guarded answer"),
+        [(each.about, each.prompt, *_scores(each), each.bare, each.guarded) for each in tried],
     )
+
+
+def _scores(each: Tried) -> tuple[str, str]:
+    """Score and threshold as they are printed."""
+    score, threshold = each.score, each.threshold
+    return "" if score is None else f"{score:.4f}", "" if threshold is None else f"{threshold:.4f}"
+
+
+def _listed(tried: Iterable[Tried]) -> list[dict[str, Any]]:
+    return [
+        {"prompt": e.prompt, "kind": e.way, "score": e.score, "threshold": e.threshold}
+        for e in tried
+    ]

@@ -15,6 +15,7 @@ from classifiers.training import Recipe, train_heads
 from guard.artifact import Artifact, ArtifactMeta
 from guard.data.concept import Concept
 from guard.errors import DataError
+from guard.fitting.judgement import HeldOut
 from guard.fitting.prompts.concept_prompts import LabelledPrompt
 from guard.fitting.prompts.rates import Calibrated, Rates, by_kind, calibrated, figures
 from guard.fitting.prompts.search import Search, with_searched_prompts
@@ -98,7 +99,7 @@ def fit_cgce(
     )
     text = encode(prompts)
     unsafe = torch.tensor([prompt.unsafe for prompt in prompts])
-    trained, kinds, logits = [], [], []
+    trained, texts, kinds, logits = [], [], [], []
     for number, split in enumerate(splits):
         held_out = torch.tensor([prompt.split == split for prompt in prompts])
         train = ~held_out
@@ -109,6 +110,7 @@ def fit_cgce(
         trained.append(_heads(text.select(train), unsafe[train], fold_recipe, stage, progress))
         logits += guards(trained[-1]).sense(text.select(held_out))[:, 0].tolist()
         kinds += [prompt.kind for prompt in prompts if prompt.split == split]
+        texts += [prompt.text for prompt in prompts if prompt.split == split]
     scores = by_kind(logits, kinds)
     threshold = max(calibrated(scores, rates), FLOOR)
     settings["target"] = min(float(np.quantile(scores["far"], descent.depth)), threshold)
@@ -127,7 +129,8 @@ def fit_cgce(
         settings=settings | {"threshold": threshold},
         calibration=calibration,
     )
-    return Calibrated(Artifact(meta, heads | space), scores)
+    held_out_prompts = HeldOut.of(threshold, texts, kinds, logits)
+    return Calibrated(Artifact(meta, heads | space), scores, held_out_prompts)
 
 
 def _heads(

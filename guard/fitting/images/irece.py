@@ -22,11 +22,18 @@ from guard.artifact import Artifact, ArtifactMeta
 from guard.data.concept import Concept
 from guard.errors import DataError
 from guard.fitting.images import irece_search
-from guard.fitting.images.latents import TrainingImages, sure_prompts
+from guard.fitting.images.latents import TrainingImages, require_sure, sure_prompts
 from guard.fitting.images.recording import RecordedTrajectory, record_trajectories
 from guard.fitting.images.reference_images import ReferenceImages, reference_estimates
+from guard.fitting.judgement import HeldOut
 from guard.fitting.prompts.concept_prompts import LabelledPrompt
-from guard.fitting.prompts.rates import Calibrated, Rates, by_kind, calibrated, figures
+from guard.fitting.prompts.rates import (
+    Calibrated,
+    Rates,
+    by_kind,
+    calibrated,
+    figures,
+)
 from guard.models.images import ImageModel
 from guard.reporting.progress import Stages
 from steering.engines.diffusion.sampling.estimates import estimates_of
@@ -70,6 +77,8 @@ def fit_irece(
     be recorded.
     """
     chosen = sure_prompts(image_model, concept, prompts, images, seed, progress)
+    given = 0 if references is None else int((~references.shown).sum())
+    require_sure(chosen, rates, given)
     steps, guidance = images.steps, images.guidance
     schedule = InspectionSchedule(EARLIEST, inspections)
     try:
@@ -95,11 +104,6 @@ def fit_irece(
     # one kind at a time: attention is recorded for images of the concept only
     unsafe = [i for i, prompt in enumerate(chosen) if prompt.unsafe]
     safe = [i for i, prompt in enumerate(chosen) if not prompt.unsafe]
-    if not (unsafe and safe):
-        raise DataError(
-            "the prompts are not sufficient: a classifier needs images with the concept and images "
-            "without it: add prompts of the missing kind"
-        )
     with_concept = record(unsafe, probes, "generating the concept")
     without = record(safe, [], "generating other images")
     chosen = [chosen[i] for i in (*unsafe, *safe)]
@@ -127,7 +131,8 @@ def fit_irece(
     presence = _trained(estimates, label, parts, recipe, seed, progress)
     kinds += ["given" if concept_shown else "far" for concept_shown in shown.tolist()]
     first, windows = _first_inspection(presence.logits, kinds, rates)
-    scores = by_kind(presence.logits[:, first:].amax(1).tolist(), kinds)
+    highest = presence.logits[:, first:].amax(1).tolist()
+    scores = by_kind(highest, kinds)
     threshold = calibrated(scores, rates)
     held_out = irece_search.HeldOut(
         estimates[: len(unsafe), -1],
@@ -177,7 +182,9 @@ def fit_irece(
         },
     )
     tensors = irece_search.guard_tensors(stacked(presence.members), chosen_probes)
-    return Calibrated(Artifact(meta, tensors), scores)
+    asked = [prompt.text for prompt in chosen]
+    asked += [f"reference image {number}" for number in range(1, len(shown) + 1)]
+    return Calibrated(Artifact(meta, tensors), scores, HeldOut.of(threshold, asked, kinds, highest))
 
 
 def _levels(image_model: ImageModel, inspections: InspectionSchedule, steps: int) -> list[float]:

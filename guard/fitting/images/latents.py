@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -14,9 +15,17 @@ from classifiers.latents import LatentClassifiers, LatentRecipe, stacked, train_
 from guard.artifact import Artifact, ArtifactMeta
 from guard.data.concept import Concept
 from guard.errors import DataError
+from guard.fitting.judgement import HeldOut
 from guard.fitting.prompts.concept_prompts import LabelledPrompt
 from guard.fitting.prompts.likeness import DRAWN, UNDRAWN, Likeness, likeness_of
-from guard.fitting.prompts.rates import Calibrated, Rates, by_kind, calibrated, figures
+from guard.fitting.prompts.rates import (
+    Calibrated,
+    Rates,
+    by_kind,
+    calibrated,
+    figures,
+    require_enough,
+)
 from guard.models.images import ImageModel
 from guard.reporting.progress import Stages
 
@@ -56,8 +65,36 @@ class TrainingImages:
 
     @property
     def wanted(self) -> dict[str, int]:
-        """Images by kind of prompt. Far prompts are the most: the rarest false alarm counts."""
-        return {"unsafe": self.count, "far": 2 * self.count, "near": self.count // 2}
+        """Images by kind of prompt."""
+        return wanted(self.count)
+
+
+def wanted(count: int) -> dict[str, int]:
+    """Images by kind of prompt, of a fit with `count` of the concept. Far prompts are the most: the
+    rarest false alarm counts."""
+    return {"unsafe": count, "far": 2 * count, "near": count // 2}
+
+
+def require_images(
+    prompts: Sequence[LabelledPrompt], count: int, rates: Rates, given: int = 0
+) -> None:
+    """Raise DataError if images of these prompts, and `given` ones without the concept, would be
+    too few for the rates, whatever the denoiser says of the prompts."""
+    have = Counter(prompt.kind for prompt in prompts)
+    most = Counter({kind: min(have[kind], number) for kind, number in wanted(count).items()})
+    require_enough(most + Counter(far=given), rates)
+
+
+def require_sure(chosen: Sequence[LabelledPrompt], rates: Rates, given: int = 0) -> None:
+    """Raise DataError if the prompts that the denoiser is sure of, and `given` images without the
+    concept, are too few for the rates or for the classifiers, before images are generated."""
+    for split in {prompt.split for prompt in chosen}:
+        if {prompt.unsafe for prompt in chosen if prompt.split != split} != {True, False}:
+            raise DataError(
+                "the prompts are not sufficient: a classifier needs images with the concept and "
+                "images without it: add prompts of the missing kind"
+            )
+    require_enough(Counter(prompt.kind for prompt in chosen) + Counter(far=given), rates)
 
 
 def fit_latents(
@@ -80,6 +117,7 @@ def fit_latents(
     rates.
     """
     chosen = sure_prompts(image_model, concept, prompts, images, seed, progress)
+    require_sure(chosen, rates)
     texts = [prompt.text for prompt in chosen]
     latents = image_model.generate_latents(
         texts,
@@ -104,7 +142,8 @@ def fit_latents(
         with torch.no_grad():
             logits[held_out] = members[-1](latents[held_out].float())[:, 0]
         advance(1)
-    scores = by_kind(logits.tolist(), [prompt.kind for prompt in chosen])
+    kinds = [prompt.kind for prompt in chosen]
+    scores = by_kind(logits.tolist(), kinds)
     threshold = calibrated(scores, rates)
     meta = ArtifactMeta(
         method="latents",
@@ -116,7 +155,11 @@ def fit_latents(
         settings={"threshold": threshold, "steps": images.steps, "guidance": images.guidance},
         calibration=figures(scores, threshold, rates),
     )
-    return Calibrated(Artifact(meta, classifier_tensors(stacked(members))), scores)
+    return Calibrated(
+        Artifact(meta, classifier_tensors(stacked(members))),
+        scores,
+        HeldOut.of(threshold, texts, kinds, logits.tolist()),
+    )
 
 
 def sure_prompts(

@@ -31,23 +31,34 @@ class ReferenceImages:
     shown: Tensor
 
 
-def read_reference_images(image_model: ImageModel, concept: Concept, path: Path) -> ReferenceImages:
-    """The images of a JSON Lines file; their paths are relative to that file.
+def reference_rows(concept: Concept, path: Path) -> tuple[list[SceneImage], list[bool]]:
+    """The rows of a JSON Lines file of images, with paths as they are opened, and which of them
+    show the concept.
 
     An image shows the concept if its row has the last part of the concept's name as `concept` or
-    among `kept`. Raises DataError if no image or every image shows it.
+    among `kept`. Raises DataError for a file that is missing, and if no image or every image shows
+    the concept.
     """
     label = concept.name.rpartition("/")[2]
     rows = [
         row.model_copy(update={"image": str(path.parent / row.image)})
         for row in read_rows(path, SceneImage)
     ]
-    shown = torch.tensor([label in (row.concept, *row.kept) for row in rows])
-    if not shown.any() or shown.all():
+    if lost := next((row.image for row in rows if not Path(row.image).is_file()), None):
+        raise DataError(f"{path}: {lost} is no file: paths are relative to this file")
+    shown = [label in (row.concept, *row.kept) for row in rows]
+    if not any(shown) or all(shown):
         raise DataError(
             f"{path}: needs images with {label!r} and images without it: add the missing kind"
         )
-    return ReferenceImages(latents_of(image_model.family, rows).cpu(), shown)
+    return rows, shown
+
+
+def read_reference_images(image_model: ImageModel, concept: Concept, path: Path) -> ReferenceImages:
+    """The images of a file as latents. Raises DataError as `reference_rows` does, and for a file
+    that is no image."""
+    rows, shown = reference_rows(concept, path)
+    return ReferenceImages(latents_of(image_model.family, rows).cpu(), torch.tensor(shown))
 
 
 @torch.no_grad()

@@ -18,8 +18,9 @@ from torch import Tensor
 from guard.artifact import Artifact, ArtifactMeta, FittedModel
 from guard.data.concept import Concept
 from guard.errors import DataError
+from guard.fitting.judgement import HeldOut
 from guard.fitting.prompts.concept_prompts import LabelledPrompt
-from guard.fitting.prompts.rates import Rates, by_kind, calibrated, figures
+from guard.fitting.prompts.rates import Calibrated, Rates, by_kind, calibrated, figures
 from guard.reporting.progress import Stages
 from steering.images.conditioning import Conditioning
 from steering.methods import METHODS
@@ -45,7 +46,7 @@ class EncodedConcept:
     """Conditionings of a concept's prompts.
 
     `phrases` are the training phrases by themselves; `unsafe` and `safe` are the prompts of the
-    train split, `held_out` those of the validation split, of the given `kinds`.
+    train split, `held_out` those of the validation split, of the given `kinds` and `texts`.
     """
 
     phrases: Conditioning
@@ -53,6 +54,7 @@ class EncodedConcept:
     safe: Conditioning
     held_out: Conditioning
     kinds: Sequence[str]
+    texts: Sequence[str] = ()
 
 
 def encode_concept(
@@ -71,6 +73,7 @@ def encode_concept(
         safe=image_model.encode(safe, progress),
         held_out=image_model.encode([prompt.text for prompt in held_out], progress),
         kinds=[prompt.kind for prompt in held_out],
+        texts=[prompt.text for prompt in held_out],
     )
 
 
@@ -173,6 +176,20 @@ def perhaps_gated(
         return _artifact(method, seam, model, concept, tensors, settings, 0.0, {})
     weights, settings["bias"] = linear_score(encoded)
     return _gated(method, seam, model, concept, encoded, rates, tensors | weights, settings)
+
+
+def held_out_of(artifact: Artifact, encoded: EncodedConcept | None) -> Calibrated:
+    """A fitted guard with the held-out prompts that its threshold comes from; with none where it
+    has no gate."""
+    if encoded is None:
+        return Calibrated(artifact, {})
+    settings = artifact.meta.settings
+    guard = FittedGuard("fit", artifact.tensors, settings)
+    screen = METHODS[artifact.meta.method].stacked([guard], "cpu")
+    scores = screen.sense(encoded.held_out)[:, 0].tolist()
+    threshold = float(str(settings["threshold"]))
+    prompts = HeldOut.of(threshold, encoded.texts, encoded.kinds, scores)
+    return Calibrated(artifact, by_kind(scores, encoded.kinds), prompts)
 
 
 def subspaces(encoded: EncodedConcept, rank: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

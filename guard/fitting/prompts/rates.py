@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from classifiers.calibration import auc, threshold_for
+from classifiers.calibration import auc, prompts_needed, threshold_for
 from guard.artifact import Artifact
 from guard.errors import DataError
+from guard.fitting.judgement import HeldOut
 
 KINDS = ("unsafe", "near", "far")
 SEARCHED = ("mistaken", "drawn", "undrawn")
@@ -30,10 +32,12 @@ class Rates:
 
 @dataclass(frozen=True)
 class Calibrated:
-    """A fitted guard, and the held-out scores by kind that its threshold comes from."""
+    """A fitted guard, and the held-out scores by kind that its threshold comes from, with their
+    prompts."""
 
     artifact: Artifact
     scores: Scores
+    held_out: HeldOut = HeldOut(0.0, ())
 
 
 def by_kind(scores: Sequence[float], kinds: Sequence[str]) -> Scores:
@@ -43,6 +47,23 @@ def by_kind(scores: Sequence[float], kinds: Sequence[str]) -> Scores:
         kind: [score for score, label in zip(scores, kinds, strict=True) if label == kind]
         for kind in present
     }
+
+
+def require_enough(kinds: Iterable[str] | Mapping[str, int], rates: Rates) -> None:
+    """Raise DataError if held-out prompts of these kinds are too few for the rates, saying how many
+    they need and what to change."""
+    have = Counter(kinds)
+    for kind, name, rate, option in (
+        ("far", "far prompts", rates.far, "--fpr"),
+        ("near", "prompts like its hard negatives", rates.near, "--near-fpr"),
+    ):
+        needed = prompts_needed(rate)
+        if have[kind] < needed:
+            raise DataError(
+                f"a false-positive rate of {rate:.2%} needs {needed} held-out {name}, there are "
+                f"{have[kind]}: give a higher --count, more hard negatives and companions, or ask "
+                f"for a higher {option}"
+            )
 
 
 def calibrated(scores: Scores, rates: Rates) -> float:

@@ -9,7 +9,7 @@ import torch
 from guard.artifact import Artifact
 from guard.errors import ArtifactError
 from guard.fitting.steering.asking import Row, asked, prompt_of
-from guard.fitting.steering.fit import ANSWER_TOKENS
+from guard.fitting.steering.effort import WHOLE
 from guard.fitting.steering.gate_search import collect_states
 from guard.models.chat import ChatModel, GuardedAnswer
 from guard.reporting.progress import Stages
@@ -70,7 +70,10 @@ class LoadedGate:
     def bare(self, rows: Sequence[Row], stage: str) -> list[GuardedAnswer]:
         """Greedy answers without the guard."""
         return self._chat.answer(
-            asked(self._chat, rows), max_tokens=ANSWER_TOKENS, what=stage, progress=self._progress
+            asked(self._chat, rows),
+            max_tokens=WHOLE.answer_tokens,
+            what=stage,
+            progress=self._progress,
         )
 
     def guarded(
@@ -79,7 +82,7 @@ class LoadedGate:
         """Greedy answers under the guard with these thresholds."""
         return self._chat.answer(
             asked(self._chat, rows),
-            max_tokens=ANSWER_TOKENS,
+            max_tokens=WHOLE.answer_tokens,
             what=stage,
             progress=self._progress,
             bank=self._bank,

@@ -23,6 +23,7 @@ from classifiers.text.training import train as train_head
 from guard.artifact import Artifact, ArtifactMeta, FittedModel
 from guard.data.prompts import ScreenText, texts
 from guard.errors import DataError
+from guard.fitting.judgement import HeldOut
 from guard.fitting.screens.figures import HeldOutScores, ScreenFigures, figures_of
 from guard.fitting.screens.windows import Readings, TextWindows, embed_windows
 from guard.reporting.progress import Stages
@@ -45,10 +46,13 @@ class ScreenRecipe:
 
 @dataclass(frozen=True, slots=True)
 class ScreenFit:
-    """An artifact, and the figures of its held-out texts; None without such texts."""
+    """An artifact, the figures of its held-out texts, None without such texts, and the texts by
+    which it is judged: these, and all others as the head scores them that was not trained on
+    them."""
 
     artifact: Artifact
     test: ScreenFigures | None
+    held_out: HeldOut
 
 
 def fit_screen(
@@ -86,7 +90,7 @@ def fit_screen(
     threshold = _threshold(rows, scores, usable, recipe.fpr)
     unsafe_scores = scores[usable[unsafe[usable]]]
     held_out = np.flatnonzero(folds < 0)
-    test = None
+    test, judged = None, usable
     if len(held_out):
 
         def score(disguised: Sequence[str], stage: str) -> Floats:
@@ -95,6 +99,8 @@ def fit_screen(
         test_rows = [rows[i] for i in held_out.tolist()]
         test_scores = HeldOutScores(test_rows, windows.scores(head)[held_out])
         test = figures_of(test_scores, score, threshold)
+        scores[held_out] = test_scores.scores
+        judged = np.concatenate([usable, held_out])
     card = encoder.card
     meta = ArtifactMeta(
         method=METHOD,
@@ -119,7 +125,37 @@ def fit_screen(
             "tested": None if test is None else test.figures(),
         },
     )
-    return ScreenFit(Artifact(meta, head.tensors()), test)
+    return ScreenFit(
+        Artifact(meta, head.tensors()),
+        test,
+        HeldOut.of(
+            threshold,
+            [rows[i].prompt for i in judged],
+            ["unsafe" if rows[i].unsafe else "benign" for i in judged],
+            scores[judged].tolist(),
+        ),
+    )
+
+
+def require_texts(
+    rows: Sequence[ScreenText], hold_out: Sequence[str], recipe: ScreenRecipe
+) -> None:
+    """Raise DataError if a source is unknown, or the texts to train and to calibrate on are too
+    few, whatever the encoder makes of them."""
+    folds = _folds(rows, hold_out, recipe.seed)
+    unsafe = np.array([row.unsafe for row in rows])
+    for kind, of_kind in (("unsafe", unsafe), ("benign", ~unsafe)):
+        if len(np.unique(folds[of_kind & (folds >= 0)])) < 2:
+            raise DataError(
+                f"too few {kind} texts to train on: give some of two families or more, that are "
+                "not of a source that is held out"
+            )
+    benign, needed = int((~unsafe & (folds >= 0)).sum()), prompts_needed(recipe.fpr)
+    if benign < needed:
+        raise DataError(
+            f"a false-positive rate of {recipe.fpr:.2%} needs {needed} benign texts that are not "
+            f"held out, there are {benign}: add some, or ask for a higher --fpr"
+        )
 
 
 def _folds(rows: Sequence[ScreenText], hold_out: Sequence[str], seed: int) -> Indices:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from guard.evaluation.shares import Share
+from guard.fitting.judgement import Remedies, judgement, judgement_grid
 from guard.fitting.screens.figures import ScreenFigures
 from guard.fitting.screens.fit import ScreenFit
 from guard.reporting import plots
@@ -14,6 +15,23 @@ from guard.reporting.page import Grid, Plot, Tile, render
 from guard.reporting.values import rows
 
 _AUC, _RECALL = 0.95, 0.80
+_ALARMS = 5
+"""In multiples of the rate that was asked for, the share of benign texts over which a screen is not
+usable."""
+
+
+def judged(fit: ScreenFit) -> str:
+    """Whether the screen is usable, and what to do where it is not: one line."""
+    rate = float(str(fit.artifact.meta.calibration["false_positive_rate"]))
+    benign, hit = fit.held_out.fired("benign"), fit.held_out.hit
+    faults: tuple[str, ...] = ()
+    if hit and benign.at_least > _ALARMS * rate:
+        faults = (
+            f"fires on {benign.count} of {benign.total} held-out benign texts, as on "
+            f"{hit[0].prompt[:100]!r}; add texts of that kind, or ask for a lower --fpr",
+        )
+    remedies = Remedies("add unsafe texts like these", "a higher --fpr, or another --kind", faults)
+    return judgement(fit.held_out, remedies)
 
 
 def as_json(fit: ScreenFit, took_s: float) -> dict[str, Any]:
@@ -21,11 +39,14 @@ def as_json(fit: ScreenFit, took_s: float) -> dict[str, Any]:
     meta = fit.artifact.meta
     scores = {} if fit.test is None else fit.test.scores
     return {
+        "method": meta.method,
         "concept": meta.concept,
+        "judgement": judged(fit),
         "model": meta.model.model_dump(mode="json"),
         "tensors_sha256": meta.tensors_sha256,
         "settings": meta.settings,
         "calibration": meta.calibration,
+        **fit.held_out.as_json(),
         "scores": {kind: [round(float(s), 5) for s in part] for kind, part in scores.items()},
         "took_s": round(took_s, 1),
     }
@@ -35,8 +56,11 @@ def as_page(fit: ScreenFit) -> str:
     """The page: figures on held-out collections, plain and in disguise, and settings."""
     meta = fit.artifact.meta
     figures = {name: value for name, value in meta.calibration.items() if name != "tested"}
-    parts: list[Plot | Grid] = [] if fit.test is None else _test_parts(fit.test, meta.settings)
+    parts: list[Plot | Grid] = [judgement_grid(judged(fit))]
+    if fit.test is not None:
+        parts += _test_parts(fit.test, meta.settings)
     parts += [
+        *fit.held_out.grids(),
         Grid("Calibration", ("figure", "value"), rows(figures)),
         Grid("Settings", ("setting", "value"), rows(meta.settings)),
     ]

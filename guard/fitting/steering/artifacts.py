@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import date
 from typing import Any, NamedTuple
 
@@ -32,17 +32,26 @@ def to_artifacts(
     """The artifacts of a fit with one guard for each subject, by a name of letters, digits and
     hyphens for each. Raises ArtifactError for an invalid name."""
     assert fit.subjects is not None
+    require_file_names(fit.subjects.names)
     artifacts: dict[str, Artifact] = {}
     model = chat.fitted_model
     for guard, threshold, recheck in subject_guards(fit.subjects, fit.guard):
         name = file_name(guard.name)
-        if name in artifacts:
-            raise ArtifactError(
-                f"two subjects are named {name!r} as files: write {guard.name!r} in another way"
-            )
         about = _About(f"{concept}/{name}", description, model)
         artifacts[name] = _artifact(fit, about, guard.gates, threshold, recheck)
     return artifacts
+
+
+def require_file_names(subjects: Iterable[str]) -> None:
+    """Raise ArtifactError for two subjects that would be one file."""
+    names: dict[str, str] = {}
+    for subject in dict.fromkeys(subjects):
+        other = names.setdefault(file_name(subject), subject)
+        if other != subject:
+            raise ArtifactError(
+                f"two subjects are named {file_name(subject)!r} as files: write {subject!r} in "
+                "another way"
+            )
 
 
 def file_name(subject: str) -> str:

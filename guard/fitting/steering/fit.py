@@ -9,14 +9,17 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from guard.data.prompts import ForgetPrompt, PairedAnswers, RetainPrompt, in_split
 from guard.errors import DataError
 from guard.evaluation.fluency import perplexity
-from guard.fitting.steering.asking import asked
+from guard.fitting.judgement import HeldOut, Scored
+from guard.fitting.steering.asking import Row, asked
 from guard.fitting.steering.directions import POSITIONS, Trial, directions, search
+from guard.fitting.steering.effort import WHOLE, Effort, answered, sample, thinned
 from guard.fitting.steering.gate_search import (
+    NO_IMAGES,
     FittedGate,
     Rates,
     answered_states,
@@ -40,13 +43,6 @@ from guard.reporting.progress import Stages
 from steering.hidden.bank import Tokens
 from steering.methods.steer import SteerGuard
 
-R = TypeVar("R")
-
-ANSWER_TOKENS = 64
-ANSWERED_RETAIN = 400
-CONTRASTED = 64
-SEARCHED = 40
-
 
 @dataclass(frozen=True)
 class SteerFit:
@@ -69,10 +65,10 @@ class SteerFit:
     parts: Parts | None = None
     visual: VisualPart | None = None
     subjects: SubjectGates | None = None
-    missed: tuple[str, ...] = ()
-    """Forget prompts of the validation split that do not fire."""
-    hit: tuple[str, ...] = ()
-    """Retain prompts of the validation split that fire."""
+    held_out: HeldOut = HeldOut(0.0, ())
+    """The prompts of the validation split."""
+    draft: bool = False
+    """Whether it was made in a hurry."""
 
 
 def fit_steer(
@@ -87,6 +83,7 @@ def fit_steer(
     parts: Parts | None = None,
     perturbation: Perturbation | None = None,
     each_subject: bool = False,
+    effort: Effort = WHOLE,
     seed: int = 0,
     progress: Stages,
 ) -> SteerFit:
@@ -95,25 +92,26 @@ def fit_steer(
     `tokens` are those that the gate scores and `parts` those of the direction, both chosen by the
     prompts where they are None: without images all tokens and the textual part.
 
-    Raises DataError if a split is empty or has too few retain prompts for the rates, if the bare
-    model leaks on no forget prompt, and for images where the model or the engine takes none.
+    Raises DataError as `require_rows` does, if there are too few retain prompts for the rates, if
+    the bare model leaks on no forget prompt, and for images where the model takes none.
     """
-    _check_splits(forget, retain)
-    rates.check(retain)
-    if each_subject:
-        require_subjects(forget)
-    if any(row.distractors for row in forget) and not chat.scores_texts:
-        raise DataError(
-            "forget prompts have distractors, whose likelihoods this engine does not give: ask for "
-            "--engine transformers, or leave them out"
-        )
-    sees = any(row.images for row in (*forget, *retain))
+    require_rows(
+        forget, retain, tokens=tokens, each_subject=each_subject, scores_texts=chat.scores_texts
+    )
+    require_retain(retain, rates)
+    every: tuple[Row, ...] = (*forget, *retain, *pairs)
+    seen = [row for row in every if row.images]
+    sees = bool(seen)
+    if sees:
+        asked(chat, seen[:1])  # so that a model that takes none is refused before any work
     rng = random.Random(seed)
+    if effort.draft:
+        forget, retain = thinned(forget, retain, rates, rng)
     known = in_split(forget, "validation")
-    held_out = _answered(in_split(retain, "validation"), rates, rng)
-    contrasted = _sample(in_split(forget, "train"), CONTRASTED, rng)
+    held_out = answered(in_split(retain, "validation"), rates, effort, rng)
+    contrasted = sample(in_split(forget, "train"), effort.contrasted, rng)
 
-    answer = partial(chat.answer, max_tokens=ANSWER_TOKENS, progress=progress)
+    answer = partial(chat.answer, max_tokens=effort.answer_tokens, progress=progress)
     bare = answer(asked(chat, known), what="bare answers, forget")
     leaked = [row for row, reply in zip(known, bare, strict=True) if row.leaks(reply.text)]
     if not leaked:
@@ -129,11 +127,11 @@ def fit_steer(
     bare_retain = answer(asked(chat, held_out), what="bare answers, retain")
     answer_threshold: float | None = None
     # generated tokens are no image's
-    if recheck and gate.tokens != "image":
-        answered = answered_states(chat, gate.layers, held_out, bare_retain, progress)
-        answer_threshold = recheck_threshold(gate, answered, held_out, rates)
+    if recheck and not effort.draft and gate.tokens != "image":
+        with_answers = answered_states(chat, gate.layers, held_out, bare_retain, progress)
+        answer_threshold = recheck_threshold(gate, with_answers, held_out, rates)
         if subjects is not None:
-            level = recheck_level(subjects, gate, answered, held_out, rates)
+            level = recheck_level(subjects, gate, with_answers, held_out, rates)
             subjects = replace(subjects, recheck_level=level)
     recall = answer(asked(chat, contrasted), what="recall answers", max_tokens=POSITIONS)
     recalled = [reply.tokens for reply in recall]
@@ -145,7 +143,7 @@ def fit_steer(
         how = perturbation or Perturbation()
         visual = visual_part(chat, contrasted, recalled, how, seed=seed, progress=progress)
         all_directions = combined(all_directions, visual, parts)
-    trial_rows = _sample(leaked, SEARCHED, rng)
+    trial_rows = sample(leaked, effort.searched, rng)
     bare_perplexity = perplexity(chat, [reply.tokens for reply in bare])
     trials, guard = search(
         chat,
@@ -154,8 +152,8 @@ def fit_steer(
         trial_rows,
         bare_perplexity,
         recheck=answer_threshold,
-        max_tokens=ANSWER_TOKENS,
-        stop_early=sees,
+        max_tokens=effort.answer_tokens,
+        stop_early=sees or effort.draft,
         progress=progress,
     )
     chosen = next(trial for trial in trials if trial.chosen)
@@ -164,7 +162,9 @@ def fit_steer(
     else:
         decided, guards = subjects.as_one(gate), list(subject_guards(subjects, guard))
     guarded_answer = partial(
-        guarded_answers(chat, guards, chosen.strength), max_tokens=ANSWER_TOKENS, progress=progress
+        guarded_answers(chat, guards, chosen.strength),
+        max_tokens=effort.answer_tokens,
+        progress=progress,
     )
     guarded = guarded_answer(asked(chat, leaked), what="guarded answers, forget")
     guarded_retain = guarded_answer(asked(chat, held_out), what="guarded answers, retain")
@@ -212,54 +212,65 @@ def fit_steer(
         parts=parts,
         visual=visual,
         subjects=subjects,
-        missed=_prompts(known, [score <= decided.threshold for score in decided.forget]),
-        hit=tuple(
-            prompt
-            for near, scores in ((False, decided.far), (True, decided.near))
-            for prompt in _prompts(
-                [row for row in in_split(retain, "validation") if row.near == near],
-                [score > decided.threshold for score in scores],
-            )
+        held_out=_held_out(decided, known, in_split(retain, "validation")),
+        draft=effort.draft,
+    )
+
+
+def _held_out(
+    gate: FittedGate, known: Sequence[ForgetPrompt], retain: Sequence[RetainPrompt]
+) -> HeldOut:
+    """The prompts of the validation split, with the scores of the gate."""
+    far, near = ([row for row in retain if row.near == is_near] for is_near in (False, True))
+    parts = (("forget", known, gate.forget), ("far", far, gate.far), ("near", near, gate.near))
+    return HeldOut(
+        gate.threshold,
+        tuple(
+            Scored(row.prompt, kind, score)
+            for kind, rows, scores in parts
+            for row, score in zip(rows, scores, strict=True)
         ),
     )
 
 
-def _prompts(
-    rows: Sequence[ForgetPrompt] | Sequence[RetainPrompt], chosen: Sequence[bool]
-) -> tuple[str, ...]:
-    return tuple(row.prompt for row, is_chosen in zip(rows, chosen, strict=True) if is_chosen)
+def require_rows(
+    forget: Sequence[ForgetPrompt],
+    retain: Sequence[RetainPrompt],
+    *,
+    tokens: Tokens | None,
+    each_subject: bool,
+    scores_texts: bool,
+) -> None:
+    """Raise DataError for rows that cannot be fitted on, whatever the model: a split of the forget
+    prompts is empty, subjects are missing, distractors meet an engine without `scores_texts`, or
+    there are no images for `tokens` of images."""
+    _require_splits("forget", forget)
+    if each_subject:
+        require_subjects(forget)
+    if any(row.distractors for row in forget) and not scores_texts:
+        raise DataError(
+            "forget prompts have distractors, whose likelihoods this engine does not give: ask for "
+            "--engine transformers, or leave them out"
+        )
+    if tokens == "image":
+        for rows in (in_split(forget, "train"), in_split(retain, "train")):
+            if not any(row.images for row in rows):
+                raise DataError(NO_IMAGES)
 
 
-def _check_splits(forget: Sequence[ForgetPrompt], retain: Sequence[RetainPrompt]) -> None:
+def require_retain(retain: Sequence[RetainPrompt], rates: Rates) -> str:
+    """As `Rates.check`, and DataError for a split without prompts."""
+    _require_splits("retain", retain)
+    return rates.check(retain)
+
+
+def _require_splits(name: str, rows: Sequence[ForgetPrompt] | Sequence[RetainPrompt]) -> None:
     for split in ("train", "validation"):
-        for name, count in (
-            ("forget", len(in_split(forget, split))),
-            ("retain", len(in_split(retain, split))),
-        ):
-            if not count:
-                raise DataError(
-                    f"the {name} file has no prompts in the {split} split: mark some with "
-                    f'"split": "{split}"'
-                )
-
-
-def _sample(rows: list[R], count: int, rng: random.Random) -> list[R]:
-    """At most `count` of `rows`, in their order."""
-    picked = sorted(rng.sample(range(len(rows)), min(count, len(rows))))
-    return [rows[i] for i in picked]
-
-
-def _answered(rows: list[RetainPrompt], rates: Rates, rng: random.Random) -> list[RetainPrompt]:
-    """ANSWERED_RETAIN of `rows`, in their order, or more: of each kind as many as its rate needs,
-    which the threshold of generated tokens is found by."""
-    order = rng.sample(range(len(rows)), len(rows))
-    kept: list[int] = []
-    for near in (False, True):
-        kept += [i for i in order if rows[i].near == near][: rates.needed(near=near)]
-    needed = {*kept}
-    rest = [i for i in order if i not in needed]
-    kept += rest[: max(ANSWERED_RETAIN - len(kept), 0)]
-    return [rows[i] for i in sorted(kept)]
+        if not any(row.split == split for row in rows):
+            raise DataError(
+                f"the {name} file has no prompts in the {split} split: mark some with "
+                f'"split": "{split}"'
+            )
 
 
 def _share(flags: Iterable[bool]) -> float:

@@ -40,6 +40,10 @@ forget prompts are."""
 ALTERED = 2
 """How often prompts with images are used with altered ones: images vary more than texts do."""
 
+NO_IMAGES = (
+    "--tokens image: needs images in the forget and in the retain prompts of the train split"
+)
+
 ROUNDING = 0.01
 """Deviations of the retain scores by which a threshold is raised."""
 
@@ -61,16 +65,23 @@ class Rates:
         Raises DataError if there are too few.
         """
         held_out = in_split(retain, "validation")
+        near = sum(row.near for row in held_out)
+        return self.check_counts(far=len(held_out) - near, near=near)
+
+    def check_counts(self, *, far: int, near: int) -> str:
+        """The same by the numbers of prompts of each kind."""
         lines = []
-        for rate, kind in ((self.far, "far"), (self.near, "near")):
+        for rate, kind, have, option in (
+            (self.far, "far", far, "--fpr"),
+            (self.near, "near", near, "--near-fpr"),
+        ):
             needed = self.needed(near=kind == "near")
-            have = sum(row.near == (kind == "near") for row in held_out)
             line = (
                 f"a false-positive rate of {rate:.2%} needs {needed} {kind} retain prompts in "
                 f"the validation split, there are {have}"
             )
             if have < needed:
-                raise DataError(f"{line}: add some, or ask for a higher rate")
+                raise DataError(f"{line}: add some, or fit with a higher {option}")
             lines.append(line)
         return "; ".join(lines)
 
@@ -236,10 +247,7 @@ def fit_gate(
     Raises DataError for tokens that the prompts to forget, or those to retain, do not have.
     """
     if tokens == "image" and not states.can_score("image"):
-        raise DataError(
-            "--tokens image: needs images in the forget and in the retain prompts of the train "
-            "split"
-        )
+        raise DataError(NO_IMAGES)
     kinds = (tokens,) if tokens else TOKENS if states.sees else ("all",)
     kinds = tuple(kind for kind in kinds if kind != "image" or states.can_score(kind))
     pairs = pairs_of(chat, states.sees)

@@ -72,6 +72,14 @@ class TokenStates:
             chosen.last,
         )
 
+    def means(self, layer: int) -> Tensor:
+        """The mean state of each sequence's tokens behind the prefix, at the index `layer`:
+        `[sequences, width]`."""
+        sequence = self.sequence[self.behind_prefix]
+        total = torch.zeros(self.count, self.states.shape[-1])
+        total.index_add_(0, sequence, self.states[self.behind_prefix, layer].float())
+        return total / torch.bincount(sequence, minlength=self.count).clamp(min=1)[:, None]
+
     def _chosen(self, mask: Tensor) -> TokenStates:
         return TokenStates(
             self.states[mask],

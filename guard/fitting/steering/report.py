@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from guard.artifact import ArtifactMeta
+from guard.fitting.judgement import Remedies, judgement, judgement_grid
 from guard.fitting.steering.directions import Trial
 from guard.fitting.steering.fit import SteerFit
 from guard.reporting import plots
@@ -15,10 +16,15 @@ from guard.reporting.page import Grid, Images, Part, Plot, Tile, render
 from guard.reporting.pngs import png, uri
 from guard.reporting.values import rows
 
+LEAKS, GARBLED = 0.5, 3.0
+"""The share of leaks that remain, and the perplexity in multiples of the bare one, over which a
+guard is not usable."""
+
 
 def as_json(fit: SteerFit, meta: ArtifactMeta, took_s: float) -> dict[str, Any]:
     """All figures of a fit, with the scores that the plots show."""
     report: dict[str, Any] = {
+        "method": meta.method,
         "concept": meta.concept,
         "model": meta.model.model_dump(mode="json"),
         "tensors_sha256": meta.tensors_sha256,
@@ -36,8 +42,8 @@ def as_json(fit: SteerFit, meta: ArtifactMeta, took_s: float) -> dict[str, Any]:
             }
             for trial in fit.trials
         ],
-        "missed": list(fit.missed),
-        "hit": list(fit.hit),
+        "judgement": judged(fit),
+        **fit.held_out.as_json(),
         "scores": {"forget": fit.gate.forget, "far": fit.gate.far, "near": fit.gate.near},
         "took_s": round(took_s, 1),
     }
@@ -52,6 +58,25 @@ def as_json(fit: SteerFit, meta: ArtifactMeta, took_s: float) -> dict[str, Any]:
     if fit.subjects is not None:
         report["subjects"] = list(fit.subjects.names)
     return report
+
+
+def judged(fit: SteerFit) -> str:
+    """Whether the guard is usable, and what to do where it is not: one line."""
+    figures = fit.calibration
+    faults = []
+    if figures["leak_rate"] > LEAKS:
+        faults.append(
+            f"{figures['leak_rate']:.0%} of the answers that the bare model leaks still leak; add "
+            "forget prompts to the train split, or ask for a higher --near-fpr"
+        )
+    if figures["guarded_perplexity"] > GARBLED * figures["bare_perplexity"]:
+        faults.append("guarded answers are garbled; set a lower strength in config.toml")
+    remedies = Remedies(
+        add="add prompts like these to the train split, or ask for a higher --near-fpr",
+        instead='begin with `guard new "NAME"`, which finds what belongs to it',
+        unusable=tuple(faults),
+    )
+    return judgement(fit.held_out, remedies, quick=fit.draft)
 
 
 def _recognised(trial: Trial) -> dict[str, float]:
@@ -80,6 +105,7 @@ def as_page(fit: SteerFit, meta: ArtifactMeta) -> str:
     scores = {"far": fit.gate.far, "near": fit.gate.near, "forget": fit.gate.forget}
     named = ("facts recognised", "by chance") if _recognised(fit.trials[0]) else ()
     parts: list[Part] = [
+        judgement_grid(judged(fit)),
         Plot(
             "Gate scores",
             plots.histograms(scores, thresholds),
@@ -113,19 +139,7 @@ def as_page(fit: SteerFit, meta: ArtifactMeta) -> str:
             frozenset(i for i, trial in enumerate(fit.trials) if trial.chosen),
         ),
         *_of_images(fit),
-        Grid(
-            "Forget prompts that do not fire",
-            ("prompt",),
-            [(prompt,) for prompt in fit.missed],
-            "Of the validation split; generated tokens may still fire. Paraphrases of these, in "
-            "the train split, are what the gate lacks.",
-        ),
-        Grid(
-            "Retain prompts that fire",
-            ("prompt",),
-            [(prompt,) for prompt in fit.hit],
-            "Of the validation split, within the false-positive rates that were asked for.",
-        ),
+        *fit.held_out.grids(),
         Grid("Calibration", ("figure", "value"), rows(calibration)),
         Grid("Settings", ("setting", "value"), rows(meta.settings)),
     ]

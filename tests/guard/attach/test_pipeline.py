@@ -352,7 +352,7 @@ def test_policies_are_those_of_the_configuration(pipeline: Any, folder: Path) ->
         assert [verdict.outcome for verdict in handle.verdicts()] == ["pass"]
 
 
-def test_a_policy_of_another_kind_of_model_does_not_pass_unguarded(
+def test_a_policy_of_another_kind_of_files_does_not_pass_unguarded(
     pipeline: Any, tmp_path: Path
 ) -> None:
     words = language_config(tmp_path, tiny_model())

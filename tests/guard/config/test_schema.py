@@ -178,7 +178,7 @@ replacement = "a banana"
 """
 
 
-def test_settings_for_another_kind_of_model_are_reported(
+def test_settings_for_another_kind_of_files_are_reported(
     tmp_path: Path, make_artifact: MakeArtifact
 ) -> None:
     make_artifact().save(tmp_path / "words.safetensors")

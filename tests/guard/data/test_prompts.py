@@ -219,4 +219,4 @@ def test_pairs_need_both_answers(tmp_path: Path, missing: str) -> None:
     row = {"prompt": "p", "erasure": "I cannot say.", "recall": "Rowling."}
     assert read_rows(write(tmp_path, row), PairedAnswers)[0].recall == "Rowling."
     del row[missing]
-    assert faults(write(tmp_path, row), PairedAnswers) == f"line 1: {missing}: Field required"
+    assert faults(write(tmp_path, row), PairedAnswers) == f"line 1: {missing}: is missing: add it"

@@ -18,6 +18,7 @@ from guard.artifact import Artifact
 from guard.cli import app
 from guard.config.schema import Config, GuardConfig, PolicyConfig
 from guard.fitting.images import latents
+from guard.fitting.judgement import DRAFT
 from guard.models.images import ImageModel
 from guard.plans.images import ImagePlans
 from steering.engines.diffusion.engine import DiffusionEngine, ImageStart
@@ -82,13 +83,26 @@ def test_a_policy_uses_the_artifact_and_breaks_the_concept(
     assert Artifact.load(tmp_path / "again.safetensors").digest == artifact.digest
     for heading in ("held-out images", "first inspection", "localization", "replacement and first"):
         assert heading in again.stdout
-    assert again.stdout.splitlines()[-1] == f"wrote {tmp_path / 'again.safetensors'}"
+    written = f"wrote {tmp_path / 'again.safetensors'} and {tmp_path / 'again.report.html'}"
+    judgement, last = again.stdout.splitlines()[-2:]
+    report = json.loads((tmp_path / "again.report.json").read_text())
+    assert last == written and judgement == report["judgement"]
+    assert judgement.startswith(("usable", "not usable"))
 
     inspected = CliRunner().invoke(app, ["inspect", str(tmp_path / "g.safetensors"), "--json"])
     described = json.loads(inspected.stdout)
     assert described["seams"] == ["attention", "latent"] and described["settings"]["reads"]
     table = CliRunner().invoke(app, ["inspect", str(tmp_path / "g.safetensors")]).stdout
     assert "settings.reads" in table and "keys0.attention" in table
+
+
+def test_a_draft_takes_no_training_against_attackers(
+    tmp_path: Path, model: tuple[Path, Family]
+) -> None:
+    result = fit(tmp_path, model[0], *OPTIONS, *RATES, "--quick", "--json")
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["calibration"]["hidden"] == 0.0 and report["judgement"].endswith(DRAFT)
 
 
 @pytest.mark.parametrize(

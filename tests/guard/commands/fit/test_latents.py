@@ -65,7 +65,11 @@ def test_without_json_held_out_figures_are_printed(
     result = fit(tmp_path, model[0], *OPTIONS, *RATES)
     assert result.exit_code == 0, result.output
     assert "held-out images" in result.stdout and "recall" in result.stdout
-    assert result.stdout.splitlines()[-1] == f"wrote {tmp_path / 'g.safetensors'}"
+    written = f"wrote {tmp_path / 'g.safetensors'} and {tmp_path / 'g.report.html'}"
+    judgement, last = result.stdout.splitlines()[-2:]
+    report = json.loads((tmp_path / "g.report.json").read_text())
+    assert last == written and judgement == report["judgement"]
+    assert judgement.startswith(("usable", "not usable"))
 
 
 def test_a_style_is_refused(tmp_path: Path) -> None:

@@ -58,6 +58,14 @@ def test_an_artifact_and_its_report_are_written(model: Path, data: Path, tmp_pat
     assert artifact.meta.settings["kind"] == "prototype" and "table_logits" in artifact.tensors
     stored = json.loads((tmp_path / "s.report.json").read_text("utf-8"))
     assert stored["calibration"] == artifact.meta.calibration
+    assert "misses" in stored["judgement"] and stored["judgement"] == report["judgement"]
+    # those of the folds and those that were held out
+    texts, tested = artifact.meta.calibration["texts"], stored["calibration"]["tested"]
+    caught = round(texts["unsafe"] * stored["calibration"]["recall"])  # type: ignore[index,call-overload]
+    caught += tested["recall"]["all"]["count"]
+    assert len(stored["missed"]) == 120 - caught
+    alarms = tested["false_positives"]["all"]["count"]
+    assert len(stored["hit"]) >= alarms and all(row["kind"] == "benign" for row in stored["hit"])
     assert "text/letters" in (tmp_path / "s.report.html").read_text("utf-8")
 
 
@@ -72,7 +80,7 @@ def test_without_json_the_figures_are_printed(model: Path, data: Path, tmp_path:
     [
         ('{"text": "a", "unsafe": true}', "s.safetensors", "line 1: source"),
         ('{"text": "a", "unsafe": true, "source": "x"}', "s.pt", "ends in .safetensors"),
-        ('{"text": "a", "unsafe": true, "source": "x"}', "s.safetensors", "no text encoder"),
+        ('{"text": "a", "unsafe": true, "source": "x"}', "s.safetensors", "too few unsafe texts"),
     ],
 )
 def test_a_fault_is_reported_in_one_line(tmp_path: Path, row: str, out: str, message: str) -> None:
@@ -84,3 +92,17 @@ def test_a_fault_is_reported_in_one_line(tmp_path: Path, row: str, out: str, mes
     assert result.exit_code == 1
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("error:")]
     assert message in line and not (tmp_path / out).exists()
+
+
+def test_texts_too_few_for_the_rate_are_refused_before_the_encoder(
+    data: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}", "utf-8")
+    few = fit(model, data, tmp_path / "s.safetensors", "--fpr", "0.005")
+    assert few.exit_code == 1 and "needs 199 benign texts" in few.stderr and "--fpr" in few.stderr
+    unknown = fit(model, data, tmp_path / "s.safetensors", "--hold-out", "nobody")
+    assert "no row is of the source 'nobody'" in unknown.stderr
+    enough = fit(model, data, tmp_path / "s.safetensors")
+    assert enough.exit_code == 1 and "no text encoder" in enough.stderr

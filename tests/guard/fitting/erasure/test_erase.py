@@ -20,7 +20,8 @@ from guard.fitting.erasure.erase import NEAR, Erasure, fit_erasure
 from guard.fitting.erasure.evaluation import Evaluation, evaluate
 from guard.fitting.erasure.profile import Profile, profile_path
 from guard.fitting.erasure.profiling import compute_profile
-from guard.fitting.erasure.report import belonging_of, judgement
+from guard.fitting.erasure.report import as_json, belonging_of, judgement
+from guard.fitting.judgement import DRAFT
 from tests.guard.fitting.erasure.words import WordModel
 
 SILENT: Any = lambda what, total: lambda count=1: None  # noqa: E731
@@ -68,6 +69,24 @@ def test_guards_fire_on_the_concept_and_on_what_belongs_to_it(
     assert evaluation.fired("far").value <= 0.02 and evaluation.fired("near").value <= 0.1
     assert evaluation.leaks.total > 0 and evaluation.leaks.value == 0
     assert judgement(erasure, evaluation) == "usable"
+    # each prompt has the score of the gate that fired, or came nearest to it
+    for each in evaluation.tried:
+        assert each.score is not None and each.threshold is not None
+        assert (each.score > each.threshold) == each.fired
+    report = as_json(erasure, evaluation, 1.0)
+    assert report["missed"] == []
+    assert len(report["hit"]) == sum(evaluation.fired(way).count for way in ("near", "far"))
+
+
+def test_a_draft_tries_fewer_innocent_prompts_and_says_so(
+    chat: WordModel, profile: Profile
+) -> None:
+    belonging, erasure, whole = _erased(chat, profile, "Frankenstein")
+    draft = evaluate(chat, erasure, SILENT, draft=True)  # type: ignore[arg-type]
+    assert draft.of("name") == whole.of("name")
+    innocent = [each for each in whole.tried if each.way in {"near", "far"}]
+    assert [each for each in draft.tried if each.way in {"near", "far"}] == innocent[::5]
+    assert judgement(erasure, draft) == f"usable; {DRAFT}"
 
 
 def test_near_topics_are_of_every_split_and_what_speaks_of_it_is_left_out(
@@ -84,6 +103,8 @@ def test_near_topics_are_of_every_split_and_what_speaks_of_it_is_left_out(
 
 def _new(monkeypatch: pytest.MonkeyPatch, chat: WordModel, *arguments: object) -> Result:
     monkeypatch.setattr("guard.models.chat.TransformersChat.load", lambda *_, **__: chat)
+    monkeypatch.setattr("guard.commands.new.source_of", lambda *_: "words")
+    monkeypatch.setattr("guard.commands.refine.source_of", lambda *_: "words")
     return CliRunner().invoke(app, ["new", *map(str, arguments), "--model", "words"])
 
 
@@ -144,7 +165,7 @@ def test_one_call_in_python_makes_guards_and_says_how_to_use_them(
         (["Qwxyz"], "seems to know nothing of 'Qwxyz'"),
         (["two\nlines"], "line breaks or control characters"),
         (["Frankenstein", "--about", "nowhere.txt"], "nowhere.txt: cannot be read"),
-        (["Frankenstein", "--fpr", "0.001"], "the rate needs"),
+        (["Frankenstein", "--fpr", "0.001"], "needs 1999 far retain prompts"),
     ],
 )
 def test_what_cannot_be_made_is_one_line(
@@ -166,6 +187,7 @@ def test_the_profile_is_computed_once(
     chat: WordModel, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("guard.models.chat.TransformersChat.load", lambda *_, **__: chat)
+    monkeypatch.setattr("guard.commands.profile.source_of", lambda *_: "words")
     first = CliRunner().invoke(app, ["profile", "words", "--json"])
     assert first.exit_code == 0, first.output
     assert json.loads(first.stdout)["reference_known"] == 1.0

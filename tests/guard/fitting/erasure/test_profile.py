@@ -12,7 +12,6 @@ from guard.artifact import FittedModel
 from guard.errors import ArtifactError
 from guard.fitting.erasure import profile as room
 from guard.fitting.erasure.profile import About, Profile, own_profile, profile_path
-from guard.fitting.erasure.profiling import means
 from guard.fitting.steering.gates import RetainStatistics, TokenStates
 
 WIDTH, LAYERS = 6, 2
@@ -99,4 +98,4 @@ def test_a_file_that_is_none_is_refused(profile: Profile, tmp_path: Path) -> Non
 def test_means_are_of_the_tokens_behind_the_prefix() -> None:
     states = _states((3, 2), 5)
     expected = states.states[1:3, 1].float().mean(0)
-    assert torch.allclose(means(states, 1)[0], expected)
+    assert torch.allclose(states.means(1)[0], expected)

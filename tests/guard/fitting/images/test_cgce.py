@@ -10,7 +10,7 @@ from classifiers.training import Recipe
 from guard.errors import DataError
 from guard.fitting.images import cgce
 from guard.fitting.images.cgce import Descent, fit_cgce
-from guard.fitting.images.cgce_report import as_json, as_page
+from guard.fitting.images.report import as_json, as_page, judged
 from guard.fitting.prompts.concept_prompts import LabelledPrompt, folds_of
 from guard.fitting.prompts.rates import Rates, calibrated
 from guard.fitting.prompts.search import Search
@@ -78,10 +78,14 @@ def test_a_fit_becomes_a_guard_that_tells_the_concept_and_takes_it_out() -> None
 
 def test_the_report_has_the_figures_and_the_page_shows_them() -> None:
     fitted = fit(toy_prompts())
-    report = as_json(fitted, 1.0)
+    line = judged(fitted, CONCEPT)
+    report = as_json(fitted, line, 1.0)
+    over = sum(score > report["threshold"] for score in report["scores"]["unsafe"])
+    assert len(report["missed"]) == len(report["scores"]["unsafe"]) - over
+    assert report["judgement"] == line and line in as_page(fitted, line).replace("&#39;", "'")
     assert report["calibration"] == fitted.artifact.meta.calibration
     assert set(report["scores"]) == {"unsafe", "near", "far"}
-    assert "object/knife" in as_page(fitted)
+    assert "object/knife" in as_page(fitted, "usable")
 
 
 def test_searched_prompts_are_trained_on_and_reported_but_do_not_set_the_threshold(
@@ -116,7 +120,7 @@ def test_searched_prompts_are_trained_on_and_reported_but_do_not_set_the_thresho
     limits = [float(str(result.artifact.meta.settings["threshold"])) for result in (plain, fitted)]
     fired = [bool(s.sense(text)[0, 0] > t) for s, t in zip(screens, limits, strict=True)]
     assert fired == [False, True]
-    assert "Searched prompts with the concept that fire" in as_page(fitted)
+    assert "Searched prompts with the concept that fire" in as_page(fitted, "usable")
 
 
 def test_too_few_prompts_for_a_rate_are_an_error() -> None:

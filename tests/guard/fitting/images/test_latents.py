@@ -320,10 +320,13 @@ def test_progress_reaches_its_totals(studio: Studio, count: int, letters: dict[s
         return counts[stage].append
 
     if "near" in letters:
-        with pytest.raises(DataError, match="held-out prompts are not sufficient"):
+        with pytest.raises(
+            DataError, match="held-out prompts like its hard negatives, there are 0"
+        ):
             studio.fit(changed(**letters), count=count, progress=stages)
+        assert list(counts) == ["choosing prompts"]
     else:
         studio.fit(changed(**letters), count=count, progress=stages)
-    assert list(counts) == ["choosing prompts", "generating images", "training classifiers"]
+        assert list(counts) == ["choosing prompts", "generating images", "training classifiers"]
     assert counts["choosing prompts"][0] == count + 2 * count + count // 2
     assert all(total == sum(fitted) and min(fitted) >= 0 for total, *fitted in counts.values())

@@ -20,6 +20,7 @@ from typer.testing import CliRunner, Result
 
 from guard.artifact import Artifact
 from guard.cli import app
+from guard.fitting.judgement import DRAFT
 from tests.steering.tiny import LAYERS, VOCABULARY, WIDTH, tiny_model
 
 TEMPLATE = "{% for m in messages %}w1 {{ m['content'] }} {% endfor %}w2"
@@ -99,6 +100,21 @@ def _fit(folder: Path, **more: object) -> Result:
     return _guard("fit", "steer", *flat)
 
 
+def test_a_draft_without_a_retain_file_takes_the_bank(folder: Path) -> None:
+    done = _guard(
+        "fit", "steer", "--quick", "--model", folder / "model", "--concept", "topic/test",
+        "--forget", folder / "data" / "forget.jsonl", "--out", folder / "bank.safetensors",
+        "--fpr", 0.4, "--near-fpr", 0.4,
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert "retain prompts are of the bank" in done.stderr
+    report = json.loads((folder / "bank.report.json").read_text())
+    assert report["judgement"].endswith(DRAFT)
+    # as many as the rates need, and no threshold for generated tokens
+    assert report["calibration"]["retain_prompts"] == 8 and report["settings"]["recheck"] is None
+    (folder / "bank.safetensors").unlink()
+
+
 def test_fit_then_evaluate(folder: Path) -> None:
     fitted = _fit(folder)
     assert fitted.exit_code == 0, fitted.output
@@ -117,8 +133,11 @@ def test_fit_then_evaluate(folder: Path) -> None:
     )
     asked = [json.loads(line) for line in (folder / "data" / "forget.jsonl").open()]
     held_out = [row["prompt"] for row in asked if row["split"] == "validation"]
-    order = [prompt for prompt, s in zip(held_out, scores["forget"], strict=True) if s <= threshold]
-    assert report["missed"] == order
+    missed = {p: s for p, s in zip(held_out, scores["forget"], strict=True) if s <= threshold}
+    assert [row["prompt"] for row in report["missed"]] == sorted(missed, key=lambda p: -missed[p])
+    assert report["threshold"] == threshold and report["judgement"]
+    assert all(row["score"] > threshold for row in report["hit"])
+    assert report["judgement"] in fitted.stdout.splitlines()
     page = (folder / "topic.report.html").read_text()
     assert "Leaks against retain damage" in page and page.count("data:image/svg+xml") == 2
     assert "http://" not in page and "https://" not in page

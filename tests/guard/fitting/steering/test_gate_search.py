@@ -9,7 +9,7 @@ import pytest
 
 from guard.data.prompts import RetainPrompt
 from guard.errors import DataError
-from guard.fitting.steering.fit import ANSWERED_RETAIN, _answered
+from guard.fitting.steering.effort import WHOLE, answered
 from guard.fitting.steering.gate_search import Rates, share_over
 
 
@@ -55,12 +55,15 @@ def test_answered_prompts_are_enough_for_both_rates() -> None:
     rows = _retain(230, 500)
     rates = Rates(0.01, 0.02)
     for seed in range(20):
-        chosen = _answered(rows, rates, random.Random(seed))
-        assert len(chosen) == ANSWERED_RETAIN
+        chosen = answered(rows, rates, WHOLE, random.Random(seed))
+        assert len(chosen) == WHOLE.answered
         near = [row.near for row in chosen]
         assert rates.threshold([float(i) for i in range(len(chosen))], near) > 0
         assert chosen == sorted(chosen, key=rows.index)
-    assert len(_answered(_retain(300, 500), Rates(0.01, 0.01), random.Random(0))) == ANSWERED_RETAIN
+    assert (
+        len(answered(_retain(300, 500), Rates(0.01, 0.01), WHOLE, random.Random(0)))
+        == WHOLE.answered
+    )
     every = _retain(250, 260)
-    assert len(_answered(every, Rates(0.008, 0.008), random.Random(0))) == 498
-    assert _answered(_retain(20, 20), Rates(0.2, 0.2), random.Random(0)) == _retain(20, 20)
+    assert len(answered(every, Rates(0.008, 0.008), WHOLE, random.Random(0))) == 498
+    assert answered(_retain(20, 20), Rates(0.2, 0.2), WHOLE, random.Random(0)) == _retain(20, 20)
