@@ -47,22 +47,23 @@ def people(split: Split, count: int, seed: int = 0) -> list[str]:
 
 
 def sharing(name: str, split: Split, count: int) -> list[str]:
-    """Names of others, one half with the first part of `name`, one with its last part, the other
-    part of any language; of a name of one part, people with any name."""
+    """Up to so many names of others, in turn with the first part of `name` and with its last part,
+    the other part of any language; of a name of one part, people with any name."""
     rng = random.Random(f"{split} {name}")
     words = name.split()
+    if len(words) == 1:
+        return people(split, count, seed=rng.randrange(2**32))
     firsts = [first for names, _ in parts(split) for first in names]
     lasts = [last for _, names in parts(split) for last in names]
-    others: dict[str, None] = {}
-    while len(others) < count:
-        first, last = rng.choice(firsts), rng.choice(lasts)
-        if len(words) > 1 and len(others) % 2:
-            last = words[-1]
-        elif len(words) > 1:
-            first = words[0]
-        if (other := f"{first} {last}").casefold() != name.casefold():
-            others[other] = None
-    return [*others]
+    rng.shuffle(firsts)
+    rng.shuffle(lasts)
+    pairs = zip(
+        (f"{words[0]} {last}" for last in lasts),
+        (f"{first} {words[-1]}" for first in firsts),
+        strict=False,
+    )
+    others = dict.fromkeys(other for pair in pairs for other in pair)
+    return [other for other in others if other.casefold() != name.casefold()][:count]
 
 
 def names_digest() -> str:

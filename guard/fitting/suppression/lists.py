@@ -67,7 +67,7 @@ class SuppressionLists:
         _require_room(len(entries))
         names = [entry.name for entry in entries]
         gates = self._fitted(names)
-        return self._artifact(
+        return self.of(
             gates, [e.id for e in entries], concept, self._calibrated(gates, names, rates)
         )
 
@@ -89,7 +89,7 @@ class SuppressionLists:
             thresholds = self._calibrated(more, names, rates)
             thresholds.figures["names"] = len(ids) + len(names)
         every = [*ids, *(entry.id for entry in entries)]
-        return self._artifact(more, every, artifact.meta.concept, thresholds)
+        return self.of(more, every, artifact.meta.concept, thresholds)
 
     def _fitted(self, names: Sequence[str]) -> Gates:
         return fit_gates(self._chat, self._profile, self._strangers, names, self._progress)
@@ -112,9 +112,10 @@ class SuppressionLists:
             raise DataError("the list is of another profile of this model: make it anew")
         return entries_of(artifact), _gates(artifact)
 
-    def _artifact(
+    def of(
         self, gates: Gates, ids: Sequence[str], concept: str, thresholds: Thresholds
     ) -> Artifact:
+        """The artifact of fitted gates with the ids of their entries."""
         fitted = list_of("list", self._profile, self._strangers, gates)
         settings: dict[str, Any] = {
             "sense_layers": list(fitted.sense_layers),
