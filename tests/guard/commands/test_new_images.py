@@ -17,7 +17,6 @@ from PIL import Image
 from torch import Tensor
 from typer.testing import CliRunner, Result
 
-from classifiers.latents import LatentRecipe
 from classifiers.training import Recipe
 from guard.artifact import Artifact
 from guard.cli import app
@@ -48,10 +47,15 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(latents, "DRAWN", -math.inf)
     monkeypatch.setattr(latents, "UNDRAWN", math.inf)
     monkeypatch.setattr(draft, "likeness_of", lambda *_, **__: _every_other)
-    monkeypatch.setattr(fit, "LatentRecipe", partial(LatentRecipe, steps=5))
     monkeypatch.setattr(fit, "Recipe", partial(Recipe, steps=5))
     monkeypatch.setattr(fit, "SEARCH", Search(rounds=0))
-    for name, value in {"PROMPTS": 100, "IMAGES": 50, "TRIALS": 8, "FOLDS": 2}.items():
+    for name, value in {
+        "PROMPTS": 100,
+        "IMAGES": 50,
+        "TRIALS": 8,
+        "FOLDS": 2,
+        "CLASSIFIER_STEPS": 5,
+    }.items():
         monkeypatch.setattr(fit, name, value)
     for name in ("DIRECT", "PARAPHRASES", "HARD", "CLEAN"):
         monkeypatch.setattr(draft, name, 3)

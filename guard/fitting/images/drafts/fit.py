@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache
 
 from classifiers.calibration import prompts_needed
 from classifiers.latents import LatentRecipe
@@ -14,8 +14,8 @@ from guard.data.concept import Concept
 from guard.errors import DataError, GuardError
 from guard.fitting.images.cgce import Descent, fit_cgce
 from guard.fitting.images.irece import fit_irece
-from guard.fitting.images.latents import TrainingImages, fit_latents
-from guard.fitting.prompts.concept_prompts import folds_of
+from guard.fitting.images.latents import TrainingImages, fit_latents, sure_prompts
+from guard.fitting.prompts.concept_prompts import LabelledPrompt, folds_of
 from guard.fitting.prompts.rates import Calibrated, Rates
 from guard.fitting.prompts.search import Search
 from guard.models.images import ImageModel
@@ -25,7 +25,7 @@ FOLDS = 4
 PROMPTS, IMAGES = 600, 100
 """Unsafe prompts, and images with the concept: a fit by itself has more, and takes longer."""
 SEARCH = Search(rounds=2, count=150, vocabulary=2000)
-INSPECTIONS, TRIALS = 5, 12
+INSPECTIONS, TRIALS, CLASSIFIER_STEPS = 5, 12, 300
 FEWEST_STEPS = 8
 
 
@@ -53,18 +53,23 @@ def fit_all(
     Raises DataError if none can be fitted.
     """
     # where a rate is low, enough held-out prompts and images for it
-    needed = max(prompts_needed(rates.far), prompts_needed(rates.near))
-    prompts, count = max(PROMPTS, 2 * needed), max(IMAGES, 2 * needed)
+    far, near = prompts_needed(rates.far), prompts_needed(rates.near)
+    prompts, count = max(PROMPTS, 2 * far, 4 * near), max(IMAGES, far, 4 * near)
     images = TrainingImages.of(
         image_model,
         count,
         steps=quarter(image_model) if steps is None else steps,
         guidance=guidance,
     )
-    of_images = folds_of(concept.first(1), 4 * count, FOLDS, seed)
+
+    @cache
+    def chosen() -> list[LabelledPrompt]:
+        # for both classifiers of images: choosing takes as long as a fit
+        of_images = folds_of(concept.first(1), 4 * count, FOLDS, seed)
+        return sure_prompts(image_model, concept, of_images, images, seed, progress)
+
     methods: dict[str, Callable[[], Calibrated]] = {
-        "cgce": partial(
-            fit_cgce,
+        "cgce": lambda: fit_cgce(
             image_model,
             concept,
             folds_of(concept, prompts, FOLDS, seed),
@@ -74,29 +79,29 @@ def fit_all(
             search=SEARCH,
             progress=progress,
         ),
-        "latents": partial(
-            fit_latents,
+        "latents": lambda: fit_latents(
             image_model,
             concept,
-            of_images,
+            chosen(),
             images,
             rates=rates,
-            recipe=LatentRecipe(),
+            recipe=LatentRecipe(steps=CLASSIFIER_STEPS),
             seed=seed,
             progress=progress,
+            sure=True,
         ),
-        "irece": partial(
-            fit_irece,
+        "irece": lambda: fit_irece(
             image_model,
             concept,
-            of_images,
+            chosen(),
             images,
             inspections=INSPECTIONS,
             trials=TRIALS,
             rates=rates,
-            recipe=LatentRecipe(),
+            recipe=LatentRecipe(steps=CLASSIFIER_STEPS),
             seed=seed,
             progress=progress,
+            sure=True,
         ),
     }
     fits = Fits()
