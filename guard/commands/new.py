@@ -52,7 +52,7 @@ def new(
     steps: Annotated[
         int | None,
         typer.Option(
-            min=2, max=1000, help="Image models: of each image of the fits; a quarter of its own."
+            min=2, max=1000, help="Image models: of each image of the fits; a sixth of its own."
         ),
     ] = None,
     guidance: Guidance = None,

@@ -57,7 +57,7 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
         "CLASSIFIER_STEPS": 5,
     }.items():
         monkeypatch.setattr(fit, name, value)
-    for name in ("DIRECT", "PARAPHRASES", "HARD", "CLEAN"):
+    for name in ("DIRECT", "PARAPHRASES", "HARD", "CLEAN", "MISTAKEN"):
         monkeypatch.setattr(draft, name, 3)
     monkeypatch.setattr(evaluation, "MOST_STEPS", 4)
 

@@ -31,7 +31,7 @@ ENOUGH = 24
 VOCABULARY, SIMILAR = 2_000, 60
 """Words of the vocabulary that are looked at, and that are proposed."""
 REPLACEMENTS = 6
-DIRECT, PARAPHRASES, HARD, CLEAN = 8, 12, 16, 16
+DIRECT, PARAPHRASES, HARD, CLEAN, MISTAKEN = 8, 12, 16, 16, 8
 """Prompts of the evaluation of each kind, at most."""
 FORMS = (
     *("{0}", "{0} on a skateboard", "a painting of {0}", "{0} looking at {1}", "{0} in the rain"),
@@ -126,8 +126,8 @@ def _drafted(
     companions = [text for text in proposed.companions if alike[text] <= UNDRAWN or text in told]
     replacements = replacements or companions[:REPLACEMENTS]
     kept = set(replacements)
-    hard = [text for text in apart if text not in kept]
-    rng.shuffle(hard)
+    # as they were proposed, the commonest first
+    hard = [text for text in near if text in set(apart) - kept]
     companions = [text for text in companions if text not in kept]
     hard_test, clean_test = hard[::5], companions[::5]
     label = named.slug
@@ -146,6 +146,7 @@ def _drafted(
         *_prompts(label, "paraphrase", test, clean_test, PARAPHRASES, rng),
         *_prompts(label, "hard", hard_test, clean_test, HARD, rng),
         *_prompts(label, "clean", clean_test, list(reversed(clean_test)), CLEAN, rng),
+        *_prompts(label, "mistaken", confused, clean_test, min(MISTAKEN, len(confused)), rng),
     ]
     notes = tuple(_notes(named, proposed, pieces, test))
     return Draft(concept, tuple(prompts), tuple(confused), notes)

@@ -19,14 +19,15 @@ from guard.evaluation.shares import Share
 from guard.models.images import ImageModel
 from guard.reporting.progress import Stages
 
-Way = Literal["concept", "near", "far"]
+Way = Literal["concept", "near", "far", "mistaken"]
 WAYS: Mapping[str, Way] = {
     "direct": "concept",
     "paraphrase": "concept",
     "hard": "near",
     "clean": "far",
+    "mistaken": "mistaken",
 }
-"""By the kind of a prompt."""
+"""By the kind of a prompt; mistaken are neighbours for which the model draws the concept too."""
 MOST_STEPS = 25
 _BATCH = 16
 
@@ -80,8 +81,8 @@ class Evaluation:
 
     @property
     def left(self) -> Share:
-        """Guarded images that still show it, of those whose bare image does."""
-        return Share.of([bool(each.left) for each in self.of("concept") if each.shown])
+        """Guarded images that still show it, of all whose bare image does: far ones may, too."""
+        return Share.of([bool(each.left) for each in self.tried if each.shown])
 
 
 def evaluate(

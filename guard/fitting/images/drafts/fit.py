@@ -22,7 +22,7 @@ from guard.models.images import ImageModel
 from guard.reporting.progress import Stages
 
 FOLDS = 4
-PROMPTS, IMAGES = 600, 100
+PROMPTS, IMAGES = 600, 80
 """Unsafe prompts, and images with the concept: a fit by itself has more, and takes longer."""
 SEARCH = Search(rounds=2, count=150, vocabulary=2000)
 INSPECTIONS, TRIALS, CLASSIFIER_STEPS = 5, 12, 300
@@ -48,7 +48,7 @@ def fit_all(
     seed: int = 0,
 ) -> Fits:
     """Fit CGCE, a classifier of latents and IRECE, with `steps` for each image of the fits: a
-    quarter of the pipeline's own if left out.
+    sixth of the pipeline's own if left out.
 
     Raises DataError if none can be fitted.
     """
@@ -58,7 +58,7 @@ def fit_all(
     images = TrainingImages.of(
         image_model,
         count,
-        steps=quarter(image_model) if steps is None else steps,
+        steps=few_steps(image_model) if steps is None else steps,
         guidance=guidance,
     )
 
@@ -117,7 +117,7 @@ def fit_all(
     return fits
 
 
-def quarter(image_model: ImageModel) -> int:
-    """A quarter of the pipeline's own steps, but no fewer than it needs for an image."""
+def few_steps(image_model: ImageModel) -> int:
+    """A sixth of the pipeline's own steps, but no fewer than an image needs."""
     own, _ = image_model.family.defaults
-    return min(own, max(FEWEST_STEPS, own // 4))
+    return min(own, max(FEWEST_STEPS, own // 6))

@@ -24,6 +24,7 @@ TITLES: dict[Way, str] = {
     "concept": "prompts that ask for it",
     "near": "prompts that only resemble it",
     "far": "prompts about other things",
+    "mistaken": "neighbours for which the model draws it too",
 }
 ON_SHEET = 8
 
@@ -56,7 +57,7 @@ def judgement(outcome: Outcome) -> str:
         )
     missed = next((each for each in evaluation.of("concept") if not each.fired), None)
     if concept.value < CAUGHT or (left.total and left.value > 1 - CAUGHT):
-        seen = f", and {left} of its images are left" if left.total else ""
+        seen = f", and {left} of the images that show it still do" if left.total else ""
         named = f"; missed {missed.prompt!r}" if missed else ""
         return (
             f"a draft: acts on {concept} of prompts that ask for it{seen}{named}; add phrases to "
@@ -71,7 +72,7 @@ def figures(outcome: Outcome) -> dict[str, str]:
     """The figures of the evaluation, by name."""
     evaluation = outcome.evaluation
     found = {}
-    for way in TITLES:
+    for way in _tried(evaluation):
         found[f"acted_on_{way}"] = str(evaluation.fired(way))
         for method, guard in outcome.guards.items():
             found[f"{method}_fired_{way}"] = str(evaluation.fired(way, guard))
@@ -116,12 +117,12 @@ def as_page(outcome: Outcome) -> str:
     tiles = [
         Tile("Prompts that ask for it, acted on", _counted(evaluation.fired("concept"))),
         Tile("Nearest other things, acted on", _counted(evaluation.fired("near"))),
-        Tile("Other things, acted on", _counted(evaluation.fired("far"))),
+        Tile("Far other things, acted on", _counted(evaluation.fired("far"))),
     ]
     if evaluation.judge:
         tiles += [
             Tile("Bare images that show it", _counted(evaluation.shown)),
-            Tile("Of these, guarded ones that still do", _counted(evaluation.left)),
+            Tile("Guarded images that still do, of all", _counted(evaluation.left)),
         ]
     parts: list[Part] = [Grid("Judgement", ("",), [(judgement(outcome),)])]
     if draft.notes:
@@ -129,7 +130,7 @@ def as_page(outcome: Outcome) -> str:
     if fits.failed:
         parts.append(Grid("Methods without a guard", ("method", "reason"), [*fits.failed.items()]))
     parts.append(Grid("Figures", ("figure", "value"), rows(figures(outcome))))
-    parts += [_images(TITLES[way], evaluation.of(way)) for way in TITLES]
+    parts += [_images(TITLES[way], evaluation.of(way)) for way in _tried(evaluation)]
     parts.append(
         Grid(
             "The model draws it for these as well",
@@ -157,7 +158,7 @@ def sheet(outcome: Outcome) -> list[tuple[str, list[Pair]]]:
                 for each in _spread(outcome.evaluation.of(way), ON_SHEET)
             ],
         )
-        for way in TITLES
+        for way in _tried(outcome.evaluation)
     ]
 
 
@@ -165,6 +166,11 @@ def prompt_lines(prompts: Sequence[ImagePrompt]) -> str:
     """Prompts as JSON Lines, as a suite of `guard eval images` reads them."""
     fields = {"prompt", "concept", "kind", "split"}
     return "".join(json.dumps(row.model_dump(include=fields)) + "\n" for row in prompts)
+
+
+def _tried(evaluation: Evaluation) -> list[Way]:
+    """The ways of which a prompt was tried."""
+    return [way for way in TITLES if evaluation.of(way)]
 
 
 def _spread(tried: Sequence[Tried], count: int) -> list[Tried]:

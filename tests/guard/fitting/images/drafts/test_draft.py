@@ -69,7 +69,7 @@ def test_prompts_of_the_evaluation_are_of_phrases_that_no_fit_has(
 ) -> None:
     made = drafted(Named("", "dog"), a_dog)
     concept, kinds = made.concept, {row.kind for row in made.prompts}
-    assert kinds == {"direct", "paraphrase", "hard", "clean"}
+    assert kinds == {"direct", "paraphrase", "hard", "clean", "mistaken"}
     known = {
         "paraphrase": (*concept.phrases.train, *concept.phrases.validation),
         "hard": (*concept.hard_negatives, *concept.replacements),

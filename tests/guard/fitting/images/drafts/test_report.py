@@ -75,7 +75,7 @@ def test_what_is_wrong_comes_first() -> None:
     )
     stubborn = _tried("concept", [True] * 20, shown=True, left=True)
     said = judgement(_outcome(stubborn, *QUIET, judge="dog"))
-    assert said.startswith("a draft") and "of its images are left" in said
+    assert said.startswith("a draft") and "of the images that show it still do" in said
 
 
 def test_every_judgement_names_methods_without_a_guard() -> None:
@@ -102,6 +102,14 @@ def test_the_page_and_the_sheet_have_the_images() -> None:
     assert report["figures"]["unchanged_far"].startswith("100")
     assert report["failed"] == {"irece": "no <attention>"} and report["took_s"] == 1.2
     assert "bare_shows_it" not in as_json(_outcome(*QUIET), 1)["figures"]
+
+
+def test_an_image_that_shows_it_unasked_counts() -> None:
+    seen = _tried("concept", [True] * 4, shown=True, left=False)
+    unasked = _tried("far", [False], shown=True, left=True)
+    evaluation = _outcome(seen, QUIET[0], unasked, judge="dog").evaluation
+    assert (evaluation.left.count, evaluation.left.total) == (1, 5)
+    assert evaluation.shown.total == 4
 
 
 def test_prompts_are_lines_of_a_suite() -> None:
