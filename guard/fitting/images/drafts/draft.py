@@ -146,10 +146,15 @@ def _drafted(
         *_prompts(label, "paraphrase", test, clean_test, PARAPHRASES, rng),
         *_prompts(label, "hard", hard_test, clean_test, HARD, rng),
         *_prompts(label, "clean", clean_test, list(reversed(clean_test)), CLEAN, rng),
-        *_prompts(label, "mistaken", confused, clean_test, min(MISTAKEN, len(confused)), rng),
+        *_prompts(label, "mistaken", _spread(confused), clean_test, MISTAKEN, rng),
     ]
-    notes = tuple(_notes(named, proposed, pieces, test))
-    return Draft(concept, tuple(prompts), tuple(confused), notes)
+    notes = [*_notes(named, proposed, pieces, test)]
+    if 2 * len(confused) > len(near):
+        notes.append(
+            f"{model} draws {named.name!r} for {len(confused)} of its {len(near)} neighbours as "
+            f"well, as for {', '.join(_spread(confused)[:3])}: the guards act on these too"
+        )
+    return Draft(concept, tuple(prompts), tuple(confused), tuple(notes))
 
 
 _NOTHING = Sense(-1, "object", (), (), "")
@@ -157,6 +162,12 @@ _NOTHING = Sense(-1, "object", (), (), "")
 
 def _kind(named: Named, sense: Sense | None) -> str:
     return named.kind or (sense or _NOTHING).file
+
+
+def _spread(confused: Sequence[str]) -> list[str]:
+    """Some of them, from the nearest in kind to those that only share a word."""
+    count = min(MISTAKEN, len(confused))
+    return [confused[i * len(confused) // count] for i in range(count)]
 
 
 def _prompts(

@@ -54,7 +54,7 @@ def fit_all(
     """
     # where a rate is low, enough held-out prompts and images for it
     far, near = prompts_needed(rates.far), prompts_needed(rates.near)
-    prompts, count = max(PROMPTS, 2 * far, 4 * near), max(IMAGES, far, 4 * near)
+    prompts, count = max(PROMPTS, 2 * far, 4 * near), max(IMAGES, 2 * far // 3, 3 * near)
     images = TrainingImages.of(
         image_model,
         count,

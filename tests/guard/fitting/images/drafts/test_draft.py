@@ -113,6 +113,16 @@ def test_with_few_sure_neighbours_the_least_alike_are_taken(
     assert 12 <= len(rest) <= ENOUGH
 
 
+def test_a_model_that_tells_few_neighbours_apart_is_noted(
+    drafted: Callable[[Named, Callable[[str], float]], Draft],
+) -> None:
+    made = drafted(Named("", "dog"), lambda text: float(len(text) % 4 > 0))
+    assert any("neighbours as well, as for" in note for note in made.notes)
+    assert not any("neighbours as well" in note for note in drafted(Named("", "dog"), a_dog).notes)
+    mistaken = [row.prompt for row in made.prompts if row.kind == "mistaken"]
+    assert len(mistaken) == 8 and all(any(c in text for c in made.confused) for text in mistaken)
+
+
 def test_where_the_model_draws_it_for_everything_there_is_no_draft(
     drafted: Callable[[Named, Callable[[str], float]], Draft],
 ) -> None:
