@@ -37,14 +37,14 @@ FORMS = (
     *("{0}", "{0} on a skateboard", "a painting of {0}", "{0} looking at {1}", "{0} in the rain"),
     *("a close-up of {0}", "{0} together with {1}", "please make me {0}", "{1} behind {0}"),
 )
-"""Wordings of the evaluation: none is a form of the prompts of a fit."""
+"""Wordings of the evaluation: none but the first is a form of the prompts of a fit."""
 _OTHERS = ("a tree", "a boat", "a chair")
 """What the concept is told apart from, until there is a draft."""
 
 
 @dataclass(frozen=True)
 class Draft:
-    """`concept` is for fits, `prompts` are of phrases that it does not have.
+    """`concept` is for fits, `prompts` are of phrases that it does not have, and of its name.
 
     `confused` are neighbours of the concept for which the model draws the concept, `notes` what a
     user should know, one line each.
