@@ -54,6 +54,8 @@ class Draft:
     prompts: tuple[ImagePrompt, ...]
     confused: tuple[str, ...]
     notes: tuple[str, ...]
+    crowded: bool = False
+    """Whether the model draws it for most neighbours."""
 
 
 def draft(
@@ -149,12 +151,13 @@ def _drafted(
         *_prompts(label, "mistaken", _spread(confused), clean_test, MISTAKEN, rng),
     ]
     notes = [*_notes(named, proposed, pieces, test)]
-    if 2 * len(confused) > len(near):
+    crowded = 2 * len(confused) > len(near)
+    if crowded:
         notes.append(
             f"{model} draws {named.name!r} for {len(confused)} of its {len(near)} neighbours as "
             f"well, as for {', '.join(_spread(confused)[:3])}: the guards act on these too"
         )
-    return Draft(concept, tuple(prompts), tuple(confused), tuple(notes))
+    return Draft(concept, tuple(prompts), tuple(confused), tuple(notes), crowded)
 
 
 _NOTHING = Sense(-1, "object", (), (), "")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from guard.artifact import Artifact
 from guard.data.prompts import ImagePrompt
 from guard.evaluation.shares import Share
 from guard.fitting.images.drafts.draft import Draft
@@ -44,6 +45,7 @@ def judgement(outcome: Outcome) -> str:
     evaluation, draft = outcome.evaluation, outcome.draft
     concept, far, left = evaluation.fired("concept"), evaluation.fired("far"), evaluation.left
     failed = "".join(f"; no {method}: {why}" for method, why in outcome.fits.failed.items())
+    failed += _weak(outcome.fits)
     if far.value > 1 - SPARED:
         hit = next(each for each in evaluation.of("far") if each.fired)
         return (
@@ -63,9 +65,26 @@ def judgement(outcome: Outcome) -> str:
             f"a draft: acts on {concept} of prompts that ask for it{seen}{named}; add phrases to "
             f"the concept file, or with --alias and --about, and fit again{failed}"
         )
+    if draft.crowded:
+        caught = evaluation.fired("mistaken")
+        return (
+            "a draft: the model draws it for most of what resembles it, and the guards act on "
+            f"{caught} of such prompts; name a wider concept, or give hard negatives with "
+            f"--about{failed}"
+        )
     near = evaluation.fired("near")
     also = f"; acts on {near} of the nearest other things" if near.count else ""
     return f"usable: acts on {concept} of prompts that ask for it{also}{failed}"
+
+
+def _weak(fits: Fits) -> str:
+    """The methods that catch little of what they were fitted for."""
+    recalls = {method: each.meta.calibration.get("recall") for method, each in _artifacts(fits)}
+    return "".join(
+        f"; {method} alone catches {recall:.0%} of its held-out prompts"
+        for method, recall in recalls.items()
+        if isinstance(recall, float) and recall < KNOWN
+    )
 
 
 def figures(outcome: Outcome) -> dict[str, str]:
@@ -195,11 +214,11 @@ def _pair(each: Tried) -> list[tuple[str, str] | None]:
     return [(uri(png(each.bare)), ""), guarded]
 
 
-def _artifacts(fits: Fits) -> Sequence[tuple[str, Any]]:
+def _artifacts(fits: Fits) -> list[tuple[str, Artifact]]:
     return list(fits.artifacts.items())
 
 
-def _plain(calibration: dict[str, Any]) -> dict[str, Any]:
+def _plain(calibration: Mapping[str, Any]) -> dict[str, Any]:
     """Without the tables of a search."""
     return {name: value for name, value in calibration.items() if not isinstance(value, list)}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -76,6 +77,15 @@ def test_what_is_wrong_comes_first() -> None:
     stubborn = _tried("concept", [True] * 20, shown=True, left=True)
     said = judgement(_outcome(stubborn, *QUIET, judge="dog"))
     assert said.startswith("a draft") and "of the images that show it still do" in said
+
+
+def test_guards_of_what_the_model_hardly_tells_apart_are_a_draft() -> None:
+    caught, mistaken = _tried("concept", [True] * 20), _tried("mistaken", [True, False])
+    plain = _outcome(caught, *QUIET, mistaken)
+    crowded = replace(plain, draft=replace(DRAFT, crowded=True))
+    assert judgement(plain).startswith("usable")
+    said = judgement(crowded)
+    assert said.startswith("a draft: the model draws it for most") and "act on 50" in said
 
 
 def test_every_judgement_names_methods_without_a_guard() -> None:
