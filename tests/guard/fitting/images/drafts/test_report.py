@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
@@ -92,6 +94,16 @@ def test_every_judgement_names_methods_without_a_guard() -> None:
     caught = _tried("concept", [True] * 20)
     said = judgement(_outcome(caught, *QUIET, failed={"irece": "no attention"}))
     assert said.endswith("; no irece: no attention") and "\n" not in said
+
+
+def test_a_method_that_catches_little_is_named() -> None:
+    plain = _outcome(_tried("concept", [True] * 20), *QUIET)
+    artifacts: Any = {
+        method: SimpleNamespace(meta=SimpleNamespace(calibration={"recall": recall}))
+        for method, recall in (("cgce", 0.97), ("latents", 0.125))
+    }
+    said = judgement(replace(plain, fits=Fits(artifacts)))
+    assert said.endswith("; latents alone catches 12% of its held-out prompts")
 
 
 def test_the_page_and_the_sheet_have_the_images() -> None:
