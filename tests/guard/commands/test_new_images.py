@@ -84,7 +84,7 @@ def test_a_name_gives_guards_a_concept_file_a_policy_and_a_report(
     made = _new(model, "object/dog", "--out", out)
     assert made.exit_code == 0, made.output
     report = _report(out)
-    assert report["failed"] == {} and report["judgement"] in made.stdout.replace("\n", " ")
+    assert report["failed"] == {} and report["judgement"] in " ".join(made.stdout.split())
     for method in METHODS:
         meta = Artifact.load(out.with_name(f"dog.1-{method}.safetensors")).meta
         assert (meta.method, meta.concept) == (method, "object/dog")
