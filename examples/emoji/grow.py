@@ -27,7 +27,7 @@ from examples.emoji import text
 from examples.emoji.captions import phrases
 from examples.emoji.prompts import STYLE, STYLE_PARAPHRASES
 from examples.emoji.sprites import names
-from examples.emoji.wordnet import Nouns
+from guard.data.nouns.wordnet import WordNet
 
 HERE = Path(__file__).parent
 KINDS = {
@@ -90,7 +90,7 @@ _SMALL = frozenset(
 )
 
 
-def grown(nouns: Nouns, common: Sequence[str], states: Tensor, concept: str) -> dict[str, Any]:
+def grown(nouns: WordNet, common: Sequence[str], states: Tensor, concept: str) -> dict[str, Any]:
     """The concept's file with the additions from WordNet."""
     path = HERE / "guards" / f"{concept}.json"
     concept_file: dict[str, Any] = json.loads(path.read_text("utf-8"))
@@ -135,7 +135,7 @@ def grown(nouns: Nouns, common: Sequence[str], states: Tensor, concept: str) -> 
     return concept_file
 
 
-def _phrases(nouns: Nouns, kinds: set[int]) -> Iterator[str]:
+def _phrases(nouns: WordNet, kinds: set[int]) -> Iterator[str]:
     """Names of the kinds whose first sense they are, and their definitions."""
 
     def use(at: int) -> int:
@@ -188,7 +188,7 @@ def _means(texts: Sequence[str]) -> Tensor:
     return torch.cat(means)
 
 
-def _common(nouns: Nouns) -> list[str]:
+def _common(nouns: WordNet) -> list[str]:
     """Words of at most two parts that are whole tokens of the text encoder."""
     vocabulary = text.tokenizer().get_vocab()
     return sorted(
@@ -241,7 +241,7 @@ def main() -> None:
     parser.add_argument("--dict", type=Path, required=True, help="WordNet's folder of data.noun")
     parser.add_argument("--concepts", default=",".join(KINDS), help="with commas")
     arguments = parser.parse_args()
-    nouns = Nouns(arguments.dict)
+    nouns = WordNet(arguments.dict)
     common = _common(nouns)
     states = _means(common)
     for concept in arguments.concepts.split(","):

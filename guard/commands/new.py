@@ -1,4 +1,4 @@
-"""`guard new`: from the name of a concept to guards that make a model silent about it."""
+"""`guard new`: from the name of a concept to guards that keep a model from it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from guard.commands.fit.options import AsJson, Device, Model
+from guard.commands.fit.options import AsJson, Device, Guidance, Model
 from guard.commands.fit.output import print_judgement, print_written, require_writable
-from guard.models.kind_checks import source_of
+from guard.errors import DataError
+from guard.models.kind_checks import kind_of_model, source_of
 from guard.reporting.progress import stages
 
 if TYPE_CHECKING:
@@ -33,7 +34,10 @@ def new(
     ] = None,
     about: Annotated[
         list[Path] | None,
-        typer.Option(help="A document about it, a file of text; can be given several times."),
+        typer.Option(
+            help="A document about it, a file of text; for an image model a list of phrases, one a "
+            "line, or a concept file. Can be given several times."
+        ),
     ] = None,
     fpr: Annotated[
         float,
@@ -51,15 +55,49 @@ def new(
             "it, tried on fewer prompts.",
         ),
     ] = False,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            min=2, max=1000, help="Image models: of each image of the fits; a sixth of its own."
+        ),
+    ] = None,
+    guidance: Guidance = None,
+    judge: Annotated[
+        Path | None,
+        typer.Option(help="Image models: an ONNX file that recognises concepts in images."),
+    ] = None,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Make guards of a concept from its name, and from documents about it where there are some.
+    """Make guards of a concept from its name, and from what is said about it where that is given.
 
-    The names that belong to it come from the documents and from the model itself; each has a gate
-    of its own. What the model's guards have in common is computed once (`guard profile`). Writes
-    artifacts, a policy of all of them, and a report of what they caught and what they missed.
+    Of a language model: the names that belong to it come from documents and from the model itself;
+    each has a gate of its own. What the model's guards have in common is computed once
+    (`guard profile`). Of an image model: phrases come from WordNet, the model says which of them
+    mean the concept (KIND/NAME picks a meaning: food/orange), and CGCE, latents and IRECE are
+    fitted. Writes artifacts, a policy of all of them, and a report of what they caught and missed.
     """
+    if kind_of_model(model) == "images":
+        from guard.commands.new_images import new_images
+        from guard.fitting.prompts.rates import Rates as PromptRates
+
+        new_images(
+            concept,
+            model,
+            out,
+            aliases=alias or (),
+            about=about or (),
+            rates=PromptRates(fpr, near_fpr),
+            steps=steps,
+            guidance=guidance,
+            judge=judge,
+            device=device,
+            as_json=as_json,
+        )
+        return
+    for option, value in (("--steps", steps), ("--guidance", guidance), ("--judge", judge)):
+        if value is not None:
+            raise DataError(f"{option} is for image models, and {model!r} is none: leave it out")
     # before the model is loaded, which takes longer
     from guard.fitting.erasure.documents import checked_name, read_documents
 

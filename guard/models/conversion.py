@@ -14,6 +14,7 @@ from guard.errors import ModelError
 
 _EXAMPLES = Path(__file__).parents[2] / "examples"
 EMOJI_WEIGHTS = _EXAMPLES / "emoji" / "weights"
+EMOJI_JUDGE = _EXAMPLES / "emoji" / "judge-first.onnx"
 PORTRAITS_WEIGHTS = _EXAMPLES / "portraits" / "weights"
 
 MINILM_LAYERS = 3

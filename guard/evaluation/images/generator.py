@@ -318,7 +318,8 @@ def _image(effect: PromptEffect, row: CompletedRow, following: Next) -> Generate
         blocked=following != "go",
         **_figures({**row.readings}),
     )
-    return GeneratedImage(effect, None if effect.blocked else row.image, row.mask)
+    firing = tuple(name for name, reading in row.readings.items() if reading.fired)
+    return GeneratedImage(effect, None if effect.blocked else row.image, row.mask, firing)
 
 
 def _no_progress(_count: int) -> None:

@@ -41,6 +41,8 @@ class GeneratedImage:
     image: NDArray[np.uint8] | None
     mask: NDArray[np.float32] | None = None
     """Where guards have written, `[height, width]` in 0..1 on the latents' grid."""
+    firing: tuple[str, ...] = ()
+    """The names of the guards that fired."""
 
 
 class ImageGenerator(Protocol):

@@ -66,8 +66,11 @@ def fit_irece(
     seed: int,
     progress: Stages,
     references: ReferenceImages | None = None,
+    sure: bool = False,
 ) -> Calibrated:
     """Fit with `inspections` of each image at most, and `trials` images per replacement.
+
+    With `sure`, `prompts` are those that `sure_prompts` has chosen.
 
     Classifiers are trained on the `references` too, and the rate on far prompts is also kept on
     references without the concept, since an image that starts from inverted noise differs from the
@@ -76,7 +79,9 @@ def fit_irece(
     Raises DataError if the prompts are too few for the rates, or if the model's trajectories cannot
     be recorded.
     """
-    chosen = sure_prompts(image_model, concept, prompts, images, seed, progress)
+    chosen = (
+        [*prompts] if sure else sure_prompts(image_model, concept, prompts, images, seed, progress)
+    )
     given = 0 if references is None else int((~references.shown).sum())
     require_sure(chosen, rates, given)
     steps, guidance = images.steps, images.guidance

@@ -107,16 +107,20 @@ def fit_latents(
     recipe: LatentRecipe,
     seed: int,
     progress: Stages,
+    sure: bool = False,
 ) -> Calibrated:
     """One classifier per split of `prompts`, trained on the other splits and scored on its own.
 
     The label of an image is that of its prompt. Since not every prompt that names the concept shows
-    it, only prompts that the denoiser is sure of are used (`guard.fitting.prompts.likeness`). The
+    it, only prompts that the denoiser is sure of are used (`guard.fitting.prompts.likeness`); with
+    `sure` these are `prompts`, as `sure_prompts` has chosen them. The
     scores of all held-out images give the threshold; all classifiers together are the guard
     (cross-conformal prediction, Vovk 2015). Raises DataError if the prompts are too few for the
     rates.
     """
-    chosen = sure_prompts(image_model, concept, prompts, images, seed, progress)
+    chosen = (
+        prompts if sure else sure_prompts(image_model, concept, prompts, images, seed, progress)
+    )
     require_sure(chosen, rates)
     texts = [prompt.text for prompt in chosen]
     latents = image_model.generate_latents(

@@ -42,12 +42,14 @@ _FRESH, _PER_LABEL = 0.5, 5
 class Search:
     """`rounds` of about `count` labelled prompts; there is no search if either is 0.
 
-    With `bf16` the denoiser runs in bfloat16.
+    With `bf16` the denoiser runs in bfloat16. Words are taken from the tokenizer's vocabulary, or
+    from a sample of `vocabulary` of them: each is encoded once, which takes as long as all else.
     """
 
     rounds: int = 3
     count: int = 400
     bf16: bool = False
+    vocabulary: int | None = None
 
 
 def with_searched_prompts(
@@ -73,10 +75,12 @@ def with_searched_prompts(
     if not vocabulary:
         raise DataError("the model's tokenizer has no whole words to search among: use --rounds 0")
     rng = random.Random(seed)
+    if search.vocabulary is not None:
+        vocabulary = rng.sample(vocabulary, min(search.vocabulary, len(vocabulary)))
     likeness = likeness_of(image_model, concept, prompts, seed=seed, bf16=search.bf16)
     known = _mistaken(image_model, prompts, likeness, progress)
     with torch.autocast(image_model.family.device.type, torch.bfloat16, enabled=search.bf16):
-        near = _nearest(image_model, concept, vocabulary, progress)
+        near = nearest_words(image_model, concept, vocabulary, progress)
     labelled: dict[str, LabelledPrompt] = {}
     for number in range(search.rounds):
         positives = [prompt.text for prompt in labelled.values() if prompt.unsafe]
@@ -111,7 +115,7 @@ def _mistaken(
     ]
 
 
-def _nearest(
+def nearest_words(
     image_model: ImageModel, concept: Concept, vocabulary: Sequence[str], progress: Stages
 ) -> list[str]:
     """The `NEAR` words whose states are nearest to the mean of the concept's phrases."""

@@ -10,7 +10,7 @@ import pytest
 
 from guard.config.kinds import Kind
 from guard.errors import ModelError
-from guard.models.kind_checks import kind_of_files, source_of
+from guard.models.kind_checks import kind_of_files, kind_of_model, source_of
 from tests.guard.commands.running import run
 
 FILES: dict[str, tuple[str, dict[str, Any], Kind | None]] = {
@@ -45,6 +45,12 @@ def test_files_tell_the_kind(models: Path) -> None:
         name: kind for name, (_, _, kind) in FILES.items()
     }
     assert kind_of_files(Path("owner/name")) is None
+
+
+def test_a_source_of_no_known_kind_is_left_to_the_loader_of_language_models(models: Path) -> None:
+    kinds = {name: kind_of_model(str(models / name)) for name in ("pictures", "chat", "unknown")}
+    assert kinds == {"pictures": "images", "chat": "language", "unknown": "language"}
+    assert kind_of_model("nowhere at all") == "language"
 
 
 def test_what_files_do_not_tell_is_left_to_the_loader(models: Path) -> None:

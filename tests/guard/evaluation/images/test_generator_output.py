@@ -226,3 +226,14 @@ def test_another_threshold_is_another_identity(made: tuple[Config, Family]) -> N
     one, other = drawer_of(made, 0.5), drawer_of(made, 0.75)
     assert one.identity("look") != other.identity("look")
     assert one.identity(None) == other.identity(None)
+
+
+def test_an_image_names_the_guards_that_fired(
+    made: tuple[Config, Family], apart: tuple[int, float]
+) -> None:
+    seed, threshold = apart
+    drawer = drawer_of(made, threshold)
+    drawn = draw(drawer, [CAT, DOG, KNIFE], "both", [seed] * 3)
+    assert [one.firing for one in drawn[:2]] == [(), ("look",)]
+    assert "knife" in drawn[2].firing
+    assert draw(drawer, [DOG], None, [seed])[0].firing == ()

@@ -192,6 +192,12 @@ def test_only_prompts_that_the_denoiser_is_sure_of_are_used(studio: Studio, kind
     assert splits == every - {(kind, "fold 1")}
 
 
+def test_prompts_that_were_chosen_before_are_used_as_they_are(studio: Studio) -> None:
+    studio.fit(changed(unsafe_1=UNSURE), sure=True)
+    assert not studio.weighed and len(studio.drawn) == len(prompts())
+    assert any(UNSURE in text for text in studio.drawn)
+
+
 @pytest.mark.parametrize(("kind", "letter"), [("near", "j"), ("far", "x")])
 def test_safe_prompts_whose_image_shows_the_concept_are_left_out(
     studio: Studio, kind: str, letter: str

@@ -163,3 +163,19 @@ def test_the_denoiser_itself_labels_them_the_same_each_time(image_model: ImageMo
     first = search(image_model)
     assert first == search(image_model)
     assert len(first) >= len(PROMPTS)
+
+
+def test_a_sample_of_the_vocabulary_is_searched(
+    image_model: ImageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    def nearest(
+        _model: object, _concept: object, vocabulary: Sequence[str], _stages: object
+    ) -> list[str]:
+        seen.extend(vocabulary)
+        return list(vocabulary)
+
+    monkeypatch.setattr(module, "nearest_words", nearest)
+    search(image_model, rounds=1, count=4, vocabulary=2)
+    assert len(seen) == 2 and {*seen} <= {*WORDS}

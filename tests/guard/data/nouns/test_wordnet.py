@@ -1,4 +1,4 @@
-"""WordNet's nouns are read from its files, and extend a concept by kinds and definitions."""
+"""WordNet's nouns are read from its files, and from the extract that comes with the program."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from examples.emoji.grow import _phrases
-from examples.emoji.wordnet import Nouns
+from guard.data.nouns.extract import extracted
+from guard.data.nouns.nouns import Nouns, sense_of
+from guard.data.nouns.wordnet import WordNet
 
 DATA = """\
   1 This line belongs to the licence.
@@ -31,13 +32,13 @@ tool%1:06:00:: 00000010 1 7
 
 
 @pytest.fixture
-def nouns(tmp_path: Path) -> Nouns:
+def nouns(tmp_path: Path) -> WordNet:
     (tmp_path / "data.noun").write_text(DATA, "utf-8")
     (tmp_path / "index.sense").write_text(SENSES, "utf-8")
-    return Nouns(tmp_path)
+    return WordNet(tmp_path)
 
 
-def test_words_senses_and_their_files_are_read(nouns: Nouns) -> None:
+def test_words_senses_and_their_files_are_read(nouns: WordNet) -> None:
     assert nouns.synsets[30].words == ("bread knife", "slicer")
     assert nouns.synsets[30].file == "artifact" and nouns.synsets[40].file == "food"
     assert nouns.synsets[20].parts == [50]
@@ -46,13 +47,19 @@ def test_words_senses_and_their_files_are_read(nouns: Nouns) -> None:
     assert nouns.of_word["slicer"] == [30, 40] and nouns.first["slicer"] == 40
 
 
-def test_hyponyms_are_below_and_hypernyms_above(nouns: Nouns) -> None:
+def test_hyponyms_are_below_and_hypernyms_above(nouns: WordNet) -> None:
     assert nouns.below(["knife%1:06:00::"]) == {20, 30}
     assert nouns.over([30]) == {30, 20, 10}
 
 
-def test_a_kind_gives_the_words_of_its_first_sense_and_its_definition(nouns: Nouns) -> None:
-    assert list(_phrases(nouns, {20, 30})) == [
-        *("a knife", "a tool that cuts"),
-        *("a bread knife", "a knife for cutting bread", "a long edge"),
+def test_the_extract_is_read_as_the_same_tree(nouns: WordNet) -> None:
+    read = Nouns([sense_of(at, line) for at, line in enumerate(extracted(nouns).splitlines())])
+    (knife,) = read.senses("Knife")
+    assert knife.gloss == "a tool that cuts" and knife.words[0].uses == 6
+    assert [each.words[0].text for each in read.below(knife)] == ["bread knife"]
+    assert [each.words[0].text for each in read.over(knife)] == ["tool"]
+    # the commonest sense first
+    assert [each.gloss for each in read.senses("slicer")] == [
+        "golf stroke that curves",
+        "knife for cutting bread",
     ]

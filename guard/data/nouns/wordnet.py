@@ -27,7 +27,7 @@ class Synset:
     parts: list[int] = field(default_factory=list)
 
 
-class Nouns:
+class WordNet:
     """WordNet's nouns."""
 
     def __init__(self, folder: Path) -> None:
@@ -39,6 +39,8 @@ class Nouns:
         self.uses: dict[str, int] = {}
         self.of_word: dict[str, list[int]] = {}
         self.first: dict[str, int] = {}
+        self.ranks: dict[tuple[str, int], tuple[int, int]] = {}
+        """By word and synset: the number of the sense, from 1, and how often it is used."""
         for line in (folder / "index.sense").read_text("utf-8").splitlines():
             key, at, number, count = line.split()
             word, rest = key.split("%")
@@ -47,6 +49,7 @@ class Nouns:
                 self.senses[key] = int(at)
                 self.uses[word] = self.uses.get(word, 0) + int(count)
                 self.of_word.setdefault(word, []).append(int(at))
+                self.ranks[word, int(at)] = (int(number), int(count))
                 if number == "1":
                     self.first[word] = int(at)
 

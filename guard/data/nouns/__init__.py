@@ -1,0 +1,1 @@
+"""Names of things from WordNet: their senses, kinds and neighbours."""
