@@ -158,10 +158,9 @@ def _quality(
     strangers = strangers_of(chat, profile, progress)
     layers = profile.about.sense_layers
     of_size = Gates(**{name: tensor[:size] for name, tensor in vars(gates).items()})
-    fitted = list_of("people", profile, strangers, of_size)
     listed = [" ".join(name) for name in names.listed[:size]]
-    thresholds = calibrated(chat, profile, strangers, fitted, listed, Rates(), progress)
-    stack = Stack([fitted])
+    thresholds = calibrated(chat, profile, strangers, of_size, listed, Rates(), progress)
+    stack = Stack([list_of("people", profile, strangers, of_size, thresholds.radius)])
 
     def read(prompts: Sequence[str]) -> TokenStates:
         return read_prompts(chat, prompts, layers, f"{size} names", progress)
@@ -183,6 +182,7 @@ def _quality(
         "names": size,
         "threshold": round(thresholds.level, 3),
         "recheck": round(thresholds.recheck, 3),
+        "radius": thresholds.radius,
         "on the list": str(Share.of(fired(states))),
         "right entry": str(Share.of([e == i for e, (i, _) in zip(entries, asked, strict=True)])),
         "first ten": str(Share.of(fired(read(first)))),
@@ -205,7 +205,7 @@ def _costs(
     lists = SuppressionLists(chat, progress)
     entries = [Entry.of(name, f"p-{i}") for i, name in enumerate(listed)]
     figures = dict(result["calibration"])
-    thresholds = Thresholds(result["threshold"], result["recheck"], figures)
+    thresholds = Thresholds(result["threshold"], result["recheck"], result["radius"], figures)
     artifact = lists.of(gates, [entry.id for entry in entries], "names/people", thresholds)
     path = folder / "people.safetensors"
     artifact.save(path)

@@ -128,6 +128,7 @@ METHODS: dict[str, Method] = {
             ranges={
                 "sense_layers": _LAYER,
                 "act_layers": _LAYER,
+                "radius": Range(0.0, 1e6, above=True),
                 "rest": Range(1, 1e6, whole=True),
                 "schedule": Range(-10.0, 10.0),
             },

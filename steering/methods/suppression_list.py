@@ -7,7 +7,8 @@ guard, however many entries it has.
 
 Not all gates are multiplied with all tokens. States are projected to a few dimensions, in which
 names differ most from each other; the entries whose mean states are nearest there are the
-candidates, and their gates alone are multiplied in full.
+candidates, and their gates alone are multiplied in full. A state that is far from the candidate's
+loses by its distance: gates have been taught by few names, and may answer to a strange one.
 
 A score says which entry it is of: it is a multiple of 2^-23, its last ENTRY_BITS bits are the
 entry's number and the others the score in steps of 2^-8. Float32 holds all of that exactly.
@@ -30,6 +31,8 @@ ENTRY_BITS = 15
 MOST_ENTRIES = 2**ENTRY_BITS
 HIGHEST = 2.0
 """Scores from here on count as the same."""
+PENALTY = 0.1
+"""What a score loses for each square of the radius that its state is farther away than that."""
 BLOCKS = 8
 """Groups of entries; the best of each is a candidate."""
 TOKENS_AT_ONCE = 1024
@@ -49,8 +52,9 @@ def entry_of(score: float) -> int:
 class SuppressionList:
     """The tensors of one list, float32: `gates [entries, sense layers, width]` and `bias [entries]`
     in units of the entries; the `projection [sense layers, width, dimensions]` of states, and
-    the projected mean states `centres [entries, dimensions]`; `directions [steps, act layers,
-    width]` as those of a steering guard, with `rest`.
+    the projected mean states `centres [entries, dimensions]`, around which states of their entries
+    lie within `radius`, a squared distance; `directions [steps, act layers, width]` as those of a
+    steering guard, with `rest`.
 
     Raises ValueError for tensors of other shapes, and for too many entries.
     """
@@ -61,6 +65,7 @@ class SuppressionList:
     bias: Tensor
     projection: Tensor
     centres: Tensor
+    radius: float
     act_layers: tuple[int, ...]
     directions: Tensor
     rest: int
@@ -79,6 +84,8 @@ class SuppressionList:
                 raise ValueError(
                     f"guard {self.name}: {name} must be {list(shape)}, not {list(tensor.shape)}"
                 )
+        if not self.radius > 0:
+            raise ValueError(f"guard {self.name}: radius must be over 0, not {self.radius}")
         if entries > MOST_ENTRIES:
             raise ValueError(
                 f"guard {self.name}: has {entries} entries, a list takes {MOST_ENTRIES} at most"
@@ -190,13 +197,14 @@ class _Scorer:
     """One list, its entries filled up to a multiple of BLOCKS: `gates [entries, joined width]`,
     `bias [entries]`, `projection [joined width, dimensions]`, `centres [dimensions, entries]` with
     `half [entries]`, minus half the square of their length. A place without an entry has -inf for
-    both biases. `count` is the number of entries."""
+    both biases. `radius []` is the list's, and `count` the number of entries."""
 
     gates: Tensor
     bias: Tensor
     projection: Tensor
     centres: Tensor
     half: Tensor
+    radius: Tensor
     count: int
 
     @classmethod
@@ -210,6 +218,7 @@ class _Scorer:
             each.projection[order].flatten(0, 1).to(device),
             each.centres.T.contiguous().to(device),
             (-0.5 * each.centres.square().sum(1)).to(device),
+            torch.tensor(each.radius, device=device),
             len(each.bias),
         )
         return scorer._filled(-(-scorer.count // BLOCKS) * BLOCKS)
@@ -217,12 +226,15 @@ class _Scorer:
     def scored(self, states: Tensor) -> Tensor:
         """The scores `[tokens]` of `states [tokens, joined width]`, with their entries."""
         # of every block the nearest entry: -|z - c|² / 2, without the |z|² that all have
-        nearness = torch.addmm(self.half, states @ self.projection, self.centres)
-        best = nearness.view(len(states), BLOCKS, -1).max(-1).indices
-        first = torch.arange(BLOCKS, device=best.device) * (nearness.shape[1] // BLOCKS)
-        candidates = best + first
+        projected = states @ self.projection
+        nearness = torch.addmm(self.half, projected, self.centres)
+        best = nearness.view(len(states), BLOCKS, -1).max(-1)
+        first = torch.arange(BLOCKS, device=states.device) * (nearness.shape[1] // BLOCKS)
+        candidates = best.indices + first
         exact = torch.einsum("td,tcd->tc", states, self.gates[candidates]) + self.bias[candidates]
-        score, place = exact.max(-1)
+        distance = projected.square().sum(-1, keepdim=True) - 2 * best.values
+        loss = PENALTY * (distance / self.radius - 1).clamp(min=0)
+        score, place = (exact - loss).max(-1)
         entry = candidates.gather(1, place[:, None])[:, 0]
         steps = (score.clamp(0.0, HIGHEST - _STEP) / _STEP).floor()
         scores: Tensor = (steps * MOST_ENTRIES + entry) * _UNIT
@@ -233,7 +245,7 @@ class _Scorer:
         nobody = torch.full_like(self.bias, -torch.inf)
         zeros = (torch.zeros_like(t) for t in (self.gates, self.projection, self.centres))
         gates, projection, centres = zeros
-        return _Scorer(gates, nobody, projection, centres, nobody.clone(), 0)
+        return _Scorer(gates, nobody, projection, centres, nobody.clone(), self.radius.clone(), 0)
 
     def with_room(self) -> _Scorer:
         """The same entries with as many free places, BLOCKS at least."""
@@ -247,6 +259,7 @@ class _Scorer:
             self.projection,
             pad(self.centres, (0, missing)),
             pad(self.half, (0, missing), value=-torch.inf),
+            self.radius,
             self.count,
         )
 
@@ -269,9 +282,10 @@ class _Scorer:
         self.gates[:count] = other.gates[:count]
         self.centres[:, :count] = other.centres[:, :count]
         self.projection.copy_(other.projection)
+        self.radius.copy_(other.radius)
 
     def tensors(self) -> list[Tensor]:
-        return [self.gates, self.bias, self.projection, self.centres, self.half]
+        return [self.gates, self.bias, self.projection, self.centres, self.half, self.radius]
 
 
 def _directions(each: SuppressionList, layer: int, steps: int) -> Tensor:
@@ -298,6 +312,7 @@ def loaded(guard: FittedGuard) -> SuppressionList:
         bias=guard.array("bias", 1),
         projection=guard.array("projection", 3),
         centres=guard.array("centres", 2),
+        radius=guard.number("radius"),
         act_layers=guard.layers("act_layers"),
         directions=schedule[:, None, None] * guard.array("directions", 2)[None],
         rest=int(guard.number("rest")),

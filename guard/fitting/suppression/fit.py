@@ -30,8 +30,12 @@ SHARING = 6
 """Names that share a part with a name, for its gate."""
 CHECKED = 300
 """Prompts about names of the list, and about names that share a part with one, for thresholds."""
+ROOM = 0.75
+"""The share of the room between innocent prompts and names that the threshold takes."""
 REACHED = 0.98
 """The share of prompts about names of the list that leaves room above the threshold."""
+RADIUS = 2.0
+"""Of entries, in medians of the squared distance of prompts about them."""
 AT_ONCE = 250
 """Names whose gates are solved together."""
 
@@ -67,10 +71,12 @@ class Gates:
 
 @dataclass(frozen=True)
 class Thresholds:
-    """The thresholds of a list on prompts and on generated tokens, and the figures behind them."""
+    """The thresholds of a list on prompts and on generated tokens, the radius of its entries, and
+    the figures behind them."""
 
     level: float
     recheck: float
+    radius: float
     figures: dict[str, float | int | str]
 
 
@@ -138,12 +144,13 @@ def calibrated(
     chat: ChatModel,
     profile: Profile,
     strangers: Strangers,
-    fitted: SuppressionList,
+    gates: Gates,
     names: Sequence[str],
     rates: Rates,
     progress: Stages,
 ) -> Thresholds:
-    """The thresholds of a list of `names`, for the whole of it."""
+    """The thresholds of a list, for the whole of it; `names` are those of its last gates, all of
+    them or those that are new."""
     layers = profile.about.sense_layers
     some = names[:: max(len(names) // CHECKED, 1)][:CHECKED]
     turns = -(-CHECKED // len(some))
@@ -159,7 +166,13 @@ def calibrated(
     ]
     sharers = read_prompts(chat, asked, layers, "validation, shared names", progress)
     named = read_prompts(chat, own, layers, "validation, names", progress)
-    stack = SuppressionLists([fitted])
+    places = [
+        len(gates.bias) - len(names) + names.index(name)
+        for name in some
+        for _ in range(min(turns, len(VALIDATION)))
+    ]
+    radius = RADIUS * _distances(profile, strangers, named, gates.centres[places])
+    stack = SuppressionLists([list_of("list", profile, strangers, gates, radius)])
 
     def scores(states: TokenStates) -> list[float]:
         return list_scores(stack, states).tolist()
@@ -169,13 +182,14 @@ def calibrated(
     other = [*known, *shared]
     kept = max(threshold_for(far, rates.far / 2), threshold_for(other, rates.strangers / 2))
     kept = raised(kept, [*far, *other])
-    # people of the bank are not all people: where names leave room, the threshold takes half of it
+    # people of the bank are not all people: where names leave room, the threshold takes most of it
     reached = sorted(mine)[int(len(mine) * (1 - REACHED))]
-    level = max(kept, (kept + reached) / 2)
+    level = max(kept, kept + ROOM * (reached - kept))
     recheck = max(level, raised(threshold_for(answered, rates.far / 2), answered))
     return Thresholds(
         level,
         recheck,
+        radius,
         {
             "split": "validation",
             "false_positive_rate": rates.far,
@@ -189,7 +203,20 @@ def calibrated(
     )
 
 
-def list_of(name: str, profile: Profile, strangers: Strangers, gates: Gates) -> SuppressionList:
+def _distances(
+    profile: Profile, strangers: Strangers, states: TokenStates, centres: Tensor
+) -> float:
+    """The median over sequences of the squared distance of the nearest token to the sequence's own
+    of `centres [sequences, dimensions]`."""
+    scale = profile.statistics.scale[:, None]
+    projected = (states.states.float() * scale).flatten(1) @ strangers.projection
+    distance = (projected - centres[states.sequence]).square().sum(1)
+    return float(-_largest(-distance[:, None], states).median())
+
+
+def list_of(
+    name: str, profile: Profile, strangers: Strangers, gates: Gates, radius: float
+) -> SuppressionList:
     """The list of these gates, with the profile's directions."""
     scale = profile.statistics.scale
     shape = (len(scale), -1, strangers.projection.shape[-1])
@@ -200,6 +227,7 @@ def list_of(name: str, profile: Profile, strangers: Strangers, gates: Gates) -> 
         bias=gates.bias,
         projection=strangers.projection.view(shape) * scale[:, None, None],
         centres=gates.centres,
+        radius=radius,
         act_layers=profile.about.act_layers,
         directions=torch.tensor(SCHEDULE)[:, None, None] * profile.directions[None],
         rest=REST,

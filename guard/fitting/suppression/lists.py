@@ -95,9 +95,8 @@ class SuppressionLists:
         return fit_gates(self._chat, self._profile, self._strangers, names, self._progress)
 
     def _calibrated(self, gates: Gates, names: Sequence[str], rates: Rates) -> Thresholds:
-        fitted = list_of("list", self._profile, self._strangers, gates)
         return calibrated(
-            self._chat, self._profile, self._strangers, fitted, names, rates, self._progress
+            self._chat, self._profile, self._strangers, gates, names, rates, self._progress
         )
 
     def _of(self, artifact: Artifact) -> tuple[list[str], Gates]:
@@ -107,16 +106,17 @@ class SuppressionLists:
                 f"the list is of {meta.model.name}, and {chat.name} has other weights: make one "
                 "for it"
             )
-        fresh = list_of("list", self._profile, self._strangers, _gates(artifact)).projection
-        if not torch.equal(fresh, torch.from_numpy(artifact.tensors["projection"])):
+        gates = _gates(artifact)
+        fresh = list_of("list", self._profile, self._strangers, gates, radius=1.0)
+        if not torch.equal(fresh.projection, torch.from_numpy(artifact.tensors["projection"])):
             raise DataError("the list is of another profile of this model: make it anew")
-        return entries_of(artifact), _gates(artifact)
+        return entries_of(artifact), gates
 
     def of(
         self, gates: Gates, ids: Sequence[str], concept: str, thresholds: Thresholds
     ) -> Artifact:
         """The artifact of fitted gates with the ids of their entries."""
-        fitted = list_of("list", self._profile, self._strangers, gates)
+        fitted = list_of("list", self._profile, self._strangers, gates, thresholds.radius)
         settings: dict[str, Any] = {
             "sense_layers": list(fitted.sense_layers),
             "act_layers": list(fitted.act_layers),
@@ -124,6 +124,7 @@ class SuppressionLists:
             "schedule": list(SCHEDULE),
             "threshold": thresholds.level,
             "recheck": thresholds.recheck,
+            "radius": thresholds.radius,
             "strength": self._profile.about.strength,
             "entries": list(ids),
         }
@@ -186,7 +187,10 @@ def _gates(artifact: Artifact) -> Gates:
 def _thresholds(artifact: Artifact) -> Thresholds:
     settings = artifact.meta.settings
     figures: dict[str, Any] = dict(artifact.meta.calibration)
-    return Thresholds(float(str(settings["threshold"])), float(str(settings["recheck"])), figures)
+    level, recheck, radius = (
+        float(str(settings[name])) for name in ("threshold", "recheck", "radius")
+    )
+    return Thresholds(level, recheck, radius, figures)
 
 
 def _require_room(count: int) -> None:
