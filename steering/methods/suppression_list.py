@@ -225,12 +225,11 @@ class _Scorer:
 
     def scored(self, states: Tensor) -> Tensor:
         """The scores `[tokens]` of `states [tokens, joined width]`, with their entries."""
-        # of every block the nearest entry: -|z - c|² / 2, without the |z|² that all have
+        # of every block, each BLOCKS-th entry, the nearest: -|z - c|² / 2, but for the |z|² of all
         projected = states @ self.projection
         nearness = torch.addmm(self.half, projected, self.centres)
-        best = nearness.view(len(states), BLOCKS, -1).max(-1)
-        first = torch.arange(BLOCKS, device=states.device) * (nearness.shape[1] // BLOCKS)
-        candidates = best.indices + first
+        best = nearness.view(len(states), -1, BLOCKS).max(1)
+        candidates = best.indices * BLOCKS + torch.arange(BLOCKS, device=states.device)
         exact = torch.einsum("td,tcd->tc", states, self.gates[candidates]) + self.bias[candidates]
         distance = projected.square().sum(-1, keepdim=True) - 2 * best.values
         loss = PENALTY * (distance / self.radius - 1).clamp(min=0)
