@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+import tomllib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,7 +51,7 @@ def add(
     except (UnicodeDecodeError, TOMLKitError) as error:
         raise DataError(f"{config}: is no TOML: {error}") from error
     added = _add_guards(document, paths, config)
-    _add_to_policy(document, [path.stem for path in paths], policy, config)
+    _add_to_policy(document, [path.stem for path in paths], policy, config, _settings_of(guard))
     _replace(config, tomlkit.dumps(document))
     if as_json:
         print(json.dumps({"config": str(config), "policy": policy, "added": added}, indent=2))
@@ -85,12 +86,31 @@ def _add_guards(document: Any, paths: Sequence[Path], config: Path) -> list[str]
     return added
 
 
-def _add_to_policy(document: Any, names: Sequence[str], policy: str, config: Path) -> None:
+def _settings_of(guard: Path) -> dict[str, str]:
+    """How the policy that a fit has written acts, where it says so."""
+    if guard.suffix != ".toml":
+        return {}
+    policies: dict[str, Any] = tomllib.loads(guard.read_text("utf-8")).get("policies", {})
+    policy: dict[str, Any] = next(iter(policies.values()), {})
+    return {key: str(policy[key]) for key in ("action", "message") if key in policy}
+
+
+def _add_to_policy(
+    document: Any, names: Sequence[str], policy: str, config: Path, settings: Mapping[str, str]
+) -> None:
+    """Add guards to a policy; a new one acts by `settings`. Raises DataError where a policy that is
+    there acts in another way."""
     policies = document.get("policies")
     if policies is None:
         policies = document["policies"] = tomlkit.table(is_super_table=True)
     if policy not in policies:
         policies[policy] = tomlkit.table()
+        policies[policy].update(settings)
+    elif any(policies[policy].get(key) != value for key, value in settings.items()):
+        raise DataError(
+            f"{config}: policy {policy!r} is there and does not answer as the guards' own file "
+            "says: name a new policy, or add the single artifacts"
+        )
     guards = policies[policy].get("guards")
     if guards is None:
         guards = policies[policy]["guards"] = tomlkit.array()

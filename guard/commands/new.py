@@ -11,6 +11,7 @@ from rich.console import Console
 
 from guard.commands.fit.options import AsJson, Device, Guidance, Model
 from guard.commands.fit.output import print_judgement, print_written, require_writable
+from guard.config.schema import MAX_MESSAGE_CHARS
 from guard.errors import DataError
 from guard.models.kind_checks import kind_of_model, source_of
 from guard.reporting.progress import stages
@@ -39,6 +40,14 @@ def new(
             "line, or a concept file. Can be given several times."
         ),
     ] = None,
+    facts: Annotated[
+        Path | None,
+        typer.Option(help="Language models: texts that an answer leaks by, one a line."),
+    ] = None,
+    instead: Annotated[
+        str,
+        typer.Option(help="Language models: the answer where a guard fires; steered if left out."),
+    ] = "",
     fpr: Annotated[
         float,
         typer.Option(min=1e-3, max=0.5, help="False-positive rate on prompts about other topics."),
@@ -78,6 +87,11 @@ def new(
     fitted. Writes artifacts, a policy of all of them, and a report of what they caught and missed.
     """
     if kind_of_model(model) == "images":
+        for option, text in (("--facts", facts), ("--instead", instead)):
+            if text:
+                raise DataError(
+                    f"{option} is for language models, and {model!r} is none: leave it out"
+                )
         from guard.commands.new_images import new_images
         from guard.fitting.prompts.rates import Rates as PromptRates
 
@@ -99,11 +113,14 @@ def new(
         if value is not None:
             raise DataError(f"{option} is for image models, and {model!r} is none: leave it out")
     # before the model is loaded, which takes longer
-    from guard.fitting.erasure.documents import checked_name, read_documents
+    from guard.fitting.erasure.documents import checked_name, read_documents, read_facts
 
     name = checked_name(concept)
     aliases = [checked_name(each) for each in alias or ()]
     documents = read_documents(about or ())
+    leaked_by = read_facts(facts)
+    if len(instead) > MAX_MESSAGE_CHARS:
+        raise DataError(f"--instead has {len(instead)} characters, at most {MAX_MESSAGE_CHARS}")
     source_of(model, "language")
 
     from guard.fitting.erasure.erase import require_rates
@@ -120,7 +137,15 @@ def new(
     chat = TransformersChat.load(model, device=device)
     with stages() as progress:
         forgotten = forget(
-            chat, name, aliases, documents, progress, rates=Rates(fpr, near_fpr), draft=quick
+            chat,
+            name,
+            aliases,
+            documents,
+            progress,
+            rates=Rates(fpr, near_fpr),
+            draft=quick,
+            facts=leaked_by,
+            instead=instead,
         )
     print_files(save(chat, forgotten, whole), as_json=as_json)
 

@@ -20,14 +20,18 @@ def write_report(out: Path, report: Mapping[str, Any], page: str) -> Path:
     return html
 
 
-def save_policy(artifacts: Sequence[Path], out: Path) -> Path:
-    """Write what a configuration needs to list all of `artifacts` as NAME.toml."""
+def save_policy(artifacts: Sequence[Path], out: Path, *, instead: str = "") -> Path:
+    """Write what a configuration needs to list all of `artifacts` as NAME.toml; where one fires,
+    `instead` is the answer, if it is given."""
     lines = []
     for path in artifacts:
         lines += ["[[guards]]", f'name = "{path.stem}"', f'artifact = "{path.name}"', ""]
     listed = ",\n".join(f'    "{path.stem}"' for path in artifacts)
     name = out.stem if re.fullmatch(r"[\w-]+", out.stem, re.ASCII) else json.dumps(out.stem)
-    lines += [f"[policies.{name}]", f"guards = [\n{listed},\n]", ""]
+    lines += [f"[policies.{name}]", f"guards = [\n{listed},\n]"]
+    if instead:
+        lines += ['action = "block"', f"message = {json.dumps(instead, ensure_ascii=False)}"]
+    lines.append("")
     policy = out.with_suffix(".toml")
     policy.write_text("\n".join(lines), encoding="utf-8")
     return policy

@@ -72,7 +72,8 @@ class Belonging:
     `terms` are from documents first, then from the model; `sentences` are those of documents that
     say one of them; `known` says whether the model knows of the concept. `leaks` are prompts on
     which its guards did not fire and should have, `innocent` prompts on which they fired and
-    should not have.
+    should not have. `facts` are further texts that an answer leaks by; `instead` is said in place
+    of an answer, which is steered where it is empty.
     """
 
     name: str
@@ -82,6 +83,8 @@ class Belonging:
     known: bool
     leaks: tuple[str, ...] = ()
     innocent: tuple[str, ...] = ()
+    facts: tuple[str, ...] = ()
+    instead: str = ""
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from guard.errors import DataError
 
 MAX_BYTES = 8 * 2**20
 MAX_NAME = 100
+MAX_FACTS = 500
 
 
 def read_documents(paths: Sequence[Path]) -> list[str]:
@@ -41,6 +42,23 @@ def checked_text(text: str) -> str:
     if not text.strip():
         raise DataError("is empty: leave it out")
     return text
+
+
+def read_facts(path: Path | None) -> tuple[str, ...]:
+    """The lines of a file, each a text that an answer leaks by; none without a file. Raises
+    DataError as `read_documents`, for too many and for long ones."""
+    if path is None:
+        return ()
+    (text,) = read_documents([path])
+    facts = tuple(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
+    if len(facts) > MAX_FACTS:
+        raise DataError(f"{path}: has {len(facts)} facts, at most {MAX_FACTS} are taken")
+    if long := next((fact for fact in facts if len(fact) > MAX_NAME), ""):
+        raise DataError(
+            f"{path}: a fact of {len(long)} characters, {long[:30]!r}...: give the few words by "
+            "which an answer leaks it, one fact a line"
+        )
+    return facts
 
 
 def checked_name(name: str) -> str:

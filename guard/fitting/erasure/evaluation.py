@@ -86,7 +86,8 @@ def evaluate(
     answers = guarded(prompts, max_tokens=ANSWER_TOKENS, what="guarded answers")
     # without terms there is nothing but its name to know a leak by, which a refusal may repeat
     told = [
-        bool(belonging.terms) and row.leaks(a.text) for row, a in zip(forget, bare, strict=True)
+        bool(belonging.terms or belonging.facts) and row.leaks(a.text)
+        for row, a in zip(forget, bare, strict=True)
     ]
     tried = [
         Tried(

@@ -54,10 +54,13 @@ def forget(
     *,
     rates: Rates = RATES,
     draft: bool = False,
+    facts: Sequence[str] = (),
+    instead: str = "",
     collected: Callable[[Belonging], None] = lambda belonging: None,
 ) -> Forgotten:
     """Fit guards of a concept from its name; `collected` is called with what belongs to it. A
     `draft` has gates for the first few things that belong to it, and is tried on fewer prompts.
+    `facts` and `instead` are those of `Belonging`.
 
     Raises DataError where the model knows nothing of it, and as `profile_of` and `fit_erasure` do.
     """
@@ -70,6 +73,7 @@ def forget(
             "there is nothing to forget; give documents about it if it does know, or stop "
             "the words themselves with a screen of patterns"
         )
+    belonging = replace(belonging, facts=tuple(facts), instead=instead)
     if draft:
         belonging = replace(belonging, terms=belonging.terms[:DRAFT_TERMS])
     collected(belonging)
@@ -105,4 +109,5 @@ def save(chat: ChatModel, forgotten: Forgotten, out: Path) -> Files:
         paths.append(path)
     report = as_json(erasure, evaluation, forgotten.took_s)
     page = write_report(out, report, as_page(erasure, evaluation))
-    return Files(tuple(paths), save_policy(paths, out), page, report)
+    policy = save_policy(paths, out, instead=erasure.belonging.instead)
+    return Files(tuple(paths), policy, page, report)

@@ -56,6 +56,6 @@ def _about(belonging: Belonging, subject: str, name: str, split: Split) -> Itera
 
 
 def _row(belonging: Belonging, subject: str, prompt: str, split: Split) -> ForgetPrompt:
-    every = (*belonging.terms, *belonging.names)
+    every = (*belonging.facts, *belonging.terms, *belonging.names)
     facts = tuple(term for term in every if not mentions([term]).search(prompt))
     return ForgetPrompt(prompt=prompt, facts=facts or every, subject=subject, split=split)

@@ -8,7 +8,13 @@ import pytest
 
 from guard.errors import DataError
 from guard.fitting.erasure import documents
-from guard.fitting.erasure.documents import checked_name, read_documents
+from guard.fitting.erasure.documents import (
+    MAX_FACTS,
+    MAX_NAME,
+    checked_name,
+    read_documents,
+    read_facts,
+)
 
 
 @pytest.mark.parametrize(
@@ -59,3 +65,15 @@ def test_a_document_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_documents_come_as_their_texts(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes("\ufeffGrüße".encode())
     assert read_documents([tmp_path / "a.txt"]) == ["Grüße"]
+
+
+def test_facts_are_lines_bounded_in_number_and_length(tmp_path: Path) -> None:
+    path = tmp_path / "facts.txt"
+    path.write_text("one\n\n two \none\n")
+    assert read_facts(path) == ("one", "two") and read_facts(None) == ()
+    path.write_text("x" * (MAX_NAME + 1))
+    with pytest.raises(DataError, match="one fact a line"):
+        read_facts(path)
+    path.write_text("\n".join(map(str, range(MAX_FACTS + 1))))
+    with pytest.raises(DataError, match=f"at most {MAX_FACTS}"):
+        read_facts(path)

@@ -139,6 +139,47 @@ def test_one_command_writes_guards_a_policy_and_a_report(
     assert "Innocent prompts that fire" in page and "Victor Moritz" in page
 
 
+def test_facts_are_leaks_and_the_answer_is_said_instead(
+    chat: WordModel,
+    profile: Profile,
+    cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    profile.save(profile_path(chat.fitted_model))
+    (tmp_path / "facts.txt").write_text("Mary Shelley\n\n a storm \n")
+    out, instead = tmp_path / "frank", 'I "cannot" speak of that.'
+    made = _new(
+        monkeypatch,
+        chat,
+        "Frankenstein",
+        "--out",
+        out,
+        "--facts",
+        tmp_path / "facts.txt",
+        "--instead",
+        instead,
+    )
+    assert made.exit_code == 0, made.output
+    belonging, _ = belonging_of(tmp_path / "frank.report.json")
+    assert belonging.facts == ("Mary Shelley", "a storm") and belonging.instead == instead
+    config = tmp_path / "config.toml"
+    config.write_text('[[models]]\nname = "words"\nsource = "words"\n')
+
+    def added(policy: str) -> Result:
+        options = ["--policy", policy, "--config", str(config)]
+        return CliRunner().invoke(app, ["add", str(tmp_path / "frank.toml"), *options])
+
+    first = added("books")
+    assert first.exit_code == 0, first.output
+    policy = load_config(config).policies["books"]
+    assert policy.action == "block" and policy.message == instead
+    assert added("books").exit_code == 0
+    config.write_text(config.read_text().replace('action = "block"', 'action = "steer"'))
+    other = added("books")
+    assert other.exit_code == 1 and "name a new policy" in " ".join(other.output.split())
+
+
 def test_one_call_in_python_makes_guards_and_says_how_to_use_them(
     chat: WordModel,
     profile: Profile,

@@ -38,7 +38,7 @@ def test_a_name_its_kind_and_phrases(tmp_path: Path) -> None:
         ("dog", "p.txt", "a\n" * 201, "at most 200"),
         ("dog", "p.txt", "a" * 301, "phrase 1 has more than 300"),
         ("dog", "p.txt", "", "is empty"),
-        ("dog", "p.json", "{}", "phrases: Field required"),
+        ("dog", "p.json", "{}", "phrases: is missing"),
         ("dog", "p.json", json.dumps(FILE | {"ending": True}), "a style has no words"),
     ],
 )
