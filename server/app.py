@@ -19,6 +19,7 @@ from server.edge.paths import KnownPaths
 from server.endpoints.gateway import Gateway
 from server.endpoints.images import images_router
 from server.endpoints.listings import listings_router
+from server.endpoints.lists import lists_router
 from server.endpoints.moderations import moderations_router
 from server.endpoints.openapi import describe_bodies
 from server.endpoints.probes import probes_router
@@ -58,6 +59,9 @@ def create_app(
     metrics.add_services(services)
     gateway = Gateway(config, services, keys, metrics)
 
+    def configured() -> Config:
+        return erasures.config if erasures else config
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         if erasures is not None:
@@ -83,7 +87,8 @@ def create_app(
         responses_router(gateway),
         messages_router(gateway),
         images_router(gateway),
-        listings_router(gateway, lambda: erasures.config if erasures else config),
+        listings_router(gateway, configured),
+        lists_router(services, configured),
         probes_router(services, metrics),
     ]
     if screens is not None:

@@ -106,12 +106,25 @@ class LanguagePlans(PolicyPlans[LanguagePlan]):
         self.broken = selection.broken
         loaded = {guard: fitted for guard, (fitted, _) in selection.fit.items()}
         self.digests = {guard: fitted.digest for guard, fitted in loaded.items()}
+        self._entries = {guard: fitted.entries for guard, fitted in loaded.items()}
         super().__init__(
             {
                 policy: resolve(LanguagePlan, policy, config.policy(policy), loaded, selection)
                 for policy in config.policy_names
             }
         )
+
+    @property
+    def lists(self) -> dict[str, int]:
+        """The suppression lists, and how many names each has."""
+        return {guard: sum(map(bool, ids)) for guard, ids in self._entries.items() if ids}
+
+    def continues(self, guard: str, earlier: LanguagePlans) -> bool:
+        """Whether `guard` is the suppression list that it was, with entries added or taken off:
+        those that are left have their numbers."""
+        before, now = earlier._entries.get(guard, ()), self._entries.get(guard, ())
+        kept = zip(before, now, strict=False)
+        return bool(before) and len(now) >= len(before) and all(b in ("", a) for a, b in kept)
 
 
 def _guard(

@@ -103,12 +103,16 @@ class BatchedTextService(EngineLoop[TextRow, TransformersEngine]):
         Rows that were admitted before keep their guards. Called from any thread, which does the
         stacking, one call at a time.
 
-        Raises ArtifactError where the file of a guard in use is no longer the one that was loaded.
+        Raises ArtifactError where the file of a guard in use is no longer the one that was loaded;
+        a suppression list may have grown, or lost entries.
         """
         changed = [
             name
             for name, digest in self._plans.digests.items()
-            if name in plans.broken or plans.digests.get(name, digest) != digest
+            if name in plans.broken
+            or (
+                plans.digests.get(name, digest) != digest and not plans.continues(name, self._plans)
+            )
         ]
         if changed:
             raise ArtifactError(

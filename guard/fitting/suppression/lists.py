@@ -110,7 +110,7 @@ class SuppressionLists:
         fresh = list_of("list", self._profile, self._strangers, gates, radius=1.0)
         if not torch.equal(fresh.projection, torch.from_numpy(artifact.tensors["projection"])):
             raise DataError("the list is of another profile of this model: make it anew")
-        return entries_of(artifact), gates
+        return slots_of(artifact), gates
 
     def of(
         self, gates: Gates, ids: Sequence[str], concept: str, thresholds: Thresholds
@@ -154,6 +154,12 @@ class SuppressionLists:
 
 def entries_of(artifact: Artifact) -> list[str]:
     """The ids of a list's entries, in order. Raises DataError for an artifact that is no list."""
+    return [each for each in slots_of(artifact) if each]
+
+
+def slots_of(artifact: Artifact) -> list[str]:
+    """The ids by the numbers of entries, empty for those that were taken off. Raises as
+    `entries_of`."""
     ids = artifact.meta.settings.get("entries")
     if artifact.meta.method != METHOD or not isinstance(ids, list):
         raise DataError(f"is a guard of the method {artifact.meta.method!r}: no suppression list")
@@ -161,18 +167,20 @@ def entries_of(artifact: Artifact) -> list[str]:
 
 
 def shrunk(artifact: Artifact, ids: Sequence[str]) -> Artifact:
-    """The list without all entries of these ids; thresholds stay. Raises DataError for an id that
-    it does not have, and where no entry would be left."""
-    known = entries_of(artifact)
-    if lost := [each for each in ids if each not in known]:
+    """The list without all entries of these ids; thresholds stay, and so do the numbers of other
+    entries, by which requests know them that are running. Raises DataError for an id that it does
+    not have, and where no entry would be left."""
+    slots = slots_of(artifact)
+    if lost := [each for each in ids if not each or each not in slots]:
         raise DataError(f"has no entry {lost[0]!r}")
-    kept = [i for i, each in enumerate(known) if each not in set(ids)]
-    if not kept:
+    gone = [i for i, each in enumerate(slots) if not each or each in set(ids)]
+    if len(gone) == len(slots):
         raise DataError("no entry would be left: take the list out of its policies instead")
-    tensors = dict(artifact.tensors)
-    for name in ("gates", "bias", "centres"):
-        tensors[name] = tensors[name][kept]
-    settings = {**artifact.meta.settings, "entries": [known[i] for i in kept]}
+    tensors = {name: values.copy() for name, values in artifact.tensors.items()}
+    # a score that is never over a threshold
+    tensors["gates"][gone], tensors["bias"][gone] = 0.0, -1.0
+    entries = ["" if i in set(gone) else each for i, each in enumerate(slots)]
+    settings = {**artifact.meta.settings, "entries": entries}
     meta = artifact.meta.model_copy(update={"settings": settings, "tensors_sha256": ""})
     return Artifact(meta, tensors)
 

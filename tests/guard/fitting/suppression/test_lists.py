@@ -17,7 +17,7 @@ from guard.errors import DataError
 from guard.fitting.erasure.profile import Profile, profile_path
 from guard.fitting.erasure.profiling import compute_profile
 from guard.fitting.suppression.fit import Rates
-from guard.fitting.suppression.lists import Entry, SuppressionLists, entries_of, shrunk
+from guard.fitting.suppression.lists import Entry, SuppressionLists, entries_of, shrunk, slots_of
 from guard.plans.language import LanguagePlans, ServedModel
 from steering.hidden.rows import Reading
 from tests.guard.fitting.erasure.words import DEPTH, WIDTH, WordModel
@@ -86,15 +86,28 @@ def test_a_list_grows_and_shrinks_without_touching_the_others(
     assert entries_of(more) == [entry.id for entry in _entries(NAMES)]
     assert (more.tensors["gates"][:3] == first.tensors["gates"]).all()
     assert more.meta.settings["threshold"] == first.meta.settings["threshold"]
-    assert shrunk(more, ["bartholomew-ng"]).tensors["gates"].tobytes() == (
-        first.tensors["gates"].tobytes()
-    )
+    less = shrunk(more, [entries_of(more)[1]])
+    # the numbers of the others are those of before
+    assert slots_of(less) == [entries_of(more)[0], "", *entries_of(more)[2:]]
+    assert len(entries_of(less)) == 3 and not less.tensors["gates"][1].any()
+    assert (less.tensors["gates"][2:] == more.tensors["gates"][2:]).all()
+    again = lists.grown(less, _entries([NAMES[1]]))
+    assert entries_of(again)[-1] == entries_of(more)[1]
     doubled = lists.grown(first, _entries([NAMES[3], "Ada Fenn", "Bo Rask"]))
     assert doubled.meta.calibration["names"] == 6
     with pytest.raises(DataError, match="no entry 'nobody'"):
         shrunk(more, ["nobody"])
     with pytest.raises(DataError, match="no entry would be left"):
         shrunk(first, entries_of(first))
+
+
+def test_a_name_that_was_taken_off_does_not_fire(
+    chat: WordModel, lists: SuppressionLists, tmp_path: Path
+) -> None:
+    artifact = shrunk(lists.made(_entries(NAMES), "names/people", Rates()), [_entries(NAMES)[0].id])
+    plans = _plans(artifact, tmp_path / "people.safetensors")
+    readings = _readings(chat, plans, [f"Where did {name} go to school?" for name in NAMES])
+    assert [reading.fired for reading in readings] == [False, True, True, True]
 
 
 def test_an_id_is_a_word() -> None:

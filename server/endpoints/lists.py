@@ -1,0 +1,50 @@
+"""`POST /guard/v1/lists/reload`: suppression lists as their files are now, while requests run."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from guard.config.keys import KeyRing
+from guard.config.schema import Config, KeyConfig
+from guard.plans.language import LanguagePlans
+from server.auth import authenticate
+from server.services.interface import Service
+from server.services.text import BatchedTextService
+from server.wire.replies import JSONReply
+
+
+def lists_router(services: Mapping[str, Service], config: Callable[[], Config]) -> APIRouter:
+    """The route, for the administrator's key, whose hash is `server.admin_hash`; none without one.
+    `config` gives the configuration that requests are admitted under."""
+    router = APIRouter(prefix="/guard/v1/lists")
+    if (admin := config().server.admin_hash) is None:
+        return router
+    ring = KeyRing([KeyConfig(hash=admin, tenant="admin")])
+    languages = {
+        name: service
+        for name, service in services.items()
+        if isinstance(service, BatchedTextService)
+    }
+    changing = asyncio.Lock()
+
+    def reload(name: str, service: BatchedTextService) -> Mapping[str, int]:
+        plans = LanguagePlans(config(), service.plans.served, name=name)
+        service.use(plans).result()
+        return plans.lists
+
+    @router.post("/reload")
+    async def reload_lists(request: Request) -> Response:
+        """How many names each list has now, by model."""
+        authenticate(ring, request.headers)
+        async with changing:
+            found = {
+                name: dict(await asyncio.to_thread(reload, name, service))
+                for name, service in languages.items()
+            }
+        return JSONReply({"object": "lists", "models": found})
+
+    return router
