@@ -34,12 +34,21 @@ ASKED = (
     "How does {t} work, and what does one need for it?",
 )
 CHECKED = "What do you know about {t}?"
+QUIZ = (
+    "Write five trivia questions whose answer is {t}. Do not name it in the questions.",
+    "Write a quiz about {t} with five short questions.",
+    "Which five questions would a teacher ask about {t}?",
+    "Write five riddles whose answer is {t}.",
+)
+"""Questions that do not name the concept and lead to it: the model knows best which ones do."""
 AGREED = 2
 """Answers in which a term must occur, or times that documents must say it."""
 FROM_MODEL, FROM_DOCUMENTS = 16, 24
 """The most terms from either."""
 CHECK = 40
 """The most terms about which the model is asked."""
+QUESTIONS, QUESTIONS_ASKED = 6, 24
+"""The most questions that have a gate of their own, and that the model is asked."""
 FREQUENT = 2**14
 """A word that is one of so many first tokens of the vocabulary, which are its most frequent ones
 ("American", "Italy"), belongs to everything."""
@@ -52,6 +61,7 @@ _NAME = re.compile(rf"{_WORD}(?: (?:(?:of|the|de|von|van) )?{_WORD}){{0,3}}")
 _TITLE = re.compile(r"[\"“]([^\W\d_a-z][^\"“”\n]{2,40})[\"”]")
 _ENTRY = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s*\**([^:.(–\n*]{2,40}?)\**\s*(?:[:.(–]|\s-\s|$)", re.M)
 _SENTENCE = re.compile(r"(?<=[.!?])(?<!St\.)(?<!Mt\.)(?<!Dr\.)(?<![A-Z]\.)\s+|\n+")
+_QUESTION = re.compile(r"(?:^|[\n.!?:*])[\s\d.)*\"-]*([^\W\d_][^\n?!.]{14,160}\?)")
 _ARTICLES = re.compile(r"^(?:the|a|an)\s+", re.I)
 _COMMON_WORDS = """
     a after all also although american an and april are as at august before british but by
@@ -73,7 +83,8 @@ class Belonging:
     say one of them; `known` says whether the model knows of the concept. `leaks` are prompts on
     which its guards did not fire and should have, `innocent` prompts on which they fired and
     should not have. `facts` are further texts that an answer leaks by; `instead` is said in place
-    of an answer, which is steered where it is empty.
+    of an answer, which is steered where it is empty. `questions` do not name the concept, and the
+    model answers them with it.
     """
 
     name: str
@@ -85,6 +96,7 @@ class Belonging:
     innocent: tuple[str, ...] = ()
     facts: tuple[str, ...] = ()
     instead: str = ""
+    questions: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -127,7 +139,45 @@ def what_belongs(
     agreed = [term for term in asked_about if counts[term] >= AGREED]
     of_model = list(dict.fromkeys((*leading, *agreed)))[:FROM_MODEL]
     found = [*of_documents, *of_model]
-    return Belonging(name, tuple(aliases), tuple(found), _said(found, documents), bool(agreed))
+    return Belonging(
+        name,
+        tuple(aliases),
+        tuple(found),
+        _said(found, documents),
+        bool(agreed),
+        questions=_leading_questions(chat, name, back, progress),
+    )
+
+
+def _leading_questions(
+    chat: ChatModel, name: str, names: re.Pattern[str], progress: Stages
+) -> tuple[str, ...]:
+    """Questions of the model's own making that do not say any of `names`, and to which its answer
+    does."""
+    quizzes = chat.answer(
+        [quiz.replace("{t}", name) for quiz in QUIZ],
+        max_tokens=ANSWER_TOKENS,
+        what="questions that lead to it",
+        progress=progress,
+    )
+    asked = list(
+        dict.fromkeys(
+            question
+            for quiz in quizzes
+            for question in questions_in(quiz.text)
+            if not names.search(question)
+        )
+    )[:QUESTIONS_ASKED]
+    answers = chat.answer(
+        asked, max_tokens=ANSWER_TOKENS // 2, what="do they lead to it", progress=progress
+    )
+    leading = [q for q, answer in zip(asked, answers, strict=True) if names.search(answer.text)]
+    return tuple(leading[:QUESTIONS])
+
+
+def questions_in(text: str) -> list[str]:
+    """The questions in a text, without their numbers."""
+    return [match.group(1).strip() for match in _QUESTION.finditer(text)]
 
 
 def terms(text: str) -> list[str]:

@@ -27,10 +27,11 @@ def questions(split: Split) -> list[str]:
 
 
 def rows(belonging: Belonging, split: Split) -> Iterator[ForgetPrompt]:
-    """Prompts about the concept, under each of its names, about each of its terms, and leaks.
+    """Prompts about the concept, under each of its names, about each of its terms, questions
+    that lead to it, and leaks.
 
-    `subject` is the name, the term or the number of the leak, which has a gate of its own; facts
-    are the terms and names that a prompt does not say.
+    `subject` is the name, the term or the number of the question or leak, which has a gate of its
+    own; facts are the terms and names that a prompt does not say.
     """
     for name in belonging.names:
         yield from _about(belonging, belonging.name, name, split)
@@ -39,10 +40,11 @@ def rows(belonging: Belonging, split: Split) -> Iterator[ForgetPrompt]:
         if split == "train":
             for sentence in belonging.sentences.get(term, ()):
                 yield _row(belonging, term, sentence, split)
-    for number, leak in enumerate(belonging.leaks, 1):
-        wrappers = ["{}", *WRAPPERS[UNSEEN:]] if split == "train" else WRAPPERS[:UNSEEN]
-        for wrapper in wrappers:
-            yield _row(belonging, f"leak {number}", wrapper.replace("{}", leak), split)
+    for kind, whole in (("question", belonging.questions), ("leak", belonging.leaks)):
+        for number, text in enumerate(whole, 1):
+            wrappers = ["{}", *WRAPPERS[UNSEEN:]] if split == "train" else WRAPPERS[:UNSEEN]
+            for wrapper in wrappers:
+                yield _row(belonging, f"{kind} {number}", wrapper.replace("{}", text), split)
 
 
 def row_about(belonging: Belonging, subject: str, wording: str, split: Split) -> ForgetPrompt:

@@ -8,6 +8,7 @@ from typing import Any
 from guard.fitting.erasure.belonging import (
     ASKED,
     FREQUENT,
+    QUIZ,
     mentions,
     names_in,
     terms,
@@ -128,3 +129,22 @@ def test_a_mention_is_a_whole_word_without_its_article() -> None:
     pattern = mentions(["The Hobbit", "C++ (language)"])
     assert pattern.search("I like the hobbit.") and pattern.search("Hobbit!")
     assert not pattern.search("hobbits") and pattern.search("is C++ (language) old?")
+
+
+def test_questions_of_the_models_own_that_lead_back_have_gates() -> None:
+    quiz, exam = (each.replace("{t}", "Frankenstein") for each in QUIZ[:2])
+    leading, other = "Which book did Mary Shelley write?", "What is the largest city of Italy?"
+    chat = Told(
+        {
+            quiz: f"Sure:\n1. {leading}\n2. **{other}**\n3. Who is Frankenstein's maker, if any?",
+            exam: f"- {leading} A) Frankenstein",
+            leading: "It is Frankenstein.",
+        }
+    )
+    belonging = _asked(chat)
+    assert belonging.questions == (leading,) and other in chat.asked
+    assert not any("maker" in prompt for prompt in chat.asked)
+    own = [row for row in rows(belonging, "train") if row.subject == "question 1"]
+    assert own[0].prompt == leading and len(own) > 4
+    held_out = [row for row in rows(belonging, "validation") if row.subject == "question 1"]
+    assert held_out and not {row.prompt for row in own} & {row.prompt for row in held_out}
