@@ -33,11 +33,11 @@ BUILT_IN = {
     "fit": "guard.commands.fit.command:app",
     "inspect": "guard.commands.inspect:app",
     "models": "guard.commands.models:app",
-    "new": "guard.commands.new:app",
-    "profile": "guard.commands.profile:app",
+    "new": "guard.commands.erase.new:app",
+    "profile": "guard.commands.erase.profile:app",
     "rebind": "guard.commands.rebind:app",
-    "refine": "guard.commands.refine:app",
-    "suppress": "guard.commands.suppress:app",
+    "refine": "guard.commands.erase.refine:app",
+    "suppress": "guard.commands.erase.suppress:app",
     "try": "guard.commands.trying:app",
 }
 

@@ -103,8 +103,8 @@ def test_near_topics_are_of_every_split_and_what_speaks_of_it_is_left_out(
 
 def _new(monkeypatch: pytest.MonkeyPatch, chat: WordModel, *arguments: object) -> Result:
     monkeypatch.setattr("guard.models.chat.TransformersChat.load", lambda *_, **__: chat)
-    monkeypatch.setattr("guard.commands.new.source_of", lambda *_: "words")
-    monkeypatch.setattr("guard.commands.refine.source_of", lambda *_: "words")
+    monkeypatch.setattr("guard.commands.erase.new.source_of", lambda *_: "words")
+    monkeypatch.setattr("guard.commands.erase.refine.source_of", lambda *_: "words")
     return CliRunner().invoke(app, ["new", *map(str, arguments), "--model", "words"])
 
 
@@ -228,7 +228,7 @@ def test_the_profile_is_computed_once(
     chat: WordModel, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("guard.models.chat.TransformersChat.load", lambda *_, **__: chat)
-    monkeypatch.setattr("guard.commands.profile.source_of", lambda *_: "words")
+    monkeypatch.setattr("guard.commands.erase.profile.source_of", lambda *_: "words")
     first = CliRunner().invoke(app, ["profile", "words", "--json"])
     assert first.exit_code == 0, first.output
     assert json.loads(first.stdout)["reference_known"] == 1.0

@@ -9,10 +9,10 @@ from typing import Annotated
 
 import typer
 
+from guard.commands.erase.new import print_files
 from guard.commands.fit.options import AsJson, Device
 from guard.commands.fit.output import require_writable
 from guard.commands.guards import artifacts_of
-from guard.commands.new import print_files
 from guard.errors import DataError
 from guard.models.kind_checks import source_of
 from guard.reporting.progress import stages

@@ -92,7 +92,7 @@ def new(
                 raise DataError(
                     f"{option} is for language models, and {model!r} is none: leave it out"
                 )
-        from guard.commands.new_images import new_images
+        from guard.commands.erase.new_images import new_images
         from guard.fitting.prompts.rates import Rates as PromptRates
 
         new_images(

@@ -1,0 +1,1 @@
+"""Commands that make guards from names: `guard new`, `refine`, `suppress`, and `profile`."""
