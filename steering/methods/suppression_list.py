@@ -31,7 +31,7 @@ ENTRY_BITS = 15
 MOST_ENTRIES = 2**ENTRY_BITS
 HIGHEST = 2.0
 """Scores from here on count as the same."""
-PENALTY = 0.1
+PENALTY = 0.2
 """What a score loses for each square of the radius that its state is farther away than that."""
 BLOCKS = 8
 """Groups of entries; the best of each is a candidate."""

@@ -205,7 +205,7 @@ def mentions(names: Iterable[str]) -> re.Pattern[str]:
 
 
 def _cleaned(term: str) -> str:
-    words = _ARTICLES.sub("", term.strip(" \t\n'’\"*-")).split()
+    words = _ARTICLES.sub("", term.strip(" \t\n'’\"*-.,;:")).split()
     while words and words[0].lower() in _COMMON:
         words = words[1:]
     while words and words[-1].lower() in _COMMON:
@@ -223,10 +223,12 @@ def _counted(found: Iterable[str], names: Sequence[str]) -> dict[str, int]:
         spellings.setdefault(file_name(term), []).append(term)
     counts = Counter({Counter(each).most_common(1)[0][0]: len(each) for each in spellings.values()})
     own = {word.lower() for name in names for word in name.split()}
+    # what is the concept's own ("Disney's official logo") says its name
+    owned = tuple(f"{name.lower()}{mark}s " for name in names for mark in "'’")
     kept = {
         term: count
         for term, count in counts.most_common()
-        if not {word.lower() for word in term.split()} <= own
+        if not {word.lower() for word in term.split()} <= own and not term.lower().startswith(owned)
     }
     # of "Victor" and "Victor Frankenstein" the longer one, if it is as common
     return {

@@ -65,9 +65,9 @@ def test_terms_on_which_answers_agree_belong_to_it_those_that_lead_back_first() 
     chat = Told(
         {
             first: "Geneva, Henry Clerval and Elizabeth Lavenza.",
-            second: "Some names: Geneva, Henry Clerval.",
+            second: "Some names: Geneva, Henry Clerval, Frankenstein's Monster.",
             third: "It was Kurt Wagner in Geneva, or in Europe, or Robert Walton, or Europe.",
-            fourth: "All of Europe read it.",
+            fourth: "All of Europe read of Frankenstein's Monster.",
             "What do you know about Henry Clerval?": "He is a friend in Frankenstein.",
             "What do you know about Geneva?": "It is a city of Switzerland.",
             "What do you know about Robert Walton?": "He tells the story of Frankenstein.",
