@@ -47,8 +47,8 @@ def people(split: Split, count: int, seed: int = 0) -> list[str]:
 
 
 def sharing(name: str, split: Split, count: int) -> list[str]:
-    """Up to so many names of others, in turn with the first part of `name` and with its last part,
-    the other part of any language; of a name of one part, people with any name."""
+    """Up to so many names of others, in turn with another last part than `name` and with another
+    first one, of any language; of a name of one part, people with any name."""
     rng = random.Random(f"{split} {name}")
     words = name.split()
     if len(words) == 1:
@@ -58,8 +58,8 @@ def sharing(name: str, split: Split, count: int) -> list[str]:
     rng.shuffle(firsts)
     rng.shuffle(lasts)
     pairs = zip(
-        (f"{words[0]} {last}" for last in lasts),
-        (f"{first} {words[-1]}" for first in firsts),
+        (" ".join([*words[:-1], last]) for last in lasts),
+        (" ".join([first, *words[1:]]) for first in firsts),
         strict=False,
     )
     others = dict.fromkeys(other for pair in pairs for other in pair)

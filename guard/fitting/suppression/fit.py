@@ -7,6 +7,7 @@ names that share a part with it: only what the whole name adds to its parts is l
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -43,8 +44,8 @@ AT_ONCE = 250
 @dataclass(frozen=True)
 class Rates:
     """False-positive rates of a whole request under the whole list, on prompts of the retain bank
-    (`far`; half of it is for the prompt, half for the answer), and on prompts about other people,
-    some of whom share a name (`strangers`)."""
+    (`far`) and on prompts about other people, some of whom share a name (`strangers`). Half of each
+    is for the prompt, half for the answer."""
 
     far: float = 0.01
     strangers: float = 0.03
@@ -154,11 +155,13 @@ def calibrated(
     layers = profile.about.sense_layers
     some = names[:: max(len(names) // CHECKED, 1)][:CHECKED]
     turns = -(-CHECKED // len(some))
+    alike = [other for name in some for other in sharing(name, "validation", turns)]
+    # half of them share both parts, each with another name of the list: these are the hardest
+    alike[::2] = _crossed(names, len(alike[::2])) or alike[::2]
     asked = [
-        Asked(VALIDATION[(i + k) % len(VALIDATION)], other).text
-        for i, name in enumerate(some)
-        for k, other in enumerate(sharing(name, "validation", turns))
-    ][:CHECKED]
+        Asked(VALIDATION[i % len(VALIDATION)], other).text
+        for i, other in enumerate(alike[:CHECKED])
+    ]
     own = [
         Asked(VALIDATION[(i + k) % len(VALIDATION)], name).text
         for i, name in enumerate(some)
@@ -180,7 +183,7 @@ def calibrated(
     far, known = scores(profile.held_out), scores(strangers.held_out)
     shared, mine, answered = scores(sharers), scores(named), scores(profile.answered)
     other = [*known, *shared]
-    kept = max(threshold_for(far, rates.far / 2), threshold_for(other, rates.strangers))
+    kept = max(threshold_for(far, rates.far / 2), threshold_for(other, rates.strangers / 2))
     kept = raised(kept, [*far, *other])
     # people of the bank are not all people: where names leave room, the threshold takes most of it
     reached = sorted(mine)[int(len(mine) * (1 - REACHED))]
@@ -201,6 +204,20 @@ def calibrated(
             "far_fired": sum(score > level for score in far) / len(far),
         },
     )
+
+
+def _crossed(names: Sequence[str], count: int) -> list[str]:
+    """So many names of one of `names` with the last part of another one, none of them on the list;
+    none where there are too few."""
+    rng, listed = random.Random(len(names)), {name.casefold() for name in names}
+    parts = [name.split() for name in names if " " in name]
+    found = []
+    for _ in range(10 * count if len(parts) > 1 else 0):
+        first, last = rng.sample(parts, 2)
+        other = " ".join([*first[:-1], last[-1]])
+        if other.casefold() not in listed:
+            found.append(other)
+    return found[:count] if len(found) >= count else []
 
 
 def _distances(
