@@ -85,7 +85,7 @@ def fit_erasure(
     )
     _require_enough(states.held_out_near, rates)
     whole = FittedGate(layers, torch.zeros(len(layers), chat.width), 0.0, (), (), ())
-    whole, subjects = best_subject_gates(states, [whole], known, rates)
+    whole, subjects = best_subject_gates(states, [whole], known, rates, first_apart=True)
     if belonging.innocent:
         innocent = read("validation, innocent prompts", belonging.innocent)
         subjects = _silent_on(innocent, subjects)

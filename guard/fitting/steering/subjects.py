@@ -98,20 +98,33 @@ def require_subjects(forget: Sequence[ForgetPrompt]) -> None:
 
 
 def best_subject_gates(
-    states: GateStates, tried: Sequence[FittedGate], known: Sequence[ForgetPrompt], rates: Rates
+    states: GateStates,
+    tried: Sequence[FittedGate],
+    known: Sequence[ForgetPrompt],
+    rates: Rates,
+    *,
+    first_apart: bool = False,
 ) -> tuple[FittedGate, SubjectGates]:
     """The gates of all subjects that together catch the most (`FittedGate.reach`), at the layers of
     one of `tried`, and that one: layers at which one gate knows the whole set need not be those at
     which many gates tell each of it from the rest. `known` are the forget rows of the validation
-    split."""
+    split. `first_apart` keeps one half of the rates for the first subject, whom the gates of many
+    others would otherwise cost its threshold."""
     fitted = [
-        (gate, gates) for gate in tried for gates in fit_subject_gates(states, gate, known, rates)
+        (gate, gates)
+        for gate in tried
+        for gates in fit_subject_gates(states, gate, known, rates, first_apart=first_apart)
     ]
     return max(fitted, key=lambda pair: pair[1].as_one(pair[0]).reach)
 
 
 def fit_subject_gates(
-    states: GateStates, gate: FittedGate, known: Sequence[ForgetPrompt], rates: Rates
+    states: GateStates,
+    gate: FittedGate,
+    known: Sequence[ForgetPrompt],
+    rates: Rates,
+    *,
+    first_apart: bool = False,
 ) -> Iterator[SubjectGates]:
     """A gate for each subject, at the layers and tokens of `gate`, with thresholds in each unit;
     `known` are the forget rows of the validation split."""
@@ -126,7 +139,7 @@ def fit_subject_gates(
         gates.append(statistics.gate(own, everyone - statistics.gram_of(own)))
         medians.append(own.scores(indices, gates[-1][None], gate.pool).median())
     stacked = torch.stack(gates)
-    trained, forget, altered, held_out = (
+    trained, *scores = (
         part.scores(indices, stacked, gate.pool)
         for part in (chosen.retain, chosen.known, chosen.altered, chosen.held_out)
     )
@@ -134,8 +147,10 @@ def fit_subject_gates(
     rows = [names.index(row.subject) for row in known]
     for unit in (torch.stack(medians) - mean, trained.std(1)):
         unit = unit.clamp(min=1e-6)
-        of_known = _standardised(forget, mean, unit)
-        largest = _standardised(held_out, mean, unit).amax(0).tolist()
+        if first_apart:
+            unit = _first_apart(_standardised(scores[-1], mean, unit), unit, near, rates)
+        forget, altered, held_out = (_standardised(each, mean, unit) for each in scores)
+        largest = held_out.amax(0).tolist()
         yield SubjectGates(
             names=names,
             gates=stacked,
@@ -143,12 +158,27 @@ def fit_subject_gates(
             unit=unit,
             level=rates.threshold(largest, near),
             recheck_level=None,
-            largest_forget=tuple(of_known.amax(0).tolist()),
-            own=tuple(of_known[rows, range(len(rows))].tolist()),
+            largest_forget=tuple(forget.amax(0).tolist()),
+            own=tuple(forget[rows, range(len(rows))].tolist()),
             largest_far=tuple(s for s, is_near in zip(largest, near, strict=True) if not is_near),
             largest_near=tuple(s for s, is_near in zip(largest, near, strict=True) if is_near),
-            largest_altered=tuple(_standardised(altered, mean, unit).amax(0).tolist()),
+            largest_altered=tuple(altered.amax(0).tolist()),
         )
+
+
+def _first_apart(held_out: Tensor, unit: Tensor, near: Sequence[bool], rates: Rates) -> Tensor:
+    """`unit` with that of the first subject changed, so that it has one half of the rates for
+    itself and all others together the other half, at one level. `held_out [subjects, prompts]` are
+    standardised scores. Unchanged where there are too few prompts for halves of the rates."""
+    half = Rates(rates.far / 2, rates.near / 2)
+    kinds = ((True, sum(near)), (False, len(near) - sum(near)))
+    if len(held_out) < 2 or any(half.needed(near=kind) > count for kind, count in kinds):
+        return unit
+    first = half.threshold(held_out[0].tolist(), near)
+    others = half.threshold(held_out[1:].amax(0).tolist(), near)
+    if min(first, others) <= 0:
+        return unit
+    return torch.cat([unit[:1] * first / others, unit[1:]])
 
 
 def _standardised(scores: Tensor, mean: Tensor, unit: Tensor) -> Tensor:

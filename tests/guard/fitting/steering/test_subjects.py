@@ -176,3 +176,29 @@ def test_the_file_of_a_subject_has_letters_digits_and_hyphens() -> None:
     # as a configuration takes the names of guards
     others = [file_name(name) for name in ("東京", "京都", "???")]
     assert len(set(others)) == 3 and all(re.fullmatch(r"x[0-9a-f]{8}", name) for name in others)
+
+
+def test_the_first_subject_can_have_half_of_the_rates_for_itself(states: GateStates) -> None:
+    """Where retain prompts score high for another subject, the first one keeps its threshold."""
+    held_out = _states([3 if i % 8 == 0 else axis for i, axis in enumerate(OTHERS)], 4)
+    crowded = replace(states, held_out=held_out)
+    rates = Rates(0.1, 0.1)
+    for plain, apart in zip(
+        fit_subject_gates(crowded, _at(3, 5), _rows(SHOWN), rates),
+        fit_subject_gates(crowded, _at(3, 5), _rows(SHOWN), rates, first_apart=True),
+        strict=True,
+    ):
+        assert apart.thresholds[0] < plain.thresholds[0] - 0.1
+        largest = (*apart.largest_far, *apart.largest_near)
+        assert share_over(largest, apart.level) <= 0.1
+        scores = held_out.scores([0, 1], apart.gates, 3)
+        fired = (scores > apart.thresholds[:, None]).any(0)
+        assert fired.float().mean() <= 0.1
+    # too few prompts for halves of these rates: as without
+    few = Rates(0.011, 0.011)
+    for plain, apart in zip(
+        fit_subject_gates(crowded, _at(3, 5), _rows(SHOWN), few),
+        fit_subject_gates(crowded, _at(3, 5), _rows(SHOWN), few, first_apart=True),
+        strict=True,
+    ):
+        assert torch.equal(apart.thresholds, plain.thresholds)
