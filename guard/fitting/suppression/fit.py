@@ -44,8 +44,8 @@ AT_ONCE = 250
 @dataclass(frozen=True)
 class Rates:
     """False-positive rates of a whole request under the whole list, on prompts of the retain bank
-    (`far`) and on prompts about other people, some of whom share a name (`strangers`). Half of each
-    is for the prompt, half for the answer."""
+    (`far`; half of it is for the prompt, half for the answer), and on prompts about other people,
+    some of whom share a name (`strangers`)."""
 
     far: float = 0.01
     strangers: float = 0.03
@@ -183,7 +183,7 @@ def calibrated(
     far, known = scores(profile.held_out), scores(strangers.held_out)
     shared, mine, answered = scores(sharers), scores(named), scores(profile.answered)
     other = [*known, *shared]
-    kept = max(threshold_for(far, rates.far / 2), threshold_for(other, rates.strangers / 2))
+    kept = max(threshold_for(far, rates.far / 2), threshold_for(other, rates.strangers))
     kept = raised(kept, [*far, *other])
     # people of the bank are not all people: where names leave room, the threshold takes most of it
     reached = sorted(mine)[int(len(mine) * (1 - REACHED))]
