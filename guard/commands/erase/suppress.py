@@ -12,7 +12,9 @@ import typer
 
 from guard.artifact import Artifact
 from guard.commands.fit.options import AsJson, Device
+from guard.commands.fit.output import require_artifact_name
 from guard.errors import ArtifactError, DataError
+from guard.models.kind_checks import source_of
 from guard.reporting.progress import stages
 
 if TYPE_CHECKING:
@@ -44,6 +46,10 @@ def suppress(
     id: Annotated[
         str, typer.Option(help="What verdicts call the names; made of each name if left out.")
     ] = "",
+    alias: Annotated[
+        bool,
+        typer.Option("--alias", help="The names are further ones of ids that the list has."),
+    ] = False,
     lower: Annotated[
         bool, typer.Option("--lower", help="Each name in lower case as well, as chats have it.")
     ] = False,
@@ -69,20 +75,24 @@ def suppress(
         raise DataError("no name is given: give one, or a file with --from")
     if lower:
         given += [(name.lower(), id) for name, id in given if name != name.lower()]
+    require_artifact_name(artifact)
     known = Artifact.load(artifact) if artifact.exists() else None
+    have = _ids(known, artifact)
     if remove:
         _report(artifact, _removed(known, artifact, [name for name, _ in given]), 0.0, as_json)
         return
     source = model or (known.meta.model.name if known else None)
     if source is None:
         raise DataError("the list is new: name its model with --model")
+    source_of(source, "language")
 
     from guard.fitting.suppression.fit import Rates
-    from guard.fitting.suppression.lists import Entry, SuppressionLists, entries_of
+    from guard.fitting.suppression.lists import Entry, SuppressionLists
 
     entries = [Entry.of(name, id) for name, id in dict(given).items()]
-    have = set(entries_of(known)) if known else set()
-    if fresh := [entry for entry in entries if entry.id not in have]:
+    if alias and (lost := [entry.id for entry in entries if entry.id not in have]):
+        raise DataError(f"{artifact}: has no entry {lost[0]!r}, whose further name this would be")
+    if fresh := [entry for entry in entries if alias or entry.id not in have]:
         from guard.models.chat import TransformersChat
 
         chat = TransformersChat.load(source, device=device)
@@ -124,6 +134,15 @@ def _listed(file: Path | None) -> list[tuple[str, str]]:
         raise DataError(f"{file}: cannot be read: {error.strerror}") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{file}: is no CSV file of UTF-8 text: {error}") from error
+
+
+def _ids(known: Artifact | None, path: Path) -> set[str]:
+    from guard.fitting.suppression.lists import entries_of
+
+    try:
+        return set() if known is None else set(entries_of(known))
+    except DataError as error:
+        raise DataError(f"{path}: {error.message}") from error
 
 
 def _removed(known: Artifact | None, path: Path, names: list[str]) -> Artifact:

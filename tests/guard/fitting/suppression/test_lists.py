@@ -119,6 +119,7 @@ def test_an_id_is_a_word() -> None:
 
 def _run(monkeypatch: pytest.MonkeyPatch, chat: WordModel, *arguments: object) -> Result:
     monkeypatch.setattr("guard.models.chat.TransformersChat.load", lambda *_, **__: chat)
+    monkeypatch.setattr("guard.commands.erase.suppress.source_of", lambda *_: "words")
     return CliRunner().invoke(app, ["suppress", *map(str, arguments)])
 
 
@@ -136,17 +137,22 @@ def test_the_command_makes_changes_and_shows_a_list(
     assert added.exit_code == 0, added.output
     known = entries_of(Artifact.load(path))
     assert known == ["case-1", "ottokar-feldspar", *["ximena-brightwater"] * 2]
+    further = _run(monkeypatch, chat, path, "Z. Quarrington", "--id", "case-1", "--alias")
+    assert further.exit_code == 0 and entries_of(Artifact.load(path))[-1] == "case-1"
     before = path.read_bytes()
     assert _run(monkeypatch, chat, path, "Ximena Brightwater").exit_code == 0
     assert path.read_bytes() == before
     assert _run(monkeypatch, chat, path, "Ximena Brightwater", "--remove").exit_code == 0
-    assert entries_of(Artifact.load(path)) == ["case-1", "ottokar-feldspar"]
+    assert entries_of(Artifact.load(path)) == ["case-1", "ottokar-feldspar", "case-1"]
+    nobody = _run(monkeypatch, chat, path, "Z. Q.", "--id", "case-9", "--alias")
+    assert nobody.exit_code == 1 and "has no entry 'case-9'" in " ".join(nobody.output.split())
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["people.safetensors"], "no name is given"),
+        (["people.json", "Ada Fenn", "--model", "words"], "name ends in .safetensors"),
         (["people.safetensors", "Ada Fenn"], "name its model with --model"),
         (["people.safetensors", "Ada Fenn", "--remove"], "there is no list"),
         (["people.safetensors", "a\nb", "--model", "words"], "line breaks"),
