@@ -19,7 +19,6 @@ from server.edge.paths import KnownPaths
 from server.endpoints.gateway import Gateway
 from server.endpoints.images import images_router
 from server.endpoints.listings import listings_router
-from server.endpoints.lists import lists_router
 from server.endpoints.moderations import moderations_router
 from server.endpoints.openapi import describe_bodies
 from server.endpoints.probes import probes_router
@@ -88,12 +87,16 @@ def create_app(
         messages_router(gateway),
         images_router(gateway),
         listings_router(gateway, configured),
-        lists_router(services, configured),
         probes_router(services, metrics),
     ]
     if screens is not None:
         app.add_middleware(ScreenMiddleware, config=config, screens=screens, keys=keys)
         routers.append(moderations_router(gateway, screens))
+    if config.server.admin_hash is not None:
+        # imported here: it needs torch, and the proxy, which has parts of this module, none
+        from server.endpoints.lists import lists_router
+
+        routers.append(lists_router(services, configured, config.server.admin_hash))
     if erasures is not None:
         # imported here: their pages need what only the extra `fit` has
         from server.erasures.endpoints import erasures_router

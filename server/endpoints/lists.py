@@ -17,12 +17,12 @@ from server.services.text import BatchedTextService
 from server.wire.replies import JSONReply
 
 
-def lists_router(services: Mapping[str, Service], config: Callable[[], Config]) -> APIRouter:
-    """The route, for the administrator's key, whose hash is `server.admin_hash`; none without one.
-    `config` gives the configuration that requests are admitted under."""
+def lists_router(
+    services: Mapping[str, Service], config: Callable[[], Config], admin: str
+) -> APIRouter:
+    """The route, for the administrator's key, whose hash is `admin`. `config` gives the
+    configuration that requests are admitted under."""
     router = APIRouter(prefix="/guard/v1/lists")
-    if (admin := config().server.admin_hash) is None:
-        return router
     ring = KeyRing([KeyConfig(hash=admin, tenant="admin")])
     languages = {
         name: service
