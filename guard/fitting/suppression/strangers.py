@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from guard.data.bank.bank import digest
 from guard.data.bank.names import TRAIN, VALIDATION, names_digest, people
 from guard.fitting.erasure.profile import (
     Profile,
@@ -78,14 +79,14 @@ class Strangers:
         """Write the file, all of it or nothing."""
         tensors = {"system": self.system, "projection": self.projection}
         tensors |= as_tensors("held_out", self.held_out)
-        save_whole(path, tensors, {_KEY: names_digest()})
+        save_whole(path, tensors, {_KEY: _bound_to()})
 
     @classmethod
     def load(cls, path: Path) -> Self | None:
-        """The file's, None where it is none, or of other names."""
+        """The file's, None where it is none, or of other names or another bank."""
         try:
             with safe_open(path, "pt") as file:
-                if (file.metadata() or {}).get(_KEY) != names_digest():
+                if (file.metadata() or {}).get(_KEY) != _bound_to():
                     return None
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return cls(
@@ -95,6 +96,11 @@ class Strangers:
             )
         except (OSError, SafetensorError, KeyError):
             return None
+
+
+def _bound_to() -> str:
+    """The names, and the bank, whose statistics are a part of the system."""
+    return f"{names_digest()} {digest()}"
 
 
 def _ridged(gram: Tensor) -> Tensor:

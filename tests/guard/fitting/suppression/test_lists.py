@@ -176,3 +176,15 @@ def test_what_cannot_be_listed_is_one_line(
     made = _run(monkeypatch, chat, *arguments)
     assert made.exit_code == 1 and message in " ".join(made.output.split()), made.output
     assert not Path("people.safetensors").exists()
+
+
+def test_what_names_share_is_computed_once_and_anew_for_another_bank(
+    chat: WordModel, profile: Profile, lists: SuppressionLists, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (path,) = profile_path(chat.fitted_model).parent.glob("*.names-*.safetensors")
+    made = path.stat().st_mtime_ns
+    SuppressionLists(chat, SILENT)  # type: ignore[arg-type]
+    assert path.stat().st_mtime_ns == made
+    monkeypatch.setattr("guard.fitting.suppression.strangers.digest", lambda: "another bank")
+    SuppressionLists(chat, SILENT)  # type: ignore[arg-type]
+    assert path.stat().st_mtime_ns > made
