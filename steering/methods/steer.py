@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from steering.hidden.bank import HiddenBank, NoRoom, Placement, Room, Tokens
+from steering.hidden.bank import HiddenBank, Placement, Room, Tokens
 from steering.methods.fitted import FittedGuard
+from steering.methods.schedules import Schedules, copy_by_layer, scheduled_directions
 
 
 def contrast(erasure: Tensor, recall: Tensor) -> Tensor:
@@ -144,17 +145,12 @@ class SteerGuards:
         if len({guard.width for guard in guards}) > 1:
             raise ValueError("the guards of a bank must be of one width, that of the model")
         self.width = guards[0].width
-        self._steps = max(len(guard.directions) for guard in guards)
+        self._schedules = Schedules(guards, device)
         self._gates = {
             layer: _gates(guards, layer).to(device)
             for layer in sorted({layer for guard in guards for layer in guard.sense_layers})
         }
         """Layer → `[guards, width]`; guards that do not sense there have zeros."""
-        self._directions = {
-            layer: _directions(guards, layer, self._steps).flatten(0, 1).to(device)
-            for layer in sorted({layer for guard in guards for layer in guard.act_layers})
-        }
-        """Layer → `[guards * steps, width]`; zeros where a guard does not act."""
         self._columns = len(guards)
 
     def sense(self, layer: int, states: Tensor, columns: Tensor | None = None) -> Tensor:
@@ -169,43 +165,26 @@ class SteerGuards:
         self, layer: int, states: Tensor, guard: Tensor, age: Tensor, strength: Tensor
     ) -> Tensor:
         """The due directions, scaled; see `HiddenGuards.act`."""
-        if layer not in self._directions:
-            return torch.zeros_like(states)
-        return self._directions[layer][guard * self._steps + age] * strength[..., None]
+        return self._schedules.act(layer, states, guard, age, strength)
 
     def with_room(self, room: Room) -> SteerGuards:
         """See `RoomyGuards.with_room`."""
-        for needed, there, what in (
-            (self._columns, room.guards, "guards"),
-            (self._steps, room.steps, "steps of a schedule"),
-        ):
-            if needed > there:
-                raise NoRoom(f"{needed} {what} where there is room for {there}")
         roomy = copy(self)
-        roomy._columns, roomy._steps = room.guards, room.steps
+        roomy._schedules, roomy._columns = self._schedules.with_room(room), room.guards
         roomy._gates = {
             layer: pad(gates, (0, 0, 0, room.guards - self._columns))
             for layer, gates in self._gates.items()
-        }
-        more = (0, 0, 0, room.steps - self._steps, 0, room.guards - self._columns)
-        roomy._directions = {
-            layer: pad(rows.view(self._columns, self._steps, -1), more).flatten(0, 1)
-            for layer, rows in self._directions.items()
         }
         return roomy
 
     def tensors(self) -> list[Tensor]:
         """See `RoomyGuards.tensors`."""
-        return [*self._gates.values(), *self._directions.values()]
+        return [*self._gates.values(), *self._schedules.tensors()]
 
     def take(self, other: SteerGuards) -> None:
         """See `RoomyGuards.take`."""
-        for mine, theirs in (
-            (self._gates, other._gates),
-            (self._directions, other._directions),
-        ):
-            for layer, tensor in mine.items():
-                tensor.copy_(theirs[layer]) if layer in theirs else tensor.zero_()
+        copy_by_layer(self._gates, other._gates)
+        self._schedules.take(other._schedules)
         self.names, self.placements = other.names, other.placements
 
 
@@ -222,14 +201,6 @@ def _gates(guards: Sequence[SteerGuard], layer: int) -> Tensor:
     return stacked
 
 
-def _directions(guards: Sequence[SteerGuard], layer: int, steps: int) -> Tensor:
-    stacked = torch.zeros(len(guards), steps, guards[0].width)
-    for row, guard in zip(stacked, guards, strict=True):
-        if layer in guard.act_layers:
-            row[: len(guard.directions)] = guard.directions[:, guard.act_layers.index(layer)]
-    return stacked
-
-
 def stack(guards: Sequence[FittedGuard], device: torch.device | str = "cpu") -> SteerGuards:
     """From artifacts, as `guard fit steer` writes them. Raises ValueError naming a fault.
 
@@ -242,15 +213,12 @@ def stack(guards: Sequence[FittedGuard], device: torch.device | str = "cpu") -> 
 
 def loaded(guard: FittedGuard) -> SteerGuard:
     """The guard of one artifact. Raises ValueError naming a fault."""
-    schedule = torch.tensor(guard.numbers("schedule"))
-    if len(schedule) and not schedule.any():
-        raise ValueError(f"guard {guard.name}: its schedule has no share of the directions")
     return SteerGuard(
         name=guard.name,
         sense_layers=guard.layers("sense_layers"),
         gates=guard.array("gates", 2),
         act_layers=guard.layers("act_layers"),
-        directions=schedule[:, None, None] * guard.array("directions", 2)[None],
+        directions=scheduled_directions(guard),
         pool=int(guard.number("pool")),
         rest=int(guard.number("rest")),
         # artifacts from before there were images have no such setting

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from torch.nn.functional import pad
 
 from steering.hidden.bank import NoRoom, Placement, Room
 from steering.methods.fitted import FittedGuard
+from steering.methods.schedules import Schedules, scheduled_directions
 
 ENTRY_BITS = 15
 MOST_ENTRIES = 2**ENTRY_BITS
@@ -119,12 +120,7 @@ class SuppressionLists:
         self._layers = sorted(lists[0].sense_layers)
         self.width = lists[0].gates.shape[-1]
         self._lists = [_Scorer.of(each, self._layers, device) for each in lists]
-        self._steps = max(len(each.directions) for each in lists)
-        self._directions = {
-            layer: torch.stack([_directions(each, layer, self._steps) for each in lists]).to(device)
-            for layer in sorted({layer for each in lists for layer in each.act_layers})
-        }
-        """Layer → `[lists, steps, width]`; zeros where a list does not act."""
+        self._schedules = Schedules(lists, device)
         self._earlier: dict[int, Tensor] = {}
 
     def sense(self, layer: int, states: Tensor, columns: Tensor | None = None) -> Tensor:
@@ -149,32 +145,20 @@ class SuppressionLists:
         self, layer: int, states: Tensor, guard: Tensor, age: Tensor, strength: Tensor
     ) -> Tensor:
         """The due directions, scaled; see `HiddenGuards.act`."""
-        if layer not in self._directions:
-            return torch.zeros_like(states)
-        return self._directions[layer][guard, age] * strength[..., None]
+        return self._schedules.act(layer, states, guard, age, strength)
 
     def with_room(self, room: Room) -> SuppressionLists:
         """See `RoomyGuards.with_room`; a list has room for twice its entries."""
-        for needed, there, what in (
-            (len(self._lists), room.guards, "guards"),
-            (self._steps, room.steps, "steps of a schedule"),
-        ):
-            if needed > there:
-                raise NoRoom(f"{needed} {what} where there is room for {there}")
         roomy = copy(self)
+        roomy._schedules, roomy._earlier = self._schedules.with_room(room), {}
         empty = [self._lists[0].emptied()] * (room.guards - len(self._lists))
         roomy._lists = [each.with_room() for each in (*self._lists, *empty)]
-        more = (0, 0, 0, room.steps - self._steps, 0, room.guards - len(self._lists))
-        roomy._directions = {
-            layer: pad(directions, more) for layer, directions in self._directions.items()
-        }
-        roomy._steps, roomy._earlier = room.steps, {}
         return roomy
 
     def tensors(self) -> list[Tensor]:
         """See `RoomyGuards.tensors`."""
         parts = [tensor for each in self._lists for tensor in each.tensors()]
-        return [*parts, *self._directions.values()]
+        return [*parts, *self._schedules.tensors()]
 
     def take(self, other: SuppressionLists) -> None:
         """See `RoomyGuards.take`. Raises NoRoom, and changes nothing then, for a list that has
@@ -186,9 +170,7 @@ class SuppressionLists:
             mine.require_room(theirs)
         for mine, theirs in pairs:
             mine.take(theirs)
-        for layer, tensor in self._directions.items():
-            fresh = other._directions.get(layer)
-            tensor.zero_() if fresh is None else tensor.copy_(fresh)
+        self._schedules.take(other._schedules)
         self.names, self.placements = other.names, other.placements
 
 
@@ -244,11 +226,13 @@ class _Scorer:
         nobody = torch.full_like(self.bias, -torch.inf)
         zeros = (torch.zeros_like(t) for t in (self.gates, self.projection, self.centres))
         gates, projection, centres = zeros
-        return _Scorer(gates, nobody, projection, centres, nobody.clone(), self.radius.clone(), 0)
+        return _Scorer(gates, nobody, projection, centres, nobody, self.radius, 0)
 
     def with_room(self) -> _Scorer:
-        """The same entries with as many free places, BLOCKS at least."""
-        return self._filled(2 * max(len(self.bias), BLOCKS))
+        """The same entries with as many free places, BLOCKS at least, in tensors of their own: they
+        are changed in place."""
+        roomy = self._filled(2 * max(len(self.bias), BLOCKS))
+        return replace(roomy, projection=self.projection.clone(), radius=self.radius.clone())
 
     def _filled(self, places: int) -> _Scorer:
         missing = min(places, MOST_ENTRIES) - len(self.bias)
@@ -287,13 +271,6 @@ class _Scorer:
         return [self.gates, self.bias, self.projection, self.centres, self.half, self.radius]
 
 
-def _directions(each: SuppressionList, layer: int, steps: int) -> Tensor:
-    rows = torch.zeros(steps, each.gates.shape[-1])
-    if layer in each.act_layers:
-        rows[: len(each.directions)] = each.directions[:, each.act_layers.index(layer)]
-    return rows
-
-
 def stack(guards: Sequence[FittedGuard], device: torch.device | str = "cpu") -> SuppressionLists:
     """From artifacts, as `guard suppress` writes them. Raises ValueError naming a fault."""
     return SuppressionLists([loaded(guard) for guard in guards], device)
@@ -301,9 +278,6 @@ def stack(guards: Sequence[FittedGuard], device: torch.device | str = "cpu") -> 
 
 def loaded(guard: FittedGuard) -> SuppressionList:
     """The list of one artifact. Raises ValueError naming a fault."""
-    schedule = torch.tensor(guard.numbers("schedule"))
-    if len(schedule) and not schedule.any():
-        raise ValueError(f"guard {guard.name}: its schedule has no share of the directions")
     return SuppressionList(
         name=guard.name,
         sense_layers=guard.layers("sense_layers"),
@@ -313,6 +287,6 @@ def loaded(guard: FittedGuard) -> SuppressionList:
         centres=guard.array("centres", 2),
         radius=guard.number("radius"),
         act_layers=guard.layers("act_layers"),
-        directions=schedule[:, None, None] * guard.array("directions", 2)[None],
+        directions=scheduled_directions(guard),
         rest=int(guard.number("rest")),
     )

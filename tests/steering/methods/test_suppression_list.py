@@ -145,18 +145,21 @@ def test_rows_with_a_list_are_steered_where_it_fires_and_others_keep_their_bits(
 
 
 def test_lists_are_swapped_in_place_as_far_as_there_is_room() -> None:
-    room = Room(guards=3, steps=4, pool=2, most=3)
-    bank = HiddenBank([SuppressionLists([_list(5), _list(9, 1, "more")])], room=room)
+    room = Room(guards=4, steps=4, pool=2, most=4)
+    before = [_list(5), _list(9, 1, "more")]
+    bank = HiddenBank([SuppressionLists(before)], room=room)
     kept = [tensor.data_ptr() for tensor in bank.tensors()]
     states = torch.randn(6, 2, WIDTH)
-    fresh = [_list(8, 2), _list(3, 3, "more"), _list(1, 4, "new")]
+    # two lists at places that were empty, of different radii
+    new = [_list(1, 4, "new", radius=0.5), _list(2, 6, "newer", radius=50.0)]
+    fresh = [_list(8, 2), _list(3, 3, "more"), *new]
     bank.take(HiddenBank([SuppressionLists(fresh)]))
     assert [tensor.data_ptr() for tensor in bank.tensors()] == kept
     for layer, column in ((0, 0), (1, 1)):
         found = bank.sense(layer, states[:, column])
     for i, each in enumerate(fresh):
         assert torch.allclose(found[:, i], _scores(SuppressionLists([each]), states), atol=STEP)
-    before = [tensor.clone() for tensor in bank.tensors()]
+    unchanged = [tensor.clone() for tensor in bank.tensors()]
     with pytest.raises(NoRoom, match="300 entries where there is room"):
         bank.take(HiddenBank([SuppressionLists([_list(2), _list(300, 5, "more")])]))
-    assert all(torch.equal(a, b) for a, b in zip(before, bank.tensors(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(unchanged, bank.tensors(), strict=True))
