@@ -3,6 +3,7 @@ metrics."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -96,7 +97,8 @@ def create_app(
         # imported here: it needs torch, and the proxy, which has parts of this module, none
         from server.endpoints.lists import lists_router
 
-        routers.append(lists_router(services, configured, config.server.admin_hash))
+        changing = erasures.changing if erasures else asyncio.Lock()
+        routers.append(lists_router(services, configured, config.server.admin_hash, changing))
     if erasures is not None:
         # imported here: their pages need what only the extra `fit` has
         from server.erasures.endpoints import erasures_router

@@ -18,10 +18,14 @@ from server.wire.replies import JSONReply
 
 
 def lists_router(
-    services: Mapping[str, Service], config: Callable[[], Config], admin: str
+    services: Mapping[str, Service],
+    config: Callable[[], Config],
+    admin: str,
+    changing: asyncio.Lock,
 ) -> APIRouter:
     """The route, for the administrator's key, whose hash is `admin`. `config` gives the
-    configuration that requests are admitted under."""
+    configuration that requests are admitted under; `changing` is held by whoever changes their
+    plans, of which an earlier one must not overwrite a later one."""
     router = APIRouter(prefix="/guard/v1/lists")
     ring = KeyRing([KeyConfig(hash=admin, tenant="admin")])
     languages = {
@@ -29,7 +33,6 @@ def lists_router(
         for name, service in services.items()
         if isinstance(service, BatchedTextService)
     }
-    changing = asyncio.Lock()
 
     def reload(name: str, service: BatchedTextService) -> Mapping[str, int]:
         plans = LanguagePlans(config(), service.plans.served, name=name)

@@ -69,7 +69,8 @@ class Erasures:
         self._progress: dict[str, Progress] = {}
         self._waiting: asyncio.Queue[str] = asyncio.Queue()
         self._fitting: tuple[str, asyncio.Task[worker.Result]] | None = None
-        self._changing = asyncio.Lock()
+        self.changing = asyncio.Lock()
+        """Held while the plans of requests change, by whoever changes them."""
         self._changed = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self.stopped = False
@@ -176,7 +177,7 @@ class Erasures:
 
     async def enter(self, erasure: str, state: Live) -> Record:
         """Move an erasure between shadow and in force. Raises UnknownErasure and Conflict."""
-        async with self._changing:
+        async with self.changing:
             record = self.get(erasure)
             if record.state not in LIVE:
                 raise Conflict(
@@ -195,7 +196,7 @@ class Erasures:
             fitted, task = self._fitting
             if fitted == erasure:
                 task.cancel()
-        async with self._changing:
+        async with self.changing:
             record = self.get(erasure)
             if record.state == "withdrawn":
                 return record
@@ -289,7 +290,7 @@ class Erasures:
         self._notify()
 
     async def _finish(self, erasure: str, result: worker.Result) -> None:
-        async with self._changing:
+        async with self.changing:
             record = self.get(erasure)
             if record.state not in UNFINISHED:
                 return
@@ -303,7 +304,7 @@ class Erasures:
         await self._enter_unfinished(erasure, "failed", reason)
 
     async def _enter_unfinished(self, erasure: str, state: State, reason: str = "") -> None:
-        async with self._changing:
+        async with self.changing:
             record = self.get(erasure)
             if record.state in UNFINISHED:
                 self._keep(record.entering(state, reason))

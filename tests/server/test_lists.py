@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,14 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from fastapi import FastAPI
 
 from guard.artifact import Artifact, ArtifactMeta
 from guard.config.keys import hash_key
-from guard.config.schema import load_config
+from guard.config.schema import Config, load_config
 from guard.fitting.suppression.lists import shrunk
 from server.app import create_app
+from server.endpoints.lists import lists_router
 from tests.server.live_server import serve_app
 from tests.server.tiny_text_service import TinyTextModel, steer_meta, steer_tensors
 
@@ -109,3 +112,19 @@ def test_another_list_in_its_place_is_refused_and_nothing_changes(
 
 def test_the_reload_is_the_administrators(server: str) -> None:
     assert _reload(server, "somebody").status_code == 401
+
+
+def test_a_reload_waits_for_other_changes_of_the_plans() -> None:
+    async def played() -> list[bool]:
+        changing, app = asyncio.Lock(), FastAPI()
+        app.include_router(lists_router({}, Config, hash_key(SECRET), changing))
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+            headers = {"authorization": f"Bearer {SECRET}"}
+            async with changing:
+                task = asyncio.create_task(client.post("/guard/v1/lists/reload", headers=headers))
+                await asyncio.sleep(0.05)
+                early = task.done()
+            return [early, (await task).status_code == 200]
+
+    assert asyncio.run(played()) == [False, True]
