@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -16,9 +17,6 @@ from guard.commands.fit.output import require_artifact_name
 from guard.errors import ArtifactError, DataError
 from guard.models.kind_checks import source_of
 from guard.reporting.progress import stages
-
-if TYPE_CHECKING:
-    from guard.fitting.suppression.lists import Entry
 
 app = typer.Typer(add_completion=False)
 
@@ -55,18 +53,25 @@ def suppress(
     ] = False,
     remove: Annotated[bool, typer.Option("--remove", help="Take the names off the list.")] = False,
     fpr: Annotated[
-        float, typer.Option(min=1e-3, max=0.5, help="False-positive rate on innocent prompts.")
-    ] = 0.01,
+        float | None,
+        typer.Option(
+            min=1e-3,
+            max=0.5,
+            help="False-positive rate of a new list on innocent prompts; 0.01 if left out.",
+        ),
+    ] = None,
     strangers_fpr: Annotated[
-        float, typer.Option(min=1e-3, max=0.5, help="That on prompts about other people.")
-    ] = 0.03,
+        float | None,
+        typer.Option(min=1e-3, max=0.5, help="That on prompts about other people; 0.03."),
+    ] = None,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Put names on a suppression list, or take them off: one guard, however many names it has.
 
     A request on which the list fires is steered; the verdict says by the id which name it was. The
-    rates are those of the whole list. Names that are added later leave the others as they are.
+    rates are those of the whole list, which it keeps. Names that are added later leave the others
+    as they are.
     """
     from guard.fitting.erasure.documents import checked_name
 
@@ -85,13 +90,18 @@ def suppress(
     if source is None:
         raise DataError("the list is new: name its model with --model")
     source_of(source, "language")
+    if known and (fpr or strangers_fpr):
+        raise DataError(f"{artifact}: keeps the rates that it was made with: leave them out")
 
-    from guard.fitting.suppression.fit import Rates
+    from guard.fitting.suppression.fit import Rates, require_rates
     from guard.fitting.suppression.lists import Entry, SuppressionLists
 
     entries = [Entry.of(name, id) for name, id in dict(given).items()]
     if alias and (lost := [entry.id for entry in entries if entry.id not in have]):
         raise DataError(f"{artifact}: has no entry {lost[0]!r}, whose further name this would be")
+    rates = Rates(fpr or Rates.far, strangers_fpr or Rates.strangers)
+    require_rates(rates)
+    there = [entry.id for entry in entries if not alias and entry.id in have]
     if fresh := [entry for entry in entries if alias or entry.id not in have]:
         from guard.models.chat import TransformersChat
 
@@ -100,14 +110,15 @@ def suppress(
             lists = SuppressionLists(chat, progress)
             started = time.monotonic()
             if known is None:
-                made = lists.made(fresh, f"names/{artifact.stem}", Rates(fpr, strangers_fpr))
+                made = lists.made(fresh, f"names/{artifact.stem}", rates)
             else:
                 made = lists.grown(known, fresh)
         made.save(artifact)
-        _report(artifact, made, time.monotonic() - started, as_json, added=fresh)
+        took_s = time.monotonic() - started
+        _report(artifact, made, took_s, as_json, added=[entry.id for entry in fresh], there=there)
         return
     assert known is not None
-    _report(artifact, known, 0.0, as_json)
+    _report(artifact, known, 0.0, as_json, there=there)
 
 
 def _listed(file: Path | None) -> list[tuple[str, str]]:
@@ -161,15 +172,24 @@ def _removed(known: Artifact | None, path: Path, names: list[str]) -> Artifact:
 
 
 def _report(
-    path: Path, made: Artifact, took_s: float, as_json: bool, added: list[Entry] | None = None
+    path: Path,
+    made: Artifact,
+    took_s: float,
+    as_json: bool,
+    *,
+    added: Sequence[str] = (),
+    there: Sequence[str] = (),
 ) -> None:
+    """Print the list as it is now; `there` are ids that it had before, whose names were not
+    added."""
     from guard.fitting.suppression.lists import entries_of
 
     settings = made.meta.settings
     facts: dict[str, Any] = {
         "list": str(path),
         "names": len(entries_of(made)),
-        "added": [entry.id for entry in added or ()],
+        "added": [*added],
+        "on the list already": [*there],
         "threshold": settings["threshold"],
         "recheck": settings["recheck"],
         **{key: value for key, value in made.meta.calibration.items() if key != "names"},
@@ -178,6 +198,7 @@ def _report(
     if as_json:
         print(json.dumps(facts, indent=2))
         return
-    facts["added"] = len(facts["added"])
+    facts["added"] = len(added)
+    facts["on the list already"] = ", ".join(there) or "none"
     for key, value in facts.items():
         print(f"{key.replace('_', ' ')}: {value}")

@@ -8,6 +8,7 @@ import random
 import tomllib
 from collections.abc import Sequence
 from functools import cache
+from itertools import product
 from pathlib import Path
 
 from guard.data.prompts import Split
@@ -37,7 +38,11 @@ def parts(split: Split) -> tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]:
 
 
 def people(split: Split, count: int, seed: int = 0) -> list[str]:
-    """So many different names, of all languages in turn."""
+    """So many different names, of all languages in turn. Raises ValueError for more than there
+    are."""
+    every = {f"{first} {last}" for names in parts(split) for first, last in product(*names)}
+    if count > len(every):
+        raise ValueError(f"{count} names of strangers are wanted, and {len(every)} can be made")
     rng = random.Random(f"{split} {seed}")
     found: dict[str, None] = {}
     while len(found) < count:

@@ -14,15 +14,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from classifiers.calibration import threshold_for
+from classifiers.calibration import prompts_needed, threshold_for
 from guard.data.bank.names import TRAIN, VALIDATION, sharing
+from guard.errors import DataError
 from guard.fitting.erasure.profile import Profile
-from guard.fitting.erasure.profiling import read_prompts
+from guard.fitting.erasure.profiling import ANSWERED, read_prompts
 from guard.fitting.steering.directions import REST, SCHEDULE
-from guard.fitting.steering.gate_search import raised
+from guard.fitting.steering.gate_search import raised, share_over
 from guard.fitting.steering.gates import FORGET_WEIGHT, TokenStates
 from guard.fitting.suppression.reading import Asked, name_states
-from guard.fitting.suppression.strangers import Strangers
+from guard.fitting.suppression.strangers import HELD_OUT, Strangers
 from guard.models.chat import ChatModel
 from guard.reporting.progress import Stages
 from steering.methods.suppression_list import SuppressionList, SuppressionLists
@@ -150,8 +151,7 @@ def calibrated(
     rates: Rates,
     progress: Stages,
 ) -> Thresholds:
-    """The thresholds of a list, for the whole of it; `names` are those of its last gates, all of
-    them or those that are new."""
+    """The thresholds of a new list, for the whole of it; `names` are those of its gates."""
     layers = profile.about.sense_layers
     some = names[:: max(len(names) // CHECKED, 1)][:CHECKED]
     turns = -(-CHECKED // len(some))
@@ -169,11 +169,7 @@ def calibrated(
     ]
     sharers = read_prompts(chat, asked, layers, "validation, shared names", progress)
     named = read_prompts(chat, own, layers, "validation, names", progress)
-    places = [
-        len(gates.bias) - len(names) + names.index(name)
-        for name in some
-        for _ in range(min(turns, len(VALIDATION)))
-    ]
+    places = [names.index(name) for name in some for _ in range(min(turns, len(VALIDATION)))]
     radius = RADIUS * _distances(profile, strangers, named, gates.centres[places])
     stack = SuppressionLists([list_of("list", profile, strangers, gates, radius)])
 
@@ -182,9 +178,7 @@ def calibrated(
 
     far, known = scores(profile.held_out), scores(strangers.held_out)
     shared, mine, answered = scores(sharers), scores(named), scores(profile.answered)
-    other = [*known, *shared]
-    kept = max(threshold_for(far, rates.far / 2), threshold_for(other, rates.strangers))
-    kept = raised(kept, [*far, *other])
+    kept = _level(far, [*known, *shared], rates)
     # people of the bank are not all people: where names leave room, the threshold takes most of it
     reached = sorted(mine)[int(len(mine) * (1 - REACHED))]
     level = max(kept, kept + ROOM * (reached - kept))
@@ -198,12 +192,61 @@ def calibrated(
             "false_positive_rate": rates.far,
             "strangers_false_positive_rate": rates.strangers,
             "names": len(names),
-            "named_fired": sum(score > level for score in mine) / len(mine),
-            "sharing_fired": sum(score > level for score in shared) / len(shared),
-            "strangers_fired": sum(score > level for score in known) / len(known),
-            "far_fired": sum(score > level for score in far) / len(far),
+            "named_fired": share_over(mine, level),
+            "sharing_fired": share_over(shared, level),
+            "strangers_fired": share_over(known, level),
+            "far_fired": share_over(far, level),
         },
     )
+
+
+def recalibrated(
+    profile: Profile, strangers: Strangers, gates: Gates, before: Thresholds
+) -> Thresholds:
+    """The thresholds of a list that has grown, never lower than `before`: more gates fire on more
+    strangers. Of names that were there before there are gates alone, so that nothing is asked about
+    any name, and the radius stays."""
+    figures = before.figures
+    rates = Rates(
+        float(figures["false_positive_rate"]), float(figures["strangers_false_positive_rate"])
+    )
+    stack = SuppressionLists([list_of("list", profile, strangers, gates, before.radius)])
+    far, known, answered = (
+        list_scores(stack, states).tolist()
+        for states in (profile.held_out, strangers.held_out, profile.answered)
+    )
+    level = max(before.level, _level(far, known, rates))
+    recheck = raised(threshold_for(answered, rates.far / 2), answered)
+    return Thresholds(
+        level,
+        max(level, before.recheck, recheck),
+        before.radius,
+        figures
+        | {
+            "names": len(gates.bias),
+            "strangers_fired": share_over(known, level),
+            "far_fired": share_over(far, level),
+        },
+    )
+
+
+def require_rates(rates: Rates) -> None:
+    """Raise DataError for rates that there are too few innocent prompts for."""
+    for option, rate, have in (
+        ("--fpr", rates.far / 2, ANSWERED),
+        ("--strangers-fpr", rates.strangers, HELD_OUT),
+    ):
+        if (needed := prompts_needed(rate)) > have:
+            raise DataError(
+                f"{option}: the rate needs {needed} innocent prompts, there are {have}: ask for a "
+                "higher one"
+            )
+
+
+def _level(far: Sequence[float], other: Sequence[float], rates: Rates) -> float:
+    """The lowest threshold on prompts that keeps the rates."""
+    level = max(threshold_for(far, rates.far / 2), threshold_for(other, rates.strangers))
+    return raised(level, [*far, *other])
 
 
 def _crossed(names: Sequence[str], count: int) -> list[str]:

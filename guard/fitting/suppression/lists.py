@@ -24,6 +24,7 @@ from guard.fitting.suppression.fit import (
     calibrated,
     fit_gates,
     list_of,
+    recalibrated,
 )
 from guard.fitting.suppression.strangers import Strangers, strangers_of
 from guard.models.chat import ChatModel
@@ -67,9 +68,10 @@ class SuppressionLists:
         _require_room(len(entries))
         names = [entry.name for entry in entries]
         gates = self._fitted(names)
-        return self.of(
-            gates, [e.id for e in entries], concept, self._calibrated(gates, names, rates)
+        thresholds = calibrated(
+            self._chat, self._profile, self._strangers, gates, names, rates, self._progress
         )
+        return self.of(gates, [entry.id for entry in entries], concept, thresholds)
 
     def grown(self, artifact: Artifact, entries: Sequence[Entry]) -> Artifact:
         """The list with more entries, calibrated anew where it has grown much. Raises DataError
@@ -80,24 +82,13 @@ class SuppressionLists:
         more = Gates.joined([gates, self._fitted(names)])
         known = artifact.meta.calibration
         thresholds = _thresholds(artifact)
-        if len(ids) + len(names) >= GROWN * int(str(known["names"])):
-            rates = Rates(
-                float(str(known["false_positive_rate"])),
-                float(str(known["strangers_false_positive_rate"])),
-            )
-            # of earlier entries there are gates alone, no names: the new ones speak for them
-            thresholds = self._calibrated(more, names, rates)
-            thresholds.figures["names"] = len(ids) + len(names)
+        if len(more.bias) >= GROWN * int(str(known["names"])):
+            thresholds = recalibrated(self._profile, self._strangers, more, thresholds)
         every = [*ids, *(entry.id for entry in entries)]
         return self.of(more, every, artifact.meta.concept, thresholds)
 
     def _fitted(self, names: Sequence[str]) -> Gates:
         return fit_gates(self._chat, self._profile, self._strangers, names, self._progress)
-
-    def _calibrated(self, gates: Gates, names: Sequence[str], rates: Rates) -> Thresholds:
-        return calibrated(
-            self._chat, self._profile, self._strangers, gates, names, rates, self._progress
-        )
 
     def _of(self, artifact: Artifact) -> tuple[list[str], Gates]:
         meta, chat = artifact.meta, self._chat

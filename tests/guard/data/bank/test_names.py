@@ -20,6 +20,13 @@ def test_people_are_different_and_the_same_each_time() -> None:
     assert not {*found} & {*people("validation", 300)}
 
 
+def test_more_people_than_there_are_names_for_are_an_error() -> None:
+    with pytest.raises(ValueError, match="10000 names of strangers are wanted"):
+        people("validation", 10_000)
+    with pytest.raises(ValueError, match="can be made"):
+        sharing("Madonna", "validation", 10_000)
+
+
 @pytest.mark.parametrize("split", ["train", "validation"])
 def test_half_of_the_names_share_the_first_part_half_the_last(split: Split) -> None:
     found = sharing("Anna van Muster", split, 6)

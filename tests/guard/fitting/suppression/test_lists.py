@@ -95,6 +95,11 @@ def test_a_list_grows_and_shrinks_without_touching_the_others(
     assert entries_of(again)[-1] == entries_of(more)[1]
     doubled = lists.grown(first, _entries([NAMES[3], "Ada Fenn", "Bo Rask"]))
     assert doubled.meta.calibration["names"] == 6
+    for setting in ("threshold", "recheck"):
+        assert doubled.meta.settings[setting] >= first.meta.settings[setting]  # type: ignore[operator]
+    # whoever is added last does not speak for all
+    assert doubled.meta.settings["radius"] == first.meta.settings["radius"]
+    assert doubled.meta.calibration["far_fired"] <= 0.01  # type: ignore[operator]
     with pytest.raises(DataError, match="no entry 'nobody'"):
         shrunk(more, ["nobody"])
     with pytest.raises(DataError, match="no entry would be left"):
@@ -140,7 +145,10 @@ def test_the_command_makes_changes_and_shows_a_list(
     further = _run(monkeypatch, chat, path, "Z. Quarrington", "--id", "case-1", "--alias")
     assert further.exit_code == 0 and entries_of(Artifact.load(path))[-1] == "case-1"
     before = path.read_bytes()
-    assert _run(monkeypatch, chat, path, "Ximena Brightwater").exit_code == 0
+    again = _run(monkeypatch, chat, path, "Ximena Brightwater")
+    assert again.exit_code == 0 and "on the list already: ximena-brightwater" in again.output
+    rates = _run(monkeypatch, chat, path, "Bo Rask", "--strangers-fpr", "0.1")
+    assert rates.exit_code == 1 and "keeps the rates" in " ".join(rates.output.split())
     assert path.read_bytes() == before
     assert _run(monkeypatch, chat, path, "Ximena Brightwater", "--remove").exit_code == 0
     assert entries_of(Artifact.load(path)) == ["case-1", "ottokar-feldspar", "case-1"]
@@ -156,6 +164,7 @@ def test_the_command_makes_changes_and_shows_a_list(
         (["people.safetensors", "Ada Fenn"], "name its model with --model"),
         (["people.safetensors", "Ada Fenn", "--remove"], "there is no list"),
         (["people.safetensors", "a\nb", "--model", "words"], "line breaks"),
+        (["people.safetensors", "A B", "--model", "words", "--fpr", "0.002"], "--fpr: the rate"),
         (["people.safetensors", "--from", "nowhere.csv"], "cannot be read"),
         (["people.safetensors", "--from", "bad.csv"], "line 1: has no column `name`"),
         (["people.safetensors", "--from", "empty.csv"], "line 3: the concept has no name"),
