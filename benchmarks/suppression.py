@@ -48,7 +48,6 @@ from guard.plans.language import LanguagePlans
 from guard.reporting.progress import Stages, stages
 from steering.engines.transformers.engine import RowStart, TransformersEngine
 from steering.engines.transformers.sampling import RowSampling
-from steering.hidden.bank import HiddenBank
 from steering.hidden.rows import RowGuard
 from steering.methods.suppression_list import SuppressionLists as Stack
 from steering.methods.suppression_list import entry_of
@@ -213,7 +212,7 @@ def _costs(
     started = time.monotonic()
     plans = LanguagePlans(config, chat.model, name="model")
     load_s = time.monotonic() - started
-    memory = sum(tensor.numel() * tensor.element_size() for tensor in _tensors(plans.bank))
+    memory = sum(tensor.numel() * tensor.element_size() for tensor in plans.bank.tensors())
     started = time.monotonic()
     lists.grown(Artifact.load(path), [Entry.of("Quentin Abernethy-Lund", "p-new")]).save(path)
     add_s = time.monotonic() - started
@@ -242,10 +241,6 @@ def _costs(
         "add a name, s": round(add_s, 2),
         "swap beside running rows, ms": round(swap_ms, 2),
     }
-
-
-def _tensors(bank: HiddenBank) -> list[torch.Tensor]:
-    return [tensor for stack in bank.stacks for tensor in stack.tensors()]  # type: ignore[attr-defined]
 
 
 def _run(engine: TransformersEngine, prompts: Sequence[Any], guards: Sequence[RowGuard]) -> None:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from guard.artifact import Artifact, FittedModel, Name
+from guard.artifact import Artifact, FittedModel, Name, Sha256
 from guard.errors import ArtifactError, DataError
 
 MAX_BYTES = 2**22
@@ -25,7 +25,6 @@ EVENT = "erasure"
 ID = r"^er-[0-9a-f]{12}$"
 
 State = Literal["collecting", "fitting", "shadow", "in force", "withdrawn", "failed"]
-Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class _Strict(BaseModel):
@@ -35,7 +34,7 @@ class _Strict(BaseModel):
 class Document(_Strict):
     """A document about the concept: its SHA-256 and its length; the text itself is nowhere else."""
 
-    sha256: Digest
+    sha256: Sha256
     characters: int
 
 
@@ -62,7 +61,7 @@ class Gate(_Strict):
 
     guard: str
     concept: str
-    artifact: Digest
+    artifact: Sha256
 
 
 class Fired(_Strict):

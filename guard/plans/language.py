@@ -105,8 +105,7 @@ class LanguagePlans(PolicyPlans[LanguagePlan]):
         self.bank = HiddenBank(stacks([*self.guards.values()], served.device), served.device)
         self.broken = selection.broken
         loaded = {guard: fitted for guard, (fitted, _) in selection.fit.items()}
-        self.digests = {guard: fitted.digest for guard, fitted in loaded.items()}
-        self._entries = {guard: fitted.entries for guard, fitted in loaded.items()}
+        self._loaded = loaded
         super().__init__(
             {
                 policy: resolve(LanguagePlan, policy, config.policy(policy), loaded, selection)
@@ -117,12 +116,24 @@ class LanguagePlans(PolicyPlans[LanguagePlan]):
     @property
     def lists(self) -> dict[str, int]:
         """The suppression lists, and how many names each has."""
-        return {guard: sum(map(bool, ids)) for guard, ids in self._entries.items() if ids}
+        return {
+            name: sum(map(bool, guard.entries))
+            for name, guard in self._loaded.items()
+            if guard.entries
+        }
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """Guard → the digest of its artifact."""
+        return {name: guard.digest for name, guard in self._loaded.items()}
 
     def continues(self, guard: str, earlier: LanguagePlans) -> bool:
         """Whether `guard` is the suppression list that it was, with entries added or taken off:
         those that are left have their numbers."""
-        before, now = earlier._entries.get(guard, ()), self._entries.get(guard, ())
+        before, now = (
+            plans._loaded[guard].entries if guard in plans._loaded else ()
+            for plans in (earlier, self)
+        )
         kept = zip(before, now, strict=False)
         return bool(before) and len(now) >= len(before) and all(b in ("", a) for a, b in kept)
 
