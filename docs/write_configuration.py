@@ -118,6 +118,9 @@ def _type(shape: dict[str, Any], schema: dict[str, Any]) -> str:
         return "name"
     if shape.get("type") == "array":
         return f"list of {_type(_unwrapped(shape['items'], schema), schema)}"
+    if "anyOf" in shape:
+        kinds = [each for each in shape["anyOf"] if each.get("type") != "null"]
+        return " or ".join(_type(each, schema) for each in kinds)
     return _TYPES.get(shape.get("type", ""), "value")
 
 

@@ -25,6 +25,7 @@ _EXTRAS = "install the extra that has it: inference-guard[serve], [proxy], [fit]
 BUILT_IN = {
     "add": "guard.commands.adding:app",
     "artifacts": "guard.commands.artifacts:app",
+    "calibrate": "guard.commands.calibrate:app",
     "certificate": "guard.commands.certificate:app",
     "check": "guard.commands.check:app",
     "demo": "guard.commands.demo.command:app",

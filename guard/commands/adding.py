@@ -11,13 +11,12 @@ from typing import Annotated, Any
 
 import tomlkit
 import typer
-from tomlkit.exceptions import TOMLKitError
 
+from guard.commands.documents import read_document, replace_document
 from guard.commands.fit.options import AsJson
 from guard.commands.guards import artifacts_of
 from guard.config.checks import NO_POLICY
-from guard.config.schema import load_config
-from guard.errors import ConfigError, DataError
+from guard.errors import DataError
 
 app = typer.Typer(add_completion=False)
 
@@ -43,16 +42,10 @@ def add(
     if policy == NO_POLICY:
         raise DataError(f"policy {NO_POLICY!r} has no guards: name another one")
     paths = artifacts_of(guard)
-    try:
-        text = config.read_text("utf-8")
-        document = tomlkit.parse(text)
-    except OSError as error:
-        raise DataError(f"{config}: cannot be read: {error.strerror}") from error
-    except (UnicodeDecodeError, TOMLKitError) as error:
-        raise DataError(f"{config}: is no TOML: {error}") from error
+    document = read_document(config)
     added = _add_guards(document, paths, config)
     _add_to_policy(document, [path.stem for path in paths], policy, config, _settings_of(guard))
-    _replace(config, tomlkit.dumps(document))
+    replace_document(config, document)
     if as_json:
         print(json.dumps({"config": str(config), "policy": policy, "added": added}, indent=2))
         return
@@ -119,20 +112,3 @@ def _add_to_policy(
     for name in names:
         if name not in guards:
             guards.append(name)
-
-
-def _replace(config: Path, text: str) -> None:
-    """Put `text` in place of the file, if it is a valid configuration there."""
-    fresh = config.with_name(f".{config.name}.new")
-    try:
-        fresh.write_text(text, "utf-8")
-        load_config(fresh)
-        fresh.chmod(config.stat().st_mode & 0o777)
-        fresh.replace(config)
-    except ConfigError as error:
-        lines = [f"{config} would not hold with it, and is as it was", *error.problems]
-        raise ConfigError(lines) from error
-    except OSError as error:
-        raise DataError(f"{config}: cannot be written: {error.strerror}") from error
-    finally:
-        fresh.unlink(missing_ok=True)

@@ -16,6 +16,7 @@ from typing import Any
 from guard.artifact import Artifact
 from guard.config.kinds import Kind, kind_of
 from guard.config.schema import Config, GuardConfig, ModelConfig
+from guard.config.setting_checks import recheck_of
 from guard.errors import ArtifactError, ModelError
 from guard.models.recipes import RECIPES
 from guard.models.sources import added_model, resolve_source
@@ -78,11 +79,7 @@ def _try(setting: GuardConfig, artifact: Artifact) -> None:
         guard.number("threshold")
     if setting.strength is None and method.action != "block":
         guard.number("strength")
-    if setting.recheck and guard.optional_number("recheck") is None:
-        raise ArtifactError(
-            "was fitted without a threshold for generated tokens: leave out recheck, or fit it "
-            "again with --recheck"
-        )
+    recheck_of(setting.recheck, guard.optional_number("recheck"), setting.threshold)
 
 
 def _folder(index: int, model: ModelConfig, found: Findings) -> Path | None:

@@ -121,6 +121,8 @@ class ModelConfig(Section):
 class GuardConfig(Section):
     """One of `[[guards]]`; threshold, strength and recheck None keep the fitted values.
 
+    `recheck` False decides on the prompt alone, a number is the threshold of generated tokens.
+
     `artifact` is a file, or "sha256:DIGEST" of an artifact in the cache (12 digits or more). In a
     configuration that was read it is the file's path. One in `shadow` observes, whatever the action
     of its policies is.
@@ -130,7 +132,7 @@ class GuardConfig(Section):
     artifact: FilePath
     threshold: float | None = None
     strength: float | None = Field(default=None, gt=0, le=10)
-    recheck: bool | None = None
+    recheck: bool | float | None = None
     shadow: bool = False
 
 

@@ -8,7 +8,30 @@ from typing import Any
 from guard.artifact import ArtifactMeta
 from guard.config.kinds import kind_of
 from guard.config.toml_lines import KeyPath
+from guard.errors import ArtifactError
 from steering.methods import method_named
+
+
+def recheck_of(
+    chosen: bool | float | None, fitted: float | None, threshold: float | None
+) -> float | None:
+    """The threshold of generated tokens in force, None for none: that of the configuration, or that
+    of the fit, which a `threshold` of the configuration raises where it is higher.
+
+    Raises ArtifactError where the configuration asks for one and there is none.
+    """
+    if chosen is False:
+        return None
+    if chosen is not None and chosen is not True:
+        return chosen
+    if fitted is None:
+        if chosen:
+            raise ArtifactError(
+                "was fitted without a threshold for generated tokens: leave out recheck, give the "
+                "threshold itself, or fit it again with --recheck"
+            )
+        return None
+    return fitted if threshold is None else max(fitted, threshold)
 
 
 def setting_problems(
@@ -24,7 +47,7 @@ def setting_problems(
     except ValueError:
         return
     name = str(guard.get("name"))
-    for key in ("threshold", "strength"):
+    for key in ("threshold", "strength", "recheck"):
         value = guard.get(key)
         if isinstance(value, int | float) and not isinstance(value, bool):
             try:

@@ -12,6 +12,7 @@ from torch import nn
 
 from guard.artifact import Artifact
 from guard.config.schema import Config, GuardConfig
+from guard.config.setting_checks import recheck_of
 from guard.errors import ArtifactError
 from guard.plans.base import LoadedGuard, Plan, PolicyPlans, finite, resolve, select_guards
 from guard.verdict import Done, GuardVerdict
@@ -147,12 +148,11 @@ def _guard(
         raise ValueError(f"the method {method.name!r} is not for language models")
     guard = FittedGuard(setting.name, artifact.tensors, meta.settings)
     _require_fit(method.stacked([guard]), model)
-    recheck = guard.optional_number("recheck") if setting.recheck in (None, True) else None
-    if setting.recheck and recheck is None:
-        raise ArtifactError(
-            f"{setting.artifact}: was fitted without a threshold for generated tokens: "
-            "leave out recheck, or fit it again with --recheck"
-        )
+    try:
+        fitted = guard.optional_number("recheck")
+        recheck = recheck_of(setting.recheck, fitted, setting.threshold)
+    except ArtifactError as error:
+        raise ArtifactError(f"{setting.artifact}: {error.message}") from error
     loaded = LoadedGuard.of(setting, artifact, method, guard, recheck=recheck)
     entries = meta.settings.get("entries")
     if isinstance(entries, list):
