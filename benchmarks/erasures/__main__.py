@@ -25,9 +25,11 @@ from guard.data.prompts import ForgetPrompt
 from guard.evaluation.fluency import loops
 from guard.evaluation.shares import Share
 from guard.fitting.erasure.belonging import mentions, what_belongs
+from guard.fitting.erasure.documents import read_documents
 from guard.fitting.erasure.erase import fit_erasure
 from guard.fitting.erasure.evaluation import evaluate
 from guard.fitting.erasure.profiling import profile_of
+from guard.fitting.policy_rate import calibrated, read_scores
 from guard.fitting.steering.artifacts import file_name, to_artifacts
 from guard.models.chat import TransformersChat
 from guard.plans.language import LanguagePlans
@@ -37,6 +39,8 @@ from steering.hidden.rows import RowGuard
 
 CONCEPTS = Path(__file__).with_name("concepts.toml")
 ANSWER_TOKENS = 48
+RATE = 0.005
+"""Of all concepts' guards together."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +71,18 @@ class Guards:
 
 
 def made(
-    chat: TransformersChat, name: str, concept: Mapping[str, Any], folder: Path, progress: Stages
+    chat: TransformersChat,
+    name: str,
+    concept: Mapping[str, Any],
+    documents: Sequence[str],
+    folder: Path,
+    progress: Stages,
 ) -> dict[str, Any]:
-    """Make the guards of a concept, and ask its questions."""
+    """Make the guards of a concept, and ask its questions. `unnamed` are the leaks that are left
+    where a list of patterns takes the concept's names out of answers."""
     profile = profile_of(chat, progress)
     started = time.monotonic()
-    belonging = what_belongs(chat, name, concept.get("aliases", ()), (), progress)
+    belonging = what_belongs(chat, name, concept.get("aliases", ()), documents, progress)
     erasure = fit_erasure(chat, profile, belonging, progress)
     evaluate(chat, erasure, progress)
     took = time.monotonic() - started
@@ -95,8 +105,12 @@ def made(
         guards=guards.rows,
     )
     count = len(concept["named"])
-    pairs = zip(indirect, bare[count:], guarded[count:], strict=True)
-    leaks = [row.leaks(after.text) for row, before, after in pairs if row.leaks(before.text)]
+    answers = [
+        (row, after.text)
+        for row, before, after in zip(indirect, bare[count:], guarded[count:], strict=True)
+        if row.leaks(before.text)
+    ]
+    own = mentions(belonging.names)
     return {
         "kind": concept["kind"],
         "known": belonging.known,
@@ -105,7 +119,8 @@ def made(
         "took_s": round(took, 1),
         "named": [answer.fired for answer in guarded[:count]],
         "indirect": [answer.fired for answer in guarded[count:]],
-        "leaks": leaks,
+        "leaks": [row.leaks(text) for row, text in answers],
+        "unnamed": [row.leaks(own.sub("", text)) for row, text in answers],
         "loops": [loops(answer.text) for answer in guarded],
         "near": guards.fired(chat, concept["near"], progress),
     }
@@ -117,16 +132,34 @@ def together(
     done: Mapping[str, Any],
     progress: Stages,
 ) -> dict[str, Share]:
-    """The innocent prompts that fire with the guards of all concepts in force: near ones, and those
-    on topics of the bank that no fit has read. Prompts that say a concept are left out."""
+    """The prompts that fire with the guards of all concepts in force, as they were fitted and
+    calibrated together for RATE: innocent ones, near and on topics of the bank that no fit has
+    read, and questions by name. Innocent prompts that say a concept are left out."""
     guards = Guards.of([Path(path) for one in done.values() for path in one["artifacts"]], chat)
     names = [(name, *concepts[name].get("aliases", ()), *done[name]["terms"]) for name in done]
     spoken = mentions([each for group in names for each in group])
-    far = [p for t in topics() if t.split == "test" for p in t.prompts if not spoken.search(p)]
-    near = [p for name in done for p in concepts[name]["near"] if not spoken.search(p)]
+    of_bank = {
+        split: [p for t in topics() if t.split == split for p in t.prompts if not spoken.search(p)]
+        for split in ("validation", "test")
+    }
+    asked = {
+        "far": of_bank["test"],
+        "near": [p for name in done for p in concepts[name]["near"] if not spoken.search(p)],
+        "named": [p for name in done for p in concepts[name]["named"]],
+    }
+    scores = read_scores(
+        chat,
+        guards.bank,
+        guards.rows,
+        of_bank["validation"],
+        answer_tokens=ANSWER_TOKENS,
+        progress=progress,
+    )
+    apart = Guards(guards.bank, calibrated(guards.rows, scores, RATE))
     return {
-        "far, all in force": Share.of(guards.fired(chat, far, progress)),
-        "near, all in force": Share.of(guards.fired(chat, near, progress)),
+        f"{kind}, all in force, {how}": Share.of(chosen.fired(chat, prompts, progress))
+        for how, chosen in (("as fitted", guards), ("calibrated together", apart))
+        for kind, prompts in asked.items()
     }
 
 
@@ -135,6 +168,11 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2")
     parser.add_argument(
         "--limit", type=int, default=24, help="concepts, the first of each kind first"
+    )
+    parser.add_argument(
+        "--about",
+        type=Path,
+        help="folder with a document of a concept, albert-einstein.txt; only these are measured",
     )
     parser.add_argument("--out", type=Path, default=Path("build/erasures"))
     parser.add_argument("--threads", type=int, default=2)
@@ -145,7 +183,12 @@ def main() -> None:
     for name, concept in concepts.items():
         order.setdefault(concept["kind"], []).append(name)
     turns = sorted((i, name) for names in order.values() for i, name in enumerate(names))
-    chosen = [name for _, name in turns][: options.limit]
+    documents = {
+        name: read_documents([path])
+        for name in concepts
+        if options.about and (path := options.about / f"{file_name(name)}.txt").is_file()
+    }
+    chosen = [name for _, name in turns if not options.about or name in documents][: options.limit]
     folder = options.out / options.model
     folder.mkdir(parents=True, exist_ok=True)
     results = folder / "results.json"
@@ -154,11 +197,13 @@ def main() -> None:
     with stages() as progress:
         for name in chosen:
             if name not in done:
-                done[name] = made(chat, name, concepts[name], folder, progress)
+                done[name] = made(
+                    chat, name, concepts[name], documents.get(name, ()), folder, progress
+                )
                 results.write_text(json.dumps(done, indent=1))
         mine = {name: done[name] for name in chosen}
         shares = together(chat, concepts, mine, progress)
-    for figure in ("named", "indirect", "leaks", "loops", "near"):
+    for figure in ("named", "indirect", "leaks", "unnamed", "loops", "near"):
         flags = [flag for one in mine.values() for flag in one[figure]]
         print(f"{figure}: {Share.of(flags)}")
     for figure, share in shares.items():

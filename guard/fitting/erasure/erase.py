@@ -34,6 +34,9 @@ from steering.methods.steer import SteerGuard
 NEAR = 8
 """Topics of each split that are near misses."""
 RATES = Rates(far=0.01, near=0.1)
+ROOM = 0.5
+"""The share of the room between innocent prompts and those about a concept, or a thing that belongs
+to it, that its threshold takes: one guard keeps its rate without, many together do not."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ def fit_erasure(
     )
     _require_enough(states.held_out_near, rates)
     whole = FittedGate(layers, torch.zeros(len(layers), chat.width), 0.0, (), (), ())
-    whole, subjects = best_subject_gates(states, [whole], known, rates, first_apart=True)
+    whole, subjects = best_subject_gates(states, [whole], known, rates, first_apart=True, room=ROOM)
     if belonging.innocent:
         innocent = read("validation, innocent prompts", belonging.innocent)
         subjects = _silent_on(innocent, subjects)

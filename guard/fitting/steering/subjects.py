@@ -104,16 +104,20 @@ def best_subject_gates(
     rates: Rates,
     *,
     first_apart: bool = False,
+    room: float = 0.0,
 ) -> tuple[FittedGate, SubjectGates]:
     """The gates of all subjects that together catch the most (`FittedGate.reach`), at the layers of
     one of `tried`, and that one: layers at which one gate knows the whole set need not be those at
     which many gates tell each of it from the rest. `known` are the forget rows of the validation
     split. `first_apart` keeps one half of the rates for the first subject, whom the gates of many
-    others would otherwise cost its threshold."""
+    others would otherwise cost its threshold. `room` is the share that each threshold takes of the
+    room between innocent prompts and its own subject's."""
     fitted = [
         (gate, gates)
         for gate in tried
-        for gates in fit_subject_gates(states, gate, known, rates, first_apart=first_apart)
+        for gates in fit_subject_gates(
+            states, gate, known, rates, first_apart=first_apart, room=room
+        )
     ]
     return max(fitted, key=lambda pair: pair[1].as_one(pair[0]).reach)
 
@@ -125,9 +129,10 @@ def fit_subject_gates(
     rates: Rates,
     *,
     first_apart: bool = False,
+    room: float = 0.0,
 ) -> Iterator[SubjectGates]:
     """A gate for each subject, at the layers and tokens of `gate`, with thresholds in each unit;
-    `known` are the forget rows of the validation split."""
+    arguments as of `best_subject_gates`."""
     chosen, indices = states.only(gate.tokens), states.indices(gate.layers)
     names = tuple(dict.fromkeys(row.subject for row in states.forget_rows))
     statistics = states.statistics or RetainStatistics.of(chosen.retain, chosen.near, indices)
@@ -149,6 +154,9 @@ def fit_subject_gates(
         unit = unit.clamp(min=1e-6)
         if first_apart:
             unit = _first_apart(_standardised(scores[-1], mean, unit), unit, near, rates)
+        level = rates.threshold(_standardised(scores[-1], mean, unit).amax(0).tolist(), near)
+        if room:
+            unit = unit * _apart(_standardised(scores[0], mean, unit), rows, level, room)
         forget, altered, held_out = (_standardised(each, mean, unit) for each in scores)
         largest = held_out.amax(0).tolist()
         yield SubjectGates(
@@ -156,7 +164,7 @@ def fit_subject_gates(
             gates=stacked,
             mean=mean,
             unit=unit,
-            level=rates.threshold(largest, near),
+            level=level,
             recheck_level=None,
             largest_forget=tuple(forget.amax(0).tolist()),
             own=tuple(forget[rows, range(len(rows))].tolist()),
@@ -179,6 +187,20 @@ def _first_apart(held_out: Tensor, unit: Tensor, near: Sequence[bool], rates: Ra
     if min(first, others) <= 0:
         return unit
     return torch.cat([unit[:1] * first / others, unit[1:]])
+
+
+def _apart(known: Tensor, owner: Sequence[int], level: float, room: float) -> Tensor:
+    """The factors `[subjects]` by which units grow, so that at `level` each threshold has gone the
+    share `room` of the way to the lowest score of its subject's own prompts; 1 where that lies
+    under the level. `known [subjects, prompts]` are standardised scores of the prompts of `owner`.
+    """
+    if level <= 0:
+        return torch.ones(len(known))
+    own = torch.arange(len(known))[:, None] == torch.tensor(owner)
+    lowest = known.masked_fill(~own, torch.inf).amin(1)
+    # a subject without prompts in the validation split has no room that is known
+    lowest = lowest.where(lowest.isfinite(), torch.full_like(lowest, level))
+    return 1 + room * (lowest / level - 1).clamp(min=0)
 
 
 def _standardised(scores: Tensor, mean: Tensor, unit: Tensor) -> Tensor:

@@ -202,3 +202,21 @@ def test_the_first_subject_can_have_half_of_the_rates_for_itself(states: GateSta
         strict=True,
     ):
         assert torch.equal(apart.thresholds, plain.thresholds)
+
+
+def test_thresholds_take_a_share_of_the_room_up_to_a_subjects_own_prompts(
+    states: GateStates,
+) -> None:
+    rates = Rates(0.1, 0.1)
+    for plain, half in zip(
+        fit_subject_gates(states, _at(3, 5), _rows(SHOWN), rates),
+        fit_subject_gates(states, _at(3, 5), _rows(SHOWN), rates, room=0.5),
+        strict=True,
+    ):
+        scores = states.known.scores([0, 1], plain.gates, 3)
+        for i, name in enumerate(plain.names):
+            own = [j for j, row in enumerate(_rows(SHOWN)) if row.subject == name]
+            lowest, threshold = float(scores[i, own].min()), float(plain.thresholds[i])
+            middle = threshold + max(lowest - threshold, 0) / 2
+            assert float(half.thresholds[i]) == pytest.approx(middle, rel=1e-3, abs=1e-5)
+        assert share_over(half.own, half.level) >= 0.9 * share_over(plain.own, plain.level)
