@@ -24,7 +24,11 @@ app = typer.Typer(add_completion=False)
 @app.command(epilog="Example: guard add guards/frankenstein.toml --policy books")
 def add(
     guard: Annotated[
-        Path, typer.Argument(help="An artifact, or the NAME.toml that a fit has written.")
+        Path,
+        typer.Argument(
+            help="An artifact, the NAME.toml that a fit has written, or a list of patterns, which "
+            "redacts answers."
+        ),
     ],
     policy: Annotated[
         str, typer.Option(help="The policy that gets it; a new one where there is none yet.")
@@ -41,10 +45,14 @@ def add(
     """
     if policy == NO_POLICY:
         raise DataError(f"policy {NO_POLICY!r} has no guards: name another one")
-    paths = artifacts_of(guard)
+    is_list = _is_list(guard)
+    paths = [guard.absolute()] if is_list else artifacts_of(guard)
     document = read_document(config)
-    added = _add_guards(document, paths, config)
+    tables, key = ("patterns", "source") if is_list else ("guards", "artifact")
+    added = _add_tables(document, tables, key, paths, config)
     _add_to_policy(document, [path.stem for path in paths], policy, config, _settings_of(guard))
+    if is_list:
+        _redact_answers(document, guard.stem, policy)
     replace_document(config, document)
     if as_json:
         print(json.dumps({"config": str(config), "policy": policy, "added": added}, indent=2))
@@ -55,28 +63,49 @@ def add(
     )
 
 
-def _add_guards(document: Any, paths: Sequence[Path], config: Path) -> list[str]:
-    """Append a table of `[[guards]]` for each artifact that has none; the names of these."""
-    tables = document.get("guards")
-    if tables is None:
-        tables = document["guards"] = tomlkit.aot()
+def _is_list(path: Path) -> bool:
+    """Whether a file is a list of patterns. One that cannot be read is none: see `artifacts_of`."""
+    if path.suffix != ".toml":
+        return False
+    try:
+        found = tomllib.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+    return "words" in found or "regex" in found
+
+
+def _add_tables(
+    document: Any, tables: str, key: str, paths: Sequence[Path], config: Path
+) -> list[str]:
+    """Append a table of `[[guards]]` or `[[patterns]]` for each file that has none, `key` being its
+    place; the names of these."""
+    there = document.get(tables)
+    if there is None:
+        there = document[tables] = tomlkit.aot()
     folder = config.absolute().parent
-    known = {str(table.get("name")): str(table.get("artifact")) for table in tables}
+    known = {str(table.get("name")): str(table.get(key)) for table in there}
     added = []
     for path in paths:
         if path.stem in known:
             if (folder / known[path.stem]).resolve() != path.resolve():
                 raise DataError(
                     f"{config}: has a guard {path.stem!r} already, {known[path.stem]}: rename the "
-                    "artifact, or take that guard out"
+                    "file, or take that guard out"
                 )
             continue
         table = tomlkit.table()
         table["name"] = path.stem
-        table["artifact"] = os.path.relpath(path, folder)
-        tables.append(table)
+        table[key] = os.path.relpath(path, folder)
+        there.append(table)
         added.append(path.stem)
     return added
+
+
+def _redact_answers(document: Any, name: str, policy: str) -> None:
+    """Let the list `name` redact answers, whatever the policy does otherwise; what is set stays."""
+    screen = document["policies"][policy].setdefault("screen", tomlkit.table())
+    screen.setdefault("actions", tomlkit.inline_table()).setdefault(name, "redact")
+    screen.setdefault("looks", tomlkit.inline_table()).setdefault(name, ["response"])
 
 
 def _settings_of(guard: Path) -> dict[str, str]:

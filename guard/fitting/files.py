@@ -20,6 +20,16 @@ def write_report(out: Path, report: Mapping[str, Any], page: str) -> Path:
     return html
 
 
+def save_names(names: Sequence[str], out: Path) -> Path:
+    """Write a list of patterns with these names as NAME-names.toml: as a screen of answers it takes
+    out the names that a steered answer still says."""
+    label = re.sub(r"[^A-Z0-9]+", "_", names[0].upper()).strip("_")[:40] or "NAME"
+    listed = ", ".join(json.dumps(name, ensure_ascii=False) for name in names)
+    path = out.with_name(f"{out.stem}-names.toml")
+    path.write_text(f'[[words]]\nlabel = "{label}"\nwords = [{listed}]\n', encoding="utf-8")
+    return path
+
+
 def save_policy(artifacts: Sequence[Path], out: Path, *, instead: str = "") -> Path:
     """Write what a configuration needs to list all of `artifacts` as NAME.toml; where one fires,
     `instead` is the answer, if it is given."""

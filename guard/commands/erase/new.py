@@ -159,4 +159,4 @@ def print_files(files: Files, *, as_json: bool) -> None:
     for figure, value in files.report["figures"].items():
         console.print(f"{figure.replace('_', ' ')}: {value}", highlight=False, markup=False)
     print_judgement(console, files.report)
-    print_written(console, *files.artifacts, files.policy, files.page)
+    print_written(console, *files.artifacts, files.policy, files.names, files.page)

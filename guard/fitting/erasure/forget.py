@@ -15,7 +15,7 @@ from guard.fitting.erasure.evaluation import Evaluation, evaluate
 from guard.fitting.erasure.profile import Profile
 from guard.fitting.erasure.profiling import profile_of
 from guard.fitting.erasure.report import as_json, as_page
-from guard.fitting.files import save_policy, write_report
+from guard.fitting.files import save_names, save_policy, write_report
 from guard.fitting.steering.artifacts import file_name, to_artifacts
 from guard.fitting.steering.gate_search import Rates
 from guard.models.chat import ChatModel
@@ -36,11 +36,12 @@ class Forgotten:
 
 @dataclass(frozen=True)
 class Files:
-    """What was written: an artifact for each gate, the policy that lists them, the report and its
-    page."""
+    """What was written: an artifact for each gate, the policy that lists them, a list of patterns
+    with the concept's names, the report and its page."""
 
     artifacts: tuple[Path, ...]
     policy: Path
+    names: Path
     page: Path
     report: dict[str, Any]
 
@@ -110,4 +111,5 @@ def save(chat: ChatModel, forgotten: Forgotten, out: Path) -> Files:
     report = as_json(erasure, evaluation, forgotten.took_s)
     page = write_report(out, report, as_page(erasure, evaluation))
     policy = save_policy(paths, out, instead=erasure.belonging.instead)
-    return Files(tuple(paths), policy, page, report)
+    names = save_names(erasure.belonging.names, out)
+    return Files(tuple(paths), policy, names, page, report)

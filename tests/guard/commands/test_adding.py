@@ -96,3 +96,26 @@ def test_where_it_cannot_be_nothing_changes(
     assert added.exit_code == 1 and message in " ".join(added.output.split())
     assert (folder / "config.toml").read_text() == config
     assert sorted(path.name for path in folder.glob(".*")) == []
+
+
+def test_a_list_of_patterns_redacts_answers(folder: Path) -> None:
+    names = folder / "guards" / "names.toml"
+    names.write_text('[[words]]\nlabel = "NAME"\nwords = ["Frankenstein"]\n')
+    for policy in ("books", "names-alone"):
+        added = _add(folder, "guards/names.toml", "--policy", policy)
+        assert added.exit_code == 0, added.output
+        config = load_config(folder / "config.toml")
+        screen = config.policies[policy].screen
+        assert screen.actions == {"names": "redact"} and screen.looks == {"names": ("response",)}
+    (entry,) = config.patterns
+    assert entry.name == "names" and Path(entry.source) == names
+    assert config.policies["books"].guards == ("old", "names")
+    assert config.policies["books"].action == "steer"
+    text = (folder / "config.toml").read_text()
+    assert "# since May" in text and 'source = "guards/names.toml"' in text
+    # what somebody has set since stays
+    (folder / "config.toml").write_text(text.replace('names = "redact"', 'names = "block"', 1))
+    assert _add(folder, "guards/names.toml", "--policy", "books").exit_code == 0
+    assert load_config(folder / "config.toml").policies["books"].screen.actions == {
+        "names": "block"
+    }
