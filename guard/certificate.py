@@ -47,6 +47,10 @@ class Asked(_Strict):
     model: Name
     policies: tuple[Name, ...]
     start: Literal["shadow", "in force"]
+    list: Name | None = None
+    """The suppression list that the name is to be put on; `policies` are those that have it."""
+    entry: str | None = None
+    """What verdicts call the name by."""
 
 
 class Step(_Strict):
@@ -62,6 +66,23 @@ class Gate(_Strict):
     guard: str
     concept: str
     artifact: Sha256
+
+
+class Change(_Strict):
+    """The digests of a list's artifact before and after a change of it."""
+
+    before: Sha256
+    after: Sha256
+
+
+class Listed(_Strict):
+    """The entry of an erasure on a suppression list; `concept` is the verdicts' for it."""
+
+    list: Name
+    entry: str
+    concept: str
+    added: Change
+    removed: Change | None = None
 
 
 class Fired(_Strict):
@@ -93,6 +114,7 @@ class Certificate(_Strict):
     history: tuple[Step, ...]
     policies: tuple[InPolicy, ...]
     guards: tuple[Gate, ...]
+    listed: Listed | None = None
     judgement: str
     figures: dict[str, str]
     fired: dict[Literal["shadow", "in force"], Fired]
@@ -166,20 +188,25 @@ def find_in_audit(certificate: Certificate, log: Path) -> tuple[int, str]:
 
 
 def check_artifacts(certificate: Certificate, folder: Path) -> int:
-    """The number of the certificate's artifacts, all of which are in `folder`, unaltered.
+    """The number of the certificate's artifacts, all of which are in `folder`, unaltered; or 1
+    where the list of its entry is there, which has it while that is in force, and not after.
 
     Raises DataError for the first that is missing or altered.
     """
     paths = sorted(folder.glob("*.safetensors"))
     if not folder.is_dir():
         raise DataError(f"{folder}: is no folder: give the one with the artifacts")
-    found: dict[str, Path] = {}
+    found: dict[str, Artifact] = {}
     damaged: dict[str, str] = {}
     for path in paths:
         try:
-            found[Artifact.load(path).digest] = path
+            artifact = Artifact.load(path)
+            found[artifact.digest] = artifact
         except ArtifactError as error:
             damaged[path.name] = error.message
+    if certificate.listed is not None:
+        _check_list(certificate.state, certificate.listed, [*found.values()], folder)
+        return 1
     missing = [gate for gate in certificate.guards if gate.artifact not in found]
     if missing:
         first = missing[0]
@@ -189,6 +216,20 @@ def check_artifacts(certificate: Certificate, folder: Path) -> int:
             f"altered, as that of {first.guard} (sha256:{first.artifact}){known}"
         )
     return len(certificate.guards)
+
+
+def _check_list(state: State, listed: Listed, artifacts: Sequence[Artifact], folder: Path) -> None:
+    concept = listed.concept.removesuffix(f"/{listed.entry}")
+    lists = [
+        each.meta.settings.get("entries") for each in artifacts if each.meta.concept == concept
+    ]
+    entries = [each for each in lists if isinstance(each, list)]
+    if not entries:
+        raise DataError(f"{folder}: has no list {concept!r}, or an altered one")
+    has = any(listed.entry in each for each in entries)
+    if has != (state == "in force"):
+        what = "a list here has" if has else "no list here has"
+        raise DataError(f"{folder}: {what} the entry {listed.entry!r}, which is {state}")
 
 
 def policies_of(policies: Sequence[str], history: Sequence[Step]) -> tuple[InPolicy, ...]:

@@ -97,8 +97,12 @@ def create_app(
         # imported here: it needs torch, and the proxy, which has parts of this module, none
         from server.endpoints.lists import lists_router
 
-        changing = erasures.changing if erasures else asyncio.Lock()
-        routers.append(lists_router(services, configured, config.server.admin_hash, changing))
+        admin = config.server.admin_hash
+        if erasures is None:
+            routers.append(lists_router(services, configured, admin, asyncio.Lock()))
+        else:
+            changing, settle = erasures.changing, erasures.settle
+            routers.append(lists_router(services, configured, admin, changing, settle))
     if erasures is not None:
         # imported here: their pages need what only the extra `fit` has
         from server.erasures.endpoints import erasures_router

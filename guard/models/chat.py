@@ -132,6 +132,11 @@ class ChatModel(ABC):
     def device(self) -> torch.device:
         """The device of the model, where the tensors of guards must be."""
 
+    @property
+    @abstractmethod
+    def precision(self) -> str:
+        """The type of the numbers that it computes with."""
+
     @abstractmethod
     def answer(
         self,
@@ -223,6 +228,10 @@ class TransformersChat(ChatModel):
     def device(self) -> torch.device:
         device: torch.device = next(self.model.parameters()).device
         return device
+
+    @property
+    def precision(self) -> str:
+        return str(self.model.dtype)
 
     def answer(
         self,

@@ -115,6 +115,10 @@ class VllmChat(ChatModel):
     def device(self) -> torch.device:
         return self._engine.device
 
+    @property
+    def precision(self) -> str:
+        return str(self._engine.config.model_config.dtype)
+
     def answer(
         self,
         prompts: Sequence[str | Prompt],

@@ -115,13 +115,18 @@ class LanguagePlans(PolicyPlans[LanguagePlan]):
         )
 
     @property
-    def lists(self) -> dict[str, int]:
-        """The suppression lists, and how many names each has."""
+    def entries(self) -> dict[str, list[str]]:
+        """The suppression lists, and the ids of the names on each."""
         return {
-            name: sum(map(bool, guard.entries))
+            name: [each for each in guard.entries if each]
             for name, guard in self._loaded.items()
             if guard.entries
         }
+
+    @property
+    def lists(self) -> dict[str, int]:
+        """The suppression lists, and how many names each has."""
+        return {name: len(entries) for name, entries in self.entries.items()}
 
     @property
     def digests(self) -> dict[str, str]:

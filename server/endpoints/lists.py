@@ -22,10 +22,12 @@ def lists_router(
     config: Callable[[], Config],
     admin: str,
     changing: asyncio.Lock,
+    reloaded: Callable[[], None] = lambda: None,
 ) -> APIRouter:
     """The route, for the administrator's key, whose hash is `admin`. `config` gives the
     configuration that requests are admitted under; `changing` is held by whoever changes their
-    plans, of which an earlier one must not overwrite a later one."""
+    plans, of which an earlier one must not overwrite a later one; `reloaded` is called behind each
+    reload."""
     router = APIRouter(prefix="/guard/v1/lists")
     ring = KeyRing([KeyConfig(hash=admin, tenant="admin")])
     languages = {
@@ -48,6 +50,7 @@ def lists_router(
                 name: dict(await asyncio.to_thread(reload, name, service))
                 for name, service in languages.items()
             }
+            reloaded()
         return JSONReply({"object": "lists", "models": found})
 
     return router

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from guard.certificate import Asked
@@ -11,23 +11,26 @@ from guard.config.schema import Config
 from guard.config.screen_checks import ONLY_TEXT
 from guard.errors import DataError, UnknownPolicy
 from guard.fitting.erasure.documents import checked_name, checked_text
+from server.erasures.lists import list_and_entry, require_no_list
 from server.erasures.record import Record
-from server.errors import InvalidParameter
+from server.errors import InvalidParameter, MissingParameter
 from server.wire.schemas.erasures import ErasureRequest
 
 if TYPE_CHECKING:
     from server.erasures.service import Erasures
 
 
-def asked_in(body: ErasureRequest, config: Config, models: Sequence[str]) -> Asked:
-    """What a request asks for. Raises InvalidParameter and UnknownPolicy."""
-    if body.model not in models:
-        known = ", ".join(models) or "none"
+def asked_in(body: ErasureRequest, config: Config, erasures: Erasures) -> Asked:
+    """What a request asks for. Raises InvalidParameter, UnknownPolicy and Conflict."""
+    if body.model not in erasures.models:
+        known = ", ".join(erasures.models) or "none"
         raise InvalidParameter(
             f"No model {body.model[:80]!r} can forget here: there is {known} (language models "
             "on the engine 'transformers').",
             param="model",
         )
+    if not body.policies and body.list is None:
+        raise MissingParameter("Missing required parameter: 'policies'.", param="policies")
     for index, name in enumerate(body.policies):
         param = f"policies[{index}]"
         if name in body.policies[:index]:
@@ -42,7 +45,7 @@ def asked_in(body: ErasureRequest, config: Config, models: Sequence[str]) -> Ask
             )
     for index, text in enumerate(body.documents):
         _checked(checked_text, text, f"documents[{index}]")
-    return Asked(
+    asked = Asked(
         name=_checked(checked_name, body.name, "name"),
         aliases=tuple(
             _checked(checked_name, alias, f"aliases[{index}]")
@@ -51,8 +54,12 @@ def asked_in(body: ErasureRequest, config: Config, models: Sequence[str]) -> Ask
         documents=(),
         model=body.model,
         policies=tuple(body.policies),
-        start=body.start,
+        start=body.start or "shadow",
     )
+    if body.list is not None:
+        return list_and_entry(body, asked, config, erasures.entries(body.model))
+    require_no_list(body)
+    return asked
 
 
 def erasure_object(record: Record, erasures: Erasures) -> dict[str, Any]:
@@ -66,6 +73,8 @@ def erasure_object(record: Record, erasures: Erasures) -> dict[str, Any]:
         "aliases": record.asked.aliases,
         "model": record.asked.model,
         "policies": record.asked.policies,
+        "list": record.asked.list,
+        "entry": record.asked.entry,
         "state": record.state,
         "reason": record.reason or None,
         "progress": progress

@@ -20,11 +20,21 @@ class Firings:
         self._lock = threading.Lock()
         self._counts: dict[str, dict[Live, Fired]] = {}
         self._states: dict[str, Live] = {}
+        self._entries: dict[tuple[str, str], str] = {}
 
-    def begin(self, erasure: str, state: Live, fired: Mapping[Live, Fired]) -> None:
-        """The guards of an erasure are carried in this state; `fired` is what was counted before,
-        where nothing was since the start."""
+    def begin(
+        self,
+        erasure: str,
+        state: Live,
+        fired: Mapping[Live, Fired],
+        entry: tuple[str, str] | None = None,
+    ) -> None:
+        """The guards of an erasure are carried in this state, or its `entry` of a list, which
+        verdicts have as guard and concept; `fired` is what was counted before, where nothing was
+        since the start."""
         with self._lock:
+            if entry is not None:
+                self._entries[entry] = erasure
             self._counts.setdefault(erasure, {**fired})
             self._states[erasure] = state
 
@@ -39,7 +49,8 @@ class Firings:
         fired: dict[tuple[str, Live], list[str]] = {}
         with self._lock:
             for guard in verdict.guards:
-                erasure = guard.guard.partition("/")[0]
+                erasure = self._entries.get((guard.guard, guard.concept))
+                erasure = erasure or guard.guard.partition("/")[0]
                 if guard.fired and erasure in self._counts:
                     state = self._state(erasure, verdict.policy, guard.action)
                     fired.setdefault((erasure, state), []).append(guard.guard)

@@ -37,7 +37,7 @@ def erasures_router(config: Config, erasures: Erasures) -> APIRouter:
         authenticate(ring, request.headers)
         raw = await read_object(request, limits.max_body_bytes, limits.request_timeout_s)
         body = parse_request(ErasureRequest, raw)
-        asked = asked_in(body, config, erasures.models)
+        asked = asked_in(body, config, erasures)
         record = await erasures.create(asked, body.documents)
         return JSONReply(erasure_object(record, erasures), status_code=202)
 

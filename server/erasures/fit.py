@@ -19,8 +19,10 @@ from typing import Any, TextIO
 from pydantic import BaseModel, ConfigDict
 
 from guard.certificate import Gate
+from guard.config.schema import ModelConfig
 from guard.errors import GuardError
-from server.erasures.record import FittedGate
+from server.erasures.entries import add_entry
+from server.erasures.record import FittedGate, Record
 from server.erasures.store import DOCUMENTS, FITTED
 
 EVERY_S = 0.2
@@ -39,6 +41,27 @@ class Job(BaseModel):
     source: str
     dtype: str
     device: str
+    list: str = ""
+    """The suppression list that the name is put on, in `list_file`, as `entry`."""
+    list_file: Path | None = None
+    entry: str = ""
+
+    @classmethod
+    def of(cls, record: Record, folder: Path, model: ModelConfig, list_file: Path | None) -> Job:
+        """What a record asks for, of a model and, where it has one, a list."""
+        asked = record.asked
+        return cls(
+            erasure=record.id,
+            folder=folder,
+            name=asked.name,
+            aliases=asked.aliases,
+            source=model.source,
+            dtype=model.dtype,
+            device=model.device,
+            list=asked.list or "",
+            list_file=list_file,
+            entry=asked.entry or "",
+        )
 
 
 class Report:
@@ -67,6 +90,8 @@ class Report:
 
 def fit(job: Job, report: Report) -> dict[str, Any]:
     """Fit and write the guards; what the record says of them. Raises GuardError."""
+    if job.list_file is not None:
+        return add_entry(job, report)
     # imported here: the process must be at low priority before torch starts its threads
     import torch
 

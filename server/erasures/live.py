@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
+from guard.artifact import Artifact
 from guard.config.schema import Config, GuardConfig
 from guard.errors import ArtifactError
 from guard.plans.language import LanguagePlans
+from server.erasures.lists import file_of, put, take_off
 from server.erasures.record import LIVE, Record
 from server.erasures.store import Store
 from server.services.interface import Service
@@ -36,6 +39,10 @@ class LiveGuards:
         """The models that can forget."""
         return [*self._services]
 
+    def entries(self, model: str) -> Mapping[str, Sequence[str]]:
+        """The suppression lists that requests to a model carry, and the ids on each."""
+        return self._services[model].plans.entries if model in self._services else {}
+
     def apply_now(self, records: Iterable[Record]) -> None:
         """As `apply` at the start of a server: a guard that cannot be applied breaks its policies,
         as one of the file does."""
@@ -49,16 +56,46 @@ class LiveGuards:
             service.use(plans).result()
         self.config = self._with(live)
 
-    async def apply(self, records: Iterable[Record], changed: Record) -> None:
-        """Let requests to the model of `changed` carry the guards of `records` from now on.
+    async def apply(self, records: Iterable[Record], changed: Record) -> Record:
+        """Let requests to the model of `changed` carry the guards of `records`, and lists as their
+        files are, from now on.
 
-        Raises ArtifactError where those of `changed` do not fit the served model; nothing has
-        changed then.
+        The entry of `changed` gets on its list, or off it, before. Raises ArtifactError where its
+        guards do not fit the served model, and ListChanged; nothing has changed then.
         """
+        if changed.asked.list is None:
+            await self._carry(records, changed)
+            return changed
+        path = file_of(self._base, changed.asked.list)
+        earlier, changed = await asyncio.to_thread(self._change_list, path, changed)
+        try:
+            await self._carry(records, changed)
+        except BaseException:
+            if earlier is not None:
+                await asyncio.shield(asyncio.to_thread(earlier.save, path))
+            raise
+        return changed
+
+    def _change_list(self, path: Path, record: Record) -> tuple[Artifact | None, Record]:
+        """Change the file of a list; the list before, where it was another one."""
+        listed = record.listed
+        assert listed is not None
+        if record.state in LIVE:
+            return put(path, self._store.of(record.id), listed.added), record
+        if taken := take_off(path, listed.entry):
+            earlier, removed = taken
+            more = {"listed": listed.model_copy(update={"removed": removed})}
+            return earlier, record.model_copy(update=more)
+        if record.history[-2].state in LIVE:
+            return None, record
+        return None, record.model_copy(update={"listed": None})
+
+    async def _carry(self, records: Iterable[Record], changed: Record) -> None:
         live, model = _live(records), changed.asked.model
         if (service := self._services.get(model)) is not None:
             plans = await asyncio.to_thread(self._plans, service, model, live)
-            for guard in changed.guards:
+            listed = changed.asked.list
+            for guard in (*changed.guards, listed) if listed else changed.guards:
                 if reason := plans.broken.get(guard):
                     raise ArtifactError(reason)
             await asyncio.wrap_future(await asyncio.to_thread(service.use, plans))

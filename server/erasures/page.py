@@ -6,6 +6,22 @@ from guard.certificate import Certificate
 from guard.reporting.page import Grid, Part, Tile, render
 
 
+def _listed(certificate: Certificate) -> list[tuple[str, str]]:
+    """The facts of a name on a suppression list."""
+    if certificate.asked.list is None:
+        return []
+    facts = [("Suppression list", certificate.asked.list), ("Entry", certificate.asked.entry or "")]
+    if listed := certificate.listed:
+        changes = {"added": listed.added, "taken off": listed.removed}
+        facts += [
+            (f"Digest of the list {when} it was {what}", digest)
+            for what, change in changes.items()
+            if change is not None
+            for when, digest in (("before", change.before), ("after", change.after))
+        ]
+    return facts
+
+
 def as_page(certificate: Certificate) -> str:
     """The page; it shows all that the JSON says."""
     asked, fired = certificate.asked, certificate.fired
@@ -22,6 +38,7 @@ def as_page(certificate: Certificate) -> str:
         ("Other names", ", ".join(asked.aliases) or "-"),
         ("Documents", str(len(asked.documents))),
         ("Asked to start", asked.start),
+        *_listed(certificate),
         ("Model", asked.model),
         ("Fingerprint of the model", model.fingerprint if model else "-"),
         ("Judgement", certificate.judgement or "-"),

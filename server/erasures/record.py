@@ -10,7 +10,17 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from guard import __version__
 from guard.artifact import FittedModel
-from guard.certificate import ID, Asked, Certificate, Fired, Gate, State, Step, policies_of
+from guard.certificate import (
+    ID,
+    Asked,
+    Certificate,
+    Fired,
+    Gate,
+    Listed,
+    State,
+    Step,
+    policies_of,
+)
 
 Live = Literal["shadow", "in force"]
 """The states in which requests carry the guards."""
@@ -44,6 +54,7 @@ class Record(BaseModel):
     attempts: int = 0
     model: FittedModel | None = None
     gates: tuple[FittedGate, ...] = ()
+    listed: Listed | None = None
     judgement: str = ""
     figures: dict[str, str] = {}
     fired: dict[Live, Fired] = {}
@@ -79,6 +90,7 @@ class Record(BaseModel):
             history=self.history,
             policies=policies_of(self.asked.policies, self.history),
             guards=tuple(each.gate for each in self.gates),
+            listed=self.listed,
             judgement=self.judgement,
             figures=self.figures,
             fired={**fired},

@@ -19,6 +19,7 @@ from server.erasures import worker
 from server.erasures.counting import Firings
 from server.erasures.errors import Conflict, UnknownErasure
 from server.erasures.fit import Job
+from server.erasures.lists import ALONE, ListChanged, file_of, require_other_entries
 from server.erasures.live import LiveGuards
 from server.erasures.record import LIVE, UNFINISHED, Live, Record, now
 from server.erasures.store import Store, document_of, new_id
@@ -85,6 +86,10 @@ class Erasures:
         """The models that can forget."""
         return self._live.models
 
+    def entries(self, model: str) -> Mapping[str, Sequence[str]]:
+        """The suppression lists of a model, and the ids on each."""
+        return self._live.entries(model)
+
     # -- the life of the server -------------------------------------------------------------------
 
     def load(self) -> None:
@@ -96,6 +101,7 @@ class Erasures:
 
     async def start(self) -> None:
         """Begin to fit; what was not finished is fitted anew."""
+        self.settle()
         for record in [*self._records.values()]:
             if record.state not in UNFINISHED:
                 continue
@@ -106,6 +112,14 @@ class Erasures:
                     record.id, f"the server ended {ATTEMPTS} times while it was fitted"
                 )
         self._tasks = [asyncio.create_task(self._work()), asyncio.create_task(self._keep_counts())]
+
+    def settle(self) -> None:
+        """Withdraw entries that somebody has taken off their lists in another way."""
+        for record in [*self._records.values()]:
+            if record.state == "in force" and record.listed is not None:
+                there = self.entries(record.asked.model).get(record.listed.list)
+                if there is not None and record.listed.entry not in there:
+                    self._keep(record.entering("withdrawn", "its entry was taken off the list"))
 
     def stop(self) -> None:
         """The server is about to stop: streams of events end, and so does the fit."""
@@ -126,11 +140,12 @@ class Erasures:
     # -- requests ---------------------------------------------------------------------------------
 
     async def create(self, asked: Asked, documents: Sequence[str]) -> Record:
-        """Queue an erasure. Raises TooManyRequests."""
-        waiting = sum(record.state in UNFINISHED for record in self._records.values())
-        if waiting > self._queue_limit:
+        """Queue an erasure. Raises TooManyRequests, and Conflict for an entry that is under way."""
+        waiting = [each for each in self._records.values() if each.state in UNFINISHED]
+        require_other_entries(asked, waiting)
+        if len(waiting) > self._queue_limit:
             raise TooManyRequests(
-                f"{waiting} erasures are waiting already: try again when one is done",
+                f"{len(waiting)} erasures are waiting already: try again when one is done",
                 retry_after=60.0,
             )
         if len(self._records) >= MOST:
@@ -183,6 +198,8 @@ class Erasures:
                 raise Conflict(
                     f"The erasure is {record.state}; one in shadow or in force can be moved."
                 )
+            if record.asked.list is not None and state == "shadow":
+                raise Conflict(f"The erasure is of a list, and {ALONE}.", param="state")
             if len(record.history) >= MOST_STEPS:
                 raise Conflict("The erasure has had too many states: ask for a new one.")
             return record if record.state == state else await self._apply(record.entering(state))
@@ -244,15 +261,12 @@ class Erasures:
         if record.state != "collecting":
             await self._enter_unfinished(record.id, "collecting")
         self._attempt(record.id, 1)
-        job = Job(
-            erasure=record.id,
-            folder=self._store.of(record.id),
-            name=asked.name,
-            aliases=asked.aliases,
-            source=model.source,
-            dtype=model.dtype,
-            device=model.device,
-        )
+        try:
+            list_file = file_of(self.config, asked.list) if asked.list else None
+        except Conflict as error:
+            await self._fail(record.id, error.message)
+            return
+        job = Job.of(record, self._store.of(record.id), model, list_file)
 
         def listen(said: Mapping[str, object]) -> None:
             self._hear(record.id, said)
@@ -295,10 +309,17 @@ class Erasures:
             if record.state not in UNFINISHED:
                 return
             fitted = record.model_copy(update=dict(result))
+            if fitted.listed:
+                # before its list changes: whatever ends the server, the entry is known as its own
+                self._store.save(fitted)
+            self._records[erasure] = fitted
             try:
                 await self._apply(fitted.entering(record.asked.start))
+            except ListChanged:
+                self._waiting.put_nowait(erasure)
             except GuardError as error:
-                self._keep(fitted.entering("failed", error.message))
+                unlisted = fitted.model_copy(update={"listed": None})
+                self._keep(unlisted.entering("failed", error.message))
 
     async def _fail(self, erasure: str, reason: str) -> None:
         await self._enter_unfinished(erasure, "failed", reason)
@@ -314,10 +335,10 @@ class Erasures:
     async def _apply(self, record: Record) -> Record:
         """Let requests carry the guards that the record's state says, then keep the record."""
         records = {**self._records, record.id: record}
-        if record.gates:
+        if record.gates or record.listed:
             self._count_from(record)
             try:
-                await self._live.apply(records.values(), record)
+                record = await self._live.apply(records.values(), record)
             except BaseException:
                 self._count_from(self._records[record.id])
                 raise
@@ -325,7 +346,9 @@ class Erasures:
 
     def _count_from(self, record: Record) -> None:
         if record.state == "shadow" or record.state == "in force":
-            self._firings.begin(record.id, record.state, record.fired)
+            listed = record.listed
+            entry = (listed.list, listed.concept) if listed else None
+            self._firings.begin(record.id, record.state, record.fired, entry)
 
     def _keep(self, record: Record) -> Record:
         record = record.model_copy(update={"fired": dict(self.fired(record))})

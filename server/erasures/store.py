@@ -20,6 +20,9 @@ from server.erasures.record import Record
 logger = logging.getLogger(__name__)
 
 RECORD, CERTIFICATE, DOCUMENTS, FITTED = "erasure.json", "certificate.json", "documents", "fitted"
+LIST, RESULT = "list.safetensors", "entry.json"
+"""In the folder FITTED: a list with one more entry, until it is in the place of the one before, and
+what the record says of the entry."""
 _NEW = ".new-"
 _MAX_BYTES = 2**24
 

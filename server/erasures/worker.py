@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from guard.artifact import FittedModel
+from guard.certificate import Listed
 from server.erasures.fit import Job
 from server.erasures.record import FittedGate
 
@@ -41,6 +42,7 @@ class Result(BaseModel):
 
     model: FittedModel
     gates: tuple[FittedGate, ...]
+    listed: Listed | None = None
     judgement: str
     figures: dict[str, str]
 

@@ -8,18 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 import pytest
 from fastapi import FastAPI
 
-from guard.artifact import Artifact, ArtifactMeta
 from guard.config.keys import hash_key
 from guard.config.schema import Config, load_config
 from guard.fitting.suppression.lists import shrunk
 from server.app import create_app
 from server.endpoints.lists import lists_router
 from tests.server.live_server import serve_app
-from tests.server.tiny_text_service import TinyTextModel, steer_meta, steer_tensors
+from tests.server.tiny_lists import tiny_list
+from tests.server.tiny_text_service import TinyTextModel
 
 SECRET = "the administrator's"
 CONFIG = """
@@ -31,33 +30,12 @@ guards = ["people"]
 """
 
 
-def _list(model: TinyTextModel, entries: list[str], threshold: float) -> Artifact:
-    """A list whose every entry has a score of 1 at every token."""
-    base, count = steer_meta(model.fingerprint), len(entries)
-    directions = np.asarray(steer_tensors()["directions"])
-    width, layers = directions.shape[1], base.settings["sense_layers"]
-    assert isinstance(layers, list)
-    settings: dict[str, Any] = {
-        **{key: base.settings[key] for key in ("sense_layers", "act_layers", "schedule")},
-        **{"rest": 1, "radius": 1.0, "strength": 1.0, "recheck": None, "threshold": threshold},
-        "entries": entries,
-    }
-    fields = base.model_dump() | {"method": "suppression-list", "settings": settings}
-    tensors = {
-        "gates": np.zeros((count, len(layers), width)),
-        "bias": np.ones(count),
-        "centres": np.zeros((count, 4)),
-        "projection": np.zeros((len(layers), width, 4)),
-        "directions": directions,
-    }
-    meta = ArtifactMeta.model_validate(fields | {"concept": "names/people", "tensors_sha256": ""})
-    return Artifact(meta, tensors)
-
-
 @pytest.fixture
 def server(tiny_model: TinyTextModel, tmp_path: Path) -> Iterator[str]:
     path = tiny_model.write_config(tiny_model.copy(tmp_path), admin_hash=hash_key(SECRET))
-    _list(tiny_model, ["one", "two"], threshold=1.5).save(tmp_path / "people.safetensors")
+    tiny_list(tiny_model.fingerprint, ["one", "two"], threshold=1.5).save(
+        tmp_path / "people.safetensors"
+    )
     path.write_text(path.read_text() + CONFIG)
     config = load_config(path)
     with tiny_model.serve(tmp_path, config) as running:
@@ -89,7 +67,7 @@ def test_a_list_that_has_changed_is_in_force_after_a_reload(
     server: str, tiny_model: TinyTextModel, tmp_path: Path
 ) -> None:
     assert not _guard(server)["fired"]
-    grown = _list(tiny_model, ["one", "two", "three"], threshold=0.5)
+    grown = tiny_list(tiny_model.fingerprint, ["one", "two", "three"], threshold=0.5)
     grown.save(tmp_path / "people.safetensors")
     assert not _guard(server)["fired"]
     answer = _reload(server)
@@ -104,7 +82,9 @@ def test_a_list_that_has_changed_is_in_force_after_a_reload(
 def test_another_list_in_its_place_is_refused_and_nothing_changes(
     server: str, tiny_model: TinyTextModel, tmp_path: Path
 ) -> None:
-    _list(tiny_model, ["other", "two", "three"], 0.5).save(tmp_path / "people.safetensors")
+    tiny_list(tiny_model.fingerprint, ["other", "two", "three"], 0.5).save(
+        tmp_path / "people.safetensors"
+    )
     answer = _reload(server)
     assert answer.status_code >= 400 and "restart the server" in answer.json()["error"]["message"]
     assert not _guard(server)["fired"]

@@ -13,13 +13,13 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from guard.artifact import FittedModel
 from guard.cache import cache_dir
 from guard.data.bank.bank import digest
 from guard.errors import ArtifactError
+from guard.fitting.checkpoints import save_whole
 from guard.fitting.steering.gates import RetainStatistics, TokenStates
 
 MAX_BYTES = 2**31
@@ -122,15 +122,6 @@ def from_tensors(name: str, tensors: Mapping[str, Tensor]) -> TokenStates:
         behind_prefix=tensors[f"{name}.behind_prefix"],
         count=len(lengths),
     )
-
-
-def save_whole(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a file, all of it or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".unfinished")
-    whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    save_file(whole, unfinished, metadata)
-    unfinished.replace(path)
 
 
 def profile_path(model: FittedModel) -> Path:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from guard.data.prompts import ForgetPrompt, PairedAnswers
 from guard.evaluation.fluency import loops, perplexity
+from guard.fitting.checkpoints import Checkpoints
 from guard.fitting.steering.asking import asked, prompt_of
 from guard.fitting.steering.gate_search import FittedGate
 from guard.fitting.steering.wordings import REFUSALS
@@ -121,15 +124,16 @@ def search(
     max_tokens: int,
     stop_early: bool,
     progress: Stages,
+    kept: Checkpoints | None = None,
 ) -> tuple[tuple[Trial, ...], SteerGuard]:
     """Try layers and strengths on `rows`: among fluent settings the one wins with the fewest leaks,
     loops and facts that are recognised among distractors more often than by chance, then the one
     with the lowest perplexity. `stop_early` ends the search at a fluent setting with none of
-    these."""
+    these. Trials in `kept` are not made again."""
+    kept = kept or Checkpoints(None)
     trials: list[Trial] = []
     guards: list[SteerGuard] = []
     schedule = torch.tensor(SCHEDULE)[:, None, None]
-    prompts = asked(chat, rows)
 
     def faults(trial: Trial) -> float:
         return trial.leak_rate + trial.looping + trial.excess
@@ -155,31 +159,12 @@ def search(
         for strength in STRENGTHS:
             if done():
                 break
-            always = [RowGuard("fitted", -math.inf, strength, True, recheck)]
-            what = f"trial: layers {', '.join(map(str, layers))}, strength {strength}"
-            bank = bank_of([guard], chat.device)
-            answers = chat.answer(
-                prompts,
-                max_tokens=max_tokens,
-                what=what,
-                progress=progress,
-                bank=bank,
-                guards=always,
+            facts = kept.value(
+                f"trial-{'-'.join(map(str, layers))}-{strength}",
+                partial(_tried, chat, guard, strength, recheck, rows, max_tokens, progress),
             )
-            recognised, chance = recognition(chat, rows, bank, always, f"{what}, facts", progress)
-            trials.append(
-                Trial(
-                    act_layers=guard.act_layers,
-                    strength=strength,
-                    leaked=tuple(
-                        row.leaks(answer.text) for row, answer in zip(rows, answers, strict=True)
-                    ),
-                    perplexity=perplexity(chat, [answer.tokens for answer in answers]),
-                    looping=sum(loops(answer.text) for answer in answers) / len(answers),
-                    recognised=recognised,
-                    chance=chance,
-                )
-            )
+            leaked = tuple(facts.pop("leaked"))
+            trials.append(Trial(guard.act_layers, strength, leaked, **facts))
             guards.append(guard)
 
     def cost(trial: Trial) -> tuple[bool, float, float]:
@@ -189,6 +174,37 @@ def search(
     best = min(range(len(trials)), key=lambda i: cost(trials[i]))
     trials[best] = replace(trials[best], chosen=True)
     return tuple(trials), guards[best]
+
+
+def _tried(
+    chat: ChatModel,
+    guard: SteerGuard,
+    strength: float,
+    recheck: float | None,
+    rows: Sequence[ForgetPrompt],
+    max_tokens: int,
+    progress: Stages,
+) -> dict[str, Any]:
+    """What a trial has found."""
+    always = [RowGuard(guard.name, -math.inf, strength, True, recheck)]
+    what = f"trial: layers {', '.join(map(str, guard.act_layers))}, strength {strength}"
+    bank = bank_of([guard], chat.device)
+    answers = chat.answer(
+        asked(chat, rows),
+        max_tokens=max_tokens,
+        what=what,
+        progress=progress,
+        bank=bank,
+        guards=always,
+    )
+    recognised, chance = recognition(chat, rows, bank, always, f"{what}, facts", progress)
+    return {
+        "leaked": [row.leaks(answer.text) for row, answer in zip(rows, answers, strict=True)],
+        "perplexity": perplexity(chat, [answer.tokens for answer in answers]),
+        "looping": sum(loops(answer.text) for answer in answers) / len(answers),
+        "recognised": recognised,
+        "chance": chance,
+    }
 
 
 def recognition(

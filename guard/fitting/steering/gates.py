@@ -72,6 +72,17 @@ class TokenStates:
             chosen.last,
         )
 
+    @classmethod
+    def joined(cls, parts: Sequence[TokenStates], shared: int) -> TokenStates:
+        """The states of all sequences of text of some, which share their first `shared` tokens."""
+        lengths = torch.cat([torch.bincount(part.sequence, minlength=part.count) for part in parts])
+        start = lengths.cumsum(0) - lengths
+        sequence = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+        # the first token of each is not among its states
+        place = torch.arange(len(sequence)) - start[sequence] + 1
+        states = torch.cat([part.states for part in parts])
+        return cls(states, sequence, place >= shared, len(lengths))
+
     def means(self, layer: int) -> Tensor:
         """The mean state of each sequence's tokens behind the prefix, at the index `layer`:
         `[sequences, width]`."""

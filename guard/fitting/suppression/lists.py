@@ -17,6 +17,7 @@ from guard.fitting.erasure.profile import Profile
 from guard.fitting.erasure.profiling import profile_of
 from guard.fitting.steering.artifacts import file_name
 from guard.fitting.steering.directions import REST, SCHEDULE
+from guard.fitting.suppression.evaluation import fired_of
 from guard.fitting.suppression.fit import (
     Gates,
     Rates,
@@ -86,6 +87,14 @@ class SuppressionLists:
             thresholds = recalibrated(self._profile, self._strangers, more, thresholds)
         every = [*ids, *(entry.id for entry in entries)]
         return self.of(more, every, artifact.meta.concept, thresholds)
+
+    def figures(self, artifact: Artifact, names: Sequence[str]) -> dict[str, str]:
+        """How often the list fires on prompts that name one of `names`, in wordings that no fit
+        has, on others who share a part of the name, on strangers and on innocent topics."""
+        fired = fired_of(
+            self._chat, self._profile, self._strangers, artifact, names, self._progress
+        )
+        return {f"fired_{kind}": str(share) for kind, share in fired.items()}
 
     def _fitted(self, names: Sequence[str]) -> Gates:
         return fit_gates(self._chat, self._profile, self._strangers, names, self._progress)
@@ -157,15 +166,15 @@ def slots_of(artifact: Artifact) -> list[str]:
     return [str(each) for each in ids]
 
 
-def shrunk(artifact: Artifact, ids: Sequence[str]) -> Artifact:
+def shrunk(artifact: Artifact, ids: Sequence[str], *, empty: bool = False) -> Artifact:
     """The list without all entries of these ids; thresholds stay, and so do the numbers of other
     entries, by which requests know them that are running. Raises DataError for an id that it does
-    not have, and where no entry would be left."""
+    not have, and where no entry would be left, unless it may be `empty`: it never fires then."""
     slots = slots_of(artifact)
     if lost := [each for each in ids if not each or each not in slots]:
         raise DataError(f"has no entry {lost[0]!r}")
     gone = [i for i, each in enumerate(slots) if not each or each in set(ids)]
-    if len(gone) == len(slots):
+    if len(gone) == len(slots) and not empty:
         raise DataError("no entry would be left: take the list out of its policies instead")
     tensors = {name: values.copy() for name, values in artifact.tensors.items()}
     # a score that is never over a threshold

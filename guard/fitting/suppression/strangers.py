@@ -15,14 +15,14 @@ from torch import Tensor
 
 from guard.data.bank.bank import digest
 from guard.data.bank.names import TRAIN, VALIDATION, names_digest, people
+from guard.fitting.checkpoints import Checkpoints, save_whole
 from guard.fitting.erasure.profile import (
     Profile,
     as_tensors,
     from_tensors,
     profile_path,
-    save_whole,
 )
-from guard.fitting.erasure.profiling import read_prompts
+from guard.fitting.erasure.profiling import checkpoints, read_prompts
 from guard.fitting.steering.gates import RIDGE, TokenStates
 from guard.fitting.suppression.reading import Asked, name_states
 from guard.models.chat import ChatModel
@@ -51,16 +51,24 @@ class Strangers:
     held_out: TokenStates
 
     @classmethod
-    def of(cls, chat: ChatModel, profile: Profile, progress: Stages) -> Self:
-        """Computed from the model."""
+    def of(
+        cls, chat: ChatModel, profile: Profile, progress: Stages, kept: Checkpoints | None = None
+    ) -> Self:
+        """Computed from the model, but for what `kept` has."""
+        kept = kept or Checkpoints(None)
         layers, statistics = profile.about.sense_layers, profile.statistics
         names = people("train", FOR_FIT)
         every = [Asked(wording, name) for name in names for wording in TRAIN[:2]]
         states = read_prompts(
-            chat, [each.text for each in every], layers, "reading strangers", progress
+            chat, [each.text for each in every], layers, "reading strangers", progress, kept
         )
         system = _ridged(statistics.gram + statistics.gram_of(states))
-        ends = name_states(chat, every, layers, "reading strangers' names", progress)
+        ends = kept.tensors(
+            "names",
+            lambda: {
+                "ends": name_states(chat, every, layers, "reading strangers' names", progress)
+            },
+        )["ends"]
         joined = (ends * statistics.scale[:, None]).flatten(1).double()
         # the largest directions of names where the states of all other prompts are white
         whitening = torch.linalg.cholesky(_ridged(statistics.gram))
@@ -72,7 +80,7 @@ class Strangers:
             Asked(VALIDATION[i % len(VALIDATION)], name).text
             for i, name in enumerate(people("validation", HELD_OUT))
         ]
-        held_out = read_prompts(chat, asked, layers, "reading other strangers", progress)
+        held_out = read_prompts(chat, asked, layers, "reading other strangers", progress, kept)
         return cls(system, projection.float(), held_out)
 
     def save(self, path: Path) -> None:
@@ -108,11 +116,14 @@ def _ridged(gram: Tensor) -> Tensor:
 
 
 def strangers_of(chat: ChatModel, profile: Profile, progress: Stages) -> Strangers:
-    """Those of the cache; computed and kept where there are none of this profile."""
+    """Those of the cache; computed and kept where there are none of this profile, from where an
+    earlier computation was killed."""
     layers = "-".join(map(str, profile.about.sense_layers))
     path = profile_path(chat.fitted_model).with_suffix(f".names-{layers}.safetensors")
+    kept = checkpoints(chat, path, digest(), names_digest())
     strangers = Strangers.load(path)
     if strangers is None:
-        strangers = Strangers.of(chat, profile, progress)
+        strangers = Strangers.of(chat, profile, progress, kept)
         strangers.save(path)
+    kept.clear()
     return strangers

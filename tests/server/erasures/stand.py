@@ -20,10 +20,27 @@ from server.erasures.service import Erasures
 from server.erasures.store import Store
 from tests.server.live_server import serve_app
 from tests.server.running_service import audit_lines
+from tests.server.tiny_lists import tiny_list
 from tests.server.tiny_text_service import RunningText, TinyTextModel
 
 SECRET = "the administrator's"
 POLICY = "erased"
+LISTS = """
+[[guards]]
+name = "people"
+artifact = "people.safetensors"
+[[guards]]
+name = "unused"
+artifact = "unused.safetensors"
+[[guards]]
+name = "quiet"
+artifact = "quiet.safetensors"
+shadow = true
+[policies.people]
+guards = ["people"]
+[policies.more]
+guards = ["people", "quiet"]
+"""
 
 
 @dataclass
@@ -87,7 +104,9 @@ def erasure_server(
     if not (folder / "config.toml").exists():
         path = model.write_config(model.copy(folder), admin_hash=hash_key(SECRET), **options)
         more = f'[erasures]\nfolder = "erasures"\nqueue_limit = {queue_limit}\n'
-        path.write_text(path.read_text() + more + f"[policies.{POLICY}]\nguards = []\n")
+        path.write_text(path.read_text() + more + f"[policies.{POLICY}]\nguards = []\n" + LISTS)
+        for name in ("people", "unused", "quiet"):
+            tiny_list(model.fingerprint, ["one", "two"], 1.5).save(folder / f"{name}.safetensors")
     config = load_config(folder / "config.toml")
     module = "tests.server.erasures.fake_fit"
     command = (sys.executable, "-m", module, str(folder / f"{artifact}.safetensors"))

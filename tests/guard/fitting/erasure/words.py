@@ -28,7 +28,7 @@ class WordModel:
     """Answers by prompt, `told`; `known` is said to every other prompt that has one of its keys."""
 
     name, width, depth, device = "words", WIDTH, DEPTH, torch.device("cpu")
-    scores_texts, sees = False, False
+    precision, scores_texts, sees = "float32", False, False
     fitted_model = FittedModel(
         name="words", architecture="words", fingerprint="a" * 64, layers=DEPTH, width=WIDTH
     )

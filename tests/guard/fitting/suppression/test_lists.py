@@ -106,6 +106,16 @@ def test_a_list_grows_and_shrinks_without_touching_the_others(
         shrunk(first, entries_of(first))
 
 
+def test_a_list_is_tried_on_the_names_that_it_got_last(lists: SuppressionLists) -> None:
+    first = lists.made(_entries(NAMES[:3]), "names/people", Rates())
+    added = NAMES[3]
+    figures = lists.figures(lists.grown(first, _entries([added])), [added])
+    assert "(8/8;" in figures["fired_by_name"]
+    assert figures["fired_sharing"].startswith("0.0% (0/20;")
+    # the list that does not have the name yet
+    assert "(0/8;" in lists.figures(first, [added])["fired_by_name"]
+
+
 def test_a_name_that_was_taken_off_does_not_fire(
     chat: WordModel, lists: SuppressionLists, tmp_path: Path
 ) -> None:
