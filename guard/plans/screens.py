@@ -13,8 +13,8 @@ from typing import Any, Protocol, cast, get_args
 
 import numpy as np
 
+from classifiers.embeddings.heads import Floats
 from classifiers.text.encoder.model import TextEncoder
-from classifiers.text.heads import Floats
 from classifiers.text.patterns.matching import PatternSet
 from guard.artifact import Artifact
 from guard.config.kinds import kind_of

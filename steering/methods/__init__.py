@@ -239,7 +239,7 @@ METHODS: dict[str, Method] = {
         Method(
             "screen",
             seam="text",
-            stack="classifiers.text.heads:stack",
+            stack="classifiers.embeddings.heads:stack",
             action="block",
             bound_to="sentence encoder",
             decides="before",

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from classifiers.calibration import auc
-from classifiers.text.heads import Floats
+from classifiers.embeddings.heads import Floats
 from guard.data.prompts import ScreenText
 from guard.evaluation.shares import Share
 from guard.evaluation.text_disguises import TEXT_DISGUISES

@@ -103,6 +103,6 @@ def test_texts_too_few_for_the_rate_are_refused_before_the_encoder(
     few = fit(model, data, tmp_path / "s.safetensors", "--fpr", "0.005")
     assert few.exit_code == 1 and "needs 199 benign texts" in few.stderr and "--fpr" in few.stderr
     unknown = fit(model, data, tmp_path / "s.safetensors", "--hold-out", "nobody")
-    assert "no row is of the source 'nobody'" in unknown.stderr
+    assert "nothing is of the source 'nobody'" in unknown.stderr
     enough = fit(model, data, tmp_path / "s.safetensors")
     assert enough.exit_code == 1 and "no text encoder" in enough.stderr
