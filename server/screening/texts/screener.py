@@ -15,7 +15,8 @@ from classifiers.text.disguises.views import readings
 from classifiers.text.encoder.model import TextEncoder
 from classifiers.text.patterns.matching import have_none
 from guard.errors import GuardFailed
-from guard.plans.screens import EmbeddingScores, TextScreen
+from guard.plans.heads import EmbeddingScores
+from guard.plans.screens import TextScreen
 from server.screening.bodies.texts import MAX_TEXTS
 from server.screening.errors import TextTooLong, TooManyTexts
 from server.screening.findings import ScreenedText
