@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from classifiers.embeddings.heads import Floats
+from classifiers.images.card import ImageEncoderCard
 from guard.errors import ModelError
-from guard.models.sources import added_model
+from guard.models.sources import added_model, models_dir
 from guard.plans.heads import Head, Heads, Loaded
 
 if TYPE_CHECKING:
@@ -67,17 +68,27 @@ def load_classifiers(
 
 def load_encoder(name: str) -> ImageEncoder:
     """The image encoder of an added model. Raises ModelError."""
-    model = added_model(name)
-    if model is None:
-        raise ModelError(f"the image encoder {name!r} is not there: run `guard models add {name}`")
+    encoder_card(name)
     try:
         from classifiers.images.encoder import ImageEncoder
+
+        return ImageEncoder.load(models_dir() / name)
     except ImportError as error:
         raise ModelError(
             f"screens of images need {error.name}: pip install 'inference-guard[screens]'"
         ) from error
+
+
+def encoder_card(name: str) -> ImageEncoderCard:
+    """The card of an added image encoder, whose files are as they were added. Raises
+    ModelError."""
+    model = added_model(name)
+    if model is None:
+        raise ModelError(
+            f"the image encoder {name!r} is not there yet: run `guard models add {name}`"
+        )
     try:
-        return ImageEncoder.load(model.path)
+        return ImageEncoderCard.read(model.path)
     except ValueError as error:
         raise ModelError(str(error)) from error
 
