@@ -8,7 +8,7 @@ that the rate holds on each. Held-out collections are for testing only.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
 
@@ -16,25 +16,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from classifiers.embeddings.heads import EmbeddingHead, Floats, Kind
-from classifiers.embeddings.training import Calibration, calibrated
+from classifiers.embeddings.training import Calibration
 from classifiers.embeddings.training import train as train_head
 from classifiers.text.encoder.model import OVERLAP, WINDOW, TextEncoder
 from guard.artifact import Artifact, ArtifactMeta, FittedModel
 from guard.data.prompts import ScreenText, texts
 from guard.errors import DataError
+from guard.evaluation.text_disguises import TEXT_DISGUISES
 from guard.fitting.judgement import HeldOut
-from guard.fitting.screens.figures import HeldOutScores, ScreenFigures, figures_of
+from guard.fitting.screens.cross_fit import cross_fit
+from guard.fitting.screens.figures import HeldOutScores, ScreenFigures, evenly, figures_of
 from guard.fitting.screens.folds import (
     FOLDS,
     Indices,
     folds_of,
     require_enough,
-    threshold_on,
 )
 from guard.fitting.screens.windows import Readings, TextWindows, embed_windows
 from guard.reporting.progress import Stages
 
 METHOD = "screen"
+_LONGEST_DISGUISED = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,22 +77,19 @@ def fit_screen(
     folds = folds_of(rows, hold_out, recipe.seed)
     unsafe = np.array([row.unsafe for row in rows])
     windows = embed_windows(encoder, texts(rows), readings, progress, "reading texts")
-    advance = progress("training heads", FOLDS + 1)
-    train = np.flatnonzero(folds >= 0)
-    logits = np.full(len(rows), np.nan, np.float32)
     try:
-        for fold in range(FOLDS):
-            fold_head = _trained(windows, train[folds[train] != fold], unsafe, recipe)
-            logits[folds == fold] = windows.logits(fold_head)[folds == fold]
-            advance(1)
-        head = _trained(windows, train, unsafe, recipe)
-        usable = train[np.isfinite(logits[train])]
-        head = calibrated(head, logits[usable], unsafe[usable], recipe.calibration)
+        fitted = cross_fit(
+            rows,
+            folds,
+            lambda chosen: _trained(windows, chosen, unsafe, recipe),
+            windows.logits,
+            recipe.calibration,
+            recipe.fpr,
+            progress("training heads", FOLDS + 1),
+        )
     except ValueError as error:
         raise DataError(f"the texts of {concept} are not sufficient: {error}") from error
-    advance(1)
-    scores = head.probabilities(logits)
-    threshold = threshold_on(rows, scores, usable, recipe.fpr)
+    head, threshold, scores, usable = fitted.head, fitted.threshold, fitted.scores, fitted.usable
     unsafe_scores = scores[usable[unsafe[usable]]]
     held_out = np.flatnonzero(folds < 0)
     test, judged = None, usable
@@ -101,7 +100,7 @@ def fit_screen(
 
         test_rows = [rows[i] for i in held_out.tolist()]
         test_scores = HeldOutScores(test_rows, windows.scores(head)[held_out])
-        test = figures_of(test_scores, score, threshold)
+        test = figures_of(test_scores, threshold, _disguised(test_rows, score))
         scores[held_out] = test_scores.scores
         judged = np.concatenate([usable, held_out])
     card = encoder.card
@@ -157,3 +156,24 @@ def _trained(
     text = windows.text[chosen]
     weights = 1 / np.bincount(text)[text]
     return train_head(recipe.kind, windows.embeddings[chosen], unsafe[text], weights, recipe.seed)
+
+
+def _disguised(
+    rows: Sequence[ScreenText], score: Callable[[Sequence[str], str], Floats]
+) -> dict[str, tuple[Floats, Floats]]:
+    """The scores of some unsafe and some benign rows, by the disguise that they are in."""
+    short = [row for row in rows if len(row.prompt) <= _LONGEST_DISGUISED]
+    samples = [
+        [short[i].prompt for i in evenly([row.unsafe == kind for row in short])]
+        for kind in (True, False)
+    ]
+    disguised = {}
+    for name, hide in TEXT_DISGUISES.items():
+        both = [
+            score([hide(text) for text in texts], f"in {name}")
+            if texts
+            else np.zeros(0, np.float32)
+            for texts in samples
+        ]
+        disguised[name] = both[0], both[1]
+    return disguised

@@ -285,7 +285,7 @@ class _Collector:
             if self.skip_verdicts and name == "guard" and not free:
                 continue
             # verdicts tell paths: a name that is not the protocol's may be what must not be told
-            part = name if is_name(name) else "*"
+            part = name if is_name(name) or name in OPAQUE or name in FILES else "*"
             path = f"{at.path}.{part}" if at.path else part
             item_place = place if is_response or free else place_of_member(name, place)
             inside = Position(value, name, item_place, path, at.depth + 1, signed=signed)

@@ -134,6 +134,8 @@ def _file(image: JsonImage) -> bytes:
     if isinstance(value, bytes):
         return value
     start = value[:40].lstrip().lower()
-    if start.startswith("data:") or "://" in start:
+    if "://" in start:
+        raise UnusableImage("it is at an address, and nothing is fetched here: send base64")
+    if start.startswith("data:"):
         return file_of(ImageUpload.of_url(value, image.path))
     return file_of(ImageUpload(value, "", image.path))

@@ -72,7 +72,7 @@ def test_an_artifact_and_its_report_are_written(model: Path, data: Path, tmp_pat
 def test_without_json_the_figures_are_printed(model: Path, data: Path, tmp_path: Path) -> None:
     result = fit(model, data, tmp_path / "s.safetensors", "--hold-out", HELD[0])
     assert result.exit_code == 0, result.output
-    assert "held-out texts that fire" in result.stdout and "bad-elsewhere" in result.stdout
+    assert "held-out examples that fire" in result.stdout and "bad-elsewhere" in result.stdout
 
 
 @pytest.mark.parametrize(

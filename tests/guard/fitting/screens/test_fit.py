@@ -144,5 +144,5 @@ def test_the_report_shows_every_collection_and_disguise(fitted: ScreenFit) -> No
 def test_a_text_that_is_too_long_does_not_count_as_fired() -> None:
     held = figures.HeldOutScores(ROWS[:2], np.array([np.nan, 0.9], np.float32))
     assert held.of(unsafe=True).shape == (2,)
-    tested = figures.figures_of(held, lambda t, stage: np.zeros(len(t), np.float32), 0.5)
+    tested = figures.figures_of(held, 0.5, {})
     assert tested.recall["bad"].count == 1 and tested.auc is None
