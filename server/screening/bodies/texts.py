@@ -326,6 +326,9 @@ class _Collector:
         else:
             if name in TEMPLATES and not is_response:
                 self._add_opaque("templates", inside)
+            if kind == PICTURES and item:
+                # some decoders pass over what is no code
+                self.texts.images.append(JsonImage(item, inside.place, inside.path, is_text=True))
             self.value(item, inside)
 
     def _kind(self, name: str, item: Any, at: Position) -> Literal["text", "value", "schema"]:
