@@ -128,12 +128,20 @@ def _prototypes(
 
 
 def _temperature(logits: Floats, unsafe: Flags, weights: NDArray[np.float64]) -> float:
+    """The temperature of least cross entropy.
+
+    Targets are those of Platt (1999), a little inside 0 and 1: where logits separate the classes,
+    the temperature would else go to zero and all probabilities to 0 or 1, thresholds with them.
+    """
     from scipy.optimize import minimize_scalar  # type: ignore[import-untyped]
 
-    signed = np.where(unsafe, logits, -logits).astype(np.float64)
+    targets = np.where(unsafe, 1 - 1 / (unsafe.sum() + 2), 1 / ((~unsafe).sum() + 2))
+    real = logits.astype(np.float64)
 
     def loss(log_temperature: float) -> float:
-        return float((weights * np.logaddexp(0, -signed / np.exp(log_temperature))).sum())
+        scaled = real / np.exp(log_temperature)
+        losses = targets * np.logaddexp(0, -scaled) + (1 - targets) * np.logaddexp(0, scaled)
+        return float((weights * losses).sum())
 
     return float(np.exp(minimize_scalar(loss, bounds=(-5, 5), method="bounded").x))
 

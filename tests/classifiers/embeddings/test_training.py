@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from classifiers.calibration import auc
-from classifiers.embeddings.heads import EmbeddingHeads, Floats, Kind
+from classifiers.embeddings.heads import EmbeddingHead, EmbeddingHeads, Floats, Kind
 from classifiers.embeddings.training import Calibration, calibrated, train
 
 WIDTH = 12
@@ -76,3 +76,11 @@ def test_one_class_alone_is_refused(flag: bool) -> None:
     head = train("logistic", embeddings, unsafe, np.ones(40), seed=0)
     with pytest.raises(ValueError, match="of both kinds"):
         calibrated(head, np.zeros(40, np.float32), one, "temperature")
+
+
+def test_classes_that_are_apart_keep_finite_odds() -> None:
+    logits = np.concatenate([np.linspace(5, 9, 40), np.linspace(-9, -5, 60)]).astype(np.float32)
+    unsafe = logits > 0
+    head = EmbeddingHead("logistic", {"weight": np.ones((1, 1), "f4"), "bias": np.zeros(1, "f4")})
+    scores = calibrated(head, logits, unsafe, "temperature").probabilities(logits)
+    assert len(np.unique(scores)) == 100 and scores.min() > 1e-6 and scores.max() < 1 - 1e-6
