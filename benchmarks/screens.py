@@ -27,9 +27,9 @@ from rich.table import Table
 from transformers import DebertaV2Config, DebertaV2Model
 
 from benchmarks.rounds import shuffled_rounds
+from classifiers.embeddings.heads import EmbeddingHead, EmbeddingHeads
 from classifiers.text.disguises.views import readings
 from classifiers.text.encoder.model import TextEncoder
-from classifiers.text.heads import TextHead, TextHeads
 from classifiers.text.patterns.matching import shipped
 from guard.artifact import Artifact
 from guard.models.sources import resolve_source
@@ -66,8 +66,11 @@ def main() -> None:
 def _measure(rounds: int) -> dict[str, Any]:
     encoder = TextEncoder.load(resolve_source("minilm"), threads=1)
     artifacts = [Artifact.load(path) for path in sorted(FITTED.glob("*.safetensors"))]
-    heads = TextHeads(
-        [TextHead.from_tensors(artifact.tensors, artifact.meta.settings) for artifact in artifacts]
+    heads = EmbeddingHeads(
+        [
+            EmbeddingHead.from_tensors(artifact.tensors, artifact.meta.settings)
+            for artifact in artifacts
+        ]
     )
     lists = [shipped("secrets"), shipped("personal-data")]
     deberta = DebertaV2Model(DebertaV2Config(**_DEBERTA_V3_BASE))

@@ -87,7 +87,7 @@ class GuardVerdict:
 class Verdict:
     """All guards on one request; `elapsed_ms` is the wall time from its admission to its end.
 
-    `unscreened` is content that the policy's screens of text have not read: "images", or a path.
+    `unscreened` is content that the policy's screens have not read: "images", or a path.
     """
 
     request_id: str

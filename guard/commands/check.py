@@ -29,6 +29,7 @@ from guard.config.schema import (
 )
 from guard.errors import ConfigError, ModelError
 from guard.models.sources import resolve_source
+from steering.methods import SCREENS
 
 app = typer.Typer(add_completion=False)
 
@@ -107,7 +108,7 @@ def _model(
         name
         for name in config.policy_names
         if not (named := config.policy(name).guards)
-        or any(guards[guard]["kind"] in {model.kind, "text", None} for guard in named)
+        or any(guards[guard]["kind"] in SCREENS | {model.kind, None} for guard in named)
     ]
     default = model.default_policy or config.server.default_policy
     return model.model_dump(mode="json") | {
@@ -248,7 +249,7 @@ def _tables(meaning: dict[str, Any]) -> list[Table]:
             instead = f" by {replacement}" if policy["replacement"] else ""
             title += f", fallback {policy['fallback']}{instead}"
             title += ", returns masks of what guards have written" if policy["debug"] else ""
-        if any(guard["kind"] == "text" for guard in policy["guards"]):
+        if any(guard["kind"] in SCREENS for guard in policy["guards"]):
             title += f"; {_screening(policy)}"
         if name == NO_POLICY:
             title = f"Policy {name}: no guards, for {tenants}"
@@ -282,13 +283,14 @@ def _tables(meaning: dict[str, Any]) -> list[Table]:
 
 
 def _screening(policy: dict[str, Any]) -> str:
-    """The screens of text of a policy, in words."""
+    """The screens of a policy, in words."""
     screen = policy["screen"]
     default = policy["action"] if policy["action"] in get_args(TextAction) else "block"
-    texts = [guard["name"] for guard in policy["guards"] if guard["kind"] == "text"]
-    actions = ", ".join(f"{name}: {screen['actions'].get(name, default)}" for name in texts)
+    names = [guard["name"] for guard in policy["guards"] if guard["kind"] in SCREENS]
+    actions = ", ".join(f"{name}: {screen['actions'].get(name, default)}" for name in names)
     text = f"reads {', '.join(screen['look'])} ({actions})"
     text += f", holds {screen['hold_back_chars']} characters of a stream back"
+    text += ", reads the text in images" if screen["ocr"] else ""
     unread = ", ".join(screen["unscreened"])
     return text + (f", lets {unread} pass unread" if unread else "")
 

@@ -12,6 +12,7 @@ from guard.commands.tables import add_row, new_table
 from guard.config.proxy_schema import UpstreamConfig
 from guard.config.schema import Config
 from guard.config.upstream_urls import lacks_version, url_of
+from steering.methods import SCREENS
 
 _CHAT = "/v1/chat/completions"
 
@@ -29,7 +30,7 @@ def describe_policy(config: Config, name: str, guards: Mapping[str, dict[str, An
     if not config.upstreams:
         return None
     policy = config.policy(name)
-    acting = [guard for guard in policy.guards if guards[guard]["kind"] == "text"]
+    acting = [guard for guard in policy.guards if guards[guard]["kind"] in SCREENS]
     has_plugin = any(upstream.plugin for upstream in config.upstreams)
     return {
         "act": acting,

@@ -20,7 +20,8 @@ from guard.config.setting_checks import recheck_of
 from guard.errors import ArtifactError, ModelError
 from guard.models.recipes import RECIPES
 from guard.models.sources import added_model, resolve_source
-from steering.methods import method_named
+from guard.plans.image_screens import encoder_card
+from steering.methods import SCREENS, method_named
 from steering.methods.fitted import FittedGuard
 
 _DEPTH, _WIDTH = ("num_hidden_layers", "n_layer"), ("hidden_size", "n_embd")
@@ -54,6 +55,7 @@ def findings(config: Config) -> Findings:
             f"screens that are classifiers need the model {_ENCODER!r}, which is not there yet: "
             f"run `guard models add {_ENCODER}`"
         )
+    _images(config, artifacts, found)
     kinds |= {entry.name: "text" for entry in config.patterns}
     if config.models:
         _policies_of_models(config, kinds, found)
@@ -67,13 +69,33 @@ def findings(config: Config) -> Findings:
     return found
 
 
+def _images(config: Config, artifacts: Mapping[str, Artifact], found: Findings) -> None:
+    """What screens of images need beside their artifacts."""
+    for name, artifact in artifacts.items():
+        if kind_of(artifact.meta) != "pixels":
+            continue
+        try:
+            card = encoder_card(artifact.meta.model.name)
+            artifact.require_model(card.fingerprint, served=card.name)
+        except ModelError as error:
+            found.warnings.append(f"{name}: {error}")
+        except ArtifactError as error:
+            found.problems.append(f"{name}: {error}")
+    readers = [name for name, policy in config.policies.items() if policy.screen.ocr]
+    if readers and find_spec("rapidocr") is None:
+        found.warnings.append(
+            f"policies.{readers[0]}.screen.ocr: needs RapidOCR, which is not installed here: "
+            "pip install 'inference-guard[ocr]'"
+        )
+
+
 def _try(setting: GuardConfig, artifact: Artifact) -> None:
     """Raise ValueError or ArtifactError for a guard that a server would not load."""
     meta = artifact.meta
     method = method_named(meta.method)
     guard = FittedGuard(setting.name, artifact.tensors, meta.settings)
     method.require_in_range(meta.settings, setting.name)
-    if method.kind == "text" or find_spec("torch") is not None:
+    if method.kind in SCREENS or find_spec("torch") is not None:
         method.stacked([guard])
     if setting.threshold is None:
         guard.number("threshold")
@@ -175,7 +197,7 @@ def _policies_of_models(config: Config, kinds: Mapping[str, Kind | None], found:
     for name, policy in config.policies.items():
         if not policy.guards and config.erasures.folder is not None:
             continue  # erasures will fill it
-        if served & _kinds(config, name, kinds) or "text" in _kinds(config, name, kinds):
+        if (served | SCREENS) & _kinds(config, name, kinds):
             continue
         found.warnings.append(
             f"policies.{name}: none of its guards is for a model of this configuration"
@@ -184,7 +206,7 @@ def _policies_of_models(config: Config, kinds: Mapping[str, Kind | None], found:
         model.default_policy or config.server.default_policy: model.kind for model in config.models
     }
     if not any(
-        not config.policy(name).guards or {kind, "text"} & _kinds(config, name, kinds)
+        not config.policy(name).guards or (SCREENS | {kind}) & _kinds(config, name, kinds)
         for name, kind in defaults.items()
     ):
         found.problems.append(

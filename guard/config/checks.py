@@ -21,6 +21,7 @@ from guard.config.setting_checks import setting_problems
 from guard.config.toml_lines import KeyPath
 from guard.data.faults import suggestion
 from guard.errors import ArtifactError
+from steering.methods import SCREENS
 
 NO_POLICY = "none"
 DEFAULT_MAX_STEPS = 100
@@ -120,13 +121,13 @@ def cross_check(data: Mapping[str, Any], folder: Path) -> Iterator[Problem]:
                 continue
             kind = kind_of(meta)
             yield from setting_problems(index, guard, meta)
-            if kinds.get(str(guard.get("name"))) == "text":
+            if str(guard.get("name")) in {str(entry.get("name")) for _, entry in lists}:
                 yield ("guards", index, "name"), "is also a name in [[patterns]]: change one"
             kinds[str(guard.get("name"))] = kind
             if kind != "language" and "recheck" in guard:
                 yield ("guards", index, "recheck"), "is for guards of language models: leave it out"
-            if kind == "text" and "strength" in guard:
-                yield ("guards", index, "strength"), "is not for screens of text: leave it out"
+            if kind in SCREENS and "strength" in guard:
+                yield ("guards", index, "strength"), "is not for screens: leave it out"
     for index, entry in lists:
         source = entry.get("source")
         if isinstance(source, str) and (reason := unreadable(source, folder)):
@@ -194,7 +195,7 @@ def _unfit(
     name = model.get("default_policy")
     policy = policies.get(name, {}) if isinstance(name, str) else {}
     guards = [text for _, text in _strings(policy, ("policies", str(name), "guards"))]
-    if guards and all(kinds.get(guard, kind) not in {kind, "text", None} for guard in guards):
+    if guards and all(kinds.get(guard, kind) not in SCREENS | {kind, None} for guard in guards):
         other_kind = "language models" if kind == "images" else "models of images"
         yield (
             ("models", index, "default_policy"),

@@ -11,7 +11,8 @@ from steering.methods import ModelKind
 
 Engine = Literal["transformers", "diffusers", "vllm"]
 Kind = ModelKind
-"""What a guard acts on: language models, image models, or the text of any model from outside."""
+"""What a guard acts on: language models, image models, or the texts and the image files of any
+model from outside."""
 
 KINDS: Mapping[Engine, Kind] = {
     "transformers": "language",

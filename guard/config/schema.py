@@ -34,6 +34,8 @@ MAX_MESSAGE_CHARS = 2000
 TextAction = Literal["block", "redact", "flag", "observe", "route", "policy"]
 """The action of a screen of text: "route" sends the request to another upstream or model, "policy"
 has the upstream's plugin apply a policy."""
+IMAGE_ACTIONS: frozenset[TextAction] = frozenset({"block", "flag", "observe"})
+"""The actions of a screen of images."""
 Action = Literal[
     "steer",
     "overlay",
@@ -147,15 +149,17 @@ class PatternsConfig(Section):
 
 
 class ScreenConfig(Section):
-    """`[policies.NAME.screen]`: what the policy's screens of text read, and how they act.
+    """`[policies.NAME.screen]`: what the policy's screens of texts and images read, and how they
+    act.
 
-    `look` are the places of text that are read, `looks` overrides it for single guards. `actions`
+    `look` are the places that are read, `looks` overrides it for single guards. `actions`
     overrides the policy's action for single guards. `turns` of the conversation are read together.
     `hold_back_chars` of a streamed answer are held back until they are read, for `hold_back_ms` at
     most (None: without limit). `race`: the request is sent to the model while it is being read.
     `restore`: redacted values are restored in the answer. `unscreened` content passes unread: paths
     ("/v1/files*"), or "images", "audio", "files", "tokens", "templates". `upstream` and `model` are
-    for the action "route", `upstream_policy` for "policy".
+    for the action "route", `upstream_policy` for "policy". `ocr`: the policy's screens of text read
+    the text in images too.
     """
 
     look: Places = PLACES
@@ -170,6 +174,7 @@ class ScreenConfig(Section):
     upstream: Name | None = None
     model: str | None = Field(default=None, min_length=1)
     upstream_policy: Name | None = None
+    ocr: bool = False
 
     @field_validator("unscreened")
     @classmethod

@@ -1,4 +1,4 @@
-"""Checks of a policy's screens of text: actions that its guards cannot take."""
+"""Checks of a policy's screens of texts and images: actions that they cannot take."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from typing import Any
 from guard.config.kinds import Kind
 from guard.config.toml_lines import KeyPath
 from guard.errors import ArtifactError
+from steering.methods import SCREENS
 
 ONLY_TEXT = ("redact", "route", "policy")
 """Actions that only screens of text can take."""
 
 _TEXT = frozenset[Kind | None]({"text", None})
 """Kinds of guards that are screens of text, or whose artifact could not be read."""
+_SCREENS = SCREENS | {None}
 
 
 def unreadable(source: str, folder: Path) -> str | None:
@@ -48,7 +50,8 @@ def screen_problems(
     screen = _table(policy, "screen")
     actions, looks = _table(screen, "actions"), _table(screen, "looks")
     default = policy.get("action", "steer")
-    if default in ONLY_TEXT and any(kinds.get(guard, "text") not in _TEXT for guard in guards):
+    inside = [guard for guard in guards if kinds.get(guard, "text") not in _SCREENS]
+    if default in ONLY_TEXT and inside:
         yield (
             ("policies", name, "action"),
             f'"{default}" is for screens of text, and not all guards of the policy are: set it '
@@ -59,12 +62,23 @@ def screen_problems(
             path = ("policies", name, "screen", key, guard)
             if guard not in guards:
                 yield path, "is no guard of this policy: add it there, or leave it out here"
-            elif kinds.get(guard, "text") not in _TEXT:
-                yield path, "is no screen of text: leave it out here"
+            elif guard in inside:
+                yield path, "is no screen of texts or images: leave it out here"
+    for guard in guards:
+        action = actions.get(guard, default)
+        if kinds.get(guard) == "pixels" and action in ONLY_TEXT:
+            path = ("policies", name, "screen", "actions", guard)
+            at = path if guard in actions else ("policies", name, "action")
+            yield at, f'{guard} reads images, for which "{action}" is not: use block, flag, observe'
+    if screen.get("ocr") is True and not any(kinds.get(g, "text") in _TEXT for g in guards):
+        yield (
+            ("policies", name, "screen", "ocr"),
+            "has the policy's screens of text read images, and it has none: add one",
+        )
     taken = {guard: actions.get(guard, default) for guard in guards if kinds.get(guard) == "text"}
     for guard, action in taken.items():
-        at: KeyPath = ("policies", name, "screen", "actions", guard)
-        at = at if guard in actions else ("policies", name, "action")
+        path = ("policies", name, "screen", "actions", guard)
+        at = path if guard in actions else ("policies", name, "action")
         if action == "redact" and guard not in patterns:
             yield at, f"{guard} does not know positions in a text: only patterns can redact"
         if action == "route" and not {"upstream", "model"} & screen.keys():

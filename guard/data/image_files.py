@@ -84,6 +84,16 @@ def decode_whole(file: bytes, budget: PixelBudget | None = None) -> NDArray[np.u
     return _decoded(file, _reduced, budget)
 
 
+def decode_readings(file: bytes, budget: PixelBudget | None = None) -> list[NDArray[np.uint8]]:
+    """What a reader may see of an image: as `decode_whole` gives it, and where parts of that are
+    transparent, its colours under them too, which other decoders show. Raises UnusableImage."""
+    whole = decode_whole(file, budget)
+    if not _may_be_transparent(file):
+        return [whole]
+    bare = _decoded(file, _reduced, flattened=_colours)
+    return [whole] if np.array_equal(whole, bare) else [whole, bare]
+
+
 def kind_of(file: bytes) -> str | None:
     """The media type by the first bytes of a file: "image/png", "image/jpeg" or "image/webp"; None
     for any other."""
@@ -97,7 +107,10 @@ def kind_of(file: bytes) -> str | None:
 
 
 def _decoded(
-    file: bytes, shaped: Callable[[Image.Image], Image.Image], budget: PixelBudget | None = None
+    file: bytes,
+    shaped: Callable[[Image.Image], Image.Image],
+    budget: PixelBudget | None = None,
+    flattened: Callable[[Image.Image], Image.Image] | None = None,
 ) -> NDArray[np.uint8]:
     try:
         image = _opened(file)
@@ -107,7 +120,7 @@ def _decoded(
         if getattr(image, "n_frames", 1) > 1:
             raise UnusableImage("it is animated; send one still image")
         transposition = _TRANSPOSITIONS.get(image.getexif().get(_ORIENTATION, 1))
-        opaque = _on_white(image)
+        opaque = (flattened or _on_white)(image)
         oriented = opaque if transposition is None else opaque.transpose(transposition)
         return np.asarray(shaped(oriented), np.uint8)
     except UnusableImage:
@@ -167,7 +180,20 @@ def _on_white(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         # grey of 16 bits, which Pillow would cut off at 255
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
+    if _has_alpha(image):
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
     return image.convert("RGB")
+
+
+def _may_be_transparent(file: bytes) -> bool:
+    return _has_alpha(_opened(file))
+
+
+def _has_alpha(image: Image.Image) -> bool:
+    return image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info
+
+
+def _colours(image: Image.Image) -> Image.Image:
+    """The colours of an image, whatever its transparency."""
+    return image.convert("RGBA").convert("RGB")

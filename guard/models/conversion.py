@@ -123,6 +123,26 @@ def assemble_emoji(folder: Path, target: Path, weights: Path = EMOJI_WEIGHTS) ->
         shutil.copy(minilm / name, tokenizer / name)
 
 
+def convert_open_nsfw(folder: Path, target: Path) -> None:
+    """Write Open-NSFW for the screens of images."""
+    from classifiers.images.conversion import write_open_nsfw
+
+    write_open_nsfw(folder / "open_nsfw.onnx", target, name="open-nsfw")
+
+
+def convert_efficientnet(folder: Path, target: Path) -> None:
+    """Write EfficientNet-Lite0 for the screens of images."""
+    import torch
+
+    from classifiers.images.conversion import write_efficientnet
+
+    (source,) = folder.glob("*.pth")
+    # tensors alone: anything else in the file, whose SHA-256 is pinned, is refused
+    state = torch.load(source, map_location="cpu", weights_only=True)
+    weights = {name: tensor.float().numpy() for name, tensor in state.items()}
+    write_efficientnet(weights, source, target, name="efficientnet-lite0")
+
+
 def export_minilm(folder: Path, target: Path) -> None:
     """Write MiniLM for the screens of text: its first MINILM_LAYERS layers, in int8."""
     from classifiers.text.encoder.conversion import convert

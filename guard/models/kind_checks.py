@@ -15,11 +15,13 @@ _NAMES: Mapping[Kind, str] = {
     "language": "a language model",
     "images": "an image model",
     "text": "a sentence encoder",
+    "pixels": "an image encoder",
 }
 _FITS: Mapping[Kind, str] = {
     "language": '`guard fit steer --model {0}` and `guard new "NAME" --model {0}` make its guards',
     "images": "`guard fit cgce --model {0}` and other methods of images make its guards",
     "text": "`guard fit screen --model {0}` makes screens of texts with it",
+    "pixels": "`guard fit image-screen --model {0}` makes screens of images with it",
 }
 _ENCODERS = frozenset(
     {"albert", "bert", "deberta", "deberta-v2", "distilbert", "mpnet", "roberta", "xlm-roberta"}
@@ -71,6 +73,8 @@ def kind_of_files(folder: Path) -> Kind | None:
         return "images"
     if (folder / "encoder.onnx").is_file():
         return "text"
+    if (folder / "image_encoder.onnx").is_file():
+        return "pixels"
     try:
         config: Any = json.loads((folder / "config.json").read_text("utf-8"))
     except (OSError, ValueError):

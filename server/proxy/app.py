@@ -138,8 +138,8 @@ class ProxyApp:
                 {
                     "id": name,
                     "object": "policy",
-                    "guards": [screen.name for screen in plan.screens],
-                    "actions": {screen.name: screen.action for screen in plan.screens},
+                    "guards": [screen.name for screen in plan.all_screens],
+                    "actions": {screen.name: screen.action for screen in plan.all_screens},
                     "on_error": policy.on_error,
                 }
             )

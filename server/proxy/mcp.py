@@ -10,14 +10,14 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.types import Message, Receive, Scope, Send
 
 from guard.config.schema import KeyConfig
 from guard.errors import ContentBlocked, GuardError
-from guard.plans.screens import TextPlan
+from guard.plans.screens import ImageScreen, TextPlan, TextScreen
 from server.auth import choose_policy
 from server.errors import ClientGone, InvalidJSON, error_fields, verdict_of
 from server.observe.exchange import UPSTREAM, Exchange
@@ -51,18 +51,25 @@ _ROUTE = Route(
 )
 
 
+S = TypeVar("S", TextScreen, ImageScreen)
+
+
 def plan_for_tools(plan: TextPlan) -> TextPlan:
     """The plan as it applies to tools: what a tool returns is a text at "tool", and a request that
     another upstream or policy should get is blocked, since there is none."""
-    screens = [
-        replace(
+
+    def for_tools(screen: S) -> S:
+        return replace(
             screen,
             action="block" if screen.action in {"route", "policy"} else screen.action,
             places=screen.places | ({"response"} if "tool" in screen.places else set()),
         )
-        for screen in plan.screens
-    ]
-    return replace(plan, screens=tuple(screens))
+
+    return replace(
+        plan,
+        screens=tuple(map(for_tools, plan.screens)),
+        images=tuple(map(for_tools, plan.images)),
+    )
 
 
 class McpRequest(ProxiedRequest):

@@ -42,6 +42,19 @@ class TooManyTexts(RequestError):
         )
 
 
+class UnreadableImage(RequestError):
+    """The policy reads images, and one of the request cannot be read."""
+
+    code = "unreadable_image"
+
+
+class TooManyImages(RequestError):
+    """There are more images than are read at once."""
+
+    status = 413
+    code = "too_many_images"
+
+
 class UnreadableAnswer(GuardFailed):
     """The response cannot be screened, so it is not passed on."""
 

@@ -22,6 +22,7 @@ from server.screening.answers.app_verdicts import TakenVerdicts
 from server.screening.context import ScreeningContext
 from server.screening.errors import UnscreenedContent
 from server.screening.findings import Findings, ScreenedText
+from server.screening.images.screener import ImageReading, WantedImage
 from server.screening.request import RequestScreening, refusal
 from server.screening.response import ScreenedResponse
 from server.screening.routes import Route
@@ -112,6 +113,18 @@ class ScreenedExchange:
             lists = [screen for screen in screens if screen.head is None]
             return await screener.read(texts, lists, None, self.caller)
         return [[] for _ in texts]
+
+    async def read_images(self, images: Sequence[WantedImage]) -> Sequence[ImageReading]:
+        """`ImageScreener.read`; where that fails and the policy is open, each image has a fault."""
+        screener = self.context.screener.images
+        if screener is None:
+            return [ImageReading(fault="Nothing reads images here.")] * len(images)
+        try:
+            return await screener.read(images, self.caller)
+        except GuardFailed as error:
+            if self.plan.on_error == "closed":
+                raise
+            return [ImageReading(fault=error.message)] * len(images)
 
     def take_verdicts(self, body: dict[str, Any]) -> TakenVerdicts:
         """Take the verdicts of the app out of a body or an event; they count into this one."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from guard.plans.screens import TextPlan, TextScreen
+from guard.plans.screens import Screen, TextPlan, TextScreen
 from guard.verdict import OUTCOMES, GuardVerdict, Outcome, gravest
 from server.screening.answers.app_verdicts import TakenVerdicts
 from server.screening.spans import Span
@@ -14,9 +14,10 @@ from server.screening.spans import Span
 
 @dataclass(frozen=True, slots=True)
 class ScreenedText:
-    """The score of one screen on one text. Patterns score 1 where they match, at `spans`."""
+    """The score of one screen on one text or image. Patterns score 1 where they match, at
+    `spans`."""
 
-    screen: TextScreen
+    screen: Screen
     score: float
     spans: tuple[Span, ...] = ()
 
@@ -110,14 +111,14 @@ class Findings:
 
     def guards(self) -> tuple[GuardVerdict, ...]:
         """One verdict per screen of the policy."""
-        verdicts = [self._guard_verdict(screen) for screen in self.plan.screens]
+        verdicts = [self._guard_verdict(screen) for screen in self.plan.all_screens]
         broken = [
             GuardVerdict(name, "", "", None, 0.0, False, "none", error=reason)
             for name, reason in self.plan.broken.items()
         ]
         return (*verdicts, *broken)
 
-    def _guard_verdict(self, screen: TextScreen) -> GuardVerdict:
+    def _guard_verdict(self, screen: Screen) -> GuardVerdict:
         best = self._best.get(screen.name)
         return GuardVerdict(
             guard=screen.name,

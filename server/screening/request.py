@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from guard.config.schema import Place
 from guard.errors import ContentBlocked
@@ -14,6 +14,7 @@ from server.errors import ImageBlocked, InvalidJSON
 from server.screening.bodies.texts import JsonText, JsonTexts, texts_of
 from server.screening.errors import UnscreenedContent
 from server.screening.findings import Findings, ScreenedText, TextReader, blocks, redactions
+from server.screening.images.reading import ImageReader, screen_images, unread
 from server.screening.texts.joins import conversation, read_crossing, read_together
 from server.screening.texts.redaction import Placeholders
 from server.screening.texts.rewriting import rewrite
@@ -24,6 +25,10 @@ _EARLIER = ("previous_response_id", "conversation")
 """Fields that bring turns into a request which the upstream has kept."""
 VLLM_XARGS, POLICY_XARG = "vllm_xargs", "guard_policy"
 """Where a vLLM with this project's plugin finds the policy of a request."""
+
+
+class RequestReader(TextReader, ImageReader, Protocol):
+    """Runs the screens on a request."""
 
 
 @dataclass
@@ -48,10 +53,10 @@ class RequestScreening:
     delegated: bool = False
     """Whether a screen has fired whose policy the upstream's plugin must apply."""
 
-    async def run(self, reader: TextReader) -> bool:
+    async def run(self, reader: RequestReader) -> bool:
         """Screen the request; return whether it may be sent on. A plan without screens reads none.
 
-        Raises UnscreenedContent, InvalidJSON and what `reader` raises.
+        Raises UnscreenedContent, InvalidJSON, what `screen_images` does and what `reader` raises.
         """
         if not self.plan.active:
             return True
@@ -65,6 +70,8 @@ class RequestScreening:
             place = self.default_place
             texts.pieces += [JsonText(None, "", t, place, "url", 0, "key") for t in self.address]
         self._require_screenable(texts)
+        if await screen_images(texts, self.findings, reader):
+            return False
         is_continued = any(self.body.get(name) for name in _EARLIER)
         self.placeholders = Placeholders(
             (piece.text for piece in texts.pieces), is_continued=is_continued
@@ -103,7 +110,7 @@ class RequestScreening:
 
     def _require_screenable(self, texts: JsonTexts) -> None:
         """Raise UnscreenedContent for content that is not text, unless the policy lets it pass."""
-        for kind, member in sorted(texts.opaque.items()):
+        for kind, member in sorted(unread(texts, self.plan).items()):
             if not self.plan.passes(kind):
                 raise UnscreenedContent(
                     f"The policy {self.plan.policy!r} reads text, and this request brings {kind}: "

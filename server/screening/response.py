@@ -20,6 +20,7 @@ from server.screening.bodies.texts import JsonTexts, texts_of
 from server.screening.context import ScreeningContext
 from server.screening.errors import UnreadableAnswer
 from server.screening.findings import Findings, ResponseScreens
+from server.screening.images.reading import ImageReader, unread
 from server.screening.request import RequestScreening
 from server.screening.routes import Route
 from server.screening.streams.formats.base import StreamOptions, framed, with_verdict
@@ -38,7 +39,7 @@ _KEPT_OF_AN_ERROR = re.compile(
 """Headers of an error whose body is replaced by a sentence."""
 
 
-class ResponseOwner(ResponseScreens, Protocol):
+class ResponseOwner(ResponseScreens, ImageReader, Protocol):
     """The exchange that a response belongs to."""
 
     context: ScreeningContext
@@ -267,7 +268,7 @@ class ScreenedResponse:
             if isinstance(error, NestedTooDeeply):
                 raise
             raise UnreadableAnswer("The answer is not valid JSON.") from None
-        self._findings.unscreened.update(texts.opaque)
+        self._findings.unscreened.update(unread(texts, self._screening.plan))
         # of names that stand twice, the client gets those that were read
         changed = has_duplicates
         if self._is_error:
@@ -275,7 +276,8 @@ class ScreenedResponse:
         else:
             value, is_rewritten = await screen_answer(value, texts, self._owner)
             changed = changed or is_rewritten
-            self._findings.unscreened.update(self._route.generates)
+            if not self._screening.plan.reads_images("response"):
+                self._findings.unscreened.update(self._route.generates)
         body = bytes(self._body)
         if isinstance(value, dict):
             if verdicts is not None:

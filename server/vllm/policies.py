@@ -81,7 +81,7 @@ def require_guarded(entry: RevisionEntry, *, pools: bool, is_screened: bool = Fa
         )
     if plan.texts and not is_screened:
         raise ValueError(
-            f"policy {plan.policy!r} has screens of text ({', '.join(plan.texts)}), which read "
+            f"policy {plan.policy!r} has screens ({', '.join(plan.texts)}), which read "
             "JSON over HTTP alone, at /v1/chat/completions, /v1/completions, /v1/responses and "
             "/v1/messages: ask for another policy"
         )

@@ -53,7 +53,7 @@ def _pixels(image: ImageUpload, budget: PixelBudget) -> NDArray[np.uint8]:
             "image/jpeg and image/webp.",
             param=image.param,
         )
-    file = _bytes(image)
+    file = file_of(image)
     kind = kind_of(file)
     if image.is_exact and kind is not None and kind != image.media_type:
         raise InvalidParameter(
@@ -68,9 +68,9 @@ def _pixels(image: ImageUpload, budget: PixelBudget) -> NDArray[np.uint8]:
         ) from error
 
 
-def _bytes(image: ImageUpload) -> bytes:
+def file_of(image: ImageUpload) -> bytes:
     """The file of an image. White space, missing padding and the alphabet of URLs (RFC 4648,
-    section 5) are taken, as browsers and clients write them."""
+    section 5) are taken, as browsers and clients write them. Raises InvalidParameter."""
     if len(image.data) > 2 * MAX_IMAGE_BYTES:
         raise _too_large(image)
     try:

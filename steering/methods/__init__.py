@@ -19,17 +19,22 @@ from steering.methods.ranges import PROBABILITY, SCORE, STRENGTH, Range, require
 GROUP = "guard.methods"
 """The entry point group of methods that other packages bring."""
 
-Seam = Literal["hidden", "embedding", "projection", "guidance", "latent", "output", "text"]
+Seam = Literal[
+    "hidden", "embedding", "projection", "guidance", "latent", "output", "text", "pixels"
+]
 """Where the guards of a method attach; `steering.hidden` and `steering.images` have one protocol
 for each."""
 
-ModelKind = Literal["language", "images", "text"]
-"""What a model makes; guards of the kind "text" read what any model reads or writes."""
+ModelKind = Literal["language", "images", "text", "pixels"]
+"""What a model makes; guards of the kinds "text" and "pixels" read the texts and the image
+files that any model reads or writes."""
 
 Action = Literal["steer", "refine", "overlay", "perturb", "block"]
 """What a guard does where it fires; one that blocks leaves it to the policy's fallback."""
 
-Part = Literal["model", "encoders", "denoiser", "autoencoder", "pipeline", "sentence encoder"]
+Part = Literal[
+    "model", "encoders", "denoiser", "autoencoder", "pipeline", "sentence encoder", "image encoder"
+]
 """The part of a served model whose fingerprint an artifact must carry."""
 
 Decision = Literal["before", "during", "after"]
@@ -48,8 +53,12 @@ KINDS: dict[str, ModelKind] = {
     "attention": "images",
     "output": "images",
     "text": "text",
+    "pixels": "pixels",
 }
 """The kind of model by the seams of methods and of artifacts."""
+
+SCREENS: frozenset[ModelKind | None] = frozenset({"text", "pixels"})
+"""The kinds whose guards are screens: a server or a proxy runs them, without the model."""
 
 
 @dataclass(frozen=True)
@@ -239,10 +248,24 @@ METHODS: dict[str, Method] = {
         Method(
             "screen",
             seam="text",
-            stack="classifiers.text.heads:stack",
+            stack="classifiers.embeddings.heads:stack",
             action="block",
             bound_to="sentence encoder",
             decides="before",
+            gradient="none",
+            ranges={
+                "threshold": PROBABILITY,
+                "temperature": Range(1e-3, 1e3),
+                "sharpness": Range(0.0, 1e4, above=True),
+            },
+        ),
+        Method(
+            "image-screen",
+            seam="pixels",
+            stack="classifiers.embeddings.heads:stack",
+            action="block",
+            bound_to="image encoder",
+            decides="after",
             gradient="none",
             ranges={
                 "threshold": PROBABILITY,

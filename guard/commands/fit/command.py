@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from guard.commands.fit.cgce import cgce
+from guard.commands.fit.image_screen import image_screen
 from guard.commands.fit.irece import irece
 from guard.commands.fit.latents import latents
 from guard.commands.fit.screen import screen
@@ -40,6 +41,11 @@ app.command(
     epilog="Example: guard fit screen --data data/weapons.jsonl --concept text/weapons "
     "--hold-out look-alikes-held-out --out weapons.safetensors"
 )(screen)
+app.command(
+    "image-screen",
+    epilog="Example: guard fit image-screen --forget dogs --retain others --concept animal/dog "
+    "--out dog.safetensors",
+)(image_screen)
 
 for _name, _fit in (
     ("safree", safree),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -24,29 +25,40 @@ from guard.models.kind_checks import source_of
 from guard.reporting import values
 from guard.reporting.progress import stages
 
+if TYPE_CHECKING:
+    from guard.fitting.screens.report import Fit
+
+
+HeadKind = Annotated[
+    Literal["logistic", "mlp", "prototype"], typer.Option(help="What kind of head.")
+]
+CalibrationOption = Annotated[
+    Literal["temperature", "isotonic"],
+    typer.Option(help="How its logits become probabilities."),
+]
+FprOption = Annotated[
+    float,
+    typer.Option(min=1e-4, max=0.5, help="False-positive rate on each benign collection."),
+]
+HoldOut = Annotated[
+    list[str] | None,
+    typer.Option(help="A source to test on and not to train on; may be repeated."),
+]
+SeedOption = Annotated[int, typer.Option(min=0, help="Of the split and of the head.")]
+DescriptionOption = Annotated[str, typer.Option(help="A sentence kept in the artifact.")]
+
 
 def screen(
     data: Annotated[Path, typer.Option(help="Texts, JSON Lines: text, unsafe, source, family.")],
     concept: Annotated[str, typer.Option(help="The concept of unsafe texts, as kind/name.")],
     out: Out,
     model: Annotated[str, typer.Option(help="The text encoder.")] = "minilm",
-    kind: Annotated[
-        Literal["logistic", "mlp", "prototype"], typer.Option(help="What kind of head.")
-    ] = "logistic",
-    calibration: Annotated[
-        Literal["temperature", "isotonic"],
-        typer.Option(help="How its logits become probabilities."),
-    ] = "temperature",
-    fpr: Annotated[
-        float,
-        typer.Option(min=1e-4, max=0.5, help="False-positive rate on each benign collection."),
-    ] = 0.01,
-    hold_out: Annotated[
-        list[str] | None,
-        typer.Option(help="A source to test on and not to train on; may be repeated."),
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the split and of the head.")] = 0,
-    description: Annotated[str, typer.Option(help="A sentence kept in the artifact.")] = "",
+    kind: HeadKind = "logistic",
+    calibration: CalibrationOption = "temperature",
+    fpr: FprOption = 0.01,
+    hold_out: HoldOut = None,
+    seed: SeedOption = 0,
+    description: DescriptionOption = "",
     as_json: AsJson = False,
 ) -> None:
     """Fit a screen of texts: a head on a sentence encoder, calibrated, with its threshold."""
@@ -79,9 +91,16 @@ def screen(
             progress,
             description,
         )
-    fit.artifact.save(out)
     report = report_json(fit, time.monotonic() - started)
-    page = write_report(out, report, as_page(fit))
+    finish(fit, report, as_page(fit), out, as_json=as_json)
+
+
+def finish(
+    fit: Fit, report: Mapping[str, Any], page_text: str, out: Path, *, as_json: bool
+) -> None:
+    """Write a screen's artifact and its report, and print the figures."""
+    fit.artifact.save(out)
+    page = write_report(out, report, page_text)
     if as_json:
         print_json(report, out, fit.artifact)
         return
@@ -91,6 +110,6 @@ def screen(
     if (test := fit.test) is not None:
         shares = {f"unsafe: {name}": str(share) for name, share in test.recall.items()}
         shares |= {f"benign: {name}": str(share) for name, share in test.false_positives.items()}
-        console.print(values.table("held-out texts that fire", {"auc": test.auc, **shares}))
+        console.print(values.table("held-out examples that fire", {"auc": test.auc, **shares}))
     print_judgement(console, report)
     print_written(console, out, page)

@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from classifiers.calibration import auc
-from classifiers.text.heads import Floats
-from guard.data.prompts import ScreenText
+from classifiers.embeddings.heads import Floats
 from guard.evaluation.shares import Share
-from guard.evaluation.text_disguises import TEXT_DISGUISES
+from guard.fitting.screens.folds import Example
 
 DISGUISED = 60
-"""The number of unsafe and of benign texts that are disguised, evenly chosen."""
-
-_LONGEST_DISGUISED = 2000
-
-Score = Callable[[Sequence[str], str], Floats]
-"""Scores of texts; the second argument names the stage of the progress report."""
+"""The number of unsafe and of benign examples that are disguised, evenly chosen."""
 
 
 @dataclass(frozen=True, slots=True)
 class HeldOutScores:
     """Held-out rows and their scores, `[rows]`."""
 
-    rows: Sequence[ScreenText]
+    rows: Sequence[Example]
     scores: Floats
 
     def of(self, *, unsafe: bool, source: str | None = None) -> Floats:
@@ -46,9 +40,9 @@ class HeldOutScores:
 
 @dataclass(frozen=True, slots=True)
 class ScreenFigures:
-    """Figures of held-out texts: shares that fire, by collection and by disguise.
+    """Figures of held-out texts or images: shares that fire, by collection and by disguise.
 
-    `auc` is None unless there are both kinds of text. `scores` are those of the plots, by kind and
+    `auc` is None unless there are both kinds. `scores` are those of the plots, by kind and
     collection.
     """
 
@@ -81,8 +75,11 @@ class ScreenFigures:
         }
 
 
-def figures_of(held_out: HeldOutScores, score: Score, threshold: float) -> ScreenFigures:
-    """The figures of held-out rows at `threshold`; `score` scores the disguised texts."""
+def figures_of(
+    held_out: HeldOutScores, threshold: float, disguised: Mapping[str, tuple[Floats, Floats]]
+) -> ScreenFigures:
+    """The figures of held-out rows at `threshold`; `disguised` has scores of unsafe and of benign
+    ones by disguise."""
 
     def fires(scores: Floats) -> Share:
         return Share.of((scores > threshold).tolist())
@@ -95,14 +92,7 @@ def figures_of(held_out: HeldOutScores, score: Score, threshold: float) -> Scree
         for unsafe in (True, False)
     ]
     unsafe, benign = held_out.of(unsafe=True), held_out.of(unsafe=False)
-    samples = [_evenly(held_out, unsafe=kind) for kind in (True, False)]
-    disguises = {}
-    for name, hide in TEXT_DISGUISES.items():
-        both = [
-            fires(score([hide(text) for text in texts], f"in {name}")) if texts else Share(0, 0)
-            for texts in samples
-        ]
-        disguises[name] = (both[0], both[1])
+    disguises = {name: (fires(both[0]), fires(both[1])) for name, both in disguised.items()}
     area = auc(unsafe.tolist(), benign.tolist())
     return ScreenFigures(
         auc=None if np.isnan(area) else area,
@@ -117,13 +107,12 @@ def figures_of(held_out: HeldOutScores, score: Score, threshold: float) -> Scree
     )
 
 
-def _evenly(held_out: HeldOutScores, *, unsafe: bool) -> list[str]:
-    texts = [row.prompt for row in held_out.rows if row.unsafe == unsafe]
-    texts = [text for text in texts if len(text) <= _LONGEST_DISGUISED]
-    indices = np.unique(
-        np.linspace(0, len(texts) - 1, min(DISGUISED, len(texts))).round().astype(int)
-    )
-    return [texts[i] for i in indices]
+def evenly(of_kind: Sequence[bool]) -> list[int]:
+    """At most DISGUISED indices, evenly chosen among those that are True."""
+    indices = np.flatnonzero(of_kind)
+    count = min(DISGUISED, len(indices))
+    places = np.unique(np.linspace(0, len(indices) - 1, count).round().astype(int))
+    return [int(index) for index in indices[places]]
 
 
 def _sum(shares: dict[str, Share]) -> Share:

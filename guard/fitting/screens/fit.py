@@ -8,30 +8,35 @@ that the rate holds on each. Held-out collections are for testing only.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
 
 import numpy as np
 from numpy.typing import NDArray
 
-from classifiers.calibration import prompts_needed, threshold_for
+from classifiers.embeddings.heads import EmbeddingHead, Floats, Kind
+from classifiers.embeddings.training import Calibration
+from classifiers.embeddings.training import train as train_head
 from classifiers.text.encoder.model import OVERLAP, WINDOW, TextEncoder
-from classifiers.text.heads import Floats, Kind, TextHead
-from classifiers.text.training import Calibration, calibrated
-from classifiers.text.training import train as train_head
 from guard.artifact import Artifact, ArtifactMeta, FittedModel
 from guard.data.prompts import ScreenText, texts
 from guard.errors import DataError
+from guard.evaluation.text_disguises import TEXT_DISGUISES
 from guard.fitting.judgement import HeldOut
-from guard.fitting.screens.figures import HeldOutScores, ScreenFigures, figures_of
+from guard.fitting.screens.cross_fit import cross_fit
+from guard.fitting.screens.figures import HeldOutScores, ScreenFigures, evenly, figures_of
+from guard.fitting.screens.folds import (
+    FOLDS,
+    Indices,
+    folds_of,
+    require_enough,
+)
 from guard.fitting.screens.windows import Readings, TextWindows, embed_windows
 from guard.reporting.progress import Stages
 
 METHOD = "screen"
-_FOLDS = 5
-
-Indices = NDArray[np.intp]
+_LONGEST_DISGUISED = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,25 +74,22 @@ def fit_screen(
 
     Raises DataError if a source is unknown or there are too few rows.
     """
-    folds = _folds(rows, hold_out, recipe.seed)
+    folds = folds_of(rows, hold_out, recipe.seed)
     unsafe = np.array([row.unsafe for row in rows])
     windows = embed_windows(encoder, texts(rows), readings, progress, "reading texts")
-    advance = progress("training heads", _FOLDS + 1)
-    train = np.flatnonzero(folds >= 0)
-    logits = np.full(len(rows), np.nan, np.float32)
     try:
-        for fold in range(_FOLDS):
-            fold_head = _trained(windows, train[folds[train] != fold], unsafe, recipe)
-            logits[folds == fold] = windows.logits(fold_head)[folds == fold]
-            advance(1)
-        head = _trained(windows, train, unsafe, recipe)
-        usable = train[np.isfinite(logits[train])]
-        head = calibrated(head, logits[usable], unsafe[usable], recipe.calibration)
+        fitted = cross_fit(
+            rows,
+            folds,
+            lambda chosen: _trained(windows, chosen, unsafe, recipe),
+            windows.logits,
+            recipe.calibration,
+            recipe.fpr,
+            progress("training heads", FOLDS + 1),
+        )
     except ValueError as error:
         raise DataError(f"the texts of {concept} are not sufficient: {error}") from error
-    advance(1)
-    scores = head.probabilities(logits)
-    threshold = _threshold(rows, scores, usable, recipe.fpr)
+    head, threshold, scores, usable = fitted.head, fitted.threshold, fitted.scores, fitted.usable
     unsafe_scores = scores[usable[unsafe[usable]]]
     held_out = np.flatnonzero(folds < 0)
     test, judged = None, usable
@@ -98,7 +100,7 @@ def fit_screen(
 
         test_rows = [rows[i] for i in held_out.tolist()]
         test_scores = HeldOutScores(test_rows, windows.scores(head)[held_out])
-        test = figures_of(test_scores, score, threshold)
+        test = figures_of(test_scores, threshold, _disguised(test_rows, score))
         scores[held_out] = test_scores.scores
         judged = np.concatenate([usable, held_out])
     card = encoder.card
@@ -118,7 +120,7 @@ def fit_screen(
         settings=head.settings() | {"threshold": threshold, "window": WINDOW, "overlap": OVERLAP},
         calibration={
             "false_positive_rate": recipe.fpr,
-            "folds": _FOLDS,
+            "folds": FOLDS,
             "texts": {"unsafe": len(unsafe_scores), "benign": len(usable) - len(unsafe_scores)},
             "recall": float((unsafe_scores > threshold).mean()),
             "held_out": list(hold_out),
@@ -142,46 +144,13 @@ def require_texts(
 ) -> None:
     """Raise DataError if a source is unknown, or the texts to train and to calibrate on are too
     few, whatever the encoder makes of them."""
-    folds = _folds(rows, hold_out, recipe.seed)
-    unsafe = np.array([row.unsafe for row in rows])
-    for kind, of_kind in (("unsafe", unsafe), ("benign", ~unsafe)):
-        if len(np.unique(folds[of_kind & (folds >= 0)])) < 2:
-            raise DataError(
-                f"too few {kind} texts to train on: give some of two families or more, that are "
-                "not of a source that is held out"
-            )
-    benign, needed = int((~unsafe & (folds >= 0)).sum()), prompts_needed(recipe.fpr)
-    if benign < needed:
-        raise DataError(
-            f"a false-positive rate of {recipe.fpr:.2%} needs {needed} benign texts that are not "
-            f"held out, there are {benign}: add some, or ask for a higher --fpr"
-        )
-
-
-def _folds(rows: Sequence[ScreenText], hold_out: Sequence[str], seed: int) -> Indices:
-    """The fold of each row, -1 for held-out rows; all rows of a family are in one fold."""
-    sources = {row.source for row in rows}
-    if unknown := sorted({*hold_out} - sources):
-        raise DataError(
-            f"no row is of the source {unknown[0]!r}: there are {', '.join(sorted(sources))}"
-        )
-    families: dict[tuple[str, bool, str], list[int]] = {}
-    for index, row in enumerate(rows):
-        if row.source not in hold_out:
-            families.setdefault((row.source, row.unsafe, row.family or f"row {index}"), []).append(
-                index
-            )
-    generator = np.random.default_rng(seed)
-    order = sorted(families, key=lambda key: (key[:2], generator.random()))
-    folds = np.full(len(rows), -1, np.intp)
-    for number, key in enumerate(order):
-        folds[families[key]] = number % _FOLDS
-    return folds
+    folds = folds_of(rows, hold_out, recipe.seed)
+    require_enough(folds, np.array([row.unsafe for row in rows]), recipe.fpr, "texts")
 
 
 def _trained(
     windows: TextWindows, rows: Indices, unsafe: NDArray[np.bool_], recipe: ScreenRecipe
-) -> TextHead:
+) -> EmbeddingHead:
     """A head trained on some rows; all texts weigh the same, however many windows they have."""
     chosen = windows.windows_of(rows)
     text = windows.text[chosen]
@@ -189,17 +158,22 @@ def _trained(
     return train_head(recipe.kind, windows.embeddings[chosen], unsafe[text], weights, recipe.seed)
 
 
-def _threshold(
-    rows: Sequence[ScreenText], scores: Floats, calibrating: Indices, fpr: float
-) -> float:
-    benign: dict[str, list[float]] = {}
-    for index in calibrating:
-        if not rows[index].unsafe:
-            benign.setdefault(rows[index].source, []).append(float(scores[index]))
-    enough = [group for group in benign.values() if len(group) >= prompts_needed(fpr)]
-    few = [score for group in benign.values() if group not in enough for score in group]
-    groups = [*enough, few] if len(few) >= prompts_needed(fpr) or not enough else enough
-    try:
-        return max(threshold_for(group, fpr) for group in groups)
-    except ValueError as error:
-        raise DataError(f"benign texts to calibrate on: {error}") from error
+def _disguised(
+    rows: Sequence[ScreenText], score: Callable[[Sequence[str], str], Floats]
+) -> dict[str, tuple[Floats, Floats]]:
+    """The scores of some unsafe and some benign rows, by the disguise that they are in."""
+    short = [row for row in rows if len(row.prompt) <= _LONGEST_DISGUISED]
+    samples = [
+        [short[i].prompt for i in evenly([row.unsafe == kind for row in short])]
+        for kind in (True, False)
+    ]
+    disguised = {}
+    for name, hide in TEXT_DISGUISES.items():
+        both = [
+            score([hide(text) for text in texts], f"in {name}")
+            if texts
+            else np.zeros(0, np.float32)
+            for texts in samples
+        ]
+        disguised[name] = both[0], both[1]
+    return disguised

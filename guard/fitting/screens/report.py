@@ -1,17 +1,20 @@
-"""The report of a screen's fit, as JSON and as a page."""
+"""The report of a screen's fit, of texts or of images, as JSON and as a page."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 
+from guard.artifact import Artifact
 from guard.evaluation.shares import Share
-from guard.fitting.judgement import Remedies, judgement, judgement_grid
+from guard.fitting.judgement import HeldOut, Remedies, judgement, judgement_grid
 from guard.fitting.screens.figures import ScreenFigures
 from guard.fitting.screens.fit import ScreenFit
 from guard.reporting import plots
-from guard.reporting.page import Grid, Plot, Tile, render
+from guard.reporting.page import Grid, Images, Part, Plot, Tile, render
 from guard.reporting.values import rows
 
 _AUC, _RECALL = 0.95, 0.80
@@ -20,69 +23,118 @@ _ALARMS = 5
 usable."""
 
 
-def judged(fit: ScreenFit) -> str:
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What a screen reads, as its report calls it."""
+
+    one: str
+    article: str
+    title: str
+    how: str
+    altered: str
+
+    @property
+    def many(self) -> str:
+        return f"{self.one}s"
+
+
+TEXTS = Kind(
+    *("text", "a", "Disguises", "disguise"),
+    "The same held-out texts, hidden whole. Long ones are left out here.",
+)
+IMAGES = Kind(
+    *("image", "an", "Alterations", "alteration"), "Some of the held-out images, altered."
+)
+
+
+class Fit(Protocol):
+    """A fitted screen with what it is judged by."""
+
+    @property
+    def artifact(self) -> Artifact: ...
+
+    @property
+    def test(self) -> ScreenFigures | None: ...
+
+    @property
+    def held_out(self) -> HeldOut: ...
+
+
+def judged(fit: Fit, kind: Kind) -> str:
     """Whether the screen is usable, and what to do where it is not: one line."""
     rate = float(str(fit.artifact.meta.calibration["false_positive_rate"]))
     benign, hit = fit.held_out.fired("benign"), fit.held_out.hit
     faults: tuple[str, ...] = ()
     if hit and benign.at_least > _ALARMS * rate:
         faults = (
-            f"fires on {benign.count} of {benign.total} held-out benign texts, as on "
-            f"{hit[0].prompt[:100]!r}; add texts of that kind, or ask for a lower --fpr",
+            f"fires on {benign.count} of {benign.total} held-out benign {kind.many}, as on "
+            f"{hit[0].prompt[:100]!r}; add {kind.many} of that kind, or ask for a lower --fpr",
         )
-    remedies = Remedies("add unsafe texts like these", "a higher --fpr, or another --kind", faults)
+    remedies = Remedies(
+        f"add unsafe {kind.many} like these", "a higher --fpr, or another --kind", faults
+    )
     return judgement(fit.held_out, remedies)
 
 
 def as_json(fit: ScreenFit, took_s: float) -> dict[str, Any]:
     """All figures of a fit, with the scores that the plots show."""
+    return json_of(fit, TEXTS, took_s)
+
+
+def as_page(fit: ScreenFit) -> str:
+    """The page: figures on held-out collections, plain and in disguise, and settings."""
+    return page_of(fit, TEXTS)
+
+
+def json_of(fit: Fit, kind: Kind, took_s: float) -> dict[str, Any]:
+    """`as_json` of a screen of any kind."""
     meta = fit.artifact.meta
     scores = {} if fit.test is None else fit.test.scores
     return {
         "method": meta.method,
         "concept": meta.concept,
-        "judgement": judged(fit),
+        "judgement": judged(fit, kind),
         "model": meta.model.model_dump(mode="json"),
         "tensors_sha256": meta.tensors_sha256,
         "settings": meta.settings,
         "calibration": meta.calibration,
         **fit.held_out.as_json(),
-        "scores": {kind: [round(float(s), 5) for s in part] for kind, part in scores.items()},
+        "scores": {name: [round(float(s), 5) for s in part] for name, part in scores.items()},
         "took_s": round(took_s, 1),
     }
 
 
-def as_page(fit: ScreenFit) -> str:
-    """The page: figures on held-out collections, plain and in disguise, and settings."""
+def page_of(fit: Fit, kind: Kind, sheets: Sequence[Images] = ()) -> str:
+    """`as_page` of a screen of any kind; `sheets` stand behind the judgement."""
     meta = fit.artifact.meta
     figures = {name: value for name, value in meta.calibration.items() if name != "tested"}
-    parts: list[Plot | Grid] = [judgement_grid(judged(fit))]
+    parts: list[Part] = [judgement_grid(judged(fit, kind)), *sheets]
     if fit.test is not None:
-        parts += _test_parts(fit.test, meta.settings)
+        parts += _test_parts(fit.test, meta.settings, kind)
     parts += [
         *fit.held_out.grids(),
         Grid("Calibration", ("figure", "value"), rows(figures)),
         Grid("Settings", ("setting", "value"), rows(meta.settings)),
     ]
     subtitle = (
-        f"Screen of texts on {meta.model.name} ({meta.model.layers} layers), fitted "
-        f"{meta.created.isoformat()}; tensors {meta.tensors_sha256[:12]}"
+        f"Screen of {kind.many} on {meta.model.name}, fitted {meta.created.isoformat()}; "
+        f"tensors {meta.tensors_sha256[:12]}"
     )
-    return render(f"Fit of {meta.concept}", subtitle, _tiles(fit.test), parts)
+    return render(f"Fit of {meta.concept}", subtitle, _tiles(fit.test, kind), parts)
 
 
-def _tiles(test: ScreenFigures | None) -> list[Tile]:
+def _tiles(test: ScreenFigures | None, kind: Kind) -> list[Tile]:
     if test is None:
         return []
     recall, false = test.all_recall, test.all_false_positives
     tiles = [
         Tile(
-            "Held-out unsafe texts that fire",
+            f"Held-out unsafe {kind.many} that fire",
             _percent(recall),
             f"at least {_RECALL:.0%}",
             recall.value >= _RECALL,
         ),
-        Tile("Held-out benign texts that fire", _percent(false)),
+        Tile(f"Held-out benign {kind.many} that fire", _percent(false)),
     ]
     if test.auc is not None:
         area = Tile("Area under the curve", f"{test.auc:.3f}", f"at least {_AUC}", test.auc >= _AUC)
@@ -90,22 +142,23 @@ def _tiles(test: ScreenFigures | None) -> list[Tile]:
     return tiles
 
 
-def _test_parts(test: ScreenFigures, settings: dict[str, Any]) -> list[Plot | Grid]:
+def _test_parts(test: ScreenFigures, settings: dict[str, Any], kind: Kind) -> list[Part]:
     threshold = float(settings["threshold"])
-    by_kind = {
-        kind: np.concatenate(
-            [scores for name, scores in test.scores.items() if name.startswith(kind)]
+    by_label = {
+        label: np.concatenate(
+            [scores for name, scores in test.scores.items() if name.startswith(label)]
         )
-        for kind in ("unsafe", "benign")
-        if any(name.startswith(kind) for name in test.scores)
+        for label in ("unsafe", "benign")
+        if any(name.startswith(label) for name in test.scores)
     }
-    finite = {kind: scores[np.isfinite(scores)].tolist() for kind, scores in by_kind.items()}
-    parts: list[Plot | Grid] = [
+    finite = {label: scores[np.isfinite(scores)].tolist() for label, scores in by_label.items()}
+    parts: list[Part] = [
         Plot(
-            "Scores: the probability that a text is unsafe",
+            f"Scores: the probability that {kind.article} {kind.one} is unsafe",
             plots.histograms(finite, {"threshold": threshold}),
-            "Texts of collections that were left out of the fit. The threshold comes from other "
-            "texts, so the share of benign texts above it may differ from the requested rate.",
+            f"{kind.many.capitalize()} of collections that were left out of the fit. The threshold "
+            f"comes from other {kind.many}, so the share of benign ones above it may differ from "
+            "the requested rate.",
         )
     ]
     if len(finite) == 2:
@@ -117,19 +170,19 @@ def _test_parts(test: ScreenFigures, settings: dict[str, Any]) -> list[Plot | Gr
             )
         )
     collections = [
-        [f"{kind}: {name}", str(share)]
-        for kind, shares in (("unsafe", test.recall), ("benign", test.false_positives))
+        [f"{label}: {name}", str(share)]
+        for label, shares in (("unsafe", test.recall), ("benign", test.false_positives))
         for name, share in shares.items()
     ]
     disguises = [[name, str(a), str(b)] for name, (a, b) in test.disguises.items()]
     return [
         *parts,
-        Grid("Held-out collections", ("collection", "texts that fire"), collections),
+        Grid("Held-out collections", ("collection", f"{kind.many} that fire"), collections),
         Grid(
-            "Disguises",
-            ("disguise", "unsafe texts that fire", "benign texts that fire"),
+            kind.title,
+            (kind.how, f"unsafe {kind.many} that fire", f"benign {kind.many} that fire"),
             disguises,
-            "The same held-out texts, hidden whole. Long ones are left out here.",
+            kind.altered,
         ),
     ]
 

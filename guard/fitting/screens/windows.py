@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from classifiers.embeddings.heads import EmbeddingHead, EmbeddingHeads, Floats
 from classifiers.text.encoder.model import TextEncoder
-from classifiers.text.heads import Floats, TextHead, TextHeads
 from guard.reporting.progress import Stages
 
 _BATCH = 64
@@ -31,13 +31,13 @@ class TextWindows:
     first: NDArray[np.bool_]
     too_long: NDArray[np.bool_]
 
-    def logits(self, head: TextHead) -> Floats:
+    def logits(self, head: EmbeddingHead) -> Floats:
         """The highest logit of each text's windows, `[texts]`; NaN if the text is too long."""
-        return self._highest(TextHeads([head]).logits(self.embeddings)[:, 0])
+        return self._highest(EmbeddingHeads([head]).logits(self.embeddings)[:, 0])
 
-    def scores(self, head: TextHead) -> Floats:
+    def scores(self, head: EmbeddingHead) -> Floats:
         """The highest probability of each text's windows, `[texts]`; NaN if it is too long."""
-        return self._highest(TextHeads([head]).scores(self.embeddings)[:, 0])
+        return self._highest(EmbeddingHeads([head]).scores(self.embeddings)[:, 0])
 
     def windows_of(self, texts: NDArray[np.intp]) -> NDArray[np.intp]:
         """The windows of some texts that training uses."""

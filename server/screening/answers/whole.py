@@ -12,6 +12,7 @@ from server.screening.answers.upstream_errors import error_pieces, screen_error
 from server.screening.bodies.texts import JsonText, JsonTexts
 from server.screening.context import ScreeningContext
 from server.screening.findings import TextReader, blocks, redactions
+from server.screening.images.reading import ImageReader, screen_images
 from server.screening.request import RequestScreening
 from server.screening.routes import Route
 from server.screening.streams.event_queue import without_tokens
@@ -21,7 +22,7 @@ from server.screening.texts.rewriting import rewrite
 _ROW = re.compile(r"(choices|output)\[(\d+)\]")
 
 
-class AnswerOwner(TextReader, Protocol):
+class AnswerOwner(TextReader, ImageReader, Protocol):
     """The exchange that an answer belongs to."""
 
     context: ScreeningContext
@@ -34,15 +35,18 @@ class AnswerOwner(TextReader, Protocol):
 
 async def screen_answer(value: Any, texts: JsonTexts, owner: AnswerOwner) -> tuple[Any, bool]:
     """The answer as it may leave, and whether that is another one. Raises ContentBlocked where the
-    API has no answer that a filter has ended."""
+    API has no answer that a filter has ended, and UnreadableAnswer for an image that cannot be
+    read."""
     screening = owner.screening
     plan, placeholders = screening.plan, screening.placeholders
+    unseen = await screen_images(texts, screening.findings, owner, in_response=True)
     errors, pieces = error_pieces(texts.pieces, value if owner.route.reports_errors else None)
     changed = await screen_error(
         errors, (), screening.findings, owner, placeholders, own_app=owner.context.own_app
     )
     originals = [piece.text for piece in pieces]
     blocked = await _screen_texts(value, pieces, texts, owner) if plan.answering else []
+    blocked += unseen
     if plan.settings.restore:
         for piece in pieces:
             rewrite(piece, (), placeholders, restore=True)

@@ -40,7 +40,15 @@ from server.screening.bodies.fields import (
     is_word,
     says_nothing,
 )
+from server.screening.bodies.images import (
+    PICTURES,
+    JsonImage,
+    has_no_image_yet,
+    is_address_of_image,
+    is_data_url,
+)
 from server.screening.bodies.places import in_conversation, place_of_member, place_of_part
+from server.screening.bodies.positions import Position
 from server.screening.bodies.scanner import plain_number, require_few_levels
 from server.screening.bodies.signed_items import SignedItems
 from server.screening.errors import TooManyTexts, UnreadableAnswer
@@ -111,35 +119,9 @@ class JsonText:
 
 
 @dataclass(slots=True)
-class _Position:
-    """Where a value stands; `opaque` is the kind of content that carriers in it hold.
-
-    `kind` is that of its strings. `name` is the name of the nearest member above. `items` is the
-    list that an object is in. `nesting` counts the strings of JSON around it.
-    """
-
-    holder: Any
-    key: str | int
-    place: Place
-    path: str
-    depth: int
-    opaque: str | None = None
-    kind: Literal["text", "value", "schema"] = "text"
-    name: str = ""
-    items: list[Any] | None = None
-    signed: tuple[SignedItems, Any] | None = None
-    nesting: int = 0
-
-    @property
-    def free(self) -> bool:
-        """Whether the protocol has no words here."""
-        return self.kind != "text"
-
-
-@dataclass(slots=True)
 class JsonTexts:
-    """The texts of a body, and the kinds of content that is not text ("pictures", "audio"), with
-    the member of the body in which each is first."""
+    """The texts and the images of a body, and the kinds of content that is not text ("pictures",
+    "audio"), with the member of the body in which each is first."""
 
     pieces: list[JsonText] = field(default_factory=list)
     opaque: dict[str, str] = field(default_factory=dict)
@@ -149,6 +131,7 @@ class JsonTexts:
     """Lists of signed objects, by their ids."""
     names: list[ObjectNames] = field(default_factory=list)
     """The names of objects whose names are the client's."""
+    images: list[JsonImage] = field(default_factory=list)
 
     def write_back(self) -> None:
         """Put the new texts of values into the strings of JSON that they are in, then new names,
@@ -188,7 +171,7 @@ def texts_of(
     `without` has the `(id(holder), key)` of strings that are read elsewhere.
     """
     collector = _Collector(place, skip_verdicts, are_whole, without)
-    collector.value(body, _Position(None, "", place, "", 0))
+    collector.value(body, Position(None, "", place, "", 0))
     return collector.texts
 
 
@@ -211,7 +194,7 @@ class _Collector:
         self.texts = JsonTexts()
         self._unit = 0
 
-    def value(self, value: Any, at: _Position) -> None:
+    def value(self, value: Any, at: Position) -> None:
         if isinstance(value, str):
             if value:
                 self._string(value, at)
@@ -220,7 +203,7 @@ class _Collector:
         elif isinstance(value, list):
             self._array(value, at)
         elif isinstance(value, bytes) and value:
-            self._add_opaque(FILES.get(str(at.key), "files"), at.path)
+            self._add_opaque(FILES.get(str(at.key), "files"), at, value)
         elif (
             at.kind == "value"
             and _is_number(value)
@@ -229,14 +212,14 @@ class _Collector:
         ):
             self._number(str(value), at)
 
-    def _is_told(self, value: Any, at: _Position) -> bool:
+    def _is_told(self, value: Any, at: Position) -> bool:
         """Whether a number among the protocol's may be a part of what is said: it stands in a
         message, or in an object that this server does not know."""
         if at.kind == "schema" or at.depth == 0 or at.key == "usage":
             return False
         return _is_number(value) and abs(value) >= LEAST_NUMBER
 
-    def _add(self, text: str, at: _Position, kind: Kind) -> None:
+    def _add(self, text: str, at: Position, kind: Kind) -> None:
         if len(self.texts.pieces) >= MAX_TEXTS:
             if self.default_place == "response":
                 raise UnreadableAnswer(f"The answer has more than {MAX_TEXTS} texts.")
@@ -248,13 +231,17 @@ class _Collector:
             )
         )
 
-    def _number(self, text: str, at: _Position) -> None:
+    def _number(self, text: str, at: Position) -> None:
         if len(text) >= SHORTEST_NUMBER:
             self._add(text, at, "number")
 
-    def _string(self, text: str, at: _Position) -> None:
+    def _string(self, text: str, at: Position) -> None:
         if (id(at.holder), at.key) in self._without:
             return
+        if is_data_url(text) or (
+            self.default_place == "response" and is_address_of_image(at.path, text)
+        ):
+            self.texts.images.append(JsonImage(text, at.place, at.path, is_text=True))
         document = JsonDocument.of(at.holder, at.key, text) if self._are_whole else None
         if document is None:
             self._add(text, at, at.kind)
@@ -273,7 +260,7 @@ class _Collector:
             else:
                 self._add(inner, inside, "name" if leaf.kind == "name" else "text")
 
-    def _object(self, value: dict[str, Any], at: _Position) -> None:
+    def _object(self, value: dict[str, Any], at: Position) -> None:
         if at.depth > MAX_DEPTH:
             raise NestedTooDeeply()
         opaque, place, signed = at.opaque, at.place, at.signed
@@ -298,10 +285,10 @@ class _Collector:
             if self.skip_verdicts and name == "guard" and not free:
                 continue
             # verdicts tell paths: a name that is not the protocol's may be what must not be told
-            part = name if is_name(name) else "*"
+            part = name if is_name(name) or name in OPAQUE or name in FILES else "*"
             path = f"{at.path}.{part}" if at.path else part
             item_place = place if is_response or free else place_of_member(name, place)
-            inside = _Position(value, name, item_place, path, at.depth + 1, signed=signed)
+            inside = Position(value, name, item_place, path, at.depth + 1, signed=signed)
             inside.kind, inside.name = self._kind(name, item, at), name if free else ""
             if not is_known and at.kind == "value":
                 names = names or self._names_of(value)
@@ -318,7 +305,7 @@ class _Collector:
         self.texts.names.append(names)
         return names
 
-    def _member(self, name: str, item: Any, inside: _Position, opaque: str | None) -> None:
+    def _member(self, name: str, item: Any, inside: Position, opaque: str | None) -> None:
         """A member whose name is one of the protocol's."""
         kind = OPAQUE.get(name) or (opaque if name in CARRIERS else None)
         is_response = self.default_place == "response"
@@ -330,7 +317,7 @@ class _Collector:
         elif kind is not None and CODED.fullmatch(item):
             if kind != "numbers" or is_response or SECRET_CODE.fullmatch(item):
                 if item and kind != "numbers":
-                    self._add_opaque(kind, inside.path)
+                    self._add_opaque(kind, inside, item)
             elif item:
                 self._add(item, inside, "label")
         elif name in PROTOCOL and is_word(item):
@@ -338,10 +325,13 @@ class _Collector:
                 self._add(item, inside, "label")
         else:
             if name in TEMPLATES and not is_response:
-                self._add_opaque("templates", inside.path)
+                self._add_opaque("templates", inside)
+            if kind == PICTURES and item:
+                # some decoders pass over what is no code
+                self.texts.images.append(JsonImage(item, inside.place, inside.path, is_text=True))
             self.value(item, inside)
 
-    def _kind(self, name: str, item: Any, at: _Position) -> Literal["text", "value", "schema"]:
+    def _kind(self, name: str, item: Any, at: Position) -> Literal["text", "value", "schema"]:
         """The kind of the strings in a member."""
         is_container = isinstance(item, dict | list)
         if at.kind == "schema" or (name in SCHEMAS and is_container):
@@ -349,7 +339,7 @@ class _Collector:
         begins = name in FREE and is_container and not (at.depth == 0 and name in CONVERSATION)
         return "value" if at.free or begins else "text"
 
-    def _part_kind(self, value: dict[str, Any], at: _Position) -> tuple[str | None, Place]:
+    def _part_kind(self, value: dict[str, Any], at: Position) -> tuple[str | None, Place]:
         """The kind of content that carriers in a part hold, and the place of its texts."""
         kind, role, opaque, place = value.get("type"), value.get("role"), at.opaque, at.place
         if isinstance(kind, str):
@@ -358,7 +348,8 @@ class _Collector:
             is_text = isinstance(source, dict) and source.get("type") in TEXT_SOURCES
             if kind in OPAQUE_PARTS and not is_text:
                 # content by reference is not read either
-                self._add_opaque(OPAQUE_PARTS[kind], at.path)
+                is_empty = self.default_place == "response" and has_no_image_yet(value)
+                self._add_opaque(OPAQUE_PARTS[kind], at, "" if is_empty else None)
         if self.default_place == "response" or not in_conversation(at.path):
             return opaque, place
         if at.depth == 2 and isinstance(role, str):
@@ -367,33 +358,35 @@ class _Collector:
             place = place_of_part(kind, place)
         return opaque, place
 
-    def _array(self, value: list[Any], at: _Position) -> None:
+    def _array(self, value: list[Any], at: Position) -> None:
         if at.depth > MAX_DEPTH:
             raise NestedTooDeeply()
         holds_tokens = self.default_place != "response" and not at.free and _holds_tokens(value, at)
         if holds_tokens:
-            self._add_opaque("tokens", at.path)
+            self._add_opaque("tokens", at)
         for index, item in enumerate(value):
             if holds_tokens and isinstance(item, int | float):
                 continue
             if at.depth == 1 and at.key in LISTS:
                 self._unit += 1
-            inside = _Position(
+            inside = Position(
                 value, index, at.place, f"{at.path}[{index}]", at.depth + 1, at.opaque
             )
             inside.kind, inside.name, inside.items = at.kind, at.name, value
             inside.signed = at.signed
             self.value(item, inside)
 
-    def _add_opaque(self, kind: str, path: str) -> None:
-        self.texts.opaque.setdefault(kind, re.split(r"[.[]", path, maxsplit=1)[0])
+    def _add_opaque(self, kind: str, at: Position, value: str | bytes | None = None) -> None:
+        self.texts.opaque.setdefault(kind, re.split(r"[.[]", at.path, maxsplit=1)[0])
+        if kind == PICTURES and value != "":
+            self.texts.images.append(JsonImage(value, at.place, at.path))
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _holds_tokens(value: list[Any], at: _Position) -> bool:
+def _holds_tokens(value: list[Any], at: Position) -> bool:
     """Whether a list has numbers where they are tokens of a text."""
     if at.path.partition("[")[0] not in PROMPTS and at.key not in PROMPTS:
         return False

@@ -7,7 +7,7 @@ import copy
 from collections import deque
 from collections.abc import Sequence
 from itertools import zip_longest
-from typing import Any
+from typing import Any, Protocol
 
 from server.screening.answers.upstream_errors import error_pieces, screen_error
 from server.screening.bodies.texts import JsonText, JsonTexts, texts_of
@@ -18,6 +18,7 @@ from server.screening.findings import (
     blocks,
     redactions,
 )
+from server.screening.images.reading import ImageReader, screen_images
 from server.screening.streams.event_queue import without_tokens
 from server.screening.streams.formats.base import Slot, is_error
 from server.screening.texts.joins import read_crossing, read_together
@@ -26,6 +27,10 @@ from server.screening.texts.rewriting import rewrite
 
 _PADDING = "obfuscation"
 """What OpenAI adds to each event, so that its size does not tell its text: letters at random."""
+
+
+class StreamScreens(ResponseScreens, ImageReader, Protocol):
+    """Runs the screens on the events of a stream."""
 
 
 class EventTexts:
@@ -37,7 +42,7 @@ class EventTexts:
     def __init__(
         self,
         findings: Findings,
-        screens: ResponseScreens,
+        screens: StreamScreens,
         placeholders: Placeholders,
         *,
         own_app: bool,
@@ -67,7 +72,7 @@ class EventTexts:
             if event in self._bare_events:
                 return JsonTexts(pieces)
             whole = texts_of(event, "response", skip_verdicts=self._own_app)
-            if not whole.pieces and slots:
+            if not (whole.pieces or whole.images) and slots:
                 self._bare_events.append(copy.deepcopy(event))
             whole.pieces += pieces
             return whole
@@ -81,7 +86,9 @@ class EventTexts:
         self, event: dict[str, Any], texts: JsonTexts, slots: Sequence[Slot]
     ) -> bool | None:
         """Screen the texts of an event; return whether one was rewritten, or None
-        where one must not leave. What an error must not say is withheld."""
+        where one, or an image, must not leave. What an error must not say is withheld."""
+        if await screen_images(texts, self._findings, self._screens, in_response=True):
+            return None
         may_report = self._reports_errors and not slots
         errors, pieces = error_pieces(texts.pieces, event) if may_report else ((), texts.pieces)
         reports_error = may_report and is_error(event)

@@ -11,7 +11,6 @@ from server.screening.answers.app_verdicts import TakenVerdicts
 from server.screening.bodies.scanner import quoted
 from server.screening.findings import (
     Findings,
-    ResponseScreens,
     ScreenedText,
     blocks,
     merge_spans,
@@ -26,7 +25,7 @@ from server.screening.streams.event_queue import (
     parsed,
     without_tokens,
 )
-from server.screening.streams.event_texts import EventTexts
+from server.screening.streams.event_texts import EventTexts, StreamScreens
 from server.screening.streams.formats.base import (
     Group,
     Slot,
@@ -61,7 +60,7 @@ class StreamGuard:
         self,
         stream_format: StreamFormat,
         findings: Findings,
-        screens: ResponseScreens,
+        screens: StreamScreens,
         placeholders: Placeholders,
         *,
         choices: int,

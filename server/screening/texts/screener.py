@@ -15,10 +15,13 @@ from classifiers.text.disguises.views import readings
 from classifiers.text.encoder.model import TextEncoder
 from classifiers.text.patterns.matching import have_none
 from guard.errors import GuardFailed
-from guard.plans.screens import EmbeddingScores, TextScreen
+from guard.plans.heads import EmbeddingScores
+from guard.plans.image_screens import ImageClassifiers
+from guard.plans.screens import TextScreen
 from server.screening.bodies.texts import MAX_TEXTS
 from server.screening.errors import TextTooLong, TooManyTexts
 from server.screening.findings import ScreenedText
+from server.screening.images.screener import ImageScreener
 from server.screening.spans import Span
 from server.screening.texts.turns import Caller, FairWorker
 from server.screening.texts.verdict_cache import VerdictCache, exact_key, read_key
@@ -69,12 +72,15 @@ class Screener:
         self,
         encoder: TextEncoder | None,
         heads: EmbeddingScores | None,
+        images: ImageClassifiers | None = None,
         *,
         cache_entries: int = CACHE_ENTRIES,
     ) -> None:
         self.cache: VerdictCache[Scores] = VerdictCache(cache_entries)
         self._spans: VerdictCache[tuple[Span, ...]] = VerdictCache(cache_entries)
         self._encoder, self._heads = encoder, heads
+        self.images = None if images is None else ImageScreener(images)
+        """What reads images; None where no policy has them read."""
         self._inline_cost = 0
         self._encoding = FairWorker(
             self._score,
@@ -127,6 +133,8 @@ class Screener:
         """Stop, and cancel what is pending."""
         for worker in (self._encoding, self._matching, self._long_matching):
             worker.close()
+        if self.images is not None:
+            self.images.close()
 
     async def _matches(
         self, texts: Sequence[str], size: int, screens: Sequence[TextScreen], caller: Caller

@@ -175,7 +175,7 @@ class FairWorker(Generic[T, R]):
         # short texts, as those of answers that have begun, are let in a while longer
         if queued and queued + cost > limit * (1 if cost > self._most_cost else 2):
             raise TooManyRequests(
-                "Too much text of this key's requests waits to be screened; try again later.",
+                "Too much of this key's requests waits to be screened; try again later.",
                 retry_after=1.0,
             )
 

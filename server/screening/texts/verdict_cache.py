@@ -73,6 +73,11 @@ def exact_key(text: str) -> bytes:
     return hashlib.blake2b(encoded, digest_size=16, key=_SALT).digest()
 
 
+def file_key(file: bytes) -> bytes:
+    """The key of a file."""
+    return hashlib.blake2b(b"f" + file, digest_size=16, key=_SALT).digest()
+
+
 def read_key(readings: Sequence[str]) -> bytes:
     """The key of the readings of a text that an uncased encoder gets."""
     digest = hashlib.blake2b(b"r", digest_size=16, key=_SALT)

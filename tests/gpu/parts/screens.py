@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from benchmarks.rounds import timed_rounds
 from benchmarks.screens import FITTED, random_texts
+from classifiers.embeddings.heads import EmbeddingHead, EmbeddingHeads
 from classifiers.text.encoder.model import PROVIDERS, TextEncoder
-from classifiers.text.heads import TextHead, TextHeads
 from guard.artifact import Artifact
 from tests.gpu.report import Figure
 from tests.gpu.settings import Add, Settings, Skipped, require_packages, required_model
@@ -36,9 +36,9 @@ def measure(settings: Settings, add: Add) -> None:
         add(Figure("sessions on the GPU", GPU in encoders["GPU"].providers, "sessions", 1))
     else:
         encoders["again"] = TextEncoder.load(folder, threads=threads)
-    heads = TextHeads(
+    heads = EmbeddingHeads(
         [
-            TextHead.from_tensors(artifact.tensors, artifact.meta.settings)
+            EmbeddingHead.from_tensors(artifact.tensors, artifact.meta.settings)
             for artifact in map(Artifact.load, sorted(FITTED.glob("*.safetensors")))
         ]
     )

@@ -133,7 +133,7 @@ def test_a_policy_that_screens_text_is_for_requests_that_were_screened(folder: P
     available = policies(folder, "read", SCREENED)
     assert available.screens is not None and available.screens.plans["read"].screens
     entry = available.entry_for(None)
-    with pytest.raises(ValueError, match="'read' has screens of text"):
+    with pytest.raises(ValueError, match="'read' has screens"):
         require_guarded(entry, pools=False)
     require_guarded(entry, pools=False, is_screened=True)
     # `guard serve` runs the screens itself

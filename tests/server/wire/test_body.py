@@ -177,7 +177,9 @@ class Behind:
         config = load_config(folder / "config.toml")
         plans, metrics = TextPlans(config), Metrics()
         screens = Screens(
-            plans, Screener(plans.encoder, plans.heads), Recorder(metrics.verdicts, None)
+            plans,
+            Screener(plans.encoder, plans.heads, plans.images),
+            Recorder(metrics.verdicts, None),
         )
         self.values: list[dict[str, Any]] = []
         self.app = ExchangeMiddleware(

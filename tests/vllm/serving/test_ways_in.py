@@ -65,7 +65,7 @@ def test_python_and_other_front_ends(screened: Path, tmp_path: Path) -> None:
     assert MARK in done.stdout, done.stdout[-5000:] + done.stderr[-5000:]
     told: dict[str, Any] = json.loads(done.stdout.split(MARK)[1].splitlines()[0])
     for way in ("generate", "chat"):
-        assert "'read' has screens of text" in told[f"{way} None"]
+        assert "'read' has screens" in told[f"{way} None"]
         assert told[f"{way} firm"] == "firm"
     assert told["foreign"] == [["foreign", "error", []]]
     assert "from a front end without guards" in done.stdout + done.stderr
@@ -96,7 +96,7 @@ def test_a_batch_from_a_file_names_its_policy_in_vllms_arguments(screened: Path)
     replies = [json.loads(line) for line in (screened / "out.jsonl").open(encoding="utf-8")]
     said = {reply["custom_id"]: json.dumps(reply) for reply in replies}
     assert '"finish_reason": "length"' in said["named"]
-    assert "has screens of text" in said["default"] and "choices" not in said["default"]
+    assert "has screens" in said["default"] and "choices" not in said["default"]
     assert "name the policy in vllm_xargs.guard_policy" in said["guard"]
     with (screened / "audit.jsonl").open(encoding="utf-8") as audit:
         assert json.loads([*audit][-1])["policy"] == "firm"

@@ -72,7 +72,7 @@ def test_an_artifact_and_its_report_are_written(model: Path, data: Path, tmp_pat
 def test_without_json_the_figures_are_printed(model: Path, data: Path, tmp_path: Path) -> None:
     result = fit(model, data, tmp_path / "s.safetensors", "--hold-out", HELD[0])
     assert result.exit_code == 0, result.output
-    assert "held-out texts that fire" in result.stdout and "bad-elsewhere" in result.stdout
+    assert "held-out examples that fire" in result.stdout and "bad-elsewhere" in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -103,6 +103,6 @@ def test_texts_too_few_for_the_rate_are_refused_before_the_encoder(
     few = fit(model, data, tmp_path / "s.safetensors", "--fpr", "0.005")
     assert few.exit_code == 1 and "needs 199 benign texts" in few.stderr and "--fpr" in few.stderr
     unknown = fit(model, data, tmp_path / "s.safetensors", "--hold-out", "nobody")
-    assert "no row is of the source 'nobody'" in unknown.stderr
+    assert "nothing is of the source 'nobody'" in unknown.stderr
     enough = fit(model, data, tmp_path / "s.safetensors")
     assert enough.exit_code == 1 and "no text encoder" in enough.stderr

@@ -7,9 +7,9 @@ import random
 import numpy as np
 import pytest
 
+from classifiers.embeddings.heads import EmbeddingHead, EmbeddingHeads
 from classifiers.text.encoder.conversion import convert
 from classifiers.text.encoder.model import TextEncoder
-from classifiers.text.heads import TextHead, TextHeads
 from guard.data.prompts import ScreenText
 from guard.errors import DataError
 from guard.fitting.screens import figures
@@ -78,10 +78,10 @@ def test_held_out_texts_are_scored_by_the_head_of_the_artifact(
 ) -> None:
     meta, tested = fitted.artifact.meta, fitted.test
     assert tested is not None
-    head = TextHead.from_tensors(fitted.artifact.tensors, meta.settings)
+    head = EmbeddingHead.from_tensors(fitted.artifact.tensors, meta.settings)
     held = [row for row in ROWS if row.source in HELD]
     encoded = encoder.encode([row.prompt for row in held])
-    scores = encoded.highest(TextHeads([head]).scores(encoded.embeddings))[:, 0]
+    scores = encoded.highest(EmbeddingHeads([head]).scores(encoded.embeddings))[:, 0]
     unsafe = np.array([row.unsafe for row in held])
     fired = scores > float(str(meta.settings["threshold"]))
     assert tested.recall["bad-elsewhere"].count == fired[unsafe].sum()
@@ -144,5 +144,5 @@ def test_the_report_shows_every_collection_and_disguise(fitted: ScreenFit) -> No
 def test_a_text_that_is_too_long_does_not_count_as_fired() -> None:
     held = figures.HeldOutScores(ROWS[:2], np.array([np.nan, 0.9], np.float32))
     assert held.of(unsafe=True).shape == (2,)
-    tested = figures.figures_of(held, lambda t, stage: np.zeros(len(t), np.float32), 0.5)
+    tested = figures.figures_of(held, 0.5, {})
     assert tested.recall["bad"].count == 1 and tested.auc is None

@@ -1,4 +1,4 @@
-"""Trained text heads separate their classes, and calibration makes probabilities of logits."""
+"""Trained heads separate their classes, and calibration makes probabilities of logits."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import pytest
 from numpy.typing import NDArray
 
 from classifiers.calibration import auc
-from classifiers.text.heads import Floats, Kind, TextHeads
-from classifiers.text.training import Calibration, calibrated, train
+from classifiers.embeddings.heads import EmbeddingHead, EmbeddingHeads, Floats, Kind
+from classifiers.embeddings.training import Calibration, calibrated, train
 
 WIDTH = 12
 
@@ -30,9 +30,9 @@ def test_a_head_learns_and_its_probabilities_hold(kind: Kind, how: Calibration) 
     embeddings, unsafe = examples(0, 300, 60)
     head = train(kind, embeddings, unsafe, np.ones(len(unsafe)), seed=0)
     held_out, truth = examples(1, 400, 400)
-    head = calibrated(head, TextHeads([head]).logits(held_out)[:, 0], truth, how)
+    head = calibrated(head, EmbeddingHeads([head]).logits(held_out)[:, 0], truth, how)
     fresh, truth = examples(2, 2000, 2000)
-    scores = TextHeads([head]).scores(fresh)[:, 0]
+    scores = EmbeddingHeads([head]).scores(fresh)[:, 0]
     assert auc(scores[truth].tolist(), scores[~truth].tolist()) > 0.93
     for low in (0.1, 0.3, 0.6, 0.8):
         bin_ = (scores >= low) & (scores < low + 0.2)
@@ -60,7 +60,7 @@ def test_an_isotonic_table_keeps_texts_apart() -> None:
     """Plain isotonic regression gives levels, within which no threshold separates texts."""
     embeddings, unsafe = examples(0, 300, 300)
     head = train("logistic", embeddings, unsafe, np.ones(len(unsafe)), seed=0)
-    logits = TextHeads([head]).logits(embeddings)[:, 0]
+    logits = EmbeddingHeads([head]).logits(embeddings)[:, 0]
     head = calibrated(head, logits, unsafe, "isotonic")
     probabilities = head.probabilities(np.sort(logits))
     assert len(np.unique(probabilities)) > 0.98 * len(np.unique(logits))
@@ -76,3 +76,11 @@ def test_one_class_alone_is_refused(flag: bool) -> None:
     head = train("logistic", embeddings, unsafe, np.ones(40), seed=0)
     with pytest.raises(ValueError, match="of both kinds"):
         calibrated(head, np.zeros(40, np.float32), one, "temperature")
+
+
+def test_classes_that_are_apart_keep_finite_odds() -> None:
+    logits = np.concatenate([np.linspace(5, 9, 40), np.linspace(-9, -5, 60)]).astype(np.float32)
+    unsafe = logits > 0
+    head = EmbeddingHead("logistic", {"weight": np.ones((1, 1), "f4"), "bias": np.zeros(1, "f4")})
+    scores = calibrated(head, logits, unsafe, "temperature").probabilities(logits)
+    assert len(np.unique(scores)) == 100 and scores.min() > 1e-6 and scores.max() < 1 - 1e-6

@@ -1,4 +1,5 @@
-"""Heads on a sentence embedding: each gives the calibrated probability that a text is unsafe.
+"""Heads on the embedding of a text or an image: each gives the calibrated probability that it is
+unsafe.
 
 Any number of heads share one matrix product: the directions on which they project the embedding are
 stacked into one matrix, and each head continues from its columns.
@@ -6,11 +7,11 @@ stacked into one matrix, and each head continues from its columns.
     logistic    logit = w · e + b
     mlp         logit = v · relu(W e + c) + b
     prototype   logit = logsumexp(s U e) - logsumexp(s B e): how much nearer the embedding is to the
-                prototypes of unsafe texts (rows of U) than to those of benign ones (rows of B)
+                prototypes of what is unsafe (rows of U) than to those of what is benign (rows of B)
 
 A logit becomes a probability by a temperature (Guo et al. 2017, arXiv 1706.04599) or by a table
 between whose points it is interpolated (isotonic regression). Both rise strictly over
-the range of possible logits, so that they keep the order of texts.
+the range of possible logits, so that they keep the order of scores.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _TABLE = ("table_logits", "table_chances")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class TextHead:
+class EmbeddingHead:
     """One head, float32. Its construction checks it: a ValueError names the tensor at fault.
 
     `parts` of a logistic head: `weight [1, width]`, `bias [1]`; of an mlp: `hidden [d, width]`,
@@ -103,7 +104,7 @@ class TextHead:
         return settings
 
     @classmethod
-    def from_tensors(cls, tensors: Tensors, settings: Mapping[str, Any]) -> TextHead:
+    def from_tensors(cls, tensors: Tensors, settings: Mapping[str, Any]) -> EmbeddingHead:
         """The head of an artifact; other settings are ignored.
 
         Raises ValueError for tensors or settings that make no head.
@@ -111,10 +112,10 @@ class TextHead:
         name, calibration = settings.get("kind"), settings.get("calibration")
         kind = next((kind for kind in _PARTS if kind == name), None)
         if kind is None:
-            raise ValueError(f"a text head is of kind {', '.join(_PARTS)}, not {name!r}")
+            raise ValueError(f"a head is of kind {', '.join(_PARTS)}, not {name!r}")
         if calibration not in {"temperature", "isotonic"}:
             raise ValueError(
-                f"a text head's calibration is temperature or isotonic, not {calibration!r}"
+                f"a head's calibration is temperature or isotonic, not {calibration!r}"
             )
         names = {*_PARTS[kind], *(_TABLE if calibration == "isotonic" else ())}
         if set(tensors) != names:
@@ -144,10 +145,10 @@ class Fitted(Protocol):
     settings: Mapping[str, Any]
 
 
-class TextHeads:
+class EmbeddingHeads:
     """Heads of several screens, computed in one product. Raises ValueError for unlike widths."""
 
-    def __init__(self, heads: Sequence[TextHead]) -> None:
+    def __init__(self, heads: Sequence[EmbeddingHead]) -> None:
         widths = {head.width for head in heads}
         if len(widths) != 1:
             raise ValueError(
@@ -175,15 +176,17 @@ class TextHeads:
         return np.stack([head.probabilities(logits) for head, logits in pairs], axis=1)
 
 
-def stack(guards: Sequence[Fitted], device: Any = "cpu") -> TextHeads:
+def stack(guards: Sequence[Fitted], device: Any = "cpu") -> EmbeddingHeads:
     """The heads of fitted screens, in one product on the CPU, whatever the `device`.
 
     Raises ValueError for a screen that makes no head, and for heads of unlike widths.
     """
-    return TextHeads([TextHead.from_tensors(guard.tensors, guard.settings) for guard in guards])
+    return EmbeddingHeads(
+        [EmbeddingHead.from_tensors(guard.tensors, guard.settings) for guard in guards]
+    )
 
 
-def _check(head: TextHead) -> None:
+def _check(head: EmbeddingHead) -> None:
     shapes = {name: head.parts[name].shape for name in _PARTS[head.kind]}
     matrices = [name for name in ("weight", "hidden", "unsafe", "benign") if name in shapes]
     if any(len(shapes[name]) != 2 or 0 in shapes[name] for name in matrices):
@@ -199,7 +202,7 @@ def _check(head: TextHead) -> None:
     for name in ("temperature", "sharpness"):
         value = getattr(head, name)
         if not 0 < value < np.inf:
-            raise ValueError(f"{name} of a text head must be above zero, not {value}")
+            raise ValueError(f"{name} of a head must be above zero, not {value}")
     if head.table is not None:
         _check_table(head.table)
 
@@ -217,7 +220,7 @@ def _check_table(table: Floats) -> None:
 def _number(settings: Mapping[str, Any], name: str) -> float:
     value = settings.get(name, 1.0)
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{name} of a text head must be a number, not {value!r}")
+        raise ValueError(f"{name} of a head must be a number, not {value!r}")
     return float(value)
 
 

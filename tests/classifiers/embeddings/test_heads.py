@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from classifiers.text.heads import Floats, Kind, TextHead, TextHeads
+from classifiers.embeddings.heads import EmbeddingHead, EmbeddingHeads, Floats, Kind
 
 WIDTH = 6
 TABLE = np.array([[-3, 0, 1], [0.0, 0.2, 1]], np.float32)
 
 
-def head(kind: Kind, seed: int, **fields: Any) -> TextHead:
+def head(kind: Kind, seed: int, **fields: Any) -> EmbeddingHead:
     rng = np.random.default_rng(seed)
 
     def normal(*shape: int) -> Floats:
@@ -32,10 +32,10 @@ def head(kind: Kind, seed: int, **fields: Any) -> TextHead:
         },
         "prototype": {"unsafe": normal(3, WIDTH), "benign": normal(4, WIDTH)},
     }
-    return TextHead(kind, parts[kind], **fields)
+    return EmbeddingHead(kind, parts[kind], **fields)
 
 
-def reference_logit(head: TextHead, e: NDArray[np.float64]) -> float:
+def reference_logit(head: EmbeddingHead, e: NDArray[np.float64]) -> float:
     """The equations of the module, one embedding at a time."""
     part = {name: values.astype(np.float64) for name, values in head.parts.items()}
     if head.kind == "logistic":
@@ -51,7 +51,7 @@ def reference_logit(head: TextHead, e: NDArray[np.float64]) -> float:
     return float(near - far)
 
 
-def all_kinds() -> list[TextHead]:
+def all_kinds() -> list[EmbeddingHead]:
     return [
         head("mlp", 0, temperature=2.5),
         head("prototype", 1, sharpness=3.0, table=TABLE),
@@ -64,7 +64,7 @@ def all_kinds() -> list[TextHead]:
 def test_stacked_heads_score_as_each_by_its_equation(seed: int, rows: int) -> None:
     embeddings = np.random.default_rng(seed).normal(size=(rows, WIDTH)).astype(np.float32)
     heads = all_kinds()
-    scores = TextHeads(heads).scores(embeddings)
+    scores = EmbeddingHeads(heads).scores(embeddings)
     assert scores.shape == (rows, len(heads)) and scores.dtype == np.float32
     for column, text_head in enumerate(heads):
         logits = np.array([reference_logit(text_head, e) for e in embeddings.astype(np.float64)])
@@ -88,10 +88,10 @@ def test_calibration_changes_no_order(values: list[float]) -> None:
 def test_a_stored_head_gives_the_same_scores() -> None:
     embeddings = np.random.default_rng(0).normal(size=(4, WIDTH)).astype(np.float32)
     for text_head in all_kinds():
-        stored = TextHead.from_tensors(
+        stored = EmbeddingHead.from_tensors(
             text_head.tensors(), text_head.settings() | {"threshold": 0.3}
         )
-        scores = [TextHeads([copy]).scores(embeddings) for copy in (text_head, stored)]
+        scores = [EmbeddingHeads([copy]).scores(embeddings) for copy in (text_head, stored)]
         np.testing.assert_array_equal(*scores)
 
 
@@ -116,7 +116,7 @@ def test_parts_that_make_no_head_are_refused(
     valid = head("logistic", 0)
     changed = {n: v for n, v in (valid.tensors() | tensors).items() if v is not None}
     with pytest.raises(ValueError, match=message):
-        TextHead.from_tensors(changed, valid.settings() | settings)
+        EmbeddingHead.from_tensors(changed, valid.settings() | settings)
 
 
 @pytest.mark.parametrize(
@@ -135,8 +135,8 @@ def test_a_table_that_does_not_rise_is_refused(table: list[list[float]], message
 
 
 def test_heads_of_unlike_widths_are_not_stacked() -> None:
-    narrow = TextHead("logistic", {"weight": np.ones((1, 2), "f4"), "bias": np.zeros(1, "f4")})
+    narrow = EmbeddingHead("logistic", {"weight": np.ones((1, 2), "f4"), "bias": np.zeros(1, "f4")})
     with pytest.raises(ValueError, match=r"not \[2, 6\]"):
-        TextHeads([narrow, head("logistic", 0)])
+        EmbeddingHeads([narrow, head("logistic", 0)])
     with pytest.raises(ValueError, match=r"must be \[n, 2\]"):
-        TextHeads([narrow]).scores(np.zeros((1, 3), np.float32))
+        EmbeddingHeads([narrow]).scores(np.zeros((1, 3), np.float32))

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from classifiers.text.heads import Floats, Kind, TextHead
+from classifiers.embeddings.heads import EmbeddingHead, Floats, Kind
 
 Calibration = Literal["temperature", "isotonic"]
 Flags = NDArray[np.bool_]
@@ -26,14 +26,14 @@ _DAMPING = 30.0
 
 def train(
     kind: Kind, embeddings: Floats, unsafe: Flags, weights: NDArray[np.float64], seed: int
-) -> TextHead:
+) -> EmbeddingHead:
     """A head before calibration, from `embeddings [n, width]`, `unsafe [n]` and `weights [n]`.
 
     The weights are scaled so that both classes weigh the same. Raises ValueError where there is
     only one class.
     """
     if unsafe.all() or not unsafe.any():
-        raise ValueError("a head needs unsafe and benign texts to learn from")
+        raise ValueError("a head needs unsafe and benign examples to learn from")
     shares = np.where(unsafe, weights / weights[unsafe].sum(), weights / weights[~unsafe].sum())
     balanced = shares * len(unsafe) / 2
     if kind == "logistic":
@@ -43,7 +43,9 @@ def train(
     return _prototypes(embeddings, unsafe, balanced, seed)
 
 
-def calibrated(head: TextHead, logits: Floats, unsafe: Flags, how: Calibration) -> TextHead:
+def calibrated(
+    head: EmbeddingHead, logits: Floats, unsafe: Flags, how: Calibration
+) -> EmbeddingHead:
     """The head with probabilities fitted to held-out `logits [n]`, both classes weighing the same.
 
     An isotonic table is centred (Oron and Flournoy 2017): each level is placed at its mean logit,
@@ -51,7 +53,7 @@ def calibrated(head: TextHead, logits: Floats, unsafe: Flags, how: Calibration) 
     """
     if unsafe.all() or not unsafe.any():
         raise ValueError(
-            "a head needs held-out texts of both kinds for its calibration: unsafe and benign"
+            "a head needs held-out examples of both kinds for its calibration: unsafe and benign"
         )
     balanced = np.where(unsafe, 1 / unsafe.sum(), 1 / (~unsafe).sum())
     if how == "temperature":
@@ -63,7 +65,7 @@ def calibrated(head: TextHead, logits: Floats, unsafe: Flags, how: Calibration) 
     centres = [
         float(np.average(logits[levels == v], weights=balanced[levels == v])) for v in values
     ]
-    # beyond the outermost levels the table still rises, so that no two texts there are equal
+    # beyond the outermost levels the table still rises, so that no two scores there are equal
     reach = max(float(np.ptp(logits)), 1.0)
     points = {centres[0] - reach: 0.0, centres[-1] + reach: 1.0}
     points |= dict(zip(centres, np.clip(values, 1e-3, 1 - 1e-3).tolist(), strict=True))
@@ -71,14 +73,16 @@ def calibrated(head: TextHead, logits: Floats, unsafe: Flags, how: Calibration) 
     return replace(head, table=_rising(table), temperature=1.0)
 
 
-def _logistic(embeddings: Floats, unsafe: Flags, weights: NDArray[np.float64]) -> TextHead:
+def _logistic(embeddings: Floats, unsafe: Flags, weights: NDArray[np.float64]) -> EmbeddingHead:
     from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]
 
     fitted = LogisticRegression(C=_DAMPING, max_iter=2000).fit(embeddings, unsafe, weights)
-    return TextHead("logistic", _float32(weight=fitted.coef_, bias=fitted.intercept_))
+    return EmbeddingHead("logistic", _float32(weight=fitted.coef_, bias=fitted.intercept_))
 
 
-def _mlp(embeddings: Floats, unsafe: Flags, weights: NDArray[np.float64], seed: int) -> TextHead:
+def _mlp(
+    embeddings: Floats, unsafe: Flags, weights: NDArray[np.float64], seed: int
+) -> EmbeddingHead:
     from sklearn.exceptions import ConvergenceWarning  # type: ignore[import-untyped]
     from sklearn.neural_network import MLPClassifier  # type: ignore[import-untyped]
 
@@ -95,7 +99,7 @@ def _mlp(embeddings: Floats, unsafe: Flags, weights: NDArray[np.float64], seed: 
                 random_state=seed * _MEMBERS + member,
             )
             members.append(net.fit(embeddings, unsafe, sample_weight=weights))
-    return TextHead(
+    return EmbeddingHead(
         "mlp",
         _float32(
             hidden=np.concatenate([net.coefs_[0].T for net in members]),
@@ -108,7 +112,7 @@ def _mlp(embeddings: Floats, unsafe: Flags, weights: NDArray[np.float64], seed: 
 
 def _prototypes(
     embeddings: Floats, unsafe: Flags, weights: NDArray[np.float64], seed: int
-) -> TextHead:
+) -> EmbeddingHead:
     from sklearn.cluster import KMeans  # type: ignore[import-untyped]
 
     def centres(rows: Flags) -> NDArray[Any]:
@@ -120,16 +124,24 @@ def _prototypes(
         return np.asarray(middle / np.linalg.norm(middle, axis=1, keepdims=True))
 
     parts = _float32(unsafe=centres(unsafe), benign=centres(~unsafe))
-    return TextHead("prototype", parts, sharpness=_SHARPNESS)
+    return EmbeddingHead("prototype", parts, sharpness=_SHARPNESS)
 
 
 def _temperature(logits: Floats, unsafe: Flags, weights: NDArray[np.float64]) -> float:
+    """The temperature of least cross entropy.
+
+    Targets are those of Platt (1999), a little inside 0 and 1: where logits separate the classes,
+    the temperature would else go to zero and all probabilities to 0 or 1, thresholds with them.
+    """
     from scipy.optimize import minimize_scalar  # type: ignore[import-untyped]
 
-    signed = np.where(unsafe, logits, -logits).astype(np.float64)
+    targets = np.where(unsafe, 1 - 1 / (unsafe.sum() + 2), 1 / ((~unsafe).sum() + 2))
+    real = logits.astype(np.float64)
 
     def loss(log_temperature: float) -> float:
-        return float((weights * np.logaddexp(0, -signed / np.exp(log_temperature))).sum())
+        scaled = real / np.exp(log_temperature)
+        losses = targets * np.logaddexp(0, -scaled) + (1 - targets) * np.logaddexp(0, scaled)
+        return float((weights * losses).sum())
 
     return float(np.exp(minimize_scalar(loss, bounds=(-5, 5), method="bounded").x))
 

@@ -1,0 +1,1 @@
+"""Fitting a screen of images: a head on an image encoder."""

@@ -1,0 +1,82 @@
+"""Heads of screens on one encoder, loaded from their artifacts: one matrix of scores for all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from classifiers.embeddings.heads import Floats
+from guard.artifact import Artifact
+from guard.config.schema import GuardConfig
+from guard.errors import GuardError
+from steering.methods import Method, method_named
+from steering.methods.fitted import FittedGuard
+
+Loaded = Sequence[tuple[GuardConfig, Artifact]]
+"""Guards with their artifacts."""
+
+
+class EmbeddingScores(Protocol):
+    """What the methods of screens make of their guards: scores of embeddings."""
+
+    def scores(self, embeddings: Floats) -> Floats:
+        """Probabilities `[n, guards]`, float32, of `embeddings [n, width]`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A head in the matrix of scores: its `column`, and the threshold of its guard."""
+
+    name: str
+    concept: str
+    method: str
+    threshold: float
+    column: int
+
+
+class Heads:
+    """All heads on one encoder. `fails` is called for each guard that does not load, with the
+    reason."""
+
+    def __init__(
+        self, guards: Loaded, fingerprint: str, served: str, fails: Callable[[str, str], None]
+    ) -> None:
+        fitted: dict[Method, list[FittedGuard]] = {}
+        facts: dict[str, tuple[Artifact, float]] = {}
+        for setting, artifact in guards:
+            guard = FittedGuard(setting.name, artifact.tensors, artifact.meta.settings)
+            try:
+                artifact.require_model(fingerprint, served=served)
+                method = method_named(artifact.meta.method)
+                method.stacked([guard])
+                method.require_in_range({"threshold": setting.threshold}, setting.name)
+                threshold = _threshold(artifact.meta.settings)
+            except (GuardError, ValueError) as error:
+                fails(setting.name, f"{setting.artifact}: {error}")
+                continue
+            threshold = threshold if setting.threshold is None else setting.threshold
+            facts[setting.name] = artifact, threshold
+            fitted.setdefault(method, []).append(guard)
+        self._stacks: tuple[EmbeddingScores, ...] = tuple(
+            method.stacked(of_method) for method, of_method in fitted.items()
+        )
+        names = [guard.name for of_method in fitted.values() for guard in of_method]
+        self.all: tuple[Head, ...] = tuple(
+            Head(name, artifact.meta.concept, artifact.meta.method, threshold, column)
+            for column, name in enumerate(names)
+            for artifact, threshold in (facts[name],)
+        )
+
+    def scores(self, embeddings: Floats) -> Floats:
+        """Probabilities `[n, heads]`, float32, of `embeddings [n, width]`."""
+        return np.concatenate([stack.scores(embeddings) for stack in self._stacks], axis=1)
+
+
+def _threshold(settings: Mapping[str, Any]) -> float:
+    value = settings.get("threshold")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"its threshold must be a number, not {value!r}: fit it again")
+    return float(value)

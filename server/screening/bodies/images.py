@@ -1,0 +1,57 @@
+"""The images of a JSON body or a form, with their places."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from guard.config.schema import Place
+
+PICTURES = "pictures"
+"""The kind of content that images are, in verdicts and among what may pass unscreened."""
+_DATA_URL = re.compile(r"\s{0,16}data:image/", re.IGNORECASE)
+_RESULT = re.compile(r"(data\[\d+\]\.)?url")
+"""Where answers and events of `/v1/images/...` give an image by its address."""
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class JsonImage:
+    """An image of a body: `value` is a file, an address, a data URL or base64; None for a part with
+    an image by reference, unless that part has further images in it.
+
+    `is_text`: the value is read as a text too, since its field is none for images.
+    """
+
+    value: str | bytes | None
+    place: Place
+    path: str
+    is_text: bool = False
+
+
+def is_data_url(text: str) -> bool:
+    """Whether a text is the data URL of an image."""
+    return _DATA_URL.match(text) is not None
+
+
+def has_no_image_yet(part: Mapping[str, Any]) -> bool:
+    """Whether a part is the call of a tool that has drawn nothing so far."""
+    return part.get("type") == "image_generation_call" and part.get("result") is None
+
+
+def is_address_of_image(path: str, text: str) -> bool:
+    """Whether a text of an answer is where an image of it can be fetched."""
+    return _RESULT.fullmatch(path) is not None and text.startswith(("http://", "https://"))
+
+
+def without_parts(images: Sequence[JsonImage]) -> list[JsonImage]:
+    """The images without those parts whose images are among them, each value once."""
+    paths = [image.path for image in images if image.value is not None]
+    values = [
+        image
+        for image in images
+        if image.value is not None
+        or not any(path.startswith((f"{image.path}.", f"{image.path}[")) for path in paths)
+    ]
+    return list({(image.path, image.is_text): image for image in values}.values())

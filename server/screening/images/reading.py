@@ -1,0 +1,86 @@
+"""What follows from the images of a body: their screens' findings, and texts to be read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from guard.plans.screens import TextPlan
+from server.screening.bodies.images import PICTURES, JsonImage, without_parts
+from server.screening.bodies.texts import JsonText, JsonTexts
+from server.screening.errors import TooManyImages, UnreadableAnswer, UnreadableImage
+from server.screening.findings import Findings, ScreenedText, blocks
+from server.screening.images.screener import ImageReading, WantedImage
+
+MAX_IMAGES = 64
+"""Of one request, one answer or one event."""
+
+
+class ImageReader(Protocol):
+    """Reads images."""
+
+    async def read_images(self, images: Sequence[WantedImage]) -> Sequence[ImageReading]:
+        """The reading of each image."""
+
+
+async def screen_images(
+    texts: JsonTexts, findings: Findings, reader: ImageReader, *, in_response: bool = False
+) -> list[JsonText]:
+    """Read the images of a body; return those that are blocked, as texts that say nothing.
+
+    The text in an image joins the texts of the body, where it cannot be rewritten. An image that
+    cannot be read raises UnreadableImage, or UnreadableAnswer, unless the policy is open. Raises
+    TooManyImages.
+    """
+    plan, blocked = findings.plan, []
+    images = [image for image in without_parts(texts.images) if plan.reads_images(image.place)]
+    if not images:
+        return []
+    if len(images) > MAX_IMAGES:
+        many = f"There are {len(images)} images to be screened; {MAX_IMAGES} are the most at once."
+        raise UnreadableAnswer(many) if in_response else TooManyImages(many)
+    readings = await reader.read_images([_wanted(image, plan) for image in images])
+    for number, (image, reading) in enumerate(zip(images, readings, strict=True), 1):
+        if reading.fault is not None:
+            _fail(image, reading.fault, findings, in_response=in_response)
+            continue
+        results = [
+            ScreenedText(screen, float(reading.scores[screen.encoder][screen.head]))
+            for screen in plan.images
+            if image.place in screen.places and screen.head is not None
+        ]
+        if blocks(findings.add(results, image.path, in_response=in_response)):
+            blocked.append(_piece(image, "", number))
+        if reading.text:
+            texts.pieces.append(_piece(image, reading.text, number))
+    return blocked
+
+
+def unread(texts: JsonTexts, plan: TextPlan) -> dict[str, str]:
+    """The kinds of content of a body that nothing reads, each with the member in which it is."""
+    kinds = dict(texts.opaque)
+    pictures = [image for image in texts.images if not image.is_text]
+    if all(plan.reads_images(image.place) for image in pictures):
+        kinds.pop(PICTURES, None)
+    return kinds
+
+
+def _wanted(image: JsonImage, plan: TextPlan) -> WantedImage:
+    encoders = (screen.encoder for screen in plan.images if image.place in screen.places)
+    return WantedImage(image, frozenset(encoders), plan.reads_text_in(image.place))
+
+
+def _piece(image: JsonImage, text: str, number: int) -> JsonText:
+    return JsonText(None, "", text, image.place, image.path, -number, "key")
+
+
+def _fail(image: JsonImage, fault: str, findings: Findings, *, in_response: bool) -> None:
+    plan = findings.plan
+    if plan.on_error == "closed":
+        if in_response:
+            raise UnreadableAnswer(f"The answer has an image that cannot be screened: {fault}")
+        raise UnreadableImage(
+            f"The policy {plan.policy!r} reads images. {fault}", param=image.path or None
+        )
+    findings.fail(fault)
+    findings.unscreened.add(PICTURES)
