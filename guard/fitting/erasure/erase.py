@@ -178,14 +178,14 @@ def _silent_on(innocent: TokenStates, subjects: SubjectGates) -> SubjectGates:
 
 
 def _recheck_level(profile: Profile, subjects: SubjectGates, rates: Rates) -> float:
-    scores = _largest(profile.answered, subjects)
+    scores = _largest(profile.answered, subjects, answered=True)
     return max(subjects.level, raised(threshold_for(scores, rates.far / 2), scores))
 
 
-def _largest(states: TokenStates, subjects: SubjectGates) -> list[float]:
+def _largest(states: TokenStates, subjects: SubjectGates, *, answered: bool = False) -> list[float]:
     """The largest standardised score of each sequence."""
     scores = states.scores(range(subjects.gates.shape[1]), subjects.gates, POOL)
-    return subjects.standardised(scores).amax(0).tolist()
+    return subjects.standardised(scores, answered=answered).amax(0).tolist()
 
 
 def require_rates(rates: Rates) -> None:

@@ -35,16 +35,17 @@ class SubjectGates:
     """Gates of `names`, `[subjects, layers, width]`, with `thresholds [subjects]`.
 
     `mean [subjects]` is that of each gate's scores on retain prompts, `unit [subjects]` what their
-    distance from it is divided by; `level` and `recheck_level` (None for none) are the thresholds
-    of scores standardised like that. Of the validation split there are the largest score of each
-    prompt (forget prompts altered as well) and, for forget prompts, that of its subject's gate,
-    `own`, all standardised.
+    distance from it is divided by, `answer_unit` the same for answers; `level` and `recheck_level`
+    (None for none) are the thresholds of scores standardised like that. Of the validation split
+    there are the largest score of each prompt (forget prompts altered as well) and, for forget
+    prompts, that of its subject's gate, `own`, all standardised.
     """
 
     names: tuple[str, ...]
     gates: Tensor
     mean: Tensor
     unit: Tensor
+    answer_unit: Tensor
     level: float
     recheck_level: float | None
     largest_forget: tuple[float, ...]
@@ -65,9 +66,10 @@ class SubjectGates:
             altered=self.largest_altered,
         )
 
-    def standardised(self, scores: Tensor) -> Tensor:
-        """`scores [subjects, sequences]` in the units of each gate."""
-        return _standardised(scores, self.mean, self.unit)
+    def standardised(self, scores: Tensor, *, answered: bool = False) -> Tensor:
+        """`scores [subjects, sequences]` of prompts, or of prompts with answers, in the units of
+        each gate."""
+        return _standardised(scores, self.mean, self.answer_unit if answered else self.unit)
 
     @property
     def thresholds(self) -> Tensor:
@@ -76,9 +78,12 @@ class SubjectGates:
 
     @property
     def rechecks(self) -> Tensor | None:
-        """The threshold of each gate on generated tokens, `[subjects]`."""
+        """The threshold of each gate on generated tokens, `[subjects]`; none lies under that of
+        prompts, whose tokens count there too."""
         level = self.recheck_level
-        return None if level is None else self.mean + level * self.unit
+        if level is None:
+            return None
+        return torch.maximum(self.mean + level * self.answer_unit, self.thresholds)
 
 
 def require_subjects(forget: Sequence[ForgetPrompt]) -> None:
@@ -155,7 +160,9 @@ def fit_subject_gates(
         if first_apart:
             unit = _first_apart(_standardised(scores[-1], mean, unit), unit, near, rates)
         level = rates.threshold(_standardised(scores[-1], mean, unit).amax(0).tolist(), near)
+        answer_unit = unit
         if room:
+            # of prompts alone: what the answer says is all that an indirect question shows
             unit = unit * _apart(_standardised(scores[0], mean, unit), rows, level, room)
         forget, altered, held_out = (_standardised(each, mean, unit) for each in scores)
         largest = held_out.amax(0).tolist()
@@ -164,6 +171,7 @@ def fit_subject_gates(
             gates=stacked,
             mean=mean,
             unit=unit,
+            answer_unit=answer_unit,
             level=level,
             recheck_level=None,
             largest_forget=tuple(forget.amax(0).tolist()),
@@ -245,5 +253,5 @@ def recheck_level(
     """The level for prompt and answer together, from the states of retain prompts with the bare
     answers; never lower than that of prompts."""
     scores = states.only(gate.tokens).scores(range(len(gate.layers)), gates.gates, gate.pool)
-    largest = gates.standardised(scores).amax(0).tolist()
+    largest = gates.standardised(scores, answered=True).amax(0).tolist()
     return max(gates.level, rates.threshold(largest, [row.near for row in rows]))
