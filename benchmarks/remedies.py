@@ -38,7 +38,7 @@ from guard.evaluation.images.suite import load_suite
 from guard.evaluation.shares import Share
 from guard.fitting.images.cgce import Descent, fit_cgce
 from guard.fitting.prompts.concept_prompts import folds_of
-from guard.fitting.prompts.rates import Calibrated, Rates
+from guard.fitting.prompts.rates import Calibrated, PromptRates
 from guard.fitting.prompts.search import Search
 from guard.models.images import ImageModel
 from guard.reporting.progress import Stages, stages
@@ -209,7 +209,7 @@ def _fit(model: ImageModel, concept: str, training: str, progress: Stages) -> Ca
         model,
         concept_file,
         folds_of(concept_file, 1200, 4),
-        rates=Rates(0.005, 0.03),
+        rates=PromptRates(0.005, 0.03),
         recipe=TRAININGS[training],
         descent=Descent(),
         search=Search(),

@@ -34,7 +34,7 @@ from guard.fitting.erasure.profiling import profile_of, read_prompts
 from guard.fitting.steering.gates import TokenStates
 from guard.fitting.suppression.fit import (
     Gates,
-    Rates,
+    ListRates,
     Thresholds,
     calibrated,
     fit_gates,
@@ -158,7 +158,7 @@ def _quality(
     layers = profile.about.sense_layers
     of_size = Gates(**{name: tensor[:size] for name, tensor in vars(gates).items()})
     listed = [" ".join(name) for name in names.listed[:size]]
-    thresholds = calibrated(chat, profile, strangers, of_size, listed, Rates(), progress)
+    thresholds = calibrated(chat, profile, strangers, of_size, listed, ListRates(), progress)
     stack = Stack([list_of("people", profile, strangers, of_size, thresholds.radius)])
 
     def read(prompts: Sequence[str]) -> TokenStates:

@@ -14,8 +14,9 @@ from guard.errors import DataError
 from guard.fitting.erasure.documents import checked_name, read_documents
 from guard.fitting.erasure.forget import forget as forget_by_name
 from guard.fitting.erasure.forget import save
+from guard.fitting.erasure.report import PYTHON
 from guard.fitting.steering.artifacts import file_name
-from guard.fitting.steering.gate_search import Rates
+from guard.fitting.steering.gate_search import GateRates
 from guard.models.chat import TransformersChat
 from guard.reporting.progress import stages
 
@@ -82,9 +83,9 @@ def forget(
             "give a loaded model together with its tokenizer, or the source of one alone"
         )
     with _chat(model, tokenizer, device) as chat, stages() as progress:
-        rates = Rates(fpr, near_fpr)
+        rates = GateRates(fpr, near_fpr)
         forgotten = forget_by_name(chat, concept, others, texts, progress, rates=rates)
-        files = save(chat, forgotten, Path(out) / f"{file_name(concept)}.safetensors")
+        files = save(chat, forgotten, Path(out) / f"{file_name(concept)}.safetensors", PYTHON)
     return ForgottenConcept(
         name=concept,
         artifacts=tuple(path.absolute() for path in files.artifacts),

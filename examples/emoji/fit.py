@@ -21,14 +21,14 @@ from guard.fitting.images.training_free import (
 )
 from guard.fitting.images.uce import EditRequest, fit_uce
 from guard.fitting.prompts.concept_prompts import prompts_of
-from guard.fitting.prompts.rates import Rates
+from guard.fitting.prompts.rates import PromptRates
 from guard.models.images import ImageModel
 from guard.reporting.progress import Stages, stages
 
 HERE = Path(__file__).parent
 BASELINES = HERE / "fitted" / "baselines"
 PROMPTS = 400
-RATES = Rates(0.005, 0.03)
+RATES = PromptRates(0.005, 0.03)
 
 
 def main(

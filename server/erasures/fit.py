@@ -98,6 +98,7 @@ def fit(job: Job, report: Report) -> dict[str, Any]:
     from guard.artifact import Artifact
     from guard.fitting.erasure.documents import read_documents
     from guard.fitting.erasure.forget import forget, save
+    from guard.fitting.erasure.report import HTTP
     from guard.fitting.steering.artifacts import file_name
     from guard.models.chat import TransformersChat
 
@@ -117,7 +118,7 @@ def fit(job: Job, report: Report) -> dict[str, Any]:
     for left in (unfinished, target):
         shutil.rmtree(left, ignore_errors=True)
     unfinished.mkdir()
-    files = save(chat, forgotten, unfinished / f"{file_name(job.name)}.safetensors")
+    files = save(chat, forgotten, unfinished / f"{file_name(job.name)}.safetensors", HTTP)
     gates = []
     for path in files.artifacts:
         artifact = Artifact.load(path)

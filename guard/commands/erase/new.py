@@ -93,7 +93,7 @@ def new(
                     f"{option} is for language models, and {model!r} is none: leave it out"
                 )
         from guard.commands.erase.new_images import new_images
-        from guard.fitting.prompts.rates import Rates as PromptRates
+        from guard.fitting.prompts.rates import PromptRates
 
         new_images(
             concept,
@@ -126,14 +126,14 @@ def new(
     from guard.fitting.erasure.erase import require_rates
     from guard.fitting.erasure.forget import forget, save
     from guard.fitting.steering.artifacts import file_name
-    from guard.fitting.steering.gate_search import Rates
+    from guard.fitting.steering.gate_search import GateRates
     from guard.models.chat import TransformersChat
 
     base = out or Path("guards") / file_name(name)
     # as the others that write beside an artifact take it: a dot in the name is no suffix then
     whole = base.with_name(f"{base.name.removesuffix('.safetensors')}.safetensors")
     require_writable(whole)
-    require_rates(Rates(fpr, near_fpr))
+    require_rates(GateRates(fpr, near_fpr))
     chat = TransformersChat.load(model, device=device)
     with stages() as progress:
         forgotten = forget(
@@ -142,7 +142,7 @@ def new(
             aliases,
             documents,
             progress,
-            rates=Rates(fpr, near_fpr),
+            rates=GateRates(fpr, near_fpr),
             draft=quick,
             facts=leaked_by,
             instead=instead,

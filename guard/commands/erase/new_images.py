@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from guard.evaluation.images.judge import Judge
     from guard.fitting.images.drafts.fit import Fits
     from guard.fitting.images.drafts.report import Outcome
-    from guard.fitting.prompts.rates import Rates
+    from guard.fitting.prompts.rates import PromptRates
     from guard.models.images import ImageModel
 
 
@@ -33,7 +33,7 @@ def new_images(
     *,
     aliases: Sequence[str],
     about: Sequence[Path],
-    rates: Rates,
+    rates: PromptRates,
     steps: int | None,
     guidance: float | None,
     judge: Path | None,

@@ -93,13 +93,13 @@ def suppress(
     if known and (fpr or strangers_fpr):
         raise DataError(f"{artifact}: keeps the rates that it was made with: leave them out")
 
-    from guard.fitting.suppression.fit import Rates, require_rates
+    from guard.fitting.suppression.fit import ListRates, require_rates
     from guard.fitting.suppression.lists import Entry, SuppressionLists
 
     entries = [Entry.of(name, id) for name, id in dict(given).items()]
     if alias and (lost := [entry.id for entry in entries if entry.id not in have]):
         raise DataError(f"{artifact}: has no entry {lost[0]!r}, whose further name this would be")
-    rates = Rates(fpr or Rates.far, strangers_fpr or Rates.strangers)
+    rates = ListRates(fpr or ListRates.far, strangers_fpr or ListRates.strangers)
     require_rates(rates)
     there = [entry.id for entry in entries if not alias and entry.id in have]
     if fresh := [entry for entry in entries if alias or entry.id not in have]:

@@ -96,12 +96,12 @@ def cgce(
     from classifiers.training import Recipe
     from guard.fitting.images.cgce import Descent, fit_cgce
     from guard.fitting.prompts.concept_prompts import folds_of, labelled
-    from guard.fitting.prompts.rates import Rates, require_enough
+    from guard.fitting.prompts.rates import PromptRates, require_enough
     from guard.fitting.prompts.search import Search
     from guard.models.images import ImageModel
 
     prompts = [*folds_of(concept, count, folds, seed), *labelled(pair_rows, folds)]
-    rates = Rates(fpr, near_fpr)
+    rates = PromptRates(fpr, near_fpr)
     held_out = (prompt.kind for prompt in prompts if prompt.split != "train")
     require_enough(held_out, rates)
     image_model = ImageModel.load(model, device=device)

@@ -103,12 +103,12 @@ def irece(
     from guard.fitting.images.latents import TrainingImages, require_images
     from guard.fitting.images.reference_images import read_reference_images, reference_rows
     from guard.fitting.prompts.concept_prompts import folds_of
-    from guard.fitting.prompts.rates import Rates
+    from guard.fitting.prompts.rates import PromptRates
     from guard.models.images import ImageModel
 
     if quick:
         hidden, looks, trials = 0.0, min(looks, 3), min(trials, 8)
-    rates = Rates(fpr, near_fpr)
+    rates = PromptRates(fpr, near_fpr)
     prompts = folds_of(concept.first(1), 4 * count, folds, seed)
     shown = reference_rows(concept, images)[1] if images else []
     require_images(prompts, count, rates, given=shown.count(False))

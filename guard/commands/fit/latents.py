@@ -66,10 +66,10 @@ def latents(
     from classifiers.latents import LatentRecipe
     from guard.fitting.images.latents import TrainingImages, fit_latents, require_images
     from guard.fitting.prompts.concept_prompts import folds_of
-    from guard.fitting.prompts.rates import Rates
+    from guard.fitting.prompts.rates import PromptRates
     from guard.models.images import ImageModel
 
-    rates = Rates(fpr, near_fpr)
+    rates = PromptRates(fpr, near_fpr)
     prompts = folds_of(concept.first(phrases), 4 * count, folds, seed)
     require_images(prompts, count, rates)
     image_model = ImageModel.load(model, device=device)

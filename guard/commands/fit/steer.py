@@ -31,7 +31,7 @@ from guard.reporting.progress import stages
 if TYPE_CHECKING:
     from guard.artifact import Artifact
     from guard.fitting.steering.fit import SteerFit
-    from guard.fitting.steering.gate_search import Rates
+    from guard.fitting.steering.gate_search import GateRates
     from guard.models.chat import ChatModel
     from steering.hidden.bank import Tokens
 
@@ -153,10 +153,10 @@ def steer(
     from guard.fitting.steering.bank_rows import check_with_bank, with_bank
     from guard.fitting.steering.effort import DRAFT, WHOLE
     from guard.fitting.steering.fit import fit_steer, require_rows
-    from guard.fitting.steering.gate_search import Rates
+    from guard.fitting.steering.gate_search import GateRates
     from guard.fitting.steering.perturbation import Perturbation
 
-    rates = Rates(fpr, near_fpr)
+    rates = GateRates(fpr, near_fpr)
     about = _About(concept, description, each == "subject")
     for one in sets:
         require_rows(
@@ -264,7 +264,7 @@ def _apart(whole: _Set) -> list[_Set]:
 
 
 def _check_alone(
-    _forget: Sequence[ForgetPrompt], retain: Sequence[RetainPrompt], rates: Rates
+    _forget: Sequence[ForgetPrompt], retain: Sequence[RetainPrompt], rates: GateRates
 ) -> str:
     from guard.fitting.steering.fit import require_retain
 

@@ -58,13 +58,13 @@ def safree(
 ) -> None:
     """Fit a SAFREE guard: tokens that carry the concept are projected out of its subspace."""
     from guard.fitting.images.training_free import fit_safree
-    from guard.fitting.prompts.rates import Rates
+    from guard.fitting.prompts.rates import PromptRates
 
     def fit(
         image_model: ImageModel, concept: Concept, encoded: EncodedConcept | None, _progress: Stages
     ) -> Artifact:
         assert encoded is not None
-        rates = Rates(fpr, near_fpr)
+        rates = PromptRates(fpr, near_fpr)
         return fit_safree(
             image_model, concept, encoded, rates, rank=rank, sense_rank=sense_rank, alpha=alpha
         )
@@ -90,13 +90,13 @@ def nearest(
 ) -> None:
     """Fit a nearest-safe guard: tokens get the concept coordinates of their nearest safe one."""
     from guard.fitting.images.training_free import fit_nearest
-    from guard.fitting.prompts.rates import Rates
+    from guard.fitting.prompts.rates import PromptRates
 
     def fit(
         image_model: ImageModel, concept: Concept, encoded: EncodedConcept | None, _progress: Stages
     ) -> Artifact:
         assert encoded is not None
-        rates = Rates(fpr, near_fpr)
+        rates = PromptRates(fpr, near_fpr)
         return fit_nearest(
             image_model, concept, encoded, rates, rank=rank, anchors=anchors, seed=seed
         )
@@ -176,14 +176,14 @@ def uce(
 ) -> None:
     """Fit UCE: the concept edited out of the denoiser's text projections, weights untouched."""
     from guard.fitting.images.uce import EditRequest, fit_uce
-    from guard.fitting.prompts.rates import Rates
+    from guard.fitting.prompts.rates import PromptRates
 
     def fit(
         image_model: ImageModel, concept: Concept, encoded: EncodedConcept | None, progress: Stages
     ) -> Artifact:
         replacement = next(iter(concept.instead), "") if instead is None else instead
         edit = EditRequest(replacement, keep, ridge, rank)
-        return fit_uce(image_model, concept, encoded, Rates(fpr, near_fpr), edit, progress)
+        return fit_uce(image_model, concept, encoded, PromptRates(fpr, near_fpr), edit, progress)
 
     prompts = count if gated else 0
     run = _Run(model, concept_file, out, prompts, seed, device, as_json)
@@ -192,7 +192,7 @@ def uce(
 
 def _guide(method: str, phrase: str | None, fpr: float, near_fpr: float, preset: str | None) -> Fit:
     from guard.fitting.images.training_free import fit_guide
-    from guard.fitting.prompts.rates import Rates
+    from guard.fitting.prompts.rates import PromptRates
 
     def fit(
         image_model: ImageModel, concept: Concept, encoded: EncodedConcept | None, _progress: Stages
@@ -201,7 +201,7 @@ def _guide(method: str, phrase: str | None, fpr: float, near_fpr: float, preset:
             image_model,
             concept,
             encoded,
-            Rates(fpr, near_fpr),
+            PromptRates(fpr, near_fpr),
             method=method,
             phrase=phrase or concept.phrases.train[0],
             preset=preset,
@@ -230,13 +230,13 @@ class _Run:
 
         from guard.fitting.images.training_free import encode_concept, held_out_of
         from guard.fitting.prompts.concept_prompts import prompts_of
-        from guard.fitting.prompts.rates import Rates, require_enough
+        from guard.fitting.prompts.rates import PromptRates, require_enough
         from guard.models.images import ImageModel
 
         prompts = prompts_of(concept, self.count, self.seed) if self.count else []
         if self.count:
             held_out = (prompt.kind for prompt in prompts if prompt.split != "train")
-            require_enough(held_out, Rates(fpr, near_fpr))
+            require_enough(held_out, PromptRates(fpr, near_fpr))
         image_model = ImageModel.load(self.model, device=self.device)
         encoded, started = None, time.monotonic()
         with stages() as progress:

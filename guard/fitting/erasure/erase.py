@@ -23,7 +23,7 @@ from guard.fitting.erasure.profiling import read_prompts
 from guard.fitting.erasure.wordings import rows
 from guard.fitting.steering.directions import REST, SCHEDULE
 from guard.fitting.steering.fit import SteerFit
-from guard.fitting.steering.gate_search import FittedGate, GateStates, Rates, raised
+from guard.fitting.steering.gate_search import FittedGate, GateRates, GateStates, raised
 from guard.fitting.steering.gates import POOL, RetainStatistics, TokenStates
 from guard.fitting.steering.subjects import SubjectGates, best_subject_gates
 from guard.fitting.steering.wordings import WRAPPERS
@@ -33,7 +33,7 @@ from steering.methods.steer import SteerGuard
 
 NEAR = 8
 """Topics of each split that are near misses."""
-RATES = Rates(far=0.01, near=0.1)
+RATES = GateRates(far=0.01, near=0.1)
 ROOM = 0.5
 """The share of the room between innocent prompts and those about a concept, or a thing that belongs
 to it, that its threshold takes: one guard keeps its rate without, many together do not."""
@@ -56,7 +56,7 @@ def fit_erasure(
     belonging: Belonging,
     progress: Stages,
     *,
-    rates: Rates = RATES,
+    rates: GateRates = RATES,
     seed: int = 0,
 ) -> Erasure:
     """Fit the guards of a concept. Raises DataError where too little of the bank is left to keep
@@ -177,7 +177,7 @@ def _silent_on(innocent: TokenStates, subjects: SubjectGates) -> SubjectGates:
     return replace(subjects, level=max(subjects.level, level))
 
 
-def _recheck_level(profile: Profile, subjects: SubjectGates, rates: Rates) -> float:
+def _recheck_level(profile: Profile, subjects: SubjectGates, rates: GateRates) -> float:
     scores = _largest(profile.answered, subjects, answered=True)
     return max(subjects.level, raised(threshold_for(scores, rates.far / 2), scores))
 
@@ -188,14 +188,14 @@ def _largest(states: TokenStates, subjects: SubjectGates, *, answered: bool = Fa
     return subjects.standardised(scores, answered=answered).amax(0).tolist()
 
 
-def require_rates(rates: Rates) -> None:
+def require_rates(rates: GateRates) -> None:
     """Raise DataError for rates that the retain bank is too small for, whatever the concept."""
     validation = PROMPTS * sum(topic.split == "validation" for topic in topics())
     near = PROMPTS * NEAR
     rates.check_counts(far=validation - near, near=near)
 
 
-def _require_enough(near: Sequence[bool], rates: Rates) -> None:
+def _require_enough(near: Sequence[bool], rates: GateRates) -> None:
     for kind, have, needed in (
         ("near", sum(near), rates.needed(near=True)),
         ("far", len(near) - sum(near), rates.needed(near=False)),

@@ -14,10 +14,10 @@ from guard.fitting.erasure.erase import RATES, Erasure, fit_erasure
 from guard.fitting.erasure.evaluation import Evaluation, evaluate
 from guard.fitting.erasure.profile import Profile
 from guard.fitting.erasure.profiling import profile_of
-from guard.fitting.erasure.report import as_json, as_page
+from guard.fitting.erasure.report import COMMAND, Parameters, as_json, as_page
 from guard.fitting.files import save_names, save_policy, write_report
 from guard.fitting.steering.artifacts import file_name, to_artifacts
-from guard.fitting.steering.gate_search import Rates
+from guard.fitting.steering.gate_search import GateRates
 from guard.models.chat import ChatModel
 from guard.reporting.progress import Stages
 
@@ -53,7 +53,7 @@ def forget(
     documents: Sequence[str],
     progress: Stages,
     *,
-    rates: Rates = RATES,
+    rates: GateRates = RATES,
     draft: bool = False,
     facts: Sequence[str] = (),
     instead: str = "",
@@ -87,7 +87,7 @@ def fitted(
     belonging: Belonging,
     progress: Stages,
     *,
-    rates: Rates,
+    rates: GateRates,
     started: float,
     draft: bool = False,
 ) -> Forgotten:
@@ -98,9 +98,11 @@ def fitted(
     return Forgotten(erasure, evaluation, time.monotonic() - started)
 
 
-def save(chat: ChatModel, forgotten: Forgotten, out: Path) -> Files:
+def save(
+    chat: ChatModel, forgotten: Forgotten, out: Path, parameters: Parameters = COMMAND
+) -> Files:
     """Write the artifacts of a concept beside `out`, which names none itself, their policy and
-    report."""
+    report; its judgement names `parameters`."""
     erasure, evaluation = forgotten.erasure, forgotten.evaluation
     paths = []
     concept = f"concept/{file_name(erasure.belonging.name)}"
@@ -108,8 +110,8 @@ def save(chat: ChatModel, forgotten: Forgotten, out: Path) -> Files:
         path = out.with_name(f"{out.stem}-{subject}.safetensors")
         artifact.save(path)
         paths.append(path)
-    report = as_json(erasure, evaluation, forgotten.took_s)
-    page = write_report(out, report, as_page(erasure, evaluation))
+    report = as_json(erasure, evaluation, forgotten.took_s, parameters)
+    page = write_report(out, report, as_page(erasure, evaluation, parameters))
     policy = save_policy(paths, out, instead=erasure.belonging.instead)
     names = save_names(erasure.belonging.names, out)
     return Files(tuple(paths), policy, names, page, report)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from guard.fitting.erasure.belonging import Belonging
 from guard.fitting.erasure.erase import Erasure
 from guard.fitting.erasure.evaluation import Evaluation, Tried
 from guard.fitting.judgement import DRAFT
-from guard.fitting.steering.gate_search import Rates
+from guard.fitting.steering.gate_search import GateRates
 from guard.reporting import plots
 from guard.reporting.page import Grid, Part, Plot, Tile, render
 from guard.reporting.values import rows
@@ -26,43 +26,62 @@ CAUGHT, SPARED = 0.9, 0.99
 """Shares of prompts by name that fire, and of far prompts that do not, of a guard that is ready."""
 
 
-def judgement(erasure: Erasure, evaluation: Evaluation) -> str:
+@dataclass(frozen=True)
+class Parameters:
+    """What a caller may give for better guards, by the names that it has where the caller asks;
+    empty for what cannot be given there."""
+
+    aliases: str
+    documents: str
+    fpr: str = ""
+    near_fpr: str = ""
+
+
+COMMAND = Parameters("--alias", "--about", "--fpr", "--near-fpr")
+PYTHON = Parameters("`aliases`", "`documents`", "`fpr`", "`near_fpr`")
+HTTP = Parameters("'aliases'", "'documents'")
+
+
+def judgement(erasure: Erasure, evaluation: Evaluation, parameters: Parameters = COMMAND) -> str:
     """Whether the guards can be used as they are, and what to do where they cannot: one line."""
-    line = _judged(erasure, evaluation)
+    line = _judged(erasure, evaluation, parameters)
     return f"{line}; {DRAFT}" if evaluation.draft else line
 
 
-def _judged(erasure: Erasure, evaluation: Evaluation) -> str:
+def _judged(erasure: Erasure, evaluation: Evaluation, parameters: Parameters) -> str:
     name, far = evaluation.fired("name"), evaluation.fired("far")
     missed = [each for each in (*evaluation.of("name"), *evaluation.of("term")) if not each.fired]
     if far.value > 1 - SPARED:
         hit = next(each for each in evaluation.of("far") if each.fired)
         return (
             f"not usable: fires on {far} of innocent prompts, as on {hit.prompt!r}; name a "
-            "narrower concept, or ask for a lower --fpr"
+            "narrower concept" + (parameters.fpr and f", or ask for a lower {parameters.fpr}")
         )
     if name.value < CAUGHT:
         return (
             f"a draft: fires on {name} of prompts that name it; missed {missed[0].prompt!r}; give "
-            "--alias for its other names, documents with --about, or ask for a higher --near-fpr"
+            f"its other names with {parameters.aliases}, documents with {parameters.documents}"
+            + (parameters.near_fpr and f", or ask for a higher {parameters.near_fpr}")
         )
     lost = f"; missed {missed[0].prompt!r}" if missed else ""
     if not erasure.belonging.terms:
         return (
-            f"usable where it is named{lost}; give documents with --about to know what belongs to "
-            "it"
+            f"usable where it is named{lost}; give documents with {parameters.documents} to know "
+            "what belongs to it"
         )
     return f"usable{lost}"
 
 
-def as_json(erasure: Erasure, evaluation: Evaluation, took_s: float) -> dict[str, Any]:
+def as_json(
+    erasure: Erasure, evaluation: Evaluation, took_s: float, parameters: Parameters = COMMAND
+) -> dict[str, Any]:
     """All figures, and every prompt that was tried."""
     fit, belonging = erasure.fit, erasure.belonging
     assert fit.subjects is not None
     return {
         "concept": belonging.name,
         "belonging": asdict(belonging),
-        "judgement": judgement(erasure, evaluation),
+        "judgement": judgement(erasure, evaluation, parameters),
         "near_topics": [topic.name for topic in erasure.near],
         "left_out_topics": [topic.name for topic in erasure.left_out],
         "calibration": fit.calibration,
@@ -77,7 +96,7 @@ def as_json(erasure: Erasure, evaluation: Evaluation, took_s: float) -> dict[str
     }
 
 
-def belonging_of(path: Path) -> tuple[Belonging, Rates]:
+def belonging_of(path: Path) -> tuple[Belonging, GateRates]:
     """What a report says was fitted, and the rates. Raises DataError for a file that is none."""
     try:
         if path.stat().st_size > MAX_BYTES:
@@ -85,7 +104,7 @@ def belonging_of(path: Path) -> tuple[Belonging, Rates]:
         report = json.loads(path.read_text("utf-8"))
         belonging = TypeAdapter(Belonging).validate_python(report["belonging"])
         calibration = report["calibration"]
-        rates = Rates(
+        rates = GateRates(
             float(calibration["false_positive_rate"]),
             float(calibration["near_false_positive_rate"]),
         )
@@ -97,7 +116,7 @@ def belonging_of(path: Path) -> tuple[Belonging, Rates]:
     return belonging, rates
 
 
-def as_page(erasure: Erasure, evaluation: Evaluation) -> str:
+def as_page(erasure: Erasure, evaluation: Evaluation, parameters: Parameters = COMMAND) -> str:
     """The same as a page."""
     fit, belonging = erasure.fit, erasure.belonging
     scores = {"far": fit.gate.far, "near": fit.gate.near, "forget": fit.gate.forget}
@@ -114,7 +133,7 @@ def as_page(erasure: Erasure, evaluation: Evaluation) -> str:
     forget = (*evaluation.of("name"), *evaluation.of("term"))
     hit = [each for each in (*evaluation.of("near"), *evaluation.of("far")) if each.fired]
     parts: list[Part] = [
-        Grid("Judgement", ("",), [(judgement(erasure, evaluation),)]),
+        Grid("Judgement", ("",), [(judgement(erasure, evaluation, parameters),)]),
         Grid(
             "Gates",
             ("gate of",),

@@ -17,7 +17,7 @@ from guard.data.concept import Concept
 from guard.errors import DataError
 from guard.fitting.judgement import HeldOut
 from guard.fitting.prompts.concept_prompts import LabelledPrompt
-from guard.fitting.prompts.rates import Calibrated, Rates, by_kind, calibrated, figures
+from guard.fitting.prompts.rates import Calibrated, PromptRates, by_kind, calibrated, figures
 from guard.fitting.prompts.search import Search, with_searched_prompts
 from guard.models.images import ImageModel
 from guard.reporting.progress import Stages
@@ -56,7 +56,7 @@ def fit_cgce(
     concept: Concept,
     prompts: Sequence[LabelledPrompt],
     *,
-    rates: Rates,
+    rates: PromptRates,
     recipe: Recipe,
     descent: Descent,
     search: Search,

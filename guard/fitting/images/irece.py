@@ -29,7 +29,7 @@ from guard.fitting.judgement import HeldOut
 from guard.fitting.prompts.concept_prompts import LabelledPrompt
 from guard.fitting.prompts.rates import (
     Calibrated,
-    Rates,
+    PromptRates,
     by_kind,
     calibrated,
     figures,
@@ -61,7 +61,7 @@ def fit_irece(
     *,
     inspections: int,
     trials: int,
-    rates: Rates,
+    rates: PromptRates,
     recipe: LatentRecipe,
     seed: int,
     progress: Stages,
@@ -251,7 +251,7 @@ def _trained(
 
 
 def _first_inspection(
-    logits: Tensor, kinds: Sequence[str], rates: Rates
+    logits: Tensor, kinds: Sequence[str], rates: PromptRates
 ) -> tuple[int, list[JsonValue]]:
     """The first inspection, and the figures of all candidates at the requested rates.
 

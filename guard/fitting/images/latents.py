@@ -20,7 +20,7 @@ from guard.fitting.prompts.concept_prompts import LabelledPrompt
 from guard.fitting.prompts.likeness import DRAWN, UNDRAWN, Likeness, likeness_of
 from guard.fitting.prompts.rates import (
     Calibrated,
-    Rates,
+    PromptRates,
     by_kind,
     calibrated,
     figures,
@@ -76,7 +76,7 @@ def wanted(count: int) -> dict[str, int]:
 
 
 def require_images(
-    prompts: Sequence[LabelledPrompt], count: int, rates: Rates, given: int = 0
+    prompts: Sequence[LabelledPrompt], count: int, rates: PromptRates, given: int = 0
 ) -> None:
     """Raise DataError if images of these prompts, and `given` ones without the concept, would be
     too few for the rates, whatever the denoiser says of the prompts."""
@@ -85,7 +85,7 @@ def require_images(
     require_enough(most + Counter(far=given), rates)
 
 
-def require_sure(chosen: Sequence[LabelledPrompt], rates: Rates, given: int = 0) -> None:
+def require_sure(chosen: Sequence[LabelledPrompt], rates: PromptRates, given: int = 0) -> None:
     """Raise DataError if the prompts that the denoiser is sure of, and `given` images without the
     concept, are too few for the rates or for the classifiers, before images are generated."""
     for split in {prompt.split for prompt in chosen}:
@@ -103,7 +103,7 @@ def fit_latents(
     prompts: Sequence[LabelledPrompt],
     images: TrainingImages,
     *,
-    rates: Rates,
+    rates: PromptRates,
     recipe: LatentRecipe,
     seed: int,
     progress: Stages,

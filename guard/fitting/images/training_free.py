@@ -20,7 +20,7 @@ from guard.data.concept import Concept
 from guard.errors import DataError
 from guard.fitting.judgement import HeldOut
 from guard.fitting.prompts.concept_prompts import LabelledPrompt
-from guard.fitting.prompts.rates import Calibrated, Rates, by_kind, calibrated, figures
+from guard.fitting.prompts.rates import Calibrated, PromptRates, by_kind, calibrated, figures
 from guard.reporting.progress import Stages
 from steering.images.conditioning import Conditioning
 from steering.methods import METHODS
@@ -81,7 +81,7 @@ def fit_safree(
     image_model: ImageModel,
     concept: Concept,
     encoded: EncodedConcept,
-    rates: Rates,
+    rates: PromptRates,
     *,
     rank: int,
     sense_rank: int,
@@ -119,7 +119,7 @@ def fit_nearest(
     image_model: ImageModel,
     concept: Concept,
     encoded: EncodedConcept,
-    rates: Rates,
+    rates: PromptRates,
     *,
     rank: int,
     anchors: int,
@@ -142,7 +142,7 @@ def fit_guide(
     image_model: ImageModel,
     concept: Concept,
     encoded: EncodedConcept | None,
-    rates: Rates,
+    rates: PromptRates,
     *,
     method: str,
     phrase: str,
@@ -165,7 +165,7 @@ def perhaps_gated(
     model: FittedModel,
     concept: Concept,
     encoded: EncodedConcept | None,
-    rates: Rates,
+    rates: PromptRates,
     tensors: Tensors,
     settings: dict[str, Any],
 ) -> Artifact:
@@ -241,7 +241,7 @@ def _gated(
     model: FittedModel,
     concept: Concept,
     encoded: EncodedConcept,
-    rates: Rates,
+    rates: PromptRates,
     tensors: Tensors,
     settings: dict[str, Any],
 ) -> Artifact:

@@ -19,7 +19,7 @@ from guard.data.concept import Concept
 from guard.errors import DataError, ModelError
 from guard.fitting.images.training_free import EncodedConcept, perhaps_gated
 from guard.fitting.prompts.concept_prompts import COMPANIONS
-from guard.fitting.prompts.rates import Rates
+from guard.fitting.prompts.rates import PromptRates
 from guard.reporting.progress import Stages
 from steering.engines.diffusion.seams.projections import text_projections
 from steering.methods.uce import Moments, counterparts, low_rank
@@ -49,7 +49,7 @@ def fit_uce(
     image_model: ImageModel,
     concept: Concept,
     encoded: EncodedConcept | None,
-    rates: Rates,
+    rates: PromptRates,
     edit: EditRequest,
     progress: Stages,
 ) -> Artifact:

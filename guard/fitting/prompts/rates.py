@@ -23,7 +23,7 @@ Scores = Mapping[str, Sequence[float]]
 
 
 @dataclass(frozen=True)
-class Rates:
+class PromptRates:
     """Requested false-positive rates, on far prompts and on hard negatives."""
 
     far: float
@@ -49,7 +49,7 @@ def by_kind(scores: Sequence[float], kinds: Sequence[str]) -> Scores:
     }
 
 
-def require_enough(kinds: Iterable[str] | Mapping[str, int], rates: Rates) -> None:
+def require_enough(kinds: Iterable[str] | Mapping[str, int], rates: PromptRates) -> None:
     """Raise DataError if held-out prompts of these kinds are too few for the rates, saying how many
     they need and what to change."""
     have = Counter(kinds)
@@ -66,7 +66,7 @@ def require_enough(kinds: Iterable[str] | Mapping[str, int], rates: Rates) -> No
             )
 
 
-def calibrated(scores: Scores, rates: Rates) -> float:
+def calibrated(scores: Scores, rates: PromptRates) -> float:
     """The threshold that keeps both rates. Raises DataError if there are too few prompts for it."""
     try:
         return max(
@@ -76,7 +76,7 @@ def calibrated(scores: Scores, rates: Rates) -> float:
         raise DataError(f"the held-out prompts are not sufficient: {error}") from error
 
 
-def figures(scores: Scores, threshold: float, rates: Rates) -> dict[str, Any]:
+def figures(scores: Scores, threshold: float, rates: PromptRates) -> dict[str, Any]:
     """The figures of a threshold on the prompts that it was calibrated with."""
     over = {kind: float(np.mean(np.asarray(part) > threshold)) for kind, part in scores.items()}
     searched = {f"{kind}_fired": over[kind] for kind in SEARCHED if kind in over}

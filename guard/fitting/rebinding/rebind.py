@@ -23,7 +23,7 @@ from guard.fitting.rebinding import drift
 from guard.fitting.rebinding.bounds import HeldOut, Limits
 from guard.fitting.rebinding.gate import LoadedGate
 from guard.fitting.steering.asking import Row
-from guard.fitting.steering.gate_search import Rates
+from guard.fitting.steering.gate_search import GateRates
 from guard.models.chat import ChatModel
 from guard.reporting.progress import Stages
 
@@ -142,7 +142,7 @@ def require_prompts(
                 )
 
 
-def _limits(artifact: Artifact, leaks: float, drop: float) -> tuple[Limits, Rates]:
+def _limits(artifact: Artifact, leaks: float, drop: float) -> tuple[Limits, GateRates]:
     meta = artifact.meta
     if meta.parent is not None:
         raise ArtifactError(
@@ -162,7 +162,7 @@ def _limits(artifact: Artifact, leaks: float, drop: float) -> tuple[Limits, Rate
             f"holds no {', '.join(names)} of its fit, which must be kept: fit it on that model"
         )
     far, near, recall = numbers
-    return Limits(leaks, drop, recall, far, near), Rates(far, near)
+    return Limits(leaks, drop, recall, far, near), GateRates(far, near)
 
 
 def _is_share(value: JsonValue) -> TypeGuard[float]:
@@ -175,7 +175,7 @@ def _rows(
     split: Split,
     count: int,
     rng: random.Random,
-    rates: Rates | None = None,
+    rates: GateRates | None = None,
 ) -> _Rows:
     """At most `count` prompts of each kind, or as many as `rates` need."""
     rows = in_split(retain, split)
@@ -205,11 +205,11 @@ def _scores(gate: LoadedGate, rows: _Rows, stage: str) -> dict[str, list[float]]
     return found
 
 
-def _threshold(rates: Rates, far: Sequence[float], near: Sequence[float]) -> float:
+def _threshold(rates: GateRates, far: Sequence[float], near: Sequence[float]) -> float:
     return rates.threshold([*far, *near], [False] * len(far) + [True] * len(near))
 
 
-def _recheck(gate: LoadedGate, known: _Rows, rates: Rates) -> float:
+def _recheck(gate: LoadedGate, known: _Rows, rates: GateRates) -> float:
     """The threshold of prompts with their answers."""
     joint = {}
     for kind, rows in known.retain.items():

@@ -16,7 +16,7 @@ import torch
 from guard.data.bank.bank import PROMPTS, Topic, topics
 from guard.data.prompts import ForgetPrompt, RetainPrompt, in_split
 from guard.fitting.steering.asking import prompt_of
-from guard.fitting.steering.gate_search import Rates, collect_states, pairs_of
+from guard.fitting.steering.gate_search import GateRates, collect_states, pairs_of
 from guard.models.chat import ChatModel
 from guard.reporting.progress import Stages
 
@@ -32,9 +32,9 @@ _SPLITS: tuple[Literal["train", "validation"], ...] = ("train", "validation")
 
 
 def check_with_bank(
-    forget: Sequence[ForgetPrompt], retain: Sequence[RetainPrompt], rates: Rates
+    forget: Sequence[ForgetPrompt], retain: Sequence[RetainPrompt], rates: GateRates
 ) -> str:
-    """As `Rates.check`, of these rows and those that the bank can add."""
+    """As `GateRates.check`, of these rows and those that the bank can add."""
     held_out = in_split(retain, "validation")
     near = sum(row.near for row in held_out)
     far, added = len(held_out) - near, 0
@@ -50,7 +50,7 @@ def with_bank(
     chat: ChatModel,
     forget: Sequence[ForgetPrompt],
     retain: Sequence[RetainPrompt],
-    rates: Rates,
+    rates: GateRates,
     progress: Stages,
 ) -> list[RetainPrompt]:
     """`retain`, with prompts of the bank in the splits train and validation where its own are too

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from guard.data.prompts import ForgetPrompt, RetainPrompt, in_split
-from guard.fitting.steering.gate_search import Rates
+from guard.fitting.steering.gate_search import GateRates
 
 R = TypeVar("R", ForgetPrompt, RetainPrompt)
 
@@ -34,7 +34,10 @@ _FORGET, _KNOWN, _RETAIN = 120, 40, 240
 
 
 def thinned(
-    forget: Sequence[ForgetPrompt], retain: Sequence[RetainPrompt], rates: Rates, rng: random.Random
+    forget: Sequence[ForgetPrompt],
+    retain: Sequence[RetainPrompt],
+    rates: GateRates,
+    rng: random.Random,
 ) -> tuple[list[ForgetPrompt], list[RetainPrompt]]:
     """The prompts that a draft reads. Of the retain prompts of the validation split these are as
     many as the rates need."""
@@ -58,7 +61,7 @@ def sample(rows: Sequence[R], count: int, rng: random.Random) -> list[R]:
 
 
 def answered(
-    rows: Sequence[RetainPrompt], rates: Rates, effort: Effort, rng: random.Random
+    rows: Sequence[RetainPrompt], rates: GateRates, effort: Effort, rng: random.Random
 ) -> list[RetainPrompt]:
     """The retain prompts that are answered, in their order. But for a draft there are as many of
     each kind as its rate needs, by which the threshold of generated tokens is found."""

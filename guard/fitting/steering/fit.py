@@ -21,7 +21,7 @@ from guard.fitting.steering.effort import WHOLE, Effort, answered, sample, thinn
 from guard.fitting.steering.gate_search import (
     NO_IMAGES,
     FittedGate,
-    Rates,
+    GateRates,
     answered_states,
     fit_gate,
     read_states,
@@ -77,7 +77,7 @@ def fit_steer(
     retain: Sequence[RetainPrompt],
     *,
     pairs: Sequence[PairedAnswers] = (),
-    rates: Rates,
+    rates: GateRates,
     recheck: bool = True,
     tokens: Tokens | None = None,
     parts: Parts | None = None,
@@ -258,8 +258,8 @@ def require_rows(
                 raise DataError(NO_IMAGES)
 
 
-def require_retain(retain: Sequence[RetainPrompt], rates: Rates) -> str:
-    """As `Rates.check`, and DataError for a split without prompts."""
+def require_retain(retain: Sequence[RetainPrompt], rates: GateRates) -> str:
+    """As `GateRates.check`, and DataError for a split without prompts."""
     _require_splits("retain", retain)
     return rates.check(retain)
 

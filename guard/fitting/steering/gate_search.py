@@ -49,7 +49,7 @@ ROUNDING = 0.01
 
 
 @dataclass(frozen=True)
-class Rates:
+class GateRates:
     """False-positive rates for a whole request, on far retain prompts and on near misses.
 
     Half of each is for the prompt's threshold and half for the threshold of generated tokens, so
@@ -239,7 +239,7 @@ def read_states(
 
 
 def fit_gate(
-    chat: ChatModel, states: GateStates, rates: Rates, tokens: Tokens | None
+    chat: ChatModel, states: GateStates, rates: GateRates, tokens: Tokens | None
 ) -> tuple[FittedGate, tuple[FittedGate, ...]]:
     """The gate with the highest recall on the validation split, and all that were tried: pairs of
     depths and, where `tokens` is None and prompts have images, tokens to score.
@@ -259,7 +259,7 @@ def fit_gate(
 
 
 def _candidate(
-    states: GateStates, layers: tuple[int, ...], tokens: Tokens, rates: Rates
+    states: GateStates, layers: tuple[int, ...], tokens: Tokens, rates: GateRates
 ) -> FittedGate:
     indices, near = states.indices(layers), states.held_out_near
     gates = RetainStatistics.of(states.retain, states.near, indices).gate(states.forget)
@@ -282,7 +282,7 @@ def _candidate(
 
 
 def recheck_threshold(
-    gate: FittedGate, states: TokenStates, rows: Sequence[RetainPrompt], rates: Rates
+    gate: FittedGate, states: TokenStates, rows: Sequence[RetainPrompt], rates: GateRates
 ) -> float:
     """The threshold for prompt and answer together, from the `states` of retain prompts with the
     bare answers (`answered_states`).

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from guard.data.prompts import ForgetPrompt, RetainPrompt
 from guard.errors import DataError
-from guard.fitting.steering.gate_search import FittedGate, GateStates, Rates
+from guard.fitting.steering.gate_search import FittedGate, GateRates, GateStates
 from guard.fitting.steering.gates import RetainStatistics, TokenStates
 from guard.models.chat import Answers, ChatModel
 from steering.hidden.rows import RowGuard
@@ -106,7 +106,7 @@ def best_subject_gates(
     states: GateStates,
     tried: Sequence[FittedGate],
     known: Sequence[ForgetPrompt],
-    rates: Rates,
+    rates: GateRates,
     *,
     first_apart: bool = False,
     room: float = 0.0,
@@ -131,7 +131,7 @@ def fit_subject_gates(
     states: GateStates,
     gate: FittedGate,
     known: Sequence[ForgetPrompt],
-    rates: Rates,
+    rates: GateRates,
     *,
     first_apart: bool = False,
     room: float = 0.0,
@@ -182,11 +182,11 @@ def fit_subject_gates(
         )
 
 
-def _first_apart(held_out: Tensor, unit: Tensor, near: Sequence[bool], rates: Rates) -> Tensor:
+def _first_apart(held_out: Tensor, unit: Tensor, near: Sequence[bool], rates: GateRates) -> Tensor:
     """`unit` with that of the first subject changed, so that it has one half of the rates for
     itself and all others together the other half, at one level. `held_out [subjects, prompts]` are
     standardised scores. Unchanged where there are too few prompts for halves of the rates."""
-    half = Rates(rates.far / 2, rates.near / 2)
+    half = GateRates(rates.far / 2, rates.near / 2)
     kinds = ((True, sum(near)), (False, len(near) - sum(near)))
     if len(held_out) < 2 or any(half.needed(near=kind) > count for kind, count in kinds):
         return unit
@@ -248,7 +248,7 @@ def recheck_level(
     gate: FittedGate,
     states: TokenStates,
     rows: Sequence[RetainPrompt],
-    rates: Rates,
+    rates: GateRates,
 ) -> float:
     """The level for prompt and answer together, from the states of retain prompts with the bare
     answers; never lower than that of prompts."""

@@ -43,7 +43,7 @@ AT_ONCE = 250
 
 
 @dataclass(frozen=True)
-class Rates:
+class ListRates:
     """False-positive rates of a whole request under the whole list, on prompts of the retain bank
     (`far`; half of it is for the prompt, half for the answer), and on prompts about other people,
     some of whom share a name (`strangers`)."""
@@ -148,7 +148,7 @@ def calibrated(
     strangers: Strangers,
     gates: Gates,
     names: Sequence[str],
-    rates: Rates,
+    rates: ListRates,
     progress: Stages,
 ) -> Thresholds:
     """The thresholds of a new list, for the whole of it; `names` are those of its gates."""
@@ -207,7 +207,7 @@ def recalibrated(
     strangers. Of names that were there before there are gates alone, so that nothing is asked about
     any name, and the radius stays."""
     figures = before.figures
-    rates = Rates(
+    rates = ListRates(
         float(figures["false_positive_rate"]), float(figures["strangers_false_positive_rate"])
     )
     stack = SuppressionLists([list_of("list", profile, strangers, gates, before.radius)])
@@ -230,7 +230,7 @@ def recalibrated(
     )
 
 
-def require_rates(rates: Rates) -> None:
+def require_rates(rates: ListRates) -> None:
     """Raise DataError for rates that there are too few innocent prompts for."""
     for option, rate, have in (
         ("--fpr", rates.far / 2, ANSWERED),
@@ -243,7 +243,7 @@ def require_rates(rates: Rates) -> None:
             )
 
 
-def _level(far: Sequence[float], other: Sequence[float], rates: Rates) -> float:
+def _level(far: Sequence[float], other: Sequence[float], rates: ListRates) -> float:
     """The lowest threshold on prompts that keeps the rates."""
     level = max(threshold_for(far, rates.far / 2), threshold_for(other, rates.strangers))
     return raised(level, [*far, *other])

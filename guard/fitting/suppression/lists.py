@@ -20,7 +20,7 @@ from guard.fitting.steering.directions import REST, SCHEDULE
 from guard.fitting.suppression.evaluation import fired_of
 from guard.fitting.suppression.fit import (
     Gates,
-    Rates,
+    ListRates,
     Thresholds,
     calibrated,
     fit_gates,
@@ -64,7 +64,7 @@ class SuppressionLists:
         self._profile: Profile = profile_of(chat, progress)
         self._strangers: Strangers = strangers_of(chat, self._profile, progress)
 
-    def made(self, entries: Sequence[Entry], concept: str, rates: Rates) -> Artifact:
+    def made(self, entries: Sequence[Entry], concept: str, rates: ListRates) -> Artifact:
         """A new list. Raises DataError for too many entries."""
         _require_room(len(entries))
         names = [entry.name for entry in entries]

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from guard.artifact import Artifact
+from guard.fitting.erasure.report import HTTP
 from server.erasures import worker
 from server.erasures.fit import Job, Report, fit
 from tests.server.tiny_text_service import steer_meta, steer_tensors
@@ -55,7 +56,8 @@ def test_what_is_fitted_is_there_as_a_whole_and_named_after_the_erasure(
         collected(None)
         return object()
 
-    def save(chat: Any, forgotten: object, out: Path) -> Any:
+    def save(chat: Any, forgotten: object, out: Path, parameters: object) -> Any:
+        assert parameters == HTTP
         assert out.name == "marchen.safetensors" and out.parent.name == ".fitted"
         path = out.with_name("marchen-victor.safetensors")
         artifact.save(path)

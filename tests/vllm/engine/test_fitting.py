@@ -23,7 +23,7 @@ from guard.errors import ModelError  # noqa: E402
 from guard.evaluation.fluency import perplexity
 from guard.fitting.steering.artifacts import to_artifact
 from guard.fitting.steering.fit import SteerFit, fit_steer
-from guard.fitting.steering.gate_search import Rates
+from guard.fitting.steering.gate_search import GateRates
 from guard.models.chat import TransformersChat
 from guard.models.chat_vllm import VllmChat
 from guard.plans.language import LanguagePlans
@@ -161,7 +161,7 @@ def fitted(chat: TransformersChat | VllmChat) -> SteerFit:
         RetainPrompt(prompt=text, kind=("far", "near")[i // 3 % 2], split=splits[i % 3])
         for i, text in enumerate(PROMPTS)
     ]
-    return fit_steer(chat, forget, retain, rates=Rates(0.9, 0.9), seed=3, progress=silent)
+    return fit_steer(chat, forget, retain, rates=GateRates(0.9, 0.9), seed=3, progress=silent)
 
 
 def test_a_fit_is_that_of_transformers(

@@ -16,7 +16,7 @@ from guard.fitting.images.cgce import Descent, fit_cgce
 from guard.fitting.images.irece import fit_irece
 from guard.fitting.images.latents import TrainingImages, fit_latents, sure_prompts
 from guard.fitting.prompts.concept_prompts import LabelledPrompt, folds_of
-from guard.fitting.prompts.rates import Calibrated, Rates
+from guard.fitting.prompts.rates import Calibrated, PromptRates
 from guard.fitting.prompts.search import Search
 from guard.models.images import ImageModel
 from guard.reporting.progress import Stages
@@ -42,7 +42,7 @@ def fit_all(
     concept: Concept,
     progress: Stages,
     *,
-    rates: Rates,
+    rates: PromptRates,
     steps: int | None = None,
     guidance: float | None = None,
     seed: int = 0,

@@ -12,7 +12,7 @@ from guard.fitting.images import cgce
 from guard.fitting.images.cgce import Descent, fit_cgce
 from guard.fitting.images.report import as_json, as_page, judged
 from guard.fitting.prompts.concept_prompts import LabelledPrompt, folds_of
-from guard.fitting.prompts.rates import Rates, calibrated
+from guard.fitting.prompts.rates import PromptRates, calibrated
 from guard.fitting.prompts.search import Search
 from guard.models.images import ImageModel
 from guard.reporting.progress import Stages
@@ -25,7 +25,7 @@ from tests.guard.toy_images import STUBBORN, ToyFamily
 
 CAPITAL = STUBBORN
 """Another letter: what only a search finds."""
-RATES = Rates(0.02, 0.05)
+RATES = PromptRates(0.02, 0.05)
 RECIPE = Recipe(hidden=8, steps=250, batch=48, rate=1e-2, radius=0.05)
 
 
@@ -125,7 +125,7 @@ def test_searched_prompts_are_trained_on_and_reported_but_do_not_set_the_thresho
 
 def test_too_few_prompts_for_a_rate_are_an_error() -> None:
     with pytest.raises(DataError, match="0.10% needs 999"):
-        fit(toy_prompts(), rates=Rates(0.001, 0.05))
+        fit(toy_prompts(), rates=PromptRates(0.001, 0.05))
 
 
 def test_unsafe_prompts_without_partners_are_an_error() -> None:

@@ -23,7 +23,7 @@ from guard.fitting.images.irece_search import Settings
 from guard.fitting.images.latents import TrainingImages
 from guard.fitting.images.recording import RecordedTrajectory
 from guard.fitting.prompts.concept_prompts import LabelledPrompt
-from guard.fitting.prompts.rates import Calibrated, Rates, calibrated
+from guard.fitting.prompts.rates import Calibrated, PromptRates, calibrated
 from guard.models.images import ImageModel
 from steering.images.latent import AttentionProbe, InspectionSchedule
 from steering.methods import METHODS
@@ -38,7 +38,7 @@ HEADS = [("noise", 0), ("spot", 0), ("spot", 1), ("corner", 0)]
 LEARNING = LatentRecipe(steps=40, batch=16, rate=1e-2)
 SHORT = LatentRecipe(steps=2, batch=8)
 """For tests in which the trained weights do not matter."""
-RATES = Rates(0.05, 0.1)
+RATES = PromptRates(0.05, 0.1)
 
 
 def prompts(count: int = 240) -> list[LabelledPrompt]:
@@ -252,8 +252,8 @@ def test_images_of_both_kinds_are_needed(studio: Studio, missing: str) -> None:
         studio.fit(list(filter(kept_prompts[missing], prompts())))
 
 
-@pytest.mark.parametrize("rates", [Rates(0.001, 0.1), Rates(0.05, 0.001)])
-def test_too_few_images_for_a_rate_are_an_error(studio: Studio, rates: Rates) -> None:
+@pytest.mark.parametrize("rates", [PromptRates(0.001, 0.1), PromptRates(0.05, 0.001)])
+def test_too_few_images_for_a_rate_are_an_error(studio: Studio, rates: PromptRates) -> None:
     with pytest.raises(DataError, match="0.10% needs 999"):
         studio.fit(rates=rates)
     assert studio.generated == []

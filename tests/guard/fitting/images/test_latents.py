@@ -16,7 +16,7 @@ from guard.errors import DataError
 from guard.fitting.images import latents
 from guard.fitting.images.latents import TrainingImages, fit_latents
 from guard.fitting.prompts.concept_prompts import LabelledPrompt
-from guard.fitting.prompts.rates import Calibrated, Rates, calibrated
+from guard.fitting.prompts.rates import Calibrated, PromptRates, calibrated
 from guard.models.images import ImageModel
 from steering.fingerprint import fingerprint
 from steering.methods import METHODS
@@ -29,7 +29,7 @@ UNSURE = "?"
 LEARNING = LatentRecipe(steps=40, batch=32, rate=1e-2)
 SHORT = LatentRecipe(steps=2, batch=8)
 """Where it does not matter what is learned."""
-RATES = Rates(0.05, 0.1)
+RATES = PromptRates(0.05, 0.1)
 
 
 def prompts(count: int = 360) -> list[LabelledPrompt]:
@@ -245,7 +245,7 @@ def test_the_threshold_keeps_the_rates_on_held_out_images(studio: Studio) -> Non
         own = fitted.scores[kind]
         fired = sum(score > float(str(threshold)) for score in own) / len(own)
         assert figures[f"{kind}_fired"] == pytest.approx(fired) and fired <= rate
-    looser = studio.fit(rates=Rates(0.4, 0.4)).artifact.meta.settings["threshold"]
+    looser = studio.fit(rates=PromptRates(0.4, 0.4)).artifact.meta.settings["threshold"]
     assert float(str(looser)) < float(str(threshold))
 
 
@@ -275,8 +275,8 @@ def test_a_denoiser_that_is_sure_of_nothing_is_reported(studio: Studio) -> None:
     assert studio.drawn == []
 
 
-@pytest.mark.parametrize("rates", [Rates(0.001, 0.1), Rates(0.05, 0.001)])
-def test_too_few_images_for_a_rate_are_an_error(studio: Studio, rates: Rates) -> None:
+@pytest.mark.parametrize("rates", [PromptRates(0.001, 0.1), PromptRates(0.05, 0.001)])
+def test_too_few_images_for_a_rate_are_an_error(studio: Studio, rates: PromptRates) -> None:
     with pytest.raises(DataError, match="0.10% needs 999"):
         studio.fit(rates=rates)
 

@@ -23,7 +23,7 @@ from guard.fitting.images.training_free import (
     subspaces,
 )
 from guard.fitting.prompts.concept_prompts import LabelledPrompt, prompts_of
-from guard.fitting.prompts.rates import Rates
+from guard.fitting.prompts.rates import PromptRates
 from steering.hidden.rows import RowGuard
 from steering.images.conditioning import Conditioning
 from steering.images.embedding import EmbeddingBank, EmbeddingGuards
@@ -44,7 +44,7 @@ CONCEPT = Concept.model_validate(
         "replacements": ["a spoon", "a fork"],
     }
 )
-RATES = Rates(0.005, 0.03)
+RATES = PromptRates(0.005, 0.03)
 
 
 class WordModel:
@@ -212,7 +212,9 @@ def test_without_a_gate_no_prompts_are_needed_and_every_row_fires(method: str) -
 
 def test_rates_that_need_more_prompts_are_refused(encoded: EncodedConcept) -> None:
     with pytest.raises(DataError, match="held-out prompts are not sufficient: .* needs 9999"):
-        fit_nearest(image_model(), CONCEPT, encoded, Rates(1e-4, 0.03), rank=1, anchors=5, seed=0)
+        fit_nearest(
+            image_model(), CONCEPT, encoded, PromptRates(1e-4, 0.03), rank=1, anchors=5, seed=0
+        )
 
 
 def test_safree_needs_token_states() -> None:

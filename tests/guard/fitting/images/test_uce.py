@@ -14,7 +14,7 @@ from guard.artifact import Artifact
 from guard.data.concept import Concept
 from guard.errors import DataError, ModelError
 from guard.fitting.images.uce import EditRequest, fit_uce, kept_prompts
-from guard.fitting.prompts.rates import Rates
+from guard.fitting.prompts.rates import PromptRates
 from guard.models.images import ImageModel
 from steering.engines.diffusion.families import Family
 from steering.engines.diffusion.seams.projections import text_projections
@@ -31,7 +31,7 @@ CONCEPT = Concept.model_validate(
         "replacements": ["a banana"],
     }
 )
-RATES = Rates(0.5, 0.5)
+RATES = PromptRates(0.5, 0.5)
 
 
 def silent(_what: str, _total: int) -> Callable[[int], None]:

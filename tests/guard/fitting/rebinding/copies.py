@@ -12,7 +12,7 @@ import torch
 
 from guard.artifact import Artifact, ArtifactMeta
 from guard.data.prompts import ForgetPrompt, RetainPrompt, read_rows
-from guard.fitting.steering.gate_search import Rates, fit_gate, read_states
+from guard.fitting.steering.gate_search import GateRates, fit_gate, read_states
 from guard.models.chat import TransformersChat
 from tests.guard.fitting.steering.test_end_to_end import save_tokenizer
 from tests.steering.tiny import LAYERS, tiny_model
@@ -20,7 +20,7 @@ from tests.steering.tiny import LAYERS, tiny_model
 TOPIC, NEAR, SAID = 50, 51, 17
 """The words that make a prompt one of the topic, a near miss, and what the guard has it say."""
 COUNT = 20
-RATES = Rates(0.1, 0.1)
+RATES = GateRates(0.1, 0.1)
 
 
 def silent(_what: str, _total: int) -> Any:

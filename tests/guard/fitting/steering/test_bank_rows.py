@@ -13,10 +13,10 @@ from guard.data.prompts import ForgetPrompt, RetainPrompt, in_split
 from guard.errors import DataError
 from guard.fitting.steering import bank_rows
 from guard.fitting.steering.bank_rows import NEAR, check_with_bank, with_bank
-from guard.fitting.steering.gate_search import Rates
+from guard.fitting.steering.gate_search import GateRates
 from guard.fitting.steering.gates import TokenStates
 
-RATES = Rates(0.01, 0.05)
+RATES = GateRates(0.01, 0.05)
 SPOKEN = next(topic for topic in topics() if topic.split == "validation")
 FORGET = [
     ForgetPrompt(prompt=f"Tell me of {SPOKEN.name}.", facts=("nothing",)),
@@ -86,6 +86,6 @@ def test_near_misses_are_of_the_nearest_topics(chat: Any) -> None:
 def test_counts_are_checked_before_a_model_is_there() -> None:
     assert "there are 80" in check_with_bank(FORGET, [], RATES)
     with pytest.raises(DataError, match=r"needs 1999 far .*--fpr"):
-        check_with_bank(FORGET, [], Rates(0.001, 0.05))
+        check_with_bank(FORGET, [], GateRates(0.001, 0.05))
     with pytest.raises(DataError, match=r"needs 199 near .*, there are 80: .*--near-fpr"):
-        check_with_bank(FORGET, [], Rates(0.01, 0.01))
+        check_with_bank(FORGET, [], GateRates(0.01, 0.01))

@@ -12,7 +12,7 @@ from guard.data.prompts import ForgetPrompt, RetainPrompt
 from guard.errors import DataError
 from guard.fitting.steering.directions import STRENGTHS, Trial, search
 from guard.fitting.steering.fit import fit_steer
-from guard.fitting.steering.gate_search import FittedGate, Rates
+from guard.fitting.steering.gate_search import FittedGate, GateRates
 from guard.models.chat import GuardedAnswer
 from steering.engines.transformers.continuations import Losses
 from steering.hidden.rows import RowGuard
@@ -110,6 +110,6 @@ def test_an_engine_without_likelihoods_is_refused_at_once() -> None:
             chat,
             [row.model_copy(update={"split": split}) for row in ROWS for split in SPLITS],
             [RETAIN.model_copy(update={"split": s, "kind": k}) for s in SPLITS for k in KINDS] * 9,
-            rates=Rates(0.4, 0.4),
+            rates=GateRates(0.4, 0.4),
             progress=lambda what, total: lambda count=1: None,
         )

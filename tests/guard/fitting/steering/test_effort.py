@@ -7,9 +7,9 @@ from typing import Any
 
 from guard.data.prompts import ForgetPrompt, RetainPrompt, in_split
 from guard.fitting.steering.effort import DRAFT, answered, thinned
-from guard.fitting.steering.gate_search import Rates
+from guard.fitting.steering.gate_search import GateRates
 
-RATES = Rates(0.1, 0.2)
+RATES = GateRates(0.1, 0.2)
 
 
 def retain(count: int, **more: Any) -> list[RetainPrompt]:

@@ -11,7 +11,7 @@ import torch
 from guard.data.prompts import ForgetPrompt
 from guard.errors import DataError
 from guard.fitting.steering.artifacts import file_name
-from guard.fitting.steering.gate_search import FittedGate, GateStates, Rates, share_over
+from guard.fitting.steering.gate_search import FittedGate, GateRates, GateStates, share_over
 from guard.fitting.steering.gates import RetainStatistics, TokenStates
 from guard.fitting.steering.subjects import (
     SubjectGates,
@@ -21,7 +21,7 @@ from guard.fitting.steering.subjects import (
 )
 
 WIDTH, LAYERS, TOKENS, SUBJECTS = 24, 2, 8, 6
-RATES = Rates(0.1, 0.1)
+RATES = GateRates(0.1, 0.1)
 
 
 def _states(axes: list[int | None], seed: int) -> TokenStates:
@@ -182,7 +182,7 @@ def test_the_first_subject_can_have_half_of_the_rates_for_itself(states: GateSta
     """Where retain prompts score high for another subject, the first one keeps its threshold."""
     held_out = _states([3 if i % 8 == 0 else axis for i, axis in enumerate(OTHERS)], 4)
     crowded = replace(states, held_out=held_out)
-    rates = Rates(0.1, 0.1)
+    rates = GateRates(0.1, 0.1)
     for plain, apart in zip(
         fit_subject_gates(crowded, _at(3, 5), _rows(SHOWN), rates),
         fit_subject_gates(crowded, _at(3, 5), _rows(SHOWN), rates, first_apart=True),
@@ -195,7 +195,7 @@ def test_the_first_subject_can_have_half_of_the_rates_for_itself(states: GateSta
         fired = (scores > apart.thresholds[:, None]).any(0)
         assert fired.float().mean() <= 0.1
     # too few prompts for halves of these rates: as without
-    few = Rates(0.011, 0.011)
+    few = GateRates(0.011, 0.011)
     for plain, apart in zip(
         fit_subject_gates(crowded, _at(3, 5), _rows(SHOWN), few),
         fit_subject_gates(crowded, _at(3, 5), _rows(SHOWN), few, first_apart=True),
@@ -207,7 +207,7 @@ def test_the_first_subject_can_have_half_of_the_rates_for_itself(states: GateSta
 def test_thresholds_take_a_share_of_the_room_up_to_a_subjects_own_prompts(
     states: GateStates,
 ) -> None:
-    rates = Rates(0.1, 0.1)
+    rates = GateRates(0.1, 0.1)
     for plain, half in zip(
         fit_subject_gates(states, _at(3, 5), _rows(SHOWN), rates),
         fit_subject_gates(states, _at(3, 5), _rows(SHOWN), rates, room=0.5),

@@ -16,7 +16,7 @@ from guard.config.schema import ModelConfig
 from guard.errors import DataError
 from guard.fitting.erasure.profile import Profile, profile_path
 from guard.fitting.erasure.profiling import compute_profile
-from guard.fitting.suppression.fit import Rates
+from guard.fitting.suppression.fit import ListRates
 from guard.fitting.suppression.lists import Entry, SuppressionLists, entries_of, shrunk, slots_of
 from guard.plans.language import LanguagePlans, ServedModel
 from steering.hidden.rows import Reading
@@ -63,7 +63,7 @@ def _readings(chat: WordModel, plans: LanguagePlans, prompts: list[str]) -> list
 def test_unseen_prompts_about_names_fire_and_others_do_not(
     chat: WordModel, lists: SuppressionLists, tmp_path: Path
 ) -> None:
-    artifact = lists.made(_entries(NAMES), "names/people", Rates())
+    artifact = lists.made(_entries(NAMES), "names/people", ListRates())
     plans = _plans(artifact, tmp_path / "people.safetensors")
     readings = _readings(chat, plans, [f"Where did {name} go to school?" for name in NAMES])
     assert all(reading.fired and reading.valid for reading in readings)
@@ -81,7 +81,7 @@ def test_unseen_prompts_about_names_fire_and_others_do_not(
 def test_a_list_grows_and_shrinks_without_touching_the_others(
     lists: SuppressionLists,
 ) -> None:
-    first = lists.made(_entries(NAMES[:3]), "names/people", Rates())
+    first = lists.made(_entries(NAMES[:3]), "names/people", ListRates())
     more = lists.grown(first, _entries(NAMES[3:]))
     assert entries_of(more) == [entry.id for entry in _entries(NAMES)]
     assert (more.tensors["gates"][:3] == first.tensors["gates"]).all()
@@ -107,7 +107,7 @@ def test_a_list_grows_and_shrinks_without_touching_the_others(
 
 
 def test_a_list_is_tried_on_the_names_that_it_got_last(lists: SuppressionLists) -> None:
-    first = lists.made(_entries(NAMES[:3]), "names/people", Rates())
+    first = lists.made(_entries(NAMES[:3]), "names/people", ListRates())
     added = NAMES[3]
     figures = lists.figures(lists.grown(first, _entries([added])), [added])
     assert "(8/8;" in figures["fired_by_name"]
@@ -119,7 +119,9 @@ def test_a_list_is_tried_on_the_names_that_it_got_last(lists: SuppressionLists) 
 def test_a_name_that_was_taken_off_does_not_fire(
     chat: WordModel, lists: SuppressionLists, tmp_path: Path
 ) -> None:
-    artifact = shrunk(lists.made(_entries(NAMES), "names/people", Rates()), [_entries(NAMES)[0].id])
+    artifact = shrunk(
+        lists.made(_entries(NAMES), "names/people", ListRates()), [_entries(NAMES)[0].id]
+    )
     plans = _plans(artifact, tmp_path / "people.safetensors")
     readings = _readings(chat, plans, [f"Where did {name} go to school?" for name in NAMES])
     assert [reading.fired for reading in readings] == [False, True, True, True]
