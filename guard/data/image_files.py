@@ -85,12 +85,14 @@ def decode_whole(file: bytes, budget: PixelBudget | None = None) -> NDArray[np.u
 
 
 def decode_readings(file: bytes, budget: PixelBudget | None = None) -> list[NDArray[np.uint8]]:
-    """What a reader may see of an image: as `decode_whole` gives it, and where parts of that are
-    transparent, its colours under them too, which other decoders show. Raises UnusableImage."""
+    """What a reader may see of an image: as `decode_whole` gives it, and what other decoders make
+    of it, which leave out its transparency or its orientation. Raises UnusableImage."""
     whole = decode_whole(file, budget)
-    if not _may_be_transparent(file):
+    opened = _opened(file)
+    is_turned = opened.getexif().get(_ORIENTATION, 1) in _TRANSPOSITIONS
+    if not is_turned and not _has_alpha(opened):
         return [whole]
-    bare = _decoded(file, _reduced, flattened=_colours)
+    bare = _decoded(file, _reduced, flattened=_colours, turned=False)
     return [whole] if np.array_equal(whole, bare) else [whole, bare]
 
 
@@ -111,6 +113,8 @@ def _decoded(
     shaped: Callable[[Image.Image], Image.Image],
     budget: PixelBudget | None = None,
     flattened: Callable[[Image.Image], Image.Image] | None = None,
+    *,
+    turned: bool = True,
 ) -> NDArray[np.uint8]:
     try:
         image = _opened(file)
@@ -121,6 +125,7 @@ def _decoded(
             raise UnusableImage("it is animated; send one still image")
         transposition = _TRANSPOSITIONS.get(image.getexif().get(_ORIENTATION, 1))
         opaque = (flattened or _on_white)(image)
+        transposition = transposition if turned else None
         oriented = opaque if transposition is None else opaque.transpose(transposition)
         return np.asarray(shaped(oriented), np.uint8)
     except UnusableImage:
@@ -184,10 +189,6 @@ def _on_white(image: Image.Image) -> Image.Image:
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
     return image.convert("RGB")
-
-
-def _may_be_transparent(file: bytes) -> bool:
-    return _has_alpha(_opened(file))
 
 
 def _has_alpha(image: Image.Image) -> bool:

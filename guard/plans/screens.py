@@ -41,7 +41,7 @@ CHANGES: frozenset[Action] = frozenset({"redact", "route", "policy"})
 """Actions that change the request before it is sent."""
 
 
-OCR = "ocr"
+OCR = "screen.ocr"
 """The name in verdicts of what reads text in images, where it cannot be loaded."""
 S = TypeVar("S", "TextScreen", "ImageScreen")
 _ACTIONS = get_args(Action)

@@ -9,10 +9,11 @@ from typing import Any, Protocol
 from guard.errors import ContentBlocked
 from server.screening.answers.blocked import block_answer, blocked_choices, choice_of
 from server.screening.answers.upstream_errors import error_pieces, screen_error
+from server.screening.bodies.images import PICTURES
 from server.screening.bodies.texts import JsonText, JsonTexts
 from server.screening.context import ScreeningContext
 from server.screening.findings import TextReader, blocks, redactions
-from server.screening.images.reading import ImageReader, screen_images
+from server.screening.images.reading import ImageReader, require_images, screen_images
 from server.screening.request import RequestScreening
 from server.screening.routes import Route
 from server.screening.streams.event_queue import without_tokens
@@ -39,6 +40,8 @@ async def screen_answer(value: Any, texts: JsonTexts, owner: AnswerOwner) -> tup
     read."""
     screening = owner.screening
     plan, placeholders = screening.plan, screening.placeholders
+    if PICTURES in owner.route.generates:
+        require_images(value, texts, screening.findings)
     unseen = await screen_images(texts, screening.findings, owner, in_response=True)
     errors, pieces = error_pieces(texts.pieces, value if owner.route.reports_errors else None)
     changed = await screen_error(

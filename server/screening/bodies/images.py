@@ -12,8 +12,9 @@ from guard.config.schema import Place
 PICTURES = "pictures"
 """The kind of content that images are, in verdicts and among what may pass unscreened."""
 _DATA_URL = re.compile(r"\s{0,16}data:image/", re.IGNORECASE)
-_RESULT = re.compile(r"(data\[\d+\]\.)?url")
-"""Where answers and events of `/v1/images/...` give an image by its address."""
+_RESULT = re.compile(r"data\[\d+\]\.url")
+"""Where answers of `/v1/images/...` give an image by its address."""
+_EVENT = re.compile(r"image_(generation|edit)\.(partial_image|completed)")
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -40,9 +41,23 @@ def has_no_image_yet(part: Mapping[str, Any]) -> bool:
     return part.get("type") == "image_generation_call" and part.get("result") is None
 
 
-def is_address_of_image(path: str, text: str) -> bool:
-    """Whether a text of an answer is where an image of it can be fetched."""
-    return _RESULT.fullmatch(path) is not None and text.startswith(("http://", "https://"))
+def is_address_of_image(path: str) -> bool:
+    """Whether a text at this place of an answer says where an image of it can be fetched."""
+    return _RESULT.fullmatch(path) is not None
+
+
+def lacks_its_image(event: Mapping[str, Any], images: Sequence[JsonImage]) -> bool:
+    """Whether an event of `/v1/images/...` that has an image is without one that was found."""
+    return not images and _EVENT.fullmatch(str(event.get("type"))) is not None
+
+
+def lacks_images(answer: Any, images: Sequence[JsonImage]) -> bool:
+    """Whether an answer of `/v1/images/...` has a result without an image that was found in it."""
+    results = answer.get("data") if isinstance(answer, dict) else None
+    if not isinstance(results, list):
+        return True
+    found = {image.path.partition(".")[0] for image in images}
+    return any(f"data[{index}]" not in found for index in range(len(results)))
 
 
 def without_parts(images: Sequence[JsonImage]) -> list[JsonImage]:

@@ -238,9 +238,8 @@ class _Collector:
     def _string(self, text: str, at: Position) -> None:
         if (id(at.holder), at.key) in self._without:
             return
-        if is_data_url(text) or (
-            self.default_place == "response" and is_address_of_image(at.path, text)
-        ):
+        is_response = self.default_place == "response"
+        if is_data_url(text) or (is_response and is_address_of_image(at.path)):
             self.texts.images.append(JsonImage(text, at.place, at.path, is_text=True))
         document = JsonDocument.of(at.holder, at.key, text) if self._are_whole else None
         if document is None:

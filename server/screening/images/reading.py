@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 from guard.plans.screens import TextPlan
-from server.screening.bodies.images import PICTURES, JsonImage, without_parts
+from server.screening.bodies.images import (
+    PICTURES,
+    JsonImage,
+    lacks_images,
+    lacks_its_image,
+    without_parts,
+)
 from server.screening.bodies.texts import JsonText, JsonTexts
 from server.screening.errors import TooManyImages, UnreadableAnswer, UnreadableImage
 from server.screening.findings import Findings, ScreenedText, blocks
@@ -54,6 +60,23 @@ async def screen_images(
         if reading.text:
             texts.pieces.append(_piece(image, reading.text, number))
     return blocked
+
+
+def require_image(event: Mapping[str, Any], texts: JsonTexts, findings: Findings) -> None:
+    """`require_images` of an event."""
+    _require(lacks_its_image(event, texts.images), findings)
+
+
+def require_images(answer: Any, texts: JsonTexts, findings: Findings) -> None:
+    """Raise UnreadableAnswer where an answer that shows images has one in a form that nothing reads
+    here, unless the policy is open or reads no images of answers."""
+    _require(lacks_images(answer, texts.images), findings)
+
+
+def _require(is_lacking: bool, findings: Findings) -> None:
+    if is_lacking and findings.plan.reads_images("response"):
+        fault = "it is in no form that is known here: have the upstream return b64_json"
+        _fail(JsonImage(None, "response", ""), fault, findings, in_response=True)
 
 
 def unread(texts: JsonTexts, plan: TextPlan) -> dict[str, str]:

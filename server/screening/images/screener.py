@@ -22,7 +22,7 @@ from server.wire.uploads import MAX_IMAGE_BYTES, file_of
 
 logger = logging.getLogger(__name__)
 
-CACHE_ENTRIES = 4096
+CACHE_ENTRIES, TEXT_ENTRIES = 4096, 1024
 _MOST_AT_ONCE = 4
 _IMAGE_COST = 100_000
 """The cost of an image beside its bytes."""
@@ -63,7 +63,7 @@ class ImageScreener:
     def __init__(self, classifiers: ImageClassifiers) -> None:
         self._classifiers = classifiers
         self._scores: VerdictCache[NDArray[np.float32]] = VerdictCache(CACHE_ENTRIES)
-        self._texts: VerdictCache[str] = VerdictCache(CACHE_ENTRIES)
+        self._texts: VerdictCache[str] = VerdictCache(TEXT_ENTRIES)
         self._worker = FairWorker(
             self._read_all,
             "images",

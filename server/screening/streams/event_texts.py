@@ -18,7 +18,7 @@ from server.screening.findings import (
     blocks,
     redactions,
 )
-from server.screening.images.reading import ImageReader, screen_images
+from server.screening.images.reading import ImageReader, require_image, screen_images
 from server.screening.streams.event_queue import without_tokens
 from server.screening.streams.formats.base import Slot, is_error
 from server.screening.texts.joins import read_crossing, read_together
@@ -87,6 +87,7 @@ class EventTexts:
     ) -> bool | None:
         """Screen the texts of an event; return whether one was rewritten, or None
         where one, or an image, must not leave. What an error must not say is withheld."""
+        require_image(event, texts, self._findings)
         if await screen_images(texts, self._findings, self._screens, in_response=True):
             return None
         may_report = self._reports_errors and not slots

@@ -154,10 +154,14 @@ BROKEN = [
     {"b64_json": coded(bomb())},
     {"b64_json": coded(b"GIF89a")},
     {"b64_json": "no base64!"},
+    {"url": "/files/1.png"},
+    {"image": coded("red")},
 ]
 
 
-@pytest.mark.parametrize("image", BROKEN, ids=["address", "cut", "bomb", "other", "code"])
+@pytest.mark.parametrize(
+    "image", BROKEN, ids=["address", "cut", "bomb", "other", "code", "path", "name"]
+)
 def test_an_image_that_cannot_be_read_does_not_leave(tmp_path: Path, image: dict[str, str]) -> None:
     with reading(tmp_path, drawing({"b64_json": coded("blue")}, image)) as proxy:
         answer = draw(proxy)
@@ -269,6 +273,14 @@ def test_a_partial_image_ends_the_stream(tmp_path: Path) -> None:
         answer = httpx.post(f"{proxy.url}/v1/images/generations", json=body, timeout=20)
     assert coded("blue") in answer.text and coded("red") not in answer.text
     assert "content_policy_violation" in answer.text
+
+
+def test_an_event_without_its_image_ends_the_stream(tmp_path: Path) -> None:
+    event = _event("image_generation.completed", url="https://images.example/1.png")
+    with reading(tmp_path, streaming(event, done=False)) as proxy:
+        body = {**PICTURE, "stream": True}
+        answer = httpx.post(f"{proxy.url}/v1/images/generations", json=body, timeout=20)
+    assert "unreadable_answer" in answer.text and "images.example" not in answer.text
 
 
 def test_an_image_that_a_model_answers_with_ends_the_answer(tmp_path: Path) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from classifiers.images.encoder import Pixels
 from guard.config.schema import ScreenConfig
+from guard.data.image_files import decode_readings
 from guard.plans.image_screens import ImageClassifier, ImageClassifiers
 from guard.plans.screens import ImageScreen, TextPlan, TextScreen
 from server.screening.bodies.images import without_parts
@@ -172,3 +175,15 @@ def test_images_have_a_budget_of_pixels_together(monkeypatch: pytest.MonkeyPatch
     files = [file_of(colour) for colour in ("red", "green", "blue")]
     faults = [reading.fault for reading in _read(files, _Colours())]
     assert faults[:2] == [None, None] and "together" in str(faults[2])
+
+
+def test_an_image_is_read_upright_and_as_it_is_stored() -> None:
+    stored = Image.new("RGB", (20, 12), "blue")
+    stored.paste("red", (0, 0, 10, 12))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    stored.save(buffer, "PNG", exif=exif)
+    upright, bare = decode_readings(buffer.getvalue())
+    assert upright.shape == (20, 12, 3) and bare.shape == (12, 20, 3)
+    assert len(decode_readings(file_of("red"))) == 1
