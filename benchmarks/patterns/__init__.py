@@ -1,1 +1,1 @@
-"""What the shipped pattern lists find and miss, beside Presidio and detect-secrets: see `__main__`."""
+"""What the shipped pattern lists find and miss, beside Presidio and detect-secrets."""

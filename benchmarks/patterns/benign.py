@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 _PIECE: Final = 4000
 _REVIEWED: Final = Path(__file__).with_name("reviewed.txt")
-_MOST_BYTES: Final = 200_000
+_MOST_BYTES: Final = 40_000
 _NAMES: Final[Mapping[str, tuple[str, ...]]] = {
     "Python sources": ("*.py",),
     "documentation": ("METADATA", "*.md", "*.rst"),

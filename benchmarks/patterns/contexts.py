@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 from faker import Faker
 
+from benchmarks.patterns.labels import has_form
 from benchmarks.patterns.values import Value
 
 
@@ -26,6 +27,8 @@ class Text(NamedTuple):
     start: int
     end: int
     labelled: bool
+    row: str
+    """The kind, or "KIND, digits alone" where neither a label nor a form tells what it is."""
 
 
 class Filler:
@@ -51,7 +54,9 @@ Write = Callable[[Filler, str, str | None], str]
 
 
 def _prose(fill: Filler, value: str, label: str | None) -> str:
-    named = fill.draw.choice((f"{label}: {value}", f"My {label} is {value}", f"the {label} {value}"))
+    named = fill.draw.choice(
+        (f"{label}: {value}", f"My {label} is {value}", f"the {label} {value}")
+    )
     bare = fill.draw.choice((f"Please use {value}", f"It is {value}", f"We have {value} on file"))
     end = fill.draw.choice((".", ",", " by noon.", " and thanks.", "", " before Friday"))
     return f"{fill.sentence()} {named if label else bare}{end} {fill.sentence()}"
@@ -99,7 +104,8 @@ def _nested(fill: Filler, value: str, label: str | None) -> str:
 
 def _log(fill: Filler, value: str, label: str | None) -> str:
     name = f"{label}=" if label else fill.draw.choice(("", "value=", "got "))
-    stamp = f"2024-03-{1 + fill.number() % 28:02d} 12:{fill.number() % 60:02d}:07,{fill.number() % 1000:03d}"
+    day, minute, part = 1 + fill.number() % 28, fill.number() % 60, fill.number() % 1000
+    stamp = f"2024-03-{day:02d} 12:{minute:02d}:07,{part:03d}"
     return (
         f"{stamp} INFO  [worker-{fill.number()}] {fill.word()}.{fill.word()} {name}{value}"
         f" status=200 took={fill.number()}ms\n{stamp} DEBUG {fill.sentence()}\n"
@@ -149,4 +155,5 @@ def written(fill: Filler, context: str, value: Value, label: str | None) -> Text
     start = marked.index(_FIRST)
     end = marked.index(_LAST) - 1
     text = marked.replace(_FIRST, "").replace(_LAST, "")
-    return Text(value.kind, context, text, start, end, label is not None)
+    row = value.kind if label or has_form(value) else f"{value.kind}, digits alone"
+    return Text(value.kind, context, text, start, end, label is not None, row)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -21,7 +22,7 @@ _ENGLISH: Final[Mapping[str, Sequence[str]]] = {
     "PASSWORD": ("password", "passwd", "db_password"),
 }
 _OTHERS: Final[Mapping[str, Mapping[str, Sequence[str]]]] = {
-    "de": {"PHONE": ("Telefon", "Handy"), "NATIONAL_ID": ("Sozialversicherungsnummer", "AHV-Nummer"),
+    "de": {"PHONE": ("Telefon", "Handy"), "NATIONAL_ID": ("AHV-Nummer",),
            "DATE_OF_BIRTH": ("geboren am", "Geburtsdatum"), "PASSWORD": ("Passwort",)},
     "fr": {"PHONE": ("téléphone", "portable"), "NATIONAL_ID": ("numéro de sécurité sociale",),
            "DATE_OF_BIRTH": ("né le", "date de naissance"), "PASSWORD": ("mot de passe",)},
@@ -31,17 +32,31 @@ _OTHERS: Final[Mapping[str, Mapping[str, Sequence[str]]]] = {
            "DATE_OF_BIRTH": ("data de nascimento",), "PASSWORD": ("senha",)},
     "it": {"PHONE": ("telefono", "cellulare"), "NATIONAL_ID": ("codice fiscale",),
            "DATE_OF_BIRTH": ("data di nascita",)},
-    "nl": {"PHONE": ("telefoon",), "NATIONAL_ID": ("BSN", "rijksregisternummer"),
+    "nl": {"PHONE": ("telefoon",), 
            "DATE_OF_BIRTH": ("geboortedatum",), "PASSWORD": ("wachtwoord",)},
     "pl": {"PHONE": ("telefon",), "NATIONAL_ID": ("PESEL",), "PASSWORD": ("hasło",)},
     "ru": {"PHONE": ("телефон",), "DATE_OF_BIRTH": ("дата рождения",), "PASSWORD": ("пароль",)},
     "zh": {"PHONE": ("电话", "手机"), "NATIONAL_ID": ("身份证号",), "EMAIL": ("邮箱",),
            "DATE_OF_BIRTH": ("出生日期",), "PASSWORD": ("密码",)},
     "ja": {"PHONE": ("電話番号",), "DATE_OF_BIRTH": ("生年月日",), "PASSWORD": ("パスワード",)},
-    "ko": {"PHONE": ("전화번호",), "NATIONAL_ID": ("주민등록번호",), "DATE_OF_BIRTH": ("생년월일",)},
+    "ko": {"PHONE": ("전화번호",), "NATIONAL_ID": ("주민등록번호",),
+           "DATE_OF_BIRTH": ("생년월일",)},
 }  # fmt: skip
 ALWAYS: Final = frozenset({"DATE_OF_BIRTH", "PASSWORD"})
 """Kinds that nothing but a label tells."""
+
+
+_NUMBER: Final = re.compile(
+    r"\+|00|\(?0[1-9][0-9]*[ ()/.-]|(?:1[ .-])?(?:\([2-9][0-9]{2}\) ?|[2-9][0-9]{2}[.-])[2-9]|8 \("
+)
+
+
+def has_form(value: Value) -> bool:
+    """Whether a value without a label looks like one of its kind to a reader who does not know the
+    country: a telephone number has a prefix or an area code, another number a letter or a sign."""
+    if value.kind == "PHONE":
+        return _NUMBER.match(value.text) is not None
+    return value.kind != "NATIONAL_ID" or re.search(r"[^0-9 ]", value.text) is not None
 
 
 def label_for(value: Value, draw: random.Random) -> str:

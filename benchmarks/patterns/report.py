@@ -22,9 +22,7 @@ def page(title: str, scores: Mapping[str, Score]) -> str:
     """The page, as HTML."""
     names = list(scores)
     kinds = list(scores[names[0]].found)
-    recall = [
-        [kind, *(_share(scores[name].found[kind]) for name in names)] for kind in kinds
-    ]
+    recall = [[kind, *(_share(scores[name].found[kind]) for name in names)] for kind in kinds]
     other = [
         ["false spans in 100 kB", *(f"{scores[n].false_per_100_kb:.2f}" for n in names)],
         ["ms for a text of 200 tokens", *(f"{scores[n].ms_per_text:.3f}" for n in names)],
@@ -39,7 +37,12 @@ def page(title: str, scores: Mapping[str, Score]) -> str:
         for text, found in first.misses[:_MOST]
     ]
     false = [
-        [escape(corpus), kind, f"<code>{escape(value[:_WIDTH])}</code>", f"<code>{escape(around)}</code>"]
+        [
+            escape(corpus),
+            kind,
+            f"<code>{escape(value[:_WIDTH])}</code>",
+            f"<code>{escape(around)}</code>",
+        ]
         for corpus, kind, value, around in first.false[:_MOST]
     ]
     return (
@@ -65,7 +68,5 @@ def _marked(text: Text) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    body = "".join(
-        "<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows
-    )
+    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
     return f"<table><tr>{''.join(f'<th>{name}</th>' for name in head)}</tr>{body}</table>"

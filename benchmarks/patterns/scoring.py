@@ -87,8 +87,8 @@ def score(
             and (not names_kinds or kind == text.kind)
             for start, end, kind in found
         )
-        result.found[text.kind].append(hit)
-        result.per[text.kind, text.context, text.labelled].append(hit)
+        result.found[text.row].append(hit)
+        result.per[text.row, text.context, text.labelled].append(hit)
         if not hit:
             result.misses.append((text, found))
     findings, _ = finder([piece.text for piece in benign])

@@ -89,8 +89,10 @@ class Values:
             "JWT": self._jwt,
             "AWS_ACCESS_KEY": lambda *_: "AKIA" + self._of("ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", 16),
             "GITHUB_TOKEN": lambda *_: self._one("ghp_", "gho_", "ghs_") + self._of(_ALNUM, 36),
-            "SLACK_TOKEN": lambda *_: f"xoxb-{self._of('123456789', 12)}-{self._of('123456789', 12)}-"
-            + self._of(_ALNUM, 24),
+            "SLACK_TOKEN": lambda *_: (
+                f"xoxb-{self._of('123456789', 12)}-{self._of('123456789', 12)}-"
+                + self._of(_ALNUM, 24)
+            ),
             "STRIPE_KEY": lambda *_: self._one("sk_live_", "rk_live_") + self._of(_ALNUM, 24),
             "LLM_API_KEY": lambda *_: self._one("sk-ant-api03-", "sk-proj-") + self._of(_ALNUM, 60),
             "GOOGLE_API_KEY": lambda *_: "AIza" + self._of(_ALNUM + "_-", 34) + "a",
@@ -177,7 +179,11 @@ class Values:
         return "\n".join([f"-----BEGIN {name}-----", *lines, f"-----END {name}-----"])
 
     def _jwt(self, fake: Faker, locale: str) -> str:
-        claims = {"sub": self._of(_HEX, 8), "iat": 1700000000, "roles": ["r"] * self._random.randrange(90)}
+        claims = {
+            "sub": self._of(_HEX, 8),
+            "iat": 1700000000,
+            "roles": ["r"] * self._random.randrange(90),
+        }
         parts = [json.dumps(each).encode() for each in ({"alg": "RS256", "typ": "JWT"}, claims)]
         parts.append(self._random.randbytes(64))
         return ".".join(base64.urlsafe_b64encode(part).decode().rstrip("=") for part in parts)
@@ -195,5 +201,3 @@ class Values:
     def _password(self, fake: Faker, locale: str) -> str:
         length, special = self._random.randrange(8, 20), self._random.random() < 0.6
         return str(fake.password(length=length, special_chars=special))
-
-

@@ -5,10 +5,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
-import re2  # type: ignore[import-untyped]
-
 from classifiers.text.patterns.candidates import Candidate, Expression, Finding
-from classifiers.text.patterns.recognizers.labels import folded
+from classifiers.text.patterns.recognizers.labels import folded, form
 
 _LABELS: Final = folded(
     [
@@ -55,7 +53,7 @@ def _judge(candidate: Candidate) -> Finding | None:
 BIRTH_DATES: Final = Expression(
     labels=frozenset({"DATE_OF_BIRTH"}),
     pattern=(
-        rf"(?:^|[^a-z])(?:{'|'.join(map(re2.escape, _LABELS))})"
+        rf"(?:^|[^a-z])(?:{'|'.join(map(form, _LABELS))})"
         r"[^a-z0-9]{0,12}(?:(?:is|was|on|am|le|el|il)[^a-z0-9]{1,4})?"
         r"(?P<value>[0-9a-z\x80-\x{10ffff}][0-9a-z\x80-\x{10ffff} .,/-]{5,30})"
     ),

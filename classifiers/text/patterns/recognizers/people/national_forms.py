@@ -91,7 +91,7 @@ FORMS: Final = (
         "cz.rc",
         r"\d{6}/?\d{3,4}",
         ("rodné číslo", "rodne cislo", "rč"),
-        r"\d{2}[0156]\d[0-3]\d/\d{4}",
+        r"\d{2}[0156]\d[0-3]\d/\d{3,4}",
     ),
     Form(
         "DE",

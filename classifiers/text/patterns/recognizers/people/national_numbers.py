@@ -18,7 +18,8 @@ _LABELS: Final = Labels(*GENERIC, *(label for form in FORMS for label in form.la
 _BY_LABEL: Final[dict[str, list[Form]]] = {}
 for _form in FORMS:
     for _label in folded(_form.labels):
-        _BY_LABEL.setdefault(_label, []).append(_form)
+        _BY_LABEL.setdefault(_label.replace("-", " "), []).append(_form)
+_SIGNS: Final = re.compile(r"[_ -]+")
 _END: Final = r"(?![0-9a-z])"
 _COMPILED: Final = {form: re.compile(f"(?:{form.pattern}){_END}") for form in FORMS}
 _ALONE: Final = {
@@ -34,17 +35,17 @@ def _rules(module: str) -> Any:
 
 def _judge(candidate: Candidate) -> Finding | None:
     label = _LABELS.before(candidate)
-    if label is None:
-        if not _ANY_ALONE.match(candidate.text, candidate.start, candidate.end):
-            return None
-        if candidate.before[-1:] in ("/", "#", "=", "_"):
-            return None  # a part of an address, or of a reference
-        return next((f for form in _ALONE if (f := _as(form, _ALONE[form], candidate))), None)
-    forms = _BY_LABEL.get(label, [])
-    for form in (*forms, *(FORMS if not forms else ())):
-        if finding := _as(form, _COMPILED[form], candidate):
-            return finding
-    return None
+    if label is not None:
+        named = _BY_LABEL.get(_SIGNS.sub(" ", label))
+        found = [_as(form, _COMPILED[form], candidate) for form in named or FORMS]
+        findings = [finding for finding in found if finding is not None]
+        if findings:
+            return max(findings, key=lambda finding: finding.end)
+    if not _ANY_ALONE.match(candidate.text, candidate.start, candidate.end):
+        return None
+    if candidate.before[-1:] in ("/", "#"):
+        return None  # a part of an address, or of a reference
+    return next((f for form in _ALONE if (f := _as(form, _ALONE[form], candidate))), None)
 
 
 def _as(form: Form, pattern: re.Pattern[str], candidate: Candidate) -> Finding | None:
@@ -61,8 +62,8 @@ NATIONAL_NUMBERS: Final = Expression(
     labels=frozenset({"NATIONAL_ID"}),
     pattern=(
         r"(?:^|[^a-z0-9.-]|[^a-z0-9][.-])(?P<value>[0-9](?:[ ./+-]?[0-9]){6,17}"
-        r"(?:[ ./+-]?[0-9a-z]){0,4}|[a-z]{1,6}-?[0-9][0-9a-z-]{6,16}|[0-9]{6}[-+a-y][0-9]{3}[0-9a-y])"
-        r"(?:[^a-z0-9]|$)"
+        r"(?:[ ./+-]?[0-9a-z]){0,4}|[a-z]{1,6}-?[0-9][0-9a-z-]{6,16}"
+        r"|[0-9]{6}[-+a-y][0-9]{3}[0-9a-y])(?:[^a-z0-9]|$)"
     ),
     judge=_judge,
     longest=48,

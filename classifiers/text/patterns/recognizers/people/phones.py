@@ -1,7 +1,7 @@
 """PHONE: telephone numbers, judged by the numbering plans of all countries (libphonenumber).
 
 International numbers and North American ones are known by their form, national ones of other
-countries by a label, or by a leading zero with the groups in which the country writes them.
+countries by a label, or by a leading zero and groups.
 """
 
 from __future__ import annotations
@@ -31,6 +31,11 @@ _DATE: Final = re.compile(
     r"(?:19|20)[0-9]{2}[ ./-](?:0?[1-9]|1[0-2])[ ./-][0-3]?[0-9](?![0-9])"
     r"|[0-3]?[0-9][ ./-][0-3]?[0-9][ ./-](?:19|20)[0-9]{2}(?![0-9])"
 )
+_TRUNK: Final = re.compile(
+    r"\(0[0-9 ]+\)|0[1-9][0-9]{0,4}(?:[ ./-]{1,3}|/)[0-9]{2,8}(?:[ -][0-9]{2,5}){0,4}(?![0-9-])"
+    r"|8 ?\([0-9]{3}\)"
+)
+"""National numbers with the digit that begins calls inside a country, in groups."""
 _LABEL: Final = "PHONE"
 _CERTAIN, _LIKELY, _FORM = 1.0, 0.8, 0.5
 
@@ -87,7 +92,7 @@ def _north_american(candidate: Candidate) -> Finding | None:
 
 def _national(candidate: Candidate) -> Finding | None:
     value = candidate.value
-    has_zero = value.startswith(("0", "(0")) and not value.startswith("00")
+    has_prefix = _TRUNK.match(value) is not None
     if _DATE.match(value):
         return None
     if _LABELS.before(candidate):
@@ -99,10 +104,10 @@ def _national(candidate: Candidate) -> Finding | None:
         if longest and len(longest[1]) <= 12:
             return candidate.part(0, longest[0]).is_(_LABEL, _LIKELY)
         return None
-    if not has_zero:
+    if not has_prefix:
         return None
     for end, digits in _ends(value, 9, 12):
-        if region := numbering_plans.written_as_in(value[:end], digits):
+        if region := numbering_plans.national_region(digits):
             return candidate.part(0, _closed(value, end)).is_(_LABEL, _FORM, region)
     return None
 
@@ -116,7 +121,7 @@ INTERNATIONAL: Final = Expression(
     labels=frozenset({_LABEL}),
     pattern=(
         r"(?:^|[^a-z0-9+])(?P<value>\(?(?:\+|00) ?\(?[1-9](?:[ .()/-]{0,3}[0-9]){6,15}"
-        rf"{_EXTENSION})(?:[^0-9]|$)"
+        rf"{_EXTENSION})(?:[^0-9a-z]|$)"
     ),
     judge=_international,
     longest=90,

@@ -16,58 +16,76 @@ from classifiers.text.patterns.recognizers.secrets.entropy import (
     has_letters_and_digits,
 )
 
-_NAMES: Final = (
+_PASSWORDS: Final = (
     *("password", "passwd", "passphrase", "passcode", "passwort", "kennwort", "mot de passe"),
     *("contraseña", "clave", "senha", "wachtwoord", "lösenord", "adgangskode", "salasana"),
     *("hasło", "heslo", "jelszó", "parolă", "пароль", "şifre", "parola", "κωδικός", "密码", "密碼"),
     *("パスワード", "비밀번호", "암호", "كلمة المرور", "סיסמה", "mật khẩu", "kata sandi"),
 )
-_OTHER_NAMES: Final = (
-    r"pwd|secret|credential|private[_ -]?key|api[_ -]?key|apikey|access[_ -]?key|access[_ -]?token"
-    r"|auth[_ -]?token|client[_ -]?secret|secret[_ -]?key|token|db[_ -]?pass|user[_ -]?pass"
+_NAMES: Final = "|".join(
+    "[ _-]?".join(map(re2.escape, uncover(name).text.split(" "))) for name in _PASSWORDS
 )
+_KEYS: Final = (
+    r"pwd|secret|credential|private[_ -]?key|api[_ -]?key|access[_ -]?key|access[_ -]?token"
+    r"|auth[_ -]?token|token|db[_ -]?pass|user[_ -]?pass"
+)
+_REST: Final = r"""[A-Za-z0-9_-]{0,20}\\{0,3}["'\x60*]{0,3}"""
 _OPERATOR: Final = (
-    r"""[A-Za-z0-9_-]{0,20}\\{0,3}["'\x60]?[ \t]{0,3}"""
-    r"""(?::=|=>?|:|：|>|,|\||[ \t](?:is|ist|lautet|est|es|é|är|was)[ \t:])"""
-    r"""[ \t]{0,8}(?:[bru]?\\{0,3}["'\x60])?"""
+    r"""[ \t]{0,3}(?::=|=>?|:|：|>|,|;|\||\t|[ \t](?:is|ist|lautet|est|es|é|är|was)[ \t:])"""
+    r"""[*]{0,2}[ \t]{0,8}(?:[bru]?\\{0,3}["'\x60])?"""
 )
+_PAGES: Final = re.compile(
+    r"(?i)(?:next|page|pagination|continuation|sync|cipher|public)[a-z_ -]*$"
+)
+_NAME: Final = re.compile(rf"(?i)(?:{_NAMES})[a-z0-9_-]*[\"'\x60*]* $")
+_KEY_NAME: Final = re.compile(rf"(?i)(?:{_KEYS})[a-z0-9_-]*[^a-z0-9_-]*(?:is )?[^a-z0-9_-]*$")
 _REFERENCE: Final = re.compile(
-    r"[$<({\[%&*@]|[A-Za-z_][\w.]*[(\[]|(?:self|os|env|this|config|settings|process|cfg|args)\."
-    r"|/|\./|~/|\w+://|(?:none|null|true|false|undefined|required|optional|str|string)\b",
+    r"\$\{|\{\{|\$\(|%\(|<|(?:[A-Za-z_]+\.)*[A-Za-z_]{3,}[(\[]|[/\\]|\.{1,2}/|~/|\w+://"
+    r"|\$[A-Za-z_]+$|%[A-Za-z_]+%$|&[a-z]+;|\*+$|(?:\w+\.){2,}\w+$"
+    r"|(?:self|os|env|this|config|settings|process|cfg|args)\.",
     re.IGNORECASE,
 )
 _WORDS: Final = re.compile(r"[A-Za-z]+(?:[-_.][A-Za-z]+|[-_.][0-9]{1,2})*$")
-_SHORT_PASSWORD, _BITS = 6, 2.4
-_MANY_BITS: Final = 3.3
-_STRICT: Final = re.compile(
-    r"(?i)(?:token|key|secret|credential)[^=:>]*[=:>,|]|(?:token|key|secret) is"
-)
-_DIGEST: Final = re.compile(r"(?:[0-9a-f]{32}|[0-9a-f]{40}|[0-9a-f]{64})$")
+_SIGNS: Final = re.compile(r"[^A-Za-z0-9_]")
+_LEAST_PASSWORD: Final = 6
+_LEAST_KEY: Final = 8
+_BITS, _KEY_BITS, _SIGN_BITS = 2.4, 2.75, 3.0
 
 
 def _judge_password(candidate: Candidate) -> Finding | None:
-    value = candidate.value
-    quote = candidate.before[-1:]
-    is_quoted = quote in ("'", '"', "`")
+    value, before = candidate.value, candidate.before
+    is_quoted = before[-1:] in ("'", '"', "`")
+    operator = before.rstrip(" \t'\"`\\bruBRU*")[-1:] if not before.endswith("\t") else "\t"
     if not is_quoted:
-        value = re.split(r"&(?=\w+=)", value)[0].rstrip(",;.)]}|:")
+        if operator in ("|", ",", ";"):
+            value = value.partition(operator)[0]
+        value = re.split(r"&(?=\w+=)", value)[0].rstrip(",;.]}|:")
+        value = value if "(" in value else value.rstrip(")")
     value = value.rstrip("\\")
-    is_strict = _STRICT.search(candidate.before[-40:]) is not None
-    if len(value) < (8 if is_strict else _SHORT_PASSWORD) or _REFERENCE.match(value):
+    key = _KEY_NAME.search(before)
+    if key is not None and _PAGES.search(before[: key.start()] + key[0].partition("oken")[0]):
         return None
-    if _WORDS.match(value) or len(set(value)) < 4:
+    is_adjacent = operator.isalnum() and key is None
+    if is_adjacent and not is_quoted and not _NAME.search(before):
+        is_adjacent = False
+    least = _LEAST_KEY if key is not None or is_adjacent else _LEAST_PASSWORD
+    if len(value) < least or _REFERENCE.match(value) or _WORDS.match(value):
         return None
-    kinds = (
-        any(map(str.islower, value)) + any(map(str.isupper, value)) + any(map(str.isdigit, value))
-    ) + (not value.isalnum())
+    if _is_secret(value, is_key=key is not None or is_adjacent):
+        return candidate.part(0, len(value)).is_("PASSWORD", 0.8)
+    return None
+
+
+def _is_secret(value: str, *, is_key: bool) -> bool:
+    """Whether a value is what people choose for a password, or what programs make for a key."""
+    if len(set(value)) < 4:
+        return False
     bits = bits_per_character(value)
     if has_letters_and_digits(value):
-        is_secret = bits >= (2.75 if is_strict else _BITS)
-    else:
-        is_secret = kinds >= 3 and bits >= _MANY_BITS and not is_strict
-    if not is_secret:
-        return None
-    return candidate.part(0, len(value)).is_("PASSWORD", 0.8)
+        return bits >= (_KEY_BITS if is_key else _BITS)
+    signs = len(_SIGNS.findall(value))
+    has_both = any(map(str.islower, value)) and any(map(str.isupper, value))
+    return not is_key and signs > 0 and has_both and bits >= _SIGN_BITS
 
 
 @cache
@@ -101,8 +119,7 @@ _AWS: Final = re.compile(r"[A-Za-z0-9/+]{40}")
 PASSWORDS: Final = Expression(
     labels=frozenset({"PASSWORD"}),
     pattern=(
-        rf"(?i:{'|'.join(re2.escape(uncover(name).text) for name in _NAMES)}|{_OTHER_NAMES})"
-        rf"(?:{_OPERATOR})"
+        rf"(?i:(?:{_NAMES}){_REST}(?:{_OPERATOR}| )|(?:{_KEYS}){_REST}(?:{_OPERATOR}))"
         r"""(?P<value>[^\s"'\x60<>]{6,128})"""
     ),
     judge=_judge_password,
