@@ -28,10 +28,11 @@ from classifiers.text.patterns.recognizers.people.phones import (
 from classifiers.text.patterns.recognizers.people.uk_nino import UK_NINO
 from classifiers.text.patterns.recognizers.people.us_ssn import US_SSN
 from classifiers.text.patterns.recognizers.secrets.addresses import HEADERS, URL_PASSWORDS
-from classifiers.text.patterns.recognizers.secrets.assignments import PASSWORDS, VENDOR_KEYS
+from classifiers.text.patterns.recognizers.secrets.assignments import PASSWORDS
 from classifiers.text.patterns.recognizers.secrets.blocks import BLOCKS, PUTTY
 from classifiers.text.patterns.recognizers.secrets.jwts import JWTS
 from classifiers.text.patterns.recognizers.secrets.tokens import TOKENS
+from classifiers.text.patterns.recognizers.secrets.vendor_keys import VENDOR_KEYS
 
 Shipped = Literal["secrets", "personal-data"]
 _VIEWS: Final = frozenset({PLAIN, *RUNS})

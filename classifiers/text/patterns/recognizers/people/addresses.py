@@ -10,7 +10,8 @@ from classifiers.text.patterns.candidates import Candidate, Expression, Finding
 
 _VERSION: Final = re.compile(
     r"(?:version|release|build|firmware|driver|section|chapter|figure|table|clause|rfc|oid"
-    r"|\bv(?:er)?\.?)[ :=v]{0,4}$|[a-z0-9_-](?:/|==|>=|<=|~=|!=|@)v?$|windows nt $"
+    r"|upgrade|update|bump|\bv(?:er)?\.?)[ds]?[ :=v\"']{0,5}(?:[a-z0-9]+ )?(?:to )?$"
+    r"|[a-z0-9_-](?:/|==|>=|<=|~=|!=|@)v?$|windows nt $"
 )
 _ROUTED: Final = tuple(ipaddress.ip_network(net) for net in ("2000::/3", "fc00::/7", "fe80::/10"))
 
@@ -18,7 +19,7 @@ _ROUTED: Final = tuple(ipaddress.ip_network(net) for net in ("2000::/3", "fc00::
 def is_someones(address: ipaddress.IPv4Address) -> bool:
     """Whether an IPv4 address may be a host's: no network, mask, loopback or multicast."""
     reserved = address.is_loopback or address.is_multicast or address.is_reserved
-    return address.packed[-1] not in (0, 255) and not reserved
+    return address.packed[-1] not in (0, 255) and not (reserved or address.is_link_local)
 
 
 def ipv4(match: str) -> bool:

@@ -36,6 +36,8 @@ _TRUNK: Final = re.compile(
     r"|8 ?\([0-9]{3}\)"
 )
 """National numbers with the digit that begins calls inside a country, in groups."""
+_IN_NUMBER: Final = re.compile(r"[0-9][:.,]$")
+"""Before the seconds of a time."""
 _LABEL: Final = "PHONE"
 _CERTAIN, _LIKELY, _FORM = 1.0, 0.8, 0.5
 
@@ -56,6 +58,8 @@ def _ends(value: str, least: int, most: int) -> Iterator[tuple[int, str]]:
 
 def _international(candidate: Candidate) -> Finding | None:
     value = candidate.value
+    if value.isdigit() and not _LABELS.before(candidate):
+        return None  # 00... may be anything
     plain = value.replace("(0)", "   ")
     for end, digits in _ends(plain, 8, 17):
         number = digits.removeprefix("00") if value[0] == "0" else digits
@@ -104,9 +108,9 @@ def _national(candidate: Candidate) -> Finding | None:
         if longest and len(longest[1]) <= 12:
             return candidate.part(0, longest[0]).is_(_LABEL, _LIKELY)
         return None
-    if not has_prefix:
+    if not has_prefix or _IN_NUMBER.search(candidate.before):
         return None
-    for end, digits in _ends(value, 9, 12):
+    for end, digits in _ends(value, 8, 13):
         if region := numbering_plans.national_region(digits):
             return candidate.part(0, _closed(value, end)).is_(_LABEL, _FORM, region)
     return None
