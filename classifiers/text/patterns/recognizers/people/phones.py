@@ -58,7 +58,8 @@ def _ends(value: str, least: int, most: int) -> Iterator[tuple[int, str]]:
 
 def _international(candidate: Candidate) -> Finding | None:
     value = candidate.value
-    if value.isdigit() and not _LABELS.before(candidate):
+    is_plain = value.isdigit() or _IN_NUMBER.search(candidate.before)
+    if is_plain and not _LABELS.before(candidate):
         return None  # 00... may be anything
     plain = value.replace("(0)", "   ")
     for end, digits in _ends(plain, 8, 17):

@@ -45,6 +45,10 @@ _REFERENCE: Final = re.compile(
     re.IGNORECASE,
 )
 _WORDS: Final = re.compile(r"[A-Za-z]+(?:[-_.][A-Za-z]+|[-_.][0-9]{1,2})*$")
+_IDENTIFIER: Final = re.compile(
+    r"(?:[A-Z][a-z]{2,}[0-9_]{0,3}){2,}(?:$|\()|[0-9a-z]{7,8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}$"
+)
+"""Names of classes, and identifiers of requests."""
 _SIGNS: Final = re.compile(r"[^A-Za-z0-9_]")
 _NEXT_FIELD: Final = re.compile(r"&(?=[\w.-]+=)")
 _LEAST, _LEAST_STRICT = 6, 8
@@ -62,6 +66,8 @@ def _judge(candidate: Candidate) -> Finding | None:
     is_strict = key is not None or _NAME.search(before) is not None
     least = _LEAST_STRICT if is_strict else _LEAST
     if len(value) < least or _REFERENCE.match(value) or _WORDS.match(value):
+        return None
+    if is_strict and _IDENTIFIER.match(value):
         return None
     if not _is_secret(value, is_strict=is_strict):
         return None
