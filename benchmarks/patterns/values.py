@@ -9,7 +9,6 @@ import random
 import string
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from importlib import import_module
 from typing import Final
 
@@ -62,25 +61,19 @@ class Value:
     language: str
 
 
-@cache
-def _faker(locale: str, seed: int) -> Faker:
-    fake = Faker(locale)
-    fake.seed_instance(seed)
-    return fake
-
-
 class Values:
     """Draws values; the same seed gives the same ones."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
         self._seed = seed
+        self._fakers: dict[str, Faker] = {}
         self.kinds: Mapping[str, Callable[[Faker, str], str | None]] = {
             "EMAIL": self._email,
             "PHONE": self._phone,
             "CREDIT_CARD": self._card,
             "IBAN": self._iban,
-            "US_SSN": lambda fake, locale: str(_faker("en_US", self._seed).ssn()),
+            "US_SSN": lambda fake, locale: str(self._faker("en_US").ssn()),
             "UK_NINO": self._nino,
             "NATIONAL_ID": self._national,
             "IP_ADDRESS": self._address,
@@ -105,8 +98,14 @@ class Values:
         make = self.kinds[kind]
         choices = sorted(_NATIONAL) if kind == "NATIONAL_ID" else LOCALES
         locale = self._random.choice(choices)
-        text = make(_faker(locale, self._seed), locale)
+        text = make(self._faker(locale), locale)
         return None if text is None else Value(kind, text, locale[:2])
+
+    def _faker(self, locale: str) -> Faker:
+        if locale not in self._fakers:
+            self._fakers[locale] = Faker(locale)
+            self._fakers[locale].seed_instance(self._seed)
+        return self._fakers[locale]
 
     def _one(self, *choices: str) -> str:
         return self._random.choice(choices)

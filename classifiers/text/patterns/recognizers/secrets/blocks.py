@@ -12,7 +12,9 @@ from classifiers.text.patterns.candidates import Candidate, Expression, Finding
 
 _LONGEST: Final = 8192
 _BETWEEN: Final = r"(?:\\{1,2}[rnt]|[\s\"'+,>#|;\\]){0,16}"
-_HEADER: Final = rf"(?:{_BETWEEN}[A-Z][A-Za-z0-9-]{{2,24}}: ?[^\n\\\"']{{0,200}})"
+_WORD: Final = r"[^\s\\\"']{1,64}"
+# a stream waits for what may be the header of a key: few words keep it short
+_HEADER: Final = rf"(?:{_BETWEEN}[A-Z][A-Za-z0-9-]{{2,24}}:(?: {_WORD}){{0,6}})"
 _LINE: Final = rf"(?:{_BETWEEN}[A-Za-z0-9+/=]{{24,}})"
 _KEY: Final = r"[A-Z0-9 ]{0,30}PRIVATE KEY(?: BLOCK)?-----"
 _BODY: Final = re.compile(r"[A-Za-z0-9+/=]{24,}")
