@@ -142,7 +142,7 @@ _ONE_LINE: Final = frozenset({"URLs", "chat"})
 
 def written(fill: Filler, context: str, value: Value, label: str | None) -> Text | None:
     """A text with the value; None where the context has no room for one of its kind."""
-    write = (DEVELOPMENT | HELD_OUT)[context]
+    write = {**DEVELOPMENT, **HELD_OUT}[context]
     if context in _ONE_LINE and "\n" in value.text:
         return None
     if context == "URLs" and value.kind in ("PASSWORD", "DATE_OF_BIRTH", "JWT"):

@@ -31,6 +31,8 @@ _DATE: Final = re.compile(
     r"(?:19|20)[0-9]{2}[ ./-](?:0?[1-9]|1[0-2])[ ./-][0-3]?[0-9](?![0-9])"
     r"|[0-3]?[0-9][ ./-][0-3]?[0-9][ ./-](?:19|20)[0-9]{2}(?![0-9])"
 )
+_OTHER: Final = re.compile(r"[0-9]{3}-[0-9]{2}-[0-9]{4}$")
+"""The form of a US social security number."""
 _TRUNK: Final = re.compile(
     r"\(0[0-9 ]+\)|0[1-9][0-9]{0,4}(?:[ ./-]{1,3}|/)[0-9]{2,8}(?:[ -][0-9]{2,5}){0,4}(?![0-9-])"
     r"|8 ?\([0-9]{3}\)"
@@ -98,7 +100,7 @@ def _north_american(candidate: Candidate) -> Finding | None:
 def _national(candidate: Candidate) -> Finding | None:
     value = candidate.value
     has_prefix = _TRUNK.match(value) is not None
-    if _DATE.match(value):
+    if _DATE.match(value) or _OTHER.match(value):
         return None
     if _LABELS.before(candidate):
         longest = None
