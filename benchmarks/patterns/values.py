@@ -160,10 +160,12 @@ class Values:
 
     def _address(self, fake: Faker, locale: str) -> str:
         if self._random.random() < 0.5:
-            return str(fake.ipv4_public())
+            address = str(fake.ipv4_public())
+            # a network's are no host's
+            return address[:-1] + "7" if address.endswith((".0", ".255")) else address
         groups = [self._of(_HEX, 4) for _ in range(4)]
-        address = ipaddress.IPv6Address(f"2001:db8:{groups[0]}::{':'.join(groups[1:])}")
-        return self._one(address.compressed, address.exploded)
+        longer = ipaddress.IPv6Address(f"2001:db8:{groups[0]}::{':'.join(groups[1:])}")
+        return self._one(longer.compressed, longer.exploded)
 
     def _birth(self, fake: Faker, locale: str) -> str:
         born = fake.date_of_birth(minimum_age=18, maximum_age=90)

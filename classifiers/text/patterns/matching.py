@@ -114,11 +114,11 @@ class PatternSet:
         if have_none([self], text):
             return []
         matches: list[Match] = []
-        text_layers = list(layers(text, self._steps))
+        text_layers, text_views = _read(text, self._steps)
         for layer in text_layers:
             matches += _matches(layer, self._raw)
         if self._folded or self._automaton:
-            for view in folded_views(text_layers, self._steps):
+            for view in text_views:
                 matches += self._word_matches(view)
                 matches += _matches(view, self._folded)
         return _without_overlaps(_without_half_escapes(text, matches))
@@ -176,6 +176,13 @@ class PatternSet:
 def shipped(name: Shipped) -> PatternSet:
     """A list that comes with the package."""
     return PatternSet(Patterns((), SHIPPED[name]))
+
+
+@functools.lru_cache(1)
+def _read(text: str, steps: frozenset[str]) -> tuple[list[View], list[View]]:
+    """The layers and the folded views of a text: several lists read one text in turn."""
+    text_layers = list(layers(text, steps))
+    return text_layers, folded_views(text_layers, steps)
 
 
 def have_none(sets: Sequence[PatternSet], text: str) -> bool:

@@ -9,8 +9,8 @@ from typing import Final
 from classifiers.text.patterns.candidates import Candidate, Expression, Finding
 
 _VERSION: Final = re.compile(
-    r"(?:version|release|build|firmware|driver|section|chapter|figure|table|clause|rfc|oid"
-    r"|upgrade|update|bump|\bv(?:er)?\.?)[ds]?[ :=v\"']{0,5}(?:[a-z0-9]+ )?(?:to )?$"
+    r"(?:(?:version|release|build|firmware|driver)|\b(?:rfc|oid|upgrade|update|bump|v(?:er)?\.?))[ds]?"
+    r"[ :=v\"']{0,5}(?:[a-z0-9]+ )?(?:to )?$|(?:section|chapter|figure|table|clause) {1,2}$"
     r"|[a-z0-9_-](?:/|==|>=|<=|~=|!=|@)v?$|windows nt $"
 )
 _ROUTED: Final = tuple(ipaddress.ip_network(net) for net in ("2000::/3", "fc00::/7", "fe80::/10"))

@@ -31,8 +31,8 @@ _DATE: Final = re.compile(
     r"(?:19|20)[0-9]{2}[ ./-](?:0?[1-9]|1[0-2])[ ./-][0-3]?[0-9](?![0-9])"
     r"|[0-3]?[0-9][ ./-][0-3]?[0-9][ ./-](?:19|20)[0-9]{2}(?![0-9])"
 )
-_OTHER: Final = re.compile(r"[0-9]{3}-[0-9]{2}-[0-9]{4}$")
-"""The form of a US social security number."""
+_OTHER: Final = re.compile(r"[0-9]{3}-[0-9]{2}-[0-9]{4}$|[0-9]{1,3}(?:\.[0-9]{1,3}){3}$")
+"""The forms of a US social security number and of an address of IPv4."""
 _TRUNK: Final = re.compile(
     r"\(0[0-9 ]+\)|0[1-9][0-9]{0,4}(?:[ ./-]{1,3}|/)[0-9]{2,8}(?:[ -][0-9]{2,5}){0,4}(?![0-9-])"
     r"|8 ?\([0-9]{3}\)"
@@ -60,6 +60,8 @@ def _ends(value: str, least: int, most: int) -> Iterator[tuple[int, str]]:
 
 def _international(candidate: Candidate) -> Finding | None:
     value = candidate.value
+    if _OTHER.match(value):
+        return None
     is_plain = value.isdigit() or _IN_NUMBER.search(candidate.before)
     if is_plain and not _LABELS.before(candidate):
         return None  # 00... may be anything
@@ -89,7 +91,8 @@ def _north_american(candidate: Candidate) -> Finding | None:
     if label:
         return candidate.is_(_LABEL, _CERTAIN, numbering_plans.valid_region("+1" + digits[-10:]))
     region = numbering_plans.valid_region("+1" + digits[-10:])
-    if region is None or candidate.before[-1:] == "#":
+    has_extension = any(map(str.isalpha, value))
+    if candidate.before[-1:] == "#" or (region is None and not has_extension):
         return None
     groups = value.split(" ")
     if len(groups) == 3 and all(group.isdigit() and int(group) % 4 == 0 for group in groups):

@@ -21,11 +21,12 @@ _PASSWORDS: Final = (
     *("パスワード", "비밀번호", "암호", "كلمة المرور", "סיסמה", "mật khẩu", "kata sandi"),
 )
 _NAMES: Final = "|".join(
-    "[ _-]?".join(map(re2.escape, uncover(name).text.split(" "))) for name in _PASSWORDS
+    ["[ _-]?".join(map(re2.escape, uncover(name).text.split(" "))) for name in _PASSWORDS]
+    + ["db[_ -]?pass", "user[_ -]?pass"]
 )
 _KEYS: Final = (
     r"pwd|secret|credential|private[_ -]?key|api[_ -]?key|access[_ -]?key|access[_ -]?token"
-    r"|auth[_ -]?token|token|db[_ -]?pass|user[_ -]?pass"
+    r"|auth[_ -]?token|token"
 )
 _REST: Final = r"""[A-Za-z0-9_-]{0,20}\\{0,3}["'\x60*]{0,3}"""
 _OPERATOR: Final = (
@@ -39,11 +40,12 @@ _PAGES: Final = re.compile(
 _NAME: Final = re.compile(rf"(?i)(?:{_NAMES})[a-z0-9_-]*[\"'\x60*]* $")
 _KEY_NAME: Final = re.compile(rf"(?i)(?:{_KEYS})[a-z0-9_-]*[^a-z0-9_-]*(?:is )?[^a-z0-9_-]*$")
 _REFERENCE: Final = re.compile(
-    r"\$\{|\{\{|\$\(|%\(|<|(?:true|false|none|null)\b|(?:[A-Za-z_]+\.)*[A-Za-z_]{3,}[(\[]|[/\\]|\.{1,2}/|~/|\w+://"
+    r"\$\{|\{\{|\$\(|%\(|<|(?:true|false|none|null)\b|[/\\]|\.{1,2}/|~/|\w+://"
     r"|\$[A-Za-z_]+$|%[A-Za-z_]+%$|&[a-z]+;|\*+$|(?:\w+\.){2,}\w+$"
     r"|(?:self|os|env|this|config|settings|process|cfg|args)\.",
     re.IGNORECASE,
 )
+_CALL: Final = re.compile(r"(?:[A-Za-z_]+\.)*[A-Za-z_]{3,}[(\[]")
 _WORDS: Final = re.compile(r"[A-Za-z]+(?:[-_.][A-Za-z]+|[-_.][0-9]{1,2})*$")
 _IDENTIFIER: Final = re.compile(
     r"(?:[A-Z][a-z]{2,}[0-9_]{0,3}){2,}(?:$|\()|[0-9a-z]{7,8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}$"
@@ -52,6 +54,7 @@ _IDENTIFIER: Final = re.compile(
 _SIGNS: Final = re.compile(r"[^A-Za-z0-9_]")
 _NEXT_FIELD: Final = re.compile(r"&(?=[\w.-]+=)")
 _LEAST, _LEAST_STRICT = 6, 8
+_QUOTES: Final = ("'", '"', "`")
 _BITS, _STRICT_BITS, _SIGN_BITS = 2.4, 2.75, 3.0
 
 
@@ -62,12 +65,17 @@ def _judge(candidate: Candidate) -> Finding | None:
         end = key.start() if key[0].lower().startswith("token") else key.end()
         if value[:1] in ("[", "(") or _PAGES.search(before[:end]):
             return None
-    # the name of a key, or a space alone behind that of a password
-    is_strict = key is not None or _NAME.search(before) is not None
-    least = _LEAST_STRICT if is_strict else _LEAST
+    # nothing but a space may stand between the name of a password and the password
+    is_adjacent = _NAME.search(before) is not None
+    is_strict = key is not None
+    least = _LEAST_STRICT if is_strict or is_adjacent else _LEAST
     if len(value) < least or _REFERENCE.match(value) or _WORDS.match(value):
         return None
+    if before[-1:] not in _QUOTES and _CALL.match(value):
+        return None
     if is_strict and _IDENTIFIER.match(value):
+        return None
+    if is_adjacent and not has_letters_and_digits(value):
         return None
     if not _is_secret(value, is_strict=is_strict):
         return None
@@ -77,12 +85,13 @@ def _judge(candidate: Candidate) -> Finding | None:
 def _value(candidate: Candidate) -> str:
     """The value without what ends it."""
     value, before = candidate.value, candidate.before
-    if before[-1:] not in ("'", '"', "`"):
+    if before[-1:] not in _QUOTES:
         operator = before.rstrip(" ")[-1:]
         if operator in ("|", ",", ";"):
             value = value.partition(operator)[0]
         value = _NEXT_FIELD.split(value)[0].rstrip(",;.]}|:")
-        value = value if "(" in value else value.rstrip(")")
+        if before.count("(") > before.count(")"):
+            value = value.rstrip(")")
     return value.rstrip("\\")
 
 
