@@ -65,7 +65,7 @@ def main() -> None:
 
 def _prompts(benign: list[Piece]) -> list[str]:
     texts = [piece.text[:_PROMPT_CHARACTERS] for piece in benign if piece.corpus == "documentation"]
-    return [text for text in texts if len(text) == _PROMPT_CHARACTERS][:200]
+    return [text for text in texts if len(text) == _PROMPT_CHARACTERS][:60]
 
 
 def _figures(result: Score) -> dict[str, object]:

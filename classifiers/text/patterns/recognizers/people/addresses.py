@@ -9,7 +9,7 @@ from typing import Final
 from classifiers.text.patterns.candidates import Candidate, Expression, Finding
 
 _VERSION: Final = re.compile(
-    r"(?:(?:version|release|build|firmware|driver)|\b(?:rfc|oid|upgrade|update|bump|v(?:er)?\.?))[ds]?"
+    r"(?:version|release|build|firmware|driver|\b(?:rfc|oid|upgrade|update|bump|v(?:er)?\.?))[ds]?"
     r"[ :=v\"']{0,5}(?:[a-z0-9]+ )?(?:to )?$|(?:section|chapter|figure|table|clause) {1,2}$"
     r"|[a-z0-9_-](?:/|==|>=|<=|~=|!=|@)v?$|windows nt $"
 )
