@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import cast, get_args
 
-from classifiers.text.patterns.matching import PatternSet, Shipped, shipped
+from classifiers.text.patterns.matching import PatternSet, shipped
+from classifiers.text.patterns.recognizers import Shipped
 from guard.errors import ArtifactError
 
 SHIPPED: tuple[str, ...] = get_args(Shipped)

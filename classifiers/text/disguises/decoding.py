@@ -6,7 +6,6 @@ may be encoded again; the caller checks that (`views.layers`).
 
 from __future__ import annotations
 
-import base64
 import binascii
 import html
 import re
@@ -37,6 +36,7 @@ _ESCAPE: Final = re.compile(
 _ESCAPED: Final = re.compile(
     r"\\u\{?([0-9A-Fa-f]{1,6})\}?|(&#[xX]?[0-9A-Fa-f]{2,7};)|\\([\"\\/bfnrt])"
 )
+_CONTROLS: Final = bytes([*range(9), *range(14, 28), 127])
 _SIGNS: Final = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
 RUNS: Final[Mapping[Codec, str]] = {
     "escape": r"(?:\\u(?:[0-9A-Fa-f]{4}|\{[0-9A-Fa-f]{1,6}\})"
@@ -151,7 +151,7 @@ def _from_base64(run: str) -> _Decoded | None:
         part = digits[skipped:]
         part = part[:-1] if len(part) % 4 == 1 else part
         try:
-            text = _legible(base64.b64decode(part + "=" * (-len(part) % 4)))
+            text = _legible(binascii.a2b_base64(part + "=" * (-len(part) % 4)))
         except binascii.Error:
             continue
         if text:
@@ -165,7 +165,13 @@ def _odd(text: str) -> int:
 
 
 def _legible(data: bytes) -> str | None:
+    # most are keys, names or paths that decode to noise: counting it is faster than reading it
+    noise = len(data) - len(data.translate(None, _CONTROLS))
+    if noise > (len(data) // 8 if len(data) > _SHORT else 0):
+        return None
     text = data.decode("utf-8", "replace")
+    if noise + text.count("\ufffd") > (len(text) // 8 if len(text) > _SHORT else 0):
+        return None
     wordy = sum(char.isalnum() or char.isspace() for char in text)
     allowed = len(text) // 8 if len(text) > _SHORT else 0
     return text if _odd(text) <= allowed and 2 * wordy >= len(text) > 0 else None

@@ -22,16 +22,17 @@ group `value`, the match is that group and the rest its context: RE2 has no look
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Final, TypeVar
 
-import re2  # type: ignore[import-untyped]
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from classifiers.text.disguises.folding import fold
 from classifiers.text.disguises.views import STEPS
+from classifiers.text.patterns.candidates import Candidate, Expression, Finding
 from classifiers.text.patterns.checksums import CHECKS, Check
+from classifiers.text.patterns.expressions import compiled_regex
 from classifiers.text.patterns.width import longest_match
 
 MAX_WIDTH: Final = 4096
@@ -99,10 +100,21 @@ class Regex(_Entry):
             raise ValueError('bits goes with check = "entropy" or "password", which need it')
         return self
 
-    @property
-    def accepts(self) -> Check | None:
-        """The check of matches."""
-        return None if self.check is None else CHECKS[self.check](self.bits or 0.0)
+    def expression(self) -> Expression:
+        """What is searched for."""
+        check = None if self.check is None else CHECKS[self.check](self.bits or 0.0)
+        return Expression(
+            labels=frozenset({self.label}),
+            pattern=self.pattern,
+            judge=None if check is None else _judge(self.label, check),
+            longest=int(longest_match(self.pattern)),
+            raw=self.raw,
+            views=self.views,
+        )
+
+
+def _judge(label: str, check: Check) -> Callable[[Candidate], Finding | None]:
+    return lambda candidate: candidate.is_(label) if check(candidate.value) else None
 
 
 class _File(BaseModel):
@@ -118,36 +130,7 @@ class Patterns:
     """The entries of one or several lists."""
 
     words: tuple[Words, ...]
-    regexes: tuple[Regex, ...]
-
-
-def compiled_regex(pattern: str, *, raw: bool) -> Any:
-    """The expression for UTF-8 bytes, leftmost-longest. Raises ValueError where RE2 refuses it."""
-    try:
-        return re2.compile(pattern.encode(), _options(raw=raw))
-    except re2.error as error:
-        reason = error.args[0]
-        message = reason.decode(errors="replace") if isinstance(reason, bytes) else str(reason)
-        raise ValueError(f"not a regular expression of RE2's: {message}") from error
-
-
-def compiled_set(patterns: Iterable[str], *, raw: bool) -> Any:
-    """Expressions that RE2 accepts as one: `Match` gives the indexes of those that match all of
-    some UTF-8 bytes."""
-    compiled = re2.Set.FullMatchSet(_options(raw=raw))
-    for pattern in patterns:
-        compiled.Add(pattern.encode())
-    compiled.Compile()
-    return compiled
-
-
-def _options(*, raw: bool) -> Any:
-    options = re2.Options()
-    options.longest_match = True
-    options.log_errors = False
-    options.case_sensitive = raw
-    options.max_mem = 64 * 2**20
-    return options
+    expressions: tuple[Expression, ...]
 
 
 def parse(text: str) -> Patterns:
@@ -161,7 +144,8 @@ def parse(text: str) -> Patterns:
     if not file.words and not file.regex:
         raise ValueError("the list is empty: give it [[words]] or [[regex]]")
     words = tuple(_with_default(entry, file.views) for entry in file.words)
-    return Patterns(words, tuple(_with_default(entry, file.views) for entry in file.regex))
+    regexes = [_with_default(entry, file.views) for entry in file.regex]
+    return Patterns(words, tuple(regex.expression() for regex in regexes))
 
 
 def _with_default(entry: _AnyEntry, views: frozenset[str]) -> _AnyEntry:

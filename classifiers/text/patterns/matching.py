@@ -8,87 +8,47 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from importlib import resources
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple
+from typing import Final, NamedTuple
 
 import ahocorasick_rs
-import numpy as np
 import re2  # type: ignore[import-untyped]
-from numpy.typing import NDArray
 
 from classifiers.text.disguises.decoding import RUNS, may_have_runs
 from classifiers.text.disguises.folding import fold, fold_simple, uncover
 from classifiers.text.disguises.views import PLAIN, View, folded_views, layers
-from classifiers.text.patterns.checksums import Check
-from classifiers.text.patterns.files import Patterns, Words, compiled_regex, parse
+from classifiers.text.patterns.candidates import LOOKBACK, Expression
+from classifiers.text.patterns.files import Patterns, Words, parse
 from classifiers.text.patterns.pending import PendingText
-from classifiers.text.patterns.width import longest_match
+from classifiers.text.patterns.recognizers import SHIPPED, Shipped
+from classifiers.text.patterns.scanning import Expressions
 from classifiers.text.patterns.words import in_word
 
 _MAX_GAP: Final = 4
 """The most white space between two words of a phrase, in characters."""
-Shipped = Literal["secrets", "personal-data"]
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Match:
-    """text[start:end] of the raw text is a `label`; `view` names the view in which it was found."""
+    """text[start:end] of the raw text is a `label`; `view` names the view in which it was found.
+
+    `confidence` and `country` are those of the finding (`classifiers.text.patterns.candidates`).
+    """
 
     start: int
     end: int
     label: str
     view: str
+    confidence: float = 1.0
+    country: str | None = field(default=None, compare=False)
 
 
 class _Kind(NamedTuple):
     label: str
     whole: bool
     views: frozenset[str]
-
-
-@dataclass(frozen=True, slots=True)
-class _Expression:
-    label: str
-    views: frozenset[str]
-    search: Any
-    group: int
-    accepts: Check | None
-    pattern: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Expressions:
-    """Several expressions, and their union: most texts match none of them."""
-
-    all: tuple[_Expression, ...]
-    any: Any
-    plain: tuple[_Expression, ...]
-
-    @classmethod
-    def of(cls, expressions: Sequence[_Expression], *, raw: bool) -> _Expressions:
-        all_ = tuple(expressions)
-        plain = tuple(expression for expression in all_ if PLAIN in expression.views)
-        if len(all_) < 2:
-            return cls(all_, None, plain)
-        either = "|".join(f"(?:{expression.pattern})" for expression in all_)
-        either = either.replace("(?P<value>", "(?:").replace("(?<value>", "(?:")
-        return cls(all_, compiled_regex(either, raw=raw), plain)
-
-    def may_match(self, data: bytes) -> bool:
-        """Whether any of them matches in the UTF-8 bytes of a view."""
-        if self.any is not None:
-            return self.any.search(data) is not None
-        return bool(self.all) and self.all[0].search.search(data) is not None
-
-    def usable(self, view: View) -> Sequence[_Expression]:
-        """The expressions for a view."""
-        if view.name == PLAIN:
-            return self.plain
-        steps = view.steps
-        return [expression for expression in self.all if steps <= expression.views]
 
 
 class PatternSet:
@@ -103,23 +63,19 @@ class PatternSet:
         self._words = list(words.values())
         self._automaton = ahocorasick_rs.AhoCorasick(list(words)) if words else None
         folded = [_phrases(kind, texts) for kind, texts in phrases.items()]
-        raw: list[_Expression] = []
-        for regex in patterns.regexes:
-            search = compiled_regex(regex.pattern, raw=regex.raw)
-            group = search.groupindex.get(b"value", 0)
-            expression = _Expression(
-                regex.label, regex.views, search, group, regex.accepts, regex.pattern
-            )
-            (raw if regex.raw else folded).append(expression)
-        self._raw = _Expressions.of(raw, raw=True)
-        self._folded = _Expressions.of(folded, raw=False)
-        entries = (*patterns.words, *patterns.regexes)
+        folded += [each for each in patterns.expressions if not each.raw]
+        raw = [each for each in patterns.expressions if each.raw]
+        self._raw = Expressions(raw, raw=True)
+        self._folded = Expressions(folded, raw=False)
+        views = [entry.views for entry in patterns.words]
+        views += [each.views for each in patterns.expressions]
         self._patterns = patterns
-        self._steps = frozenset[str]().union(*(entry.views for entry in entries))
+        self._steps = frozenset[str]().union(*views)
         self.reads_plainly = self._automaton is None and self._steps <= {PLAIN, *RUNS}
         """Whether it has no words, and undoes no disguises but encoded runs."""
-        self.labels = frozenset(entry.label for entry in entries)
-        widths = [longest_match(regex.pattern) for regex in patterns.regexes]
+        labels = (each.labels for each in patterns.expressions)
+        self.labels = frozenset(entry.label for entry in patterns.words).union(*labels)
+        widths = [each.longest for each in patterns.expressions]
         texts = [text for entry in patterns.words for text in _spellings(entry.words)]
         gaps = [len(text) + (_MAX_GAP - 1) * text.count(" ") for text in texts]
         self.longest = int(max([*widths, *gaps]))
@@ -145,7 +101,7 @@ class PatternSet:
         return cls(
             Patterns(
                 tuple(entry for patterns in sets for entry in patterns._patterns.words),
-                tuple(entry for patterns in sets for entry in patterns._patterns.regexes),
+                tuple(entry for patterns in sets for entry in patterns._patterns.expressions),
             )
         )
 
@@ -158,11 +114,11 @@ class PatternSet:
         if have_none([self], text):
             return []
         matches: list[Match] = []
-        text_layers = list(layers(text, self._steps))
+        text_layers, text_views = _read(text, self._steps)
         for layer in text_layers:
             matches += _matches(layer, self._raw)
-        if self._folded.all or self._automaton:
-            for view in folded_views(text_layers, self._steps):
+        if self._folded or self._automaton:
+            for view in text_views:
                 matches += self._word_matches(view)
                 matches += _matches(view, self._folded)
         return _without_overlaps(_without_half_escapes(text, matches))
@@ -195,12 +151,13 @@ class PatternSet:
     def _pending(self) -> PendingText:
         entries = self._patterns.words
         return PendingText(
-            [regex.pattern for regex in self._patterns.regexes if regex.raw],
-            [regex.pattern for regex in self._patterns.regexes if not regex.raw],
+            [each.pattern for each in self._patterns.expressions if each.raw],
+            [each.pattern for each in self._patterns.expressions if not each.raw],
             sorted({text for entry in entries for text in _spellings(entry.words)}),
             any_place=not all(entry.whole for entry in entries),
             gap=_MAX_GAP,
             steps=self._steps,
+            lookback=LOOKBACK if any(each.judge for each in self._patterns.expressions) else 0,
         )
 
     def _word_matches(self, view: View) -> Iterator[Match]:
@@ -218,8 +175,14 @@ class PatternSet:
 @functools.cache
 def shipped(name: Shipped) -> PatternSet:
     """A list that comes with the package."""
-    source = resources.files("classifiers.text.patterns") / "lists" / f"{name}.toml"
-    return PatternSet.from_toml(source.read_text(encoding="utf-8"))
+    return PatternSet(Patterns((), SHIPPED[name]))
+
+
+@functools.lru_cache(1)
+def _read(text: str, steps: frozenset[str]) -> tuple[list[View], list[View]]:
+    """The layers and the folded views of a text: several lists read one text in turn."""
+    text_layers = list(layers(text, steps))
+    return text_layers, folded_views(text_layers, steps)
 
 
 def have_none(sets: Sequence[PatternSet], text: str) -> bool:
@@ -257,14 +220,13 @@ def _split(entries: Iterable[Words]) -> tuple[dict[str, list[_Kind]], dict[_Kind
     return words, phrases
 
 
-def _phrases(kind: _Kind, texts: Iterable[str]) -> _Expression:
+def _phrases(kind: _Kind, texts: Iterable[str]) -> Expression:
     gap = f" {{1,{_MAX_GAP}}}"
     either = "|".join(gap.join(map(re2.escape, text.split(" "))) for text in texts)
     pattern = f"(?P<value>{either})"
     if kind.whole:
         pattern = rf"(?:^|[^\pL\pN_]){pattern}(?:[^\pL\pN_]|$)"
-    search = compiled_regex(pattern, raw=False)
-    return _Expression(kind.label, kind.views, search, 1, None, pattern)
+    return Expression(frozenset({kind.label}), pattern, None, longest=0, views=kind.views)
 
 
 def _is_whole(text: str, start: int, end: int) -> bool:
@@ -273,42 +235,10 @@ def _is_whole(text: str, start: int, end: int) -> bool:
     return begins and (end == len(text) or not (in_word(text[end - 1]) and in_word(text[end])))
 
 
-def _matches(view: View, expressions: _Expressions) -> Iterator[Match]:
-    usable = expressions.usable(view)
-    if not usable:
-        return
-    data = view.text.encode()
-    if expressions.any is not None and not expressions.may_match(data):
-        return
-    characters = _character_of(view.text, data)
-    for expression in usable:
-        for first, last in _scan(expression, data):
-            start, end = characters(first), characters(last)
-            if expression.accepts is None or expression.accepts(view.text[start:end]):
-                yield Match(*view.span(start, end), expression.label, view.name)
-
-
-def _scan(expression: _Expression, data: bytes) -> Iterator[tuple[int, int]]:
-    place = 0
-    while match := expression.search.search(data, place):
-        start, end = match.span(expression.group)
-        if start < end:
-            yield start, end
-        # The context of one match may be the context of the next.
-        place = max(end, place + 1)
-
-
-def _character_of(text: str, data: bytes) -> Callable[[int], int]:
-    # The index of the character of each UTF-8 byte; counted at the first call.
-    if text.isascii():
-        return int
-
-    @functools.cache
-    def starts() -> NDArray[np.int64]:
-        leading = (np.frombuffer(data, np.uint8) & 0xC0) != 0x80
-        return np.concatenate([[0], np.cumsum(leading)])
-
-    return lambda byte: int(starts()[byte])
+def _matches(view: View, expressions: Expressions) -> Iterator[Match]:
+    for found in expressions.findings(view):
+        start, end = view.span(found.start, found.end)
+        yield Match(start, end, found.label, view.name, found.confidence, found.country)
 
 
 def _without_half_escapes(text: str, matches: Sequence[Match]) -> Iterable[Match]:
@@ -327,7 +257,7 @@ def _without_half_escapes(text: str, matches: Sequence[Match]) -> Iterable[Match
 def _without_overlaps(matches: Iterable[Match]) -> list[Match]:
     kept: list[Match] = []
     done = 0
-    for match in sorted(matches, key=lambda m: (m.start, -m.end, m.view != PLAIN)):
+    for match in sorted(matches, key=lambda m: (m.start, -m.end, m.view != PLAIN, -m.confidence)):
         if match.end > done:
             kept.append(dataclasses.replace(match, start=max(match.start, done)))
             done = match.end

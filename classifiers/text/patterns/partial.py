@@ -15,7 +15,7 @@ import threading
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from classifiers.text.patterns.files import compiled_set
+from classifiers.text.patterns.expressions import full_match_set
 from classifiers.text.patterns.syntax import (
     Alternation,
     Assertion,
@@ -62,7 +62,7 @@ class PartialMatcher:
             else:
                 program.add(tree)
         readers = program.readers()
-        self._classes = compiled_set([*readers, _ANY_CHARACTER], raw=raw)
+        self._classes = full_match_set([*readers, _ANY_CHARACTER], raw=raw)
         self._reading = [*readers.values(), 0]
         self._lock = threading.Lock()
         self._by_classes: dict[tuple[int, ...], int] = {}

@@ -51,7 +51,8 @@ class PendingText:
 
     `raw` and `folded` are expressions, `words` folded words and phrases; where `any_place` is
     false, words begin at the border of a word alone. `gap` is the most spaces between two words of
-    a phrase, `steps` are the disguises that are undone.
+    a phrase, `steps` are the disguises that are undone, `lookback` the characters before a match
+    that decide whether it is one.
     """
 
     def __init__(
@@ -63,9 +64,10 @@ class PendingText:
         any_place: bool,
         gap: int,
         steps: frozenset[str],
+        lookback: int,
     ) -> None:
         contexts = (context_width(parse_regex(pattern)) for pattern in (*raw, *folded))
-        self._context = int(max((context or 0 for context in contexts), default=0))
+        self._context = lookback + int(max((context or 0 for context in contexts), default=0))
         self._raw = PartialMatcher(raw, raw=True)
         self._folded = PartialMatcher(folded, raw=False)
         self._words = PartialWords(words, any_place=any_place, gap=gap) if words else None

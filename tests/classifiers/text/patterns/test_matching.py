@@ -253,7 +253,17 @@ def test_a_window_with_room_around_it_shows_the_same_matches(text: str, a: int, 
 
 
 @pytest.mark.parametrize(
-    "unit", ["a", "%", "A", "@", "a@", "4", "4 ", "1.", "-", "+1", "eyJ", "Password=", "pistol "]
+    "unit",
+    ["a", "%", "A", "@", "a@", "4", "4 ", "1.", "-", "+1", "eyJ", "Password=", "pistol "]
+    + [
+        "1111 ",
+        "+49301234567 ",
+        "tel 030123456 ",
+        "-----BEGIN PRIVATE KEY-----",
+        "a.a@",
+        "://a:bbb@",
+    ]
+    + ["ghp_aaaaaaaaaaaaaaaa ", "de89370400440532013001 ", "a@b.", "2001:db8::1 ", "born on 1 "],
 )
 def test_hostile_texts_take_linear_time(unit: str) -> None:
     patterns = PatternSet.joined([WORDS, shipped("secrets"), shipped("personal-data")])

@@ -1,0 +1,1 @@
+"""What the shipped pattern lists find and miss, beside Presidio and detect-secrets."""

@@ -1,0 +1,37 @@
+"""Payment cards of all brands and lengths."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.classifiers.text.patterns.recognizers.tables import values
+
+FOUND = [
+    ("Card#4111111111111111", "4111111111111111"),
+    ("4111 1111 1111 1111 and 12 more", "4111 1111 1111 1111"),
+    ("card number 30569309025904", "30569309025904"),
+    ("amex 3782-822463-10005", "3782-822463-10005"),
+    ("card number 6212345678900000003", "6212345678900000003"),
+    ("pay with 4 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1", "4 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1"),
+    ("Kartennummer: 6759649826438453", "6759649826438453"),
+    ("カード番号 4111111111111111", "4111111111111111"),
+]
+NOT_FOUND = [
+    "4111111111111112",
+    "timestamps 1700000000123 and 1700000000123456789",
+    "0000 0000 0000 0000",
+    "part no. 4111-22-333",
+    "v4111111111111111",
+    "id 6ba7b810-9dad-11d1-80b4-00c04fd430c8",
+    "ratio 0.4111111111111111",
+]
+
+
+@pytest.mark.parametrize(("text", "value"), FOUND)
+def test_it_is_found_as_a_whole(text: str, value: str) -> None:
+    assert values("personal-data", "CREDIT_CARD", text) == [value]
+
+
+@pytest.mark.parametrize("text", NOT_FOUND)
+def test_what_resembles_it_is_left_alone(text: str) -> None:
+    assert values("personal-data", "CREDIT_CARD", text) == []

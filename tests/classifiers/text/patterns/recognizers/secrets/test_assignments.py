@@ -1,0 +1,42 @@
+"""Passwords behind a name."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.classifiers.text.patterns.recognizers.tables import values
+
+FOUND = [
+    ("password = hunter2secret done", "hunter2secret"),
+    ('"password": "(23qQj%mLn"', "(23qQj%mLn"),
+    ("the password 8DynWVnO and thanks", "8DynWVnO"),
+    ("- **passwd**: nC2IQAyS57bVN", "nC2IQAyS57bVN"),
+    ("id,passwd,w2Z9dI4BDk76gyqJ,x", "w2Z9dI4BDk76gyqJ"),
+    ("пароль: Xk9!qw3z7Lp", "Xk9!qw3z7Lp"),
+    ("密码：Xk9!qw3z7Lp", "Xk9!qw3z7Lp"),
+    ("?password=Xk9qw3z7Lp&page=2", "Xk9qw3z7Lp"),
+    ("api_key: 'a1B2c3d4e5f6'", "a1B2c3d4e5f6"),
+]
+NOT_FOUND = [
+    "password = get_password(user1)",
+    "SELECT password FROM users",
+    "token: str = None; api_key=API_KEY",
+    "Your password: required.",
+    'secret: "placeholder_value"',
+    "pwd=$HOME/src",
+    "password=${DB_PASSWORD1}",
+    'password = os.environ["X1"]',
+    '"NextToken": "cY1W3eTFvoB0cH7YrKVudI4Gb0"',
+    "password: ********",
+    "secretName: my-app-tls",
+]
+
+
+@pytest.mark.parametrize(("text", "value"), FOUND)
+def test_it_is_found_as_a_whole(text: str, value: str) -> None:
+    assert values("secrets", "PASSWORD", text) == [value]
+
+
+@pytest.mark.parametrize("text", NOT_FOUND)
+def test_what_resembles_it_is_left_alone(text: str) -> None:
+    assert values("secrets", "PASSWORD", text) == []
