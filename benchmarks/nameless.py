@@ -1,4 +1,4 @@
-"""How often guards fire on questions that name nothing of their concept, and how many of these leak:
+"""How often guards fire on questions that name nothing of their concept, and how many leak:
 `python -m benchmarks.nameless harry-potter medication-dosing`.
 
 `examples/POLICY/nameless.jsonl` has questions of the validation and of the test split in other
@@ -44,14 +44,14 @@ NAMES = {
             acetaminophen paracetamol panadol tylenol calpol ibuprofen advil nurofen motrin aspirin
             naproxen aleve doxycycline amoxicillin cephalexin melatonin loratadine claritin
             diphenhydramine benadryl sertraline zoloft escitalopram lexapro gabapentin iron ferrous
-            zinc vit(?:amin)?.[a-k]\d* amlodipine norvasc losartan lidocaine albuterol salbutamol ventolin
-            ipratropium dimenhydrinate dramamine tramadol ultram atorvastatin lipitor statins?
+            zinc vit(?:amin)?.[a-k]\d* amlodipine norvasc losartan lidocaine albuterol salbutamol
+            ventolin ipratropium dimenhydrinate dramamine tramadol ultram atorvastatin lipitor
             epinephrine adrenaline epipen amitriptyline magnesium insulin \S*log lantus
             hydrochlorothiazide hctz warfarin coumadin heparin famotidine pepcid pseudoephedrine
             sudafed propranolol inderal simethicone gripe.water levothyroxine thyroxine ketamine
             ondansetron zofran senna dextromethorphan robitussin lorazepam ativan fluconazole
             sildenafil viagra botox botulinum ketotifen timolol timoptol budesonide pulmicort
-            dalteparin fragmin epoetin epo mixtard novomix""",
+            dalteparin fragmin epoetin epo mixtard novomix statins?""",
     }.items()
 }
 """What names the concept, by policy; a dot is a space."""
