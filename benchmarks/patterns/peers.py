@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 Found = list[tuple[int, int, str]]
@@ -51,20 +53,22 @@ def presidio() -> Callable[[str], Found]:
 
 
 def secrets() -> Callable[[str], Found]:
-    """detect-secrets with its default plugins, line by line, as it reads files."""
-    from detect_secrets.core.scan import scan_line
+    """detect-secrets with its default plugins and filters, as it reads a file."""
+    from detect_secrets.core.scan import scan_file
     from detect_secrets.settings import default_settings
 
+    path = Path(tempfile.mkdtemp()) / "text.txt"
+
     def find(text: str) -> Found:
-        found, place = [], 0
+        path.write_text(text, encoding="utf-8")
+        found, lines = [], text.splitlines(keepends=True)
         with default_settings():
-            for line in text.splitlines(keepends=True):
-                for secret in scan_line(line):
-                    value = secret.secret_value or ""
-                    start = line.find(value)
-                    if value and start >= 0:
-                        found.append((place + start, place + start + len(value), secret.type))
-                place += len(line)
+            for secret in scan_file(str(path)):
+                value = secret.secret_value or ""
+                before = sum(map(len, lines[: secret.line_number - 1]))
+                start = text.find(value, before)
+                if value and start >= 0:
+                    found.append((start, start + len(value), secret.type))
         return found
 
     return find
