@@ -37,7 +37,8 @@ WORDS = 6000
 def main() -> None:
     """Write the file."""
     documents = " ".join(
-        _CODE.sub(" ", path.read_text(encoding="utf-8")) for path in sorted(Path("docs").glob("*.md"))
+        _CODE.sub(" ", path.read_text(encoding="utf-8"))
+        for path in sorted(Path("docs").glob("*.md"))
     )
     documents += _CODE.sub(" ", " ".join(pydoc_data.topics.topics.values()))
     documents += " ".join(_said(Path("examples/screens")))

@@ -67,8 +67,7 @@ def main() -> None:
         began = time.process_time()
         answers = _answers(model, tokenizer, name, QUESTIONS[: arguments.questions])
         right = sum(
-            answer in reply.lower()
-            for reply, (_, answer) in zip(answers, QUESTIONS, strict=False)
+            answer in reply.lower() for reply, (_, answer) in zip(answers, QUESTIONS, strict=False)
         )
         rows.append({"disguise": name, "right": right, "of": len(answers), "answers": answers})
         if not arguments.json:
@@ -106,8 +105,12 @@ def _answers(
         batch = tokenizer(prompts[first : first + _BATCH], return_tensors="pt", padding=True)
         with torch.inference_mode():
             output = model.generate(
-                **batch, max_new_tokens=_NEW_TOKENS, do_sample=False, temperature=None,
-                top_p=None, top_k=None,
+                **batch,
+                max_new_tokens=_NEW_TOKENS,
+                do_sample=False,
+                temperature=None,
+                top_p=None,
+                top_k=None,
             )
         answers += tokenizer.batch_decode(
             output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True

@@ -11,12 +11,21 @@ import string
 from collections.abc import Callable, Iterable, Mapping
 from urllib.parse import quote
 
-from classifiers.text.disguises.codecs.alphabets import BRAILLE, MORSE, NATO
-
 Disguise = Callable[[str], str]
 
 _LEET = str.maketrans("aeiost", "431057")
 _LOOKALIKES = str.maketrans("aceiopxyABCEHKMOPTX", "асеіорхуАВСЕНКМОРТХ")  # noqa: RUF001
+_CODES = (
+    ".- -... -.-. -.. . ..-. --. .... .. .--- -.- .-.. -- -. --- .--. --.- .-. ... - ..- ...- .-- "
+    "-..- -.-- --.."
+)
+_WORDS = (
+    "alfa bravo charlie delta echo foxtrot golf hotel india juliett kilo lima mike november oscar "
+    "papa quebec romeo sierra tango uniform victor whiskey xray yankee zulu"
+)
+MORSE = dict(zip(string.ascii_lowercase, _CODES.split(), strict=True))
+BRAILLE = dict(zip(string.ascii_lowercase, "⠁⠃⠉⠙⠑⠋⠛⠓⠊⠚⠅⠇⠍⠝⠕⠏⠟⠗⠎⠞⠥⠧⠺⠭⠽⠵", strict=True))
+NATO = {word[0]: word for word in _WORDS.split()}
 _PRINTABLE = "".join(map(chr, range(33, 127)))
 _LINES = (
     *("apples grow here", "boats pass by", "clouds drift", "deer rest", "evening falls"),
@@ -39,9 +48,7 @@ def _of_words(written: Disguise, separator: str = " ") -> Disguise:
     return lambda text: separator.join(map(written, text.split()))
 
 
-def _of_letters(
-    table: Mapping[str, str], separator: str = " ", between: str = " / "
-) -> Disguise:
+def of_letters(table: Mapping[str, str], separator: str = " ", between: str = " / ") -> Disguise:
     def word(letters: str) -> str:
         return separator.join(table[char] for char in letters.lower() if char in table)
 
@@ -61,9 +68,7 @@ def caesar(text: str, shift: int) -> str:
 
 def _atbash(text: str) -> str:
     small = string.ascii_lowercase
-    return text.translate(
-        str.maketrans(small + small.upper(), small[::-1] + small[::-1].upper())
-    )
+    return text.translate(str.maketrans(small + small.upper(), small[::-1] + small[::-1].upper()))
 
 
 def _rot47(text: str) -> str:
@@ -148,10 +153,10 @@ WRITTEN: Mapping[str, Disguise] = {
     "hexadecimal": lambda text: text.encode().hex(),
     "entities": _of_bytes("&#{};".format),
     "per cent": _of_bytes("%{:02X}".format),
-    "Morse": _of_letters(MORSE),
-    "braille": _of_letters(BRAILLE, "", " "),
-    "NATO alphabet": _of_letters(NATO, " ", " / "),
-    "numbers of letters": _of_letters(
+    "Morse": of_letters(MORSE),
+    "braille": of_letters(BRAILLE, "", " "),
+    "NATO alphabet": of_letters(NATO, " ", " / "),
+    "numbers of letters": of_letters(
         {char: str(number) for number, char in enumerate(string.ascii_lowercase, 1)}, "-", " "
     ),
     "entities without semicolon": _of_bytes("&#{}".format),
@@ -195,7 +200,7 @@ WRITTEN: Mapping[str, Disguise] = {
     "letters tripled": lambda text: "".join(3 * char if char.isalpha() else char for char in text),
     "letters stretched": lambda text: re.sub("[aeiou]", lambda vowel: 4 * vowel[0], text),
     "Base64 of Caesar": lambda text: _base64(caesar(text, 7)),
-    "Morse in Base64": lambda text: _base64(_of_letters(MORSE)(text)),
+    "Morse in Base64": lambda text: _base64(of_letters(MORSE)(text)),
     "per cent in hex": lambda text: quote(text, safe="").encode().hex(),
 }
 """Disguises of a whole text by name; the first thirteen were undone from the beginning."""

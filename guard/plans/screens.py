@@ -13,12 +13,14 @@ from typing import Any, Protocol, cast, get_args
 
 import numpy as np
 
+from classifiers.text.disguises.unreadable import unreadable
+from classifiers.text.disguises.views import PLAIN
 from classifiers.text.encoder.model import TextEncoder
 from classifiers.text.heads import Floats
-from classifiers.text.patterns.matching import PatternSet
+from classifiers.text.patterns.matching import Match, PatternSet
 from guard.artifact import Artifact
 from guard.config.kinds import kind_of
-from guard.config.pattern_lists import read_patterns
+from guard.config.pattern_lists import UNREADABLE, read_patterns
 from guard.config.schema import (
     PLACES,
     Config,
@@ -52,7 +54,8 @@ _ELSEWHERE = (
 
 @dataclass(frozen=True)
 class TextScreen:
-    """A screen in a policy: a head (its column in the scores), or a list of patterns."""
+    """A screen in a policy: a head (its column in the scores), a list of patterns, or with neither
+    the detector of unreadable text."""
 
     name: str
     concept: str
@@ -63,6 +66,12 @@ class TextScreen:
     patterns: PatternSet | None = None
     places: frozenset[Place] = frozenset(PLACES)
     """The places whose text the screen reads."""
+
+    def find(self, text: str) -> list[Match]:
+        """The matches of a screen that is no head."""
+        if self.patterns is not None:
+            return self.patterns.find(text)
+        return [Match(start, end, "UNREADABLE", PLAIN) for start, end in unreadable(text)]
 
 
 @dataclass(frozen=True)
@@ -261,7 +270,7 @@ class TextPlans:
             screens[setting.name] = TextScreen(
                 name=setting.name,
                 concept=f"patterns/{setting.name}",
-                method="patterns",
+                method="patterns" if patterns else UNREADABLE,
                 threshold=1.0,
                 action="observe",
                 patterns=patterns,

@@ -53,9 +53,7 @@ def _signs(wanted: frozenset[str]) -> Any:
     return re2.compile("|".join(signs).encode()) if signs else None
 
 
-def encoded_runs(
-    text: str, wanted: frozenset[str] = ENCODINGS
-) -> list[tuple[str, Replacement]]:
+def encoded_runs(text: str, wanted: frozenset[str] = ENCODINGS) -> list[tuple[str, Replacement]]:
     """All encoded runs of the `wanted` families with their decodings, in linear time.
 
     They are in order and without overlaps: of two that overlap, a run with a sign comes first, then
@@ -68,12 +66,7 @@ def encoded_runs(
                 found += ((codec.name, edit) for edit in codec.decode(text))
     runs = _apart(found, [])
     return _apart(
-        [
-            (name, edit)
-            for name, find in UNMARKED.items()
-            if name in wanted
-            for edit in find(text)
-        ],
+        [(name, edit) for name, find in UNMARKED.items() if name in wanted for edit in find(text)],
         runs,
     )
 

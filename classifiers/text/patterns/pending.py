@@ -170,9 +170,7 @@ class PendingText:
             if depth == 0:
                 first_settled = settled
         first = max(0, read - 1)
-        if self._codecs and may_have_runs(
-            text[max(0, first - RUN_SIGN) :], self._codecs
-        ):
+        if self._codecs and may_have_runs(text[max(0, first - RUN_SIGN) :], self._codecs):
             first = self._between_runs(text, first)
             before = max(0, first - 1)
             runs = encoded_runs(text[before:], self._codecs)

@@ -17,7 +17,8 @@ from classifiers.text.disguises.language import is_language
 from classifiers.text.disguises.rewriting import Replacement
 
 # First searches with RE2, which is faster by far: most texts have no run at all.
-_BASE64: Final = re2.compile(r"[A-Za-z0-9+/_-]{14,}={0,2}")
+_ANY_BASE64: Final = re2.compile(r"[A-Za-z0-9+/_-]{14}")
+_BASE64: Final = re.compile(r"[A-Za-z0-9+/_-]{14,}+={0,2}")
 _BASE64_LINE: Final = re.compile(r"[ \t]{0,4}\n[ \t>]{0,8}([A-Za-z0-9+/_-]++={0,2})(?!\w)")
 # Base64 of ASCII alone, which few words resemble
 _THREE: Final = "[I-Za-f][C-HS-Xi-nyz0-3][ABEFIJMNQRUVYZcdghklopstwx014589][A-Za-z0-9+/]"
@@ -26,8 +27,8 @@ _PIECE: Final = rf"(?:(?:{_THREE}){{1,6}}|(?:{_THREE}){{0,5}}{_END})"
 _BETWEEN: Final = r"[ \n.,|-]"
 _ANY_PIECES: Final = re2.compile(rf"(?:{_PIECE}{_BETWEEN}){{2}}|{_END}")
 _PIECES: Final = re.compile(
-    rf"(?<![A-Za-z0-9+/=])(?:{_THREE}){{0,6}}+(?:{_END})?(?:{_BETWEEN}(?:{_THREE}){{0,6}}+(?:{_END})?"
-    r"(?![A-Za-z0-9+/=]))++"
+    rf"(?<![A-Za-z0-9+/=])(?=[I-Za-f])(?:{_THREE}){{0,6}}+(?:{_END})?"
+    rf"(?:{_BETWEEN}(?=[I-Za-f])(?:{_THREE}){{0,6}}+(?:{_END})?(?![A-Za-z0-9+/=]))++"
 )
 _ANY_BASE32: Final = re2.compile("[A-Z2-7]{12}|[a-z2-7]{16}={1,6}")
 _BASE32: Final = re.compile(
@@ -35,7 +36,8 @@ _BASE32: Final = re.compile(
 )
 _UNUSUAL: Final = r"[!#-&*+;-@\[-^`{-~]"
 _ANY_UNUSUAL: Final = re.compile(_UNUSUAL)
-_BASE85: Final = re2.compile(rf"[!-~]{{6,}}{_UNUSUAL}[!-~]*|[!-~]*{_UNUSUAL}[!-~]{{6,}}")
+_ANY_BASE85: Final = re2.compile(rf"[!-~]{{6}}{_UNUSUAL}|{_UNUSUAL}[!-~]{{6}}")
+_BASE85: Final = re.compile(r"[!-~]{12,}+")
 _ANY_UU: Final = re2.compile(r"(?:^|\n)[!-M][ -`]{12}")
 _UU: Final = re.compile(r"(?:^|(?<=\n))(?P<lines>[!-M][ -`]{8,60}(?:\n[!-M][ -`]{4,60})*+)")
 _MOST_UNPACKED: Final = 4
@@ -45,7 +47,7 @@ _PACKED: Final = ((b"\x1f\x8b", 31), (b"\x78\x9c", 15), (b"\x78\xda", 15), (b"\x
 
 def _base64s(text: str) -> Iterator[Replacement]:
     done = 0
-    for run in _BASE64.finditer(text):
+    for run in _BASE64.finditer(text) if _ANY_BASE64.search(text) else ():
         if run.start() < done:
             continue
         lines, ends = [run[0]], [run.end()]
@@ -79,23 +81,22 @@ def _from_base64(run: str) -> _Decoded | None:
         part = digits[skipped:]
         part = part[:-1] if len(part) % 4 == 1 else part
         try:
-            text = _text_of(base64.b64decode(part + "=" * (-len(part) % 4)))
-        except binascii.Error:
+            data, rest = _unpacked(base64.b64decode(part + "=" * (-len(part) % 4)))
+        except (binascii.Error, zlib.error):
             continue
-        if text:
-            return _Decoded(odd(text), skipped, text)
+        if text := legible(data):
+            return _Decoded(odd(text) + rest, skipped, text)
     return None
 
 
-def _text_of(data: bytes) -> str | None:
+def _unpacked(data: bytes) -> tuple[bytes, int]:
+    """The bytes, unpacked if they are packed, and how many do not belong to what is packed."""
     for begin, window in _PACKED:
         if data.startswith(begin):
-            try:
-                data = zlib.decompressobj(window).decompress(data, _MOST_UNPACKED * len(data))
-            except zlib.error:
-                return None
-            break
-    return legible(data)
+            unpacker = zlib.decompressobj(window)
+            unpacked = unpacker.decompress(data, _MOST_UNPACKED * len(data))
+            return unpacked, len(unpacker.unused_data)
+    return data, 0
 
 
 def _pieces(text: str) -> Iterator[Replacement]:
@@ -103,11 +104,12 @@ def _pieces(text: str) -> Iterator[Replacement]:
     if not _ANY_PIECES.search(text):
         return
     for run in _PIECES.finditer(text):
-        pieces = [piece for piece in re.split(_BETWEEN, run[0]) if piece]
-        is_by_word = any(piece.endswith("=") for piece in pieces[:-1])
+        pieces = re.split(_BETWEEN, run[0])
+        # all pieces but the last of the same length are no words
+        is_by_word = len({len(piece) for piece in pieces[:-1]}) > 1 or "=" in "".join(pieces[:-1])
         decoded = [base64.b64decode(piece).decode("ascii", "replace") for piece in pieces]
         joined = (" " if is_by_word else "").join(decoded)
-        if len(pieces) > 1 and joined.isprintable() and is_language(joined):
+        if joined.isprintable() and is_language(joined):
             yield Replacement(run.start(), run.end(), joined)
 
 
@@ -124,7 +126,9 @@ def _base32s(text: str) -> Iterator[Replacement]:
 
 
 def _base85s(text: str) -> Iterator[Replacement]:
-    for run in _BASE85.finditer(text):
+    for run in _BASE85.finditer(text) if _ANY_BASE85.search(text) else ():
+        if not _ANY_UNUSUAL.search(run[0]):
+            continue
         digits = run[0].removeprefix("<~").removesuffix("~>")
         for decode in (base64.b85decode, base64.a85decode):
             if decoded := _from_base85(digits, decode):
@@ -143,7 +147,10 @@ def _from_base85(digits: str, decode: Callable[[str], bytes]) -> str | None:
 def _uuencoded(text: str) -> Iterator[Replacement]:
     for run in _UU.finditer(text) if _ANY_UU.search(text) else ():
         lines = run["lines"].split("\n")
-        data = b"".join(binascii.a2b_uu(line) for line in lines if _is_uu(line))
+        try:
+            data = b"".join(binascii.a2b_uu(line) for line in lines if _is_uu(line))
+        except binascii.Error:
+            continue
         decoded = legible(data)
         if decoded and is_language(decoded):
             yield Replacement(run.start("lines"), run.end("lines"), decoded)
@@ -168,6 +175,6 @@ BASE64: Final = Codec(
     rf"|(?:{_PIECE}{_BETWEEN}){{2}}|{_END}|{_UNUSUAL}[!-~]{{6}}|[!-~]{{6}}{_UNUSUAL}"
     r"|(?:^|\n)[!-M][ -`]{12}",
     run=r"[A-Za-z0-9+/_-]{14,}={0,2}(?:[ \t]{0,4}\n[ \t>]{0,8}[A-Za-z0-9+/_-]+={0,2})*"
-    rf"|(?:{_PIECE}{_BETWEEN})+(?:{_PIECE})?|[!-~]{{7,}}|\n(?:[!-M][ -`]{{4,60}}\n?)+",
+    rf"|(?:{_PIECE}{_BETWEEN})+(?:{_PIECE})?|[!-~]{{12,}}|\n(?:[!-M][ -`]{{4,60}}\n?)+",
     decode=_all,
 )

@@ -92,18 +92,25 @@ def deciphered(text: str) -> Iterator[Replacement]:
         return
     codes = codes_of(text)
     # by how much the letters up to each place are less likely than letters that are just foreign
-    unlikely = np.cumsum(nats_of(codes) - np.float32(_FOREIGN / NATS) * (codes > 0), dtype=np.float64)
+    unlikely = np.cumsum(
+        nats_of(codes) - np.float32(_FOREIGN / NATS) * (codes > 0), dtype=np.float64
+    )
     unlikely = np.concatenate([[0], unlikely])
     size = min(_WINDOW, len(text))
     if len(_ANY_AY.findall(text)) > 2:
         for line in _LINE.finditer(text):
             yield from _pig_latin(line[0], line.start())
-    if not (unlikely[size:] > unlikely[:-size]).any():
+    windows = unlikely[size:] > unlikely[:-size]
+    if not windows.any():
         return
+    before = np.concatenate([[0], np.cumsum(windows)])
 
     def is_foreign(span: tuple[int, int]) -> bool:
+        """Whether a stretch is foreign, or has a window that is."""
         start, end = span
-        return end - start >= _FEWEST and bool(unlikely[end] > unlikely[start])
+        if end - start < max(size, _FEWEST):
+            return end - start >= _FEWEST and bool(unlikely[end] > unlikely[start])
+        return bool(before[end - size + 1] > before[start])
 
     stretches = [span for span in _stretches(text) if is_foreign(span)]
     if stretches:
@@ -173,18 +180,7 @@ def _substituted_block(
 
 
 def _decoded(text: str, table: dict[int, str], start: int, end: int) -> Replacement | None:
-    while start and not text[start - 1].isspace():
-        start -= 1
-    while end < len(text) and not text[end].isspace():
-        end += 1
-    for word in _TOKEN.finditer(text, end, end + _NEAR):
-        if not _is_likelier(word[0], table):
-            break
-        end = word.end()
-    for word in reversed(list(_TOKEN.finditer(text, max(0, start - _NEAR), start))):
-        if not _is_likelier(word[0], table):
-            break
-        start = word.start()
+    start, end = _whole_words(text, table, start, end)
     decoded = text[start:end].translate(table)
     letters, clear = letters_in(decoded), letters_in(text[start:end])
     if letters.count < _FEWEST or not is_language(decoded):
@@ -194,11 +190,34 @@ def _decoded(text: str, table: dict[int, str], start: int, end: int) -> Replacem
     return Replacement(start, end, decoded, range(start, end))
 
 
+def _whole_words(text: str, table: dict[int, str], start: int, end: int) -> tuple[int, int]:
+    """The bounds of the words from `start` to `end` and beside them that are likelier decoded."""
+    near = max(0, start - _NEAR)
+    words = [word.span() for word in _TOKEN.finditer(text, near, end + _NEAR)]
+    likelier = [_is_likelier(text[first:last], table) for first, last in words]
+    inside = [n for n, (first, last) in enumerate(words) if first < end and last > start]
+    while inside and not likelier[inside[0]]:
+        inside.pop(0)
+    while inside and not likelier[inside[-1]]:
+        inside.pop()
+    if not inside:
+        return start, start
+    first, last = inside[0], inside[-1]
+    while first and likelier[first - 1]:
+        first -= 1
+    while last + 1 < len(words) and likelier[last + 1]:
+        last += 1
+    return words[first][0], words[last][1]
+
+
 def _is_likelier(word: str, table: dict[int, str]) -> bool:
     """Whether a word beside a stretch belongs to it."""
-    decoded, clear = letters_in(word.translate(table)), letters_in(word)
-    signs = _SIGN_UNLIKELY * (len(word) - clear.count)
-    return decoded.count > 0 and decoded.mean < (clear.nats + signs) / len(word)
+    return _with_signs(word.translate(table)) < _with_signs(word)
+
+
+def _with_signs(word: str) -> float:
+    letters = letters_in(word)
+    return letters.nats + _SIGN_UNLIKELY * (len(word) - letters.count)
 
 
 def _excess(codes: NDArray[np.uint8]) -> NDArray[np.float32]:

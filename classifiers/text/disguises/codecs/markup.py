@@ -16,12 +16,10 @@ _BETWEEN_LETTERS: Final = re.compile(
     r"|[\"'] {0,2}(?:[+.&]|\|\|) {0,2}[\"']|[\"'] {0,2}\+? {0,2}\\?\n {0,40}\+? {0,2}[\"'])"
     r"(?=[A-Za-z<])"
 )
-_WRAPPED: Final = re.compile(
-    rf"(?:\*{{1,3}}|__|~~|`{{1,2}})(?=[A-Za-z])|(?:{_TAG})++(?=[A-Za-z])"
-)
 _PAIR: Final = re.compile(
-    r"(?<=[A-Za-z])(\*{1,3}|__|~~|`{1,2}|\$)([A-Za-z]{1,30})\1(?![*~`$_])"
-    r"|(?<![A-Za-z*~`$_])(\*{1,3}|__|~~|`{1,2}|\$)([A-Za-z]{1,30})\3(?=[A-Za-z])"
+    r"(?<=[A-Za-z])(\*{1,3}|__|~~|`{1,2}|\$)([A-Za-z]{2,30})\1(?![*~`$_])"
+    r"|(?<![A-Za-z*~`$_])(\*{1,3}|__|~~|`{1,2}|\$)([A-Za-z]{2,30})\3(?=[A-Za-z])"
+    r"|(?<=[A-Za-z])(\*\*|__|~~)([A-Za-z])\5|(\*\*|__|~~)([A-Za-z])\7(?=[A-Za-z])"
     r"|\\[a-z]{2,12}\{([A-Za-z]{1,30})\}(?=[A-Za-z])|(?<=[A-Za-z])\\[a-z]{2,12}\{([A-Za-z]{1,30})\}"
     r"|\{([A-Za-z]{1,30})\}(?=[A-Za-z])|(?<=[A-Za-z])\{([A-Za-z]{1,30})\}"
     rf"|(?<![A-Za-z>])(?:{_TAG})([A-Za-z]{{1,30}})(?:{_TAG})(?=[A-Za-z])"
@@ -32,7 +30,7 @@ _CALL: Final = (
 )
 _CALLS: Final = re.compile(rf"{_CALL}(?:(?: ?[+.&|,] ?| ){_CALL})*+")
 _CODE: Final = re.compile(r"(0x)?([0-9A-Fa-f]{2,3})(?![A-Za-z])")
-_STRINGS: Final = re.compile(r"(?:([\"'])\w\1(?: ?[,+.&] ?)){2,}+([\"'])\w\2")
+_STRINGS: Final = re.compile(r"([\"'])\w\1(?: ?[,+.&] ?([\"'])\w\2){2,}+")
 _STRING: Final = re.compile(r"[\"'](\w)[\"']")
 
 
@@ -40,7 +38,9 @@ def _marks(text: str) -> Iterator[Replacement]:
     for pair in _PAIR.finditer(text):
         group = pair.lastindex or 0
         letters = pair[group]
-        yield Replacement(pair.start(), pair.end(), letters, range(pair.start(group), pair.end(group)))
+        yield Replacement(
+            pair.start(), pair.end(), letters, range(pair.start(group), pair.end(group))
+        )
     for mark in _BETWEEN_LETTERS.finditer(text):
         yield Replacement(mark.start(), mark.end(), "")
 

@@ -21,11 +21,11 @@ _HEX: Final = re.compile(
 )
 _HEX_MARKS: Final = re.compile(r"\\x|0x|[^0-9A-Fa-f]")
 _BITS: Final = re.compile(
-    r"(?<![0-9A-Za-z.])(?:0b)?[01]{7,8}(?:(?:, ?|[ \n|/;_+.-])?(?:0b)?[01]{7,8}){2,}+(?![0-9])"
+    r"(?<![0-9A-Za-z.])(?:0b)?[01]{7,8}(?:(?:, ?|[ \n|/;_+.-])?(?:0b)?[01]{7,8}){2,}+"
 )
 _BIT_MARKS: Final = re.compile(r"0b|[^01]+")
 _NUMBERS: Final = re.compile(
-    r"(?<![0-9A-Za-z.])(?:0o)?[0-9]{2,3}(?:(?:, ?| ?[ \n|/;_+-] ?)(?:0o)?[0-9]{2,3}){3,}+(?![0-9])"
+    r"(?<![0-9A-Za-z.])(?:0o)?[0-9]{2,3}(?:(?:, ?| ?[ \n|/;_+-] ?)(?:0o)?[0-9]{2,3}){3,}+"
 )
 _NUMBER: Final = re.compile("[0-9]{2,3}")
 
@@ -53,7 +53,7 @@ def _bits(text: str) -> Iterator[Replacement]:
         if width not in (7, 8) or len(whole) % width:
             width = 8 if len(whole) % 8 == 0 else 7
         codes = [int(whole[at : at + width], 2) for at in range(0, len(whole), width)]
-        decoded = legible(bytes(code for code in codes if code < 256))
+        decoded = legible(bytes(code for code in codes if 0 < code < 256))
         if decoded and is_language(decoded):
             yield Replacement(run.start(), run.end(), decoded)
 

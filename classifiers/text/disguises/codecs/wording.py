@@ -19,7 +19,10 @@ _HUMP: Final = re.compile(r"[A-Z]?[a-z]+|[A-Z](?![a-z])")
 _FEWEST_WORDS: Final = 4
 _COMMON: Final = 0.6
 """The part of letters that are in common words."""
-_MOST_INITIAL: Final = re.compile(r"^[ \t>*#\d.)-]{0,8}(?:([^\W\d_])[^\n]*)?$", re.MULTILINE)
+_MOST_LETTERS: Final = 400
+"""Longer runs of letters are divided in parts of so many."""
+_THRICE: Final = re.compile(r"([A-Za-z])\1\1")
+_INITIAL: Final = re.compile(r"^[ \t>*#\d.)-]{0,8}(?:([^\W\d_])[^\n]*)?$", re.MULTILINE)
 _FEWEST_LINES: Final = 6
 _LONGEST_LINE: Final = 200
 _LIKELY_INITIALS: Final = 3.2
@@ -75,7 +78,8 @@ def _between_humps(start: int, letters: str) -> Iterator[Replacement]:
     """Spaces between the words of letters in camel case that have at least four of them."""
     words = _HUMP.findall(letters)
     is_whole = sum(map(len, words)) == len(letters)
-    if len(words) >= _FEWEST_WORDS and is_whole and _are_common([w.lower() for w in words]):
+    fewest = _FEWEST_WORDS + letters[0].islower()  # names in programs begin with a small letter
+    if len(words) >= fewest and is_whole and _are_common([w.lower() for w in words]):
         yield _spaced(start, letters, words)
 
 
@@ -100,10 +104,11 @@ def _spaced(start: int, letters: str, words: Sequence[str]) -> Replacement:
 
 def _less_stretched(start: int, letters: str) -> Iterator[Replacement]:
     """Letters that come three times or more once; if all of a word do, as often as they were."""
-    if len(set(letters)) == 1 and letters[0] not in "ai":
-        return
     repeated = [(char, len(list(same))) for char, same in groupby(letters)]
     counts = [count for _, count in repeated]
+    is_often = max(counts) > 3 or sum(count > 2 for count in counts) > 1 or letters == "aaa"
+    if not is_often or (len(counts) == 1 and letters[0] not in "ai"):
+        return
     times = next((n for n in (5, 4, 3) if all(count % n == 0 for count in counts)), 0)
     at: list[int] = []
     kept: list[str] = []
@@ -125,7 +130,9 @@ def _acrostics(text: str) -> Iterator[Replacement]:
     initials = letters.replace(" ", "").lower()
     if len(initials) < _FEWEST_LINES or not initials.isascii():
         return
-    words = letters.lower().split() if " " in letters.strip() else words_of(initials[:_MOST_LETTERS])
+    words = (
+        letters.lower().split() if " " in letters.strip() else words_of(initials[:_MOST_LETTERS])
+    )
     is_likely = letters_in(letters).mean <= _LIKELY_INITIALS
     if is_likely or (len(words) < len(initials) / 2 and _are_common(words)):
         at = [line.start(1) if line[1] else line.start() for line in lines]
