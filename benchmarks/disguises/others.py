@@ -22,7 +22,7 @@ Disguise = Callable[[str], str]
 
 _GARAK = (
     *("Base64", "Base16", "Base32", "Ascii85", "Hex", "QP", "UU", "Mime", "ROT13", "Braille"),
-    *("Atbash", "Morse", "Nato", "Leet"),
+    *("Atbash", "Morse", "Nato"),
 )
 _PYRIT: Mapping[str, tuple[str, dict[str, Any]]] = {
     "ascii_smuggler": ("token_smuggling.ascii_smuggler_converter", {}),

@@ -20,7 +20,7 @@ from classifiers.text.heads import Floats
 from classifiers.text.patterns.matching import Match, PatternSet
 from guard.artifact import Artifact
 from guard.config.kinds import kind_of
-from guard.config.pattern_lists import UNREADABLE, read_patterns
+from guard.config.pattern_lists import read_patterns
 from guard.config.schema import (
     PLACES,
     Config,
@@ -270,7 +270,7 @@ class TextPlans:
             screens[setting.name] = TextScreen(
                 name=setting.name,
                 concept=f"patterns/{setting.name}",
-                method="patterns" if patterns else UNREADABLE,
+                method="patterns",
                 threshold=1.0,
                 action="observe",
                 patterns=patterns,

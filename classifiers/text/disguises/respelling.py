@@ -42,7 +42,7 @@ _TOKEN: Final = re.compile(
     r"(?<![A-Za-z0-9@$!|+])(?:[A-Za-z]++(?=[0-9@$!|+])|[0-9@$!|+]++(?=[A-Za-z]))[A-Za-z0-9@$!|+]*+"
 )
 _TOKEN_CHARACTERS: Final = string.ascii_letters + string.digits + "@$!|+"
-_VOWEL_SIGN: Final = re.compile(r"[b-df-hj-np-tv-xz]+[0134@!][b-df-hj-np-tv-z57$]", re.IGNORECASE)
+_VOWEL_SIGN: Final = re.compile(r"[b-df-hj-np-tv-xz][0134@!][b-df-hj-np-tv-z57$]", re.IGNORECASE)
 _NUMBER: Final = re.compile(r"(?<![A-Za-z0-9@$!|+])[0134578@$]{1,3}(?![A-Za-z0-9@$!|+])")
 _MANY: Final = 3
 _MOST_WORDS_TO_ONE: Final = 6

@@ -44,6 +44,8 @@ _WARY_APART: Final[tuple[_Undo, ...]] = tuple(partial(undo, wary=True) for undo 
 _WARY: Final[tuple[_Undo, ...]] = (partial(leet, wary=True), rot13, backwards)
 
 
+_FEWEST_SPACES: Final = 3
+"""Escaped spaces from which on an address is a sentence."""
 _OF_ADDRESSES: Final = frozenset({"url", "escape"})
 _DISGUISED: Final = re.compile(r"[^\W\d_]|[%&\\]")
 
@@ -120,10 +122,12 @@ def readings(text: str) -> list[str]:
     current = readable(text)
     texts = [current]
     for depth in range(DEPTH):
+        runs = encoded_runs(current)
+        is_sentence = sum(edit.text == " " for _, edit in runs) >= _FEWEST_SPACES
         edits = [
             edit
-            for codec, edit in encoded_runs(current)
-            if depth or codec not in _OF_ADDRESSES or _is_disguise(current, edit)
+            for codec, edit in runs
+            if depth or is_sentence or codec not in _OF_ADDRESSES or _is_disguise(current, edit)
         ]
         if not edits or len(current) > _MOST_GROWTH * len(text):
             break

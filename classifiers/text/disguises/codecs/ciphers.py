@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 import numpy as np
@@ -29,6 +29,8 @@ _SMALL: Final = string.ascii_lowercase
 _PRINTABLE: Final = "".join(map(chr, range(33, 127)))
 _FEWEST: Final = 10
 """Letters from which on a stretch may be enciphered."""
+_FEWEST_KINDS: Final = 5
+"""Different characters of a text."""
 _FOREIGN: Final = 4.3
 """Nats per letter from which on letters are no English: a short English text may have 4."""
 _GAIN: Final = 1.5
@@ -47,7 +49,7 @@ _WINDOW: Final = 16
 _LONGEST_LINE: Final = 2000
 _MOST_LINES: Final = 400
 """Lines whose characters may stand in another order: of more, the first and the last."""
-_LINE: Final = re.compile(r"[^\n]+")
+_LINE: Final = re.compile(r"[^\s:](?:[^\n:]|:(?!\s))*(?<!\s)")
 _MOST_RAILS: Final = 5
 _ENDS: Final = frozenset(word for word in FUNCTION_WORDS if len(word) > 2)
 _AY: Final = re.compile(r"\b([A-Za-z]{1,24}?)(w?ay)\b", re.IGNORECASE)
@@ -98,8 +100,8 @@ def deciphered(text: str) -> Iterator[Replacement]:
     unlikely = np.concatenate([[0], unlikely])
     size = min(_WINDOW, len(text))
     if len(_ANY_AY.findall(text)) > 2:
-        for line in _LINE.finditer(text):
-            yield from _pig_latin(line[0], line.start())
+        for start, end in _lines(text, _stretches(text)):
+            yield from _pig_latin(text[start:end], start)
     windows = unlikely[size:] > unlikely[:-size]
     if not windows.any():
         return
@@ -115,8 +117,7 @@ def deciphered(text: str) -> Iterator[Replacement]:
     stretches = [span for span in _stretches(text) if is_foreign(span)]
     if stretches:
         yield from _substituted(text, stretches)
-    spans = (line.span() for line in _LINE.finditer(text))
-    lines = [(a, b) for a, b in spans if b - a <= _LONGEST_LINE and is_foreign((a, b))]
+    lines = [line for line in _lines(text, stretches) if is_foreign(line)]
     if len(lines) > _MOST_LINES:
         lines = lines[: _MOST_LINES // 2] + lines[-_MOST_LINES // 2 :]
     for start, end in lines:
@@ -127,7 +128,7 @@ def deciphered(text: str) -> Iterator[Replacement]:
 def unsettled(text: str) -> int:
     """The position from which `deciphered` may read a text that goes on differently."""
     ends = [end for _, end in _ends(text) if end < len(text)]
-    return min(text.rfind("\n") + 1, max(ends, default=0))
+    return max(ends, default=0)
 
 
 def _ends(text: str) -> Iterator[tuple[int, int]]:
@@ -146,21 +147,30 @@ def _stretches(text: str) -> Iterator[tuple[int, int]]:
     yield start, len(text)
 
 
+def _lines(text: str, stretches: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """The lines of stretches, and what stands behind colons."""
+    for first, last in stretches:
+        for line in _LINE.finditer(text, first, last):
+            if line.end() - line.start() <= _LONGEST_LINE:
+                yield line.span()
+
+
 def _substituted(text: str, stretches: Spans) -> Iterator[Replacement]:
     """The parts of stretches that a substitution turns into English."""
     raw = np.frombuffer(text.encode("latin-1", "replace"), np.uint8)
     places = np.concatenate([np.append(np.arange(*span), -1) for span in stretches])
+    taken = bytearray(len(text))
     for first in range(0, len(places), _BLOCK):
-        yield from _substituted_block(text, raw, places[first : first + _BLOCK])
+        yield from _substituted_block(text, raw, places[first : first + _BLOCK], taken)
 
 
 def _substituted_block(
-    text: str, raw: NDArray[np.uint8], places: NDArray[np.int64]
+    text: str, raw: NDArray[np.uint8], places: NDArray[np.int64], taken: bytearray
 ) -> Iterator[Replacement]:
     characters = raw[places]
     clear = codes_of(characters.tobytes().decode("latin-1"))
-    taken = np.maximum(_excess(clear[None]), 0)
-    gains = _excess(_CODES[:, characters]) - taken - _SIGN_NATS * _IS_SIGN[:, characters]
+    in_clear = np.maximum(_excess(clear[None]), 0)
+    gains = _excess(_CODES[:, characters]) - in_clear - _SIGN_NATS * _IS_SIGN[:, characters]
     gains[:, places < 0] = _BREAK
     sums = np.cumsum(gains, axis=1, dtype=np.float64)
     sums -= np.minimum.accumulate(np.minimum(sums, 0), axis=1)
@@ -174,8 +184,11 @@ def _substituted_block(
             if row[peak] >= _ENOUGH:
                 found.append((float(row[peak]), int(number), int(places[start]), int(places[peak])))
     for _, number, start, last in sorted(found, reverse=True):
+        if taken[start] or taken[last]:
+            continue
         edit = _decoded(text, _SUBSTITUTIONS[number], start, last + 1)
         if edit is not None:
+            taken[edit.start : edit.end] = b"\1" * (edit.end - edit.start)
             yield edit
 
 
@@ -183,7 +196,8 @@ def _decoded(text: str, table: dict[int, str], start: int, end: int) -> Replacem
     start, end = _whole_words(text, table, start, end)
     decoded = text[start:end].translate(table)
     letters, clear = letters_in(decoded), letters_in(text[start:end])
-    if letters.count < _FEWEST or not is_language(decoded):
+    is_varied = len(set(decoded.lower())) >= _FEWEST_KINDS
+    if letters.count < _FEWEST or not is_varied or not is_language(decoded):
         return None
     if clear.count and clear.mean < letters.mean + _GAIN:
         return None
