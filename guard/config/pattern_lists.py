@@ -1,4 +1,4 @@
-"""The pattern lists that `[[patterns]]` names: lists that are shipped, and TOML files."""
+"""What `[[patterns]]` names: shipped lists, TOML files, the detector of unreadable text."""
 
 from __future__ import annotations
 
@@ -10,13 +10,18 @@ from guard.errors import ArtifactError
 
 SHIPPED: tuple[str, ...] = get_args(Shipped)
 """The names of the shipped lists."""
+UNREADABLE = "unreadable"
+"""The source that is no list: what is encoded and cannot be read."""
 
 
-def read_patterns(source: str) -> PatternSet:
-    """The shipped list with the name `source`, or the list in the file `source`.
+def read_patterns(source: str) -> PatternSet | None:
+    """The shipped list with the name `source`, or the list in the file `source`; None for
+    UNREADABLE.
 
     Raises ArtifactError where there is no such list, or where it has faults.
     """
+    if source == UNREADABLE:
+        return None
     try:
         if source in SHIPPED:
             return shipped(cast(Shipped, source))

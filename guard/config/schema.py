@@ -141,7 +141,8 @@ class GuardConfig(Section):
 class PatternsConfig(Section):
     """One of `[[patterns]]`: a guard that is a list of words and regular expressions.
 
-    `source` is the name of a shipped list, or a TOML file ("lists/names.toml").
+    `source` is the name of a shipped list, or a TOML file ("lists/names.toml"). "unreadable" is
+    what is encoded, as long as a request, and read by no decoder.
     """
 
     name: Name

@@ -11,8 +11,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeVar, cast, get_args
 
+from classifiers.text.disguises.unreadable import unreadable
+from classifiers.text.disguises.views import PLAIN
 from classifiers.text.encoder.model import TextEncoder
-from classifiers.text.patterns.matching import PatternSet
+from classifiers.text.patterns.matching import Match, PatternSet
 from guard.artifact import Artifact
 from guard.config.kinds import kind_of
 from guard.config.pattern_lists import read_patterns
@@ -67,9 +69,16 @@ class Screen:
 
 @dataclass(frozen=True)
 class TextScreen(Screen):
-    """A screen of texts: a head, or a list of patterns."""
+    """A screen of texts: a head, a list of patterns, or with neither the detector of unreadable
+    text."""
 
     patterns: PatternSet | None = None
+
+    def find(self, text: str) -> list[Match]:
+        """The matches of a screen that is no head."""
+        if self.patterns is not None:
+            return self.patterns.find(text)
+        return [Match(start, end, "UNREADABLE", PLAIN) for start, end in unreadable(text)]
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,10 @@
-"""Disguises of text, undone: foreign letters, encodings, spellings.
+"""Disguises of text, undone: foreign letters, encodings, ciphers, spellings.
 
-`folding` undoes lookalike characters, `decoding` encodings, `respelling` spellings; `views`
-combines them, and `rewriting` maps positions back to the raw text. To add a disguise: a lookalike
-character is an entry of `confusables`, an encoding a `Codec` with a generator of runs in
-`decoding`, a spelling a function in `respelling`; the last two are also a step of `views.STEPS`.
-Each needs its inverse in tests/classifiers/text/disguised_texts.py.
+`folding` undoes lookalike characters, `decoding` all families of encodings in `codecs`,
+`respelling` spellings; `views` combines them, and `rewriting` maps positions back to the raw text.
+`language` tells whether letters are English, which decides where an encoding has no sign of its
+own; `unreadable` finds what is left. To add a disguise: a lookalike character is an entry of
+`confusables`, an encoding a generator in the family in `codecs` that it belongs to (its runs in
+`Codec.sign` and `Codec.run` too), a spelling a function in `respelling` and a step of
+`views.STEPS`. Each needs its inverse in benchmarks/disguises/writing.py, which the tests use.
 """

@@ -42,7 +42,7 @@ _TOKEN: Final = re.compile(
     r"(?<![A-Za-z0-9@$!|+])(?:[A-Za-z]++(?=[0-9@$!|+])|[0-9@$!|+]++(?=[A-Za-z]))[A-Za-z0-9@$!|+]*+"
 )
 _TOKEN_CHARACTERS: Final = string.ascii_letters + string.digits + "@$!|+"
-_VOWEL_SIGN: Final = re.compile(r"[b-df-hj-np-tv-xz]+[0134@!][b-df-hj-np-tv-z57$]", re.IGNORECASE)
+_VOWEL_SIGN: Final = re.compile(r"[b-df-hj-np-tv-xz][0134@!][b-df-hj-np-tv-z57$]", re.IGNORECASE)
 _NUMBER: Final = re.compile(r"(?<![A-Za-z0-9@$!|+])[0134578@$]{1,3}(?![A-Za-z0-9@$!|+])")
 _MANY: Final = 3
 _MOST_WORDS_TO_ONE: Final = 6
@@ -57,7 +57,7 @@ some step such tell than that the their them then there these they this to up us
 we were what when where which who why will with without would write you your
 """
 _CHANCE: Final = "vs nf ng na ab ba er era ton dna si ni ti su em won saw tub nac pu"
-_FUNCTION_WORDS: Final = frozenset(_COMMON.split())
+FUNCTION_WORDS: Final = frozenset(_COMMON.split())
 _WORDS_BY_CHANCE: Final = frozenset(_CHANCE.split())
 _MIN_EVIDENCE: Final = 2
 _SMALL: Final = string.ascii_lowercase
@@ -165,11 +165,11 @@ def _backwards(text: str) -> str:
 
 def _marks(undo: Callable[[str], str]) -> frozenset[str]:
     # Function words in the disguise, without single letters and words that occur by chance.
-    disguised = (undo(word) for word in _FUNCTION_WORDS)
+    disguised = (undo(word) for word in FUNCTION_WORDS)
     return frozenset(
         word
         for word in disguised
-        if len(word) > 1 and word not in _FUNCTION_WORDS and word not in _WORDS_BY_CHANCE
+        if len(word) > 1 and word not in FUNCTION_WORDS and word not in _WORDS_BY_CHANCE
     )
 
 
@@ -186,7 +186,7 @@ _ANY_BACKWARDS: Final = _two_of(_BACKWARD_MARKS)
 
 # in ROT13 "or" is "be", so that neither is evidence
 _NEVER_TURNED: Final = sorted(
-    word for word in _FUNCTION_WORDS if len(word) > 1 and _rot13(word) not in _FUNCTION_WORDS
+    word for word in FUNCTION_WORDS if len(word) > 1 and _rot13(word) not in FUNCTION_WORDS
 )
 _ANY_FUNCTION_WORD: Final = re2.compile(rf"(?i)\b(?:{'|'.join(_NEVER_TURNED)})\b")
 _GAINS: Final = {
@@ -222,7 +222,7 @@ def _last_stretch(text: str) -> int:
     start = len(text)
     for word in reversed(list(_WORD.finditer(text))):
         lower = word[0].lower()
-        if word.end() < len(text) and len(lower) > 1 and lower in _FUNCTION_WORDS:
+        if word.end() < len(text) and len(lower) > 1 and lower in FUNCTION_WORDS:
             break
         start = word.start()
     return start
@@ -265,7 +265,7 @@ def _stretches(text: str, marks: frozenset[str]) -> list[tuple[int, int]]:
     for word in _WORD.finditer(text):
         lower = word[0].lower()
         # A single letter is no evidence: "a" may be "n" in ROT13.
-        if len(lower) > 1 and lower in _FUNCTION_WORDS:
+        if len(lower) > 1 and lower in FUNCTION_WORDS:
             if evidence >= _MIN_EVIDENCE:
                 stretches.append((start, end))
             evidence, inside = 0, False

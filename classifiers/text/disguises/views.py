@@ -18,17 +18,17 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from classifiers.text.disguises.decoding import encoded_runs
+from classifiers.text.disguises.decoding import ENCODINGS, encoded_runs
 from classifiers.text.disguises.folding import fold, readable, uncover
 from classifiers.text.disguises.respelling import backwards, leet, letters_apart, rot13
 from classifiers.text.disguises.rewriting import Replacement, Rewritten
 
 PLAIN: Final = "plain"
-STEPS: Final = frozenset(
-    {PLAIN, "base64", "hex", "url", "escape", "spaced", "leet", "rot13", "reversed"}
-)
+STEPS: Final = ENCODINGS | {PLAIN, "spaced", "leet", "rot13", "reversed"}
 """Names of the disguises; the name of a view lists those that were undone: "base64+leet"."""
 DEPTH: Final = 3
+_MOST_GROWTH: Final = 4
+"""A layer so many times as long as the text is the last."""
 
 Span = Callable[[int, int], tuple[int, int]]
 _Undo = Callable[[str], list[Replacement]]
@@ -44,6 +44,9 @@ _WARY_APART: Final[tuple[_Undo, ...]] = tuple(partial(undo, wary=True) for undo 
 _WARY: Final[tuple[_Undo, ...]] = (partial(leet, wary=True), rot13, backwards)
 
 
+_FEWEST_SPACES: Final = 3
+"""Escaped spaces from which on an address is a sentence."""
+_OF_ADDRESSES: Final = frozenset({"url", "escape"})
 _DISGUISED: Final = re.compile(r"[^\W\d_]|[%&\\]")
 
 
@@ -69,7 +72,7 @@ def _steps(name: str) -> frozenset[str]:
     return frozenset(name.split("+"))
 
 
-def layers(text: str, wanted: Container[str] = STEPS) -> Iterator[View]:
+def layers(text: str, wanted: frozenset[str] = STEPS) -> Iterator[View]:
     """The text with lookalikes replaced and its case kept, then with encoded runs decoded.
 
     Each layer decodes the runs of the layer before it, of the `wanted` steps.
@@ -78,8 +81,8 @@ def layers(text: str, wanted: Container[str] = STEPS) -> Iterator[View]:
     layer = View(PLAIN, uncovered.text, uncovered.span)
     yield layer
     for _ in range(DEPTH):
-        runs = [run for run in encoded_runs(layer.text) if run[0] in wanted]
-        if not runs:
+        runs = encoded_runs(layer.text, wanted)
+        if not runs or len(layer.text) > _MOST_GROWTH * len(text):
             return
         codecs = list(dict.fromkeys(codec for codec, _ in runs))
         rewritten = Rewritten(layer.text, [edit for _, edit in runs])
@@ -118,15 +121,15 @@ def readings(text: str) -> list[str]:
     """
     current = readable(text)
     texts = [current]
-    for _ in range(DEPTH):
-        # An address has spaces and signs escaped; escaped letters, or escapes, are a disguise.
+    for depth in range(DEPTH):
+        runs = encoded_runs(current)
+        is_sentence = sum(edit.text == " " for _, edit in runs) >= _FEWEST_SPACES
         edits = [
             edit
-            for _, edit in encoded_runs(current)
-            if _DISGUISED.search(edit.text.replace("\\", ""))
-            or (edit.end - edit.start > 2 and "\\" in edit.text)
+            for codec, edit in runs
+            if depth or is_sentence or codec not in _OF_ADDRESSES or _is_disguise(current, edit)
         ]
-        if not edits:
+        if not edits or len(current) > _MOST_GROWTH * len(text):
             break
         current = readable(Rewritten(current, edits).text)
         texts.append(current)
@@ -138,6 +141,15 @@ def readings(text: str) -> list[str]:
             current = Rewritten(current, edits).text
             texts.append(current)
     return list(dict.fromkeys(texts))
+
+
+def _is_disguise(text: str, edit: Replacement) -> bool:
+    """An address has spaces and signs escaped; escaped letters, or escapes, are a disguise."""
+    return bool(
+        _DISGUISED.search(edit.text.replace("\\", ""))
+        or (edit.end - edit.start > 2 and "\\" in edit.text)
+        or text[edit.start] == "="
+    )
 
 
 def _undone(view: View, step: str, undo: _Undo) -> View | None:

@@ -194,7 +194,7 @@ def have_none(sets: Sequence[PatternSet], text: str) -> bool:
     if folded is None:
         uncovered = uncover(text).text
         folded = fold(uncovered).text
-    if may_have_runs(uncovered):
+    if may_have_runs(uncovered, frozenset().union(*(patterns._steps for patterns in sets))):
         return False
     data, folded_data = uncovered.encode(), folded.encode()
     return not any(patterns.may_match(data, folded_data) for patterns in sets)

@@ -13,7 +13,15 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
-from classifiers.text.disguises.decoding import RUN_SIGN, RUNS, encoded_runs, may_have_runs
+from classifiers.text.disguises.decoding import (
+    ENCODINGS,
+    RUN_SIGN,
+    RUNS,
+    UNMARKED,
+    encoded_runs,
+    may_have_runs,
+    unsettled_from,
+)
 from classifiers.text.disguises.folding import fold, uncover
 from classifiers.text.disguises.respelling import (
     APART,
@@ -71,14 +79,17 @@ class PendingText:
         self._raw = PartialMatcher(raw, raw=True)
         self._folded = PartialMatcher(folded, raw=False)
         self._words = PartialWords(words, any_place=any_place, gap=gap) if words else None
-        self._codecs = steps & RUNS.keys()
-        self._runs = PartialMatcher(list(RUNS.values()), raw=True)
+        self._codecs = steps & ENCODINGS
+        self._runs = PartialMatcher(
+            [run for name, run in RUNS.items() if name in self._codecs], raw=True
+        )
         self._apart = PartialMatcher(APART, raw=True) if "spaced" in steps else None
         self._respellings = [entry for entry in _RESPELLINGS if entry[0] in steps]
+        self._is_local = not (self._apart or self._respellings or steps & UNMARKED.keys())
 
     def start(self, text: str) -> int:
         """The position in `text` from which matches may be under way; its length where none is."""
-        is_local = not self._apart and not self._respellings
+        is_local = self._is_local
         for length in (*_TAILS, len(text)) if is_local else (len(text),):
             tail = text[max(0, len(text) - length) :]
             is_whole = len(tail) == len(text)
@@ -91,7 +102,7 @@ class PendingText:
 
     def context(self, text: str, position: int) -> int:
         """See `PatternSet.context_from`."""
-        if self._apart or self._respellings:
+        if not self._is_local:
             return 0
         before = text[:position]
         place = max(0, position - 1 - _CONTEXTS * self._context)
@@ -119,8 +130,10 @@ class PendingText:
             self._add_folded(found, layer)
             if depth == DEPTH or not self._codecs:
                 break
-            edits = [edit for codec, edit in encoded_runs(layer.text) if codec in self._codecs]
-            settled = found.settled(layer, edits, self._runs.longest_suffix(layer.text))
+            edits = [edit for _, edit in encoded_runs(layer.text, self._codecs)]
+            suffix = self._runs.longest_suffix(layer.text)
+            unsettled = min(suffix.start, unsettled_from(layer.text, self._codecs))
+            settled = found.settled(layer, edits, suffix._replace(start=unsettled))
             again = uncover(settled.text)
             layer = View(PLAIN, again.text, through(settled.span, again.span))
         return found.start if is_whole or not found.has_read_all else None
@@ -159,10 +172,10 @@ class PendingText:
             if depth == 0:
                 first_settled = settled
         first = max(0, read - 1)
-        if self._codecs and may_have_runs(text[max(0, first - RUN_SIGN) :]):
+        if self._codecs and may_have_runs(text[max(0, first - RUN_SIGN) :], self._codecs):
             first = self._between_runs(text, first)
             before = max(0, first - 1)
-            runs = encoded_runs(text[before:])
+            runs = encoded_runs(text[before:], self._codecs)
             if any(before + edit.start < first_settled for _, edit in runs):
                 return None
         return uncovered.origin(min(start, settled)) if first or is_whole else None

@@ -119,7 +119,7 @@ class Screener:
             raise TextTooLong()
         if len(texts) > MAX_TEXTS:
             raise TooManyTexts(MAX_TEXTS)
-        patterns = [screen for screen in screens if screen.patterns is not None]
+        patterns = [screen for screen in screens if screen.head is None]
         heads = [screen for screen in screens if screen.head is not None]
         results = await self._matches(texts, size, patterns, caller)
         if heads and texts:
@@ -160,17 +160,18 @@ class Screener:
         return [self._match(*item) for item in items]
 
     def _match(self, text: str, tenant: str, screens: Sequence[TextScreen]) -> list[ScreenedText]:
-        if have_none([screen.patterns for screen in screens if screen.patterns], text):
-            # to see that again costs no more than to look for it
-            return [ScreenedText(screen, 0.0) for screen in screens]
+        # to see that again costs no more than to look for it
+        is_none = have_none([screen.patterns for screen in screens if screen.patterns], text)
         text_key = exact_key(text)
         results = []
         for screen in screens:
-            assert screen.patterns is not None
+            if is_none and screen.patterns is not None:
+                results.append(ScreenedText(screen, 0.0))
+                continue
             key = text_key + screen.name.encode()
             spans = self._spans.get(tenant, key)
             if spans is None:
-                matches = screen.patterns.find(text)
+                matches = screen.find(text)
                 spans = tuple(Span(m.start, m.end, m.label) for m in matches)
                 self._spans.put(tenant, key, spans)
             results.append(ScreenedText(screen, 1.0 if spans else 0.0, spans))

@@ -211,3 +211,20 @@ def test_a_missing_list_breaks_the_policies_that_name_it(tmp_path: Path) -> None
         plans["p"].require_whole()
     plans["open"].require_whole()
     assert plans["open"].active
+
+
+def test_unreadable_text_is_a_screen_of_its_own(tmp_path: Path) -> None:
+    text = """
+[[patterns]]
+name = "encoded"
+source = "unreadable"
+[policies.p]
+guards = ["encoded"]
+action = "flag"
+"""
+    (screen,) = _plans(tmp_path, text)["p"].screens
+    assert (screen.action, screen.patterns, screen.head) == ("flag", None, None)
+    hidden = "jkf tdpt qjvh fokzdijnfi wsx qhfef vd kzwrf jv id vhwv sdtdxl sdvjrfi"
+    (match,) = screen.find(f"Please read {hidden}")
+    assert match.label == "UNREADABLE" and match.end - match.start > len(hidden) // 2
+    assert screen.find("Please read this letter to me, and answer it.") == []

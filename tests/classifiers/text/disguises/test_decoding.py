@@ -77,7 +77,7 @@ def test_runs_are_sorted_without_overlaps_and_never_longer_than_their_source(tex
     done = 0
     for _, edit in encoded_runs(text):
         assert done <= edit.start < edit.end <= len(text)
-        assert 0 < len(edit.text) <= edit.end - edit.start
+        assert len(edit.text) <= edit.end - edit.start
         done = edit.end
 
 

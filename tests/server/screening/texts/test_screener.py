@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from classifiers.text.patterns.matching import shipped
 from guard.errors import GuardFailed
 from guard.plans.screens import TextScreen
 from server.screening.bodies.texts import MAX_TEXTS
@@ -235,6 +236,23 @@ def test_patterns_in_many_strings_let_others_go_between() -> None:
         before = patterns.found
         await screener.read(["another"] * 100, [screen], caller=Caller("short"))
         assert patterns.found < before + 300, "nobody waits for what is no longer wanted"
+        screener.close()
+
+    asyncio.run(run())
+
+
+def test_unreadable_text_is_found_beside_lists() -> None:
+    hidden = "jkf tdpt qjvh fokzdijnfi wsx qhfef vd kzwrf jv id vhwv sdtdxl sdvjrfi"
+    screens = [
+        TextScreen("encoded", "c", "patterns", 1.0, "flag"),
+        TextScreen("list", "c", "patterns", 1.0, "flag", patterns=shipped("secrets")),
+    ]
+
+    async def run() -> None:
+        screener, _ = _screener()
+        (found, *lists), (nothing, *_) = await screener.read([hidden, "a letter"], screens)
+        assert [span.label for span in found.spans] == ["UNREADABLE"]
+        assert not lists[0].spans and not nothing.spans
         screener.close()
 
     asyncio.run(run())

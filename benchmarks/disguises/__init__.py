@@ -1,0 +1,1 @@
+"""Disguised texts against the text screens, and against a model that is to read them."""

@@ -1,0 +1,92 @@
+"""Bytes written as numbers: hexadecimal, binary, octal, decimal."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Final
+
+import re2  # type: ignore[import-untyped]
+
+from classifiers.text.disguises.codecs.base import Codec
+from classifiers.text.disguises.codecs.legible import legible
+from classifiers.text.disguises.language import is_language
+from classifiers.text.disguises.rewriting import Replacement
+
+_GAP: Final = r"(?:, ?|[ :|/;_+.-])"
+# A first search with RE2, which is faster by far: most texts have no run at all.
+_ANY_HEX: Final = re2.compile(rf"(?:[0-9A-Fa-f]{{2}}{_GAP}?(?:\\x|0x)?){{4}}")
+_HEX: Final = re.compile(
+    rf"(?<![0-9A-Za-z])(?:\\x|0x)?[0-9A-Fa-f]{{2}}(?:{_GAP}?(?:\\x|0x)?[0-9A-Fa-f]{{2}}){{3,}}+"
+)
+_HEX_MARKS: Final = re.compile(r"\\x|0x|[^0-9A-Fa-f]")
+_BITS: Final = re.compile(
+    r"(?<![0-9A-Za-z.])(?:0b)?[01]{7,8}(?:(?:, ?|[ \n|/;_+.-])?(?:0b)?[01]{7,8}){2,}+"
+)
+_BIT_MARKS: Final = re.compile(r"0b|[^01]+")
+_NUMBERS: Final = re.compile(
+    r"(?<![0-9A-Za-z.])(?:0o)?[0-9]{2,3}(?:(?:, ?| ?[ \n|/;_+-] ?)(?:0o)?[0-9]{2,3}){3,}+"
+)
+_NUMBER: Final = re.compile("[0-9]{2,3}")
+
+
+def _hexes(text: str) -> Iterator[Replacement]:
+    if not _ANY_HEX.search(text):
+        return
+    for run in _HEX.finditer(text):
+        digits = _HEX_MARKS.sub("", run[0])
+        digits = digits[: len(digits) // 2 * 2]
+        marked = "\\x" in run[0] or "0x" in run[0]
+        if len(digits) < (8 if marked else 12):
+            continue
+        decoded = legible(bytes.fromhex(digits))
+        if decoded:
+            yield Replacement(run.start(), run.end(), decoded)
+
+
+def _bits(text: str) -> Iterator[Replacement]:
+    for run in _BITS.finditer(text):
+        parts = [part for part in _BIT_MARKS.split(run[0]) if part]
+        whole = "".join(parts)
+        widths = {len(part) for part in parts}
+        width = widths.pop() if len(widths) == 1 and len(parts) > 1 else 8
+        if width not in (7, 8) or len(whole) % width:
+            width = 8 if len(whole) % 8 == 0 else 7
+        codes = [int(whole[at : at + width], 2) for at in range(0, len(whole), width)]
+        decoded = legible(bytes(code for code in codes if 0 < code < 256))
+        if decoded and is_language(decoded):
+            yield Replacement(run.start(), run.end(), decoded)
+
+
+def _numbers(text: str) -> Iterator[Replacement]:
+    for run in _NUMBERS.finditer(text):
+        numbers = _NUMBER.findall(run[0])
+        for base in (10, 8):
+            decoded = _from_numbers(numbers, base)
+            if decoded and is_language(decoded):
+                yield Replacement(run.start(), run.end(), decoded)
+                break
+
+
+def _from_numbers(numbers: list[str], base: int) -> str | None:
+    if base == 8 and any("8" in number or "9" in number for number in numbers):
+        return None
+    codes = [int(number, base) for number in numbers]
+    return legible(bytes(codes)) if max(codes) < 256 else None
+
+
+def _all(text: str) -> Iterator[Replacement]:
+    yield from _hexes(text)
+    yield from _bits(text)
+    yield from _numbers(text)
+
+
+_ANY_GAP: Final = r"(?:, ?| ?[ \n|/;_+.:-] ?)"
+HEX: Final = Codec(
+    "hex",
+    sign=rf"(?:[0-9A-Fa-f]{{2}}{_GAP}?(?:\\x|0x)?){{4}}|[01]{{7}}"
+    rf"|(?:[0-9]{{2,3}}{_ANY_GAP}(?:0o)?){{3}}[0-9]",
+    run=rf"(?:\\x|0x)?[0-9A-Fa-f]{{2}}(?:{_GAP}?(?:\\x|0x)?[0-9A-Fa-f]{{2}}){{3,}}"
+    rf"|(?:0[bo])?[0-9]{{2,8}}(?:{_ANY_GAP}?(?:0[bo])?[0-9]{{2,8}})+",
+    decode=_all,
+)
