@@ -35,7 +35,5 @@ def test_their_own_code_is_run_without_what_it_imports(tmp_path: Path) -> None:
     assert {name: hide("say") for name, hide in of_garak(tmp_path).items()} == {
         "garak Base64": "yas"
     }
-    assert {name: hide("say") for name, hide in of_pyrit(tmp_path).items()} == {
-        "PyRIT flip": "yas"
-    }
+    assert {name: hide("say") for name, hide in of_pyrit(tmp_path).items()} == {"PyRIT flip": "yas"}
     assert not [name for name in sys.modules if name.partition(".")[0] in {"garak", "pyrit"}]
