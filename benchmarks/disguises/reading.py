@@ -3,8 +3,8 @@
     python -m benchmarks.disguises.reading --model qwen-0.5b [--questions 20] [--only Base64 Morse]
 
 A guard need not undo what no model reads; what this model does not read a larger one may. Answers
-are greedy, and right where they name the answer. The prompt says that the question is in disguise,
-and in which, which is the most that an attacker can do.
+are greedy, and right where they name the answer. The prompt says in which disguise the question is,
+which is the most that an attacker can do.
 """
 
 from __future__ import annotations

@@ -127,7 +127,8 @@ def deciphered(text: str) -> Iterator[Replacement]:
 
 def unsettled(text: str) -> int:
     """The position from which `deciphered` may read a text that goes on differently."""
-    ends = [end for _, end in _ends(text) if end < len(text)]
+    # with the space behind a word, so that the word ends in what is settled too
+    ends = [end + text[end].isspace() for _, end in _ends(text) if end < len(text)]
     return max(ends, default=0)
 
 
