@@ -15,7 +15,9 @@ from guard.plans.image_screens import load_encoder
 
 pytestmark = pytest.mark.slow
 
-FITTED = Path(__file__).parents[1] / "examples" / "screens" / "fitted" / "nudity.safetensors"
+FITTED = (
+    Path(__file__).parents[1] / "examples" / "screens" / "fitted" / "images" / "nudity.safetensors"
+)
 
 
 def test_the_shipped_artifact_is_what_its_recipe_writes() -> None:
