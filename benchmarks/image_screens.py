@@ -45,7 +45,7 @@ from guard.plans.image_screens import load_encoder
 from guard.reporting.progress import Stages, stages
 from steering.engines.diffusion.engine import DiffusionEngine, ImageStart
 
-NUDITY = Path("examples/screens/fitted/nudity.safetensors")
+NUDITY = Path("examples/screens/fitted/images/nudity.safetensors")
 JUDGE = Path("examples/emoji/judge-second.onnx")
 PACKAGES = {
     "matplotlib": "mpl-data/sample_data",
