@@ -45,6 +45,8 @@ _REFERENCE: Final = re.compile(
     r"|(?:self|os|env|this|config|settings|process|cfg|args)\.",
     re.IGNORECASE,
 )
+_CONSTANT: Final = re.compile(r"[\[<{(]{0,2}[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+[\]>})]{0,2}$")
+"""The name of a constant, or a placeholder of what was cut out."""
 _CALL: Final = re.compile(r"(?:[A-Za-z_]+\.)*[A-Za-z_]{3,}[(\[]")
 _WORDS: Final = re.compile(r"[A-Za-z]+(?:[-_.][A-Za-z]+|[-_.][0-9]{1,2})*$")
 _IDENTIFIER: Final = re.compile(
@@ -69,7 +71,7 @@ def _judge(candidate: Candidate) -> Finding | None:
     is_adjacent = _NAME.search(before) is not None
     is_strict = key is not None
     least = _LEAST_STRICT if is_strict or is_adjacent else _LEAST
-    if len(value) < least or _REFERENCE.match(value) or _WORDS.match(value):
+    if len(value) < least or any(form.match(value) for form in (_REFERENCE, _WORDS, _CONSTANT)):
         return None
     if before[-1:] not in _QUOTES and _CALL.match(value):
         return None

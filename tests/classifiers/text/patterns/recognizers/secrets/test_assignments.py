@@ -18,6 +18,9 @@ FOUND = [
     ("api_key: 'a1B2c3d4e5f6'", "a1B2c3d4e5f6"),
 ]
 NOT_FOUND = [
+    '{"password": "[PASSWORD_1]"}',
+    "password: [PASSWORD_12345678]",
+    "api_key = STRIPE_KEY_2",
     "password = get_password(user1)",
     "SELECT password FROM users",
     "token: str = None; api_key=API_KEY",
