@@ -233,6 +233,7 @@ class TextPlans:
                 method.stacked([guard])
                 method.require_in_range({"threshold": setting.threshold}, setting.name)
                 threshold = _threshold(meta.settings)
+                places = _places(meta.settings)
             except (GuardError, ValueError) as error:
                 self._fails(setting.name, f"{setting.artifact}: {error}")
                 continue
@@ -242,6 +243,7 @@ class TextPlans:
                 method=meta.method,
                 threshold=threshold if setting.threshold is None else setting.threshold,
                 action="observe",
+                places=places,
             )
             fitted.setdefault(method, []).append(guard)
         if fitted:
@@ -296,7 +298,9 @@ class TextPlans:
                     action="observe"
                     if guard in shadows
                     else policy.screen.actions.get(guard) or default,
-                    places=frozenset(policy.screen.looks.get(guard, policy.screen.look)),
+                    places=frozenset(
+                        policy.screen.looks.get(guard) or policy.screen.look or known[guard].places
+                    ),
                 )
                 for guard in guards
             ),
@@ -311,6 +315,15 @@ def _threshold(settings: Mapping[str, Any]) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"its threshold must be a number, not {value!r}: fit it again")
     return float(value)
+
+
+def _places(settings: Mapping[str, Any]) -> frozenset[Place]:
+    """The places that a screen was fitted for, which it reads where a policy does not say."""
+    value = settings.get("look", PLACES)
+    known = frozenset(place for place in PLACES if place in value)
+    if not known or len(known) != len(value):
+        raise ValueError(f"its places must be of {', '.join(PLACES)}, not {value!r}: fit it again")
+    return known
 
 
 def _added_encoder() -> TextEncoder:

@@ -21,6 +21,7 @@ from classifiers.text.heads import Floats, Kind, TextHead
 from classifiers.text.training import Calibration, calibrated
 from classifiers.text.training import train as train_head
 from guard.artifact import Artifact, ArtifactMeta, FittedModel
+from guard.config.schema import PLACES, Place
 from guard.data.prompts import ScreenText, texts
 from guard.errors import DataError
 from guard.fitting.judgement import HeldOut
@@ -29,6 +30,8 @@ from guard.fitting.screens.windows import Readings, TextWindows, embed_windows
 from guard.reporting.progress import Stages
 
 METHOD = "screen"
+READING = "reading texts"
+"""The stage in which the rows are embedded."""
 _FOLDS = 5
 
 Indices = NDArray[np.intp]
@@ -42,6 +45,11 @@ class ScreenRecipe:
     calibration: Calibration = "temperature"
     fpr: float = 0.01
     seed: int = 0
+    learn_only: tuple[str, ...] = ()
+    """Benign sources to learn from by which no threshold is set: texts that the screen will not
+    read."""
+    look: tuple[Place, ...] = PLACES
+    """The places of a request and its answer that the screen is for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +72,17 @@ def fit_screen(
     readings: Readings,
     progress: Stages,
     description: str = "",
+    windows: TextWindows | None = None,
 ) -> ScreenFit:
     """Fit a screen for `concept` on `rows`; those of the sources in `hold_out` are for testing.
+    `windows` are those of the rows where they have been embedded already.
 
     Raises DataError if a source is unknown or there are too few rows.
     """
     folds = _folds(rows, hold_out, recipe.seed)
     unsafe = np.array([row.unsafe for row in rows])
-    windows = embed_windows(encoder, texts(rows), readings, progress, "reading texts")
+    if windows is None:
+        windows = embed_windows(encoder, texts(rows), readings, progress, READING)
     advance = progress("training heads", _FOLDS + 1)
     train = np.flatnonzero(folds >= 0)
     logits = np.full(len(rows), np.nan, np.float32)
@@ -87,7 +98,7 @@ def fit_screen(
         raise DataError(f"the texts of {concept} are not sufficient: {error}") from error
     advance(1)
     scores = head.probabilities(logits)
-    threshold = _threshold(rows, scores, usable, recipe.fpr)
+    threshold = _threshold(rows, scores, usable, recipe)
     unsafe_scores = scores[usable[unsafe[usable]]]
     held_out = np.flatnonzero(folds < 0)
     test, judged = None, usable
@@ -115,13 +126,15 @@ def fit_screen(
             width=card.width,
         ),
         seams=("text",),
-        settings=head.settings() | {"threshold": threshold, "window": WINDOW, "overlap": OVERLAP},
+        settings=head.settings()
+        | {"threshold": threshold, "window": WINDOW, "overlap": OVERLAP, "look": list(recipe.look)},
         calibration={
             "false_positive_rate": recipe.fpr,
             "folds": _FOLDS,
             "texts": {"unsafe": len(unsafe_scores), "benign": len(usable) - len(unsafe_scores)},
             "recall": float((unsafe_scores > threshold).mean()),
             "held_out": list(hold_out),
+            "learn_only": list(recipe.learn_only),
             "tested": None if test is None else test.figures(),
         },
     )
@@ -143,6 +156,7 @@ def require_texts(
     """Raise DataError if a source is unknown, or the texts to train and to calibrate on are too
     few, whatever the encoder makes of them."""
     folds = _folds(rows, hold_out, recipe.seed)
+    _require_known(rows, recipe.learn_only)
     unsafe = np.array([row.unsafe for row in rows])
     for kind, of_kind in (("unsafe", unsafe), ("benign", ~unsafe)):
         if len(np.unique(folds[of_kind & (folds >= 0)])) < 2:
@@ -150,7 +164,8 @@ def require_texts(
                 f"too few {kind} texts to train on: give some of two families or more, that are "
                 "not of a source that is held out"
             )
-    benign, needed = int((~unsafe & (folds >= 0)).sum()), prompts_needed(recipe.fpr)
+    calibrating = np.array([row.source not in recipe.learn_only for row in rows]) & ~unsafe
+    benign, needed = int((calibrating & (folds >= 0)).sum()), prompts_needed(recipe.fpr)
     if benign < needed:
         raise DataError(
             f"a false-positive rate of {recipe.fpr:.2%} needs {needed} benign texts that are not "
@@ -158,13 +173,17 @@ def require_texts(
         )
 
 
-def _folds(rows: Sequence[ScreenText], hold_out: Sequence[str], seed: int) -> Indices:
-    """The fold of each row, -1 for held-out rows; all rows of a family are in one fold."""
+def _require_known(rows: Sequence[ScreenText], named: Sequence[str]) -> None:
     sources = {row.source for row in rows}
-    if unknown := sorted({*hold_out} - sources):
+    if unknown := sorted({*named} - sources):
         raise DataError(
             f"no row is of the source {unknown[0]!r}: there are {', '.join(sorted(sources))}"
         )
+
+
+def _folds(rows: Sequence[ScreenText], hold_out: Sequence[str], seed: int) -> Indices:
+    """The fold of each row, -1 for held-out rows; all rows of a family are in one fold."""
+    _require_known(rows, hold_out)
     families: dict[tuple[str, bool, str], list[int]] = {}
     for index, row in enumerate(rows):
         if row.source not in hold_out:
@@ -190,11 +209,12 @@ def _trained(
 
 
 def _threshold(
-    rows: Sequence[ScreenText], scores: Floats, calibrating: Indices, fpr: float
+    rows: Sequence[ScreenText], scores: Floats, calibrating: Indices, recipe: ScreenRecipe
 ) -> float:
+    fpr = recipe.fpr
     benign: dict[str, list[float]] = {}
     for index in calibrating:
-        if not rows[index].unsafe:
+        if not rows[index].unsafe and rows[index].source not in recipe.learn_only:
             benign.setdefault(rows[index].source, []).append(float(scores[index]))
     enough = [group for group in benign.values() if len(group) >= prompts_needed(fpr)]
     few = [score for group in benign.values() if group not in enough for score in group]
