@@ -320,8 +320,9 @@ def _threshold(settings: Mapping[str, Any]) -> float:
 def _places(settings: Mapping[str, Any]) -> frozenset[Place]:
     """The places that a screen was fitted for, which it reads where a policy does not say."""
     value = settings.get("look", PLACES)
-    known = frozenset(place for place in PLACES if place in value)
-    if not known or len(known) != len(value):
+    named = value if isinstance(value, list | tuple) else ()
+    known = frozenset(place for place in PLACES if place in named)
+    if not known or len(known) != len(named):
         raise ValueError(f"its places must be of {', '.join(PLACES)}, not {value!r}: fit it again")
     return known
 
