@@ -20,7 +20,7 @@ one alone depends on luck. Side by side in one hidden layer they form one percep
 
 _PROTOTYPES = 24
 _SHARPNESS = 16.0
-_DAMPING = 30.0
+_DAMPING = 10.0
 """The inverse of the ridge penalty. Embeddings have unit length, so the weights must be large."""
 
 

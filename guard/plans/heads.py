@@ -10,7 +10,7 @@ import numpy as np
 
 from classifiers.embeddings.heads import Floats
 from guard.artifact import Artifact
-from guard.config.schema import GuardConfig
+from guard.config.schema import PLACES, GuardConfig, Place
 from guard.errors import GuardError
 from steering.methods import Method, method_named
 from steering.methods.fitted import FittedGuard
@@ -28,12 +28,14 @@ class EmbeddingScores(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """A head in the matrix of scores: its `column`, and the threshold of its guard."""
+    """A head in the matrix of scores: its `column`, the threshold of its guard, and the places that
+    it was fitted for."""
 
     name: str
     concept: str
     method: str
     threshold: float
+    places: frozenset[Place]
     column: int
 
 
@@ -45,7 +47,7 @@ class Heads:
         self, guards: Loaded, fingerprint: str, served: str, fails: Callable[[str, str], None]
     ) -> None:
         fitted: dict[Method, list[FittedGuard]] = {}
-        facts: dict[str, tuple[Artifact, float]] = {}
+        facts: dict[str, tuple[Artifact, float, frozenset[Place]]] = {}
         for setting, artifact in guards:
             guard = FittedGuard(setting.name, artifact.tensors, artifact.meta.settings)
             try:
@@ -54,20 +56,21 @@ class Heads:
                 method.stacked([guard])
                 method.require_in_range({"threshold": setting.threshold}, setting.name)
                 threshold = _threshold(artifact.meta.settings)
+                places = _places(artifact.meta.settings)
             except (GuardError, ValueError) as error:
                 fails(setting.name, f"{setting.artifact}: {error}")
                 continue
             threshold = threshold if setting.threshold is None else setting.threshold
-            facts[setting.name] = artifact, threshold
+            facts[setting.name] = artifact, threshold, places
             fitted.setdefault(method, []).append(guard)
         self._stacks: tuple[EmbeddingScores, ...] = tuple(
             method.stacked(of_method) for method, of_method in fitted.items()
         )
         names = [guard.name for of_method in fitted.values() for guard in of_method]
         self.all: tuple[Head, ...] = tuple(
-            Head(name, artifact.meta.concept, artifact.meta.method, threshold, column)
+            Head(name, artifact.meta.concept, artifact.meta.method, threshold, places, column)
             for column, name in enumerate(names)
-            for artifact, threshold in (facts[name],)
+            for artifact, threshold, places in (facts[name],)
         )
 
     def scores(self, embeddings: Floats) -> Floats:
@@ -80,3 +83,13 @@ def _threshold(settings: Mapping[str, Any]) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"its threshold must be a number, not {value!r}: fit it again")
     return float(value)
+
+
+def _places(settings: Mapping[str, Any]) -> frozenset[Place]:
+    """The places that a screen was fitted for, which it reads where a policy does not say."""
+    value = settings.get("look", PLACES)
+    named = value if isinstance(value, list | tuple) else ()
+    known = frozenset(place for place in PLACES if place in named)
+    if not known or len(known) != len(named):
+        raise ValueError(f"its places must be of {', '.join(PLACES)}, not {value!r}: fit it again")
+    return known

@@ -309,7 +309,9 @@ class TextPlans:
             return replace(
                 screen,
                 action="observe" if screen.name in shadows else action,
-                places=frozenset(policy.screen.looks.get(screen.name, policy.screen.look)),
+                places=frozenset(
+                    policy.screen.looks.get(screen.name) or policy.screen.look or screen.places
+                ),
             )
 
         return TextPlan(
@@ -326,8 +328,9 @@ class TextPlans:
 
 def _of_head(head: Head) -> dict[str, Any]:
     """The fields of a screen that is a head, as fitted."""
-    fields = {"name": head.name, "concept": head.concept, "method": head.method}
-    return fields | {"threshold": head.threshold, "action": "observe", "head": head.column}
+    fields: dict[str, Any] = {"name": head.name, "concept": head.concept, "method": head.method}
+    fields |= {"threshold": head.threshold, "head": head.column, "places": head.places}
+    return fields | {"action": "observe"}
 
 
 def _added_encoder() -> TextEncoder:

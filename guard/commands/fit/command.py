@@ -38,8 +38,8 @@ app.command(
     "--concept-file examples/emoji/guards/knife.json --out knife-irece.safetensors"
 )(irece)
 app.command(
-    epilog="Example: guard fit screen --data data/weapons.jsonl --concept text/weapons "
-    "--hold-out look-alikes-held-out --out weapons.safetensors"
+    epilog="Example: guard fit screen --examples my.txt --concept text/my-topic "
+    "--out my-topic.safetensors"
 )(screen)
 app.command(
     "image-screen",

@@ -59,7 +59,7 @@ def require_images(
     """Raise DataError if a source is unknown, or the images to train and to calibrate on are too
     few, whatever the encoder makes of them."""
     folds = folds_of(images, hold_out, recipe.seed)
-    require_enough(folds, np.array([image.unsafe for image in images]), recipe.fpr, "images")
+    require_enough(images, folds, recipe.fpr, "images")
 
 
 def fit_image_screen(

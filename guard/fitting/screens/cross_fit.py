@@ -34,10 +34,11 @@ def cross_fit(
     calibration: Calibration,
     fpr: float,
     advance: Callable[[int], object],
+    learn_only: Sequence[str] = (),
 ) -> CrossFit:
     """Fit on the examples whose fold is not -1. `trained` makes a head of the examples with these
     indices, `logits_of` gives its logits of all; `advance(1)` is called after each of FOLDS + 1
-    heads.
+    heads. Sources in `learn_only` set no threshold.
 
     Raises ValueError and DataError where there are too few examples.
     """
@@ -53,4 +54,5 @@ def cross_fit(
     head = calibrated(head, logits[usable], unsafe[usable], calibration)
     advance(1)
     scores = head.probabilities(logits)
-    return CrossFit(head, threshold_on(examples, scores, usable, fpr), scores, usable)
+    threshold = threshold_on(examples, scores, usable, fpr, learn_only)
+    return CrossFit(head, threshold, scores, usable)

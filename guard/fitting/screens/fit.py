@@ -20,6 +20,7 @@ from classifiers.embeddings.training import Calibration
 from classifiers.embeddings.training import train as train_head
 from classifiers.text.encoder.model import OVERLAP, WINDOW, TextEncoder
 from guard.artifact import Artifact, ArtifactMeta, FittedModel
+from guard.config.schema import PLACES, Place
 from guard.data.prompts import ScreenText, texts
 from guard.errors import DataError
 from guard.evaluation.text_disguises import TEXT_DISGUISES
@@ -37,6 +38,8 @@ from guard.reporting.progress import Stages
 
 METHOD = "screen"
 _LONGEST_DISGUISED = 2000
+READING = "reading texts"
+"""The stage in which the rows are embedded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,11 @@ class ScreenRecipe:
     calibration: Calibration = "temperature"
     fpr: float = 0.01
     seed: int = 0
+    learn_only: tuple[str, ...] = ()
+    """Benign sources to learn from by which no threshold is set: texts that the screen will not
+    read."""
+    look: tuple[Place, ...] = PLACES
+    """The places of a request and its answer that the screen is for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +77,17 @@ def fit_screen(
     readings: Readings,
     progress: Stages,
     description: str = "",
+    windows: TextWindows | None = None,
 ) -> ScreenFit:
     """Fit a screen for `concept` on `rows`; those of the sources in `hold_out` are for testing.
+    `windows` are those of the rows where they have been embedded already.
 
     Raises DataError if a source is unknown or there are too few rows.
     """
     folds = folds_of(rows, hold_out, recipe.seed)
     unsafe = np.array([row.unsafe for row in rows])
-    windows = embed_windows(encoder, texts(rows), readings, progress, "reading texts")
+    if windows is None:
+        windows = embed_windows(encoder, texts(rows), readings, progress, READING)
     try:
         fitted = cross_fit(
             rows,
@@ -86,6 +97,7 @@ def fit_screen(
             recipe.calibration,
             recipe.fpr,
             progress("training heads", FOLDS + 1),
+            recipe.learn_only,
         )
     except ValueError as error:
         raise DataError(f"the texts of {concept} are not sufficient: {error}") from error
@@ -117,13 +129,15 @@ def fit_screen(
             width=card.width,
         ),
         seams=("text",),
-        settings=head.settings() | {"threshold": threshold, "window": WINDOW, "overlap": OVERLAP},
+        settings=head.settings()
+        | {"threshold": threshold, "window": WINDOW, "overlap": OVERLAP, "look": list(recipe.look)},
         calibration={
             "false_positive_rate": recipe.fpr,
             "folds": FOLDS,
             "texts": {"unsafe": len(unsafe_scores), "benign": len(usable) - len(unsafe_scores)},
             "recall": float((unsafe_scores > threshold).mean()),
             "held_out": list(hold_out),
+            "learn_only": list(recipe.learn_only),
             "tested": None if test is None else test.figures(),
         },
     )
@@ -145,7 +159,7 @@ def require_texts(
     """Raise DataError if a source is unknown, or the texts to train and to calibrate on are too
     few, whatever the encoder makes of them."""
     folds = folds_of(rows, hold_out, recipe.seed)
-    require_enough(folds, np.array([row.unsafe for row in rows]), recipe.fpr, "texts")
+    require_enough(rows, folds, recipe.fpr, "texts", recipe.learn_only)
 
 
 def _trained(

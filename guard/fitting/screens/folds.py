@@ -35,11 +35,7 @@ def folds_of(examples: Sequence[Example], hold_out: Sequence[str], seed: int) ->
 
     Raises DataError where a source in `hold_out` is unknown.
     """
-    sources = {example.source for example in examples}
-    if unknown := sorted({*hold_out} - sources):
-        raise DataError(
-            f"nothing is of the source {unknown[0]!r}: there are {', '.join(sorted(sources))}"
-        )
+    _require_known(examples, hold_out)
     families: dict[tuple[str, bool, str], list[int]] = {}
     for index, example in enumerate(examples):
         if example.source not in hold_out:
@@ -53,16 +49,25 @@ def folds_of(examples: Sequence[Example], hold_out: Sequence[str], seed: int) ->
     return folds
 
 
-def require_enough(folds: Indices, unsafe: NDArray[np.bool_], fpr: float, what: str) -> None:
-    """Raise DataError if the examples to train and to calibrate on are too few; `what` are they
-    called ("texts")."""
+def require_enough(
+    examples: Sequence[Example],
+    folds: Indices,
+    fpr: float,
+    what: str,
+    learn_only: Sequence[str] = (),
+) -> None:
+    """Raise DataError if the examples to train and to calibrate on are too few, or a source in
+    `learn_only`, on which nothing is calibrated, is unknown; `what` are they called ("texts")."""
+    _require_known(examples, learn_only)
+    unsafe = np.array([example.unsafe for example in examples])
     for kind, of_kind in (("unsafe", unsafe), ("benign", ~unsafe)):
         if len(np.unique(folds[of_kind & (folds >= 0)])) < 2:
             raise DataError(
                 f"too few {kind} {what} to train on: give some of two families or more, that are "
                 "not of a source that is held out"
             )
-    benign, needed = int((~unsafe & (folds >= 0)).sum()), prompts_needed(fpr)
+    calibrating = np.array([example.source not in learn_only for example in examples]) & ~unsafe
+    benign, needed = int((calibrating & (folds >= 0)).sum()), prompts_needed(fpr)
     if benign < needed:
         raise DataError(
             f"a false-positive rate of {fpr:.2%} needs {needed} benign {what} that are not "
@@ -70,14 +75,26 @@ def require_enough(folds: Indices, unsafe: NDArray[np.bool_], fpr: float, what: 
         )
 
 
+def _require_known(examples: Sequence[Example], named: Sequence[str]) -> None:
+    sources = {example.source for example in examples}
+    if unknown := sorted({*named} - sources):
+        raise DataError(
+            f"nothing is of the source {unknown[0]!r}: there are {', '.join(sorted(sources))}"
+        )
+
+
 def threshold_on(
-    examples: Sequence[Example], scores: Floats, calibrating: Indices, fpr: float
+    examples: Sequence[Example],
+    scores: Floats,
+    calibrating: Indices,
+    fpr: float,
+    learn_only: Sequence[str] = (),
 ) -> float:
-    """The threshold that keeps the rate on each benign source with enough examples. Raises
-    DataError where there are too few."""
+    """The threshold that keeps the rate on each benign source with enough examples that is not in
+    `learn_only`. Raises DataError where there are too few."""
     benign: dict[str, list[float]] = {}
     for index in calibrating:
-        if not examples[index].unsafe:
+        if not examples[index].unsafe and examples[index].source not in learn_only:
             benign.setdefault(examples[index].source, []).append(float(scores[index]))
     enough = [group for group in benign.values() if len(group) >= prompts_needed(fpr)]
     few = [score for group in benign.values() if group not in enough for score in group]

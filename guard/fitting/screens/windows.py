@@ -43,6 +43,18 @@ class TextWindows:
         """The windows of some texts that training uses."""
         return np.flatnonzero(np.isin(self.text, texts) & self.first)
 
+    def of_texts(self, texts: NDArray[np.intp]) -> TextWindows:
+        """Some of the texts alone, by their indices in rising order."""
+        place = np.full(len(self.too_long), -1, np.intp)
+        place[texts] = np.arange(len(texts))
+        kept = place[self.text] >= 0
+        return TextWindows(
+            self.embeddings[kept],
+            place[self.text[kept]],
+            self.first[kept],
+            self.too_long[texts],
+        )
+
     def _highest(self, values: Floats) -> Floats:
         highest = np.full(len(self.too_long), -np.inf, np.float32)
         np.maximum.at(highest, self.text, values)

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from guard.artifact import Artifact, ArtifactMeta
-from guard.config.schema import load_config
+from guard.config.schema import PLACES, load_config
 from guard.errors import ConfigError, GuardFailed
 from guard.plans.screens import TextPlans
 from server.screening.findings import ScreenedText
@@ -190,6 +190,26 @@ def test_a_classifier_fires_above_its_threshold_and_not_at_it(tmp_path: Path) ->
     (screen,) = _head(tmp_path, {"threshold": 0.5})["p"].screens
     assert not ScreenedText(screen, 0.5).fired
     assert ScreenedText(screen, 0.5001).fired
+
+
+def test_a_policy_decides_where_a_classifier_reads_before_its_artifact_does(
+    tmp_path: Path,
+) -> None:
+    plans = _head(tmp_path, {"threshold": 0.5, "look": ["user", "tool"]})
+    assert plans["p"].screens[0].places == {"user", "tool"}
+    path = tmp_path / "config.toml"
+    policy = path.read_text() + "[policies.p.screen]\n"
+    for line in ('look = ["response"]', 'look = ["user"]\nlooks = { h = ["response"] }'):
+        path.write_text(policy + line)
+        (screen,) = TextPlans(load_config(path), _Encoder)["p"].screens  # type: ignore[arg-type]
+        assert screen.places == {"response"}
+    assert _head(tmp_path, {"threshold": 0.5})["p"].screens[0].places == {*PLACES}
+
+
+@pytest.mark.parametrize("look", [[], ["moon"], ["user", "moon"], "user", 3])
+def test_a_classifier_for_unknown_places_breaks_its_policies(tmp_path: Path, look: object) -> None:
+    with pytest.raises(GuardFailed, match="its places must be of system, user"):
+        _head(tmp_path, {"threshold": 0.5, "look": look})["p"].require_whole()
 
 
 @pytest.mark.parametrize("settings", [{}, {"threshold": None}])

@@ -11,6 +11,8 @@ from typer.testing import CliRunner, Result
 from classifiers.text.encoder.conversion import convert
 from guard.artifact import Artifact
 from guard.cli import app
+from guard.data.traffic.traffic import Family
+from guard.fitting.screens import examples
 from tests.classifiers.text import tiny_bert
 from tests.guard.fitting.screens.test_fit import HELD, ROWS
 
@@ -106,3 +108,47 @@ def test_texts_too_few_for_the_rate_are_refused_before_the_encoder(
     assert "nothing is of the source 'nobody'" in unknown.stderr
     enough = fit(model, data, tmp_path / "s.safetensors")
     assert enough.exit_code == 1 and "no text encoder" in enough.stderr
+
+
+def test_a_few_examples_are_enough(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    letters = [row.prompt for row in ROWS if not row.unsafe]
+    bank = [Family(str(place), "people", tuple(letters[place::8])) for place in range(8)]
+    monkeypatch.setattr(examples, "families", lambda: bank)
+    monkeypatch.setattr(examples, "topics", lambda: ())
+    monkeypatch.setattr(examples, "NEAR", 40)
+    mine = tmp_path / "mine.txt"
+    mine.write_text("\n".join(row.prompt for row in ROWS if row.unsafe), "utf-8")
+    out = tmp_path / "s.safetensors"
+    options = ["--model", str(model), "--examples", str(mine), "--concept", "text/mine"]
+    result = CliRunner().invoke(
+        app,
+        ["fit", "screen", *options, "--out", str(out), "--fpr", "0.05", "--look", "user"],
+    )
+    assert result.exit_code == 0, result.output
+    assert "wrongly hit" in result.stdout or "missed" in result.stdout
+    meta = Artifact.load(out).meta
+    assert list(meta.settings["look"]) == ["user"]  # type: ignore[call-overload]
+    counts = meta.calibration["texts"]
+    assert counts["unsafe"] == 120 and 40 <= counts["benign"] <= 160  # type: ignore[index,call-overload]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), "give labelled texts with --data, or unsafe ones alone with --examples"),
+        (("--examples", "few.txt"), "has 2 different texts: give 8 to 5000"),
+        (("--data", "few.txt", "--examples", "few.txt"), "give labelled texts with --data"),
+        (("--data", "few.txt", "--benign", "few.txt"), "--benign goes with --examples"),
+        (("--examples", "few.txt", "--look", "moon"), "--look: 'moon' is no place"),
+    ],
+)
+def test_faults_of_the_options_are_told_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("few.txt").write_text("one\ntwo\n", "utf-8")
+    command = ["fit", "screen", "--concept", "text/x", "--out", "s.safetensors", *options]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 1 and message in result.stderr.replace("\n", " ")

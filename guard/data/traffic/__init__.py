@@ -1,0 +1,1 @@
+"""The bank of software traffic: innocent texts that clients, agents and programs send to models."""
