@@ -63,7 +63,7 @@ def of_garak(folder: Path) -> dict[str, Disguise]:
         module = types.ModuleType("encoding")
         exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), vars(module))
     functions = {
-        name: getattr(getattr(module, f"Inject{name}"), "encoding_funcs", ()) for name in _GARAK
+        name: getattr(vars(module).get(f"Inject{name}"), "encoding_funcs", ()) for name in _GARAK
     }
     return {
         f"garak {name}": _text_of(function)
