@@ -61,7 +61,7 @@ def main() -> None:
             "any": _quantised(any_language * counts.sum()),
             "words": np.frombuffer(text.encode(), np.uint8),
         },
-        FILE,
+        str(FILE),
     )
 
 

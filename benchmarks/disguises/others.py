@@ -63,7 +63,7 @@ def of_garak(folder: Path) -> dict[str, Disguise]:
         module = types.ModuleType("encoding")
         exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), vars(module))
     functions = {
-        name: getattr(getattr(module, f"Inject{name}"), "encoding_funcs", ()) for name in _GARAK
+        name: getattr(vars(module).get(f"Inject{name}"), "encoding_funcs", ()) for name in _GARAK
     }
     return {
         f"garak {name}": _text_of(function)
@@ -143,7 +143,7 @@ class _StandIns:
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         if name.partition(".")[0] not in self._names or name.startswith("pyrit.converter."):
             return None
-        return ModuleSpec(name, self, is_package=True)
+        return ModuleSpec(name, self, is_package=True)  # type: ignore[arg-type]
 
     def create_module(self, spec: ModuleSpec) -> Any:
         module = MagicMock(name=spec.name)

@@ -41,13 +41,13 @@ Codes = NDArray[np.uint8]
 class Letters(NamedTuple):
     """The letters of a text, and their nats in all: the fewer per letter, the more likely."""
 
-    count: int
+    size: int
     nats: float
 
     @property
     def mean(self) -> float:
         """Nats per letter; infinite where there is no letter."""
-        return self.nats / self.count if self.count else math.inf
+        return self.nats / self.size if self.size else math.inf
 
 
 def codes_of(text: str) -> Codes:
@@ -60,7 +60,7 @@ def nats_of(codes: Codes, model: Model = "english") -> NDArray[np.uint8]:
     padded = np.zeros(len(codes) + 2, np.int16)
     padded[2:] = codes
     places = (padded[:-2] * np.int16(SYMBOLS) + padded[1:-1]) * np.int16(SYMBOLS) + padded[2:]
-    return _table(model)[places]
+    return np.asarray(_table(model)[places])
 
 
 def letters_in(text: str, model: Model = "english") -> Letters:
@@ -72,9 +72,9 @@ def letters_in(text: str, model: Model = "english") -> Letters:
 def is_language(text: str) -> bool:
     """Whether the letters of a text, of which there are at least three, read as English."""
     letters = letters_in(text)
-    if letters.count < _FEW:
+    if letters.size < _FEW:
         return False
-    return letters.mean <= (READABLE if letters.count > _SHORT else _SHORT_READABLE)
+    return letters.mean <= (READABLE if letters.size > _SHORT else _SHORT_READABLE)
 
 
 def is_common(word: str) -> bool:

@@ -184,10 +184,10 @@ def _substituted_block(
             peak = int(start + np.argmax(row[start:end]))
             if row[peak] >= _ENOUGH:
                 found.append((float(row[peak]), int(number), int(places[start]), int(places[peak])))
-    for _, number, start, last in sorted(found, reverse=True):
-        if taken[start] or taken[last]:
+    for _, index, first, last in sorted(found, reverse=True):
+        if taken[first] or taken[last]:
             continue
-        edit = _decoded(text, _SUBSTITUTIONS[number], start, last + 1)
+        edit = _decoded(text, _SUBSTITUTIONS[index], first, last + 1)
         if edit is not None:
             taken[edit.start : edit.end] = b"\1" * (edit.end - edit.start)
             yield edit
@@ -198,9 +198,9 @@ def _decoded(text: str, table: dict[int, str], start: int, end: int) -> Replacem
     decoded = text[start:end].translate(table)
     letters, clear = letters_in(decoded), letters_in(text[start:end])
     is_varied = len(set(decoded.lower())) >= _FEWEST_KINDS
-    if letters.count < _FEWEST or not is_varied or not is_language(decoded):
+    if letters.size < _FEWEST or not is_varied or not is_language(decoded):
         return None
-    if clear.count and clear.mean < letters.mean + _GAIN:
+    if clear.size and clear.mean < letters.mean + _GAIN:
         return None
     return Replacement(start, end, decoded, range(start, end))
 
@@ -232,7 +232,7 @@ def _is_likelier(word: str, table: dict[int, str]) -> bool:
 
 def _with_signs(word: str) -> float:
     letters = letters_in(word)
-    return letters.nats + _SIGN_UNLIKELY * (len(word) - letters.count)
+    return letters.nats + _SIGN_UNLIKELY * (len(word) - letters.size)
 
 
 def _excess(codes: NDArray[np.uint8]) -> NDArray[np.float32]:

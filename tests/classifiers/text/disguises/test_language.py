@@ -36,7 +36,7 @@ def test_other_languages_are_likelier_in_the_table_of_any() -> None:
 
 def test_a_text_without_letters_is_no_language() -> None:
     assert not is_language("12, 34 - 56!")
-    assert letters_in("").count == 0
+    assert letters_in("").size == 0
 
 
 @pytest.mark.parametrize(

