@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from classifiers.text.heads import TextHead, TextHeads
+from classifiers.embeddings.heads import EmbeddingHead, EmbeddingHeads
 from rich.console import Console
 from rich.table import Table
 
@@ -100,15 +100,15 @@ class _Screens:
 
     def __init__(self) -> None:
         self._encoder = TextEncoder.load(resolve_source("minilm"), threads=1)
-        artifacts = {
-            path.stem: Artifact.load(path) for path in sorted(FITTED.glob("*.safetensors"))
-        }
+        loaded = {path.stem: Artifact.load(path) for path in sorted(FITTED.glob("*.safetensors"))}
+        # screens of images lie beside those of texts
+        artifacts = {name: each for name, each in loaded.items() if each.meta.method == "screen"}
         self._names = list(artifacts)
         settings = [artifact.meta.settings for artifact in artifacts.values()]
-        self._thresholds = np.array([float(setting["threshold"]) for setting in settings])
-        self._heads = TextHeads(
+        self._thresholds = np.array([setting["threshold"] for setting in settings], np.float64)
+        self._heads = EmbeddingHeads(
             [
-                TextHead.from_tensors(artifact.tensors, artifact.meta.settings)
+                EmbeddingHead.from_tensors(artifact.tensors, artifact.meta.settings)
                 for artifact in artifacts.values()
             ]
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import math
 import re
 import unicodedata
 from collections.abc import Iterator
@@ -87,8 +88,8 @@ def _foreign_words(text: str) -> Iterator[tuple[int, int]]:
         peak = int(start + np.argmax(sums[start:end])) + 1
         stretch = text[start:peak]
         has_words = len(stretch.split()) >= _FEWEST_WORDS
-        letters = int(np.count_nonzero(codes[start:peak]))
-        if sums[peak - 1] >= _ENOUGH and has_words and letters >= _FEWEST_LETTERS:
+        count = int(np.count_nonzero(codes[start:peak]))
+        if sums[peak - 1] >= _ENOUGH and has_words and count >= _FEWEST_LETTERS:
             yield int(start), peak
 
 
@@ -116,7 +117,7 @@ def _is_random(blob: str) -> bool:
         data = base64.b64decode(blob[: len(blob) // 4 * 4], altchars=b"-_" if "-" in blob else None)
     except binascii.Error:
         return False
-    return len(set(data)) > len(data) ** 0.5
+    return len(set(data)) > math.sqrt(len(data))
 
 
 def _symbols(text: str) -> Iterator[tuple[int, int]]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from classifiers.text.heads import Floats
+from classifiers.embeddings.heads import Floats
 from numpy.typing import NDArray
 
 from guard.data.bank.bank import topics
