@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from classifiers.embeddings.heads import EmbeddingHead, EmbeddingHeads
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.disguises.others import of_garak, of_pyrit
 from benchmarks.disguises.writing import WRITTEN, Disguise
 from benchmarks.screens import FITTED, random_texts
+from classifiers.embeddings.heads import EmbeddingHead, EmbeddingHeads
 from classifiers.text.disguises.views import readings
 from classifiers.text.encoder.model import TextEncoder
 from classifiers.text.patterns.matching import PatternSet, shipped

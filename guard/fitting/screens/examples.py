@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from classifiers.embeddings.heads import Floats
 from numpy.typing import NDArray
 
+from classifiers.embeddings.heads import Floats
 from guard.data.bank.bank import topics
 from guard.data.prompts import ScreenText
 from guard.data.traffic.traffic import families
