@@ -118,6 +118,8 @@ def test_a_few_examples_are_enough(
     monkeypatch.setattr(examples, "families", lambda: bank)
     monkeypatch.setattr(examples, "topics", lambda: ())
     monkeypatch.setattr(examples, "NEAR", 40)
+    # random weights find all texts alike
+    monkeypatch.setattr(examples, "_SAME", 2.0)
     mine = tmp_path / "mine.txt"
     mine.write_text("\n".join(row.prompt for row in ROWS if row.unsafe), "utf-8")
     out = tmp_path / "s.safetensors"
