@@ -50,8 +50,11 @@ def add(
     document = read_document(config)
     tables, key = ("patterns", "source") if is_list else ("guards", "artifact")
     added = _add_tables(document, tables, key, paths, config)
-    _add_to_policy(document, [path.stem for path in paths], policy, config, _settings_of(guard))
-    if is_list:
+    is_new = _add_to_policy(
+        document, [path.stem for path in paths], policy, config, _settings_of(guard)
+    )
+    if is_list and is_new:
+        # one that the policy had acts as somebody has set
         _redact_answers(document, guard.stem, policy)
     replace_document(config, document)
     if as_json:
@@ -102,7 +105,7 @@ def _add_tables(
 
 
 def _redact_answers(document: Any, name: str, policy: str) -> None:
-    """Let the list `name` redact answers, whatever the policy does otherwise; what is set stays."""
+    """Let the list `name` redact answers, whatever the policy does otherwise."""
     screen = document["policies"][policy].setdefault("screen", tomlkit.table())
     screen.setdefault("actions", tomlkit.inline_table()).setdefault(name, "redact")
     screen.setdefault("looks", tomlkit.inline_table()).setdefault(name, ["response"])
@@ -119,9 +122,9 @@ def _settings_of(guard: Path) -> dict[str, str]:
 
 def _add_to_policy(
     document: Any, names: Sequence[str], policy: str, config: Path, settings: Mapping[str, str]
-) -> None:
-    """Add guards to a policy; a new one acts by `settings`. Raises DataError where a policy that is
-    there acts in another way."""
+) -> bool:
+    """Add guards to a policy, and say whether it had not all of them; a new policy acts by
+    `settings`. Raises DataError where a policy that is there acts in another way."""
     policies = document.get("policies")
     if policies is None:
         policies = document["policies"] = tomlkit.table(is_super_table=True)
@@ -138,6 +141,7 @@ def _add_to_policy(
         guards = policies[policy]["guards"] = tomlkit.array()
     if not isinstance(guards, list):
         raise DataError(f"{config}: policies.{policy}.guards is no list")
-    for name in names:
-        if name not in guards:
-            guards.append(name)
+    missing = [name for name in names if name not in guards]
+    for name in missing:
+        guards.append(name)
+    return bool(missing)

@@ -92,7 +92,13 @@ def calibrate(
     spoken = _spoken(plan)
     known, judging = ([p for p in each if not spoken(p)] for each in (known, judging))
     require_prompts(fpr, len(known))
-    before = plan.rows()
+    if not judging:
+        raise DataError("each prompt of the test split says the concept of a guard: add others")
+    # guards in shadow act on nothing, so that nothing fires because of them
+    acting = {guard.name for guard in plan.guards if not guard.shadow}
+    before = [row for row in plan.rows() if row.name in acting]
+    if not before:
+        raise DataError(f"all guards of policy {chosen!r} are in shadow: none of them acts")
     with stages() as progress:
         of_known, of_judging = (
             read_scores(chat, plans.bank, before, each, answer_tokens=tokens, progress=progress)

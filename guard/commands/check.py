@@ -288,7 +288,9 @@ def _screening(policy: dict[str, Any]) -> str:
     default = policy["action"] if policy["action"] in get_args(TextAction) else "block"
     names = [guard["name"] for guard in policy["guards"] if guard["kind"] in SCREENS]
     actions = ", ".join(f"{name}: {screen['actions'].get(name, default)}" for name in names)
-    text = f"reads {', '.join(screen['look'])} ({actions})"
+    # without one, each screen reads the places that it was fitted for
+    places = ", ".join(screen["look"]) if screen["look"] else "what each screen is for"
+    text = f"reads {places} ({actions})"
     text += f", holds {screen['hold_back_chars']} characters of a stream back"
     text += ", reads the text in images" if screen["ocr"] else ""
     unread = ", ".join(screen["unscreened"])

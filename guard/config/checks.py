@@ -112,6 +112,7 @@ def cross_check(data: Mapping[str, Any], folder: Path) -> Iterator[Problem]:
         for name in ("default_policy", "policies"):
             yield from _unknown("policy", _strings(key, ("keys", index, name)), known)
     kinds: dict[str, Kind | None] = {str(entry.get("name")): "text" for _, entry in lists}
+    fitted_for: dict[str, object] = {}
     for index, guard in guards:
         if isinstance(reference := guard.get("artifact"), str):
             try:
@@ -124,6 +125,7 @@ def cross_check(data: Mapping[str, Any], folder: Path) -> Iterator[Problem]:
             if str(guard.get("name")) in {str(entry.get("name")) for _, entry in lists}:
                 yield ("guards", index, "name"), "is also a name in [[patterns]]: change one"
             kinds[str(guard.get("name"))] = kind
+            fitted_for[str(guard.get("name"))] = meta.settings.get("look")
             if kind != "language" and "recheck" in guard:
                 yield ("guards", index, "recheck"), "is for guards of language models: leave it out"
             if kind in SCREENS and "strength" in guard:
@@ -141,7 +143,7 @@ def cross_check(data: Mapping[str, Any], folder: Path) -> Iterator[Problem]:
     for name, policy in policies.items():
         yield from _fallback(name, policy)
         patterns = {str(entry.get("name")) for _, entry in lists}
-        yield from screen_problems(name, policy, kinds, patterns)
+        yield from screen_problems(name, policy, kinds, patterns, fitted_for)
         screen = _table(policy, "screen")
         upstream: KeyPath = ("policies", name, "screen", "upstream")
         yield from _unknown("upstream", _strings(screen, upstream), names)

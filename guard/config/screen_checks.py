@@ -38,11 +38,12 @@ def screen_problems(
     policy: Mapping[str, Any],
     kinds: Mapping[str, Kind | None],
     patterns: Collection[str],
+    fitted_for: Mapping[str, object],
 ) -> Iterator[tuple[KeyPath, str]]:
     """The faults of `[policies.NAME]` and its `screen`.
 
-    `kinds` are those of all guards, `patterns` the names of guards that are patterns. Values of the
-    wrong type are ignored.
+    `kinds` are those of all guards, `patterns` the names of guards that are patterns, `fitted_for`
+    has the places of guards that say which they are for. Values of the wrong type are ignored.
     """
     entries = policy.get("guards")
     entries = entries if isinstance(entries, list) else []
@@ -83,7 +84,8 @@ def screen_problems(
             yield at, f"{guard} does not know positions in a text: only patterns can redact"
         if action == "route" and not {"upstream", "model"} & screen.keys():
             yield at, 'needs a destination: add upstream or model to the policy\'s "screen"'
-        if action in {"route", "policy"} and looks.get(guard, screen.get("look")) == ["response"]:
+        places = looks.get(guard) or screen.get("look") or fitted_for.get(guard)
+        if action in {"route", "policy"} and places == ["response"]:
             yield at, f'"{action}" is too late for answers, and {guard} reads only these'
         if action == "policy" and "upstream_policy" not in screen:
             yield at, 'needs a policy: add upstream_policy to the policy\'s "screen"'

@@ -116,6 +116,11 @@ def test_a_list_of_patterns_redacts_answers(folder: Path) -> None:
     # what somebody has set since stays
     (folder / "config.toml").write_text(text.replace('names = "redact"', 'names = "block"', 1))
     assert _add(folder, "guards/names.toml", "--policy", "books").exit_code == 0
-    assert load_config(folder / "config.toml").policies["books"].screen.actions == {
-        "names": "block"
-    }
+    actions = load_config(folder / "config.toml").policies["books"].screen.actions
+    assert actions == {"names": "block"}
+    # and so does a policy that blocks by the list, without a word about screens
+    blocking = '[[patterns]]\nname = "names"\nsource = "guards/names.toml"\n\n'
+    blocking += '[policies.p]\nguards = ["names"]\naction = "block"\n'
+    (folder / "config.toml").write_text(blocking)
+    assert _add(folder, "guards/names.toml", "--policy", "p").exit_code == 0
+    assert (folder / "config.toml").read_text() == blocking

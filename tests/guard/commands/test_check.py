@@ -180,3 +180,13 @@ def test_check_notes_a_guard_that_senses_behind_another_that_acts(
     notes = json.loads(run("check", path, "--json").stdout)["policies"]["p"]["notes"]
     assert [note.startswith("late senses up to layer 3") for note in notes] == [True] * noted
     assert ("late senses" in run("check", path).stdout) == noted
+
+
+def test_check_says_what_screens_read(tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    lists = '[[patterns]]\nname = "secrets"\nsource = "secrets"\n\n[policies.p]\n'
+    lists += 'guards = ["secrets"]\naction = "block"\n'
+    config.write_text(lists)
+    assert "reads what each screen is for (secrets: block)" in run("check", config).stdout
+    config.write_text(lists + '[policies.p.screen]\nlook = ["user"]\n')
+    assert "reads user (secrets: block)" in run("check", config).stdout

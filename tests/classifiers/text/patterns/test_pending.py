@@ -140,19 +140,19 @@ def test_a_window_with_its_context_shows_all_that_begins_in_it(text: str, share:
 @pytest.mark.parametrize(
     ("text", "open_end"),
     [
-        ("Hello there world", "Hello there world"),  # the last word may decode to "@example.com"
-        ("Hello there, world is ", " world is "),
-        ("Hello there world. ", " there world. "),
-        ("write to joe@exam", "write to joe@exam"),
-        ("write to joe@example.com", "write to joe@example.com"),
-        ("write to joe@example.com, or ", ", or "),
+        ("Hello there world", "there world"),  # the last word may decode to "@example.com"
+        ("Hello there, world is ", "is "),
+        ("Hello there world. ", "there world. "),
+        ("write to joe@exam", "to joe@exam"),
+        ("write to joe@example.com", "to joe@example.com"),
+        ("write to joe@example.com, or ", "or "),
         ("call +44 20 79", "call +44 20 79"),
         ("the password = hunt", "password = hunt"),
         ('{"city": "Paris", "count": ', " "),
-        ("see joe%40example.com now", "see joe%40example.com now"),
-        ("it’s a café for us", "café for us"),
-        ("🙂 done! ", "🙂 done! "),
-        ("🙂 done!", "🙂 done!"),
+        ("see joe%40example.com now", "joe%40example.com now"),
+        ("it’s a café for us", "for us"),
+        ("🙂 done! ", " "),
+        ("🙂 done!", " done!"),
     ],
 )
 def test_what_is_open(text: str, open_end: str) -> None:
