@@ -269,7 +269,9 @@ def _memory() -> dict[str, int]:
 
 def guard_bytes(bank: HiddenBank) -> int:
     """Bytes of the tensors of all loaded guards: those of the bank, and those of its stacks."""
-    return sum(_bytes(vars(part)) for part in (bank, *bank.stacks))
+    schedules = [vars(stack).get("_schedules") for stack in bank.stacks]
+    parts = (bank, *bank.stacks, *(each for each in schedules if each is not None))
+    return sum(_bytes(vars(part)) for part in parts)
 
 
 def _bytes(fields: dict[Any, Any]) -> int:

@@ -45,7 +45,7 @@ SYSTEM_PROMPTS = "system-prompts"
 """The source of what only operators write: screens learn from it, and no threshold depends on
 it."""
 EVERYDAY_TESTED = 150
-"""So few that at least half of the benign test texts are look-alikes."""
+"""So few that at least half of the benign test texts beside traffic are look-alikes."""
 
 EVERYDAY = ("harry-potter", "medication-dosing")
 

@@ -34,8 +34,8 @@ def test_no_family_is_both_learned_from_and_tested_on(rows: list[data.Row]) -> N
 
 def test_look_alikes_are_at_least_half_of_the_benign_test(rows: list[data.Row]) -> None:
     counts = Counter(str(row["source"]) for row in rows if not row["unsafe"])
-    similar, other, everyday = (counts[source] for source in TESTED)
-    assert similar >= 50 and similar + other >= everyday
+    similar, other, everyday, traffic = (counts[source] for source in TESTED)
+    assert similar >= 50 and similar + other >= everyday and traffic >= 50
 
 
 def test_no_text_is_both_unsafe_and_benign_or_stands_twice(rows: list[data.Row]) -> None:

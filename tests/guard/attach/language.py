@@ -54,7 +54,8 @@ def language_config(
     return Config(
         guards=(
             GuardConfig(name="loud", artifact=path, threshold=ALWAYS),
-            GuardConfig(name="silent", artifact=path, threshold=NEVER),
+            # the threshold of generated tokens would not lie under that of prompts otherwise
+            GuardConfig(name="silent", artifact=path, threshold=NEVER, recheck=recheck),
         ),
         policies={name: PolicyConfig(guards=(name,), **policy) for name in ("loud", "silent")},
     )
