@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from classifiers.text.patterns.recognizers.people.addresses import ipv4
+from classifiers.text.patterns.recognizers.people.libraries import answer
 from classifiers.text.patterns.recognizers.secrets.entropy import (
     bits_per_character,
     has_letters_and_digits,
@@ -22,14 +23,14 @@ def luhn(match: str) -> bool:
     from stdnum import luhn
 
     digits = "".join(filter(str.isdigit, match))
-    return len(set(digits)) > 1 and luhn.is_valid(digits)
+    return len(set(digits)) > 1 and bool(answer(luhn.is_valid, digits))
 
 
 def iban(match: str) -> bool:
     """Whether the length is that of the country and the check of ISO 13616 (modulo 97) holds."""
     from stdnum import iban
 
-    return match.isascii() and iban.is_valid(match, check_country=False)
+    return match.isascii() and bool(answer(iban.is_valid, match, check_country=False))
 
 
 def _entropy(least: float) -> Check:

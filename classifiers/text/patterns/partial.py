@@ -25,6 +25,7 @@ from classifiers.text.patterns.syntax import (
     Repetition,
     ValueGroup,
     context_width,
+    has_value,
     parse_regex,
     width,
 )
@@ -176,12 +177,12 @@ class _Program:
         start = self._state()
         # Where a match is found whose context holds other matches of the expression, these are not
         # found: nothing is decided before that.
-        context = context_width(tree)
-        value_begins = context is not None and context <= 1
+        always_value = has_value(tree)
+        value_begins = always_value and (context_width(tree) or 0.0) <= 1
         if not value_begins:
             self.begins.add(start)
         self._emit(tree, value_begins=value_begins)
-        if context is None:
+        if not always_value:
             self.live.add(len(self.reads) - 1)
 
     def readers(self) -> dict[str, int]:

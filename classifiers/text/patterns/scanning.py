@@ -59,8 +59,11 @@ def _findings(each: _Compiled, text: str, data: bytes, places: _Places) -> Itera
     place = 0
     while match := each.search.search(data, place):
         first, last = match.span(each.group)
+        if first < 0:  # a branch without the group: all of it is the match
+            first, last = match.span()
         start, end = places.character(first), places.character(last)
-        place = max(last, place + 1)  # the context of one may be the context of the next
+        # the context of one may be the context of the next; no match is found twice
+        place = max(last, match.start() + 1)
         if start == end:
             continue
         finding = each.expression.judged(Candidate(text, start, end))

@@ -120,6 +120,21 @@ def context_width(node: Node) -> float | None:
             return None if context_width(part) is None else width(node)
 
 
+def has_value(node: Node) -> bool:
+    """Whether every match has the group `value`."""
+    match node:
+        case CharacterClass() | Assertion():
+            return False
+        case ValueGroup():
+            return True
+        case Concatenation(parts):
+            return any(map(has_value, parts))
+        case Alternation(parts):
+            return all(map(has_value, parts))
+        case Repetition(part, least, _):
+            return least > 0 and has_value(part)
+
+
 def _alternatives(pattern: str, place: int, flags: frozenset[str]) -> tuple[Node, int]:
     branches: list[list[Node]] = [[]]
     while place < len(pattern) and pattern[place] != ")":

@@ -42,6 +42,9 @@ def matcher(*patterns: str, raw: bool = True) -> PartialMatcher:
         ("(?:^|[^0-9])(?P<value>[0-9]{3})(?:[^0-9]|$)", "to 123.", ""),
         ("key=(?P<value>[a-z]{4})", "key=ab", "key=ab"),
         ("key=(?P<value>[a-z]{4})", "xke", "ke"),
+        # where a branch lacks the group, all of it is the match
+        ("#(?P<value>[0-9]{4})|forget me", "please forget m", "forget m"),
+        ("(?:#(?P<value>[0-9]{4}))?me+", "please me", "me"),
     ],
 )
 def test_known_suffixes(pattern: str, text: str, suffix: str) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import time
+
+import pytest
+
 from classifiers.text.disguises.views import PLAIN, View
 from classifiers.text.patterns.candidates import LOOKBACK, Candidate, Expression, Finding
 from classifiers.text.patterns.scanning import Expressions
@@ -63,3 +67,27 @@ def test_every_expression_that_matches_is_run() -> None:
     expressions = Expressions(others, raw=True)
     assert [f.label for f in expressions.findings(_view("a bar, a foo"))] == ["A", "B"]
     assert not expressions.may_match(b"nothing")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text", "found"),
+    [
+        ("code (?P<value>[0-9]{4})|forget me", "forget me, code 1234", ["forget me", "1234"]),
+        # an empty value is none, and its context may hold that of the next
+        (";(?P<value>[0-9]*);", ";;12;", ["12"]),
+        ("code (?P<value>[0-9]*)|forget me", "code - forget me", ["forget me"]),
+    ],
+)
+def test_a_match_without_the_group_is_a_finding_as_a_whole(
+    pattern: str, text: str, found: list[str]
+) -> None:
+    expression = Expression(frozenset({"X"}), pattern, None, longest=16)
+    assert [value for value, *_ in _found(text, expression)] == found
+
+
+@pytest.mark.parametrize("pattern", ["x(?P<value>[0-9]{4})|;", "(?P<value>[0-9]*);"])
+def test_a_match_without_a_value_is_found_once(pattern: str) -> None:
+    expression = Expression(frozenset({"X"}), pattern, None, longest=16)
+    began = time.process_time()
+    _found("-" * 300_000 + ";", expression)
+    assert time.process_time() - began < 5.0

@@ -6,9 +6,9 @@ from functools import cache
 from typing import Any, Final
 
 from stdnum import iban
-from stdnum.exceptions import ValidationError
 
 from classifiers.text.patterns.candidates import Candidate, Expression, Finding
+from classifiers.text.patterns.recognizers.people.libraries import answer
 
 
 @cache
@@ -41,9 +41,7 @@ def _judge(candidate: Candidate) -> Finding | None:
     behind = value[end : end + 1] or candidate.following
     if behind.isalnum():
         return None
-    try:
-        iban.validate(value[:end], check_country=False)
-    except ValidationError:
+    if not answer(iban.is_valid, value[:end], check_country=False):
         return None
     return candidate.part(0, end).is_("IBAN", 1.0, country)
 

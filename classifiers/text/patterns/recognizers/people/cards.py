@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from stdnum import luhn
-
 from classifiers.text.patterns.candidates import Candidate, Expression, Finding
 from classifiers.text.patterns.recognizers.labels import Labels
 
@@ -52,27 +50,45 @@ _GROUPS: Final = re.compile(
 _LENGTHS: Final = range(12, 20)
 
 
+_SEPARATORS: Final = str.maketrans("", "", " .-")
+_DOUBLED: Final = [sum(divmod(2 * digit, 10)) for digit in range(10)]
+
+
 def _judge(candidate: Candidate) -> Finding | None:
     value = candidate.value
+    digits = value.translate(_SEPARATORS)
+    if len(set(digits)) < 2:
+        return None
+    lengths = _lengths(digits)
+    if not lengths:
+        return None
     places = [place for place, char in enumerate(value) if char.isdigit()]
     label: str | None = ""
     # what follows behind a space may be another number
-    for count in reversed(_LENGTHS):
-        if count > len(places):
+    for length in reversed(lengths):
+        end = places[length - 1] + 1
+        if value[end : end + 1].isdigit() or not _GROUPS.match(value[:end]):
             continue
-        end = places[count - 1] + 1
-        if end < len(value) and value[end].isdigit():
-            continue
-        digits = "".join(value[place] for place in places[:count])
-        if len(set(digits)) < 2 or not _GROUPS.match(value[:end]) or not luhn.is_valid(digits):
-            continue
-        is_brand = _BRANDS.match(digits) is not None
+        is_brand = _BRANDS.match(digits[:length]) is not None
         if label == "":
             label = _LABELS.before(candidate)
         if is_brand or label:
             confidence = 1.0 if label and is_brand else 0.8
             return candidate.part(0, end).is_("CREDIT_CARD", confidence)
     return None
+
+
+def _lengths(digits: str) -> list[int]:
+    # The lengths at which Luhn's check holds. In a row of digits every one begins a candidate, so
+    # all lengths are summed at once, where stdnum would read the digits anew for each.
+    found = []
+    total = other = 0  # the last digit counts once in the one, double in the other
+    for length, sign in enumerate(digits, 1):
+        digit = ord(sign) - 48
+        total, other = other + digit, total + _DOUBLED[digit]
+        if length in _LENGTHS and total % 10 == 0:
+            found.append(length)
+    return found
 
 
 CARDS: Final = Expression(

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from classifiers.text.patterns.candidates import Candidate, Expression, Finding
 from classifiers.text.patterns.recognizers.labels import Labels, folded
+from classifiers.text.patterns.recognizers.people.libraries import answer
 from classifiers.text.patterns.recognizers.people.national_forms import FORMS, GENERIC, Form
 
 _LABELS: Final = Labels(*GENERIC, *(label for form in FORMS for label in form.labels))
@@ -50,7 +51,7 @@ def _judge(candidate: Candidate) -> Finding | None:
 
 def _as(form: Form, pattern: re.Pattern[str], candidate: Candidate) -> Finding | None:
     found = pattern.match(candidate.text, candidate.start, candidate.end + 1)
-    if found is None or not _rules(form.module).is_valid(found[0]):
+    if found is None or not answer(_rules(form.module).is_valid, found[0]):
         return None
     confidence = 0.8 if pattern is _ALONE.get(form) else 1.0
     return candidate.part(0, found.end() - candidate.start).is_(

@@ -9,6 +9,7 @@ import phonenumbers
 from phonenumbers import PhoneMetadata
 
 from classifiers.text.patterns.expressions import full_match_set
+from classifiers.text.patterns.recognizers.people.libraries import answer
 
 _KEPT: Final = 4096
 
@@ -17,20 +18,15 @@ _KEPT: Final = 4096
 def valid_region(number: str) -> str | None:
     """The region of a valid international number ("+49301234567"), or None. A number that belongs
     to no one country gives "001"."""
-    try:
-        parsed = phonenumbers.parse(number, None)
-    except phonenumbers.NumberParseException:
-        return None
-    return phonenumbers.region_code_for_number(parsed)
+    parsed = answer(phonenumbers.parse, number, None)
+    return None if parsed is None else answer(phonenumbers.region_code_for_number, parsed)
 
 
 @lru_cache(_KEPT)
 def is_possible(number: str) -> bool:
     """Whether an international number has the length of one."""
-    try:
-        return phonenumbers.is_possible_number(phonenumbers.parse(number, None))
-    except phonenumbers.NumberParseException:
-        return False
+    parsed = answer(phonenumbers.parse, number, None)
+    return parsed is not None and bool(answer(phonenumbers.is_possible_number, parsed))
 
 
 def national_region(digits: str) -> str | None:

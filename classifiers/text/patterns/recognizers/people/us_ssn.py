@@ -8,6 +8,7 @@ from stdnum.us import ssn
 
 from classifiers.text.patterns.candidates import Candidate, Expression, Finding
 from classifiers.text.patterns.recognizers.labels import Labels
+from classifiers.text.patterns.recognizers.people.libraries import answer
 
 _LABELS: Final = Labels(
     *("ssn", "ssns", "social security", "social sec", "soc sec", "soc. sec", "ss#", "ss number"),
@@ -20,7 +21,7 @@ _PUBLISHED: Final = frozenset({"078051120", "457555462", "219099999"})
 def _judge(candidate: Candidate) -> Finding | None:
     value = candidate.value
     digits = "".join(filter(str.isdigit, value))
-    if digits not in _PUBLISHED and not ssn.is_valid(digits):
+    if digits not in _PUBLISHED and not answer(ssn.is_valid, digits):
         return None
     if _LABELS.before(candidate):
         return candidate.is_("US_SSN", 1.0, "US")

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
-import pytest
+import time
 
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from stdnum import luhn
+
+from classifiers.text.disguises.views import PLAIN, View
+from classifiers.text.patterns.recognizers.people.cards import CARDS
+from classifiers.text.patterns.scanning import Expressions
 from tests.classifiers.text.patterns.recognizers.tables import values
 
 FOUND = [
@@ -35,3 +43,20 @@ def test_it_is_found_as_a_whole(text: str, value: str) -> None:
 @pytest.mark.parametrize("text", NOT_FOUND)
 def test_what_resembles_it_is_left_alone(text: str) -> None:
     assert values("personal-data", "CREDIT_CARD", text) == []
+
+
+@settings(max_examples=30)
+@given(st.from_regex(r"[1-9][0-9]{11,18}", fullmatch=True), st.booleans())
+def test_behind_a_label_the_check_digit_decides(digits: str, is_made_valid: bool) -> None:
+    if is_made_valid:
+        digits = digits[:-1] + luhn.calc_check_digit(digits[:-1])
+    expected = [digits] if luhn.is_valid(digits) and len(set(digits)) > 1 else []
+    assert values("personal-data", "CREDIT_CARD", f"card {digits}") == expected
+
+
+@pytest.mark.parametrize("unit", ["4 1 2 ", "8 7 1 "])
+def test_a_row_of_single_digits_is_read_in_little_time(unit: str) -> None:
+    view = View(PLAIN, unit * 5_000, lambda start, end: (start, end))
+    began = time.process_time()
+    assert not list(Expressions([CARDS], raw=False).findings(view))
+    assert time.process_time() - began < 1.2  # of 30 kB
