@@ -27,6 +27,8 @@ UNMARKED: Final[Mapping[str, Callable[[str], Iterator[Replacement]]]] = {
     "cipher": ciphers.deciphered,
     "wording": wording.worded,
 }
+_WHOLE: Final[Mapping[str, Callable[[str], Iterator[Replacement]]]] = {"wording": wording.acrostics}
+"""What replaces whole texts comes last: it would hide all runs in them. Their decoding shows it."""
 _UNSETTLED: Final[Mapping[str, Callable[[str], int]]] = {
     "cipher": ciphers.unsettled,
     "wording": wording.unsettled,
@@ -57,7 +59,7 @@ def encoded_runs(text: str, wanted: frozenset[str] = ENCODINGS) -> list[tuple[st
     """All encoded runs of the `wanted` families with their decodings, in linear time.
 
     They are in order and without overlaps: of two that overlap, a run with a sign comes first, then
-    the one that begins first, then the longer one.
+    the one that begins first, then the longer one; an acrostic comes last.
     """
     found: list[tuple[str, Replacement]] = []
     if may_have_runs(text, wanted):
@@ -65,10 +67,10 @@ def encoded_runs(text: str, wanted: frozenset[str] = ENCODINGS) -> list[tuple[st
             if codec.name in wanted and may_have_runs(text, frozenset({codec.name})):
                 found += ((codec.name, edit) for edit in codec.decode(text))
     runs = _apart(found, [])
-    return _apart(
-        [(name, edit) for name, find in UNMARKED.items() if name in wanted for edit in find(text)],
-        runs,
-    )
+    for finders in (UNMARKED, _WHOLE):
+        unmarked = [(name, find) for name, find in finders.items() if name in wanted]
+        runs = _apart([(name, edit) for name, find in unmarked for edit in find(text)], runs)
+    return runs
 
 
 def _apart(

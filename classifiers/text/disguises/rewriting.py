@@ -46,8 +46,8 @@ class Rewritten:
         first, in_first = self._locate(start)
         last, in_last = self._locate(end - 1)
         if first is not None and first is last and first.at is not None:
-            ends = first.at[in_first], first.at[in_last]
-            return min(ends), max(ends) + 1
+            part = first.at[in_first : in_last + 1]
+            return min(part), max(part) + 1
         return _start(first, in_first), _end(last, in_last)
 
     def _locate(self, position: int) -> tuple[Replacement | None, int]:

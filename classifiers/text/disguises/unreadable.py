@@ -29,11 +29,22 @@ _ENOUGH: Final = 30.0
 _WORDS: Final = re.compile(r"(?<!\S)[\"'(]?[A-Za-z]{2,24}[.,;:!?)\"']{0,2}(?:\s{1,3}|\Z)")
 _CAPITALS: Final = 5
 """Words in capitals up to so long are abbreviations."""
-_BLOB: Final = re.compile(r"[A-Za-z0-9+/_-]{120,}+={0,2}")
-_BEFORE_BLOB: Final = re.compile(
-    r"(?:;base64,|-----\s|\bssh-[a-z0-9]{2,10} |\bsha\d{3}-|://\S{0,200}|[.?&#%])\s?\Z"
+_FEWEST_DIGITS: Final = 120
+"""Digits of a blob."""
+_LINE: Final = re.compile(r"[A-Za-z0-9+/_-]{48,}+={0,2}")
+_NEXT_LINE: Final = re.compile(
+    r"[ \t]{0,4}\r?\n[ \t>]{0,8}"
+    r"([A-Za-z0-9+/_-]{12,}+={0,2}|[A-Za-z0-9+/_-]++={0,2}(?=[ \t]{0,4}(?:\r?\n|\Z)))"
 )
-_DIGESTS: Final = frozenset({128, 160, 192, 256})
+"""A last line may be short; if other words follow, a short one is more likely a word."""
+_BEFORE_BLOB: Final = re.compile(
+    r"(?:;base64,\s?|-----[\s>]{1,12}(?:[A-Z][\w-]{1,30}: [^\n]{0,99}\n[\s>]{0,12}){0,4}"
+    r"|\bssh-[a-z0-9]{2,10} |\bsha\d{3}-|://\S{0,200}|[.?&#%])\Z"
+)
+"""The start of a data URL, of a certificate or key, with its headers, of a digest; a part of an
+address or of a token in parts."""
+_DIGESTS: Final = frozenset({56, 64, 96, 128, 160, 192, 256})
+"""Hexadecimal digits of digests, which may be a list."""
 _FILES: Final = tuple(
     base64.b64encode(head)[: len(head) * 4 // 3]
     for head in (
@@ -95,16 +106,32 @@ def _foreign_words(text: str) -> Iterator[tuple[int, int]]:
 
 def _blobs(text: str) -> Iterator[tuple[int, int]]:
     """Bytes in letters and digits that are no file, key or digest."""
-    for run in _BLOB.finditer(text):
-        blob = run[0]
-        if _BEFORE_BLOB.search(text, max(0, run.start() - 240), run.start()):
+    for start, end, lines in _blocks(text):
+        blob = "".join(lines)
+        if len(blob.rstrip("=")) < _FEWEST_DIGITS:
+            continue
+        if _BEFORE_BLOB.search(text, max(0, start - 240), start):
             continue
         if _HEX.fullmatch(blob):
-            is_code = len(blob) in _DIGESTS
+            is_code = not _DIGESTS.isdisjoint({len(lines[0]), len(blob)})
         else:
             is_code = blob.encode().startswith(_FILES) or not _is_random(blob)
         if not is_code:
-            yield run.span()
+            yield start, end
+
+
+def _blocks(text: str) -> Iterator[tuple[int, int, list[str]]]:
+    """Long runs of letters and digits; lines of one width are one run, with a shorter last one."""
+    end = 0
+    while run := _LINE.search(text, end):
+        lines, end = [run[0]], run.end()
+        while len(lines[-1]) == len(lines[0]) and lines[-1][-1] != "=":
+            line = _NEXT_LINE.match(text, end)
+            if line is None or len(line[1]) > len(lines[0]):
+                break
+            lines.append(line[1])
+            end = line.end()
+        yield run.start(), end, lines
 
 
 def _is_random(blob: str) -> bool:

@@ -19,7 +19,8 @@ class Codec:
     `run` is an expression of RE2 for all that may be such a run, and more: whether a run is
     decoded, and to what, must depend on the run and on the characters beside it alone. `sign` is
     one for what a text with a run has within SIGN_REACH, and most texts have not. `decode` finds
-    the decodings in linear time, in any order, as long as the run or shorter.
+    the decodings in linear time, in any order, as long as the run or shorter; what is packed is
+    unpacked to three times the run's length at most.
     """
 
     name: str

@@ -46,26 +46,34 @@ _PACKED: Final = ((b"\x1f\x8b", 31), (b"\x78\x9c", 15), (b"\x78\xda", 15), (b"\x
 
 
 def _base64s(text: str) -> Iterator[Replacement]:
-    done = 0
+    done = block_end = 0
+    most = len(text)
     for run in _BASE64.finditer(text) if _ANY_BASE64.search(text) else ():
         if run.start() < done:
             continue
+        if run.start() >= block_end:
+            most = len(text)
         lines, ends = [run[0]], [run.end()]
-        while line := _BASE64_LINE.match(text, ends[-1]):
+        while len(lines) < most and (line := _BASE64_LINE.match(text, ends[-1])):
             width = max(map(len, lines[:2]))
             lines.append(line[1])
             ends.append(line.end(1))
             if len(line[1]) < width:
                 break
-        done = ends[-1]
+        block_end = max(block_end, ends[-1])
         # The last line may be the first word of the following text; decoded, it makes no sense.
         counts = dict.fromkeys((len(lines), max(1, len(lines) - 1), 1))
         attempts = [(count, _from_base64("".join(lines[:count]))) for count in counts]
         decodings = [(count, decoded) for count, decoded in attempts if decoded]
+        done = ends[0]
+        count = 0
         if decodings:
             count, decoded = min(decodings, key=lambda pair: (pair[1].odd, -pair[0]))
             done = ends[count - 1]
             yield Replacement(run.start() + decoded.skipped, done, decoded.text)
+        # Lines that make no sense together are tried from the next one on, ever fewer at a time:
+        # all of them each time would take quadratic time.
+        most = max(1, 2 * len(lines) if count >= max(1, len(lines) - 1) else len(lines) // 2)
 
 
 class _Decoded(NamedTuple):

@@ -194,40 +194,45 @@ def _substituted_block(
 
 
 def _decoded(text: str, table: dict[int, str], start: int, end: int) -> Replacement | None:
+    if not _is_varied(text[max(0, start - _NEAR) : end + _NEAR].translate(table)):
+        return None
     start, end = _whole_words(text, table, start, end)
     decoded = text[start:end].translate(table)
     letters, clear = letters_in(decoded), letters_in(text[start:end])
-    is_varied = len(set(decoded.lower())) >= _FEWEST_KINDS
-    if letters.size < _FEWEST or not is_varied or not is_language(decoded):
+    if letters.size < _FEWEST or not _is_varied(decoded) or not is_language(decoded):
         return None
     if clear.size and clear.mean < letters.mean + _GAIN:
         return None
     return Replacement(start, end, decoded, range(start, end))
 
 
+def _is_varied(text: str) -> bool:
+    return len(set(text.lower())) >= _FEWEST_KINDS
+
+
 def _whole_words(text: str, table: dict[int, str], start: int, end: int) -> tuple[int, int]:
     """The bounds of the words from `start` to `end` and beside them that are likelier decoded."""
     near = max(0, start - _NEAR)
     words = [word.span() for word in _TOKEN.finditer(text, near, end + _NEAR)]
-    likelier = [_is_likelier(text[first:last], table) for first, last in words]
     inside = [n for n, (first, last) in enumerate(words) if first < end and last > start]
-    while inside and not likelier[inside[0]]:
-        inside.pop(0)
-    while inside and not likelier[inside[-1]]:
-        inside.pop()
-    if not inside:
+
+    def is_likelier(number: int) -> bool:
+        first, last = words[number]
+        return _with_signs(text[first:last].translate(table)) < _with_signs(text[first:last])
+
+    # from the edges, since each word that is looked at costs as much as a line
+    first, last = (inside[0], inside[-1]) if inside else (0, -1)
+    while first <= last and not is_likelier(first):
+        first += 1
+    if first > last:
         return start, start
-    first, last = inside[0], inside[-1]
-    while first and likelier[first - 1]:
+    while last > first and not is_likelier(last):
+        last -= 1
+    while first and is_likelier(first - 1):
         first -= 1
-    while last + 1 < len(words) and likelier[last + 1]:
+    while last + 1 < len(words) and is_likelier(last + 1):
         last += 1
     return words[first][0], words[last][1]
-
-
-def _is_likelier(word: str, table: dict[int, str]) -> bool:
-    """Whether a word beside a stretch belongs to it."""
-    return _with_signs(word.translate(table)) < _with_signs(word)
 
 
 def _with_signs(word: str) -> float:

@@ -46,7 +46,6 @@ def worded(text: str) -> Iterator[Replacement]:
             yield from _unglued(start, letters)
         elif len(letters) >= _SHORTEST_HUMPS:
             yield from _between_humps(start, letters)
-    yield from _acrostics(text)
 
 
 def _is_part(text: str, start: int, end: int) -> bool:
@@ -121,7 +120,7 @@ def _less_stretched(start: int, letters: str) -> Iterator[Replacement]:
     yield Replacement(start, start + len(letters), "".join(kept), at)
 
 
-def _acrostics(text: str) -> Iterator[Replacement]:
+def acrostics(text: str) -> Iterator[Replacement]:
     """The first letters of lines, if they read as English; an empty line parts words."""
     if text.count("\n") < _FEWEST_LINES - 1:
         return

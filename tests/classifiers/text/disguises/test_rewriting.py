@@ -14,12 +14,13 @@ def rewritings(draw: st.DrawFn) -> tuple[str, list[Replacement]]:
     cuts = sorted(draw(st.sets(st.integers(0, len(source)), max_size=8)))
     edits = []
     for start, end in zip(cuts[::2], cuts[1::2], strict=False):
-        kind = draw(st.sampled_from(["run", "same", "reversed", "every other"]))
+        kind = draw(st.sampled_from(["run", "same", "reversed", "shuffled", "every other"]))
         text: str = draw(st.text("xyz", min_size=1, max_size=4))
         at = {
             "run": None,
             "same": range(start, end),
             "reversed": range(end - 1, start - 1, -1),
+            "shuffled": draw(st.permutations(range(start, end))),
             "every other": range(start, end, 2),
         }[kind]
         edits.append(Replacement(start, end, text if at is None else "x" * len(at), at))

@@ -50,6 +50,16 @@ def test_what_no_decoder_reads_is_told(hidden: str) -> None:
     assert start + len(hidden) - 24 < last <= start + len(hidden) + 5
 
 
+@pytest.mark.parametrize("before", ["Follow this. ", "Is it so? ", "Read:\n", "100% "])
+@pytest.mark.parametrize("width", [60, 76, 1000])
+def test_bytes_are_told_whatever_stands_before_and_wherever_their_lines_end(
+    before: str, width: int
+) -> None:
+    blob = base64.b64encode(random.Random(5).randbytes(201)).decode()
+    wrapped = "\n".join(blob[at : at + width] for at in range(0, len(blob), width))
+    assert unreadable(f"{before}{wrapped}\nDo it.") == [(len(before), len(before + wrapped))]
+
+
 @pytest.mark.parametrize("name", WRITTEN)
 def test_what_a_decoder_reads_is_not(name: str) -> None:
     assert unreadable(WRITTEN[name](ASKED)) == []
@@ -72,6 +82,11 @@ def test_what_a_decoder_reads_is_not(name: str) -> None:
         *(str(uuid.UUID(int=SOURCE.getrandbits(128))) for _ in range(3)),
         "data:image/png;base64," + base64.b64encode(b"\x89PNG" + SOURCE.randbytes(400)).decode(),
         "-----BEGIN CERTIFICATE-----\n" + base64.encodebytes(SOURCE.randbytes(400)).decode(),
+        "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,0F\n\n"
+        + base64.encodebytes(SOURCE.randbytes(400)).decode(),
+        "\n".join(hashlib.sha256(bytes([n])).hexdigest() for n in range(9)),
+        "\n".join(base64.b64encode(hashlib.sha512(bytes([n])).digest()).decode() for n in range(9)),
+        "eyJhbGciOiJIUzI1NiJ9." + base64.urlsafe_b64encode(SOURCE.randbytes(99)).decode(),
         "ssh-rsa " + base64.b64encode(SOURCE.randbytes(279)).decode() + " me@host",
         "a" * 1000,
         "",
@@ -81,7 +96,11 @@ def test_keys_files_code_and_other_languages_are_not(text: str) -> None:
     assert unreadable(text) == []
 
 
-@pytest.mark.parametrize("unit", ["xqz wvk ", "aB3", "\U0001f600", "01010101 ", "яω字", "; "])
+@pytest.mark.parametrize(
+    "unit",
+    ["xqz wvk ", "aB3", "\U0001f600", "01010101 ", "яω字", "; "]
+    + ["aB3" * 20 + "\n", "-----\nA: b\n"],
+)
 def test_hostile_texts_take_linear_time(unit: str) -> None:
     def seconds(size: int) -> float:
         text = unit * (size // len(unit))
