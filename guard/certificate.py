@@ -10,9 +10,16 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from guard.artifact import Artifact, FittedModel, Name, Sha256
 from guard.errors import ArtifactError, DataError
@@ -30,6 +37,19 @@ State = Literal["collecting", "fitting", "shadow", "in force", "withdrawn", "fai
 class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    LATER: ClassVar[frozenset[str]] = frozenset()
+    """Members that earlier certificates have not: while None they are left out, so that the digests
+    of those hold."""
+
+    @model_serializer(mode="wrap")
+    def _as_issued(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        facts: dict[str, Any] = dump(self)
+        return {
+            name: value
+            for name, value in facts.items()
+            if value is not None or name not in self.LATER
+        }
+
 
 class Document(_Strict):
     """A document about the concept: its SHA-256 and its length; the text itself is nowhere else."""
@@ -40,6 +60,8 @@ class Document(_Strict):
 
 class Asked(_Strict):
     """What an administrator has asked for."""
+
+    LATER = frozenset({"list", "entry"})
 
     name: str
     aliases: tuple[str, ...]
@@ -102,6 +124,8 @@ class InPolicy(_Strict):
 
 class Certificate(_Strict):
     """`digest` is the SHA-256 over everything else, in the spelling of `digest_of`."""
+
+    LATER = frozenset({"listed"})
 
     certificate: Literal[1] = 1
     erasure: Annotated[str, Field(pattern=ID)]

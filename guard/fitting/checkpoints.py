@@ -24,9 +24,9 @@ _OF, _VALUE = "of", "value"
 class Checkpoints:
     """The parts of what becomes the file `target`, in a folder beside it, a file for each.
 
-    They are `of` a model and its data, in words: parts of something else are computed anew, with a
-    line in the log. With no target nothing is kept. A part is the same, bit for bit, whether it was
-    computed just now or read.
+    They are `of` a model, its data and a recipe, in words: parts of something else are computed
+    anew, with a line in the log. With no target nothing is kept. A part is the same, bit for bit,
+    whether it was computed just now or read.
     """
 
     def __init__(self, target: Path | None, of: str = "") -> None:
@@ -73,7 +73,7 @@ class Checkpoints:
             with safe_open(self._folder / f"{part}.safetensors", "pt") as file:
                 if (file.metadata() or {}).get(_OF) == self._of:
                     return content(file)
-            self._ignore("is of another model, precision, device or retain bank")
+            self._ignore("is of another model, precision, device, retain bank or program")
         except FileNotFoundError:
             pass
         except (OSError, SafetensorError, KeyError, ValueError):

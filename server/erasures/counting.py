@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from guard.certificate import Fired
 from guard.config.schema import Config
 from guard.verdict import Verdict
-from server.erasures.record import Live
+from server.erasures.record import Live, Record
 
 
 class Firings:
@@ -21,6 +21,13 @@ class Firings:
         self._counts: dict[str, dict[Live, Fired]] = {}
         self._states: dict[str, Live] = {}
         self._entries: dict[tuple[str, str], str] = {}
+
+    def follow(self, record: Record) -> None:
+        """As `begin`, where requests carry the guards of a record."""
+        if record.state == "shadow" or record.state == "in force":
+            listed = record.listed
+            entry = (listed.list, listed.concept) if listed else None
+            self.begin(record.id, record.state, record.fired, entry)
 
     def begin(
         self,

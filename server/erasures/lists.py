@@ -109,6 +109,24 @@ def file_of(config: Config, name: str) -> Path:
     raise Conflict(f"There is no list {name!r} here any more.")
 
 
+def configured(config: Config, name: str) -> bool:
+    """Whether there is a guard of this name."""
+    return any(guard.name == name for guard in config.guards)
+
+
+def gone(record: Record, config: Config, known: Mapping[str, Sequence[str]]) -> str:
+    """Why an entry in force is no longer on its list, empty where it is; `known` are the entries
+    of the model's lists."""
+    listed = record.listed
+    if record.state != "in force" or listed is None:
+        return ""
+    if not configured(config, listed.list):
+        return "its list is not configured any more"
+    there = known.get(listed.list)
+    missing = there is not None and listed.entry not in there
+    return "its entry was taken off the list" if missing else ""
+
+
 def put(path: Path, folder: Path, change: Change) -> Artifact | None:
     """Put the list that was fitted in the `folder` of an erasure in the place of the one before,
     which is given back; None where that was done before.

@@ -11,7 +11,7 @@ from guard.artifact import Artifact
 from guard.config.schema import Config, GuardConfig
 from guard.errors import ArtifactError
 from guard.plans.language import LanguagePlans
-from server.erasures.lists import file_of, put, take_off
+from server.erasures.lists import configured, file_of, put, take_off
 from server.erasures.record import LIVE, Record
 from server.erasures.store import Store
 from server.services.interface import Service
@@ -57,16 +57,18 @@ class LiveGuards:
         self.config = self._with(live)
 
     async def apply(self, records: Iterable[Record], changed: Record) -> Record:
-        """Let requests to the model of `changed` carry the guards of `records`, and lists as their
-        files are, from now on.
+        """Let requests to the model of `changed`, and to all that have its list, carry the guards
+        of `records`, and lists as their files are, from now on.
 
-        The entry of `changed` gets on its list, or off it, before. Raises ArtifactError where its
-        guards do not fit the served model, and ListChanged; nothing has changed then.
+        The entry of `changed` gets on its list, or off it, before; a list that is not configured
+        any more stays as it is. Raises ArtifactError where the guards do not fit a served model,
+        and ListChanged; nothing has changed then.
         """
-        if changed.asked.list is None:
+        name = changed.asked.list
+        if name is None or (changed.state not in LIVE and not configured(self._base, name)):
             await self._carry(records, changed)
             return changed
-        path = file_of(self._base, changed.asked.list)
+        path = file_of(self._base, name)
         earlier, changed = await asyncio.to_thread(self._change_list, path, changed)
         try:
             await self._carry(records, changed)
@@ -91,14 +93,29 @@ class LiveGuards:
         return None, record.model_copy(update={"listed": None})
 
     async def _carry(self, records: Iterable[Record], changed: Record) -> None:
-        live, model = _live(records), changed.asked.model
-        if (service := self._services.get(model)) is not None:
-            plans = await asyncio.to_thread(self._plans, service, model, live)
-            listed = changed.asked.list
-            for guard in (*changed.guards, listed) if listed else changed.guards:
-                if reason := plans.broken.get(guard):
+        live, listed = _live(records), changed.asked.list
+        models = [name for name in self.models if name == changed.asked.model]
+        if listed is not None:
+            models += [n for n in self.models if n not in models and listed in self.entries(n)]
+        services = [self._services[model] for model in models]
+        plans = [
+            await asyncio.to_thread(self._plans, service, model, live)
+            for service, model in zip(services, models, strict=True)
+        ]
+        for guard in (*changed.guards, listed) if listed else changed.guards:
+            for each in plans:
+                if reason := each.broken.get(guard):
                     raise ArtifactError(reason)
-            await asyncio.wrap_future(await asyncio.to_thread(service.use, plans))
+        earlier = [(service, service.plans) for service in services]
+        used = 0
+        try:
+            for service, each in zip(services, plans, strict=True):
+                await asyncio.wrap_future(await asyncio.to_thread(service.use, each))
+                used += 1
+        except BaseException:
+            for service, before in earlier[:used]:
+                await asyncio.shield(asyncio.to_thread(service.use, before))
+            raise
         self.config = self._with(live)
 
     def _plans(

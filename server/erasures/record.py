@@ -26,6 +26,7 @@ Live = Literal["shadow", "in force"]
 """The states in which requests carry the guards."""
 LIVE: tuple[Live, ...] = get_args(Live)
 UNFINISHED: tuple[State, ...] = ("collecting", "fitting")
+ENDED: tuple[State, ...] = ("withdrawn", "failed")
 
 
 class FittedGate(BaseModel):

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 from guard.audit import AuditLog
 from guard.certificate import EVENT, Asked, Certificate, Fired, State
@@ -19,10 +18,11 @@ from server.erasures import worker
 from server.erasures.counting import Firings
 from server.erasures.errors import Conflict, UnknownErasure
 from server.erasures.fit import Job
-from server.erasures.lists import ALONE, ListChanged, file_of, require_other_entries
+from server.erasures.lists import ALONE, ListChanged, file_of, gone, require_other_entries
 from server.erasures.live import LiveGuards
-from server.erasures.record import LIVE, UNFINISHED, Live, Record, now
+from server.erasures.record import ENDED, LIVE, UNFINISHED, Live, Record, now
 from server.erasures.store import Store, document_of, new_id
+from server.erasures.worker import Progress
 from server.services.interface import Service
 
 logger = logging.getLogger(__name__)
@@ -33,15 +33,6 @@ MOST, MOST_STEPS = 10_000, 1000
 """Records in one folder, and states of one."""
 ATTEMPTS = 4
 """Of a fit that a server leaves behind, before it is given up: it may be what ends the server."""
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """The stage of a fit, and how much of it is done."""
-
-    stage: str = "waiting"
-    done: int = 0
-    total: int = 0
 
 
 class Erasures:
@@ -96,7 +87,7 @@ class Erasures:
         """Read all records and let requests carry the guards of those in shadow or in force."""
         self._records = {record.id: record for record in self._store.load()}
         for record in self._records.values():
-            self._count_from(record)
+            self._firings.follow(record)
         self._live.apply_now(self._records.values())
 
     async def start(self) -> None:
@@ -116,10 +107,8 @@ class Erasures:
     def settle(self) -> None:
         """Withdraw entries that somebody has taken off their lists in another way."""
         for record in [*self._records.values()]:
-            if record.state == "in force" and record.listed is not None:
-                there = self.entries(record.asked.model).get(record.listed.list)
-                if there is not None and record.listed.entry not in there:
-                    self._keep(record.entering("withdrawn", "its entry was taken off the list"))
+            if reason := gone(record, self.config, self.entries(record.asked.model)):
+                self._keep(record.entering("withdrawn", reason))
 
     def stop(self) -> None:
         """The server is about to stop: streams of events end, and so does the fit."""
@@ -213,6 +202,7 @@ class Erasures:
             fitted, task = self._fitting
             if fitted == erasure:
                 task.cancel()
+                await asyncio.wait([task])
         async with self.changing:
             record = self.get(erasure)
             if record.state == "withdrawn":
@@ -313,13 +303,23 @@ class Erasures:
                 # before its list changes: whatever ends the server, the entry is known as its own
                 self._store.save(fitted)
             self._records[erasure] = fitted
+            unlisted = fitted.model_copy(update={"listed": None})
             try:
                 await self._apply(fitted.entering(record.asked.start))
             except ListChanged:
+                # by now, somebody else's entry may have the same id
+                self._records[erasure] = record.model_copy(update={"listed": None})
+                self._store.save(self._records[erasure])
                 self._waiting.put_nowait(erasure)
             except GuardError as error:
-                unlisted = fitted.model_copy(update={"listed": None})
                 self._keep(unlisted.entering("failed", error.message))
+            except OSError as error:
+                reason = f"the erasure cannot be kept: {error.strerror}"
+                # requests may carry it by now
+                ended = fitted.entering("failed", reason)
+                await self._live.apply({**self._records, erasure: ended}.values(), ended)
+                self._records[erasure] = unlisted
+                self._keep(unlisted.entering("failed", reason))
 
     async def _fail(self, erasure: str, reason: str) -> None:
         await self._enter_unfinished(erasure, "failed", reason)
@@ -336,24 +336,20 @@ class Erasures:
         """Let requests carry the guards that the record's state says, then keep the record."""
         records = {**self._records, record.id: record}
         if record.gates or record.listed:
-            self._count_from(record)
+            self._firings.follow(record)
             try:
                 record = await self._live.apply(records.values(), record)
             except BaseException:
-                self._count_from(self._records[record.id])
+                self._firings.follow(self._records[record.id])
                 raise
         return self._keep(record)
-
-    def _count_from(self, record: Record) -> None:
-        if record.state == "shadow" or record.state == "in force":
-            listed = record.listed
-            entry = (listed.list, listed.concept) if listed else None
-            self._firings.begin(record.id, record.state, record.fired, entry)
 
     def _keep(self, record: Record) -> Record:
         record = record.model_copy(update={"fired": dict(self.fired(record))})
         self._store.save(record)
         self._records[record.id] = record
+        if record.state in ENDED:
+            self._store.remove_fit(record)
         self._certify(record)
         self._notify()
         return record

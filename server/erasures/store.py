@@ -84,18 +84,27 @@ class Store:
         """Keep a record in place of the earlier one."""
         _write(self.of(record.id) / RECORD, record.model_dump_json(indent=1))
 
+    def remove_fit(self, record: Record) -> None:
+        """Remove what a fit has left in the folder of an erasure that has ended, but the guards
+        that its certificate has."""
+        folder = self.of(record.id)
+        for name in (f".{FITTED}",) if record.gates else (f".{FITTED}", FITTED):
+            shutil.rmtree(folder / name, ignore_errors=True)
+
     def save_certificate(self, certificate: Certificate) -> None:
         """Keep a certificate in place of the earlier one."""
         path = self.of(certificate.erasure) / CERTIFICATE
         _write(path, certificate.model_dump_json(indent=1))
 
     def certificate(self, erasure: str) -> Certificate | None:
-        """The last certificate that was issued, None where there is none that can be read."""
+        """The last certificate that was issued, None where there is none that can be read, or whose
+        digest does not hold."""
         path = self.of(erasure) / CERTIFICATE
         try:
-            return Certificate.model_validate_json(path.read_bytes())
+            found = Certificate.model_validate_json(path.read_bytes())
         except (OSError, ValidationError):
             return None
+        return found if found == found.signed() else None
 
     def of(self, erasure: str) -> Path:
         """The folder of an erasure that exists."""

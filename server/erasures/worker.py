@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,15 @@ _MAX_LINE = 2**24
 
 Listener = Callable[[dict[str, Any]], None]
 """Takes each line of progress: `stage`, `done` and `total`, or a `state`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """The stage of a fit, and how much of it is done."""
+
+    stage: str = "waiting"
+    done: int = 0
+    total: int = 0
 
 
 class FitFailed(Exception):

@@ -184,3 +184,15 @@ def test_two_certificates_that_differ_in_their_time_alone_say_the_same() -> None
     assert first.digest != later.digest and first.says_the_same(later)
     counted = certificate("0" * 64, fired={"shadow": Fired(requests=3)})
     assert not first.says_the_same(counted)
+
+
+def test_a_certificate_of_before_the_lists_is_given_out_as_it_was_issued(files: Files) -> None:
+    facts = files.issued.model_dump(mode="json")
+    assert "listed" not in facts and facts["asked"].keys().isdisjoint({"list", "entry"})
+    assert facts["model"] is None
+    files.write(json.loads(read_certificate(files.path).model_dump_json()))
+    assert read_certificate(files.path) == files.issued
+    listed = facts["asked"] | {"list": "people", "entry": "anna"}
+    assert certificate("0" * 64, asked=listed).model_dump()["asked"] == listed | {
+        name: () for name in ("aliases", "documents")
+    } | {"policies": ("books",)}

@@ -47,6 +47,9 @@ FEWEST = 3
 """Reference questions that a model must be able to answer."""
 READ, SAID = 512, 96
 """Prompts that are read, and answered, between two checkpoints."""
+RECIPE = 1
+"""Of what `compute_profile` does: count it up where a change of it makes its parts others, which a
+computation that was killed has left behind."""
 RATE = 0.01
 """False-positive rate of the gates by which layers are compared."""
 
@@ -56,19 +59,21 @@ def profile_of(chat: ChatModel, progress: Stages, *, again: bool = False) -> Pro
     where an earlier computation was killed. Raises DataError as `compute_profile` does, and
     ArtifactError as `own_profile`."""
     path = profile_path(chat.fitted_model)
-    kept = checkpoints(chat, path, digest())
     profile = None if again else own_profile(chat.fitted_model)
     if profile is None:
+        kept = checkpoints(chat, path, RECIPE, digest())
         profile = compute_profile(chat, progress, kept=kept)
         profile.save(path)
-    kept.clear()
+        kept.clear()
     return profile
 
 
-def checkpoints(chat: ChatModel, target: Path, *data: str) -> Checkpoints:
-    """The checkpoints of `target`, which is computed with a model, from data of these digests."""
+def checkpoints(chat: ChatModel, target: Path, recipe: int, *data: str) -> Checkpoints:
+    """The checkpoints of `target`, which is computed with a model after a recipe of this number,
+    from data of these digests."""
     model = chat.fitted_model.fingerprint
-    return Checkpoints(target, " ".join((model, chat.precision, chat.device.type, *data)))
+    words = (model, chat.precision, chat.device.type, f"recipe-{recipe}", *data)
+    return Checkpoints(target, " ".join(words))
 
 
 def compute_profile(

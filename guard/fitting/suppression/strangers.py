@@ -32,6 +32,9 @@ FOR_FIT, HELD_OUT = 400, 300
 """Names of strangers, of the train and the validation split."""
 DIMENSIONS = 64
 """Of the projection in which candidates are searched."""
+RECIPE = 1
+"""Of what `Strangers.of` does: count it up where a change of it makes its parts others, which a
+computation that was killed has left behind."""
 _KEY = "strangers"
 
 
@@ -120,10 +123,10 @@ def strangers_of(chat: ChatModel, profile: Profile, progress: Stages) -> Strange
     earlier computation was killed."""
     layers = "-".join(map(str, profile.about.sense_layers))
     path = profile_path(chat.fitted_model).with_suffix(f".names-{layers}.safetensors")
-    kept = checkpoints(chat, path, digest(), names_digest())
     strangers = Strangers.load(path)
     if strangers is None:
+        kept = checkpoints(chat, path, RECIPE, digest(), names_digest())
         strangers = Strangers.of(chat, profile, progress, kept)
         strangers.save(path)
-    kept.clear()
+        kept.clear()
     return strangers

@@ -116,7 +116,7 @@ def test_what_was_read_is_not_read_again(whole: tuple[bytes, dict[str, int]], ca
     assert path.read_bytes() == whole[0]
 
 
-@pytest.mark.parametrize("change", ["model", "bank", "precision", "damaged"])
+@pytest.mark.parametrize("change", ["model", "bank", "precision", "recipe", "damaged"])
 def test_parts_of_something_else_are_computed_anew_with_a_line(
     change: str,
     whole: tuple[bytes, dict[str, int]],
@@ -133,6 +133,8 @@ def test_parts_of_something_else_are_computed_anew_with_a_line(
             )
         elif change == "bank":
             patch.setattr(profiling, "digest", lambda: "another")
+        elif change == "recipe":
+            patch.setattr(profiling, "RECIPE", 0)
         elif change == "precision":
             other.precision = "bfloat16"
         with pytest.raises(Killed):
@@ -151,7 +153,7 @@ def test_parts_of_something_else_are_computed_anew_with_a_line(
     assert path.read_bytes() == whole[0]
 
 
-def test_parts_beside_a_finished_profile_are_removed(
+def test_whoever_loads_a_finished_profile_leaves_the_parts_of_a_computation(
     whole: tuple[bytes, dict[str, int]], cache: Path
 ) -> None:
     model = Model()
@@ -162,7 +164,9 @@ def test_parts_beside_a_finished_profile_are_removed(
         profile_of(Model(1), SILENT, again=True)  # type: ignore[arg-type]
     assert path.read_bytes() == whole[0] and _parts(model).is_dir()
     profile_of(model, Stages(until=0))  # type: ignore[arg-type]
-    assert [*path.parent.iterdir()] == [path]
+    assert _parts(model).is_dir()
+    profile_of(model, SILENT, again=True)  # type: ignore[arg-type]
+    assert [*path.parent.iterdir()] == [path] and path.read_bytes() == whole[0]
 
 
 def test_what_names_share_goes_on_too(
