@@ -61,7 +61,8 @@ def lacks_images(answer: Any, images: Sequence[JsonImage]) -> bool:
 
 
 def without_parts(images: Sequence[JsonImage]) -> list[JsonImage]:
-    """The images without those parts whose images are among them, each value once."""
+    """The images without those parts whose images are among them, each value once at its path,
+    which strings of JSON and lists in them share."""
     paths = [image.path for image in images if image.value is not None]
     values = [
         image
@@ -69,4 +70,4 @@ def without_parts(images: Sequence[JsonImage]) -> list[JsonImage]:
         if image.value is not None
         or not any(path.startswith((f"{image.path}.", f"{image.path}[")) for path in paths)
     ]
-    return list({(image.path, image.is_text): image for image in values}.values())
+    return list({(image.path, image.is_text, image.value): image for image in values}.values())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -56,6 +57,10 @@ DATA = "data:image/png;base64,AAAA"
         ({"type": "image_generation.completed", "b64_json": "AAAA"}, "response",
          [("b64_json", "response", "AAAA")]),
         ({"output": [{"type": "image_generation_call", "result": None}]}, "response", []),
+        ({"messages": [{"role": "assistant", "tool_calls": [{"function": {
+            "arguments": json.dumps({"images": [DATA, DATA + "A", DATA]})}}]}]}, "user",
+         [("messages[0].tool_calls[0].function.arguments.images", "arguments", value)
+          for value in (DATA, DATA + "A")]),
         ({"choices": [{"message": {"content": f"see {ADDRESS}"}}]}, "response", []),
     ],
 )  # fmt: skip
