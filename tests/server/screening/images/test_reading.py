@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from classifiers.images.encoder import Pixels
+from classifiers.images.ocr import TooMuchText
 from guard.config.schema import ScreenConfig
 from guard.data.image_files import decode_readings
 from guard.plans.image_screens import ImageClassifier, ImageClassifiers
@@ -135,6 +136,13 @@ def test_a_fault_ends_a_closed_policy_and_is_told_by_an_open_one() -> None:
         asyncio.run(screen_images(texts, Findings(_plan()), _Reader(fault)))
 
 
+def test_the_scores_of_a_reading_with_a_fault_count() -> None:
+    fault = ImageReading({"colours": np.array([0.9], np.float32)}, fault="no text")
+    blocked, findings, *_ = _screen(_plan("open"), _scored(0.1), fault)
+    assert [piece.path for piece in blocked] == ["data[1].b64_json"]
+    assert findings.unscreened == {"pictures"} and findings.guards()[0].fired
+
+
 class _Colours:
     """Counts what it is given; the score is the share of red."""
 
@@ -147,13 +155,18 @@ class _Colours:
 
 
 def _read(
-    files: Sequence[bytes], colours: _Colours, tenants: Sequence[str] = ("",)
+    files: Sequence[bytes],
+    colours: _Colours,
+    tenants: Sequence[str] = ("",),
+    *,
+    ocr: Any = None,
+    reads_text: bool = False,
 ) -> list[ImageReading]:
     async def run() -> list[ImageReading]:
         classifiers: Mapping[str, ImageClassifier] = {"colours": colours}  # type: ignore[dict-item]
-        screener = ImageScreener(ImageClassifiers(classifiers))
+        screener = ImageScreener(ImageClassifiers(classifiers, ocr))
         images = [image for file in files for image in texts_of({"image": file}, "images").images]
-        wanted = [WantedImage(image, frozenset({"colours"}), False) for image in images]
+        wanted = [WantedImage(image, frozenset({"colours"}), reads_text) for image in images]
         try:
             return [
                 reading
@@ -172,6 +185,31 @@ def test_an_image_is_read_once_for_each_tenant() -> None:
     assert colours.given == 2 and len(readings) == 6
     for reading in readings:
         assert float(reading.scores["colours"][0]) == pytest.approx(128 / 255, abs=1e-6)
+
+
+class _Failing(_Colours):
+    def scores(self, images: Sequence[Pixels]) -> np.ndarray:
+        if images[0][0, 0, 2] == 255:
+            raise RuntimeError("/a/path")
+        return super().scores(images)
+
+
+def test_an_image_that_fails_leaves_the_others() -> None:
+    failed, read = _read([file_of("blue"), file_of("red")], _Failing())
+    assert "the log has the reason" in str(failed.fault) and "/a/path" not in str(failed.fault)
+    assert read.fault is None and read.scores["colours"][0] == 1
+
+
+class _TooMuch:
+    def read(self, image: Pixels) -> str:
+        raise TooMuchText()
+
+
+@pytest.mark.parametrize(("ocr", "fault"), [(None, None), (_TooMuch(), "more text than is read")])
+def test_scores_stay_where_the_text_is_not_read(ocr: Any, fault: str | None) -> None:
+    (reading,) = _read([file_of("red")], _Colours(), ocr=ocr, reads_text=True)
+    assert reading.scores["colours"][0] == 1
+    assert (fault or "None") in str(reading.fault)
 
 
 def test_images_have_a_budget_of_pixels_together(monkeypatch: pytest.MonkeyPatch) -> None:
