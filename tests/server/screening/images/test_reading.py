@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -31,6 +32,8 @@ RED = ImageScreen("red", "c", "image-screen", 0.5, "block", head=0, encoder="col
 LIST = TextScreen("list", "c", "patterns", 1.0, "block")
 ADDRESS = "https://images.example/1.png"
 DATA = "data:image/png;base64,AAAA"
+CODED = base64.b64encode(file_of("red")).decode()
+URL = f"data:image/png;base64,{CODED.rstrip('=')}"
 
 
 @pytest.mark.parametrize(
@@ -58,6 +61,16 @@ DATA = "data:image/png;base64,AAAA"
         ({"type": "image_generation.completed", "b64_json": "AAAA"}, "response",
          [("b64_json", "response", "AAAA")]),
         ({"output": [{"type": "image_generation_call", "result": None}]}, "response", []),
+        ({"messages": [{"role": "user", "content": f"![a]({URL}) and <img src='{URL}A'>"}]}, "user",
+         [("messages[0].content", "user", URL), ("messages[0].content", "user", URL + "A")]),
+        ({"messages": [{"role": "user", "content": f'{{"a": "see {URL}"}} also {URL}A'}]}, "user",
+         [("messages[0].content.a", "user", URL), ("messages[0].content", "user", URL + "A")]),
+        ({"messages": [{"role": "user", "content": "write data:image/png;base64,... before it"}]},
+         "user", []),
+        ({"prompt": "x", "image": CODED, "mask": "a word", "images": [CODED]}, "images",
+         [("image", "images", CODED), ("images[0]", "images", CODED)]),
+        ({"prompt": CODED, "image": "_9j_4AAQSkZJRgABAQ"}, "images",
+         [("image", "images", "_9j_4AAQSkZJRgABAQ")]),
         ({"messages": [{"role": "assistant", "tool_calls": [{"function": {
             "arguments": json.dumps({"images": [DATA, DATA + "A", DATA]})}}]}]}, "user",
          [("messages[0].tool_calls[0].function.arguments.images", "arguments", value)
