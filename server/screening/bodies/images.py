@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from guard.config.schema import Place
+from guard.data.image_files import kind_of
 
 PICTURES = "pictures"
 """The kind of content that images are, in verdicts and among what may pass unscreened."""
 _DATA_URL = re.compile(r"\s{0,16}data:image/", re.IGNORECASE)
+_DATA_URL_IN_TEXT = re.compile(
+    r"data:image/[^\s,;]{1,40}(?:;[^\s,;]{1,80}){0,4};base64,[A-Za-z0-9+/_=%-]{32,}+",
+    re.IGNORECASE,
+)
+"""No file of an image has less than 32 characters; a text about data URLs may."""
+_BARE_IMAGE = re.compile(r"(?:.*[.\]])?(?:image|mask|images)(?:\[\d+\])*")
+"""The places of members in which services of images take base64 alone."""
+_START = 16
+"""The characters of base64 that tell the kind of a file."""
 _RESULT = re.compile(r"data\[\d+\]\.url")
 """Where answers of `/v1/images/...` give an image by its address."""
 _EVENT = re.compile(r"image_(generation|edit)\.(partial_image|completed)")
@@ -31,9 +42,19 @@ class JsonImage:
     is_text: bool = False
 
 
-def is_data_url(text: str) -> bool:
-    """Whether a text is the data URL of an image."""
-    return _DATA_URL.match(text) is not None
+def images_in(text: str, path: str) -> list[str]:
+    """The images that a text is or has in it: data URLs, and base64 at a place of images."""
+    if _DATA_URL.match(text) or (_BARE_IMAGE.fullmatch(path) and _is_bare_image(text)):
+        return [text]
+    return _DATA_URL_IN_TEXT.findall(text) if "data:image/" in text.lower() else []
+
+
+def _is_bare_image(text: str) -> bool:
+    start = "".join(text[: 4 * _START].split())[:_START]
+    try:
+        return kind_of(base64.b64decode(start, b"-_")) is not None
+    except ValueError:
+        return False
 
 
 def has_no_image_yet(part: Mapping[str, Any]) -> bool:
@@ -61,7 +82,8 @@ def lacks_images(answer: Any, images: Sequence[JsonImage]) -> bool:
 
 
 def without_parts(images: Sequence[JsonImage]) -> list[JsonImage]:
-    """The images without those parts whose images are among them, each value once."""
+    """The images without those parts whose images are among them, each value once at its path,
+    which strings of JSON and lists in them share."""
     paths = [image.path for image in images if image.value is not None]
     values = [
         image
@@ -69,4 +91,4 @@ def without_parts(images: Sequence[JsonImage]) -> list[JsonImage]:
         if image.value is not None
         or not any(path.startswith((f"{image.path}.", f"{image.path}[")) for path in paths)
     ]
-    return list({(image.path, image.is_text): image for image in values}.values())
+    return list({(image.path, image.is_text, image.value): image for image in values}.values())

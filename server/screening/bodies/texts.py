@@ -44,8 +44,8 @@ from server.screening.bodies.images import (
     PICTURES,
     JsonImage,
     has_no_image_yet,
+    images_in,
     is_address_of_image,
-    is_data_url,
 )
 from server.screening.bodies.places import in_conversation, place_of_member, place_of_part
 from server.screening.bodies.positions import Position
@@ -238,11 +238,9 @@ class _Collector:
     def _string(self, text: str, at: Position) -> None:
         if (id(at.holder), at.key) in self._without:
             return
-        is_response = self.default_place == "response"
-        if is_data_url(text) or (is_response and is_address_of_image(at.path)):
-            self.texts.images.append(JsonImage(text, at.place, at.path, is_text=True))
         document = JsonDocument.of(at.holder, at.key, text) if self._are_whole else None
         if document is None:
+            self._add_images(text, at)
             self._add(text, at, at.kind)
             return
         require_few_levels(at.nesting)
@@ -257,7 +255,13 @@ class _Collector:
             elif leaf.kind == "text":
                 self._string(inner, inside)
             else:
+                self._add_images(inner, inside)
                 self._add(inner, inside, "name" if leaf.kind == "name" else "text")
+
+    def _add_images(self, text: str, at: Position) -> None:
+        is_address = self.default_place == "response" and is_address_of_image(at.path)
+        for value in [text] if is_address else images_in(text, at.path):
+            self.texts.images.append(JsonImage(value, at.place, at.path, is_text=True))
 
     def _object(self, value: dict[str, Any], at: Position) -> None:
         if at.depth > MAX_DEPTH:

@@ -47,16 +47,17 @@ async def screen_images(
         raise UnreadableAnswer(many) if in_response else TooManyImages(many)
     readings = await reader.read_images([_wanted(image, plan) for image in images])
     for number, (image, reading) in enumerate(zip(images, readings, strict=True), 1):
-        if reading.fault is not None:
-            _fail(image, reading.fault, findings, in_response=in_response)
-            continue
         results = [
             ScreenedText(screen, float(reading.scores[screen.encoder][screen.head]))
             for screen in plan.images
-            if image.place in screen.places and screen.head is not None
+            if image.place in screen.places
+            and screen.head is not None
+            and (reading.fault is None or screen.encoder in reading.scores)
         ]
         if blocks(findings.add(results, image.path, in_response=in_response)):
             blocked.append(_piece(image, "", number))
+        if reading.fault is not None:
+            _fail(image, reading.fault, findings, in_response=in_response)
         if reading.text:
             texts.pieces.append(_piece(image, reading.text, number))
     return blocked

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from classifiers.images.ocr import TooMuchText
 from guard.data.image_files import PixelBudget, UnusableImage, decode_readings
-from guard.errors import GuardFailed
 from guard.plans.image_screens import ImageClassifiers
 from server.errors import InvalidParameter
 from server.screening.bodies.images import JsonImage
@@ -32,8 +32,8 @@ _LIMIT = 8 * MAX_IMAGE_BYTES
 
 @dataclass(frozen=True, slots=True)
 class ImageReading:
-    """The scores of one image, `[heads]` by encoder, and the text in it; `fault` says why it could
-    not be read."""
+    """The scores of one image, `[heads]` by encoder, and the text in it; `fault` says why something
+    of that could not be read."""
 
     scores: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     text: str = ""
@@ -74,7 +74,7 @@ class ImageScreener:
 
     async def read(self, images: Sequence[WantedImage], caller: Caller) -> list[ImageReading]:
         """The readings of the images of one body. Raises TooManyRequests where too much of this
-        caller waits, and GuardFailed where an encoder fails."""
+        caller waits."""
         budget = PixelBudget()
         items = [_Item(wanted, budget, caller.tenant) for wanted in images]
         costs = [_IMAGE_COST + len(wanted.image.value or "") for wanted in images]
@@ -85,45 +85,56 @@ class ImageScreener:
         self._worker.close()
 
     def _read_all(self, items: Sequence[_Item]) -> list[ImageReading]:
-        """Runs in the worker's thread. Raises GuardFailed."""
-        try:
-            return [self._read(*item) for item in items]
-        except Exception as error:
-            # the reason may name files, and goes into verdicts
-            logger.exception("reading images failed")
-            raise GuardFailed("reading images failed: the log has the reason") from error
+        """Runs in the worker's thread."""
+        return [self._read(*item) for item in items]
 
     def _read(self, wanted: WantedImage, budget: PixelBudget, tenant: str) -> ImageReading:
-        image = wanted.image
+        path = wanted.image.path
+        scores: dict[str, NDArray[np.float32]] = {}
         try:
-            file = _file(image)
-            return self._read_file(file, wanted, budget, tenant)
+            text = self._read_file(_file(wanted.image), wanted, budget, tenant, scores)
+            return ImageReading(scores, text)
         except InvalidParameter as error:
-            return ImageReading(fault=error.message)
-        except UnusableImage as error:
-            return ImageReading(fault=f"The image in '{image.path}' cannot be read: {error}.")
+            fault = error.message
+        except (UnusableImage, TooMuchText) as error:
+            fault = f"The image in '{path}' cannot be read: {error}."
+        except Exception:
+            # other callers' images are read with this one, and the reason may name files
+            logger.exception("reading an image failed")
+            fault = f"The image in '{path}': reading it failed: the log has the reason."
+        return ImageReading(scores, fault=fault)
 
     def _read_file(
-        self, file: bytes, wanted: WantedImage, budget: PixelBudget, tenant: str
-    ) -> ImageReading:
-        key = file_key(file)
-        scores = {name: self._scores.get(tenant, key + name.encode()) for name in wanted.encoders}
-        text = self._texts.get(tenant, key) if wanted.ocr else ""
-        if text is None or any(row is None for row in scores.values()):
-            readings = decode_readings(file, budget)
-            for name in wanted.encoders:
-                # of what different decoders show the highest score counts
-                row = self._classifiers.by_encoder[name].scores(readings).max(axis=0)
-                if not np.isfinite(row).all():
-                    raise ValueError(f"the image encoder {name} gave a score that is no number")
-                self._scores.put(tenant, key + name.encode(), row)
+        self,
+        file: bytes,
+        wanted: WantedImage,
+        budget: PixelBudget,
+        tenant: str,
+        scores: dict[str, NDArray[np.float32]],
+    ) -> str:
+        """Put the scores of a file into `scores`, where they stay if its text cannot be read, and
+        return the text."""
+        key, ocr = file_key(file), self._classifiers.ocr if wanted.ocr else None
+        for name in wanted.encoders:
+            row = self._scores.get(tenant, key + name.encode())
+            if row is not None:
                 scores[name] = row
-            if wanted.ocr:
-                assert self._classifiers.ocr is not None
-                text = "\n".join(map(self._classifiers.ocr.read, readings))
-                self._texts.put(tenant, key, text)
-        known = {name: row for name, row in scores.items() if row is not None}
-        return ImageReading(known, text or "")
+        text = "" if ocr is None else self._texts.get(tenant, key)
+        missing = wanted.encoders - scores.keys()
+        if text is not None and not missing:
+            return text
+        readings = decode_readings(file, budget)
+        for name in missing:
+            # of what different decoders show the highest score counts
+            row = self._classifiers.by_encoder[name].scores(readings).max(axis=0)
+            if not np.isfinite(row).all():
+                raise ValueError(f"the image encoder {name} gave a score that is no number")
+            self._scores.put(tenant, key + name.encode(), row)
+            scores[name] = row
+        if ocr is not None and text is None:
+            text = "\n".join(map(ocr.read, readings))
+            self._texts.put(tenant, key, text)
+        return text or ""
 
 
 def _file(image: JsonImage) -> bytes:

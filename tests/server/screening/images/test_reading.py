@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import io
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 from PIL import Image
 
 from classifiers.images.encoder import Pixels
+from classifiers.images.ocr import TooMuchText
 from guard.config.schema import ScreenConfig
 from guard.data.image_files import decode_readings
 from guard.plans.image_screens import ImageClassifier, ImageClassifiers
@@ -29,6 +32,8 @@ RED = ImageScreen("red", "c", "image-screen", 0.5, "block", head=0, encoder="col
 LIST = TextScreen("list", "c", "patterns", 1.0, "block")
 ADDRESS = "https://images.example/1.png"
 DATA = "data:image/png;base64,AAAA"
+CODED = base64.b64encode(file_of("red")).decode()
+URL = f"data:image/png;base64,{CODED.rstrip('=')}"
 
 
 @pytest.mark.parametrize(
@@ -56,6 +61,20 @@ DATA = "data:image/png;base64,AAAA"
         ({"type": "image_generation.completed", "b64_json": "AAAA"}, "response",
          [("b64_json", "response", "AAAA")]),
         ({"output": [{"type": "image_generation_call", "result": None}]}, "response", []),
+        ({"messages": [{"role": "user", "content": f"![a]({URL}) and <img src='{URL}A'>"}]}, "user",
+         [("messages[0].content", "user", URL), ("messages[0].content", "user", URL + "A")]),
+        ({"messages": [{"role": "user", "content": f'{{"a": "see {URL}"}} also {URL}A'}]}, "user",
+         [("messages[0].content.a", "user", URL), ("messages[0].content", "user", URL + "A")]),
+        ({"messages": [{"role": "user", "content": "write data:image/png;base64,... before it"}]},
+         "user", []),
+        ({"prompt": "x", "image": CODED, "mask": "a word", "images": [CODED]}, "images",
+         [("image", "images", CODED), ("images[0]", "images", CODED)]),
+        ({"prompt": CODED, "image": "_9j_4AAQSkZJRgABAQ"}, "images",
+         [("image", "images", "_9j_4AAQSkZJRgABAQ")]),
+        ({"messages": [{"role": "assistant", "tool_calls": [{"function": {
+            "arguments": json.dumps({"images": [DATA, DATA + "A", DATA]})}}]}]}, "user",
+         [("messages[0].tool_calls[0].function.arguments.images", "arguments", value)
+          for value in (DATA, DATA + "A")]),
         ({"choices": [{"message": {"content": f"see {ADDRESS}"}}]}, "response", []),
     ],
 )  # fmt: skip
@@ -130,6 +149,13 @@ def test_a_fault_ends_a_closed_policy_and_is_told_by_an_open_one() -> None:
         asyncio.run(screen_images(texts, Findings(_plan()), _Reader(fault)))
 
 
+def test_the_scores_of_a_reading_with_a_fault_count() -> None:
+    fault = ImageReading({"colours": np.array([0.9], np.float32)}, fault="no text")
+    blocked, findings, *_ = _screen(_plan("open"), _scored(0.1), fault)
+    assert [piece.path for piece in blocked] == ["data[1].b64_json"]
+    assert findings.unscreened == {"pictures"} and findings.guards()[0].fired
+
+
 class _Colours:
     """Counts what it is given; the score is the share of red."""
 
@@ -142,13 +168,18 @@ class _Colours:
 
 
 def _read(
-    files: Sequence[bytes], colours: _Colours, tenants: Sequence[str] = ("",)
+    files: Sequence[bytes],
+    colours: _Colours,
+    tenants: Sequence[str] = ("",),
+    *,
+    ocr: Any = None,
+    reads_text: bool = False,
 ) -> list[ImageReading]:
     async def run() -> list[ImageReading]:
         classifiers: Mapping[str, ImageClassifier] = {"colours": colours}  # type: ignore[dict-item]
-        screener = ImageScreener(ImageClassifiers(classifiers))
+        screener = ImageScreener(ImageClassifiers(classifiers, ocr))
         images = [image for file in files for image in texts_of({"image": file}, "images").images]
-        wanted = [WantedImage(image, frozenset({"colours"}), False) for image in images]
+        wanted = [WantedImage(image, frozenset({"colours"}), reads_text) for image in images]
         try:
             return [
                 reading
@@ -167,6 +198,31 @@ def test_an_image_is_read_once_for_each_tenant() -> None:
     assert colours.given == 2 and len(readings) == 6
     for reading in readings:
         assert float(reading.scores["colours"][0]) == pytest.approx(128 / 255, abs=1e-6)
+
+
+class _Failing(_Colours):
+    def scores(self, images: Sequence[Pixels]) -> np.ndarray:
+        if images[0][0, 0, 2] == 255:
+            raise RuntimeError("/a/path")
+        return super().scores(images)
+
+
+def test_an_image_that_fails_leaves_the_others() -> None:
+    failed, read = _read([file_of("blue"), file_of("red")], _Failing())
+    assert "the log has the reason" in str(failed.fault) and "/a/path" not in str(failed.fault)
+    assert read.fault is None and read.scores["colours"][0] == 1
+
+
+class _TooMuch:
+    def read(self, image: Pixels) -> str:
+        raise TooMuchText()
+
+
+@pytest.mark.parametrize(("ocr", "fault"), [(None, None), (_TooMuch(), "more text than is read")])
+def test_scores_stay_where_the_text_is_not_read(ocr: Any, fault: str | None) -> None:
+    (reading,) = _read([file_of("red")], _Colours(), ocr=ocr, reads_text=True)
+    assert reading.scores["colours"][0] == 1
+    assert (fault or "None") in str(reading.fault)
 
 
 def test_images_have_a_budget_of_pixels_together(monkeypatch: pytest.MonkeyPatch) -> None:
