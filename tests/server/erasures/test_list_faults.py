@@ -21,7 +21,7 @@ from tests.server.erasures.stand import erasure_server
 from tests.server.tiny_lists import tiny_list
 from tests.server.tiny_text_service import TinyTextModel
 
-ANNA = {"name": "Anna Muster", "list": "people", "policies": None}
+ANNA: dict[str, Any] = {"name": "Anna Muster", "list": "people", "policies": None}
 
 
 def _entries(folder: Path) -> list[str]:
