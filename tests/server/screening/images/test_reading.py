@@ -160,7 +160,7 @@ def test_the_scores_of_a_reading_with_a_fault_count() -> None:
 
 
 class _Texts:
-    async def read(self, texts: Sequence[str], screens: Any) -> Any:
+    async def read(self, texts: Sequence[str], screens: Any, tail: int | None = None) -> Any:
         return [[ScreenedText(LIST, 1.0, (Span(0, 1, "x"),))] for _ in texts]
 
 
