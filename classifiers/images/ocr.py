@@ -49,7 +49,8 @@ class TextInImages:
             "Det.limit_side_len": _LONGEST_SIDE,
             "Det.max_candidates": _MOST_CANDIDATES,
         }
-        self._engine: Any = rapidocr.RapidOCR(params=params)
+        make: Any = rapidocr.RapidOCR
+        self._engine = make(params=params)
         # between detection, which is bounded, and recognition, which is not
         self._engine.crop_text_regions = _bounded(self._engine.crop_text_regions)
 

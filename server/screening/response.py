@@ -16,6 +16,7 @@ from server.errors import error_event, internal_error
 from server.observe.exchange import Exchange
 from server.screening.answers.upstream_errors import is_of_answer, screen_error, shaped_error
 from server.screening.answers.whole import screen_answer
+from server.screening.bodies.images import PICTURES
 from server.screening.bodies.texts import JsonTexts, texts_of
 from server.screening.context import ScreeningContext
 from server.screening.errors import UnreadableAnswer
@@ -272,6 +273,8 @@ class ScreenedResponse:
         # of names that stand twice, the client gets those that were read
         changed = has_duplicates
         if self._is_error:
+            if texts.images and self._screening.plan.reads_images("response"):
+                self._findings.unscreened.add(PICTURES)
             value = await self._screen_error(value, texts)
         else:
             value, is_rewritten = await screen_answer(value, texts, self._owner)
@@ -299,7 +302,7 @@ class ScreenedResponse:
         """The body of an error that the app answers with, as the client may read it."""
         assert self._start is not None
         own_app, reports = self._owner.context.own_app, self._route.reports_errors
-        await screen_error(
+        changed = await screen_error(
             [piece for piece in texts.pieces if reports and not is_of_answer(piece)],
             [piece for piece in texts.pieces if not reports or is_of_answer(piece)],
             self._findings,
@@ -308,7 +311,9 @@ class ScreenedResponse:
             own_app=own_app,
         )
         texts.write_back()
-        if own_app:
+        if changed is None:
+            value = None
+        elif own_app:
             return value
         MutableHeaders(scope=self._start)["content-type"] = "application/json"
         return shaped_error(value, self._start["status"], self._owner.exchange)

@@ -60,22 +60,25 @@ async def screen_error(
     placeholders: Placeholders,
     *,
     own_app: bool,
-) -> bool:
+) -> bool | None:
     """Redact the texts of an error, restore the request's own in it, and withhold those that a
-    screen blocks; return whether one has changed. Texts in JSON are not written back yet.
+    screen blocks; return whether one has changed, or None where the whole error must not leave: it
+    has an image with a text that would change. Texts in JSON are not written back yet.
 
     Patterns read `errors`, all screens `others`; nothing is read that this server says itself.
     """
     plan = findings.plan
     patterns = [screen for screen in plan.answering if screen.head is None]
-    changed = False
+    changed = must_stay = False
     for pieces, screens in ((errors, patterns), (others, plan.answering)):
         results: Sequence[Sequence[ScreenedText]] = [()] * len(pieces)
         if pieces and screens and not own_app:
             results = await reader.read([piece.reading for piece in pieces], screens)
         for piece, piece_results in zip(pieces, results, strict=True):
             acting = findings.add(piece_results, piece.path, in_response=True)
-            if piece.is_key and (blocks(acting) or redactions(acting)):
+            if piece.holder is None:
+                must_stay |= bool(blocks(acting) or redactions(acting))
+            elif piece.is_key and (blocks(acting) or redactions(acting)):
                 del piece.holder[piece.key]
                 changed = True
             elif blocks(acting):
@@ -83,7 +86,7 @@ async def screen_error(
                 changed = True
             elif rewrite(piece, acting, placeholders, restore=plan.settings.restore):
                 changed = True
-    return changed
+    return None if must_stay else changed
 
 
 def shaped_error(value: Any, status: int, exchange: Exchange) -> dict[str, Any]:

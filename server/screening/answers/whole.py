@@ -12,6 +12,7 @@ from server.screening.answers.upstream_errors import error_pieces, screen_error
 from server.screening.bodies.images import PICTURES
 from server.screening.bodies.texts import JsonText, JsonTexts
 from server.screening.context import ScreeningContext
+from server.screening.errors import UnreadableAnswer
 from server.screening.findings import TextReader, blocks, redactions
 from server.screening.images.reading import ImageReader, require_images, screen_images
 from server.screening.request import RequestScreening
@@ -47,6 +48,8 @@ async def screen_answer(value: Any, texts: JsonTexts, owner: AnswerOwner) -> tup
     changed = await screen_error(
         errors, (), screening.findings, owner, placeholders, own_app=owner.context.own_app
     )
+    if changed is None:
+        raise UnreadableAnswer("The answer is an error with an image that must not be shown.")
     originals = [piece.text for piece in pieces]
     blocked = await _screen_texts(value, pieces, texts, owner) if plan.answering else []
     blocked += unseen

@@ -93,7 +93,7 @@ class EventTexts:
         may_report = self._reports_errors and not slots
         errors, pieces = error_pieces(texts.pieces, event) if may_report else ((), texts.pieces)
         reports_error = may_report and is_error(event)
-        rewritten = False
+        rewritten: bool | None = False
         if errors or reports_error:
             rewritten = await screen_error(
                 errors,
@@ -103,6 +103,8 @@ class EventTexts:
                 self._placeholders,
                 own_app=self._own_app,
             )
+            if rewritten is None:
+                return None
             texts.pieces = pieces = [] if reports_error else list(pieces)
         results: Sequence[Sequence[ScreenedText]] = ()
         if self._reads and pieces:

@@ -19,12 +19,15 @@ from guard.config.schema import ScreenConfig
 from guard.data.image_files import decode_readings
 from guard.plans.image_screens import ImageClassifier, ImageClassifiers
 from guard.plans.screens import ImageScreen, TextPlan, TextScreen
+from server.screening.answers.upstream_errors import screen_error
 from server.screening.bodies.images import without_parts
-from server.screening.bodies.texts import texts_of
+from server.screening.bodies.texts import JsonText, texts_of
 from server.screening.errors import UnreadableAnswer, UnreadableImage
-from server.screening.findings import Findings
+from server.screening.findings import Findings, ScreenedText
 from server.screening.images.reading import screen_images, unread
 from server.screening.images.screener import ImageReading, ImageScreener, WantedImage
+from server.screening.spans import Span
+from server.screening.texts.redaction import Placeholders
 from server.screening.texts.turns import Caller
 from tests.classifiers.images.tiny_encoder import file_of
 
@@ -154,6 +157,18 @@ def test_the_scores_of_a_reading_with_a_fault_count() -> None:
     blocked, findings, *_ = _screen(_plan("open"), _scored(0.1), fault)
     assert [piece.path for piece in blocked] == ["data[1].b64_json"]
     assert findings.unscreened == {"pictures"} and findings.guards()[0].fired
+
+
+class _Texts:
+    async def read(self, texts: Sequence[str], screens: Any, tail: int | None = None) -> Any:
+        return [[ScreenedText(LIST, 1.0, (Span(0, 1, "x"),))] for _ in texts]
+
+
+def test_an_error_with_an_image_whose_text_is_blocked_stays() -> None:
+    images: Any = [JsonText(None, "", "said", "response", "error.message", -1, "key")]
+    findings, placeholders = Findings(_plan(ocr=True)), Placeholders(())
+    run = screen_error((), images, findings, _Texts(), placeholders, own_app=False)
+    assert asyncio.run(run) is None
 
 
 class _Colours:
