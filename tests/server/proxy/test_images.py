@@ -155,7 +155,7 @@ BROKEN = [
     {"b64_json": coded(b"GIF89a")},
     {"b64_json": "no base64!"},
     {"url": "/files/1.png"},
-    {"image": coded("red")},
+    {"picture": coded("red")},
 ]
 
 
@@ -325,3 +325,13 @@ def test_a_score_that_is_no_number_lets_nothing_pass(
             lambda *_: np.full((3, 8, 8), np.nan, np.float32),
         )
         assert draw(proxy).status_code == 500
+
+
+def test_an_image_in_the_body_of_an_error_is_unscreened(tmp_path: Path) -> None:
+    async def respond(request: UpstreamRequest, send: Send) -> None:
+        body = {"error": {"message": "no", "b64_json": coded("red")}}
+        await send_response(send, json.dumps(body).encode(), status=429)
+
+    with reading(tmp_path, Upstream(respond)) as proxy:
+        answer = draw(proxy)
+    assert answer.status_code == 429 and answer.json()["guard"]["unscreened"] == ["pictures"]
