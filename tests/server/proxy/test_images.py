@@ -155,7 +155,7 @@ BROKEN = [
     {"b64_json": coded(b"GIF89a")},
     {"b64_json": "no base64!"},
     {"url": "/files/1.png"},
-    {"image": coded("red")},
+    {"picture": coded("red")},
 ]
 
 
@@ -313,7 +313,7 @@ def test_an_encoder_that_fails_lets_nothing_pass(
     with reading(tmp_path, drawing({"b64_json": coded("blue")})) as proxy:
         monkeypatch.setattr("classifiers.images.encoder.prepare", fail)
         answer = draw(proxy)
-    assert answer.status_code == 500 and "secret" not in answer.text
+    assert answer.status_code == 502 and "secret" not in answer.text
 
 
 def test_a_score_that_is_no_number_lets_nothing_pass(
@@ -324,4 +324,14 @@ def test_a_score_that_is_no_number_lets_nothing_pass(
             "classifiers.images.encoder.prepare",
             lambda *_: np.full((3, 8, 8), np.nan, np.float32),
         )
-        assert draw(proxy).status_code == 500
+        assert draw(proxy).status_code == 502
+
+
+def test_an_image_in_the_body_of_an_error_is_unscreened(tmp_path: Path) -> None:
+    async def respond(request: UpstreamRequest, send: Send) -> None:
+        body = {"error": {"message": "no", "b64_json": coded("red")}}
+        await send_response(send, json.dumps(body).encode(), status=429)
+
+    with reading(tmp_path, Upstream(respond)) as proxy:
+        answer = draw(proxy)
+    assert answer.status_code == 429 and answer.json()["guard"]["unscreened"] == ["pictures"]
