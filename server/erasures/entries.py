@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from guard.certificate import Change, Listed
 from guard.errors import DataError
+from server.erasures.job import Job, Report
 from server.erasures.store import FITTED, LIST, RESULT
-
-if TYPE_CHECKING:
-    from server.erasures.fit import Job, Report
 
 
 def add_entry(job: Job, report: Report) -> dict[str, Any]:

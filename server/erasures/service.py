@@ -17,7 +17,7 @@ from guard.verdict import Verdict
 from server.erasures import worker
 from server.erasures.counting import Firings
 from server.erasures.errors import Conflict, UnknownErasure
-from server.erasures.fit import Job
+from server.erasures.job import Job
 from server.erasures.lists import ALONE, ListChanged, file_of, gone, require_other_entries
 from server.erasures.live import LiveGuards
 from server.erasures.record import ENDED, LIVE, UNFINISHED, Live, Record, now

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from guard.artifact import FittedModel
 from guard.certificate import Listed
-from server.erasures.fit import Job
+from server.erasures.job import Job
 from server.erasures.record import FittedGate
 
 logger = logging.getLogger(__name__)

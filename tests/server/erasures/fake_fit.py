@@ -19,7 +19,7 @@ from guard.artifact import Artifact
 from guard.certificate import Gate
 from guard.errors import GuardError
 from server.erasures.entries import add_entry
-from server.erasures.fit import Job, Report
+from server.erasures.job import Job, Report
 from server.erasures.record import FittedGate
 from server.erasures.store import FITTED
 

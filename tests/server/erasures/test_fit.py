@@ -16,7 +16,8 @@ import pytest
 from guard.artifact import Artifact
 from guard.fitting.erasure.report import HTTP
 from server.erasures import worker
-from server.erasures.fit import Job, Report, fit
+from server.erasures.fit import fit
+from server.erasures.job import Job, Report
 from tests.server.tiny_text_service import steer_meta, steer_tensors
 
 ID = "er-0123456789ab"
