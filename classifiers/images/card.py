@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from classifiers.text.encoder.card import sha256
+from classifiers.embeddings.encoders import fingerprint_of, sha256
 
 CARD, GRAPH = "config.json", "image_encoder.onnx"
 
@@ -61,13 +60,8 @@ class ImageEncoderCard:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) over everything that decides an embedding.
-
-        The bytes of the graph are left out: another release of onnx may write the same graph in
-        other bytes, and a guard fitted on one works with the other.
-        """
-        parts = {name: value for name, value in asdict(self).items() if name != "graph"}
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        """SHA-256 (hex) over everything that decides an embedding, see `fingerprint_of`."""
+        return fingerprint_of(asdict(self))
 
     def write(self, folder: Path) -> None:
         (folder / CARD).write_text(json.dumps(asdict(self), indent=1) + "\n", "utf-8")

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import onnx
 
+from classifiers.embeddings.encoders import sha256
 from classifiers.images import efficientnet_onnx
 from classifiers.images.card import GRAPH, ImageEncoderCard, Preparation
 from classifiers.images.efficientnet_onnx import Weights
-from classifiers.text.encoder.card import sha256
 
 OPEN_NSFW = Preparation(
     resize=256,

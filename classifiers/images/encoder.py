@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from classifiers.embeddings.encoders import PROVIDERS, open_session
 from classifiers.images.card import GRAPH, ImageEncoderCard, Preparation
-from classifiers.text.encoder.model import PROVIDERS
 
 Pixels = NDArray[np.uint8]
 """An image, `[height, width, 3]`, red first."""
@@ -32,19 +32,7 @@ class ImageEncoder:
         threads: int,
         providers: Sequence[str] = PROVIDERS,
     ) -> None:
-        import onnxruntime  # type: ignore[import-untyped]
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
-        # a thread that spins would take CPU time from the engine in the same process
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        available = onnxruntime.get_available_providers()
-        self._session = onnxruntime.InferenceSession(
-            str(folder / GRAPH),
-            options,
-            providers=[provider for provider in providers if provider in available],
-        )
+        self._session = open_session(folder / GRAPH, threads, providers)
         self._input = self._session.get_inputs()[0].name
         self.card = card
 

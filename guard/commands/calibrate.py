@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -145,7 +145,7 @@ def _innocent(retain: Path | None) -> tuple[list[str], list[str]]:
     return [row.prompt for row in rows if row.split != "test"], judging
 
 
-def _spoken(plan: LanguagePlan) -> Any:
+def _spoken(plan: LanguagePlan) -> Callable[[str], object]:
     """Whether a prompt says the concept of a guard, which is no false positive."""
     from guard.fitting.erasure.belonging import mentions
 

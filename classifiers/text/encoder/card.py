@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from classifiers.embeddings.encoders import fingerprint_of, sha256
 
 CARD, GRAPH, TOKENIZER = "config.json", "encoder.onnx", "tokenizer.json"
 
@@ -31,13 +32,8 @@ class EncoderCard:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) over everything that decides an embedding.
-
-        The bytes of the graph are left out: another release of onnx may write the same graph in
-        other bytes, and a guard fitted on one works with the other.
-        """
-        parts = {name: value for name, value in asdict(self).items() if name not in {"graph"}}
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        """SHA-256 (hex) over everything that decides an embedding, see `fingerprint_of`."""
+        return fingerprint_of(asdict(self))
 
     def write(self, folder: Path) -> None:
         (folder / CARD).write_text(json.dumps(asdict(self), indent=1) + "\n", "utf-8")
@@ -58,9 +54,3 @@ class EncoderCard:
             if actual[name] != recorded:
                 raise ValueError(f"{folder / name} was altered: {_ADD_AGAIN}")
         return card
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -10,8 +10,9 @@ from typing import Literal
 
 from safetensors.numpy import load_file
 
+from classifiers.embeddings.encoders import sha256
 from classifiers.text.encoder.bert_onnx import BertShape, to_onnx
-from classifiers.text.encoder.card import CARD, GRAPH, TOKENIZER, EncoderCard, sha256
+from classifiers.text.encoder.card import CARD, GRAPH, TOKENIZER, EncoderCard
 
 Precision = Literal["int8", "float32"]
 

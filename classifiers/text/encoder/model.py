@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from classifiers.embeddings.encoders import PROVIDERS, open_session
 from classifiers.text.encoder.card import GRAPH, TOKENIZER, EncoderCard
 
 WINDOW = 128
@@ -19,10 +20,6 @@ OVERLAP = 32
 
 MOST_WINDOWS = 64
 """Of one text, about 6000 tokens."""
-
-PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
-"""What ONNX Runtime runs on, the first that is installed; parts of the graph may run on a later
-one."""
 
 _BATCH_TOKENS = 4096
 
@@ -59,19 +56,12 @@ class TextEncoder:
     def __init__(
         self, folder: Path, card: EncoderCard, threads: int, providers: Sequence[str] = PROVIDERS
     ) -> None:
-        import onnxruntime  # type: ignore[import-untyped]
         from tokenizers import Tokenizer
 
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
-        # a thread that spins would take CPU time from the engine in the same process
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        available = onnxruntime.get_available_providers()
-        self._session = onnxruntime.InferenceSession(
-            str(folder / GRAPH),
-            options,
-            providers=[provider for provider in providers if provider in available],
+        self._session = open_session(
+            folder / GRAPH,
+            threads,
+            providers,
             # the fused kernel adds one number at a time: eight times slower than its parts
             disabled_optimizers=["SkipLayerNormFusion"],
         )

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from PIL import Image
 
+from classifiers.embeddings.encoders import sha256
 from classifiers.embeddings.heads import EmbeddingHead
 from classifiers.images.card import GRAPH, ImageEncoderCard, Preparation
-from classifiers.text.encoder.card import sha256
 from guard.artifact import Artifact, ArtifactMeta, FittedModel
 from guard.models.sources import MANIFEST
 

@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from benchmarks.rounds import timed_rounds
 from benchmarks.screens import FITTED, random_texts
+from classifiers.embeddings.encoders import PROVIDERS
 from classifiers.embeddings.heads import EmbeddingHead, EmbeddingHeads
-from classifiers.text.encoder.model import PROVIDERS, TextEncoder
+from classifiers.text.encoder.model import TextEncoder
 from guard.artifact import Artifact
 from tests.gpu.report import Figure
 from tests.gpu.settings import Add, Settings, Skipped, require_packages, required_model
