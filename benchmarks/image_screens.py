@@ -38,8 +38,9 @@ from guard.data.image_folders import read_folders
 from guard.evaluation.images.judge import Judge
 from guard.evaluation.shares import Share
 from guard.fitting.files import write_report
-from guard.fitting.image_screens.fit import ImageScreenRecipe, fit_image_screen
+from guard.fitting.image_screens.fit import fit_image_screen
 from guard.fitting.image_screens.report import as_json, as_page
+from guard.fitting.screens.cross_fit import HeadRecipe
 from guard.models.images import ImageModel
 from guard.plans.image_screens import load_encoder
 from guard.reporting.progress import Stages, stages
@@ -204,7 +205,7 @@ def own_concept(folder: Path, concept: str) -> dict[str, Any]:
             images,
             f"object/{concept}",
             (HELD_OUT, SECOND, PHOTOGRAPHS),
-            ImageScreenRecipe(fpr=0.01),
+            HeadRecipe(fpr=0.01),
             progress,
         )
     took = time.monotonic() - started

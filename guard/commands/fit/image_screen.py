@@ -54,17 +54,17 @@ def image_screen(
             f"reading images needs {error.name}: pip install 'inference-guard[fit]'"
         ) from error
     from guard.fitting.image_screens.fit import (
-        ImageScreenRecipe,
         fit_image_screen,
         require_images,
     )
     from guard.fitting.image_screens.report import as_json as report_json
     from guard.fitting.image_screens.report import as_page
+    from guard.fitting.screens.cross_fit import HeadRecipe
     from guard.plans.image_screens import load_encoder
 
     source_of(model, "pixels")
     images = read_folders(forget, retain)
-    recipe = ImageScreenRecipe(kind=kind, calibration=calibration, fpr=fpr, seed=seed)
+    recipe = HeadRecipe(kind=kind, calibration=calibration, fpr=fpr, seed=seed)
     require_images(images, hold_out or [], recipe)
     started = time.monotonic()
     encoder = load_encoder(model)

@@ -14,8 +14,7 @@ from datetime import date
 import numpy as np
 from numpy.typing import NDArray
 
-from classifiers.embeddings.heads import EmbeddingHead, EmbeddingHeads, Floats, Kind
-from classifiers.embeddings.training import Calibration
+from classifiers.embeddings.heads import EmbeddingHead, EmbeddingHeads, Floats
 from classifiers.embeddings.training import train as train_head
 from classifiers.images.encoder import ImageEncoder, Pixels
 from guard.artifact import Artifact, ArtifactMeta, FittedModel
@@ -24,22 +23,12 @@ from guard.data.image_folders import LabelledImage, read_image
 from guard.errors import DataError
 from guard.fitting.image_screens.alterations import altered
 from guard.fitting.judgement import HeldOut
-from guard.fitting.screens.cross_fit import cross_fit
+from guard.fitting.screens.cross_fit import HeadRecipe, cross_fit
 from guard.fitting.screens.figures import HeldOutScores, ScreenFigures, evenly, figures_of
 from guard.fitting.screens.folds import FOLDS, Indices, folds_of, require_enough
 from guard.reporting.progress import Stages
 
 METHOD = "image-screen"
-
-
-@dataclass(frozen=True, slots=True)
-class ImageScreenRecipe:
-    """Settings of a fit."""
-
-    kind: Kind = "logistic"
-    calibration: Calibration = "temperature"
-    fpr: float = 0.01
-    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +43,7 @@ class ImageScreenFit:
 
 
 def require_images(
-    images: Sequence[LabelledImage], hold_out: Sequence[str], recipe: ImageScreenRecipe
+    images: Sequence[LabelledImage], hold_out: Sequence[str], recipe: HeadRecipe
 ) -> None:
     """Raise DataError if a source is unknown, or the images to train and to calibrate on are too
     few, whatever the encoder makes of them."""
@@ -67,7 +56,7 @@ def fit_image_screen(
     images: Sequence[LabelledImage],
     concept: str,
     hold_out: Sequence[str],
-    recipe: ImageScreenRecipe,
+    recipe: HeadRecipe,
     progress: Stages,
     description: str = "",
 ) -> ImageScreenFit:
@@ -163,7 +152,7 @@ def _trained(
     mirrored: Floats,
     chosen: Indices,
     unsafe: NDArray[np.bool_],
-    recipe: ImageScreenRecipe,
+    recipe: HeadRecipe,
 ) -> EmbeddingHead:
     both = np.concatenate([embeddings[chosen], mirrored[chosen]])
     labels = np.concatenate([unsafe[chosen], unsafe[chosen]])

@@ -7,9 +7,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from classifiers.embeddings.heads import EmbeddingHead, Floats
+from classifiers.embeddings.heads import EmbeddingHead, Floats, Kind
 from classifiers.embeddings.training import Calibration, calibrated
 from guard.fitting.screens.folds import FOLDS, Example, Indices, threshold_on
+
+
+@dataclass(frozen=True, slots=True)
+class HeadRecipe:
+    """Settings of the fit of a head: its kind, how its logits become probabilities, the
+    false-positive rate on each benign source, and the seed of the folds and of the head."""
+
+    kind: Kind = "logistic"
+    calibration: Calibration = "temperature"
+    fpr: float = 0.01
+    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -15,8 +15,7 @@ from datetime import date
 import numpy as np
 from numpy.typing import NDArray
 
-from classifiers.embeddings.heads import EmbeddingHead, Floats, Kind
-from classifiers.embeddings.training import Calibration
+from classifiers.embeddings.heads import EmbeddingHead, Floats
 from classifiers.embeddings.training import train as train_head
 from classifiers.text.encoder.model import OVERLAP, WINDOW, TextEncoder
 from guard.artifact import Artifact, ArtifactMeta, FittedModel
@@ -25,7 +24,7 @@ from guard.data.prompts import ScreenText, texts
 from guard.errors import DataError
 from guard.evaluation.text_disguises import TEXT_DISGUISES
 from guard.fitting.judgement import HeldOut
-from guard.fitting.screens.cross_fit import cross_fit
+from guard.fitting.screens.cross_fit import HeadRecipe, cross_fit
 from guard.fitting.screens.figures import HeldOutScores, ScreenFigures, evenly, figures_of
 from guard.fitting.screens.folds import (
     FOLDS,
@@ -43,13 +42,9 @@ READING = "reading texts"
 
 
 @dataclass(frozen=True, slots=True)
-class ScreenRecipe:
+class ScreenRecipe(HeadRecipe):
     """Settings of a fit."""
 
-    kind: Kind = "logistic"
-    calibration: Calibration = "temperature"
-    fpr: float = 0.01
-    seed: int = 0
     learn_only: tuple[str, ...] = ()
     """Benign sources to learn from by which no threshold is set: texts that the screen will not
     read."""
