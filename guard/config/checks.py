@@ -191,6 +191,11 @@ def _unfit(
                 yield ("models", index, key), f"is for {models_of_kind}: leave it out"
     if engine != "vllm" and "engine_options" in model:
         yield ("models", index, "engine_options"), 'is for engine = "vllm": leave it out'
+    if engine != "transformers" and str(model.get("source")).endswith(".gguf"):
+        yield (
+            ("models", index, "source"),
+            'is a GGUF file, which engine = "transformers" alone reads',
+        )
     steps, max_steps = model.get("steps"), model.get("max_steps", DEFAULT_MAX_STEPS)
     if isinstance(steps, int) and isinstance(max_steps, int) and steps > max_steps:
         yield ("models", index, "steps"), f"is more than max_steps, {max_steps}: lower it"

@@ -15,7 +15,7 @@ from server.services.interface import AnyRequest, LanguageModelInfo, Service
 from server.services.prompts import PromptEncoder, context_length, require_fast
 from server.services.text import BatchedTextService
 from steering.engines.transformers.engine import TransformersEngine
-from steering.engines.transformers.loading import load_language_model
+from steering.engines.transformers.loading.models import load_language_model
 
 Record = Callable[[AnyRequest, Verdict], None]
 """Takes the one verdict of every row."""

@@ -14,7 +14,7 @@ from guard.artifact import Artifact
 from guard.config.schema import load_config
 from guard.errors import GuardFailed
 from guard.plans.language import LanguagePlans
-from steering.engines.transformers.loading import load_language_model
+from steering.engines.transformers.loading.models import load_language_model
 from tests.guard.commands.running import run
 from tests.guard.fitting.rebinding import copies
 

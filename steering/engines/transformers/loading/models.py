@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
 
+from steering.engines.transformers.loading.gguf import SUFFIX, load_gguf
 from steering.engines.transformers.vision import takes_images, vision_family
 from steering.engines.transformers.vision.base import VisionFamily
 
@@ -38,16 +40,19 @@ class LanguageModel(NamedTuple):
 def load_language_model(
     source: str, *, dtype: str = "float32", device: str = "auto"
 ) -> LanguageModel:
-    """The model and the tokenizer from a directory or a hub name; of a vision-language model, what
-    becomes of its images too.
+    """The model and the tokenizer from a directory, a hub name or a GGUF file; of a vision-language
+    model, what becomes of its images too.
 
-    `device` "auto" takes a GPU where there is one. Only safetensors weights are read: other
-    formats are pickles. Raises ValueError with the reason where loading fails.
+    `device` "auto" takes a GPU where there is one. Weights are read from safetensors and GGUF
+    files alone: other formats are pickles. Raises ValueError with the reason where loading fails.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
+        if source.endswith(SUFFIX):
+            unpacked = load_gguf(Path(source), dtype)
+            return LanguageModel(unpacked.model.to(device).eval(), unpacked.tokenizer, None)
         tokenizer, vision = load_tokenizer(source)
         kind: Any = AutoModelForImageTextToText if vision else AutoModelForCausalLM
         model, loading_info = kind.from_pretrained(

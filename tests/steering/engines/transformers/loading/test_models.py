@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
-from steering.engines.transformers.loading import load_language_model
+from steering.engines.transformers.loading.models import load_language_model
 from tests.steering.engines.driver import generated, weights_hash
 from tests.steering.tiny import VOCABULARY, prompt, tiny_model
 
