@@ -100,6 +100,8 @@ class ModelConfig(Section):
     `default_policy` overrides the server's. `max_context` is for language models; None is the
     model's limit. `steps` and `guidance_scale` are the defaults of requests for images (None: those
     of the pipeline), `max_steps` their limit. `engine_options` are arguments of vLLM's engine.
+    `pooling`: the embedding of a text is the mean of its tokens' states (None, too), or the state
+    of its last token. The engine "onnxruntime" is for sentence encoders, which give embeddings.
     """
 
     name: Name
@@ -109,6 +111,7 @@ class ModelConfig(Section):
     device: str = Field(default="auto", min_length=1)
     default_policy: Name | None = None
     max_context: int | None = Field(default=None, ge=1)
+    pooling: Literal["mean", "last"] | None = None
     steps: int | None = Field(default=None, ge=1, le=1000)
     guidance_scale: float | None = Field(default=None, ge=0, le=100)
     max_steps: int = Field(default=DEFAULT_MAX_STEPS, ge=1, le=1000)

@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 
 from server.wire.schemas.base import Part
+from server.wire.schemas.embeddings import EmbeddingsRequest
 from server.wire.schemas.erasures import ErasureRequest, StateRequest
 from server.wire.schemas.images import EditRequest, ImageRequest
 from server.wire.schemas.messages import CountTokensRequest, MessagesRequest
@@ -30,7 +31,7 @@ def describe_bodies(app: FastAPI) -> None:
     bodies: tuple[type[Part], ...] = (
         *(ChatRequest, CompletionRequest, EditRequest, ImageRequest),
         *(CountTokensRequest, MessagesRequest, ResponsesRequest),
-        *(ErasureRequest, StateRequest),
+        *(EmbeddingsRequest, ErasureRequest, StateRequest),
     )
     _, components = models_json_schema(
         [(body, "validation") for body in bodies], ref_template=_COMPONENT

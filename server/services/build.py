@@ -8,12 +8,14 @@ from collections.abc import Callable, Mapping
 from guard.config.schema import Config, ModelConfig
 from guard.errors import GuardError, ModelError
 from guard.models.chat import end_tokens
-from guard.models.sources import resolve_source
+from guard.models.kind_checks import source_of
 from guard.plans.language import LanguagePlans
 from guard.verdict import Verdict
-from server.services.interface import AnyRequest, LanguageModelInfo, Service
+from server.services.encoder import encoder_service
+from server.services.interface import AnyRequest, Capability, LanguageModelInfo, Service
 from server.services.prompts import PromptEncoder, context_length, require_fast
 from server.services.text import BatchedTextService
+from steering.engines.transformers.embeddings import StateEmbedder
 from steering.engines.transformers.engine import TransformersEngine
 from steering.engines.transformers.loading.models import load_language_model
 
@@ -56,6 +58,8 @@ def _start(config: Config, settings: ModelConfig, record: Record) -> Service:
         from server.services.build_images import drawing_service
 
         return drawing_service(config, settings, record)
+    if settings.engine == "onnxruntime":
+        return encoder_service(config, settings, record)
     if settings.engine == "vllm":
         # imported here: vLLM has an environment of its own
         from server.vllm.build import vllm_service
@@ -65,13 +69,20 @@ def _start(config: Config, settings: ModelConfig, record: Record) -> Service:
 
 
 def _transformers_service(config: Config, settings: ModelConfig, record: Record) -> Service:
-    source = resolve_source(settings.source)
+    source = source_of(settings.source, "language")
     model, tokenizer, vision = load_language_model(
         source, dtype=settings.dtype, device=settings.device
     )
     require_fast(tokenizer)
     plans = LanguagePlans(config, model, name=settings.name)
-    context = context_length(model.config.get_text_config(), settings.max_context)
+    text_config = model.config.get_text_config()
+    context = context_length(text_config, settings.max_context)
+    encoder = PromptEncoder(
+        tokenizer,
+        vocabulary=model.get_input_embeddings().num_embeddings,
+        max_context=context,
+        vision=vision,
+    )
     return BatchedTextService(
         LanguageModelInfo(
             name=settings.name,
@@ -79,18 +90,22 @@ def _transformers_service(config: Config, settings: ModelConfig, record: Record)
             created=int(time.time()),
             max_context=context,
             policies=plans.usable,
+            capabilities=_capabilities(encoder),
+            embedding_width=int(text_config.hidden_size),
             sees=vision is not None,
         ),
-        PromptEncoder(
-            tokenizer,
-            vocabulary=model.get_input_embeddings().num_embeddings,
-            max_context=context,
-            vision=vision,
-        ),
+        encoder,
         TransformersEngine(model, plans.bank, capacity=config.server.max_batch, vision=vision),
         plans,
         end_tokens=end_tokens(model.generation_config.eos_token_id, tokenizer),
         prefill_tokens=config.server.max_prefill_tokens,
         queue_limit=config.server.queue_limit,
         record=record,
+        embedder=StateEmbedder(model, settings.pooling or "mean", vision),
     )
+
+
+def _capabilities(encoder: PromptEncoder) -> tuple[Capability, ...]:
+    """What requests can ask a language model of this engine for."""
+    chat: tuple[Capability, ...] = ("chat",) if encoder.chats else ()
+    return (*chat, "completions", "embeddings")

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from guard.errors import ContextExceeded, RequestError
+from server.services.embedding import token_ids
 from steering.engines.transformers.tokens import PromptTokenizer
 from steering.prompt import Prompt
 
@@ -46,6 +47,11 @@ class PromptEncoder:
 
     def chat(self, messages: Sequence[dict[str, Any]]) -> Prompt:
         """See `TextService.encode_chat`."""
+        if not self.chats:
+            raise RequestError(
+                "this model has no chat template: it is a base model, for /v1/completions",
+                param="model",
+            )
         try:
             return self._prompts.chat(messages)
         except Exception as error:  # templates are programs: they raise what they like
@@ -55,12 +61,31 @@ class PromptEncoder:
                 f"{subject} does not take these messages: {reason}", param="messages"
             ) from error
 
+    @property
+    def chats(self) -> bool:
+        """Whether there is a template for chats."""
+        return bool(self.tokenizer.chat_template)
+
     def text(self, text: str) -> Prompt:
         """See `TextService.encode`."""
         try:
             return self._prompts.text(text)
         except ValueError as error:
             raise RequestError(f"the prompt cannot be encoded: {error}", param="prompt") from None
+
+    def tokens(self, inputs: Sequence[str | tuple[int, ...]]) -> list[tuple[int, ...]]:
+        """The token ids of texts whose embeddings are wanted. Raises RequestError and
+        ContextExceeded."""
+        texts = token_ids(inputs, lambda text: self.text(text).tokens, self._vocabulary)
+        for number, ids in enumerate(texts):
+            if len(ids) > self._max_context:
+                raise ContextExceeded(
+                    f"input[{number}] has {len(ids)} tokens; this model takes at most "
+                    f"{self._max_context}: send it in parts"
+                )
+            if self._placeholder is not None:
+                self._require_images(Prompt(ids), self._placeholder)
+        return texts
 
     def check(self, prompt: Prompt, max_tokens: int) -> None:
         """Refuse a prompt that the model cannot run with an answer of `max_tokens`.

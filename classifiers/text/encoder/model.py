@@ -21,6 +21,9 @@ OVERLAP = 32
 MOST_WINDOWS = 64
 """Of one text, about 6000 tokens."""
 
+MOST_TOKENS = MOST_WINDOWS * (WINDOW - 2 - OVERLAP) + OVERLAP
+"""Of one text, in that many windows."""
+
 _BATCH_TOKENS = 4096
 
 
@@ -29,7 +32,8 @@ class Encoded:
     """Embeddings of the windows of some texts: `embeddings [windows, width]`, float32, length one.
 
     `text [windows]` has the index of the text of each window, in the order of texts and then of
-    windows. `too_long` are the indices of texts with more than MOST_WINDOWS windows, of which none
+    windows, and `tokens [windows]` the number of tokens of each. `too_long`
+    are the indices of texts with more than MOST_WINDOWS windows, of which none
     was encoded.
     """
 
@@ -37,6 +41,7 @@ class Encoded:
     text: NDArray[np.intp]
     texts: int
     too_long: tuple[int, ...]
+    tokens: NDArray[np.intp]
 
     def highest(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
         """Scores of the texts `[texts, heads]` from those of their windows `[windows, heads]`.
@@ -104,12 +109,25 @@ class TextEncoder:
         The embeddings of a text do not depend on the other texts (up to 1e-4 where the graph takes
         several rows at once).
         """
+        # one by one: the tokenizer would encode a batch in as many threads as there are cores
+        return self.encode_tokens([self.tokens(text) for text in texts])
+
+    def tokens(self, text: str) -> list[int]:
+        """The token ids of a text, without those that stand around each window."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    @property
+    def vocabulary(self) -> int:
+        """The number of token ids."""
+        return int(self._tokenizer.get_vocab_size())
+
+    def encode_tokens(self, texts: Sequence[Sequence[int]]) -> Encoded:
+        """As `encode`, of token ids as `tokens` gives them."""
         windows: list[list[int]] = []
         owners: list[int] = []
         too_long = []
-        for index, text in enumerate(texts):
-            # one by one: the tokenizer would encode a batch in as many threads as there are cores
-            ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        for index, ids in enumerate(texts):
             starts = window_starts(len(ids))
             if len(starts) > MOST_WINDOWS:
                 too_long.append(index)
@@ -122,7 +140,10 @@ class TextEncoder:
         lengths = [len(window) for window in windows]
         for rows in batches(lengths) if self._padded else ([row] for row in range(len(windows))):
             embeddings[rows] = self._run([windows[row] for row in rows])
-        return Encoded(embeddings, np.asarray(owners, np.intp), len(texts), tuple(too_long))
+        # without [CLS] and [SEP]
+        counts = np.asarray(lengths, np.intp) - 2
+        text = np.asarray(owners, np.intp)
+        return Encoded(embeddings, text, len(texts), tuple(too_long), counts)
 
     def _run(self, rows: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         ids = np.zeros((len(rows), max(map(len, rows))), np.int32)

@@ -186,7 +186,7 @@ class ChatRequest(TextRequest):
         return self
 
 
-def _as_prompts(prompt: Any) -> tuple[RawPrompt, ...]:
+def as_prompts(prompt: Any) -> tuple[RawPrompt, ...]:
     """A tuple of prompts from one prompt or a list of them, each a text or token ids."""
     if isinstance(prompt, str):
         return (prompt,)
@@ -214,7 +214,7 @@ class CompletionRequest(TextRequest):
     prompt: Annotated[
         tuple[RawPrompt, ...],
         PlainValidator(
-            _as_prompts, json_schema_input_type=str | list[str] | list[int] | list[list[int]]
+            as_prompts, json_schema_input_type=str | list[str] | list[int] | list[list[int]]
         ),
     ]
     logprobs: int | None = Field(None, ge=0, le=5)

@@ -71,6 +71,27 @@ class LanguageForward:
         head = self._model.get_output_embeddings()
         return head(states.last_hidden_state[:, -last:])  # type: ignore[no-any-return]
 
+    def states(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        visible: Tensor,
+        index: Tensor,
+        keys: Tensor,
+        *,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """The states `[rows, tokens, width]` after the last layer and its norm, of texts without
+        images; arguments as those of `logits`."""
+        output = self._model.get_decoder()(
+            input_ids=ids,
+            attention_mask=self._masks(visible, index, keys, None),
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        )
+        return output.last_hidden_state  # type: ignore[no-any-return]
+
     def _masks(
         self, visible: Tensor, index: Tensor, keys: Tensor, images: ForwardImages | None
     ) -> Any:

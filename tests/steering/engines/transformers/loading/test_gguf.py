@@ -82,19 +82,17 @@ def test_an_answer_ends_where_the_template_ends_one_too(tmp_path: Path) -> None:
 
 def test_positions_are_scaled_as_the_file_says(tmp_path: Path) -> None:
     """transformers reads no scaling from most files, and answers from it as if there were none."""
-    for kind, more in (
-        ("linear", {}),
-        ("yarn", {"original_max_position_embeddings": 32}),
-    ):
-        rope = {"rope_type": kind, "rope_theta": 10000.0, "factor": 4.0, **more}
-        written = tiny_qwen(rope_parameters=rope)
+    original = ("qwen2.rope.scaling.original_context_length", "original_max_position_embeddings")
+    for kind, names in (("linear", ()), ("yarn", (original,))):
+        rope = {"rope_type": kind, "rope_theta": 10000.0, "factor": 4.0}
+        written = tiny_qwen(rope_parameters=rope | {ours: 32 for _, ours in names})
         path = write_gguf(
             tmp_path / f"{kind}.gguf",
             written,
             metadata={
                 "qwen2.rope.scaling.type": kind,
                 "qwen2.rope.scaling.factor": 4.0,
-                **{"qwen2.rope.scaling.original_context_length": each for each in more.values()},
+                **{key: 32 for key, _ in names},
             },
         )
         model, _ = load_gguf(path)
