@@ -25,7 +25,9 @@ class LanguageForward:
         config = model.config.get_text_config()
         layer_types = set(getattr(config, "layer_types", None) or ())
         self._sliding = config.sliding_window if "sliding_attention" in layer_types else None
-        self._window = None if layer_types else getattr(config, "sliding_window", None)
+        # checkpoints of models without windows may have the entry too: their class does not know it
+        windowed = not layer_types and hasattr(type(config), "sliding_window")
+        self._window = config.sliding_window if windowed else None
         self.layers = int(config.num_hidden_layers)
         self.images_are_whole = family is not None and family.whole
         """Whether the tokens of an image attend to each other in both directions."""

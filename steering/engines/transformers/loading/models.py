@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
 
 from steering.engines.transformers.loading.gguf import SUFFIX, load_gguf
+from steering.engines.transformers.trial import require_same_answers
 from steering.engines.transformers.vision import takes_images, vision_family
 from steering.engines.transformers.vision.base import VisionFamily
 
@@ -44,28 +45,36 @@ def load_language_model(
     model, what becomes of its images too.
 
     `device` "auto" takes a GPU where there is one. Weights are read from safetensors and GGUF
-    files alone: other formats are pickles. Raises ValueError with the reason where loading fails.
+    files alone: other formats are pickles. An architecture that no test covers is tried.
+
+    Raises ValueError with the reason where loading fails.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         if source.endswith(SUFFIX):
-            unpacked = load_gguf(Path(source), dtype)
-            return LanguageModel(unpacked.model.to(device).eval(), unpacked.tokenizer, None)
-        tokenizer, vision = load_tokenizer(source)
-        kind: Any = AutoModelForImageTextToText if vision else AutoModelForCausalLM
-        model, loading_info = kind.from_pretrained(
-            source, dtype=dtype, use_safetensors=True, output_loading_info=True
-        )
+            model, tokenizer = load_gguf(Path(source), dtype)
+            vision = None
+        else:
+            tokenizer, vision = load_tokenizer(source)
+            model = _checkpoint(source, dtype, vision)
+        model = model.to(device).eval()
+        require_same_answers(model, vision)
     except _LOAD_ERRORS as error:
         raise ValueError(f"{source} cannot be loaded: {_reason(error)}") from error
+    return LanguageModel(model, tokenizer, vision)
+
+
+def _checkpoint(source: str, dtype: str, vision: VisionFamily | None) -> Any:
+    kind: Any = AutoModelForImageTextToText if vision else AutoModelForCausalLM
+    model, loading_info = kind.from_pretrained(
+        source, dtype=dtype, use_safetensors=True, output_loading_info=True
+    )
     if missing := sorted(loading_info["missing_keys"]):
         # transformers fills missing weights with random numbers
-        raise ValueError(
-            f"{source} cannot be loaded: {len(missing)} weights are missing, {missing[0]} the first"
-        )
-    return LanguageModel(model.to(device).eval(), tokenizer, vision)
+        raise ValueError(f"{len(missing)} weights are missing, {missing[0]} the first")
+    return model
 
 
 def load_tokenizer(source: str) -> tuple[Any, VisionFamily | None]:
