@@ -175,6 +175,8 @@ _MODELS: Mapping[Kind, str] = {
 _KEYS: Mapping[str, tuple[Kind, ...]] = {
     "max_context": ("language",),
     "pooling": ("language",),
+    "device_map": ("language",),
+    "quantization": ("language",),
     "dtype": ("language", "images"),
     "device": ("language", "images"),
     "steps": ("images",),
@@ -201,6 +203,15 @@ def _unfit(
             yield ("models", index, key), f"is for {named}: leave it out"
     if engine != "vllm" and "engine_options" in model:
         yield ("models", index, "engine_options"), 'is for engine = "vllm": leave it out'
+    if engine == "vllm":
+        for key in ("device_map", "quantization", "pooling"):
+            if key in model:
+                yield (
+                    ("models", index, key),
+                    "is not for vLLM, which has engine_options: leave it out",
+                )
+    if "device_map" in model and model.get("device", "auto") != "auto":
+        yield ("models", index, "device_map"), "chooses the device: leave 'device' out"
     if engine != "transformers" and str(model.get("source")).endswith(".gguf"):
         yield (
             ("models", index, "source"),

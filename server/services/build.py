@@ -17,6 +17,7 @@ from server.services.prompts import PromptEncoder, context_length, require_fast
 from server.services.text import BatchedTextService
 from steering.engines.transformers.embeddings import StateEmbedder
 from steering.engines.transformers.engine import TransformersEngine
+from steering.engines.transformers.layers import even_context
 from steering.engines.transformers.loading.models import load_language_model
 
 Record = Callable[[AnyRequest, Verdict], None]
@@ -71,12 +72,17 @@ def _start(config: Config, settings: ModelConfig, record: Record) -> Service:
 def _transformers_service(config: Config, settings: ModelConfig, record: Record) -> Service:
     source = source_of(settings.source, "language")
     model, tokenizer, vision = load_language_model(
-        source, dtype=settings.dtype, device=settings.device
+        source,
+        dtype=settings.dtype,
+        device=settings.device,
+        device_map=settings.device_map,
+        quantization=settings.quantization,
     )
     require_fast(tokenizer)
     plans = LanguagePlans(config, model, name=settings.name)
     text_config = model.config.get_text_config()
-    context = context_length(text_config, settings.max_context)
+    limit = context_length(text_config, settings.max_context)
+    context = min(limit, even_context(text_config) or limit)
     encoder = PromptEncoder(
         tokenizer,
         vocabulary=model.get_input_embeddings().num_embeddings,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
 
 from steering.engines.transformers.loading.gguf import SUFFIX, load_gguf
+from steering.engines.transformers.loading.quantised import quantising
 from steering.engines.transformers.trial import require_same_answers
 from steering.engines.transformers.vision import takes_images, vision_family
 from steering.engines.transformers.vision.base import VisionFamily
@@ -39,13 +41,20 @@ class LanguageModel(NamedTuple):
 
 
 def load_language_model(
-    source: str, *, dtype: str = "float32", device: str = "auto"
+    source: str,
+    *,
+    dtype: str = "float32",
+    device: str = "auto",
+    device_map: str | None = None,
+    quantization: str | None = None,
 ) -> LanguageModel:
     """The model and the tokenizer from a directory, a hub name or a GGUF file; of a vision-language
     model, what becomes of its images too.
 
-    `device` "auto" takes a GPU where there is one. Weights are read from safetensors and GGUF
-    files alone: other formats are pickles. An architecture that no test covers is tried.
+    `device` "auto" takes a GPU where there is one; `device_map` "auto" lets accelerate place the
+    model, which must have room on one device. `quantization` is one of `quantised.METHODS`.
+    Weights are read from safetensors and GGUF files alone: other formats are pickles. An
+    architecture that no test covers is tried.
 
     Raises ValueError with the reason where loading fails.
     """
@@ -54,26 +63,48 @@ def load_language_model(
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         if source.endswith(SUFFIX):
+            if quantization:
+                raise ValueError("quantization is for safetensors files: a GGUF file is unpacked")
             model, tokenizer = load_gguf(Path(source), dtype)
-            vision = None
+            model, vision = model.to(device), None
         else:
             tokenizer, vision = load_tokenizer(source)
-            model = _checkpoint(source, dtype, vision)
-        model = model.to(device).eval()
+            options: dict[str, Any] = {"device_map": device_map or {"": device}}
+            if quantization:
+                options["quantization_config"] = quantising(quantization, dtype)
+            model = _checkpoint(source, dtype, vision, options)
+            if quantization:
+                _run_once(model)
+        model = model.eval()
         require_same_answers(model, vision)
     except _LOAD_ERRORS as error:
         raise ValueError(f"{source} cannot be loaded: {_reason(error)}") from error
     return LanguageModel(model, tokenizer, vision)
 
 
-def _checkpoint(source: str, dtype: str, vision: VisionFamily | None) -> Any:
+@torch.inference_mode()
+def _run_once(model: Any) -> None:
+    """Kernels of quantised weights refuse some widths, in the first forward. Raises RuntimeError."""
+    weight = model.get_input_embeddings().weight
+    model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=weight.device))
+
+
+def _checkpoint(
+    source: str, dtype: str, vision: VisionFamily | None, options: Mapping[str, Any]
+) -> Any:
     kind: Any = AutoModelForImageTextToText if vision else AutoModelForCausalLM
     model, loading_info = kind.from_pretrained(
-        source, dtype=dtype, use_safetensors=True, output_loading_info=True
+        source, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
     )
     if missing := sorted(loading_info["missing_keys"]):
         # transformers fills missing weights with random numbers
         raise ValueError(f"{len(missing)} weights are missing, {missing[0]} the first")
+    places = {str(place) for place in getattr(model, "hf_device_map", {}).values()}
+    if len(places) > 1:
+        raise ValueError(
+            f"it would be spread over {', '.join(sorted(places))}, and a batch runs on one device: "
+            "take a smaller dtype or a quantization, or a larger device"
+        )
     return model
 
 
