@@ -111,6 +111,11 @@ def _of_directory(source: str, path: Path) -> Path:
         raise ModelError(
             f"{source!r} is a directory of {len(files)} GGUF files: name one of them ({names})"
         )
+    if (path / "adapter_config.json").is_file():
+        raise ModelError(
+            f"{source!r} is an adapter (LoRA), which is not served by itself: merge it into its "
+            "model (merge_and_unload of peft) and name that folder"
+        )
     raise ModelError(f"{source!r} is a directory without {' or '.join(_DESCRIPTIONS)}: not a model")
 
 

@@ -274,6 +274,12 @@ print(tokenizer.decode(model.generate(**prompt, max_new_tokens=4, do_sample=Fals
     assert "Paris" in answer.stdout
 
 
+def test_an_adapter_is_no_model(cache: Path, tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelError, match="is an adapter .*merge it into its model"):
+        resolve_source(str(tmp_path))
+
+
 def test_a_gguf_file_is_a_source(cache: Path, tmp_path: Path) -> None:
     file = tmp_path / "model.gguf"
     with pytest.raises(ModelError, match="there is no GGUF file"):

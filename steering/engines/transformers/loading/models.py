@@ -84,7 +84,8 @@ def load_language_model(
 
 @torch.inference_mode()
 def _run_once(model: Any) -> None:
-    """Kernels of quantised weights refuse some widths, in the first forward. Raises RuntimeError."""
+    """Kernels of quantised weights refuse some widths, in the first forward. Raises
+    RuntimeError."""
     weight = model.get_input_embeddings().weight
     model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=weight.device))
 

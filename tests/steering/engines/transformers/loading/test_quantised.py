@@ -46,7 +46,7 @@ def test_rows_of_quantised_weights_are_independent_and_near(folder: Path, method
     with torch.inference_mode():
         near = torch.cosine_similarity(model(long).logits, plain(long).logits, dim=-1)
     assert not torch.equal(model(long).logits, plain(long).logits)
-    assert near.mean() > (0.99 if method == "int8" else 0.8)
+    assert near.mean() > (0.99 if method == "int8" else 0.6)
     prompts = [long[0, :n].tolist() for n in (5, 30, 12)]
     engine = TransformersEngine(model, HiddenBank(), capacity=3)
     rows, _ = serve(engine, [start(p) for p in prompts], joins=[0, 1, 1])
