@@ -171,7 +171,10 @@ class ModelInfo:
 
     def facts(self) -> Mapping[str, Any]:
         """The `guard` object of the model in `/v1/models`."""
-        facts = {"engine": self.engine, "capabilities": list(self.capabilities)}
+        facts: dict[str, Any] = {
+            "engine": self.engine,
+            "capabilities": list(self.capabilities),
+        }
         if self.embedding_width is not None:
             facts["embedding_width"] = self.embedding_width
         return facts

@@ -78,7 +78,7 @@ def load_language_model(
         model = model.eval()
         require_same_answers(model, vision)
     except _LOAD_ERRORS as error:
-        raise ValueError(f"{source} cannot be loaded: {_reason(error)}") from error
+        raise ValueError(f"{source} cannot be loaded: {_reason(error, source)}") from error
     return LanguageModel(model, tokenizer, vision)
 
 
@@ -137,5 +137,8 @@ def _processor_template(source: str) -> str | None:
     return str(template)
 
 
-def _reason(error: BaseException) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+def _reason(error: BaseException, source: str) -> str:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if isinstance(error, OSError) and not Path(source).exists():
+        reason = f"{reason.rstrip('.')}: download it first, or name a directory or a GGUF file"
+    return reason
