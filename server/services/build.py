@@ -11,6 +11,7 @@ from guard.models.chat import end_tokens
 from guard.models.kind_checks import source_of
 from guard.plans.language import LanguagePlans
 from guard.verdict import Verdict
+from server.services.constraints import ConstraintCompiler
 from server.services.encoder import encoder_service
 from server.services.interface import AnyRequest, Capability, LanguageModelInfo, Service
 from server.services.prompts import PromptEncoder, context_length, require_fast
@@ -80,12 +81,14 @@ def _transformers_service(config: Config, settings: ModelConfig, record: Record)
     )
     require_fast(tokenizer)
     plans = LanguagePlans(config, model, name=settings.name)
+    ends = end_tokens(model.generation_config.eos_token_id, tokenizer)
+    vocabulary = model.get_input_embeddings().num_embeddings
     text_config = model.config.get_text_config()
     limit = context_length(text_config, settings.max_context)
     context = min(limit, even_context(text_config) or limit)
     encoder = PromptEncoder(
         tokenizer,
-        vocabulary=model.get_input_embeddings().num_embeddings,
+        vocabulary=vocabulary,
         max_context=context,
         vision=vision,
     )
@@ -103,7 +106,8 @@ def _transformers_service(config: Config, settings: ModelConfig, record: Record)
         encoder,
         TransformersEngine(model, plans.bank, capacity=config.server.max_batch, vision=vision),
         plans,
-        end_tokens=end_tokens(model.generation_config.eos_token_id, tokenizer),
+        ConstraintCompiler(tokenizer, vocabulary, ends),
+        end_tokens=ends,
         prefill_tokens=config.server.max_prefill_tokens,
         queue_limit=config.server.queue_limit,
         record=record,
@@ -114,4 +118,4 @@ def _transformers_service(config: Config, settings: ModelConfig, record: Record)
 def _capabilities(encoder: PromptEncoder) -> tuple[Capability, ...]:
     """What requests can ask a language model of this engine for."""
     chat: tuple[Capability, ...] = ("chat",) if encoder.chats else ()
-    return (*chat, "completions", "embeddings")
+    return (*chat, "completions", "structured_output", "embeddings")

@@ -188,7 +188,8 @@ def test_a_text_that_is_too_long_is_refused(server: Embeddings) -> None:
 def test_models_are_asked_for_what_they_do(server: Embeddings) -> None:
     client = server.client()
     listed = {model.id: model.model_dump()["guard"] for model in client.models.list()}
-    assert listed["tiny"]["capabilities"] == ["chat", "completions", "embeddings"]
+    can = ["chat", "completions", "structured_output", "embeddings"]
+    assert listed["tiny"]["capabilities"] == can
     assert listed["encoder"]["capabilities"] == ["embeddings"]
     assert listed["tiny"]["embedding_width"] == 32
     with pytest.raises(openai.NotFoundError, match=r"generates no text: use /v1/embeddings"):
