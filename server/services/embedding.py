@@ -1,10 +1,10 @@
-"""What all services that give embeddings have in common: admission, bounds, token ids."""
+"""What all services that give embeddings have in common: admission, bounds, verdicts."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -97,21 +97,3 @@ async def embedded(
     passed = verdict()
     record(request, passed)
     return EmbeddedTexts(vectors, tokens, passed)
-
-
-def token_ids(
-    inputs: Sequence[str | tuple[int, ...]], encode: Callable[[str], Sequence[int]], vocabulary: int
-) -> list[tuple[int, ...]]:
-    """The token ids of each input; `vocabulary` is the number of those that the model has.
-
-    Raises RequestError for an input without tokens, and for token ids that the model lacks.
-    """
-    texts = []
-    for number, text in enumerate(inputs):
-        ids = tuple(encode(text)) if isinstance(text, str) else text
-        if not ids:
-            raise RequestError(f"input[{number}] is empty", param="input")
-        if not all(0 <= token < vocabulary for token in ids):
-            raise RequestError(f"token ids must lie in 0..{vocabulary - 1}", param="input")
-        texts.append(ids)
-    return texts

@@ -17,8 +17,9 @@ from guard.models.kind_checks import source_of
 from guard.plans.base import PolicyPlans
 from guard.plans.encoders import EncoderPlan, encoder_plans
 from guard.verdict import Verdict
-from server.services.embedding import Places, embedded, embedding_plan, token_ids
+from server.services.embedding import Places, embedded, embedding_plan
 from server.services.interface import EmbeddedTexts, EmbeddingRequest, EncoderInfo
+from server.services.prompts import token_ids
 
 Record = Callable[[EmbeddingRequest, Verdict], None]
 

@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from guard.errors import ContextExceeded, RequestError
-from server.services.embedding import token_ids
 from server.services.interface import SamplingOptions
 from steering.engines.transformers.tokens import PromptTokenizer
 from steering.prompt import Prompt
@@ -194,3 +193,21 @@ def require_text(prompt: Prompt) -> None:
         prompt.require_text()
     except ValueError as error:
         raise RequestError(str(error), param="prompt") from None
+
+
+def token_ids(
+    inputs: Sequence[str | tuple[int, ...]], encode: Callable[[str], Sequence[int]], vocabulary: int
+) -> list[tuple[int, ...]]:
+    """The token ids of each input; `vocabulary` is the number of those that the model has.
+
+    Raises RequestError for an input without tokens, and for token ids that the model lacks.
+    """
+    texts = []
+    for number, text in enumerate(inputs):
+        ids = tuple(encode(text)) if isinstance(text, str) else text
+        if not ids:
+            raise RequestError(f"input[{number}] is empty", param="input")
+        if not all(0 <= token < vocabulary for token in ids):
+            raise RequestError(f"token ids must lie in 0..{vocabulary - 1}", param="input")
+        texts.append(ids)
+    return texts
