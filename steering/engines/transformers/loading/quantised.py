@@ -37,7 +37,7 @@ def _nf4(dtype: torch.dtype) -> Any:
     import bitsandbytes  # noqa: F401  # transformers would say so with a traceback
     from transformers import BitsAndBytesConfig
 
-    return BitsAndBytesConfig(
+    return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
     )
 
