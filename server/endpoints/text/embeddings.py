@@ -71,7 +71,7 @@ def _check(body: EmbeddingsRequest, info: ModelInfo) -> None:
 
 
 def _body(body: EmbeddingsRequest, made: EmbeddedTexts) -> dict[str, Any]:
-    encode = _base64 if body.encoding_format == "base64" else np.ndarray.tolist
+    encode = _base64 if body.encoding_format == "base64" else _numbers
     return {
         "object": "list",
         "data": [
@@ -81,6 +81,10 @@ def _body(body: EmbeddingsRequest, made: EmbeddedTexts) -> dict[str, Any]:
         "model": body.model,
         "usage": {"prompt_tokens": made.prompt_tokens, "total_tokens": made.prompt_tokens},
     }
+
+
+def _numbers(vector: NDArray[np.float32]) -> list[float]:
+    return [*map(float, vector)]
 
 
 def _base64(vector: NDArray[np.float32]) -> str:

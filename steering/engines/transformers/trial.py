@@ -84,6 +84,6 @@ def _apart(model: Any, prompt: list[int], row: list[RowToken]) -> Tensor:
     answer = [token.token for token in row]
     device = model.get_input_embeddings().weight.device
     ids = torch.tensor([prompt + answer[:-1]], device=device)
-    logits = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 :].float()
+    logits: Tensor = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 :].float()
     alone = logits.log_softmax(-1).cpu()[torch.arange(len(answer)), torch.tensor(answer)]
     return (alone - torch.tensor([token.logprob for token in row])).abs()

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-from transformers.integrations.gguf import read_gguf_metadata
+from transformers.integrations.gguf.reader import read_gguf_metadata
 from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 from transformers.modeling_gguf_pytorch_utils import (
     GGUF_SUPPORTED_ARCHITECTURES,
@@ -113,7 +113,8 @@ def load_gguf(path: Path, dtype: str = "float32") -> Unpacked:
         config = completed(read, file.metadata, file.tensors, path)
         _require_all_read(file, config)
         with contextlib.redirect_stderr(io.StringIO()):  # its bar knows no other switch
-            model, loading_info = AutoModelForCausalLM.from_pretrained(
+            causal: Any = AutoModelForCausalLM
+            model, loading_info = causal.from_pretrained(
                 folder,
                 gguf_file=name,
                 config=config,
@@ -140,12 +141,14 @@ def _alone(path: Path) -> Iterator[tuple[str, str]]:
 
 def _require_all_read(file: GgufFile, config: Any) -> None:
     """Refuse a file with weights that the model has no place for, which transformers drops."""
+    causal: Any = AutoModelForCausalLM
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = causal.from_config(config)
     decoder_layers(model)
     if any("_exps" in name for name in file.tensors):
         return  # matrices of experts are joined under names that this mapping does not have
-    processor = TENSOR_PROCESSORS.get(file.architecture, TensorProcessor)(config=config.to_dict())
+    kind: Any = TENSOR_PROCESSORS.get(file.architecture, TensorProcessor)
+    processor = kind(config=config.to_dict())
     places = get_gguf_hf_weights_map(model, processor)
     dropped = sorted({*file.tensors} - {*places} - FREQUENCIES)
     if dropped:
