@@ -167,6 +167,16 @@ class TextRequest(SamplingFields, StructuredFields, OpenAIRequest):
         return self
 
     @model_validator(mode="after")
+    def _shortest_answers_fit(self) -> Self:
+        most = self.row_settings().max_tokens
+        if most is not None and self.min_tokens > most:
+            raise InvalidParameter(
+                f"'min_tokens' is {self.min_tokens}, and the most tokens are {most}.",
+                param="min_tokens",
+            )
+        return self
+
+    @model_validator(mode="after")
     def _stream_options_need_a_stream(self) -> Self:
         if self.stream_options is not None and not self.stream:
             raise InvalidParameter(
