@@ -117,7 +117,7 @@ def test_a_guard_that_does_not_hold_is_not_written(folder: Path) -> None:
         (("--data", "{folder}"), "has no forget.jsonl and no retain.jsonl: give --data"),
         (("--out", "guard.bin"), "ends in .safetensors"),
         (("--out", "{folder}/data/topic.safetensors"), "is the artifact itself"),
-        (("--quantization", "fp8"), "--quantization is of vLLM"),
+        (("--quantization", "fp8"), "transformers quantises to int8 or nf4"),
         (("--engine", "vllm", "--device", "cpu"), "vLLM chooses the device itself"),
         (("--model", "{folder}/fitted"), "fits '{folder}/fitted' already"),
         (("--model", "no-such-model"), "no added model"),

@@ -21,7 +21,7 @@ from transformers.utils.hub import cached_file
 
 from steering.engines.transformers.loading.gguf import SUFFIX, load_gguf
 from steering.engines.transformers.loading.quantised import quantising
-from steering.engines.transformers.trial import require_same_answers
+from steering.engines.transformers.loading.trial import require_same_answers
 from steering.engines.transformers.vision import takes_images, vision_family
 from steering.engines.transformers.vision.base import VisionFamily
 

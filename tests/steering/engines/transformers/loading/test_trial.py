@@ -9,10 +9,10 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
-from steering.engines.transformers import trial
 from steering.engines.transformers.engine import TransformersEngine
 from steering.engines.transformers.layers import UnknownArchitecture
-from steering.engines.transformers.trial import require_same_answers
+from steering.engines.transformers.loading import trial
+from steering.engines.transformers.loading.trial import require_same_answers
 from steering.hidden.bank import HiddenBank
 from tests.steering.engines.driver import generated, ids, serve, start
 from tests.steering.tiny import OTHERS, WINDOW, prompt, tiny_model
