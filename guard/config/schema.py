@@ -100,6 +100,8 @@ class ModelConfig(Section):
     `default_policy` overrides the server's. `max_context` is for language models; None is the
     model's limit. `steps` and `guidance_scale` are the defaults of requests for images (None: those
     of the pipeline), `max_steps` their limit. `engine_options` are arguments of vLLM's engine.
+    `tool_parser` names the form in which a language model calls tools; None finds it in the chat
+    template.
     """
 
     name: Name
@@ -113,6 +115,7 @@ class ModelConfig(Section):
     guidance_scale: float | None = Field(default=None, ge=0, le=100)
     max_steps: int = Field(default=DEFAULT_MAX_STEPS, ge=1, le=1000)
     engine_options: dict[str, bool | int | float | str] = {}
+    tool_parser: Literal["hermes", "llama3", "mistral", "json"] | None = None
 
     @property
     def kind(self) -> Kind:

@@ -14,6 +14,7 @@ from guard.verdict import Verdict
 from server.services.interface import AnyRequest, LanguageModelInfo, Service
 from server.services.prompts import PromptEncoder, context_length, require_fast
 from server.services.text import BatchedTextService
+from server.services.tools.template import tool_format
 from steering.engines.transformers.engine import TransformersEngine
 from steering.engines.transformers.loading import load_language_model
 
@@ -72,6 +73,7 @@ def _transformers_service(config: Config, settings: ModelConfig, record: Record)
     require_fast(tokenizer)
     plans = LanguagePlans(config, model, name=settings.name)
     context = context_length(model.config.get_text_config(), settings.max_context)
+    tools = tool_format(tokenizer, settings.tool_parser)
     return BatchedTextService(
         LanguageModelInfo(
             name=settings.name,
@@ -80,12 +82,14 @@ def _transformers_service(config: Config, settings: ModelConfig, record: Record)
             max_context=context,
             policies=plans.usable,
             sees=vision is not None,
+            tools=tools,
         ),
         PromptEncoder(
             tokenizer,
             vocabulary=model.get_input_embeddings().num_embeddings,
             max_context=context,
             vision=vision,
+            tools=tools,
         ),
         TransformersEngine(model, plans.bank, capacity=config.server.max_batch, vision=vision),
         plans,

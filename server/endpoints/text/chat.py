@@ -18,7 +18,8 @@ from server.endpoints.text.conversations import chat_prompt
 from server.error_shapes import SentStream
 from server.observe.exchange import Exchange, exchange_of
 from server.services.interface import FinishedText, TextDelta, TokenLogprob
-from server.services.text_jobs import CollectedText, Usage
+from server.services.text_jobs import Call, CollectedText, Usage
+from server.services.tools.parser import CallDelta, CallEnd
 from server.wire.schemas.text import ChatRequest
 
 LOGPROB_FLOOR = -9999.0
@@ -44,7 +45,7 @@ class ChatReply:
             "choices": [
                 {
                     "index": index,
-                    "message": {"role": "assistant", "content": text, "refusal": None},
+                    "message": _message(text, row.calls),
                     "logprobs": self._logprobs(tokens),
                     "finish_reason": row.finished.reason,
                     **self.exchange.guard(row.finished.verdict),
@@ -63,6 +64,17 @@ class ChatReply:
     def delta(self, index: int, delta: TextDelta) -> Sequence[dict[str, Any]]:
         """A chunk of new text."""
         return [self._chunk(index, {"content": delta.text}, self._logprobs(delta.tokens))]
+
+    def call(self, index: int, event: CallDelta | CallEnd) -> Sequence[dict[str, Any]]:
+        """A chunk with a part of a call."""
+        if isinstance(event, CallEnd):
+            return ()
+        function: dict[str, Any] = {"arguments": event.arguments}
+        call: dict[str, Any] = {"index": event.number, "function": function}
+        if event.id is not None:
+            call |= {"id": event.id, "type": "function"}
+            function["name"] = event.name
+        return [self._chunk(index, {"tool_calls": [call]})]
 
     def finish(self, index: int, finished: FinishedText) -> Sequence[dict[str, Any]]:
         """The last chunk of one choice, with its verdict."""
@@ -101,6 +113,19 @@ class ChatReply:
         return {"content": content, "refusal": None}
 
 
+def _message(text: str, calls: Sequence[Call]) -> dict[str, Any]:
+    message = {"role": "assistant", "content": text or None if calls else text, "refusal": None}
+    called = [
+        {
+            "id": call.id,
+            "type": "function",
+            "function": {"name": call.name, "arguments": call.arguments},
+        }
+        for call in calls
+    ]
+    return message | ({"tool_calls": called} if called else {})
+
+
 def _token(text: str, logprob: float) -> dict[str, Any]:
     # A token that is part of a character has no text of its own: its bytes are unknown.
     known = "\ufffd" not in text
@@ -119,8 +144,8 @@ def chat_router(gateway: Gateway) -> APIRouter:
     async def create_chat_completion(request: Request) -> Response:
         admission = await gateway.admit(request, ChatRequest, gateway.text_service)
         body = admission.body
-        prompt = await chat_prompt(gateway, admission)
-        job = gateway.text_job(admission, [prompt], body.row_settings())
+        asked = await chat_prompt(gateway, admission)
+        job = gateway.text_job(admission, [asked.prompt], body.row_settings(), asked.tools)
         reply = ChatReply(body.model, body.logprobs, exchange_of(request))
         return await gateway.answer(
             request, job, reply, stream=body.stream, include_usage=body.include_usage

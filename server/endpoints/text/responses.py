@@ -1,11 +1,12 @@
-"""`/v1/responses`: text rows in the schema of OpenAI's newer API, without tools or a store."""
+"""`/v1/responses`: text rows in the schema of OpenAI's newer API."""
 
 from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, ClassVar
 
 from fastapi import APIRouter, Request
@@ -15,11 +16,14 @@ from server.endpoints.gateway import Gateway
 from server.endpoints.openapi import body_of
 from server.endpoints.text.answers import answer_of, message_of
 from server.endpoints.text.conversations import chat_prompt
+from server.endpoints.text.response_items import ItemEvent, ResponseOutput
 from server.error_shapes import SentStream
 from server.observe.exchange import Exchange, exchange_of
 from server.services.interface import FinishedText, TextDelta
 from server.services.text_jobs import CollectedText, Usage
+from server.services.tools.parser import CallDelta, CallEnd
 from server.wire.schemas.responses import ResponsesRequest
+from server.wire.schemas.tools import ModeChoice
 
 _REASONS = {"length": "max_output_tokens", "content_filter": "content_filter"}
 """Why a response is incomplete, by the reason for which its row ended."""
@@ -34,49 +38,46 @@ class ResponsesReply:
     body: ResponsesRequest
     exchange: Exchange
     id: str = field(default_factory=lambda: f"resp_{uuid.uuid4().hex}")
-    item_id: str = field(default_factory=lambda: f"msg_{uuid.uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
     number: int = -1
     """Of the last event."""
-    texts: list[str] = field(default_factory=list)
-    """Those that have been streamed."""
+    output: ResponseOutput = field(default_factory=ResponseOutput)
 
     def whole(self, rows: Sequence[CollectedText], usage: Usage) -> dict[str, Any]:
-        """A `response` with its one message."""
+        """A `response` with its message and its calls."""
         (row,) = rows
         text, _ = answer_of(row, self.exchange)
-        return self._ended(row.finished, text)
+        events = [self.output.text(text)] if text or not row.calls else []
+        for number, call in enumerate(row.calls):
+            events.append(self.output.call(CallDelta(number, call.arguments, call.id, call.name)))
+            events.append(self.output.call(CallEnd(number)))
+        for _ in chain(*events, self.output.finish(_status(row.finished))):
+            pass  # whole responses have no events
+        return self._ended(row.finished)
 
     def opening(self, index: int) -> Sequence[dict[str, Any]]:
-        """The response, its message, and the message's text have begun."""
+        """The response has begun."""
         response = self._response("in_progress", [])
         return [
             self._event("created", response=response),
             self._event("in_progress", response=response),
-            self._event("output_item.added", output_index=0, item=self._item("in_progress", [])),
-            self._event("content_part.added", **self._place(), part=_part("")),
         ]
 
     def delta(self, index: int, delta: TextDelta) -> Sequence[dict[str, Any]]:
-        """New text."""
-        self.texts.append(delta.text)
-        change = {"delta": delta.text, "logprobs": []}
-        return [self._event("output_text.delta", **self._place(), **change)]
+        """New text, in a message."""
+        return self._events(self.output.text(delta.text))
+
+    def call(self, index: int, event: CallDelta | CallEnd) -> Sequence[dict[str, Any]]:
+        """A part of a call, which is an item of its own."""
+        return self._events(self.output.call(event))
 
     def finish(self, index: int, finished: FinishedText) -> Sequence[dict[str, Any]]:
         """What has begun ends; the last event has the whole response, with the verdict."""
         message = message_of(finished, self.exchange)
-        said = [] if message is None else list(self.delta(index, TextDelta(message)))
-        text = "".join(self.texts)
-        response = self._ended(finished, text)
-        place, part = self._place(), _part(text)
-        return [
-            *said,
-            self._event("output_text.done", **place, text=text, logprobs=[]),
-            self._event("content_part.done", **place, part=part),
-            self._event("output_item.done", output_index=0, item=response["output"][0]),
-            self._event(response["status"], response=response),
-        ]
+        said = [] if message is None else self.delta(index, TextDelta(message))
+        closed = self._events(self.output.finish(_status(finished)))
+        response = self._ended(finished)
+        return [*said, *closed, self._event(response["status"], response=response)]
 
     def usage(self, rows: Sequence[FinishedText], usage: Usage) -> Sequence[dict[str, Any]]:
         """None: the last event has the usage."""
@@ -84,31 +85,20 @@ class ResponsesReply:
 
     def sent(self) -> SentStream:
         """The response as far as it has been streamed, and the number of its last event."""
-        output = [self._item("incomplete", [_part("".join(self.texts))])]
-        return SentStream(self._response("in_progress", output), self.number)
+        return SentStream(self._response("in_progress", self.output.items()), self.number)
+
+    def _events(self, events: Iterable[ItemEvent]) -> list[dict[str, Any]]:
+        return [self._event(kind, **members) for kind, members in events]
 
     def _event(self, kind: str, **members: Any) -> dict[str, Any]:
         self.number += 1
         return {"type": f"response.{kind}", "sequence_number": self.number, **members}
 
-    def _place(self) -> dict[str, Any]:
-        return {"item_id": self.item_id, "output_index": 0, "content_index": 0}
-
-    def _item(self, status: str, content: list[dict[str, Any]]) -> dict[str, Any]:
-        return {
-            "id": self.item_id,
-            "type": "message",
-            "status": status,
-            "role": "assistant",
-            "content": content,
-        }
-
-    def _ended(self, finished: FinishedText, text: str) -> dict[str, Any]:
+    def _ended(self, finished: FinishedText) -> dict[str, Any]:
         reason = _REASONS.get(finished.reason)
-        status = "completed" if reason is None else "incomplete"
         prompt, generated = finished.prompt_tokens, finished.completion_tokens
         return {
-            **self._response(status, [self._item(status, [_part(text)])]),
+            **self._response(_status(finished), self.output.items()),
             "incomplete_details": None if reason is None else {"reason": reason},
             "usage": {
                 "input_tokens": prompt,
@@ -136,14 +126,15 @@ class ResponsesReply:
             "metadata": body.metadata or {},
             "model": body.model,
             "output": output,
-            "parallel_tool_calls": True,
+            "parallel_tool_calls": body.parallel_tool_calls,
             "previous_response_id": None,
             "reasoning": {"effort": None, "summary": None},
             "service_tier": "default",
             "store": False,
             "temperature": body.temperature,
             "text": {"format": {"type": "text"}},
-            "tool_choice": "auto",
+            "tool_choice": _shown(body.tool_choice),
+            # nor are the tools, whose descriptions are not of the model
             "tools": [],
             "top_logprobs": 0,
             "top_p": body.top_p,
@@ -153,8 +144,15 @@ class ResponsesReply:
         }
 
 
-def _part(text: str) -> dict[str, Any]:
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+def _shown(choice: Any) -> Any:
+    """A choice as clients write it."""
+    if choice is None:
+        return "auto"
+    return choice.type if isinstance(choice, ModeChoice) else choice.model_dump()
+
+
+def _status(finished: FinishedText) -> str:
+    return "incomplete" if finished.reason in _REASONS else "completed"
 
 
 def responses_router(gateway: Gateway) -> APIRouter:
@@ -165,8 +163,8 @@ def responses_router(gateway: Gateway) -> APIRouter:
     async def create_response(request: Request) -> Response:
         admission = await gateway.admit(request, ResponsesRequest, gateway.text_service)
         body = admission.body
-        prompt = await chat_prompt(gateway, admission)
-        job = gateway.text_job(admission, [prompt], body.row_settings())
+        asked = await chat_prompt(gateway, admission)
+        job = gateway.text_job(admission, [asked.prompt], body.row_settings(), asked.tools)
         reply = ResponsesReply(body, exchange_of(request))
         return await gateway.answer(request, job, reply, stream=body.stream)
 
