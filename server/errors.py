@@ -62,6 +62,12 @@ class UnsupportedParameter(RequestError):
     code = "unsupported_parameter"
 
 
+class UnknownResponse(RequestError):
+    """The response that a request is to go on from is not kept here, or not for this request."""
+
+    code = "previous_response_not_found"
+
+
 class BodyTooLarge(RequestError):
     status = 413
     code = "request_too_large"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, ClassVar
@@ -12,16 +12,18 @@ from typing import Any, ClassVar
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from server.endpoints.gateway import Gateway
+from server.endpoints.gateway import Admission, Gateway
 from server.endpoints.openapi import body_of
 from server.endpoints.text.answers import answer_of, message_of
 from server.endpoints.text.conversations import chat_prompt
 from server.endpoints.text.response_items import ItemEvent, ResponseOutput
+from server.endpoints.text.response_store import ResponseStore, StoredResponse, turn_of
 from server.error_shapes import SentStream
 from server.observe.exchange import Exchange, exchange_of
 from server.services.interface import FinishedText, TextDelta
 from server.services.text_jobs import CollectedText, Usage
 from server.services.tools.parser import CallDelta, CallEnd
+from server.wire.schemas.conversation import Turn
 from server.wire.schemas.responses import ResponsesRequest
 from server.wire.schemas.tools import ModeChoice
 
@@ -37,6 +39,8 @@ class ResponsesReply:
 
     body: ResponsesRequest
     exchange: Exchange
+    keep: Callable[[str, Turn], None] | None = None
+    """Keeps the response under its id, with this turn at its end; None where it is not kept."""
     id: str = field(default_factory=lambda: f"resp_{uuid.uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
     number: int = -1
@@ -95,6 +99,9 @@ class ResponsesReply:
         return {"type": f"response.{kind}", "sequence_number": self.number, **members}
 
     def _ended(self, finished: FinishedText) -> dict[str, Any]:
+        """The response as a whole, which is kept now: the client knows its id."""
+        if self.keep is not None:
+            self.keep(self.id, turn_of(self.output.items()))
         reason = _REASONS.get(finished.reason)
         prompt, generated = finished.prompt_tokens, finished.completion_tokens
         return {
@@ -127,10 +134,10 @@ class ResponsesReply:
             "model": body.model,
             "output": output,
             "parallel_tool_calls": body.parallel_tool_calls,
-            "previous_response_id": None,
+            "previous_response_id": body.previous_response_id,
             "reasoning": {"effort": None, "summary": None},
             "service_tier": "default",
-            "store": False,
+            "store": self.keep is not None,
             "temperature": body.temperature,
             "text": {"format": {"type": "text"}},
             "tool_choice": _shown(body.tool_choice),
@@ -155,17 +162,40 @@ def _status(finished: FinishedText) -> str:
     return "incomplete" if finished.reason in _REASONS else "completed"
 
 
+def _keeper(
+    store: ResponseStore, admission: Admission[ResponsesRequest, Any], turns: Sequence[Turn]
+) -> Callable[[str, Turn], None] | None:
+    """What keeps the response of a request with these `turns`; None where it is not to be kept.
+
+    Screens of answers (`record_id`) may change what the client is given: the answer of the model
+    would come back by this way.
+    """
+    if not store.limit or admission.body.store is False or admission.record_id:
+        return None
+
+    def keep(response_id: str, answer: Turn) -> None:
+        whole = (*turns, answer)
+        store.keep(response_id, StoredResponse(whole, admission.tenant, admission.policy))
+
+    return keep
+
+
 def responses_router(gateway: Gateway) -> APIRouter:
     """The route of responses."""
     router = APIRouter()
+    store = ResponseStore(gateway.config.server.response_store)
 
     @router.post("/v1/responses", openapi_extra=body_of(ResponsesRequest))
     async def create_response(request: Request) -> Response:
         admission = await gateway.admit(request, ResponsesRequest, gateway.text_service)
         body = admission.body
-        asked = await chat_prompt(gateway, admission)
+        turns = body.own_turns()
+        if body.previous_response_id is not None:
+            owner = (admission.tenant, admission.policy)
+            turns = [*store.turns_before(body.previous_response_id, *owner), *turns]
+        asked = await chat_prompt(gateway, admission, body.instructed(turns))
         job = gateway.text_job(admission, [asked.prompt], body.row_settings(), asked.tools)
-        reply = ResponsesReply(body, exchange_of(request))
+        reply = ResponsesReply(body, exchange_of(request), _keeper(store, admission, turns))
         return await gateway.answer(request, job, reply, stream=body.stream)
 
     return router

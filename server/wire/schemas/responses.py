@@ -267,12 +267,11 @@ class ResponsesRequest(OpenAIRequest):
 
     def turns(self) -> list[Turn]:
         """The conversation, `instructions` first. Raises InvalidParameter."""
-        return self.turns_after(())
+        return self.instructed(self.own_turns())
 
-    def turns_after(self, before: Sequence[Turn]) -> list[Turn]:
-        """The conversation that goes on behind `before`. Raises InvalidParameter."""
-        system = [Turn("system", (self.instructions,))] if self.instructions else []
-        return [*system, *before, *self.own_turns()]
+    def instructed(self, turns: Sequence[Turn]) -> list[Turn]:
+        """`turns` behind the `instructions` of this request."""
+        return [Turn("system", (self.instructions,)), *turns] if self.instructions else [*turns]
 
     def own_turns(self) -> list[Turn]:
         """The conversation without `instructions`; what one answer has said and called is one turn.

@@ -57,7 +57,9 @@ def test_a_chat_answers_with_calls(live: LiveServer) -> None:
     assert choice.message.content is None
     assert [call.function.name for call in choice.message.tool_calls] == ["weather", "get_time"]
     assert len({call.id for call in choice.message.tool_calls}) == 2
-    assert len(chat(live, "two calls", parallel_tool_calls=False).choices[0].message.tool_calls) == 1
+    assert (
+        len(chat(live, "two calls", parallel_tool_calls=False).choices[0].message.tool_calls) == 1
+    )
 
 
 def test_a_streamed_chat_gives_calls_in_pieces(live: LiveServer) -> None:
