@@ -68,6 +68,12 @@ class UnknownResponse(RequestError):
     code = "previous_response_not_found"
 
 
+class TooComplex(RequestError):
+    """The form that the answer must have is beyond what a step of the engine may cost."""
+
+    code = "constraint_too_complex"
+
+
 class BodyTooLarge(RequestError):
     status = 413
     code = "request_too_large"

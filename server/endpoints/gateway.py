@@ -176,6 +176,10 @@ class Gateway:
         Raises RequestError for an empty prompt and for more rows or tokens than the server allows.
         """
         limits = self.config.server
+        form = admission.service.info.tools if tools else None
+        constraint = settings.constraint
+        if form and tools:
+            constraint = tools.constraint(form.family, constraint)
         if not all(prompts):
             raise InvalidParameter("The prompt is empty.", param="prompt")
         self.check_rows(len(prompts), settings.n)
@@ -195,9 +199,10 @@ class Gateway:
                 seed=settings.seed,
                 stop=settings.stop,
                 top_logprobs=settings.top_logprobs,
+                options=settings.options,
+                constraint=constraint,
             )
             rows += [(prompt, _nth_choice(sampling, choice)) for choice in range(settings.n)]
-        form = admission.service.info.tools if tools else None
         single = len(rows) == 1
         requests = [
             TextRowRequest(

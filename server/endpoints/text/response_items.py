@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from server.services.tools.parser import CallDelta, CallEnd
 
@@ -15,23 +15,27 @@ ItemEvent = tuple[str, dict[str, Any]]
 
 @dataclass(slots=True)
 class _Message:
+    """A message with one part, which is a text, or a refusal in place of one."""
+
     position: int
+    kind: Literal["output_text", "refusal"] = "output_text"
     id: str = field(default_factory=lambda: f"msg_{uuid.uuid4().hex}")
     texts: list[str] = field(default_factory=list)
 
     def begin(self) -> Iterator[ItemEvent]:
         item = self.item("in_progress") | {"content": []}
         yield "output_item.added", {"output_index": self.position, "item": item}
-        yield "content_part.added", self._place() | {"part": _part("")}
+        yield "content_part.added", self._place() | {"part": _part(self.kind, "")}
 
     def add(self, text: str) -> Iterator[ItemEvent]:
         self.texts.append(text)
-        yield "output_text.delta", self._place() | {"delta": text, "logprobs": []}
+        yield f"{self.kind}.delta", self._place() | {"delta": text} | self._logprobs()
 
     def end(self, status: str) -> Iterator[ItemEvent]:
         text = "".join(self.texts)
-        yield "output_text.done", self._place() | {"text": text, "logprobs": []}
-        yield "content_part.done", self._place() | {"part": _part(text)}
+        name = "text" if self.kind == "output_text" else "refusal"
+        yield f"{self.kind}.done", self._place() | {name: text} | self._logprobs()
+        yield "content_part.done", self._place() | {"part": _part(self.kind, text)}
         yield "output_item.done", {"output_index": self.position, "item": self.item(status)}
 
     def item(self, status: str) -> dict[str, Any]:
@@ -40,8 +44,11 @@ class _Message:
             "type": "message",
             "status": status,
             "role": "assistant",
-            "content": [_part("".join(self.texts))],
+            "content": [_part(self.kind, "".join(self.texts))],
         }
+
+    def _logprobs(self) -> dict[str, Any]:
+        return {"logprobs": []} if self.kind == "output_text" else {}
 
     def _place(self) -> dict[str, Any]:
         return {"item_id": self.id, "output_index": self.position, "content_index": 0}
@@ -111,6 +118,13 @@ class ResponseOutput:
         assert isinstance(self._open, _Message)
         yield from self._open.add(text)
 
+    def refusal(self, text: str) -> Iterator[ItemEvent]:
+        """A message that refuses to answer."""
+        yield from self._close("completed")
+        self._open = _Message(len(self._ended), "refusal")
+        yield from self._open.begin()
+        yield from self._open.add(text)
+
     def call(self, event: CallDelta | CallEnd) -> Iterator[ItemEvent]:
         """A part of a call, or its end."""
         if isinstance(event, CallEnd):
@@ -140,5 +154,7 @@ class ResponseOutput:
             self._open = None
 
 
-def _part(text: str) -> dict[str, Any]:
+def _part(kind: str, text: str) -> dict[str, Any]:
+    if kind == "refusal":
+        return {"type": "refusal", "refusal": text}
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}

@@ -80,7 +80,7 @@ def turn_of(items: Iterable[Mapping[str, Any]]) -> Turn:
         if item["type"] == "function_call":
             calls.append(ToolCall.of_text(item["call_id"], item["name"], item["arguments"]))
         else:
-            texts += [part["text"] for part in item["content"]]
+            texts += [part.get("text") or part.get("refusal", "") for part in item["content"]]
     return Turn("assistant", tuple(texts), calls=tuple(calls))
 
 

@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from server.endpoints.gateway import Admission, Gateway
 from server.endpoints.openapi import body_of
-from server.endpoints.text.answers import answer_of, message_of
+from server.endpoints.text.answers import answer_of, message_of, refusal_of
 from server.endpoints.text.conversations import chat_prompt
 from server.endpoints.text.response_items import ItemEvent, ResponseOutput
 from server.endpoints.text.response_store import ResponseStore, StoredResponse, turn_of
@@ -25,6 +25,7 @@ from server.services.text_jobs import CollectedText, Usage
 from server.services.tools.parser import CallDelta, CallEnd
 from server.wire.schemas.conversation import Turn
 from server.wire.schemas.responses import ResponsesRequest
+from server.wire.schemas.structured import PlainText
 from server.wire.schemas.tools import ModeChoice
 
 _REASONS = {"length": "max_output_tokens", "content_filter": "content_filter"}
@@ -50,8 +51,12 @@ class ResponsesReply:
     def whole(self, rows: Sequence[CollectedText], usage: Usage) -> dict[str, Any]:
         """A `response` with its message and its calls."""
         (row,) = rows
+        refusal = self._refusal(row.finished)
         text, _ = answer_of(row, self.exchange)
-        events = [self.output.text(text)] if text or not row.calls else []
+        if refusal is not None:
+            events = [self.output.refusal(refusal)]
+        else:
+            events = [self.output.text(text)] if text or not row.calls else []
         for number, call in enumerate(row.calls):
             events.append(self.output.call(CallDelta(number, call.arguments, call.id, call.name)))
             events.append(self.output.call(CallEnd(number)))
@@ -77,11 +82,16 @@ class ResponsesReply:
 
     def finish(self, index: int, finished: FinishedText) -> Sequence[dict[str, Any]]:
         """What has begun ends; the last event has the whole response, with the verdict."""
-        message = message_of(finished, self.exchange)
-        said = [] if message is None else self.delta(index, TextDelta(message))
+        refusal, message = self._refusal(finished), message_of(finished, self.exchange)
+        said: Iterable[ItemEvent] = ()
+        if refusal is not None:
+            said = self.output.refusal(refusal)
+        elif message is not None:
+            said = self.output.text(message)
+        events = self._events(said)
         closed = self._events(self.output.finish(_status(finished)))
         response = self._ended(finished)
-        return [*said, *closed, self._event(response["status"], response=response)]
+        return [*events, *closed, self._event(response["status"], response=response)]
 
     def usage(self, rows: Sequence[FinishedText], usage: Usage) -> Sequence[dict[str, Any]]:
         """None: the last event has the usage."""
@@ -91,12 +101,24 @@ class ResponsesReply:
         """The response as far as it has been streamed, and the number of its last event."""
         return SentStream(self._response("in_progress", self.output.items()), self.number)
 
-    def _events(self, events: Iterable[ItemEvent]) -> list[dict[str, Any]]:
-        return [self._event(kind, **members) for kind, members in events]
-
     def _event(self, kind: str, **members: Any) -> dict[str, Any]:
         self.number += 1
         return {"type": f"response.{kind}", "sequence_number": self.number, **members}
+
+    def _events(self, events: Iterable[ItemEvent]) -> list[dict[str, Any]]:
+        return [self._event(kind, **members) for kind, members in events]
+
+    @property
+    def _structured(self) -> bool:
+        return not isinstance(self.body.text.format, PlainText)
+
+    def _format(self) -> dict[str, Any]:
+        """The format that was asked for; its schema is not repeated, as `instructions`."""
+        asked = self.body.text.format.model_dump(by_alias=True)
+        return asked | {"schema": {}} if "schema" in asked else asked
+
+    def _refusal(self, finished: FinishedText) -> str | None:
+        return refusal_of(finished, self.exchange, structured=self._structured)
 
     def _ended(self, finished: FinishedText) -> dict[str, Any]:
         """The response as a whole, which is kept now: the client knows its id."""
@@ -139,7 +161,7 @@ class ResponsesReply:
             "service_tier": "default",
             "store": self.keep is not None,
             "temperature": body.temperature,
-            "text": {"format": {"type": "text"}},
+            "text": {"format": self._format()},
             "tool_choice": _shown(body.tool_choice),
             # nor are the tools, whose descriptions are not of the model
             "tools": [],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -27,16 +27,21 @@ class Opening:
 class ToolFamily:
     """A family of chat templates, as far as calls of tools are concerned.
 
-    `marks`: what is in the chat template of such a model. `begin_call` gives what an answer that
-    has to call the tool of this name begins with; for None it leaves the name to the model.
-    `id_length`: the letters and digits that the template wants an id to have, None for any.
+    `call_opening` stands before the object of a call, in which `arguments_key` has the arguments.
+    `marks`: what is in the chat template of such a model. `id_length`: the letters and digits that
+    the template wants an id to have, None for any.
     """
 
     name: str
     openings: Sequence[Opening]
-    begin_call: Callable[[str | None], str]
+    call_opening: str = ""
+    arguments_key: str = "arguments"
     marks: Sequence[str] = ()
     id_length: int | None = None
+
+    def begin_call(self, name: str) -> str:
+        """What a call of this tool begins with, up to its arguments."""
+        return f'{self.call_opening}{{"name": "{name}", "{self.arguments_key}":'
 
     def new_id(self) -> str:
         """An id for a call of an answer."""
@@ -52,16 +57,6 @@ class ToolFamily:
         ):
             return call_id
         return sha256(call_id.encode()).hexdigest()[: self.id_length]
-
-
-def begins_object(opening: str, arguments: str = "arguments") -> Callable[[str | None], str]:
-    """The `begin_call` of a family whose calls are JSON objects behind `opening`."""
-
-    def begin(name: str | None) -> str:
-        head = f'{opening}{{"name": "'
-        return head if name is None else f'{head}{name}", "{arguments}": '
-
-    return begin
 
 
 BARE = Opening("")

@@ -10,9 +10,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from server.services.tools.family import BARE, FENCES, ToolFamily, begins_object
+from server.services.tools.family import BARE, FENCES, ToolFamily
 
-GENERIC = ToolFamily("json", (*FENCES, BARE), begins_object(""))
+GENERIC = ToolFamily("json", (*FENCES, BARE))
 
 _PROMPT = """\
 You can call tools. These are their names, what they do, and the JSON schemas of their arguments:

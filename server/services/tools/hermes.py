@@ -6,7 +6,7 @@ their prompt's list of tools, or alone.
 
 from __future__ import annotations
 
-from server.services.tools.family import BARE, FENCES, Opening, ToolFamily, begins_object
+from server.services.tools.family import BARE, FENCES, Opening, ToolFamily
 
 HERMES = ToolFamily(
     "hermes",
@@ -16,6 +16,6 @@ HERMES = ToolFamily(
         *FENCES,
         BARE,
     ),
-    begins_object("<tool_call>\n"),
+    "<tool_call>\n",
     marks=("<tool_call>",),
 )

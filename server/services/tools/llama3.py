@@ -5,11 +5,11 @@ Several calls stand behind each other, with a semicolon or a line break between.
 
 from __future__ import annotations
 
-from server.services.tools.family import BARE, FENCES, Opening, ToolFamily, begins_object
+from server.services.tools.family import BARE, FENCES, Opening, ToolFamily
 
 LLAMA3 = ToolFamily(
     "llama3",
     (Opening("<|python_tag|>"), *FENCES, BARE),
-    begins_object("", "parameters"),
+    arguments_key="parameters",
     marks=("<|python_tag|>", "Environment: ipython"),
 )

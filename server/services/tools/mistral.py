@@ -3,15 +3,16 @@ tokenizers from version 11 on: Mistral."""
 
 from __future__ import annotations
 
-from server.services.tools.family import FENCES, Opening, ToolFamily, begins_object
+from server.services.tools.family import BARE, FENCES, Opening, ToolFamily
 
 MISTRAL = ToolFamily(
     "mistral",
     (
         Opening("[TOOL_CALLS]", named=True, separators=("[CALL_ID]", "[ARGS]")),
         *FENCES,
+        BARE,
     ),
-    begins_object("[TOOL_CALLS][", "arguments"),
+    "[TOOL_CALLS][",
     marks=("[TOOL_CALLS]",),
     id_length=9,
 )

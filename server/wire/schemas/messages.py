@@ -9,12 +9,15 @@ from annotated_types import MaxLen, MinLen
 from pydantic import BeforeValidator, Field, model_validator
 
 from server.errors import InvalidParameter
+from server.services.interface import SamplingOptions
 from server.services.tools.offered import OfferedTools
 from server.wire.schemas.base import ModelRequest, Part, RowSettings, without_absent
 from server.wire.schemas.chat_messages import CacheControl
 from server.wire.schemas.conversation import ImageUpload, ToolCall, Turn, as_parts, joined
+from server.wire.schemas.structured import OutputFormat, format_constraint
 from server.wire.schemas.text import MAX_MESSAGES, MAX_STOP
 from server.wire.schemas.tools import MAX_TOOLS, ToolName, definition, functions_alone, offered
+from steering.constraint import Constraint
 
 MAX_STOPS = 16
 
@@ -205,12 +208,14 @@ class Metadata(Part):
     user_id: str | None = None
 
 
+class OutputConfig(Part):
+    format: OutputFormat | None = None
+
+
 class CountTokensRequest(ModelRequest):
     no_ops: ClassVar[dict[str, tuple[Any, ...]]] = {
         "context_management": (),
         "mcp_servers": ([],),
-        "output_config": ({},),
-        "output_format": (),
         "speed": ("standard",),
         "user_profile_id": (),
     }
@@ -224,6 +229,9 @@ class CountTokensRequest(ModelRequest):
     tool_choice: _ToolChoice | None = None
     cache_control: CacheControl | None = None
     thinking: Thinking | None = None
+    output_config: OutputConfig | None = None
+    output_format: OutputFormat | None = None
+    """The older place of `output_config.format`."""
 
     conversation_at: ClassVar[str] = "messages"
 
@@ -264,13 +272,24 @@ class CountTokensRequest(ModelRequest):
         mode: Literal["auto", "required"] = "auto" if choice.type == "auto" else "required"
         return offered(definitions, mode, parallel=parallel)
 
+    def constraint(self) -> Constraint | None:
+        """What the answer matches. Raises InvalidParameter."""
+        newer = self.output_config.format if self.output_config is not None else None
+        if newer is not None and self.output_format is not None:
+            raise InvalidParameter(
+                "'output_config.format' and 'output_format' say the same; give the first.",
+                param="output_format",
+            )
+        if newer is not None:
+            return format_constraint(newer, "output_config.format")
+        return format_constraint(self.output_format, "output_format")
+
 
 class MessagesRequest(CountTokensRequest):
     no_ops: ClassVar[dict[str, tuple[Any, ...]]] = CountTokensRequest.no_ops | {
         "container": (),
         "inference_geo": (),
         "service_tier": ("auto", "standard_only"),
-        "top_k": (),
     }
 
     max_tokens: int = Field(ge=1)
@@ -279,6 +298,7 @@ class MessagesRequest(CountTokensRequest):
     ] = []
     temperature: float = Field(1.0, ge=0, le=1)
     top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0)
     stream: bool = False
     metadata: Metadata | None = None
 
@@ -289,4 +309,6 @@ class MessagesRequest(CountTokensRequest):
             top_p=self.top_p,
             stop=tuple(self.stop_sequences),
             max_tokens=self.max_tokens,
+            options=SamplingOptions(top_k=self.top_k),
+            constraint=self.constraint(),
         )

@@ -20,6 +20,7 @@ from server.wire.schemas.conversation import (
     joined,
     role_of,
 )
+from server.wire.schemas.structured import PlainText, TextFormat, format_constraint
 from server.wire.schemas.text import MAX_MESSAGES
 from server.wire.schemas.tools import (
     MAX_TOOLS,
@@ -216,6 +217,11 @@ class ResponsesStreamOptions(Part):
     include_obfuscation: Literal[False] = False
 
 
+class TextOptions(Part):
+    format: TextFormat = PlainText(type="text")
+    verbosity: Literal["medium"] | None = None
+
+
 def _as_items(value: Any) -> Any:
     return [{"role": "user", "content": value}] if isinstance(value, str) else value
 
@@ -230,7 +236,6 @@ class ResponsesRequest(OpenAIRequest):
         "image": (),
         "moderation": (),
         "prompt": (),
-        "text": ({"format": {"type": "text"}}, {"format": {"type": "text"}, "verbosity": "medium"}),
         "top_logprobs": (0,),
         "truncation": ("disabled",),
     }
@@ -244,6 +249,7 @@ class ResponsesRequest(OpenAIRequest):
     max_output_tokens: int | None = Field(None, ge=1)
     temperature: float = Field(1.0, ge=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)
+    text: TextOptions = TextOptions()
     stream: bool = False
     stream_options: ResponsesStreamOptions | None = None
     tools: list[_Tool] = Field([], max_length=MAX_TOOLS)
@@ -301,4 +307,5 @@ class ResponsesRequest(OpenAIRequest):
             top_p=self.top_p,
             max_tokens=self.max_output_tokens,
             max_tokens_at="max_output_tokens",
+            constraint=format_constraint(self.text.format, "text.format"),
         )
