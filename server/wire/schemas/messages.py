@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cached_property, partial
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from annotated_types import MaxLen, MinLen
@@ -209,7 +209,10 @@ class Metadata(Part):
 
 
 class OutputConfig(Part):
+    """`effort` is accepted and without effect."""
+
     format: OutputFormat | None = None
+    effort: str | None = None
 
 
 class CountTokensRequest(ModelRequest):
@@ -272,6 +275,7 @@ class CountTokensRequest(ModelRequest):
         mode: Literal["auto", "required"] = "auto" if choice.type == "auto" else "required"
         return offered(definitions, mode, parallel=parallel)
 
+    @cached_property
     def constraint(self) -> Constraint | None:
         """What the answer matches. Raises InvalidParameter."""
         newer = self.output_config.format if self.output_config is not None else None
@@ -298,7 +302,7 @@ class MessagesRequest(CountTokensRequest):
     ] = []
     temperature: float = Field(1.0, ge=0, le=1)
     top_p: float = Field(1.0, gt=0, le=1)
-    top_k: int = Field(0, ge=0)
+    top_k: int = Field(0, ge=0, lt=2**31)
     stream: bool = False
     metadata: Metadata | None = None
 
@@ -310,5 +314,5 @@ class MessagesRequest(CountTokensRequest):
             stop=tuple(self.stop_sequences),
             max_tokens=self.max_tokens,
             options=SamplingOptions(top_k=self.top_k),
-            constraint=self.constraint(),
+            constraint=self.constraint,
         )

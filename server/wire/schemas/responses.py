@@ -219,7 +219,8 @@ class ResponsesStreamOptions(Part):
 
 class TextOptions(Part):
     format: TextFormat = PlainText(type="text")
-    verbosity: Literal["medium"] | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
+    """Accepted and without effect."""
 
 
 def _as_items(value: Any) -> Any:
