@@ -255,7 +255,8 @@ def test_earlier_calls_reach_the_template_from_each_api(live: LiveServer) -> Non
         {"type": "message", "id": "msg_1", "role": "assistant", "status": "completed",
          "content": [{"type": "output_text", "text": "I look.", "annotations": []}]},
         {"type": "function_call", "id": "fc_1", "call_id": "call_1", "name": "weather",
-         "arguments": '{"city": "Paris"}', "status": "completed"},
+         "arguments": '{"city": "Paris"}', "status": "completed", "namespace": None,
+         "parsed_arguments": None},
         {"type": "function_call_output", "call_id": "call_1", "output": "warm"},
         {"role": "user", "content": "bye"},
     ])  # fmt: skip
@@ -266,8 +267,9 @@ def test_earlier_calls_reach_the_template_from_each_api(live: LiveServer) -> Non
         {"role": "assistant", "content": [
             {"type": "thinking", "thinking": "first", "signature": "x"},
             {"type": "redacted_thinking", "data": "x"},
-            {"type": "text", "text": "I look."},
-            {"type": "tool_use", "id": "call_1", "name": "weather", "input": PARIS}]},
+            {"type": "text", "text": "I look.", "citations": None},
+            {"type": "tool_use", "id": "call_1", "name": "weather", "input": PARIS,
+             "caller": None, "toolset_name": None}]},
         {"role": "user", "content": [
             {"type": "tool_result", "tool_use_id": "call_1", "cache_control": cached,
              "content": [{"type": "text", "text": "warm"}]},
