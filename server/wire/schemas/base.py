@@ -61,7 +61,9 @@ class OpenAIRequest(ModelRequest):
 class RowSettings:
     """How the rows of a request for text are sampled: `n` for each prompt.
 
-    `max_tokens` None is the most that is possible; `max_tokens_at` is its name in the body.
+    `max_tokens` None is the most that is possible; `max_tokens_at` is its name in the body. Where
+    it is `lowered`, more than is possible is the most that is: for an API whose clients cannot
+    leave it out.
     """
 
     temperature: float = 1.0
@@ -71,6 +73,7 @@ class RowSettings:
     n: int = 1
     max_tokens: int | None = None
     max_tokens_at: str = "max_tokens"
+    lowered: bool = False
     top_logprobs: int | None = None
     options: SamplingOptions = PLAIN_SAMPLING
     constraint: Constraint | None = None

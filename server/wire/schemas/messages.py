@@ -311,6 +311,7 @@ class MessagesRequest(CountTokensRequest):
             top_p=self.top_p,
             stop=tuple(self.stop_sequences),
             max_tokens=self.max_tokens,
+            lowered=True,
             options=SamplingOptions(top_k=self.top_k),
             constraint=self.constraint,
         )

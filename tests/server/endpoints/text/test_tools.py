@@ -169,6 +169,23 @@ def test_the_choice_reaches_the_model(
         assert (tools is not None and tools.choice == "required") is needs_call
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_that_must_be_a_call_is_its_arguments(live: LiveServer, stream: bool) -> None:
+    named: Any = {"type": "function", "function": {"name": "weather"}}
+    answer = chat(live, "arguments", tool_choice=named, stream=stream)
+    if stream:
+        state = ChatCompletionStreamState()
+        for chunk in answer:
+            state.handle_chunk(chunk)
+        answer = state.get_final_completion()
+    choice = answer.choices[0]
+    assert (choice.finish_reason, choice.message.content or None) == ("tool_calls", None)
+    (call,) = choice.message.tool_calls
+    assert (call.function.name, json.loads(call.function.arguments)) == ("weather", PARIS)
+    constraint = live.service.submitted[-1].sampling.constraint
+    assert constraint is not None and json.loads(constraint.text) == SCHEMA
+
+
 def test_some_of_the_tools_may_be_allowed(live: LiveServer) -> None:
     named: Any = {"type": "function", "function": {"name": "get_time"}}
     some: Any = {"mode": "auto", "tools": [named]}
