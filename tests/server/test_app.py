@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import suppress
@@ -161,10 +163,11 @@ def test_health_readiness_and_metrics_agree_with_the_traffic(launch: Launch) -> 
 
 def test_the_openapi_document_resolves_its_references(live: LiveServer) -> None:
     document = httpx.get(f"{live.url}/openapi.json").json()
-    assert {"ChatRequest", "CompletionRequest", "Message"} <= document["components"][
-        "schemas"
-    ].keys()
-    assert "stop" in document["components"]["schemas"]["ChatRequest"]["properties"]
+    schemas = document["components"]["schemas"]
+    assert {"ChatRequest", "CompletionRequest", "AssistantMessage"} <= schemas.keys()
+    assert "stop" in schemas["ChatRequest"]["properties"]
+    referred = set(re.findall(r'"\$ref": *"#/components/schemas/([^"]+)"', json.dumps(document)))
+    assert referred and referred <= schemas.keys()
 
 
 @pytest.fixture(scope="module")
