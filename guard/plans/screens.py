@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeVar, cast, get_args
 
+from classifiers.text.cascade import Cascade
 from classifiers.text.disguises.unreadable import unreadable
 from classifiers.text.disguises.views import PLAIN
 from classifiers.text.encoder.model import TextEncoder
@@ -65,6 +66,8 @@ class Screen:
     head: int | None = None
     places: frozenset[Place] = frozenset(PLACES)
     """The places whose texts or images the screen reads."""
+    first_stage: bool = False
+    """Whether a text may be cleared without the encoder, its score being an estimate."""
 
 
 @dataclass(frozen=True)
@@ -182,8 +185,8 @@ class TextPlan:
 class TextPlans:
     """Every policy of a configuration, and all heads that they share.
 
-    `encoder` is loaded where a head on texts needs it, else None, and `images` where a policy reads
-    images. A screen that does not load breaks the
+    `encoder` is loaded where a head on texts needs it, else None, `cascade` runs the heads on it,
+    and `images` is there where a policy reads images. A screen that does not load breaks the
     policies that name it. Guards of models are for whatever runs the model; where nothing behind
     the screens does (`runs_models` False, a proxy), they break their policies too, except those
     that the plugin of an upstream applies.
@@ -203,7 +206,7 @@ class TextPlans:
         self._images: dict[str, ImageScreen] = {}
         artifacts = self._artifacts(config.guards)
         self.encoder: TextEncoder | None = None
-        self.heads: Heads | None = None
+        self.cascade: Cascade | None = None
         if artifacts["text"]:
             self._load_heads(artifacts["text"], load_encoder or _added_encoder)
         self._lists = self._patterns(config.patterns)
@@ -247,7 +250,8 @@ class TextPlans:
                 self._fails(setting.name, error.message)
             return
         heads = Heads(artifacts, self.encoder.fingerprint, ENCODER, self._fails)
-        self.heads = heads if heads.all else None
+        if heads.all:
+            self.cascade = Cascade(self.encoder, heads, heads.first)
         self._heads = {head.name: TextScreen(**_of_head(head)) for head in heads.all}
 
     def _load_images(self, config: Config, artifacts: Loaded) -> ImageClassifiers | None:
@@ -309,6 +313,7 @@ class TextPlans:
             return replace(
                 screen,
                 action="observe" if screen.name in shadows else action,
+                first_stage=policy.screen.first_stage,
                 places=frozenset(
                     policy.screen.looks.get(screen.name) or policy.screen.look or screen.places
                 ),

@@ -37,7 +37,7 @@ class TextScreens:
     def screener(self) -> Iterator[Screener]:
         """What reads the texts of one request; to be used in one event loop."""
         if self._screener is None:
-            self._screener = Screener(self.plans.encoder, self.plans.heads, self.plans.images)
+            self._screener = Screener(self.plans.cascade, self.plans.images)
         self._users += 1
         try:
             yield self._screener

@@ -57,7 +57,7 @@ def test_images_that_it_draws(tmp_path: Path, threshold: float) -> None:
     with serve_images(tmp_path, config) as running:
         plans = TextPlans(config)
         recorder = running.records.recorder
-        screens = Screens(plans, Screener(plans.encoder, plans.heads, plans.images), recorder)
+        screens = Screens(plans, Screener(plans.cascade, plans.images), recorder)
         services = {"toy": running.service}
         app = create_app(config, services, metrics=running.records.metrics, screens=screens)
         with serve_app(app, services) as (url, _):
