@@ -131,7 +131,7 @@ def convert_e5(folder: Path, target: Path, *, file: str, name: str) -> None:
 
     with tempfile.TemporaryDirectory() as unpacked:
         unpack(folder / file, Path(unpacked))
-        convert(Path(unpacked), target, name=name, precision="int8", prefix="query: ")
+        convert(Path(unpacked), target, name=name, precision="int8", prefix="query:")
 
 
 def convert_open_nsfw(folder: Path, target: Path) -> None:

@@ -128,7 +128,9 @@ def _blobs(text: str) -> Iterator[tuple[int, int]]:
         if _BEFORE_BLOB.search(text, max(0, start - 240), start):
             continue
         if _HEX.fullmatch(blob):
-            is_code = not _DIGESTS.isdisjoint({len(lines[0]), len(blob)})
+            # digests in a list are all of one length: a shorter last line is the end of a text
+            is_list = len(lines[-1]) == len(lines[0]) in _DIGESTS
+            is_code = is_list or len(blob) in _DIGESTS
         else:
             is_code = blob.encode().startswith(_FILES) or not _is_random(blob)
         if not is_code:

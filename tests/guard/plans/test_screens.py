@@ -107,6 +107,9 @@ class _Words:
 
 
 class _Encoder:
+    def __init__(self, name: str) -> None:
+        self.name = name
+
     fingerprint = "f" * 64
     words = _Words()
 
