@@ -111,8 +111,9 @@ def _lures(shipped: Shipped, head: int) -> list[str]:
     if stage is None:
         return []
     words = [shipped.tokenizer.id_to_token(i) for i in range(shipped.tokenizer.get_vocab_size())]
-    means = shipped.encoder.words.means([[index] for index in range(len(words))])
-    estimates = FirstStages([stage], [None], [1.0]).estimates(means)[:, 0]
+    alone = [[index] for index in range(len(words))]
+    means = shipped.encoder.words.means(alone)
+    estimates = FirstStages([stage], [None], [1.0]).estimates(means, alone)[:, 0]
     whole = [index for index in np.argsort(estimates) if words[index].isalpha()]
     return [words[index] for index in whole[:_LURES]]
 

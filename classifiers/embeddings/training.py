@@ -50,10 +50,11 @@ def first_stage(
     logits: Floats,
     unsafe: Flags,
     weights: NDArray[np.float64],
-    cut: float = -np.inf,
+    known: Flags,
 ) -> FirstStage:
     """A first stage that estimates a head's `logits [n]` from static embeddings `[n, width]`: a
-    ridge regression in which both classes weigh the same."""
+    ridge regression in which both classes weigh the same. Its cut clears nothing yet; `known
+    [vocabulary]` are the tokens of its texts."""
     from sklearn.linear_model import Ridge  # type: ignore[import-untyped]
 
     mean = static.mean(axis=0)
@@ -61,7 +62,7 @@ def first_stage(
     centred /= np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-6)
     fitted = Ridge(alpha=_RIDGE).fit(centred, logits, _balanced(unsafe, weights))
     weight, bias = np.asarray(fitted.coef_, np.float32), float(fitted.intercept_)
-    return FirstStage(weight, bias, np.asarray(mean, np.float32), cut)
+    return FirstStage(weight, bias, np.asarray(mean, np.float32), known, -np.inf)
 
 
 def calibrated(

@@ -43,11 +43,13 @@ class Cascade:
         self, encoder: TextEncoder, heads: EmbeddingScores, first: FirstStages | None = None
     ) -> None:
         self._encoder, self.heads, self.first = encoder, heads, first
-        if first is not None and encoder.words.width != first.width:
-            raise ValueError(
-                f"first stages of width {first.width} do not fit the encoder's word vectors of "
-                f"width {encoder.words.width}"
-            )
+        if first is not None:
+            of_encoder = encoder.words.vocabulary, encoder.words.width
+            if first.width != of_encoder[1] or first.vocabulary < of_encoder[0]:
+                raise ValueError(
+                    f"first stages for {first.vocabulary} word vectors of width {first.width} do "
+                    f"not fit the encoder's {of_encoder[0]} of width {of_encoder[1]}"
+                )
 
     def scores(self, texts: Sequence[ReadText]) -> TextScores:
         """The scores of each text, the highest of its readings and of their windows."""
@@ -58,7 +60,7 @@ class Cascade:
         clear = np.zeros(len(windows.ids), bool)
         estimates = None
         if self.first is not None and any(text.heads for text in texts):
-            estimates = self.first.estimates(self._encoder.words.means(windows.ids))
+            estimates = self.first.estimates(self._encoder.words.means(windows.ids), windows.ids)
             for index, text in enumerate(texts):
                 if text.heads and len(text.readings) == 1:
                     own = slice(ends[index], ends[index + 1])

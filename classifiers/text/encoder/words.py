@@ -40,6 +40,11 @@ class WordVectors:
         raise ValueError(f"{graph} has no table of word vectors: make it again")
 
     @property
+    def vocabulary(self) -> int:
+        """The number of tokens."""
+        return len(self._table)
+
+    @property
     def width(self) -> int:
         return int(self._table.shape[1])
 

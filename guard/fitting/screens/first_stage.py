@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from classifiers.embeddings.first_stage import FirstStage, FirstStages
-from classifiers.embeddings.heads import EmbeddingHead, EmbeddingHeads, Floats
+from classifiers.embeddings.heads import EmbeddingHead, EmbeddingHeads
 from classifiers.embeddings.training import first_stage as train_stage
 from guard.artifact import Artifact
 from guard.errors import DataError
@@ -65,19 +66,29 @@ def fit_first_stage(
         chosen = windows.windows_of(texts)
         text = windows.text[chosen]
         weights = 1 / np.bincount(text)[text]
-        return train_stage(windows.static[chosen], targets[chosen], unsafe[text], weights)
+        known = np.zeros(windows.vocabulary, np.bool_)
+        known[np.concatenate([windows.ids[window] for window in chosen]).astype(np.intp)] = True
+        return train_stage(windows.static[chosen], targets[chosen], unsafe[text], weights, known)
 
     train, fold_of = np.flatnonzero(folds >= 0), folds[windows.text]
-    estimates = np.empty(len(logits), np.float32)
+    estimates, clearing = np.empty((2, len(logits)), np.float32)
+
+    def estimate(stage: FirstStage, chosen: NDArray[np.bool_]) -> None:
+        stages, static = FirstStages([stage], [None], [1.0]), windows.static[chosen]
+        ids = [windows.ids[window] for window in np.flatnonzero(chosen)]
+        clearing[chosen] = stages.estimates(static, ids)[:, 0]
+        # a stage without a fifth of the texts knows fewer words: the cut does not count on those
+        estimates[chosen] = stages.estimates(static, [[]] * len(ids))[:, 0]
+
     for fold in range(FOLDS):
-        stage = trained(train[folds[train] != fold])
-        estimates[fold_of == fold] = _estimates(stage, windows.static[fold_of == fold])
+        estimate(trained(train[folds[train] != fold]), fold_of == fold)
     stage = trained(train)
-    estimates[fold_of < 0] = _estimates(stage, windows.static[fold_of < 0])
+    estimate(stage, fold_of < 0)
     # of the windows that fire one that is encoded is enough
     seen = windows.highest(np.where(fires, estimates, -np.inf).astype(np.float32))
     cut = float(np.sort(seen[caught & (folds >= 0)])[allowed - 1])
-    cleared = told & (windows.highest(estimates) < cut)
+    seen = windows.highest(np.where(fires, clearing, -np.inf).astype(np.float32))
+    cleared = told & (windows.highest(clearing) < cut)
     held_out = caught & (folds < 0)
     sources = dict.fromkeys(row.source for row in examples if not row.unsafe)
     of_source = {
@@ -93,10 +104,6 @@ def fit_first_stage(
         },
     }
     return FirstStageFit(replace(stage, cut=min(cut, border)), figures)
-
-
-def _estimates(stage: FirstStage, static: Floats) -> Floats:
-    return FirstStages([stage], [None], [1.0]).estimates(static)[:, 0]
 
 
 def with_first_stage(

@@ -20,7 +20,8 @@ Readings = Callable[[str], list[str]]
 @dataclass(frozen=True, slots=True, eq=False)
 class TextWindows:
     """Windows of texts: `embeddings [windows, width]`, their static embeddings `static [windows,
-    width]`, and the index of their text, `text [windows]`.
+    width]`, their token `ids` out of a `vocabulary` of so many, and the index of their text,
+    `text [windows]`.
 
     `first` marks the windows of a text's first reading; training uses only these. `too_long
     [texts]` marks texts with a reading that was not encoded.
@@ -28,6 +29,8 @@ class TextWindows:
 
     embeddings: Floats
     static: Floats
+    ids: Sequence[Sequence[int]]
+    vocabulary: int
     text: NDArray[np.intp]
     first: NDArray[np.bool_]
     too_long: NDArray[np.bool_]
@@ -59,6 +62,8 @@ class TextWindows:
         return TextWindows(
             self.embeddings[kept],
             self.static[kept],
+            [self.ids[window] for window in np.flatnonzero(kept)],
+            self.vocabulary,
             place[self.text[kept]],
             self.first[kept],
             self.too_long[texts],
@@ -78,6 +83,7 @@ def embed_windows(
     """Embed the windows of all readings of `texts`; `stage` names the stage for `progress`."""
     advance = progress(stage, len(texts))
     embeddings, static, owners, first = [], [], [], []
+    ids: list[Sequence[int]] = []
     too_long = np.zeros(len(texts), bool)
     for start in range(0, len(texts), _BATCH):
         batch = texts[start : start + _BATCH]
@@ -91,12 +97,15 @@ def embed_windows(
         too_long[[batch_readings[index][0] for index in windows.too_long]] = True
         embeddings.append(encoded.embeddings)
         static.append(encoder.words.means(windows.ids))
+        ids += windows.ids
         owners += [batch_readings[index][0] for index in windows.text]
         first += [batch_readings[index][1] for index in windows.text]
         advance(len(batch))
     return TextWindows(
         np.concatenate(embeddings),
         np.concatenate(static),
+        ids,
+        encoder.words.vocabulary,
         np.asarray(owners, np.intp),
         np.asarray(first, bool),
         too_long,

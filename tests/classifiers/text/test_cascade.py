@@ -17,6 +17,7 @@ from classifiers.text.encoder.model import MOST_WINDOWS, TextEncoder
 from tests.classifiers.text import tiny_bert
 
 WIDTH = tiny_bert.WIDTH
+KNOWN = np.ones(len(tiny_bert.WORDS), np.bool_)
 HEADS = [
     EmbeddingHead(
         "logistic",
@@ -50,7 +51,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> _Counting:
 def _stage(cut: float) -> FirstStage:
     rng = np.random.default_rng(2)
     return FirstStage(
-        rng.normal(size=WIDTH).astype(np.float32), 0.0, np.zeros(WIDTH, np.float32), cut
+        rng.normal(size=WIDTH).astype(np.float32), 0.0, np.zeros(WIDTH, np.float32), KNOWN, cut
     )
 
 
@@ -108,7 +109,7 @@ def test_windows_are_cleared_one_by_one(encoder: _Counting) -> None:
     text = "how do I bake bread with seeds, " * 6 + "zebras quietly jump over lazy dogs, " * 6
     windows = encoder.windows([text])
     estimates = FirstStages([_stage(0)], HEADS[:1], [0.9]).estimates(
-        encoder.words.means(windows.ids)
+        encoder.words.means(windows.ids), windows.ids
     )[:, 0]
     cut = float(np.sort(estimates)[-2:].mean())
     before = encoder.embedded
@@ -123,7 +124,9 @@ def test_a_text_that_is_too_long_is_not_clear(encoder: _Counting) -> None:
     assert np.isnan(read.scores[1]).all() and np.isfinite(read.scores[[0, 2]]).all()
 
 
-def test_stages_for_another_width_are_refused(encoder: _Counting) -> None:
-    narrow = FirstStage(np.ones(3, np.float32), 0.0, np.zeros(3, np.float32), 0.0)
-    with pytest.raises(ValueError, match="width 3 do not fit"):
-        Cascade(encoder, EmbeddingHeads(HEADS[:1]), FirstStages([narrow], [None], [0.5]))
+@pytest.mark.parametrize(("width", "count"), [(3, len(tiny_bert.WORDS)), (WIDTH, 20)])
+def test_stages_for_another_table_are_refused(encoder: _Counting, width: int, count: int) -> None:
+    zeros = np.zeros(width, np.float32)
+    other = FirstStage(zeros, 0.0, zeros, np.ones(count, np.bool_), 0.0)
+    with pytest.raises(ValueError, match=f"{count} word vectors of width {width} do not fit"):
+        Cascade(encoder, EmbeddingHeads(HEADS[:1]), FirstStages([other], [None], [0.5]))

@@ -103,7 +103,7 @@ def test_faults_of_screens(tmp_path: Path, addition: str, fault: str) -> None:
 
 
 class _Words:
-    width = 4
+    vocabulary, width = 24, 4
 
 
 class _Encoder:
@@ -157,13 +157,13 @@ def _head(folder: Path, settings: dict[str, Any]) -> TextPlans:
 
 def test_a_lower_threshold_than_the_fitted_one_has_no_first_stage(tmp_path: Path) -> None:
     stage = {name: np.zeros(4, "f4") for name in ("first_weight", "first_mean")}
-    tensors = stage | {"first_bias": np.full(1, -1, "f4")}
+    tensors = stage | {"first_bias": np.full(1, -1, "f4"), "first_known": np.ones(1, "f4")}
     _save(tmp_path / "h.safetensors", {"threshold": 0.5, "first_stage_cut": 0.0}, tensors=tensors)
     static = np.ones((1, 4), np.float32)
     for threshold, clears in (("", True), ("threshold = 0.6", True), ("threshold = 0.4", False)):
         cascade = _guards(tmp_path, "h", setting=threshold).cascade
         first = None if cascade is None else cascade.first
-        cleared = first is not None and bool(first.cleared(first.estimates(static), (0,))[0])
+        cleared = first is not None and bool(first.cleared(first.estimates(static, [[]]), (0,))[0])
         assert cleared == clears, threshold
 
 
