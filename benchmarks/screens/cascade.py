@@ -30,7 +30,6 @@ from rich.table import Table
 
 from benchmarks.screens.shipped import FITTED, TOKENS, Shipped, read_text
 from classifiers.embeddings.first_stage import FirstStages
-from examples.screens.data import HELD_OUT
 from guard.data.prompts import ScreenText, read_rows
 
 MIX = {"software": 0.85, "look-alikes": 0.10, "unsafe": 0.05}
@@ -67,8 +66,8 @@ def main() -> None:
 
 def _recall(shipped: Shipped, head: int, rows: Sequence[ScreenText]) -> dict[str, Any]:
     """Counts of held-out texts of a head, of those that fire without the first stage and with."""
-    name, random_order = shipped.names[head], random.Random(0)
-    unsafe = [row.prompt for row in rows if row.unsafe and row.source in HELD_OUT[name]]
+    random_order = random.Random(0)
+    unsafe = [row.prompt for row in rows if row.unsafe and row.source in shipped.held_out[head]]
     benign = [r for r in rows if not r.unsafe and r.source.endswith("held-out")]
     alone, both = _fire(shipped, head, unsafe)
     figures: dict[str, Any] = {
@@ -137,9 +136,9 @@ def _times(
         kinds["unsafe"] = sorted(
             {
                 row.prompt
-                for topic, topic_rows in rows.items()
+                for head, topic_rows in enumerate(rows.values())
                 for row in topic_rows
-                if row.unsafe and row.source in HELD_OUT[topic]
+                if row.unsafe and row.source in shipped.held_out[head]
             }
         )
         drawn = _stream(kinds, count)

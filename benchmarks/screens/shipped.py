@@ -36,6 +36,8 @@ class Shipped:
     names: tuple[str, ...]
     thresholds: tuple[float, ...]
     stages: tuple[FirstStage | None, ...]
+    held_out: tuple[frozenset[str], ...]
+    """The sources that each fit has not seen."""
     encoder: TextEncoder
     tokenizer: Tokenizer
     cascade: Cascade
@@ -55,6 +57,7 @@ class Shipped:
             names=tuple(path.stem for path in paths),
             thresholds=thresholds,
             stages=tuple(stages),
+            held_out=tuple(_held_out(artifact) for artifact in artifacts),
             encoder=loaded,
             tokenizer=Tokenizer.from_file(str(source / TOKENIZER)),
             cascade=Cascade(loaded, EmbeddingHeads(heads), first),
@@ -68,6 +71,11 @@ class Shipped:
     @property
     def all_heads(self) -> tuple[int, ...]:
         return tuple(range(len(self.names)))
+
+
+def _held_out(artifact: Artifact) -> frozenset[str]:
+    sources = artifact.meta.calibration.get("held_out")
+    return frozenset(map(str, sources)) if isinstance(sources, list) else frozenset()
 
 
 def read_text(text: str, heads: tuple[int, ...] = ()) -> ReadText:

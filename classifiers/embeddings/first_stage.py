@@ -120,8 +120,7 @@ class FirstStages:
     def cleared(self, estimates: Floats, heads: Sequence[int]) -> NDArray[np.bool_]:
         """Whether all of these heads are clear, `[n]`."""
         columns = list(heads)
-        result: NDArray[np.bool_] = (estimates[:, columns] < self._cuts[columns]).all(axis=1)
-        return result
+        return np.asarray((estimates[:, columns] < self._cuts[columns]).all(axis=1), np.bool_)
 
     def scores(self, estimates: Floats) -> Floats:
         """Estimated probabilities `[n, heads]`, none over its threshold; 0 without a head."""

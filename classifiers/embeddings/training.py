@@ -55,7 +55,7 @@ def first_stage(
     """A first stage that estimates a head's `logits [n]` from static embeddings `[n, width]`: a
     ridge regression in which both classes weigh the same. Its cut clears nothing yet; `known
     [vocabulary]` are the tokens of its texts."""
-    from sklearn.linear_model import Ridge  # type: ignore[import-untyped]
+    from sklearn.linear_model import Ridge
 
     mean = static.mean(axis=0)
     centred = static - mean

@@ -84,11 +84,14 @@ def _first_stages(
 ) -> FirstStages | None:
     if not any(stages.values()):
         return None
-    artifacts = [facts[head.name][0] if stages[head.name] else None for head in heads]
+    teachers: list[EmbeddingHead | None] = []
+    for head in heads:
+        artifact = facts[head.name][0]
+        has_stage = stages[head.name] is not None
+        parts = artifact.tensors, artifact.meta.settings
+        teachers.append(EmbeddingHead.from_tensors(*parts) if has_stage else None)
     return FirstStages(
-        [stages[head.name] for head in heads],
-        [a and EmbeddingHead.from_tensors(a.tensors, a.meta.settings) for a in artifacts],
-        [head.threshold for head in heads],
+        [stages[head.name] for head in heads], teachers, [head.threshold for head in heads]
     )
 
 

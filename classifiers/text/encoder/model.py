@@ -82,15 +82,17 @@ class TextEncoder:
         self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        ids = (tuple(map(self._tokenizer.token_to_id, pair)) for pair in _ENDS)
-        ends = next((pair for pair in ids if None not in pair), None)
-        if ends is None:
+        for names in _ENDS:
+            first, last = map(self._tokenizer.token_to_id, names)
+            if first is not None and last is not None:
+                break
+        else:
             raise ValueError(
                 f"{folder / TOKENIZER} is no tokenizer of a sentence encoder: it has neither "
                 "[CLS] and [SEP] nor <s> and </s>"
             )
         prefix = self._tokenizer.encode(card.prefix, add_special_tokens=False).ids
-        self._first, self._last = [ends[0], *prefix], ends[1]
+        self._first, self._last = [first, *prefix], last
         self.card = card
 
     @classmethod

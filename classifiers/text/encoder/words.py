@@ -61,4 +61,4 @@ class WordVectors:
         vectors = vectors.astype(np.float32) - self._zero
         sums[some] = np.add.reduceat(vectors, starts[some], axis=0)
         norms = np.linalg.norm(sums, axis=1, keepdims=True)
-        return sums / np.where(norms > 0, norms, 1)
+        return np.asarray(sums / np.where(norms > 0, norms, 1), np.float32)

@@ -67,7 +67,9 @@ def fit_first_stage(
         text = windows.text[chosen]
         weights = 1 / np.bincount(text)[text]
         known = np.zeros(windows.vocabulary, np.bool_)
-        known[np.concatenate([windows.ids[window] for window in chosen]).astype(np.intp)] = True
+        known[
+            np.concatenate([windows.ids[window] for window in chosen.tolist()]).astype(np.intp)
+        ] = True
         return train_stage(windows.static[chosen], targets[chosen], unsafe[text], weights, known)
 
     train, fold_of = np.flatnonzero(folds >= 0), folds[windows.text]
@@ -75,7 +77,7 @@ def fit_first_stage(
 
     def estimate(stage: FirstStage, chosen: NDArray[np.bool_]) -> None:
         stages, static = FirstStages([stage], [None], [1.0]), windows.static[chosen]
-        ids = [windows.ids[window] for window in np.flatnonzero(chosen)]
+        ids = [windows.ids[window] for window in np.flatnonzero(chosen).tolist()]
         clearing[chosen] = stages.estimates(static, ids)[:, 0]
         # a stage without a fifth of the texts knows fewer words: the cut does not count on those
         estimates[chosen] = stages.estimates(static, [[]] * len(ids))[:, 0]

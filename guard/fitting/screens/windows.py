@@ -62,7 +62,7 @@ class TextWindows:
         return TextWindows(
             self.embeddings[kept],
             self.static[kept],
-            [self.ids[window] for window in np.flatnonzero(kept)],
+            [self.ids[window] for window in np.flatnonzero(kept).tolist()],
             self.vocabulary,
             place[self.text[kept]],
             self.first[kept],
