@@ -9,7 +9,7 @@ unsafe texts, as they are and put together to 200 tokens, all heads at once; one
 from which the stages have learnt, and one of families that they have not seen. Processor time of
 everything that a request pays for; each text is read both ways, in random order.
 
-The padded texts are unsafe ones behind benign ones, up to 100 tokens; the lured ones have the words
+The padded texts are unsafe ones behind benign ones, of 40 tokens in all; the lured ones have the words
 behind them that lower the estimates most: what somebody would try who has read the artifact.
 """
 
@@ -33,8 +33,8 @@ from classifiers.embeddings.first_stage import FirstStages
 from guard.data.prompts import ScreenText, read_rows
 
 MIX = {"software": 0.85, "look-alikes": 0.10, "unsafe": 0.05}
-_PADDED = 100
-_LURES = 12
+_PADDED = 40
+_LURES = 3
 """Words that are put behind an unsafe text."""
 _LURED = 60
 """Unsafe texts of a head to which that is done."""

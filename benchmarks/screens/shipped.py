@@ -53,13 +53,16 @@ class Shipped:
         first = FirstStages(stages, heads, thresholds) if any(stages) else None
         source = Path(resolve_source(encoder))
         loaded = TextEncoder.load(source, threads=1)
+        tokenizer = Tokenizer.from_file(str(source / TOKENIZER))
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
         return cls(
             names=tuple(path.stem for path in paths),
             thresholds=thresholds,
             stages=tuple(stages),
             held_out=tuple(_held_out(artifact) for artifact in artifacts),
             encoder=loaded,
-            tokenizer=Tokenizer.from_file(str(source / TOKENIZER)),
+            tokenizer=tokenizer,
             cascade=Cascade(loaded, EmbeddingHeads(heads), first),
         )
 

@@ -55,7 +55,7 @@ def first_stage(
     """A first stage that estimates a head's `logits [n]` from static embeddings `[n, width]`: a
     ridge regression in which both classes weigh the same. Its cut clears nothing yet; `known
     [vocabulary]` are the tokens of its texts."""
-    from sklearn.linear_model import Ridge
+    from sklearn.linear_model import Ridge  # type: ignore[import-untyped]
 
     mean = static.mean(axis=0)
     centred = static - mean
@@ -102,7 +102,7 @@ def _balanced(unsafe: Flags, weights: NDArray[np.float64]) -> NDArray[np.float64
 
 
 def _logistic(embeddings: Floats, unsafe: Flags, weights: NDArray[np.float64]) -> EmbeddingHead:
-    from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]
+    from sklearn.linear_model import LogisticRegression
 
     fitted = LogisticRegression(C=_DAMPING, max_iter=2000).fit(embeddings, unsafe, weights)
     return EmbeddingHead("logistic", _float32(weight=fitted.coef_, bias=fitted.intercept_))

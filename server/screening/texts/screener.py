@@ -207,7 +207,7 @@ class Screener:
                 raise TextTooLong()
             self.cache.put(caller.tenant, keys[text], row)
             known[text] = row
-        return [row.scores for text in texts if (row := known[text]) is not None]
+        return [found.scores for text in texts if (found := known[text]) is not None]
 
     def _known(self, tenant: str, key: bytes, clearable: tuple[int, ...]) -> _Row | None:
         row = self.cache.get(tenant, key)
