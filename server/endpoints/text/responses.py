@@ -12,15 +12,23 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from server.endpoints.gateway import Gateway
-from server.endpoints.openapi import body_of
 from server.endpoints.text.answers import answer_of, message_of
 from server.endpoints.text.conversations import chat_prompt
 from server.error_shapes import SentStream
 from server.observe.exchange import Exchange, exchange_of
+from server.openapi.operation import ASKING, JSON, Operation
 from server.services.interface import FinishedText, TextDelta
 from server.services.text_jobs import CollectedText, Usage
+from server.wire.schemas.answers.responses import ResponseEvents, ResponseObject
 from server.wire.schemas.responses import ResponsesRequest
 
+_OPERATION = Operation(
+    body=ResponsesRequest,
+    answers={JSON: ResponseObject},
+    events=(ResponseEvents,),
+    errors=ASKING,
+    guarded=True,
+)
 _REASONS = {"length": "max_output_tokens", "content_filter": "content_filter"}
 """Why a response is incomplete, by the reason for which its row ended."""
 
@@ -161,8 +169,9 @@ def responses_router(gateway: Gateway) -> APIRouter:
     """The route of responses."""
     router = APIRouter()
 
-    @router.post("/v1/responses", openapi_extra=body_of(ResponsesRequest))
+    @router.post("/v1/responses", openapi_extra=_OPERATION.as_extra())
     async def create_response(request: Request) -> Response:
+        """Answer a conversation, whole or as a stream, in OpenAI's newer schema."""
         admission = await gateway.admit(request, ResponsesRequest, gateway.text_service)
         body = admission.body
         prompt = await chat_prompt(gateway, admission)

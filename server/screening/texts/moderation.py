@@ -14,9 +14,9 @@ from server.screening.errors import UnscreenedContent
 from server.screening.findings import ScreenedText
 from server.screening.texts.screener import Screener
 from server.screening.texts.turns import Caller
+from server.wire.schemas.moderations import MAX_TEXTS
 
 MODEL = "inference-guard"
-MAX_TEXTS = 128
 
 
 def screens_for(config: Config, plans: TextPlans, key: KeyConfig | None) -> list[TextScreen]:
