@@ -124,8 +124,10 @@ def erasures_router(config: Config, erasures: Erasures) -> APIRouter:
 
     @router.get("/{erasure}/certificate", openapi_extra=_CERTIFICATE.as_extra())
     async def retrieve_certificate(request: Request, erasure: str) -> Response:
-        """The certificate of an erasure: JSON, or a page where `format=html` or the header Accept asks
-        for one."""
+        """The certificate of an erasure.
+
+        JSON, or a page where `format=html` or the header Accept asks for one.
+        """
         authenticate(ring, request.headers)
         wanted = request.query_params.get("format")
         if wanted not in {None, "json", "html"}:

@@ -56,7 +56,8 @@ class Operation:
     """One route, beside what its path and its docstring say.
 
     `answers` are the types of whole answers by media type, `events` those of the data of events,
-    where an answer may be a stream. `also` are other statuses of answers. `guarded`: the request has a policy, and answers say which.
+    where an answer may be a stream. `also` are other statuses of such answers. `guarded`: the
+    request has a policy, and answers say which. `admin`: only the administrator's key is taken.
     """
 
     body: type[Part] | None = None

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from server.errors import InvalidParameter
 from server.wire.schemas.base import ModelRequest, Part, RowSettings, without_absent
-from server.wire.schemas.conversation import ImageUpload, Turn, as_parts, joined
+from server.wire.schemas.conversation import DataUrl, ImageUpload, Turn, as_parts, joined
 from server.wire.schemas.text import MAX_MESSAGES, MAX_STOP
 
 MAX_STOPS = 16
@@ -45,7 +45,7 @@ class Base64Source(Part):
 
 class UrlSource(Part):
     type: Literal["url"]
-    url: str
+    url: DataUrl
 
 
 class ImageBlock(_Block):

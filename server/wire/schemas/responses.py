@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from server.wire.schemas.base import UNSUPPORTED, OpenAIRequest, Part, RowSettings, without_absent
-from server.wire.schemas.conversation import ImageUpload, Turn, as_parts, role_of
+from server.wire.schemas.conversation import DataUrl, ImageUpload, Turn, as_parts, role_of
 from server.wire.schemas.text import MAX_MESSAGES
 
 
@@ -30,7 +30,7 @@ class OutputText(Part):
 
 class InputImage(Part):
     type: Literal["input_image"]
-    image_url: str
+    image_url: DataUrl
     detail: Literal["auto", "low", "high", "original"] | None = None
 
     @model_validator(mode="before")

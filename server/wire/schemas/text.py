@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, PlainValidator, model_validator
 
 from server.errors import InvalidParameter
 from server.wire.schemas.base import OpenAIRequest, Part, RowSettings, without_absent
-from server.wire.schemas.conversation import ImageUpload, Turn, as_parts, role_of
+from server.wire.schemas.conversation import DataUrl, ImageUpload, Turn, as_parts, role_of
 
 RawPrompt = str | tuple[int, ...]
 """A text, or token ids."""
@@ -24,7 +24,7 @@ MAX_STOP = 512
 
 
 class ImageUrl(Part):
-    url: str
+    url: DataUrl
     detail: Literal["auto", "low", "high", "original"] | None = None
     """Accepted: how large an image is for the model is decided by the model's own processor."""
 
@@ -78,6 +78,9 @@ class StreamOptions(Part):
     include_obfuscation: Literal[False] = False
 
 
+_StopString = Annotated[str, MinLen(1), MaxLen(MAX_STOP)]
+
+
 def _as_list(stop: Any) -> Any:
     return [stop] if isinstance(stop, str) else stop
 
@@ -96,8 +99,8 @@ class TextRequest(OpenAIRequest):
     top_p: float = Field(1.0, gt=0, le=1)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: Annotated[
-        list[Annotated[str, MinLen(1), MaxLen(MAX_STOP)]],
-        BeforeValidator(_as_list, json_schema_input_type=str | list[str]),
+        list[_StopString],
+        BeforeValidator(_as_list, json_schema_input_type=_StopString | list[_StopString]),
         MaxLen(4),
     ] = []
     n: int = Field(1, ge=1, le=16)
@@ -186,6 +189,10 @@ class ChatRequest(TextRequest):
         return self
 
 
+_Text = Annotated[str, MinLen(1)]
+_TokenIds = Annotated[list[Annotated[int, Field(ge=0, lt=_TOKEN_ID_LIMIT)]], MinLen(1)]
+
+
 def _as_prompts(prompt: Any) -> tuple[RawPrompt, ...]:
     """A tuple of prompts from one prompt or a list of them, each a text or token ids."""
     if isinstance(prompt, str):
@@ -214,7 +221,11 @@ class CompletionRequest(TextRequest):
     prompt: Annotated[
         tuple[RawPrompt, ...],
         PlainValidator(
-            _as_prompts, json_schema_input_type=str | list[str] | list[int] | list[list[int]]
+            _as_prompts,
+            json_schema_input_type=_Text
+            | Annotated[list[_Text], MinLen(1)]
+            | _TokenIds
+            | Annotated[list[_TokenIds], MinLen(1)],
         ),
     ]
     logprobs: int | None = Field(None, ge=0, le=5)

@@ -1,1 +1,1 @@
-"""What clients get, a module for each API: types of JSON objects, which the OpenAPI document shows."""
+"""What clients get, a module for each API: JSON objects, as the OpenAPI document shows them."""

@@ -10,8 +10,8 @@ from server.wire.schemas.answers.verdicts import Guard
 
 
 class GeneratedImageFile(TypedDict):
-    """`masks` are asked for with `guard.debug`: for each guard the pixels that it has changed, a PNG
-    file in base64."""
+    """`masks` come where `guard.debug` asks for them: for each guard the pixels that it has
+    changed, as a PNG file in base64."""
 
     b64_json: str
     seed: int
