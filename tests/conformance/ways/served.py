@@ -18,7 +18,7 @@ from tests.conformance.ways.interface import KEYS, POLICIES, Way, keys
 from tests.conformance.ways.proxied import proxy_before
 from tests.conformance.ways.served_features import (
     FEATURES,
-    LIMITED,
+    LIMITS,
     MOST_TOKENS,
     SERVED_KEYS,
     At,
@@ -27,7 +27,6 @@ from tests.server.tiny_pipeline import save_pipeline
 
 SERVE, BEHIND = "serve", "serve behind the proxy"
 _ALL_KEYS = {**KEYS, **SERVED_KEYS}
-_LIMITS = {LIMITED: 30}
 _INNER_KEY = "key-of-the-proxy"
 _MODELS = """
 [[models]]
@@ -70,8 +69,9 @@ class Served(Way):
         return FEATURES
 
     def begin(self, feature: Feature) -> None:
-        if feature.key == SERVED_KEYS[LIMITED]:
-            self._use_up(feature.key)
+        for policy, most in LIMITS.items():
+            if feature.key == SERVED_KEYS[policy]:
+                self._use_up(feature.key, most)
         self._lines = len(self._written())
 
     def seen(self, client: Client, policy: str, result: dict[str, Any]) -> At:
@@ -84,10 +84,10 @@ class Served(Way):
     def _written(self) -> list[str]:
         return self._audit.read_text().splitlines() if self._audit.exists() else []
 
-    def _use_up(self, key: str) -> None:
+    def _use_up(self, key: str, most: int) -> None:
         """Send requests, which are wrong and cost nothing, until the key's rate is used up."""
         headers = {"Authorization": f"Bearer {key}"}
-        for _ in range(2 * _LIMITS[LIMITED]):
+        for _ in range(2 * most):
             url = f"{self.faced.url}/v1/chat/completions"
             if httpx.post(url, json={"model": MODEL}, headers=headers).status_code == 429:
                 return
@@ -97,7 +97,7 @@ class Served(Way):
 @contextmanager
 def served(source: str) -> Iterator[Served]:
     """The way to a server, while it runs; `source` is its model's."""
-    with _server(source, POLICIES + _BLOCKED + keys(_ALL_KEYS, **_LIMITS)) as (server, audit):
+    with _server(source, POLICIES + _BLOCKED + keys(_ALL_KEYS, **LIMITS)) as (server, audit):
         yield Served(SERVE, server, audit)
 
 
@@ -105,7 +105,7 @@ def served(source: str) -> Iterator[Served]:
 def served_behind_a_proxy(source: str) -> Iterator[Served]:
     """The same through a proxy, which has the policies and the keys."""
     inner = keys({"none": _INNER_KEY})
-    outer = POLICIES + _BLOCKED + keys(_ALL_KEYS, **_LIMITS)
+    outer = POLICIES + _BLOCKED + keys(_ALL_KEYS, **LIMITS)
     with (
         _server(source, inner) as (server, audit),
         proxy_before(server.url, outer, _INNER_KEY) as proxy,
