@@ -19,6 +19,7 @@ from typing import Any
 from guard.errors import ArtifactError, UnknownPolicy
 from guard.plans.language import LanguagePlan, LanguagePlans
 from guard.verdict import Verdict
+from server.services.constraints import ConstraintCompiler, unmatched
 from server.services.interface import LanguageModelInfo, RowEvents, TextRowRequest
 from server.services.loop import EngineLoop, engine_failed, guard_failed
 from server.services.prompts import PromptEncoder
@@ -48,6 +49,7 @@ class BatchedTextService(EngineLoop[TextRow, TransformersEngine]):
         encoder: PromptEncoder,
         engine: TransformersEngine,
         plans: LanguagePlans,
+        constraints: ConstraintCompiler,
         *,
         end_tokens: frozenset[int],
         prefill_tokens: int,
@@ -58,6 +60,7 @@ class BatchedTextService(EngineLoop[TextRow, TransformersEngine]):
         self.info = info
         self._encoder = encoder
         self._plans = plans
+        self._constraints = constraints
         self._stacked: Mapping[str, MethodGuard] = plans.guards
         """The guards of the engine's bank: those of the plans, and those that rows admitted before
         carry."""
@@ -75,6 +78,9 @@ class BatchedTextService(EngineLoop[TextRow, TransformersEngine]):
     def encode(self, text: str) -> Prompt:
         return self._encoder.text(text)
 
+    async def prepare(self, requests: Sequence[TextRowRequest]) -> None:
+        await self._constraints.prepare(requests)
+
     def submit(self, requests: Sequence[TextRowRequest]) -> Sequence[RowEvents]:
         loop = asyncio.get_running_loop()
         # under the lock: the plans of these rows are those of the bank until the rows are queued
@@ -86,6 +92,8 @@ class BatchedTextService(EngineLoop[TextRow, TransformersEngine]):
                     loop,
                     TokenText(self._encoder.tokenizer, request.sampling.stop),
                     self._cancel,
+                    end_tokens=self._end_tokens,
+                    grammar=self._constraints.grammar(request),
                 )
                 for request in requests
             ]
@@ -132,6 +140,7 @@ class BatchedTextService(EngineLoop[TextRow, TransformersEngine]):
             raise UnknownPolicy(f"there is no policy {request.policy!r}", param="policy") from None
         plan.require_fit(self.info.name)
         self._encoder.check(request.prompt, request.sampling.max_tokens)
+        self._encoder.check_options(request.sampling.options)
         return plan
 
     # -- the engine's thread --------------------------------------------------------------------
@@ -216,11 +225,13 @@ class BatchedTextService(EngineLoop[TextRow, TransformersEngine]):
         plan = row.plan
         if token.invalid and plan.on_error == "closed":
             row.error = guard_failed()
+        elif token.unmatched:
+            row.error = unmatched(row.request)
         elif token.fired and row.may_block and plan.blocks(self._engine.readings(index)):
             row.reason = "content_filter"
         else:
             try:
-                row.push(token, ends=token.token in self._end_tokens)
+                row.push(token)
             except Exception:  # an error in one row's text must not fail the batch
                 logger.exception("no text for request %s", row.request.request_id)
                 row.error = engine_failed()
@@ -232,10 +243,24 @@ def _client(row: TextRow) -> str:
 
 
 def _start(row: TextRow) -> RowStart:
-    sampling = row.request.sampling
+    sampling, options = row.request.sampling, row.request.sampling.options
     seed = secrets.randbits(62) if sampling.seed is None else sampling.seed
     return RowStart(
         prompt=row.request.prompt,
         guards=row.plan.rows(),
-        sampling=RowSampling(sampling.temperature, sampling.top_p, seed, sampling.top_logprobs),
+        sampling=RowSampling(
+            sampling.temperature,
+            sampling.top_p,
+            seed,
+            sampling.top_logprobs,
+            top_k=max(0, options.top_k),
+            min_p=options.min_p,
+            frequency_penalty=options.frequency_penalty,
+            presence_penalty=options.presence_penalty,
+            repetition_penalty=options.repetition_penalty,
+            logit_bias=options.logit_bias,
+            min_tokens=options.min_tokens,
+            ends=tuple(row.end_tokens),
+            grammar=row.grammar,
+        ),
     )

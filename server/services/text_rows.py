@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenizers.decoders import DecodeStream
 
@@ -21,6 +21,9 @@ from server.services.interface import (
 )
 from server.services.loop import BatchRow
 from steering.engines.transformers.engine import RowToken
+
+if TYPE_CHECKING:
+    from steering.engines.transformers.sampling.grammars import Grammar
 
 
 class TokenText:
@@ -71,8 +74,18 @@ class TextRow(BatchRow):
         loop: asyncio.AbstractEventLoop,
         text: TokenText,
         cancel: Callable[[TextRow], None],
+        *,
+        end_tokens: frozenset[int],
+        grammar: Grammar | None = None,
     ) -> None:
+        """`end_tokens` are those of the model, `grammar` that of the request's constraint."""
         super().__init__(loop)
+        options = request.sampling.options
+        self.end_tokens = frozenset(options.stop_token_ids) | (
+            frozenset() if options.ignore_eos else end_tokens
+        )
+        """The tokens that end this row; their text is not sent."""
+        self.grammar = grammar
         self.request, self.plan, self.text = request, plan, text
         self.started = False
         """Whether a token was generated, so that no guard has blocked the prompt."""
@@ -87,6 +100,10 @@ class TextRow(BatchRow):
         self.may_block = bool(blocking)
         self.lags = any(guard.recheck is not None for guard in blocking)
         self._delayed: RowToken | None = None
+        # an answer of a given form is sent whole, or not at all, where a guard may cut it
+        self._held: list[TextDelta] | None = None
+        if self.lags and request.sampling.constraint is not None:
+            self._held = []
         self.events = _Events(self, cancel)
 
     @property
@@ -94,12 +111,10 @@ class TextRow(BatchRow):
         """Whether the last token has been generated, or an error ends the row."""
         return self.reason is not None or self.error is not None
 
-    def push(self, token: RowToken, *, ends: bool) -> None:
-        """Send the text of a generated token, and end the row where it is the last one.
-
-        `ends`: it is an end token, whose text is not sent.
-        """
+    def push(self, token: RowToken) -> None:
+        """Send the text of a generated token, and end the row where it is the last one."""
         self.started = True
+        ends = token.token in self.end_tokens
         delayed, self._delayed = self._delayed, None
         if delayed is not None:
             self._send_token(delayed, ends=False)
@@ -119,6 +134,8 @@ class TextRow(BatchRow):
         else:
             prompt_tokens, stop = len(self.request.prompt), self.stop
             reason = self.reason or "stop"
+            if self._held and reason != "content_filter":
+                self.send(_joined(self._held))
             self.send(FinishedText(reason, prompt_tokens, self.generated, verdict, stop))
 
     def _send_token(self, token: RowToken, *, ends: bool) -> None:
@@ -134,7 +151,11 @@ class TextRow(BatchRow):
         wanted = token.logprob is not None and not ends
         tokens = (self._logprob(token),) if wanted else ()
         if text or tokens:
-            self.send(TextDelta(text, tokens))
+            delta = TextDelta(text, tokens)
+            if self._held is None:
+                self.send(delta)
+            else:
+                self._held.append(delta)
 
     def _logprob(self, token: RowToken) -> TokenLogprob:
         def text(token_id: int) -> str:
@@ -142,6 +163,11 @@ class TextRow(BatchRow):
 
         top = tuple((token_id, text(token_id), logprob) for token_id, logprob in token.top)
         return TokenLogprob(token.token, text(token.token), token.logprob or 0.0, top)
+
+
+def _joined(deltas: list[TextDelta]) -> TextDelta:
+    text = "".join(delta.text for delta in deltas)
+    return TextDelta(text, tuple(token for delta in deltas for token in delta.tokens))
 
 
 class _Events:

@@ -34,9 +34,11 @@ class ChatLogprobs(TypedDict):
 
 
 class ChatMessage(TypedDict):
+    """`refusal` stands in place of an answer of a given form that was blocked."""
+
     role: Literal["assistant"]
-    content: str
-    refusal: None
+    content: str | None
+    refusal: str | None
 
 
 class ChatChoice(TypedDict):
@@ -64,7 +66,7 @@ class ChatDelta(TypedDict):
 
     role: NotRequired[Literal["assistant"]]
     content: NotRequired[str]
-    refusal: NotRequired[None]
+    refusal: NotRequired[str | None]
 
 
 class ChatChunkChoice(TypedDict):
