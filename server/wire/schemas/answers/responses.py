@@ -18,12 +18,19 @@ class OutputTextPart(TypedDict):
     logprobs: list[Any]
 
 
+class RefusalPart(TypedDict):
+    """What stands in place of an answer of a given form that was blocked."""
+
+    type: Literal["refusal"]
+    refusal: str
+
+
 class OutputMessage(TypedDict):
     id: str
     type: Literal["message"]
     status: ItemStatus
     role: Literal["assistant"]
-    content: list[OutputTextPart]
+    content: list[OutputTextPart | RefusalPart]
 
 
 class IncompleteDetails(TypedDict):
@@ -111,7 +118,7 @@ class PartEvent(TypedDict):
     item_id: str
     output_index: int
     content_index: int
-    part: OutputTextPart
+    part: OutputTextPart | RefusalPart
 
 
 class TextDeltaEvent(TypedDict):
@@ -134,6 +141,24 @@ class TextDoneEvent(TypedDict):
     logprobs: list[Any]
 
 
+class RefusalDeltaEvent(TypedDict):
+    type: Literal["response.refusal.delta"]
+    sequence_number: int
+    item_id: str
+    output_index: int
+    content_index: int
+    delta: str
+
+
+class RefusalDoneEvent(TypedDict):
+    type: Literal["response.refusal.done"]
+    sequence_number: int
+    item_id: str
+    output_index: int
+    content_index: int
+    refusal: str
+
+
 class ResponseErrorEvent(TypedDict):
     """The end of a stream in which no response has begun."""
 
@@ -146,5 +171,12 @@ class ResponseErrorEvent(TypedDict):
 
 
 ResponseEvents = (
-    ResponseEvent | ItemEvent | PartEvent | TextDeltaEvent | TextDoneEvent | ResponseErrorEvent
+    RefusalDeltaEvent
+    | RefusalDoneEvent
+    | ResponseEvent
+    | ItemEvent
+    | PartEvent
+    | TextDeltaEvent
+    | TextDoneEvent
+    | ResponseErrorEvent
 )
