@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -66,7 +67,7 @@ class Outcome:
             for route, counts in self.statuses.items()
         ]
         counted += [f"refused {n}: {reason}" for reason, n in self.refusals.most_common(40)]
-        return [*counted, *(f"FAULT {kind}\n    {how}" for kind, how in self.faults.items())]
+        return [*counted, *(f"FAULT {kind}" for kind in self.faults)]
 
 
 def play(url: str, requests_in_all: int, *, number: int = 0, only: str = "") -> Outcome:
@@ -137,7 +138,10 @@ def _send(
         message = response.json().get("error", {}).get("message", "")
         outcome.refusals[f"{route}: {response.status_code} {message[:100]}"] += 1
     for kind in _faults(case, response, document):
-        outcome.faults.setdefault(f"{route}: {kind}", case.as_curl_command(headers=headers)[:2000])
+        if f"{route}: {kind}" not in outcome.faults:
+            how = case.as_curl_command(headers=headers)[:2000]
+            outcome.faults[f"{route}: {kind}"] = how
+            print(f"FAULT {route}: {kind}\n    {how}", file=sys.stderr, flush=True)
 
 
 def _faults(case: Any, response: Response, document: dict[str, Any]) -> list[str]:

@@ -11,10 +11,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from transformers import AutoTokenizer
+import torch
 
+from guard.artifact import Artifact
+from steering.fingerprint import fingerprint
 from tests.server.tiny_pipeline import save_pipeline
-from tests.server.tiny_text_service import TinyTextModel
+from tests.server.tiny_text_service import (
+    ALWAYS,
+    save_model,
+    steer_meta,
+    steer_tensors,
+    tokenizer,
+)
 
 ROOT = Path(__file__).parents[3]
 KEY = "key-of-the-generated-requests"
@@ -66,8 +74,7 @@ policies = {policies}
 @contextmanager
 def tiny_server(folder: Path) -> Iterator[str]:
     """The URL of a server whose files are written into `folder`; its log is there, too."""
-    TinyTextModel(folder)
-    _let_systems_speak(folder / "model")
+    _save_text_model(folder)
     save_pipeline(folder / "pipeline")
     digest = "sha256:" + hashlib.sha256(KEY.encode()).hexdigest()
     config = folder / "config.toml"
@@ -94,8 +101,15 @@ def tiny_server(folder: Path) -> Iterator[str]:
         process.wait(30)
 
 
-def _let_systems_speak(model: Path) -> None:
-    """Have the chat template take system messages, which the tiny model's refuses."""
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    tokenizer.chat_template = _TEMPLATE
-    tokenizer.save_pretrained(model)
+def _save_text_model(folder: Path) -> None:
+    """The tiny model of other tests, of which no letter is NaN and no system message is refused,
+    and a guard that always fires."""
+    model = save_model(folder / "model")
+    encoder = tokenizer()
+    encoder.chat_template = _TEMPLATE
+    with torch.no_grad():
+        model.get_input_embeddings().weight.nan_to_num_()
+    model.save_pretrained(folder / "model")
+    encoder.save_pretrained(folder / "model")
+    meta = steer_meta(fingerprint(model), threshold=ALWAYS)
+    Artifact(meta, steer_tensors()).save(folder / "always.safetensors")
