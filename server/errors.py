@@ -62,6 +62,12 @@ class UnsupportedParameter(RequestError):
     code = "unsupported_parameter"
 
 
+class UnknownResponse(RequestError):
+    """The response that a request is to go on from is not kept here, or not for this request."""
+
+    code = "previous_response_not_found"
+
+
 class TooComplex(RequestError):
     """The form that the answer must have is beyond what a step of the engine may cost."""
 

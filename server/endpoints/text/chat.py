@@ -18,7 +18,8 @@ from server.error_shapes import SentStream
 from server.observe.exchange import Exchange, exchange_of
 from server.openapi.operation import ASKING, JSON, Operation
 from server.services.interface import FinishedText, TextDelta, TokenLogprob
-from server.services.text_jobs import CollectedText, Usage
+from server.services.text_jobs import Call, CollectedText, Usage
+from server.services.tools.parser import CallDelta, CallEnd
 from server.wire.schemas.answers.chat import ChatCompletion, ChatCompletionChunk
 from server.wire.schemas.answers.errors import OpenAIError
 from server.wire.schemas.text import ChatRequest
@@ -55,7 +56,7 @@ class ChatReply:
             "choices": [
                 {
                     "index": index,
-                    "message": {"role": "assistant", "content": text, "refusal": refusal},
+                    "message": _message(text, row.calls, refusal),
                     "logprobs": self._logprobs(tokens),
                     "finish_reason": row.finished.reason,
                     **self.exchange.guard(row.finished.verdict),
@@ -74,6 +75,17 @@ class ChatReply:
     def delta(self, index: int, delta: TextDelta) -> Sequence[dict[str, Any]]:
         """A chunk of new text."""
         return [self._chunk(index, {"content": delta.text}, self._logprobs(delta.tokens))]
+
+    def call(self, index: int, event: CallDelta | CallEnd) -> Sequence[dict[str, Any]]:
+        """A chunk with a part of a call."""
+        if isinstance(event, CallEnd):
+            return ()
+        function: dict[str, Any] = {"arguments": event.arguments}
+        call: dict[str, Any] = {"index": event.number, "function": function}
+        if event.id is not None:
+            call |= {"id": event.id, "type": "function"}
+            function["name"] = event.name
+        return [self._chunk(index, {"tool_calls": [call]})]
 
     def finish(self, index: int, finished: FinishedText) -> Sequence[dict[str, Any]]:
         """The last chunk of one choice, with its verdict."""
@@ -123,6 +135,19 @@ class ChatReply:
         return {"content": content, "refusal": None}
 
 
+def _message(text: str, calls: Sequence[Call], refusal: str | None) -> dict[str, Any]:
+    message = {"role": "assistant", "content": text or None if calls else text, "refusal": refusal}
+    called = [
+        {
+            "id": call.id,
+            "type": "function",
+            "function": {"name": call.name, "arguments": call.arguments},
+        }
+        for call in calls
+    ]
+    return message | ({"tool_calls": called} if called else {})
+
+
 def _token(text: str, logprob: float) -> dict[str, Any]:
     # A token that is part of a character has no text of its own: its bytes are unknown.
     known = "\ufffd" not in text
@@ -142,8 +167,8 @@ def chat_router(gateway: Gateway) -> APIRouter:
         """Answer a conversation, whole or as a stream."""
         admission = await gateway.admit(request, ChatRequest, gateway.text_service)
         body = admission.body
-        prompt = await chat_prompt(gateway, admission)
-        job = gateway.text_job(admission, [prompt], body.row_settings())
+        asked = await chat_prompt(gateway, admission)
+        job = gateway.text_job(admission, [asked.prompt], body.row_settings(), asked.tools)
         structured = job.requests[0].sampling.constraint is not None
         reply = ChatReply(body.model, body.logprobs, exchange_of(request), structured)
         return await gateway.answer(

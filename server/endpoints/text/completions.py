@@ -20,6 +20,7 @@ from server.openapi.operation import ASKING, JSON, Operation
 from server.services.interface import FinishedText, TextDelta, TokenLogprob
 from server.services.prompts import encoded
 from server.services.text_jobs import CollectedText, Usage
+from server.services.tools.parser import CallDelta, CallEnd
 from server.wire.schemas.answers.chat import Completion, CompletionChunk
 from server.wire.schemas.answers.errors import OpenAIError
 from server.wire.schemas.text import CompletionRequest
@@ -71,6 +72,10 @@ class CompletionReply:
     def delta(self, index: int, delta: TextDelta) -> Sequence[dict[str, Any]]:
         """A chunk of new text."""
         return [self._body([self._choice(index, delta.text, delta.tokens)])]
+
+    def call(self, index: int, event: CallDelta | CallEnd) -> Sequence[dict[str, Any]]:
+        """None: plain completions offer no tools."""
+        return ()
 
     def finish(self, index: int, finished: FinishedText) -> Sequence[dict[str, Any]]:
         """The last chunk of one choice, with its verdict."""

@@ -113,11 +113,13 @@ def _first_problem(
     if problem["type"] == "extra_forbidden":
         return UnknownParameter(f"Unknown or unsupported parameter: '{param}'.", param=param)
     if problem["type"] == "union_tag_not_found":
-        return MissingParameter(
-            f"Missing required parameter: '{param}.type'.", param=f"{param}.type"
-        )
+        place = f"{param}.{_discriminator(problem)}"
+        return MissingParameter(f"Missing required parameter: '{place}'.", param=place)
     if problem["type"] == "union_tag_invalid":
         tag, known = str(problem["ctx"]["tag"])[:80], problem["ctx"]["expected_tags"]
+        if (name := _discriminator(problem)) != "type":
+            place = f"{param}.{name}"
+            return InvalidParameter(f"Invalid '{place}': '{tag}' is none of {known}.", param=place)
         return UnsupportedParameter(
             f"'{param}' has the type '{tag}', which is not supported by this server; it takes "
             f"{known}.",
@@ -127,6 +129,11 @@ def _first_problem(
         return UnsupportedParameter(f"'{param}': {problem['msg']}.", param=param)
     reason = problem["msg"].removeprefix("Value error, ")
     return InvalidParameter(f"Invalid '{param}': {reason}.", param=param)
+
+
+def _discriminator(problem: Any) -> str:
+    """The member that says which of several kinds a value is."""
+    return str(problem["ctx"]["discriminator"]).strip("'")
 
 
 UNSUPPORTED = "unsupported"

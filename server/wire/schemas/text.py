@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from annotated_types import MaxLen, MinLen
@@ -11,9 +10,12 @@ from pydantic import BeforeValidator, Field, PlainValidator, model_validator
 
 from server.errors import InvalidParameter
 from server.services.interface import SamplingOptions
-from server.wire.schemas.base import OpenAIRequest, Part, RowSettings, without_absent
-from server.wire.schemas.conversation import DataUrl, ImageUpload, Turn, as_parts, role_of
+from server.services.tools.offered import OfferedTools
+from server.wire.schemas.base import OpenAIRequest, Part, RowSettings
+from server.wire.schemas.chat_messages import ChatTool, Message, ToolChoice, offered_tools
+from server.wire.schemas.conversation import Turn
 from server.wire.schemas.structured import StructuredFields
+from server.wire.schemas.tools import MAX_TOOLS
 
 RawPrompt = str | tuple[int, ...]
 """A text, or token ids."""
@@ -24,57 +26,8 @@ MAX_MESSAGES = 10_000
 MAX_STOP = 512
 """Characters of a stop string: each new token is compared with every beginning of it."""
 MAX_BIASES = 1024
+MAX_MIN_TOKENS = 2**20
 MAX_STOP_TOKENS = 128
-
-
-class ImageUrl(Part):
-    url: DataUrl
-    detail: Literal["auto", "low", "high", "original"] | None = None
-    """Accepted: how large an image is for the model is decided by the model's own processor."""
-
-
-class TextPart(Part):
-    type: Literal["text"]
-    text: str
-
-
-class ImagePart(Part):
-    type: Literal["image_url"]
-    image_url: ImageUrl
-
-
-_ABSENT = frozenset(
-    {"name", "refusal", "annotations", "audio", "function_call", "tool_calls"},
-)
-_Content = Annotated[TextPart | ImagePart, Field(discriminator="type")]
-
-
-class Message(Part):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[
-        list[_Content],
-        BeforeValidator(partial(as_parts, "text"), json_schema_input_type=str | list[_Content]),
-        MinLen(1),
-    ]
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_absent(cls, message: Any) -> Any:
-        return without_absent(message, _ABSENT)
-
-    def turn(self, path: str) -> Turn:
-        """The message at `path` of the body. Raises InvalidParameter."""
-        return Turn(
-            role_of(self.role),
-            tuple(
-                part.text
-                if isinstance(part, TextPart)
-                else ImageUpload.of_url(
-                    part.image_url.url, f"{path}.content[{number}].image_url.url"
-                )
-                for number, part in enumerate(self.content)
-            ),
-        )
 
 
 class StreamOptions(Part):
@@ -99,13 +52,13 @@ _Biases = dict[
 class SamplingFields(Part):
     """The fields that change how tokens are chosen; those that OpenAI does not have are vLLM's."""
 
-    top_k: int = Field(0, ge=-1)
+    top_k: int = Field(0, ge=-1, lt=_TOKEN_ID_LIMIT)
     min_p: float = Field(0.0, ge=0, le=1)
     frequency_penalty: _Penalty = 0.0
     presence_penalty: _Penalty = 0.0
     repetition_penalty: float = Field(1.0, ge=0.01, le=100)
     logit_bias: Annotated[_Biases, MaxLen(MAX_BIASES)] = {}
-    min_tokens: int = Field(0, ge=0)
+    min_tokens: int = Field(0, ge=0, le=MAX_MIN_TOKENS)
     stop_token_ids: Annotated[list[_TokenId], MaxLen(MAX_STOP_TOKENS)] = []
     ignore_eos: bool = False
 
@@ -153,12 +106,12 @@ class TextRequest(SamplingFields, StructuredFields, OpenAIRequest):
             n=self.n,
             max_tokens=self.max_tokens,
             options=self.sampling_options(),
-            constraint=self.constraint(),
+            constraint=self.constraint,
         )
 
     @model_validator(mode="after")
     def _forms_end_where_they_end(self) -> Self:
-        if self.constraint() is None:
+        if self.constraint is None:
             return self
         for name in ("min_tokens", "ignore_eos"):
             if getattr(self, name):
@@ -167,6 +120,16 @@ class TextRequest(SamplingFields, StructuredFields, OpenAIRequest):
                     "form does; leave it out.",
                     param=name,
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _shortest_answers_fit(self) -> Self:
+        most = self.row_settings().max_tokens
+        if most is not None and most < self.min_tokens:
+            raise InvalidParameter(
+                f"'min_tokens' is {self.min_tokens}, and the most tokens are {most}.",
+                param="min_tokens",
+            )
         return self
 
     @model_validator(mode="after")
@@ -185,17 +148,6 @@ class ChatRequest(TextRequest):
         "functions": ([],),
         "modalities": (["text"],),
         "moderation": (),
-        "parallel_tool_calls": (True,),
-        "prediction": (),
-        "prompt_cache_key": (),
-        "prompt_cache_options": (),
-        "prompt_cache_retention": (),
-        "reasoning_effort": (),
-        "service_tier": ("auto", "default"),
-        "store": (False,),
-        "tool_choice": ("none", "auto"),
-        "tools": ([],),
-        "verbosity": ("medium",),
         "web_search_options": (),
     }
 
@@ -203,14 +155,31 @@ class ChatRequest(TextRequest):
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=20)
+    tools: list[ChatTool] = Field([], max_length=MAX_TOOLS)
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool = True
     metadata: dict[str, str] | None = None
     safety_identifier: str | None = None
+
+    # Accepted and without effect: hints, and what is only for a hosted service.
+    prediction: dict[str, Any] | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_options: dict[str, Any] | None = None
+    prompt_cache_retention: str | None = None
+    reasoning_effort: str | None = None
+    service_tier: str | None = None
+    store: bool | None = None
+    verbosity: str | None = None
 
     conversation_at: ClassVar[str] = "messages"
 
     def turns(self) -> list[Turn]:
         """The conversation. Raises InvalidParameter."""
         return [message.turn(f"messages[{i}]") for i, message in enumerate(self.messages)]
+
+    def offered_tools(self) -> OfferedTools | None:
+        """The tools that answers may call. Raises InvalidParameter."""
+        return offered_tools(self.tools, self.tool_choice, parallel=self.parallel_tool_calls)
 
     def row_settings(self) -> RowSettings:
         return replace(

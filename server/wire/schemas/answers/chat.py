@@ -33,12 +33,40 @@ class ChatLogprobs(TypedDict):
     refusal: None
 
 
+class FunctionCall(TypedDict):
+    """`arguments` are JSON as a text."""
+
+    name: str
+    arguments: str
+
+
+class ChatToolCall(TypedDict):
+    id: str
+    type: Literal["function"]
+    function: FunctionCall
+
+
+class FunctionCallPart(TypedDict):
+    name: NotRequired[str]
+    arguments: NotRequired[str]
+
+
+class ChatToolCallDelta(TypedDict):
+    """A part of the call number `index`; the first one has its id and its name."""
+
+    index: int
+    id: NotRequired[str]
+    type: NotRequired[Literal["function"]]
+    function: FunctionCallPart
+
+
 class ChatMessage(TypedDict):
     """`refusal` stands in place of an answer of a given form that was blocked."""
 
     role: Literal["assistant"]
     content: str | None
     refusal: str | None
+    tool_calls: NotRequired[list[ChatToolCall]]
 
 
 class ChatChoice(TypedDict):
@@ -67,6 +95,7 @@ class ChatDelta(TypedDict):
     role: NotRequired[Literal["assistant"]]
     content: NotRequired[str]
     refusal: NotRequired[str | None]
+    tool_calls: NotRequired[list[ChatToolCallDelta]]
 
 
 class ChatChunkChoice(TypedDict):

@@ -8,8 +8,11 @@ from typing_extensions import TypedDict
 
 
 class LanguageModelFacts(TypedDict):
+    """`tools` is the family whose calls of tools are read; null: the model knows none."""
+
     engine: str
     max_context: int
+    tools: str | None
 
 
 class EmbeddingFacts(TypedDict):

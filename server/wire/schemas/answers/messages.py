@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Literal, NotRequired
+from typing import Any, Literal, NotRequired
 
 from typing_extensions import TypedDict
 
 from server.wire.schemas.answers.verdicts import Guard
 
-StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "refusal"]
+StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "refusal", "tool_use"]
 
 
 class TextContent(TypedDict):
     type: Literal["text"]
     text: str
+
+
+class ToolUse(TypedDict):
+    """The call of a tool."""
+
+    type: Literal["tool_use"]
+    id: str
+    name: str
+    input: dict[str, Any]
 
 
 class MessageUsage(TypedDict):
@@ -30,7 +39,7 @@ class AssistantMessage(TypedDict):
     type: Literal["message"]
     role: Literal["assistant"]
     model: str
-    content: list[TextContent]
+    content: list[TextContent | ToolUse]
     stop_reason: StopReason | None
     stop_sequence: str | None
     usage: MessageUsage
@@ -45,7 +54,7 @@ class MessageStart(TypedDict):
 class BlockStart(TypedDict):
     type: Literal["content_block_start"]
     index: int
-    content_block: TextContent
+    content_block: TextContent | ToolUse
 
 
 class BlockTextDelta(TypedDict):
@@ -53,10 +62,15 @@ class BlockTextDelta(TypedDict):
     text: str
 
 
+class BlockInputDelta(TypedDict):
+    type: Literal["input_json_delta"]
+    partial_json: str
+
+
 class BlockDelta(TypedDict):
     type: Literal["content_block_delta"]
     index: int
-    delta: BlockTextDelta
+    delta: BlockTextDelta | BlockInputDelta
 
 
 class BlockStop(TypedDict):

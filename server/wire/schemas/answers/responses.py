@@ -33,6 +33,17 @@ class OutputMessage(TypedDict):
     content: list[OutputTextPart | RefusalPart]
 
 
+class OutputCall(TypedDict):
+    """The call of a function; `arguments` are JSON as a text."""
+
+    id: str
+    type: Literal["function_call"]
+    status: ItemStatus
+    call_id: str
+    name: str
+    arguments: str
+
+
 class IncompleteDetails(TypedDict):
     reason: Literal["max_output_tokens", "content_filter"]
 
@@ -72,9 +83,9 @@ class ResponseObject(TypedDict):
     max_output_tokens: int | None
     metadata: dict[str, str]
     model: str
-    output: list[OutputMessage]
+    output: list[OutputMessage | OutputCall]
     parallel_tool_calls: bool
-    previous_response_id: None
+    previous_response_id: str | None
     reasoning: dict[str, None]
     service_tier: Literal["default"]
     store: Literal[False]
@@ -109,7 +120,7 @@ class ItemEvent(TypedDict):
     type: Literal["response.output_item.added", "response.output_item.done"]
     sequence_number: int
     output_index: int
-    item: OutputMessage
+    item: OutputMessage | OutputCall
 
 
 class PartEvent(TypedDict):
@@ -159,6 +170,23 @@ class RefusalDoneEvent(TypedDict):
     refusal: str
 
 
+class ArgumentsDeltaEvent(TypedDict):
+    type: Literal["response.function_call_arguments.delta"]
+    sequence_number: int
+    item_id: str
+    output_index: int
+    delta: str
+
+
+class ArgumentsDoneEvent(TypedDict):
+    type: Literal["response.function_call_arguments.done"]
+    sequence_number: int
+    item_id: str
+    output_index: int
+    name: str
+    arguments: str
+
+
 class ResponseErrorEvent(TypedDict):
     """The end of a stream in which no response has begun."""
 
@@ -171,7 +199,9 @@ class ResponseErrorEvent(TypedDict):
 
 
 ResponseEvents = (
-    RefusalDeltaEvent
+    ArgumentsDeltaEvent
+    | ArgumentsDoneEvent
+    | RefusalDeltaEvent
     | RefusalDoneEvent
     | ResponseEvent
     | ItemEvent

@@ -39,7 +39,7 @@ _ONE_LINE = {
     "whitespace_pattern": None,
     "item_separator": ", ?",
     "key_separator": ": ?",
-    # what is not supported is an error, whatever the schema's own `x-guidance` says
+    # what is not supported is an error
     "lenient": False,
     "coerce_one_of": False,
 }
@@ -171,7 +171,13 @@ class Matchers:
 def _source(constraint: Constraint) -> str:
     """The grammar as llguidance takes it."""
     if constraint.kind == "json_schema":
-        return LLMatcher.grammar_from_json_schema(constraint.text, overrides=_ONE_LINE)
+        schema = json.loads(constraint.text)
+        if schema is False:
+            raise ConstraintError("the schema `false` allows no answer at all")
+        options = {} if schema is True else schema
+        # llguidance's own options are not the client's to choose
+        options = {name: part for name, part in options.items() if name != "x-guidance"}
+        return LLMatcher.grammar_from_json_schema(options, overrides=_ONE_LINE)
     if constraint.kind == "regex":
         # digits and the like are those of ASCII, as in JSON Schema
         pattern = regex_to_lark(constraint.text, "dws")

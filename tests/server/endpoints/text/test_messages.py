@@ -10,6 +10,7 @@ import pytest
 
 from tests.server.live_server import Launch, LiveServer, key, settings
 
+FORM = {"type": "json_schema", "schema": {"type": "object"}}
 HEADERS = {"x-api-key": "any", "anthropic-version": "2023-06-01"}
 
 
@@ -168,16 +169,22 @@ def test_blocked_and_failed_requests_have_anthropics_envelope(live: LiveServer) 
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": 10_000}, "max_tokens"),
         ({"temperature": 1.5}, "temperature"),
-        ({"top_k": 5}, "top_k"),
-        ({"tools": [{"name": "f", "input_schema": {}}]}, "tools"),
+        ({"top_k": -1}, "top_k"),
+        ({"output_format": {"type": "json_object"}}, "output_format.type"),
+        ({"output_format": FORM, "output_config": {"format": FORM}}, "output_format"),
+        ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools[0]"),
+        ({"tools": 2 * [{"name": "f", "input_schema": {}}]}, "tools"),
+        ({"tool_choice": {"type": "tool", "name": "f"}}, "tool_choice"),
         ({"tool_choice": {"type": "any"}}, "tool_choice"),
-        ({"thinking": {"type": "enabled", "budget_tokens": 2000}}, "thinking"),
         ({"mcp_servers": [{}]}, "mcp_servers"),
         ({"seed": 1}, "seed"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "system", "content": "x"}]}, "messages[0].role"),
         ({"messages": [{"role": "assistant", "content": "x"}]}, "messages[0]"),
         ({"messages": [{"role": "user", "content": [{"type": "tool_result"}]}]},
+         "messages[0].content[0].tool_use_id"),
+        ({"messages": [{"role": "user", "content": [
+            {"type": "tool_use", "id": "1", "name": "f", "input": {}}]}]},
          "messages[0].content[0]"),
         ({"messages": [{"role": "user", "content": [{"type": "document"}]}]},
          "messages[0].content[0]"),

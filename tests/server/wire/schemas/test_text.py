@@ -49,7 +49,9 @@ def test_every_parameter_of_the_official_client_is_honoured_or_named(
     official |= set(params.CompletionCreateParamsBase.__annotations__)
     known = schema.model_fields.keys() | schema.no_ops.keys()
     assert official <= known
-    assert known - official == {"guard"}
+    of_vllm = {"guided_json", "guided_regex", "guided_choice", "structured_outputs", "top_k"}
+    of_vllm |= {"min_p", "repetition_penalty", "min_tokens", "stop_token_ids", "ignore_eos"}
+    assert known - official - {"response_format"} == {"guard"} | of_vllm
     assert not schema.model_fields.keys() & schema.no_ops.keys()
 
 
@@ -68,9 +70,8 @@ def test_defaults_of_unsupported_parameters_pass_and_all_else_is_refused(
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("frequency_penalty", 0.5), ("frequency_penalty", False), ("logit_bias", {"5": -100}),
-     ("tools", [{"type": "function"}]), ("tool_choice", "required"), ("store", True), ("store", 0),
-     ("response_format", {"type": "json_object"}), ("parallel_tool_calls", False)],
+    [("frequency_penalty", False), ("functions", [{"name": "f"}]), ("function_call", "auto"),
+     ("modalities", ["text", "audio"]), ("response_format", {"type": "grammar"})],
 )  # fmt: skip
 def test_values_that_would_change_the_answer_are_refused(name: str, value: Any) -> None:
     assert refusal(ChatRequest, CHAT | {name: value}).param == name
@@ -84,7 +85,8 @@ def test_values_that_would_change_the_answer_are_refused(name: str, value: Any) 
      ("max_tokens", 0), ("max_completion_tokens", -1), ("stop", ["a"] * 5), ("stop", 7),
      ("logprobs", 1), ("top_logprobs", 21), ("stream", "yes"), ("stream", 1), ("model", 5),
      ("messages", []), ("messages", CHAT["messages"] * 10_001), ("messages", "hi"),
-     ("messages", {}), ("guard", "strict"), ("user", 5), ("stream_options", [])],
+     ("messages", {}), ("guard", "strict"), ("user", 5), ("stream_options", []), ("store", 0),
+     ("tools", {}), ("parallel_tool_calls", 1), ("verbosity", 3)],
 )  # fmt: skip
 def test_wrong_values_are_refused_by_name(name: str, value: Any) -> None:
     assert refusal(ChatRequest, CHAT | {name: value}).param == name
@@ -94,7 +96,10 @@ def test_wrong_values_are_refused_by_name(name: str, value: Any) -> None:
     ("message", "param"),
     [({"role": "user"}, "messages[0].content"),
      ({"content": "x"}, "messages[0].role"),
-     ({"role": "tool", "content": "x"}, "messages[0].role"),
+     ({"role": "function", "content": "x"}, "messages[0].role"),
+     ({"role": "tool", "content": "x"}, "messages[0].tool_call_id"),
+     ({"role": "assistant", "content": None}, "messages[0]"),
+     ({"role": "assistant", "content": "x", "function_call": {"name": "f"}}, "messages[0]"),
      ({"role": "user", "content": None}, "messages[0].content"),
      ({"role": "user", "content": []}, "messages[0].content"),
      ({"role": "user", "content": 5}, "messages[0].content"),
@@ -104,8 +109,8 @@ def test_wrong_values_are_refused_by_name(name: str, value: Any) -> None:
      ({"role": "user", "content": [{"type": "text", "text": 5}]}, "messages[0].content[0].text"),
      ({"role": "user", "content": [{"type": "image_url", "image_url": {"url": 5}}]},
       "messages[0].content[0].image_url.url"),
-     ({"role": "user", "content": "x", "name": "Bob"}, "messages[0].name"),
-     ({"role": "assistant", "content": "x", "tool_calls": [{}]}, "messages[0].tool_calls"),
+     ({"role": "user", "content": "x", "name": 5}, "messages[0].name"),
+     ({"role": "assistant", "content": "x", "tool_calls": [{}]}, "messages[0].tool_calls[0].id"),
      ("hi", "messages[0]"), (None, "messages[0]")],
 )  # fmt: skip
 def test_wrong_messages_are_refused_by_place(message: Any, param: str) -> None:
@@ -127,8 +132,8 @@ def test_conflicting_parameters_are_refused(options: dict[str, Any], param: str)
 
 
 def test_unknown_parameters_are_refused_even_when_null() -> None:
-    error = refusal(ChatRequest, CHAT | {"top_k": None})
-    assert (error.param, error.code) == ("top_k", "unknown_parameter")
+    error = refusal(ChatRequest, CHAT | {"top_a": None})
+    assert (error.param, error.code) == ("top_a", "unknown_parameter")
 
 
 def test_missing_parameters_are_named() -> None:
