@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -78,7 +78,7 @@ class ChatClient:
         policy: str | None,
         *,
         temperature: float,
-    ) -> Iterator[str | End]:
+    ) -> Generator[str | End]:
         """The texts of an answer as they come, then its end. Closing the iterator stops the answer.
 
         `policy` None takes the server's default. Raises ChatError.

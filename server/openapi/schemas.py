@@ -11,6 +11,7 @@ from pydantic_core import core_schema
 
 from server.wire.schemas.base import Part
 
+_OUTER = ("title", "default", "description")
 COMPONENT = "#/components/schemas/{model}"
 
 
@@ -70,7 +71,9 @@ def _or_null(schema: JsonSchemaValue) -> JsonSchemaValue:
     kinds = schema.get("anyOf", ())
     if {"type": "null"} in kinds or schema.get("type") == "null":
         return schema
-    outer = {name: schema[name] for name in ("title", "default", "description") if name in schema}
+    outer: JsonSchemaValue = {
+        name: schema[name] for name in ("title", "default", "description") if name in schema
+    }
     inner = {name: value for name, value in schema.items() if name not in outer}
     return {
         "anyOf": [*(kinds if len(inner) == 1 and kinds else [inner]), {"type": "null"}],

@@ -25,6 +25,19 @@ from tests.server.tiny_text_service import TinyTextModel
 ROOT = Path(__file__).parents[3]
 COMMAND = [sys.executable, "-c", "from server.chat.cli import app; app(prog_name='guard chat')"]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "200"}
+_REAL = """
+[server]
+default_policy = "harry-potter"
+max_tokens_limit = 24
+[[models]]
+name = "smollm2"
+source = "smollm2"
+[[guards]]
+name = "harry-potter"
+artifact = "{artifact}"
+[policies.harry-potter]
+guards = ["harry-potter"]
+"""
 _COLOURS = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 
 
@@ -190,10 +203,13 @@ def test_what_a_chat_cannot_hold_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_real_model_in_a_terminal() -> None:
+def test_a_real_model_in_a_terminal(tmp_path: Path) -> None:
     if added_model("smollm2") is None:
         pytest.skip("guard models add smollm2")
-    with terminal("smollm2", "--config", str(ROOT / "config.toml"), folder=ROOT) as chat:
+    artifact = ROOT / "examples" / "harry-potter" / "steer.safetensors"
+    config = tmp_path / "config.toml"
+    config.write_text(_REAL.format(artifact=artifact))
+    with terminal("smollm2", "--config", str(config)) as chat:
         chat.wait_for("> $", 300)
         chat.type("Who is Ron Weasley?\r")
         chat.wait_for(r"\[harry-potter: steered", 300)
@@ -202,7 +218,7 @@ def test_a_real_model_in_a_terminal() -> None:
         assert "Weasley" in chat.wait_for(r"\[none: pass", 300)
         chat.wait_for("> $")
         chat.type("Count to one thousand.\r")
-        time.sleep(3)
+        chat.wait_for("\n.+", 300)
         chat.type("\x03")
         chat.wait_for(r"\[stopped\]", 60)
         chat.wait_for("> $")
