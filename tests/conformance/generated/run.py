@@ -137,11 +137,12 @@ def _send(
     if permitted and 400 <= response.status_code < 500:
         message = response.json().get("error", {}).get("message", "")
         outcome.refusals[f"{route}: {response.status_code} {message[:100]}"] += 1
-    for kind in _faults(case, response, document):
+    for fault in _faults(case, response, document):
+        kind = fault.partition(" Value: ")[0]
         if f"{route}: {kind}" not in outcome.faults:
             how = case.as_curl_command(headers=headers)[:2000]
             outcome.faults[f"{route}: {kind}"] = how
-            print(f"FAULT {route}: {kind}\n    {how}", file=sys.stderr, flush=True)
+            print(f"FAULT {route}: {fault}\n    {how}", file=sys.stderr, flush=True)
 
 
 def _faults(case: Any, response: Response, document: dict[str, Any]) -> list[str]:

@@ -33,6 +33,7 @@ _MODELS = """
 name = "{model}"
 source = "{source}"
 device = "cpu"
+tool_parser = "json"
 [[models]]
 name = "gpt-image-1"
 engine = "diffusers"

@@ -98,4 +98,7 @@ MessageEvents = MessageStart | BlockStart | BlockDelta | BlockStop | MessageDelt
 
 
 class TokenCount(TypedDict):
+    """The number of tokens, with the verdict of the screens that have read the prompt."""
+
     input_tokens: int
+    guard: NotRequired[Guard]
