@@ -62,6 +62,12 @@ class UnsupportedParameter(RequestError):
     code = "unsupported_parameter"
 
 
+class NoTools(RequestError):
+    """A request has tools, or their results, for a model that knows none."""
+
+    code = "tools_not_supported"
+
+
 class UnknownResponse(RequestError):
     """The response that a request is to go on from is not kept here, or not for this request."""
 

@@ -184,7 +184,7 @@ class Gateway:
             raise InvalidParameter("The prompt is empty.", param="prompt")
         self.check_rows(len(prompts), settings.n)
         most, name = settings.max_tokens, settings.max_tokens_at
-        if most is not None and most > limits.max_tokens_limit:
+        if most is not None and most > limits.max_tokens_limit and not settings.lowered:
             raise InvalidParameter(
                 f"'{name}' is {most}; this server gives at most {limits.max_tokens_limit}.",
                 param=name,
@@ -192,8 +192,10 @@ class Gateway:
         rows = []
         for prompt in prompts:
             room = max(1, admission.service.info.max_context - len(prompt))
+            possible = min(limits.max_tokens_limit, room)
+            wanted = most or possible
             sampling = SamplingParams(
-                max_tokens=most or min(limits.max_tokens_limit, room),
+                max_tokens=min(wanted, possible) if settings.lowered else wanted,
                 temperature=settings.temperature,
                 top_p=settings.top_p,
                 seed=settings.seed,

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from guard.errors import ContextExceeded, RequestError
+from server.errors import NoTools
 from server.services.interface import SamplingOptions
 from server.services.tools.offered import OfferedTools
 from server.services.tools.template import ToolFormat
@@ -126,9 +127,9 @@ _OF_TOOLS = frozenset({"tool_calls", "tool_call_id"})
 
 
 def _require_tools(form: ToolFormat | None, param: str) -> ToolFormat:
-    """Raises RequestError for a model that knows no tools."""
+    """Raises NoTools."""
     if form is None:
-        raise RequestError(
+        raise NoTools(
             "the chat template of this model knows no tools: ask another model (in /v1/models "
             "those that know tools have the name of their parser as 'guard.tools'), or have the "
             "operator set 'tool_parser = \"json\"' for this one, which tells it of tools in its "

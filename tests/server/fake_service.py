@@ -73,6 +73,7 @@ SCRIPTS: Mapping[str, Script] = {
     "half a call": Script(
         words=("<tool_call>", '{"name": "weather", "arguments": {"city": "Pa'), reason="length"
     ),
+    "arguments": Script(words=('{"city": ', '"Paris"}')),
     "unknown call": Script(words=('<tool_call>{"name": "delete_all", "arguments": {}}',)),
     "cut call": Script(
         words=(

@@ -135,8 +135,9 @@ class ChatReply:
         return {"content": content, "refusal": None}
 
 
-def _message(text: str, calls: Sequence[Call], refusal: str | None) -> dict[str, Any]:
-    message = {"role": "assistant", "content": text or None if calls else text, "refusal": refusal}
+def _message(text: str | None, calls: Sequence[Call], refusal: str | None) -> dict[str, Any]:
+    content = text or None if calls else text
+    message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": refusal}
     called = [
         {
             "id": call.id,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from server.errors import (
     InvalidParameter,
@@ -26,6 +26,18 @@ class Part(BaseModel):
 
     no_ops: ClassVar[dict[str, tuple[Any, ...]]] = {}
     """Parameters of the API's schema that are accepted with these default values only."""
+
+
+class ReturnedPart(Part):
+    """Base of parts that answers have: clients send them back with all members that their types
+    know, null for those that the answer did not have."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_absent(cls, part: Any) -> Any:
+        if not isinstance(part, dict):
+            return part
+        return {name: value for name, value in part.items() if value is not None}
 
 
 class GuardOptions(Part):
@@ -49,7 +61,9 @@ class OpenAIRequest(ModelRequest):
 class RowSettings:
     """How the rows of a request for text are sampled: `n` for each prompt.
 
-    `max_tokens` None is the most that is possible; `max_tokens_at` is its name in the body.
+    `max_tokens` None is the most that is possible; `max_tokens_at` is its name in the body. Where
+    it is `lowered`, more than is possible is the most that is: for an API whose clients cannot
+    leave it out.
     """
 
     temperature: float = 1.0
@@ -59,6 +73,7 @@ class RowSettings:
     n: int = 1
     max_tokens: int | None = None
     max_tokens_at: str = "max_tokens"
+    lowered: bool = False
     top_logprobs: int | None = None
     options: SamplingOptions = PLAIN_SAMPLING
     constraint: Constraint | None = None
@@ -84,14 +99,6 @@ def parse_request(schema: type[S], body: dict[str, Any]) -> S:
         return schema.model_validate(present)
     except ValidationError as error:
         raise _first_problem(error, present) from None
-
-
-def without_absent(part: Any, optional: frozenset[str]) -> Any:
-    """`part` without those `optional` members that are null or empty: clients send answers back
-    with all of them."""
-    if not isinstance(part, dict):
-        return part
-    return {k: v for k, v in part.items() if k not in optional or v not in (None, [])}
 
 
 def _integer(value: Any) -> Any:

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from server.services.tools.offered import OfferedTools
-from server.wire.schemas.base import UNSUPPORTED, Part
+from server.wire.schemas.base import UNSUPPORTED, Part, ReturnedPart
 from server.wire.schemas.conversation import DataUrl, ImageUpload, ToolCall, Turn, as_parts, role_of
 from server.wire.schemas.tools import (
     Function,
@@ -36,13 +36,13 @@ class CacheControl(Part):
     ttl: Literal["5m", "1h"] | None = None
 
 
-class TextPart(Part):
+class TextPart(ReturnedPart):
     type: Literal["text"]
     text: str
     cache_control: CacheControl | None = None
 
 
-class RefusalPart(Part):
+class RefusalPart(ReturnedPart):
     """What the assistant has said in place of an answer."""
 
     type: Literal["refusal"]
@@ -55,12 +55,12 @@ class ImagePart(Part):
     cache_control: CacheControl | None = None
 
 
-class CalledFunction(Part):
+class CalledFunction(ReturnedPart):
     name: ToolName
     arguments: str
 
 
-class CalledTool(Part):
+class CalledTool(ReturnedPart):
     """A call of an earlier answer; `index` stands in those that were streamed."""
 
     id: str = Field(min_length=1, max_length=256)
@@ -99,17 +99,9 @@ def _read(
     )
 
 
-class _Message(Part):
+class _Message(ReturnedPart):
     name: str | None = None
     cache_control: CacheControl | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_absent(cls, message: Any) -> Any:
-        """Without members that are null: clients send answers back with all of them."""
-        if not isinstance(message, dict):
-            return message
-        return {name: value for name, value in message.items() if value is not None}
 
 
 class InputMessage(_Message):

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from server.errors import InvalidParameter
 from server.services.interface import SamplingOptions
 from server.services.tools.offered import OfferedTools
-from server.wire.schemas.base import ModelRequest, Part, RowSettings, without_absent
+from server.wire.schemas.base import ModelRequest, Part, ReturnedPart, RowSettings
 from server.wire.schemas.chat_messages import CacheControl
 from server.wire.schemas.conversation import DataUrl, ImageUpload, ToolCall, Turn, as_parts, joined
 from server.wire.schemas.structured import OutputFormat, format_constraint
@@ -22,18 +22,16 @@ from steering.constraint import Constraint
 MAX_STOPS = 16
 
 
-class _Block(Part):
+class _Block(ReturnedPart):
     cache_control: CacheControl | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_absent(cls, block: Any) -> Any:
-        return without_absent(block, frozenset({"citations", "caller"}))
 
 
 class TextBlock(_Block):
+    """A text. What an earlier answer has cited in it is not read."""
+
     type: Literal["text"]
     text: str
+    citations: list[dict[str, Any]] = []
 
 
 class Base64Source(Part):
@@ -313,6 +311,7 @@ class MessagesRequest(CountTokensRequest):
             top_p=self.top_p,
             stop=tuple(self.stop_sequences),
             max_tokens=self.max_tokens,
+            lowered=True,
             options=SamplingOptions(top_k=self.top_k),
             constraint=self.constraint,
         )

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from server.services.tools.offered import OfferedTools
-from server.wire.schemas.base import UNSUPPORTED, OpenAIRequest, Part, RowSettings, without_absent
+from server.wire.schemas.base import UNSUPPORTED, OpenAIRequest, Part, ReturnedPart, RowSettings
 from server.wire.schemas.conversation import (
     DataUrl,
     ImageUpload,
@@ -34,12 +34,12 @@ from server.wire.schemas.tools import (
 )
 
 
-class InputText(Part):
+class InputText(ReturnedPart):
     type: Literal["input_text"]
     text: str
 
 
-class OutputText(Part):
+class OutputText(ReturnedPart):
     """A text that the model has written, as it stands in an earlier response."""
 
     type: Literal["output_text"]
@@ -48,7 +48,7 @@ class OutputText(Part):
     logprobs: list[Any] | None = None
 
 
-class InputImage(Part):
+class InputImage(ReturnedPart):
     type: Literal["input_image"]
     image_url: DataUrl
     detail: Literal["auto", "low", "high", "original"] | None = None
@@ -61,10 +61,10 @@ class InputImage(Part):
                 UNSUPPORTED,
                 "this server keeps no files: send the image itself as 'image_url', a data URL",
             )
-        return without_absent(part, frozenset({"file_id"}))
+        return part
 
 
-class Refusal(Part):
+class Refusal(ReturnedPart):
     """What the assistant has said in place of an answer."""
 
     type: Literal["refusal"]
@@ -76,17 +76,13 @@ _OF_ANSWERS = frozenset({"id", "status", "phase"})
 """Members of items of earlier responses that say nothing to a model."""
 
 
-class _Item(Part):
+class _Item(ReturnedPart):
     @model_validator(mode="before")
     @classmethod
     def _drop_what_says_nothing(cls, item: Any) -> Any:
         if not isinstance(item, dict):
             return item
-        return {
-            name: value
-            for name, value in item.items()
-            if name not in _OF_ANSWERS and value is not None
-        }
+        return {name: value for name, value in item.items() if name not in _OF_ANSWERS}
 
 
 class InputMessage(_Item):
@@ -141,7 +137,7 @@ class FunctionCallOutput(_Item):
         return Turn("tool", _parts(self.output, path, "output"), call_id=self.call_id)
 
 
-class ReasoningText(Part):
+class ReasoningText(ReturnedPart):
     type: Literal["reasoning_text", "summary_text"]
     text: str
 

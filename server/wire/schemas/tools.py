@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, StringConstraints, model_validator
+from pydantic import BeforeValidator, StringConstraints
 from pydantic_core import PydanticCustomError
 
 from server.errors import InvalidParameter
 from server.services.tools.offered import OfferedTools
-from server.wire.schemas.base import UNSUPPORTED, Part, without_absent
+from server.wire.schemas.base import UNSUPPORTED, Part
 
 MAX_TOOLS = 512
 
@@ -25,11 +25,6 @@ class Function(Part):
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_absent(cls, function: Any) -> Any:
-        return without_absent(function, frozenset({"description", "parameters", "strict"}))
 
     def definition(self) -> dict[str, Any]:
         return definition(self.name, self.description, self.parameters)

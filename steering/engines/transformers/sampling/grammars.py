@@ -10,7 +10,7 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from steering.constraint import Constraint, ConstraintError
+
+if TYPE_CHECKING:
+    from llguidance._lib import JsonCompileOptions
 
 KEPT = 32
 """Compiled grammars that are kept for each model."""
@@ -33,7 +36,7 @@ _LIMITS = LLParserLimits(
     max_grammar_size=100_000,
     verbose_errors=False,
 )
-_ONE_LINE = {
+_ONE_LINE: JsonCompileOptions = {
     # no other whitespace: small models write it without end
     "whitespace_flexible": False,
     "whitespace_pattern": None,

@@ -169,6 +169,23 @@ def test_the_choice_reaches_the_model(
         assert (tools is not None and tools.choice == "required") is needs_call
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_that_must_be_a_call_is_its_arguments(live: LiveServer, stream: bool) -> None:
+    named: Any = {"type": "function", "function": {"name": "weather"}}
+    answer = chat(live, "arguments", tool_choice=named, stream=stream)
+    if stream:
+        state = ChatCompletionStreamState()
+        for chunk in answer:
+            state.handle_chunk(chunk)
+        answer = state.get_final_completion()
+    choice = answer.choices[0]
+    assert (choice.finish_reason, choice.message.content or None) == ("tool_calls", None)
+    (call,) = choice.message.tool_calls
+    assert (call.function.name, json.loads(call.function.arguments)) == ("weather", PARIS)
+    constraint = live.service.submitted[-1].sampling.constraint
+    assert constraint is not None and json.loads(constraint.text) == SCHEMA
+
+
 def test_some_of_the_tools_may_be_allowed(live: LiveServer) -> None:
     named: Any = {"type": "function", "function": {"name": "get_time"}}
     some: Any = {"mode": "auto", "tools": [named]}
@@ -255,7 +272,8 @@ def test_earlier_calls_reach_the_template_from_each_api(live: LiveServer) -> Non
         {"type": "message", "id": "msg_1", "role": "assistant", "status": "completed",
          "content": [{"type": "output_text", "text": "I look.", "annotations": []}]},
         {"type": "function_call", "id": "fc_1", "call_id": "call_1", "name": "weather",
-         "arguments": '{"city": "Paris"}', "status": "completed"},
+         "arguments": '{"city": "Paris"}', "status": "completed", "namespace": None,
+         "parsed_arguments": None},
         {"type": "function_call_output", "call_id": "call_1", "output": "warm"},
         {"role": "user", "content": "bye"},
     ])  # fmt: skip
@@ -266,8 +284,9 @@ def test_earlier_calls_reach_the_template_from_each_api(live: LiveServer) -> Non
         {"role": "assistant", "content": [
             {"type": "thinking", "thinking": "first", "signature": "x"},
             {"type": "redacted_thinking", "data": "x"},
-            {"type": "text", "text": "I look."},
-            {"type": "tool_use", "id": "call_1", "name": "weather", "input": PARIS}]},
+            {"type": "text", "text": "I look.", "citations": None},
+            {"type": "tool_use", "id": "call_1", "name": "weather", "input": PARIS,
+             "caller": None, "toolset_name": None}]},
         {"role": "user", "content": [
             {"type": "tool_result", "tool_use_id": "call_1", "cache_control": cached,
              "content": [{"type": "text", "text": "warm"}]},

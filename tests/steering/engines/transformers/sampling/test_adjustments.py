@@ -103,12 +103,12 @@ def test_rows_without_adjustments_keep_their_bits_and_need_no_memory() -> None:
     for row in rows:
         adjustments.add(row, RowSampling(temperature=1.0), PROMPT)
     assert adjustments.apply(rows, steps, logits) is logits
-    assert not len(adjustments._counts)
+    assert not len(adjustments._slots)
     adjustments.add(1, ALL, PROMPT)
     mixed = adjustments.apply(rows, steps, logits)
     assert torch.equal(mixed[[0, 2]], logits[[0, 2]]) and not torch.equal(mixed[1], logits[1])
     adjustments.remove(1)
-    assert not len(adjustments._counts)
+    assert not len(adjustments._slots)
 
 
 def test_a_row_keeps_what_it_has_counted_while_rows_come_go_and_move() -> None:
