@@ -174,6 +174,7 @@ _MODELS: Mapping[Kind, str] = {
 }
 _KEYS: Mapping[str, tuple[Kind, ...]] = {
     "max_context": ("language",),
+    "tool_parser": ("language",),
     "pooling": ("language",),
     "device_map": ("language",),
     "quantization": ("language",),

@@ -16,6 +16,7 @@ from server.services.encoder import encoder_service
 from server.services.interface import AnyRequest, Capability, LanguageModelInfo, Service
 from server.services.prompts import PromptEncoder, context_length, require_fast
 from server.services.text import BatchedTextService
+from server.services.tools.template import ToolFormat, tool_format
 from steering.engines.transformers.embeddings import StateEmbedder
 from steering.engines.transformers.engine import TransformersEngine
 from steering.engines.transformers.layers import even_context
@@ -86,11 +87,13 @@ def _transformers_service(config: Config, settings: ModelConfig, record: Record)
     text_config = model.config.get_text_config()
     limit = context_length(text_config, settings.max_context)
     context = min(limit, even_context(text_config) or limit)
+    tools = tool_format(tokenizer, settings.tool_parser)
     encoder = PromptEncoder(
         tokenizer,
         vocabulary=vocabulary,
         max_context=context,
         vision=vision,
+        tools=tools,
     )
     return BatchedTextService(
         LanguageModelInfo(
@@ -99,9 +102,10 @@ def _transformers_service(config: Config, settings: ModelConfig, record: Record)
             created=int(time.time()),
             max_context=context,
             policies=plans.usable,
-            capabilities=_capabilities(encoder),
+            capabilities=_capabilities(encoder, tools),
             embedding_width=int(text_config.hidden_size),
             sees=vision is not None,
+            tools=tools,
         ),
         encoder,
         TransformersEngine(model, plans.bank, capacity=config.server.max_batch, vision=vision),
@@ -115,7 +119,8 @@ def _transformers_service(config: Config, settings: ModelConfig, record: Record)
     )
 
 
-def _capabilities(encoder: PromptEncoder) -> tuple[Capability, ...]:
+def _capabilities(encoder: PromptEncoder, tools: ToolFormat | None) -> tuple[Capability, ...]:
     """What requests can ask a language model of this engine for."""
     chat: tuple[Capability, ...] = ("chat",) if encoder.chats else ()
-    return (*chat, "completions", "structured_output", "embeddings")
+    calls: tuple[Capability, ...] = ("tools",) if chat and tools is not None else ()
+    return (*chat, *calls, "completions", "structured_output", "embeddings")

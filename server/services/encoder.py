@@ -72,11 +72,12 @@ class EncoderService:
                     f"input[{number}] has {len(text)} tokens; this model takes at most "
                     f"{MOST_TOKENS}: send it in parts"
                 )
-        encoded = self._encoder.encode_tokens(texts)
+        windows = self._encoder.windows_of(texts)
+        lengths = np.array([len(ids) for ids in windows.ids], np.float32)
         vectors = np.zeros((len(texts), self._encoder.width), np.float32)
-        np.add.at(vectors, encoded.text, encoded.embeddings * encoded.tokens[:, None])
-        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-        return vectors / np.maximum(lengths, 1e-12), sum(map(len, texts))
+        np.add.at(vectors, windows.text, self._encoder.embed(windows.ids) * lengths[:, None])
+        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+        return vectors / np.maximum(norms, 1e-12), sum(map(len, texts))
 
 
 def encoder_service(config: Config, settings: ModelConfig, record: Record) -> EncoderService:

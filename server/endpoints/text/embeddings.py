@@ -12,14 +12,18 @@ from numpy.typing import NDArray
 from starlette.responses import Response
 
 from server.endpoints.gateway import Gateway
-from server.endpoints.openapi import body_of
 from server.errors import InvalidParameter, RequestTimeout, UnsupportedParameter
 from server.observe.exchange import exchange_of
+from server.openapi.operation import ASKING, JSON, Operation
 from server.services.interface import EmbeddedTexts, EmbeddingRequest, ModelInfo
 from server.services.text_jobs import until_disconnect
 from server.wire.replies import JSONReply
+from server.wire.schemas.answers.embeddings import EmbeddingList
 from server.wire.schemas.embeddings import MAX_INPUTS, EmbeddingsRequest
 
+_OPERATION = Operation(
+    body=EmbeddingsRequest, answers={JSON: EmbeddingList}, errors=ASKING, guarded=True
+)
 AT_ONCE = 65_536
 """Numbers of embeddings that the event loop writes as JSON itself: some milliseconds of work."""
 
@@ -28,8 +32,9 @@ def embeddings_router(gateway: Gateway) -> APIRouter:
     """The route of embeddings."""
     router = APIRouter()
 
-    @router.post("/v1/embeddings", openapi_extra=body_of(EmbeddingsRequest))
+    @router.post("/v1/embeddings", openapi_extra=_OPERATION.as_extra())
     async def create_embeddings(request: Request) -> Response:
+        """Embeddings of texts, or of token ids."""
         admission = await gateway.admit(request, EmbeddingsRequest, gateway.embedding_service)
         body, service = admission.body, admission.service
         _check(body, service.info)
