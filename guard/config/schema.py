@@ -167,7 +167,8 @@ class ScreenConfig(Section):
     `restore`: redacted values are restored in the answer. `unscreened` content passes unread: paths
     ("/v1/files*"), or "images", "audio", "files", "tokens", "templates". `upstream` and `model` are
     for the action "route", `upstream_policy` for "policy". `ocr`: the policy's screens of text read
-    the text in images too.
+    the text in images too. `first_stage` False: the encoder reads every text, also those that a
+    screen's first stage would clear.
     """
 
     look: Places | None = None
@@ -183,6 +184,7 @@ class ScreenConfig(Section):
     model: str | None = Field(default=None, min_length=1)
     upstream_policy: Name | None = None
     ocr: bool = False
+    first_stage: bool = True
 
     @field_validator("unscreened")
     @classmethod

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import json
-import re
 import socket
 from collections.abc import Iterator
 from contextlib import suppress
@@ -159,15 +157,6 @@ def test_health_readiness_and_metrics_agree_with_the_traffic(launch: Launch) -> 
         live.service.closed = 1
         assert httpx.get(f"{live.url}/ready").status_code == 503
         assert 'inference_guard_ready{model="fake"} 0.0' in httpx.get(f"{live.url}/metrics").text
-
-
-def test_the_openapi_document_resolves_its_references(live: LiveServer) -> None:
-    document = httpx.get(f"{live.url}/openapi.json").json()
-    schemas = document["components"]["schemas"]
-    assert {"ChatRequest", "CompletionRequest", "AssistantMessage"} <= schemas.keys()
-    assert "stop" in schemas["ChatRequest"]["properties"]
-    referred = set(re.findall(r'"\$ref": *"#/components/schemas/([^"]+)"', json.dumps(document)))
-    assert referred and referred <= schemas.keys()
 
 
 @pytest.fixture(scope="module")

@@ -12,16 +12,25 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from server.endpoints.gateway import Gateway
-from server.endpoints.openapi import body_of
 from server.endpoints.text.answers import answer_of, message_of, refusal_of
 from server.endpoints.text.conversations import chat_prompt
 from server.error_shapes import SentStream
 from server.observe.exchange import Exchange, exchange_of
+from server.openapi.operation import ASKING, JSON, Operation
 from server.services.interface import FinishedText, TextDelta, TokenLogprob
 from server.services.text_jobs import Call, CollectedText, Usage
 from server.services.tools.parser import CallDelta, CallEnd
+from server.wire.schemas.answers.chat import ChatCompletion, ChatCompletionChunk
+from server.wire.schemas.answers.errors import OpenAIError
 from server.wire.schemas.text import ChatRequest
 
+_OPERATION = Operation(
+    body=ChatRequest,
+    answers={JSON: ChatCompletion},
+    events=(ChatCompletionChunk, OpenAIError),
+    errors=ASKING,
+    guarded=True,
+)
 LOGPROB_FLOOR = -9999.0
 """OpenAI's value for a token of probability zero: JSON has no infinity."""
 
@@ -154,8 +163,9 @@ def chat_router(gateway: Gateway) -> APIRouter:
     """The route of chat completions."""
     router = APIRouter()
 
-    @router.post("/v1/chat/completions", openapi_extra=body_of(ChatRequest))
+    @router.post("/v1/chat/completions", openapi_extra=_OPERATION.as_extra())
     async def create_chat_completion(request: Request) -> Response:
+        """Answer a conversation, whole or as a stream."""
         admission = await gateway.admit(request, ChatRequest, gateway.text_service)
         body = admission.body
         asked = await chat_prompt(gateway, admission)

@@ -11,18 +11,30 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from server.endpoints.gateway import Gateway
-from server.endpoints.openapi import body_of
 from server.endpoints.text.answers import answer_of, message_of
 from server.endpoints.text.conversations import chat_prompt
 from server.endpoints.text.message_blocks import ContentBlocks, blocks_of
 from server.error_shapes import SentStream
 from server.observe.exchange import Exchange, exchange_of
+from server.openapi.operation import ASKING, JSON, Operation
 from server.services.interface import FinishedText, TextDelta
 from server.services.text_jobs import CollectedText, Usage
 from server.services.tools.parser import CallDelta, CallEnd
 from server.wire.replies import JSONReply
+from server.wire.schemas.answers.errors import AnthropicError
+from server.wire.schemas.answers.messages import AssistantMessage, MessageEvents, TokenCount
 from server.wire.schemas.messages import CountTokensRequest, MessagesRequest
 
+_OPERATION = Operation(
+    body=MessagesRequest,
+    answers={JSON: AssistantMessage},
+    events=(MessageEvents, AnthropicError),
+    errors=ASKING,
+    guarded=True,
+)
+_COUNTING = Operation(
+    body=CountTokensRequest, answers={JSON: TokenCount}, errors=ASKING, guarded=True
+)
 _REASONS = {
     "stop": "end_turn",
     "length": "max_tokens",
@@ -120,8 +132,9 @@ def messages_router(gateway: Gateway) -> APIRouter:
     """The routes of messages."""
     router = APIRouter()
 
-    @router.post("/v1/messages", openapi_extra=body_of(MessagesRequest))
+    @router.post("/v1/messages", openapi_extra=_OPERATION.as_extra())
     async def create_message(request: Request) -> Response:
+        """Answer a conversation, whole or as a stream, in Anthropic's schema."""
         admission = await gateway.admit(request, MessagesRequest, gateway.text_service)
         body = admission.body
         asked = await chat_prompt(gateway, admission)
@@ -129,8 +142,9 @@ def messages_router(gateway: Gateway) -> APIRouter:
         reply = MessagesReply(body.model, len(asked.prompt), exchange_of(request))
         return await gateway.answer(request, job, reply, stream=body.stream)
 
-    @router.post("/v1/messages/count_tokens", openapi_extra=body_of(CountTokensRequest))
+    @router.post("/v1/messages/count_tokens", openapi_extra=_COUNTING.as_extra())
     async def count_tokens(request: Request) -> Response:
+        """The number of tokens of a conversation, which no model is asked about."""
         admission = await gateway.admit(request, CountTokensRequest, gateway.text_service)
         asked = await chat_prompt(gateway, admission)
         return JSONReply({"input_tokens": len(asked.prompt)})

@@ -13,21 +13,29 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from server.endpoints.gateway import Admission, Gateway
-from server.endpoints.openapi import body_of
 from server.endpoints.text.answers import answer_of, message_of, refusal_of
 from server.endpoints.text.conversations import chat_prompt
 from server.endpoints.text.response_items import ItemEvent, ResponseOutput
 from server.endpoints.text.response_store import ResponseStore, StoredResponse, turn_of
 from server.error_shapes import SentStream
 from server.observe.exchange import Exchange, exchange_of
+from server.openapi.operation import ASKING, JSON, Operation
 from server.services.interface import FinishedText, TextDelta
 from server.services.text_jobs import CollectedText, Usage
 from server.services.tools.parser import CallDelta, CallEnd
+from server.wire.schemas.answers.responses import ResponseEvents, ResponseObject
 from server.wire.schemas.conversation import Turn
 from server.wire.schemas.responses import ResponsesRequest
 from server.wire.schemas.structured import PlainText
 from server.wire.schemas.tools import ModeChoice
 
+_OPERATION = Operation(
+    body=ResponsesRequest,
+    answers={JSON: ResponseObject},
+    events=(ResponseEvents,),
+    errors=ASKING,
+    guarded=True,
+)
 _REASONS = {"length": "max_output_tokens", "content_filter": "content_filter"}
 """Why a response is incomplete, by the reason for which its row ended."""
 
@@ -207,8 +215,9 @@ def responses_router(gateway: Gateway) -> APIRouter:
     router = APIRouter()
     store = ResponseStore(gateway.config.server.response_store)
 
-    @router.post("/v1/responses", openapi_extra=body_of(ResponsesRequest))
+    @router.post("/v1/responses", openapi_extra=_OPERATION.as_extra())
     async def create_response(request: Request) -> Response:
+        """Answer a conversation, whole or as a stream, in OpenAI's newer schema."""
         admission = await gateway.admit(request, ResponsesRequest, gateway.text_service)
         body = admission.body
         turns = body.own_turns()

@@ -80,14 +80,15 @@ class RowSettings:
 
 
 def parse_request(schema: type[S], body: dict[str, Any]) -> S:
-    """`body` as a `schema`. Null means absent, as in OpenAI's own schema.
+    """`body` as a `schema`. Null means absent, as in OpenAI's own schema, and 8.0 is 8: JSON has
+    one kind of number.
 
     Raises UnknownParameter, UnsupportedParameter, MissingParameter or InvalidParameter, with the
     parameter's name as `param`.
     """
     for name in body.keys() - schema.model_fields.keys() - schema.no_ops.keys():
         raise UnknownParameter(f"Unknown parameter: '{name[:80]}'.", param=name[:80])
-    present = {name: value for name, value in body.items() if value is not None}
+    present = {name: _integer(value) for name, value in body.items() if value is not None}
     for name, defaults in schema.no_ops.items():
         value = present.pop(name, None)
         if value is not None and not any(_same(value, default) for default in defaults):
@@ -98,6 +99,10 @@ def parse_request(schema: type[S], body: dict[str, Any]) -> S:
         return schema.model_validate(present)
     except ValidationError as error:
         raise _first_problem(error, present) from None
+
+
+def _integer(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _same(value: Any, default: Any) -> bool:

@@ -12,7 +12,7 @@ from pydantic_core import PydanticCustomError
 
 from server.services.tools.offered import OfferedTools
 from server.wire.schemas.base import UNSUPPORTED, Part, ReturnedPart
-from server.wire.schemas.conversation import ImageUpload, ToolCall, Turn, as_parts, role_of
+from server.wire.schemas.conversation import DataUrl, ImageUpload, ToolCall, Turn, as_parts, role_of
 from server.wire.schemas.tools import (
     Function,
     ModeChoice,
@@ -24,7 +24,7 @@ from server.wire.schemas.tools import (
 
 
 class ImageUrl(Part):
-    url: str
+    url: DataUrl
     detail: Literal["auto", "low", "high", "original"] | None = None
     """Accepted: how large an image is for the model is decided by the model's own processor."""
 

@@ -6,8 +6,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import unquote
+
+from pydantic import Field
 
 from guard.errors import RequestError
 from server.errors import InvalidParameter
@@ -15,6 +17,11 @@ from server.wire.strict_json import parse_object
 
 _DATA_URL = re.compile(r"data:([^,;]{0,127})((?:;[^,;]{0,127}){0,8}),", re.IGNORECASE)
 """RFC 2397, section 3: the media type, and the parameters with `;base64` as the last one."""
+DataUrl = Annotated[
+    str,
+    Field(json_schema_extra={"pattern": r"^\s*[Dd][Aa][Tt][Aa]:[^,]*;\s*[Bb][Aa][Ss][Ee]64\s*,"}),
+]
+"""A text that `ImageUpload.of_url` reads, and no other way to name an image."""
 _HINT = 'send a data URL with base64 ("data:image/png;base64,...")'
 _LONGEST_HEAD = 2048
 """Characters of a data URL before its comma, at most."""

@@ -13,7 +13,7 @@ from server.services.interface import SamplingOptions
 from server.services.tools.offered import OfferedTools
 from server.wire.schemas.base import ModelRequest, Part, ReturnedPart, RowSettings
 from server.wire.schemas.chat_messages import CacheControl
-from server.wire.schemas.conversation import ImageUpload, ToolCall, Turn, as_parts, joined
+from server.wire.schemas.conversation import DataUrl, ImageUpload, ToolCall, Turn, as_parts, joined
 from server.wire.schemas.structured import OutputFormat, format_constraint
 from server.wire.schemas.text import MAX_MESSAGES, MAX_STOP
 from server.wire.schemas.tools import MAX_TOOLS, ToolName, definition, functions_alone, offered
@@ -42,7 +42,7 @@ class Base64Source(Part):
 
 class UrlSource(Part):
     type: Literal["url"]
-    url: str
+    url: DataUrl
 
 
 class ImageBlock(_Block):

@@ -13,6 +13,7 @@ from pydantic_core import PydanticCustomError
 from server.services.tools.offered import OfferedTools
 from server.wire.schemas.base import UNSUPPORTED, OpenAIRequest, Part, ReturnedPart, RowSettings
 from server.wire.schemas.conversation import (
+    DataUrl,
     ImageUpload,
     ToolCall,
     Turn,
@@ -49,7 +50,7 @@ class OutputText(ReturnedPart):
 
 class InputImage(ReturnedPart):
     type: Literal["input_image"]
-    image_url: str
+    image_url: DataUrl
     detail: Literal["auto", "low", "high", "original"] | None = None
 
     @model_validator(mode="before")

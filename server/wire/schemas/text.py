@@ -35,6 +35,9 @@ class StreamOptions(Part):
     include_obfuscation: Literal[False] = False
 
 
+_StopString = Annotated[str, MinLen(1), MaxLen(MAX_STOP)]
+
+
 def _as_list(stop: Any) -> Any:
     return [stop] if isinstance(stop, str) else stop
 
@@ -81,8 +84,8 @@ class TextRequest(SamplingFields, StructuredFields, OpenAIRequest):
     top_p: float = Field(1.0, gt=0, le=1)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: Annotated[
-        list[Annotated[str, MinLen(1), MaxLen(MAX_STOP)]],
-        BeforeValidator(_as_list, json_schema_input_type=str | list[str]),
+        list[_StopString],
+        BeforeValidator(_as_list, json_schema_input_type=_StopString | list[_StopString]),
         MaxLen(4),
     ] = []
     n: int = Field(1, ge=1, le=16)
@@ -201,6 +204,10 @@ class ChatRequest(TextRequest):
         return self
 
 
+_Text = Annotated[str, MinLen(1)]
+_TokenIds = Annotated[list[Annotated[int, Field(ge=0, lt=_TOKEN_ID_LIMIT)]], MinLen(1)]
+
+
 def _as_prompts(prompt: Any) -> tuple[RawPrompt, ...]:
     """A tuple of prompts from one prompt or a list of them, each a text or token ids."""
     if isinstance(prompt, str):
@@ -229,7 +236,11 @@ class CompletionRequest(TextRequest):
     prompt: Annotated[
         tuple[RawPrompt, ...],
         PlainValidator(
-            _as_prompts, json_schema_input_type=str | list[str] | list[int] | list[list[int]]
+            _as_prompts,
+            json_schema_input_type=_Text
+            | Annotated[list[_Text], MinLen(1)]
+            | _TokenIds
+            | Annotated[list[_TokenIds], MinLen(1)],
         ),
     ]
     logprobs: int | None = Field(None, ge=0, le=5)

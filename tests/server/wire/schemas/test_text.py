@@ -81,7 +81,7 @@ def test_values_that_would_change_the_answer_are_refused(name: str, value: Any) 
     ("name", "value"),
     [("temperature", 2.1), ("temperature", -0.1), ("temperature", "1"), ("temperature", True),
      ("temperature", math.inf), ("temperature", math.nan), ("top_p", 0), ("top_p", 1.5),
-     ("n", 0), ("n", 17), ("n", 1.5), ("n", "2"), ("seed", 2**63), ("seed", 1.0),
+     ("n", 0), ("n", 17), ("n", 1.5), ("n", "2"), ("seed", 2**63), ("seed", 1.5),
      ("max_tokens", 0), ("max_completion_tokens", -1), ("stop", ["a"] * 5), ("stop", 7),
      ("logprobs", 1), ("top_logprobs", 21), ("stream", "yes"), ("stream", 1), ("model", 5),
      ("messages", []), ("messages", CHAT["messages"] * 10_001), ("messages", "hi"),
