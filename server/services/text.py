@@ -24,6 +24,7 @@ from server.services.interface import LanguageModelInfo, RowEvents, TextRowReque
 from server.services.loop import EngineLoop, engine_failed, guard_failed
 from server.services.prompts import PromptEncoder
 from server.services.text_rows import TextRow, TokenText
+from server.services.tools.offered import OfferedTools
 from steering.engines.transformers.engine import RowStart, RowToken, TransformersEngine
 from steering.engines.transformers.sampling import RowSampling
 from steering.hidden.bank import HiddenBank
@@ -72,8 +73,10 @@ class BatchedTextService(EngineLoop[TextRow, TransformersEngine]):
 
     # -- called from the event loop -------------------------------------------------------------
 
-    def encode_chat(self, messages: Sequence[dict[str, Any]]) -> Prompt:
-        return self._encoder.chat(messages)
+    def encode_chat(
+        self, messages: Sequence[dict[str, Any]], tools: OfferedTools | None = None
+    ) -> Prompt:
+        return self._encoder.chat(messages, tools)
 
     def encode(self, text: str) -> Prompt:
         return self._encoder.text(text)
@@ -90,7 +93,7 @@ class BatchedTextService(EngineLoop[TextRow, TransformersEngine]):
                     request,
                     self._admit(request),
                     loop,
-                    TokenText(self._encoder.tokenizer, request.sampling.stop),
+                    TokenText(self._encoder.tokenizer, request.sampling.stop, request.shown),
                     self._cancel,
                     end_tokens=self._end_tokens,
                     grammar=self._constraints.grammar(request),

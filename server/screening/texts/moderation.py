@@ -20,9 +20,9 @@ from server.screening.images.reading import MAX_IMAGES
 from server.screening.images.screener import WantedImage
 from server.screening.texts.screener import Screener
 from server.screening.texts.turns import Caller
+from server.wire.schemas.moderations import MAX_TEXTS
 
 MODEL = "inference-guard"
-MAX_TEXTS = 128
 
 
 @dataclass(frozen=True, slots=True)

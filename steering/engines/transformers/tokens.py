@@ -40,17 +40,25 @@ class PromptTokenizer:
             _ = self._plain
 
     def chat(
-        self, messages: Sequence[Mapping[str, Any]], change: Callable[[str], str] = str
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        change: Callable[[str], str] = str,
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        beginning: str = "",
     ) -> list[int]:
-        """Token ids of `messages` in the chat template, the generation prompt added.
+        """Token ids of `messages` and `tools` in the chat template, the generation prompt added.
 
         `change` is applied to what the template has written, in which no name of a control token
-        comes from a message. Raises what it and the template raise, and ValueError where the
-        template changes the name of a control token that a message holds.
+        comes from a message or a tool. `beginning` is what the answer begins with; names of control
+        tokens in it are such tokens. Raises what `change` and the template raise, and ValueError
+        where the template changes the name of a control token that a message or a tool holds.
         """
-        if not self._mentions(_strings(messages)):
-            return self._ids(change(self._rendered(messages)), special=False)
-        rendered = change(self._rendered([self._hidden(message) for message in messages]))
+        if not self._mentions(_strings([*messages, *tools])):
+            return self._ids(change(self._rendered(messages, tools)) + beginning, special=False)
+        hidden = [self._hidden(message) for message in messages]
+        rendered = change(self._rendered(hidden, [self._hidden(tool) for tool in tools]))
+        rendered += beginning
         for name, stand_in in self._stand_ins.items():
             rendered = rendered.replace(name, stand_in)
         for name, mark in self._marks.items():
@@ -68,10 +76,15 @@ class PromptTokenizer:
             return self._ids(text, special=special)
         return self._careful_ids(text, special=special)
 
-    def _rendered(self, messages: Sequence[Mapping[str, Any]]) -> str:
+    def _rendered(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]
+    ) -> str:
         return str(
             self._tokenizer.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=True
+                list(messages),
+                tools=list(tools) or None,
+                tokenize=False,
+                add_generation_prompt=True,
             )
         )
 
@@ -88,7 +101,7 @@ class PromptTokenizer:
         return any(name in normalized for name in self._normalized_names)
 
     def _hidden(self, message: Mapping[str, Any]) -> Any:
-        """The message, with marks in place of names of control tokens."""
+        """The message or the tool, with marks in place of names of control tokens."""
         names = self._special if message.get("role") == "assistant" else self._names
 
         def hide(text: str) -> str:

@@ -35,8 +35,14 @@ class VisionPrompts:
         """As `PromptTokenizer.prepare`."""
         self._tokens.prepare()
 
-    def chat(self, messages: Sequence[Mapping[str, Any]]) -> Prompt:
-        """The prompt of `messages` in the chat template, the generation prompt added.
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] = (),
+        beginning: str = "",
+    ) -> Prompt:
+        """The prompt of `messages` and `tools` in the chat template, the generation prompt added,
+        and behind it the `beginning` of the answer.
 
         The `content` of a message is a string, or a list of `{"type": "text", "text": str}` and
         `{"type": "image", "image": uint8 [height, width, 3]}`. Templates that take strings alone
@@ -51,7 +57,7 @@ class VisionPrompts:
         def with_placeholders(rendered: str) -> str:
             return self._expanded(rendered, images)
 
-        tokens = self._tokens.chat(written, with_placeholders)
+        tokens = self._tokens.chat(written, with_placeholders, tools=tools, beginning=beginning)
         media = self._media(tokens, images)
         positions = self.family.positions(tokens, media) if media else None
         return Prompt(tuple(tokens), media, positions)
