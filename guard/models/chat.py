@@ -25,6 +25,7 @@ from steering.engines.transformers.offline import (
     token_losses,
     token_states,
 )
+from steering.engines.transformers.rewinding import AnswerPolicy, Sentences
 from steering.engines.transformers.sampling import RowSampling
 from steering.engines.transformers.tokens import PromptTokenizer
 from steering.engines.transformers.vision.base import VisionFamily
@@ -243,9 +244,11 @@ class TransformersChat(ChatModel):
         bank: HiddenBank | None = None,
         guards: Sequence[RowGuard] = (),
         scored: Sequence[tuple[int, ...]] = (),
+        policy: AnswerPolicy | None = None,
     ) -> list[GuardedAnswer]:
         """As `ChatModel.answer`; `scored` are tokens for each prompt, whose log-probabilities as
-        the first token of the answer are wanted; empty where none are."""
+        the first token of the answer are wanted; empty where none are. Answers go back or end as
+        `policy` says."""
         samplings = [RowSampling(scored=tokens) for tokens in scored or [()] * len(prompts)]
         engine = TransformersEngine(
             self.model, bank or HiddenBank(), capacity=BATCH, vision=self.vision
@@ -260,11 +263,15 @@ class TransformersChat(ChatModel):
                 max_tokens=max_tokens,
                 end_tokens=self.end_tokens,
                 advance=progress(what, len(prompts)),
+                policy=policy,
+                sentences=Sentences(self.tokenizer),
             )
         finally:
             engine.close()
         return [
-            GuardedAnswer(self.text(row.tokens), row.tokens, row.readings, row.scores)
+            GuardedAnswer(
+                f"{self.text(row.tokens)}{row.message}", row.tokens, row.readings, row.scores
+            )
             for row in rows
         ]
 

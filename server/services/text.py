@@ -24,6 +24,7 @@ from server.services.loop import EngineLoop, engine_failed, guard_failed
 from server.services.prompts import PromptEncoder
 from server.services.text_rows import TextRow, TokenText
 from steering.engines.transformers.engine import RowStart, RowToken, TransformersEngine
+from steering.engines.transformers.rewinding import HeldAnswer, Sentences, step_of
 from steering.engines.transformers.sampling import RowSampling
 from steering.hidden.bank import HiddenBank
 from steering.methods.stacking import MethodGuard, stacks
@@ -57,6 +58,7 @@ class BatchedTextService(EngineLoop[TextRow, TransformersEngine]):
         super().__init__(info.name, engine, queue_limit=queue_limit, record=record)
         self.info = info
         self._encoder = encoder
+        self._sentences = Sentences(encoder.tokenizer)
         self._plans = plans
         self._stacked: Mapping[str, MethodGuard] = plans.guards
         """The guards of the engine's bank: those of the plans, and those that rows admitted before
@@ -79,16 +81,7 @@ class BatchedTextService(EngineLoop[TextRow, TransformersEngine]):
         loop = asyncio.get_running_loop()
         # under the lock: the plans of these rows are those of the bank until the rows are queued
         with self._wake:
-            rows = [
-                TextRow(
-                    request,
-                    self._admit(request),
-                    loop,
-                    TokenText(self._encoder.tokenizer, request.sampling.stop),
-                    self._cancel,
-                )
-                for request in requests
-            ]
+            rows = [self._row(request, self._admit(request), loop) for request in requests]
             self._enqueue(rows)
         return [row.events for row in rows]
 
@@ -123,6 +116,13 @@ class BatchedTextService(EngineLoop[TextRow, TransformersEngine]):
         device = plans.bank.device
         bank = HiddenBank(stacks([*stacked.values()], str(device)), device)
         return self._between_steps(partial(self._swap, plans, stacked, bank))
+
+    def _row(
+        self, request: TextRowRequest, plan: LanguagePlan, loop: asyncio.AbstractEventLoop
+    ) -> TextRow:
+        text = TokenText(self._encoder.tokenizer, request.sampling.stop)
+        held = HeldAnswer.under(plan, self._sentences, request.prompt)
+        return TextRow(request, plan, loop, text, self._cancel, held)
 
     def _admit(self, request: TextRowRequest) -> LanguagePlan:
         """The plan of the request's policy. Raises where this model cannot run the request."""
@@ -216,14 +216,30 @@ class BatchedTextService(EngineLoop[TextRow, TransformersEngine]):
         plan = row.plan
         if token.invalid and plan.on_error == "closed":
             row.error = guard_failed()
-        elif token.fired and row.may_block and plan.blocks(self._engine.readings(index)):
+            return
+        step = step_of(plan, token, partial(self._engine.readings, index))
+        if step == "block":
             row.reason = "content_filter"
+        elif step == "say":
+            row.say()
+        elif step == "back" and row.held is not None:
+            back = row.go_back(row.held)
+            self._engine.rewind(index, back.back, back.last)
         else:
             try:
                 row.push(token, ends=token.token in self._end_tokens)
             except Exception:  # an error in one row's text must not fail the batch
                 logger.exception("no text for request %s", row.request.request_id)
                 row.error = engine_failed()
+
+    def _keep_readings(self, index: int) -> None:
+        super()._keep_readings(index)
+        row = self._running[index]
+        if row.is_stuck:
+            row.readings = {
+                name: replace(reading, stuck=reading.rewinds > 0)
+                for name, reading in row.readings.items()
+            }
 
 
 def _client(row: TextRow) -> str:

@@ -21,6 +21,7 @@ from server.services.interface import (
 )
 from server.services.loop import BatchRow
 from steering.engines.transformers.engine import RowToken
+from steering.engines.transformers.rewinding import Back, HeldAnswer
 
 
 class TokenText:
@@ -71,6 +72,7 @@ class TextRow(BatchRow):
         loop: asyncio.AbstractEventLoop,
         text: TokenText,
         cancel: Callable[[TextRow], None],
+        held: HeldAnswer | None = None,
     ) -> None:
         super().__init__(loop)
         self.request, self.plan, self.text = request, plan, text
@@ -83,10 +85,12 @@ class TextRow(BatchRow):
         """The stop string that has ended the row."""
         # A guard reads a generated token in the forward after the one that generated it. Where it
         # may block then, each token waits for the next one: the token it fires on is not sent.
-        blocking = [guard for guard in plan.guards if not guard.shadow and plan.action == "block"]
-        self.may_block = bool(blocking)
+        blocking = [guard for guard in plan.guards if plan.action_of(guard) == "block"]
         self.lags = any(guard.recheck is not None for guard in blocking)
         self._delayed: RowToken | None = None
+        self.held = held
+        self.is_stuck = False
+        """Whether the answer has ended since steering did not lead away from the topic."""
         self.events = _Events(self, cancel)
 
     @property
@@ -105,10 +109,52 @@ class TextRow(BatchRow):
             self._send_token(delayed, ends=False)
         if self.reason is not None:
             return
-        if self.lags and not ends:
+        if self.held is not None:
+            self._hold(self.held, token, ends=ends)
+        elif self.lags and not ends:
             self._delayed = token
         else:
             self._send_token(token, ends=ends)
+
+    def go_back(self, held: HeldAnswer) -> Back:
+        """A guard has begun to act on the last token: how the row goes back. Where steering does
+        not lead away from the topic, its answer ends with the policy's message."""
+        back = held.go_back()
+        if back.stuck:
+            self.is_stuck = True
+            self._say()
+        return back
+
+    def say(self) -> None:
+        """End the answer with the policy's message: a guard has fired on the last token, or on the
+        prompt."""
+        if self.held is not None and self.held:
+            self.held.go_back()
+        self._say()
+
+    def _say(self) -> None:
+        """Send the message in place of what has been withdrawn."""
+        joint = self.held.joint if self.held is not None else ""
+        self._send_held()
+        if self.reason is None:  # else a stop string came before
+            self.reason = "stop"
+            self.send(TextDelta(f"{self.text.rest()}{joint}{self.plan.message}"))
+
+    def _hold(self, held: HeldAnswer, token: RowToken, *, ends: bool) -> None:
+        """As `push`, for an answer of which tokens may be withdrawn."""
+        settled = [] if ends else held.push(token)
+        for each in settled:
+            if self.reason is None:
+                self._send_token(each, ends=False)
+        if ends or len(held) >= self.request.sampling.max_tokens:
+            self._send_held()
+        if ends and self.reason is None:
+            self._send_token(token, ends=True)
+
+    def _send_held(self) -> None:
+        for token in self.held.rest() if self.held is not None else ():
+            if self.reason is None:
+                self._send_token(token, ends=False)
 
     def finish(self, verdict: Verdict) -> None:
         """Send the last event, with the verdict or with the error that ended the row."""

@@ -45,7 +45,7 @@ class RowToken:
     """One generated token. `logprob`, `top` and `scores` are filled where the row asked for them.
 
     `fired` and `invalid` are over all guards of the row, up to and including this forward: has one
-    fired, has one met NaN.
+    fired, has one met NaN. `started`: a guard has begun to act, or begun anew, in this forward.
     """
 
     token: int
@@ -55,6 +55,7 @@ class RowToken:
     invalid: bool = False
     scores: tuple[float, ...] = ()
     """Log-probabilities of the tokens `RowSampling.scored`."""
+    started: bool = False
 
 
 @dataclass(frozen=True)
@@ -251,6 +252,18 @@ class TransformersEngine:
             self.rows = last
         return moves
 
+    @torch.inference_mode()
+    def rewind(self, row: int, back: int, last: int) -> None:
+        """Withdraw the last `back` tokens that a row has read, of which the first, `last`, is read
+        again in the next forward; guards that had begun to act behind it begin there.
+
+        Nothing else is computed again: what stands behind it in the cache is overwritten.
+        """
+        self._length[row] -= back
+        self._lengths[row] -= back
+        self._last[row] = last
+        self._table.rewind(row, back)
+
     def _check(self, starts: Sequence[RowStart]) -> None:
         rows = self.rows + len(starts) + (self._reading is not None)
         if rows > self.capacity:
@@ -342,12 +355,13 @@ class TransformersEngine:
         self._step[at] += 1
         self._table.check(rows, logits)
         fired, invalid = self._table.flags(rows)
+        started = self._table.started(rows)
         tokens = token.tolist()
         counts = [self._top_logprobs[row] for row in rows]
         scored = [self._scored[row] for row in rows]
         if all(count is None for count in counts) and not any(scored):
-            flagged = zip(tokens, fired, invalid, strict=True)
-            return [RowToken(t, fired=f, invalid=i) for t, f, i in flagged]
+            flagged = zip(tokens, fired, invalid, started, strict=True)
+            return [RowToken(t, fired=f, invalid=i, started=s) for t, f, i, s in flagged]
         logprobs = logits.log_softmax(-1)
         chosen = logprobs.gather(-1, token[:, None])[:, 0].tolist()
         most = max((count for count in counts if count is not None), default=1) or 1
@@ -357,5 +371,6 @@ class TransformersEngine:
             top = tuple(zip(ids[i], values[i], strict=True))[: count or 0]
             logprob = None if count is None else chosen[i]
             scores = tuple(logprobs[i, list(scored[i])].tolist()) if scored[i] else ()
-            result.append(RowToken(tokens[i], logprob, top, fired[i], invalid[i], scores))
+            flags = (fired[i], invalid[i], scores, started[i])
+            result.append(RowToken(tokens[i], logprob, top, *flags))
         return result

@@ -1,0 +1,175 @@
+"""Going back in an answer: where a guard fires on a generated token, its row goes on, steered, from
+the end of the last sentence before that token.
+
+Steering from the very token on would break the sentence in which the topic came up. The tokens
+after the sentence's end are withdrawn: whoever sends an answer to a client holds them back until no
+guard can withdraw them any more.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal, Protocol
+
+from steering.engines.transformers.engine import RowToken
+from steering.hidden.rows import Reading
+from steering.prompt import Prompt
+
+HELD_BACK = 64
+"""The most tokens that are withdrawn at once: a longer sentence is cut between two words."""
+
+TIMES = 4
+"""How often one answer goes back before it ends."""
+
+_TAIL = 32
+"""Characters before a place that say whether a sentence ends there."""
+
+_END = re.compile(r"[.!?…][\"'”’)\]*_]*\s*$")
+_END_WITHOUT_SPACE = re.compile(r"[。！？][”’」』）]*\s*$")
+_NO_END = re.compile(
+    # initials and list numbers, abbreviations of titles, three dots that trail off
+    r"(?:(?:^|[\s(.])(?:[A-Za-z]|\d{1,3}|Mr|Mrs|Ms|Dr|St|Prof|Jr|Sr|Mt|vs|etc|e\.g|i\.e|No)\.|\.\.\.)\s*$"
+)
+
+
+Step = Literal["push", "back", "block", "say"]
+"""What becomes of an answer at a token of it: it goes on with it, goes back, is blocked, or ends
+with the policy's message."""
+
+
+class AnswerPolicy(Protocol):
+    """What a policy does with answers, beside what its guards do inside of a forward."""
+
+    @property
+    def rewinds(self) -> bool:
+        """Whether an answer goes back where a guard that acts fires on it."""
+
+    @property
+    def message(self) -> str:
+        """What is said in place of an answer, or of the rest of one."""
+
+    @property
+    def may_end(self) -> bool:
+        """Whether a guard that fires may end the answer."""
+
+    @property
+    def says_later(self) -> bool:
+        """Whether a guard that fires on the answer may end it with the message."""
+
+    def ending(self, readings: Mapping[str, Reading]) -> Literal["block", "say"] | None:
+        """How guards that have fired end the answer; None where it goes on."""
+
+
+def step_of(
+    policy: AnswerPolicy, token: RowToken, readings: Callable[[], Mapping[str, Reading]]
+) -> Step:
+    """What becomes of an answer at this token of it; `readings` are those of the row's guards."""
+    end = policy.ending(readings()) if token.fired and policy.may_end else None
+    if end is None and token.started and policy.rewinds:
+        return "back"
+    return end or "push"
+
+
+class Sentences:
+    """Finds the ends of sentences between generated tokens. `tokenizer` is a fast one of
+    transformers."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        def decode(token: int) -> str:
+            return str(tokenizer.decode([token], skip_special_tokens=True))
+
+        self.text_of: Callable[[int], str] = lru_cache(maxsize=16_384)(decode)
+        """The text of one token."""
+
+    def ends(self, before: str, after: str) -> bool:
+        """Whether a sentence ends between the texts `before` and `after`."""
+        if _END_WITHOUT_SPACE.search(before):
+            return True
+        if not _END.search(before) or _NO_END.search(before):
+            return False
+        return before[-1].isspace() or after[:1].isspace()
+
+
+@dataclass(frozen=True)
+class Back:
+    """How a row goes back: `back` tokens, of which the first, `last`, is read again.
+
+    `stuck`: it has been steered from there before, or has gone back too often, so that its answer
+    had better end.
+    """
+
+    back: int
+    last: int
+    stuck: bool
+
+
+class HeldAnswer:
+    """The answer of one row that goes back: tokens that may still be withdrawn are held back."""
+
+    @classmethod
+    def under(cls, policy: AnswerPolicy, sentences: Sentences, prompt: Prompt) -> HeldAnswer | None:
+        """That of a row under `policy`; None where none of its tokens is ever withdrawn."""
+        return cls(sentences, prompt) if policy.rewinds or policy.says_later else None
+
+    def __init__(self, sentences: Sentences, prompt: Prompt) -> None:
+        self._sentences = sentences
+        self._before = prompt.tokens[-1]
+        self._tokens: list[int] = []
+        self._held: list[RowToken] = []
+        """The last of them, which have not been released."""
+        self._end = 0
+        """How many tokens the sentences have that have ended."""
+        self._origin: int | None = None
+        """The number of tokens behind which the row was steered last."""
+        self._times = 0
+        self._tail = ""
+
+    def __len__(self) -> int:
+        """The number of tokens that are not withdrawn."""
+        return len(self._tokens)
+
+    def push(self, token: RowToken) -> Sequence[RowToken]:
+        """Add a generated token; returns those that will not be withdrawn any more."""
+        text = self._sentences.text_of(token.token)
+        if not self._tokens:
+            self._origin = 0 if token.fired else self._origin
+        elif self._sentences.ends(self._tail, text):
+            self._end = len(self)
+        self._tokens.append(token.token)
+        self._held.append(token)
+        self._tail = (self._tail + text)[-_TAIL:]
+        settled = max(self._end, len(self) - HELD_BACK)
+        return self._release(len(self._held) - (len(self) - settled))
+
+    def go_back(self) -> Back:
+        """A guard has fired on the last token: withdraw what is behind the last sentence."""
+        kept = max(self._end, len(self) - len(self._held))
+        back = len(self) - kept + 1
+        stuck = self._origin is not None and kept <= self._origin
+        del self._tokens[kept:]
+        del self._held[len(self._held) + 1 - back :]
+        self._end = self._origin = kept
+        self._times += 1
+        texts = map(self._sentences.text_of, self._tokens[-_TAIL:])
+        self._tail = "".join(texts)[-_TAIL:]
+        last = self._tokens[-1] if self._tokens else self._before
+        return Back(back, last, stuck or self._times > TIMES)
+
+    @property
+    def joint(self) -> str:
+        """What stands between the tokens that are left and a sentence behind them."""
+        if not self._tail or self._tail[-1].isspace():
+            return ""
+        return " " if self._sentences.ends(self._tail, " ") else "… "
+
+    def rest(self) -> Sequence[RowToken]:
+        """The tokens that are left when the answer ends."""
+        return self._release(len(self._held))
+
+    def _release(self, count: int) -> Sequence[RowToken]:
+        settled = self._held[:count]
+        del self._held[:count]
+        return settled
