@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -101,9 +101,18 @@ class ChatModel(ABC):
         content: Any = [*parts, {"type": "text", "text": text}] if parts else text
         return self._prompts.chat([*before, {"role": "user", "content": content}])
 
-    def given(self, prompts: Sequence[str | Prompt]) -> list[Prompt]:
-        """Prompts as they are, and those of texts."""
-        return [self.prompt(each) if isinstance(each, str) else each for each in prompts]
+    def given(self, prompts: Sequence[str | Prompt], *, by_turn: bool = False) -> list[Prompt]:
+        """Prompts as they are, and those of texts; `by_turn`: guards decide on the text alone, not
+        on what the chat template writes before it."""
+        given = [self.prompt(each) if isinstance(each, str) else each for each in prompts]
+        if not by_turn:
+            return given
+        return [
+            replace(prompt, turn=self._tokens.before_turn([{"role": "user", "content": text}]))
+            if isinstance(text, str)
+            else prompt
+            for text, prompt in zip(prompts, given, strict=True)
+        ]
 
     def text(self, tokens: Sequence[int]) -> str:
         """Generated tokens as text, without special tokens."""
@@ -250,6 +259,7 @@ class TransformersChat(ChatModel):
         the first token of the answer are wanted; empty where none are. Answers go back or end as
         `policy` says."""
         samplings = [RowSampling(scored=tokens) for tokens in scored or [()] * len(prompts)]
+        asked = self.given(prompts, by_turn=policy is not None and policy.by_turn)
         engine = TransformersEngine(
             self.model, bank or HiddenBank(), capacity=BATCH, vision=self.vision
         )
@@ -258,7 +268,7 @@ class TransformersChat(ChatModel):
                 engine,
                 [
                     RowStart(prompt, guards, sampling)
-                    for prompt, sampling in zip(self.given(prompts), samplings, strict=True)
+                    for prompt, sampling in zip(asked, samplings, strict=True)
                 ],
                 max_tokens=max_tokens,
                 end_tokens=self.end_tokens,

@@ -38,14 +38,6 @@ from steering.offloaded import execution_device
 SAID_LATER = "I can't say anything about that."
 """Ends an answer that cannot be steered away from a topic, where the policy has no message."""
 
-NOT_HERE = {
-    "say": 'the action "say"',
-    "rewind": "rewind = true",
-    "scope": 'scope = "turn"',
-    "actions": "an action of a single guard",
-}
-"""What only the batching engine does, as a policy asks for it."""
-
 
 @dataclass(frozen=True)
 class LanguagePlan(Plan[Reading]):
@@ -81,21 +73,22 @@ class LanguagePlan(Plan[Reading]):
     def done(self, guard: LoadedGuard, reading: Reading) -> Done:
         return "say" if reading.stuck else super().done(guard, reading)
 
-    def without_batching(self, where: str) -> LanguagePlan:
-        """The plan for `where`, which runs single forwards alone: broken where it needs more."""
+    def outside(self, where: str) -> LanguagePlan:
+        """The plan for `where`, which does not run the batching engine: broken where it asks for
+        what that alone does."""
         asked = {
-            "say": "say" in map(self.action_of, self.guards),
-            "rewind": self.rewinds,
-            "scope": self.by_turn,
-            "actions": bool(self.actions),
+            'the action "say"': self.action == "say" or "say" in self.actions.values(),
+            "actions of single guards": bool(self.actions),
+            "rewind = true": self.rewinds,
+            'scope = "turn"': self.by_turn,
         }
-        needs = [words for key, words in NOT_HERE.items() if asked[key]]
-        if not needs or not self.guards:
-            return self
-        return self.failed(
-            f"{where} does not know {needs[0]}: leave it out, or serve the model with "
-            'engine = "transformers"'
-        )
+        for words, is_asked in asked.items():
+            if is_asked and self.guards:
+                return self.failed(
+                    f"{where} does not know {words}: leave it out of the policy, or run the model "
+                    'with `guard serve` and engine = "transformers"'
+                )
+        return self
 
     def _guard_verdict(self, guard: LoadedGuard, reading: Reading, done: Done) -> GuardVerdict:
         return GuardVerdict(

@@ -251,8 +251,9 @@ class TextService(Service, Protocol):
     @property
     def info(self) -> LanguageModelInfo: ...
 
-    def encode_chat(self, messages: Sequence[dict[str, Any]]) -> Prompt:
-        """The prompt of `messages` in the model's own chat template, generation prompt added.
+    def encode_chat(self, messages: Sequence[dict[str, Any]], *, by_turn: bool = False) -> Prompt:
+        """The prompt of `messages` in the model's own chat template, generation prompt added;
+        `by_turn` marks where the last turn of the user begins, for guards that decide on it alone.
 
         The `content` of a message is a text, or, where the model sees, a list of parts:
         `{"type": "text", "text": str}` and `{"type": "image", "image": uint8 [H, W, 3]}`. Raises

@@ -44,10 +44,10 @@ class PromptEncoder:
         self._prompts = _prompts_of(tokenizer, vision)
         self._prompts.prepare()
 
-    def chat(self, messages: Sequence[dict[str, Any]]) -> Prompt:
+    def chat(self, messages: Sequence[dict[str, Any]], *, by_turn: bool = False) -> Prompt:
         """See `TextService.encode_chat`."""
         try:
-            return self._prompts.chat(messages)
+            return self._prompts.chat(messages, by_turn=by_turn)
         except Exception as error:  # templates are programs: they raise what they like
             reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
             subject = "the model's chat template" if self._placeholder is None else "this model"
@@ -101,7 +101,7 @@ class _Prompts(Protocol):
 
     def prepare(self) -> None: ...
 
-    def chat(self, messages: Sequence[dict[str, Any]]) -> Prompt: ...
+    def chat(self, messages: Sequence[dict[str, Any]], *, by_turn: bool) -> Prompt: ...
 
     def text(self, text: str) -> Prompt: ...
 
@@ -115,8 +115,9 @@ class _TextPrompts:
     def prepare(self) -> None:
         self._tokens.prepare()
 
-    def chat(self, messages: Sequence[dict[str, Any]]) -> Prompt:
-        return Prompt(tuple(self._tokens.chat(messages)))
+    def chat(self, messages: Sequence[dict[str, Any]], *, by_turn: bool) -> Prompt:
+        turn = self._tokens.before_turn(messages) if by_turn else 0
+        return Prompt(tuple(self._tokens.chat(messages)), turn=turn)
 
     def text(self, text: str) -> Prompt:
         return Prompt(tuple(self._tokens.text(text)))

@@ -71,8 +71,8 @@ class BatchedTextService(EngineLoop[TextRow, TransformersEngine]):
 
     # -- called from the event loop -------------------------------------------------------------
 
-    def encode_chat(self, messages: Sequence[dict[str, Any]]) -> Prompt:
-        return self._encoder.chat(messages)
+    def encode_chat(self, messages: Sequence[dict[str, Any]], *, by_turn: bool = False) -> Prompt:
+        return self._encoder.chat(messages, by_turn=by_turn)
 
     def encode(self, text: str) -> Prompt:
         return self._encoder.text(text)

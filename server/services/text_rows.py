@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tokenizers.decoders import DecodeStream
@@ -134,25 +134,26 @@ class TextRow(BatchRow):
 
     def _say(self) -> None:
         """Send the message in place of what has been withdrawn."""
-        joint = self.held.joint if self.held is not None else ""
-        self._send_held()
+        joint = ""
+        if self.held is not None:
+            joint = self.held.joint
+            self._send_settled(self.held.rest())
         if self.reason is None:  # else a stop string came before
             self.reason = "stop"
             self.send(TextDelta(f"{self.text.rest()}{joint}{self.plan.message}"))
 
     def _hold(self, held: HeldAnswer, token: RowToken, *, ends: bool) -> None:
         """As `push`, for an answer of which tokens may be withdrawn."""
-        settled = [] if ends else held.push(token)
-        for each in settled:
-            if self.reason is None:
-                self._send_token(each, ends=False)
-        if ends or len(held) >= self.request.sampling.max_tokens:
-            self._send_held()
+        # the last token that fits is read too, hence the one behind it generated
+        if ends or len(held) == self.request.sampling.max_tokens:
+            self._send_settled(held.rest())
+        else:
+            self._send_settled(held.push(token))
         if ends and self.reason is None:
             self._send_token(token, ends=True)
 
-    def _send_held(self) -> None:
-        for token in self.held.rest() if self.held is not None else ():
+    def _send_settled(self, tokens: Sequence[RowToken]) -> None:
+        for token in tokens:
             if self.reason is None:
                 self._send_token(token, ends=False)
 

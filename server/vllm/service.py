@@ -58,8 +58,8 @@ class VllmService:
         """By vLLM's request id: of requests that have ended in vLLM and not yet here."""
         self._stopped = False
 
-    def encode_chat(self, messages: Sequence[dict[str, Any]]) -> Prompt:
-        return self._encoder.chat(messages)
+    def encode_chat(self, messages: Sequence[dict[str, Any]], *, by_turn: bool = False) -> Prompt:
+        return self._encoder.chat(messages, by_turn=by_turn)
 
     def encode(self, text: str) -> Prompt:
         return self._encoder.text(text)

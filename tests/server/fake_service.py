@@ -77,7 +77,7 @@ class FakeService:
     stopped: asyncio.Event = field(default_factory=asyncio.Event)
     closed: int = 0
 
-    def encode_chat(self, messages: Sequence[dict[str, Any]]) -> Prompt:
+    def encode_chat(self, messages: Sequence[dict[str, Any]], *, by_turn: bool = False) -> Prompt:
         """The texts, a line for each, and for an image its "[height x width]"; the last line names
         the script."""
         contents = [message["content"] for message in messages]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -48,7 +49,9 @@ async def chat_prompt(gateway: Gateway, admission: Admission[Any, TextService]) 
             pixels = await asyncio.to_thread(decode_uploads, uploads)
         size += AT_ONCE  # image processors take their time, too
     try:
-        return await encoded(service.encode_chat, _messages(turns, pixels), size)
+        by_turn = gateway.config.policy(admission.policy).scope == "turn"
+        encode = partial(service.encode_chat, by_turn=True) if by_turn else service.encode_chat
+        return await encoded(encode, _messages(turns, pixels), size)
     except RequestError as error:
         if error.param == "messages":
             error.param = body.conversation_at

@@ -163,7 +163,9 @@ class TransformersEngine:
         for offset, start in enumerate(starts):
             self._add_row(first + offset, start)
         places = None if images is None else images.places
-        self._table.begin(slice(first, first + count), without_sink(real), image=places)
+        turns = torch.tensor([prompt.turn for prompt in prompts], device=self._device)
+        sensed = without_sink(real) & (index >= turns[:, None])
+        self._table.begin(slice(first, first + count), sensed, image=places)
         visible = (column[:, None] >= column[None])[None] & real[:, None, :]
         visible = visible | torch.eye(width, dtype=torch.bool, device=self._device)[None]
         cache = PromptCache(self._layers, width)
@@ -205,6 +207,7 @@ class TransformersEngine:
         sensed = torch.ones(1, last - first, dtype=torch.bool, device=self._device)
         # as `without_sink`, for a prompt of which this may be a part
         sensed[0, 0] = first > 0 or len(prompt) == 1
+        sensed &= index >= prompt.turn
         ends = last == len(prompt)
         images = ForwardImages.of(
             [self._reading.images], last, offsets=[0], first=first, device=self._device

@@ -76,8 +76,7 @@ def answers(
         while live:
             ended = []
             for row, (i, token) in enumerate(zip(live, step, strict=True)):
-                ends = rows[i].take(engine, row, token, end_tokens)
-                if ends or len(rows[i].tokens) >= max_tokens:
+                if rows[i].take(engine, row, token, end_tokens, max_tokens):
                     done[i] = rows[i].answer(engine.readings(row), scores[i])
                     ended.append(row)
             for source, target in engine.drop(ended):
@@ -102,21 +101,28 @@ class _Row:
             self._held = HeldAnswer.under(policy, sentences, prompt)
 
     def take(
-        self, engine: TransformersEngine, row: int, token: RowToken, ends: frozenset[int]
+        self,
+        engine: TransformersEngine,
+        row: int,
+        token: RowToken,
+        ends: frozenset[int],
+        most: int,
     ) -> bool:
-        """Add a token of the row `row`; returns whether the answer ends."""
+        """Add a token of the row `row`; returns whether the answer ends: at one of `ends`, or with
+        `most` tokens."""
         policy, held = self._policy, self._held
         step = "push" if policy is None else step_of(policy, token, partial(engine.readings, row))
         if step == "block":
             del self.tokens[-1:]  # the token on which the guard has fired
             return True
         if step == "push":
-            if token.token in ends:
+            # the last token of an answer that may go back is read too
+            if token.token in ends or len(self.tokens) == most:
                 return True
+            self.tokens.append(token.token)
             if held is not None:
                 held.push(token)
-            self.tokens.append(token.token)
-            return False
+            return held is None and len(self.tokens) == most
         if held is not None and self.tokens:
             back = held.go_back()
             del self.tokens[len(held) :]

@@ -48,6 +48,10 @@ class AnswerPolicy(Protocol):
         """Whether an answer goes back where a guard that acts fires on it."""
 
     @property
+    def by_turn(self) -> bool:
+        """Whether guards decide on the last turn of the user alone."""
+
+    @property
     def message(self) -> str:
         """What is said in place of an answer, or of the rest of one."""
 

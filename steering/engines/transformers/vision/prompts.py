@@ -35,8 +35,9 @@ class VisionPrompts:
         """As `PromptTokenizer.prepare`."""
         self._tokens.prepare()
 
-    def chat(self, messages: Sequence[Mapping[str, Any]]) -> Prompt:
-        """The prompt of `messages` in the chat template, the generation prompt added.
+    def chat(self, messages: Sequence[Mapping[str, Any]], *, by_turn: bool = False) -> Prompt:
+        """The prompt of `messages` in the chat template, the generation prompt added; `by_turn`
+        lets guards decide on the last turn of the user alone.
 
         The `content` of a message is a string, or a list of `{"type": "text", "text": str}` and
         `{"type": "image", "image": uint8 [height, width, 3]}`. Templates that take strings alone
@@ -54,7 +55,8 @@ class VisionPrompts:
         tokens = self._tokens.chat(written, with_placeholders)
         media = self._media(tokens, images)
         positions = self.family.positions(tokens, media) if media else None
-        return Prompt(tuple(tokens), media, positions)
+        turn = self._tokens.before_turn(written, with_placeholders) if by_turn else 0
+        return Prompt(tuple(tokens), media, positions, turn)
 
     def text(self, text: str, *, special: bool = True) -> Prompt:
         """The prompt of a text without images, as `PromptTokenizer.text`."""

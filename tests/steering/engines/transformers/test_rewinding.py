@@ -1,0 +1,212 @@
+"""Answers that go back: where sentences end, what is held back, and what the engine computes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import pytest
+
+from steering.engines.transformers.engine import RowStart, RowToken, TransformersEngine
+from steering.engines.transformers.rewinding import HELD_BACK, TIMES, HeldAnswer, Sentences
+from steering.hidden.rows import RowGuard
+from steering.methods.steer import bank_of
+from steering.prompt import Prompt
+from tests.steering.engines.driver import NO_SAMPLING, ids, start
+from tests.steering.tiny import prompt, random_guard, tiny_model
+
+PIECES = [
+    "",
+    "The",
+    " cat",
+    " sat",
+    ".",
+    " Mr",
+    " Potter",
+    "\n",
+    " 1",
+    "!",
+    '"',
+    " ran",
+    "。",
+    "猫",
+]
+PROMPT = Prompt((7, 8, 9))
+
+
+class Words:
+    """A tokenizer of a few pieces."""
+
+    def decode(self, tokens: Sequence[int], skip_special_tokens: bool = False) -> str:
+        return "".join(PIECES[token] for token in tokens)
+
+
+def tokens_of(*pieces: str) -> list[RowToken]:
+    return [RowToken(PIECES.index(piece)) for piece in pieces]
+
+
+def held_answer() -> HeldAnswer:
+    return HeldAnswer(Sentences(Words()), PROMPT)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "ends"),
+    [
+        ("The cat sat.", " The", True),
+        ('He said "no!"', " She", True),
+        ("The cat sat.\n", "The", True),
+        ("The cat sat?**", "\n\nThe", True),
+        ("猫です。", "猫", True),
+        ("The cat sat", " The", False),
+        ("version 3.", "5", False),
+        ("by J.", " K", False),
+        ("met Mr.", " Potter", False),
+        ("\n1.", " The", False),
+        ("and so...", " on", False),
+        ("for example, e.g.", " cats", False),
+        ("", "The", False),
+    ],
+)
+def test_where_sentences_end(before: str, after: str, ends: bool) -> None:
+    assert Sentences(Words()).ends(before, after) is ends
+
+
+def test_tokens_are_settled_when_their_sentence_has_ended() -> None:
+    held = held_answer()
+    first, (next_,) = tokens_of("The", " cat", " sat", "."), tokens_of(" ran")
+    assert [list(held.push(token)) for token in first] == [[], [], [], []]
+    assert list(held.push(next_)) == first
+    assert list(held.rest()) == [next_] and list(held.rest()) == []
+
+
+def test_an_answer_goes_back_to_the_end_of_its_last_sentence() -> None:
+    held = held_answer()
+    for token in tokens_of("The", " cat", " sat", ".", " Mr", " Potter"):
+        held.push(token)
+    back = held.go_back()
+    assert (back.back, back.last, back.stuck) == (3, PIECES.index("."), False)
+    assert len(held) == 4 and held.joint == " "
+    # steered from there, it comes to the topic before another sentence has ended
+    for token in tokens_of(" ran", " Potter"):
+        held.push(token)
+    assert held.go_back().stuck
+
+
+def test_an_answer_without_a_sentence_goes_back_to_its_prompt() -> None:
+    held = held_answer()
+    for token in tokens_of(" Mr", " Potter"):
+        held.push(token)
+    back = held.go_back()
+    assert (back.back, back.last, back.stuck) == (3, 9, False)
+    assert not held and held.joint == ""
+
+
+def test_an_answer_that_was_steered_from_its_prompt_on_has_nothing_to_go_back_to() -> None:
+    held = held_answer()
+    held.push(RowToken(1, fired=True))
+    assert held.go_back().stuck
+
+
+def test_an_answer_goes_back_a_bounded_number_of_times() -> None:
+    held = held_answer()
+    stuck = []
+    for _ in range(TIMES + 1):
+        for token in tokens_of(" cat", ".", " Potter"):
+            held.push(token)
+        stuck.append(held.go_back().stuck)
+    assert stuck == [False] * TIMES + [True]
+
+
+def test_a_long_sentence_is_held_back_in_part() -> None:
+    held = held_answer()
+    (token,) = tokens_of(" cat")
+    released = sum(len(held.push(token)) for _ in range(3 * HELD_BACK))
+    assert released == 2 * HELD_BACK
+    back = held.go_back()
+    assert back.back == HELD_BACK + 1 and len(held) == released and held.joint == "… "
+
+
+NEVER, ALWAYS = float("inf"), -1e9
+BANK = bank_of([replace(random_guard("g", pool=1), rest=1000)])
+OTHER = prompt(5, 3)
+
+
+@pytest.fixture
+def engine() -> Iterator[TransformersEngine]:
+    engine = TransformersEngine(tiny_model(), BANK, capacity=3)
+    yield engine
+    engine.close()
+
+
+def late_firing(engine: TransformersEngine, asked: Sequence[int]) -> tuple[int, float]:
+    """A generated token, behind the second, and the threshold at which the guard fires on it."""
+    engine.reset()
+    engine.prefill([start(asked, [RowGuard("g", NEVER, 0.0, acts=False, recheck=1e9)])])
+    highest = -1e9
+    for position in range(1, 30):
+        engine.decode()
+        score = engine.readings(0)["g"].score
+        if position > 3 and score > highest + 0.1:
+            return position, (highest + score) / 2
+        highest = max(score, highest)
+    raise AssertionError("no late maximum: take another seed")
+
+
+@pytest.mark.parametrize("left", [0, 1, 2])
+def test_a_row_that_goes_back_goes_on_as_if_it_had_been_steered_there(
+    engine: TransformersEngine, left: int
+) -> None:
+    asked = prompt(9, 1)
+    position, recheck = late_firing(engine, asked)
+    engine.reset()
+    guard = RowGuard("g", NEVER, 8.0, recheck=recheck)
+    steps = [engine.prefill([start(OTHER), start(asked, [guard])])]
+    steps += [engine.decode() for _ in range(position)]
+    assert [step[1].started for step in steps] == [False] * position + [True]
+    kept = ids([[step[1] for step in steps]])[0][:left]
+    engine.rewind(1, position - left + 1, [*asked, *kept][-1])
+    went_on = [engine.decode() for _ in range(8)]
+    reading = engine.readings(1)["g"]
+    assert (reading.position, reading.rewinds) == (position, 1)
+
+    engine.reset()
+    reference = [engine.prefill([start([*asked, *kept], [RowGuard("g", ALWAYS, 8.0)])])[0]]
+    reference += [engine.decode()[0] for _ in range(7)]
+    assert ids([[step[1] for step in went_on]]) == ids([reference])
+
+    engine.reset()
+    bare = [engine.prefill([start(OTHER)])[0]] + [engine.decode()[0] for _ in range(position + 8)]
+    assert ids([[step[0] for step in (*steps, *went_on)]]) == ids([bare])
+
+
+def test_a_token_that_is_read_again_counts_once(engine: TransformersEngine) -> None:
+    asked = prompt(9, 1)
+    watches = RowGuard("g", NEVER, 0.0, acts=False, recheck=1e9)
+    bank = bank_of([random_guard("g", pool=4)])
+    engine.use(bank)
+    engine.prefill([start(asked, [watches])])
+    tokens = [engine.decode()[0].token for _ in range(4)]
+    before = engine.readings(0)["g"].score
+    engine.rewind(0, 1, tokens[-2])
+    assert engine.decode()[0].token == tokens[-1]
+    assert engine.readings(0)["g"].score == before
+
+
+def test_guards_decide_from_the_turn_of_a_prompt_on(engine: TransformersEngine) -> None:
+    asked = prompt(12, 2)
+    guard = RowGuard("g", 1e9, 0.0, acts=False)
+
+    def score(*prompts: Prompt) -> list[float]:
+        engine.reset()
+        engine.prefill([RowStart(each, [guard], NO_SAMPLING) for each in prompts])
+        return [engine.readings(row)["g"].score for row in range(len(prompts))]
+
+    whole = Prompt(tuple(asked))
+    scores = score(whole, replace(whole, turn=8), Prompt(tuple(asked[:8])))
+    assert scores[0] == pytest.approx(max(scores[1:])) and scores[1] != pytest.approx(scores[2])
+    # the same in parts
+    engine.reset()
+    engine.begin(RowStart(replace(whole, turn=8), [guard], NO_SAMPLING))
+    while engine.read(3) is None:
+        pass
+    assert engine.readings(0)["g"].score == pytest.approx(scores[1], abs=1e-4)
