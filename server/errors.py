@@ -62,6 +62,12 @@ class UnsupportedParameter(RequestError):
     code = "unsupported_parameter"
 
 
+class TooComplex(RequestError):
+    """The form that the answer must have is beyond what a step of the engine may cost."""
+
+    code = "constraint_too_complex"
+
+
 class BodyTooLarge(RequestError):
     status = 413
     code = "request_too_large"

@@ -192,6 +192,8 @@ class Gateway:
                 seed=settings.seed,
                 stop=settings.stop,
                 top_logprobs=settings.top_logprobs,
+                options=settings.options,
+                constraint=settings.constraint,
             )
             rows += [(prompt, _nth_choice(sampling, choice)) for choice in range(settings.n)]
         single = len(rows) == 1

@@ -11,6 +11,7 @@ from guard.models.chat import end_tokens
 from guard.models.sources import resolve_source
 from guard.plans.language import LanguagePlans
 from guard.verdict import Verdict
+from server.services.constraints import ConstraintCompiler
 from server.services.interface import AnyRequest, LanguageModelInfo, Service
 from server.services.prompts import PromptEncoder, context_length, require_fast
 from server.services.text import BatchedTextService
@@ -71,6 +72,8 @@ def _transformers_service(config: Config, settings: ModelConfig, record: Record)
     )
     require_fast(tokenizer)
     plans = LanguagePlans(config, model, name=settings.name)
+    ends = end_tokens(model.generation_config.eos_token_id, tokenizer)
+    vocabulary = model.get_input_embeddings().num_embeddings
     context = context_length(model.config.get_text_config(), settings.max_context)
     return BatchedTextService(
         LanguageModelInfo(
@@ -83,13 +86,14 @@ def _transformers_service(config: Config, settings: ModelConfig, record: Record)
         ),
         PromptEncoder(
             tokenizer,
-            vocabulary=model.get_input_embeddings().num_embeddings,
+            vocabulary=vocabulary,
             max_context=context,
             vision=vision,
         ),
         TransformersEngine(model, plans.bank, capacity=config.server.max_batch, vision=vision),
         plans,
-        end_tokens=end_tokens(model.generation_config.eos_token_id, tokenizer),
+        ConstraintCompiler(tokenizer, vocabulary, ends),
+        end_tokens=ends,
         prefill_tokens=config.server.max_prefill_tokens,
         queue_limit=config.server.queue_limit,
         record=record,

@@ -10,10 +10,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard.verdict import Verdict
+from steering.constraint import Constraint
 from steering.images.textual_inversion import EmbeddingLimits
 from steering.prompt import Prompt
 
 FinishReason = Literal["stop", "length", "content_filter"]
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingOptions:
+    """Further settings of a row's sampling, by vLLM's names. The defaults change nothing."""
+
+    top_k: int = 0
+    """0 and -1 keep all tokens."""
+    min_p: float = 0.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """Pairs of a token id and what is added to its logit."""
+    min_tokens: int = 0
+    """Before so many tokens no end token and none of `stop_token_ids` is generated."""
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+
+
+PLAIN_SAMPLING = SamplingOptions()
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +49,9 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     top_logprobs: int | None = None
     """None: no log-probabilities; 0: those of the chosen tokens; n: of the n likeliest, too."""
+    options: SamplingOptions = PLAIN_SAMPLING
+    constraint: Constraint | None = None
+    """What the whole answer matches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,6 +287,13 @@ class TextService(Service, Protocol):
 
     def encode(self, text: str) -> Prompt:
         """The prompt of a raw text."""
+
+    async def prepare(self, requests: Sequence[TextRowRequest]) -> None:
+        """Compile the constraints of these requests, beside the event loop and the engine.
+
+        To be called before `submit`. Raises RequestError for a constraint that this model cannot
+        follow.
+        """
 
     def submit(self, requests: Sequence[TextRowRequest]) -> Sequence[RowEvents]:
         """Queue the rows of one HTTP request, all or none; returns the events of each row.

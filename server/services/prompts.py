@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from guard.errors import ContextExceeded, RequestError
+from server.services.interface import SamplingOptions
 from steering.engines.transformers.tokens import PromptTokenizer
 from steering.prompt import Prompt
 
@@ -82,6 +83,17 @@ class PromptEncoder:
             raise RequestError(f"token ids must lie in 0..{self._vocabulary - 1}", param="prompt")
         if self._placeholder is not None:
             self._require_images(prompt, self._placeholder)
+
+    def check_options(self, options: SamplingOptions) -> None:
+        """Refuse token ids that the model does not have. Raises RequestError."""
+        for name, tokens in (
+            ("logit_bias", [token for token, _ in options.logit_bias]),
+            ("stop_token_ids", options.stop_token_ids),
+        ):
+            if not all(0 <= token < self._vocabulary for token in tokens):
+                raise RequestError(
+                    f"token ids in '{name}' must lie in 0..{self._vocabulary - 1}", param=name
+                )
 
     def _require_images(self, prompt: Prompt, placeholder: int) -> None:
         """Refuse placeholders outside of the media, which only token ids of a client can bring."""

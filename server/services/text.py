@@ -19,6 +19,7 @@ from typing import Any
 from guard.errors import ArtifactError, UnknownPolicy
 from guard.plans.language import LanguagePlan, LanguagePlans
 from guard.verdict import Verdict
+from server.services.constraints import ConstraintCompiler, unmatched
 from server.services.interface import LanguageModelInfo, RowEvents, TextRowRequest
 from server.services.loop import EngineLoop, engine_failed, guard_failed
 from server.services.prompts import PromptEncoder
@@ -49,6 +50,7 @@ class BatchedTextService(EngineLoop[TextRow, TransformersEngine]):
         encoder: PromptEncoder,
         engine: TransformersEngine,
         plans: LanguagePlans,
+        constraints: ConstraintCompiler,
         *,
         end_tokens: frozenset[int],
         prefill_tokens: int,
@@ -60,6 +62,7 @@ class BatchedTextService(EngineLoop[TextRow, TransformersEngine]):
         self._encoder = encoder
         self._sentences = Sentences(encoder.tokenizer)
         self._plans = plans
+        self._constraints = constraints
         self._stacked: Mapping[str, MethodGuard] = plans.guards
         """The guards of the engine's bank: those of the plans, and those that rows admitted before
         carry."""
@@ -76,6 +79,9 @@ class BatchedTextService(EngineLoop[TextRow, TransformersEngine]):
 
     def encode(self, text: str) -> Prompt:
         return self._encoder.text(text)
+
+    async def prepare(self, requests: Sequence[TextRowRequest]) -> None:
+        await self._constraints.prepare(requests)
 
     def submit(self, requests: Sequence[TextRowRequest]) -> Sequence[RowEvents]:
         loop = asyncio.get_running_loop()
@@ -121,8 +127,19 @@ class BatchedTextService(EngineLoop[TextRow, TransformersEngine]):
         self, request: TextRowRequest, plan: LanguagePlan, loop: asyncio.AbstractEventLoop
     ) -> TextRow:
         text = TokenText(self._encoder.tokenizer, request.sampling.stop)
-        held = HeldAnswer.under(plan, self._sentences, request.prompt)
-        return TextRow(request, plan, loop, text, self._cancel, held)
+        held = None
+        if request.sampling.constraint is None:  # half a form is none
+            held = HeldAnswer.under(plan, self._sentences, request.prompt)
+        return TextRow(
+            request,
+            plan,
+            loop,
+            text,
+            self._cancel,
+            end_tokens=self._end_tokens,
+            grammar=self._constraints.grammar(request),
+            held=held,
+        )
 
     def _admit(self, request: TextRowRequest) -> LanguagePlan:
         """The plan of the request's policy. Raises where this model cannot run the request."""
@@ -132,6 +149,7 @@ class BatchedTextService(EngineLoop[TextRow, TransformersEngine]):
             raise UnknownPolicy(f"there is no policy {request.policy!r}", param="policy") from None
         plan.require_fit(self.info.name)
         self._encoder.check(request.prompt, request.sampling.max_tokens)
+        self._encoder.check_options(request.sampling.options)
         return plan
 
     # -- the engine's thread --------------------------------------------------------------------
@@ -217,17 +235,20 @@ class BatchedTextService(EngineLoop[TextRow, TransformersEngine]):
         if token.invalid and plan.on_error == "closed":
             row.error = guard_failed()
             return
+        if token.unmatched:
+            row.error = unmatched(row.request)
+            return
         step = step_of(plan, token, partial(self._engine.readings, index))
         if step == "block":
             row.reason = "content_filter"
         elif step == "say":
-            row.say()
+            row.say(token)
         elif step == "back" and row.held is not None:
-            back = row.go_back(row.held)
-            self._engine.rewind(index, back.back, back.last)
+            back = row.go_back(row.held, token)
+            self._engine.rewind(index, back.withdrawn, back.last)
         else:
             try:
-                row.push(token, ends=token.token in self._end_tokens)
+                row.push(token)
             except Exception:  # an error in one row's text must not fail the batch
                 logger.exception("no text for request %s", row.request.request_id)
                 row.error = engine_failed()
@@ -248,10 +269,24 @@ def _client(row: TextRow) -> str:
 
 
 def _start(row: TextRow) -> RowStart:
-    sampling = row.request.sampling
+    sampling, options = row.request.sampling, row.request.sampling.options
     seed = secrets.randbits(62) if sampling.seed is None else sampling.seed
     return RowStart(
         prompt=row.request.prompt,
         guards=row.plan.rows(),
-        sampling=RowSampling(sampling.temperature, sampling.top_p, seed, sampling.top_logprobs),
+        sampling=RowSampling(
+            sampling.temperature,
+            sampling.top_p,
+            seed,
+            sampling.top_logprobs,
+            top_k=max(0, options.top_k),
+            min_p=options.min_p,
+            frequency_penalty=options.frequency_penalty,
+            presence_penalty=options.presence_penalty,
+            repetition_penalty=options.repetition_penalty,
+            logit_bias=options.logit_bias,
+            min_tokens=options.min_tokens,
+            ends=tuple(row.end_tokens),
+            grammar=row.grammar,
+        ),
     )

@@ -40,15 +40,19 @@ class TextJob:
     async def events(self) -> AsyncIterator[AsyncIterator[tuple[int, Event]]]:
         """Submit the rows; the context is an iterator of (row index, event) as they come.
 
-        Raises the errors of `TextService.submit`, the first error of a row, and RequestTimeout at
-        the deadline. Leaving the context, in whatever way, cancels rows that still run.
+        Raises the errors of `TextService.prepare` and `submit`, the first error of a row, and
+        RequestTimeout at the deadline. Leaving the context, in whatever way, cancels rows that
+        still run.
         """
-        rows = self.service.submit(self.requests)
-        merged: asyncio.Queue[tuple[int, Event | Exception]] = asyncio.Queue()
-        pumps = [asyncio.create_task(_pump(i, row, merged)) for i, row in enumerate(rows)]
+        rows: Sequence[RowEvents] = ()
+        pumps: list[asyncio.Task[None]] = []
         timer = asyncio.timeout_at(self.deadline)
         try:
             async with timer:
+                await self.service.prepare(self.requests)
+                rows = self.service.submit(self.requests)
+                merged: asyncio.Queue[tuple[int, Event | Exception]] = asyncio.Queue()
+                pumps = [asyncio.create_task(_pump(i, row, merged)) for i, row in enumerate(rows)]
                 yield _drain(merged, len(rows))
         except TimeoutError:
             if not timer.expired():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenizers.decoders import DecodeStream
 
@@ -22,6 +22,9 @@ from server.services.interface import (
 from server.services.loop import BatchRow
 from steering.engines.transformers.engine import RowToken
 from steering.engines.transformers.rewinding import Back, HeldAnswer
+
+if TYPE_CHECKING:
+    from steering.engines.transformers.sampling.grammars import Grammar
 
 
 class TokenText:
@@ -72,9 +75,20 @@ class TextRow(BatchRow):
         loop: asyncio.AbstractEventLoop,
         text: TokenText,
         cancel: Callable[[TextRow], None],
+        *,
+        end_tokens: frozenset[int],
+        grammar: Grammar | None = None,
         held: HeldAnswer | None = None,
     ) -> None:
+        """`end_tokens` are those of the model, `grammar` that of the request's constraint; `held`
+        is there for an answer that may go back, or end with a message."""
         super().__init__(loop)
+        options = request.sampling.options
+        self.end_tokens = frozenset(options.stop_token_ids) | (
+            frozenset() if options.ignore_eos else end_tokens
+        )
+        """The tokens that end this row; their text is not sent."""
+        self.grammar = grammar
         self.request, self.plan, self.text = request, plan, text
         self.started = False
         """Whether a token was generated, so that no guard has blocked the prompt."""
@@ -91,6 +105,10 @@ class TextRow(BatchRow):
         self.held = held
         self.is_stuck = False
         """Whether the answer has ended since steering did not lead away from the topic."""
+        # an answer of a given form is sent whole, or not at all, where a guard may cut it
+        self._whole: list[TextDelta] | None = None
+        if (self.lags or plan.says_later) and request.sampling.constraint is not None:
+            self._whole = []
         self.events = _Events(self, cancel)
 
     @property
@@ -98,12 +116,10 @@ class TextRow(BatchRow):
         """Whether the last token has been generated, or an error ends the row."""
         return self.reason is not None or self.error is not None
 
-    def push(self, token: RowToken, *, ends: bool) -> None:
-        """Send the text of a generated token, and end the row where it is the last one.
-
-        `ends`: it is an end token, whose text is not sent.
-        """
+    def push(self, token: RowToken) -> None:
+        """Send the text of a generated token, and end the row where it is the last one."""
         self.started = True
+        ends = token.token in self.end_tokens
         delayed, self._delayed = self._delayed, None
         if delayed is not None:
             self._send_token(delayed, ends=False)
@@ -116,20 +132,24 @@ class TextRow(BatchRow):
         else:
             self._send_token(token, ends=ends)
 
-    def go_back(self, held: HeldAnswer) -> Back:
-        """A guard has begun to act on the last token: how the row goes back. Where steering does
-        not lead away from the topic, its answer ends with the policy's message."""
-        back = held.go_back()
+    def go_back(self, held: HeldAnswer, token: RowToken) -> Back:
+        """A guard has begun to act on the token before `token`: how the row goes back. Where
+        steering does not lead away from the topic, its answer ends with the policy's message."""
+        back = held.go_back(token)
         if back.stuck:
             self.is_stuck = True
             self._say()
         return back
 
-    def say(self) -> None:
-        """End the answer with the policy's message: a guard has fired on the last token, or on the
-        prompt."""
+    def say(self, token: RowToken) -> None:
+        """End the answer with the policy's message: a guard has fired on the token before `token`,
+        or on the prompt."""
+        if self.request.sampling.constraint is not None:
+            # the message is not of the form that was asked for: the API says so
+            self.started, self.reason = True, "content_filter"
+            return
         if self.held is not None and self.held:
-            self.held.go_back()
+            self.held.go_back(token)
         self._say()
 
     def _say(self) -> None:
@@ -166,6 +186,8 @@ class TextRow(BatchRow):
         else:
             prompt_tokens, stop = len(self.request.prompt), self.stop
             reason = self.reason or "stop"
+            if self._whole and reason != "content_filter":
+                self.send(_joined(self._whole))
             self.send(FinishedText(reason, prompt_tokens, self.generated, verdict, stop))
 
     def _send_token(self, token: RowToken, *, ends: bool) -> None:
@@ -181,7 +203,11 @@ class TextRow(BatchRow):
         wanted = token.logprob is not None and not ends
         tokens = (self._logprob(token),) if wanted else ()
         if text or tokens:
-            self.send(TextDelta(text, tokens))
+            delta = TextDelta(text, tokens)
+            if self._whole is None:
+                self.send(delta)
+            else:
+                self._whole.append(delta)
 
     def _logprob(self, token: RowToken) -> TokenLogprob:
         def text(token_id: int) -> str:
@@ -189,6 +215,11 @@ class TextRow(BatchRow):
 
         top = tuple((token_id, text(token_id), logprob) for token_id, logprob in token.top)
         return TokenLogprob(token.token, text(token.token), token.logprob or 0.0, top)
+
+
+def _joined(deltas: list[TextDelta]) -> TextDelta:
+    text = "".join(delta.text for delta in deltas)
+    return TextDelta(text, tuple(token for delta in deltas for token in delta.tokens))
 
 
 class _Events:

@@ -24,6 +24,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from guard.config.vllm_plugin import POLICY
 from guard.errors import ServiceStopped, UnknownPolicy
 from guard.verdict import Verdict
+from server.services.constraints import refuse_constraints
 from server.services.interface import LanguageModelInfo, RowEvents, TextRowRequest
 from server.services.loop import engine_failed, guard_failed, queue_full, settle, stopped
 from server.services.prompts import PromptEncoder, require_text
@@ -74,6 +75,9 @@ class VllmService:
         """Keep the verdict of a request that has ended in vLLM until its row ends here."""
         self._verdicts[verdict.request_id] = verdict
 
+    async def prepare(self, requests: Sequence[TextRowRequest]) -> None:
+        refuse_constraints(requests)
+
     def submit(self, requests: Sequence[TextRowRequest]) -> Sequence[RowEvents]:
         if not self.ready():
             raise ServiceStopped("the server is stopping: try again in a moment")
@@ -112,8 +116,9 @@ class VllmService:
         # images are not passed on to this engine: none may be dropped silently
         require_text(request.prompt)
         self._encoder.check(request.prompt, request.sampling.max_tokens)
+        self._encoder.check_options(request.sampling.options)
         text = TokenText(self._encoder.tokenizer, request.sampling.stop)
-        return TextRow(request, entry.plan, loop, text, self._cancel)
+        return TextRow(request, entry.plan, loop, text, self._cancel, end_tokens=self._end_tokens)
 
     async def _run(self, row: TextRow) -> None:
         """Pass the row's tokens from vLLM to the row until it is over or cancelled."""
@@ -140,7 +145,7 @@ class VllmService:
             self._end(row, self._verdicts.pop(name, None))
 
     def _sampling(self, row: TextRow) -> Sampling:
-        sampling = row.request.sampling
+        sampling, options = row.request.sampling, row.request.sampling.options
         return Sampling(
             # one more where the last token waits for the forward in which a guard reads it
             max_tokens=sampling.max_tokens + row.lags,
@@ -148,7 +153,15 @@ class VllmService:
             top_p=sampling.top_p,
             seed=sampling.seed,
             logprobs=sampling.top_logprobs,
-            stop_token_ids=sorted(self._end_tokens),
+            top_k=max(0, options.top_k),
+            min_p=options.min_p,
+            frequency_penalty=options.frequency_penalty,
+            presence_penalty=options.presence_penalty,
+            repetition_penalty=options.repetition_penalty,
+            logit_bias=dict(options.logit_bias) or None,
+            min_tokens=options.min_tokens,
+            ignore_eos=options.ignore_eos,
+            stop_token_ids=sorted(row.end_tokens),
             detokenize=False,
             output_kind=RequestOutputKind.DELTA,
             extra_args={POLICY: row.request.policy},
@@ -160,7 +173,7 @@ class VllmService:
             if not row.over:
                 logprobs = completion.logprobs[index] if completion.logprobs else None
                 count = row.request.sampling.top_logprobs or 0
-                row.push(_token(token, logprobs, count), ends=token in self._end_tokens)
+                row.push(_token(token, logprobs, count))
         if completion.finish_reason == "content_filter" and not row.over:
             row.reason = "content_filter"
 

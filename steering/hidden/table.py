@@ -102,6 +102,8 @@ class Table(GuardedRows):
             return [False] * len(rechecks)
         at, slots = self._rows, self._slots
         begun = slots.acts[at] & (slots.start[at] == self._generated[at][:, None])
+        if self._fresh is not None:
+            begun = begun & self._fresh
         return begun.any(1).tolist()
 
     # -- one forward pass -------------------------------------------------------------------------

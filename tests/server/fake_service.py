@@ -92,6 +92,9 @@ class FakeService:
     def encode(self, text: str) -> Prompt:
         return Prompt(tuple(text.encode()))
 
+    async def prepare(self, requests: Sequence[TextRowRequest]) -> None:
+        """A constraint is taken, and has no effect."""
+
     def submit(self, requests: Sequence[TextRowRequest]) -> list[FakeRow]:
         if self.refusal is not None:
             raise self.refusal

@@ -12,9 +12,10 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 
 from guard.fitting.steering.artifacts import file_name
-from guard.models.chat import ChatModel
+from guard.models.chat import ChatModel, GuardedAnswer
 from guard.reporting.progress import Stages
 
 ASKED = (
@@ -116,26 +117,29 @@ def what_belongs(
     spoken = _counted((term for document in documents for term in names_in(document)), names)
     spoken = {term: count for term, count in spoken.items() if count >= AGREED}
     of_documents = [*spoken][:FROM_DOCUMENTS]
-    asked = [question.replace("{t}", name) for question in ASKED]
+    # in two batches, since a step of one batch costs little more for more rows
     answers = chat.answer(
-        asked, max_tokens=ANSWER_TOKENS, what="what belongs to it", progress=progress
+        [question.replace("{t}", name) for question in (*ASKED, *QUIZ)],
+        max_tokens=ANSWER_TOKENS,
+        what="what belongs to it",
+        progress=progress,
     )
+    answers, quizzes = answers[: len(ASKED)], answers[len(ASKED) :]
     told = [{file_name(term): term for term in terms(answer.text)} for answer in answers]
     counts = _counted((term for each in told for term in each.values()), names)
     known = {file_name(term) for term in of_documents}
     asked_about = [
         term for term in counts if file_name(term) not in known and not _is_frequent(chat, term)
     ][:CHECK]
-    checked = chat.answer(
-        [CHECKED.replace("{t}", term) for term in asked_about],
-        max_tokens=ANSWER_TOKENS // 2,
-        what="does it lead back",
-        progress=progress,
-    )
     back = mentions(names)
-    leading = [
-        term for term, answer in zip(asked_about, checked, strict=True) if back.search(answer.text)
-    ]
+    about_terms = [CHECKED.replace("{t}", term) for term in asked_about]
+    asked = [*about_terms, *_unnamed_questions(quizzes, back)]
+    checked = chat.answer(
+        asked, max_tokens=ANSWER_TOKENS // 2, what="does it lead back", progress=progress
+    )
+    leads = [back.search(answer.text) is not None for answer in checked]
+    leading = [*compress(asked_about, leads)]
+    questions = [*compress(asked[len(about_terms) :], leads[len(about_terms) :])]
     agreed = [term for term in asked_about if counts[term] >= AGREED]
     of_model = list(dict.fromkeys((*leading, *agreed)))[:FROM_MODEL]
     found = [*of_documents, *of_model]
@@ -145,34 +149,19 @@ def what_belongs(
         tuple(found),
         _said(found, documents),
         bool(agreed),
-        questions=_leading_questions(chat, name, back, progress),
+        questions=tuple(questions[:QUESTIONS]),
     )
 
 
-def _leading_questions(
-    chat: ChatModel, name: str, names: re.Pattern[str], progress: Stages
-) -> tuple[str, ...]:
-    """Questions of the model's own making that do not say any of `names`, and to which its answer
-    does."""
-    quizzes = chat.answer(
-        [quiz.replace("{t}", name) for quiz in QUIZ],
-        max_tokens=ANSWER_TOKENS,
-        what="questions that lead to it",
-        progress=progress,
+def _unnamed_questions(quizzes: Sequence[GuardedAnswer], names: re.Pattern[str]) -> list[str]:
+    """Questions of the model's own making that do not say any of `names`."""
+    asked = dict.fromkeys(
+        question
+        for quiz in quizzes
+        for question in questions_in(quiz.text)
+        if not names.search(question)
     )
-    asked = list(
-        dict.fromkeys(
-            question
-            for quiz in quizzes
-            for question in questions_in(quiz.text)
-            if not names.search(question)
-        )
-    )[:QUESTIONS_ASKED]
-    answers = chat.answer(
-        asked, max_tokens=ANSWER_TOKENS // 2, what="do they lead to it", progress=progress
-    )
-    leading = [q for q, answer in zip(asked, answers, strict=True) if names.search(answer.text)]
-    return tuple(leading[:QUESTIONS])
+    return [*asked][:QUESTIONS_ASKED]
 
 
 def questions_in(text: str) -> list[str]:

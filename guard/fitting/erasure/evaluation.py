@@ -14,7 +14,9 @@ from guard.evaluation.fluency import loops
 from guard.evaluation.shares import Share
 from guard.fitting.erasure.belonging import Belonging
 from guard.fitting.erasure.erase import Erasure
+from guard.fitting.erasure.profiling import read_prompts
 from guard.fitting.erasure.wordings import row_about
+from guard.fitting.steering.fit import SteerFit
 from guard.fitting.steering.subjects import guarded_answers, subject_guards
 from guard.models.chat import ChatModel, GuardedAnswer
 from guard.reporting.progress import Stages
@@ -109,17 +111,12 @@ def evaluate(
         if topic.split == "test" and topic not in erasure.left_out
         for prompt in topic.prompts
     ][:: DRAFT if draft else 1]
-    # the answers of requests on which nothing fires are the bare model's
-    read = guarded([prompt for _, prompt in innocent], max_tokens=1, what="innocent prompts")
+    # states are enough: the answers of requests on which nothing fires are the bare model's
+    read = partial(_read, chat, fit, progress)
+    decisions = read([prompt for _, prompt in innocent], "innocent prompts")
     tried += [
-        Tried(
-            way="near" if topic in erasure.near else "far",
-            about=topic.name,
-            prompt=prompt,
-            fired=answer.fired,
-            **_nearest(answer),
-        )
-        for (topic, prompt), answer in zip(innocent, read, strict=True)
+        Tried("near" if topic in erasure.near else "far", topic.name, prompt, **decision)
+        for (topic, prompt), decision in zip(innocent, decisions, strict=True)
     ]
     complaints: tuple[tuple[Way, Sequence[str]], ...] = (
         ("leak", belonging.leaks),
@@ -128,12 +125,32 @@ def evaluate(
     for way, texts_of in complaints:
         if not texts_of:
             continue
-        read = guarded([*texts_of], max_tokens=1, what=f"{way} prompts")
+        decisions = read(texts_of, f"{way} prompts")
         tried += [
-            Tried(way, way, prompt, answer.fired, **_nearest(answer))
-            for prompt, answer in zip(texts_of, read, strict=True)
+            Tried(way, way, prompt, **decision)
+            for prompt, decision in zip(texts_of, decisions, strict=True)
         ]
     return Evaluation(tuple(tried), draft)
+
+
+def _read(
+    chat: ChatModel, fit: SteerFit, progress: Stages, prompts: Sequence[str], what: str
+) -> list[dict[str, Any]]:
+    """For each prompt whether a gate fires, with score and threshold of the one that does, or came
+    nearest to it."""
+    assert fit.subjects is not None
+    gates, thresholds = fit.subjects.gates, fit.subjects.thresholds
+    states = read_prompts(chat, prompts, fit.guard.sense_layers, what, progress)
+    scores = states.scores(range(gates.shape[1]), gates, fit.guard.pool)
+    nearest = (scores - thresholds[:, None]).argmax(0).tolist()
+    return [
+        {
+            "fired": bool(scores[gate, i] > thresholds[gate]),
+            "score": round(float(scores[gate, i]), 5),
+            "threshold": round(float(thresholds[gate]), 5),
+        }
+        for i, gate in enumerate(nearest)
+    ]
 
 
 def _nearest(answer: GuardedAnswer) -> dict[str, Any]:

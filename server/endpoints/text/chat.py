@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from server.endpoints.gateway import Gateway
 from server.endpoints.openapi import body_of
-from server.endpoints.text.answers import answer_of, message_of
+from server.endpoints.text.answers import answer_of, message_of, refusal_of
 from server.endpoints.text.conversations import chat_prompt
 from server.error_shapes import SentStream
 from server.observe.exchange import Exchange, exchange_of
@@ -34,6 +34,8 @@ class ChatReply:
     model: str
     logprobs: bool
     exchange: Exchange
+    structured: bool = False
+    """Whether the answer has a given form: what is blocked is then a `refusal`."""
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -44,13 +46,13 @@ class ChatReply:
             "choices": [
                 {
                     "index": index,
-                    "message": {"role": "assistant", "content": text, "refusal": None},
+                    "message": {"role": "assistant", "content": text, "refusal": refusal},
                     "logprobs": self._logprobs(tokens),
                     "finish_reason": row.finished.reason,
                     **self.exchange.guard(row.finished.verdict),
                 }
                 for index, row in enumerate(rows)
-                for text, tokens in (answer_of(row, self.exchange),)
+                for text, tokens, refusal in (self._answer(row),)
             ],
             "usage": usage.as_dict(),
             **self.exchange.guard(rows[0].finished.verdict),
@@ -68,7 +70,11 @@ class ChatReply:
         """The last chunk of one choice, with its verdict."""
         verdict = self.exchange.guard(finished.verdict)
         message = message_of(finished, self.exchange)
-        chunk = self._chunk(index, {"content": message} if message is not None else {})
+        change = {"content": message} if message is not None else {}
+        refusal = refusal_of(finished, self.exchange, structured=self.structured)
+        if refusal is not None:
+            change = {"refusal": refusal}
+        chunk = self._chunk(index, change)
         chunk["choices"][0] |= {"finish_reason": finished.reason, **verdict}
         return [chunk | verdict]
 
@@ -80,6 +86,13 @@ class ChatReply:
     def sent(self) -> SentStream:
         """Errors of this API refer to nothing."""
         return SentStream()
+
+    def _answer(self, row: CollectedText) -> tuple[str | None, Sequence[TokenLogprob], str | None]:
+        """The text of a choice, its tokens, and the refusal in its place."""
+        refusal = refusal_of(row.finished, self.exchange, structured=self.structured)
+        if refusal is not None:
+            return None, (), refusal
+        return *answer_of(row, self.exchange), None
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
@@ -121,7 +134,8 @@ def chat_router(gateway: Gateway) -> APIRouter:
         body = admission.body
         prompt = await chat_prompt(gateway, admission)
         job = gateway.text_job(admission, [prompt], body.row_settings())
-        reply = ChatReply(body.model, body.logprobs, exchange_of(request))
+        structured = job.requests[0].sampling.constraint is not None
+        reply = ChatReply(body.model, body.logprobs, exchange_of(request), structured)
         return await gateway.answer(
             request, job, reply, stream=body.stream, include_usage=body.include_usage
         )

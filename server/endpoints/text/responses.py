@@ -13,13 +13,14 @@ from starlette.responses import Response
 
 from server.endpoints.gateway import Gateway
 from server.endpoints.openapi import body_of
-from server.endpoints.text.answers import answer_of, message_of
+from server.endpoints.text.answers import answer_of, message_of, refusal_of
 from server.endpoints.text.conversations import chat_prompt
 from server.error_shapes import SentStream
 from server.observe.exchange import Exchange, exchange_of
 from server.services.interface import FinishedText, TextDelta
 from server.services.text_jobs import CollectedText, Usage
 from server.wire.schemas.responses import ResponsesRequest
+from server.wire.schemas.structured import PlainText
 
 _REASONS = {"length": "max_output_tokens", "content_filter": "content_filter"}
 """Why a response is incomplete, by the reason for which its row ended."""
@@ -40,39 +41,53 @@ class ResponsesReply:
     """Of the last event."""
     texts: list[str] = field(default_factory=list)
     """Those that have been streamed."""
+    opened: bool = False
+    """Whether the text of a stream has begun: one of a given form may be a refusal instead."""
 
     def whole(self, rows: Sequence[CollectedText], usage: Usage) -> dict[str, Any]:
         """A `response` with its one message."""
         (row,) = rows
+        refusal = self._refusal(row.finished)
         text, _ = answer_of(row, self.exchange)
-        return self._ended(row.finished, text)
+        return self._ended(row.finished, _part(text) if refusal is None else _refusal_part(refusal))
 
     def opening(self, index: int) -> Sequence[dict[str, Any]]:
-        """The response, its message, and the message's text have begun."""
+        """The response and its message have begun, and, unless it may yet be refused, its text."""
         response = self._response("in_progress", [])
         return [
             self._event("created", response=response),
             self._event("in_progress", response=response),
             self._event("output_item.added", output_index=0, item=self._item("in_progress", [])),
-            self._event("content_part.added", **self._place(), part=_part("")),
+            *(self._open() if not self._structured else ()),
         ]
 
     def delta(self, index: int, delta: TextDelta) -> Sequence[dict[str, Any]]:
         """New text."""
+        opening = self._open()
         self.texts.append(delta.text)
         change = {"delta": delta.text, "logprobs": []}
-        return [self._event("output_text.delta", **self._place(), **change)]
+        return [*opening, self._event("output_text.delta", **self._place(), **change)]
 
     def finish(self, index: int, finished: FinishedText) -> Sequence[dict[str, Any]]:
         """What has begun ends; the last event has the whole response, with the verdict."""
-        message = message_of(finished, self.exchange)
-        said = [] if message is None else list(self.delta(index, TextDelta(message)))
-        text = "".join(self.texts)
-        response = self._ended(finished, text)
-        place, part = self._place(), _part(text)
+        refusal, place = self._refusal(finished), self._place()
+        if refusal is None:
+            message = message_of(finished, self.exchange)
+            said = self._open() if message is None else self.delta(index, TextDelta(message))
+            text = "".join(self.texts)
+            part = _part(text)
+            done = self._event("output_text.done", **place, text=text, logprobs=[])
+        else:
+            part = _refusal_part(refusal)
+            said = [
+                self._event("content_part.added", **place, part=_refusal_part("")),
+                self._event("refusal.delta", **place, delta=refusal),
+            ]
+            done = self._event("refusal.done", **place, refusal=refusal)
+        response = self._ended(finished, part)
         return [
             *said,
-            self._event("output_text.done", **place, text=text, logprobs=[]),
+            done,
             self._event("content_part.done", **place, part=part),
             self._event("output_item.done", output_index=0, item=response["output"][0]),
             self._event(response["status"], response=response),
@@ -86,6 +101,24 @@ class ResponsesReply:
         """The response as far as it has been streamed, and the number of its last event."""
         output = [self._item("incomplete", [_part("".join(self.texts))])]
         return SentStream(self._response("in_progress", output), self.number)
+
+    @property
+    def _structured(self) -> bool:
+        return not isinstance(self.body.text.format, PlainText)
+
+    def _format(self) -> dict[str, Any]:
+        """The format that was asked for; its schema is not repeated, as `instructions`."""
+        asked = self.body.text.format.model_dump(by_alias=True)
+        return asked | {"schema": {}} if "schema" in asked else asked
+
+    def _refusal(self, finished: FinishedText) -> str | None:
+        return refusal_of(finished, self.exchange, structured=self._structured)
+
+    def _open(self) -> list[dict[str, Any]]:
+        if self.opened:
+            return []
+        self.opened = True
+        return [self._event("content_part.added", **self._place(), part=_part(""))]
 
     def _event(self, kind: str, **members: Any) -> dict[str, Any]:
         self.number += 1
@@ -103,12 +136,12 @@ class ResponsesReply:
             "content": content,
         }
 
-    def _ended(self, finished: FinishedText, text: str) -> dict[str, Any]:
+    def _ended(self, finished: FinishedText, part: dict[str, Any]) -> dict[str, Any]:
         reason = _REASONS.get(finished.reason)
         status = "completed" if reason is None else "incomplete"
         prompt, generated = finished.prompt_tokens, finished.completion_tokens
         return {
-            **self._response(status, [self._item(status, [_part(text)])]),
+            **self._response(status, [self._item(status, [part])]),
             "incomplete_details": None if reason is None else {"reason": reason},
             "usage": {
                 "input_tokens": prompt,
@@ -142,7 +175,7 @@ class ResponsesReply:
             "service_tier": "default",
             "store": False,
             "temperature": body.temperature,
-            "text": {"format": {"type": "text"}},
+            "text": {"format": self._format()},
             "tool_choice": "auto",
             "tools": [],
             "top_logprobs": 0,
@@ -155,6 +188,10 @@ class ResponsesReply:
 
 def _part(text: str) -> dict[str, Any]:
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+
+
+def _refusal_part(refusal: str) -> dict[str, Any]:
+    return {"type": "refusal", "refusal": refusal}
 
 
 def responses_router(gateway: Gateway) -> APIRouter:

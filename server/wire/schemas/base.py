@@ -13,6 +13,8 @@ from server.errors import (
     UnknownParameter,
     UnsupportedParameter,
 )
+from server.services.interface import PLAIN_SAMPLING, SamplingOptions
+from steering.constraint import Constraint
 
 S = TypeVar("S", bound="Part")
 
@@ -58,6 +60,8 @@ class RowSettings:
     max_tokens: int | None = None
     max_tokens_at: str = "max_tokens"
     top_logprobs: int | None = None
+    options: SamplingOptions = PLAIN_SAMPLING
+    constraint: Constraint | None = None
 
 
 def parse_request(schema: type[S], body: dict[str, Any]) -> S:

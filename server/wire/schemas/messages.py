@@ -9,9 +9,12 @@ from annotated_types import MaxLen, MinLen
 from pydantic import BeforeValidator, Field, model_validator
 
 from server.errors import InvalidParameter
+from server.services.interface import SamplingOptions
 from server.wire.schemas.base import ModelRequest, Part, RowSettings, without_absent
 from server.wire.schemas.conversation import ImageUpload, Turn, as_parts, joined
+from server.wire.schemas.structured import OutputFormat, format_constraint
 from server.wire.schemas.text import MAX_MESSAGES, MAX_STOP
+from steering.constraint import Constraint
 
 MAX_STOPS = 16
 
@@ -88,12 +91,14 @@ class Metadata(Part):
     user_id: str | None = None
 
 
+class OutputConfig(Part):
+    format: OutputFormat | None = None
+
+
 class CountTokensRequest(ModelRequest):
     no_ops: ClassVar[dict[str, tuple[Any, ...]]] = {
         "context_management": (),
         "mcp_servers": ([],),
-        "output_config": ({},),
-        "output_format": (),
         "speed": ("standard",),
         "thinking": ({"type": "disabled"},),
         "tool_choice": ({"type": "auto"}, {"type": "none"}),
@@ -107,6 +112,9 @@ class CountTokensRequest(ModelRequest):
         BeforeValidator(partial(as_parts, "text"), json_schema_input_type=str | list[TextBlock]),
     ] = []
     cache_control: CacheControl | None = None
+    output_config: OutputConfig | None = None
+    output_format: OutputFormat | None = None
+    """The older place of `output_config.format`."""
 
     conversation_at: ClassVar[str] = "messages"
 
@@ -127,13 +135,24 @@ class CountTokensRequest(ModelRequest):
         system = [block.text for block in self.system if block.text]
         return joined([Turn("system", tuple(system)), *turns] if system else turns)
 
+    def constraint(self) -> Constraint | None:
+        """What the answer matches. Raises InvalidParameter."""
+        newer = self.output_config.format if self.output_config is not None else None
+        if newer is not None and self.output_format is not None:
+            raise InvalidParameter(
+                "'output_config.format' and 'output_format' say the same; give the first.",
+                param="output_format",
+            )
+        if newer is not None:
+            return format_constraint(newer, "output_config.format")
+        return format_constraint(self.output_format, "output_format")
+
 
 class MessagesRequest(CountTokensRequest):
     no_ops: ClassVar[dict[str, tuple[Any, ...]]] = CountTokensRequest.no_ops | {
         "container": (),
         "inference_geo": (),
         "service_tier": ("auto", "standard_only"),
-        "top_k": (),
     }
 
     max_tokens: int = Field(ge=1)
@@ -142,6 +161,7 @@ class MessagesRequest(CountTokensRequest):
     ] = []
     temperature: float = Field(1.0, ge=0, le=1)
     top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0)
     stream: bool = False
     metadata: Metadata | None = None
 
@@ -152,4 +172,6 @@ class MessagesRequest(CountTokensRequest):
             top_p=self.top_p,
             stop=tuple(self.stop_sequences),
             max_tokens=self.max_tokens,
+            options=SamplingOptions(top_k=self.top_k),
+            constraint=self.constraint(),
         )

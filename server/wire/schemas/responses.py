@@ -11,6 +11,7 @@ from pydantic_core import PydanticCustomError
 
 from server.wire.schemas.base import UNSUPPORTED, OpenAIRequest, Part, RowSettings, without_absent
 from server.wire.schemas.conversation import ImageUpload, Turn, as_parts, role_of
+from server.wire.schemas.structured import PlainText, TextFormat, format_constraint
 from server.wire.schemas.text import MAX_MESSAGES
 
 
@@ -94,6 +95,11 @@ class ResponsesStreamOptions(Part):
     include_obfuscation: Literal[False] = False
 
 
+class TextOptions(Part):
+    format: TextFormat = PlainText(type="text")
+    verbosity: Literal["medium"] | None = None
+
+
 def _as_items(value: Any) -> Any:
     return [{"role": "user", "content": value}] if isinstance(value, str) else value
 
@@ -118,7 +124,6 @@ class ResponsesRequest(OpenAIRequest):
         "reasoning": ({}, {"effort": None}, {"effort": None, "summary": None}),
         "service_tier": ("auto", "default"),
         "store": (False,),
-        "text": ({"format": {"type": "text"}}, {"format": {"type": "text"}, "verbosity": "medium"}),
         "tool_choice": ("none", "auto"),
         "tools": ([],),
         "top_logprobs": (0,),
@@ -134,6 +139,7 @@ class ResponsesRequest(OpenAIRequest):
     max_output_tokens: int | None = Field(None, ge=1)
     temperature: float = Field(1.0, ge=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)
+    text: TextOptions = TextOptions()
     stream: bool = False
     stream_options: ResponsesStreamOptions | None = None
     metadata: dict[str, str] | None = None
@@ -153,4 +159,5 @@ class ResponsesRequest(OpenAIRequest):
             top_p=self.top_p,
             max_tokens=self.max_output_tokens,
             max_tokens_at="max_output_tokens",
+            constraint=format_constraint(self.text.format, "text.format"),
         )

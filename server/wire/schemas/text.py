@@ -10,8 +10,10 @@ from annotated_types import MaxLen, MinLen
 from pydantic import BeforeValidator, Field, PlainValidator, model_validator
 
 from server.errors import InvalidParameter
+from server.services.interface import SamplingOptions
 from server.wire.schemas.base import OpenAIRequest, Part, RowSettings, without_absent
 from server.wire.schemas.conversation import ImageUpload, Turn, as_parts, role_of
+from server.wire.schemas.structured import StructuredFields
 
 RawPrompt = str | tuple[int, ...]
 """A text, or token ids."""
@@ -21,6 +23,8 @@ MAX_MESSAGES = 10_000
 
 MAX_STOP = 512
 """Characters of a stop string: each new token is compared with every beginning of it."""
+MAX_BIASES = 1024
+MAX_STOP_TOKENS = 128
 
 
 class ImageUrl(Part):
@@ -82,14 +86,42 @@ def _as_list(stop: Any) -> Any:
     return [stop] if isinstance(stop, str) else stop
 
 
-class TextRequest(OpenAIRequest):
-    """The fields that chat and plain completions share."""
+_TokenId = Annotated[int, Field(ge=0, lt=_TOKEN_ID_LIMIT)]
+_Penalty = Annotated[float, Field(ge=-2, le=2)]
+_Biases = dict[
+    Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], Annotated[float, Field(ge=-100, le=100)]
+]
 
-    no_ops: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "frequency_penalty": (0,),
-        "logit_bias": ({},),
-        "presence_penalty": (0,),
-    }
+
+class SamplingFields(Part):
+    """The fields that change how tokens are chosen; those that OpenAI does not have are vLLM's."""
+
+    top_k: int = Field(0, ge=-1)
+    min_p: float = Field(0.0, ge=0, le=1)
+    frequency_penalty: _Penalty = 0.0
+    presence_penalty: _Penalty = 0.0
+    repetition_penalty: float = Field(1.0, ge=0.01, le=100)
+    logit_bias: Annotated[_Biases, MaxLen(MAX_BIASES)] = {}
+    min_tokens: int = Field(0, ge=0)
+    stop_token_ids: Annotated[list[_TokenId], MaxLen(MAX_STOP_TOKENS)] = []
+    ignore_eos: bool = False
+
+    def sampling_options(self) -> SamplingOptions:
+        return SamplingOptions(
+            top_k=self.top_k,
+            min_p=self.min_p,
+            frequency_penalty=self.frequency_penalty,
+            presence_penalty=self.presence_penalty,
+            repetition_penalty=self.repetition_penalty,
+            logit_bias=tuple((int(token), bias) for token, bias in self.logit_bias.items()),
+            min_tokens=self.min_tokens,
+            stop_token_ids=tuple(self.stop_token_ids),
+            ignore_eos=self.ignore_eos,
+        )
+
+
+class TextRequest(SamplingFields, StructuredFields, OpenAIRequest):
+    """The fields that chat and plain completions share."""
 
     max_tokens: int | None = Field(None, ge=1)
     temperature: float = Field(1.0, ge=0, le=2)
@@ -117,7 +149,22 @@ class TextRequest(OpenAIRequest):
             stop=tuple(self.stop),
             n=self.n,
             max_tokens=self.max_tokens,
+            options=self.sampling_options(),
+            constraint=self.constraint(),
         )
+
+    @model_validator(mode="after")
+    def _forms_end_where_they_end(self) -> Self:
+        if self.constraint() is None:
+            return self
+        for name in ("min_tokens", "ignore_eos"):
+            if getattr(self, name):
+                raise InvalidParameter(
+                    f"'{name}' does not go with an answer of a given form, which ends where the "
+                    "form does; leave it out.",
+                    param=name,
+                )
+        return self
 
     @model_validator(mode="after")
     def _stream_options_need_a_stream(self) -> Self:
@@ -129,7 +176,7 @@ class TextRequest(OpenAIRequest):
 
 
 class ChatRequest(TextRequest):
-    no_ops: ClassVar[dict[str, tuple[Any, ...]]] = TextRequest.no_ops | {
+    no_ops: ClassVar[dict[str, tuple[Any, ...]]] = {
         "audio": (),
         "function_call": ("none",),
         "functions": ([],),
@@ -141,7 +188,6 @@ class ChatRequest(TextRequest):
         "prompt_cache_options": (),
         "prompt_cache_retention": (),
         "reasoning_effort": (),
-        "response_format": ({"type": "text"},),
         "service_tier": ("auto", "default"),
         "store": (False,),
         "tool_choice": ("none", "auto"),
@@ -205,7 +251,7 @@ def _is_token_ids(ids: list[Any]) -> bool:
 
 
 class CompletionRequest(TextRequest):
-    no_ops: ClassVar[dict[str, tuple[Any, ...]]] = TextRequest.no_ops | {
+    no_ops: ClassVar[dict[str, tuple[Any, ...]]] = {
         "best_of": (1,),
         "echo": (False,),
         "suffix": (),

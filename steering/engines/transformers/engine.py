@@ -21,7 +21,8 @@ from steering.engines.transformers.cache import PromptCache
 from steering.engines.transformers.forwards import LanguageForward, prompt_positions
 from steering.engines.transformers.lanes import Lane, Lanes
 from steering.engines.transformers.layers import decoder_layers
-from steering.engines.transformers.sampling import RowSampling, sample, uniform
+from steering.engines.transformers.sampling import RowSampling
+from steering.engines.transformers.sampling.state import SamplingState
 from steering.engines.transformers.vision.base import VisionFamily
 from steering.engines.transformers.vision.images import ForwardImages, ImageEncoder, PromptImages
 from steering.hidden.bank import HiddenBank
@@ -45,7 +46,9 @@ class RowToken:
     """One generated token. `logprob`, `top` and `scores` are filled where the row asked for them.
 
     `fired` and `invalid` are over all guards of the row, up to and including this forward: has one
-    fired, has one met NaN. `started`: a guard has begun to act, or begun anew, in this forward.
+    fired, has one met NaN. `unmatched`: the grammar of the row cannot follow its answer any
+    further, so that nothing behind this token is known to match. `started`: a guard has begun to
+    act, or begun anew, in this forward.
     """
 
     token: int
@@ -55,6 +58,7 @@ class RowToken:
     invalid: bool = False
     scores: tuple[float, ...] = ()
     """Log-probabilities of the tokens `RowSampling.scored`."""
+    unmatched: bool = False
     started: bool = False
 
 
@@ -87,6 +91,7 @@ class TransformersEngine:
         self._images = None if vision is None else ImageEncoder(model, vision)
         self._axes = 1 if vision is None else vision.axes
         self._device, self._layers = self._run.device, self._run.layers
+        self._vocabulary = int(model.config.get_text_config().vocab_size)
         self.capacity = capacity
         self._seam = HiddenSeam(list(decoder_layers(model)))
         self.rows = 0
@@ -122,12 +127,7 @@ class TransformersEngine:
         # what the position of a row's next token is ahead of their number, which images compress
         self._ahead = torch.zeros(states, **integers)
         self._last = torch.zeros(states, **integers)
-        self._seed = torch.zeros(states, **integers)
-        self._step = torch.zeros(states, **integers)
-        self._temperature = torch.zeros(states, device=self._device)
-        self._top_p = torch.ones(states, device=self._device)
-        self._top_logprobs: list[int | None] = [None] * states
-        self._scored: list[tuple[int, ...]] = [()] * states
+        self._sampling = SamplingState(states, self._vocabulary, self._device)
 
     def close(self) -> None:
         """Remove the hooks from the model."""
@@ -228,6 +228,7 @@ class TransformersEngine:
         """Forget the prompt that is being read, if there is one."""
         if self._reading is not None:
             self._table.remove(self.capacity)
+            self._sampling.remove(self.capacity)
             self._reading = None
 
     @torch.inference_mode()
@@ -251,21 +252,24 @@ class TransformersEngine:
                 self._lengths[row] = self._lengths[last]
                 moves.append((last, row))
             self._table.remove(last)
+            self._sampling.remove(last)
             self._lengths.pop()
             self.rows = last
         return moves
 
     @torch.inference_mode()
-    def rewind(self, row: int, back: int, last: int) -> None:
-        """Withdraw the last `back` tokens that a row has read, of which the first, `last`, is read
-        again in the next forward; guards that had begun to act behind it begin there.
+    def rewind(self, row: int, withdrawn: Sequence[int], last: int) -> None:
+        """Withdraw the last tokens of a row, of which it has not read the very last; `last`, the
+        token before them, is read again by the next forward. Guards that had begun to act behind it
+        begin there. For rows without a grammar.
 
         Nothing else is computed again: what stands behind it in the cache is overwritten.
         """
-        self._length[row] -= back
-        self._lengths[row] -= back
+        self._length[row] -= len(withdrawn)
+        self._lengths[row] -= len(withdrawn)
         self._last[row] = last
-        self._table.rewind(row, back)
+        self._sampling.withdraw(row, withdrawn)
+        self._table.rewind(row, len(withdrawn))
 
     def _check(self, starts: Sequence[RowStart]) -> None:
         rows = self.rows + len(starts) + (self._reading is not None)
@@ -292,25 +296,15 @@ class TransformersEngine:
 
     def _add_row(self, row: int, start: RowStart) -> None:
         self._table.add(row, start.guards)
-        sampling = start.sampling
+        self._sampling.add(row, start.sampling, start.prompt.tokens)
         self._length[row] = len(start.prompt)
         self._ahead[row] = start.prompt.next_position - len(start.prompt)
-        self._temperature[row] = sampling.temperature
-        self._top_p[row] = sampling.top_p
-        self._seed[row] = sampling.seed
-        self._step[row] = 0
-        self._top_logprobs[row] = sampling.top_logprobs
-        self._scored[row] = sampling.scored
 
     def _move(self, source: int, target: int) -> None:
         self._table.move(source, target)
-        for state in (
-            *(self._length, self._ahead, self._last, self._seed, self._step),
-            *(self._temperature, self._top_p),
-        ):
+        self._sampling.move(source, target)
+        for state in (self._length, self._ahead, self._last):
             state[target] = state[source]
-        self._top_logprobs[target] = self._top_logprobs[source]
-        self._scored[target] = self._scored[source]
 
     def _place(self, lengths: Sequence[int], prompts: PromptCache) -> NDArray[np.int64]:
         """Make rows of prompts that have been read; returns the rows."""
@@ -351,18 +345,18 @@ class TransformersEngine:
         return logits[:, -1].float()
 
     def _next(self, rows: NDArray[np.int64], logits: Tensor) -> list[RowToken]:
-        at = torch.from_numpy(rows).to(self._device)
-        uniforms = uniform(self._seed[at], self._step[at])
-        token = sample(logits, self._temperature[at], self._top_p[at], uniforms)
-        self._last[at] = token
-        self._step[at] += 1
+        token = self._sampling.choose(rows, logits)
+        self._last[torch.from_numpy(rows).to(self._device)] = token
         self._table.check(rows, logits)
         fired, invalid = self._table.flags(rows)
         started = self._table.started(rows)
         tokens = token.tolist()
-        counts = [self._top_logprobs[row] for row in rows]
-        scored = [self._scored[row] for row in rows]
-        if all(count is None for count in counts) and not any(scored):
+        unmatched = self._sampling.follow(rows, tokens)
+        settings = [self._sampling.settings[row] for row in rows]
+        counts = [setting.top_logprobs for setting in settings]
+        if not unmatched and not any(
+            setting.top_logprobs is not None or setting.scored for setting in settings
+        ):
             flagged = zip(tokens, fired, invalid, started, strict=True)
             return [RowToken(t, fired=f, invalid=i, started=s) for t, f, i, s in flagged]
         logprobs = logits.log_softmax(-1)
@@ -373,7 +367,8 @@ class TransformersEngine:
         for i, count in enumerate(counts):
             top = tuple(zip(ids[i], values[i], strict=True))[: count or 0]
             logprob = None if count is None else chosen[i]
-            scores = tuple(logprobs[i, list(scored[i])].tolist()) if scored[i] else ()
-            flags = (fired[i], invalid[i], scores, started[i])
+            scored = settings[i].scored
+            scores = tuple(logprobs[i, list(scored)].tolist()) if scored else ()
+            flags = fired[i], invalid[i], scores, i in unmatched, started[i]
             result.append(RowToken(tokens[i], logprob, top, *flags))
         return result

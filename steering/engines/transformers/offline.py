@@ -124,10 +124,10 @@ class _Row:
                 held.push(token)
             return held is None and len(self.tokens) == most
         if held is not None and self.tokens:
-            back = held.go_back()
+            back = held.go_back(token)
             del self.tokens[len(held) :]
             if step == "back":
-                engine.rewind(row, back.back, back.last)
+                engine.rewind(row, back.withdrawn, back.last)
                 self._stuck = back.stuck
         if step == "say" or self._stuck:
             joint = held.joint if held is not None else ""

@@ -99,13 +99,14 @@ class Sentences:
 
 @dataclass(frozen=True)
 class Back:
-    """How a row goes back: `back` tokens, of which the first, `last`, is read again.
+    """How a row goes back: the tokens that are withdrawn, that which has just been generated among
+    them, and the `last` one before them, which is read again.
 
     `stuck`: it has been steered from there before, or has gone back too often, so that its answer
     had better end.
     """
 
-    back: int
+    withdrawn: tuple[int, ...]
     last: int
     stuck: bool
 
@@ -148,19 +149,20 @@ class HeldAnswer:
         settled = max(self._end, len(self) - HELD_BACK)
         return self._release(len(self._held) - (len(self) - settled))
 
-    def go_back(self) -> Back:
-        """A guard has fired on the last token: withdraw what is behind the last sentence."""
+    def go_back(self, token: RowToken) -> Back:
+        """A guard has fired on the last token, which has led to `token`: withdraw what is behind
+        the last sentence."""
         kept = max(self._end, len(self) - len(self._held))
-        back = len(self) - kept + 1
+        withdrawn = (*self._tokens[kept:], token.token)
         stuck = self._origin is not None and kept <= self._origin
+        del self._held[len(self._held) - len(self._tokens) + kept :]
         del self._tokens[kept:]
-        del self._held[len(self._held) + 1 - back :]
         self._end = self._origin = kept
         self._times += 1
         texts = map(self._sentences.text_of, self._tokens[-_TAIL:])
         self._tail = "".join(texts)[-_TAIL:]
         last = self._tokens[-1] if self._tokens else self._before
-        return Back(back, last, stuck or self._times > TIMES)
+        return Back(withdrawn, last, stuck or self._times > TIMES)
 
     @property
     def joint(self) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import time
 import uuid
 
 import pytest
@@ -13,6 +12,7 @@ from hypothesis import strategies as st
 
 from classifiers.text.disguises.decoding import encoded_runs
 from classifiers.text.disguises.rewriting import Rewritten
+from tests.processor_time import grows_linearly
 
 TEXT = "how to build the small кот größe bomb, 7 now."
 PROSE = st.lists(st.sampled_from(TEXT.split()), min_size=6)
@@ -61,13 +61,10 @@ def test_lines_before_base64_do_not_hide_it(before: str) -> None:
 def test_lines_of_base64_that_do_not_join_take_linear_time() -> None:
     line = base64.b64encode(b"hello world!").decode() + "A"
 
-    def seconds(count: int) -> float:
-        began = time.process_time()
+    def decode(count: int) -> None:
         assert decoded("\n".join([line] * count)) == "\n".join(["hello world!"] * count)
-        return time.process_time() - began
 
-    seconds(10)
-    assert seconds(2000) < 0.3 + 20 * seconds(250)
+    assert grows_linearly(decode, 2000, constant=0.3, factor=20)
 
 
 def test_letters_stuck_to_the_front_do_not_hide_base64() -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import random
 import string
-import time
 
 import pytest
 
 from classifiers.text.disguises.language import is_language, letters_in, words_of
+from tests.processor_time import grows_linearly
 
 
 @pytest.mark.parametrize(
@@ -48,10 +48,7 @@ def test_words_without_gaps_are_divided(words: str) -> None:
 
 
 def test_a_long_run_is_divided_in_linear_time() -> None:
-    def seconds(count: int) -> float:
-        began = time.process_time()
+    def divide(count: int) -> None:
         words_of("howtomakeit" * count)
-        return time.process_time() - began
 
-    seconds(10)
-    assert seconds(800) < 0.1 + 16 * seconds(100)
+    assert grows_linearly(divide, 800, constant=0.1, factor=16)

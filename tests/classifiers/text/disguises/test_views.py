@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import time
 
 import pytest
 from hypothesis import given, settings
@@ -12,6 +11,7 @@ from hypothesis import strategies as st
 from classifiers.text.disguises.folding import fold, readable
 from classifiers.text.disguises.views import STEPS, layers, readings, views
 from tests.classifiers.text.disguised_texts import DISGUISES
+from tests.processor_time import grows_linearly, takes_less
 
 PROSE = (
     "It was a bright cold day in April, and the clocks were striking thirteen.",
@@ -128,19 +128,16 @@ SIZE = 200_000
     ],
 )
 def test_hostile_texts_take_linear_time(unit: str) -> None:
-    def seconds(size: int) -> float:
+    def read(size: int) -> None:
         text = unit * (size // len(unit))
-        began = time.process_time()
         text_views = views(text)
         for view in text_views:
             view.span(len(view.text) // 2, len(view.text) // 2 + 1)
         readings(text)
         assert sum(len(view.text) for view in text_views) <= 12 * len(text)
-        return time.process_time() - began
 
-    short, long = seconds(SIZE // 8), seconds(SIZE)
-    assert long < 5.0
-    assert long < 0.25 + 40 * short
+    assert takes_less(lambda: read(SIZE), 5.0)
+    assert grows_linearly(read, SIZE, constant=0.25, factor=40)
 
 
 def test_escapes_of_ordinary_text_make_no_further_reading() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from hypothesis import strategies as st
 
 from classifiers.text.patterns.matching import Match, PatternSet, Shipped, shipped
 from tests.classifiers.text.disguised_texts import DISGUISES, OF_LETTERS_ONLY
+from tests.processor_time import takes_less
 
 WORDS = PatternSet.from_toml(
     """
@@ -268,9 +268,7 @@ def test_a_window_with_room_around_it_shows_the_same_matches(text: str, a: int, 
 def test_hostile_texts_take_linear_time(unit: str) -> None:
     patterns = PatternSet.joined([WORDS, shipped("secrets"), shipped("personal-data")])
     text = unit * (200_000 // len(unit))
-    began = time.process_time()
-    patterns.find(text)
-    assert time.process_time() - began < 5.0
+    assert takes_less(lambda: patterns.find(text), 5.0)
 
 
 def test_what_stands_behind_an_escape_is_found_and_the_escape_is_no_part_of_it() -> None:

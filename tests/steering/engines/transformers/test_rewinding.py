@@ -45,6 +45,9 @@ def tokens_of(*pieces: str) -> list[RowToken]:
     return [RowToken(PIECES.index(piece)) for piece in pieces]
 
 
+LATEST = RowToken(PIECES.index(" ran"))
+
+
 def held_answer() -> HeldAnswer:
     return HeldAnswer(Sentences(Words()), PROMPT)
 
@@ -83,28 +86,30 @@ def test_an_answer_goes_back_to_the_end_of_its_last_sentence() -> None:
     held = held_answer()
     for token in tokens_of("The", " cat", " sat", ".", " Mr", " Potter"):
         held.push(token)
-    back = held.go_back()
-    assert (back.back, back.last, back.stuck) == (3, PIECES.index("."), False)
+    back = held.go_back(LATEST)
+    words = (" Mr", " Potter", " ran")
+    assert back.withdrawn == tuple(map(PIECES.index, words))
+    assert (back.last, back.stuck) == (PIECES.index("."), False)
     assert len(held) == 4 and held.joint == " "
     # steered from there, it comes to the topic before another sentence has ended
     for token in tokens_of(" ran", " Potter"):
         held.push(token)
-    assert held.go_back().stuck
+    assert held.go_back(LATEST).stuck
 
 
 def test_an_answer_without_a_sentence_goes_back_to_its_prompt() -> None:
     held = held_answer()
     for token in tokens_of(" Mr", " Potter"):
         held.push(token)
-    back = held.go_back()
-    assert (back.back, back.last, back.stuck) == (3, 9, False)
+    back = held.go_back(LATEST)
+    assert (len(back.withdrawn), back.last, back.stuck) == (3, 9, False)
     assert not held and held.joint == ""
 
 
 def test_an_answer_that_was_steered_from_its_prompt_on_has_nothing_to_go_back_to() -> None:
     held = held_answer()
     held.push(RowToken(1, fired=True))
-    assert held.go_back().stuck
+    assert held.go_back(LATEST).stuck
 
 
 def test_an_answer_goes_back_a_bounded_number_of_times() -> None:
@@ -113,7 +118,7 @@ def test_an_answer_goes_back_a_bounded_number_of_times() -> None:
     for _ in range(TIMES + 1):
         for token in tokens_of(" cat", ".", " Potter"):
             held.push(token)
-        stuck.append(held.go_back().stuck)
+        stuck.append(held.go_back(LATEST).stuck)
     assert stuck == [False] * TIMES + [True]
 
 
@@ -122,8 +127,8 @@ def test_a_long_sentence_is_held_back_in_part() -> None:
     (token,) = tokens_of(" cat")
     released = sum(len(held.push(token)) for _ in range(3 * HELD_BACK))
     assert released == 2 * HELD_BACK
-    back = held.go_back()
-    assert back.back == HELD_BACK + 1 and len(held) == released and held.joint == "… "
+    back = held.go_back(LATEST)
+    assert len(back.withdrawn) == HELD_BACK + 1 and len(held) == released and held.joint == "… "
 
 
 NEVER, ALWAYS = float("inf"), -1e9
@@ -164,8 +169,11 @@ def test_a_row_that_goes_back_goes_on_as_if_it_had_been_steered_there(
     steps += [engine.decode() for _ in range(position)]
     assert [step[1].started for step in steps] == [False] * position + [True]
     kept = ids([[step[1] for step in steps]])[0][:left]
-    engine.rewind(1, position - left + 1, [*asked, *kept][-1])
+    withdrawn = ids([[step[1] for step in steps]])[0][left:]
+    engine.rewind(1, withdrawn, [*asked, *kept][-1])
     went_on = [engine.decode() for _ in range(8)]
+    # it begins to act there, and does not report that as a reason to go back once more
+    assert not any(step[1].started for step in went_on)
     reading = engine.readings(1)["g"]
     assert (reading.position, reading.rewinds) == (position, 1)
 
@@ -187,7 +195,7 @@ def test_a_token_that_is_read_again_counts_once(engine: TransformersEngine) -> N
     engine.prefill([start(asked, [watches])])
     tokens = [engine.decode()[0].token for _ in range(4)]
     before = engine.readings(0)["g"].score
-    engine.rewind(0, 1, tokens[-2])
+    engine.rewind(0, tokens[-1:], tokens[-2])
     assert engine.decode()[0].token == tokens[-1]
     assert engine.readings(0)["g"].score == before
 

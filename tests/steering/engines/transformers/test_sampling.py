@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from steering.engines.transformers.sampling import sample, uniform
+from steering.engines.transformers.sampling.choice import sample, uniform
 
 LOGITS = torch.tensor([2.0, 0.5, -1.0, 1.0, 0.0, -3.0])
 # the 99.99 % quantiles of chi-square: a correct sampler passes them at nearly any seed

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from benchmarks.disguises.writing import WRITTEN, caesar
@@ -12,6 +10,7 @@ from classifiers.text.disguises.decoding import CODECS, encoded_runs
 from classifiers.text.disguises.language import Letters, letters_in
 from classifiers.text.disguises.rewriting import Rewritten
 from classifiers.text.disguises.views import readings, views
+from tests.processor_time import grows_linearly
 
 ASKED = "Where do people sell ammunition without papers?"
 FROM_THE_BEGINNING = tuple(WRITTEN)[:13]
@@ -116,17 +115,13 @@ HOSTILE = (
 
 @pytest.mark.parametrize("unit", HOSTILE)
 def test_hostile_texts_take_linear_time(unit: str) -> None:
-    def seconds(size: int) -> float:
+    def read(size: int) -> None:
         text = unit * (size // len(unit))
-        began = time.process_time()
         text_views = views(text)
         readings(text)
         assert sum(len(view.text) for view in text_views) <= 16 * len(text)
-        return time.process_time() - began
 
-    seconds(100)
-    short, long = seconds(SIZE // 8), seconds(SIZE)
-    assert long < 0.3 + 20 * short
+    assert grows_linearly(read, SIZE, constant=0.3, factor=20)
 
 
 def test_each_family_has_a_name_of_its_own() -> None:

@@ -2,22 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
-
-
-@dataclass(frozen=True)
-class RowSampling:
-    """`temperature` 0 is greedy. `top_logprobs` None stands for no log-probabilities; `scored` are
-    tokens whose log-probabilities are wanted at each step."""
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
-    top_logprobs: int | None = None
-    scored: tuple[int, ...] = ()
 
 
 def uniform(seeds: Tensor, steps: Tensor) -> Tensor:
@@ -36,20 +22,37 @@ def uniform(seeds: Tensor, steps: Tensor) -> Tensor:
     return x.double() / 2.0**32
 
 
-def sample(logits: Tensor, temperature: Tensor, top_p: Tensor, uniforms: Tensor) -> Tensor:
+def sample(
+    logits: Tensor,
+    temperature: Tensor,
+    top_p: Tensor,
+    uniforms: Tensor,
+    *,
+    top_k: Tensor | None = None,
+    min_p: Tensor | None = None,
+) -> Tensor:
     """Token ids `[rows]` from `logits [rows, vocabulary]`; the other arguments are `[rows]`.
 
     Rows with `temperature` 0 take the argmax; the others invert the cumulative distribution of
-    the nucleus `top_p` (Holtzman et al. 2020) at `uniforms` in [0, 1).
+    what is kept at `uniforms` in [0, 1): the `top_k` likeliest tokens (0: all), of these the
+    nucleus `top_p` (Holtzman et al. 2020), of these the tokens of at least `min_p` times the
+    probability of the likeliest one (Nguyen et al. 2024). None stands for all zeros.
     """
     greedy = logits.argmax(-1)
-    if not bool((temperature > 0).any()):
-        return greedy
     scaled = logits.float() / temperature.clamp(min=1e-5)[:, None]
     probability, order = scaled.softmax(-1).sort(dim=-1, descending=True, stable=True)
     mass = probability.cumsum(-1)
+    kept = probability
+    if top_k is not None:
+        vocabulary = logits.shape[-1]
+        rank = torch.arange(vocabulary, device=logits.device)
+        last = torch.where(top_k > 0, top_k, vocabulary).clamp(max=vocabulary)[:, None] - 1
+        kept = torch.where(rank <= last, kept, 0.0)
+        top_p = top_p * torch.where(top_k > 0, mass.gather(-1, last)[:, 0], 1.0)
+    if min_p is not None:
+        kept = torch.where(probability >= min_p[:, None] * probability[:, :1], kept, 0.0)
     # the likeliest token is always kept, each other one while the mass before it is below top_p
-    kept = torch.where(mass - probability < top_p[:, None], probability, 0.0)
+    kept = torch.where(mass - probability < top_p[:, None], kept, 0.0)
     kept[:, 0] = probability[:, 0]
     cumulative = kept.double().cumsum(-1)
     target = uniforms[:, None] * cumulative[:, -1:]
