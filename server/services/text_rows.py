@@ -169,6 +169,9 @@ class TextRow(BatchRow):
             self._send_settled(held.rest())
         else:
             self._send_settled(held.push(token))
+            if held.repeats:
+                self._send_settled(held.rest())
+                self.reason = self.reason or "stop"
         if ends and self.reason is None:
             self._send_token(token, ends=True)
 

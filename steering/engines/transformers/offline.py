@@ -120,9 +120,11 @@ class _Row:
             if token.token in ends or len(self.tokens) == most:
                 return True
             self.tokens.append(token.token)
-            if held is not None:
-                held.push(token)
-            return held is None and len(self.tokens) == most
+            if held is None:
+                return len(self.tokens) == most
+            held.push(token)
+            del self.tokens[len(held) :]
+            return held.repeats
         if held is not None and self.tokens:
             back = held.go_back(token)
             del self.tokens[len(held) :]

@@ -4,6 +4,9 @@ the end of the last sentence before that token.
 Steering from the very token on would break the sentence in which the topic came up. The tokens
 after the sentence's end are withdrawn: whoever sends an answer to a client holds them back until no
 guard can withdraw them any more.
+
+An answer that has been steered before ends there: directions that lead to the beginning of a
+refusal lead to the same beginning once more. It ends, too, before a sentence that it has said.
 """
 
 from __future__ import annotations
@@ -20,9 +23,6 @@ from steering.prompt import Prompt
 
 HELD_BACK = 64
 """The most tokens that are withdrawn at once: a longer sentence is cut between two words."""
-
-TIMES = 4
-"""How often one answer goes back before it ends."""
 
 _TAIL = 32
 """Characters before a place that say whether a sentence ends there."""
@@ -102,8 +102,7 @@ class Back:
     """How a row goes back: the tokens that are withdrawn, that which has just been generated among
     them, and the `last` one before them, which is read again.
 
-    `stuck`: it has been steered from there before, or has gone back too often, so that its answer
-    had better end.
+    `stuck`: it has been steered before, so that its answer had better end.
     """
 
     withdrawn: tuple[int, ...]
@@ -127,10 +126,14 @@ class HeldAnswer:
         """The last of them, which have not been released."""
         self._end = 0
         """How many tokens the sentences have that have ended."""
-        self._origin: int | None = None
-        """The number of tokens behind which the row was steered last."""
-        self._times = 0
         self._tail = ""
+        self._sentence = ""
+        self._said: set[str] = set()
+        """The sentences that have ended."""
+        self._is_steered = False
+        self.repeats = False
+        """Whether the answer, which a guard has fired on, has begun to repeat a sentence, which has
+        been withdrawn: it had better end."""
 
     def __len__(self) -> int:
         """The number of tokens that are not withdrawn."""
@@ -139,30 +142,44 @@ class HeldAnswer:
     def push(self, token: RowToken) -> Sequence[RowToken]:
         """Add a generated token; returns those that will not be withdrawn any more."""
         text = self._sentences.text_of(token.token)
-        if not self._tokens:
-            self._origin = 0 if token.fired else self._origin
-        elif self._sentences.ends(self._tail, text):
-            self._end = len(self)
+        self._is_steered = self._is_steered or token.fired
+        if self._tokens and self._sentences.ends(self._tail, text):
+            self._end_sentence()
+            if self.repeats:
+                return ()
         self._tokens.append(token.token)
         self._held.append(token)
         self._tail = (self._tail + text)[-_TAIL:]
+        self._sentence += text
         settled = max(self._end, len(self) - HELD_BACK)
         return self._release(len(self._held) - (len(self) - settled))
 
     def go_back(self, token: RowToken) -> Back:
         """A guard has fired on the last token, which has led to `token`: withdraw what is behind
         the last sentence."""
-        kept = max(self._end, len(self) - len(self._held))
-        withdrawn = (*self._tokens[kept:], token.token)
-        stuck = self._origin is not None and kept <= self._origin
-        del self._held[len(self._held) - len(self._tokens) + kept :]
-        del self._tokens[kept:]
-        self._end = self._origin = kept
-        self._times += 1
-        texts = map(self._sentences.text_of, self._tokens[-_TAIL:])
-        self._tail = "".join(texts)[-_TAIL:]
+        withdrawn = (*self._withdraw(), token.token)
         last = self._tokens[-1] if self._tokens else self._before
-        return Back(withdrawn, last, stuck or self._times > TIMES)
+        stuck, self._is_steered = self._is_steered, True
+        return Back(withdrawn, last, stuck)
+
+    def _end_sentence(self) -> None:
+        sentence = " ".join(self._sentence.lower().split())
+        self.repeats = self._is_steered and sentence in self._said
+        if self.repeats:
+            self._withdraw()
+            return
+        self._end, self._sentence = len(self), ""
+        self._said.add(sentence)
+
+    def _withdraw(self) -> Sequence[int]:
+        """Withdraw what is behind the last sentence; returns its tokens."""
+        kept = max(self._end, len(self) - len(self._held))
+        withdrawn = self._tokens[kept:]
+        del self._held[len(self._held) - len(withdrawn) :]
+        del self._tokens[kept:]
+        self._end, self._sentence = kept, ""
+        self._tail = "".join(map(self._sentences.text_of, self._tokens[-_TAIL:]))[-_TAIL:]
+        return withdrawn
 
     @property
     def joint(self) -> str:

@@ -121,7 +121,7 @@ def test_an_answer_goes_back_before_its_client_has_seen_the_sentence(
     assert back.text != bare.text
     # without a sentence before, it goes on as if it had been steered from the prompt on
     if guard.steps == 1 and guard.action == "steer":
-        assert back.content == steered.content
+        assert back.text == steered.text
     else:
         assert back.text.endswith(MESSAGE) and guard.action == "say"
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from steering.engines.transformers.engine import RowStart, RowToken, TransformersEngine
-from steering.engines.transformers.rewinding import HELD_BACK, TIMES, HeldAnswer, Sentences
+from steering.engines.transformers.rewinding import HELD_BACK, HeldAnswer, Sentences
 from steering.hidden.rows import RowGuard
 from steering.methods.steer import bank_of
 from steering.prompt import Prompt
@@ -91,7 +91,7 @@ def test_an_answer_goes_back_to_the_end_of_its_last_sentence() -> None:
     assert back.withdrawn == tuple(map(PIECES.index, words))
     assert (back.last, back.stuck) == (PIECES.index("."), False)
     assert len(held) == 4 and held.joint == " "
-    # steered from there, it comes to the topic before another sentence has ended
+    # steered before, it ends where it comes to the topic once more
     for token in tokens_of(" ran", " Potter"):
         held.push(token)
     assert held.go_back(LATEST).stuck
@@ -112,14 +112,15 @@ def test_an_answer_that_was_steered_from_its_prompt_on_has_nothing_to_go_back_to
     assert held.go_back(LATEST).stuck
 
 
-def test_an_answer_goes_back_a_bounded_number_of_times() -> None:
+@pytest.mark.parametrize("fired", [True, False])
+def test_an_answer_that_is_steered_says_no_sentence_twice(fired: bool) -> None:
     held = held_answer()
-    stuck = []
-    for _ in range(TIMES + 1):
-        for token in tokens_of(" cat", ".", " Potter"):
-            held.push(token)
-        stuck.append(held.go_back(LATEST).stuck)
-    assert stuck == [False] * TIMES + [True]
+    released: list[RowToken] = []
+    for token in tokens_of(" cat", ".", " ran", ".", " cat", ".", " ran"):
+        released += held.push(replace(token, fired=fired))
+    assert held.repeats is fired
+    released += held.rest()
+    assert len(released) == len(held) == (4 if fired else 7)
 
 
 def test_a_long_sentence_is_held_back_in_part() -> None:
