@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import pytest
 
 from steering.engines.transformers.engine import RowStart, RowToken, TransformersEngine
+from steering.engines.transformers.offline import Answer, answers
 from steering.engines.transformers.rewinding import HELD_BACK, HeldAnswer, Sentences
-from steering.hidden.rows import RowGuard
+from steering.hidden.rows import Reading, RowGuard
 from steering.methods.steer import bank_of
 from steering.prompt import Prompt
 from tests.steering.engines.driver import NO_SAMPLING, ids, start
@@ -219,3 +221,67 @@ def test_guards_decide_from_the_turn_of_a_prompt_on(engine: TransformersEngine) 
     while engine.read(3) is None:
         pass
     assert engine.readings(0)["g"].score == pytest.approx(scores[1], abs=1e-4)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What an answer is under; guards that have fired end it as `end` says."""
+
+    rewinds: bool = False
+    end: Literal["block", "say"] | None = None
+    says_later: bool = False
+    by_turn: bool = False
+    message: str = "Not here."
+
+    @property
+    def may_end(self) -> bool:
+        return self.end is not None
+
+    def ending(self, readings: Mapping[str, Reading]) -> Literal["block", "say"] | None:
+        return self.end if any(reading.fired for reading in readings.values()) else None
+
+
+class Letters:
+    """A tokenizer of a model whose answers have no sentences."""
+
+    def decode(self, tokens: Sequence[int], skip_special_tokens: bool = False) -> str:
+        return "".join(chr(97 + token % 26) for token in tokens)
+
+
+def answered(
+    engine: TransformersEngine, asked: Sequence[int], guard: RowGuard, policy: Policy | None
+) -> Answer:
+    (answer,) = answers(
+        engine,
+        [start(asked, [guard])],
+        max_tokens=40,
+        end_tokens=frozenset(),
+        policy=policy,
+        sentences=Sentences(Letters()),
+    )
+    return answer
+
+
+def test_answers_without_a_server_follow_a_policy(engine: TransformersEngine) -> None:
+    asked = prompt(9, 1)
+    position, recheck = late_firing(engine, asked)
+    late = RowGuard("g", NEVER, 8.0, recheck=recheck)
+    steered = answered(engine, asked, RowGuard("g", ALWAYS, 8.0), None)
+    back = answered(engine, asked, late, Policy(rewinds=True))
+    assert back.tokens == steered.tokens and back.message == ""
+    assert (back.readings["g"].rewinds, back.readings["g"].stuck) == (1, False)
+
+    bare = answered(engine, asked, replace(late, acts=False), None)
+    cut = answered(engine, asked, replace(late, acts=False), Policy(end="block"))
+    assert cut.tokens == bare.tokens[: position - 1]
+    later = Policy(end="say", says_later=True)
+    assert answered(engine, asked, replace(late, acts=False), later).message == "Not here."
+    at_once = answered(engine, asked, RowGuard("g", ALWAYS, 8.0, acts=False), Policy(end="say"))
+    assert (at_once.tokens, at_once.message) == ((), "Not here.")
+
+    # steered from its prompt on, and to be steered again: it ends
+    both = RowGuard("g", ALWAYS, 0.0, recheck=ALWAYS)
+    engine.use(bank_of([replace(random_guard("g", pool=1), rest=2)]))
+    stuck = answered(engine, asked, both, Policy(rewinds=True))
+    assert (stuck.tokens, stuck.message) == ((), "Not here.")
+    assert stuck.readings["g"].stuck
