@@ -35,7 +35,7 @@ def test_another_content_type_is_refused(live: LiveServer) -> None:
 def test_validation_errors_name_their_parameter(live: LiveServer) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         live.client().chat.completions.create(
-            model="fake", messages=[{"role": "user", "content": "x"}], frequency_penalty=1
+            model="fake", messages=[{"role": "user", "content": "x"}], frequency_penalty=3
         )
     assert caught.value.param == "frequency_penalty"
     assert caught.value.type == "invalid_request_error"

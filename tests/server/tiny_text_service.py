@@ -57,9 +57,11 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def save_model(folder: Path, *, seed: int = 0) -> LlamaForCausalLM:
+def save_model(
+    folder: Path, *, seed: int = 0, encoder: PreTrainedTokenizerFast | None = None
+) -> LlamaForCausalLM:
     """Write a random model of 4 layers and its tokenizer."""
-    encoder = tokenizer()
+    encoder = encoder or tokenizer()
     torch.manual_seed(seed)
     model = LlamaForCausalLM(
         LlamaConfig(
@@ -184,9 +186,10 @@ class LateFiring:
     recheck: float
 
 
-def find_late_firing(model: LlamaForCausalLM, gates: Any) -> LateFiring:
+def find_late_firing(
+    model: LlamaForCausalLM, gates: Any, encoder: PreTrainedTokenizerFast
+) -> LateFiring:
     """Read the gate of each generated token, without any of the code under test."""
-    encoder = tokenizer()
     for start in "abcdefgh":
         prompt = f"{start} tale"
         ids = encoder(f"<|user|>{prompt}<|assistant|>", return_tensors="pt").input_ids
@@ -209,11 +212,12 @@ def find_late_firing(model: LlamaForCausalLM, gates: Any) -> LateFiring:
 class TinyTextModel:
     """A folder with a tiny model and artifacts, from which services are started."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, encoder: PreTrainedTokenizerFast | None = None) -> None:
         self.folder = folder
-        model = save_model(folder / "model")
+        encoder = encoder or tokenizer()
+        model = save_model(folder / "model", encoder=encoder)
         self.fingerprint = fingerprint(model)
-        self.late = find_late_firing(model, steer_tensors()["gates"])
+        self.late = find_late_firing(model, steer_tensors()["gates"], encoder)
         self._artifact("always", threshold=ALWAYS)
         self._artifact("never", threshold=NEVER)
         self._artifact("late", threshold=NEVER, recheck=self.late.recheck)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cached_property, partial
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from annotated_types import MaxLen, MinLen
@@ -135,6 +135,7 @@ class CountTokensRequest(ModelRequest):
         system = [block.text for block in self.system if block.text]
         return joined([Turn("system", tuple(system)), *turns] if system else turns)
 
+    @cached_property
     def constraint(self) -> Constraint | None:
         """What the answer matches. Raises InvalidParameter."""
         newer = self.output_config.format if self.output_config is not None else None
@@ -161,7 +162,7 @@ class MessagesRequest(CountTokensRequest):
     ] = []
     temperature: float = Field(1.0, ge=0, le=1)
     top_p: float = Field(1.0, gt=0, le=1)
-    top_k: int = Field(0, ge=0)
+    top_k: int = Field(0, ge=0, lt=2**31)
     stream: bool = False
     metadata: Metadata | None = None
 
@@ -173,5 +174,5 @@ class MessagesRequest(CountTokensRequest):
             stop=tuple(self.stop_sequences),
             max_tokens=self.max_tokens,
             options=SamplingOptions(top_k=self.top_k),
-            constraint=self.constraint(),
+            constraint=self.constraint,
         )

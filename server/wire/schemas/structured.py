@@ -7,6 +7,7 @@ older `guided_json`, `guided_regex` and `guided_choice`, Anthropic's `output_con
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from annotated_types import MaxLen, MinLen
@@ -81,6 +82,7 @@ class StructuredFields(Part):
     guided_regex: Pattern | None = None
     guided_choice: Choices | None = None
 
+    @cached_property
     def constraint(self) -> Constraint | None:
         """What the answer matches. Raises InvalidParameter, also where two fields say it."""
         older: dict[str, tuple[Callable[..., Constraint], Any]] = {

@@ -24,6 +24,7 @@ MAX_MESSAGES = 10_000
 MAX_STOP = 512
 """Characters of a stop string: each new token is compared with every beginning of it."""
 MAX_BIASES = 1024
+MAX_MIN_TOKENS = 2**20
 MAX_STOP_TOKENS = 128
 
 
@@ -96,13 +97,13 @@ _Biases = dict[
 class SamplingFields(Part):
     """The fields that change how tokens are chosen; those that OpenAI does not have are vLLM's."""
 
-    top_k: int = Field(0, ge=-1)
+    top_k: int = Field(0, ge=-1, lt=_TOKEN_ID_LIMIT)
     min_p: float = Field(0.0, ge=0, le=1)
     frequency_penalty: _Penalty = 0.0
     presence_penalty: _Penalty = 0.0
     repetition_penalty: float = Field(1.0, ge=0.01, le=100)
     logit_bias: Annotated[_Biases, MaxLen(MAX_BIASES)] = {}
-    min_tokens: int = Field(0, ge=0)
+    min_tokens: int = Field(0, ge=0, le=MAX_MIN_TOKENS)
     stop_token_ids: Annotated[list[_TokenId], MaxLen(MAX_STOP_TOKENS)] = []
     ignore_eos: bool = False
 
@@ -150,12 +151,12 @@ class TextRequest(SamplingFields, StructuredFields, OpenAIRequest):
             n=self.n,
             max_tokens=self.max_tokens,
             options=self.sampling_options(),
-            constraint=self.constraint(),
+            constraint=self.constraint,
         )
 
     @model_validator(mode="after")
     def _forms_end_where_they_end(self) -> Self:
-        if self.constraint() is None:
+        if self.constraint is None:
             return self
         for name in ("min_tokens", "ignore_eos"):
             if getattr(self, name):
@@ -164,6 +165,16 @@ class TextRequest(SamplingFields, StructuredFields, OpenAIRequest):
                     "form does; leave it out.",
                     param=name,
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _shortest_answers_fit(self) -> Self:
+        most = self.row_settings().max_tokens
+        if most is not None and most < self.min_tokens:
+            raise InvalidParameter(
+                f"'min_tokens' is {self.min_tokens}, and the most tokens are {most}.",
+                param="min_tokens",
+            )
         return self
 
     @model_validator(mode="after")

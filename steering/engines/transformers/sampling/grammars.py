@@ -10,7 +10,7 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from steering.constraint import Constraint, ConstraintError
+
+if TYPE_CHECKING:
+    from llguidance._lib import JsonCompileOptions
 
 KEPT = 32
 """Compiled grammars that are kept for each model."""
@@ -33,13 +36,13 @@ _LIMITS = LLParserLimits(
     max_grammar_size=100_000,
     verbose_errors=False,
 )
-_ONE_LINE = {
+_ONE_LINE: JsonCompileOptions = {
     # no other whitespace: small models write it without end
     "whitespace_flexible": False,
     "whitespace_pattern": None,
     "item_separator": ", ?",
     "key_separator": ": ?",
-    # what is not supported is an error, whatever the schema's own `x-guidance` says
+    # what is not supported is an error
     "lenient": False,
     "coerce_one_of": False,
 }
@@ -171,7 +174,13 @@ class Matchers:
 def _source(constraint: Constraint) -> str:
     """The grammar as llguidance takes it."""
     if constraint.kind == "json_schema":
-        return LLMatcher.grammar_from_json_schema(constraint.text, overrides=_ONE_LINE)
+        schema = json.loads(constraint.text)
+        if schema is False:
+            raise ConstraintError("the schema `false` allows no answer at all")
+        options = {} if schema is True else schema
+        # llguidance's own options are not the client's to choose
+        options = {name: part for name, part in options.items() if name != "x-guidance"}
+        return LLMatcher.grammar_from_json_schema(options, overrides=_ONE_LINE)
     if constraint.kind == "regex":
         # digits and the like are those of ASCII, as in JSON Schema
         pattern = regex_to_lark(constraint.text, "dws")

@@ -10,6 +10,7 @@ import pytest
 
 from tests.server.live_server import Launch, LiveServer, key, settings
 
+FORM = {"type": "json_schema", "schema": {"type": "object"}}
 HEADERS = {"x-api-key": "any", "anthropic-version": "2023-06-01"}
 
 
@@ -168,7 +169,10 @@ def test_blocked_and_failed_requests_have_anthropics_envelope(live: LiveServer) 
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": 10_000}, "max_tokens"),
         ({"temperature": 1.5}, "temperature"),
-        ({"top_k": 5}, "top_k"),
+        ({"top_k": -1}, "top_k"),
+        ({"output_config": {"effort": "high"}}, "output_config.effort"),
+        ({"output_format": {"type": "json_object"}}, "output_format.type"),
+        ({"output_format": FORM, "output_config": {"format": FORM}}, "output_format"),
         ({"tools": [{"name": "f", "input_schema": {}}]}, "tools"),
         ({"tool_choice": {"type": "any"}}, "tool_choice"),
         ({"thinking": {"type": "enabled", "budget_tokens": 2000}}, "thinking"),

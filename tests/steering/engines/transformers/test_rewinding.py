@@ -6,11 +6,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 import pytest
+import torch
 
 from steering.engines.transformers.engine import RowStart, RowToken, TransformersEngine
 from steering.engines.transformers.offline import Answer, answers
 from steering.engines.transformers.rewinding import HELD_BACK, HeldAnswer, Sentences
+from steering.engines.transformers.sampling import RowSampling
+from steering.engines.transformers.sampling.adjustments import Adjustments
 from steering.hidden.rows import Reading, RowGuard
 from steering.methods.steer import bank_of
 from steering.prompt import Prompt
@@ -221,6 +225,18 @@ def test_guards_decide_from_the_turn_of_a_prompt_on(engine: TransformersEngine) 
     while engine.read(3) is None:
         pass
     assert engine.readings(0)["g"].score == pytest.approx(scores[1], abs=1e-4)
+
+
+def test_penalties_do_not_count_withdrawn_tokens() -> None:
+    adjustments = Adjustments(2, 5, torch.device("cpu"))
+    adjustments.add(1, RowSampling(frequency_penalty=1.0), [0])
+    rows, steps, logits = np.array([1]), torch.zeros(1), torch.zeros(1, 5)
+    for token in (3, 4, 3):
+        adjustments.count(rows, torch.tensor([token]))
+    assert adjustments.apply(rows, steps, logits).tolist() == [[0, 0, 0, -2, -1]]
+    adjustments.withdraw(1, [4, 3])
+    adjustments.withdraw(0, [4])  # a row without penalties
+    assert adjustments.apply(rows, steps, logits).tolist() == [[0, 0, 0, -1, 0]]
 
 
 @dataclass(frozen=True)
