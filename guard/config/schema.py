@@ -50,11 +50,9 @@ Action = Literal[
     "policy",
 ]
 LanguageAction = Literal["steer", "say", "block", "flag", "observe"]
-"""The actions of a guard of a language model: "say" gives the policy's message in place of the
-answer, or of the rest of it."""
+"""Of a guard of a language model: "say" gives the policy's message in place of the answer."""
 Scope = Literal["conversation", "turn"]
-"""The tokens of a chat that guards of language models decide on: all, or those from the last turn
-of the user on."""
+"""The tokens that guards decide on: all of a chat, or those from the user's last turn on."""
 Place = Literal["system", "user", "assistant", "tool", "arguments", "images", "response"]
 """Places of text: messages by role, tools and calls of them, prompts of images, the response."""
 PLACES: tuple[Place, ...] = get_args(Place)
@@ -200,8 +198,7 @@ class PolicyConfig(Section):
     or replaced by an image of the prompt `replacement`. `debug` lets requests ask for masks of what
     guards have written on their images. `message` is read in place of what is blocked, and where
     the action is "say". For guards of language models: `actions` overrides the action for single
-    ones, `scope` says on which tokens of a chat they decide, and with `rewind` an answer in which
-    one fires goes back to the end of its last sentence.
+    ones, and with `rewind` an answer in which one fires goes back to its last sentence's end.
     """
 
     guards: Names = ()
